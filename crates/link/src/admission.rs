@@ -1,0 +1,233 @@
+//! Keys and tags by which data proves which session it belongs to. They derive from the control link's TLS exporter
+//! and the session id, so nothing secret is ever sent.
+
+use std::fmt;
+
+use aws_lc_rs::hmac;
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::test_spec::Direction;
+
+/// The id of one granted session: a UUIDv7, unique at its reflector.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SessionId(Uuid);
+
+impl SessionId {
+    /// Bytes on the wire.
+    pub const LEN: usize = 16;
+
+    /// The session with this id.
+    pub const fn new(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    /// The id from the wire.
+    pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The id for the wire.
+    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The label of the TLS exporter (RFC 8446, section 7.5) that session keys grow from; its context is the session id.
+pub const SESSION_EXPORTER_LABEL: &[u8] = b"EXPORTER-pp-link-session";
+
+/// Bytes of a truncated tag on the wire.
+pub const TAG_LEN: usize = 16;
+
+/// Everything a session's data is proven with. Both ends derive the same.
+pub struct SessionKeys {
+    session: SessionId,
+    preamble: hmac::Key,
+    probe: [hmac::Key; 2],
+    bulk: [[u8; TAG_LEN]; 2],
+}
+
+impl SessionKeys {
+    /// Bytes taken from the exporter.
+    pub const SECRET_LEN: usize = 32;
+
+    /// The keys of `session`; `secret` is the link's exporter value with [`SESSION_EXPORTER_LABEL`] and the session id
+    /// as context.
+    pub fn derive(session: SessionId, secret: Zeroizing<[u8; Self::SECRET_LEN]>) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref());
+        let derive = |label: &str| hmac::sign(&root, label.as_bytes());
+        let key = |label: &str| hmac::Key::new(hmac::HMAC_SHA256, derive(label).as_ref());
+        let tag = |label: &str| truncated(&derive(label));
+        Self {
+            session,
+            preamble: key("pp preamble"),
+            probe: [key("pp probe download"), key("pp probe upload")],
+            bulk: [tag("pp bulk download"), tag("pp bulk upload")],
+        }
+    }
+
+    /// The session that these keys prove.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The tag of a datagram that is answered or changes state, flowing in `direction`.
+    pub fn seal_datagram(&self, direction: Direction, datagram: &[u8]) -> [u8; TAG_LEN] {
+        truncated(&hmac::sign(&self.probe[direction as usize], datagram))
+    }
+
+    /// Whether `tag` is that datagram's; compared in constant time.
+    pub fn is_datagram(&self, direction: Direction, datagram: &[u8], tag: &[u8; TAG_LEN]) -> bool {
+        equal(&self.seal_datagram(direction, datagram), tag)
+    }
+
+    /// The secret that bulk datagrams flowing in `direction` carry.
+    pub fn bulk_tag(&self, direction: Direction) -> &[u8; TAG_LEN] {
+        &self.bulk[direction as usize]
+    }
+}
+
+impl fmt::Debug for SessionKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionKeys(of {})", self.session)
+    }
+}
+
+/// The first bytes of every data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preamble {
+    /// The session it belongs to.
+    pub session: SessionId,
+    /// The phase it belongs to, from 0; [`Preamble::ECHO`] for latency probes where UDP is blocked.
+    pub phase: u8,
+    /// Its place among the phase's streams, from 0; in a phase of both directions the download's come first.
+    pub stream: u16,
+    /// Random, so that no two preambles are alike.
+    pub nonce: [u8; Preamble::NONCE_LEN],
+}
+
+impl Preamble {
+    /// Bytes on the wire.
+    pub const LEN: usize = 48;
+    /// Bytes of the nonce.
+    pub const NONCE_LEN: usize = 12;
+    /// The phase number of a connection that carries latency probes.
+    pub const ECHO: u8 = 255;
+    /// The layout's version.
+    const VERSION: u8 = 1;
+    /// Where the tag stands.
+    const TAG_AT: usize = Self::LEN - TAG_LEN;
+
+    /// The bytes for the wire: version, phase, stream (big-endian), session, nonce, truncated HMAC-SHA256.
+    pub fn seal(&self, keys: &SessionKeys) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[0] = Self::VERSION;
+        bytes[1] = self.phase;
+        bytes[2..4].copy_from_slice(&self.stream.to_be_bytes());
+        bytes[4..20].copy_from_slice(self.session.as_bytes());
+        bytes[20..32].copy_from_slice(&self.nonce);
+        let tag = truncated(&hmac::sign(&keys.preamble, &bytes[..Self::TAG_AT]));
+        bytes[Self::TAG_AT..].copy_from_slice(&tag);
+        bytes
+    }
+
+    /// The session that these bytes claim, to find the keys that decide; `None` for another version.
+    pub fn claimed_session(bytes: &[u8; Self::LEN]) -> Option<SessionId> {
+        let session = bytes[4..20].try_into().ok()?;
+        (bytes[0] == Self::VERSION).then(|| SessionId::from_bytes(session))
+    }
+
+    /// The preamble, if these keys sealed it.
+    pub fn open(bytes: &[u8; Self::LEN], keys: &SessionKeys) -> Option<Self> {
+        let session = Self::claimed_session(bytes)?;
+        let tag = truncated(&hmac::sign(&keys.preamble, &bytes[..Self::TAG_AT]));
+        if session != keys.session || !equal(&tag, bytes[Self::TAG_AT..].try_into().ok()?) {
+            return None;
+        }
+        Some(Self {
+            session,
+            phase: bytes[1],
+            stream: u16::from_be_bytes([bytes[2], bytes[3]]),
+            nonce: bytes[20..32].try_into().ok()?,
+        })
+    }
+}
+
+/// The first bytes of a tag.
+fn truncated(tag: &hmac::Tag) -> [u8; TAG_LEN] {
+    let mut short = [0; TAG_LEN];
+    short.copy_from_slice(&tag.as_ref()[..TAG_LEN]);
+    short
+}
+
+/// Equality in constant time.
+fn equal(a: &[u8; TAG_LEN], b: &[u8; TAG_LEN]) -> bool {
+    use subtle::ConstantTimeEq;
+    a.ct_eq(b).into()
+}
+
+/// A secret or tag as lower-case hexadecimal digits, for JSON.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    HEXLOWER.encode(bytes)
+}
+
+/// The bytes of exactly `N * 2` hexadecimal digits.
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys(seed: u8) -> SessionKeys {
+        SessionKeys::derive(SessionId::from_bytes([7; 16]), Zeroizing::new([seed; 32]))
+    }
+
+    fn preamble() -> Preamble {
+        Preamble { session: SessionId::from_bytes([7; 16]), phase: 2, stream: 63, nonce: [9; 12] }
+    }
+
+    #[test]
+    fn a_sealed_preamble_opens_with_its_own_keys_alone() {
+        let bytes = preamble().seal(&keys(1));
+        assert_eq!(Preamble::open(&bytes, &keys(1)), Some(preamble()));
+        assert_eq!(Preamble::open(&bytes, &keys(2)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn one_flipped_bit_closes_the_door(at in 0usize..Preamble::LEN * 8) {
+            let mut bytes = preamble().seal(&keys(1));
+            bytes[at / 8] ^= 1 << (at % 8);
+            prop_assert_eq!(Preamble::open(&bytes, &keys(1)), None);
+        }
+    }
+
+    #[test]
+    fn a_datagram_reflected_back_is_no_datagram() {
+        let keys = keys(1);
+        let tag = keys.seal_datagram(Direction::Upload, b"probe");
+        assert!(keys.is_datagram(Direction::Upload, b"probe", &tag));
+        assert!(!keys.is_datagram(Direction::Download, b"probe", &tag));
+        assert!(!keys.is_datagram(Direction::Upload, b"probf", &tag));
+        assert_ne!(keys.bulk_tag(Direction::Upload), keys.bulk_tag(Direction::Download));
+    }
+}

@@ -1,0 +1,273 @@
+//! Who a device is: an Ed25519 key pair. The public key *is* the identity; text is only how people carry it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use aws_lc_rs::encoding::{AsBigEndian, Pkcs8V1Der};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::crockford;
+
+/// A device's Ed25519 public key. Compared as 32 bytes; printed as `PP-` and 14 groups of 4 digits: 52 digits of the
+/// key, big-endian, and 4 check digits that catch every one or two digits replaced and every transposition.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EndpointId([u8; EndpointId::LEN]);
+
+impl EndpointId {
+    /// Bytes of an Ed25519 public key.
+    pub const LEN: usize = 32;
+
+    /// The identity whose public key is `key`.
+    pub const fn from_bytes(key: [u8; Self::LEN]) -> Self {
+        Self(key)
+    }
+
+    /// The public key.
+    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+}
+
+/// Digits of the key part.
+const KEY_DIGITS: usize = 52;
+
+/// Why text is no Endpoint ID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAnEndpointId {
+    /// It does not begin as one.
+    #[error("an Endpoint ID begins with PP-")]
+    Prefix,
+    /// A character that is no digit.
+    #[error("{0:?} is no digit of an Endpoint ID")]
+    Digit(char),
+    /// Too short or too long.
+    #[error("an Endpoint ID has 56 digits after PP-, this has {0}")]
+    Length(usize),
+    /// The check digits belong to another key.
+    #[error("the check digits do not fit: something was mistyped")]
+    Check,
+}
+
+impl FromStr for EndpointId {
+    type Err = NotAnEndpointId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnEndpointId> {
+        let text = text.trim();
+        let prefix = text.get(..2).filter(|p| p.eq_ignore_ascii_case("PP")).ok_or(NotAnEndpointId::Prefix)?;
+        let mut values = Vec::with_capacity(KEY_DIGITS + crockford::CHECK_DIGITS);
+        for c in text[prefix.len()..].chars().filter(|c| !crockford::is_filler(*c)) {
+            if values.len() > 4 * KEY_DIGITS {
+                return Err(NotAnEndpointId::Length(values.len()));
+            }
+            values.push(crockford::value(c).ok_or(NotAnEndpointId::Digit(c))?);
+        }
+        if values.len() != KEY_DIGITS + crockford::CHECK_DIGITS {
+            return Err(NotAnEndpointId::Length(values.len()));
+        }
+        let (key, check) = values.split_at(KEY_DIGITS);
+        // 52 digits are 260 bits: the first digit holds only the key's top bit.
+        if key[0] > 1 || !crockford::is_checked(key, check) {
+            return Err(NotAnEndpointId::Check);
+        }
+        let mut bytes = [0u8; Self::LEN];
+        for (at, value) in key.iter().rev().enumerate() {
+            for bit in (0..5).filter(|bit| value >> bit & 1 == 1) {
+                let low = at * 5 + bit;
+                bytes[Self::LEN - 1 - low / 8] |= 1 << (low % 8);
+            }
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut values = crockford::values_of(&self.0, 256);
+        values.extend(crockford::check_of(&values));
+        let mut text = String::with_capacity(72);
+        text.push_str("PP");
+        for (at, value) in values.iter().enumerate() {
+            if at % 4 == 0 {
+                text.push('-');
+            }
+            text.push(crockford::digit(*value));
+        }
+        f.pad(&text)
+    }
+}
+
+impl fmt::Debug for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<EndpointId> for String {
+    fn from(id: EndpointId) -> String {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for EndpointId {
+    type Error = NotAnEndpointId;
+
+    fn try_from(text: String) -> Result<Self, NotAnEndpointId> {
+        text.parse()
+    }
+}
+
+impl JsonSchema for EndpointId {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "EndpointId".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^PP(-[0-9A-HJKMNP-TV-Z]{4}){14}$" })
+    }
+}
+
+/// A device's secret key. Never printed, wiped from memory when dropped.
+pub struct SecretKey {
+    seed: Zeroizing<[u8; SecretKey::LEN]>,
+    id: EndpointId,
+}
+
+/// The system's random source failed, or the bytes are no Ed25519 seed.
+#[derive(Debug, thiserror::Error)]
+#[error("no Ed25519 key could be made")]
+pub struct NoKey;
+
+impl SecretKey {
+    /// Bytes of an Ed25519 seed.
+    pub const LEN: usize = 32;
+
+    /// A new key from the system's random source.
+    pub fn generate() -> Result<Self, NoKey> {
+        let pair = Ed25519KeyPair::generate().map_err(|_| NoKey)?;
+        let seed = pair.seed().map_err(|_| NoKey)?;
+        let seed = seed.as_be_bytes().map_err(|_| NoKey)?;
+        Self::from_seed(Zeroizing::new(seed.as_ref().try_into().map_err(|_| NoKey)?))
+    }
+
+    /// The key that grows from `seed`.
+    pub fn from_seed(seed: Zeroizing<[u8; Self::LEN]>) -> Result<Self, NoKey> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).map_err(|_| NoKey)?;
+        let public = pair.public_key().as_ref().try_into().map_err(|_| NoKey)?;
+        Ok(Self { seed, id: EndpointId(public) })
+    }
+
+    /// The public half.
+    pub fn id(&self) -> EndpointId {
+        self.id
+    }
+
+    /// The seed, for the key file alone.
+    pub(crate) fn seed(&self) -> &[u8; Self::LEN] {
+        &self.seed
+    }
+
+    /// The key as PKCS#8, for rustls alone.
+    pub(crate) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, NoKey> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(self.seed.as_ref()).map_err(|_| NoKey)?;
+        let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| NoKey)?;
+        Ok(Zeroizing::new(der.as_ref().to_vec()))
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretKey(of {})", self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_key_survives_its_text(key: [u8; 32]) {
+            let id = EndpointId(key);
+            let text = id.to_string();
+            prop_assert_eq!(text.len(), 2 + 14 * 5);
+            prop_assert_eq!(text.parse::<EndpointId>().unwrap(), id);
+            let sloppy = text.to_lowercase().replace('0', "o").replace('1', "l").replace('-', " ");
+            prop_assert_eq!(sloppy.parse::<EndpointId>().unwrap(), id);
+        }
+
+        #[test]
+        fn any_two_digits_exchanged_are_caught(key: [u8; 32], a in 0usize..56, b in 0usize..56, x in 1u8..32, y in 1u8..32) {
+            let mut values = digits(EndpointId(key));
+            values[a] = (values[a] + x) % 32;
+            if a != b {
+                values[b] = (values[b] + y) % 32;
+            }
+            prop_assert!(text_of(&values).parse::<EndpointId>().is_err());
+        }
+
+        #[test]
+        fn any_transposition_is_caught(key: [u8; 32], a in 0usize..56, b in 0usize..56) {
+            let mut values = digits(EndpointId(key));
+            values.swap(a, b);
+            let parsed = text_of(&values).parse::<EndpointId>();
+            prop_assert_eq!(parsed.is_ok(), values == digits(EndpointId(key)));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC*") {
+            let _ = text.parse::<EndpointId>();
+        }
+    }
+
+    fn digits(id: EndpointId) -> Vec<u8> {
+        id.to_string()[2..].chars().filter_map(crockford::value).collect()
+    }
+
+    fn text_of(values: &[u8]) -> String {
+        format!("PP-{}", values.iter().map(|v| crockford::digit(*v)).collect::<String>())
+    }
+
+    #[test]
+    fn the_modulus_divides_no_difference_of_one_or_two_digits() {
+        // A replaced digit changes the number by d * 32^i, |d| < 32; two by d * 32^i + e * 32^j. It goes unseen only
+        // where that is a multiple of the modulus; as 32 has an inverse, only d * 32^(i-j) + e matters.
+        let modulus = i64::from(crockford::MODULUS);
+        let mut power = 1i64;
+        for _ in 0..56 {
+            for d in 1..32 {
+                let rest = d * power % modulus;
+                assert!(rest != 0 && rest >= 32 && rest <= modulus - 32 || power == 1, "{d} * {power}");
+            }
+            power = power * 32 % modulus;
+        }
+    }
+
+    #[test]
+    fn a_check_part_at_or_above_the_modulus_is_refused() {
+        // Adding the modulus to the check part keeps the number divisible, but it is no longer the canonical one.
+        let id = (0u8..=255).map(|b| EndpointId([b; 32])).find(|id| check_number(*id) < 59).expect("some key has a small check");
+        let mut values = digits(id);
+        let forged = check_number(id) + crockford::MODULUS;
+        for (at, shift) in [15, 10, 5, 0].into_iter().enumerate() {
+            values[52 + at] = (forged >> shift & 31) as u8;
+        }
+        assert_eq!(text_of(&values).parse::<EndpointId>(), Err(NotAnEndpointId::Check));
+    }
+
+    fn check_number(id: EndpointId) -> u32 {
+        digits(id)[52..].iter().fold(0, |acc, v| acc * 32 + u32::from(*v))
+    }
+
+    #[test]
+    fn a_generated_key_has_the_id_of_its_seed() {
+        let key = SecretKey::generate().unwrap();
+        assert_eq!(SecretKey::from_seed(Zeroizing::new(*key.seed())).unwrap().id(), key.id());
+        assert!(!format!("{key:?}").contains("seed"));
+    }
+}

@@ -1,0 +1,22 @@
+//! The words both sides of a link speak, each written once. Pure: no sockets, no clock, no randomness of its own
+//! beyond making keys; the one disk access is the key file.
+
+pub mod admission;
+pub mod frame;
+pub mod identity;
+pub mod key_file;
+pub mod measurement;
+pub mod message;
+pub mod pairing_code;
+pub mod peer_text;
+pub mod test_spec;
+pub mod tls;
+
+mod crockford;
+
+pub use admission::SessionId;
+pub use identity::{EndpointId, SecretKey};
+pub use peer_text::PeerText;
+
+/// The port a reflector listens on, TCP and UDP, when nothing else is said.
+pub const DEFAULT_PORT: u16 = 4000;

@@ -1,0 +1,149 @@
+//! What was counted: one interval's sample, a phase's tally at one end, the facts of a host. Units are in the names.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::PeerText;
+
+/// The length of a throughput interval that every receiver counts in.
+pub const INTERVAL_MS: u64 = 100;
+
+/// One interval's reading by the receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// When the interval ended, in microseconds of the receiver's monotonic clock since the phase began there.
+    pub at_us: u64,
+    /// Payload bytes that arrived in it, all streams together.
+    pub bytes: u64,
+}
+
+/// How many payload bytes one end counted over a whole phase, start-up and drain included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Payload bytes at the socket.
+    pub bytes: u64,
+    /// From the phase's begin at this end to the last byte, in microseconds of its monotonic clock.
+    pub elapsed_us: u64,
+}
+
+/// What moving the data cost one end during a phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CpuUse {
+    /// User time of the threads that moved data, in seconds.
+    pub user_s: f64,
+    /// System time of the threads that moved data, in seconds.
+    pub system_s: f64,
+    /// The busiest of those threads: its share of one core, 0 to 1.
+    pub busiest_thread: f64,
+    /// All cores of the host, everything that ran there, 0 to 1 (from /proc/stat); absent where it can't be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_busy: Option<f64>,
+}
+
+/// What the kernel told of one TCP stream at the end of a phase (`TCP_INFO`); at the sending end, where it knows most.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamInfo {
+    /// Payload bytes of this stream.
+    pub bytes: u64,
+    /// Smoothed round-trip time, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u32>,
+    /// Lowest round-trip time seen, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_rtt_us: Option<u32>,
+    /// Segments sent again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u32>,
+}
+
+/// What one end counted in one direction of a phase.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DirectionTally {
+    /// Payload bytes and their time.
+    pub count: Count,
+    /// What it cost this end.
+    pub cpu: CpuUse,
+    /// The congestion control that the kernel really used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub congestion_control: Option<PeerText>,
+    /// How the bytes were moved at this end: `plain`, `trunc`, `splice` or `tls`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_path: Option<PeerText>,
+    /// The largest segment the kernel sends, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mss: Option<u32>,
+    /// Segments sent again, all streams together; known to the sender.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u64>,
+    /// How many streams moved data.
+    pub streams: u16,
+}
+
+/// What one end counted in one phase. Every phase ends in one of these, also when it fails.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PhaseTally {
+    /// What this end counted of the download, if the phase had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<DirectionTally>,
+    /// What this end counted of the upload, if the phase had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<DirectionTally>,
+    /// Why the phase ended before its time, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_short: Option<PeerText>,
+}
+
+impl PhaseTally {
+    /// This end's tally of one direction.
+    pub fn direction(&self, direction: crate::test_spec::Direction) -> Option<&DirectionTally> {
+        match direction {
+            crate::test_spec::Direction::Download => self.download.as_ref(),
+            crate::test_spec::Direction::Upload => self.upload.as_ref(),
+        }
+    }
+
+    /// Payload bytes moved at this end, both directions.
+    pub fn bytes(&self) -> u64 {
+        [&self.download, &self.upload].into_iter().flatten().map(|d| d.count.bytes).sum()
+    }
+}
+
+/// What stands behind a measurement at one end: how the host was when it was made. Absent is what could not be read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HostFacts {
+    /// The program's version.
+    pub version: PeerText,
+    /// Operating system and kernel release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<PeerText>,
+    /// Processors the program may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// The processor's model name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_model: Option<PeerText>,
+    /// Runnable tasks averaged over a minute (`/proc/loadavg`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_1m: Option<f64>,
+    /// Memory of the host, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_total_bytes: Option<u64>,
+    /// Memory that could be had without swapping, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_available_bytes: Option<u64>,
+    /// The interface that the link's address stands on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<PeerText>,
+    /// Its MTU, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_bytes: Option<u32>,
+    /// Its speed as the driver says it, in bits per second; absent where it says none (loopback, most virtual ones).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface_speed_bps: Option<u64>,
+    /// Whether the kernel holds the clock for synchronised (`adjtimex`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_synchronised: Option<bool>,
+    /// The kernel's bound of the clock's error, in microseconds, where it is synchronised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_error_us: Option<u64>,
+}

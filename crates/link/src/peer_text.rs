@@ -1,0 +1,87 @@
+//! Text that the other side wrote, made harmless at the door: capped in length, without control characters.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Text from the other side of a link. Whatever came in, what is held here has at most [`PeerText::MAX_CHARS`]
+/// characters, none of which moves a cursor, rings a bell, or turns the direction of writing.
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct PeerText(String);
+
+impl PeerText {
+    /// The longest text kept, in characters.
+    pub const MAX_CHARS: usize = 120;
+
+    /// Cleans and caps `text`.
+    pub fn new(text: &str) -> Self {
+        let clean = text.chars().filter(|c| is_harmless(*c)).take(Self::MAX_CHARS).collect::<String>();
+        Self(clean.trim().to_owned())
+    }
+
+    /// The harmless text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether nothing was left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Control characters move the terminal; bidirectional overrides and invisible joiners forge what a reader sees.
+fn is_harmless(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c,
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+        && !('\u{e0000}'..='\u{e007f}').contains(&c)
+}
+
+impl fmt::Display for PeerText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PeerText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl From<&str> for PeerText {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+impl From<String> for PeerText {
+    fn from(text: String) -> Self {
+        Self::new(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for PeerText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The frame bounds the length of what is parsed here.
+        String::deserialize(deserializer).map(|text| Self::new(&text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_and_bells_never_pass() {
+        assert_eq!(PeerText::new("\u{1b}]0;owned\u{7}a\nb\u{202e}c").as_str(), "]0;ownedabc");
+    }
+
+    #[test]
+    fn length_is_capped_in_characters() {
+        assert_eq!(PeerText::new(&"ä".repeat(5000)).as_str().chars().count(), PeerText::MAX_CHARS);
+    }
+}

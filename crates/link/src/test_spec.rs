@@ -1,0 +1,286 @@
+//! What is asked of a reflector: engine, data mode, phases, streams. Plain values; what is allowed is decided elsewhere.
+
+use std::fmt;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which way payload flows, seen from the appliance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Towards the appliance.
+    Download,
+    /// Away from the appliance.
+    Upload,
+}
+
+impl Direction {
+    /// Both, in the order in which they are reported.
+    pub const BOTH: [Direction; 2] = [Direction::Download, Direction::Upload];
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Direction::Download => "download",
+            Direction::Upload => "upload",
+        })
+    }
+}
+
+/// What a phase puts on the path while latency is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// Nothing but the latency probes.
+    Idle,
+    /// Payload towards the appliance.
+    Download,
+    /// Payload away from the appliance.
+    Upload,
+    /// Both at once, each with the asked number of streams.
+    Bidir,
+    /// A load that a newer peer knows and we don't.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Load {
+    /// The directions in which this load moves payload.
+    pub fn directions(self) -> &'static [Direction] {
+        match self {
+            Load::Idle | Load::Unknown => &[],
+            Load::Download => &[Direction::Download],
+            Load::Upload => &[Direction::Upload],
+            Load::Bidir => &Direction::BOTH,
+        }
+    }
+
+    /// Whether this load moves payload in `direction`.
+    pub fn moves(self, direction: Direction) -> bool {
+        self.directions().contains(&direction)
+    }
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Load::Idle => "idle",
+            Load::Download => "download",
+            Load::Upload => "upload",
+            Load::Bidir => "bidir",
+            Load::Unknown => "unknown",
+        })
+    }
+}
+
+/// The way test data takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DataMode {
+    /// All data inside TLS through the control port.
+    Tunneled,
+    /// Short-lived ports of the reflector's data port range, in clear.
+    DirectEphemeral,
+    /// A mode that a newer peer knows and we don't.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for DataMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            DataMode::Tunneled => "tunneled",
+            DataMode::DirectEphemeral => "direct_ephemeral",
+            DataMode::Unknown => "unknown",
+        })
+    }
+}
+
+/// The id of an engine on the wire: 1 to 16 characters of `a-z`, `0-9`, `_`. Not an enum, so that an older peer meets
+/// a newer engine as "not offered" and not as a broken message.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EngineId(String);
+
+/// Why text is no engine id.
+#[derive(Debug, thiserror::Error)]
+#[error("an engine id has 1 to 16 characters of a-z, 0-9 and _")]
+pub struct NotAnEngineId;
+
+impl EngineId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for EngineId {
+    type Error = NotAnEngineId;
+
+    fn try_from(text: String) -> Result<Self, NotAnEngineId> {
+        let right = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if text.is_empty() || text.len() > 16 || !text.bytes().all(right) {
+            return Err(NotAnEngineId);
+        }
+        Ok(Self(text))
+    }
+}
+
+impl TryFrom<&str> for EngineId {
+    type Error = NotAnEngineId;
+
+    fn try_from(text: &str) -> Result<Self, NotAnEngineId> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl From<EngineId> for String {
+    fn from(id: EngineId) -> String {
+        id.0
+    }
+}
+
+impl fmt::Display for EngineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// One phase of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseSpec {
+    /// What is put on the path.
+    pub load: Load,
+    /// How long the sender sends, in milliseconds, start-up included.
+    pub duration_ms: u32,
+}
+
+impl PhaseSpec {
+    /// How long the sender sends, start-up included.
+    pub fn duration(&self) -> Duration {
+        Duration::from_millis(self.duration_ms.into())
+    }
+}
+
+/// Everything one session is asked to do. One speed test is one of these: all its phases, with the latency probes
+/// throughout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestSpec {
+    /// The engine that makes the load.
+    pub engine: EngineId,
+    /// The way the data takes.
+    pub data_mode: DataMode,
+    /// The phases, in order; at most [`TestSpec::MAX_PHASES`].
+    pub phases: Vec<PhaseSpec>,
+    /// Streams per direction, 1 to [`TestSpec::MAX_STREAMS`].
+    pub streams: u16,
+    /// The congestion control asked of both ends' kernels; absent: the kernel's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub congestion_control: Option<String>,
+    /// The distance between two latency probes, in microseconds; 0: no probes.
+    pub probe_interval_us: u32,
+}
+
+impl TestSpec {
+    /// The most streams per direction.
+    pub const MAX_STREAMS: u16 = 64;
+    /// The most phases of one session.
+    pub const MAX_PHASES: usize = 16;
+    /// The shortest distance between latency probes, in microseconds.
+    pub const MIN_PROBE_INTERVAL_US: u32 = 1_000;
+    /// The longest phase that can be asked for; what is granted is the reflector's business.
+    pub const MAX_PHASE: Duration = Duration::from_secs(24 * 3600);
+
+    /// The time all phases take together.
+    pub fn duration(&self) -> Duration {
+        self.phases.iter().map(PhaseSpec::duration).sum()
+    }
+
+    /// Checks what any reflector would refuse, whatever its limits are.
+    pub fn check(&self) -> Result<(), BadSpec> {
+        if self.phases.is_empty() || self.phases.len() > Self::MAX_PHASES {
+            return Err(BadSpec::Phases);
+        }
+        if self.phases.iter().any(|phase| phase.load == Load::Unknown) {
+            return Err(BadSpec::Load);
+        }
+        if self.phases.iter().any(|phase| phase.duration().is_zero() || phase.duration() > Self::MAX_PHASE) {
+            return Err(BadSpec::Duration);
+        }
+        if self.streams == 0 || self.streams > Self::MAX_STREAMS {
+            return Err(BadSpec::Streams);
+        }
+        if self.probe_interval_us != 0 && self.probe_interval_us < Self::MIN_PROBE_INTERVAL_US {
+            return Err(BadSpec::ProbeInterval);
+        }
+        let name_is_sane = |name: &String| {
+            !name.is_empty() && name.len() < 16 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        };
+        if !self.congestion_control.iter().all(name_is_sane) {
+            return Err(BadSpec::CongestionControl);
+        }
+        Ok(())
+    }
+}
+
+/// Why a test cannot be meant as it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSpec {
+    /// No phase, or too many.
+    #[error("a test has 1 to 16 phases")]
+    Phases,
+    /// A load that this version does not know.
+    #[error("a phase asks for a load that this version does not know")]
+    Load,
+    /// A phase without duration, or longer than a day.
+    #[error("a phase lasts from 1 ms to 24 h")]
+    Duration,
+    /// No stream, or too many.
+    #[error("a test has 1 to 64 streams")]
+    Streams,
+    /// Probes closer than a millisecond.
+    #[error("latency probes are at least 1 ms apart")]
+    ProbeInterval,
+    /// Not the name of a congestion control.
+    #[error("a congestion control's name has 1 to 15 letters, digits, _ or -")]
+    CongestionControl,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> TestSpec {
+        TestSpec {
+            engine: EngineId::try_from("tcp").unwrap(),
+            data_mode: DataMode::Tunneled,
+            phases: vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }],
+            streams: 4,
+            congestion_control: None,
+            probe_interval_us: 10_000,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_named() {
+        assert_eq!(plain().check(), Ok(()));
+        assert_eq!(TestSpec { phases: vec![], ..plain() }.check(), Err(BadSpec::Phases));
+        assert_eq!(TestSpec { streams: 65, ..plain() }.check(), Err(BadSpec::Streams));
+        assert_eq!(TestSpec { probe_interval_us: 1, ..plain() }.check(), Err(BadSpec::ProbeInterval));
+        let forged = Some("cubic\u{1b}[2J".to_owned());
+        assert_eq!(TestSpec { congestion_control: forged, ..plain() }.check(), Err(BadSpec::CongestionControl));
+    }
+
+    #[test]
+    fn an_unknown_mode_or_load_is_not_a_broken_message() {
+        let spec: TestSpec = serde_json::from_str(
+            r#"{"engine":"warp","data_mode":"wormhole","phases":[{"load":"sideways","duration_ms":1}],"streams":1,"probe_interval_us":0}"#,
+        )
+        .unwrap();
+        assert_eq!((spec.data_mode, spec.phases[0].load), (DataMode::Unknown, Load::Unknown));
+        assert_eq!(spec.check(), Err(BadSpec::Load));
+    }
+}
