@@ -1,1 +1,1 @@
-//! x
+//! The appliance as a library: the command line, the reflector's client, the runner, the history.

@@ -1,0 +1,140 @@
+//! What is worth a line of the audit log: decisions and refusals as plain values. Writing them is `audit`'s business.
+
+use std::net::IpAddr;
+
+use paramedic_link::message::{DenialReason, EndReason};
+use paramedic_link::test_spec::{DataMode, EngineId};
+use paramedic_link::{EndpointId, PeerText, SessionId};
+use serde::{Deserialize, Serialize};
+
+/// One audit event. Serialised as an object whose `event` names it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The reflector began to serve.
+    Started {
+        /// The program's version.
+        version: String,
+        /// Its own identity.
+        endpoint_id: EndpointId,
+    },
+    /// The reflector stopped serving.
+    Stopped,
+    /// A pairing code was opened; the code itself is never logged.
+    CodeOpened {
+        /// How long it lives, in seconds.
+        ttl_s: u64,
+    },
+    /// A pairing code was closed without use.
+    CodeClosed {
+        /// `expired`, `revoked` or `burnt`.
+        why: String,
+    },
+    /// A peer was paired.
+    PeerAdded {
+        /// Who.
+        peer: EndpointId,
+        /// Its name here.
+        name: PeerText,
+        /// `code`, `hand` or `config`.
+        by: String,
+    },
+    /// A peer was removed.
+    PeerRemoved {
+        /// Who.
+        peer: EndpointId,
+    },
+    /// A peer has a new name.
+    PeerRenamed {
+        /// Who.
+        peer: EndpointId,
+        /// Its name from now on.
+        name: PeerText,
+    },
+    /// A link stands.
+    LinkOpened {
+        /// Whose.
+        peer: EndpointId,
+        /// Where from.
+        from: IpAddr,
+    },
+    /// A session was granted.
+    SessionGranted {
+        /// Which.
+        session: SessionId,
+        /// Whose.
+        peer: EndpointId,
+        /// The engine that makes the load.
+        engine: EngineId,
+        /// The way its data takes.
+        data_mode: DataMode,
+        /// Its port, in direct mode.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// How long it lasts at most, in milliseconds.
+        expires_in_ms: u64,
+    },
+    /// A request waits its turn.
+    SessionQueued {
+        /// Whose.
+        peer: EndpointId,
+        /// Its place when it came, from 1.
+        place: u32,
+    },
+    /// A request was not granted.
+    SessionDenied {
+        /// Whose.
+        peer: EndpointId,
+        /// Which rule said no.
+        reason: DenialReason,
+    },
+    /// A session is over.
+    SessionEnded {
+        /// Which.
+        session: SessionId,
+        /// Whose.
+        peer: EndpointId,
+        /// Why.
+        reason: EndReason,
+        /// Payload bytes charged.
+        bytes: u64,
+        /// How long it lasted, in milliseconds.
+        elapsed_ms: u64,
+    },
+    /// A port of the range was skipped because a program of someone else holds it.
+    PortHeld {
+        /// Which.
+        port: u16,
+    },
+    /// Somebody was turned away before being anybody's peer; written in full up to a rate, then counted.
+    Refused {
+        /// Where from.
+        from: IpAddr,
+        /// Why: `not_paired`, `handshake`, `too_many`, `slow`, `wrong_proof`, `bad_preamble`, `protocol`, …
+        reason: String,
+        /// The key that was shown, where one was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<EndpointId>,
+    },
+    /// More refusals of one reason in the minute before than are written in full.
+    RefusedMore {
+        /// Why.
+        reason: String,
+        /// How many more.
+        count: u64,
+    },
+    /// Leases that a crash left open were charged in full.
+    LeasesCharged {
+        /// How many sessions.
+        sessions: u64,
+        /// Payload bytes.
+        bytes: u64,
+    },
+    /// The tail of a segment that nobody had been told of was cut off after a crash, or after a failed write.
+    TailRepaired {
+        /// The file.
+        segment: String,
+        /// Bytes that went.
+        bytes: u64,
+    },
+}
