@@ -1,0 +1,92 @@
+//! What an engine is: both ends of one kind of test, behind one trait. The shells around it own links and sessions.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::measurement::{PhaseTally, Sample};
+use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
+
+use crate::data_stream::DataStream;
+use crate::dialer::Dialer;
+use crate::tether::Tether;
+
+/// One kind of test, both ends of it.
+pub trait Engine: Sync {
+    /// The id on the wire and on the command line.
+    fn id(&self) -> &'static str;
+
+    /// One line for `--help`.
+    fn about(&self) -> &'static str;
+
+    /// The ways its data can take.
+    fn data_modes(&self) -> &'static [DataMode];
+
+    /// The reflector's end. Claims what it needs (the port, where `order.claim` names one) before anything is
+    /// promised; `AddrInUse` means that a stranger's program holds the port.
+    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>>;
+
+    /// The appliance's end.
+    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>>;
+}
+
+/// What the reflector's end of a session works with.
+pub struct ServeOrder {
+    /// What was granted.
+    pub spec: TestSpec,
+    /// What its data is proven with.
+    pub keys: Arc<SessionKeys>,
+    /// In direct mode: the address and port of the range to claim.
+    pub claim: Option<SocketAddr>,
+    /// The appliance's address, as the link came in.
+    pub peer: IpAddr,
+    /// What ends it, and what its bytes are charged to.
+    pub tether: Arc<Tether>,
+}
+
+/// What the appliance's end of a session works with.
+pub struct DriveOrder {
+    /// What was granted.
+    pub spec: TestSpec,
+    /// What its data is proven with.
+    pub keys: Arc<SessionKeys>,
+    /// How its data connections are made.
+    pub dialer: Arc<Dialer>,
+    /// What ends it.
+    pub tether: Arc<Tether>,
+}
+
+/// What happens while a phase runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Every stream stands; the phase begins.
+    Started,
+    /// An interval of the direction that this end receives.
+    Sample(Direction, Sample),
+}
+
+/// Where progress goes. Called from a thread that moves no bytes; must not block for long.
+pub type Report<'a> = &'a (dyn Fn(Progress) + Sync);
+
+/// The reflector's end of one session. Dropping it frees every socket and thread of it.
+pub trait Serve: Send + Sync {
+    /// Takes a data connection that proved at the control port that it belongs to this session (tunneled mode). A
+    /// stream index that was there before is refused by dropping the connection.
+    fn admit(&self, preamble: Preamble, stream: DataStream);
+
+    /// Runs phase number `phase` of the spec to its end, on the calling thread and others: waits, for a bounded time,
+    /// until its streams stand, reports [`Progress::Started`], moves the data. Ends early when the tether is cut;
+    /// always says what was counted.
+    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally;
+}
+
+/// The appliance's end of one session. Dropping it frees every socket and thread of it.
+pub trait Drive: Send + Sync {
+    /// Opens the streams of phase number `phase`, at most four handshakes at once; blocking, bounded in time.
+    fn connect(&self, phase: u8) -> io::Result<()>;
+
+    /// Runs the phase to its end once the reflector has started it. Ends early when the tether is cut; always says
+    /// what was counted.
+    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally;
+}
