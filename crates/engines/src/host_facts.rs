@@ -1,0 +1,204 @@
+//! How the host is while a test runs: its processor, memory, load and the interface a link stands on, read from /proc
+//! and /sys. It changes nothing and never fails: what can't be read is absent.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use paramedic_link::PeerText;
+use paramedic_link::measurement::HostFacts;
+
+/// The host as it is now; `local` is this end's address of the link, to find the interface it stands on. Reads small
+/// kernel files only, so it may be called between two phases.
+///
+/// Whether the clock is synchronised is told by `adjtimex(2)` alone, for which no safe wrapper stands here: absent.
+pub fn read(local: Option<IpAddr>) -> HostFacts {
+    let meminfo = text("/proc/meminfo");
+    let memory = |key| meminfo.as_deref().and_then(|text| meminfo_bytes(text, key));
+    let interface = local.and_then(interface_of);
+    HostFacts {
+        version: PeerText::new(env!("CARGO_PKG_VERSION")),
+        system: Some(PeerText::new(&system())),
+        cpus: std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok()),
+        cpu_model: cpu_model().map(|model| PeerText::new(&model)),
+        load_1m: text("/proc/loadavg").and_then(|text| text.split_whitespace().next()?.parse().ok()),
+        memory_total_bytes: memory("MemTotal"),
+        memory_available_bytes: memory("MemAvailable"),
+        mtu_bytes: interface.as_deref().and_then(|name| interface_file(name, "mtu")?.parse().ok()),
+        interface_speed_bps: interface.as_deref().and_then(|name| speed_bps(&interface_file(name, "speed")?)),
+        interface: interface.map(|name| PeerText::new(&name)),
+        clock_synchronised: None,
+        clock_error_us: None,
+    }
+}
+
+/// A reading of the host's processor time, to be compared with a later one.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuClock(Option<CpuTime>);
+
+impl CpuClock {
+    /// Reads the clock now.
+    pub fn start() -> Self {
+        Self(cpu_time())
+    }
+
+    /// The share of all cores, 0 to 1, that was not idle since [`CpuClock::start`]: everything that ran on the host,
+    /// and what a hypervisor took away. Absent where /proc/stat can't be read or no tick has passed.
+    pub fn busy_since(&self) -> Option<f64> {
+        busy_between(self.0?, cpu_time()?)
+    }
+}
+
+/// Ticks of all cores since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CpuTime {
+    idle: u64,
+    total: u64,
+}
+
+fn cpu_time() -> Option<CpuTime> {
+    parse_cpu_time(&text("/proc/stat")?)
+}
+
+/// The `cpu` line of proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal. The guest columns after
+/// them are already part of user and nice.
+fn parse_cpu_time(stat: &str) -> Option<CpuTime> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks = line.split_whitespace().take(8).map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
+    let idle = ticks.get(3)?.saturating_add(ticks.get(4).copied().unwrap_or(0));
+    Some(CpuTime { idle, total: ticks.iter().fold(0, |sum, part| sum.saturating_add(*part)) })
+}
+
+/// The kernel corrects iowait downwards now and then, so the idle part is kept within the whole.
+fn busy_between(before: CpuTime, after: CpuTime) -> Option<f64> {
+    let total = after.total.checked_sub(before.total).filter(|total| *total > 0)?;
+    let idle = after.idle.saturating_sub(before.idle).min(total);
+    Some((total - idle) as f64 / total as f64)
+}
+
+/// The distribution's name, where it has one, and the kernel's release.
+fn system() -> String {
+    let uname = rustix::system::uname();
+    let kernel = format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy());
+    match text("/etc/os-release").and_then(|release| pretty_name(&release)) {
+        Some(name) => format!("{name}, {kernel}"),
+        None => kernel,
+    }
+}
+
+/// `PRETTY_NAME` of os-release(5).
+fn pretty_name(os_release: &str) -> Option<String> {
+    let value = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    let name = value.trim().trim_matches(['"', '\'']);
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// x86 tells the model in cpuinfo; most ARM boards tell theirs in the device tree alone.
+fn cpu_model() -> Option<String> {
+    text("/proc/cpuinfo").and_then(|cpuinfo| cpuinfo_model(&cpuinfo)).or_else(|| {
+        let model = text("/proc/device-tree/model")?;
+        Some(model.trim_end_matches('\0').to_owned()).filter(|model| !model.is_empty())
+    })
+}
+
+fn cpuinfo_model(cpuinfo: &str) -> Option<String> {
+    let value = |key: &str| {
+        cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key).map(|(_, v)| v.trim())
+    };
+    // "Model" is how Raspberry Pi kernels name the board.
+    value("model name").or_else(|| value("Model")).filter(|model| !model.is_empty()).map(str::to_owned)
+}
+
+/// A line of meminfo, which counts in units of 1,024 bytes whatever it prints.
+fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    value.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The name of the interface that holds `local`.
+fn interface_of(local: IpAddr) -> Option<String> {
+    // A link that came in over a dual-stack socket has an IPv4 address in IPv6 clothes.
+    let local = local.to_canonical();
+    let interfaces = if_addrs::get_if_addrs().ok()?;
+    interfaces.into_iter().find(|interface| interface.ip() == local).map(|interface| interface.name)
+}
+
+/// One attribute of an interface.
+fn interface_file(interface: &str, attribute: &str) -> Option<String> {
+    let value = text(Path::new("/sys/class/net").join(interface).join(attribute))?;
+    Some(value.trim().to_owned())
+}
+
+/// The driver says megabits per second, or -1 where it knows nothing; wireless ones refuse the question.
+fn speed_bps(speed: &str) -> Option<u64> {
+    speed.parse::<u64>().ok().filter(|mbps| *mbps > 0 && *mbps < u64::from(u32::MAX))?.checked_mul(1_000_000)
+}
+
+fn text(path: impl AsRef<Path>) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    #[test]
+    fn this_host_has_processors_memory_and_a_kernel() {
+        let facts = read(None);
+        assert!(facts.cpus.unwrap() >= 1);
+        assert!(facts.memory_available_bytes.unwrap() <= facts.memory_total_bytes.unwrap());
+        assert!(facts.load_1m.unwrap() >= 0.0);
+        assert!(facts.system.unwrap().as_str().contains("Linux"));
+        assert_eq!(facts.interface, None);
+    }
+
+    #[test]
+    fn loopback_has_an_mtu_and_no_speed() {
+        let facts = read(Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert_eq!(facts.interface.unwrap().as_str(), "lo");
+        assert!(facts.mtu_bytes.unwrap() >= 1280);
+        assert_eq!(facts.interface_speed_bps, None);
+    }
+
+    #[test]
+    fn an_ipv4_address_in_ipv6_clothes_finds_its_interface() {
+        assert_eq!(interface_of(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()).as_deref(), Some("lo"));
+        assert_eq!(interface_of(Ipv6Addr::from(0x2001_0db8_u128 << 96).into()), None);
+    }
+
+    #[test]
+    fn busy_is_what_was_not_idle() {
+        let before = parse_cpu_time("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 2 3 4\n").unwrap();
+        let after = parse_cpu_time("cpu  150 0 125 750 150 0 0 25 0 0\n").unwrap();
+        assert_eq!(busy_between(before, after), Some(0.5));
+        assert_eq!(busy_between(after, after), None);
+        assert_eq!(busy_between(after, before), None);
+    }
+
+    #[test]
+    fn an_iowait_that_runs_backwards_is_no_negative_idleness() {
+        let before = CpuTime { idle: 500, total: 1000 };
+        assert_eq!(busy_between(before, CpuTime { idle: 490, total: 1010 }), Some(1.0));
+        assert_eq!(busy_between(before, CpuTime { idle: 900, total: 1010 }), Some(0.0));
+    }
+
+    #[test]
+    fn foreign_files_are_read_without_trust() {
+        assert_eq!(parse_cpu_time(""), None);
+        assert_eq!(parse_cpu_time("cpu  1 2\n"), None);
+        assert_eq!(meminfo_bytes("MemTotalX: 4 kB\nMemTotal:  4 kB\n", "MemTotal"), Some(4096));
+        assert_eq!(meminfo_bytes("MemTotal:  99999999999999999999 kB\n", "MemTotal"), None);
+        assert_eq!(cpuinfo_model("processor\t: 0\nmodel name\t: Fast One\n").as_deref(), Some("Fast One"));
+        assert_eq!(cpuinfo_model("Model\t\t: Raspberry Pi 5\n").as_deref(), Some("Raspberry Pi 5"));
+        assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Some Linux 12\"\n").as_deref(), Some("Some Linux 12"));
+    }
+
+    #[test]
+    fn a_speed_nobody_knows_is_absent() {
+        assert_eq!(speed_bps("2500"), Some(2_500_000_000));
+        assert_eq!([speed_bps("-1"), speed_bps("4294967295"), speed_bps("0"), speed_bps("")], [None; 4]);
+    }
+}
