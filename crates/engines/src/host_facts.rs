@@ -5,6 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
+use nix::sys::socket::SockaddrStorage;
 use paramedic_link::PeerText;
 use paramedic_link::measurement::HostFacts;
 
@@ -119,8 +120,12 @@ fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
 fn interface_of(local: IpAddr) -> Option<String> {
     // A link that came in over a dual-stack socket has an IPv4 address in IPv6 clothes.
     let local = local.to_canonical();
-    let interfaces = if_addrs::get_if_addrs().ok()?;
-    interfaces.into_iter().find(|interface| interface.ip() == local).map(|interface| interface.name)
+    let stands_on = |address: &SockaddrStorage| match local {
+        IpAddr::V4(local) => address.as_sockaddr_in().is_some_and(|v4| v4.ip() == local),
+        IpAddr::V6(local) => address.as_sockaddr_in6().is_some_and(|v6| v6.ip() == local),
+    };
+    let mut addresses = nix::ifaddrs::getifaddrs().ok()?;
+    addresses.find(|entry| entry.address.as_ref().is_some_and(stands_on)).map(|entry| entry.interface_name)
 }
 
 /// One attribute of an interface.
