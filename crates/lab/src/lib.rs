@@ -1,1 +1,12 @@
-//! x
+//! Both real programs, started and driven as a person would: on loopback, or on two hosts made of network namespaces.
+//! For tests alone; nothing of it ships.
+
+mod appliance;
+mod hosts;
+mod programs;
+mod reflector;
+
+pub use appliance::{Appliance, Outcome};
+pub use hosts::{Host, TwoHosts};
+pub use programs::{Programs, Running};
+pub use reflector::{Pairing, Reflector};

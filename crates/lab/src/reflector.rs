@@ -1,0 +1,161 @@
+//! A real `reflector`, with a state folder of its own.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use tempfile::TempDir;
+
+use crate::programs::{Programs, Running, clean_command};
+
+/// How long a program may take to say something on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A reflector that serves, or served.
+#[derive(Debug)]
+pub struct Reflector {
+    home: TempDir,
+    netns: Option<String>,
+    environment: Vec<(String, String)>,
+    listen: Vec<String>,
+    running: Option<Running>,
+    /// Where it listens, as it said.
+    pub addresses: Vec<String>,
+}
+
+/// A code that waits for somebody to use it.
+#[derive(Debug)]
+pub struct Pairing {
+    /// The code.
+    pub code: String,
+    /// The `reflector pair` that waits.
+    pub command: Running,
+}
+
+impl Reflector {
+    /// Serves on a free port of loopback; `environment` without the `REFLECTOR_` prefix.
+    pub fn serve(environment: &[(&str, &str)]) -> Self {
+        Self::serve_on(&["127.0.0.1:0"], None, environment)
+    }
+
+    /// Serves on `listen`, in the namespace `netns` where one is given.
+    pub fn serve_on(listen: &[&str], netns: Option<&str>, environment: &[(&str, &str)]) -> Self {
+        let mut reflector = Self {
+            home: TempDir::new().expect("a temporary folder"),
+            netns: netns.map(str::to_owned),
+            environment: environment.iter().map(|(k, v)| (format!("REFLECTOR_{k}"), (*v).to_owned())).collect(),
+            listen: listen.iter().map(|at| (*at).to_owned()).collect(),
+            running: None,
+            addresses: vec![],
+        };
+        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector
+    }
+
+    /// Starts it, or starts it again: same state folder, same port.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let mut command = self.command(&["serve"]);
+        if !self.addresses.is_empty() {
+            self.listen.clone_from(&self.addresses);
+        }
+        command.env("REFLECTOR_LISTEN", self.listen.join(","));
+        let running = Running::start(command, Stdio::from(log))?;
+        self.addresses.clear();
+        for _ in 0..self.listen.len() {
+            let line = running.line(PATIENCE)?;
+            let address = line.strip_prefix("listening on ").with_context(|| format!("not a greeting: {line}"))?;
+            self.addresses.push(address.to_owned());
+        }
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// A command of the program with this reflector's state folder and settings.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let program = Programs::built().path("reflector");
+        let mut command = clean_command(&program, self.home.path(), self.netns.as_deref());
+        command.args(args).env("REFLECTOR_STATE_DIR", self.state());
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    /// Runs such a command to its end.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).stdin(Stdio::null()).output().expect("the program runs")
+    }
+
+    /// Runs such a command, which must succeed, and gives its stdout.
+    pub fn must(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.log());
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The address that it listens on first.
+    pub fn address(&self) -> &str {
+        &self.addresses[0]
+    }
+
+    /// Its Endpoint ID.
+    pub fn id(&self) -> String {
+        self.must(&["show-id"])
+    }
+
+    /// Opens a pairing code and waits for nothing.
+    pub fn open_code(&self, more: &[&str]) -> Pairing {
+        let args = [&["pair", "--json"], more].concat();
+        let command = Running::start(self.command(&args), Stdio::inherit()).expect("reflector pair");
+        let line = command.line(PATIENCE).expect("a code");
+        let event = serde_json::from_str::<serde_json::Value>(&line).expect("JSON");
+        let code = event["code"].as_str().unwrap_or_else(|| panic!("no code in {line}")).to_owned();
+        Pairing { code, command }
+    }
+
+    /// Its `status --json`.
+    pub fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.must(&["status", "--json"])).expect("JSON")
+    }
+
+    /// Every line of its audit log.
+    pub fn audit(&self) -> Vec<serde_json::Value> {
+        let folder = self.state().join("audit");
+        let mut files = std::fs::read_dir(folder)
+            .map(|dir| dir.filter_map(Result::ok).map(|entry| entry.path()).collect::<Vec<_>>())
+            .unwrap_or_default();
+        files.sort();
+        let text = files.iter().map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect::<String>();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The events of its audit log with this name.
+    pub fn audited(&self, event: &str) -> Vec<serde_json::Value> {
+        self.audit().into_iter().filter(|line| line["event"] == event).collect()
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Running {
+        self.running.as_mut().expect("it was started")
+    }
+
+    /// Its state folder.
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.home.path().join("log")
+    }
+
+    /// What it wrote to stderr.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The folder that goes with it.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+}
