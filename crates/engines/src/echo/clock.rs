@@ -1,0 +1,151 @@
+//! What the threads of `echo` go by: a monotonic clock with a zero of its own, a timer that ticks on an absolute
+//! schedule, and the wake-up that ends a wait. What is done at a tick stands elsewhere.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
+
+const NANOS: u64 = 1_000_000_000;
+
+/// `CLOCK_MONOTONIC`, counted from when this was made: how long a host has been up is nobody's business.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    zero_ns: u64,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self { zero_ns: monotonic_ns() }
+    }
+
+    /// Nanoseconds since the start.
+    pub(super) fn now_ns(&self) -> u64 {
+        monotonic_ns() - self.zero_ns
+    }
+}
+
+/// The monotonic clock is never negative.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * NANOS + now.tv_nsec.cast_unsigned()
+}
+
+/// A timer that becomes readable at absolute times of a [`Clock`]. Unlike a sleep or a poll with a time limit it has
+/// no slack that the kernel may add to save power.
+pub(super) struct Timer {
+    fd: OwnedFd,
+    clock: Clock,
+}
+
+impl Timer {
+    pub(super) fn new(clock: Clock) -> io::Result<Self> {
+        let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        Ok(Self { fd, clock })
+    }
+
+    /// Ticks at `first_ns`, and every `interval` from then on.
+    pub(super) fn tick(&self, first_ns: u64, interval: Duration) -> io::Result<()> {
+        let spec = Itimerspec {
+            it_interval: timespec(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)),
+            // All zero would disarm it; the clock's zero is never the boot itself.
+            it_value: timespec(self.clock.zero_ns.saturating_add(first_ns).max(1)),
+        };
+        timerfd_settime(&self.fd, TimerfdTimerFlags::ABSTIME, &spec)?;
+        Ok(())
+    }
+
+    /// Takes note of the ticks so far.
+    pub(super) fn clear(&self) {
+        // Nothing to read means that none came.
+        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+    }
+}
+
+fn timespec(nanos: u64) -> Timespec {
+    // Both fit: 2^64 ns are below 2^35 s.
+    Timespec { tv_sec: (nanos / NANOS).cast_signed(), tv_nsec: (nanos % NANOS).cast_signed() }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Ends another thread's wait.
+pub(super) struct Wake(OwnedFd);
+
+impl Wake {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
+    }
+
+    pub(super) fn wake(&self) {
+        // It fails only when the counter is full, and then it is awake already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes note of the wake-ups so far.
+    pub(super) fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Waits until one of `fds` is ready for what is asked of it, and says for what each is; errors and hang-ups count.
+pub(super) fn wait<const N: usize>(fds: [(BorrowedFd<'_>, PollFlags); N]) -> io::Result<[PollFlags; N]> {
+    let mut polled = fds.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
+    loop {
+        match poll(&mut polled, None) {
+            Ok(_) => return Ok(polled.map(|fd| fd.revents())),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_never_ticks_before_its_time() {
+        let clock = Clock::start();
+        let timer = Timer::new(clock).unwrap();
+        let first = clock.now_ns() + 2_000_000;
+        timer.tick(first, Duration::from_millis(1)).unwrap();
+        for tick in 0..3 {
+            wait([(timer.as_fd(), PollFlags::IN)]).unwrap();
+            timer.clear();
+            assert!(clock.now_ns() >= first + tick * 1_000_000);
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_over_ticks_at_once() {
+        let timer = Timer::new(Clock::start()).unwrap();
+        timer.tick(0, Duration::from_secs(3600)).unwrap();
+        assert_eq!(wait([(timer.as_fd(), PollFlags::IN)]).unwrap(), [PollFlags::IN]);
+    }
+
+    #[test]
+    fn a_wake_up_ends_a_wait_that_is_yet_to_come() {
+        let wake = Wake::new().unwrap();
+        wake.wake();
+        assert_eq!(wait([(wake.as_fd(), PollFlags::IN)]).unwrap(), [PollFlags::IN]);
+        wake.clear();
+        assert_eq!(rustix::io::read(&wake.0, &mut [0; 8]), Err(Errno::AGAIN));
+    }
+}

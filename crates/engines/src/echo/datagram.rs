@@ -1,0 +1,171 @@
+//! Datagrams with what the kernel knows of them: when one arrived, and which of this host's addresses it came to.
+//! Shell: sockets. What the bytes mean stands elsewhere.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, SystemTime};
+
+use nix::libc;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
+use nix::sys::time::TimeSpec;
+
+use super::packet;
+
+/// More than this a datagram does not lie in a socket before it is read: then the wall clock was set meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// One datagram that arrived.
+pub(super) struct Arrival {
+    /// Its bytes in the buffer; [`Mailbox::LONGER`] stands for all that is longer than a packet.
+    pub(super) len: usize,
+    /// Who sent it.
+    pub(super) from: SocketAddr,
+    /// The address of this host that it came to.
+    pub(super) to: Option<IpAddr>,
+    /// How long ago it arrived, by the kernel's receive timestamp.
+    pub(super) ago: Duration,
+}
+
+/// Where datagrams are read.
+pub(super) struct Mailbox {
+    control: Vec<u8>,
+    pub(super) bytes: [u8; Mailbox::LONGER],
+}
+
+impl Mailbox {
+    /// One byte more than a packet has, so that a longer datagram is seen to be one.
+    pub(super) const LONGER: usize = packet::LEN + 1;
+
+    /// A mailbox for `socket`, which is told to tell arrival times and addresses.
+    pub(super) fn of(socket: &UdpSocket) -> io::Result<Self> {
+        // Best effort: without it the time is taken when the thread gets to read, which only adds to the round trip.
+        let _ = setsockopt(socket, sockopt::ReceiveTimestampns, &true);
+        match socket.local_addr()? {
+            SocketAddr::V4(_) => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
+            // Speaks for IPv4 as well where the socket takes both.
+            SocketAddr::V6(_) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+        }
+        let control = nix::cmsg_space!(TimeSpec, libc::in_pktinfo, libc::in6_pktinfo);
+        Ok(Self { control, bytes: [0; Self::LONGER] })
+    }
+
+    /// The next datagram, if one is there; `WouldBlock` if none is. `None`: one without a sender's address, or the end
+    /// of a socket that was shut down.
+    pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<Option<Arrival>> {
+        let mut into = [IoSliceMut::new(&mut self.bytes)];
+        let message =
+            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::MSG_DONTWAIT)?;
+        let Some(from) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
+        let mut arrival = Arrival { len: message.bytes, from, to: None, ago: Duration::ZERO };
+        // Truncated control data is no data: what it would tell is only more exact.
+        for told in message.cmsgs().into_iter().flatten() {
+            match told {
+                ControlMessageOwned::ScmTimestampns(at) => arrival.ago = ago(at),
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    // The local address of the route, which differs from the header's for broadcasts alone.
+                    arrival.to = Some(IpAddr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()));
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => arrival.to = Some(IpAddr::from(info.ipi6_addr.s6_addr)),
+                _ => {}
+            }
+        }
+        Ok(Some(arrival))
+    }
+}
+
+/// Sends `bytes` to `to`, from this host's address `from` where it is known. Never blocks.
+pub(super) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
+    let send = |control: &[ControlMessage<'_>]| {
+        sendmsg(
+            socket.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            control,
+            MsgFlags::MSG_DONTWAIT,
+            Some(&SockaddrStorage::from(to)),
+        )
+    };
+    // The interface is left to the routes: only the address has to be the one that was asked.
+    match from {
+        Some(IpAddr::V4(from)) => send(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(from.octets()) },
+            ipi_addr: libc::in_addr { s_addr: 0 },
+        })])?,
+        Some(IpAddr::V6(from)) => send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
+            ipi6_ifindex: 0,
+            ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
+        })])?,
+        None => send(&[])?,
+    };
+    Ok(())
+}
+
+/// How long ago a wall-clock time was; nothing where the clock was set in between.
+fn ago(at: TimeSpec) -> Duration {
+    let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let ago = since_epoch(SystemTime::now()).saturating_sub(Duration::from(at));
+    if ago > LONGEST_WAIT { Duration::ZERO } else { ago }
+}
+
+fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4(SocketAddrV4::from(*v4)));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    /// What a packet sent to each of `targets` says of itself, and whom its answer comes from.
+    fn answers_of(bind: &str, targets: &[&str]) {
+        let socket = UdpSocket::bind(bind).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let mut mailbox = Mailbox::of(&socket).unwrap();
+        for target in targets {
+            let target = SocketAddr::new(target.parse().unwrap(), port);
+            let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let asker = UdpSocket::bind(any).unwrap();
+            asker.send_to(&[7; packet::LEN], target).unwrap();
+            // Loopback delivers within the call; a blocking peek makes sure all the same.
+            socket.peek(&mut [0]).unwrap();
+            let arrival = mailbox.receive(&socket).unwrap().unwrap();
+            assert_eq!(arrival.len, packet::LEN);
+            assert_eq!(arrival.to.map(|to| to.to_canonical()), Some(target.ip()));
+            assert!(arrival.ago < LONGEST_WAIT);
+            answer(&socket, b"here", arrival.from, arrival.to).unwrap();
+            let (len, from) = asker.recv_from(&mut [0; 8]).unwrap();
+            assert_eq!((len, from), (4, target));
+        }
+    }
+
+    #[test]
+    fn an_answer_leaves_from_the_address_that_was_asked() {
+        answers_of("0.0.0.0:0", &["127.0.0.1", "127.0.0.2", "127.9.9.9"]);
+        if UdpSocket::bind("[::1]:0").is_ok() {
+            answers_of("[::]:0", &["::1", "127.0.0.3"]);
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_is_too_long_is_seen_to_be_one() {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut mailbox = Mailbox::of(&socket).unwrap();
+        socket.send_to(&[0; 1000], socket.local_addr().unwrap()).unwrap();
+        socket.peek(&mut [0]).unwrap();
+        assert_eq!(mailbox.receive(&socket).unwrap().unwrap().len, Mailbox::LONGER);
+        assert_eq!(mailbox.receive(&socket).err().map(|e| e.kind()), Some(io::ErrorKind::WouldBlock));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_tells_nothing() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(ago(TimeSpec::from(now - Duration::from_secs(3600))), Duration::ZERO);
+        assert_eq!(ago(TimeSpec::from(now + Duration::from_secs(3600))), Duration::ZERO);
+        assert!(ago(TimeSpec::from(now - Duration::from_secs(1))) >= Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,162 @@
+//! Which sequence numbers of a session arrived at the reflector: refuses what came before, and tells the appliance
+//! which way a probe was lost. Pure.
+
+use super::packet::{HISTORY, History};
+
+/// How far behind the newest a sequence number may still come in.
+const WINDOW: u32 = 1024;
+/// How many sequence numbers are remembered: an outage of 10 s, after which a session ends, at the closest probes.
+const REMEMBERED: u32 = 16 * 1024;
+const WORDS: usize = REMEMBERED as usize / 64;
+
+/// One session's record.
+pub(super) struct Ledger {
+    /// The highest sequence number that arrived.
+    newest: Option<u32>,
+    /// One bit a sequence number, at its value modulo [`REMEMBERED`]; only those up to `newest` mean anything.
+    arrived: Box<[u64; WORDS]>,
+    duplicates: u16,
+}
+
+/// What a sequence number is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// It comes for the first time.
+    New,
+    /// It came before, or is so old that it may have.
+    Replayed,
+}
+
+impl Ledger {
+    pub(super) fn new() -> Self {
+        Self { newest: None, arrived: Box::new([0; WORDS]), duplicates: 0 }
+    }
+
+    /// Takes note of a verified sequence number.
+    pub(super) fn enter(&mut self, seq: u32) -> Entry {
+        match self.newest {
+            Some(newest) if seq <= newest => {
+                if newest - seq >= WINDOW {
+                    return Entry::Replayed;
+                }
+                if self.has(seq) {
+                    self.duplicates = self.duplicates.wrapping_add(1);
+                    return Entry::Replayed;
+                }
+            }
+            newest => {
+                // What was skipped did not arrive yet; its bits still speak of numbers long gone.
+                let first = newest.map_or(0, |newest| newest + 1).max(seq.saturating_sub(REMEMBERED - 1));
+                (first..seq).for_each(|skipped| self.set(skipped, false));
+                self.newest = Some(seq);
+            }
+        }
+        self.set(seq, true);
+        Entry::New
+    }
+
+    /// Which of the [`HISTORY`] numbers up to `about` arrived, as near to that as the record reaches.
+    pub(super) fn history(&self, about: u32) -> History {
+        let newest = self.newest.unwrap_or(0);
+        let oldest = newest.saturating_sub(REMEMBERED - HISTORY);
+        let about = about.clamp(oldest, newest);
+        let mut arrived = [0; HISTORY as usize / 8];
+        if self.newest.is_some() {
+            for back in (0..HISTORY).filter(|back| about.checked_sub(*back).is_some_and(|seq| self.has(seq))) {
+                arrived[back as usize / 8] |= 1 << (back % 8);
+            }
+        }
+        History { about, arrived }
+    }
+
+    /// How many numbers came a second time within the window, modulo 2^16.
+    pub(super) fn duplicates(&self) -> u16 {
+        self.duplicates
+    }
+
+    fn has(&self, seq: u32) -> bool {
+        self.arrived[Self::word(seq)] >> (seq % 64) & 1 == 1
+    }
+
+    fn set(&mut self, seq: u32, arrived: bool) {
+        let bit = 1 << (seq % 64);
+        let word = &mut self.arrived[Self::word(seq)];
+        *word = if arrived { *word | bit } else { *word & !bit };
+    }
+
+    fn word(seq: u32) -> usize {
+        (seq % REMEMBERED) as usize / 64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn nothing_enters_twice_and_history_is_true(steps in prop::collection::vec(0u32..3000, 1..400), start: u32) {
+            let mut ledger = Ledger::new();
+            let mut model = HashSet::new();
+            let mut at = start.min(u32::MAX - 3_000_000);
+            let mut newest = None::<u32>;
+            for step in steps {
+                // Mostly forward, sometimes back.
+                let seq = if step % 3 == 0 { at.saturating_sub(step) } else { at + step };
+                at = at.max(seq);
+                let fresh = !model.contains(&seq) && newest.is_none_or(|newest| seq > newest || newest - seq < WINDOW);
+                prop_assert_eq!(ledger.enter(seq) == Entry::New, fresh);
+                if fresh {
+                    model.insert(seq);
+                    newest = newest.max(Some(seq));
+                }
+                let newest = newest.unwrap();
+                for about in [seq, newest, newest.saturating_sub(5000), seq.saturating_add(77)] {
+                    let history = ledger.history(about);
+                    prop_assert!(history.about <= newest);
+                    for seq in history.about.saturating_sub(HISTORY - 1)..=history.about {
+                        prop_assert_eq!(history.arrived(seq), Some(model.contains(&seq)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_arrival_is_counted() {
+        let mut ledger = Ledger::new();
+        assert_eq!(
+            [5, 3, 5, 3].map(|seq| ledger.enter(seq)),
+            [Entry::New, Entry::New, Entry::Replayed, Entry::Replayed]
+        );
+        assert_eq!(ledger.duplicates(), 2);
+    }
+
+    #[test]
+    fn what_may_have_come_before_stays_out() {
+        let mut ledger = Ledger::new();
+        ledger.enter(2000);
+        assert_eq!(ledger.enter(2000 - WINDOW), Entry::Replayed);
+        assert_eq!(ledger.enter(2000 - WINDOW + 1), Entry::New);
+    }
+
+    #[test]
+    fn the_last_number_of_all_is_no_trap() {
+        let mut ledger = Ledger::new();
+        assert_eq!(ledger.enter(u32::MAX), Entry::New);
+        assert_eq!(ledger.enter(u32::MAX), Entry::Replayed);
+        assert_eq!(ledger.history(u32::MAX).arrived(u32::MAX - 1), Some(false));
+    }
+
+    #[test]
+    fn what_is_long_gone_is_not_spoken_of() {
+        let mut ledger = Ledger::new();
+        ledger.enter(3);
+        ledger.enter(100_000);
+        assert_eq!(ledger.history(3).about, 100_000 - (REMEMBERED - HISTORY));
+    }
+}

@@ -1,0 +1,139 @@
+//! The `echo` engine: small probes that are answered at once. On its own it puts no load on the path; its two ends,
+//! [`Prober`] and [`Responder`], run beside every other engine and measure latency while that one loads the path.
+
+mod clock;
+mod datagram;
+mod drive;
+mod ledger;
+mod packet;
+mod probes;
+mod serve;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use paramedic_link::admission::Preamble;
+use paramedic_link::measurement::PhaseTally;
+use paramedic_link::test_spec::{DataMode, TestSpec};
+
+use crate::data_stream::DataStream;
+use crate::engine::{Drive, DriveOrder, Engine, Progress, Report, Serve, ServeOrder};
+use crate::tether::Tether;
+
+pub use drive::{ProbeOrder, Prober};
+pub use probes::{Probe, Probes, Transport};
+pub use serve::{Enrolment, Refused, Responder, answer_stream};
+
+/// The engine that puts no load on the path: latency alone.
+pub struct Echo;
+
+impl Engine for Echo {
+    fn id(&self) -> &'static str {
+        "echo"
+    }
+
+    fn about(&self) -> &'static str {
+        "latency alone, nothing loaded"
+    }
+
+    fn data_modes(&self) -> &'static [DataMode] {
+        &[DataMode::Tunneled, DataMode::DirectEphemeral]
+    }
+
+    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
+        Ok(Box::new(Quiet { spec: order.spec, tether: order.tether }))
+    }
+
+    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
+        Ok(Box::new(Quiet { spec: order.spec, tether: order.tether }))
+    }
+}
+
+/// Either end of a session that moves nothing: it lets each phase's time pass.
+struct Quiet {
+    spec: TestSpec,
+    tether: std::sync::Arc<Tether>,
+}
+
+impl Quiet {
+    fn wait_out(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+        let duration = self.spec.phases.get(usize::from(phase)).map_or(Duration::ZERO, |phase| phase.duration());
+        let deadline = Instant::now() + duration;
+        report(Progress::Started);
+        self.tether.wait_until(deadline, || false);
+        let cut_short = (Instant::now() < deadline).then(|| "the session ended before the phase did".into());
+        PhaseTally { cut_short, ..PhaseTally::default() }
+    }
+}
+
+impl Serve for Quiet {
+    fn admit(&self, _preamble: Preamble, _stream: DataStream) {
+        // No phase of this engine has streams: dropping the connection refuses it.
+    }
+
+    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+        self.wait_out(phase, report)
+    }
+}
+
+impl Drive for Quiet {
+    fn connect(&self, _phase: u8) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+        self.wait_out(phase, report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use paramedic_link::SessionId;
+    use paramedic_link::admission::SessionKeys;
+    use paramedic_link::test_spec::{EngineId, Load, PhaseSpec};
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    /// The keys of a session of this name; the same every time.
+    pub(super) fn keys(session: u8) -> SessionKeys {
+        SessionKeys::derive(SessionId::from_bytes([session; 16]), Zeroizing::new([session; 32]))
+    }
+
+    fn quiet(duration_ms: u32) -> Quiet {
+        let phases = vec![PhaseSpec { load: Load::Idle, duration_ms }];
+        let spec = TestSpec {
+            engine: EngineId::try_from("echo").unwrap(),
+            data_mode: DataMode::Tunneled,
+            phases,
+            streams: 1,
+            congestion_control: None,
+            probe_interval_us: 10_000,
+        };
+        Quiet { spec, tether: Tether::free() }
+    }
+
+    #[test]
+    fn a_phase_begins_lasts_and_moves_nothing() {
+        let seen = Mutex::new(Vec::new());
+        let began = Instant::now();
+        let tally = Serve::run(&quiet(20), 0, &|progress| seen.lock().unwrap().push(progress));
+        assert!(began.elapsed() >= Duration::from_millis(20));
+        assert_eq!(*seen.lock().unwrap(), [Progress::Started]);
+        assert_eq!(tally, PhaseTally::default());
+    }
+
+    #[test]
+    fn a_cut_tether_ends_the_phase_and_says_so() {
+        let quiet = quiet(3_600_000);
+        let tally = Drive::run(&quiet, 0, &|_| quiet.tether.cut());
+        assert!(tally.cut_short.is_some());
+    }
+
+    #[test]
+    fn a_phase_that_was_not_asked_for_takes_no_time() {
+        assert_eq!(Serve::run(&quiet(3_600_000), 9, &|_| {}), PhaseTally::default());
+    }
+}

@@ -1,0 +1,220 @@
+//! The one datagram of `echo`: its layout, and how both ends seal and open it. Pure: bytes in, values out; no sockets,
+//! no clock. docs/protocol.md, "Latency probes", describes it to the outside.
+
+use paramedic_link::SessionId;
+use paramedic_link::admission::{SessionKeys, TAG_LEN};
+use paramedic_link::test_spec::Direction;
+
+/// Bytes of a probe and of a reply: an echo is never longer than what it answers.
+pub(super) const LEN: usize = 96;
+/// How many sequence numbers a reply's history speaks of.
+pub(super) const HISTORY: u32 = 256;
+
+/// The layout's version.
+const VERSION: u8 = 1;
+const PROBE: u8 = 1;
+const REPLY: u8 = 2;
+/// Where the tag stands, and so what it covers.
+const TAG_AT: usize = LEN - TAG_LEN;
+
+/// What the appliance sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProbePacket {
+    /// Its number; none is sent twice in a session.
+    pub(super) seq: u32,
+    /// The newest sequence number that the reply's history shall speak of.
+    pub(super) about: u32,
+    /// When it was sent, in nanoseconds of the appliance's monotonic clock, from a zero of its choice.
+    pub(super) sent_ns: u64,
+}
+
+/// What the reflector answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReplyPacket {
+    /// The probe that it answers.
+    pub(super) seq: u32,
+    /// That probe's time, as it came.
+    pub(super) sent_ns: u64,
+    /// When the probe arrived, in nanoseconds of the reflector's monotonic clock, from a zero of its choice.
+    pub(super) received_ns: u64,
+    /// How long the reflector held it, in nanoseconds; `u32::MAX` for all that is longer.
+    pub(super) dwell_ns: u32,
+    /// Which of the last probes arrived.
+    pub(super) history: History,
+    /// How many datagrams of the session arrived a second time, modulo 2^16.
+    pub(super) duplicates: u16,
+}
+
+/// Which of [`HISTORY`] sequence numbers arrived at the reflector when it answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct History {
+    /// The newest sequence number that it speaks of. Not always the one asked for: what the reflector has not seen
+    /// yet, or no longer remembers, it does not speak of.
+    pub(super) about: u32,
+    /// Bit `i` of the whole, least significant first: whether sequence number `about - i` arrived.
+    pub(super) arrived: [u8; HISTORY as usize / 8],
+}
+
+impl History {
+    /// Whether `seq` arrived; `None` where this does not speak of it.
+    pub(super) fn arrived(&self, seq: u32) -> Option<bool> {
+        let back = self.about.checked_sub(seq).filter(|back| *back < HISTORY)? as usize;
+        Some(self.arrived[back / 8] >> (back % 8) & 1 == 1)
+    }
+}
+
+impl ProbePacket {
+    /// The bytes for the wire.
+    pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        bytes[24..28].copy_from_slice(&self.about.to_be_bytes());
+        sealed(bytes, PROBE, self.seq, self.sent_ns, keys)
+    }
+
+    /// The probe, if these keys sealed it as one.
+    pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        let bytes = opened(bytes, PROBE, keys)?;
+        Some(Self {
+            seq: u32::from_be_bytes(field(bytes, 20)),
+            about: u32::from_be_bytes(field(bytes, 24)),
+            sent_ns: u64::from_be_bytes(field(bytes, 28)),
+        })
+    }
+}
+
+impl ReplyPacket {
+    /// The bytes for the wire.
+    pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        bytes[2..4].copy_from_slice(&self.duplicates.to_be_bytes());
+        bytes[24..28].copy_from_slice(&self.history.about.to_be_bytes());
+        bytes[36..44].copy_from_slice(&self.received_ns.to_be_bytes());
+        bytes[44..48].copy_from_slice(&self.dwell_ns.to_be_bytes());
+        bytes[48..80].copy_from_slice(&self.history.arrived);
+        sealed(bytes, REPLY, self.seq, self.sent_ns, keys)
+    }
+
+    /// The reply, if these keys sealed it as one.
+    pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
+        let bytes = opened(bytes, REPLY, keys)?;
+        Some(Self {
+            seq: u32::from_be_bytes(field(bytes, 20)),
+            sent_ns: u64::from_be_bytes(field(bytes, 28)),
+            received_ns: u64::from_be_bytes(field(bytes, 36)),
+            dwell_ns: u32::from_be_bytes(field(bytes, 44)),
+            history: History { about: u32::from_be_bytes(field(bytes, 24)), arrived: field(bytes, 48) },
+            duplicates: u16::from_be_bytes(field(bytes, 2)),
+        })
+    }
+}
+
+/// The session that a datagram claims to be a probe of, to find the keys that decide; `None` for anything but a probe
+/// of this version.
+pub(super) fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
+    let bytes: &[u8; LEN] = bytes.try_into().ok()?;
+    (bytes[0] == VERSION && bytes[1] == PROBE).then(|| SessionId::from_bytes(field(bytes, 4)))
+}
+
+/// Fills in what probe and reply have in common, and the tag.
+fn sealed(mut bytes: [u8; LEN], kind: u8, seq: u32, sent_ns: u64, keys: &SessionKeys) -> [u8; LEN] {
+    bytes[0] = VERSION;
+    bytes[1] = kind;
+    bytes[4..20].copy_from_slice(keys.session().as_bytes());
+    bytes[20..24].copy_from_slice(&seq.to_be_bytes());
+    bytes[28..36].copy_from_slice(&sent_ns.to_be_bytes());
+    let tag = keys.seal_datagram(direction(kind), &bytes[..TAG_AT]);
+    bytes[TAG_AT..].copy_from_slice(&tag);
+    bytes
+}
+
+/// The datagram, if it is of this kind, session, and sealed by these keys.
+fn opened<'a>(bytes: &'a [u8], kind: u8, keys: &SessionKeys) -> Option<&'a [u8; LEN]> {
+    let bytes: &[u8; LEN] = bytes.try_into().ok()?;
+    let ours = bytes[0] == VERSION && bytes[1] == kind && bytes[4..20] == keys.session().as_bytes()[..];
+    (ours && keys.is_datagram(direction(kind), &bytes[..TAG_AT], &field(bytes, TAG_AT))).then_some(bytes)
+}
+
+/// A probe flows up, a reply down: each has its own key, so that neither passes for the other.
+fn direction(kind: u8) -> Direction {
+    if kind == PROBE { Direction::Upload } else { Direction::Download }
+}
+
+/// `N` bytes from `at` on; both are constants of the layout.
+fn field<const N: usize>(bytes: &[u8; LEN], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| bytes[at + i])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::keys;
+    use super::*;
+
+    fn reply() -> ReplyPacket {
+        ReplyPacket {
+            seq: 7,
+            sent_ns: 1 << 40,
+            received_ns: 5,
+            dwell_ns: 12_345,
+            history: History { about: 6, arrived: [0b101; 32] },
+            duplicates: 3,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_probe_survives_the_wire(seq: u32, about: u32, sent_ns: u64) {
+            let probe = ProbePacket { seq, about, sent_ns };
+            let bytes = probe.seal(&keys(1));
+            prop_assert_eq!(ProbePacket::open(&bytes, &keys(1)), Some(probe));
+            prop_assert_eq!(claimed_session(&bytes), Some(keys(1).session()));
+        }
+
+        #[test]
+        fn one_flipped_bit_is_no_reply(at in 0usize..LEN * 8) {
+            let mut bytes = reply().seal(&keys(1));
+            bytes[at / 8] ^= 1 << (at % 8);
+            prop_assert_eq!(ReplyPacket::open(&bytes, &keys(1)), None);
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(ProbePacket::open(&bytes, &keys(1)), None);
+            prop_assert_eq!(ReplyPacket::open(&bytes, &keys(1)), None);
+            let _ = claimed_session(&bytes);
+        }
+    }
+
+    #[test]
+    fn neither_kind_passes_for_the_other() {
+        let probe = ProbePacket { seq: 1, about: 1, sent_ns: 1 }.seal(&keys(1));
+        assert_eq!(ReplyPacket::open(&reply().seal(&keys(1)), &keys(1)), Some(reply()));
+        assert_eq!(ReplyPacket::open(&probe, &keys(1)), None);
+        assert_eq!(ProbePacket::open(&reply().seal(&keys(1)), &keys(1)), None);
+        assert_eq!(ProbePacket::open(&probe, &keys(2)), None);
+        // A reply whose kind is rewritten still carries the other direction's tag.
+        let mut turned = reply().seal(&keys(1));
+        turned[1] = PROBE;
+        assert_eq!(ProbePacket::open(&turned, &keys(1)), None);
+    }
+
+    #[test]
+    fn the_layout_is_the_documented_one() {
+        let bytes = reply().seal(&keys(1));
+        assert_eq!(bytes[..4], [1, 2, 0, 3]);
+        assert_eq!(bytes[20..28], [0, 0, 0, 7, 0, 0, 0, 6]);
+        assert_eq!(bytes[28..36], (1u64 << 40).to_be_bytes());
+        assert_eq!(bytes[36..48], [0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0x30, 0x39]);
+        assert_eq!(bytes[48..80], [0b101; 32]);
+    }
+
+    #[test]
+    fn history_speaks_of_its_window_alone() {
+        let history = reply().history;
+        assert_eq!([6, 5, 4, 3].map(|seq| history.arrived(seq)), [Some(true), Some(false), Some(true), Some(false)]);
+        assert_eq!(history.arrived(7), None);
+        let later = History { about: 1000, ..history };
+        assert_eq!((later.arrived(745), later.arrived(744)), (Some(false), None));
+    }
+}

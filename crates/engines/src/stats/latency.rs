@@ -1,0 +1,254 @@
+//! Latency out of probes: percentiles, jitter, loss per direction, and the grade of a queue. Pure.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::echo::Probe;
+
+/// p99.9 is shown from this many round trips on: below, it is one probe's word.
+const SAMPLES_FOR_P999: usize = 1000;
+
+/// What the probes of one window say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatencySummary {
+    /// The round trips; absent where no reply came.
+    pub rtt: Option<RoundTrips>,
+    /// Probes sent.
+    pub sent: u64,
+    /// Replies in time.
+    pub received: u64,
+    /// Probes that the reflector never got.
+    pub lost_upload: u64,
+    /// Probes that the reflector got, and of which nothing came back.
+    pub lost_download: u64,
+    /// Probes of which nothing came back, and nothing later told where they went: the path was dead until the end.
+    pub lost_somewhere: u64,
+    /// Probes whose reply came later than [`Probe::LATE_AFTER`]; neither received nor lost.
+    pub late: u64,
+    /// Of the probes whose way is known, the fraction that the reflector never got, 0 to 1.
+    pub loss_upload: f64,
+    /// Of the probes that the reflector got, the fraction whose reply never came, 0 to 1.
+    pub loss_download: f64,
+    /// Of all probes, the fraction of which nothing came back, 0 to 1.
+    pub loss: f64,
+    /// How late the prober itself was: the 99th percentile, in microseconds. Round trips count from the real sending,
+    /// so lateness does not enter them; but a prober that is late samples the busy moments less often.
+    pub probe_late_p99_us: u32,
+}
+
+/// Round trips, in microseconds, with the reflector's turn-around taken out. Percentiles are nearest-rank: each is a
+/// round trip that happened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoundTrips {
+    /// The shortest.
+    pub min_us: u32,
+    /// The mean.
+    pub mean_us: f64,
+    /// The median.
+    pub p50_us: u32,
+    /// The 90th percentile.
+    pub p90_us: u32,
+    /// The 95th percentile.
+    pub p95_us: u32,
+    /// The 99th percentile.
+    pub p99_us: u32,
+    /// The 99.9th percentile; absent below 1,000 round trips.
+    pub p999_us: Option<u32>,
+    /// The longest.
+    pub max_us: u32,
+    /// The mean absolute difference of consecutive probes' round trips (RFC 3393's selection of consecutive packets,
+    /// applied to round trips); pairs with a lost probe are left out. Absent where there is no pair.
+    pub jitter_us: Option<f64>,
+}
+
+/// Sums up the probes of a window, given in the order sent; `None` where there is none.
+pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary> {
+    let (mut round_trips, mut lateness) = (Vec::new(), Vec::new());
+    let (mut lost_upload, mut lost_download, mut lost_somewhere, mut late) = (0u64, 0u64, 0u64, 0u64);
+    let (mut steps, mut pairs) = (0u64, 0u64);
+    let mut before: Option<u32> = None;
+    for probe in probes {
+        lateness.push(probe.late_us);
+        match (probe.rtt_us, probe.arrived) {
+            (Some(rtt), _) => {
+                if let Some(before) = before {
+                    steps += u64::from(rtt.abs_diff(before));
+                    pairs += 1;
+                }
+                round_trips.push(rtt);
+            }
+            (None, _) if probe.late => late += 1,
+            (None, Some(false)) => lost_upload += 1,
+            (None, Some(true)) => lost_download += 1,
+            (None, None) => lost_somewhere += 1,
+        }
+        before = probe.rtt_us;
+    }
+    if lateness.is_empty() {
+        return None;
+    }
+    lateness.sort_unstable();
+    round_trips.sort_unstable();
+    let (sent, received) = (lateness.len() as u64, round_trips.len() as u64);
+    let known = sent - lost_somewhere;
+    Some(LatencySummary {
+        rtt: summed(&round_trips, (pairs > 0).then(|| steps as f64 / pairs as f64)),
+        sent,
+        received,
+        lost_upload,
+        lost_download,
+        lost_somewhere,
+        late,
+        loss_upload: fraction(lost_upload, known),
+        loss_download: fraction(lost_download, known - lost_upload),
+        loss: fraction(lost_upload + lost_download + lost_somewhere, sent),
+        probe_late_p99_us: percentile(&lateness, 990).unwrap_or(0),
+    })
+}
+
+fn summed(sorted: &[u32], jitter_us: Option<f64>) -> Option<RoundTrips> {
+    Some(RoundTrips {
+        min_us: *sorted.first()?,
+        mean_us: sorted.iter().map(|rtt| u64::from(*rtt)).sum::<u64>() as f64 / sorted.len() as f64,
+        p50_us: percentile(sorted, 500)?,
+        p90_us: percentile(sorted, 900)?,
+        p95_us: percentile(sorted, 950)?,
+        p99_us: percentile(sorted, 990)?,
+        p999_us: percentile(sorted, 999).filter(|_| sorted.len() >= SAMPLES_FOR_P999),
+        max_us: *sorted.last()?,
+        jitter_us,
+    })
+}
+
+/// The nearest-rank percentile of sorted values; `per_mille` counts in thousandths, 1 to 1000.
+pub(super) fn percentile<T: Copy>(sorted: &[T], per_mille: usize) -> Option<T> {
+    let rank = (sorted.len() * per_mille).div_ceil(1000);
+    sorted.get(rank.max(1) - 1).copied()
+}
+
+fn fraction(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// How much of a queue a load builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Grade {
+    /// Below 5 ms more than idle.
+    APlus,
+    /// Below 30 ms.
+    A,
+    /// Below 60 ms.
+    B,
+    /// Below 200 ms.
+    C,
+    /// Below 400 ms.
+    D,
+    /// 400 ms and more.
+    F,
+}
+
+impl fmt::Display for Grade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Grade::APlus => "A+",
+            Grade::A => "A",
+            Grade::B => "B",
+            Grade::C => "C",
+            Grade::D => "D",
+            Grade::F => "F",
+        })
+    }
+}
+
+/// The grade of a load that lifted the median round trip by `increase` over the idle one.
+pub fn grade(increase: Duration) -> Grade {
+    const BELOW_MS: [(u64, Grade); 5] =
+        [(5, Grade::APlus), (30, Grade::A), (60, Grade::B), (200, Grade::C), (400, Grade::D)];
+    let below = |limit_ms: &u64| increase < Duration::from_millis(*limit_ms);
+    BELOW_MS.iter().find(|(limit_ms, _)| below(limit_ms)).map_or(Grade::F, |(_, grade)| *grade)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn probe(rtt_us: Option<u32>, arrived: Option<bool>) -> Probe {
+        Probe { sent_at: Duration::ZERO, late_us: 3, rtt_us, arrived, turnaround_us: 0, late: false }
+    }
+
+    fn answered(rtt_us: u32) -> Probe {
+        probe(Some(rtt_us), Some(true))
+    }
+
+    #[test]
+    fn percentiles_are_round_trips_that_happened() {
+        let summary = latency((1..=100).rev().map(|ms| answered(ms * 1000))).unwrap();
+        let rtt = summary.rtt.unwrap();
+        assert_eq!((rtt.min_us, rtt.p50_us, rtt.p90_us), (1000, 50_000, 90_000));
+        assert_eq!((rtt.p95_us, rtt.p99_us, rtt.max_us), (95_000, 99_000, 100_000));
+        assert_eq!(rtt.mean_us, 50_500.0);
+        assert_eq!(rtt.p999_us, None);
+        assert_eq!(rtt.jitter_us, Some(1000.0));
+        assert_eq!(summary.probe_late_p99_us, 3);
+    }
+
+    #[test]
+    fn the_rarest_percentile_waits_for_a_thousand() {
+        let of = |n: u32| latency((1..=n).map(answered)).unwrap().rtt.unwrap().p999_us;
+        assert_eq!(of(999), None);
+        assert_eq!(of(1000), Some(999));
+    }
+
+    #[test]
+    fn each_direction_loses_its_own() {
+        let late = Probe { late: true, ..probe(None, Some(true)) };
+        let fates = [
+            answered(10),
+            probe(None, Some(false)),
+            answered(30),
+            answered(10),
+            probe(None, Some(true)),
+            probe(None, None),
+            late,
+            answered(10),
+        ];
+        let summary = latency(fates).unwrap();
+        assert_eq!((summary.sent, summary.received, summary.late), (8, 4, 1));
+        assert_eq!((summary.lost_upload, summary.lost_download, summary.lost_somewhere), (1, 1, 1));
+        assert_eq!((summary.loss_upload, summary.loss_download, summary.loss), (1.0 / 7.0, 1.0 / 6.0, 3.0 / 8.0));
+        // Only 30 -> 10 are neighbours that both came back.
+        assert_eq!(summary.rtt.unwrap().jitter_us, Some(20.0));
+    }
+
+    #[test]
+    fn a_dead_path_still_has_a_summary() {
+        let summary = latency([probe(None, None); 3]).unwrap();
+        assert_eq!((summary.rtt, summary.sent, summary.lost_somewhere, summary.loss), (None, 3, 3, 1.0));
+        assert_eq!((summary.loss_upload, summary.loss_download), (0.0, 0.0));
+        assert_eq!(latency([]), None);
+    }
+
+    #[test]
+    fn grades_begin_where_they_are_said_to() {
+        let of = |us| grade(Duration::from_micros(us)).to_string();
+        let met = [0, 4_999, 5_000, 29_999, 30_000, 60_000, 199_999, 200_000, 399_999, 400_000].map(of);
+        assert_eq!(met, ["A+", "A+", "A", "A", "B", "C", "C", "D", "D", "F"]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_probe_has_exactly_one_fate(
+            probes in prop::collection::vec((any::<Option<u32>>(), any::<Option<bool>>(), any::<bool>()), 1..300)
+        ) {
+            let probes = probes.into_iter().map(|(rtt, arrived, late)| Probe { late, ..probe(rtt, arrived) });
+            let s = latency(probes).unwrap();
+            let fates = s.received + s.late + s.lost_upload + s.lost_download + s.lost_somewhere;
+            prop_assert_eq!(fates, s.sent);
+            for part in [s.loss, s.loss_upload, s.loss_download] {
+                prop_assert!((0.0..=1.0).contains(&part));
+            }
+        }
+    }
+}
