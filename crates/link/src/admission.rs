@@ -188,7 +188,10 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// The bytes of exactly `N * 2` hexadecimal digits.
 pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()
+    let mut bytes = [0; N];
+    // Straight into place: what is decoded may be a secret, and a buffer in between would keep a copy of it.
+    let fits = text.len() == 2 * N;
+    (fits && data_encoding::HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), &mut bytes).is_ok()).then_some(bytes)
 }
 
 #[cfg(test)]

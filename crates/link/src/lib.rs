@@ -1,5 +1,5 @@
 //! The words both sides of a link speak, each written once. Pure: no sockets, no clock, no randomness of its own
-//! beyond making keys; the one disk access is the key file.
+//! beyond making keys and codes; the one disk access is the key file.
 
 pub mod admission;
 pub mod frame;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::SessionId;
+use crate::frame::{Bounded, TooMany};
 use crate::measurement::{HostFacts, PhaseTally, Sample};
 use crate::pairing_code::Proof;
 use crate::test_spec::{DataMode, Direction, EngineId, TestSpec};
@@ -13,6 +14,15 @@ use crate::{EndpointId, PeerText};
 
 /// The version of the protocol that this code speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The most protocol versions one end offers.
+pub const MAX_VERSIONS: usize = 16;
+
+/// The most data modes a reflector names.
+pub const MAX_DATA_MODES: usize = 16;
+
+/// The most engines a reflector names.
+pub const MAX_ENGINES: usize = 32;
 
 /// The most samples one [`ToAppliance::Samples`] carries.
 pub const MAX_SAMPLES: usize = 64;
@@ -148,6 +158,56 @@ pub enum ToAppliance {
     /// A message that a newer reflector knows and we don't; ignored.
     #[serde(other)]
     Unknown,
+}
+
+impl Bounded for ToReflector {
+    fn check(&self) -> Result<(), TooMany> {
+        match self {
+            Self::Hello { versions, .. } | Self::Pair { versions, .. } => at_most("versions", versions, MAX_VERSIONS),
+            // What is wrong with a spec is told in a denial; here only nothing gets in that no version would ask.
+            Self::Request { spec, .. } => at_most("phases", &spec.phases, MAX_PHASES_READ),
+            Self::Withdraw
+            | Self::Start { .. }
+            | Self::Finish
+            | Self::Facts
+            | Self::Ping
+            | Self::Pong
+            | Self::Close { .. }
+            | Self::Unknown => Ok(()),
+        }
+    }
+}
+
+impl Bounded for ToAppliance {
+    fn check(&self) -> Result<(), TooMany> {
+        match self {
+            Self::Welcome(welcome) => {
+                at_most("data_modes", &welcome.data_modes, MAX_DATA_MODES)?;
+                at_most("engines", &welcome.engines, MAX_ENGINES)
+            }
+            Self::Samples { samples, .. } => at_most("samples", samples, MAX_SAMPLES),
+            Self::NotPaired
+            | Self::Paired { .. }
+            | Self::Queued { .. }
+            | Self::Granted(_)
+            | Self::Denied(_)
+            | Self::Started { .. }
+            | Self::PhaseDone { .. }
+            | Self::Ended { .. }
+            | Self::Facts(_)
+            | Self::Ping
+            | Self::Pong
+            | Self::Close { .. }
+            | Self::Unknown => Ok(()),
+        }
+    }
+}
+
+/// The most phases that are read at all, so that one too many is a denial and not a broken link.
+const MAX_PHASES_READ: usize = 4 * TestSpec::MAX_PHASES;
+
+fn at_most<T>(list: &'static str, entries: &[T], most: usize) -> Result<(), TooMany> {
+    if entries.len() > most { Err(TooMany { list, most }) } else { Ok(()) }
 }
 
 /// What a paired appliance may know of the reflector.

@@ -1,4 +1,223 @@
-//! placeholder
-/// A proof of knowing a pairing code's secret: HMAC-SHA256.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Proof([u8; 32]);
+//! The one-time code that pairs two devices: a pin of the reflector's key, a secret, check digits, and the proofs of
+//! knowing the secret. How long a code lives and who may try it is decided by the reflector, never here.
+
+use std::fmt;
+use std::str::FromStr;
+
+use aws_lc_rs::{digest, hmac};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::admission::{hex, unhex};
+use crate::message::Ends;
+use crate::{EndpointId, crockford};
+
+/// The label of the TLS exporter value that pairing proofs cover: that of the `tls-exporter` channel binding
+/// (RFC 9266), with an empty context, 32 bytes. Both ends of one connection see the same, no two connections do.
+pub const PAIRING_EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
+
+/// What the reflector's key must look like: the first 90 bits of the SHA-256 of its 32 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Pin([u8; Pin::LEN]);
+
+impl Pin {
+    /// Bytes held; the last 6 bits are always 0.
+    const LEN: usize = 12;
+    /// Bits that count.
+    const BITS: usize = 90;
+    /// Digits in a code.
+    const DIGITS: usize = 18;
+
+    /// The pin of `reflector`.
+    pub fn of(reflector: &EndpointId) -> Self {
+        let hash = digest::digest(&digest::SHA256, reflector.as_bytes());
+        let mut bits = [0; Self::LEN];
+        bits.copy_from_slice(&hash.as_ref()[..Self::LEN]);
+        bits[Self::LEN - 1] &= 0b1100_0000;
+        Self(bits)
+    }
+
+    /// Whether this is the pin of that key.
+    pub fn matches(&self, id: &EndpointId) -> bool {
+        *self == Self::of(id)
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pin({})", hex(&self.0))
+    }
+}
+
+/// A pairing code: 32 digits in 8 groups, such as `ABCD-EFGH-…`. Whoever holds it may pair, once; so its secret is
+/// wiped from memory when dropped, and only [`fmt::Display`] shows it.
+#[derive(Clone)]
+pub struct PairingCode {
+    pin: Pin,
+    secret: Zeroizing<[u8; PairingCode::SECRET_LEN]>,
+}
+
+/// The system's random source failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the system's random source failed")]
+pub struct NoRandomness;
+
+/// Why text is no pairing code. What was typed is not repeated: it is a secret, mistyped or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAPairingCode {
+    /// A character that is no digit; its place, from 1, counted without dashes and spaces.
+    #[error("character {0} is no digit of a pairing code (these are 0-9 and A-Z without I, L, O, U)")]
+    Digit(usize),
+    /// Too short or too long.
+    #[error("a pairing code has 32 digits, this has {0}")]
+    Length(usize),
+    /// The check digits belong to another code.
+    #[error("the check digits do not fit: something was mistyped")]
+    Check,
+}
+
+impl PairingCode {
+    /// Bytes that hold the secret; the last 6 bits are always 0.
+    const SECRET_LEN: usize = 7;
+    /// Bits of the secret. Few, because people type them: a proof can be tried only online, a few times, for minutes.
+    const SECRET_BITS: usize = 50;
+    /// Digits that the check part covers.
+    const PAYLOAD_DIGITS: usize = Pin::DIGITS + Self::SECRET_BITS / 5;
+    /// All digits.
+    const DIGITS: usize = Self::PAYLOAD_DIGITS + crockford::CHECK_DIGITS;
+
+    /// A new code for pairing with `reflector`, its secret from the system's random source.
+    pub fn generate(reflector: &EndpointId) -> Result<Self, NoRandomness> {
+        let mut code = Self { pin: Pin::of(reflector), secret: Zeroizing::new([0; Self::SECRET_LEN]) };
+        aws_lc_rs::rand::fill(code.secret.as_mut_slice()).map_err(|_| NoRandomness)?;
+        code.secret[Self::SECRET_LEN - 1] &= 0b1100_0000;
+        Ok(code)
+    }
+
+    /// What the reflector's key must look like.
+    pub fn pin(&self) -> Pin {
+        self.pin
+    }
+
+    /// The appliance's proof that it knows the secret, for one connection between `ends`; `exporter` is that
+    /// connection's exporter value with [`PAIRING_EXPORTER_LABEL`] and an empty context.
+    pub fn appliance_proof(&self, exporter: &[u8; 32], ends: &Ends) -> Proof {
+        self.proof(b"pp pairing proof of the appliance", exporter, ends)
+    }
+
+    /// The reflector's proof of the same.
+    pub fn reflector_proof(&self, exporter: &[u8; 32], ends: &Ends) -> Proof {
+        self.proof(b"pp pairing proof of the reflector", exporter, ends)
+    }
+
+    /// Both labels have the same length and all else is of fixed length, so that no two inputs run together.
+    fn proof(&self, label: &[u8; 33], exporter: &[u8; 32], ends: &Ends) -> Proof {
+        let mut hmac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_slice()));
+        hmac.update(label);
+        hmac.update(exporter);
+        hmac.update(ends.reflector.as_bytes());
+        hmac.update(ends.appliance.as_bytes());
+        let mut proof = [0; Proof::LEN];
+        proof.copy_from_slice(hmac.sign().as_ref());
+        Proof(proof)
+    }
+}
+
+impl FromStr for PairingCode {
+    type Err = NotAPairingCode;
+
+    fn from_str(text: &str) -> Result<Self, NotAPairingCode> {
+        let mut values = Zeroizing::new(Vec::with_capacity(4 * Self::DIGITS));
+        for c in text.chars().filter(|c| !crockford::is_filler(*c)) {
+            // Never beyond the capacity: a vector that grows leaves a copy of the secret behind.
+            if values.len() == 4 * Self::DIGITS {
+                return Err(NotAPairingCode::Length(values.len() + 1));
+            }
+            let value = crockford::value(c).ok_or(NotAPairingCode::Digit(values.len() + 1))?;
+            values.push(value);
+        }
+        if values.len() != Self::DIGITS {
+            return Err(NotAPairingCode::Length(values.len()));
+        }
+        let (payload, check) = values.split_at(Self::PAYLOAD_DIGITS);
+        if !crockford::is_checked(payload, check) {
+            return Err(NotAPairingCode::Check);
+        }
+        let (pin, secret) = payload.split_at(Pin::DIGITS);
+        let mut code = Self { pin: Pin([0; Pin::LEN]), secret: Zeroizing::new([0; Self::SECRET_LEN]) };
+        pack(pin, &mut code.pin.0);
+        pack(secret, code.secret.as_mut_slice());
+        Ok(code)
+    }
+}
+
+/// Writes 5-bit values one after the other, most significant bit first.
+fn pack(values: &[u8], into: &mut [u8]) {
+    for (at, value) in values.iter().enumerate() {
+        for bit in (0..5).filter(|bit| value >> (4 - bit) & 1 == 1) {
+            let place = at * 5 + bit;
+            into[place / 8] |= 0x80 >> (place % 8);
+        }
+    }
+}
+
+impl fmt::Display for PairingCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut values = Zeroizing::new(Vec::with_capacity(Self::DIGITS));
+        values.extend(crockford::values_of(&self.pin.0, Pin::BITS));
+        values.extend_from_slice(&Zeroizing::new(crockford::values_of(self.secret.as_slice(), Self::SECRET_BITS)));
+        let check = crockford::check_of(&values);
+        values.extend(check);
+        for (at, value) in values.iter().enumerate() {
+            if at > 0 && at % 4 == 0 {
+                f.write_str("-")?;
+            }
+            fmt::Write::write_char(f, crockford::digit(*value))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for PairingCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PairingCode(for {:?})", self.pin)
+    }
+}
+
+/// A proof of knowing a pairing code's secret: HMAC-SHA256. Compared in constant time; hidden from [`fmt::Debug`],
+/// because from a proof and its exporter value the 50 bits can be guessed offline.
+#[derive(Clone, Copy)]
+pub struct Proof([u8; Proof::LEN]);
+
+impl Proof {
+    /// Bytes of a proof.
+    const LEN: usize = 32;
+}
+
+impl PartialEq for Proof {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for Proof {}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proof(…)")
+    }
+}
+
+impl Serialize for Proof {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Proof {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        unhex(&text).map(Proof).ok_or_else(|| de::Error::custom("a proof has 64 hexadecimal digits"))
+    }
+}

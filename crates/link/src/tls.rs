@@ -1,1 +1,342 @@
-//! placeholder
+//! TLS 1.3 with raw Ed25519 keys (RFC 7250): configurations that trust exactly the expected key, and the reading of
+//! keys, ALPN and wrong-key verdicts from a finished or failed handshake. No connection is made here.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
+use rustls::crypto::aws_lc_rs as backend;
+use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerMisbehaved,
+    ServerConfig, SignatureScheme, SupportedCipherSuite,
+};
+
+use crate::identity::NoKey;
+use crate::pairing_code::Pin;
+use crate::{EndpointId, SecretKey};
+
+/// What a TLS connection to the control port is for, said in its ALPN (RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Alpn {
+    /// The control link: `pp-link/1`.
+    Link,
+    /// A session's data in tunneled mode: `pp-data/1`.
+    Data,
+}
+
+impl Alpn {
+    /// The bytes in the handshake.
+    pub const fn as_bytes(self) -> &'static [u8] {
+        match self {
+            Alpn::Link => b"pp-link/1",
+            Alpn::Data => b"pp-data/1",
+        }
+    }
+
+    /// What a connection's negotiated ALPN means; `None` where none was negotiated, or none of ours. rustls completes
+    /// a handshake with a peer that offers no ALPN at all, so both sides have to ask here afterwards.
+    pub fn of(negotiated: Option<&[u8]>) -> Option<Alpn> {
+        [Alpn::Link, Alpn::Data].into_iter().find(|alpn| negotiated == Some(alpn.as_bytes()))
+    }
+}
+
+/// Whom an appliance expects at the other end. There is no third kind: nobody is trusted for being anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// The one reflector that it paired with.
+    ExactKey(EndpointId),
+    /// The reflector that a pairing code was made for.
+    Pin(Pin),
+}
+
+impl Expect {
+    /// Whether the holder of this key is meant.
+    fn is(&self, presented: &EndpointId) -> bool {
+        match self {
+            Expect::ExactKey(expected) => expected == presented,
+            Expect::Pin(pin) => pin.matches(presented),
+        }
+    }
+}
+
+/// Why no configuration could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The secret key could not be handed to TLS.
+    #[error("the device's key cannot be used for TLS")]
+    Key(#[from] NoKey),
+    /// TLS refused the configuration.
+    #[error("TLS cannot be set up")]
+    Setup(#[from] Error),
+}
+
+/// The configuration of a reflector: TLS 1.3, both ALPNs, any Ed25519 raw key that signs the handshake. Who the other
+/// side is to us is judged after the handshake, from [`peer_of`]; a verdict inside it would tell strangers who is
+/// paired.
+pub fn reflector_config(key: &SecretKey) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(AnyEd25519Key))
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(key)?)));
+    config.alpn_protocols = [Alpn::Link, Alpn::Data].map(|alpn| alpn.as_bytes().to_vec()).into();
+    config.send_tls13_tickets = 0;
+    config.max_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    // The slower end chooses the cipher: an appliance by its order, a reflector without AES by overruling it.
+    config.ignore_client_order = !has_aes();
+    Ok(Arc::new(config))
+}
+
+/// The configuration of an appliance for one kind of connection to one expected reflector: TLS 1.3, one ALPN, the
+/// reflector's key judged inside the handshake, before the appliance shows its own.
+pub fn appliance_config(key: &SecretKey, expect: Expect, alpn: Alpn) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous() // named so by rustls: what follows replaces its certificate check
+        .with_custom_certificate_verifier(Arc::new(OnlyExpected(expect)))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified(key)?)));
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    Ok(Arc::new(config))
+}
+
+/// The name that rustls wants of every client connection. It is never sent (an address never is, and SNI is off) and
+/// never compared: the key is the name.
+pub fn server_name() -> ServerName<'static> {
+    ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into())
+}
+
+/// Someone who holds the secret key of [`UnverifiedPeer::id`]: the handshake proved that much, and nothing of what
+/// that key may do here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnverifiedPeer(EndpointId);
+
+impl UnverifiedPeer {
+    /// The key that signed the handshake.
+    pub fn id(&self) -> EndpointId {
+        self.0
+    }
+}
+
+/// The peer of a finished handshake, from what rustls calls its certificates: one raw Ed25519 key. `None` before the
+/// handshake is finished.
+pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<UnverifiedPeer> {
+    match certificates? {
+        [only] => id_in(only).map(UnverifiedPeer),
+        _ => None,
+    }
+}
+
+/// The handshake ended because the reflector showed another key than the expected one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrongKey {
+    /// The key it showed. It ended the handshake before it was proven: anybody can show anybody's key.
+    pub presented: EndpointId,
+}
+
+impl fmt::Display for WrongKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "another key than the expected one answered: {}", self.presented)
+    }
+}
+
+impl StdError for WrongKey {}
+
+/// Whether `error` is our own verdict on the reflector's key.
+pub fn wrong_key(error: &Error) -> Option<WrongKey> {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(verdict))) => verdict.downcast_ref().copied(),
+        _ => None,
+    }
+}
+
+/// As [`wrong_key`], from what socket libraries make of TLS errors; looks through nested I/O errors and their sources.
+pub fn wrong_key_in_io(error: &io::Error) -> Option<WrongKey> {
+    let mut inner: &(dyn StdError + 'static) = error;
+    // Errors nest a few deep; a bound keeps a cyclic source from holding us.
+    for _ in 0..16 {
+        if let Some(found) = inner.downcast_ref::<Error>().and_then(wrong_key) {
+            return Some(found);
+        }
+        // `io::Error::source` skips the wrapped error itself and asks that one's source.
+        let wrapped = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        inner = match wrapped {
+            Some(wrapped) => wrapped,
+            None => inner.source()?,
+        };
+    }
+    None
+}
+
+/// What comes before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410, section 4).
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// The key as SubjectPublicKeyInfo.
+fn spki_of(id: &EndpointId) -> Vec<u8> {
+    [SPKI_PREFIX.as_slice(), id.as_bytes()].concat()
+}
+
+/// The key in a SubjectPublicKeyInfo, if it is an Ed25519 one and nothing more.
+fn id_in(spki: &[u8]) -> Option<EndpointId> {
+    let key = spki.strip_prefix(&SPKI_PREFIX)?;
+    Some(EndpointId::from_bytes(key.try_into().ok()?))
+}
+
+/// The key in what a peer presented, or the error that ends its handshake.
+fn presented(end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<EndpointId, Error> {
+    match id_in(end_entity) {
+        Some(id) if intermediates.is_empty() => Ok(id),
+        _ => Err(Error::InvalidCertificate(CertificateError::BadEncoding)),
+    }
+}
+
+fn certified(key: &SecretKey) -> Result<Arc<CertifiedKey>, TlsError> {
+    let pkcs8 = key.to_pkcs8()?;
+    let signer = backend::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?;
+    Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki_of(&key.id()))], signer)))
+}
+
+/// Verifies the handshake signature: Ed25519, by the raw key that was presented.
+fn verify_signature(
+    message: &[u8],
+    spki: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, Error> {
+    if signature.scheme != SignatureScheme::ED25519 {
+        return Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into());
+    }
+    let algorithms = backend::default_provider().signature_verification_algorithms;
+    verify_tls13_signature_with_raw_key(message, &SubjectPublicKeyInfoDer::from(spki.as_ref()), signature, &algorithms)
+}
+
+/// TLS 1.2 is never negotiated; were it, no signature in it would be right.
+fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
+    Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+}
+
+/// The appliance's verdict on a reflector.
+#[derive(Debug)]
+struct OnlyExpected(Expect);
+
+impl ServerCertVerifier for OnlyExpected {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let presented = presented(end_entity, intermediates)?;
+        if self.0.is(&presented) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(WrongKey { presented })))))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+/// The reflector's non-verdict on whoever comes: any Ed25519 key that signs.
+#[derive(Debug)]
+struct AnyEd25519Key;
+
+impl ClientCertVerifier for AnyEd25519Key {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        presented(end_entity, intermediates).map(|_| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+/// The algorithms both ends offer, most wanted first.
+fn provider() -> Arc<CryptoProvider> {
+    use backend::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
+    let suites: [SupportedCipherSuite; 3] = if has_aes() {
+        [TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256]
+    } else {
+        [TLS13_CHACHA20_POLY1305_SHA256, TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384]
+    };
+    Arc::new(CryptoProvider {
+        cipher_suites: suites.into(),
+        kx_groups: vec![backend::kx_group::X25519MLKEM768, backend::kx_group::X25519],
+        ..backend::default_provider()
+    })
+}
+
+/// Whether this processor encrypts AES in hardware. Without, ChaCha20 is several times faster.
+fn has_aes() -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
