@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod frame;
+pub mod framed;
 pub mod identity;
 pub mod key_file;
 pub mod measurement;
