@@ -5,6 +5,7 @@ mod clock;
 mod datagram;
 mod drive;
 mod ledger;
+mod line;
 mod packet;
 mod probes;
 mod serve;

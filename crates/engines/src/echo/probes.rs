@@ -114,7 +114,7 @@ pub(super) struct Book {
     skipped: u64,
     /// Replies that came a second time.
     doubled_replies: u64,
-    /// What the reflector last said of probes that arrived a second time, and how often that has wrapped.
+    /// Probes that came a second time, as the reflector said last; its own counter wraps.
     doubled_probes: u64,
     /// No slot before this one is open: each was skipped, told of, or never will be.
     open_from: usize,
@@ -132,11 +132,11 @@ pub(super) enum Reading {
 }
 
 impl Book {
-    /// A schedule whose first slot is due at `base_ns`; `interval_ns` is not 0.
-    pub(super) fn new(base_ns: u64, interval_ns: u64) -> Self {
+    /// A schedule whose first slot is due at `base_ns`.
+    pub(super) fn new(base_ns: u64, interval: Duration) -> Self {
         Self {
             base_ns,
-            interval_ns,
+            interval_ns: u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1),
             pieces: Vec::new(),
             skipped: 0,
             doubled_replies: 0,
@@ -172,11 +172,6 @@ impl Book {
         self.base_ns.saturating_add((at as u64).saturating_mul(self.interval_ns))
     }
 
-    /// When the next slot is due.
-    pub(super) fn next_due_ns(&self) -> u64 {
-        self.due_ns(self.len())
-    }
-
     /// Takes the next slot that is due at `now_ns`, and answers its sequence number. Of slots that passed while the
     /// prober could not run, the first is sent (so that the lateness shows) and the last, those between are skipped:
     /// sent at once they would be a burst, not a schedule.
@@ -196,10 +191,10 @@ impl Book {
         u32::try_from(next).ok()?.checked_add(FIRST_SEQ)
     }
 
-    /// Leaves out the slots that were due before `now_ns`.
+    /// Counts the slots that were due by `now_ns` and not taken as skipped; nothing is taken afterwards.
     pub(super) fn skip_until(&mut self, now_ns: u64) {
-        let due = now_ns.saturating_sub(self.base_ns) / self.interval_ns;
-        self.skipped += due.saturating_sub(self.len() as u64);
+        let Some(since) = now_ns.checked_sub(self.base_ns) else { return };
+        self.skipped += (since / self.interval_ns + 1).saturating_sub(self.len() as u64);
     }
 
     /// The number that comes after the schedule's last.
@@ -236,9 +231,8 @@ impl Book {
             return Reading::Nothing;
         }
         // The time comes back to the nanosecond, but is not taken on trust: our own record knows it to the microsecond.
-        // A saturated lateness knows it no better than that.
-        let late_us = reply.sent_ns.saturating_sub(due_ns) / 1000;
-        if slot.late_us != u32::MAX && late_us != u64::from(slot.late_us) {
+        let late_us = reply.sent_ns.checked_sub(due_ns).map(|late_ns| saturated(late_ns / 1000));
+        if late_us != Some(slot.late_us) {
             return Reading::Nothing;
         }
         slot.packed |= REPLIED | TOLD | ARRIVED;
@@ -270,23 +264,19 @@ impl Book {
                 slot.packed |= if arrived { TOLD | ARRIVED } else { TOLD };
             }
         }
-        // Asked for the oldest gap, the reflector spoke of something newer: it no longer remembers.
+        // The oldest gap was asked for: where the reflector spoke of something newer, it no longer remembers.
         let oldest_told = about.saturating_sub(HISTORY - 1).saturating_sub(FIRST_SEQ) as usize;
-        if about < reply.seq {
-            self.open_from = self.open_from.max(oldest_told);
-        }
+        self.open_from = self.open_from.max(oldest_told.min(self.len()));
     }
 
-    /// Whether waiting longer can tell nothing new, but for replies that are late.
-    pub(super) fn is_settled(&mut self) -> bool {
+    /// Whether waiting can tell nothing more: each probe has its reply or is told to be lost. A reply that is missing
+    /// for longer than a `patience` already is not waited for.
+    pub(super) fn is_settled(&mut self, patience: Duration) -> bool {
         let len = self.len();
-        let newest = u32::try_from(len).unwrap_or(u32::MAX).saturating_add(FIRST_SEQ - 1);
-        self.about(newest);
-        // Older ones had their second already; none is waited for twice.
-        let tail = len.saturating_sub(HISTORY as usize).max(self.open_from.min(len));
-        self.open_from >= len
-            && (tail.min(len.saturating_sub(HISTORY as usize))..len)
-                .all(|at| self.slot(at).is_none_or(|slot| !slot.is(ARRIVED) || slot.is(REPLIED)))
+        self.about(self.seq_after());
+        let patient = (patience.as_nanos() / u128::from(self.interval_ns)).min(len as u128) as usize;
+        let is_missing = |slot: &Slot| slot.is(ARRIVED) && !slot.is(REPLIED);
+        self.open_from >= len && !(len - patient..len).any(|at| self.slot(at).is_some_and(is_missing))
     }
 
     /// Probes that were due and never sent.
@@ -318,4 +308,192 @@ fn rounded_us(duration: Duration) -> u64 {
 
 fn saturated(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::packet::History;
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const EVERY: Duration = Duration::from_millis(10);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn book() -> Book {
+        Book::new(1000 * MS, EVERY)
+    }
+
+    /// A book whose first `n` slots were sent in time.
+    fn sent(n: u64) -> Book {
+        let mut book = book();
+        for at in 0..n {
+            assert_eq!(book.take_due((1000 + 10 * at) * MS), Some(FIRST_SEQ + at as u32));
+        }
+        book
+    }
+
+    /// The reply to slot `at`, sent in time, from a reflector that got nothing but what `arrived` names.
+    fn reply(at: u32, about: u32, arrived: &[u32]) -> ReplyPacket {
+        let mut bits = [0; 32];
+        for back in arrived.iter().map(|slot| about - slot).filter(|back| *back < HISTORY) {
+            bits[back as usize / 8] |= 1 << (back % 8);
+        }
+        ReplyPacket {
+            seq: FIRST_SEQ + at,
+            sent_ns: (1000 + 10 * u64::from(at)) * MS,
+            received_ns: 0,
+            dwell_ns: 0,
+            history: History { about: FIRST_SEQ + about, arrived: bits },
+            duplicates: 0,
+        }
+    }
+
+    fn fates(book: &Book) -> Vec<(Option<u32>, Option<bool>)> {
+        book.iter().map(|probe| (probe.rtt_us, probe.arrived)).collect()
+    }
+
+    #[test]
+    fn the_turn_around_is_taken_out() {
+        let mut book = sent(1);
+        let reply = ReplyPacket { dwell_ns: 700_000, ..reply(0, 0, &[0]) };
+        assert_eq!(book.enter(&reply, 1003 * MS), Reading::RoundTrip(Duration::from_micros(2300)));
+        let probe = book.iter().next().unwrap();
+        assert_eq!((probe.rtt_us, probe.turnaround_us, probe.arrived), (Some(2300), 700, Some(true)));
+        assert_eq!((probe.sent_at, probe.late_us), (SECOND, 0));
+    }
+
+    #[test]
+    fn a_reflector_that_claims_to_have_held_it_for_longer_is_not_believed() {
+        let mut book = sent(1);
+        let reply = ReplyPacket { dwell_ns: u32::MAX, ..reply(0, 0, &[0]) };
+        assert_eq!(book.enter(&reply, 1003 * MS), Reading::RoundTrip(Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn a_reply_with_another_sending_time_is_not_believed() {
+        let mut book = sent(1);
+        let earlier = ReplyPacket { sent_ns: 1000 * MS - 2000, ..reply(0, 0, &[0]) };
+        let later = ReplyPacket { sent_ns: 1000 * MS + 2000, ..reply(0, 0, &[0]) };
+        assert_eq!(book.enter(&later, 1003 * MS), Reading::Nothing);
+        assert_eq!(book.enter(&earlier, 1003 * MS), Reading::Nothing);
+    }
+
+    #[test]
+    fn a_second_reply_is_a_duplicate() {
+        let mut book = sent(1);
+        book.enter(&reply(0, 0, &[0]), 1003 * MS);
+        assert_eq!(book.enter(&reply(0, 0, &[0]), 1009 * MS), Reading::Nothing);
+        assert_eq!((book.duplicates(), book.iter().next().unwrap().rtt_us), (1, Some(3000)));
+    }
+
+    #[test]
+    fn the_reflectors_count_of_duplicates_may_wrap_and_come_out_of_order() {
+        let mut book = sent(4);
+        for (at, duplicates) in [(0, 30_000), (1, 60_000), (3, 200), (2, 65_500)] {
+            book.enter(&ReplyPacket { duplicates, ..reply(at, at, &[]) }, 1050 * MS);
+        }
+        assert_eq!(book.duplicates(), 65_736);
+    }
+
+    #[test]
+    fn after_ten_seconds_a_reply_is_late() {
+        let mut book = sent(2);
+        assert_eq!(book.enter(&reply(0, 0, &[0]), 11_001 * MS), Reading::Other);
+        assert_eq!(book.enter(&reply(1, 1, &[0, 1]), 11_010 * MS), Reading::RoundTrip(Probe::LATE_AFTER));
+        let [first, second] = book.iter().collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!((first.late, first.rtt_us, first.arrived), (true, None, Some(true)));
+        assert_eq!((second.late, second.rtt_us), (false, Some(10_000_000)));
+    }
+
+    #[test]
+    fn a_later_reply_tells_which_way_a_probe_was_lost() {
+        let mut book = sent(4);
+        book.enter(&reply(3, 3, &[0, 2, 3]), 1035 * MS);
+        let told = [(None, Some(true)), (None, Some(false)), (None, Some(true)), (Some(5000), Some(true))];
+        assert_eq!(fates(&book), told);
+        // One that was only overtaken is told again.
+        book.enter(&reply(1, 3, &[0, 1, 2, 3]), 1036 * MS);
+        assert_eq!(fates(&book)[1], (Some(26_000), Some(true)));
+    }
+
+    #[test]
+    fn an_outage_longer_than_the_history_is_asked_for_piece_by_piece() {
+        let mut book = sent(1000);
+        assert_eq!(book.about(FIRST_SEQ + 999), FIRST_SEQ + 255);
+        let odd: Vec<u32> = (0..1000).filter(|at| at % 2 == 1).collect();
+        let mut asked = Vec::new();
+        for at in 990..994 {
+            let about = book.about(FIRST_SEQ + at);
+            asked.push(about - FIRST_SEQ);
+            book.enter(&reply(at, about - FIRST_SEQ, &odd), 20_000 * MS);
+        }
+        assert_eq!(asked, [255, 511, 767, 993]);
+        assert_eq!(book.iter().filter(|probe| probe.arrived == Some(true)).count(), 497 + 2);
+        assert_eq!(book.iter().filter(|probe| probe.arrived.is_none()).count(), 6);
+    }
+
+    #[test]
+    fn what_the_reflector_forgot_is_not_asked_for_again() {
+        let mut book = sent(1000);
+        book.enter(&reply(999, 700, &[]), 20_000 * MS);
+        assert_eq!(book.about(FIRST_SEQ + 999), FIRST_SEQ + 701 + 255);
+        assert_eq!(fates(&book)[444], (None, None));
+        assert_eq!(fates(&book)[445], (None, Some(false)));
+    }
+
+    #[test]
+    fn slots_that_passed_in_a_stop_are_skipped_but_for_first_and_last() {
+        let mut book = sent(1);
+        // Due at 1010, 1020, 1030, 1040; awake at 1041.
+        assert_eq!(book.take_due(1041 * MS), Some(FIRST_SEQ + 1));
+        assert_eq!(book.take_due(1041 * MS), Some(FIRST_SEQ + 4));
+        assert_eq!(book.take_due(1041 * MS), None);
+        assert_eq!(book.skipped(), 2);
+        let late: Vec<u32> = book.iter().map(|probe| probe.late_us).collect();
+        assert_eq!(late, [0, 31_000, 1000]);
+        // What was never sent can't be answered, nor is it lost.
+        assert_eq!(book.enter(&reply(2, 2, &[2]), 1042 * MS), Reading::Nothing);
+        assert!(book.iter().all(|probe| probe.arrived.is_none()));
+    }
+
+    #[test]
+    fn nothing_is_due_before_its_time() {
+        let mut book = book();
+        assert_eq!(book.take_due(1000 * MS - 1), None);
+        assert_eq!(book.take_due(1000 * MS), Some(FIRST_SEQ));
+        assert_eq!(book.take_due(1010 * MS - 1), None);
+        book.skip_until(1030 * MS);
+        assert_eq!(book.skipped(), 3);
+    }
+
+    #[test]
+    fn a_schedule_is_settled_when_each_fate_is_known() {
+        let mut book = sent(3);
+        assert!(!book.is_settled(SECOND));
+        book.enter(&reply(0, 0, &[0]), 1005 * MS);
+        book.enter(&reply(1, 1, &[0, 1]), 1015 * MS);
+        assert!(!book.is_settled(SECOND));
+        let beyond = |arrived: &[u32]| ReplyPacket { seq: FIRST_SEQ + 3, ..reply(0, 3, arrived) };
+        let mut lost_up = book;
+        assert_eq!(lost_up.enter(&beyond(&[0, 1, 3]), 1040 * MS), Reading::Other);
+        assert!(lost_up.is_settled(SECOND));
+        let mut lost_down = sent(3);
+        assert_eq!(lost_down.enter(&beyond(&[0, 1, 2, 3]), 1040 * MS), Reading::Other);
+        assert!(!lost_down.is_settled(SECOND), "its reply may still come");
+        assert!(lost_down.is_settled(Duration::ZERO));
+        assert!(Book::new(0, EVERY).is_settled(SECOND));
+    }
+
+    #[test]
+    fn a_window_holds_what_was_sent_in_it() {
+        let probes = Probes { transport: Some(Transport::Udp), duplicates: 0, skipped: 0, book: sent(10) };
+        let within: Vec<_> = probes.within(Duration::from_millis(1020), Duration::from_millis(1050)).collect();
+        assert_eq!(within, probes.iter().skip(2).take(3).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_slot_stays_small() {
+        // 8.6 million of them are a day at 10 ms.
+        assert_eq!(size_of::<Slot>(), 12);
+    }
 }
