@@ -141,3 +141,177 @@ impl Decoder {
         error
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::measurement::Sample;
+    use crate::message::{MAX_SAMPLES, ToAppliance, ToReflector};
+    use crate::test_spec::Direction;
+
+    fn some_message() -> impl Strategy<Value = ToReflector> {
+        prop_oneof![
+            Just(ToReflector::Ping),
+            any::<u8>().prop_map(|phase| ToReflector::Start { phase }),
+            "\\PC{0,200}".prop_map(|reason| ToReflector::Close { reason: reason.into() }),
+            (proptest::collection::vec(any::<u16>(), 0..16), "\\PC{0,20}")
+                .prop_map(|(versions, software)| ToReflector::Hello { versions, software: software.into() }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_gives_the_same_messages(
+            messages in proptest::collection::vec(some_message(), 0..20),
+            cuts in proptest::collection::vec(1usize..300, 1..20),
+        ) {
+            let stream = messages.iter().flat_map(|m| encode(m).unwrap()).collect::<Vec<_>>();
+            let (mut decoder, mut read, mut rest) = (Decoder::new(), Vec::new(), stream.as_slice());
+            for cut in cuts.into_iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (now, later) = rest.split_at(cut.min(rest.len()));
+                rest = later;
+                decoder.push(now).unwrap();
+                while let Some(message) = decoder.next::<ToReflector>().unwrap() {
+                    read.push(message);
+                }
+            }
+            prop_assert!(decoder.is_empty());
+            prop_assert_eq!(read, messages);
+        }
+
+        #[test]
+        fn garbage_never_panics(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..64), 0..20)) {
+            let mut decoder = Decoder::new();
+            for chunk in chunks {
+                let _ = decoder.push(&chunk);
+                while let Ok(Some(_)) = decoder.next::<ToReflector>() {}
+            }
+        }
+
+        #[test]
+        fn a_garbage_body_never_panics(body in "[\\[\\]{}\",:0-9a-z]{1,200}") {
+            let mut decoder = Decoder::new();
+            decoder.push(&raw(body.as_bytes())).unwrap();
+            let _ = decoder.next::<ToReflector>();
+        }
+    }
+
+    fn raw(body: &[u8]) -> Vec<u8> {
+        [&u32::try_from(body.len()).unwrap().to_be_bytes(), body].concat()
+    }
+
+    fn fails_with(body: &str) -> FrameError {
+        let mut decoder = Decoder::new();
+        decoder.push(&raw(body.as_bytes())).unwrap();
+        decoder.next::<ToReflector>().unwrap_err()
+    }
+
+    #[test]
+    fn a_length_that_is_not_allowed_is_refused_before_its_body_comes() {
+        assert_eq!(Decoder::new().push(&[0, 0, 0, 0]), Err(FrameError::Empty));
+        assert_eq!(Decoder::new().push(&[0, 0, 0x40, 1]), Err(FrameError::TooLong(16_385)));
+        assert_eq!(Decoder::new().push(&[255; 4]), Err(FrameError::TooLong(u32::MAX.into())));
+    }
+
+    #[test]
+    fn a_claimed_length_allocates_nothing() {
+        let mut decoder = Decoder::new();
+        decoder.push(&[0, 0, 0x40, 0, b'{']).unwrap();
+        assert_eq!(decoder.next::<ToReflector>(), Ok(None));
+        assert!(decoder.buffer.capacity() < 64);
+        assert!(!decoder.is_empty());
+    }
+
+    #[test]
+    fn pushing_without_taking_ends_at_the_bound() {
+        let mut decoder = Decoder::new();
+        let ping = encode(&ToReflector::Ping).unwrap();
+        let error = (0..).find_map(|_| decoder.push(&ping).err());
+        assert_eq!(error, Some(FrameError::NotTaken));
+        assert_eq!(decoder.buffer.capacity(), 0);
+    }
+
+    #[test]
+    fn taking_makes_room_for_ever() {
+        let mut decoder = Decoder::new();
+        let close = encode(&ToReflector::Close { reason: "x".repeat(120).into() }).unwrap();
+        for _ in 0..10_000 {
+            decoder.push(&close).unwrap();
+            assert!(decoder.next::<ToReflector>().unwrap().is_some());
+        }
+        assert!(decoder.is_empty() && decoder.buffer.capacity() < MAX_BUFFERED);
+    }
+
+    #[test]
+    fn after_an_error_every_call_gives_that_error() {
+        let mut decoder = Decoder::new();
+        decoder.push(&raw(b"{}")).unwrap();
+        let error = decoder.next::<ToReflector>().unwrap_err();
+        assert!(matches!(error, FrameError::NotAMessage(_)));
+        assert_eq!(decoder.push(&encode(&ToReflector::Ping).unwrap()), Err(error.clone()));
+        assert_eq!(decoder.next::<ToReflector>(), Err(error));
+        assert!(!decoder.is_empty());
+    }
+
+    #[test]
+    fn a_bad_length_behind_a_good_message_spoils_what_follows_only() {
+        let mut decoder = Decoder::new();
+        decoder.push(&[encode(&ToReflector::Ping).unwrap(), vec![0; 4]].concat()).unwrap();
+        assert_eq!(decoder.next(), Ok(Some(ToReflector::Ping)));
+        assert_eq!(decoder.next::<ToReflector>(), Err(FrameError::Empty));
+    }
+
+    #[test]
+    fn a_deep_body_is_an_error_and_not_an_overflow() {
+        let deep = format!("{{\"type\":\"ping\",\"x\":{}", "[".repeat(MAX_FRAME - 100));
+        assert!(matches!(fails_with(&deep), FrameError::NotAMessage(_)));
+        assert!(matches!(fails_with(&"[".repeat(MAX_FRAME)), FrameError::NotAMessage(_)));
+    }
+
+    #[test]
+    fn one_frame_holds_one_message() {
+        assert!(matches!(fails_with(r#"{"type":"ping"}{"type":"ping"}"#), FrameError::NotAMessage(_)));
+        assert!(matches!(fails_with(r#"{"type":"ping"} x"#), FrameError::NotAMessage(_)));
+    }
+
+    #[test]
+    fn an_error_that_quotes_the_other_side_is_harmless() {
+        let FrameError::NotAMessage(why) = ({
+            let mut decoder = Decoder::new();
+            let body = "{\"type\":\"samples\",\"phase\":0,\"samples\":[],\"direction\":\"\\u001b[2J\"}";
+            decoder.push(&raw(body.as_bytes())).unwrap();
+            decoder.next::<ToAppliance>().unwrap_err()
+        }) else {
+            panic!("not refused as a message")
+        };
+        assert!(why.as_str().contains("[2J") && !why.as_str().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn lists_are_bounded() {
+        let versions = vec![1; 17];
+        let hello = encode(&ToReflector::Hello { versions, software: PeerText::default() }).unwrap();
+        let mut decoder = Decoder::new();
+        decoder.push(&hello).unwrap();
+        assert_eq!(decoder.next::<ToReflector>(), Err(FrameError::TooMany(TooMany { list: "versions", most: 16 })));
+    }
+
+    #[test]
+    fn the_longest_samples_fit_into_a_frame() {
+        let longest = Sample { at_us: u64::MAX, bytes: u64::MAX };
+        let samples =
+            ToAppliance::Samples { phase: 255, direction: Direction::Download, samples: vec![longest; MAX_SAMPLES] };
+        assert!(encode(&samples).is_ok());
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_sent() {
+        let long = vec!["x".repeat(1000); 17];
+        assert!(matches!(encode(&long), Err(FrameError::TooLong(_))));
+    }
+}

@@ -138,7 +138,9 @@ pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
             Err(source) => return Err(KeyFileError::Io { doing: "read", path: path.to_owned(), source }),
         }
     }
-    key_in(&text[..length]).ok_or_else(|| KeyFileError::Corrupt { path: path.to_owned() })
+    // A full buffer may be the beginning of anything.
+    let whole = (length < MAX_LEN).then_some(&text[..length]);
+    whole.and_then(key_in).ok_or_else(|| KeyFileError::Corrupt { path: path.to_owned() })
 }
 
 /// Gives the device a new key. The old one is kept beside it, in a file that carries its Endpoint ID. At every moment
@@ -260,4 +262,200 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> KeyFileError + 'a {
     move |source| KeyFileError::Io { doing, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::Barrier;
+
+    use super::*;
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn file(&self) -> PathBuf {
+            self.0.path().join("identity.key")
+        }
+
+        fn with(text: &str) -> Self {
+            let folder = Self::new();
+            fs::write(folder.file(), text).unwrap();
+            folder.permit(0o600);
+            folder
+        }
+
+        fn permit(&self, mode: u32) {
+            fs::set_permissions(self.file(), fs::Permissions::from_mode(mode)).unwrap();
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(self.0.path()).unwrap();
+            let mut names = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+            names.sort();
+            names
+        }
+    }
+
+    #[test]
+    fn a_created_key_is_private_and_found_again() {
+        let folder = Folder::new();
+        let key = load_or_create(&folder.file()).unwrap();
+        assert_eq!(fs::metadata(folder.file()).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(load(&folder.file()).unwrap().id(), key.id());
+        assert_eq!(load_or_create(&folder.file()).unwrap().id(), key.id());
+        assert_eq!(folder.names(), ["identity.key"]);
+    }
+
+    #[test]
+    fn the_format_stays_readable_for_ever() {
+        let folder = Folder::with(&format!("packetparamedic-key-v1 {}\n", "2a".repeat(32)));
+        let key = SecretKey::from_seed(Zeroizing::new([0x2a; 32])).unwrap();
+        assert_eq!(load(&folder.file()).unwrap().id(), key.id());
+        assert_eq!(fs::read_to_string(folder.file()).unwrap(), *line_of(&key));
+    }
+
+    #[test]
+    fn programs_that_start_together_end_with_one_key() {
+        for _ in 0..20 {
+            let folder = Folder::new();
+            let (path, together) = (folder.file(), Barrier::new(8));
+            let ids = std::thread::scope(|scope| {
+                let one = || {
+                    together.wait();
+                    load_or_create(&path).unwrap().id()
+                };
+                let all = (0..8).map(|_| scope.spawn(one)).collect::<Vec<_>>();
+                all.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert!(ids.iter().all(|id| *id == load(&path).unwrap().id()));
+            assert_eq!(folder.names(), ["identity.key"]);
+        }
+    }
+
+    #[test]
+    fn a_key_that_others_can_reach_is_refused_with_the_mend() {
+        for mode in [0o604, 0o640, 0o620, 0o602, 0o660, 0o644, 0o601] {
+            let folder = Folder::new();
+            load_or_create(&folder.file()).unwrap();
+            folder.permit(mode);
+            let error = load_or_create(&folder.file()).unwrap_err();
+            assert!(matches!(error, KeyFileError::Exposed { mode: seen, .. } if seen == mode));
+            let said = error.to_string();
+            assert!(said.contains("chmod 600") && said.contains(folder.file().to_str().unwrap()), "{said}");
+            folder.permit(0o400);
+            assert!(load(&folder.file()).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_corrupt_file_is_named_and_left_as_it_is() {
+        let digits = "ab".repeat(32);
+        for text in [
+            String::new(),
+            "\n".to_owned(),
+            digits.clone(),
+            format!("packetparamedic-key-v2 {digits}\n"),
+            format!("packetparamedic-key-v1 {}\n", &digits[2..]),
+            format!("packetparamedic-key-v1 {digits}00\n"),
+            format!("packetparamedic-key-v1 {digits}\n").repeat(2),
+            format!("packetparamedic-key-v1 {}\n", "zz".repeat(32)),
+            format!("packetparamedic-key-v1 {digits}{}", " ".repeat(MAX_LEN)) + "x",
+        ] {
+            let folder = Folder::with(&text);
+            assert!(matches!(load_or_create(&folder.file()), Err(KeyFileError::Corrupt { .. })), "{text}");
+            assert!(matches!(rotate(&folder.file()), Err(KeyFileError::Corrupt { .. })), "{text}");
+            assert_eq!(fs::read_to_string(folder.file()).unwrap(), text);
+            assert_eq!(folder.names(), ["identity.key"]);
+        }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let folder = Folder::new();
+        fs::create_dir(folder.file()).unwrap();
+        assert!(matches!(load_or_create(&folder.file()), Err(KeyFileError::NotAFile { .. })));
+
+        let folder = Folder::new();
+        let elsewhere = folder.0.path().join("elsewhere");
+        load_or_create(&elsewhere).unwrap();
+        symlink(&elsewhere, folder.file()).unwrap();
+        assert!(matches!(load_or_create(&folder.file()), Err(KeyFileError::NotAFile { .. })));
+
+        let folder = Folder::new();
+        symlink(folder.0.path().join("nowhere"), folder.file()).unwrap();
+        assert!(matches!(load_or_create(&folder.file()), Err(KeyFileError::NotAFile { .. })));
+        assert_eq!(folder.names(), ["identity.key"]);
+
+        let folder = Folder::new();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(CWD, folder.file(), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert!(matches!(load_or_create(&folder.file()), Err(KeyFileError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn someone_elses_file_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can give a file away");
+            return;
+        }
+        let folder = Folder::new();
+        load_or_create(&folder.file()).unwrap();
+        std::os::unix::fs::chown(folder.file(), Some(65_534), None).unwrap();
+        let error = load_or_create(&folder.file()).unwrap_err();
+        assert!(matches!(error, KeyFileError::NotOurs { owner: 65_534, user: 0, .. }), "{error}");
+    }
+
+    #[test]
+    fn an_absent_file_or_folder_is_told_apart_from_a_broken_one() {
+        let folder = Folder::new();
+        assert!(matches!(load(&folder.file()), Err(KeyFileError::Absent { .. })));
+        assert!(matches!(rotate(&folder.file()), Err(KeyFileError::Absent { .. })));
+        let nowhere = folder.0.path().join("none").join("identity.key");
+        assert!(matches!(load_or_create(&nowhere), Err(KeyFileError::Io { doing: "create", .. })));
+    }
+
+    #[test]
+    fn a_rotation_keeps_the_old_key_under_its_id() {
+        let folder = Folder::new();
+        let first = load_or_create(&folder.file()).unwrap().id();
+        let rotated = rotate(&folder.file()).unwrap();
+        assert_eq!(rotated.old, first);
+        assert_ne!(rotated.new.id(), first);
+        assert_eq!(load(&folder.file()).unwrap().id(), rotated.new.id());
+        assert_eq!(load(&rotated.kept).unwrap().id(), first);
+        assert!(rotated.kept.to_str().unwrap().ends_with(&format!("identity.key.old-{first}")));
+        assert_eq!(folder.names().len(), 2);
+    }
+
+    #[test]
+    fn a_rotation_that_was_cut_off_is_taken_up_again() {
+        let folder = Folder::new();
+        let first = load_or_create(&folder.file()).unwrap().id();
+        fs::copy(folder.file(), with_suffix(&folder.file(), &format!(".old-{first}"))).unwrap();
+        assert_eq!(rotate(&folder.file()).unwrap().old, first);
+        assert_eq!(folder.names().len(), 2);
+    }
+
+    #[test]
+    fn rotations_at_once_lose_no_key() {
+        let folder = Folder::new();
+        let first = load_or_create(&folder.file()).unwrap().id();
+        let path = folder.file();
+        let rotated = std::thread::scope(|scope| {
+            let all = (0..4).map(|_| scope.spawn(|| rotate(&path).unwrap())).collect::<Vec<_>>();
+            all.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        let last = load(&path).unwrap().id();
+        let mut seen = rotated.iter().map(|r| r.old).collect::<Vec<_>>();
+        assert!(seen.contains(&first) && !seen.contains(&last));
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 4, "each rotation replaced another key");
+        assert_eq!(folder.names().len(), 5);
+    }
 }

@@ -102,9 +102,9 @@ impl PhaseTally {
         }
     }
 
-    /// Payload bytes moved at this end, both directions.
+    /// Payload bytes moved at this end, both directions. Saturates: the counts may be the other side's word.
     pub fn bytes(&self) -> u64 {
-        [&self.download, &self.upload].into_iter().flatten().map(|d| d.count.bytes).sum()
+        [&self.download, &self.upload].into_iter().flatten().fold(0, |sum, d| sum.saturating_add(d.count.bytes))
     }
 }
 
@@ -146,4 +146,16 @@ pub struct HostFacts {
     /// The kernel's bound of the clock's error, in microseconds, where it is synchronised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_error_us: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_count_that_a_peer_claims_overflows_the_sum() {
+        let all = DirectionTally { count: Count { bytes: u64::MAX, elapsed_us: 1 }, ..DirectionTally::default() };
+        let tally = PhaseTally { download: Some(all.clone()), upload: Some(all), cut_short: None };
+        assert_eq!(tally.bytes(), u64::MAX);
+    }
 }

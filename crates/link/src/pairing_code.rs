@@ -221,3 +221,135 @@ impl<'de> Deserialize<'de> for Proof {
         unhex(&text).map(Proof).ok_or_else(|| de::Error::custom("a proof has 64 hexadecimal digits"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id(byte: u8) -> EndpointId {
+        EndpointId::from_bytes([byte; 32])
+    }
+
+    fn code_of(reflector: [u8; 32], secret: [u8; 7]) -> PairingCode {
+        let mut code = PairingCode { pin: Pin::of(&EndpointId::from_bytes(reflector)), secret: Zeroizing::new(secret) };
+        code.secret[6] &= 0b1100_0000;
+        code
+    }
+
+    proptest! {
+        #[test]
+        fn every_code_survives_its_text(reflector: [u8; 32], secret: [u8; 7]) {
+            let code = code_of(reflector, secret);
+            let text = code.to_string();
+            prop_assert_eq!(text.len(), 8 * 4 + 7);
+            let sloppy = format!("  {}\n", text.to_lowercase().replace('0', "o").replace('1', "i").replace('-', "  "));
+            for text in [text, sloppy] {
+                let read = text.parse::<PairingCode>().unwrap();
+                prop_assert_eq!(read.pin, code.pin);
+                prop_assert_eq!(&read.secret, &code.secret);
+            }
+        }
+
+        #[test]
+        fn one_or_two_mistyped_digits_are_caught(secret: [u8; 7], a in 0usize..32, b in 0usize..32, x in 1u8..32, y in 1u8..32) {
+            let mut values = digits(&code_of([3; 32], secret));
+            values[a] = (values[a] + x) % 32;
+            if a != b {
+                values[b] = (values[b] + y) % 32;
+            }
+            prop_assert_eq!(text_of(&values).parse::<PairingCode>().unwrap_err(), NotAPairingCode::Check);
+        }
+
+        #[test]
+        fn any_transposition_is_caught(secret: [u8; 7], a in 0usize..32, b in 0usize..32) {
+            let code = code_of([3; 32], secret);
+            let mut values = digits(&code);
+            values.swap(a, b);
+            prop_assert_eq!(text_of(&values).parse::<PairingCode>().is_ok(), values == digits(&code));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC*") {
+            let _ = text.parse::<PairingCode>();
+        }
+    }
+
+    fn digits(code: &PairingCode) -> Vec<u8> {
+        code.to_string().chars().filter_map(crockford::value).collect()
+    }
+
+    fn text_of(values: &[u8]) -> String {
+        values.iter().map(|v| crockford::digit(*v)).collect()
+    }
+
+    #[test]
+    fn a_code_reads_the_same_for_ever() {
+        let text = code_of([7; 32], [0xff, 0, 0xaa, 0x55, 1, 2, 0xc0]).to_string();
+        assert_eq!(text, "9ER6-Z3JE-79VH-BMG1-TNZW-0AMN-810B-M7TG");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_never_repeated() {
+        let why = |text: &str| text.parse::<PairingCode>().unwrap_err();
+        assert_eq!(why("ABCD-U"), NotAPairingCode::Digit(5));
+        assert_eq!(why(""), NotAPairingCode::Length(0));
+        assert_eq!(why(&"A".repeat(33)), NotAPairingCode::Length(33));
+        assert_eq!(why(&"A".repeat(100_000)), NotAPairingCode::Length(129));
+        assert_eq!(why(&id(1).to_string()), NotAPairingCode::Length(58));
+    }
+
+    #[test]
+    fn a_code_is_for_the_reflector_that_made_it() {
+        let code = PairingCode::generate(&id(1)).unwrap();
+        assert!(code.pin().matches(&id(1)));
+        assert!(!code.pin().matches(&id(2)));
+    }
+
+    #[test]
+    fn every_code_has_a_secret_of_its_own() {
+        let (a, b) = (PairingCode::generate(&id(1)).unwrap(), PairingCode::generate(&id(1)).unwrap());
+        assert_eq!(a.pin, b.pin);
+        assert_ne!(a.secret, b.secret);
+    }
+
+    #[test]
+    fn debug_shows_neither_secret_nor_proof() {
+        let code = code_of([7; 32], [0xff; 7]);
+        let hidden =
+            format!("{code:?} {:?}", code.appliance_proof(&[1; 32], &Ends { reflector: id(7), appliance: id(8) }));
+        assert_eq!(hidden, format!("PairingCode(for {:?}) Proof(…)", code.pin()));
+    }
+
+    #[test]
+    fn a_proof_fits_one_code_one_direction_one_connection_and_one_pair_of_keys() {
+        let (code, other) = (code_of([7; 32], [1; 7]), code_of([7; 32], [2; 7]));
+        let ends = Ends { reflector: id(7), appliance: id(8) };
+        let proofs = [
+            code.appliance_proof(&[1; 32], &ends),
+            code.reflector_proof(&[1; 32], &ends),
+            code.appliance_proof(&[2; 32], &ends),
+            code.reflector_proof(&[2; 32], &ends),
+            code.appliance_proof(&[1; 32], &Ends { appliance: id(9), ..ends }),
+            code.appliance_proof(&[1; 32], &Ends { reflector: id(9), ..ends }),
+            code.appliance_proof(&[1; 32], &Ends { reflector: id(8), appliance: id(7) }),
+            other.appliance_proof(&[1; 32], &ends),
+        ];
+        for (at, proof) in proofs.iter().enumerate() {
+            assert!(proofs.iter().enumerate().all(|(beside, other)| (proof == other) == (at == beside)), "{at}");
+        }
+        assert_eq!(proofs[0], code.to_string().parse::<PairingCode>().unwrap().appliance_proof(&[1; 32], &ends));
+    }
+
+    #[test]
+    fn a_proof_is_64_digits_of_json_and_nothing_else() {
+        let proof = code_of([7; 32], [1; 7]).appliance_proof(&[1; 32], &Ends { reflector: id(7), appliance: id(8) });
+        let json = serde_json::to_string(&proof).unwrap();
+        assert_eq!(json.len(), 66);
+        assert_eq!(serde_json::from_str::<Proof>(&json).unwrap(), proof);
+        for wrong in [json.replace('"', "\"0"), "\"\"".to_owned(), format!("\"{}\"", "g".repeat(64)), "7".to_owned()] {
+            assert!(serde_json::from_str::<Proof>(&wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -32,11 +32,12 @@ impl PeerText {
     }
 }
 
-/// Control characters move the terminal; bidirectional overrides and invisible joiners forge what a reader sees.
+/// Control characters move the terminal; bidirectional overrides and invisible joiners forge what a reader sees; tags
+/// and fillers hide text in it.
 fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+            '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{3164}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
         && !('\u{e0000}'..='\u{e007f}').contains(&c)
 }
 
@@ -78,6 +79,11 @@ mod tests {
     #[test]
     fn escapes_and_bells_never_pass() {
         assert_eq!(PeerText::new("\u{1b}]0;owned\u{7}a\nb\u{202e}c").as_str(), "]0;ownedabc");
+    }
+
+    #[test]
+    fn nothing_invisible_or_turning_passes() {
+        assert_eq!(PeerText::new("pa\u{ad}y\u{61c}p\u{3164}al\u{200d}\u{e0041}\u{2066}").as_str(), "paypal");
     }
 
     #[test]
