@@ -88,6 +88,14 @@ pub enum Event {
         /// Which rule said no.
         reason: DenialReason,
     },
+    /// A session was taken back before its appliance heard of it: something could not be claimed or recorded, or nobody
+    /// wanted it any more. It is not charged.
+    SessionUndone {
+        /// Which.
+        session: SessionId,
+        /// Whose.
+        peer: EndpointId,
+    },
     /// A session is over.
     SessionEnded {
         /// Which.
@@ -129,6 +137,11 @@ pub enum Event {
         sessions: u64,
         /// Payload bytes.
         bytes: u64,
+    },
+    /// The audit log begins here: the lines before this one were moved away.
+    LogBegunAnew {
+        /// The number of the last line that was acknowledged before.
+        after: u64,
     },
     /// The tail of a segment that nobody had been told of was cut off after a crash, or after a failed write.
     TailRepaired {

@@ -1,0 +1,238 @@
+//! What a line of the audit log is and how it follows the one before. Pure: bytes in, verdicts out; no files.
+//!
+//! A line is one JSON object: `seq`, `ts`, the event's fields, `prev`, `hash`, in this order. `hash` is the SHA-256 of
+//! the line's own bytes from its first up to, and not including, the comma before `"hash"`. As `prev` (the hash of the
+//! line before; zeros in the first) lies within them, every line vouches for all before it, and no canonical form of
+//! JSON is needed to check one.
+
+use std::fmt;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+
+/// The end of a chain: a line's number, from 1, and its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The line's number; 0 before the first.
+    pub seq: u64,
+    /// Its SHA-256; zeros before the first.
+    pub hash: [u8; 32],
+}
+
+impl Head {
+    /// The head of a log without lines.
+    pub const GENESIS: Head = Head { seq: 0, hash: [0; 32] };
+
+    /// The hash as it stands in the log.
+    pub fn hash_hex(&self) -> String {
+        HEXLOWER.encode(&self.hash)
+    }
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {} ({})", self.seq, self.hash_hex())
+    }
+}
+
+/// What is wrong with a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Flaw {
+    #[error("the line has no end")]
+    Torn,
+    #[error("this is no line of an audit log")]
+    NoLine,
+    #[error("its contents do not have the hash it carries: it was changed")]
+    Hash,
+    #[error("line {found} stands where line {expected} is to be: lines are missing or out of place")]
+    Seq { expected: u64, found: u64 },
+    #[error("it does not follow the line before it: one of the two was replaced")]
+    Prev,
+    #[error("the log begins with line {0}: the lines before it are missing")]
+    Beginning(u64),
+}
+
+/// The longest line, in bytes: far more than any event has.
+pub(super) const MAX_LINE: usize = 64 * 1024;
+
+const HASH_KEY: &[u8] = b",\"hash\":\"";
+const HASH_DIGITS: usize = 64;
+const LINE_END: &[u8] = b"\"}";
+
+#[derive(Serialize)]
+struct Line<'a> {
+    seq: u64,
+    ts: String,
+    #[serde(flatten)]
+    event: &'a Event,
+    prev: String,
+}
+
+/// The fields that make the chain.
+#[derive(Deserialize)]
+struct Links {
+    seq: u64,
+    event: String,
+    prev: String,
+}
+
+/// Appends the line for `event` that follows `head`, with its newline, to `text`; the new head.
+pub(super) fn write_line(
+    head: Head,
+    at: Timestamp,
+    event: &Event,
+    text: &mut Vec<u8>,
+) -> Result<Head, serde_json::Error> {
+    let seq = head.seq.saturating_add(1);
+    let begin = text.len();
+    serde_json::to_writer(&mut *text, &Line { seq, ts: format!("{at:.3}"), event, prev: head.hash_hex() })?;
+    // The closing brace comes after the hash.
+    text.pop();
+    let hash = sha256(&text[begin..]);
+    let head = Head { seq, hash };
+    text.extend_from_slice(HASH_KEY);
+    text.extend_from_slice(head.hash_hex().as_bytes());
+    text.extend_from_slice(LINE_END);
+    text.push(b'\n');
+    Ok(head)
+}
+
+/// What is known of the line before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// Everything: this is it.
+    Line(Head),
+    /// It was not looked at.
+    Unseen,
+    /// There is none at hand: the line has to be the log's first, or one that says why the log begins later.
+    Nothing,
+}
+
+/// The head after `line` (without its newline), if it is whole and follows what is known to stand before it.
+pub(super) fn check_line(after: After, line: &[u8]) -> Result<Head, Flaw> {
+    let (body, links) = open_line(line)?;
+    let hash = sha256(body);
+    if line[body.len()..line.len() - LINE_END.len()] != [HASH_KEY, HEXLOWER.encode(&hash).as_bytes()].concat() {
+        return Err(Flaw::Hash);
+    }
+    let head = Head { seq: links.seq, hash };
+    let before = match after {
+        After::Line(before) => before,
+        After::Unseen => return Ok(head),
+        After::Nothing if links.event == BEGUN_ANEW => return Ok(head),
+        After::Nothing if links.seq != 1 => return Err(Flaw::Beginning(links.seq)),
+        After::Nothing => Head::GENESIS,
+    };
+    let expected = before.seq.saturating_add(1);
+    if links.seq != expected {
+        return Err(Flaw::Seq { expected, found: links.seq });
+    }
+    if links.prev != before.hash_hex() {
+        return Err(Flaw::Prev);
+    }
+    Ok(head)
+}
+
+/// The name of [`Event::LogBegunAnew`] in a line.
+const BEGUN_ANEW: &str = "log_begun_anew";
+
+/// What a file's first line claims; nothing about it is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) seq: u64,
+    pub(super) begins_anew: bool,
+}
+
+pub(super) fn claim(line: &[u8]) -> Option<Claim> {
+    let (_, links) = open_line(line).ok()?;
+    Some(Claim { seq: links.seq, begins_anew: links.event == BEGUN_ANEW })
+}
+
+/// The hashed part of a line, and the fields that make the chain.
+fn open_line(line: &[u8]) -> Result<(&[u8], Links), Flaw> {
+    let body = line.len().checked_sub(HASH_KEY.len() + HASH_DIGITS + LINE_END.len()).ok_or(Flaw::NoLine)?;
+    if !line[body..].starts_with(HASH_KEY) || !line.ends_with(LINE_END) {
+        return Err(Flaw::NoLine);
+    }
+    let links = serde_json::from_slice(line).map_err(|_| Flaw::NoLine)?;
+    Ok((&line[..body], links))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(head: Head, event: &Event) -> (Vec<u8>, Head) {
+        let mut text = Vec::new();
+        let at = "2026-01-31T12:00:00.1234Z".parse().unwrap();
+        let head = write_line(head, at, event, &mut text).unwrap();
+        assert_eq!(text.pop(), Some(b'\n'));
+        (text, head)
+    }
+
+    fn port_held(port: u16) -> Event {
+        Event::PortHeld { port }
+    }
+
+    #[test]
+    fn a_line_is_json_in_a_fixed_order() {
+        let (text, head) = line(Head::GENESIS, &port_held(5201));
+        let text = String::from_utf8(text).unwrap();
+        let zeros = "0".repeat(64);
+        let expected = format!(
+            r#"{{"seq":1,"ts":"2026-01-31T12:00:00.123Z","event":"port_held","port":5201,"prev":"{zeros}","hash":"{}"}}"#,
+            head.hash_hex()
+        );
+        assert_eq!(text, expected);
+        assert_eq!(head.hash, sha256(&text.as_bytes()[..text.find(",\"hash\"").unwrap()]));
+        let stopped: serde_json::Value = serde_json::from_slice(&line(head, &Event::Stopped).0).unwrap();
+        assert_eq!(stopped["event"], "stopped");
+    }
+
+    #[test]
+    fn a_line_follows_the_one_before_it_alone() {
+        let (first, head) = line(Head::GENESIS, &port_held(1));
+        let (second, next) = line(head, &port_held(2));
+        assert_eq!(check_line(After::Nothing, &first), Ok(head));
+        assert_eq!(check_line(After::Line(Head::GENESIS), &first), Ok(head));
+        assert_eq!(check_line(After::Line(head), &second), Ok(next));
+        assert_eq!(check_line(After::Line(next), &second), Err(Flaw::Seq { expected: 3, found: 2 }));
+        assert_eq!(check_line(After::Line(Head { seq: 1, hash: [9; 32] }), &second), Err(Flaw::Prev));
+        assert_eq!(check_line(After::Nothing, &second), Err(Flaw::Beginning(2)));
+        assert_eq!(check_line(After::Unseen, &second), Ok(next));
+    }
+
+    #[test]
+    fn a_log_may_begin_later_only_where_it_says_so() {
+        let (anew, head) = line(Head { seq: 41, hash: [3; 32] }, &Event::LogBegunAnew { after: 41 });
+        assert_eq!(check_line(After::Nothing, &anew), Ok(head));
+        assert_eq!(head.seq, 42);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_seen() {
+        let (text, _) = line(Head::GENESIS, &port_held(5201));
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(check_line(After::Line(Head::GENESIS), &flipped).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic() {
+        for junk in [&b""[..], b"{}", &[0; 100], &[b'"'; 80], br#"{"seq":1,"hash":"#] {
+            assert_eq!(check_line(After::Nothing, junk), Err(Flaw::NoLine));
+        }
+    }
+}

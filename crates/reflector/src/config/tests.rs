@@ -1,0 +1,279 @@
+//! What a configuration must and must not do, on machines that do not exist.
+
+use clap::Parser;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A machine of its own: nothing of the real one is read.
+struct Bench {
+    folder: TempDir,
+    env: BTreeMap<&'static str, String>,
+    is_root: bool,
+    has_home: bool,
+}
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { folder: TempDir::new().unwrap(), env: BTreeMap::new(), is_root: false, has_home: true }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn file(self, name: &str, text: &str) -> Self {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), text).unwrap();
+        self
+    }
+
+    fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.env.insert(name, value.to_owned());
+        self
+    }
+
+    fn root(mut self) -> Self {
+        self.is_root = true;
+        self
+    }
+
+    fn load(&self, arguments: &[&str]) -> Result<Loaded, ConfigError> {
+        let flags = Cli::try_parse_from([&["reflector"], arguments].concat()).unwrap().flags;
+        load_on(&flags, &Machine {
+            env: &|name| self.env.get(name).filter(|value| !value.is_empty()).map(OsString::from),
+            etc_file: self.path("etc.toml"),
+            home: self.has_home.then(|| self.path("home")),
+            is_root: self.is_root,
+            hostname: "attic".to_owned(),
+            current_dir: self.path("cwd"),
+        })
+    }
+
+    fn mistake(&self, arguments: &[&str]) -> String {
+        self.load(arguments).unwrap_err().to_string()
+    }
+}
+
+const USER_FILE: &str = "home/.config/packetparamedic/reflector.toml";
+
+#[test]
+fn with_nothing_said_the_defaults_hold() {
+    let loaded = Bench::new().load(&[]).unwrap();
+    assert_eq!(loaded.config.listen, quantity::both_families(4000));
+    assert_eq!(loaded.config.name.as_str(), "attic");
+    assert!(!loaded.config.offers_direct());
+    assert_eq!((loaded.config.max_concurrent_tests, loaded.config.max_tests_per_hour), (1, 240));
+    assert!(loaded.files.is_empty());
+    assert!(loaded.origins.values().all(|origin| *origin == Origin::Default));
+}
+
+#[test]
+fn each_layer_gives_way_to_the_one_above() {
+    let mut bench = Bench::new().file("etc.toml", "max_streams = 1");
+    let streams = |bench: &Bench, arguments: &[&str]| {
+        let loaded = bench.load(arguments).unwrap();
+        (loaded.config.max_streams, loaded.origins["max_streams"].to_string())
+    };
+    assert_eq!(streams(&bench, &[]), (1, format!("{}:1", bench.path("etc.toml").display())));
+    bench = bench.file(USER_FILE, "\n\nmax_streams = 2");
+    assert_eq!(streams(&bench, &[]), (2, format!("{}:3", bench.path(USER_FILE).display())));
+    bench = bench.file("cwd/own.toml", "max_streams = 3");
+    assert_eq!(streams(&bench, &["--config", "own.toml"]), (3, format!("{}:1", bench.path("cwd/own.toml").display())));
+    bench = bench.env("REFLECTOR_MAX_STREAMS", "4");
+    assert_eq!(streams(&bench, &["--config", "own.toml"]), (4, "REFLECTOR_MAX_STREAMS".to_owned()));
+    assert_eq!(streams(&bench, &["--config", "own.toml", "--max-streams", "5"]), (5, "--max-streams".to_owned()));
+    let files = bench.load(&["--config", "own.toml"]).unwrap().files;
+    assert_eq!(files, [bench.path("cwd/own.toml"), bench.path(USER_FILE), bench.path("etc.toml")]);
+}
+
+#[test]
+fn layers_mix_setting_by_setting() {
+    let bench = Bench::new().file("etc.toml", "name = \"etc\"\nmax_queue = 7").env("REFLECTOR_NAME", "");
+    let config = bench.load(&["--max-queue", "0"]).unwrap().config;
+    assert_eq!((config.name.as_str(), config.max_queue), ("etc", 0));
+}
+
+#[test]
+fn values_read_like_people_write_them() {
+    let text = "max_test_duration = '90s'\nmax_bytes_per_day = \"500GB\"\nmax_bytes_per_day_total = 1_000_000_000_000\n\
+                mode = 'direct_ephemeral'\ndata_port_range = 6000\nlisten = ['127.0.0.1:0', '::1']\nlog_format = 'json'\n";
+    let config = Bench::new().file("etc.toml", text).load(&[]).unwrap().config;
+    assert_eq!(config.max_test_duration, Duration::from_secs(90));
+    assert_eq!((config.max_bytes_per_day, config.max_bytes_per_day_total), (500_000_000_000, 1_000_000_000_000));
+    assert_eq!((config.offers_direct(), config.data_port_range), (true, 6000..=6000));
+    assert_eq!(config.listen, ["127.0.0.1:0".parse().unwrap(), "[::1]:4000".parse().unwrap()]);
+    assert_eq!(config.log_format, LogFormat::Json);
+}
+
+#[test]
+fn a_list_comes_as_commas_in_the_environment_and_as_repeated_flags() {
+    let bench = Bench::new().env("REFLECTOR_LISTEN", "127.0.0.1:1, 127.0.0.1:2,127.0.0.1:1");
+    assert_eq!(bench.load(&[]).unwrap().config.listen.len(), 2);
+    let config = bench.load(&["--listen", "0", "--listen", "127.0.0.1:0,127.0.0.1:0"]).unwrap().config;
+    assert_eq!(config.listen.len(), 4);
+}
+
+#[test]
+fn an_unknown_key_is_told_with_its_line_and_its_neighbour() {
+    let mistake = |key: &str| {
+        let bench = Bench::new().file("etc.toml", &format!("name = 'x'\n{key} = 1\n"));
+        let text = bench.mistake(&[]);
+        text.strip_prefix(&bench.path("etc.toml").display().to_string()).unwrap().to_owned()
+    };
+    assert_eq!(mistake("max_stream"), ":2: there is no setting \"max_stream\"; did you mean \"max_streams\"?");
+    assert!(mistake("max-queue").ends_with("did you mean \"max_queue\"?"));
+    assert!(mistake("REFLECTOR_LISTEN").ends_with("did you mean \"listen\"?"));
+    assert!(mistake("max_test_duraton").ends_with("did you mean \"max_test_duration\"?"));
+    assert_eq!(mistake("zzz"), ":2: there is no setting \"zzz\"; `reflector config template` lists them all");
+    let table = Bench::new().file("etc.toml", "\n[limits]\nmax_streams = 3\n").mistake(&[]);
+    assert!(table.contains("etc.toml:2: there is no setting \"limits\""), "{table}");
+}
+
+#[test]
+fn a_bad_value_says_where_what_and_what_would_be_right() {
+    let bench = Bench::new().file("etc.toml", "\nmax_test_duration = 60\n");
+    assert_eq!(
+        bench.mistake(&[]),
+        format!(
+            "{}:2: max_test_duration can't be this: \"60\" has no unit of time; \
+             right is a duration from 1s to 24h, such as 60s, 10m or 1h30m",
+            bench.path("etc.toml").display()
+        )
+    );
+    let told = Bench::new().env("REFLECTOR_MODE", "direct").mistake(&[]);
+    assert_eq!(told, "REFLECTOR_MODE: mode can't be this: \"direct\" is no mode; right is tunneled or direct_ephemeral");
+    let told = Bench::new().mistake(&["--max-streams", "65"]);
+    assert_eq!(told, "--max-streams: max_streams can't be this: 65 is above 64; right is a number from 1 to 64");
+}
+
+#[test]
+fn every_bad_value_is_refused() {
+    for (name, value) in [
+        ("listen", "example.org"),
+        ("listen", "[]"),
+        ("name", "a\u{7}b"),
+        ("authorized_peers", "PP-AAAA"),
+        ("mode", "Tunneled"),
+        ("data_port_range", "9-3"),
+        ("max_concurrent_tests", "0"),
+        ("max_queue", "-1"),
+        ("max_test_duration", "25h"),
+        ("max_streams", "many"),
+        ("max_tests_per_hour", "0"),
+        ("max_bytes_per_day", "1kB"),
+        ("max_bytes_per_day_total", "3PB"),
+        ("audit_segment_size", "1kB"),
+        ("log", "a=b=c"),
+        ("log_format", "xml"),
+    ] {
+        let setting = Setting::named(name).unwrap();
+        let bench = Bench::new().env(setting.env, value);
+        assert!(matches!(bench.load(&[]), Err(ConfigError::BadValue { .. })), "{name} = {value}");
+    }
+    for value in ["true", "1.5", "{}", "[1]", "2026-01-31", "''"] {
+        let bench = Bench::new().file("etc.toml", &format!("max_streams = {value}"));
+        assert!(matches!(bench.load(&[]), Err(ConfigError::BadValue { .. })), "{value}");
+    }
+}
+
+#[test]
+fn a_weak_layers_mistake_is_not_hidden_by_a_strong_one() {
+    let bench = Bench::new().file("etc.toml", "max_streams = 0");
+    assert!(bench.load(&["--max-streams", "4"]).is_err());
+}
+
+#[test]
+fn a_file_that_was_asked_for_must_be_there() {
+    assert!(matches!(Bench::new().load(&["--config", "gone.toml"]), Err(ConfigError::Unreadable { .. })));
+    let told = Bench::new().file("etc.toml", "name = 'x'\nname = 'y'\n").mistake(&[]);
+    assert!(told.contains("etc.toml:2: this is no TOML: duplicate key"), "{told}");
+    assert!(Bench::new().file("etc.toml", "name = \n").mistake(&[]).contains("etc.toml:1: "));
+}
+
+#[test]
+fn data_ports_and_the_listening_port_stay_apart() {
+    let direct = ["--mode", "direct_ephemeral", "--listen", "127.0.0.1:5250"];
+    assert!(Bench::new().mistake(&direct).starts_with("--listen: data_port_range 5201-5299 holds port 5250"));
+    assert!(Bench::new().load(&direct[2..]).is_ok());
+}
+
+#[test]
+fn folders_follow_systemd_then_root_then_xdg() {
+    let folders = |bench: &Bench, arguments: &[&str]| {
+        let config = bench.load(arguments).unwrap().config;
+        (config.state_dir.clone(), config.admin_socket())
+    };
+    let home = Bench::new();
+    let state = home.path("home/.local/state/packetparamedic/reflector");
+    assert_eq!(folders(&home, &[]), (state.clone(), state.join("admin.sock")));
+    let session = Bench::new().env("XDG_RUNTIME_DIR", "/run/user/7").env("XDG_STATE_HOME", "/s");
+    let socket = PathBuf::from("/run/user/7/packetparamedic/admin.sock");
+    assert_eq!(folders(&session, &[]), ("/s/packetparamedic/reflector".into(), socket));
+    let root = (PathBuf::from(ROOT_STATE_DIR), PathBuf::from("/run/packetparamedic/admin.sock"));
+    assert_eq!(folders(&Bench::new().root(), &[]), root);
+    let unit = Bench::new().env("STATE_DIRECTORY", "/var/lib/a:/var/lib/b").env("RUNTIME_DIRECTORY", "/run/a");
+    assert_eq!(folders(&unit, &[]), ("/var/lib/a".into(), "/run/a/admin.sock".into()));
+    assert_eq!(unit.load(&[]).unwrap().origins["state_dir"].to_string(), "STATE_DIRECTORY");
+}
+
+#[test]
+fn a_named_state_folder_holds_its_own_socket() {
+    let bench = || Bench::new().root().env("XDG_RUNTIME_DIR", "/run/user/7").env("RUNTIME_DIRECTORY", "/run/a");
+    let socket = |bench: Bench, arguments: &[&str]| bench.load(arguments).unwrap().config.admin_socket();
+    assert_eq!(socket(bench(), &["--state-dir", "/one"]), Path::new("/one/admin.sock"));
+    assert_eq!(socket(bench().env("REFLECTOR_STATE_DIR", "/two"), &[]), Path::new("/two/admin.sock"));
+    let said = socket(bench(), &["--state-dir", "/one", "--runtime-dir", "/three"]);
+    assert_eq!(said, Path::new("/three/admin.sock"));
+}
+
+#[test]
+fn a_relative_folder_is_meant_from_where_it_was_said() {
+    let bench = Bench::new().file(USER_FILE, "state_dir = 'here'");
+    assert_eq!(bench.load(&[]).unwrap().config.state_dir, bench.path(USER_FILE).with_file_name("here"));
+    let config = bench.load(&["--state-dir", "there"]).unwrap().config;
+    assert_eq!(config.state_dir, bench.path("cwd/there"));
+}
+
+#[test]
+fn without_a_home_somebody_has_to_name_the_folder() {
+    let mut bench = Bench::new();
+    bench.has_home = false;
+    assert!(bench.mistake(&[]).contains("--state-dir"));
+    assert!(bench.load(&["--state-dir", "/s"]).is_ok());
+}
+
+#[test]
+fn the_template_is_valid_and_uncommented_it_is_the_default() {
+    let text = template();
+    assert_eq!(Bench::new().file("etc.toml", &text).load(&[]).unwrap().files.len(), 1);
+    let bare = text.lines().map(|line| match line.strip_prefix('#') {
+        Some(setting) if !setting.starts_with(' ') => setting,
+        _ => line,
+    });
+    let bench = Bench::new().file("etc.toml", &bare.collect::<Vec<_>>().join("\n"));
+    let loaded = bench.load(&[]).unwrap();
+    assert!(loaded.origins.values().all(|origin| matches!(origin, Origin::File { .. })), "{:?}", loaded.origins);
+    let plain = Bench::new().root().load(&[]).unwrap().config;
+    assert_eq!(loaded.config, Config { name: PeerText::new("name-of-this-machine"), ..plain });
+    assert!(text.lines().all(|line| line.chars().count() <= 102), "{text}");
+}
+
+#[test]
+fn what_is_shown_reads_back_as_the_same() {
+    let arguments = ["--name", "quo\"te # \\ x", "--mode", "direct_ephemeral", "--listen", "1.2.3.4:5,[::]:6"];
+    for with_origin in [false, true] {
+        let loaded = Bench::new().root().load(&arguments).unwrap();
+        let shown = loaded.show(with_origin);
+        let again = Bench::new().root().file("etc.toml", &shown).load(&[]).unwrap();
+        assert_eq!(again.config, loaded.config, "{shown}");
+        assert_eq!(shown.contains("# --mode"), with_origin);
+        assert_eq!(shown.lines().count(), SETTINGS.len());
+    }
+}

@@ -1,0 +1,367 @@
+//! The one pairing code that may be open: who may try it, how often, and that it pairs one appliance only. Writing the
+//! pairing down and answering are never done here; time is handed in, and only the code's secret is made here.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use paramedic_link::EndpointId;
+use paramedic_link::message::Ends;
+use paramedic_link::pairing_code::{NoRandomness, PairingCode, Proof};
+
+use crate::door::Prefix;
+
+/// The longest that a code lives.
+pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
+/// Wrong proofs after which a prefix is not listened to.
+const WRONG_PER_PREFIX: u32 = 5;
+/// For how long that lasts, and after how long without another one wrong proofs are forgotten.
+const BLOCKED: Duration = Duration::from_secs(600);
+/// Wrong proofs of all prefixes after which the code is burnt: a chance of one in 10^12 to have guessed it.
+const WRONG_IN_ALL: u32 = 1000;
+/// Prefixes whose wrong proofs are remembered; several codes have to be burnt within ten minutes to need more.
+const REMEMBERED: usize = 4096;
+
+/// What became of a proof. All but `Paired` look the same to whoever sent it.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is right. Until the claim is confirmed or released, the code is nobody else's.
+    Paired {
+        /// What to answer once the pairing is on disk: that we know the secret as well.
+        proof: Proof,
+        /// To confirm or release.
+        claim: Claim,
+    },
+    /// It is wrong, too late, too early, or one of too many.
+    NotPaired,
+    /// As `NotPaired`, and there were so many that the code is closed.
+    Burnt,
+}
+
+/// The use of a code while the pairing is written down.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Claim(u64);
+
+/// Why no code was opened.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOpened {
+    /// There is one already.
+    #[error("a pairing code is open already, for {} s more at most", .expires_in.as_secs())]
+    AnotherIsOpen {
+        /// How long it lives yet.
+        expires_in: Duration,
+    },
+    /// No life at all, or too long a one.
+    #[error("a pairing code lives for an hour at most")]
+    Ttl,
+    /// The system's random source failed.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
+}
+
+/// The code that is open, if one is, and who proved wrongly.
+#[derive(Debug)]
+pub struct Pairing {
+    reflector: EndpointId,
+    open: Option<Open>,
+    wrong: BTreeMap<Prefix, Wrong>,
+    claims: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    code: PairingCode,
+    expires_at: Duration,
+    wrong: u32,
+    /// The pairing that is being written down.
+    claim: Option<u64>,
+    /// Whether it was revoked while claimed: whoever proved before that is paired, but nobody after.
+    revoked: bool,
+}
+
+#[derive(Debug)]
+struct Wrong {
+    count: u32,
+    last_at: Duration,
+}
+
+impl Pairing {
+    /// No code is open.
+    pub fn new(reflector: EndpointId) -> Self {
+        Self { reflector, open: None, wrong: BTreeMap::new(), claims: 0 }
+    }
+
+    /// Opens a new code; its text is for the operator's eyes only. `now` is monotonic, here and below.
+    pub fn open(&mut self, ttl: Duration, now: Duration) -> Result<String, NotOpened> {
+        let code = PairingCode::generate(&self.reflector)?;
+        let text = code.to_string();
+        self.open_with(code, ttl, now)?;
+        Ok(text)
+    }
+
+    fn open_with(&mut self, code: PairingCode, ttl: Duration, now: Duration) -> Result<(), NotOpened> {
+        if ttl.is_zero() || ttl > LONGEST_TTL {
+            return Err(NotOpened::Ttl);
+        }
+        self.pass_time(now);
+        if let Some(open) = &self.open {
+            return Err(NotOpened::AnotherIsOpen { expires_in: open.expires_at.saturating_sub(now) });
+        }
+        let expires_at = now.saturating_add(ttl);
+        self.open = Some(Open { code, expires_at, wrong: 0, claim: None, revoked: false });
+        Ok(())
+    }
+
+    /// Judges a proof that came over a connection between `ends` with this exporter value.
+    pub fn prove(&mut self, prefix: Prefix, ends: &Ends, exporter: &[u8; 32], proof: &Proof, now: Duration) -> Verdict {
+        self.pass_time(now);
+        if self.is_blocked(prefix) {
+            return Verdict::NotPaired;
+        }
+        let Some(open) = self.open.as_mut().filter(|open| open.claim.is_none()) else { return Verdict::NotPaired };
+        // Compared in constant time.
+        if open.code.appliance_proof(exporter, ends) == *proof {
+            self.claims += 1;
+            open.claim = Some(self.claims);
+            let proof = open.code.reflector_proof(exporter, ends);
+            self.wrong.remove(&prefix);
+            return Verdict::Paired { proof, claim: Claim(self.claims) };
+        }
+        open.wrong += 1;
+        let is_burnt = open.wrong >= WRONG_IN_ALL;
+        if is_burnt {
+            self.open = None;
+        }
+        self.note_wrong(prefix, now);
+        if is_burnt { Verdict::Burnt } else { Verdict::NotPaired }
+    }
+
+    /// The pairing is on disk: the code is used up.
+    pub fn confirm(&mut self, claim: Claim) {
+        self.open.take_if(|open| open.claim == Some(claim.0));
+    }
+
+    /// The pairing could not be written down: the code may be used again, if it was not revoked.
+    pub fn release(&mut self, claim: Claim) {
+        if let Some(open) = self.open.as_mut().filter(|open| open.claim == Some(claim.0)) {
+            open.claim = None;
+        }
+        self.open.take_if(|open| open.claim.is_none() && open.revoked);
+    }
+
+    /// Closes the code. A pairing that is being written down stands.
+    pub fn revoke(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.revoked = true;
+        }
+        self.open.take_if(|open| open.claim.is_none());
+    }
+
+    /// How long the open code lives yet; `None`: none is open.
+    pub fn expires_in(&self, now: Duration) -> Option<Duration> {
+        let open = self.open.as_ref().filter(|open| !open.revoked)?;
+        Some(open.expires_at.saturating_sub(now)).filter(|left| !left.is_zero())
+    }
+
+    fn pass_time(&mut self, now: Duration) {
+        // Whoever proved in time is paired, however long the disk takes.
+        self.open.take_if(|open| open.claim.is_none() && open.expires_at <= now);
+        self.wrong.retain(|_, wrong| now.saturating_sub(wrong.last_at) < BLOCKED);
+    }
+
+    fn is_blocked(&self, prefix: Prefix) -> bool {
+        self.wrong.get(&prefix).is_some_and(|wrong| wrong.count >= WRONG_PER_PREFIX)
+    }
+
+    fn note_wrong(&mut self, prefix: Prefix, now: Duration) {
+        let oldest = || self.wrong.iter().min_by_key(|(_, wrong)| wrong.last_at).map(|(prefix, _)| *prefix);
+        if self.wrong.len() >= REMEMBERED
+            && !self.wrong.contains_key(&prefix)
+            && let Some(oldest) = oldest()
+        {
+            self.wrong.remove(&oldest);
+        }
+        let wrong = self.wrong.entry(prefix).or_insert(Wrong { count: 0, last_at: now });
+        wrong.count += 1;
+        wrong.last_at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    const REFLECTOR: EndpointId = EndpointId::from_bytes([1; 32]);
+    const EXPORTER: [u8; 32] = [7; 32];
+    const TTL: Duration = Duration::from_secs(600);
+    const START: Duration = Duration::ZERO;
+
+    fn ends(appliance: u8) -> Ends {
+        Ends { reflector: REFLECTOR, appliance: EndpointId::from_bytes([appliance; 32]) }
+    }
+
+    fn prefix(n: u32) -> Prefix {
+        Prefix::of(IpAddr::V4(n.into()))
+    }
+
+    fn open() -> (Pairing, PairingCode) {
+        let mut pairing = Pairing::new(REFLECTOR);
+        let code = pairing.open(TTL, START).unwrap().parse().unwrap();
+        (pairing, code)
+    }
+
+    fn prove(pairing: &mut Pairing, code: &PairingCode, from: u32, now: Duration) -> Verdict {
+        let proof = code.appliance_proof(&EXPORTER, &ends(2));
+        pairing.prove(prefix(from), &ends(2), &EXPORTER, &proof, now)
+    }
+
+    fn claim(verdict: Verdict) -> Claim {
+        match verdict {
+            Verdict::Paired { claim, .. } => claim,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn is_paired(verdict: Verdict) -> bool {
+        matches!(verdict, Verdict::Paired { .. })
+    }
+
+    /// A proof with the secret of another code.
+    fn wrong() -> PairingCode {
+        PairingCode::generate(&REFLECTOR).unwrap()
+    }
+
+    #[test]
+    fn a_right_proof_is_answered_with_the_other_half() {
+        let (mut pairing, code) = open();
+        let Verdict::Paired { proof, .. } = prove(&mut pairing, &code, 1, START) else { panic!() };
+        assert_eq!(proof, code.reflector_proof(&EXPORTER, &ends(2)));
+    }
+
+    #[test]
+    fn a_proof_of_another_connection_or_key_pairs_nobody() {
+        let (mut pairing, code) = open();
+        let proof = code.appliance_proof(&EXPORTER, &ends(2));
+        assert!(!is_paired(pairing.prove(prefix(1), &ends(2), &[8; 32], &proof, START)));
+        assert!(!is_paired(pairing.prove(prefix(1), &ends(3), &EXPORTER, &proof, START)));
+        let reflected = code.reflector_proof(&EXPORTER, &ends(2));
+        assert!(!is_paired(pairing.prove(prefix(1), &ends(2), &EXPORTER, &reflected, START)));
+    }
+
+    #[test]
+    fn a_used_code_pairs_nobody_else() {
+        let (mut pairing, code) = open();
+        let first = claim(prove(&mut pairing, &code, 1, START));
+        assert!(!is_paired(prove(&mut pairing, &code, 2, START)), "while the first is being written down");
+        pairing.confirm(first);
+        assert!(!is_paired(prove(&mut pairing, &code, 2, START)));
+        assert_eq!(pairing.expires_in(START), None);
+    }
+
+    #[test]
+    fn a_pairing_that_was_not_written_gives_the_code_back() {
+        let (mut pairing, code) = open();
+        let first = claim(prove(&mut pairing, &code, 1, START));
+        pairing.release(first);
+        assert!(is_paired(prove(&mut pairing, &code, 1, START)));
+    }
+
+    #[test]
+    fn an_expired_or_revoked_code_pairs_nobody() {
+        let (mut pairing, code) = open();
+        assert!(!is_paired(prove(&mut pairing, &code, 1, TTL)));
+        let (mut pairing, code) = open();
+        pairing.revoke();
+        assert!(!is_paired(prove(&mut pairing, &code, 1, START)));
+        assert!(pairing.open(TTL, START).is_ok());
+    }
+
+    #[test]
+    fn who_proved_in_time_is_paired_however_long_the_disk_takes() {
+        let (mut pairing, code) = open();
+        let first = claim(prove(&mut pairing, &code, 1, TTL - Duration::from_millis(1)));
+        pairing.revoke();
+        assert!(matches!(pairing.open(TTL, TTL), Err(NotOpened::AnotherIsOpen { .. })));
+        pairing.confirm(first);
+        assert!(pairing.open(TTL, TTL).is_ok());
+    }
+
+    #[test]
+    fn a_code_revoked_while_claimed_is_not_given_back() {
+        let (mut pairing, code) = open();
+        let first = claim(prove(&mut pairing, &code, 1, START));
+        pairing.revoke();
+        pairing.release(first);
+        assert!(!is_paired(prove(&mut pairing, &code, 1, START)));
+    }
+
+    #[test]
+    fn a_stale_claim_touches_no_newer_code() {
+        let (mut pairing, code) = open();
+        let stale = claim(prove(&mut pairing, &code, 1, START));
+        pairing.confirm(Claim(stale.0));
+        let newer = pairing.open(TTL, START).unwrap().parse().unwrap();
+        pairing.confirm(stale);
+        assert!(is_paired(prove(&mut pairing, &newer, 1, START)));
+    }
+
+    #[test]
+    fn five_wrong_proofs_block_their_prefix_for_ten_minutes() {
+        let mut pairing = Pairing::new(REFLECTOR);
+        let code = pairing.open(LONGEST_TTL, START).unwrap().parse().unwrap();
+        let wrong = wrong();
+        for _ in 0..5 {
+            assert!(!is_paired(prove(&mut pairing, &wrong, 1, START)));
+        }
+        assert!(!is_paired(prove(&mut pairing, &code, 1, BLOCKED - Duration::from_millis(1))));
+        let other = claim(prove(&mut pairing, &code, 2, START));
+        pairing.release(other);
+        assert!(is_paired(prove(&mut pairing, &code, 1, BLOCKED)));
+    }
+
+    #[test]
+    fn a_thousand_wrong_proofs_burn_the_code() {
+        let (mut pairing, code) = open();
+        let wrong = wrong();
+        for from in 0..999 {
+            assert!(matches!(prove(&mut pairing, &wrong, from, START), Verdict::NotPaired));
+        }
+        assert!(matches!(prove(&mut pairing, &wrong, 5_000, START), Verdict::Burnt));
+        assert!(!is_paired(prove(&mut pairing, &code, 6_000, START)));
+    }
+
+    #[test]
+    fn who_is_blocked_burns_nothing() {
+        let (mut pairing, code) = open();
+        let wrong = wrong();
+        for _ in 0..2_000 {
+            assert!(!is_paired(prove(&mut pairing, &wrong, 1, START)));
+        }
+        assert!(is_paired(prove(&mut pairing, &code, 2, START)));
+    }
+
+    #[test]
+    fn memory_of_wrong_proofs_is_bounded() {
+        let mut pairing = Pairing::new(REFLECTOR);
+        let wrong = wrong();
+        for n in 0..10 {
+            let _ = pairing.open(TTL, START).unwrap();
+            for from in 0..1_000 {
+                prove(&mut pairing, &wrong, n * 1_000 + from, START);
+            }
+        }
+        assert_eq!(pairing.wrong.len(), REMEMBERED);
+    }
+
+    #[test]
+    fn one_code_is_open_at_once_and_for_an_hour_at_most() {
+        let (mut pairing, _) = open();
+        let refused = pairing.open(TTL, START).unwrap_err();
+        assert_eq!(refused.to_string(), "a pairing code is open already, for 600 s more at most");
+        assert_eq!(pairing.expires_in(Duration::from_secs(1)), Some(Duration::from_secs(599)));
+        let mut idle = Pairing::new(REFLECTOR);
+        assert!(matches!(idle.open(LONGEST_TTL + START, START), Ok(_)));
+        assert!(matches!(pairing.open(LONGEST_TTL + Duration::from_millis(1), START), Err(NotOpened::Ttl)));
+    }
+}

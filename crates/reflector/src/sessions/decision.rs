@@ -1,0 +1,220 @@
+//! What goes into the session rules and what comes out of them: plain values. No rule is decided here.
+
+use std::time::Duration;
+
+use paramedic_link::message::{Denial, EndReason};
+use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
+use paramedic_link::{EndpointId, SessionId};
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds of a UTC day.
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// What time it is, by both clocks. Sessions live by the monotonic one; hours and days of quotas by the wall clock,
+/// because they outlive a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Since an arbitrary start; never goes back.
+    pub mono: Duration,
+    /// Milliseconds since 1970, UTC; may jump.
+    pub unix_ms: u64,
+}
+
+impl Now {
+    /// The UTC day, counted from 1970-01-01.
+    pub fn day(self) -> u32 {
+        Self::day_of(self.unix_ms)
+    }
+
+    /// The UTC day of a wall-clock time in milliseconds since 1970.
+    pub fn day_of(unix_ms: u64) -> u32 {
+        u32::try_from(unix_ms / DAY_MS).unwrap_or(u32::MAX)
+    }
+
+    /// How long until the next UTC day begins.
+    pub(super) fn until_tomorrow(self) -> Duration {
+        Duration::from_millis(DAY_MS - self.unix_ms % DAY_MS)
+    }
+}
+
+/// One standing link; the shell gives each a number of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(pub u64);
+
+/// What the store remembers from before the start.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// Who was granted a test, and when, in milliseconds since 1970.
+    pub tests: Vec<(EndpointId, u64)>,
+    /// Who was charged how many bytes on which day.
+    pub bytes_today: Vec<(EndpointId, u32, u64)>,
+}
+
+/// A session whose slot, port and test are reserved. It is a grant only once [`super::Sessions::opened`] was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// Its id.
+    pub session: SessionId,
+    /// The link that asked.
+    pub link: LinkId,
+    /// Whose link that is.
+    pub peer: EndpointId,
+    /// What it is to do.
+    pub spec: TestSpec,
+    /// The port to claim, in direct mode.
+    pub port: Option<u16>,
+    /// How long it lasts at most, from its reservation on.
+    pub expires_in: Duration,
+}
+
+/// What a request is answered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// Everything is reserved: claim, call `opened`, record, and only then promise; or `undo`.
+    Reserved(Reservation),
+    /// It waits its turn. Nothing is reserved.
+    Queued {
+        /// How many stand before it, plus one.
+        place: u32,
+        /// How long that may take.
+        expected_wait: Duration,
+    },
+    /// It is not granted, and forgotten.
+    Denied(Denial),
+}
+
+/// Bytes that may flow, once they are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Payload bytes; never 0.
+    pub bytes: u64,
+    /// The UTC day that they are charged to, counted from 1970-01-01.
+    pub day: u32,
+}
+
+/// The accounts of a session that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Which.
+    pub session: SessionId,
+    /// Whose.
+    pub peer: EndpointId,
+    /// Payload bytes charged to each day, oldest first; days without bytes are left out.
+    pub bytes_by_day: Vec<(u32, u64)>,
+    /// Why it is over: the first reason there was.
+    pub reason: EndReason,
+}
+
+/// What the shell has to do because time passed or something changed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The turn of a waiting request has come: as [`Answer::Reserved`].
+    Reserve(Reservation),
+    /// A waiting request should hear where it stands.
+    Place {
+        /// Which link waits.
+        link: LinkId,
+        /// How many stand before it, plus one.
+        place: u32,
+        /// How long that may take.
+        expected_wait: Duration,
+    },
+    /// A waiting request is not granted after all.
+    Deny {
+        /// Which link waited.
+        link: LinkId,
+        /// What to tell it.
+        denial: Denial,
+    },
+    /// Tear the session down and call `ended`. Said again from time to time until that call came.
+    End {
+        /// Which.
+        session: SessionId,
+        /// Why.
+        reason: EndReason,
+    },
+}
+
+/// How things stand, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Sessions that may run at once.
+    pub slots: u32,
+    /// No new sessions: the reflector is shutting down.
+    pub draining: bool,
+    /// No new sessions: audit log or state can't be written.
+    pub faulted: bool,
+    /// What is reserved or runs.
+    pub sessions: Vec<SessionStatus>,
+    /// Who waits, in the order of their turns.
+    pub queue: Vec<QueueStatus>,
+    /// What each peer used of its quotas; peers that used nothing are left out.
+    pub peers: Vec<PeerStatus>,
+    /// Payload bytes charged today to all peers together, open leases included.
+    pub bytes_today: u64,
+    /// Ports of the range that other programs held when they were last tried.
+    pub held_ports: Vec<u16>,
+}
+
+/// One session, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Which.
+    pub session: SessionId,
+    /// Whose.
+    pub peer: EndpointId,
+    /// The engine that makes the load.
+    pub engine: EngineId,
+    /// The way its data takes.
+    pub data_mode: DataMode,
+    /// Its port, in direct mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// How long it has been there, in milliseconds.
+    pub elapsed_ms: u64,
+    /// How long it lasts at most from now on, in milliseconds.
+    pub expires_in_ms: u64,
+    /// Payload bytes leased so far.
+    pub leased_bytes: u64,
+}
+
+/// One waiting request, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Whose.
+    pub peer: EndpointId,
+    /// How many stand before it, plus one.
+    pub place: u32,
+    /// How long that may take, in milliseconds.
+    pub expected_wait_ms: u64,
+}
+
+/// One peer's quotas, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Who.
+    pub peer: EndpointId,
+    /// Tests granted within the last hour.
+    pub tests_this_hour: u32,
+    /// Payload bytes charged today, open leases included.
+    pub bytes_today: u64,
+}
+
+/// Whole milliseconds, capped.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_begins_at_midnight_utc() {
+        let at = |unix_ms| Now { mono: Duration::ZERO, unix_ms };
+        assert_eq!((at(DAY_MS - 1).day(), at(DAY_MS).day()), (0, 1));
+        assert_eq!(at(DAY_MS - 1).until_tomorrow(), Duration::from_millis(1));
+        assert_eq!(at(DAY_MS).until_tomorrow(), Duration::from_millis(DAY_MS));
+        assert_eq!(at(u64::MAX).day(), u32::MAX);
+    }
+}

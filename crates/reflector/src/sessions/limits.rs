@@ -1,0 +1,169 @@
+//! What the operator allows, and what a request is told that asks for more. What is used up is not looked at here.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use paramedic_link::PeerText;
+use paramedic_link::message::{Denial, DenialReason};
+use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
+
+use super::decision::millis;
+
+/// What a phase may take beyond its duration: opening its streams, and draining what is still under way.
+const PHASE_ALLOWANCE: Duration = Duration::from_secs(6);
+/// What a session may take beyond its phases: opening, first and last words, a slow disk.
+const SESSION_ALLOWANCE: Duration = Duration::from_secs(15);
+/// What a phase takes beyond its duration when all goes well, for the expected wait of others.
+const USUAL_PHASE_OVERHEAD: Duration = Duration::from_secs(1);
+
+/// What the operator allows.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Sessions that run at once.
+    pub max_concurrent_tests: u32,
+    /// The longest session, all its phases together.
+    pub max_test_duration: Duration,
+    /// The most streams per direction.
+    pub max_streams: u16,
+    /// Sessions granted to one peer within any hour.
+    pub max_tests_per_hour: u32,
+    /// Payload bytes charged to one peer on one UTC day.
+    pub max_bytes_per_day: u64,
+    /// Payload bytes charged to all peers on one UTC day.
+    pub max_bytes_per_day_total: u64,
+    /// Requests that wait at once.
+    pub max_queue: usize,
+    /// Requests of one peer that wait at once, over all its links.
+    pub max_queue_per_peer: usize,
+    /// The ports of direct sessions; `None`: there are none.
+    pub data_ports: Option<RangeInclusive<u16>>,
+    /// The data modes offered.
+    pub data_modes: Vec<DataMode>,
+    /// The engines offered.
+    pub engines: Vec<EngineId>,
+}
+
+impl Default for Limits {
+    /// Nothing is offered and nothing allowed: the configuration is where operators' defaults stand. Only what it does
+    /// not know has its value here.
+    fn default() -> Self {
+        Self {
+            max_concurrent_tests: 0,
+            max_test_duration: Duration::ZERO,
+            max_streams: 0,
+            max_tests_per_hour: 0,
+            max_bytes_per_day: 0,
+            max_bytes_per_day_total: 0,
+            max_queue: 0,
+            // An appliance needs one; a few more for somebody at its keyboard beside its schedule.
+            max_queue_per_peer: 4,
+            data_ports: None,
+            data_modes: Vec::new(),
+            engines: Vec::new(),
+        }
+    }
+}
+
+impl Limits {
+    /// What is refused whoever asks and whenever.
+    pub(super) fn check(&self, spec: &TestSpec) -> Result<(), Denial> {
+        let refuse = |reason, detail: String| Err(denial(reason, &detail, None));
+        if let Err(bad) = spec.check() {
+            return refuse(DenialReason::BadRequest, bad.to_string());
+        }
+        if !self.engines.contains(&spec.engine) {
+            let offered = list(&self.engines);
+            return refuse(
+                DenialReason::EngineNotOffered,
+                format!("engine {} is not offered here; offered: {offered}", spec.engine),
+            );
+        }
+        let has_ports = self.data_ports.as_ref().is_some_and(|ports| !ports.is_empty());
+        let is_offered = |mode: DataMode| {
+            self.data_modes.contains(&mode)
+                && match mode {
+                    DataMode::Tunneled => true,
+                    DataMode::DirectEphemeral => has_ports,
+                    DataMode::Unknown => false,
+                }
+        };
+        if !is_offered(spec.data_mode) {
+            let offered = self.data_modes.iter().copied().filter(|mode| is_offered(*mode)).collect::<Vec<_>>();
+            let detail = format!("data mode {} is not offered here; offered: {}", spec.data_mode, list(&offered));
+            return refuse(DenialReason::ModeNotOffered, detail);
+        }
+        if spec.streams > self.max_streams {
+            let detail = format!("{} streams asked, {} allowed", spec.streams, self.max_streams);
+            return refuse(DenialReason::TooManyStreams, detail);
+        }
+        if spec.duration() > self.max_test_duration {
+            let detail = format!("{} asked, {} allowed", span(spec.duration()), span(self.max_test_duration));
+            return refuse(DenialReason::TooLong, detail);
+        }
+        Ok(())
+    }
+}
+
+/// How long a session may last at most, from its reservation on.
+pub(super) fn longest(spec: &TestSpec) -> Duration {
+    spec.duration() + allowance(PHASE_ALLOWANCE, spec) + SESSION_ALLOWANCE
+}
+
+/// How long a session usually lasts.
+pub(super) fn usual(spec: &TestSpec) -> Duration {
+    spec.duration() + allowance(USUAL_PHASE_OVERHEAD, spec)
+}
+
+fn allowance(each: Duration, spec: &TestSpec) -> Duration {
+    // At most `TestSpec::MAX_PHASES` of them: checked before anything else.
+    each.saturating_mul(u32::try_from(spec.phases.len()).unwrap_or(u32::MAX))
+}
+
+/// A denial in words.
+pub(super) fn denial(reason: DenialReason, detail: &str, retry_after: Option<Duration>) -> Denial {
+    Denial { reason, detail: PeerText::new(detail), retry_after_ms: retry_after.map(millis) }
+}
+
+fn list(items: &[impl ToString]) -> String {
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A length of time as people write it: `2 min`, `1 min 30 s`, `500 ms`; rounded down to the second from 1 s on.
+pub(super) fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if seconds == 0 {
+        return format!("{} ms", duration.as_millis());
+    }
+    let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "min"), (seconds % 60, "s")];
+    parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n} {unit}")).collect::<Vec<_>>().join(" ")
+}
+
+/// A number of bytes as people write it, in SI units: `500 GB`, `1.5 TB`.
+pub(super) fn bytes(count: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let at = (1..units.len()).rev().find(|at| count >= 1000u64.pow(*at as u32)).unwrap_or(0);
+    let unit = 1000u64.pow(at as u32);
+    match count % unit * 10 / unit {
+        0 => format!("{} {}", count / unit, units[at]),
+        tenth => format!("{}.{tenth} {}", count / unit, units[at]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_told_in_words() {
+        assert_eq!(span(Duration::from_secs(600)), "10 min");
+        assert_eq!(span(Duration::from_secs(3690)), "1 h 1 min 30 s");
+        assert_eq!(span(Duration::from_millis(500)), "500 ms");
+        assert_eq!(bytes(20_000_000_000_000), "20 TB");
+        assert_eq!(bytes(1_500_000), "1.5 MB");
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(u64::MAX), "18.4 EB");
+    }
+}

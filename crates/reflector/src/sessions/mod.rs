@@ -1,0 +1,535 @@
+//! What is granted, queued, denied and charged, as a pure state machine that writes its own audit events. Sockets,
+//! files, clocks and tasks never live here: time and ids are handed in, steps are handed out.
+
+mod decision;
+mod limits;
+#[cfg(test)]
+mod orders;
+mod ports;
+mod queue;
+mod quota;
+#[cfg(test)]
+mod rules;
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use paramedic_link::message::{Denial, DenialReason, EndReason};
+use paramedic_link::test_spec::{DataMode, TestSpec};
+use paramedic_link::{EndpointId, SessionId};
+
+use crate::event::Event;
+use decision::millis;
+pub use decision::{
+    Answer, Lease, LinkId, Now, Past, PeerStatus, QueueStatus, Reservation, SessionStatus, Settled, Snapshot, Step,
+};
+pub use limits::Limits;
+use limits::denial;
+use ports::Ports;
+use queue::{Occupied, Queue};
+use session::{Ending, Session};
+
+/// When to ask again while audit log or state can't be written.
+const RETRY_FAULTED: Duration = Duration::from_secs(5);
+/// When to ask again where other programs hold every port.
+const RETRY_HELD: Duration = Duration::from_secs(60);
+
+/// All sessions and requests of a reflector, and the quotas they are measured by.
+#[derive(Debug)]
+pub struct Sessions {
+    limits: Limits,
+    ports: Ports,
+    queue: Queue,
+    tests: quota::Tests,
+    bytes: quota::Bytes,
+    /// Reserved and running ones: each holds a slot, and never are there more than slots.
+    held: BTreeMap<SessionId, Session>,
+    draining: bool,
+    faulted: bool,
+    events: Vec<Event>,
+    /// Denials of waiting requests that were decided outside of `poll`.
+    denials: Vec<Step>,
+    /// Something changed since the last `poll` that could move the queue.
+    changed: bool,
+}
+
+impl Sessions {
+    /// No session yet, and the quotas as the past left them.
+    pub fn new(limits: Limits, past: Past, now: Now) -> Self {
+        let mut sessions = Self {
+            ports: Ports::new(limits.data_ports.clone()),
+            limits,
+            queue: Queue::default(),
+            tests: quota::Tests::new(past.tests),
+            bytes: quota::Bytes::new(past.bytes_today),
+            held: BTreeMap::new(),
+            draining: false,
+            faulted: false,
+            events: Vec::new(),
+            denials: Vec::new(),
+            changed: false,
+        };
+        sessions.pass_time(now);
+        sessions
+    }
+
+    /// What the operator allows.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Checks a request, and reserves everything it needs where it can begin now. `id` is the session's if one comes
+    /// of it, and never one that was used before.
+    pub fn request(
+        &mut self,
+        link: LinkId,
+        peer: EndpointId,
+        spec: TestSpec,
+        wait: bool,
+        id: SessionId,
+        now: Now,
+    ) -> Answer {
+        self.pass_time(now);
+        if self.queue.holds(link) || self.held.values().any(|session| session.link == link) {
+            let detail = "this link has a session or a request already";
+            return self.deny(peer, denial(DenialReason::AlreadyAsked, detail, None));
+        }
+        if let Err(denial) = self.check(peer, &spec, now) {
+            return self.deny(peer, denial);
+        }
+        // Stand at the end of the line first: whoever is before us and could begin now, begins before us.
+        self.queue.push(link, peer, spec.clone());
+        if self.could_begin().contains(&link) {
+            self.queue.remove(link);
+            return match self.reserve(link, peer, spec, id, now) {
+                Ok(reservation) => Answer::Reserved(reservation),
+                Err(denial) => self.deny(peer, denial),
+            };
+        }
+        let (place, expected_wait) = self.prospects(link, now.mono);
+        if let Some(denial) = self.may_not_wait(peer, &spec, wait, expected_wait) {
+            self.queue.remove(link);
+            return self.deny(peer, denial);
+        }
+        if let Some(waiting) = self.queue.find(link) {
+            waiting.tell(place, expected_wait, now.mono);
+        }
+        self.changed = true;
+        self.events.push(Event::SessionQueued { peer, place });
+        Answer::Queued { place, expected_wait }
+    }
+
+    /// A program of someone else holds the reserved port: takes the next one of the range, or undoes the reservation
+    /// where there is none. Only before [`Sessions::opened`].
+    pub fn port_is_held(&mut self, session: SessionId, now: Now) -> Answer {
+        let held = self.held.get_mut(&session).filter(|session| !session.opened);
+        let Some((held, port)) = held.and_then(|held| held.port.map(|port| (held, port))) else {
+            return Answer::Denied(denial(DenialReason::Faulted, "the reservation is gone", Some(RETRY_FAULTED)));
+        };
+        self.changed = true;
+        self.ports.give_back_held(port, now.mono);
+        self.events.push(Event::PortHeld { port });
+        held.tried.insert(port);
+        held.port = self.ports.take(&held.tried, now.mono);
+        if held.port.is_some() {
+            return Answer::Reserved(held.reservation(session));
+        }
+        let peer = held.peer;
+        self.take_back(session);
+        let detail = "every port of the range is in use, or held by other programs on the reflector's host";
+        self.deny(peer, denial(DenialReason::NoPort, detail, Some(RETRY_HELD)))
+    }
+
+    /// Everything that was reserved is claimed: from here on it is a grant, on its way to the disk and then to the
+    /// appliance. `false`: the reservation was taken back in the meantime; let everything go.
+    #[must_use]
+    pub fn opened(&mut self, session: SessionId, now: Now) -> bool {
+        let Some(held) = self.held.get_mut(&session) else { return false };
+        if !held.opened {
+            held.opened = true;
+            held.heard_at = now.mono;
+            self.events.push(Event::SessionGranted {
+                session,
+                peer: held.peer,
+                engine: held.spec.engine.clone(),
+                data_mode: held.spec.data_mode,
+                port: held.port,
+                expires_in_ms: millis(limits::longest(&held.spec)),
+            });
+        }
+        true
+    }
+
+    /// Nothing was promised, because something could not be claimed or recorded: slot, port and test go back.
+    pub fn undo(&mut self, session: SessionId, now: Now) {
+        self.pass_time(now);
+        if let Some(held) = self.take_back(session) {
+            self.events.push(Event::SessionUndone { session, peer: held.peer });
+        }
+    }
+
+    /// The link no longer wants what it asked for. A granted session goes on: that one is finished, not withdrawn.
+    pub fn withdraw(&mut self, link: LinkId) {
+        if self.queue.remove(link).is_some() {
+            self.changed = true;
+        }
+        let unopened = self.held.iter().find(|(_, held)| held.link == link && !held.opened).map(|(id, _)| *id);
+        if let Some(session) = unopened
+            && let Some(held) = self.take_back(session)
+        {
+            self.events.push(Event::SessionUndone { session, peer: held.peer });
+        }
+    }
+
+    /// The link is gone, and with it what it asked for.
+    pub fn link_closed(&mut self, link: LinkId, now: Now) {
+        self.pass_time(now);
+        self.withdraw(link);
+        self.end_where(EndReason::LinkClosed, |held| held.link == link);
+    }
+
+    /// The peer is no longer one: its sessions end, its requests are forgotten. What it used stays charged.
+    pub fn peer_removed(&mut self, peer: EndpointId, now: Now) {
+        self.pass_time(now);
+        self.queue.remove_peer(peer);
+        self.changed = true;
+        self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
+    }
+
+    /// No new sessions from here on; running ones go on, waiting ones are denied.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        self.changed = true;
+        for waiting in self.queue.clear() {
+            let denial = draining();
+            self.events.push(Event::SessionDenied { peer: waiting.peer, reason: denial.reason });
+            self.denials.push(Step::Deny { link: waiting.link, denial });
+        }
+    }
+
+    /// Whether audit log or state can't be written: no new sessions until they can.
+    pub fn set_faulted(&mut self, faulted: bool) {
+        self.changed |= self.faulted != faulted;
+        self.faulted = faulted;
+    }
+
+    /// Something was heard on one of the session's connections.
+    pub fn heard(&mut self, session: SessionId, now: Now) {
+        if let Some(held) = self.held.get_mut(&session) {
+            held.heard_at = held.heard_at.max(now.mono);
+        }
+    }
+
+    /// Charges up to `wanted` bytes more to the session, before they flow. They belong to the day of the lease, whenever
+    /// they flow. The error is why the session must end.
+    pub fn lease(&mut self, session: SessionId, wanted: u64, now: Now) -> Result<Lease, EndReason> {
+        let day = now.day();
+        // No bytes without a recorded grant.
+        let held = self.held.get_mut(&session).filter(|held| held.opened).ok_or(EndReason::Failed)?;
+        if let Some(ending) = &held.ending {
+            return Err(ending.reason);
+        }
+        let of_peer = self.limits.max_bytes_per_day.saturating_sub(self.bytes.of_peer(held.peer, day));
+        let of_all = self.limits.max_bytes_per_day_total.saturating_sub(self.bytes.of_all(day));
+        let bytes = wanted.max(1).min(of_peer).min(of_all);
+        if bytes == 0 {
+            return Err(EndReason::BytesPerDay);
+        }
+        self.bytes.charge(held.peer, day, bytes);
+        let leased = held.leased.entry(day).or_default();
+        *leased = leased.saturating_add(bytes);
+        Ok(Lease { bytes, day })
+    }
+
+    /// The session is torn down and used this many bytes: its slot and port are free, what it leased and did not use
+    /// goes back. `None`: there is no such session, or its accounts are settled.
+    pub fn ended(&mut self, session: SessionId, used_bytes: u64, reason: EndReason, now: Now) -> Option<Settled> {
+        self.pass_time(now);
+        let held = self.held.remove(&session)?;
+        self.changed = true;
+        if let Some(port) = held.port {
+            self.ports.give_back(port);
+        }
+        let bytes_by_day = self.settle(&held, used_bytes, now.day());
+        let reason = held.ending.map_or(reason, |ending| ending.reason);
+        self.events.push(Event::SessionEnded {
+            session,
+            peer: held.peer,
+            reason,
+            bytes: used_bytes,
+            elapsed_ms: millis(now.mono.saturating_sub(held.reserved_at)),
+        });
+        Some(Settled { session, peer: held.peer, bytes_by_day, reason })
+    }
+
+    /// What there is to do now. `new_id` makes ids as for [`Sessions::request`].
+    pub fn poll(&mut self, now: Now, new_id: &mut dyn FnMut() -> SessionId) -> Vec<Step> {
+        self.pass_time(now);
+        let mut steps = std::mem::take(&mut self.denials);
+        self.end_what_is_due(now.mono, &mut steps);
+        self.serve_queue(now, new_id, &mut steps);
+        self.tell_places(now.mono, &mut steps);
+        self.changed = false;
+        steps
+    }
+
+    /// When `poll` has something to do, on the monotonic clock; in the past: now. `None`: not before something else
+    /// is called.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        if self.changed || !self.denials.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.held.values().filter_map(Session::next_deadline).min()
+    }
+
+    /// The audit events since the last call, in the order of the decisions.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// How things stand.
+    pub fn snapshot(&self, now: Now) -> Snapshot {
+        let day = now.day();
+        let peers = self.tests.peers().chain(self.bytes.peers(day)).collect::<BTreeSet<_>>();
+        let order = self.queue.in_order();
+        let waits = queue::expected_waits(&order, &self.occupied(now.mono));
+        Snapshot {
+            slots: self.limits.max_concurrent_tests,
+            draining: self.draining,
+            faulted: self.faulted,
+            sessions: self.held.iter().map(|(id, held)| held.status(*id, now.mono)).collect(),
+            queue: (1..)
+                .zip(order.iter().zip(waits))
+                .map(|(place, (waiting, wait))| QueueStatus {
+                    peer: waiting.peer,
+                    place,
+                    expected_wait_ms: millis(wait),
+                })
+                .collect(),
+            peers: peers
+                .into_iter()
+                .map(|peer| PeerStatus {
+                    peer,
+                    tests_this_hour: self.tests.count(peer),
+                    bytes_today: self.bytes.of_peer(peer, day),
+                })
+                .collect(),
+            bytes_today: self.bytes.of_all(day),
+            held_ports: self.ports.suspects(now.mono),
+        }
+    }
+
+    fn pass_time(&mut self, now: Now) {
+        self.tests.pass_time(now.unix_ms);
+        self.bytes.pass_time(now.day());
+    }
+
+    /// Everything but whether there is room right now: asked when a request comes, and again when its turn has come.
+    fn check(&self, peer: EndpointId, spec: &TestSpec, now: Now) -> Result<(), Denial> {
+        self.limits.check(spec)?;
+        if self.draining {
+            return Err(draining());
+        }
+        if self.faulted {
+            let detail = "its audit log or its state can't be written; nothing is granted until it can";
+            return Err(denial(DenialReason::Faulted, detail, Some(RETRY_FAULTED)));
+        }
+        let limit = self.limits.max_tests_per_hour;
+        if self.tests.count(peer) >= limit {
+            let retry_after = self.tests.until_one_leaves(peer, limit, now.unix_ms);
+            let detail = format!("{limit} tests an hour allowed for each device, all used");
+            return Err(denial(DenialReason::TestsPerHour, &detail, retry_after));
+        }
+        let spent = [
+            (self.bytes.of_peer(peer, now.day()), self.limits.max_bytes_per_day, "for each device"),
+            (self.bytes.of_all(now.day()), self.limits.max_bytes_per_day_total, "for all devices together"),
+        ];
+        if let Some((_, limit, of_whom)) = spent.into_iter().find(|(used, limit, _)| used >= limit) {
+            let detail = format!("{} a day (UTC) allowed {of_whom}, all used", limits::bytes(limit));
+            let retry_after = (limit > 0).then(|| now.until_tomorrow());
+            return Err(denial(DenialReason::BytesPerDay, &detail, retry_after));
+        }
+        Ok(())
+    }
+
+    /// Why a request that can't begin now can't wait either.
+    fn may_not_wait(&self, peer: EndpointId, spec: &TestSpec, wait: bool, expected: Duration) -> Option<Denial> {
+        let slots = self.limits.max_concurrent_tests;
+        if slots == 0 {
+            return Some(denial(DenialReason::Busy, "no tests at all are allowed at the moment", None));
+        }
+        let retry_after = Some(expected.max(Duration::from_secs(1)));
+        if !wait {
+            let slots_left = usize::try_from(slots).unwrap_or(usize::MAX) > self.held.len();
+            let lacks_port = slots_left && spec.data_mode == DataMode::DirectEphemeral && self.ports.free() == 0;
+            return Some(if lacks_port {
+                denial(DenialReason::NoPort, "every port of the range is in use", retry_after)
+            } else {
+                denial(DenialReason::Busy, &format!("{slots} at once allowed, all slots are taken"), retry_after)
+            });
+        }
+        // The request itself stands in the queue already.
+        if self.queue.len() > self.limits.max_queue {
+            let detail = format!("{} requests wait already, as many as may", self.limits.max_queue);
+            return Some(denial(DenialReason::QueueFull, &detail, retry_after));
+        }
+        if self.queue.len_of(peer) > self.limits.max_queue_per_peer {
+            let allowed = self.limits.max_queue_per_peer;
+            let detail = format!("{allowed} requests of this device wait already, as many as may");
+            return Some(denial(DenialReason::QueueFull, &detail, retry_after));
+        }
+        None
+    }
+
+    /// The waiting links that there is room for now, in the order of their turns. One that lacks only a port lets
+    /// others pass: a port comes back together with a slot, so it is not overtaken for ever.
+    fn could_begin(&self) -> Vec<LinkId> {
+        let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
+        let room = slots.saturating_sub(self.held.len());
+        let mut ports = self.ports.free();
+        let has_port = |waiting: &&queue::Waiting| {
+            let has = !waiting.needs_port() || ports > 0;
+            ports -= usize::from(waiting.needs_port() && has);
+            has
+        };
+        if room == 0 {
+            return Vec::new();
+        }
+        self.queue.in_order().into_iter().filter(has_port).take(room).map(|waiting| waiting.link).collect()
+    }
+
+    /// Slot, port and test in one step. The caller saw that there is room.
+    fn reserve(
+        &mut self,
+        link: LinkId,
+        peer: EndpointId,
+        spec: TestSpec,
+        id: SessionId,
+        now: Now,
+    ) -> Result<Reservation, Denial> {
+        if self.held.contains_key(&id) {
+            return Err(denial(DenialReason::Faulted, "the session's id is taken", Some(RETRY_FAULTED)));
+        }
+        let port = match spec.data_mode {
+            DataMode::DirectEphemeral => {
+                let detail = "every port of the range is in use";
+                let port = self.ports.take(&BTreeSet::new(), now.mono);
+                Some(port.ok_or_else(|| denial(DenialReason::NoPort, detail, Some(RETRY_HELD)))?)
+            }
+            DataMode::Tunneled | DataMode::Unknown => None,
+        };
+        self.tests.charge(peer, id, now.unix_ms);
+        self.queue.note_served(peer);
+        self.changed = true;
+        let session = Session::new(link, peer, spec, port, now.mono);
+        let reservation = session.reservation(id);
+        self.held.insert(id, session);
+        Ok(reservation)
+    }
+
+    /// Gives back everything that a reservation holds. That its peer was served is not taken back: one that fails
+    /// again and again must not stand before everybody else each time.
+    fn take_back(&mut self, session: SessionId) -> Option<Session> {
+        let held = self.held.remove(&session)?;
+        self.changed = true;
+        if let Some(port) = held.port {
+            self.ports.give_back(port);
+        }
+        self.tests.refund(held.peer, session);
+        for (day, bytes) in &held.leased {
+            self.bytes.refund(held.peer, *day, *bytes);
+        }
+        Some(held)
+    }
+
+    /// Spreads the used bytes over the leases, the oldest first, and returns the rest of each. What was used beyond
+    /// them, a receive buffer perhaps, is charged to the last day.
+    fn settle(&mut self, held: &Session, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
+        let mut left = used_bytes;
+        let mut by_day = Vec::new();
+        for (day, leased) in &held.leased {
+            let used = left.min(*leased);
+            left -= used;
+            self.bytes.refund(held.peer, *day, leased - used);
+            by_day.push((*day, used));
+        }
+        if left > 0 {
+            let last = by_day.last().map_or(today, |(day, _)| *day);
+            self.bytes.charge(held.peer, last, left);
+            match by_day.last_mut() {
+                Some((_, used)) => *used = used.saturating_add(left),
+                None => by_day.push((last, left)),
+            }
+        }
+        by_day.retain(|(_, used)| *used > 0);
+        by_day
+    }
+
+    fn end_where(&mut self, reason: EndReason, is_meant: impl Fn(&Session) -> bool) {
+        for held in self.held.values_mut().filter(|held| held.ending.is_none() && is_meant(held)) {
+            held.ending = Some(Ending { reason, told_at: None });
+            self.changed = true;
+        }
+    }
+
+    fn end_what_is_due(&mut self, mono: Duration, steps: &mut Vec<Step>) {
+        let due = self.held.iter_mut().filter_map(|(id, held)| held.end_if_due(mono).map(|reason| (*id, reason)));
+        steps.extend(due.map(|(session, reason)| Step::End { session, reason }));
+    }
+
+    /// Reserves for everyone whose turn has come, one after the other: each changes whose turn is next.
+    fn serve_queue(&mut self, now: Now, new_id: &mut dyn FnMut() -> SessionId, steps: &mut Vec<Step>) {
+        while let Some(link) = self.could_begin().first().copied() {
+            let Some(waiting) = self.queue.remove(link) else { return };
+            let peer = waiting.peer;
+            let outcome = self
+                .check(peer, &waiting.spec, now)
+                .and_then(|()| self.reserve(link, peer, waiting.spec, new_id(), now));
+            steps.push(match outcome {
+                Ok(reservation) => Step::Reserve(reservation),
+                Err(denial) => {
+                    self.events.push(Event::SessionDenied { peer, reason: denial.reason });
+                    Step::Deny { link, denial }
+                }
+            });
+        }
+    }
+
+    fn tell_places(&mut self, mono: Duration, steps: &mut Vec<Step>) {
+        let order = self.queue.in_order();
+        let waits = queue::expected_waits(&order, &self.occupied(mono));
+        let links = order.iter().map(|waiting| waiting.link).collect::<Vec<_>>();
+        for (place, (link, expected_wait)) in (1..).zip(links.into_iter().zip(waits)) {
+            if self.queue.find(link).is_some_and(|waiting| waiting.tell(place, expected_wait, mono)) {
+                steps.push(Step::Place { link, place, expected_wait });
+            }
+        }
+    }
+
+    /// The place of a waiting link, from 1, and how long it is expected to wait.
+    fn prospects(&self, link: LinkId, mono: Duration) -> (u32, Duration) {
+        let order = self.queue.in_order();
+        let waits = queue::expected_waits(&order, &self.occupied(mono));
+        let found = (1..).zip(order.iter().zip(waits)).find(|(_, (waiting, _))| waiting.link == link);
+        found.map_or((1, Duration::ZERO), |(place, (_, wait))| (place, wait))
+    }
+
+    fn occupied(&self, mono: Duration) -> Occupied {
+        let running = self.held.values();
+        Occupied {
+            slots: self.limits.max_concurrent_tests,
+            running: running.map(|held| (held.usual_end.saturating_sub(mono), held.port.is_some())).collect(),
+            free_ports: self.ports.free(),
+        }
+    }
+
+    fn deny(&mut self, peer: EndpointId, denial: Denial) -> Answer {
+        self.events.push(Event::SessionDenied { peer, reason: denial.reason });
+        Answer::Denied(denial)
+    }
+}
+
+fn draining() -> Denial {
+    denial(DenialReason::Draining, "the reflector is shutting down; running tests finish, new ones do not begin", None)
+}

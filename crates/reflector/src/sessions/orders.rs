@@ -1,0 +1,458 @@
+//! Tests: whatever happens in whatever order, the promises hold. A model beside the state machine counts again from
+//! what it was answered. No rule lives here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use paramedic_link::message::{DenialReason, EndReason};
+use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::{EndpointId, SessionId};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+const HOUR_MS: u64 = 3_600_000;
+const PEERS: u8 = 4;
+const LINKS: u64 = 10;
+
+/// One thing that happens. Sessions are chosen by a number, among those that there are.
+#[derive(Clone, Debug)]
+enum Op {
+    Ask { link: u64, direct: bool, wait: bool, duration_ms: u32 },
+    Poll,
+    Open(usize),
+    Undo(usize),
+    PortHeld(usize),
+    Heard(usize),
+    Lease(usize, u64),
+    End(usize, u64),
+    Withdraw(u64),
+    LinkClosed(u64),
+    PeerRemoved(u8),
+    Pass(u64),
+    Faulted(bool),
+    Drain,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let which = 0usize..8;
+    let link = 0..LINKS;
+    prop_oneof![
+        12 => (link.clone(), any::<bool>(), prop::bool::weighted(0.8), 1u32..70_000)
+            .prop_map(|(link, direct, wait, duration_ms)| Op::Ask { link, direct, wait, duration_ms }),
+        8 => Just(Op::Poll),
+        8 => which.clone().prop_map(Op::Open),
+        2 => which.clone().prop_map(Op::Undo),
+        3 => which.clone().prop_map(Op::PortHeld),
+        2 => which.clone().prop_map(Op::Heard),
+        6 => (which.clone(), 0u64..900).prop_map(|(which, wanted)| Op::Lease(which, wanted)),
+        8 => (which, 0u64..1200).prop_map(|(which, used)| Op::End(which, used)),
+        1 => link.clone().prop_map(Op::Withdraw),
+        2 => link.prop_map(Op::LinkClosed),
+        1 => (0..PEERS).prop_map(Op::PeerRemoved),
+        4 => prop_oneof![0u64..3_000, Just(6_000), Just(20_000), Just(HOUR_MS / 3), Just(9 * HOUR_MS)]
+            .prop_map(Op::Pass),
+        1 => prop::bool::weighted(0.3).prop_map(Op::Faulted),
+    ]
+}
+
+/// Things that happen, now and then with a shutdown among them.
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    (vec(op(), 1..50), prop::option::weighted(0.1, 0usize..50)).prop_map(|(mut ops, drain)| {
+        if let Some(at) = drain {
+            ops.insert(at.min(ops.len()), Op::Drain);
+        }
+        ops
+    })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (1u32..4, 1u16..4, 1u32..5, 500u64..2000, 500u64..3000).prop_map(|(slots, ports, tests, bytes, total)| Limits {
+        max_concurrent_tests: slots,
+        max_test_duration: Duration::from_secs(60),
+        max_streams: 4,
+        max_tests_per_hour: tests,
+        max_bytes_per_day: bytes,
+        max_bytes_per_day_total: total,
+        max_queue: 6,
+        max_queue_per_peer: 2,
+        data_ports: Some(5201..=5200 + ports),
+        data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
+        engines: vec![EngineId::try_from("tcp").unwrap()],
+    })
+}
+
+fn spec(direct: bool, duration_ms: u32) -> TestSpec {
+    TestSpec {
+        engine: EngineId::try_from("tcp").unwrap(),
+        data_mode: if direct { DataMode::DirectEphemeral } else { DataMode::Tunneled },
+        phases: vec![PhaseSpec { load: Load::Bidir, duration_ms }],
+        streams: 1,
+        congestion_control: None,
+        probe_interval_us: 0,
+    }
+}
+
+fn peer_of(link: LinkId) -> EndpointId {
+    peer((link.0 % u64::from(PEERS)) as u8)
+}
+
+fn peer(number: u8) -> EndpointId {
+    EndpointId::from_bytes([number + 1; 32])
+}
+
+/// What the model knows of a session.
+#[derive(Debug)]
+struct Known {
+    link: LinkId,
+    peer: EndpointId,
+    port: Option<u16>,
+    tried: BTreeSet<u16>,
+    opened: bool,
+    leased: BTreeMap<u32, u64>,
+}
+
+/// The state machine, and what can be counted from outside.
+struct World {
+    sessions: Sessions,
+    limits: Limits,
+    now: Now,
+    ids: u128,
+    held: BTreeMap<SessionId, Known>,
+    waiting: BTreeSet<LinkId>,
+    tests: Vec<(EndpointId, u64, SessionId)>,
+    bytes: BTreeMap<(u32, EndpointId), u64>,
+    granted: BTreeSet<SessionId>,
+    over: BTreeSet<SessionId>,
+}
+
+impl World {
+    fn new(limits: Limits) -> Self {
+        let now = Now { mono: Duration::ZERO, unix_ms: 20_000 * 86_400_000 };
+        Self {
+            sessions: Sessions::new(limits.clone(), Past::default(), now),
+            limits,
+            now,
+            ids: 0,
+            held: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            tests: Vec::new(),
+            bytes: BTreeMap::new(),
+            granted: BTreeSet::new(),
+            over: BTreeSet::new(),
+        }
+    }
+
+    fn nth(&self, which: usize) -> Option<SessionId> {
+        let count = self.held.len();
+        (count > 0).then(|| self.held.keys().nth(which % count).copied()).flatten()
+    }
+
+    fn run(&mut self, op: &Op) {
+        match *op {
+            Op::Ask { link, direct, wait, duration_ms } => self.ask(LinkId(link), spec(direct, duration_ms), wait),
+            Op::Poll => self.poll(),
+            Op::Open(which) => self.with(which, Self::open),
+            Op::Undo(which) => self.with(which, |world, session| {
+                world.sessions.undo(session, world.now);
+                world.forget(session);
+            }),
+            Op::PortHeld(which) => self.with(which, Self::port_is_held),
+            Op::Heard(which) => self.with(which, |world, session| world.sessions.heard(session, world.now)),
+            Op::Lease(which, wanted) => self.with(which, |world, session| world.lease(session, wanted)),
+            Op::End(which, used) => self.with(which, |world, session| world.end(session, used)),
+            Op::Withdraw(link) => {
+                self.sessions.withdraw(LinkId(link));
+                self.gone(LinkId(link));
+            }
+            Op::LinkClosed(link) => {
+                self.sessions.link_closed(LinkId(link), self.now);
+                self.gone(LinkId(link));
+            }
+            Op::PeerRemoved(number) => {
+                self.sessions.peer_removed(peer(number), self.now);
+                self.waiting.retain(|link| peer_of(*link) != peer(number));
+            }
+            Op::Pass(ms) => {
+                self.now.mono += Duration::from_millis(ms);
+                self.now.unix_ms += ms;
+            }
+            Op::Faulted(faulted) => self.sessions.set_faulted(faulted),
+            Op::Drain => self.sessions.drain(),
+        }
+        self.hear_events();
+        self.check();
+    }
+
+    fn with(&mut self, which: usize, act: impl FnOnce(&mut Self, SessionId)) {
+        if let Some(session) = self.nth(which) {
+            act(self, session);
+        }
+    }
+
+    fn ask(&mut self, link: LinkId, spec: TestSpec, wait: bool) {
+        self.ids += 1;
+        let id = SessionId::from_bytes(self.ids.to_be_bytes());
+        let occupied = self.waiting.contains(&link) || self.held.values().any(|known| known.link == link);
+        match self.sessions.request(link, peer_of(link), spec, wait, id, self.now) {
+            Answer::Reserved(reservation) => {
+                assert!(!occupied);
+                assert_eq!(reservation.session, id);
+                self.reserved(&reservation);
+            }
+            Answer::Queued { place, .. } => {
+                assert!(!occupied && wait);
+                assert!(self.waiting.insert(link));
+                assert!((1..=self.waiting.len() as u32).contains(&place), "{place}");
+                assert!(self.waiting.len() <= self.limits.max_queue);
+            }
+            Answer::Denied(denial) => {
+                // A shutdown's word to those that waited may still be on its way.
+                assert!(!occupied || [DenialReason::AlreadyAsked, DenialReason::Draining].contains(&denial.reason));
+                assert!(!denial.detail.is_empty());
+            }
+        }
+    }
+
+    fn poll(&mut self) {
+        let mut ids = self.ids;
+        let steps = self.sessions.poll(self.now, &mut || {
+            ids += 1;
+            SessionId::from_bytes(ids.to_be_bytes())
+        });
+        self.ids = ids;
+        for step in steps {
+            match step {
+                Step::Reserve(reservation) => {
+                    assert!(self.waiting.remove(&reservation.link));
+                    self.reserved(&reservation);
+                }
+                Step::Deny { link, .. } => assert!(self.waiting.remove(&link)),
+                Step::Place { link, place, .. } => {
+                    assert!(self.waiting.contains(&link) && place as usize <= self.limits.max_queue);
+                }
+                Step::End { session, .. } => assert!(self.held[&session].opened),
+            }
+        }
+        assert!(self.sessions.next_deadline().is_none_or(|at| at > self.now.mono), "poll left something to do");
+    }
+
+    fn reserved(&mut self, reservation: &Reservation) {
+        self.tests.push((reservation.peer, self.now.unix_ms, reservation.session));
+        let known = Known {
+            link: reservation.link,
+            peer: reservation.peer,
+            port: reservation.port,
+            tried: BTreeSet::new(),
+            opened: false,
+            leased: BTreeMap::new(),
+        };
+        assert!(self.held.insert(reservation.session, known).is_none());
+    }
+
+    fn open(&mut self, session: SessionId) {
+        assert!(self.sessions.opened(session, self.now));
+        self.held.get_mut(&session).unwrap().opened = true;
+    }
+
+    fn port_is_held(&mut self, session: SessionId) {
+        let known = self.held.get_mut(&session).unwrap();
+        let answer = self.sessions.port_is_held(session, self.now);
+        let Some(port) = known.port.filter(|_| !known.opened) else {
+            assert!(matches!(answer, Answer::Denied(_)));
+            return;
+        };
+        known.tried.insert(port);
+        match answer {
+            Answer::Reserved(reservation) => {
+                assert!(reservation.port.is_some_and(|port| !known.tried.contains(&port)));
+                known.port = reservation.port;
+            }
+            Answer::Denied(denial) => {
+                assert_eq!(denial.reason, DenialReason::NoPort);
+                self.forget(session);
+                // Undone with a denial for its event.
+                assert!(self.over.insert(session));
+            }
+            Answer::Queued { .. } => panic!("a reservation is not queued again"),
+        }
+    }
+
+    fn lease(&mut self, session: SessionId, wanted: u64) {
+        let day = self.now.day();
+        let known = self.held.get_mut(&session).unwrap();
+        let all = self.bytes.iter().filter(|((of, _), _)| *of == day).map(|(_, bytes)| bytes).sum::<u64>();
+        let charged = self.bytes.entry((day, known.peer)).or_default();
+        let left = self.limits.max_bytes_per_day.saturating_sub(*charged);
+        let left = left.min(self.limits.max_bytes_per_day_total.saturating_sub(all));
+        match self.sessions.lease(session, wanted, self.now) {
+            Ok(lease) => {
+                assert!(known.opened && lease.day == day && lease.bytes > 0);
+                assert_eq!(lease.bytes, wanted.max(1).min(left));
+                *charged += lease.bytes;
+                *known.leased.entry(day).or_default() += lease.bytes;
+            }
+            Err(EndReason::BytesPerDay) => assert_eq!(left, 0),
+            Err(_) => {}
+        }
+    }
+
+    fn end(&mut self, session: SessionId, used: u64) {
+        let known = self.held.remove(&session).unwrap();
+        let settled = self.sessions.ended(session, used, EndReason::Finished, self.now).unwrap();
+        assert_eq!(self.sessions.ended(session, used, EndReason::Finished, self.now), None);
+        assert_eq!(settled.peer, known.peer);
+        assert_eq!(settled.bytes_by_day.iter().map(|(_, bytes)| bytes).sum::<u64>(), used);
+        for (day, leased) in known.leased {
+            *self.bytes.get_mut(&(day, known.peer)).unwrap() -= leased;
+        }
+        for (day, bytes) in settled.bytes_by_day {
+            *self.bytes.entry((day, known.peer)).or_default() += bytes;
+        }
+    }
+
+    /// A reservation that was taken back: as if it had never been.
+    fn forget(&mut self, session: SessionId) {
+        let known = self.held.remove(&session).unwrap();
+        self.tests.retain(|(_, _, of)| *of != session);
+        for (day, leased) in known.leased {
+            *self.bytes.get_mut(&(day, known.peer)).unwrap() -= leased;
+        }
+    }
+
+    /// A link that no longer wants anything.
+    fn gone(&mut self, link: LinkId) {
+        self.waiting.remove(&link);
+        let unopened = self.held.iter().find(|(_, known)| known.link == link && !known.opened).map(|(id, _)| *id);
+        if let Some(session) = unopened {
+            self.forget(session);
+        }
+    }
+
+    fn hear_events(&mut self) {
+        for event in self.sessions.take_events() {
+            match event {
+                Event::SessionGranted { session, port, .. } => {
+                    assert!(self.granted.insert(session) && !self.over.contains(&session));
+                    assert_eq!(self.held[&session].port, port);
+                }
+                Event::SessionEnded { session, .. } | Event::SessionUndone { session, .. } => {
+                    assert!(self.over.insert(session), "over only once");
+                }
+                Event::SessionQueued { .. } | Event::SessionDenied { .. } | Event::PortHeld { .. } => {}
+                other => panic!("{other:?} is not a session's event"),
+            }
+        }
+    }
+
+    fn check(&self) {
+        assert!(self.held.len() <= self.limits.max_concurrent_tests as usize);
+        let ports = self.held.values().filter_map(|known| known.port).collect::<Vec<_>>();
+        let range = self.limits.data_ports.as_ref().unwrap();
+        assert!(ports.iter().all(|port| range.contains(port)));
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len(), "one port twice");
+        for number in 0..PEERS {
+            let recent = |at: u64| self.now.unix_ms - at < HOUR_MS;
+            let count = self.tests.iter().filter(|(of, at, _)| *of == peer(number) && recent(*at)).count();
+            assert!(count <= self.limits.max_tests_per_hour as usize);
+        }
+        let seen = self.sessions.snapshot(self.now);
+        assert!(
+            seen.sessions
+                .iter()
+                .map(|seen| (seen.session, seen.port))
+                .eq(self.held.iter().map(|(id, k)| (*id, k.port)))
+        );
+        let today = self.bytes.iter().filter(|((day, _), _)| *day == self.now.day()).map(|(_, bytes)| bytes);
+        assert_eq!(seen.bytes_today, today.sum::<u64>());
+        // Opened and not over, or not opened and not over: nothing is lost, nothing lives twice.
+        for (session, known) in &self.held {
+            assert_eq!(self.granted.contains(session), known.opened);
+            assert!(!self.over.contains(session));
+        }
+        assert!(self.granted.iter().all(|session| self.over.contains(session) || self.held.contains_key(session)));
+    }
+
+    /// Everyone finishes, round by round, until nobody waits.
+    fn finish(&mut self) {
+        self.run(&Op::Faulted(false));
+        for _ in 0..=self.waiting.len() {
+            while let Some(session) = self.nth(0) {
+                self.end(session, 0);
+                self.hear_events();
+            }
+            self.run(&Op::Poll);
+        }
+        assert!(self.waiting.is_empty(), "somebody starved");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_order_of_events_breaks_a_promise(limits in limits(), ops in ops()) {
+        let mut world = World::new(limits);
+        for op in &ops {
+            world.run(op);
+        }
+        world.finish();
+    }
+}
+
+/// Clocks that lie, numbers at their ends.
+fn wild() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), Just(1), Just(u64::MAX), Just(u64::MAX - 1), any::<u64>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_extreme_number_is_too_much(
+        numbers in vec((wild(), wild(), wild(), 0u8..10), 1..30),
+        budget in wild(),
+        phases in vec(any::<u32>(), 0..20),
+        slots in any::<u32>(),
+    ) {
+        let limits = Limits {
+            max_concurrent_tests: slots,
+            max_test_duration: Duration::MAX,
+            max_streams: u16::MAX,
+            max_tests_per_hour: u32::MAX,
+            max_bytes_per_day: budget,
+            max_bytes_per_day_total: budget,
+            max_queue: usize::MAX,
+            max_queue_per_peer: usize::MAX,
+            data_ports: Some(0..=2),
+            data_modes: vec![DataMode::DirectEphemeral],
+            engines: vec![EngineId::try_from("tcp").unwrap()],
+        };
+        let phases = phases.into_iter().map(|duration_ms| PhaseSpec { load: Load::Idle, duration_ms }).collect();
+        let asked = TestSpec { phases, ..spec(true, 1) };
+        let past = Past { tests: vec![(peer(0), budget)], bytes_today: vec![(peer(1), u32::MAX, budget)] };
+        let mut sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: 0 });
+        let id = |n: usize| SessionId::from_bytes((n as u128).to_be_bytes());
+        let mut fresh = 1_000u128;
+        for (at, (mono, unix_ms, number, what)) in numbers.into_iter().enumerate() {
+            let now = Now { mono: Duration::new(mono, 999_999_999), unix_ms };
+            let session = id(at / 4 * 4);
+            match what {
+                0 | 1 => {
+                    let link = LinkId(number % 5);
+                    sessions.request(link, peer_of(link), asked.clone(), number % 7 > 0, id(at), now);
+                }
+                2 => drop(sessions.opened(session, now)),
+                3 => drop(sessions.lease(session, number, now)),
+                4 => drop(sessions.ended(session, number, EndReason::Failed, now)),
+                5 => drop(sessions.port_is_held(session, now)),
+                6 => sessions.heard(session, now),
+                7 => sessions.undo(session, now),
+                _ => drop(sessions.poll(now, &mut || { fresh += 1; SessionId::from_bytes(fresh.to_be_bytes()) })),
+            }
+            sessions.next_deadline();
+            sessions.snapshot(now);
+        }
+    }
+}

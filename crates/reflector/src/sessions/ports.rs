@@ -1,0 +1,101 @@
+//! Who holds which port of the data port range. Whether a port can really be bound is found out elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// How long a port that a program of someone else held is tried last.
+const SUSPECT_FOR: Duration = Duration::from_secs(60);
+
+/// The data port range. Every port of it is either free or in use, never both.
+#[derive(Debug)]
+pub(super) struct Ports {
+    /// Longest unused first: a late packet of an old session should find nobody.
+    free: VecDeque<u16>,
+    in_use: BTreeSet<u16>,
+    /// Until when a port is tried last.
+    suspects: BTreeMap<u16, Duration>,
+}
+
+impl Ports {
+    pub(super) fn new(range: Option<RangeInclusive<u16>>) -> Self {
+        let free = range.into_iter().flatten().collect();
+        Self { free, in_use: BTreeSet::new(), suspects: BTreeMap::new() }
+    }
+
+    /// How many are free.
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Takes the free port that was unused for longest and is not in `tried`; suspects come last.
+    pub(super) fn take(&mut self, tried: &BTreeSet<u16>, mono: Duration) -> Option<u16> {
+        self.suspects.retain(|_, until| *until > mono);
+        let untried = |port: &&u16| !tried.contains(port);
+        let trusted = self.free.iter().filter(untried).find(|port| !self.suspects.contains_key(port));
+        let port = trusted.or_else(|| self.free.iter().find(untried)).copied()?;
+        self.free.retain(|free| *free != port);
+        self.in_use.insert(port);
+        Some(port)
+    }
+
+    /// Gives a port back.
+    pub(super) fn give_back(&mut self, port: u16) {
+        if self.in_use.remove(&port) {
+            self.free.push_back(port);
+        }
+    }
+
+    /// Gives a port back that a program of someone else holds.
+    pub(super) fn give_back_held(&mut self, port: u16, mono: Duration) {
+        self.give_back(port);
+        self.suspects.insert(port, mono.saturating_add(SUSPECT_FOR));
+    }
+
+    /// The ports that are tried last.
+    pub(super) fn suspects(&self, mono: Duration) -> Vec<u16> {
+        self.suspects.iter().filter(|(_, until)| **until > mono).map(|(port, _)| *port).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::ZERO;
+
+    #[test]
+    fn the_port_that_rested_longest_goes_out_first() {
+        let mut ports = Ports::new(Some(5201..=5203));
+        let none = BTreeSet::new();
+        assert_eq!(ports.take(&none, START), Some(5201));
+        ports.give_back(5201);
+        assert_eq!(ports.take(&none, START), Some(5202));
+        assert_eq!(ports.take(&none, START), Some(5203));
+        assert_eq!(ports.take(&none, START), Some(5201));
+        assert_eq!(ports.take(&none, START), None);
+    }
+
+    #[test]
+    fn a_held_port_is_tried_last_for_a_minute() {
+        let mut ports = Ports::new(Some(5201..=5202));
+        let none = BTreeSet::new();
+        let held = ports.take(&none, START).unwrap();
+        ports.give_back_held(held, START);
+        let other = ports.take(&none, START).unwrap();
+        assert_ne!(other, held);
+        ports.give_back(other);
+        assert_eq!(ports.take(&none, START), Some(other));
+        assert_eq!(ports.take(&none, START), Some(held), "a suspect is better than none");
+        ports.give_back(held);
+        ports.give_back(other);
+        assert_eq!(ports.take(&none, START + SUSPECT_FOR), Some(held), "and after a minute as good as any");
+    }
+
+    #[test]
+    fn the_last_port_of_all_is_a_port() {
+        let mut ports = Ports::new(Some(65_535..=65_535));
+        assert_eq!(ports.take(&BTreeSet::new(), START), Some(65_535));
+        assert_eq!(ports.free(), 0);
+    }
+}

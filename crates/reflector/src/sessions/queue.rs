@@ -1,0 +1,223 @@
+//! Who waits, and whose turn it is: fair between peers, first come first served within one. Nothing is granted here.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use paramedic_link::EndpointId;
+use paramedic_link::test_spec::{DataMode, TestSpec};
+
+use super::decision::LinkId;
+use super::limits;
+
+/// A change of the expected wait that is not worth a word.
+const SAME_WAIT: Duration = Duration::from_secs(5);
+
+/// One request that waits.
+#[derive(Clone, Debug)]
+pub(super) struct Waiting {
+    pub(super) link: LinkId,
+    pub(super) peer: EndpointId,
+    pub(super) spec: TestSpec,
+    told: Option<Told>,
+}
+
+/// What a waiting request last heard.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    place: u32,
+    expected_wait: Duration,
+    at: Duration,
+}
+
+impl Waiting {
+    pub(super) fn needs_port(&self) -> bool {
+        self.spec.data_mode == DataMode::DirectEphemeral
+    }
+
+    /// Remembers what it is told; `false` where it would hear nothing new.
+    pub(super) fn tell(&mut self, place: u32, expected_wait: Duration, mono: Duration) -> bool {
+        let is_news = self.told.is_none_or(|told| {
+            let left = told.expected_wait.saturating_sub(mono.saturating_sub(told.at));
+            told.place != place || left.abs_diff(expected_wait) > SAME_WAIT.max(left / 5)
+        });
+        if is_news {
+            self.told = Some(Told { place, expected_wait, at: mono });
+        }
+        is_news
+    }
+}
+
+/// All requests that wait.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// In the order in which they came.
+    waiting: Vec<Waiting>,
+    /// How many had been served when a peer last was; absent: never. Grows only with peers that were granted something.
+    served: BTreeMap<EndpointId, u64>,
+    served_in_all: u64,
+}
+
+impl Queue {
+    pub(super) fn push(&mut self, link: LinkId, peer: EndpointId, spec: TestSpec) {
+        self.waiting.push(Waiting { link, peer, spec, told: None });
+    }
+
+    pub(super) fn remove(&mut self, link: LinkId) -> Option<Waiting> {
+        let at = self.waiting.iter().position(|waiting| waiting.link == link)?;
+        Some(self.waiting.remove(at))
+    }
+
+    pub(super) fn remove_peer(&mut self, peer: EndpointId) {
+        self.waiting.retain(|waiting| waiting.peer != peer);
+        self.served.remove(&peer);
+    }
+
+    pub(super) fn clear(&mut self) -> Vec<Waiting> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    pub(super) fn holds(&self, link: LinkId) -> bool {
+        self.waiting.iter().any(|waiting| waiting.link == link)
+    }
+
+    pub(super) fn find(&mut self, link: LinkId) -> Option<&mut Waiting> {
+        self.waiting.iter_mut().find(|waiting| waiting.link == link)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn len_of(&self, peer: EndpointId) -> usize {
+        self.waiting.iter().filter(|waiting| waiting.peer == peer).count()
+    }
+
+    /// Notes that a peer was served: its next request goes behind those of everybody else.
+    pub(super) fn note_served(&mut self, peer: EndpointId) {
+        self.served_in_all += 1;
+        self.served.insert(peer, self.served_in_all);
+    }
+
+    /// All that wait, in the order of their turns: always the peer next that was served longest ago, counting those
+    /// before as served.
+    pub(super) fn in_order(&self) -> Vec<&Waiting> {
+        let mut served = self.served.clone();
+        let mut counter = self.served_in_all;
+        let mut left: Vec<&Waiting> = self.waiting.iter().collect();
+        let mut order = Vec::with_capacity(left.len());
+        // Equal keys: the first found is the one that came first.
+        while let Some(next) = (0..left.len()).min_by_key(|at| served.get(&left[*at].peer).copied().unwrap_or(0)) {
+            let waiting = left.remove(next);
+            counter += 1;
+            served.insert(waiting.peer, counter);
+            order.push(waiting);
+        }
+        order
+    }
+}
+
+/// What holds up those that wait.
+#[derive(Clone, Debug)]
+pub(super) struct Occupied {
+    /// Sessions that may run at once.
+    pub(super) slots: u32,
+    /// When each running session is expected to end, from now, and whether it gives back a port then.
+    pub(super) running: Vec<(Duration, bool)>,
+    /// Ports that are free now.
+    pub(super) free_ports: usize,
+}
+
+/// How long each of `order` is expected to wait.
+pub(super) fn expected_waits(order: &[&Waiting], occupied: &Occupied) -> Vec<Duration> {
+    let slots = usize::try_from(occupied.slots).unwrap_or(usize::MAX);
+    // More free slots or ports than there are requests change nothing.
+    let mut slots_free_at: Vec<Duration> = occupied.running.iter().map(|(left, _)| *left).collect();
+    slots_free_at.resize(slots.min(slots_free_at.len() + order.len()), Duration::ZERO);
+    let mut ports_free_at: Vec<Duration> =
+        occupied.running.iter().filter(|(_, has_port)| *has_port).map(|(left, _)| *left).collect();
+    ports_free_at.resize(ports_free_at.len() + occupied.free_ports.min(order.len()), Duration::ZERO);
+    order
+        .iter()
+        .map(|waiting| {
+            let slot = slots_free_at.iter_mut().min();
+            let port = if waiting.needs_port() { ports_free_at.iter_mut().min() } else { None };
+            let begin = [&slot, &port].into_iter().flatten().map(|at| **at).max().unwrap_or(Duration::ZERO);
+            let end = begin.saturating_add(limits::usual(&waiting.spec));
+            for resource in [slot, port].into_iter().flatten() {
+                *resource = end;
+            }
+            begin
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::test_spec::{EngineId, Load, PhaseSpec};
+
+    use super::*;
+
+    const A: EndpointId = EndpointId::from_bytes([1; 32]);
+    const B: EndpointId = EndpointId::from_bytes([2; 32]);
+    const C: EndpointId = EndpointId::from_bytes([3; 32]);
+
+    fn spec(data_mode: DataMode) -> TestSpec {
+        TestSpec {
+            engine: EngineId::try_from("tcp").unwrap(),
+            data_mode,
+            phases: vec![PhaseSpec { load: Load::Download, duration_ms: 9_000 }],
+            streams: 1,
+            congestion_control: None,
+            probe_interval_us: 0,
+        }
+    }
+
+    fn queue(of: &[EndpointId]) -> Queue {
+        let mut queue = Queue::default();
+        for (link, peer) in (1..).zip(of) {
+            queue.push(LinkId(link), *peer, spec(DataMode::Tunneled));
+        }
+        queue
+    }
+
+    fn links(queue: &Queue) -> Vec<u64> {
+        queue.in_order().iter().map(|waiting| waiting.link.0).collect()
+    }
+
+    #[test]
+    fn peers_take_turns_however_many_requests_one_has() {
+        assert_eq!(links(&queue(&[A, A, A, B, C, B])), [1, 4, 5, 2, 6, 3]);
+    }
+
+    #[test]
+    fn who_was_served_longest_ago_goes_first() {
+        let mut queue = queue(&[A, B, C]);
+        queue.note_served(C);
+        queue.note_served(A);
+        assert_eq!(links(&queue), [2, 3, 1]);
+    }
+
+    #[test]
+    fn waits_add_up_over_slots_and_ports() {
+        let mut queue = queue(&[A, B, C]);
+        queue.push(LinkId(4), A, spec(DataMode::DirectEphemeral));
+        let seconds = Duration::from_secs;
+        let occupied = Occupied { slots: 2, running: vec![(seconds(4), true), (seconds(7), false)], free_ports: 0 };
+        let waits = expected_waits(&queue.in_order(), &occupied);
+        // Each takes 9 s and 1 s to set up.
+        assert_eq!(waits, [seconds(4), seconds(7), seconds(14), seconds(17)]);
+        let direct_first = Occupied { slots: 9, running: vec![(seconds(60), true)], free_ports: 0 };
+        assert_eq!(expected_waits(&queue.in_order(), &direct_first).last(), Some(&seconds(60)));
+    }
+
+    #[test]
+    fn a_request_hears_only_what_is_new() {
+        let seconds = Duration::from_secs;
+        let mut queue = queue(&[A]);
+        let waiting = queue.find(LinkId(1)).unwrap();
+        assert!(waiting.tell(2, seconds(30), seconds(0)));
+        assert!(!waiting.tell(2, seconds(20), seconds(10)), "time passed as foretold");
+        assert!(waiting.tell(1, seconds(20), seconds(10)));
+        assert!(waiting.tell(1, seconds(60), seconds(10)));
+    }
+}

@@ -1,0 +1,585 @@
+//! Tests: each session rule as a sentence. No rule lives here.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use paramedic_link::message::{Denial, DenialReason, END_AFTER_SILENCE, EndReason};
+use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::{EndpointId, SessionId};
+
+use super::*;
+
+const A: EndpointId = EndpointId::from_bytes([1; 32]);
+const B: EndpointId = EndpointId::from_bytes([2; 32]);
+const C: EndpointId = EndpointId::from_bytes([3; 32]);
+
+/// Noon of the day numbered 20,000.
+const NOON: u64 = 20_000 * 86_400_000 + 12 * 3_600_000;
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn engine(id: &str) -> EngineId {
+    EngineId::try_from(id).unwrap()
+}
+
+fn limits() -> Limits {
+    Limits {
+        max_concurrent_tests: 1,
+        max_test_duration: seconds(120),
+        max_streams: 16,
+        max_tests_per_hour: 10,
+        max_bytes_per_day: 1_000_000,
+        max_bytes_per_day_total: 1_500_000,
+        max_queue: 4,
+        max_queue_per_peer: 2,
+        data_ports: Some(5201..=5202),
+        data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
+        engines: vec![engine("tcp"), engine("udp")],
+    }
+}
+
+fn tunneled() -> TestSpec {
+    TestSpec {
+        engine: engine("tcp"),
+        data_mode: DataMode::Tunneled,
+        phases: vec![
+            PhaseSpec { load: Load::Download, duration_ms: 10_000 },
+            PhaseSpec { load: Load::Upload, duration_ms: 10_000 },
+        ],
+        streams: 4,
+        congestion_control: None,
+        probe_interval_us: 10_000,
+    }
+}
+
+fn direct() -> TestSpec {
+    TestSpec { data_mode: DataMode::DirectEphemeral, ..tunneled() }
+}
+
+fn lasting(duration_ms: u32) -> TestSpec {
+    TestSpec { phases: vec![PhaseSpec { load: Load::Download, duration_ms }], ..tunneled() }
+}
+
+/// A reflector's sessions with a clock and ids of their own.
+struct Desk {
+    sessions: Sessions,
+    now: Now,
+    ids: u64,
+}
+
+fn id(n: u64) -> SessionId {
+    SessionId::from_bytes(u128::from(n).to_be_bytes())
+}
+
+impl Desk {
+    fn new(limits: Limits) -> Self {
+        Self::remembering(limits, Past::default())
+    }
+
+    fn remembering(limits: Limits, past: Past) -> Self {
+        let now = Now { mono: seconds(100), unix_ms: NOON };
+        Self { sessions: Sessions::new(limits, past, now), now, ids: 0 }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.mono += time;
+        self.now.unix_ms += millis(time);
+    }
+
+    fn ask(&mut self, link: u64, peer: EndpointId, spec: TestSpec, wait: bool) -> Answer {
+        self.ids += 1;
+        self.sessions.request(LinkId(link), peer, spec, wait, id(self.ids), self.now)
+    }
+
+    fn reserve(&mut self, link: u64, peer: EndpointId, spec: TestSpec) -> Reservation {
+        match self.ask(link, peer, spec, true) {
+            Answer::Reserved(reservation) => reservation,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn grant(&mut self, link: u64, peer: EndpointId, spec: TestSpec) -> Reservation {
+        let reservation = self.reserve(link, peer, spec);
+        assert!(self.sessions.opened(reservation.session, self.now));
+        reservation
+    }
+
+    fn place(&mut self, link: u64, peer: EndpointId, spec: TestSpec) -> (u32, Duration) {
+        match self.ask(link, peer, spec, true) {
+            Answer::Queued { place, expected_wait } => (place, expected_wait),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn denial(&mut self, link: u64, peer: EndpointId, spec: TestSpec, wait: bool) -> Denial {
+        match self.ask(link, peer, spec, wait) {
+            Answer::Denied(denial) => denial,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn end(&mut self, reservation: &Reservation, used: u64) -> Settled {
+        self.sessions.ended(reservation.session, used, EndReason::Finished, self.now).unwrap()
+    }
+
+    fn poll(&mut self) -> Vec<Step> {
+        let ids = &mut self.ids;
+        self.sessions.poll(self.now, &mut || {
+            *ids += 1;
+            id(*ids)
+        })
+    }
+
+    /// The links whose turn has come.
+    fn served(&mut self) -> Vec<Reservation> {
+        let reserved = |step| match step {
+            Step::Reserve(reservation) => Some(reservation),
+            _ => None,
+        };
+        self.poll().into_iter().filter_map(reserved).collect()
+    }
+}
+
+#[test]
+fn a_free_slot_is_reserved_at_once_and_a_full_house_queues() {
+    let mut desk = Desk::new(limits());
+    let first = desk.grant(1, A, tunneled());
+    assert_eq!((first.peer, first.port, first.expires_in), (A, None, seconds(20 + 2 * 6 + 15)));
+    assert_eq!(desk.place(2, B, tunneled()), (1, seconds(22)));
+    assert_eq!(desk.place(3, C, tunneled()), (2, seconds(44)));
+    assert!(desk.served().is_empty());
+    desk.end(&first, 0);
+    assert_eq!(desk.served()[0].link, LinkId(2));
+}
+
+#[test]
+fn a_queued_request_reserves_nothing() {
+    let mut desk = Desk::new(limits());
+    desk.grant(1, A, direct());
+    desk.place(2, B, direct());
+    let seen = desk.sessions.snapshot(desk.now);
+    assert_eq!(seen.sessions.len(), 1);
+    assert_eq!(seen.peers.iter().map(|peer| (peer.peer, peer.tests_this_hour)).collect::<Vec<_>>(), [(A, 1)]);
+    assert_eq!(desk.sessions.ports.free(), 1);
+}
+
+#[test]
+fn a_request_that_would_not_wait_is_told_when_to_come_back() {
+    let mut desk = Desk::new(limits());
+    desk.grant(1, A, tunneled());
+    desk.pass(seconds(2));
+    let busy = desk.denial(2, B, tunneled(), false);
+    assert_eq!((busy.reason, busy.retry_after_ms), (DenialReason::Busy, Some(20_000)));
+    assert_eq!(desk.sessions.snapshot(desk.now).queue, []);
+}
+
+#[test]
+fn peers_take_turns() {
+    let mut desk = Desk::new(limits());
+    let mut running = desk.grant(1, A, tunneled());
+    desk.place(2, A, tunneled());
+    desk.place(3, A, tunneled());
+    desk.place(4, B, tunneled());
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        desk.end(&running, 0);
+        running = desk.served().remove(0);
+        assert!(desk.sessions.opened(running.session, desk.now));
+        order.push(running.link.0);
+    }
+    assert_eq!(order, [4, 2, 3]);
+}
+
+#[test]
+fn a_newcomer_never_overtakes_one_who_waits() {
+    let mut desk = Desk::new(limits());
+    let running = desk.grant(1, A, tunneled());
+    desk.place(2, B, tunneled());
+    desk.end(&running, 0);
+    // The slot is free, but its turn is B's, though nobody has polled yet.
+    assert_eq!(desk.place(3, C, tunneled()).0, 2);
+    assert_eq!(desk.served()[0].link, LinkId(2));
+}
+
+#[test]
+fn one_link_has_one_session_or_request() {
+    let mut desk = Desk::new(limits());
+    desk.grant(1, A, tunneled());
+    assert_eq!(desk.denial(1, A, tunneled(), true).reason, DenialReason::AlreadyAsked);
+    desk.place(2, A, tunneled());
+    assert_eq!(desk.denial(2, A, tunneled(), true).reason, DenialReason::AlreadyAsked);
+}
+
+#[test]
+fn what_is_too_much_is_denied_with_the_limit_in_words() {
+    let mut desk = Desk::new(limits());
+    let mut denied = |spec| {
+        let denial = desk.denial(1, A, spec, true);
+        assert_eq!(denial.retry_after_ms, None);
+        (denial.reason, denial.detail.to_string())
+    };
+    let too_long = (DenialReason::TooLong, "10 min asked, 2 min allowed".to_owned());
+    assert_eq!(denied(lasting(600_000)), too_long);
+    let many = TestSpec { streams: 17, ..tunneled() };
+    assert_eq!(denied(many), (DenialReason::TooManyStreams, "17 streams asked, 16 allowed".to_owned()));
+    let warp = TestSpec { engine: engine("warp"), ..tunneled() };
+    assert_eq!(denied(warp).1, "engine warp is not offered here; offered: tcp, udp");
+    let hole = TestSpec { data_mode: DataMode::Unknown, ..tunneled() };
+    assert_eq!(denied(hole).0, DenialReason::ModeNotOffered);
+    let nothing = TestSpec { phases: vec![], ..tunneled() };
+    assert_eq!(denied(nothing).0, DenialReason::BadRequest);
+}
+
+#[test]
+fn direct_is_not_offered_without_ports_whatever_the_list_says() {
+    // An empty range is what is asked for here.
+    #[allow(clippy::reversed_empty_ranges)]
+    let empty: RangeInclusive<u16> = 5202..=5201;
+    for data_ports in [None, Some(empty)] {
+        let mut desk = Desk::new(Limits { data_ports, ..limits() });
+        let denial = desk.denial(1, A, direct(), true);
+        assert_eq!(denial.reason, DenialReason::ModeNotOffered);
+        assert!(denial.detail.as_str().ends_with("offered: tunneled"), "{denial:?}");
+    }
+}
+
+#[test]
+fn the_hour_lets_a_peer_in_again_when_its_oldest_test_leaves() {
+    let past = Past { tests: vec![(A, NOON - 3_000_000)], ..Past::default() };
+    let mut desk = Desk::remembering(Limits { max_tests_per_hour: 2, ..limits() }, past);
+    let second = desk.grant(1, A, tunneled());
+    desk.end(&second, 0);
+    let denial = desk.denial(1, A, tunneled(), true);
+    assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::TestsPerHour, Some(600_000)));
+    desk.pass(seconds(600));
+    desk.grant(1, A, tunneled());
+}
+
+#[test]
+fn limits_are_checked_again_when_the_turn_comes() {
+    let mut desk = Desk::new(Limits { max_tests_per_hour: 1, ..limits() });
+    let running = desk.grant(1, A, tunneled());
+    desk.place(2, B, tunneled());
+    desk.place(3, B, tunneled());
+    desk.end(&running, 0);
+    let served = desk.served().remove(0);
+    assert_eq!(served.link, LinkId(2));
+    assert!(desk.sessions.opened(served.session, desk.now));
+    desk.end(&served, 0);
+    let steps = desk.poll();
+    assert!(
+        matches!(&steps[..], [Step::Deny { link: LinkId(3), denial }] if denial.reason == DenialReason::TestsPerHour),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn the_queue_is_bounded_in_all_and_for_each_peer() {
+    let mut desk = Desk::new(Limits { max_queue: 3, ..limits() });
+    desk.grant(1, A, tunneled());
+    desk.place(2, A, tunneled());
+    desk.place(3, A, tunneled());
+    assert_eq!(desk.denial(4, A, tunneled(), true).reason, DenialReason::QueueFull);
+    desk.place(5, B, tunneled());
+    assert_eq!(desk.denial(6, C, tunneled(), true).reason, DenialReason::QueueFull);
+}
+
+#[test]
+fn ports_are_never_shared_and_the_longest_unused_goes_first() {
+    let mut desk = Desk::new(Limits { max_concurrent_tests: 3, ..limits() });
+    let first = desk.grant(1, A, direct());
+    let second = desk.grant(2, B, direct());
+    assert_eq!((first.port, second.port), (Some(5201), Some(5202)));
+    let no_port = desk.denial(3, C, direct(), false);
+    assert_eq!((no_port.reason, no_port.retry_after_ms), (DenialReason::NoPort, Some(22_000)));
+    assert_eq!(desk.place(3, C, direct()).0, 1);
+    assert_eq!(desk.reserve(4, C, tunneled()).port, None, "what needs no port passes");
+    desk.end(&second, 0);
+    desk.end(&first, 0);
+    assert_eq!(desk.served()[0].port, Some(5202));
+}
+
+#[test]
+fn a_held_port_is_never_granted_and_the_next_one_is_tried() {
+    let mut desk = Desk::new(limits());
+    let first = desk.reserve(1, A, direct());
+    let Answer::Reserved(second) = desk.sessions.port_is_held(first.session, desk.now) else { panic!() };
+    assert_eq!((first.port, second.port), (Some(5201), Some(5202)));
+    assert!(desk.sessions.opened(second.session, desk.now));
+    let events = desk.sessions.take_events();
+    assert!(
+        matches!(events[..], [Event::PortHeld { port: 5201 }, Event::SessionGranted { port: Some(5202), .. }]),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn when_every_port_is_held_the_reservation_is_undone() {
+    let mut desk = Desk::new(Limits { max_tests_per_hour: 1, ..limits() });
+    let reserved = desk.reserve(1, A, direct()).session;
+    assert!(matches!(desk.sessions.port_is_held(reserved, desk.now), Answer::Reserved(_)));
+    let Answer::Denied(denial) = desk.sessions.port_is_held(reserved, desk.now) else { panic!() };
+    assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::NoPort, Some(60_000)));
+    assert_eq!(desk.sessions.take_events().len(), 3, "two held ports and a denial");
+    assert_eq!(desk.sessions.snapshot(desk.now).held_ports, [5201, 5202]);
+    // Slot and test are back, and so are the ports: they may be free by now.
+    desk.reserve(1, A, direct());
+    assert!(matches!(desk.sessions.port_is_held(id(77), desk.now), Answer::Denied(_)));
+}
+
+#[test]
+fn an_undone_session_costs_nothing() {
+    let mut desk = Desk::new(Limits { max_tests_per_hour: 1, data_ports: Some(5201..=5201), ..limits() });
+    for _ in 0..3 {
+        let reserved = desk.grant(1, A, direct());
+        desk.sessions.lease(reserved.session, 900_000, desk.now).unwrap();
+        desk.sessions.undo(reserved.session, desk.now);
+    }
+    let seen = desk.sessions.snapshot(desk.now);
+    assert_eq!((seen.sessions, seen.bytes_today, seen.peers), (vec![], 0, vec![]));
+}
+
+#[test]
+fn nothing_is_leased_before_the_session_is_opened() {
+    let mut desk = Desk::new(limits());
+    let reserved = desk.reserve(1, A, tunneled());
+    assert_eq!(desk.sessions.lease(reserved.session, 1, desk.now), Err(EndReason::Failed));
+    assert!(desk.sessions.opened(reserved.session, desk.now));
+    assert_eq!(desk.sessions.lease(reserved.session, 1, desk.now), Ok(Lease { bytes: 1, day: 20_000 }));
+}
+
+#[test]
+fn leases_stop_at_the_day_of_the_peer_and_of_all() {
+    let mut desk = Desk::new(Limits { max_concurrent_tests: 2, ..limits() });
+    let (a, b) = (desk.grant(1, A, tunneled()), desk.grant(2, B, tunneled()));
+    let now = desk.now;
+    let mut lease = |of: &Reservation, wanted| desk.sessions.lease(of.session, wanted, now).map(|lease| lease.bytes);
+    assert_eq!(lease(&a, 900_000), Ok(900_000));
+    assert_eq!(lease(&a, 900_000), Ok(100_000));
+    assert_eq!(lease(&a, 1), Err(EndReason::BytesPerDay));
+    assert_eq!(lease(&b, u64::MAX), Ok(500_000));
+    assert_eq!(lease(&b, 1), Err(EndReason::BytesPerDay));
+    // What was not used is there again.
+    desk.end(&a, 400_000);
+    assert_eq!(desk.sessions.lease(b.session, u64::MAX, now).unwrap().bytes, 500_000);
+    let denial = desk.denial(3, C, tunneled(), true);
+    assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::BytesPerDay, Some(12 * 3_600_000)));
+}
+
+#[test]
+fn bytes_belong_to_the_day_they_were_leased_on() {
+    let mut desk = Desk::new(Limits { max_test_duration: seconds(86_400), ..limits() });
+    desk.pass(seconds(12 * 3600 - 1));
+    let session = desk.grant(1, A, lasting(60_000));
+    desk.sessions.lease(session.session, 1_000_000, desk.now).unwrap();
+    assert_eq!(desk.sessions.lease(session.session, 1, desk.now), Err(EndReason::BytesPerDay));
+    desk.pass(seconds(1));
+    assert_eq!(desk.sessions.lease(session.session, 300, desk.now), Ok(Lease { bytes: 300, day: 20_001 }));
+    let settled = desk.end(&session, 1_000_100);
+    assert_eq!(settled.bytes_by_day, [(20_000, 1_000_000), (20_001, 100)]);
+    assert_eq!(desk.sessions.snapshot(desk.now).bytes_today, 100);
+}
+
+#[test]
+fn bytes_beyond_the_lease_are_charged_all_the_same() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    desk.sessions.lease(session.session, 1_000_000, desk.now).unwrap();
+    assert_eq!(desk.end(&session, 1_000_064).bytes_by_day, [(20_000, 1_000_064)]);
+    assert_eq!(desk.denial(1, A, tunneled(), true).reason, DenialReason::BytesPerDay);
+}
+
+#[test]
+fn the_past_counts_after_a_restart() {
+    let past = Past { tests: vec![], bytes_today: vec![(A, 20_000, 1_000_000), (B, 19_999, 1_000_000)] };
+    let mut desk = Desk::remembering(limits(), past);
+    assert_eq!(desk.denial(1, A, tunneled(), true).reason, DenialReason::BytesPerDay);
+    desk.grant(2, B, tunneled());
+}
+
+#[test]
+fn a_session_ends_at_its_deadline_however_much_is_heard() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    for _ in 0..46 {
+        desk.pass(seconds(1));
+        desk.sessions.heard(session.session, desk.now);
+        assert_eq!(desk.poll(), []);
+    }
+    desk.pass(seconds(1));
+    let end = Step::End { session: session.session, reason: EndReason::Deadline };
+    assert_eq!(desk.poll(), [end]);
+    assert_eq!(desk.sessions.lease(session.session, 1, desk.now), Err(EndReason::Deadline));
+}
+
+#[test]
+fn silence_ends_a_session_only_after_ten_seconds() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    desk.pass(seconds(3));
+    desk.sessions.heard(session.session, desk.now);
+    desk.poll();
+    assert_eq!(desk.sessions.next_deadline(), Some(desk.now.mono + END_AFTER_SILENCE));
+    desk.pass(END_AFTER_SILENCE - Duration::from_millis(1));
+    assert_eq!(desk.poll(), []);
+    desk.pass(Duration::from_millis(1));
+    assert_eq!(desk.poll(), [Step::End { session: session.session, reason: EndReason::Silence }]);
+}
+
+#[test]
+fn an_end_is_said_again_until_it_is_done() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    desk.sessions.link_closed(LinkId(1), desk.now);
+    assert_eq!(desk.poll().len(), 1);
+    assert_eq!(desk.poll(), []);
+    desk.pass(seconds(5));
+    assert_eq!(desk.poll().len(), 1);
+    let settled = desk.sessions.ended(session.session, 0, EndReason::Failed, desk.now).unwrap();
+    assert_eq!(settled.reason, EndReason::LinkClosed, "the first reason is the reason");
+    assert_eq!(desk.sessions.ended(session.session, 0, EndReason::Failed, desk.now), None);
+    assert_eq!((desk.poll(), desk.sessions.next_deadline()), (vec![], None));
+}
+
+#[test]
+fn a_link_that_closes_takes_back_what_was_not_granted_yet() {
+    let mut desk = Desk::new(limits());
+    let reserved = desk.reserve(1, A, tunneled());
+    desk.place(2, B, tunneled());
+    desk.place(3, C, tunneled());
+    desk.sessions.link_closed(LinkId(1), desk.now);
+    desk.sessions.link_closed(LinkId(2), desk.now);
+    assert!(!desk.sessions.opened(reserved.session, desk.now));
+    assert_eq!(desk.served()[0].link, LinkId(3));
+}
+
+#[test]
+fn who_withdraws_leaves_the_queue_but_not_a_granted_session() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    desk.place(2, B, tunneled());
+    desk.sessions.withdraw(LinkId(1));
+    desk.sessions.withdraw(LinkId(2));
+    assert_eq!(desk.poll(), []);
+    desk.end(&session, 0);
+    assert_eq!(desk.poll(), []);
+}
+
+#[test]
+fn a_removed_peer_loses_its_sessions_and_its_place_but_not_its_bill() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    desk.place(2, A, tunneled());
+    desk.place(3, B, tunneled());
+    desk.sessions.peer_removed(A, desk.now);
+    let end = Step::End { session: session.session, reason: EndReason::PeerRemoved };
+    assert!(desk.poll().contains(&end));
+    desk.end(&session, 7);
+    assert_eq!(desk.served()[0].link, LinkId(3));
+    let seen = desk.sessions.snapshot(desk.now);
+    assert!(seen.peers.iter().any(|peer| peer.peer == A && peer.tests_this_hour == 1 && peer.bytes_today == 7));
+}
+
+#[test]
+fn draining_denies_who_waits_and_lets_who_runs_finish() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    desk.place(2, B, tunneled());
+    desk.sessions.drain();
+    let steps = desk.poll();
+    assert!(
+        matches!(&steps[..], [Step::Deny { link: LinkId(2), denial }] if denial.reason == DenialReason::Draining),
+        "{steps:?}"
+    );
+    assert_eq!(desk.denial(3, C, tunneled(), true).reason, DenialReason::Draining);
+    assert_eq!(desk.sessions.lease(session.session, 5, desk.now).map(|lease| lease.bytes), Ok(5));
+}
+
+#[test]
+fn nothing_is_granted_while_faulted() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    desk.sessions.set_faulted(true);
+    let denial = desk.denial(2, B, tunneled(), true);
+    assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::Faulted, Some(5_000)));
+    assert!(desk.sessions.lease(session.session, 5, desk.now).is_ok(), "running tests go on");
+    desk.end(&session, 0);
+    desk.sessions.set_faulted(false);
+    desk.grant(2, B, tunneled());
+}
+
+#[test]
+fn who_waits_hears_of_a_better_place() {
+    let mut desk = Desk::new(limits());
+    let running = desk.grant(1, A, tunneled());
+    desk.place(2, B, tunneled());
+    desk.place(3, C, tunneled());
+    desk.poll();
+    desk.pass(seconds(22));
+    assert_eq!(desk.poll(), [], "time alone is no news");
+    desk.end(&running, 0);
+    let steps = desk.poll();
+    let moved = Step::Place { link: LinkId(3), place: 1, expected_wait: seconds(22) };
+    assert!(matches!(&steps[..], [Step::Reserve(_), place] if *place == moved), "{steps:?}");
+}
+
+#[test]
+fn every_decision_leaves_its_event() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, direct());
+    desk.place(2, B, tunneled());
+    desk.denial(3, C, tunneled(), false);
+    desk.pass(seconds(4));
+    desk.end(&session, 9);
+    let expected = [
+        Event::SessionGranted {
+            session: session.session,
+            peer: A,
+            engine: engine("tcp"),
+            data_mode: DataMode::DirectEphemeral,
+            port: Some(5201),
+            expires_in_ms: 47_000,
+        },
+        Event::SessionQueued { peer: B, place: 1 },
+        Event::SessionDenied { peer: C, reason: DenialReason::Busy },
+        Event::SessionEnded {
+            session: session.session,
+            peer: A,
+            reason: EndReason::Finished,
+            bytes: 9,
+            elapsed_ms: 4_000,
+        },
+    ];
+    assert_eq!(desk.sessions.take_events(), expected);
+    assert_eq!(desk.sessions.take_events(), []);
+}
+
+#[test]
+fn a_year_goes_by_in_a_moment() {
+    let mut desk = Desk::new(Limits { max_bytes_per_day: u64::MAX, max_bytes_per_day_total: u64::MAX, ..limits() });
+    for _ in 0..365 * 4 {
+        let session = desk.grant(1, A, direct());
+        desk.sessions.lease(session.session, 1 << 40, desk.now).unwrap();
+        desk.pass(seconds(20));
+        desk.end(&session, 1 << 30);
+        desk.pass(seconds(6 * 3600 - 20));
+    }
+    assert_eq!(desk.sessions.take_events().len(), 365 * 4 * 2);
+}
+
+#[test]
+fn the_ends_of_time_are_survived() {
+    let mut desk = Desk::new(limits());
+    desk.now = Now { mono: Duration::MAX, unix_ms: u64::MAX };
+    let session = desk.grant(1, A, direct());
+    desk.sessions.lease(session.session, u64::MAX, desk.now).unwrap();
+    desk.poll();
+    desk.place(2, B, direct());
+    desk.sessions.snapshot(desk.now);
+    desk.now = Now { mono: Duration::ZERO, unix_ms: 0 };
+    assert_eq!(desk.end(&session, u64::MAX).bytes_by_day.len(), 1);
+    desk.served();
+    desk.sessions.snapshot(desk.now);
+}

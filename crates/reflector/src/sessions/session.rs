@@ -1,0 +1,105 @@
+//! One session and when it must end. What it shares with others, slots, ports and quotas, is not decided here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use paramedic_link::message::{END_AFTER_SILENCE, EndReason};
+use paramedic_link::test_spec::TestSpec;
+use paramedic_link::{EndpointId, SessionId};
+
+use super::decision::{LinkId, Reservation, SessionStatus, millis};
+use super::limits;
+
+/// How often the shell is told again while the session is not torn down.
+const END_AGAIN: Duration = Duration::from_secs(5);
+
+/// One session, from its reservation until its accounts are settled.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) link: LinkId,
+    pub(super) peer: EndpointId,
+    pub(super) spec: TestSpec,
+    pub(super) port: Option<u16>,
+    /// Ports that turned out to be held by other programs.
+    pub(super) tried: BTreeSet<u16>,
+    pub(super) reserved_at: Duration,
+    pub(super) deadline: Duration,
+    pub(super) usual_end: Duration,
+    /// Whether the shell claimed everything; from then on it is a grant, and ends only through `ended`.
+    pub(super) opened: bool,
+    pub(super) heard_at: Duration,
+    /// Bytes leased on each day.
+    pub(super) leased: BTreeMap<u32, u64>,
+    pub(super) ending: Option<Ending>,
+}
+
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) reason: EndReason,
+    /// When the shell was last told.
+    pub(super) told_at: Option<Duration>,
+}
+
+impl Session {
+    pub(super) fn new(link: LinkId, peer: EndpointId, spec: TestSpec, port: Option<u16>, mono: Duration) -> Self {
+        Self {
+            link,
+            peer,
+            port,
+            tried: BTreeSet::new(),
+            reserved_at: mono,
+            deadline: mono.saturating_add(limits::longest(&spec)),
+            usual_end: mono.saturating_add(limits::usual(&spec)),
+            spec,
+            opened: false,
+            heard_at: mono,
+            leased: BTreeMap::new(),
+            ending: None,
+        }
+    }
+
+    pub(super) fn reservation(&self, session: SessionId) -> Reservation {
+        Reservation {
+            session,
+            link: self.link,
+            peer: self.peer,
+            spec: self.spec.clone(),
+            port: self.port,
+            expires_in: limits::longest(&self.spec),
+        }
+    }
+
+    /// Why it is to be torn down, where the shell has to be told now. Nothing is due before it is opened: until then
+    /// the shell is at work on it, and nothing is promised.
+    pub(super) fn end_if_due(&mut self, mono: Duration) -> Option<EndReason> {
+        if self.next_deadline()? > mono {
+            return None;
+        }
+        let because = if self.deadline <= mono { EndReason::Deadline } else { EndReason::Silence };
+        let ending = self.ending.get_or_insert(Ending { reason: because, told_at: None });
+        ending.told_at = Some(mono);
+        Some(ending.reason)
+    }
+
+    /// When [`Session::end_if_due`] has something to say.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        self.opened.then(|| match &self.ending {
+            None => self.deadline.min(self.heard_at.saturating_add(END_AFTER_SILENCE)),
+            Some(Ending { told_at: Some(at), .. }) => at.saturating_add(END_AGAIN),
+            Some(Ending { told_at: None, .. }) => Duration::ZERO,
+        })
+    }
+
+    pub(super) fn status(&self, session: SessionId, mono: Duration) -> SessionStatus {
+        SessionStatus {
+            session,
+            peer: self.peer,
+            engine: self.spec.engine.clone(),
+            data_mode: self.spec.data_mode,
+            port: self.port,
+            elapsed_ms: millis(mono.saturating_sub(self.reserved_at)),
+            expires_in_ms: millis(self.deadline.saturating_sub(mono)),
+            leased_bytes: self.leased.values().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
+        }
+    }
+}

@@ -1,0 +1,688 @@
+//! Everything the reflector must still know after a crash: peers, tests of the hour, bytes of the day, the audit log's
+//! head. All SQL of the crate stands here; what the numbers mean is decided elsewhere.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use paramedic_link::{EndpointId, PeerText, SessionId};
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::audit::Head;
+
+/// How long tests are remembered: the hour that limits look at, and another for a clock that is set back.
+const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
+/// How many days of usage are remembered; limits look at one.
+const USAGE_DAYS_KEPT: u32 = 31;
+/// How long to wait for another process (a backup, `audit verify`) that reads or writes the file just now.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Numbered, never changed once released.
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// The reflector's database. Cheap to clone. Every change is on disk when its call returns.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: SqlitePool,
+    path: Arc<Path>,
+    /// Held as long as any clone lives: no second reflector serves from this folder.
+    _lock: Arc<File>,
+}
+
+/// A paired appliance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its identity.
+    pub id: EndpointId,
+    /// Its name here; no two peers share one.
+    pub name: PeerText,
+    /// `code` or `hand`.
+    pub added_by: String,
+    /// When it was added, in milliseconds since 1970.
+    pub added_unix_ms: u64,
+}
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder or the file can't be made or used.
+    #[error("cannot use {}: {source}", path.display())]
+    Unusable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another reflector serves from the same folder.
+    #[error(
+        "another reflector is running with the state folder {}; stop it, or give this one its own by --state-dir",
+        folder.display()
+    )]
+    InUse {
+        /// The state folder.
+        folder: PathBuf,
+    },
+    /// The file is no database any more. It is left as it is.
+    #[error(
+        "the database {} is damaged ({detail}); put a backup in its place, or move it and the files beside it that end in -wal and -shm \
+         away to begin with an empty one: appliances then have to be paired again",
+        path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What SQLite says.
+        detail: String,
+    },
+    /// A newer version of the program wrote it.
+    #[error(
+        "the database {} was written by a newer version of reflector (its step {step} is unknown here); \
+         run that version, or put a backup of the older database in place",
+        path.display()
+    )]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// The first migration that is unknown.
+        step: i64,
+    },
+    /// The database refused.
+    #[error("the database {} failed while {doing}: {source}", path.display())]
+    Failed {
+        /// Which.
+        path: PathBuf,
+        /// What was to be done.
+        doing: &'static str,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// Another peer has that name.
+    #[error("another peer is called {0:?} already")]
+    NameTaken(PeerText),
+    /// No name at all, or one that reads as somebody's identity.
+    #[error("a peer's name is neither empty nor an Endpoint ID")]
+    NoName,
+}
+
+/// Makes `folder` and those above it, for its owner alone where they are new; folders that exist stay as they are.
+pub fn create_private_folder(folder: &Path) -> Result<(), StoreError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| StoreError::Unusable { path: folder.to_owned(), source })
+}
+
+impl Store {
+    /// Opens the database, making it (0600) and its folder (0700) where they are not there, and brings it up to date.
+    ///
+    /// # Errors
+    /// A file that is no database, or a newer one, is an error and never overwritten; so is a folder that another
+    /// reflector serves from.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        create_private_folder(folder)?;
+        let unusable = |source| StoreError::Unusable { path: path.to_owned(), source };
+        let lock = lock_folder(folder)?;
+        create_private_file(path).map_err(unusable)?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            // In WAL mode, anything less than FULL may forget the last commits when the power fails.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT);
+        let store = Self::connect(path, options, lock).await?;
+        let check: Vec<(String,)> = sqlx::query_as("PRAGMA quick_check(1)")
+            .fetch_all(&store.pool)
+            .await
+            .map_err(|why| failure(path, "checking it", why))?;
+        if let Some((detail,)) = check.into_iter().find(|(line,)| line != "ok") {
+            return Err(StoreError::Damaged { path: path.to_owned(), detail });
+        }
+        MIGRATIONS.run(&store.pool).await.map_err(|why| migration_failure(path, why))?;
+        Ok(store)
+    }
+
+    /// The audit log's acknowledged head in the database at `path`, read without making, changing or locking
+    /// anything, beside a running reflector or without one.
+    pub async fn read_audit_head(path: &Path) -> Result<Option<Head>, StoreError> {
+        let lock = File::open(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
+        let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
+        let store = Self::connect(path, options, lock).await?;
+        let head = store.audit_head().await;
+        store.close().await;
+        head
+    }
+
+    /// One connection: SQLite has one writer anyway, and so nobody here ever meets a busy database.
+    async fn connect(path: &Path, options: SqliteConnectOptions, lock: File) -> Result<Self, StoreError> {
+        let pool = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        // A file on this machine does not go away like a server does.
+        let pool = pool.test_before_acquire(false);
+        let pool = pool.connect_with(options).await.map_err(|why| failure(path, "opening it", why))?;
+        Ok(Self { pool, path: path.into(), _lock: Arc::new(lock) })
+    }
+
+    /// Waits for what is being written, then closes the file. Every clone is closed with it.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// All peers, by name.
+    pub async fn peers(&self) -> Result<Vec<Peer>, StoreError> {
+        let rows: Vec<(Vec<u8>, String, String, i64)> =
+            sqlx::query_as("SELECT id, name, added_by, added_unix_ms FROM peers ORDER BY name")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(|why| self.failure("reading the peers", why))?;
+        rows.into_iter()
+            .map(|(id, name, added_by, added)| {
+                let name = PeerText::new(&name);
+                Ok(Peer { id: self.endpoint_id(&id)?, name, added_by, added_unix_ms: unsigned(added) })
+            })
+            .collect()
+    }
+
+    /// Whether `id` is a peer.
+    pub async fn is_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
+        let found: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM peers WHERE id = $1")
+            .bind(&id.as_bytes()[..])
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|why| self.failure("looking for a peer", why))?;
+        Ok(found.is_some())
+    }
+
+    /// Adds a peer; `false` where it is one already, whose name then stays. A name that is taken gets a number; one
+    /// that is empty, or that reads as somebody's Endpoint ID, is not used. `by` is `code` or `hand`.
+    pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
+        let failed = |why| self.failure("adding a peer", why);
+        let mut change = self.pool.begin().await.map_err(failed)?;
+        let known: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM peers WHERE id = $1")
+            .bind(&id.as_bytes()[..])
+            .fetch_optional(&mut *change)
+            .await
+            .map_err(failed)?;
+        if known.is_some() {
+            return Ok(false);
+        }
+        let taken: Vec<(String,)> =
+            sqlx::query_as("SELECT name FROM peers").fetch_all(&mut *change).await.map_err(failed)?;
+        let name = free_name(name, |name| taken.iter().any(|(other,)| other == name));
+        sqlx::query("INSERT INTO peers (id, name, added_by, added_unix_ms) VALUES ($1, $2, $3, $4)")
+            .bind(&id.as_bytes()[..])
+            .bind(name.as_str())
+            .bind(by)
+            .bind(signed(unix_now()))
+            .execute(&mut *change)
+            .await
+            .map_err(failed)?;
+        change.commit().await.map_err(failed)?;
+        Ok(true)
+    }
+
+    /// Removes a peer; `false` where it is none. What it used today stays charged, in case it comes back.
+    pub async fn remove_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
+        let removed = sqlx::query("DELETE FROM peers WHERE id = $1")
+            .bind(&id.as_bytes()[..])
+            .execute(&self.pool)
+            .await
+            .map_err(|why| self.failure("removing a peer", why))?;
+        Ok(removed.rows_affected() > 0)
+    }
+
+    /// Gives a peer another name; `false` where there is no such peer.
+    pub async fn rename_peer(&self, id: EndpointId, name: &PeerText) -> Result<bool, StoreError> {
+        if !is_name(name.as_str()) {
+            return Err(StoreError::NoName);
+        }
+        let renamed = sqlx::query("UPDATE peers SET name = $2 WHERE id = $1")
+            .bind(&id.as_bytes()[..])
+            .bind(name.as_str())
+            .execute(&self.pool)
+            .await;
+        match renamed {
+            Ok(renamed) => Ok(renamed.rows_affected() > 0),
+            Err(sqlx::Error::Database(why)) if why.is_unique_violation() => Err(StoreError::NameTaken(name.clone())),
+            Err(why) => Err(self.failure("renaming a peer", why)),
+        }
+    }
+
+    /// Counts a granted session against its peer's tests an hour. `unix_ms` is when it was granted; tests that are
+    /// long past then are forgotten.
+    pub async fn record_test(&self, session: SessionId, peer: EndpointId, unix_ms: u64) -> Result<(), StoreError> {
+        let failed = |why| self.failure("counting a test", why);
+        let kept_ms = u64::try_from(TESTS_KEPT.as_millis()).unwrap_or(u64::MAX);
+        let mut change = self.pool.begin().await.map_err(failed)?;
+        sqlx::query("DELETE FROM tests WHERE granted_unix_ms < $1")
+            .bind(signed(unix_ms.saturating_sub(kept_ms)))
+            .execute(&mut *change)
+            .await
+            .map_err(failed)?;
+        sqlx::query("INSERT INTO tests (session, peer, granted_unix_ms) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+            .bind(&session.as_bytes()[..])
+            .bind(&peer.as_bytes()[..])
+            .bind(signed(unix_ms))
+            .execute(&mut *change)
+            .await
+            .map_err(failed)?;
+        change.commit().await.map_err(failed)
+    }
+
+    /// Takes back [`Store::record_test`]: the grant was never told.
+    pub async fn forget_test(&self, session: SessionId) -> Result<(), StoreError> {
+        let forgotten = sqlx::query("DELETE FROM tests WHERE session = $1").bind(&session.as_bytes()[..]);
+        forgotten.execute(&self.pool).await.map_err(|why| self.failure("taking back a test", why))?;
+        Ok(())
+    }
+
+    /// Who was granted a session at or after `unix_ms`, and when, oldest first.
+    pub async fn tests_since(&self, unix_ms: u64) -> Result<Vec<(EndpointId, u64)>, StoreError> {
+        let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(
+            "SELECT peer, granted_unix_ms FROM tests WHERE granted_unix_ms >= $1 ORDER BY granted_unix_ms, session",
+        )
+        .bind(signed(unix_ms))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|why| self.failure("reading the tests", why))?;
+        rows.into_iter().map(|(peer, at)| Ok((self.endpoint_id(&peer)?, unsigned(at)))).collect()
+    }
+
+    /// Adds `bytes` to what the session may move on `day` (UTC days since 1970). They may flow once this returns.
+    pub async fn lease(&self, session: SessionId, peer: EndpointId, day: u32, bytes: u64) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO leases (session, day, peer, bytes) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (session, day) DO UPDATE SET bytes = leases.bytes + excluded.bytes",
+        )
+        .bind(&session.as_bytes()[..])
+        .bind(i64::from(day))
+        .bind(&peer.as_bytes()[..])
+        .bind(signed(bytes))
+        .execute(&self.pool)
+        .await
+        .map_err(|why| self.failure("leasing bytes", why))?;
+        Ok(())
+    }
+
+    /// Ends the session's leases and charges what it did use, by day, in one step.
+    ///
+    /// # Errors
+    /// A session that used bytes and has neither a lease nor a test on record can't be charged to anybody.
+    pub async fn settle(&self, session: SessionId, used_by_day: &[(u32, u64)]) -> Result<(), StoreError> {
+        let failed = |why| self.failure("charging bytes", why);
+        let session = &session.as_bytes()[..];
+        let mut change = self.pool.begin().await.map_err(failed)?;
+        let used = used_by_day.iter().filter(|(_, bytes)| *bytes > 0).collect::<Vec<_>>();
+        if !used.is_empty() {
+            let peer: (Vec<u8>,) = sqlx::query_as(
+                "SELECT peer FROM leases WHERE session = $1 UNION SELECT peer FROM tests WHERE session = $1",
+            )
+            .bind(session)
+            .fetch_one(&mut *change)
+            .await
+            .map_err(failed)?;
+            for (day, bytes) in used {
+                sqlx::query(
+                    "INSERT INTO usage (day, peer, bytes) VALUES ($1, $2, $3) \
+                     ON CONFLICT (day, peer) DO UPDATE SET bytes = usage.bytes + excluded.bytes",
+                )
+                .bind(i64::from(*day))
+                .bind(&peer.0[..])
+                .bind(signed(*bytes))
+                .execute(&mut *change)
+                .await
+                .map_err(failed)?;
+                sqlx::query("DELETE FROM usage WHERE day < $1")
+                    .bind(i64::from(day.saturating_sub(USAGE_DAYS_KEPT)))
+                    .execute(&mut *change)
+                    .await
+                    .map_err(failed)?;
+            }
+        }
+        sqlx::query("DELETE FROM leases WHERE session = $1").bind(session).execute(&mut *change).await.map_err(failed)?;
+        change.commit().await.map_err(failed)
+    }
+
+    /// Charges every lease that a crash left open, in full; how many sessions, how many bytes. For the start only,
+    /// when no session runs.
+    pub async fn charge_open_leases(&self) -> Result<(u64, u64), StoreError> {
+        let failed = |why| self.failure("charging the leases of a crash", why);
+        let mut change = self.pool.begin().await.map_err(failed)?;
+        let (sessions, bytes): (i64, i64) =
+            sqlx::query_as("SELECT COUNT(DISTINCT session), COALESCE(SUM(bytes), 0) FROM leases")
+                .fetch_one(&mut *change)
+                .await
+                .map_err(failed)?;
+        // "WHERE true" keeps SQLite from reading ON CONFLICT as a join's condition (its documentation of UPSERT).
+        sqlx::query(
+            "INSERT INTO usage (day, peer, bytes) SELECT day, peer, SUM(bytes) FROM leases WHERE true GROUP BY day, peer \
+             ON CONFLICT (day, peer) DO UPDATE SET bytes = usage.bytes + excluded.bytes",
+        )
+        .execute(&mut *change)
+        .await
+        .map_err(failed)?;
+        sqlx::query("DELETE FROM leases").execute(&mut *change).await.map_err(failed)?;
+        change.commit().await.map_err(failed)?;
+        Ok((unsigned(sessions), unsigned(bytes)))
+    }
+
+    /// What each peer used on `day` (UTC days since 1970), open leases not included.
+    pub async fn usage(&self, day: u32) -> Result<Vec<(EndpointId, u64)>, StoreError> {
+        let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as("SELECT peer, bytes FROM usage WHERE day = $1 ORDER BY peer")
+            .bind(i64::from(day))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|why| self.failure("reading the day's bytes", why))?;
+        rows.into_iter().map(|(peer, bytes)| Ok((self.endpoint_id(&peer)?, unsigned(bytes)))).collect()
+    }
+
+    /// Remembers the last line of the audit log that anybody may be told of.
+    pub async fn set_audit_head(&self, head: Head) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO audit_head (one, seq, hash) VALUES (1, $1, $2) \
+             ON CONFLICT (one) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
+        )
+        .bind(signed(head.seq))
+        .bind(&head.hash[..])
+        .execute(&self.pool)
+        .await
+        .map_err(|why| self.failure("keeping the audit log's head", why))?;
+        Ok(())
+    }
+
+    /// The last line of the audit log that anybody was told of; `None` in a new database.
+    pub async fn audit_head(&self) -> Result<Option<Head>, StoreError> {
+        let row: Option<(i64, Vec<u8>)> = sqlx::query_as("SELECT seq, hash FROM audit_head WHERE one = 1")
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|why| self.failure("reading the audit log's head", why))?;
+        row.map(|(seq, hash)| {
+            let hash = hash.try_into().map_err(|_| self.damaged("the audit log's head is no hash"))?;
+            Ok(Head { seq: unsigned(seq), hash })
+        })
+        .transpose()
+    }
+
+    fn failure(&self, doing: &'static str, why: sqlx::Error) -> StoreError {
+        failure(&self.path, doing, why)
+    }
+
+    fn damaged(&self, detail: &str) -> StoreError {
+        StoreError::Damaged { path: self.path.to_path_buf(), detail: detail.to_owned() }
+    }
+
+    fn endpoint_id(&self, bytes: &[u8]) -> Result<EndpointId, StoreError> {
+        let bytes = bytes.try_into().map_err(|_| self.damaged("an Endpoint ID has not 32 bytes"))?;
+        Ok(EndpointId::from_bytes(bytes))
+    }
+}
+
+/// A lock on the folder itself: it leaves no file behind, and a killed reflector lets go of it.
+fn lock_folder(folder: &Path) -> Result<File, StoreError> {
+    let unusable = |source| StoreError::Unusable { path: folder.to_owned(), source };
+    let lock = File::open(folder).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { folder: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(unusable(source)),
+    }
+}
+
+/// Makes the file before SQLite does, which would ask the umask; its companions take over the mode.
+fn create_private_file(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(())
+}
+
+fn failure(path: &Path, doing: &'static str, source: sqlx::Error) -> StoreError {
+    /// Result codes of SQLite: SQLITE_CORRUPT and SQLITE_NOTADB; the upper bits of a code only refine it.
+    const DAMAGE: [i32; 2] = [11, 26];
+    let code = source.as_database_error().and_then(|why| why.code()?.parse::<i32>().ok());
+    if code.is_some_and(|code| DAMAGE.contains(&(code & 0xff))) {
+        return StoreError::Damaged { path: path.to_owned(), detail: source.to_string() };
+    }
+    StoreError::Failed { path: path.to_owned(), doing, source }
+}
+
+fn migration_failure(path: &Path, why: MigrateError) -> StoreError {
+    let path = path.to_owned();
+    match why {
+        MigrateError::VersionMissing(step) => StoreError::Newer { path, step },
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
+            failure(&path, "bringing it up to date", source)
+        }
+        other => StoreError::Damaged { path, detail: other.to_string() },
+    }
+}
+
+/// Whether a peer may be called so: a name that reads as an Endpoint ID would pass for another peer.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.parse::<EndpointId>().is_err()
+}
+
+/// The wanted name, or the first free one with a number behind it.
+fn free_name(wanted: &PeerText, is_taken: impl Fn(&str) -> bool) -> PeerText {
+    let wanted = if is_name(wanted.as_str()) { wanted.as_str() } else { "appliance" };
+    // Room for the number: a name is cut at its end when it is too long.
+    let stem = wanted.chars().take(PeerText::MAX_CHARS - 12).collect::<String>();
+    let numbered = (2u32..).map(|number| format!("{stem} {number}"));
+    let free = std::iter::once(wanted.to_owned()).chain(numbered).find(|name| !is_taken(name));
+    free.map_or_else(|| PeerText::new(wanted), PeerText::from)
+}
+
+/// SQLite's integers are signed; nothing counted here comes near the end of them.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+fn unix_now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn id(byte: u8) -> EndpointId {
+        EndpointId::from_bytes([byte; 32])
+    }
+
+    fn session(byte: u8) -> SessionId {
+        SessionId::from_bytes([byte; 16])
+    }
+
+    fn file(folder: &TempDir) -> PathBuf {
+        folder.path().join("state/reflector.db")
+    }
+
+    async fn open(folder: &TempDir) -> Store {
+        Store::open(&file(folder)).await.unwrap()
+    }
+
+    async fn names(store: &Store) -> Vec<String> {
+        store.peers().await.unwrap().into_iter().map(|peer| peer.name.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_said_survives_a_restart() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        assert!(store.add_peer(id(1), &"attic".into(), "code").await.unwrap());
+        store.record_test(session(1), id(1), 1_000).await.unwrap();
+        store.set_audit_head(Head { seq: 7, hash: [8; 32] }).await.unwrap();
+        drop(store);
+        let store = open(&folder).await;
+        let peers = store.peers().await.unwrap();
+        assert_eq!((peers[0].id, peers[0].name.as_str(), peers[0].added_by.as_str()), (id(1), "attic", "code"));
+        assert!(peers[0].added_unix_ms > 1_700_000_000_000);
+        assert!(store.is_peer(id(1)).await.unwrap() && !store.is_peer(id(2)).await.unwrap());
+        assert_eq!(store.tests_since(0).await.unwrap(), [(id(1), 1_000)]);
+        assert_eq!(store.audit_head().await.unwrap(), Some(Head { seq: 7, hash: [8; 32] }));
+    }
+
+    #[tokio::test]
+    async fn nobody_else_can_read_it() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(folder.path().join("state")), 0o700);
+        for name in ["reflector.db", "reflector.db-wal", "reflector.db-shm"] {
+            assert_eq!(mode(folder.path().join("state").join(name)), 0o600, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_stay_unique() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        for peer in 1..=3 {
+            assert!(store.add_peer(id(peer), &"attic".into(), "code").await.unwrap());
+        }
+        assert!(!store.add_peer(id(3), &"other".into(), "code").await.unwrap());
+        assert_eq!(names(&store).await, ["attic", "attic 2", "attic 3"]);
+        assert!(matches!(store.rename_peer(id(3), &"attic".into()).await, Err(StoreError::NameTaken(_))));
+        assert!(store.rename_peer(id(3), &"cellar".into()).await.unwrap());
+        assert!(!store.rename_peer(id(9), &"nobody".into()).await.unwrap());
+        assert_eq!(names(&store).await, ["attic", "attic 2", "cellar"]);
+        assert!(store.remove_peer(id(3)).await.unwrap() && !store.remove_peer(id(3)).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn nobody_can_be_named_like_somebodys_identity() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        let disguise = PeerText::new(&id(1).to_string());
+        store.add_peer(id(2), &disguise, "code").await.unwrap();
+        store.add_peer(id(3), &PeerText::default(), "code").await.unwrap();
+        store.add_peer(id(4), &PeerText::new(&"x".repeat(120)), "code").await.unwrap();
+        store.add_peer(id(5), &PeerText::new(&"x".repeat(120)), "code").await.unwrap();
+        assert_eq!(names(&store).await[..2], ["appliance", "appliance 2"]);
+        assert!(names(&store).await.contains(&format!("{} 2", "x".repeat(108))));
+        assert!(matches!(store.rename_peer(id(2), &disguise).await, Err(StoreError::NoName)));
+    }
+
+    #[tokio::test]
+    async fn tests_are_counted_once_and_old_ones_forgotten() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        store.record_test(session(1), id(1), 1_000).await.unwrap();
+        store.record_test(session(1), id(1), 1_000).await.unwrap();
+        store.record_test(session(2), id(2), 2_000).await.unwrap();
+        store.forget_test(session(1)).await.unwrap();
+        assert_eq!(store.tests_since(0).await.unwrap(), [(id(2), 2_000)]);
+        let later = 2_000 + 3 * 3_600_000;
+        store.record_test(session(3), id(1), later).await.unwrap();
+        assert_eq!(store.tests_since(0).await.unwrap(), [(id(1), later)]);
+        assert_eq!(store.tests_since(later + 1).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_settled_session_is_charged_what_it_used() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        store.lease(session(1), id(1), 5, 100).await.unwrap();
+        store.lease(session(1), id(1), 5, 100).await.unwrap();
+        store.lease(session(1), id(1), 6, 100).await.unwrap();
+        store.settle(session(1), &[(5, 150), (6, 30)]).await.unwrap();
+        store.lease(session(2), id(1), 6, 100).await.unwrap();
+        store.settle(session(2), &[(6, 1)]).await.unwrap();
+        assert_eq!(store.usage(5).await.unwrap(), [(id(1), 150)]);
+        assert_eq!(store.usage(6).await.unwrap(), [(id(1), 31)]);
+        assert_eq!(store.charge_open_leases().await.unwrap(), (0, 0));
+        store.lease(session(3), id(2), 50, 1).await.unwrap();
+        store.settle(session(3), &[(50, 1)]).await.unwrap();
+        assert_eq!(store.usage(6).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_session_nobody_knows_is_charged_to_nobody_silently_never() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        assert!(store.settle(session(1), &[(5, 1)]).await.is_err());
+        assert!(store.settle(session(1), &[(5, 0)]).await.is_ok());
+        store.record_test(session(1), id(1), 1_000).await.unwrap();
+        store.settle(session(1), &[(5, 1)]).await.unwrap();
+        assert_eq!(store.usage(5).await.unwrap(), [(id(1), 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_crash_charges_what_was_leased() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        store.lease(session(1), id(1), 5, 100).await.unwrap();
+        store.lease(session(1), id(1), 6, 10).await.unwrap();
+        store.lease(session(2), id(2), 6, 1).await.unwrap();
+        drop(store);
+        let store = open(&folder).await;
+        assert_eq!(store.charge_open_leases().await.unwrap(), (2, 111));
+        assert_eq!(store.charge_open_leases().await.unwrap(), (0, 0));
+        assert_eq!(store.usage(5).await.unwrap(), [(id(1), 100)]);
+        assert_eq!(store.usage(6).await.unwrap(), [(id(1), 10), (id(2), 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_named_and_left_alone() {
+        let folder = TempDir::new().unwrap();
+        open(&folder).await.close().await;
+        let good = fs::read(file(&folder)).unwrap();
+        let mut broken_page = good.clone();
+        broken_page[5_000..].fill(0xa5);
+        for bad in [b"this is no database, it is a letter to you".repeat(100), broken_page] {
+            fs::write(file(&folder), &bad).unwrap();
+            let why = Store::open(&file(&folder)).await.unwrap_err();
+            assert!(matches!(why, StoreError::Damaged { .. }), "{why}");
+            let told = why.to_string();
+            assert!(told.contains(file(&folder).to_str().unwrap()) && told.contains("backup"), "{told}");
+            assert_eq!(fs::read(file(&folder)).unwrap(), bad);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newer_versions_file_is_refused() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        sqlx::query(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (9000, 'from the future', true, x'00', 0)",
+        )
+        .execute(&store.pool)
+        .await
+        .unwrap();
+        store.close().await;
+        drop(store);
+        let why = Store::open(&file(&folder)).await.unwrap_err();
+        assert!(matches!(why, StoreError::Newer { step: 9000, .. }), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_second_reflector_finds_the_folder_in_use() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        assert!(matches!(Store::open(&file(&folder)).await, Err(StoreError::InUse { .. })));
+        store.set_audit_head(Head { seq: 1, hash: [1; 32] }).await.unwrap();
+        let read = Store::read_audit_head(&file(&folder)).await.unwrap();
+        assert_eq!(read, Some(Head { seq: 1, hash: [1; 32] }));
+        drop(store);
+        open(&folder).await;
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_made_is_named() {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("state"), "a file").unwrap();
+        let why = Store::open(&file(&folder)).await.unwrap_err();
+        assert!(why.to_string().contains("state"), "{why}");
+    }
+}
