@@ -225,6 +225,25 @@ mod tests {
     }
 
     #[test]
+    fn tags_stay_the_same_for_ever() {
+        let session = SessionId::new("01943d3c-5e00-7a10-8000-0123456789ab".parse().unwrap());
+        let keys = SessionKeys::derive(session, Zeroizing::new(std::array::from_fn(|at| at as u8)));
+        let preamble = Preamble { session, phase: 2, stream: 63, nonce: std::array::from_fn(|at| 100 + at as u8) };
+        let sealed = "0102003f01943d3c5e007a1080000123456789ab6465666768696a6b6c6d6e6fe74497b3c89564329c6c2caf7122c473";
+        assert_eq!(hex(&preamble.seal(&keys)), sealed);
+        assert_eq!(hex(&keys.seal_datagram(Direction::Upload, b"probe")), "1cdfc0a3be19ef72e0816e6c4e3fe14d");
+        assert_eq!(hex(keys.bulk_tag(Direction::Download)), "7e44752b0335b88ce73d65bfa0ad6a08");
+    }
+
+    #[test]
+    fn hexadecimal_digits_are_as_many_as_they_must_be() {
+        assert_eq!(unhex::<2>("00fF"), Some([0, 255]));
+        for wrong in ["", "0", "00f", "00ff0", "00ff00", "00fg", "00é"] {
+            assert_eq!(unhex::<2>(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_datagram_reflected_back_is_no_datagram() {
         let keys = keys(1);
         let tag = keys.seal_datagram(Direction::Upload, b"probe");
