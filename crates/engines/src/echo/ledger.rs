@@ -98,8 +98,9 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn nothing_enters_twice_and_history_is_true(steps in prop::collection::vec(0u32..3000, 1..400), start: u32) {
+        fn nothing_enters_twice_and_history_is_true(steps in prop::collection::vec(0u32..3000, 1..100), start: u32) {
             let mut ledger = Ledger::new();
             let mut model = HashSet::new();
             let mut at = start.min(u32::MAX - 3_000_000);

@@ -289,16 +289,25 @@ impl Book {
         self.doubled_replies + self.doubled_probes
     }
 
-    /// Every probe that was sent.
+    /// Every probe that was sent, with its place in the schedule.
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (usize, Probe)> {
+        let sent = self.pieces.iter().flatten().enumerate().filter(|(_, slot)| slot.is(SENT));
+        sent.map(|(at, slot)| (at, self.probe(at, slot)))
+    }
+
     fn iter(&self) -> impl Iterator<Item = Probe> {
-        self.pieces.iter().flatten().enumerate().filter(|(_, slot)| slot.is(SENT)).map(|(at, slot)| Probe {
+        self.numbered().map(|(_, probe)| probe)
+    }
+
+    fn probe(&self, at: usize, slot: &Slot) -> Probe {
+        Probe {
             sent_at: Duration::from_nanos(self.due_ns(at)) + Duration::from_micros(slot.late_us.into()),
             late_us: slot.late_us,
             rtt_us: (slot.is(REPLIED) && !slot.is(LATE)).then_some(slot.packed & ((1 << RTT_BITS) - 1)),
             arrived: slot.is(TOLD).then_some(slot.is(ARRIVED)),
             turnaround_us: slot.turnaround_us,
             late: slot.is(LATE),
-        })
+        }
     }
 }
 
@@ -335,7 +344,7 @@ mod tests {
     /// The reply to slot `at`, sent in time, from a reflector that got nothing but what `arrived` names.
     fn reply(at: u32, about: u32, arrived: &[u32]) -> ReplyPacket {
         let mut bits = [0; 32];
-        for back in arrived.iter().map(|slot| about - slot).filter(|back| *back < HISTORY) {
+        for back in arrived.iter().filter_map(|slot| about.checked_sub(*slot)).filter(|back| *back < HISTORY) {
             bits[back as usize / 8] |= 1 << (back % 8);
         }
         ReplyPacket {

@@ -269,3 +269,243 @@ pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, tether: &Arc<Te
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use super::super::tests::keys;
+    use super::*;
+
+    const HERE: &str = "127.0.0.1";
+
+    fn responder(bind: &str) -> Arc<Responder> {
+        Responder::spawn(UdpSocket::bind((bind, 0)).unwrap()).unwrap()
+    }
+
+    fn enroll(responder: &Responder, session: u8, tether: &Arc<Tether>) -> Enrolment {
+        responder.enroll(Arc::new(keys(session)), Arc::clone(tether), HERE.parse().unwrap())
+    }
+
+    /// A socket at `from` that talks to nobody but the responder, and gives up rather than hang.
+    fn asker(from: &str, responder: &Responder) -> UdpSocket {
+        let socket = UdpSocket::bind((from, 0)).unwrap();
+        let port = responder.local_addr().port();
+        socket.connect((HERE, port)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket
+    }
+
+    fn probe(seq: u32) -> ProbePacket {
+        ProbePacket { seq, about: seq, sent_ns: 1_000_000 + u64::from(seq) }
+    }
+
+    /// The next datagram that `socket` gets, which must be a reply of this session.
+    fn reply(socket: &UdpSocket, session: u8) -> ReplyPacket {
+        let mut bytes = [0; 2048];
+        let len = socket.recv(&mut bytes).unwrap();
+        ReplyPacket::open(&bytes[..len], &keys(session)).unwrap()
+    }
+
+    /// Nothing lies in `socket`. The responder reads in order, so once a later probe's reply is here, nothing that came
+    /// before it will be answered any more.
+    fn assert_empty(socket: &UdpSocket) {
+        socket.set_nonblocking(true).unwrap();
+        assert_eq!(socket.recv(&mut [0; 2048]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        socket.set_nonblocking(false).unwrap();
+    }
+
+    #[test]
+    fn an_enrolled_probe_is_answered_in_kind() {
+        let responder = responder(HERE);
+        let tether = Tether::free();
+        let enrolment = enroll(&responder, 1, &tether);
+        let asker = asker(HERE, &responder);
+        for seq in [0, 1, 3] {
+            asker.send(&probe(seq).seal(&keys(1))).unwrap();
+            let reply = reply(&asker, 1);
+            assert_eq!((reply.seq, reply.sent_ns, reply.duplicates), (seq, 1_000_000 + u64::from(seq), 0));
+            assert!(reply.dwell_ns < u32::MAX);
+            assert_eq!(reply.history.arrived(seq), Some(true));
+            assert_eq!(reply.history.arrived(2), (seq == 3).then_some(false));
+        }
+        assert_eq!(enrolment.bytes(), 3 * 2 * 96);
+        assert_eq!((responder.refused(), responder.unsent()), (Refused::default(), 0));
+    }
+
+    #[test]
+    fn what_is_not_a_fresh_probe_of_an_enrolled_peer_gets_no_byte_back() {
+        let responder = responder(HERE);
+        let tether = Tether::free();
+        let _enrolment = enroll(&responder, 1, &tether);
+        let owner = asker(HERE, &responder);
+        let elsewhere = asker("127.0.0.2", &responder);
+        owner.send(&probe(7).seal(&keys(1))).unwrap();
+        let answered = reply(&owner, 1);
+
+        let good = probe(8).seal(&keys(1));
+        let mut forged = good;
+        forged[30] ^= 1;
+        let mut another_version = good;
+        another_version[0] = 2;
+        let mut turned_reply = answered.seal(&keys(1));
+        turned_reply[1] = 1;
+        let long = [good.as_slice(), &[0]].concat();
+        let refused: [&[u8]; 11] = [
+            b"",
+            b"\0",
+            &good[..95],
+            &long,
+            &[0xff; 2000],
+            &another_version,
+            &answered.seal(&keys(1)),
+            &turned_reply,
+            &forged,
+            &probe(8).seal(&keys(2)),
+            &probe(7).seal(&keys(1)),
+        ];
+        for datagram in refused {
+            owner.send(datagram).unwrap();
+        }
+        elsewhere.send(&good).unwrap();
+
+        owner.send(&good).unwrap();
+        assert_eq!(reply(&owner, 1).seq, 8);
+        assert_empty(&owner);
+        assert_empty(&elsewhere);
+        let counted = Refused { malformed: 7, stranger: 1, wrong_source: 1, over: 0, forged: 2, replayed: 1 };
+        assert_eq!(responder.refused(), counted);
+    }
+
+    #[test]
+    fn replies_tell_how_often_a_probe_came_twice() {
+        let responder = responder(HERE);
+        let tether = Tether::free();
+        let _enrolment = enroll(&responder, 1, &tether);
+        let asker = asker(HERE, &responder);
+        for seq in [1, 1, 1, 2] {
+            asker.send(&probe(seq).seal(&keys(1))).unwrap();
+        }
+        assert_eq!((reply(&asker, 1).seq, reply(&asker, 1).duplicates), (1, 2));
+    }
+
+    #[test]
+    fn a_session_is_answered_while_it_is_enrolled_and_its_tether_holds() {
+        let responder = responder(HERE);
+        let (left, cut, stays) = (Tether::free(), Tether::free(), Tether::free());
+        let leaving = enroll(&responder, 1, &left);
+        let _cut = enroll(&responder, 2, &cut);
+        let _stays = enroll(&responder, 3, &stays);
+        let asker = asker(HERE, &responder);
+        for session in [1, 2, 3] {
+            asker.send(&probe(1).seal(&keys(session))).unwrap();
+            reply(&asker, session);
+        }
+        drop(leaving);
+        cut.cut();
+        for session in [1, 2, 3] {
+            asker.send(&probe(2).seal(&keys(session))).unwrap();
+        }
+        assert_eq!(reply(&asker, 3).seq, 2);
+        assert_empty(&asker);
+        assert_eq!((responder.refused().stranger, responder.refused().over), (1, 1));
+    }
+
+    #[test]
+    fn an_old_enrolment_does_not_end_the_new_one() {
+        let responder = responder(HERE);
+        let tether = Tether::free();
+        let old = enroll(&responder, 1, &tether);
+        let _new = enroll(&responder, 1, &tether);
+        drop(old);
+        let asker = asker(HERE, &responder);
+        asker.send(&probe(1).seal(&keys(1))).unwrap();
+        assert_eq!(reply(&asker, 1).seq, 1);
+    }
+
+    #[test]
+    fn only_a_fresh_probe_keeps_a_session_alive() {
+        let responder = responder(HERE);
+        let tether = Tether::free();
+        let _enrolment = enroll(&responder, 1, &tether);
+        let asker = asker(HERE, &responder);
+        let before = tether.last_heard();
+        // The tether counts in milliseconds.
+        let next_ms = std::time::Instant::now() + Duration::from_millis(2);
+        tether.wait_until(next_ms, || false);
+        let mut forged = probe(1).seal(&keys(1));
+        forged[95] ^= 1;
+        asker.send(&forged).unwrap();
+        asker.send(&probe(1).seal(&keys(1))).unwrap();
+        reply(&asker, 1);
+        let heard = tether.last_heard();
+        assert!(heard > before);
+        tether.wait_until(heard + Duration::from_millis(2), || false);
+        let _other = enroll(&responder, 2, &Tether::free());
+        asker.send(&probe(1).seal(&keys(1))).unwrap();
+        asker.send(&probe(1).seal(&keys(2))).unwrap();
+        reply(&asker, 2);
+        assert_eq!(tether.last_heard(), heard);
+    }
+
+    #[test]
+    fn a_responder_on_every_address_answers_from_the_one_that_was_asked() {
+        let responder = responder("0.0.0.0");
+        let tether = Tether::free();
+        let _enrolment = enroll(&responder, 1, &tether);
+        let asker = UdpSocket::bind((HERE, 0)).unwrap();
+        // A connected socket hears its target alone.
+        asker.connect(("127.0.0.5", responder.local_addr().port())).unwrap();
+        asker.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        asker.send(&probe(1).seal(&keys(1))).unwrap();
+        assert_eq!(reply(&asker, 1).seq, 1);
+    }
+
+    #[test]
+    fn a_dropped_responder_frees_its_port_at_once() {
+        let responder = responder(HERE);
+        let _enrolment = enroll(&responder, 1, &Tether::free());
+        let address = responder.local_addr();
+        drop(responder);
+        UdpSocket::bind(address).unwrap();
+    }
+
+    /// A data connection whose far end is being answered, and what ends when that is over.
+    fn answered_stream(tether: Arc<Tether>) -> (TcpStream, JoinHandle<()>) {
+        let listener = TcpListener::bind((HERE, 0)).unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let theirs = DataStream::Plain(listener.accept().unwrap().0);
+        (ours, std::thread::spawn(move || answer_stream(theirs, &keys(1), &tether)))
+    }
+
+    #[test]
+    fn a_data_connection_is_answered_until_the_tether_is_cut() {
+        let tether = Tether::leased(|| {});
+        tether.allow(1 << 20);
+        let (mut ours, answering) = answered_stream(Arc::clone(&tether));
+        for seq in 0..3 {
+            ours.write_all(&probe(seq).seal(&keys(1))).unwrap();
+            let mut bytes = [0; packet::LEN];
+            ours.read_exact(&mut bytes).unwrap();
+            assert_eq!(ReplyPacket::open(&bytes, &keys(1)).unwrap().seq, seq);
+        }
+        tether.cut();
+        answering.join().unwrap();
+        assert_eq!(tether.spent(), 3 * 2 * 96);
+    }
+
+    #[test]
+    fn a_data_connection_ends_with_the_first_thing_that_is_no_fresh_probe() {
+        for wrong in [probe(1).seal(&keys(1)), probe(2).seal(&keys(2)), [0; packet::LEN]] {
+            let (mut ours, answering) = answered_stream(Tether::free());
+            ours.write_all(&probe(1).seal(&keys(1))).unwrap();
+            ours.write_all(&wrong).unwrap();
+            let mut all = Vec::new();
+            // The reply to the first, then the end; a reset where bytes were left unread.
+            let _ = ours.read_to_end(&mut all);
+            assert_eq!(all.len(), packet::LEN);
+            answering.join().unwrap();
+        }
+    }
+}
