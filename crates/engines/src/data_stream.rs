@@ -1,0 +1,345 @@
+//! One data connection, in clear or inside TLS, as a blocking thread sees it. How it is made and whose it is stands
+//! elsewhere.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use rustix::net::RecvFlags;
+use rustls::Connection;
+
+/// Bytes moved in one call, each way: large enough that calls cost nothing beside the bytes, small enough for a
+/// processor's cache.
+pub(crate) const CHUNK: usize = 256 * 1024;
+
+/// The longest TLS record, header and tag included (RFC 8446, section 5.2).
+const RECORD: usize = 5 + 16 * 1024 + 256;
+
+/// A blocking stream of bytes to or from the other end.
+pub enum DataStream {
+    /// In clear.
+    Plain(TcpStream),
+    /// Inside TLS.
+    Tls(Box<TlsSocket>),
+}
+
+impl DataStream {
+    /// A stream inside the TLS connection whose handshake `connection` has finished over `socket`. Plaintext that the
+    /// connection holds already comes first. Makes the socket blocking.
+    pub fn tls(connection: Connection, socket: TcpStream) -> io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        Ok(Self::Tls(Box::new(TlsSocket::new(connection, socket))))
+    }
+
+    /// The socket below.
+    pub fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.socket(),
+        }
+    }
+
+    /// Says that nothing more will be sent, after everything written is on its way: close_notify inside TLS, then FIN.
+    /// `WouldBlock`, on a socket with a time limit, means that it is not done; call again.
+    pub fn finish(&mut self) -> io::Result<()> {
+        if let Self::Tls(tls) = self {
+            tls.say_goodbye()?;
+        }
+        self.socket().shutdown(Shutdown::Write)
+    }
+
+    /// Reads and forgets: how many bytes came, 0 at the end. Inside TLS they are authenticated first; in clear they
+    /// are copied to `scratch`, or, with `in_kernel`, thrown away by the kernel unseen (tcp(7), `MSG_TRUNC`).
+    pub(crate) fn discard(&mut self, scratch: &mut [u8], in_kernel: bool) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) if in_kernel => {
+                let (_, came) = rustix::net::recv(&*socket, scratch, RecvFlags::TRUNC)?;
+                Ok(came)
+            }
+            Self::Plain(socket) => socket.read(scratch),
+            Self::Tls(tls) => tls.discard(),
+        }
+    }
+}
+
+impl Read for DataStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            Self::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for DataStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(bytes),
+            Self::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Tls(tls) => tls.flush(),
+        }
+    }
+}
+
+/// A TLS connection over a blocking socket, made for bulk: large reads, large writes, no copy of what is only counted.
+pub struct TlsSocket {
+    connection: Connection,
+    /// rustls takes 4 KiB a read; the reader makes one system call of many of those.
+    incoming: BufReader<TcpStream>,
+    said_goodbye: bool,
+}
+
+impl TlsSocket {
+    fn new(mut connection: Connection, socket: TcpStream) -> Self {
+        // Writes are cut to CHUNK here, and the next one waits until the last is on its way.
+        connection.set_buffer_limit(None);
+        Self { connection, incoming: BufReader::with_capacity(CHUNK, socket), said_goodbye: false }
+    }
+
+    fn socket(&self) -> &TcpStream {
+        self.incoming.get_ref()
+    }
+
+    /// Drives the connection until it holds plaintext or is at its end.
+    fn fill(&mut self) -> io::Result<()> {
+        loop {
+            match self.connection.reader().fill_buf() {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // Plaintext, the clean end, or an end without close_notify, which rustls says is an error.
+                other => return other.map(drop),
+            }
+            match self.connection.read_tls(&mut self.incoming) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            if let Err(broken) = self.connection.process_new_packets() {
+                // An alert that tells the other end why; the connection is lost either way.
+                let _ = self.send_pending();
+                return Err(io::Error::new(io::ErrorKind::InvalidData, broken));
+            }
+            // An answer to a key update; the peer needs it, the reader doesn't.
+            if self.connection.wants_write() {
+                self.send_pending()?;
+            }
+        }
+    }
+
+    /// At least one byte unless at the end, and everything that is here already without asking the socket again.
+    fn discard(&mut self) -> io::Result<usize> {
+        let mut discarded = 0;
+        loop {
+            self.fill()?;
+            let mut reader = self.connection.reader();
+            // An end without close_notify is told by the next call, after what came before it was counted.
+            while let Ok(chunk @ [_, ..]) = reader.fill_buf() {
+                let len = chunk.len();
+                reader.consume(len);
+                discarded += len;
+            }
+            // Records that are complete in the buffer need no system call; the rest of a torn one might have to be
+            // waited for.
+            if discarded == 0 || self.incoming.buffer().len() < RECORD {
+                return Ok(discarded);
+            }
+        }
+    }
+
+    fn send_pending(&mut self) -> io::Result<()> {
+        while self.connection.wants_write() {
+            match self.connection.write_tls(self.incoming.get_mut()) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn say_goodbye(&mut self) -> io::Result<()> {
+        if !self.said_goodbye {
+            self.said_goodbye = true;
+            self.connection.send_close_notify();
+        }
+        self.send_pending()
+    }
+}
+
+impl Read for TlsSocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        self.fill()?;
+        self.connection.reader().read(buffer)
+    }
+}
+
+impl Write for TlsSocket {
+    /// Takes at most [`CHUNK`] bytes. On a socket with a time limit, what was taken may still wait here for the next
+    /// call, and `WouldBlock` means that nothing was taken.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_pending()?;
+        let taken = self.connection.writer().write(&bytes[..bytes.len().min(CHUNK)])?;
+        match self.send_pending() {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+            _ => Ok(taken),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send_pending()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use paramedic_link::SecretKey;
+    use paramedic_link::tls::{self, Alpn, Expect};
+    use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+
+    use super::*;
+
+    /// Both ends' TLS of a data connection, for two fresh keys.
+    pub(crate) fn configs(alpn: Alpn) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+        let (ours, theirs) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+        let client = tls::appliance_config(&ours, Expect::ExactKey(theirs.id()), alpn).unwrap();
+        (tls::reflector_config(&theirs).unwrap(), client)
+    }
+
+    /// The reflector's side of a handshake.
+    pub(crate) fn accept_tls(config: &Arc<ServerConfig>, mut socket: &TcpStream) -> io::Result<ServerConnection> {
+        let mut connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket)?;
+        }
+        Ok(connection)
+    }
+
+    fn sockets() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (ours, listener.accept().unwrap().0)
+    }
+
+    /// The client's end, and the server's with its connection still apart.
+    fn tls_pair() -> (DataStream, ServerConnection, TcpStream) {
+        let (server, client) = configs(Alpn::Data);
+        let (ours, theirs) = sockets();
+        let mut client = ClientConnection::new(client, tls::server_name()).unwrap();
+        let server = std::thread::scope(|scope| {
+            let accepted = scope.spawn(|| accept_tls(&server, &theirs).unwrap());
+            while client.is_handshaking() {
+                client.complete_io(&mut &ours).unwrap();
+            }
+            accepted.join().unwrap()
+        });
+        (DataStream::tls(client.into(), ours).unwrap(), server, theirs)
+    }
+
+    #[test]
+    fn what_is_written_in_tls_is_read_and_ends_cleanly() {
+        let (mut ours, connection, theirs) = tls_pair();
+        let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
+        let sent = (0..3_000_000u32).map(|n| (n % 251) as u8).collect::<Vec<_>>();
+        let mut read = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                ours.write_all(&sent).unwrap();
+                ours.finish().unwrap();
+            });
+            theirs.read_to_end(&mut read).unwrap();
+        });
+        assert!(read == sent);
+    }
+
+    #[test]
+    fn what_is_discarded_in_tls_is_counted_to_the_byte() {
+        let (mut ours, connection, theirs) = tls_pair();
+        let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
+        let mut discarded = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                ours.write_all(&vec![7; 5_000_001]).unwrap();
+                ours.finish().unwrap();
+            });
+            loop {
+                match theirs.discard(&mut [], false).unwrap() {
+                    0 => break,
+                    came => discarded += came,
+                }
+            }
+        });
+        assert_eq!(discarded, 5_000_001);
+    }
+
+    #[test]
+    fn plaintext_that_came_with_the_handshake_is_not_lost() {
+        let (mut ours, mut connection, theirs) = tls_pair();
+        ours.write_all(b"preamblepayload").unwrap();
+        let mut preamble = [0; 8];
+        rustls::Stream::new(&mut connection, &mut &theirs).read_exact(&mut preamble).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
+        let mut payload = [0; 7];
+        theirs.read_exact(&mut payload).unwrap();
+        assert_eq!((&preamble, &payload), (b"preamble", b"payload"));
+    }
+
+    #[test]
+    fn a_bare_fin_inside_tls_is_no_end() {
+        let (mut ours, connection, theirs) = tls_pair();
+        let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
+        ours.write_all(b"cut off").unwrap();
+        ours.socket().shutdown(Shutdown::Write).unwrap();
+        assert_eq!(theirs.discard(&mut [], false).unwrap(), 7);
+        assert_eq!(theirs.discard(&mut [], false).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_write_with_a_time_limit_loses_nothing() {
+        let (mut ours, connection, theirs) = tls_pair();
+        let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
+        ours.socket().set_write_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
+        let chunk = vec![7; CHUNK];
+        let mut sent = 0;
+        // Nobody reads: at last nothing more is taken.
+        let full = loop {
+            match ours.write(&chunk) {
+                Ok(taken) => sent += taken,
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let reader = std::thread::spawn(move || io::copy(&mut theirs, &mut io::sink()).unwrap());
+        while let Err(e) = ours.finish() {
+            assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+        }
+        assert_eq!(reader.join().unwrap(), sent as u64);
+    }
+
+    #[test]
+    fn bytes_that_the_kernel_throws_away_are_counted() {
+        let (mut ours, theirs) = sockets();
+        let mut theirs = DataStream::Plain(theirs);
+        ours.write_all(b"hello").unwrap();
+        drop(ours);
+        let mut scratch = [0; 64];
+        let mut came = 0;
+        loop {
+            match theirs.discard(&mut scratch, true).unwrap() {
+                0 => break,
+                n => came += n,
+            }
+        }
+        assert_eq!((came, scratch), (5, [0; 64]));
+    }
+}

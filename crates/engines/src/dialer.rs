@@ -1,0 +1,234 @@
+//! How the appliance's data connections are made: connected, inside TLS where the mode asks for it, and introduced by
+//! their preamble. What flows in them stands elsewhere.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use paramedic_link::admission::Preamble;
+use paramedic_link::tls;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustls::{ClientConfig, ClientConnection};
+use socket2::{Domain, Socket, Type};
+
+use crate::data_stream::DataStream;
+pub use crate::socket::SocketOptions;
+use crate::tether::{Cut, Tether};
+
+/// Makes the data connections of a session.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    /// Where data goes: the control port in tunneled mode, the granted port in direct mode.
+    pub target: SocketAddr,
+    /// Tunneled mode: the TLS of a data connection, made for [`tls::Alpn::Data`]. Absent in direct mode.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// How long one connection may take until its preamble is sent.
+    pub connect_timeout: Duration,
+}
+
+impl Dialer {
+    /// Connects, proves with the sealed `preamble` which stream this is, and gives the stream. Blocks, for
+    /// `connect_timeout` at most; ends with `ConnectionAborted` as soon as `tether` is cut.
+    pub fn dial(
+        &self,
+        tether: &Arc<Tether>,
+        preamble: &[u8; Preamble::LEN],
+        options: &SocketOptions,
+    ) -> io::Result<DataStream> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
+        options.apply(&socket)?;
+        let _hold = tether.hold(&socket)?;
+        self.reach(tether, &socket, deadline).and_then(|()| self.introduce(socket.into(), preamble, deadline)).map_err(
+            |failure| if tether.is_cut() { io::Error::new(io::ErrorKind::ConnectionAborted, Cut) } else { failure },
+        )
+    }
+
+    fn reach(&self, tether: &Tether, socket: &Socket, deadline: Instant) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        match socket.connect(&self.target.into()) {
+            Err(e) if e.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
+            other => other?,
+        }
+        // A cut before the connect had nothing to shut down; one after it ends the poll.
+        if tether.is_cut() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cut));
+        }
+        loop {
+            let left = time_left(deadline)?;
+            let limit = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            match rustix::event::poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&limit)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => break,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        if let Some(failure) = socket.take_error()? {
+            return Err(failure);
+        }
+        // A cut also makes the socket writable, without an error.
+        socket.peer_addr()?;
+        socket.set_nonblocking(false)
+    }
+
+    fn introduce(&self, socket: TcpStream, preamble: &[u8], deadline: Instant) -> io::Result<DataStream> {
+        let mut timed = Timed { socket: &socket, deadline };
+        let Some(config) = &self.tls else {
+            timed.write_all(preamble)?;
+            unlimited(&socket)?;
+            return Ok(DataStream::Plain(socket));
+        };
+        let mut connection = ClientConnection::new(Arc::clone(config), tls::server_name()).map_err(invalid)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut timed)?;
+        }
+        if tls::Alpn::of(connection.alpn_protocol()) != Some(tls::Alpn::Data) {
+            return Err(invalid("the reflector did not agree to carry data in this connection"));
+        }
+        connection.writer().write_all(preamble)?;
+        while connection.wants_write() {
+            connection.write_tls(&mut timed)?;
+        }
+        unlimited(&socket)?;
+        DataStream::tls(connection.into(), socket)
+    }
+}
+
+fn invalid(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn unlimited(socket: &TcpStream) -> io::Result<()> {
+    socket.set_read_timeout(None)?;
+    socket.set_write_timeout(None)
+}
+
+fn time_left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+/// A blocking socket whose calls together end at a deadline, however slowly the other end drips.
+struct Timed<'a> {
+    socket: &'a TcpStream,
+    deadline: Instant,
+}
+
+/// The kernel says that a call's time was up as it says that a call would block.
+fn as_timeout(failure: io::Error) -> io::Error {
+    if failure.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { failure }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(Some(time_left(self.deadline)?))?;
+        self.socket.read(buffer).map_err(as_timeout)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(Some(time_left(self.deadline)?))?;
+        self.socket.write(bytes).map_err(as_timeout)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::data_stream::tests::{accept_tls, configs};
+
+    const PREAMBLE: [u8; Preamble::LEN] = [7; Preamble::LEN];
+
+    fn dialer(target: SocketAddr) -> Dialer {
+        Dialer { target, tls: None, connect_timeout: Duration::from_secs(60) }
+    }
+
+    fn dial(dialer: &Dialer, tether: &Arc<Tether>) -> io::Result<DataStream> {
+        dialer.dial(tether, &PREAMBLE, &SocketOptions::default())
+    }
+
+    #[test]
+    fn the_preamble_comes_first_in_clear_and_in_tls() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (server, client) = configs(tls::Alpn::Data);
+        let clear = dialer(listener.local_addr().unwrap());
+        let inside = Dialer { tls: Some(client), ..clear.clone() };
+        let mut said = [0; Preamble::LEN];
+
+        let _stream = dial(&clear, &Tether::free()).unwrap();
+        listener.accept().unwrap().0.read_exact(&mut said).unwrap();
+        assert_eq!(said, PREAMBLE);
+
+        std::thread::scope(|scope| {
+            let dialled = scope.spawn(|| dial(&inside, &Tether::free()).unwrap());
+            let socket = listener.accept().unwrap().0;
+            let connection = accept_tls(&server, &socket).unwrap();
+            let _ours = dialled.join().unwrap();
+            said.fill(0);
+            DataStream::tls(connection.into(), socket).unwrap().read_exact(&mut said).unwrap();
+            assert_eq!(said, PREAMBLE);
+        });
+    }
+
+    #[test]
+    fn a_connection_that_is_not_for_data_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (server, client) = configs(tls::Alpn::Link);
+        let dialer = Dialer { tls: Some(client), ..dialer(listener.local_addr().unwrap()) };
+        std::thread::scope(|scope| {
+            scope.spawn(|| accept_tls(&server, &listener.accept().unwrap().0));
+            assert_eq!(dial(&dialer, &Tether::free()).err().map(|e| e.kind()), Some(io::ErrorKind::InvalidData));
+        });
+    }
+
+    #[test]
+    fn a_cut_tether_ends_a_connect_that_nobody_answers() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let target = listener.local_addr().unwrap().as_socket().unwrap();
+        // One connection fills this queue; the kernel then drops what else knocks.
+        let _queued = TcpStream::connect(target).unwrap();
+        for _ in 0..20 {
+            let tether = Tether::free();
+            std::thread::scope(|scope| {
+                let dialled = scope.spawn(|| dial(&dialer(target), &tether));
+                tether.cut();
+                assert_eq!(dialled.join().unwrap().err().map(|e| e.kind()), Some(io::ErrorKind::ConnectionAborted));
+            });
+        }
+    }
+
+    #[test]
+    fn a_cut_tether_ends_a_handshake() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dialer = Dialer { tls: Some(configs(tls::Alpn::Data).1), ..dialer(listener.local_addr().unwrap()) };
+        let tether = Tether::free();
+        std::thread::scope(|scope| {
+            let dialled = scope.spawn(|| dial(&dialer, &tether));
+            let mut silent = listener.accept().unwrap().0;
+            // The handshake has begun, and nobody answers.
+            silent.read_exact(&mut [0; 1]).unwrap();
+            tether.cut();
+            assert_eq!(dialled.join().unwrap().err().map(|e| e.kind()), Some(io::ErrorKind::ConnectionAborted));
+        });
+    }
+
+    #[test]
+    fn a_handshake_that_nobody_answers_takes_its_time_and_no_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tls = Some(configs(tls::Alpn::Data).1);
+        let target = listener.local_addr().unwrap();
+        let dialer = Dialer { target, tls, connect_timeout: Duration::from_millis(20) };
+        assert_eq!(dial(&dialer, &Tether::free()).err().map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
+    }
+}

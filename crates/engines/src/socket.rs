@@ -1,0 +1,145 @@
+//! What is asked of the kernel about a TCP socket: congestion control, time-outs, how it ends. Moves no bytes.
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use paramedic_link::measurement::StreamInfo;
+use paramedic_link::message::END_AFTER_SILENCE;
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::sys;
+
+/// What is asked for one data socket beyond what every data socket gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// The congestion control; absent: the kernel's default.
+    pub congestion_control: Option<String>,
+    /// Send small writes at once: right for probes, wrong for load.
+    pub send_at_once: bool,
+}
+
+impl SocketOptions {
+    /// Applies the options, and what every data socket gets, to `socket`. Best before it connects; takes effect after,
+    /// too.
+    pub(crate) fn apply<'a>(&self, socket: impl Into<SockRef<'a>>) -> io::Result<()> {
+        let socket = socket.into();
+        if let Some(name) = &self.congestion_control {
+            choose_congestion_control(&socket, name)?;
+        }
+        socket.set_tcp_nodelay(self.send_at_once)?;
+        // A data connection outlives silence exactly as long as its session does.
+        socket.set_tcp_user_timeout(Some(END_AFTER_SILENCE))?;
+        // A receiver sends nothing that could time out: its probes notice a peer that vanished without a word.
+        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(4)).with_interval(Duration::from_secs(2));
+        socket.set_tcp_keepalive(&keepalive.with_retries(3))
+    }
+}
+
+/// Whether this kernel lets this program use the congestion control `name`; the error says which setting forbids it.
+pub(crate) fn check_congestion_control(name: &str) -> io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+        .or_else(|_| socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None))?;
+    choose_congestion_control(&SockRef::from(&socket), name)
+}
+
+fn choose_congestion_control(socket: &SockRef<'_>, name: &str) -> io::Result<()> {
+    sockopt::set_tcp_congestion(&**socket, name).map_err(|errno| {
+        let because = match errno {
+            Errno::PERM => "it is not listed in net.ipv4.tcp_allowed_congestion_control",
+            Errno::NOENT => {
+                "this kernel has none of that name (net.ipv4.tcp_available_congestion_control lists what it has, \
+                 net.ipv4.tcp_allowed_congestion_control what anyone may use)"
+            }
+            _ => return errno.into(),
+        };
+        let refused = RefusedCongestionControl { name: name.to_owned(), because };
+        io::Error::new(io::Error::from(errno).kind(), refused)
+    })
+}
+
+/// Why the kernel doesn't use the congestion control that was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("congestion control {name} was refused: {because}")]
+struct RefusedCongestionControl {
+    name: String,
+    because: &'static str,
+}
+
+/// The congestion control that `socket` really uses.
+pub(crate) fn congestion_control(socket: &TcpStream) -> Option<String> {
+    sockopt::tcp_congestion(socket).ok()
+}
+
+/// Makes closing `socket` a reset: what it still holds is thrown away, nobody lingers.
+pub(crate) fn reset_on_close(socket: &TcpStream) {
+    // Refused only for what is no socket any more.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Ends `socket` at once, whoever else holds it: threads inside its calls return, and closing it is a reset.
+pub(crate) fn abort(socket: &TcpStream) {
+    reset_on_close(socket);
+    // An error means that it had ended already.
+    let _ = socket.shutdown(Shutdown::Both);
+}
+
+/// What the kernel tells of a stream that carried `bytes` of payload, and the size of the segments it sends.
+pub(crate) fn stream_info(socket: &TcpStream, bytes: u64) -> (StreamInfo, Option<u32>) {
+    let info = sys::tcp_info(socket).unwrap_or_default();
+    let stream =
+        StreamInfo { bytes, rtt_us: info.rtt_us, min_rtt_us: info.min_rtt_us, retransmits: info.total_retrans };
+    (stream, info.snd_mss)
+}
+
+/// How long ago the other end's kernel was last heard on `socket`, by its acknowledgements.
+pub(crate) fn since_last_ack(socket: &TcpStream) -> Option<Duration> {
+    let info = sys::tcp_info(socket).ok()?;
+    info.last_ack_recv_ms.map(|ms| Duration::from_millis(ms.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (ours, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn an_asked_congestion_control_is_the_one_in_use() {
+        let (ours, _theirs) = pair();
+        // reno is built into every kernel and always allowed.
+        let options = SocketOptions { congestion_control: Some("reno".into()), ..SocketOptions::default() };
+        options.apply(&ours).unwrap();
+        assert_eq!(congestion_control(&ours).as_deref(), Some("reno"));
+        assert_eq!(SockRef::from(&ours).tcp_user_timeout().unwrap(), Some(END_AFTER_SILENCE));
+    }
+
+    #[test]
+    fn a_refused_congestion_control_names_the_setting() {
+        let refusal = check_congestion_control("nonesuch").unwrap_err().to_string();
+        assert!(refusal.contains("nonesuch") && refusal.contains("net.ipv4.tcp_allowed_congestion_control"));
+    }
+
+    #[test]
+    fn an_aborted_socket_resets_the_other_end() {
+        let (ours, theirs) = pair();
+        abort(&ours);
+        drop(ours);
+        let mut sink = [0; 1];
+        // The FIN of the shutdown may be read before the reset that follows it.
+        while std::io::Read::read(&mut &theirs, &mut sink).is_ok() {
+            if let Err(e) = std::io::Write::write(&mut &theirs, &sink) {
+                assert!(matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe));
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The appliance's end of `tcp`: opens the streams and runs their phases.
+
+use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::measurement::PhaseTally;
+use paramedic_link::test_spec::{Direction, TestSpec};
+use rustix::rand::GetRandomFlags;
+
+use super::phase::{self, Traffic};
+use super::roster::Roster;
+use super::{NO_SUCH_PHASE, nothing_moved, socket_options, streams_of};
+use crate::data_stream::DataStream;
+use crate::dialer::Dialer;
+use crate::engine::{Drive, DriveOrder, Report};
+use crate::socket::SocketOptions;
+use crate::tether::Tether;
+
+/// Handshakes that one appliance may have open at the reflector's control port.
+const DIALS_AT_ONCE: u16 = 4;
+
+pub(super) struct TcpDrive {
+    spec: TestSpec,
+    keys: Arc<SessionKeys>,
+    dialer: Arc<Dialer>,
+    options: SocketOptions,
+    tether: Arc<Tether>,
+    roster: Roster,
+}
+
+impl TcpDrive {
+    pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
+        let DriveOrder { spec, keys, dialer, tether } = order;
+        let options = socket_options(&spec)?;
+        let roster = Roster::new(&spec, Arc::clone(&tether));
+        Ok(Self { spec, keys, dialer, options, tether, roster })
+    }
+
+    fn dial(&self, phase: u8, stream: u16) -> io::Result<DataStream> {
+        let mut nonce = [0; Preamble::NONCE_LEN];
+        rustix::rand::getrandom(&mut nonce, GetRandomFlags::empty())?;
+        let preamble = Preamble { session: self.keys.session(), phase, stream, nonce };
+        self.dialer.dial(&self.tether, &preamble.seal(&self.keys), &self.options)
+    }
+}
+
+impl Drive for TcpDrive {
+    fn connect(&self, phase: u8) -> io::Result<()> {
+        let spec = self.spec.phases.get(usize::from(phase));
+        let spec = spec.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
+        let streams = streams_of(&self.spec, spec);
+        let next = AtomicU16::new(0);
+        let failure = Mutex::new(None);
+        let dial_on = || {
+            loop {
+                let stream = next.fetch_add(1, Ordering::Relaxed);
+                if stream >= streams {
+                    return;
+                }
+                match self.dial(phase, stream) {
+                    Ok(connected) => self.roster.admit(phase, stream, connected),
+                    Err(error) => {
+                        // The others stop after the dial they are in.
+                        next.store(streams, Ordering::Relaxed);
+                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        return;
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            // One of them is this thread: with none to be had, it dials them all.
+            for _ in 1..streams.min(DIALS_AT_ONCE) {
+                let _ = std::thread::Builder::new().name("tcp-dial".into()).spawn_scoped(scope, dial_on);
+            }
+            dial_on();
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => {
+                drop(self.roster.take(phase));
+                Err(error)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+        let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
+            return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
+        };
+        if !self.roster.is_complete(phase) {
+            return nothing_moved(Some(spec), &self.tether, "its data connections do not stand");
+        }
+        let traffic = Traffic::split(spec, self.roster.take(phase), Direction::Upload);
+        phase::run(spec.duration(), &self.tether, traffic, report)
+    }
+}

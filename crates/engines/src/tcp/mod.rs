@@ -1,0 +1,73 @@
+//! The `tcp` engine: parallel streams that fill the path. Decides who sends what, when; how a stream is made and proven
+//! stands with the door and the dialer.
+
+mod drive;
+mod phase;
+mod receiver;
+mod roster;
+mod sender;
+mod serve;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use paramedic_link::measurement::{DirectionTally, PhaseTally};
+use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
+
+use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder};
+use crate::socket::{self, SocketOptions};
+use crate::tether::Tether;
+
+/// The engine that fills the path with TCP streams.
+pub(crate) struct Tcp;
+
+impl Engine for Tcp {
+    fn id(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn about(&self) -> &'static str {
+        "parallel TCP streams, as fast as the path takes them"
+    }
+
+    fn data_modes(&self) -> &'static [DataMode] {
+        &[DataMode::Tunneled, DataMode::DirectEphemeral]
+    }
+
+    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
+        Ok(Box::new(serve::TcpServe::open(order)?))
+    }
+
+    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
+        Ok(Box::new(drive::TcpDrive::new(order)?))
+    }
+}
+
+/// The options of this test's sockets, refused here and now if this host's kernel would refuse them.
+fn socket_options(spec: &TestSpec) -> io::Result<SocketOptions> {
+    if let Some(name) = &spec.congestion_control {
+        socket::check_congestion_control(name)?;
+    }
+    Ok(SocketOptions { congestion_control: spec.congestion_control.clone(), send_at_once: false })
+}
+
+/// How many streams a phase has, both directions together.
+fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
+    let directions = phase.load.directions().len();
+    spec.streams.saturating_mul(if directions == 2 { 2 } else { u16::from(directions == 1) })
+}
+
+/// The tally of a phase that moved nothing, and why.
+fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
+    let moves = |direction| phase.is_some_and(|phase| phase.load.moves(direction)).then(DirectionTally::default);
+    let why = if tether.is_cut() { SESSION_OVER } else { why };
+    PhaseTally { download: moves(Direction::Download), upload: moves(Direction::Upload), cut_short: Some(why.into()) }
+}
+
+/// Why a phase ended early when its owner wanted it so.
+const SESSION_OVER: &str = "the session ended before the phase did";
+
+/// Why a phase that nobody asked for is not run.
+const NO_SUCH_PHASE: &str = "the test has no such phase";

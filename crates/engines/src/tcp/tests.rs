@@ -1,0 +1,251 @@
+//! Both ends of `tcp` against each other over real loopback sockets. Nothing here waits for a clock: phases end by
+//! themselves or by an event.
+
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use paramedic_link::SessionId;
+use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::measurement::{PhaseTally, Sample};
+use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::tls::Alpn;
+use zeroize::Zeroizing;
+
+use super::drive::TcpDrive;
+use super::serve::TcpServe;
+use crate::data_stream::DataStream;
+use crate::data_stream::tests::{accept_tls, configs};
+use crate::dialer::Dialer;
+use crate::engine::{Drive, DriveOrder, Progress, Serve, ServeOrder};
+use crate::tether::Tether;
+
+const HOUR_MS: u32 = 3_600_000;
+
+/// A session's two ends, in one process.
+struct Session {
+    serve: Arc<TcpServe>,
+    drive: TcpDrive,
+    reflector: Arc<Tether>,
+    appliance: Arc<Tether>,
+}
+
+fn spec(mode: DataMode, streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
+    TestSpec {
+        engine: EngineId::try_from("tcp").unwrap(),
+        data_mode: mode,
+        phases: loads.iter().map(|load| PhaseSpec { load: *load, duration_ms }).collect(),
+        streams,
+        congestion_control: Some("reno".into()),
+        probe_interval_us: 0,
+    }
+}
+
+impl Session {
+    fn open(spec: &TestSpec) -> Self {
+        Self::open_with(spec, Tether::free())
+    }
+
+    fn open_with(spec: &TestSpec, reflector: Arc<Tether>) -> Self {
+        let keys = || SessionKeys::derive(SessionId::from_bytes([5; 16]), Zeroizing::new([5; 32]));
+        let appliance = Tether::free();
+        let direct = spec.data_mode == DataMode::DirectEphemeral;
+        let claim = direct.then(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let serve = TcpServe::open(ServeOrder {
+            spec: spec.clone(),
+            keys: Arc::new(keys()),
+            claim,
+            peer: [127, 0, 0, 1].into(),
+            tether: Arc::clone(&reflector),
+        });
+        let serve = Arc::new(serve.unwrap());
+        let (target, tls) = match serve.local_addr() {
+            Some(at) => (at, None),
+            None => {
+                let (at, tls) = control_port(Arc::clone(&serve), keys(), Arc::clone(&reflector));
+                (at, Some(tls))
+            }
+        };
+        let dialer = Arc::new(Dialer { target, tls, connect_timeout: Duration::from_secs(10) });
+        let (keys, tether) = (Arc::new(keys()), Arc::clone(&appliance));
+        let drive = TcpDrive::new(DriveOrder { spec: spec.clone(), keys, dialer, tether }).unwrap();
+        Self { serve, drive, reflector, appliance }
+    }
+
+    /// Runs one phase at both ends: the reflector's tally, the appliance's, and the samples of both.
+    fn run(&self, phase: u8, watch: impl Fn(Progress) + Sync) -> (PhaseTally, PhaseTally, Vec<(Direction, Sample)>) {
+        let samples = Mutex::new(Vec::new());
+        let (start, started) = channel();
+        let report = |progress| {
+            match progress {
+                Progress::Started => start.send(()).unwrap_or(()),
+                Progress::Sample(direction, sample) => samples.lock().unwrap().push((direction, sample)),
+            }
+            watch(progress);
+        };
+        let (served, driven) = std::thread::scope(|scope| {
+            let served = scope.spawn(|| self.serve.run(phase, &report));
+            self.drive.connect(phase).unwrap();
+            started.recv().unwrap();
+            let driven = self.drive.run(phase, &report);
+            (served.join().unwrap(), driven)
+        });
+        (served, driven, samples.into_inner().unwrap())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.reflector.cut();
+        self.appliance.cut();
+    }
+}
+
+/// Takes tunneled data connections as a reflector's control port does, until the tether is cut.
+fn control_port(
+    serve: Arc<TcpServe>,
+    keys: SessionKeys,
+    tether: Arc<Tether>,
+) -> (SocketAddr, Arc<rustls::ClientConfig>) {
+    let (server, client) = configs(Alpn::Data);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let _hold = tether.hold(&listener);
+        while let Ok((socket, _)) = listener.accept() {
+            let admitted = || -> io::Result<()> {
+                let mut connection = accept_tls(&server, &socket)?;
+                let mut preamble = [0; Preamble::LEN];
+                rustls::Stream::new(&mut connection, &mut &socket).read_exact(&mut preamble)?;
+                let preamble = Preamble::open(&preamble, &keys).ok_or(io::ErrorKind::InvalidData)?;
+                serve.admit(preamble, DataStream::tls(connection.into(), socket.try_clone()?)?);
+                Ok(())
+            };
+            if admitted().is_err() {
+                return;
+            }
+        }
+    });
+    (at, client)
+}
+
+#[test]
+fn both_ends_count_the_same_bytes_in_every_mode_and_direction() {
+    let loads = [Load::Download, Load::Upload, Load::Bidir, Load::Idle];
+    for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
+        for streams in [1, 3, 8] {
+            let session = Session::open(&spec(mode, streams, &loads, 250));
+            for (phase, load) in (0..).zip(loads) {
+                let what = format!("{mode} {streams} {load}");
+                let (served, driven, samples) = session.run(phase, |_| ());
+                assert_eq!((&served.cut_short, &driven.cut_short), (&None, &None), "{what}");
+                for direction in Direction::BOTH {
+                    let (ours, theirs) = (driven.direction(direction), served.direction(direction));
+                    assert_eq!(ours.is_some(), load.moves(direction), "{what}");
+                    let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
+                    assert_eq!(ours.count.bytes, theirs.count.bytes, "{what} {direction}");
+                    assert!(ours.count.bytes > 0, "{what} {direction}");
+                    let sampled = samples.iter().filter(|(of, _)| *of == direction).map(|(_, s)| s.bytes).sum::<u64>();
+                    assert!(sampled <= ours.count.bytes, "{what} {direction}");
+                    let (sender, receiver) =
+                        if direction == Direction::Download { (theirs, ours) } else { (ours, theirs) };
+                    assert_eq!(sender.congestion_control.as_ref().unwrap().as_str(), "reno");
+                    assert!(sender.mss.unwrap() >= 536 && sender.retransmits.is_some());
+                    let tunneled = mode == DataMode::Tunneled;
+                    let path = receiver.data_path.as_ref().unwrap();
+                    assert_eq!(path.as_str(), if tunneled { "tls" } else { "trunc" });
+                    assert!(receiver.count.elapsed_us > 0 && sender.count.elapsed_us > 0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn samples_tell_when_they_were_taken_and_end_with_the_time() {
+    let session = Session::open(&spec(DataMode::DirectEphemeral, 2, &[Load::Download], 550));
+    let (_, driven, samples) = session.run(0, |_| ());
+    assert!(samples.windows(2).all(|pair| pair[0].1.at_us < pair[1].1.at_us));
+    // However late a reading was, none is asked for after the phase's time.
+    assert!(samples.len() <= 5, "{samples:?}");
+    assert!(driven.download.unwrap().count.elapsed_us > 0);
+}
+
+#[test]
+fn a_cut_at_either_end_ends_both_in_mid_phase() {
+    for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
+        for load in [Load::Download, Load::Upload, Load::Bidir] {
+            for reflector_cuts in [true, false] {
+                let session = Session::open(&spec(mode, 4, &[load], HOUR_MS));
+                let cut_at = Mutex::new(None);
+                let (served, driven, _) = session.run(0, |progress| {
+                    if matches!(progress, Progress::Sample(..)) && cut_at.lock().unwrap().is_none() {
+                        *cut_at.lock().unwrap() = Some(Instant::now());
+                        if reflector_cuts { session.reflector.cut() } else { session.appliance.cut() }
+                    }
+                });
+                let what = format!("{mode} {load}, the reflector cuts: {reflector_cuts}");
+                let took = cut_at.into_inner().unwrap().unwrap().elapsed();
+                assert!(took < Duration::from_secs(2), "{what}: {took:?}");
+                let (cutter, other) = if reflector_cuts { (served, driven) } else { (driven, served) };
+                assert_eq!(cutter.cut_short.unwrap().as_str(), super::SESSION_OVER, "{what}");
+                let told = other.cut_short.clone().unwrap_or_default();
+                assert!(told.as_str().starts_with("a data connection failed"), "{what}: {told}");
+                assert!(other.bytes() > 0, "{what}: what was counted is kept");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_budget_that_ran_out_is_waited_for() {
+    for load in [Load::Download, Load::Upload] {
+        const SLICE: u64 = 1 << 20;
+        let session = Session::open_with(&spec(DataMode::DirectEphemeral, 1, &[load], HOUR_MS), Tether::leased(|| ()));
+        session.reflector.allow(SLICE);
+        let quiet = Mutex::new(0);
+        let (served, _, _) = session.run(0, |progress| {
+            let Progress::Sample(_, sample) = progress else { return };
+            let mut quiet = quiet.lock().unwrap();
+            *quiet = if sample.bytes == 0 { *quiet + 1 } else { 0 };
+            // Nothing flows any more. First there is more to be had, then it is over.
+            if *quiet == 3 {
+                let spent = session.reflector.spent();
+                assert!(spent >= SLICE && spent <= SLICE + 4 * crate::data_stream::CHUNK as u64, "{load}: {spent}");
+                session.reflector.allow(16 * SLICE);
+            }
+            if session.reflector.spent() >= 16 * SLICE {
+                session.reflector.cut();
+            }
+        });
+        assert_eq!(served.bytes(), session.reflector.spent(), "{load}: all that was counted is charged");
+    }
+}
+
+#[test]
+fn a_phase_whose_streams_do_not_stand_moves_nothing_and_says_so() {
+    let session = Session::open(&spec(DataMode::DirectEphemeral, 2, &[Load::Upload], 100));
+    let tally = session.drive.run(0, &|_| ());
+    assert_eq!(tally.upload.unwrap().count.bytes, 0);
+    assert!(tally.cut_short.is_some());
+    assert!(session.serve.run(9, &|_| ()).cut_short.is_some());
+    session.reflector.cut();
+    assert_eq!(session.serve.run(0, &|_| ()).cut_short.unwrap().as_str(), super::SESSION_OVER);
+}
+
+#[test]
+fn a_second_stream_of_the_same_index_is_dropped() {
+    let session = Session::open(&spec(DataMode::Tunneled, 2, &[Load::Upload], 100));
+    session.drive.connect(0).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let theirs = DataStream::Plain(listener.accept().unwrap().0);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    assert!(session.reflector.wait_until(deadline, || session.serve.stands(0)));
+    session
+        .serve
+        .admit(Preamble { session: SessionId::from_bytes([5; 16]), phase: 0, stream: 1, nonce: [0; 12] }, theirs);
+    assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0);
+}
