@@ -1,0 +1,544 @@
+//! The command line: reads what is asked, runs it, prints. stdout carries the answer, stderr everything else.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use paramedic_link::{EndpointId, PeerText, key_file};
+use serde::Serialize;
+
+use crate::config::{self, Config, Flags, LogFormat, PlaceFlags, quantity::{parse_duration, print_bytes}};
+use crate::failure::{Exit, Failure};
+use crate::server::{self, Ask, Client, Status, Tell};
+use crate::store::Store;
+use crate::{audit, pairing};
+
+/// A network test endpoint to host yourself. It talks only to devices that you paired.
+#[derive(Parser)]
+#[command(name = "reflector", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or Ctrl-C; running sessions may finish
+    Serve(Box<Flags>),
+    /// Open a one-time code and wait until a device has paired with it
+    Pair {
+        #[command(flatten)]
+        place: PlaceFlags,
+        /// How long the code lives: 10s to 1h
+        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_ttl)]
+        ttl: Duration,
+        /// The name to give to the device that pairs
+        #[arg(long)]
+        name: Option<String>,
+        /// Print events as JSON, one a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// List paired devices, or change who they are
+    Peers {
+        #[command(flatten)]
+        place: PlaceFlags,
+        #[command(subcommand)]
+        command: Option<PeersCommand>,
+        /// Print JSON
+        #[arg(long, global = true)]
+        json: bool,
+    },
+    /// How the running reflector is: sessions, queue, ports, what was used and refused
+    Status {
+        #[command(flatten)]
+        place: PlaceFlags,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Exit code 0 if the reflector runs and all is well
+    Health {
+        #[command(flatten)]
+        place: PlaceFlags,
+    },
+    /// Let running sessions finish, grant no new ones, then end the running reflector
+    Drain {
+        #[command(flatten)]
+        place: PlaceFlags,
+    },
+    /// Print this reflector's Endpoint ID; makes the identity at first use
+    ShowId {
+        #[command(flatten)]
+        place: PlaceFlags,
+    },
+    /// Make a new identity; every pairing must be made again
+    RotateIdentity {
+        #[command(flatten)]
+        place: PlaceFlags,
+        /// Do it without asking
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Work with the audit log
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+    /// Look at the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print shell completions
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum PeersCommand {
+    /// List paired devices (the default)
+    List,
+    /// Pair a device by its Endpoint ID, without a code
+    Add {
+        /// Its Endpoint ID, PP-…
+        id: EndpointId,
+        /// The name to give to it
+        #[arg(long, default_value = "appliance")]
+        name: String,
+    },
+    /// Remove a device: its links and sessions end at once
+    Remove {
+        /// Its Endpoint ID or name
+        peer: String,
+    },
+    /// Give a device another name
+    Rename {
+        /// Its Endpoint ID or name
+        peer: String,
+        /// The name from now on
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// Check every line of the audit log, offline; names the first bad one
+    Verify {
+        #[command(flatten)]
+        place: PlaceFlags,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print a configuration file with every setting, its default and its reason
+    Template,
+    /// Check the configuration as `serve` would read it
+    Check(Box<Flags>),
+    /// Print the configuration as `serve` would use it
+    Show {
+        #[command(flatten)]
+        flags: Box<Flags>,
+        /// Say of each value where it came from
+        #[arg(long)]
+        origin: bool,
+    },
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version are no faults; what can't be printed can't be said either.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            anstream::eprintln!("{}", harmless(&failure.to_string()));
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(flags) => serve(&flags),
+        Command::Pair { place, ttl, name, json } => asking(&place, async |client| pair(client, ttl, name, json).await),
+        Command::Peers { place, command, json } => {
+            let ask = match command.unwrap_or(PeersCommand::List) {
+                PeersCommand::List => Ask::Peers,
+                PeersCommand::Add { id, name } => Ask::AddPeer { peer: id, name: PeerText::new(&name) },
+                PeersCommand::Remove { peer } => Ask::RemovePeer { peer },
+                PeersCommand::Rename { peer, name } => Ask::RenamePeer { peer, name: PeerText::new(&name) },
+            };
+            asking(&place, async |client| one_answer(client, &ask, json).await)
+        }
+        Command::Status { place, json } => asking(&place, async |client| one_answer(client, &Ask::Status, json).await),
+        Command::Health { place } => asking(&place, async |client| health(client).await),
+        Command::Drain { place } => asking(&place, async |client| one_answer(client, &Ask::Drain, false).await),
+        Command::ShowId { place } => {
+            let config = load(&place.0)?;
+            print_line(&identity(&config)?.id().to_string());
+            Ok(())
+        }
+        Command::RotateIdentity { place, yes } => rotate(&load(&place.0)?, yes),
+        Command::Audit { command: AuditCommand::Verify { place } } => verify(&load(&place.0)?),
+        Command::Config { command } => show_config(command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "reflector", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn load(flags: &Flags) -> Result<Config, Failure> {
+    Ok(config::load(flags, &|name| std::env::var_os(name))?.config)
+}
+
+/// The identity, made at first use.
+fn identity(config: &Config) -> Result<paramedic_link::SecretKey, Failure> {
+    server::make_folder(&config.state_dir).map_err(|error| {
+        Failure::new(
+            Exit::Usage,
+            "state_dir",
+            format!("the state folder {} can't be used", config.state_dir.display()),
+            error,
+            "say another one with --state-dir or REFLECTOR_STATE_DIR, or run as a user who may write there",
+        )
+    })?;
+    Ok(key_file::load_or_create(&config.key_file())?)
+}
+
+fn serve(flags: &Flags) -> Result<(), Failure> {
+    let config = load(flags)?;
+    start_log(&config);
+    let key = identity(&config)?;
+    let listen = config.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
+        Failure::new(Exit::Failed, "runtime", "the reflector can't start", error, "does the machine still have memory and threads?")
+    })?;
+    runtime.block_on(server::serve(config, key)).map_err(|error| match error.downcast::<Failure>() {
+        Ok(failure) => failure,
+        Err(error) => Failure::new(
+            Exit::Failed,
+            "serve",
+            format!("the reflector can't serve on {listen}"),
+            error,
+            "is another program on that port, is the disk full? `reflector config show --origin` says what is set",
+        ),
+    })
+}
+
+fn start_log(config: &Config) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}
+
+/// Connects to the running reflector, and has `work` ask it.
+fn asking(
+    place: &PlaceFlags,
+    work: impl AsyncFnOnce(&mut Client) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let path = load(&place.0)?.admin_socket();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| broken(&error))?;
+    runtime.block_on(async {
+        let mut client = Client::connect(&path).await.map_err(|error| not_running(&path, &error))?;
+        work(&mut client).await
+    })
+}
+
+fn not_running(path: &Path, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Failure::new(
+            Exit::Failed,
+            "not_allowed",
+            "the reflector can't be asked",
+            format!("this user may not open {}", path.display()),
+            "run this as the reflector's own user, or as root",
+        ),
+        _ => Failure::new(
+            Exit::Failed,
+            "not_running",
+            "the reflector is not running",
+            format!("nothing answers at {}", path.display()),
+            "start it with `reflector serve`; if it runs with another --state-dir, say the same one here",
+        ),
+    }
+}
+
+fn broken(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "admin",
+        "the reflector did not answer",
+        error,
+        "its log says more; `reflector health` tells whether it runs",
+    )
+}
+
+async fn one_answer(client: &mut Client, ask: &Ask, json: bool) -> Result<(), Failure> {
+    client.ask(ask).await.map_err(|error| broken(&error))?;
+    let answer = client.next().await.map_err(|error| broken(&error))?;
+    match answer {
+        Some(Tell::Failed { because }) => Err(refused(&because)),
+        Some(Tell::Peers { peers }) if json => print_json(&peers),
+        Some(Tell::Peers { peers }) => {
+            if peers.is_empty() {
+                note("nobody is paired yet: `reflector pair` opens a code");
+            }
+            for peer in peers {
+                let linked = if peer.linked { "  linked now" } else { "" };
+                print_line(&format!("{}  {}{linked}", peer.endpoint_id, peer.name));
+            }
+            Ok(())
+        }
+        Some(Tell::Status(status)) if json => print_json(&*status),
+        Some(Tell::Status(status)) => {
+            print_status(&status);
+            Ok(())
+        }
+        Some(Tell::Done { what }) => {
+            print_line(what.as_str());
+            Ok(())
+        }
+        other => Err(broken(&format!("it said {other:?}"))),
+    }
+}
+
+fn refused(because: &str) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "refused",
+        "the reflector did not do it",
+        because,
+        "`reflector peers` and `reflector status` show how things stand",
+    )
+}
+
+async fn health(client: &mut Client) -> Result<(), Failure> {
+    client.ask(&Ask::Status).await.map_err(|error| broken(&error))?;
+    match client.next().await.map_err(|error| broken(&error))? {
+        Some(Tell::Status(status)) if status.problems.is_empty() => {
+            print_line(&status.state);
+            Ok(())
+        }
+        Some(Tell::Status(status)) => Err(Failure::new(
+            Exit::Failed,
+            "unhealthy",
+            format!("the reflector is {}", status.state),
+            status.problems.join("; "),
+            "its log says more; it goes on by itself once a write succeeds again",
+        )),
+        other => Err(broken(&format!("it said {other:?}"))),
+    }
+}
+
+async fn pair(client: &mut Client, ttl: Duration, name: Option<String>, json: bool) -> Result<(), Failure> {
+    let name = name.map(|name| PeerText::new(&name)).filter(|name| !name.is_empty());
+    client.ask(&Ask::Pair { ttl_s: ttl.as_secs(), name }).await.map_err(|error| broken(&error))?;
+    while let Some(answer) = client.next().await.map_err(|error| broken(&error))? {
+        match &answer {
+            Tell::Failed { because } => return Err(refused(because)),
+            Tell::CodeClosed { why } => {
+                return Err(Failure::new(
+                    Exit::Failed,
+                    "code_closed",
+                    "nobody paired",
+                    format!("the code is {why}"),
+                    "run `reflector pair` again; --ttl makes it live longer",
+                ));
+            }
+            event if json => print_json_line(event)?,
+            Tell::Code { code, expires_in_s } => {
+                show_qr(code);
+                print_line(code);
+                note(&format!(
+                    "good for {} min, once. On the appliance:  packetparamedic pair-reflector --peer HOST --code {code}",
+                    expires_in_s.div_ceil(60)
+                ));
+            }
+            Tell::Paired { endpoint_id, name } => print_line(&format!("paired with {name}  {endpoint_id}")),
+            _ => {}
+        }
+        if matches!(answer, Tell::Paired { .. }) {
+            return Ok(());
+        }
+    }
+    Err(broken(&"it hung up"))
+}
+
+/// For a phone or a camera; only where a person looks.
+fn show_qr(code: &str) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    if let Ok(qr) = qrcode::QrCode::new(code.as_bytes()) {
+        let picture = qr.render::<qrcode::render::unicode::Dense1x2>().quiet_zone(true).build();
+        anstream::eprintln!("{picture}");
+    }
+}
+
+fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {
+    if !yes {
+        return Err(Failure::new(
+            Exit::Usage,
+            "not_confirmed",
+            "the identity stays as it is",
+            "with a new one, every device that is paired must be paired again",
+            "say --yes if that is what you want; stop `reflector serve` first",
+        ));
+    }
+    if std::os::unix::net::UnixStream::connect(config.admin_socket()).is_ok() {
+        return Err(Failure::new(
+            Exit::Failed,
+            "running",
+            "the identity stays as it is",
+            "the reflector is running with it",
+            "stop it first: `reflector drain`, or systemctl stop reflector",
+        ));
+    }
+    let rotated = key_file::rotate(&config.key_file())?;
+    print_line(&rotated.new.id().to_string());
+    note(&format!("the old identity was {}; its key is kept in {}", rotated.old, rotated.kept.display()));
+    note("every device that was paired knows only the old one: pair each again (`reflector pair`)");
+    Ok(())
+}
+
+fn verify(config: &Config) -> Result<(), Failure> {
+    let unusable = |error: &dyn std::fmt::Display| {
+        Failure::new(
+            Exit::Failed,
+            "audit_unreadable",
+            "the audit log can't be checked",
+            error,
+            "run this as the reflector's own user, with its --state-dir",
+        )
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| unusable(&error))?;
+    let head = runtime.block_on(Store::read_audit_head(&config.database())).map_err(|error| unusable(&error))?;
+    match audit::verify(&config.audit_dir(), head) {
+        Ok(verified) => {
+            print_line(&format!("{} lines in {} files: every one is whole", verified.lines, verified.segments));
+            Ok(())
+        }
+        Err(bad) => Err(Failure::new(
+            Exit::Failed,
+            "audit_broken",
+            "the audit log is not what was written",
+            bad,
+            "restore it from a backup; what stands before that line is whole",
+        )),
+    }
+}
+
+fn show_config(command: ConfigCommand) -> Result<(), Failure> {
+    match command {
+        ConfigCommand::Template => {
+            print_text(&config::template());
+            Ok(())
+        }
+        ConfigCommand::Check(flags) => {
+            let loaded = config::load(&flags, &|name| std::env::var_os(name))?;
+            let files = loaded.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
+            let read = if files.is_empty() { "no file".to_owned() } else { files.join(", ") };
+            print_line(&format!("the configuration is good (read: {read})"));
+            Ok(())
+        }
+        ConfigCommand::Show { flags, origin } => {
+            let loaded = config::load(&flags, &|name| std::env::var_os(name))?;
+            print_text(&loaded.show(origin));
+            Ok(())
+        }
+    }
+}
+
+fn print_status(status: &Status) {
+    let line = |name: &str, value: String| print_line(&format!("{name:<14}{value}"));
+    line("reflector", format!("{} ({})", status.name, status.endpoint_id));
+    line("version", status.version.clone());
+    line("state", format!("{}, for {} s", status.state, status.uptime_s));
+    for problem in &status.problems {
+        line("problem", problem.clone());
+    }
+    let modes = status.data_modes.iter().map(ToString::to_string).collect::<Vec<_>>();
+    line("data modes", modes.join(", "));
+    let engines = status.engines.iter().map(ToString::to_string).collect::<Vec<_>>();
+    line("engines", engines.join(", "));
+    line("peers", format!("{} paired, {} links now", status.peers, status.links));
+    let sessions = &status.sessions;
+    line("tests", format!("{} of {} slots in use, {} waiting", sessions.sessions.len(), sessions.slots, sessions.queue.len()));
+    for session in &sessions.sessions {
+        let port = session.port.map_or(String::new(), |port| format!(" on port {port}"));
+        let since = session.elapsed_ms / 1000;
+        line("  running", format!("{} {}{port} for {} since {since} s", session.engine, session.data_mode, session.peer));
+    }
+    for waiting in &sessions.queue {
+        line("  waiting", format!("{}. {}, about {} s", waiting.place, waiting.peer, waiting.expected_wait_ms / 1000));
+    }
+    line("used today", print_bytes(sessions.bytes_today));
+    if !sessions.held_ports.is_empty() {
+        let ports = sessions.held_ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        line("ports held", format!("{ports} (by other programs; skipped)"));
+    }
+    for (reason, count) in &status.refused {
+        line("refused", format!("{count} × {reason}"));
+    }
+}
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = parse_duration(text)?;
+    if ttl < Duration::from_secs(10) || ttl > pairing::LONGEST_TTL {
+        return Err("a code lives from 10s to 1h".to_owned());
+    }
+    Ok(ttl)
+}
+
+fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    print_line(&serde_json::to_string_pretty(value).map_err(|error| broken(&error))?);
+    Ok(())
+}
+
+fn print_json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
+    print_line(&serde_json::to_string(value).map_err(|error| broken(&error))?);
+    Ok(())
+}
+
+/// One line of the answer. A reader that has gone wants no more of it.
+pub(crate) fn print_line(line: &str) {
+    print_text(&format!("{line}\n"));
+}
+
+fn print_text(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush());
+    if written.is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+        std::process::exit(0);
+    }
+}
+
+/// Beside the answer, for a person.
+fn note(line: &str) {
+    anstream::eprintln!("{}", harmless(line));
+}
+
+/// The last guard: whatever a text is made of, it moves no cursor.
+fn harmless(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}

@@ -1,0 +1,75 @@
+//! How a command of this program fails: what failed, because of what, what to try, and the exit code.
+
+use std::fmt;
+
+use paramedic_link::key_file::KeyFileError;
+
+use crate::config::ConfigError;
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It failed.
+    Failed = 1,
+    /// Wrong usage or configuration.
+    Usage = 2,
+}
+
+/// A command failed. Prints as three lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// For scripts: lower case, stays the same when the text changes.
+    pub code: &'static str,
+    /// What failed.
+    pub what: String,
+    /// Because of what.
+    pub because: String,
+    /// What to try.
+    pub try_: String,
+    /// How the program ends.
+    pub exit: Exit,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(
+        exit: Exit,
+        code: &'static str,
+        what: impl Into<String>,
+        because: impl fmt::Display,
+        try_: impl Into<String>,
+    ) -> Self {
+        Self { code, what: what.into(), because: format!("{because:#}"), try_: try_.into(), exit }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nbecause: {}\ntry: {}", self.what, self.because, self.try_)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(
+            Exit::Usage,
+            "bad_config",
+            "the configuration can't be used",
+            error,
+            "mend that place; `reflector config template` shows every setting, `reflector config check` looks again",
+        )
+    }
+}
+
+impl From<KeyFileError> for Failure {
+    fn from(error: KeyFileError) -> Self {
+        let exit = match error {
+            KeyFileError::Io { .. } | KeyFileError::Exposed { .. } | KeyFileError::NotOurs { .. } => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, "key_file", "the identity can't be used", error, "mend the key file, or restore it from a backup")
+    }
+}

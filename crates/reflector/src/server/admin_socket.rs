@@ -1,0 +1,426 @@
+//! The admin socket: how `reflector pair`, `peers`, `status` and the like talk to the running server. One JSON object
+//! a line each way; local users with our user id, or root, alone.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use paramedic_link::{EndpointId, PeerText};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::peers::Removal;
+use super::{Server, Stage, lock};
+use crate::event::Event;
+use crate::sessions::Snapshot;
+
+/// The version of these words; the two ends come from one binary, but not always from one build.
+const VERSION: u32 = 1;
+/// The longest request, in bytes.
+const LONGEST: u64 = 4096;
+/// How long a client may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What can be asked of the running server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Ask {
+    /// Open a pairing code and wait until somebody paired; hanging up revokes it.
+    Pair {
+        /// How long the code lives, in seconds.
+        ttl_s: u64,
+        /// The name to give to whoever pairs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<PeerText>,
+    },
+    /// Who is paired.
+    Peers,
+    /// Pair a device by its Endpoint ID.
+    AddPeer {
+        /// Who.
+        peer: EndpointId,
+        /// Its name here.
+        name: PeerText,
+    },
+    /// Remove a peer: its links and sessions end at once.
+    RemovePeer {
+        /// Its Endpoint ID or name.
+        peer: String,
+    },
+    /// Give a peer another name.
+    RenamePeer {
+        /// Its Endpoint ID or name.
+        peer: String,
+        /// The name from now on.
+        name: PeerText,
+    },
+    /// How the server is.
+    Status,
+    /// Grant no more sessions, and end once the running ones are over.
+    Drain,
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Tell {
+    /// A pairing code is open.
+    Code {
+        /// The code.
+        code: String,
+        /// How long it lives, in seconds.
+        expires_in_s: u64,
+    },
+    /// Somebody paired with it.
+    Paired {
+        /// Who.
+        endpoint_id: EndpointId,
+        /// Its name here.
+        name: PeerText,
+    },
+    /// The code ended without use.
+    CodeClosed {
+        /// Why.
+        why: String,
+    },
+    /// Who is paired.
+    Peers {
+        /// All of them.
+        peers: Vec<PeerLine>,
+    },
+    /// It is done.
+    Done {
+        /// What was done, in words.
+        what: PeerText,
+    },
+    /// It is not done.
+    Failed {
+        /// Why, in words.
+        because: String,
+    },
+    /// How the server is.
+    Status(Box<Status>),
+}
+
+/// One paired device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerLine {
+    /// Who.
+    pub endpoint_id: EndpointId,
+    /// Its name here.
+    pub name: PeerText,
+    /// `store`, or `config` where `authorized_peers` names it.
+    pub from: String,
+    /// Whether a link of it stands now.
+    pub linked: bool,
+}
+
+/// How the server is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The program's version.
+    pub version: String,
+    /// Its identity.
+    pub endpoint_id: EndpointId,
+    /// What it calls itself.
+    pub name: String,
+    /// Since when it serves, in seconds.
+    pub uptime_s: u64,
+    /// `serving`, `draining` or `faulted`.
+    pub state: String,
+    /// What is wrong, in words; empty where all is well.
+    pub problems: Vec<String>,
+    /// The data modes on offer.
+    pub data_modes: Vec<paramedic_link::test_spec::DataMode>,
+    /// The engines on offer.
+    pub engines: Vec<paramedic_link::test_spec::EngineId>,
+    /// Links that stand.
+    pub links: usize,
+    /// Paired devices.
+    pub peers: usize,
+    /// Sessions, queue, ports and what was used.
+    pub sessions: Snapshot,
+    /// Refusals since the start, by reason.
+    pub refused: std::collections::BTreeMap<String, u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<T> {
+    v: u32,
+    #[serde(flatten)]
+    body: T,
+}
+
+/// A bound admin socket; its file goes when it is dropped.
+pub(super) struct Admin {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Binds the socket at `path`, 0660. A socket that a killed server left is replaced; one that answers is not.
+pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        anyhow::bail!("another reflector serves already: {} answers", path.display());
+    }
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("can't replace {}", path.display())),
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("can't bind {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("can't protect {}", path.display()))?;
+    Ok(Admin { listener, path: path.to_owned() })
+}
+
+/// Answers until it is dropped.
+pub(super) async fn run(server: Arc<Server>, admin: Admin) {
+    loop {
+        let room = server.room.notified();
+        match admin.listener.accept().await {
+            Ok((stream, _)) => {
+                let server = Arc::clone(&server);
+                tokio::spawn(async move {
+                    if let Err(error) = answer(&server, stream).await {
+                        tracing::debug!(%error, "an admin client went away");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the admin socket can't accept");
+                let _ = tokio::time::timeout(Duration::from_secs(1), room).await;
+            }
+        }
+    }
+}
+
+async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> {
+    let user = stream.peer_cred()?.uid();
+    let (read, mut write) = stream.into_split();
+    if user != 0 && user != rustix::process::geteuid().as_raw() {
+        server.refuse(std::net::Ipv4Addr::LOCALHOST.into(), "admin_user", None);
+        return tell(&mut write, &Tell::Failed { because: "only the reflector's own user and root may".into() }).await;
+    }
+    let mut read = BufReader::new(read);
+    let mut line = String::new();
+    tokio::time::timeout(PATIENCE, (&mut read).take(LONGEST).read_line(&mut line)).await??;
+    let ask = match serde_json::from_str::<Envelope<Ask>>(&line) {
+        Ok(Envelope { v: VERSION, body }) => body,
+        Ok(_) => {
+            let because = "this command and the running server are of different versions; restart the server".into();
+            return tell(&mut write, &Tell::Failed { because }).await;
+        }
+        Err(error) => {
+            return tell(&mut write, &Tell::Failed { because: format!("not understood: {error}") }).await;
+        }
+    };
+    if let Ask::Pair { ttl_s, name } = ask {
+        return pair(server, ttl_s, name, read, write).await;
+    }
+    let answer = match obey(server, ask).await {
+        Ok(answer) => answer,
+        Err(error) => Tell::Failed { because: format!("{error:#}") },
+    };
+    tell(&mut write, &answer).await
+}
+
+async fn obey(server: &Arc<Server>, ask: Ask) -> anyhow::Result<Tell> {
+    Ok(match ask {
+        Ask::Pair { .. } => Tell::Failed { because: "pairing is not a single answer".into() },
+        Ask::Peers => Tell::Peers { peers: peer_lines(server) },
+        Ask::AddPeer { peer, name } => {
+            if peer == server.id {
+                return Ok(Tell::Failed { because: "that is this reflector's own Endpoint ID".into() });
+            }
+            let (name, is_new) = server.peers.add(peer, &name, "hand").await?;
+            if is_new {
+                let event = Event::PeerAdded { peer, name: name.clone(), by: "hand".into() };
+                server.audit.record(vec![event]).await?;
+            }
+            Tell::Done { what: PeerText::new(&format!("{} {name}", if is_new { "added" } else { "already there:" })) }
+        }
+        Ask::RemovePeer { peer } => match server.peers.find(&peer) {
+            None => Tell::Failed { because: format!("no paired device is called {}", PeerText::new(&peer)) },
+            Some(id) => match server.peers.remove(id).await? {
+                Removal::NotThere => Tell::Failed { because: "no such device is paired".into() },
+                Removal::InConfig => Tell::Failed {
+                    because: "it stands in authorized_peers: remove it there and restart the reflector".into(),
+                },
+                Removal::Removed => {
+                    server.sessions().peer_removed(id, server.now());
+                    server.cut_off(id);
+                    server.due.notify_one();
+                    server.audit.record(vec![Event::PeerRemoved { peer: id }]).await?;
+                    Tell::Done { what: PeerText::new("removed; its links and sessions are over") }
+                }
+            },
+        },
+        Ask::RenamePeer { peer, name } => match server.peers.find(&peer) {
+            Some(id) if server.peers.rename(id, &name).await? => {
+                server.audit.record(vec![Event::PeerRenamed { peer: id, name: name.clone() }]).await?;
+                Tell::Done { what: PeerText::new(&format!("it is called {name} now")) }
+            }
+            _ => Tell::Failed { because: "no such device is paired".into() },
+        },
+        Ask::Status => Tell::Status(Box::new(status(server))),
+        Ask::Drain => {
+            server.stage.send_if_modified(|stage| {
+                let drains = *stage == Stage::Serving;
+                *stage = (*stage).max(Stage::Draining);
+                drains
+            });
+            Tell::Done { what: PeerText::new("draining: the server ends when its running sessions are over") }
+        }
+    })
+}
+
+fn peer_lines(server: &Server) -> Vec<PeerLine> {
+    let links = lock(&server.links);
+    let linked = |id| links.values().any(|link| link.peer == id);
+    let lines = server.peers.list().into_iter();
+    lines
+        .map(|(id, name, from)| PeerLine { endpoint_id: id, name, from: from.to_owned(), linked: linked(id) })
+        .collect()
+}
+
+fn status(server: &Server) -> Status {
+    let stage = *server.stage.borrow();
+    let faulted = *server.audit.faulted().borrow();
+    let problems = if faulted { vec!["the audit log can't be written; nothing is granted".to_owned()] } else { vec![] };
+    let state = match stage {
+        Stage::Serving if !problems.is_empty() => "faulted",
+        Stage::Serving => "serving",
+        Stage::Draining | Stage::Stopping => "draining",
+    };
+    let (sessions, limits) = {
+        let sessions = server.sessions();
+        (sessions.snapshot(server.now()), sessions.limits().clone())
+    };
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        endpoint_id: server.id,
+        name: server.config.name.to_string(),
+        uptime_s: server.began.elapsed().as_secs(),
+        state: state.to_owned(),
+        problems,
+        data_modes: limits.data_modes,
+        engines: limits.engines,
+        links: lock(&server.links).len(),
+        peers: server.peers.list().len(),
+        sessions,
+        refused: lock(&server.refusals).totals(),
+    }
+}
+
+/// Opens a code and waits for whoever pairs with it; the client's hanging up revokes it.
+async fn pair(
+    server: &Arc<Server>,
+    ttl_s: u64,
+    name: Option<PeerText>,
+    mut read: BufReader<OwnedReadHalf>,
+    mut write: OwnedWriteHalf,
+) -> anyhow::Result<()> {
+    let mut paired = server.paired.subscribe();
+    let ttl = Duration::from_secs(ttl_s);
+    let opened = lock(&server.pairing).open(ttl, server.now().mono);
+    // Printed, sent, and forgotten; the desk keeps the only other copy.
+    let code = match opened {
+        Ok(code) => code,
+        Err(error) => return tell(&mut write, &Tell::Failed { because: error.to_string() }).await,
+    };
+    lock(&server.door).code_opened();
+    let ended = async {
+        server.audit.record(vec![Event::CodeOpened { ttl_s }]).await?;
+        tell(&mut write, &Tell::Code { code, expires_in_s: ttl_s }).await?;
+        let mut byte = [0; 1];
+        tokio::select! {
+            hung_up = read.read(&mut byte) => { hung_up?; Ok(Err("revoked")) }
+            () = tokio::time::sleep(ttl) => Ok(Err("expired")),
+            () = server.code_burnt.notified() => Ok(Err("burnt")),
+            who = next_paired(&mut paired) => Ok(Ok(who?)),
+        }
+    };
+    let ended: anyhow::Result<Result<(EndpointId, PeerText), &str>> = ended.await;
+    lock(&server.door).code_closed();
+    let why = match ended {
+        Ok(Ok((endpoint_id, own_name))) => {
+            let name = match name {
+                Some(name) if server.peers.rename(endpoint_id, &name).await? => name,
+                _ => own_name,
+            };
+            return tell(&mut write, &Tell::Paired { endpoint_id, name }).await;
+        }
+        Ok(Err(why)) => why,
+        Err(_) => "revoked",
+    };
+    lock(&server.pairing).revoke();
+    server.audit.record(vec![Event::CodeClosed { why: why.to_owned() }]).await?;
+    tell(&mut write, &Tell::CodeClosed { why: why.to_owned() }).await
+}
+
+async fn next_paired(
+    paired: &mut tokio::sync::broadcast::Receiver<(EndpointId, PeerText)>,
+) -> anyhow::Result<(EndpointId, PeerText)> {
+    loop {
+        match paired.recv().await {
+            Ok(who) => return Ok(who),
+            Err(RecvError::Lagged(_)) => {}
+            Err(error @ RecvError::Closed) => return Err(error.into()),
+        }
+    }
+}
+
+async fn tell(write: &mut OwnedWriteHalf, answer: &Tell) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(&Envelope { v: VERSION, body: answer })?;
+    line.push(b'\n');
+    tokio::time::timeout(PATIENCE, write.write_all(&line)).await??;
+    Ok(())
+}
+
+/// The other end: a command of this program that asks the running server.
+pub struct Client {
+    read: BufReader<OwnedReadHalf>,
+    write: OwnedWriteHalf,
+}
+
+impl Client {
+    /// Connects to the server whose socket is at `path`.
+    pub async fn connect(path: &Path) -> io::Result<Self> {
+        let (read, write) = UnixStream::connect(path).await?.into_split();
+        Ok(Self { read: BufReader::new(read), write })
+    }
+
+    /// Asks for something; answers come by [`Client::next`].
+    pub async fn ask(&mut self, ask: &Ask) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(&Envelope { v: VERSION, body: ask })?;
+        line.push(b'\n');
+        Ok(self.write.write_all(&line).await?)
+    }
+
+    /// The next answer; `None` when the server is done.
+    pub async fn next(&mut self) -> anyhow::Result<Option<Tell>> {
+        let mut line = String::new();
+        if self.read.read_line(&mut line).await? == 0 {
+            return Ok(None);
+        }
+        let Envelope { v, body } = serde_json::from_str::<Envelope<Tell>>(&line).context("not understood")?;
+        anyhow::ensure!(v == VERSION, "this command and the running server are of different versions");
+        Ok(Some(body))
+    }
+}

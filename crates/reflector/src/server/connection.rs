@@ -1,0 +1,573 @@
+//! One control link, from the first message to the last: reads what the appliance says, carries it to the decisions,
+//! and carries their answers back.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
+use paramedic_link::framed::{Framed, LinkError};
+use paramedic_link::message::{
+    self, CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Ends, Grant, HEARTBEAT, ToAppliance,
+    ToReflector, Welcome,
+};
+use paramedic_link::pairing_code::{PAIRING_EXPORTER_LABEL, Proof};
+use paramedic_link::test_spec::DataMode;
+use paramedic_link::{EndpointId, PeerText, SessionId};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_rustls::server::TlsStream;
+use tracing::Instrument;
+
+use super::accept::{Newcomer, Place};
+use super::test_run::{RunEvent, Running};
+use super::{Link, Order, Server, Stage, lock};
+use crate::door::Prefix;
+use crate::event::Event;
+use crate::pairing::Verdict;
+use crate::sessions::{Answer, LinkId, Reservation};
+
+/// A peer that doesn't take what we write for this long is as good as gone.
+const WRITE: Duration = END_AFTER_SILENCE;
+/// How long a closing link waits for the other side to read and hang up.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
+
+type Stream = TlsStream<TcpStream>;
+
+/// Runs until the link is over.
+pub(super) async fn run(server: Arc<Server>, newcomer: Newcomer) {
+    let Newcomer { stream, from, local, peer, place, deadline } = newcomer;
+    let peer = peer.id();
+    let mut framed = Framed::new(stream);
+    let first = tokio::time::timeout_at(deadline, framed.receive::<ToReflector>()).await;
+    let (versions, paired) = match first {
+        Ok(Ok(Some(ToReflector::Hello { versions, .. }))) if server.peers.is_paired(peer) => (versions, None),
+        Ok(Ok(Some(ToReflector::Pair { versions, proof, name }))) => {
+            match pair(&server, &framed, from, peer, &proof, &name).await {
+                Some(answer) => (versions, Some(answer)),
+                None => return turn_away(&server, framed, from, peer, "wrong_proof").await,
+            }
+        }
+        Ok(Ok(Some(_))) => return turn_away(&server, framed, from, peer, "not_paired").await,
+        Ok(Ok(None)) => return server.refuse(from, "silent", Some(peer)),
+        Ok(Err(error)) => {
+            tracing::debug!(%from, %error, "no first message");
+            return server.refuse(from, "protocol", Some(peer));
+        }
+        Err(_) => return server.refuse(from, "slow", Some(peer)),
+    };
+    place.authenticated();
+    let id = LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed));
+    let span = tracing::info_span!("link", %peer, %from);
+    Connection::open(server, framed, id, peer, from, local, place).serve(&versions, paired).instrument(span).await;
+}
+
+/// The one answer that a stranger gets, whatever it said.
+async fn turn_away(server: &Server, mut framed: Framed<Stream>, from: IpAddr, peer: EndpointId, reason: &str) {
+    server.refuse(from, reason, Some(peer));
+    // Bounded, and of no matter to us whether it arrives.
+    let _ = tokio::time::timeout(GOODBYE, async {
+        framed.send(&ToAppliance::NotPaired).await?;
+        framed.finish().await?;
+        // Unread bytes would turn our close into a reset, and the answer could be lost.
+        while let Ok(Some(_)) = framed.receive::<ToReflector>().await {}
+        Ok::<_, LinkError>(())
+    })
+    .await;
+}
+
+/// Judges a proof. A right one makes the peer known, on disk and in the audit log, before it is answered.
+async fn pair(
+    server: &Arc<Server>,
+    framed: &Framed<Stream>,
+    from: IpAddr,
+    peer: EndpointId,
+    proof: &Proof,
+    name: &PeerText,
+) -> Option<ToAppliance> {
+    let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None).ok()?;
+    let ends = Ends { reflector: server.id, appliance: peer };
+    let verdict = lock(&server.pairing).prove(Prefix::of(from), &ends, &exporter, proof, server.now().mono);
+    let (answer, claim) = match verdict {
+        Verdict::Paired { proof, claim } => (proof, claim),
+        Verdict::NotPaired => return None,
+        Verdict::Burnt => {
+            server.code_burnt.notify_waiters();
+            return None;
+        }
+    };
+    let name = if name.is_empty() { PeerText::new("appliance") } else { name.clone() };
+    let added = server.peers.add(peer, &name, "code").await;
+    let recorded = match added {
+        Ok((name, _)) => {
+            let event = Event::PeerAdded { peer, name: name.clone(), by: "code".to_owned() };
+            server.audit.record(vec![event]).await.map(|()| name).map_err(anyhow::Error::from)
+        }
+        Err(error) => Err(error.into()),
+    };
+    match recorded {
+        Ok(name) => {
+            lock(&server.pairing).confirm(claim);
+            // Nobody may be listening any more; the pairing stands all the same.
+            let _ = server.paired.send((peer, name));
+            Some(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
+        }
+        Err(error) => {
+            tracing::error!(%error, "a pairing can't be written");
+            lock(&server.pairing).release(claim);
+            // Whatever reached the disk was never answered: take it back.
+            let _ = server.peers.remove(peer).await;
+            None
+        }
+    }
+}
+
+/// A link of a known peer.
+struct Connection {
+    server: Arc<Server>,
+    framed: Framed<Stream>,
+    id: LinkId,
+    peer: EndpointId,
+    from: IpAddr,
+    local: SocketAddr,
+    orders: mpsc::UnboundedReceiver<Order>,
+    run_events: (mpsc::UnboundedSender<RunEvent>, mpsc::UnboundedReceiver<RunEvent>),
+    running: Option<Granted>,
+    heard: Instant,
+    _place: Place,
+}
+
+/// This link's session.
+struct Granted {
+    running: Arc<Running>,
+    /// Ends with the reason why no more bytes may flow.
+    leasing: tokio::task::JoinHandle<EndReason>,
+    /// The phase that is being run.
+    phase: Option<u8>,
+    next_phase: u8,
+}
+
+/// How a link goes on.
+enum Next {
+    Go,
+    /// Say goodbye and close.
+    Close(CloseReason, &'static str),
+    /// The other side is gone or does not listen.
+    Gone,
+}
+
+impl Connection {
+    fn open(
+        server: Arc<Server>,
+        framed: Framed<Stream>,
+        id: LinkId,
+        peer: EndpointId,
+        from: IpAddr,
+        local: SocketAddr,
+        place: Place,
+    ) -> Self {
+        // A wildcard listener: the address that the link really came in on is where its data must go.
+        let local = framed.stream().get_ref().0.local_addr().unwrap_or(local);
+        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+        let (sender, orders) = mpsc::unbounded_channel();
+        lock(&server.links).insert(id, Link { peer, orders: sender });
+        lock(&server.door).link_opened(Prefix::of(from));
+        let run_events = mpsc::unbounded_channel();
+        Self {
+            server,
+            framed,
+            id,
+            peer,
+            from,
+            local,
+            orders,
+            run_events,
+            running: None,
+            heard: Instant::now(),
+            _place: place,
+        }
+    }
+
+    async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
+        let opened = Event::LinkOpened { peer: self.peer, from: self.from };
+        // While the log can't be written links go on, as running tests do; only grants don't.
+        self.record(vec![opened]).await;
+        let next = match self.greet(versions, paired).await {
+            Next::Go => self.talk().await,
+            other => other,
+        };
+        let reason = match &next {
+            Next::Close(CloseReason::PeerRemoved, _) => EndReason::PeerRemoved,
+            Next::Close(CloseReason::Shutdown, _) => EndReason::Shutdown,
+            _ => EndReason::LinkClosed,
+        };
+        self.end_session(reason, None).await;
+        if let Next::Close(reason, detail) = next {
+            let _ = self.send(&ToAppliance::Close { reason, detail: PeerText::new(detail) }).await;
+            let _ = tokio::time::timeout(GOODBYE, async {
+                let _ = self.framed.finish().await;
+                while let Ok(Some(_)) = self.framed.receive::<ToReflector>().await {}
+            })
+            .await;
+        }
+    }
+
+    /// The first answer: whether we speak one language, and what is offered.
+    async fn greet(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> Next {
+        let Some(version) = message::common_version(versions) else {
+            return Next::Close(CloseReason::Version, "no protocol version in common; this reflector speaks 1");
+        };
+        if let Some(paired) = paired
+            && self.send(&paired).await.is_err()
+        {
+            return Next::Gone;
+        }
+        let (data_modes, engines, max_streams, max_duration) = {
+            let sessions = self.server.sessions();
+            let limits = sessions.limits();
+            (limits.data_modes.clone(), limits.engines.clone(), limits.max_streams, limits.max_test_duration)
+        };
+        let welcome = ToAppliance::Welcome(Welcome {
+            version,
+            software: PeerText::new(env!("CARGO_PKG_VERSION")),
+            name: self.server.config.name.clone(),
+            data_modes,
+            engines,
+            max_streams,
+            max_duration_ms: u64::try_from(max_duration.as_millis()).unwrap_or(u64::MAX),
+        });
+        if self.send(&welcome).await.is_ok() { Next::Go } else { Next::Gone }
+    }
+
+    async fn talk(&mut self) -> Next {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stage = self.server.stage.subscribe();
+        loop {
+            let next = tokio::select! {
+                message = self.framed.receive::<ToReflector>() => match message {
+                    Ok(Some(message)) => {
+                        self.note_heard();
+                        self.hear(message).await
+                    }
+                    Ok(None) | Err(LinkError::Io(_) | LinkError::Torn) => Next::Gone,
+                    Err(LinkError::Frame(error)) => {
+                        tracing::info!(%error, "not a message");
+                        self.server.refuse(self.from, "protocol", Some(self.peer));
+                        Next::Close(CloseReason::Protocol, "what came is no message of this protocol")
+                    }
+                },
+                Some(order) = self.orders.recv() => self.obey(order).await,
+                Some(event) = self.run_events.1.recv() => self.report(event).await,
+                reason = leasing(&mut self.running) => {
+                    self.end_session(reason, Some("the bytes of this day are used up")).await;
+                    Next::Go
+                }
+                _ = heartbeat.tick() => self.beat().await,
+                () = stopping(&mut stage) => Next::Close(CloseReason::Shutdown, "the reflector is shutting down"),
+            };
+            if !matches!(next, Next::Go) {
+                return next;
+            }
+        }
+    }
+
+    fn note_heard(&mut self) {
+        self.heard = Instant::now();
+        if let Some(granted) = &self.running {
+            granted.running.tether.heard();
+        }
+    }
+
+    /// Says that we live; notices that the other side doesn't.
+    async fn beat(&mut self) -> Next {
+        if let Some(granted) = &self.running {
+            let heard = granted.running.tether.last_heard();
+            let mono = heard.saturating_duration_since(self.server.began);
+            let at = crate::sessions::Now { mono, ..self.server.now() };
+            self.server.sessions().heard(granted.running.session, at);
+            self.server.due.notify_one();
+        } else if self.heard.elapsed() > END_AFTER_SILENCE {
+            tracing::info!("nothing was heard for too long");
+            return Next::Gone;
+        }
+        self.say(&ToAppliance::Ping).await
+    }
+
+    async fn hear(&mut self, message: ToReflector) -> Next {
+        match message {
+            ToReflector::Request { spec, wait } => {
+                let (answer, events) = {
+                    let mut sessions = self.server.sessions();
+                    let id = SessionId::new(uuid::Uuid::now_v7());
+                    let answer = sessions.request(self.id, self.peer, spec, wait, id, self.server.now());
+                    (answer, sessions.take_events())
+                };
+                self.server.due.notify_one();
+                self.answer(answer, events).await
+            }
+            ToReflector::Withdraw => {
+                self.server.sessions().withdraw(self.id);
+                self.server.due.notify_one();
+                Next::Go
+            }
+            ToReflector::Start { phase } => self.start(phase).await,
+            ToReflector::Finish => {
+                self.end_session(EndReason::Finished, Some("finished")).await;
+                Next::Go
+            }
+            ToReflector::Facts => {
+                let local = self.local.ip();
+                match tokio::task::spawn_blocking(move || paramedic_engines::host_facts::read(Some(local))).await {
+                    Ok(mut facts) => {
+                        facts.version = PeerText::new(env!("CARGO_PKG_VERSION"));
+                        self.say(&ToAppliance::Facts(facts)).await
+                    }
+                    Err(_) => Next::Go,
+                }
+            }
+            ToReflector::Ping => self.say(&ToAppliance::Pong).await,
+            ToReflector::Close { reason } => {
+                tracing::debug!(%reason, "the appliance says goodbye");
+                Next::Gone
+            }
+            ToReflector::Pong | ToReflector::Unknown => Next::Go,
+            ToReflector::Hello { .. } | ToReflector::Pair { .. } => {
+                Next::Close(CloseReason::Protocol, "the link is already open")
+            }
+        }
+    }
+
+    async fn obey(&mut self, order: Order) -> Next {
+        match order {
+            Order::Reserved(reservation) => {
+                let events = self.server.sessions().take_events();
+                self.answer(Answer::Reserved(reservation), events).await
+            }
+            Order::Place { place, expected_wait } => self.answer(Answer::Queued { place, expected_wait }, vec![]).await,
+            Order::Denied(denial) => self.answer(Answer::Denied(denial), vec![]).await,
+            Order::End { session, reason } => {
+                let is_ours = self.running.as_ref().is_some_and(|granted| granted.running.session == session);
+                if is_ours {
+                    self.end_session(reason, Some(in_words(reason))).await;
+                }
+                Next::Go
+            }
+            Order::PeerRemoved => Next::Close(CloseReason::PeerRemoved, "this device is no longer paired"),
+        }
+    }
+
+    /// Carries a decision out: what was reserved is opened, recorded, and only then promised.
+    async fn answer(&mut self, mut answer: Answer, mut events: Vec<Event>) -> Next {
+        loop {
+            match answer {
+                Answer::Queued { place, expected_wait } => {
+                    self.record(events).await;
+                    let expected_wait_ms = u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX);
+                    return self.say(&ToAppliance::Queued { place, expected_wait_ms }).await;
+                }
+                Answer::Denied(denial) => {
+                    self.record(events).await;
+                    return self.say(&ToAppliance::Denied(denial)).await;
+                }
+                Answer::Reserved(reservation) => match self.open_session(&reservation) {
+                    Ok(running) => return self.grant(&reservation, running, events).await,
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
+                        tracing::warn!(port = reservation.port, "a program of someone else holds this port");
+                        let mut sessions = self.server.sessions();
+                        answer = sessions.port_is_held(reservation.session, self.server.now());
+                        events.extend(sessions.take_events());
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the session can't be opened");
+                        self.undo(reservation.session);
+                        self.record(events).await;
+                        return self.say(&ToAppliance::Denied(faulted(&format!("it can't be opened: {error}")))).await;
+                    }
+                },
+            }
+        }
+    }
+
+    fn open_session(&self, reservation: &Reservation) -> io::Result<Running> {
+        let secret = self
+            .framed
+            .stream()
+            .get_ref()
+            .1
+            .export_keying_material([0; 32], SESSION_EXPORTER_LABEL, Some(reservation.session.as_bytes()))
+            .map_err(io::Error::other)?;
+        let keys = SessionKeys::derive(reservation.session, secret.into());
+        Running::open(&self.server, reservation, keys, self.local, self.from)
+    }
+
+    async fn grant(&mut self, reservation: &Reservation, running: Running, mut events: Vec<Event>) -> Next {
+        let session = reservation.session;
+        let is_wanted = {
+            let mut sessions = self.server.sessions();
+            let is_wanted = sessions.opened(session, self.server.now());
+            events.extend(sessions.take_events());
+            is_wanted
+        };
+        if !is_wanted {
+            drop(running);
+            self.record(events).await;
+            return Next::Go;
+        }
+        let durable = async {
+            self.server.store.record_test(session, self.peer, self.server.now().unix_ms).await?;
+            self.server.audit.record(events).await?;
+            Ok::<_, anyhow::Error>(())
+        };
+        if let Err(error) = durable.await {
+            tracing::error!(%error, "the grant can't be recorded, and is taken back");
+            drop(running);
+            self.undo(session);
+            // Best effort: what can't be written counts against nobody after the next start.
+            let _ = self.server.store.forget_test(session).await;
+            return self.say(&ToAppliance::Denied(faulted("its audit log or its state can't be written"))).await;
+        }
+        let running = Arc::new(running);
+        lock(&self.server.running).insert(session, Arc::clone(&running));
+        let leasing = tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server)));
+        self.running = Some(Granted { running, leasing, phase: None, next_phase: 0 });
+        let data_port = reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral);
+        self.say(&ToAppliance::Granted(Grant {
+            session,
+            expires_in_ms: u64::try_from(reservation.expires_in.as_millis()).unwrap_or(u64::MAX),
+            data_port,
+            udp: true,
+        }))
+        .await
+    }
+
+    fn undo(&self, session: SessionId) {
+        let mut sessions = self.server.sessions();
+        sessions.undo(session, self.server.now());
+        drop(sessions);
+        self.server.due.notify_one();
+    }
+
+    async fn start(&mut self, phase: u8) -> Next {
+        let Some(granted) = &mut self.running else { return Next::Go };
+        let known = usize::from(phase) < granted.running.spec.phases.len();
+        if !known || granted.phase.is_some() || phase < granted.next_phase {
+            self.end_session(EndReason::Failed, Some("that phase can't be started")).await;
+            return Next::Go;
+        }
+        granted.phase = Some(phase);
+        granted.next_phase = phase + 1;
+        if let Err(error) = granted.running.start(phase, self.run_events.0.clone()) {
+            tracing::error!(%error, "no thread for a phase");
+            self.end_session(EndReason::Failed, Some("no thread could be started")).await;
+        }
+        Next::Go
+    }
+
+    async fn report(&mut self, event: RunEvent) -> Next {
+        match event {
+            RunEvent::Started(phase) => self.say(&ToAppliance::Started { phase }).await,
+            RunEvent::Sample(phase, direction, sample) => {
+                self.say(&ToAppliance::Samples { phase, direction, samples: vec![sample] }).await
+            }
+            RunEvent::Done(phase, tally) => {
+                if let Some(granted) = &mut self.running {
+                    granted.phase = None;
+                }
+                self.say(&ToAppliance::PhaseDone { phase, tally }).await
+            }
+        }
+    }
+
+    /// Ends the session, if there is one: sockets and threads first, then the accounts, then the word to the peer.
+    async fn end_session(&mut self, reason: EndReason, detail: Option<&str>) {
+        let Some(Granted { running, leasing, .. }) = self.running.take() else { return };
+        leasing.abort();
+        running.tether.cut();
+        let session = running.session;
+        lock(&self.server.running).remove(&session);
+        // The port must be free before the rules hear that it is.
+        let closing = Arc::clone(&running);
+        let _ = tokio::task::spawn_blocking(move || closing.close()).await;
+        let (settled, events) = {
+            let mut sessions = self.server.sessions();
+            let settled = sessions.ended(session, running.tether.spent(), reason, self.server.now());
+            (settled, sessions.take_events())
+        };
+        self.server.room.notify_waiters();
+        self.server.due.notify_one();
+        if let Some(settled) = settled
+            && let Err(error) = self.server.store.settle(session, &settled.bytes_by_day).await
+        {
+            tracing::error!(%error, "a session's bytes can't be settled; its lease is charged at the next start");
+        }
+        self.record(events).await;
+        if let Some(detail) = detail {
+            let _ = self.send(&ToAppliance::Ended { reason, detail: PeerText::new(detail) }).await;
+        }
+    }
+
+    /// Events that no promise hangs on: a fault shows in the status and stops further grants.
+    async fn record(&self, events: Vec<Event>) {
+        if !events.is_empty() && let Err(fault) = self.server.audit.record(events).await {
+            tracing::error!(%fault, "the audit log can't be written");
+        }
+    }
+
+    async fn say(&mut self, message: &ToAppliance) -> Next {
+        if self.send(message).await.is_ok() { Next::Go } else { Next::Gone }
+    }
+
+    async fn send(&mut self, message: &ToAppliance) -> Result<(), LinkError> {
+        match tokio::time::timeout(WRITE, self.framed.send(message)).await {
+            Ok(sent) => sent,
+            Err(_) => Err(LinkError::Io(io::ErrorKind::TimedOut.into())),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        lock(&self.server.links).remove(&self.id);
+        lock(&self.server.door).link_closed(Prefix::of(self.from));
+        self.server.sessions().link_closed(self.id, self.server.now());
+        self.server.room.notify_waiters();
+        self.server.due.notify_one();
+    }
+}
+
+/// Waits until everything is to end. The watched value is let go of at once: it must not be held across an await.
+async fn stopping(stage: &mut tokio::sync::watch::Receiver<Stage>) {
+    let _ = stage.wait_for(|stage| *stage == Stage::Stopping).await.map(drop);
+}
+
+/// Waits for the session's leasing to end, which it does only when no more bytes may flow.
+async fn leasing(running: &mut Option<Granted>) -> EndReason {
+    match running {
+        Some(granted) => (&mut granted.leasing).await.unwrap_or(EndReason::Failed),
+        None => std::future::pending().await,
+    }
+}
+
+fn faulted(detail: &str) -> Denial {
+    Denial { reason: DenialReason::Faulted, detail: PeerText::new(detail), retry_after_ms: Some(5_000) }
+}
+
+/// Why a session was ended, for the peer's eyes.
+fn in_words(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::Finished => "finished",
+        EndReason::Deadline => "its time was over",
+        EndReason::Silence => "nothing was heard for 10 s",
+        EndReason::LinkClosed => "the link closed",
+        EndReason::BytesPerDay => "the bytes of this day are used up",
+        EndReason::PeerRemoved => "this device is no longer paired",
+        EndReason::Shutdown => "the reflector is shutting down",
+        EndReason::Failed | EndReason::Unknown => "something failed at the reflector",
+    }
+}

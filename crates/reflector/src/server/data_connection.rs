@@ -1,0 +1,67 @@
+//! A data connection that came by the control port (`pp-data/1`): its preamble, whose session it is, and over to the
+//! threads that move bytes.
+
+use std::sync::Arc;
+
+use paramedic_engines::data_stream::DataStream;
+use paramedic_engines::echo;
+use paramedic_link::admission::Preamble;
+use tokio::io::AsyncReadExt;
+
+use super::accept::Newcomer;
+use super::test_run::Running;
+use super::{Server, lock};
+
+/// Runs until the connection is handed over or refused.
+pub(super) async fn run(server: Arc<Server>, newcomer: Newcomer) {
+    let Newcomer { mut stream, from, peer, place, deadline, .. } = newcomer;
+    let mut bytes = [0; Preamble::LEN];
+    let read = tokio::time::timeout_at(deadline, stream.read_exact(&mut bytes)).await;
+    if !matches!(read, Ok(Ok(_))) {
+        server.refuse(from, "slow", Some(peer.id()));
+        return;
+    }
+    let Some((running, preamble)) = admit(&server, &bytes, peer.id()) else {
+        server.refuse(from, "bad_preamble", Some(peer.id()));
+        return;
+    };
+    place.authenticated();
+    running.tether.heard();
+    let (socket, session) = stream.into_inner();
+    let blocking = socket.into_std().and_then(|socket| {
+        socket.set_nonblocking(false)?;
+        DataStream::tls(session.into(), socket)
+    });
+    let stream = match blocking {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "a data connection can't be handed over");
+            return;
+        }
+    };
+    if preamble.phase == Preamble::ECHO {
+        let (keys, tether) = (Arc::clone(&running.keys), Arc::clone(&running.tether));
+        let spawned = std::thread::Builder::new().name("echo-stream".into()).spawn(move || {
+            // The place is given back when the thread is done.
+            let _place = place;
+            echo::answer_stream(stream, &keys, &tether);
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for latency probes over TCP");
+        }
+    } else {
+        running.admit(preamble, stream, place);
+    }
+}
+
+/// The session that these bytes prove to belong to, if it is this peer's.
+fn admit(
+    server: &Server,
+    bytes: &[u8; Preamble::LEN],
+    peer: paramedic_link::EndpointId,
+) -> Option<(Arc<Running>, Preamble)> {
+    let claimed = Preamble::claimed_session(bytes)?;
+    let running = lock(&server.running).get(&claimed).filter(|running| running.peer == peer).cloned()?;
+    let preamble = Preamble::open(bytes, &running.keys)?;
+    Some((running, preamble))
+}

@@ -1,0 +1,309 @@
+//! The reflector's shell: sockets, tasks and time around the pure decisions of `sessions`, `door` and `pairing`.
+//! Nothing is decided here.
+
+mod accept;
+mod admin_socket;
+mod clockwork;
+mod connection;
+mod data_connection;
+mod peers;
+mod test_run;
+
+pub use admin_socket::{Ask, Client, PeerLine, Status, Tell};
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use paramedic_engines::echo::Responder;
+use paramedic_link::message::EndReason;
+use paramedic_link::test_spec::{DataMode, EngineId};
+use paramedic_link::{EndpointId, SecretKey, SessionId, tls};
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::audit::Audit;
+use crate::config::Config;
+use crate::door::Door;
+use crate::event::Event;
+use crate::pairing::Pairing;
+use crate::refusals::Refusals;
+use crate::sessions::{Limits, LinkId, Now, Past, Reservation, Sessions};
+use crate::store::Store;
+use peers::Peers;
+use test_run::Running;
+
+/// What every task of the server works with.
+struct Server {
+    config: Config,
+    id: EndpointId,
+    sessions: Mutex<Sessions>,
+    door: Mutex<Door>,
+    pairing: Mutex<Pairing>,
+    refusals: Mutex<Refusals>,
+    peers: Peers,
+    store: Store,
+    audit: Audit,
+    links: Mutex<HashMap<LinkId, Link>>,
+    running: Mutex<HashMap<SessionId, Arc<Running>>>,
+    /// One for each address that is listened on: answers the probes of tunneled sessions.
+    responders: HashMap<SocketAddr, Arc<Responder>>,
+    began: Instant,
+    /// Something may be due earlier than the clockwork thinks.
+    due: Notify,
+    /// A connection ended: whoever waits for a place or a descriptor may try again.
+    room: Notify,
+    /// Somebody paired: whoever opened the code hears of it.
+    paired: tokio::sync::broadcast::Sender<(EndpointId, paramedic_link::PeerText)>,
+    /// Too many wrong proofs closed the code.
+    code_burnt: Notify,
+    stage: watch::Sender<Stage>,
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Serving,
+    /// No new sessions; running ones go on.
+    Draining,
+    /// Everything ends now.
+    Stopping,
+}
+
+/// A standing link, as the rest of the server sees it.
+struct Link {
+    peer: EndpointId,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+/// What the server has to tell a link's task. Unbounded, but each link has at most one request or session, and the
+/// clockwork sends a few of these a second.
+#[derive(Debug)]
+enum Order {
+    /// Its turn has come.
+    Reserved(Reservation),
+    /// Its place in the queue.
+    Place { place: u32, expected_wait: Duration },
+    /// Its request is not granted after all.
+    Denied(paramedic_link::message::Denial),
+    /// Its session is over.
+    End { session: SessionId, reason: EndReason },
+    /// Its peer is no longer one.
+    PeerRemoved,
+}
+
+/// Serves until a signal ends it.
+pub async fn serve(config: Config, key: SecretKey) -> anyhow::Result<()> {
+    let id = key.id();
+    let store = Store::open(&config.database()).await?;
+    let (leases, leased_bytes) = store.charge_open_leases().await?;
+    let (audit, mut faulted) = Audit::open(&config.audit_dir(), config.audit_segment_size, store.clone()).await?;
+    let peers = Peers::load(&store, &config.authorized_peers).await?;
+    let now = unix_now();
+    let past = Past {
+        tests: store.tests_since(now.saturating_sub(3_600_000)).await?,
+        bytes_today: store
+            .usage(Now::day_of(now))
+            .await?
+            .into_iter()
+            .map(|(peer, bytes)| (peer, Now::day_of(now), bytes))
+            .collect(),
+    };
+    let began = Instant::now();
+    let sessions = Sessions::new(limits(&config), past, Now { mono: Duration::ZERO, unix_ms: now });
+    let tls = tls::reflector_config(&key).context("TLS can't be set up")?;
+    let listeners = accept::listen(&config.listen)?;
+    let admin = admin_socket::bind(&config.admin_socket())?;
+    let mut responders = HashMap::new();
+    for (listener, udp) in &listeners {
+        let responder = Responder::spawn(udp.try_clone()?).context("the latency responder can't start")?;
+        responders.insert(listener.local_addr()?, responder);
+    }
+    let server = Arc::new(Server {
+        id,
+        sessions: Mutex::new(sessions),
+        door: Mutex::new(Door::default()),
+        pairing: Mutex::new(Pairing::new(id)),
+        refusals: Mutex::new(Refusals::default()),
+        peers,
+        store,
+        audit,
+        links: Mutex::default(),
+        running: Mutex::default(),
+        responders,
+        began,
+        due: Notify::new(),
+        room: Notify::new(),
+        paired: tokio::sync::broadcast::channel(16).0,
+        code_burnt: Notify::new(),
+        stage: watch::channel(Stage::Serving).0,
+        config,
+    });
+    let mut first = vec![Event::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
+    if leases > 0 {
+        first.push(Event::LeasesCharged { sessions: leases, bytes: leased_bytes });
+    }
+    server.audit.record(first).await.context("the audit log can't be written")?;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut addresses = Vec::new();
+    for (listener, _) in listeners {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        addresses.push(listener.local_addr()?);
+        tasks.spawn(accept::run(Arc::clone(&server), listener, Arc::clone(&tls)));
+    }
+    tasks.spawn(clockwork::run(Arc::clone(&server)));
+    tasks.spawn(admin_socket::run(Arc::clone(&server), admin));
+    {
+        let server = Arc::clone(&server);
+        tasks.spawn(async move {
+            loop {
+                let now_faulted = *faulted.borrow_and_update();
+                server.sessions().set_faulted(now_faulted);
+                server.due.notify_one();
+                if faulted.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    for address in &addresses {
+        crate::cli::print_line(&format!("listening on {address}"));
+    }
+    // Outside of systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(endpoint_id = %id, ?addresses, "serving");
+
+    drain_on_signal(&server).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    server.stage.send_replace(Stage::Stopping);
+    server.await_no_links().await;
+    tasks.shutdown().await;
+    let mut last = lock(&server.refusals).finish();
+    last.push(Event::Stopped);
+    // What can't be written any more must not keep the program from ending.
+    let _ = server.audit.record(last).await;
+    server.store.close().await;
+    Ok(())
+}
+
+/// The first signal lets running sessions finish, a second one ends them.
+async fn drain_on_signal(server: &Arc<Server>) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stage = server.stage.subscribe();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = stage.wait_for(|stage| *stage >= Stage::Draining) => {}
+    }
+    tracing::info!("draining: running sessions go on, new ones are not granted");
+    server.sessions().drain();
+    server.stage.send_replace(Stage::Draining);
+    server.due.notify_one();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = server.await_no_sessions() => {}
+    }
+    Ok(())
+}
+
+impl Server {
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        lock(&self.sessions)
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: self.began.elapsed(), unix_ms: unix_now() }
+    }
+
+    /// Ends once no session runs.
+    async fn await_no_sessions(&self) {
+        loop {
+            let changed = self.room.notified();
+            if lock(&self.running).is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Ends once every link's task is over; they are told by the stage. Bounded: a peer that doesn't read must not
+    /// keep the reflector from stopping.
+    async fn await_no_links(&self) {
+        let all_gone = async {
+            loop {
+                let changed = self.room.notified();
+                if lock(&self.links).is_empty() {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(5), all_gone).await;
+    }
+
+    /// Turns somebody away: counted, and logged at a bounded rate.
+    fn refuse(&self, from: IpAddr, reason: &str, peer: Option<EndpointId>) {
+        let event = Event::Refused { from, reason: reason.to_owned(), peer };
+        for event in lock(&self.refusals).refuse(event, self.now()) {
+            tracing::info!(?event, "refused");
+            self.audit.note(event);
+        }
+    }
+
+    /// Gives an order to a link, if it still stands.
+    fn order(&self, link: LinkId, order: Order) -> bool {
+        lock(&self.links).get(&link).is_some_and(|link| link.orders.send(order).is_ok())
+    }
+
+    /// Tells every link of `peer` that it is no longer one.
+    fn cut_off(&self, peer: EndpointId) {
+        for link in lock(&self.links).values().filter(|link| link.peer == peer) {
+            // A link that is ending anyway needs no order.
+            let _ = link.orders.send(Order::PeerRemoved);
+        }
+    }
+}
+
+/// The session rules as configured.
+fn limits(config: &Config) -> Limits {
+    let direct = config.offers_direct();
+    let mut data_modes = vec![DataMode::Tunneled];
+    if direct {
+        data_modes.push(DataMode::DirectEphemeral);
+    }
+    Limits {
+        max_concurrent_tests: config.max_concurrent_tests,
+        max_test_duration: config.max_test_duration,
+        max_streams: config.max_streams,
+        max_tests_per_hour: config.max_tests_per_hour,
+        max_bytes_per_day: config.max_bytes_per_day,
+        max_bytes_per_day_total: config.max_bytes_per_day_total,
+        max_queue: config.max_queue,
+        data_ports: direct.then(|| config.data_port_range.clone()),
+        data_modes,
+        engines: paramedic_engines::ENGINES.iter().filter_map(|engine| EngineId::try_from(engine.id()).ok()).collect(),
+        ..Limits::default()
+    }
+}
+
+/// Milliseconds since 1970; a clock before that reads as 0.
+fn unix_now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A lock that survives a panicking holder: one connection's fault is its own.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes a folder that is ours alone, with its parents.
+pub fn make_folder(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
