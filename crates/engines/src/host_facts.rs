@@ -104,7 +104,11 @@ fn cpu_model() -> Option<String> {
 
 fn cpuinfo_model(cpuinfo: &str) -> Option<String> {
     let value = |key: &str| {
-        cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key).map(|(_, v)| v.trim())
+        cpuinfo
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(name, _)| name.trim() == key)
+            .map(|(_, v)| v.trim())
     };
     // "Model" is how Raspberry Pi kernels name the board.
     value("model name").or_else(|| value("Model")).filter(|model| !model.is_empty()).map(str::to_owned)

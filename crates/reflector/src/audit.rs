@@ -125,7 +125,10 @@ impl Audit {
             Log::open(&at, head, segment_size, disk)
         })
         .await
-        .ok_or_else(|| AuditError::Unusable { path: folder.to_owned(), source: std::io::Error::other("interrupted") })??;
+        .ok_or_else(|| AuditError::Unusable {
+            path: folder.to_owned(),
+            source: std::io::Error::other("interrupted"),
+        })??;
         if known != Some(log.head()) {
             // From here on, a database without a head beside a log with lines is a foreign one.
             store.set_audit_head(log.head()).await?;
@@ -265,9 +268,18 @@ impl Writer {
             Ok(head) => self.store.set_audit_head(head).await.map_err(|why| why.to_string()),
             Err(why) => Err(why.to_string()),
         };
+        let log = if written.is_ok() {
+            log.acknowledge();
+            log
+        } else {
+            blocking(move || {
+                log.disown();
+                log
+            })
+            .await?
+        };
         let answer = match written {
             Ok(()) => {
-                log.acknowledge();
                 self.backlog.clear();
                 if self.fault.send_replace(false) {
                     tracing::info!("the audit log can be written again");
@@ -275,7 +287,6 @@ impl Writer {
                 Ok(())
             }
             Err(because) => {
-                log.disown();
                 if !self.fault.send_replace(true) {
                     tracing::error!(because, "the audit log can't be written: nothing is granted until it can");
                 }

@@ -247,14 +247,6 @@ pub enum ConfigError {
     /// Nobody says where the state is to be.
     #[error("there is no folder for the state: HOME is not set; say --state-dir FOLDER or REFLECTOR_STATE_DIR")]
     NoStateDir,
-    /// The current folder is gone, so that a relative path means nothing.
-    #[error("cannot tell what {} is relative to: {source}", path.display())]
-    NoCurrentDir {
-        /// The relative path.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 fn advice(nearest: Option<&str>) -> String {
@@ -293,7 +285,8 @@ impl Loaded {
 
 /// A configuration file with every setting at its default, commented out and explained.
 pub fn template() -> String {
-    let mut text = "# The reflector's configuration. Flags come before environment variables, these before files.\n".to_owned();
+    let mut text =
+        "# The reflector's configuration. Flags come before environment variables, these before files.\n".to_owned();
     let defaults = Config {
         name: PeerText::new("name-of-this-machine"),
         state_dir: ROOT_STATE_DIR.into(),
@@ -353,19 +346,18 @@ struct Machine<'a> {
 /// not right, also one that a stronger layer hides.
 pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loaded, ConfigError> {
     let set = |name: &str| env(name).filter(|value| !value.is_empty());
-    let current_dir = std::env::current_dir().or_else(|source| {
-        // Only a relative path needs it.
-        let relative = flags.values.values().flatten().map(PathBuf::from).find(|path| path.is_relative());
-        relative.map_or_else(|| Ok(PathBuf::from("/")), |path| Err(ConfigError::NoCurrentDir { path, source }))
-    })?;
-    load_on(flags, &Machine {
-        home: set("HOME").map(PathBuf::from).or_else(|| etcetera::home_dir().ok()),
-        env: &set,
-        etc_file: ETC_FILE.into(),
-        is_root: rustix::process::geteuid().is_root(),
-        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        current_dir,
-    })
+    load_on(
+        flags,
+        &Machine {
+            home: set("HOME").map(PathBuf::from).or_else(|| etcetera::home_dir().ok()),
+            env: &set,
+            etc_file: ETC_FILE.into(),
+            is_root: rustix::process::geteuid().is_root(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            // Where it is gone, a relative path stays one, and whoever uses it hears so from the system.
+            current_dir: std::env::current_dir().unwrap_or_default(),
+        },
+    )
 }
 
 fn load_on(flags: &Flags, machine: &Machine<'_>) -> Result<Loaded, ConfigError> {
@@ -435,7 +427,13 @@ struct Layers {
 }
 
 impl Layers {
-    fn take(&mut self, setting: &'static Setting, values: Vec<String>, base: &Path, origin: Origin) -> Result<(), ConfigError> {
+    fn take(
+        &mut self,
+        setting: &'static Setting,
+        values: Vec<String>,
+        base: &Path,
+        origin: Origin,
+    ) -> Result<(), ConfigError> {
         (setting.read)(&mut self.config, &Given { values, base }).map_err(|problem| ConfigError::BadValue {
             origin: origin.clone(),
             setting: setting.name,

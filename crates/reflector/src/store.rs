@@ -340,7 +340,11 @@ impl Store {
                     .map_err(failed)?;
             }
         }
-        sqlx::query("DELETE FROM leases WHERE session = $1").bind(session).execute(&mut *change).await.map_err(failed)?;
+        sqlx::query("DELETE FROM leases WHERE session = $1")
+            .bind(session)
+            .execute(&mut *change)
+            .await
+            .map_err(failed)?;
         change.commit().await.map_err(failed)
     }
 

@@ -123,7 +123,11 @@ impl Log {
             if !is_found {
                 let why = walk.flaw.map_or_else(|| "the log ends here".to_owned(), |flaw| flaw.to_string());
                 let line = walk.lines + 1;
-                return Err(broken(format!("{}, line {line}: {why}; line {} was acknowledged", segment.name(), head.seq)));
+                return Err(broken(format!(
+                    "{}, line {line}: {why}; line {} was acknowledged",
+                    segment.name(),
+                    head.seq
+                )));
             }
             after = walk.head.map_or(after, After::Line);
             tail += walk.size - walk.good_bytes;
@@ -133,7 +137,9 @@ impl Log {
             return Err(broken(format!("there is no file of it, but line {} was acknowledged", head.seq)));
         }
         if tail > MAX_TAIL {
-            return Err(broken(format!("{tail} bytes behind its last good line are no lines: no crash leaves so many")));
+            return Err(broken(format!(
+                "{tail} bytes behind its last good line are no lines: no crash leaves so many"
+            )));
         }
         let Some((index, good_bytes, _)) = kept else { return Ok(()) };
         if let After::Line(last) = after {
@@ -172,19 +178,9 @@ impl Log {
         self.owed.is_some()
     }
 
-    /// Writes the lines and syncs them; the new head, which holds once it is [`acknowledged`](Log::acknowledge).
-    ///
-    /// # Errors
-    /// Then none of these lines is in the log, and the file they were written to is left for a new one.
+    /// Writes the lines and syncs them; the new head, which holds once it is [`acknowledged`](Log::acknowledge). What
+    /// could not be written, or its head not kept, has to be [`disowned`](Log::disown).
     pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<Head> {
-        let written = self.try_append(events, now);
-        if written.is_err() {
-            self.disown();
-        }
-        written
-    }
-
-    fn try_append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<Head> {
         if self.is_failed {
             self.leave_failed_file()?;
         }
@@ -217,14 +213,18 @@ impl Log {
         }
     }
 
-    /// The lines of the last [`Log::append`] are not in the log: they, or the head that is kept apart, could not be
-    /// written.
+    /// The lines of the last [`Log::append`] are not in the log, and the file they were written to is left for a new
+    /// one.
     pub(super) fn disown(&mut self) {
         self.pending = None;
         self.is_failed = true;
         let segment = Segment::numbered(&self.folder, self.number).name();
         // An older debt says more: it names the file where it began.
         self.owed.get_or_insert(Event::TailRepaired { segment, bytes: 0 });
+        // At once, so that nobody reads there what was undone; where it fails, the next append tries again first.
+        if let Err(why) = self.leave_failed_file() {
+            tracing::warn!(%why, "the audit log's failed tail can't be cut off yet");
+        }
     }
 
     /// Cuts the failed file behind its last acknowledged line. After a failed sync the kernel may have dropped what it

@@ -126,7 +126,7 @@ async fn files_rotate_and_the_chain_goes_on() {
     home.recorded(1_000, 21..=40).await;
     let verified = home.verify().await.unwrap();
     assert_eq!(verified.lines, 40);
-    assert!(verified.segments > 8, "{verified:?}");
+    assert!(verified.segments >= 8, "{verified:?}");
 }
 
 #[tokio::test]
@@ -258,7 +258,10 @@ async fn a_repaired_tail_is_told_in_the_next_line() {
     fs::write(home.segment(2), "junk of a file nobody was told of\n").unwrap();
     home.recorded(LARGE, 3..=3).await;
     let lines = home.lines();
-    assert_eq!((lines[2]["event"].as_str(), lines[2]["segment"].as_str()), (Some("tail_repaired"), Some("000001.jsonl")));
+    assert_eq!(
+        (lines[2]["event"].as_str(), lines[2]["segment"].as_str()),
+        (Some("tail_repaired"), Some("000001.jsonl"))
+    );
     assert_eq!(lines[2]["bytes"], 13 + 34);
     assert_eq!(lines[3]["port"], 3);
     assert!(!home.segment(2).exists());
@@ -370,8 +373,9 @@ async fn a_fault_lasts_until_a_write_succeeds() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
     audit.record(vec![held(1)]).await.unwrap();
-    home.fail(|faults| faults.sync = Some(ErrorKind::Other));
+    home.fail(|faults| (faults.sync, faults.cut) = (Some(ErrorKind::Other), Some(ErrorKind::Other)));
     audit.record(vec![held(2)]).await.unwrap_err();
+    assert_eq!(home.lines().len(), 2, "it could not even be cut off");
     home.fail(|faults| faults.cut = Some(ErrorKind::Other));
     audit.record(vec![held(3)]).await.unwrap_err();
     home.fail(|faults| faults.create = Some(ErrorKind::StorageFull));
@@ -405,7 +409,10 @@ async fn a_crash_during_a_fault_leaves_a_log_that_opens() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
     audit.record(vec![held(1)]).await.unwrap();
-    home.fail(|faults| faults.write = Some((30, ErrorKind::StorageFull)));
+    home.fail(|faults| {
+        faults.write = Some((30, ErrorKind::StorageFull));
+        faults.cut = Some(ErrorKind::Other);
+    });
     audit.record(vec![held(2)]).await.unwrap_err();
     end(audit).await;
     home.recorded(LARGE, 3..=3).await;

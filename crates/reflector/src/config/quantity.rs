@@ -164,9 +164,10 @@ mod tests {
     #[test]
     fn durations_read_as_people_write_them() {
         let seconds = |text: &str| parse_duration(text).unwrap().as_secs_f64();
-        assert_eq!([seconds("60s"), seconds("10m"), seconds("1h30m"), seconds("1.5h"), seconds("500 ms")], [
-            60.0, 600.0, 5400.0, 5400.0, 0.5
-        ]);
+        assert_eq!(
+            [seconds("60s"), seconds("10m"), seconds("1h30m"), seconds("1.5h"), seconds("500 ms")],
+            [60.0, 600.0, 5400.0, 5400.0, 0.5]
+        );
         assert_eq!(print_duration(Duration::from_secs(600)), "10m");
         assert_eq!(print_duration(Duration::from_millis(1500)), "1500ms");
         assert_eq!(print_duration(Duration::ZERO), "0s");

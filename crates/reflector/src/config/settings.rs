@@ -57,7 +57,8 @@ impl Given<'_> {
     }
 
     fn number<T: TryFrom<u64>>(&self, least: u64, most: u64) -> Result<T, String> {
-        let number = self.one().replace('_', "").parse::<u64>().map_err(|_| format!("{:?} is no number", self.one()))?;
+        let number =
+            self.one().replace('_', "").parse::<u64>().map_err(|_| format!("{:?} is no number", self.one()))?;
         within(number, least, most, ToString::to_string)?;
         T::try_from(number).map_err(|_| format!("{number} is too large"))
     }

@@ -46,14 +46,17 @@ impl Bench {
 
     fn load(&self, arguments: &[&str]) -> Result<Loaded, ConfigError> {
         let flags = Cli::try_parse_from([&["reflector"], arguments].concat()).unwrap().flags;
-        load_on(&flags, &Machine {
-            env: &|name| self.env.get(name).filter(|value| !value.is_empty()).map(OsString::from),
-            etc_file: self.path("etc.toml"),
-            home: self.has_home.then(|| self.path("home")),
-            is_root: self.is_root,
-            hostname: "attic".to_owned(),
-            current_dir: self.path("cwd"),
-        })
+        load_on(
+            &flags,
+            &Machine {
+                env: &|name| self.env.get(name).filter(|value| !value.is_empty()).map(OsString::from),
+                etc_file: self.path("etc.toml"),
+                home: self.has_home.then(|| self.path("home")),
+                is_root: self.is_root,
+                hostname: "attic".to_owned(),
+                current_dir: self.path("cwd"),
+            },
+        )
     }
 
     fn mistake(&self, arguments: &[&str]) -> String {
@@ -148,7 +151,10 @@ fn a_bad_value_says_where_what_and_what_would_be_right() {
         )
     );
     let told = Bench::new().env("REFLECTOR_MODE", "direct").mistake(&[]);
-    assert_eq!(told, "REFLECTOR_MODE: mode can't be this: \"direct\" is no mode; right is tunneled or direct_ephemeral");
+    assert_eq!(
+        told,
+        "REFLECTOR_MODE: mode can't be this: \"direct\" is no mode; right is tunneled or direct_ephemeral"
+    );
     let told = Bench::new().mistake(&["--max-streams", "65"]);
     assert_eq!(told, "--max-streams: max_streams can't be this: 65 is above 64; right is a number from 1 to 64");
 }
