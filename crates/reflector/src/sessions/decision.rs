@@ -7,6 +7,8 @@ use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use serde::{Deserialize, Serialize};
 
+use super::limits::{bytes, span};
+
 /// Milliseconds of a UTC day.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -156,6 +158,33 @@ pub struct Snapshot {
     pub held_ports: Vec<u16>,
 }
 
+impl Snapshot {
+    /// The same for people: what a line is about, and its text.
+    pub fn rows(&self) -> Vec<(&'static str, String)> {
+        let mut rows = vec![("slots", format!("{} of {} in use", self.sessions.len(), self.slots))];
+        rows.extend(self.sessions.iter().map(|session| {
+            let port = session.port.map(|port| format!(" on port {port}")).unwrap_or_default();
+            let left = span(Duration::from_millis(session.expires_in_ms));
+            let what = format!("{}, {} {}{port}", session.peer, session.engine, session.data_mode);
+            ("session", format!("{what}, {} leased, ends within {left}", bytes(session.leased_bytes)))
+        }));
+        rows.extend(self.queue.iter().map(|waiting| {
+            let wait = span(Duration::from_millis(waiting.expected_wait_ms));
+            ("waiting", format!("{}. {}, about {wait}", waiting.place, waiting.peer))
+        }));
+        rows.push(("bytes today", bytes(self.bytes_today)));
+        rows.extend(self.peers.iter().map(|peer| {
+            let tests = peer.tests_this_hour;
+            ("used", format!("{}: {tests} tests this hour, {} today", peer.peer, bytes(peer.bytes_today)))
+        }));
+        if !self.held_ports.is_empty() {
+            let ports = self.held_ports.iter().map(ToString::to_string).collect::<Vec<_>>();
+            rows.push(("held ports", format!("{} (other programs hold them)", ports.join(", "))));
+        }
+        rows
+    }
+}
+
 /// One session, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatus {
@@ -216,5 +245,38 @@ mod tests {
         assert_eq!(at(DAY_MS - 1).until_tomorrow(), Duration::from_millis(1));
         assert_eq!(at(DAY_MS).until_tomorrow(), Duration::from_millis(DAY_MS));
         assert_eq!(at(u64::MAX).day(), u32::MAX);
+    }
+
+    #[test]
+    fn status_reads_as_sentences() {
+        let peer = EndpointId::from_bytes([1; 32]);
+        let seen = Snapshot {
+            slots: 1,
+            draining: false,
+            faulted: false,
+            sessions: vec![SessionStatus {
+                session: SessionId::from_bytes([1; 16]),
+                peer,
+                engine: EngineId::try_from("tcp").unwrap(),
+                data_mode: DataMode::DirectEphemeral,
+                port: Some(5201),
+                elapsed_ms: 1_000,
+                expires_in_ms: 46_000,
+                leased_bytes: 16_000_000,
+            }],
+            queue: vec![QueueStatus { peer, place: 1, expected_wait_ms: 22_000 }],
+            peers: vec![],
+            bytes_today: 1_500_000_000,
+            held_ports: vec![5202],
+        };
+        let rows = seen.rows().into_iter().map(|(name, text)| format!("{name}: {text}")).collect::<Vec<_>>();
+        let expected = [
+            "slots: 1 of 1 in use".to_owned(),
+            format!("session: {peer}, tcp direct_ephemeral on port 5201, 16 MB leased, ends within 46 s"),
+            format!("waiting: 1. {peer}, about 22 s"),
+            "bytes today: 1.5 GB".to_owned(),
+            "held ports: 5202 (other programs hold them)".to_owned(),
+        ];
+        assert_eq!(rows, expected);
     }
 }

@@ -48,8 +48,6 @@ pub struct Sessions {
     draining: bool,
     faulted: bool,
     events: Vec<Event>,
-    /// Denials of waiting requests that were decided outside of `poll`.
-    denials: Vec<Step>,
     /// Something changed since the last `poll` that could move the queue.
     changed: bool,
 }
@@ -67,7 +65,6 @@ impl Sessions {
             draining: false,
             faulted: false,
             events: Vec::new(),
-            denials: Vec::new(),
             changed: false,
         };
         sessions.pass_time(now);
@@ -197,15 +194,10 @@ impl Sessions {
         self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
     }
 
-    /// No new sessions from here on; running ones go on, waiting ones are denied.
+    /// No new sessions from here on; running ones go on, and the next `poll` denies those that wait.
     pub fn drain(&mut self) {
         self.draining = true;
         self.changed = true;
-        for waiting in self.queue.clear() {
-            let denial = draining();
-            self.events.push(Event::SessionDenied { peer: waiting.peer, reason: denial.reason });
-            self.denials.push(Step::Deny { link: waiting.link, denial });
-        }
     }
 
     /// Whether audit log or state can't be written: no new sessions until they can.
@@ -266,7 +258,7 @@ impl Sessions {
     /// What there is to do now. `new_id` makes ids as for [`Sessions::request`].
     pub fn poll(&mut self, now: Now, new_id: &mut dyn FnMut() -> SessionId) -> Vec<Step> {
         self.pass_time(now);
-        let mut steps = std::mem::take(&mut self.denials);
+        let mut steps = Vec::new();
         self.end_what_is_due(now.mono, &mut steps);
         self.serve_queue(now, new_id, &mut steps);
         self.tell_places(now.mono, &mut steps);
@@ -277,7 +269,7 @@ impl Sessions {
     /// When `poll` has something to do, on the monotonic clock; in the past: now. `None`: not before something else
     /// is called.
     pub fn next_deadline(&self) -> Option<Duration> {
-        if self.changed || !self.denials.is_empty() {
+        if self.changed {
             return Some(Duration::ZERO);
         }
         self.held.values().filter_map(Session::next_deadline).min()
@@ -480,6 +472,13 @@ impl Sessions {
 
     /// Reserves for everyone whose turn has come, one after the other: each changes whose turn is next.
     fn serve_queue(&mut self, now: Now, new_id: &mut dyn FnMut() -> SessionId, steps: &mut Vec<Step>) {
+        if self.draining {
+            for waiting in self.queue.clear() {
+                let denial = draining();
+                self.events.push(Event::SessionDenied { peer: waiting.peer, reason: denial.reason });
+                steps.push(Step::Deny { link: waiting.link, denial });
+            }
+        }
         while let Some(link) = self.could_begin().first().copied() {
             let Some(waiting) = self.queue.remove(link) else { return };
             let peer = waiting.peer;

@@ -208,8 +208,7 @@ impl World {
                 assert!(self.waiting.len() <= self.limits.max_queue);
             }
             Answer::Denied(denial) => {
-                // A shutdown's word to those that waited may still be on its way.
-                assert!(!occupied || [DenialReason::AlreadyAsked, DenialReason::Draining].contains(&denial.reason));
+                assert_eq!(occupied, denial.reason == DenialReason::AlreadyAsked);
                 assert!(!denial.detail.is_empty());
             }
         }

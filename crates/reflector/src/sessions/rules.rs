@@ -362,7 +362,7 @@ fn leases_stop_at_the_day_of_the_peer_and_of_all() {
     assert_eq!(lease(&b, u64::MAX), Ok(500_000));
     assert_eq!(lease(&b, 1), Err(EndReason::BytesPerDay));
     // What was not used is there again.
-    desk.end(&a, 400_000);
+    desk.end(&a, 500_000);
     assert_eq!(desk.sessions.lease(b.session, u64::MAX, now).unwrap().bytes, 500_000);
     let denial = desk.denial(3, C, tunneled(), true);
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::BytesPerDay, Some(12 * 3_600_000)));
@@ -518,6 +518,7 @@ fn who_waits_hears_of_a_better_place() {
     desk.place(3, C, tunneled());
     desk.poll();
     desk.pass(seconds(22));
+    desk.sessions.heard(running.session, desk.now);
     assert_eq!(desk.poll(), [], "time alone is no news");
     desk.end(&running, 0);
     let steps = desk.poll();
