@@ -1,0 +1,311 @@
+//! Where a person says the other end is: `HOST[:PORT]`, read once and strictly. Never resolves a name, never connects.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use paramedic_link::DEFAULT_PORT;
+
+/// A host and a port, as a person wrote them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// The host.
+    pub host: Host,
+    /// The port; never 0.
+    pub port: u16,
+}
+
+/// A host, as a person wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A name to resolve; lower case, without a dot at its end.
+    Name(String),
+    /// An IPv4 address.
+    V4(Ipv4Addr),
+    /// An IPv6 address.
+    V6 {
+        /// The address.
+        address: Ipv6Addr,
+        /// The interface that a link-local address stands on (`fe80::1%eth0`).
+        zone: Option<String>,
+    },
+}
+
+impl Host {
+    /// The address, where it is one and not a name.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Name(_) => None,
+            Self::V4(address) => Some((*address).into()),
+            Self::V6 { address, .. } => Some((*address).into()),
+        }
+    }
+}
+
+/// As the system's resolver takes it: an IPv6 address without brackets.
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::V4(address) => write!(f, "{address}"),
+            Self::V6 { address, zone: None } => write!(f, "{address}"),
+            Self::V6 { address, zone: Some(zone) } => write!(f, "{address}%{zone}"),
+        }
+    }
+}
+
+/// Why text names no host and port.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text} is no address: {fault}")]
+pub struct NotATarget {
+    /// The text, quoted and made harmless.
+    pub text: String,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+/// What is wrong with an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Nothing is there.
+    #[error("it is empty")]
+    Empty,
+    /// A URL and not a host.
+    #[error("it is a web address")]
+    Url,
+    /// The port is none.
+    #[error("a port is a number from 1 to 65535")]
+    Port,
+    /// A bracket without its other half, or text behind it.
+    #[error("its brackets do not fit")]
+    Brackets,
+    /// Colons, but no IPv6 address.
+    #[error("it has several colons, but is no IPv6 address")]
+    V6,
+    /// Digits and dots alone, but no IPv4 address.
+    #[error("it has only digits and dots, but is no IPv4 address")]
+    V4,
+    /// A character that no host name has.
+    #[error("a host name has no {0:?}")]
+    Character(char),
+    /// An empty, overlong or dash-edged part between dots, or an overlong name.
+    #[error("it is no host name")]
+    Name,
+}
+
+impl Fault {
+    /// What to try.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Empty | Self::Port | Self::Name | Self::V4 => {
+                "HOST or HOST:PORT, as in reflector.example.net, 203.0.113.7:4000 or [2001:db8::7]:4000"
+            }
+            Self::Url => "only its host, without https:// and without a path",
+            Self::Brackets | Self::V6 => "an IPv6 address in brackets, as in [2001:db8::7]:4000",
+            Self::Character(c) if !c.is_ascii() => "the name as the name system has it, beginning with xn--",
+            Self::Character(_) => "a name of letters, digits, dots and dashes",
+        }
+    }
+}
+
+impl Target {
+    /// Reads `HOST[:PORT]`; without a port it is `default_port`. A bare IPv6 address has none: its port needs brackets.
+    pub fn parse(text: &str, default_port: u16) -> Result<Self, NotATarget> {
+        let text = text.trim();
+        read(text, default_port).map_err(|fault| NotATarget { text: quoted(text), fault })
+    }
+}
+
+impl FromStr for Target {
+    type Err = NotATarget;
+
+    fn from_str(text: &str) -> Result<Self, NotATarget> {
+        Self::parse(text, DEFAULT_PORT)
+    }
+}
+
+/// Always with the port, so that what was saved can be read again whatever the default port is.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::V6 { .. } => write!(f, "[{}]:{}", self.host, self.port),
+            host => write!(f, "{host}:{}", self.port),
+        }
+    }
+}
+
+fn read(text: &str, default_port: u16) -> Result<Target, Fault> {
+    if text.is_empty() {
+        return Err(Fault::Empty);
+    }
+    if text.contains("://") {
+        return Err(Fault::Url);
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (inside, behind) = rest.split_once(']').ok_or(Fault::Brackets)?;
+        let port = match behind.strip_prefix(':') {
+            Some(port) => self::port(port)?,
+            None if behind.is_empty() => default_port,
+            None => return Err(Fault::Brackets),
+        };
+        return Ok(Target { host: v6(inside)?, port });
+    }
+    if text.contains(']') {
+        return Err(Fault::Brackets);
+    }
+    match text.split_once(':') {
+        None => Ok(Target { host: name_or_v4(text)?, port: default_port }),
+        // A second colon: nothing but an IPv6 address has one.
+        Some((_, rest)) if rest.contains(':') => Ok(Target { host: v6(text)?, port: default_port }),
+        Some((host, port)) => Ok(Target { host: name_or_v4(host)?, port: self::port(port)? }),
+    }
+}
+
+fn port(text: &str) -> Result<u16, Fault> {
+    // `parse` alone would take "+80".
+    if !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Fault::Port);
+    }
+    text.parse().ok().filter(|port| *port != 0).ok_or(Fault::Port)
+}
+
+fn v6(text: &str) -> Result<Host, Fault> {
+    let (address, zone) = match text.split_once('%') {
+        None => (text, None),
+        Some((address, zone)) => (address, Some(zone)),
+    };
+    // An interface's name has at most 15 bytes (IFNAMSIZ), none of them a slash or a space.
+    let is_zone =
+        |zone: &&str| (1..=15).contains(&zone.len()) && zone.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    if zone.iter().any(|zone| !is_zone(zone)) {
+        return Err(Fault::V6);
+    }
+    let address = address.parse().map_err(|_| Fault::V6)?;
+    Ok(Host::V6 { address, zone: zone.map(str::to_owned) })
+}
+
+fn name_or_v4(text: &str) -> Result<Host, Fault> {
+    if text.is_empty() {
+        return Err(Fault::Empty);
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(Host::V4(address));
+    }
+    if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return Err(Fault::V4);
+    }
+    // Underscores are no host name by RFC 1123, but people have them in their networks.
+    let strange = |c: &char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if let Some(c) = text.chars().find(strange) {
+        return Err(if c == '/' { Fault::Url } else { Fault::Character(c) });
+    }
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-');
+    if name.len() > 253 || !name.split('.').all(is_label) {
+        return Err(Fault::Name);
+    }
+    Ok(Host::Name(name.to_ascii_lowercase()))
+}
+
+/// The text for an error message: short, quoted, its control characters escaped.
+fn quoted(text: &str) -> String {
+    let short = text.chars().take(80).collect::<String>();
+    format!("{short:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn target(text: &str) -> String {
+        text.parse::<Target>().unwrap().to_string()
+    }
+
+    fn fault(text: &str) -> Fault {
+        text.parse::<Target>().unwrap_err().fault
+    }
+
+    #[test]
+    fn a_host_comes_with_or_without_port() {
+        assert_eq!(target("reflector.example.net"), "reflector.example.net:4000");
+        assert_eq!(target("Reflector.Example.net.:4001"), "reflector.example.net:4001");
+        assert_eq!(target("203.0.113.7"), "203.0.113.7:4000");
+        assert_eq!(target("203.0.113.7:1"), "203.0.113.7:1");
+        assert_eq!(target(" attic_pi "), "attic_pi:4000");
+        assert_eq!(target("2001:db8::7"), "[2001:db8::7]:4000");
+        assert_eq!(target("[2001:db8::7]"), "[2001:db8::7]:4000");
+        assert_eq!(target("[2001:db8:0::7]:65535"), "[2001:db8::7]:65535");
+        assert_eq!(target("fe80::1%eth0"), "[fe80::1%eth0]:4000");
+        assert_eq!(target("[fe80::1%eth0]:5000"), "[fe80::1%eth0]:5000");
+        // Without brackets the last group is part of the address.
+        assert_eq!(target("::1:4000"), "[::1:4000]:4000");
+        assert_eq!(Target::parse("a", 5201).unwrap().port, 5201);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(fault(""), Fault::Empty);
+        assert_eq!(fault(":4000"), Fault::Empty);
+        assert_eq!(fault("https://example.net"), Fault::Url);
+        assert_eq!(fault("example.net/path"), Fault::Url);
+        assert_eq!(fault("example.net:"), Fault::Port);
+        assert_eq!(fault("example.net:0"), Fault::Port);
+        assert_eq!(fault("example.net:+80"), Fault::Port);
+        assert_eq!(fault("example.net:65536"), Fault::Port);
+        assert_eq!(fault("[::1"), Fault::Brackets);
+        assert_eq!(fault("[::1]4000"), Fault::Brackets);
+        assert_eq!(fault("::1]:4000"), Fault::Brackets);
+        assert_eq!(fault("[example.net]"), Fault::V6);
+        assert_eq!(fault("fe80::1%"), Fault::V6);
+        assert_eq!(fault("a:b:c"), Fault::V6);
+        assert_eq!(fault("203.0.113"), Fault::V4);
+        assert_eq!(fault("203.0.113.256"), Fault::V4);
+        assert_eq!(fault("dachboden.münchen"), Fault::Character('ü'));
+        assert_eq!(fault("user@host"), Fault::Character('@'));
+        assert_eq!(fault("a..b"), Fault::Name);
+        assert_eq!(fault("-a"), Fault::Name);
+        assert_eq!(fault(&"a".repeat(64)), Fault::Name);
+    }
+
+    #[test]
+    fn an_error_shows_no_control_character() {
+        let error = "a\u{1b}[2Jb".parse::<Target>().unwrap_err();
+        assert!(!error.to_string().chars().any(char::is_control));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC*") {
+            let _ = text.parse::<Target>();
+        }
+
+        #[test]
+        fn every_ipv4_target_survives_its_text(bits: u32, port in 1u16..) {
+            let target = Target { host: Host::V4(Ipv4Addr::from_bits(bits)), port };
+            prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target));
+        }
+
+        #[test]
+        fn every_ipv6_target_survives_its_text_and_stands_without_brackets(bits: u128, port in 1u16.., zone in "([a-z][a-z0-9.@-]{0,14})?") {
+            let zone = (!zone.is_empty()).then_some(zone);
+            let target = Target { host: Host::V6 { address: Ipv6Addr::from_bits(bits), zone }, port };
+            prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target.clone()));
+            prop_assert_eq!(Target::parse(&target.host.to_string(), port), Ok(target));
+        }
+
+        #[test]
+        fn every_name_survives_its_text(name in "[a-z][a-z0-9_]{0,20}(\\.[a-z0-9]{1,10}){0,3}", port in 1u16..) {
+            let target = Target { host: Host::Name(name), port };
+            prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target));
+        }
+
+        #[test]
+        fn whatever_is_read_survives_its_text(text in "[\\[\\]a-f0-9:.%-]{0,24}") {
+            if let Ok(target) = text.parse::<Target>() {
+                prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target));
+            }
+        }
+    }
+}
