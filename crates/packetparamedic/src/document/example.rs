@@ -1,0 +1,206 @@
+//! Fixed documents for tests: one with everything in it, one with as little as there can be, one event of each kind.
+
+use jiff::Timestamp;
+use paramedic_link::measurement::{CpuUse, HostFacts};
+use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load};
+use paramedic_link::{EndpointId, PeerText};
+use uuid::Uuid;
+
+use super::*;
+
+/// A result with everything in it.
+pub(crate) fn full() -> ResultDocument {
+    let facts = HostFacts { version: "0.1.0".into(), cpus: Some(4), load_1m: Some(0.25), ..HostFacts::default() };
+    ResultDocument {
+        schema: ResultSchema::V1,
+        id: run_id(1),
+        started_at: at("2026-01-31T12:00:00Z"),
+        finished_at: at("2026-01-31T12:00:34.250Z"),
+        provider: "reflector".to_owned(),
+        engine: tcp(),
+        data_mode: Some(DataMode::DirectEphemeral),
+        data_path: Some(DataPath::Plain),
+        appliance: ApplianceEnd {
+            endpoint_id: EndpointId::from_bytes([7; 32]),
+            version: "0.1.0".to_owned(),
+            facts_before: Some(facts.clone()),
+            facts_after: Some(facts.clone()),
+        },
+        reflector: Some(ReflectorEnd {
+            endpoint_id: EndpointId::from_bytes([9; 32]),
+            name: "attic".into(),
+            address: "203.0.113.7:4000".to_owned(),
+            version: "0.1.0".into(),
+            facts_before: Some(facts.clone()),
+            facts_after: Some(facts),
+        }),
+        server: None,
+        download: Some(throughput(941_000_000)),
+        upload: Some(throughput(94_200_000)),
+        bidir: Some(BidirResult { download: Some(throughput(903_000_000)), upload: Some(throughput(88_000_000)) }),
+        latency: ByLoad {
+            idle: Some(latency(12_300)),
+            download: Some(latency(24_600)),
+            upload: Some(latency(30_100)),
+            bidir: Some(latency(41_000)),
+        },
+        bufferbloat: ByLoad {
+            idle: None,
+            download: Some(Bufferbloat::of_increase_ms(12.3)),
+            upload: Some(Bufferbloat::of_increase_ms(17.8)),
+            bidir: Some(Bufferbloat::of_increase_ms(28.7)),
+        },
+        thresholds: vec![
+            ThresholdResult {
+                name: "min_download_bps".to_owned(),
+                limit: Quantity::Whole(900_000_000),
+                measured: Some(Quantity::Whole(941_000_000)),
+                passed: true,
+            },
+            ThresholdResult {
+                name: "max_loss".to_owned(),
+                limit: Quantity::Fraction(0.001),
+                measured: Some(Quantity::Fraction(0.002)),
+                passed: false,
+            },
+        ],
+        data_used_bytes: 2_410_000_000,
+        warnings: vec![Warning::new("power_saving", "the reflector's processor was saving power")],
+        complete: true,
+        interrupted: false,
+        error: None,
+    }
+}
+
+/// A result with as little in it as there can be: one direction, no latency.
+pub(crate) fn bare() -> ResultDocument {
+    ResultDocument {
+        id: run_id(2),
+        started_at: at("2026-01-31T13:00:00Z"),
+        finished_at: at("2026-01-31T13:00:11Z"),
+        data_mode: Some(DataMode::Tunneled),
+        data_path: Some(DataPath::Tls),
+        appliance: ApplianceEnd { facts_before: None, facts_after: None, ..full().appliance },
+        reflector: full().reflector.map(|end| ReflectorEnd { facts_before: None, facts_after: None, ..end }),
+        download: Some(ThroughputResult {
+            ci95_bps: None,
+            interval_bps: None,
+            bytes_sent: None,
+            total_bytes_received: None,
+            total_bytes_sent: None,
+            congestion_control: None,
+            retransmits: None,
+            mss: None,
+            line_rate_estimate: None,
+            intervals: None,
+            cpu: CpuOfEnds::default(),
+            ..throughput(50_000_000)
+        }),
+        upload: None,
+        bidir: None,
+        latency: ByLoad::default(),
+        bufferbloat: ByLoad::default(),
+        thresholds: vec![],
+        data_used_bytes: 62_500_000,
+        warnings: vec![],
+        ..full()
+    }
+}
+
+/// One event of each kind but the error.
+pub(crate) fn events() -> Vec<Event> {
+    let phase = PhaseBegun { phase: Load::Download, duration_ms: 10_000 };
+    vec![
+        Event::Queued(Queued::new(2, std::time::Duration::from_secs(20))),
+        Event::Start(Started {
+            id: run_id(1),
+            started_at: at("2026-01-31T12:00:00Z"),
+            provider: "reflector".to_owned(),
+            engine: tcp(),
+            data_mode: Some(DataMode::Tunneled),
+            address: "203.0.113.7:4000".to_owned(),
+            phases: vec![phase],
+        }),
+        Event::Phase(phase),
+        Event::Interval(IntervalReading {
+            phase: Load::Download,
+            direction: Direction::Download,
+            at_ms: 100,
+            bps: 941_000_000,
+        }),
+        Event::Latency(LatencyReading {
+            phase: Load::Download,
+            at_ms: 100,
+            rtt_us: Some(24_600),
+            sent: 10,
+            received: 10,
+        }),
+        Event::Latency(LatencyReading { phase: Load::Download, at_ms: 200, rtt_us: None, sent: 10, received: 0 }),
+        Event::Result(Box::new(full())),
+    ]
+}
+
+/// The n-th run's id.
+pub(crate) fn run_id(n: u8) -> Uuid {
+    let mut bytes = *b"\x01\x9c\x13\x50\x20\x00\x70\x00\x80\x00\x00\x00\x00\x00\x00\x00";
+    bytes[5] = n;
+    bytes[15] = n;
+    Uuid::from_bytes(bytes)
+}
+
+pub(crate) fn throughput(goodput_bps: u64) -> ThroughputResult {
+    ThroughputResult {
+        goodput_bps,
+        ci95_bps: Some([goodput_bps / 1000 * 997, goodput_bps / 1000 * 1003]),
+        interval_bps: Some(IntervalSpread { p10: goodput_bps / 10 * 9, p50: goodput_bps, p90: goodput_bps / 10 * 11 }),
+        bytes_received: goodput_bps,
+        bytes_sent: Some(goodput_bps),
+        total_bytes_received: Some(goodput_bps / 4 * 5),
+        total_bytes_sent: Some(goodput_bps / 4 * 5 + 65_536),
+        duration_ms: 8_000,
+        startup_ms: 2_000,
+        omitted: Omitted::Found,
+        streams: 4,
+        congestion_control: Some(PeerText::new("cubic")),
+        retransmits: Some(12),
+        mss: Some(1448),
+        line_rate_estimate: Some(LineRateEstimate { rate_bps: goodput_bps / 1448 * 1538, overhead_bytes: 90 }),
+        intervals: Some(vec![Interval { at_ms: 2_100, bps: goodput_bps }]),
+        cpu: CpuOfEnds {
+            sender: Some(CpuUse { user_s: 0.1, system_s: 0.9, busiest_thread: 0.12, host_busy: Some(0.05) }),
+            receiver: Some(CpuUse { user_s: 0.3, system_s: 2.4, busiest_thread: 0.34, host_busy: None }),
+        },
+    }
+}
+
+pub(crate) fn latency(p50: u64) -> LatencyResult {
+    LatencyResult {
+        rtt_us: Some(RttSpread {
+            min: p50 - 1_000,
+            mean: p50 + 100,
+            p50,
+            p90: p50 + 1_000,
+            p95: p50 + 2_000,
+            p99: p50 + 5_000,
+            p999: Some(p50 + 9_000),
+            max: p50 + 12_000,
+        }),
+        jitter_us: Some(850),
+        sent: 1000,
+        received: 999,
+        loss_upload: Some(0.0),
+        loss_download: Some(0.001),
+        duplicates: 0,
+        late: 0,
+        transport: ProbeTransport::Udp,
+        probe_late_us: Some(70),
+    }
+}
+
+fn tcp() -> EngineId {
+    EngineId::try_from("tcp").unwrap()
+}
+
+fn at(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}

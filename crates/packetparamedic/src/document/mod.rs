@@ -1,0 +1,598 @@
+//! The documents that scripts rely on: a test's result, an error, the events of a stream. Plain values; what was not
+//! measured is absent. How they are printed is the output's business, how they are kept the history's.
+
+mod event;
+#[cfg(test)]
+pub(crate) mod example;
+mod schema;
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use paramedic_engines::stats;
+use paramedic_link::measurement::{CpuUse, HostFacts};
+use paramedic_link::test_spec::{DataMode, EngineId, Load};
+use paramedic_link::{EndpointId, PeerText};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
+pub use schema::schema;
+
+/// The name and version of the result document's shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ResultSchema {
+    /// The first and so far only one.
+    #[default]
+    #[serde(rename = "packetparamedic.result/1")]
+    V1,
+}
+
+/// The name and version of the error document's shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ErrorSchema {
+    /// The first and so far only one.
+    #[default]
+    #[serde(rename = "packetparamedic.error/1")]
+    V1,
+}
+
+/// One speed test's result. Rates are in bits per second of payload, fractions from 0 to 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ResultDocument {
+    /// The shape of this document.
+    pub schema: ResultSchema,
+    /// This run, a UUIDv7.
+    pub id: Uuid,
+    /// When the test began, by the appliance's clock (RFC 3339, UTC).
+    pub started_at: Timestamp,
+    /// When the test was over, by the appliance's clock (RFC 3339, UTC).
+    pub finished_at: Timestamp,
+    /// Where the test came from.
+    pub provider: String,
+    /// The engine that made the load.
+    #[schemars(with = "String")]
+    pub engine: EngineId,
+    /// The way the data took; absent where the provider knows no such choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_mode: Option<DataMode>,
+    /// How the bytes were moved at the receiving end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_path: Option<DataPath>,
+    /// Who measured.
+    pub appliance: ApplianceEnd,
+    /// The reflector it was measured against; absent with a provider that has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reflector: Option<ReflectorEnd>,
+    /// The server it was measured against, where it was no reflector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerEnd>,
+    /// Payload towards the appliance, alone on the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<ThroughputResult>,
+    /// Payload away from the appliance, alone on the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<ThroughputResult>,
+    /// Both directions at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bidir: Option<BidirResult>,
+    /// Latency, by what was on the path meanwhile.
+    #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
+    pub latency: ByLoad<LatencyResult>,
+    /// How much the latency rose under load; never has an `idle`.
+    #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
+    pub bufferbloat: ByLoad<Bufferbloat>,
+    /// What was asked for, and whether it was met.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<ThresholdResult>,
+    /// Payload bytes of everything: all phases and directions, start-up and latency probes included.
+    pub data_used_bytes: u64,
+    /// What a reader should know before trusting the numbers.
+    pub warnings: Vec<Warning>,
+    /// Whether every phase that was asked for was measured to its end.
+    pub complete: bool,
+    /// Whether the person at the appliance ended it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub interrupted: bool,
+    /// Why it is not complete, if something failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+}
+
+impl ResultDocument {
+    /// The document as text: what `--json` prints and what the history keeps, to the byte. Ends without a newline.
+    pub fn to_text(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string_pretty(self)
+    }
+
+    /// What the other end is called: the reflector's name, else its or the server's address.
+    pub fn other_end(&self) -> Option<&str> {
+        match (&self.reflector, &self.server) {
+            (Some(reflector), _) if !reflector.name.is_empty() => Some(reflector.name.as_str()),
+            (Some(reflector), _) => Some(&reflector.address),
+            (None, Some(server)) => Some(&server.address),
+            (None, None) => None,
+        }
+    }
+
+    /// Whether a threshold that was asked for was not met: exit code 3.
+    pub fn is_below_threshold(&self) -> bool {
+        self.thresholds.iter().any(|threshold| !threshold.passed)
+    }
+}
+
+/// How the bytes were moved at an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DataPath {
+    /// Copied to the program and thrown away there.
+    Plain,
+    /// Thrown away in the kernel (`MSG_TRUNC`).
+    Trunc,
+    /// Moved inside the kernel (`splice`).
+    Splice,
+    /// Through TLS in the program.
+    Tls,
+}
+
+impl DataPath {
+    /// The path that a tally names; `None` for one that we don't know.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Plain, Self::Trunc, Self::Splice, Self::Tls].into_iter().find(|path| path.as_str() == word)
+    }
+
+    /// The path's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Trunc => "trunc",
+            Self::Splice => "splice",
+            Self::Tls => "tls",
+        }
+    }
+}
+
+impl fmt::Display for DataPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Who measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ApplianceEnd {
+    /// Its key.
+    pub endpoint_id: EndpointId,
+    /// The program's version.
+    pub version: String,
+    /// How its host was before the first phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts_before: Option<HostFacts>,
+    /// How its host was after the last phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts_after: Option<HostFacts>,
+}
+
+/// The reflector it was measured against.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReflectorEnd {
+    /// Its key.
+    pub endpoint_id: EndpointId,
+    /// The name it is saved under here.
+    pub name: PeerText,
+    /// The address and port that were dialled.
+    pub address: String,
+    /// The program's version, as the reflector says it.
+    pub version: PeerText,
+    /// How its host was before the first phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts_before: Option<HostFacts>,
+    /// How its host was after the last phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts_after: Option<HostFacts>,
+}
+
+/// A server that is no reflector: nothing vouches for who it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ServerEnd {
+    /// The address and port that were dialled.
+    pub address: String,
+    /// What it says it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub software: Option<PeerText>,
+}
+
+/// Payload in one direction. Everything speaks of the steady part, after start-up, where nothing else is said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ThroughputResult {
+    /// Payload at the receiver.
+    pub goodput_bps: u64,
+    /// The 95 % confidence interval of `goodput_bps`: lower and upper end. Absent with too few intervals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ci95_bps: Option<[u64; 2]>,
+    /// How the receiver's intervals spread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_bps: Option<IntervalSpread>,
+    /// Payload bytes that the receiver counted.
+    pub bytes_received: u64,
+    /// Payload bytes that the sender counted; absent where it does not tell them for the steady part alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
+    /// Payload bytes that the receiver counted in all, start-up included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes_received: Option<u64>,
+    /// Payload bytes that the sender counted in all, start-up included. More than were received: what was on its way,
+    /// or in the sender's queue, when the phase ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes_sent: Option<u64>,
+    /// The length of the steady part.
+    pub duration_ms: u64,
+    /// The length of the start-up before it, which is left out of every other number here.
+    pub startup_ms: u64,
+    /// How the start-up's length was determined.
+    pub omitted: Omitted,
+    /// Streams that moved data.
+    pub streams: u16,
+    /// The congestion control that the sender's kernel really used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub congestion_control: Option<PeerText>,
+    /// Segments that the sender sent again, all streams together, start-up included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u64>,
+    /// The largest segment's payload, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mss: Option<u32>,
+    /// What `goodput_bps` makes on the wire.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line_rate_estimate: Option<LineRateEstimate>,
+    /// Each interval's reading at the receiver, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intervals: Option<Vec<Interval>>,
+    /// What it cost both ends.
+    #[serde(default, skip_serializing_if = "CpuOfEnds::is_empty")]
+    pub cpu: CpuOfEnds,
+}
+
+/// How the intervals of the steady part spread, in bits per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IntervalSpread {
+    /// A tenth of the intervals were slower.
+    pub p10: u64,
+    /// Half of the intervals were slower.
+    pub p50: u64,
+    /// Nine tenths of the intervals were slower.
+    pub p90: u64,
+}
+
+/// How the length of the start-up was determined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Omitted {
+    /// From the readings: where the rate stops to climb.
+    Found,
+    /// It was asked for (`-O`).
+    Asked,
+    /// It was not: the run is too short, or its rate had not settled by the middle; the first half is left out then.
+    NotFound,
+}
+
+/// What the payload's rate makes on the wire, headers and the gaps between frames included: an estimate, made of the
+/// segment size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LineRateEstimate {
+    /// The estimated rate on the wire.
+    pub rate_bps: u64,
+    /// The bytes that were counted beside each segment's payload.
+    pub overhead_bytes: u32,
+}
+
+/// One interval's reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Interval {
+    /// When it ended, since the phase began.
+    pub at_ms: u64,
+    /// Payload at the receiver.
+    pub bps: u64,
+}
+
+/// What moving the data cost each end; absent is an end that does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CpuOfEnds {
+    /// The end that sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<CpuUse>,
+    /// The end that received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiver: Option<CpuUse>,
+}
+
+impl CpuOfEnds {
+    fn is_empty(&self) -> bool {
+        self.sender.is_none() && self.receiver.is_none()
+    }
+}
+
+/// Both directions at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BidirResult {
+    /// Payload towards the appliance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<ThroughputResult>,
+    /// Payload away from the appliance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<ThroughputResult>,
+}
+
+/// One value for each thing that was on the path; absent is what was not measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "{T}ByLoad")]
+pub struct ByLoad<T> {
+    /// Nothing but the latency probes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<T>,
+    /// Payload towards the appliance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download: Option<T>,
+    /// Payload away from the appliance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<T>,
+    /// Both at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bidir: Option<T>,
+}
+
+impl<T> Default for ByLoad<T> {
+    fn default() -> Self {
+        Self { idle: None, download: None, upload: None, bidir: None }
+    }
+}
+
+impl<T> ByLoad<T> {
+    /// The value measured under `load`.
+    pub fn of(&self, load: Load) -> Option<&T> {
+        match load {
+            Load::Idle => self.idle.as_ref(),
+            Load::Download => self.download.as_ref(),
+            Load::Upload => self.upload.as_ref(),
+            Load::Bidir => self.bidir.as_ref(),
+            Load::Unknown => None,
+        }
+    }
+
+    /// Puts in what was measured under `load`; an unknown load has no place.
+    pub fn set(&mut self, load: Load, value: T) {
+        match load {
+            Load::Idle => self.idle = Some(value),
+            Load::Download => self.download = Some(value),
+            Load::Upload => self.upload = Some(value),
+            Load::Bidir => self.bidir = Some(value),
+            Load::Unknown => {}
+        }
+    }
+
+    /// What there is, in the order of the phases.
+    pub fn iter(&self) -> impl Iterator<Item = (Load, &T)> {
+        [Load::Idle, Load::Download, Load::Upload, Load::Bidir]
+            .into_iter()
+            .filter_map(|load| self.of(load).map(|value| (load, value)))
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+}
+
+/// Latency and loss of one phase.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LatencyResult {
+    /// Round-trip times, in microseconds; absent where nothing came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<RttSpread>,
+    /// The mean difference between one round-trip time and the next; absent without two in a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_us: Option<u64>,
+    /// Probes sent.
+    pub sent: u64,
+    /// Probes answered in time.
+    pub received: u64,
+    /// Of the probes whose way is known, the share that never reached the other end; absent where nothing tells
+    /// (TCP, no answer at all).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_upload: Option<f64>,
+    /// Of the probes that reached the other end, the share whose answer never came back; absent where nothing tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_download: Option<f64>,
+    /// Answers that came more than once.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub duplicates: u64,
+    /// Answers that came after their time was up; they are not in `received`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub late: u64,
+    /// What the probes travelled in.
+    pub transport: ProbeTransport,
+    /// How late the appliance itself sent its probes, 99th percentile: what the host, not the path, may have added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_late_us: Option<u64>,
+}
+
+/// Round-trip times, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RttSpread {
+    /// The lowest.
+    pub min: u64,
+    /// The mean.
+    pub mean: u64,
+    /// The median.
+    pub p50: u64,
+    /// Nine tenths were lower.
+    pub p90: u64,
+    /// 95 % were lower.
+    pub p95: u64,
+    /// 99 % were lower.
+    pub p99: u64,
+    /// 99.9 % were lower; absent below 1000 samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p999: Option<u64>,
+    /// The highest.
+    pub max: u64,
+}
+
+/// What latency probes travelled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeTransport {
+    /// Datagrams.
+    Udp,
+    /// A data connection, because UDP did not get through: a lost packet shows as a late one.
+    Tcp,
+}
+
+/// How much the latency rose under load.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Bufferbloat {
+    /// The increase as a grade.
+    pub grade: Grade,
+    /// How much the round-trip time rose over the idle one.
+    pub increase_ms: f64,
+}
+
+impl Bufferbloat {
+    /// What lifted the median round trip by `increase_ms` over the idle one; a negative one is noise and counts as
+    /// none.
+    pub fn of_increase_ms(increase_ms: f64) -> Self {
+        // Not `clamp`, which lets NaN through.
+        let bounded = if increase_ms > 0.0 { increase_ms.min(MOST_INCREASE_MS) } else { 0.0 };
+        // A tenth of a millisecond is what this is worth; more digits only look exact.
+        let increase_ms = (bounded * 10.0).round() / 10.0;
+        Self { grade: stats::grade(Duration::from_secs_f64(increase_ms / 1000.0)).into(), increase_ms }
+    }
+}
+
+/// An hour: no round trip takes longer, and it fits a `Duration`.
+const MOST_INCREASE_MS: f64 = 3_600_000.0;
+
+/// A bufferbloat grade as it is printed; where the limits are is [`stats::grade`]'s business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Grade {
+    /// No queue to speak of.
+    #[serde(rename = "A+")]
+    APlus,
+    /// Nobody notices.
+    A,
+    /// Games notice.
+    B,
+    /// Calls notice.
+    C,
+    /// Everybody notices.
+    D,
+    /// Unusable while the line is busy.
+    F,
+}
+
+impl From<stats::Grade> for Grade {
+    fn from(grade: stats::Grade) -> Self {
+        match grade {
+            stats::Grade::APlus => Self::APlus,
+            stats::Grade::A => Self::A,
+            stats::Grade::B => Self::B,
+            stats::Grade::C => Self::C,
+            stats::Grade::D => Self::D,
+            stats::Grade::F => Self::F,
+        }
+    }
+}
+
+impl fmt::Display for Grade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::APlus => "A+",
+            Self::A => "A",
+            Self::B => "B",
+            Self::C => "C",
+            Self::D => "D",
+            Self::F => "F",
+        })
+    }
+}
+
+/// A threshold that was asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ThresholdResult {
+    /// Which; its last word is the unit, as in `min_download_bps`.
+    pub name: String,
+    /// What was asked for.
+    pub limit: Quantity,
+    /// What was measured; absent where it was not, which does not pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Quantity>,
+    /// Whether it was met.
+    pub passed: bool,
+}
+
+/// A number that is whole where its unit is (bits per second), and a fraction where it is not (milliseconds, shares).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Quantity {
+    /// A whole number.
+    Whole(u64),
+    /// A number with a fraction.
+    Fraction(f64),
+}
+
+/// What a reader should know before trusting the numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Warning {
+    /// For scripts: lower case, stays the same when the text changes.
+    pub code: String,
+    /// For people.
+    pub text: String,
+}
+
+impl Warning {
+    /// A warning.
+    pub fn new(code: &'static str, text: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), text: text.into() }
+    }
+}
+
+/// What an error says: what failed, because of what, what to try.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ErrorBody {
+    /// For scripts: lower case, stays the same when the text changes.
+    pub code: String,
+    /// What failed.
+    pub what: String,
+    /// Because of what.
+    pub because: String,
+    /// What to try.
+    #[serde(rename = "try")]
+    pub try_: String,
+    /// When asking again makes sense, from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+/// What stands on stdout in JSON mode instead of a result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ErrorDocument {
+    /// The shape of this document.
+    pub schema: ErrorSchema,
+    /// What it says.
+    #[serde(flatten)]
+    pub error: ErrorBody,
+    /// What was measured before it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_so_far: Option<Box<ResultDocument>>,
+}
+
+// serde's `skip_serializing_if` hands out references.
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
