@@ -1,0 +1,183 @@
+//! All runs, for other programs: JSON lines and CSV. Writes lines to whoever asks, not to files or streams.
+
+use std::fmt::Write as _;
+
+use super::{Error, History, RunSummary};
+
+/// How runs are handed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// Each document on a line.
+    #[default]
+    JsonLines,
+    /// A table of the summaries (RFC 4180, but for a plain newline), its header first.
+    Csv,
+}
+
+/// Runs read at once: a few megabytes at most.
+const PAGE: u32 = 64;
+
+impl History {
+    /// Hands all runs to `line`, oldest first, a line at a time without its newline; `line`'s error ends it. A run that
+    /// is saved meanwhile may be among them.
+    pub async fn export<E: From<Error>>(
+        &self,
+        format: ExportFormat,
+        mut line: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if format == ExportFormat::Csv {
+            line(&CSV_COLUMNS.map(|(name, _)| name).join(","))?;
+        }
+        let mut last = None;
+        loop {
+            // Page by page: a reader who takes his time holds no lock.
+            let page = self.runs_after(last, PAGE).await?;
+            for run in &page {
+                match format {
+                    ExportFormat::JsonLines => line(&one_line(&run.text))?,
+                    ExportFormat::Csv => line(&csv_row(&RunSummary::of(&run.document()?)))?,
+                }
+            }
+            match page.last() {
+                Some(run) => last = Some(run.id),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// The same JSON without the white space between its parts. Works on the text, so that every number and every order of
+/// names stays as it was printed.
+fn one_line(json: &str) -> String {
+    let mut line = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.chars() {
+        if !in_string && matches!(c, ' ' | '\n' | '\r' | '\t') {
+            continue;
+        }
+        if c == '"' && !escaped {
+            in_string = !in_string;
+        }
+        escaped = c == '\\' && !escaped;
+        line.push(c);
+    }
+    line
+}
+
+/// A cell of a run.
+type Cell = fn(&RunSummary) -> Option<String>;
+
+/// The table's columns: names that scripts rely on; new ones come last.
+const CSV_COLUMNS: [(&str, Cell); 16] = [
+    ("id", |run| Some(run.id.to_string())),
+    ("started_at", |run| Some(run.started_at.to_string())),
+    ("provider", |run| Some(text(&run.provider))),
+    ("engine", |run| Some(text(&run.engine))),
+    ("peer", |run| run.peer.as_deref().map(text)),
+    ("address", |run| run.address.as_deref().map(text)),
+    ("endpoint_id", |run| run.endpoint_id.map(|id| id.to_string())),
+    ("download_bps", |run| run.download_bps.map(|bps| bps.to_string())),
+    ("upload_bps", |run| run.upload_bps.map(|bps| bps.to_string())),
+    ("rtt_idle_us", |run| run.rtt_idle_us.map(|us| us.to_string())),
+    ("rtt_download_us", |run| run.rtt_download_us.map(|us| us.to_string())),
+    ("rtt_upload_us", |run| run.rtt_upload_us.map(|us| us.to_string())),
+    ("bufferbloat_download", |run| run.bufferbloat_download.map(|grade| grade.to_string())),
+    ("bufferbloat_upload", |run| run.bufferbloat_upload.map(|grade| grade.to_string())),
+    ("data_used_bytes", |run| Some(run.data_used_bytes.to_string())),
+    ("complete", |run| Some(run.complete.to_string())),
+];
+
+fn csv_row(run: &RunSummary) -> String {
+    CSV_COLUMNS.map(|(_, cell)| cell(run).unwrap_or_default()).join(",")
+}
+
+/// A cell of text that others had a hand in: quoted where CSV asks for it, and never a formula to a spreadsheet
+/// (<https://owasp.org/www-community/attacks/CSV_Injection>).
+fn text(text: &str) -> String {
+    let guard = if text.starts_with(['=', '+', '-', '@']) { "'" } else { "" };
+    if !text.contains(['"', ',', '\n', '\r']) {
+        return format!("{guard}{text}");
+    }
+    let mut cell = String::new();
+    // Writing to a string never fails.
+    let _ = write!(cell, "\"{guard}{}\"", text.replace('"', "\"\""));
+    cell
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::document::{ResultDocument, example};
+
+    async fn exported(format: ExportFormat) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        for document in [example::bare(), example::full()] {
+            history.save_run(&document).await.unwrap();
+        }
+        let mut lines = vec![];
+        let taken: Result<(), Error> = history
+            .export(format, |line| {
+                lines.push(line.to_owned());
+                Ok(())
+            })
+            .await;
+        taken.unwrap();
+        lines
+    }
+
+    #[tokio::test]
+    async fn json_lines_are_the_documents_oldest_first() {
+        let lines = exported(ExportFormat::JsonLines).await;
+        let documents = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<ResultDocument>>();
+        assert_eq!(documents, [example::full(), example::bare()]);
+        assert_eq!(lines[0], serde_json::to_string(&example::full()).unwrap());
+    }
+
+    #[tokio::test]
+    async fn csv_has_a_header_and_leaves_cells_empty_that_were_not_measured() {
+        let lines = exported(ExportFormat::Csv).await;
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].starts_with("id,started_at,provider,engine,peer,"));
+        assert!(lines[1].contains(",attic,203.0.113.7:4000,PP-"), "{}", lines[1]);
+        assert!(lines[1].ends_with(",941000000,94200000,12300,24600,30100,A,A,2410000000,true"), "{}", lines[1]);
+        assert!(lines[2].ends_with(",50000000,,,,,,,62500000,true"), "{}", lines[2]);
+    }
+
+    #[tokio::test]
+    async fn more_runs_than_a_page_all_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        for n in 0..=PAGE {
+            let id = example::run_id(u8::try_from(n).unwrap());
+            history.save_run(&ResultDocument { id, ..example::bare() }).await.unwrap();
+        }
+        let mut count = 0;
+        let taken: Result<(), Error> = history
+            .export(ExportFormat::JsonLines, |_| {
+                count += 1;
+                Ok(())
+            })
+            .await;
+        taken.unwrap();
+        assert_eq!(count, PAGE + 1);
+    }
+
+    #[test]
+    fn a_name_is_no_formula_and_breaks_no_row() {
+        assert_eq!(text("attic"), "attic");
+        assert_eq!(text("=1+1"), "'=1+1");
+        assert_eq!(text("a \"b\", c"), "\"a \"\"b\"\", c\"");
+    }
+
+    proptest! {
+        #[test]
+        fn one_line_says_the_same(text in "\\PC*", number: i64, fraction: f64) {
+            let value = serde_json::json!({ &text: [number, fraction, { "a\\\" b": text }], "empty": {} });
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            prop_assert_eq!(one_line(&pretty), serde_json::to_string(&value).unwrap());
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! What the appliance remembers, and all of its SQL: paired reflectors and measured runs. One SQLite file in the state
+//! folder, numbered migrations. Prints nothing and measures nothing.
+
+mod export;
+mod reflectors;
+mod runs;
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use sqlx::error::DatabaseError;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+pub use export::ExportFormat;
+pub use reflectors::Reflector;
+pub use runs::{RunSummary, SavedRun};
+
+/// The file's name in the state folder.
+const FILE: &str = "packetparamedic.db";
+
+/// How long one writer waits for another; they hold the file for milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Why something is not remembered, or not found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state folder or its file can't be made or opened.
+    #[error("{}: {source}", path.display())]
+    Folder {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is damaged, or is no database.
+    #[error("{} is damaged", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file was written by a later version of this program.
+    #[error("{} was written by a newer version (its migration {migration} is unknown here)", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The first migration that we don't know.
+        migration: i64,
+    },
+    /// The file's tables were made by something that is not quite this program.
+    #[error("{} does not have the tables of this version: {source}", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        source: Box<MigrateError>,
+    },
+    /// The disk is full.
+    #[error("{doing}: the disk is full")]
+    Full {
+        /// What was to be done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file, or the disk below it, can't be written.
+    #[error("{doing}: {} is read-only", path.display())]
+    ReadOnly {
+        /// What was to be done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another program held the file for too long.
+    #[error("{doing}: another program holds it")]
+    Locked {
+        /// What was to be done.
+        doing: &'static str,
+    },
+    /// Another reflector has this name.
+    #[error("another reflector is called {name}")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// A name of which nothing printable was left.
+    #[error("a name has at least one printable character")]
+    NoName,
+    /// No paired reflector goes by this.
+    #[error("no paired reflector has the name, address or Endpoint ID {wanted:?}")]
+    NoSuchReflector {
+        /// What was looked for.
+        wanted: String,
+    },
+    /// More than one paired reflector goes by this.
+    #[error("{wanted:?} is {}", names.join(" and "))]
+    AmbiguousReflector {
+        /// What was looked for.
+        wanted: String,
+        /// What was found.
+        names: Vec<String>,
+    },
+    /// No run has this id.
+    #[error("no run's id begins or ends with {wanted:?}")]
+    NoSuchRun {
+        /// What was looked for.
+        wanted: String,
+    },
+    /// More than one run's id begins or ends so.
+    #[error("more than one run's id begins or ends with {wanted:?}")]
+    AmbiguousRun {
+        /// What was looked for.
+        wanted: String,
+    },
+    /// A result can't be written as JSON, or a saved one can't be read.
+    #[error("{source}")]
+    Document {
+        /// Why not.
+        source: serde_json::Error,
+    },
+    /// Anything else that the database says.
+    #[error("{doing}: {source}")]
+    Sql {
+        /// What was to be done.
+        doing: &'static str,
+        /// The database's words.
+        source: sqlx::Error,
+    },
+}
+
+/// The appliance's memory. Clones share one set of connections.
+#[derive(Clone, Debug)]
+pub struct History {
+    pool: SqlitePool,
+    path: PathBuf,
+}
+
+impl History {
+    /// Opens the memory in this state folder; makes folder (0700) and file (0600) where there are none and brings an
+    /// older file up to date. A damaged file and one of a newer version are refused and left as they are.
+    pub async fn open(state_dir: &Path) -> Result<Self, Error> {
+        let path = state_dir.join(FILE);
+        let folder = state_dir.to_owned();
+        let prepared = tokio::task::spawn_blocking(move || prepare(&folder)).await;
+        // Held until the tables stand: two programs that start at once would both make them.
+        let _turn = prepared
+            .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+            .map_err(|source| Error::Folder { path: state_dir.to_owned(), source })?;
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(PATIENCE);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_with(options)
+            .await
+            .map_err(|error| fault(&path, "opening it", error))?;
+        let history = Self { pool, path };
+        match MIGRATIONS.run(&history.pool).await {
+            Ok(()) => Ok(history),
+            Err(error) => {
+                history.pool.close().await;
+                Err(migration_fault(&history.path, error))
+            }
+        }
+    }
+
+    /// Closes every connection; what was answered for is on the disk without it.
+    pub async fn close(self) {
+        self.pool.close().await;
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sorts what the database says while we were `doing` something.
+    fn fault(&self, doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+        move |error| fault(&self.path, doing, error)
+    }
+}
+
+/// Makes folder and file, and waits for the turn to make the tables; the turn ends when what is returned is dropped.
+fn prepare(folder: &Path) -> io::Result<File> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // On the folder and not on the database: closing any descriptor of that one would drop SQLite's own locks.
+    let turn = File::open(folder)?;
+    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
+    let file = folder.join(FILE);
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let permissions = fs::metadata(&file)?.permissions();
+            if permissions.mode() & 0o077 != 0 {
+                fs::set_permissions(&file, fs::Permissions::from_mode(permissions.mode() & 0o700))?;
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(turn)
+}
+
+fn migration_fault(path: &Path, error: MigrateError) -> Error {
+    let path = path.to_owned();
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+            fault(&path, "bringing it up to date", error)
+        }
+        MigrateError::VersionMissing(migration) => Error::Newer { path, migration },
+        other => Error::Altered { path, source: Box::new(other) },
+    }
+}
+
+/// SQLite's primary result codes that mean something to a person (<https://www.sqlite.org/rescode.html>).
+fn fault(path: &Path, doing: &'static str, error: sqlx::Error) -> Error {
+    let path = path.to_owned();
+    let code = error.as_database_error().and_then(DatabaseError::code).map(Cow::into_owned);
+    let primary = code.and_then(|code| code.parse::<u32>().ok()).map(|extended| extended & 0xff);
+    match primary {
+        // BUSY, LOCKED
+        Some(5 | 6) => Error::Locked { doing },
+        Some(8) => Error::ReadOnly { doing, path },
+        // CORRUPT, NOTADB
+        Some(11 | 26) => Error::Corrupt { path },
+        Some(13) => Error::Full { doing, path },
+        // CANTOPEN
+        Some(14) => Error::Folder { path, source: io::Error::other(error) },
+        _ => Error::Sql { doing, source: error },
+    }
+}
+
+/// A stored value that this program can't have written.
+fn strange(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::Decode(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::example;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn folder_and_file_are_for_their_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("a/b");
+        let history = History::open(&state).await.unwrap();
+        assert_eq!((mode(&state), mode(history.path())), (0o700, 0o600));
+        history.save_run(&example::full()).await.unwrap();
+        assert_eq!(mode(&state.join("packetparamedic.db-wal")), 0o600);
+        history.close().await;
+        fs::set_permissions(state.join(FILE), fs::Permissions::from_mode(0o644)).unwrap();
+        let history = History::open(&state).await.unwrap();
+        assert_eq!(mode(history.path()), 0o600);
+    }
+
+    #[tokio::test]
+    async fn commits_reach_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&history.pool).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&history.pool).await.unwrap();
+        assert_eq!((journal.as_str(), synchronous), ("wal", 2));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let garbage = b"this was a database once ".repeat(400);
+        fs::write(&path, &garbage).unwrap();
+        let error = History::open(folder.path()).await.unwrap_err();
+        assert!(matches!(error, Error::Corrupt { .. }), "{error:?}");
+        assert_eq!(fs::read(&path).unwrap(), garbage);
+    }
+
+    #[tokio::test]
+    async fn a_file_cut_short_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        history.save_run(&example::full()).await.unwrap();
+        history.close().await;
+        let path = folder.path().join(FILE);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..5000]).unwrap();
+        let error = match History::open(folder.path()).await {
+            Ok(history) => history.runs(10).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(matches!(error, Error::Corrupt { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_newer_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, TRUE, x'00', 0)")
+            .execute(&history.pool)
+            .await
+            .unwrap();
+        history.close().await;
+        let error = History::open(folder.path()).await.unwrap_err();
+        assert!(matches!(error, Error::Newer { migration: 9999, .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_from_other_faults() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        // No more pages than there are: what SQLite says then is what it says on a full disk.
+        let mut connection = history.pool.acquire().await.unwrap();
+        let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *connection).await.unwrap();
+        let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+        sqlx::query(limit).execute(&mut *connection).await.unwrap();
+        drop(connection);
+        let error = loop {
+            let document = crate::document::ResultDocument { id: uuid::Uuid::now_v7(), ..example::full() };
+            if let Err(error) = history.save_run(&document).await {
+                break error;
+            }
+        };
+        assert!(matches!(error, Error::Full { .. }), "{error:?}");
+        // What was there before can still be read.
+        history.runs(10).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_unusable_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocked = folder.path().join("file");
+        fs::write(&blocked, "").unwrap();
+        let error = History::open(&blocked.join("state")).await.unwrap_err();
+        assert!(matches!(error, Error::Folder { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn many_may_open_a_new_folder_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let opening = (0..8).map(|_| {
+            let state = folder.path().join("state");
+            tokio::spawn(async move { History::open(&state).await.map(drop) })
+        });
+        for opened in opening.collect::<Vec<_>>() {
+            opened.await.unwrap().unwrap();
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The reflectors this appliance is paired with: their keys, names and addresses. Reaching them is not done here.
+
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use paramedic_link::{EndpointId, PeerText};
+use sqlx::error::DatabaseError;
+
+use super::{Error, History, strange};
+use crate::targets::{Host, Target};
+
+/// A reflector this appliance is paired with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reflector {
+    /// Its key.
+    pub endpoint_id: EndpointId,
+    /// What it is called here; no two have the same, whatever the case.
+    pub name: PeerText,
+    /// Where it was reached when it was paired.
+    pub address: Target,
+    /// When it was paired, by this appliance's clock.
+    pub paired_at: Timestamp,
+}
+
+impl Reflector {
+    fn goes_by(&self, wanted: &str) -> bool {
+        self.name.as_str().to_lowercase() == wanted.to_lowercase()
+            || EndpointId::from_str(wanted).is_ok_and(|id| id == self.endpoint_id)
+            || Target::from_str(wanted).is_ok_and(|target| target == self.address)
+    }
+}
+
+/// A row as it is stored.
+type Row = (String, String, String, i64);
+
+impl History {
+    /// Remembers a reflector, and returns it as it is remembered. One that was known gets the new address and keeps
+    /// the name it has here; a new one whose name is taken gets a number behind it, because a pairing that the other
+    /// side believes in must not be lost for a name.
+    pub async fn add_reflector(&self, new: &Reflector) -> Result<Reflector, Error> {
+        let fault = || self.fault("saving the pairing");
+        // Immediate: the free name must still be free when it is written.
+        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        let known = sqlx::query_as::<_, Row>("SELECT endpoint_id, name, address, paired_at_us FROM reflectors")
+            .fetch_all(&mut *work)
+            .await
+            .map_err(fault())?
+            .into_iter()
+            .map(reflector)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(fault())?;
+        let name = match known.iter().find(|reflector| reflector.endpoint_id == new.endpoint_id) {
+            Some(same) => same.name.clone(),
+            None => free_name(new, &known),
+        };
+        let saved = Reflector { name, paired_at: in_microseconds(new.paired_at), ..new.clone() };
+        sqlx::query(
+            "INSERT INTO reflectors (endpoint_id, name, address, paired_at_us) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (endpoint_id) DO UPDATE SET address = $3, paired_at_us = $4",
+        )
+        .bind(saved.endpoint_id.to_string())
+        .bind(saved.name.as_str())
+        .bind(saved.address.to_string())
+        .bind(saved.paired_at.as_microsecond())
+        .execute(&mut *work)
+        .await
+        .map_err(fault())?;
+        work.commit().await.map_err(fault())?;
+        Ok(saved)
+    }
+
+    /// Every paired reflector, by name.
+    pub async fn reflectors(&self) -> Result<Vec<Reflector>, Error> {
+        let fault = || self.fault("reading the paired reflectors");
+        sqlx::query_as::<_, Row>(
+            "SELECT endpoint_id, name, address, paired_at_us FROM reflectors ORDER BY lower(name), endpoint_id",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(fault())?
+        .into_iter()
+        .map(|row| reflector(row).map_err(fault()))
+        .collect()
+    }
+
+    /// The one reflector that goes by this name, Endpoint ID or address. A reflector chooses its own name at first, so
+    /// no match outranks another: two are an error, not a choice.
+    pub async fn reflector(&self, wanted: &str) -> Result<Reflector, Error> {
+        let wanted = wanted.trim();
+        let mut found = self.reflectors().await?;
+        found.retain(|reflector| reflector.goes_by(wanted));
+        match found.len() {
+            0 => Err(Error::NoSuchReflector { wanted: wanted.to_owned() }),
+            1 => Ok(found.remove(0)),
+            _ => {
+                let names = found.iter().map(|reflector| reflector.name.to_string()).collect();
+                Err(Error::AmbiguousReflector { wanted: wanted.to_owned(), names })
+            }
+        }
+    }
+
+    /// The paired reflector with this key.
+    pub async fn reflector_with_key(&self, id: EndpointId) -> Result<Option<Reflector>, Error> {
+        let fault = || self.fault("reading the paired reflectors");
+        let row = sqlx::query_as::<_, Row>(
+            "SELECT endpoint_id, name, address, paired_at_us FROM reflectors WHERE endpoint_id = $1",
+        )
+        .bind(id.to_string())
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(fault())?;
+        row.map(|row| reflector(row).map_err(fault())).transpose()
+    }
+
+    /// Gives the reflector that goes by `wanted` another name, and returns it with it.
+    pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, Error> {
+        if name.is_empty() {
+            return Err(Error::NoName);
+        }
+        let reflector = self.reflector(wanted).await?;
+        let renamed = sqlx::query("UPDATE reflectors SET name = $2 WHERE endpoint_id = $1")
+            .bind(reflector.endpoint_id.to_string())
+            .bind(name.as_str())
+            .execute(&self.pool)
+            .await;
+        match renamed {
+            Ok(_) => Ok(Reflector { name: name.clone(), ..reflector }),
+            Err(error) if error.as_database_error().is_some_and(DatabaseError::is_unique_violation) => {
+                Err(Error::NameTaken { name: name.to_string() })
+            }
+            Err(error) => Err(self.fault("saving the name")(error)),
+        }
+    }
+
+    /// Forgets the reflector that goes by `wanted`, and returns what it was. The runs measured against it stay.
+    pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, Error> {
+        let reflector = self.reflector(wanted).await?;
+        sqlx::query("DELETE FROM reflectors WHERE endpoint_id = $1")
+            .bind(reflector.endpoint_id.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(self.fault("removing the pairing"))?;
+        Ok(reflector)
+    }
+}
+
+fn reflector((endpoint_id, name, address, paired_at_us): Row) -> Result<Reflector, sqlx::Error> {
+    Ok(Reflector {
+        endpoint_id: endpoint_id.parse().map_err(strange)?,
+        name: PeerText::new(&name),
+        address: address.parse().map_err(strange)?,
+        paired_at: Timestamp::from_microsecond(paired_at_us).map_err(strange)?,
+    })
+}
+
+/// The time as it is stored.
+fn in_microseconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
+}
+
+/// The name that a new reflector gets: its own, else its host's, with a number where another has it.
+fn free_name(new: &Reflector, known: &[Reflector]) -> PeerText {
+    let wanted = match (&new.name, &new.address.host) {
+        (name, _) if !name.is_empty() => name.to_string(),
+        (_, Host::Name(host)) => host.clone(),
+        (_, host) => host.to_string(),
+    };
+    let is_free = |name: &str| known.iter().all(|other| !other.name.as_str().eq_ignore_ascii_case(name));
+    // Room for the number within what a `PeerText` holds.
+    let short = wanted.chars().take(PeerText::MAX_CHARS - 12).collect::<String>();
+    let numbered = (2..=known.len() + 2).map(|number| format!("{short}-{number}"));
+    // One more candidate than there are names: one of them is free.
+    let name = [wanted].into_iter().chain(numbered).find(|name| is_free(name)).unwrap_or(short);
+    PeerText::new(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(key: u8, name: &str, address: &str) -> Reflector {
+        Reflector {
+            endpoint_id: EndpointId::from_bytes([key; 32]),
+            name: name.into(),
+            address: address.parse().unwrap(),
+            paired_at: "2026-01-31T12:00:00Z".parse().unwrap(),
+        }
+    }
+
+    async fn history() -> (tempfile::TempDir, History) {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        (folder, history)
+    }
+
+    #[tokio::test]
+    async fn a_pairing_is_there_after_a_restart() {
+        let (folder, history) = history().await;
+        let saved = history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+        assert_eq!(saved, new(1, "attic", "203.0.113.7"));
+        // Not closed: a second opening stands for a program that was killed right after the answer.
+        let again = History::open(folder.path()).await.unwrap();
+        assert_eq!(again.reflectors().await.unwrap(), std::slice::from_ref(&saved));
+        assert_eq!(again.reflector_with_key(saved.endpoint_id).await.unwrap(), Some(saved));
+        assert_eq!(again.reflector_with_key(EndpointId::from_bytes([2; 32])).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_reflector_is_found_by_name_address_and_endpoint_id() {
+        let (_folder, history) = history().await;
+        let attic = history.add_reflector(&new(1, "Attic", "[2001:db8::7]")).await.unwrap();
+        history.add_reflector(&new(2, "cellar", "cellar.lan:4001")).await.unwrap();
+        for wanted in ["attic", " ATTIC ", "2001:db8:0::7", "[2001:db8::7]:4000", &attic.endpoint_id.to_string()] {
+            assert_eq!(history.reflector(wanted).await.unwrap(), attic, "{wanted}");
+        }
+        assert_eq!(history.reflector("Cellar.lan:4001").await.unwrap().name.as_str(), "cellar");
+        for wanted in ["cellar.lan", "att", "", "[2001:db8::7]:4001"] {
+            assert!(matches!(history.reflector(wanted).await, Err(Error::NoSuchReflector { .. })), "{wanted}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_looks_like_another_s_address_is_ambiguous() {
+        let (_folder, history) = history().await;
+        history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+        history.add_reflector(&new(2, "203.0.113.7", "198.51.100.1")).await.unwrap();
+        let error = history.reflector("203.0.113.7").await.unwrap_err();
+        assert!(matches!(error, Error::AmbiguousReflector { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn pairing_again_keeps_the_name_and_takes_the_address() {
+        let (_folder, history) = history().await;
+        history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+        history.rename_reflector("attic", &"roof".into()).await.unwrap();
+        let again = history.add_reflector(&new(1, "attic", "203.0.113.8")).await.unwrap();
+        assert_eq!((again.name.as_str(), again.address.to_string().as_str()), ("roof", "203.0.113.8:4000"));
+        assert_eq!(history.reflectors().await.unwrap(), [again]);
+    }
+
+    #[tokio::test]
+    async fn a_taken_name_loses_no_pairing() {
+        let (_folder, history) = history().await;
+        let long = "x".repeat(PeerText::MAX_CHARS);
+        for (key, name) in [(1, "pi"), (2, "PI"), (3, "pi"), (4, ""), (5, ""), (6, &long), (7, &long)] {
+            history.add_reflector(&new(key, name, "203.0.113.7")).await.unwrap();
+        }
+        let names = history.reflectors().await.unwrap().into_iter().map(|r| r.name.to_string()).collect::<Vec<_>>();
+        assert_eq!(names[..5], ["203.0.113.7", "203.0.113.7-2", "pi", "PI-2", "pi-3"]);
+        assert_eq!(names.len(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_rename_to_a_taken_name_changes_nothing() {
+        let (_folder, history) = history().await;
+        history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+        history.add_reflector(&new(2, "cellar", "203.0.113.8")).await.unwrap();
+        let error = history.rename_reflector("cellar", &"Attic".into()).await.unwrap_err();
+        assert!(matches!(error, Error::NameTaken { .. }), "{error:?}");
+        assert!(matches!(history.rename_reflector("cellar", &"\u{7}".into()).await, Err(Error::NoName)));
+        assert_eq!(history.rename_reflector("attic", &"Attic".into()).await.unwrap().name.as_str(), "Attic");
+        assert!(history.reflector("cellar").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_removed_reflector_is_forgotten() {
+        let (_folder, history) = history().await;
+        history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
+        assert_eq!(history.remove_reflector("attic").await.unwrap().name.as_str(), "attic");
+        assert!(matches!(history.remove_reflector("attic").await, Err(Error::NoSuchReflector { .. })));
+    }
+}

@@ -1,0 +1,305 @@
+//! The runs that were measured: each result document as it was printed, and a line of it for lists. Never changes one.
+
+use jiff::Timestamp;
+use paramedic_link::EndpointId;
+use paramedic_link::test_spec::Load;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Error, History, strange};
+use crate::document::{Grade, ResultDocument};
+
+/// One run in a list. What was not measured is absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunSummary {
+    /// The run.
+    pub id: Uuid,
+    /// When it began (RFC 3339, UTC).
+    pub started_at: Timestamp,
+    /// Where the test came from.
+    pub provider: String,
+    /// The engine that made the load.
+    pub engine: String,
+    /// What the other end is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// The address and port that were dialled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The reflector's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_id: Option<EndpointId>,
+    /// Payload towards the appliance, alone on the path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download_bps: Option<u64>,
+    /// Payload away from the appliance, alone on the path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_bps: Option<u64>,
+    /// The median round-trip time with nothing on the path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_idle_us: Option<u64>,
+    /// The median round-trip time during the download.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_download_us: Option<u64>,
+    /// The median round-trip time during the upload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_upload_us: Option<u64>,
+    /// The bufferbloat grade of the download.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bufferbloat_download: Option<Grade>,
+    /// The bufferbloat grade of the upload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bufferbloat_upload: Option<Grade>,
+    /// Payload bytes of everything.
+    pub data_used_bytes: u64,
+    /// Whether every phase that was asked for was measured to its end.
+    pub complete: bool,
+}
+
+impl RunSummary {
+    /// The line that stands for this document.
+    pub fn of(document: &ResultDocument) -> Self {
+        let reflector = document.reflector.as_ref();
+        let server = document.server.as_ref();
+        let median = |load| document.latency.of(load).and_then(|latency| latency.rtt_us).map(|rtt| rtt.p50);
+        let grade = |load| document.bufferbloat.of(load).map(|bloat| bloat.grade);
+        Self {
+            id: document.id,
+            started_at: document.started_at,
+            provider: document.provider.clone(),
+            engine: document.engine.to_string(),
+            peer: document.other_end().map(str::to_owned),
+            address: reflector.map(|end| end.address.clone()).or_else(|| server.map(|end| end.address.clone())),
+            endpoint_id: reflector.map(|end| end.endpoint_id),
+            download_bps: document.download.as_ref().map(|result| result.goodput_bps),
+            upload_bps: document.upload.as_ref().map(|result| result.goodput_bps),
+            rtt_idle_us: median(Load::Idle),
+            rtt_download_us: median(Load::Download),
+            rtt_upload_us: median(Load::Upload),
+            bufferbloat_download: grade(Load::Download),
+            bufferbloat_upload: grade(Load::Upload),
+            data_used_bytes: document.data_used_bytes,
+            complete: document.complete,
+        }
+    }
+}
+
+/// A run as it was saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedRun {
+    /// The run.
+    pub id: Uuid,
+    /// The document as it was printed, to the byte, without the newline behind it.
+    pub text: String,
+}
+
+impl SavedRun {
+    /// The document, read.
+    pub fn document(&self) -> Result<ResultDocument, Error> {
+        serde_json::from_str(&self.text).map_err(|source| Error::Document { source })
+    }
+}
+
+/// A row's summary columns, as they are stored.
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: String,
+    started_at_us: i64,
+    provider: String,
+    engine: String,
+    peer: Option<String>,
+    address: Option<String>,
+    endpoint_id: Option<String>,
+    download_bps: Option<i64>,
+    upload_bps: Option<i64>,
+    rtt_idle_us: Option<i64>,
+    rtt_download_us: Option<i64>,
+    rtt_upload_us: Option<i64>,
+    bufferbloat_download: Option<String>,
+    bufferbloat_upload: Option<String>,
+    data_used_bytes: i64,
+    complete: bool,
+}
+
+impl Row {
+    fn summary(self) -> Result<RunSummary, sqlx::Error> {
+        Ok(RunSummary {
+            id: self.id.parse().map_err(strange)?,
+            started_at: Timestamp::from_microsecond(self.started_at_us).map_err(strange)?,
+            provider: self.provider,
+            engine: self.engine,
+            peer: self.peer,
+            address: self.address,
+            endpoint_id: self.endpoint_id.map(|id| id.parse()).transpose().map_err(strange)?,
+            download_bps: self.download_bps.map(natural),
+            upload_bps: self.upload_bps.map(natural),
+            rtt_idle_us: self.rtt_idle_us.map(natural),
+            rtt_download_us: self.rtt_download_us.map(natural),
+            rtt_upload_us: self.rtt_upload_us.map(natural),
+            bufferbloat_download: self.bufferbloat_download.map(|word| grade(&word)).transpose()?,
+            bufferbloat_upload: self.bufferbloat_upload.map(|word| grade(&word)).transpose()?,
+            data_used_bytes: natural(self.data_used_bytes),
+            complete: self.complete,
+        })
+    }
+}
+
+impl History {
+    /// Saves a run. What is kept is what `--json` prints, to the byte.
+    pub async fn save_run(&self, document: &ResultDocument) -> Result<(), Error> {
+        let text = document.to_text().map_err(|source| Error::Document { source })?;
+        let run = RunSummary::of(document);
+        sqlx::query(
+            "INSERT INTO runs (id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, \
+             upload_bps, rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, \
+             data_used_bytes, complete, document) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        )
+        .bind(run.id.to_string())
+        .bind(run.started_at.as_microsecond())
+        .bind(run.provider)
+        .bind(run.engine)
+        .bind(run.peer)
+        .bind(run.address)
+        .bind(run.endpoint_id.map(|id| id.to_string()))
+        .bind(run.download_bps.map(stored))
+        .bind(run.upload_bps.map(stored))
+        .bind(run.rtt_idle_us.map(stored))
+        .bind(run.rtt_download_us.map(stored))
+        .bind(run.rtt_upload_us.map(stored))
+        .bind(run.bufferbloat_download.map(|grade| grade.to_string()))
+        .bind(run.bufferbloat_upload.map(|grade| grade.to_string()))
+        .bind(stored(run.data_used_bytes))
+        .bind(run.complete)
+        .bind(text)
+        .execute(&self.pool)
+        .await
+        .map_err(self.fault("saving the run"))?;
+        Ok(())
+    }
+
+    /// The latest runs, newest first, at most `limit`.
+    pub async fn runs(&self, limit: u32) -> Result<Vec<RunSummary>, Error> {
+        let fault = || self.fault("reading the runs");
+        sqlx::query_as::<_, Row>(
+            "SELECT id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, upload_bps, \
+             rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, data_used_bytes, \
+             complete FROM runs ORDER BY started_at_us DESC, id DESC LIMIT $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(fault())?
+        .into_iter()
+        .map(|row| row.summary().map_err(fault()))
+        .collect()
+    }
+
+    /// The one run whose id is, begins or ends with `wanted`. (Ids begin with the time: runs of one minute differ late.)
+    pub async fn run(&self, wanted: &str) -> Result<SavedRun, Error> {
+        let fault = || self.fault("reading the run");
+        let part = wanted.trim().to_ascii_lowercase();
+        // Nothing but digits and dashes, so that nothing in it means something to LIKE.
+        if part.is_empty() || !part.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
+            return Err(Error::NoSuchRun { wanted: wanted.to_owned() });
+        }
+        let mut found = sqlx::query_as::<_, (String, String)>(
+            "SELECT id, document FROM runs WHERE id LIKE $1 || '%' OR id LIKE '%' || $1 LIMIT 2",
+        )
+        .bind(part)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(fault())?;
+        match (found.pop(), found.pop()) {
+            (Some(row), None) => saved(row).map_err(fault()),
+            (None, _) => Err(Error::NoSuchRun { wanted: wanted.to_owned() }),
+            (Some(_), Some(_)) => Err(Error::AmbiguousRun { wanted: wanted.to_owned() }),
+        }
+    }
+
+    /// The next runs in the order of their ids, oldest first, after the run `after`: a page of at most `limit`.
+    pub(super) async fn runs_after(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<SavedRun>, Error> {
+        let fault = || self.fault("reading the runs");
+        // Every id is greater than the empty one.
+        let after = after.map(|id| id.to_string()).unwrap_or_default();
+        sqlx::query_as::<_, (String, String)>("SELECT id, document FROM runs WHERE id > $1 ORDER BY id LIMIT $2")
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(fault())?
+            .into_iter()
+            .map(|row| saved(row).map_err(fault()))
+            .collect()
+    }
+}
+
+fn saved((id, text): (String, String)) -> Result<SavedRun, sqlx::Error> {
+    Ok(SavedRun { id: id.parse().map_err(strange)?, text })
+}
+
+fn grade(word: &str) -> Result<Grade, sqlx::Error> {
+    serde_json::from_value(word.into()).map_err(strange)
+}
+
+/// SQL has no unsigned numbers; none of ours comes near the limit.
+fn stored(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn natural(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::example;
+
+    async fn history() -> (tempfile::TempDir, History) {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        (folder, history)
+    }
+
+    #[tokio::test]
+    async fn a_run_comes_back_to_the_byte() {
+        let (_folder, history) = history().await;
+        for document in [example::full(), example::bare()] {
+            history.save_run(&document).await.unwrap();
+            let saved = history.run(&document.id.to_string()).await.unwrap();
+            assert_eq!(saved.text, document.to_text().unwrap());
+            assert_eq!(saved.document().unwrap(), document);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_newest_run_stands_first_and_the_list_has_an_end() {
+        let (_folder, history) = history().await;
+        for document in [example::bare(), example::full()] {
+            history.save_run(&document).await.unwrap();
+        }
+        let runs = history.runs(10).await.unwrap();
+        assert_eq!(runs, [RunSummary::of(&example::bare()), RunSummary::of(&example::full())]);
+        assert_eq!(runs[1].bufferbloat_download, Some(Grade::A));
+        assert_eq!((runs[0].upload_bps, runs[0].rtt_idle_us), (None, None));
+        assert_eq!(history.runs(1).await.unwrap().len(), 1);
+        assert_eq!(serde_json::to_value(&runs[0]).unwrap().get("upload_bps"), None);
+    }
+
+    #[tokio::test]
+    async fn a_run_is_found_by_a_part_of_its_id_that_is_unique() {
+        let (_folder, history) = history().await;
+        history.save_run(&example::full()).await.unwrap();
+        history.save_run(&example::bare()).await.unwrap();
+        let id = example::full().id;
+        let text = id.to_string();
+        for part in [text.as_str(), &text[..13], &text[28..], &text.to_uppercase()] {
+            assert_eq!(history.run(part).await.unwrap().id, id, "{part}");
+        }
+        assert!(matches!(history.run(&text[..8]).await, Err(Error::AmbiguousRun { .. })));
+        for stranger in ["", "%", "_", "ffffffff", "attic"] {
+            assert!(matches!(history.run(stranger).await, Err(Error::NoSuchRun { .. })), "{stranger}");
+        }
+    }
+}
