@@ -1,0 +1,298 @@
+//! How a command fails: what failed, because of what, what to try, and the exit code that scripts read. Never prints.
+
+use std::fmt;
+
+use crate::document::{ErrorBody, ErrorDocument, ErrorSchema, ResultDocument};
+use crate::{config, history, targets};
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// The test failed, or the reflector was not reached.
+    Failed = 1,
+    /// Wrong usage or configuration.
+    Usage = 2,
+    /// Measured, but below a threshold that was asked for.
+    BelowThreshold = 3,
+    /// Not paired, or denied for good.
+    Denied = 4,
+    /// Busy or out of quota: worth a retry.
+    Busy = 5,
+    /// Interrupted by the person at the keyboard.
+    Interrupted = 130,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// A command failed. Prints as three lines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    /// For scripts: lower case, stays the same when the text changes.
+    pub code: &'static str,
+    /// What failed.
+    pub what: String,
+    /// Because of what.
+    pub because: String,
+    /// What to try.
+    pub try_: String,
+    /// How the program ends.
+    pub exit: Exit,
+    /// When asking again makes sense, in milliseconds from now.
+    pub retry_after_ms: Option<u64>,
+    /// What was measured before it failed.
+    pub measured_so_far: Option<Box<ResultDocument>>,
+}
+
+impl Failure {
+    /// The code of a failure that is none: whoever read our output has gone. Nobody is told of it.
+    pub const READER_GONE: &'static str = "reader_gone";
+
+    /// A failure.
+    pub fn new(
+        exit: Exit,
+        code: &'static str,
+        what: impl Into<String>,
+        because: impl Into<String>,
+        try_: impl Into<String>,
+    ) -> Self {
+        Self {
+            code,
+            what: what.into(),
+            because: because.into(),
+            try_: try_.into(),
+            exit,
+            retry_after_ms: None,
+            measured_so_far: None,
+        }
+    }
+
+    /// Says when asking again makes sense, in milliseconds from now.
+    pub fn retry_after(mut self, ms: Option<u64>) -> Self {
+        self.retry_after_ms = ms;
+        self
+    }
+
+    /// Adds what was measured before it failed.
+    pub fn measured(mut self, so_far: ResultDocument) -> Self {
+        self.measured_so_far = Some(Box::new(so_far));
+        self
+    }
+
+    /// What it says, to embed in a result.
+    pub fn body(&self) -> ErrorBody {
+        ErrorBody {
+            code: self.code.to_owned(),
+            what: self.what.clone(),
+            because: self.because.clone(),
+            try_: self.try_.clone(),
+            retry_after_ms: self.retry_after_ms,
+        }
+    }
+
+    /// The error document.
+    pub fn document(&self) -> ErrorDocument {
+        ErrorDocument { schema: ErrorSchema::V1, error: self.body(), measured_so_far: self.measured_so_far.clone() }
+    }
+
+    /// Whether there is nobody left to tell.
+    pub fn is_quiet(&self) -> bool {
+        self.code == Self::READER_GONE
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nbecause: {}\ntry: {}", self.what, self.because, self.try_)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        use config::Error as E;
+        let because = error.to_string();
+        let (what, try_) = match &error {
+            E::Read { path, .. } => {
+                (format!("cannot read {}", path.display()), "is the path right, and may this user read it?".to_owned())
+            }
+            E::Syntax { path, .. } | E::NotPlain { path, .. } => (
+                format!("cannot understand {}", path.display()),
+                "correct that line; a setting looks like `duration = \"10s\"`".to_owned(),
+            ),
+            E::UnknownKey { path, suggestion, .. } => (
+                format!("cannot understand {}", path.display()),
+                match suggestion {
+                    Some(name) => format!("did you mean `{name}`?"),
+                    None => format!("the settings are {}", config::Key::names()),
+                },
+            ),
+            E::Value { origin, expected, .. } => (format!("{origin} is not valid"), format!("{expected}")),
+            E::NotText { variable } => (format!("{variable} is not valid"), "write it in UTF-8".to_owned()),
+            E::NoHome => (
+                "cannot tell where to keep keys and results".to_owned(),
+                "name a folder with --state-dir or PACKETPARAMEDIC_STATE_DIR".to_owned(),
+            ),
+        };
+        Self::new(Exit::Usage, "bad_config", what, because, try_)
+    }
+}
+
+impl From<targets::NotATarget> for Failure {
+    fn from(error: targets::NotATarget) -> Self {
+        let what = format!("cannot understand the address {}", error.text);
+        Self::new(Exit::Usage, "bad_address", what, error.fault.to_string(), error.fault.remedy())
+    }
+}
+
+impl From<history::Error> for Failure {
+    fn from(error: history::Error) -> Self {
+        use history::Error as E;
+        let because = error.to_string();
+        let fail = |exit, code, what: &str, try_: String| Self::new(exit, code, what, because.clone(), try_);
+        match &error {
+            E::Folder { path, .. } => fail(
+                Exit::Usage,
+                "state_dir_unusable",
+                "cannot use the state folder",
+                format!("may this user write to {}? Another folder can be named with --state-dir", path.display()),
+            ),
+            E::Corrupt { path } => fail(
+                Exit::Failed,
+                "history_corrupt",
+                "cannot read the saved pairings and results",
+                format!("nothing was overwritten: move {} away or restore it from a backup", path.display()),
+            ),
+            E::Newer { .. } => fail(
+                Exit::Usage,
+                "history_newer",
+                "cannot read the saved pairings and results",
+                "use the newer packetparamedic that wrote them".to_owned(),
+            ),
+            E::Altered { path, .. } => fail(
+                Exit::Failed,
+                "history_altered",
+                "cannot read the saved pairings and results",
+                format!("use the packetparamedic that wrote {}", path.display()),
+            ),
+            E::Full { path, .. } => {
+                fail(Exit::Failed, "disk_full", "cannot save", format!("make room on the disk of {}", path.display()))
+            }
+            E::Locked { .. } => fail(
+                Exit::Busy,
+                "history_busy",
+                "cannot use the saved pairings and results",
+                "again in a moment; is another packetparamedic busy with them?".to_owned(),
+            ),
+            E::ReadOnly { path, .. } => fail(
+                Exit::Usage,
+                "state_dir_unusable",
+                "cannot save",
+                format!("may this user write to {}?", path.display()),
+            ),
+            E::NameTaken { .. } | E::NoName => {
+                fail(Exit::Usage, "bad_name", "cannot use that name", "another name".to_owned())
+            }
+            E::NoSuchReflector { .. } => fail(
+                Exit::Denied,
+                "not_paired",
+                "no such reflector",
+                "`packetparamedic reflectors` lists them, `packetparamedic pair-reflector` adds one".to_owned(),
+            ),
+            E::AmbiguousReflector { .. } => fail(
+                Exit::Usage,
+                "ambiguous",
+                "cannot tell which reflector is meant",
+                "its Endpoint ID, which is unique".to_owned(),
+            ),
+            E::NoSuchRun { .. } => {
+                fail(Exit::Failed, "no_such_run", "no such run", "`packetparamedic history` lists them".to_owned())
+            }
+            E::AmbiguousRun { .. } => {
+                fail(Exit::Usage, "ambiguous", "cannot tell which run is meant", "more digits of its id".to_owned())
+            }
+            E::Document { .. } => fail(
+                Exit::Failed,
+                "history_unreadable",
+                "cannot understand a saved result",
+                "`packetparamedic history show ID --json` prints it as it was saved".to_owned(),
+            ),
+            E::Sql { .. } => fail(
+                Exit::Failed,
+                "history_failed",
+                "cannot use the saved pairings and results",
+                "is the disk of the state folder in order?".to_owned(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::example;
+
+    fn unreachable() -> Failure {
+        Failure::new(
+            Exit::Failed,
+            "unreachable",
+            "cannot reach reflector at 203.0.113.7:4000",
+            "connection refused",
+            "is `reflector serve` running there, is TCP 4000 open?",
+        )
+    }
+
+    #[test]
+    fn a_failure_says_three_things() {
+        assert_eq!(
+            unreachable().to_string(),
+            "cannot reach reflector at 203.0.113.7:4000\n\
+             because: connection refused\n\
+             try: is `reflector serve` running there, is TCP 4000 open?"
+        );
+    }
+
+    #[test]
+    fn a_mistyped_setting_is_usage_and_names_the_likely_one() {
+        let error = config::file_layer(std::path::Path::new("pp.toml"), "stream = 4").unwrap_err();
+        let failure = Failure::from(error);
+        assert_eq!((failure.exit, failure.code), (Exit::Usage, "bad_config"));
+        assert_eq!(
+            failure.to_string(),
+            "cannot understand pp.toml\nbecause: line 1: there is no setting `stream`\ntry: did you mean `streams`?"
+        );
+    }
+
+    #[test]
+    fn every_exit_has_the_code_that_scripts_rely_on() {
+        use Exit::{BelowThreshold, Busy, Denied, Done, Failed, Interrupted, Usage};
+        let codes = [Done, Failed, Usage, BelowThreshold, Denied, Busy, Interrupted].map(|exit| exit as u8);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 130]);
+    }
+
+    #[test]
+    fn the_error_document_carries_what_was_measured_and_nothing_absent() {
+        let bare = serde_json::to_value(unreachable().document()).unwrap();
+        assert_eq!(
+            bare,
+            serde_json::json!({
+                "schema": "packetparamedic.error/1",
+                "code": "unreachable",
+                "what": "cannot reach reflector at 203.0.113.7:4000",
+                "because": "connection refused",
+                "try": "is `reflector serve` running there, is TCP 4000 open?",
+            })
+        );
+        let failure = unreachable().retry_after(Some(1500)).measured(example::bare());
+        let full = serde_json::to_value(failure.document()).unwrap();
+        assert_eq!(full["retry_after_ms"], 1500);
+        assert_eq!(full["measured_so_far"]["schema"], "packetparamedic.result/1");
+    }
+}
