@@ -1,0 +1,133 @@
+//! Lines of text with a tone. What a tone looks like is decided here, whether colours are wanted is not.
+
+use std::fmt;
+
+use anstyle::{AnsiColor, Style};
+
+/// The columns that everything fits in.
+pub const WIDTH: usize = 80;
+
+/// What a piece of text is to the reader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tone {
+    /// Nothing special.
+    #[default]
+    Plain,
+    /// What the eye should find first.
+    Strong,
+    /// What can be skipped.
+    Dim,
+    /// Good news.
+    Good,
+    /// Mixed news.
+    Fair,
+    /// Bad news.
+    Bad,
+}
+
+impl Tone {
+    fn style(self) -> Style {
+        match self {
+            Self::Plain => Style::new(),
+            Self::Strong => Style::new().bold(),
+            Self::Dim => Style::new().dimmed(),
+            Self::Good => AnsiColor::Green.on_default().bold(),
+            Self::Fair => AnsiColor::Yellow.on_default().bold(),
+            Self::Bad => AnsiColor::Red.on_default().bold(),
+        }
+    }
+}
+
+/// One line, without its newline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line(Vec<(Tone, String)>);
+
+impl Line {
+    /// An empty line.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// A line of one piece.
+    pub fn of(tone: Tone, text: impl Into<String>) -> Self {
+        Self::empty().with(tone, text)
+    }
+
+    /// The line with one more piece at its end.
+    pub fn with(mut self, tone: Tone, text: impl Into<String>) -> Self {
+        self.0.push((tone, text.into()));
+        self
+    }
+
+    /// The line for a terminal, coloured or not. Control characters of the text itself are left out here, whoever
+    /// wrote it.
+    pub fn rendered(&self, color: bool) -> String {
+        let mut line = String::new();
+        for (tone, text) in &self.0 {
+            let style = if color { tone.style() } else { Style::new() };
+            line.push_str(&style.render().to_string());
+            line.extend(text.chars().filter(|c| !c.is_control()));
+            line.push_str(&style.render_reset().to_string());
+        }
+        line
+    }
+}
+
+/// The bare text.
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.rendered(false))
+    }
+}
+
+impl From<String> for Line {
+    fn from(text: String) -> Self {
+        Self::of(Tone::Plain, text)
+    }
+}
+
+impl From<&str> for Line {
+    fn from(text: &str) -> Self {
+        Self::of(Tone::Plain, text)
+    }
+}
+
+/// Breaks `text` between words into lines of at most `width` characters, the second and later ones indented.
+pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
+    let mut lines = vec![];
+    let mut line = String::new();
+    let mut length = 0;
+    for word in text.split_whitespace() {
+        let word_length = word.chars().count();
+        if length > 0 && length + 1 + word_length > width {
+            lines.push(std::mem::replace(&mut line, " ".repeat(indent)));
+            length = indent;
+        } else if !line.is_empty() {
+            line.push(' ');
+            length += 1;
+        }
+        line.push_str(word);
+        length += word_length;
+    }
+    lines.push(line);
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_come_from_the_tone_alone() {
+        let line = Line::of(Tone::Bad, "a\u{1b}[2Jb").with(Tone::Plain, " c\u{7}");
+        assert_eq!(line.to_string(), "a[2Jb c");
+        assert_eq!(line.rendered(true), "\u{1b}[1m\u{1b}[31ma[2Jb\u{1b}[0m c");
+    }
+
+    #[test]
+    fn long_text_breaks_between_words() {
+        assert_eq!(wrapped("one two three four", 9, 2), ["one two", "  three", "  four"]);
+        assert_eq!(wrapped("unbreakable", 4, 2), ["unbreakable"]);
+        assert_eq!(wrapped("", 4, 2), [""]);
+    }
+}

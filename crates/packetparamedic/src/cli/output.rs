@@ -1,0 +1,433 @@
+//! The only printer: results on stdout, everything else on stderr, as text or as JSON, progress on a terminal alone.
+//! What is said is decided elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anstream::{AutoStream, ColorChoice};
+use serde::Serialize;
+
+use super::lines::{Line, Tone};
+use super::progress::Progress;
+use super::report::{self, Detail};
+use crate::config::Color;
+use crate::document::{Event, ResultDocument};
+use crate::failure::{Exit, Failure};
+
+/// What stdout carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Text for people.
+    #[default]
+    Human,
+    /// One document (`--json`).
+    Json,
+    /// One event a line (`--json-stream`).
+    JsonStream,
+}
+
+/// How much stderr carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors alone (`-q`).
+    Quiet,
+    /// Errors, notes, progress.
+    #[default]
+    Normal,
+    /// Details as well (`-v`).
+    Verbose,
+}
+
+/// How output is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// What stdout carries.
+    pub format: Format,
+    /// When to use colours.
+    pub color: Color,
+    /// How much stderr carries.
+    pub verbosity: Verbosity,
+}
+
+/// The printer. Whatever is printed at once stays together.
+pub struct Output {
+    format: Format,
+    verbosity: Verbosity,
+    streams: Arc<Mutex<Streams>>,
+}
+
+/// The part of the printer that follows a running test; goes wherever the test goes.
+#[derive(Clone)]
+pub struct Live {
+    format: Format,
+    streams: Arc<Mutex<Streams>>,
+}
+
+struct Streams {
+    stdout: Stream,
+    stderr: Stream,
+    progress: Progress,
+}
+
+/// Where lines go.
+struct Stream {
+    writer: Box<dyn Write + Send>,
+    color: bool,
+}
+
+impl Output {
+    /// A printer on the process's stdout and stderr.
+    pub fn new(wanted: Wanted) -> Self {
+        let color = |auto: ColorChoice| match wanted.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => auto != ColorChoice::Never,
+        };
+        let stdout = Stream { color: color(AutoStream::choice(&io::stdout())), writer: Box::new(io::stdout()) };
+        let stderr = Stream { color: color(AutoStream::choice(&io::stderr())), writer: Box::new(io::stderr()) };
+        let is_shown = wanted.format == Format::Human && wanted.verbosity > Verbosity::Quiet;
+        let progress = if is_shown && io::stderr().is_terminal() { Progress::on_stderr() } else { Progress::hidden() };
+        Self::with(wanted, Streams { stdout, stderr, progress })
+    }
+
+    fn with(wanted: Wanted, streams: Streams) -> Self {
+        Self { format: wanted.format, verbosity: wanted.verbosity, streams: Arc::new(Mutex::new(streams)) }
+    }
+
+    /// What stdout carries.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// How much a report tells.
+    pub fn detail(&self) -> Detail {
+        if self.verbosity == Verbosity::Verbose { Detail::Full } else { Detail::Plain }
+    }
+
+    /// What follows a running test.
+    pub fn live(&self) -> Live {
+        Live { format: self.format, streams: Arc::clone(&self.streams) }
+    }
+
+    /// Prints a test's result in the format that is wanted.
+    pub fn result(&self, document: &ResultDocument) -> Result<(), Failure> {
+        match self.format {
+            Format::Human => self.report(document),
+            Format::Json => self.line(&document.to_text().map_err(unprintable)?),
+            // The document is large and moves into the event; it is printed once.
+            Format::JsonStream => self.json_line(&Event::Result(Box::new(document.clone()))),
+        }
+    }
+
+    /// Prints a test's result for people, whatever the format.
+    pub fn report(&self, document: &ResultDocument) -> Result<(), Failure> {
+        self.lines(&report::report(document, self.detail()))
+    }
+
+    /// Prints lines of a command's result, for people.
+    pub fn lines(&self, lines: &[Line]) -> Result<(), Failure> {
+        let mut streams = self.streams();
+        let text = rendered(lines, streams.stdout.color);
+        streams.put_out(text.as_bytes())
+    }
+
+    /// Prints text of a command's result as it is, one line or several, without colours and control characters.
+    pub fn line(&self, text: &str) -> Result<(), Failure> {
+        self.streams().put_out(printable(text).as_bytes())
+    }
+
+    /// Prints a file for another program to read, to the byte.
+    pub fn script(&self, bytes: &[u8]) -> Result<(), Failure> {
+        self.streams().put_out(bytes)
+    }
+
+    /// Prints JSON on one line.
+    pub fn json_line(&self, value: &impl Serialize) -> Result<(), Failure> {
+        self.line(&serde_json::to_string(value).map_err(unprintable)?)
+    }
+
+    /// Says something on stderr that is no result, unless quiet was asked for.
+    pub fn note(&self, text: &str) {
+        if self.verbosity >= Verbosity::Normal {
+            self.streams().put_aside(&printable(text));
+        }
+    }
+
+    /// Says something on stderr that only those hear who asked for more.
+    pub fn detailed(&self, text: &str) {
+        if self.verbosity >= Verbosity::Verbose {
+            self.streams().put_aside(&printable(text));
+        }
+    }
+
+    /// Says that a command failed, in the format that is wanted, and returns how the program ends. What was measured
+    /// before is a result: for people it is reported first.
+    pub fn fail(&self, failure: &Failure) -> Exit {
+        if failure.is_quiet() {
+            self.streams().progress.clear();
+            return failure.exit;
+        }
+        // A reader who has gone, or a full disk, takes nothing from what failed first.
+        let _ = match self.format {
+            Format::Json => {
+                serde_json::to_string_pretty(&failure.document()).map_err(unprintable).and_then(|text| self.line(&text))
+            }
+            Format::JsonStream => self.json_line(&Event::Error(Box::new(failure.document()))),
+            Format::Human => failure.measured_so_far.as_ref().map_or(Ok(()), |measured| self.report(measured)),
+        };
+        if self.format == Format::Human {
+            let mut streams = self.streams();
+            let text = rendered(
+                &[
+                    Line::of(Tone::Bad, &failure.what),
+                    Line::of(Tone::Strong, "because: ").with(Tone::Plain, &failure.because),
+                    Line::of(Tone::Strong, "try: ").with(Tone::Plain, &failure.try_),
+                ],
+                streams.stderr.color,
+            );
+            streams.put_aside(&text);
+        }
+        failure.exit
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        unpoisoned(&self.streams)
+    }
+}
+
+impl Live {
+    /// Takes note of what happens in a running test: a line of the stream, or progress on a terminal. A reader who has
+    /// gone is met again, and told of, when the result is printed.
+    pub fn event(&self, event: &Event) {
+        match self.format {
+            Format::JsonStream => {
+                if let Ok(line) = serde_json::to_string(event) {
+                    let _ = unpoisoned(&self.streams).put_out(printable(&line).as_bytes());
+                }
+            }
+            Format::Human => unpoisoned(&self.streams).progress.show(event),
+            Format::Json => {}
+        }
+    }
+}
+
+/// A thread that panicked while it printed left half a line behind, nothing worse.
+fn unpoisoned(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
+    streams.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Streams {
+    /// Writes a result; progress is over then.
+    fn put_out(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.progress.clear();
+        let writer = &mut self.stdout.writer;
+        writer.write_all(bytes).and_then(|()| writer.flush()).map_err(|error| unwritten(&error))
+    }
+
+    /// Writes to stderr above the progress. There is nowhere to say that it failed.
+    fn put_aside(&mut self, text: &str) {
+        let writer = &mut self.stderr.writer;
+        self.progress.aside(|| {
+            let _ = writer.write_all(text.as_bytes()).and_then(|()| writer.flush());
+        });
+    }
+}
+
+/// The text with a newline at its end and no other control character: the last guard, whoever wrote it.
+fn printable(text: &str) -> String {
+    let mut clean = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect::<String>();
+    clean.push('\n');
+    clean
+}
+
+fn rendered(lines: &[Line], color: bool) -> String {
+    lines.iter().map(|line| line.rendered(color) + "\n").collect()
+}
+
+fn unwritten(error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        // As with `| head`: whoever read has read enough.
+        return Failure::new(Exit::Done, Failure::READER_GONE, "nobody reads the output", "it was closed", "nothing");
+    }
+    Failure::new(
+        Exit::Failed,
+        "cannot_print",
+        "cannot write the result",
+        error.to_string(),
+        "is there room where stdout goes?",
+    )
+}
+
+fn unprintable(error: serde_json::Error) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "cannot_print",
+        "cannot write the result as JSON",
+        error.to_string(),
+        "without --json; please report it, it is a fault of this program",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::document::example;
+
+    /// What was written, for the test to read.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Written {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A writer that fails.
+    struct Broken(io::ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn printer(wanted: Wanted) -> (Output, Written, Written) {
+        let (stdout, stderr) = (Written::default(), Written::default());
+        let stream =
+            |writer: &Written| Stream { writer: Box::new(writer.clone()), color: wanted.color == Color::Always };
+        let streams = Streams { stdout: stream(&stdout), stderr: stream(&stderr), progress: Progress::hidden() };
+        (Output::with(wanted, streams), stdout, stderr)
+    }
+
+    fn wanted(format: Format) -> Wanted {
+        Wanted { format, ..Wanted::default() }
+    }
+
+    fn unreachable() -> Failure {
+        Failure::new(Exit::Failed, "unreachable", "cannot reach\u{1b}[2J reflector", "refused", "is it running?")
+    }
+
+    #[test]
+    fn json_is_one_document_to_the_byte_as_it_is_saved() {
+        let (output, stdout, stderr) = printer(wanted(Format::Json));
+        for event in example::events() {
+            output.live().event(&event);
+        }
+        output.result(&example::full()).unwrap();
+        assert_eq!(stdout.text(), example::full().to_text().unwrap() + "\n");
+        assert_eq!(stderr.text(), "");
+    }
+
+    #[test]
+    fn the_stream_has_one_event_a_line() {
+        let (output, stdout, _) = printer(wanted(Format::JsonStream));
+        for event in example::events().iter().take(3) {
+            output.live().event(event);
+        }
+        output.result(&example::full()).unwrap();
+        output.fail(&unreachable());
+        let words = stdout
+            .text()
+            .lines()
+            .map(|line| {
+                let event = serde_json::from_str::<serde_json::Value>(line).unwrap();
+                event["event"].as_str().unwrap().to_owned()
+            })
+            .collect::<Vec<_>>();
+        assert_eq!(words, ["queued", "start", "phase", "result", "error"]);
+    }
+
+    #[test]
+    fn a_failure_for_people_is_three_lines_on_stderr() {
+        let (output, stdout, stderr) = printer(wanted(Format::Human));
+        assert_eq!(output.fail(&unreachable()), Exit::Failed);
+        assert_eq!(stderr.text(), "cannot reach[2J reflector\nbecause: refused\ntry: is it running?\n");
+        assert_eq!(stdout.text(), "");
+    }
+
+    #[test]
+    fn a_failure_in_json_stands_on_stdout() {
+        let (output, stdout, stderr) = printer(wanted(Format::Json));
+        output.fail(&unreachable().measured(example::bare()));
+        let document = serde_json::from_str::<serde_json::Value>(&stdout.text()).unwrap();
+        assert_eq!(
+            (&document["schema"], &document["code"]),
+            (&"packetparamedic.error/1".into(), &"unreachable".into())
+        );
+        assert_eq!(document["measured_so_far"]["id"], example::bare().id.to_string());
+        assert_eq!(stderr.text(), "");
+    }
+
+    #[test]
+    fn what_was_measured_before_a_failure_is_reported_as_a_result() {
+        let (output, stdout, stderr) = printer(wanted(Format::Human));
+        output.fail(&unreachable().measured(example::bare()));
+        assert!(stdout.text().contains("50.0 Mbit/s"), "{}", stdout.text());
+        assert!(stderr.text().starts_with("cannot reach"));
+    }
+
+    #[test]
+    fn colours_come_when_asked_for_and_never_in_json() {
+        let colored = |format| Wanted { format, color: Color::Always, ..Wanted::default() };
+        let (output, stdout, _) = printer(colored(Format::Human));
+        output.result(&example::full()).unwrap();
+        assert!(stdout.text().contains("\u{1b}[32m"));
+        let (output, stdout, _) = printer(colored(Format::Json));
+        output.result(&example::full()).unwrap();
+        assert!(!stdout.text().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn quiet_hears_errors_alone_and_verbose_hears_details() {
+        for (verbosity, heard) in [
+            (Verbosity::Quiet, "cannot reach"),
+            (Verbosity::Normal, "a note\ncannot reach"),
+            (Verbosity::Verbose, "a note\na detail\ncannot reach"),
+        ] {
+            let (output, _, stderr) = printer(Wanted { verbosity, ..Wanted::default() });
+            output.note("a note");
+            output.detailed("a detail");
+            output.fail(&unreachable());
+            assert!(stderr.text().starts_with(heard), "{}", stderr.text());
+        }
+    }
+
+    #[test]
+    fn a_reader_who_has_gone_ends_it_quietly_and_a_full_disk_does_not() {
+        let with = |kind| {
+            let (_, _, stderr) = printer(Wanted::default());
+            let stream = |writer: Box<dyn Write + Send>| Stream { writer, color: false };
+            let streams = Streams {
+                stdout: stream(Box::new(Broken(kind))),
+                stderr: stream(Box::new(stderr.clone())),
+                progress: Progress::hidden(),
+            };
+            (Output::with(Wanted::default(), streams), stderr)
+        };
+        let (output, stderr) = with(io::ErrorKind::BrokenPipe);
+        let gone = output.result(&example::bare()).unwrap_err();
+        assert_eq!((output.fail(&gone), stderr.text().as_str()), (Exit::Done, ""));
+        let (output, stderr) = with(io::ErrorKind::StorageFull);
+        let full = output.result(&example::bare()).unwrap_err();
+        assert_eq!(output.fail(&full), Exit::Failed);
+        assert!(stderr.text().contains("try: is there room"), "{}", stderr.text());
+    }
+}

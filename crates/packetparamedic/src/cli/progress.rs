@@ -1,0 +1,140 @@
+//! One line on a terminal that tells how a running test is doing. Draws; decides nothing.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use paramedic_link::test_spec::{Direction, Load};
+
+use super::quantity;
+use crate::document::Event;
+
+/// The line, or nothing where there is no terminal.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    live: Live,
+}
+
+/// What is known of the running phase.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Live {
+    download_bps: Option<u64>,
+    upload_bps: Option<u64>,
+    rtt_us: Option<u64>,
+}
+
+impl Progress {
+    /// Draws on stderr, which is a terminal.
+    pub(super) fn on_stderr() -> Self {
+        Self::on(ProgressDrawTarget::stderr())
+    }
+
+    /// Draws nothing.
+    pub(super) fn hidden() -> Self {
+        Self::on(ProgressDrawTarget::hidden())
+    }
+
+    fn on(target: ProgressDrawTarget) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(1), target);
+        // A template that can't be read leaves the default one, which shows less.
+        if let Ok(style) = ProgressStyle::with_template("{prefix:9} {bar:20} {msg}") {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        Self { bar, live: Live::default() }
+    }
+
+    /// Draws what an event tells.
+    pub(super) fn show(&mut self, event: &Event) {
+        match event {
+            Event::Queued(queued) => {
+                let wait = quantity::millis(queued.expected_wait_ms);
+                self.bar.set_prefix("waiting");
+                self.bar.set_message(format!("place {} in the queue, about {wait}", queued.place));
+            }
+            Event::Start(_) => {}
+            Event::Phase(begun) => {
+                self.live = Live::default();
+                self.bar.set_length(begun.duration_ms.max(1));
+                self.bar.set_position(0);
+                self.bar.set_prefix(name(begun.phase));
+                self.bar.set_message("");
+            }
+            Event::Interval(reading) => {
+                match reading.direction {
+                    Direction::Download => self.live.download_bps = Some(reading.bps),
+                    Direction::Upload => self.live.upload_bps = Some(reading.bps),
+                }
+                self.draw(reading.at_ms);
+            }
+            Event::Latency(reading) => {
+                self.live.rtt_us = reading.rtt_us;
+                self.draw(reading.at_ms);
+            }
+            Event::Result(_) | Event::Error(_) => self.clear(),
+        }
+    }
+
+    /// Takes the line away.
+    pub(super) fn clear(&mut self) {
+        self.bar.finish_and_clear();
+        self.bar.reset();
+    }
+
+    /// Lets `write` write, the line out of its way.
+    pub(super) fn aside(&self, write: impl FnOnce()) {
+        self.bar.suspend(write);
+    }
+
+    fn draw(&self, at_ms: u64) {
+        // The readings of two directions and of the probes come in any order.
+        let at_ms = at_ms.max(self.bar.position()).min(self.bar.length().unwrap_or(at_ms));
+        self.bar.set_position(at_ms);
+        self.bar.set_message(self.live.text(Duration::from_millis(at_ms)));
+    }
+}
+
+impl Live {
+    fn text(&self, at: Duration) -> String {
+        let down = self.download_bps.map(|bps| format!("  {:>11} down", quantity::rate(bps)));
+        let up = self.upload_bps.map(|bps| format!("  {:>11} up", quantity::rate(bps)));
+        let rtt = self.rtt_us.map(|us| format!("  {:>7}", quantity::micros(us)));
+        let readings = [down, up, rtt].into_iter().flatten().collect::<String>();
+        format!("{:>3} s{readings}", at.as_secs())
+    }
+}
+
+fn name(load: Load) -> &'static str {
+    match load {
+        Load::Idle => "idle",
+        Load::Download => "download",
+        Load::Upload => "upload",
+        Load::Bidir => "both",
+        Load::Unknown => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{IntervalReading, PhaseBegun, example};
+
+    #[test]
+    fn the_line_tells_time_rates_and_latency() {
+        let live = Live { download_bps: Some(941_000_000), upload_bps: None, rtt_us: Some(24_600) };
+        assert_eq!(live.text(Duration::from_millis(3_900)), "  3 s   941 Mbit/s down  24.6 ms");
+        assert_eq!(Live::default().text(Duration::ZERO), "  0 s");
+    }
+
+    #[test]
+    fn a_new_phase_forgets_the_last_one_s_rates() {
+        let mut progress = Progress::hidden();
+        for event in example::events().iter().take(5) {
+            progress.show(event);
+        }
+        assert_eq!((progress.live.download_bps, progress.bar.position()), (Some(941_000_000), 100));
+        progress.show(&Event::Phase(PhaseBegun { phase: Load::Upload, duration_ms: 1_000 }));
+        assert_eq!((progress.live.clone(), progress.bar.position()), (Live::default(), 0));
+        let late = IntervalReading { phase: Load::Upload, direction: Direction::Upload, at_ms: 1_200, bps: 1 };
+        progress.show(&Event::Interval(late));
+        assert_eq!(progress.bar.position(), 1_000);
+    }
+}

@@ -1,0 +1,472 @@
+//! The report that a person reads, made of a result document and nothing else: a verdict in a sentence, then the
+//! numbers. Pure; never prints.
+
+use paramedic_link::EndpointId;
+use paramedic_link::measurement::CpuUse;
+use paramedic_link::test_spec::Load;
+
+use super::lines::{Line, Tone, WIDTH, wrapped};
+use super::quantity;
+use crate::document::{
+    Bufferbloat, Grade, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult,
+};
+use crate::history::RunSummary;
+
+/// How much a report tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// What most people want to know.
+    #[default]
+    Plain,
+    /// Everything that has a place in a report (`-v`).
+    Full,
+}
+
+/// The columns of labels.
+const LABEL: usize = 12;
+
+/// From this share of lost packets on, an idle path is at fault: calls are audibly hurt.
+const MUCH_LOSS: f64 = 0.01;
+
+/// The report on a result, in lines of at most [`WIDTH`] columns.
+pub fn report(document: &ResultDocument, detail: Detail) -> Vec<Line> {
+    let (tone, sentence) = verdict(document);
+    let mut lines = wrapped(&sentence, WIDTH, 0).into_iter().map(|line| Line::of(tone, line)).collect::<Vec<_>>();
+    lines.push(Line::empty());
+    throughput(document, detail, &mut lines);
+    latency(document, &mut lines);
+    ends(document, detail, &mut lines);
+    if !document.thresholds.is_empty() {
+        lines.push(Line::empty());
+        lines.extend(document.thresholds.iter().map(threshold));
+    }
+    if !document.warnings.is_empty() {
+        lines.push(Line::empty());
+    }
+    for warning in &document.warnings {
+        let mut text = wrapped(&format!("warning: {}", warning.text), WIDTH, 9).into_iter();
+        let first = text.next().unwrap_or_default();
+        let rest = first.strip_prefix("warning:").unwrap_or_default().to_owned();
+        lines.push(Line::of(Tone::Fair, "warning:").with(Tone::Plain, rest));
+        lines.extend(text.map(Line::from));
+    }
+    lines
+}
+
+/// Runs as a list, newest first as they come: a header and a line for each. An id is shown by its end, which is enough
+/// to find it.
+pub fn list(runs: &[RunSummary]) -> Vec<String> {
+    let row = |cells: [&str; 7]| {
+        let [id, started, peer, down, up, rtt, grade] = cells;
+        format!("{id:<12}  {started:<16}  {peer:<12}  {down:>8}  {up:>8}  {rtt:>7}  {grade:<3}").trim_end().to_owned()
+    };
+    let header = row(["run", "started (UTC)", "against", "down", "up", "idle", "worst"]);
+    let line = |run: &RunSummary| {
+        let none = || "-".to_owned();
+        let id = run.id.to_string();
+        let started = run.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
+        let peer = run.peer.as_deref().unwrap_or("-").chars().take(12).collect::<String>();
+        // The column says what it is: no room for "bit/s".
+        let rate = |bps: Option<u64>| bps.map_or_else(none, |bps| quantity::rate(bps).replace("bit/s", ""));
+        let rtt = run.rtt_idle_us.map_or_else(none, quantity::micros);
+        let grade = run.bufferbloat_download.max(run.bufferbloat_upload);
+        let grade = match (run.complete, grade) {
+            (false, _) => "(incomplete)".to_owned(),
+            (true, grade) => grade.map_or_else(none, |grade| grade.to_string()),
+        };
+        row([
+            id.get(24..).unwrap_or(&id),
+            &started,
+            &peer,
+            &rate(run.download_bps),
+            &rate(run.upload_bps),
+            &rtt,
+            &grade,
+        ])
+    };
+    [header].into_iter().chain(runs.iter().map(line)).collect()
+}
+
+/// What it means to someone who reads one sentence.
+fn verdict(document: &ResultDocument) -> (Tone, String) {
+    let path = match document.other_end() {
+        Some(name) => format!("Your connection to {name}"),
+        None => "Your connection".to_owned(),
+    };
+    let speeds = speeds(document);
+    if !document.complete {
+        let why = if document.interrupted { "The test was interrupted" } else { "The test did not finish" };
+        return match speeds {
+            Some(speeds) => (Tone::Fair, format!("{why}. So far, {} carries {speeds}.", lower_first(&path))),
+            None => (Tone::Fair, format!("{why}; what was measured so far stands below.")),
+        };
+    }
+    let idle = document.latency.idle.as_ref();
+    if let Some(loss) = idle.map(worst_loss).filter(|loss| *loss >= MUCH_LOSS) {
+        let loss = quantity::share(loss);
+        return (Tone::Bad, format!("{path} loses {loss} of its packets even while idle: calls and games stutter."));
+    }
+    let Some(speeds) = speeds else {
+        return match idle.and_then(|idle| idle.rtt_us) {
+            Some(rtt) => (Tone::Strong, format!("{path} takes {} there and back.", quantity::micros(rtt.p50))),
+            None => (Tone::Fair, "Nothing was measured.".to_owned()),
+        };
+    };
+    let Some((load, bloat)) = worst(document) else { return (Tone::Strong, format!("{path} carries {speeds}.")) };
+    let slowed = |effect: &str| {
+        let increase = quantity::micros((bloat.increase_ms * 1000.0) as u64);
+        format!("{path} carries {speeds}, but {} everything waits {increase} longer: {effect}.", during(load))
+    };
+    match bloat.grade {
+        Grade::APlus | Grade::A => (Tone::Good, format!("{path} carries {speeds}, and stays responsive while busy.")),
+        Grade::B => (Tone::Good, format!("{path} carries {speeds}, and is a little slower to respond while busy.")),
+        Grade::C => (Tone::Fair, slowed("calls and games may stutter")),
+        Grade::D | Grade::F => (Tone::Bad, slowed("calls and games stutter")),
+    }
+}
+
+/// `941 Mbit/s down and 94.2 Mbit/s up`, of what was measured alone or else together.
+fn speeds(document: &ResultDocument) -> Option<String> {
+    let bidir = document.bidir.as_ref();
+    let down = document.download.as_ref().or_else(|| bidir?.download.as_ref());
+    let up = document.upload.as_ref().or_else(|| bidir?.upload.as_ref());
+    let down = down.map(|result| format!("{} down", quantity::rate(result.goodput_bps)));
+    let up = up.map(|result| format!("{} up", quantity::rate(result.goodput_bps)));
+    match (down, up) {
+        (Some(down), Some(up)) => Some(format!("{down} and {up}")),
+        (one, other) => one.or(other),
+    }
+}
+
+/// The load that slows the path down most.
+fn worst(document: &ResultDocument) -> Option<(Load, Bufferbloat)> {
+    let all = document.bufferbloat.iter().map(|(load, bloat)| (load, *bloat));
+    all.max_by(|(_, a), (_, b)| a.increase_ms.total_cmp(&b.increase_ms))
+}
+
+fn during(load: Load) -> &'static str {
+    match load {
+        Load::Download => "during a download",
+        Load::Upload => "during an upload",
+        Load::Bidir | Load::Idle | Load::Unknown => "while it is busy both ways",
+    }
+}
+
+fn worst_loss(latency: &LatencyResult) -> f64 {
+    latency.loss_upload.unwrap_or(0.0).max(latency.loss_download.unwrap_or(0.0))
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_lowercase().collect::<String>() + chars.as_str()).unwrap_or_default()
+}
+
+/// The rows of what was carried.
+fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
+    for (label, result) in directions(document) {
+        let rate = quantity::rate(result.goodput_bps);
+        let mut line = label_of(label).with(Tone::Strong, format!("{rate:>11}"));
+        if let Some([low, high]) = result.ci95_bps {
+            let between = format!("   {} to {} (95 % interval)", quantity::rate(low), quantity::rate(high));
+            line = line.with(Tone::Dim, between);
+        }
+        lines.push(line);
+        if detail == Detail::Full {
+            lines.extend(facts(result).into_iter().map(|text| Line::of(Tone::Dim, text)));
+        }
+    }
+}
+
+/// Each measured direction under its label.
+fn directions(document: &ResultDocument) -> impl Iterator<Item = (&'static str, &ThroughputResult)> {
+    let bidir = document.bidir.as_ref();
+    [
+        ("Download", document.download.as_ref()),
+        ("Upload", document.upload.as_ref()),
+        ("Both, down", bidir.and_then(|both| both.download.as_ref())),
+        ("Both, up", bidir.and_then(|both| both.upload.as_ref())),
+    ]
+    .into_iter()
+    .filter_map(|(label, result)| result.map(|result| (label, result)))
+}
+
+/// What stands behind a rate.
+fn facts(result: &ThroughputResult) -> Vec<String> {
+    let mut facts = vec![match result.streams {
+        1 => "1 stream".to_owned(),
+        streams => format!("{streams} streams"),
+    }];
+    facts.extend(result.congestion_control.as_ref().map(ToString::to_string));
+    facts.extend(result.retransmits.map(|segments| format!("{segments} segments sent again")));
+    facts.extend(result.mss.map(|mss| format!("segments of {mss} bytes")));
+    facts.push(format!(
+        "{} counted after {} of start-up",
+        quantity::millis(result.duration_ms),
+        quantity::millis(result.startup_ms)
+    ));
+    facts.extend(
+        result.interval_bps.map(|spread| {
+            format!("most intervals from {} to {}", quantity::rate(spread.p10), quantity::rate(spread.p90))
+        }),
+    );
+    facts.extend(result.line_rate_estimate.map(|line| format!("about {} on the wire", quantity::rate(line.rate_bps))));
+    indented(&facts.join(", "))
+}
+
+/// The table of latencies.
+fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
+    if document.latency.is_empty() {
+        return;
+    }
+    lines.push(Line::empty());
+    let header = row(["median", "p99", "jitter", "lost up", "lost down"].map(str::to_owned));
+    // Behind the last number and its distance to the grade.
+    let behind = if document.bufferbloat.is_empty() { "" } else { "   bufferbloat" };
+    lines.push(label_of("Latency").with(Tone::Dim, header + behind));
+    for (load, latency) in document.latency.iter() {
+        let none = || "-".to_owned();
+        let time = |us: Option<u64>| us.map_or_else(none, quantity::micros);
+        let loss = |share: Option<f64>| share.map_or_else(none, quantity::share);
+        let rtt = latency.rtt_us;
+        let numbers = row([
+            time(rtt.map(|rtt| rtt.p50)),
+            time(rtt.map(|rtt| rtt.p99)),
+            time(latency.jitter_us),
+            loss(latency.loss_upload),
+            loss(latency.loss_download),
+        ]);
+        let mut line = label_of(&format!("  {load}")).with(Tone::Plain, numbers);
+        if let Some(bloat) = document.bufferbloat.of(load) {
+            let increase = quantity::micros((bloat.increase_ms * 1000.0) as u64);
+            line = line
+                .with(grade_tone(bloat.grade), format!("   {:<3}", bloat.grade))
+                .with(Tone::Plain, format!("+{increase}"));
+        }
+        lines.push(line);
+    }
+    if document.latency.iter().any(|(_, latency)| latency.transport == ProbeTransport::Tcp) {
+        lines.push(Line::of(Tone::Dim, format!("{:LABEL$}over TCP: a lost packet shows as a late one", "")));
+    }
+}
+
+fn row(cells: [String; 5]) -> String {
+    let [median, p99, jitter, up, down] = cells;
+    format!("{median:>9}{p99:>10}{jitter:>10}{up:>10}{down:>11}")
+}
+
+fn grade_tone(grade: Grade) -> Tone {
+    match grade {
+        Grade::APlus | Grade::A | Grade::B => Tone::Good,
+        Grade::C => Tone::Fair,
+        Grade::D | Grade::F => Tone::Bad,
+    }
+}
+
+/// Who measured with whom, and what it cost.
+fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
+    lines.push(Line::empty());
+    let mut labelled = |label: &str, text: String| {
+        let mut label = label;
+        for text in wrapped(&text, WIDTH - LABEL, 2) {
+            lines.push(label_of(label).with(Tone::Plain, text));
+            label = "";
+        }
+    };
+    let length = document.finished_at.as_millisecond() - document.started_at.as_millisecond();
+    let length = quantity::millis(u64::try_from(length).unwrap_or_default());
+    labelled("Data used", format!("{} in {length}", quantity::bytes(document.data_used_bytes)));
+    for (at, (label, result)) in directions(document).enumerate() {
+        let ends = [("sending", result.cpu.sender), ("receiving", result.cpu.receiver)];
+        let ends = ends.into_iter().filter_map(|(end, cpu)| cpu.map(|cpu| format!("{end} {}", busy(&cpu, detail))));
+        let ends = ends.collect::<Vec<_>>().join(", ");
+        if !ends.is_empty() {
+            labelled(if at == 0 { "Processor" } else { "" }, format!("{}: {ends} of a core", lower_first(label)));
+        }
+    }
+    if let Some(reflector) = &document.reflector {
+        labelled("Against", format!("{} at {}, {}", reflector.name, reflector.address, short(reflector.endpoint_id)));
+    }
+    if let Some(server) = &document.server {
+        labelled("Against", format!("{}, which nothing vouches for", server.address));
+    }
+    labelled("Run", document.id.to_string());
+    if detail == Detail::Full {
+        labelled("Time", format!("{} to {}", document.started_at, document.finished_at));
+        let mode = document.data_mode.map(|mode| format!(", {mode}")).unwrap_or_default();
+        let path = document.data_path.map(|path| format!(", {path}")).unwrap_or_default();
+        labelled("Engine", format!("{} of {}{mode}{path}", document.engine, document.provider));
+        labelled("Appliance", format!("version {}", document.appliance.version));
+        // An Endpoint ID is too long to stand behind a label.
+        lines.push(Line::from(format!("  {}", document.appliance.endpoint_id)));
+        if let Some(reflector) = &document.reflector {
+            lines.push(label_of("Reflector").with(Tone::Plain, format!("version {}", reflector.version)));
+            lines.push(Line::from(format!("  {}", reflector.endpoint_id)));
+        }
+    }
+}
+
+/// How busy an end was: its busiest thread, of one core; with every detail, the whole host as well.
+fn busy(cpu: &CpuUse, detail: Detail) -> String {
+    let thread = quantity::share(cpu.busiest_thread);
+    match cpu.host_busy.filter(|_| detail == Detail::Full) {
+        Some(host) => format!("{thread} (host {})", quantity::share(host)),
+        None => thread,
+    }
+}
+
+/// The beginning of an Endpoint ID: enough to recognise a device, not to trust it.
+pub fn short(id: EndpointId) -> String {
+    let text = id.to_string();
+    // "PP-" and two groups of four; a printed id is longer and plain ASCII.
+    format!("{}-…", text.get(..12).unwrap_or(&text))
+}
+
+/// A threshold and how it went.
+fn threshold(threshold: &ThresholdResult) -> Line {
+    let show = |quantity: Quantity| shown(&threshold.name, quantity);
+    let measured = threshold.measured.map_or_else(|| "not measured".to_owned(), show);
+    let (tone, word) = if threshold.passed { (Tone::Good, "met") } else { (Tone::Bad, "missed") };
+    let text = format!("{} {}: {measured}", threshold.name, show(threshold.limit));
+    Line::of(tone, format!("{word:<LABEL$}")).with(Tone::Plain, text)
+}
+
+/// A threshold's number in the unit that its name ends with.
+fn shown(name: &str, quantity: Quantity) -> String {
+    let (whole, fraction) = match quantity {
+        Quantity::Whole(number) => (number, number as f64),
+        Quantity::Fraction(number) => (number as u64, number),
+    };
+    match name.rsplit('_').next() {
+        Some("bps") => quantity::rate(whole),
+        Some("us") => quantity::micros(whole),
+        Some("ms") => format!("{fraction} ms"),
+        Some("loss") => quantity::share(fraction),
+        _ => fraction.to_string(),
+    }
+}
+
+fn label_of(label: &str) -> Line {
+    Line::of(Tone::Plain, format!("{label:<LABEL$}"))
+}
+
+fn indented(text: &str) -> Vec<String> {
+    let indent = " ".repeat(LABEL + 2);
+    wrapped(text, WIDTH - indent.len(), 0).into_iter().map(|line| format!("{indent}{line}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{ByLoad, ServerEnd, example};
+
+    fn text(document: &ResultDocument, detail: Detail) -> String {
+        report(document, detail).iter().map(|line| line.to_string().trim_end().to_owned() + "\n").collect()
+    }
+
+    fn bloated(increase_ms: f64) -> ResultDocument {
+        let upload = Some(Bufferbloat::of_increase_ms(increase_ms));
+        ResultDocument { bufferbloat: ByLoad { upload, ..ByLoad::default() }, ..example::full() }
+    }
+
+    fn sentence(document: &ResultDocument) -> String {
+        verdict(document).1
+    }
+
+    #[test]
+    fn a_full_report_reads_like_this() {
+        assert_eq!(text(&example::full(), Detail::Plain), include_str!("report/full.txt"));
+    }
+
+    #[test]
+    fn with_every_detail_it_reads_like_this() {
+        assert_eq!(text(&example::full(), Detail::Full), include_str!("report/detailed.txt"));
+    }
+
+    #[test]
+    fn what_was_not_measured_has_no_line() {
+        assert_eq!(text(&example::bare(), Detail::Plain), include_str!("report/bare.txt"));
+    }
+
+    #[test]
+    fn every_line_fits_eighty_columns() {
+        let mut wordy = example::full();
+        wordy.warnings.push(crate::document::Warning::new("long", "many words ".repeat(40)));
+        for document in [wordy, example::bare(), bloated(2_345.6)] {
+            for line in [Detail::Plain, Detail::Full].into_iter().flat_map(|detail| report(&document, detail)) {
+                assert!(line.to_string().trim_end().chars().count() <= WIDTH, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_verdict_names_what_hurts_most() {
+        assert_eq!(
+            sentence(&bloated(3.0)),
+            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, and stays responsive while busy."
+        );
+        assert_eq!(
+            sentence(&bloated(240.0)),
+            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during an upload everything \
+             waits 240 ms longer: calls and games stutter."
+        );
+        let mut lossy = bloated(3.0);
+        lossy.latency.idle = Some(LatencyResult { loss_upload: Some(0.0215), ..example::latency(12_300) });
+        assert_eq!(
+            sentence(&lossy),
+            "Your connection to attic loses 2.1 % of its packets even while idle: calls and games stutter."
+        );
+    }
+
+    #[test]
+    fn a_test_that_did_not_finish_says_so_first() {
+        let interrupted = ResultDocument { complete: false, interrupted: true, ..example::bare() };
+        assert_eq!(
+            sentence(&interrupted),
+            "The test was interrupted. So far, your connection to attic carries 50.0 Mbit/s down."
+        );
+        let failed = ResultDocument { complete: false, download: None, ..example::bare() };
+        assert_eq!(sentence(&failed), "The test did not finish; what was measured so far stands below.");
+    }
+
+    #[test]
+    fn latency_alone_and_nothing_at_all_have_their_words() {
+        let latency = ByLoad { idle: Some(example::latency(12_300)), ..ByLoad::default() };
+        let idle = ResultDocument { download: None, latency, ..example::bare() };
+        assert_eq!(sentence(&idle), "Your connection to attic takes 12.3 ms there and back.");
+        let nothing = ResultDocument { download: None, ..example::bare() };
+        assert_eq!(sentence(&nothing), "Nothing was measured.");
+    }
+
+    #[test]
+    fn a_server_is_not_vouched_for() {
+        let server = Some(ServerEnd { address: "iperf.example.net:5201".to_owned(), software: None });
+        let document = ResultDocument { reflector: None, server, ..example::bare() };
+        let text = text(&document, Detail::Plain);
+        assert!(text.contains("iperf.example.net:5201, which nothing vouches for"), "{text}");
+    }
+
+    #[test]
+    fn a_list_has_a_line_for_each_run() {
+        let interrupted = ResultDocument { complete: false, ..example::bare() };
+        let runs = [example::full(), interrupted].map(|document| RunSummary::of(&document));
+        assert_eq!(
+            list(&runs),
+            [
+                "run           started (UTC)     against           down        up     idle  worst",
+                "000000000001  2026-01-31 12:00  attic            941 M    94.2 M  12.3 ms  A",
+                "000000000002  2026-01-31 13:00  attic           50.0 M         -        -  (incomplete)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_threshold_that_was_not_measured_is_missed() {
+        let missed = ThresholdResult {
+            name: "max_rtt_ms".to_owned(),
+            limit: Quantity::Fraction(12.5),
+            measured: None,
+            passed: false,
+        };
+        assert_eq!(threshold(&missed).to_string(), "missed      max_rtt_ms 12.5 ms: not measured");
+    }
+}
