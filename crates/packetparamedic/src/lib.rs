@@ -1,1 +1,12 @@
 //! The appliance as a library: the command line, the reflector's client, the runner, the history.
+
+pub mod cli;
+pub mod config;
+pub mod document;
+pub mod failure;
+pub mod history;
+pub mod targets;
+pub mod providers;
+pub mod reflector_client;
+pub mod runner;
+pub mod thresholds;
