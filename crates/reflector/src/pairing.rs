@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(refused.to_string(), "a pairing code is open already, for 600 s more at most");
         assert_eq!(pairing.expires_in(Duration::from_secs(1)), Some(Duration::from_secs(599)));
         let mut idle = Pairing::new(REFLECTOR);
-        assert!(matches!(idle.open(LONGEST_TTL + START, START), Ok(_)));
+        assert!(idle.open(LONGEST_TTL, START).is_ok());
         assert!(matches!(pairing.open(LONGEST_TTL + Duration::from_millis(1), START), Err(NotOpened::Ttl)));
     }
 }
