@@ -62,8 +62,10 @@ pub struct DriveOrder {
 pub enum Progress {
     /// Every stream stands; the phase begins.
     Started,
-    /// An interval of the direction that this end receives.
-    Sample(Direction, Sample),
+    /// An interval of the direction that this end receives: what counts.
+    Received(Direction, Sample),
+    /// An interval of the direction that this end sends, in its own clock: to hold beside what counts.
+    Sent(Direction, Sample),
 }
 
 /// Where progress goes. Called from a thread that moves no bytes; must not block for long.

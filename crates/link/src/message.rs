@@ -119,11 +119,11 @@ pub enum ToAppliance {
         /// Which of the spec's phases, from 0.
         phase: u8,
     },
-    /// What the reflector received, as it arrives; at most [`MAX_SAMPLES`] a message.
+    /// What the reflector received of an upload, or sent of a download, as it goes; at most [`MAX_SAMPLES`] a message.
     Samples {
         /// Which of the spec's phases, from 0.
         phase: u8,
-        /// Always the upload today.
+        /// Upload: what was received, which is what counts. Download: what was sent, by the sender's own clock.
         direction: Direction,
         /// The readings, in order.
         samples: Vec<Sample>,

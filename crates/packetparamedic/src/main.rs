@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `packetparamedic` program: a thin door to the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    packetparamedic::cli::run()
+}

@@ -18,7 +18,7 @@ use super::clock::{Clock, Timer, Wake, wait};
 use super::datagram::Mailbox;
 use super::line::Line;
 use super::packet::{self, ProbePacket, ReplyPacket};
-use super::probes::{Book, FIRST_SEQ, Probes, Reading, Transport};
+use super::probes::{Book, FIRST_SEQ, Probe, Probes, Reading, Transport};
 use crate::data_stream::DataStream;
 use crate::tether::{Cut, Tether};
 
@@ -35,8 +35,8 @@ const _: () = assert!(TRIES <= FIRST_SEQ, "a try must not pass for a probe of th
 
 /// What a [`Prober`] works with.
 pub struct ProbeOrder {
-    /// Where the probes go, over UDP.
-    pub target: SocketAddr,
+    /// Where the probes go, over UDP; absent: the reflector answers none, and they fall back at once.
+    pub target: Option<SocketAddr>,
     /// What they are proven with.
     pub keys: Arc<SessionKeys>,
     /// The distance between two of them; at least [`TestSpec::MIN_PROBE_INTERVAL_US`].
@@ -55,6 +55,17 @@ pub struct ProbeOrder {
 pub struct Prober {
     shared: Arc<Shared>,
     sender: Option<JoinHandle<()>>,
+}
+
+/// How a prober fares while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// The latest round trip, in microseconds.
+    pub rtt_us: Option<u32>,
+    /// Probes sent so far.
+    pub sent: u64,
+    /// Replies in time so far.
+    pub received: u64,
 }
 
 struct Shared {
@@ -141,6 +152,20 @@ impl Prober {
         (recent != u64::MAX).then(|| Duration::from_nanos(recent))
     }
 
+    /// What a person watching wants to know; absent until a probe was sent.
+    pub fn glance(&self) -> Option<Glance> {
+        let (sent, received) = lock(&self.shared.book).so_far();
+        let rtt_us = self.recent().map(|rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX));
+        (sent > 0).then_some(Glance { rtt_us, sent, received })
+    }
+
+    /// The probes that were due from `from` on and before `to`, both since the start, as far as is known now: for who
+    /// watches while it runs.
+    pub fn between(&self, from: Duration, to: Duration) -> Vec<Probe> {
+        let ns = |at: Duration| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+        lock(&self.shared.book).due_between(ns(from), ns(to))
+    }
+
     /// Sends nothing more, waits, for a second at most, for what is still under way, and says what was seen.
     pub fn finish(mut self) -> Probes {
         self.end(SETTLING);
@@ -171,13 +196,16 @@ impl Shared {
     /// The sender's life.
     fn probe(
         &self,
-        target: SocketAddr,
+        target: Option<SocketAddr>,
         local: Option<IpAddr>,
         fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
         timer: &Timer,
     ) -> io::Result<()> {
         // A socket that can't be had, or not connected, is as blocked as one from which nothing comes back.
-        let over_udp = udp_socket(target, local).and_then(|socket| self.over_udp(&socket, timer));
+        let over_udp = target.map_or(Ok(()), |target| {
+            let socket = udp_socket(target, local)?;
+            self.over_udp(&socket, timer)
+        });
         let is_decided = !matches!(*lock(&self.way), Way::Unknown);
         if is_decided || self.stage() != RUNNING || self.tether.is_cut() {
             return over_udp;
@@ -396,278 +424,4 @@ fn udp_socket(target: SocketAddr, local: Option<IpAddr>) -> io::Result<UdpSocket
 /// A lock that survives a panicking holder: nothing guarded here can be left half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{TcpListener, TcpStream};
-    use std::ops::ControlFlow;
-    use std::sync::mpsc;
-
-    use super::super::probes::Probe;
-    use super::super::serve::{Enrolment, Responder, answer_stream};
-    use super::super::tests::keys;
-    use super::*;
-
-    const HERE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
-    const MILLISECOND: Duration = Duration::from_millis(1);
-
-    fn order(target: SocketAddr, tether: &Arc<Tether>) -> ProbeOrder {
-        ProbeOrder {
-            target,
-            keys: Arc::new(keys(1)),
-            interval: MILLISECOND,
-            tether: Arc::clone(tether),
-            fall_back: Box::new(|| Err(io::Error::other("nothing to fall back to"))),
-            local: None,
-        }
-    }
-
-    fn reflector() -> (Arc<Responder>, Enrolment) {
-        let responder = Responder::spawn(UdpSocket::bind(HERE).unwrap()).unwrap();
-        let enrolment = responder.enroll(Arc::new(keys(1)), Tether::free(), Ipv4Addr::LOCALHOST.into());
-        (responder, enrolment)
-    }
-
-    /// How many copies of the packet of a slot a path delivers; `None` for one outside the schedule.
-    type Copies = dyn Fn(Option<usize>) -> usize + Send;
-
-    /// A path to `target` that loses and doubles what it is told to, and says which slots came from the prober. Ends with the
-    /// prober's last word: an empty datagram.
-    fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (SocketAddr, mpsc::Receiver<usize>) {
-        let (near, far) = (UdpSocket::bind(HERE).unwrap(), UdpSocket::bind(HERE).unwrap());
-        far.connect(target).unwrap();
-        for socket in [&near, &far] {
-            socket2::SockRef::from(socket).set_recv_buffer_size(1 << 20).unwrap();
-        }
-        let address = near.local_addr().unwrap();
-        let (tell, told) = mpsc::channel();
-        let slot_of = |bytes: &[u8]| {
-            let seq = u32::from_be_bytes(bytes[20..24].try_into().unwrap());
-            seq.checked_sub(FIRST_SEQ).map(|slot| slot as usize)
-        };
-        let prober = Arc::new(Mutex::new(None::<SocketAddr>));
-        let upward = {
-            let (near, far, prober) = (near.try_clone().unwrap(), far.try_clone().unwrap(), Arc::clone(&prober));
-            move || {
-                let mut bytes = [0; packet::LEN];
-                let (len, from) = near.recv_from(&mut bytes).unwrap();
-                if len == 0 {
-                    // Ends the other half as well.
-                    socket2::SockRef::from(&far).shutdown(std::net::Shutdown::Read).unwrap();
-                    return ControlFlow::Break(());
-                }
-                *prober.lock().unwrap() = Some(from);
-                for _ in 0..up(slot_of(&bytes)) {
-                    far.send(&bytes).unwrap();
-                }
-                if let Some(slot) = slot_of(&bytes) {
-                    // Nobody listens any more once the test has seen enough.
-                    let _ = tell.send(slot);
-                }
-                ControlFlow::Continue(())
-            }
-        };
-        let downward = move || {
-            let mut bytes = [0; packet::LEN];
-            if far.recv(&mut bytes).unwrap() == 0 {
-                return ControlFlow::Break(());
-            }
-            for _ in 0..down(slot_of(&bytes)) {
-                near.send_to(&bytes, prober.lock().unwrap().unwrap()).unwrap();
-            }
-            ControlFlow::Continue(())
-        };
-        std::thread::spawn(move || while upward().is_continue() {});
-        std::thread::spawn(move || while downward().is_continue() {});
-        (address, told)
-    }
-
-    fn end_path(path: SocketAddr) {
-        UdpSocket::bind(HERE).unwrap().send_to(&[], path).unwrap();
-    }
-
-    fn await_slot(told: &mpsc::Receiver<usize>, slot: usize) {
-        while told.recv_timeout(Duration::from_secs(20)).unwrap() < slot {}
-    }
-
-    #[test]
-    fn over_udp_every_probe_comes_back() {
-        let (responder, _enrolment) = reflector();
-        let (path, told) = lossy_path(responder.local_addr(), Box::new(|_| 1), Box::new(|_| 1));
-        let tether = Tether::free();
-        let prober = Prober::start(order(path, &tether)).unwrap();
-        assert_eq!(prober.ready().unwrap(), Transport::Udp);
-        let begun = prober.now();
-        await_slot(&told, 50);
-        let until = prober.now();
-        assert!(prober.recent().is_some());
-        let probes = prober.finish();
-        end_path(path);
-        assert_eq!((probes.transport, probes.duplicates), (Some(Transport::Udp), 0));
-        let mut before = Duration::ZERO;
-        for probe in probes.iter() {
-            assert!(probe.rtt_us.is_some(), "{probe:?}");
-            assert_eq!((probe.arrived, probe.late), (Some(true), false));
-            assert!(probe.sent_at >= before);
-            before = probe.sent_at;
-        }
-        assert!(probes.within(begun, until).count() + probes.skipped as usize >= 49);
-        assert_eq!(responder.refused(), Default::default());
-    }
-
-    #[test]
-    fn loss_is_told_apart_by_direction_to_the_last_probe() {
-        // Every seventh is lost on the way up, every eleventh on the way down; for a while, longer than one reply's
-        // history reaches, nothing comes down at all while every other one still goes up.
-        let outage = 200..700;
-        let goes_up = {
-            let outage = outage.clone();
-            move |slot: usize| if outage.contains(&slot) { slot % 2 == 0 } else { slot % 7 != 3 }
-        };
-        let comes_down = move |slot: usize| !outage.contains(&slot) && slot % 11 != 5;
-        let (responder, _enrolment) = reflector();
-        let (up, down) = (goes_up.clone(), comes_down.clone());
-        let (path, told) = lossy_path(
-            responder.local_addr(),
-            Box::new(move |slot| slot.is_none_or(&up).into()),
-            Box::new(move |slot| slot.is_none_or(&down).into()),
-        );
-        let tether = Tether::free();
-        let prober = Prober::start(order(path, &tether)).unwrap();
-        assert_eq!(prober.ready().unwrap(), Transport::Udp);
-        await_slot(&told, 1000);
-        let probes = prober.finish();
-        end_path(path);
-        let mut last = 0;
-        for (slot, Probe { rtt_us, arrived, late, .. }) in probes.book.numbered() {
-            let fate = (arrived, rtt_us.is_some(), late);
-            assert_eq!(fate, (Some(goes_up(slot)), goes_up(slot) && comes_down(slot), false), "slot {slot}");
-            last = slot;
-        }
-        assert!(last >= 1000);
-    }
-
-    #[test]
-    fn udp_that_dies_in_mid_run_shows_as_loss() {
-        let (responder, _enrolment) = reflector();
-        let (path, told) = lossy_path(
-            responder.local_addr(),
-            Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
-            Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
-        );
-        let prober = Prober::start(order(path, &Tether::free())).unwrap();
-        await_slot(&told, 80);
-        let probes = prober.finish();
-        end_path(path);
-        assert_eq!(probes.transport, Some(Transport::Udp));
-        for (slot, probe) in probes.book.numbered() {
-            assert_eq!(probe.rtt_us.is_some(), slot < 40);
-            // The last word that came through told of what was sent before it.
-            assert_eq!(probe.arrived, (slot < 40).then_some(true), "slot {slot}");
-        }
-    }
-
-    #[test]
-    fn what_comes_twice_is_counted_in_either_direction() {
-        let (responder, _enrolment) = reflector();
-        let copies = |rest| move |slot: Option<usize>| 1 + usize::from(slot.is_some_and(|s| s < 50 && s % 10 == rest));
-        let (path, told) = lossy_path(responder.local_addr(), Box::new(copies(2)), Box::new(copies(7)));
-        let prober = Prober::start(order(path, &Tether::free())).unwrap();
-        await_slot(&told, 100);
-        let probes = prober.finish();
-        end_path(path);
-        let doubled = probes.book.numbered().filter(|(slot, _)| *slot < 50 && slot % 5 == 2).count();
-        assert_eq!(probes.duplicates, doubled as u64);
-        assert_eq!(
-            responder.refused().replayed,
-            probes.book.numbered().filter(|(s, _)| *s < 50 && s % 10 == 2).count() as u64
-        );
-    }
-
-    /// A way to fall back to, whose far end is answered; says when ten probes have been.
-    fn answered_line(tether: &Arc<Tether>) -> impl FnOnce() -> io::Result<DataStream> + Send + use<> {
-        let tether = Arc::clone(tether);
-        move || {
-            let listener = TcpListener::bind(HERE)?;
-            let ours = TcpStream::connect(listener.local_addr()?)?;
-            let theirs = DataStream::Plain(listener.accept()?.0);
-            std::thread::spawn(move || answer_stream(theirs, &keys(1), &tether));
-            Ok(DataStream::Plain(ours))
-        }
-    }
-
-    /// The reflector's tether of a session that asks for more once ten probes are answered.
-    fn leased() -> (Arc<Tether>, mpsc::Receiver<()>) {
-        let (ask, asked) = mpsc::channel();
-        let tether = Tether::leased(move || _ = ask.send(()));
-        tether.allow(2 * 10 * 2 * packet::LEN as u64);
-        (tether, asked)
-    }
-
-    #[test]
-    fn where_nothing_answers_over_udp_a_data_connection_carries_the_probes() {
-        // Bound, so that nothing says that the port is closed; never read.
-        let silent = UdpSocket::bind(HERE).unwrap();
-        let (reflector, ten_answered) = leased();
-        let fall_back = Box::new(answered_line(&reflector));
-        let prober =
-            Prober::start(ProbeOrder { fall_back, ..order(silent.local_addr().unwrap(), &Tether::free()) }).unwrap();
-        assert_eq!(prober.ready().unwrap(), Transport::Tcp);
-        ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
-        reflector.allow(1 << 30);
-        assert!(prober.now() >= Duration::from_secs(1));
-        let probes = prober.finish();
-        assert_eq!((probes.transport, probes.duplicates), (Some(Transport::Tcp), 0));
-        assert!(probes.iter().count() >= 10);
-        assert!(probes.iter().all(|probe| probe.rtt_us.is_some() && probe.arrived == Some(true)));
-    }
-
-    #[test]
-    fn a_data_connection_that_ends_leaves_the_rest_out() {
-        let silent = UdpSocket::bind(HERE).unwrap();
-        let (reflector, ten_answered) = leased();
-        let fall_back = Box::new(answered_line(&reflector));
-        let prober =
-            Prober::start(ProbeOrder { fall_back, ..order(silent.local_addr().unwrap(), &Tether::free()) }).unwrap();
-        ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
-        reflector.cut();
-        let probes = prober.finish();
-        assert_eq!(probes.transport, Some(Transport::Tcp));
-        assert!(probes.iter().filter(|probe| probe.rtt_us.is_some()).count() >= 9);
-    }
-
-    #[test]
-    fn where_there_is_no_way_the_reason_is_told() {
-        let closed = UdpSocket::bind(HERE).unwrap().local_addr().unwrap();
-        let prober = Prober::start(order(closed, &Tether::free())).unwrap();
-        assert_eq!(prober.ready().unwrap_err().to_string(), "nothing to fall back to");
-        let probes = prober.finish();
-        assert_eq!((probes.transport, probes.iter().count()), (None, 0));
-    }
-
-    #[test]
-    fn a_cut_tether_ends_the_search_for_a_way() {
-        let silent = UdpSocket::bind(HERE).unwrap();
-        let tether = Tether::free();
-        let fall_back = Box::new(|| panic!("a session that is over falls back to nothing"));
-        let prober = Prober::start(ProbeOrder { fall_back, ..order(silent.local_addr().unwrap(), &tether) }).unwrap();
-        tether.cut();
-        assert!(prober.ready().is_err());
-        assert_eq!(prober.finish().transport, None);
-    }
-
-    #[test]
-    fn a_prober_ends_at_once_however_far_apart_its_probes_are() {
-        let (responder, _enrolment) = reflector();
-        let slow = || {
-            let order = order(responder.local_addr(), &Tether::free());
-            let prober = Prober::start(ProbeOrder { interval: Duration::from_secs(3600), ..order }).unwrap();
-            assert_eq!(prober.ready().unwrap(), Transport::Udp);
-            prober
-        };
-        drop(slow());
-        let probes = slow().finish();
-        assert!(probes.iter().count() <= 1);
-    }
 }

@@ -9,19 +9,22 @@ mod line;
 mod packet;
 mod probes;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use paramedic_link::admission::Preamble;
 use paramedic_link::measurement::PhaseTally;
-use paramedic_link::test_spec::{DataMode, TestSpec};
+use paramedic_link::test_spec::{DataMode, PhaseSpec, TestSpec};
 
 use crate::data_stream::DataStream;
 use crate::engine::{Drive, DriveOrder, Engine, Progress, Report, Serve, ServeOrder};
 use crate::tether::Tether;
 
-pub use drive::{ProbeOrder, Prober};
+pub use drive::{Glance, ProbeOrder, Prober};
+pub use packet::LEN as PACKET_LEN;
 pub use probes::{Probe, Probes, Transport};
 pub use serve::{Enrolment, Refused, Responder, answer_stream};
 
@@ -58,7 +61,7 @@ struct Quiet {
 
 impl Quiet {
     fn wait_out(&self, phase: u8, report: Report<'_>) -> PhaseTally {
-        let duration = self.spec.phases.get(usize::from(phase)).map_or(Duration::ZERO, |phase| phase.duration());
+        let duration = self.spec.phases.get(usize::from(phase)).map_or(Duration::ZERO, PhaseSpec::duration);
         let deadline = Instant::now() + duration;
         report(Progress::Started);
         self.tether.wait_until(deadline, || false);
@@ -84,57 +87,5 @@ impl Drive for Quiet {
 
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         self.wait_out(phase, report)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use paramedic_link::SessionId;
-    use paramedic_link::admission::SessionKeys;
-    use paramedic_link::test_spec::{EngineId, Load, PhaseSpec};
-    use zeroize::Zeroizing;
-
-    use super::*;
-
-    /// The keys of a session of this name; the same every time.
-    pub(super) fn keys(session: u8) -> SessionKeys {
-        SessionKeys::derive(SessionId::from_bytes([session; 16]), Zeroizing::new([session; 32]))
-    }
-
-    fn quiet(duration_ms: u32) -> Quiet {
-        let phases = vec![PhaseSpec { load: Load::Idle, duration_ms }];
-        let spec = TestSpec {
-            engine: EngineId::try_from("echo").unwrap(),
-            data_mode: DataMode::Tunneled,
-            phases,
-            streams: 1,
-            congestion_control: None,
-            probe_interval_us: 10_000,
-        };
-        Quiet { spec, tether: Tether::free() }
-    }
-
-    #[test]
-    fn a_phase_begins_lasts_and_moves_nothing() {
-        let seen = Mutex::new(Vec::new());
-        let began = Instant::now();
-        let tally = Serve::run(&quiet(20), 0, &|progress| seen.lock().unwrap().push(progress));
-        assert!(began.elapsed() >= Duration::from_millis(20));
-        assert_eq!(*seen.lock().unwrap(), [Progress::Started]);
-        assert_eq!(tally, PhaseTally::default());
-    }
-
-    #[test]
-    fn a_cut_tether_ends_the_phase_and_says_so() {
-        let quiet = quiet(3_600_000);
-        let tally = Drive::run(&quiet, 0, &|_| quiet.tether.cut());
-        assert!(tally.cut_short.is_some());
-    }
-
-    #[test]
-    fn a_phase_that_was_not_asked_for_takes_no_time() {
-        assert_eq!(Serve::run(&quiet(3_600_000), 9, &|_| {}), PhaseTally::default());
     }
 }

@@ -6,7 +6,7 @@ use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
 
 /// Bytes of a probe and of a reply: an echo is never longer than what it answers.
-pub(super) const LEN: usize = 96;
+pub const LEN: usize = 96;
 /// How many sequence numbers a reply's history speaks of.
 pub(super) const HISTORY: u32 = 256;
 

@@ -111,6 +111,9 @@ pub(super) struct Book {
     base_ns: u64,
     interval_ns: u64,
     pieces: Vec<Vec<Slot>>,
+    sent: u64,
+    /// Replies that came in time.
+    received: u64,
     skipped: u64,
     /// Replies that came a second time.
     doubled_replies: u64,
@@ -138,6 +141,8 @@ impl Book {
             base_ns,
             interval_ns: u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1),
             pieces: Vec::new(),
+            sent: 0,
+            received: 0,
             skipped: 0,
             doubled_replies: 0,
             doubled_probes: 0,
@@ -184,6 +189,7 @@ impl Book {
         }
         let missed = usize::try_from(late_ns / self.interval_ns).unwrap_or(usize::MAX);
         self.push(Slot { late_us: saturated(late_ns / 1000), packed: SENT, ..Slot::default() });
+        self.sent += 1;
         for _ in 1..missed.min(MOST_SLOTS - next) {
             self.push(Slot::default());
             self.skipped += 1;
@@ -246,6 +252,7 @@ impl Book {
         let round_trip = whole.checked_sub(dwell).unwrap_or(whole);
         slot.turnaround_us = saturated(rounded_us(dwell));
         slot.packed |= saturated(rounded_us(round_trip)) & ((1 << RTT_BITS) - 1);
+        self.received += 1;
         Reading::RoundTrip(round_trip)
     }
 
@@ -279,6 +286,11 @@ impl Book {
         self.open_from >= len && !(len - patient..len).any(|at| self.slot(at).is_some_and(is_missing))
     }
 
+    /// Probes sent, and replies in time, so far.
+    pub(super) fn so_far(&self) -> (u64, u64) {
+        (self.sent, self.received)
+    }
+
     /// Probes that were due and never sent.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped
@@ -293,6 +305,15 @@ impl Book {
     pub(super) fn numbered(&self) -> impl Iterator<Item = (usize, Probe)> {
         let sent = self.pieces.iter().flatten().enumerate().filter(|(_, slot)| slot.is(SENT));
         sent.map(|(at, slot)| (at, self.probe(at, slot)))
+    }
+
+    /// The probes that were due from `from_ns` on and before `to_ns`; found without a walk through those before.
+    pub(super) fn due_between(&self, from_ns: u64, to_ns: u64) -> Vec<Probe> {
+        let place = |at_ns: u64| at_ns.saturating_sub(self.base_ns).div_ceil(self.interval_ns);
+        let to = usize::try_from(place(to_ns)).unwrap_or(usize::MAX).min(self.len());
+        let from = usize::try_from(place(from_ns)).unwrap_or(usize::MAX).min(to);
+        let sent = (from..to).filter_map(|at| Some((at, self.slot(at)?))).filter(|(_, slot)| slot.is(SENT));
+        sent.map(|(at, slot)| self.probe(at, slot)).collect()
     }
 
     fn iter(&self) -> impl Iterator<Item = Probe> {

@@ -150,7 +150,8 @@ impl Drop for Responder {
     }
 }
 
-/// While this lives, the probes of one session are answered.
+/// While this lives, the probes of one session are answered. Cut the tether before dropping it: then what was answered
+/// is charged to the tether, and counts among what it spent.
 #[must_use = "dropping it ends the session's answers"]
 pub struct Enrolment {
     shared: Arc<Shared>,
@@ -158,8 +159,8 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
-    /// Payload bytes of the session's probes and replies so far. Not charged to the tether here: charging may wait,
-    /// and the thread that answers serves all sessions.
+    /// Payload bytes of the session's probes and replies so far. Not charged while they flow: charging may wait, and
+    /// the thread that answers serves all sessions.
     pub fn bytes(&self) -> u64 {
         self.enrolled.bytes.load(Ordering::Relaxed)
     }
@@ -172,6 +173,11 @@ impl Drop for Enrolment {
         // A session that was enrolled once more since is not ours to end.
         if sessions.get(&session).is_some_and(|enrolled| Arc::ptr_eq(enrolled, &self.enrolled)) {
             sessions.remove(&session);
+        }
+        drop(sessions);
+        // Once the session is over, charging no longer waits.
+        if self.enrolled.tether.is_cut() {
+            let _ = self.enrolled.tether.spend(self.bytes());
         }
     }
 }
@@ -447,6 +453,19 @@ mod tests {
         asker.send(&probe(1).seal(&keys(2))).unwrap();
         reply(&asker, 2);
         assert_eq!(tether.last_heard(), heard);
+    }
+
+    #[test]
+    fn what_was_answered_is_charged_when_the_session_is_over() {
+        let responder = responder(HERE);
+        let tether = Tether::leased(|| {});
+        let enrolment = enroll(&responder, 1, &tether);
+        let asker = asker(HERE, &responder);
+        asker.send(&probe(1).seal(&keys(1))).unwrap();
+        reply(&asker, 1);
+        tether.cut();
+        drop(enrolment);
+        assert_eq!(tether.spent(), 2 * 96);
     }
 
     #[test]

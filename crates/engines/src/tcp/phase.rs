@@ -266,15 +266,14 @@ fn watch(course: &Course<'_>, lanes: &[Lane], report: Report<'_>) {
             let came = total - *before;
             if lane.sends {
                 listen_for_acknowledgements(course.tether, lane);
-            } else {
-                if came > 0 {
-                    course.tether.heard();
-                }
-                // Once a sender is done the load is no longer what was asked for: that interval says nothing.
-                if due <= course.until && lane.ended.load(Ordering::SeqCst) == 0 {
-                    let at_us = micros(now - course.begin);
-                    report(Progress::Sample(lane.direction, Sample { at_us, bytes: came }));
-                }
+            } else if came > 0 {
+                course.tether.heard();
+            }
+            // Once a sender is done the load is no longer what was asked for: that interval says nothing.
+            if due <= course.until && lane.ended.load(Ordering::SeqCst) == 0 {
+                let sample = Sample { at_us: micros(now - course.begin), bytes: came };
+                let of = if lane.sends { Progress::Sent } else { Progress::Received };
+                report(of(lane.direction, sample));
             }
             *before = total;
             if now >= lane.give_up && !lane.has_ended() {

@@ -81,7 +81,8 @@ impl Session {
         let report = |progress| {
             match progress {
                 Progress::Started => start.send(()).unwrap_or(()),
-                Progress::Sample(direction, sample) => samples.lock().unwrap().push((direction, sample)),
+                Progress::Received(direction, sample) => samples.lock().unwrap().push((direction, sample)),
+                Progress::Sent(..) => {}
             }
             watch(progress);
         };
@@ -181,7 +182,7 @@ fn a_cut_at_either_end_ends_both_in_mid_phase() {
                 let session = Session::open(&spec(mode, 4, &[load], HOUR_MS));
                 let cut_at = Mutex::new(None);
                 let (served, driven, _) = session.run(0, |progress| {
-                    if matches!(progress, Progress::Sample(..)) && cut_at.lock().unwrap().is_none() {
+                    if matches!(progress, Progress::Received(..)) && cut_at.lock().unwrap().is_none() {
                         *cut_at.lock().unwrap() = Some(Instant::now());
                         if reflector_cuts { session.reflector.cut() } else { session.appliance.cut() }
                     }
@@ -207,7 +208,7 @@ fn a_budget_that_ran_out_is_waited_for() {
         session.reflector.allow(SLICE);
         let quiet = Mutex::new(0);
         let (served, _, _) = session.run(0, |progress| {
-            let Progress::Sample(_, sample) = progress else { return };
+            let Progress::Received(_, sample) = progress else { return };
             let mut quiet = quiet.lock().unwrap();
             *quiet = if sample.bytes == 0 { *quiet + 1 } else { 0 };
             // Nothing flows any more. First there is more to be had, then it is over.

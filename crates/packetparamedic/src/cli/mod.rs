@@ -1,7 +1,207 @@
-//! The command line: one file per subcommand, and how everything is shown to people. Nothing is measured here.
+//! The command line: one file a subcommand, and the one place that dispatches to them. Printing is `output`'s alone.
 
+mod completions;
+mod history;
 pub mod lines;
 pub mod output;
+mod pair_reflector;
 mod progress;
 pub mod quantity;
+mod reflectors;
 pub mod report;
+mod rotate_identity;
+mod schema;
+mod show_id;
+mod speed_test;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use paramedic_link::{SecretKey, key_file};
+
+use crate::config::{Color, Key, Settings};
+use crate::failure::{Exit, Failure};
+use crate::history::History;
+use output::{Format, Output, Verbosity, Wanted};
+
+/// Tells where a network is slow, and proves it.
+#[derive(Parser)]
+#[command(name = "packetparamedic", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand takes.
+#[derive(clap::Args)]
+struct Common {
+    /// Where key, pairings and results are kept [env: PACKETPARAMEDIC_STATE_DIR]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    state_dir: Option<String>,
+    /// Read this configuration file too, above the user's and the one in /etc
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// When to colour what is printed: auto, always, never
+    #[arg(long, global = true, value_name = "WHEN")]
+    color: Option<String>,
+    /// Print less beside the result
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Print more beside the result
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure the path to a reflector: latency, download, upload
+    SpeedTest(Box<speed_test::Args>),
+    /// Pair this device with a reflector, by the code that `reflector pair` prints there
+    #[command(visible_alias = "pair")]
+    PairReflector(pair_reflector::Args),
+    /// List the reflectors that this device is paired with, check, rename or remove them
+    Reflectors(reflectors::Args),
+    /// List, show and export the saved results
+    History(history::Args),
+    /// Print this device's Endpoint ID; makes the identity at first use
+    ShowId,
+    /// Make a new identity; every pairing must be made again
+    RotateIdentity(rotate_identity::Args),
+    /// Print the JSON Schema of results, errors and events
+    Schema,
+    /// Print shell completions
+    Completions(completions::Args),
+}
+
+impl Command {
+    /// The format that the subcommand's own flags ask for.
+    fn format(&self) -> Format {
+        match self {
+            Command::SpeedTest(args) => args.format(),
+            Command::PairReflector(args) if args.json => Format::Json,
+            Command::Reflectors(args) if args.json => Format::Json,
+            Command::History(args) if args.json => Format::Json,
+            _ => Format::Human,
+        }
+    }
+
+    /// The settings that the subcommand's own flags say.
+    fn flags(&self) -> Vec<(Key, String)> {
+        match self {
+            Command::SpeedTest(args) => args.flags(),
+            _ => vec![],
+        }
+    }
+}
+
+/// What a subcommand works with.
+struct Context {
+    settings: Settings,
+    output: Output,
+}
+
+impl Context {
+    /// The identity, made at first use.
+    fn identity(&self) -> Result<SecretKey, Failure> {
+        make_folder(&self.settings.state_dir)?;
+        key_file::load_or_create(&self.key_path()).map_err(|error| key_failure(&error))
+    }
+
+    fn key_path(&self) -> PathBuf {
+        self.settings.state_dir.join("identity.key")
+    }
+
+    async fn history(&self) -> Result<History, Failure> {
+        Ok(History::open(&self.settings.state_dir).await?)
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+        Failure::new(
+            Exit::Usage,
+            "state_dir_unusable",
+            format!("cannot use the state folder {}", path.display()),
+            error.to_string(),
+            "may this user write there? Another folder can be named with --state-dir",
+        )
+    })
+}
+
+fn key_failure(error: &key_file::KeyFileError) -> Failure {
+    use key_file::KeyFileError as E;
+    let (exit, code, try_) = match error {
+        E::Io { .. } => (Exit::Usage, "key_unusable", "may this user write to the state folder, and has it room?"),
+        E::Corrupt { .. } => (Exit::Failed, "key_corrupt", "restore the key file, or move it away and pair again"),
+        E::Exposed { .. } => (Exit::Usage, "key_exposed", "take the rights of others away with chmod 600"),
+        _ => (Exit::Usage, "key_unusable", "mend the key file, or name another folder with --state-dir"),
+    };
+    Failure::new(exit, code, "cannot use this device's identity", error.to_string(), try_)
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version are no faults; what can't be printed can't be said either.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let verbosity = match (cli.common.quiet, cli.common.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    };
+    let mut flags = cli.command.flags();
+    flags.extend(cli.common.state_dir.clone().map(|folder| (Key::StateDir, folder)));
+    flags.extend(cli.common.color.clone().map(|color| (Key::Color, color)));
+    let format = cli.command.format();
+    let output = |color| Output::new(Wanted { format, color, verbosity });
+    let settings = match Settings::load(&flags, cli.common.config.as_deref()) {
+        Ok(settings) => settings,
+        Err(error) => return output(Color::Auto).fail(&error.into()).into(),
+    };
+    let mut context = Context { output: output(settings.color), settings };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let try_ = "does the machine still have memory and threads?";
+            let failure = Failure::new(Exit::Failed, "internal", "cannot start", error.to_string(), try_);
+            return context.output.fail(&failure).into();
+        }
+    };
+    match runtime.block_on(dispatch(cli.command, &mut context)) {
+        Ok(exit) => exit.into(),
+        Err(failure) => context.output.fail(&failure).into(),
+    }
+}
+
+async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failure> {
+    match command {
+        Command::SpeedTest(args) => speed_test::run(*args, context).await,
+        Command::PairReflector(args) => pair_reflector::run(args, context).await,
+        Command::Reflectors(args) => reflectors::run(args, context).await,
+        Command::History(args) => history::run(args, context).await,
+        Command::ShowId => show_id::run(context),
+        Command::RotateIdentity(args) => rotate_identity::run(&args, context).await,
+        Command::Schema => schema::run(context),
+        Command::Completions(args) => completions::run(&args, context),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

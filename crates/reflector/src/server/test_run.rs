@@ -130,7 +130,9 @@ impl Running {
             let report = |progress| {
                 let _ = events.send(match progress {
                     Progress::Started => RunEvent::Started(phase),
-                    Progress::Sample(direction, sample) => RunEvent::Sample(phase, direction, sample),
+                    Progress::Received(direction, sample) | Progress::Sent(direction, sample) => {
+                        RunEvent::Sample(phase, direction, sample)
+                    }
                 });
             };
             let ends = running.ends.read().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,363 @@
+//! Both ends of `echo` against each other, over real sockets and a path that loses and doubles what it is told to.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use paramedic_link::admission::SessionKeys;
+use paramedic_link::measurement::PhaseTally;
+use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::tls::{self, Alpn, Expect};
+use paramedic_link::{SecretKey, SessionId};
+use rustls::{ClientConnection, Connection, ServerConnection};
+use zeroize::Zeroizing;
+
+use super::packet;
+use super::probes::FIRST_SEQ;
+use super::*;
+
+/// The keys of a session of this name; the same every time.
+pub(super) fn keys(session: u8) -> SessionKeys {
+    SessionKeys::derive(SessionId::from_bytes([session; 16]), Zeroizing::new([session; 32]))
+}
+
+const HERE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+fn order(target: SocketAddr, tether: &Arc<Tether>) -> ProbeOrder {
+    ProbeOrder {
+        target: Some(target),
+        keys: Arc::new(keys(1)),
+        interval: MILLISECOND,
+        tether: Arc::clone(tether),
+        fall_back: Box::new(|| Err(io::Error::other("nothing to fall back to"))),
+        local: None,
+    }
+}
+
+fn reflector() -> (Arc<Responder>, Enrolment) {
+    let responder = Responder::spawn(UdpSocket::bind(HERE).unwrap()).unwrap();
+    let enrolment = responder.enroll(Arc::new(keys(1)), Tether::free(), Ipv4Addr::LOCALHOST.into());
+    (responder, enrolment)
+}
+
+/// How many copies of the packet of a slot a path delivers; `None` for one outside the schedule.
+type Copies = dyn Fn(Option<usize>) -> usize + Send;
+
+/// A path to `target` that loses and doubles what it is told to, and says which slots came from the prober. Ends with the
+/// prober's last word: an empty datagram.
+fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (SocketAddr, mpsc::Receiver<usize>) {
+    let (near, far) = (UdpSocket::bind(HERE).unwrap(), UdpSocket::bind(HERE).unwrap());
+    far.connect(target).unwrap();
+    for socket in [&near, &far] {
+        socket2::SockRef::from(socket).set_recv_buffer_size(1 << 20).unwrap();
+    }
+    let address = near.local_addr().unwrap();
+    let (tell, told) = mpsc::channel();
+    let slot_of = |bytes: &[u8]| {
+        let seq = u32::from_be_bytes(bytes[20..24].try_into().unwrap());
+        seq.checked_sub(FIRST_SEQ).map(|slot| slot as usize)
+    };
+    let prober = Arc::new(Mutex::new(None::<SocketAddr>));
+    let upward = {
+        let (near, far, prober) = (near.try_clone().unwrap(), far.try_clone().unwrap(), Arc::clone(&prober));
+        move || {
+            let mut bytes = [0; packet::LEN];
+            let (len, from) = near.recv_from(&mut bytes).unwrap();
+            if len == 0 {
+                // Ends the other half as well.
+                socket2::SockRef::from(&far).shutdown(std::net::Shutdown::Read).unwrap();
+                return ControlFlow::Break(());
+            }
+            *prober.lock().unwrap() = Some(from);
+            for _ in 0..up(slot_of(&bytes)) {
+                far.send(&bytes).unwrap();
+            }
+            if let Some(slot) = slot_of(&bytes) {
+                // Nobody listens any more once the test has seen enough.
+                let _ = tell.send(slot);
+            }
+            ControlFlow::Continue(())
+        }
+    };
+    let downward = move || {
+        let mut bytes = [0; packet::LEN];
+        if far.recv(&mut bytes).unwrap() == 0 {
+            return ControlFlow::Break(());
+        }
+        for _ in 0..down(slot_of(&bytes)) {
+            near.send_to(&bytes, prober.lock().unwrap().unwrap()).unwrap();
+        }
+        ControlFlow::Continue(())
+    };
+    std::thread::spawn(move || while upward().is_continue() {});
+    std::thread::spawn(move || while downward().is_continue() {});
+    (address, told)
+}
+
+fn end_path(path: SocketAddr) {
+    UdpSocket::bind(HERE).unwrap().send_to(&[], path).unwrap();
+}
+
+fn await_slot(told: &mpsc::Receiver<usize>, slot: usize) {
+    while told.recv_timeout(Duration::from_secs(20)).unwrap() < slot {}
+}
+
+#[test]
+fn over_udp_every_probe_comes_back() {
+    let (responder, _enrolment) = reflector();
+    let (path, told) = lossy_path(responder.local_addr(), Box::new(|_| 1), Box::new(|_| 1));
+    let tether = Tether::free();
+    let prober = Prober::start(order(path, &tether)).unwrap();
+    assert_eq!(prober.ready().unwrap(), Transport::Udp);
+    let begun = prober.now();
+    await_slot(&told, 50);
+    let until = prober.now();
+    let glance = prober.glance().unwrap();
+    assert!(glance.sent >= 50 && glance.received > 0 && glance.rtt_us.is_some() && prober.recent().is_some());
+    let probes = prober.finish();
+    end_path(path);
+    assert_eq!((probes.transport, probes.duplicates), (Some(Transport::Udp), 0));
+    let mut before = Duration::ZERO;
+    for probe in probes.iter() {
+        assert!(probe.rtt_us.is_some(), "{probe:?}");
+        assert_eq!((probe.arrived, probe.late), (Some(true), false));
+        assert!(probe.sent_at >= before);
+        before = probe.sent_at;
+    }
+    assert!(probes.within(begun, until).count() + probes.skipped as usize >= 49);
+    assert_eq!(responder.refused(), Default::default());
+}
+
+#[test]
+fn loss_is_told_apart_by_direction_to_the_last_probe() {
+    // Every seventh is lost on the way up, every eleventh on the way down; for a while, longer than one reply's
+    // history reaches, nothing comes down at all while every other one still goes up.
+    let outage = 200..700;
+    let goes_up = {
+        let outage = outage.clone();
+        move |slot: usize| if outage.contains(&slot) { slot.is_multiple_of(2) } else { slot % 7 != 3 }
+    };
+    let comes_down = move |slot: usize| !outage.contains(&slot) && slot % 11 != 5;
+    let (responder, _enrolment) = reflector();
+    let (up, down) = (goes_up.clone(), comes_down.clone());
+    let (path, told) = lossy_path(
+        responder.local_addr(),
+        Box::new(move |slot| slot.is_none_or(&up).into()),
+        Box::new(move |slot| slot.is_none_or(&down).into()),
+    );
+    let tether = Tether::free();
+    let prober = Prober::start(order(path, &tether)).unwrap();
+    assert_eq!(prober.ready().unwrap(), Transport::Udp);
+    await_slot(&told, 1000);
+    let probes = prober.finish();
+    end_path(path);
+    let mut last = 0;
+    for (slot, Probe { rtt_us, arrived, late, .. }) in probes.book.numbered() {
+        let fate = (arrived, rtt_us.is_some(), late);
+        assert_eq!(fate, (Some(goes_up(slot)), goes_up(slot) && comes_down(slot), false), "slot {slot}");
+        last = slot;
+    }
+    assert!(last >= 1000);
+}
+
+#[test]
+fn udp_that_dies_in_mid_run_shows_as_loss() {
+    let (responder, _enrolment) = reflector();
+    let (path, told) = lossy_path(
+        responder.local_addr(),
+        Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
+        Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
+    );
+    let prober = Prober::start(order(path, &Tether::free())).unwrap();
+    await_slot(&told, 80);
+    let probes = prober.finish();
+    end_path(path);
+    assert_eq!(probes.transport, Some(Transport::Udp));
+    for (slot, probe) in probes.book.numbered() {
+        assert_eq!(probe.rtt_us.is_some(), slot < 40);
+        // The last word that came through told of what was sent before it.
+        assert_eq!(probe.arrived, (slot < 40).then_some(true), "slot {slot}");
+    }
+}
+
+#[test]
+fn what_comes_twice_is_counted_in_either_direction() {
+    let (responder, _enrolment) = reflector();
+    let copies = |rest| move |slot: Option<usize>| 1 + usize::from(slot.is_some_and(|s| s < 50 && s % 10 == rest));
+    let (path, told) = lossy_path(responder.local_addr(), Box::new(copies(2)), Box::new(copies(7)));
+    let prober = Prober::start(order(path, &Tether::free())).unwrap();
+    await_slot(&told, 100);
+    let probes = prober.finish();
+    end_path(path);
+    let doubled = probes.book.numbered().filter(|(slot, _)| *slot < 50 && slot % 5 == 2).count();
+    assert_eq!(probes.duplicates, doubled as u64);
+    assert_eq!(
+        responder.refused().replayed,
+        probes.book.numbered().filter(|(s, _)| *s < 50 && s % 10 == 2).count() as u64
+    );
+}
+
+/// A way to fall back to, whose far end is answered; says when ten probes have been.
+fn answered_line(
+    tether: &Arc<Tether>,
+    pair: fn() -> (DataStream, DataStream),
+) -> impl FnOnce() -> io::Result<DataStream> + Send + use<> {
+    let tether = Arc::clone(tether);
+    move || {
+        let (ours, theirs) = pair();
+        std::thread::spawn(move || answer_stream(theirs, &keys(1), &tether));
+        Ok(ours)
+    }
+}
+
+fn plain_pair() -> (DataStream, DataStream) {
+    let (ours, theirs) = socket_pair();
+    (DataStream::Plain(ours), DataStream::Plain(theirs))
+}
+
+fn socket_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(HERE).unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (ours, listener.accept().unwrap().0)
+}
+
+fn tls_pair() -> (DataStream, DataStream) {
+    let (reflector, appliance) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+    let server = ServerConnection::new(tls::reflector_config(&reflector).unwrap()).unwrap();
+    let config = tls::appliance_config(&appliance, Expect::ExactKey(reflector.id()), Alpn::Data).unwrap();
+    let client = ClientConnection::new(config, tls::server_name()).unwrap();
+    let (ours, theirs) = socket_pair();
+    let shake = |mut connection: Connection, mut socket: TcpStream| {
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket).unwrap();
+        }
+        DataStream::tls(connection, socket).unwrap()
+    };
+    let serving = std::thread::spawn(move || shake(server.into(), theirs));
+    (shake(client.into(), ours), serving.join().unwrap())
+}
+
+/// The reflector's tether of a session that asks for more once ten probes are answered.
+fn leased() -> (Arc<Tether>, mpsc::Receiver<()>) {
+    let (ask, asked) = mpsc::channel();
+    let tether = Tether::leased(move || _ = ask.send(()));
+    tether.allow(2 * 10 * 2 * packet::LEN as u64);
+    (tether, asked)
+}
+
+/// Probes over a data connection until ten are answered.
+fn ten_over(line: fn() -> (DataStream, DataStream), target: Option<SocketAddr>) -> Probes {
+    let (reflector, ten_answered) = leased();
+    let fall_back = Box::new(answered_line(&reflector, line));
+    let order = ProbeOrder { target, fall_back, ..order(HERE.into(), &Tether::free()) };
+    let prober = Prober::start(order).unwrap();
+    assert_eq!(prober.ready().unwrap(), Transport::Tcp);
+    ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
+    reflector.allow(1 << 30);
+    prober.finish()
+}
+
+fn assert_all_came_back(probes: &Probes) {
+    assert_eq!((probes.transport, probes.duplicates), (Some(Transport::Tcp), 0));
+    assert!(probes.iter().count() >= 10);
+    assert!(probes.iter().all(|probe| probe.rtt_us.is_some() && probe.arrived == Some(true)));
+}
+
+#[test]
+fn where_nothing_answers_over_udp_a_data_connection_carries_the_probes() {
+    // Bound, so that nothing says that the port is closed; never read.
+    let silent = UdpSocket::bind(HERE).unwrap();
+    let probes = ten_over(plain_pair, silent.local_addr().ok());
+    assert_all_came_back(&probes);
+    assert!(probes.iter().all(|probe| probe.sent_at >= Duration::from_secs(1)), "UDP had its second");
+}
+
+#[test]
+fn a_reflector_without_udp_is_probed_inside_tls_at_once() {
+    let probes = ten_over(tls_pair, None);
+    assert_all_came_back(&probes);
+}
+
+#[test]
+fn a_data_connection_that_ends_leaves_the_rest_out() {
+    let (reflector, ten_answered) = leased();
+    let fall_back = Box::new(answered_line(&reflector, plain_pair));
+    let prober = Prober::start(ProbeOrder { target: None, fall_back, ..order(HERE.into(), &Tether::free()) }).unwrap();
+    ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
+    reflector.cut();
+    let probes = prober.finish();
+    assert_eq!(probes.transport, Some(Transport::Tcp));
+    assert!(probes.iter().filter(|probe| probe.rtt_us.is_some()).count() >= 9);
+}
+
+#[test]
+fn where_there_is_no_way_the_reason_is_told() {
+    let closed = UdpSocket::bind(HERE).unwrap().local_addr().unwrap();
+    let prober = Prober::start(order(closed, &Tether::free())).unwrap();
+    assert_eq!(prober.ready().unwrap_err().to_string(), "nothing to fall back to");
+    let probes = prober.finish();
+    assert_eq!((probes.transport, probes.iter().count()), (None, 0));
+}
+
+#[test]
+fn a_cut_tether_ends_the_search_for_a_way() {
+    let silent = UdpSocket::bind(HERE).unwrap();
+    let tether = Tether::free();
+    let fall_back = Box::new(|| panic!("a session that is over falls back to nothing"));
+    let prober = Prober::start(ProbeOrder { fall_back, ..order(silent.local_addr().unwrap(), &tether) }).unwrap();
+    tether.cut();
+    assert!(prober.ready().is_err());
+    assert_eq!(prober.finish().transport, None);
+}
+
+#[test]
+fn a_prober_ends_at_once_however_far_apart_its_probes_are() {
+    let (responder, _enrolment) = reflector();
+    let slow = || {
+        let order = order(responder.local_addr(), &Tether::free());
+        let prober = Prober::start(ProbeOrder { interval: Duration::from_secs(3600), ..order }).unwrap();
+        assert_eq!(prober.ready().unwrap(), Transport::Udp);
+        prober
+    };
+    drop(slow());
+    let probes = slow().finish();
+    assert!(probes.iter().count() <= 1);
+}
+
+fn quiet(duration_ms: u32) -> Quiet {
+    let phases = vec![PhaseSpec { load: Load::Idle, duration_ms }];
+    let spec = TestSpec {
+        engine: EngineId::try_from("echo").unwrap(),
+        data_mode: DataMode::Tunneled,
+        phases,
+        streams: 1,
+        congestion_control: None,
+        probe_interval_us: 10_000,
+    };
+    Quiet { spec, tether: Tether::free() }
+}
+
+#[test]
+fn a_phase_begins_lasts_and_moves_nothing() {
+    let seen = Mutex::new(Vec::new());
+    let began = Instant::now();
+    let tally = Serve::run(&quiet(20), 0, &|progress| seen.lock().unwrap().push(progress));
+    assert!(began.elapsed() >= Duration::from_millis(20));
+    assert_eq!(*seen.lock().unwrap(), [Progress::Started]);
+    assert_eq!(tally, PhaseTally::default());
+}
+
+#[test]
+fn a_cut_tether_ends_the_phase_and_says_so() {
+    let quiet = quiet(3_600_000);
+    let tally = Drive::run(&quiet, 0, &|_| quiet.tether.cut());
+    assert!(tally.cut_short.is_some());
+}
+
+#[test]
+fn a_phase_that_was_not_asked_for_takes_no_time() {
+    assert_eq!(Serve::run(&quiet(3_600_000), 9, &|_| {}), PhaseTally::default());
+}

@@ -1,0 +1,20 @@
+//! `completions`: what a shell needs to complete our command line.
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::{Cli, Context};
+use crate::failure::{Exit, Failure};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// For which shell
+    shell: Shell,
+}
+
+pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "packetparamedic", &mut script);
+    context.output.script(&script)?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,78 @@
+//! `history`: the saved results: list, show, export.
+
+use serde_json::json;
+
+use super::{Context, report};
+use crate::failure::{Exit, Failure};
+use crate::history::ExportFormat;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// List runs, newest first (the default)
+    List {
+        /// At most this many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show a run as it was printed
+    Show {
+        /// Its id, or the beginning or end of it
+        id: String,
+    },
+    /// Print all runs, oldest first
+    Export {
+        /// JSON documents, one a line, or a table
+        #[arg(long, value_enum, default_value_t = Kind::Jsonl)]
+        format: Kind,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    Jsonl,
+    Csv,
+}
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+    let history = context.history().await?;
+    match args.command.unwrap_or(Command::List { limit: 20 }) {
+        Command::List { limit } => {
+            let runs = history.runs(limit).await?;
+            if args.json {
+                context.output.line(&json!(runs).to_string())?;
+            } else if runs.is_empty() {
+                context.output.note("no results yet: run `packetparamedic speed-test`");
+            } else {
+                for line in report::list(&runs) {
+                    context.output.line(&line)?;
+                }
+            }
+        }
+        Command::Show { id } => {
+            let run = history.run(&id).await?;
+            if args.json {
+                context.output.line(&run.text)?;
+            } else {
+                context.output.report(&run.document()?)?;
+            }
+        }
+        Command::Export { format } => {
+            let format = match format {
+                Kind::Jsonl => ExportFormat::JsonLines,
+                Kind::Csv => ExportFormat::Csv,
+            };
+            let output = &mut context.output;
+            history.export::<Failure>(format, |line| output.line(line)).await?;
+        }
+    }
+    Ok(Exit::Done)
+}

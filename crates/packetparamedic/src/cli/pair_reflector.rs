@@ -1,0 +1,133 @@
+//! `pair-reflector`: makes this device and a reflector known to each other, by a code or by hand.
+
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use paramedic_link::pairing_code::PairingCode;
+use paramedic_link::tls::Expect;
+use paramedic_link::{EndpointId, PeerText};
+use serde_json::json;
+
+use super::Context;
+use crate::failure::{Exit, Failure};
+use crate::history::Reflector;
+use crate::reflector_client::{Family, ReflectorClient};
+use crate::targets::Target;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Where the reflector is: a name, an IPv4 or an [IPv6] address, with or without port
+    #[arg(long, value_name = "HOST[:PORT]")]
+    peer: String,
+    /// The code that `reflector pair` printed; - reads it from standard input. Asked for when not given
+    /// [env: PACKETPARAMEDIC_CODE]
+    #[arg(long, conflicts_with = "endpoint_id")]
+    code: Option<String>,
+    /// Read the code from this file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["code", "endpoint_id"])]
+    code_file: Option<PathBuf>,
+    /// Pair by hand: the reflector's Endpoint ID. There, `reflector peers add` names this device
+    #[arg(long, value_name = "PP-…")]
+    endpoint_id: Option<EndpointId>,
+    /// The name to save the reflector under [default: what it calls itself]
+    #[arg(long)]
+    name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// The longest text that is read in search of a code.
+const LONGEST_CODE: u64 = 1024;
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+    let target = args.peer.parse::<Target>()?;
+    let key = context.identity()?;
+    let history = context.history().await?;
+    let wanted = args.name.as_deref().map(PeerText::new).filter(|name| !name.is_empty());
+    let (endpoint_id, its_name, is_known_there) = match args.endpoint_id {
+        Some(id) => {
+            let mut client = ReflectorClient::connect(&key, &target, Expect::ExactKey(id), Family::Any).await?;
+            match client.hello().await {
+                Ok(welcome) => {
+                    client.close("paired").await;
+                    (id, welcome.name, true)
+                }
+                Err(failure) if failure.code == "not_paired" => (id, PeerText::default(), false),
+                Err(failure) => return Err(failure),
+            }
+        }
+        None => {
+            let code = code(&args)?;
+            let client = ReflectorClient::connect(&key, &target, Expect::Pin(code.pin()), Family::Any).await?;
+            let paired = client.pair(key.id(), &code, context.settings.name.as_str()).await?;
+            (paired.reflector, paired.name, true)
+        }
+    };
+    let name = wanted.clone().unwrap_or(its_name);
+    let name = if name.is_empty() { PeerText::new(&target.host.to_string()) } else { name };
+    let new = Reflector { endpoint_id, name: name.clone(), address: target, paired_at: Timestamp::now() };
+    let mut saved = history.add_reflector(&new).await?;
+    if wanted.is_some() && saved.name != name {
+        saved = history.rename_reflector(&endpoint_id.to_string(), &name).await?;
+    }
+    if args.json {
+        let document = json!({
+            "event": "paired", "endpoint_id": endpoint_id, "name": saved.name, "address": saved.address.to_string(),
+        });
+        context.output.line(&document.to_string())?;
+    } else {
+        context.output.line(&format!("paired with {} at {}", saved.name, saved.address))?;
+        context.output.line(&endpoint_id.to_string())?;
+    }
+    if !is_known_there {
+        context.output.note(&format!("it does not know this device yet; there, run: reflector peers add {}", key.id()));
+    }
+    Ok(Exit::Done)
+}
+
+fn code(args: &Args) -> Result<PairingCode, Failure> {
+    let from_environment = || std::env::var("PACKETPARAMEDIC_CODE").ok().filter(|code| !code.is_empty());
+    let text = match (&args.code, &args.code_file) {
+        (Some(dash), _) if dash == "-" => first_line(std::io::stdin().lock())?,
+        (Some(code), _) => code.clone(),
+        (None, Some(path)) => {
+            let file = std::fs::File::open(path).map_err(|error| no_code(&format!("{}: {error}", path.display())))?;
+            first_line(std::io::BufReader::new(file))?
+        }
+        (None, None) => match from_environment() {
+            Some(code) => code,
+            None if std::io::stdin().is_terminal() => {
+                anstream::eprint!("code: ");
+                first_line(std::io::stdin().lock())?
+            }
+            None => return Err(no_code("none was given, and there is no terminal to ask at")),
+        },
+    };
+    text.parse::<PairingCode>().map_err(|error| {
+        Failure::new(
+            Exit::Usage,
+            "bad_code",
+            "cannot understand the code",
+            error.to_string(),
+            "enter it as `reflector pair` printed it; case and dashes don't matter",
+        )
+    })
+}
+
+fn first_line(input: impl BufRead) -> Result<String, Failure> {
+    let mut line = String::new();
+    input.take(LONGEST_CODE).read_line(&mut line).map_err(|error| no_code(&error.to_string()))?;
+    Ok(line)
+}
+
+fn no_code(because: &str) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        "no_code",
+        "cannot pair without a code",
+        because,
+        "run `reflector pair` on the reflector, and give its code with --code, --code - or --code-file",
+    )
+}

@@ -1,0 +1,149 @@
+//! `reflectors`: the pairings of this device: list, check, rename, remove.
+
+use std::time::{Duration, Instant};
+
+use paramedic_link::tls::Expect;
+use paramedic_link::PeerText;
+use serde_json::json;
+
+use super::Context;
+use crate::failure::{Exit, Failure};
+use crate::history::Reflector;
+use crate::reflector_client::{Family, ReflectorClient};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// List them (the default)
+    List,
+    /// Reach each of them, or one, without load: address, key, answer
+    Check {
+        /// Its name, address or Endpoint ID
+        reflector: Option<String>,
+    },
+    /// Give one another name
+    Rename {
+        /// Its name, address or Endpoint ID
+        reflector: String,
+        /// The name from now on
+        name: String,
+    },
+    /// Forget one; `reflector peers remove` makes it forget this device
+    Remove {
+        /// Its name, address or Endpoint ID
+        reflector: String,
+    },
+}
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+    let history = context.history().await?;
+    match args.command.unwrap_or(Command::List) {
+        Command::List => {
+            let all = history.reflectors().await?;
+            if args.json {
+                context.output.line(&json!(all.iter().map(row).collect::<Vec<_>>()).to_string())?;
+                return Ok(Exit::Done);
+            }
+            if all.is_empty() {
+                context.output.note("none yet: run `reflector pair` on a reflector, then `packetparamedic pair-reflector`");
+            }
+            for reflector in &all {
+                let line = format!("{}  {}  {}", reflector.name, reflector.address, reflector.endpoint_id);
+                context.output.line(&line)?;
+            }
+            Ok(Exit::Done)
+        }
+        Command::Check { reflector } => {
+            let chosen = match reflector {
+                Some(wanted) => vec![history.reflector(&wanted).await?],
+                None => history.reflectors().await?,
+            };
+            check(&chosen, args.json, context).await
+        }
+        Command::Rename { reflector, name } => {
+            let renamed = history.rename_reflector(&reflector, &PeerText::new(&name)).await?;
+            context.output.line(&format!("it is called {} now", renamed.name))?;
+            Ok(Exit::Done)
+        }
+        Command::Remove { reflector } => {
+            let removed = history.remove_reflector(&reflector).await?;
+            context.output.line(&format!("forgot {}", removed.name))?;
+            context.output.note("it still knows this device until `reflector peers remove` is run there");
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// Reaches each in turn; the first failure's exit code is the command's.
+async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Result<Exit, Failure> {
+    let key = context.identity()?;
+    let mut exit = Exit::Done;
+    let mut rows = Vec::new();
+    for reflector in chosen {
+        let began = Instant::now();
+        let expect = Expect::ExactKey(reflector.endpoint_id);
+        let answer = async {
+            let mut client = ReflectorClient::connect(&key, &reflector.address, expect, Family::Any).await?;
+            let welcome = client.hello().await?;
+            let address = client.address();
+            client.close("checked").await;
+            Ok::<_, Failure>((address, welcome))
+        };
+        let mut row = row(reflector);
+        match answer.await {
+            Ok((address, welcome)) => {
+                let took = began.elapsed();
+                if json {
+                    row["reachable"] = true.into();
+                    row["reached_at"] = address.to_string().into();
+                    row["version"] = welcome.software.to_string().into();
+                    row["link_ms"] = (took.as_secs_f64() * 1000.0).into();
+                } else {
+                    context.output.line(&format!(
+                        "{}: well; {address} answered with the right key in {} ms, version {}",
+                        reflector.name,
+                        rounded_ms(took),
+                        welcome.software
+                    ))?;
+                }
+            }
+            Err(failure) => {
+                if exit == Exit::Done {
+                    exit = failure.exit;
+                }
+                if json {
+                    row["reachable"] = false.into();
+                    row["error"] = json!(failure.body());
+                } else {
+                    context.output.line(&format!("{}: {failure}", reflector.name))?;
+                }
+            }
+        }
+        rows.push(row);
+    }
+    if json {
+        context.output.line(&json!(rows).to_string())?;
+    }
+    Ok(exit)
+}
+
+fn rounded_ms(duration: Duration) -> u128 {
+    (duration.as_micros() + 500) / 1000
+}
+
+fn row(reflector: &Reflector) -> serde_json::Value {
+    json!({
+        "name": reflector.name,
+        "address": reflector.address.to_string(),
+        "endpoint_id": reflector.endpoint_id,
+        "paired_at": reflector.paired_at.to_string(),
+    })
+}

@@ -1,0 +1,33 @@
+//! `rotate-identity`: a new key, the old one kept, and which pairings are lost with it.
+
+use paramedic_link::key_file;
+
+use super::{Context, key_failure};
+use crate::failure::{Exit, Failure};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Do it without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
+    if !args.yes {
+        return Err(Failure::new(
+            Exit::Usage,
+            "not_confirmed",
+            "the identity stays as it is",
+            "with a new one, every reflector must be paired again",
+            "say --yes if that is what you want",
+        ));
+    }
+    let rotated = key_file::rotate(&context.key_path()).map_err(|error| key_failure(&error))?;
+    let lost = context.history().await?.reflectors().await?;
+    context.output.line(&rotated.new.id().to_string())?;
+    context.output.note(&format!("the old identity was {}; its key is kept in {}", rotated.old, rotated.kept.display()));
+    for reflector in lost {
+        context.output.note(&format!("{} knows only the old one: pair again with it", reflector.name));
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,10 @@
+//! `schema`: the JSON Schema of everything that is printed as JSON.
+
+use super::Context;
+use crate::document;
+use crate::failure::{Exit, Failure};
+
+pub(super) fn run(context: &mut Context) -> Result<Exit, Failure> {
+    context.output.line(&format!("{:#}", document::schema()))?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,287 @@
+//! `speed-test`: what is asked, who watches, how it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+use tokio::sync::watch;
+
+use super::output::Format;
+use super::values::{milliseconds, rate, share, time};
+use super::{Context, make_folder};
+use crate::config::Key;
+use crate::failure::{Exit, Failure};
+use crate::providers::{self, PROVIDERS, TestOrder, Watch};
+use crate::reflector_client::Family;
+use crate::runner::{self, Turn};
+use crate::thresholds::Thresholds;
+
+#[derive(clap::Args)]
+#[command(disable_help_flag = false)]
+pub(super) struct Args {
+    /// Whom to measure against: a saved name, or an address at which a paired key answers
+    /// [default: the only paired reflector]
+    #[arg(long, value_name = "HOST[:PORT]|NAME")]
+    peer: Option<String>,
+    /// Where the test comes from
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(PROVIDERS.iter().map(|p| clap::builder::PossibleValue::new(p.id()).help(p.about()))))]
+    provider: Option<String>,
+    /// What makes the load
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(paramedic_engines::ENGINES.iter().map(|e| clap::builder::PossibleValue::new(e.id()).help(e.about()))))]
+    engine: Option<String>,
+    /// The way the data takes: all through the control port, or short-lived ports of the reflector's range
+    /// [default: direct where it is offered]
+    #[arg(long, value_name = "tunneled|direct")]
+    data_mode: Option<String>,
+    /// Seconds for each direction [default: 10]
+    #[arg(short = 't', long = "time", value_name = "SECS")]
+    time: Option<String>,
+    /// Streams for each direction, 1 to 64 [default: 4]
+    #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
+    parallel: Option<String>,
+    /// Seconds of latency alone, before any load
+    #[arg(long, value_name = "SECS", default_value = "2", value_parser = time)]
+    idle: Duration,
+    /// Leave out this many seconds of start-up instead of finding it
+    #[arg(short = 'O', long, value_name = "SECS", value_parser = time)]
+    omit: Option<Duration>,
+    /// Measure the download alone
+    #[arg(short = 'R', long, visible_alias = "reverse", conflicts_with_all = ["upload", "bidir"])]
+    download: bool,
+    /// Measure the upload alone
+    #[arg(long, conflicts_with = "bidir")]
+    upload: bool,
+    /// Add a phase of both directions at once
+    #[arg(long)]
+    bidir: bool,
+    /// The congestion control to ask both kernels for
+    #[arg(short = 'C', long, value_name = "NAME")]
+    congestion: Option<String>,
+    /// The distance between latency probes; 0 sends none
+    #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = time)]
+    probe_interval: Duration,
+    /// IPv4 alone
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    ipv4: bool,
+    /// IPv6 alone
+    #[arg(short = '6', long)]
+    ipv6: bool,
+    /// Fail at once, with exit code 5, where a turn would have to be waited for
+    #[arg(long)]
+    no_wait: bool,
+    /// Put each 100 ms interval's reading into the result
+    #[arg(long)]
+    intervals: bool,
+    /// Exit code 3 if the download is below this rate (bits per second: 900M, 1.5G)
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    min_download: Option<u64>,
+    /// Exit code 3 if the upload is below this rate
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    min_upload: Option<u64>,
+    /// Exit code 3 if the median round trip, idle, is above this (ms)
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    max_idle_latency: Option<f64>,
+    /// Exit code 3 if the median round trip under load is above this (ms)
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    max_loaded_latency: Option<f64>,
+    /// Exit code 3 if more is lost in either direction (0.01 or 1%)
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    max_loss: Option<f64>,
+    /// Print one JSON document
+    #[arg(long, conflicts_with = "json_stream")]
+    json: bool,
+    /// Print events as they come, one JSON document a line; the last is the result
+    #[arg(long)]
+    json_stream: bool,
+}
+
+impl Args {
+    pub(super) fn format(&self) -> Format {
+        match (self.json, self.json_stream) {
+            (true, _) => Format::Json,
+            (_, true) => Format::JsonStream,
+            _ => Format::Human,
+        }
+    }
+
+    /// What also stands in the configuration, as settings of the highest layer.
+    pub(super) fn flags(&self) -> Vec<(Key, String)> {
+        let said = [
+            (Key::Peer, &self.peer),
+            (Key::Provider, &self.provider),
+            (Key::Engine, &self.engine),
+            (Key::DataMode, &self.data_mode),
+            (Key::Duration, &self.time),
+            (Key::Streams, &self.parallel),
+        ];
+        said.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
+    }
+
+    fn phases(&self, engine: &EngineId, each: Duration) -> Vec<PhaseSpec> {
+        let phase = |load, duration: Duration| PhaseSpec {
+            load,
+            duration_ms: u32::try_from(duration.as_millis()).unwrap_or(u32::MAX),
+        };
+        let idle = (!self.idle.is_zero() && !self.probe_interval.is_zero()).then(|| phase(Load::Idle, self.idle));
+        if engine.as_str() == "echo" {
+            // This engine loads nothing: its one phase is as long as a direction would be.
+            return vec![phase(Load::Idle, each)];
+        }
+        let loads: &[Load] = match (self.download, self.upload, self.bidir) {
+            (true, ..) => &[Load::Download],
+            (_, true, _) => &[Load::Upload],
+            (.., true) => &[Load::Download, Load::Upload, Load::Bidir],
+            _ => &[Load::Download, Load::Upload],
+        };
+        idle.into_iter().chain(loads.iter().map(|load| phase(*load, each))).collect()
+    }
+}
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+    make_folder(&context.settings.state_dir)?;
+    let order = order(&args, context).await?;
+    let thresholds = Thresholds {
+        min_download_bps: args.min_download,
+        min_upload_bps: args.min_upload,
+        max_idle_latency_ms: args.max_idle_latency,
+        max_loaded_latency_ms: args.max_loaded_latency,
+        max_loss: args.max_loss,
+    };
+    let wanted = context.settings.provider.clone().unwrap_or_else(|| "reflector".to_owned());
+    let provider = providers::find(&wanted).ok_or_else(|| no_such("provider", &wanted))?;
+    let history = context.history().await?;
+    let interrupt = interrupts()?;
+
+    let _turn = match Turn::take(&context.settings.state_dir)? {
+        Some(turn) => turn,
+        None if args.no_wait => return Err(runner::busy_here()),
+        None => {
+            context.output.note("another test runs on this device; waiting for it to finish");
+            let mut interrupt = interrupt.clone();
+            tokio::select! {
+                turn = Turn::wait(&context.settings.state_dir) => turn?,
+                _ = interrupt.wait_for(|wanted| *wanted) => std::process::exit(Exit::Interrupted as i32),
+            }
+        }
+    };
+    let live = context.output.live();
+    let mut watch = Watch { events: Box::new(move |event| live.event(&event)), interrupt };
+    let run = runner::run(provider, &order, &thresholds, &history, &mut watch).await;
+    drop(watch);
+    history.close().await;
+    conclude(run, context)
+}
+
+/// Prints how it ended, and says with which code the program ends.
+fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
+    let exit = match (run.measured, run.failure) {
+        (Some(result), None) => {
+            let reached = result.thresholds.iter().all(|threshold| threshold.passed);
+            context.output.result(&result)?;
+            if reached { Exit::Done } else { Exit::BelowThreshold }
+        }
+        (Some(result), Some(failure)) if failure.exit == Exit::Interrupted => {
+            context.output.result(&result)?;
+            Exit::Interrupted
+        }
+        (Some(result), Some(failure)) => {
+            let exit = failure.exit;
+            context.output.fail(&failure.measured(result));
+            exit
+        }
+        (None, Some(failure)) => {
+            context.output.fail(&failure);
+            failure.exit
+        }
+        (None, None) => {
+            let because = "every phase ended without a reading";
+            return Err(Failure::new(Exit::Failed, "nothing_measured", "nothing was measured", because, "measure longer with -t"));
+        }
+    };
+    if let Some(unsaved) = run.unsaved {
+        context.output.note(&format!("the result is not saved\n{unsaved}"));
+        // What was printed holds; but whoever relies on the history must hear of it.
+        return Ok(if exit == Exit::Done { Exit::Failed } else { exit });
+    }
+    Ok(exit)
+}
+
+async fn order(args: &Args, context: &Context) -> Result<TestOrder, Failure> {
+    let key = Arc::new(context.identity()?);
+    let settings = &context.settings;
+    let engine = match &settings.engine {
+        Some(engine) if paramedic_engines::find(engine.as_str()).is_none() => {
+            return Err(no_such("engine", engine.as_str()));
+        }
+        Some(engine) => engine.clone(),
+        None => EngineId::try_from("tcp").map_err(|error| no_such("engine", &error.to_string()))?,
+    };
+    let history = context.history().await?;
+    let known = history.reflectors().await?;
+    history.close().await;
+    let order = TestOrder {
+        key,
+        known,
+        peer: settings.peer.clone(),
+        phases: args.phases(&engine, settings.duration),
+        engine,
+        data_mode: settings.data_mode,
+        streams: settings.streams,
+        omit: args.omit,
+        congestion_control: args.congestion.clone(),
+        probe_interval: args.probe_interval,
+        wait: !args.no_wait,
+        family: match (args.ipv4, args.ipv6) {
+            (true, _) => Family::V4,
+            (_, true) => Family::V6,
+            _ => Family::Any,
+        },
+        intervals: args.intervals,
+    };
+    let spec = TestSpec {
+        engine: order.engine.clone(),
+        data_mode: order.data_mode.unwrap_or(DataMode::Tunneled),
+        phases: order.phases.clone(),
+        streams: order.streams,
+        congestion_control: order.congestion_control.clone(),
+        probe_interval_us: u32::try_from(order.probe_interval.as_micros()).unwrap_or(u32::MAX),
+    };
+    if let Err(bad) = spec.check() {
+        let try_ = "`packetparamedic speed-test --help` says what can be asked";
+        return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", bad.to_string(), try_));
+    }
+    Ok(order)
+}
+
+fn no_such(what: &str, wanted: &str) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        "bad_usage",
+        format!("there is no {what} {wanted}"),
+        "the configuration or the command line names one that this version does not have",
+        "`packetparamedic speed-test --help` lists them",
+    )
+}
+
+/// Becomes true with Ctrl-C or SIGTERM; a second one ends the program at once.
+fn interrupts() -> Result<watch::Receiver<bool>, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error: std::io::Error| {
+        Failure::new(Exit::Failed, "internal", "cannot listen for Ctrl-C", error.to_string(), "please report it")
+    };
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let (wanted, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if wanted.send_replace(true) {
+                std::process::exit(Exit::Interrupted as i32);
+            }
+        }
+    });
+    Ok(receiver)
+}

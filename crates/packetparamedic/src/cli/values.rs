@@ -1,0 +1,83 @@
+//! What people write on the command line, read: rates, times, shares.
+
+use std::time::Duration;
+
+/// A rate in bits per second: `900M`, `1.5G`, `941Mbit/s`, `250000`.
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    let right = "a rate is written like 900M, 1.5G or 250k: bits per second";
+    let text = text.trim();
+    let bare = ["bit/s", "bps", "bit"].iter().find_map(|unit| text.strip_suffix(unit)).unwrap_or(text).trim();
+    let (number, factor) = match bare.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&bare[..at], 1e3),
+        Some((at, 'm' | 'M')) => (&bare[..at], 1e6),
+        Some((at, 'g' | 'G')) => (&bare[..at], 1e9),
+        Some((at, 't' | 'T')) => (&bare[..at], 1e12),
+        _ => (bare, 1.0),
+    };
+    let bits = number.trim().parse::<f64>().map_err(|_| right.to_owned())? * factor;
+    // Exact up to 2^53, far beyond any link.
+    if bits.is_finite() && (0.0..9e15).contains(&bits) { Ok(bits.round() as u64) } else { Err(right.to_owned()) }
+}
+
+/// A time: `10`, `10s`, `250ms`, `2m`; a bare number is seconds, as iperf3 reads it.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    let right = "a time is written like 10, 10s, 250ms or 2m";
+    let text = text.trim();
+    let (number, unit_s) = if let Some(number) = text.strip_suffix("ms") {
+        (number, 1e-3)
+    } else if let Some(number) = text.strip_suffix("us") {
+        (number, 1e-6)
+    } else if let Some(number) = text.strip_suffix('s') {
+        (number, 1.0)
+    } else if let Some(number) = text.strip_suffix('m') {
+        (number, 60.0)
+    } else {
+        (text, 1.0)
+    };
+    let seconds = number.trim().parse::<f64>().map_err(|_| right.to_owned())? * unit_s;
+    if seconds.is_finite() && seconds >= 0.0 {
+        Duration::try_from_secs_f64(seconds).map_err(|_| right.to_owned())
+    } else {
+        Err(right.to_owned())
+    }
+}
+
+/// A time in milliseconds, where a bare number is milliseconds: `30`, `30ms`, `0.5s`.
+pub(super) fn milliseconds(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(ms) if ms.is_finite() && ms >= 0.0 => Ok(ms),
+        _ => Ok(time(text)?.as_secs_f64() * 1000.0),
+    }
+}
+
+/// A share from 0 to 1: `0.01`, `1%`.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let right = "a share is written like 0.01 or 1%";
+    let (number, factor) = match text.trim().strip_suffix('%') {
+        Some(percent) => (percent, 0.01),
+        None => (text.trim(), 1.0),
+    };
+    let share = number.trim().parse::<f64>().map_err(|_| right.to_owned())? * factor;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(right.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_read_as_people_write_them() {
+        assert_eq!(rate("900M"), Ok(900_000_000));
+        assert_eq!(rate("1.5 Gbit/s"), Ok(1_500_000_000));
+        assert_eq!(rate("250000"), Ok(250_000));
+        assert_eq!(time("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(time("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(milliseconds("30"), Ok(30.0));
+        assert_eq!(milliseconds("0.5s"), Ok(500.0));
+        assert_eq!(share("1%"), Ok(0.01));
+        for bad in ["", "-1", "nan", "inf", "1e400", "ten", "5%%"] {
+            assert!(rate(bad).is_err() && time(bad).is_err() && share(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! What a run has gathered so far, and the document it makes, also when it ended half way. Pure but for the clock's
+//! time stamps.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use paramedic_engines::echo::{PACKET_LEN, Probes, Transport};
+use paramedic_engines::{host_facts, stats};
+use paramedic_link::EndpointId;
+use paramedic_link::measurement::{CpuUse, DirectionTally, HostFacts, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::message::Welcome;
+use paramedic_link::test_spec::{Direction, Load, TestSpec};
+use uuid::Uuid;
+
+use crate::document::{
+    ApplianceEnd, BidirResult, Bufferbloat, CpuOfEnds, DataPath, Interval, IntervalSpread, LatencyResult,
+    LineRateEstimate, Omitted, ProbeTransport, ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ThroughputResult,
+    Warning,
+};
+use crate::failure::{Exit, Failure};
+use crate::history::Reflector;
+use crate::providers::TestOrder;
+use crate::reflector_client::ReflectorClient;
+
+/// From this share of all cores, or of one core by one thread, the end and not the path may have been the limit.
+const BUSY: f64 = 0.95;
+/// A prober that was later than this at its p99 sampled the busy moments less often.
+const LATE_PROBE_US: u32 = 5_000;
+/// Ethernet's share of each packet on the wire: preamble 8, header 14, checksum 4, gap 12.
+const ETHERNET: u32 = 38;
+/// TCP's header with the time stamps that Linux uses.
+const TCP: u32 = 32;
+
+/// Everything that a run has gathered so far.
+pub(super) struct Gathered {
+    id: Uuid,
+    provider: &'static str,
+    started_at: Timestamp,
+    own: EndpointId,
+    met: Option<Met>,
+    reflector_facts: [Option<HostFacts>; 2],
+    own_facts: [Option<HostFacts>; 2],
+    phases: Vec<PhaseRecord>,
+    /// What the probes saw, all phases.
+    pub(super) probes: Option<Probes>,
+}
+
+/// Whom it was measured against, and what was agreed.
+struct Met {
+    reflector: EndpointId,
+    name: paramedic_link::PeerText,
+    address: SocketAddr,
+    version: paramedic_link::PeerText,
+    spec: TestSpec,
+}
+
+/// One phase.
+pub(super) struct PhaseRecord {
+    /// What was put on the path.
+    pub(super) load: Load,
+    /// When it began and ended, by the prober's clock.
+    pub(super) begun_at: Option<Duration>,
+    /// See `begun_at`.
+    pub(super) ended_at: Option<Duration>,
+    /// What this end counted.
+    pub(super) own: Option<PhaseTally>,
+    /// What the reflector counted.
+    pub(super) theirs: Option<PhaseTally>,
+    /// The receivers' and the senders' readings: download, upload.
+    received: [Vec<Sample>; 2],
+    sent: [Vec<Sample>; 2],
+}
+
+impl PhaseRecord {
+    /// The receiver's readings of one direction.
+    pub(super) fn received(&mut self, direction: Direction) -> &mut Vec<Sample> {
+        &mut self.received[direction as usize]
+    }
+
+    /// The sender's readings of one direction.
+    pub(super) fn sent(&mut self, direction: Direction) -> &mut Vec<Sample> {
+        &mut self.sent[direction as usize]
+    }
+
+    /// What both ends counted of one direction: sender, receiver.
+    fn ends(&self, direction: Direction) -> (Option<&DirectionTally>, Option<&DirectionTally>) {
+        let own = self.own.as_ref().and_then(|tally| tally.direction(direction));
+        let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(direction));
+        match direction {
+            Direction::Download => (theirs, own),
+            Direction::Upload => (own, theirs),
+        }
+    }
+}
+
+impl Gathered {
+    /// Nothing yet.
+    pub(super) fn new(order: &TestOrder, provider: &'static str) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            provider,
+            started_at: Timestamp::now(),
+            own: order.key.id(),
+            met: None,
+            reflector_facts: [None, None],
+            own_facts: [None, None],
+            phases: vec![],
+            probes: None,
+        }
+    }
+
+    /// The run's id.
+    pub(super) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// When it began.
+    pub(super) fn started_at(&self) -> Timestamp {
+        self.started_at
+    }
+
+    /// A reflector answered.
+    pub(super) fn met(&mut self, client: &ReflectorClient, known: &Reflector, welcome: &Welcome, spec: &TestSpec) {
+        self.met = Some(Met {
+            reflector: client.reflector(),
+            name: known.name.clone(),
+            address: client.address(),
+            version: welcome.software.clone(),
+            spec: spec.clone(),
+        });
+    }
+
+    /// How both hosts were before the first phase.
+    pub(super) fn facts_before(&mut self, theirs: HostFacts, local: Option<IpAddr>) {
+        self.reflector_facts[0] = Some(theirs);
+        self.own_facts[0] = Some(own_facts(local));
+    }
+
+    /// How both hosts were after the last phase.
+    pub(super) fn facts_after(&mut self, theirs: HostFacts, local: Option<IpAddr>) {
+        self.reflector_facts[1] = Some(theirs);
+        self.own_facts[1] = Some(own_facts(local));
+    }
+
+    /// A phase begins.
+    pub(super) fn begin(&mut self, load: Load) -> &mut PhaseRecord {
+        let record = PhaseRecord {
+            load,
+            begun_at: None,
+            ended_at: None,
+            own: None,
+            theirs: None,
+            received: Default::default(),
+            sent: Default::default(),
+        };
+        self.phases.push(record);
+        let last = self.phases.len() - 1;
+        &mut self.phases[last]
+    }
+
+    /// The document, if anything was measured.
+    pub(super) fn document(mut self, order: &TestOrder, failure: Option<&Failure>) -> Option<ResultDocument> {
+        let met = self.met.take()?;
+        let mut result = ResultDocument {
+            schema: ResultSchema::V1,
+            id: self.id,
+            started_at: self.started_at,
+            finished_at: Timestamp::now(),
+            provider: self.provider.to_owned(),
+            engine: met.spec.engine.clone(),
+            data_mode: Some(met.spec.data_mode),
+            data_path: self.data_path(),
+            appliance: ApplianceEnd {
+                endpoint_id: self.own,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                facts_before: self.own_facts[0].take(),
+                facts_after: self.own_facts[1].take(),
+            },
+            reflector: Some(ReflectorEnd {
+                endpoint_id: met.reflector,
+                name: met.name.clone(),
+                address: met.address.to_string(),
+                version: met.version.clone(),
+                facts_before: self.reflector_facts[0].take(),
+                facts_after: self.reflector_facts[1].take(),
+            }),
+            server: None,
+            download: None,
+            upload: None,
+            bidir: None,
+            latency: Default::default(),
+            bufferbloat: Default::default(),
+            thresholds: vec![],
+            data_used_bytes: self.data_used(),
+            warnings: vec![],
+            complete: failure.is_none(),
+            interrupted: failure.is_some_and(|failure| failure.exit == Exit::Interrupted),
+            error: failure.filter(|failure| failure.exit != Exit::Interrupted).map(Failure::body),
+        };
+        let overhead = line_overhead(&result, met.address);
+        for phase in &self.phases {
+            let measured = |direction| throughput(phase, direction, &met.spec, order, overhead);
+            match phase.load {
+                Load::Download => result.download = measured(Direction::Download),
+                Load::Upload => result.upload = measured(Direction::Upload),
+                Load::Bidir => {
+                    let (download, upload) = (measured(Direction::Download), measured(Direction::Upload));
+                    if download.is_some() || upload.is_some() {
+                        result.bidir = Some(BidirResult { download, upload });
+                    }
+                }
+                Load::Idle | Load::Unknown => {}
+            }
+        }
+        self.add_latency(&mut result, &met.spec);
+        self.add_warnings(&mut result);
+        let anything = result.download.is_some()
+            || result.upload.is_some()
+            || result.bidir.is_some()
+            || !result.latency.is_empty();
+        anything.then_some(result)
+    }
+
+    /// Payload at our own sockets, everything included.
+    fn data_used(&self) -> u64 {
+        let phases = self.phases.iter().map(|phase| match &phase.own {
+            Some(own) => own.bytes(),
+            // The phase broke before it could be counted to its end: the readings are what there is.
+            None => phase.received.iter().flatten().map(|sample| sample.bytes).sum(),
+        });
+        phases.sum::<u64>() + self.probes.as_ref().map_or(0, |probes| probes.iter().count() as u64 * PACKET_LEN as u64)
+    }
+
+    fn data_path(&self) -> Option<DataPath> {
+        let tallies = self.phases.iter().flat_map(|phase| phase.load.directions().iter().map(|d| phase.ends(*d).1));
+        let path = tallies.flatten().find_map(|receiver| receiver.data_path.clone())?;
+        [DataPath::Plain, DataPath::Trunc, DataPath::Splice, DataPath::Tls].into_iter().find(|p| p.as_str() == path.as_str())
+    }
+
+    fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec) {
+        let Some(probes) = &self.probes else { return };
+        let transport = match probes.transport {
+            Some(Transport::Udp) => ProbeTransport::Udp,
+            Some(Transport::Tcp) => ProbeTransport::Tcp,
+            None => return,
+        };
+        for (phase, asked) in self.phases.iter().zip(&spec.phases) {
+            let Some(begun) = phase.begun_at else { continue };
+            // The load's steady part: its start-up would read as an idle path.
+            let startup = match phase.load {
+                Load::Download => result.download.as_ref(),
+                Load::Upload => result.upload.as_ref(),
+                Load::Bidir => result.bidir.as_ref().and_then(|bidir| bidir.download.as_ref()),
+                Load::Idle | Load::Unknown => None,
+            };
+            let from = begun + startup.map_or(Duration::ZERO, |measured| Duration::from_millis(measured.startup_ms));
+            let until = (begun + asked.duration()).min(phase.ended_at.unwrap_or(Duration::MAX));
+            let window = probes.within(from, until);
+            let Some(summary) = stats::latency(window) else { continue };
+            if u64::from(summary.probe_late_p99_us) > u64::from(LATE_PROBE_US) && !has(result, "probe_late") {
+                result.warnings.push(Warning::new(
+                    "probe_late",
+                    format!(
+                        "this device sent its latency probes up to {} ms late: short spikes may be missing",
+                        summary.probe_late_p99_us / 1000
+                    ),
+                ));
+            }
+            result.latency.set(phase.load, latency(&summary, probes, transport));
+        }
+        if transport == ProbeTransport::Tcp {
+            result.warnings.push(Warning::new(
+                "udp_blocked",
+                "UDP does not get through, so latency was measured over TCP: a lost packet shows as a late one",
+            ));
+        }
+        let Some(idle) = result.latency.idle.as_ref().and_then(|idle| idle.rtt_us) else { return };
+        for load in [Load::Download, Load::Upload, Load::Bidir] {
+            if let Some(loaded) = result.latency.of(load).and_then(|latency| latency.rtt_us) {
+                let increase_ms = (loaded.p50 as f64 - idle.p50 as f64) / 1000.0;
+                result.bufferbloat.set(load, Bufferbloat::of_increase_ms(increase_ms));
+            }
+        }
+    }
+
+    /// Where an end was full, the path may have carried more.
+    fn add_warnings(&self, result: &mut ResultDocument) {
+        for phase in &self.phases {
+            for direction in phase.load.directions() {
+                let (sender, receiver) = phase.ends(*direction);
+                let (own, theirs) = match direction {
+                    Direction::Download => (receiver, sender),
+                    Direction::Upload => (sender, receiver),
+                };
+                for (code, who, tally) in
+                    [("appliance_cpu", "this device's", own), ("reflector_cpu", "the reflector's", theirs)]
+                {
+                    if let Some(text) = tally.and_then(|tally| full(&tally.cpu))
+                        && !has(result, code)
+                    {
+                        let text = format!("{who} processor was full during the {}: {text}", phase.load);
+                        result.warnings.push(Warning::new(code, text + "; the path may carry more than was measured"));
+                    }
+                }
+                let (Some(sender), Some(receiver)) = (sender, receiver) else { continue };
+                if sender.count.bytes != receiver.count.bytes && result.complete && !has(result, "counts_differ") {
+                    let text = format!(
+                        "in the {} the sender counted {} bytes and the receiver {}: the rest was still on its way",
+                        phase.load, sender.count.bytes, receiver.count.bytes
+                    );
+                    result.warnings.push(Warning::new("counts_differ", text));
+                }
+            }
+        }
+    }
+}
+
+fn has(result: &ResultDocument, code: &str) -> bool {
+    result.warnings.iter().any(|warning| warning.code == code)
+}
+
+fn own_facts(local: Option<IpAddr>) -> HostFacts {
+    HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
+}
+
+/// How a full processor shows, if it was full.
+fn full(cpu: &CpuUse) -> Option<String> {
+    let percent = |share: f64| (share * 100.0).round();
+    match cpu.host_busy {
+        Some(busy) if busy >= BUSY => Some(format!("{} % of all cores", percent(busy))),
+        _ if cpu.busiest_thread >= BUSY => Some(format!("one thread used {} % of a core", percent(cpu.busiest_thread))),
+        _ => None,
+    }
+}
+
+/// What each segment costs on the wire beside its payload; absent on loopback, which has no wire.
+fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Option<u32> {
+    let ip = if address.is_ipv4() { 20 } else { 40 };
+    let is_wire = !address.ip().is_loopback() && result.appliance.facts_before.is_some();
+    is_wire.then_some(ip + TCP + ETHERNET)
+}
+
+fn throughput(
+    phase: &PhaseRecord,
+    direction: Direction,
+    spec: &TestSpec,
+    order: &TestOrder,
+    overhead: Option<u32>,
+) -> Option<ThroughputResult> {
+    let samples = &phase.received[direction as usize];
+    let span = spec.phases.iter().find(|asked| asked.load == phase.load)?.duration();
+    let measured = stats::throughput(samples, order.omit, span)?;
+    let (sender, receiver) = phase.ends(direction);
+    let either = sender.or(receiver);
+    let mss = sender.and_then(|sender| sender.mss);
+    let line_rate = |overhead: u32| {
+        let mss = mss.filter(|mss| *mss > 0)?;
+        let rate = u128::from(measured.goodput_bps) * u128::from(mss + overhead) / u128::from(mss);
+        Some(LineRateEstimate { rate_bps: u64::try_from(rate).ok()?, overhead_bytes: overhead })
+    };
+    Some(ThroughputResult {
+        goodput_bps: measured.goodput_bps,
+        ci95_bps: measured.ci95_bps,
+        interval_bps: Some(IntervalSpread { p10: measured.p10, p50: measured.p50, p90: measured.p90 }),
+        bytes_received: measured.bytes,
+        bytes_sent: steady_part(&phase.sent[direction as usize], measured.startup, measured.steady),
+        total_bytes_received: receiver.map(|receiver| receiver.count.bytes),
+        total_bytes_sent: sender.map(|sender| sender.count.bytes),
+        duration_ms: millis(measured.steady),
+        startup_ms: millis(measured.startup),
+        omitted: match (order.omit, measured.startup_found) {
+            (Some(_), _) => Omitted::Asked,
+            (None, true) => Omitted::Found,
+            (None, false) => Omitted::NotFound,
+        },
+        streams: either.map_or(spec.streams, |tally| tally.streams),
+        congestion_control: sender.and_then(|sender| sender.congestion_control.clone()),
+        retransmits: sender.and_then(|sender| sender.retransmits),
+        mss,
+        line_rate_estimate: overhead.and_then(line_rate),
+        intervals: order.intervals.then(|| intervals(samples)),
+        cpu: CpuOfEnds { sender: sender.map(|tally| tally.cpu), receiver: receiver.map(|tally| tally.cpu) },
+    })
+}
+
+/// What the sender counted between the same times by its own clock; absent where it told of none.
+fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) -> Option<u64> {
+    let (from, until) = (startup.as_micros(), (startup + steady).as_micros());
+    // A reading belongs to the steady part if most of its interval does.
+    let half = u128::from(INTERVAL_MS) * 500;
+    let inside = |sample: &&Sample| (from + half..=until + half).contains(&u128::from(sample.at_us));
+    (!sent.is_empty()).then(|| sent.iter().filter(inside).map(|sample| sample.bytes).sum())
+}
+
+fn intervals(samples: &[Sample]) -> Vec<Interval> {
+    let begins = std::iter::once(0).chain(samples.iter().map(|sample| sample.at_us));
+    let reading = |(begin, sample): (u64, &Sample)| {
+        let length_us = sample.at_us.saturating_sub(begin).max(1);
+        let bps = u128::from(sample.bytes) * 8_000_000 / u128::from(length_us);
+        Interval { at_ms: sample.at_us / 1000, bps: u64::try_from(bps).unwrap_or(u64::MAX) }
+    };
+    begins.zip(samples).map(reading).collect()
+}
+
+fn latency(summary: &stats::LatencySummary, probes: &Probes, transport: ProbeTransport) -> LatencyResult {
+    // Over TCP nothing is lost, only late.
+    let known = transport == ProbeTransport::Udp;
+    LatencyResult {
+        rtt_us: summary.rtt.map(|rtt| RttSpread {
+            min: rtt.min_us.into(),
+            mean: rtt.mean_us.round() as u64,
+            p50: rtt.p50_us.into(),
+            p90: rtt.p90_us.into(),
+            p95: rtt.p95_us.into(),
+            p99: rtt.p99_us.into(),
+            p999: rtt.p999_us.map(u64::from),
+            max: rtt.max_us.into(),
+        }),
+        jitter_us: summary.rtt.and_then(|rtt| rtt.jitter_us).map(|jitter| jitter.round() as u64),
+        sent: summary.sent,
+        received: summary.received,
+        loss_upload: known.then_some(summary.loss_upload),
+        loss_download: known.then_some(summary.loss_download),
+        duplicates: probes.duplicates,
+        late: summary.late,
+        transport,
+        probe_late_us: Some(summary.probe_late_p99_us.into()),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

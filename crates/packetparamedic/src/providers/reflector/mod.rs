@@ -1,0 +1,169 @@
+//! The provider `reflector`: one session with a paired reflector, all phases and probes included.
+
+mod gathered;
+mod session;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use paramedic_link::EndpointId;
+use paramedic_link::message::Welcome;
+use paramedic_link::test_spec::{DataMode, TestSpec};
+use paramedic_link::tls::Expect;
+
+use super::{Outcome, Provider, TestOrder, Watch};
+use crate::document::{Event, PhaseBegun, Queued, Started};
+use crate::failure::{Exit, Failure};
+use crate::history::Reflector;
+use crate::reflector_client::{NoLink, ReflectorClient};
+use crate::targets::Target;
+use gathered::Gathered;
+use session::Session;
+
+/// Speed tests against reflectors that this device is paired with.
+pub(super) struct Reflectors;
+
+impl Provider for Reflectors {
+    fn id(&self) -> &'static str {
+        "reflector"
+    }
+
+    fn about(&self) -> &'static str {
+        "a reflector that this device is paired with"
+    }
+
+    fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
+        Box::pin(async move {
+            let mut gathered = Gathered::new(order, self.id());
+            let failure = measure(order, watch, &mut gathered).await.err();
+            Outcome { measured: gathered.document(order, failure.as_ref()), failure }
+        })
+    }
+}
+
+async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
+    let (mut client, known) = tokio::select! {
+        link = reach(order) => link?,
+        () = watch.interrupted() => return Err(interrupted()),
+    };
+    let welcome = client.hello().await?;
+    let spec = spec(order, &welcome);
+    gathered.met(&client, &known, &welcome, &spec);
+    gathered.facts_before(client.facts().await?, Some(client.local()));
+    let events = &mut watch.events;
+    let interrupt = &mut watch.interrupt;
+    let grant = tokio::select! {
+        grant = client.request(&spec, order.wait, |place, wait| events(Event::Queued(Queued::new(place, wait)))) => grant?,
+        _ = interrupt.wait_for(|wanted| *wanted) => return Err(interrupted()),
+    };
+    watch.events.as_mut()(Event::Start(Started {
+        id: gathered.id(),
+        started_at: gathered.started_at(),
+        provider: "reflector".to_owned(),
+        engine: spec.engine.clone(),
+        data_mode: Some(spec.data_mode),
+        address: client.address().to_string(),
+        phases: spec
+            .phases
+            .iter()
+            .map(|phase| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() })
+            .collect(),
+    }));
+    let mut session = Session::open(order, client, spec, &grant).await?;
+    let end = session.run(watch, gathered).await;
+    session.close(gathered, end.is_ok()).await;
+    end
+}
+
+/// What is asked of the reflector. With no mode said: direct where it is offered, for that is the faster way.
+fn spec(order: &TestOrder, welcome: &Welcome) -> TestSpec {
+    let offers_direct = welcome.data_modes.contains(&DataMode::DirectEphemeral);
+    let data_mode = order.data_mode.unwrap_or(if offers_direct { DataMode::DirectEphemeral } else { DataMode::Tunneled });
+    TestSpec {
+        engine: order.engine.clone(),
+        data_mode,
+        phases: order.phases.clone(),
+        streams: order.streams,
+        congestion_control: order.congestion_control.clone(),
+        probe_interval_us: u32::try_from(order.probe_interval.as_micros()).unwrap_or(u32::MAX),
+    }
+}
+
+/// A link to the reflector that is meant, and how it is saved here.
+async fn reach(order: &TestOrder) -> Result<(ReflectorClient, Reflector), Failure> {
+    let Some(first) = order.known.first() else { return Err(nobody_paired()) };
+    let Some(asked) = &order.peer else {
+        return match order.known.as_slice() {
+            [only] => connect_saved(order, only).await,
+            _ => Err(which_one(&order.known)),
+        };
+    };
+    if let Some(saved) = order.known.iter().find(|known| known.name.as_str() == asked) {
+        return connect_saved(order, saved).await;
+    }
+    let target = asked.parse::<Target>()?;
+    if let Some(saved) = order.known.iter().find(|known| known.address == target) {
+        return connect_saved(order, saved).await;
+    }
+    // Any address at which a paired key answers: a wrong guess tells us which key stands there.
+    match connect(order, &target, first.endpoint_id).await {
+        Ok(client) => Ok((client, first.clone())),
+        Err(NoLink { presented: Some(presented), .. }) => {
+            let Some(known) = order.known.iter().find(|known| known.endpoint_id == presented) else {
+                return Err(not_paired_there(&target, presented));
+            };
+            Ok((connect(order, &target, presented).await?, known.clone()))
+        }
+        Err(no_link) => Err(no_link.into()),
+    }
+}
+
+async fn connect_saved(order: &TestOrder, saved: &Reflector) -> Result<(ReflectorClient, Reflector), Failure> {
+    Ok((connect(order, &saved.address, saved.endpoint_id).await?, saved.clone()))
+}
+
+async fn connect(order: &TestOrder, target: &Target, expected: EndpointId) -> Result<ReflectorClient, NoLink> {
+    ReflectorClient::connect(&order.key, target, Expect::ExactKey(expected), order.family).await
+}
+
+fn nobody_paired() -> Failure {
+    Failure::new(
+        Exit::Denied,
+        "not_paired",
+        "no reflector to measure against",
+        "this device is not paired with any",
+        "run `reflector pair` on a reflector, then `packetparamedic pair-reflector` here",
+    )
+}
+
+fn which_one(known: &[Reflector]) -> Failure {
+    let names = known.iter().map(|known| known.name.to_string()).collect::<Vec<_>>().join(", ");
+    Failure::new(
+        Exit::Usage,
+        "which_reflector",
+        "cannot tell which reflector is meant",
+        format!("this device is paired with {names}"),
+        "name one with --peer",
+    )
+}
+
+fn not_paired_there(target: &Target, presented: EndpointId) -> Failure {
+    Failure::new(
+        Exit::Denied,
+        "not_paired",
+        format!("the reflector at {target} is not one that this device is paired with"),
+        format!("it shows {presented}"),
+        "run `reflector pair` there, then `packetparamedic pair-reflector` here",
+    )
+}
+
+/// The person ended it.
+fn interrupted() -> Failure {
+    Failure::new(
+        Exit::Interrupted,
+        "interrupted",
+        "the test was ended early",
+        "it was interrupted from the keyboard or by a signal",
+        "run it again to its end for a result that can be compared",
+    )
+}

@@ -1,0 +1,401 @@
+//! A granted session as the appliance lives it: phase after phase on threads, with one eye on the link all the while.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use paramedic_engines::dialer::{Dialer, SocketOptions};
+use paramedic_engines::echo::{ProbeOrder, Prober};
+use paramedic_engines::engine::{Drive, DriveOrder, Progress};
+use paramedic_engines::tether::Tether;
+use paramedic_link::SessionId;
+use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::measurement::PhaseTally;
+use paramedic_link::message::{END_AFTER_SILENCE, Grant, HEARTBEAT, ToAppliance, ToReflector};
+use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
+use paramedic_link::tls::{self, Alpn, Expect};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+use super::gathered::{Gathered, PhaseRecord};
+use super::interrupted;
+use crate::document::{Event, IntervalReading, LatencyReading, PhaseBegun};
+use crate::failure::{Exit, Failure};
+use crate::providers::{TestOrder, Watch};
+use crate::reflector_client::ReflectorClient;
+
+/// How long the reflector may take to have all streams of a phase.
+const STREAMS: Duration = Duration::from_secs(15);
+/// How long both ends may take, after a phase's time, to drain and to count.
+const DRAIN: Duration = Duration::from_secs(15);
+/// How long what was measured before a failure may take to be handed over.
+const HAND_OVER: Duration = Duration::from_millis(1500);
+/// How often the latency so far is shown.
+const LATENCY_EVERY: Duration = Duration::from_millis(500);
+
+/// One granted session.
+pub(super) struct Session {
+    client: ReflectorClient,
+    spec: TestSpec,
+    tether: Arc<Tether>,
+    drive: Arc<dyn Drive>,
+    prober: Option<Prober>,
+    beat: Interval,
+    heard: Instant,
+}
+
+impl Session {
+    /// Derives the keys, opens the engine's end, begins to probe.
+    pub(super) async fn open(
+        order: &TestOrder,
+        client: ReflectorClient,
+        spec: TestSpec,
+        grant: &Grant,
+    ) -> Result<Self, Failure> {
+        let keys = Arc::new(client.session_keys(grant.session)?);
+        let tether = Tether::free();
+        let control = client.address();
+        let expect = Expect::ExactKey(client.reflector());
+        let config = tls::appliance_config(&order.key, expect, Alpn::Data).map_err(|error| unusable(&error))?;
+        let connect_timeout = STREAMS;
+        let tunnel = Arc::new(Dialer { target: control, tls: Some(config), connect_timeout });
+        // An IPv6 scope must survive, so only the port is replaced.
+        let mut data = control;
+        data.set_port(grant.data_port.unwrap_or(control.port()));
+        let dialer = if grant.data_port.is_some() { Arc::new(Dialer { target: data, tls: None, connect_timeout }) } else { Arc::clone(&tunnel) };
+        let engine = paramedic_engines::find(spec.engine.as_str()).ok_or_else(|| unusable(&"no such engine here"))?;
+        let drive = engine
+            .drive(DriveOrder { spec: spec.clone(), keys: Arc::clone(&keys), dialer, tether: Arc::clone(&tether) })
+            .map_err(|error| unusable(&error))?;
+        let prober = match spec.probe_interval_us {
+            0 => None,
+            _ => {
+                Some(probe(&spec, grant.session, keys, &tether, grant.udp.then_some(data), tunnel, client.local()).await?)
+            }
+        };
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { client, spec, tether, drive: drive.into(), prober, beat, heard: Instant::now() })
+    }
+
+    /// All phases, in order.
+    pub(super) async fn run(&mut self, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
+        for (number, phase) in self.spec.phases.clone().into_iter().enumerate() {
+            let number = u8::try_from(number).map_err(|_| unusable(&"too many phases"))?;
+            let record = gathered.begin(phase.load);
+            self.phase(number, phase, watch, record).await?;
+        }
+        Ok(())
+    }
+
+    async fn phase(
+        &mut self,
+        number: u8,
+        phase: PhaseSpec,
+        watch: &mut Watch,
+        record: &mut PhaseRecord,
+    ) -> Result<(), Failure> {
+        let drive = Arc::clone(&self.drive);
+        let connect = tokio::task::spawn_blocking(move || drive.connect(number));
+        let connected = self.during(connect, watch).await?;
+        let address = self.client.address();
+        connected.map_err(|_| unusable(&"a thread panicked"))?.map_err(|error| no_streams(address, &error))?;
+        self.client.send(&ToReflector::Start { phase: number }).await?;
+        self.await_started(number, watch).await?;
+        (watch.events)(Event::Phase(PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() }));
+
+        record.begun_at = self.prober.as_ref().map(Prober::now);
+        let (progress, mut readings) = mpsc::unbounded_channel();
+        let (done, mut own) = oneshot::channel::<PhaseTally>();
+        let drive = Arc::clone(&self.drive);
+        let run = move || {
+            // Whoever listened may have gone: then the tether is cut, and the phase ends.
+            let tally = drive.run(number, &|reading| {
+                let _ = progress.send(reading);
+            });
+            let _ = done.send(tally);
+        };
+        std::thread::Builder::new().name("phase".into()).spawn(run).map_err(|error| unusable(&error))?;
+
+        let end = self.watch_phase(number, phase, watch, record, &mut readings, &mut own).await;
+        record.ended_at = self.prober.as_ref().map(Prober::now);
+        if end.is_err() && record.own.is_none() {
+            // What this end counted is kept: with the tether cut its threads end at once.
+            self.tether.cut();
+            if let Ok(Ok(tally)) = tokio::time::timeout(HAND_OVER, own).await {
+                record.own = Some(tally);
+            }
+            while let Ok(reading) = readings.try_recv() {
+                note(watch, record, &reading);
+            }
+        }
+        end
+    }
+
+    async fn watch_phase(
+        &mut self,
+        number: u8,
+        phase: PhaseSpec,
+        watch: &mut Watch,
+        record: &mut PhaseRecord,
+        readings: &mut mpsc::UnboundedReceiver<Progress>,
+        own: &mut oneshot::Receiver<PhaseTally>,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + phase.duration() + DRAIN;
+        let mut show_latency = tokio::time::interval(LATENCY_EVERY);
+        show_latency.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let begun = Instant::now();
+        let mut seen_until = record.begun_at.unwrap_or_default();
+        while record.own.is_none() || record.theirs.is_none() {
+            tokio::select! {
+                Some(reading) = readings.recv() => note(watch, record, &reading),
+                tally = &mut *own, if record.own.is_none() => {
+                    record.own = Some(tally.unwrap_or_default());
+                }
+                message = self.client.listen() => match self.hear(message?).await? {
+                    Some(ToAppliance::Samples { phase, direction, samples }) if phase == number => {
+                        for sample in samples {
+                            note(watch, record, &match direction {
+                                Direction::Upload => Progress::Received(direction, sample),
+                                Direction::Download => Progress::Sent(direction, sample),
+                            });
+                        }
+                    }
+                    Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.theirs = Some(tally),
+                    _ => {}
+                },
+                _ = show_latency.tick() => {
+                    let prober = self.prober.as_ref();
+                    if let Some(reading) = prober.and_then(|p| glance(p, &mut seen_until, phase.load, begun)) {
+                        (watch.events)(Event::Latency(reading));
+                    }
+                }
+                _ = self.beat.tick() => self.keep_alive().await?,
+                () = watch.interrupted() => return Err(interrupted()),
+                () = tokio::time::sleep_until(deadline) => return Err(stuck(self.client.address())),
+            }
+        }
+        // Readings that were under way when the tally came.
+        while let Ok(reading) = readings.try_recv() {
+            note(watch, record, &reading);
+        }
+        let cut_short = [&record.own, &record.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.clone());
+        match cut_short {
+            Some(reason) => Err(Failure::new(
+                Exit::Failed,
+                "data_lost",
+                format!("the {} ended early", phase.load),
+                reason.to_string(),
+                "try again; if it happens again, something on the way ends connections",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    async fn await_started(&mut self, number: u8, watch: &mut Watch) -> Result<(), Failure> {
+        let deadline = Instant::now() + STREAMS;
+        loop {
+            tokio::select! {
+                message = self.client.listen() => match self.hear(message?).await? {
+                    Some(ToAppliance::Started { phase }) if phase == number => return Ok(()),
+                    Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => {
+                        let because = tally.cut_short.map_or("the reflector gave no reason".to_owned(), |text| text.to_string());
+                        return Err(Failure::new(
+                            Exit::Failed,
+                            "phase_not_started",
+                            "the reflector could not start a phase",
+                            because,
+                            "is every data connection let through? `--data-mode tunneled` needs the control port alone",
+                        ));
+                    }
+                    _ => {}
+                },
+                _ = self.beat.tick() => self.keep_alive().await?,
+                () = watch.interrupted() => return Err(interrupted()),
+                () = tokio::time::sleep_until(deadline) => return Err(stuck(self.client.address())),
+            }
+        }
+    }
+
+    /// Does `work` with one eye on the link.
+    async fn during<T>(&mut self, work: impl Future<Output = T>, watch: &mut Watch) -> Result<T, Failure> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                message = self.client.listen() => {
+                    self.hear(message?).await?;
+                }
+                _ = self.beat.tick() => self.keep_alive().await?,
+                () = watch.interrupted() => return Err(interrupted()),
+            }
+        }
+    }
+
+    /// Answers what needs an answer, and passes on what belongs to a phase.
+    async fn hear(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, Failure> {
+        self.heard = Instant::now();
+        match message {
+            ToAppliance::Ping => {
+                self.client.send(&ToReflector::Pong).await?;
+                Ok(None)
+            }
+            ToAppliance::Ended { reason, detail } => Err(self.client.ended(reason, &detail)),
+            other => Ok(Some(other)),
+        }
+    }
+
+    /// Says that we live; notices when nothing has been heard for too long on any connection.
+    async fn keep_alive(&mut self) -> Result<(), Failure> {
+        let heard = self.heard.max(self.tether.last_heard().into());
+        if heard.elapsed() > END_AFTER_SILENCE {
+            return Err(self.client.lost_in_silence());
+        }
+        self.client.send(&ToReflector::Ping).await
+    }
+
+    /// Ends the session: the probes are gathered, the reflector told, its host asked once more.
+    pub(super) async fn close(mut self, gathered: &mut Gathered, is_whole: bool) {
+        if !is_whole {
+            self.tether.cut();
+        }
+        if let Some(prober) = self.prober.take()
+            && let Ok(probes) = tokio::task::spawn_blocking(move || prober.finish()).await
+        {
+            gathered.probes = Some(probes);
+        }
+        self.tether.cut();
+        // All of this is a courtesy: what was measured stands without it.
+        let goodbye = async {
+            self.client.send(&ToReflector::Finish).await?;
+            while !matches!(self.client.listen().await?, ToAppliance::Ended { .. }) {}
+            self.client.facts().await
+        };
+        let patience = if is_whole { END_AFTER_SILENCE } else { Duration::from_millis(500) };
+        if let Ok(Ok(facts)) = tokio::time::timeout(patience, goodbye).await {
+            gathered.facts_after(facts, Some(self.client.local()));
+        }
+        self.client.close("done").await;
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Whatever way we leave: no thread may go on moving bytes.
+        self.tether.cut();
+    }
+}
+
+/// Starts to probe, over UDP where it comes back and else over a data connection.
+async fn probe(
+    spec: &TestSpec,
+    session: SessionId,
+    keys: Arc<SessionKeys>,
+    tether: &Arc<Tether>,
+    udp: Option<SocketAddr>,
+    tunnel: Arc<Dialer>,
+    local: std::net::IpAddr,
+) -> Result<Prober, Failure> {
+    let fall_back = {
+        let (keys, tether) = (Arc::clone(&keys), Arc::clone(tether));
+        move || {
+            let nonce = *uuid::Uuid::now_v7().as_bytes().last_chunk().unwrap_or(&[0; Preamble::NONCE_LEN]);
+            let preamble = Preamble { session, phase: Preamble::ECHO, stream: 0, nonce };
+            tunnel.dial(&tether, &preamble.seal(&keys), &SocketOptions { send_at_once: true, ..SocketOptions::default() })
+        }
+    };
+    let order = ProbeOrder {
+        target: udp,
+        keys,
+        interval: Duration::from_micros(spec.probe_interval_us.into()),
+        tether: Arc::clone(tether),
+        fall_back: Box::new(fall_back),
+        local: Some(local),
+    };
+    let started = tokio::task::spawn_blocking(move || {
+        let prober = Prober::start(order)?;
+        prober.ready()?;
+        Ok::<_, std::io::Error>(prober)
+    });
+    started.await.map_err(|_| unusable(&"a thread panicked"))?.map_err(|error| {
+        Failure::new(
+            Exit::Failed,
+            "no_probes",
+            "cannot measure latency",
+            error.to_string(),
+            "neither UDP nor a further TCP connection reaches the reflector; is a firewall in between?",
+        )
+    })
+}
+
+/// Keeps a reading; whoever watches hears of what was received.
+fn note(watch: &mut Watch, record: &mut PhaseRecord, reading: &Progress) {
+    let (direction, sample) = match reading {
+        Progress::Started => return,
+        Progress::Sent(direction, sample) => return record.sent(*direction).push(*sample),
+        Progress::Received(direction, sample) => (*direction, *sample),
+    };
+    let received = record.received(direction);
+    let before = received.last().map_or(0, |last| last.at_us);
+    received.push(sample);
+    let length_us = sample.at_us.saturating_sub(before).max(1);
+    let bps = u128::from(sample.bytes) * 8 * 1_000_000 / u128::from(length_us);
+    (watch.events)(Event::Interval(IntervalReading {
+        phase: record.load,
+        direction,
+        at_ms: sample.at_us / 1000,
+        bps: u64::try_from(bps).unwrap_or(u64::MAX),
+    }));
+}
+
+/// What the probes saw since they were last looked at. Those that may still be under way are left for the next look.
+fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant) -> Option<LatencyReading> {
+    let under_way = prober.recent().unwrap_or(LATENCY_EVERY) * 2;
+    let until = prober.now().checked_sub(under_way)?.max(*seen_until);
+    let probes = prober.between(*seen_until, until);
+    *seen_until = until;
+    let mut round_trips = probes.iter().filter_map(|probe| probe.rtt_us).collect::<Vec<_>>();
+    round_trips.sort_unstable();
+    (!probes.is_empty()).then(|| LatencyReading {
+        phase: load,
+        at_ms: millis(begun.elapsed()),
+        rtt_us: round_trips.get(round_trips.len() / 2).map(|rtt| u64::from(*rtt)),
+        sent: probes.len() as u64,
+        received: round_trips.len() as u64,
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn no_streams(address: SocketAddr, error: &std::io::Error) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "no_data_connection",
+        format!("cannot open data connections to {}", address.ip()),
+        error.to_string(),
+        "are its data ports let through? `--data-mode tunneled` needs the control port alone",
+    )
+}
+
+fn stuck(address: SocketAddr) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "stuck",
+        format!("the test with {address} did not come to its end in time"),
+        "the reflector did not say that a phase began or ended",
+        "try again; if it happens again, its log says more",
+    )
+}
+
+fn unusable(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "internal",
+        "cannot run the test",
+        error.to_string(),
+        "this is a fault of the program; please report it",
+    )
+}

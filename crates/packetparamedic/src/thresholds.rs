@@ -1,0 +1,92 @@
+//! What a person asks a result to reach, and whether it did. Pure.
+
+use paramedic_link::test_spec::Load;
+
+use crate::document::{LatencyResult, Quantity, ResultDocument, ThresholdResult};
+
+/// What is asked of a result; absent is not asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Thresholds {
+    /// The least download goodput, in bits per second.
+    pub min_download_bps: Option<u64>,
+    /// The least upload goodput, in bits per second.
+    pub min_upload_bps: Option<u64>,
+    /// The most that the median round trip may be with nothing on the path, in milliseconds.
+    pub max_idle_latency_ms: Option<f64>,
+    /// The most that the median round trip may be under any load, in milliseconds.
+    pub max_loaded_latency_ms: Option<f64>,
+    /// The largest loss in either direction and any phase, 0 to 1.
+    pub max_loss: Option<f64>,
+}
+
+impl Thresholds {
+    /// Whether a result reached what was asked. What was not measured is not reached.
+    pub fn judge(&self, result: &ResultDocument) -> Vec<ThresholdResult> {
+        let at_least = |name: &str, limit: Option<u64>, measured: Option<u64>| {
+            limit.map(|limit| ThresholdResult {
+                name: name.to_owned(),
+                limit: Quantity::Whole(limit),
+                measured: measured.map(Quantity::Whole),
+                passed: measured.is_some_and(|measured| measured >= limit),
+            })
+        };
+        let at_most = |name: &str, limit: Option<f64>, measured: Option<f64>| {
+            limit.map(|limit| ThresholdResult {
+                name: name.to_owned(),
+                limit: Quantity::Fraction(limit),
+                measured: measured.map(Quantity::Fraction),
+                passed: measured.is_some_and(|measured| measured <= limit),
+            })
+        };
+        let goodput = |direction: Option<&crate::document::ThroughputResult>| direction.map(|d| d.goodput_bps);
+        let loaded = result.latency.iter().filter(|(load, _)| *load != Load::Idle);
+        let judged = [
+            at_least("min_download_bps", self.min_download_bps, goodput(result.download.as_ref())),
+            at_least("min_upload_bps", self.min_upload_bps, goodput(result.upload.as_ref())),
+            at_most("max_idle_latency_ms", self.max_idle_latency_ms, result.latency.idle.as_ref().and_then(median_ms)),
+            at_most("max_loaded_latency_ms", self.max_loaded_latency_ms, largest(loaded.map(|(_, l)| median_ms(l)))),
+            at_most("max_loss", self.max_loss, largest(result.latency.iter().map(|(_, latency)| loss(latency)))),
+        ];
+        judged.into_iter().flatten().collect()
+    }
+}
+
+fn median_ms(latency: &LatencyResult) -> Option<f64> {
+    latency.rtt_us.map(|rtt| rtt.p50 as f64 / 1000.0)
+}
+
+fn loss(latency: &LatencyResult) -> Option<f64> {
+    largest([latency.loss_upload, latency.loss_download])
+}
+
+fn largest(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
+    values.into_iter().flatten().reduce(f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::example;
+
+    #[test]
+    fn each_threshold_is_judged_and_what_was_not_measured_is_not_reached() {
+        let result = ResultDocument { upload: None, ..example::full() };
+        let asked = Thresholds {
+            min_download_bps: Some(900_000_000),
+            min_upload_bps: Some(1),
+            max_idle_latency_ms: Some(12.0),
+            max_loaded_latency_ms: Some(41.0),
+            max_loss: Some(0.001),
+        };
+        let passed = asked.judge(&result).into_iter().map(|judged| (judged.name, judged.passed)).collect::<Vec<_>>();
+        let expected = [
+            ("min_download_bps", true),
+            ("min_upload_bps", false),
+            ("max_idle_latency_ms", false),
+            ("max_loaded_latency_ms", true),
+            ("max_loss", true),
+        ];
+        assert_eq!(passed, expected.map(|(name, passed)| (name.to_owned(), passed)));
+        assert!(Thresholds::default().judge(&result).is_empty());
+    }
+}
