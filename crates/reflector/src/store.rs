@@ -69,7 +69,7 @@ pub enum StoreError {
     /// The file is no database any more. It is left as it is.
     #[error(
         "the database {} is damaged ({detail}); put a backup in its place, or move it and the files beside it that end in -wal and -shm \
-         away to begin with an empty one: appliances then have to be paired again",
+         away, the audit folder too, to begin with an empty one: appliances then have to be paired again",
         path.display()
     )]
     Damaged {
