@@ -28,6 +28,8 @@ const TRY_EVERY: Duration = Duration::from_millis(50);
 /// At the end, stragglers are waited for, and what became of them is asked for.
 const SETTLE_FOR: Duration = Duration::from_secs(1);
 const SETTLE_EVERY: Duration = Duration::from_millis(20);
+/// Bytes of replies that may wait in the socket.
+const SOCKET_BUFFER: usize = 1024 * 1024;
 /// So many datagrams are read before anything else is looked at.
 const ROUND: usize = 64;
 
@@ -418,6 +420,8 @@ fn udp_socket(target: SocketAddr, local: Option<IpAddr>) -> io::Result<UdpSocket
     socket.bind(&SocketAddr::new(local.unwrap_or(any), 0).into())?;
     socket.connect(&target.into())?;
     socket.set_nonblocking(true)?;
+    // As large as the system allows: what does not fit while the receiver can't run would show as the network's loss.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     Ok(socket.into())
 }
 

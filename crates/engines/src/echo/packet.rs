@@ -147,6 +147,7 @@ fn field<const N: usize>(bytes: &[u8; LEN], at: usize) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use zeroize::Zeroizing;
 
     use super::super::tests::keys;
     use super::*;
@@ -216,5 +217,29 @@ mod tests {
         assert_eq!(history.arrived(7), None);
         let later = History { about: 1000, ..history };
         assert_eq!((later.arrived(745), later.arrived(744)), (Some(false), None));
+    }
+
+    #[test]
+    fn the_documented_examples_are_what_is_sent() {
+        let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
+        let secret = std::array::from_fn(|at| at as u8);
+        let keys = SessionKeys::derive(SessionId::from_bytes(session), Zeroizing::new(secret));
+        let probe = ProbePacket { seq: 66, about: 66, sent_ns: 1_000_000 };
+        let mut arrived = [0; 32];
+        arrived[0] = 0b101;
+        let reply = ReplyPacket {
+            seq: 66,
+            sent_ns: 1_000_000,
+            received_ns: 5_000_000,
+            dwell_ns: 7_000,
+            history: History { about: 66, arrived },
+            duplicates: 1,
+        };
+        let doc = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol.md");
+        let doc = std::fs::read_to_string(doc).unwrap();
+        for bytes in [probe.seal(&keys), reply.seal(&keys)] {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(doc.lines().any(|line| line.trim() == hex), "docs/protocol.md does not show {hex}");
+        }
     }
 }

@@ -112,11 +112,13 @@ fn over_udp_every_probe_comes_back() {
     let tether = Tether::free();
     let prober = Prober::start(order(path, &tether)).unwrap();
     assert_eq!(prober.ready().unwrap(), Transport::Udp);
-    let begun = prober.now();
     await_slot(&told, 50);
     let until = prober.now();
+    while prober.recent().is_none() {
+        std::thread::yield_now();
+    }
     let glance = prober.glance().unwrap();
-    assert!(glance.sent >= 50 && glance.received > 0 && glance.rtt_us.is_some() && prober.recent().is_some());
+    assert!(glance.rtt_us.is_some() && glance.received > 0 && glance.sent >= glance.received);
     let probes = prober.finish();
     end_path(path);
     assert_eq!((probes.transport, probes.duplicates), (Some(Transport::Udp), 0));
@@ -127,7 +129,8 @@ fn over_udp_every_probe_comes_back() {
         assert!(probe.sent_at >= before);
         before = probe.sent_at;
     }
-    assert!(probes.within(begun, until).count() + probes.skipped as usize >= 49);
+    // Each slot up to the one that was seen is sent by then, or was skipped.
+    assert!(probes.within(Duration::ZERO, until).count() as u64 + probes.skipped > 50);
     assert_eq!(responder.refused(), Default::default());
 }
 

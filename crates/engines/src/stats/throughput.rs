@@ -68,7 +68,7 @@ pub fn throughput(samples: &[Sample], asked_omit: Option<Duration>, span: Durati
         None => end_of_start_up(&intervals),
     };
     let steady = intervals.get(first..).filter(|steady| !steady.is_empty())?;
-    let mut rates: Vec<u64> = steady.iter().map(|interval| interval.bps()).collect();
+    let mut rates: Vec<u64> = steady.iter().map(Interval::bps).collect();
     rates.sort_unstable();
     let whole = Interval::whole(steady);
     Some(Throughput {
