@@ -1,0 +1,92 @@
+//! Two hosts with a real link between them: both data modes, both IP families, firewalls, a cut cable.
+
+use std::time::{Duration, Instant};
+
+use lab::{Appliance, Reflector, TwoHosts};
+
+const SHORT: &[&str] = &["-t", "1", "--idle", "0.3"];
+
+/// Only the control port, TCP and UDP where `udp`.
+fn only_port_4000(udp: bool) -> String {
+    let udp = if udp { "udp dport 4000 accept; udp sport 4000 accept;" } else { "" };
+    format!(
+        "table inet filter {{ chain input {{ type filter hook input priority 0; policy drop;
+         iifname lo accept; ip6 nexthdr icmpv6 accept; tcp dport 4000 accept; tcp sport 4000 accept; {udp} }} }}"
+    )
+}
+
+fn serve(hosts: &TwoHosts, environment: &[(&str, &str)]) -> Reflector {
+    Reflector::serve_on(&["0.0.0.0:4000", "[::]:4000"], Some(&hosts.near.netns), environment)
+}
+
+fn both_ways(hosts: &TwoHosts, reflector: &Reflector, more: &[&str], mode: &str, transport: &str) {
+    let v6 = format!("[{}]:4000", hosts.near.v6);
+    let v4 = format!("{}:4000", hosts.near.v4);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(reflector, &v4);
+    for address in [&v4, &v6] {
+        let outcome = appliance.speed_test(&[SHORT, more, &["--peer", address]].concat());
+        assert_eq!(outcome.code, 0, "{address} {more:?}: {outcome:?}\n{}", reflector.log());
+        let result = outcome.json();
+        assert_eq!(result["reflector"]["address"], **address);
+        assert_eq!(result["data_mode"], mode);
+        assert_eq!(result["latency"]["idle"]["transport"], transport, "{result:#}");
+        assert_eq!(result["reflector"]["facts_before"]["mtu_bytes"], 1500, "{result:#}");
+    }
+}
+
+#[test]
+fn both_modes_over_both_families() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let reflector = serve(&hosts, &[("MODE", "direct_ephemeral")]);
+    both_ways(&hosts, &reflector, &["--data-mode", "tunneled"], "tunneled", "udp");
+    both_ways(&hosts, &reflector, &["--data-mode", "direct"], "direct_ephemeral", "udp");
+}
+
+#[test]
+fn the_tunnel_needs_the_control_port_alone() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    for host in [&hosts.near, &hosts.far] {
+        host.nft(&only_port_4000(true));
+    }
+    let reflector = serve(&hosts, &[]);
+    both_ways(&hosts, &reflector, &["--bidir"], "tunneled", "udp");
+}
+
+#[test]
+fn where_udp_is_blocked_latency_falls_back_to_tcp_and_says_so() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    for host in [&hosts.near, &hosts.far] {
+        host.nft(&only_port_4000(false));
+    }
+    let reflector = serve(&hosts, &[]);
+    both_ways(&hosts, &reflector, &[], "tunneled", "tcp");
+}
+
+#[test]
+fn a_cut_cable_ends_both_sides_within_ten_seconds() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    for mode in ["tunneled", "direct"] {
+        let reflector = serve(&hosts, &[("MODE", "direct_ephemeral")]);
+        let address = format!("{}:4000", hosts.near.v4);
+        let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &address);
+        let mut running =
+            appliance.start(&["speed-test", "--json-stream", "-t", "60", "--bidir", "--data-mode", mode]);
+        while !running.line(Duration::from_secs(30)).unwrap().contains("\"interval\"") {}
+        hosts.cut();
+        let cut = Instant::now();
+        let status = running.wait(Duration::from_secs(20)).unwrap();
+        let took = cut.elapsed();
+        assert_eq!(status.code(), Some(1));
+        // 10 s of silence, and what a loaded machine takes to notice.
+        assert!(took < Duration::from_secs(13), "{mode}: the appliance took {took:?}");
+        let rest = running.rest(Duration::from_secs(5)).unwrap();
+        let last = serde_json::from_str::<serde_json::Value>(rest.last().unwrap()).unwrap();
+        assert_eq!(last["event"], "error", "{last:#}");
+        assert!(last["measured_so_far"].is_object(), "what was measured is kept: {last:#}");
+        while reflector.audited("session_ended").is_empty() {
+            assert!(cut.elapsed() < Duration::from_secs(15), "{mode}: the reflector still holds the session");
+            std::thread::yield_now();
+        }
+        hosts.mend();
+    }
+}

@@ -1,0 +1,175 @@
+//! Who is let in, who is not, and what stays when a program is killed.
+
+use std::time::Duration;
+
+use lab::{Appliance, Reflector};
+
+const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "--json"];
+
+fn test(appliance: &Appliance, reflector: &Reflector) -> lab::Outcome {
+    appliance.run(&[&["speed-test", "--peer", reflector.address()], SHORT].concat())
+}
+
+#[test]
+fn a_code_pairs_one_device_and_no_second() {
+    let reflector = Reflector::serve(&[]);
+    let mut pairing = reflector.open_code(&["--name", "attic Pi"]);
+    let first = Appliance::new();
+    let second = Appliance::new();
+    let paired = first.run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);
+    assert_eq!(paired.code, 0, "{paired:?}");
+    assert_eq!(paired.json()["endpoint_id"], reflector.id());
+    let told = pairing.command.line(Duration::from_secs(10)).unwrap();
+    let told = serde_json::from_str::<serde_json::Value>(&told).unwrap();
+    assert_eq!(told["event"], "paired");
+    assert_eq!(told["name"], "attic Pi");
+    assert_eq!(told["endpoint_id"], first.run(&["show-id"]).stdout.trim());
+
+    let late = second.run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);
+    assert_eq!(late.code, 4, "{late:?}");
+    assert_eq!(late.json()["code"], "wrong_code");
+    assert_eq!(test(&first, &reflector).code, 0);
+}
+
+#[test]
+fn the_code_may_come_by_a_pipe_a_file_or_the_environment() {
+    let reflector = Reflector::serve(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("code");
+    for way in ["pipe", "file", "environment"] {
+        let appliance = Appliance::new();
+        let mut pairing = reflector.open_code(&[]);
+        let mut command = match way {
+            "pipe" => appliance.command(&["pair", "--peer", reflector.address(), "--code", "-"]),
+            "file" => appliance.command(&["pair", "--peer", reflector.address(), "--code-file", file.to_str().unwrap()]),
+            _ => appliance.command(&["pair", "--peer", reflector.address()]),
+        };
+        std::fs::write(&file, &pairing.code).unwrap();
+        if way == "environment" {
+            command.env("PACKETPARAMEDIC_CODE", &pairing.code);
+        }
+        let output = command.stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{way}: {output:?}");
+        assert!(pairing.command.wait(Duration::from_secs(10)).unwrap().success());
+    }
+}
+
+#[test]
+fn a_revoked_code_pairs_nobody() {
+    let reflector = Reflector::serve(&[]);
+    let mut pairing = reflector.open_code(&[]);
+    pairing.command.kill();
+    // The server hears the hang-up by itself; a new code can be opened once it has.
+    let appliance = Appliance::new();
+    let refused = appliance.run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+}
+
+#[test]
+fn an_expired_code_pairs_nobody() {
+    let reflector = Reflector::serve(&[]);
+    let mut pairing = reflector.open_code(&["--ttl", "10s"]);
+    let status = pairing.command.wait(Duration::from_secs(40)).unwrap();
+    assert_eq!(status.code(), Some(1), "expired is exit code 1");
+    let refused =
+        Appliance::new().run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);
+    assert_eq!((refused.code, refused.json()["code"].as_str()), (4, Some("wrong_code")));
+    assert_eq!(reflector.audited("code_closed")[0]["why"], "expired");
+}
+
+#[test]
+fn the_code_of_another_reflector_is_refused_before_anything_is_said() {
+    let (right, other) = (Reflector::serve(&[]), Reflector::serve(&[]));
+    let pairing = right.open_code(&[]);
+    let refused =
+        Appliance::new().run(&["pair-reflector", "--peer", other.address(), "--code", &pairing.code, "--json"]);
+    assert_eq!((refused.code, refused.json()["code"].as_str()), (4, Some("wrong_code")));
+}
+
+#[test]
+fn wrong_secrets_are_counted_and_block_their_prefix() {
+    let reflector = Reflector::serve(&[]);
+    let pairing = reflector.open_code(&[]);
+    let id = reflector.id().parse().unwrap();
+    for _ in 0..6 {
+        // Right pin, wrong secret: made as anybody could who knows the Endpoint ID.
+        let guess = paramedic_link::pairing_code::PairingCode::generate(&id).unwrap().to_string();
+        let refused = Appliance::new().run(&["pair-reflector", "--peer", reflector.address(), "--code", &guess]);
+        assert_eq!(refused.code, 4, "{refused:?}");
+    }
+    let blocked = Appliance::new().run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code]);
+    assert_eq!(blocked.code, 4, "the right code comes too late from a prefix that guessed: {blocked:?}");
+    assert!(reflector.audited("refused").iter().any(|line| line["reason"] == "wrong_proof"));
+    assert!(reflector.audited("peer_added").is_empty());
+}
+
+#[test]
+fn by_hand_both_sides_name_each_other() {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new();
+    let own = appliance.run(&["show-id"]).stdout.trim().to_owned();
+    let half = appliance.run(&["pair-reflector", "--peer", reflector.address(), "--endpoint-id", &reflector.id()]);
+    assert_eq!(half.code, 0, "{half:?}");
+    assert!(half.stderr.contains(&format!("reflector peers add {own}")), "{half:?}");
+    assert_eq!(test(&appliance, &reflector).code, 4);
+    reflector.must(&["peers", "add", &own, "--name", "bench"]);
+    assert_eq!(test(&appliance, &reflector).code, 0);
+    assert!(reflector.must(&["peers"]).contains("bench"));
+}
+
+#[test]
+fn a_peer_of_the_configuration_needs_no_pairing() {
+    let appliance = Appliance::new();
+    let own = appliance.run(&["show-id"]).stdout.trim().to_owned();
+    let reflector = Reflector::serve(&[("AUTHORIZED_PEERS", &own)]);
+    let half = appliance.run(&["pair-reflector", "--peer", reflector.address(), "--endpoint-id", &reflector.id()]);
+    assert_eq!(half.code, 0, "{half:?}");
+    assert_eq!(test(&appliance, &reflector).code, 0);
+}
+
+#[test]
+fn a_removed_peer_is_out_at_once_in_mid_test() {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let own = appliance.run(&["show-id"]).stdout.trim().to_owned();
+    let mut running = appliance.start(&["speed-test", "--json-stream", "-t", "60", "--download"]);
+    while !running.line(Duration::from_secs(30)).unwrap().contains("\"interval\"") {}
+    reflector.must(&["peers", "remove", &own]);
+    let status = running.wait(Duration::from_secs(5)).unwrap();
+    assert_eq!(status.code(), Some(4));
+    let refused = test(&appliance, &reflector);
+    assert_eq!((refused.code, refused.json()["code"].as_str()), (4, Some("not_paired")));
+    assert_eq!(reflector.audited("session_ended")[0]["reason"], "peer_removed");
+}
+
+#[test]
+fn a_pairing_that_was_answered_survives_kill_9() {
+    let mut reflector = Reflector::serve(&[]);
+    for _ in 0..5 {
+        let pairing = reflector.open_code(&[]);
+        let appliance = Appliance::new();
+        let paired = appliance.run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code]);
+        reflector.process().kill();
+        assert_eq!(paired.code, 0, "{paired:?}");
+        reflector.start().unwrap();
+        let outcome = test(&appliance, &reflector);
+        assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+        reflector.must(&["audit", "verify"]);
+    }
+}
+
+#[test]
+fn a_new_identity_of_the_reflector_is_noticed() {
+    let mut reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let running = reflector.run(&["rotate-identity", "--yes"]);
+    assert_eq!(running.status.code(), Some(1), "not while it serves");
+    reflector.process().kill();
+    let old = reflector.id();
+    let new = reflector.must(&["rotate-identity", "--yes"]);
+    assert_ne!(old, new);
+    reflector.start().unwrap();
+    let refused = test(&appliance, &reflector);
+    assert_eq!((refused.code, refused.json()["code"].as_str()), (4, Some("key_changed")));
+    assert!(refused.json()["because"].as_str().unwrap().contains(&new));
+}
