@@ -11,7 +11,8 @@ fn only_port_4000(udp: bool) -> String {
     let udp = if udp { "udp dport 4000 accept; udp sport 4000 accept;" } else { "" };
     format!(
         "table inet filter {{ chain input {{ type filter hook input priority 0; policy drop;
-         iifname lo accept; ip6 nexthdr icmpv6 accept; tcp dport 4000 accept; tcp sport 4000 accept; {udp} }} }}"
+         iifname lo accept; meta l4proto ipv6-icmp accept; tcp dport 4000 accept; tcp sport 4000 accept; {udp}
+         }}\n }}\n"
     )
 }
 

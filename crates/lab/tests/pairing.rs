@@ -13,7 +13,7 @@ fn test(appliance: &Appliance, reflector: &Reflector) -> lab::Outcome {
 #[test]
 fn a_code_pairs_one_device_and_no_second() {
     let reflector = Reflector::serve(&[]);
-    let mut pairing = reflector.open_code(&["--name", "attic Pi"]);
+    let pairing = reflector.open_code(&["--name", "attic Pi"]);
     let first = Appliance::new();
     let second = Appliance::new();
     let paired = first.run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);

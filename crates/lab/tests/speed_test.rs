@@ -73,6 +73,7 @@ fn a_paired_appliance_measures_on_a_port_of_its_own() {
     let result = outcome.json();
     assert_whole(&result);
     assert_eq!(result["data_mode"], "direct_ephemeral");
+    assert_eq!(result["latency"]["idle"]["transport"], "udp", "the session's own port answers probes");
     for direction in ["download", "upload"] {
         assert!(result["bidir"][direction]["goodput_bps"].as_u64().unwrap() > 0, "{result:#}");
     }

@@ -43,6 +43,8 @@ pub(super) struct Running {
 struct OurEnds {
     serve: Box<dyn Serve>,
     _enrolment: Enrolment,
+    /// In direct mode this session's own, which ends with it.
+    _responder: Arc<Responder>,
     /// Places behind the door that its data connections hold until the session is over.
     places: Mutex<Vec<Place>>,
 }
@@ -96,6 +98,7 @@ impl Running {
             ends: RwLock::new(Some(OurEnds {
                 serve,
                 _enrolment: responder.enroll(Arc::clone(&keys), Arc::clone(&tether), from),
+                _responder: responder,
                 places: Mutex::default(),
             })),
             keys,
