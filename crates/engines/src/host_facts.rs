@@ -9,14 +9,15 @@ use nix::sys::socket::SockaddrStorage;
 use paramedic_link::PeerText;
 use paramedic_link::measurement::HostFacts;
 
+use crate::sys;
+
 /// The host as it is now; `local` is this end's address of the link, to find the interface it stands on. Reads small
 /// kernel files only, so it may be called between two phases.
-///
-/// Whether the clock is synchronised is told by `adjtimex(2)` alone, for which no safe wrapper stands here: absent.
 pub fn read(local: Option<IpAddr>) -> HostFacts {
     let meminfo = text("/proc/meminfo");
     let memory = |key| meminfo.as_deref().and_then(|text| meminfo_bytes(text, key));
     let interface = local.and_then(interface_of);
+    let clock = sys::clock_state().ok();
     HostFacts {
         version: PeerText::new(env!("CARGO_PKG_VERSION")),
         system: Some(PeerText::new(&system())),
@@ -28,8 +29,8 @@ pub fn read(local: Option<IpAddr>) -> HostFacts {
         mtu_bytes: interface.as_deref().and_then(|name| interface_file(name, "mtu")?.parse().ok()),
         interface_speed_bps: interface.as_deref().and_then(|name| speed_bps(&interface_file(name, "speed")?)),
         interface: interface.map(|name| PeerText::new(&name)),
-        clock_synchronised: None,
-        clock_error_us: None,
+        clock_synchronised: clock.map(|clock| clock.is_synchronised),
+        clock_error_us: clock.filter(|clock| clock.is_synchronised).map(|clock| clock.max_error_us),
     }
 }
 

@@ -39,6 +39,24 @@ struct Allowance {
     ask: Box<dyn Fn() + Send + Sync>,
 }
 
+impl Allowance {
+    /// Takes `bytes` off, asks for more where little is left, and says what is left.
+    fn charge(&self, bytes: u64) -> i64 {
+        let charged = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.spent.fetch_add(bytes, Ordering::Relaxed);
+        let left = self.left.fetch_sub(charged, Ordering::AcqRel).saturating_sub(charged);
+        if left < self.low_water.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::AcqRel) {
+            (self.ask)();
+        }
+        left
+    }
+
+    fn refund(&self, bytes: u64) {
+        self.left.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::AcqRel);
+        self.spent.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 /// The tether was cut: the session is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the session is over")]
@@ -116,18 +134,26 @@ impl Tether {
     /// Charges `bytes` that flowed. Waits, when more have flowed than were allowed, until the allowance covers them;
     /// so a thread is never ahead by more than what it passes here at once.
     pub fn spend(&self, bytes: u64) -> Result<(), Cut> {
-        if let Some(allowance) = &self.allowance {
-            let charged = i64::try_from(bytes).unwrap_or(i64::MAX);
-            allowance.spent.fetch_add(bytes, Ordering::Relaxed);
-            let left = allowance.left.fetch_sub(charged, Ordering::AcqRel) - charged;
-            if left < allowance.low_water.load(Ordering::Relaxed) && !allowance.asked.swap(true, Ordering::AcqRel) {
-                (allowance.ask)();
-            }
-            if left < 0 {
-                self.await_allowance(allowance)?;
-            }
+        if let Some(allowance) = &self.allowance
+            && allowance.charge(bytes) < 0
+        {
+            self.await_allowance(allowance)?;
         }
         if self.is_cut() { Err(Cut) } else { Ok(()) }
+    }
+
+    /// Charges `bytes` that are about to flow, for a thread that serves others too and must not wait. `false`: they are
+    /// not covered, not charged, and must not flow.
+    pub fn try_spend(&self, bytes: u64) -> bool {
+        if self.is_cut() {
+            return false;
+        }
+        let Some(allowance) = &self.allowance else { return true };
+        if allowance.charge(bytes) < 0 {
+            allowance.refund(bytes);
+            return false;
+        }
+        true
     }
 
     fn await_allowance(&self, allowance: &Allowance) -> Result<(), Cut> {
@@ -234,6 +260,8 @@ mod tests {
         tether.allow(1000);
         spender.join().unwrap().unwrap();
         assert_eq!(tether.spent(), 2000);
+        assert!(!tether.try_spend(1), "who must not wait is told at once");
+        assert_eq!(tether.spent(), 2000, "and not charged");
         let waiting = {
             let tether = Arc::clone(&tether);
             std::thread::spawn(move || tether.spend(1))

@@ -48,7 +48,6 @@ struct Enrolled {
     tether: Arc<Tether>,
     peer: IpAddr,
     ledger: Mutex<Ledger>,
-    bytes: AtomicU64,
 }
 
 /// Why a datagram got no answer.
@@ -71,7 +70,7 @@ pub struct Refused {
     pub stranger: u64,
     /// Of an enrolled session, but not from its peer's address.
     pub wrong_source: u64,
-    /// Of a session whose tether is cut.
+    /// Of a session whose tether is cut, or whose allowance does not cover an answer.
     pub over: u64,
     /// Not sealed with the session's key for probes.
     pub forged: u64,
@@ -114,7 +113,6 @@ impl Responder {
             tether,
             peer: peer.to_canonical(),
             ledger: Mutex::new(Ledger::new()),
-            bytes: AtomicU64::new(0),
         });
         lock(&self.shared.sessions).insert(enrolled.keys.session(), Arc::clone(&enrolled));
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
@@ -158,14 +156,6 @@ pub struct Enrolment {
     enrolled: Arc<Enrolled>,
 }
 
-impl Enrolment {
-    /// Payload bytes of the session's probes and replies so far. Not charged while they flow: charging may wait, and
-    /// the thread that answers serves all sessions.
-    pub fn bytes(&self) -> u64 {
-        self.enrolled.bytes.load(Ordering::Relaxed)
-    }
-}
-
 impl Drop for Enrolment {
     fn drop(&mut self) {
         let mut sessions = lock(&self.shared.sessions);
@@ -173,11 +163,6 @@ impl Drop for Enrolment {
         // A session that was enrolled once more since is not ours to end.
         if sessions.get(&session).is_some_and(|enrolled| Arc::ptr_eq(enrolled, &self.enrolled)) {
             sessions.remove(&session);
-        }
-        drop(sessions);
-        // Once the session is over, charging no longer waits.
-        if self.enrolled.tether.is_cut() {
-            let _ = self.enrolled.tether.spend(self.bytes());
         }
     }
 }
@@ -224,7 +209,9 @@ impl Shared {
         enrolled.tether.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &self.clock);
         drop(ledger);
-        enrolled.bytes.fetch_add(2 * packet::LEN as u64, Ordering::Relaxed);
+        if !enrolled.tether.try_spend(2 * packet::LEN as u64) {
+            return Err(Refusal::Over);
+        }
         if answer(socket, &reply.seal(&enrolled.keys), arrival.from, arrival.to).is_err() {
             self.unsent.fetch_add(1, Ordering::Relaxed);
         }
@@ -325,8 +312,9 @@ mod tests {
     #[test]
     fn an_enrolled_probe_is_answered_in_kind() {
         let responder = responder(HERE);
-        let tether = Tether::free();
-        let enrolment = enroll(&responder, 1, &tether);
+        let tether = Tether::leased(|| ());
+        tether.allow(1_000);
+        let _enrolment = enroll(&responder, 1, &tether);
         let asker = asker(HERE, &responder);
         for seq in [0, 1, 3] {
             asker.send(&probe(seq).seal(&keys(1))).unwrap();
@@ -336,7 +324,7 @@ mod tests {
             assert_eq!(reply.history.arrived(seq), Some(true));
             assert_eq!(reply.history.arrived(2), (seq == 3).then_some(false));
         }
-        assert_eq!(enrolment.bytes(), 3 * 2 * 96);
+        assert_eq!(tether.spent(), 3 * 2 * 96, "probes and replies are charged as they flow");
         assert_eq!((responder.refused(), responder.unsent()), (Refused::default(), 0));
     }
 
@@ -456,15 +444,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_answered_is_charged_when_the_session_is_over() {
+    fn a_probe_that_the_allowance_does_not_cover_is_not_answered() {
         let responder = responder(HERE);
         let tether = Tether::leased(|| {});
-        let enrolment = enroll(&responder, 1, &tether);
+        let _enrolment = enroll(&responder, 1, &tether);
         let asker = asker(HERE, &responder);
         asker.send(&probe(1).seal(&keys(1))).unwrap();
-        reply(&asker, 1);
-        tether.cut();
-        drop(enrolment);
+        // Datagrams of one socket arrive in order here: once the first is refused, the next may be allowed.
+        while responder.refused().over == 0 {
+            std::thread::yield_now();
+        }
+        tether.allow(1_000);
+        asker.send(&probe(2).seal(&keys(1))).unwrap();
+        assert_eq!(reply(&asker, 1).seq, 2);
         assert_eq!(tether.spent(), 2 * 96);
     }
 

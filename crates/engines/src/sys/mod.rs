@@ -46,6 +46,28 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     Ok(TcpInfo::parse(raw.get(..len as usize).unwrap_or(&raw)))
 }
 
+/// What the kernel holds of its clock (`adjtimex(2)`, `ntp_adjtime` without a change).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClockState {
+    /// Whether something keeps it synchronised.
+    pub(crate) is_synchronised: bool,
+    /// The kernel's bound of its error, in microseconds.
+    pub(crate) max_error_us: u64,
+}
+
+/// Asks the kernel about its clock; changes nothing.
+pub(crate) fn clock_state() -> io::Result<ClockState> {
+    // SAFETY: `timex` is plain integers, for which all zeroes are a valid value.
+    let mut timex = unsafe { std::mem::zeroed::<libc::timex>() };
+    // SAFETY: `timex` is valid for reads and writes for the call; with `modes` 0 the kernel only fills it in.
+    let state = unsafe { libc::adjtimex(&raw mut timex) };
+    if state < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let unsynchronised = state == libc::TIME_ERROR || timex.status & libc::STA_UNSYNC != 0;
+    Ok(ClockState { is_synchronised: !unsynchronised, max_error_us: u64::try_from(timex.maxerror).unwrap_or(0) })
+}
+
 impl TcpInfo {
     /// Reads the fields at their places in `struct tcp_info`, which only ever grows at its end.
     fn parse(raw: &[u8]) -> Self {
@@ -67,6 +89,12 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn the_kernel_tells_of_its_clock() {
+        let state = clock_state().unwrap();
+        assert!(state.max_error_us > 0, "no clock is without error: {state:?}");
+    }
 
     #[test]
     fn the_kernel_tells_of_a_connection_that_carried_bytes() {
