@@ -10,11 +10,15 @@ use clap_complete::Shell;
 use paramedic_link::{EndpointId, PeerText, key_file};
 use serde::Serialize;
 
-use crate::config::{self, Config, Flags, LogFormat, PlaceFlags, quantity::{parse_duration, print_bytes}};
+use crate::audit::{self, AuditError};
+use crate::config::{
+    self, Config, Flags, LogFormat, PlaceFlags,
+    quantity::{parse_duration, print_bytes},
+};
 use crate::failure::{Exit, Failure};
+use crate::pairing;
 use crate::server::{self, Ask, Client, Status, Tell};
-use crate::store::Store;
-use crate::{audit, pairing};
+use crate::store::{Store, StoreError};
 
 /// A network test endpoint to host yourself. It talks only to devices that you paired.
 #[derive(Parser)]
@@ -224,18 +228,28 @@ fn serve(flags: &Flags) -> Result<(), Failure> {
     start_log(&config);
     let key = identity(&config)?;
     let listen = config.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
-        Failure::new(Exit::Failed, "runtime", "the reflector can't start", error, "does the machine still have memory and threads?")
-    })?;
-    runtime.block_on(server::serve(config, key)).map_err(|error| match error.downcast::<Failure>() {
-        Ok(failure) => failure,
-        Err(error) => Failure::new(
-            Exit::Failed,
-            "serve",
-            format!("the reflector can't serve on {listen}"),
-            error,
-            "is another program on that port, is the disk full? `reflector config show --origin` says what is set",
-        ),
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
+            Failure::new(
+                Exit::Failed,
+                "runtime",
+                "the reflector can't start",
+                error,
+                "does the machine still have memory and threads?",
+            )
+        })?;
+    runtime.block_on(server::serve(config, key)).map_err(|error| {
+        let error = match error.downcast::<StoreError>() {
+            Ok(error) => return error.into(),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<AuditError>() {
+            Ok(error) => return error.into(),
+            Err(error) => error,
+        };
+        let try_ =
+            "is another program on that port, is the disk full? `reflector config show --origin` says what is set";
+        Failure::new(Exit::Failed, "serve", format!("the reflector can't serve on {listen}"), error, try_)
     })
 }
 
@@ -250,10 +264,7 @@ fn start_log(config: &Config) {
 }
 
 /// Connects to the running reflector, and has `work` ask it.
-fn asking(
-    place: &PlaceFlags,
-    work: impl AsyncFnOnce(&mut Client) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+fn asking(place: &PlaceFlags, work: impl AsyncFnOnce(&mut Client) -> Result<(), Failure>) -> Result<(), Failure> {
     let path = load(&place.0)?.admin_socket();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| broken(&error))?;
@@ -483,11 +494,17 @@ fn print_status(status: &Status) {
     line("engines", engines.join(", "));
     line("peers", format!("{} paired, {} links now", status.peers, status.links));
     let sessions = &status.sessions;
-    line("tests", format!("{} of {} slots in use, {} waiting", sessions.sessions.len(), sessions.slots, sessions.queue.len()));
+    line(
+        "tests",
+        format!("{} of {} slots in use, {} waiting", sessions.sessions.len(), sessions.slots, sessions.queue.len()),
+    );
     for session in &sessions.sessions {
         let port = session.port.map_or(String::new(), |port| format!(" on port {port}"));
         let since = session.elapsed_ms / 1000;
-        line("  running", format!("{} {}{port} for {} since {since} s", session.engine, session.data_mode, session.peer));
+        line(
+            "  running",
+            format!("{} {}{port} for {} since {since} s", session.engine, session.data_mode, session.peer),
+        );
     }
     for waiting in &sessions.queue {
         line("  waiting", format!("{}. {}, about {} s", waiting.place, waiting.peer, waiting.expected_wait_ms / 1000));

@@ -4,7 +4,9 @@ use std::fmt;
 
 use paramedic_link::key_file::KeyFileError;
 
+use crate::audit::AuditError;
 use crate::config::ConfigError;
+use crate::store::StoreError;
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,41 @@ impl From<KeyFileError> for Failure {
             KeyFileError::Io { .. } | KeyFileError::Exposed { .. } | KeyFileError::NotOurs { .. } => Exit::Usage,
             _ => Exit::Failed,
         };
-        Self::new(exit, "key_file", "the identity can't be used", error, "mend the key file, or restore it from a backup")
+        Self::new(
+            exit,
+            "key_file",
+            "the identity can't be used",
+            error,
+            "mend the key file, or restore it from a backup",
+        )
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        use StoreError as E;
+        let (exit, code, try_) = match error {
+            E::Unusable { .. } => (Exit::Usage, "state_dir", "may this user write there, and has the disk room?"),
+            E::InUse { .. } => (Exit::Failed, "already_running", "`reflector status` shows the one that runs"),
+            E::Damaged { .. } => (Exit::Failed, "database_damaged", "do as the line above says; nothing was changed"),
+            E::Newer { .. } => (Exit::Failed, "database_newer", "do as the line above says; nothing was changed"),
+            _ => (Exit::Failed, "database", "has the disk room, and is it in order?"),
+        };
+        Self::new(exit, code, "the reflector's state can't be used", error, try_)
+    }
+}
+
+impl From<AuditError> for Failure {
+    fn from(error: AuditError) -> Self {
+        let (exit, code, try_) = match error {
+            AuditError::Store(error) => return error.into(),
+            AuditError::Unusable { .. } => {
+                (Exit::Usage, "audit_unusable", "may this user write there, and has the disk room?")
+            }
+            AuditError::Broken { .. } | AuditError::Foreign { .. } => {
+                (Exit::Failed, "audit_broken", "do as the line above says; nothing was changed")
+            }
+        };
+        Self::new(exit, code, "the reflector's audit log can't be used", error, try_)
     }
 }

@@ -148,8 +148,7 @@ impl Drop for Responder {
     }
 }
 
-/// While this lives, the probes of one session are answered. Cut the tether before dropping it: then what was answered
-/// is charged to the tether, and counts among what it spent.
+/// While this lives, the probes of one session are answered; both ways are charged to its tether as they flow.
 #[must_use = "dropping it ends the session's answers"]
 pub struct Enrolment {
     shared: Arc<Shared>,

@@ -54,7 +54,7 @@ struct OurEnds {
 pub(super) enum RunEvent {
     Started(u8),
     Sample(u8, Direction, Sample),
-    Done(u8, PhaseTally),
+    Done(u8, Box<PhaseTally>),
 }
 
 impl Running {
@@ -141,7 +141,7 @@ impl Running {
             let ends = running.ends.read().unwrap_or_else(PoisonError::into_inner);
             let tally = ends.as_ref().map_or_else(PhaseTally::default, |ends| ends.serve.run(phase, &report));
             drop(ends);
-            let _ = events.send(RunEvent::Done(phase, tally));
+            let _ = events.send(RunEvent::Done(phase, Box::new(tally)));
         };
         std::thread::Builder::new().name(format!("phase-{phase}")).spawn(run).map(drop)
     }
