@@ -108,12 +108,8 @@ impl Responder {
     /// Answers the probes of a session, for as long as the answer lives and its tether is not cut, if they come from
     /// `peer`. Each verified probe is heard on the tether.
     pub fn enroll(&self, keys: Arc<SessionKeys>, tether: Arc<Tether>, peer: IpAddr) -> Enrolment {
-        let enrolled = Arc::new(Enrolled {
-            keys,
-            tether,
-            peer: peer.to_canonical(),
-            ledger: Mutex::new(Ledger::new()),
-        });
+        let enrolled =
+            Arc::new(Enrolled { keys, tether, peer: peer.to_canonical(), ledger: Mutex::new(Ledger::new()) });
         lock(&self.shared.sessions).insert(enrolled.keys.session(), Arc::clone(&enrolled));
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
     }
