@@ -41,7 +41,9 @@ fn the_code_may_come_by_a_pipe_a_file_or_the_environment() {
         let mut pairing = reflector.open_code(&[]);
         let mut command = match way {
             "pipe" => appliance.command(&["pair", "--peer", reflector.address(), "--code", "-"]),
-            "file" => appliance.command(&["pair", "--peer", reflector.address(), "--code-file", file.to_str().unwrap()]),
+            "file" => {
+                appliance.command(&["pair", "--peer", reflector.address(), "--code-file", file.to_str().unwrap()])
+            }
             _ => appliance.command(&["pair", "--peer", reflector.address()]),
         };
         std::fs::write(&file, &pairing.code).unwrap();

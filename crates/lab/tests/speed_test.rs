@@ -141,8 +141,7 @@ fn twenty_tests_in_a_row_pass_with_one_slot() {
 #[test]
 fn eight_appliances_at_once_all_finish_through_the_queue() {
     let reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
-    let appliances =
-        (0..8).map(|_| Appliance::new().pair(&reflector, reflector.address())).collect::<Vec<_>>();
+    let appliances = (0..8).map(|_| Appliance::new().pair(&reflector, reflector.address())).collect::<Vec<_>>();
     let outcomes = std::thread::scope(|scope| {
         let running = appliances
             .iter()

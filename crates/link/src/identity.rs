@@ -251,7 +251,10 @@ mod tests {
     #[test]
     fn a_check_part_at_or_above_the_modulus_is_refused() {
         // Adding the modulus to the check part keeps the number divisible, but it is no longer the canonical one.
-        let id = (0u8..=255).map(|b| EndpointId([b; 32])).find(|id| check_number(*id) < 59).expect("some key has a small check");
+        let id = (0u8..=255)
+            .map(|b| EndpointId([b; 32]))
+            .find(|id| check_number(*id) < 59)
+            .expect("some key has a small check");
         let mut values = digits(id);
         let forged = check_number(id) + crockford::MODULUS;
         for (at, shift) in [15, 10, 5, 0].into_iter().enumerate() {

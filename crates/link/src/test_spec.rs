@@ -217,7 +217,9 @@ impl TestSpec {
             return Err(BadSpec::ProbeInterval);
         }
         let name_is_sane = |name: &String| {
-            !name.is_empty() && name.len() < 16 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+            !name.is_empty()
+                && name.len() < 16
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
         };
         if !self.congestion_control.iter().all(name_is_sane) {
             return Err(BadSpec::CongestionControl);

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use paramedic_link::tls::Expect;
 use paramedic_link::PeerText;
+use paramedic_link::tls::Expect;
 use serde_json::json;
 
 use super::Context;
@@ -53,7 +53,9 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
                 return Ok(Exit::Done);
             }
             if all.is_empty() {
-                context.output.note("none yet: run `reflector pair` on a reflector, then `packetparamedic pair-reflector`");
+                context
+                    .output
+                    .note("none yet: run `reflector pair` on a reflector, then `packetparamedic pair-reflector`");
             }
             for reflector in &all {
                 let line = format!("{}  {}  {}", reflector.name, reflector.address, reflector.endpoint_id);

@@ -25,7 +25,11 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Fail
     let rotated = key_file::rotate(&context.key_path()).map_err(|error| key_failure(&error))?;
     let lost = context.history().await?.reflectors().await?;
     context.output.line(&rotated.new.id().to_string())?;
-    context.output.note(&format!("the old identity was {}; its key is kept in {}", rotated.old, rotated.kept.display()));
+    context.output.note(&format!(
+        "the old identity was {}; its key is kept in {}",
+        rotated.old,
+        rotated.kept.display()
+    ));
     for reflector in lost {
         context.output.note(&format!("{} knows only the old one: pair again with it", reflector.name));
     }

@@ -195,7 +195,13 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
         }
         (None, None) => {
             let because = "every phase ended without a reading";
-            return Err(Failure::new(Exit::Failed, "nothing_measured", "nothing was measured", because, "measure longer with -t"));
+            return Err(Failure::new(
+                Exit::Failed,
+                "nothing_measured",
+                "nothing was measured",
+                because,
+                "measure longer with -t",
+            ));
         }
     };
     if let Some(unsaved) = run.unsaved {
