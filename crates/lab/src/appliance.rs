@@ -7,14 +7,14 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::programs::{Programs, Running, clean_command};
+use crate::programs::{Around, Programs, Running, clean_command, may_mount};
 use crate::reflector::Reflector;
 
 /// An appliance that nobody knows yet.
 #[derive(Debug)]
 pub struct Appliance {
     home: TempDir,
-    netns: Option<String>,
+    around: Around,
 }
 
 /// How a command ended.
@@ -32,6 +32,16 @@ impl Outcome {
     /// stdout as one JSON document.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("one document: {error}\n{self:?}"))
+    }
+
+    /// What failed, because of what, what to try: stderr is those three lines and nothing else.
+    pub fn three_lines(&self) -> [&str; 3] {
+        let lines = self.stderr.lines().collect::<Vec<_>>();
+        let [what, because, advice] = lines[..] else { panic!("not three lines: {self:?}") };
+        let because = because.strip_prefix("because: ").unwrap_or_else(|| panic!("no because: {self:?}"));
+        let advice = advice.strip_prefix("try: ").unwrap_or_else(|| panic!("no try: {self:?}"));
+        assert!([what, because, advice].iter().all(|part| !part.trim().is_empty()), "{self:?}");
+        [what, because, advice]
     }
 }
 
@@ -54,12 +64,18 @@ impl Default for Appliance {
 impl Appliance {
     /// One on this host.
     pub fn new() -> Self {
-        Self { home: TempDir::new().expect("a temporary folder"), netns: None }
+        Self { home: TempDir::new().expect("a temporary folder"), around: Around::Nothing }
     }
 
     /// One in the namespace `netns`.
     pub fn in_netns(netns: &str) -> Self {
-        Self { netns: Some(netns.to_owned()), ..Self::new() }
+        Self { around: Around::Netns(netns.to_owned()), ..Self::new() }
+    }
+
+    /// The same, with its state on a disk that is soon full. Each command gets a disk of its own with what stood in
+    /// the state folder before; what it writes there is gone with it. `None`, said loudly, where there are no rights.
+    pub fn on_a_tiny_disk(self) -> Option<Self> {
+        may_mount().then(|| Self { around: Around::TinyDisk(self.state()), ..self })
     }
 
     /// One that is paired with `reflector` by code, which it reaches at `address`.
@@ -75,7 +91,7 @@ impl Appliance {
     /// A command of the program with this appliance's state folder.
     pub fn command(&self, args: &[&str]) -> Command {
         let program = Programs::built().path("packetparamedic");
-        let mut command = clean_command(&program, self.home.path(), self.netns.as_deref());
+        let mut command = clean_command(&program, self.home.path(), &self.around);
         command.args(args).env("PACKETPARAMEDIC_STATE_DIR", self.state());
         command
     }
@@ -83,6 +99,23 @@ impl Appliance {
     /// Runs such a command to its end.
     pub fn run(&self, args: &[&str]) -> Outcome {
         self.command(args).stdin(Stdio::null()).output().expect("the program runs").into()
+    }
+
+    /// Runs a command that must fail with this exit code and error code, once for a machine and once for a person: one
+    /// JSON document on stdout and nothing beside, then three lines on stderr and nothing else. Gives the document.
+    pub fn fails(&self, args: &[&str], exit: i32, code: &str) -> Value {
+        let told = self.run(&[args, &["--json"]].concat());
+        assert_eq!((told.code, told.stderr.as_str()), (exit, ""), "{args:?}: {told:?}");
+        let document = told.json();
+        assert_eq!(document["schema"], "packetparamedic.error/1", "{args:?}: {document:#}");
+        assert_eq!(document["code"], code, "{args:?}: {document:#}");
+        for part in ["what", "because", "try"] {
+            assert!(document[part].as_str().is_some_and(|text| !text.trim().is_empty()), "{document:#}");
+        }
+        let said = self.run(args);
+        assert_eq!((said.code, said.stdout.as_str()), (exit, ""), "{args:?}: {said:?}");
+        said.three_lines();
+        document
     }
 
     /// A speed test as one JSON document.
@@ -93,6 +126,11 @@ impl Appliance {
     /// Starts a command whose stdout is read as it comes.
     pub fn start(&self, args: &[&str]) -> Running {
         Running::start(self.command(args), Stdio::inherit()).expect("the program runs")
+    }
+
+    /// Its Endpoint ID.
+    pub fn id(&self) -> String {
+        self.run(&["show-id"]).stdout.trim().to_owned()
     }
 
     /// Its state folder.

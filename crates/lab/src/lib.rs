@@ -2,6 +2,8 @@
 //! For tests alone; nothing of it ships.
 
 mod appliance;
+mod changes;
+pub mod hostile;
 mod hosts;
 mod programs;
 mod reflector;

@@ -41,15 +41,63 @@ impl Programs {
     }
 }
 
+/// What stands around a program.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Around {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A network namespace.
+    Netns(String),
+    /// A disk of [`TINY_DISK`] at its state folder, which only it and its children see.
+    TinyDisk(PathBuf),
+    /// The disks of a process that runs.
+    Disks(rustix::process::Pid),
+}
+
+/// How large such a disk is: little more than two small databases and a log need.
+const TINY_DISK: &str = "2m";
+
+/// Mounts a disk at the folder `$1` with what stands there, and becomes the program.
+const ON_TINY_DISK: &str = r#"
+    set -e
+    mkdir -p "$1" "$1.disk"
+    mount -t tmpfs -o mode=700,size="$2" tmpfs "$1.disk"
+    cp -a "$1/." "$1.disk/"
+    mount --move "$1.disk" "$1"
+    shift 2
+    exec "$@""#;
+
+/// Whether a program may be given a disk of its own; said loudly where it may not, never silently.
+pub(crate) fn may_mount() -> bool {
+    let mut probe = Command::new("unshare");
+    probe.args(["--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]);
+    let may = probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    if !may {
+        eprintln!("SKIPPED: a disk of one's own needs root and mount namespaces");
+    }
+    may
+}
+
 /// A command in a clean environment: what the machine has set must not change a test.
-pub(crate) fn clean_command(program: &Path, home: &Path, netns: Option<&str>) -> Command {
-    let mut command = match netns {
-        Some(netns) => {
+pub(crate) fn clean_command(program: &Path, home: &Path, around: &Around) -> Command {
+    let mut command = match around {
+        Around::Nothing => Command::new(program),
+        Around::Netns(netns) => {
             let mut command = Command::new("ip");
             command.args(["netns", "exec", netns]).arg(program);
             command
         }
-        None => Command::new(program),
+        Around::TinyDisk(state) => {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", ON_TINY_DISK, "sh"]).arg(state).arg(TINY_DISK).arg(program);
+            command
+        }
+        Around::Disks(pid) => {
+            let mut command = Command::new("nsenter");
+            command.args(["--mount", "--target", &pid.to_string()]).arg(program);
+            command
+        }
     };
     command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("RUST_BACKTRACE", "1");
@@ -91,6 +139,12 @@ impl Running {
                 Err(RecvTimeoutError::Timeout) => bail!("stdout still open after {within:?}; so far {lines:?}"),
             }
         }
+    }
+
+    /// A folder as the process sees it, which may have mounted something there.
+    pub fn sees(&self, folder: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
+        root.join(folder.strip_prefix("/").unwrap_or(folder))
     }
 
     /// Its process id.

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
 use tempfile::TempDir;
 
-use crate::programs::{Programs, Running, clean_command};
+use crate::appliance::Outcome;
+use crate::changes;
+use crate::programs::{Around, Programs, Running, clean_command, may_mount};
 
 /// How long a program may take to say something on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Reflector {
     home: TempDir,
-    netns: Option<String>,
+    around: Around,
     environment: Vec<(String, String)>,
     listen: Vec<String>,
     running: Option<Running>,
@@ -42,22 +44,44 @@ impl Reflector {
 
     /// Serves on `listen`, in the namespace `netns` where one is given.
     pub fn serve_on(listen: &[&str], netns: Option<&str>, environment: &[(&str, &str)]) -> Self {
-        let mut reflector = Self {
+        let around = netns.map_or(Around::Nothing, |netns| Around::Netns(netns.to_owned()));
+        let mut reflector = Self::new(listen, around, environment);
+        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector
+    }
+
+    /// Serves on a free port of loopback with its state on a disk that is soon full. `None`, said loudly, where there
+    /// are no rights for it.
+    pub fn serve_on_a_tiny_disk(environment: &[(&str, &str)]) -> Option<Self> {
+        if !may_mount() {
+            return None;
+        }
+        let mut reflector = Self::idle(environment);
+        reflector.around = Around::TinyDisk(reflector.state());
+        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        Some(reflector)
+    }
+
+    /// One that does not serve yet; it will on a free port of loopback.
+    pub fn idle(environment: &[(&str, &str)]) -> Self {
+        Self::new(&["127.0.0.1:0"], Around::Nothing, environment)
+    }
+
+    fn new(listen: &[&str], around: Around, environment: &[(&str, &str)]) -> Self {
+        Self {
             home: TempDir::new().expect("a temporary folder"),
-            netns: netns.map(str::to_owned),
+            around,
             environment: environment.iter().map(|(k, v)| (format!("REFLECTOR_{k}"), (*v).to_owned())).collect(),
             listen: listen.iter().map(|at| (*at).to_owned()).collect(),
             running: None,
             addresses: vec![],
-        };
-        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
-        reflector
+        }
     }
 
     /// Starts it, or starts it again: same state folder, same port.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = self.command(&["serve"]);
+        let mut command = self.command_in(&self.around, &["serve"]);
         if !self.addresses.is_empty() {
             self.listen.clone_from(&self.addresses);
         }
@@ -73,25 +97,39 @@ impl Reflector {
         Ok(())
     }
 
-    /// A command of the program with this reflector's state folder and settings.
+    /// A command of the program with this reflector's state folder and settings, where the reflector runs.
     pub fn command(&self, args: &[&str]) -> Command {
+        match (&self.around, &self.running) {
+            (Around::TinyDisk(_), Some(running)) => self.command_in(&Around::Disks(running.pid()), args),
+            (around, _) => self.command_in(around, args),
+        }
+    }
+
+    fn command_in(&self, around: &Around, args: &[&str]) -> Command {
         let program = Programs::built().path("reflector");
-        let mut command = clean_command(&program, self.home.path(), self.netns.as_deref());
+        let mut command = clean_command(&program, self.home.path(), around);
         command.args(args).env("REFLECTOR_STATE_DIR", self.state());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
     }
 
     /// Runs such a command to its end.
-    pub fn run(&self, args: &[&str]) -> Output {
-        self.command(args).stdin(Stdio::null()).output().expect("the program runs")
+    pub fn run(&self, args: &[&str]) -> Outcome {
+        self.command(args).stdin(Stdio::null()).output().expect("the program runs").into()
     }
 
     /// Runs such a command, which must succeed, and gives its stdout.
     pub fn must(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.log());
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        let outcome = self.run(args);
+        assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", self.log());
+        outcome.stdout.trim().to_owned()
+    }
+
+    /// Runs such a command, which must fail with this exit code and three lines; gives them.
+    pub fn fails(&self, args: &[&str], exit: i32) -> [String; 3] {
+        let outcome = self.run(args);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (exit, ""), "{args:?}: {outcome:?}");
+        outcome.three_lines().map(str::to_owned)
     }
 
     /// The address that it listens on first.
@@ -121,7 +159,7 @@ impl Reflector {
 
     /// Every line of its audit log.
     pub fn audit(&self) -> Vec<serde_json::Value> {
-        let folder = self.state().join("audit");
+        let folder = self.audit_folder();
         let mut files = std::fs::read_dir(folder)
             .map(|dir| dir.filter_map(Result::ok).map(|entry| entry.path()).collect::<Vec<_>>())
             .unwrap_or_default();
@@ -135,6 +173,20 @@ impl Reflector {
         self.audit().into_iter().filter(|line| line["event"] == event).collect()
     }
 
+    /// The first event of its audit log with this name that `is_it`; waits for it.
+    pub fn await_audited(&self, event: &str, is_it: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let look = || self.audited(event).into_iter().find(&is_it);
+        changes::until(&self.audit_folder(), PATIENCE, look)
+            .unwrap_or_else(|| panic!("no such {event} in the audit log: {:#?}\n{}", self.audit(), self.log()))
+    }
+
+    /// Waits until its log says `text`.
+    pub fn await_log(&self, text: &str) {
+        let look = || self.log().contains(text).then_some(());
+        changes::until(self.home.path(), PATIENCE, look)
+            .unwrap_or_else(|| panic!("nothing of {text:?} in the log:\n{}", self.log()));
+    }
+
     /// The process.
     pub fn process(&mut self) -> &mut Running {
         self.running.as_mut().expect("it was started")
@@ -143,6 +195,18 @@ impl Reflector {
     /// Its state folder.
     pub fn state(&self) -> PathBuf {
         self.home.path().join("state")
+    }
+
+    /// Its state folder as it sees it, where it has a disk of its own.
+    pub fn disk(&self) -> PathBuf {
+        match (&self.around, &self.running) {
+            (Around::TinyDisk(_), Some(running)) => running.sees(&self.state()),
+            _ => self.state(),
+        }
+    }
+
+    fn audit_folder(&self) -> PathBuf {
+        self.disk().join("audit")
     }
 
     fn log_path(&self) -> PathBuf {

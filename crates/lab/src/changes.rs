@@ -1,0 +1,31 @@
+//! Waiting until a file says what a test waits for: woken by the kernel each time something is written, never by a
+//! clock.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+
+/// Looks again after each change in `folder`, until `look` finds something; `None` where that takes longer than
+/// `within`.
+pub(crate) fn until<T>(folder: &Path, within: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let until = Instant::now() + within;
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).expect("inotify");
+    let changes = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, folder, changes).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    loop {
+        // Watched first and looked at then: whatever comes in between wakes us.
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        let left = until.checked_duration_since(Instant::now())?;
+        let left = Timespec::try_from(left).expect("a time-out of a test");
+        let mut fds = [PollFd::new(&watch, PollFlags::IN)];
+        if poll(&mut fds, Some(&left)).is_ok_and(|ready| ready > 0) {
+            // What happened is in the file; here it only has to be taken off.
+            let mut buffer = [0; 4096];
+            while rustix::io::read(&watch, &mut buffer).is_ok_and(|read| read > 0) {}
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Either end of a link, played by hand: a key of our choice, real TLS, and any bytes on it. What a program of ours
+//! would never say is said here.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use paramedic_link::tls::{self, Alpn, Expect};
+use paramedic_link::{EndpointId, SecretKey, frame};
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use serde_json::Value;
+
+/// How long the other end may take to say something or to hang up before a test fails. Longer than any time-out of the
+/// programs.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// An open link, on which any bytes can be said.
+pub struct RawLink<S> {
+    stream: S,
+}
+
+/// Our end where the reflector is real.
+pub type AsAppliance = RawLink<StreamOwned<ClientConnection, TcpStream>>;
+/// Our end where the appliance is real.
+pub type AsReflector = RawLink<StreamOwned<ServerConnection, TcpStream>>;
+
+impl AsAppliance {
+    /// Opens a link to the reflector at `address` with `key`, for `alpn`.
+    pub fn open(address: &str, reflector: EndpointId, key: &SecretKey, alpn: Alpn) -> io::Result<Self> {
+        let config = tls::appliance_config(key, Expect::ExactKey(reflector), alpn).map_err(io::Error::other)?;
+        let mut session = ClientConnection::new(config, tls::server_name()).map_err(io::Error::other)?;
+        let mut socket = TcpStream::connect(address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        session.complete_io(&mut socket)?;
+        Ok(Self { stream: StreamOwned::new(session, socket) })
+    }
+
+    /// The value of the link's exporter.
+    pub fn exporter(&self, label: &[u8], context: Option<&[u8]>) -> [u8; 32] {
+        self.stream.conn.export_keying_material([0; 32], label, context).expect("the handshake is done")
+    }
+}
+
+impl<S: Read + Write> RawLink<S> {
+    /// Sends these bytes as they are.
+    pub fn say_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
+    }
+
+    /// Sends a message, whatever is in it.
+    pub fn say(&mut self, message: &Value) -> io::Result<()> {
+        self.say_bytes(&frame::encode(message).map_err(io::Error::other)?)
+    }
+
+    /// The next message; `None` where the other end hung up.
+    pub fn hear(&mut self) -> io::Result<Option<Value>> {
+        let mut length = [0; 4];
+        match self.stream.read_exact(&mut length) {
+            Ok(()) => {}
+            Err(error) if is_end(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        self.stream.read_exact(&mut body)?;
+        serde_json::from_slice(&body).map(Some).map_err(io::Error::other)
+    }
+
+    /// The next message of this type; others are passed over.
+    pub fn hear_a(&mut self, kind: &str) -> io::Result<Value> {
+        while let Some(message) = self.hear()? {
+            if message["type"] == kind {
+                return Ok(message);
+            }
+        }
+        Err(io::Error::other(format!("hung up before a {kind}")))
+    }
+
+    /// Every byte until the other end hangs up.
+    pub fn hear_out(&mut self) -> io::Result<Vec<u8>> {
+        let mut heard = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Ok(heard),
+                Ok(read) => heard.extend_from_slice(&buffer[..read]),
+                Err(error) if is_end(&error) => return Ok(heard),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Whether the other end hung up, politely or not.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
+/// Something that listens like a reflector, holds a key like one, and says what a test makes it say.
+pub struct FalseReflector {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The identity that it proves.
+    pub id: EndpointId,
+    _thread: JoinHandle<()>,
+}
+
+impl FalseReflector {
+    /// Listens on loopback; each link, once its first message was read, is handed to `answer` with that message.
+    pub fn listen(answer: impl Fn(&mut AsReflector, &Value) -> io::Result<()> + Send + 'static) -> Self {
+        let key = SecretKey::generate().expect("a key");
+        let config = tls::reflector_config(&key).expect("TLS");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        // Ends with the test's process, as whatever it stands in for would.
+        let thread = std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let link = || -> io::Result<()> {
+                    let mut socket = socket?;
+                    socket.set_read_timeout(Some(PATIENCE))?;
+                    let mut session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
+                    session.complete_io(&mut socket)?;
+                    let mut link = AsReflector { stream: StreamOwned::new(session, socket) };
+                    if let Some(first) = link.hear()? {
+                        answer(&mut link, &first)?;
+                    }
+                    link.hear_out().map(drop)
+                };
+                // An appliance that hung up early has said in its own error why.
+                let _ = link();
+            }
+        });
+        Self { address, id: key.id(), _thread: thread }
+    }
+}
