@@ -20,6 +20,9 @@ pub trait Engine: Sync {
     /// One line for `--help`.
     fn about(&self) -> &'static str;
 
+    /// Whether it puts load on the path. One that doesn't is asked for a single phase, which stays idle.
+    fn loads(&self) -> bool;
+
     /// The ways its data can take.
     fn data_modes(&self) -> &'static [DataMode];
 

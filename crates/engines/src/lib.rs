@@ -16,7 +16,7 @@ mod tcp;
 
 pub use engine::Engine;
 
-/// Every engine there is. Hello, the configuration's allow-list, command line values and help all read this list.
+/// Every engine there is. What a reflector offers and what the command line takes and explains is read from this list.
 pub const ENGINES: &[&dyn Engine] = &[&tcp::Tcp, &echo::Echo];
 
 /// The engine with this id.

@@ -40,6 +40,10 @@ impl Engine for Echo {
         "latency alone, nothing loaded"
     }
 
+    fn loads(&self) -> bool {
+        false
+    }
+
     fn data_modes(&self) -> &'static [DataMode] {
         &[DataMode::Tunneled, DataMode::DirectEphemeral]
     }

@@ -32,6 +32,10 @@ impl Engine for Tcp {
         "parallel TCP streams, as fast as the path takes them"
     }
 
+    fn loads(&self) -> bool {
+        true
+    }
+
     fn data_modes(&self) -> &'static [DataMode] {
         &[DataMode::Tunneled, DataMode::DirectEphemeral]
     }

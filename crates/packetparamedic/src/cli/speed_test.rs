@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use paramedic_engines::Engine;
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use tokio::sync::watch;
 
@@ -16,8 +17,10 @@ use crate::reflector_client::Family;
 use crate::runner::{self, Turn};
 use crate::thresholds::Thresholds;
 
+/// What most people mean by a speed test.
+const DEFAULT_ENGINE: &str = "tcp";
+
 #[derive(clap::Args)]
-#[command(disable_help_flag = false)]
 pub(super) struct Args {
     /// Whom to measure against: a saved name, or an address at which a paired key answers
     /// [default: the only paired reflector]
@@ -117,14 +120,14 @@ impl Args {
         said.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
     }
 
-    fn phases(&self, engine: &EngineId, each: Duration) -> Vec<PhaseSpec> {
+    fn phases(&self, engine: &dyn Engine, each: Duration) -> Vec<PhaseSpec> {
         let phase = |load, duration: Duration| PhaseSpec {
             load,
             duration_ms: u32::try_from(duration.as_millis()).unwrap_or(u32::MAX),
         };
         let idle = (!self.idle.is_zero() && !self.probe_interval.is_zero()).then(|| phase(Load::Idle, self.idle));
-        if engine.as_str() == "echo" {
-            // This engine loads nothing: its one phase is as long as a direction would be.
+        if !engine.loads() {
+            // Its one phase is as long as a direction would be.
             return vec![phase(Load::Idle, each)];
         }
         let loads: &[Load] = match (self.download, self.upload, self.bidir) {
@@ -215,13 +218,8 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
 async fn order(args: &Args, context: &Context) -> Result<TestOrder, Failure> {
     let key = Arc::new(context.identity()?);
     let settings = &context.settings;
-    let engine = match &settings.engine {
-        Some(engine) if paramedic_engines::find(engine.as_str()).is_none() => {
-            return Err(no_such("engine", engine.as_str()));
-        }
-        Some(engine) => engine.clone(),
-        None => EngineId::try_from("tcp").map_err(|error| no_such("engine", &error.to_string()))?,
-    };
+    let id = settings.engine.as_ref().map_or(DEFAULT_ENGINE, EngineId::as_str);
+    let engine = paramedic_engines::find(id).ok_or_else(|| no_such("engine", id))?;
     let history = context.history().await?;
     let known = history.reflectors().await?;
     history.close().await;
@@ -229,8 +227,8 @@ async fn order(args: &Args, context: &Context) -> Result<TestOrder, Failure> {
         key,
         known,
         peer: settings.peer.clone(),
-        phases: args.phases(&engine, settings.duration),
-        engine,
+        phases: args.phases(engine, settings.duration),
+        engine: EngineId::try_from(id).map_err(|error| no_such("engine", &error.to_string()))?,
         data_mode: settings.data_mode,
         streams: settings.streams,
         omit: args.omit,
