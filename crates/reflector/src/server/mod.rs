@@ -276,6 +276,8 @@ fn limits(config: &Config) -> Limits {
     if direct {
         data_modes.push(DataMode::DirectEphemeral);
     }
+    let engines = paramedic_engines::ENGINES.iter();
+    let engines = engines.filter_map(|engine| Some((EngineId::try_from(engine.id()).ok()?, engine.data_modes())));
     Limits {
         max_concurrent_tests: config.max_concurrent_tests,
         max_test_duration: config.max_test_duration,
@@ -286,7 +288,8 @@ fn limits(config: &Config) -> Limits {
         max_queue: config.max_queue,
         data_ports: direct.then(|| config.data_port_range.clone()),
         data_modes,
-        engines: paramedic_engines::ENGINES.iter().filter_map(|engine| EngineId::try_from(engine.id()).ok()).collect(),
+        engine_modes: engines.clone().map(|(id, modes)| (id, modes.to_vec())).collect(),
+        engines: engines.map(|(id, _)| id).collect(),
         ..Limits::default()
     }
 }

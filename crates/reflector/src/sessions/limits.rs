@@ -1,5 +1,6 @@
 //! What the operator allows, and what a request is told that asks for more. What is used up is not looked at here.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub struct Limits {
     pub data_modes: Vec<DataMode>,
     /// The engines offered.
     pub engines: Vec<EngineId>,
+    /// The data modes that an engine knows; one that is not in here takes whatever is offered.
+    pub engine_modes: BTreeMap<EngineId, Vec<DataMode>>,
 }
 
 impl Default for Limits {
@@ -60,6 +63,7 @@ impl Default for Limits {
             data_ports: None,
             data_modes: Vec::new(),
             engines: Vec::new(),
+            engine_modes: BTreeMap::new(),
         }
     }
 }
@@ -78,9 +82,11 @@ impl Limits {
                 format!("engine {} is not offered here; offered: {offered}", spec.engine),
             );
         }
+        let engine_takes = |mode| self.engine_modes.get(&spec.engine).is_none_or(|modes| modes.contains(&mode));
         let has_ports = self.data_ports.as_ref().is_some_and(|ports| !ports.is_empty());
         let is_offered = |mode: DataMode| {
             self.data_modes.contains(&mode)
+                && engine_takes(mode)
                 && match mode {
                     DataMode::Tunneled => true,
                     DataMode::DirectEphemeral => has_ports,
@@ -89,7 +95,8 @@ impl Limits {
         };
         if !is_offered(spec.data_mode) {
             let offered = self.data_modes.iter().copied().filter(|mode| is_offered(*mode)).collect::<Vec<_>>();
-            let detail = format!("data mode {} is not offered here; offered: {}", spec.data_mode, list(&offered));
+            let (mode, engine) = (spec.data_mode, &spec.engine);
+            let detail = format!("data mode {mode} is not offered here with {engine}; offered: {}", list(&offered));
             return refuse(DenialReason::ModeNotOffered, detail);
         }
         if spec.streams > self.max_streams {

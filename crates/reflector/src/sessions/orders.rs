@@ -80,6 +80,7 @@ fn limits() -> impl Strategy<Value = Limits> {
         data_ports: Some(5201..=5200 + ports),
         data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
         engines: vec![EngineId::try_from("tcp").unwrap()],
+        engine_modes: BTreeMap::new(),
     })
 }
 
@@ -427,6 +428,7 @@ proptest! {
             data_ports: Some(0..=2),
             data_modes: vec![DataMode::DirectEphemeral],
             engines: vec![EngineId::try_from("tcp").unwrap()],
+            engine_modes: BTreeMap::new(),
         };
         let phases = phases.into_iter().map(|duration_ms| PhaseSpec { load: Load::Idle, duration_ms }).collect();
         let asked = TestSpec { phases, ..spec(true, 1) };

@@ -1,5 +1,6 @@
 //! Tests: each session rule as a sentence. No rule lives here.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ fn limits() -> Limits {
         data_ports: Some(5201..=5202),
         data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
         engines: vec![engine("tcp"), engine("udp")],
+        engine_modes: BTreeMap::new(),
     }
 }
 
@@ -243,6 +245,16 @@ fn direct_is_not_offered_without_ports_whatever_the_list_says() {
         assert_eq!(denial.reason, DenialReason::ModeNotOffered);
         assert!(denial.detail.as_str().ends_with("offered: tunneled"), "{denial:?}");
     }
+}
+
+#[test]
+fn an_engine_is_offered_in_the_data_modes_that_it_knows() {
+    let engine_modes = BTreeMap::from([(engine("udp"), vec![DataMode::DirectEphemeral])]);
+    let mut desk = Desk::new(Limits { engine_modes, ..limits() });
+    let denial = desk.denial(1, A, TestSpec { engine: engine("udp"), ..tunneled() }, true);
+    assert_eq!(denial.reason, DenialReason::ModeNotOffered);
+    assert!(denial.detail.as_str().ends_with("with udp; offered: direct_ephemeral"), "{denial:?}");
+    desk.grant(1, A, TestSpec { engine: engine("udp"), ..direct() });
 }
 
 #[test]

@@ -75,10 +75,14 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
     end
 }
 
-/// What is asked of the reflector. With no mode said: direct where it is offered, for that is the faster way.
+/// What is asked of the reflector. With no mode said: direct where engine and reflector have it, for that is the faster
+/// way. One that neither has is asked all the same: the reflector's answer says what there is.
 fn spec(order: &TestOrder, welcome: &Welcome) -> TestSpec {
-    let offers_direct = welcome.data_modes.contains(&DataMode::DirectEphemeral);
-    let data_mode = order.data_mode.unwrap_or(if offers_direct { DataMode::DirectEphemeral } else { DataMode::Tunneled });
+    let engine = paramedic_engines::find(order.engine.as_str());
+    let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
+    let mut ways = ways.filter(|way| engine.is_none_or(|engine| engine.data_modes().contains(way)));
+    let offered = ways.clone().find(|way| welcome.data_modes.contains(way));
+    let data_mode = order.data_mode.or(offered).or_else(|| ways.next_back()).unwrap_or(DataMode::Tunneled);
     TestSpec {
         engine: order.engine.clone(),
         data_mode,
