@@ -45,10 +45,14 @@ impl Allowance {
         let charged = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.spent.fetch_add(bytes, Ordering::Relaxed);
         let left = self.left.fetch_sub(charged, Ordering::AcqRel).saturating_sub(charged);
+        self.ask_below_low_water(left);
+        left
+    }
+
+    fn ask_below_low_water(&self, left: i64) {
         if left < self.low_water.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::AcqRel) {
             (self.ask)();
         }
-        left
     }
 
     fn refund(&self, bytes: u64) {
@@ -173,7 +177,10 @@ impl Tether {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             allowance.low_water.store(bytes / 2, Ordering::Relaxed);
             allowance.asked.store(false, Ordering::Release);
-            allowance.left.fetch_add(bytes, Ordering::AcqRel);
+            let left = allowance.left.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
+            // Many threads at once may be further ahead than this slice reaches. All of them wait then, so that none
+            // of them would ever ask again.
+            allowance.ask_below_low_water(left);
             self.wake();
         }
     }
@@ -268,5 +275,21 @@ mod tests {
         };
         tether.cut();
         assert_eq!(waiting.join().unwrap(), Err(Cut));
+    }
+
+    #[test]
+    fn an_allowance_that_does_not_reach_is_asked_for_again() {
+        let (asks, asked) = mpsc::channel();
+        let tether = Tether::leased(move || asks.send(()).unwrap());
+        tether.allow(1000);
+        let spender = {
+            let tether = Arc::clone(&tether);
+            std::thread::spawn(move || tether.spend(10_000))
+        };
+        for _ in 0..9 {
+            asked.recv_timeout(Duration::from_secs(10)).unwrap();
+            tether.allow(1000);
+        }
+        spender.join().unwrap().unwrap();
     }
 }
