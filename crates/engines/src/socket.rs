@@ -73,6 +73,13 @@ pub(crate) fn congestion_control(socket: &TcpStream) -> Option<String> {
     sockopt::tcp_congestion(socket).ok()
 }
 
+/// Lets the kernel hold at most about `bytes` that it has not sent once, however large its buffer is (tcp(7),
+/// `TCP_NOTSENT_LOWAT`).
+pub(crate) fn limit_unsent(socket: &TcpStream, bytes: u32) {
+    // A kernel that refuses it holds more: worse, but not wrong.
+    let _ = SockRef::from(socket).set_tcp_notsent_lowat(bytes);
+}
+
 /// Makes closing `socket` a reset: what it still holds is thrown away, nobody lingers.
 pub(crate) fn reset_on_close(socket: &TcpStream) {
     // Refused only for what is no socket any more.

@@ -13,9 +13,10 @@ use nix::sys::time::TimeVal;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, PhaseSpec};
 
+use super::SESSION_OVER;
 use super::receiver::{self, Received};
 use super::roster::Standing;
-use super::{SESSION_OVER, sender};
+use super::sender::{self, Lead};
 use crate::data_stream::DataStream;
 use crate::engine::{Progress, Report};
 use crate::host_facts::CpuClock;
@@ -106,7 +107,8 @@ impl Counter {
 /// One direction, as the watching thread sees it.
 struct Lane {
     direction: Direction,
-    sends: bool,
+    /// Where this end sends: how far each stream may run ahead.
+    leads: Option<Vec<Lead>>,
     counters: Vec<Counter>,
     /// Each stream's socket a second time, to ask and to end it.
     sockets: Vec<TcpStream>,
@@ -162,7 +164,8 @@ pub(super) fn run(duration: Duration, tether: &Tether, traffic: Traffic, report:
         let give_up = course.until + DRAIN + if sends { FAREWELL } else { Duration::ZERO };
         let counters = standing.iter().map(|_| Counter::default()).collect();
         let sockets = sockets.unwrap_or_default();
-        lanes.push(Lane { direction, sends, counters, sockets, ended: AtomicUsize::new(0), give_up });
+        let leads = sends.then(|| sockets.iter().map(Lead::new).collect());
+        lanes.push(Lane { direction, leads, counters, sockets, ended: AtomicUsize::new(0), give_up });
         streams.push(standing);
     }
     let outcomes = if course.failed.load(Ordering::SeqCst) {
@@ -194,23 +197,23 @@ fn spawn<'scope>(
     streams: &'scope mut [Vec<Standing>],
 ) -> Vec<Vec<ScopedJoinHandle<'scope, Outcome>>> {
     let spawn_lane = |(lane, streams): (&'scope Lane, &'scope mut Vec<Standing>)| {
-        let name = if lane.sends { "tcp-send" } else { "tcp-receive" };
-        let spawn_one = |(standing, counter): (&'scope mut Standing, &'scope Counter)| {
+        let name = if lane.leads.is_some() { "tcp-send" } else { "tcp-receive" };
+        let spawn_one = |(index, standing): (usize, &'scope mut Standing)| {
             let thread = Builder::new().name(name.into());
-            let spawned = thread.spawn_scoped(scope, move || move_bytes(&mut standing.stream, course, lane, counter));
+            let spawned = thread.spawn_scoped(scope, move || move_bytes(&mut standing.stream, course, lane, index));
             if let Err(error) = &spawned {
                 course.note(error);
                 lane.ended.fetch_add(1, Ordering::SeqCst);
             }
             spawned.ok()
         };
-        streams.iter_mut().zip(&lane.counters).filter_map(spawn_one).collect()
+        streams.iter_mut().enumerate().filter_map(spawn_one).collect()
     };
     lanes.iter().zip(streams).map(spawn_lane).collect()
 }
 
 /// The life of a stream's thread.
-fn move_bytes(stream: &mut DataStream, course: &Course<'_>, lane: &Lane, counter: &Counter) -> Outcome {
+fn move_bytes(stream: &mut DataStream, course: &Course<'_>, lane: &Lane, index: usize) -> Outcome {
     /// Says that the thread is done, also when it panics: somebody waits for it.
     struct Done<'a>(&'a Course<'a>, &'a Lane);
     impl Drop for Done<'_> {
@@ -222,9 +225,10 @@ fn move_bytes(stream: &mut DataStream, course: &Course<'_>, lane: &Lane, counter
     let _done = Done(course, lane);
     let began = Instant::now();
     let mut received = Received::default();
-    let result = if lane.sends {
+    let counter = &lane.counters[index];
+    let result = if let Some(leads) = &lane.leads {
         let plain = matches!(stream, DataStream::Plain(_));
-        let result = sender::send(stream, course, counter);
+        let result = sender::send(stream, course, &leads[index], counter);
         let data_path = Some(if plain { receiver::PLAIN } else { receiver::TLS });
         received = Received { last: Some(Instant::now().min(course.until)), data_path };
         result
@@ -264,15 +268,17 @@ fn watch(course: &Course<'_>, lanes: &[Lane], report: Report<'_>) {
         for (lane, before) in lanes.iter().zip(&mut totals) {
             let total = lane.total();
             let came = total - *before;
-            if lane.sends {
+            if let Some(leads) = &lane.leads {
                 listen_for_acknowledgements(course.tether, lane);
+                let streams = leads.iter().zip(&lane.sockets).zip(&lane.counters);
+                streams.for_each(|((lead, socket), counter)| lead.adapt(socket, counter.read()));
             } else if came > 0 {
                 course.tether.heard();
             }
             // Once a sender is done the load is no longer what was asked for: that interval says nothing.
             if due <= course.until && lane.ended.load(Ordering::SeqCst) == 0 {
                 let sample = Sample { at_us: micros(now - course.begin), bytes: came };
-                let of = if lane.sends { Progress::Sent } else { Progress::Received };
+                let of = if lane.leads.is_some() { Progress::Sent } else { Progress::Received };
                 report(of(lane.direction, sample));
             }
             *before = total;
@@ -319,7 +325,7 @@ fn tally_of(lane: &Lane, outcomes: &[Outcome], begin: Instant, host_busy: Option
         streams: u16::try_from(lane.counters.iter().filter(|counter| counter.read() > 0).count()).unwrap_or(u16::MAX),
         ..DirectionTally::default()
     };
-    if lane.sends {
+    if lane.leads.is_some() {
         let infos = lane.sockets.iter().zip(&lane.counters);
         let infos = infos.map(|(socket, counter)| socket::stream_info(socket, counter.read())).collect::<Vec<_>>();
         tally.congestion_control = lane.sockets.first().and_then(socket::congestion_control).map(Into::into);
