@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::framed::{Framed, LinkError};
+use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{
     CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Ends, Grant, PROTOCOL_VERSION, ToAppliance,
     ToReflector, Welcome,
 };
-use paramedic_link::measurement::HostFacts;
 use paramedic_link::pairing_code::{PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::test_spec::TestSpec;
 use paramedic_link::tls::{self, Alpn, Expect};
@@ -94,7 +94,13 @@ impl ReflectorClient {
     /// Connects to `target` and has it prove that it holds the expected key.
     pub async fn connect(key: &SecretKey, target: &Target, expect: Expect, family: Family) -> Result<Self, NoLink> {
         let config = tls::appliance_config(key, expect, Alpn::Link).map_err(|error| {
-            Failure::new(Exit::Failed, "tls", "cannot set up TLS", error.to_string(), "this is a fault of the program; please report it")
+            Failure::new(
+                Exit::Failed,
+                "tls",
+                "cannot set up TLS",
+                error.to_string(),
+                "this is a fault of the program; please report it",
+            )
         })?;
         let addresses = resolve(target, family).await?;
         let (socket, address) = race(target, addresses).await?;
@@ -144,12 +150,16 @@ impl ReflectorClient {
                 self.close("paired").await;
                 Ok(Paired { reflector: ends.reflector, name })
             }
-            ToAppliance::Paired { .. } => Err(Failure::new(Exit::Denied, "wrong_code",
+            ToAppliance::Paired { .. } => Err(Failure::new(
+                Exit::Denied,
+                "wrong_code",
                 format!("the reflector at {} could not prove that it knows the code", self.target),
                 "its answer does not fit this code",
                 "run `reflector pair` on the reflector you mean, and enter the new code",
             )),
-            ToAppliance::NotPaired => Err(Failure::new(Exit::Denied, "wrong_code",
+            ToAppliance::NotPaired => Err(Failure::new(
+                Exit::Denied,
+                "wrong_code",
                 format!("the reflector at {} did not accept the code", self.target),
                 "the code is wrong, used, expired or revoked",
                 "run `reflector pair` there again and enter the new code",
@@ -164,7 +174,9 @@ impl ReflectorClient {
         self.send(&ToReflector::Hello { versions: vec![PROTOCOL_VERSION], software }).await?;
         match self.answer().await? {
             ToAppliance::Welcome(welcome) => Ok(welcome),
-            ToAppliance::NotPaired => Err(Failure::new(Exit::Denied, "not_paired",
+            ToAppliance::NotPaired => Err(Failure::new(
+                Exit::Denied,
+                "not_paired",
                 format!("the reflector at {} does not know this device", self.target),
                 "this device was never paired with it, or was removed",
                 "run `reflector pair` there, then `packetparamedic pair-reflector` here",
@@ -211,7 +223,13 @@ impl ReflectorClient {
 
     fn exporter(&self, label: &[u8], context: Option<&[u8]>) -> Result<[u8; 32], Failure> {
         self.framed.stream().get_ref().1.export_keying_material([0; 32], label, context).map_err(|error| {
-            Failure::new(Exit::Failed, "tls", "cannot derive keys", error.to_string(), "this is a fault of the program; please report it")
+            Failure::new(
+                Exit::Failed,
+                "tls",
+                "cannot derive keys",
+                error.to_string(),
+                "this is a fault of the program; please report it",
+            )
         })
     }
 
@@ -282,7 +300,9 @@ impl ReflectorClient {
     /// The failure of a session that the reflector ended.
     pub fn ended(&self, reason: EndReason, detail: &PeerText) -> Failure {
         let (code, exit, advice) = match reason {
-            EndReason::BytesPerDay => ("bytes_per_day", Exit::Busy, "try again tomorrow, or raise max_bytes_per_day there"),
+            EndReason::BytesPerDay => {
+                ("bytes_per_day", Exit::Busy, "try again tomorrow, or raise max_bytes_per_day there")
+            }
             EndReason::PeerRemoved => ("not_paired", Exit::Denied, "pair again: `reflector pair` there"),
             EndReason::Shutdown => ("draining", Exit::Busy, "try again when it serves again"),
             _ => ("session_ended", Exit::Failed, "try again; the reflector's log says more"),
@@ -296,7 +316,9 @@ impl ReflectorClient {
             ToAppliance::Ended { detail, .. } => format!("it ended the session: {detail}"),
             _ => "it answered with a message that does not belong here".to_owned(),
         };
-        Failure::new(Exit::Failed, "protocol",
+        Failure::new(
+            Exit::Failed,
+            "protocol",
             format!("cannot understand the reflector at {}", self.target),
             because,
             "are both programs of the same version?",
@@ -307,7 +329,9 @@ impl ReflectorClient {
 /// All addresses of a target, families interleaved, IPv6 first (RFC 8305, section 4).
 async fn resolve(target: &Target, family: Family) -> Result<Vec<SocketAddr>, Failure> {
     let found = tokio::net::lookup_host((target.host.to_string(), target.port)).await.map_err(|error| {
-        Failure::new(Exit::Failed, "name_not_resolved",
+        Failure::new(
+            Exit::Failed,
+            "name_not_resolved",
             format!("cannot find the host {}", target.host),
             error.to_string(),
             "is the name spelled right, and does DNS work here?",
@@ -323,7 +347,9 @@ async fn resolve(target: &Target, family: Family) -> Result<Vec<SocketAddr>, Fai
         }
     }
     if addresses.is_empty() {
-        return Err(Failure::new(Exit::Failed, "name_not_resolved",
+        return Err(Failure::new(
+            Exit::Failed,
+            "name_not_resolved",
             format!("cannot find the host {}", target.host),
             "it has no address of the IP family that was asked for",
             "leave -4 or -6 out",
@@ -364,7 +390,9 @@ async fn race(target: &Target, addresses: Vec<SocketAddr>) -> Result<(TcpStream,
 }
 
 fn unreachable(target: &Target, error: &io::Error) -> Failure {
-    Failure::new(Exit::Failed, "unreachable",
+    Failure::new(
+        Exit::Failed,
+        "unreachable",
         format!("cannot reach reflector at {target}"),
         in_words(error),
         format!("is `reflector serve` running there, is TCP {} open?", target.port),
@@ -375,12 +403,16 @@ fn no_handshake(target: &Target, expect: Expect, error: &io::Error) -> Failure {
     if let Some(wrong) = tls::wrong_key_in_io(error) {
         let presented = wrong.presented;
         return match expect {
-            Expect::ExactKey(_) => Failure::new(Exit::Denied, "key_changed",
+            Expect::ExactKey(_) => Failure::new(
+                Exit::Denied,
+                "key_changed",
                 format!("the reflector at {target} has another key than the one that was paired"),
                 format!("it shows {presented}"),
                 "if its identity was rotated on purpose, pair again; if not, somebody may be in between",
             ),
-            Expect::Pin(_) => Failure::new(Exit::Denied, "wrong_code",
+            Expect::Pin(_) => Failure::new(
+                Exit::Denied,
+                "wrong_code",
                 format!("the code is not one of the reflector at {target}"),
                 format!("that one is {presented}"),
                 "check the address, and run `reflector pair` on the reflector you mean",
@@ -389,17 +421,23 @@ fn no_handshake(target: &Target, expect: Expect, error: &io::Error) -> Failure {
     }
     match error.kind() {
         io::ErrorKind::InvalidData => no_reflector(target, error.to_string()),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => Failure::new(Exit::Failed, "no_reflector",
-            format!("cannot open a link with {target}"),
-            "it hung up during the TLS handshake",
-            "is that a reflector, and does it have room (`reflector status` there)?",
-        ),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => {
+            Failure::new(
+                Exit::Failed,
+                "no_reflector",
+                format!("cannot open a link with {target}"),
+                "it hung up during the TLS handshake",
+                "is that a reflector, and does it have room (`reflector status` there)?",
+            )
+        }
         _ => unreachable(target, error),
     }
 }
 
 fn no_reflector(target: &Target, because: impl Into<String>) -> Failure {
-    Failure::new(Exit::Failed, "no_reflector",
+    Failure::new(
+        Exit::Failed,
+        "no_reflector",
         format!("what answers at {target} is no reflector"),
         because,
         "check the address and the port; a reflector listens on 4000 unless told otherwise",
@@ -407,7 +445,9 @@ fn no_reflector(target: &Target, because: impl Into<String>) -> Failure {
 }
 
 fn silent(target: &Target) -> Failure {
-    Failure::new(Exit::Failed, "silent",
+    Failure::new(
+        Exit::Failed,
+        "silent",
         format!("cannot open a link with {target}"),
         "it accepted the connection and then said nothing for 10 s",
         "is that a reflector, or is a firewall in between?",
@@ -415,7 +455,9 @@ fn silent(target: &Target) -> Failure {
 }
 
 fn silent_link(target: &str, after: Duration) -> Failure {
-    Failure::new(Exit::Failed, "silent",
+    Failure::new(
+        Exit::Failed,
+        "silent",
         format!("lost the reflector at {target}"),
         format!("nothing was heard of it for {} s", after.as_secs()),
         "is the way there still open? The reflector frees the session by itself; try again",
@@ -423,7 +465,9 @@ fn silent_link(target: &str, after: Duration) -> Failure {
 }
 
 fn gone(target: &str, because: impl Into<String>) -> Failure {
-    Failure::new(Exit::Failed, "reflector_gone",
+    Failure::new(
+        Exit::Failed,
+        "reflector_gone",
         format!("lost the reflector at {target}"),
         because,
         "is it still running there? `reflector status` and its log say more",
@@ -435,7 +479,9 @@ fn closed(target: &str, reason: CloseReason, detail: &PeerText) -> Failure {
         CloseReason::Version => ("version", Exit::Failed, "bring both programs to the same version"),
         CloseReason::PeerRemoved => ("not_paired", Exit::Denied, "pair again: `reflector pair` there"),
         CloseReason::Shutdown => ("draining", Exit::Busy, "try again when it serves again"),
-        CloseReason::Protocol | CloseReason::Unknown => ("protocol", Exit::Failed, "are both programs of the same version?"),
+        CloseReason::Protocol | CloseReason::Unknown => {
+            ("protocol", Exit::Failed, "are both programs of the same version?")
+        }
     };
     Failure::new(exit, code, format!("the reflector at {target} closed the link"), detail.to_string(), advice)
 }
@@ -444,7 +490,9 @@ fn denied(target: &str, denial: &Denial) -> Failure {
     let (code, advice) = match denial.reason {
         DenialReason::BadRequest => ("bad_request", "are both programs of the same version?"),
         DenialReason::EngineNotOffered => ("engine_not_offered", "choose another --engine, or update the reflector"),
-        DenialReason::ModeNotOffered => ("mode_not_offered", "use --data-mode tunneled, or set REFLECTOR_MODE=direct_ephemeral there"),
+        DenialReason::ModeNotOffered => {
+            ("mode_not_offered", "use --data-mode tunneled, or set REFLECTOR_MODE=direct_ephemeral there")
+        }
         DenialReason::TooLong => ("too_long", "ask for less with -t, or raise max_test_duration there"),
         DenialReason::TooManyStreams => ("too_many_streams", "ask for less with -P, or raise max_streams there"),
         DenialReason::AlreadyAsked => ("already_asked", "let the running test finish first"),
@@ -452,7 +500,9 @@ fn denied(target: &str, denial: &Denial) -> Failure {
         DenialReason::QueueFull => ("queue_full", "try again later"),
         DenialReason::TestsPerHour => ("tests_per_hour", "try again later, or raise max_tests_per_hour there"),
         DenialReason::BytesPerDay => ("bytes_per_day", "try again tomorrow, or raise max_bytes_per_day there"),
-        DenialReason::NoPort => ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range there"),
+        DenialReason::NoPort => {
+            ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range there")
+        }
         DenialReason::Draining => ("draining", "try again when it serves again"),
         DenialReason::Faulted => ("reflector_faulted", "look at `reflector status` there"),
         DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
@@ -475,4 +525,3 @@ fn in_words(error: &io::Error) -> String {
         _ => error.to_string(),
     }
 }
-

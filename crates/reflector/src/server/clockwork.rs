@@ -19,7 +19,9 @@ pub(super) async fn run(server: Arc<Server>) {
             // The events of a reservation are recorded by the link that opens it, before the grant goes out.
             (steps, sessions.take_events())
         };
-        if !events.is_empty() && let Err(fault) = server.audit.record(events).await {
+        if !events.is_empty()
+            && let Err(fault) = server.audit.record(events).await
+        {
             tracing::error!(%fault, "the audit log can't be written");
         }
         for step in steps {

@@ -479,7 +479,7 @@ impl Connection {
                 if let Some(granted) = &mut self.running {
                     granted.phase = None;
                 }
-                self.say(&ToAppliance::PhaseDone { phase, tally }).await
+                self.say(&ToAppliance::PhaseDone { phase, tally: *tally }).await
             }
         }
     }
@@ -514,7 +514,9 @@ impl Connection {
 
     /// Events that no promise hangs on: a fault shows in the status and stops further grants.
     async fn record(&self, events: Vec<Event>) {
-        if !events.is_empty() && let Err(fault) = self.server.audit.record(events).await {
+        if !events.is_empty()
+            && let Err(fault) = self.server.audit.record(events).await
+        {
             tracing::error!(%fault, "the audit log can't be written");
         }
     }

@@ -235,7 +235,9 @@ impl Gathered {
     fn data_path(&self) -> Option<DataPath> {
         let tallies = self.phases.iter().flat_map(|phase| phase.load.directions().iter().map(|d| phase.ends(*d).1));
         let path = tallies.flatten().find_map(|receiver| receiver.data_path.clone())?;
-        [DataPath::Plain, DataPath::Trunc, DataPath::Splice, DataPath::Tls].into_iter().find(|p| p.as_str() == path.as_str())
+        [DataPath::Plain, DataPath::Trunc, DataPath::Splice, DataPath::Tls]
+            .into_iter()
+            .find(|p| p.as_str() == path.as_str())
     }
 
     fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec) {

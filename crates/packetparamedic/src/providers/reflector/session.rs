@@ -63,16 +63,20 @@ impl Session {
         // An IPv6 scope must survive, so only the port is replaced.
         let mut data = control;
         data.set_port(grant.data_port.unwrap_or(control.port()));
-        let dialer = if grant.data_port.is_some() { Arc::new(Dialer { target: data, tls: None, connect_timeout }) } else { Arc::clone(&tunnel) };
+        let dialer = if grant.data_port.is_some() {
+            Arc::new(Dialer { target: data, tls: None, connect_timeout })
+        } else {
+            Arc::clone(&tunnel)
+        };
         let engine = paramedic_engines::find(spec.engine.as_str()).ok_or_else(|| unusable(&"no such engine here"))?;
         let drive = engine
             .drive(DriveOrder { spec: spec.clone(), keys: Arc::clone(&keys), dialer, tether: Arc::clone(&tether) })
             .map_err(|error| unusable(&error))?;
         let prober = match spec.probe_interval_us {
             0 => None,
-            _ => {
-                Some(probe(&spec, grant.session, keys, &tether, grant.udp.then_some(data), tunnel, client.local()).await?)
-            }
+            _ => Some(
+                probe(&spec, grant.session, keys, &tether, grant.udp.then_some(data), tunnel, client.local()).await?,
+            ),
         };
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -302,7 +306,11 @@ async fn probe(
         move || {
             let nonce = *uuid::Uuid::now_v7().as_bytes().last_chunk().unwrap_or(&[0; Preamble::NONCE_LEN]);
             let preamble = Preamble { session, phase: Preamble::ECHO, stream: 0, nonce };
-            tunnel.dial(&tether, &preamble.seal(&keys), &SocketOptions { send_at_once: true, ..SocketOptions::default() })
+            tunnel.dial(
+                &tether,
+                &preamble.seal(&keys),
+                &SocketOptions { send_at_once: true, ..SocketOptions::default() },
+            )
         }
     };
     let order = ProbeOrder {
