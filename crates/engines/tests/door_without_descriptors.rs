@@ -1,0 +1,53 @@
+//! The door of a host that has run out of descriptors. In a process of its own: the limit holds for all of it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use paramedic_engines::door::Door;
+use paramedic_engines::tether::Tether;
+use paramedic_link::SessionId;
+use paramedic_link::admission::{Preamble, SessionKeys};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
+use zeroize::Zeroizing;
+
+fn cpu_ms() -> i64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    [usage.user_time(), usage.system_time()].iter().map(|time| time.tv_sec() * 1000 + time.tv_usec() / 1000).sum()
+}
+
+#[test]
+fn the_owner_gets_in_once_there_are_descriptors_again_and_nothing_spins_until_then() {
+    let keys = || SessionKeys::derive(SessionId::from_bytes([3; 16]), Zeroizing::new([1; 32]));
+    let (enter, entered) = channel();
+    let sink = Box::new(move |preamble: Preamble, stream| enter.send((preamble.stream, stream)).unwrap());
+    let owner = [127, 0, 0, 1].into();
+    let door = Door::open(([127, 0, 0, 1], 0).into(), Arc::new(keys()), owner, Tether::free(), sink).unwrap();
+    let mut socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum }).unwrap();
+    let null = File::open("/dev/null").unwrap();
+    let mut held = Vec::new();
+    while let Ok(another) = null.try_clone() {
+        held.push(another);
+    }
+
+    socket.connect(&door.local_addr().into()).unwrap();
+    let preamble = Preamble { session: keys().session(), phase: 0, stream: 7, nonce: [0; 12] };
+    socket.write_all(&preamble.seal(&keys())).unwrap();
+    let before = cpu_ms();
+    // Nobody answers: this is half a second in which the door can't take what knocks.
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert!(socket.read(&mut [0; 1]).is_err());
+    assert!(entered.try_recv().is_err());
+    assert!(cpu_ms() - before < 100, "{} ms of a processor went into waiting", cpu_ms() - before);
+
+    drop(held);
+    assert_eq!(entered.recv().unwrap().0, 7);
+    assert_eq!(door.refused(), 0);
+}
