@@ -171,7 +171,7 @@ impl Tether {
         Ok(())
     }
 
-    /// Lets `bytes` more flow, and asks for more once less than half of them is left.
+    /// Lets `bytes` more flow, and asks for more once less than half of them is left; with 0 once nothing is left.
     pub fn allow(&self, bytes: u64) {
         if let Some(allowance) = &self.allowance {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -291,5 +291,19 @@ mod tests {
             tether.allow(1000);
         }
         spender.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn where_nothing_more_is_to_come_all_that_is_left_may_flow_before_it_is_asked_for_again() {
+        let (asks, asked) = mpsc::channel();
+        let tether = Tether::leased(move || asks.send(()).unwrap());
+        tether.allow(1000);
+        tether.spend(600).unwrap();
+        asked.recv().unwrap();
+        tether.allow(0);
+        tether.spend(400).unwrap();
+        assert!(asked.try_recv().is_err());
+        assert!(!tether.try_spend(1));
+        asked.recv().unwrap();
     }
 }

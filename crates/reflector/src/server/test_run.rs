@@ -11,6 +11,7 @@ use paramedic_engines::engine::{Progress, Serve, ServeOrder};
 use paramedic_engines::tether::Tether;
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
+use paramedic_link::message::EndReason;
 use paramedic_link::test_spec::{Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc};
@@ -148,17 +149,27 @@ impl Running {
 
     /// Leases bytes for the session as it uses them up: each slice is on disk before it may flow. Ends with the
     /// session, or with the reason why no more may flow.
-    pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>) -> paramedic_link::message::EndReason {
+    pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>) -> EndReason {
         let mut slice = FIRST_LEASE;
+        let mut is_last = false;
         loop {
             let asked = Instant::now();
-            let lease = match server.sessions().lease(self.session, slice, server.now()) {
+            let leased = server.sessions().lease(self.session, slice, server.now());
+            let lease = match leased {
                 Ok(lease) => lease,
+                // All bytes of the day are leased; what this session has of them may still flow.
+                Err(EndReason::BytesPerDay) if !is_last => {
+                    is_last = true;
+                    self.tether.allow(0);
+                    self.wants_lease.notified().await;
+                    continue;
+                }
                 Err(reason) => return reason,
             };
+            is_last = false;
             if let Err(error) = server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
                 tracing::error!(%error, session = %self.session, "a lease can't be written");
-                return paramedic_link::message::EndReason::Failed;
+                return EndReason::Failed;
             }
             self.tether.allow(lease.bytes);
             self.wants_lease.notified().await;
