@@ -265,7 +265,7 @@ impl Connection {
                 Some(order) = self.orders.recv() => self.obey(order).await,
                 Some(event) = self.run_events.1.recv() => self.report(event).await,
                 reason = leasing(&mut self.running) => {
-                    self.end_session(reason, Some("the bytes of this day are used up")).await;
+                    self.end_session(reason, Some(in_words(reason))).await;
                     Next::Go
                 }
                 _ = heartbeat.tick() => self.beat().await,
@@ -293,7 +293,8 @@ impl Connection {
             self.server.sessions().heard(granted.running.session, at);
             self.server.due.notify_one();
         } else if self.heard.elapsed() > END_AFTER_SILENCE {
-            tracing::info!("nothing was heard for too long");
+            // A device that lost its network, or one that holds a place with half a message.
+            self.server.refuse(self.from, "silent", Some(self.peer));
             return Next::Gone;
         }
         self.say(&ToAppliance::Ping).await
