@@ -155,23 +155,70 @@ enum ConfigCommand {
     },
 }
 
+/// What stdout carries.
+#[derive(Clone, Copy)]
+enum Format {
+    /// Text for people.
+    Human,
+    /// One document.
+    Json,
+    /// One event a line.
+    JsonLines,
+}
+
+impl Command {
+    fn format(&self) -> Format {
+        match self {
+            Command::Pair { json: true, .. } => Format::JsonLines,
+            Command::Peers { json: true, .. } | Command::Status { json: true, .. } => Format::Json,
+            _ => Format::Human,
+        }
+    }
+}
+
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {
+            return fail(&not_understood(&error), Format::Json);
+        }
         Err(error) => {
             // --help and --version are no faults; what can't be printed can't be said either.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
         }
     };
+    let format = cli.command.format();
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            anstream::eprintln!("{}", harmless(&failure.to_string()));
-            ExitCode::from(failure.exit as u8)
-        }
+        Err(failure) => fail(&failure, format),
     }
+}
+
+/// Says that a command failed: a program reads it where it reads answers, a person beside them.
+fn fail(failure: &Failure, format: Format) -> ExitCode {
+    let told = match format {
+        Format::Human => {
+            note(&failure.to_string());
+            Ok(())
+        }
+        Format::Json => print_json(&failure.document(false)),
+        Format::JsonLines => print_json_line(&failure.document(true)),
+    };
+    // What can't be written as JSON is still worth a word.
+    if told.is_err() {
+        note(&failure.to_string());
+    }
+    ExitCode::from(failure.exit as u8)
+}
+
+/// What the parser of the command line says, for a program to read. People get its own words, which show more.
+fn not_understood(error: &clap::Error) -> Failure {
+    let said = error.to_string();
+    let because = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let try_ = "`reflector --help` says what can be asked";
+    Failure::new(Exit::Usage, "bad_usage", "the command line can't be understood", because, try_)
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {

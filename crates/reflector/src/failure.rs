@@ -3,6 +3,7 @@
 use std::fmt;
 
 use paramedic_link::key_file::KeyFileError;
+use serde::Serialize;
 
 use crate::audit::AuditError;
 use crate::config::ConfigError;
@@ -18,8 +19,8 @@ pub enum Exit {
     Usage = 2,
 }
 
-/// A command failed. Prints as three lines.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A command failed. Prints as three lines; serialises as the body of an error document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failure {
     /// For scripts: lower case, stays the same when the text changes.
     pub code: &'static str,
@@ -28,9 +29,22 @@ pub struct Failure {
     /// Because of what.
     pub because: String,
     /// What to try.
+    #[serde(rename = "try")]
     pub try_: String,
     /// How the program ends.
+    #[serde(skip)]
     pub exit: Exit,
+}
+
+/// What stands on stdout in JSON mode instead of an answer; the same as the appliance's.
+#[derive(Debug, Serialize)]
+pub struct ErrorDocument<'a> {
+    /// `error` in a stream of events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'static str>,
+    schema: &'static str,
+    #[serde(flatten)]
+    failure: &'a Failure,
 }
 
 impl Failure {
@@ -43,6 +57,11 @@ impl Failure {
         try_: impl Into<String>,
     ) -> Self {
         Self { code, what: what.into(), because: format!("{because:#}"), try_: try_.into(), exit }
+    }
+
+    /// The error document, which stands alone or is the last one of a stream of events.
+    pub fn document(&self, is_event: bool) -> ErrorDocument<'_> {
+        ErrorDocument { event: is_event.then_some("error"), schema: "packetparamedic.error/1", failure: self }
     }
 }
 

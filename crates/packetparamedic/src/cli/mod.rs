@@ -148,6 +148,10 @@ fn key_failure(error: &key_file::KeyFileError) -> Failure {
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && format_asked_for() != Format::Human => {
+            let wanted = Wanted { format: format_asked_for(), ..Wanted::default() };
+            return Output::new(wanted).fail(&not_understood(&error)).into();
+        }
         Err(error) => {
             // --help and --version are no faults; what can't be printed can't be said either.
             let _ = error.print();
@@ -181,6 +185,24 @@ pub fn run() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(failure) => context.output.fail(&failure).into(),
     }
+}
+
+/// The format that a command line asks for which can't be understood as a whole.
+fn format_asked_for() -> Format {
+    let said = |flag: &str| std::env::args_os().any(|arg| arg == flag);
+    match (said("--json-stream"), said("--json")) {
+        (true, _) => Format::JsonStream,
+        (_, true) => Format::Json,
+        _ => Format::Human,
+    }
+}
+
+/// What the parser of the command line says, for a program to read. People get its own words, which show more.
+fn not_understood(error: &clap::Error) -> Failure {
+    let said = error.to_string();
+    let because = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let try_ = "`packetparamedic --help` says what can be asked";
+    Failure::new(Exit::Usage, "bad_usage", "the command line can't be understood", because, try_)
 }
 
 async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failure> {
