@@ -5,6 +5,7 @@ mod appliance;
 mod changes;
 pub mod hostile;
 mod hosts;
+pub mod loopback;
 mod programs;
 mod reflector;
 
