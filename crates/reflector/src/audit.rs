@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use chain::Head;
@@ -141,20 +142,29 @@ impl Audit {
         Ok((Self { orders, faulted: faulted.clone(), not_noted }, faulted))
     }
 
-    /// Writes these events, in order and next to each other; they are on disk when it returns. Dropping the future
-    /// does not take them back.
+    /// Writes these events, in order and next to each other; they are on disk when the future is done. They take their
+    /// place in the log when this is called, so that whoever decides under a lock and calls it there is written down in
+    /// the order of the decisions. Dropping the future does not take them back.
     ///
     /// # Errors
     /// Then none of them is in the log. Whatever they stood for has to be undone; what can't be undone is worth a
     /// [`note`](Audit::note), which is written when the log can be written again.
-    pub async fn record(&self, events: Vec<Event>) -> Result<(), AuditFault> {
-        if events.is_empty() {
-            return Ok(());
-        }
-        let stopped = || AuditFault { because: "its writer has ended".to_owned() };
+    pub fn record(&self, events: Vec<Event>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
         let (told, answer) = oneshot::channel();
-        self.orders.send(Order { events, told: Some(told) }).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+        let is_empty = events.is_empty();
+        let placed = if is_empty { Ok(()) } else { self.orders.try_send(Order { events, told: Some(told) }) };
+        let orders = self.orders.clone();
+        async move {
+            let stopped = || AuditFault { because: "its writer has ended".to_owned() };
+            match placed {
+                Ok(()) if is_empty => return Ok(()),
+                Ok(()) => {}
+                // The writer is far behind: from here on the order is that of the waiting.
+                Err(TrySendError::Full(order)) => orders.send(order).await.map_err(|_| stopped())?,
+                Err(TrySendError::Closed(_)) => return Err(stopped()),
+            }
+            answer.await.map_err(|_| stopped())?
+        }
     }
 
     /// Writes this event when there is time for it, and waits for nothing. Where there are more of them than can be

@@ -131,6 +131,13 @@ pub enum Event {
         /// How many more.
         count: u64,
     },
+    /// More lines of one peer in the minute before than are written in full: links, and requests that were not granted.
+    MoreOfPeer {
+        /// Whose.
+        peer: EndpointId,
+        /// How many more.
+        count: u64,
+    },
     /// Leases that a crash left open were charged in full.
     LeasesCharged {
         /// How many sessions.

@@ -1,6 +1,7 @@
 //! The reflector as a library: decisions in `sessions`, `door` and `pairing` (pure), the world in `server`.
 
 pub mod audit;
+pub mod chatter;
 pub mod cli;
 pub mod config;
 pub mod door;

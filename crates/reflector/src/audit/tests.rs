@@ -120,6 +120,16 @@ async fn many_at_once_share_batches_and_lose_nothing() {
 }
 
 #[tokio::test]
+async fn lines_stand_in_the_order_of_the_calls_whoever_waits_first() {
+    let home = Home::new();
+    let audit = home.open(LARGE).await;
+    let (first, second) = (audit.record(vec![held(1)]), audit.record(vec![held(2)]));
+    second.await.unwrap();
+    first.await.unwrap();
+    assert_eq!(home.lines().iter().map(|line| line["port"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[tokio::test]
 async fn files_rotate_and_the_chain_goes_on() {
     let home = Home::new();
     home.recorded(1_000, 1..=20).await;
