@@ -1,0 +1,192 @@
+//! Programs that are killed, stopped for a while, or asked to end, in the middle of a test: what the other one does,
+//! and what is free afterwards.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use lab::{Appliance, Reflector, Running, loopback};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// How long a program may take to say something on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What a loaded machine may add to a time that is promised, to start a thread and to look at a clock.
+const SLACK: Duration = Duration::from_secs(2);
+const MODES: [&str; 2] = ["tunneled", "direct"];
+
+/// A reflector that offers both modes, with one slot and one port: whoever comes second needs both to be free.
+fn reflector_with_one_slot() -> Reflector {
+    let settings = [("MAX_CONCURRENT_TESTS", "1"), ("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", "5201-5201")];
+    Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &settings)
+}
+
+fn paired(reflector: &Reflector) -> Appliance {
+    Appliance::new().pair(reflector, reflector.address())
+}
+
+fn stream<'a>(mode: &'a str, time: &'a str) -> [&'a str; 9] {
+    ["speed-test", "--json-stream", "-t", time, "--idle", "0.3", "--download", "--data-mode", mode]
+}
+
+/// The next event with this name.
+fn next(running: &Running, name: &str) -> Value {
+    loop {
+        let event = serde_json::from_str::<Value>(&running.line(PATIENCE).unwrap()).unwrap();
+        if event["event"] == name {
+            return event;
+        }
+    }
+}
+
+fn last(running: &Running) -> Value {
+    let rest = running.rest(PATIENCE).unwrap();
+    serde_json::from_str(rest.last().expect("a last event")).unwrap()
+}
+
+/// Plays `story` in both data modes at once.
+fn in_both_modes(story: impl Fn(&'static str) + Sync) {
+    std::thread::scope(|scope| {
+        for mode in MODES {
+            let story = &story;
+            scope.spawn(move || story(mode));
+        }
+    });
+}
+
+#[test]
+fn a_killed_reflector_ends_the_test_within_three_seconds_and_what_was_measured_is_kept() {
+    in_both_modes(|mode| {
+        let mut reflector = reflector_with_one_slot();
+        let appliance = paired(&reflector);
+        let mut running = appliance.start(&stream(mode, "60"));
+        for _ in 0..15 {
+            next(&running, "interval");
+        }
+        reflector.process().kill();
+        let killed = Instant::now();
+        let status = running.wait(PATIENCE).unwrap();
+        let took = killed.elapsed();
+        assert!(took < Duration::from_secs(3) + SLACK, "{mode}: {took:?}");
+        assert_eq!(status.code(), Some(1));
+        let error = last(&running);
+        assert_eq!((&error["event"], &error["code"]), (&"error".into(), &"reflector_gone".into()), "{error:#}");
+        let kept = &error["measured_so_far"];
+        assert_eq!(kept["complete"], false);
+        assert!(kept["latency"]["idle"]["rtt_us"]["p50"].is_number(), "{kept:#}");
+        assert!(kept["download"]["goodput_bps"].as_u64().unwrap() > 0, "{kept:#}");
+        let saved = appliance.run(&["history", "show", kept["id"].as_str().unwrap(), "--json"]);
+        assert_eq!(&saved.json(), kept, "what is told is what is saved");
+
+        // It comes back as it was: who was paired still is, and the open lease is on the bill.
+        reflector.start().unwrap();
+        reflector.await_audited("leases_charged", |line| line["sessions"] == 1);
+        let again = appliance.speed_test(&["-t", "0.3", "--idle", "0.1", "--data-mode", mode]);
+        assert_eq!(again.code, 0, "{again:?}\n{}", reflector.log());
+        reflector.must(&["audit", "verify"]);
+    });
+}
+
+#[test]
+fn a_person_is_told_in_three_lines_that_the_reflector_was_lost() {
+    let mut reflector = Reflector::serve(&[]);
+    let appliance = paired(&reflector);
+    let mut command = appliance.command(&["speed-test", "-t", "60"]);
+    let mut running = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    reflector.await_audited("session_granted", |_| true);
+    reflector.process().kill();
+    let stderr = running.stderr.take().unwrap();
+    let lines = BufReader::new(stderr).lines().collect::<Result<Vec<_>, _>>().unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(1), "{lines:?}");
+    let [what, because, advice] = &lines[..] else { panic!("{lines:?}") };
+    assert!(what.starts_with(&format!("lost the reflector at {}", reflector.address())), "{what}");
+    assert!(because.starts_with("because: ") && advice.starts_with("try: "), "{lines:?}");
+}
+
+#[test]
+fn a_killed_appliance_leaves_slot_and_port_free_within_two_seconds() {
+    in_both_modes(|mode| {
+        let reflector = reflector_with_one_slot();
+        let (first, second) = (paired(&reflector), paired(&reflector));
+        let mut running = first.start(&stream(mode, "60"));
+        next(&running, "interval");
+        running.kill();
+        let killed = Instant::now();
+        let ended = reflector.await_audited("session_ended", |_| true);
+        let took = killed.elapsed();
+        assert!(took < Duration::from_secs(2) + SLACK, "{mode}: {took:?}");
+        assert_eq!((&ended["reason"], &ended["peer"]), (&"link_closed".into(), &first.id().into()));
+        let next = second.speed_test(&["-t", "0.3", "--idle", "0.1", "--no-wait", "--data-mode", mode]);
+        assert_eq!(next.code, 0, "{mode}: {next:?}\n{}", reflector.log());
+    });
+}
+
+#[test]
+fn two_seconds_of_standstill_at_either_end_do_not_end_a_test() {
+    in_both_modes(|mode| {
+        let mut reflector = reflector_with_one_slot();
+        let appliance = paired(&reflector);
+        let mut running = appliance.start(&stream(mode, "9"));
+        next(&running, "interval");
+        // The standstill is what is tested, and it lasts for this long; nothing is waited for.
+        let standstill = |process: &Running| {
+            process.signal(Signal::STOP);
+            std::thread::sleep(Duration::from_secs(2));
+            process.signal(Signal::CONT);
+        };
+        standstill(reflector.process());
+        next(&running, "interval");
+        standstill(&running);
+        let status = running.wait(PATIENCE).unwrap();
+        let result = last(&running);
+        assert_eq!(status.code(), Some(0), "{mode}: {result:#}\n{}", reflector.log());
+        assert_eq!((&result["event"], &result["complete"]), (&"result".into(), &true.into()), "{result:#}");
+        assert_eq!(reflector.await_audited("session_ended", |_| true)["reason"], "finished");
+    });
+}
+
+#[test]
+fn a_drained_reflector_finishes_what_runs_and_begins_nothing_new() {
+    let mut reflector = reflector_with_one_slot();
+    let (first, waiting, late) = (paired(&reflector), paired(&reflector), paired(&reflector));
+    let mut running = first.start(&stream("tunneled", "8"));
+    next(&running, "interval");
+    let mut queued = waiting.start(&stream("tunneled", "1"));
+    next(&queued, "queued");
+    reflector.process().signal(Signal::TERM);
+    // Who waits for a turn hears at once that it won't come, and who comes now hears the same.
+    let refused = last(&queued);
+    assert_eq!((&refused["event"], &refused["code"]), (&"error".into(), &"draining".into()), "{refused:#}");
+    assert_eq!(queued.wait(PATIENCE).unwrap().code(), Some(5));
+    late.fails(&["speed-test", "-t", "0.3", "--idle", "0.1", "--no-wait"], 5, "draining");
+
+    let status = running.wait(PATIENCE).unwrap();
+    let result = last(&running);
+    assert_eq!((status.code(), &result["complete"]), (Some(0), &true.into()), "{result:#}");
+    assert_eq!(reflector.process().wait(PATIENCE).unwrap().code(), Some(0), "{}", reflector.log());
+    assert_eq!(reflector.audited("session_ended").len(), 1);
+    let denied = reflector.audited("session_denied");
+    assert_eq!(denied.len(), 3, "{denied:#?}");
+    assert!(denied.iter().all(|line| line["reason"] == "draining"), "{denied:#?}");
+    assert_eq!(reflector.audit().last().unwrap()["event"], "stopped");
+    reflector.must(&["audit", "verify"]);
+    // Gone is gone, and says so.
+    late.fails(&["speed-test"], 1, "unreachable");
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_and_the_appliance_is_told_why() {
+    let mut reflector = Reflector::serve(&[]);
+    let appliance = paired(&reflector);
+    let mut running = appliance.start(&stream("tunneled", "60"));
+    next(&running, "interval");
+    reflector.process().signal(Signal::TERM);
+    reflector.await_log("draining");
+    reflector.process().signal(Signal::TERM);
+    assert_eq!(running.wait(PATIENCE).unwrap().code(), Some(5));
+    let error = last(&running);
+    assert_eq!((&error["event"], &error["code"]), (&"error".into(), &"draining".into()), "{error:#}");
+    assert_eq!(error["measured_so_far"]["complete"], false);
+    assert_eq!(reflector.process().wait(PATIENCE).unwrap().code(), Some(0), "{}", reflector.log());
+    assert_eq!(reflector.audited("session_ended")[0]["reason"], "shutdown");
+}
