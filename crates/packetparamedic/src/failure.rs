@@ -62,15 +62,9 @@ impl Failure {
         because: impl Into<String>,
         try_: impl Into<String>,
     ) -> Self {
-        Self {
-            code,
-            what: what.into(),
-            because: because.into(),
-            try_: try_.into(),
-            exit,
-            retry_after_ms: None,
-            measured_so_far: None,
-        }
+        // Whatever a library says in several lines, a failure prints as three.
+        let because = because.into().lines().map(str::trim).collect::<Vec<_>>().join("; ");
+        Self { code, what: what.into(), because, try_: try_.into(), exit, retry_after_ms: None, measured_so_far: None }
     }
 
     /// Says when asking again makes sense, in milliseconds from now.

@@ -56,7 +56,9 @@ impl Failure {
         because: impl fmt::Display,
         try_: impl Into<String>,
     ) -> Self {
-        Self { code, what: what.into(), because: format!("{because:#}"), try_: try_.into(), exit }
+        // Whatever a library says in several lines, a failure prints as three.
+        let because = format!("{because:#}").lines().map(str::trim).collect::<Vec<_>>().join("; ");
+        Self { code, what: what.into(), because, try_: try_.into(), exit }
     }
 
     /// The error document, which stands alone or is the last one of a stream of events.
