@@ -13,6 +13,8 @@ pub(super) struct Peers {
     /// From the configuration: can't be removed here.
     authorized: BTreeSet<EndpointId>,
     known: RwLock<BTreeMap<EndpointId, Peer>>,
+    /// Held while the store is changed and read again: an older reading must not bring a removed peer back.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// What became of a removal.
@@ -28,7 +30,13 @@ impl Peers {
     /// The peers of the store, and those that the configuration names.
     pub(super) async fn load(store: &Store, authorized: &[EndpointId]) -> Result<Self, StoreError> {
         let known = store.peers().await?.into_iter().map(|peer| (peer.id, peer)).collect();
-        Ok(Self { store: store.clone(), authorized: authorized.iter().copied().collect(), known: RwLock::new(known) })
+        let authorized = authorized.iter().copied().collect();
+        Ok(Self {
+            store: store.clone(),
+            authorized,
+            known: RwLock::new(known),
+            changing: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Whether `id` may come in.
@@ -46,6 +54,7 @@ impl Peers {
 
     /// Adds a peer, durably; the name it got, and whether it is new.
     pub(super) async fn add(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<(PeerText, bool), StoreError> {
+        let _changing = self.changing.lock().await;
         let added = self.store.add_peer(id, name, by).await?;
         let peers = self.store.peers().await?;
         self.replace(peers);
@@ -58,14 +67,15 @@ impl Peers {
         if self.authorized.contains(&id) {
             return Ok(Removal::InConfig);
         }
+        let _changing = self.changing.lock().await;
         let removed = self.store.remove_peer(id).await?;
-        let peers = self.store.peers().await?;
-        self.replace(peers);
+        self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
         Ok(if removed { Removal::Removed } else { Removal::NotThere })
     }
 
     /// Gives a peer another name, durably; `false` where there is no such peer.
     pub(super) async fn rename(&self, id: EndpointId, name: &PeerText) -> Result<bool, StoreError> {
+        let _changing = self.changing.lock().await;
         let renamed = self.store.rename_peer(id, name).await?;
         let peers = self.store.peers().await?;
         self.replace(peers);
