@@ -35,13 +35,14 @@ pub(super) fn listen(addresses: &[SocketAddr]) -> anyhow::Result<Vec<(std::net::
         }
         match listen_on(wanted) {
             Ok(pair) => listeners.push(pair),
-            // A kernel without IPv6 still serves IPv4.
-            Err(error) if wanted.is_ipv6() && addresses.len() > 1 && is_no_family(&error) => {
+            // A kernel without IPv6 still serves IPv4; an address that was named and is not there is an error.
+            Err(error) if wanted.is_ipv6() && wanted.ip().is_unspecified() && is_no_family(&error) => {
                 tracing::warn!(address = %wanted, %error, "this address family is not available");
             }
             Err(error) => return Err(error).with_context(|| format!("can't listen on {wanted}")),
         }
     }
+    anyhow::ensure!(!listeners.is_empty(), "none of the addresses to listen on is available");
     Ok(listeners)
 }
 
