@@ -185,6 +185,11 @@ impl Tether {
         }
     }
 
+    /// Whether more flowed than was allowed: threads wait.
+    pub fn is_dry(&self) -> bool {
+        self.allowance.as_ref().is_some_and(|allowance| allowance.left.load(Ordering::Acquire) < 0)
+    }
+
     /// Payload bytes charged so far; 0 where nothing is counted.
     pub fn spent(&self) -> u64 {
         self.allowance.as_ref().map_or(0, |allowance| allowance.spent.load(Ordering::Relaxed))

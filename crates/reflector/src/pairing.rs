@@ -156,6 +156,11 @@ impl Pairing {
         self.open.take_if(|open| open.claim.is_none());
     }
 
+    /// Whether a right proof came and its pairing is being written down.
+    pub fn is_claimed(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.claim.is_some())
+    }
+
     /// How long the open code lives yet; `None`: none is open.
     pub fn expires_in(&self, now: Duration) -> Option<Duration> {
         let open = self.open.as_ref().filter(|open| !open.revoked)?;

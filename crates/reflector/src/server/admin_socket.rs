@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::peers::Removal;
-use super::{Server, Stage, lock};
+use super::{Server, Stage, lock, pair};
 use crate::event::Event;
 use crate::sessions::Snapshot;
 
@@ -26,6 +26,8 @@ const VERSION: u32 = 1;
 const LONGEST: u64 = 4096;
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the server may take to answer; a slow disk counts in.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// What can be asked of the running server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -231,7 +233,7 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
         }
     };
     if let Ask::Pair { ttl_s, name } = ask {
-        return pair(server, ttl_s, name, read, write).await;
+        return open_code(server, ttl_s, name, read, write).await;
     }
     let answer = match obey(server, ask).await {
         Ok(answer) => answer,
@@ -248,11 +250,7 @@ async fn obey(server: &Arc<Server>, ask: Ask) -> anyhow::Result<Tell> {
             if peer == server.id {
                 return Ok(Tell::Failed { because: "that is this reflector's own Endpoint ID".into() });
             }
-            let (name, is_new) = server.peers.add(peer, &name, "hand").await?;
-            if is_new {
-                let event = Event::PeerAdded { peer, name: name.clone(), by: "hand".into() };
-                server.audit.record(vec![event]).await?;
-            }
+            let (name, is_new) = pair::add(server, peer, &name, "hand").await?;
             Tell::Done { what: PeerText::new(&format!("{} {name}", if is_new { "added" } else { "already there:" })) }
         }
         Ask::RemovePeer { peer } => match server.peers.find(&peer) {
@@ -263,20 +261,19 @@ async fn obey(server: &Arc<Server>, ask: Ask) -> anyhow::Result<Tell> {
                     because: "it stands in authorized_peers: remove it there and restart the reflector".into(),
                 },
                 Removal::Removed => {
-                    server.sessions().peer_removed(id, server.now());
                     server.cut_off(id);
-                    server.due.notify_one();
-                    server.audit.record(vec![Event::PeerRemoved { peer: id }]).await?;
+                    // It is out, whatever becomes of the line.
+                    server.record(vec![Event::PeerRemoved { peer: id }]).await;
                     Tell::Done { what: PeerText::new("removed; its links and sessions are over") }
                 }
             },
         },
         Ask::RenamePeer { peer, name } => match server.peers.find(&peer) {
-            Some(id) if server.peers.rename(id, &name).await? => {
-                server.audit.record(vec![Event::PeerRenamed { peer: id, name: name.clone() }]).await?;
+            Some(id) => {
+                pair::rename(server, id, &name).await?;
                 Tell::Done { what: PeerText::new(&format!("it is called {name} now")) }
             }
-            _ => Tell::Failed { because: "no such device is paired".into() },
+            None => Tell::Failed { because: "no such device is paired".into() },
         },
         Ask::Status => Tell::Status(Box::new(status(server))),
         Ask::Drain => {
@@ -329,7 +326,7 @@ fn status(server: &Server) -> Status {
 }
 
 /// Opens a code and waits for whoever pairs with it; the client's hanging up revokes it.
-async fn pair(
+async fn open_code(
     server: &Arc<Server>,
     ttl_s: u64,
     name: Option<PeerText>,
@@ -337,40 +334,49 @@ async fn pair(
     mut write: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
     let mut paired = server.paired.subscribe();
+    let burnt = server.code_burnt.notified();
     let ttl = Duration::from_secs(ttl_s);
-    let opened = lock(&server.pairing).open(ttl, server.now().mono);
+    let opened = {
+        let mut pairing = lock(&server.pairing);
+        pairing.open(ttl, server.now().mono).inspect(|_| *lock(&server.wanted_name) = name)
+    };
     // Printed, sent, and forgotten; the desk keeps the only other copy.
     let code = match opened {
         Ok(code) => code,
         Err(error) => return tell(&mut write, &Tell::Failed { because: error.to_string() }).await,
     };
     lock(&server.door).code_opened();
-    let ended = async {
-        server.audit.record(vec![Event::CodeOpened { ttl_s }]).await?;
-        tell(&mut write, &Tell::Code { code, expires_in_s: ttl_s }).await?;
-        let mut byte = [0; 1];
-        tokio::select! {
-            hung_up = read.read(&mut byte) => { hung_up?; Ok(Err("revoked")) }
-            () = tokio::time::sleep(ttl) => Ok(Err("expired")),
-            () = server.code_burnt.notified() => Ok(Err("burnt")),
-            who = next_paired(&mut paired) => Ok(Ok(who?)),
+    let recorded = server.audit.record(vec![Event::CodeOpened { ttl_s }]).await;
+    let told = match &recorded {
+        Ok(()) => tell(&mut write, &Tell::Code { code, expires_in_s: ttl_s }).await.is_ok(),
+        Err(_) => false,
+    };
+    let mut byte = [0; 1];
+    let mut who = None;
+    let why = tokio::select! {
+        () = std::future::ready(()), if !told => "revoked",
+        _ = read.read(&mut byte) => "revoked",
+        () = tokio::time::sleep(ttl) => "expired",
+        () = burnt => "burnt",
+        used = next_paired(&mut paired) => {
+            who = used.ok();
+            "used"
         }
     };
-    let ended: anyhow::Result<Result<(EndpointId, PeerText), &str>> = ended.await;
     lock(&server.door).code_closed();
-    let why = match ended {
-        Ok(Ok((endpoint_id, own_name))) => {
-            let name = match name {
-                Some(name) if server.peers.rename(endpoint_id, &name).await? => name,
-                _ => own_name,
-            };
-            return tell(&mut write, &Tell::Paired { endpoint_id, name }).await;
-        }
-        Ok(Err(why)) => why,
-        Err(_) => "revoked",
-    };
-    lock(&server.pairing).revoke();
-    server.audit.record(vec![Event::CodeClosed { why: why.to_owned() }]).await?;
+    if who.is_none() {
+        lock(&server.pairing).revoke();
+        // Whoever proved in time is paired, or not, before it is said how the code ended.
+        server.await_no_claim().await;
+        who = paired.try_recv().ok();
+    }
+    if let Some((endpoint_id, name)) = who {
+        return tell(&mut write, &Tell::Paired { endpoint_id, name }).await;
+    }
+    if let Err(fault) = recorded {
+        return tell(&mut write, &Tell::Failed { because: fault.to_string() }).await;
+    }
+    server.record(vec![Event::CodeClosed { why: why.to_owned() }]).await;
     tell(&mut write, &Tell::CodeClosed { why: why.to_owned() }).await
 }
 
@@ -413,7 +419,12 @@ impl Client {
         Ok(self.write.write_all(&line).await?)
     }
 
-    /// The next answer; `None` when the server is done.
+    /// The one answer to what was asked, within the time that a server which is well takes at most.
+    pub async fn answer(&mut self) -> anyhow::Result<Option<Tell>> {
+        tokio::time::timeout(ANSWER, self.next()).await.context("it runs, but gave no answer within 30 s")?
+    }
+
+    /// The next answer, however long it takes; `None` when the server is done.
     pub async fn next(&mut self) -> anyhow::Result<Option<Tell>> {
         let mut line = String::new();
         if self.read.read_line(&mut line).await? == 0 {

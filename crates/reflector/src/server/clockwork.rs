@@ -5,34 +5,38 @@ use std::time::Instant;
 
 use paramedic_link::SessionId;
 
-use super::{Order, Server};
+use super::{Order, Server, lock, test_run};
 use crate::sessions::Step;
 
 /// Runs until it is dropped.
 pub(super) async fn run(server: Arc<Server>) {
     loop {
         let due = server.due.notified();
-        let (steps, events) = {
-            let now = server.now();
+        let (steps, recorded) = {
             let mut sessions = server.sessions();
-            let steps = sessions.poll(now, &mut || SessionId::new(uuid::Uuid::now_v7()));
+            let steps = sessions.poll(server.now(), &mut || SessionId::new(uuid::Uuid::now_v7()));
             // The events of a reservation are recorded by the link that opens it, before the grant goes out.
-            (steps, sessions.take_events())
+            (steps, server.record(sessions.take_events()))
         };
-        if !events.is_empty()
-            && let Err(fault) = server.audit.record(events).await
-        {
-            tracing::error!(%fault, "the audit log can't be written");
-        }
-        for step in steps {
+        // What has to end ends before anything here waits for the disk; a denial is recorded before it is told.
+        let (denials, others) = steps.into_iter().partition::<Vec<_>, _>(|step| matches!(step, Step::Deny { .. }));
+        for step in others {
             carry(&server, step);
         }
-        for event in super::lock(&server.refusals).poll(server.now()) {
+        recorded.await;
+        for step in denials {
+            carry(&server, step);
+        }
+        let now = server.now();
+        let mut counted = lock(&server.refusals).poll(now);
+        counted.extend(lock(&server.chatter).poll(now));
+        for event in counted {
             server.audit.note(event);
         }
         let of_sessions = server.sessions().next_deadline();
-        let of_refusals = super::lock(&server.refusals).next_deadline();
-        let deadline = of_sessions.into_iter().chain(of_refusals).min().map(|mono| server.began + mono);
+        let of_counts = [lock(&server.refusals).next_deadline(), lock(&server.chatter).next_deadline()];
+        let next = of_sessions.into_iter().chain(of_counts.into_iter().flatten()).min();
+        let deadline = next.map(|mono| server.began + mono);
         match deadline {
             Some(at) => {
                 tokio::select! {
@@ -46,13 +50,13 @@ pub(super) async fn run(server: Arc<Server>) {
 }
 
 /// One step to the link that it is for.
-fn carry(server: &Server, step: Step) {
+fn carry(server: &Arc<Server>, step: Step) {
     match step {
         Step::Reserve(reservation) => {
             let (link, session) = (reservation.link, reservation.session);
             if !server.order(link, Order::Reserved(reservation)) {
-                server.sessions().undo(session, server.now());
-                server.due.notify_one();
+                // Nobody is left who wants it.
+                server.undo(session);
             }
         }
         Step::Place { link, place, expected_wait } => {
@@ -62,12 +66,8 @@ fn carry(server: &Server, step: Step) {
             server.order(link, Order::Denied(denial));
         }
         Step::End { session, reason } => {
-            let running = super::lock(&server.running).get(&session).cloned();
-            if let Some(running) = running {
-                // Cut at once: the link's task may stand in a write to a peer that no longer reads.
-                running.tether.cut();
-                server.order(running.link, Order::End { session, reason });
-            }
+            let server = Arc::clone(server);
+            tokio::spawn(async move { test_run::end_and_tell(&server, session, reason).await });
         }
     }
 }

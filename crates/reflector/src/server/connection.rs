@@ -10,11 +10,11 @@ use std::time::Duration;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::message::{
-    self, CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Ends, Grant, HEARTBEAT, ToAppliance,
-    ToReflector, Welcome,
+    self, CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Grant, HEARTBEAT, ToAppliance, ToReflector,
+    Welcome,
 };
-use paramedic_link::pairing_code::{PAIRING_EXPORTER_LABEL, Proof};
-use paramedic_link::test_spec::DataMode;
+use paramedic_link::pairing_code::PAIRING_EXPORTER_LABEL;
+use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -23,15 +23,16 @@ use tokio_rustls::server::TlsStream;
 use tracing::Instrument;
 
 use super::accept::{Newcomer, Place};
-use super::test_run::{RunEvent, Running};
-use super::{Link, Order, Server, Stage, lock};
+use super::test_run::{self, PhaseEvent, RunEvent, Running};
+use super::{Link, Order, Server, Stage, lock, pair};
 use crate::door::Prefix;
 use crate::event::Event;
-use crate::pairing::Verdict;
 use crate::sessions::{Answer, LinkId, Reservation};
 
 /// A peer that doesn't take what we write for this long is as good as gone.
 const WRITE: Duration = END_AFTER_SILENCE;
+/// Links of one peer that stand at once. An appliance has one a test; each costs a descriptor and some memory.
+const LINKS_OF_A_PEER: usize = 64;
 /// How long a closing link waits for the other side to read and hang up.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -48,7 +49,12 @@ pub(super) async fn run(server: Arc<Server>, newcomer: Newcomer) {
     let (versions, paired) = match first {
         Ok(Ok(Some(ToReflector::Hello { versions, .. }))) if server.peers.is_paired(peer) => (versions, None),
         Ok(Ok(Some(ToReflector::Pair { versions, proof, name }))) => {
-            match pair(&server, &framed, from, peer, &proof, &name).await {
+            let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None);
+            let judged = match exporter {
+                Ok(exporter) => pair::judge(&server, &exporter, from, peer, &proof, &name).await,
+                Err(_) => None,
+            };
+            match judged {
                 Some(answer) => (versions, Some(answer)),
                 None => return turn_away(&server, framed, from, peer, "wrong_proof").await,
             }
@@ -81,52 +87,6 @@ async fn turn_away(server: &Server, mut framed: Framed<Stream>, from: IpAddr, pe
     .await;
 }
 
-/// Judges a proof. A right one makes the peer known, on disk and in the audit log, before it is answered.
-async fn pair(
-    server: &Arc<Server>,
-    framed: &Framed<Stream>,
-    from: IpAddr,
-    peer: EndpointId,
-    proof: &Proof,
-    name: &PeerText,
-) -> Option<ToAppliance> {
-    let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None).ok()?;
-    let ends = Ends { reflector: server.id, appliance: peer };
-    let verdict = lock(&server.pairing).prove(Prefix::of(from), &ends, &exporter, proof, server.now().mono);
-    let (answer, claim) = match verdict {
-        Verdict::Paired { proof, claim } => (proof, claim),
-        Verdict::NotPaired => return None,
-        Verdict::Burnt => {
-            server.code_burnt.notify_waiters();
-            return None;
-        }
-    };
-    let name = if name.is_empty() { PeerText::new("appliance") } else { name.clone() };
-    let added = server.peers.add(peer, &name, "code").await;
-    let recorded = match added {
-        Ok((name, _)) => {
-            let event = Event::PeerAdded { peer, name: name.clone(), by: "code".to_owned() };
-            server.audit.record(vec![event]).await.map(|()| name).map_err(anyhow::Error::from)
-        }
-        Err(error) => Err(error.into()),
-    };
-    match recorded {
-        Ok(name) => {
-            lock(&server.pairing).confirm(claim);
-            // Nobody may be listening any more; the pairing stands all the same.
-            let _ = server.paired.send((peer, name));
-            Some(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
-        }
-        Err(error) => {
-            tracing::error!(%error, "a pairing can't be written");
-            lock(&server.pairing).release(claim);
-            // Whatever reached the disk was never answered: take it back.
-            let _ = server.peers.remove(peer).await;
-            None
-        }
-    }
-}
-
 /// A link of a known peer.
 struct Connection {
     server: Arc<Server>,
@@ -142,11 +102,24 @@ struct Connection {
     _place: Place,
 }
 
+/// A reservation on its way to being a grant; taken back when dropped before it is one, whatever went wrong.
+struct Claim {
+    server: Arc<Server>,
+    session: SessionId,
+    is_granted: bool,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.is_granted {
+            self.server.undo(self.session);
+        }
+    }
+}
+
 /// This link's session.
 struct Granted {
     running: Arc<Running>,
-    /// Ends with the reason why no more bytes may flow.
-    leasing: tokio::task::JoinHandle<EndReason>,
     /// The phase that is being run.
     phase: Option<u8>,
     next_phase: u8,
@@ -173,7 +146,6 @@ impl Connection {
     ) -> Self {
         // A wildcard listener: the address that the link really came in on is where its data must go.
         let local = framed.stream().get_ref().0.local_addr().unwrap_or(local);
-        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
         let (sender, orders) = mpsc::unbounded_channel();
         lock(&server.links).insert(id, Link { peer, orders: sender });
         lock(&server.door).link_opened(Prefix::of(from));
@@ -196,7 +168,7 @@ impl Connection {
     async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
         let opened = Event::LinkOpened { peer: self.peer, from: self.from };
         // While the log can't be written links go on, as running tests do; only grants don't.
-        self.record(vec![opened]).await;
+        self.server.record(vec![opened]).await;
         let next = match self.greet(versions, paired).await {
             Next::Go => self.talk().await,
             other => other,
@@ -206,7 +178,9 @@ impl Connection {
             Next::Close(CloseReason::Shutdown, _) => EndReason::Shutdown,
             _ => EndReason::LinkClosed,
         };
-        self.end_session(reason, None).await;
+        if let Some(granted) = self.running.take() {
+            test_run::end(&self.server, granted.running.session, reason).await;
+        }
         if let Next::Close(reason, detail) = next {
             let _ = self.send(&ToAppliance::Close { reason, detail: PeerText::new(detail) }).await;
             let _ = tokio::time::timeout(GOODBYE, async {
@@ -222,6 +196,14 @@ impl Connection {
         let Some(version) = message::common_version(versions) else {
             return Next::Close(CloseReason::Version, "no protocol version in common; this reflector speaks 1");
         };
+        // Whoever was removed between being judged and standing in the list of links was not cut off by that list.
+        if !self.server.peers.is_paired(self.peer) {
+            return Next::Close(CloseReason::PeerRemoved, "this device is no longer paired");
+        }
+        if lock(&self.server.links).values().filter(|link| link.peer == self.peer).count() > LINKS_OF_A_PEER {
+            self.server.refuse(self.from, "too_many_links", Some(self.peer));
+            return Next::Close(CloseReason::Protocol, "too many links of this device stand already");
+        }
         if let Some(paired) = paired
             && self.send(&paired).await.is_err()
         {
@@ -264,10 +246,6 @@ impl Connection {
                 },
                 Some(order) = self.orders.recv() => self.obey(order).await,
                 Some(event) = self.run_events.1.recv() => self.report(event).await,
-                reason = leasing(&mut self.running) => {
-                    self.end_session(reason, Some(in_words(reason))).await;
-                    Next::Go
-                }
                 _ = heartbeat.tick() => self.beat().await,
                 () = stopping(&mut stage) => Next::Close(CloseReason::Shutdown, "the reflector is shutting down"),
             };
@@ -318,10 +296,7 @@ impl Connection {
                 Next::Go
             }
             ToReflector::Start { phase } => self.start(phase).await,
-            ToReflector::Finish => {
-                self.end_session(EndReason::Finished, Some("finished")).await;
-                Next::Go
-            }
+            ToReflector::Finish => self.end_session(EndReason::Finished, "finished").await,
             ToReflector::Facts => {
                 let local = self.local.ip();
                 match tokio::task::spawn_blocking(move || paramedic_engines::host_facts::read(Some(local))).await {
@@ -352,12 +327,11 @@ impl Connection {
             }
             Order::Place { place, expected_wait } => self.answer(Answer::Queued { place, expected_wait }, vec![]).await,
             Order::Denied(denial) => self.answer(Answer::Denied(denial), vec![]).await,
-            Order::End { session, reason } => {
-                let is_ours = self.running.as_ref().is_some_and(|granted| granted.running.session == session);
-                if is_ours {
-                    self.end_session(reason, Some(in_words(reason))).await;
+            Order::Ended { session, reason } => {
+                match self.running.take_if(|granted| granted.running.session == session) {
+                    Some(_) => self.say_ended(reason, in_words(reason)).await,
+                    None => Next::Go,
                 }
-                Next::Go
             }
             Order::PeerRemoved => Next::Close(CloseReason::PeerRemoved, "this device is no longer paired"),
         }
@@ -368,29 +342,36 @@ impl Connection {
         loop {
             match answer {
                 Answer::Queued { place, expected_wait } => {
-                    self.record(events).await;
+                    self.server.record(events).await;
                     let expected_wait_ms = u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX);
                     return self.say(&ToAppliance::Queued { place, expected_wait_ms }).await;
                 }
                 Answer::Denied(denial) => {
-                    self.record(events).await;
+                    self.server.record(events).await;
                     return self.say(&ToAppliance::Denied(denial)).await;
                 }
-                Answer::Reserved(reservation) => match self.open_session(&reservation) {
-                    Ok(running) => return self.grant(&reservation, running, events).await,
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
-                        tracing::warn!(port = reservation.port, "a program of someone else holds this port");
-                        let mut sessions = self.server.sessions();
-                        answer = sessions.port_is_held(reservation.session, self.server.now());
-                        events.extend(sessions.take_events());
+                Answer::Reserved(reservation) => {
+                    let server = Arc::clone(&self.server);
+                    let mut claim = Claim { server, session: reservation.session, is_granted: false };
+                    match self.open_session(&reservation) {
+                        Ok(running) => return self.grant(&reservation, claim, running, events).await,
+                        Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
+                            tracing::warn!(port = reservation.port, "a program of someone else holds this port");
+                            let mut sessions = self.server.sessions();
+                            answer = sessions.port_is_held(reservation.session, self.server.now());
+                            events.extend(sessions.take_events());
+                            // Either it goes on with another port, or it is taken back already.
+                            claim.is_granted = true;
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "the session can't be opened");
+                            drop(claim);
+                            events.extend(self.server.sessions().take_events());
+                            self.server.record(events).await;
+                            return self.say(&ToAppliance::Denied(not_opened(&reservation.spec, &error))).await;
+                        }
                     }
-                    Err(error) => {
-                        tracing::error!(%error, "the session can't be opened");
-                        self.undo(reservation.session);
-                        self.record(events).await;
-                        return self.say(&ToAppliance::Denied(faulted(&format!("it can't be opened: {error}")))).await;
-                    }
-                },
+                }
             }
         }
     }
@@ -407,7 +388,13 @@ impl Connection {
         Running::open(&self.server, reservation, keys, self.local, self.from)
     }
 
-    async fn grant(&mut self, reservation: &Reservation, running: Running, mut events: Vec<Event>) -> Next {
+    async fn grant(
+        &mut self,
+        reservation: &Reservation,
+        mut claim: Claim,
+        running: Running,
+        mut events: Vec<Event>,
+    ) -> Next {
         let session = reservation.session;
         let is_wanted = {
             let mut sessions = self.server.sessions();
@@ -417,9 +404,12 @@ impl Connection {
         };
         if !is_wanted {
             drop(running);
-            self.record(events).await;
+            self.server.record(events).await;
             return Next::Go;
         }
+        // What happened beside, and stays true should the grant be taken back.
+        let is_grant = |event: &Event| matches!(event, Event::SessionGranted { session: of, .. } if *of == session);
+        let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
         let durable = async {
             self.server.store.record_test(session, self.peer, self.server.now().unix_ms).await?;
             self.server.audit.record(events).await?;
@@ -428,15 +418,18 @@ impl Connection {
         if let Err(error) = durable.await {
             tracing::error!(%error, "the grant can't be recorded, and is taken back");
             drop(running);
-            self.undo(session);
+            drop(claim);
+            facts.extend(self.server.sessions().take_events());
+            self.server.record(facts).await;
             // Best effort: what can't be written counts against nobody after the next start.
             let _ = self.server.store.forget_test(session).await;
             return self.say(&ToAppliance::Denied(faulted("its audit log or its state can't be written"))).await;
         }
         let running = Arc::new(running);
         lock(&self.server.running).insert(session, Arc::clone(&running));
-        let leasing = tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server)));
-        self.running = Some(Granted { running, leasing, phase: None, next_phase: 0 });
+        claim.is_granted = true;
+        tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server)));
+        self.running = Some(Granted { running, phase: None, next_phase: 0 });
         let data_port = reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral);
         self.say(&ToAppliance::Granted(Grant {
             session,
@@ -447,79 +440,47 @@ impl Connection {
         .await
     }
 
-    fn undo(&self, session: SessionId) {
-        let mut sessions = self.server.sessions();
-        sessions.undo(session, self.server.now());
-        drop(sessions);
-        self.server.due.notify_one();
-    }
-
     async fn start(&mut self, phase: u8) -> Next {
         let Some(granted) = &mut self.running else { return Next::Go };
         let known = usize::from(phase) < granted.running.spec.phases.len();
         if !known || granted.phase.is_some() || phase < granted.next_phase {
-            self.end_session(EndReason::Failed, Some("that phase can't be started")).await;
-            return Next::Go;
+            return self.end_session(EndReason::Failed, "that phase can't be started").await;
         }
         granted.phase = Some(phase);
         granted.next_phase = phase + 1;
         if let Err(error) = granted.running.start(phase, self.run_events.0.clone()) {
             tracing::error!(%error, "no thread for a phase");
-            self.end_session(EndReason::Failed, Some("no thread could be started")).await;
+            return self.end_session(EndReason::Failed, "no thread could be started").await;
         }
         Next::Go
     }
 
     async fn report(&mut self, event: RunEvent) -> Next {
-        match event {
-            RunEvent::Started(phase) => self.say(&ToAppliance::Started { phase }).await,
-            RunEvent::Sample(phase, direction, sample) => {
+        let Some(granted) = self.running.as_mut().filter(|granted| granted.running.session == event.session) else {
+            // The last words of a session that is over.
+            return Next::Go;
+        };
+        match event.what {
+            PhaseEvent::Started(phase) => self.say(&ToAppliance::Started { phase }).await,
+            PhaseEvent::Sample(phase, direction, sample) => {
                 self.say(&ToAppliance::Samples { phase, direction, samples: vec![sample] }).await
             }
-            RunEvent::Done(phase, tally) => {
-                if let Some(granted) = &mut self.running {
-                    granted.phase = None;
-                }
+            PhaseEvent::Done(phase, tally) => {
+                granted.phase = None;
                 self.say(&ToAppliance::PhaseDone { phase, tally: *tally }).await
             }
         }
     }
 
-    /// Ends the session, if there is one: sockets and threads first, then the accounts, then the word to the peer.
-    async fn end_session(&mut self, reason: EndReason, detail: Option<&str>) {
-        let Some(Granted { running, leasing, .. }) = self.running.take() else { return };
-        leasing.abort();
-        running.tether.cut();
-        let session = running.session;
-        lock(&self.server.running).remove(&session);
-        // The port must be free before the rules hear that it is.
-        let closing = Arc::clone(&running);
-        let _ = tokio::task::spawn_blocking(move || closing.close()).await;
-        let (settled, events) = {
-            let mut sessions = self.server.sessions();
-            let settled = sessions.ended(session, running.tether.spent(), reason, self.server.now());
-            (settled, sessions.take_events())
-        };
-        self.server.room.notify_waiters();
-        self.server.due.notify_one();
-        if let Some(settled) = settled
-            && let Err(error) = self.server.store.settle(session, &settled.bytes_by_day).await
-        {
-            tracing::error!(%error, "a session's bytes can't be settled; its lease is charged at the next start");
-        }
-        self.record(events).await;
-        if let Some(detail) = detail {
-            let _ = self.send(&ToAppliance::Ended { reason, detail: PeerText::new(detail) }).await;
-        }
+    /// Ends the session, if there is one, and says so.
+    async fn end_session(&mut self, reason: EndReason, detail: &str) -> Next {
+        let Some(granted) = self.running.take() else { return Next::Go };
+        test_run::end(&self.server, granted.running.session, reason).await;
+        self.say_ended(reason, detail).await
     }
 
-    /// Events that no promise hangs on: a fault shows in the status and stops further grants.
-    async fn record(&self, events: Vec<Event>) {
-        if !events.is_empty()
-            && let Err(fault) = self.server.audit.record(events).await
-        {
-            tracing::error!(%fault, "the audit log can't be written");
-        }
+    async fn say_ended(&mut self, reason: EndReason, detail: &str) -> Next {
+        self.say(&ToAppliance::Ended { reason, detail: PeerText::new(detail) }).await
     }
 
     async fn say(&mut self, message: &ToAppliance) -> Next {
@@ -549,12 +510,15 @@ async fn stopping(stage: &mut tokio::sync::watch::Receiver<Stage>) {
     let _ = stage.wait_for(|stage| *stage == Stage::Stopping).await.map(drop);
 }
 
-/// Waits for the session's leasing to end, which it does only when no more bytes may flow.
-async fn leasing(running: &mut Option<Granted>) -> EndReason {
-    match running {
-        Some(granted) => (&mut granted.leasing).await.unwrap_or(EndReason::Failed),
-        None => std::future::pending().await,
+/// Why what was reserved could not be opened. A congestion control that this host's kernel refuses is asked for in vain
+/// at any time; everything else may pass.
+fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
+    let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+    if spec.congestion_control.is_some() && is_refused {
+        let detail = PeerText::new(&error.to_string());
+        return Denial { reason: DenialReason::BadRequest, detail, retry_after_ms: None };
     }
+    faulted(&format!("it can't be opened: {error}"))
 }
 
 fn faulted(detail: &str) -> Denial {

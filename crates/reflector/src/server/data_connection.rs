@@ -39,18 +39,13 @@ pub(super) async fn run(server: Arc<Server>, newcomer: Newcomer) {
             return;
         }
     };
-    if preamble.phase == Preamble::ECHO {
-        let (keys, tether) = (Arc::clone(&running.keys), Arc::clone(&running.tether));
-        let spawned = std::thread::Builder::new().name("echo-stream".into()).spawn(move || {
-            // The place is given back when the thread is done.
-            let _place = place;
-            echo::answer_stream(stream, &keys, &tether);
-        });
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "no thread for latency probes over TCP");
-        }
-    } else {
-        running.admit(preamble, stream, place);
+    if preamble.phase != Preamble::ECHO {
+        return running.admit(preamble, stream);
+    }
+    let (keys, tether) = (Arc::clone(&running.keys), Arc::clone(&running.tether));
+    let answer = move || echo::answer_stream(stream, &keys, &tether);
+    if let Err(error) = std::thread::Builder::new().name("echo-stream".into()).spawn(answer) {
+        tracing::warn!(%error, "no thread for latency probes over TCP");
     }
 }
 
@@ -63,5 +58,6 @@ fn admit(
     let claimed = Preamble::claimed_session(bytes)?;
     let running = lock(&server.running).get(&claimed).filter(|running| running.peer == peer).cloned()?;
     let preamble = Preamble::open(bytes, &running.keys)?;
-    Some((running, preamble))
+    let has_place = preamble.phase != Preamble::ECHO || running.admits_probe_stream();
+    has_place.then_some((running, preamble))
 }

@@ -6,6 +6,7 @@ mod admin_socket;
 mod clockwork;
 mod connection;
 mod data_connection;
+mod pair;
 mod peers;
 mod test_run;
 
@@ -20,10 +21,13 @@ use anyhow::Context;
 use paramedic_engines::echo::Responder;
 use paramedic_link::message::EndReason;
 use paramedic_link::test_spec::{DataMode, EngineId};
-use paramedic_link::{EndpointId, SecretKey, SessionId, tls};
+use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId, tls};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::audit::Audit;
+use crate::chatter::Chatter;
 use crate::config::Config;
 use crate::door::Door;
 use crate::event::Event;
@@ -34,6 +38,10 @@ use crate::store::Store;
 use peers::Peers;
 use test_run::Running;
 
+/// How long the last links and teardowns may take when everything ends: a peer that doesn't read, or a disk that
+/// doesn't write, must not keep the reflector from stopping.
+const STOPPING: Duration = Duration::from_secs(5);
+
 /// What every task of the server works with.
 struct Server {
     config: Config,
@@ -42,11 +50,14 @@ struct Server {
     door: Mutex<Door>,
     pairing: Mutex<Pairing>,
     refusals: Mutex<Refusals>,
+    chatter: Mutex<Chatter>,
     peers: Peers,
     store: Store,
     audit: Audit,
     links: Mutex<HashMap<LinkId, Link>>,
     running: Mutex<HashMap<SessionId, Arc<Running>>>,
+    /// Read by each session's teardown while it lasts; written by who waits for all of them.
+    teardowns: tokio::sync::RwLock<()>,
     /// One for each address that is listened on: answers the probes of tunneled sessions.
     responders: HashMap<SocketAddr, Arc<Responder>>,
     began: Instant,
@@ -55,7 +66,11 @@ struct Server {
     /// A connection ended: whoever waits for a place or a descriptor may try again.
     room: Notify,
     /// Somebody paired: whoever opened the code hears of it.
-    paired: tokio::sync::broadcast::Sender<(EndpointId, paramedic_link::PeerText)>,
+    paired: tokio::sync::broadcast::Sender<(EndpointId, PeerText)>,
+    /// The name that whoever opened the code wants for the device that pairs. Locked while `pairing` is.
+    wanted_name: Mutex<Option<PeerText>>,
+    /// A pairing was written down, or could not be.
+    claim_settled: Notify,
     /// Too many wrong proofs closed the code.
     code_burnt: Notify,
     stage: watch::Sender<Stage>,
@@ -87,14 +102,17 @@ enum Order {
     Place { place: u32, expected_wait: Duration },
     /// Its request is not granted after all.
     Denied(paramedic_link::message::Denial),
-    /// Its session is over.
-    End { session: SessionId, reason: EndReason },
+    /// Its session is over, and torn down.
+    Ended { session: SessionId, reason: EndReason },
     /// Its peer is no longer one.
     PeerRemoved,
 }
 
 /// Serves until a signal ends it.
 pub async fn serve(config: Config, key: SecretKey) -> anyhow::Result<()> {
+    // Before anybody is told that it serves: who then asks it to end must not find nobody listening.
+    let mut signals = Signals::listen()?;
+    allow_many_descriptors();
     let id = key.id();
     let store = Store::open(&config.database()).await?;
     let (leases, leased_bytes) = store.charge_open_leases().await?;
@@ -125,17 +143,21 @@ pub async fn serve(config: Config, key: SecretKey) -> anyhow::Result<()> {
         sessions: Mutex::new(sessions),
         door: Mutex::new(Door::default()),
         pairing: Mutex::new(Pairing::new(id)),
-        refusals: Mutex::new(Refusals::default()),
+        refusals: Mutex::default(),
+        chatter: Mutex::default(),
         peers,
         store,
         audit,
         links: Mutex::default(),
         running: Mutex::default(),
+        teardowns: tokio::sync::RwLock::default(),
         responders,
         began,
         due: Notify::new(),
         room: Notify::new(),
         paired: tokio::sync::broadcast::channel(16).0,
+        wanted_name: Mutex::default(),
+        claim_settled: Notify::new(),
         code_burnt: Notify::new(),
         stage: watch::channel(Stage::Serving).0,
         config,
@@ -146,7 +168,7 @@ pub async fn serve(config: Config, key: SecretKey) -> anyhow::Result<()> {
     }
     server.audit.record(first).await.context("the audit log can't be written")?;
 
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = JoinSet::new();
     let mut addresses = Vec::new();
     for (listener, _) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -175,12 +197,14 @@ pub async fn serve(config: Config, key: SecretKey) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(endpoint_id = %id, ?addresses, "serving");
 
-    drain_on_signal(&server).await?;
+    drain_on_signal(&server, &mut signals, &mut tasks).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     server.stage.send_replace(Stage::Stopping);
     server.await_no_links().await;
     tasks.shutdown().await;
+    let _ = tokio::time::timeout(STOPPING, server.teardowns.write()).await;
     let mut last = lock(&server.refusals).finish();
+    last.extend(lock(&server.chatter).finish());
     last.push(Event::Stopped);
     // What can't be written any more must not keep the program from ending.
     let _ = server.audit.record(last).await;
@@ -188,27 +212,57 @@ pub async fn serve(config: Config, key: SecretKey) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first signal lets running sessions finish, a second one ends them.
-async fn drain_on_signal(server: &Arc<Server>) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// The signals that end the program.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The first signal lets running sessions finish, a second one ends them. An error: one of the tasks that everything
+/// depends on is gone, and only a new start helps.
+async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let lost = |_| anyhow::anyhow!("a part of the reflector ended; its log says more");
     let mut stage = server.stage.subscribe();
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.next() => {}
         _ = stage.wait_for(|stage| *stage >= Stage::Draining) => {}
+        Some(ended) = tasks.join_next() => return Err(lost(ended)),
     }
     tracing::info!("draining: running sessions go on, new ones are not granted");
     server.sessions().drain();
     server.stage.send_replace(Stage::Draining);
     server.due.notify_one();
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.next() => {}
         () = server.await_no_sessions() => {}
+        Some(ended) = tasks.join_next() => return Err(lost(ended)),
     }
     Ok(())
+}
+
+/// A session of 64 streams each way takes some 400 descriptors, and shells and service managers often allow 1,024 in
+/// all where the kernel would allow more.
+fn allow_many_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 impl Server {
@@ -220,19 +274,48 @@ impl Server {
         Now { mono: self.began.elapsed(), unix_ms: unix_now() }
     }
 
-    /// Ends once no session runs.
+    /// Writes events that no promise hangs on. They take their place in the log now; await the answer before telling
+    /// of them. What can't be written is noted for when it can: a fault shows in the status and stops further grants.
+    fn record(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send + use<'_> {
+        let events = lock(&self.chatter).pass(events, self.now());
+        let recorded = self.audit.record(events.clone());
+        async move {
+            if recorded.await.is_err() {
+                events.into_iter().for_each(|event| self.audit.note(event));
+            }
+        }
+    }
+
+    /// Takes a reservation back, if it stands: nothing was promised.
+    fn undo(&self, session: SessionId) {
+        self.sessions().undo(session, self.now());
+        self.room.notify_waiters();
+        self.due.notify_one();
+    }
+
+    /// Ends once no session is reserved or runs.
     async fn await_no_sessions(&self) {
         loop {
             let changed = self.room.notified();
-            if lock(&self.running).is_empty() {
+            if self.sessions().snapshot(self.now()).sessions.is_empty() {
                 return;
             }
             changed.await;
         }
     }
 
-    /// Ends once every link's task is over; they are told by the stage. Bounded: a peer that doesn't read must not
-    /// keep the reflector from stopping.
+    /// Ends once no pairing is being written down.
+    async fn await_no_claim(&self) {
+        loop {
+            let settled = self.claim_settled.notified();
+            if !lock(&self.pairing).is_claimed() {
+                return;
+            }
+            settled.await;
+        }
+    }
+
+    /// Ends once every link's task is over; they are told by the stage.
     async fn await_no_links(&self) {
         let all_gone = async {
             loop {
@@ -243,7 +326,7 @@ impl Server {
                 changed.await;
             }
         };
-        let _ = tokio::time::timeout(Duration::from_secs(5), all_gone).await;
+        let _ = tokio::time::timeout(STOPPING, all_gone).await;
     }
 
     /// Turns somebody away: counted, and logged at a bounded rate.
@@ -260,8 +343,10 @@ impl Server {
         lock(&self.links).get(&link).is_some_and(|link| link.orders.send(order).is_ok())
     }
 
-    /// Tells every link of `peer` that it is no longer one.
+    /// Ends every session and link of `peer`, which is no longer one.
     fn cut_off(&self, peer: EndpointId) {
+        self.sessions().peer_removed(peer, self.now());
+        self.due.notify_one();
         for link in lock(&self.links).values().filter(|link| link.peer == peer) {
             // A link that is ending anyway needs no order.
             let _ = link.orders.send(Order::PeerRemoved);

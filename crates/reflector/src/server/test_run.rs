@@ -1,8 +1,9 @@
-//! One granted session while it runs: its engine's end, its probes, its keys, its lease.
+//! One granted session while it runs: its engine's end, its probes, its keys, its lease, and its teardown.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use paramedic_engines::data_stream::DataStream;
@@ -16,8 +17,7 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc};
 
-use super::accept::Place;
-use super::{Server, lock};
+use super::{Order, Server, lock};
 use crate::sessions::{LinkId, Reservation};
 
 /// The first slice of bytes that a session leases.
@@ -37,7 +37,11 @@ pub(super) struct Running {
     pub(super) tether: Arc<Tether>,
     /// What it holds until it is closed. A phase reads it for as long as it runs.
     ends: RwLock<Option<OurEnds>>,
+    /// Latency probes came by TCP: each session has one such connection.
+    has_probe_stream: AtomicBool,
     wants_lease: Arc<Notify>,
+    /// Nothing more is leased. Held while a slice is leased, so that none is written after the accounts are settled.
+    is_over: tokio::sync::Mutex<bool>,
 }
 
 /// The sockets and threads of a session at our side.
@@ -46,13 +50,18 @@ struct OurEnds {
     _enrolment: Enrolment,
     /// In direct mode this session's own, which ends with it.
     _responder: Arc<Responder>,
-    /// Places behind the door that its data connections hold until the session is over.
-    places: Mutex<Vec<Place>>,
 }
 
-/// What a phase's thread tells the link's task.
+/// What a phase's thread tells the link's task, and of which session: a link may have the next one already.
 #[derive(Debug)]
-pub(super) enum RunEvent {
+pub(super) struct RunEvent {
+    pub(super) session: SessionId,
+    pub(super) what: PhaseEvent,
+}
+
+/// What happens in a phase.
+#[derive(Debug)]
+pub(super) enum PhaseEvent {
     Started(u8),
     Sample(u8, Direction, Sample),
     Done(u8, Box<PhaseTally>),
@@ -73,15 +82,18 @@ impl Running {
             let wants_lease = Arc::clone(&wants_lease);
             Tether::leased(move || wants_lease.notify_one())
         };
-        let claim = reservation.port.map(|port| SocketAddr::new(local.ip(), port));
+        // Only the port is another one: the scope of a link-local address must stay.
+        let claim = reservation.port.map(|port| {
+            let mut claim = local;
+            claim.set_port(port);
+            claim
+        });
         let responder = match claim {
             Some(claim) => Responder::spawn(UdpSocket::bind(claim)?)?,
-            None => server
-                .responders
-                .iter()
-                .find(|(at, _)| at.ip() == local.ip() || (at.ip().is_unspecified() && at.is_ipv4() == local.is_ipv4()))
-                .map(|(_, responder)| Arc::clone(responder))
-                .ok_or(io::ErrorKind::AddrNotAvailable)?,
+            None => {
+                let behind = server.responders.iter().find(|(at, _)| is_behind(**at, local));
+                behind.map(|(_, responder)| Arc::clone(responder)).ok_or(io::ErrorKind::AddrNotAvailable)?
+            }
         };
         let engine = paramedic_engines::find(reservation.spec.engine.as_str()).ok_or(io::ErrorKind::Unsupported)?;
         let serve = engine.open(ServeOrder {
@@ -100,27 +112,32 @@ impl Running {
                 serve,
                 _enrolment: responder.enroll(Arc::clone(&keys), Arc::clone(&tether), from),
                 _responder: responder,
-                places: Mutex::default(),
             })),
             keys,
             tether,
+            has_probe_stream: AtomicBool::new(false),
             wants_lease,
+            is_over: tokio::sync::Mutex::new(false),
         })
     }
 
     /// Takes a data connection that proved that it belongs here.
-    pub(super) fn admit(&self, preamble: Preamble, stream: DataStream, place: Place) {
+    pub(super) fn admit(&self, preamble: Preamble, stream: DataStream) {
         // Being closed already: the connection is dropped.
         let Ok(ends) = self.ends.try_read() else { return };
         if let Some(ends) = ends.as_ref() {
-            lock(&ends.places).push(place);
             ends.serve.admit(preamble, stream);
         }
     }
 
+    /// Whether a connection for latency probes may come in: the first one may, and each costs a thread.
+    pub(super) fn admits_probe_stream(&self) -> bool {
+        !self.has_probe_stream.swap(true, Ordering::Relaxed)
+    }
+
     /// Ends the session's work and frees all that it holds: returns when its phase's threads are gone and its port is
     /// free. Blocking, for as long as a cut tether takes to be noticed.
-    pub(super) fn close(&self) {
+    fn close(&self) {
         self.tether.cut();
         let ends = self.ends.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(ends);
@@ -130,53 +147,122 @@ impl Running {
     pub(super) fn start(self: &Arc<Self>, phase: u8, events: mpsc::UnboundedSender<RunEvent>) -> io::Result<()> {
         let running = Arc::clone(self);
         let run = move || {
-            // A receiver that is gone is a link that ended: its task cuts the tether, and the phase ends.
+            // A receiver that is gone is a link that ended: then the tether is cut, and the phase ends.
+            let tell = |what| {
+                let _ = events.send(RunEvent { session: running.session, what });
+            };
             let report = |progress| {
-                let _ = events.send(match progress {
-                    Progress::Started => RunEvent::Started(phase),
+                tell(match progress {
+                    Progress::Started => PhaseEvent::Started(phase),
                     Progress::Received(direction, sample) | Progress::Sent(direction, sample) => {
-                        RunEvent::Sample(phase, direction, sample)
+                        PhaseEvent::Sample(phase, direction, sample)
                     }
                 });
             };
             let ends = running.ends.read().unwrap_or_else(PoisonError::into_inner);
             let tally = ends.as_ref().map_or_else(PhaseTally::default, |ends| ends.serve.run(phase, &report));
             drop(ends);
-            let _ = events.send(RunEvent::Done(phase, Box::new(tally)));
+            tell(PhaseEvent::Done(phase, Box::new(tally)));
         };
         std::thread::Builder::new().name(format!("phase-{phase}")).spawn(run).map(drop)
     }
 
     /// Leases bytes for the session as it uses them up: each slice is on disk before it may flow. Ends with the
-    /// session, or with the reason why no more may flow.
-    pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>) -> EndReason {
+    /// session, which it ends where no more may flow.
+    pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>) {
+        if let Err(reason) = self.lease_slices(&server).await {
+            end_and_tell(&server, self.session, reason).await;
+        }
+    }
+
+    async fn lease_slices(&self, server: &Server) -> Result<(), EndReason> {
         let mut slice = FIRST_LEASE;
-        let mut is_last = false;
         loop {
             let asked = Instant::now();
-            let leased = server.sessions().lease(self.session, slice, server.now());
-            let lease = match leased {
-                Ok(lease) => lease,
-                // All bytes of the day are leased; what this session has of them may still flow.
-                Err(EndReason::BytesPerDay) if !is_last => {
-                    is_last = true;
-                    self.tether.allow(0);
-                    self.wants_lease.notified().await;
-                    continue;
-                }
-                Err(reason) => return reason,
-            };
-            is_last = false;
-            if let Err(error) = server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
-                tracing::error!(%error, session = %self.session, "a lease can't be written");
-                return EndReason::Failed;
+            let is_over = self.is_over.lock().await;
+            if *is_over {
+                return Ok(());
             }
-            self.tether.allow(lease.bytes);
+            let leased = server.sessions().lease(self.session, slice, server.now());
+            let bytes = match leased {
+                Ok(lease) => {
+                    if let Err(error) = server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
+                        tracing::error!(%error, session = %self.session, "a lease can't be written");
+                        return Err(EndReason::Failed);
+                    }
+                    lease.bytes
+                }
+                // All bytes of the day are leased; what this session has of them may still flow.
+                Err(EndReason::BytesPerDay) if !self.tether.is_dry() => 0,
+                Err(reason) => return Err(reason),
+            };
+            drop(is_over);
+            self.tether.allow(bytes);
             self.wants_lease.notified().await;
             // Half of the slice was used in this time; aim at slices that last.
             let lasted = asked.elapsed().max(Duration::from_millis(1));
-            let next = (lease.bytes / 2) as f64 * LEASE_LASTS.as_secs_f64() / lasted.as_secs_f64();
+            let next = (bytes / 2) as f64 * LEASE_LASTS.as_secs_f64() / lasted.as_secs_f64();
             slice = (next as u64).clamp(slice / 2, slice.saturating_mul(4)).clamp(FIRST_LEASE, LARGEST_LEASE);
         }
+    }
+
+    async fn stop_leasing(&self) {
+        *self.is_over.lock().await = true;
+        self.wants_lease.notify_one();
+    }
+}
+
+/// Ends a session: sockets and threads first, then the accounts, then the log. Whoever comes first does it, in a task
+/// of its own or its link's; for all others there is nothing left to do.
+pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
+    let _teardown = server.teardowns.read().await;
+    let Some(running) = lock(&server.running).remove(&session) else { return };
+    running.tether.cut();
+    // The port must be free before the rules hear that it is.
+    let closing = Arc::clone(&running);
+    let _ = tokio::task::spawn_blocking(move || closing.close()).await;
+    running.stop_leasing().await;
+    let (settled, recorded) = {
+        let mut sessions = server.sessions();
+        let settled = sessions.ended(session, running.tether.spent(), reason, server.now());
+        (settled, server.record(sessions.take_events()))
+    };
+    server.room.notify_waiters();
+    server.due.notify_one();
+    if let Some(settled) = settled
+        && let Err(error) = server.store.settle(session, &settled.bytes_by_day).await
+    {
+        tracing::error!(%error, "a session's bytes can't be settled; its lease is charged at the next start");
+    }
+    recorded.await;
+}
+
+/// Ends a session, and has its link tell the appliance. Not by the link's task: that one may stand in a write to a peer
+/// that no longer reads, or be gone.
+pub(super) async fn end_and_tell(server: &Server, session: SessionId, reason: EndReason) {
+    let Some(link) = lock(&server.running).get(&session).map(|running| running.link) else { return };
+    end(server, session, reason).await;
+    // A link that is gone needs no word.
+    server.order(link, Order::Ended { session, reason });
+}
+
+/// Whether a socket bound to `bound` gets what is sent to `local`, the address that a link came in on.
+fn is_behind(bound: SocketAddr, local: SocketAddr) -> bool {
+    let every_address = bound.ip().is_unspecified() && bound.is_ipv4() == local.is_ipv4();
+    bound.port() == local.port() && (bound.ip() == local.ip() || every_address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_go_to_the_socket_of_the_very_port_that_was_dialled() {
+        let is = |bound: &str, local: &str| is_behind(bound.parse().unwrap(), local.parse().unwrap());
+        assert!(is("0.0.0.0:4000", "192.0.2.1:4000"));
+        assert!(is("[fe80::1%2]:4000", "[fe80::1%2]:4000"));
+        assert!(!is("192.0.2.1:5000", "192.0.2.1:4000"), "another port of the same address");
+        assert!(!is("0.0.0.0:4000", "[2001:db8::1]:4000"));
+        assert!(!is("192.0.2.2:4000", "192.0.2.1:4000"));
     }
 }

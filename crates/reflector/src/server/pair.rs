@@ -1,0 +1,96 @@
+//! What follows a right proof, or a name at the admin socket: a device becomes a peer, on disk and in the audit log, or
+//! nothing of it stays.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use paramedic_link::message::{Ends, ToAppliance};
+use paramedic_link::pairing_code::Proof;
+use paramedic_link::{EndpointId, PeerText};
+
+use super::{Server, lock};
+use crate::door::Prefix;
+use crate::event::Event;
+use crate::pairing::Verdict;
+
+/// Judges a proof that came with this exporter value. A right one makes the peer known before it is answered.
+pub(super) async fn judge(
+    server: &Arc<Server>,
+    exporter: &[u8; 32],
+    from: IpAddr,
+    peer: EndpointId,
+    proof: &Proof,
+    own_name: &PeerText,
+) -> Option<ToAppliance> {
+    let ends = Ends { reflector: server.id, appliance: peer };
+    let (verdict, wanted) = {
+        let mut pairing = lock(&server.pairing);
+        let verdict = pairing.prove(Prefix::of(from), &ends, exporter, proof, server.now().mono);
+        (verdict, lock(&server.wanted_name).clone())
+    };
+    let (answer, claim) = match verdict {
+        Verdict::Paired { proof, claim } => (proof, claim),
+        Verdict::NotPaired => return None,
+        Verdict::Burnt => {
+            server.code_burnt.notify_waiters();
+            return None;
+        }
+    };
+    let name = wanted.as_ref().or(Some(own_name).filter(|name| !name.is_empty()));
+    let name = name.cloned().unwrap_or_else(|| PeerText::new("appliance"));
+    let added = add(server, peer, &name, "code").await;
+    let answer = match added {
+        Ok((its_name, is_new)) => {
+            let its_name = match wanted {
+                Some(wanted) if !is_new && rename(server, peer, &wanted).await.is_ok() => wanted,
+                _ => its_name,
+            };
+            // Nobody may be listening any more; the pairing stands all the same.
+            let _ = server.paired.send((peer, its_name));
+            lock(&server.pairing).confirm(claim);
+            Some(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
+        }
+        Err(error) => {
+            tracing::error!(%error, "a pairing can't be written");
+            lock(&server.pairing).release(claim);
+            None
+        }
+    };
+    server.claim_settled.notify_waiters();
+    answer
+}
+
+/// Makes a device a peer; the name it got, and whether it is new. What can't be recorded is taken back.
+pub(super) async fn add(
+    server: &Arc<Server>,
+    peer: EndpointId,
+    name: &PeerText,
+    by: &str,
+) -> anyhow::Result<(PeerText, bool)> {
+    let was_paired = server.peers.is_paired(peer);
+    let added = async {
+        let (name, is_new) = server.peers.add(peer, name, by).await?;
+        // A device that proves anew is worth a line, also where it was known.
+        if is_new || by == "code" {
+            let event = Event::PeerAdded { peer, name: name.clone(), by: by.to_owned() };
+            server.audit.record(vec![event]).await?;
+        }
+        anyhow::Ok((name, is_new))
+    };
+    let added = added.await;
+    if added.is_err() && !was_paired {
+        // Nobody was told of it; but for a moment it was let in.
+        let _ = server.peers.remove(peer).await;
+        server.cut_off(peer);
+    }
+    added
+}
+
+/// Gives a peer another name.
+pub(super) async fn rename(server: &Server, peer: EndpointId, name: &PeerText) -> anyhow::Result<()> {
+    let renamed = server.peers.rename(peer, name).await?;
+    renamed.then_some(()).context("no such device is paired")?;
+    server.record(vec![Event::PeerRenamed { peer, name: name.clone() }]).await;
+    Ok(())
+}
