@@ -352,7 +352,7 @@ fn broken(error: &dyn std::fmt::Display) -> Failure {
 
 async fn one_answer(client: &mut Client, ask: &Ask, json: bool) -> Result<(), Failure> {
     client.ask(ask).await.map_err(|error| broken(&error))?;
-    let answer = client.next().await.map_err(|error| broken(&error))?;
+    let answer = client.answer().await.map_err(|error| broken(&error))?;
     match answer {
         Some(Tell::Failed { because }) => Err(refused(&because)),
         Some(Tell::Peers { peers }) if json => print_json(&peers),
@@ -391,7 +391,7 @@ fn refused(because: &str) -> Failure {
 
 async fn health(client: &mut Client) -> Result<(), Failure> {
     client.ask(&Ask::Status).await.map_err(|error| broken(&error))?;
-    match client.next().await.map_err(|error| broken(&error))? {
+    match client.answer().await.map_err(|error| broken(&error))? {
         Some(Tell::Status(status)) if status.problems.is_empty() => {
             print_line(&status.state);
             Ok(())
