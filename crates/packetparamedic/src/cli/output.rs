@@ -176,18 +176,23 @@ impl Output {
             Format::Human => failure.measured_so_far.as_ref().map_or(Ok(()), |measured| self.report(measured)),
         };
         if self.format == Format::Human {
-            let mut streams = self.streams();
-            let text = rendered(
-                &[
-                    Line::of(Tone::Bad, &failure.what),
-                    Line::of(Tone::Strong, "because: ").with(Tone::Plain, &failure.because),
-                    Line::of(Tone::Strong, "try: ").with(Tone::Plain, &failure.try_),
-                ],
-                streams.stderr.color,
-            );
-            streams.put_aside(&text);
+            self.beside(failure);
         }
         failure.exit
+    }
+
+    /// Says on stderr what failed beside a result that holds, whatever the format and however quiet.
+    pub fn beside(&self, failure: &Failure) {
+        let mut streams = self.streams();
+        let text = rendered(
+            &[
+                Line::of(Tone::Bad, &failure.what),
+                Line::of(Tone::Strong, "because: ").with(Tone::Plain, &failure.because),
+                Line::of(Tone::Strong, "try: ").with(Tone::Plain, &failure.try_),
+            ],
+            streams.stderr.color,
+        );
+        streams.put_aside(&text);
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {

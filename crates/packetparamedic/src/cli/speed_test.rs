@@ -208,7 +208,7 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
         }
     };
     if let Some(unsaved) = run.unsaved {
-        context.output.note(&format!("the result is not saved\n{unsaved}"));
+        context.output.beside(&Failure { what: "the result is not saved".to_owned(), ..unsaved });
         // What was printed holds; but whoever relies on the history must hear of it.
         return Ok(if exit == Exit::Done { Exit::Failed } else { exit });
     }
