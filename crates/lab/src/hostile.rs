@@ -36,6 +36,22 @@ impl AsAppliance {
         Ok(Self { stream: StreamOwned::new(session, socket) })
     }
 
+    /// Says `message` again and again and never listens, until the other end has taken nothing for `patience`: then it
+    /// stands in a write to us. Nothing more can be said afterwards.
+    pub fn flood(&mut self, message: &Value, patience: Duration) -> io::Result<()> {
+        // Little room at our side, so that the other end is soon stuck.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&self.stream.sock, 4096)?;
+        self.stream.sock.set_write_timeout(Some(patience))?;
+        let many = frame::encode(message).map_err(io::Error::other)?.repeat(100);
+        loop {
+            match self.say_bytes(&many) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// The value of the link's exporter.
     pub fn exporter(&self, label: &[u8], context: Option<&[u8]>) -> [u8; 32] {
         self.stream.conn.export_keying_material([0; 32], label, context).expect("the handshake is done")

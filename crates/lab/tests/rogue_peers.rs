@@ -1,0 +1,168 @@
+//! A device that was paired and went bad: it takes what it can get, never reads, never stops asking. What others need
+//! stays free, and the audit log stays readable.
+
+use std::time::{Duration, Instant};
+
+use lab::hostile::AsAppliance;
+use lab::{Appliance, Reflector};
+use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionId, SessionKeys};
+use paramedic_link::tls::Alpn;
+use paramedic_link::{EndpointId, SecretKey};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// How long a program may take to say something on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What a loaded machine may add to a time that is promised.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// A key that the reflector knows, in no program of ours.
+struct Rogue {
+    key: SecretKey,
+    address: String,
+    reflector: EndpointId,
+}
+
+impl Rogue {
+    fn of(reflector: &Reflector) -> Self {
+        let key = SecretKey::generate().unwrap();
+        reflector.must(&["peers", "add", &key.id().to_string(), "--name", "rogue"]);
+        Self { key, address: reflector.address().to_owned(), reflector: reflector.id().parse().unwrap() }
+    }
+
+    fn open(&self, alpn: Alpn) -> AsAppliance {
+        AsAppliance::open(&self.address, self.reflector, &self.key, alpn).unwrap()
+    }
+
+    /// A link that was welcomed.
+    fn link(&self) -> AsAppliance {
+        let mut link = self.open(Alpn::Link);
+        link.say(&json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).unwrap();
+        link.hear_a("welcome").unwrap();
+        link
+    }
+}
+
+/// Asks for a minute of silence.
+fn request() -> Value {
+    let spec = json!({
+        "engine": "echo", "data_mode": "tunneled", "phases": [{ "load": "idle", "duration_ms": 60_000 }],
+        "streams": 1, "probe_interval_us": 10_000,
+    });
+    json!({ "type": "request", "spec": spec, "wait": false })
+}
+
+fn granted(link: &mut AsAppliance) -> SessionId {
+    link.say(&request()).unwrap();
+    let grant = link.hear_a("granted").unwrap();
+    serde_json::from_value(grant["session"].clone()).unwrap()
+}
+
+#[test]
+fn who_never_reads_holds_up_nobody_when_its_session_ends() {
+    let reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
+    let rogue = Rogue::of(&reflector);
+    let other = Appliance::new().pair(&reflector, reflector.address());
+    let mut link = rogue.link();
+    granted(&mut link);
+    link.flood(&json!({ "type": "ping" }), Duration::from_secs(1)).unwrap();
+    let begun = Instant::now();
+    reflector.must(&["peers", "remove", "rogue"]);
+    let ended = reflector.await_audited("session_ended", |_| true);
+    let took = begun.elapsed();
+    assert_eq!(ended["reason"], "peer_removed");
+    assert!(took < Duration::from_secs(2) + SLACK, "the slot came free after {took:?}");
+    let outcome = other.speed_test(&["-t", "0.3", "--idle", "0.1", "--no-wait"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+}
+
+#[test]
+fn a_session_has_one_connection_for_probes() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = Rogue::of(&reflector);
+    let mut link = rogue.link();
+    let session = granted(&mut link);
+    let secret = link.exporter(SESSION_EXPORTER_LABEL, Some(session.as_bytes()));
+    let keys = SessionKeys::derive(session, secret.into());
+    let probes = || {
+        let mut stream = rogue.open(Alpn::Data);
+        let nonce = [1; Preamble::NONCE_LEN];
+        stream.say_bytes(&Preamble { session, phase: Preamble::ECHO, stream: 0, nonce }.seal(&keys)).unwrap();
+        stream
+    };
+    let _first = probes();
+    // Which of two is the first is for the reflector to say; the others are hung up on.
+    let refused = |count: u64| reflector.status()["refused"]["bad_preamble"].as_u64().unwrap_or(0) >= count;
+    let (a, b) = (probes(), probes());
+    let hung_up = [a, b].map(|mut stream| std::thread::spawn(move || stream.hear_out().unwrap()));
+    let begun = Instant::now();
+    while !refused(2) {
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    assert!(!refused(3));
+    drop(link);
+    reflector.await_audited("session_ended", |line| line["reason"] == "link_closed");
+    for thread in hung_up {
+        assert!(thread.join().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn who_asks_without_end_gets_every_answer_and_fills_no_log() {
+    let mut reflector = Reflector::serve(&[]);
+    let rogue = Rogue::of(&reflector);
+    let mut link = rogue.link();
+    let mut nonsense = request();
+    nonsense["spec"]["phases"] = json!([]);
+    for _ in 0..500 {
+        link.say(&nonsense).unwrap();
+        assert_eq!(link.hear_a("denied").unwrap()["reason"], "bad_request");
+    }
+    let written = reflector.audited("session_denied").len();
+    assert!((100..300).contains(&written), "{written} lines");
+    reflector.process().signal(Signal::TERM);
+    assert!(reflector.process().wait(PATIENCE).unwrap().success());
+    let more = reflector.audited("more_of_peer");
+    let count = more.iter().map(|line| line["count"].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(count, 500 - written as u64, "{more:?}");
+}
+
+#[test]
+fn a_device_has_a_bounded_number_of_links() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = Rogue::of(&reflector);
+    let links = (0..64).map(|_| rogue.link()).collect::<Vec<_>>();
+    let mut one_more = rogue.open(Alpn::Link);
+    one_more.say(&json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).unwrap();
+    let close = one_more.hear_a("close").unwrap();
+    assert!(close["detail"].as_str().unwrap().contains("too many links"), "{close}");
+    drop(links);
+    let other = Appliance::new().pair(&reflector, reflector.address());
+    assert_eq!(other.speed_test(&["-t", "0.3", "--idle", "0.1"]).code, 0);
+}
+
+#[test]
+fn a_wanted_name_that_is_taken_gets_a_number_and_pairs_all_the_same() {
+    let reflector = Reflector::serve(&[]);
+    for expected in ["attic", "attic 2"] {
+        let mut pairing = reflector.open_code(&["--name", "attic"]);
+        let outcome = Appliance::new().run(&["pair", "--peer", reflector.address(), "--code", &pairing.code]);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        let told = serde_json::from_str::<Value>(&pairing.command.line(PATIENCE).unwrap()).unwrap();
+        assert_eq!((&told["event"], &told["name"]), (&json!("paired"), &json!(expected)));
+        assert!(pairing.command.wait(PATIENCE).unwrap().success());
+    }
+    let names = reflector.audited("peer_added").into_iter().map(|line| line["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names, ["attic", "attic 2"]);
+}
+
+#[test]
+fn who_is_told_that_it_serves_may_end_it_at_once() {
+    for _ in 0..5 {
+        let mut reflector = Reflector::serve(&[]);
+        reflector.process().signal(Signal::TERM);
+        assert!(reflector.process().wait(PATIENCE).unwrap().success());
+        assert_eq!(reflector.audited("stopped").len(), 1);
+    }
+}
