@@ -488,7 +488,7 @@ fn closed(target: &str, reason: CloseReason, detail: &PeerText) -> Failure {
 
 fn denied(target: &str, denial: &Denial) -> Failure {
     let (code, advice) = match denial.reason {
-        DenialReason::BadRequest => ("bad_request", "are both programs of the same version?"),
+        DenialReason::BadRequest => ("bad_request", "ask for something else; are both programs of the same version?"),
         DenialReason::EngineNotOffered => ("engine_not_offered", "choose another --engine, or update the reflector"),
         DenialReason::ModeNotOffered => {
             ("mode_not_offered", "use --data-mode tunneled, or set REFLECTOR_MODE=direct_ephemeral there")

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::dialer::{Dialer, SocketOptions};
 use paramedic_engines::echo::{ProbeOrder, Prober};
 use paramedic_engines::engine::{Drive, DriveOrder, Progress};
@@ -18,7 +19,7 @@ use paramedic_link::tls::{self, Alpn, Expect};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::gathered::{Gathered, PhaseRecord};
+use super::gathered::{Gathered, PhaseRecord, Reading};
 use super::interrupted;
 use crate::document::{Event, IntervalReading, LatencyReading, PhaseBegun};
 use crate::failure::{Exit, Failure};
@@ -52,6 +53,7 @@ impl Session {
         client: ReflectorClient,
         spec: TestSpec,
         grant: &Grant,
+        watch: &mut Watch,
     ) -> Result<Self, Failure> {
         let keys = Arc::new(client.session_keys(grant.session)?);
         let tether = Tether::free();
@@ -71,23 +73,32 @@ impl Session {
         let engine = paramedic_engines::find(spec.engine.as_str()).ok_or_else(|| unusable(&"no such engine here"))?;
         let drive = engine
             .drive(DriveOrder { spec: spec.clone(), keys: Arc::clone(&keys), dialer, tether: Arc::clone(&tether) })
-            .map_err(|error| unusable(&error))?;
-        let prober = match spec.probe_interval_us {
-            0 => None,
-            _ => Some(
-                probe(&spec, grant.session, keys, &tether, grant.udp.then_some(data), tunnel, client.local()).await?,
-            ),
-        };
+            .map_err(|error| not_driven(&spec, &error))?;
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { client, spec, tether, drive: drive.into(), prober, beat, heard: Instant::now() })
+        let probes_every = Duration::from_micros(spec.probe_interval_us.into());
+        let mut session = Self { client, spec, tether, drive: drive.into(), prober: None, beat, heard: Instant::now() };
+        if !probes_every.is_zero() {
+            let order = ProbeOrder {
+                target: grant.udp.then_some(data),
+                fall_back: fall_back(grant.session, &keys, &session.tether, tunnel),
+                keys,
+                interval: probes_every,
+                tether: Arc::clone(&session.tether),
+                local: Some(session.client.local()),
+            };
+            // It may take its time where UDP is blocked; the reflector has to hear of us all the while.
+            let started = session.during(probe(order), watch).await?;
+            session.prober = Some(started?);
+        }
+        Ok(session)
     }
 
     /// All phases, in order.
     pub(super) async fn run(&mut self, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
         for (number, phase) in self.spec.phases.clone().into_iter().enumerate() {
             let number = u8::try_from(number).map_err(|_| unusable(&"too many phases"))?;
-            let record = gathered.begin(phase.load);
+            let record = gathered.begin(phase);
             self.phase(number, phase, watch, record).await?;
         }
         Ok(())
@@ -166,7 +177,7 @@ impl Session {
                             });
                         }
                     }
-                    Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.theirs = Some(tally),
+                    Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.theirs(tally),
                     _ => {}
                 },
                 _ = show_latency.tick() => {
@@ -291,36 +302,24 @@ impl Drop for Session {
     }
 }
 
-/// Starts to probe, over UDP where it comes back and else over a data connection.
-async fn probe(
-    spec: &TestSpec,
+/// How the probes' data connection is made, should they need one.
+fn fall_back(
     session: SessionId,
-    keys: Arc<SessionKeys>,
+    keys: &Arc<SessionKeys>,
     tether: &Arc<Tether>,
-    udp: Option<SocketAddr>,
     tunnel: Arc<Dialer>,
-    local: std::net::IpAddr,
-) -> Result<Prober, Failure> {
-    let fall_back = {
-        let (keys, tether) = (Arc::clone(&keys), Arc::clone(tether));
-        move || {
-            let nonce = *uuid::Uuid::now_v7().as_bytes().last_chunk().unwrap_or(&[0; Preamble::NONCE_LEN]);
-            let preamble = Preamble { session, phase: Preamble::ECHO, stream: 0, nonce };
-            tunnel.dial(
-                &tether,
-                &preamble.seal(&keys),
-                &SocketOptions { send_at_once: true, ..SocketOptions::default() },
-            )
-        }
-    };
-    let order = ProbeOrder {
-        target: udp,
-        keys,
-        interval: Duration::from_micros(spec.probe_interval_us.into()),
-        tether: Arc::clone(tether),
-        fall_back: Box::new(fall_back),
-        local: Some(local),
-    };
+) -> Box<dyn FnOnce() -> std::io::Result<DataStream> + Send> {
+    let (keys, tether) = (Arc::clone(keys), Arc::clone(tether));
+    Box::new(move || {
+        let nonce = *uuid::Uuid::now_v7().as_bytes().last_chunk().unwrap_or(&[0; Preamble::NONCE_LEN]);
+        let preamble = Preamble { session, phase: Preamble::ECHO, stream: 0, nonce };
+        let options = SocketOptions { send_at_once: true, ..SocketOptions::default() };
+        tunnel.dial(&tether, &preamble.seal(&keys), &options)
+    })
+}
+
+/// Starts to probe, over UDP where it comes back and else over a data connection.
+async fn probe(order: ProbeOrder) -> Result<Prober, Failure> {
     let started = tokio::task::spawn_blocking(move || {
         let prober = Prober::start(order)?;
         prober.ready()?;
@@ -339,15 +338,7 @@ async fn probe(
 
 /// Keeps a reading; whoever watches hears of what was received.
 fn note(watch: &mut Watch, record: &mut PhaseRecord, reading: &Progress) {
-    let (direction, sample) = match reading {
-        Progress::Started => return,
-        Progress::Sent(direction, sample) => return record.sent(*direction).push(*sample),
-        Progress::Received(direction, sample) => (*direction, *sample),
-    };
-    let received = record.received(direction);
-    let before = received.last().map_or(0, |last| last.at_us);
-    received.push(sample);
-    let length_us = sample.at_us.saturating_sub(before).max(1);
+    let Some(Reading { direction, length_us, sample }) = record.note(reading) else { return };
     let bps = u128::from(sample.bytes) * 8 * 1_000_000 / u128::from(length_us);
     (watch.events)(Event::Interval(IntervalReading {
         phase: record.load,
@@ -396,6 +387,16 @@ fn stuck(address: SocketAddr) -> Failure {
         "the reflector did not say that a phase began or ended",
         "try again; if it happens again, its log says more",
     )
+}
+
+/// Why this device can't take its part. A congestion control that its kernel refuses is no fault of the program.
+fn not_driven(spec: &TestSpec, error: &std::io::Error) -> Failure {
+    let is_refused = matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied);
+    if spec.congestion_control.is_none() || !is_refused {
+        return unusable(error);
+    }
+    let try_ = "choose another with -C, run this as root, or allow it in that setting with sysctl";
+    Failure::new(Exit::Usage, "bad_request", "this device cannot run that test", error.to_string(), try_)
 }
 
 fn unusable(error: &dyn std::fmt::Display) -> Failure {
