@@ -465,6 +465,8 @@ impl Connection {
             PhaseEvent::Sample(phase, direction, sample) => {
                 self.say(&ToAppliance::Samples { phase, direction, samples: vec![sample] }).await
             }
+            // The session is being ended, and its phase with it: the reason comes next, and is the one that counts.
+            PhaseEvent::Done(..) if granted.running.tether.is_cut() => Next::Go,
             PhaseEvent::Done(phase, tally) => {
                 granted.phase = None;
                 self.say(&ToAppliance::PhaseDone { phase, tally: *tally }).await
