@@ -1,0 +1,282 @@
+//! Folders that can't be written, disks that are full, files that are not what they were: what both programs say, and
+//! that they overwrite nothing.
+
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use lab::{Appliance, Reflector};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1"];
+
+/// State folders that nobody can make, root neither: one below a regular file, one where the kernel makes the files.
+fn unwritable() -> (TempDir, [PathBuf; 2]) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    (folder, [file.join("state"), PathBuf::from("/proc/packetparamedic")])
+}
+
+#[test]
+fn an_unwritable_state_folder_is_named_by_the_appliance() {
+    let (_kept, folders) = unwritable();
+    for folder in folders {
+        let path = folder.to_str().unwrap();
+        for command in [&["speed-test"][..], &["history"], &["reflectors"]] {
+            let args = [&["--state-dir", path], command].concat();
+            let document = Appliance::new().fails(&args, 2, "state_dir_unusable");
+            assert!(document.to_string().contains(path), "{document:#}");
+        }
+        let show_id = Appliance::new().run(&["--state-dir", path, "show-id"]);
+        assert_eq!(show_id.code, 2, "{show_id:?}");
+        show_id.three_lines();
+    }
+}
+
+#[test]
+fn an_unwritable_state_folder_is_named_by_the_reflector() {
+    let (_kept, folders) = unwritable();
+    for folder in folders {
+        let path = folder.to_str().unwrap();
+        for command in ["serve", "show-id"] {
+            let lines = Reflector::idle(&[]).fails(&[command, "--state-dir", path], 2);
+            assert!(lines.concat().contains(path), "{lines:?}");
+        }
+    }
+}
+
+#[test]
+fn a_broken_configuration_is_told_with_file_line_and_likely_meaning() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("broken.toml");
+    let path = file.to_str().unwrap();
+    for (theirs, ours, suggestion) in [
+        ("max_streams = 4\nmax_concurent_tests = 2\n", "streams = 4\ndurration = \"5s\"\n", true),
+        ("max_streams = 4\nmax_concurrent_tests = \"many\"\n", "streams = 4\nduration = \"soon\"\n", false),
+        ("max_streams = 4\nmode tunneled\n", "streams = 4\nduration 5\n", false),
+    ] {
+        fs::write(&file, theirs).unwrap();
+        for command in [&["serve"][..], &["config", "check"], &["config", "show"]] {
+            let lines = Reflector::idle(&[]).fails(&[command, &["--config", path]].concat(), 2).join("\n");
+            assert!(lines.contains(&format!("{path}:2: ")), "{lines}");
+            assert!(!suggestion || lines.contains("did you mean \"max_concurrent_tests\""), "{lines}");
+        }
+        fs::write(&file, ours).unwrap();
+        let document = Appliance::new().fails(&["--config", path, "speed-test"], 2, "bad_config").to_string();
+        assert!(document.contains(path) && document.contains("line 2"), "{document}");
+        assert!(!suggestion || document.contains("`duration`"), "{document}");
+    }
+    // A file that was asked for and is not there is not passed over.
+    fs::remove_file(&file).unwrap();
+    let lines = Reflector::idle(&[]).fails(&["serve", "--config", path], 2);
+    assert!(lines.concat().contains(path), "{lines:?}");
+    Appliance::new().fails(&["--config", path, "speed-test"], 2, "bad_config");
+}
+
+#[test]
+fn a_broken_environment_is_told_by_its_name() {
+    let lines = Reflector::idle(&[("MAX_STREAMS", "65")]).fails(&["serve"], 2);
+    assert!(lines.concat().contains("REFLECTOR_MAX_STREAMS"), "{lines:?}");
+    let appliance = Appliance::new();
+    let mut command = appliance.command(&["speed-test", "--json"]);
+    let outcome = lab::Outcome::from(command.env("PACKETPARAMEDIC_STREAMS", "65").output().unwrap());
+    assert_eq!((outcome.code, outcome.json()["code"].as_str()), (2, Some("bad_config")), "{outcome:?}");
+    assert!(outcome.json()["what"].as_str().unwrap().contains("PACKETPARAMEDIC_STREAMS"), "{outcome:?}");
+}
+
+/// What stands in a folder, to the byte.
+fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            all.push((path.clone(), fs::read(&path).unwrap()));
+        }
+    }
+    all.sort();
+    all
+}
+
+fn the_database_of(state: &Path) -> PathBuf {
+    let is_database = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "db");
+    let found = fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path()).find(is_database);
+    found.unwrap_or_else(|| panic!("no database in {}", state.display()))
+}
+
+/// Spoils a file: all of it, or a stretch in its middle.
+fn spoil(path: &Path, all_of_it: bool) {
+    let mut bytes = fs::read(path).unwrap();
+    let from = if all_of_it { 0 } else { bytes.len() / 3 };
+    bytes[from..].fill(b'?');
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_database_is_told_and_left_as_it_is() {
+    for all_of_it in [true, false] {
+        let mut reflector = Reflector::serve(&[]);
+        let appliance = Appliance::new().pair(&reflector, reflector.address());
+        let served = appliance.speed_test(SHORT);
+        assert_eq!(served.code, 0, "{served:?}");
+        // A clean end leaves everything in the one file.
+        reflector.process().signal(rustix::process::Signal::TERM);
+        reflector.process().wait(std::time::Duration::from_secs(30)).unwrap();
+
+        let database = the_database_of(&reflector.state());
+        spoil(&database, all_of_it);
+        let before = contents(&reflector.state());
+        let lines = reflector.fails(&["serve"], 1);
+        assert!(lines.concat().contains(database.to_str().unwrap()), "{lines:?}");
+        assert_eq!(contents(&reflector.state()), before, "nothing was overwritten");
+
+        let database = the_database_of(&appliance.state());
+        spoil(&database, all_of_it);
+        let before = fs::read(&database).unwrap();
+        for command in [&["speed-test"][..], &["history"], &["reflectors"]] {
+            let document = appliance.fails(command, 1, "history_corrupt");
+            assert!(document.to_string().contains(database.to_str().unwrap()), "{document:#}");
+        }
+        assert_eq!(fs::read(&database).unwrap(), before, "nothing was overwritten");
+    }
+}
+
+#[test]
+fn a_key_file_that_holds_no_key_or_that_others_can_read_is_refused_and_left_as_it_is() {
+    let reflector = Reflector::idle(&[]);
+    let appliance = Appliance::new();
+    let (_, _) = (reflector.id(), appliance.id());
+    let (theirs, ours) = (reflector.state().join("identity.key"), appliance.state().join("identity.key"));
+    for file in [&theirs, &ours] {
+        fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
+    }
+    let both_refuse = |exit: i32, code: &str| {
+        let before = [fs::read(&theirs).unwrap(), fs::read(&ours).unwrap()];
+        for command in ["serve", "show-id"] {
+            let lines = reflector.fails(&[command], exit);
+            assert!(lines.concat().contains(theirs.to_str().unwrap()), "{lines:?}");
+        }
+        let document = appliance.fails(&["speed-test"], exit, code);
+        assert!(document.to_string().contains(ours.to_str().unwrap()), "{document:#}");
+        let show_id = appliance.run(&["show-id"]);
+        assert_eq!((show_id.code, show_id.stdout.as_str()), (exit, ""), "{show_id:?}");
+        show_id.three_lines();
+        assert_eq!([fs::read(&theirs).unwrap(), fs::read(&ours).unwrap()], before, "nothing was overwritten");
+    };
+    both_refuse(2, "key_exposed");
+    for file in [&theirs, &ours] {
+        fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+        fs::write(file, "this was a key once\n").unwrap();
+    }
+    both_refuse(1, "key_corrupt");
+    for file in [&theirs, &ours] {
+        fs::write(file, "").unwrap();
+    }
+    both_refuse(1, "key_corrupt");
+}
+
+/// Fills the disk of `folder` to the last byte; what is returned has to be removed to make room again.
+fn fill(folder: &Path) -> PathBuf {
+    let path = folder.join("what-else-is-on-the-disk");
+    let mut file = File::create(&path).unwrap();
+    // Large pieces first, and then whatever fits.
+    for piece in [vec![b'x'; 4096], vec![b'x'; 1]] {
+        loop {
+            match file.write_all(&piece) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    path
+}
+
+#[test]
+fn a_reflector_whose_disk_is_full_grants_nothing_says_so_and_goes_on_once_there_is_room() {
+    let Some(reflector) = Reflector::serve_on_a_tiny_disk(&[]) else { return };
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let before = appliance.speed_test(SHORT);
+    assert_eq!(before.code, 0, "{before:?}\n{}", reflector.log());
+    let granted = reflector.audited("session_granted").len();
+
+    let filling = fill(&reflector.disk());
+    let document = appliance.fails(&[&["speed-test"], SHORT].concat(), 5, "reflector_faulted");
+    assert!(document["retry_after_ms"].as_u64().unwrap() > 0, "{document:#}");
+    let status = reflector.status();
+    assert_eq!(status["state"], "faulted", "{status:#}");
+    assert!(!status["problems"].as_array().unwrap().is_empty(), "{status:#}");
+    let health = reflector.fails(&["health"], 1);
+    assert!(health[0].contains("faulted"), "{health:?}");
+    assert_eq!(reflector.audited("session_granted").len(), granted);
+
+    fs::remove_file(filling).unwrap();
+    reflector.await_log("can be written again");
+    let after = appliance.speed_test(SHORT);
+    assert_eq!(after.code, 0, "{after:?}\n{}", reflector.log());
+    assert_eq!(reflector.status()["state"], "serving");
+    assert_eq!(reflector.must(&["health"]), "serving");
+    reflector.must(&["audit", "verify"]);
+}
+
+#[test]
+fn a_disk_that_fills_up_during_a_test_ends_it_with_the_reason_and_nothing_is_lost() {
+    let Some(reflector) = Reflector::serve_on_a_tiny_disk(&[]) else { return };
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let mut running = appliance.start(&["speed-test", "--json-stream", "-t", "60", "--idle", "0.3", "--download"]);
+    let patience = std::time::Duration::from_secs(30);
+    while !running.line(patience).unwrap().contains("\"interval\"") {}
+    let filling = fill(&reflector.disk());
+    // No byte flows that is not leased on disk.
+    assert_eq!(running.wait(patience).unwrap().code(), Some(1));
+    let rest = running.rest(patience).unwrap();
+    let error = serde_json::from_str::<Value>(rest.last().unwrap()).unwrap();
+    assert_eq!((&error["event"], &error["code"]), (&"error".into(), &"session_ended".into()), "{error:#}");
+    assert!(error["measured_so_far"]["download"].is_object(), "{error:#}");
+    fs::remove_file(filling).unwrap();
+    reflector.await_audited("session_ended", |line| line["reason"] == "failed");
+    let again = appliance.speed_test(SHORT);
+    assert_eq!(again.code, 0, "{again:?}\n{}", reflector.log());
+    reflector.must(&["audit", "verify"]);
+}
+
+#[test]
+fn an_appliance_whose_disk_fills_up_during_a_test_reports_it_and_says_that_it_is_not_saved() {
+    let reflector = Reflector::serve(&[]);
+    let paired = Appliance::new().pair(&reflector, reflector.address());
+    let state = paired.state();
+    let Some(appliance) = paired.on_a_tiny_disk() else { return };
+    for (format, told) in [("--json", true), ("--quiet", false)] {
+        let seen = reflector.audited("session_granted").len();
+        let mut command = appliance.command(&["speed-test", format, "-t", "1", "--idle", "0.3"]);
+        let running =
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        reflector.await_audited("session_granted", |_| reflector.audited("session_granted").len() > seen);
+        fill(&PathBuf::from(format!("/proc/{}/root", running.id())).join(state.strip_prefix("/").unwrap()));
+        let outcome = lab::Outcome::from(running.wait_with_output().unwrap());
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+        if told {
+            let result = outcome.json();
+            assert_eq!((&result["schema"], &result["complete"]), (&"packetparamedic.result/1".into(), &true.into()));
+        } else {
+            assert!(outcome.stdout.contains("bit/s"), "{outcome:?}");
+        }
+        let [what, because, _] = outcome.three_lines();
+        assert_eq!(what, "the result is not saved");
+        assert!(because.contains("the disk is full"), "{because}");
+    }
+}
+
+#[test]
+fn an_appliance_whose_disk_is_full_already_says_so() {
+    let Some(appliance) = Appliance::new().on_a_tiny_disk() else { return };
+    // What stands in the folder is taken along to the tiny disk, and this is nearly all that fits.
+    fs::create_dir_all(appliance.state()).unwrap();
+    fs::write(appliance.state().join("what-else-is-on-the-disk"), vec![b'x'; 2 * 1024 * 1024 - 4096]).unwrap();
+    let document = appliance.fails(&["speed-test"], 1, "disk_full");
+    assert!(document["try"].as_str().unwrap().contains(appliance.state().to_str().unwrap()), "{document:#}");
+}
