@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use paramedic_engines::echo::{PACKET_LEN, Probes, Transport};
+use paramedic_engines::engine::Progress;
 use paramedic_engines::{host_facts, stats};
 use paramedic_link::EndpointId;
+use paramedic_link::PeerText;
 use paramedic_link::measurement::{CpuUse, DirectionTally, HostFacts, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::message::Welcome;
-use paramedic_link::test_spec::{Direction, Load, TestSpec};
+use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use uuid::Uuid;
 
 use crate::document::{
@@ -55,10 +57,12 @@ struct Met {
     spec: TestSpec,
 }
 
-/// One phase.
+/// One phase. What the reflector says of it is its word: it may be wrong, but it fills no memory and breaks no sum.
 pub(super) struct PhaseRecord {
     /// What was put on the path.
     pub(super) load: Load,
+    /// The most readings of one kind that are kept.
+    most: usize,
     /// When it began and ended, by the prober's clock.
     pub(super) begun_at: Option<Duration>,
     /// See `begun_at`.
@@ -66,21 +70,77 @@ pub(super) struct PhaseRecord {
     /// What this end counted.
     pub(super) own: Option<PhaseTally>,
     /// What the reflector counted.
-    pub(super) theirs: Option<PhaseTally>,
+    theirs: Option<PhaseTally>,
     /// The receivers' and the senders' readings: download, upload.
     received: [Vec<Sample>; 2],
     sent: [Vec<Sample>; 2],
 }
 
+/// A reading that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// Which way the bytes flowed.
+    pub(super) direction: Direction,
+    /// How long the interval was, in microseconds; never 0.
+    pub(super) length_us: u64,
+    /// The reading itself.
+    pub(super) sample: Sample,
+}
+
 impl PhaseRecord {
-    /// The receiver's readings of one direction.
-    pub(super) fn received(&mut self, direction: Direction) -> &mut Vec<Sample> {
-        &mut self.received[direction as usize]
+    fn new(phase: PhaseSpec) -> Self {
+        // Twice as many as a phase has intervals: an end that was held up may come late, but not for ever.
+        let intervals = u64::from(phase.duration_ms) / INTERVAL_MS;
+        let most = usize::try_from(2 * intervals + 64).unwrap_or(usize::MAX);
+        Self {
+            load: phase.load,
+            most,
+            begun_at: None,
+            ended_at: None,
+            own: None,
+            theirs: None,
+            received: Default::default(),
+            sent: Default::default(),
+        }
     }
 
-    /// The sender's readings of one direction.
-    pub(super) fn sent(&mut self, direction: Direction) -> &mut Vec<Sample> {
-        &mut self.sent[direction as usize]
+    /// Keeps a reading; what it says where it is one of the receiver. What belongs to no direction of this phase, does
+    /// not advance in time, or is too much, is left out.
+    pub(super) fn note(&mut self, progress: &Progress) -> Option<Reading> {
+        let (list, direction, sample) = match *progress {
+            Progress::Started => return None,
+            Progress::Sent(direction, sample) => (&mut self.sent[direction as usize], direction, sample),
+            Progress::Received(direction, sample) => (&mut self.received[direction as usize], direction, sample),
+        };
+        let before = list.last().map_or(0, |last| last.at_us);
+        let length_us = sample.at_us.checked_sub(before).filter(|length| *length > 0)?;
+        if !self.load.moves(direction) || list.len() >= self.most {
+            return None;
+        }
+        list.push(sample);
+        matches!(progress, Progress::Received(..)).then_some(Reading { direction, length_us, sample })
+    }
+
+    /// Keeps what the reflector counted.
+    pub(super) fn theirs(&mut self, mut tally: PhaseTally) {
+        for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
+            let cpu = &mut direction.cpu;
+            cpu.user_s = cpu.user_s.max(0.0);
+            cpu.system_s = cpu.system_s.max(0.0);
+            cpu.busiest_thread = cpu.busiest_thread.clamp(0.0, 1.0);
+            cpu.host_busy = cpu.host_busy.map(|busy| busy.clamp(0.0, 1.0));
+        }
+        self.theirs = Some(tally);
+    }
+
+    /// Whether both ends have counted to the end.
+    pub(super) fn is_counted(&self) -> bool {
+        self.own.is_some() && self.theirs.is_some()
+    }
+
+    /// Why an end stopped before its time, if one did.
+    pub(super) fn cut_short(&self) -> Option<&PeerText> {
+        [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
     }
 
     /// What both ends counted of one direction: sender, receiver.
@@ -144,17 +204,8 @@ impl Gathered {
     }
 
     /// A phase begins.
-    pub(super) fn begin(&mut self, load: Load) -> &mut PhaseRecord {
-        let record = PhaseRecord {
-            load,
-            begun_at: None,
-            ended_at: None,
-            own: None,
-            theirs: None,
-            received: Default::default(),
-            sent: Default::default(),
-        };
-        self.phases.push(record);
+    pub(super) fn begin(&mut self, phase: PhaseSpec) -> &mut PhaseRecord {
+        self.phases.push(PhaseRecord::new(phase));
         let last = self.phases.len() - 1;
         &mut self.phases[last]
     }
@@ -227,9 +278,10 @@ impl Gathered {
         let phases = self.phases.iter().map(|phase| match &phase.own {
             Some(own) => own.bytes(),
             // The phase broke before it could be counted to its end: the readings are what there is.
-            None => phase.received.iter().flatten().map(|sample| sample.bytes).sum(),
+            None => bytes_of(phase.received.iter().flatten()),
         });
-        phases.sum::<u64>() + self.probes.as_ref().map_or(0, |probes| probes.iter().count() as u64 * PACKET_LEN as u64)
+        let probes = self.probes.as_ref().map_or(0, |probes| probes.iter().count() as u64 * PACKET_LEN as u64);
+        phases.fold(probes, u64::saturating_add)
     }
 
     fn data_path(&self) -> Option<DataPath> {
@@ -358,7 +410,7 @@ fn throughput(
     let mss = sender.and_then(|sender| sender.mss);
     let line_rate = |overhead: u32| {
         let mss = mss.filter(|mss| *mss > 0)?;
-        let rate = u128::from(measured.goodput_bps) * u128::from(mss + overhead) / u128::from(mss);
+        let rate = u128::from(measured.goodput_bps) * (u128::from(mss) + u128::from(overhead)) / u128::from(mss);
         Some(LineRateEstimate { rate_bps: u64::try_from(rate).ok()?, overhead_bytes: overhead })
     };
     Some(ThroughputResult {
@@ -392,7 +444,12 @@ fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) -> Option<u
     // A reading belongs to the steady part if most of its interval does.
     let half = u128::from(INTERVAL_MS) * 500;
     let inside = |sample: &&Sample| (from + half..=until + half).contains(&u128::from(sample.at_us));
-    (!sent.is_empty()).then(|| sent.iter().filter(inside).map(|sample| sample.bytes).sum())
+    (!sent.is_empty()).then(|| bytes_of(sent.iter().filter(inside)))
+}
+
+/// Saturates: readings may be the other side's word.
+fn bytes_of<'a>(samples: impl Iterator<Item = &'a Sample>) -> u64 {
+    samples.fold(0, |sum, sample| sum.saturating_add(sample.bytes))
 }
 
 fn intervals(samples: &[Sample]) -> Vec<Interval> {
@@ -433,4 +490,55 @@ fn latency(summary: &stats::LatencySummary, probes: &Probes, transport: ProbeTra
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(load: Load) -> PhaseRecord {
+        PhaseRecord::new(PhaseSpec { load, duration_ms: 1000 })
+    }
+
+    fn received(at_us: u64, bytes: u64) -> Progress {
+        Progress::Received(Direction::Upload, Sample { at_us, bytes })
+    }
+
+    #[test]
+    fn a_reading_counts_once_and_in_its_direction() {
+        let mut upload = record(Load::Upload);
+        let first = upload.note(&received(100_000, 5)).unwrap();
+        assert_eq!((first.direction, first.length_us), (Direction::Upload, 100_000));
+        assert_eq!(upload.note(&received(250_000, 5)).unwrap().length_us, 150_000);
+        assert_eq!(upload.note(&received(250_000, 5)), None, "no time passed");
+        assert_eq!(upload.note(&received(1, 5)), None, "time went back");
+        let sample = Sample { at_us: 300_000, bytes: 5 };
+        assert_eq!(upload.note(&Progress::Received(Direction::Download, sample)), None);
+        assert_eq!(upload.note(&Progress::Sent(Direction::Upload, sample)), None, "what was sent is not what counts");
+        assert_eq!((upload.received[1].len(), upload.received[0].len(), upload.sent[1].len()), (2, 0, 1));
+        assert_eq!(record(Load::Idle).note(&received(1, 1)), None);
+    }
+
+    #[test]
+    fn readings_without_end_fill_no_memory_and_break_no_sum() {
+        let mut upload = record(Load::Upload);
+        let kept = (1..100_000).filter_map(|at| upload.note(&received(at, u64::MAX))).count();
+        assert_eq!(kept, 2 * 10 + 64);
+        assert_eq!(bytes_of(upload.received.iter().flatten()), u64::MAX);
+        assert_eq!(steady_part(&upload.received[1], Duration::ZERO, Duration::MAX), Some(0));
+    }
+
+    #[test]
+    fn a_processor_is_never_more_than_full_whatever_the_reflector_says() {
+        let cpu = CpuUse { user_s: -1.0, system_s: f64::MAX, busiest_thread: 1e300, host_busy: Some(-5.0) };
+        let mut upload = record(Load::Upload);
+        upload.theirs(PhaseTally {
+            upload: Some(DirectionTally { cpu, ..DirectionTally::default() }),
+            ..PhaseTally::default()
+        });
+        let (_, receiver) = upload.ends(Direction::Upload);
+        let cpu = receiver.unwrap().cpu;
+        assert_eq!((cpu.user_s, cpu.busiest_thread, cpu.host_busy), (0.0, 1.0, Some(0.0)));
+        assert_eq!(full(&cpu).unwrap(), "one thread used 100 % of a core");
+    }
 }

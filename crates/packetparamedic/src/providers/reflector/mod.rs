@@ -46,10 +46,18 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
         link = reach(order) => link?,
         () = watch.interrupted() => return Err(interrupted()),
     };
-    let welcome = client.hello().await?;
+    let introduced = async {
+        let welcome = client.hello().await?;
+        let facts = client.facts().await?;
+        Ok::<_, Failure>((welcome, facts))
+    };
+    let (welcome, facts) = tokio::select! {
+        introduced = introduced => introduced?,
+        () = watch.interrupted() => return Err(interrupted()),
+    };
     let spec = spec(order, &welcome);
     gathered.met(&client, &known, &welcome, &spec);
-    gathered.facts_before(client.facts().await?, Some(client.local()));
+    gathered.facts_before(facts, Some(client.local()));
     let events = &mut watch.events;
     let interrupt = &mut watch.interrupt;
     let grant = tokio::select! {
@@ -69,7 +77,7 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
             .map(|phase| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() })
             .collect(),
     }));
-    let mut session = Session::open(order, client, spec, &grant).await?;
+    let mut session = Session::open(order, client, spec, &grant, watch).await?;
     let end = session.run(watch, gathered).await;
     session.close(gathered, end.is_ok()).await;
     end

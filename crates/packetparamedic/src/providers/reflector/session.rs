@@ -162,7 +162,7 @@ impl Session {
         show_latency.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let begun = Instant::now();
         let mut seen_until = record.begun_at.unwrap_or_default();
-        while record.own.is_none() || record.theirs.is_none() {
+        while !record.is_counted() {
             tokio::select! {
                 Some(reading) = readings.recv() => note(watch, record, &reading),
                 tally = &mut *own, if record.own.is_none() => {
@@ -195,8 +195,7 @@ impl Session {
         while let Ok(reading) = readings.try_recv() {
             note(watch, record, &reading);
         }
-        let cut_short = [&record.own, &record.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.clone());
-        match cut_short {
+        match record.cut_short() {
             Some(reason) => Err(Failure::new(
                 Exit::Failed,
                 "data_lost",
