@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use lab::hostile::{AsAppliance, AsReflector, FalseReflector};
 use lab::{Appliance, Outcome, Reflector};
-use paramedic_link::message::Ends;
+use paramedic_link::pairing_code::Ends;
 use paramedic_link::pairing_code::{PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::tls::Alpn;
 use paramedic_link::{EndpointId, SecretKey};

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::PeerText;
 use crate::admission::SessionId;
 use crate::frame::{Bounded, TooMany};
 use crate::measurement::{HostFacts, PhaseTally, Sample};
 use crate::pairing_code::Proof;
 use crate::test_spec::{DataMode, Direction, EngineId, TestSpec};
-use crate::{EndpointId, PeerText};
 
 /// The version of the protocol that this code speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -343,13 +343,4 @@ pub enum CloseReason {
 /// The protocol version to speak with someone who offers `theirs`; `None` where there is none in common.
 pub fn common_version(theirs: &[u16]) -> Option<u16> {
     theirs.contains(&PROTOCOL_VERSION).then_some(PROTOCOL_VERSION)
-}
-
-/// Both ends of a link, as both see them; part of what a pairing proof covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
-    /// The reflector's key.
-    pub reflector: EndpointId,
-    /// The appliance's key.
-    pub appliance: EndpointId,
 }

@@ -10,7 +10,6 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::admission::{hex, unhex};
-use crate::message::Ends;
 use crate::{EndpointId, crockford};
 
 /// The label of the TLS exporter value that pairing proofs cover: that of the `tls-exporter` channel binding
@@ -183,6 +182,15 @@ impl fmt::Debug for PairingCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PairingCode(for {:?})", self.pin)
     }
+}
+
+/// Both ends of a link, as both see them; part of what a pairing proof covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The reflector's key.
+    pub reflector: EndpointId,
+    /// The appliance's key.
+    pub appliance: EndpointId,
 }
 
 /// A proof of knowing a pairing code's secret: HMAC-SHA256. Compared in constant time; hidden from [`fmt::Debug`],

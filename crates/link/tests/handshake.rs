@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
-use paramedic_link::message::Ends;
+use paramedic_link::pairing_code::Ends;
 use paramedic_link::pairing_code::{PAIRING_EXPORTER_LABEL, PairingCode, Pin};
 use paramedic_link::tls::{
     Alpn, Expect, WrongKey, appliance_config, peer_of, reflector_config, server_name, wrong_key, wrong_key_in_io,

@@ -10,10 +10,10 @@ use std::time::Duration;
 use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionId, SessionKeys};
 use paramedic_link::frame::MAX_FRAME;
 use paramedic_link::message::{
-    CloseReason, DenialReason, END_AFTER_SILENCE, EndReason, Ends, HEARTBEAT, MAX_DATA_MODES, MAX_ENGINES, MAX_SAMPLES,
+    CloseReason, DenialReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, MAX_DATA_MODES, MAX_ENGINES, MAX_SAMPLES,
     MAX_VERSIONS, PAUSE_AFTER_SILENCE, PROTOCOL_VERSION,
 };
-use paramedic_link::pairing_code::{PAIRING_EXPORTER_LABEL, PairingCode, Pin};
+use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode, Pin};
 use paramedic_link::test_spec::{DataMode, Direction, Load, TestSpec};
 use paramedic_link::tls::Alpn;
 use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};

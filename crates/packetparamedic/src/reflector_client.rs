@@ -8,10 +8,10 @@ use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{
-    CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Ends, Grant, PROTOCOL_VERSION, ToAppliance,
-    ToReflector, Welcome,
+    CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Grant, PROTOCOL_VERSION, ToAppliance, ToReflector,
+    Welcome,
 };
-use paramedic_link::pairing_code::{PAIRING_EXPORTER_LABEL, PairingCode};
+use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::test_spec::TestSpec;
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId};

@@ -285,7 +285,12 @@ fn serve(flags: &Flags) -> Result<(), Failure> {
                 "does the machine still have memory and threads?",
             )
         })?;
-    runtime.block_on(server::serve(config, key)).map_err(|error| {
+    let ready = |addresses: &[std::net::SocketAddr]| {
+        for address in addresses {
+            print_line(&format!("listening on {address}"));
+        }
+    };
+    runtime.block_on(server::serve(config, key, ready)).map_err(|error| {
         let error = match error.downcast::<StoreError>() {
             Ok(error) => return error.into(),
             Err(error) => error,
@@ -585,7 +590,7 @@ fn print_json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
 }
 
 /// One line of the answer. A reader that has gone wants no more of it.
-pub(crate) fn print_line(line: &str) {
+fn print_line(line: &str) {
     print_text(&format!("{line}\n"));
 }
 

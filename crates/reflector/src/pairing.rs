@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use paramedic_link::EndpointId;
-use paramedic_link::message::Ends;
+use paramedic_link::pairing_code::Ends;
 use paramedic_link::pairing_code::{NoRandomness, PairingCode, Proof};
 
 use crate::door::Prefix;

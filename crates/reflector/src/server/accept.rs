@@ -1,7 +1,7 @@
 //! From a connection to an authenticated peer or a refusal: the door, the handshake, its time limits.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{Server, Stage, connection, data_connection, lock};
-use crate::door::{Answer, Prefix, Ticket};
+use super::newcomer::{Newcomer, wait_for_place};
+use super::{Server, Stage, connection, data_connection};
 
 /// The longest a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -145,56 +145,6 @@ async fn enter(server: Arc<Server>, acceptor: TlsAcceptor, socket: TcpStream, fr
 fn who(stream: &TlsStream<TcpStream>) -> Option<(Alpn, tls::UnverifiedPeer)> {
     let session = stream.get_ref().1;
     Some((Alpn::of(session.alpn_protocol())?, tls::peer_of(session.peer_certificates())?))
-}
-
-/// A connection that proved a key; whose key that is to us is still to be judged.
-pub(super) struct Newcomer {
-    pub(super) stream: TlsStream<TcpStream>,
-    pub(super) from: IpAddr,
-    pub(super) local: SocketAddr,
-    pub(super) peer: tls::UnverifiedPeer,
-    pub(super) place: Place,
-    /// When it must have said who it is.
-    pub(super) deadline: tokio::time::Instant,
-}
-
-/// A place behind the door; given back when dropped.
-pub(super) struct Place {
-    server: Arc<Server>,
-    ticket: Ticket,
-}
-
-impl Place {
-    /// The connection is a peer's now, and no longer counts among strangers.
-    pub(super) fn authenticated(&self) {
-        lock(&self.server.door).authenticated(&self.ticket, self.server.now().mono);
-        self.server.room.notify_waiters();
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        lock(&self.server.door).left(&self.ticket, self.server.now().mono);
-        self.server.room.notify_waiters();
-    }
-}
-
-async fn wait_for_place(server: &Arc<Server>, from: IpAddr) -> Option<Place> {
-    let prefix = Prefix::of(from);
-    let mut waiting = None;
-    loop {
-        let room = server.room.notified();
-        let answer = lock(&server.door).knock(prefix, waiting.take(), server.now().mono);
-        match answer {
-            Answer::Enter(ticket) => return Some(Place { server: Arc::clone(server), ticket }),
-            Answer::Refuse(_) => return None,
-            Answer::Wait { ticket, until } => {
-                waiting = Some(ticket);
-                let until = server.began + until;
-                let _ = tokio::time::timeout_at(until.into(), room).await;
-            }
-        }
-    }
 }
 
 /// Ends a connection without an answer and without a trace in TIME_WAIT.

@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
 use tracing::Instrument;
 
-use super::accept::{Newcomer, Place};
+use super::newcomer::{Newcomer, Place};
 use super::test_run::{self, PhaseEvent, RunEvent, Running};
 use super::{Link, Order, Server, Stage, lock, pair};
 use crate::door::Prefix;

@@ -8,7 +8,7 @@ use paramedic_engines::echo;
 use paramedic_link::admission::Preamble;
 use tokio::io::AsyncReadExt;
 
-use super::accept::Newcomer;
+use super::newcomer::Newcomer;
 use super::test_run::Running;
 use super::{Server, lock};
 

@@ -6,6 +6,7 @@ mod admin_socket;
 mod clockwork;
 mod connection;
 mod data_connection;
+mod newcomer;
 mod pair;
 mod peers;
 mod test_run;
@@ -109,7 +110,7 @@ enum Order {
 }
 
 /// Serves until a signal ends it.
-pub async fn serve(config: Config, key: SecretKey) -> anyhow::Result<()> {
+pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAddr])) -> anyhow::Result<()> {
     // Before anybody is told that it serves: who then asks it to end must not find nobody listening.
     let mut signals = Signals::listen()?;
     allow_many_descriptors();
@@ -190,9 +191,7 @@ pub async fn serve(config: Config, key: SecretKey) -> anyhow::Result<()> {
             }
         });
     }
-    for address in &addresses {
-        crate::cli::print_line(&format!("listening on {address}"));
-    }
+    ready(&addresses);
     // Outside of systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(endpoint_id = %id, ?addresses, "serving");

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
-use paramedic_link::message::{Ends, ToAppliance};
+use paramedic_link::message::ToAppliance;
+use paramedic_link::pairing_code::Ends;
 use paramedic_link::pairing_code::Proof;
 use paramedic_link::{EndpointId, PeerText};
 
