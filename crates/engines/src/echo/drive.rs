@@ -2,7 +2,7 @@
 //! threads. What the probes say is worked out elsewhere.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -416,8 +416,13 @@ impl Drop for WakeOnDrop<'_> {
 /// A socket of its own, that hears its target alone.
 fn udp_socket(target: SocketAddr, local: Option<IpAddr>) -> io::Result<UdpSocket> {
     let any = if target.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let from = match (local.unwrap_or(any), target) {
+        // A link-local address is one only together with its interface, which is the target's.
+        (IpAddr::V6(from), SocketAddr::V6(target)) => SocketAddrV6::new(from, 0, 0, target.scope_id()).into(),
+        (from, _) => SocketAddr::new(from, 0),
+    };
     let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
-    socket.bind(&SocketAddr::new(local.unwrap_or(any), 0).into())?;
+    socket.bind(&from.into())?;
     socket.connect(&target.into())?;
     socket.set_nonblocking(true)?;
     // As large as the system allows: what does not fit while the receiver can't run would show as the network's loss.
