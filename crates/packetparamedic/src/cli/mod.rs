@@ -181,7 +181,10 @@ pub fn run() -> ExitCode {
             return context.output.fail(&failure).into();
         }
     };
-    match runtime.block_on(dispatch(cli.command, &mut context)) {
+    let end = runtime.block_on(dispatch(cli.command, &mut context));
+    // A name that is still being looked up must not hold up who pressed Ctrl-C.
+    runtime.shutdown_background();
+    match end {
         Ok(exit) => exit.into(),
         Err(failure) => context.output.fail(&failure).into(),
     }
