@@ -53,16 +53,9 @@ impl TwoHosts {
         Some(hosts)
     }
 
-    /// Takes the link down: from now on both ends hear nothing.
+    /// Takes the link down for good: from now on both ends hear nothing.
     pub fn cut(&self) {
         ip(&["-n", &self.near.netns, "link", "set", "eth0", "down"]);
-    }
-
-    /// Takes the link up again, with its addresses.
-    pub fn mend(&self) {
-        ip(&["-n", &self.near.netns, "link", "set", "eth0", "up"]);
-        // An interface that went down lost its IPv6 address.
-        ip(&["-n", &self.near.netns, "addr", "replace", &format!("{}/64", self.near.v6), "dev", "eth0", "nodad"]);
     }
 }
 

@@ -25,10 +25,13 @@ fn a_code_pairs_one_device_and_no_second() {
     assert_eq!(told["name"], "attic Pi");
     assert_eq!(told["endpoint_id"], first.run(&["show-id"]).stdout.trim());
 
-    let late = second.run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);
-    assert_eq!(late.code, 4, "{late:?}");
-    assert_eq!(late.json()["code"], "wrong_code");
+    second.fails(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code], 4, "wrong_code");
+    let refused = reflector.await_audited("refused", |line| line["reason"] == "wrong_proof");
+    assert_eq!(refused["peer"], second.id());
     assert_eq!(test(&first, &reflector).code, 0);
+    let added = reflector.audited("peer_added");
+    assert_eq!(added.len(), 1, "{added:#?}");
+    assert_eq!((&added[0]["peer"], &added[0]["by"]), (&first.id().into(), &"code".into()));
 }
 
 #[test]
@@ -61,10 +64,12 @@ fn a_revoked_code_pairs_nobody() {
     let reflector = Reflector::serve(&[]);
     let mut pairing = reflector.open_code(&[]);
     pairing.command.kill();
-    // The server hears the hang-up by itself; a new code can be opened once it has.
+    // The server hears the hang-up by itself.
+    reflector.await_audited("code_closed", |line| line["why"] == "revoked");
     let appliance = Appliance::new();
-    let refused = appliance.run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);
-    assert_eq!(refused.code, 4, "{refused:?}");
+    appliance.fails(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code], 4, "wrong_code");
+    reflector.await_audited("refused", |line| line["reason"] == "wrong_proof" && line["peer"] == appliance.id());
+    assert!(reflector.audited("peer_added").is_empty());
 }
 
 #[test]
@@ -73,9 +78,9 @@ fn an_expired_code_pairs_nobody() {
     let mut pairing = reflector.open_code(&["--ttl", "10s"]);
     let status = pairing.command.wait(Duration::from_secs(40)).unwrap();
     assert_eq!(status.code(), Some(1), "expired is exit code 1");
-    let refused =
-        Appliance::new().run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);
-    assert_eq!((refused.code, refused.json()["code"].as_str()), (4, Some("wrong_code")));
+    let late = Appliance::new();
+    late.fails(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code], 4, "wrong_code");
+    reflector.await_audited("refused", |line| line["reason"] == "wrong_proof" && line["peer"] == late.id());
     assert_eq!(reflector.audited("code_closed")[0]["why"], "expired");
 }
 
@@ -83,9 +88,12 @@ fn an_expired_code_pairs_nobody() {
 fn the_code_of_another_reflector_is_refused_before_anything_is_said() {
     let (right, other) = (Reflector::serve(&[]), Reflector::serve(&[]));
     let pairing = right.open_code(&[]);
-    let refused =
-        Appliance::new().run(&["pair-reflector", "--peer", other.address(), "--code", &pairing.code, "--json"]);
-    assert_eq!((refused.code, refused.json()["code"].as_str()), (4, Some("wrong_code")));
+    let args = ["pair-reflector", "--peer", other.address(), "--code", &pairing.code];
+    let document = Appliance::new().fails(&args, 4, "wrong_code");
+    assert!(document["because"].as_str().unwrap().contains(&other.id()), "{document:#}");
+    // It saw a handshake that was not finished, and no key.
+    let refused = other.await_audited("refused", |line| line["reason"] == "handshake");
+    assert!(refused.get("peer").is_none(), "{refused:#}");
 }
 
 #[test]
@@ -98,10 +106,12 @@ fn wrong_secrets_are_counted_and_block_their_prefix() {
         let guess = paramedic_link::pairing_code::PairingCode::generate(&id).unwrap().to_string();
         let refused = Appliance::new().run(&["pair-reflector", "--peer", reflector.address(), "--code", &guess]);
         assert_eq!(refused.code, 4, "{refused:?}");
+        refused.three_lines();
     }
-    let blocked = Appliance::new().run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code]);
-    assert_eq!(blocked.code, 4, "the right code comes too late from a prefix that guessed: {blocked:?}");
-    assert!(reflector.audited("refused").iter().any(|line| line["reason"] == "wrong_proof"));
+    // The right code comes too late from a prefix that guessed.
+    let blocked = ["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code];
+    Appliance::new().fails(&blocked, 4, "wrong_code");
+    reflector.await_audited("refused", |line| line["reason"] == "wrong_proof");
     assert!(reflector.audited("peer_added").is_empty());
 }
 
@@ -139,9 +149,13 @@ fn a_removed_peer_is_out_at_once_in_mid_test() {
     reflector.must(&["peers", "remove", &own]);
     let status = running.wait(Duration::from_secs(5)).unwrap();
     assert_eq!(status.code(), Some(4));
-    let refused = test(&appliance, &reflector);
-    assert_eq!((refused.code, refused.json()["code"].as_str()), (4, Some("not_paired")));
-    assert_eq!(reflector.audited("session_ended")[0]["reason"], "peer_removed");
+    let rest = running.rest(Duration::from_secs(5)).unwrap();
+    let last = serde_json::from_str::<serde_json::Value>(rest.last().unwrap()).unwrap();
+    assert_eq!((&last["event"], &last["code"]), (&"error".into(), &"not_paired".into()), "{last:#}");
+    appliance.fails(&["speed-test", "--peer", reflector.address()], 4, "not_paired");
+    assert_eq!(reflector.await_audited("session_ended", |_| true)["reason"], "peer_removed");
+    assert_eq!(reflector.await_audited("peer_removed", |_| true)["peer"], own);
+    reflector.await_audited("refused", |line| line["reason"] == "not_paired" && line["peer"] == own);
 }
 
 #[test]
@@ -171,7 +185,7 @@ fn a_new_identity_of_the_reflector_is_noticed() {
     let new = reflector.must(&["rotate-identity", "--yes"]);
     assert_ne!(old, new);
     reflector.start().unwrap();
-    let refused = test(&appliance, &reflector);
-    assert_eq!((refused.code, refused.json()["code"].as_str()), (4, Some("key_changed")));
-    assert!(refused.json()["because"].as_str().unwrap().contains(&new));
+    let document = appliance.fails(&["speed-test", "--peer", reflector.address()], 4, "key_changed");
+    assert!(document["because"].as_str().unwrap().contains(&new), "{document:#}");
+    reflector.await_audited("refused", |line| line["reason"] == "handshake");
 }
