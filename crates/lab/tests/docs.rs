@@ -1,0 +1,252 @@
+//! Holds the documents to the programs: every setting, subcommand, flag, audit event, result field and source file is
+//! described where a reader looks for it, and no link leads nowhere. docs/protocol.md is held by `paramedic-link`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use lab::Programs;
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn document(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// What a program prints, to stdout and stderr, on a machine where nothing is set.
+fn said(program: &str, args: &[&str]) -> String {
+    let home = tempfile::tempdir().unwrap();
+    let output = Command::new(Programs::built().path(program))
+        .args(args)
+        .env_clear()
+        .env("HOME", home.path())
+        .env("COLUMNS", "100")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat()
+}
+
+/// The lines below `Commands:` that name one, with their own below them.
+fn subcommands(program: &str, path: &[&str]) -> Vec<String> {
+    let help = said(program, &[path, &["--help"]].concat());
+    let mut names = Vec::new();
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // Two spaces: deeper lines go on with what the one above says.
+    for line in listed.filter(|line| line.starts_with("  ") && !line.starts_with("   ")) {
+        let name = line.split_whitespace().next().unwrap();
+        if name != "help" {
+            let path = [path, &[name]].concat();
+            names.push(path.join(" "));
+            names.extend(subcommands(program, &path));
+        }
+    }
+    names
+}
+
+#[test]
+fn every_subcommand_is_described() {
+    let text = document("docs/operate.md");
+    for program in ["reflector", "packetparamedic"] {
+        let names = subcommands(program, &[]);
+        assert!(names.len() > 8, "{names:?}");
+        for name in names {
+            let command = format!("{program} {name}");
+            assert!(text.contains(&command), "docs/operate.md does not name `{command}`");
+        }
+    }
+}
+
+#[test]
+fn every_setting_is_described_with_its_variable() {
+    let text = document("docs/operate.md");
+    let assert_row = |setting: &str, variable: &str| {
+        let row = format!("| `{setting}` | `{variable}` |");
+        assert!(text.contains(&row), "docs/operate.md has no row {row}");
+    };
+    let template = said("reflector", &["config", "template"]);
+    let settings = template.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = "));
+    let settings = settings.map(|(name, _)| name).filter(|name| !name.contains(' ')).collect::<Vec<_>>();
+    assert!(settings.len() > 10, "{settings:?}");
+    for setting in settings {
+        assert_row(setting, &format!("REFLECTOR_{}", setting.to_uppercase()));
+    }
+
+    // The appliance names all of its settings to whoever writes one that looks like none of them.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wrong.toml");
+    fs::write(&file, "zzzzzz = 1\n").unwrap();
+    let refusal = said("packetparamedic", &["show-id", "--config", file.to_str().unwrap()]);
+    let settings = refusal.split_once("the settings are ").unwrap_or_else(|| panic!("{refusal}")).1;
+    for setting in settings.trim().split(", ") {
+        assert_row(setting, &format!("PACKETPARAMEDIC_{}", setting.to_uppercase()));
+    }
+}
+
+#[test]
+fn every_flag_of_the_speed_test_is_described() {
+    let text = document("docs/operate.md");
+    let help = said("packetparamedic", &["speed-test", "--help"]);
+    let options = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let mut count = 0;
+    for option in options {
+        let names = option.split([' ', ',']).filter(|word| word.starts_with('-')).collect::<Vec<_>>();
+        // Each stands in code, alone or with its value.
+        let is_named = |name: &&str| [" ", "`", ","].iter().any(|end| text.contains(&format!("{name}{end}")));
+        assert!(names.contains(&"--help") || names.iter().any(is_named), "docs/operate.md does not name {option}");
+        count += 1;
+    }
+    assert!(count > 20, "{help}");
+}
+
+#[test]
+fn every_audit_event_is_described() {
+    let text = document("docs/operate.md");
+    let source = document("crates/reflector/src/event.rs");
+    let of_enum = source.lines().skip_while(|line| !line.starts_with("pub enum Event")).take_while(|line| *line != "}");
+    let variants = of_enum.filter_map(|line| line.strip_prefix("    ")).filter_map(|line| {
+        let name = line.trim_end_matches([' ', '{', ',']);
+        let is_variant = name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(char::is_alphanumeric);
+        is_variant.then_some(name)
+    });
+    let mut count = 0;
+    for variant in variants {
+        let mut name = String::new();
+        for c in variant.chars() {
+            if c.is_ascii_uppercase() && !name.is_empty() {
+                name.push('_');
+            }
+            name.push(c.to_ascii_lowercase());
+        }
+        assert!(text.contains(&format!("`{name}`")), "docs/operate.md does not name the audit event `{name}`");
+        count += 1;
+    }
+    assert!(count > 15, "{count} events found");
+}
+
+#[test]
+fn every_field_of_the_documents_is_described() {
+    let text = document("docs/results.md");
+    let schema = serde_json::from_str::<Value>(&said("packetparamedic", &["schema"])).unwrap();
+    let mut names = BTreeSet::new();
+    properties(&schema, &mut names);
+    assert!(names.len() > 80, "{names:?}");
+    for name in names {
+        assert!(text.contains(&format!("`{name}`")), "docs/results.md does not name `{name}`");
+    }
+}
+
+fn properties(schema: &Value, names: &mut BTreeSet<String>) {
+    match schema {
+        Value::Object(parts) => {
+            for (key, part) in parts {
+                if let ("properties", Value::Object(fields)) = (key.as_str(), part) {
+                    names.extend(fields.keys().cloned());
+                }
+                properties(part, names);
+            }
+        }
+        Value::Array(parts) => parts.iter().for_each(|part| properties(part, names)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_room_of_the_house_is_on_the_map() {
+    let text = document("ARCHITECTURE.md");
+    let chapters = text.split("\n### ").skip(1).map(|chapter| chapter.split("\n## ").next().unwrap());
+    for chapter in chapters {
+        let name = chapter.strip_prefix("`crates/").and_then(|rest| rest.split('`').next()).unwrap();
+        if name == "lab" {
+            continue;
+        }
+        for entry in fs::read_dir(root().join("crates").join(name).join("src")).unwrap() {
+            let entry = entry.unwrap();
+            let mut room = entry.file_name().into_string().unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                room.push('/');
+            }
+            // What every crate has needs no sign.
+            let is_on_it = chapter.contains(&format!("`{room}`")) || room == "lib.rs";
+            assert!(is_on_it, "ARCHITECTURE.md does not say what lives in crates/{name}/src/{room}");
+        }
+    }
+}
+
+#[test]
+fn no_link_leads_nowhere() {
+    let mut pages = Vec::new();
+    collect(&root(), &mut pages);
+    assert!(pages.len() > 15, "{pages:?}");
+    let mut checked = 0;
+    for page in &pages {
+        let text = fs::read_to_string(page).unwrap();
+        for link in links(&text) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
+            assert!(target.exists(), "{}: nothing is at {link}", page.display());
+            if !anchor.is_empty() {
+                let headings = anchors(&fs::read_to_string(&target).unwrap());
+                assert!(headings.contains(anchor), "{}: {link} names no heading of {headings:?}", page.display());
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked} links found");
+}
+
+/// Every Markdown file that belongs to the project.
+fn collect(folder: &Path, pages: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            if name != "target" && (!name.starts_with('.') || name == ".github") {
+                collect(&path, pages);
+            }
+        } else if name.ends_with(".md") {
+            pages.push(path);
+        }
+    }
+}
+
+/// The lines that are no code, without what stands in code on them.
+fn prose(text: &str) -> impl Iterator<Item = String> {
+    let mut is_code = false;
+    text.lines().filter_map(move |line| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_code ^= is_fence;
+        let is_prose = !is_code && !is_fence && !line.starts_with("    ");
+        is_prose.then(|| line.split('`').step_by(2).collect::<Vec<_>>().join("x"))
+    })
+}
+
+fn links(text: &str) -> Vec<String> {
+    let of_line = |line: String| {
+        let links = line.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+        links.map(|(link, _)| link.to_owned()).collect::<Vec<_>>()
+    };
+    prose(text).flat_map(of_line).collect()
+}
+
+/// The anchors of a page's headings, as the usual forges make them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut is_code = false;
+    let headings = text.lines().filter(|line| {
+        is_code ^= line.starts_with("```");
+        !is_code && line.starts_with('#')
+    });
+    let anchor = |line: &str| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
