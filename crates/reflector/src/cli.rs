@@ -11,18 +11,22 @@ use paramedic_link::{EndpointId, PeerText, key_file};
 use serde::Serialize;
 
 use crate::audit::{self, AuditError};
-use crate::config::{
-    self, Config, Flags, LogFormat, PlaceFlags,
-    quantity::{parse_duration, print_bytes},
-};
+use crate::config::{self, Config, Flags, LogFormat, PlaceFlags, quantity::parse_duration};
 use crate::failure::{Exit, Failure};
 use crate::pairing;
 use crate::server::{self, Ask, Client, Status, Tell};
+use crate::sessions;
 use crate::store::{Store, StoreError};
+
+/// What to type first.
+const FIRST_STEPS: &str = "\
+First steps:
+  reflector serve      on a machine whose port 4000, TCP and UDP, can be reached
+  reflector pair       beside it: prints a code for `packetparamedic pair-reflector`";
 
 /// A network test endpoint to host yourself. It talks only to devices that you paired.
 #[derive(Parser)]
-#[command(name = "reflector", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "reflector", version, max_term_width = 100, arg_required_else_help = true, after_help = FIRST_STEPS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,14 +43,14 @@ enum Command {
         /// How long the code lives: 10s to 1h
         #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_ttl)]
         ttl: Duration,
-        /// The name to give to the device that pairs
+        /// The name to give to the device that pairs [default: what it calls itself]
         #[arg(long)]
         name: Option<String>,
         /// Print events as JSON, one a line
         #[arg(long)]
         json: bool,
     },
-    /// List paired devices, or change who they are
+    /// List paired devices; add, rename or remove one
     Peers {
         #[command(flatten)]
         place: PlaceFlags,
@@ -56,7 +60,7 @@ enum Command {
         #[arg(long, global = true)]
         json: bool,
     },
-    /// How the running reflector is: sessions, queue, ports, what was used and refused
+    /// Show how the running reflector is: sessions, queue, ports, what was used and refused
     Status {
         #[command(flatten)]
         place: PlaceFlags,
@@ -64,12 +68,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Exit code 0 if the reflector runs and all is well
+    /// Tell whether the reflector runs and all is well: exit code 0, else 1
     Health {
         #[command(flatten)]
         place: PlaceFlags,
     },
-    /// Let running sessions finish, grant no new ones, then end the running reflector
+    /// Stop the running reflector once its sessions have finished; no new ones are granted
     Drain {
         #[command(flatten)]
         place: PlaceFlags,
@@ -83,16 +87,16 @@ enum Command {
     RotateIdentity {
         #[command(flatten)]
         place: PlaceFlags,
-        /// Do it without asking
+        /// Yes, do it
         #[arg(long)]
         yes: bool,
     },
-    /// Work with the audit log
+    /// Check the audit log
     Audit {
         #[command(subcommand)]
         command: AuditCommand,
     },
-    /// Look at the configuration
+    /// Explain, check or show the configuration
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
@@ -141,7 +145,7 @@ enum AuditCommand {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Print a configuration file with every setting, its default and its reason
+    /// Print a configuration file with every setting explained, at its default
     Template,
     /// Check the configuration as `serve` would read it
     Check(Box<Flags>),
@@ -431,10 +435,9 @@ async fn pair(client: &mut Client, ttl: Duration, name: Option<String>, json: bo
             Tell::Code { code, expires_in_s } => {
                 show_qr(code);
                 print_line(code);
-                note(&format!(
-                    "good for {} min, once. On the appliance:  packetparamedic pair-reflector --peer HOST --code {code}",
-                    expires_in_s.div_ceil(60)
-                ));
+                let life = sessions::span(Duration::from_secs(*expires_in_s));
+                note(&format!("good once, for {life}, as long as this command waits. On the appliance:"));
+                note("  packetparamedic pair-reflector --peer HOST      (it asks for the code)");
             }
             Tell::Paired { endpoint_id, name } => print_line(&format!("paired with {name}  {endpoint_id}")),
             _ => {}
@@ -498,7 +501,9 @@ fn verify(config: &Config) -> Result<(), Failure> {
     let head = runtime.block_on(Store::read_audit_head(&config.database())).map_err(|error| unusable(&error))?;
     match audit::verify(&config.audit_dir(), head) {
         Ok(verified) => {
-            print_line(&format!("{} lines in {} files: every one is whole", verified.lines, verified.segments));
+            let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+            let (lines, files) = (counted(verified.lines, "line"), counted(verified.segments, "file"));
+            print_line(&format!("the audit log is whole: {lines} in {files}"));
             Ok(())
         }
         Err(bad) => Err(Failure::new(
@@ -536,7 +541,8 @@ fn print_status(status: &Status) {
     let line = |name: &str, value: String| print_line(&format!("{name:<14}{value}"));
     line("reflector", format!("{} ({})", status.name, status.endpoint_id));
     line("version", status.version.clone());
-    line("state", format!("{}, for {} s", status.state, status.uptime_s));
+    let uptime = Duration::from_secs(status.uptime_s);
+    line("state", format!("{}, up for {}", status.state, sessions::span(uptime)));
     for problem in &status.problems {
         line("problem", problem.clone());
     }
@@ -545,26 +551,8 @@ fn print_status(status: &Status) {
     let engines = status.engines.iter().map(ToString::to_string).collect::<Vec<_>>();
     line("engines", engines.join(", "));
     line("peers", format!("{} paired, {} links now", status.peers, status.links));
-    let sessions = &status.sessions;
-    line(
-        "tests",
-        format!("{} of {} slots in use, {} waiting", sessions.sessions.len(), sessions.slots, sessions.queue.len()),
-    );
-    for session in &sessions.sessions {
-        let port = session.port.map_or(String::new(), |port| format!(" on port {port}"));
-        let since = session.elapsed_ms / 1000;
-        line(
-            "  running",
-            format!("{} {}{port} for {} since {since} s", session.engine, session.data_mode, session.peer),
-        );
-    }
-    for waiting in &sessions.queue {
-        line("  waiting", format!("{}. {}, about {} s", waiting.place, waiting.peer, waiting.expected_wait_ms / 1000));
-    }
-    line("used today", print_bytes(sessions.bytes_today));
-    if !sessions.held_ports.is_empty() {
-        let ports = sessions.held_ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        line("ports held", format!("{ports} (by other programs; skipped)"));
+    for (name, value) in status.sessions.rows() {
+        line(name, value);
     }
     for (reason, count) in &status.refused {
         line("refused", format!("{count} × {reason}"));

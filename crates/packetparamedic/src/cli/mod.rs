@@ -26,9 +26,16 @@ use crate::failure::{Exit, Failure};
 use crate::history::History;
 use output::{Format, Output, Verbosity, Wanted};
 
+/// What to type first.
+const FIRST_STEPS: &str = "\
+First steps:
+  packetparamedic pair-reflector --peer HOST      with the code that `reflector pair` prints there
+  packetparamedic speed-test";
+
 /// Tells where a network is slow, and proves it.
 #[derive(Parser)]
 #[command(name = "packetparamedic", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = FIRST_STEPS)]
 struct Cli {
     #[command(flatten)]
     common: Common,
@@ -38,20 +45,22 @@ struct Cli {
 
 /// What every subcommand takes.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Common {
-    /// Where key, pairings and results are kept [env: PACKETPARAMEDIC_STATE_DIR]
+    // The variable on a line of its own, so that no wrapping tears it.
     #[arg(long, global = true, value_name = "FOLDER")]
+    #[arg(help = "Where key, pairings and results are kept\n[env: PACKETPARAMEDIC_STATE_DIR]")]
     state_dir: Option<String>,
     /// Read this configuration file too, above the user's and the one in /etc
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// When to colour what is printed: auto, always, never
+    /// When to colour what is printed: auto, always, never [default: auto]
     #[arg(long, global = true, value_name = "WHEN")]
     color: Option<String>,
-    /// Print less beside the result
+    /// Print the result and errors, nothing else
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Print more beside the result
+    /// Report every detail
     #[arg(short, long, global = true)]
     verbose: bool,
 }

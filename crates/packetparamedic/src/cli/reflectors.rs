@@ -110,7 +110,7 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
                     row["link_ms"] = (took.as_secs_f64() * 1000.0).into();
                 } else {
                     context.output.line(&format!(
-                        "{}: well; {address} answered with the right key in {} ms, version {}",
+                        "{}: reachable; {address} answered with the right key in {} ms, version {}",
                         reflector.name,
                         rounded_ms(took),
                         welcome.software

@@ -7,7 +7,7 @@ use crate::failure::{Exit, Failure};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Do it without asking
+    /// Yes, do it
     #[arg(long)]
     yes: bool,
 }

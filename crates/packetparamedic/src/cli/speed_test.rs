@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// [default: direct where it is offered]
     #[arg(long, value_name = "tunneled|direct")]
     data_mode: Option<String>,
-    /// Seconds for each direction [default: 10]
+    /// Seconds for each direction, or a time such as 500ms or 2m [default: 10]
     #[arg(short = 't', long = "time", value_name = "SECS")]
     time: Option<String>,
     /// Streams for each direction, 1 to 64 [default: 4]

@@ -25,11 +25,13 @@ fn is_place(name: &str) -> bool {
     matches!(name, "state_dir" | "runtime_dir")
 }
 
-fn augment(command: Command, is_wanted: impl Fn(&str) -> bool) -> Command {
+/// `is_global`: whether the command's own subcommands take them as well.
+fn augment(command: Command, is_global: bool, is_wanted: impl Fn(&str) -> bool) -> Command {
     let config = Arg::new("config")
         .long("config")
         .value_name("FILE")
         .value_parser(clap::value_parser!(PathBuf))
+        .global(is_global)
         .help("Reads this file too, above the user's and the one in /etc");
     let defaults = Config::defaults();
     let wanted = SETTINGS.iter().filter(|setting| is_wanted(setting.name));
@@ -44,6 +46,7 @@ fn augment(command: Command, is_wanted: impl Fn(&str) -> bool) -> Command {
             .long(setting.flag)
             .value_name(setting.placeholder)
             .action(action)
+            .global(is_global)
             // On a line of its own, so that no wrapping tears it.
             .help(format!("{}\n[env: {}]{default}", setting.help, setting.env))
     });
@@ -72,7 +75,7 @@ impl FromArgMatches for Flags {
 
 impl clap::Args for Flags {
     fn augment_args(command: Command) -> Command {
-        augment(command, |_| true)
+        augment(command, false, |_| true)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -93,7 +96,7 @@ impl FromArgMatches for PlaceFlags {
 
 impl clap::Args for PlaceFlags {
     fn augment_args(command: Command) -> Command {
-        augment(command, is_place)
+        augment(command, true, is_place)
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -139,7 +139,7 @@ fn list(items: &[impl ToString]) -> String {
 }
 
 /// A length of time as people write it: `2 min`, `1 min 30 s`, `500 ms`; rounded down to the second from 1 s on.
-pub(super) fn span(duration: Duration) -> String {
+pub fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if seconds == 0 {
         return format!("{} ms", duration.as_millis());

@@ -24,8 +24,8 @@ use decision::millis;
 pub use decision::{
     Answer, Lease, LinkId, Now, Past, PeerStatus, QueueStatus, Reservation, SessionStatus, Settled, Snapshot, Step,
 };
-pub use limits::Limits;
 use limits::denial;
+pub use limits::{Limits, span};
 use ports::Ports;
 use queue::{Occupied, Queue};
 use session::{Ending, Session};
