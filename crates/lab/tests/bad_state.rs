@@ -87,6 +87,17 @@ fn a_broken_environment_is_told_by_its_name() {
     assert!(outcome.json()["what"].as_str().unwrap().contains("PACKETPARAMEDIC_STREAMS"), "{outcome:?}");
 }
 
+#[test]
+fn what_one_reflector_holds_no_second_one_takes() {
+    let first = Reflector::serve(&[]);
+    let state = first.state();
+    let lines = Reflector::idle(&[]).fails(&["serve", "--state-dir", state.to_str().unwrap()], 1).concat();
+    assert!(lines.contains("another reflector is running") && lines.contains(state.to_str().unwrap()), "{lines}");
+    let lines = Reflector::idle(&[]).fails(&["serve", "--listen", first.address()], 1).concat();
+    assert!(lines.contains(first.address()) && lines.contains("in use"), "{lines}");
+    assert_eq!(first.must(&["health"]), "serving");
+}
+
 /// What stands in a folder, to the byte.
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();

@@ -1,13 +1,13 @@
 //! The other end as an enemy would play it: bytes that are no message, half messages, strangers who ask around, text
 //! that would move a cursor. It is turned away and noted; nobody else's test feels it.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lab::hostile::{AsAppliance, AsReflector, FalseReflector};
-use lab::{Appliance, Outcome, Reflector};
+use lab::{Appliance, Outcome, Reflector, loopback};
 use paramedic_link::pairing_code::Ends;
 use paramedic_link::pairing_code::{PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::tls::Alpn;
@@ -86,6 +86,12 @@ fn garbage_closes_its_own_link_and_no_other() {
     let mut running = victim.start(&["speed-test", "--json-stream", "-t", "6", "--idle", "0.3", "--download"]);
     while !running.line(PATIENCE).unwrap().contains("\"interval\"") {}
 
+    // Nobody who is not verified is answered, whatever the datagram looks like.
+    let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+    datagrams.connect(reflector.address()).unwrap();
+    for length in 0..200 {
+        datagrams.send(&vec![length as u8; length * 7]).unwrap();
+    }
     let mut expected = 0;
     for bytes in garbage() {
         // As the first message nobody is answered, known or not.
@@ -121,7 +127,38 @@ fn garbage_closes_its_own_link_and_no_other() {
     let rest = running.rest(PATIENCE).unwrap();
     let result = serde_json::from_str::<Value>(rest.last().unwrap()).unwrap();
     assert_eq!((status.code(), &result["complete"]), (Some(0), &true.into()), "{result:#}\n{}", reflector.log());
+    datagrams.set_nonblocking(true).unwrap();
+    assert_eq!(datagrams.recv(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
     reflector.must(&["audit", "verify"]);
+}
+
+#[test]
+fn strangers_at_a_data_port_are_reset_and_the_test_goes_on() {
+    let host = loopback::address();
+    let settings = [("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", "5201-5201")];
+    let reflector = Reflector::serve_on(&[&format!("{host}:0")], None, &settings);
+    let victim = Appliance::new().pair(&reflector, reflector.address());
+    let mut running = victim.start(&["speed-test", "--json-stream", "-t", "4", "--idle", "0.3"]);
+    while !running.line(PATIENCE).unwrap().contains("\"interval\"") {}
+    // Some say nothing for as long as they are let, while the next phase opens its own streams at the same port.
+    let mut silent = (0..4).map(|_| TcpStream::connect((host, 5201)).unwrap()).collect::<Vec<_>>();
+    for bytes in [&[1; 48][..], b"GET / HTTP/1.1\r\n\r\n, and something to make it long enough", &[0xff; 5000]] {
+        let mut stranger = TcpStream::connect((host, 5201)).unwrap();
+        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It may be reset before all of it is written.
+        let _ = stranger.write_all(bytes);
+        assert_eq!(stranger.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset, "reset, not answered");
+    }
+    let status = running.wait(PATIENCE).unwrap();
+    let rest = running.rest(PATIENCE).unwrap();
+    let result = serde_json::from_str::<Value>(rest.last().unwrap()).unwrap();
+    assert_eq!((status.code(), &result["complete"]), (Some(0), &true.into()), "{result:#}\n{}", reflector.log());
+    // The port went with the session, and they with it.
+    for stranger in &mut silent {
+        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(matches!(stranger.read(&mut [0; 1]), Ok(0) | Err(_)));
+    }
+    assert_eq!(TcpStream::connect((host, 5201)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
 
 #[test]

@@ -78,6 +78,9 @@ fn an_expired_code_pairs_nobody() {
     let mut pairing = reflector.open_code(&["--ttl", "10s"]);
     let status = pairing.command.wait(Duration::from_secs(40)).unwrap();
     assert_eq!(status.code(), Some(1), "expired is exit code 1");
+    let told =
+        serde_json::from_str::<serde_json::Value>(&pairing.command.line(Duration::from_secs(5)).unwrap()).unwrap();
+    assert_eq!((&told["event"], &told["code"]), (&"error".into(), &"code_closed".into()), "{told:#}");
     let late = Appliance::new();
     late.fails(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code], 4, "wrong_code");
     reflector.await_audited("refused", |line| line["reason"] == "wrong_proof" && line["peer"] == late.id());
