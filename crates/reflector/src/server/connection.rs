@@ -166,10 +166,16 @@ impl Connection {
     }
 
     async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
-        let opened = Event::LinkOpened { peer: self.peer, from: self.from };
-        // While the log can't be written links go on, as running tests do; only grants don't.
-        self.server.record(vec![opened]).await;
-        let next = match self.greet(versions, paired).await {
+        let next = match self.enter() {
+            Next::Go => {
+                let opened = Event::LinkOpened { peer: self.peer, from: self.from };
+                // While the log can't be written links go on, as running tests do; only grants don't.
+                self.server.record(vec![opened]).await;
+                self.greet(versions, paired).await
+            }
+            other => other,
+        };
+        let next = match next {
             Next::Go => self.talk().await,
             other => other,
         };
@@ -191,12 +197,10 @@ impl Connection {
         }
     }
 
-    /// The first answer: whether we speak one language, and what is offered.
-    async fn greet(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> Next {
-        let Some(version) = message::common_version(versions) else {
-            return Next::Close(CloseReason::Version, "no protocol version in common; this reflector speaks 1");
-        };
-        // Whoever was removed between being judged and standing in the list of links was not cut off by that list.
+    /// Whether this link may stand, now that it is in the list of links. Waits for nothing: links that wait for a disk
+    /// count, too.
+    fn enter(&self) -> Next {
+        // Whoever was removed between being judged and standing in the list was not cut off by it.
         if !self.server.peers.is_paired(self.peer) {
             return Next::Close(CloseReason::PeerRemoved, "this device is no longer paired");
         }
@@ -204,6 +208,14 @@ impl Connection {
             self.server.refuse(self.from, "too_many_links", Some(self.peer));
             return Next::Close(CloseReason::Protocol, "too many links of this device stand already");
         }
+        Next::Go
+    }
+
+    /// The first answer: whether we speak one language, and what is offered.
+    async fn greet(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> Next {
+        let Some(version) = message::common_version(versions) else {
+            return Next::Close(CloseReason::Version, "no protocol version in common; this reflector speaks 1");
+        };
         if let Some(paired) = paired
             && self.send(&paired).await.is_err()
         {

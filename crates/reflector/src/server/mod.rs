@@ -43,6 +43,9 @@ use test_run::Running;
 /// doesn't write, must not keep the reflector from stopping.
 const STOPPING: Duration = Duration::from_secs(5);
 
+/// What the door lets in or wait at worst, and a large session beside.
+const ENOUGH_DESCRIPTORS: u64 = 1024;
+
 /// What every task of the server works with.
 struct Server {
     config: Config,
@@ -261,6 +264,9 @@ fn allow_many_descriptors() {
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
     {
         tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    if let Some(allowed) = getrlimit(Resource::Nofile).current.filter(|allowed| *allowed < ENOUGH_DESCRIPTORS) {
+        tracing::warn!(allowed, "few open files are allowed: a crowd of strangers can keep paired devices out");
     }
 }
 
