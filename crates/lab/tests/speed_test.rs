@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use lab::{Appliance, Reflector};
+use lab::{Appliance, Reflector, loopback};
 use serde_json::Value;
 
 /// Short phases: what is tested here is the way, not the numbers.
 const SHORT: &[&str] = &["-t", "1", "--idle", "0.3"];
 
-fn direct() -> Vec<(&'static str, &'static str)> {
-    vec![("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", "42000-42049")]
+/// A reflector that offers both modes, on an address whose ports nobody else takes.
+fn offering_direct(ports: &str) -> Reflector {
+    let settings = [("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", ports)];
+    Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &settings)
 }
 
 fn assert_whole(result: &Value) {
@@ -66,7 +68,7 @@ fn a_paired_appliance_measures_through_the_tunnel() {
 
 #[test]
 fn a_paired_appliance_measures_on_a_port_of_its_own() {
-    let reflector = Reflector::serve(&direct());
+    let reflector = offering_direct("5201-5250");
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let outcome = appliance.speed_test(&[SHORT, &["--bidir"]].concat());
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
@@ -201,7 +203,7 @@ fn ctrl_c_ends_the_session_and_prints_what_was_measured() {
 
 #[test]
 fn one_port_is_enough_for_direct_sessions_one_at_a_time() {
-    let reflector = Reflector::serve(&[("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", "42060-42060")]);
+    let reflector = offering_direct("5201-5201");
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     for _ in 0..3 {
         let outcome = appliance.speed_test(&["-t", "0.3", "--idle", "0.1", "--data-mode", "direct"]);
