@@ -54,11 +54,6 @@ impl Allowance {
             (self.ask)();
         }
     }
-
-    fn refund(&self, bytes: u64) {
-        self.left.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Ordering::AcqRel);
-        self.spent.fetch_sub(bytes, Ordering::Relaxed);
-    }
 }
 
 /// The tether was cut: the session is over.
@@ -146,18 +141,14 @@ impl Tether {
         if self.is_cut() { Err(Cut) } else { Ok(()) }
     }
 
-    /// Charges `bytes` that are about to flow, for a thread that serves others too and must not wait. `false`: they are
-    /// not covered, not charged, and must not flow.
-    pub fn try_spend(&self, bytes: u64) -> bool {
-        if self.is_cut() {
-            return false;
+    /// Charges `bytes` that flow now, for a thread that must not wait: it serves others too, and its lateness would pass
+    /// for the path's. What is not covered is owed, and the next lease pays for it before the others go on. For what is
+    /// small beside any lease.
+    pub fn owe(&self, bytes: u64) -> Result<(), Cut> {
+        if let Some(allowance) = &self.allowance {
+            allowance.charge(bytes);
         }
-        let Some(allowance) = &self.allowance else { return true };
-        if allowance.charge(bytes) < 0 {
-            allowance.refund(bytes);
-            return false;
-        }
-        true
+        if self.is_cut() { Err(Cut) } else { Ok(()) }
     }
 
     fn await_allowance(&self, allowance: &Allowance) -> Result<(), Cut> {
@@ -272,8 +263,8 @@ mod tests {
         tether.allow(1000);
         spender.join().unwrap().unwrap();
         assert_eq!(tether.spent(), 2000);
-        assert!(!tether.try_spend(1), "who must not wait is told at once");
-        assert_eq!(tether.spent(), 2000, "and not charged");
+        tether.owe(1).unwrap();
+        assert_eq!(tether.spent(), 2001, "who must not wait is charged all the same");
         let waiting = {
             let tether = Arc::clone(&tether);
             std::thread::spawn(move || tether.spend(1))
@@ -308,7 +299,7 @@ mod tests {
         tether.allow(0);
         tether.spend(400).unwrap();
         assert!(asked.try_recv().is_err());
-        assert!(!tether.try_spend(1));
+        tether.owe(1).unwrap();
         asked.recv().unwrap();
     }
 }
