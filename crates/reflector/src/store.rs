@@ -133,15 +133,27 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
         let store = Self::connect(path, options, lock).await?;
+        match store.prepare().await {
+            Ok(()) => Ok(store),
+            Err(why) => {
+                // Otherwise SQLite's companions would be left beside a file that was not to be touched.
+                store.close().await;
+                Err(why)
+            }
+        }
+    }
+
+    /// Checks the file, and brings it up to date.
+    async fn prepare(&self) -> Result<(), StoreError> {
+        let path = &*self.path;
         let check: Vec<(String,)> = sqlx::query_as("PRAGMA quick_check(1)")
-            .fetch_all(&store.pool)
+            .fetch_all(&self.pool)
             .await
             .map_err(|why| failure(path, "checking it", why))?;
         if let Some((detail,)) = check.into_iter().find(|(line,)| line != "ok") {
             return Err(StoreError::Damaged { path: path.to_owned(), detail });
         }
-        MIGRATIONS.run(&store.pool).await.map_err(|why| migration_failure(path, why))?;
-        Ok(store)
+        MIGRATIONS.run(&self.pool).await.map_err(|why| migration_failure(path, why))
     }
 
     /// The audit log's acknowledged head in the database at `path`, read without making, changing or locking
