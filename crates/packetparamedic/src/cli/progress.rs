@@ -12,6 +12,8 @@ use crate::document::Event;
 pub(super) struct Progress {
     bar: ProgressBar,
     live: Live,
+    /// Whether there is a line: not before a test has something to tell, nor after.
+    is_drawn: bool,
 }
 
 /// What is known of the running phase.
@@ -39,11 +41,12 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template("{prefix:9} {bar:20} {msg}") {
             bar.set_style(style.progress_chars("━╸─"));
         }
-        Self { bar, live: Live::default() }
+        Self { bar, live: Live::default(), is_drawn: false }
     }
 
     /// Draws what an event tells.
     pub(super) fn show(&mut self, event: &Event) {
+        self.is_drawn |= matches!(event, Event::Queued(_) | Event::Phase(_));
         match event {
             Event::Queued(queued) => {
                 let wait = quantity::millis(queued.expected_wait_ms);
@@ -75,13 +78,16 @@ impl Progress {
 
     /// Takes the line away.
     pub(super) fn clear(&mut self) {
-        self.bar.finish_and_clear();
-        self.bar.reset();
+        if std::mem::take(&mut self.is_drawn) {
+            self.bar.finish_and_clear();
+            self.bar.reset();
+        }
     }
 
     /// Lets `write` write, the line out of its way.
     pub(super) fn aside(&self, write: impl FnOnce()) {
-        self.bar.suspend(write);
+        // Suspending would draw a line that was not there.
+        if self.is_drawn { self.bar.suspend(write) } else { write() }
     }
 
     fn draw(&self, at_ms: u64) {
