@@ -77,6 +77,22 @@ fn who_never_reads_holds_up_nobody_when_its_session_ends() {
 }
 
 #[test]
+fn who_never_reads_keeps_no_reflector_from_ending_with_its_books_in_order() {
+    let mut reflector = Reflector::serve(&[]);
+    let rogue = Rogue::of(&reflector);
+    let mut link = rogue.link();
+    granted(&mut link);
+    link.flood(&json!({ "type": "ping" }), Duration::from_secs(1)).unwrap();
+    // The first lets the session finish, which it would in more than a minute.
+    reflector.process().signal(Signal::TERM);
+    reflector.await_log("draining");
+    reflector.process().signal(Signal::TERM);
+    assert!(reflector.process().wait(PATIENCE).unwrap().success());
+    assert_eq!(reflector.audited("session_ended")[0]["reason"], "shutdown");
+    assert_eq!(reflector.audited("stopped").len(), 1);
+}
+
+#[test]
 fn a_session_has_one_connection_for_probes() {
     let reflector = Reflector::serve(&[]);
     let rogue = Rogue::of(&reflector);

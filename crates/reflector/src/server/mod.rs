@@ -202,6 +202,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     drain_on_signal(&server, &mut signals, &mut tasks).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     server.stage.send_replace(Stage::Stopping);
+    server.end_all_sessions();
     server.await_no_links().await;
     tasks.shutdown().await;
     let _ = tokio::time::timeout(STOPPING, server.teardowns.write()).await;
@@ -296,6 +297,14 @@ impl Server {
         self.sessions().undo(session, self.now());
         self.room.notify_waiters();
         self.due.notify_one();
+    }
+
+    /// Ends what runs, also where a link's task stands in a write to a peer that doesn't read.
+    fn end_all_sessions(self: &Arc<Self>) {
+        for session in lock(&self.running).keys().copied() {
+            let server = Arc::clone(self);
+            tokio::spawn(async move { test_run::end_and_tell(&server, session, EndReason::Shutdown).await });
+        }
     }
 
     /// Ends once no session is reserved or runs.

@@ -216,6 +216,7 @@ impl Running {
 /// of its own or its link's; for all others there is nothing left to do.
 pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
     let _teardown = server.teardowns.read().await;
+    server.sessions().ending(session, reason, server.now());
     let Some(running) = lock(&server.running).remove(&session) else { return };
     running.tether.cut();
     // The port must be free before the rules hear that it is.

@@ -234,6 +234,13 @@ impl Sessions {
         Ok(Lease { bytes, day })
     }
 
+    /// The session is being torn down for this reason; whatever happens to it from here on is none.
+    pub fn ending(&mut self, session: SessionId, reason: EndReason, now: Now) {
+        if let Some(held) = self.held.get_mut(&session) {
+            held.ending.get_or_insert(Ending { reason, told_at: Some(now.mono) });
+        }
+    }
+
     /// The session is torn down and used this many bytes: its slot and port are free, what it leased and did not use
     /// goes back. `None`: there is no such session, or its accounts are settled.
     pub fn ended(&mut self, session: SessionId, used_bytes: u64, reason: EndReason, now: Now) -> Option<Settled> {

@@ -456,6 +456,17 @@ fn an_end_is_said_again_until_it_is_done() {
 }
 
 #[test]
+fn a_link_that_closes_during_the_teardown_is_not_its_reason() {
+    let mut desk = Desk::new(limits());
+    let session = desk.grant(1, A, tunneled());
+    desk.sessions.ending(session.session, EndReason::Shutdown, desk.now);
+    desk.sessions.link_closed(LinkId(1), desk.now);
+    assert_eq!(desk.poll(), []);
+    let settled = desk.sessions.ended(session.session, 0, EndReason::Shutdown, desk.now).unwrap();
+    assert_eq!(settled.reason, EndReason::Shutdown);
+}
+
+#[test]
 fn a_link_that_closes_takes_back_what_was_not_granted_yet() {
     let mut desk = Desk::new(limits());
     let reserved = desk.reserve(1, A, tunneled());
