@@ -41,6 +41,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         phases: vec![PhaseSpec { load, duration_ms: (arg(3, "5").parse::<f64>()? * 1000.0) as u32 }],
         streams: arg(2, "1").parse()?,
         congestion_control: args.get(4).cloned(),
+        window_bytes: None,
+        block_bytes: None,
         probe_interval_us: 0,
     };
     let engine = paramedic_engines::find("tcp").ok_or("no such engine")?;

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use aws_lc_rs::hmac;
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -60,6 +60,72 @@ pub struct SessionKeys {
     preamble: hmac::Key,
     probe: [hmac::Key; 2],
     bulk: [[u8; TAG_LEN]; 2],
+    login: Login,
+}
+
+/// A name and a password that are good for one session alone, for engines whose data plane asks for such. Derived, and
+/// never sent by us; how the data plane sends them is its business.
+#[derive(Clone)]
+pub struct Login {
+    /// The name: lower-case letters and digits.
+    pub user: String,
+    /// 128 bits, in hexadecimal digits.
+    pub password: Zeroizing<String>,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Login(of {})", self.user)
+    }
+}
+
+/// The public half of the key that a session's [`Login`] is encrypted with: an X.509 `SubjectPublicKeyInfo` in DER,
+/// which whoever uses it has to judge. As text: base64.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LoginKey(Vec<u8>);
+
+/// Why text is no login key.
+#[derive(Debug, thiserror::Error)]
+#[error("a login key is base64 of 1 to 768 bytes")]
+pub struct NotALoginKey;
+
+impl LoginKey {
+    /// The most bytes: room for RSA with 4,096 bits.
+    pub const MAX_LEN: usize = 768;
+
+    /// The key with this DER.
+    pub fn from_der(der: &[u8]) -> Result<Self, NotALoginKey> {
+        if der.is_empty() || der.len() > Self::MAX_LEN { Err(NotALoginKey) } else { Ok(Self(der.to_owned())) }
+    }
+
+    /// Its DER.
+    pub fn der(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for LoginKey {
+    type Error = NotALoginKey;
+
+    fn try_from(text: String) -> Result<Self, NotALoginKey> {
+        if text.len() > BASE64.encode_len(Self::MAX_LEN) {
+            return Err(NotALoginKey);
+        }
+        Self::from_der(&BASE64.decode(text.as_bytes()).map_err(|_| NotALoginKey)?)
+    }
+}
+
+impl From<LoginKey> for String {
+    fn from(key: LoginKey) -> String {
+        BASE64.encode(&key.0)
+    }
+}
+
+impl fmt::Debug for LoginKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LoginKey({} bytes)", self.0.len())
+    }
 }
 
 impl SessionKeys {
@@ -78,7 +144,16 @@ impl SessionKeys {
             preamble: key("pp preamble"),
             probe: [key("pp probe download"), key("pp probe upload")],
             bulk: [tag("pp bulk download"), tag("pp bulk upload")],
+            login: Login {
+                user: format!("s{}", HEXLOWER.encode(&session.as_bytes()[8..])),
+                password: Zeroizing::new(HEXLOWER.encode(&tag("pp login"))),
+            },
         }
+    }
+
+    /// The session's login.
+    pub fn login(&self) -> &Login {
+        &self.login
     }
 
     /// The session that these keys prove.
@@ -233,6 +308,20 @@ mod tests {
         assert_eq!(hex(&preamble.seal(&keys)), sealed);
         assert_eq!(hex(&keys.seal_datagram(Direction::Upload, b"probe")), "1cdfc0a3be19ef72e0816e6c4e3fe14d");
         assert_eq!(hex(keys.bulk_tag(Direction::Download)), "7e44752b0335b88ce73d65bfa0ad6a08");
+        assert_eq!(keys.login().user, "s80000123456789ab");
+        assert_eq!(*keys.login().password, "43dec4446ccc27c4e93e56d5354f6b11");
+        assert!(!format!("{:?}", keys.login()).contains(&*keys.login().password));
+    }
+
+    #[test]
+    fn a_login_key_is_bounded_base64() {
+        let key = LoginKey::from_der(&[1, 2, 3]).unwrap();
+        assert_eq!(serde_json::from_str::<LoginKey>(&serde_json::to_string(&key).unwrap()).unwrap(), key);
+        let long = BASE64.encode(&[0; LoginKey::MAX_LEN + 1]);
+        for wrong in ["", "AQID!", "AQI", &long] {
+            assert!(LoginKey::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
+        assert!(LoginKey::try_from(BASE64.encode(&[0; LoginKey::MAX_LEN])).is_ok());
     }
 
     #[test]

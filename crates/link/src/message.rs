@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::PeerText;
-use crate::admission::SessionId;
+use crate::admission::{LoginKey, SessionId};
 use crate::frame::{Bounded, TooMany};
 use crate::measurement::{HostFacts, PhaseTally, Sample};
 use crate::pairing_code::Proof;
@@ -241,6 +241,9 @@ pub struct Grant {
     pub data_port: Option<u16>,
     /// Whether latency probes over UDP are answered there.
     pub udp: bool,
+    /// What the session's login is encrypted with, where the engine has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login_key: Option<LoginKey>,
 }
 
 /// A session that is not granted.

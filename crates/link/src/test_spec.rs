@@ -180,6 +180,12 @@ pub struct TestSpec {
     /// The congestion control asked of both ends' kernels; absent: the kernel's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion_control: Option<String>,
+    /// The socket buffer asked of both ends' kernels, in bytes; absent: the kernel's own sizing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_bytes: Option<u32>,
+    /// What the engine hands the kernel at once, in bytes; absent: the engine's choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_bytes: Option<u32>,
     /// The distance between two latency probes, in microseconds; 0: no probes.
     pub probe_interval_us: u32,
 }
@@ -187,6 +193,10 @@ pub struct TestSpec {
 impl TestSpec {
     /// The most streams per direction.
     pub const MAX_STREAMS: u16 = 64;
+    /// The largest socket buffer that can be asked for; what the kernel gives is its business.
+    pub const MAX_WINDOW_BYTES: u32 = 512 << 20;
+    /// The largest block.
+    pub const MAX_BLOCK_BYTES: u32 = 1 << 20;
     /// The most phases of one session.
     pub const MAX_PHASES: usize = 16;
     /// The shortest distance between latency probes, in microseconds.
@@ -215,6 +225,12 @@ impl TestSpec {
         }
         if self.probe_interval_us != 0 && self.probe_interval_us < Self::MIN_PROBE_INTERVAL_US {
             return Err(BadSpec::ProbeInterval);
+        }
+        if self.window_bytes.is_some_and(|bytes| !(1024..=Self::MAX_WINDOW_BYTES).contains(&bytes)) {
+            return Err(BadSpec::Window);
+        }
+        if self.block_bytes.is_some_and(|bytes| !(1..=Self::MAX_BLOCK_BYTES).contains(&bytes)) {
+            return Err(BadSpec::Block);
         }
         let name_is_sane = |name: &String| {
             !name.is_empty()
@@ -246,6 +262,12 @@ pub enum BadSpec {
     /// Probes closer than a millisecond.
     #[error("latency probes are at least 1 ms apart")]
     ProbeInterval,
+    /// A socket buffer of no use.
+    #[error("a window has 1 KiB to 512 MiB")]
+    Window,
+    /// A block of nothing, or too large.
+    #[error("a block has 1 byte to 1 MiB")]
+    Block,
     /// Not the name of a congestion control.
     #[error("a congestion control's name has 1 to 15 letters, digits, _ or -")]
     CongestionControl,
@@ -262,6 +284,8 @@ mod tests {
             phases: vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }],
             streams: 4,
             congestion_control: None,
+            window_bytes: None,
+            block_bytes: None,
             probe_interval_us: 10_000,
         }
     }
@@ -272,6 +296,8 @@ mod tests {
         assert_eq!(TestSpec { phases: vec![], ..plain() }.check(), Err(BadSpec::Phases));
         assert_eq!(TestSpec { streams: 65, ..plain() }.check(), Err(BadSpec::Streams));
         assert_eq!(TestSpec { probe_interval_us: 1, ..plain() }.check(), Err(BadSpec::ProbeInterval));
+        assert_eq!(TestSpec { window_bytes: Some(0), ..plain() }.check(), Err(BadSpec::Window));
+        assert_eq!(TestSpec { block_bytes: Some(u32::MAX), ..plain() }.check(), Err(BadSpec::Block));
         let forged = Some("cubic\u{1b}[2J".to_owned());
         assert_eq!(TestSpec { congestion_control: forged, ..plain() }.check(), Err(BadSpec::CongestionControl));
     }

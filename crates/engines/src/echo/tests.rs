@@ -338,6 +338,8 @@ fn quiet(duration_ms: u32) -> Quiet {
         phases,
         streams: 1,
         congestion_control: None,
+        window_bytes: None,
+        block_bytes: None,
         probe_interval_us: 10_000,
     };
     Quiet { spec, tether: Tether::free() }

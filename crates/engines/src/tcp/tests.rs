@@ -39,6 +39,8 @@ fn spec(mode: DataMode, streams: u16, loads: &[Load], duration_ms: u32) -> TestS
         phases: loads.iter().map(|load| PhaseSpec { load: *load, duration_ms }).collect(),
         streams,
         congestion_control: Some("reno".into()),
+        window_bytes: None,
+        block_bytes: None,
         probe_interval_us: 0,
     }
 }

@@ -91,6 +91,8 @@ fn spec(direct: bool, duration_ms: u32) -> TestSpec {
         phases: vec![PhaseSpec { load: Load::Bidir, duration_ms }],
         streams: 1,
         congestion_control: None,
+        window_bytes: None,
+        block_bytes: None,
         probe_interval_us: 0,
     }
 }

@@ -168,6 +168,8 @@ mod tests {
             phases: vec![PhaseSpec { load: Load::Download, duration_ms: 9_000 }],
             streams: 1,
             congestion_control: None,
+            window_bytes: None,
+            block_bytes: None,
             probe_interval_us: 0,
         }
     }

@@ -52,6 +52,8 @@ fn tunneled() -> TestSpec {
         ],
         streams: 4,
         congestion_control: None,
+        window_bytes: None,
+        block_bytes: None,
         probe_interval_us: 10_000,
     }
 }
