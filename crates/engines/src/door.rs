@@ -1,5 +1,5 @@
 //! Direct mode's listener: lets in who proves to belong to the session, and resets everybody else without a word. What
-//! is done with those let in stands elsewhere.
+//! is done with those let in, and how an engine of other words has them prove it, stands elsewhere.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -16,8 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
-use crate::data_stream::DataStream;
-use crate::socket;
+use crate::socket::{self, SocketOptions};
 use crate::tether::{Hold, Tether};
 
 /// How long a newcomer may take to say who it is.
@@ -31,8 +30,77 @@ const ACCEPTED_AT_ONCE: usize = 64;
 /// How long the listener is left alone when the host has no descriptor or memory for another connection.
 const REST: Duration = Duration::from_millis(100);
 
+/// How newcomers prove that they belong here.
+pub trait Knock: Send + 'static {
+    /// What a newcomer has said so far, as far as it was taken from its socket.
+    type Said: Default + Send;
+    /// What it proved.
+    type Pass: 'static;
+
+    /// Looks at what a newcomer says, whenever there is something new: first when it comes. `socket` never blocks. One
+    /// that leaves unread what it has seen must see to it that only more of it wakes the door again.
+    fn hear(&mut self, socket: &TcpStream, from_peer: bool, said: &mut Self::Said) -> Verdict<Self::Pass>;
+}
+
+/// What becomes of a newcomer that spoke.
+pub enum Verdict<Pass> {
+    /// It has not said enough yet.
+    Waits,
+    /// It belongs here.
+    Enters(Pass),
+    /// It does not.
+    Refused,
+}
+
+/// Proof by [`Preamble`]: the first 48 bytes, sealed with the session's keys, of a stream that was not there before.
+pub struct ByPreamble {
+    keys: Arc<SessionKeys>,
+    /// Streams that were let in: each has one place.
+    seen: HashSet<(u8, u16)>,
+}
+
+impl ByPreamble {
+    /// With nobody let in yet.
+    pub fn new(keys: Arc<SessionKeys>) -> Self {
+        Self { keys, seen: HashSet::new() }
+    }
+}
+
+/// A preamble's bytes, as they come.
+pub struct SaidPreamble {
+    said: [u8; Preamble::LEN],
+    len: usize,
+}
+
+impl Default for SaidPreamble {
+    fn default() -> Self {
+        Self { said: [0; Preamble::LEN], len: 0 }
+    }
+}
+
+impl Knock for ByPreamble {
+    type Said = SaidPreamble;
+    type Pass = Preamble;
+
+    fn hear(&mut self, mut socket: &TcpStream, _from_peer: bool, preamble: &mut SaidPreamble) -> Verdict<Preamble> {
+        while preamble.len < Preamble::LEN {
+            match socket.read(&mut preamble.said[preamble.len..]) {
+                Ok(0) => return Verdict::Refused,
+                Ok(read) => preamble.len += read,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Verdict::Waits,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Verdict::Refused,
+            }
+        }
+        match Preamble::open(&preamble.said, &self.keys) {
+            Some(preamble) if self.seen.insert((preamble.phase, preamble.stream)) => Verdict::Enters(preamble),
+            _ => Verdict::Refused,
+        }
+    }
+}
+
 /// Where those let in go. Called from the door's thread; must not block.
-pub type Sink = Box<dyn Fn(Preamble, DataStream) + Send + Sync>;
+pub type Sink<Pass> = Box<dyn Fn(Pass, TcpStream) + Send + Sync>;
 
 /// A listening port that belongs to one session. Dropping it stops its thread and frees the port at once.
 pub struct Door {
@@ -43,29 +111,30 @@ pub struct Door {
 }
 
 impl Door {
-    /// Listens at `claim` (port 0: any). A connection whose first 48 bytes, within 5 s, are a preamble sealed with
-    /// `keys`, of a stream that was not there before, goes to `sink`; all others are reset and counted. Connections
-    /// from `peer` are preferred when many wait. Cutting `tether` closes the door. `AddrInUse`: somebody else listens
-    /// there.
-    pub fn open(
+    /// Listens at `claim` (port 0: any), with `options` for every connection. One that proves within 5 s, in the way of
+    /// `knock`, that it belongs here goes to `sink`; all others are reset and counted. Connections from `peer` are
+    /// preferred when many wait. Cutting `tether` closes the door. `AddrInUse`: somebody else listens there.
+    pub fn open<K: Knock>(
         claim: SocketAddr,
-        keys: Arc<SessionKeys>,
+        options: &SocketOptions,
+        knock: K,
         peer: IpAddr,
         tether: Arc<Tether>,
-        sink: Sink,
+        sink: Sink<K::Pass>,
     ) -> io::Result<Self> {
-        Self::open_with_patience(claim, keys, peer, tether, sink, PATIENCE)
+        Self::open_with_patience(claim, options, knock, peer, tether, sink, PATIENCE)
     }
 
-    fn open_with_patience(
+    fn open_with_patience<K: Knock>(
         claim: SocketAddr,
-        keys: Arc<SessionKeys>,
+        options: &SocketOptions,
+        knock: K,
         peer: IpAddr,
         tether: Arc<Tether>,
-        sink: Sink,
+        sink: Sink<K::Pass>,
         patience: Duration,
     ) -> io::Result<Self> {
-        let listener = listen(claim)?;
+        let listener = listen(claim, options)?;
         let local = listener.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let refused = Arc::new(AtomicU64::new(0));
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
@@ -73,13 +142,12 @@ impl Door {
             _hold: tether.hold(&listener)?,
             listener,
             wake: Arc::clone(&wake),
-            keys,
+            knock,
             peer: peer.to_canonical(),
             tether,
             sink,
             patience,
             refused: Arc::clone(&refused),
-            seen: HashSet::new(),
             newcomers: Vec::new(),
             rests_until: None,
         };
@@ -111,7 +179,9 @@ impl Drop for Door {
 
 /// SO_REUSEADDR lets the port be had again while old connections of it stand in TIME_WAIT; Linux still refuses a port
 /// at which anyone listens (socket(7)), so it can't be stolen, and one that a stranger holds is not shared.
-fn listen(claim: SocketAddr) -> io::Result<Socket> {
+///
+/// Connections inherit the options of their listener, and a receive buffer has to be there before the connection is.
+fn listen(claim: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     // An IPv4 address in IPv6 clothes can't be bound by a socket that speaks IPv6 alone.
     let claim = match claim.ip().to_canonical() {
         IpAddr::V4(ip) => SocketAddr::new(ip.into(), claim.port()),
@@ -119,6 +189,7 @@ fn listen(claim: SocketAddr) -> io::Result<Socket> {
     };
     let listener = Socket::new(Domain::for_address(claim), Type::STREAM.nonblocking(), None)?;
     listener.set_reuse_address(true)?;
+    options.apply(&listener)?;
     if claim.is_ipv6() {
         listener.set_only_v6(true)?;
     }
@@ -128,41 +199,31 @@ fn listen(claim: SocketAddr) -> io::Result<Socket> {
 }
 
 /// A connection that has not yet said who it is.
-struct Newcomer {
+struct Newcomer<Said> {
     socket: TcpStream,
     from_peer: bool,
     expires: Instant,
-    said: [u8; Preamble::LEN],
-    len: usize,
-}
-
-/// What became of a newcomer that spoke.
-enum Verdict {
-    Waits,
-    Enters(Preamble),
-    Refused,
+    said: Said,
 }
 
 /// The door's thread.
-struct Porter {
+struct Porter<K: Knock> {
     listener: Socket,
     /// Ends the listener, and so wakes the poll, when the tether is cut.
     _hold: Hold,
     wake: Arc<OwnedFd>,
-    keys: Arc<SessionKeys>,
+    knock: K,
     peer: IpAddr,
     tether: Arc<Tether>,
-    sink: Sink,
+    sink: Sink<K::Pass>,
     patience: Duration,
     refused: Arc<AtomicU64>,
-    /// Streams that were let in: each has one place.
-    seen: HashSet<(u8, u16)>,
     /// The oldest first; at most [`MOST_WAITING`].
-    newcomers: Vec<Newcomer>,
+    newcomers: Vec<Newcomer<K::Said>>,
     rests_until: Option<Instant>,
 }
 
-impl Porter {
+impl<K: Knock> Porter<K> {
     fn run(mut self) {
         loop {
             let Ok(spoke) = self.wait() else { return };
@@ -208,30 +269,18 @@ impl Porter {
         }
     }
 
-    fn judge(&mut self, newcomer: &mut Newcomer) -> Verdict {
-        while newcomer.len < Preamble::LEN {
-            match newcomer.socket.read(&mut newcomer.said[newcomer.len..]) {
-                Ok(0) => return Verdict::Refused,
-                Ok(read) => newcomer.len += read,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Verdict::Waits,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Verdict::Refused,
-            }
-        }
-        match Preamble::open(&newcomer.said, &self.keys) {
-            Some(preamble) if self.seen.insert((preamble.phase, preamble.stream)) => Verdict::Enters(preamble),
-            _ => Verdict::Refused,
-        }
+    fn judge(&mut self, newcomer: &mut Newcomer<K::Said>) -> Verdict<K::Pass> {
+        self.knock.hear(&newcomer.socket, newcomer.from_peer, &mut newcomer.said)
     }
 
-    fn carry_out(&mut self, verdict: Verdict, newcomer: Newcomer) {
+    fn carry_out(&mut self, verdict: Verdict<K::Pass>, newcomer: Newcomer<K::Said>) {
         match verdict {
             Verdict::Waits => self.newcomers.push(newcomer),
             Verdict::Refused => self.refuse(&newcomer.socket),
-            Verdict::Enters(preamble) => match newcomer.socket.set_nonblocking(false) {
+            Verdict::Enters(pass) => match newcomer.socket.set_nonblocking(false) {
                 Ok(()) => {
                     self.tether.heard();
-                    (self.sink)(preamble, DataStream::Plain(newcomer.socket));
+                    (self.sink)(pass, newcomer.socket);
                 }
                 Err(_) => self.refuse(&newcomer.socket),
             },
@@ -288,8 +337,8 @@ impl Porter {
             return self.refuse(&socket);
         }
         let expires = Instant::now() + self.patience;
-        let mut newcomer = Newcomer { socket, from_peer, expires, said: [0; Preamble::LEN], len: 0 };
-        // The preamble mostly came along; who has said it never takes a place from anybody.
+        let mut newcomer = Newcomer { socket, from_peer, expires, said: K::Said::default() };
+        // The proof mostly came along; who has said it never takes a place from anybody.
         match self.judge(&mut newcomer) {
             Verdict::Waits if self.newcomers.len() >= MOST_WAITING => {
                 let evicted = match self.dispensable() {
@@ -333,11 +382,12 @@ mod tests {
     }
 
     /// A door of the owner at 127.0.0.1, and what comes through it.
-    fn door(patience: Duration) -> (Door, Receiver<(Preamble, DataStream)>) {
+    fn door(patience: Duration) -> (Door, Receiver<(Preamble, TcpStream)>) {
         let (enter, entered) = channel();
         let sink = Box::new(move |preamble, stream| enter.send((preamble, stream)).unwrap_or(()));
         let owner = [127, 0, 0, 1].into();
-        let door = Door::open_with_patience(([127, 0, 0, 1], 0).into(), keys(1), owner, Tether::free(), sink, patience);
+        let (at, options, knock) = (([127, 0, 0, 1], 0).into(), SocketOptions::default(), ByPreamble::new(keys(1)));
+        let door = Door::open_with_patience(at, &options, knock, owner, Tether::free(), sink, patience);
         (door.unwrap(), entered)
     }
 

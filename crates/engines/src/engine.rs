@@ -2,9 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::admission::{LoginKey, Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 
@@ -26,6 +27,22 @@ pub trait Engine: Sync {
     /// The ways its data can take.
     fn data_modes(&self) -> &'static [DataMode];
 
+    /// What of `spec` this engine does not do, in a clause; asked at both ends before anything is opened.
+    fn cannot(&self, _spec: &TestSpec) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether this host has what the appliance's end needs.
+    fn has_drive(&self) -> Result<(), Lacking> {
+        Ok(())
+    }
+
+    /// Whether this host has what the reflector's end needs, tried out with `scratch`, a folder to work in. Blocking, for
+    /// some seconds at worst.
+    fn has_serve(&self, _scratch: &Path) -> Result<(), Lacking> {
+        Ok(())
+    }
+
     /// The reflector's end. Claims what it needs (the port, where `order.claim` names one) before anything is
     /// promised; `AddrInUse` means that a stranger's program holds the port.
     fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>>;
@@ -46,6 +63,8 @@ pub struct ServeOrder {
     pub peer: IpAddr,
     /// What ends it, and what its bytes are charged to.
     pub tether: Arc<Tether>,
+    /// A folder to work in, which is there and ours alone.
+    pub scratch: PathBuf,
 }
 
 /// What the appliance's end of a session works with.
@@ -58,6 +77,18 @@ pub struct DriveOrder {
     pub dialer: Arc<Dialer>,
     /// What ends it.
     pub tether: Arc<Tether>,
+    /// What the reflector says the session's login is encrypted with.
+    pub login_key: Option<LoginKey>,
+}
+
+/// Why a host can't play an end of an engine: something is not there, or not allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{because}")]
+pub struct Lacking {
+    /// Because of what.
+    pub because: String,
+    /// What to do about it.
+    pub try_: String,
 }
 
 /// What happens while a phase runs.
@@ -76,6 +107,11 @@ pub type Report<'a> = &'a (dyn Fn(Progress) + Sync);
 
 /// The reflector's end of one session. Dropping it frees every socket and thread of it.
 pub trait Serve: Send + Sync {
+    /// What the session's login is encrypted with, for an engine that has one: the grant carries it.
+    fn login_key(&self) -> Option<LoginKey> {
+        None
+    }
+
     /// Takes a data connection that proved at the control port that it belongs to this session (tunneled mode). A
     /// stream index that was there before is refused by dropping the connection.
     fn admit(&self, preamble: Preamble, stream: DataStream);
@@ -94,4 +130,14 @@ pub trait Drive: Send + Sync {
     /// Runs the phase to its end once the reflector has started it. Ends early when the tether is cut; always says
     /// what was counted.
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally;
+
+    /// Why the streams of phase number `phase` do not stand after all, if this end knows.
+    fn complaint(&self, _phase: u8) -> Option<String> {
+        None
+    }
+
+    /// What a program that moved the data said of phase number `phase` in its own words, as JSON.
+    fn raw(&self, _phase: u8) -> Option<String> {
+        None
+    }
 }

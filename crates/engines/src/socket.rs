@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use paramedic_link::measurement::StreamInfo;
 use paramedic_link::message::END_AFTER_SILENCE;
+use paramedic_link::test_spec::TestSpec;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use socket2::{SockRef, TcpKeepalive};
@@ -17,17 +18,33 @@ use crate::sys;
 pub struct SocketOptions {
     /// The congestion control; absent: the kernel's default.
     pub congestion_control: Option<String>,
+    /// The socket's buffers, both ways, in bytes; absent: the kernel's own sizing.
+    pub window_bytes: Option<u32>,
     /// Send small writes at once: right for probes, wrong for load.
     pub send_at_once: bool,
 }
 
 impl SocketOptions {
+    /// What a test asks for its streams.
+    pub(crate) fn of(spec: &TestSpec) -> Self {
+        Self {
+            congestion_control: spec.congestion_control.clone(),
+            window_bytes: spec.window_bytes,
+            send_at_once: false,
+        }
+    }
+
     /// Applies the options, and what every data socket gets, to `socket`. Best before it connects; takes effect after,
     /// too.
     pub(crate) fn apply<'a>(&self, socket: impl Into<SockRef<'a>>) -> io::Result<()> {
         let socket = socket.into();
         if let Some(name) = &self.congestion_control {
             choose_congestion_control(&socket, name)?;
+        }
+        if let Some(bytes) = self.window_bytes {
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            socket.set_send_buffer_size(bytes)?;
+            socket.set_recv_buffer_size(bytes)?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
         // A data connection outlives silence exactly as long as its session does.
@@ -36,6 +53,18 @@ impl SocketOptions {
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(4)).with_interval(Duration::from_secs(2));
         socket.set_tcp_keepalive(&keepalive.with_retries(3))
     }
+}
+
+/// Payload bytes of a connection so far, as the kernel counts them: what the other end has acknowledged, and what
+/// arrived. A kernel before 4.1 does not tell.
+pub(crate) fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
+    let info = sys::tcp_info(socket).ok()?;
+    Some((info.bytes_acked?, info.bytes_received?))
+}
+
+/// Whether the other end has said that it sends no more.
+pub(crate) fn is_half_closed(socket: &TcpStream) -> bool {
+    sys::tcp_info(socket).is_ok_and(|info| info.state == Some(sys::TcpInfo::CLOSE_WAIT))
 }
 
 /// Whether this kernel lets this program use the congestion control `name`; the error says which setting forbids it.

@@ -7,7 +7,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
-use paramedic_engines::door::Door;
+use paramedic_engines::dialer::SocketOptions;
+use paramedic_engines::door::{ByPreamble, Door};
 use paramedic_engines::tether::Tether;
 use paramedic_link::SessionId;
 use paramedic_link::admission::{Preamble, SessionKeys};
@@ -26,7 +27,9 @@ fn the_owner_gets_in_once_there_are_descriptors_again_and_nothing_spins_until_th
     let (enter, entered) = channel();
     let sink = Box::new(move |preamble: Preamble, stream| enter.send((preamble.stream, stream)).unwrap());
     let owner = [127, 0, 0, 1].into();
-    let door = Door::open(([127, 0, 0, 1], 0).into(), Arc::new(keys()), owner, Tether::free(), sink).unwrap();
+    let (at, options, knock) =
+        (([127, 0, 0, 1], 0).into(), SocketOptions::default(), ByPreamble::new(Arc::new(keys())));
+    let door = Door::open(at, &options, knock, owner, Tether::free(), sink).unwrap();
     let mut socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
 
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

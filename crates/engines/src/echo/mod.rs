@@ -65,13 +65,17 @@ struct Quiet {
 
 impl Quiet {
     fn wait_out(&self, phase: u8, report: Report<'_>) -> PhaseTally {
-        let duration = self.spec.phases.get(usize::from(phase)).map_or(Duration::ZERO, PhaseSpec::duration);
-        let deadline = Instant::now() + duration;
-        report(Progress::Started);
-        self.tether.wait_until(deadline, || false);
-        let cut_short = (Instant::now() < deadline).then(|| "the session ended before the phase did".into());
-        PhaseTally { cut_short, ..PhaseTally::default() }
+        quiet_phase(self.spec.phases.get(usize::from(phase)), &self.tether, report)
     }
+}
+
+/// A phase in which nothing is moved: its time passes. What is no phase takes none.
+pub(crate) fn quiet_phase(phase: Option<&PhaseSpec>, tether: &Tether, report: Report<'_>) -> PhaseTally {
+    let deadline = Instant::now() + phase.map_or(Duration::ZERO, PhaseSpec::duration);
+    report(Progress::Started);
+    tether.wait_until(deadline, || false);
+    let cut_short = (Instant::now() < deadline).then(|| "the session ended before the phase did".into());
+    PhaseTally { cut_short, ..PhaseTally::default() }
 }
 
 impl Serve for Quiet {

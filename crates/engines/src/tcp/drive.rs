@@ -32,7 +32,7 @@ pub(super) struct TcpDrive {
 
 impl TcpDrive {
     pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
-        let DriveOrder { spec, keys, dialer, tether } = order;
+        let DriveOrder { spec, keys, dialer, tether, .. } = order;
         let options = socket_options(&spec)?;
         let roster = Roster::new(&spec, Arc::clone(&tether));
         Ok(Self { spec, keys, dialer, options, tether, roster })

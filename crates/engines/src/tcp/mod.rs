@@ -40,6 +40,10 @@ impl Engine for Tcp {
         &[DataMode::Tunneled, DataMode::DirectEphemeral]
     }
 
+    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+        spec.block_bytes.map(|_| "tcp chooses the size of its writes itself (-l is for iperf3)")
+    }
+
     fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
         Ok(Box::new(serve::TcpServe::open(order)?))
     }
@@ -54,7 +58,7 @@ fn socket_options(spec: &TestSpec) -> io::Result<SocketOptions> {
     if let Some(name) = &spec.congestion_control {
         socket::check_congestion_control(name)?;
     }
-    Ok(SocketOptions { congestion_control: spec.congestion_control.clone(), send_at_once: false })
+    Ok(SocketOptions::of(spec))
 }
 
 /// How many streams a phase has, both directions together.

@@ -12,7 +12,7 @@ use super::phase::{self, Traffic};
 use super::roster::Roster;
 use super::{NO_SUCH_PHASE, nothing_moved, socket_options};
 use crate::data_stream::DataStream;
-use crate::door::Door;
+use crate::door::{ByPreamble, Door};
 use crate::engine::{Report, Serve, ServeOrder};
 use crate::socket::SocketOptions;
 use crate::tether::Tether;
@@ -31,14 +31,16 @@ pub(super) struct TcpServe {
 
 impl TcpServe {
     pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
-        let ServeOrder { spec, keys, claim, peer, tether } = order;
+        let ServeOrder { spec, keys, claim, peer, tether, .. } = order;
         let options = socket_options(&spec)?;
         let roster = Arc::new(Roster::new(&spec, Arc::clone(&tether)));
         let door = match claim {
             Some(claim) => {
                 let (roster, options) = (Arc::clone(&roster), options.clone());
-                let sink = move |preamble, stream| seat(&roster, &options, preamble, stream);
-                Some(Door::open(claim, keys, peer, Arc::clone(&tether), Box::new(sink))?)
+                let knock = ByPreamble::new(keys);
+                let of_streams = options.clone();
+                let sink = move |preamble, stream| seat(&roster, &of_streams, preamble, DataStream::Plain(stream));
+                Some(Door::open(claim, &options, knock, peer, Arc::clone(&tether), Box::new(sink))?)
             }
             None => None,
         };
