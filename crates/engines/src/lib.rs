@@ -7,6 +7,7 @@ pub mod door;
 pub mod echo;
 pub mod engine;
 pub mod host_facts;
+pub mod iperf3;
 pub mod stats;
 pub mod tether;
 

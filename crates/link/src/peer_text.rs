@@ -17,8 +17,13 @@ impl PeerText {
 
     /// Cleans and caps `text`.
     pub fn new(text: &str) -> Self {
-        let clean = text.chars().filter(|c| is_harmless(*c)).take(Self::MAX_CHARS).collect::<String>();
-        Self(clean.trim().to_owned())
+        Self(Self::harmless(text, Self::MAX_CHARS))
+    }
+
+    /// The same cleaning for text that never travels and needs another cap, in characters.
+    pub fn harmless(text: &str, max_chars: usize) -> String {
+        let clean = text.chars().filter(|c| is_harmless(*c)).take(max_chars).collect::<String>();
+        clean.trim().to_owned()
     }
 
     /// The harmless text.

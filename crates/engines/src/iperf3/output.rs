@@ -1,0 +1,753 @@
+//! What an iperf3 client prints, read into values: a `--json` document, or the lines of `--json-stream`. Pure: text in,
+//! values out; never a process or a file.
+//!
+//! Versions differ in what they say and where, and a server can make its client say strange things. So nothing is
+//! required: what is absent, of another type, or no number is absent in the [`Report`], and unknown fields are passed
+//! over. The fixtures that this is held to are in `crates/engines/fixtures/iperf3`.
+
+use paramedic_link::PeerText;
+use paramedic_link::test_spec::Direction;
+use serde_json::{Map, Value};
+
+#[cfg(test)]
+mod tests;
+
+/// How many readings are kept: a day of both directions, one a second. What comes after them is in the totals.
+pub const MAX_READINGS: usize = 2 * 24 * 3600;
+/// The longest text kept, in characters. The longest error of iperf3's own, with its cause, has 130.
+const MAX_TEXT_CHARS: usize = 200;
+
+/// What one run of an iperf3 client said, as far as it said it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// What went wrong, without a leading `error - `. Where it is set it decides, whatever else is there. Absent does
+    /// not mean well: iperf3 3.9 writes most errors to stderr alone; such a report is not complete.
+    pub error: Option<String>,
+    /// The client's version: `3.12` for iperf3, for others what they say, `riperf3 0.8.0` for example.
+    pub version: Option<String>,
+    /// What carried the payload.
+    pub protocol: Option<Protocol>,
+    /// The largest segment of the control connection, in bytes; TCP alone.
+    pub mss: Option<u32>,
+    /// How many bytes a write of the sender has; with UDP that is a packet's payload.
+    pub block_bytes: Option<u32>,
+    /// Every interval and direction, in the order of time; the first [`MAX_READINGS`].
+    pub readings: Vec<Reading>,
+    /// The whole test towards the client.
+    pub download: Option<Totals>,
+    /// The whole test away from the client.
+    pub upload: Option<Totals>,
+    /// What it cost both hosts.
+    pub cpu: Option<Cpu>,
+    /// Whether the last part, with the totals, came. It also comes from a client that was interrupted; then there is
+    /// an `error` too, and the totals hold what this end alone knows.
+    pub is_complete: bool,
+}
+
+impl Report {
+    /// What kind of error ended the test, if one did.
+    pub fn failure(&self) -> Option<Complaint> {
+        self.error.as_deref().map(Complaint::of)
+    }
+
+    /// The totals of one direction.
+    pub fn totals(&self, direction: Direction) -> Option<&Totals> {
+        match direction {
+            Direction::Download => self.download.as_ref(),
+            Direction::Upload => self.upload.as_ref(),
+        }
+    }
+
+    /// How much it says; of two documents about one run the better one says more.
+    fn weight(&self) -> (bool, usize) {
+        (self.is_complete, self.readings.len())
+    }
+}
+
+/// What carried the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One direction in one interval, all streams together, as the client counted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Towards the client (which then counts what it received) or away from it (what it sent).
+    pub direction: Direction,
+    /// When the interval began, in microseconds since the counted part of the test began, or since the omitted part
+    /// did for an omitted reading.
+    pub begin_us: u64,
+    /// When it ended, on the same clock; never before it began.
+    pub end_us: u64,
+    /// Payload bytes in it.
+    pub bytes: u64,
+    /// Whether it belongs to the start-up that was to be left out (`--omit`).
+    pub omitted: bool,
+    /// Segments sent again; known where the client is the sender.
+    pub retransmits: Option<u64>,
+    /// What is known of packets, with UDP.
+    pub udp: Option<UdpReading>,
+}
+
+impl Reading {
+    /// Whether the client was the sender in this reading.
+    pub fn is_sender(&self) -> bool {
+        self.direction == Direction::Upload
+    }
+}
+
+/// The packets of one reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpReading {
+    /// Packets sent; where the client is the receiver, those it should have had: lost ones are among them.
+    pub packets: u64,
+    /// Packets that did not arrive; known to the receiver.
+    pub lost: Option<u64>,
+    /// Jitter as in RFC 1889, in microseconds, the mean over the streams; known to the receiver.
+    pub jitter_us: Option<u64>,
+}
+
+/// One direction over the whole test, the omitted part left out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// How many streams this direction had; 0 if it is not said.
+    pub streams: u16,
+    /// What the sender counted. Absent where the other end's counts never came.
+    pub sent: Option<Count>,
+    /// What the receiver counted. Absent where the other end's counts never came, and with UDP before iperf3 3.10.
+    pub received: Option<Count>,
+    /// Segments sent again, with TCP.
+    pub retransmits: Option<u64>,
+    /// The sender's congestion control. Absent in a bidirectional test whose ends differ: it is not said whose is
+    /// whose.
+    pub congestion_control: Option<String>,
+    /// Round-trip times that the sending kernel saw.
+    pub rtt_us: Option<RttOfTcp>,
+    /// What is known of packets, with UDP.
+    pub udp: Option<UdpTotals>,
+}
+
+/// Payload bytes and how long they took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// Payload bytes.
+    pub bytes: u64,
+    /// In microseconds of the counting end's clock.
+    pub duration_us: u64,
+}
+
+/// The smoothed round-trip time of TCP, in microseconds, as read once an interval from each stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RttOfTcp {
+    /// The lowest of all streams.
+    pub min: u64,
+    /// The mean of the streams' means.
+    pub mean: u64,
+    /// The highest of all streams.
+    pub max: u64,
+}
+
+/// The packets of one direction over the whole test, as the receiver counted them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpTotals {
+    /// Packets that should have arrived.
+    pub packets: u64,
+    /// Packets that did not.
+    pub lost: Option<u64>,
+    /// Packets that arrived after a later one.
+    pub out_of_order: Option<u64>,
+    /// Jitter as in RFC 1889, in microseconds, the mean over the streams.
+    pub jitter_us: Option<u64>,
+}
+
+/// What the test cost the two hosts' iperf3, as fractions of one core: 1.0 is one core all the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cpu {
+    /// The client's user time.
+    pub local_user: Option<f64>,
+    /// The client's system time.
+    pub local_system: Option<f64>,
+    /// The server's user time.
+    pub remote_user: Option<f64>,
+    /// The server's system time.
+    pub remote_system: Option<f64>,
+}
+
+/// What kind of error a client reports. Its words changed over the versions; what tells kinds apart did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complaint {
+    /// The server runs another test.
+    Busy,
+    /// The server wants another user or password, or one at all. (Since 3.22 a server hangs up instead, which reads
+    /// as [`Complaint::ControlLost`].)
+    NotAuthorized,
+    /// There is no server, or no way to it.
+    Unreachable,
+    /// The server ended, hung up, or refused without a word.
+    ControlLost,
+    /// Anything else.
+    Other,
+}
+
+impl Complaint {
+    /// Reads an error's text, from a document or from stderr.
+    pub fn of(error: &str) -> Complaint {
+        let error = error.to_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
+        if says(&["busy"]) {
+            Complaint::Busy
+        } else if says(&["authorization failed", "not authorized", "authentication", "access denied"]) {
+            Complaint::NotAuthorized
+        } else if says(&[
+            "unable to connect",
+            "refused",
+            "unreachable",
+            "no route to host",
+            "timed out",
+            "name or service not known",
+            "lookup",
+            // iperf3 3.9 with --json goes on without a connection, and fails at its first word.
+            "bad file descriptor",
+        ]) {
+            Complaint::Unreachable
+        } else if says(&[
+            "control socket",
+            "control message",
+            "server has terminated",
+            "disconnected",
+            "reset by peer",
+            "broken pipe",
+        ]) {
+            Complaint::ControlLost
+        } else {
+            Complaint::Other
+        }
+    }
+}
+
+/// Why text could not be read at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// There was none.
+    #[error("iperf3 printed nothing")]
+    Empty,
+    /// It ends in the middle of the only document.
+    #[error("iperf3's output ends in the middle of its document")]
+    Truncated,
+    /// It is something else.
+    #[error("this is not the JSON output of iperf3: {detail}")]
+    NotIperf3 {
+        /// What is wrong with it, or how it begins.
+        detail: String,
+    },
+}
+
+impl Unreadable {
+    fn not_iperf3(detail: &str) -> Self {
+        Unreadable::NotIperf3 { detail: harmless(detail) }
+    }
+}
+
+/// A version of iperf3 itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version {
+    /// 3, as long as the name is iperf3.
+    pub major: u16,
+    /// What counts up.
+    pub minor: u16,
+}
+
+/// Reads what `iperf3 --version` prints; `None` if it is another program (iperf 2 and riperf3 among them).
+pub fn version_of(text: &str) -> Option<Version> {
+    let number = text.lines().find_map(|line| line.trim().strip_prefix("iperf "))?;
+    let (major, rest) = number.trim_start().split_once('.')?;
+    let minor: &str = &rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())];
+    Some(Version { major: major.parse().ok()?, minor: minor.parse().ok()? })
+}
+
+/// Reads everything a client printed: a `--json` document, several of them, or the lines of `--json-stream`, also with
+/// a document after them. Of several documents the one that says most counts, and an error that any of them reports.
+/// A document that is cut can't be read; a stream that is cut is a report that is not complete. Takes time in
+/// proportion to the text, whose length the caller bounds.
+pub fn parse(text: &str) -> Result<Report, Unreadable> {
+    let mut documents = Documents { rest: text };
+    let mut stream = Gathering::default();
+    let mut best: Option<Report> = None;
+    let mut error: Option<String> = None;
+    let mut problem: Option<Unreadable> = None;
+    while let Some(document) = documents.next() {
+        let report = match document.and_then(read) {
+            Ok(Said::Event(name, data)) => {
+                stream.event(&name, &data);
+                continue;
+            }
+            Ok(Said::Document(document)) => Gathering::document(&document),
+            Err(why) => {
+                problem = problem.or(Some(why));
+                continue;
+            }
+        };
+        error = error.or_else(|| report.error.clone());
+        if best.as_ref().is_none_or(|best| best.weight() <= report.weight()) {
+            best = Some(report);
+        }
+    }
+    if stream.is_begun && best.as_ref().is_none_or(|best| best.weight() <= stream.report.weight()) {
+        error = error.or_else(|| best.and_then(|best| best.error));
+        best = Some(stream.report);
+    } else {
+        error = error.or(stream.report.error);
+    }
+    match best {
+        Some(report) => Ok(Report { error: report.error.clone().or(error), ..report }),
+        None => Err(problem.unwrap_or_else(|| match text.trim() {
+            "" => Unreadable::Empty,
+            text => Unreadable::not_iperf3(&format!("it begins with \"{}\"", text.lines().next().unwrap_or_default())),
+        })),
+    }
+}
+
+/// A `--json-stream`, read line by line while the test runs.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    stream: Gathering,
+    /// Why the first line that could not be read could not.
+    problem: Option<Unreadable>,
+}
+
+impl Live {
+    /// Before the first line.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads the next line, with or without its end; returns the readings that it brought. What is not a line of a
+    /// stream is passed over.
+    pub fn line(&mut self, line: &str) -> Vec<Reading> {
+        let line = line.trim();
+        let before = self.stream.report.readings.len();
+        let whole = Documents { rest: line }.next();
+        match whole.map(|document| document.and_then(read)) {
+            Some(Ok(Said::Event(name, data))) => self.stream.event(&name, &data),
+            _ if self.problem.is_some() || line.is_empty() => {}
+            Some(Err(why)) => self.problem = Some(why),
+            Some(Ok(Said::Document(_))) | None => {
+                self.problem = Some(Unreadable::not_iperf3(&format!("no line of a stream: {line}")));
+            }
+        }
+        self.stream.report.readings[before..].to_vec()
+    }
+
+    /// What all lines said together. A stream without an end makes a report that is not complete.
+    pub fn finish(self) -> Result<Report, Unreadable> {
+        if self.stream.is_begun { Ok(self.stream.report) } else { Err(self.problem.unwrap_or(Unreadable::Empty)) }
+    }
+}
+
+/// The JSON objects in a text, one after the other, whatever stands between them.
+struct Documents<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Documents<'a> {
+    /// The next object, not yet looked into; an error if the text ends before it does.
+    fn next(&mut self) -> Option<Result<&'a str, Unreadable>> {
+        let begin = self.rest.find('{')?;
+        let text = &self.rest[begin..];
+        let (mut depth, mut in_string, mut escaped) = (0_u32, false, false);
+        // What is looked for is ASCII, so each find is a character of its own and not a part of one.
+        for (at, byte) in text.bytes().enumerate() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if in_string => escaped = true,
+                b'"' => in_string = !in_string,
+                _ if in_string => {}
+                b'{' => depth = depth.saturating_add(1),
+                b'}' if depth == 1 => {
+                    let (document, rest) = text.split_at(at + 1);
+                    self.rest = rest;
+                    return Some(Ok(document));
+                }
+                b'}' => depth -= 1,
+                _ => {}
+            }
+        }
+        self.rest = "";
+        Some(Err(Unreadable::Truncated))
+    }
+}
+
+/// One object of the output.
+enum Said {
+    /// A line of a stream: the event's name, and its data.
+    Event(String, Value),
+    /// A document of its own.
+    Document(Map<String, Value>),
+}
+
+/// Reads one object, with its bare words that are no JSON read as `null` where there are any.
+fn read(document: &str) -> Result<Said, Unreadable> {
+    // A value and no struct: iperf3 repeats keys (3.12 "sock_bufsize", 3.9 even "sum"), which a struct would refuse.
+    let mut fields = serde_json::from_str::<Map<String, Value>>(document)
+        .or_else(|_| serde_json::from_str(&without_nan(document)))
+        .map_err(|why| Unreadable::not_iperf3(&why.to_string()))?;
+    if let Some(Value::String(name)) = fields.get("event") {
+        let name = name.clone();
+        return Ok(Said::Event(name, fields.remove("data").unwrap_or_default()));
+    }
+    if ["start", "intervals", "end", "error"].iter().any(|part| fields.contains_key(*part)) {
+        return Ok(Said::Document(fields));
+    }
+    Err(Unreadable::not_iperf3("it has none of the parts start, intervals, end and error"))
+}
+
+/// The document with every bare word that is no JSON (`nan`, `-inf`, a number beyond what a double holds) replaced by
+/// `null`. C's printf writes such words for what is not finite, and programs have passed them on.
+fn without_nan(document: &str) -> String {
+    let mut mended = String::with_capacity(document.len());
+    let (mut in_string, mut escaped) = (false, false);
+    let mut word_from: Option<usize> = None;
+    for (at, c) in document.char_indices() {
+        let is_of_word = !in_string && !c.is_whitespace() && !matches!(c, '{' | '}' | '[' | ']' | ',' | ':' | '"');
+        if is_of_word {
+            word_from = word_from.or(Some(at));
+            continue;
+        }
+        if let Some(from) = word_from.take() {
+            let word = &document[from..at];
+            mended.push_str(if serde_json::from_str::<Value>(word).is_ok() { word } else { "null" });
+        }
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if in_string => escaped = true,
+            '"' => in_string = !in_string,
+            _ => {}
+        }
+        mended.push(c);
+    }
+    // A document ends with its brace, so no word is left.
+    mended
+}
+
+/// A report as it grows, and what else of the beginning is needed to read the rest.
+#[derive(Clone, Debug, Default)]
+struct Gathering {
+    report: Report,
+    /// Whether a line of a stream came.
+    is_begun: bool,
+    /// Whether the server sends and the client receives (`--reverse`).
+    is_reverse: bool,
+    /// How many streams a direction has.
+    streams: Option<u64>,
+}
+
+impl Gathering {
+    /// Reads a document of its own.
+    fn document(document: &Map<String, Value>) -> Report {
+        let mut gathering = Self::default();
+        if let Some(error) = document.get("error") {
+            gathering.error(error);
+        }
+        gathering.start(document.get("start").unwrap_or(&Value::Null));
+        for interval in array(document.get("intervals")) {
+            gathering.interval(interval);
+        }
+        gathering.end(document.get("end").unwrap_or(&Value::Null));
+        gathering.report
+    }
+
+    /// Reads a line of a stream.
+    fn event(&mut self, name: &str, data: &Value) {
+        self.is_begun = true;
+        match name {
+            "start" => self.start(data),
+            "interval" => self.interval(data),
+            "end" => self.end(data),
+            "error" => self.error(data),
+            _ => {}
+        }
+    }
+
+    fn error(&mut self, error: &Value) {
+        let Some(error) = error.as_str().map(str::trim) else { return };
+        let error = error.strip_prefix("error - ").unwrap_or(error);
+        self.report.error.get_or_insert_with(|| harmless(error));
+        self.forget_what_never_came();
+    }
+
+    fn start(&mut self, start: &Value) {
+        let report = &mut self.report;
+        report.version = start["version"].as_str().map(|said| harmless(said.strip_prefix("iperf ").unwrap_or(said)));
+        report.mss = narrow(whole(&start["tcp_mss_default"]).or_else(|| whole(&start["tcp_mss"])));
+        let test = &start["test_start"];
+        report.protocol = match test["protocol"].as_str() {
+            Some("TCP") => Some(Protocol::Tcp),
+            Some("UDP") => Some(Protocol::Udp),
+            _ => None,
+        };
+        report.block_bytes = narrow(whole(&test["blksize"]));
+        self.is_reverse = flag(&test["reverse"]).unwrap_or(false);
+        self.streams = whole(&test["num_streams"]);
+    }
+
+    /// The direction that the client's options name; the other one has names of its own in a bidirectional test.
+    fn main_direction(&self) -> Direction {
+        if self.is_reverse { Direction::Download } else { Direction::Upload }
+    }
+
+    /// The direction of what says whether the client is its sender.
+    fn direction_of(&self, counted: &Value) -> Direction {
+        match flag(&counted["sender"]) {
+            Some(true) => Direction::Upload,
+            Some(false) => Direction::Download,
+            None => self.main_direction(),
+        }
+    }
+
+    fn interval(&mut self, interval: &Value) {
+        let main = self.main_direction();
+        for direction in [main, other(main)] {
+            let sum = &interval[if direction == main { "sum" } else { "sum_bidir_reverse" }];
+            // 3.9 writes "sum" twice in a bidirectional test, of which one is left here: then the streams tell.
+            let counted = if sum.is_object() && self.direction_of(sum) == direction {
+                Counted::of(sum)
+            } else {
+                let streams = array(interval.get("streams"));
+                Counted::all(streams.filter(|stream| self.direction_of(stream) == direction))
+            };
+            if let Some(reading) = counted.and_then(|counted| counted.reading(direction)) {
+                self.keep(reading);
+            }
+        }
+    }
+
+    fn keep(&mut self, mut reading: Reading) {
+        let readings = &mut self.report.readings;
+        // The clock starts anew after the omitted part, but the first interval after it still says when it began on
+        // the old clock.
+        let before = readings.iter().rev().take(2).find(|before| before.direction == reading.direction);
+        if before.is_some_and(|before| before.omitted && !reading.omitted) {
+            reading.begin_us = 0;
+        }
+        if readings.len() < MAX_READINGS {
+            readings.push(reading);
+        }
+    }
+
+    fn end(&mut self, end: &Value) {
+        // After an error the part is there, and empty.
+        if end.as_object().is_none_or(Map::is_empty) {
+            return;
+        }
+        self.report.is_complete = true;
+        let main = self.main_direction();
+        for direction in Direction::BOTH {
+            let streams: Vec<&Value> = array(end.get("streams"))
+                .filter(|stream| {
+                    let part = ["sender", "receiver", "udp"].iter().map(|part| &stream[*part]).find(|p| p.is_object());
+                    part.is_some_and(|part| self.direction_of(part) == direction)
+                })
+                .collect();
+            let totals = self.totals(end, direction == main, &streams);
+            match direction {
+                Direction::Download => self.report.download = totals,
+                Direction::Upload => self.report.upload = totals,
+            }
+        }
+        let cpu = &end["cpu_utilization_percent"];
+        let share = |part: &str| number(&cpu[part]).map(|percent| percent / 100.0);
+        self.report.cpu = cpu.is_object().then(|| Cpu {
+            local_user: share("host_user"),
+            local_system: share("host_system"),
+            remote_user: share("remote_user"),
+            remote_system: share("remote_system"),
+        });
+        self.forget_what_never_came();
+    }
+
+    /// The totals of the direction that has these streams.
+    fn totals(&self, end: &Value, is_main: bool, streams: &[&Value]) -> Option<Totals> {
+        let has_both = array(end.get("streams")).count() > streams.len() && !streams.is_empty();
+        let is_named = end.as_object().is_some_and(|end| end.keys().any(|key| key.ends_with("_bidir_reverse")));
+        // In a bidirectional test of 3.9 both directions' sums have the same names: then the streams tell.
+        let tell = if has_both && !is_named { "" } else if is_main { "." } else { "_bidir_reverse" };
+        let sum = |name: &str, part: &str| match tell {
+            "" => Counted::all(streams.iter().map(|stream| &stream[part])),
+            "." => Counted::of(&end[name]),
+            suffix => Counted::of(&end[format!("{name}{suffix}")]),
+        };
+        let udp = sum("sum", "udp").filter(|_| self.report.protocol != Some(Protocol::Tcp));
+        let (sent, received) = (sum("sum_sent", "sender"), sum("sum_received", "receiver"));
+        // 3.9 has one sum with UDP: the sender's bytes, the receiver's packets.
+        let sent = sent.or(udp);
+        if sent.is_none() && received.is_none() {
+            return None;
+        }
+        let packets = received.filter(|received| received.packets.is_some()).or(udp);
+        let congestion = |end_of_it: &str| end[end_of_it].as_str().map(harmless);
+        let congestion_control = congestion("sender_tcp_congestion")
+            .filter(|senders| !has_both || Some(senders) == congestion("receiver_tcp_congestion").as_ref());
+        Some(Totals {
+            streams: narrow(self.streams.or(u64::try_from(streams.len()).ok())).unwrap_or(0),
+            sent: sent.and_then(|sent| sent.count()),
+            received: received.and_then(|received| received.count()),
+            retransmits: sent.and_then(|sent| sent.retransmits),
+            congestion_control,
+            rtt_us: rtt_of(streams),
+            udp: packets.and_then(|counted| {
+                Some(UdpTotals {
+                    packets: counted.packets?,
+                    lost: counted.lost,
+                    out_of_order: added(streams.iter().map(|stream| whole(&stream["udp"]["out_of_order"]))),
+                    jitter_us: counted.jitter_us,
+                })
+            }),
+        })
+    }
+
+    /// After an error the other end's counts have not come; they are written as 0 all the same.
+    fn forget_what_never_came(&mut self) {
+        if self.report.error.is_none() {
+            return;
+        }
+        for totals in [&mut self.report.download, &mut self.report.upload].into_iter().flatten() {
+            totals.sent = totals.sent.filter(|count| count.bytes > 0);
+            totals.received = totals.received.filter(|count| count.bytes > 0);
+        }
+    }
+}
+
+/// What one object of counts says: of a stream, or of all.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    begin_us: Option<u64>,
+    end_us: Option<u64>,
+    lasted_us: Option<u64>,
+    bytes: Option<u64>,
+    omitted: bool,
+    retransmits: Option<u64>,
+    packets: Option<u64>,
+    lost: Option<u64>,
+    jitter_us: Option<u64>,
+}
+
+impl Counted {
+    fn of(counted: &Value) -> Option<Self> {
+        counted.is_object().then(|| Self {
+            begin_us: micros(&counted["start"], 1e6),
+            end_us: micros(&counted["end"], 1e6),
+            lasted_us: micros(&counted["seconds"], 1e6),
+            bytes: whole(&counted["bytes"]),
+            omitted: flag(&counted["omitted"]).unwrap_or(false),
+            retransmits: whole(&counted["retransmits"]),
+            packets: whole(&counted["packets"]),
+            lost: whole(&counted["lost_packets"]),
+            jitter_us: micros(&counted["jitter_ms"], 1e3),
+        })
+    }
+
+    /// Streams as one; `None` if there is none.
+    fn all<'a>(streams: impl Iterator<Item = &'a Value>) -> Option<Self> {
+        let streams: Vec<Self> = streams.filter_map(Self::of).collect();
+        let jitters: Vec<u64> = streams.iter().filter_map(|stream| stream.jitter_us).collect();
+        Some(Self {
+            begin_us: streams.iter().filter_map(|stream| stream.begin_us).min(),
+            end_us: streams.iter().filter_map(|stream| stream.end_us).max(),
+            lasted_us: streams.iter().filter_map(|stream| stream.lasted_us).max(),
+            bytes: added(streams.iter().map(|stream| stream.bytes)),
+            omitted: streams.first()?.omitted,
+            retransmits: added(streams.iter().map(|stream| stream.retransmits)),
+            packets: added(streams.iter().map(|stream| stream.packets)),
+            lost: added(streams.iter().map(|stream| stream.lost)),
+            jitter_us: mean(&jitters),
+        })
+    }
+
+    /// As a reading; `None` if it says no bytes, or not when they came.
+    fn reading(&self, direction: Direction) -> Option<Reading> {
+        let end_us = self.end_us?;
+        let begin_us = self.begin_us.or_else(|| self.lasted_us.map(|lasted| end_us.saturating_sub(lasted)))?;
+        Some(Reading {
+            direction,
+            begin_us: begin_us.min(end_us),
+            end_us,
+            bytes: self.bytes?,
+            omitted: self.omitted,
+            retransmits: self.retransmits,
+            udp: self.packets.map(|packets| UdpReading { packets, lost: self.lost, jitter_us: self.jitter_us }),
+        })
+    }
+
+    fn count(&self) -> Option<Count> {
+        let from_to = || Some(self.end_us?.saturating_sub(self.begin_us.unwrap_or(0)));
+        Some(Count { bytes: self.bytes?, duration_us: self.lasted_us.or_else(from_to)? })
+    }
+}
+
+fn other(direction: Direction) -> Direction {
+    match direction {
+        Direction::Download => Direction::Upload,
+        Direction::Upload => Direction::Download,
+    }
+}
+
+/// The round-trip times of all streams that have some; a sender that is far away reports 0.
+fn rtt_of(streams: &[&Value]) -> Option<RttOfTcp> {
+    let all = |key: &str| -> Vec<u64> {
+        streams.iter().filter_map(|stream| whole(&stream["sender"][key])).filter(|rtt| *rtt > 0).collect()
+    };
+    Some(RttOfTcp {
+        min: all("min_rtt").into_iter().min()?,
+        mean: mean(&all("mean_rtt"))?,
+        max: all("max_rtt").into_iter().max()?,
+    })
+}
+
+/// The sum of what there is; saturates.
+fn added(numbers: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    numbers.flatten().reduce(u64::saturating_add)
+}
+
+fn mean(numbers: &[u64]) -> Option<u64> {
+    let sum: u128 = numbers.iter().map(|number| u128::from(*number)).sum();
+    // A mean of u64 is one.
+    u64::try_from(sum.checked_div(numbers.len() as u128)?).ok()
+}
+
+fn array(value: Option<&Value>) -> impl Iterator<Item = &Value> {
+    value.and_then(Value::as_array).into_iter().flatten()
+}
+
+/// A number that is finite and not negative.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|number| number.is_finite() && *number >= 0.0)
+}
+
+/// A whole number; what is more than fits saturates, what is less than 0 is absent.
+fn whole(value: &Value) -> Option<u64> {
+    // Casts from f64 saturate.
+    value.as_u64().or_else(|| number(value).map(|number| number as u64))
+}
+
+/// A time in microseconds, from a unit that has so many of them.
+fn micros(value: &Value, unit_us: f64) -> Option<u64> {
+    number(value).map(|time| (time * unit_us).round() as u64)
+}
+
+/// A flag, also as C writes it.
+fn flag(value: &Value) -> Option<bool> {
+    value.as_bool().or_else(|| whole(value).map(|number| number != 0))
+}
+
+/// A number in a smaller type; one that does not fit is absurd, and absent.
+fn narrow<T: TryFrom<u64>>(number: Option<u64>) -> Option<T> {
+    number.and_then(|number| T::try_from(number).ok())
+}
+
+fn harmless(text: &str) -> String {
+    PeerText::harmless(text, MAX_TEXT_CHARS)
+}
