@@ -51,6 +51,20 @@ impl CpuClock {
     }
 }
 
+/// Seconds of processor time that a process and all its threads have used: user, system. To the clock tick, mostly
+/// 10 ms. Also of one that has ended and is not yet waited for.
+pub(crate) fn cpu_of(process: rustix::process::Pid) -> Option<(f64, f64)> {
+    let ticks = parse_process_ticks(&text(format!("/proc/{}/stat", process.as_raw_nonzero()))?)?;
+    let a_second = rustix::param::clock_ticks_per_second() as f64;
+    Some((ticks.0 as f64 / a_second, ticks.1 as f64 / a_second))
+}
+
+/// Fields 14 and 15 of proc_pid_stat(5), `utime` and `stime`. The second one is a name that may hold anything.
+fn parse_process_ticks(stat: &str) -> Option<(u64, u64)> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
 /// Ticks of all cores since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct CpuTime {
@@ -193,6 +207,14 @@ mod tests {
         let before = CpuTime { idle: 500, total: 1000 };
         assert_eq!(busy_between(before, CpuTime { idle: 490, total: 1010 }), Some(1.0));
         assert_eq!(busy_between(before, CpuTime { idle: 900, total: 1010 }), Some(0.0));
+    }
+
+    #[test]
+    fn the_kernel_tells_what_we_have_used() {
+        assert!(cpu_of(rustix::process::getpid()).is_some());
+        let stat = "7 (a) b) R 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20";
+        assert_eq!(parse_process_ticks(stat), Some((250, 50)));
+        assert_eq!(parse_process_ticks("7 (a) R 1 2"), None);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 
 #![allow(unsafe_code)] // These calls have no safe form elsewhere; every block says why it is sound.
 
+pub(crate) mod child;
+pub(crate) mod seccomp;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -12,6 +15,8 @@ use nix::libc;
 /// is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcpInfo {
+    /// The connection's state.
+    pub(crate) state: Option<u8>,
     /// The largest segment it sends, in bytes.
     pub(crate) snd_mss: Option<u32>,
     /// Milliseconds since the last acknowledgement arrived.
@@ -22,6 +27,17 @@ pub(crate) struct TcpInfo {
     pub(crate) total_retrans: Option<u32>,
     /// Lowest round-trip time seen, in microseconds; absent until there is one.
     pub(crate) min_rtt_us: Option<u32>,
+    /// Payload bytes that the other end has acknowledged.
+    pub(crate) bytes_acked: Option<u64>,
+    /// Payload bytes that arrived, in order and once.
+    pub(crate) bytes_received: Option<u64>,
+}
+
+impl TcpInfo {
+    /// `state` of a connection that is no more (net/tcp_states.h).
+    pub(crate) const CLOSE: u8 = 7;
+    /// `state` where the other end has said that it sends no more.
+    pub(crate) const CLOSE_WAIT: u8 = 8;
 }
 
 /// Asks the kernel about the TCP connection `socket`.
@@ -44,6 +60,22 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         return Err(io::Error::last_os_error());
     }
     Ok(TcpInfo::parse(raw.get(..len as usize).unwrap_or(&raw)))
+}
+
+/// Lets polls call `socket` readable from `bytes` on, or when nothing more can come (socket(7), `SO_RCVLOWAT`).
+pub(crate) fn readable_from(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+    let low_water = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the descriptor is borrowed and so open for the call, which reads one `c_int` from a valid place.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const low_water).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// What the kernel holds of its clock (`adjtimex(2)`, `ntp_adjtime` without a change).
@@ -72,13 +104,17 @@ impl TcpInfo {
     /// Reads the fields at their places in `struct tcp_info`, which only ever grows at its end.
     fn parse(raw: &[u8]) -> Self {
         let u32_at = |at: usize| raw.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+        let u64_at = |at: usize| raw.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
         Self {
+            state: raw.first().copied(),
             snd_mss: u32_at(16),
             last_ack_recv_ms: u32_at(56),
             rtt_us: u32_at(68).filter(|rtt| *rtt != 0),
             total_retrans: u32_at(100),
             // The kernel says "none yet" as the largest value.
             min_rtt_us: u32_at(148).filter(|rtt| *rtt != u32::MAX && *rtt != 0),
+            bytes_acked: u64_at(120),
+            bytes_received: u64_at(128),
         }
     }
 }
@@ -103,11 +139,29 @@ mod tests {
         let (mut theirs, _) = listener.accept().unwrap();
         ours.write_all(b"hello").unwrap();
         theirs.read_exact(&mut [0; 5]).unwrap();
+        assert_eq!(tcp_info(&theirs).unwrap().bytes_received, Some(5));
         let info = tcp_info(&ours).unwrap();
+        // The kernel counts the SYN among what was acknowledged, once it is.
+        assert!(matches!(info.bytes_acked, Some(5 | 6)), "{info:?}");
         assert!(info.snd_mss.unwrap() >= 536);
         assert!(info.rtt_us.is_some() && info.min_rtt_us.is_some(), "{info:?}");
         assert_eq!(info.total_retrans, Some(0));
         assert!(info.last_ack_recv_ms.is_some());
+    }
+
+    #[test]
+    fn a_socket_wakes_nobody_for_less_than_was_wanted() {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        readable_from(&theirs, 3).unwrap();
+        let is_readable =
+            |limit: Option<&Timespec>| poll(&mut [PollFd::new(&theirs, PollFlags::IN)], limit).unwrap() > 0;
+        ours.write_all(b"ab").unwrap();
+        assert!(!is_readable(Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 })));
+        ours.write_all(b"c").unwrap();
+        assert!(is_readable(None));
     }
 
     #[test]

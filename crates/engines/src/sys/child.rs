@@ -1,0 +1,176 @@
+//! Programs of others as our children: they die with us, and where asked for can do nothing but what they are for. What
+//! that is, is decided elsewhere.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use landlock::{RulesetCreated, RulesetStatus};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::thread::CapabilitySet;
+
+use super::seccomp::{Filter, Supervisor};
+
+/// What a child may do.
+pub(crate) struct Confinement {
+    /// The files that it sees.
+    pub(crate) files: RulesetCreated,
+    /// The system calls that it has.
+    pub(crate) calls: Filter,
+    /// Descriptors that it may have at once.
+    pub(crate) descriptors: u64,
+    /// The largest file that it can make, in bytes.
+    pub(crate) file_bytes: u64,
+}
+
+/// Why a child could not be confined.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {source}")]
+pub(crate) struct NotConfined {
+    step: &'static str,
+    source: io::Error,
+}
+
+/// What is done to a child before it becomes the program, in order.
+const STEPS: [&str; 5] = [
+    "it can't be made to die with this program",
+    "its capabilities can't be taken away",
+    "its resources can't be limited",
+    "its files can't be limited (Landlock, Linux 5.13 or newer)",
+    "its system calls can't be supervised (seccomp user notification, Linux 5.14 or newer)",
+];
+
+/// Starts a child in a process group of its own. The kernel kills it when the calling thread ends, whatever ends it: so
+/// that thread has to live as long as the child.
+pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
+    let parent = rustix::process::getpid();
+    let tie = move || tie_to(parent);
+    command.process_group(0);
+    // SAFETY: between fork and exec `tie` only makes system calls that touch no memory of the parent's threads.
+    unsafe { command.pre_exec(tie) };
+    command.spawn()
+}
+
+/// The same, confined. The child's questions come to the supervisor.
+pub(crate) fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let parent = rustix::process::getpid();
+    let Confinement { files, mut calls, descriptors, file_bytes } = confinement;
+    let mut files = Some(files);
+    let mut step = move |number: u8, theirs: &OwnedFd| match number {
+        0 => tie_to(parent),
+        1 => give_up_capabilities(),
+        2 => limit_resources(file_bytes),
+        3 => files.take().map_or(Err(Errno::INVAL.into()), limit_files),
+        _ => send_descriptor(theirs, &calls.install()?),
+    };
+    let confine = move || {
+        for number in 0..STEPS.len() as u8 {
+            if let Err(error) = step(number, &theirs) {
+                // Only numbers get out of here by themselves: the parent has to know which step it was.
+                let _ = rustix::net::send(&theirs, &[number], SendFlags::empty());
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    command.process_group(0);
+    // SAFETY: between fork and exec `confine` makes system calls and touches memory that is its own alone; what little
+    // it may allocate or free is sound after glibc's fork, which takes the allocator's locks along in order.
+    unsafe { command.pre_exec(confine) };
+    let spawned = command.spawn();
+    // Holds the child's end of the pair; a child that got so far has sent before its exec.
+    drop(command);
+    let (said, fd) = receive(&ours).unwrap_or_default();
+    match (spawned, fd) {
+        (Ok(mut child), fd) => {
+            // Only now: until its exec it had copies of all that we have open, however much that is.
+            let limited = limit(Resource::Nofile, descriptors, Some(Pid::from_child(&child)));
+            match (fd, limited) {
+                (Some(fd), Ok(())) => Ok((child, Supervisor::new(fd))),
+                (fd, limited) => {
+                    // It has no business without a supervisor, or without limits.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    Err(limited.err().filter(|_| fd.is_some()).unwrap_or_else(|| io::ErrorKind::InvalidData.into()))
+                }
+            }
+        }
+        (Err(source), None) => match said.and_then(|number| STEPS.get(usize::from(number))) {
+            Some(step) => Err(io::Error::new(io::ErrorKind::Unsupported, NotConfined { step, source })),
+            None => Err(source),
+        },
+        // Confined, and then the program could not be started.
+        (Err(source), Some(_)) => Err(source),
+    }
+}
+
+fn tie_to(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have died before it was tied.
+    if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::PIPE.into()) }
+}
+
+/// What root's programs get beyond any user's when they are started: with nothing left to choose from, nothing.
+fn give_up_capabilities() -> io::Result<()> {
+    for bit in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // One that this kernel does not have; or we have none ourselves, and a program gets none by being started.
+            Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn limit_resources(file_bytes: u64) -> io::Result<()> {
+    limit(Resource::Core, 0, None)?;
+    limit(Resource::Fsize, file_bytes, None)
+}
+
+fn limit(resource: Resource, most: u64, of: Option<Pid>) -> io::Result<()> {
+    // Never more than we have ourselves.
+    let most = rustix::process::getrlimit(resource).maximum.map_or(most, |allowed| allowed.min(most));
+    rustix::process::prlimit(of, resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+    Ok(())
+}
+
+/// Gives up new privileges, too, without which no filter can be installed.
+fn limit_files(files: RulesetCreated) -> io::Result<()> {
+    let status = files.restrict_self().map_err(|_| io::Error::from(Errno::OPNOTSUPP))?;
+    let is_limited = status.ruleset != RulesetStatus::NotEnforced && status.no_new_privs;
+    if is_limited { Ok(()) } else { Err(Errno::OPNOTSUPP.into()) }
+}
+
+fn send_descriptor(to: &OwnedFd, what: &OwnedFd) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [what.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let done = [STEPS.len() as u8];
+    rustix::net::sendmsg(to, &[io::IoSlice::new(&done)], &mut control, SendFlags::empty())?;
+    Ok(())
+}
+
+/// What the child said, if it said anything: a number, and perhaps a descriptor.
+fn receive(from: &OwnedFd) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = rustix::net::recvmsg(from, &mut [io::IoSliceMut::new(&mut byte)], &mut control, flags)?;
+    let mut fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fd = fds.next().and_then(|mut fds| fds.next());
+    Ok(((got.bytes > 0).then_some(byte[0]), fd))
+}

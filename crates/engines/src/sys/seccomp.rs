@@ -1,0 +1,241 @@
+//! System calls of a child, filtered, and those that are asked about answered in its stead (seccomp(2), seccomp_unotify(2)).
+//! What is allowed, and what is answered, is decided elsewhere.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::libc::{self, c_int, c_long, c_ulong};
+
+/// The architecture as the kernel names it to a filter (linux/audit.h); a filter for another one can't be built.
+const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
+    Some(0xC000_003E)
+} else if cfg!(target_arch = "aarch64") {
+    Some(0xC000_00B7)
+} else {
+    None
+};
+
+/// What becomes of a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The kernel does it.
+    Allow,
+    /// Nothing is done, and the child is told that it was.
+    Pretend,
+    /// Nothing is done, and the child gets this error.
+    Refuse(c_int),
+    /// The child waits until its [`Supervisor`] has answered.
+    Ask,
+}
+
+/// What the low half of an argument must be for a rule to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Argument {
+    /// Which, from 0.
+    pub(crate) at: u8,
+    /// The bits that matter.
+    pub(crate) mask: u32,
+    /// What they must be.
+    pub(crate) is: Value,
+}
+
+/// What an argument is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    /// This number.
+    Number(u32),
+    /// The process id of the child itself.
+    OwnPid,
+}
+
+/// What becomes of one system call: `then` if all arguments are as they must be, `otherwise` if not.
+#[derive(Clone, Debug)]
+pub(crate) struct Rule {
+    /// The call's number.
+    pub(crate) call: c_long,
+    /// Compared in order; none: `then` always.
+    pub(crate) arguments: &'static [Argument],
+    /// What becomes of it.
+    pub(crate) then: Verdict,
+    /// What becomes of it with other arguments.
+    pub(crate) otherwise: Verdict,
+}
+
+/// A filter for the kernel, ready to be installed.
+#[derive(Clone, Debug)]
+pub(crate) struct Filter {
+    program: Vec<libc::sock_filter>,
+    /// The instructions that compare with the child's own process id, which is not known before it is there.
+    own_pid_at: Vec<usize>,
+}
+
+impl Filter {
+    /// Judges by the first rule for a call; what no rule names is refused as if the kernel did not know it, which is
+    /// what libraries of the future expect of kernels of the past.
+    pub(crate) fn new(rules: &[Rule]) -> io::Result<Self> {
+        let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+        let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
+        // The number means something else to another architecture: nobody there speaks to us.
+        filter.load(ARCHITECTURE_AT);
+        filter.jump_if_equal(architecture, 1, 0);
+        filter.give(libc::SECCOMP_RET_KILL_PROCESS);
+        filter.load(NUMBER_AT);
+        for rule in rules {
+            filter.judge(rule)?;
+        }
+        filter.give(return_value(Verdict::Refuse(libc::ENOSYS)));
+        Ok(filter)
+    }
+
+    fn judge(&mut self, rule: &Rule) -> io::Result<()> {
+        let call = u32::try_from(rule.call).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // Three instructions for each argument, and two verdicts at the end.
+        let rest = u8::try_from(rule.arguments.len() * 3 + 1 + usize::from(!rule.arguments.is_empty()));
+        self.jump_if_equal(call, 0, rest.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?);
+        let mut left = rule.arguments.len();
+        for argument in rule.arguments {
+            left -= 1;
+            self.load(argument_at(argument.at));
+            self.put(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, argument.mask, 0, 0);
+            let number = match argument.is {
+                Value::Number(number) => number,
+                Value::OwnPid => {
+                    self.own_pid_at.push(self.program.len());
+                    0
+                }
+            };
+            // Over what is left of the arguments and the first verdict, to the second. Fits: `rest` did.
+            self.jump_if_equal(number, 0, (left * 3 + 1) as u8);
+        }
+        self.give(return_value(rule.then));
+        if !rule.arguments.is_empty() {
+            self.give(return_value(rule.otherwise));
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, at: u32) {
+        self.put(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at, 0, 0);
+    }
+
+    fn jump_if_equal(&mut self, to: u32, then_over: u8, else_over: u8) {
+        self.put(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, to, then_over, else_over);
+    }
+
+    fn give(&mut self, verdict: u32) {
+        self.put(libc::BPF_RET | libc::BPF_K, verdict, 0, 0);
+    }
+
+    fn put(&mut self, code: u32, k: u32, jt: u8, jf: u8) {
+        // Every BPF code fits in its 16 bits.
+        self.program.push(libc::sock_filter { code: code as u16, jt, jf, k });
+    }
+
+    /// Installs the filter for the calling thread and everything that comes of it, for ever. The thread must have given
+    /// up new privileges. Gives the descriptor at which its questions arrive; it is closed by an exec.
+    pub(super) fn install(&mut self) -> io::Result<OwnedFd> {
+        let own_pid = std::process::id();
+        for at in &self.own_pid_at {
+            self.program[*at].k = own_pid;
+        }
+        let len = u16::try_from(self.program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let program = libc::sock_fprog { len, filter: self.program.as_mut_ptr() };
+        // Speculation in the child can tell nothing that it may not know, and turning it off costs what is measured.
+        let flags: c_ulong = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+        // SAFETY: `program` points to `len` instructions that live through the call, which only reads them.
+        let fd = unsafe {
+            libc::syscall(libc::SYS_seccomp, c_ulong::from(libc::SECCOMP_SET_MODE_FILTER), flags, &raw const program)
+        };
+        let fd = c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the kernel just made this descriptor for us, and nobody else has it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// Where things stand in `struct seccomp_data` (linux/seccomp.h).
+const NUMBER_AT: u32 = 0;
+const ARCHITECTURE_AT: u32 = 4;
+
+/// Where the low half of an argument stands.
+fn argument_at(number: u8) -> u32 {
+    16 + 8 * u32::from(number) + if cfg!(target_endian = "big") { 4 } else { 0 }
+}
+
+fn return_value(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Allow => libc::SECCOMP_RET_ALLOW,
+        // An error of 0 is none.
+        Verdict::Pretend => libc::SECCOMP_RET_ERRNO,
+        Verdict::Refuse(errno) => libc::SECCOMP_RET_ERRNO | (errno.unsigned_abs() & libc::SECCOMP_RET_DATA),
+        Verdict::Ask => libc::SECCOMP_RET_USER_NOTIF,
+    }
+}
+
+/// A system call that a child waits in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question {
+    id: u64,
+    /// The call's number.
+    pub(crate) call: c_long,
+    /// Its arguments, as the child gave them.
+    pub(crate) arguments: [u64; 6],
+}
+
+/// Where the questions of a child arrive, and answers leave. Poll it for input; a hang-up means that the child and all
+/// that came of it are gone. Dropping it refuses what is asked from then on.
+#[derive(Debug)]
+pub(crate) struct Supervisor(OwnedFd);
+
+impl Supervisor {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// The next question; blocks until there is one. `None`: the child has ended or was interrupted in the meantime.
+    pub(crate) fn next(&self) -> io::Result<Option<Question>> {
+        let mut asked = MaybeUninit::<libc::seccomp_notif>::zeroed();
+        // SAFETY: the descriptor is open; the kernel wants zeroes and writes one `seccomp_notif`, for which there is room.
+        let result =
+            unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, asked.as_mut_ptr()) };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            return match error.raw_os_error() {
+                Some(libc::ENOENT | libc::EINTR) => Ok(None),
+                _ => Err(error),
+            };
+        }
+        // SAFETY: plain integers, all of which were zeroed before and written by the kernel since.
+        let asked = unsafe { asked.assume_init() };
+        Ok(Some(Question { id: asked.id, call: asked.data.nr.into(), arguments: asked.data.args }))
+    }
+
+    /// Lets the call fail with this error. A child that is gone needs no answer.
+    pub(crate) fn refuse(&self, question: Question, errno: c_int) {
+        let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: -errno, flags: 0 };
+        // SAFETY: the descriptor is open and `answer` a valid `seccomp_notif_resp`, which is only read.
+        let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
+    }
+
+    /// Makes the call succeed with a copy of `what` as the child's new descriptor, which is closed by an exec.
+    /// `NotFound`: the child no longer waits.
+    pub(crate) fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<()> {
+        let mut gift = libc::seccomp_notif_addfd {
+            id: question.id,
+            // In one step: no descriptor is left behind where the call was interrupted.
+            flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+            srcfd: what.as_raw_fd().unsigned_abs(),
+            newfd: 0,
+            newfd_flags: libc::O_CLOEXEC.unsigned_abs(),
+        };
+        // SAFETY: both descriptors are open and `gift` a valid `seccomp_notif_addfd`, which is only read.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw mut gift) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl AsFd for Supervisor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
