@@ -58,6 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         claim: direct.then_some(at),
         peer: at.ip(),
         tether: Tether::free(),
+        scratch: std::env::temp_dir(),
     })?);
     if let Some(control) = control {
         let (server, of_appliance) = configs()?;
@@ -70,6 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         keys: keys(),
         dialer: Arc::new(Dialer { target: at, tls: client, connect_timeout: Duration::from_secs(5) }),
         tether: Tether::free(),
+        login_key: None,
     })?;
     let (start, started) = channel();
     let (served, driven) = std::thread::scope(|scope| -> Result<_, Box<dyn Error>> {

@@ -391,6 +391,11 @@ mod tests {
         (door.unwrap(), entered)
     }
 
+    fn open_at(at: SocketAddr, tether: &Arc<Tether>) -> io::Result<Door> {
+        let (knock, owner) = (ByPreamble::new(keys(1)), [127, 0, 0, 1].into());
+        Door::open(at, &SocketOptions::default(), knock, owner, Arc::clone(tether), Box::new(|_, _| ()))
+    }
+
     const FOREVER: Duration = Duration::from_secs(3600);
 
     fn knock_from(source: [u8; 4], door: &Door) -> TcpStream {
@@ -478,12 +483,12 @@ mod tests {
         let (_, stream) = entered.recv().unwrap();
         let waiting = knock(&door);
         let at = door.local_addr();
-        let held = Door::open(at, keys(1), at.ip(), Tether::free(), Box::new(|_, _| ()));
+        let held = open_at(at, &Tether::free());
         assert_eq!(held.err().map(|e| e.kind()), Some(io::ErrorKind::AddrInUse));
         drop(door);
         // Our end closes first: what stays behind in TIME_WAIT does not hold the port.
         drop((stream, ours, waiting));
-        let again = Door::open(at, keys(1), at.ip(), Tether::free(), Box::new(|_, _| ())).unwrap();
+        let again = open_at(at, &Tether::free()).unwrap();
         assert_eq!(again.local_addr(), at);
     }
 
@@ -491,8 +496,7 @@ mod tests {
     fn a_cut_tether_closes_the_door() {
         let tether = Tether::free();
         let at = ([127, 0, 0, 1], 0).into();
-        let mut door =
-            Door::open(at, keys(1), [127, 0, 0, 1].into(), Arc::clone(&tether), Box::new(|_, _| ())).unwrap();
+        let mut door = open_at(at, &tether).unwrap();
         tether.cut();
         door.porter.take().unwrap().join().unwrap();
         assert!(TcpStream::connect(door.local_addr()).is_err());

@@ -62,9 +62,10 @@ pub(crate) fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
     Some((info.bytes_acked?, info.bytes_received?))
 }
 
-/// Whether the other end has said that it sends no more.
-pub(crate) fn is_half_closed(socket: &TcpStream) -> bool {
-    sys::tcp_info(socket).is_ok_and(|info| info.state == Some(sys::TcpInfo::CLOSE_WAIT))
+/// Whether the other end has hung up, in order or not.
+pub(crate) fn is_hung_up(socket: &TcpStream) -> bool {
+    const STATES: [Option<u8>; 2] = [Some(sys::TcpInfo::CLOSE_WAIT), Some(sys::TcpInfo::CLOSE)];
+    sys::tcp_info(socket).is_ok_and(|info| STATES.contains(&info.state))
 }
 
 /// Whether this kernel lets this program use the congestion control `name`; the error says which setting forbids it.

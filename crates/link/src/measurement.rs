@@ -77,6 +77,9 @@ pub struct DirectionTally {
     pub retransmits: Option<u64>,
     /// How many streams moved data.
     pub streams: u16,
+    /// Who counted: `socket` (the kernel) or `iperf3`; absent: the program that speaks, as it moved the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_by: Option<PeerText>,
 }
 
 /// What one end counted in one phase. Every phase ends in one of these, also when it fails.

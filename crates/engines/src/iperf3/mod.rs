@@ -1,3 +1,116 @@
-//! What this workspace knows of iperf3, somebody else's program.
+//! The `iperf3` engine: a real iperf3 moves the bytes, through a session's own port, as its owner alone. Both ends of it,
+//! and what this workspace knows of iperf3, somebody else's program.
 
 pub mod output;
+
+mod client;
+mod cookie;
+mod drive;
+mod keeper;
+mod login;
+mod program;
+mod sandbox;
+mod serve;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use paramedic_link::SessionId;
+use paramedic_link::admission::SessionKeys;
+use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+
+use crate::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder};
+use crate::tether::Tether;
+
+pub use client::{Client, ClientOrder, Credentials, End, Transport};
+pub use program::Program;
+
+/// The engine whose data plane is iperf3.
+pub(crate) struct Iperf3;
+
+impl Engine for Iperf3 {
+    fn id(&self) -> &'static str {
+        "iperf3"
+    }
+
+    fn about(&self) -> &'static str {
+        "a real iperf3 at both ends, TCP, where the reflector offers it"
+    }
+
+    fn loads(&self) -> bool {
+        true
+    }
+
+    fn data_modes(&self) -> &'static [DataMode] {
+        &[DataMode::DirectEphemeral]
+    }
+
+    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+        let mut loaded = spec.phases.iter().filter(|phase| phase.load != Load::Idle);
+        loaded.any(|phase| phase.duration_ms % 1000 != 0).then_some("iperf3 measures whole seconds")
+    }
+
+    fn has_drive(&self) -> Result<(), Lacking> {
+        Program::find().map(drop)
+    }
+
+    /// Plays the beginning of a session: all that can be missing is missed then.
+    fn has_serve(&self, scratch: &Path) -> Result<(), Lacking> {
+        Program::find()?.check_server()?;
+        let keys = SessionKeys::derive(SessionId::from_bytes([0; 16]), [0; 32].into());
+        let spec = TestSpec {
+            engine: EngineId::try_from(self.id()).map_err(|error| lacking(&error))?,
+            data_mode: DataMode::DirectEphemeral,
+            phases: vec![PhaseSpec { load: Load::Download, duration_ms: 1000 }],
+            streams: 1,
+            congestion_control: None,
+            window_bytes: None,
+            block_bytes: None,
+            probe_interval_us: 0,
+        };
+        let order = ServeOrder {
+            spec,
+            keys: Arc::new(keys),
+            claim: Some((Ipv4Addr::LOCALHOST, 0).into()),
+            peer: Ipv4Addr::LOCALHOST.into(),
+            tether: Tether::free(),
+            scratch: scratch.to_owned(),
+        };
+        self.open(order).map(drop).map_err(|error| lacking(&error))
+    }
+
+    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
+        Ok(Box::new(serve::Iperf3Serve::open(order)?))
+    }
+
+    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
+        Ok(Box::new(drive::Iperf3Drive::new(order)?))
+    }
+}
+
+fn lacking(error: &dyn std::fmt::Display) -> Lacking {
+    Lacking {
+        because: format!("its sandbox can't be set up: {error}"),
+        try_: "see \"The iperf3 lane\" in docs/operate.md for what the host has to allow".into(),
+    }
+}
+
+/// How much longer than it was told to a run may take: to connect, to exchange results, to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Who counted: the kernel, at the sockets that we keep a copy of.
+const COUNTED_BY_SOCKET: &str = "socket";
+/// Who counted: iperf3, in its report.
+const COUNTED_BY_IPERF3: &str = "iperf3";
+
+/// Why a phase ended early when its owner wanted it so.
+const SESSION_OVER: &str = "the session ended before the phase did";
+
+/// Why a phase that nobody asked for is not run.
+const NO_SUCH_PHASE: &str = "the test has no such phase";

@@ -261,6 +261,12 @@ pub struct Version {
     pub minor: u16,
 }
 
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
 /// Reads what `iperf3 --version` prints; `None` if it is another program (iperf 2 and riperf3 among them).
 pub fn version_of(text: &str) -> Option<Version> {
     let number = text.lines().find_map(|line| line.trim().strip_prefix("iperf "))?;
@@ -574,7 +580,13 @@ impl Gathering {
         let has_both = array(end.get("streams")).count() > streams.len() && !streams.is_empty();
         let is_named = end.as_object().is_some_and(|end| end.keys().any(|key| key.ends_with("_bidir_reverse")));
         // In a bidirectional test of 3.9 both directions' sums have the same names: then the streams tell.
-        let tell = if has_both && !is_named { "" } else if is_main { "." } else { "_bidir_reverse" };
+        let tell = if has_both && !is_named {
+            ""
+        } else if is_main {
+            "."
+        } else {
+            "_bidir_reverse"
+        };
         let sum = |name: &str, part: &str| match tell {
             "" => Counted::all(streams.iter().map(|stream| &stream[part])),
             "." => Counted::of(&end[name]),

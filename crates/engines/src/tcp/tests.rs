@@ -61,6 +61,7 @@ impl Session {
             claim,
             peer: [127, 0, 0, 1].into(),
             tether: Arc::clone(&reflector),
+            scratch: std::env::temp_dir(),
         });
         let serve = Arc::new(serve.unwrap());
         let (target, tls) = match serve.local_addr() {
@@ -72,7 +73,7 @@ impl Session {
         };
         let dialer = Arc::new(Dialer { target, tls, connect_timeout: Duration::from_secs(10) });
         let (keys, tether) = (Arc::new(keys()), Arc::clone(&appliance));
-        let drive = TcpDrive::new(DriveOrder { spec: spec.clone(), keys, dialer, tether }).unwrap();
+        let drive = TcpDrive::new(DriveOrder { spec: spec.clone(), keys, dialer, tether, login_key: None }).unwrap();
         Self { serve, drive, reflector, appliance }
     }
 

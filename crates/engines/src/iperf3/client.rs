@@ -1,0 +1,391 @@
+//! One run of an iperf3 client: what it is told, and how it is started, heard, and ended. What it says is read elsewhere.
+
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use paramedic_link::measurement::CpuUse;
+use paramedic_link::test_spec::{Direction, Load};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use tempfile::TempDir;
+use zeroize::Zeroizing;
+
+use super::output::{self, Live, Reading, Report, Unreadable};
+use super::program::Program;
+use crate::host_facts::{self, CpuClock};
+use crate::sys::child;
+use crate::tether::Tether;
+
+/// The interval of its readings: the shortest that iperf3 has, and ours.
+const INTERVAL_S: &str = "0.1";
+/// The most that a client may print: ten times what a day of one-second readings takes.
+const MOST_PRINTED: u64 = 256 << 20;
+/// What is kept of what it says beside.
+const MOST_COMPLAINED: u64 = 16 << 10;
+/// How long one that was interrupted may take to print what it has measured.
+const LAST_WORDS: Duration = Duration::from_millis(1000);
+
+/// What carries the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP streams, as fast as they go or paced.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// Who the client says it is.
+#[derive(Clone)]
+pub struct Credentials {
+    /// The user.
+    pub user: String,
+    /// The password; it goes through the environment, where other users can't read it.
+    pub password: Zeroizing<String>,
+    /// The server's public key, PEM: what they are encrypted with.
+    pub public_key_pem: String,
+    /// Whether to pad as iperf3 before 3.17 does.
+    pub old_padding: bool,
+}
+
+/// What one run is to do.
+#[derive(Clone)]
+pub struct ClientOrder {
+    /// The server's name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The directions.
+    pub load: Load,
+    /// How long, in whole seconds.
+    pub seconds: u32,
+    /// Streams per direction.
+    pub streams: u16,
+    /// What carries the payload.
+    pub transport: Transport,
+    /// The rate of each stream in bits per second; absent: iperf3's default, which is 1 Mbit/s for UDP and no limit
+    /// for TCP; 0: no limit.
+    pub rate_bps: Option<u64>,
+    /// See [`paramedic_link::test_spec::TestSpec`].
+    pub congestion_control: Option<String>,
+    /// See [`paramedic_link::test_spec::TestSpec`].
+    pub window_bytes: Option<u32>,
+    /// See [`paramedic_link::test_spec::TestSpec`].
+    pub block_bytes: Option<u32>,
+    /// How long it may take to connect.
+    pub connect_timeout: Duration,
+    /// Where the server wants them.
+    pub credentials: Option<Credentials>,
+}
+
+/// The name of the key's file in a client's folder.
+const KEY_FILE: &str = "server.pem";
+
+impl ClientOrder {
+    /// The command line, for this version of the program.
+    fn arguments(&self, program: &Program) -> Vec<String> {
+        let mut arguments = vec!["-c".to_owned(), self.host.clone(), "-p".into(), self.port.to_string()];
+        let mut say = |option: &str, value: Option<String>| {
+            arguments.push(option.to_owned());
+            arguments.extend(value);
+        };
+        say(if is_live(program) { "--json-stream" } else { "--json" }, None);
+        say("-i", Some(INTERVAL_S.to_owned()));
+        say("-t", Some(self.seconds.to_string()));
+        say("-P", Some(self.streams.to_string()));
+        say("--connect-timeout", Some(self.connect_timeout.as_millis().to_string()));
+        match self.load {
+            Load::Download => say("-R", None),
+            Load::Bidir => say("--bidir", None),
+            Load::Upload | Load::Idle | Load::Unknown => {}
+        }
+        if self.transport == Transport::Udp {
+            say("-u", None);
+        }
+        if let Some(bps) = self.rate_bps {
+            say("-b", Some(bps.to_string()));
+        }
+        if let Some(name) = &self.congestion_control {
+            say("-C", Some(name.clone()));
+        }
+        if let Some(bytes) = self.window_bytes {
+            say("-w", Some(bytes.to_string()));
+        }
+        if let Some(bytes) = self.block_bytes {
+            say("-l", Some(bytes.to_string()));
+        }
+        if let Some(credentials) = &self.credentials {
+            say("--username", Some(credentials.user.clone()));
+            say("--rsa-public-key-path", Some(KEY_FILE.to_owned()));
+            if credentials.old_padding {
+                arguments.extend(program.padding().map(str::to_owned));
+            }
+        }
+        arguments
+    }
+}
+
+/// Whether this version tells its readings as they come.
+fn is_live(program: &Program) -> bool {
+    program.knows("--json-stream")
+}
+
+/// A client that runs, or ran. Dropping it kills it.
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    tether: Arc<Tether>,
+}
+
+#[derive(Default)]
+struct State {
+    /// While it can be signalled.
+    pid: Option<Pid>,
+    fresh: Vec<Reading>,
+    end: Option<End>,
+}
+
+/// What a client leaves behind.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// What it said, as far as it could be read.
+    pub report: Result<Report, Unreadable>,
+    /// The same in its own words: a JSON document, or an array of its stream's.
+    pub raw: Option<String>,
+    /// Its last words beside, if it had any.
+    pub complaint: Option<String>,
+    /// What it cost this host.
+    pub cpu: CpuUse,
+}
+
+impl End {
+    /// Why the run is not whole, if it is not.
+    pub fn failure(&self) -> Option<String> {
+        match &self.report {
+            Ok(report) => match &report.error {
+                Some(error) => Some(error.clone()),
+                None if report.is_complete => None,
+                None => Some(self.complaint.clone().unwrap_or_else(|| "it ended in the middle of the test".to_owned())),
+            },
+            Err(unreadable) => Some(self.complaint.clone().unwrap_or_else(|| unreadable.to_string())),
+        }
+    }
+}
+
+impl Client {
+    /// Starts a client; the error says why it could not be. It is ended by a drop, and tells the tether of all news.
+    pub fn start(program: &Program, order: &ClientOrder, tether: Arc<Tether>) -> io::Result<Self> {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), tether });
+        let (told, started) = mpsc::channel();
+        {
+            let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
+            let run = move || run(&program, &order, &shared, &told);
+            std::thread::Builder::new().name("iperf3-client".into()).spawn(run)?;
+        }
+        started.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
+        Ok(Self { shared })
+    }
+
+    /// The readings since the last call.
+    pub fn news(&self) -> Vec<Reading> {
+        std::mem::take(&mut self.shared.state().fresh)
+    }
+
+    /// Whether there are readings, or the end.
+    pub fn has_news(&self) -> bool {
+        let state = self.shared.state();
+        !state.fresh.is_empty() || state.end.is_some()
+    }
+
+    /// What it left behind, once it has ended.
+    pub fn end(&self) -> Option<End> {
+        self.shared.state().end.clone()
+    }
+
+    /// Ends it: it may still say what it has measured, for a second at most.
+    pub fn interrupt(&self) -> End {
+        self.shared.signal(Signal::INT);
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut state = self.shared.state();
+        loop {
+            if let Some(end) = &state.end {
+                return end.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                // Its output ends with it, and so does the wait.
+                drop(state);
+                self.shared.signal(Signal::KILL);
+                state = self.shared.state();
+                while state.end.is_none() {
+                    state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                continue;
+            }
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.shared.signal(Signal::KILL);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let state = self.state();
+        if let Some(pid) = state.pid {
+            // It may have ended just now; its number is still its own.
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+    }
+
+    fn tell(&self) {
+        self.changed.notify_all();
+        self.tether.wake();
+    }
+}
+
+/// The thread that the client is tied to.
+fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sender<io::Result<()>>) {
+    let clock = CpuClock::start();
+    let began = Instant::now();
+    let (folder, mut process) = match spawn(program, order) {
+        Ok(started) => started,
+        Err(error) => {
+            let _ = told.send(Err(error));
+            return;
+        }
+    };
+    let pid = Pid::from_child(&process);
+    shared.state().pid = Some(pid);
+    let _ = told.send(Ok(()));
+    let complaints = process.stderr.take().map(|stderr| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let mut stderr = stderr;
+            let _ = stderr.by_ref().take(MOST_COMPLAINED).read_to_end(&mut text);
+            // What is too much is read on: a client must not stand in a write to us.
+            let _ = io::copy(&mut stderr, &mut io::sink());
+            text
+        })
+    });
+    let heard = process.stdout.take().map(|stdout| listen(stdout, is_live(program), shared)).unwrap_or_default();
+    // One that closed its output has nothing more to say.
+    let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+    let used = host_facts::cpu_of(pid).unwrap_or_default();
+    shared.state().pid = None;
+    let _ = process.wait();
+    drop(folder);
+    let complaint = complaints.and_then(|thread| thread.join().ok());
+    let complaint = complaint.and_then(|text| last_line(&String::from_utf8_lossy(&text)));
+    let lived = began.elapsed().as_secs_f64().max(f64::EPSILON);
+    let end = End {
+        report: heard.report.unwrap_or(Err(Unreadable::Empty)),
+        raw: heard.raw,
+        complaint,
+        cpu: CpuUse {
+            user_s: used.0,
+            system_s: used.1,
+            // It may have several threads: their sum is what is known of each.
+            busiest_thread: ((used.0 + used.1) / lived).min(1.0),
+            host_busy: clock.busy_since(),
+        },
+    };
+    shared.state().end = Some(end);
+    shared.tell();
+}
+
+fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, std::process::Child)> {
+    let folder = tempfile::Builder::new().prefix("packetparamedic-").tempdir()?;
+    let mut command = Command::new(&program.path);
+    command.args(order.arguments(program)).current_dir(folder.path()).env("TMPDIR", folder.path());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(credentials) = &order.credentials {
+        write_new(&folder.path().join(KEY_FILE), &credentials.public_key_pem)?;
+        command.env("IPERF3_PASSWORD", &*credentials.password);
+    }
+    Ok((folder, child::spawn(command)?))
+}
+
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
+#[derive(Default)]
+struct Heard {
+    report: Option<Result<Report, Unreadable>>,
+    raw: Option<String>,
+}
+
+/// Reads what the client prints to its end; what a live one says is told at once.
+fn listen(stdout: impl Read, is_live: bool, shared: &Shared) -> Heard {
+    let mut stdout = stdout.take(MOST_PRINTED);
+    let mut text = Vec::new();
+    let mut live = Live::new();
+    let mut told = 0;
+    let mut words = vec![0; 64 << 10];
+    loop {
+        match stdout.read(&mut words) {
+            Ok(0) => break,
+            Ok(read) => text.extend_from_slice(&words[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        }
+        if is_live {
+            let mut fresh = Vec::new();
+            while let Some(end) = text[told..].iter().position(|byte| *byte == b'\n') {
+                fresh.extend(live.line(&String::from_utf8_lossy(&text[told..told + end])));
+                told += end + 1;
+            }
+            if !fresh.is_empty() {
+                shared.state().fresh.extend(fresh);
+                shared.tell();
+            }
+        }
+    }
+    // Nobody reads on: a client that prints without end stands in its write until it is killed.
+    if stdout.limit() == 0 {
+        shared.signal(Signal::KILL);
+    }
+    let text = String::from_utf8_lossy(&text);
+    let report = output::parse(&text);
+    if let Ok(report) = &report {
+        // A live one has told all but what it never ended a line for; another one nothing yet.
+        let mut state = shared.state();
+        if !is_live {
+            state.fresh = report.readings.clone();
+        }
+    }
+    let raw = (!text.trim().is_empty()).then(|| if is_live { as_array(&text) } else { text.trim().to_owned() });
+    Heard { report: Some(report), raw }
+}
+
+/// The documents of a stream, as one.
+fn as_array(lines: &str) -> String {
+    let events = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
+    format!("[{}]", events.join(",\n"))
+}
+
+fn last_line(text: &str) -> Option<String> {
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+    Some(line.trim_start_matches("iperf3: ").trim_start_matches("error - ").to_owned())
+}
+
+/// The readings of one direction as samples of the end that is the client's.
+pub(super) fn in_direction(readings: &[Reading], direction: Direction) -> impl Iterator<Item = &Reading> {
+    readings.iter().filter(move |reading| reading.direction == direction)
+}

@@ -1,0 +1,330 @@
+//! The thread that keeps a lane's child: starts it confined, answers what it asks for, reads what it says, and buries it,
+//! one for each test of the session. The kernel ties the child to this thread, so it lives as long.
+
+use std::collections::VecDeque;
+use std::io::{self, PipeReader, Read};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use paramedic_link::PeerText;
+use paramedic_link::admission::Login;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use tempfile::TempDir;
+
+use super::login::{self, LoginPair};
+use super::program::Program;
+use super::sandbox;
+use super::stage::{Ending, Stage};
+use crate::host_facts;
+use crate::sys::child::spawn_confined;
+use crate::sys::seccomp::{Question, Supervisor};
+use crate::tether::{Hold, Tether};
+
+/// How long a child that has closed its output may take to be gone.
+const LAST_BREATH: Duration = Duration::from_secs(1);
+/// What is kept of what a child says: an error is among its last lines.
+const MOST_SAID: usize = 4096;
+
+/// What a child is started with.
+pub(super) struct KeeperOrder {
+    pub(super) program: Program,
+    pub(super) port: u16,
+    pub(super) local: IpAddr,
+    pub(super) login: Login,
+    pub(super) pair: LoginPair,
+    /// The child's folder; gone with it.
+    pub(super) folder: TempDir,
+    /// How many tests the session has.
+    pub(super) tests: usize,
+}
+
+/// The keeper's thread. Dropping it ends the child and waits for the thread.
+pub(super) struct Keeper {
+    stage: Arc<Stage>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    pub(super) fn start(order: KeeperOrder, stage: Arc<Stage>, tether: &Arc<Tether>) -> io::Result<Self> {
+        std::fs::write(order.folder.path().join(KEY_FILE), order.pair.private_pem.as_bytes())?;
+        std::fs::write(order.folder.path().join(USERS_FILE), login::users(&order.login))?;
+        // Cutting the tether shuts the bell down, which wakes the poll.
+        let hold = tether.hold(&stage.bell)?;
+        let on_stage = Arc::clone(&stage);
+        let run = move || keep(&order, &on_stage, hold);
+        let thread = std::thread::Builder::new().name("iperf3-keeper".into()).spawn(run)?;
+        Ok(Self { stage, thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stage.close();
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has taken its child along.
+            let _ = thread.join();
+        }
+    }
+}
+
+const KEY_FILE: &str = "login.key";
+const USERS_FILE: &str = "users.csv";
+
+fn keep(order: &KeeperOrder, stage: &Stage, _hold: Hold) {
+    for test in 0..order.tests {
+        if test > 0 && !stage.await_next(test - 1) {
+            return;
+        }
+        if stage.is_over() {
+            return;
+        }
+        let ending = match serve_test(order, stage) {
+            Ok(ending) => ending,
+            Err(error) => {
+                tracing::error!(%error, "no iperf3 can be started");
+                Ending { complaint: Some(error.to_string()), ..Ending::default() }
+            }
+        };
+        tracing::debug!(?ending, "an iperf3 ended");
+        stage.ended(ending);
+    }
+}
+
+/// One child, from its start to its grave.
+fn serve_test(order: &KeeperOrder, stage: &Stage) -> io::Result<Ending> {
+    let (output, theirs) = io::pipe()?;
+    let mut command = Command::new(&order.program.path);
+    command.args(arguments(order)).current_dir(order.folder.path()).env_clear().env("TMPDIR", order.folder.path());
+    command.stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
+    let confinement = sandbox::confinement(&order.program.path, order.folder.path())?;
+    let (child, supervisor) = spawn_confined(command, confinement)?;
+    let child = Child { pid: Pid::from_child(&child), process: child };
+    if !stage.started(child.pid) {
+        // It is killed and buried as it is dropped.
+        return Ok(Ending::default());
+    }
+    let mut said = Said::default();
+    attend(stage, &supervisor, output, &mut said)?;
+    stage.is_being_buried();
+    Ok(child.bury(&supervisor, &said))
+}
+
+/// The one-off server of one test: its port is the one that is ours, so it binds none itself.
+fn arguments(order: &KeeperOrder) -> Vec<String> {
+    let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
+    let port = order.port.to_string();
+    let mut arguments = ["-s", "-1", "-p", &port, "-B", any, "-i", "0", "--forceflush"].map(str::to_owned).to_vec();
+    // Both ends' clocks may differ by hours; the login is good for this session alone all the same.
+    let login = ["--rsa-private-key-path", KEY_FILE, "--authorized-users-path", USERS_FILE];
+    arguments.extend(login.map(str::to_owned));
+    arguments.extend(["--time-skew-threshold", "86400"].map(str::to_owned));
+    arguments.extend(order.program.padding().map(str::to_owned));
+    arguments
+}
+
+/// Answers and listens until the child has closed its output, or everything is over.
+fn attend(stage: &Stage, supervisor: &Supervisor, mut output: PipeReader, said: &mut Said) -> io::Result<()> {
+    let mut takers = VecDeque::new();
+    loop {
+        let mut polled = [
+            PollFd::new(&stage.bell, PollFlags::IN),
+            PollFd::new(supervisor, PollFlags::IN),
+            PollFd::new(&output, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let [bell, asked, spoke] = [0, 1, 2].map(|at| polled[at].revents());
+        if stage.is_over() {
+            return Ok(());
+        }
+        if !bell.is_empty() {
+            // Nothing that the child says there means anything.
+            drain(&stage.bell);
+        }
+        if asked.contains(PollFlags::IN)
+            && let Some(question) = supervisor.next()?
+        {
+            answer(stage, supervisor, question, &mut takers);
+        }
+        if !spoke.is_empty() {
+            let mut words = [0; 4096];
+            match output.read(&mut words) {
+                Ok(0) => return Ok(()),
+                Ok(read) => {
+                    if said.hear(&words[..read]) {
+                        stage.listens();
+                    } else if said.listens
+                        && let Some(complaint) = said.complaint()
+                    {
+                        stage.complained(complaint);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        serve_takers(stage, supervisor, &mut takers);
+    }
+}
+
+fn drain(mut bell: &std::os::unix::net::UnixStream) {
+    let _ = bell.read(&mut [0; 256]);
+}
+
+/// A socket is what stands for the listener, and nothing else can be had; who wants a connection gets the next one that
+/// was let in, or waits for it.
+fn answer(stage: &Stage, supervisor: &Supervisor, question: Question, takers: &mut VecDeque<Question>) {
+    if question.call != libc::SYS_socket {
+        return takers.push_back(question);
+    }
+    if is_for_tcp(question.arguments) {
+        if let Err(error) = supervisor.hand_over(question, stage.listener.as_fd()) {
+            tracing::debug!(%error, "an iperf3 got no listener");
+            supervisor.refuse(question, libc::EMFILE);
+        }
+    } else {
+        tracing::debug!(arguments = ?question.arguments, "an iperf3 was refused a socket");
+        supervisor.refuse(question, libc::EACCES);
+    }
+}
+
+/// `socket(2)`: family, type with its flags, protocol.
+fn is_for_tcp([family, kind, protocol, ..]: [u64; 6]) -> bool {
+    let is = |value: u64, known: i32| value == u64::from(known.unsigned_abs());
+    let kind = kind & !u64::from((libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).unsigned_abs());
+    (is(family, libc::AF_INET) || is(family, libc::AF_INET6))
+        && is(kind, libc::SOCK_STREAM)
+        && (protocol == 0 || is(protocol, libc::IPPROTO_TCP))
+}
+
+fn serve_takers(stage: &Stage, supervisor: &Supervisor, takers: &mut VecDeque<Question>) {
+    while let Some(question) = takers.front().copied() {
+        let Some(connection) = stage.take() else { return };
+        takers.pop_front();
+        if let Err(error) = supervisor.hand_over(question, connection.as_fd()) {
+            tracing::debug!(%error, "an iperf3 got no connection");
+            supervisor.refuse(question, libc::EMFILE);
+        }
+    }
+}
+
+/// Killed and buried when dropped, whatever happened.
+struct Child {
+    pid: Pid,
+    process: std::process::Child,
+}
+
+impl Child {
+    fn bury(mut self, supervisor: &Supervisor, said: &Said) -> Ending {
+        // One that ended by itself is gone in a moment; all others are not asked.
+        let deadline = Instant::now() + LAST_BREATH;
+        let mut polled = [PollFd::new(supervisor, PollFlags::empty())];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let limit = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            match rustix::event::poll(&mut polled, Some(&limit)) {
+                Err(Errno::INTR) if !left.is_zero() => {}
+                _ => break,
+            }
+        }
+        self.kill();
+        // Its accounts can be read as long as it is not buried.
+        let _ = rustix::process::waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        let cpu_s = host_facts::cpu_of(self.pid);
+        let status = self.process.wait();
+        let ended_well = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+        let complaint = said.complaint().or_else(|| match status {
+            _ if ended_well => None,
+            Ok(status) => Some(format!("iperf3 ended with {status}")),
+            Err(error) => Some(error.to_string()),
+        });
+        Ending { cpu_s, complaint }
+    }
+
+    fn kill(&self) {
+        // Its number is its own until it is buried.
+        let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+        // For one that is buried already this says what it said then.
+        let _ = self.process.wait();
+    }
+}
+
+/// The end of what a child said.
+#[derive(Default)]
+struct Said {
+    text: Vec<u8>,
+    listens: bool,
+}
+
+impl Said {
+    /// Keeps what was said; `true` once: it listens.
+    fn hear(&mut self, words: &[u8]) -> bool {
+        self.text.extend_from_slice(words);
+        let heard_it = !self.listens && String::from_utf8_lossy(&self.text).contains("Server listening");
+        self.listens |= heard_it;
+        let surplus = self.text.len().saturating_sub(MOST_SAID);
+        self.text.drain(..surplus);
+        heard_it
+    }
+
+    /// What it named as an error, or what kept it from starting at all.
+    fn complaint(&self) -> Option<String> {
+        let text = String::from_utf8_lossy(&self.text);
+        let line = text.lines().rev().find(|line| line.contains("error"));
+        let line = if self.listens { line } else { line.or_else(|| text.lines().next_back()) };
+        line.map(|line| PeerText::new(line.trim_start_matches("iperf3: ").trim_start_matches("error - ")).to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_gets_sockets_for_tcp_alone() {
+        let ask =
+            |family: i32, kind: i32, protocol: i32| is_for_tcp([family as u64, kind as u64, protocol as u64, 0, 0, 0]);
+        assert!(ask(libc::AF_INET, libc::SOCK_STREAM, 0));
+        assert!(ask(libc::AF_INET6, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_TCP));
+        assert!(!ask(libc::AF_INET, libc::SOCK_DGRAM, 0));
+        assert!(!ask(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP));
+        assert!(!ask(libc::AF_UNIX, libc::SOCK_STREAM, 0));
+        assert!(!ask(libc::AF_NETLINK, libc::SOCK_RAW, 0));
+        assert!(!is_for_tcp([u64::MAX, 1, 0, 0, 0, 0]));
+    }
+
+    #[test]
+    fn what_a_child_says_is_heard_in_pieces_and_its_error_kept() {
+        let mut said = Said::default();
+        assert!(!said.hear(b"-----\nServer lis"));
+        assert!(said.hear(b"tening on 5201 (test #1)\n"));
+        assert!(!said.hear(b"Server listening again\n"));
+        assert_eq!(said.complaint(), None);
+        said.hear(&b"x".repeat(3 * MOST_SAID));
+        assert_eq!(said.text.len(), MOST_SAID);
+        said.hear(b"\niperf3: error - test authorization \x1b[2Jfailed\n");
+        assert_eq!(said.complaint().unwrap(), "test authorization [2Jfailed");
+    }
+
+    #[test]
+    fn what_never_listened_is_known_by_its_last_words() {
+        let mut said = Said::default();
+        said.hear(b"iperf3: cannot load library: libiperf.so.0\n");
+        assert_eq!(said.complaint().unwrap(), "cannot load library: libiperf.so.0");
+    }
+}

@@ -1,0 +1,112 @@
+//! The iperf3 of this host: where it is, which one, what it knows. What is done with it stands elsewhere.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::output::{Version, version_of};
+use crate::engine::Lacking;
+use crate::sys::child;
+
+/// What a program may say when it is asked who it is.
+const MOST_SAID: u64 = 256 << 10;
+/// How long it may take to say so: it reads no file and opens no connection for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An iperf3 that can be run.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Where it stands, without links.
+    pub(super) path: PathBuf,
+    /// Which one.
+    pub version: Version,
+    help: String,
+}
+
+/// How to get one.
+const GET_IT: &str = "install iperf3 3.9 or newer: `apt install iperf3`, `dnf install iperf3`, `apk add iperf3`";
+
+impl Program {
+    /// The first `iperf3` of `PATH`.
+    pub fn find() -> Result<Self, Lacking> {
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&folders).map(|folder| folder.join("iperf3")).find(|path| is_program(path));
+        let Some(path) = found else {
+            return Err(Lacking { because: "there is no iperf3 on this host".into(), try_: GET_IT.into() });
+        };
+        Self::at(&path)
+    }
+
+    fn at(path: &Path) -> Result<Self, Lacking> {
+        let lacking = |error: io::Error| Lacking {
+            because: format!("{} does not run: {error}", path.display()),
+            try_: GET_IT.into(),
+        };
+        let path = path.canonicalize().map_err(lacking)?;
+        let said = ask(&path, "--version").map_err(lacking)?;
+        let Some(version) = version_of(&said).filter(|version| *version >= OLDEST) else {
+            let first = said.lines().next().unwrap_or_default();
+            let because = format!("{} says that it is {first:?}", path.display());
+            return Err(Lacking { because, try_: GET_IT.into() });
+        };
+        let help = ask(&path, "--help").map_err(lacking)?;
+        let program = Self { path, version, help };
+        if !program.knows("--rsa-public-key-path") {
+            let because = format!("{} was built without logins (OpenSSL)", program.path.display());
+            return Err(Lacking { because, try_: GET_IT.into() });
+        }
+        Ok(program)
+    }
+
+    /// Whether it has the option, as its help says.
+    pub fn knows(&self, option: &str) -> bool {
+        self.help.split(|c: char| c.is_whitespace() || c == ',' || c == '[').any(|word| word == option)
+    }
+
+    /// From 3.17 on the padding of logins has to be said: the one that older ones know, too.
+    pub(super) fn padding(&self) -> Option<&'static str> {
+        const OPTION: &str = "--use-pkcs1-padding";
+        self.knows(OPTION).then_some(OPTION)
+    }
+
+    /// Whether it can be a session's server.
+    pub(super) fn check_server(&self) -> Result<(), Lacking> {
+        let missing = ["--time-skew-threshold", "--forceflush"].into_iter().find(|option| !self.knows(option));
+        match missing {
+            Some(option) => Err(Lacking {
+                because: format!("iperf3 {} has no {option}, which a server for others needs", self.version),
+                try_: "install iperf3 3.10 or newer on the reflector's host".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The oldest whose JSON and logins are as ours.
+const OLDEST: Version = Version { major: 3, minor: 9 };
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// What the program answers to one option; both of its outputs, for versions differ in which one they take.
+fn ask(path: &Path, option: &str) -> io::Result<String> {
+    let (output, theirs) = io::pipe()?;
+    let mut command = Command::new(path);
+    command.arg(option).stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
+    let mut child = child::spawn(command)?;
+    let (said, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let read = output.take(MOST_SAID).read_to_end(&mut text);
+        // Whoever asked may have lost patience.
+        let _ = said.send(read.map(|_| text));
+    });
+    let text = heard.recv_timeout(PATIENCE).map_err(|_| io::Error::from(io::ErrorKind::TimedOut));
+    // One that is done is not hurt by it.
+    let _ = child.kill();
+    let _ = child.wait();
+    Ok(String::from_utf8_lossy(&text??).into_owned())
+}

@@ -1,0 +1,275 @@
+//! What an iperf3 server may do: take the connections that it is given, move bytes, and nothing else. The rules alone; how
+//! they are enforced stands in `sys`.
+
+use std::io;
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
+};
+use nix::libc::{self, c_long};
+
+use crate::sys::child::Confinement;
+use crate::sys::seccomp::{Argument, Filter, Rule, Value, Verdict};
+
+/// 64 streams each way with a file and a buffer each, and some to spare.
+const DESCRIPTORS: u64 = 512;
+/// iperf3 keeps each stream's block in a file, of 1 MiB at most.
+const FILE_BYTES: u64 = 4 << 20;
+
+/// Where programs and libraries stand: read and executed, never written.
+const LIBRARIES: [&str; 6] = ["/usr", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"];
+/// What programs read when they start, and know nobody's secret by.
+const COMMON_FILES: [&str; 6] =
+    ["/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/etc/ssl/openssl.cnf", "/dev/urandom", "/dev/null"];
+
+/// The confinement of the program at `program`, whose only place to write is `folder`.
+pub(super) fn confinement(program: &Path, folder: &Path) -> io::Result<Confinement> {
+    Ok(Confinement {
+        files: files(program, folder).map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?,
+        calls: Filter::new(&rules())?,
+        descriptors: DESCRIPTORS,
+        file_bytes: FILE_BYTES,
+    })
+}
+
+/// The newest set of restrictions that is asked for; a kernel that has fewer of them enforces those.
+const NEWEST: ABI = ABI::V6;
+
+fn files(program: &Path, folder: &Path) -> Result<RulesetCreated, RulesetError> {
+    let all = AccessFs::from_all(NEWEST);
+    let read = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
+    let mut rules = Ruleset::default()
+        .handle_access(all)?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?
+        .set_compatibility(CompatLevel::BestEffort);
+    let beside = program.parent().into_iter();
+    for path in LIBRARIES.iter().map(Path::new).chain(beside) {
+        rules = allow(rules, path, read)?;
+    }
+    for path in COMMON_FILES {
+        rules = allow(rules, Path::new(path), AccessFs::ReadFile.into())?;
+    }
+    let write =
+        AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
+    allow(rules, folder, write)
+}
+
+/// A path that is not there needs no rule.
+fn allow(
+    rules: RulesetCreated,
+    path: &Path,
+    access: landlock::BitFlags<AccessFs>,
+) -> Result<RulesetCreated, RulesetError> {
+    match PathFd::new(path) {
+        Ok(fd) => rules.add_rule(PathBeneath::new(fd, access)),
+        Err(_) => Ok(rules),
+    }
+}
+
+/// What iperf3 calls, from 3.9 to 3.22, with the C library of Debian 11 to 13: the busiest calls first. What is not here
+/// does not exist for it: no new program that is not confined as it is, no process beside it, no signal to anybody.
+fn rules() -> Vec<Rule> {
+    let mut rules = ALLOWED.iter().map(|call| always(*call, Verdict::Allow)).collect::<Vec<_>>();
+    rules.extend(ALLOWED_BY_ARCHITECTURE.iter().map(|call| always(*call, Verdict::Allow)));
+    // Sockets and connections come from us alone.
+    rules.extend(ASKED.iter().map(|call| always(*call, Verdict::Ask)));
+    // The listener is ours, and listens already.
+    rules.extend(PRETENDED.iter().map(|call| always(*call, Verdict::Pretend)));
+    rules.push(always(libc::SYS_connect, Verdict::Refuse(libc::EACCES)));
+    rules.push(always(libc::SYS_ioctl, Verdict::Refuse(libc::ENOTTY)));
+    rules.push(always(libc::SYS_kill, Verdict::Refuse(libc::EPERM)));
+    // Meant for the listener, which is no IPv6 socket where the child thinks it is one.
+    rules.push(Rule {
+        call: libc::SYS_setsockopt,
+        arguments: &[
+            Argument { at: 1, mask: u32::MAX, is: Value::Number(libc::IPPROTO_IPV6 as u32) },
+            Argument { at: 2, mask: u32::MAX, is: Value::Number(libc::IPV6_V6ONLY as u32) },
+        ],
+        then: Verdict::Pretend,
+        otherwise: Verdict::Allow,
+    });
+    // Threads, but no processes. The newer call hides its flags from a filter; libraries then take this one.
+    const THREAD: u32 = libc::CLONE_THREAD as u32;
+    rules.push(Rule {
+        call: libc::SYS_clone,
+        arguments: &[Argument { at: 0, mask: THREAD, is: Value::Number(THREAD) }],
+        then: Verdict::Allow,
+        otherwise: Verdict::Refuse(libc::EPERM),
+    });
+    // To ask, not to set.
+    rules.push(Rule {
+        call: libc::SYS_prlimit64,
+        arguments: &[Argument { at: 2, mask: u32::MAX, is: Value::Number(0) }],
+        then: Verdict::Allow,
+        otherwise: Verdict::Refuse(libc::EPERM),
+    });
+    rules.push(Rule {
+        call: libc::SYS_tgkill,
+        arguments: &[Argument { at: 0, mask: u32::MAX, is: Value::OwnPid }],
+        then: Verdict::Allow,
+        otherwise: Verdict::Refuse(libc::EPERM),
+    });
+    rules
+}
+
+fn always(call: c_long, verdict: Verdict) -> Rule {
+    Rule { call, arguments: &[], then: verdict, otherwise: verdict }
+}
+
+const ASKED: &[c_long] = &[libc::SYS_socket, libc::SYS_accept, libc::SYS_accept4];
+
+const PRETENDED: &[c_long] = &[libc::SYS_bind, libc::SYS_listen];
+
+const ALLOWED: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_pselect6,
+    libc::SYS_sendfile,
+    libc::SYS_clock_gettime,
+    libc::SYS_futex,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_ppoll,
+    libc::SYS_close,
+    libc::SYS_shutdown,
+    libc::SYS_fcntl,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_openat,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_lseek,
+    libc::SYS_ftruncate,
+    libc::SYS_unlinkat,
+    libc::SYS_getcwd,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrusage,
+    libc::SYS_getrandom,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getppid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_uname,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_set_tid_address,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_membarrier,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // The first one makes the child what it is; a later one finds nothing to execute but itself and its likes.
+    libc::SYS_execve,
+];
+
+/// The older forms, which newer architectures do without.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_BY_ARCHITECTURE: &[c_long] = &[
+    libc::SYS_select,
+    libc::SYS_poll,
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_dup2,
+    libc::SYS_unlink,
+    libc::SYS_readlink,
+    libc::SYS_arch_prctl,
+    libc::SYS_time,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const ALLOWED_BY_ARCHITECTURE: &[c_long] = &[];
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, UdpSocket};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::sys::child::spawn_confined;
+
+    fn bash(script: &str, folder: &Path) -> Command {
+        let mut command = Command::new(Path::new("/bin/bash").canonicalize().unwrap());
+        command.args(["--norc", "-c", script]).current_dir(folder).env_clear();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    }
+
+    /// What bash, confined as iperf3 is, prints for a script. Whatever it asks for is refused.
+    fn confined(script: &str, folder: &Path) -> String {
+        let command = bash(script, folder);
+        let confinement = confinement(Path::new(command.get_program()), folder).unwrap();
+        let (mut child, supervisor) = spawn_confined(command, confinement).unwrap();
+        std::thread::spawn(move || {
+            while let Ok(question) = supervisor.next() {
+                question.into_iter().for_each(|question| supervisor.refuse(question, libc::EACCES));
+            }
+        });
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        child.wait().unwrap();
+        said
+    }
+
+    #[test]
+    fn who_is_confined_reaches_no_network_no_file_and_starts_no_program() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), "secret\n").unwrap();
+        let (tcp, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        let (tcp, udp) = (tcp.local_addr().unwrap().port(), udp.local_addr().unwrap().port());
+        let tries = [
+            format!("exec 3<>/dev/tcp/127.0.0.1/{tcp}"),
+            format!("exec 3<>/dev/udp/127.0.0.1/{udp}"),
+            format!("read -r line < {}", secret.path().display()),
+            "read -r line < /etc/passwd".to_owned(),
+            "read -r line < /proc/self/status".to_owned(),
+            format!("echo x > {}", secret.path().display()),
+            format!("echo x > {}/new", elsewhere.path().display()),
+            "kill -0 $PPID".to_owned(),
+            "/bin/true | /bin/true".to_owned(),
+        ];
+        for attempt in tries {
+            let script = format!("echo begun; {attempt} && echo done");
+            let free = bash(&script, folder.path()).output().unwrap().stdout;
+            assert_eq!(String::from_utf8(free).unwrap(), "begun\ndone\n", "{attempt} works where nothing is confined");
+            assert_eq!(confined(&script, folder.path()), "begun\n", "{attempt}");
+        }
+        let own = confined("echo x > own && read -r line < own && echo \"$line\"", folder.path());
+        assert_eq!(own, "x\n", "its own folder is its own");
+    }
+}

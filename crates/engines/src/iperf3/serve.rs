@@ -1,0 +1,335 @@
+//! The reflector's end of `iperf3`: the port and its door, the confined server behind it, and what the kernel counts of
+//! its streams.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use paramedic_link::admission::{LoginKey, Preamble};
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
+use rustix::process::Signal;
+
+use super::cookie::ByCookie;
+use super::keeper::{Keeper, KeeperOrder};
+use super::login::LoginPair;
+use super::program::Program;
+use super::stage::{Ending, Stage};
+use super::{COUNTED_BY_SOCKET, GRACE, NO_SUCH_PHASE, SESSION_OVER};
+use crate::data_stream::DataStream;
+use crate::door::Door;
+use crate::echo::quiet_phase;
+use crate::engine::{Progress, Report, Serve, ServeOrder};
+use crate::host_facts::CpuClock;
+use crate::socket::{self, SocketOptions};
+use crate::tether::Tether;
+
+const INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
+/// How often the streams are looked at: what flows in between is charged afterwards.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long the streams of a phase may take until they stand.
+const GATHERING: Duration = Duration::from_secs(10);
+/// How long a server may take until it listens.
+const STARTING: Duration = Duration::from_secs(5);
+
+pub(super) struct Iperf3Serve {
+    spec: TestSpec,
+    tether: Arc<Tether>,
+    stage: Arc<Stage>,
+    key: LoginKey,
+    // Dropped in this order: the child goes before its port does.
+    _keeper: Keeper,
+    door: Door,
+}
+
+impl Iperf3Serve {
+    pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
+        let ServeOrder { spec, keys, claim, peer, tether, scratch } = order;
+        let claim =
+            claim.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "iperf3 needs a port of its own"))?;
+        let options = SocketOptions::of(&spec);
+        if let Some(name) = &spec.congestion_control {
+            socket::check_congestion_control(name)?;
+        }
+        let program = Program::find().map_err(io::Error::other)?;
+        let stage = Arc::new(Stage::new(Arc::clone(&tether), streams_of_test(&spec, 0))?);
+        let knock = ByCookie { stage: Arc::clone(&stage) };
+        let sink = {
+            let (stage, tether) = (Arc::clone(&stage), Arc::clone(&tether));
+            move |place, socket| {
+                if let Err(error) = stage.seat(place, socket) {
+                    tracing::warn!(%error, "a connection for iperf3 can't be seated");
+                    tether.wake();
+                }
+            }
+        };
+        // The port is claimed first: it may be a stranger's.
+        let door = Door::open(claim, &options, knock, peer, Arc::clone(&tether), Box::new(sink))?;
+        let pair = LoginPair::of_process().map_err(io::Error::other)?;
+        let key = pair.public.clone();
+        let folder = tempfile::Builder::new().prefix("iperf3-").tempdir_in(scratch)?;
+        let tests = loaded(&spec).count();
+        let port = door.local_addr().port();
+        let login = keys.login().clone();
+        let order = KeeperOrder { program, port, local: claim.ip(), login, pair, folder, tests };
+        let keeper = Keeper::start(order, Arc::clone(&stage), &tether)?;
+        if tests > 0 {
+            stage.await_listening(STARTING).map_err(|why| io::Error::other(format!("iperf3: {why}")))?;
+        }
+        Ok(Self { spec, tether, stage, key, _keeper: keeper, door })
+    }
+
+    /// Where the lane's door listens.
+    #[cfg(test)]
+    pub(super) fn local_addr(&self) -> std::net::SocketAddr {
+        self.door.local_addr()
+    }
+
+    fn run_test(&self, test: usize, phase: &PhaseSpec, report: Report<'_>) -> PhaseTally {
+        if self.stage.test() != test {
+            return nothing_moved(phase, "iperf3's phases run in order, each once");
+        }
+        let is_decided =
+            || self.stage.standing().0.is_some() || self.stage.ending().is_some() || self.stage.complaint().is_some();
+        self.tether.wait_until(Instant::now() + GATHERING, is_decided);
+        let Some(begin) = self.stage.standing().0 else {
+            return nothing_moved(phase, &self.why_not_standing());
+        };
+        report(Progress::Started);
+        let mut watch = Watch::new(phase, begin);
+        let deadline = begin + phase.duration() + GRACE;
+        while self.stage.ending().is_none() && !self.tether.is_cut() && Instant::now() < deadline {
+            self.tether.wait_until(watch.next_look.min(deadline), || self.stage.ending().is_some());
+            self.look(&mut watch, report);
+        }
+        let in_time = self.stage.ending().is_some();
+        self.end_child();
+        self.look(&mut watch, report);
+        self.sum_up(phase, &watch, in_time)
+    }
+
+    /// Ends a child that has not ended by itself, and waits until it is gone.
+    fn end_child(&self) {
+        if self.stage.ending().is_none() {
+            self.stage.signal(Signal::KILL);
+            // Killed, it is gone in a moment. A cut tether ends the wait at once: then all of it is being dropped.
+            self.tether.wait_until(Instant::now() + GRACE, || self.stage.ending().is_some());
+        }
+    }
+
+    /// Counts, charges, and tells what has come since the last look.
+    fn look(&self, watch: &mut Watch, report: Report<'_>) {
+        let (mut sent, mut received) = (0u64, 0u64);
+        self.stage.for_each_stream(|stream| {
+            let (acked, came) = stream.counts();
+            sent = sent.saturating_add(acked);
+            received = received.saturating_add(came);
+        });
+        let now = Instant::now();
+        let fresh = watch.note(now, [sent, received]);
+        if fresh > 0 {
+            self.tether.heard();
+            // Ends with the session: whoever looks next sees it.
+            let _ = self.tether.owe(fresh);
+            self.await_lease();
+        }
+        watch.tell(now, report);
+    }
+
+    /// What flowed was more than was leased: it stands still until the lease is written.
+    fn await_lease(&self) {
+        if !self.tether.is_dry() {
+            return;
+        }
+        self.stage.signal(Signal::STOP);
+        self.tether.wait_until(Instant::now() + GRACE, || !self.tether.is_dry());
+        self.stage.signal(Signal::CONT);
+    }
+
+    fn why_not_standing(&self) -> String {
+        if self.tether.is_cut() {
+            return SESSION_OVER.to_owned();
+        }
+        let (_, standing) = self.stage.standing();
+        let refused = self.door.refused();
+        tracing::debug!(standing, refused, "the streams of an iperf3 test did not all come");
+        if let Some(complaint) = self.stage.complaint() {
+            return format!("the reflector's iperf3 says: {complaint}");
+        }
+        match self.stage.ending() {
+            Some(Ending { complaint: Some(complaint), .. }) => format!("the reflector's iperf3 says: {complaint}"),
+            Some(_) => "the reflector's iperf3 ended before the test began".to_owned(),
+            None => format!("only {standing} of iperf3's streams came within {} s", GATHERING.as_secs()),
+        }
+    }
+
+    fn sum_up(&self, phase: &PhaseSpec, watch: &Watch, in_time: bool) -> PhaseTally {
+        let ending = self.stage.ending().unwrap_or_default();
+        let (user_s, system_s) = ending.cpu_s.unwrap_or_default();
+        let lived = watch.begin.elapsed().as_secs_f64().max(f64::EPSILON);
+        let cpu = CpuUse {
+            user_s,
+            system_s,
+            busiest_thread: ((user_s + system_s) / lived).min(1.0),
+            host_busy: watch.clock.busy_since(),
+        };
+        let mut infos = Vec::new();
+        let mut congestion_control = None;
+        self.stage.for_each_stream(|stream| {
+            let (sent, received) = stream.counts();
+            infos.push((socket::stream_info(&stream.socket, sent.max(received)), sent > received));
+            congestion_control = congestion_control.take().or_else(|| socket::congestion_control(&stream.socket));
+        });
+        let of = |direction: Direction| {
+            let at = direction as usize;
+            let sends = direction == Direction::Download;
+            let ours = || infos.iter().filter(move |(_, sent_most)| *sent_most == sends).map(|(info, _)| info);
+            phase.load.moves(direction).then(|| DirectionTally {
+                count: Count {
+                    bytes: watch.totals[at],
+                    elapsed_us: micros(watch.last[at].unwrap_or(watch.begin) - watch.begin),
+                },
+                cpu,
+                congestion_control: congestion_control.as_deref().filter(|_| sends).map(Into::into),
+                data_path: Some("plain".into()),
+                mss: ours().filter(|_| sends).find_map(|(_, mss)| *mss),
+                retransmits: ours()
+                    .filter(|_| sends)
+                    .filter_map(|(info, _)| info.retransmits)
+                    .map(u64::from)
+                    .reduce(|a, b| a + b),
+                streams: u16::try_from(ours().filter(|(info, _)| info.bytes > 0).count()).unwrap_or(u16::MAX),
+                counted_by: Some(COUNTED_BY_SOCKET.into()),
+            })
+        };
+        let too_short = watch.last.iter().flatten().max().is_none_or(|last| *last + EARLY < watch.until);
+        let why = if self.tether.is_cut() {
+            Some(SESSION_OVER.to_owned())
+        } else if !in_time {
+            Some("the reflector's iperf3 did not end in time".to_owned())
+        } else if let Some(complaint) = ending.complaint {
+            Some(format!("the reflector's iperf3 says: {complaint}"))
+        } else {
+            too_short.then(|| "the iperf3 of the other end stopped early".to_owned())
+        };
+        PhaseTally {
+            download: of(Direction::Download),
+            upload: of(Direction::Upload),
+            cut_short: why.map(|why| why.as_str().into()),
+        }
+    }
+}
+
+/// An end that comes this much before its time is no end of a test.
+const EARLY: Duration = Duration::from_secs(2);
+
+impl Serve for Iperf3Serve {
+    fn login_key(&self) -> Option<LoginKey> {
+        Some(self.key.clone())
+    }
+
+    fn admit(&self, _preamble: Preamble, _stream: DataStream) {
+        // There is no tunnel to come through: dropping the connection refuses it.
+    }
+
+    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+        let spec = self.spec.phases.get(usize::from(phase));
+        let Some(spec) = spec.filter(|spec| spec.load != Load::Idle) else {
+            if spec.is_none() {
+                return PhaseTally { cut_short: Some(NO_SUCH_PHASE.into()), ..PhaseTally::default() };
+            }
+            return quiet_phase(spec, &self.tether, report);
+        };
+        let test = loaded(&self.spec).filter(|(number, _)| *number < usize::from(phase)).count();
+        let tally = self.run_test(test, spec, report);
+        if self.stage.test() == test {
+            self.end_child();
+            self.stage.next_test(streams_of_test(&self.spec, test + 1));
+        }
+        tally
+    }
+}
+
+/// The phases that have a test, with their numbers.
+fn loaded(spec: &TestSpec) -> impl Iterator<Item = (usize, &PhaseSpec)> {
+    spec.phases.iter().enumerate().filter(|(_, phase)| phase.load != Load::Idle)
+}
+
+/// How many streams the test has, both directions together; 0 where there is no such test.
+fn streams_of_test(spec: &TestSpec, test: usize) -> usize {
+    loaded(spec).nth(test).map_or(0, |(_, phase)| usize::from(spec.streams) * phase.load.directions().len())
+}
+
+fn nothing_moved(phase: &PhaseSpec, why: &str) -> PhaseTally {
+    let moves = |direction| phase.load.moves(direction).then(DirectionTally::default);
+    PhaseTally { download: moves(Direction::Download), upload: moves(Direction::Upload), cut_short: Some(why.into()) }
+}
+
+/// What was counted so far: download, upload.
+struct Watch {
+    load: Load,
+    begin: Instant,
+    until: Instant,
+    clock: CpuClock,
+    next_look: Instant,
+    next_sample: Instant,
+    totals: [u64; 2],
+    /// What the last sample told.
+    told: [u64; 2],
+    last: [Option<Instant>; 2],
+}
+
+impl Watch {
+    fn new(phase: &PhaseSpec, begin: Instant) -> Self {
+        Self {
+            load: phase.load,
+            begin,
+            until: begin + phase.duration(),
+            clock: CpuClock::start(),
+            next_look: Instant::now() + LOOK,
+            next_sample: begin + INTERVAL,
+            totals: [0; 2],
+            told: [0; 2],
+            last: [None; 2],
+        }
+    }
+
+    /// Keeps new totals; gives how much came since the last.
+    fn note(&mut self, now: Instant, totals: [u64; 2]) -> u64 {
+        let mut fresh = 0u64;
+        for ((total, before), last) in totals.into_iter().zip(&mut self.totals).zip(&mut self.last) {
+            if total > *before {
+                fresh = fresh.saturating_add(total - *before);
+                *before = total;
+                *last = Some(now);
+            }
+        }
+        // A look that came late is not made up for.
+        self.next_look = now + LOOK;
+        fresh
+    }
+
+    /// Tells a sample of each direction when one is due, as long as the phase lasts.
+    fn tell(&mut self, now: Instant, report: Report<'_>) {
+        if now < self.next_sample || self.next_sample > self.until {
+            return;
+        }
+        let at_us = micros(now - self.begin);
+        for direction in self.load.directions() {
+            let at = *direction as usize;
+            let sample = Sample { at_us, bytes: self.totals[at] - self.told[at] };
+            self.told[at] = self.totals[at];
+            report(match direction {
+                Direction::Download => Progress::Sent(*direction, sample),
+                Direction::Upload => Progress::Received(*direction, sample),
+            });
+        }
+        while self.next_sample <= now {
+            self.next_sample += INTERVAL;
+        }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,371 @@
+//! Where a lane's parts meet: the door that lets connections in, the keeper of the child that serves them, and the phase
+//! that counts them. State under one lock, and who waits for it; no thread, no process, no poll.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::net::RecvFlags;
+use rustix::process::{Pid, Signal};
+
+use super::cookie::COOKIE;
+use crate::socket;
+use crate::tether::Tether;
+
+/// Shared by the threads of a lane.
+pub(super) struct Stage {
+    state: Mutex<State>,
+    changed: Condvar,
+    tether: Arc<Tether>,
+    /// Where the child finds one byte for each connection that waits for it: what it takes for its listener. The bell is
+    /// our end of the pair.
+    pub(super) bell: UnixStream,
+    pub(super) listener: OwnedFd,
+}
+
+/// How it stands with the child.
+#[derive(Clone, Debug)]
+pub(super) enum Child {
+    /// There is none yet that listens.
+    Starting,
+    /// It takes connections.
+    Listens,
+    /// It is gone, and all that came of it.
+    Ended(Ending),
+}
+
+/// What a child leaves behind.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ending {
+    /// Seconds of processor time: user, system.
+    pub(super) cpu_s: Option<(f64, f64)>,
+    /// Why it ended, where it did not end by itself and well.
+    pub(super) complaint: Option<String>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The test's control connection: the first one.
+    Control,
+    /// A stream of payload.
+    Stream,
+}
+
+/// One stream of payload, and what the kernel had counted when it came: what is counted from then on is the test's.
+pub(super) struct Stream {
+    pub(super) socket: TcpStream,
+    acked_before: u64,
+}
+
+impl Stream {
+    /// Payload bytes so far: sent and acknowledged, received.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let (acked, received) = socket::counts(&self.socket).unwrap_or_default();
+        // Its cookie is no payload.
+        (acked.saturating_sub(self.acked_before), received.saturating_sub(COOKIE as u64))
+    }
+}
+
+struct State {
+    /// The phase whose test is next or runs; counts those alone that load the path.
+    test: usize,
+    /// Streams that this test has, both directions together.
+    expected: usize,
+    cookie: Option<[u8; COOKIE]>,
+    /// Places given away, that of the control connection included.
+    given: usize,
+    /// Let in, and not yet taken by the child.
+    waiting: VecDeque<TcpStream>,
+    streams: Vec<Stream>,
+    /// What the child names as an error of the test.
+    complaint: Option<String>,
+    stands_since: Option<Instant>,
+    child: Child,
+    /// While it can be signalled: the child leads a group of its own.
+    pid: Option<Pid>,
+    is_over: bool,
+}
+
+impl Stage {
+    pub(super) fn new(tether: Arc<Tether>, expected: usize) -> io::Result<Self> {
+        let (bell, listener) = UnixStream::pair()?;
+        bell.set_nonblocking(true)?;
+        Ok(Self {
+            state: Mutex::new(State {
+                test: 0,
+                expected,
+                cookie: None,
+                given: 0,
+                waiting: VecDeque::new(),
+                streams: Vec::new(),
+                complaint: None,
+                stands_since: None,
+                child: Child::Starting,
+                pid: None,
+                is_over: false,
+            }),
+            changed: Condvar::new(),
+            tether,
+            bell,
+            listener: listener.into(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self) {
+        self.changed.notify_all();
+        self.tether.wake();
+    }
+
+    // The door's side.
+
+    /// A place in the running test for a connection with this cookie, if there is one.
+    pub(super) fn place_for(&self, cookie: [u8; COOKIE]) -> Option<Place> {
+        let mut state = self.state();
+        if matches!(state.child, Child::Ended(_)) || state.is_over {
+            return None;
+        }
+        let place = match state.cookie {
+            None => Place::Control,
+            Some(of_test) if of_test == cookie && state.given <= state.expected => Place::Stream,
+            Some(_) => return None,
+        };
+        state.cookie = Some(cookie);
+        state.given += 1;
+        Some(place)
+    }
+
+    /// Seats a connection that was let in: the child hears of it, and its bytes are counted from now on.
+    pub(super) fn seat(&self, place: Place, socket: TcpStream) -> io::Result<()> {
+        // Of the control connection no copy is kept: a client is told of the end by the child's closing it.
+        let stream = match place {
+            Place::Control => None,
+            Place::Stream => {
+                let acked_before = socket::counts(&socket).unwrap_or_default().0;
+                Some(Stream { socket: socket.try_clone()?, acked_before })
+            }
+        };
+        let mut state = self.state();
+        state.waiting.push_back(socket);
+        state.streams.extend(stream);
+        if state.streams.len() == state.expected && state.stands_since.is_none() {
+            state.stands_since = Some(Instant::now());
+        }
+        // Full only if the child has not taken any of thousands.
+        (&self.bell).write_all(b".")?;
+        drop(state);
+        self.tell();
+        Ok(())
+    }
+
+    // The keeper's side.
+
+    /// The connection that the child takes now, if one waits.
+    pub(super) fn take(&self) -> Option<TcpStream> {
+        let mut state = self.state();
+        let socket = state.waiting.pop_front()?;
+        // The byte that stood for it; a child that took it itself only fooled itself.
+        let _ = rustix::net::recv(&self.listener, &mut [0; 1], RecvFlags::DONTWAIT);
+        Some(socket)
+    }
+
+    /// A child was started. `false`: the lane is over, and it has to go at once.
+    #[must_use]
+    pub(super) fn started(&self, pid: Pid) -> bool {
+        let mut state = self.state();
+        state.pid = Some(pid);
+        !state.is_over
+    }
+
+    pub(super) fn listens(&self) {
+        self.state().child = Child::Listens;
+        self.tell();
+    }
+
+    /// The child named an error.
+    pub(super) fn complained(&self, complaint: String) {
+        self.state().complaint.get_or_insert(complaint);
+        self.tell();
+    }
+
+    /// From here on nobody may signal the child: its number may soon be another's.
+    pub(super) fn is_being_buried(&self) {
+        self.state().pid = None;
+    }
+
+    pub(super) fn ended(&self, ending: Ending) {
+        let mut state = self.state();
+        state.child = Child::Ended(ending);
+        state.pid = None;
+        // Who waits for a child that is gone is told by its connection's end.
+        state.waiting.clear();
+        drop(state);
+        self.tell();
+    }
+
+    /// Waits until a child is wanted for a test after `test`. `false`: none will be.
+    pub(super) fn await_next(&self, test: usize) -> bool {
+        let mut state = self.state();
+        while state.test <= test && !state.is_over {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        !state.is_over
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.state().is_over || self.tether.is_cut()
+    }
+
+    // The phase's side.
+
+    /// Waits until a child listens; an error says why none does.
+    pub(super) fn await_listening(&self, patience: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + patience;
+        let mut state = self.state();
+        loop {
+            match &state.child {
+                Child::Listens => return Ok(()),
+                Child::Ended(ending) => {
+                    return Err(ending.complaint.clone().unwrap_or_else(|| "it ended at once".to_owned()));
+                }
+                Child::Starting => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("it did not listen within {} s", patience.as_secs()));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Which test is next or runs.
+    pub(super) fn test(&self) -> usize {
+        self.state().test
+    }
+
+    /// Since when all streams of the test stand; how many do.
+    pub(super) fn standing(&self) -> (Option<Instant>, usize) {
+        let state = self.state();
+        (state.stands_since, state.streams.len())
+    }
+
+    /// What the child named as an error of this test, if it did: it may well wait for another client then.
+    pub(super) fn complaint(&self) -> Option<String> {
+        self.state().complaint.clone()
+    }
+
+    /// How the child ended, if it did.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        match &self.state().child {
+            Child::Ended(ending) => Some(ending.clone()),
+            Child::Starting | Child::Listens => None,
+        }
+    }
+
+    /// Does something with each stream of the test.
+    pub(super) fn for_each_stream(&self, mut look: impl FnMut(&Stream)) {
+        self.state().streams.iter().for_each(&mut look);
+    }
+
+    /// Sends a signal to the child and all that came of it, if it is there.
+    pub(super) fn signal(&self, signal: Signal) {
+        let state = self.state();
+        if let Some(pid) = state.pid {
+            // It may have ended just now; its number is still its own.
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+    }
+
+    /// The test is over and counted: its connections are let go, and the next one, of `expected` streams, may come.
+    pub(super) fn next_test(&self, expected: usize) {
+        let mut state = self.state();
+        state.test += 1;
+        state.expected = expected;
+        state.cookie = None;
+        state.given = 0;
+        state.waiting.clear();
+        state.streams.clear();
+        state.complaint = None;
+        state.stands_since = None;
+        state.child = Child::Starting;
+        // What still stands in the listener is of connections that nobody took.
+        while rustix::net::recv(&self.listener, &mut [0; 64], RecvFlags::DONTWAIT).is_ok_and(|(read, _)| read > 0) {}
+        drop(state);
+        self.tell();
+    }
+
+    /// Nothing more is to come: the child goes, and so do all connections.
+    pub(super) fn close(&self) {
+        {
+            let mut state = self.state();
+            state.is_over = true;
+            state.waiting.clear();
+            state.streams.clear();
+        }
+        self.signal(Signal::KILL);
+        self.tell();
+        // Wakes the keeper wherever it waits; it holds the other end itself.
+        let _ = self.bell.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn stage(expected: usize) -> Stage {
+        Stage::new(Tether::free(), expected).unwrap()
+    }
+
+    fn connection() -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        TcpStream::connect(listener.local_addr().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_test_has_one_control_connection_and_its_streams_all_with_one_cookie() {
+        let stage = stage(2);
+        let (own, foreign) = ([1; COOKIE], [2; COOKIE]);
+        assert_eq!(stage.place_for(own), Some(Place::Control));
+        assert_eq!(stage.place_for(foreign), None);
+        assert_eq!(stage.place_for(own), Some(Place::Stream));
+        assert_eq!(stage.place_for(own), Some(Place::Stream));
+        assert_eq!(stage.place_for(own), None, "no more than were granted");
+        stage.next_test(1);
+        assert_eq!(stage.place_for(foreign), Some(Place::Control), "the next test begins anew");
+    }
+
+    #[test]
+    fn the_child_hears_of_each_connection_once() {
+        let stage = stage(1);
+        let heard = || rustix::net::recv(&stage.listener, &mut [0; 8], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+        assert!(heard().is_err());
+        stage.seat(Place::Control, connection()).unwrap();
+        stage.seat(Place::Stream, connection()).unwrap();
+        assert_eq!(heard().unwrap().0, 2);
+        assert_eq!(stage.standing().1, 1);
+        assert!(stage.take().is_some() && stage.take().is_some() && stage.take().is_none());
+        assert!(heard().is_err());
+    }
+
+    #[test]
+    fn nobody_gets_a_place_when_the_child_is_gone() {
+        let stage = stage(1);
+        stage.ended(Ending::default());
+        assert_eq!(stage.place_for([1; COOKIE]), None);
+        stage.next_test(1);
+        assert!(stage.place_for([1; COOKIE]).is_some());
+        stage.close();
+        assert!(stage.is_over() && !stage.await_next(0));
+    }
+}

@@ -1,0 +1,303 @@
+//! Both ends of the lane against each other over loopback, with a real iperf3, and what a stranger can do to it.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use paramedic_link::SessionId;
+use paramedic_link::admission::SessionKeys;
+use paramedic_link::measurement::{PhaseTally, Sample};
+use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+use zeroize::Zeroizing;
+
+use super::drive::Iperf3Drive;
+use super::program::Program;
+use super::serve::Iperf3Serve;
+use crate::dialer::Dialer;
+use crate::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
+use crate::tether::Tether;
+
+/// Says so where there is nothing to test with; never silently.
+fn has_iperf3() -> bool {
+    let found = Program::find();
+    if let Err(lacking) = &found {
+        eprintln!("SKIPPED: {lacking}; {}", lacking.try_);
+    }
+    found.is_ok()
+}
+
+struct Session {
+    serve: Iperf3Serve,
+    drive: Iperf3Drive,
+    reflector: Arc<Tether>,
+    appliance: Arc<Tether>,
+    scratch: TempDir,
+}
+
+fn spec(streams: u16, loads: &[Load]) -> TestSpec {
+    TestSpec {
+        engine: EngineId::try_from("iperf3").unwrap(),
+        data_mode: DataMode::DirectEphemeral,
+        phases: loads.iter().map(|load| PhaseSpec { load: *load, duration_ms: 1000 }).collect(),
+        streams,
+        congestion_control: Some("reno".into()),
+        window_bytes: None,
+        block_bytes: None,
+        probe_interval_us: 0,
+    }
+}
+
+fn keys() -> Arc<SessionKeys> {
+    Arc::new(SessionKeys::derive(SessionId::from_bytes([5; 16]), Zeroizing::new([5; 32])))
+}
+
+impl Session {
+    fn open(spec: &TestSpec) -> Self {
+        Self::open_with(spec, Tether::free(), keys())
+    }
+
+    fn open_with(spec: &TestSpec, reflector: Arc<Tether>, of_appliance: Arc<SessionKeys>) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let serve = Iperf3Serve::open(ServeOrder {
+            spec: spec.clone(),
+            keys: keys(),
+            claim: Some((Ipv4Addr::LOCALHOST, 0).into()),
+            peer: Ipv4Addr::LOCALHOST.into(),
+            tether: Arc::clone(&reflector),
+            scratch: scratch.path().to_owned(),
+        });
+        let serve = serve.unwrap();
+        let appliance = Tether::free();
+        let dialer = Dialer { target: serve.local_addr(), tls: None, connect_timeout: Duration::from_secs(10) };
+        let drive = Iperf3Drive::new(DriveOrder {
+            spec: spec.clone(),
+            keys: of_appliance,
+            dialer: Arc::new(dialer),
+            tether: Arc::clone(&appliance),
+            login_key: serve.login_key(),
+        });
+        Self { serve, drive: drive.unwrap(), reflector, appliance, scratch }
+    }
+
+    /// Runs one phase at both ends: the reflector's tally, the appliance's, and what both received.
+    fn run(&self, phase: u8) -> (PhaseTally, PhaseTally, Vec<(Direction, Sample)>) {
+        let samples = Mutex::new(Vec::new());
+        let (start, started) = channel();
+        let report = |progress| match progress {
+            Progress::Started => start.send(()).unwrap_or(()),
+            Progress::Received(direction, sample) => samples.lock().unwrap().push((direction, sample)),
+            Progress::Sent(..) => {}
+        };
+        let (served, driven) = std::thread::scope(|scope| {
+            self.drive.connect(phase).unwrap();
+            let served = scope.spawn(|| {
+                let tally = self.serve.run(phase, &report);
+                // Whoever waits for a start that never came.
+                start.send(()).unwrap_or(());
+                tally
+            });
+            started.recv().unwrap();
+            let driven = self.drive.run(phase, &report);
+            (served.join().unwrap(), driven)
+        });
+        (served, driven, samples.into_inner().unwrap())
+    }
+}
+
+fn sum(samples: &[(Direction, Sample)], of: Direction) -> u64 {
+    samples.iter().filter(|(direction, _)| *direction == of).map(|(_, sample)| sample.bytes).sum()
+}
+
+#[test]
+fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
+    if !has_iperf3() {
+        return;
+    }
+    let session = Session::open(&spec(2, &[Load::Download, Load::Upload, Load::Idle, Load::Bidir]));
+    for (phase, directions, streams) in
+        [(0, &[Direction::Download][..], 2), (1, &[Direction::Upload], 2), (3, &Direction::BOTH, 2)]
+    {
+        let (served, driven, samples) = session.run(phase);
+        assert_eq!((&served.cut_short, &driven.cut_short), (&None, &None), "phase {phase}: {served:?} {driven:?}");
+        for direction in Direction::BOTH {
+            let (ours, theirs) = (served.direction(direction), driven.direction(direction));
+            assert_eq!(ours.is_some(), directions.contains(&direction));
+            let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
+            assert_eq!((ours.streams, theirs.streams), (streams, streams), "{direction}: {ours:?} {theirs:?}");
+            let ratio = ours.count.bytes as f64 / theirs.count.bytes as f64;
+            assert!((0.8..1.25).contains(&ratio), "{direction}: {ours:?} {theirs:?}");
+            assert!(sum(&samples, direction) > theirs.count.bytes / 2, "{direction}: {samples:?}");
+            assert!(ours.cpu.user_s + ours.cpu.system_s > 0.0);
+        }
+        let sender = if directions[0] == Direction::Download { &served } else { &driven };
+        let sender = sender.direction(directions[0]).unwrap();
+        assert_eq!(sender.congestion_control.as_ref().unwrap().as_str(), "reno");
+        assert!(session.drive.raw(phase).unwrap().contains("\"end\""));
+    }
+    let idle = session.serve.run(9, &|_| {});
+    assert!(idle.cut_short.is_some());
+    let left = session.scratch.path().to_owned();
+    drop(session);
+    assert!(!left.exists());
+}
+
+#[test]
+fn who_does_not_know_the_session_is_not_served() {
+    if !has_iperf3() {
+        return;
+    }
+    let other = SessionKeys::derive(SessionId::from_bytes([5; 16]), Zeroizing::new([6; 32]));
+    let session = Session::open_with(&spec(1, &[Load::Download]), Tether::free(), Arc::new(other));
+    let (served, driven, samples) = session.run(0);
+    assert!(samples.is_empty());
+    let why = served.cut_short.unwrap();
+    assert!(why.as_str().contains("authorization"), "{why}");
+    assert!(driven.cut_short.is_some());
+    let complaint = session.drive.complaint(0).unwrap();
+    assert!(complaint.contains("authorization"), "{complaint}");
+}
+
+/// A connection to the lane from an address that is not the appliance's.
+fn stranger(to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    socket.into()
+}
+
+#[test]
+fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
+    if !has_iperf3() {
+        return;
+    }
+    let session = Session::open(&spec(4, &[Load::Upload]));
+    let at = session.serve.local_addr();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let refused = std::thread::scope(|scope| {
+        let strangers = scope.spawn(|| {
+            let mut refused = 0;
+            let mut silent = Vec::new();
+            while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                let mut garbage = stranger(at);
+                // It may be refused before it has said anything.
+                let _ = garbage.write_all(b"abcdefghijklmnopqrstuvwxyz2345678901\0");
+                silent.push(stranger(at));
+                let told = garbage.read(&mut [0; 1]);
+                assert!(!matches!(told, Ok(1..)), "a stranger was answered");
+                refused += 1;
+            }
+            refused
+        });
+        let (served, driven, _) = session.run(0);
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!((served.cut_short, driven.cut_short), (None, None));
+        strangers.join().unwrap()
+    });
+    assert!(refused > 10, "only {refused} strangers came");
+}
+
+#[test]
+fn half_a_cookie_from_the_own_address_holds_nothing_and_wakes_nobody() {
+    if !has_iperf3() {
+        return;
+    }
+    let session = Session::open(&spec(1, &[Load::Download]));
+    let mut half = TcpStream::connect(session.serve.local_addr()).unwrap();
+    half.write_all(b"half a cook").unwrap();
+    let mut closed = TcpStream::connect(session.serve.local_addr()).unwrap();
+    closed.write_all(b"half a cook").unwrap();
+    closed.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(!matches!(closed.read(&mut [0; 1]), Ok(1..)), "it was answered");
+    let (served, driven, _) = session.run(0);
+    assert_eq!((served.cut_short, driven.cut_short), (None, None));
+}
+
+#[test]
+fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
+    if !has_iperf3() {
+        return;
+    }
+    for cut_appliance in [false, true] {
+        let long = TestSpec {
+            phases: vec![PhaseSpec { load: Load::Download, duration_ms: 60_000 }],
+            ..spec(2, &[Load::Download])
+        };
+        let session = Session::open(&long);
+        let began = Instant::now();
+        let seen = std::sync::Once::new();
+        let (start, started) = channel();
+        std::thread::scope(|scope| {
+            session.drive.connect(0).unwrap();
+            let tether = if cut_appliance { &session.appliance } else { &session.reflector };
+            let served = scope.spawn(|| {
+                session.serve.run(0, &|progress| match progress {
+                    Progress::Started => start.send(()).unwrap_or(()),
+                    Progress::Sent(_, sample) if sample.bytes > 0 => seen.call_once(|| tether.cut()),
+                    _ => {}
+                })
+            });
+            started.recv().unwrap();
+            let driven = session.drive.run(0, &|_| {});
+            let served = served.join().unwrap();
+            assert!(driven.cut_short.is_some() && served.cut_short.is_some());
+            // What was measured until then is kept.
+            assert!(served.download.unwrap().count.bytes > 0);
+            if cut_appliance {
+                assert!(driven.download.unwrap().count.bytes > 0, "an interrupted client tells what it has");
+            }
+        });
+        drop(session);
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn bytes_that_are_not_leased_do_not_flow_for_long() {
+    if !has_iperf3() {
+        return;
+    }
+    let (asks, asked) = channel();
+    let tether = Tether::leased(move || asks.send(()).unwrap_or(()));
+    let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&tether), keys());
+    tether.allow(16 << 20);
+    let lessor = std::thread::spawn({
+        // It must not keep alive what it waits for.
+        let tether = Arc::downgrade(&tether);
+        move || {
+            let mut slice = 16 << 20;
+            while asked.recv().is_ok() {
+                let Some(tether) = tether.upgrade() else { return };
+                slice *= 2;
+                tether.allow(slice);
+            }
+        }
+    });
+    let (served, driven, _) = session.run(0);
+    assert_eq!((&served.cut_short, driven.cut_short), (&None, None));
+    assert_eq!(tether.spent(), served.bytes(), "what is counted is charged");
+    drop((session, tether));
+    lessor.join().unwrap();
+}
+
+#[test]
+fn the_host_is_tried_out_before_the_lane_is_offered() {
+    if !has_iperf3() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    super::Iperf3.has_serve(scratch.path()).unwrap();
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing is left behind");
+    let missing = super::Iperf3.has_serve(&scratch.path().join("nowhere")).unwrap_err();
+    assert!(missing.because.contains("sandbox"), "{missing:?}");
+}
+
+#[test]
+fn half_seconds_are_not_measured() {
+    let half = TestSpec { phases: vec![PhaseSpec { load: Load::Download, duration_ms: 1500 }], ..spec(1, &[]) };
+    assert!(super::Iperf3.cannot(&half).is_some());
+    assert!(super::Iperf3.cannot(&spec(1, &[Load::Download])).is_none());
+}
