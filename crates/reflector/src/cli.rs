@@ -550,6 +550,9 @@ fn print_status(status: &Status) {
     line("data modes", modes.join(", "));
     let engines = status.engines.iter().map(ToString::to_string).collect::<Vec<_>>();
     line("engines", engines.join(", "));
+    for lacking in &status.engines_lacking {
+        line("not offered", format!("{}: {}; try: {}", lacking.engine, lacking.because, lacking.try_));
+    }
     line("peers", format!("{} paired, {} links now", status.peers, status.links));
     for (name, value) in status.sessions.rows() {
         line(name, value);

@@ -35,6 +35,8 @@ pub struct Config {
     pub mode: Mode,
     /// The ports of direct sessions; without port 0, not empty.
     pub data_port_range: RangeInclusive<u16>,
+    /// Whether direct sessions may have iperf3 for their data plane.
+    pub iperf3_enabled: bool,
     /// Sessions at once, at least 1.
     pub max_concurrent_tests: u32,
     /// Requests that may wait.
@@ -111,6 +113,8 @@ impl Config {
             mode: Mode::Tunneled,
             // Where iperf3 users expect test data.
             data_port_range: 5201..=5299,
+            // A program of others that speaks to the network: who wants it says so.
+            iperf3_enabled: false,
             // Two tests at once measure each other; whoever comes second waits its turn.
             max_concurrent_tests: 1,
             // With tests of half a minute, the last of 32 waits a quarter of an hour: longer is no service.
@@ -139,6 +143,11 @@ impl Config {
         self.mode == Mode::DirectEphemeral
     }
 
+    /// Whether the operator wants the engine with this id to be offered.
+    pub fn wants(&self, engine: &str) -> bool {
+        engine != "iperf3" || self.iperf3_enabled
+    }
+
     /// The file of the reflector's secret key.
     pub fn key_file(&self) -> PathBuf {
         self.state_dir.join("identity.key")
@@ -152,6 +161,11 @@ impl Config {
     /// The folder of the audit log.
     pub fn audit_dir(&self) -> PathBuf {
         self.state_dir.join("audit")
+    }
+
+    /// The folder that engines work in while a session lasts; what stands there at the start is of no use any more.
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.runtime_dir.join("scratch")
     }
 
     /// The unix socket that the other subcommands talk to.
@@ -548,6 +562,7 @@ fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, String> {
     match value {
         DeValue::String(text) => Ok(vec![text.to_string()]),
         DeValue::Integer(number) if number.radix() == 10 => Ok(vec![number.as_str().to_owned()]),
+        DeValue::Boolean(value) => Ok(vec![value.to_string()]),
         DeValue::Array(values) if is_list => {
             let each = values.iter().map(|value| match value.get_ref() {
                 DeValue::Array(_) => Err("it is an array in an array".to_owned()),

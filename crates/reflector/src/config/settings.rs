@@ -63,6 +63,14 @@ impl Given<'_> {
         T::try_from(number).map_err(|_| format!("{number} is too large"))
     }
 
+    fn yes_or_no(&self) -> Result<bool, String> {
+        match self.one() {
+            "true" | "yes" | "on" | "1" => Ok(true),
+            "false" | "no" | "off" | "0" => Ok(false),
+            other => Err(format!("{other:?} is neither")),
+        }
+    }
+
     fn bytes(&self, least: u64, most: u64) -> Result<u64, String> {
         let bytes = quantity::parse_bytes(self.one())?;
         within(bytes, least, most, |bytes| quantity::print_bytes(*bytes)).map(|()| bytes)
@@ -191,6 +199,18 @@ pub static SETTINGS: &[Setting] = &[
             let (first, last) = (config.data_port_range.start(), config.data_port_range.end());
             Value::String(if first == last { first.to_string() } else { format!("{first}-{last}") })
         },
+    },
+    Setting {
+        name: "iperf3_enabled",
+        env: "REFLECTOR_IPERF3_ENABLED",
+        flag: "iperf3-enabled",
+        placeholder: "BOOL",
+        help: "Whether direct sessions may have iperf3 for their data plane. Needs iperf3 on this host and mode \
+               direct_ephemeral.",
+        right: "true or false",
+        is_list: false,
+        read: |config, given| given.yes_or_no().map(|enabled| config.iperf3_enabled = enabled),
+        show: |config| Value::Boolean(config.iperf3_enabled),
     },
     Setting {
         name: "max_concurrent_tests",

@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::peers::Removal;
-use super::{Server, Stage, lock, pair};
+use super::{LackingEngine, Server, Stage, lock, pair};
 use crate::event::Event;
 use crate::sessions::Snapshot;
 
@@ -142,6 +142,9 @@ pub struct Status {
     pub data_modes: Vec<paramedic_link::test_spec::DataMode>,
     /// The engines on offer.
     pub engines: Vec<paramedic_link::test_spec::EngineId>,
+    /// Engines that were to be on offer, and why they are not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engines_lacking: Vec<LackingEngine>,
     /// Links that stand.
     pub links: usize,
     /// Paired devices.
@@ -318,6 +321,7 @@ fn status(server: &Server) -> Status {
         problems,
         data_modes: limits.data_modes,
         engines: limits.engines,
+        engines_lacking: server.lacking.clone(),
         links: lock(&server.links).len(),
         peers: server.peers.list().len(),
         sessions,

@@ -365,7 +365,7 @@ impl Connection {
                 Answer::Reserved(reservation) => {
                     let server = Arc::clone(&self.server);
                     let mut claim = Claim { server, session: reservation.session, is_granted: false };
-                    match self.open_session(&reservation) {
+                    match tokio::task::block_in_place(|| self.open_session(&reservation)) {
                         Ok(running) => return self.grant(&reservation, claim, running, events).await,
                         Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
                             tracing::warn!(port = reservation.port, "a program of someone else holds this port");
@@ -441,6 +441,7 @@ impl Connection {
         lock(&self.server.running).insert(session, Arc::clone(&running));
         claim.is_granted = true;
         tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server)));
+        let login_key = running.login_key.clone();
         self.running = Some(Granted { running, phase: None, next_phase: 0 });
         let data_port = reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral);
         self.say(&ToAppliance::Granted(Grant {
@@ -448,6 +449,7 @@ impl Connection {
             expires_in_ms: u64::try_from(reservation.expires_in.as_millis()).unwrap_or(u64::MAX),
             data_port,
             udp: true,
+            login_key,
         }))
         .await
     }

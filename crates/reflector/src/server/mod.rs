@@ -19,10 +19,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use paramedic_engines::Engine;
 use paramedic_engines::echo::Responder;
+use paramedic_engines::engine::Lacking;
 use paramedic_link::message::EndReason;
 use paramedic_link::test_spec::{DataMode, EngineId};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId, tls};
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -78,6 +81,8 @@ struct Server {
     /// Too many wrong proofs closed the code.
     code_burnt: Notify,
     stage: watch::Sender<Stage>,
+    /// Engines that were to be offered and can't be.
+    lacking: Vec<LackingEngine>,
 }
 
 /// How far the end has come.
@@ -133,10 +138,12 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
             .collect(),
     };
     let began = Instant::now();
-    let sessions = Sessions::new(limits(&config), past, Now { mono: Duration::ZERO, unix_ms: now });
     let tls = tls::reflector_config(&key).context("TLS can't be set up")?;
     let listeners = accept::listen(&config.listen)?;
     let admin = admin_socket::bind(&config.admin_socket())?;
+    // The admin socket is ours, and with it the folder that it stands in.
+    let (engines, lacking) = offered(&config).await?;
+    let sessions = Sessions::new(limits(&config, &engines), past, Now { mono: Duration::ZERO, unix_ms: now });
     let mut responders = HashMap::new();
     for (listener, udp) in &listeners {
         let responder = Responder::spawn(udp.try_clone()?).context("the latency responder can't start")?;
@@ -164,6 +171,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         claim_settled: Notify::new(),
         code_burnt: Notify::new(),
         stage: watch::channel(Stage::Serving).0,
+        lacking,
         config,
     });
     let mut first = vec![Event::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
@@ -368,15 +376,58 @@ impl Server {
     }
 }
 
-/// The session rules as configured.
-fn limits(config: &Config) -> Limits {
+/// An engine that was to be offered and can't be, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LackingEngine {
+    /// Which.
+    pub engine: EngineId,
+    /// Because of what.
+    pub because: String,
+    /// What to do about it.
+    #[serde(rename = "try")]
+    pub try_: String,
+}
+
+/// The engines that the operator wants and this host can play, each tried out, and those that it can't.
+async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<LackingEngine>)> {
+    let scratch = config.scratch_dir();
+    // What a reflector that was killed left there.
+    if let Err(error) = std::fs::remove_dir_all(&scratch)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "an old working folder can't be removed");
+    }
+    make_folder(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    let (mut engines, mut lacking) = (Vec::new(), Vec::new());
+    for engine in paramedic_engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
+        let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];
+        let fit = if is_direct_alone && !config.offers_direct() {
+            let because = "its data takes ports of its own, and this reflector has the tunnel alone".to_owned();
+            Err(Lacking { because, try_: "set mode = \"direct_ephemeral\"".to_owned() })
+        } else {
+            let scratch = scratch.clone();
+            tokio::task::spawn_blocking(move || engine.has_serve(&scratch)).await?
+        };
+        match (fit, EngineId::try_from(engine.id())) {
+            (Err(Lacking { because, try_ }), Ok(id)) => {
+                tracing::warn!(engine = %id, %because, "not offered");
+                lacking.push(LackingEngine { engine: id, because, try_ });
+            }
+            _ => engines.push(engine),
+        }
+    }
+    Ok((engines, lacking))
+}
+
+/// The session rules as configured, with the engines that can be offered.
+fn limits(config: &Config, engines: &[&'static dyn Engine]) -> Limits {
     let direct = config.offers_direct();
     let mut data_modes = vec![DataMode::Tunneled];
     if direct {
         data_modes.push(DataMode::DirectEphemeral);
     }
-    let engines = paramedic_engines::ENGINES.iter();
-    let engines = engines.filter_map(|engine| Some((EngineId::try_from(engine.id()).ok()?, engine.data_modes())));
+    let engines =
+        engines.iter().filter_map(|engine| Some((EngineId::try_from(engine.id()).ok()?, engine.data_modes())));
     Limits {
         max_concurrent_tests: config.max_concurrent_tests,
         max_test_duration: config.max_test_duration,

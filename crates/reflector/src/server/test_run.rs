@@ -10,7 +10,7 @@ use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::{Enrolment, Responder};
 use paramedic_engines::engine::{Progress, Serve, ServeOrder};
 use paramedic_engines::tether::Tether;
-use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::admission::{LoginKey, Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::message::EndReason;
 use paramedic_link::test_spec::{Direction, TestSpec};
@@ -35,6 +35,8 @@ pub(super) struct Running {
     pub(super) spec: TestSpec,
     pub(super) keys: Arc<SessionKeys>,
     pub(super) tether: Arc<Tether>,
+    /// What its login is encrypted with, where its engine has one.
+    pub(super) login_key: Option<LoginKey>,
     /// What it holds until it is closed. A phase reads it for as long as it runs.
     ends: RwLock<Option<OurEnds>>,
     /// Latency probes came by TCP: each session has one such connection.
@@ -68,7 +70,7 @@ pub(super) enum PhaseEvent {
 }
 
 impl Running {
-    /// Claims everything that the session needs. `AddrInUse`: its port is held by somebody else's program.
+    /// Claims everything that the session needs. Blocking, where an engine starts a program. `AddrInUse`: its port is held by somebody else's program.
     pub(super) fn open(
         server: &Server,
         reservation: &Reservation,
@@ -102,12 +104,14 @@ impl Running {
             claim,
             peer: from,
             tether: Arc::clone(&tether),
+            scratch: server.config.scratch_dir(),
         })?;
         Ok(Self {
             session: reservation.session,
             link: reservation.link,
             peer: reservation.peer,
             spec: reservation.spec.clone(),
+            login_key: serve.login_key(),
             ends: RwLock::new(Some(OurEnds {
                 serve,
                 _enrolment: responder.enroll(Arc::clone(&keys), Arc::clone(&tether), from),

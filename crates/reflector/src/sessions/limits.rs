@@ -99,6 +99,10 @@ impl Limits {
             let detail = format!("data mode {mode} is not offered here with {engine}; offered: {}", list(&offered));
             return refuse(DenialReason::ModeNotOffered, detail);
         }
+        let engine = paramedic_engines::find(spec.engine.as_str());
+        if let Some(not_done) = engine.and_then(|engine| engine.cannot(spec)) {
+            return refuse(DenialReason::BadRequest, not_done.to_owned());
+        }
         if spec.streams > self.max_streams {
             let detail = format!("{} streams asked, {} allowed", spec.streams, self.max_streams);
             return refuse(DenialReason::TooManyStreams, detail);
