@@ -5,6 +5,8 @@
 //! required: what is absent, of another type, or no number is absent in the [`Report`], and unknown fields are passed
 //! over. The fixtures that this is held to are in `crates/engines/fixtures/iperf3`.
 
+use std::fmt;
+
 use paramedic_link::PeerText;
 use paramedic_link::test_spec::Direction;
 use serde_json::{Map, Value};
@@ -14,7 +16,7 @@ mod tests;
 
 /// How many readings are kept: a day of both directions, one a second. What comes after them is in the totals.
 pub const MAX_READINGS: usize = 2 * 24 * 3600;
-/// The longest text kept, in characters. The longest error of iperf3's own, with its cause, has 130.
+/// The longest text kept, in characters. The longest error recorded, of a host without an address, has 172.
 const MAX_TEXT_CHARS: usize = 200;
 
 /// What one run of an iperf3 client said, as far as it said it.
@@ -118,7 +120,7 @@ pub struct Totals {
     pub streams: u16,
     /// What the sender counted. Absent where the other end's counts never came.
     pub sent: Option<Count>,
-    /// What the receiver counted. Absent where the other end's counts never came, and with UDP before iperf3 3.10.
+    /// What the receiver counted. Absent where the other end's counts never came, and with UDP in iperf3 3.9.
     pub received: Option<Count>,
     /// Segments sent again, with TCP.
     pub retransmits: Option<u64>,
@@ -180,14 +182,14 @@ pub struct Cpu {
 /// What kind of error a client reports. Its words changed over the versions; what tells kinds apart did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Complaint {
-    /// The server runs another test.
+    /// The server runs another test. riperf3's server says so where it wants a password, too.
     Busy,
-    /// The server wants another user or password, or one at all. (Since 3.22 a server hangs up instead, which reads
-    /// as [`Complaint::ControlLost`].)
+    /// The server wants another user or password, or one at all. Not every client hears of it: between two of 3.22
+    /// it reads as [`Complaint::ControlLost`], and riperf3 says `server error`.
     NotAuthorized,
     /// There is no server, or no way to it.
     Unreachable,
-    /// The server ended, hung up, or refused without a word.
+    /// The connection was lost in the middle: the server ended, hung up, or refused without a word.
     ControlLost,
     /// Anything else.
     Other,
@@ -198,16 +200,20 @@ impl Complaint {
     pub fn of(error: &str) -> Complaint {
         let error = error.to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
-        if says(&["busy"]) {
+        // What riperf3 calls denied is the same word of the server that iperf3 calls busy.
+        if says(&["busy", "access denied"]) {
             Complaint::Busy
-        } else if says(&["authorization failed", "not authorized", "authentication", "access denied"]) {
+        } else if says(&["authorization failed", "not authorized", "authentication"]) {
             Complaint::NotAuthorized
+        } else if says(&["stream socket"]) {
+            // Data that was under way; with UDP a server that is gone reads as "refused".
+            Complaint::ControlLost
         } else if says(&[
             "unable to connect",
             "refused",
             "unreachable",
             "no route to host",
-            "timed out",
+            "connection timed out",
             "name or service not known",
             "lookup",
             // iperf3 3.9 with --json goes on without a connection, and fails at its first word.
@@ -261,8 +267,8 @@ pub struct Version {
     pub minor: u16,
 }
 
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
     }
 }
@@ -443,7 +449,7 @@ fn without_nan(document: &str) -> String {
 #[derive(Clone, Debug, Default)]
 struct Gathering {
     report: Report,
-    /// Whether a line of a stream came.
+    /// Whether a line of a stream came that means something here.
     is_begun: bool,
     /// Whether the server sends and the client receives (`--reverse`).
     is_reverse: bool,
@@ -468,14 +474,14 @@ impl Gathering {
 
     /// Reads a line of a stream.
     fn event(&mut self, name: &str, data: &Value) {
-        self.is_begun = true;
         match name {
             "start" => self.start(data),
             "interval" => self.interval(data),
             "end" => self.end(data),
             "error" => self.error(data),
-            _ => {}
+            _ => return,
         }
+        self.is_begun = true;
     }
 
     fn error(&mut self, error: &Value) {
@@ -580,17 +586,14 @@ impl Gathering {
         let has_both = array(end.get("streams")).count() > streams.len() && !streams.is_empty();
         let is_named = end.as_object().is_some_and(|end| end.keys().any(|key| key.ends_with("_bidir_reverse")));
         // In a bidirectional test of 3.9 both directions' sums have the same names: then the streams tell.
-        let tell = if has_both && !is_named {
-            ""
-        } else if is_main {
-            "."
-        } else {
-            "_bidir_reverse"
+        let suffix = match is_main {
+            _ if has_both && !is_named => None,
+            true => Some(""),
+            false => Some("_bidir_reverse"),
         };
-        let sum = |name: &str, part: &str| match tell {
-            "" => Counted::all(streams.iter().map(|stream| &stream[part])),
-            "." => Counted::of(&end[name]),
-            suffix => Counted::of(&end[format!("{name}{suffix}")]),
+        let sum = |name: &str, part: &str| {
+            let named = suffix.and_then(|suffix| Counted::of(&end[format!("{name}{suffix}")]));
+            named.or_else(|| Counted::all(streams.iter().map(|stream| &stream[part])))
         };
         let udp = sum("sum", "udp").filter(|_| self.report.protocol != Some(Protocol::Tcp));
         let (sent, received) = (sum("sum_sent", "sender"), sum("sum_received", "receiver"));
