@@ -136,6 +136,11 @@ pub trait Drive: Send + Sync {
         None
     }
 
+    /// The program that moves the data, and its version, where it is another one than ours.
+    fn program(&self) -> Option<String> {
+        None
+    }
+
     /// What a program that moved the data said of phase number `phase` in its own words, as JSON.
     fn raw(&self, _phase: u8) -> Option<String> {
         None

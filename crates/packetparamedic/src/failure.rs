@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use paramedic_engines::engine::Lacking;
+
 use crate::document::{ErrorBody, ErrorDocument, ErrorSchema, ResultDocument};
 use crate::{config, history, targets};
 
@@ -65,6 +67,12 @@ impl Failure {
         // Whatever a library says in several lines, a failure prints as three.
         let because = because.into().lines().map(str::trim).collect::<Vec<_>>().join("; ");
         Self { code, what: what.into(), because, try_: try_.into(), exit, retry_after_ms: None, measured_so_far: None }
+    }
+
+    /// This host has not what an engine needs.
+    pub fn lacking(engine: &str, lacking: &Lacking) -> Self {
+        let what = format!("cannot run {engine} on this device");
+        Self::new(Exit::Usage, "engine_lacking", what, &*lacking.because, &*lacking.try_)
     }
 
     /// Says when asking again makes sense, in milliseconds from now.

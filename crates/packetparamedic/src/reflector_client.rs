@@ -327,7 +327,7 @@ impl ReflectorClient {
 }
 
 /// All addresses of a target, families interleaved, IPv6 first (RFC 8305, section 4).
-async fn resolve(target: &Target, family: Family) -> Result<Vec<SocketAddr>, Failure> {
+pub(crate) async fn resolve(target: &Target, family: Family) -> Result<Vec<SocketAddr>, Failure> {
     let found = tokio::net::lookup_host((target.host.to_string(), target.port)).await.map_err(|error| {
         Failure::new(
             Exit::Failed,

@@ -1,6 +1,7 @@
 //! One run of an iperf3 client: what it is told, and how it is started, heard, and ended. What it says is read elsewhere.
 
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,14 +9,16 @@ use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use paramedic_link::measurement::CpuUse;
-use paramedic_link::test_spec::{Direction, Load};
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally, Sample};
+use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use super::output::{self, Live, Reading, Report, Unreadable};
 use super::program::Program;
+use super::{COUNTED_BY_IPERF3, GRACE};
+use crate::engine::Progress;
 use crate::host_facts::{self, CpuClock};
 use crate::sys::child;
 use crate::tether::Tether;
@@ -54,14 +57,14 @@ pub struct Credentials {
 /// What one run is to do.
 #[derive(Clone)]
 pub struct ClientOrder {
-    /// The server's name or address.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
+    /// The server.
+    pub target: SocketAddr,
     /// The directions.
     pub load: Load,
     /// How long, in whole seconds.
     pub seconds: u32,
+    /// A start-up before that, which is not counted, in whole seconds.
+    pub omit_seconds: Option<u32>,
     /// Streams per direction.
     pub streams: u16,
     /// What carries the payload.
@@ -87,7 +90,12 @@ const KEY_FILE: &str = "server.pem";
 impl ClientOrder {
     /// The command line, for this version of the program.
     fn arguments(&self, program: &Program) -> Vec<String> {
-        let mut arguments = vec!["-c".to_owned(), self.host.clone(), "-p".into(), self.port.to_string()];
+        // A scope has to stay with an address, which the address alone does not print.
+        let host = match self.target {
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+            _ => self.target.ip().to_canonical().to_string(),
+        };
+        let mut arguments = vec!["-c".to_owned(), host, "-p".to_owned(), self.target.port().to_string()];
         let mut say = |option: &str, value: Option<String>| {
             arguments.push(option.to_owned());
             arguments.extend(value);
@@ -95,6 +103,9 @@ impl ClientOrder {
         say(if is_live(program) { "--json-stream" } else { "--json" }, None);
         say("-i", Some(INTERVAL_S.to_owned()));
         say("-t", Some(self.seconds.to_string()));
+        if let Some(seconds) = self.omit_seconds {
+            say("-O", Some(seconds.to_string()));
+        }
         say("-P", Some(self.streams.to_string()));
         say("--connect-timeout", Some(self.connect_timeout.as_millis().to_string()));
         match self.load {
@@ -139,6 +150,8 @@ pub struct Client {
 }
 
 struct Shared {
+    /// When it is ended if it has not ended itself.
+    deadline: Instant,
     state: Mutex<State>,
     changed: Condvar,
     tether: Arc<Tether>,
@@ -182,7 +195,9 @@ impl End {
 impl Client {
     /// Starts a client; the error says why it could not be. It is ended by a drop, and tells the tether of all news.
     pub fn start(program: &Program, order: &ClientOrder, tether: Arc<Tether>) -> io::Result<Self> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), tether });
+        let lasts = Duration::from_secs(u64::from(order.seconds) + u64::from(order.omit_seconds.unwrap_or(0)));
+        let deadline = Instant::now() + lasts + order.connect_timeout + GRACE;
+        let shared = Arc::new(Shared { deadline, state: Mutex::default(), changed: Condvar::new(), tether });
         let (told, started) = mpsc::channel();
         {
             let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
@@ -193,24 +208,39 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// The readings since the last call.
-    pub fn news(&self) -> Vec<Reading> {
+    /// Hears it out: its readings go to `tell` as they come. It is ended when the tether is cut, or when it takes much
+    /// longer than it was told to.
+    pub fn follow(&self, mut tell: impl FnMut(Reading)) -> End {
+        let end = loop {
+            let in_time = self.shared.tether.wait_until(self.shared.deadline, || self.has_news());
+            self.news().into_iter().for_each(&mut tell);
+            if let Some(end) = self.end() {
+                break end;
+            }
+            if !in_time {
+                break self.interrupt();
+            }
+        };
+        self.news().into_iter().for_each(tell);
+        end
+    }
+
+    fn news(&self) -> Vec<Reading> {
         std::mem::take(&mut self.shared.state().fresh)
     }
 
-    /// Whether there are readings, or the end.
-    pub fn has_news(&self) -> bool {
+    fn has_news(&self) -> bool {
         let state = self.shared.state();
         !state.fresh.is_empty() || state.end.is_some()
     }
 
     /// What it left behind, once it has ended.
-    pub fn end(&self) -> Option<End> {
+    pub(super) fn end(&self) -> Option<End> {
         self.shared.state().end.clone()
     }
 
     /// Ends it: it may still say what it has measured, for a second at most.
-    pub fn interrupt(&self) -> End {
+    fn interrupt(&self) -> End {
         self.shared.signal(Signal::INT);
         let deadline = Instant::now() + LAST_WORDS;
         let mut state = self.shared.state();
@@ -385,7 +415,47 @@ fn last_line(text: &str) -> Option<String> {
     Some(line.trim_start_matches("iperf3: ").trim_start_matches("error - ").to_owned())
 }
 
-/// The readings of one direction as samples of the end that is the client's.
-pub(super) fn in_direction(readings: &[Reading], direction: Direction) -> impl Iterator<Item = &Reading> {
-    readings.iter().filter(move |reading| reading.direction == direction)
+/// What a client receives counts; what it sends is held beside.
+pub fn progress(reading: &Reading) -> Progress {
+    let sample = Sample { at_us: reading.end_us, bytes: reading.bytes };
+    match reading.direction {
+        Direction::Download => Progress::Received(reading.direction, sample),
+        Direction::Upload => Progress::Sent(reading.direction, sample),
+    }
+}
+
+/// What the client counted in a phase. Both directions of one run are one process: what it cost stands with both.
+pub fn tally(phase: &PhaseSpec, end: &End, readings: &[Reading]) -> PhaseTally {
+    let report = end.report.as_ref().ok();
+    let of = |direction: Direction| {
+        let totals = report.and_then(|report| report.totals(direction));
+        let whole = totals.and_then(|totals| match direction {
+            Direction::Download => totals.received,
+            Direction::Upload => totals.sent,
+        });
+        let ours = || readings.iter().filter(|reading| reading.direction == direction);
+        let read = || Count {
+            bytes: ours().fold(0, |sum, reading| sum.saturating_add(reading.bytes)),
+            elapsed_us: ours().last().map_or(0, |reading| reading.end_us),
+        };
+        // What only the sender knows.
+        let sent = totals.filter(|_| direction == Direction::Upload);
+        DirectionTally {
+            count: whole.map_or_else(read, |whole| Count { bytes: whole.bytes, elapsed_us: whole.duration_us }),
+            cpu: end.cpu,
+            congestion_control: sent.and_then(|totals| totals.congestion_control.as_deref()).map(Into::into),
+            data_path: Some("plain".into()),
+            mss: report.filter(|_| direction == Direction::Upload).and_then(|report| report.mss),
+            retransmits: sent.and_then(|totals| totals.retransmits),
+            streams: totals.map_or(0, |totals| totals.streams),
+            counted_by: Some(COUNTED_BY_IPERF3.into()),
+        }
+    };
+    let moved = |direction| phase.load.moves(direction).then(|| of(direction));
+    let why = end.failure().map(|why| format!("iperf3 says: {why}"));
+    PhaseTally {
+        download: moved(Direction::Download),
+        upload: moved(Direction::Upload),
+        cut_short: why.map(|why| why.as_str().into()),
+    }
 }

@@ -28,7 +28,7 @@ use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use crate::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder};
 use crate::tether::Tether;
 
-pub use client::{Client, ClientOrder, Credentials, End, Transport};
+pub use client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 pub use program::Program;
 
 /// The engine whose data plane is iperf3.

@@ -1,5 +1,6 @@
 //! The iperf3 of this host: where it is, which one, what it knows. What is done with it stands elsewhere.
 
+use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -70,6 +71,11 @@ impl Program {
         self.knows(OPTION).then_some(OPTION)
     }
 
+    /// Whether it pads logins as versions before it did not, unless it is told otherwise.
+    pub fn pads_anew(&self) -> bool {
+        self.padding().is_some()
+    }
+
     /// Whether it can be a session's server.
     pub(super) fn check_server(&self) -> Result<(), Lacking> {
         let missing = ["--time-skew-threshold", "--forceflush"].into_iter().find(|option| !self.knows(option));
@@ -80,6 +86,12 @@ impl Program {
             }),
             None => Ok(()),
         }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "iperf3 {}", self.version)
     }
 }
 

@@ -1,29 +1,36 @@
 //! `speed-test`: what is asked, who watches, how it ends.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use paramedic_engines::Engine;
+use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::output::Format;
-use super::values::{milliseconds, rate, share, time};
+use super::values::{milliseconds, rate, share, size, time};
 use super::{Context, make_folder};
 use crate::config::Key;
 use crate::failure::{Exit, Failure};
-use crate::providers::{self, PROVIDERS, TestOrder, Watch};
+use crate::providers::{self, PROVIDERS, Provider, TestOrder, Watch};
 use crate::reflector_client::Family;
 use crate::runner::{self, Turn};
 use crate::thresholds::Thresholds;
 
-/// What most people mean by a speed test.
-const DEFAULT_ENGINE: &str = "tcp";
+/// The longest text that is read in search of a password.
+const LONGEST_PASSWORD: u64 = 1024;
+/// The longest text that is read in search of a public key: RSA with 16,384 bits has half of it.
+const LONGEST_KEY: u64 = 8192;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Whom to measure against: a saved name, or an address at which a paired key answers
-    /// [default: the only paired reflector]
+    /// [default: the only paired reflector]; with --provider iperf3 the server
     #[arg(long, value_name = "HOST[:PORT]|NAME")]
     peer: Option<String>,
     /// Where the test comes from
@@ -60,6 +67,29 @@ pub(super) struct Args {
     /// The congestion control to ask both kernels for
     #[arg(short = 'C', long, value_name = "NAME")]
     congestion: Option<String>,
+    /// The socket buffers to ask both kernels for (bytes: 256K, 4M)
+    #[arg(short = 'w', long, value_name = "SIZE", value_parser = size)]
+    window: Option<u32>,
+    /// What iperf3 hands the kernel at once; with -u each datagram's payload (bytes: 128K, 1400)
+    #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
+    length: Option<u32>,
+    /// Datagrams instead of TCP, against an iperf3 server
+    #[arg(short = 'u', long)]
+    udp: bool,
+    /// The rate of each stream, against an iperf3 server (bits per second: 100M; 0: no limit)
+    /// [default: 1M with -u]
+    #[arg(short = 'b', long, value_name = "RATE", value_parser = rate)]
+    bitrate: Option<u64>,
+    /// The user that an iperf3 server knows; the password comes from --password-file or from
+    /// PACKETPARAMEDIC_IPERF3_PASSWORD
+    #[arg(long, value_name = "USER", requires = "rsa_public_key")]
+    username: Option<String>,
+    /// The file with the user's password in its first line; - reads it from standard input
+    #[arg(long, value_name = "FILE", requires = "username")]
+    password_file: Option<PathBuf>,
+    /// The file with the iperf3 server's public key (PEM)
+    #[arg(long, value_name = "FILE", requires = "username")]
+    rsa_public_key: Option<PathBuf>,
     /// The distance between latency probes; 0 sends none
     #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = time)]
     probe_interval: Duration,
@@ -72,9 +102,16 @@ pub(super) struct Args {
     /// Fail at once, with exit code 5, where a turn would have to be waited for
     #[arg(long)]
     no_wait: bool,
+    /// Wait this long for a turn at most [default: with a reflector, as long as it takes; a busy iperf3 server is not
+    /// waited for]
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
+    wait: Option<Duration>,
     /// Put each 100 ms interval's reading into the result
     #[arg(long)]
     intervals: bool,
+    /// Put what iperf3 itself printed into the result
+    #[arg(long)]
+    raw: bool,
     /// Exit code 3 if the download is below this rate (bits per second: 900M, 1.5G)
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_download: Option<u64>,
@@ -120,12 +157,13 @@ impl Args {
         said.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
     }
 
-    fn phases(&self, engine: &dyn Engine, each: Duration) -> Vec<PhaseSpec> {
+    fn phases(&self, provider: &dyn Provider, engine: &dyn Engine, each: Duration) -> Vec<PhaseSpec> {
         let phase = |load, duration: Duration| PhaseSpec {
             load,
             duration_ms: u32::try_from(duration.as_millis()).unwrap_or(u32::MAX),
         };
-        let idle = (!self.idle.is_zero() && !self.probe_interval.is_zero()).then(|| phase(Load::Idle, self.idle));
+        let probes = provider.probes() && !self.idle.is_zero() && !self.probe_interval.is_zero();
+        let idle = probes.then(|| phase(Load::Idle, self.idle));
         if !engine.loads() {
             // Its one phase is as long as a direction would be.
             return vec![phase(Load::Idle, each)];
@@ -142,7 +180,9 @@ impl Args {
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
     make_folder(&context.settings.state_dir)?;
-    let order = order(&args, context).await?;
+    let wanted = context.settings.provider.clone().unwrap_or_else(|| "reflector".to_owned());
+    let provider = providers::find(&wanted).ok_or_else(|| no_such("provider", &wanted))?;
+    let order = order(&args, provider, context).await?;
     let thresholds = Thresholds {
         min_download_bps: args.min_download,
         min_upload_bps: args.min_upload,
@@ -150,8 +190,6 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         max_loaded_latency_ms: args.max_loaded_latency,
         max_loss: args.max_loss,
     };
-    let wanted = context.settings.provider.clone().unwrap_or_else(|| "reflector".to_owned());
-    let provider = providers::find(&wanted).ok_or_else(|| no_such("provider", &wanted))?;
     let history = context.history().await?;
     let interrupt = interrupts()?;
 
@@ -215,10 +253,10 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-async fn order(args: &Args, context: &Context) -> Result<TestOrder, Failure> {
+async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Result<TestOrder, Failure> {
     let key = Arc::new(context.identity()?);
     let settings = &context.settings;
-    let id = settings.engine.as_ref().map_or(DEFAULT_ENGINE, EngineId::as_str);
+    let id = settings.engine.as_ref().map_or(provider.engine(), EngineId::as_str);
     let engine = paramedic_engines::find(id).ok_or_else(|| no_such("engine", id))?;
     let history = context.history().await?;
     let known = history.reflectors().await?;
@@ -227,20 +265,27 @@ async fn order(args: &Args, context: &Context) -> Result<TestOrder, Failure> {
         key,
         known,
         peer: settings.peer.clone(),
-        phases: args.phases(engine, settings.duration),
+        phases: args.phases(provider, engine, settings.duration),
         engine: EngineId::try_from(id).map_err(|error| no_such("engine", &error.to_string()))?,
         data_mode: settings.data_mode,
         streams: settings.streams,
         omit: args.omit,
         congestion_control: args.congestion.clone(),
+        window_bytes: args.window,
+        block_bytes: args.length,
+        transport: if args.udp { Transport::Udp } else { Transport::Tcp },
+        rate_bps: args.bitrate,
+        credentials: credentials(args)?,
         probe_interval: args.probe_interval,
         wait: !args.no_wait,
+        wait_at_most: args.wait,
         family: match (args.ipv4, args.ipv6) {
             (true, _) => Family::V4,
             (_, true) => Family::V6,
             _ => Family::Any,
         },
         intervals: args.intervals,
+        raw: args.raw,
     };
     let spec = TestSpec {
         engine: order.engine.clone(),
@@ -248,13 +293,69 @@ async fn order(args: &Args, context: &Context) -> Result<TestOrder, Failure> {
         phases: order.phases.clone(),
         streams: order.streams,
         congestion_control: order.congestion_control.clone(),
+        window_bytes: order.window_bytes,
+        block_bytes: order.block_bytes,
         probe_interval_us: u32::try_from(order.probe_interval.as_micros()).unwrap_or(u32::MAX),
     };
-    if let Err(bad) = spec.check() {
+    let bad = spec.check().err().map(|bad| bad.to_string());
+    let bad = bad.or_else(|| provider.cannot(&order).or_else(|| engine.cannot(&spec)).map(str::to_owned));
+    if let Some(bad) = bad {
         let try_ = "`packetparamedic speed-test --help` says what can be asked";
-        return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", bad.to_string(), try_));
+        return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", bad, try_));
     }
-    Ok(order)
+    // Before anybody else's time is taken.
+    let fit = tokio::task::spawn_blocking(move || engine.has_drive()).await;
+    match fit {
+        Ok(Err(lacking)) => Err(Failure::lacking(id, &lacking)),
+        Ok(Ok(())) | Err(_) => Ok(order),
+    }
+}
+
+/// Who this device is to an iperf3 server, where that was said.
+fn credentials(args: &Args) -> Result<Option<Credentials>, Failure> {
+    let (Some(user), Some(key)) = (&args.username, &args.rsa_public_key) else { return Ok(None) };
+    let unreadable = |path: &Path, error: std::io::Error| {
+        let what = format!("cannot read {}", path.display());
+        Failure::new(
+            Exit::Usage,
+            "unreadable",
+            what,
+            error.to_string(),
+            "is the path right, and may this user read it?",
+        )
+    };
+    let mut public_key_pem = String::new();
+    let file = File::open(key).map_err(|error| unreadable(key, error))?;
+    file.take(LONGEST_KEY).read_to_string(&mut public_key_pem).map_err(|error| unreadable(key, error))?;
+    if !public_key_pem.contains("-----BEGIN PUBLIC KEY-----") {
+        let what = format!("{} is not a public key", key.display());
+        let try_ = "the key that `openssl rsa -in private.pem -pubout` prints for the server's";
+        return Err(Failure::new(Exit::Usage, "bad_usage", what, "there is no PEM public key in it", try_));
+    }
+    let password = match &args.password_file {
+        Some(path) if path.as_os_str() == "-" => {
+            first_line(std::io::stdin()).map_err(|error| unreadable(path, error))?
+        }
+        Some(path) => {
+            let file = File::open(path).map_err(|error| unreadable(path, error))?;
+            first_line(file).map_err(|error| unreadable(path, error))?
+        }
+        None => match std::env::var("PACKETPARAMEDIC_IPERF3_PASSWORD") {
+            Ok(password) if !password.is_empty() => Zeroizing::new(password),
+            _ => {
+                let what = format!("no password for the user {user}");
+                let try_ = "--password-file FILE, or PACKETPARAMEDIC_IPERF3_PASSWORD in the environment";
+                return Err(Failure::new(Exit::Usage, "bad_usage", what, "none was given", try_));
+            }
+        },
+    };
+    Ok(Some(Credentials { user: user.clone(), password, public_key_pem, old_padding: false }))
+}
+
+fn first_line(source: impl Read) -> std::io::Result<Zeroizing<String>> {
+    let mut line = Zeroizing::new(String::new());
+    BufReader::new(source.take(LONGEST_PASSWORD)).read_line(&mut line)?;
+    Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 fn no_such(what: &str, wanted: &str) -> Failure {

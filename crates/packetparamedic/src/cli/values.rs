@@ -19,6 +19,20 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
     if bits.is_finite() && (0.0..9e15).contains(&bits) { Ok(bits.round() as u64) } else { Err(right.to_owned()) }
 }
 
+/// A size in bytes as iperf3 reads it, a kilo being 1024: `262144`, `256K`, `4M`.
+pub(super) fn size(text: &str) -> Result<u32, String> {
+    let right = "a size is written like 262144, 256K or 4M: bytes, a K being 1024";
+    let text = text.trim();
+    let (number, factor) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1024),
+        Some((at, 'm' | 'M')) => (&text[..at], 1024 * 1024),
+        Some((at, 'g' | 'G')) => (&text[..at], 1024 * 1024 * 1024),
+        _ => (text, 1),
+    };
+    let number = number.parse::<u32>().map_err(|_| right.to_owned())?;
+    number.checked_mul(factor).ok_or_else(|| right.to_owned())
+}
+
 /// A time: `10`, `10s`, `250ms`, `2m`; a bare number is seconds, as iperf3 reads it.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     let right = "a time is written like 10, 10s, 250ms or 2m";
@@ -70,6 +84,8 @@ mod tests {
         assert_eq!(rate("900M"), Ok(900_000_000));
         assert_eq!(rate("1.5 Gbit/s"), Ok(1_500_000_000));
         assert_eq!(rate("250000"), Ok(250_000));
+        assert_eq!((size("262144"), size("256K"), size("4m")), (Ok(262_144), Ok(262_144), Ok(4 << 20)));
+        assert!(size("-1").is_err() && size("1.5K").is_err() && size("4G").is_err() && size("").is_err());
         assert_eq!(time("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(time("10"), Ok(Duration::from_secs(10)));

@@ -26,6 +26,10 @@ pub(crate) fn full() -> ResultDocument {
             facts_before: Some(facts.clone()),
             facts_after: Some(facts.clone()),
         },
+        program: Some(ProgramSaid {
+            version: "iperf3 3.12".to_owned(),
+            raw: ByLoad { download: Some(serde_json::json!({ "end": {} })), ..ByLoad::default() },
+        }),
         reflector: Some(ReflectorEnd {
             endpoint_id: EndpointId::from_bytes([9; 32]),
             name: "attic".into(),
@@ -81,6 +85,7 @@ pub(crate) fn bare() -> ResultDocument {
         data_mode: Some(DataMode::Tunneled),
         data_path: Some(DataPath::Tls),
         appliance: ApplianceEnd { facts_before: None, facts_after: None, ..full().appliance },
+        program: None,
         reflector: full().reflector.map(|end| ReflectorEnd { facts_before: None, facts_after: None, ..end }),
         download: Some(ThroughputResult {
             ci95_bps: None,
@@ -92,6 +97,7 @@ pub(crate) fn bare() -> ResultDocument {
             retransmits: None,
             mss: None,
             line_rate_estimate: None,
+            udp: None,
             intervals: None,
             cpu: CpuOfEnds::default(),
             ..throughput(50_000_000)
@@ -165,6 +171,14 @@ pub(crate) fn throughput(goodput_bps: u64) -> ThroughputResult {
         retransmits: Some(12),
         mss: Some(1448),
         line_rate_estimate: Some(LineRateEstimate { rate_bps: goodput_bps / 1448 * 1538, overhead_bytes: 90 }),
+        udp: Some(UdpResult {
+            datagrams: 1000,
+            lost: 1,
+            loss: 0.001,
+            out_of_order: Some(2),
+            jitter_us: Some(15),
+            payload_bytes: Some(1448),
+        }),
         intervals: Some(vec![Interval { at_ms: 2_100, bps: goodput_bps }]),
         cpu: CpuOfEnds {
             sender: Some(CpuUse { user_s: 0.1, system_s: 0.9, busiest_thread: 0.12, host_busy: Some(0.05) }),

@@ -63,6 +63,9 @@ pub struct ResultDocument {
     pub data_path: Option<DataPath>,
     /// Who measured.
     pub appliance: ApplianceEnd,
+    /// The program that moved the data, where it was another one than ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramSaid>,
     /// The reflector it was measured against; absent with a provider that has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reflector: Option<ReflectorEnd>,
@@ -175,6 +178,16 @@ pub struct ApplianceEnd {
     pub facts_after: Option<HostFacts>,
 }
 
+/// A program of others that moved the data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProgramSaid {
+    /// Its name and version at the appliance.
+    pub version: String,
+    /// What it printed there, phase by phase, where that was asked for (`--raw`): as it is, in its own words and units.
+    #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
+    pub raw: ByLoad<serde_json::Value>,
+}
+
 /// The reflector it was measured against.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReflectorEnd {
@@ -250,9 +263,32 @@ pub struct ThroughputResult {
     /// Each interval's reading at the receiver, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<Vec<Interval>>,
+    /// What became of the datagrams, where it was datagrams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<UdpResult>,
     /// What it cost both ends.
     #[serde(default, skip_serializing_if = "CpuOfEnds::is_empty")]
     pub cpu: CpuOfEnds,
+}
+
+/// What became of the datagrams, all streams together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct UdpResult {
+    /// Datagrams that were sent.
+    pub datagrams: u64,
+    /// Those of them that never arrived.
+    pub lost: u64,
+    /// The same as a share.
+    pub loss: f64,
+    /// Datagrams that arrived after a later one; absent where nothing tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_order: Option<u64>,
+    /// The receiver's jitter (RFC 3550, section 6.4.1); absent where nothing tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_us: Option<u64>,
+    /// The payload of each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_bytes: Option<u32>,
 }
 
 /// How the intervals of the steady part spread, in bits per second.
@@ -276,6 +312,8 @@ pub enum Omitted {
     Asked,
     /// It was not: the run is too short, or its rate had not settled by the middle; the first half is left out then.
     NotFound,
+    /// Nothing was left out: the receiver tells its total alone.
+    Nothing,
 }
 
 /// What the payload's rate makes on the wire, headers and the gaps between frames included: an estimate, made of the

@@ -1,6 +1,8 @@
 //! Where a speed test comes from: the trait, and the one list of those there are. A provider measures and says what it
 //! measured; it neither prints nor saves.
 
+mod gathered;
+mod iperf3;
 mod reflector;
 
 use std::future::Future;
@@ -8,17 +10,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::SecretKey;
 use paramedic_link::test_spec::{DataMode, EngineId, PhaseSpec};
 use tokio::sync::watch;
 
 use crate::document::{Event, ResultDocument};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::Family;
 
 /// Every provider there is. Command line values and help read this list.
-pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors];
+pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
 
 /// The provider with this id.
 pub fn find(id: &str) -> Option<&'static dyn Provider> {
@@ -33,6 +36,15 @@ pub trait Provider: Sync {
     /// One line for `--help`.
     fn about(&self) -> &'static str;
 
+    /// The engine that it means when none is named.
+    fn engine(&self) -> &'static str;
+
+    /// Whether latency can be probed with it.
+    fn probes(&self) -> bool;
+
+    /// What of `order` it does not do, in a clause; asked before anything is begun.
+    fn cannot(&self, order: &TestOrder) -> Option<&'static str>;
+
     /// Runs one test to its end, whatever that is. `watch` hears of everything as it happens.
     fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 }
@@ -43,7 +55,8 @@ pub struct TestOrder {
     pub key: Arc<SecretKey>,
     /// The reflectors that this device is paired with.
     pub known: Vec<Reflector>,
-    /// Whom to measure against: a saved name, a saved address, any address; absent: the only one there is.
+    /// Whom to measure against: with a reflector a saved name, a saved address, any address, and absent the only one
+    /// there is; with others an address.
     pub peer: Option<String>,
     /// The engine that makes the load.
     pub engine: EngineId,
@@ -57,14 +70,28 @@ pub struct TestOrder {
     pub omit: Option<Duration>,
     /// The congestion control to ask both kernels for.
     pub congestion_control: Option<String>,
+    /// The socket buffer to ask both kernels for.
+    pub window_bytes: Option<u32>,
+    /// What the engine hands the kernel at once.
+    pub block_bytes: Option<u32>,
+    /// What carries the payload, where the engine has a choice.
+    pub transport: Transport,
+    /// The rate of each stream in bits per second, where it is to be paced; 0: not at all.
+    pub rate_bps: Option<u64>,
+    /// Who this device is to a server that is no reflector.
+    pub credentials: Option<Credentials>,
     /// The distance between latency probes.
     pub probe_interval: Duration,
     /// Whether to wait for a turn.
     pub wait: bool,
+    /// How long to wait for a turn at most, where that was said.
+    pub wait_at_most: Option<Duration>,
     /// Which IP families may be used.
     pub family: Family,
     /// Whether each interval's reading belongs in the result.
     pub intervals: bool,
+    /// Whether what a program that moved the data said belongs in the result, in its own words.
+    pub raw: bool,
 }
 
 /// Who watches a running test.
@@ -91,4 +118,15 @@ pub struct Outcome {
     pub measured: Option<ResultDocument>,
     /// Why it is not complete.
     pub failure: Option<Failure>,
+}
+
+/// The person ended it.
+fn interrupted() -> Failure {
+    Failure::new(
+        Exit::Interrupted,
+        "interrupted",
+        "the test was ended early",
+        "it was interrupted from the keyboard or by a signal",
+        "run it again to its end for a result that can be compared",
+    )
 }

@@ -1,23 +1,23 @@
 //! The provider `reflector`: one session with a paired reflector, all phases and probes included.
 
-mod gathered;
 mod session;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use paramedic_link::EndpointId;
 use paramedic_link::message::Welcome;
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::tls::Expect;
 
-use super::{Outcome, Provider, TestOrder, Watch};
+use super::gathered::Gathered;
+use super::{Outcome, Provider, TestOrder, Transport, Watch, interrupted};
 use crate::document::{Event, PhaseBegun, Queued, Started};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::{NoLink, ReflectorClient};
 use crate::targets::Target;
-use gathered::Gathered;
 use session::Session;
 
 /// Speed tests against reflectors that this device is paired with.
@@ -30,6 +30,26 @@ impl Provider for Reflectors {
 
     fn about(&self) -> &'static str {
         "a reflector that this device is paired with"
+    }
+
+    fn engine(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn probes(&self) -> bool {
+        true
+    }
+
+    fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
+        let asked = [
+            (order.transport == Transport::Udp, "-u is for --provider iperf3"),
+            (order.rate_bps.is_some(), "-b is for --provider iperf3"),
+            (
+                order.credentials.is_some(),
+                "a user and password are for --provider iperf3: a reflector knows this device",
+            ),
+        ];
+        asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
     }
 
     fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
@@ -60,9 +80,16 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
     gathered.facts_before(facts, Some(client.local()));
     let events = &mut watch.events;
     let interrupt = &mut watch.interrupt;
+    let patience = async {
+        match order.wait_at_most {
+            Some(longest) => tokio::time::sleep(longest).await,
+            None => std::future::pending().await,
+        }
+    };
     let grant = tokio::select! {
         grant = client.request(&spec, order.wait, |place, wait| events(Event::Queued(Queued::new(place, wait)))) => grant?,
         _ = interrupt.wait_for(|wanted| *wanted) => return Err(interrupted()),
+        () = patience => return Err(still_busy(order.wait_at_most.unwrap_or_default())),
     };
     watch.events.as_mut()(Event::Start(Started {
         id: gathered.id(),
@@ -78,6 +105,7 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
             .collect(),
     }));
     let mut session = Session::open(order, client, spec, &grant, watch).await?;
+    gathered.moved_by(session.program());
     let end = session.run(watch, gathered).await;
     session.close(gathered, end.is_ok()).await;
     end
@@ -97,6 +125,8 @@ fn spec(order: &TestOrder, welcome: &Welcome) -> TestSpec {
         phases: order.phases.clone(),
         streams: order.streams,
         congestion_control: order.congestion_control.clone(),
+        window_bytes: order.window_bytes,
+        block_bytes: order.block_bytes,
         probe_interval_us: u32::try_from(order.probe_interval.as_micros()).unwrap_or(u32::MAX),
     }
 }
@@ -169,13 +199,13 @@ fn not_paired_there(target: &Target, presented: EndpointId) -> Failure {
     )
 }
 
-/// The person ended it.
-fn interrupted() -> Failure {
+/// Its turn did not come in the time that was given.
+fn still_busy(waited: Duration) -> Failure {
     Failure::new(
-        Exit::Interrupted,
-        "interrupted",
-        "the test was ended early",
-        "it was interrupted from the keyboard or by a signal",
-        "run it again to its end for a result that can be compared",
+        Exit::Busy,
+        "busy",
+        "the test did not get its turn",
+        format!("the reflector was busy for {} s", waited.as_secs()),
+        "a longer --wait, or again later",
     )
 }

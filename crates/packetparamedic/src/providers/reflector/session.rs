@@ -8,7 +8,7 @@ use std::time::Duration;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::dialer::{Dialer, SocketOptions};
 use paramedic_engines::echo::{ProbeOrder, Prober};
-use paramedic_engines::engine::{Drive, DriveOrder, Progress};
+use paramedic_engines::engine::{Drive, DriveOrder, Lacking, Progress};
 use paramedic_engines::tether::Tether;
 use paramedic_link::SessionId;
 use paramedic_link::admission::{Preamble, SessionKeys};
@@ -19,11 +19,10 @@ use paramedic_link::tls::{self, Alpn, Expect};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::gathered::{Gathered, PhaseRecord, Reading};
-use super::interrupted;
 use crate::document::{Event, IntervalReading, LatencyReading, PhaseBegun};
 use crate::failure::{Exit, Failure};
-use crate::providers::{TestOrder, Watch};
+use crate::providers::gathered::{Gathered, PhaseRecord, Reading};
+use crate::providers::{TestOrder, Watch, interrupted};
 use crate::reflector_client::ReflectorClient;
 
 /// How long the reflector may take to have all streams of a phase.
@@ -32,6 +31,8 @@ const STREAMS: Duration = Duration::from_secs(15);
 const DRAIN: Duration = Duration::from_secs(15);
 /// How long what was measured before a failure may take to be handed over.
 const HAND_OVER: Duration = Duration::from_millis(1500);
+/// The code of a phase that did not begin.
+const NOT_STARTED: &str = "phase_not_started";
 /// How often the latency so far is shown.
 const LATENCY_EVERY: Duration = Duration::from_millis(500);
 
@@ -44,6 +45,8 @@ pub(super) struct Session {
     prober: Option<Prober>,
     beat: Interval,
     heard: Instant,
+    /// Whether what the engine's program says is to be kept.
+    keeps_raw: bool,
 }
 
 impl Session {
@@ -72,12 +75,20 @@ impl Session {
         };
         let engine = paramedic_engines::find(spec.engine.as_str()).ok_or_else(|| unusable(&"no such engine here"))?;
         let drive = engine
-            .drive(DriveOrder { spec: spec.clone(), keys: Arc::clone(&keys), dialer, tether: Arc::clone(&tether) })
+            .drive(DriveOrder {
+                spec: spec.clone(),
+                keys: Arc::clone(&keys),
+                dialer,
+                tether: Arc::clone(&tether),
+                login_key: grant.login_key.clone(),
+            })
             .map_err(|error| not_driven(&spec, &error))?;
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let probes_every = Duration::from_micros(spec.probe_interval_us.into());
-        let mut session = Self { client, spec, tether, drive: drive.into(), prober: None, beat, heard: Instant::now() };
+        let drive = drive.into();
+        let heard = Instant::now();
+        let mut session = Self { client, spec, tether, drive, prober: None, beat, heard, keeps_raw: order.raw };
         if !probes_every.is_zero() {
             let order = ProbeOrder {
                 target: grant.udp.then_some(data),
@@ -92,6 +103,11 @@ impl Session {
             session.prober = Some(started?);
         }
         Ok(session)
+    }
+
+    /// The program that moves the data, where it is another one than ours.
+    pub(super) fn program(&self) -> Option<String> {
+        self.drive.program()
     }
 
     /// All phases, in order.
@@ -117,7 +133,13 @@ impl Session {
         let address = self.client.address();
         connected.map_err(|_| unusable(&"a thread panicked"))?.map_err(|error| no_streams(address, &error))?;
         self.client.send(&ToReflector::Start { phase: number }).await?;
-        self.await_started(number, watch).await?;
+        if let Err(failure) = self.await_started(number, watch).await {
+            // Where both ends know a reason, ours is the one that something can be done about here.
+            return Err(match self.drive.complaint(number) {
+                Some(complaint) if failure.code == NOT_STARTED => Failure { because: complaint, ..failure },
+                _ => failure,
+            });
+        }
         (watch.events)(Event::Phase(PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() }));
 
         record.begun_at = self.prober.as_ref().map(Prober::now);
@@ -144,6 +166,9 @@ impl Session {
             while let Ok(reading) = readings.try_recv() {
                 note(watch, record, &reading);
             }
+        }
+        if self.keeps_raw {
+            record.raw = self.drive.raw(number);
         }
         end
     }
@@ -217,7 +242,7 @@ impl Session {
                         let because = tally.cut_short.map_or("the reflector gave no reason".to_owned(), |text| text.to_string());
                         return Err(Failure::new(
                             Exit::Failed,
-                            "phase_not_started",
+                            NOT_STARTED,
                             "the reflector could not start a phase",
                             because,
                             "is every data connection let through? `--data-mode tunneled` needs the control port alone",
@@ -390,6 +415,9 @@ fn stuck(address: SocketAddr) -> Failure {
 
 /// Why this device can't take its part. A congestion control that its kernel refuses is no fault of the program.
 fn not_driven(spec: &TestSpec, error: &std::io::Error) -> Failure {
+    if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Lacking>()) {
+        return Failure::lacking(spec.engine.as_str(), lacking);
+    }
     let is_refused = matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied);
     if spec.congestion_control.is_none() || !is_refused {
         return unusable(error);

@@ -1,4 +1,4 @@
-//! What a run has gathered so far, and the document it makes, also when it ended half way. Pure but for the clock's
+//! What a run of any provider has gathered so far, and the document it makes, also when it ended half way. Pure but for the clock's
 //! time stamps.
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,19 +10,19 @@ use paramedic_engines::engine::Progress;
 use paramedic_engines::{host_facts, stats};
 use paramedic_link::EndpointId;
 use paramedic_link::PeerText;
-use paramedic_link::measurement::{CpuUse, DirectionTally, HostFacts, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, HostFacts, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::message::Welcome;
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use uuid::Uuid;
 
+use super::TestOrder;
 use crate::document::{
-    ApplianceEnd, BidirResult, Bufferbloat, CpuOfEnds, DataPath, Interval, IntervalSpread, LatencyResult,
-    LineRateEstimate, Omitted, ProbeTransport, ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ThroughputResult,
-    Warning,
+    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, CpuOfEnds, DataPath, Interval, IntervalSpread, LatencyResult,
+    LineRateEstimate, Omitted, ProbeTransport, ProgramSaid, ReflectorEnd, ResultDocument, ResultSchema, RttSpread,
+    ServerEnd, ThroughputResult, UdpResult, Warning,
 };
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
-use crate::providers::TestOrder;
 use crate::reflector_client::ReflectorClient;
 
 /// From this share of all cores, or of one core by one thread, the end and not the path may have been the limit.
@@ -46,15 +46,23 @@ pub(super) struct Gathered {
     phases: Vec<PhaseRecord>,
     /// What the probes saw, all phases.
     pub(super) probes: Option<Probes>,
+    /// The program that moved the data, where it was another one than ours.
+    program: Option<String>,
 }
 
 /// Whom it was measured against, and what was agreed.
 struct Met {
-    reflector: EndpointId,
-    name: paramedic_link::PeerText,
+    other_end: OtherEnd,
     address: SocketAddr,
-    version: paramedic_link::PeerText,
     spec: TestSpec,
+    /// What the program that moved the data left out itself, before all that it told.
+    left_out: Duration,
+}
+
+/// Whom it was measured against.
+enum OtherEnd {
+    Reflector { id: EndpointId, name: PeerText, version: PeerText },
+    Server { name: String },
 }
 
 /// One phase. What the reflector says of it is its word: it may be wrong, but it fills no memory and breaks no sum.
@@ -74,6 +82,10 @@ pub(super) struct PhaseRecord {
     /// The receivers' and the senders' readings: download, upload.
     received: [Vec<Sample>; 2],
     sent: [Vec<Sample>; 2],
+    /// What became of datagrams: download, upload.
+    pub(super) udp: [Option<UdpResult>; 2],
+    /// What the program that moved the data said, as it said it.
+    pub(super) raw: Option<String>,
 }
 
 /// A reading that counts.
@@ -101,6 +113,8 @@ impl PhaseRecord {
             theirs: None,
             received: Default::default(),
             sent: Default::default(),
+            udp: [None; 2],
+            raw: None,
         }
     }
 
@@ -167,6 +181,7 @@ impl Gathered {
             own_facts: [None, None],
             phases: vec![],
             probes: None,
+            program: None,
         }
     }
 
@@ -182,13 +197,33 @@ impl Gathered {
 
     /// A reflector answered.
     pub(super) fn met(&mut self, client: &ReflectorClient, known: &Reflector, welcome: &Welcome, spec: &TestSpec) {
-        self.met = Some(Met {
-            reflector: client.reflector(),
-            name: known.name.clone(),
-            address: client.address(),
-            version: welcome.software.clone(),
-            spec: spec.clone(),
-        });
+        let version = welcome.software.clone();
+        let other_end = OtherEnd::Reflector { id: client.reflector(), name: known.name.clone(), version };
+        self.met = Some(Met { other_end, address: client.address(), spec: spec.clone(), left_out: Duration::ZERO });
+    }
+
+    /// A server that is no reflector is measured against. `name` is how it was called; `left_out` is the start-up that
+    /// the program that moves the data does not tell of.
+    pub(super) fn met_server(
+        &mut self,
+        name: String,
+        address: SocketAddr,
+        local: Option<IpAddr>,
+        spec: &TestSpec,
+        left_out: Duration,
+    ) {
+        self.own_facts[0] = Some(own_facts(local));
+        self.met = Some(Met { other_end: OtherEnd::Server { name }, address, spec: spec.clone(), left_out });
+    }
+
+    /// A program that is none of ours moves the data.
+    pub(super) fn moved_by(&mut self, program: Option<String>) {
+        self.program = program;
+    }
+
+    /// How this host was after the last phase against a server that says nothing of itself.
+    pub(super) fn own_facts_after(&mut self, local: Option<IpAddr>) {
+        self.own_facts[1] = Some(own_facts(local));
     }
 
     /// How both hosts were before the first phase.
@@ -213,6 +248,14 @@ impl Gathered {
     /// The document, if anything was measured.
     pub(super) fn document(mut self, order: &TestOrder, failure: Option<&Failure>) -> Option<ResultDocument> {
         let met = self.met.take()?;
+        let (reflector, server) = match met.other_end {
+            OtherEnd::Reflector { id, name, version } => {
+                let [facts_before, facts_after] = std::mem::take(&mut self.reflector_facts);
+                let address = met.address.to_string();
+                (Some(ReflectorEnd { endpoint_id: id, name, address, version, facts_before, facts_after }), None)
+            }
+            OtherEnd::Server { name } => (None, Some(ServerEnd { address: name, software: None })),
+        };
         let mut result = ResultDocument {
             schema: ResultSchema::V1,
             id: self.id,
@@ -220,7 +263,7 @@ impl Gathered {
             finished_at: Timestamp::now(),
             provider: self.provider.to_owned(),
             engine: met.spec.engine.clone(),
-            data_mode: Some(met.spec.data_mode),
+            data_mode: reflector.is_some().then_some(met.spec.data_mode),
             data_path: self.data_path(),
             appliance: ApplianceEnd {
                 endpoint_id: self.own,
@@ -228,15 +271,9 @@ impl Gathered {
                 facts_before: self.own_facts[0].take(),
                 facts_after: self.own_facts[1].take(),
             },
-            reflector: Some(ReflectorEnd {
-                endpoint_id: met.reflector,
-                name: met.name.clone(),
-                address: met.address.to_string(),
-                version: met.version.clone(),
-                facts_before: self.reflector_facts[0].take(),
-                facts_after: self.reflector_facts[1].take(),
-            }),
-            server: None,
+            program: self.program.take().map(|version| ProgramSaid { version, raw: self.raw() }),
+            reflector,
+            server,
             download: None,
             upload: None,
             bidir: None,
@@ -251,7 +288,7 @@ impl Gathered {
         };
         let overhead = line_overhead(&result, met.address);
         for phase in &self.phases {
-            let measured = |direction| throughput(phase, direction, &met.spec, order, overhead);
+            let measured = |direction| throughput(phase, direction, &met.spec, order, overhead, met.left_out);
             match phase.load {
                 Load::Download => result.download = measured(Direction::Download),
                 Load::Upload => result.upload = measured(Direction::Upload),
@@ -264,6 +301,10 @@ impl Gathered {
                 Load::Idle | Load::Unknown => {}
             }
         }
+        if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
+            let text = "the server tells only its total, so the upload's rate includes the start-up; -O leaves it out";
+            result.warnings.push(Warning::new("startup_included", text));
+        }
         self.add_latency(&mut result, &met.spec);
         self.add_warnings(&mut result);
         let anything = result.download.is_some()
@@ -271,6 +312,17 @@ impl Gathered {
             || result.bidir.is_some()
             || !result.latency.is_empty();
         anything.then_some(result)
+    }
+
+    /// What the program that moved the data said, where it was kept: JSON, or the text that should have been.
+    fn raw(&mut self) -> ByLoad<serde_json::Value> {
+        let mut raw = ByLoad::default();
+        for phase in &mut self.phases {
+            if let Some(text) = phase.raw.take() {
+                raw.set(phase.load, serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)));
+            }
+        }
+        raw
     }
 
     /// Payload at our own sockets, everything included.
@@ -358,6 +410,10 @@ impl Gathered {
                     }
                 }
                 let (Some(sender), Some(receiver)) = (sender, receiver) else { continue };
+                // Two who count differently need not count the same: what one holds in a buffer the other has sent.
+                if sender.counted_by.is_some() || receiver.counted_by.is_some() {
+                    continue;
+                }
                 if sender.count.bytes != receiver.count.bytes && result.complete && !has(result, "counts_differ") {
                     let text = format!(
                         "in the {} the sender counted {} bytes and the receiver {}: the rest was still on its way",
@@ -401,11 +457,15 @@ fn throughput(
     spec: &TestSpec,
     order: &TestOrder,
     overhead: Option<u32>,
+    left_out: Duration,
 ) -> Option<ThroughputResult> {
     let samples = &phase.received[direction as usize];
     let span = spec.phases.iter().find(|asked| asked.load == phase.load)?.duration();
-    let measured = stats::throughput(samples, order.omit, span)?;
     let (sender, receiver) = phase.ends(direction);
+    let omit = order.omit.map(|omit| omit.saturating_sub(left_out));
+    let in_intervals = stats::throughput(samples, omit, span);
+    let is_whole = in_intervals.is_none() && samples.is_empty();
+    let measured = in_intervals.or_else(|| if is_whole { whole(receiver?) } else { None })?;
     let either = sender.or(receiver);
     let mss = sender.and_then(|sender| sender.mss);
     let line_rate = |overhead: u32| {
@@ -416,15 +476,16 @@ fn throughput(
     Some(ThroughputResult {
         goodput_bps: measured.goodput_bps,
         ci95_bps: measured.ci95_bps,
-        interval_bps: Some(IntervalSpread { p10: measured.p10, p50: measured.p50, p90: measured.p90 }),
+        interval_bps: (!is_whole).then_some(IntervalSpread { p10: measured.p10, p50: measured.p50, p90: measured.p90 }),
         bytes_received: measured.bytes,
         bytes_sent: steady_part(&phase.sent[direction as usize], measured.startup, measured.steady),
         total_bytes_received: receiver.map(|receiver| receiver.count.bytes),
         total_bytes_sent: sender.map(|sender| sender.count.bytes),
         duration_ms: millis(measured.steady),
-        startup_ms: millis(measured.startup),
+        startup_ms: millis(measured.startup + left_out),
         omitted: match (order.omit, measured.startup_found) {
             (Some(_), _) => Omitted::Asked,
+            (None, _) if is_whole => Omitted::Nothing,
             (None, true) => Omitted::Found,
             (None, false) => Omitted::NotFound,
         },
@@ -434,7 +495,26 @@ fn throughput(
         mss,
         line_rate_estimate: overhead.and_then(line_rate),
         intervals: order.intervals.then(|| intervals(samples)),
+        udp: phase.udp[direction as usize],
         cpu: CpuOfEnds { sender: sender.map(|tally| tally.cpu), receiver: receiver.map(|tally| tally.cpu) },
+    })
+}
+
+/// A direction of which the receiver tells its total alone.
+fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
+    let Count { bytes, elapsed_us } = receiver.count;
+    let goodput = (u128::from(bytes) * 8_000_000).checked_div(u128::from(elapsed_us)).filter(|bps| *bps > 0)?;
+    let goodput_bps = u64::try_from(goodput).unwrap_or(u64::MAX);
+    Some(stats::Throughput {
+        goodput_bps,
+        ci95_bps: None,
+        p10: goodput_bps,
+        p50: goodput_bps,
+        p90: goodput_bps,
+        bytes,
+        steady: Duration::from_micros(elapsed_us),
+        startup: Duration::ZERO,
+        startup_found: false,
     })
 }
 

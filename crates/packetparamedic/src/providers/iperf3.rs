@@ -1,0 +1,424 @@
+//! The provider `iperf3`: any plain iperf3 server, run by an iperf3 client of this host. Nothing vouches for who the server
+//! is, and only TCP's and UDP's own readings are had: no latency is probed.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use paramedic_engines::iperf3::output::{Complaint, Count as Counted, Reading, Report, Totals};
+use paramedic_engines::iperf3::{Client, ClientOrder, Credentials, End, Program, progress, tally};
+use paramedic_engines::tether::Tether;
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
+use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::gathered::{Gathered, PhaseRecord};
+use super::{Outcome, Provider, TestOrder, Watch, interrupted};
+use crate::document::{Event, IntervalReading, PhaseBegun, Queued, Started, UdpResult};
+use crate::failure::{Exit, Failure};
+use crate::reflector_client::resolve;
+use crate::targets::Target;
+
+/// The port that iperf3 listens on when it is told nothing.
+const DEFAULT_PORT: u16 = 5201;
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How often a busy server is asked again: its tests take seconds at least, and each question costs it a connection.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Speed tests against plain iperf3 servers.
+pub(super) struct Servers;
+
+impl Provider for Servers {
+    fn id(&self) -> &'static str {
+        "iperf3"
+    }
+
+    fn about(&self) -> &'static str {
+        "any iperf3 server, 3.9 or newer (--peer HOST[:5201])"
+    }
+
+    fn engine(&self) -> &'static str {
+        "iperf3"
+    }
+
+    fn probes(&self) -> bool {
+        false
+    }
+
+    fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
+        let asked = [
+            (order.engine.as_str() != self.engine(), "an iperf3 server speaks with the engine iperf3 alone"),
+            (order.data_mode.is_some(), "an iperf3 server has no data modes"),
+            (order.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
+            (order.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
+        ];
+        asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
+    }
+
+    fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
+        Box::pin(async move {
+            let mut gathered = Gathered::new(order, self.id());
+            let failure = measure(order, watch, &mut gathered).await.err();
+            Outcome { measured: gathered.document(order, failure.as_ref()), failure }
+        })
+    }
+}
+
+/// What iperf3 takes with `-O`.
+const MOST_OMITTED: Duration = Duration::from_secs(60);
+
+async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
+    let Some(peer) = &order.peer else { return Err(no_server()) };
+    let target = Target::parse(peer, DEFAULT_PORT)?;
+    let program = tokio::task::spawn_blocking(Program::find).await.map_err(|_| panicked())?;
+    let program = program.map_err(|lacking| Failure::lacking("iperf3", &lacking))?;
+    let addresses = tokio::select! {
+        addresses = resolve(&target, order.family) => addresses?,
+        () = watch.interrupted() => return Err(interrupted()),
+    };
+    gathered.moved_by(Some(program.to_string()));
+    let spec = spec(order);
+    let id = (gathered.id(), gathered.started_at());
+    let mut visit = Visit { order, program, target, addresses, spec, id, local: None, is_met: false };
+    let mut end = Ok(());
+    for phase in visit.spec.phases.clone() {
+        end = visit.phase(phase, watch, gathered).await;
+        if end.is_err() {
+            break;
+        }
+    }
+    gathered.own_facts_after(visit.local);
+    end
+}
+
+/// What is asked, in the words that a result is made of.
+fn spec(order: &TestOrder) -> TestSpec {
+    TestSpec {
+        engine: order.engine.clone(),
+        data_mode: DataMode::Unknown,
+        phases: order.phases.clone(),
+        streams: order.streams,
+        congestion_control: order.congestion_control.clone(),
+        window_bytes: order.window_bytes,
+        block_bytes: order.block_bytes,
+        probe_interval_us: 0,
+    }
+}
+
+/// One test's dealings with one server.
+struct Visit<'a> {
+    order: &'a TestOrder,
+    program: Program,
+    target: Target,
+    /// The first is where it answered last.
+    addresses: Vec<SocketAddr>,
+    spec: TestSpec,
+    /// The run's id, and when it began.
+    id: (Uuid, Timestamp),
+    local: Option<IpAddr>,
+    is_met: bool,
+}
+
+/// How one run of a client ended.
+enum Attempt {
+    Done(Box<End>),
+    /// It was ended here: by the person at the keyboard.
+    Interrupted(Box<End>),
+}
+
+impl Visit<'_> {
+    /// One phase, tried again where the server is busy, at another address where it is not reached, and with the padding
+    /// of older servers where it does not know us.
+    async fn phase(&mut self, phase: PhaseSpec, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
+        let patience = Instant::now() + self.order.wait_at_most.unwrap_or_default();
+        let mut old_padding = false;
+        let mut refused = 0;
+        self.tell_begin(phase, watch);
+        loop {
+            let Some(address) = self.addresses.first().copied() else { return Err(no_server()) };
+            let (end, readings) = self.attempt(phase, address, old_padding, watch).await?;
+            let (end, is_interrupted) = match end {
+                Attempt::Done(end) => (end, false),
+                Attempt::Interrupted(end) => (end, true),
+            };
+            let failure = end.failure();
+            let complaint = failure.as_deref().map(Complaint::of);
+            let nothing_yet = readings.is_empty() && !is_interrupted;
+            match complaint {
+                Some(Complaint::Unreachable) if nothing_yet && refused + 1 < self.addresses.len() => {
+                    refused += 1;
+                    self.addresses.rotate_left(1);
+                    continue;
+                }
+                // From 3.17 on both ends pad logins anew, and from 3.22 on a refusal is a hang-up.
+                Some(Complaint::NotAuthorized | Complaint::ControlLost)
+                    if nothing_yet && !old_padding && self.order.credentials.is_some() && self.program.pads_anew() =>
+                {
+                    old_padding = true;
+                    continue;
+                }
+                Some(Complaint::Busy) if nothing_yet && Instant::now() + ASK_AGAIN <= patience => {
+                    self.wait(patience, watch).await?;
+                    continue;
+                }
+                _ => {}
+            }
+            if !self.is_met {
+                self.is_met = true;
+                self.local = local_towards(address);
+                let omit = self.order.omit.unwrap_or_default();
+                gathered.met_server(self.target.to_string(), address, self.local, &self.spec, omit);
+            }
+            self.keep(phase, &end, &readings, gathered.begin(phase));
+            if is_interrupted {
+                return Err(interrupted());
+            }
+            return match failure {
+                None => Ok(()),
+                Some(why) => Err(failed(&self.target, complaint, &why, self.order)),
+            };
+        }
+    }
+
+    async fn wait(&self, patience: Instant, watch: &mut Watch) -> Result<(), Failure> {
+        let left = patience.saturating_duration_since(Instant::now());
+        (watch.events)(Event::Queued(Queued::new(1, left)));
+        tokio::select! {
+            // Nothing tells when a plain server is free: it has to be asked.
+            () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
+            () = watch.interrupted() => Err(interrupted()),
+        }
+    }
+
+    /// Runs one client to its end.
+    async fn attempt(
+        &self,
+        phase: PhaseSpec,
+        address: SocketAddr,
+        old_padding: bool,
+        watch: &mut Watch,
+    ) -> Result<(Attempt, Vec<Reading>), Failure> {
+        let asked = self.client_order(phase, address, old_padding);
+        let tether = Tether::free();
+        let (told, mut readings) = mpsc::unbounded_channel();
+        let run = {
+            let (program, tether) = (self.program.clone(), Arc::clone(&tether));
+            move || {
+                let client = Client::start(&program, &asked, tether)?;
+                Ok::<_, std::io::Error>(client.follow(|reading| {
+                    let _ = told.send(reading);
+                }))
+            }
+        };
+        let mut run = tokio::task::spawn_blocking(run);
+        let mut kept = Vec::new();
+        let mut is_interrupted = false;
+        let end = loop {
+            tokio::select! {
+                Some(reading) = readings.recv() => {
+                    tell(phase, &reading, watch);
+                    kept.push(reading);
+                }
+                end = &mut run => break end,
+                () = watch.interrupted(), if !is_interrupted => {
+                    is_interrupted = true;
+                    tether.cut();
+                }
+            }
+        };
+        while let Ok(reading) = readings.try_recv() {
+            kept.push(reading);
+        }
+        let end = end.map_err(|_| panicked())?.map_err(|error| not_started(&error))?;
+        let end = Box::new(end);
+        Ok((if is_interrupted { Attempt::Interrupted(end) } else { Attempt::Done(end) }, kept))
+    }
+
+    fn tell_begin(&self, phase: PhaseSpec, watch: &mut Watch) {
+        let begun = |phase: &PhaseSpec| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() };
+        if !self.is_met {
+            let (id, started_at) = self.id;
+            (watch.events)(Event::Start(Started {
+                id,
+                started_at,
+                provider: Servers.id().to_owned(),
+                engine: self.spec.engine.clone(),
+                data_mode: None,
+                address: self.target.to_string(),
+                phases: self.spec.phases.iter().map(begun).collect(),
+            }));
+        }
+        (watch.events)(Event::Phase(begun(&phase)));
+    }
+
+    fn client_order(&self, phase: PhaseSpec, address: SocketAddr, old_padding: bool) -> ClientOrder {
+        let order = self.order;
+        ClientOrder {
+            target: address,
+            load: phase.load,
+            seconds: phase.duration_ms.div_ceil(1000),
+            omit_seconds: order.omit.map(|omit| omit.as_secs().try_into().unwrap_or(u32::MAX)),
+            streams: order.streams,
+            transport: order.transport,
+            rate_bps: order.rate_bps,
+            congestion_control: order.congestion_control.clone(),
+            window_bytes: order.window_bytes,
+            block_bytes: order.block_bytes,
+            connect_timeout: CONNECT,
+            credentials: order.credentials.clone().map(|known| Credentials { old_padding, ..known }),
+        }
+    }
+
+    /// What both ends counted, as the client heard it of the server.
+    fn keep(&self, phase: PhaseSpec, end: &End, readings: &[Reading], record: &mut PhaseRecord) {
+        for reading in readings.iter().filter(|reading| !reading.omitted) {
+            record.note(&progress(reading));
+        }
+        if self.order.raw {
+            record.raw.clone_from(&end.raw);
+        }
+        let report = end.report.as_ref().ok();
+        record.own = Some(tally(&phase, end, readings));
+        record.theirs(their_tally(phase, report));
+        for direction in phase.load.directions() {
+            let totals = report.and_then(|report| report.totals(*direction));
+            record.udp[*direction as usize] = totals.and_then(|totals| udp(totals, report));
+        }
+    }
+}
+
+/// What the server counted, as it told the client.
+fn their_tally(phase: PhaseSpec, report: Option<&Report>) -> PhaseTally {
+    let of = |direction: Direction| {
+        let totals = report?.totals(direction)?;
+        let theirs = match direction {
+            Direction::Download => totals.sent,
+            // A server before 3.10 tells of datagrams alone, and each is a block long.
+            Direction::Upload => totals.received.or_else(|| arrived(totals, report)),
+        };
+        let Counted { bytes, duration_us } = theirs?;
+        let remote = report?.cpu;
+        let share = |of: Option<f64>| of.unwrap_or(0.0) * duration_us as f64 / 1e6;
+        let is_sender = direction == Direction::Download;
+        Some(DirectionTally {
+            count: Count { bytes, elapsed_us: duration_us },
+            cpu: CpuUse {
+                user_s: share(remote.and_then(|cpu| cpu.remote_user)),
+                system_s: share(remote.and_then(|cpu| cpu.remote_system)),
+                busiest_thread: 0.0,
+                host_busy: None,
+            },
+            congestion_control: totals.congestion_control.as_deref().filter(|_| is_sender).map(Into::into),
+            data_path: Some("plain".into()),
+            mss: None,
+            retransmits: totals.retransmits.filter(|_| is_sender),
+            streams: totals.streams,
+            counted_by: Some("iperf3".into()),
+        })
+    };
+    let moved = |direction| if phase.load.moves(direction) { of(direction) } else { None };
+    PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), cut_short: None }
+}
+
+/// What arrived of datagrams that all have the same payload.
+fn arrived(totals: &Totals, report: Option<&Report>) -> Option<Counted> {
+    let udp = totals.udp?;
+    let arrived = udp.packets.checked_sub(udp.lost?)?;
+    let bytes = arrived.checked_mul(report?.block_bytes?.into())?;
+    Some(Counted { bytes, duration_us: totals.sent?.duration_us })
+}
+
+fn udp(totals: &Totals, report: Option<&Report>) -> Option<UdpResult> {
+    let udp = totals.udp?;
+    let lost = udp.lost?.min(udp.packets);
+    (udp.packets > 0).then(|| UdpResult {
+        datagrams: udp.packets,
+        lost,
+        loss: lost as f64 / udp.packets as f64,
+        out_of_order: udp.out_of_order,
+        jitter_us: udp.jitter_us,
+        payload_bytes: report.and_then(|report| report.block_bytes),
+    })
+}
+
+/// Whoever watches hears of what this end received; and of what it sent, where no other end tells.
+fn tell(phase: PhaseSpec, reading: &Reading, watch: &mut Watch) {
+    let length_us = reading.end_us.saturating_sub(reading.begin_us);
+    let bps = (u128::from(reading.bytes) * 8_000_000).checked_div(u128::from(length_us));
+    if let Some(bps) = bps.filter(|_| !reading.is_sender()) {
+        (watch.events)(Event::Interval(IntervalReading {
+            phase: phase.load,
+            direction: reading.direction,
+            at_ms: reading.end_us / 1000,
+            bps: u64::try_from(bps).unwrap_or(u64::MAX),
+        }));
+    }
+}
+
+/// Our address of the way to `address`. Nothing is sent for it.
+fn local_towards(address: SocketAddr) -> Option<IpAddr> {
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = std::net::UdpSocket::bind(any).ok()?;
+    socket.connect(address).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+fn no_server() -> Failure {
+    Failure::new(
+        Exit::Usage,
+        "no_server",
+        "no iperf3 server to measure against",
+        "none was named",
+        "name one with --peer HOST or --peer HOST:PORT; it runs `iperf3 -s`",
+    )
+}
+
+fn panicked() -> Failure {
+    let try_ = "this is a fault of the program; please report it";
+    Failure::new(Exit::Failed, "internal", "cannot run the test", "a thread panicked", try_)
+}
+
+fn not_started(error: &std::io::Error) -> Failure {
+    let try_ = "may this user run iperf3, and write to the folder for temporary files?";
+    Failure::new(Exit::Failed, "iperf3_failed", "cannot start iperf3", error.to_string(), try_)
+}
+
+fn failed(target: &Target, complaint: Option<Complaint>, why: &str, order: &TestOrder) -> Failure {
+    let because = format!("iperf3 says: {why}");
+    let what = format!("the test with the iperf3 server at {target} failed");
+    let new = |exit, code, what, try_: &str| Failure::new(exit, code, what, because.clone(), try_);
+    match complaint {
+        Some(Complaint::Busy) => {
+            let what = format!("the iperf3 server at {target} is busy");
+            let try_ = "it takes one test at a time: wait for it with --wait 60s, or ask again later";
+            new(Exit::Busy, "busy", what, try_).retry_after(Some(1_000))
+        }
+        Some(Complaint::NotAuthorized) => {
+            let what = format!("the iperf3 server at {target} does not let this device in");
+            let try_ = if order.credentials.is_some() {
+                "are user, password and public key the server's, and do both clocks agree within 10 s? A server from 3.17 \
+                 on lets an older iperf3 than itself in with its --use-pkcs1-padding alone"
+            } else {
+                "it wants a user: --username, --password-file and --rsa-public-key"
+            };
+            new(Exit::Denied, "not_authorized", what, try_)
+        }
+        Some(Complaint::Unreachable) => {
+            let what = format!("cannot reach an iperf3 server at {target}");
+            new(Exit::Failed, "unreachable", what, "is `iperf3 -s` running there, and is its port open?")
+        }
+        Some(Complaint::ControlLost) => {
+            let try_ = "is it an iperf3 server? It may also be busy, or want a user: its own output says more";
+            new(Exit::Failed, "data_lost", what, try_)
+        }
+        Some(Complaint::Other) | None => {
+            new(Exit::Failed, "iperf3_failed", what, "does `iperf3` with the same options work on this device?")
+        }
+    }
+}
