@@ -11,5 +11,5 @@ mod reflector;
 
 pub use appliance::{Appliance, Outcome};
 pub use hosts::{Host, TwoHosts};
-pub use programs::{Programs, Running};
+pub use programs::{Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};

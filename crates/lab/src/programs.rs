@@ -53,6 +53,49 @@ pub(crate) enum Around {
     TinyDisk(PathBuf),
     /// The disks of a process that runs.
     Disks(rustix::process::Pid),
+    /// An unprivileged user without capabilities.
+    Nobody,
+    /// A kernel that refuses one system call, by its number.
+    Without(i64),
+}
+
+/// The user and group that own nothing.
+pub(crate) const NOBODY: u32 = 65534;
+
+/// Whether a program may be run as another user; said loudly where it may not, never silently.
+pub(crate) fn may_change_user() -> bool {
+    let may = rustix::process::geteuid().is_root();
+    if !may {
+        eprintln!("SKIPPED: another user needs root");
+    }
+    may
+}
+
+/// Makes a filter of system calls in `$1` one of the program's, which it becomes.
+const WITH_FILTER: &str =
+    r#"filter=$1; shift; exec bwrap --die-with-parent --dev-bind / / --seccomp 9 -- "$@" 9<"$filter""#;
+
+/// Whether a program may be run with a filter of system calls; said loudly where it may not, never silently.
+pub(crate) fn may_filter() -> bool {
+    let mut probe = Command::new("bwrap");
+    probe.args(["--dev-bind", "/", "/", "true"]);
+    let may = probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    if !may {
+        eprintln!("SKIPPED: a kernel without a system call is played by bwrap, which is not here or may not");
+    }
+    may
+}
+
+/// A filter for the kernel (`struct sock_filter`, linux/filter.h) that refuses one system call with EPERM.
+fn filter_without(call: i64) -> Vec<u8> {
+    let number = u32::try_from(call).expect("a system call's number");
+    // Load the number; is it this one? Refuse, or allow.
+    let program: [(u16, u8, u8, u32); 4] =
+        [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x0005_0001), (0x06, 0, 0, 0x7fff_0000)];
+    let bytes = |(code, then, otherwise, k): (u16, u8, u8, u32)| {
+        [code.to_ne_bytes().as_slice(), &[then, otherwise], &k.to_ne_bytes()].concat()
+    };
+    program.into_iter().flat_map(bytes).collect()
 }
 
 /// How large such a disk is: little more than two small databases and a log need.
@@ -96,6 +139,20 @@ pub(crate) fn clean_command(program: &Path, home: &Path, around: &Around) -> Com
         Around::Disks(pid) => {
             let mut command = Command::new("nsenter");
             command.args(["--mount", "--target", &pid.to_string()]).arg(program);
+            command
+        }
+        Around::Nobody => {
+            let user = NOBODY.to_string();
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--inh-caps=-all"]);
+            command.args(["--bounding-set=-all", "--no-new-privs"]).arg(program);
+            command
+        }
+        Around::Without(call) => {
+            let filter = home.join("filter");
+            std::fs::write(&filter, filter_without(*call)).expect("a file for the filter");
+            let mut command = Command::new("sh");
+            command.args(["-c", WITH_FILTER, "sh"]).arg(filter).arg(program);
             command
         }
     };
@@ -147,6 +204,22 @@ impl Running {
         root.join(folder.strip_prefix("/").unwrap_or(folder))
     }
 
+    /// The processes that it has started and that are still there, with their names.
+    pub fn children(&self) -> Vec<(rustix::process::Pid, String)> {
+        let own = self.child.id().to_string();
+        let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let child = |pid: i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // Field 2 is a name in brackets, 3 the state, 4 the parent.
+            let (head, rest) = stat.rsplit_once(')')?;
+            let is_own = rest.split_whitespace().nth(1)? == own;
+            let name = head.split_once('(')?.1.to_owned();
+            is_own.then_some((rustix::process::Pid::from_raw(pid)?, name))
+        };
+        pids.filter_map(child).collect()
+    }
+
     /// Its process id.
     pub fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
@@ -186,6 +259,16 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Waits until `process` is gone; `false` where that takes longer than `within`.
+pub fn is_gone(process: rustix::process::Pid, within: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{PidfdFlags, pidfd_open};
+    // One that can't be opened is gone already.
+    let Ok(pidfd) = pidfd_open(process, PidfdFlags::empty()) else { return true };
+    let limit = Timespec::try_from(within).expect("a time-out of a test");
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).is_ok_and(|ready| ready > 0)
 }
 
 fn read_lines(stdout: ChildStdout) -> Receiver<String> {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::appliance::Outcome;
 use crate::changes;
-use crate::programs::{Around, Programs, Running, clean_command, may_mount};
+use crate::programs::{Around, NOBODY, Programs, Running, clean_command, may_change_user, may_filter, may_mount};
 
 /// How long a program may take to say something on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,6 +23,10 @@ pub struct Reflector {
     environment: Vec<(String, String)>,
     listen: Vec<String>,
     running: Option<Running>,
+    /// Another copy of the program than the one that was built.
+    program: Option<PathBuf>,
+    /// Another `PATH` than that of the test.
+    path: Option<String>,
     /// Where it listens, as it said.
     pub addresses: Vec<String>,
 }
@@ -62,6 +66,44 @@ impl Reflector {
         Some(reflector)
     }
 
+    /// Serves on `listen` as an unprivileged user without capabilities. `None`, said loudly, where there are no rights
+    /// for it.
+    pub fn serve_as_nobody(listen: &[&str], environment: &[(&str, &str)]) -> Option<Self> {
+        if !may_change_user() {
+            return None;
+        }
+        let mut reflector = Self::new(listen, Around::Nobody, environment);
+        let bin = reflector.home.path().join("bin");
+        std::fs::create_dir(&bin).expect("a folder");
+        // Where the tree stands others may not look.
+        std::fs::copy(Programs::built().path("reflector"), bin.join("reflector")).expect("a copy of the program");
+        for path in [reflector.home.path(), &bin] {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give away");
+        }
+        reflector.program = Some(bin.join("reflector"));
+        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        Some(reflector)
+    }
+
+    /// Serves on `listen` where the kernel refuses the system call with this number. `None`, said loudly, where that
+    /// can't be played.
+    pub fn serve_without(call: i64, listen: &[&str], environment: &[(&str, &str)]) -> Option<Self> {
+        if !may_filter() {
+            return None;
+        }
+        let mut reflector = Self::new(listen, Around::Without(call), environment);
+        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        Some(reflector)
+    }
+
+    /// Serves on `listen` where the programs of this host are those of `path`.
+    pub fn serve_with_path(path: &str, listen: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut reflector = Self::new(listen, Around::Nothing, environment);
+        reflector.path = Some(path.to_owned());
+        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector
+    }
+
     /// One that does not serve yet; it will on a free port of loopback.
     pub fn idle(environment: &[(&str, &str)]) -> Self {
         Self::new(&["127.0.0.1:0"], Around::Nothing, environment)
@@ -74,6 +116,8 @@ impl Reflector {
             environment: environment.iter().map(|(k, v)| (format!("REFLECTOR_{k}"), (*v).to_owned())).collect(),
             listen: listen.iter().map(|at| (*at).to_owned()).collect(),
             running: None,
+            program: None,
+            path: None,
             addresses: vec![],
         }
     }
@@ -106,8 +150,11 @@ impl Reflector {
     }
 
     fn command_in(&self, around: &Around, args: &[&str]) -> Command {
-        let program = Programs::built().path("reflector");
+        let program = self.program.clone().unwrap_or_else(|| Programs::built().path("reflector"));
         let mut command = clean_command(&program, self.home.path(), around);
+        if let Some(path) = &self.path {
+            command.env("PATH", path);
+        }
         command.args(args).env("REFLECTOR_STATE_DIR", self.state());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command

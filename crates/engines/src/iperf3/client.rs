@@ -436,7 +436,7 @@ pub fn tally(phase: &PhaseSpec, end: &End, readings: &[Reading]) -> PhaseTally {
         let ours = || readings.iter().filter(|reading| reading.direction == direction);
         let read = || Count {
             bytes: ours().fold(0, |sum, reading| sum.saturating_add(reading.bytes)),
-            elapsed_us: ours().last().map_or(0, |reading| reading.end_us),
+            elapsed_us: ours().next_back().map_or(0, |reading| reading.end_us),
         };
         // What only the sender knows.
         let sent = totals.filter(|_| direction == Direction::Upload);

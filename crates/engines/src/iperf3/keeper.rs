@@ -181,10 +181,16 @@ fn drain(mut bell: &std::os::unix::net::UnixStream) {
 }
 
 /// A socket is what stands for the listener, and nothing else can be had; who wants a connection gets the next one that
-/// was let in, or waits for it.
+/// was let in, or waits for it; what is closed is let go of here, too.
 fn answer(stage: &Stage, supervisor: &Supervisor, question: Question, takers: &mut VecDeque<Question>) {
-    if question.call != libc::SYS_socket {
-        return takers.push_back(question);
+    match question.call {
+        libc::SYS_close => {
+            // What is no descriptor is refused by the kernel.
+            stage.closes(question.arguments[0] as i32);
+            return supervisor.let_happen(question);
+        }
+        libc::SYS_socket => {}
+        _ => return takers.push_back(question),
     }
     if is_for_tcp(question.arguments) {
         if let Err(error) = supervisor.hand_over(question, stage.listener.as_fd()) {
@@ -210,9 +216,12 @@ fn serve_takers(stage: &Stage, supervisor: &Supervisor, takers: &mut VecDeque<Qu
     while let Some(question) = takers.front().copied() {
         let Some(connection) = stage.take() else { return };
         takers.pop_front();
-        if let Err(error) = supervisor.hand_over(question, connection.as_fd()) {
-            tracing::debug!(%error, "an iperf3 got no connection");
-            supervisor.refuse(question, libc::EMFILE);
+        match supervisor.hand_over(question, connection.socket.as_fd()) {
+            Ok(of_child) => stage.taken(&connection, of_child),
+            Err(error) => {
+                tracing::debug!(%error, "an iperf3 got no connection");
+                supervisor.refuse(question, libc::EMFILE);
+            }
         }
     }
 }

@@ -77,6 +77,12 @@ fn rules() -> Vec<Rule> {
     rules.extend(ALLOWED_BY_ARCHITECTURE.iter().map(|call| always(*call, Verdict::Allow)));
     // Sockets and connections come from us alone.
     rules.extend(ASKED.iter().map(|call| always(*call, Verdict::Ask)));
+    // What is closed is counted before it is gone; for that there must be no second descriptor of it.
+    rules.push(always(libc::SYS_close, Verdict::Ask));
+    for arguments in DUPLICATING {
+        rules.push(Rule { call: libc::SYS_fcntl, arguments, then: Verdict::Refuse(libc::EPERM), otherwise: None });
+    }
+    rules.push(always(libc::SYS_fcntl, Verdict::Allow));
     // The listener is ours, and listens already.
     rules.extend(PRETENDED.iter().map(|call| always(*call, Verdict::Pretend)));
     rules.push(always(libc::SYS_connect, Verdict::Refuse(libc::EACCES)));
@@ -90,7 +96,7 @@ fn rules() -> Vec<Rule> {
             Argument { at: 2, mask: u32::MAX, is: Value::Number(libc::IPV6_V6ONLY as u32) },
         ],
         then: Verdict::Pretend,
-        otherwise: Verdict::Allow,
+        otherwise: Some(Verdict::Allow),
     });
     // Threads, but no processes. The newer call hides its flags from a filter; libraries then take this one.
     const THREAD: u32 = libc::CLONE_THREAD as u32;
@@ -98,27 +104,33 @@ fn rules() -> Vec<Rule> {
         call: libc::SYS_clone,
         arguments: &[Argument { at: 0, mask: THREAD, is: Value::Number(THREAD) }],
         then: Verdict::Allow,
-        otherwise: Verdict::Refuse(libc::EPERM),
+        otherwise: Some(Verdict::Refuse(libc::EPERM)),
     });
     // To ask, not to set.
     rules.push(Rule {
         call: libc::SYS_prlimit64,
         arguments: &[Argument { at: 2, mask: u32::MAX, is: Value::Number(0) }],
         then: Verdict::Allow,
-        otherwise: Verdict::Refuse(libc::EPERM),
+        otherwise: Some(Verdict::Refuse(libc::EPERM)),
     });
     rules.push(Rule {
         call: libc::SYS_tgkill,
         arguments: &[Argument { at: 0, mask: u32::MAX, is: Value::OwnPid }],
         then: Verdict::Allow,
-        otherwise: Verdict::Refuse(libc::EPERM),
+        otherwise: Some(Verdict::Refuse(libc::EPERM)),
     });
     rules
 }
 
 fn always(call: c_long, verdict: Verdict) -> Rule {
-    Rule { call, arguments: &[], then: verdict, otherwise: verdict }
+    Rule { call, arguments: &[], then: verdict, otherwise: None }
 }
+
+/// The commands of fcntl(2) that make a second descriptor.
+const DUPLICATING: [&[Argument]; 2] = [
+    &[Argument { at: 1, mask: u32::MAX, is: Value::Number(libc::F_DUPFD as u32) }],
+    &[Argument { at: 1, mask: u32::MAX, is: Value::Number(libc::F_DUPFD_CLOEXEC as u32) }],
+];
 
 const ASKED: &[c_long] = &[libc::SYS_socket, libc::SYS_accept, libc::SYS_accept4];
 
@@ -140,11 +152,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_writev,
     libc::SYS_pread64,
     libc::SYS_ppoll,
-    libc::SYS_close,
     libc::SYS_shutdown,
-    libc::SYS_fcntl,
-    libc::SYS_dup,
-    libc::SYS_dup3,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_openat,
@@ -203,7 +211,6 @@ const ALLOWED_BY_ARCHITECTURE: &[c_long] = &[
     libc::SYS_stat,
     libc::SYS_lstat,
     libc::SYS_access,
-    libc::SYS_dup2,
     libc::SYS_unlink,
     libc::SYS_readlink,
     libc::SYS_arch_prctl,
@@ -221,21 +228,25 @@ mod tests {
     use super::*;
     use crate::sys::child::spawn_confined;
 
-    fn bash(script: &str, folder: &Path) -> Command {
-        let mut command = Command::new(Path::new("/bin/bash").canonicalize().unwrap());
-        command.args(["--norc", "-c", script]).current_dir(folder).env_clear();
+    fn perl(script: &str, folder: &Path) -> Command {
+        let mut command = Command::new(Path::new("/usr/bin/perl").canonicalize().unwrap());
+        command.args(["-MSocket", "-e", script]).current_dir(folder).env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         command
     }
 
-    /// What bash, confined as iperf3 is, prints for a script. Whatever it asks for is refused.
+    /// What perl, confined as iperf3 is, prints for a script. Sockets are refused, closing is not.
     fn confined(script: &str, folder: &Path) -> String {
-        let command = bash(script, folder);
+        let command = perl(script, folder);
         let confinement = confinement(Path::new(command.get_program()), folder).unwrap();
         let (mut child, supervisor) = spawn_confined(command, confinement).unwrap();
         std::thread::spawn(move || {
             while let Ok(question) = supervisor.next() {
-                question.into_iter().for_each(|question| supervisor.refuse(question, libc::EACCES));
+                match question {
+                    Some(question) if question.call == libc::SYS_close => supervisor.let_happen(question),
+                    Some(question) => supervisor.refuse(question, libc::EACCES),
+                    None => {}
+                }
             }
         });
         let mut said = String::new();
@@ -252,24 +263,31 @@ mod tests {
         std::fs::write(secret.path(), "secret\n").unwrap();
         let (tcp, udp) = (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         let (tcp, udp) = (tcp.local_addr().unwrap().port(), udp.local_addr().unwrap().port());
+        let dial = |kind: &str, port: u16| {
+            format!("socket(S, PF_INET, {kind}, 0) && connect(S, pack_sockaddr_in({port}, inet_aton('127.0.0.1')))")
+        };
         let tries = [
-            format!("exec 3<>/dev/tcp/127.0.0.1/{tcp}"),
-            format!("exec 3<>/dev/udp/127.0.0.1/{udp}"),
-            format!("read -r line < {}", secret.path().display()),
-            "read -r line < /etc/passwd".to_owned(),
-            "read -r line < /proc/self/status".to_owned(),
-            format!("echo x > {}", secret.path().display()),
-            format!("echo x > {}/new", elsewhere.path().display()),
-            "kill -0 $PPID".to_owned(),
-            "/bin/true | /bin/true".to_owned(),
+            dial("SOCK_STREAM", tcp),
+            dial("SOCK_DGRAM", udp),
+            "socketpair(A, B, AF_UNIX, SOCK_STREAM, 0)".to_owned(),
+            format!("open(F, '<', '{}') && <F>", secret.path().display()),
+            "open(F, '<', '/etc/passwd') && <F>".to_owned(),
+            "open(F, '<', '/proc/self/status') && <F>".to_owned(),
+            format!("open(F, '>', '{}') && print(F 'x')", secret.path().display()),
+            format!("open(F, '>', '{}/new')", elsewhere.path().display()),
+            "open(F, '>&', \\*STDOUT)".to_owned(),
+            "kill(0, getppid())".to_owned(),
+            "defined(fork)".to_owned(),
+            "!system('/bin/true')".to_owned(),
         ];
         for attempt in tries {
-            let script = format!("echo begun; {attempt} && echo done");
-            let free = bash(&script, folder.path()).output().unwrap().stdout;
-            assert_eq!(String::from_utf8(free).unwrap(), "begun\ndone\n", "{attempt} works where nothing is confined");
-            assert_eq!(confined(&script, folder.path()), "begun\n", "{attempt}");
+            let script = format!("$| = 1; print 'begun'; print ' done' if {attempt};");
+            let free = perl(&script, folder.path()).output().unwrap().stdout;
+            let free = String::from_utf8(free).unwrap();
+            assert!(free.starts_with("begun done"), "{attempt} works where nothing is confined: {free}");
+            assert_eq!(confined(&script, folder.path()), "begun", "{attempt}");
         }
-        let own = confined("echo x > own && read -r line < own && echo \"$line\"", folder.path());
-        assert_eq!(own, "x\n", "its own folder is its own");
+        let own = "open(F, '>', 'own') && print(F 'x') && close(F) && open(F, '<', 'own') && print(<F>)";
+        assert_eq!(confined(own, folder.path()), "x", "its own folder is its own");
     }
 }

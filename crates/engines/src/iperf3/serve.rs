@@ -14,7 +14,7 @@ use super::cookie::ByCookie;
 use super::keeper::{Keeper, KeeperOrder};
 use super::login::LoginPair;
 use super::program::Program;
-use super::stage::{Ending, Stage};
+use super::stage::{Ending, Seen, Stage};
 use super::{COUNTED_BY_SOCKET, GRACE, NO_SUCH_PHASE, SESSION_OVER};
 use crate::data_stream::DataStream;
 use crate::door::Door;
@@ -119,12 +119,9 @@ impl Iperf3Serve {
 
     /// Counts, charges, and tells what has come since the last look.
     fn look(&self, watch: &mut Watch, report: Report<'_>) {
-        let (mut sent, mut received) = (0u64, 0u64);
-        self.stage.for_each_stream(|stream| {
-            let (acked, came) = stream.counts();
-            sent = sent.saturating_add(acked);
-            received = received.saturating_add(came);
-        });
+        let seen = self.stage.look();
+        let sent = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.sent));
+        let received = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.received));
         let now = Instant::now();
         let fresh = watch.note(now, [sent, received]);
         if fresh > 0 {
@@ -173,32 +170,25 @@ impl Iperf3Serve {
             busiest_thread: ((user_s + system_s) / lived).min(1.0),
             host_busy: watch.clock.busy_since(),
         };
-        let mut infos = Vec::new();
-        let mut congestion_control = None;
-        self.stage.for_each_stream(|stream| {
-            let (sent, received) = stream.counts();
-            infos.push((socket::stream_info(&stream.socket, sent.max(received)), sent > received));
-            congestion_control = congestion_control.take().or_else(|| socket::congestion_control(&stream.socket));
-        });
+        let seen = self.stage.look();
         let of = |direction: Direction| {
             let at = direction as usize;
             let sends = direction == Direction::Download;
-            let ours = || infos.iter().filter(move |(_, sent_most)| *sent_most == sends).map(|(info, _)| info);
+            let moved = |stream: &&Seen| if sends { stream.sent > 0 } else { stream.received > 0 };
+            let ours = || seen.iter().filter(moved);
+            // What only the sender knows.
+            let sender = || ours().filter(|_| sends);
             phase.load.moves(direction).then(|| DirectionTally {
                 count: Count {
                     bytes: watch.totals[at],
                     elapsed_us: micros(watch.last[at].unwrap_or(watch.begin) - watch.begin),
                 },
                 cpu,
-                congestion_control: congestion_control.as_deref().filter(|_| sends).map(Into::into),
+                congestion_control: sender().find_map(|stream| stream.congestion_control.as_deref()).map(Into::into),
                 data_path: Some("plain".into()),
-                mss: ours().filter(|_| sends).find_map(|(_, mss)| *mss),
-                retransmits: ours()
-                    .filter(|_| sends)
-                    .filter_map(|(info, _)| info.retransmits)
-                    .map(u64::from)
-                    .reduce(|a, b| a + b),
-                streams: u16::try_from(ours().filter(|(info, _)| info.bytes > 0).count()).unwrap_or(u16::MAX),
+                mss: sender().find_map(|stream| stream.mss),
+                retransmits: sender().filter_map(|stream| stream.retransmits).map(u64::from).reduce(|a, b| a + b),
+                streams: u16::try_from(ours().count()).unwrap_or(u16::MAX),
                 counted_by: Some(COUNTED_BY_SOCKET.into()),
             })
         };

@@ -56,19 +56,59 @@ pub(super) enum Place {
     Stream,
 }
 
-/// One stream of payload, and what the kernel had counted when it came: what is counted from then on is the test's.
-pub(super) struct Stream {
-    pub(super) socket: TcpStream,
+/// What the kernel told of a stream of payload, from the moment it came on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// Payload that the other end has acknowledged.
+    pub(super) sent: u64,
+    /// Payload that arrived.
+    pub(super) received: u64,
+    /// Segments sent again.
+    pub(super) retransmits: Option<u32>,
+    /// The largest segment that is sent, in bytes.
+    pub(super) mss: Option<u32>,
+    /// The congestion control in use.
+    pub(super) congestion_control: Option<String>,
+}
+
+/// One stream of payload.
+struct Stream {
+    /// A copy of its socket; let go of before the child closes its own, for clients wait for that.
+    socket: Option<TcpStream>,
+    /// The child's descriptor of it, once it has one.
+    of_child: Option<i32>,
+    /// What was acknowledged before it was the child's.
     acked_before: u64,
+    seen: Seen,
 }
 
 impl Stream {
-    /// Payload bytes so far: sent and acknowledged, received.
-    pub(super) fn counts(&self) -> (u64, u64) {
-        let (acked, received) = socket::counts(&self.socket).unwrap_or_default();
+    fn look(&mut self) {
+        let Some(socket) = &self.socket else { return };
+        let Some((acked, received)) = socket::counts(socket) else { return };
+        self.seen.sent = acked.saturating_sub(self.acked_before);
         // Its cookie is no payload.
-        (acked.saturating_sub(self.acked_before), received.saturating_sub(COOKIE as u64))
+        self.seen.received = received.saturating_sub(COOKIE as u64);
     }
+
+    fn let_go(&mut self) {
+        self.look();
+        if let Some(socket) = self.socket.take() {
+            let (info, mss) = socket::stream_info(&socket, 0);
+            self.seen.retransmits = info.retransmits;
+            self.seen.mss = mss;
+            self.seen.congestion_control = socket::congestion_control(&socket);
+        }
+    }
+}
+
+/// A connection that the child has not taken yet.
+pub(super) struct Waiting {
+    pub(super) socket: TcpStream,
+    /// Which of the test's streams it is; none: the control connection.
+    stream: Option<usize>,
+    /// Of which test.
+    test: usize,
 }
 
 struct State {
@@ -80,7 +120,7 @@ struct State {
     /// Places given away, that of the control connection included.
     given: usize,
     /// Let in, and not yet taken by the child.
-    waiting: VecDeque<TcpStream>,
+    waiting: VecDeque<Waiting>,
     streams: Vec<Stream>,
     /// What the child names as an error of the test.
     complaint: Option<String>,
@@ -145,17 +185,18 @@ impl Stage {
 
     /// Seats a connection that was let in: the child hears of it, and its bytes are counted from now on.
     pub(super) fn seat(&self, place: Place, socket: TcpStream) -> io::Result<()> {
-        // Of the control connection no copy is kept: a client is told of the end by the child's closing it.
-        let stream = match place {
+        let copy = match place {
             Place::Control => None,
-            Place::Stream => {
-                let acked_before = socket::counts(&socket).unwrap_or_default().0;
-                Some(Stream { socket: socket.try_clone()?, acked_before })
-            }
+            Place::Stream => Some(socket.try_clone()?),
         };
         let mut state = self.state();
-        state.waiting.push_back(socket);
-        state.streams.extend(stream);
+        let stream = copy.map(|copy| {
+            let acked_before = socket::counts(&copy).unwrap_or_default().0;
+            state.streams.push(Stream { socket: Some(copy), of_child: None, acked_before, seen: Seen::default() });
+            state.streams.len() - 1
+        });
+        let test = state.test;
+        state.waiting.push_back(Waiting { socket, stream, test });
         if state.streams.len() == state.expected && state.stands_since.is_none() {
             state.stands_since = Some(Instant::now());
         }
@@ -169,12 +210,31 @@ impl Stage {
     // The keeper's side.
 
     /// The connection that the child takes now, if one waits.
-    pub(super) fn take(&self) -> Option<TcpStream> {
+    pub(super) fn take(&self) -> Option<Waiting> {
         let mut state = self.state();
-        let socket = state.waiting.pop_front()?;
+        let taken = state.waiting.pop_front()?;
         // The byte that stood for it; a child that took it itself only fooled itself.
         let _ = rustix::net::recv(&self.listener, &mut [0; 1], RecvFlags::DONTWAIT);
-        Some(socket)
+        Some(taken)
+    }
+
+    /// The child has taken this connection, and knows it by that number.
+    pub(super) fn taken(&self, taken: &Waiting, of_child: i32) {
+        let mut state = self.state();
+        let test = state.test;
+        if let Some(stream) = taken.stream.filter(|_| taken.test == test).and_then(|at| state.streams.get_mut(at)) {
+            stream.of_child = Some(of_child);
+        }
+    }
+
+    /// The child closes this descriptor now: if it is a stream, it is counted for the last time, and our copy closed.
+    pub(super) fn closes(&self, of_child: i32) {
+        let mut state = self.state();
+        let stream = state.streams.iter_mut().find(|stream| stream.of_child == Some(of_child));
+        if let Some(stream) = stream {
+            stream.of_child = None;
+            stream.let_go();
+        }
     }
 
     /// A child was started. `false`: the lane is over, and it has to go at once.
@@ -205,6 +265,7 @@ impl Stage {
         let mut state = self.state();
         state.child = Child::Ended(ending);
         state.pid = None;
+        state.streams.iter_mut().for_each(Stream::let_go);
         // Who waits for a child that is gone is told by its connection's end.
         state.waiting.clear();
         drop(state);
@@ -270,9 +331,11 @@ impl Stage {
         }
     }
 
-    /// Does something with each stream of the test.
-    pub(super) fn for_each_stream(&self, mut look: impl FnMut(&Stream)) {
-        self.state().streams.iter().for_each(&mut look);
+    /// What was seen of each stream of the test until now.
+    pub(super) fn look(&self) -> Vec<Seen> {
+        let mut state = self.state();
+        state.streams.iter_mut().for_each(Stream::look);
+        state.streams.iter().map(|stream| stream.seen.clone()).collect()
     }
 
     /// Sends a signal to the child and all that came of it, if it is there.

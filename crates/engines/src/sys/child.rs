@@ -69,7 +69,13 @@ pub(crate) fn spawn_confined(mut command: Command, confinement: Confinement) -> 
         1 => give_up_capabilities(),
         2 => limit_resources(file_bytes),
         3 => files.take().map_or(Err(Errno::INVAL.into()), limit_files),
-        _ => send_descriptor(theirs, &calls.install()?),
+        _ => {
+            let asks = calls.install()?;
+            send_descriptor(theirs, &asks)?;
+            // Not closed here: the filter may ask about that, and nobody answers before the exec, which closes it.
+            std::mem::forget(asks);
+            Ok(())
+        }
     };
     let confine = move || {
         for number in 0..STEPS.len() as u8 {

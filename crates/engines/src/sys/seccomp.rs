@@ -49,7 +49,8 @@ pub(crate) enum Value {
     OwnPid,
 }
 
-/// What becomes of one system call: `then` if all arguments are as they must be, `otherwise` if not.
+/// What becomes of one system call: `then` if all arguments are as they must be, `otherwise` if not; without that the
+/// rules that follow decide.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     /// The call's number.
@@ -59,7 +60,7 @@ pub(crate) struct Rule {
     /// What becomes of it.
     pub(crate) then: Verdict,
     /// What becomes of it with other arguments.
-    pub(crate) otherwise: Verdict,
+    pub(crate) otherwise: Option<Verdict>,
 }
 
 /// A filter for the kernel, ready to be installed.
@@ -71,7 +72,7 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// Judges by the first rule for a call; what no rule names is refused as if the kernel did not know it, which is
+    /// Judges by the first rule that decides; what no rule names is refused as if the kernel did not know it, which is
     /// what libraries of the future expect of kernels of the past.
     pub(crate) fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
@@ -80,7 +81,6 @@ impl Filter {
         filter.load(ARCHITECTURE_AT);
         filter.jump_if_equal(architecture, 1, 0);
         filter.give(libc::SECCOMP_RET_KILL_PROCESS);
-        filter.load(NUMBER_AT);
         for rule in rules {
             filter.judge(rule)?;
         }
@@ -90,8 +90,9 @@ impl Filter {
 
     fn judge(&mut self, rule: &Rule) -> io::Result<()> {
         let call = u32::try_from(rule.call).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // Three instructions for each argument, and two verdicts at the end.
-        let rest = u8::try_from(rule.arguments.len() * 3 + 1 + usize::from(!rule.arguments.is_empty()));
+        // Three instructions for each argument, and a verdict or two at the end.
+        let rest = u8::try_from(rule.arguments.len() * 3 + 1 + usize::from(rule.otherwise.is_some()));
+        self.load(NUMBER_AT);
         self.jump_if_equal(call, 0, rest.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?);
         let mut left = rule.arguments.len();
         for argument in rule.arguments {
@@ -105,12 +106,12 @@ impl Filter {
                     0
                 }
             };
-            // Over what is left of the arguments and the first verdict, to the second. Fits: `rest` did.
+            // Over what is left of the arguments and the first verdict, to the second or the next rule. Fits: `rest` did.
             self.jump_if_equal(number, 0, (left * 3 + 1) as u8);
         }
         self.give(return_value(rule.then));
-        if !rule.arguments.is_empty() {
-            self.give(return_value(rule.otherwise));
+        if let Some(otherwise) = rule.otherwise {
+            self.give(return_value(otherwise));
         }
         Ok(())
     }
@@ -217,9 +218,18 @@ impl Supervisor {
         let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Makes the call succeed with a copy of `what` as the child's new descriptor, which is closed by an exec.
-    /// `NotFound`: the child no longer waits.
-    pub(crate) fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<()> {
+    /// Lets the kernel do what was asked. The child may have changed what its pointers point to in the meantime: for calls
+    /// that were only to be known of.
+    pub(crate) fn let_happen(&self, question: Question) {
+        let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+        let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: 0, flags };
+        // SAFETY: the descriptor is open and `answer` a valid `seccomp_notif_resp`, which is only read.
+        let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
+    }
+
+    /// Makes the call succeed with a copy of `what` as the child's new descriptor, which is closed by an exec; gives its
+    /// number there. `NotFound`: the child no longer waits.
+    pub(crate) fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<i32> {
         let mut gift = libc::seccomp_notif_addfd {
             id: question.id,
             // In one step: no descriptor is left behind where the call was interrupted.
@@ -230,7 +240,7 @@ impl Supervisor {
         };
         // SAFETY: both descriptors are open and `gift` a valid `seccomp_notif_addfd`, which is only read.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw mut gift) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
     }
 }
 

@@ -1,0 +1,532 @@
+//! The iperf3 lane and the provider iperf3, with the real iperf3: the main job, strangers at the port, kills, and hosts
+//! that lack something. `LAB_SESSIONS` says how many sessions a siege has.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lab::{Appliance, Reflector, Running, TwoHosts, is_gone, loopback};
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+const SHORT: &[&str] = &["--engine", "iperf3", "-t", "1", "--idle", "0.3"];
+/// A session's child, its port and its slot are free within this time, whatever happened.
+const FREE: Duration = Duration::from_secs(2);
+
+/// A reflector with the lane, on an address of its own, with one data port.
+fn settings(port: &str) -> Vec<(&str, &str)> {
+    vec![
+        ("MODE", "direct_ephemeral"),
+        ("IPERF3_ENABLED", "true"),
+        ("DATA_PORT_RANGE", port),
+        ("MAX_TESTS_PER_HOUR", "10000"),
+    ]
+}
+
+fn serve(port: &str) -> Reflector {
+    Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &settings(port))
+}
+
+fn pair(reflector: &Reflector) -> Appliance {
+    Appliance::new().pair(reflector, reflector.address())
+}
+
+fn host(reflector: &Reflector) -> Ipv4Addr {
+    let address = reflector.address().parse::<SocketAddr>().unwrap();
+    let SocketAddr::V4(address) = address else { panic!("{address}") };
+    *address.ip()
+}
+
+/// The lane's child, once there is one.
+fn child(reflector: &mut Reflector) -> Pid {
+    let children = reflector.process().children();
+    let [(pid, name)] = &children[..] else { panic!("not one child: {children:?}") };
+    assert_eq!(name, "iperf3");
+    *pid
+}
+
+/// Starts a long download, and waits until bytes flow.
+fn long_test(appliance: &Appliance) -> Running {
+    let test = appliance.start(&["speed-test", "--engine", "iperf3", "--json-stream", "-t", "60", "--idle", "0"]);
+    while !test.line(Duration::from_secs(30)).unwrap().contains("\"latency\"") {}
+    test
+}
+
+fn granted_ports(reflector: &Reflector) -> Vec<Value> {
+    reflector.audited("session_granted").iter().map(|event| event["port"].clone()).collect()
+}
+
+#[test]
+fn twenty_tests_in_a_row_pass_with_one_slot_and_one_port() {
+    let reflector = serve("47101");
+    let appliance = pair(&reflector);
+    for run in 0..20 {
+        let outcome = appliance.speed_test(&[SHORT, &["--raw", "-P", "2"]].concat());
+        assert_eq!(outcome.code, 0, "run {run}: {outcome:?}\n{}", reflector.log());
+        let result = outcome.json();
+        assert_eq!((&result["engine"], &result["data_mode"]), (&"iperf3".into(), &"direct_ephemeral".into()));
+        for direction in ["download", "upload"] {
+            assert!(result[direction]["goodput_bps"].as_u64().unwrap() > 0, "{result:#}");
+            assert!(result["latency"][direction]["rtt_us"]["p50"].as_u64().unwrap() > 0, "{result:#}");
+            let raw = &result["program"]["raw"][direction];
+            assert!(raw["end"].is_object() || raw.is_array(), "{raw}");
+        }
+    }
+    assert!(granted_ports(&reflector).iter().all(|port| *port == 47101));
+    let charged = reflector.status()["sessions"]["bytes_today"].as_u64().unwrap();
+    let used = reflector.audited("session_ended").iter().map(|event| event["bytes"].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(charged, used);
+    let history = appliance.run(&["history", "--json"]).json();
+    assert_eq!(history.as_array().unwrap().len(), 20, "{history:#}");
+    reflector.must(&["audit", "verify"]);
+}
+
+#[test]
+fn every_knob_reaches_iperf3() {
+    let reflector = serve("47102-47103");
+    let appliance = pair(&reflector);
+    let knobs =
+        ["-P", "3", "-O", "1", "-C", "reno", "-l", "64K", "-w", "256K", "--bidir", "--raw", "--data-mode", "direct"];
+    let outcome = appliance.speed_test(&[&["--engine", "iperf3", "-t", "2", "--idle", "0"], &knobs[..]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+    let result = outcome.json();
+    let down = &result["download"];
+    assert_eq!((&down["streams"], &down["congestion_control"]), (&3.into(), &"reno".into()), "{result:#}");
+    assert_eq!(result["upload"]["congestion_control"], "reno");
+    assert_eq!((&down["omitted"], down["startup_ms"].as_u64().unwrap() >= 1000), (&"asked".into(), true));
+    assert!(result["bidir"]["upload"]["goodput_bps"].as_u64().unwrap() > 0);
+    assert!(result["latency"]["bidir"]["rtt_us"]["p50"].as_u64().unwrap() > 0);
+    let raw = &result["program"]["raw"]["download"];
+    let start = if raw.is_array() { &raw[0]["data"] } else { &raw["start"] };
+    assert_eq!(
+        (&start["test_start"]["blksize"], &start["sock_bufsize"]),
+        (&65536.into(), &262_144.into()),
+        "{start:#}"
+    );
+    assert!(result["program"]["version"].as_str().unwrap().starts_with("iperf3 3."));
+    // What iperf3 can't do, or we not with it, is said before anybody is asked.
+    for (args, word) in [(&["-t", "1.5"][..], "whole seconds"), (&["-u"], "--provider iperf3"), (&["-b", "1M"], "-b")] {
+        let args = [&["speed-test", "--engine", "iperf3", "--idle", "0"], args].concat();
+        let refused = appliance.fails(&args, 2, "bad_request");
+        assert!(refused["because"].as_str().unwrap().contains(word), "{refused:#}");
+    }
+    let tunneled = ["speed-test", "--engine", "iperf3", "--data-mode", "tunneled"];
+    appliance.fails(&tunneled, 4, "mode_not_offered");
+    let block = appliance.fails(&["speed-test", "-l", "64K"], 2, "bad_request");
+    assert!(block["because"].as_str().unwrap().contains("iperf3"), "{block:#}");
+}
+
+/// What strangers at the granted port were given.
+#[derive(Debug, Default)]
+struct Siege {
+    connections: AtomicU64,
+    clients: AtomicU64,
+    datagrams: AtomicU64,
+    answered: AtomicU64,
+}
+
+/// An address of loopback that is not the appliance's.
+const STRANGER: [u8; 4] = [127, 0, 0, 2];
+
+fn knock(at: SocketAddr) -> Option<TcpStream> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).ok()?;
+    bind(&socket, &SocketAddr::from((STRANGER, 0))).ok()?;
+    // Between two sessions nobody listens.
+    connect(&socket, &at).ok()?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    Some(stream)
+}
+
+impl Siege {
+    /// Garbage, what looks like iperf3's first word, and silence, until it is over.
+    fn connect(&self, at: SocketAddr, over: &AtomicBool) {
+        let mut silent = Vec::new();
+        while !over.load(Ordering::SeqCst) {
+            for words in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"abcdefghijklmnopqrstuvwxyz2345678901\0", &[0xff; 3]] {
+                let Some(mut stream) = knock(at) else {
+                    std::thread::yield_now();
+                    continue;
+                };
+                self.connections.fetch_add(1, Ordering::Relaxed);
+                let _ = stream.write_all(words);
+                if matches!(stream.read(&mut [0; 16]), Ok(1..)) {
+                    self.answered.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            silent.extend(knock(at));
+            if silent.len() > 200 {
+                silent.clear();
+            }
+        }
+    }
+
+    /// Real clients of a stranger.
+    fn run_clients(&self, at: SocketAddr, over: &AtomicBool) {
+        let from = Ipv4Addr::from(STRANGER).to_string();
+        while !over.load(Ordering::SeqCst) {
+            let (ip, port) = (at.ip().to_string(), at.port().to_string());
+            let args = ["-c", &ip, "-p", &port, "-B", &from, "-t", "1", "--json", "--connect-timeout", "1000"];
+            let output = Command::new("iperf3").args(args).stdin(Stdio::null()).output().unwrap();
+            let said = serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default();
+            self.clients.fetch_add(1, Ordering::Relaxed);
+            if said["error"].is_null() || said["end"]["sum_sent"]["bytes"].as_u64().is_some_and(|bytes| bytes > 0) {
+                self.answered.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Datagrams, those by which an iperf3 server is made to send among them.
+    fn send_datagrams(&self, at: SocketAddr, over: &AtomicBool) {
+        let socket = UdpSocket::bind(SocketAddr::from((STRANGER, 0))).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        while !over.load(Ordering::SeqCst) {
+            for datagram in [&[0x36, 0x37, 0x38, 0x39][..], &[0; 96], &[1; 1400]] {
+                if socket.send_to(datagram, at).is_ok() {
+                    self.datagrams.fetch_add(1, Ordering::Relaxed);
+                }
+                // What came back: an answer, or the kernel's word that nobody is there.
+                if socket.recv_from(&mut [0; 2048]).is_ok() {
+                    self.answered.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn besiege(mut reflector: Reflector, port: u16) {
+    let appliance = pair(&reflector);
+    let sessions = std::env::var("LAB_SESSIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let at = SocketAddr::from((host(&reflector), port));
+    let (siege, over) = (Siege::default(), AtomicBool::new(false));
+    let complete = std::thread::scope(|scope| {
+        scope.spawn(|| siege.connect(at, &over));
+        scope.spawn(|| siege.run_clients(at, &over));
+        scope.spawn(|| siege.send_datagrams(at, &over));
+        let run = |number: u32| {
+            let direction = if number.is_multiple_of(2) { "--download" } else { "--upload" };
+            let outcome = appliance.speed_test(&["--engine", "iperf3", "-t", "1", "--idle", "0", direction]);
+            if outcome.code != 0 {
+                eprintln!("session {number}: {outcome:?}");
+            }
+            outcome.code == 0
+        };
+        let complete = (0..sessions).filter(|number| run(*number)).count();
+        over.store(true, Ordering::SeqCst);
+        complete
+    });
+    println!("{complete} of {sessions} sessions complete; {siege:?}");
+    assert_eq!(complete, sessions as usize, "{siege:?}\n{}", reflector.log());
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    assert_eq!(count(&siege.answered), 0, "{siege:?}");
+    assert!(count(&siege.connections) > 0 && count(&siege.clients) > 0 && count(&siege.datagrams) > 0, "{siege:?}");
+    for (pid, name) in reflector.process().children() {
+        assert!(is_gone(pid, FREE), "{name} is left");
+    }
+}
+
+#[test]
+fn strangers_at_the_granted_port_neither_end_nor_hold_nor_use_a_test() {
+    besiege(serve("47104"), 47104);
+}
+
+#[test]
+fn an_unprivileged_user_without_capabilities_serves_as_safely() {
+    let listen = format!("{}:0", loopback::address());
+    let Some(reflector) = Reflector::serve_as_nobody(&[&listen], &settings("47105")) else { return };
+    besiege(reflector, 47105);
+}
+
+#[test]
+fn a_reflector_that_is_killed_takes_its_children_along_and_the_next_one_has_the_port_at_once() {
+    let mut reflector = serve("47106");
+    let appliance = pair(&reflector);
+    let test = long_test(&appliance);
+    let iperf3 = child(&mut reflector);
+    let killed = Instant::now();
+    reflector.process().kill();
+    assert!(is_gone(iperf3, FREE), "an iperf3 survived its reflector");
+    reflector.start().unwrap();
+    drop(test);
+    let outcome = appliance.speed_test(&[SHORT, &["--no-wait"]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+    assert_eq!(granted_ports(&reflector), [47106, 47106]);
+    assert!(reflector.audited("port_held").is_empty(), "{:?}", killed.elapsed());
+}
+
+#[test]
+fn a_client_that_is_gone_frees_child_port_and_slot() {
+    let mut reflector = serve("47107");
+    let appliance = pair(&reflector);
+    let mut test = long_test(&appliance);
+    let iperf3 = child(&mut reflector);
+    test.kill();
+    assert!(is_gone(iperf3, FREE), "an iperf3 survived its client");
+    let ended = reflector.await_audited("session_ended", |_| true);
+    assert_eq!(ended["reason"], "link_closed");
+    assert!(ended["bytes"].as_u64().unwrap() > 0, "what flowed is charged: {ended:#}");
+    let outcome = appliance.speed_test(&[SHORT, &["--no-wait"]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+}
+
+#[test]
+fn a_reflector_that_is_told_twice_to_end_takes_its_children_along() {
+    let mut reflector = serve("47108");
+    let appliance = pair(&reflector);
+    let test = long_test(&appliance);
+    let iperf3 = child(&mut reflector);
+    reflector.process().signal(Signal::TERM);
+    reflector.await_log("draining");
+    reflector.process().signal(Signal::TERM);
+    assert!(is_gone(iperf3, FREE), "an iperf3 survived its reflector");
+    assert!(reflector.process().wait(Duration::from_secs(10)).unwrap().success());
+    drop(test);
+}
+
+#[test]
+fn a_child_that_crashes_ends_the_test_and_nothing_else() {
+    let mut reflector = serve("47109");
+    let appliance = pair(&reflector);
+    let mut test = long_test(&appliance);
+    rustix::process::kill_process(child(&mut reflector), Signal::SEGV).unwrap();
+    assert_eq!(test.wait(Duration::from_secs(20)).unwrap().code(), Some(1));
+    let last = serde_json::from_str::<Value>(test.rest(FREE).unwrap().last().unwrap()).unwrap();
+    assert_eq!((&last["event"], &last["code"]), (&"error".into(), &"data_lost".into()), "{last:#}");
+    reflector.await_audited("session_ended", |_| true);
+    let outcome = appliance.speed_test(&[SHORT, &["--no-wait"]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+}
+
+#[test]
+fn a_port_that_a_stranger_holds_is_skipped_and_said() {
+    let reflector = serve("47110-47111");
+    let appliance = pair(&reflector);
+    let held = TcpListener::bind((host(&reflector), 47110)).unwrap();
+    let outcome = appliance.speed_test(SHORT);
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+    assert_eq!(granted_ports(&reflector), [47111]);
+    assert_eq!(reflector.audited("port_held")[0]["port"], 47110);
+    assert_eq!(reflector.status()["sessions"]["held_ports"], serde_json::json!([47110]));
+    drop(held);
+}
+
+/// Not offered, and said why; everything else works.
+fn is_not_offered(reflector: &Reflector, why: &str) {
+    let status = reflector.status();
+    let lacking = &status["engines_lacking"][0];
+    assert_eq!(lacking["engine"], "iperf3", "{status:#}");
+    assert!(lacking["because"].as_str().unwrap().contains(why), "{status:#}");
+    assert!(reflector.must(&["status"]).contains("not offered"));
+    let appliance = pair(reflector);
+    let denied = appliance.fails(&["speed-test", "--engine", "iperf3", "-t", "1"], 4, "engine_not_offered");
+    assert!(denied["because"].as_str().unwrap().contains("iperf3"), "{denied:#}");
+    let outcome = appliance.speed_test(&["-t", "1", "--idle", "0"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+}
+
+#[test]
+fn where_seccomp_is_taken_away_the_lane_is_not_offered() {
+    let listen = format!("{}:0", loopback::address());
+    let call = if cfg!(target_arch = "x86_64") { 317 } else { 277 };
+    let Some(reflector) = Reflector::serve_without(call, &[&listen], &settings("47112")) else { return };
+    is_not_offered(&reflector, "its system calls can't be supervised");
+}
+
+#[test]
+fn where_landlock_is_taken_away_the_lane_is_not_offered() {
+    let listen = format!("{}:0", loopback::address());
+    // landlock_create_ruleset, the same everywhere.
+    let Some(reflector) = Reflector::serve_without(444, &[&listen], &settings("47113")) else { return };
+    is_not_offered(&reflector, "its files can't be limited");
+}
+
+#[test]
+fn without_iperf3_the_error_says_how_to_get_it_and_nothing_else_changes() {
+    let listen = format!("{}:0", loopback::address());
+    let nowhere = tempfile::tempdir().unwrap();
+    let path = nowhere.path().to_str().unwrap();
+    let reflector = Reflector::serve_with_path(path, &[&listen], &settings("47114"));
+    is_not_offered(&reflector, "there is no iperf3");
+    let appliance = pair(&reflector);
+    for args in
+        [&["speed-test", "--engine", "iperf3"][..], &["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1"]]
+    {
+        let outcome = appliance.command(args).env("PATH", path).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(outcome.status.code(), Some(2), "{outcome:?}");
+        let said = String::from_utf8(outcome.stderr).unwrap();
+        assert!(said.contains("there is no iperf3") && said.contains("apt install iperf3"), "{said}");
+    }
+}
+
+#[test]
+fn the_lane_needs_ports_of_its_own() {
+    let reflector = Reflector::serve(&[("IPERF3_ENABLED", "true")]);
+    is_not_offered(&reflector, "the tunnel alone");
+}
+
+/// A plain iperf3 server, which listens.
+fn iperf3_server(around: &[&str], at: &str, port: &str, more: &[&str]) -> Running {
+    let words = [around, &["iperf3", "-s", "-B", at, "-p", port, "--forceflush"], more].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    let server = Running::start(command, Stdio::null()).unwrap();
+    while !server.line(Duration::from_secs(10)).unwrap().contains("Server listening") {}
+    server
+}
+
+#[test]
+fn a_plain_server_is_measured_both_ways_at_once_and_with_datagrams() {
+    let host = loopback::address().to_string();
+    let _server = iperf3_server(&[], &host, "47120", &[]);
+    let appliance = Appliance::new();
+    let test = |args: &[&str]| {
+        let peer = format!("{host}:47120");
+        let args = [&["--provider", "iperf3", "--peer", &peer, "-t", "1"], args].concat();
+        let outcome = appliance.speed_test(&args);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        outcome.json()
+    };
+    let result = test(&["--bidir", "-P", "2", "-C", "reno"]);
+    assert_eq!((&result["provider"], &result["engine"]), (&"iperf3".into(), &"iperf3".into()));
+    assert_eq!(result["server"]["address"], format!("{host}:47120"));
+    assert!(result["reflector"].is_null() && result["latency"].is_null() && result["data_mode"].is_null());
+    for (rates, streams) in [(&result["download"], 2), (&result["upload"], 2), (&result["bidir"]["download"], 2)] {
+        assert!(rates["goodput_bps"].as_u64().unwrap() > 0, "{result:#}");
+        assert_eq!(rates["streams"], streams);
+    }
+    assert_eq!(result["upload"]["omitted"], "nothing");
+    assert_eq!(result["warnings"][0]["code"], "startup_included", "{result:#}");
+    let result = test(&["-u", "-b", "8M", "-l", "1000", "-P", "1"]);
+    for direction in ["download", "upload"] {
+        let (rate, udp) = (&result[direction]["goodput_bps"], &result[direction]["udp"]);
+        let rate = rate.as_u64().unwrap();
+        assert!((4_000_000..=9_000_000).contains(&rate), "{direction}: {result:#}");
+        assert_eq!(udp["payload_bytes"], 1000);
+        assert!(udp["datagrams"].as_u64().unwrap() > 100 && udp["loss"].as_f64().unwrap() < 0.5, "{udp:#}");
+    }
+    let result = test(&["-O", "1", "--raw"]);
+    assert_eq!((&result["upload"]["omitted"], &result["upload"]["startup_ms"]), (&"asked".into(), &1000.into()));
+    assert!(!result["program"]["raw"]["upload"].is_null());
+    assert_eq!(appliance.run(&["history", "--json"]).json().as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_busy_server_is_waited_for_as_long_as_was_asked() {
+    let host = loopback::address().to_string();
+    let _server = iperf3_server(&[], &host, "47121", &[]);
+    let client = |seconds: &str| {
+        let mut command = Command::new("iperf3");
+        command.args(["-c", &host, "-p", "47121", "-t", seconds, "-i", "0.1", "--forceflush"]);
+        let client = Running::start(command, Stdio::null()).unwrap();
+        // The first interval's line: from here on the server is busy.
+        while !client.line(Duration::from_secs(10)).unwrap().contains("bits/sec") {}
+        client
+    };
+    let appliance = Appliance::new();
+    let peer = format!("{host}:47121");
+    let test = ["speed-test", "--provider", "iperf3", "--peer", &peer, "-t", "1", "--upload"];
+    let other = client("30");
+    appliance.fails(&test, 5, "busy");
+    let began = Instant::now();
+    appliance.fails(&[&test[..], &["--wait", "2s"]].concat(), 5, "busy");
+    // For a machine and for a person: twice.
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    drop(other);
+    let other = client("2");
+    let outcome = appliance.run(&[&test[..], &["--wait", "60s", "--json"]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    drop(other);
+}
+
+#[test]
+fn a_server_that_wants_a_user_gets_one() {
+    let host = loopback::address().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let openssl = |args: &[&str]| {
+        let status = Command::new("openssl").args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(status.expect("openssl").success(), "{args:?}");
+    };
+    openssl(&["genrsa", "-out", &path("private"), "2048"]);
+    openssl(&["rsa", "-in", &path("private"), "-pubout", "-out", &path("public")]);
+    // sha256("{mario}rossi")
+    let users = "mario,bf7a49a846d44b454a5d11e7acfaf13d138bbe0b7483aa3e050879700572709b\n";
+    std::fs::write(path("users"), users).unwrap();
+    std::fs::write(path("right"), "rossi\n").unwrap();
+    std::fs::write(path("wrong"), "verdi\n").unwrap();
+    let login = ["--rsa-private-key-path", &path("private"), "--authorized-users-path", &path("users")];
+    let _server = iperf3_server(&[], &host, "47122", &login);
+    let appliance = Appliance::new();
+    let (peer, public) = (format!("{host}:47122"), path("public"));
+    let test = ["speed-test", "--provider", "iperf3", "--peer", &peer, "-t", "1", "--upload"];
+    let known = [&test[..], &["--username", "mario", "--rsa-public-key", &public]].concat();
+    let outcome = appliance.run(&[&known[..], &["--password-file", &path("right"), "--json"]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let wrong = appliance.fails(&[&known[..], &["--password-file", &path("wrong")]].concat(), 4, "not_authorized");
+    assert!(!wrong.to_string().contains("verdi"));
+    appliance.fails(&known, 2, "bad_usage");
+    appliance.fails(&test, 4, "not_authorized");
+    let in_environment = appliance.command(&known).env("PACKETPARAMEDIC_IPERF3_PASSWORD", "rossi").output().unwrap();
+    assert!(in_environment.status.success(), "{in_environment:?}");
+}
+
+#[test]
+fn what_is_no_iperf3_server_is_an_error() {
+    let appliance = Appliance::new();
+    let test = |peer: &str| ["speed-test", "--provider", "iperf3", "-t", "1", "--peer", peer].map(str::to_owned);
+    let closed = loopback::closed_port().to_string();
+    let args = test(&closed);
+    appliance.fails(&args.each_ref().map(String::as_str), 1, "unreachable");
+    appliance.fails(&["speed-test", "--provider", "iperf3"], 2, "no_server");
+    appliance.fails(&["speed-test", "--provider", "iperf3", "--peer", "a b"], 2, "bad_address");
+    let nobody = test("nobody.invalid");
+    appliance.fails(&nobody.each_ref().map(String::as_str), 1, "name_not_resolved");
+    appliance.fails(&["speed-test", "--provider", "iperf3", "--engine", "tcp", "--peer", &closed], 2, "bad_request");
+    // Something that listens and says strange things.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().filter_map(Result::ok) {
+            let mut stream = stream;
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n\x1b[2J");
+        }
+    });
+    let args = test(&at);
+    let outcome = appliance.run(&args.each_ref().map(String::as_str));
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(!outcome.stderr.contains('\x1b'));
+    outcome.three_lines();
+}
+
+#[test]
+fn both_providers_over_both_families_between_two_hosts() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let near = ["ip", "netns", "exec", &hosts.near.netns];
+    let listen = ["0.0.0.0:4000", "[::]:4000"];
+    let reflector = Reflector::serve_on(&listen, Some(&hosts.near.netns), &settings("5202-5210"));
+    let v4 = format!("{}:4000", hosts.near.v4);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &v4);
+    let mut expected = 0;
+    for (address, bare) in
+        [(v4.clone(), hosts.near.v4.clone()), (format!("[{}]:4000", hosts.near.v6), hosts.near.v6.clone())]
+    {
+        let outcome = appliance.speed_test(&[SHORT, &["--peer", &address]].concat());
+        assert_eq!(outcome.code, 0, "{address}: {outcome:?}\n{}", reflector.log());
+        let result = outcome.json();
+        assert_eq!(result["reflector"]["address"], *address);
+        assert!(result["download"]["line_rate_estimate"]["rate_bps"].as_u64().is_some(), "{result:#}");
+        let _server = iperf3_server(&near, &bare, "5201", &[]);
+        // A plain server's port need not be said.
+        let outcome = appliance.speed_test(&["--provider", "iperf3", "--peer", &bare, "-t", "1"]);
+        assert_eq!(outcome.code, 0, "{bare}: {outcome:?}");
+        assert_eq!(outcome.json()["appliance"]["facts_before"]["mtu_bytes"], 1500);
+        expected += 2;
+    }
+    let history = appliance.run(&["history", "--json"]).json();
+    let engines = history.as_array().unwrap().iter().map(|run| &run["engine"]).collect::<Vec<_>>();
+    assert_eq!(engines, vec!["iperf3"; expected], "{history:#}");
+}
