@@ -43,6 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         congestion_control: args.get(4).cloned(),
         window_bytes: None,
         block_bytes: None,
+        login_paddings: vec![],
         probe_interval_us: 0,
     };
     let engine = paramedic_engines::find("tcp").ok_or("no such engine")?;
@@ -71,7 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         keys: keys(),
         dialer: Arc::new(Dialer { target: at, tls: client, connect_timeout: Duration::from_secs(5) }),
         tether: Tether::free(),
-        login_key: None,
+        login: None,
     })?;
     let (start, started) = channel();
     let (served, driven) = std::thread::scope(|scope| -> Result<_, Box<dyn Error>> {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use paramedic_link::admission::{LoginKey, Preamble, SessionKeys};
+use paramedic_link::admission::{LoginPadding, LoginTerms, Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 
@@ -32,9 +32,9 @@ pub trait Engine: Sync {
         None
     }
 
-    /// Whether this host has what the appliance's end needs.
-    fn has_drive(&self) -> Result<(), Lacking> {
-        Ok(())
+    /// Whether this host has what the appliance's end needs; how it can pad a login, best first, where it has one.
+    fn has_drive(&self) -> Result<Vec<LoginPadding>, Lacking> {
+        Ok(Vec::new())
     }
 
     /// Whether this host has what the reflector's end needs, tried out with `scratch`, a folder to work in. Blocking, for
@@ -77,8 +77,8 @@ pub struct DriveOrder {
     pub dialer: Arc<Dialer>,
     /// What ends it.
     pub tether: Arc<Tether>,
-    /// What the reflector says the session's login is encrypted with.
-    pub login_key: Option<LoginKey>,
+    /// How the reflector wants the session's login encrypted.
+    pub login: Option<LoginTerms>,
 }
 
 /// Why a host can't play an end of an engine: something is not there, or not allowed.
@@ -107,8 +107,8 @@ pub type Report<'a> = &'a (dyn Fn(Progress) + Sync);
 
 /// The reflector's end of one session. Dropping it frees every socket and thread of it.
 pub trait Serve: Send + Sync {
-    /// What the session's login is encrypted with, for an engine that has one: the grant carries it.
-    fn login_key(&self) -> Option<LoginKey> {
+    /// How the session's login has to be encrypted, for an engine that has one: the grant carries it.
+    fn login(&self) -> Option<LoginTerms> {
         None
     }
 

@@ -105,6 +105,28 @@ impl LoginKey {
     }
 }
 
+/// How a login is padded before it is encrypted. Versions of the programs that do it know one, or the other, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginPadding {
+    /// PKCS #1 v1.5 (RFC 8017, section 7.2).
+    Pkcs1,
+    /// OAEP (RFC 8017, section 7.1).
+    Oaep,
+    /// One that a newer peer knows and we don't.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How a session's login has to be encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoginTerms {
+    /// With which key.
+    pub key: LoginKey,
+    /// Padded how.
+    pub padding: LoginPadding,
+}
+
 impl TryFrom<String> for LoginKey {
     type Error = NotALoginKey;
 

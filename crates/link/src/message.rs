@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::PeerText;
-use crate::admission::{LoginKey, SessionId};
+use crate::admission::{LoginTerms, SessionId};
 use crate::frame::{Bounded, TooMany};
 use crate::measurement::{HostFacts, PhaseTally, Sample};
 use crate::pairing_code::Proof;
@@ -23,6 +23,9 @@ pub const MAX_DATA_MODES: usize = 16;
 
 /// The most engines a reflector names.
 pub const MAX_ENGINES: usize = 32;
+
+/// The most paddings of logins an appliance names.
+pub const MAX_LOGIN_PADDINGS: usize = 8;
 
 /// The most samples one [`ToAppliance::Samples`] carries.
 pub const MAX_SAMPLES: usize = 64;
@@ -165,7 +168,10 @@ impl Bounded for ToReflector {
         match self {
             Self::Hello { versions, .. } | Self::Pair { versions, .. } => at_most("versions", versions, MAX_VERSIONS),
             // What is wrong with a spec is told in a denial; here only nothing gets in that no version would ask.
-            Self::Request { spec, .. } => at_most("phases", &spec.phases, MAX_PHASES_READ),
+            Self::Request { spec, .. } => {
+                at_most("phases", &spec.phases, MAX_PHASES_READ)?;
+                at_most("login_paddings", &spec.login_paddings, MAX_LOGIN_PADDINGS)
+            }
             Self::Withdraw
             | Self::Start { .. }
             | Self::Finish
@@ -241,9 +247,9 @@ pub struct Grant {
     pub data_port: Option<u16>,
     /// Whether latency probes over UDP are answered there.
     pub udp: bool,
-    /// What the session's login is encrypted with, where the engine has one.
+    /// How the session's login has to be encrypted, where the engine has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub login_key: Option<LoginKey>,
+    pub login: Option<LoginTerms>,
 }
 
 /// A session that is not granted.

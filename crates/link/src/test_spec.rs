@@ -6,6 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::LoginPadding;
+
 /// Which way payload flows, seen from the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -186,6 +188,9 @@ pub struct TestSpec {
     /// What the engine hands the kernel at once, in bytes; absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
+    /// How the appliance can pad a login, where the engine has one; best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub login_paddings: Vec<LoginPadding>,
     /// The distance between two latency probes, in microseconds; 0: no probes.
     pub probe_interval_us: u32,
 }
@@ -286,6 +291,7 @@ mod tests {
             congestion_control: None,
             window_bytes: None,
             block_bytes: None,
+            login_paddings: vec![],
             probe_interval_us: 10_000,
         }
     }

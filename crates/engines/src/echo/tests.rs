@@ -340,6 +340,7 @@ fn quiet(duration_ms: u32) -> Quiet {
         congestion_control: None,
         window_bytes: None,
         block_bytes: None,
+        login_paddings: vec![],
         probe_interval_us: 10_000,
     };
     Quiet { spec, tether: Tether::free() }

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -50,8 +51,8 @@ pub struct Credentials {
     pub password: Zeroizing<String>,
     /// The server's public key, PEM: what they are encrypted with.
     pub public_key_pem: String,
-    /// Whether to pad as iperf3 before 3.17 does.
-    pub old_padding: bool,
+    /// How they are padded.
+    pub padding: LoginPadding,
 }
 
 /// What one run is to do.
@@ -131,9 +132,7 @@ impl ClientOrder {
         if let Some(credentials) = &self.credentials {
             say("--username", Some(credentials.user.clone()));
             say("--rsa-public-key-path", Some(KEY_FILE.to_owned()));
-            if credentials.old_padding {
-                arguments.extend(program.padding().map(str::to_owned));
-            }
+            arguments.extend(program.padding_option(credentials.padding).map(str::to_owned));
         }
         arguments
     }
@@ -321,7 +320,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sen
     let _ = process.wait();
     drop(folder);
     let complaint = complaints.and_then(|thread| thread.join().ok());
-    let complaint = complaint.and_then(|text| last_line(&String::from_utf8_lossy(&text)));
+    let complaint = complaint.and_then(|text| output::trouble(&String::from_utf8_lossy(&text)));
     let lived = began.elapsed().as_secs_f64().max(f64::EPSILON);
     let end = End {
         report: heard.report.unwrap_or(Err(Unreadable::Empty)),
@@ -408,11 +407,6 @@ fn listen(stdout: impl Read, is_live: bool, shared: &Shared) -> Heard {
 fn as_array(lines: &str) -> String {
     let events = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
     format!("[{}]", events.join(",\n"))
-}
-
-fn last_line(text: &str) -> Option<String> {
-    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-    Some(line.trim_start_matches("iperf3: ").trim_start_matches("error - ").to_owned())
 }
 
 /// What a client receives counts; what it sends is held beside.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use paramedic_link::admission::{Login, LoginKey};
+use paramedic_link::admission::{Login, LoginTerms};
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Load, PhaseSpec, TestSpec};
 
@@ -23,7 +23,7 @@ pub(super) struct Iperf3Drive {
     target: SocketAddr,
     connect_timeout: Duration,
     login: Login,
-    key: LoginKey,
+    terms: LoginTerms,
     tether: Arc<Tether>,
     runs: Mutex<Vec<Run>>,
 }
@@ -37,16 +37,16 @@ struct Run {
 
 impl Iperf3Drive {
     pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
-        let DriveOrder { spec, keys, dialer, tether, login_key } = order;
+        let DriveOrder { spec, keys, dialer, tether, login: terms } = order;
         let program = Program::find().map_err(|lacking| io::Error::new(io::ErrorKind::NotFound, lacking))?;
-        let without_key = || io::Error::new(io::ErrorKind::InvalidData, "the grant has no key for iperf3's login");
+        let without_key = || io::Error::new(io::ErrorKind::InvalidData, "the grant has no terms for iperf3's login");
         Ok(Self {
             spec,
             program,
             target: dialer.target,
             connect_timeout: dialer.connect_timeout,
             login: keys.login().clone(),
-            key: login_key.ok_or_else(without_key)?,
+            terms: terms.ok_or_else(without_key)?,
             tether,
             runs: Mutex::default(),
         })
@@ -73,8 +73,8 @@ impl Iperf3Drive {
             credentials: Some(Credentials {
                 user: self.login.user.clone(),
                 password: self.login.password.clone(),
-                public_key_pem: public_pem(&self.key),
-                old_padding: true,
+                public_key_pem: public_pem(&self.terms.key),
+                padding: self.terms.padding,
             }),
         }
     }

@@ -11,14 +11,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use paramedic_link::PeerText;
-use paramedic_link::admission::Login;
+use paramedic_link::admission::{Login, LoginPadding};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 
 use super::login::{self, LoginPair};
+use super::output;
 use super::program::Program;
 use super::sandbox;
 use super::stage::{Ending, Stage};
@@ -39,6 +39,7 @@ pub(super) struct KeeperOrder {
     pub(super) local: IpAddr,
     pub(super) login: Login,
     pub(super) pair: LoginPair,
+    pub(super) padding: LoginPadding,
     /// The child's folder; gone with it.
     pub(super) folder: TempDir,
     /// How many tests the session has.
@@ -111,8 +112,12 @@ fn serve_test(order: &KeeperOrder, stage: &Stage) -> io::Result<Ending> {
         return Ok(Ending::default());
     }
     let mut said = Said::default();
-    attend(stage, &supervisor, output, &mut said)?;
+    let attended = attend(stage, &supervisor, output, &mut said);
+    if attended.is_err() || stage.is_over() {
+        child.kill();
+    }
     stage.is_being_buried();
+    attended?;
     Ok(child.bury(&supervisor, &said))
 }
 
@@ -125,7 +130,7 @@ fn arguments(order: &KeeperOrder) -> Vec<String> {
     let login = ["--rsa-private-key-path", KEY_FILE, "--authorized-users-path", USERS_FILE];
     arguments.extend(login.map(str::to_owned));
     arguments.extend(["--time-skew-threshold", "86400"].map(str::to_owned));
-    arguments.extend(order.program.padding().map(str::to_owned));
+    arguments.extend(order.program.padding_option(order.padding).map(str::to_owned));
     arguments
 }
 
@@ -291,12 +296,10 @@ impl Said {
         heard_it
     }
 
-    /// What it named as an error, or what kept it from starting at all.
+    /// What it named as an error; or, before it listened, whatever it said last.
     fn complaint(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.text);
-        let line = text.lines().rev().find(|line| line.contains("error"));
-        let line = if self.listens { line } else { line.or_else(|| text.lines().next_back()) };
-        line.map(|line| PeerText::new(line.trim_start_matches("iperf3: ").trim_start_matches("error - ")).to_string())
+        if self.listens && !text.contains("error") { None } else { output::trouble(&text) }
     }
 }
 

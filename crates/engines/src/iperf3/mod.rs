@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paramedic_link::SessionId;
-use paramedic_link::admission::SessionKeys;
+use paramedic_link::admission::{LoginPadding, SessionKeys};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 
 use crate::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder};
@@ -56,14 +56,15 @@ impl Engine for Iperf3 {
         loaded.any(|phase| phase.duration_ms % 1000 != 0).then_some("iperf3 measures whole seconds")
     }
 
-    fn has_drive(&self) -> Result<(), Lacking> {
-        Program::find().map(drop)
+    fn has_drive(&self) -> Result<Vec<LoginPadding>, Lacking> {
+        Program::find().map(|program| program.client_paddings().to_vec())
     }
 
     /// Plays the beginning of a session: all that can be missing is missed then.
     fn has_serve(&self, scratch: &Path) -> Result<(), Lacking> {
         Program::find()?.check_server()?;
         let keys = SessionKeys::derive(SessionId::from_bytes([0; 16]), [0; 32].into());
+        let login_paddings = vec![LoginPadding::Oaep, LoginPadding::Pkcs1];
         let spec = TestSpec {
             engine: EngineId::try_from(self.id()).map_err(|error| lacking(&error))?,
             data_mode: DataMode::DirectEphemeral,
@@ -72,6 +73,7 @@ impl Engine for Iperf3 {
             congestion_control: None,
             window_bytes: None,
             block_bytes: None,
+            login_paddings,
             probe_interval_us: 0,
         };
         let order = ServeOrder {

@@ -258,6 +258,14 @@ impl Unreadable {
     }
 }
 
+/// What text that is no JSON, of either end, names as its trouble: the last line that speaks of an error, or the last one.
+pub(super) fn trouble(text: &str) -> Option<String> {
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines().rfind(|line| line.contains("error")).or_else(|| lines().next_back())?;
+    let line = line.strip_prefix("iperf3: ").unwrap_or(line);
+    Some(harmless(line.strip_prefix("error - ").unwrap_or(line)))
+}
+
 /// A version of iperf3 itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use paramedic_link::admission::LoginPadding;
+
 use super::output::{Version, version_of};
 use crate::engine::Lacking;
 use crate::sys::child;
@@ -65,15 +67,24 @@ impl Program {
         self.help.split(|c: char| c.is_whitespace() || c == ',' || c == '[').any(|word| word == option)
     }
 
-    /// From 3.17 on the padding of logins has to be said: the one that older ones know, too.
-    pub(super) fn padding(&self) -> Option<&'static str> {
-        const OPTION: &str = "--use-pkcs1-padding";
-        self.knows(OPTION).then_some(OPTION)
+    /// How a client can pad its login, the one that it takes by itself first. From 3.17 on that is OAEP; the older way had
+    /// an option at first, which became the server's alone.
+    pub fn client_paddings(&self) -> &'static [LoginPadding] {
+        match self.version {
+            version if version < PADS_ANEW => &[LoginPadding::Pkcs1],
+            version if version < CLIENT_PADS_ANEW_ALONE => &[LoginPadding::Oaep, LoginPadding::Pkcs1],
+            _ => &[LoginPadding::Oaep],
+        }
     }
 
-    /// Whether it pads logins as versions before it did not, unless it is told otherwise.
-    pub fn pads_anew(&self) -> bool {
-        self.padding().is_some()
+    /// How a server can be made to expect it.
+    pub(super) fn server_paddings(&self) -> &'static [LoginPadding] {
+        if self.version < PADS_ANEW { &[LoginPadding::Pkcs1] } else { &[LoginPadding::Oaep, LoginPadding::Pkcs1] }
+    }
+
+    /// What has to be said for this padding, where it is not what the version takes by itself.
+    pub(super) fn padding_option(&self, padding: LoginPadding) -> Option<&'static str> {
+        (padding == LoginPadding::Pkcs1 && self.version >= PADS_ANEW).then_some("--use-pkcs1-padding")
     }
 
     /// Whether it can be a session's server.
@@ -88,6 +99,11 @@ impl Program {
         }
     }
 }
+
+/// The first that pads logins by OAEP.
+const PADS_ANEW: Version = Version { major: 3, minor: 17 };
+/// The first whose client may not be told to pad otherwise; 3.18's still is.
+const CLIENT_PADS_ANEW_ALONE: Version = Version { major: 3, minor: 19 };
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use paramedic_link::admission::{LoginKey, Preamble};
+use paramedic_link::admission::{LoginPadding, LoginTerms, Preamble};
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use rustix::process::Signal;
@@ -36,7 +36,7 @@ pub(super) struct Iperf3Serve {
     spec: TestSpec,
     tether: Arc<Tether>,
     stage: Arc<Stage>,
-    key: LoginKey,
+    login: LoginTerms,
     // Dropped in this order: the child goes before its port does.
     _keeper: Keeper,
     door: Door,
@@ -66,17 +66,23 @@ impl Iperf3Serve {
         // The port is claimed first: it may be a stranger's.
         let door = Door::open(claim, &options, knock, peer, Arc::clone(&tether), Box::new(sink))?;
         let pair = LoginPair::of_process().map_err(io::Error::other)?;
-        let key = pair.public.clone();
+        let wanted = if spec.login_paddings.is_empty() { &[LoginPadding::Pkcs1] } else { &spec.login_paddings[..] };
+        let padding = wanted.iter().copied().find(|padding| program.server_paddings().contains(padding));
+        let padding = padding.ok_or_else(|| {
+            let why = format!("{program} here and the iperf3 there know no padding of logins in common");
+            io::Error::new(io::ErrorKind::InvalidInput, why)
+        })?;
+        let terms = LoginTerms { key: pair.public.clone(), padding };
         let folder = tempfile::Builder::new().prefix("iperf3-").tempdir_in(scratch)?;
         let tests = loaded(&spec).count();
         let port = door.local_addr().port();
         let login = keys.login().clone();
-        let order = KeeperOrder { program, port, local: claim.ip(), login, pair, folder, tests };
+        let order = KeeperOrder { program, port, local: claim.ip(), login, pair, padding, folder, tests };
         let keeper = Keeper::start(order, Arc::clone(&stage), &tether)?;
         if tests > 0 {
             stage.await_listening(STARTING).map_err(|why| io::Error::other(format!("iperf3: {why}")))?;
         }
-        Ok(Self { spec, tether, stage, key, _keeper: keeper, door })
+        Ok(Self { spec, tether, stage, login: terms, _keeper: keeper, door })
     }
 
     /// Where the lane's door listens.
@@ -214,8 +220,8 @@ impl Iperf3Serve {
 const EARLY: Duration = Duration::from_secs(2);
 
 impl Serve for Iperf3Serve {
-    fn login_key(&self) -> Option<LoginKey> {
-        Some(self.key.clone())
+    fn login(&self) -> Option<LoginTerms> {
+        Some(self.login.clone())
     }
 
     fn admit(&self, _preamble: Preamble, _stream: DataStream) {

@@ -47,6 +47,7 @@ fn spec(streams: u16, loads: &[Load]) -> TestSpec {
         congestion_control: Some("reno".into()),
         window_bytes: None,
         block_bytes: None,
+        login_paddings: super::Iperf3.has_drive().unwrap_or_default(),
         probe_interval_us: 0,
     }
 }
@@ -78,7 +79,7 @@ impl Session {
             keys: of_appliance,
             dialer: Arc::new(dialer),
             tether: Arc::clone(&appliance),
-            login_key: serve.login_key(),
+            login: serve.login(),
         });
         Self { serve, drive: drive.unwrap(), reflector, appliance, scratch }
     }

@@ -41,6 +41,7 @@ fn spec(mode: DataMode, streams: u16, loads: &[Load], duration_ms: u32) -> TestS
         congestion_control: Some("reno".into()),
         window_bytes: None,
         block_bytes: None,
+        login_paddings: vec![],
         probe_interval_us: 0,
     }
 }
@@ -73,7 +74,7 @@ impl Session {
         };
         let dialer = Arc::new(Dialer { target, tls, connect_timeout: Duration::from_secs(10) });
         let (keys, tether) = (Arc::new(keys()), Arc::clone(&appliance));
-        let drive = TcpDrive::new(DriveOrder { spec: spec.clone(), keys, dialer, tether, login_key: None }).unwrap();
+        let drive = TcpDrive::new(DriveOrder { spec: spec.clone(), keys, dialer, tether, login: None }).unwrap();
         Self { serve, drive, reflector, appliance }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use paramedic_engines::Engine;
 use paramedic_engines::iperf3::{Credentials, Transport};
+use paramedic_link::admission::LoginPadding;
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -261,7 +262,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
     let history = context.history().await?;
     let known = history.reflectors().await?;
     history.close().await;
-    let order = TestOrder {
+    let mut order = TestOrder {
         key,
         known,
         peer: settings.peer.clone(),
@@ -273,6 +274,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         congestion_control: args.congestion.clone(),
         window_bytes: args.window,
         block_bytes: args.length,
+        login_paddings: vec![],
         transport: if args.udp { Transport::Udp } else { Transport::Tcp },
         rate_bps: args.bitrate,
         credentials: credentials(args)?,
@@ -295,6 +297,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         congestion_control: order.congestion_control.clone(),
         window_bytes: order.window_bytes,
         block_bytes: order.block_bytes,
+        login_paddings: vec![],
         probe_interval_us: u32::try_from(order.probe_interval.as_micros()).unwrap_or(u32::MAX),
     };
     let bad = spec.check().err().map(|bad| bad.to_string());
@@ -307,7 +310,11 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
     let fit = tokio::task::spawn_blocking(move || engine.has_drive()).await;
     match fit {
         Ok(Err(lacking)) => Err(Failure::lacking(id, &lacking)),
-        Ok(Ok(())) | Err(_) => Ok(order),
+        Ok(Ok(paddings)) => {
+            order.login_paddings = paddings;
+            Ok(order)
+        }
+        Err(_) => Ok(order),
     }
 }
 
@@ -349,7 +356,7 @@ fn credentials(args: &Args) -> Result<Option<Credentials>, Failure> {
             }
         },
     };
-    Ok(Some(Credentials { user: user.clone(), password, public_key_pem, old_padding: false }))
+    Ok(Some(Credentials { user: user.clone(), password, public_key_pem, padding: LoginPadding::Oaep }))
 }
 
 fn first_line(source: impl Read) -> std::io::Result<Zeroizing<String>> {

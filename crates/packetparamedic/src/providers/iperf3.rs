@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use paramedic_engines::iperf3::output::{Complaint, Count as Counted, Reading, Report, Totals};
 use paramedic_engines::iperf3::{Client, ClientOrder, Credentials, End, Program, progress, tally};
 use paramedic_engines::tether::Tether;
+use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 use tokio::sync::mpsc;
@@ -107,6 +108,7 @@ fn spec(order: &TestOrder) -> TestSpec {
         congestion_control: order.congestion_control.clone(),
         window_bytes: order.window_bytes,
         block_bytes: order.block_bytes,
+        login_paddings: vec![],
         probe_interval_us: 0,
     }
 }
@@ -137,12 +139,13 @@ impl Visit<'_> {
     /// of older servers where it does not know us.
     async fn phase(&mut self, phase: PhaseSpec, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
         let patience = Instant::now() + self.order.wait_at_most.unwrap_or_default();
-        let mut old_padding = false;
+        let mut paddings = self.program.client_paddings().iter().copied();
+        let mut padding = paddings.next().unwrap_or(LoginPadding::Pkcs1);
         let mut refused = 0;
         self.tell_begin(phase, watch);
         loop {
             let Some(address) = self.addresses.first().copied() else { return Err(no_server()) };
-            let (end, readings) = self.attempt(phase, address, old_padding, watch).await?;
+            let (end, readings) = self.attempt(phase, address, padding, watch).await?;
             let (end, is_interrupted) = match end {
                 Attempt::Done(end) => (end, false),
                 Attempt::Interrupted(end) => (end, true),
@@ -158,10 +161,12 @@ impl Visit<'_> {
                 }
                 // From 3.17 on both ends pad logins anew, and from 3.22 on a refusal is a hang-up.
                 Some(Complaint::NotAuthorized | Complaint::ControlLost)
-                    if nothing_yet && !old_padding && self.order.credentials.is_some() && self.program.pads_anew() =>
+                    if nothing_yet && self.order.credentials.is_some() =>
                 {
-                    old_padding = true;
-                    continue;
+                    if let Some(other) = paddings.next() {
+                        padding = other;
+                        continue;
+                    }
                 }
                 Some(Complaint::Busy) if nothing_yet && Instant::now() + ASK_AGAIN <= patience => {
                     self.wait(patience, watch).await?;
@@ -201,10 +206,10 @@ impl Visit<'_> {
         &self,
         phase: PhaseSpec,
         address: SocketAddr,
-        old_padding: bool,
+        padding: LoginPadding,
         watch: &mut Watch,
     ) -> Result<(Attempt, Vec<Reading>), Failure> {
-        let asked = self.client_order(phase, address, old_padding);
+        let asked = self.client_order(phase, address, padding);
         let tether = Tether::free();
         let (told, mut readings) = mpsc::unbounded_channel();
         let run = {
@@ -257,7 +262,7 @@ impl Visit<'_> {
         (watch.events)(Event::Phase(begun(&phase)));
     }
 
-    fn client_order(&self, phase: PhaseSpec, address: SocketAddr, old_padding: bool) -> ClientOrder {
+    fn client_order(&self, phase: PhaseSpec, address: SocketAddr, padding: LoginPadding) -> ClientOrder {
         let order = self.order;
         ClientOrder {
             target: address,
@@ -271,7 +276,7 @@ impl Visit<'_> {
             window_bytes: order.window_bytes,
             block_bytes: order.block_bytes,
             connect_timeout: CONNECT,
-            credentials: order.credentials.clone().map(|known| Credentials { old_padding, ..known }),
+            credentials: order.credentials.clone().map(|known| Credentials { padding, ..known }),
         }
     }
 

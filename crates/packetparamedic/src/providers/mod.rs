@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::SecretKey;
+use paramedic_link::admission::LoginPadding;
 use paramedic_link::test_spec::{DataMode, EngineId, PhaseSpec};
 use tokio::sync::watch;
 
@@ -74,6 +75,8 @@ pub struct TestOrder {
     pub window_bytes: Option<u32>,
     /// What the engine hands the kernel at once.
     pub block_bytes: Option<u32>,
+    /// How the engine here can pad a login, best first, where it has one.
+    pub login_paddings: Vec<LoginPadding>,
     /// What carries the payload, where the engine has a choice.
     pub transport: Transport,
     /// The rate of each stream in bits per second, where it is to be paced; 0: not at all.

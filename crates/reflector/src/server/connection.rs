@@ -441,7 +441,7 @@ impl Connection {
         lock(&self.server.running).insert(session, Arc::clone(&running));
         claim.is_granted = true;
         tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server)));
-        let login_key = running.login_key.clone();
+        let login = running.login.clone();
         self.running = Some(Granted { running, phase: None, next_phase: 0 });
         let data_port = reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral);
         self.say(&ToAppliance::Granted(Grant {
@@ -449,7 +449,7 @@ impl Connection {
             expires_in_ms: u64::try_from(reservation.expires_in.as_millis()).unwrap_or(u64::MAX),
             data_port,
             udp: true,
-            login_key,
+            login,
         }))
         .await
     }
@@ -530,7 +530,9 @@ async fn stopping(stage: &mut tokio::sync::watch::Receiver<Stage>) {
 /// at any time; everything else may pass.
 fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
-    if spec.congestion_control.is_some() && is_refused {
+    // What the engine can't do with what was asked, whenever it is asked.
+    let is_refused = spec.congestion_control.is_some() && is_refused || error.kind() == io::ErrorKind::InvalidInput;
+    if is_refused {
         let detail = PeerText::new(&error.to_string());
         return Denial { reason: DenialReason::BadRequest, detail, retry_after_ms: None };
     }

@@ -10,7 +10,7 @@ use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::{Enrolment, Responder};
 use paramedic_engines::engine::{Progress, Serve, ServeOrder};
 use paramedic_engines::tether::Tether;
-use paramedic_link::admission::{LoginKey, Preamble, SessionKeys};
+use paramedic_link::admission::{LoginTerms, Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::message::EndReason;
 use paramedic_link::test_spec::{Direction, TestSpec};
@@ -35,8 +35,8 @@ pub(super) struct Running {
     pub(super) spec: TestSpec,
     pub(super) keys: Arc<SessionKeys>,
     pub(super) tether: Arc<Tether>,
-    /// What its login is encrypted with, where its engine has one.
-    pub(super) login_key: Option<LoginKey>,
+    /// How its login has to be encrypted, where its engine has one.
+    pub(super) login: Option<LoginTerms>,
     /// What it holds until it is closed. A phase reads it for as long as it runs.
     ends: RwLock<Option<OurEnds>>,
     /// Latency probes came by TCP: each session has one such connection.
@@ -111,7 +111,7 @@ impl Running {
             link: reservation.link,
             peer: reservation.peer,
             spec: reservation.spec.clone(),
-            login_key: serve.login_key(),
+            login: serve.login(),
             ends: RwLock::new(Some(OurEnds {
                 serve,
                 _enrolment: responder.enroll(Arc::clone(&keys), Arc::clone(&tether), from),

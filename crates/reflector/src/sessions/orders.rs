@@ -93,6 +93,7 @@ fn spec(direct: bool, duration_ms: u32) -> TestSpec {
         congestion_control: None,
         window_bytes: None,
         block_bytes: None,
+        login_paddings: vec![],
         probe_interval_us: 0,
     }
 }

@@ -170,6 +170,7 @@ mod tests {
             congestion_control: None,
             window_bytes: None,
             block_bytes: None,
+            login_paddings: vec![],
             probe_interval_us: 0,
         }
     }

@@ -54,6 +54,7 @@ fn tunneled() -> TestSpec {
         congestion_control: None,
         window_bytes: None,
         block_bytes: None,
+        login_paddings: vec![],
         probe_interval_us: 10_000,
     }
 }

@@ -127,6 +127,7 @@ fn spec(order: &TestOrder, welcome: &Welcome) -> TestSpec {
         congestion_control: order.congestion_control.clone(),
         window_bytes: order.window_bytes,
         block_bytes: order.block_bytes,
+        login_paddings: order.login_paddings.clone(),
         probe_interval_us: u32::try_from(order.probe_interval.as_micros()).unwrap_or(u32::MAX),
     }
 }

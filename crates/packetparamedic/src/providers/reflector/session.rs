@@ -80,7 +80,7 @@ impl Session {
                 keys: Arc::clone(&keys),
                 dialer,
                 tether: Arc::clone(&tether),
-                login_key: grant.login_key.clone(),
+                login: grant.login.clone(),
             })
             .map_err(|error| not_driven(&spec, &error))?;
         let mut beat = tokio::time::interval(HEARTBEAT);
