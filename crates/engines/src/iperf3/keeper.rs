@@ -22,6 +22,7 @@ use super::output;
 use super::program::Program;
 use super::sandbox;
 use super::stage::{Ending, Stage};
+use super::write_new;
 use crate::host_facts;
 use crate::sys::child::spawn_confined;
 use crate::sys::seccomp::{Question, Supervisor};
@@ -42,6 +43,8 @@ pub(super) struct KeeperOrder {
     pub(super) padding: LoginPadding,
     /// The child's folder; gone with it.
     pub(super) folder: TempDir,
+    /// The most streams of a test.
+    pub(super) streams: usize,
     /// How many tests the session has.
     pub(super) tests: usize,
 }
@@ -54,8 +57,8 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn start(order: KeeperOrder, stage: Arc<Stage>, tether: &Arc<Tether>) -> io::Result<Self> {
-        std::fs::write(order.folder.path().join(KEY_FILE), order.pair.private_pem.as_bytes())?;
-        std::fs::write(order.folder.path().join(USERS_FILE), login::users(&order.login))?;
+        write_new(&order.folder.path().join(KEY_FILE), &order.pair.private_pem)?;
+        write_new(&order.folder.path().join(USERS_FILE), &login::users(&order.login))?;
         // Cutting the tether shuts the bell down, which wakes the poll.
         let hold = tether.hold(&stage.bell)?;
         let on_stage = Arc::clone(&stage);
@@ -75,6 +78,8 @@ impl Drop for Keeper {
     }
 }
 
+/// As many seconds as iperf3 takes: a device whose clock stands in 1970 is let in, too.
+const MOST_SKEW: &str = "2147483647";
 const KEY_FILE: &str = "login.key";
 const USERS_FILE: &str = "users.csv";
 
@@ -94,7 +99,7 @@ fn keep(order: &KeeperOrder, stage: &Stage, _hold: Hold) {
             }
         };
         tracing::debug!(?ending, "an iperf3 ended");
-        stage.ended(ending);
+        stage.ended(test, ending);
     }
 }
 
@@ -104,10 +109,11 @@ fn serve_test(order: &KeeperOrder, stage: &Stage) -> io::Result<Ending> {
     let mut command = Command::new(&order.program.path);
     command.args(arguments(order)).current_dir(order.folder.path()).env_clear().env("TMPDIR", order.folder.path());
     command.stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
-    let confinement = sandbox::confinement(&order.program.path, order.folder.path())?;
+    let confinement = sandbox::confinement(&order.program.path, order.folder.path(), order.streams)?;
     let (child, supervisor) = spawn_confined(command, confinement)?;
     let child = Child { pid: Pid::from_child(&child), process: child };
     if !stage.started(child.pid) {
+        stage.is_being_buried();
         // It is killed and buried as it is dropped.
         return Ok(Ending::default());
     }
@@ -126,10 +132,10 @@ fn arguments(order: &KeeperOrder) -> Vec<String> {
     let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
     let port = order.port.to_string();
     let mut arguments = ["-s", "-1", "-p", &port, "-B", any, "-i", "0", "--forceflush"].map(str::to_owned).to_vec();
-    // Both ends' clocks may differ by hours; the login is good for this session alone all the same.
+    // Both ends' clocks may differ by anything; the login is good for this session alone all the same.
     let login = ["--rsa-private-key-path", KEY_FILE, "--authorized-users-path", USERS_FILE];
     arguments.extend(login.map(str::to_owned));
-    arguments.extend(["--time-skew-threshold", "86400"].map(str::to_owned));
+    arguments.extend(["--time-skew-threshold", MOST_SKEW].map(str::to_owned));
     arguments.extend(order.program.padding_option(order.padding).map(str::to_owned));
     arguments
 }
@@ -143,7 +149,8 @@ fn attend(stage: &Stage, supervisor: &Supervisor, mut output: PipeReader, said: 
             PollFd::new(supervisor, PollFlags::IN),
             PollFd::new(&output, PollFlags::IN),
         ];
-        match rustix::event::poll(&mut polled, None) {
+        let next_look = stage.account().and_then(|soon| Timespec::try_from(soon).ok());
+        match rustix::event::poll(&mut polled, next_look.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -151,9 +158,9 @@ fn attend(stage: &Stage, supervisor: &Supervisor, mut output: PipeReader, said: 
         if stage.is_over() {
             return Ok(());
         }
-        if !bell.is_empty() {
-            // Nothing that the child says there means anything.
-            drain(&stage.bell);
+        // Nothing that the child says there means anything; but one that hangs up would wake us for ever.
+        if !bell.is_empty() && !drain(&stage.bell) {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
         if asked.contains(PollFlags::IN)
             && let Some(question) = supervisor.next()?
@@ -181,8 +188,9 @@ fn attend(stage: &Stage, supervisor: &Supervisor, mut output: PipeReader, said: 
     }
 }
 
-fn drain(mut bell: &std::os::unix::net::UnixStream) {
-    let _ = bell.read(&mut [0; 256]);
+/// Takes off what the child said; `false` where it will say nothing more.
+fn drain(mut bell: &std::os::unix::net::UnixStream) -> bool {
+    !matches!(bell.read(&mut [0; 256]), Ok(0))
 }
 
 /// A socket is what stands for the listener, and nothing else can be had; who wants a connection gets the next one that
@@ -223,6 +231,8 @@ fn serve_takers(stage: &Stage, supervisor: &Supervisor, takers: &mut VecDeque<Qu
         takers.pop_front();
         match supervisor.hand_over(question, connection.socket.as_fd()) {
             Ok(of_child) => stage.taken(&connection, of_child),
+            // It was interrupted, and will ask again.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => stage.put_back(connection),
             Err(error) => {
                 tracing::debug!(%error, "an iperf3 got no connection");
                 supervisor.refuse(question, libc::EMFILE);
@@ -250,6 +260,7 @@ impl Child {
                 _ => break,
             }
         }
+        let ended_at = Instant::now();
         self.kill();
         // Its accounts can be read as long as it is not buried.
         let _ = rustix::process::waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
@@ -261,7 +272,7 @@ impl Child {
             Ok(status) => Some(format!("iperf3 ended with {status}")),
             Err(error) => Some(error.to_string()),
         });
-        Ending { cpu_s, complaint }
+        Ending { cpu_s, at: Some(ended_at), complaint }
     }
 
     fn kill(&self) {

@@ -15,8 +15,9 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,3 +117,14 @@ const SESSION_OVER: &str = "the session ended before the phase did";
 
 /// Why a phase that nobody asked for is not run.
 const NO_SUCH_PHASE: &str = "the test has no such phase";
+
+/// Writes a file that is there for nobody else and was not there before.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
+/// A folder for one child in `scratch`, for nobody else and gone when dropped.
+fn folder_in(scratch: &Path) -> io::Result<tempfile::TempDir> {
+    let ours_alone = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().prefix("iperf3-").permissions(ours_alone).tempdir_in(scratch)
+}

@@ -67,6 +67,13 @@ impl Program {
         self.help.split(|c: char| c.is_whitespace() || c == ',' || c == '[').any(|word| word == option)
     }
 
+    /// The share of a core that each of its busy threads had, 0 to 1: it has one for all streams, and from 3.16 on one for
+    /// each, of which this is the average.
+    pub(super) fn share_of_a_thread(&self, cpu_s: f64, lived_s: f64, streams: u16) -> f64 {
+        let threads = if self.version < THREADED { 1 } else { streams.max(1) };
+        (cpu_s / lived_s / f64::from(threads)).min(1.0)
+    }
+
     /// How a client can pad its login, the one that it takes by itself first. From 3.17 on that is OAEP; the older way had
     /// an option at first, which became the server's alone.
     pub fn client_paddings(&self) -> &'static [LoginPadding] {
@@ -100,6 +107,8 @@ impl Program {
     }
 }
 
+/// The first with a thread for each stream.
+const THREADED: Version = Version { major: 3, minor: 16 };
 /// The first that pads logins by OAEP.
 const PADS_ANEW: Version = Version { major: 3, minor: 17 };
 /// The first whose client may not be told to pad otherwise; 3.18's still is.

@@ -11,12 +11,16 @@ use landlock::{
 use nix::libc::{self, c_long};
 
 use crate::sys::child::Confinement;
-use crate::sys::seccomp::{Argument, Filter, Rule, Value, Verdict};
+use crate::sys::seccomp::{Argument, Filter, Part, Rule, Value, Verdict};
 
 /// 64 streams each way with a file and a buffer each, and some to spare.
 const DESCRIPTORS: u64 = 512;
 /// iperf3 keeps each stream's block in a file, of 1 MiB at most.
-const FILE_BYTES: u64 = 4 << 20;
+const FILE_BYTES: u64 = 2 << 20;
+/// Memory beside that of its streams.
+const DATA_BYTES: u64 = 128 << 20;
+/// A stream's blocks, and the stack of its thread, which from 3.16 on it has.
+const DATA_BYTES_A_STREAM: u64 = 12 << 20;
 
 /// Where programs and libraries stand: read and executed, never written.
 const LIBRARIES: [&str; 6] = ["/usr", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"];
@@ -25,12 +29,14 @@ const COMMON_FILES: [&str; 6] =
     ["/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/etc/ssl/openssl.cnf", "/dev/urandom", "/dev/null"];
 
 /// The confinement of the program at `program`, whose only place to write is `folder`.
-pub(super) fn confinement(program: &Path, folder: &Path) -> io::Result<Confinement> {
+/// It serves `streams` at most.
+pub(super) fn confinement(program: &Path, folder: &Path, streams: usize) -> io::Result<Confinement> {
     Ok(Confinement {
         files: files(program, folder).map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?,
         calls: Filter::new(&rules())?,
         descriptors: DESCRIPTORS,
         file_bytes: FILE_BYTES,
+        data_bytes: DATA_BYTES + DATA_BYTES_A_STREAM * streams as u64,
     })
 }
 
@@ -46,10 +52,11 @@ fn files(program: &Path, folder: &Path) -> Result<RulesetCreated, RulesetError> 
         .scope(Scope::from_all(NEWEST))?
         .create()?
         .set_compatibility(CompatLevel::BestEffort);
-    let beside = program.parent().into_iter();
-    for path in LIBRARIES.iter().map(Path::new).chain(beside) {
-        rules = allow(rules, path, read)?;
+    for path in LIBRARIES {
+        rules = allow(rules, Path::new(path), read)?;
     }
+    // One that stands elsewhere; what lies beside it is none of its business.
+    rules = allow(rules, program, AccessFs::ReadFile | AccessFs::Execute)?;
     for path in COMMON_FILES {
         rules = allow(rules, Path::new(path), AccessFs::ReadFile.into())?;
     }
@@ -79,10 +86,11 @@ fn rules() -> Vec<Rule> {
     rules.extend(ASKED.iter().map(|call| always(*call, Verdict::Ask)));
     // What is closed is counted before it is gone; for that there must be no second descriptor of it.
     rules.push(always(libc::SYS_close, Verdict::Ask));
-    for arguments in DUPLICATING {
-        rules.push(Rule { call: libc::SYS_fcntl, arguments, then: Verdict::Refuse(libc::EPERM), otherwise: None });
+    // No second descriptor, and nobody to be sent signals.
+    for arguments in FCNTL {
+        rules.push(Rule { call: libc::SYS_fcntl, arguments, then: Verdict::Allow, otherwise: None });
     }
-    rules.push(always(libc::SYS_fcntl, Verdict::Allow));
+    rules.push(always(libc::SYS_fcntl, Verdict::Refuse(libc::EPERM)));
     // The listener is ours, and listens already.
     rules.extend(PRETENDED.iter().map(|call| always(*call, Verdict::Pretend)));
     rules.push(always(libc::SYS_connect, Verdict::Refuse(libc::EACCES)));
@@ -91,46 +99,56 @@ fn rules() -> Vec<Rule> {
     // Meant for the listener, which is no IPv6 socket where the child thinks it is one.
     rules.push(Rule {
         call: libc::SYS_setsockopt,
-        arguments: &[
-            Argument { at: 1, mask: u32::MAX, is: Value::Number(libc::IPPROTO_IPV6 as u32) },
-            Argument { at: 2, mask: u32::MAX, is: Value::Number(libc::IPV6_V6ONLY as u32) },
-        ],
+        arguments: V6_ONLY,
         then: Verdict::Pretend,
         otherwise: Some(Verdict::Allow),
     });
     // Threads, but no processes. The newer call hides its flags from a filter; libraries then take this one.
-    const THREAD: u32 = libc::CLONE_THREAD as u32;
+    // And with one table of descriptors, whose closing is asked about.
+    const THREAD: u32 = (libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM | libc::CLONE_FILES) as u32;
     rules.push(Rule {
         call: libc::SYS_clone,
-        arguments: &[Argument { at: 0, mask: THREAD, is: Value::Number(THREAD) }],
+        arguments: &[Argument { part: Part::Low(0), mask: THREAD, is: Value::Number(THREAD) }],
         then: Verdict::Allow,
         otherwise: Some(Verdict::Refuse(libc::EPERM)),
     });
-    // To ask, not to set.
+    // To ask about itself, not to set: the new limits are a pointer, of which both halves count.
     rules.push(Rule {
         call: libc::SYS_prlimit64,
-        arguments: &[Argument { at: 2, mask: u32::MAX, is: Value::Number(0) }],
+        arguments: ASKING_ITS_LIMITS,
         then: Verdict::Allow,
         otherwise: Some(Verdict::Refuse(libc::EPERM)),
     });
     rules.push(Rule {
         call: libc::SYS_tgkill,
-        arguments: &[Argument { at: 0, mask: u32::MAX, is: Value::OwnPid }],
+        arguments: &[Argument { part: Part::Low(0), mask: u32::MAX, is: Value::OwnPid }],
         then: Verdict::Allow,
         otherwise: Some(Verdict::Refuse(libc::EPERM)),
     });
     rules
 }
 
+/// An argument that is a number of 32 bits, of which the kernel looks at no more.
+const fn low(at: u8, is: u32) -> Argument {
+    Argument { part: Part::Low(at), mask: u32::MAX, is: Value::Number(is) }
+}
+
 fn always(call: c_long, verdict: Verdict) -> Rule {
     Rule { call, arguments: &[], then: verdict, otherwise: None }
 }
 
-/// The commands of fcntl(2) that make a second descriptor.
-const DUPLICATING: [&[Argument]; 2] = [
-    &[Argument { at: 1, mask: u32::MAX, is: Value::Number(libc::F_DUPFD as u32) }],
-    &[Argument { at: 1, mask: u32::MAX, is: Value::Number(libc::F_DUPFD_CLOEXEC as u32) }],
+/// The commands of fcntl(2) that concern a descriptor's own flags.
+const FCNTL: [&[Argument]; 4] = [
+    &[low(1, libc::F_GETFD as u32)],
+    &[low(1, libc::F_SETFD as u32)],
+    &[low(1, libc::F_GETFL as u32)],
+    &[low(1, libc::F_SETFL as u32)],
 ];
+
+const V6_ONLY: &[Argument] = &[low(1, libc::IPPROTO_IPV6 as u32), low(2, libc::IPV6_V6ONLY as u32)];
+
+const ASKING_ITS_LIMITS: &[Argument] =
+    &[low(0, 0), low(2, 0), Argument { part: Part::High(2), mask: u32::MAX, is: Value::Number(0) }];
 
 const ASKED: &[c_long] = &[libc::SYS_socket, libc::SYS_accept, libc::SYS_accept4];
 
@@ -238,7 +256,7 @@ mod tests {
     /// What perl, confined as iperf3 is, prints for a script. Sockets are refused, closing is not.
     fn confined(script: &str, folder: &Path) -> String {
         let command = perl(script, folder);
-        let confinement = confinement(Path::new(command.get_program()), folder).unwrap();
+        let confinement = confinement(Path::new(command.get_program()), folder, 1).unwrap();
         let (mut child, supervisor) = spawn_confined(command, confinement).unwrap();
         std::thread::spawn(move || {
             while let Ok(question) = supervisor.next() {
@@ -277,6 +295,12 @@ mod tests {
             format!("open(F, '>', '{}/new')", elsewhere.path().display()),
             "open(F, '>&', \\*STDOUT)".to_owned(),
             "kill(0, getppid())".to_owned(),
+            // prlimit64 of itself, and of its parent, with new limits.
+            format!("($l = pack('QQ', 0, 0)) && syscall({}, 0, 4, $l, 0) == 0", libc::SYS_prlimit64),
+            format!("($l = pack('QQ', 0, 0)) && syscall({}, getppid(), 4, 0, $l) == 0", libc::SYS_prlimit64),
+            "fcntl(STDOUT, 8, getppid())".to_owned(),
+            "($n = 1 << 30) && length('x' x $n)".to_owned(),
+            "open(F, '<', '/usr/bin/../../etc/hostname')".to_owned(),
             "defined(fork)".to_owned(),
             "!system('/bin/true')".to_owned(),
         ];

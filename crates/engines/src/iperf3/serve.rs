@@ -15,7 +15,7 @@ use super::keeper::{Keeper, KeeperOrder};
 use super::login::LoginPair;
 use super::program::Program;
 use super::stage::{Ending, Seen, Stage};
-use super::{COUNTED_BY_SOCKET, GRACE, NO_SUCH_PHASE, SESSION_OVER};
+use super::{COUNTED_BY_SOCKET, GRACE, NO_SUCH_PHASE, SESSION_OVER, folder_in};
 use crate::data_stream::DataStream;
 use crate::door::Door;
 use crate::echo::quiet_phase;
@@ -25,7 +25,9 @@ use crate::socket::{self, SocketOptions};
 use crate::tether::Tether;
 
 const INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
-/// How often the streams are looked at: what flows in between is charged afterwards.
+/// How long payload may still come when its time is over.
+const DRAIN: Duration = Duration::from_secs(3);
+/// How often the streams are looked at: an interval ends this late at most.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long the streams of a phase may take until they stand.
 const GATHERING: Duration = Duration::from_secs(10);
@@ -36,6 +38,7 @@ pub(super) struct Iperf3Serve {
     spec: TestSpec,
     tether: Arc<Tether>,
     stage: Arc<Stage>,
+    program: Program,
     login: LoginTerms,
     // Dropped in this order: the child goes before its port does.
     _keeper: Keeper,
@@ -73,16 +76,27 @@ impl Iperf3Serve {
             io::Error::new(io::ErrorKind::InvalidInput, why)
         })?;
         let terms = LoginTerms { key: pair.public.clone(), padding };
-        let folder = tempfile::Builder::new().prefix("iperf3-").tempdir_in(scratch)?;
+        let folder = folder_in(&scratch)?;
         let tests = loaded(&spec).count();
+        let streams = (0..tests).map(|test| streams_of_test(&spec, test)).max().unwrap_or(0);
         let port = door.local_addr().port();
         let login = keys.login().clone();
-        let order = KeeperOrder { program, port, local: claim.ip(), login, pair, padding, folder, tests };
+        let order = KeeperOrder {
+            program: program.clone(),
+            port,
+            local: claim.ip(),
+            login,
+            pair,
+            padding,
+            folder,
+            streams,
+            tests,
+        };
         let keeper = Keeper::start(order, Arc::clone(&stage), &tether)?;
         if tests > 0 {
             stage.await_listening(STARTING).map_err(|why| io::Error::other(format!("iperf3: {why}")))?;
         }
-        Ok(Self { spec, tether, stage, login: terms, _keeper: keeper, door })
+        Ok(Self { spec, tether, stage, program, login: terms, _keeper: keeper, door })
     }
 
     /// Where the lane's door listens.
@@ -106,7 +120,11 @@ impl Iperf3Serve {
         let deadline = begin + phase.duration() + GRACE;
         while self.stage.ending().is_none() && !self.tether.is_cut() && Instant::now() < deadline {
             self.tether.wait_until(watch.next_look.min(deadline), || self.stage.ending().is_some());
-            self.look(&mut watch, report);
+            let came = self.look(&mut watch, report);
+            // Results may take their time; payload was to end.
+            if came > 0 && Instant::now() > watch.until + DRAIN {
+                break;
+            }
         }
         let in_time = self.stage.ending().is_some();
         self.end_child();
@@ -123,30 +141,15 @@ impl Iperf3Serve {
         }
     }
 
-    /// Counts, charges, and tells what has come since the last look.
-    fn look(&self, watch: &mut Watch, report: Report<'_>) {
+    /// Tells what has come since the last look; gives how much that was.
+    fn look(&self, watch: &mut Watch, report: Report<'_>) -> u64 {
         let seen = self.stage.look();
         let sent = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.sent));
         let received = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.received));
         let now = Instant::now();
         let fresh = watch.note(now, [sent, received]);
-        if fresh > 0 {
-            self.tether.heard();
-            // Ends with the session: whoever looks next sees it.
-            let _ = self.tether.owe(fresh);
-            self.await_lease();
-        }
         watch.tell(now, report);
-    }
-
-    /// What flowed was more than was leased: it stands still until the lease is written.
-    fn await_lease(&self) {
-        if !self.tether.is_dry() {
-            return;
-        }
-        self.stage.signal(Signal::STOP);
-        self.tether.wait_until(Instant::now() + GRACE, || !self.tether.is_dry());
-        self.stage.signal(Signal::CONT);
+        fresh
     }
 
     fn why_not_standing(&self) -> String {
@@ -173,7 +176,7 @@ impl Iperf3Serve {
         let cpu = CpuUse {
             user_s,
             system_s,
-            busiest_thread: ((user_s + system_s) / lived).min(1.0),
+            busiest_thread: self.program.share_of_a_thread(user_s + system_s, lived, self.spec.streams),
             host_busy: watch.clock.busy_since(),
         };
         let seen = self.stage.look();
@@ -198,7 +201,7 @@ impl Iperf3Serve {
                 counted_by: Some(COUNTED_BY_SOCKET.into()),
             })
         };
-        let too_short = watch.last.iter().flatten().max().is_none_or(|last| *last + EARLY < watch.until);
+        let too_short = ending.at.is_some_and(|ended| ended + EARLY.min(phase.duration() / 2) < watch.until);
         let why = if self.tether.is_cut() {
             Some(SESSION_OVER.to_owned())
         } else if !in_time {

@@ -16,6 +16,11 @@ use super::cookie::COOKIE;
 use crate::socket;
 use crate::tether::Tether;
 
+/// How often connections are looked at: what flows in between is charged afterwards.
+const LOOK: Duration = Duration::from_millis(10);
+/// How often while the child stands still.
+const LOOK_WHILE_STOPPED: Duration = Duration::from_millis(1);
+
 /// Shared by the threads of a lane.
 pub(super) struct Stage {
     state: Mutex<State>,
@@ -43,6 +48,8 @@ pub(super) enum Child {
 pub(super) struct Ending {
     /// Seconds of processor time: user, system.
     pub(super) cpu_s: Option<(f64, f64)>,
+    /// When it was gone.
+    pub(super) at: Option<Instant>,
     /// Why it ended, where it did not end by itself and well.
     pub(super) complaint: Option<String>,
 }
@@ -71,8 +78,9 @@ pub(super) struct Seen {
     pub(super) congestion_control: Option<String>,
 }
 
-/// One stream of payload.
-struct Stream {
+/// One connection of a test.
+struct Connection {
+    place: Place,
     /// A copy of its socket; let go of before the child closes its own, for clients wait for that.
     socket: Option<TcpStream>,
     /// The child's descriptor of it, once it has one.
@@ -80,12 +88,13 @@ struct Stream {
     /// What was acknowledged before it was the child's.
     acked_before: u64,
     seen: Seen,
+    /// What of it was charged.
+    charged: u64,
 }
 
-impl Stream {
+impl Connection {
     fn look(&mut self) {
-        let Some(socket) = &self.socket else { return };
-        let Some((acked, received)) = socket::counts(socket) else { return };
+        let Some((acked, received)) = self.socket.as_ref().and_then(socket::counts) else { return };
         self.seen.sent = acked.saturating_sub(self.acked_before);
         // Its cookie is no payload.
         self.seen.received = received.saturating_sub(COOKIE as u64);
@@ -100,13 +109,22 @@ impl Stream {
             self.seen.congestion_control = socket::congestion_control(&socket);
         }
     }
+
+    /// What has flowed since the last call.
+    fn charge(&mut self) -> u64 {
+        self.look();
+        let flowed = self.seen.sent.saturating_add(self.seen.received);
+        let fresh = flowed.saturating_sub(self.charged);
+        self.charged = self.charged.max(flowed);
+        fresh
+    }
 }
 
 /// A connection that the child has not taken yet.
 pub(super) struct Waiting {
     pub(super) socket: TcpStream,
-    /// Which of the test's streams it is; none: the control connection.
-    stream: Option<usize>,
+    /// Which of the test's connections it is.
+    number: usize,
     /// Of which test.
     test: usize,
 }
@@ -121,7 +139,9 @@ struct State {
     given: usize,
     /// Let in, and not yet taken by the child.
     waiting: VecDeque<Waiting>,
-    streams: Vec<Stream>,
+    connections: Vec<Connection>,
+    /// Whether the child stands still until more bytes are leased.
+    is_stopped: bool,
     /// What the child names as an error of the test.
     complaint: Option<String>,
     stands_since: Option<Instant>,
@@ -130,6 +150,52 @@ struct State {
     pid: Option<Pid>,
     is_over: bool,
 }
+
+impl State {
+    fn streams(&self) -> impl Iterator<Item = &Connection> {
+        self.connections.iter().filter(|connection| connection.place == Place::Stream)
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.pid {
+            // It may have ended just now; its number is still its own.
+            let _ = rustix::process::kill_process_group(pid, signal);
+        }
+    }
+
+    /// Every connection is counted for the last time and closed here: who is at its other end is told by that.
+    fn let_all_go(&mut self, tether: &Tether) {
+        self.waiting.clear();
+        self.connections.iter_mut().for_each(Connection::let_go);
+        self.account(tether);
+    }
+
+    /// Charges what has flowed since the last call, whichever phase runs or none: what the child moves is the session's.
+    /// One that is ahead of what was leased stands still until that is written.
+    fn account(&mut self, tether: &Tether) {
+        let fresh = self.connections.iter_mut().map(Connection::charge).fold(0, u64::saturating_add);
+        if fresh > 0 {
+            tether.heard();
+            // Ends with the session: whoever waits for it sees that.
+            let _ = tether.owe(fresh);
+        }
+        let said =
+            |connection: &&Connection| connection.place == Place::Control && connection.seen.received > MOST_CONTROL;
+        if self.connections.iter().any(|connection| said(&connection)) {
+            self.complaint.get_or_insert_with(|| "its control connection says more than any test needs".to_owned());
+            self.signal(Signal::KILL);
+        }
+        match (tether.is_dry(), self.is_stopped) {
+            (true, false) => self.signal(Signal::STOP),
+            (false, true) => self.signal(Signal::CONT),
+            _ => {}
+        }
+        self.is_stopped = tether.is_dry();
+    }
+}
+
+/// What a test's control connection may say to the child: the results of 128 streams are some tens of kilobytes.
+const MOST_CONTROL: u64 = 1 << 20;
 
 impl Stage {
     pub(super) fn new(tether: Arc<Tether>, expected: usize) -> io::Result<Self> {
@@ -142,7 +208,8 @@ impl Stage {
                 cookie: None,
                 given: 0,
                 waiting: VecDeque::new(),
-                streams: Vec::new(),
+                connections: Vec::new(),
+                is_stopped: false,
                 complaint: None,
                 stands_since: None,
                 child: Child::Starting,
@@ -185,19 +252,15 @@ impl Stage {
 
     /// Seats a connection that was let in: the child hears of it, and its bytes are counted from now on.
     pub(super) fn seat(&self, place: Place, socket: TcpStream) -> io::Result<()> {
-        let copy = match place {
-            Place::Control => None,
-            Place::Stream => Some(socket.try_clone()?),
-        };
+        let copy = socket.try_clone()?;
         let mut state = self.state();
-        let stream = copy.map(|copy| {
-            let acked_before = socket::counts(&copy).unwrap_or_default().0;
-            state.streams.push(Stream { socket: Some(copy), of_child: None, acked_before, seen: Seen::default() });
-            state.streams.len() - 1
-        });
-        let test = state.test;
-        state.waiting.push_back(Waiting { socket, stream, test });
-        if state.streams.len() == state.expected && state.stands_since.is_none() {
+        let acked_before = socket::counts(&copy).unwrap_or_default().0;
+        let (socket_of_ours, seen) = (Some(copy), Seen::default());
+        let connection = Connection { place, socket: socket_of_ours, of_child: None, acked_before, seen, charged: 0 };
+        state.connections.push(connection);
+        let (number, test) = (state.connections.len() - 1, state.test);
+        state.waiting.push_back(Waiting { socket, number, test });
+        if state.streams().count() == state.expected && state.stands_since.is_none() {
             state.stands_since = Some(Instant::now());
         }
         // Full only if the child has not taken any of thousands.
@@ -218,23 +281,38 @@ impl Stage {
         Some(taken)
     }
 
+    /// The child did not take it after all: it waits on.
+    pub(super) fn put_back(&self, waiting: Waiting) {
+        self.state().waiting.push_front(waiting);
+        // As when it came.
+        let _ = (&self.bell).write_all(b".");
+    }
+
     /// The child has taken this connection, and knows it by that number.
     pub(super) fn taken(&self, taken: &Waiting, of_child: i32) {
         let mut state = self.state();
-        let test = state.test;
-        if let Some(stream) = taken.stream.filter(|_| taken.test == test).and_then(|at| state.streams.get_mut(at)) {
-            stream.of_child = Some(of_child);
+        let is_of_test = taken.test == state.test;
+        if let Some(connection) = state.connections.get_mut(taken.number).filter(|_| is_of_test) {
+            connection.of_child = Some(of_child);
         }
     }
 
-    /// The child closes this descriptor now: if it is a stream, it is counted for the last time, and our copy closed.
+    /// The child closes this descriptor now: if it is a connection, it is counted for the last time, and our copy closed.
     pub(super) fn closes(&self, of_child: i32) {
         let mut state = self.state();
-        let stream = state.streams.iter_mut().find(|stream| stream.of_child == Some(of_child));
-        if let Some(stream) = stream {
-            stream.of_child = None;
-            stream.let_go();
+        if let Some(connection) = state.connections.iter_mut().find(|one| one.of_child == Some(of_child)) {
+            connection.of_child = None;
+            connection.let_go();
+            state.account(&self.tether);
         }
+    }
+
+    /// Charges what has flowed. How soon to come again; none: nothing can flow.
+    pub(super) fn account(&self) -> Option<Duration> {
+        let mut state = self.state();
+        state.account(&self.tether);
+        let is_open = state.connections.iter().any(|connection| connection.socket.is_some());
+        is_open.then_some(if state.is_stopped { LOOK_WHILE_STOPPED } else { LOOK })
     }
 
     /// A child was started. `false`: the lane is over, and it has to go at once.
@@ -261,13 +339,16 @@ impl Stage {
         self.state().pid = None;
     }
 
-    pub(super) fn ended(&self, ending: Ending) {
+    /// The child of this test is gone.
+    pub(super) fn ended(&self, test: usize, ending: Ending) {
         let mut state = self.state();
-        state.child = Child::Ended(ending);
         state.pid = None;
-        state.streams.iter_mut().for_each(Stream::let_go);
-        // Who waits for a child that is gone is told by its connection's end.
-        state.waiting.clear();
+        state.is_stopped = false;
+        // One that was long in going must not be taken for the next one.
+        if state.test == test {
+            state.let_all_go(&self.tether);
+            state.child = Child::Ended(ending);
+        }
         drop(state);
         self.tell();
     }
@@ -315,7 +396,7 @@ impl Stage {
     /// Since when all streams of the test stand; how many do.
     pub(super) fn standing(&self) -> (Option<Instant>, usize) {
         let state = self.state();
-        (state.stands_since, state.streams.len())
+        (state.stands_since, state.streams().count())
     }
 
     /// What the child named as an error of this test, if it did: it may well wait for another client then.
@@ -334,28 +415,24 @@ impl Stage {
     /// What was seen of each stream of the test until now.
     pub(super) fn look(&self) -> Vec<Seen> {
         let mut state = self.state();
-        state.streams.iter_mut().for_each(Stream::look);
-        state.streams.iter().map(|stream| stream.seen.clone()).collect()
+        state.account(&self.tether);
+        state.streams().map(|stream| stream.seen.clone()).collect()
     }
 
     /// Sends a signal to the child and all that came of it, if it is there.
     pub(super) fn signal(&self, signal: Signal) {
-        let state = self.state();
-        if let Some(pid) = state.pid {
-            // It may have ended just now; its number is still its own.
-            let _ = rustix::process::kill_process_group(pid, signal);
-        }
+        self.state().signal(signal);
     }
 
     /// The test is over and counted: its connections are let go, and the next one, of `expected` streams, may come.
     pub(super) fn next_test(&self, expected: usize) {
         let mut state = self.state();
+        state.let_all_go(&self.tether);
         state.test += 1;
         state.expected = expected;
         state.cookie = None;
         state.given = 0;
-        state.waiting.clear();
-        state.streams.clear();
+        state.connections.clear();
         state.complaint = None;
         state.stands_since = None;
         state.child = Child::Starting;
@@ -370,10 +447,10 @@ impl Stage {
         {
             let mut state = self.state();
             state.is_over = true;
-            state.waiting.clear();
-            state.streams.clear();
+            state.signal(Signal::KILL);
+            state.let_all_go(&self.tether);
+            state.connections.clear();
         }
-        self.signal(Signal::KILL);
         self.tell();
         // Wakes the keeper wherever it waits; it holds the other end itself.
         let _ = self.bell.shutdown(std::net::Shutdown::Both);
@@ -424,7 +501,7 @@ mod tests {
     #[test]
     fn nobody_gets_a_place_when_the_child_is_gone() {
         let stage = stage(1);
-        stage.ended(Ending::default());
+        stage.ended(0, Ending::default());
         assert_eq!(stage.place_for([1; COOKIE]), None);
         stage.next_test(1);
         assert!(stage.place_for([1; COOKIE]).is_some());

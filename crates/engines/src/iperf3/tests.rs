@@ -201,6 +201,54 @@ fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
     assert!(refused > 10, "only {refused} strangers came");
 }
 
+/// A client of iperf3's, with the session's own login, that is run as nobody of ours would.
+fn own_client(session: &Session, more: &[&str]) -> std::process::Child {
+    let at = session.serve.local_addr();
+    let key = session.scratch.path().join("public.pem");
+    let terms = session.serve.login().unwrap();
+    std::fs::write(&key, super::login::public_pem(&terms.key)).unwrap();
+    let mut command = std::process::Command::new("iperf3");
+    command.args(["-c", "127.0.0.1", "-p", &at.port().to_string(), "--username", &keys().login().user]);
+    command.arg("--rsa-public-key-path").arg(&key).args(more).env("IPERF3_PASSWORD", &*keys().login().password);
+    command.args(Program::find().unwrap().padding_option(terms.padding));
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn what_flows_is_charged_whatever_the_appliance_says_of_it() {
+    if !has_iperf3() {
+        return;
+    }
+    // Fewer streams than were granted, and in no phase at all.
+    let tether = Tether::leased(|| ());
+    tether.allow(1 << 50);
+    let session = Session::open_with(&spec(2, &[Load::Upload, Load::Download]), Arc::clone(&tether), keys());
+    let mut client = own_client(&session, &["-P", "1", "-n", "200M"]);
+    assert!(client.wait().unwrap().success());
+    assert!(tether.spent() >= 200 << 20, "{} bytes charged", tether.spent());
+}
+
+#[test]
+fn a_control_connection_without_end_ends_the_child() {
+    if !has_iperf3() {
+        return;
+    }
+    let tether = Tether::leased(|| ());
+    tether.allow(1 << 50);
+    let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&tether), keys());
+    let mut control = TcpStream::connect(session.serve.local_addr()).unwrap();
+    control.write_all(b"abcdefghijklmnopqrstuvwxyz2345678901\0").unwrap();
+    // It is told how long the parameters are, and believes it.
+    control.read_exact(&mut [0; 1]).unwrap();
+    control.write_all(&(64u32 << 20).to_be_bytes()).unwrap();
+    let words = vec![b'x'; 1 << 20];
+    let said = (0..4096u32).take_while(|_| control.write_all(&words).is_ok()).count();
+    assert!(said < 1024, "{said} MiB were taken");
+    assert!(tether.spent() > 1 << 20, "{} bytes charged", tether.spent());
+    let tally = session.serve.run(0, &|_| {});
+    assert!(tally.cut_short.unwrap().as_str().contains("control connection"));
+}
+
 #[test]
 fn half_a_cookie_from_the_own_address_holds_nothing_and_wakes_nobody() {
     if !has_iperf3() {
@@ -279,7 +327,9 @@ fn bytes_that_are_not_leased_do_not_flow_for_long() {
     });
     let (served, driven, _) = session.run(0);
     assert_eq!((&served.cut_short, driven.cut_short), (&None, None));
-    assert_eq!(tether.spent(), served.bytes(), "what is counted is charged");
+    // The control connection's words come on top.
+    let beside = tether.spent() - served.bytes();
+    assert!((1..64 << 10).contains(&beside), "what is counted is charged, and {beside} bytes beside");
     drop((session, tether));
     lessor.join().unwrap();
 }

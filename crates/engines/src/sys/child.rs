@@ -14,7 +14,7 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal};
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::seccomp::{Filter, Supervisor};
 
@@ -28,6 +28,8 @@ pub(crate) struct Confinement {
     pub(crate) descriptors: u64,
     /// The largest file that it can make, in bytes.
     pub(crate) file_bytes: u64,
+    /// The memory of its own that it can have, in bytes.
+    pub(crate) data_bytes: u64,
 }
 
 /// Why a child could not be confined.
@@ -62,12 +64,12 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
 pub(crate) fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let parent = rustix::process::getpid();
-    let Confinement { files, mut calls, descriptors, file_bytes } = confinement;
+    let Confinement { files, mut calls, descriptors, file_bytes, data_bytes } = confinement;
     let mut files = Some(files);
     let mut step = move |number: u8, theirs: &OwnedFd| match number {
         0 => tie_to(parent),
         1 => give_up_capabilities(),
-        2 => limit_resources(file_bytes),
+        2 => limit_resources(file_bytes, data_bytes),
         3 => files.take().map_or(Err(Errno::INVAL.into()), limit_files),
         _ => {
             let asks = calls.install()?;
@@ -124,21 +126,29 @@ fn tie_to(parent: Pid) -> io::Result<()> {
     if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::PIPE.into()) }
 }
 
-/// What root's programs get beyond any user's when they are started: with nothing left to choose from, nothing.
+/// A program that is started gets its capabilities from what is inherited and ambient; one that root starts from all that
+/// the bounding set has, unless a secure bit says no. So nothing is left of any of these.
 fn give_up_capabilities() -> io::Result<()> {
+    let own = rustix::thread::capabilities(None)?;
+    rustix::thread::set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..own })?;
+    // A kernel without ambient capabilities has none to clear.
+    let _ = rustix::thread::clear_ambient_capability_set();
+    let mut is_left = false;
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        match rustix::thread::remove_capability_from_bounding_set(capability) {
-            // One that this kernel does not have; or we have none ourselves, and a program gets none by being started.
-            Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
-            Err(errno) => return Err(errno.into()),
+        // One that this kernel does not have is refused, too.
+        if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
+            is_left |= rustix::thread::capability_is_in_bounding_set(capability).unwrap_or(false);
         }
     }
-    Ok(())
+    // Who is not root gets none by the bounding set; root that may not empty it would get all.
+    let is_root = rustix::process::getuid().is_root() || rustix::process::geteuid().is_root();
+    if is_left && is_root { Err(Errno::PERM.into()) } else { Ok(()) }
 }
 
-fn limit_resources(file_bytes: u64) -> io::Result<()> {
+fn limit_resources(file_bytes: u64, data_bytes: u64) -> io::Result<()> {
     limit(Resource::Core, 0, None)?;
+    limit(Resource::Data, data_bytes, None)?;
     limit(Resource::Fsize, file_bytes, None)
 }
 

@@ -29,11 +29,20 @@ pub(crate) enum Verdict {
     Ask,
 }
 
-/// What the low half of an argument must be for a rule to hold.
+/// Half of a system call's argument, by the argument's number from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All that the kernel looks at where it takes an `int`.
+    Low(u8),
+    /// The rest of a pointer or a `long`.
+    High(u8),
+}
+
+/// What half of an argument must be for a rule to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Argument {
-    /// Which, from 0.
-    pub(crate) at: u8,
+    /// Which half of which.
+    pub(crate) part: Part,
     /// The bits that matter.
     pub(crate) mask: u32,
     /// What they must be.
@@ -97,7 +106,7 @@ impl Filter {
         let mut left = rule.arguments.len();
         for argument in rule.arguments {
             left -= 1;
-            self.load(argument_at(argument.at));
+            self.load(place_of(argument.part));
             self.put(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, argument.mask, 0, 0);
             let number = match argument.is {
                 Value::Number(number) => number,
@@ -158,9 +167,12 @@ impl Filter {
 const NUMBER_AT: u32 = 0;
 const ARCHITECTURE_AT: u32 = 4;
 
-/// Where the low half of an argument stands.
-fn argument_at(number: u8) -> u32 {
-    16 + 8 * u32::from(number) + if cfg!(target_endian = "big") { 4 } else { 0 }
+fn place_of(part: Part) -> u32 {
+    let (number, is_high) = match part {
+        Part::Low(number) => (number, false),
+        Part::High(number) => (number, true),
+    };
+    16 + 8 * u32::from(number) + if is_high == cfg!(target_endian = "little") { 4 } else { 0 }
 }
 
 fn return_value(verdict: Verdict) -> u32 {
