@@ -73,6 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         dialer: Arc::new(Dialer { target: at, tls: client, connect_timeout: Duration::from_secs(5) }),
         tether: Tether::free(),
         login: None,
+        scratch: std::env::temp_dir(),
     })?;
     let (start, started) = channel();
     let (served, driven) = std::thread::scope(|scope| -> Result<_, Box<dyn Error>> {

@@ -79,6 +79,8 @@ pub struct DriveOrder {
     pub tether: Arc<Tether>,
     /// How the reflector wants the session's login encrypted.
     pub login: Option<LoginTerms>,
+    /// A folder to work in, which is there and ours alone.
+    pub scratch: PathBuf,
 }
 
 /// Why a host can't play an end of an engine: something is not there, or not allowed.

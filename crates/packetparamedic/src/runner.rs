@@ -87,7 +87,7 @@ pub fn busy_here() -> Failure {
         "busy_here",
         "a test is running on this device already",
         "two at once would measure each other",
-        "wait for it, or leave --no-wait out",
+        "wait for it: leave --no-wait out, or a longer --wait",
     )
 }
 

@@ -1,9 +1,8 @@
 //! One run of an iperf3 client: what it is told, and how it is started, heard, and ended. What it says is read elsewhere.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::output::{self, Live, Reading, Report, Unreadable};
 use super::program::Program;
-use super::{COUNTED_BY_IPERF3, GRACE};
+use super::{COUNTED_BY_IPERF3, folder_in, write_new};
 use crate::engine::Progress;
 use crate::host_facts::{self, CpuClock};
 use crate::sys::child;
@@ -26,7 +25,11 @@ use crate::tether::Tether;
 
 /// The interval of its readings: the shortest that iperf3 has, and ours.
 const INTERVAL_S: &str = "0.1";
-/// The most that a client may print: ten times what a day of one-second readings takes.
+/// The most that a client may print of one stream in one interval, both directions: thrice what it prints.
+const MOST_PRINTED_A_READING: u64 = 2048;
+/// And beside that.
+const MOST_PRINTED_BESIDE: u64 = 1 << 20;
+/// And in all: an hour of four streams.
 const MOST_PRINTED: u64 = 256 << 20;
 /// What is kept of what it says beside.
 const MOST_COMPLAINED: u64 = 16 << 10;
@@ -83,6 +86,10 @@ pub struct ClientOrder {
     pub connect_timeout: Duration,
     /// Where the server wants them.
     pub credentials: Option<Credentials>,
+    /// Whether its own words are to be kept.
+    pub keeps_raw: bool,
+    /// A folder to work in, which is there and ours alone.
+    pub scratch: PathBuf,
 }
 
 /// The name of the key's file in a client's folder.
@@ -149,8 +156,6 @@ pub struct Client {
 }
 
 struct Shared {
-    /// When it is ended if it has not ended itself.
-    deadline: Instant,
     state: Mutex<State>,
     changed: Condvar,
     tether: Arc<Tether>,
@@ -161,7 +166,9 @@ struct State {
     /// While it can be signalled.
     pid: Option<Pid>,
     fresh: Vec<Reading>,
-    end: Option<End>,
+    /// It was ended because it took too long.
+    is_late: bool,
+    end: Option<Arc<End>>,
 }
 
 /// What a client leaves behind.
@@ -175,28 +182,31 @@ pub struct End {
     pub complaint: Option<String>,
     /// What it cost this host.
     pub cpu: CpuUse,
+    /// It did not end in time, and was ended.
+    pub is_late: bool,
 }
 
 impl End {
-    /// Why the run is not whole, if it is not.
+    /// Why the run is not whole, if it is not: in iperf3's words, or ours.
     pub fn failure(&self) -> Option<String> {
-        match &self.report {
-            Ok(report) => match &report.error {
-                Some(error) => Some(error.clone()),
-                None if report.is_complete => None,
-                None => Some(self.complaint.clone().unwrap_or_else(|| "it ended in the middle of the test".to_owned())),
-            },
-            Err(unreadable) => Some(self.complaint.clone().unwrap_or_else(|| unreadable.to_string())),
+        if self.is_late {
+            return Some("iperf3 did not end in time, and was ended here".to_owned());
         }
+        let complaint = || self.complaint.clone();
+        let why = match &self.report {
+            Ok(Report { error: Some(error), .. }) => error.clone(),
+            Ok(report) if report.is_complete => return None,
+            Ok(_) => complaint().unwrap_or_else(|| "nothing; it ended in the middle of the test".to_owned()),
+            Err(unreadable) => complaint().unwrap_or_else(|| unreadable.to_string()),
+        };
+        Some(format!("iperf3 says: {why}"))
     }
 }
 
 impl Client {
     /// Starts a client; the error says why it could not be. It is ended by a drop, and tells the tether of all news.
     pub fn start(program: &Program, order: &ClientOrder, tether: Arc<Tether>) -> io::Result<Self> {
-        let lasts = Duration::from_secs(u64::from(order.seconds) + u64::from(order.omit_seconds.unwrap_or(0)));
-        let deadline = Instant::now() + lasts + order.connect_timeout + GRACE;
-        let shared = Arc::new(Shared { deadline, state: Mutex::default(), changed: Condvar::new(), tether });
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), tether });
         let (told, started) = mpsc::channel();
         {
             let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
@@ -207,16 +217,17 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Hears it out: its readings go to `tell` as they come. It is ended when the tether is cut, or when it takes much
-    /// longer than it was told to.
-    pub fn follow(&self, mut tell: impl FnMut(Reading)) -> End {
+    /// Hears it out: its readings go to `tell` as they come. It is ended when the tether is cut, or when it has not ended
+    /// itself by the deadline.
+    pub fn follow(&self, deadline: Instant, mut tell: impl FnMut(Reading)) -> Arc<End> {
         let end = loop {
-            let in_time = self.shared.tether.wait_until(self.shared.deadline, || self.has_news());
+            let in_time = self.shared.tether.wait_until(deadline, || self.has_news());
             self.news().into_iter().for_each(&mut tell);
             if let Some(end) = self.end() {
                 break end;
             }
             if !in_time {
+                self.shared.state().is_late = !self.shared.tether.is_cut();
                 break self.interrupt();
             }
         };
@@ -234,18 +245,18 @@ impl Client {
     }
 
     /// What it left behind, once it has ended.
-    pub(super) fn end(&self) -> Option<End> {
+    pub(super) fn end(&self) -> Option<Arc<End>> {
         self.shared.state().end.clone()
     }
 
     /// Ends it: it may still say what it has measured, for a second at most.
-    fn interrupt(&self) -> End {
+    fn interrupt(&self) -> Arc<End> {
         self.shared.signal(Signal::INT);
         let deadline = Instant::now() + LAST_WORDS;
         let mut state = self.shared.state();
         loop {
             if let Some(end) = &state.end {
-                return end.clone();
+                return Arc::clone(end);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -312,7 +323,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sen
             text
         })
     });
-    let heard = process.stdout.take().map(|stdout| listen(stdout, is_live(program), shared)).unwrap_or_default();
+    let heard = process.stdout.take().map(|stdout| listen(stdout, is_live(program), order, shared)).unwrap_or_default();
     // One that closed its output has nothing more to say.
     let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     let used = host_facts::cpu_of(pid).unwrap_or_default();
@@ -329,17 +340,21 @@ fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sen
         cpu: CpuUse {
             user_s: used.0,
             system_s: used.1,
-            // It may have several threads: their sum is what is known of each.
-            busiest_thread: ((used.0 + used.1) / lived).min(1.0),
+            busiest_thread: program.share_of_a_thread(used.0 + used.1, lived, order.streams),
             host_busy: clock.busy_since(),
         },
+        is_late: false,
     };
-    shared.state().end = Some(end);
+    {
+        let mut state = shared.state();
+        let is_late = state.is_late;
+        state.end = Some(Arc::new(End { is_late, ..end }));
+    }
     shared.tell();
 }
 
 fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, std::process::Child)> {
-    let folder = tempfile::Builder::new().prefix("packetparamedic-").tempdir()?;
+    let folder = folder_in(&order.scratch)?;
     let mut command = Command::new(&program.path);
     command.args(order.arguments(program)).current_dir(folder.path()).env("TMPDIR", folder.path());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -350,10 +365,6 @@ fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, std::pr
     Ok((folder, child::spawn(command)?))
 }
 
-fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
-}
-
 #[derive(Default)]
 struct Heard {
     report: Option<Result<Report, Unreadable>>,
@@ -361,11 +372,12 @@ struct Heard {
 }
 
 /// Reads what the client prints to its end; what a live one says is told at once.
-fn listen(stdout: impl Read, is_live: bool, shared: &Shared) -> Heard {
-    let mut stdout = stdout.take(MOST_PRINTED);
+fn listen(stdout: impl Read, is_live: bool, order: &ClientOrder, shared: &Shared) -> Heard {
+    let mut stdout = stdout.take(most_printed(order));
     let mut text = Vec::new();
     let mut live = Live::new();
-    let mut told = 0;
+    // Up to where lines were told, and up to where no further end of a line stands.
+    let (mut told, mut searched) = (0, 0);
     let mut words = vec![0; 64 << 10];
     loop {
         match stdout.read(&mut words) {
@@ -376,10 +388,12 @@ fn listen(stdout: impl Read, is_live: bool, shared: &Shared) -> Heard {
         }
         if is_live {
             let mut fresh = Vec::new();
-            while let Some(end) = text[told..].iter().position(|byte| *byte == b'\n') {
-                fresh.extend(live.line(&String::from_utf8_lossy(&text[told..told + end])));
-                told += end + 1;
+            while let Some(end) = text[searched..].iter().position(|byte| *byte == b'\n') {
+                let end = searched + end;
+                fresh.extend(live.line(&String::from_utf8_lossy(&text[told..end])));
+                (told, searched) = (end + 1, end + 1);
             }
+            searched = text.len();
             if !fresh.is_empty() {
                 shared.state().fresh.extend(fresh);
                 shared.tell();
@@ -392,15 +406,21 @@ fn listen(stdout: impl Read, is_live: bool, shared: &Shared) -> Heard {
     }
     let text = String::from_utf8_lossy(&text);
     let report = output::parse(&text);
-    if let Ok(report) = &report {
-        // A live one has told all but what it never ended a line for; another one nothing yet.
-        let mut state = shared.state();
-        if !is_live {
-            state.fresh = report.readings.clone();
-        }
+    if let Ok(report) = &report
+        && !is_live
+    {
+        shared.state().fresh.clone_from(&report.readings);
     }
-    let raw = (!text.trim().is_empty()).then(|| if is_live { as_array(&text) } else { text.trim().to_owned() });
+    let has_words = order.keeps_raw && !text.trim().is_empty();
+    let raw = has_words.then(|| if is_live { as_array(&text) } else { text.trim().to_owned() });
     Heard { report: Some(report), raw }
+}
+
+/// What a run as long and wide as this one can have to say, and some to spare.
+fn most_printed(order: &ClientOrder) -> u64 {
+    let intervals = 10 * (u64::from(order.seconds) + u64::from(order.omit_seconds.unwrap_or(0)) + 1);
+    let readings = intervals * (2 * u64::from(order.streams) + 2);
+    (MOST_PRINTED_BESIDE + readings * MOST_PRINTED_A_READING).min(MOST_PRINTED)
 }
 
 /// The documents of a stream, as one.
@@ -419,7 +439,7 @@ pub fn progress(reading: &Reading) -> Progress {
 }
 
 /// What the client counted in a phase. Both directions of one run are one process: what it cost stands with both.
-pub fn tally(phase: &PhaseSpec, end: &End, readings: &[Reading]) -> PhaseTally {
+pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &End, readings: &[Reading]) -> PhaseTally {
     let report = end.report.as_ref().ok();
     let of = |direction: Direction| {
         let totals = report.and_then(|report| report.totals(direction));
@@ -427,29 +447,64 @@ pub fn tally(phase: &PhaseSpec, end: &End, readings: &[Reading]) -> PhaseTally {
             Direction::Download => totals.received,
             Direction::Upload => totals.sent,
         });
-        let ours = || readings.iter().filter(|reading| reading.direction == direction);
-        let read = || Count {
-            bytes: ours().fold(0, |sum, reading| sum.saturating_add(reading.bytes)),
-            elapsed_us: ours().next_back().map_or(0, |reading| reading.end_us),
+        let read = |omitted| {
+            sum(readings.iter().filter(|reading| reading.direction == direction && reading.omitted == omitted))
         };
+        let counted = whole.map(|whole| Count { bytes: whole.bytes, elapsed_us: whole.duration_us });
+        let (counted, omitted) = (counted.unwrap_or_else(|| read(false)), read(true));
         // What only the sender knows.
         let sent = totals.filter(|_| direction == Direction::Upload);
+        let streams = totals.map_or(0, |totals| totals.streams);
         DirectionTally {
-            count: whole.map_or_else(read, |whole| Count { bytes: whole.bytes, elapsed_us: whole.duration_us }),
+            count: Count {
+                bytes: counted.bytes.saturating_add(omitted.bytes),
+                elapsed_us: counted.elapsed_us.saturating_add(omitted.elapsed_us),
+            },
             cpu: end.cpu,
             congestion_control: sent.and_then(|totals| totals.congestion_control.as_deref()).map(Into::into),
             data_path: Some("plain".into()),
             mss: report.filter(|_| direction == Direction::Upload).and_then(|report| report.mss),
             retransmits: sent.and_then(|totals| totals.retransmits),
-            streams: totals.map_or(0, |totals| totals.streams),
+            // A test that broke off has no totals, which say how many there were.
+            streams: if streams == 0 && counted.bytes > 0 { asked_streams } else { streams },
             counted_by: Some(COUNTED_BY_IPERF3.into()),
         }
     };
     let moved = |direction| phase.load.moves(direction).then(|| of(direction));
-    let why = end.failure().map(|why| format!("iperf3 says: {why}"));
+    let why = end.failure();
     PhaseTally {
         download: moved(Direction::Download),
         upload: moved(Direction::Upload),
         cut_short: why.map(|why| why.as_str().into()),
+    }
+}
+
+/// Readings as one. A client that fails may tell its last one twice.
+fn sum<'a>(readings: impl Iterator<Item = &'a Reading>) -> Count {
+    readings.fold(Count::default(), |sum, reading| {
+        if reading.end_us <= sum.elapsed_us {
+            return sum;
+        }
+        Count { bytes: sum.bytes.saturating_add(reading.bytes), elapsed_us: reading.end_us }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_that_is_told_twice_counts_once() {
+        let reading = |end_us, bytes| Reading {
+            direction: Direction::Download,
+            begin_us: 0,
+            end_us,
+            bytes,
+            omitted: false,
+            retransmits: None,
+            udp: None,
+        };
+        let readings = [reading(100, 5), reading(200, 7), reading(200, 7)];
+        assert_eq!(sum(readings.iter()), Count { bytes: 12, elapsed_us: 200 });
     }
 }

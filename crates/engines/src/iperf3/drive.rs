@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use paramedic_link::admission::{Login, LoginTerms};
 use paramedic_link::measurement::PhaseTally;
@@ -12,7 +13,7 @@ use paramedic_link::test_spec::{Load, PhaseSpec, TestSpec};
 use super::client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 use super::login::public_pem;
 use super::program::Program;
-use super::{NO_SUCH_PHASE, SESSION_OVER};
+use super::{GRACE, NO_SUCH_PHASE, SESSION_OVER};
 use crate::echo::quiet_phase;
 use crate::engine::{Drive, DriveOrder, Progress, Report};
 use crate::tether::Tether;
@@ -25,6 +26,7 @@ pub(super) struct Iperf3Drive {
     login: Login,
     terms: LoginTerms,
     tether: Arc<Tether>,
+    scratch: PathBuf,
     runs: Mutex<Vec<Run>>,
 }
 
@@ -32,12 +34,12 @@ pub(super) struct Iperf3Drive {
 struct Run {
     phase: u8,
     client: Option<Client>,
-    end: Option<End>,
+    end: Option<Arc<End>>,
 }
 
 impl Iperf3Drive {
     pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
-        let DriveOrder { spec, keys, dialer, tether, login: terms } = order;
+        let DriveOrder { spec, keys, dialer, tether, login: terms, scratch } = order;
         let program = Program::find().map_err(|lacking| io::Error::new(io::ErrorKind::NotFound, lacking))?;
         let without_key = || io::Error::new(io::ErrorKind::InvalidData, "the grant has no terms for iperf3's login");
         Ok(Self {
@@ -48,6 +50,7 @@ impl Iperf3Drive {
             login: keys.login().clone(),
             terms: terms.ok_or_else(without_key)?,
             tether,
+            scratch,
             runs: Mutex::default(),
         })
     }
@@ -76,6 +79,9 @@ impl Iperf3Drive {
                 public_key_pem: public_pem(&self.terms.key),
                 padding: self.terms.padding,
             }),
+            // It is only known later whether anybody wants them.
+            keeps_raw: true,
+            scratch: self.scratch.clone(),
         }
     }
 
@@ -107,11 +113,11 @@ impl Drive for Iperf3Drive {
         };
         report(Progress::Started);
         let mut readings = Vec::new();
-        let end = client.follow(|reading| {
+        let end = client.follow(Instant::now() + spec.duration() + GRACE, |reading| {
             report(progress(&reading));
             readings.push(reading);
         });
-        let mut tally = tally(spec, &end, &readings);
+        let mut tally = tally(spec, self.spec.streams, &end, &readings);
         if self.tether.is_cut() {
             tally.cut_short = Some(SESSION_OVER.into());
         }
@@ -125,7 +131,7 @@ impl Drive for Iperf3Drive {
         let runs = self.runs();
         let run = runs.iter().find(|run| run.phase == phase)?;
         let end = run.end.clone().or_else(|| run.client.as_ref()?.end())?;
-        end.failure().map(|failure| format!("iperf3 says: {failure}"))
+        end.failure()
     }
 
     fn program(&self) -> Option<String> {

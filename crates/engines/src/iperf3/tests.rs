@@ -80,6 +80,7 @@ impl Session {
             dialer: Arc::new(dialer),
             tether: Arc::clone(&appliance),
             login: serve.login(),
+            scratch: scratch.path().to_owned(),
         });
         Self { serve, drive: drive.unwrap(), reflector, appliance, scratch }
     }

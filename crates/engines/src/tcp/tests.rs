@@ -74,7 +74,15 @@ impl Session {
         };
         let dialer = Arc::new(Dialer { target, tls, connect_timeout: Duration::from_secs(10) });
         let (keys, tether) = (Arc::new(keys()), Arc::clone(&appliance));
-        let drive = TcpDrive::new(DriveOrder { spec: spec.clone(), keys, dialer, tether, login: None }).unwrap();
+        let drive = TcpDrive::new(DriveOrder {
+            spec: spec.clone(),
+            keys,
+            dialer,
+            tether,
+            login: None,
+            scratch: std::env::temp_dir(),
+        })
+        .unwrap();
         Self { serve, drive, reflector, appliance }
     }
 

@@ -183,7 +183,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     make_folder(&context.settings.state_dir)?;
     let wanted = context.settings.provider.clone().unwrap_or_else(|| "reflector".to_owned());
     let provider = providers::find(&wanted).ok_or_else(|| no_such("provider", &wanted))?;
-    let order = order(&args, provider, context).await?;
+    let mut order = order(&args, provider, context).await?;
     let thresholds = Thresholds {
         min_download_bps: args.min_download,
         min_upload_bps: args.min_upload,
@@ -193,6 +193,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     };
     let history = context.history().await?;
     let interrupt = interrupts()?;
+    let asked = std::time::Instant::now();
 
     let _turn = match Turn::take(&context.settings.state_dir)? {
         Some(turn) => turn,
@@ -200,12 +201,24 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         None => {
             context.output.note("another test runs on this device; waiting for it to finish");
             let mut interrupt = interrupt.clone();
+            let patience = async {
+                match args.wait {
+                    Some(longest) => tokio::time::sleep(longest).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 turn = Turn::wait(&context.settings.state_dir) => turn?,
+                () = patience => return Err(runner::busy_here()),
                 _ = interrupt.wait_for(|wanted| *wanted) => std::process::exit(Exit::Interrupted as i32),
             }
         }
     };
+    let (scratch, began) = (order.scratch.clone(), std::time::Instant::now());
+    order.wait_at_most = order.wait_at_most.map(|longest| longest.saturating_sub(began - asked));
+    // What a run that was killed left there; the turn is ours.
+    let _ = std::fs::remove_dir_all(&scratch);
+    make_folder(&scratch)?;
     let live = context.output.live();
     let mut watch = Watch { events: Box::new(move |event| live.event(&event)), interrupt };
     let run = runner::run(provider, &order, &thresholds, &history, &mut watch).await;
@@ -288,6 +301,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         },
         intervals: args.intervals,
         raw: args.raw,
+        scratch: settings.state_dir.join("scratch"),
     };
     let spec = TestSpec {
         engine: order.engine.clone(),

@@ -29,6 +29,8 @@ use crate::targets::Target;
 const DEFAULT_PORT: u16 = 5201;
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How much longer than it was told to a run may take.
+const GRACE: Duration = Duration::from_secs(10);
 /// How often a busy server is asked again: its tests take seconds at least, and each question costs it a connection.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -129,9 +131,9 @@ struct Visit<'a> {
 
 /// How one run of a client ended.
 enum Attempt {
-    Done(Box<End>),
+    Done(Arc<End>),
     /// It was ended here: by the person at the keyboard.
-    Interrupted(Box<End>),
+    Interrupted(Arc<End>),
 }
 
 impl Visit<'_> {
@@ -180,11 +182,12 @@ impl Visit<'_> {
                 let omit = self.order.omit.unwrap_or_default();
                 gathered.met_server(self.target.to_string(), address, self.local, &self.spec, omit);
             }
-            self.keep(phase, &end, &readings, gathered.begin(phase));
+            let makes_sense = self.keep(phase, &end, &readings, gathered.begin(phase));
             if is_interrupted {
                 return Err(interrupted());
             }
             return match failure {
+                None if !makes_sense => Err(nonsense(&self.target)),
                 None => Ok(()),
                 Some(why) => Err(failed(&self.target, complaint, &why, self.order)),
             };
@@ -214,9 +217,11 @@ impl Visit<'_> {
         let (told, mut readings) = mpsc::unbounded_channel();
         let run = {
             let (program, tether) = (self.program.clone(), Arc::clone(&tether));
+            let lasts = asked.seconds + asked.omit_seconds.unwrap_or(0);
+            let deadline = std::time::Instant::now() + Duration::from_secs(lasts.into()) + CONNECT + GRACE;
             move || {
                 let client = Client::start(&program, &asked, tether)?;
-                Ok::<_, std::io::Error>(client.follow(|reading| {
+                Ok::<_, std::io::Error>(client.follow(deadline, |reading| {
                     let _ = told.send(reading);
                 }))
             }
@@ -241,7 +246,6 @@ impl Visit<'_> {
             kept.push(reading);
         }
         let end = end.map_err(|_| panicked())?.map_err(|error| not_started(&error))?;
-        let end = Box::new(end);
         Ok((if is_interrupted { Attempt::Interrupted(end) } else { Attempt::Done(end) }, kept))
     }
 
@@ -276,12 +280,16 @@ impl Visit<'_> {
             window_bytes: order.window_bytes,
             block_bytes: order.block_bytes,
             connect_timeout: CONNECT,
+            keeps_raw: order.raw,
+            scratch: order.scratch.clone(),
             credentials: order.credentials.clone().map(|known| Credentials { padding, ..known }),
         }
     }
 
-    /// What both ends counted, as the client heard it of the server.
-    fn keep(&self, phase: PhaseSpec, end: &End, readings: &[Reading], record: &mut PhaseRecord) {
+    /// What both ends counted, as the client heard it of the server. `false`: what the server says can't be, and is left
+    /// out.
+    #[must_use]
+    fn keep(&self, phase: PhaseSpec, end: &End, readings: &[Reading], record: &mut PhaseRecord) -> bool {
         for reading in readings.iter().filter(|reading| !reading.omitted) {
             record.note(&progress(reading));
         }
@@ -289,12 +297,24 @@ impl Visit<'_> {
             record.raw.clone_from(&end.raw);
         }
         let report = end.report.as_ref().ok();
-        record.own = Some(tally(&phase, end, readings));
-        record.theirs(their_tally(phase, report));
+        record.own = Some(tally(&phase, self.order.streams, end, readings));
+        let mut makes_sense = true;
+        let mut theirs = their_tally(phase, report);
         for direction in phase.load.directions() {
             let totals = report.and_then(|report| report.totals(*direction));
             record.udp[*direction as usize] = totals.and_then(|totals| udp(totals, report));
+            let theirs = match direction {
+                Direction::Download => &mut theirs.download,
+                Direction::Upload => &mut theirs.upload,
+            };
+            let ours = record.own.as_ref().and_then(|own| own.direction(*direction)).map_or(0, |own| own.count.bytes);
+            if theirs.as_ref().is_some_and(|theirs| !can_be(*direction, theirs.count, ours, phase.duration())) {
+                *theirs = None;
+                makes_sense = false;
+            }
         }
+        record.theirs(theirs);
+        makes_sense
     }
 }
 
@@ -329,6 +349,16 @@ fn their_tally(phase: PhaseSpec, report: Option<&Report>) -> PhaseTally {
     };
     let moved = |direction| if phase.load.moves(direction) { of(direction) } else { None };
     PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), cut_short: None }
+}
+
+/// Whether a server's count can be true: nobody receives what was not sent, and a test lasts about as long as it was
+/// asked to.
+fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bool {
+    let lasted = Duration::from_micros(theirs.elapsed_us);
+    let in_time = lasted >= asked / 2 && lasted <= 2 * asked + GRACE;
+    // Beyond any link there is, in either direction.
+    let in_reach = u128::from(theirs.bytes) * 8 <= lasted.as_micros() * 100_000_000;
+    in_time && in_reach && (direction == Direction::Download || theirs.bytes <= ours)
 }
 
 /// What arrived of datagrams that all have the same payload.
@@ -394,8 +424,18 @@ fn not_started(error: &std::io::Error) -> Failure {
     Failure::new(Exit::Failed, "iperf3_failed", "cannot start iperf3", error.to_string(), try_)
 }
 
+fn nonsense(target: &Target) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "bad_report",
+        format!("the test with the iperf3 server at {target} has no result"),
+        "the server says that it counted what can't have been",
+        "is it an iperf3 server, and yours? Its report is kept with --raw",
+    )
+}
+
 fn failed(target: &Target, complaint: Option<Complaint>, why: &str, order: &TestOrder) -> Failure {
-    let because = format!("iperf3 says: {why}");
+    let because = why.to_owned();
     let what = format!("the test with the iperf3 server at {target} failed");
     let new = |exit, code, what, try_: &str| Failure::new(exit, code, what, because.clone(), try_);
     match complaint {
@@ -424,6 +464,24 @@ fn failed(target: &Target, complaint: Option<Complaint>, why: &str, order: &Test
         }
         Some(Complaint::Other) | None => {
             new(Exit::Failed, "iperf3_failed", what, "does `iperf3` with the same options work on this device?")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_receives_what_was_not_sent_or_in_no_time() {
+        let second = |bytes| Count { bytes, elapsed_us: 1_000_000 };
+        let asked = Duration::from_secs(1);
+        assert!(can_be(Direction::Upload, second(99), 100, asked));
+        assert!(!can_be(Direction::Upload, second(101), 100, asked));
+        assert!(can_be(Direction::Download, second(101), 100, asked), "what was on its way was sent");
+        assert!(!can_be(Direction::Download, second(1 << 62), 100, asked));
+        for elapsed_us in [0, 1, 13_000_000, u64::MAX] {
+            assert!(!can_be(Direction::Download, Count { bytes: 1, elapsed_us }, 1, asked), "{elapsed_us} µs");
         }
     }
 }

@@ -6,6 +6,7 @@ mod iperf3;
 mod reflector;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +92,8 @@ pub struct TestOrder {
     pub wait_at_most: Option<Duration>,
     /// Which IP families may be used.
     pub family: Family,
+    /// A folder to work in, which is there, ours alone, and empty.
+    pub scratch: PathBuf,
     /// Whether each interval's reading belongs in the result.
     pub intervals: bool,
     /// Whether what a program that moved the data said belongs in the result, in its own words.

@@ -81,6 +81,7 @@ impl Session {
                 dialer,
                 tether: Arc::clone(&tether),
                 login: grant.login.clone(),
+                scratch: order.scratch.clone(),
             })
             .map_err(|error| not_driven(&spec, &error))?;
         let mut beat = tokio::time::interval(HEARTBEAT);
