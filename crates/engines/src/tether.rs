@@ -181,6 +181,12 @@ impl Tether {
         self.allowance.as_ref().is_some_and(|allowance| allowance.left.load(Ordering::Acquire) < 0)
     }
 
+    /// Payload bytes that may flow before more have to be leased; absent where nothing is counted.
+    pub fn left(&self) -> Option<u64> {
+        let left = self.allowance.as_ref()?.left.load(Ordering::Acquire);
+        Some(u64::try_from(left).unwrap_or(0))
+    }
+
     /// Payload bytes charged so far; 0 where nothing is counted.
     pub fn spent(&self) -> u64 {
         self.allowance.as_ref().map_or(0, |allowance| allowance.spent.load(Ordering::Relaxed))
@@ -263,6 +269,7 @@ mod tests {
         tether.allow(1000);
         spender.join().unwrap().unwrap();
         assert_eq!(tether.spent(), 2000);
+        assert_eq!((tether.left(), Tether::free().left()), (Some(0), None));
         tether.owe(1).unwrap();
         assert_eq!(tether.spent(), 2001, "who must not wait is charged all the same");
         let waiting = {

@@ -27,8 +27,6 @@ use crate::tether::Tether;
 const INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 /// How long payload may still come when its time is over.
 const DRAIN: Duration = Duration::from_secs(3);
-/// How often the streams are looked at: an interval ends this late at most.
-const LOOK: Duration = Duration::from_millis(10);
 /// How long the streams of a phase may take until they stand.
 const GATHERING: Duration = Duration::from_secs(10);
 /// How long a server may take until it listens.
@@ -119,7 +117,7 @@ impl Iperf3Serve {
         let mut watch = Watch::new(phase, begin);
         let deadline = begin + phase.duration() + GRACE;
         while self.stage.ending().is_none() && !self.tether.is_cut() && Instant::now() < deadline {
-            self.tether.wait_until(watch.next_look.min(deadline), || self.stage.ending().is_some());
+            self.tether.wait_until(watch.next_sample.min(deadline), || self.stage.ending().is_some());
             let came = self.look(&mut watch, report);
             // Results may take their time; payload was to end.
             if came > 0 && Instant::now() > watch.until + DRAIN {
@@ -270,7 +268,6 @@ struct Watch {
     begin: Instant,
     until: Instant,
     clock: CpuClock,
-    next_look: Instant,
     next_sample: Instant,
     totals: [u64; 2],
     /// What the last sample told.
@@ -285,7 +282,6 @@ impl Watch {
             begin,
             until: begin + phase.duration(),
             clock: CpuClock::start(),
-            next_look: Instant::now() + LOOK,
             next_sample: begin + INTERVAL,
             totals: [0; 2],
             told: [0; 2],
@@ -303,14 +299,20 @@ impl Watch {
                 *last = Some(now);
             }
         }
-        // A look that came late is not made up for.
-        self.next_look = now + LOOK;
         fresh
     }
 
     /// Tells a sample of each direction when one is due, as long as the phase lasts.
     fn tell(&mut self, now: Instant, report: Report<'_>) {
-        if now < self.next_sample || self.next_sample > self.until {
+        if now < self.next_sample {
+            return;
+        }
+        // A sample that came late is not made up for: it is longer, and says so.
+        let is_in_time = self.next_sample <= self.until;
+        while self.next_sample <= now {
+            self.next_sample += INTERVAL;
+        }
+        if !is_in_time {
             return;
         }
         let at_us = micros(now - self.begin);
@@ -322,9 +324,6 @@ impl Watch {
                 Direction::Download => Progress::Sent(*direction, sample),
                 Direction::Upload => Progress::Received(*direction, sample),
             });
-        }
-        while self.next_sample <= now {
-            self.next_sample += INTERVAL;
         }
     }
 }

@@ -16,8 +16,10 @@ use super::cookie::COOKIE;
 use crate::socket;
 use crate::tether::Tether;
 
-/// How often connections are looked at: what flows in between is charged afterwards.
-const LOOK: Duration = Duration::from_millis(10);
+/// How often connections are looked at, at least and at most: what flows in between is charged afterwards. Each look holds
+/// the sockets up for a moment, so it comes no sooner than what is leased asks for.
+const LOOK_SELDOM: Duration = Duration::from_millis(100);
+const LOOK_OFTEN: Duration = Duration::from_millis(10);
 /// How often while the child stands still.
 const LOOK_WHILE_STOPPED: Duration = Duration::from_millis(1);
 
@@ -142,6 +144,9 @@ struct State {
     connections: Vec<Connection>,
     /// Whether the child stands still until more bytes are leased.
     is_stopped: bool,
+    /// When it was looked last, and how many bytes a second had flowed then.
+    looked: Instant,
+    pace_bps: u64,
     /// What the child names as an error of the test.
     complaint: Option<String>,
     stands_since: Option<Instant>,
@@ -174,6 +179,13 @@ impl State {
     /// One that is ahead of what was leased stands still until that is written.
     fn account(&mut self, tether: &Tether) {
         let fresh = self.connections.iter_mut().map(Connection::charge).fold(0, u64::saturating_add);
+        let passed = self.looked.elapsed();
+        // Two looks in a row say nothing of the pace.
+        if passed >= LOOK_OFTEN / 2 {
+            self.pace_bps =
+                u64::try_from(u128::from(fresh) * 1_000_000 / passed.as_micros().max(1)).unwrap_or(u64::MAX);
+            self.looked += passed;
+        }
         if fresh > 0 {
             tether.heard();
             // Ends with the session: whoever waits for it sees that.
@@ -194,6 +206,13 @@ impl State {
     }
 }
 
+/// Half of the time in which what is leased would be used up at this pace, in bytes a second.
+fn until_next_look(pace_bps: u64, left: Option<u64>) -> Duration {
+    let used_up = left.and_then(|left| (u128::from(left) * 500_000).checked_div(u128::from(pace_bps)));
+    let used_up = used_up.map_or(LOOK_SELDOM, |us| Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX)));
+    used_up.clamp(LOOK_OFTEN, LOOK_SELDOM)
+}
+
 /// What a test's control connection may say to the child: the results of 128 streams are some tens of kilobytes.
 const MOST_CONTROL: u64 = 1 << 20;
 
@@ -210,6 +229,8 @@ impl Stage {
                 waiting: VecDeque::new(),
                 connections: Vec::new(),
                 is_stopped: false,
+                looked: Instant::now(),
+                pace_bps: 0,
                 complaint: None,
                 stands_since: None,
                 child: Child::Starting,
@@ -312,7 +333,9 @@ impl Stage {
         let mut state = self.state();
         state.account(&self.tether);
         let is_open = state.connections.iter().any(|connection| connection.socket.is_some());
-        is_open.then_some(if state.is_stopped { LOOK_WHILE_STOPPED } else { LOOK })
+        let soon =
+            || if state.is_stopped { LOOK_WHILE_STOPPED } else { until_next_look(state.pace_bps, self.tether.left()) };
+        is_open.then(soon)
     }
 
     /// A child was started. `false`: the lane is over, and it has to go at once.
@@ -496,6 +519,15 @@ mod tests {
         assert_eq!(stage.standing().1, 1);
         assert!(stage.take().is_some() && stage.take().is_some() && stage.take().is_none());
         assert!(heard().is_err());
+    }
+
+    #[test]
+    fn the_less_is_leased_the_sooner_comes_the_next_look() {
+        assert_eq!(until_next_look(1_000_000, None), LOOK_SELDOM);
+        assert_eq!(until_next_look(0, Some(5)), LOOK_SELDOM);
+        assert_eq!(until_next_look(1_000_000, Some(1_000_000)), LOOK_SELDOM);
+        assert_eq!(until_next_look(1_000_000, Some(50_000)), Duration::from_millis(25));
+        assert_eq!(until_next_look(u64::MAX, Some(0)), LOOK_OFTEN);
     }
 
     #[test]

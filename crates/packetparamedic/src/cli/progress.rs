@@ -139,7 +139,13 @@ mod tests {
         assert_eq!((progress.live.download_bps, progress.bar.position()), (Some(941_000_000), 100));
         progress.show(&Event::Phase(PhaseBegun { phase: Load::Upload, duration_ms: 1_000 }));
         assert_eq!((progress.live.clone(), progress.bar.position()), (Live::default(), 0));
-        let late = IntervalReading { phase: Load::Upload, direction: Direction::Upload, at_ms: 1_200, bps: 1 };
+        let late = IntervalReading {
+            phase: Load::Upload,
+            direction: Direction::Upload,
+            at_ms: 1_200,
+            bps: 1,
+            by_sender: false,
+        };
         progress.show(&Event::Interval(late));
         assert_eq!(progress.bar.position(), 1_000);
     }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{ErrorDocument, ResultDocument};
+use super::{ErrorDocument, ResultDocument, is_false};
 
 /// One line of `--json-stream`, told apart by `event`. The last is a result or an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -76,7 +76,8 @@ pub struct PhaseBegun {
     pub duration_ms: u64,
 }
 
-/// One interval's reading by the receiver; start-up included.
+/// One interval's reading by the receiver; start-up included. Where the receiver is a program that tells its readings at
+/// its end alone, the sender's come in the meantime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IntervalReading {
     /// The phase it belongs to.
@@ -85,8 +86,11 @@ pub struct IntervalReading {
     pub direction: Direction,
     /// When the interval ended, since the phase began.
     pub at_ms: u64,
-    /// Payload at the receiver.
+    /// Payload at the receiver; at the sender where `by_sender`.
     pub bps: u64,
+    /// Whether it is the sender's reading, for those who watch: what counts is the receiver's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub by_sender: bool,
 }
 
 /// What the latency probes saw since the last such event.

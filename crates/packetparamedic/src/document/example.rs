@@ -133,6 +133,7 @@ pub(crate) fn events() -> Vec<Event> {
             direction: Direction::Download,
             at_ms: 100,
             bps: 941_000_000,
+            by_sender: true,
         }),
         Event::Latency(LatencyReading {
             phase: Load::Download,

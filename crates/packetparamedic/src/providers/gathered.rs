@@ -17,9 +17,9 @@ use uuid::Uuid;
 
 use super::TestOrder;
 use crate::document::{
-    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, CpuOfEnds, DataPath, Interval, IntervalSpread, LatencyResult,
-    LineRateEstimate, Omitted, ProbeTransport, ProgramSaid, ReflectorEnd, ResultDocument, ResultSchema, RttSpread,
-    ServerEnd, ThroughputResult, UdpResult, Warning,
+    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, CpuOfEnds, DataPath, Event, Interval, IntervalReading,
+    IntervalSpread, LatencyResult, LineRateEstimate, Omitted, ProbeTransport, ProgramSaid, ReflectorEnd,
+    ResultDocument, ResultSchema, RttSpread, ServerEnd, ThroughputResult, UdpResult, Warning,
 };
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
@@ -82,6 +82,8 @@ pub(super) struct PhaseRecord {
     /// The receivers' and the senders' readings: download, upload.
     received: [Vec<Sample>; 2],
     sent: [Vec<Sample>; 2],
+    /// Whether the sender's readings are shown as long as the receiver tells none.
+    pub(super) shows_sent: bool,
     /// What became of datagrams: download, upload.
     pub(super) udp: [Option<UdpResult>; 2],
     /// What the program that moved the data said, as it said it.
@@ -97,6 +99,22 @@ pub(super) struct Reading {
     pub(super) length_us: u64,
     /// The reading itself.
     pub(super) sample: Sample,
+    /// Whether it is the sender's.
+    pub(super) by_sender: bool,
+}
+
+impl Reading {
+    /// The same for whoever watches a phase under `load`.
+    pub(super) fn event(&self, load: Load) -> Event {
+        let bps = u128::from(self.sample.bytes) * 8_000_000 / u128::from(self.length_us);
+        Event::Interval(IntervalReading {
+            phase: load,
+            direction: self.direction,
+            at_ms: self.sample.at_us / 1000,
+            bps: u64::try_from(bps).unwrap_or(u64::MAX),
+            by_sender: self.by_sender,
+        })
+    }
 }
 
 impl PhaseRecord {
@@ -113,12 +131,14 @@ impl PhaseRecord {
             theirs: None,
             received: Default::default(),
             sent: Default::default(),
+            shows_sent: false,
             udp: [None; 2],
             raw: None,
         }
     }
 
-    /// Keeps a reading; what it says where it is one of the receiver. What belongs to no direction of this phase, does
+    /// Keeps a reading, and gives it to whoever watches: the receiver's, and the sender's where it is all there is for
+    /// now. What belongs to no direction of this phase, does
     /// not advance in time, or is too much, is left out.
     pub(super) fn note(&mut self, progress: &Progress) -> Option<Reading> {
         let (list, direction, sample) = match *progress {
@@ -132,7 +152,9 @@ impl PhaseRecord {
             return None;
         }
         list.push(sample);
-        matches!(progress, Progress::Received(..)).then_some(Reading { direction, length_us, sample })
+        let by_sender = matches!(progress, Progress::Sent(..));
+        let is_shown = !by_sender || self.shows_sent && self.received[direction as usize].is_empty();
+        is_shown.then_some(Reading { direction, length_us, sample, by_sender })
     }
 
     /// Keeps what the reflector counted.
@@ -597,6 +619,15 @@ mod tests {
         assert_eq!(upload.note(&Progress::Sent(Direction::Upload, sample)), None, "what was sent is not what counts");
         assert_eq!((upload.received[1].len(), upload.received[0].len(), upload.sent[1].len()), (2, 0, 1));
         assert_eq!(record(Load::Idle).note(&received(1, 1)), None);
+    }
+
+    #[test]
+    fn a_reading_of_the_sender_is_shown_until_the_receiver_tells_its_own() {
+        let mut upload = PhaseRecord { shows_sent: true, ..record(Load::Upload) };
+        let sent = |at_us| Progress::Sent(Direction::Upload, Sample { at_us, bytes: 5 });
+        assert!(upload.note(&sent(100_000)).unwrap().by_sender);
+        assert!(!upload.note(&received(100_000, 5)).unwrap().by_sender);
+        assert_eq!(upload.note(&sent(200_000)), None);
     }
 
     #[test]

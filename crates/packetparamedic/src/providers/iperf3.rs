@@ -382,16 +382,17 @@ fn udp(totals: &Totals, report: Option<&Report>) -> Option<UdpResult> {
     })
 }
 
-/// Whoever watches hears of what this end received; and of what it sent, where no other end tells.
+/// Whoever watches hears of it: of what this end sent as well, for the other end tells nothing until it is over.
 fn tell(phase: PhaseSpec, reading: &Reading, watch: &mut Watch) {
     let length_us = reading.end_us.saturating_sub(reading.begin_us);
     let bps = (u128::from(reading.bytes) * 8_000_000).checked_div(u128::from(length_us));
-    if let Some(bps) = bps.filter(|_| !reading.is_sender()) {
+    if let Some(bps) = bps {
         (watch.events)(Event::Interval(IntervalReading {
             phase: phase.load,
             direction: reading.direction,
             at_ms: reading.end_us / 1000,
             bps: u64::try_from(bps).unwrap_or(u64::MAX),
+            by_sender: reading.is_sender(),
         }));
     }
 }

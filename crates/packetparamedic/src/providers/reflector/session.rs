@@ -19,9 +19,9 @@ use paramedic_link::tls::{self, Alpn, Expect};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use crate::document::{Event, IntervalReading, LatencyReading, PhaseBegun};
+use crate::document::{Event, LatencyReading, PhaseBegun};
 use crate::failure::{Exit, Failure};
-use crate::providers::gathered::{Gathered, PhaseRecord, Reading};
+use crate::providers::gathered::{Gathered, PhaseRecord};
 use crate::providers::{TestOrder, Watch, interrupted};
 use crate::reflector_client::ReflectorClient;
 
@@ -116,6 +116,8 @@ impl Session {
         for (number, phase) in self.spec.phases.clone().into_iter().enumerate() {
             let number = u8::try_from(number).map_err(|_| unusable(&"too many phases"))?;
             let record = gathered.begin(phase);
+            // Other programs may tell what they received at their end alone.
+            record.shows_sent = self.drive.program().is_some();
             self.phase(number, phase, watch, record).await?;
         }
         Ok(())
@@ -361,16 +363,11 @@ async fn probe(order: ProbeOrder) -> Result<Prober, Failure> {
     })
 }
 
-/// Keeps a reading; whoever watches hears of what was received.
+/// Keeps a reading; whoever watches hears of it.
 fn note(watch: &mut Watch, record: &mut PhaseRecord, reading: &Progress) {
-    let Some(Reading { direction, length_us, sample }) = record.note(reading) else { return };
-    let bps = u128::from(sample.bytes) * 8 * 1_000_000 / u128::from(length_us);
-    (watch.events)(Event::Interval(IntervalReading {
-        phase: record.load,
-        direction,
-        at_ms: sample.at_us / 1000,
-        bps: u64::try_from(bps).unwrap_or(u64::MAX),
-    }));
+    if let Some(reading) = record.note(reading) {
+        (watch.events)(reading.event(record.load));
+    }
 }
 
 /// What the probes saw since they were last looked at. Those that may still be under way are left for the next look.
