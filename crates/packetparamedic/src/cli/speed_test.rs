@@ -9,7 +9,7 @@ use std::time::Duration;
 use paramedic_engines::Engine;
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::admission::LoginPadding;
-use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -303,17 +303,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         raw: args.raw,
         scratch: settings.state_dir.join("scratch"),
     };
-    let spec = TestSpec {
-        engine: order.engine.clone(),
-        data_mode: order.data_mode.unwrap_or(DataMode::Tunneled),
-        phases: order.phases.clone(),
-        streams: order.streams,
-        congestion_control: order.congestion_control.clone(),
-        window_bytes: order.window_bytes,
-        block_bytes: order.block_bytes,
-        login_paddings: vec![],
-        probe_interval_us: u32::try_from(order.probe_interval.as_micros()).unwrap_or(u32::MAX),
-    };
+    let spec = order.spec(order.data_mode.unwrap_or(DataMode::Tunneled));
     let bad = spec.check().err().map(|bad| bad.to_string());
     let bad = bad.or_else(|| provider.cannot(&order).or_else(|| engine.cannot(&spec)).map(str::to_owned));
     if let Some(bad) = bad {

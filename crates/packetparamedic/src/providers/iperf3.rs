@@ -86,7 +86,8 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
         () = watch.interrupted() => return Err(interrupted()),
     };
     gathered.moved_by(Some(program.to_string()));
-    let spec = spec(order);
+    // A plain server knows no data modes.
+    let spec = TestSpec { probe_interval_us: 0, ..order.spec(DataMode::Unknown) };
     let id = (gathered.id(), gathered.started_at());
     let mut visit = Visit { order, program, target, addresses, spec, id, local: None, is_met: false };
     let mut end = Ok(());
@@ -98,21 +99,6 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
     }
     gathered.own_facts_after(visit.local);
     end
-}
-
-/// What is asked, in the words that a result is made of.
-fn spec(order: &TestOrder) -> TestSpec {
-    TestSpec {
-        engine: order.engine.clone(),
-        data_mode: DataMode::Unknown,
-        phases: order.phases.clone(),
-        streams: order.streams,
-        congestion_control: order.congestion_control.clone(),
-        window_bytes: order.window_bytes,
-        block_bytes: order.block_bytes,
-        login_paddings: vec![],
-        probe_interval_us: 0,
-    }
 }
 
 /// One test's dealings with one server.

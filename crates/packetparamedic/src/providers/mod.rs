@@ -14,7 +14,7 @@ use std::time::Duration;
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::SecretKey;
 use paramedic_link::admission::LoginPadding;
-use paramedic_link::test_spec::{DataMode, EngineId, PhaseSpec};
+use paramedic_link::test_spec::{DataMode, EngineId, PhaseSpec, TestSpec};
 use tokio::sync::watch;
 
 use crate::document::{Event, ResultDocument};
@@ -98,6 +98,23 @@ pub struct TestOrder {
     pub intervals: bool,
     /// Whether what a program that moved the data said belongs in the result, in its own words.
     pub raw: bool,
+}
+
+impl TestOrder {
+    /// What is asked, in the words that both ends of a link speak.
+    pub fn spec(&self, data_mode: DataMode) -> TestSpec {
+        TestSpec {
+            engine: self.engine.clone(),
+            data_mode,
+            phases: self.phases.clone(),
+            streams: self.streams,
+            congestion_control: self.congestion_control.clone(),
+            window_bytes: self.window_bytes,
+            block_bytes: self.block_bytes,
+            login_paddings: self.login_paddings.clone(),
+            probe_interval_us: u32::try_from(self.probe_interval.as_micros()).unwrap_or(u32::MAX),
+        }
+    }
 }
 
 /// Who watches a running test.

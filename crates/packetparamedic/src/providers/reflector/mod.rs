@@ -119,17 +119,7 @@ fn spec(order: &TestOrder, welcome: &Welcome) -> TestSpec {
     let mut ways = ways.filter(|way| engine.is_none_or(|engine| engine.data_modes().contains(way)));
     let offered = ways.clone().find(|way| welcome.data_modes.contains(way));
     let data_mode = order.data_mode.or(offered).or_else(|| ways.next_back()).unwrap_or(DataMode::Tunneled);
-    TestSpec {
-        engine: order.engine.clone(),
-        data_mode,
-        phases: order.phases.clone(),
-        streams: order.streams,
-        congestion_control: order.congestion_control.clone(),
-        window_bytes: order.window_bytes,
-        block_bytes: order.block_bytes,
-        login_paddings: order.login_paddings.clone(),
-        probe_interval_us: u32::try_from(order.probe_interval.as_micros()).unwrap_or(u32::MAX),
-    }
+    order.spec(data_mode)
 }
 
 /// A link to the reflector that is meant, and how it is saved here.
