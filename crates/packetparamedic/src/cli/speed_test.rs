@@ -201,15 +201,9 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         None => {
             context.output.note("another test runs on this device; waiting for it to finish");
             let mut interrupt = interrupt.clone();
-            let patience = async {
-                match args.wait {
-                    Some(longest) => tokio::time::sleep(longest).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 turn = Turn::wait(&context.settings.state_dir) => turn?,
-                () = patience => return Err(runner::busy_here()),
+                () = providers::out_of_patience(args.wait) => return Err(runner::busy_here()),
                 _ = interrupt.wait_for(|wanted| *wanted) => std::process::exit(Exit::Interrupted as i32),
             }
         }

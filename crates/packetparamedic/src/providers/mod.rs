@@ -143,6 +143,14 @@ pub struct Outcome {
     pub failure: Option<Failure>,
 }
 
+/// Ends when patience does; never where there is no end to it.
+pub(crate) async fn out_of_patience(longest: Option<Duration>) {
+    match longest {
+        Some(longest) => tokio::time::sleep(longest).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The person ended it.
 fn interrupted() -> Failure {
     Failure::new(

@@ -12,7 +12,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::tls::Expect;
 
 use super::gathered::Gathered;
-use super::{Outcome, Provider, TestOrder, Transport, Watch, interrupted};
+use super::{Outcome, Provider, TestOrder, Transport, Watch, interrupted, out_of_patience};
 use crate::document::{Event, PhaseBegun, Queued, Started};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
@@ -80,16 +80,10 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
     gathered.facts_before(facts, Some(client.local()));
     let events = &mut watch.events;
     let interrupt = &mut watch.interrupt;
-    let patience = async {
-        match order.wait_at_most {
-            Some(longest) => tokio::time::sleep(longest).await,
-            None => std::future::pending().await,
-        }
-    };
     let grant = tokio::select! {
         grant = client.request(&spec, order.wait, |place, wait| events(Event::Queued(Queued::new(place, wait)))) => grant?,
         _ = interrupt.wait_for(|wanted| *wanted) => return Err(interrupted()),
-        () = patience => return Err(still_busy(order.wait_at_most.unwrap_or_default())),
+        () = out_of_patience(order.wait_at_most) => return Err(still_busy(order.wait_at_most.unwrap_or_default())),
     };
     watch.events.as_mut()(Event::Start(Started {
         id: gathered.id(),
