@@ -35,17 +35,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         "bidir" => Load::Bidir,
         _ => Load::Download,
     };
-    let spec = TestSpec {
-        engine: EngineId::try_from("tcp")?,
-        data_mode,
-        phases: vec![PhaseSpec { load, duration_ms: (arg(3, "5").parse::<f64>()? * 1000.0) as u32 }],
-        streams: arg(2, "1").parse()?,
-        congestion_control: args.get(4).cloned(),
-        window_bytes: None,
-        block_bytes: None,
-        login_paddings: vec![],
-        probe_interval_us: 0,
-    };
+    let phases = vec![PhaseSpec { load, duration_ms: (arg(3, "5").parse::<f64>()? * 1000.0) as u32 }];
+    let spec = TestSpec::new(EngineId::try_from("tcp")?, data_mode, phases, arg(2, "1").parse()?);
+    let spec = TestSpec { congestion_control: args.get(4).cloned(), ..spec };
     let engine = paramedic_engines::find("tcp").ok_or("no such engine")?;
     // A port that is free now; nobody else wants it for the moment until it is claimed.
     let control = TcpListener::bind("127.0.0.1:0")?;

@@ -9,7 +9,7 @@ use paramedic_link::message::END_AFTER_SILENCE;
 use paramedic_link::test_spec::TestSpec;
 use rustix::io::Errno;
 use rustix::net::sockopt;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockRef, TcpKeepalive};
 
 use crate::sys;
 
@@ -20,6 +20,12 @@ pub struct SocketOptions {
     pub congestion_control: Option<String>,
     /// The socket's buffers, both ways, in bytes; absent: the kernel's own sizing.
     pub window_bytes: Option<u32>,
+    /// The largest segment, in bytes; what connects has the say for both ends. Absent: what the path's MTU gives.
+    pub mss_bytes: Option<u16>,
+    /// The code point that its packets are marked with; absent: the kernel's default.
+    pub dscp: Option<u8>,
+    /// The rate that it sends at, at most, in bits per second; absent: no bound.
+    pub pace_bps: Option<u64>,
     /// Send small writes at once: right for probes, wrong for load.
     pub send_at_once: bool,
 }
@@ -30,6 +36,9 @@ impl SocketOptions {
         Self {
             congestion_control: spec.congestion_control.clone(),
             window_bytes: spec.window_bytes,
+            mss_bytes: spec.mss_bytes,
+            dscp: spec.dscp,
+            pace_bps: spec.bitrate_bps.filter(|bps| *bps > 0),
             send_at_once: false,
         }
     }
@@ -45,6 +54,15 @@ impl SocketOptions {
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             socket.set_send_buffer_size(bytes)?;
             socket.set_recv_buffer_size(bytes)?;
+        }
+        if let Some(bytes) = self.mss_bytes {
+            socket.set_tcp_mss(bytes.into())?;
+        }
+        if let Some(code_point) = self.dscp {
+            mark(&socket, code_point)?;
+        }
+        if let Some(bps) = self.pace_bps {
+            sys::pace(&*socket, bps / 8)?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
         // A data connection outlives silence exactly as long as its session does.
@@ -66,6 +84,18 @@ pub(crate) fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
 pub(crate) fn is_hung_up(socket: &TcpStream) -> bool {
     const STATES: [Option<u8>; 2] = [Some(sys::TcpInfo::CLOSE_WAIT), Some(sys::TcpInfo::CLOSE)];
     sys::tcp_info(socket).is_ok_and(|info| STATES.contains(&info.state))
+}
+
+/// Marks what `socket` sends with a code point (RFC 2474); the two bits beside it are the kernel's.
+pub(crate) fn mark(socket: &SockRef<'_>, code_point: u8) -> io::Result<()> {
+    let octet = u32::from(code_point) << 2;
+    if socket.domain()? == Domain::IPV6 {
+        socket.set_tclass_v6(octet)?;
+        // Speaks for IPv4 that such a socket may carry; one that carries none need not know it.
+        let _ = socket.set_tos_v4(octet);
+        return Ok(());
+    }
+    socket.set_tos_v4(octet)
 }
 
 /// Whether this kernel lets this program use the congestion control `name`; the error says which setting forbids it.
@@ -155,6 +185,23 @@ mod tests {
         options.apply(&ours).unwrap();
         assert_eq!(congestion_control(&ours).as_deref(), Some("reno"));
         assert_eq!(SockRef::from(&ours).tcp_user_timeout().unwrap(), Some(END_AFTER_SILENCE));
+    }
+
+    #[test]
+    fn what_is_asked_for_a_stream_is_what_it_has() {
+        let options =
+            SocketOptions { dscp: Some(46), mss_bytes: Some(1000), pace_bps: Some(8_000_000), ..Default::default() };
+        for (any, domain) in [("127.0.0.1:0", Domain::IPV4), ("[::1]:0", Domain::IPV6)] {
+            let Ok(listener) = TcpListener::bind(any) else { continue };
+            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+            options.apply(&socket).unwrap();
+            socket.connect(&listener.local_addr().unwrap().into()).unwrap();
+            let marked = if domain == Domain::IPV4 { socket.tos_v4() } else { socket.tclass_v6() };
+            assert_eq!(marked.unwrap(), 46 << 2);
+            assert!(socket.tcp_mss().unwrap() <= 1000);
+        }
+        let (ours, _theirs) = pair();
+        assert!(SocketOptions { mss_bytes: Some(u16::MAX), ..Default::default() }.apply(&ours).is_err());
     }
 
     #[test]

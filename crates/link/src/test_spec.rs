@@ -167,6 +167,31 @@ impl PhaseSpec {
     }
 }
 
+/// How bytes are asked to be moved at an end. What was asked for and can't be had there is refused, but for `Auto`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataPathWish {
+    /// The fastest that this end has.
+    #[default]
+    Auto,
+    /// Every byte copied to and from the program.
+    Plain,
+    /// The sender copies, the receiver throws away in its kernel.
+    Trunc,
+    /// The sender gives its kernel pages, the receiver throws away in its kernel.
+    Splice,
+    /// A way that a newer peer knows and we don't.
+    #[serde(other)]
+    Unknown,
+}
+
+impl DataPathWish {
+    /// Whether the choice is left to each end.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
 /// Everything one session is asked to do. One speed test is one of these: all its phases, with the latency probes
 /// throughout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +213,28 @@ pub struct TestSpec {
     /// What the engine hands the kernel at once, in bytes; absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
+    /// The largest segment asked of both ends' kernels, in bytes; absent: what the path's MTU gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mss_bytes: Option<u16>,
+    /// The code point (RFC 2474) that the payload's packets are marked with, both ways; absent: not marked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<u8>,
+    /// The rate that each stream is held to, in bits per second of payload; 0: the engine finds the highest; absent: the
+    /// engine's choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bitrate_bps: Option<u64>,
+    /// How the bytes are to be moved at both ends.
+    #[serde(default, skip_serializing_if = "DataPathWish::is_auto")]
+    pub data_path: DataPathWish,
+    /// Whether the receiver reads every byte and holds it beside what was to come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verify_payload: bool,
+    /// Whether datagrams may be larger than the path takes whole.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fragments: bool,
+    /// Of a search for the highest rate: the loss that it may have, in millionths; absent: the engine's choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_bound_ppm: Option<u32>,
     /// How the appliance can pad a login, where the engine has one; best first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub login_paddings: Vec<LoginPadding>,
@@ -202,12 +249,40 @@ impl TestSpec {
     pub const MAX_WINDOW_BYTES: u32 = 512 << 20;
     /// The largest block.
     pub const MAX_BLOCK_BYTES: u32 = 1 << 20;
+    /// The smallest segment that can be asked for: what Linux takes.
+    pub const MIN_MSS_BYTES: u16 = 88;
+    /// The largest: the same.
+    pub const MAX_MSS_BYTES: u16 = 32_767;
+    /// The lowest rate that a stream can be held to: a small datagram a second.
+    pub const MIN_BITRATE_BPS: u64 = 1_000;
     /// The most phases of one session.
     pub const MAX_PHASES: usize = 16;
     /// The shortest distance between latency probes, in microseconds.
     pub const MIN_PROBE_INTERVAL_US: u32 = 1_000;
     /// The longest phase that can be asked for; what is granted is the reflector's business.
     pub const MAX_PHASE: Duration = Duration::from_secs(24 * 3600);
+
+    /// A test of these phases with nothing else asked for, and without probes.
+    pub fn new(engine: EngineId, data_mode: DataMode, phases: Vec<PhaseSpec>, streams: u16) -> Self {
+        Self {
+            engine,
+            data_mode,
+            phases,
+            streams,
+            congestion_control: None,
+            window_bytes: None,
+            block_bytes: None,
+            mss_bytes: None,
+            dscp: None,
+            bitrate_bps: None,
+            data_path: DataPathWish::Auto,
+            verify_payload: false,
+            fragments: false,
+            loss_bound_ppm: None,
+            login_paddings: vec![],
+            probe_interval_us: 0,
+        }
+    }
 
     /// The time all phases take together.
     pub fn duration(&self) -> Duration {
@@ -236,6 +311,21 @@ impl TestSpec {
         }
         if self.block_bytes.is_some_and(|bytes| !(1..=Self::MAX_BLOCK_BYTES).contains(&bytes)) {
             return Err(BadSpec::Block);
+        }
+        if self.mss_bytes.is_some_and(|bytes| !(Self::MIN_MSS_BYTES..=Self::MAX_MSS_BYTES).contains(&bytes)) {
+            return Err(BadSpec::Mss);
+        }
+        if self.dscp.is_some_and(|code_point| code_point > 63) {
+            return Err(BadSpec::Dscp);
+        }
+        if self.bitrate_bps.is_some_and(|bps| bps != 0 && bps < Self::MIN_BITRATE_BPS) {
+            return Err(BadSpec::Bitrate);
+        }
+        if self.data_path == DataPathWish::Unknown {
+            return Err(BadSpec::DataPath);
+        }
+        if self.loss_bound_ppm.is_some_and(|ppm| ppm >= 1_000_000) {
+            return Err(BadSpec::LossBound);
         }
         let name_is_sane = |name: &String| {
             !name.is_empty()
@@ -273,6 +363,21 @@ pub enum BadSpec {
     /// A block of nothing, or too large.
     #[error("a block has 1 byte to 1 MiB")]
     Block,
+    /// A segment that no kernel takes.
+    #[error("a segment has 88 to 32767 bytes")]
+    Mss,
+    /// Not a code point.
+    #[error("a DSCP is a number from 0 to 63")]
+    Dscp,
+    /// A rate too low to tell anything.
+    #[error("a stream is held to 1 kbit/s or more")]
+    Bitrate,
+    /// A way to move bytes that this version does not know.
+    #[error("the test asks for a data path that this version does not know")]
+    DataPath,
+    /// All may be lost.
+    #[error("a loss bound is below 1")]
+    LossBound,
     /// Not the name of a congestion control.
     #[error("a congestion control's name has 1 to 15 letters, digits, _ or -")]
     CongestionControl,
@@ -283,17 +388,9 @@ mod tests {
     use super::*;
 
     fn plain() -> TestSpec {
-        TestSpec {
-            engine: EngineId::try_from("tcp").unwrap(),
-            data_mode: DataMode::Tunneled,
-            phases: vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }],
-            streams: 4,
-            congestion_control: None,
-            window_bytes: None,
-            block_bytes: None,
-            login_paddings: vec![],
-            probe_interval_us: 10_000,
-        }
+        let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }];
+        let spec = TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, phases, 4);
+        TestSpec { probe_interval_us: 10_000, ..spec }
     }
 
     #[test]
@@ -304,6 +401,10 @@ mod tests {
         assert_eq!(TestSpec { probe_interval_us: 1, ..plain() }.check(), Err(BadSpec::ProbeInterval));
         assert_eq!(TestSpec { window_bytes: Some(0), ..plain() }.check(), Err(BadSpec::Window));
         assert_eq!(TestSpec { block_bytes: Some(u32::MAX), ..plain() }.check(), Err(BadSpec::Block));
+        assert_eq!(TestSpec { mss_bytes: Some(40), ..plain() }.check(), Err(BadSpec::Mss));
+        assert_eq!(TestSpec { dscp: Some(64), ..plain() }.check(), Err(BadSpec::Dscp));
+        assert_eq!(TestSpec { bitrate_bps: Some(1), ..plain() }.check(), Err(BadSpec::Bitrate));
+        assert_eq!(TestSpec { loss_bound_ppm: Some(1_000_000), ..plain() }.check(), Err(BadSpec::LossBound));
         let forged = Some("cubic\u{1b}[2J".to_owned());
         assert_eq!(TestSpec { congestion_control: forged, ..plain() }.check(), Err(BadSpec::CongestionControl));
     }
@@ -311,9 +412,11 @@ mod tests {
     #[test]
     fn an_unknown_mode_or_load_is_not_a_broken_message() {
         let spec: TestSpec = serde_json::from_str(
-            r#"{"engine":"warp","data_mode":"wormhole","phases":[{"load":"sideways","duration_ms":1}],"streams":1,"probe_interval_us":0}"#,
+            r#"{"engine":"warp","data_mode":"wormhole","phases":[{"load":"sideways","duration_ms":1}],"streams":1,"data_path":"teleport","probe_interval_us":0}"#,
         )
         .unwrap();
+        let sane = TestSpec { phases: plain().phases, ..spec.clone() };
+        assert_eq!(sane.check(), Err(BadSpec::DataPath));
         assert_eq!((spec.data_mode, spec.phases[0].load), (DataMode::Unknown, Load::Unknown));
         assert_eq!(spec.check(), Err(BadSpec::Load));
     }

@@ -332,17 +332,7 @@ fn a_prober_ends_at_once_however_far_apart_its_probes_are() {
 
 fn quiet(duration_ms: u32) -> Quiet {
     let phases = vec![PhaseSpec { load: Load::Idle, duration_ms }];
-    let spec = TestSpec {
-        engine: EngineId::try_from("echo").unwrap(),
-        data_mode: DataMode::Tunneled,
-        phases,
-        streams: 1,
-        congestion_control: None,
-        window_bytes: None,
-        block_bytes: None,
-        login_paddings: vec![],
-        probe_interval_us: 10_000,
-    };
+    let spec = TestSpec::new(EngineId::try_from("echo").unwrap(), DataMode::Tunneled, phases, 1);
     Quiet { spec, tether: Tether::free() }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally, Sample};
-use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
+use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
@@ -69,19 +69,11 @@ pub struct ClientOrder {
     pub seconds: u32,
     /// A start-up before that, which is not counted, in whole seconds.
     pub omit_seconds: Option<u32>,
-    /// Streams per direction.
-    pub streams: u16,
+    /// What is asked beside that: streams, rate (absent: iperf3's default, which is 1 Mbit/s for UDP and no limit for TCP),
+    /// what the kernels are asked for. Its phases and mode don't matter.
+    pub spec: TestSpec,
     /// What carries the payload.
     pub transport: Transport,
-    /// The rate of each stream in bits per second; absent: iperf3's default, which is 1 Mbit/s for UDP and no limit
-    /// for TCP; 0: no limit.
-    pub rate_bps: Option<u64>,
-    /// See [`paramedic_link::test_spec::TestSpec`].
-    pub congestion_control: Option<String>,
-    /// See [`paramedic_link::test_spec::TestSpec`].
-    pub window_bytes: Option<u32>,
-    /// See [`paramedic_link::test_spec::TestSpec`].
-    pub block_bytes: Option<u32>,
     /// How long it may take to connect.
     pub connect_timeout: Duration,
     /// Where the server wants them.
@@ -114,7 +106,7 @@ impl ClientOrder {
         if let Some(seconds) = self.omit_seconds {
             say("-O", Some(seconds.to_string()));
         }
-        say("-P", Some(self.streams.to_string()));
+        say("-P", Some(self.spec.streams.to_string()));
         say("--connect-timeout", Some(self.connect_timeout.as_millis().to_string()));
         match self.load {
             Load::Download => say("-R", None),
@@ -124,17 +116,23 @@ impl ClientOrder {
         if self.transport == Transport::Udp {
             say("-u", None);
         }
-        if let Some(bps) = self.rate_bps {
+        if let Some(bps) = self.spec.bitrate_bps {
             say("-b", Some(bps.to_string()));
         }
-        if let Some(name) = &self.congestion_control {
+        if let Some(name) = &self.spec.congestion_control {
             say("-C", Some(name.clone()));
         }
-        if let Some(bytes) = self.window_bytes {
+        if let Some(bytes) = self.spec.window_bytes {
             say("-w", Some(bytes.to_string()));
         }
-        if let Some(bytes) = self.block_bytes {
+        if let Some(bytes) = self.spec.block_bytes {
             say("-l", Some(bytes.to_string()));
+        }
+        if let Some(bytes) = self.spec.mss_bytes {
+            say("-M", Some(bytes.to_string()));
+        }
+        if let Some(code_point) = self.spec.dscp {
+            say("--dscp", Some(code_point.to_string()));
         }
         if let Some(credentials) = &self.credentials {
             say("--username", Some(credentials.user.clone()));
@@ -340,7 +338,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sen
         cpu: CpuUse {
             user_s: used.0,
             system_s: used.1,
-            busiest_thread: program.share_of_a_thread(used.0 + used.1, lived, order.streams),
+            busiest_thread: program.share_of_a_thread(used.0 + used.1, lived, order.spec.streams),
             host_busy: clock.busy_since(),
         },
         is_late: false,
@@ -419,7 +417,7 @@ fn listen(stdout: impl Read, is_live: bool, order: &ClientOrder, shared: &Shared
 /// What a run as long and wide as this one can have to say, and some to spare.
 fn most_printed(order: &ClientOrder) -> u64 {
     let intervals = 10 * (u64::from(order.seconds) + u64::from(order.omit_seconds.unwrap_or(0)) + 1);
-    let readings = intervals * (2 * u64::from(order.streams) + 2);
+    let readings = intervals * (2 * u64::from(order.spec.streams) + 2);
     (MOST_PRINTED_BESIDE + readings * MOST_PRINTED_A_READING).min(MOST_PRINTED)
 }
 

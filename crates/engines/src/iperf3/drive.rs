@@ -66,12 +66,8 @@ impl Iperf3Drive {
             seconds: phase.duration_ms.div_ceil(1000),
             // What is left out is found in the readings, as it is with our own engines.
             omit_seconds: None,
-            streams: self.spec.streams,
+            spec: self.spec.clone(),
             transport: Transport::Tcp,
-            rate_bps: None,
-            congestion_control: self.spec.congestion_control.clone(),
-            window_bytes: self.spec.window_bytes,
-            block_bytes: self.spec.block_bytes,
             connect_timeout: self.connect_timeout,
             credentials: Some(Credentials {
                 user: self.login.user.clone(),

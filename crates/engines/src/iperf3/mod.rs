@@ -66,17 +66,9 @@ impl Engine for Iperf3 {
         Program::find()?.check_server()?;
         let keys = SessionKeys::derive(SessionId::from_bytes([0; 16]), [0; 32].into());
         let login_paddings = vec![LoginPadding::Oaep, LoginPadding::Pkcs1];
-        let spec = TestSpec {
-            engine: EngineId::try_from(self.id()).map_err(|error| lacking(&error))?,
-            data_mode: DataMode::DirectEphemeral,
-            phases: vec![PhaseSpec { load: Load::Download, duration_ms: 1000 }],
-            streams: 1,
-            congestion_control: None,
-            window_bytes: None,
-            block_bytes: None,
-            login_paddings,
-            probe_interval_us: 0,
-        };
+        let engine = EngineId::try_from(self.id()).map_err(|error| lacking(&error))?;
+        let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 1000 }];
+        let spec = TestSpec { login_paddings, ..TestSpec::new(engine, DataMode::DirectEphemeral, phases, 1) };
         let order = ServeOrder {
             spec,
             keys: Arc::new(keys),

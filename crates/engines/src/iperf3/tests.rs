@@ -39,17 +39,10 @@ struct Session {
 }
 
 fn spec(streams: u16, loads: &[Load]) -> TestSpec {
-    TestSpec {
-        engine: EngineId::try_from("iperf3").unwrap(),
-        data_mode: DataMode::DirectEphemeral,
-        phases: loads.iter().map(|load| PhaseSpec { load: *load, duration_ms: 1000 }).collect(),
-        streams,
-        congestion_control: Some("reno".into()),
-        window_bytes: None,
-        block_bytes: None,
-        login_paddings: super::Iperf3.has_drive().unwrap_or_default(),
-        probe_interval_us: 0,
-    }
+    let phases = loads.iter().map(|load| PhaseSpec { load: *load, duration_ms: 1000 }).collect();
+    let spec = TestSpec::new(EngineId::try_from("iperf3").unwrap(), DataMode::DirectEphemeral, phases, streams);
+    let login_paddings = super::Iperf3.has_drive().unwrap_or_default();
+    TestSpec { congestion_control: Some("reno".into()), login_paddings, ..spec }
 }
 
 fn keys() -> Arc<SessionKeys> {

@@ -5,6 +5,7 @@
 
 pub(crate) mod child;
 pub(crate) mod seccomp;
+pub(crate) mod splice;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -64,19 +65,34 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
 
 /// Lets polls call `socket` readable from `bytes` on, or when nothing more can come (socket(7), `SO_RCVLOWAT`).
 pub(crate) fn readable_from(socket: impl AsFd, bytes: usize) -> io::Result<()> {
-    let low_water = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the descriptor is borrowed and so open for the call, which reads one `c_int` from a valid place.
+    set(socket, libc::SO_RCVLOWAT, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX))
+}
+
+/// Has the kernel hold what `socket` sends to so many bytes a second (socket(7), `SO_MAX_PACING_RATE`).
+pub(crate) fn pace(socket: impl AsFd, bytes_per_s: u64) -> io::Result<()> {
+    set(socket, libc::SO_MAX_PACING_RATE, bytes_per_s)
+}
+
+/// Sets an option of level `SOL_SOCKET` whose value is a plain integer.
+fn set<T: Integer>(socket: impl AsFd, option: libc::c_int, value: T) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed and so open for the call, which reads `size_of::<T>()` bytes of an initialised
+    // integer.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const low_water).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            option,
+            (&raw const value).cast(),
+            size_of::<T>() as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// What socket options are made of.
+trait Integer: Copy {}
+impl Integer for libc::c_int {}
+impl Integer for u64 {}
 
 /// What the kernel holds of its clock (`adjtimex(2)`, `ntp_adjtime` without a change).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -94,6 +94,6 @@ impl Drive for TcpDrive {
             return nothing_moved(Some(spec), &self.tether, "its data connections do not stand");
         }
         let traffic = Traffic::split(spec, self.roster.take(phase), Direction::Upload);
-        phase::run(spec.duration(), &self.tether, traffic, report)
+        phase::run(&self.spec, spec.duration(), &self.tether, traffic, report)
     }
 }

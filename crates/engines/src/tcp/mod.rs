@@ -2,6 +2,7 @@
 //! stands with the door and the dialer.
 
 mod drive;
+mod payload;
 mod phase;
 mod receiver;
 mod roster;
@@ -14,7 +15,7 @@ mod tests;
 use std::io;
 
 use paramedic_link::measurement::{DirectionTally, PhaseTally};
-use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, PhaseSpec, TestSpec};
 
 use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder};
 use crate::socket::{self, SocketOptions};
@@ -41,7 +42,15 @@ impl Engine for Tcp {
     }
 
     fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
-        spec.block_bytes.map(|_| "tcp chooses the size of its writes itself (-l is for iperf3)")
+        let tunneled = spec.data_mode == DataMode::Tunneled;
+        let chosen = !matches!(spec.data_path, DataPathWish::Auto);
+        let reads = matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain);
+        let asked = [
+            (tunneled && chosen, "inside TLS every byte is copied: a data path can be chosen in direct mode alone"),
+            (spec.verify_payload && !reads, "to verify the payload it has to be read: --data-path auto or plain"),
+            (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a bound of loss are for datagrams"),
+        ];
+        asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
     }
 
     fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
@@ -51,6 +60,18 @@ impl Engine for Tcp {
     fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
         Ok(Box::new(drive::TcpDrive::new(order)?))
     }
+}
+
+/// How bytes were moved at an end, as a result names it.
+mod data_path {
+    /// Copied between the program and its kernel.
+    pub(super) const PLAIN: &str = "plain";
+    /// Thrown away in the receiver's kernel.
+    pub(super) const TRUNC: &str = "trunc";
+    /// Given to the sender's kernel by reference.
+    pub(super) const SPLICE: &str = "splice";
+    /// Through TLS in the program.
+    pub(super) const TLS: &str = "tls";
 }
 
 /// The options of this test's sockets, refused here and now if this host's kernel would refuse them.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
-use paramedic_link::test_spec::{Direction, PhaseSpec};
+use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::SESSION_OVER;
 use super::receiver::{self, Received};
@@ -55,6 +55,8 @@ impl Traffic {
 
 /// What the threads of a phase share.
 pub(super) struct Course<'a> {
+    /// What was asked of the streams.
+    pub(super) ask: &'a TestSpec,
     pub(super) tether: &'a Tether,
     begin: Instant,
     /// When senders stop.
@@ -142,11 +144,18 @@ struct Outcome {
 }
 
 /// Runs a phase of `duration` to its end. Returns when all its threads are gone and its sockets closed.
-pub(super) fn run(duration: Duration, tether: &Tether, traffic: Traffic, report: Report<'_>) -> PhaseTally {
+pub(super) fn run(
+    ask: &TestSpec,
+    duration: Duration,
+    tether: &Tether,
+    traffic: Traffic,
+    report: Report<'_>,
+) -> PhaseTally {
     report(Progress::Started);
     let cpu = CpuClock::start();
     let begin = Instant::now();
     let course = Course {
+        ask,
         tether,
         begin,
         until: begin + duration,
@@ -227,10 +236,8 @@ fn move_bytes(stream: &mut DataStream, course: &Course<'_>, lane: &Lane, index: 
     let mut received = Received::default();
     let counter = &lane.counters[index];
     let result = if let Some(leads) = &lane.leads {
-        let plain = matches!(stream, DataStream::Plain(_));
-        let result = sender::send(stream, course, &leads[index], counter);
-        let data_path = Some(if plain { receiver::PLAIN } else { receiver::TLS });
-        received = Received { last: Some(Instant::now().min(course.until)), data_path };
+        let result = sender::send(stream, course, &leads[index], counter, &mut received.data_path);
+        received.last = Some(Instant::now().min(course.until));
         result
     } else {
         receiver::receive(stream, course, counter, &mut received)

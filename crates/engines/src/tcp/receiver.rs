@@ -1,27 +1,25 @@
 //! The receiving end of one stream: bytes are counted and forgotten. The same at both ends of a session.
 
-use std::io;
+use std::io::{self, Read};
 use std::time::Instant;
 
+use paramedic_link::test_spec::DataPathWish;
+
 use super::phase::{Counter, Course};
+use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
 
 /// Room for what one call takes. Where the kernel throws the bytes away it is never written to, and so costs nothing.
 const ROOM: usize = 4 * CHUNK;
-
-/// How bytes are moved, as a result names it.
-pub(super) const TRUNC: &str = "trunc";
-/// The same, with a copy of every byte.
-pub(super) const PLAIN: &str = "plain";
-/// The same, inside TLS.
-pub(super) const TLS: &str = "tls";
+/// The same where every byte is copied there: it should stay in a processor's cache.
+const COPY_ROOM: usize = CHUNK;
 
 /// What was received.
 #[derive(Default)]
 pub(super) struct Received {
     /// When the last byte came.
     pub(super) last: Option<Instant>,
-    /// `trunc`, `plain` or `tls`.
+    /// How the bytes were moved.
     pub(super) data_path: Option<&'static str>,
 }
 
@@ -32,12 +30,22 @@ pub(super) fn receive(
     counter: &Counter,
     received: &mut Received,
 ) -> io::Result<()> {
-    let mut in_kernel = matches!(stream, DataStream::Plain(_));
-    received.data_path = Some(if in_kernel { TRUNC } else { TLS });
-    let mut scratch = vec![0; if in_kernel { ROOM } else { 0 }];
+    let is_clear = matches!(stream, DataStream::Plain(_));
+    let mut in_kernel = is_clear && !course.ask.verify_payload && course.ask.data_path != DataPathWish::Plain;
+    received.data_path = Some(match (is_clear, in_kernel) {
+        (false, _) => data_path::TLS,
+        (true, true) => data_path::TRUNC,
+        (true, false) => data_path::PLAIN,
+    });
+    let mut scratch = vec![0; if in_kernel { ROOM } else { COPY_ROOM }];
     let mut total = 0;
     loop {
-        match stream.discard(&mut scratch, in_kernel) {
+        let taken = if course.ask.verify_payload {
+            verify(stream, &mut scratch, total)
+        } else {
+            stream.discard(&mut scratch, in_kernel)
+        };
+        match taken {
             Ok(0) => break,
             Ok(came) => {
                 total += came as u64;
@@ -47,9 +55,13 @@ pub(super) fn receive(
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A kernel, or what stands in for one, that does not discard for us.
-            Err(e) if in_kernel && matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+            Err(e)
+                if in_kernel
+                    && course.ask.data_path == DataPathWish::Auto
+                    && matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
+            {
                 in_kernel = false;
-                received.data_path = Some(PLAIN);
+                received.data_path = Some(data_path::PLAIN);
             }
             Err(e) => return Err(e),
         }
@@ -59,4 +71,16 @@ pub(super) fn receive(
     }
     // What the sender waits for.
     stream.finish()
+}
+
+/// Reads, and holds what came beside what the stream carries from `position` on.
+fn verify(stream: &mut DataStream, scratch: &mut [u8], position: u64) -> io::Result<usize> {
+    let came = stream.read(scratch)?;
+    match payload::first_wrong(position, &scratch[..came]) {
+        None => Ok(came),
+        Some(wrong) => {
+            let what = format!("byte {wrong} of the stream is not the one that was to come");
+            Err(io::Error::new(io::ErrorKind::InvalidData, what))
+        }
+    }
 }

@@ -3,31 +3,23 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use paramedic_link::test_spec::DataPathWish;
+
 use super::phase::{Counter, Course};
+use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
 use crate::socket;
+use crate::sys::splice::PagePipe;
 
 /// The longest that a write may stand past the end of its phase.
 const LONGEST_WRITE: Duration = Duration::from_millis(100);
 
-/// What is sent, over and over: it looks random, and repeats only after more than what any link's compression
-/// remembers.
-static PAYLOAD: LazyLock<Box<[u8]>> = LazyLock::new(|| {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut bytes = vec![0; CHUNK].into_boxed_slice();
-    for word in bytes.chunks_exact_mut(8) {
-        // xorshift64 (Marsaglia, 2003).
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        word.copy_from_slice(&state.to_ne_bytes());
-    }
-    bytes
-});
+/// Pages that wait for the socket in one go; a user's pipes may hold 64 MiB in all, which is enough for every stream there
+/// can be (pipe(7)).
+const PIPE: usize = CHUNK;
 
 /// How far one stream may run ahead of the network: about what it sends in an interval. On a slow link more would only
 /// wait in this host's memory, be counted as sent, and still be on its way when the phase is over.
@@ -66,15 +58,63 @@ impl Lead {
         u32::try_from(sent).unwrap_or(u32::MAX).max(before / 2).clamp(Self::LEAST, Self::FREE)
     }
 
-    fn chunk<'a>(&self, payload: &'a [u8]) -> &'a [u8] {
-        let bytes = self.bytes.load(Ordering::Relaxed) as usize;
-        payload.get(..bytes).unwrap_or(payload)
+    fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed) as usize
     }
 }
 
-/// Sends until the course's time is over, then waits until the other end has taken everything and said so.
-pub(super) fn send(stream: &mut DataStream, course: &Course<'_>, lead: &Lead, counter: &Counter) -> io::Result<()> {
-    let payload = &**PAYLOAD;
+/// How a stream's bytes reach its socket.
+enum Way {
+    /// Copied to the kernel, or through TLS.
+    Write,
+    /// Given to the kernel by reference.
+    Splice(PagePipe),
+}
+
+impl Way {
+    /// The way that is wished for, or the best there is. What lies in the pipe is counted when it has left it.
+    fn choose(stream: &DataStream, wish: DataPathWish) -> io::Result<Self> {
+        let pages = match (stream, wish) {
+            (DataStream::Plain(_), DataPathWish::Auto | DataPathWish::Splice) => PagePipe::new(PIPE),
+            _ => return Ok(Self::Write),
+        };
+        match pages {
+            Ok(pages) => Ok(Self::Splice(pages)),
+            Err(_) if wish == DataPathWish::Auto => Ok(Self::Write),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn name(&self, stream: &DataStream) -> &'static str {
+        match (self, stream) {
+            (Self::Splice(_), _) => data_path::SPLICE,
+            (Self::Write, DataStream::Plain(_)) => data_path::PLAIN,
+            (Self::Write, DataStream::Tls(_)) => data_path::TLS,
+        }
+    }
+
+    /// Moves at most about `most` bytes of what the stream carries from `position` on: how many the socket took.
+    fn send(&mut self, stream: &mut DataStream, position: u64, most: usize) -> io::Result<usize> {
+        let Self::Splice(pages) = self else { return stream.write(payload::from(position, most)) };
+        if pages.held() < most {
+            pages.put(payload::from(position + pages.held() as u64, most - pages.held()))?;
+        }
+        pages.send(stream.socket())
+    }
+}
+
+/// Sends until the course's time is over, then waits until the other end has taken everything and said so. `path` is set
+/// to how the bytes were moved.
+pub(super) fn send(
+    stream: &mut DataStream,
+    course: &Course<'_>,
+    lead: &Lead,
+    counter: &Counter,
+    path: &mut Option<&'static str>,
+) -> io::Result<()> {
+    let wish = course.ask.data_path;
+    let mut way = Way::choose(stream, wish)?;
+    *path = Some(way.name(stream));
     let mut total = 0;
     let mut limit = LONGEST_WRITE;
     stream.socket().set_write_timeout(Some(limit))?;
@@ -87,7 +127,8 @@ pub(super) fn send(stream: &mut DataStream, course: &Course<'_>, lead: &Lead, co
             limit = left.max(Duration::from_millis(1));
             stream.socket().set_write_timeout(Some(limit))?;
         }
-        match stream.write(lead.chunk(payload)) {
+        let most = course.ask.block_bytes.map_or_else(|| lead.bytes(), |block| block as usize).min(CHUNK);
+        match way.send(stream, total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {
                 total += sent as u64;
@@ -95,6 +136,11 @@ pub(super) fn send(stream: &mut DataStream, course: &Course<'_>, lead: &Lead, co
                 course.tether.spend(sent as u64).map_err(io::Error::other)?;
             }
             Err(e) if is_worth_another_try(&e) => {}
+            // A kernel, or what stands in for one, that does not do it; nothing has left the pipe.
+            Err(e) if wish == DataPathWish::Auto && matches!(way, Way::Splice(_)) && is_unknown_here(&e) => {
+                way = Way::Write;
+                *path = Some(way.name(stream));
+            }
             Err(e) => return Err(e),
         }
     }
@@ -118,6 +164,11 @@ pub(super) fn send(stream: &mut DataStream, course: &Course<'_>, lead: &Lead, co
     }
 }
 
+/// Whether this is how a kernel says that it has no such way.
+fn is_unknown_here(failure: &io::Error) -> bool {
+    matches!(failure.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
+}
+
 fn is_worth_another_try(failure: &io::Error) -> bool {
     matches!(failure.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -125,12 +176,6 @@ fn is_worth_another_try(failure: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_payload_does_not_compress_away() {
-        let mut seen = std::collections::HashSet::new();
-        assert!(PAYLOAD.chunks_exact(8).all(|word| seen.insert(word)));
-    }
 
     #[test]
     fn a_lead_grows_with_what_is_sent_and_shrinks_slowly() {

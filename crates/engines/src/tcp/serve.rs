@@ -87,6 +87,6 @@ impl Serve for TcpServe {
             return nothing_moved(Some(spec), &self.tether, &why);
         }
         let traffic = Traffic::split(spec, self.roster.take(phase), Direction::Download);
-        phase::run(spec.duration(), &self.tether, traffic, report)
+        phase::run(&self.spec, spec.duration(), &self.tether, traffic, report)
     }
 }

@@ -33,17 +33,9 @@ struct Session {
 }
 
 fn spec(mode: DataMode, streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
-    TestSpec {
-        engine: EngineId::try_from("tcp").unwrap(),
-        data_mode: mode,
-        phases: loads.iter().map(|load| PhaseSpec { load: *load, duration_ms }).collect(),
-        streams,
-        congestion_control: Some("reno".into()),
-        window_bytes: None,
-        block_bytes: None,
-        login_paddings: vec![],
-        probe_interval_us: 0,
-    }
+    let phases = loads.iter().map(|load| PhaseSpec { load: *load, duration_ms }).collect();
+    let spec = TestSpec::new(EngineId::try_from("tcp").unwrap(), mode, phases, streams);
+    TestSpec { congestion_control: Some("reno".into()), ..spec }
 }
 
 impl Session {

@@ -277,7 +277,8 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     labelled("Data used", format!("{} in {length}", quantity::bytes(document.data_used_bytes)));
     for (at, (label, result)) in directions(document).enumerate() {
         let ends = [("sending", result.cpu.sender), ("receiving", result.cpu.receiver)];
-        let ends = ends.into_iter().filter_map(|(end, cpu)| cpu.map(|cpu| format!("{end} {}", busy(&cpu, detail))));
+        let ends =
+            ends.into_iter().filter_map(|(end, cpu)| cpu.map(|cpu| format!("{end} {}", busy(&cpu.used, detail))));
         let ends = ends.collect::<Vec<_>>().join(", ");
         if !ends.is_empty() {
             labelled(if at == 0 { "Processor" } else { "" }, format!("{}: {ends} of a core", lower_first(label)));

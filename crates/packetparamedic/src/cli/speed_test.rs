@@ -9,12 +9,12 @@ use std::time::Duration;
 use paramedic_engines::Engine;
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::admission::LoginPadding;
-use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec};
+use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use super::output::Format;
-use super::values::{milliseconds, rate, share, size, time};
+use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
 use super::{Context, make_folder};
 use crate::config::Key;
 use crate::failure::{Exit, Failure};
@@ -74,11 +74,26 @@ pub(super) struct Args {
     /// What iperf3 hands the kernel at once; with -u each datagram's payload (bytes: 128K, 1400)
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
     length: Option<u32>,
+    /// Ask both kernels for segments of this size at most (bytes)
+    #[arg(short = 'M', long, value_name = "BYTES")]
+    set_mss: Option<u16>,
+    /// Mark the payload's packets with this type of service: the whole octet, as iperf3 takes it (0x.. is hexadecimal)
+    #[arg(short = 'S', long, value_name = "TOS", value_parser = octet, conflicts_with = "dscp")]
+    tos: Option<u8>,
+    /// Mark the payload's packets with this code point: 0 to 63, or a name such as EF, CS1, AF41
+    #[arg(long, value_name = "DSCP", value_parser = code_point)]
+    dscp: Option<u8>,
+    /// How both ends move the bytes: the fastest way there is; every byte copied; thrown away in the receiver's kernel;
+    /// or that, and given to the sender's kernel by reference
+    #[arg(long, value_name = "auto|plain|trunc|splice", value_parser = data_path)]
+    data_path: Option<DataPathWish>,
+    /// Read every byte at the receiver and hold it beside what was sent
+    #[arg(long)]
+    verify_payload: bool,
     /// Datagrams instead of TCP, against an iperf3 server
     #[arg(short = 'u', long)]
     udp: bool,
-    /// The rate of each stream, against an iperf3 server (bits per second: 100M; 0: no limit)
-    /// [default: 1M with -u]
+    /// Hold each stream to this rate (bits per second: 100M; 0: no limit) [default: none; 1M with -u]
     #[arg(short = 'b', long, value_name = "RATE", value_parser = rate)]
     bitrate: Option<u64>,
     /// The user that an iperf3 server knows; the password comes from --password-file or from
@@ -269,23 +284,29 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
     let history = context.history().await?;
     let known = history.reflectors().await?;
     history.close().await;
+    let engine_id = EngineId::try_from(id).map_err(|error| no_such("engine", &error.to_string()))?;
+    let phases = args.phases(provider, engine, settings.duration);
+    let spec = TestSpec {
+        congestion_control: args.congestion.clone(),
+        window_bytes: args.window,
+        block_bytes: args.length,
+        mss_bytes: args.set_mss,
+        dscp: args.dscp.or(args.tos.map(|octet| octet >> 2)),
+        bitrate_bps: args.bitrate,
+        data_path: args.data_path.unwrap_or_default(),
+        verify_payload: args.verify_payload,
+        probe_interval_us: u32::try_from(args.probe_interval.as_micros()).unwrap_or(u32::MAX),
+        ..TestSpec::new(engine_id, DataMode::Tunneled, phases, settings.streams)
+    };
     let mut order = TestOrder {
         key,
         known,
         peer: settings.peer.clone(),
-        phases: args.phases(provider, engine, settings.duration),
-        engine: EngineId::try_from(id).map_err(|error| no_such("engine", &error.to_string()))?,
+        spec,
         data_mode: settings.data_mode,
-        streams: settings.streams,
         omit: args.omit,
-        congestion_control: args.congestion.clone(),
-        window_bytes: args.window,
-        block_bytes: args.length,
-        login_paddings: vec![],
         transport: if args.udp { Transport::Udp } else { Transport::Tcp },
-        rate_bps: args.bitrate,
         credentials: credentials(args)?,
-        probe_interval: args.probe_interval,
         wait: !args.no_wait,
         wait_at_most: args.wait,
         family: match (args.ipv4, args.ipv6) {
@@ -309,7 +330,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
     match fit {
         Ok(Err(lacking)) => Err(Failure::lacking(id, &lacking)),
         Ok(Ok(paddings)) => {
-            order.login_paddings = paddings;
+            order.spec.login_paddings = paddings;
             Ok(order)
         }
         Err(_) => Ok(order),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use paramedic_link::test_spec::DataPathWish;
+
 /// A rate in bits per second: `900M`, `1.5G`, `941Mbit/s`, `250000`.
 pub(super) fn rate(text: &str) -> Result<u64, String> {
     let right = "a rate is written like 900M, 1.5G or 250k: bits per second";
@@ -75,6 +77,45 @@ pub(super) fn share(text: &str) -> Result<f64, String> {
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(right.to_owned()) }
 }
 
+/// An octet, as iperf3 reads a type of service: `184`, `0xb8`.
+pub(super) fn octet(text: &str) -> Result<u8, String> {
+    let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let octet = hexadecimal.map_or_else(|| text.parse(), |digits| u8::from_str_radix(digits, 16));
+    octet.map_err(|_| "a type of service is written like 184 or 0xb8: 0 to 255".to_owned())
+}
+
+/// A DSCP: its number, or the name that the IANA registry gives it: `46`, `EF`, `CS1`, `AF41`, `LE`.
+pub(super) fn code_point(text: &str) -> Result<u8, String> {
+    let digit = |digits: &str, most: u8| digits.parse::<u8>().ok().filter(|digit| (1..=most).contains(digit));
+    let name = text.to_ascii_uppercase();
+    let named = match name.as_str() {
+        "BE" | "CS0" => Some(0),
+        "LE" => Some(1),
+        "VA" => Some(44),
+        "EF" => Some(46),
+        _ => None,
+    };
+    let class = || Some(digit(name.strip_prefix("CS")?, 7)? * 8);
+    let assured = || {
+        let (class, drop) = name.strip_prefix("AF")?.split_at_checked(1)?;
+        Some(digit(class, 4)? * 8 + digit(drop, 3)? * 2)
+    };
+    let number = || octet(text).ok().filter(|code_point| *code_point < 64);
+    let right = || "a DSCP is a number from 0 to 63, or a name such as EF, CS1 or AF41".to_owned();
+    named.or_else(class).or_else(assured).or_else(number).ok_or_else(right)
+}
+
+/// A way to move bytes.
+pub(super) fn data_path(text: &str) -> Result<DataPathWish, String> {
+    match text {
+        "auto" => Ok(DataPathWish::Auto),
+        "plain" => Ok(DataPathWish::Plain),
+        "trunc" => Ok(DataPathWish::Trunc),
+        "splice" => Ok(DataPathWish::Splice),
+        _ => Err("a data path is auto, plain, trunc or splice".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +127,11 @@ mod tests {
         assert_eq!(rate("250000"), Ok(250_000));
         assert_eq!((size("262144"), size("256K"), size("4m")), (Ok(262_144), Ok(262_144), Ok(4 << 20)));
         assert!(size("-1").is_err() && size("1.5K").is_err() && size("4G").is_err() && size("").is_err());
+        assert_eq!((octet("184"), octet("0xb8")), (Ok(184), Ok(184)));
+        assert_eq!(["EF", "cs1", "AF41", "0", "63", "le"].map(code_point), [46, 8, 34, 0, 63, 1].map(Ok));
+        for bad in ["AF51", "AF14", "CS8", "AF", "64", "-1", "af4", "é"] {
+            assert!(code_point(bad).is_err(), "{bad}");
+        }
         assert_eq!(time("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(time("10"), Ok(Duration::from_secs(10)));

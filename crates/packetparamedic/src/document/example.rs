@@ -99,6 +99,7 @@ pub(crate) fn bare() -> ResultDocument {
             line_rate_estimate: None,
             udp: None,
             intervals: None,
+            data_path: DataPathOfEnds::default(),
             cpu: CpuOfEnds::default(),
             ..throughput(50_000_000)
         }),
@@ -156,6 +157,7 @@ pub(crate) fn run_id(n: u8) -> Uuid {
 }
 
 pub(crate) fn throughput(goodput_bps: u64) -> ThroughputResult {
+    let cost = |used| CpuCost::of(used, goodput_bps / 4 * 5);
     ThroughputResult {
         goodput_bps,
         ci95_bps: Some([goodput_bps / 1000 * 997, goodput_bps / 1000 * 1003]),
@@ -181,9 +183,10 @@ pub(crate) fn throughput(goodput_bps: u64) -> ThroughputResult {
             payload_bytes: Some(1448),
         }),
         intervals: Some(vec![Interval { at_ms: 2_100, bps: goodput_bps }]),
+        data_path: DataPathOfEnds { sender: Some(DataPath::Plain), receiver: Some(DataPath::Trunc) },
         cpu: CpuOfEnds {
-            sender: Some(CpuUse { user_s: 0.1, system_s: 0.9, busiest_thread: 0.12, host_busy: Some(0.05) }),
-            receiver: Some(CpuUse { user_s: 0.3, system_s: 2.4, busiest_thread: 0.34, host_busy: None }),
+            sender: Some(cost(CpuUse { user_s: 0.1, system_s: 0.9, busiest_thread: 0.12, host_busy: Some(0.05) })),
+            receiver: Some(cost(CpuUse { user_s: 0.3, system_s: 2.4, busiest_thread: 0.34, host_busy: None })),
         },
     }
 }

@@ -58,7 +58,8 @@ pub struct ResultDocument {
     /// The way the data took; absent where the provider knows no such choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
-    /// How the bytes were moved at the receiving end.
+    /// How the bytes were moved: at the receiving end, or `splice` where the sending end gave them to its kernel by
+    /// reference. Each direction has both ends' words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_path: Option<DataPath>,
     /// Who measured.
@@ -126,15 +127,37 @@ impl ResultDocument {
     }
 }
 
+/// How the bytes were moved at both ends; absent is an end that does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DataPathOfEnds {
+    /// The end that sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<DataPath>,
+    /// The end that received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiver: Option<DataPath>,
+}
+
+impl DataPathOfEnds {
+    fn is_empty(&self) -> bool {
+        self.sender.is_none() && self.receiver.is_none()
+    }
+
+    /// Both ends' in one word.
+    pub fn in_short(&self) -> Option<DataPath> {
+        self.sender.filter(|path| *path == DataPath::Splice).or(self.receiver).or(self.sender)
+    }
+}
+
 /// How the bytes were moved at an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataPath {
-    /// Copied to the program and thrown away there.
+    /// Copied between the program and its kernel.
     Plain,
-    /// Thrown away in the kernel (`MSG_TRUNC`).
+    /// Thrown away in the receiver's kernel (`MSG_TRUNC`).
     Trunc,
-    /// Moved inside the kernel (`splice`).
+    /// Given to the sender's kernel by reference (`vmsplice`, `splice`).
     Splice,
     /// Through TLS in the program.
     Tls,
@@ -266,6 +289,9 @@ pub struct ThroughputResult {
     /// What became of the datagrams, where it was datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp: Option<UdpResult>,
+    /// How the bytes were moved.
+    #[serde(default, skip_serializing_if = "DataPathOfEnds::is_empty")]
+    pub data_path: DataPathOfEnds,
     /// What it cost both ends.
     #[serde(default, skip_serializing_if = "CpuOfEnds::is_empty")]
     pub cpu: CpuOfEnds,
@@ -340,10 +366,31 @@ pub struct Interval {
 pub struct CpuOfEnds {
     /// The end that sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sender: Option<CpuUse>,
+    pub sender: Option<CpuCost>,
     /// The end that received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub receiver: Option<CpuUse>,
+    pub receiver: Option<CpuCost>,
+}
+
+/// What moving the data cost an end, start-up included.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CpuCost {
+    /// What was used.
+    #[serde(flatten)]
+    pub used: CpuUse,
+    /// User and system time together, in seconds, for each 10^9 bytes of payload that this end counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s_per_gb: Option<f64>,
+}
+
+impl CpuCost {
+    /// What `used` is for `bytes` of payload.
+    pub fn of(used: CpuUse, bytes: u64) -> Self {
+        let s_per_gb = (used.user_s + used.system_s) * 1e9 / bytes as f64;
+        // Microseconds a gigabyte are what it is worth.
+        let s_per_gb = s_per_gb.is_finite().then_some((s_per_gb * 1e6).round() / 1e6);
+        Self { used, s_per_gb }
+    }
 }
 
 impl CpuOfEnds {

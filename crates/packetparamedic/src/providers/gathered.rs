@@ -17,9 +17,9 @@ use uuid::Uuid;
 
 use super::TestOrder;
 use crate::document::{
-    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, CpuOfEnds, DataPath, Event, Interval, IntervalReading,
-    IntervalSpread, LatencyResult, LineRateEstimate, Omitted, ProbeTransport, ProgramSaid, ReflectorEnd,
-    ResultDocument, ResultSchema, RttSpread, ServerEnd, ThroughputResult, UdpResult, Warning,
+    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Event, Interval,
+    IntervalReading, IntervalSpread, LatencyResult, LineRateEstimate, Omitted, ProbeTransport, ProgramSaid,
+    ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, ThroughputResult, UdpResult, Warning,
 };
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
@@ -359,11 +359,8 @@ impl Gathered {
     }
 
     fn data_path(&self) -> Option<DataPath> {
-        let tallies = self.phases.iter().flat_map(|phase| phase.load.directions().iter().map(|d| phase.ends(*d).1));
-        let path = tallies.flatten().find_map(|receiver| receiver.data_path.clone())?;
-        [DataPath::Plain, DataPath::Trunc, DataPath::Splice, DataPath::Tls]
-            .into_iter()
-            .find(|p| p.as_str() == path.as_str())
+        let directions = self.phases.iter().flat_map(|phase| phase.load.directions().iter().map(|d| phase.ends(*d)));
+        directions.map(data_paths).find_map(|paths| paths.in_short())
     }
 
     fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec) {
@@ -518,8 +515,19 @@ fn throughput(
         line_rate_estimate: overhead.and_then(line_rate),
         intervals: order.intervals.then(|| intervals(samples)),
         udp: phase.udp[direction as usize],
-        cpu: CpuOfEnds { sender: sender.map(|tally| tally.cpu), receiver: receiver.map(|tally| tally.cpu) },
+        data_path: data_paths((sender, receiver)),
+        cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
     })
+}
+
+fn cost(tally: &DirectionTally) -> CpuCost {
+    CpuCost::of(tally.cpu, tally.count.bytes)
+}
+
+/// How sender and receiver moved the bytes, as far as they say it in words that we know.
+fn data_paths((sender, receiver): (Option<&DirectionTally>, Option<&DirectionTally>)) -> DataPathOfEnds {
+    let path = |tally: Option<&DirectionTally>| DataPath::from_word(tally?.data_path.as_ref()?.as_str());
+    DataPathOfEnds { sender: path(sender), receiver: path(receiver) }
 }
 
 /// A direction of which the receiver tells its total alone.

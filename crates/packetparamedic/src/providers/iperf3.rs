@@ -56,7 +56,7 @@ impl Provider for Servers {
 
     fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
         let asked = [
-            (order.engine.as_str() != self.engine(), "an iperf3 server speaks with the engine iperf3 alone"),
+            (order.spec.engine.as_str() != self.engine(), "an iperf3 server speaks with the engine iperf3 alone"),
             (order.data_mode.is_some(), "an iperf3 server has no data modes"),
             (order.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
             (order.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
@@ -259,12 +259,8 @@ impl Visit<'_> {
             load: phase.load,
             seconds: phase.duration_ms.div_ceil(1000),
             omit_seconds: order.omit.map(|omit| omit.as_secs().try_into().unwrap_or(u32::MAX)),
-            streams: order.streams,
+            spec: order.spec.clone(),
             transport: order.transport,
-            rate_bps: order.rate_bps,
-            congestion_control: order.congestion_control.clone(),
-            window_bytes: order.window_bytes,
-            block_bytes: order.block_bytes,
             connect_timeout: CONNECT,
             keeps_raw: order.raw,
             scratch: order.scratch.clone(),
@@ -283,7 +279,7 @@ impl Visit<'_> {
             record.raw.clone_from(&end.raw);
         }
         let report = end.report.as_ref().ok();
-        record.own = Some(tally(&phase, self.order.streams, end, readings));
+        record.own = Some(tally(&phase, self.order.spec.streams, end, readings));
         let mut makes_sense = true;
         let mut theirs = their_tally(phase, report);
         for direction in phase.load.directions() {

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::SecretKey;
-use paramedic_link::admission::LoginPadding;
-use paramedic_link::test_spec::{DataMode, EngineId, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, TestSpec};
 use tokio::sync::watch;
 
 use crate::document::{Event, ResultDocument};
@@ -60,32 +59,16 @@ pub struct TestOrder {
     /// Whom to measure against: with a reflector a saved name, a saved address, any address, and absent the only one
     /// there is; with others an address.
     pub peer: Option<String>,
-    /// The engine that makes the load.
-    pub engine: EngineId,
+    /// What is asked, in the words that both ends of a link speak; `data_mode` below decides which way it takes.
+    pub spec: TestSpec,
     /// The way the data takes; absent: direct where it is offered.
     pub data_mode: Option<DataMode>,
-    /// The phases, in order.
-    pub phases: Vec<PhaseSpec>,
-    /// Streams per direction.
-    pub streams: u16,
     /// The start-up to leave out; absent: it is found.
     pub omit: Option<Duration>,
-    /// The congestion control to ask both kernels for.
-    pub congestion_control: Option<String>,
-    /// The socket buffer to ask both kernels for.
-    pub window_bytes: Option<u32>,
-    /// What the engine hands the kernel at once.
-    pub block_bytes: Option<u32>,
-    /// How the engine here can pad a login, best first, where it has one.
-    pub login_paddings: Vec<LoginPadding>,
     /// What carries the payload, where the engine has a choice.
     pub transport: Transport,
-    /// The rate of each stream in bits per second, where it is to be paced; 0: not at all.
-    pub rate_bps: Option<u64>,
     /// Who this device is to a server that is no reflector.
     pub credentials: Option<Credentials>,
-    /// The distance between latency probes.
-    pub probe_interval: Duration,
     /// Whether to wait for a turn.
     pub wait: bool,
     /// How long to wait for a turn at most, where that was said.
@@ -101,19 +84,9 @@ pub struct TestOrder {
 }
 
 impl TestOrder {
-    /// What is asked, in the words that both ends of a link speak.
+    /// What is asked when the data takes this way.
     pub fn spec(&self, data_mode: DataMode) -> TestSpec {
-        TestSpec {
-            engine: self.engine.clone(),
-            data_mode,
-            phases: self.phases.clone(),
-            streams: self.streams,
-            congestion_control: self.congestion_control.clone(),
-            window_bytes: self.window_bytes,
-            block_bytes: self.block_bytes,
-            login_paddings: self.login_paddings.clone(),
-            probe_interval_us: u32::try_from(self.probe_interval.as_micros()).unwrap_or(u32::MAX),
-        }
+        TestSpec { data_mode, ..self.spec.clone() }
     }
 }
 

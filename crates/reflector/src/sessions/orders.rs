@@ -85,17 +85,9 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn spec(direct: bool, duration_ms: u32) -> TestSpec {
-    TestSpec {
-        engine: EngineId::try_from("tcp").unwrap(),
-        data_mode: if direct { DataMode::DirectEphemeral } else { DataMode::Tunneled },
-        phases: vec![PhaseSpec { load: Load::Bidir, duration_ms }],
-        streams: 1,
-        congestion_control: None,
-        window_bytes: None,
-        block_bytes: None,
-        login_paddings: vec![],
-        probe_interval_us: 0,
-    }
+    let data_mode = if direct { DataMode::DirectEphemeral } else { DataMode::Tunneled };
+    let phases = vec![PhaseSpec { load: Load::Bidir, duration_ms }];
+    TestSpec::new(EngineId::try_from("tcp").unwrap(), data_mode, phases, 1)
 }
 
 fn peer_of(link: LinkId) -> EndpointId {

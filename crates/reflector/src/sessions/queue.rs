@@ -162,17 +162,8 @@ mod tests {
     const C: EndpointId = EndpointId::from_bytes([3; 32]);
 
     fn spec(data_mode: DataMode) -> TestSpec {
-        TestSpec {
-            engine: EngineId::try_from("tcp").unwrap(),
-            data_mode,
-            phases: vec![PhaseSpec { load: Load::Download, duration_ms: 9_000 }],
-            streams: 1,
-            congestion_control: None,
-            window_bytes: None,
-            block_bytes: None,
-            login_paddings: vec![],
-            probe_interval_us: 0,
-        }
+        let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 9_000 }];
+        TestSpec::new(EngineId::try_from("tcp").unwrap(), data_mode, phases, 1)
     }
 
     fn queue(of: &[EndpointId]) -> Queue {

@@ -43,20 +43,11 @@ fn limits() -> Limits {
 }
 
 fn tunneled() -> TestSpec {
-    TestSpec {
-        engine: engine("tcp"),
-        data_mode: DataMode::Tunneled,
-        phases: vec![
-            PhaseSpec { load: Load::Download, duration_ms: 10_000 },
-            PhaseSpec { load: Load::Upload, duration_ms: 10_000 },
-        ],
-        streams: 4,
-        congestion_control: None,
-        window_bytes: None,
-        block_bytes: None,
-        login_paddings: vec![],
-        probe_interval_us: 10_000,
-    }
+    let phases = vec![
+        PhaseSpec { load: Load::Download, duration_ms: 10_000 },
+        PhaseSpec { load: Load::Upload, duration_ms: 10_000 },
+    ];
+    TestSpec { probe_interval_us: 10_000, ..TestSpec::new(engine("tcp"), DataMode::Tunneled, phases, 4) }
 }
 
 fn direct() -> TestSpec {

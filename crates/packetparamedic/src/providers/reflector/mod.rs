@@ -43,7 +43,6 @@ impl Provider for Reflectors {
     fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
         let asked = [
             (order.transport == Transport::Udp, "-u is for --provider iperf3"),
-            (order.rate_bps.is_some(), "-b is for --provider iperf3"),
             (
                 order.credentials.is_some(),
                 "a user and password are for --provider iperf3: a reflector knows this device",
@@ -108,7 +107,7 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
 /// What is asked of the reflector. With no mode said: direct where engine and reflector have it, for that is the faster
 /// way. One that neither has is asked all the same: the reflector's answer says what there is.
 fn spec(order: &TestOrder, welcome: &Welcome) -> TestSpec {
-    let engine = paramedic_engines::find(order.engine.as_str());
+    let engine = paramedic_engines::find(order.spec.engine.as_str());
     let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
     let mut ways = ways.filter(|way| engine.is_none_or(|engine| engine.data_modes().contains(way)));
     let offered = ways.clone().find(|way| welcome.data_modes.contains(way));

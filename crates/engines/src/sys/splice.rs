@@ -1,0 +1,136 @@
+//! Bytes given to the kernel by reference: pages lie in a pipe and go from there to a socket, touched by nobody
+//! (vmsplice(2), splice(2)).
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::mm::Advice;
+use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags};
+
+/// Asks the kernel for few large pages behind `bytes`, which it finds and passes on faster than many small ones; a whole
+/// one needs [`HUGE`] bytes that begin at a multiple of that. Best effort: with small pages all works as well.
+pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
+    // SAFETY: the memory is ours alone for the call; this advice changes none of its content, nor whether it is there
+    // (madvise(2), MADV_HUGEPAGE).
+    let _ = unsafe { rustix::mm::madvise(bytes.as_mut_ptr().cast(), bytes.len(), Advice::LinuxHugepage) };
+}
+
+/// The size of a huge page where one is worth having (x86-64; arm64 with small pages of 4 KiB).
+pub(crate) const HUGE: usize = 2 << 20;
+
+/// A pipe that pages lie in, in the order in which they were put.
+pub(crate) struct PagePipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    /// Bytes that lie in it.
+    held: usize,
+}
+
+impl PagePipe {
+    /// A pipe for `capacity` bytes of whole pages; of less, where the system gives no more (pipe(7)).
+    pub(crate) fn new(capacity: usize) -> io::Result<Self> {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        // Smaller it works as well, with more calls.
+        let _ = rustix::pipe::fcntl_setpipe_size(&writer, capacity);
+        Ok(Self { reader, writer, held: 0 })
+    }
+
+    /// Bytes that lie in it.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Puts `pages` in, as far as there is room; never waits. The bytes must be everlasting and unchanging, for the kernel
+    /// reads them when it sends them, and whenever it sends them again.
+    pub(crate) fn put(&mut self, pages: &'static [u8]) -> io::Result<usize> {
+        let slices = [IoSliceRaw::from_slice(pages)];
+        // SAFETY: `writer` is the pipe's write end, so that the memory is only read; it is `'static` and shared, so that
+        // it stays what it is for as long as the kernel may refer to it.
+        let put = unsafe { rustix::pipe::vmsplice(&self.writer, &slices, SpliceFlags::NONBLOCK) };
+        match put {
+            Ok(put) => {
+                self.held += put;
+                Ok(put)
+            }
+            // Full.
+            Err(Errno::AGAIN) => Ok(0),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Moves what lies in it to `socket`, which may take less; waits as a write to the socket would.
+    pub(crate) fn send(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        let sent = rustix::pipe::splice(&self.reader, None, socket, None, self.held, SpliceFlags::MOVE)?;
+        self.held -= sent;
+        Ok(sent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    static PAGES: [u8; 3 * 4096] = {
+        let mut pages = [0; 3 * 4096];
+        let mut at = 0;
+        while at < pages.len() {
+            pages[at] = (at / 7) as u8;
+            at += 1;
+        }
+        pages
+    };
+
+    #[test]
+    fn what_lies_in_the_pipe_arrives_in_its_order() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        let mut pipe = PagePipe::new(64 * 1024).unwrap();
+        assert_eq!(pipe.put(&PAGES[..5000]).unwrap(), 5000);
+        assert_eq!(pipe.put(&PAGES[5000..]).unwrap(), PAGES.len() - 5000);
+        while pipe.held() > 0 {
+            assert!(pipe.send(&ours).unwrap() > 0);
+        }
+        drop((pipe, ours));
+        let mut came = Vec::new();
+        theirs.read_to_end(&mut came).unwrap();
+        assert!(came == PAGES);
+    }
+
+    #[test]
+    fn advice_changes_nothing_in_the_memory() {
+        let mut bytes = vec![7; 3 * HUGE];
+        prefer_huge_pages(&mut bytes);
+        let start = bytes.as_ptr().align_offset(HUGE);
+        prefer_huge_pages(&mut bytes[start..start + HUGE]);
+        prefer_huge_pages(&mut []);
+        assert!(bytes.iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn a_full_pipe_takes_nothing_and_does_not_wait() {
+        let mut pipe = PagePipe::new(4096).unwrap();
+        let mut put = 0;
+        loop {
+            match pipe.put(&PAGES[..4096]).unwrap() {
+                0 => break,
+                more => put += more,
+            }
+        }
+        assert_eq!(pipe.held(), put);
+        assert!(put > 0);
+    }
+
+    #[test]
+    fn what_is_no_socket_is_an_error_and_loses_nothing() {
+        let mut pipe = PagePipe::new(4096).unwrap();
+        pipe.put(&PAGES[..100]).unwrap();
+        let folder = std::fs::File::open("/").unwrap();
+        assert!(pipe.send(&folder).is_err());
+        assert_eq!(pipe.held(), 100);
+    }
+}
