@@ -13,6 +13,7 @@ use std::time::Duration;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::dialer::Dialer;
 use paramedic_engines::engine::{DriveOrder, Progress, Serve, ServeOrder};
+use paramedic_engines::origin::Origin;
 use paramedic_engines::tether::Tether;
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::PhaseTally;
@@ -62,7 +63,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let drive = engine.drive(DriveOrder {
         spec,
         keys: keys(),
-        dialer: Arc::new(Dialer { target: at, tls: client, connect_timeout: Duration::from_secs(5) }),
+        dialer: Arc::new(Dialer {
+            target: at,
+            tls: client,
+            origin: Origin::default(),
+            connect_timeout: Duration::from_secs(5),
+        }),
         tether: Tether::free(),
         login: None,
         scratch: std::env::temp_dir(),

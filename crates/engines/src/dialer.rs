@@ -14,6 +14,7 @@ use rustls::{ClientConfig, ClientConnection};
 use socket2::{Domain, Socket, Type};
 
 use crate::data_stream::DataStream;
+use crate::origin::Origin;
 pub use crate::socket::SocketOptions;
 use crate::tether::{Cut, Tether};
 
@@ -24,6 +25,8 @@ pub struct Dialer {
     pub target: SocketAddr,
     /// Tunneled mode: the TLS of a data connection, made for [`tls::Alpn::Data`]. Absent in direct mode.
     pub tls: Option<Arc<ClientConfig>>,
+    /// Where data leaves from.
+    pub origin: Origin,
     /// How long one connection may take until its preamble is sent.
     pub connect_timeout: Duration,
 }
@@ -40,6 +43,7 @@ impl Dialer {
         let deadline = Instant::now() + self.connect_timeout;
         let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
         options.apply(&socket)?;
+        self.origin.bind(&socket, self.target)?;
         let _hold = tether.hold(&socket)?;
         self.reach(tether, &socket, deadline).and_then(|()| self.introduce(socket.into(), preamble, deadline)).map_err(
             |failure| if tether.is_cut() { io::Error::new(io::ErrorKind::ConnectionAborted, Cut) } else { failure },
@@ -149,7 +153,7 @@ mod tests {
     const PREAMBLE: [u8; Preamble::LEN] = [7; Preamble::LEN];
 
     fn dialer(target: SocketAddr) -> Dialer {
-        Dialer { target, tls: None, connect_timeout: Duration::from_secs(60) }
+        Dialer { target, tls: None, origin: Origin::default(), connect_timeout: Duration::from_secs(60) }
     }
 
     fn dial(dialer: &Dialer, tether: &Arc<Tether>) -> io::Result<DataStream> {
@@ -228,7 +232,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let tls = Some(configs(tls::Alpn::Data).1);
         let target = listener.local_addr().unwrap();
-        let dialer = Dialer { target, tls, connect_timeout: Duration::from_millis(20) };
+        let dialer = Dialer { target, tls, origin: Origin::default(), connect_timeout: Duration::from_millis(20) };
         assert_eq!(dial(&dialer, &Tether::free()).err().map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
     }
 }

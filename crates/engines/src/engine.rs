@@ -51,6 +51,11 @@ pub trait Engine: Sync {
     fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>>;
 }
 
+/// The first of the things that were asked and can't be had: why not.
+pub fn first_refusal(asked: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
+    asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
+}
+
 /// What the reflector's end of a session works with.
 pub struct ServeOrder {
     /// What was granted.

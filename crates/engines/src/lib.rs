@@ -8,6 +8,7 @@ pub mod echo;
 pub mod engine;
 pub mod host_facts;
 pub mod iperf3;
+pub mod origin;
 pub mod stats;
 pub mod tether;
 

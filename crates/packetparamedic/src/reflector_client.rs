@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use paramedic_engines::origin::Origin;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::measurement::HostFacts;
@@ -15,7 +16,7 @@ use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::test_spec::TestSpec;
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -49,6 +50,21 @@ impl Family {
             Family::V4 => address.is_ipv4(),
             Family::V6 => address.is_ipv6(),
         }
+    }
+}
+
+/// Which way a link may take; with nothing said, any.
+#[derive(Clone, Debug, Default)]
+pub struct Route {
+    /// The IP families.
+    pub family: Family,
+    /// Where it leaves from.
+    pub origin: Origin,
+}
+
+impl Route {
+    fn allows(&self, address: IpAddr) -> bool {
+        self.family.allows(address) && self.origin.suits(address)
     }
 }
 
@@ -92,7 +108,7 @@ pub struct Paired {
 
 impl ReflectorClient {
     /// Connects to `target` and has it prove that it holds the expected key.
-    pub async fn connect(key: &SecretKey, target: &Target, expect: Expect, family: Family) -> Result<Self, NoLink> {
+    pub async fn connect(key: &SecretKey, target: &Target, expect: Expect, route: &Route) -> Result<Self, NoLink> {
         let config = tls::appliance_config(key, expect, Alpn::Link).map_err(|error| {
             Failure::new(
                 Exit::Failed,
@@ -102,8 +118,8 @@ impl ReflectorClient {
                 "this is a fault of the program; please report it",
             )
         })?;
-        let addresses = resolve(target, family).await?;
-        let (socket, address) = race(target, addresses).await?;
+        let addresses = resolve(target, route).await?;
+        let (socket, address) = race(target, addresses, &route.origin).await?;
         // Control messages are small and must not wait for one another.
         let _ = socket.set_nodelay(true);
         let local = socket.local_addr().map_err(|error| unreachable(target, &error))?.ip();
@@ -327,7 +343,7 @@ impl ReflectorClient {
 }
 
 /// All addresses of a target, families interleaved, IPv6 first (RFC 8305, section 4).
-pub(crate) async fn resolve(target: &Target, family: Family) -> Result<Vec<SocketAddr>, Failure> {
+pub(crate) async fn resolve(target: &Target, route: &Route) -> Result<Vec<SocketAddr>, Failure> {
     let found = tokio::net::lookup_host((target.host.to_string(), target.port)).await.map_err(|error| {
         Failure::new(
             Exit::Failed,
@@ -337,7 +353,7 @@ pub(crate) async fn resolve(target: &Target, family: Family) -> Result<Vec<Socke
             "is the name spelled right, and does DNS work here?",
         )
     })?;
-    let (six, four): (Vec<_>, Vec<_>) = found.filter(|at| family.allows(at.ip())).partition(SocketAddr::is_ipv6);
+    let (six, four): (Vec<_>, Vec<_>) = found.filter(|at| route.allows(at.ip())).partition(SocketAddr::is_ipv6);
     let longest = six.len().max(four.len());
     let turns = (0..longest).flat_map(|at| [six.get(at), four.get(at)]).flatten();
     let mut addresses = Vec::new();
@@ -352,14 +368,18 @@ pub(crate) async fn resolve(target: &Target, family: Family) -> Result<Vec<Socke
             "name_not_resolved",
             format!("cannot find the host {}", target.host),
             "it has no address of the IP family that was asked for",
-            "leave -4 or -6 out",
+            "leave -4, -6 or -B out",
         ));
     }
     Ok(addresses)
 }
 
 /// The first address that accepts, each given a head start before the next one (RFC 8305, section 5).
-async fn race(target: &Target, addresses: Vec<SocketAddr>) -> Result<(TcpStream, SocketAddr), Failure> {
+async fn race(
+    target: &Target,
+    addresses: Vec<SocketAddr>,
+    origin: &Origin,
+) -> Result<(TcpStream, SocketAddr), Failure> {
     let mut rest = addresses.into_iter();
     let mut tries = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -367,8 +387,9 @@ async fn race(target: &Target, addresses: Vec<SocketAddr>) -> Result<(TcpStream,
         let mut more = false;
         if let Some(address) = rest.next() {
             more = true;
+            let origin = origin.clone();
             tries.spawn(async move {
-                let connected = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
+                let connected = tokio::time::timeout(CONNECT, connect_from(&origin, address)).await;
                 (address, connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
             });
         }
@@ -387,6 +408,12 @@ async fn race(target: &Target, addresses: Vec<SocketAddr>) -> Result<(TcpStream,
             None => return Err(unreachable(target, &last)),
         }
     }
+}
+
+async fn connect_from(origin: &Origin, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    origin.bind(&socket, address)?;
+    socket.connect(address).await
 }
 
 fn unreachable(target: &Target, error: &io::Error) -> Failure {

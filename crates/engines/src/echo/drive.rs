@@ -2,7 +2,7 @@
 //! threads. What the probes say is worked out elsewhere.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,7 @@ use super::line::Line;
 use super::packet::{self, ProbePacket, ReplyPacket};
 use super::probes::{Book, FIRST_SEQ, Probe, Probes, Reading, Transport};
 use crate::data_stream::DataStream;
+use crate::origin::Origin;
 use crate::tether::{Cut, Tether};
 
 /// How many probes find out whether UDP comes back, and how far apart they are: a second in all.
@@ -48,8 +49,8 @@ pub struct ProbeOrder {
     /// Opens the data connection that probes take where UDP does not come back; its preamble is sent. Called at most
     /// once, from the prober's own thread; should end when the tether is cut.
     pub fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
-    /// The address to send from; absent: as the routes say.
-    pub local: Option<IpAddr>,
+    /// Where to send from.
+    pub origin: Origin,
 }
 
 /// Probes a path until it is finished or dropped, on threads of its own: one sends and never waits for replies, one
@@ -119,9 +120,9 @@ impl Prober {
         let timer = Timer::new(clock)?;
         let sender = {
             let shared = Arc::clone(&shared);
-            let (target, local, fall_back) = (order.target, order.local, order.fall_back);
+            let (target, origin, fall_back) = (order.target, order.origin, order.fall_back);
             std::thread::Builder::new().name("echo-send".into()).spawn(move || {
-                let end = shared.probe(target, local, fall_back, &timer);
+                let end = shared.probe(target, &origin, fall_back, &timer);
                 // Says so only where nothing was found before: a way, once found, stays.
                 shared.decide(Way::Nowhere(end.err().unwrap_or_else(|| io::Error::other(Cut))));
             })?
@@ -199,13 +200,13 @@ impl Shared {
     fn probe(
         &self,
         target: Option<SocketAddr>,
-        local: Option<IpAddr>,
+        origin: &Origin,
         fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
         timer: &Timer,
     ) -> io::Result<()> {
         // A socket that can't be had, or not connected, is as blocked as one from which nothing comes back.
         let over_udp = target.map_or(Ok(()), |target| {
-            let socket = udp_socket(target, local)?;
+            let socket = udp_socket(target, origin)?;
             self.over_udp(&socket, timer)
         });
         let is_decided = !matches!(*lock(&self.way), Way::Unknown);
@@ -414,15 +415,9 @@ impl Drop for WakeOnDrop<'_> {
 }
 
 /// A socket of its own, that hears its target alone.
-fn udp_socket(target: SocketAddr, local: Option<IpAddr>) -> io::Result<UdpSocket> {
-    let any = if target.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-    let from = match (local.unwrap_or(any), target) {
-        // A link-local address is one only together with its interface, which is the target's.
-        (IpAddr::V6(from), SocketAddr::V6(target)) => SocketAddrV6::new(from, 0, 0, target.scope_id()).into(),
-        (from, _) => SocketAddr::new(from, 0),
-    };
+fn udp_socket(target: SocketAddr, origin: &Origin) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
-    socket.bind(&from.into())?;
+    origin.bind(&socket, target)?;
     socket.connect(&target.into())?;
     socket.set_nonblocking(true)?;
     // As large as the system allows: what does not fit while the receiver can't run would show as the network's loss.

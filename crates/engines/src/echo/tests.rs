@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::packet;
 use super::probes::FIRST_SEQ;
 use super::*;
+use crate::origin::Origin;
 
 /// The keys of a session of this name; the same every time.
 pub(super) fn keys(session: u8) -> SessionKeys {
@@ -33,7 +34,7 @@ fn order(target: SocketAddr, tether: &Arc<Tether>) -> ProbeOrder {
         interval: MILLISECOND,
         tether: Arc::clone(tether),
         fall_back: Box::new(|| Err(io::Error::other("nothing to fall back to"))),
-        local: None,
+        origin: Origin::default(),
     }
 }
 

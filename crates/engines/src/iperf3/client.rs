@@ -20,6 +20,7 @@ use super::program::Program;
 use super::{COUNTED_BY_IPERF3, folder_in, write_new};
 use crate::engine::Progress;
 use crate::host_facts::{self, CpuClock};
+use crate::origin::Origin;
 use crate::sys::child;
 use crate::tether::Tether;
 
@@ -74,6 +75,8 @@ pub struct ClientOrder {
     pub spec: TestSpec,
     /// What carries the payload.
     pub transport: Transport,
+    /// Where it leaves from.
+    pub origin: Origin,
     /// How long it may take to connect.
     pub connect_timeout: Duration,
     /// Where the server wants them.
@@ -133,6 +136,12 @@ impl ClientOrder {
         }
         if let Some(code_point) = self.spec.dscp {
             say("--dscp", Some(code_point.to_string()));
+        }
+        if let Some(address) = self.origin.address {
+            say("-B", Some(address.to_string()));
+        }
+        if let Some(interface) = &self.origin.interface {
+            say("--bind-dev", Some(interface.clone()));
         }
         if let Some(credentials) = &self.credentials {
             say("--username", Some(credentials.user.clone()));

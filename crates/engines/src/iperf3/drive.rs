@@ -16,12 +16,14 @@ use super::program::Program;
 use super::{GRACE, NO_SUCH_PHASE, SESSION_OVER};
 use crate::echo::quiet_phase;
 use crate::engine::{Drive, DriveOrder, Progress, Report};
+use crate::origin::Origin;
 use crate::tether::Tether;
 
 pub(super) struct Iperf3Drive {
     spec: TestSpec,
     program: Program,
     target: SocketAddr,
+    origin: Origin,
     connect_timeout: Duration,
     login: Login,
     terms: LoginTerms,
@@ -46,6 +48,7 @@ impl Iperf3Drive {
             spec,
             program,
             target: dialer.target,
+            origin: dialer.origin.clone(),
             connect_timeout: dialer.connect_timeout,
             login: keys.login().clone(),
             terms: terms.ok_or_else(without_key)?,
@@ -66,8 +69,10 @@ impl Iperf3Drive {
             seconds: phase.duration_ms.div_ceil(1000),
             // What is left out is found in the readings, as it is with our own engines.
             omit_seconds: None,
-            spec: self.spec.clone(),
+            // The listener asks for both ends' segments; iperf3 would ask the confined server's, which is no TCP.
+            spec: TestSpec { mss_bytes: None, ..self.spec.clone() },
             transport: Transport::Tcp,
+            origin: self.origin.clone(),
             connect_timeout: self.connect_timeout,
             credentials: Some(Credentials {
                 user: self.login.user.clone(),

@@ -26,7 +26,7 @@ use paramedic_link::SessionId;
 use paramedic_link::admission::{LoginPadding, SessionKeys};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 
-use crate::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder};
+use crate::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder, first_refusal};
 use crate::tether::Tether;
 
 pub use client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
@@ -54,7 +54,13 @@ impl Engine for Iperf3 {
 
     fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
         let mut loaded = spec.phases.iter().filter(|phase| phase.load != Load::Idle);
-        loaded.any(|phase| phase.duration_ms % 1000 != 0).then_some("iperf3 measures whole seconds")
+        let asked = [
+            (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 measures whole seconds"),
+            (!spec.data_path.is_auto(), "iperf3 moves the bytes in its own way: no data path can be chosen"),
+            (spec.verify_payload, "iperf3 does not look at the payload"),
+            (spec.fragments || spec.loss_bound_ppm.is_some(), "through a reflector iperf3 sends no datagrams"),
+        ];
+        first_refusal(asked)
     }
 
     fn has_drive(&self) -> Result<Vec<LoginPadding>, Lacking> {

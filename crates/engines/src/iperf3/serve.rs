@@ -48,7 +48,8 @@ impl Iperf3Serve {
         let ServeOrder { spec, keys, claim, peer, tether, scratch } = order;
         let claim =
             claim.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "iperf3 needs a port of its own"))?;
-        let options = SocketOptions::of(&spec);
+        // iperf3 paces itself.
+        let options = SocketOptions { pace_bps: None, ..SocketOptions::of(&spec) };
         if let Some(name) = &spec.congestion_control {
             socket::check_congestion_control(name)?;
         }

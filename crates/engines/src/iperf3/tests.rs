@@ -19,6 +19,7 @@ use super::program::Program;
 use super::serve::Iperf3Serve;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
+use crate::origin::Origin;
 use crate::tether::Tether;
 
 /// Says so where there is nothing to test with; never silently.
@@ -66,7 +67,12 @@ impl Session {
         });
         let serve = serve.unwrap();
         let appliance = Tether::free();
-        let dialer = Dialer { target: serve.local_addr(), tls: None, connect_timeout: Duration::from_secs(10) };
+        let dialer = Dialer {
+            target: serve.local_addr(),
+            tls: None,
+            origin: Origin::default(),
+            connect_timeout: Duration::from_secs(10),
+        };
         let drive = Iperf3Drive::new(DriveOrder {
             spec: spec.clone(),
             keys: of_appliance,

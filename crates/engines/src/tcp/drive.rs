@@ -38,7 +38,7 @@ impl TcpDrive {
         Ok(Self { spec, keys, dialer, options, tether, roster })
     }
 
-    fn dial(&self, phase: u8, stream: u16) -> io::Result<DataStream> {
+    pub(super) fn dial(&self, phase: u8, stream: u16) -> io::Result<DataStream> {
         let mut nonce = [0; Preamble::NONCE_LEN];
         rustix::rand::getrandom(&mut nonce, GetRandomFlags::empty())?;
         let preamble = Preamble { session: self.keys.session(), phase, stream, nonce };

@@ -17,7 +17,7 @@ use std::io;
 use paramedic_link::measurement::{DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, PhaseSpec, TestSpec};
 
-use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder};
+use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
 use crate::socket::{self, SocketOptions};
 use crate::tether::Tether;
 
@@ -50,7 +50,7 @@ impl Engine for Tcp {
             (spec.verify_payload && !reads, "to verify the payload it has to be read: --data-path auto or plain"),
             (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a bound of loss are for datagrams"),
         ];
-        asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
+        first_refusal(asked)
     }
 
     fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {

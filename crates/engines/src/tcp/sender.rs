@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use paramedic_link::test_spec::DataPathWish;
+use paramedic_link::test_spec::{DataPathWish, TestSpec};
 
 use super::phase::{Counter, Course};
 use super::{data_path, payload};
@@ -20,6 +20,11 @@ const LONGEST_WRITE: Duration = Duration::from_millis(100);
 /// Pages that wait for the socket in one go; a user's pipes may hold 64 MiB in all, which is enough for every stream there
 /// can be (pipe(7)).
 const PIPE: usize = CHUNK;
+
+/// How often a second a stream that is held to a rate hands bytes to its kernel, which spreads them further.
+const STEPS_PER_S: u64 = 100;
+/// The least that it hands over: about a segment.
+const LEAST_STEP: u64 = 1400;
 
 /// How far one stream may run ahead of the network: about what it sends in an interval. On a slow link more would only
 /// wait in this host's memory, be counted as sent, and still be on its way when the phase is over.
@@ -103,6 +108,13 @@ impl Way {
     }
 }
 
+/// How much is handed to the kernel at once where that was asked for; held to a rate a stream takes small steps.
+fn block_of(ask: &TestSpec) -> Option<usize> {
+    let step = |bps: u64| (bps / 8 / STEPS_PER_S).clamp(LEAST_STEP, CHUNK as u64) as usize;
+    let steps = ask.bitrate_bps.filter(|bps| *bps > 0).map(step);
+    ask.block_bytes.map(|bytes| bytes as usize).or(steps)
+}
+
 /// Sends until the course's time is over, then waits until the other end has taken everything and said so. `path` is set
 /// to how the bytes were moved.
 pub(super) fn send(
@@ -115,6 +127,7 @@ pub(super) fn send(
     let wish = course.ask.data_path;
     let mut way = Way::choose(stream, wish)?;
     *path = Some(way.name(stream));
+    let block = block_of(course.ask);
     let mut total = 0;
     let mut limit = LONGEST_WRITE;
     stream.socket().set_write_timeout(Some(limit))?;
@@ -127,7 +140,7 @@ pub(super) fn send(
             limit = left.max(Duration::from_millis(1));
             stream.socket().set_write_timeout(Some(limit))?;
         }
-        let most = course.ask.block_bytes.map_or_else(|| lead.bytes(), |block| block as usize).min(CHUNK);
+        let most = block.unwrap_or(CHUNK).min(lead.bytes());
         match way.send(stream, total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {

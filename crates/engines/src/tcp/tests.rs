@@ -1,7 +1,7 @@
 //! Both ends of `tcp` against each other over real loopback sockets. Nothing here waits for a clock: phases end by
 //! themselves or by an event.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -10,16 +10,18 @@ use std::time::{Duration, Instant};
 use paramedic_link::SessionId;
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
-use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::Alpn;
 use zeroize::Zeroizing;
 
 use super::drive::TcpDrive;
 use super::serve::TcpServe;
+use super::{Tcp, payload};
 use crate::data_stream::DataStream;
 use crate::data_stream::tests::{accept_tls, configs};
 use crate::dialer::Dialer;
-use crate::engine::{Drive, DriveOrder, Progress, Serve, ServeOrder};
+use crate::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
+use crate::origin::Origin;
 use crate::tether::Tether;
 
 const HOUR_MS: u32 = 3_600_000;
@@ -64,7 +66,8 @@ impl Session {
                 (at, Some(tls))
             }
         };
-        let dialer = Arc::new(Dialer { target, tls, connect_timeout: Duration::from_secs(10) });
+        let dialer =
+            Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: Duration::from_secs(10) });
         let (keys, tether) = (Arc::new(keys()), Arc::clone(&appliance));
         let drive = TcpDrive::new(DriveOrder {
             spec: spec.clone(),
@@ -166,6 +169,96 @@ fn both_ends_count_the_same_bytes_in_every_mode_and_direction() {
             }
         }
     }
+}
+
+#[test]
+fn the_data_path_that_is_asked_for_is_taken_and_named() {
+    let paths = [
+        (DataPathWish::Auto, "splice", "trunc"),
+        (DataPathWish::Plain, "plain", "plain"),
+        (DataPathWish::Trunc, "plain", "trunc"),
+        (DataPathWish::Splice, "splice", "trunc"),
+    ];
+    for (data_path, sends, receives) in paths {
+        let spec = TestSpec { data_path, ..spec(DataMode::DirectEphemeral, 2, &[Load::Bidir], 200) };
+        let (served, driven, _) = Session::open(&spec).run(0, |_| ());
+        assert_eq!((&served.cut_short, &driven.cut_short), (&None, &None), "{data_path:?}");
+        for (sender, receiver) in [(&served.download, &driven.download), (&driven.upload, &served.upload)] {
+            let (sender, receiver) = (sender.as_ref().unwrap(), receiver.as_ref().unwrap());
+            assert!(sender.count.bytes > 0 && sender.count.bytes == receiver.count.bytes, "{data_path:?}");
+            let named = [sender, receiver].map(|tally| tally.data_path.as_ref().unwrap().as_str());
+            assert_eq!(named, [sends, receives], "{data_path:?}");
+        }
+    }
+}
+
+#[test]
+fn a_payload_that_arrives_as_it_was_sent_is_verified_in_every_mode() {
+    for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
+        // Small blocks let every place of the pattern be where one ends.
+        for block_bytes in [None, Some(1000)] {
+            let spec = TestSpec { verify_payload: true, block_bytes, ..spec(mode, 2, &[Load::Bidir], 200) };
+            let (served, driven, _) = Session::open(&spec).run(0, |_| ());
+            assert_eq!((&served.cut_short, &driven.cut_short), (&None, &None), "{mode} {block_bytes:?}");
+            assert!(served.upload.unwrap().count.bytes > 0 && driven.download.unwrap().count.bytes > 0);
+        }
+    }
+}
+
+#[test]
+fn a_payload_that_was_changed_on_its_way_ends_the_phase() {
+    for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
+        let spec = TestSpec { verify_payload: true, ..spec(mode, 1, &[Load::Upload], HOUR_MS) };
+        let session = Session::open(&spec);
+        let served = std::thread::scope(|scope| {
+            let served = scope.spawn(|| session.serve.run(0, &|_| ()));
+            let mut stream = session.drive.dial(0, 0).unwrap();
+            let mut bytes = payload::from(0, 5000).to_vec();
+            bytes[4321] ^= 0x10;
+            stream.write_all(&bytes).and_then(|()| stream.flush()).unwrap();
+            served.join().unwrap()
+        });
+        let told = served.cut_short.unwrap();
+        assert!(told.as_str().ends_with("byte 4321 of the stream is not the one that was to come"), "{told}");
+    }
+}
+
+#[test]
+fn a_stream_that_is_held_to_a_rate_sends_no_more() {
+    const BYTES_PER_S: u64 = 1_000_000;
+    for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
+        let spec = TestSpec { bitrate_bps: Some(8 * BYTES_PER_S), ..spec(mode, 2, &[Load::Bidir], 500) };
+        let (served, driven, _) = Session::open(&spec).run(0, |_| ());
+        for received in [driven.download, served.upload] {
+            let count = received.unwrap().count;
+            // What the kernel lets go before it holds a stream back is some segments of loopback's 64 KiB.
+            let most = 2 * (BYTES_PER_S * count.elapsed_us / 1_000_000 + (1 << 19));
+            assert!(count.bytes > 0 && count.bytes <= most, "{mode}: {count:?}");
+        }
+    }
+}
+
+#[test]
+fn segments_are_no_larger_than_they_may_be() {
+    for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
+        let spec = TestSpec { mss_bytes: Some(1000), ..spec(mode, 1, &[Load::Bidir], 200) };
+        let (served, driven, _) = Session::open(&spec).run(0, |_| ());
+        for sent in [served.download, driven.upload] {
+            assert!(sent.unwrap().mss.unwrap() <= 1000, "{mode}");
+        }
+    }
+}
+
+#[test]
+fn what_tcp_does_not_do_is_refused() {
+    let direct = spec(DataMode::DirectEphemeral, 1, &[Load::Upload], 100);
+    let tunneled = TestSpec { data_mode: DataMode::Tunneled, ..direct.clone() };
+    let refuses = |spec: TestSpec| Tcp.cannot(&spec).is_some();
+    assert!(!refuses(direct.clone()) && !refuses(tunneled.clone()));
+    assert!(refuses(TestSpec { data_path: DataPathWish::Splice, ..tunneled.clone() }));
+    assert!(refuses(TestSpec { data_path: DataPathWish::Trunc, verify_payload: true, ..direct.clone() }));
+    assert!(!refuses(TestSpec { data_path: DataPathWish::Plain, verify_payload: true, ..direct.clone() }));
+    assert!(refuses(TestSpec { fragments: true, ..direct }));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Context;
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
-use crate::reflector_client::{Family, ReflectorClient};
+use crate::reflector_client::{ReflectorClient, Route};
 use crate::targets::Target;
 
 #[derive(clap::Args)]
@@ -48,7 +48,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let wanted = args.name.as_deref().map(PeerText::new).filter(|name| !name.is_empty());
     let (endpoint_id, its_name, is_known_there) = match args.endpoint_id {
         Some(id) => {
-            let mut client = ReflectorClient::connect(&key, &target, Expect::ExactKey(id), Family::Any).await?;
+            let mut client = ReflectorClient::connect(&key, &target, Expect::ExactKey(id), &Route::default()).await?;
             match client.hello().await {
                 Ok(welcome) => {
                     client.close("paired").await;
@@ -60,7 +60,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         }
         None => {
             let code = code(&args)?;
-            let client = ReflectorClient::connect(&key, &target, Expect::Pin(code.pin()), Family::Any).await?;
+            let client = ReflectorClient::connect(&key, &target, Expect::Pin(code.pin()), &Route::default()).await?;
             let paired = client.pair(key.id(), &code, context.settings.name.as_str()).await?;
             (paired.reflector, paired.name, true)
         }

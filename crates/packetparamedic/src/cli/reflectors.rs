@@ -9,7 +9,7 @@ use serde_json::json;
 use super::Context;
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
-use crate::reflector_client::{Family, ReflectorClient};
+use crate::reflector_client::{ReflectorClient, Route};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -93,7 +93,7 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
         let began = Instant::now();
         let expect = Expect::ExactKey(reflector.endpoint_id);
         let answer = async {
-            let mut client = ReflectorClient::connect(&key, &reflector.address, expect, Family::Any).await?;
+            let mut client = ReflectorClient::connect(&key, &reflector.address, expect, &Route::default()).await?;
             let welcome = client.hello().await?;
             let address = client.address();
             client.close("checked").await;

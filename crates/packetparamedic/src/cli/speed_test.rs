@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use paramedic_engines::Engine;
 use paramedic_engines::iperf3::{Credentials, Transport};
+use paramedic_engines::origin::Origin;
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use tokio::sync::watch;
@@ -19,7 +21,7 @@ use super::{Context, make_folder};
 use crate::config::Key;
 use crate::failure::{Exit, Failure};
 use crate::providers::{self, PROVIDERS, Provider, TestOrder, Watch};
-use crate::reflector_client::Family;
+use crate::reflector_client::{Family, Route};
 use crate::runner::{self, Turn};
 use crate::thresholds::Thresholds;
 
@@ -71,7 +73,7 @@ pub(super) struct Args {
     /// The socket buffers to ask both kernels for (bytes: 256K, 4M)
     #[arg(short = 'w', long, value_name = "SIZE", value_parser = size)]
     window: Option<u32>,
-    /// What iperf3 hands the kernel at once; with -u each datagram's payload (bytes: 128K, 1400)
+    /// What the engine hands the kernel at once; with -u each datagram's payload (bytes: 128K, 1400)
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
     length: Option<u32>,
     /// Ask both kernels for segments of this size at most (bytes)
@@ -109,6 +111,12 @@ pub(super) struct Args {
     /// The distance between latency probes; 0 sends none
     #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = time)]
     probe_interval: Duration,
+    /// Send from this address of this device
+    #[arg(short = 'B', long, value_name = "ADDRESS")]
+    bind: Option<IpAddr>,
+    /// Send through this interface of this device
+    #[arg(long, visible_alias = "bind-dev", value_name = "NAME")]
+    interface: Option<String>,
     /// IPv4 alone
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     ipv4: bool,
@@ -309,22 +317,28 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         credentials: credentials(args)?,
         wait: !args.no_wait,
         wait_at_most: args.wait,
-        family: match (args.ipv4, args.ipv6) {
-            (true, _) => Family::V4,
-            (_, true) => Family::V6,
-            _ => Family::Any,
+        route: Route {
+            family: match (args.ipv4, args.ipv6) {
+                (true, _) => Family::V4,
+                (_, true) => Family::V6,
+                _ => Family::Any,
+            },
+            origin: Origin { address: args.bind, interface: args.interface.clone() },
         },
         intervals: args.intervals,
         raw: args.raw,
         scratch: settings.state_dir.join("scratch"),
     };
-    let spec = order.spec(order.data_mode.unwrap_or(DataMode::Tunneled));
-    let bad = spec.check().err().map(|bad| bad.to_string());
-    let bad = bad.or_else(|| provider.cannot(&order).or_else(|| engine.cannot(&spec)).map(str::to_owned));
+    let bad = order.spec.check().err().map(|bad| bad.to_string());
+    let bad = bad.or_else(|| provider.cannot(&order).or_else(|| order.cannot(engine)).map(str::to_owned));
     if let Some(bad) = bad {
         let try_ = "`packetparamedic speed-test --help` says what can be asked";
         return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", bad, try_));
     }
+    order.route.origin.check().map_err(|error| {
+        let try_ = "`ip address` lists what this device has";
+        Failure::new(Exit::Usage, "bad_request", "cannot send from there", error.to_string(), try_)
+    })?;
     // Before anybody else's time is taken.
     let fit = tokio::task::spawn_blocking(move || engine.has_drive()).await;
     match fit {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use paramedic_engines::engine::first_refusal;
 use paramedic_engines::iperf3::output::{Complaint, Count as Counted, Reading, Report, Totals};
 use paramedic_engines::iperf3::{Client, ClientOrder, Credentials, End, Program, progress, tally};
 use paramedic_engines::tether::Tether;
@@ -61,7 +62,7 @@ impl Provider for Servers {
             (order.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
             (order.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
         ];
-        asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
+        first_refusal(asked)
     }
 
     fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
@@ -82,7 +83,7 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
     let program = tokio::task::spawn_blocking(Program::find).await.map_err(|_| panicked())?;
     let program = program.map_err(|lacking| Failure::lacking("iperf3", &lacking))?;
     let addresses = tokio::select! {
-        addresses = resolve(&target, order.family) => addresses?,
+        addresses = resolve(&target, &order.route) => addresses?,
         () = watch.interrupted() => return Err(interrupted()),
     };
     gathered.moved_by(Some(program.to_string()));
@@ -261,6 +262,7 @@ impl Visit<'_> {
             omit_seconds: order.omit.map(|omit| omit.as_secs().try_into().unwrap_or(u32::MAX)),
             spec: order.spec.clone(),
             transport: order.transport,
+            origin: order.route.origin.clone(),
             connect_timeout: CONNECT,
             keeps_raw: order.raw,
             scratch: order.scratch.clone(),

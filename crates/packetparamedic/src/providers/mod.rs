@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use paramedic_engines::Engine;
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::SecretKey;
 use paramedic_link::test_spec::{DataMode, TestSpec};
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 use crate::document::{Event, ResultDocument};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
-use crate::reflector_client::Family;
+use crate::reflector_client::Route;
 
 /// Every provider there is. Command line values and help read this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
@@ -73,8 +74,8 @@ pub struct TestOrder {
     pub wait: bool,
     /// How long to wait for a turn at most, where that was said.
     pub wait_at_most: Option<Duration>,
-    /// Which IP families may be used.
-    pub family: Family,
+    /// Which way it may take.
+    pub route: Route,
     /// A folder to work in, which is there, ours alone, and empty.
     pub scratch: PathBuf,
     /// Whether each interval's reading belongs in the result.
@@ -87,6 +88,18 @@ impl TestOrder {
     /// What is asked when the data takes this way.
     pub fn spec(&self, data_mode: DataMode) -> TestSpec {
         TestSpec { data_mode, ..self.spec.clone() }
+    }
+
+    /// The ways that the data may take, as far as this end has the say; the best first.
+    pub fn data_modes(&self, engine: &dyn Engine) -> impl Iterator<Item = DataMode> {
+        let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
+        ways.filter(move |way| self.data_mode.is_none_or(|asked| asked == *way) && engine.data_modes().contains(way))
+    }
+
+    /// What of this the engine does not do in any of those ways, in a clause.
+    pub fn cannot(&self, engine: &dyn Engine) -> Option<&'static str> {
+        let refusals = self.data_modes(engine).map(|way| engine.cannot(&self.spec(way)));
+        refusals.collect::<Option<Vec<_>>>()?.first().copied()
     }
 }
 

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use paramedic_engines::engine::first_refusal;
 use paramedic_link::EndpointId;
 use paramedic_link::message::Welcome;
 use paramedic_link::test_spec::{DataMode, TestSpec};
@@ -48,7 +49,7 @@ impl Provider for Reflectors {
                 "a user and password are for --provider iperf3: a reflector knows this device",
             ),
         ];
-        asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
+        first_refusal(asked)
     }
 
     fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
@@ -104,14 +105,16 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
     end
 }
 
-/// What is asked of the reflector. With no mode said: direct where engine and reflector have it, for that is the faster
-/// way. One that neither has is asked all the same: the reflector's answer says what there is.
+/// What is asked of the reflector. With no mode said: direct where the reflector has it and the test can take it, for that
+/// is the faster way. One that it does not have is asked all the same: its answer says what there is.
 fn spec(order: &TestOrder, welcome: &Welcome) -> TestSpec {
     let engine = paramedic_engines::find(order.spec.engine.as_str());
-    let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
-    let mut ways = ways.filter(|way| engine.is_none_or(|engine| engine.data_modes().contains(way)));
-    let offered = ways.clone().find(|way| welcome.data_modes.contains(way));
-    let data_mode = order.data_mode.or(offered).or_else(|| ways.next_back()).unwrap_or(DataMode::Tunneled);
+    let ways = engine
+        .into_iter()
+        .flat_map(|engine| order.data_modes(engine).filter(move |way| engine.cannot(&order.spec(*way)).is_none()));
+    let ways = ways.collect::<Vec<_>>();
+    let offered = ways.iter().find(|way| welcome.data_modes.contains(way));
+    let data_mode = offered.or(order.data_mode.as_ref()).or(ways.last()).copied().unwrap_or(DataMode::Tunneled);
     order.spec(data_mode)
 }
 
@@ -149,7 +152,7 @@ async fn connect_saved(order: &TestOrder, saved: &Reflector) -> Result<(Reflecto
 }
 
 async fn connect(order: &TestOrder, target: &Target, expected: EndpointId) -> Result<ReflectorClient, NoLink> {
-    ReflectorClient::connect(&order.key, target, Expect::ExactKey(expected), order.family).await
+    ReflectorClient::connect(&order.key, target, Expect::ExactKey(expected), &order.route).await
 }
 
 fn nobody_paired() -> Failure {

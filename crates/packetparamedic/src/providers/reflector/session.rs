@@ -9,6 +9,7 @@ use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::dialer::{Dialer, SocketOptions};
 use paramedic_engines::echo::{ProbeOrder, Prober};
 use paramedic_engines::engine::{Drive, DriveOrder, Lacking, Progress};
+use paramedic_engines::origin::Origin;
 use paramedic_engines::tether::Tether;
 use paramedic_link::SessionId;
 use paramedic_link::admission::{Preamble, SessionKeys};
@@ -64,12 +65,13 @@ impl Session {
         let expect = Expect::ExactKey(client.reflector());
         let config = tls::appliance_config(&order.key, expect, Alpn::Data).map_err(|error| unusable(&error))?;
         let connect_timeout = STREAMS;
-        let tunnel = Arc::new(Dialer { target: control, tls: Some(config), connect_timeout });
+        let origin = &order.route.origin;
+        let tunnel = Arc::new(Dialer { target: control, tls: Some(config), origin: origin.clone(), connect_timeout });
         // An IPv6 scope must survive, so only the port is replaced.
         let mut data = control;
         data.set_port(grant.data_port.unwrap_or(control.port()));
         let dialer = if grant.data_port.is_some() {
-            Arc::new(Dialer { target: data, tls: None, connect_timeout })
+            Arc::new(Dialer { target: data, tls: None, origin: origin.clone(), connect_timeout })
         } else {
             Arc::clone(&tunnel)
         };
@@ -97,7 +99,8 @@ impl Session {
                 keys,
                 interval: probes_every,
                 tether: Arc::clone(&session.tether),
-                local: Some(session.client.local()),
+                // The address is the link's own: that is where the reflector answers.
+                origin: Origin { address: Some(session.client.local()), ..origin.clone() },
             };
             // It may take its time where UDP is blocked; the reflector has to hear of us all the while.
             let started = session.during(probe(order), watch).await?;

@@ -1,0 +1,108 @@
+//! Where this host's packets leave from, where somebody has a say in that: an address of its own, an interface. Moves
+//! nothing.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+/// Where packets leave from; with nothing said, as the routes say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// An address of this host.
+    pub address: Option<IpAddr>,
+    /// The name of an interface.
+    pub interface: Option<String>,
+}
+
+impl Origin {
+    /// Whether packets to `target` can leave from here: an address only talks to its own family.
+    pub fn suits(&self, target: IpAddr) -> bool {
+        self.address.is_none_or(|address| address.to_canonical().is_ipv4() == target.to_canonical().is_ipv4())
+    }
+
+    /// Whether this host has all of it, tried out.
+    pub fn check(&self) -> io::Result<()> {
+        let address = self.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        // A link-local address can't be tried without a target.
+        let tried = Self { address: self.address.filter(|address| !is_link_local(*address)), ..self.clone() };
+        let socket = Socket::new(Domain::for_address((address, 0).into()), Type::DGRAM, None)?;
+        tried.bind(&socket, (address, 0).into())
+    }
+
+    /// Has `socket`, which is not bound yet and is for `target`, leave from here. The error names what was refused.
+    pub fn bind<'a>(&self, socket: impl Into<SockRef<'a>>, target: SocketAddr) -> io::Result<()> {
+        let socket = socket.into();
+        if let Some(interface) = &self.interface {
+            socket
+                .bind_device(Some(interface.as_bytes()))
+                .map_err(|error| refused(&error, format!("cannot use the interface {interface}")))?;
+        }
+        if let Some(address) = self.address {
+            let mut from = SocketAddr::new(address, 0);
+            // A link-local address is one only together with its interface, which is the target's.
+            if let (SocketAddr::V6(from), SocketAddr::V6(target)) = (&mut from, target)
+                && from.ip().is_unicast_link_local()
+            {
+                from.set_scope_id(target.scope_id());
+            }
+            socket
+                .bind(&from.into())
+                .map_err(|error| refused(&error, format!("cannot send from the address {address}")))?;
+        }
+        Ok(())
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+fn refused(error: &io::Error, what: String) -> io::Error {
+    let because = match error.kind() {
+        io::ErrorKind::AddrNotAvailable => "this host has no such address".to_owned(),
+        io::ErrorKind::PermissionDenied => "only root may on this kernel".to_owned(),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => "there is none".to_owned(),
+        _ => error.to_string(),
+    };
+    io::Error::new(error.kind(), format!("{what}: {because}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(origin: &Origin) -> io::Result<SocketAddr> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        origin.bind(&socket, ([127, 0, 0, 1], 9).into())?;
+        socket.connect(&SocketAddr::from(([127, 0, 0, 1], 9)).into())?;
+        Ok(socket.local_addr()?.as_socket().unwrap())
+    }
+
+    #[test]
+    fn packets_leave_from_where_they_should() {
+        let loopback = Origin { address: Some([127, 0, 0, 7].into()), interface: Some("lo".into()) };
+        assert_eq!(bind(&loopback).unwrap().ip(), IpAddr::from([127, 0, 0, 7]));
+        assert_eq!(bind(&Origin::default()).unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
+    }
+
+    #[test]
+    fn what_this_host_does_not_have_is_named() {
+        let address = Origin { address: Some([192, 0, 2, 1].into()), interface: None };
+        assert_eq!(
+            bind(&address).unwrap_err().to_string(),
+            "cannot send from the address 192.0.2.1: this host has no such address"
+        );
+        assert!(address.check().is_err());
+        Origin { address: Some("fe80::1".parse().unwrap()), interface: Some("lo".into()) }.check().unwrap();
+        let interface = Origin { address: None, interface: Some("none9".into()) };
+        assert_eq!(bind(&interface).unwrap_err().to_string(), "cannot use the interface none9: there is none");
+    }
+
+    #[test]
+    fn an_address_suits_its_own_family() {
+        let four = Origin { address: Some([127, 0, 0, 1].into()), interface: None };
+        assert!(four.suits([127, 0, 0, 1].into()) && four.suits("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(!four.suits("::1".parse().unwrap()) && Origin::default().suits("::1".parse().unwrap()));
+    }
+}
