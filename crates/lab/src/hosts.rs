@@ -71,6 +71,19 @@ impl Host {
         assert!(child.wait().expect("nft ends").success(), "nft takes {ruleset}");
     }
 
+    /// Holds what this host sends over the link to `rate`, headers of Ethernet included, with a queue of `queue`, both as
+    /// tc(8) writes them.
+    pub fn shape(&self, rate: &str, queue: &str) {
+        let tbf = ["tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32kb"];
+        self.must(&[&tbf[..], &["latency", queue]].concat());
+    }
+
+    /// A counter of the link's interface, such as `tx_bytes`.
+    pub fn interface_counter(&self, name: &str) -> u64 {
+        let read = self.must(&["cat", &format!("/sys/class/net/eth0/statistics/{name}")]);
+        read.trim().parse().expect("a number")
+    }
+
     /// Runs a command on this host, which must succeed, and gives its stdout.
     pub fn must(&self, command: &[&str]) -> String {
         let output =

@@ -1,0 +1,120 @@
+//! What the `tcp` engine says of its streams, held beside what the link between two hosts saw: the same result however
+//! the bytes are moved, bytes that the interfaces count as well, and every packet marked and sent as was asked.
+
+use lab::{Appliance, Reflector, TwoHosts};
+use serde_json::Value;
+
+/// Ethernet's header, IPv4's, and TCP's with time stamps.
+const HEADERS: u64 = 14 + 20 + 32;
+
+fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
+    let environment = [("MODE", "direct_ephemeral")];
+    let reflector = Reflector::serve_on(&["0.0.0.0:4000", "[::]:4000"], Some(&hosts.near.netns), &environment);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &format!("{}:4000", hosts.near.v4));
+    (reflector, appliance)
+}
+
+/// A test without a word of latency, so that nothing but the load is on the link.
+fn load(appliance: &Appliance, args: &[&str]) -> Value {
+    let quiet = ["--idle", "0", "--probe-interval", "0", "-C", "cubic"];
+    let outcome = appliance.speed_test(&[&quiet[..], args].concat());
+    assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}");
+    outcome.json()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no whole number"))
+}
+
+fn is_within(a: u64, b: u64, share: f64) -> bool {
+    (a as f64 - b as f64).abs() <= share * b as f64
+}
+
+#[test]
+fn every_data_path_gives_the_same_result_on_a_shaped_link() {
+    for (rate, bps) in [("100mbit", 100_000_000), ("500mbit", 500_000_000)] {
+        let Some(hosts) = TwoHosts::new() else { return };
+        hosts.near.shape(rate, "50ms");
+        hosts.far.shape(rate, "50ms");
+        let (_reflector, appliance) = two_ends(&hosts);
+        for direction in ["download", "upload"] {
+            let rates = ["plain", "trunc", "splice"].map(|path| {
+                let way = format!("--{direction}");
+                let result = load(&appliance, &[&way, "-t", "3", "-P", "2", "--data-path", path]);
+                let measured = &result[direction];
+                assert_eq!(measured["total_bytes_sent"], measured["total_bytes_received"], "{path}: {measured:#}");
+                assert_eq!(result["data_path"], path, "{result:#}");
+                number(&measured["goodput_bps"])
+            });
+            // What fits beside the headers of 1500-byte packets, preamble and gap not counted by the shaper.
+            let most = bps * 1448 / 1514;
+            for goodput in rates {
+                assert!(is_within(goodput, rates[0], 0.01), "{rate} {direction}: {rates:?}");
+                assert!(is_within(goodput, most, 0.01), "{rate} {direction}: {rates:?} of {most}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bytes_of_a_result_are_those_that_the_interfaces_counted() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    // A shaper cuts what the host would send in one piece into packets, each with its headers.
+    hosts.near.shape("200mbit", "50ms");
+    hosts.far.shape("200mbit", "50ms");
+    let (_reflector, appliance) = two_ends(&hosts);
+    for (direction, sender, receiver) in [("download", &hosts.near, &hosts.far), ("upload", &hosts.far, &hosts.near)] {
+        let before = ["bytes", "packets"].map(|what| receiver.interface_counter(&format!("rx_{what}")));
+        let result = load(&appliance, &[&format!("--{direction}"), "-t", "2", "-P", "4"]);
+        let after = ["bytes", "packets"].map(|what| receiver.interface_counter(&format!("rx_{what}")));
+        let seen = (after[0] - before[0]) - HEADERS * (after[1] - before[1]);
+        let measured = &result[direction];
+        let counted = number(&measured["total_bytes_received"]);
+        assert_eq!(number(&measured["total_bytes_sent"]), counted, "{measured:#}");
+        // What was sent twice after a loss crossed the link twice.
+        let again = number(&measured["retransmits"]) * number(&measured["mss"]);
+        assert!(seen >= counted, "{direction}: the interface saw {seen}, counted were {counted}");
+        assert!(
+            is_within(seen - again.min(seen), counted, 0.001),
+            "{direction}: {seen} - {again} seen, {counted} counted"
+        );
+        assert!(sender.interface_counter("tx_bytes") > counted);
+    }
+}
+
+#[test]
+fn every_packet_of_the_payload_is_marked_and_comes_from_where_it_was_asked() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let other = "10.99.0.77";
+    hosts.far.must(&["ip", "addr", "add", &format!("{other}/24"), "dev", "eth0"]);
+    for host in [&hosts.near, &hosts.far] {
+        host.nft(&format!(
+            "table inet seen {{ counter marked {{}}\n counter elsewhere {{}}\n chain input {{
+             type filter hook input priority 0; ip dscp af41 counter name marked
+             ip saddr {} counter name elsewhere\n }}\n }}\n",
+            hosts.far.v4
+        ));
+    }
+    let seen = |host: &lab::Host, counter: &str| {
+        let told = host.must(&["nft", "-j", "list", "counter", "inet", "seen", counter]);
+        let told = serde_json::from_str::<Value>(&told).unwrap();
+        let counter = &told["nftables"].as_array().unwrap().last().unwrap()["counter"];
+        number(&counter["bytes"])
+    };
+    let (_reflector, appliance) = two_ends(&hosts);
+    for mode in ["direct", "tunneled"] {
+        let before = [&hosts.near, &hosts.far].map(|host| seen(host, "marked"));
+        let elsewhere = seen(&hosts.near, "elsewhere");
+        let from = ["-B", other, "--interface", "eth0", "--dscp", "AF41", "--data-mode", mode];
+        let result = load(&appliance, &[&from[..], &["-t", "0.5", "-P", "2", "-b", "20M"]].concat());
+        for (at, direction) in [(0, "upload"), (1, "download")] {
+            let marked = seen([&hosts.near, &hosts.far][at], "marked") - before[at];
+            let counted = number(&result[direction]["total_bytes_received"]);
+            assert!(marked >= counted && counted > 0, "{mode} {direction}: {marked} bytes marked of {counted}");
+        }
+        assert_eq!(seen(&hosts.near, "elsewhere"), elsewhere, "{mode}: nothing came from the other address");
+    }
+    let refused = appliance.fails(&["speed-test", "-B", "192.0.2.9"], 2, "bad_request");
+    assert_eq!(refused["because"], "cannot send from the address 192.0.2.9: this host has no such address");
+    appliance.fails(&["speed-test", "--interface", "eth9"], 2, "bad_request");
+}
