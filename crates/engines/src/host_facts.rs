@@ -4,12 +4,13 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::SockaddrStorage;
 use paramedic_link::PeerText;
-use paramedic_link::measurement::HostFacts;
+use paramedic_link::measurement::{CpuUse, HostFacts};
 
-use crate::sys;
+use crate::{quota, sys};
 
 /// The host as it is now; `local` is this end's address of the link, to find the interface it stands on. Reads small
 /// kernel files only, so it may be called between two phases.
@@ -36,18 +37,34 @@ pub fn read(local: Option<IpAddr>) -> HostFacts {
 
 /// A reading of the host's processor time, to be compared with a later one.
 #[derive(Clone, Copy, Debug)]
-pub struct CpuClock(Option<CpuTime>);
+pub struct CpuClock {
+    cpu: Option<CpuTime>,
+    held_back: Option<Duration>,
+    read: Instant,
+}
 
 impl CpuClock {
     /// Reads the clock now.
     pub fn start() -> Self {
-        Self(cpu_time())
+        Self { cpu: cpu_time(), held_back: quota::held_back(), read: Instant::now() }
     }
 
-    /// The share of all cores, 0 to 1, that was not idle since [`CpuClock::start`]: everything that ran on the host,
-    /// and what a hypervisor took away. Absent where /proc/stat can't be read or no tick has passed.
-    pub fn busy_since(&self) -> Option<f64> {
-        busy_between(self.0?, cpu_time()?)
+    /// What happened on the host since [`CpuClock::start`], whoever used it: the fields of [`CpuUse`] that speak of that.
+    pub fn host(&self) -> CpuUse {
+        CpuUse { host_busy: self.busy(), held_back: self.held_back(), ..CpuUse::default() }
+    }
+
+    /// Everything that ran on the host, and what a hypervisor took away. Absent where /proc/stat can't be read or no tick
+    /// has passed.
+    fn busy(&self) -> Option<f64> {
+        busy_between(self.cpu?, cpu_time()?)
+    }
+
+    /// Absent where no control group held the program back.
+    fn held_back(&self) -> Option<f64> {
+        let held_back = quota::held_back()?.saturating_sub(self.held_back?);
+        let share = held_back.as_secs_f64() / self.read.elapsed().as_secs_f64();
+        (share > 0.0).then_some(share.min(1.0))
     }
 }
 

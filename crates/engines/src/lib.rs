@@ -12,6 +12,7 @@ pub mod origin;
 pub mod stats;
 pub mod tether;
 
+mod quota;
 mod socket;
 mod sys;
 mod tcp;

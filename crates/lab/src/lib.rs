@@ -8,8 +8,10 @@ mod hosts;
 pub mod loopback;
 mod programs;
 mod reflector;
+mod share;
 
 pub use appliance::{Appliance, Outcome};
 pub use hosts::{Host, TwoHosts};
 pub use programs::{Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};
+pub use share::Share;

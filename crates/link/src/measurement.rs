@@ -38,6 +38,9 @@ pub struct CpuUse {
     /// All cores of the host, everything that ran there, 0 to 1 (from /proc/stat); absent where it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_busy: Option<f64>,
+    /// The share of the time, 0 to 1, for which a control group held the program back; absent where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<f64>,
 }
 
 /// What the kernel told of one TCP stream at the end of a phase (`TCP_INFO`); at the sending end, where it knows most.

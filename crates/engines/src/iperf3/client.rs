@@ -348,7 +348,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sen
             user_s: used.0,
             system_s: used.1,
             busiest_thread: program.share_of_a_thread(used.0 + used.1, lived, order.spec.streams),
-            host_busy: clock.busy_since(),
+            ..clock.host()
         },
         is_late: false,
     };

@@ -176,7 +176,7 @@ impl Iperf3Serve {
             user_s,
             system_s,
             busiest_thread: self.program.share_of_a_thread(user_s + system_s, lived, self.spec.streams),
-            host_busy: watch.clock.busy_since(),
+            ..watch.clock.host()
         };
         let seen = self.stage.look();
         let of = |direction: Direction| {

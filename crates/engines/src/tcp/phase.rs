@@ -187,10 +187,10 @@ pub(super) fn run(
             handles.into_iter().map(|lane| lane.into_iter().map(join).collect()).collect::<Vec<Vec<_>>>()
         })
     };
-    let host_busy = cpu.busy_since();
+    let host = cpu.host();
     let mut tally = PhaseTally { cut_short: why_short(&course).map(Into::into), ..PhaseTally::default() };
     for (lane, outcomes) in lanes.iter().zip(outcomes) {
-        let counted = Some(tally_of(lane, &outcomes, begin, host_busy));
+        let counted = Some(tally_of(lane, &outcomes, begin, host));
         match lane.direction {
             Direction::Download => tally.download = counted,
             Direction::Upload => tally.upload = counted,
@@ -316,14 +316,14 @@ fn why_short(course: &Course<'_>) -> Option<String> {
     failure.or_else(|| was_over().then(|| SESSION_OVER.to_owned()))
 }
 
-fn tally_of(lane: &Lane, outcomes: &[Outcome], begin: Instant, host_busy: Option<f64>) -> DirectionTally {
+fn tally_of(lane: &Lane, outcomes: &[Outcome], begin: Instant, host: CpuUse) -> DirectionTally {
     let last = outcomes.iter().filter_map(|outcome| outcome.last).max();
     let elapsed_us = last.map_or(0, |last| micros(last.saturating_duration_since(begin)));
     let cpu = CpuUse {
         user_s: outcomes.iter().map(|outcome| outcome.user_s).sum(),
         system_s: outcomes.iter().map(|outcome| outcome.system_s).sum(),
         busiest_thread: outcomes.iter().map(|outcome| outcome.busy).fold(0.0, f64::max),
-        host_busy,
+        ..host
     };
     let mut tally = DirectionTally {
         count: Count { bytes: lane.total(), elapsed_us },

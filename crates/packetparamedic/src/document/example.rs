@@ -185,8 +185,20 @@ pub(crate) fn throughput(goodput_bps: u64) -> ThroughputResult {
         intervals: Some(vec![Interval { at_ms: 2_100, bps: goodput_bps }]),
         data_path: DataPathOfEnds { sender: Some(DataPath::Plain), receiver: Some(DataPath::Trunc) },
         cpu: CpuOfEnds {
-            sender: Some(cost(CpuUse { user_s: 0.1, system_s: 0.9, busiest_thread: 0.12, host_busy: Some(0.05) })),
-            receiver: Some(cost(CpuUse { user_s: 0.3, system_s: 2.4, busiest_thread: 0.34, host_busy: None })),
+            sender: Some(cost(CpuUse {
+                user_s: 0.1,
+                system_s: 0.9,
+                busiest_thread: 0.12,
+                host_busy: Some(0.05),
+                held_back: None,
+            })),
+            receiver: Some(cost(CpuUse {
+                user_s: 0.3,
+                system_s: 2.4,
+                busiest_thread: 0.34,
+                host_busy: None,
+                held_back: Some(0.01),
+            })),
         },
     }
 }

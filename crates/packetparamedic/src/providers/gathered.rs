@@ -27,6 +27,8 @@ use crate::reflector_client::ReflectorClient;
 
 /// From this share of all cores, or of one core by one thread, the end and not the path may have been the limit.
 const BUSY: f64 = 0.95;
+/// From this share of the time on, being held back by a control group shows in a rate.
+const HELD_BACK: f64 = 0.05;
 /// A prober that was later than this at its p99 sampled the busy moments less often.
 const LATE_PROBE_US: u32 = 5_000;
 /// Ethernet's share of each packet on the wire: preamble 8, header 14, checksum 4, gap 12.
@@ -165,6 +167,7 @@ impl PhaseRecord {
             cpu.system_s = cpu.system_s.max(0.0);
             cpu.busiest_thread = cpu.busiest_thread.clamp(0.0, 1.0);
             cpu.host_busy = cpu.host_busy.map(|busy| busy.clamp(0.0, 1.0));
+            cpu.held_back = cpu.held_back.map(|held_back| held_back.clamp(0.0, 1.0));
         }
         self.theirs = Some(tally);
     }
@@ -456,6 +459,9 @@ fn own_facts(local: Option<IpAddr>) -> HostFacts {
 /// How a full processor shows, if it was full.
 fn full(cpu: &CpuUse) -> Option<String> {
     let percent = |share: f64| (share * 100.0).round();
+    if let Some(held_back) = cpu.held_back.filter(|held_back| *held_back >= HELD_BACK) {
+        return Some(format!("a control group held it back for {} % of the time", percent(held_back)));
+    }
     match cpu.host_busy {
         Some(busy) if busy >= BUSY => Some(format!("{} % of all cores", percent(busy))),
         _ if cpu.busiest_thread >= BUSY => Some(format!("one thread used {} % of a core", percent(cpu.busiest_thread))),
@@ -649,7 +655,13 @@ mod tests {
 
     #[test]
     fn a_processor_is_never_more_than_full_whatever_the_reflector_says() {
-        let cpu = CpuUse { user_s: -1.0, system_s: f64::MAX, busiest_thread: 1e300, host_busy: Some(-5.0) };
+        let cpu = CpuUse {
+            user_s: -1.0,
+            system_s: f64::MAX,
+            busiest_thread: 1e300,
+            host_busy: Some(-5.0),
+            held_back: Some(7.0),
+        };
         let mut upload = record(Load::Upload);
         upload.theirs(PhaseTally {
             upload: Some(DirectionTally { cpu, ..DirectionTally::default() }),
@@ -658,6 +670,8 @@ mod tests {
         let (_, receiver) = upload.ends(Direction::Upload);
         let cpu = receiver.unwrap().cpu;
         assert_eq!((cpu.user_s, cpu.busiest_thread, cpu.host_busy), (0.0, 1.0, Some(0.0)));
-        assert_eq!(full(&cpu).unwrap(), "one thread used 100 % of a core");
+        assert_eq!(full(&cpu).unwrap(), "a control group held it back for 100 % of the time");
+        let free = CpuUse { held_back: Some(0.01), ..cpu };
+        assert_eq!(full(&free).unwrap(), "one thread used 100 % of a core");
     }
 }

@@ -321,7 +321,7 @@ fn their_tally(phase: PhaseSpec, report: Option<&Report>) -> PhaseTally {
                 user_s: share(remote.and_then(|cpu| cpu.remote_user)),
                 system_s: share(remote.and_then(|cpu| cpu.remote_system)),
                 busiest_thread: 0.0,
-                host_busy: None,
+                ..CpuUse::default()
             },
             congestion_control: totals.congestion_control.as_deref().filter(|_| is_sender).map(Into::into),
             data_path: Some("plain".into()),

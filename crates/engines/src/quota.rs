@@ -1,0 +1,66 @@
+//! How long control groups held this program back: a share of the processor that it may not exceed (cgroups(7), the
+//! controller cpu). Reads small kernel files; what can't be read is absent.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// For how long, since its control groups were made, this program could not run because its share was used up. Of the
+/// groups around it, the one that held it back longest. The kernel adds up processors: it may be more than time has
+/// passed.
+pub(crate) fn held_back() -> Option<Duration> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    own.lines().flat_map(groups).filter_map(|group| held_back_by(&group)).max()
+}
+
+/// Where the kernel tells of the groups that a line of /proc/self/cgroup names: the group's own folder and all above,
+/// where they are mounted by custom.
+fn groups(line: &str) -> Vec<PathBuf> {
+    let mut parts = line.splitn(3, ':').skip(1);
+    let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return vec![] };
+    let mounted: &[&str] = if controllers.is_empty() {
+        &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+    } else if controllers.split(',').any(|controller| controller == "cpu") {
+        &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"]
+    } else {
+        &[]
+    };
+    let levels = Path::new(path.trim_start_matches('/')).ancestors();
+    levels.flat_map(|level| mounted.iter().map(move |root| Path::new(root).join(level))).collect()
+}
+
+fn held_back_by(group: &Path) -> Option<Duration> {
+    parse(&fs::read_to_string(group.join("cpu.stat")).ok()?)
+}
+
+/// `throttled_usec` of version 2, `throttled_time` in nanoseconds of version 1.
+fn parse(stat: &str) -> Option<Duration> {
+    let value = |key: &str| {
+        let line = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
+        line.trim().parse::<u64>().ok()
+    };
+    let now = || value("throttled_usec").map(Duration::from_micros);
+    now().or_else(|| value("throttled_time").map(Duration::from_nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_tell_how_long_a_group_was_held_back() {
+        assert_eq!(parse("usage_usec 9\nnr_throttled 3\nthrottled_usec 1500\n"), Some(Duration::from_micros(1500)));
+        assert_eq!(parse("nr_periods 688\nthrottled_time 84148\n"), Some(Duration::from_nanos(84148)));
+        assert_eq!(parse("usage_usec 9\n"), None, "no share is set");
+        assert_eq!(parse("throttled_time -1"), None);
+    }
+
+    #[test]
+    fn a_group_is_looked_for_with_all_above_it() {
+        let of = |line| groups(line).iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+        assert!(of("0::/a/b").contains(&"/sys/fs/cgroup/a/b".to_owned()));
+        assert!(of("0::/a/b").contains(&"/sys/fs/cgroup/".to_owned()));
+        assert!(of("3:cpu,cpuacct:/a").contains(&"/sys/fs/cgroup/cpu,cpuacct/a".to_owned()));
+        assert!(of("4:memory:/a").is_empty() && of("2:cpuset:/a").is_empty() && of("").is_empty());
+    }
+}
