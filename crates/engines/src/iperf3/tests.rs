@@ -119,6 +119,7 @@ fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
         return;
     }
     let session = Session::open(&spec(2, &[Load::Download, Load::Upload, Load::Idle, Load::Bidir]));
+    let mut used_s = 0.0;
     for (phase, directions, streams) in
         [(0, &[Direction::Download][..], 2), (1, &[Direction::Upload], 2), (3, &Direction::BOTH, 2)]
     {
@@ -132,13 +133,15 @@ fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
             let ratio = ours.count.bytes as f64 / theirs.count.bytes as f64;
             assert!((0.8..1.25).contains(&ratio), "{direction}: {ours:?} {theirs:?}");
             assert!(sum(&samples, direction) > theirs.count.bytes / 2, "{direction}: {samples:?}");
-            assert!(ours.cpu.user_s + ours.cpu.system_s > 0.0);
+            used_s += ours.cpu.user_s + ours.cpu.system_s;
         }
         let sender = if directions[0] == Direction::Download { &served } else { &driven };
         let sender = sender.direction(directions[0]).unwrap();
         assert_eq!(sender.congestion_control.as_ref().unwrap().as_str(), "reno");
         assert!(session.drive.raw(phase).unwrap().contains("\"end\""));
     }
+    // The kernel counts by its clock's ticks: a child that shared its processor with many may have met none in one phase.
+    assert!(used_s > 0.0);
     let idle = session.serve.run(9, &|_| {});
     assert!(idle.cut_short.is_some());
     let left = session.scratch.path().to_owned();
