@@ -241,6 +241,7 @@ const ALLOWED_BY_ARCHITECTURE: &[c_long] = &[];
 mod tests {
     use std::io::Read;
     use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::AsRawFd;
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -284,7 +285,10 @@ mod tests {
         let dial = |kind: &str, port: u16| {
             format!("socket(S, PF_INET, {kind}, 0) && connect(S, pack_sockaddr_in({port}, inet_aton('127.0.0.1')))")
         };
+        // As a program has it that was started by one with little care.
+        let open = rustix::io::dup(secret.as_file()).unwrap();
         let tries = [
+            format!("open(F, '<&=', {})", open.as_raw_fd()),
             dial("SOCK_STREAM", tcp),
             dial("SOCK_DGRAM", udp),
             "socketpair(A, B, AF_UNIX, SOCK_STREAM, 0)".to_owned(),

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use landlock::{RulesetCreated, RulesetStatus};
+use nix::libc;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -41,8 +42,9 @@ pub(crate) struct NotConfined {
 }
 
 /// What is done to a child before it becomes the program, in order.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     "it can't be made to die with this program",
+    "what this program has open can't be kept from it",
     "its capabilities can't be taken away",
     "its resources can't be limited",
     "its files can't be limited (Landlock, Linux 5.13 or newer)",
@@ -53,7 +55,12 @@ const STEPS: [&str; 5] = [
 /// that thread has to live as long as the child.
 pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
     let parent = rustix::process::getpid();
-    let tie = move || tie_to(parent);
+    let tie = move || {
+        tie_to(parent)?;
+        // One of its own user's programs: where the kernel can't keep our descriptors from it, it runs all the same.
+        let _ = keep_descriptors();
+        Ok(())
+    };
     command.process_group(0);
     // SAFETY: between fork and exec `tie` only makes system calls that touch no memory of the parent's threads.
     unsafe { command.pre_exec(tie) };
@@ -68,9 +75,10 @@ pub(crate) fn spawn_confined(mut command: Command, confinement: Confinement) -> 
     let mut files = Some(files);
     let mut step = move |number: u8, theirs: &OwnedFd| match number {
         0 => tie_to(parent),
-        1 => give_up_capabilities(),
-        2 => limit_resources(file_bytes, data_bytes),
-        3 => files.take().map_or(Err(Errno::INVAL.into()), limit_files),
+        1 => keep_descriptors(),
+        2 => give_up_capabilities(),
+        3 => limit_resources(file_bytes, data_bytes),
+        4 => files.take().map_or(Err(Errno::INVAL.into()), limit_files),
         _ => {
             let asks = calls.install()?;
             send_descriptor(theirs, &asks)?;
@@ -124,6 +132,14 @@ fn tie_to(parent: Pid) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have died before it was tied.
     if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::PIPE.into()) }
+}
+
+/// Keeps everything from it that is open here but the standard streams, however it came to us: what we open ourselves
+/// closes by itself, what we were started with does not.
+fn keep_descriptors() -> io::Result<()> {
+    // SAFETY: the call only marks descriptors of this process; those of the standard library and ours are marked already.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A program that is started gets its capabilities from what is inherited and ambient; one that root starts from all that
