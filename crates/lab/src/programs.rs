@@ -15,11 +15,18 @@ pub struct Programs {
     folder: PathBuf,
 }
 
+/// Those that this process plays.
+static PLAYED: OnceLock<Programs> = OnceLock::new();
+
 impl Programs {
     /// Builds both, once per process, so that a test never runs an older one.
     pub fn built() -> &'static Programs {
-        static BUILT: OnceLock<Programs> = OnceLock::new();
-        BUILT.get_or_init(|| Programs::build().expect("both programs build"))
+        PLAYED.get_or_init(|| Programs::build().expect("both programs build"))
+    }
+
+    /// Plays the programs of `folder` from now on, and builds none. An error once others are played.
+    pub fn play(folder: PathBuf) -> anyhow::Result<()> {
+        PLAYED.set(Programs { folder }).map_err(|_| anyhow::anyhow!("other programs are played already"))
     }
 
     fn build() -> anyhow::Result<Programs> {
