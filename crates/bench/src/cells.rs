@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// What lies between both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Link {
+pub(crate) enum Link {
     /// The loopback interface, MTU 65536.
     Loopback,
     /// Two namespaces and a veth pair, MTU 1500.
@@ -25,7 +25,7 @@ pub enum Link {
 
 impl Link {
     /// The MTU of the pair; loopback is taken as it is.
-    pub fn veth_mtu(self) -> Option<u32> {
+    pub(crate) fn veth_mtu(self) -> Option<u32> {
         match self {
             Self::Loopback => None,
             Self::Veth1500 => Some(1500),
@@ -37,7 +37,7 @@ impl Link {
 /// What of ours makes the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Engine {
+pub(crate) enum Engine {
     /// Parallel streams.
     Tcp,
     /// Datagrams.
@@ -49,7 +49,7 @@ pub enum Engine {
 /// The way that our data takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Short-lived ports of the reflector's range.
     Direct,
     /// TLS through the control port.
@@ -59,7 +59,7 @@ pub enum Mode {
 /// Which way the payload goes, as the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Direction {
+pub(crate) enum Direction {
     /// Towards the client.
     Download,
     /// Away from the client.
@@ -83,7 +83,7 @@ display_as_value!(Link, Engine, Mode, Direction);
 /// What cells are shown together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Group {
+pub(crate) enum Group {
     /// TCP, direct, on loopback.
     Direct,
     /// The same under bbr.
@@ -108,7 +108,7 @@ pub enum Group {
 
 impl Group {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Direct,
         Self::DirectBbr,
         Self::Plain,
@@ -122,7 +122,7 @@ impl Group {
     ];
 
     /// Its name in file names.
-    pub fn id(self) -> &'static str {
+    pub(crate) fn id(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::DirectBbr => "direct-bbr",
@@ -138,7 +138,7 @@ impl Group {
     }
 
     /// Its heading.
-    pub fn title(self) -> &'static str {
+    pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Direct => "TCP, direct, loopback, cubic",
             Self::DirectBbr => "TCP, direct, loopback, bbr",
@@ -154,7 +154,7 @@ impl Group {
     }
 
     /// What a reader must know of it.
-    pub fn note(self) -> &'static str {
+    pub(crate) fn note(self) -> &'static str {
         match self {
             Self::Direct | Self::DirectBbr => {
                 "Our fastest way: the sender gives pages to its kernel by reference, the receiver throws bytes away in \
@@ -189,54 +189,54 @@ impl Group {
 
 /// Our side of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ours {
+pub(crate) struct Ours {
     /// What makes the load.
-    pub engine: Engine,
+    pub(crate) engine: Engine,
     /// The way it takes.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Streams a direction.
-    pub streams: u16,
+    pub(crate) streams: u16,
     /// Whether every byte is copied.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub plain: bool,
+    pub(crate) plain: bool,
 }
 
 /// iperf3's side of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Theirs {
+pub(crate) struct Theirs {
     /// Whether it is the other iperf3 and not this host's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub other: bool,
+    pub(crate) other: bool,
     /// Streams a direction.
-    pub streams: u16,
+    pub(crate) streams: u16,
     /// Options beside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub options: Vec<String>,
+    pub(crate) options: Vec<String>,
 }
 
 /// One comparison.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cell {
+pub(crate) struct Cell {
     /// Unlike that of every other cell; `--only` looks for parts of it.
-    pub name: String,
+    pub(crate) name: String,
     /// Where it is shown.
-    pub group: Group,
+    pub(crate) group: Group,
     /// What lies between.
-    pub link: Link,
+    pub(crate) link: Link,
     /// Which way the payload goes.
-    pub direction: Direction,
+    pub(crate) direction: Direction,
     /// The congestion control of both sides; absent: the kernel's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub congestion: Option<String>,
+    pub(crate) congestion: Option<String>,
     /// Bytes of each datagram's payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payload: Option<u32>,
+    pub(crate) payload: Option<u32>,
     /// Our side.
-    pub ours: Ours,
+    pub(crate) ours: Ours,
     /// iperf3's side.
-    pub theirs: Theirs,
+    pub(crate) theirs: Theirs,
     /// How long a phase is.
-    pub seconds: u32,
+    pub(crate) seconds: u32,
 }
 
 impl Cell {
@@ -262,7 +262,7 @@ impl Cell {
     }
 
     /// One that was asked for by hand.
-    pub fn by_hand(link: Link, ours: Ours, direction: Direction, load: Load, seconds: u32) -> Self {
+    pub(crate) fn by_hand(link: Link, ours: Ours, direction: Direction, load: Load, seconds: u32) -> Self {
         Self::new(Group::One, link, ours, direction, load, seconds)
     }
 
@@ -280,7 +280,7 @@ impl Cell {
     }
 
     /// What `packetparamedic` is asked.
-    pub fn our_arguments(&self) -> Vec<String> {
+    pub(crate) fn our_arguments(&self) -> Vec<String> {
         let Ours { engine, mode, streams, plain } = &self.ours;
         let line = format!(
             "speed-test --json --data-mode {mode} -P {streams} -t {} --idle 0 --probe-interval 0",
@@ -313,7 +313,7 @@ impl Cell {
     }
 
     /// What the `iperf3` client is asked, against a server at `address`.
-    pub fn their_arguments(&self, address: &str, port: u16) -> Vec<String> {
+    pub(crate) fn their_arguments(&self, address: &str, port: u16) -> Vec<String> {
         let Theirs { streams, options, .. } = &self.theirs;
         let line = format!("--client {address} --port {port} --json --parallel {streams} --time {}", self.seconds);
         let mut arguments = line.split(' ').map(str::to_owned).collect::<Vec<_>>();
@@ -332,7 +332,7 @@ impl Cell {
     }
 
     /// What both sides ask for in words, for a table or a plot: only what differs within its group.
-    pub fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         let streams = match self.ours.streams {
             1 => "1 stream".to_owned(),
             streams => format!("{streams} streams"),
@@ -354,7 +354,7 @@ impl Cell {
     }
 
     /// How long `pairs` of it take, about.
-    pub fn expected(&self, pairs: u32) -> Duration {
+    pub(crate) fn expected(&self, pairs: u32) -> Duration {
         // "Both" has a phase of each direction before that of both.
         let phases = if self.direction == Direction::Both { 3 } else { 1 };
         // Starting, connecting and ending, both sides together.
@@ -365,7 +365,7 @@ impl Cell {
 
 /// What moves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Load {
+pub(crate) enum Load {
     /// Streams under this congestion control; absent: the kernel's default.
     Tcp(Option<String>),
     /// Datagrams with this payload.
@@ -373,7 +373,7 @@ pub enum Load {
 }
 
 /// All cells of a run, in the order in which they run. `other` are the options of another iperf3, where there is one.
-pub fn plan(quick: bool, seconds: u32, other: Option<&[String]>) -> Vec<Cell> {
+pub(crate) fn plan(quick: bool, seconds: u32, other: Option<&[String]>) -> Vec<Cell> {
     use Direction::{Both, Download, Upload};
     use Engine::{Iperf3, Tcp, Udp};
     use Link::{Loopback, Veth1500, Veth9000};

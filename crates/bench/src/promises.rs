@@ -5,26 +5,26 @@ use crate::statistics::spread;
 
 /// One promise and what became of it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub(crate) struct Row {
     /// What is promised.
-    pub name: String,
+    pub(crate) name: String,
     /// Beside what.
-    pub beside: &'static str,
+    pub(crate) beside: &'static str,
     /// The bound.
-    pub bound: Bound,
+    pub(crate) bound: Bound,
     /// How its number is written.
-    pub unit: Unit,
+    pub(crate) unit: Unit,
     /// What was measured; absent where it was not.
-    pub measured: Option<Measured>,
+    pub(crate) measured: Option<Measured>,
     /// What to know of it.
-    pub note: String,
+    pub(crate) note: String,
     /// Whether a condition of it was broken, whatever the number.
-    pub is_forfeit: bool,
+    pub(crate) is_forfeit: bool,
 }
 
 /// Which way a promise is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Bound {
+pub(crate) enum Bound {
     /// By this or more.
     AtLeast(f64),
     /// By this or less.
@@ -33,7 +33,7 @@ pub enum Bound {
 
 /// How a number is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
+pub(crate) enum Unit {
     /// Times iperf3's.
     Times,
     /// Seconds.
@@ -48,18 +48,18 @@ pub enum Unit {
 
 /// A measured number and its surroundings.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// The median.
-    pub median: f64,
+    pub(crate) median: f64,
     /// The lowest and the highest.
-    pub ends: (f64, f64),
+    pub(crate) ends: (f64, f64),
     /// The 95 % interval of the geometric mean, of ratios.
-    pub ci95: Option<(f64, f64)>,
+    pub(crate) ci95: Option<(f64, f64)>,
 }
 
 /// Whether a promise is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The median keeps it.
     Met,
     /// The median keeps it, and the interval of the mean reaches beyond the bound.
@@ -79,7 +79,7 @@ impl Bound {
     }
 
     /// The number alone.
-    pub fn value(self) -> f64 {
+    pub(crate) fn value(self) -> f64 {
         match self {
             Self::AtLeast(bound) | Self::AtMost(bound) => bound,
         }
@@ -88,7 +88,7 @@ impl Bound {
 
 impl Row {
     /// Whether it is kept.
-    pub fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         let Some(measured) = self.measured else { return Verdict::Unknown };
         let interval_keeps =
             measured.ci95.is_none_or(|(low, high)| self.bound.is_kept_by(low) && self.bound.is_kept_by(high));
@@ -112,7 +112,7 @@ enum By {
 const TWO_WAYS: [&str; 2] = ["download", "upload"];
 
 /// Every promise, in the order in which they are told.
-pub fn judge(record: &Record) -> Vec<Row> {
+pub(crate) fn judge(record: &Record) -> Vec<Row> {
     let cells = |names: Vec<String>| {
         let found = record.cells.iter().filter(move |found| names.contains(&found.cell.name));
         found.collect::<Vec<_>>()

@@ -8,166 +8,166 @@ use crate::cells::Cell;
 use crate::statistics::{self, Ratio, Spread};
 
 /// The words of `schema`.
-pub const SCHEMA: &str = "packetparamedic.bench/1";
+pub(crate) const SCHEMA: &str = "packetparamedic.bench/1";
 
 /// One run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// [`SCHEMA`].
-    pub schema: String,
+    pub(crate) schema: String,
     /// When it began; RFC 3339, UTC.
-    pub started_at: String,
+    pub(crate) started_at: String,
     /// When it was over.
-    pub finished_at: String,
+    pub(crate) finished_at: String,
     /// What was built: the commit, and whether more was changed since.
-    pub commit: Option<String>,
+    pub(crate) commit: Option<String>,
     /// The command that repeats it.
-    pub command: String,
+    pub(crate) command: String,
     /// Whether few cells and pairs were wanted soon.
-    pub quick: bool,
+    pub(crate) quick: bool,
     /// Pairs a cell.
-    pub pairs: u32,
+    pub(crate) pairs: u32,
     /// Where it ran.
-    pub machine: Machine,
+    pub(crate) machine: Machine,
     /// Every cell, also those that failed or were passed over.
-    pub cells: Vec<CellRecord>,
+    pub(crate) cells: Vec<CellRecord>,
     /// What was measured without a second side.
-    pub alone: Alone,
+    pub(crate) alone: Alone,
 }
 
 /// The host, as it said itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// What a reflector would tell of it.
-    pub facts: HostFacts,
+    pub(crate) facts: HostFacts,
     /// How the first core's clock is governed, where that can be told.
-    pub governor: Option<String>,
+    pub(crate) governor: Option<String>,
     /// What virtual machine it is, where it says so.
-    pub hypervisor: Option<String>,
+    pub(crate) hypervisor: Option<String>,
     /// The congestion control of connections that ask for none.
-    pub congestion_default: Option<String>,
+    pub(crate) congestion_default: Option<String>,
     /// Those that the kernel has.
-    pub congestion_available: Option<String>,
+    pub(crate) congestion_available: Option<String>,
     /// The first line of `iperf3 --version`.
-    pub iperf3: Option<String>,
+    pub(crate) iperf3: Option<String>,
     /// The same of the other iperf3.
-    pub other_iperf3: Option<String>,
+    pub(crate) other_iperf3: Option<String>,
 }
 
 /// One cell and what came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CellRecord {
+pub(crate) struct CellRecord {
     /// What was measured.
-    pub cell: Cell,
+    pub(crate) cell: Cell,
     /// The pairs that both sides ended well.
-    pub pairs: Vec<Pair>,
+    pub(crate) pairs: Vec<Pair>,
     /// What went wrong, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failures: Vec<String>,
+    pub(crate) failures: Vec<String>,
     /// Why it was not begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub passed_over: Option<String>,
+    pub(crate) passed_over: Option<String>,
 }
 
 /// Both sides, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Pair {
+pub(crate) struct Pair {
     /// Whether ours ran first.
-    pub ours_first: bool,
+    pub(crate) ours_first: bool,
     /// iperf3.
-    pub theirs: Reading,
+    pub(crate) theirs: Reading,
     /// Ours.
-    pub ours: Reading,
+    pub(crate) ours: Reading,
 }
 
 /// One side's run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// Payload that was received, bits a second.
-    pub bps: f64,
+    pub(crate) bps: f64,
     /// Payload that was received in the whole run, all phases.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// From the client's start to its end.
-    pub wall_s: f64,
+    pub(crate) wall_s: f64,
     /// Processor time of the client's process, user and system.
-    pub client_cpu_s: f64,
+    pub(crate) client_cpu_s: f64,
     /// The same of the server's, its children included.
-    pub server_cpu_s: f64,
+    pub(crate) server_cpu_s: f64,
     /// The share of datagrams that was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss: Option<f64>,
+    pub(crate) loss: Option<f64>,
 }
 
 impl Reading {
     /// Processor time of both ends for each 10^9 bytes received.
-    pub fn cpu_s_per_gb(&self) -> f64 {
+    pub(crate) fn cpu_s_per_gb(&self) -> f64 {
         (self.client_cpu_s + self.server_cpu_s) / (self.bytes as f64 / 1e9)
     }
 }
 
 impl CellRecord {
     /// What `of` reads, ours over theirs.
-    pub fn ratio(&self, of: impl Fn(&Reading) -> f64) -> Option<Ratio> {
+    pub(crate) fn ratio(&self, of: impl Fn(&Reading) -> f64) -> Option<Ratio> {
         statistics::ratio(&self.pairs.iter().map(|pair| (of(&pair.theirs), of(&pair.ours))).collect::<Vec<_>>())
     }
 
     /// What `of` reads at iperf3's side.
-    pub fn theirs(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
+    pub(crate) fn theirs(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
         statistics::spread(&self.pairs.iter().map(|pair| of(&pair.theirs)).collect::<Vec<_>>())
     }
 
     /// What `of` reads at ours.
-    pub fn ours(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
+    pub(crate) fn ours(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
         statistics::spread(&self.pairs.iter().map(|pair| of(&pair.ours)).collect::<Vec<_>>())
     }
 }
 
 /// What needs no second side.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Alone {
+pub(crate) struct Alone {
     /// A reflector that nobody asks for anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rest: Option<Rest>,
+    pub(crate) rest: Option<Rest>,
     /// Both programs' largest memory during a test, and iperf3's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub memory: Vec<Memory>,
+    pub(crate) memory: Vec<Memory>,
     /// All of a plain speed test but its phases, seconds a run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub set_up_s: Vec<f64>,
+    pub(crate) set_up_s: Vec<f64>,
     /// Mutual TLS handshakes a second, a window each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub handshakes: Vec<f64>,
+    pub(crate) handshakes: Vec<f64>,
     /// What went wrong, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failures: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
 /// A reflector at rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rest {
+pub(crate) struct Rest {
     /// From its start to `listening on`, with an empty state folder: key, databases and log are made.
-    pub first_ready_s: f64,
+    pub(crate) first_ready_s: f64,
     /// The same with a state folder that is there, a start each.
-    pub ready_s: Vec<f64>,
+    pub(crate) ready_s: Vec<f64>,
     /// Resident memory after that.
-    pub rss_bytes: u64,
+    pub(crate) rss_bytes: u64,
     /// Processor time while nothing happened.
-    pub cpu_s: f64,
+    pub(crate) cpu_s: f64,
     /// How long nothing happened.
-    pub watched_s: f64,
+    pub(crate) watched_s: f64,
 }
 
 /// The largest resident memory of both ends during a test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Whose, and how.
-    pub what: String,
+    pub(crate) what: String,
     /// Whether it is ours.
-    pub is_ours: bool,
+    pub(crate) is_ours: bool,
     /// Streams of the test.
-    pub streams: u16,
+    pub(crate) streams: u16,
     /// `VmHWM` of the client.
-    pub client_bytes: u64,
+    pub(crate) client_bytes: u64,
     /// `VmHWM` of the server.
-    pub server_bytes: u64,
+    pub(crate) server_bytes: u64,
 }

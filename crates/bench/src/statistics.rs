@@ -4,28 +4,28 @@ use serde::{Deserialize, Serialize};
 
 /// Several readings of one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Spread {
+pub(crate) struct Spread {
     /// The middle one; of an even number the mean of the middle two.
-    pub median: f64,
+    pub(crate) median: f64,
     /// The lowest.
-    pub lowest: f64,
+    pub(crate) lowest: f64,
     /// The highest.
-    pub highest: f64,
+    pub(crate) highest: f64,
 }
 
 /// Several ratios of two sides that ran in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ratio {
+pub(crate) struct Ratio {
     /// Their median and ends.
-    pub spread: Spread,
+    pub(crate) spread: Spread,
     /// Their geometric mean.
-    pub mean: f64,
+    pub(crate) mean: f64,
     /// The 95 % interval of that mean, lower and upper end; absent of a single pair.
-    pub ci95: Option<(f64, f64)>,
+    pub(crate) ci95: Option<(f64, f64)>,
 }
 
 /// The spread of `readings`; `None` where there are none, or one is no number.
-pub fn spread(readings: &[f64]) -> Option<Spread> {
+pub(crate) fn spread(readings: &[f64]) -> Option<Spread> {
     if readings.is_empty() || readings.iter().any(|reading| !reading.is_finite()) {
         return None;
     }
@@ -39,7 +39,7 @@ pub fn spread(readings: &[f64]) -> Option<Spread> {
 
 /// What the ratios `(theirs, ours)` of each pair say, ours over theirs. `None` where there are none, or one is nothing
 /// to divide by.
-pub fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
+pub(crate) fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     if pairs.iter().any(|(theirs, ours)| !(*theirs > 0.0 && *ours > 0.0)) {
         return None;
     }

@@ -10,7 +10,7 @@ use crate::cells::Group;
 use crate::record::{CellRecord, Record};
 
 /// All files of a record, by name: the page and a plot a group.
-pub fn files(record: &Record) -> Vec<(String, String)> {
+pub(crate) fn files(record: &Record) -> Vec<(String, String)> {
     let plots = groups(record).into_iter().filter_map(|(group, cells)| {
         let plot = svg::plot(group.title(), &bars(&cells))?;
         Some((plot_name(group), plot))
@@ -24,7 +24,7 @@ fn groups(record: &Record) -> Vec<(Group, Vec<&CellRecord>)> {
     Group::ALL.into_iter().map(|group| (group, of(group))).filter(|(_, cells)| !cells.is_empty()).collect()
 }
 
-fn plot_name(group: Group) -> String {
+pub(crate) fn plot_name(group: Group) -> String {
     format!("{}.svg", group.id())
 }
 

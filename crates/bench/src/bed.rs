@@ -1,0 +1,122 @@
+//! Where cells run: a link with a reflector, an appliance that is paired with it, and iperf3 servers when they are
+//! needed. All of it is gone when dropped.
+
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use lab::{Appliance, Reflector, Running, TwoHosts, loopback};
+
+use crate::cells::Link;
+
+/// How long a program may take to say that it serves.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Outside of the reflector's data ports.
+const IPERF3_PORT: u16 = 5201;
+
+/// A link and our two programs at its ends. Dropped in this order.
+#[derive(Debug)]
+pub(crate) struct Bed {
+    pub(crate) link: Link,
+    pub(crate) appliance: Appliance,
+    pub(crate) reflector: Reflector,
+    hosts: Option<TwoHosts>,
+}
+
+impl Bed {
+    /// Makes it.
+    pub(crate) fn new(link: Link) -> anyhow::Result<Self> {
+        let hosts = match link.veth_mtu() {
+            None => None,
+            Some(mtu) => {
+                let hosts = TwoHosts::new().context("network namespaces need root")?;
+                for host in [&hosts.near, &hosts.far] {
+                    host.must(&["ip", "link", "set", "eth0", "mtu", &mtu.to_string()]);
+                }
+                Some(hosts)
+            }
+        };
+        // What is measured is the way of the bytes, not a limit of somebody's day.
+        let environment = [
+            ("MODE", "direct_ephemeral"),
+            ("DATA_PORT_RANGE", "46201-46299"),
+            ("IPERF3_ENABLED", "true"),
+            ("MAX_TESTS_PER_HOUR", "1000000"),
+            ("MAX_BYTES_PER_DAY", "1000TB"),
+            ("MAX_BYTES_PER_DAY_TOTAL", "1000TB"),
+        ];
+        let (listen, netns) = match &hosts {
+            Some(hosts) => (format!("{}:4000", hosts.near.v4), Some(hosts.near.netns.as_str())),
+            None => (format!("{}:0", loopback::address()), None),
+        };
+        let reflector = Reflector::serve_on(&[&listen], netns, &environment);
+        let appliance = match &hosts {
+            Some(hosts) => Appliance::in_netns(&hosts.far.netns),
+            None => Appliance::new(),
+        };
+        let appliance = appliance.pair(&reflector, reflector.address());
+        Ok(Self { link, appliance, reflector, hosts })
+    }
+
+    /// The address of the reflector's host, without a port.
+    fn host(&self) -> anyhow::Result<String> {
+        let address = self.reflector.address();
+        Ok(address.parse::<SocketAddr>().with_context(|| address.to_owned())?.ip().to_string())
+    }
+
+    /// A command at one end of the link.
+    fn command(&self, program: &Path, at_the_server: bool) -> Command {
+        let mut command = match &self.hosts {
+            None => Command::new(program),
+            Some(hosts) => {
+                let host = if at_the_server { &hosts.near } else { &hosts.far };
+                let mut command = Command::new("ip");
+                // It becomes the program: what the kernel counts of it is the program's.
+                command.args(["netns", "exec", &host.netns]).arg(program);
+                command
+            }
+        };
+        command.process_group(0);
+        command
+    }
+
+    /// Starts an iperf3 server at the reflector's host and waits until it listens.
+    pub(crate) fn iperf3(&self, program: &Path) -> anyhow::Result<Iperf3> {
+        let address = self.host()?;
+        let mut command = self.command(program, true);
+        command.args(["--server", "--bind", &address, "--port", &IPERF3_PORT.to_string(), "--forceflush"]);
+        let server = Running::start(command, Stdio::null()).with_context(|| program.display().to_string())?;
+        loop {
+            match server.line(PATIENCE) {
+                Ok(line) if line.contains("Server listening") => return Ok(Iperf3 { server, address }),
+                Ok(line) if line.contains("error") => bail!("{}: {line}", program.display()),
+                Ok(_) => {}
+                Err(error) => return Err(error.context(format!("the server of {}", program.display()))),
+            }
+        }
+    }
+
+    /// A client of such a server, at the appliance's host.
+    pub(crate) fn iperf3_client(&self, program: &Path, arguments: &[String]) -> Command {
+        let mut command = self.command(program, false);
+        command.args(arguments);
+        command
+    }
+}
+
+/// An iperf3 server that listens; ends with this value.
+#[derive(Debug)]
+pub(crate) struct Iperf3 {
+    pub(crate) server: Running,
+    pub(crate) address: String,
+}
+
+impl Iperf3 {
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        IPERF3_PORT
+    }
+}

@@ -1,0 +1,219 @@
+//! Programs that run to their end, what they cost, and a person's wish to stop, which ends them.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::resource::{UsageWho, getrusage};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// Longer than any run takes: one that hangs is ended, told, and the next cell begins.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A person's wish to stop: SIGINT, SIGTERM or SIGHUP.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    /// Readable once somebody wished so.
+    wished: OwnedFd,
+}
+
+/// What a wish to stop makes of whatever runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+impl Stop {
+    /// Listens for it from now on, instead of dying of it.
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (wished, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let mut signals = {
+            let _inside = runtime.enter();
+            let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+            kinds.map(signal).into_iter().collect::<Result<Vec<_>, _>>()?
+        };
+        let any = async move {
+            std::future::poll_fn(|context| {
+                let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+                if came { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            })
+            .await;
+            // A closed pipe is as good as a written one: it wakes whoever polls it, from now on.
+            drop(tell);
+        };
+        std::thread::Builder::new().name("stop".into()).spawn(move || runtime.block_on(any))?;
+        Ok(Self { wished })
+    }
+
+    /// An error once somebody wished so.
+    pub(crate) fn check(&self) -> Result<(), Interrupted> {
+        if self.first_of(None, Duration::ZERO) == First::Stop { Err(Interrupted) } else { Ok(()) }
+    }
+
+    /// Lets time pass, for what can only be measured over time.
+    pub(crate) fn pass(&self, time: Duration) -> Result<(), Interrupted> {
+        if self.first_of(None, time) == First::Stop { Err(Interrupted) } else { Ok(()) }
+    }
+
+    /// What comes first: the wish, `other` readable, or the time's end.
+    fn first_of(&self, other: Option<BorrowedFd<'_>>, within: Duration) -> First {
+        let until = Instant::now() + within;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut fds = vec![PollFd::new(&self.wished, PollFlags::IN)];
+            fds.extend(other.iter().map(|other| PollFd::from_borrowed_fd(*other, PollFlags::IN)));
+            match poll(&mut fds, Some(&left)) {
+                Ok(0) => return First::Time,
+                Ok(_) if !fds[0].revents().is_empty() => return First::Stop,
+                Ok(_) => return First::Other,
+                // A signal that was for others.
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum First {
+    Stop,
+    Other,
+    Time,
+}
+
+/// A program's whole run.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    /// From its start to its end.
+    pub(crate) wall_s: f64,
+    /// Processor time of the process, user and system.
+    pub(crate) cpu_s: f64,
+}
+
+/// Ends with the value that holds it.
+struct Held(Child);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs `command` to its end. Nothing else may be waited for meanwhile: what the kernel counts of ended children is one
+/// number for all.
+pub(crate) fn run(mut command: Command, stop: &Stop) -> anyhow::Result<Ended> {
+    stop.check()?;
+    // Files, not pipes: nobody has to read while it runs.
+    let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+    // A key pressed at the terminal is for us alone; we end it then.
+    command.process_group(0);
+    let before = cpu_of_ended_children()?;
+    let began = Instant::now();
+    let mut held = Held(command.spawn().with_context(|| format!("{} does not start", name_of(&command)))?);
+    let pidfd = pidfd_open(Pid::from_child(&held.0), PidfdFlags::empty())?;
+    match stop.first_of(Some(pidfd.as_fd()), PATIENCE) {
+        First::Stop => return Err(Interrupted.into()),
+        First::Time => bail!("{} still runs after {PATIENCE:?}", name_of(&command)),
+        First::Other => {}
+    }
+    let wall_s = began.elapsed().as_secs_f64();
+    let status = held.0.wait()?;
+    let cpu_s = cpu_of_ended_children()? - before;
+    Ok(Ended { status, stdout: text_of(&mut stdout)?, stderr: text_of(&mut stderr)?, wall_s, cpu_s })
+}
+
+fn name_of(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+fn text_of(file: &mut File) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn cpu_of_ended_children() -> anyhow::Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+}
+
+/// Processor time of a process that runs, of all its threads and of the children it has waited for, to the kernel's tick.
+pub(crate) fn cpu_so_far(process: Pid) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()))?;
+    let ticks = ticks_of(&stat).context("no times in /proc/PID/stat")?;
+    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Fields 14 to 17 of proc_pid_stat(5): `utime`, `stime`, `cutime`, `cstime`. The second one is a name that may hold
+/// anything.
+fn ticks_of(stat: &str) -> Option<u64> {
+    let fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(4);
+    let fields = fields.map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
+    (fields.len() == 4).then(|| fields.iter().sum())
+}
+
+/// A process's memory in bytes: `VmRSS` what is resident, `VmHWM` the most that was.
+pub(crate) fn memory_of(process: Pid, key: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    value.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Lets `VmHWM` begin anew from what is resident now.
+pub(crate) fn forget_the_most(process: Pid) -> anyhow::Result<()> {
+    Ok(fs::write(format!("/proc/{}/clear_refs", process.as_raw_nonzero()), "5")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_and_spaces_shifts_no_field() {
+        let stat = "7 (a) b) R 1 7 7 0 -1 4194304 9 9 9 9 10 20 30 40 20 0 1 0";
+        assert_eq!(ticks_of(stat), Some(100));
+        assert_eq!(ticks_of("7 (short) R 1 7"), None);
+    }
+
+    #[test]
+    fn what_a_program_says_and_how_it_ends_is_told() {
+        let stop = Stop::listen().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo out; echo beside >&2; exit 3"]);
+        let ended = run(command, &stop).unwrap();
+        assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("out\n", "beside\n"));
+        assert_eq!(ended.status.code(), Some(3));
+        assert!(run(Command::new("/nowhere/at/all"), &stop).unwrap_err().to_string().contains("/nowhere/at/all"));
+    }
+
+    #[test]
+    fn our_own_memory_is_more_than_nothing() {
+        let own = rustix::process::getpid();
+        assert!(memory_of(own, "VmRSS").unwrap() > 100_000);
+        assert!(memory_of(own, "VmHWM") >= memory_of(own, "VmRSS"));
+        assert_eq!(memory_of(own, "VmNothing"), None);
+        assert!(cpu_so_far(own).unwrap() >= 0.0);
+    }
+}
