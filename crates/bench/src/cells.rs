@@ -346,7 +346,8 @@ impl Cell {
             Group::Direct | Group::DirectBbr | Group::Lane | Group::Plain => format!("{streams}, {direction}"),
             Group::One => self.name.clone(),
             _ => {
-                let mode = if self.ours.mode == Mode::Tunneled { ", tunneled" } else { "" };
+                let is_said = self.group == Group::Tunneled;
+                let mode = if self.ours.mode == Mode::Tunneled && !is_said { ", TLS" } else { "" };
                 let congestion = self.congestion.as_deref().unwrap_or("default");
                 format!("{streams}, {direction}, {congestion}{mode}")
             }
@@ -508,6 +509,13 @@ mod tests {
         let large = cell("veth-9000/udp/direct/1/download/65507");
         assert_eq!(large.our_arguments().last().map(String::as_str), Some("--fragments"));
         assert!(!cell("veth-9000/udp/direct/1/download/8900").our_arguments().contains(&"--fragments".to_owned()));
+    }
+
+    #[test]
+    fn labels_are_short_enough_for_a_plot() {
+        for cell in plan(false, 1, Some(&[])) {
+            assert!(cell.label().chars().count() <= 33, "{}", cell.label());
+        }
     }
 
     #[test]

@@ -109,16 +109,22 @@ enum By {
     Best,
 }
 
+/// The cells that a promise is of: those that ran, out of how many.
+struct Promised<'a> {
+    found: Vec<&'a CellRecord>,
+    of: usize,
+}
+
 const TWO_WAYS: [&str; 2] = ["download", "upload"];
 
 /// Every promise, in the order in which they are told.
 pub(crate) fn judge(record: &Record) -> Vec<Row> {
     let cells = |names: Vec<String>| {
-        let found = record.cells.iter().filter(move |found| names.contains(&found.cell.name));
-        found.collect::<Vec<_>>()
+        let found = record.cells.iter().filter(|found| names.contains(&found.cell.name));
+        Promised { found: found.collect(), of: names.len() }
     };
     let ways = |start: &str, end: &str| cells(TWO_WAYS.map(|way| format!("loopback/{start}/{way}/{end}")).to_vec());
-    let rates = |name: &str, beside, bound, by, cells: Vec<&CellRecord>| {
+    let rates = |name: &str, beside, bound, by, cells: Promised<'_>| {
         ratio_row(name, beside, Bound::AtLeast(bound), by, &cells, |reading| reading.bps)
     };
     let same = "iperf3, same streams and congestion control";
@@ -173,7 +179,7 @@ fn ratio_row(
     beside: &'static str,
     bound: Bound,
     by: By,
-    cells: &[&CellRecord],
+    Promised { found: cells, of: wanted }: &Promised<'_>,
     of: impl Fn(&Reading) -> f64,
 ) -> Row {
     let mut found = cells.iter().filter_map(|cell| Some((*cell, cell.ratio(&of)?))).collect::<Vec<_>>();
@@ -194,6 +200,9 @@ fn ratio_row(
         let which = if matches!(by, By::Worst) { "the least of" } else { "the best of" };
         notes.push(format!("{}, {which} {}", cell.cell.label(), found.len()));
     }
+    if !cells.is_empty() && cells.len() < *wanted {
+        notes.push(format!("{} of {wanted} cells ran", cells.len()));
+    }
     if failed > 0 {
         notes.push(format!("{failed} of {} cells failed", cells.len()));
     }
@@ -213,7 +222,7 @@ fn ratio_row(
 }
 
 /// Of datagrams only what arrived with little loss counts.
-fn udp_row(cells: &[&CellRecord]) -> Row {
+fn udp_row(cells: &Promised<'_>) -> Row {
     const MOST_LOSS: f64 = 0.01;
     let mut row = ratio_row(
         "udp, 1400 bytes, loss at most 1 %",
@@ -223,7 +232,7 @@ fn udp_row(cells: &[&CellRecord]) -> Row {
         cells,
         |reading| reading.bps,
     );
-    let losses = cells.iter().flat_map(|cell| &cell.pairs).filter_map(|pair| pair.ours.loss).collect::<Vec<_>>();
+    let losses = cells.found.iter().flat_map(|cell| &cell.pairs).filter_map(|pair| pair.ours.loss).collect::<Vec<_>>();
     if let Some(loss) = spread(&losses) {
         let said = format!("our loss {:.2} %, at most {:.2} %", loss.median * 100.0, loss.highest * 100.0);
         row.note =
@@ -349,6 +358,14 @@ mod tests {
         record.cells.clear();
         record.alone = crate::record::Alone::default();
         assert!(judge(&record).iter().all(|row| row.verdict() == Verdict::Unknown));
+    }
+
+    #[test]
+    fn a_promise_of_cells_that_did_not_all_run_says_so() {
+        let mut record = example::record();
+        record.cells.retain(|found| found.cell.name != "loopback/tcp/direct/4/upload/cubic");
+        let row = rows_of(&record, "tcp, direct, 4 streams, cubic");
+        assert!(row.measured.is_some() && row.note.contains("1 of 2 cells ran"), "{}", row.note);
     }
 
     #[test]
