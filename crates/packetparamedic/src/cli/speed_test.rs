@@ -95,7 +95,7 @@ pub(super) struct Args {
     /// Datagrams instead of TCP, against an iperf3 server
     #[arg(short = 'u', long)]
     udp: bool,
-    /// Hold each stream to this rate (bits per second: 100M; 0: no limit) [default: none; 1M with -u]
+    /// Hold each stream to this rate (bits per second: 100M; 0: no limit) [default: none, or 1M with -u]
     #[arg(short = 'b', long, value_name = "RATE", value_parser = rate)]
     bitrate: Option<u64>,
     /// The user that an iperf3 server knows; the password comes from --password-file or from
