@@ -9,6 +9,7 @@ pub mod engine;
 pub mod host_facts;
 pub mod iperf3;
 pub mod origin;
+pub mod quantity;
 pub mod stats;
 pub mod tether;
 

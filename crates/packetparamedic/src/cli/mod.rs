@@ -6,7 +6,6 @@ pub mod lines;
 pub mod output;
 mod pair_reflector;
 mod progress;
-pub mod quantity;
 mod reflectors;
 pub mod report;
 mod rotate_identity;
@@ -25,6 +24,7 @@ use crate::config::{Color, Key, Settings};
 use crate::failure::{Exit, Failure};
 use crate::history::History;
 use output::{Format, Output, Verbosity, Wanted};
+pub use paramedic_engines::quantity;
 
 /// What to type first.
 const FIRST_STEPS: &str = "\
