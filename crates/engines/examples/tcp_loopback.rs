@@ -4,28 +4,10 @@
 //! `tcp_loopback [direct|tunneled] [download|upload|bidir] [STREAMS] [SECONDS] [CONGESTION_CONTROL]`
 
 use std::error::Error;
-use std::io::Read;
-use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::time::Duration;
 
-use paramedic_engines::data_stream::DataStream;
-use paramedic_engines::dialer::Dialer;
-use paramedic_engines::engine::{DriveOrder, Progress, Serve, ServeOrder};
-use paramedic_engines::origin::Origin;
-use paramedic_engines::tether::Tether;
-use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_engines::self_test::loopback;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
-use paramedic_link::tls::{self, Alpn, Expect};
-use paramedic_link::{SecretKey, SessionId};
-use rustls::{ClientConfig, ServerConfig, ServerConnection};
-use zeroize::Zeroizing;
-
-fn keys() -> Arc<SessionKeys> {
-    Arc::new(SessionKeys::derive(SessionId::from_bytes([1; 16]), Zeroizing::new([1; 32])))
-}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = std::env::args().skip(1).collect::<Vec<_>>();
@@ -40,77 +22,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let spec = TestSpec::new(EngineId::try_from("tcp")?, data_mode, phases, arg(2, "1").parse()?);
     let spec = TestSpec { congestion_control: args.get(4).cloned(), ..spec };
     let engine = paramedic_engines::find("tcp").ok_or("no such engine")?;
-    // A port that is free now; nobody else wants it for the moment until it is claimed.
-    let control = TcpListener::bind("127.0.0.1:0")?;
-    let at = control.local_addr()?;
-    let mut client = None;
-    let direct = data_mode == DataMode::DirectEphemeral;
-    let control = (!direct).then_some(control);
-    let serve: Arc<dyn Serve> = Arc::from(engine.open(ServeOrder {
-        spec: spec.clone(),
-        keys: keys(),
-        claim: direct.then_some(at),
-        peer: at.ip(),
-        tether: Tether::free(),
-        scratch: std::env::temp_dir(),
-    })?);
-    if let Some(control) = control {
-        let (server, of_appliance) = configs()?;
-        client = Some(of_appliance);
-        let serve = Arc::clone(&serve);
-        std::thread::spawn(move || while admit(&control, &server, &*serve).is_ok() {});
-    }
-    let drive = engine.drive(DriveOrder {
-        spec,
-        keys: keys(),
-        dialer: Arc::new(Dialer {
-            target: at,
-            tls: client,
-            origin: Origin::default(),
-            connect_timeout: Duration::from_secs(5),
-        }),
-        tether: Tether::free(),
-        login: None,
-        scratch: std::env::temp_dir(),
-    })?;
-    let (start, started) = channel();
-    let (served, driven) = std::thread::scope(|scope| -> Result<_, Box<dyn Error>> {
-        let served = scope.spawn(|| {
-            serve.run(0, &|progress| {
-                if progress == Progress::Started {
-                    let _ = start.send(());
-                }
-            })
-        });
-        drive.connect(0)?;
-        started.recv()?;
-        let driven = drive.run(0, &|_| ());
-        Ok((served.join().map_err(|_| "the reflector's end panicked")?, driven))
-    })?;
+    let both = loopback::run(engine, &spec, std::env::temp_dir())?;
     for direction in load.directions() {
-        let (sender, receiver) = match direction {
-            Direction::Download => (&served, &driven),
-            Direction::Upload => (&driven, &served),
-        };
+        let (sender, receiver) = both.sender_and_receiver(*direction);
         print_line(*direction, sender, receiver);
     }
-    Ok(())
-}
-
-fn configs() -> Result<(Arc<ServerConfig>, Arc<ClientConfig>), Box<dyn Error>> {
-    let (ours, theirs) = (SecretKey::generate()?, SecretKey::generate()?);
-    let client = tls::appliance_config(&ours, Expect::ExactKey(theirs.id()), Alpn::Data)?;
-    Ok((tls::reflector_config(&theirs)?, client))
-}
-
-/// Takes one data connection as a reflector's control port does.
-fn admit(control: &TcpListener, config: &Arc<ServerConfig>, serve: &dyn Serve) -> Result<(), Box<dyn Error>> {
-    let (mut socket, _) = control.accept()?;
-    let mut connection = ServerConnection::new(Arc::clone(config))?;
-    let mut preamble = [0; Preamble::LEN];
-    rustls::Stream::new(&mut connection, &mut socket).read_exact(&mut preamble)?;
-    let preamble = Preamble::open(&preamble, &keys()).ok_or("not our preamble")?;
-    serve.admit(preamble, DataStream::tls(connection.into(), socket)?);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ pub mod host_facts;
 pub mod iperf3;
 pub mod origin;
 pub mod quantity;
+pub mod self_test;
 pub mod stats;
 pub mod tether;
 

@@ -1,0 +1,250 @@
+//! Both ends of an engine in one process, over loopback and without a link: what the engine and this host can do
+//! together. Any engine is played that a port and data connections are enough for; it never judges what comes out.
+
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread::Builder;
+use std::time::Duration;
+
+use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::measurement::PhaseTally;
+use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
+use paramedic_link::tls::{self, Alpn, Expect};
+use paramedic_link::{SecretKey, SessionId};
+use rustix::rand::GetRandomFlags;
+use rustls::{ClientConfig, ServerConfig, ServerConnection};
+use zeroize::Zeroizing;
+
+use crate::data_stream::DataStream;
+use crate::dialer::Dialer;
+use crate::engine::{DriveOrder, Engine, Progress, Serve, ServeOrder};
+use crate::origin::Origin;
+use crate::tether::Tether;
+
+/// How long one data connection may take until it is proven. Over loopback it takes milliseconds; a stranger on this
+/// host who connects to the port and says nothing holds it up this long at most.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often another free port is looked for when somebody was faster.
+const PORTS_TRIED: usize = 8;
+
+/// What both ends counted of one phase.
+#[derive(Clone, Debug)]
+pub struct BothEnds {
+    /// The reflector's end.
+    pub served: PhaseTally,
+    /// The appliance's end.
+    pub driven: PhaseTally,
+}
+
+impl BothEnds {
+    /// The tallies of the end that sent in `direction` and of the one that received.
+    pub fn sender_and_receiver(&self, direction: Direction) -> (&PhaseTally, &PhaseTally) {
+        match direction {
+            Direction::Download => (&self.served, &self.driven),
+            Direction::Upload => (&self.driven, &self.served),
+        }
+    }
+}
+
+/// Runs the one phase of `spec` at both ends of `engine`. `scratch` is a folder to work in, ours alone. Blocks for as
+/// long as the phase lasts, and some seconds more at worst; an error means that it never began.
+pub fn run(engine: &dyn Engine, spec: &TestSpec, scratch: PathBuf) -> io::Result<BothEnds> {
+    let (reflector, appliance) = (Tether::free(), Tether::free());
+    let played = play(engine, spec, scratch, &reflector, &appliance);
+    // Threads of either end that still wait for something have nothing to wait for.
+    reflector.cut();
+    appliance.cut();
+    played
+}
+
+fn play(
+    engine: &dyn Engine,
+    spec: &TestSpec,
+    scratch: PathBuf,
+    reflector: &Arc<Tether>,
+    appliance: &Arc<Tether>,
+) -> io::Result<BothEnds> {
+    let keys = fresh_keys()?;
+    let order = |claim: Option<SocketAddr>, at: SocketAddr| ServeOrder {
+        spec: spec.clone(),
+        keys: Arc::clone(&keys),
+        claim,
+        peer: at.ip(),
+        tether: Arc::clone(reflector),
+        scratch: scratch.clone(),
+    };
+    let (serve, target, tls): (Arc<dyn Serve>, _, _) = if spec.data_mode == DataMode::Tunneled {
+        let control = any_port()?;
+        let target = control.local_addr()?;
+        let serve: Arc<dyn Serve> = Arc::from(engine.open(order(None, target))?);
+        let (server, client) = tls_of_both_ends()?;
+        let (keys, tether, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&serve));
+        let admitting = move || admit_all(&control, &server, &keys, &*to, &tether);
+        Builder::new().name("loopback-port".into()).spawn(admitting)?;
+        (serve, target, Some(client))
+    } else {
+        let (serve, target) = claim(engine, order)?;
+        (serve, target, None)
+    };
+    let drive = engine.drive(DriveOrder {
+        spec: spec.clone(),
+        keys,
+        dialer: Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: PATIENCE }),
+        tether: Arc::clone(appliance),
+        login: serve.login(),
+        scratch,
+    })?;
+    drive.connect(0)?;
+    let (start, started) = channel();
+    std::thread::scope(|scope| {
+        // `start` goes with the thread: when it ends without having begun, nobody waits any longer.
+        let serving = Builder::new().name("loopback-serve".into()).spawn_scoped(scope, move || {
+            serve.run(0, &|progress| {
+                if progress == Progress::Started {
+                    // Whoever waited has heard it before.
+                    let _ = start.send(());
+                }
+            })
+        })?;
+        let begun = started.recv().is_ok();
+        let driven = if begun {
+            drive.run(0, &|_| ())
+        } else {
+            appliance.cut();
+            PhaseTally::default()
+        };
+        let served = serving.join().map_err(|_| io::Error::other("the reflector's end panicked"))?;
+        if begun {
+            return Ok(BothEnds { served, driven });
+        }
+        let why = served.cut_short.as_ref().map_or("it never began", |why| why.as_str());
+        Err(io::Error::other(drive.complaint(0).unwrap_or_else(|| why.to_owned())))
+    })
+}
+
+/// Has the engine claim a port that was free a moment ago.
+fn claim(
+    engine: &dyn Engine,
+    order: impl Fn(Option<SocketAddr>, SocketAddr) -> ServeOrder,
+) -> io::Result<(Arc<dyn Serve>, SocketAddr)> {
+    let mut taken = None;
+    for _ in 0..PORTS_TRIED {
+        let at = any_port()?.local_addr()?;
+        match engine.open(order(Some(at), at)) {
+            Ok(serve) => return Ok((Arc::from(serve), at)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => taken = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(taken.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
+}
+
+/// A port of loopback, of whichever IP family there is.
+fn any_port() -> io::Result<TcpListener> {
+    TcpListener::bind(
+        [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))].as_slice(),
+    )
+}
+
+/// Keys that nobody else on this host knows.
+fn fresh_keys() -> io::Result<Arc<SessionKeys>> {
+    let (mut session, mut secret) = ([0; 16], Zeroizing::new([0; 32]));
+    rustix::rand::getrandom(&mut session, GetRandomFlags::empty())?;
+    rustix::rand::getrandom(&mut *secret, GetRandomFlags::empty())?;
+    Ok(Arc::new(SessionKeys::derive(SessionId::from_bytes(session), secret)))
+}
+
+fn tls_of_both_ends() -> io::Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
+    let (ours, theirs) = (SecretKey::generate(), SecretKey::generate());
+    let (ours, theirs) = (ours.map_err(io::Error::other)?, theirs.map_err(io::Error::other)?);
+    let client = tls::appliance_config(&ours, Expect::ExactKey(theirs.id()), Alpn::Data).map_err(io::Error::other)?;
+    Ok((tls::reflector_config(&theirs).map_err(io::Error::other)?, client))
+}
+
+/// Takes data connections as a reflector's control port does, until the tether is cut.
+fn admit_all(
+    control: &TcpListener,
+    config: &Arc<ServerConfig>,
+    keys: &SessionKeys,
+    serve: &dyn Serve,
+    tether: &Arc<Tether>,
+) {
+    let Ok(_hold) = tether.hold(control) else { return };
+    while let Ok((socket, _)) = control.accept() {
+        // What is not ours is dropped; whoever is missing then is missed where the phase gathers its streams.
+        if let Err(error) = admit(socket, config, keys, serve) {
+            tracing::debug!(%error, "a connection of the loopback test was refused");
+        }
+    }
+}
+
+fn admit(mut socket: TcpStream, config: &Arc<ServerConfig>, keys: &SessionKeys, serve: &dyn Serve) -> io::Result<()> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+    let mut preamble = [0; Preamble::LEN];
+    rustls::Stream::new(&mut connection, &mut socket).read_exact(&mut preamble)?;
+    let preamble = Preamble::open(&preamble, keys).ok_or(io::ErrorKind::InvalidData)?;
+    socket.set_read_timeout(None)?;
+    serve.admit(preamble, DataStream::tls(connection.into(), socket)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::test_spec::{EngineId, Load, PhaseSpec};
+
+    use super::*;
+
+    fn spec(engine: &str, data_mode: DataMode, load: Load) -> TestSpec {
+        TestSpec::new(EngineId::try_from(engine).unwrap(), data_mode, vec![PhaseSpec { load, duration_ms: 100 }], 2)
+    }
+
+    #[test]
+    fn both_ends_count_the_same_in_every_mode_and_direction() {
+        let scratch = tempfile::tempdir().unwrap();
+        for data_mode in [DataMode::Tunneled, DataMode::DirectEphemeral] {
+            for (load, direction) in [(Load::Download, Direction::Download), (Load::Upload, Direction::Upload)] {
+                let spec = spec("tcp", data_mode, load);
+                let both = run(&crate::tcp::Tcp, &spec, scratch.path().to_owned()).unwrap();
+                let count = |tally: &PhaseTally| tally.direction(direction).unwrap().count.bytes;
+                assert_eq!((&both.served.cut_short, &both.driven.cut_short), (&None, &None), "{data_mode} {load}");
+                assert!(count(&both.served) > 0, "{data_mode} {load}");
+                assert_eq!(count(&both.served), count(&both.driven), "{data_mode} {load}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_end_refuses_never_begins() {
+        let refused = TestSpec {
+            congestion_control: Some("nonesuch".into()),
+            ..spec("tcp", DataMode::DirectEphemeral, Load::Download)
+        };
+        let error = run(&crate::tcp::Tcp, &refused, std::env::temp_dir()).unwrap_err();
+        assert!(error.to_string().contains("nonesuch"), "{error}");
+    }
+
+    #[test]
+    fn a_stranger_at_the_port_is_refused() {
+        let (server, _) = tls_of_both_ends().unwrap();
+        let listener = any_port().unwrap();
+        let mut stranger = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let serve = crate::tcp::Tcp
+            .open(ServeOrder {
+                spec: spec("tcp", DataMode::Tunneled, Load::Download),
+                keys: fresh_keys().unwrap(),
+                claim: None,
+                peer: listener.local_addr().unwrap().ip(),
+                tether: Tether::free(),
+                scratch: std::env::temp_dir(),
+            })
+            .unwrap();
+        let socket = listener.accept().unwrap().0;
+        assert!(admit(socket, &server, &fresh_keys().unwrap(), &*serve).is_err());
+    }
+}
