@@ -2,3 +2,369 @@
 //! are measured over loopback, and a verdict made of both. Prints nothing; both programs do, each in its own style.
 
 pub mod loopback;
+
+mod facts;
+mod report;
+mod timers;
+mod timestamps;
+mod verdict;
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use paramedic_link::PeerText;
+use paramedic_link::admission::LoginPadding;
+use paramedic_link::measurement::PhaseTally;
+use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ENGINES;
+use crate::engine::Engine;
+use loopback::BothEnds;
+
+pub use facts::{
+    Buffers, CongestionControls, Descriptors, Duplex, Facts, Governor, Interface, InterfaceKind, Processor,
+};
+pub use report::{Row, fact_rows, rate_note, rate_rows};
+pub use timers::Timers;
+pub use timestamps::Timestamps;
+pub use verdict::{Verdict, WeakPoint};
+
+/// The most streams that a rate is measured with: as many as a test has with nothing said.
+const MOST_STREAMS: u16 = 4;
+
+/// How long each measurement has to last at least: below, a rate says nothing.
+pub const SHORTEST: Duration = Duration::from_millis(100);
+/// How long each measurement may last at most.
+pub const LONGEST: Duration = Duration::from_secs(10);
+
+/// The longest reason that is told, in characters: it may be the words of another program.
+const LONGEST_REASON: usize = 300;
+
+/// The name and version of the self-test document's shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SelfTestSchema {
+    /// The first and so far only one.
+    #[default]
+    #[serde(rename = "packetparamedic.self_test/1")]
+    V1,
+}
+
+/// Which program asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Role {
+    /// The test endpoint.
+    #[serde(rename = "reflector")]
+    Reflector,
+    /// The device that measures.
+    #[serde(rename = "packetparamedic")]
+    Appliance,
+}
+
+/// What a self-test found. Rates are in bits per second of payload; what could not be read or measured is absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SelfTest {
+    /// The shape of this document.
+    pub schema: SelfTestSchema,
+    /// The program that tested its host.
+    pub program: Role,
+    /// Its version.
+    pub version: String,
+    /// When it began, by the host's clock (RFC 3339, UTC).
+    pub started_at: Timestamp,
+    /// When it was over, by the host's clock (RFC 3339, UTC).
+    pub finished_at: Timestamp,
+    /// What the host is good for.
+    pub verdict: Verdict,
+    /// What holds it back or makes its results worth less.
+    pub weak_points: Vec<WeakPoint>,
+    /// What each engine carried over loopback. Both ends shared this host: one end alone carries more, and an interface
+    /// costs something of it that loopback does not.
+    pub rates: Vec<LoopbackRate>,
+    /// What was not measured, and why.
+    pub not_measured: Vec<NotMeasured>,
+    /// What is known of the host.
+    pub facts: Facts,
+}
+
+/// What an engine carried over loopback in one of its data modes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LoopbackRate {
+    /// The engine.
+    pub engine: String,
+    /// The way its data took.
+    pub data_mode: DataMode,
+    /// Streams in each direction.
+    pub streams: u16,
+    /// From the reflector's end to the appliance's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<DirectionRate>,
+    /// From the appliance's end to the reflector's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<DirectionRate>,
+}
+
+impl LoopbackRate {
+    /// What was carried in `direction`.
+    pub fn direction(&self, direction: Direction) -> Option<&DirectionRate> {
+        match direction {
+            Direction::Download => self.download.as_ref(),
+            Direction::Upload => self.upload.as_ref(),
+        }
+    }
+}
+
+/// What was carried in one direction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DirectionRate {
+    /// Payload at the receiving end, over the whole time, start-up included.
+    pub goodput_bps: u64,
+    /// Payload bytes that the receiving end counted.
+    pub bytes_received: u64,
+    /// How long it received.
+    pub duration_ms: u64,
+    /// How the bytes were moved.
+    #[serde(default, skip_serializing_if = "MovedBy::is_empty")]
+    pub data_path: MovedBy,
+}
+
+/// How the bytes were moved at both ends, in the words of the result document; absent is an end that does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MovedBy {
+    /// The end that sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<PeerText>,
+    /// The end that received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiver: Option<PeerText>,
+}
+
+impl MovedBy {
+    fn is_empty(&self) -> bool {
+        self.sender.is_none() && self.receiver.is_none()
+    }
+}
+
+/// What was not measured, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NotMeasured {
+    /// The engine.
+    pub engine: String,
+    /// The way its data would have taken.
+    pub data_mode: DataMode,
+    /// The direction; absent: both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+    /// Because of what.
+    pub because: String,
+}
+
+/// One step of a running self-test, as it begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Which, from 0.
+    pub number: u32,
+    /// Of how many.
+    pub of: u32,
+    /// What is looked at.
+    pub what: String,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}: {}", self.number + 1, self.of, self.what)
+    }
+}
+
+/// A folder for [`run`] to work in, for nobody else and gone when dropped.
+pub fn scratch() -> io::Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix("self-test-").tempdir()
+}
+
+/// Tests this host as the place of `role`, `each` measurement for so long; `scratch` is a folder to work in, for engines
+/// that need one. Blocks, and tells `report` of each step as it begins.
+pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -> SelfTest {
+    let started_at = Timestamp::now();
+    let each = each.clamp(SHORTEST, LONGEST);
+    let loaded = ENGINES.iter().copied().filter(|engine| engine.loads()).collect::<Vec<_>>();
+    let ways = loaded.iter().map(|engine| engine.data_modes().len() * Direction::BOTH.len()).sum::<usize>();
+    let of = u32::try_from(1 + ways).unwrap_or(u32::MAX);
+    let mut number = 0;
+    let mut begin = |what: String| {
+        report(&Step { number, of, what });
+        number += 1;
+    };
+
+    let mut facts = facts::read();
+    begin("timers".to_owned());
+    // A millisecond apart, half as long as anything else takes.
+    facts.timers = timers::measure(u32::try_from(each.as_millis() / 2).unwrap_or(u32::MAX)).ok();
+    facts.timestamps = timestamps::probe();
+
+    let streams = facts.host.cpus.map_or(1, |cores| u16::try_from(cores).unwrap_or(u16::MAX).clamp(1, MOST_STREAMS));
+    let (mut rates, mut not_measured) = (Vec::new(), Vec::new());
+    for engine in loaded {
+        let fit = fit(engine, scratch);
+        for data_mode in engine.data_modes().iter().copied() {
+            let mut rate =
+                LoopbackRate { engine: engine.id().to_owned(), data_mode, streams, download: None, upload: None };
+            let mut missed = Vec::new();
+            for direction in Direction::BOTH {
+                begin(format!("{}, {}, {direction}", engine.id(), mode_word(data_mode)));
+                let spec = fit.clone().and_then(|paddings| spec(engine, data_mode, direction, streams, each, paddings));
+                match (spec.and_then(|spec| measure(engine, &spec, direction, scratch)), direction) {
+                    (Ok(carried), Direction::Download) => rate.download = Some(carried),
+                    (Ok(carried), Direction::Upload) => rate.upload = Some(carried),
+                    (Err(because), _) => missed.push(NotMeasured {
+                        engine: engine.id().to_owned(),
+                        data_mode,
+                        direction: Some(direction),
+                        because: PeerText::harmless(&because, LONGEST_REASON),
+                    }),
+                }
+            }
+            not_measured.extend(said_once(missed));
+            rates.extend((rate.download.is_some() || rate.upload.is_some()).then_some(rate));
+        }
+    }
+    let (verdict, weak_points) = verdict::judge(role, &facts, &rates);
+    SelfTest {
+        schema: SelfTestSchema::V1,
+        program: role,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at,
+        finished_at: Timestamp::now(),
+        verdict,
+        weak_points,
+        rates,
+        not_measured,
+        facts,
+    }
+}
+
+/// The word that people use for a data mode.
+fn mode_word(mode: DataMode) -> &'static str {
+    match mode {
+        DataMode::Tunneled => "tunneled",
+        DataMode::DirectEphemeral => "direct",
+        DataMode::Unknown => "unknown",
+    }
+}
+
+/// The reason of both directions once, where it is the same.
+fn said_once(mut missed: Vec<NotMeasured>) -> Vec<NotMeasured> {
+    if let [one, other] = missed.as_mut_slice()
+        && one.because == other.because
+    {
+        one.direction = None;
+        missed.truncate(1);
+    }
+    missed
+}
+
+/// Whether this host has what both ends of `engine` need, and how its login can be padded.
+fn fit(engine: &dyn Engine, scratch: &Path) -> Result<Vec<LoginPadding>, String> {
+    let paddings = engine.has_drive().map_err(|lacking| lacking.to_string())?;
+    engine.has_serve(scratch).map_err(|lacking| lacking.to_string())?;
+    Ok(paddings)
+}
+
+/// A test of one direction, or why it can't be had.
+fn spec(
+    engine: &dyn Engine,
+    data_mode: DataMode,
+    direction: Direction,
+    streams: u16,
+    each: Duration,
+    login_paddings: Vec<LoginPadding>,
+) -> Result<TestSpec, String> {
+    let load = match direction {
+        Direction::Download => Load::Download,
+        Direction::Upload => Load::Upload,
+    };
+    let phase = PhaseSpec { load, duration_ms: u32::try_from(each.as_millis()).unwrap_or(u32::MAX) };
+    let id = EngineId::try_from(engine.id()).map_err(|error| error.to_string())?;
+    let spec = TestSpec {
+        login_paddings,
+        // As fast as it goes, where an engine would hold back by itself.
+        bitrate_bps: Some(0),
+        ..TestSpec::new(id, data_mode, vec![phase], streams)
+    };
+    spec.check().map_err(|error| error.to_string())?;
+    engine.cannot(&spec).map_or(Ok(spec), |because| Err(because.to_owned()))
+}
+
+/// Measures one direction, or says why it can't be.
+fn measure(
+    engine: &dyn Engine,
+    spec: &TestSpec,
+    direction: Direction,
+    scratch: &Path,
+) -> Result<DirectionRate, String> {
+    let both = loopback::run(engine, spec, scratch.to_owned()).map_err(|error| error.to_string())?;
+    carried(&both, direction)
+}
+
+/// What the receiving end counted.
+fn carried(both: &BothEnds, direction: Direction) -> Result<DirectionRate, String> {
+    let (sender, receiver) = both.sender_and_receiver(direction);
+    let cut_short = receiver.cut_short.as_ref().or(sender.cut_short.as_ref());
+    if let Some(because) = cut_short {
+        return Err(because.to_string());
+    }
+    let path = |tally: &PhaseTally| tally.direction(direction)?.data_path.clone();
+    let count = receiver.direction(direction).map(|tally| tally.count).unwrap_or_default();
+    if count.bytes == 0 || count.elapsed_us == 0 {
+        return Err("nothing arrived".to_owned());
+    }
+    let bps = u128::from(count.bytes) * 8 * 1_000_000 / u128::from(count.elapsed_us);
+    Ok(DirectionRate {
+        goodput_bps: u64::try_from(bps).unwrap_or(u64::MAX),
+        bytes_received: count.bytes,
+        duration_ms: count.elapsed_us / 1000,
+        data_path: MovedBy { sender: path(sender), receiver: path(receiver) },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn every_engine_that_loads_is_measured_or_says_why_not() {
+        let steps = Mutex::new(Vec::new());
+        let scratch = scratch().unwrap();
+        let test = run(Role::Appliance, SHORTEST, scratch.path(), &|step| steps.lock().unwrap().push(step.clone()));
+        let steps = steps.into_inner().unwrap();
+        assert!(
+            steps.iter().enumerate().all(|(at, step)| step.number as usize == at && step.of as usize == steps.len())
+        );
+        for engine in ENGINES.iter().filter(|engine| engine.loads()) {
+            for mode in engine.data_modes() {
+                for direction in Direction::BOTH {
+                    let is_it = |id: &str, of: DataMode| id == engine.id() && of == *mode;
+                    let measured = test.rates.iter().filter(|rate| is_it(&rate.engine, rate.data_mode));
+                    let measured = measured.filter(|rate| rate.direction(direction).is_some()).count();
+                    let missed = test.not_measured.iter().filter(|missed| is_it(&missed.engine, missed.data_mode));
+                    let missed = missed.filter(|missed| missed.direction.is_none_or(|of| of == direction)).count();
+                    assert_eq!(measured + missed, 1, "{} {mode} {direction}: {test:#?}", engine.id());
+                }
+            }
+        }
+        // tcp has all it needs everywhere.
+        assert!(test.verdict.text.starts_with("This host is good for "), "{test:#?}");
+        assert_eq!(test.rates.iter().filter(|rate| rate.engine == "tcp").count(), 2);
+        // iperf3 measures whole seconds: a tenth of one it refuses, once for both directions.
+        let iperf3 = test.not_measured.iter().filter(|missed| missed.engine == "iperf3").collect::<Vec<_>>();
+        assert!(matches!(iperf3[..], [missed] if missed.direction.is_none()), "{iperf3:?}");
+        let text = serde_json::to_string(&test).unwrap();
+        assert!(!text.contains("null"), "{text}");
+        assert_eq!(serde_json::from_str::<SelfTest>(&text).unwrap(), test);
+    }
+}

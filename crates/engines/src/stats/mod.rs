@@ -3,5 +3,6 @@
 mod latency;
 mod throughput;
 
+pub(crate) use latency::percentile;
 pub use latency::{Grade, LatencySummary, RoundTrips, grade, latency};
 pub use throughput::{Throughput, throughput};

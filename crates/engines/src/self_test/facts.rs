@@ -1,0 +1,423 @@
+//! What can be read of this host without trying anything: processor, interfaces, limits, buffers. It changes nothing and
+//! never fails: what can't be read is absent. What is measured or tried stands beside it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{Resource, getrlimit};
+use paramedic_link::PeerText;
+use paramedic_link::measurement::HostFacts;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::timers::Timers;
+use super::timestamps::Timestamps;
+use crate::host_facts::{self, speed_bps, text};
+
+/// What is known of the host. Absent is what could not be read or tried.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Facts {
+    /// System, processor, memory, load and clock.
+    pub host: HostFacts,
+    /// What of the processor matters to a test.
+    pub processor: Processor,
+    /// The interfaces that are up, without loopback, by name.
+    pub interfaces: Vec<Interface>,
+    /// How many descriptors the program may have open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptors: Option<Descriptors>,
+    /// How large the kernel lets socket buffers grow.
+    pub buffers: Buffers,
+    /// What TCP sends by.
+    pub congestion: CongestionControls,
+    /// How late timers ring.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timers: Option<Timers>,
+    /// Whether the kernel says when a packet came and went.
+    pub timestamps: Timestamps,
+    /// When programs get huge pages: `always`, `madvise`, `never`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<String>,
+}
+
+/// What of the processor matters to a test.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Processor {
+    /// Whether it encrypts with AES-GCM in hardware; absent where this program doesn't know the architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aes_gcm_in_hardware: Option<bool>,
+    /// The instructions that it has for that, by the names of the architecture.
+    pub instructions: Vec<String>,
+    /// The cores that this program may run on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
+    /// The cores' worth of time that a control group leaves to this program; absent: no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_cores: Option<f64>,
+    /// How its cores choose their frequency, each way once; empty where the system doesn't tell.
+    pub governors: Vec<Governor>,
+}
+
+/// How cores choose their frequency (the kernel's cpufreq).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct Governor {
+    /// Who decides: `performance`, `powersave`, `schedutil`, …
+    pub name: PeerText,
+    /// Who carries it out. Some drivers mean by `powersave` nothing worse than "as it is needed".
+    pub driver: PeerText,
+}
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Interface {
+    /// Its name.
+    pub name: PeerText,
+    /// What stands behind it.
+    pub kind: InterfaceKind,
+    /// Its MTU, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_bytes: Option<u32>,
+    /// Its speed as the driver says it, in bits per second; absent where it says none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed_bps: Option<u64>,
+    /// Whether it sends and receives at once; absent where the driver doesn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplex: Option<Duplex>,
+}
+
+/// What stands behind an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InterfaceKind {
+    /// A device with a cable, or one that a hypervisor makes look so.
+    Wired,
+    /// A radio.
+    Wireless,
+    /// The kernel alone: a bridge, a tunnel, a container's end. Its speed, where it claims one, is made up.
+    Virtual,
+}
+
+/// Whether an interface sends and receives at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Duplex {
+    /// It does.
+    Full,
+    /// It does one at a time.
+    Half,
+}
+
+/// How many descriptors the program may have open (`RLIMIT_NOFILE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Descriptors {
+    /// Now.
+    pub soft: u64,
+    /// When it asks for more.
+    pub hard: u64,
+}
+
+/// How large the kernel lets socket buffers grow, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Buffers {
+    /// The most that a program may ask for to receive in (`net.core.rmem_max`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_max_bytes: Option<u64>,
+    /// The most that a program may ask for to send from (`net.core.wmem_max`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_max_bytes: Option<u64>,
+    /// The most that TCP takes by itself to receive in (the last of `net.ipv4.tcp_rmem`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_receive_max_bytes: Option<u64>,
+    /// The most that TCP takes by itself to send from (the last of `net.ipv4.tcp_wmem`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_send_max_bytes: Option<u64>,
+}
+
+/// What TCP sends by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CongestionControls {
+    /// What it takes where nothing is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<String>,
+    /// What any program may ask for (`-C`).
+    pub allowed: Vec<String>,
+    /// What is loaded, for root.
+    pub available: Vec<String>,
+}
+
+/// Reads the host as it is now. Timers and time stamps are left out: they are tried, not read.
+pub(super) fn read() -> Facts {
+    let setting = |name: &str| text(Path::new("/proc/sys/net").join(name));
+    let words = |name: &str| setting(name).map(|text| words(&text)).unwrap_or_default();
+    let bytes = |name: &str| last_number(&setting(name)?);
+    Facts {
+        host: host_facts::read(None),
+        processor: Processor {
+            cores: rustix::thread::sched_getaffinity(None).ok().map(|cores| cores.count()),
+            quota_cores: text("/proc/self/cgroup").and_then(|groups| quota_cores(Path::new("/sys/fs/cgroup"), &groups)),
+            governors: governors(Path::new("/sys/devices/system/cpu")),
+            ..ciphers()
+        },
+        interfaces: interfaces(Path::new("/sys/class/net")),
+        descriptors: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, hard)| Descriptors { soft, hard }),
+        buffers: Buffers {
+            receive_max_bytes: bytes("core/rmem_max"),
+            send_max_bytes: bytes("core/wmem_max"),
+            tcp_receive_max_bytes: bytes("ipv4/tcp_rmem"),
+            tcp_send_max_bytes: bytes("ipv4/tcp_wmem"),
+        },
+        congestion: CongestionControls {
+            default: words("ipv4/tcp_congestion_control").into_iter().next(),
+            allowed: words("ipv4/tcp_allowed_congestion_control"),
+            available: words("ipv4/tcp_available_congestion_control"),
+        },
+        timers: None,
+        timestamps: Timestamps::default(),
+        huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled").and_then(|modes| chosen(&modes)),
+    }
+}
+
+/// The instructions that AES-GCM, the cipher of every link and tunnel, is made of.
+#[cfg(target_arch = "x86_64")]
+fn ciphers() -> Processor {
+    use std::arch::is_x86_feature_detected as has;
+    named([
+        ("aes", has!("aes")),
+        ("pclmulqdq", has!("pclmulqdq")),
+        ("avx2", has!("avx2")),
+        ("vaes", has!("vaes")),
+        ("vpclmulqdq", has!("vpclmulqdq")),
+        ("avx512f", has!("avx512f")),
+    ])
+}
+
+/// The instructions that AES-GCM, the cipher of every link and tunnel, is made of.
+#[cfg(target_arch = "aarch64")]
+fn ciphers() -> Processor {
+    use std::arch::is_aarch64_feature_detected as has;
+    named([("aes", has!("aes")), ("pmull", has!("pmull")), ("sha3", has!("sha3"))])
+}
+
+/// Nothing is known of other architectures.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn ciphers() -> Processor {
+    Processor::default()
+}
+
+/// The first two, the cipher's rounds and the multiplication of its tag, are what it takes; the others make it faster.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn named<const N: usize>(instructions: [(&str, bool); N]) -> Processor {
+    let names = instructions.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned());
+    Processor {
+        aes_gcm_in_hardware: Some(instructions.iter().take(2).all(|(_, has)| *has)),
+        instructions: names.collect(),
+        ..Processor::default()
+    }
+}
+
+/// The least cores' worth of time that one of the control groups leaves, from our own to the root of `mount`; `groups`
+/// is what cgroups(7) says of us, of either version.
+fn quota_cores(mount: &Path, groups: &str) -> Option<f64> {
+    let groups = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let quotas = groups.flat_map(|(controllers, path)| {
+        let path = PathBuf::from(path.trim_start_matches('/'));
+        let folders = match controllers {
+            // Version 2, alone or beside version 1.
+            "" => vec![mount.to_owned(), mount.join("unified")],
+            _ if controllers.split(',').any(|controller| controller == "cpu") => {
+                vec![mount.join("cpu"), mount.join(controllers)]
+            }
+            _ => vec![],
+        };
+        let up = move |folder: PathBuf| path.ancestors().map(|path| folder.join(path)).collect::<Vec<_>>();
+        folders.into_iter().flat_map(up)
+    });
+    quotas.filter_map(|folder| quota_in(&folder)).min_by(f64::total_cmp)
+}
+
+fn quota_in(group: &Path) -> Option<f64> {
+    let number = |name: &str| text(group.join(name))?.trim().parse::<f64>().ok();
+    let (quota, period) = match text(group.join("cpu.max")) {
+        Some(max) => {
+            let (quota, period) = max.split_once(char::is_whitespace)?;
+            // "max" is no number, and no limit.
+            (quota.parse::<f64>().ok()?, period.trim().parse::<f64>().ok()?)
+        }
+        // -1 is no limit.
+        None => (number("cpu.cfs_quota_us")?, number("cpu.cfs_period_us")?),
+    };
+    (quota > 0.0 && period > 0.0).then_some(quota / period)
+}
+
+/// The frequency governors of all cores, each once.
+fn governors(cpus: &Path) -> Vec<Governor> {
+    let governor = |cpu: PathBuf| {
+        let word = |name: &str| Some(PeerText::new(&text(cpu.join("cpufreq").join(name))?));
+        Some(Governor { name: word("scaling_governor")?, driver: word("scaling_driver").unwrap_or_default() })
+    };
+    let mut found = entries(cpus).filter_map(governor).collect::<Vec<_>>();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The interfaces in `net` that are up, without loopback, by name.
+fn interfaces(net: &Path) -> Vec<Interface> {
+    /// `ARPHRD_LOOPBACK` (linux/if_arp.h).
+    const LOOPBACK: &str = "772";
+    let interface = |folder: PathBuf| {
+        let file = |name: &str| Some(text(folder.join(name))?.trim().to_owned());
+        // Tunnels don't know whether they are up, and say so while somebody has set them up.
+        let is_up = file("operstate").is_some_and(|state| state == "up" || state == "unknown");
+        if !is_up || file("type").is_some_and(|kind| kind == LOOPBACK) {
+            return None;
+        }
+        let kind = if folder.join("wireless").exists() || folder.join("phy80211").exists() {
+            InterfaceKind::Wireless
+        } else if folder.join("device").exists() {
+            InterfaceKind::Wired
+        } else {
+            InterfaceKind::Virtual
+        };
+        let told = |name: &str| if kind == InterfaceKind::Virtual { None } else { file(name) };
+        Some(Interface {
+            name: PeerText::new(&folder.file_name()?.to_string_lossy()),
+            kind,
+            mtu_bytes: file("mtu").and_then(|mtu| mtu.parse().ok()),
+            speed_bps: told("speed").and_then(|speed| speed_bps(&speed)),
+            duplex: told("duplex").and_then(|duplex| match duplex.as_str() {
+                "full" => Some(Duplex::Full),
+                "half" => Some(Duplex::Half),
+                _ => None,
+            }),
+        })
+    };
+    let mut interfaces = entries(net).filter_map(interface).collect::<Vec<_>>();
+    interfaces.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    interfaces
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The last of some numbers, as in `4096 131072 6291456`.
+fn last_number(text: &str) -> Option<u64> {
+    text.split_whitespace().next_back()?.parse().ok()
+}
+
+/// The word in brackets, as in `always [madvise] never`.
+fn chosen(modes: &str) -> Option<String> {
+    let (word, _) = modes.split_once('[')?.1.split_once(']')?;
+    Some(word.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with these files in it.
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn this_host_tells_of_itself() {
+        let facts = read();
+        let descriptors = facts.descriptors.unwrap();
+        assert!(descriptors.soft > 0 && descriptors.soft <= descriptors.hard);
+        assert!(facts.congestion.default.is_some());
+        assert!(facts.interfaces.iter().all(|interface| interface.name.as_str() != "lo"));
+        if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+            let has = |name: &str| facts.processor.instructions.iter().any(|has| has == name);
+            let both = has("aes") && (has("pclmulqdq") || has("pmull"));
+            assert_eq!(facts.processor.aes_gcm_in_hardware, Some(both));
+        }
+    }
+
+    #[test]
+    fn interfaces_that_are_up_tell_what_their_driver_knows() {
+        let net = tree(&[
+            ("eth0/operstate", "up\n"),
+            ("eth0/type", "1\n"),
+            ("eth0/mtu", "1500\n"),
+            ("eth0/speed", "100\n"),
+            ("eth0/duplex", "half\n"),
+            ("eth0/device/vendor", "0x8086\n"),
+            ("wlan0/operstate", "up\n"),
+            ("wlan0/wireless/status", ""),
+            ("wlan0/device/vendor", ""),
+            ("wlan0/mtu", "1500\n"),
+            ("tun0/operstate", "unknown\n"),
+            ("tun0/speed", "10\n"),
+            ("tun0/duplex", "full\n"),
+            ("eth1/operstate", "down\n"),
+            ("lo/operstate", "unknown\n"),
+            ("lo/type", "772\n"),
+        ]);
+        let found = interfaces(net.path());
+        let names = found.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>();
+        assert_eq!(names, ["eth0", "tun0", "wlan0"]);
+        assert_eq!((found[0].speed_bps, found[0].duplex), (Some(100_000_000), Some(Duplex::Half)));
+        assert_eq!((found[0].kind, found[0].mtu_bytes), (InterfaceKind::Wired, Some(1500)));
+        // What a tunnel says of its speed is made up.
+        assert_eq!((found[1].kind, found[1].speed_bps, found[1].duplex), (InterfaceKind::Virtual, None, None));
+        assert_eq!((found[2].kind, found[2].speed_bps), (InterfaceKind::Wireless, None));
+        assert_eq!(interfaces(Path::new("/nonesuch")), []);
+    }
+
+    #[test]
+    fn the_narrowest_control_group_on_the_way_up_counts() {
+        let second = tree(&[
+            ("cpu.max", "max 100000\n"),
+            ("shop/cpu.max", "150000 100000\n"),
+            ("shop/till/cpu.max", "max 100000\n"),
+        ]);
+        assert_eq!(quota_cores(second.path(), "0::/shop/till\n"), Some(1.5));
+        assert_eq!(quota_cores(second.path(), "0::/\n"), None);
+        let first = tree(&[
+            ("cpu,cpuacct/cpu.cfs_quota_us", "-1\n"),
+            ("cpu,cpuacct/cpu.cfs_period_us", "100000\n"),
+            ("cpu,cpuacct/shop/cpu.cfs_quota_us", "50000\n"),
+            ("cpu,cpuacct/shop/cpu.cfs_period_us", "100000\n"),
+        ]);
+        assert_eq!(quota_cores(first.path(), "4:memory:/shop\n3:cpu,cpuacct:/shop\n0::/\n"), Some(0.5));
+        assert_eq!(quota_cores(first.path(), "3:cpu,cpuacct:/\n"), None);
+        // The path of a container that sees its own groups alone leads nowhere; what it sees counts.
+        let inside = tree(&[("cpu.max", "50000 100000\n")]);
+        assert_eq!(quota_cores(inside.path(), "0::/not/to/be/seen\n"), Some(0.5));
+        assert_eq!(quota_cores(inside.path(), "nonsense"), None);
+    }
+
+    #[test]
+    fn governors_are_told_once_each() {
+        let cpus = tree(&[
+            ("cpu0/cpufreq/scaling_governor", "powersave\n"),
+            ("cpu0/cpufreq/scaling_driver", "cppc_cpufreq\n"),
+            ("cpu1/cpufreq/scaling_driver", "cppc_cpufreq\n"),
+            ("cpu1/cpufreq/scaling_governor", "powersave\n"),
+            ("cpu2/cpufreq/scaling_governor", "performance\n"),
+            ("online", "0-2\n"),
+        ]);
+        let governor = |name, driver| Governor { name: PeerText::new(name), driver: PeerText::new(driver) };
+        assert_eq!(governors(cpus.path()), [governor("performance", ""), governor("powersave", "cppc_cpufreq")]);
+    }
+
+    #[test]
+    fn what_is_unreadable_is_absent() {
+        assert_eq!(last_number("4096\t131072\t6291456\n"), Some(6_291_456));
+        assert_eq!([last_number(""), last_number("many")], [None; 2]);
+        assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
+        assert_eq!(chosen("always madvise never"), None);
+    }
+}

@@ -1,0 +1,298 @@
+//! What a self-test found, as rows for people: a label and what stands beside it. Pure; how a program prints them is its
+//! own business. What could not be read says so.
+
+use paramedic_link::test_spec::Direction;
+
+use super::facts::{Duplex, Facts, Interface, InterfaceKind};
+use super::verdict::line_rate;
+use super::{DirectionRate, LoopbackRate, SelfTest, mode_word};
+use crate::quantity;
+
+/// A label, and what stands beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What it is about.
+    pub label: String,
+    /// What was found.
+    pub text: String,
+}
+
+impl Row {
+    fn new(label: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { label: label.into(), text: text.into() }
+    }
+}
+
+/// What is there of a fact that can't be read here.
+const UNKNOWN: &str = "can't be read here";
+
+/// What each engine carried, and what was not measured.
+pub fn rate_rows(test: &SelfTest) -> Vec<Row> {
+    let carried = test.rates.iter().map(|rate| {
+        let both = Direction::BOTH.into_iter().filter_map(|direction| {
+            let word = if direction == Direction::Download { "down" } else { "up" };
+            Some(format!("{} {word}", quantity::rate(rate.direction(direction)?.goodput_bps)))
+        });
+        let text = format!("{}{}", both.collect::<Vec<_>>().join(", "), moved(rate));
+        Row::new(format!("{} {}", rate.engine, mode_word(rate.data_mode)), text)
+    });
+    let missed = test.not_measured.iter().map(|missed| {
+        let direction = missed.direction.map_or_else(String::new, |direction| format!(" {direction}"));
+        let label = format!("{} {}", missed.engine, mode_word(missed.data_mode));
+        Row::new(label, format!("no{direction} rate: {}", missed.because))
+    });
+    carried.chain(missed).collect()
+}
+
+/// What has to be said beside the rates, where there are some.
+pub fn rate_note(test: &SelfTest) -> Option<String> {
+    let streams = test.rates.first()?.streams;
+    let streams = if streams == 1 { "one stream".to_owned() } else { format!("{streams} streams") };
+    Some(format!(
+        "Payload over loopback, {streams}, both ends on this host: one end alone carries more, less what a real \
+         interface costs."
+    ))
+}
+
+/// What is known of the host.
+pub fn fact_rows(test: &SelfTest) -> Vec<Row> {
+    let facts = &test.facts;
+    let system = facts.host.system.as_ref().map_or(UNKNOWN, |system| system.as_str());
+    let mut rows =
+        vec![Row::new("System", system), Row::new("Processor", processor(facts)), Row::new("Memory", memory(facts))];
+    rows.extend(interfaces(&facts.interfaces));
+    rows.extend([
+        Row::new("Clock", clock(facts)),
+        Row::new("Timers", timers(facts)),
+        Row::new("Time stamps", timestamps(facts)),
+        Row::new("Descriptors", descriptors(facts)),
+        Row::new("Buffers", buffers(facts)),
+        Row::new("Congestion", congestion(facts)),
+    ]);
+    rows
+}
+
+/// The ways its bytes took, each once.
+fn moved(rate: &LoopbackRate) -> String {
+    let path = |rate: &DirectionRate| {
+        let both = [&rate.data_path.sender, &rate.data_path.receiver];
+        let mut words = both.into_iter().flatten().map(ToString::to_string).collect::<Vec<_>>();
+        words.dedup();
+        words.join(" to ")
+    };
+    let mut paths = [&rate.download, &rate.upload].into_iter().flatten().map(path).collect::<Vec<_>>();
+    paths.retain(|path| !path.is_empty());
+    paths.dedup();
+    if paths.is_empty() { String::new() } else { format!(" ({})", paths.join("; ")) }
+}
+
+fn processor(facts: &Facts) -> String {
+    let model = facts.host.cpu_model.as_ref().map(ToString::to_string);
+    let cores = facts.host.cpus.map(|cores| format!("{cores} core{}", if cores == 1 { "" } else { "s" }));
+    let ciphers = facts.processor.aes_gcm_in_hardware.map(|has| {
+        let names = facts.processor.instructions.join(", ");
+        if has { format!("AES-GCM in hardware ({names})") } else { "no AES-GCM in hardware".to_owned() }
+    });
+    let mut governors = facts.processor.governors.iter().map(|of| of.name.to_string()).collect::<Vec<_>>();
+    governors.dedup();
+    let governors = (!governors.is_empty()).then(|| format!("frequency by {}", governors.join(", ")));
+    let quota = facts.processor.quota_cores.map(|quota| format!("a quota of {quota:.2} cores"));
+    joined([model, cores, quota, governors, ciphers])
+}
+
+fn memory(facts: &Facts) -> String {
+    let total = facts.host.memory_total_bytes.map(quantity::bytes);
+    let free = facts.host.memory_available_bytes.map(|bytes| format!("{} to be had", quantity::bytes(bytes)));
+    let huge = facts.huge_pages.as_ref().map(|mode| format!("huge pages: {mode}"));
+    joined([total, free, huge])
+}
+
+/// A row for each real interface, and one for all that the kernel made.
+fn interfaces(interfaces: &[Interface]) -> Vec<Row> {
+    let (made, real) = interfaces.iter().partition::<Vec<_>, _>(|interface| interface.kind == InterfaceKind::Virtual);
+    let row = |interface: &&Interface| {
+        let radio = (interface.kind == InterfaceKind::Wireless).then(|| "wireless".to_owned());
+        let speed = Some(interface.speed_bps.map_or_else(|| "tells no speed".to_owned(), line_rate));
+        let duplex = interface.duplex.map(|duplex| match duplex {
+            Duplex::Full => "full duplex".to_owned(),
+            Duplex::Half => "half duplex".to_owned(),
+        });
+        let mtu = interface.mtu_bytes.map(|mtu| format!("MTU {mtu}"));
+        Row::new("Interface", format!("{}: {}", interface.name, joined([radio, speed, duplex, mtu])))
+    };
+    let mut rows = real.iter().map(row).collect::<Vec<_>>();
+    if !made.is_empty() {
+        let names = made.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
+        rows.push(Row::new("Interface", format!("virtual: {names}")));
+    }
+    if rows.is_empty() {
+        rows.push(Row::new("Interface", "none is up but loopback"));
+    }
+    rows
+}
+
+fn clock(facts: &Facts) -> String {
+    match (facts.host.clock_synchronised, facts.host.clock_error_us) {
+        (Some(true), Some(error)) => format!("synchronised, off by {} at most", quantity::micros(error)),
+        (Some(true), None) => "synchronised".to_owned(),
+        (Some(false), _) => "not synchronised".to_owned(),
+        (None, _) => UNKNOWN.to_owned(),
+    }
+}
+
+fn timers(facts: &Facts) -> String {
+    facts.timers.map_or_else(
+        || "can't be made here".to_owned(),
+        |timers| {
+            let [half, most, all] = [timers.late_p50_us, timers.late_p99_us, timers.late_max_us].map(quantity::micros);
+            format!("{half} late (median), {most} (99 %), {all} at worst")
+        },
+    )
+}
+
+fn timestamps(facts: &Facts) -> String {
+    let stamps = facts.timestamps;
+    match (stamps.software_receive, stamps.software_send) {
+        (Some(true), Some(true)) => "by the kernel, of what comes and what goes".to_owned(),
+        (Some(true), Some(false)) => "by the kernel, of what comes".to_owned(),
+        (Some(false), Some(true)) => "by the kernel, of what goes".to_owned(),
+        (Some(false), Some(false)) => "none by the kernel".to_owned(),
+        _ => "could not be tried".to_owned(),
+    }
+}
+
+fn descriptors(facts: &Facts) -> String {
+    facts.descriptors.map_or_else(
+        || UNKNOWN.to_owned(),
+        |limit| format!("{}, and {} for a program that asks", limit.soft, limit.hard),
+    )
+}
+
+fn buffers(facts: &Facts) -> String {
+    let pair = |receive: Option<u64>, send: Option<u64>| {
+        Some(format!("{} to receive, {} to send", quantity::bytes(receive?), quantity::bytes(send?)))
+    };
+    let buffers = &facts.buffers;
+    let tcp = pair(buffers.tcp_receive_max_bytes, buffers.tcp_send_max_bytes).map(|pair| format!("TCP's own: {pair}"));
+    let asked = pair(buffers.receive_max_bytes, buffers.send_max_bytes).map(|pair| format!("when asked for: {pair}"));
+    let parts = [tcp, asked].into_iter().flatten().collect::<Vec<_>>();
+    if parts.is_empty() { UNKNOWN.to_owned() } else { parts.join("; ") }
+}
+
+fn congestion(facts: &Facts) -> String {
+    let controls = &facts.congestion;
+    let default = controls.default.clone();
+    let allowed = (!controls.allowed.is_empty()).then(|| format!("anyone may ask for {}", controls.allowed.join(", ")));
+    let more = controls.available.iter().filter(|name| !controls.allowed.contains(name)).cloned().collect::<Vec<_>>();
+    let more = (!more.is_empty()).then(|| format!("root also for {}", more.join(", ")));
+    joined([default, allowed, more])
+}
+
+fn joined<const N: usize>(parts: [Option<String>; N]) -> String {
+    let parts = parts.into_iter().flatten().collect::<Vec<_>>();
+    if parts.is_empty() { UNKNOWN.to_owned() } else { parts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::PeerText;
+    use paramedic_link::test_spec::DataMode;
+
+    use super::super::{MovedBy, NotMeasured, Role, SelfTestSchema, Verdict};
+    use super::*;
+
+    fn test() -> SelfTest {
+        let word = |word: &str| Some(PeerText::new(word));
+        let rate = |goodput_bps| {
+            let data_path = MovedBy { sender: word("splice"), receiver: word("trunc") };
+            Some(DirectionRate { goodput_bps, bytes_received: 1, duration_ms: 1, data_path })
+        };
+        let direct = DataMode::DirectEphemeral;
+        SelfTest {
+            schema: SelfTestSchema::V1,
+            program: Role::Reflector,
+            version: "1.2.3".to_owned(),
+            started_at: jiff::Timestamp::UNIX_EPOCH,
+            finished_at: jiff::Timestamp::UNIX_EPOCH,
+            verdict: Verdict::default(),
+            weak_points: vec![],
+            rates: vec![LoopbackRate {
+                engine: "tcp".to_owned(),
+                data_mode: direct,
+                streams: 2,
+                download: rate(9_430_000_000),
+                upload: rate(941_000_000),
+            }],
+            not_measured: vec![NotMeasured {
+                engine: "iperf3".to_owned(),
+                data_mode: direct,
+                direction: Some(Direction::Upload),
+                because: "iperf3 is not there".to_owned(),
+            }],
+            facts: Facts::default(),
+        }
+    }
+
+    #[test]
+    fn each_rate_is_a_row_and_so_is_each_one_that_is_missing() {
+        let rows = rate_rows(&test());
+        assert_eq!(
+            rows,
+            [
+                Row::new("tcp direct", "9.43 Gbit/s down, 941 Mbit/s up (splice to trunc)"),
+                Row::new("iperf3 direct", "no upload rate: iperf3 is not there"),
+            ]
+        );
+        assert!(rate_note(&test()).unwrap().contains("2 streams, both ends on this host"));
+        assert_eq!(rate_note(&SelfTest { rates: vec![], ..test() }), None);
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_said_and_not_left_out() {
+        let rows = fact_rows(&test());
+        let labels = rows.iter().map(|row| row.label.as_str()).collect::<Vec<_>>();
+        assert_eq!(
+            labels,
+            [
+                "System",
+                "Processor",
+                "Memory",
+                "Interface",
+                "Clock",
+                "Timers",
+                "Time stamps",
+                "Descriptors",
+                "Buffers",
+                "Congestion"
+            ]
+        );
+        let silent = rows.iter().filter(|row| !row.text.contains("can't") && !row.text.contains("could not"));
+        assert_eq!(silent.collect::<Vec<_>>(), [&Row::new("Interface", "none is up but loopback")]);
+    }
+
+    #[test]
+    fn interfaces_are_told_apart() {
+        let interface = |name: &str, kind, speed_bps, duplex| Interface {
+            name: PeerText::new(name),
+            kind,
+            mtu_bytes: Some(1500),
+            speed_bps,
+            duplex,
+        };
+        let rows = interfaces(&[
+            interface("br0", InterfaceKind::Virtual, None, None),
+            interface("eth0", InterfaceKind::Wired, Some(2_500_000_000), Some(Duplex::Full)),
+            interface("tun0", InterfaceKind::Virtual, None, None),
+            interface("wlan0", InterfaceKind::Wireless, None, None),
+        ]);
+        let texts = rows.iter().map(|row| row.text.as_str()).collect::<Vec<_>>();
+        assert_eq!(
+            texts,
+            [
+                "eth0: 2.5 Gbit/s, full duplex, MTU 1500",
+                "wlan0: wireless, tells no speed, MTU 1500",
+                "virtual: br0, tun0"
+            ]
+        );
+    }
+}

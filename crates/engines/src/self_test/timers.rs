@@ -1,0 +1,58 @@
+//! How late the timer that sends latency probes rings on this host, found out by letting it ring.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::event::PollFlags;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
+
+use crate::echo::clock::{Clock, Timer, wait};
+use crate::stats::percentile;
+
+/// How late a timer rang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Timers {
+    /// How often it was to ring, a millisecond apart.
+    pub rings: u32,
+    /// How late it was half of the time.
+    pub late_p50_us: u64,
+    /// How late it was in all but one of a hundred.
+    pub late_p99_us: u64,
+    /// How late it was at worst.
+    pub late_max_us: u64,
+}
+
+/// Lets the timer ring `rings` times on an absolute schedule. One that rings late makes none of the next ones wait: they
+/// are late by their own time.
+pub(super) fn measure(rings: u32) -> io::Result<Timers> {
+    const APART: Duration = Duration::from_millis(1);
+    let clock = Clock::start();
+    let timer = Timer::new(clock)?;
+    let mut late_us = Vec::new();
+    let mut due_ns = clock.now_ns();
+    for _ in 0..rings {
+        due_ns += u64::try_from(APART.as_nanos()).unwrap_or(u64::MAX);
+        timer.tick(due_ns, Duration::ZERO)?;
+        wait([(timer.as_fd(), PollFlags::IN)])?;
+        late_us.push(clock.now_ns().saturating_sub(due_ns) / 1000);
+        timer.clear();
+    }
+    late_us.sort_unstable();
+    let at = |permille| percentile(&late_us, permille).unwrap_or(0);
+    Ok(Timers { rings, late_p50_us: at(500), late_p99_us: at(990), late_max_us: late_us.last().copied().unwrap_or(0) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_rings_as_often_as_it_was_asked_to() {
+        let timers = measure(20).unwrap();
+        assert_eq!(timers.rings, 20);
+        assert!(timers.late_p50_us <= timers.late_p99_us && timers.late_p99_us <= timers.late_max_us);
+        assert_eq!(measure(0).unwrap().late_max_us, 0);
+    }
+}

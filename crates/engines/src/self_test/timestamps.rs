@@ -1,0 +1,100 @@
+//! Whether this kernel says when a packet came and went (`SO_TIMESTAMPING`), found out with datagrams to ourselves. Of the
+//! kernel's own time stamps alone: what an interface's hardware does is not asked.
+
+use std::io::{self, IoSliceMut};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, Timestamps as Stamps, recvmsg, setsockopt,
+    sockopt,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Whether the kernel says when a packet came and went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Timestamps {
+    /// When it came; absent where it could not be tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub software_receive: Option<bool>,
+    /// When it went; absent where it could not be tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub software_send: Option<bool>,
+}
+
+/// How long stamps are waited for. The kernel begins to stamp a moment after it was first asked to, so that the first
+/// datagrams may go without.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How many datagrams are tried at least, however long they take.
+const TRIES: usize = 100;
+
+/// Tries both.
+pub(super) fn probe() -> Timestamps {
+    let Ok(socket) = to_itself() else { return Timestamps::default() };
+    let flags = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
+    if setsockopt(&socket, sockopt::Timestamping, &flags).is_err() {
+        return Timestamps { software_receive: Some(false), software_send: Some(false) };
+    }
+    let until = Instant::now() + PATIENCE;
+    let (mut came, mut went) = (false, false);
+    let mut tries = 0;
+    while !(came && went) && (tries < TRIES || Instant::now() < until) {
+        tries += 1;
+        // Loopback delivers while it sends: both queues hold what they will.
+        if socket.send(b"when?").is_err() {
+            return Timestamps::default();
+        }
+        came |= stamped(&socket, MsgFlags::MSG_DONTWAIT);
+        went |= stamped(&socket, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_ERRQUEUE);
+        std::thread::yield_now();
+    }
+    Timestamps { software_receive: Some(came), software_send: Some(went) }
+}
+
+/// A socket whose datagrams come back to it.
+fn to_itself() -> io::Result<UdpSocket> {
+    let loopback = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))];
+    let socket = UdpSocket::bind(loopback.as_slice())?;
+    socket.connect(socket.local_addr()?)?;
+    Ok(socket)
+}
+
+/// Whether a message of a queue carries the kernel's time; takes all that are there.
+fn stamped(socket: &UdpSocket, flags: MsgFlags) -> bool {
+    let mut is_stamped = false;
+    loop {
+        let mut payload = [0; 64];
+        let mut into = [IoSliceMut::new(&mut payload)];
+        // The error queue adds who sent it, and why it is there.
+        let mut control = cmsg_space!(Stamps, [u8; 128]);
+        match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut control), flags) {
+            Ok(message) => {
+                let mut parts = message.cmsgs().into_iter().flatten();
+                is_stamped |= parts.any(|part| match part {
+                    ControlMessageOwned::ScmTimestampsns(stamps) => stamps.system.tv_sec() != 0,
+                    _ => false,
+                });
+            }
+            Err(Errno::EINTR) => {}
+            // Nothing more there.
+            Err(_) => return is_stamped,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_says_when_a_datagram_came_and_went() {
+        assert_eq!(probe(), Timestamps { software_receive: Some(true), software_send: Some(true) });
+    }
+}

@@ -1,0 +1,495 @@
+//! What the facts and rates of a host mean: what it is good for, and its weak points with what to do about each. Pure.
+
+use paramedic_link::test_spec::{DataMode, Direction};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::facts::{Duplex, Facts, Interface, InterfaceKind};
+use super::{LoopbackRate, Role};
+use crate::quantity;
+
+/// The rates that people know lines by. What lies between two of them is good for the lower one.
+const STEPS_BPS: [u64; 10] = [
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+    25_000_000_000,
+    40_000_000_000,
+    100_000_000_000,
+];
+
+/// An interface of this speed or less is slower than most lines are today; mostly it is a gigabit one with a bad cable.
+const SLOW_INTERFACE_BPS: u64 = 100_000_000;
+
+/// A session of 64 streams in both directions holds some 400 descriptors; the reflector warns below this, too.
+const ENOUGH_DESCRIPTORS: u64 = 1024;
+
+/// Probes leave every 10 ms: a timer that is this late once in a hundred times blurs a tenth of that distance.
+const LATE_TIMER_US: u64 = 1_000;
+
+/// Runnable tasks for each core, from which on other work takes much of what was measured.
+const BUSY_LOAD: f64 = 0.5;
+
+/// A round trip between continents: the longest that buffers have to be made for.
+const LONG_RTT_MS: u64 = 100;
+
+/// The rate that buffers for such a path are judged by at most: faster ones are lines in a building.
+const LONG_PATH_MOST_BPS: u64 = 10_000_000_000;
+
+/// The streams of a test with nothing said.
+const STREAMS: u64 = 4;
+
+/// The kernel's buffers hold its own notes beside each packet: about half is payload (tcp(7), `tcp_adv_win_scale` 1).
+const BUFFER_PER_PAYLOAD: u64 = 2;
+
+/// Drivers that mean by `powersave` "as it is needed", not "as slow as can be".
+const ADAPTIVE_POWERSAVE: [&str; 2] = ["intel_pstate", "amd-pstate-epp"];
+
+/// What the host is good for, each way: the highest rate that people know lines by, at or below what was measured. Absent
+/// where it was not measured, or less than the lowest of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Verdict {
+    /// Inside the tunnel, in bits per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunneled_bps: Option<u64>,
+    /// In clear, in bits per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct_ephemeral_bps: Option<u64>,
+    /// The same for people.
+    pub text: String,
+}
+
+/// What holds a host back or makes its results worth less.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WeakPoint {
+    /// For scripts: lower case, stays the same when the text changes.
+    pub code: String,
+    /// What is weak.
+    pub what: String,
+    /// Because of what.
+    pub because: String,
+    /// What to try.
+    #[serde(rename = "try")]
+    pub try_: String,
+}
+
+impl WeakPoint {
+    fn new(code: &str, what: impl Into<String>, because: impl Into<String>, try_: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), what: what.into(), because: because.into(), try_: try_.into() }
+    }
+}
+
+/// Judges a host as the place of `role`.
+pub(super) fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec<WeakPoint>) {
+    let verdict = verdict(facts, rates);
+    let weak_points = [
+        busy(facts),
+        one_core(facts),
+        cpu_quota(facts),
+        powersave(facts),
+        no_aes(facts),
+        late_timers(facts),
+        few_descriptors(role, facts),
+        small_buffers(facts, rates),
+        clock(facts),
+    ];
+    let interfaces = facts.interfaces.iter().flat_map(|interface| [slow(interface), half_duplex(interface)]);
+    let weak_points = interfaces.chain(weak_points).flatten().collect();
+    (verdict, weak_points)
+}
+
+/// What was carried both ways in `mode` by the engine that does best; absent where none was measured both ways.
+fn carried(rates: &[LoopbackRate], mode: DataMode) -> Option<u64> {
+    let each_way = |rate: &LoopbackRate| {
+        let of = |direction| Some(rate.direction(direction)?.goodput_bps);
+        Some(of(Direction::Download)?.min(of(Direction::Upload)?))
+    };
+    rates.iter().filter(|rate| rate.data_mode == mode).filter_map(each_way).max()
+}
+
+fn step(bps: u64) -> Option<u64> {
+    STEPS_BPS.into_iter().rev().find(|step| *step <= bps)
+}
+
+/// A rate of a line as people say it: `2.5 Gbit/s`, `100 Mbit/s`.
+pub(super) fn line_rate(bps: u64) -> String {
+    if bps >= 1_000_000_000 { format!("{} Gbit/s", bps as f64 / 1e9) } else { format!("{} Mbit/s", bps as f64 / 1e6) }
+}
+
+fn verdict(facts: &Facts, rates: &[LoopbackRate]) -> Verdict {
+    let modes = [(DataMode::Tunneled, "tunneled"), (DataMode::DirectEphemeral, "direct")];
+    let measured = modes.map(|(mode, word)| (carried(rates, mode), word));
+    let good_for = |(bps, word): &(Option<u64>, &str)| {
+        let rate = match step((*bps)?) {
+            Some(step) => line_rate(step),
+            None => format!("less than {}", line_rate(STEPS_BPS[0])),
+        };
+        Some(format!("{rate} {word}"))
+    };
+    let parts = measured.iter().filter_map(good_for).collect::<Vec<_>>();
+    let mut text = match parts.as_slice() {
+        [] => "What this host is good for could not be measured.".to_owned(),
+        parts => format!("This host is good for {} each way.", parts.join(" and ")),
+    };
+    let [tunneled_bps, direct_ephemeral_bps] = measured.map(|(bps, _)| bps.and_then(step));
+    if let Some((speed, interface)) = fastest_interface(facts)
+        && tunneled_bps.max(direct_ephemeral_bps).is_some_and(|host| speed < host)
+    {
+        text.push_str(&format!(" Its fastest interface, {}, carries {}.", interface.name, line_rate(speed)));
+    }
+    Verdict { tunneled_bps, direct_ephemeral_bps, text }
+}
+
+/// The fastest interface and its speed, where all that could be faster tell theirs.
+fn fastest_interface(facts: &Facts) -> Option<(u64, &Interface)> {
+    let mut real = facts.interfaces.iter().filter(|interface| interface.kind != InterfaceKind::Virtual).peekable();
+    real.peek()?;
+    let known = real.map(|interface| Some((interface.speed_bps?, interface))).collect::<Option<Vec<_>>>()?;
+    known.into_iter().max_by_key(|(speed, _)| *speed)
+}
+
+fn slow(interface: &Interface) -> Option<WeakPoint> {
+    let speed = interface.speed_bps.filter(|speed| *speed <= SLOW_INTERFACE_BPS)?;
+    let name = &interface.name;
+    Some(WeakPoint::new(
+        "slow_interface",
+        format!("{name} carries no more than {}", line_rate(speed)),
+        "that is what it and the other end of its cable have settled on",
+        format!(
+            "a cable with all eight wires, another port of the switch; `ethtool {name}` shows what both ends offer"
+        ),
+    ))
+}
+
+fn half_duplex(interface: &Interface) -> Option<WeakPoint> {
+    let name = &interface.name;
+    interface.duplex.filter(|duplex| *duplex == Duplex::Half)?;
+    Some(WeakPoint::new(
+        "half_duplex",
+        format!("{name} sends or receives, never both at once"),
+        "it runs in half duplex, mostly because one end of the cable was set by hand and the other was not",
+        format!("let both ends find out by themselves: `ethtool -s {name} autoneg on`, and the same at the switch"),
+    ))
+}
+
+fn busy(facts: &Facts) -> Option<WeakPoint> {
+    let (load, cores) = (facts.host.load_1m?, facts.host.cpus?);
+    (load >= BUSY_LOAD * f64::from(cores)).then(|| {
+        WeakPoint::new(
+            "busy",
+            "other work ran on this host meanwhile",
+            format!("its load was {load:.1} before the first measurement, with {}", counted(cores, "core")),
+            "once more when nothing else runs: then it may carry more than this",
+        )
+    })
+}
+
+fn one_core(facts: &Facts) -> Option<WeakPoint> {
+    facts.host.cpus.filter(|cores| *cores == 1)?;
+    Some(WeakPoint::new(
+        "one_core",
+        "there is one core for everything",
+        "moving bytes, encrypting them and answering latency probes take turns on it",
+        "a host with two cores or more, for lines that it can fill; `-P 1` costs it least",
+    ))
+}
+
+fn cpu_quota(facts: &Facts) -> Option<WeakPoint> {
+    let quota = facts.processor.quota_cores?;
+    // A quota of all cores and more takes nothing away.
+    if facts.processor.cores.is_some_and(|cores| quota >= f64::from(cores)) {
+        return None;
+    }
+    Some(WeakPoint::new(
+        "cpu_quota",
+        format!("it may use no more than {quota:.2} cores"),
+        "a control group holds it to that (cpu.max); when the share is used up it stands still, and latency with it",
+        "without CPUQuota= in its unit, or --cpus of its container",
+    ))
+}
+
+fn powersave(facts: &Facts) -> Option<WeakPoint> {
+    let governor = facts.processor.governors.iter().find(|governor| {
+        governor.name.as_str() == "powersave" && !ADAPTIVE_POWERSAVE.contains(&governor.driver.as_str())
+    })?;
+    Some(WeakPoint::new(
+        "powersave",
+        "the processor stays at its lowest frequency",
+        format!("its frequency governor is {}", governor.name),
+        "`cpupower frequency-set -g schedutil`, or performance, before a test",
+    ))
+}
+
+fn no_aes(facts: &Facts) -> Option<WeakPoint> {
+    facts.processor.aes_gcm_in_hardware.filter(|has| !has)?;
+    Some(WeakPoint::new(
+        "no_aes",
+        "tunneled data costs this processor much",
+        "it has no instructions for AES-GCM: each byte is encrypted step by step",
+        "`--data-mode direct` where a line is faster than it can encrypt",
+    ))
+}
+
+fn late_timers(facts: &Facts) -> Option<WeakPoint> {
+    let timers = facts.timers.filter(|timers| timers.late_p99_us >= LATE_TIMER_US)?;
+    Some(WeakPoint::new(
+        "late_timers",
+        format!("one timer in a hundred is {} late or more", quantity::micros(timers.late_p99_us)),
+        "other work, or a hypervisor, keeps the processor from ringing them in time",
+        "fewer programs beside it, a host with cores of its own; latency probes leave late, and short spikes may be missed",
+    ))
+}
+
+fn few_descriptors(role: Role, facts: &Facts) -> Option<WeakPoint> {
+    let limit = facts.descriptors?;
+    let (allowed, raised) = match role {
+        Role::Reflector => (limit.hard, "hard limit, to which the reflector raises its own"),
+        Role::Appliance => (limit.soft, "soft limit"),
+    };
+    let try_ = if limit.hard >= ENOUGH_DESCRIPTORS {
+        format!(
+            "`ulimit -n {ENOUGH_DESCRIPTORS}` in the shell that starts it, or LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit"
+        )
+    } else {
+        format!("LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit, or a higher `hard nofile` in /etc/security/limits.conf")
+    };
+    (allowed < ENOUGH_DESCRIPTORS).then(|| {
+        WeakPoint::new(
+            "few_descriptors",
+            format!("it may have {} open, where {ENOUGH_DESCRIPTORS} are enough", counted(allowed, "descriptor")),
+            format!("that is its {raised}; a test of 64 streams in both directions holds some 400"),
+            try_,
+        )
+    })
+}
+
+/// Whether four streams can keep a long path full at the rate that this host and its interfaces carry.
+fn small_buffers(facts: &Facts, rates: &[LoopbackRate]) -> Option<WeakPoint> {
+    let host = carried(rates, DataMode::Tunneled).max(carried(rates, DataMode::DirectEphemeral)).and_then(step)?;
+    let wanted = fastest_interface(facts).map_or(host, |(speed, _)| speed.min(host)).min(LONG_PATH_MOST_BPS);
+    let (receive, send) = (facts.buffers.tcp_receive_max_bytes?, facts.buffers.tcp_send_max_bytes?);
+    let payload = receive.min(send).saturating_mul(STREAMS) / BUFFER_PER_PAYLOAD;
+    let possible = payload.saturating_mul(8 * 1000) / LONG_RTT_MS;
+    // What the rate of a line takes, in whole MiB.
+    let needed = (wanted * LONG_RTT_MS / (8 * 1000) * BUFFER_PER_PAYLOAD / STREAMS).div_ceil(1 << 20) << 20;
+    let settings = [("tcp_rmem=\"4096 131072", receive), ("tcp_wmem=\"4096 16384", send)];
+    let larger = settings.iter().filter(|(_, now)| *now < needed);
+    let larger = larger.map(|(name, _)| format!("net.ipv4.{name} {needed}\"")).collect::<Vec<_>>().join(" ");
+    (possible < wanted && !larger.is_empty()).then(|| {
+        WeakPoint::new(
+            "small_buffers",
+            format!("over a round trip of {LONG_RTT_MS} ms it carries less than {}", line_rate(wanted)),
+            format!(
+                "TCP's buffers let {STREAMS} streams have about {} on the way: {} at most there",
+                quantity::bytes(payload),
+                quantity::rate(possible)
+            ),
+            format!("`sysctl -w {larger}`, where paths are that long; or more streams"),
+        )
+    })
+}
+
+fn clock(facts: &Facts) -> Option<WeakPoint> {
+    facts.host.clock_synchronised.filter(|is_synchronised| !is_synchronised)?;
+    Some(WeakPoint::new(
+        "clock_unsynchronised",
+        "nobody keeps the clock of this host",
+        "the kernel holds it for unsynchronised (adjtimex)",
+        "systemd-timesyncd or chrony: results carry its time, and iperf3 servers refuse a login that is 10 s off",
+    ))
+}
+
+fn counted(count: impl Into<u64>, what: &str) -> String {
+    let count = count.into();
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::PeerText;
+    use paramedic_link::measurement::HostFacts;
+
+    use super::super::facts::{Buffers, Descriptors, Governor, Processor};
+    use super::super::timers::Timers;
+    use super::super::{DirectionRate, MovedBy};
+    use super::*;
+
+    const GBIT: u64 = 1_000_000_000;
+
+    fn interface(speed_bps: Option<u64>) -> Interface {
+        let name = PeerText::new("eth0");
+        let duplex = Some(Duplex::Full);
+        Interface { name, kind: InterfaceKind::Wired, mtu_bytes: Some(1500), speed_bps, duplex }
+    }
+
+    /// A host without fault.
+    fn sound() -> Facts {
+        Facts {
+            host: HostFacts {
+                cpus: Some(4),
+                load_1m: Some(0.1),
+                clock_synchronised: Some(true),
+                ..HostFacts::default()
+            },
+            processor: Processor {
+                aes_gcm_in_hardware: Some(true),
+                cores: Some(4),
+                governors: vec![Governor { name: PeerText::new("schedutil"), driver: PeerText::new("acpi-cpufreq") }],
+                ..Processor::default()
+            },
+            interfaces: vec![interface(Some(GBIT))],
+            descriptors: Some(Descriptors { soft: 1024, hard: 4096 }),
+            buffers: Buffers {
+                tcp_receive_max_bytes: Some(8 << 20),
+                tcp_send_max_bytes: Some(8 << 20),
+                ..Buffers::default()
+            },
+            timers: Some(Timers { rings: 1000, late_p50_us: 50, late_p99_us: 200, late_max_us: 5000 }),
+            ..Facts::default()
+        }
+    }
+
+    fn rate(data_mode: DataMode, down_bps: u64, up_bps: u64) -> LoopbackRate {
+        let direction = |goodput_bps| {
+            Some(DirectionRate { goodput_bps, bytes_received: 1, duration_ms: 1, data_path: MovedBy::default() })
+        };
+        let (download, upload) = (direction(down_bps), direction(up_bps));
+        LoopbackRate { engine: "tcp".to_owned(), data_mode, streams: 4, download, upload }
+    }
+
+    fn rates(tunneled: u64, direct: u64) -> Vec<LoopbackRate> {
+        vec![rate(DataMode::Tunneled, tunneled, tunneled * 2), rate(DataMode::DirectEphemeral, direct * 2, direct)]
+    }
+
+    fn codes(facts: &Facts) -> Vec<String> {
+        let (_, weak_points) = judge(Role::Appliance, facts, &rates(3 * GBIT, 12 * GBIT));
+        weak_points.into_iter().map(|weak| weak.code).collect()
+    }
+
+    #[test]
+    fn a_rate_is_rounded_down_to_what_people_know() {
+        let table = [
+            (99_999_999, None, "less than 100 Mbit/s"),
+            (100_000_000, Some(100_000_000), "100 Mbit/s"),
+            (941_000_000, Some(500_000_000), "500 Mbit/s"),
+            (GBIT, Some(GBIT), "1 Gbit/s"),
+            (4_999_999_999, Some(2_500_000_000), "2.5 Gbit/s"),
+            (39 * GBIT, Some(25 * GBIT), "25 Gbit/s"),
+            (700 * GBIT, Some(100 * GBIT), "100 Gbit/s"),
+        ];
+        for (bps, tunneled_bps, word) in table {
+            let (verdict, _) = judge(Role::Appliance, &Facts::default(), &rates(bps, 12 * GBIT));
+            assert_eq!((verdict.tunneled_bps, verdict.direct_ephemeral_bps), (tunneled_bps, Some(10 * GBIT)));
+            assert_eq!(verdict.text, format!("This host is good for {word} tunneled and 10 Gbit/s direct each way."));
+        }
+    }
+
+    #[test]
+    fn the_slower_direction_counts_and_the_better_engine() {
+        let mut rates = rates(3 * GBIT, 12 * GBIT);
+        rates.push(rate(DataMode::DirectEphemeral, 30 * GBIT, 1));
+        let verdict = verdict(&Facts::default(), &rates);
+        assert_eq!(verdict.direct_ephemeral_bps, Some(10 * GBIT));
+        // One direction alone says nothing of the other.
+        let half = LoopbackRate { upload: None, ..rate(DataMode::Tunneled, GBIT, GBIT) };
+        let verdict = super::verdict(&Facts::default(), &[half]);
+        assert_eq!(verdict.text, "What this host is good for could not be measured.");
+    }
+
+    #[test]
+    fn an_interface_that_carries_less_is_named_where_it_is_sure() {
+        let said = |facts: &Facts| verdict(facts, &rates(3 * GBIT, 12 * GBIT)).text;
+        assert!(said(&sound()).ends_with(" Its fastest interface, eth0, carries 1 Gbit/s."), "{}", said(&sound()));
+        let fast = Facts { interfaces: vec![interface(Some(GBIT)), interface(Some(25 * GBIT))], ..sound() };
+        assert!(said(&fast).ends_with("each way."), "{}", said(&fast));
+        // Another one may be faster.
+        let unsure = Facts { interfaces: vec![interface(Some(GBIT)), interface(None)], ..sound() };
+        assert!(said(&unsure).ends_with("each way."), "{}", said(&unsure));
+        let bridge = Interface { kind: InterfaceKind::Virtual, ..interface(None) };
+        let beside = Facts { interfaces: vec![interface(Some(GBIT)), bridge], ..sound() };
+        assert!(said(&beside).ends_with("carries 1 Gbit/s."), "{}", said(&beside));
+    }
+
+    #[test]
+    fn a_sound_host_and_an_unknown_one_have_no_weak_point() {
+        assert_eq!(codes(&sound()), [""; 0]);
+        assert_eq!(codes(&Facts::default()), [""; 0]);
+    }
+
+    #[test]
+    fn each_weak_point_is_found_alone() {
+        let governor = |name: &str, driver: &str| Governor { name: PeerText::new(name), driver: PeerText::new(driver) };
+        let of_host = |change: &dyn Fn(&mut HostFacts)| {
+            let mut facts = sound();
+            change(&mut facts.host);
+            facts
+        };
+        let of_processor = |change: &dyn Fn(&mut Processor)| {
+            let mut facts = sound();
+            change(&mut facts.processor);
+            facts
+        };
+        let timers = |late_p99_us| Some(Timers { rings: 1, late_p50_us: 1, late_p99_us, late_max_us: 9_999 });
+        let descriptors = |soft| Some(Descriptors { soft, hard: 4096 });
+        let buffers = |bytes| Buffers { tcp_send_max_bytes: Some(bytes), ..sound().buffers };
+        let table: [(&str, Facts); 19] = [
+            ("slow_interface", Facts { interfaces: vec![interface(Some(100_000_000))], ..sound() }),
+            (
+                "half_duplex",
+                Facts {
+                    interfaces: vec![Interface { duplex: Some(Duplex::Half), ..interface(Some(GBIT)) }],
+                    ..sound()
+                },
+            ),
+            ("busy", of_host(&|host| host.load_1m = Some(2.0))),
+            ("", of_host(&|host| host.load_1m = Some(1.99))),
+            ("one_core", of_host(&|host| host.cpus = Some(1))),
+            ("cpu_quota", of_processor(&|processor| processor.quota_cores = Some(3.5))),
+            ("", of_processor(&|processor| processor.quota_cores = Some(4.0))),
+            ("powersave", of_processor(&|processor| processor.governors.push(governor("powersave", "acpi-cpufreq")))),
+            ("", of_processor(&|processor| processor.governors.push(governor("powersave", "intel_pstate")))),
+            ("no_aes", of_processor(&|processor| processor.aes_gcm_in_hardware = Some(false))),
+            ("", of_processor(&|processor| processor.aes_gcm_in_hardware = None)),
+            ("late_timers", Facts { timers: timers(1_000), ..sound() }),
+            ("", Facts { timers: timers(999), ..sound() }),
+            ("few_descriptors", Facts { descriptors: descriptors(1023), ..sound() }),
+            ("", Facts { descriptors: descriptors(1024), ..sound() }),
+            // 1 Gbit/s for 100 ms are 12.5 MB, a quarter of which twice is 6.25 MB.
+            ("small_buffers", Facts { buffers: buffers(6_249_999), ..sound() }),
+            ("", Facts { buffers: buffers(6_250_000), ..sound() }),
+            ("clock_unsynchronised", of_host(&|host| host.clock_synchronised = Some(false))),
+            ("", of_host(&|host| host.clock_synchronised = None)),
+        ];
+        for (code, facts) in table {
+            let expected = if code.is_empty() { vec![] } else { vec![code.to_owned()] };
+            assert_eq!(codes(&facts), expected, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn the_reflector_raises_its_limit_and_the_appliance_does_not() {
+        let facts = Facts { descriptors: Some(Descriptors { soft: 256, hard: 4096 }), ..sound() };
+        assert_eq!(few_descriptors(Role::Reflector, &facts), None);
+        let weak = few_descriptors(Role::Appliance, &facts).unwrap();
+        assert!(weak.what.contains("256 descriptors") && weak.try_.contains("ulimit -n"), "{weak:?}");
+        let tight = Facts { descriptors: Some(Descriptors { soft: 64, hard: 64 }), ..sound() };
+        let weak = few_descriptors(Role::Reflector, &tight).unwrap();
+        assert!(weak.try_.starts_with("LimitNOFILE"), "{weak:?}");
+    }
+
+    #[test]
+    fn the_advice_on_buffers_is_enough() {
+        let facts = Facts { buffers: Buffers { tcp_send_max_bytes: Some(4 << 20), ..sound().buffers }, ..sound() };
+        let weak = small_buffers(&facts, &rates(3 * GBIT, 12 * GBIT)).unwrap();
+        assert_eq!(
+            weak.try_,
+            "`sysctl -w net.ipv4.tcp_wmem=\"4096 16384 6291456\"`, where paths are that long; or more streams"
+        );
+        let followed = Facts { buffers: Buffers { tcp_send_max_bytes: Some(6_291_456), ..facts.buffers }, ..facts };
+        assert_eq!(small_buffers(&followed, &rates(3 * GBIT, 12 * GBIT)), None);
+    }
+}
