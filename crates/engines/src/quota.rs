@@ -1,5 +1,5 @@
-//! How long control groups held this program back: a share of the processor that it may not exceed (cgroups(7), the
-//! controller cpu). Reads small kernel files; what can't be read is absent.
+//! How control groups hold this program back: to how much of the processor, and for how long they did so already
+//! (cgroups(7), the controller cpu). Reads small kernel files; what can't be read is absent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,13 @@ use std::time::Duration;
 pub(crate) fn held_back() -> Option<Duration> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(groups).filter_map(|group| held_back_by(&group)).max()
+}
+
+/// The cores' worth of time that control groups leave to this program: what the narrowest of the groups around it
+/// allows. Absent where none is a limit.
+pub(crate) fn cores() -> Option<f64> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    own.lines().flat_map(groups).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)
 }
 
 /// Where the kernel tells of the groups that a line of /proc/self/cgroup names: the group's own folder and all above,
@@ -27,6 +34,22 @@ fn groups(line: &str) -> Vec<PathBuf> {
     };
     let levels = Path::new(path.trim_start_matches('/')).ancestors();
     levels.flat_map(|level| mounted.iter().map(move |root| Path::new(root).join(level))).collect()
+}
+
+/// `cpu.max` of version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of version 1.
+fn cores_of(group: &Path) -> Option<f64> {
+    let file = |name: &str| fs::read_to_string(group.join(name)).ok();
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let (quota, period) = match file("cpu.max") {
+        Some(max) => {
+            let (quota, period) = max.split_once(char::is_whitespace)?;
+            // "max" is no number, and no limit.
+            (number(quota)?, number(period)?)
+        }
+        // -1 is no limit.
+        None => (number(&file("cpu.cfs_quota_us")?)?, number(&file("cpu.cfs_period_us")?)?),
+    };
+    (quota > 0.0 && period > 0.0).then_some(quota / period)
 }
 
 fn held_back_by(group: &Path) -> Option<Duration> {
@@ -53,6 +76,20 @@ mod tests {
         assert_eq!(parse("nr_periods 688\nthrottled_time 84148\n"), Some(Duration::from_nanos(84148)));
         assert_eq!(parse("usage_usec 9\n"), None, "no share is set");
         assert_eq!(parse("throttled_time -1"), None);
+    }
+
+    #[test]
+    fn both_versions_tell_how_much_a_group_may_have() {
+        let group = |files: &[(&str, &str)]| {
+            let folder = tempfile::tempdir().unwrap();
+            files.iter().for_each(|(name, content)| fs::write(folder.path().join(name), content).unwrap());
+            cores_of(folder.path())
+        };
+        assert_eq!(group(&[("cpu.max", "150000 100000\n")]), Some(1.5));
+        assert_eq!(group(&[("cpu.max", "max 100000\n")]), None);
+        let first = |quota| group(&[("cpu.cfs_quota_us", quota), ("cpu.cfs_period_us", "100000\n")]);
+        assert_eq!((first("50000\n"), first("-1\n"), first("much\n")), (Some(0.5), None, None));
+        assert_eq!((group(&[("cpu.max", "")]), group(&[])), (None, None));
     }
 
     #[test]

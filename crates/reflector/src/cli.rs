@@ -1,5 +1,7 @@
 //! The command line: reads what is asked, runs it, prints. stdout carries the answer, stderr everything else.
 
+mod self_test;
+
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -72,6 +74,15 @@ enum Command {
     Health {
         #[command(flatten)]
         place: PlaceFlags,
+    },
+    /// Tell what this host can carry, and what holds it back; takes less than a minute
+    SelfTest {
+        /// How long each measurement lasts: seconds, or a time such as 500ms
+        #[arg(short = 't', long = "time", value_name = "SECS", default_value = "2", value_parser = self_test::parse_each)]
+        time: Duration,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
     },
     /// Stop the running reflector once its sessions have finished; no new ones are granted
     Drain {
@@ -174,7 +185,9 @@ impl Command {
     fn format(&self) -> Format {
         match self {
             Command::Pair { json: true, .. } => Format::JsonLines,
-            Command::Peers { json: true, .. } | Command::Status { json: true, .. } => Format::Json,
+            Command::Peers { json: true, .. }
+            | Command::Status { json: true, .. }
+            | Command::SelfTest { json: true, .. } => Format::Json,
             _ => Format::Human,
         }
     }
@@ -240,6 +253,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::Status { place, json } => asking(&place, async |client| one_answer(client, &Ask::Status, json).await),
         Command::Health { place } => asking(&place, async |client| health(client).await),
+        Command::SelfTest { time, json } => self_test::run(time, json),
         Command::Drain { place } => asking(&place, async |client| one_answer(client, &Ask::Drain, false).await),
         Command::ShowId { place } => {
             let config = load(&place.0)?;

@@ -17,6 +17,8 @@ pub enum Exit {
     Failed = 1,
     /// Wrong usage or configuration.
     Usage = 2,
+    /// Interrupted by the person at the keyboard.
+    Interrupted = 130,
 }
 
 /// A command failed. Prints as three lines; serialises as the body of an error document.

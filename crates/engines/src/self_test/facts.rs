@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::timers::Timers;
 use super::timestamps::Timestamps;
 use crate::host_facts::{self, speed_bps, text};
+use crate::quota;
 
 /// What is known of the host. Absent is what could not be read or tried.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -54,6 +55,9 @@ pub struct Processor {
     /// The cores' worth of time that a control group leaves to this program; absent: no such limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota_cores: Option<f64>,
+    /// The share of all cores, 0 to 1, that was busy before anything was measured, with whatever ran on the host then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_work: Option<f64>,
     /// How its cores choose their frequency, each way once; empty where the system doesn't tell.
     pub governors: Vec<Governor>,
 }
@@ -154,7 +158,7 @@ pub(super) fn read() -> Facts {
         host: host_facts::read(None),
         processor: Processor {
             cores: rustix::thread::sched_getaffinity(None).ok().map(|cores| cores.count()),
-            quota_cores: text("/proc/self/cgroup").and_then(|groups| quota_cores(Path::new("/sys/fs/cgroup"), &groups)),
+            quota_cores: quota::cores(),
             governors: governors(Path::new("/sys/devices/system/cpu")),
             ..ciphers()
         },
@@ -213,40 +217,6 @@ fn named<const N: usize>(instructions: [(&str, bool); N]) -> Processor {
         instructions: names.collect(),
         ..Processor::default()
     }
-}
-
-/// The least cores' worth of time that one of the control groups leaves, from our own to the root of `mount`; `groups`
-/// is what cgroups(7) says of us, of either version.
-fn quota_cores(mount: &Path, groups: &str) -> Option<f64> {
-    let groups = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-    let quotas = groups.flat_map(|(controllers, path)| {
-        let path = PathBuf::from(path.trim_start_matches('/'));
-        let folders = match controllers {
-            // Version 2, alone or beside version 1.
-            "" => vec![mount.to_owned(), mount.join("unified")],
-            _ if controllers.split(',').any(|controller| controller == "cpu") => {
-                vec![mount.join("cpu"), mount.join(controllers)]
-            }
-            _ => vec![],
-        };
-        let up = move |folder: PathBuf| path.ancestors().map(|path| folder.join(path)).collect::<Vec<_>>();
-        folders.into_iter().flat_map(up)
-    });
-    quotas.filter_map(|folder| quota_in(&folder)).min_by(f64::total_cmp)
-}
-
-fn quota_in(group: &Path) -> Option<f64> {
-    let number = |name: &str| text(group.join(name))?.trim().parse::<f64>().ok();
-    let (quota, period) = match text(group.join("cpu.max")) {
-        Some(max) => {
-            let (quota, period) = max.split_once(char::is_whitespace)?;
-            // "max" is no number, and no limit.
-            (quota.parse::<f64>().ok()?, period.trim().parse::<f64>().ok()?)
-        }
-        // -1 is no limit.
-        None => (number("cpu.cfs_quota_us")?, number("cpu.cfs_period_us")?),
-    };
-    (quota > 0.0 && period > 0.0).then_some(quota / period)
 }
 
 /// The frequency governors of all cores, each once.
@@ -374,29 +344,6 @@ mod tests {
         assert_eq!((found[1].kind, found[1].speed_bps, found[1].duplex), (InterfaceKind::Virtual, None, None));
         assert_eq!((found[2].kind, found[2].speed_bps), (InterfaceKind::Wireless, None));
         assert_eq!(interfaces(Path::new("/nonesuch")), []);
-    }
-
-    #[test]
-    fn the_narrowest_control_group_on_the_way_up_counts() {
-        let second = tree(&[
-            ("cpu.max", "max 100000\n"),
-            ("shop/cpu.max", "150000 100000\n"),
-            ("shop/till/cpu.max", "max 100000\n"),
-        ]);
-        assert_eq!(quota_cores(second.path(), "0::/shop/till\n"), Some(1.5));
-        assert_eq!(quota_cores(second.path(), "0::/\n"), None);
-        let first = tree(&[
-            ("cpu,cpuacct/cpu.cfs_quota_us", "-1\n"),
-            ("cpu,cpuacct/cpu.cfs_period_us", "100000\n"),
-            ("cpu,cpuacct/shop/cpu.cfs_quota_us", "50000\n"),
-            ("cpu,cpuacct/shop/cpu.cfs_period_us", "100000\n"),
-        ]);
-        assert_eq!(quota_cores(first.path(), "4:memory:/shop\n3:cpu,cpuacct:/shop\n0::/\n"), Some(0.5));
-        assert_eq!(quota_cores(first.path(), "3:cpu,cpuacct:/\n"), None);
-        // The path of a container that sees its own groups alone leads nowhere; what it sees counts.
-        let inside = tree(&[("cpu.max", "50000 100000\n")]);
-        assert_eq!(quota_cores(inside.path(), "0::/not/to/be/seen\n"), Some(0.5));
-        assert_eq!(quota_cores(inside.path(), "nonsense"), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use paramedic_link::test_spec::Direction;
 
-use super::facts::{Duplex, Facts, Interface, InterfaceKind};
+use super::facts::{Descriptors, Duplex, Facts, Interface, InterfaceKind};
 use super::verdict::line_rate;
 use super::{DirectionRate, LoopbackRate, SelfTest, mode_word};
 use crate::quantity;
@@ -48,9 +48,14 @@ pub fn rate_rows(test: &SelfTest) -> Vec<Row> {
 pub fn rate_note(test: &SelfTest) -> Option<String> {
     let streams = test.rates.first()?.streams;
     let streams = if streams == 1 { "one stream".to_owned() } else { format!("{streams} streams") };
+    let untouched = if test.rates.iter().any(LoopbackRate::is_by_reference) {
+        " Bytes that nobody touches (splice, trunc) cost loopback nothing: they do not count here."
+    } else {
+        ""
+    };
     Some(format!(
         "Payload over loopback, {streams}, both ends on this host: one end alone carries more, less what a real \
-         interface costs."
+         interface costs.{untouched}"
     ))
 }
 
@@ -164,7 +169,10 @@ fn timestamps(facts: &Facts) -> String {
 fn descriptors(facts: &Facts) -> String {
     facts.descriptors.map_or_else(
         || UNKNOWN.to_owned(),
-        |limit| format!("{}, and {} for a program that asks", limit.soft, limit.hard),
+        |limit| match limit {
+            Descriptors { soft, hard } if soft == hard => soft.to_string(),
+            Descriptors { soft, hard } => format!("{soft}, and {hard} for a program that asks"),
+        },
     )
 }
 

@@ -31,8 +31,8 @@ const ENOUGH_DESCRIPTORS: u64 = 1024;
 /// Probes leave every 10 ms: a timer that is this late once in a hundred times blurs a tenth of that distance.
 const LATE_TIMER_US: u64 = 1_000;
 
-/// Runnable tasks for each core, from which on other work takes much of what was measured.
-const BUSY_LOAD: f64 = 0.5;
+/// Of all cores: where other work takes this much of them, it takes as much of what is measured.
+const BUSY: f64 = 0.25;
 
 /// A round trip between continents: the longest that buffers have to be made for.
 const LONG_RTT_MS: u64 = 100;
@@ -102,13 +102,20 @@ pub(super) fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdi
     (verdict, weak_points)
 }
 
-/// What was carried both ways in `mode` by the engine that does best; absent where none was measured both ways.
+/// What was carried both ways in `mode` by the engine that does best; absent where none was measured both ways. Where it
+/// was measured, too, what it costs to touch every byte, that counts: bytes passed on by reference cost loopback nothing,
+/// and a real interface something.
 fn carried(rates: &[LoopbackRate], mode: DataMode) -> Option<u64> {
+    best(rates.iter().filter(|rate| rate.data_mode == mode && !rate.is_by_reference()))
+        .or_else(|| best(rates.iter().filter(|rate| rate.data_mode == mode)))
+}
+
+fn best<'a>(rates: impl Iterator<Item = &'a LoopbackRate>) -> Option<u64> {
     let each_way = |rate: &LoopbackRate| {
         let of = |direction| Some(rate.direction(direction)?.goodput_bps);
         Some(of(Direction::Download)?.min(of(Direction::Upload)?))
     };
-    rates.iter().filter(|rate| rate.data_mode == mode).filter_map(each_way).max()
+    rates.filter_map(each_way).max()
 }
 
 fn step(bps: u64) -> Option<u64> {
@@ -177,12 +184,12 @@ fn half_duplex(interface: &Interface) -> Option<WeakPoint> {
 }
 
 fn busy(facts: &Facts) -> Option<WeakPoint> {
-    let (load, cores) = (facts.host.load_1m?, facts.host.cpus?);
-    (load >= BUSY_LOAD * f64::from(cores)).then(|| {
+    let busy = facts.processor.other_work?;
+    (busy >= BUSY).then(|| {
         WeakPoint::new(
             "busy",
-            "other work ran on this host meanwhile",
-            format!("its load was {load:.1} before the first measurement, with {}", counted(cores, "core")),
+            "other work runs on this host",
+            format!("{} of its cores' time was taken before anything was measured", quantity::share(busy)),
             "once more when nothing else runs: then it may carry more than this",
         )
     })
@@ -329,15 +336,11 @@ mod tests {
     /// A host without fault.
     fn sound() -> Facts {
         Facts {
-            host: HostFacts {
-                cpus: Some(4),
-                load_1m: Some(0.1),
-                clock_synchronised: Some(true),
-                ..HostFacts::default()
-            },
+            host: HostFacts { cpus: Some(4), clock_synchronised: Some(true), ..HostFacts::default() },
             processor: Processor {
                 aes_gcm_in_hardware: Some(true),
                 cores: Some(4),
+                other_work: Some(0.02),
                 governors: vec![Governor { name: PeerText::new("schedutil"), driver: PeerText::new("acpi-cpufreq") }],
                 ..Processor::default()
             },
@@ -401,6 +404,19 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_nobody_touched_count_only_where_nothing_else_does() {
+        let path = |word: &str| MovedBy { sender: Some(PeerText::new(word)), receiver: Some(PeerText::new("trunc")) };
+        let mut by_reference = rate(DataMode::DirectEphemeral, 80 * GBIT, 80 * GBIT);
+        for direction in [&mut by_reference.download, &mut by_reference.upload].into_iter().flatten() {
+            direction.data_path = path("splice");
+        }
+        let alone = [by_reference.clone()];
+        assert_eq!(carried(&alone, DataMode::DirectEphemeral), Some(80 * GBIT));
+        let both = [by_reference, rate(DataMode::DirectEphemeral, 30 * GBIT, 20 * GBIT)];
+        assert_eq!(carried(&both, DataMode::DirectEphemeral), Some(20 * GBIT));
+    }
+
+    #[test]
     fn an_interface_that_carries_less_is_named_where_it_is_sure() {
         let said = |facts: &Facts| verdict(facts, &rates(3 * GBIT, 12 * GBIT)).text;
         assert!(said(&sound()).ends_with(" Its fastest interface, eth0, carries 1 Gbit/s."), "{}", said(&sound()));
@@ -445,8 +461,8 @@ mod tests {
                     ..sound()
                 },
             ),
-            ("busy", of_host(&|host| host.load_1m = Some(2.0))),
-            ("", of_host(&|host| host.load_1m = Some(1.99))),
+            ("busy", of_processor(&|processor| processor.other_work = Some(0.25))),
+            ("", of_processor(&|processor| processor.other_work = Some(0.249))),
             ("one_core", of_host(&|host| host.cpus = Some(1))),
             ("cpu_quota", of_processor(&|processor| processor.quota_cores = Some(3.5))),
             ("", of_processor(&|processor| processor.quota_cores = Some(4.0))),

@@ -10,6 +10,7 @@ mod reflectors;
 pub mod report;
 mod rotate_identity;
 mod schema;
+mod self_test;
 mod show_id;
 mod speed_test;
 mod values;
@@ -76,11 +77,13 @@ enum Command {
     Reflectors(reflectors::Args),
     /// List, show and export the saved results
     History(history::Args),
+    /// Tell what this device can carry, and what holds it back; takes less than a minute
+    SelfTest(self_test::Args),
     /// Print this device's Endpoint ID; makes the identity at first use
     ShowId,
     /// Make a new identity; every pairing must be made again
     RotateIdentity(rotate_identity::Args),
-    /// Print the JSON Schema of results, errors and events
+    /// Print the JSON Schema of results, self-tests, errors and events
     Schema,
     /// Print shell completions
     Completions(completions::Args),
@@ -94,6 +97,7 @@ impl Command {
             Command::PairReflector(args) if args.json => Format::Json,
             Command::Reflectors(args) if args.json => Format::Json,
             Command::History(args) if args.json => Format::Json,
+            Command::SelfTest(args) if args.json => Format::Json,
             _ => Format::Human,
         }
     }
@@ -223,6 +227,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failu
         Command::PairReflector(args) => pair_reflector::run(args, context).await,
         Command::Reflectors(args) => reflectors::run(args, context).await,
         Command::History(args) => history::run(args, context).await,
+        Command::SelfTest(args) => self_test::run(args, context).await,
         Command::ShowId => show_id::run(context),
         Command::RotateIdentity(args) => rotate_identity::run(&args, context).await,
         Command::Schema => schema::run(context),

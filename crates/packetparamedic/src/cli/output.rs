@@ -146,6 +146,11 @@ impl Output {
         self.line(&serde_json::to_string(value).map_err(unprintable)?)
     }
 
+    /// Prints JSON as a document that a person can read, too.
+    pub fn json(&self, value: &impl Serialize) -> Result<(), Failure> {
+        self.line(&serde_json::to_string_pretty(value).map_err(unprintable)?)
+    }
+
     /// Says something on stderr that is no result, unless quiet was asked for.
     pub fn note(&self, text: &str) {
         if self.verbosity >= Verbosity::Normal {
@@ -169,9 +174,7 @@ impl Output {
         }
         // A reader who has gone, or a full disk, takes nothing from what failed first.
         let _ = match self.format {
-            Format::Json => {
-                serde_json::to_string_pretty(&failure.document()).map_err(unprintable).and_then(|text| self.line(&text))
-            }
+            Format::Json => self.json(&failure.document()),
             Format::JsonStream => self.json_line(&Event::Error(Box::new(failure.document()))),
             Format::Human => failure.measured_so_far.as_ref().map_or(Ok(()), |measured| self.report(measured)),
         };
@@ -213,6 +216,16 @@ impl Live {
             Format::Human => unpoisoned(&self.streams).progress.show(event),
             Format::Json => {}
         }
+    }
+
+    /// Takes the progress away: what was followed is over without a result.
+    pub fn over(&self) {
+        unpoisoned(&self.streams).progress.clear();
+    }
+
+    /// Takes note of a step of a command that has several, which begins: progress on a terminal.
+    pub fn step(&self, number: u32, of: u32, what: &str) {
+        unpoisoned(&self.streams).progress.step(number, of, what);
     }
 }
 

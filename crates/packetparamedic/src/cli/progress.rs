@@ -76,6 +76,15 @@ impl Progress {
         }
     }
 
+    /// Draws that step `number` of so many begins, from 0.
+    pub(super) fn step(&mut self, number: u32, of: u32, what: &str) {
+        self.is_drawn = true;
+        self.bar.set_prefix("self-test");
+        self.bar.set_message(what.to_owned());
+        self.bar.set_length(of.into());
+        self.bar.set_position(number.into());
+    }
+
     /// Takes the line away.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.is_drawn) {

@@ -409,7 +409,7 @@ fn no_such(what: &str, wanted: &str) -> Failure {
 }
 
 /// Becomes true with Ctrl-C or SIGTERM; a second one ends the program at once.
-fn interrupts() -> Result<watch::Receiver<bool>, Failure> {
+pub(super) fn interrupts() -> Result<watch::Receiver<bool>, Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |error: std::io::Error| {
         Failure::new(Exit::Failed, "internal", "cannot listen for Ctrl-C", error.to_string(), "please report it")

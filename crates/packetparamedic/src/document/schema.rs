@@ -1,6 +1,7 @@
 //! The JSON Schema of every document, made of the types themselves. Nothing is written by hand here but how the parts
 //! are put together.
 
+use paramedic_engines::self_test::SelfTest;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -8,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::{ErrorDocument, Event, ResultDocument};
 
-/// The schema (draft 2020-12) of the result document, the error document and the stream's events. Each stands under
-/// `$defs` by the name of its type: `ResultDocument`, `ErrorDocument`, `Event`.
+/// The schema (draft 2020-12) of the result document, the error document, the stream's events and the self-test. Each
+/// stands under `$defs` by the name of its type: `ResultDocument`, `ErrorDocument`, `Event`, `SelfTest`.
 pub fn schema() -> Value {
     // What we print, not what we'd read: a field that is always written is required.
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
@@ -17,6 +18,7 @@ pub fn schema() -> Value {
         reference::<ResultDocument>(&mut generator),
         reference::<ErrorDocument>(&mut generator),
         reference::<Event>(&mut generator),
+        reference::<SelfTest>(&mut generator),
     ];
     let mut definitions = generator.take_definitions(true);
     for definition in definitions.values_mut() {
@@ -26,7 +28,7 @@ pub fn schema() -> Value {
     }
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "What packetparamedic prints with --json (result or error) and --json-stream (events)",
+        "title": "What packetparamedic prints with --json (result, self-test or error) and --json-stream (events)",
         "anyOf": any_of,
         "$defs": definitions,
     })

@@ -1,0 +1,123 @@
+//! `reflector self-test`: has the host tested, and prints what was found. What it means is decided with the engines.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use paramedic_engines::self_test::{self, Role, Row, SelfTest, Step};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{harmless, print_json, print_line};
+use crate::config::quantity::parse_duration;
+use crate::failure::{Exit, Failure};
+
+/// The columns of labels.
+const LABEL: usize = 14;
+
+/// How long each measurement lasts: `2`, `2s`, `500ms`; a bare number is seconds, as in a speed test.
+pub(super) fn parse_each(text: &str) -> Result<Duration, String> {
+    let bare = text.trim().parse::<f64>().ok();
+    let each = match bare.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+        Some(each) => each,
+        None => parse_duration(text)?,
+    };
+    self_test::check_each(each)
+}
+
+/// Runs the test and prints it. It fails where nothing could be measured, and was then printed all the same.
+pub(super) fn run(each: Duration, json: bool) -> Result<(), Failure> {
+    let test = run_until_interrupted(each, !json && std::io::stderr().is_terminal())?;
+    if json {
+        print_json(&test)?;
+    } else {
+        print(&test);
+    }
+    if test.rates.is_empty() { std::process::exit(Exit::Failed as i32) } else { Ok(()) }
+}
+
+/// The test on a thread of its own; Ctrl-C ends it, and leaves nothing behind.
+fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest, Failure> {
+    let scratch = self_test::scratch().ok();
+    // Only some engines need one; they say so where there is none.
+    let work_in = scratch.as_ref().map_or_else(PathBuf::new, |scratch| scratch.path().to_owned());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| broken(&e))?;
+    let test = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| broken(&e))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(|e| broken(&e))?;
+        let report = move |step: &Step| progress(with_progress.then_some(step));
+        let test = tokio::task::spawn_blocking(move || self_test::run(Role::Reflector, each, &work_in, &report));
+        tokio::select! {
+            test = test => test.map(Some).map_err(|e| broken(&e)),
+            _ = interrupt.recv() => Ok(None),
+            _ = terminate.recv() => Ok(None),
+        }
+    });
+    if with_progress {
+        progress(None);
+    }
+    drop(scratch);
+    // The thread that still measures ends with the process.
+    runtime.shutdown_background();
+    test?.ok_or_else(|| {
+        Failure::new(
+            Exit::Interrupted,
+            "interrupted",
+            "the self-test has no result",
+            "Ctrl-C or SIGTERM ended it before it was over",
+            "once more: it takes less than a minute",
+        )
+    })
+}
+
+/// Writes a line over the one before, where a person looks; `None` takes it away.
+fn progress(step: Option<&Step>) {
+    let line = step.map(|step| harmless(&step.to_string())).unwrap_or_default();
+    let mut stderr = anstream::stderr().lock();
+    // Nothing depends on it.
+    let _ = write!(stderr, "\r\u{1b}[K{line}").and_then(|()| stderr.flush());
+}
+
+fn broken(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "self_test",
+        "the self-test can't be run",
+        error,
+        "does the machine still have memory and threads?",
+    )
+}
+
+fn print(test: &SelfTest) {
+    print_line(&test.verdict.text);
+    print_line("");
+    print_rows(&self_test::rate_rows(test));
+    if let Some(note) = self_test::rate_note(test) {
+        print_line(&note);
+    }
+    print_line("");
+    print_rows(&self_test::fact_rows(test));
+    for weak in &test.weak_points {
+        print_line("");
+        print_line(&format!("weak: {}\nbecause: {}\ntry: {}", weak.what, weak.because, weak.try_));
+    }
+}
+
+fn print_rows(rows: &[Row]) {
+    for row in rows {
+        print_line(&format!("{:<LABEL$}{}", row.label.to_lowercase(), row.text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_number_is_seconds() {
+        let read = ["2", "0.5", "500ms", "10s"].map(|text| parse_each(text).unwrap().as_millis());
+        assert_eq!(read, [2000, 500, 500, 10_000]);
+        for bad in ["", "-1", "0", "99ms", "11s", "1e300", "nan", "long"] {
+            assert!(parse_each(bad).is_err(), "{bad}");
+        }
+    }
+}
