@@ -9,7 +9,7 @@ use rustix::fs::inotify;
 
 /// Looks again after each change in `folder`, until `look` finds something; `None` where that takes longer than
 /// `within`.
-pub(crate) fn until<T>(folder: &Path, within: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn until<T>(folder: &Path, within: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let until = Instant::now() + within;
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).expect("inotify");
     let changes = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;

@@ -2,7 +2,7 @@
 //! For tests alone; nothing of it ships.
 
 mod appliance;
-mod changes;
+pub mod changes;
 pub mod hostile;
 mod hosts;
 pub mod loopback;

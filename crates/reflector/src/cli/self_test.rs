@@ -37,14 +37,18 @@ pub(super) fn run(each: Duration, json: bool) -> Result<(), Failure> {
 
 /// The test on a thread of its own; Ctrl-C ends it, and leaves nothing behind.
 fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest, Failure> {
-    let scratch = self_test::scratch().ok();
-    // Only some engines need one; they say so where there is none.
-    let work_in = scratch.as_ref().map_or_else(PathBuf::new, |scratch| scratch.path().to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| broken(&e))?;
     let test = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| broken(&e))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(|e| broken(&e))?;
-        let report = move |step: &Step| progress(with_progress.then_some(step));
+        let scratch = self_test::scratch().ok();
+        // Only some engines need one; they say so where there is none.
+        let work_in = scratch.as_ref().map_or_else(PathBuf::new, |scratch| scratch.path().to_owned());
+        let report = move |step: &Step| {
+            if with_progress {
+                progress(Some(step));
+            }
+        };
         let test = tokio::task::spawn_blocking(move || self_test::run(Role::Reflector, each, &work_in, &report));
         tokio::select! {
             test = test => test.map(Some).map_err(|e| broken(&e)),
@@ -55,7 +59,6 @@ fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest
     if with_progress {
         progress(None);
     }
-    drop(scratch);
     // The thread that still measures ends with the process.
     runtime.shutdown_background();
     test?.ok_or_else(|| {
