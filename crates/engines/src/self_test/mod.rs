@@ -224,7 +224,8 @@ pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -
     let clock = CpuClock::start();
     // A millisecond apart, half as long as anything else takes.
     facts.timers = timers::measure(u32::try_from(each.as_millis() / 2).unwrap_or(u32::MAX)).ok();
-    facts.processor.other_work = clock.host().host_busy;
+    // To a thousandth: the kernel's ticks tell no more.
+    facts.processor.other_work = clock.host().host_busy.map(|share| (share * 1000.0).round() / 1000.0);
     facts.timestamps = timestamps::probe();
 
     let streams = facts.host.cpus.map_or(1, |cores| u16::try_from(cores).unwrap_or(u16::MAX).clamp(1, MOST_STREAMS));
