@@ -196,7 +196,8 @@ fn busy(facts: &Facts) -> Option<WeakPoint> {
 }
 
 fn one_core(facts: &Facts) -> Option<WeakPoint> {
-    facts.host.cpus.filter(|cores| *cores == 1)?;
+    // Not those that a quota leaves: that is another weak point.
+    facts.processor.cores.filter(|cores| *cores == 1)?;
     Some(WeakPoint::new(
         "one_core",
         "there is one core for everything",
@@ -246,7 +247,7 @@ fn late_timers(facts: &Facts) -> Option<WeakPoint> {
     Some(WeakPoint::new(
         "late_timers",
         format!("one timer in a hundred is {} late or more", quantity::micros(timers.late_p99_us)),
-        "other work, or a hypervisor, keeps the processor from ringing them in time",
+        "other work, a hypervisor or a quota keeps the processor from ringing them in time",
         "fewer programs beside it, a host with cores of its own; latency probes leave late, and short spikes may be missed",
     ))
 }
@@ -463,7 +464,7 @@ mod tests {
             ),
             ("busy", of_processor(&|processor| processor.other_work = Some(0.25))),
             ("", of_processor(&|processor| processor.other_work = Some(0.249))),
-            ("one_core", of_host(&|host| host.cpus = Some(1))),
+            ("one_core", of_processor(&|processor| processor.cores = Some(1))),
             ("cpu_quota", of_processor(&|processor| processor.quota_cores = Some(3.5))),
             ("", of_processor(&|processor| processor.quota_cores = Some(4.0))),
             ("powersave", of_processor(&|processor| processor.governors.push(governor("powersave", "acpi-cpufreq")))),
