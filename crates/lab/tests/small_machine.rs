@@ -40,7 +40,7 @@ fn to_the_end(running: &mut Running) -> (Value, u64) {
 #[test]
 fn eight_streams_need_little_memory() {
     let mut reflector = Reflector::serve(&[("MODE", "direct_ephemeral")]);
-    let appliance = Appliance::new().pair(&reflector, &reflector.address().to_owned());
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
     for mode in ["direct", "tunneled"] {
         let test =
             ["speed-test", "--json-stream", "-P", "8", "-t", "1", "--bidir", "--idle", "0.2", "--data-mode", mode];
@@ -57,7 +57,7 @@ fn a_tenth_of_a_core_is_enough_to_measure_and_to_say_so() {
     for (slow, mode) in [("appliance", "direct"), ("reflector", "tunneled")] {
         let Some(share) = Share::of_a_core(10) else { return };
         let mut reflector = Reflector::serve(&[("MODE", "direct_ephemeral")]);
-        let appliance = Appliance::new().pair(&reflector, &reflector.address().to_owned());
+        let appliance = Appliance::new().pair(&reflector, reflector.address());
         let test = ["speed-test", "--json-stream", "-P", "8", "-t", "2", "--idle", "0.5", "--data-mode", mode];
         let mut running = appliance.start(&test);
         share.take(if slow == "appliance" { running.pid() } else { reflector.process().pid() });
