@@ -144,7 +144,7 @@ impl Group {
             Self::DirectBbr => "TCP, direct, loopback, bbr",
             Self::Plain => "TCP, direct, every byte copied",
             Self::Tunneled => "TCP, tunneled (TLS 1.3), beside iperf3 in clear text",
-            Self::Lane => "The iperf3 lane beside plain iperf3",
+            Self::Lane => "The iperf3 lane beside plain iperf3, 4 streams",
             Self::Veth1500 => "TCP over a veth pair, MTU 1500",
             Self::Veth9000 => "TCP over a veth pair, MTU 9000",
             Self::Udp => "UDP, no rate asked for",
@@ -167,7 +167,10 @@ impl Group {
                 "Ours encrypts and authenticates every byte; iperf3 has no such mode and runs in clear text."
             }
             Self::Lane => {
-                "Both figures are iperf3's own sum of what was received: what the reflector's keys, door and sandbox cost."
+                "Both figures are iperf3's own sum of what was received: what the reflector's keys, door and sandbox cost. \
+                 Where the scheduler puts the two ends decides more than that, and it decides anew in each run; pinned: \
+                 both sides' servers are held to one processor and their clients to another, so that the sides are \
+                 compared and not the scheduler."
             }
             Self::Veth1500 | Self::Veth9000 => {
                 "Packets of a veth pair are not split into segments of the MTU unless something asks for it: a real \
@@ -237,6 +240,9 @@ pub(crate) struct Cell {
     pub(crate) theirs: Theirs,
     /// How long a phase is.
     pub(crate) seconds: u32,
+    /// Whether both ends of both sides are held to a processor each.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) pinned: bool,
 }
 
 impl Cell {
@@ -258,7 +264,15 @@ impl Cell {
             payload,
             ours,
             seconds,
+            pinned: false,
         }
+    }
+
+    /// The same with both ends of both sides held to a processor each.
+    pub(crate) fn pinned(mut self) -> Self {
+        self.name.push_str("/pinned");
+        self.pinned = true;
+        self
     }
 
     /// One that was asked for by hand.
@@ -343,7 +357,12 @@ impl Cell {
                 let payload = self.payload.unwrap_or_default();
                 format!("{payload} bytes, {direction}, {}", self.link)
             }
-            Group::Direct | Group::DirectBbr | Group::Lane | Group::Plain => format!("{streams}, {direction}"),
+            Group::Direct | Group::DirectBbr | Group::Plain => format!("{streams}, {direction}"),
+            Group::Lane => {
+                let congestion = self.congestion.as_deref().unwrap_or("default");
+                let pinned = if self.pinned { ", pinned" } else { "" };
+                format!("{direction}, {congestion}{pinned}")
+            }
             Group::One => self.name.clone(),
             _ => {
                 let is_said = self.group == Group::Tunneled;
@@ -413,14 +432,24 @@ pub(crate) fn plan(quick: bool, seconds: u32, other: Option<&[String]>) -> Vec<C
     tcp(Group::Tunneled, Loopback, tunnel, &[4], &[Upload, Both], "bbr", false);
     tcp(Group::Tunneled, Loopback, tunnel, &[1], &[Download, Upload], "bbr", false);
     tcp(Group::Tunneled, Loopback, tunnel, &[4], &[Download], "cubic", false);
-    tcp(Group::Lane, Loopback, (Iperf3, Direct, false), &[4], &[Download, Upload], "cubic", true);
-    tcp(Group::Lane, Loopback, (Iperf3, Direct, false), &[1], &[Download, Upload], "cubic", false);
+    tcp(Group::Lane, Loopback, (Iperf3, Direct, false), &[4], &[Download, Upload], "cubic", false);
     for (group, link) in [(Group::Veth1500, Veth1500), (Group::Veth9000, Veth9000)] {
         tcp(group, link, fast, &[4], &[Download], "cubic", true);
         tcp(group, link, fast, &[1], &[Download, Upload], "cubic", false);
         tcp(group, link, fast, &[4], &[Upload, Both], "cubic", false);
         tcp(group, link, fast, &[4], &[Download], "bbr", false);
         tcp(group, link, tunnel, &[4], &[Download], "cubic", false);
+    }
+    for congestion in ["bbr", "cubic"] {
+        for direction in [Download, Upload] {
+            if quick && congestion == "bbr" {
+                continue;
+            }
+            let ours = Ours { engine: Iperf3, mode: Direct, streams: 4, plain: false };
+            let load = Load::Tcp(Some(congestion.to_owned()));
+            let seconds = seconds.max(LANE_SECONDS);
+            cells.push(Cell::new(Group::Lane, Loopback, ours, direction, load, seconds).pinned());
+        }
     }
     let datagrams = [
         (Loopback, Download, 200, false),
@@ -452,6 +481,9 @@ pub(crate) fn plan(quick: bool, seconds: u32, other: Option<&[String]>) -> Vec<C
 
 /// The shortest time in which the search for the highest rate with little loss ends well within a phase.
 const UDP_SECONDS: u32 = 3;
+
+/// The lane is compared to the hundredth, so its cells take longer.
+const LANE_SECONDS: u32 = 2;
 
 #[cfg(test)]
 mod tests {

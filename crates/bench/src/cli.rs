@@ -87,6 +87,9 @@ struct One {
     /// Copy every byte at our ends
     #[arg(long)]
     plain: bool,
+    /// Hold the servers of both sides to one processor and their clients to another
+    #[arg(long)]
+    pinned: bool,
     /// Pairs
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
@@ -265,6 +268,7 @@ fn run_one(one: &One) -> anyhow::Result<ExitCode> {
         _ => Load::Tcp(one.congestion.clone()),
     };
     let cell = Cell::by_hand(one.link, ours, one.direction, load, one.seconds);
+    let cell = if one.pinned { cell.pinned() } else { cell };
     let stop = Stop::listen()?;
     play_programs()?;
     let mut runner = Pairs::new(&stop, program_in_path("iperf3")?, None, Rights::here());

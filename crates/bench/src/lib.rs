@@ -8,6 +8,7 @@ mod bed;
 mod cells;
 mod machine;
 mod pairs;
+mod pin;
 mod process;
 mod promises;
 mod readings;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::bed::{Bed, Iperf3};
 use crate::cells::{Cell, Link};
+use crate::pin::{Held, Places};
 use crate::process::{self, Interrupted, Stop};
 use crate::readings::{self, Received};
 use crate::record::{CellRecord, Pair, Reading};
@@ -72,7 +73,12 @@ impl<'a> Pairs<'a> {
         let bed = self.bed(cell.link)?;
         let reflector = bed.reflector.process().pid();
         let bed = &*bed;
+        let places = if cell.pinned { Some(Places::find()?) } else { None };
         let iperf3 = bed.iperf3(&program)?;
+        let servers = [reflector, iperf3.server.pid()].into_iter();
+        let _servers =
+            places.map(|places| servers.map(|pid| Held::process(pid, places.server)).collect::<Result<Vec<_>, _>>());
+        let _clients = places.map(|places| Held::this_thread(places.client)).transpose()?;
         let mut failed_in_a_row = 0;
         for n in 0..pairs {
             // Each side goes first in every other pair: what a run leaves behind is then neither's to bear.

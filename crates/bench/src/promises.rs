@@ -166,8 +166,10 @@ pub(crate) fn judge(record: &Record) -> Vec<Row> {
         rows.push(ratio_row(&name, same, Bound::AtMost(1.0 / 3.0), By::Worst, &found, Reading::cpu_s_per_gb));
     }
     for way in TWO_WAYS {
-        let found = cells([1, 4].map(|streams| format!("loopback/iperf3/direct/{streams}/{way}/cubic")).to_vec());
-        rows.push(rates(&format!("the iperf3 lane, {way}"), "plain iperf3, no reflector", 0.97, By::Worst, found));
+        let of = |congestion| format!("loopback/iperf3/direct/4/{way}/{congestion}/pinned");
+        let found = cells(["bbr", "cubic"].map(of).to_vec());
+        let beside = "plain iperf3, no reflector, both pinned alike";
+        rows.push(rates(&format!("the iperf3 lane, {way}"), beside, 0.97, By::Worst, found));
     }
     rows.extend(alone(record));
     rows

@@ -1,0 +1,98 @@
+//! Processors, held to: with two of them, which of both ends the scheduler puts where decides more of a rate than what is
+//! compared, and it decides anew in each run. Held to the same places, both sides are compared and not the scheduler.
+
+use std::fs;
+
+use anyhow::Context;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// The two ends' processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// Where clients run.
+    pub(crate) client: usize,
+    /// Where servers run.
+    pub(crate) server: usize,
+}
+
+impl Places {
+    /// The first two processors that we may use.
+    pub(crate) fn find() -> anyhow::Result<Self> {
+        let allowed = sched_getaffinity(None)?;
+        let mut allowed = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+        let places = allowed.next().zip(allowed.next());
+        let (client, server) = places.context("to hold both ends to a processor each, it takes two")?;
+        Ok(Self { client, server })
+    }
+}
+
+/// Threads that are held to a processor; free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Held(Vec<(Option<Pid>, CpuSet)>);
+
+impl Held {
+    /// Holds the calling thread, and so whatever it starts from now on.
+    pub(crate) fn this_thread(cpu: usize) -> anyhow::Result<Self> {
+        Self::threads([None], cpu)
+    }
+
+    /// Holds all threads that a process has now, and so those that they start.
+    pub(crate) fn process(process: Pid, cpu: usize) -> anyhow::Result<Self> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero()))?;
+        let names = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+        Self::threads(names.filter_map(Pid::from_raw).map(Some).collect::<Vec<_>>(), cpu)
+    }
+
+    fn threads(threads: impl IntoIterator<Item = Option<Pid>>, cpu: usize) -> anyhow::Result<Self> {
+        let mut only = CpuSet::new();
+        only.set(cpu);
+        let mut held = Self(vec![]);
+        for thread in threads {
+            // One that has ended meanwhile needs no place.
+            let Ok(before) = sched_getaffinity(thread) else { continue };
+            sched_setaffinity(thread, &only).with_context(|| format!("processor {cpu} can't be held to"))?;
+            held.0.push((thread, before));
+        }
+        Ok(held)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for (thread, before) in &self.0 {
+            // One that has ended is as free.
+            let _ = sched_setaffinity(*thread, before);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_held_is_free_again_afterwards() {
+        let Ok(places) = Places::find() else { return };
+        let free = sched_getaffinity(None).unwrap();
+        let held = Held::this_thread(places.server).unwrap();
+        let narrow = sched_getaffinity(None).unwrap();
+        assert_eq!((narrow.count(), narrow.is_set(places.server)), (1, true));
+        drop(held);
+        assert_eq!(sched_getaffinity(None).unwrap(), free);
+    }
+
+    #[test]
+    fn a_processs_threads_are_all_held() {
+        let Ok(places) = Places::find() else { return };
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let free = sched_getaffinity(Some(pid)).unwrap();
+        let held = Held::process(pid, places.client).unwrap();
+        assert_eq!(sched_getaffinity(Some(pid)).unwrap().count(), 1);
+        drop(held);
+        assert_eq!(sched_getaffinity(Some(pid)).unwrap(), free);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
