@@ -17,9 +17,9 @@ use crate::sys::splice::PagePipe;
 /// The longest that a write may stand past the end of its phase.
 const LONGEST_WRITE: Duration = Duration::from_millis(100);
 
-/// Pages that wait for the socket in one go; a user's pipes may hold 64 MiB in all, which is enough for every stream there
-/// can be (pipe(7)).
-const PIPE: usize = CHUNK;
+/// Pages that wait for the socket in one go: the more moves in one call, the less a byte costs.
+/// A user's pipes may hold 64 MiB in all, which is enough for every stream there can be (pipe(7)).
+const PIPE: usize = 4 * CHUNK;
 
 /// How often a second a stream that is held to a rate hands bytes to its kernel, which spreads them further.
 const STEPS_PER_S: u64 = 100;
@@ -101,8 +101,11 @@ impl Way {
     /// Moves at most about `most` bytes of what the stream carries from `position` on: how many the socket took.
     fn send(&mut self, stream: &mut DataStream, position: u64, most: usize) -> io::Result<usize> {
         let Self::Splice(pages) = self else { return stream.write(payload::from(position, most)) };
-        if pages.held() < most {
-            pages.put(payload::from(position + pages.held() as u64, most - pages.held()))?;
+        while pages.held() < most {
+            // A pipe of fewer pages than were asked for is full sooner.
+            if pages.put(payload::from(position + pages.held() as u64, most - pages.held()))? == 0 {
+                break;
+            }
         }
         pages.send(stream.socket())
     }
@@ -140,7 +143,7 @@ pub(super) fn send(
             limit = left.max(Duration::from_millis(1));
             stream.socket().set_write_timeout(Some(limit))?;
         }
-        let most = block.unwrap_or(CHUNK).min(lead.bytes());
+        let most = block.unwrap_or(PIPE).min(lead.bytes());
         match way.send(stream, total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {
