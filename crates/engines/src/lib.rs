@@ -14,6 +14,7 @@ pub mod tether;
 mod socket;
 mod sys;
 mod tcp;
+mod udp;
 
 pub use engine::Engine;
 

@@ -1,0 +1,5 @@
+//! The `udp` engine.
+
+mod ledger;
+mod packet;
+mod search;
