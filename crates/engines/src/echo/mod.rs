@@ -7,6 +7,7 @@ mod drive;
 mod ledger;
 mod line;
 mod packet;
+mod port;
 mod probes;
 mod serve;
 #[cfg(test)]
@@ -25,8 +26,9 @@ use crate::tether::Tether;
 
 pub use drive::{Glance, ProbeOrder, Prober};
 pub use packet::LEN as PACKET_LEN;
+pub use port::{Arrived, Port, Signals};
 pub use probes::{Probe, Probes, Transport};
-pub use serve::{Enrolment, Refused, Responder, answer_stream};
+pub use serve::{Enrolment, Refusal, Refused, Responder, answer_stream};
 
 /// The engine that puts no load on the path: latency alone.
 pub struct Echo;

@@ -28,6 +28,8 @@ const DRAINING: f64 = 0.8;
 const JUST_BELOW: f64 = 0.985;
 /// The first step up of those.
 const STEP: f64 = 0.005;
+/// A path that carries less than this share of what it did is held up, or another one.
+const MUCH_LESS: f64 = 0.93;
 /// A sender that does less than this share of what it is told can't do more.
 const CANNOT: f64 = 0.85;
 /// From this much above what was found on it is searched for anew.
@@ -55,6 +57,10 @@ pub(super) struct Search {
     clean: u32,
     /// Intervals in a row in which the sender did not do what it was told.
     behind: u32,
+    /// The last rate at which the path was not full.
+    clean_bps: f64,
+    /// Where a path was that then carried much less of a sudden: mostly it was held up, and will be there again.
+    regain_bps: Option<f64>,
     /// What came and what was lost since it settled.
     expected: f64,
     lost: f64,
@@ -95,6 +101,8 @@ impl Search {
             last: None,
             clean: 0,
             behind: 0,
+            clean_bps: 0.0,
+            regain_bps: None,
             expected: 0.0,
             lost: 0.0,
         }
@@ -189,6 +197,13 @@ impl Search {
             let back = if self.lost > self.bound * self.expected { 1.0 - STEP } else { 1.0 };
             return self.change(self.rate_bps * back, sent, now_ns);
         }
+        self.clean_bps = self.rate_bps;
+        if let Some(regain_bps) = self.regain_bps {
+            if self.rate_bps < JUST_BELOW * regain_bps {
+                return self.change((self.rate_bps + regain_bps) / 2.0, sent, now_ns);
+            }
+            self.regain_bps = None;
+        }
         let step = STEP * f64::from(1u32 << (self.clean / 2).min(7));
         self.clean += 1;
         let next = self.rate_bps * (1.0 + step);
@@ -205,6 +220,10 @@ impl Search {
         let carried = interval.came_bps.min(self.rate_bps);
         self.clean = 0;
         self.behind = 0;
+        // Not twice to the same: where it is full again before it is back there, that is how the path is now.
+        let sudden = self.stage == Stage::Feeling && carried < MUCH_LESS * self.clean_bps;
+        self.regain_bps = sudden.then_some(self.clean_bps);
+        self.clean_bps = carried;
         self.stage = Stage::Draining { then_bps: carried * JUST_BELOW };
         self.change(carried * DRAINING, sent, now_ns);
     }

@@ -326,6 +326,7 @@ fn their_tally(phase: PhaseSpec, report: Option<&Report>) -> PhaseTally {
             mss: None,
             retransmits: totals.retransmits.filter(|_| is_sender),
             streams: totals.streams,
+            datagrams: None,
             counted_by: Some("iperf3".into()),
         })
     };

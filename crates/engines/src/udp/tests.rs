@@ -1,0 +1,1 @@
+//! Both ends of `udp` against each other.
