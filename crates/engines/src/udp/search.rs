@@ -32,8 +32,9 @@ const STEP: f64 = 0.005;
 const MUCH_LESS: f64 = 0.93;
 /// A sender that does less than this share of what it is told can't do more.
 const CANNOT: f64 = 0.85;
-/// From this much above what was found on it is searched for anew.
+/// From this much above what was found on it is searched for anew, if that was found so many intervals ago at most.
 const BEYOND: f64 = 1.3;
+const YOUNG: u32 = 24;
 
 /// The search of one stream.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub(super) struct Search {
     /// What came and what was lost since it settled.
     expected: f64,
     lost: f64,
+    /// Intervals since then.
+    judged: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,6 +108,7 @@ impl Search {
             regain_bps: None,
             expected: 0.0,
             lost: 0.0,
+            judged: 0,
         }
     }
 
@@ -181,7 +185,7 @@ impl Search {
                 // The path may carry more, but this end can't send it.
                 self.stage = Stage::Feeling;
                 self.clean = 0;
-                let most = interval.sent_bps * 1.05;
+                let most = (interval.sent_bps * 1.05).max(self.clean_bps.min(self.rate_bps));
                 self.settle(most);
                 return self.change(most, sent, now_ns);
             }
@@ -207,7 +211,8 @@ impl Search {
         let step = STEP * f64::from(1u32 << (self.clean / 2).min(7));
         self.clean += 1;
         let next = self.rate_bps * (1.0 + step);
-        if self.settled_bps.is_some_and(|settled| next > BEYOND * settled) {
+        let is_young = self.judged < YOUNG;
+        if is_young && self.settled_bps.is_some_and(|settled| next > BEYOND * settled) {
             // What was taken for a full path was none, or it has become faster.
             self.settled_bps = None;
             self.stage = Stage::Rising;
@@ -230,10 +235,10 @@ impl Search {
 
     fn settle(&mut self, rate_bps: f64) {
         if self.settled_bps.is_none() {
-            (self.expected, self.lost) = (0.0, 0.0);
+            (self.expected, self.lost, self.judged) = (0.0, 0.0, 0);
         }
-        // Later rounds may find it lower or higher; only far beyond the last one it is another path.
-        self.settled_bps = Some(rate_bps);
+        // Later rounds may find it lower.
+        self.settled_bps = Some(self.settled_bps.map_or(rate_bps, |settled| settled.max(rate_bps)));
     }
 
     fn change(&mut self, rate_bps: f64, sent: u64, now_ns: u64) {
@@ -244,6 +249,7 @@ impl Search {
     }
 
     fn note(&mut self, interval: &Interval) {
+        self.judged = self.judged.saturating_add(1);
         self.expected += interval.expected;
         self.lost += interval.lost;
     }
