@@ -50,6 +50,11 @@ impl Engine for Echo {
         &[DataMode::Tunneled, DataMode::DirectEphemeral]
     }
 
+    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+        let asked = spec.fragments || spec.loss_bound_ppm.is_some();
+        asked.then_some("fragments and a bound of loss are for the engine udp")
+    }
+
     fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
         Ok(Box::new(Quiet { spec: order.spec, tether: order.tether }))
     }

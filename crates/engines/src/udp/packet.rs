@@ -253,6 +253,26 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_examples_are_what_is_sent() {
+        let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
+        let secret = Zeroizing::new(std::array::from_fn(|at| at as u8));
+        let keys = SessionKeys::derive(SessionId::from_bytes(session), secret);
+        let place = Place { phase: 2, stream: 1 };
+        let hello = Signal { place, number: 7, word: Word::Hello }.seal(Direction::Upload, &keys);
+        let mut bulk = [0; HEADER];
+        Seal::of(place, Direction::Upload, &keys).prepare(&mut bulk);
+        Seal::stamp(Bulk { seq: 5, sent_ns: 1_000_000, is_settled: true }, &mut bulk);
+        let document = include_str!("../../../../docs/protocol.md");
+        for bytes in [hello.as_slice(), &bulk] {
+            let digits = data_encoding::HEXLOWER.encode(bytes);
+            assert!(document.contains(&format!("\n    {digits}\n")), "{digits}");
+        }
+        for number in [HEADER.to_string(), "65,507".to_owned(), format!("{SIGNAL} bytes")] {
+            assert!(document.contains(&number), "{number}");
+        }
+    }
+
+    #[test]
     fn a_bulk_datagram_is_of_its_own_stream_direction_and_session_alone() {
         let seal = Seal::of(place(), Direction::Download, &keys(1));
         let mut datagram = [0; HEADER];

@@ -260,7 +260,13 @@ impl Search {
         let came = to.received.checked_sub(from.received)? as f64;
         let rate = |datagrams: f64| datagrams * self.bits / seconds;
         // What came late of an earlier interval makes no loss negative.
-        Some(Interval { seconds, expected, lost: (expected - came).max(0.0), came_bps: rate(came), sent_bps: rate(expected) })
+        Some(Interval {
+            seconds,
+            expected,
+            lost: (expected - came).max(0.0),
+            came_bps: rate(came),
+            sent_bps: rate(expected),
+        })
     }
 }
 

@@ -151,8 +151,7 @@ pub(super) fn send(
         }
         bps => Pace::Fixed(bps.unwrap_or(DEFAULT_BPS) as f64),
     };
-    let mut ears =
-        Ears { socket, course, place, flow: against(direction), newest: None, heard: course.begin };
+    let mut ears = Ears { socket, course, place, flow: against(direction), newest: None, heard: course.begin };
     // Nothing leaves before the receiver says that it listens.
     if ears.await_next(course.begin + FIRST_WORD)?.is_none() {
         if course.is_over() {

@@ -87,7 +87,8 @@ pub(super) fn narrowed(socket: &UdpSocket, payload: usize) -> io::Error {
 }
 
 fn too_large(payload: usize, room: usize, mtu: u32) -> io::Error {
-    let what = format!("datagrams of {payload} bytes do not fit the path's MTU of {mtu}: -l {room} does, or --fragments");
+    let what =
+        format!("datagrams of {payload} bytes do not fit the path's MTU of {mtu}: -l {room} does, or --fragments");
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 

@@ -130,7 +130,7 @@ mod tests {
 
     #[tokio::test]
     async fn json_lines_are_the_documents_oldest_first() {
-        let lines = exported(ExportFormat::JsonLines).await;
+        let lines = Box::pin(exported(ExportFormat::JsonLines)).await;
         let documents = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<ResultDocument>>();
         assert_eq!(documents, [example::full(), example::bare()]);
         assert_eq!(lines[0], serde_json::to_string(&example::full()).unwrap());
@@ -138,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn csv_has_a_header_and_leaves_cells_empty_that_were_not_measured() {
-        let lines = exported(ExportFormat::Csv).await;
+        let lines = Box::pin(exported(ExportFormat::Csv)).await;
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("id,started_at,provider,engine,peer,"));
         assert!(lines[1].contains(",attic,203.0.113.7:4000,PP-"), "{}", lines[1]);

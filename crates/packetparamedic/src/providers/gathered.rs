@@ -19,7 +19,7 @@ use super::TestOrder;
 use crate::document::{
     ApplianceEnd, BidirResult, Bufferbloat, ByLoad, CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Event, Interval,
     IntervalReading, IntervalSpread, LatencyResult, LineRateEstimate, Omitted, ProbeTransport, ProgramSaid,
-    ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, ThroughputResult, UdpResult, Warning,
+    ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, ThroughputResult, UdpResult, UdpSearch, Warning,
 };
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
@@ -33,6 +33,8 @@ const LATE_PROBE_US: u32 = 5_000;
 const ETHERNET: u32 = 38;
 /// TCP's header with the time stamps that Linux uses.
 const TCP: u32 = 32;
+/// UDP's header.
+const UDP: u32 = 8;
 
 /// Everything that a run has gathered so far.
 pub(super) struct Gathered {
@@ -84,8 +86,10 @@ pub(super) struct PhaseRecord {
     sent: [Vec<Sample>; 2],
     /// Whether the sender's readings are shown as long as the receiver tells none.
     pub(super) shows_sent: bool,
-    /// What became of datagrams: download, upload.
+    /// What became of datagrams, where a program says it in its own words: download, upload.
     pub(super) udp: [Option<UdpResult>; 2],
+    /// Whether the highest rate is searched for.
+    pub(super) is_searched: bool,
     /// What the program that moved the data said, as it said it.
     pub(super) raw: Option<String>,
 }
@@ -133,6 +137,7 @@ impl PhaseRecord {
             sent: Default::default(),
             shows_sent: false,
             udp: [None; 2],
+            is_searched: false,
             raw: None,
         }
     }
@@ -429,6 +434,27 @@ impl Gathered {
                     }
                 }
                 let (Some(sender), Some(receiver)) = (sender, receiver) else { continue };
+                if let Some(datagrams) = &sender.datagrams {
+                    // What is lost differs by nature.
+                    let searched = phase.is_searched && result.complete;
+                    if searched && found_at(Some(sender), Some(receiver)).is_none() && !has(result, "rate_not_found") {
+                        let text = format!(
+                            "the search for the highest rate did not come to its end in the {}: measure longer with -t",
+                            phase.load
+                        );
+                        result.warnings.push(Warning::new("rate_not_found", text));
+                    }
+                    if let Some(paused_ms) = datagrams.paused_ms
+                        && !has(result, "sending_paused")
+                    {
+                        let text = format!(
+                            "in the {} the sender held still for {paused_ms} ms, because nothing came back from the receiver",
+                            phase.load
+                        );
+                        result.warnings.push(Warning::new("sending_paused", text));
+                    }
+                    continue;
+                }
                 // Two who count differently need not count the same: what one holds in a buffer the other has sent.
                 if sender.counted_by.is_some() || receiver.counted_by.is_some() {
                     continue;
@@ -482,13 +508,24 @@ fn throughput(
     let span = spec.phases.iter().find(|asked| asked.load == phase.load)?.duration();
     let (sender, receiver) = phase.ends(direction);
     let omit = order.omit.map(|omit| omit.saturating_sub(left_out));
-    let in_intervals = stats::throughput(samples, omit, span);
+    // A search knows when its start-up was over; one that ended too late for the samples is as good as none.
+    let found = found_at(sender, receiver).filter(|_| omit.is_none());
+    let found = found.and_then(|found| stats::throughput(samples, Some(found), span));
+    let is_found = found.is_some();
+    let in_intervals = found.or_else(|| stats::throughput(samples, omit, span));
     let is_whole = in_intervals.is_none() && samples.is_empty();
     let measured = in_intervals.or_else(|| if is_whole { whole(receiver?) } else { None })?;
     let either = sender.or(receiver);
     let mss = sender.and_then(|sender| sender.mss);
+    let udp = phase.udp[direction as usize].or_else(|| datagrams(sender?, receiver?));
+    let overhead = match udp {
+        Some(_) if spec.fragments => None,
+        Some(_) => overhead.map(|overhead| overhead - TCP + UDP),
+        None => overhead,
+    };
     let line_rate = |overhead: u32| {
-        let mss = mss.filter(|mss| *mss > 0)?;
+        let segment = mss.or_else(|| udp?.payload_bytes);
+        let mss = segment.filter(|segment| *segment > 0)?;
         let rate = u128::from(measured.goodput_bps) * (u128::from(mss) + u128::from(overhead)) / u128::from(mss);
         Some(LineRateEstimate { rate_bps: u64::try_from(rate).ok()?, overhead_bytes: overhead })
     };
@@ -506,6 +543,7 @@ fn throughput(
             (Some(_), _) => Omitted::Asked,
             (None, _) if is_whole => Omitted::Nothing,
             (None, true) => Omitted::Found,
+            (None, false) if is_found => Omitted::Found,
             (None, false) => Omitted::NotFound,
         },
         streams: either.map_or(spec.streams, |tally| tally.streams),
@@ -514,9 +552,40 @@ fn throughput(
         mss,
         line_rate_estimate: overhead.and_then(line_rate),
         intervals: order.intervals.then(|| intervals(samples)),
-        udp: phase.udp[direction as usize],
+        udp,
         data_path: data_paths((sender, receiver)),
         cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
+    })
+}
+
+/// When a search had found its rate at the receiver, as far as both ends say so.
+fn found_at(sender: Option<&DirectionTally>, receiver: Option<&DirectionTally>) -> Option<Duration> {
+    sender?.datagrams.as_ref()?.settled.filter(|settled| *settled > 0)?;
+    receiver?.datagrams.as_ref()?.settled_at_us.map(Duration::from_micros)
+}
+
+/// What became of datagrams, of what both ends counted. One of them is the other side's word: no sum of it breaks.
+fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpResult> {
+    let (ours, theirs) = (sender.datagrams.as_ref()?, receiver.datagrams.as_ref()?);
+    let (sent, received) = (ours.sent?, theirs.received?);
+    let settled = found_at(Some(sender), Some(receiver)).and_then(|_| Some((ours.settled?, theirs.settled?)));
+    // What settled is part of all.
+    let settled = settled.map(|(sent_then, came_then)| (sent_then.min(sent), came_then.min(received)));
+    let (datagrams, arrived) = settled.unwrap_or((sent, received));
+    let lost = datagrams.saturating_sub(arrived);
+    (datagrams > 0).then(|| UdpResult {
+        datagrams,
+        lost,
+        loss: lost as f64 / datagrams as f64,
+        duplicates: theirs.duplicates,
+        out_of_order: theirs.out_of_order,
+        jitter_us: theirs.jitter_us,
+        payload_bytes: ours.payload_bytes,
+        search: settled.map(|(sent_then, came_then)| UdpSearch {
+            datagrams: sent - sent_then,
+            lost: (sent - sent_then).saturating_sub(received - came_then),
+        }),
+        paused_ms: ours.paused_ms,
     })
 }
 

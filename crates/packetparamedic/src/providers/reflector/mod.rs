@@ -32,8 +32,11 @@ impl Provider for Reflectors {
         "a reflector that this device is paired with"
     }
 
-    fn engine(&self) -> &'static str {
-        "tcp"
+    fn engine(&self, transport: Transport) -> &'static str {
+        match transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        }
     }
 
     fn probes(&self) -> bool {
@@ -41,14 +44,8 @@ impl Provider for Reflectors {
     }
 
     fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
-        let asked = [
-            (order.transport == Transport::Udp, "-u is for --provider iperf3"),
-            (
-                order.credentials.is_some(),
-                "a user and password are for --provider iperf3: a reflector knows this device",
-            ),
-        ];
-        asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
+        let asked = order.credentials.is_some();
+        asked.then_some("a user and password are for --provider iperf3: a reflector knows this device")
     }
 
     fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {

@@ -118,6 +118,7 @@ impl Session {
             let record = gathered.begin(phase);
             // Other programs may tell what they received at their end alone.
             record.shows_sent = self.drive.program().is_some();
+            record.is_searched = self.spec.bitrate_bps == Some(0);
             self.phase(number, phase, watch, record).await?;
         }
         Ok(())
