@@ -84,7 +84,8 @@ fn search(mbit: u64, burst: &str, queue: &str) {
     let (reflector, appliance) = pair(&hosts);
     let rate = format!("{mbit}mbit");
     for host in [&hosts.near, &hosts.far] {
-        let shaper = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", burst, "limit", queue];
+        let shaper =
+            ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", burst, "limit", queue];
         host.must(&shaper);
     }
     let result = measure(&appliance, &reflector, &["-b", "0", "-t", "6"]);

@@ -16,7 +16,7 @@ use super::socket::{self, Sends, await_readable, take_waiting};
 use super::{DEFAULT_BPS, DEFAULT_LOSS_PPM, FEEDBACK_EVERY, HOLD_STILL_AFTER, against};
 
 /// How long the first word of the receiver may take.
-const FIRST_WORD: Duration = Duration::from_secs(3);
+const FIRST_WORD: Duration = Duration::from_secs(5);
 /// How long the last word may take until it is confirmed.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// One send holds what the rate makes in this time at most: more at once could flood a small queue alone.
