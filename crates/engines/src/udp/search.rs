@@ -28,6 +28,11 @@ const DRAINING: f64 = 0.8;
 const JUST_BELOW: f64 = 0.985;
 /// The first step up of those.
 const STEP: f64 = 0.005;
+/// Where more was lost in all than the bound allows, judged after so many intervals, it goes back by this much with each
+/// interval that is not clean, and by this much where the path is full.
+const ENOUGH_TO_TELL: u32 = 10;
+const BACK: f64 = 0.98;
+const FAR_BACK: f64 = 0.93;
 /// A path that carries less than this share of what it did is held up, or another one.
 const MUCH_LESS: f64 = 0.93;
 /// A sender that does less than this share of what it is told can't do more.
@@ -62,7 +67,10 @@ pub(super) struct Search {
     clean_bps: f64,
     /// Where a path was that then carried much less of a sudden: mostly it was held up, and will be there again.
     regain_bps: Option<f64>,
-    /// What came and what was lost since it settled.
+    /// The first datagram sent since it settled, and the first word of the receiver after that came.
+    settled_from: u64,
+    settled_since: Option<Feedback>,
+    /// What was to come since then, and what of it was lost: with every word, so that nothing is left out.
     expected: f64,
     lost: f64,
     /// Intervals since then.
@@ -106,6 +114,8 @@ impl Search {
             behind: 0,
             clean_bps: 0.0,
             regain_bps: None,
+            settled_from: 0,
+            settled_since: None,
             expected: 0.0,
             lost: 0.0,
             judged: 0,
@@ -128,13 +138,14 @@ impl Search {
         if before.is_some_and(|before| told.at_ns <= before.at_ns) {
             return;
         }
+        self.sum_up(&told);
         let queue_stands = told.queue_us > QUEUE_US;
         if let Stage::Draining { then_bps } = self.stage {
             // What was in the queue before is no news of this rate; a queue that never empties is how this path is.
             let long = now_ns.saturating_sub(self.changed_ns) > UNHEARD_NS;
             if told.through >= self.mark && told.queue_us < EMPTY_US || long {
                 self.stage = Stage::Feeling;
-                self.settle(then_bps);
+                self.settle(then_bps, sent);
                 self.change(then_bps, sent, now_ns);
             }
             return;
@@ -144,7 +155,7 @@ impl Search {
             let lately = before.and_then(|before| self.between(&before, &told));
             let since = self.since.and_then(|since| self.between(&since, &told));
             if let Some(interval) = since.or(lately) {
-                self.note(&interval);
+                self.judged = self.judged.saturating_add(1);
                 self.full(&interval, sent, now_ns);
                 return;
             }
@@ -171,7 +182,7 @@ impl Search {
     }
 
     fn judge(&mut self, interval: &Interval, sent: u64, now_ns: u64) {
-        self.note(interval);
+        self.judged = self.judged.saturating_add(1);
         let allowed = self.bound * interval.expected;
         // Chance alone makes some intervals worse than others.
         if interval.lost > allowed + 1.5 * allowed.sqrt() + 1.0 {
@@ -186,7 +197,7 @@ impl Search {
                 self.stage = Stage::Feeling;
                 self.clean = 0;
                 let most = (interval.sent_bps * 1.05).max(self.clean_bps.min(self.rate_bps));
-                self.settle(most);
+                self.settle(most, sent);
                 return self.change(most, sent, now_ns);
             }
             return self.change(self.rate_bps, sent, now_ns);
@@ -196,9 +207,9 @@ impl Search {
         }
         let is_lossy = interval.lost > allowed / 4.0 + 0.5 || self.lost > 0.7 * self.bound * self.expected + 0.5;
         if is_lossy {
-            // Under the bound, but as near to it as it should be; where it has been beyond, back to before.
+            // Under the bound, but as near to it as it should be.
             self.clean = 0;
-            let back = if self.lost > self.bound * self.expected { 1.0 - STEP } else { 1.0 };
+            let back = if self.is_beyond() { BACK } else { 1.0 };
             return self.change(self.rate_bps * back, sent, now_ns);
         }
         self.clean_bps = self.rate_bps;
@@ -226,15 +237,18 @@ impl Search {
         self.clean = 0;
         self.behind = 0;
         // Not twice to the same: where it is full again before it is back there, that is how the path is now.
-        let sudden = self.stage == Stage::Feeling && carried < MUCH_LESS * self.clean_bps;
+        let is_beyond = self.is_beyond();
+        let sudden = self.stage == Stage::Feeling && !is_beyond && carried < MUCH_LESS * self.clean_bps;
         self.regain_bps = sudden.then_some(self.clean_bps);
         self.clean_bps = carried;
-        self.stage = Stage::Draining { then_bps: carried * JUST_BELOW };
+        let then = if is_beyond { JUST_BELOW * FAR_BACK } else { JUST_BELOW };
+        self.stage = Stage::Draining { then_bps: carried * then };
         self.change(carried * DRAINING, sent, now_ns);
     }
 
-    fn settle(&mut self, rate_bps: f64) {
+    fn settle(&mut self, rate_bps: f64, sent: u64) {
         if self.settled_bps.is_none() {
+            (self.settled_from, self.settled_since) = (sent, None);
             (self.expected, self.lost, self.judged) = (0.0, 0.0, 0);
         }
         // Later rounds may find it lower.
@@ -248,10 +262,20 @@ impl Search {
         self.since = None;
     }
 
-    fn note(&mut self, interval: &Interval) {
-        self.judged = self.judged.saturating_add(1);
-        self.expected += interval.expected;
-        self.lost += interval.lost;
+    /// What all that was sent since it settled has come to.
+    fn sum_up(&mut self, told: &Feedback) {
+        if self.settled_bps.is_none() || told.through < self.settled_from {
+            return;
+        }
+        let since = *self.settled_since.get_or_insert(*told);
+        if let Some(interval) = self.between(&since, told) {
+            (self.expected, self.lost) = (interval.expected, interval.lost);
+        }
+    }
+
+    /// Whether, once there is enough to tell, more was lost in all than the bound allows.
+    fn is_beyond(&self) -> bool {
+        self.judged >= ENOUGH_TO_TELL && self.lost > self.bound * self.expected
     }
 
     fn between(&self, from: &Feedback, to: &Feedback) -> Option<Interval> {
