@@ -188,3 +188,66 @@ pub(super) fn take_waiting(socket: &UdpSocket, bytes: &mut [u8]) -> Option<usize
     // An error of an earlier send is gone once read; the next call tells what lies there.
     recv(socket, bytes, RecvFlags::DONTWAIT).ok().map(|(_, len)| len)
 }
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::test_spec::{DataMode, EngineId};
+
+    use super::*;
+
+    fn pair(at: &str) -> Option<(UdpSocket, UdpSocket)> {
+        let ours = UdpSocket::bind((at, 0)).ok()?;
+        let theirs = UdpSocket::bind((at, 0)).unwrap();
+        ours.connect(theirs.local_addr().unwrap()).unwrap();
+        theirs.connect(ours.local_addr().unwrap()).unwrap();
+        Some((ours, theirs))
+    }
+
+    fn spec() -> TestSpec {
+        TestSpec::new(EngineId::try_from("udp").unwrap(), DataMode::Tunneled, vec![], 1)
+    }
+
+    /// What arrives of three datagrams of 100 bytes and one of 60, sent by two calls.
+    fn arrive(sends: &mut Sends, ours: &UdpSocket, theirs: &UdpSocket) -> Vec<Vec<u8>> {
+        let bytes = (0..30).flat_map(|ten| [ten; 10]).collect::<Vec<u8>>();
+        assert_eq!(sends.send(ours, &bytes).unwrap(), 3);
+        ours.send(&[99; 60]).unwrap();
+        let mut receives = Receives::of(theirs);
+        let mut datagrams = Vec::new();
+        while datagrams.len() < 4 {
+            let (came, each) = receives.receive(theirs).unwrap();
+            datagrams.extend(came.chunks(each).map(<[u8]>::to_vec));
+        }
+        assert_eq!(datagrams.iter().take(3).flatten().copied().collect::<Vec<_>>(), bytes);
+        datagrams
+    }
+
+    #[test]
+    fn many_at_once_arrive_as_they_do_one_by_one() {
+        for at in ["127.0.0.1", "::1"] {
+            let Some((ours, theirs)) = pair(at) else { continue };
+            let lengths = |datagrams: Vec<Vec<u8>>| datagrams.iter().map(Vec::len).collect::<Vec<_>>();
+            let mut at_once = Sends::new(&ours, 100);
+            assert_eq!(at_once.most(), MOST_AT_ONCE);
+            assert_eq!(lengths(arrive(&mut at_once, &ours, &theirs)), [100, 100, 100, 60]);
+            let mut one_by_one = Sends { payload: 100, most: 1 };
+            assert_eq!(lengths(arrive(&mut one_by_one, &ours, &theirs)), [100, 100, 100, 60]);
+        }
+    }
+
+    #[test]
+    fn a_payload_that_the_path_does_not_take_whole_needs_to_be_asked_for() {
+        let asks = |bytes, fragments| TestSpec { block_bytes: Some(bytes), fragments, ..spec() };
+        let Some((ours, _)) = pair("::1") else { return };
+        prepare(&ours, &asks(65_507, false)).unwrap();
+        let refusal = payload(&ours, &asks(65_507, false)).unwrap_err().to_string();
+        assert!(refusal.contains("MTU of 65536") && refusal.contains("-l 65488"), "{refusal}");
+        assert_eq!(payload(&ours, &asks(65_488, false)).unwrap(), 65_488);
+        assert_eq!(payload(&ours, &asks(65_507, true)).unwrap(), 65_507);
+        assert_eq!(payload(&ours, &spec()).unwrap(), DEFAULT_PAYLOAD);
+        // The kernel itself holds to it.
+        assert_eq!(ours.send(&[0; 65_507]).unwrap_err().raw_os_error(), Some(nix::libc::EMSGSIZE));
+        prepare(&ours, &asks(65_507, true)).unwrap();
+        assert_eq!(ours.send(&[0; 65_507]).unwrap(), 65_507);
+    }
+}

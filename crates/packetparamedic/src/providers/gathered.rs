@@ -673,6 +673,8 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_link::measurement::DatagramTally;
+
     use super::*;
 
     fn record(load: Load) -> PhaseRecord {
@@ -714,6 +716,54 @@ mod tests {
         assert_eq!(kept, 2 * 10 + 64);
         assert_eq!(bytes_of(upload.received.iter().flatten()), u64::MAX);
         assert_eq!(steady_part(&upload.received[1], Duration::ZERO, Duration::MAX), Some(0));
+    }
+
+    fn of_datagrams(datagrams: DatagramTally) -> DirectionTally {
+        DirectionTally { datagrams: Some(Box::new(datagrams)), ..DirectionTally::default() }
+    }
+
+    #[test]
+    fn the_loss_of_a_search_is_told_apart_from_the_paths() {
+        let sent = DatagramTally { sent: Some(1000), settled: Some(800), ..DatagramTally::default() };
+        let came = DatagramTally {
+            received: Some(900),
+            settled: Some(796),
+            settled_at_us: Some(1_200_000),
+            duplicates: Some(1),
+            ..DatagramTally::default()
+        };
+        let udp = datagrams(&of_datagrams(sent), &of_datagrams(came)).unwrap();
+        assert_eq!((udp.datagrams, udp.lost, udp.duplicates), (800, 4, Some(1)));
+        assert_eq!(udp.search, Some(UdpSearch { datagrams: 200, lost: 96 }));
+        // A search that found nothing, and no search: all that was sent.
+        for settled in [None, Some(0)] {
+            let udp = datagrams(&of_datagrams(DatagramTally { settled, ..sent }), &of_datagrams(came)).unwrap();
+            assert_eq!((udp.datagrams, udp.lost, udp.search), (1000, 100, None));
+        }
+    }
+
+    #[test]
+    fn what_an_end_claims_of_its_datagrams_breaks_no_sum() {
+        let all = DatagramTally {
+            payload_bytes: Some(u32::MAX),
+            sent: Some(u64::MAX),
+            received: Some(u64::MAX),
+            settled: Some(u64::MAX),
+            settled_at_us: Some(u64::MAX),
+            ..DatagramTally::default()
+        };
+        let some = DatagramTally {
+            sent: Some(5),
+            received: Some(3),
+            settled: Some(1),
+            settled_at_us: Some(1),
+            ..DatagramTally::default()
+        };
+        for (sender, receiver) in [(all, some), (some, all), (all, all)] {
+            let udp = datagrams(&of_datagrams(sender), &of_datagrams(receiver)).unwrap();
+            assert!(udp.lost <= udp.datagrams && (0.0..=1.0).contains(&udp.loss), "{udp:?}");
+        }
+        assert_eq!(datagrams(&of_datagrams(DatagramTally::default()), &of_datagrams(all)), None);
     }
 
     #[test]
