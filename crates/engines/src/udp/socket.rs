@@ -18,8 +18,10 @@ use super::DEFAULT_PAYLOAD;
 use super::packet::{self, LARGEST};
 use crate::socket::mark;
 
-/// The buffer asked of a receiver's kernel when nothing else is said: a burst that does not fit is lost.
-const RECEIVE_BUFFER: usize = 32 << 20;
+/// The buffers asked of a receiver's kernel when nothing else is said, of all streams together, and of one at least: a
+/// burst that does not fit is lost.
+const RECEIVE_BUFFERS: usize = 32 << 20;
+const LEAST_RECEIVE_BUFFER: usize = 1 << 20;
 /// The most datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
 const MOST_AT_ONCE: usize = 64;
 /// The longest that one send waits for room.
@@ -28,14 +30,15 @@ const LONGEST_SEND: Duration = Duration::from_millis(100);
 /// Asks of a connected `socket` what the test asks for.
 pub(super) fn prepare(socket: &UdpSocket, ask: &TestSpec) -> io::Result<()> {
     let reference = SockRef::from(socket);
+    let room = (RECEIVE_BUFFERS / usize::from(ask.streams.max(1))).max(LEAST_RECEIVE_BUFFER);
     match ask.window_bytes {
         Some(bytes) => {
             reference.set_send_buffer_size(bytes as usize)?;
             reference.set_recv_buffer_size(bytes as usize)?;
         }
-        None if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() => {
+        None if setsockopt(socket, sockopt::RcvBufForce, &room).is_err() => {
             // As large as the system allows without special rights.
-            let _ = reference.set_recv_buffer_size(RECEIVE_BUFFER);
+            let _ = reference.set_recv_buffer_size(room);
         }
         None => {}
     }

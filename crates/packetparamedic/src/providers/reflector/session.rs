@@ -398,7 +398,11 @@ fn no_streams(address: SocketAddr, error: &std::io::Error) -> Failure {
         "no_data_connection",
         format!("cannot open data connections to {}", address.ip()),
         error.to_string(),
-        "are its data ports let through? `--data-mode tunneled` needs the control port alone",
+        match error.kind() {
+            // What was asked for does not go over this path, whatever is let through.
+            std::io::ErrorKind::InvalidInput => "ask for what the path takes",
+            _ => "are its data ports let through? `--data-mode tunneled` needs the control port alone",
+        },
     )
 }
 
