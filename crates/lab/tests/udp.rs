@@ -88,7 +88,7 @@ fn search(mbit: u64, burst: &str, queue: &str) {
             ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", burst, "limit", queue];
         host.must(&shaper);
     }
-    let result = measure(&appliance, &reflector, &["-b", "0", "-t", "6"]);
+    let result = measure(&appliance, &reflector, &["-b", "0", "-t", "8"]);
     // Of 1400 bytes of payload the shaper sees 42 more: UDP, IPv4 and Ethernet.
     let carries = mbit as f64 * 1e6 * 1400.0 / 1442.0;
     for direction in ["download", "upload"] {

@@ -22,8 +22,9 @@ const UNHEARD_NS: u64 = 1_000_000_000;
 const QUEUE_US: u32 = 8_000;
 /// It has run empty when it is shorter than this.
 const EMPTY_US: u32 = 2_000;
-/// While it runs empty, this share of the path is used.
-const DRAINING: f64 = 0.8;
+/// It should run empty in about this time; while it does, shares of the path in this range are used.
+const DRAIN_US: f64 = 200_000.0;
+const DRAINING: std::ops::RangeInclusive<f64> = 0.5..=0.9;
 /// This share of what the path carried is where feeling around begins.
 const JUST_BELOW: f64 = 0.985;
 /// The first step up of those.
@@ -156,7 +157,7 @@ impl Search {
             let since = self.since.and_then(|since| self.between(&since, &told));
             if let Some(interval) = since.or(lately) {
                 self.judged = self.judged.saturating_add(1);
-                self.full(&interval, sent, now_ns);
+                self.full(&interval, told.queue_us, sent, now_ns);
                 return;
             }
         }
@@ -177,16 +178,16 @@ impl Search {
             return;
         }
         if let Some(interval) = self.between(&since, &told) {
-            self.judge(&interval, sent, now_ns);
+            self.judge(&interval, told.queue_us, sent, now_ns);
         }
     }
 
-    fn judge(&mut self, interval: &Interval, sent: u64, now_ns: u64) {
+    fn judge(&mut self, interval: &Interval, queue_us: u32, sent: u64, now_ns: u64) {
         self.judged = self.judged.saturating_add(1);
         let allowed = self.bound * interval.expected;
         // Chance alone makes some intervals worse than others.
         if interval.lost > allowed + 1.5 * allowed.sqrt() + 1.0 {
-            return self.full(interval, sent, now_ns);
+            return self.full(interval, queue_us, sent, now_ns);
         }
         // Two datagrams more or less are how the interval was cut.
         let is_behind = interval.expected + 2.0 < CANNOT * self.rate_bps / self.bits * interval.seconds;
@@ -232,7 +233,7 @@ impl Search {
     }
 
     /// The path is full: what came is what it carries.
-    fn full(&mut self, interval: &Interval, sent: u64, now_ns: u64) {
+    fn full(&mut self, interval: &Interval, queue_us: u32, sent: u64, now_ns: u64) {
         let carried = interval.came_bps.min(self.rate_bps);
         self.clean = 0;
         self.behind = 0;
@@ -243,7 +244,8 @@ impl Search {
         self.clean_bps = carried;
         let then = if is_beyond { JUST_BELOW * FAR_BACK } else { JUST_BELOW };
         self.stage = Stage::Draining { then_bps: carried * then };
-        self.change(carried * DRAINING, sent, now_ns);
+        let draining = (1.0 - f64::from(queue_us) / DRAIN_US).clamp(*DRAINING.start(), *DRAINING.end());
+        self.change(carried * draining, sent, now_ns);
     }
 
     fn settle(&mut self, rate_bps: f64, sent: u64) {
