@@ -20,6 +20,8 @@ const LONGEST_NS: u64 = 400_000_000;
 const UNHEARD_NS: u64 = 1_000_000_000;
 /// A queue that stands for longer than this means that the path is full.
 const QUEUE_US: u32 = 8_000;
+/// So many words in a row must tell of it.
+const STANDS: u32 = 2;
 /// It has run empty when it is shorter than this.
 const EMPTY_US: u32 = 2_000;
 /// It should run empty in about this time; while it does, shares of the path in this range are used.
@@ -40,6 +42,8 @@ const MUCH_LESS: f64 = 0.93;
 const CANNOT: f64 = 0.85;
 /// From this much above what was found on it is searched for anew, if that was found so many intervals ago at most.
 const BEYOND: f64 = 1.3;
+/// From this much on always: what was found then was nothing.
+const FAR_BEYOND: f64 = 2.0;
 const YOUNG: u32 = 24;
 
 /// The search of one stream.
@@ -64,6 +68,8 @@ pub(super) struct Search {
     clean: u32,
     /// Intervals in a row in which the sender did not do what it was told.
     behind: u32,
+    /// Words in a row that told of a queue.
+    standing: u32,
     /// The last rate at which the path was not full.
     clean_bps: f64,
     /// Where a path was that then carried much less of a sudden: mostly it was held up, and will be there again.
@@ -113,6 +119,7 @@ impl Search {
             last: None,
             clean: 0,
             behind: 0,
+            standing: 0,
             clean_bps: 0.0,
             regain_bps: None,
             settled_from: 0,
@@ -140,7 +147,6 @@ impl Search {
             return;
         }
         self.sum_up(&told);
-        let queue_stands = told.queue_us > QUEUE_US;
         if let Stage::Draining { then_bps } = self.stage {
             // What was in the queue before is no news of this rate; a queue that never empties is how this path is.
             let long = now_ns.saturating_sub(self.changed_ns) > UNHEARD_NS;
@@ -151,8 +157,10 @@ impl Search {
             }
             return;
         }
-        // The queue of a rate that was left is not this one's fault.
-        if queue_stands && told.through >= self.mark {
+        // The queue of a rate that was left is not this one's fault; and one word of it may be a host that was held up.
+        let is_long = told.queue_us > QUEUE_US && told.through >= self.mark;
+        self.standing = if is_long { self.standing + 1 } else { 0 };
+        if self.standing >= STANDS {
             let lately = before.and_then(|before| self.between(&before, &told));
             let since = self.since.and_then(|since| self.between(&since, &told));
             if let Some(interval) = since.or(lately) {
@@ -223,8 +231,8 @@ impl Search {
         let step = STEP * f64::from(1u32 << (self.clean / 2).min(7));
         self.clean += 1;
         let next = self.rate_bps * (1.0 + step);
-        let is_young = self.judged < YOUNG;
-        if is_young && self.settled_bps.is_some_and(|settled| next > BEYOND * settled) {
+        let beyond = if self.judged < YOUNG { BEYOND } else { FAR_BEYOND };
+        if self.settled_bps.is_some_and(|settled| next > beyond * settled) {
             // What was taken for a full path was none, or it has become faster.
             self.settled_bps = None;
             self.stage = Stage::Rising;
@@ -237,10 +245,15 @@ impl Search {
         let carried = interval.came_bps.min(self.rate_bps);
         self.clean = 0;
         self.behind = 0;
-        // Not twice to the same: where it is full again before it is back there, that is how the path is now.
         let is_beyond = self.is_beyond();
-        let sudden = self.stage == Stage::Feeling && !is_beyond && carried < MUCH_LESS * self.clean_bps;
-        self.regain_bps = sudden.then_some(self.clean_bps);
+        self.standing = 0;
+        let sudden = self.stage == Stage::Feeling && carried < MUCH_LESS * self.clean_bps;
+        self.regain_bps = match self.regain_bps {
+            _ if is_beyond => None,
+            // Full again before it was back there: next time half as far.
+            Some(regain_bps) => Some((regain_bps + carried) / 2.0).filter(|half| carried < MUCH_LESS * half),
+            None => sudden.then_some(self.clean_bps),
+        };
         self.clean_bps = carried;
         let then = if is_beyond { JUST_BELOW * FAR_BACK } else { JUST_BELOW };
         self.stage = Stage::Draining { then_bps: carried * then };
