@@ -11,6 +11,7 @@ use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
+use crate::echo::Signals;
 use crate::tether::Tether;
 
 /// One kind of test, both ends of it.
@@ -116,6 +117,11 @@ pub type Report<'a> = &'a (dyn Fn(Progress) + Sync);
 pub trait Serve: Send + Sync {
     /// How the session's login has to be encrypted, for an engine that has one: the grant carries it.
     fn login(&self) -> Option<LoginTerms> {
+        None
+    }
+
+    /// Who takes the session's datagrams that come to its port and are no latency probes.
+    fn signals(&self) -> Option<Arc<dyn Signals>> {
         None
     }
 

@@ -18,11 +18,12 @@ mod quota;
 mod socket;
 mod sys;
 mod tcp;
+mod udp;
 
 pub use engine::Engine;
 
 /// Every engine there is. What a reflector offers and what the command line takes and explains is read from this list.
-pub const ENGINES: &[&dyn Engine] = &[&tcp::Tcp, &iperf3::Iperf3, &echo::Echo];
+pub const ENGINES: &[&dyn Engine] = &[&tcp::Tcp, &udp::Udp, &iperf3::Iperf3, &echo::Echo];
 
 /// The engine with this id.
 pub fn find(id: &str) -> Option<&'static dyn Engine> {

@@ -2,7 +2,7 @@
 //! nothing.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -52,6 +52,14 @@ impl Origin {
         }
         Ok(())
     }
+
+    /// A datagram socket that leaves from here, and hears `target` alone.
+    pub(crate) fn datagrams(&self, target: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
+        self.bind(&socket, target)?;
+        socket.connect(&target.into())?;
+        Ok(socket.into())
+    }
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -73,10 +81,7 @@ mod tests {
     use super::*;
 
     fn bind(origin: &Origin) -> io::Result<SocketAddr> {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-        origin.bind(&socket, ([127, 0, 0, 1], 9).into())?;
-        socket.connect(&SocketAddr::from(([127, 0, 0, 1], 9)).into())?;
-        Ok(socket.local_addr()?.as_socket().unwrap())
+        origin.datagrams(([127, 0, 0, 1], 9).into())?.local_addr()
     }
 
     #[test]

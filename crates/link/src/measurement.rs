@@ -80,9 +80,45 @@ pub struct DirectionTally {
     pub retransmits: Option<u64>,
     /// How many streams moved data.
     pub streams: u16,
+    /// What became of datagrams, where it was datagrams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagrams: Option<Box<DatagramTally>>,
     /// Who counted: `socket` (the kernel) or `iperf3`; absent: the program that speaks, as it moved the data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_by: Option<PeerText>,
+}
+
+/// What one end counted of the datagrams of one direction, all streams together. An end tells what it knows: the sender
+/// what it sent, the receiver what came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramTally {
+    /// Payload of each, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_bytes: Option<u32>,
+    /// The sender's: how many it sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<u64>,
+    /// The receiver's: how many came, each counted once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<u64>,
+    /// The receiver's: how many came again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicates: Option<u64>,
+    /// The receiver's: how many came after a later one (RFC 4737).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_order: Option<u64>,
+    /// The receiver's: jitter (RFC 3550), the mean of the streams, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_us: Option<u64>,
+    /// Of a search, once it had found its rate: how many of `sent` or `received` were sent from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled: Option<u64>,
+    /// The receiver's: when the first of those came, of the last stream, in microseconds since the phase began there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled_at_us: Option<u64>,
+    /// The sender's: for how long it held still because nothing was heard of the receiver, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ms: Option<u64>,
 }
 
 /// What one end counted in one phase. Every phase ends in one of these, also when it fails.

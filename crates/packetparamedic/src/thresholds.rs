@@ -15,7 +15,7 @@ pub struct Thresholds {
     pub max_idle_latency_ms: Option<f64>,
     /// The most that the median round trip may be under any load, in milliseconds.
     pub max_loaded_latency_ms: Option<f64>,
-    /// The largest loss in either direction and any phase, 0 to 1.
+    /// The largest loss in either direction and any phase, of probes and of datagrams, 0 to 1.
     pub max_loss: Option<f64>,
 }
 
@@ -40,12 +40,17 @@ impl Thresholds {
         };
         let goodput = |direction: Option<&crate::document::ThroughputResult>| direction.map(|d| d.goodput_bps);
         let loaded = result.latency.iter().filter(|(load, _)| *load != Load::Idle);
+        let bidir = result.bidir.as_ref();
+        let both = [bidir.and_then(|bidir| bidir.download.as_ref()), bidir.and_then(|bidir| bidir.upload.as_ref())];
+        let directions = [result.download.as_ref(), result.upload.as_ref()].into_iter().chain(both);
+        let datagrams = directions.map(|direction| Some(direction?.udp?.loss));
+        let probes = result.latency.iter().map(|(_, latency)| loss(latency));
         let judged = [
             at_least("min_download_bps", self.min_download_bps, goodput(result.download.as_ref())),
             at_least("min_upload_bps", self.min_upload_bps, goodput(result.upload.as_ref())),
             at_most("max_idle_latency_ms", self.max_idle_latency_ms, result.latency.idle.as_ref().and_then(median_ms)),
             at_most("max_loaded_latency_ms", self.max_loaded_latency_ms, largest(loaded.map(|(_, l)| median_ms(l)))),
-            at_most("max_loss", self.max_loss, largest(result.latency.iter().map(|(_, latency)| loss(latency)))),
+            at_most("max_loss", self.max_loss, largest(probes.chain(datagrams))),
         ];
         judged.into_iter().flatten().collect()
     }

@@ -41,15 +41,31 @@ impl Mailbox {
 
     /// A mailbox for `socket`, which is told to tell arrival times and addresses.
     pub(super) fn of(socket: &UdpSocket) -> io::Result<Self> {
+        Self::unbound(socket, socket.local_addr()?.is_ipv6())
+    }
+
+    /// The same for a socket that is not bound yet.
+    pub(super) fn unbound(socket: &UdpSocket, is_v6: bool) -> io::Result<Self> {
         // Best effort: without it the time is taken when the thread gets to read, which only adds to the round trip.
         let _ = setsockopt(socket, sockopt::ReceiveTimestampns, &true);
-        match socket.local_addr()? {
-            SocketAddr::V4(_) => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
+        if is_v6 {
             // Speaks for IPv4 as well where the socket takes both.
-            SocketAddr::V6(_) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+            setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        } else {
+            setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
         }
         let control = nix::cmsg_space!(TimeSpec, libc::in_pktinfo, libc::in6_pktinfo);
         Ok(Self { control, bytes: [0; Self::LONGER] })
+    }
+
+    /// Lets `socket` tell nothing any more that only a mailbox wants to know.
+    pub(super) fn close(socket: &UdpSocket) {
+        // It would only cost time.
+        let _ = setsockopt(socket, sockopt::ReceiveTimestampns, &false);
+        let _ = match socket.local_addr() {
+            Ok(SocketAddr::V6(_)) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &false),
+            _ => setsockopt(socket, sockopt::Ipv4PacketInfo, &false),
+        };
     }
 
     /// The next datagram, if one is there; `WouldBlock` if none is. `None`: one without a sender's address, or the end

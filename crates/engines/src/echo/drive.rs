@@ -12,7 +12,7 @@ use std::time::Duration;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::test_spec::TestSpec;
 use rustix::event::PollFlags;
-use socket2::{Domain, Socket, Type};
+use socket2::SockRef;
 
 use super::clock::{Clock, Timer, Wake, wait};
 use super::datagram::Mailbox;
@@ -416,13 +416,11 @@ impl Drop for WakeOnDrop<'_> {
 
 /// A socket of its own, that hears its target alone.
 fn udp_socket(target: SocketAddr, origin: &Origin) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
-    origin.bind(&socket, target)?;
-    socket.connect(&target.into())?;
+    let socket = origin.datagrams(target)?;
     socket.set_nonblocking(true)?;
     // As large as the system allows: what does not fit while the receiver can't run would show as the network's loss.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-    Ok(socket.into())
+    let _ = SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
+    Ok(socket)
 }
 
 /// A lock that survives a panicking holder: nothing guarded here can be left half done.

@@ -7,6 +7,7 @@ mod drive;
 mod ledger;
 mod line;
 mod packet;
+mod port;
 mod probes;
 mod serve;
 #[cfg(test)]
@@ -25,8 +26,9 @@ use crate::tether::Tether;
 
 pub use drive::{Glance, ProbeOrder, Prober};
 pub use packet::LEN as PACKET_LEN;
+pub use port::{Arrived, Port, Signals};
 pub use probes::{Probe, Probes, Transport};
-pub use serve::{Enrolment, Refused, Responder, answer_stream};
+pub use serve::{Enrolment, Refusal, Refused, Responder, answer_stream};
 
 /// The engine that puts no load on the path: latency alone.
 pub struct Echo;
@@ -46,6 +48,11 @@ impl Engine for Echo {
 
     fn data_modes(&self) -> &'static [DataMode] {
         &[DataMode::Tunneled, DataMode::DirectEphemeral]
+    }
+
+    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+        let asked = spec.fragments || spec.loss_bound_ppm.is_some();
+        asked.then_some("fragments and a bound of loss are for the engine udp")
     }
 
     fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {

@@ -1,5 +1,5 @@
-//! The reflector's end of `echo`: answers probes of enrolled sessions, and nothing else, ever. Shell: a socket and the
-//! thread that reads it. Who is enrolled is decided elsewhere.
+//! The reflector's end of `echo`: answers probes of enrolled sessions, hands what else they send to who takes it, and
+//! answers nothing else, ever. Shell: a socket and the thread that reads it. Who is enrolled is decided elsewhere.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -17,6 +17,7 @@ use super::clock::{Clock, Wake, wait};
 use super::datagram::{Arrival, Mailbox, answer};
 use super::ledger::{Entry, Ledger};
 use super::packet::{self, ProbePacket, ReplyPacket};
+use super::port::{Arrived, Port, Signals};
 use crate::data_stream::DataStream;
 use crate::tether::Tether;
 
@@ -33,7 +34,7 @@ pub struct Responder {
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     sessions: Mutex<HashMap<SessionId, Arc<Enrolled>>>,
     refused: [AtomicU64; 6],
     unsent: AtomicU64,
@@ -48,16 +49,24 @@ struct Enrolled {
     tether: Arc<Tether>,
     peer: IpAddr,
     ledger: Mutex<Ledger>,
+    /// Who takes its datagrams that are no probes.
+    signals: Option<Arc<dyn Signals>>,
 }
 
 /// Why a datagram got no answer.
-#[derive(Clone, Copy, Debug)]
-enum Refusal {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing that is answered here.
     Malformed,
+    /// Of a session that is not enrolled.
     Stranger,
+    /// Of an enrolled session, but not from its peer's address.
     WrongSource,
+    /// Of a session that is over.
     Over,
+    /// Not sealed with the session's key.
     Forged,
+    /// Arrived before, or is so old that it may have.
     Replayed,
 }
 
@@ -83,6 +92,8 @@ impl Responder {
     pub fn spawn(socket: UdpSocket) -> io::Result<Arc<Self>> {
         // As large as the system allows: a burst that does not fit shows as the network's loss.
         let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
+        // Now that the port is ours alone: sockets of our own may share it (see `Port`).
+        socket2::SockRef::from(&socket).set_reuse_port(true)?;
         let local = socket.local_addr()?;
         let mut mailbox = Mailbox::of(&socket)?;
         let shared = Arc::new(Shared {
@@ -94,8 +105,9 @@ impl Responder {
             clock: Clock::start(),
         });
         let thread = {
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name("echo".into()).spawn(move || shared.serve(&socket, &mut mailbox))?
+            let (shared, socket) = (Arc::clone(&shared), Arc::new(socket));
+            let serve = move || shared.serve(&socket, &mut mailbox);
+            std::thread::Builder::new().name("echo".into()).spawn(serve)?
         };
         Ok(Arc::new(Self { shared, local, thread: Some(thread) }))
     }
@@ -108,8 +120,19 @@ impl Responder {
     /// Answers the probes of a session, for as long as the answer lives and its tether is not cut, if they come from
     /// `peer`. Each verified probe is heard on the tether.
     pub fn enroll(&self, keys: Arc<SessionKeys>, tether: Arc<Tether>, peer: IpAddr) -> Enrolment {
-        let enrolled =
-            Arc::new(Enrolled { keys, tether, peer: peer.to_canonical(), ledger: Mutex::new(Ledger::new()) });
+        self.enroll_with(keys, tether, peer, None)
+    }
+
+    /// The same; datagrams of the session that are no probes go to `signals`.
+    pub fn enroll_with(
+        &self,
+        keys: Arc<SessionKeys>,
+        tether: Arc<Tether>,
+        peer: IpAddr,
+        signals: Option<Arc<dyn Signals>>,
+    ) -> Enrolment {
+        let (peer, ledger) = (peer.to_canonical(), Mutex::new(Ledger::new()));
+        let enrolled = Arc::new(Enrolled { keys, tether, peer, ledger, signals });
         lock(&self.shared.sessions).insert(enrolled.keys.session(), Arc::clone(&enrolled));
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
     }
@@ -163,7 +186,7 @@ impl Drop for Enrolment {
 }
 
 impl Shared {
-    fn serve(&self, socket: &UdpSocket, mailbox: &mut Mailbox) {
+    fn serve(self: &Arc<Self>, socket: &Arc<UdpSocket>, mailbox: &mut Mailbox) {
         while !self.over.load(Ordering::SeqCst) {
             if let Err(failure) = wait([(socket.as_fd(), PollFlags::IN), (self.wake.as_fd(), PollFlags::IN)]) {
                 tracing::error!(%failure, "probes are no longer answered: poll failed");
@@ -172,10 +195,7 @@ impl Shared {
             for _ in 0..ROUND {
                 match mailbox.receive(socket) {
                     Ok(Some(arrival)) => {
-                        let bytes = mailbox.bytes.get(..arrival.len).unwrap_or_default();
-                        if let Err(reason) = self.answer(socket, bytes, &arrival) {
-                            self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
-                        }
+                        self.take(socket, mailbox.bytes.get(..arrival.len).unwrap_or_default(), &arrival);
                     }
                     // Nothing more for now, or an error that an earlier answer met, which is gone once read.
                     Ok(None) | Err(_) => break,
@@ -184,14 +204,29 @@ impl Shared {
         }
     }
 
-    fn answer(&self, socket: &UdpSocket, bytes: &[u8], arrival: &Arrival) -> Result<(), Refusal> {
-        let session = packet::claimed_session(bytes).ok_or(Refusal::Malformed)?;
+    /// Answers a datagram that arrived at `socket`, or counts why not.
+    pub(super) fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) {
+        if let Err(reason) = self.answer(socket, bytes, arrival) {
+            self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn answer(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) -> Result<(), Refusal> {
+        let probed = packet::claimed_session(bytes);
+        let session = probed.or_else(|| crate::udp::claimed_session(bytes)).ok_or(Refusal::Malformed)?;
         let enrolled = lock(&self.sessions).get(&session).cloned().ok_or(Refusal::Stranger)?;
         if arrival.from.ip().to_canonical() != enrolled.peer {
             return Err(Refusal::WrongSource);
         }
         if enrolled.tether.is_cut() {
             return Err(Refusal::Over);
+        }
+        if probed.is_none() {
+            let signals = enrolled.signals.as_ref().ok_or(Refusal::Malformed)?;
+            let port = Port::of(self, socket);
+            let reply = signals.take(&Arrived { bytes, from: arrival.from, to: arrival.to, port: &port })?;
+            // Our own words are as long as what they answer; nothing longer ever leaves.
+            return self.reply(socket, reply.get(..bytes.len()).unwrap_or(&reply), arrival, &enrolled.tether);
         }
         let ago_ns = u64::try_from(arrival.ago.as_nanos()).unwrap_or(u64::MAX);
         let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
@@ -204,9 +239,13 @@ impl Shared {
         enrolled.tether.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &self.clock);
         drop(ledger);
+        self.reply(socket, &reply.seal(&enrolled.keys), arrival, &enrolled.tether)
+    }
+
+    fn reply(&self, socket: &UdpSocket, bytes: &[u8], arrival: &Arrival, tether: &Tether) -> Result<(), Refusal> {
         // A probe that waited for a lease, or went without an answer, would tell of a path that delays or loses.
-        enrolled.tether.owe(2 * packet::LEN as u64).map_err(|_| Refusal::Over)?;
-        if answer(socket, &reply.seal(&enrolled.keys), arrival.from, arrival.to).is_err() {
+        tether.owe((arrival.len + bytes.len()) as u64).map_err(|_| Refusal::Over)?;
+        if answer(socket, bytes, arrival.from, arrival.to).is_err() {
             self.unsent.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())

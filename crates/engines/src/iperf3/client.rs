@@ -474,6 +474,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &End, readings: &[Readi
             retransmits: sent.and_then(|totals| totals.retransmits),
             // A test that broke off has no totals, which say how many there were.
             streams: if streams == 0 && counted.bytes > 0 { asked_streams } else { streams },
+            datagrams: None,
             counted_by: Some(COUNTED_BY_IPERF3.into()),
         }
     };

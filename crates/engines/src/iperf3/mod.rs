@@ -53,6 +53,9 @@ impl Engine for Iperf3 {
     }
 
     fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+        if spec.fragments || spec.loss_bound_ppm.is_some() {
+            return Some("fragments and a bound of loss are for the engine udp");
+        }
         let mut loaded = spec.phases.iter().filter(|phase| phase.load != Load::Idle);
         let asked = [
             (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 measures whole seconds"),

@@ -2,7 +2,7 @@
 //! together. Any engine is played that a port and data connections are enough for; it never judges what comes out.
 
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
+use crate::echo::Responder;
 use crate::engine::{DriveOrder, Engine, Progress, Serve, ServeOrder};
 use crate::origin::Origin;
 use crate::tether::Tether;
@@ -89,6 +90,15 @@ fn play(
     } else {
         let (serve, target) = claim(engine, order)?;
         (serve, target, None)
+    };
+    // An engine of datagrams meets its streams at the same port's other half.
+    let _datagrams = match serve.signals() {
+        None => None,
+        Some(signals) => {
+            let responder = Responder::spawn(UdpSocket::bind(target)?)?;
+            let enrolment = responder.enroll_with(Arc::clone(&keys), Arc::clone(reflector), target.ip(), Some(signals));
+            Some((enrolment, responder))
+        }
     };
     let drive = engine.drive(DriveOrder {
         spec: spec.clone(),
@@ -216,6 +226,14 @@ mod tests {
                 assert_eq!(count(&both.served), count(&both.driven), "{data_mode} {load}");
             }
         }
+    }
+
+    #[test]
+    fn datagrams_are_played_as_well() {
+        let datagrams = TestSpec { bitrate_bps: Some(1_000_000), ..spec("udp", DataMode::Tunneled, Load::Upload) };
+        let both = run(&crate::udp::Udp, &datagrams, std::env::temp_dir()).unwrap();
+        assert_eq!((&both.served.cut_short, &both.driven.cut_short), (&None, &None));
+        assert!(both.served.upload.unwrap().count.bytes > 0);
     }
 
     #[test]

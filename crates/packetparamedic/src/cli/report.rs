@@ -9,6 +9,7 @@ use super::lines::{Line, Tone, WIDTH, wrapped};
 use super::quantity;
 use crate::document::{
     Bufferbloat, Grade, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult,
+    UdpResult,
 };
 use crate::history::RunSummary;
 
@@ -171,6 +172,9 @@ fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) 
             line = line.with(Tone::Dim, between);
         }
         lines.push(line);
+        if let Some(udp) = &result.udp {
+            lines.extend(indented(&datagrams(udp)).into_iter().map(Line::from));
+        }
         if detail == Detail::Full {
             lines.extend(facts(result).into_iter().map(|text| Line::of(Tone::Dim, text)));
         }
@@ -211,6 +215,15 @@ fn facts(result: &ThroughputResult) -> Vec<String> {
     );
     facts.extend(result.line_rate_estimate.map(|line| format!("about {} on the wire", quantity::rate(line.rate_bps))));
     indented(&facts.join(", "))
+}
+
+/// What became of datagrams.
+fn datagrams(udp: &UdpResult) -> String {
+    let mut said = vec![format!("{} of {} datagrams lost ({})", udp.lost, udp.datagrams, quantity::share(udp.loss))];
+    said.extend(udp.jitter_us.map(|jitter| format!("jitter {}", quantity::micros(jitter))));
+    said.extend(udp.out_of_order.map(|late| format!("{late} out of order")));
+    said.extend(udp.duplicates.filter(|twice| *twice > 0).map(|twice| format!("{twice} came twice")));
+    said.join(", ")
 }
 
 /// The table of latencies.

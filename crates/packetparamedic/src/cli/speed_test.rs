@@ -92,10 +92,17 @@ pub(super) struct Args {
     /// Read every byte at the receiver and hold it beside what was sent
     #[arg(long)]
     verify_payload: bool,
-    /// Datagrams instead of TCP, against an iperf3 server
+    /// Datagrams instead of TCP: the engine udp, or against an iperf3 server iperf3's
     #[arg(short = 'u', long)]
     udp: bool,
-    /// Hold each stream to this rate (bits per second: 100M; 0: no limit) [default: none, or 1M with -u]
+    /// Let datagrams be larger than the path takes whole
+    #[arg(long)]
+    fragments: bool,
+    /// With -u -b 0: the loss that the highest rate may have (0.01 or 1%) [default: 1%]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    loss_bound: Option<f64>,
+    /// Hold each stream to this rate (bits per second: 100M; 0: no limit, with -u the highest rate with little loss)
+    /// [default: none, or 1M with -u]
     #[arg(short = 'b', long, value_name = "RATE", value_parser = rate)]
     bitrate: Option<u64>,
     /// The user that an iperf3 server knows; the password comes from --password-file or from
@@ -287,7 +294,18 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
 async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Result<TestOrder, Failure> {
     let key = Arc::new(context.identity()?);
     let settings = &context.settings;
-    let id = settings.engine.as_ref().map_or(provider.engine(), EngineId::as_str);
+    let transport = if args.udp { Transport::Udp } else { Transport::Tcp };
+    let meant = provider.engine(transport);
+    let id = match (&args.engine, &settings.engine) {
+        (Some(named), _) if args.udp && named != meant => {
+            let because = format!("-u means the engine {meant}, and --engine names {named}");
+            let try_ = "leave out one of the two";
+            return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", because, try_));
+        }
+        // What the command line says of the transport goes before what the configuration says of the engine.
+        (_, Some(named)) if !args.udp => named.as_str(),
+        _ => meant,
+    };
     let engine = paramedic_engines::find(id).ok_or_else(|| no_such("engine", id))?;
     let history = context.history().await?;
     let known = history.reflectors().await?;
@@ -303,6 +321,8 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         bitrate_bps: args.bitrate,
         data_path: args.data_path.unwrap_or_default(),
         verify_payload: args.verify_payload,
+        fragments: args.fragments,
+        loss_bound_ppm: args.loss_bound.map(|share| (share * 1e6).round() as u32),
         probe_interval_us: u32::try_from(args.probe_interval.as_micros()).unwrap_or(u32::MAX),
         ..TestSpec::new(engine_id, DataMode::Tunneled, phases, settings.streams)
     };
@@ -313,7 +333,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         spec,
         data_mode: settings.data_mode,
         omit: args.omit,
-        transport: if args.udp { Transport::Udp } else { Transport::Tcp },
+        transport,
         credentials: credentials(args)?,
         wait: !args.no_wait,
         wait_at_most: args.wait,

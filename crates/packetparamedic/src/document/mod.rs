@@ -297,7 +297,8 @@ pub struct ThroughputResult {
     pub cpu: CpuOfEnds,
 }
 
-/// What became of the datagrams, all streams together.
+/// What became of the datagrams, all streams together: of a search for the highest rate those that were sent once it had
+/// found it, else all.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UdpResult {
     /// Datagrams that were sent.
@@ -306,7 +307,10 @@ pub struct UdpResult {
     pub lost: u64,
     /// The same as a share.
     pub loss: f64,
-    /// Datagrams that arrived after a later one; absent where nothing tells.
+    /// Datagrams that arrived again, in the whole phase; absent where nothing tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicates: Option<u64>,
+    /// Datagrams that arrived after a later one, in the whole phase; absent where nothing tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_of_order: Option<u64>,
     /// The receiver's jitter (RFC 3550, section 6.4.1); absent where nothing tells.
@@ -315,6 +319,21 @@ pub struct UdpResult {
     /// The payload of each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_bytes: Option<u32>,
+    /// What the search itself cost, before it had found the rate; absent where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<UdpSearch>,
+    /// For how long the sender held still because nothing was heard of the receiver; absent where it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ms: Option<u64>,
+}
+
+/// Datagrams of a search for the highest rate, before it had found it: filling the path to the brim is how it finds out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UdpSearch {
+    /// Datagrams that were sent.
+    pub datagrams: u64,
+    /// Those of them that never arrived.
+    pub lost: u64,
 }
 
 /// How the intervals of the steady part spread, in bits per second.

@@ -19,7 +19,7 @@ use super::TestOrder;
 use crate::document::{
     ApplianceEnd, BidirResult, Bufferbloat, ByLoad, CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Event, Interval,
     IntervalReading, IntervalSpread, LatencyResult, LineRateEstimate, Omitted, ProbeTransport, ProgramSaid,
-    ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, ThroughputResult, UdpResult, Warning,
+    ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, ThroughputResult, UdpResult, UdpSearch, Warning,
 };
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
@@ -35,6 +35,8 @@ const LATE_PROBE_US: u32 = 5_000;
 const ETHERNET: u32 = 38;
 /// TCP's header with the time stamps that Linux uses.
 const TCP: u32 = 32;
+/// UDP's header.
+const UDP: u32 = 8;
 
 /// Everything that a run has gathered so far.
 pub(super) struct Gathered {
@@ -86,8 +88,10 @@ pub(super) struct PhaseRecord {
     sent: [Vec<Sample>; 2],
     /// Whether the sender's readings are shown as long as the receiver tells none.
     pub(super) shows_sent: bool,
-    /// What became of datagrams: download, upload.
+    /// What became of datagrams, where a program says it in its own words: download, upload.
     pub(super) udp: [Option<UdpResult>; 2],
+    /// Whether the highest rate is searched for.
+    pub(super) is_searched: bool,
     /// What the program that moved the data said, as it said it.
     pub(super) raw: Option<String>,
 }
@@ -135,6 +139,7 @@ impl PhaseRecord {
             sent: Default::default(),
             shows_sent: false,
             udp: [None; 2],
+            is_searched: false,
             raw: None,
         }
     }
@@ -432,6 +437,27 @@ impl Gathered {
                     }
                 }
                 let (Some(sender), Some(receiver)) = (sender, receiver) else { continue };
+                if let Some(datagrams) = &sender.datagrams {
+                    // What is lost differs by nature.
+                    let searched = phase.is_searched && result.complete;
+                    if searched && found_at(Some(sender), Some(receiver)).is_none() && !has(result, "rate_not_found") {
+                        let text = format!(
+                            "the search for the highest rate did not come to its end in the {}: measure longer with -t",
+                            phase.load
+                        );
+                        result.warnings.push(Warning::new("rate_not_found", text));
+                    }
+                    if let Some(paused_ms) = datagrams.paused_ms
+                        && !has(result, "sending_paused")
+                    {
+                        let text = format!(
+                            "in the {} the sender held still for {paused_ms} ms, because nothing came back from the receiver",
+                            phase.load
+                        );
+                        result.warnings.push(Warning::new("sending_paused", text));
+                    }
+                    continue;
+                }
                 // Two who count differently need not count the same: what one holds in a buffer the other has sent.
                 if sender.counted_by.is_some() || receiver.counted_by.is_some() {
                     continue;
@@ -488,13 +514,24 @@ fn throughput(
     let span = spec.phases.iter().find(|asked| asked.load == phase.load)?.duration();
     let (sender, receiver) = phase.ends(direction);
     let omit = order.omit.map(|omit| omit.saturating_sub(left_out));
-    let in_intervals = stats::throughput(samples, omit, span);
+    // A search knows when its start-up was over; one that ended too late for the samples is as good as none.
+    let found = found_at(sender, receiver).filter(|_| omit.is_none());
+    let found = found.and_then(|found| stats::throughput(samples, Some(found), span));
+    let is_found = found.is_some();
+    let in_intervals = found.or_else(|| stats::throughput(samples, omit, span));
     let is_whole = in_intervals.is_none() && samples.is_empty();
     let measured = in_intervals.or_else(|| if is_whole { whole(receiver?) } else { None })?;
     let either = sender.or(receiver);
     let mss = sender.and_then(|sender| sender.mss);
+    let udp = phase.udp[direction as usize].or_else(|| datagrams(sender?, receiver?));
+    let overhead = match udp {
+        Some(_) if spec.fragments => None,
+        Some(_) => overhead.map(|overhead| overhead - TCP + UDP),
+        None => overhead,
+    };
     let line_rate = |overhead: u32| {
-        let mss = mss.filter(|mss| *mss > 0)?;
+        let segment = mss.or_else(|| udp?.payload_bytes);
+        let mss = segment.filter(|segment| *segment > 0)?;
         let rate = u128::from(measured.goodput_bps) * (u128::from(mss) + u128::from(overhead)) / u128::from(mss);
         Some(LineRateEstimate { rate_bps: u64::try_from(rate).ok()?, overhead_bytes: overhead })
     };
@@ -512,6 +549,7 @@ fn throughput(
             (Some(_), _) => Omitted::Asked,
             (None, _) if is_whole => Omitted::Nothing,
             (None, true) => Omitted::Found,
+            (None, false) if is_found => Omitted::Found,
             (None, false) => Omitted::NotFound,
         },
         streams: either.map_or(spec.streams, |tally| tally.streams),
@@ -520,9 +558,40 @@ fn throughput(
         mss,
         line_rate_estimate: overhead.and_then(line_rate),
         intervals: order.intervals.then(|| intervals(samples)),
-        udp: phase.udp[direction as usize],
+        udp,
         data_path: data_paths((sender, receiver)),
         cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
+    })
+}
+
+/// When a search had found its rate at the receiver, as far as both ends say so.
+fn found_at(sender: Option<&DirectionTally>, receiver: Option<&DirectionTally>) -> Option<Duration> {
+    sender?.datagrams.as_ref()?.settled.filter(|settled| *settled > 0)?;
+    receiver?.datagrams.as_ref()?.settled_at_us.map(Duration::from_micros)
+}
+
+/// What became of datagrams, of what both ends counted. One of them is the other side's word: no sum of it breaks.
+fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpResult> {
+    let (ours, theirs) = (sender.datagrams.as_ref()?, receiver.datagrams.as_ref()?);
+    let (sent, received) = (ours.sent?, theirs.received?);
+    let settled = found_at(Some(sender), Some(receiver)).and_then(|_| Some((ours.settled?, theirs.settled?)));
+    // What settled is part of all.
+    let settled = settled.map(|(sent_then, came_then)| (sent_then.min(sent), came_then.min(received)));
+    let (datagrams, arrived) = settled.unwrap_or((sent, received));
+    let lost = datagrams.saturating_sub(arrived);
+    (datagrams > 0).then(|| UdpResult {
+        datagrams,
+        lost,
+        loss: lost as f64 / datagrams as f64,
+        duplicates: theirs.duplicates,
+        out_of_order: theirs.out_of_order,
+        jitter_us: theirs.jitter_us,
+        payload_bytes: ours.payload_bytes,
+        search: settled.map(|(sent_then, came_then)| UdpSearch {
+            datagrams: sent - sent_then,
+            lost: (sent - sent_then).saturating_sub(received - came_then),
+        }),
+        paused_ms: ours.paused_ms,
     })
 }
 
@@ -610,6 +679,8 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_link::measurement::DatagramTally;
+
     use super::*;
 
     fn record(load: Load) -> PhaseRecord {
@@ -651,6 +722,54 @@ mod tests {
         assert_eq!(kept, 2 * 10 + 64);
         assert_eq!(bytes_of(upload.received.iter().flatten()), u64::MAX);
         assert_eq!(steady_part(&upload.received[1], Duration::ZERO, Duration::MAX), Some(0));
+    }
+
+    fn of_datagrams(datagrams: DatagramTally) -> DirectionTally {
+        DirectionTally { datagrams: Some(Box::new(datagrams)), ..DirectionTally::default() }
+    }
+
+    #[test]
+    fn the_loss_of_a_search_is_told_apart_from_the_paths() {
+        let sent = DatagramTally { sent: Some(1000), settled: Some(800), ..DatagramTally::default() };
+        let came = DatagramTally {
+            received: Some(900),
+            settled: Some(796),
+            settled_at_us: Some(1_200_000),
+            duplicates: Some(1),
+            ..DatagramTally::default()
+        };
+        let udp = datagrams(&of_datagrams(sent), &of_datagrams(came)).unwrap();
+        assert_eq!((udp.datagrams, udp.lost, udp.duplicates), (800, 4, Some(1)));
+        assert_eq!(udp.search, Some(UdpSearch { datagrams: 200, lost: 96 }));
+        // A search that found nothing, and no search: all that was sent.
+        for settled in [None, Some(0)] {
+            let udp = datagrams(&of_datagrams(DatagramTally { settled, ..sent }), &of_datagrams(came)).unwrap();
+            assert_eq!((udp.datagrams, udp.lost, udp.search), (1000, 100, None));
+        }
+    }
+
+    #[test]
+    fn what_an_end_claims_of_its_datagrams_breaks_no_sum() {
+        let all = DatagramTally {
+            payload_bytes: Some(u32::MAX),
+            sent: Some(u64::MAX),
+            received: Some(u64::MAX),
+            settled: Some(u64::MAX),
+            settled_at_us: Some(u64::MAX),
+            ..DatagramTally::default()
+        };
+        let some = DatagramTally {
+            sent: Some(5),
+            received: Some(3),
+            settled: Some(1),
+            settled_at_us: Some(1),
+            ..DatagramTally::default()
+        };
+        for (sender, receiver) in [(all, some), (some, all), (all, all)] {
+            let udp = datagrams(&of_datagrams(sender), &of_datagrams(receiver)).unwrap();
+            assert!(udp.lost <= udp.datagrams && (0.0..=1.0).contains(&udp.loss), "{udp:?}");
+        }
+        assert_eq!(datagrams(&of_datagrams(DatagramTally::default()), &of_datagrams(all)), None);
     }
 
     #[test]

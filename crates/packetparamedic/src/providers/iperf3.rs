@@ -47,7 +47,7 @@ impl Provider for Servers {
         "any iperf3 server, 3.9 or newer (--peer HOST[:5201])"
     }
 
-    fn engine(&self) -> &'static str {
+    fn engine(&self, _transport: super::Transport) -> &'static str {
         "iperf3"
     }
 
@@ -57,7 +57,10 @@ impl Provider for Servers {
 
     fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
         let asked = [
-            (order.spec.engine.as_str() != self.engine(), "an iperf3 server speaks with the engine iperf3 alone"),
+            (
+                order.spec.engine.as_str() != self.engine(order.transport),
+                "an iperf3 server speaks with the engine iperf3 alone",
+            ),
             (order.data_mode.is_some(), "an iperf3 server has no data modes"),
             (order.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
             (order.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
@@ -328,6 +331,7 @@ fn their_tally(phase: PhaseSpec, report: Option<&Report>) -> PhaseTally {
             mss: None,
             retransmits: totals.retransmits.filter(|_| is_sender),
             streams: totals.streams,
+            datagrams: None,
             counted_by: Some("iperf3".into()),
         })
     };
@@ -360,9 +364,12 @@ fn udp(totals: &Totals, report: Option<&Report>) -> Option<UdpResult> {
         datagrams: udp.packets,
         lost,
         loss: lost as f64 / udp.packets as f64,
+        duplicates: None,
         out_of_order: udp.out_of_order,
         jitter_us: udp.jitter_us,
         payload_bytes: report.and_then(|report| report.block_bytes),
+        search: None,
+        paused_ms: None,
     })
 }
 

@@ -38,8 +38,8 @@ pub trait Provider: Sync {
     /// One line for `--help`.
     fn about(&self) -> &'static str;
 
-    /// The engine that it means when none is named.
-    fn engine(&self) -> &'static str;
+    /// The engine that it means when none is named, for what carries the payload.
+    fn engine(&self, transport: Transport) -> &'static str;
 
     /// Whether latency can be probed with it.
     fn probes(&self) -> bool;

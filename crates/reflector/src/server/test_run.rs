@@ -113,8 +113,8 @@ impl Running {
             spec: reservation.spec.clone(),
             login: serve.login(),
             ends: RwLock::new(Some(OurEnds {
+                _enrolment: responder.enroll_with(Arc::clone(&keys), Arc::clone(&tether), from, serve.signals()),
                 serve,
-                _enrolment: responder.enroll(Arc::clone(&keys), Arc::clone(&tether), from),
                 _responder: responder,
             })),
             keys,

@@ -6,7 +6,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use paramedic_engines::engine::first_refusal;
 use paramedic_link::EndpointId;
 use paramedic_link::message::Welcome;
 use paramedic_link::test_spec::{DataMode, TestSpec};
@@ -33,8 +32,11 @@ impl Provider for Reflectors {
         "a reflector that this device is paired with"
     }
 
-    fn engine(&self) -> &'static str {
-        "tcp"
+    fn engine(&self, transport: Transport) -> &'static str {
+        match transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        }
     }
 
     fn probes(&self) -> bool {
@@ -42,14 +44,8 @@ impl Provider for Reflectors {
     }
 
     fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
-        let asked = [
-            (order.transport == Transport::Udp, "-u is for --provider iperf3"),
-            (
-                order.credentials.is_some(),
-                "a user and password are for --provider iperf3: a reflector knows this device",
-            ),
-        ];
-        first_refusal(asked)
+        let asked = order.credentials.is_some();
+        asked.then_some("a user and password are for --provider iperf3: a reflector knows this device")
     }
 
     fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {

@@ -121,6 +121,7 @@ impl Session {
             let record = gathered.begin(phase);
             // Other programs may tell what they received at their end alone.
             record.shows_sent = self.drive.program().is_some();
+            record.is_searched = self.spec.bitrate_bps == Some(0);
             self.phase(number, phase, watch, record).await?;
         }
         Ok(())
@@ -400,7 +401,11 @@ fn no_streams(address: SocketAddr, error: &std::io::Error) -> Failure {
         "no_data_connection",
         format!("cannot open data connections to {}", address.ip()),
         error.to_string(),
-        "are its data ports let through? `--data-mode tunneled` needs the control port alone",
+        match error.kind() {
+            // What was asked for does not go over this path, whatever is let through.
+            std::io::ErrorKind::InvalidInput => "ask for what the path takes",
+            _ => "are its data ports let through? `--data-mode tunneled` needs the control port alone",
+        },
     )
 }
 

@@ -1,0 +1,125 @@
+//! Both ends of the `udp` engine in one process, over loopback and without a link: what the engine itself can do.
+//! Prints one line a direction. It never judges the number.
+//!
+//! `udp_loopback [download|upload|bidir] [STREAMS] [SECONDS] [BITRATE] [PAYLOAD]`
+
+use std::error::Error;
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use paramedic_engines::dialer::Dialer;
+use paramedic_engines::echo::Responder;
+use paramedic_engines::engine::{DriveOrder, Progress, ServeOrder};
+use paramedic_engines::origin::Origin;
+use paramedic_engines::stats;
+use paramedic_engines::tether::Tether;
+use paramedic_link::SessionId;
+use paramedic_link::admission::SessionKeys;
+use paramedic_link::measurement::{DatagramTally, PhaseTally, Sample};
+use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use zeroize::Zeroizing;
+
+fn keys() -> Arc<SessionKeys> {
+    Arc::new(SessionKeys::derive(SessionId::from_bytes([1; 16]), Zeroizing::new([1; 32])))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = std::env::args().skip(1).collect::<Vec<_>>();
+    let arg = |at: usize, default: &'static str| args.get(at).map_or(default, String::as_str).to_owned();
+    let load = match arg(0, "download").as_str() {
+        "upload" => Load::Upload,
+        "bidir" => Load::Bidir,
+        _ => Load::Download,
+    };
+    let phases = vec![PhaseSpec { load, duration_ms: (arg(2, "5").parse::<f64>()? * 1000.0) as u32 }];
+    let spec = TestSpec {
+        bitrate_bps: Some(arg(3, "0").parse()?),
+        block_bytes: Some(arg(4, "1400").parse()?),
+        ..TestSpec::new(EngineId::try_from("udp")?, DataMode::Tunneled, phases, arg(1, "1").parse()?)
+    };
+    let engine = paramedic_engines::find("udp").ok_or("no such engine")?;
+    let responder = Responder::spawn(UdpSocket::bind("127.0.0.1:0")?)?;
+    let at = responder.local_addr();
+    let tether = Tether::free();
+    let serve = engine.open(ServeOrder {
+        spec: spec.clone(),
+        keys: keys(),
+        claim: None,
+        peer: at.ip(),
+        tether: Arc::clone(&tether),
+        scratch: std::env::temp_dir(),
+    })?;
+    let _enrolment = responder.enroll_with(keys(), tether, at.ip(), serve.signals());
+    let drive = engine.drive(DriveOrder {
+        spec: spec.clone(),
+        keys: keys(),
+        dialer: Arc::new(Dialer {
+            target: at,
+            tls: None,
+            origin: Origin::default(),
+            connect_timeout: Duration::from_secs(5),
+        }),
+        tether: Tether::free(),
+        login: None,
+        scratch: std::env::temp_dir(),
+    })?;
+    let (start, started) = channel();
+    let (count, counted) = channel();
+    let counted_too = count.clone();
+    let (served, driven) = std::thread::scope(|scope| -> Result<_, Box<dyn Error>> {
+        let served = scope.spawn(move || {
+            serve.run(0, &|progress| match progress {
+                Progress::Started => start.send(()).unwrap_or(()),
+                Progress::Received(direction, sample) => counted_too.send((direction, sample)).unwrap_or(()),
+                Progress::Sent(..) => {}
+            })
+        });
+        drive.connect(0)?;
+        started.recv()?;
+        let driven = drive.run(0, &|progress| {
+            if let Progress::Received(direction, sample) = progress {
+                let _ = count.send((direction, sample));
+            }
+        });
+        Ok((served.join().map_err(|_| "the reflector's end panicked")?, driven))
+    })?;
+    let samples = counted.try_iter().collect::<Vec<_>>();
+    for direction in load.directions() {
+        let (sender, receiver) = match direction {
+            Direction::Download => (&served, &driven),
+            Direction::Upload => (&driven, &served),
+        };
+        let samples = samples.iter().filter(|(of, _)| of == direction).map(|(_, sample)| *sample).collect::<Vec<_>>();
+        print_line(*direction, sender, receiver, &samples, spec.phases[0].duration());
+    }
+    Ok(())
+}
+
+fn print_line(direction: Direction, sender: &PhaseTally, receiver: &PhaseTally, samples: &[Sample], span: Duration) {
+    let (Some(sent), Some(received)) = (sender.direction(direction), receiver.direction(direction)) else { return };
+    let of_sender = sent.datagrams.as_deref().copied().unwrap_or_default();
+    let of_receiver = received.datagrams.as_deref().copied().unwrap_or_default();
+    let loss = |sent: Option<u64>, received: Option<u64>| Some(1.0 - received? as f64 / sent? as f64);
+    let settled = of_receiver.settled_at_us.map(Duration::from_micros);
+    let steady = stats::throughput(samples, settled, span);
+    let cpu = sent.cpu.user_s + sent.cpu.system_s + received.cpu.user_s + received.cpu.system_s;
+    println!(
+        "{direction} {:.3} Gbit/s, settled after {settled:?} with loss {:?}, whole loss {:?}, {:.3} CPU s/GB, busiest {:.2} and {:.2}, {:?}",
+        steady.map_or(0.0, |steady| steady.goodput_bps as f64 / 1e9),
+        loss(of_sender.settled, of_receiver.settled),
+        loss(of_sender.sent, of_receiver.received),
+        cpu / (received.count.bytes as f64 / 1e9),
+        sent.cpu.busiest_thread,
+        received.cpu.busiest_thread,
+        sender.cut_short.as_ref().or(receiver.cut_short.as_ref()),
+    );
+    let told = |end: DatagramTally| println!("  {end:?}");
+    told(of_sender);
+    told(of_receiver);
+    if std::env::var_os("INTERVALS").is_some() {
+        let rates = samples.iter().map(|sample| sample.bytes * 80 / 1_000_000).collect::<Vec<_>>();
+        println!("  Mbit/s {rates:?}");
+    }
+}

@@ -1,0 +1,115 @@
+//! The `udp` engine: datagrams at a rate that is asked for, or at the highest that the path carries. Decides who sends
+//! what, when; nothing is sent to an address that did not prove that it receives, or that stopped saying so.
+
+mod course;
+mod drive;
+mod gate;
+mod ledger;
+mod packet;
+mod receiver;
+mod search;
+mod sender;
+mod serve;
+mod socket;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::time::Duration;
+
+use paramedic_link::measurement::{DirectionTally, PhaseTally};
+use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, PhaseSpec, TestSpec};
+
+use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
+use crate::tether::Tether;
+
+pub(crate) use packet::claimed_session;
+
+/// What is sent when no rate is asked for: what iperf3 sends then.
+const DEFAULT_BPS: u64 = 1_000_000;
+/// The payload when none is asked for, where the path takes it.
+const DEFAULT_PAYLOAD: usize = 1400;
+/// The loss that a search may have when no bound is asked for, in millionths.
+const DEFAULT_LOSS_PPM: u32 = 10_000;
+/// How often a receiver says what has come.
+const FEEDBACK_EVERY: Duration = Duration::from_millis(50);
+/// A sender that has not heard its receiver for this long holds still until it does again.
+const HOLD_STILL_AFTER: Duration = Duration::from_millis(600);
+/// How long the streams of a phase may take until they stand.
+const GATHERING: Duration = Duration::from_secs(10);
+
+/// The engine that sends datagrams.
+pub(crate) struct Udp;
+
+impl Engine for Udp {
+    fn id(&self) -> &'static str {
+        "udp"
+    }
+
+    fn about(&self) -> &'static str {
+        "datagrams at a given rate (-b), or at the highest with little loss (-b 0)"
+    }
+
+    fn loads(&self) -> bool {
+        true
+    }
+
+    fn data_modes(&self) -> &'static [DataMode] {
+        &[DataMode::Tunneled, DataMode::DirectEphemeral]
+    }
+
+    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+        let searches = spec.bitrate_bps == Some(0);
+        let fits = |bytes: u32| (packet::HEADER..=packet::LARGEST).contains(&(bytes as usize));
+        let asked = [
+            (spec.congestion_control.is_some(), "datagrams know no congestion control"),
+            (spec.mss_bytes.is_some(), "datagrams have no segments: their payload is -l"),
+            (!matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain), "datagrams are always copied"),
+            (spec.verify_payload, "only the header of a datagram is read"),
+            (spec.block_bytes.is_some_and(|bytes| !fits(bytes)), "a datagram's payload is 52 to 65507 bytes"),
+            (spec.loss_bound_ppm.is_some() && !searches, "a bound of loss is for the search for the rate: -b 0"),
+        ];
+        first_refusal(asked)
+    }
+
+    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
+        Ok(Box::new(serve::UdpServe::open(order)?))
+    }
+
+    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
+        Ok(Box::new(drive::UdpDrive::new(order)))
+    }
+}
+
+/// How many streams a phase has, both directions together.
+fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u8 {
+    let streams = usize::from(spec.streams.min(TestSpec::MAX_STREAMS)) * phase.load.directions().len();
+    u8::try_from(streams).unwrap_or(u8::MAX)
+}
+
+/// Which way stream number `stream` of a phase flows: the download's come first.
+fn direction_of(spec: &TestSpec, phase: &PhaseSpec, stream: u8) -> Option<Direction> {
+    phase.load.directions().get(usize::from(stream) / usize::from(spec.streams.max(1))).copied()
+}
+
+/// The other way.
+fn against(direction: Direction) -> Direction {
+    match direction {
+        Direction::Download => Direction::Upload,
+        Direction::Upload => Direction::Download,
+    }
+}
+
+/// The tally of a phase that moved nothing, and why.
+fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
+    let moves = |direction| phase.is_some_and(|phase| phase.load.moves(direction)).then(DirectionTally::default);
+    let why = if tether.is_cut() { SESSION_OVER } else { why };
+    PhaseTally { download: moves(Direction::Download), upload: moves(Direction::Upload), cut_short: Some(why.into()) }
+}
+
+/// Why a phase ended early when its owner wanted it so.
+const SESSION_OVER: &str = "the session ended before the phase did";
+
+/// Why a phase that nobody asked for is not run.
+const NO_SUCH_PHASE: &str = "the test has no such phase";

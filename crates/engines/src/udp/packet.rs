@@ -1,0 +1,321 @@
+//! The datagrams of `udp`: the bulk that loads the path, and the signals about it. Pure: bytes in, values out; no
+//! sockets, no clock. docs/protocol.md, "Bulk datagrams", describes them to the outside.
+
+use paramedic_link::SessionId;
+use paramedic_link::admission::{SessionKeys, TAG_LEN};
+use paramedic_link::test_spec::Direction;
+use subtle::ConstantTimeEq;
+
+/// Bytes of a bulk datagram's header, and so its smallest payload.
+pub(super) const HEADER: usize = 52;
+/// The largest payload: what an IPv4 packet holds beside its headers.
+pub(super) const LARGEST: usize = 65_507;
+/// Bytes of every signal: none is longer than what it answers.
+pub(super) const SIGNAL: usize = crate::echo::PACKET_LEN;
+/// Bytes of the token by which an address proves that it receives.
+pub(super) const TOKEN: usize = 16;
+
+/// The layout's version; `echo` has the kinds 1 and 2 of it.
+const VERSION: u8 = 1;
+const BULK: u8 = 3;
+const SETTLED_BULK: u8 = 4;
+const HELLO: u8 = 5;
+const CHALLENGE: u8 = 6;
+const ANSWER: u8 = 7;
+const READY: u8 = 8;
+const FEEDBACK: u8 = 9;
+const LAST: u8 = 10;
+/// Where a signal's tag stands, and so what it covers.
+const TAG_AT: usize = SIGNAL - TAG_LEN;
+
+/// Which stream of which phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    /// The phase, from 0.
+    pub(super) phase: u8,
+    /// The stream, from 0; in a phase of both directions the download's come first.
+    pub(super) stream: u8,
+}
+
+/// What is said about a stream, each time with a number above all before of the same kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Signal {
+    pub(super) place: Place,
+    /// In a hello, an answer and a feedback a number that was not there before; in what replies, that of what it
+    /// replies to.
+    pub(super) number: u64,
+    pub(super) word: Word,
+}
+
+/// The words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The appliance: here is a stream.
+    Hello,
+    /// The reflector: prove that you get this.
+    Challenge([u8; TOKEN]),
+    /// The appliance: I do.
+    Answer([u8; TOKEN]),
+    /// The reflector: the stream stands.
+    Ready,
+    /// The receiver: this much has come.
+    Feedback(Feedback),
+    /// The sender: these were all, `0` is how many.
+    Last(u64),
+}
+
+/// What a receiver tells its sender.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Feedback {
+    /// Distinct datagrams that came.
+    pub(super) received: u64,
+    /// One more than the highest sequence number that came; 0 before the first.
+    pub(super) through: u64,
+    /// When this was written, in nanoseconds of the receiver's monotonic clock, from a zero of its choice.
+    pub(super) at_ns: u64,
+    /// How much longer than the fastest the fastest of the last interval took, in microseconds: the queue that stands.
+    pub(super) queue_us: u32,
+    /// Whether the sender's last word has come and nothing more is waited for.
+    pub(super) is_over: bool,
+}
+
+impl Word {
+    fn kind(&self) -> u8 {
+        match self {
+            Word::Hello => HELLO,
+            Word::Challenge(_) => CHALLENGE,
+            Word::Answer(_) => ANSWER,
+            Word::Ready => READY,
+            Word::Feedback(_) => FEEDBACK,
+            Word::Last(_) => LAST,
+        }
+    }
+}
+
+impl Signal {
+    /// The bytes for the wire, flowing in `flow`.
+    pub(super) fn seal(&self, flow: Direction, keys: &SessionKeys) -> [u8; SIGNAL] {
+        let mut bytes = [0; SIGNAL];
+        bytes[..4].copy_from_slice(&[VERSION, self.word.kind(), self.place.phase, self.place.stream]);
+        bytes[4..20].copy_from_slice(keys.session().as_bytes());
+        bytes[20..28].copy_from_slice(&self.number.to_be_bytes());
+        match &self.word {
+            Word::Hello | Word::Ready => {}
+            Word::Challenge(token) | Word::Answer(token) => bytes[28..44].copy_from_slice(token),
+            Word::Feedback(feedback) => {
+                bytes[28..36].copy_from_slice(&feedback.received.to_be_bytes());
+                bytes[36..44].copy_from_slice(&feedback.through.to_be_bytes());
+                bytes[44..52].copy_from_slice(&feedback.at_ns.to_be_bytes());
+                bytes[52..56].copy_from_slice(&feedback.queue_us.to_be_bytes());
+                bytes[56] = feedback.is_over.into();
+            }
+            Word::Last(sent) => bytes[28..36].copy_from_slice(&sent.to_be_bytes()),
+        }
+        let tag = keys.seal_datagram(flow, &bytes[..TAG_AT]);
+        bytes[TAG_AT..].copy_from_slice(&tag);
+        bytes
+    }
+
+    /// The signal, if these keys sealed it for this flow.
+    pub(super) fn open(bytes: &[u8], flow: Direction, keys: &SessionKeys) -> Option<Self> {
+        let bytes: &[u8; SIGNAL] = bytes.try_into().ok()?;
+        let ours = bytes[0] == VERSION && bytes[4..20] == keys.session().as_bytes()[..];
+        if !ours || !keys.is_datagram(flow, &bytes[..TAG_AT], &field(bytes, TAG_AT)) {
+            return None;
+        }
+        let number = |at| u64::from_be_bytes(field(bytes, at));
+        let word = match bytes[1] {
+            HELLO => Word::Hello,
+            CHALLENGE => Word::Challenge(field(bytes, 28)),
+            ANSWER => Word::Answer(field(bytes, 28)),
+            READY => Word::Ready,
+            FEEDBACK => Word::Feedback(Feedback {
+                received: number(28),
+                through: number(36),
+                at_ns: number(44),
+                queue_us: u32::from_be_bytes(field(bytes, 52)),
+                is_over: bytes[56] == 1,
+            }),
+            LAST => Word::Last(number(28)),
+            _ => return None,
+        };
+        Some(Self { place: Place { phase: bytes[2], stream: bytes[3] }, number: number(20), word })
+    }
+}
+
+/// The session that a datagram claims to be a signal of, to find the keys that decide.
+pub(crate) fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
+    let bytes: &[u8; SIGNAL] = bytes.try_into().ok()?;
+    let is_signal = bytes[0] == VERSION && (HELLO..=LAST).contains(&bytes[1]);
+    is_signal.then(|| SessionId::from_bytes(field(bytes, 4)))
+}
+
+/// What all bulk datagrams of a stream begin with and end their header by.
+#[derive(Clone)]
+pub(super) struct Seal {
+    /// The kind's byte is that of unsettled bulk.
+    head: [u8; 20],
+    tag: [u8; TAG_LEN],
+}
+
+/// What differs from one bulk datagram to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bulk {
+    /// Its number in the stream, from 0.
+    pub(super) seq: u64,
+    /// When it was sent, in nanoseconds of the sender's monotonic clock, from a zero of its choice.
+    pub(super) sent_ns: u64,
+    /// Whether the sender has found its rate: what came before was the search.
+    pub(super) is_settled: bool,
+}
+
+impl Seal {
+    /// The seal of a stream that flows in `flow`.
+    pub(super) fn of(place: Place, flow: Direction, keys: &SessionKeys) -> Self {
+        let mut head = [0; 20];
+        head[..4].copy_from_slice(&[VERSION, BULK, place.phase, place.stream]);
+        head[4..].copy_from_slice(keys.session().as_bytes());
+        Self { head, tag: *keys.bulk_tag(flow) }
+    }
+
+    /// Writes what stays the same into a datagram, which has room for a header.
+    pub(super) fn prepare(&self, datagram: &mut [u8]) {
+        datagram[..20].copy_from_slice(&self.head);
+        datagram[36..HEADER].copy_from_slice(&self.tag);
+    }
+
+    /// Writes what differs into a datagram that was prepared.
+    pub(super) fn stamp(bulk: Bulk, datagram: &mut [u8]) {
+        datagram[1] = if bulk.is_settled { SETTLED_BULK } else { BULK };
+        datagram[20..28].copy_from_slice(&bulk.seq.to_be_bytes());
+        datagram[28..36].copy_from_slice(&bulk.sent_ns.to_be_bytes());
+    }
+
+    /// The bulk datagram, if it is one of this stream and carries its tag.
+    pub(super) fn open(&self, datagram: &[u8]) -> Option<Bulk> {
+        let header = datagram.first_chunk::<HEADER>()?;
+        let is_settled = match header[1] {
+            BULK => false,
+            SETTLED_BULK => true,
+            _ => return None,
+        };
+        let same = header[0] == self.head[0] && header[2..20] == self.head[2..];
+        if !same || !bool::from(header[36..].ct_eq(&self.tag)) {
+            return None;
+        }
+        let number = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| header[at + i]));
+        Some(Bulk { seq: number(20), sent_ns: number(28), is_settled })
+    }
+}
+
+/// `N` bytes from `at` on; both are constants of the layout.
+fn field<const N: usize>(bytes: &[u8; SIGNAL], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| bytes[at + i])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn keys(seed: u8) -> SessionKeys {
+        SessionKeys::derive(SessionId::from_bytes([seed; 16]), Zeroizing::new([seed; 32]))
+    }
+
+    fn place() -> Place {
+        Place { phase: 2, stream: 63 }
+    }
+
+    fn words() -> [Word; 6] {
+        let feedback = Feedback { received: 1, through: 2, at_ns: 3, queue_us: 4, is_over: true };
+        [
+            Word::Hello,
+            Word::Challenge([7; TOKEN]),
+            Word::Answer([8; TOKEN]),
+            Word::Ready,
+            Word::Feedback(feedback),
+            Word::Last(9),
+        ]
+    }
+
+    #[test]
+    fn a_signal_survives_the_wire_in_its_own_direction_with_its_own_keys() {
+        for word in words() {
+            let signal = Signal { place: place(), number: 5, word };
+            let bytes = signal.seal(Direction::Upload, &keys(1));
+            assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(1)), Some(signal));
+            assert_eq!(claimed_session(&bytes), Some(keys(1).session()));
+            assert_eq!(Signal::open(&bytes, Direction::Download, &keys(1)), None);
+            assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(2)), None);
+        }
+    }
+
+    #[test]
+    fn the_documented_examples_are_what_is_sent() {
+        let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
+        let secret = Zeroizing::new(std::array::from_fn(|at| at as u8));
+        let keys = SessionKeys::derive(SessionId::from_bytes(session), secret);
+        let place = Place { phase: 2, stream: 1 };
+        let hello = Signal { place, number: 7, word: Word::Hello }.seal(Direction::Upload, &keys);
+        let mut bulk = [0; HEADER];
+        Seal::of(place, Direction::Upload, &keys).prepare(&mut bulk);
+        Seal::stamp(Bulk { seq: 5, sent_ns: 1_000_000, is_settled: true }, &mut bulk);
+        let document = include_str!("../../../../docs/protocol.md");
+        for bytes in [hello.as_slice(), &bulk] {
+            let digits = data_encoding::HEXLOWER.encode(bytes);
+            assert!(document.contains(&format!("\n    {digits}\n")), "{digits}");
+        }
+        for number in [HEADER.to_string(), "65,507".to_owned(), format!("{SIGNAL} bytes")] {
+            assert!(document.contains(&number), "{number}");
+        }
+    }
+
+    #[test]
+    fn a_bulk_datagram_is_of_its_own_stream_direction_and_session_alone() {
+        let seal = Seal::of(place(), Direction::Download, &keys(1));
+        let mut datagram = [0; HEADER];
+        seal.prepare(&mut datagram);
+        let bulk = Bulk { seq: 1 << 40, sent_ns: 77, is_settled: true };
+        Seal::stamp(bulk, &mut datagram);
+        assert_eq!(seal.open(&datagram), Some(bulk));
+        assert_eq!(seal.open(&datagram[..HEADER - 1]), None);
+        let others = [
+            Seal::of(Place { phase: 3, ..place() }, Direction::Download, &keys(1)),
+            Seal::of(Place { stream: 3, ..place() }, Direction::Download, &keys(1)),
+            Seal::of(place(), Direction::Upload, &keys(1)),
+            Seal::of(place(), Direction::Download, &keys(2)),
+        ];
+        assert!(others.iter().all(|other| other.open(&datagram).is_none()));
+        assert_eq!(claimed_session(&[datagram.as_slice(), &[0; SIGNAL - HEADER]].concat()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn one_flipped_bit_is_no_signal(at in 0usize..SIGNAL * 8, which in 0usize..6) {
+            let signal = Signal { place: place(), number: 5, word: words()[which] };
+            let mut bytes = signal.seal(Direction::Upload, &keys(1));
+            bytes[at / 8] ^= 1 << (at % 8);
+            prop_assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(1)), None);
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(1)), None);
+            prop_assert_eq!(Seal::of(place(), Direction::Upload, &keys(1)).open(&bytes), None);
+            let _ = claimed_session(&bytes);
+        }
+
+        #[test]
+        fn signed_nonsense_does_not_panic(kind: u8, body in prop::array::uniform32(any::<u8>())) {
+            let mut bytes = Signal { place: place(), number: 5, word: Word::Hello }.seal(Direction::Upload, &keys(1));
+            bytes[1] = kind;
+            bytes[20..52].copy_from_slice(&body);
+            let tag = keys(1).seal_datagram(Direction::Upload, &bytes[..TAG_AT]);
+            bytes[TAG_AT..].copy_from_slice(&tag);
+            let opened = Signal::open(&bytes, Direction::Upload, &keys(1));
+            prop_assert_eq!(opened.is_some(), (HELLO..=LAST).contains(&kind));
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Datagram sockets: what is asked of them, what the path takes whole, and how many equal datagrams cross the border to
+//! the kernel at once (udp(7), `UDP_SEGMENT` and `UDP_GRO`), or one by one where it does not know how.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
+use paramedic_link::test_spec::TestSpec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt as options;
+use socket2::SockRef;
+
+use super::DEFAULT_PAYLOAD;
+use super::packet::{self, LARGEST};
+use crate::socket::mark;
+
+/// The buffers asked of a receiver's kernel when nothing else is said, of all streams together, and of one at least: a
+/// burst that does not fit is lost.
+const RECEIVE_BUFFERS: usize = 32 << 20;
+const LEAST_RECEIVE_BUFFER: usize = 1 << 20;
+/// The most datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
+const MOST_AT_ONCE: usize = 64;
+/// The longest that one send waits for room.
+const LONGEST_SEND: Duration = Duration::from_millis(100);
+
+/// Asks of a connected `socket` what the test asks for.
+pub(super) fn prepare(socket: &UdpSocket, ask: &TestSpec) -> io::Result<()> {
+    let reference = SockRef::from(socket);
+    let room = (RECEIVE_BUFFERS / usize::from(ask.streams.max(1))).max(LEAST_RECEIVE_BUFFER);
+    match ask.window_bytes {
+        Some(bytes) => {
+            reference.set_send_buffer_size(bytes as usize)?;
+            reference.set_recv_buffer_size(bytes as usize)?;
+        }
+        None if setsockopt(socket, sockopt::RcvBufForce, &room).is_err() => {
+            // As large as the system allows without special rights.
+            let _ = reference.set_recv_buffer_size(room);
+        }
+        None => {}
+    }
+    if let Some(code_point) = ask.dscp {
+        mark(&reference, code_point)?;
+    }
+    if is_v6(socket)? {
+        let way = if ask.fragments { options::Ipv6PathMtuDiscovery::DONT } else { options::Ipv6PathMtuDiscovery::DO };
+        options::set_ipv6_mtu_discover(socket, way)?;
+    } else {
+        let way = if ask.fragments { options::Ipv4PathMtuDiscovery::DONT } else { options::Ipv4PathMtuDiscovery::DO };
+        options::set_ip_mtu_discover(socket, way)?;
+    }
+    socket.set_write_timeout(Some(LONGEST_SEND))
+}
+
+fn is_v6(socket: &UdpSocket) -> io::Result<bool> {
+    Ok(match socket.local_addr()? {
+        SocketAddr::V4(_) => false,
+        SocketAddr::V6(v6) => v6.ip().to_ipv4_mapped().is_none(),
+    })
+}
+
+/// The largest payload that the path of a connected `socket` takes whole, as its kernel knows it, and the path's MTU.
+fn room(socket: &UdpSocket) -> io::Result<(usize, u32)> {
+    let (mtu, headers) =
+        if is_v6(socket)? { (options::ipv6_mtu(socket)?, 40 + 8) } else { (options::ip_mtu(socket)?, 20 + 8) };
+    Ok(((mtu as usize).saturating_sub(headers), mtu))
+}
+
+/// The payload of each datagram. An error, which says what to do, where the path does not take what was asked for.
+pub(super) fn payload(socket: &UdpSocket, ask: &TestSpec) -> io::Result<usize> {
+    let Some(bytes) = ask.block_bytes else {
+        let whole = if ask.fragments { DEFAULT_PAYLOAD } else { room(socket)?.0 };
+        return Ok(DEFAULT_PAYLOAD.min(whole).max(packet::HEADER));
+    };
+    let bytes = (bytes as usize).clamp(packet::HEADER, LARGEST);
+    if ask.fragments {
+        return Ok(bytes);
+    }
+    let (room, mtu) = room(socket)?;
+    if bytes > room { Err(too_large(bytes, room, mtu)) } else { Ok(bytes) }
+}
+
+/// Why a send failed because the path has become narrower than it was.
+pub(super) fn narrowed(socket: &UdpSocket, payload: usize) -> io::Error {
+    let (room, mtu) = room(socket).unwrap_or_default();
+    too_large(payload, room, mtu)
+}
+
+fn too_large(payload: usize, room: usize, mtu: u32) -> io::Error {
+    let what =
+        format!("datagrams of {payload} bytes do not fit the path's MTU of {mtu}: -l {room} does, or --fragments");
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
+
+/// Sends equal datagrams that lie behind each other.
+pub(super) struct Sends {
+    /// Bytes of each.
+    payload: usize,
+    /// How many may go at once.
+    most: usize,
+}
+
+impl Sends {
+    pub(super) fn new(socket: &UdpSocket, payload: usize) -> Self {
+        // The kernel cuts no datagram that has to be fragmented.
+        let is_whole = room(socket).is_ok_and(|(room, _)| payload <= room);
+        Self { payload, most: if is_whole { (LARGEST / payload).clamp(1, MOST_AT_ONCE) } else { 1 } }
+    }
+
+    /// How many datagrams one call takes at most.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Sends what lies in `datagrams`, whole ones: how many left. One that the kernel drops has left.
+    pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: &[u8]) -> io::Result<usize> {
+        let count = datagrams.len() / self.payload;
+        if count > 1 && self.most > 1 {
+            let segment = u16::try_from(self.payload).unwrap_or(u16::MAX);
+            let cut = [ControlMessage::UdpGsoSegments(&segment)];
+            let whole = [IoSlice::new(datagrams)];
+            match sendmsg::<SockaddrStorage>(socket.as_raw_fd(), &whole, &cut, MsgFlags::empty(), None) {
+                Ok(_) => return Ok(count),
+                Err(errno) if cuts_not(errno) => self.most = 1,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let mut left = 0;
+        for datagram in datagrams.chunks_exact(self.payload) {
+            match socket.send(datagram) {
+                Ok(_) => left += 1,
+                Err(_) if left > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// Whether this is how a kernel, or what stands in for one, says that it can't cut for us here.
+fn cuts_not(errno: nix::Error) -> bool {
+    use nix::errno::Errno;
+    matches!(errno, Errno::EINVAL | Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP)
+}
+
+/// Receives datagrams, many at once where the kernel knows how.
+pub(super) struct Receives {
+    room: Vec<u8>,
+    control: Vec<u8>,
+}
+
+impl Receives {
+    pub(super) fn of(socket: &UdpSocket) -> Self {
+        // Without it they come one by one.
+        let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
+        Self { room: vec![0; 1 << 16], control: nix::cmsg_space!(i32) }
+    }
+
+    /// Waits for datagrams, as long as the socket's time limit: what came, and the length of each but for the last.
+    pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<(&[u8], usize)> {
+        let mut into = [IoSliceMut::new(&mut self.room)];
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::empty())?;
+        let came = message.bytes;
+        let mut each = came;
+        for told in message.cmsgs().into_iter().flatten() {
+            if let ControlMessageOwned::UdpGroSegments(length) = told {
+                each = usize::try_from(length).unwrap_or(0);
+            }
+        }
+        Ok((self.room.get(..came).unwrap_or_default(), each.max(1)))
+    }
+}
+
+/// Waits until something lies in `socket`, or `until`; says whether something does. Errors and its end count.
+pub(super) fn await_readable(socket: &UdpSocket, until: Instant) -> io::Result<bool> {
+    let left = until.saturating_duration_since(Instant::now());
+    let limit = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+    match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&limit)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Takes the next signal that lies in `socket` into `bytes`, if one does: its length, that of a longer one cut off.
+pub(super) fn take_waiting(socket: &UdpSocket, bytes: &mut [u8]) -> Option<usize> {
+    use rustix::net::{RecvFlags, recv};
+    // An error of an earlier send is gone once read; the next call tells what lies there.
+    recv(socket, bytes, RecvFlags::DONTWAIT).ok().map(|(_, len)| len)
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::test_spec::{DataMode, EngineId};
+
+    use super::*;
+
+    fn pair(at: &str) -> Option<(UdpSocket, UdpSocket)> {
+        let ours = UdpSocket::bind((at, 0)).ok()?;
+        let theirs = UdpSocket::bind((at, 0)).unwrap();
+        ours.connect(theirs.local_addr().unwrap()).unwrap();
+        theirs.connect(ours.local_addr().unwrap()).unwrap();
+        Some((ours, theirs))
+    }
+
+    fn spec() -> TestSpec {
+        TestSpec::new(EngineId::try_from("udp").unwrap(), DataMode::Tunneled, vec![], 1)
+    }
+
+    /// What arrives of three datagrams of 100 bytes and one of 60, sent by two calls.
+    fn arrive(sends: &mut Sends, ours: &UdpSocket, theirs: &UdpSocket) -> Vec<Vec<u8>> {
+        let bytes = (0..30).flat_map(|ten| [ten; 10]).collect::<Vec<u8>>();
+        assert_eq!(sends.send(ours, &bytes).unwrap(), 3);
+        ours.send(&[99; 60]).unwrap();
+        let mut receives = Receives::of(theirs);
+        let mut datagrams = Vec::new();
+        while datagrams.len() < 4 {
+            let (came, each) = receives.receive(theirs).unwrap();
+            datagrams.extend(came.chunks(each).map(<[u8]>::to_vec));
+        }
+        assert_eq!(datagrams.iter().take(3).flatten().copied().collect::<Vec<_>>(), bytes);
+        datagrams
+    }
+
+    #[test]
+    fn many_at_once_arrive_as_they_do_one_by_one() {
+        for at in ["127.0.0.1", "::1"] {
+            let Some((ours, theirs)) = pair(at) else { continue };
+            let lengths = |datagrams: Vec<Vec<u8>>| datagrams.iter().map(Vec::len).collect::<Vec<_>>();
+            let mut at_once = Sends::new(&ours, 100);
+            assert_eq!(at_once.most(), MOST_AT_ONCE);
+            assert_eq!(lengths(arrive(&mut at_once, &ours, &theirs)), [100, 100, 100, 60]);
+            let mut one_by_one = Sends { payload: 100, most: 1 };
+            assert_eq!(lengths(arrive(&mut one_by_one, &ours, &theirs)), [100, 100, 100, 60]);
+        }
+    }
+
+    #[test]
+    fn a_payload_that_the_path_does_not_take_whole_needs_to_be_asked_for() {
+        let asks = |bytes, fragments| TestSpec { block_bytes: Some(bytes), fragments, ..spec() };
+        let Some((ours, _)) = pair("::1") else { return };
+        prepare(&ours, &asks(65_507, false)).unwrap();
+        let refusal = payload(&ours, &asks(65_507, false)).unwrap_err().to_string();
+        assert!(refusal.contains("MTU of 65536") && refusal.contains("-l 65488"), "{refusal}");
+        assert_eq!(payload(&ours, &asks(65_488, false)).unwrap(), 65_488);
+        assert_eq!(payload(&ours, &asks(65_507, true)).unwrap(), 65_507);
+        assert_eq!(payload(&ours, &spec()).unwrap(), DEFAULT_PAYLOAD);
+        // The kernel itself holds to it.
+        assert_eq!(ours.send(&[0; 65_507]).unwrap_err().raw_os_error(), Some(nix::libc::EMSGSIZE));
+        prepare(&ours, &asks(65_507, true)).unwrap();
+        assert_eq!(ours.send(&[0; 65_507]).unwrap(), 65_507);
+    }
+}

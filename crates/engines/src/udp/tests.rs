@@ -1,0 +1,443 @@
+//! Both ends of `udp` against each other over real loopback sockets, and against those who are neither. Nothing here waits
+//! for a clock: phases end by themselves or by an event.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use paramedic_link::SessionId;
+use paramedic_link::admission::SessionKeys;
+use paramedic_link::measurement::{DatagramTally, PhaseTally};
+use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use zeroize::Zeroizing;
+
+use super::drive::UdpDrive;
+use super::packet::{Bulk, Feedback, HEADER, Place, SIGNAL, Seal, Signal, TOKEN, Word};
+use super::serve::UdpServe;
+use crate::dialer::Dialer;
+use crate::echo::{Enrolment, Refused, Responder};
+use crate::engine::{Drive, DriveOrder, Progress, Serve, ServeOrder};
+use crate::origin::Origin;
+use crate::tether::Tether;
+
+fn keys(seed: u8) -> SessionKeys {
+    SessionKeys::derive(SessionId::from_bytes([seed; 16]), Zeroizing::new([seed; 32]))
+}
+
+/// A phase that tests end by an event.
+const HOUR_MS: u32 = 3_600_000;
+
+fn spec(streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
+    let phases = loads.iter().map(|load| PhaseSpec { load: *load, duration_ms }).collect();
+    let engine = EngineId::try_from("udp").unwrap();
+    TestSpec { bitrate_bps: Some(4_000_000), ..TestSpec::new(engine, DataMode::Tunneled, phases, streams) }
+}
+
+/// A session at a reflector.
+struct Reflector {
+    responder: Arc<Responder>,
+    serve: UdpServe,
+    tether: Arc<Tether>,
+    _enrolment: Enrolment,
+}
+
+impl Reflector {
+    fn open(spec: &TestSpec, tether: Arc<Tether>) -> Self {
+        let responder = Responder::spawn(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+        let peer = responder.local_addr().ip();
+        let serve = UdpServe::open(ServeOrder {
+            spec: spec.clone(),
+            keys: Arc::new(keys(1)),
+            claim: None,
+            peer,
+            tether: Arc::clone(&tether),
+            scratch: std::env::temp_dir(),
+        });
+        let serve = serve.unwrap();
+        let enrolment = responder.enroll_with(Arc::new(keys(1)), Arc::clone(&tether), peer, serve.signals());
+        Self { responder, serve, tether, _enrolment: enrolment }
+    }
+
+    fn at(&self) -> SocketAddr {
+        self.responder.local_addr()
+    }
+}
+
+impl Drop for Reflector {
+    fn drop(&mut self) {
+        self.tether.cut();
+    }
+}
+
+fn drive(spec: &TestSpec, target: SocketAddr, tether: &Arc<Tether>) -> UdpDrive {
+    UdpDrive::new(DriveOrder {
+        spec: spec.clone(),
+        keys: Arc::new(keys(1)),
+        dialer: Arc::new(Dialer {
+            target,
+            tls: None,
+            origin: Origin::default(),
+            connect_timeout: Duration::from_secs(10),
+        }),
+        tether: Arc::clone(tether),
+        login: None,
+        scratch: std::env::temp_dir(),
+    })
+}
+
+/// Runs one phase at both ends: the reflector's tally and the appliance's.
+fn run(
+    reflector: &Reflector,
+    drive: &UdpDrive,
+    phase: u8,
+    watch: &(dyn Fn(Progress) + Sync),
+) -> (PhaseTally, PhaseTally) {
+    let (start, started) = channel();
+    let start = Mutex::new(start);
+    std::thread::scope(|scope| {
+        let served = scope.spawn(|| {
+            reflector.serve.run(phase, &|progress| {
+                if progress == Progress::Started {
+                    start.lock().unwrap().send(()).unwrap_or(());
+                }
+                watch(progress);
+            })
+        });
+        drive.connect(phase).unwrap();
+        started.recv().unwrap();
+        let driven = drive.run(phase, &watch);
+        (served.join().unwrap(), driven)
+    })
+}
+
+/// What sender and receiver counted of one direction.
+fn counted((served, driven): &(PhaseTally, PhaseTally), direction: Direction) -> (DatagramTally, DatagramTally) {
+    let of = |tally: &PhaseTally| **tally.direction(direction).unwrap().datagrams.as_ref().unwrap();
+    match direction {
+        Direction::Download => (of(served), of(driven)),
+        Direction::Upload => (of(driven), of(served)),
+    }
+}
+
+/// A socket that says what it likes to the reflector.
+struct Teller {
+    socket: UdpSocket,
+    keys: SessionKeys,
+}
+
+impl Teller {
+    fn from(host: &str, target: SocketAddr, seed: u8) -> Self {
+        let socket = UdpSocket::bind((host, 0)).unwrap();
+        socket.connect(target).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self { socket, keys: keys(seed) }
+    }
+
+    fn sealed(&self, place: Place, number: u64, word: Word) -> [u8; SIGNAL] {
+        Signal { place, number, word }.seal(Direction::Upload, &self.keys)
+    }
+
+    fn say(&self, place: Place, number: u64, word: Word) {
+        self.socket.send(&self.sealed(place, number, word)).unwrap();
+    }
+
+    /// The next signal that is no feedback.
+    fn hear(&self) -> Signal {
+        loop {
+            let mut bytes = [0; 2000];
+            let len = self.socket.recv(&mut bytes).unwrap();
+            let signal =
+                Signal::open(&bytes[..len], Direction::Download, &self.keys).expect("a signal of the reflector");
+            if !matches!(signal.word, Word::Feedback(_)) {
+                return signal;
+            }
+        }
+    }
+
+    fn token(&self, place: Place, number: u64) -> [u8; TOKEN] {
+        self.say(place, number, Word::Hello);
+        match self.hear() {
+            Signal { word: Word::Challenge(token), number: of, .. } if of == number => token,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Proves that it receives.
+    fn stand(&self, place: Place) {
+        let token = self.token(place, 0);
+        self.say(place, 0, Word::Answer(token));
+        assert_eq!(self.hear().word, Word::Ready);
+    }
+
+    /// Nothing lies in the socket.
+    fn assert_silence(&self) {
+        self.socket.set_nonblocking(true).unwrap();
+        assert_eq!(self.socket.recv(&mut [0; 2000]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        self.socket.set_nonblocking(false).unwrap();
+    }
+}
+
+const FIRST: Place = Place { phase: 0, stream: 0 };
+
+#[test]
+fn what_is_sent_arrives_in_both_directions() {
+    let spec = spec(2, &[Load::Bidir, Load::Download], 400);
+    let reflector = Reflector::open(&spec, Tether::free());
+    let drive = drive(&spec, reflector.at(), &Tether::free());
+    for (phase, directions) in [(0, &Direction::BOTH[..]), (1, &[Direction::Download][..])] {
+        let tallies = run(&reflector, &drive, phase, &|_| ());
+        assert_eq!((&tallies.0.cut_short, &tallies.1.cut_short), (&None, &None));
+        for direction in directions {
+            let (sender, receiver) = counted(&tallies, *direction);
+            assert!(sender.sent.unwrap() > 0, "{sender:?}");
+            // Loopback loses what does not fit a buffer, which is a matter of luck; what is counted is not.
+            assert!(receiver.received.unwrap() <= sender.sent.unwrap(), "{sender:?} {receiver:?}");
+            assert_eq!((receiver.duplicates, receiver.out_of_order), (Some(0), Some(0)));
+            assert_eq!(sender.payload_bytes, Some(1400));
+            let count = tallies.0.direction(*direction).unwrap().count;
+            assert_eq!(count.bytes % 1400, 0);
+        }
+    }
+}
+
+#[test]
+fn bytes_are_charged_as_they_flow_and_wait_for_their_lease() {
+    let spec = spec(1, &[Load::Download], 300);
+    let (asks, asked) = channel();
+    let tether = Tether::leased(move || asks.send(()).unwrap_or(()));
+    tether.allow(10_000);
+    let reflector = Reflector::open(&spec, Arc::clone(&tether));
+    let drive = drive(&spec, reflector.at(), &Tether::free());
+    let lend = Arc::clone(&tether);
+    let lending = std::thread::spawn(move || {
+        asked.recv().unwrap();
+        lend.allow(1 << 30);
+    });
+    let tallies = run(&reflector, &drive, 0, &|_| ());
+    lending.join().unwrap();
+    let sent = tallies.0.download.unwrap().count.bytes;
+    assert!(sent > 10_000);
+    // And the signals of the introduction.
+    assert!(tether.spent() >= sent && tether.spent() < sent + 100 * SIGNAL as u64, "{} {sent}", tether.spent());
+}
+
+#[test]
+fn a_cut_tether_ends_both_ends_of_a_phase() {
+    for load in [Load::Download, Load::Upload] {
+        let spec = spec(1, &[load], HOUR_MS);
+        let reflector = Reflector::open(&spec, Tether::free());
+        let ours = Tether::free();
+        let drive = drive(&spec, reflector.at(), &ours);
+        let tallies = run(&reflector, &drive, 0, &|progress| {
+            if matches!(progress, Progress::Received(_, sample) if sample.bytes > 0) {
+                reflector.tether.cut();
+                ours.cut();
+            }
+        });
+        assert!(tallies.0.cut_short.is_some() && tallies.1.cut_short.is_some());
+    }
+}
+
+#[test]
+fn where_nobody_answers_a_cut_ends_the_introduction() {
+    let spec = spec(1, &[Load::Upload], HOUR_MS);
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let tether = Tether::free();
+    let drive = drive(&spec, silent.local_addr().unwrap(), &tether);
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| drive.connect(0));
+        silent.recv(&mut [0; 200]).unwrap();
+        tether.cut();
+        assert_eq!(connecting.join().unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    });
+}
+
+#[test]
+fn no_reply_is_longer_than_what_it_answers() {
+    let spec = spec(1, &[Load::Download], HOUR_MS);
+    let reflector = Reflector::open(&spec, Tether::free());
+    let teller = Teller::from("127.0.0.1", reflector.at(), 1);
+    for word in [Word::Hello, Word::Answer(teller.token(FIRST, 5))] {
+        let said = teller.sealed(FIRST, 6, word);
+        teller.socket.send(&said).unwrap();
+        let mut bytes = [0; 2000];
+        assert!(teller.socket.recv(&mut bytes).unwrap() <= said.len());
+    }
+}
+
+#[test]
+fn a_forged_replayed_or_strange_signal_gets_no_answer_and_changes_nothing() {
+    let spec = spec(1, &[Load::Download], HOUR_MS);
+    let reflector = Reflector::open(&spec, Tether::free());
+    let owner = Teller::from("127.0.0.1", reflector.at(), 1);
+    let elsewhere = Teller::from("127.0.0.2", reflector.at(), 1);
+    let other_port = Teller::from("127.0.0.1", reflector.at(), 1);
+    let stranger = Teller::from("127.0.0.1", reflector.at(), 2);
+    let token = owner.token(FIRST, 7);
+
+    let mut forged = owner.sealed(FIRST, 8, Word::Hello);
+    forged[95] ^= 1;
+    let mut turned = Signal { place: FIRST, number: 8, word: Word::Hello }.seal(Direction::Download, &owner.keys);
+    let mut another_version = owner.sealed(FIRST, 8, Word::Hello);
+    another_version[0] = 2;
+    let mut bulk = vec![0; 1400];
+    Seal::of(FIRST, Direction::Upload, &owner.keys).prepare(&mut bulk);
+    Seal::stamp(Bulk { seq: 0, sent_ns: 0, is_settled: true }, &mut bulk);
+    let feedback = Feedback { received: 9, through: 9, at_ns: 9, queue_us: 0, is_over: true };
+    let refused: [&[u8]; 14] = [
+        b"",
+        &owner.sealed(FIRST, 8, Word::Hello)[..95],
+        &[owner.sealed(FIRST, 8, Word::Hello).as_slice(), &[0]].concat(),
+        &forged,
+        &turned.clone(),
+        &another_version,
+        &owner.sealed(FIRST, 7, Word::Hello),
+        &owner.sealed(FIRST, 6, Word::Hello),
+        &owner.sealed(Place { phase: 1, stream: 0 }, 8, Word::Hello),
+        &owner.sealed(Place { phase: 0, stream: 1 }, 8, Word::Hello),
+        &owner.sealed(FIRST, 8, Word::Answer([7; TOKEN])),
+        &owner.sealed(FIRST, 8, Word::Feedback(feedback)),
+        &bulk,
+        &bulk[..SIGNAL],
+    ];
+    for datagram in refused {
+        owner.socket.send(datagram).unwrap();
+    }
+    turned[1] = 7;
+    owner.socket.send(&turned).unwrap();
+    elsewhere.say(FIRST, 8, Word::Hello);
+    stranger.say(FIRST, 8, Word::Hello);
+    // The token of one address is nothing at another, even with the right key.
+    other_port.say(FIRST, 8, Word::Answer(token));
+
+    // The reader goes in order: once this is answered, nothing before it will be.
+    owner.say(FIRST, 9, Word::Answer(token));
+    assert_eq!(owner.hear().word, Word::Ready);
+    owner.say(FIRST, 9, Word::Answer(token));
+    owner.say(FIRST, 9, Word::Hello);
+    let challenge = owner.hear();
+    assert!(matches!((challenge.word, challenge.number), (Word::Challenge(_), 9)), "{challenge:?}");
+    for teller in [&owner, &elsewhere, &stranger, &other_port] {
+        teller.assert_silence();
+    }
+    let refused = reflector.responder.refused();
+    let expected = Refused { malformed: 9, stranger: 1, wrong_source: 1, over: 0, forged: 5, replayed: 3 };
+    assert_eq!(refused, expected);
+}
+
+/// Plays the receiver of a download whose reflector is real; gives the datagrams that came until `enough`.
+fn take(teller: &Teller, seal: &Seal, enough: u64) -> u64 {
+    let mut bytes = [0; 2000];
+    let mut through = 0;
+    while through < enough {
+        let len = teller.socket.recv(&mut bytes).unwrap();
+        if let Some(bulk) = seal.open(&bytes[..len]) {
+            through = through.max(bulk.seq + 1);
+        }
+    }
+    through
+}
+
+#[test]
+fn nothing_is_sent_before_the_receivers_word_and_only_its_fresh_word_keeps_it_flowing() {
+    let spec = spec(1, &[Load::Download], HOUR_MS);
+    let reflector = Reflector::open(&spec, Tether::free());
+    let teller = Teller::from("127.0.0.1", reflector.at(), 1);
+    let seal = Seal::of(FIRST, Direction::Download, &teller.keys);
+    teller.stand(FIRST);
+    let (start, started) = channel();
+    std::thread::scope(|scope| {
+        let served = scope.spawn(|| {
+            reflector.serve.run(0, &|progress| {
+                if progress == Progress::Started {
+                    start.send(()).unwrap();
+                }
+            })
+        });
+        started.recv().unwrap();
+        let feedback = |number, keys: &SessionKeys| {
+            let word = Word::Feedback(Feedback { at_ns: number, ..Feedback::default() });
+            let sealed = Signal { place: FIRST, number, word }.seal(Direction::Upload, keys);
+            teller.socket.send(&sealed).unwrap();
+        };
+        // Of another session, of another stream: as good as none.
+        feedback(0, &keys(2));
+        teller.say(Place { phase: 0, stream: 1 }, 1, Word::Feedback(Feedback::default()));
+        teller.assert_silence();
+        feedback(1, &teller.keys);
+        let through = take(&teller, &seal, 1);
+        // A replay of it does not keep the flood alive: it ends although the replays go on without end.
+        teller.socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut quiet = 0;
+        let mut came = through;
+        while quiet < 20 {
+            feedback(1, &teller.keys);
+            let mut bytes = [0; 2000];
+            match teller.socket.recv(&mut bytes) {
+                Ok(len) => {
+                    came = came.max(seal.open(&bytes[..len]).map_or(0, |bulk| bulk.seq + 1));
+                    quiet = 0;
+                }
+                Err(_) => quiet += 1,
+            }
+        }
+        // 0.6 s at 4 Mbit/s are 215 datagrams.
+        assert!(came < 1000, "{came} datagrams");
+        // The next one lets it go on.
+        teller.socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        feedback(2, &teller.keys);
+        assert!(take(&teller, &seal, came + 1) > came);
+        reflector.tether.cut();
+        let tally = served.join().unwrap().download.unwrap();
+        assert!(tally.datagrams.unwrap().paused_ms.unwrap() > 0);
+    });
+}
+
+#[test]
+fn bulk_of_others_and_bulk_that_comes_twice_counts_for_nothing() {
+    let spec = spec(1, &[Load::Upload], HOUR_MS);
+    let reflector = Reflector::open(&spec, Tether::free());
+    let teller = Teller::from("127.0.0.1", reflector.at(), 1);
+    teller.stand(FIRST);
+    let (start, started) = channel();
+    let tally = std::thread::scope(|scope| {
+        let served = scope.spawn(|| {
+            reflector.serve.run(0, &|progress| {
+                if progress == Progress::Started {
+                    start.send(()).unwrap();
+                }
+            })
+        });
+        started.recv().unwrap();
+        let send = |seal: &Seal, seq| {
+            let mut datagram = [0; HEADER];
+            seal.prepare(&mut datagram);
+            Seal::stamp(Bulk { seq, sent_ns: 0, is_settled: true }, &mut datagram);
+            teller.socket.send(&datagram).unwrap();
+        };
+        let ours = Seal::of(FIRST, Direction::Upload, &teller.keys);
+        for seq in [0, 2, 1, 1] {
+            send(&ours, seq);
+        }
+        for other in [
+            Seal::of(FIRST, Direction::Download, &teller.keys),
+            Seal::of(FIRST, Direction::Upload, &keys(2)),
+            Seal::of(Place { phase: 1, stream: 0 }, Direction::Upload, &teller.keys),
+        ] {
+            (3..6).for_each(|seq| send(&other, seq));
+        }
+        teller.socket.send(&[0; 200]).unwrap();
+        // Not the sender's word, and then the sender's.
+        teller
+            .socket
+            .send(&Signal { place: FIRST, number: 0, word: Word::Last(1) }.seal(Direction::Upload, &keys(2)))
+            .unwrap();
+        teller.say(FIRST, 0, Word::Last(3));
+        served.join().unwrap().upload.unwrap()
+    });
+    let datagrams = *tally.datagrams.unwrap();
+    assert_eq!((datagrams.received, datagrams.duplicates, datagrams.out_of_order), (Some(3), Some(1), Some(1)));
+    assert_eq!(tally.count.bytes, 3 * HEADER as u64);
+}

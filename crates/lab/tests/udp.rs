@@ -1,0 +1,160 @@
+//! Datagrams between two hosts with a real link between them: what is asked for is what arrives, the search finds what
+//! the link carries, and a flood ends when nothing comes back.
+
+use std::time::{Duration, Instant};
+
+use lab::{Appliance, Host, Reflector, TwoHosts};
+use serde_json::Value;
+
+/// One stream, no probes: what is looked at here is the datagrams.
+const ALONE: &[&str] = &["-u", "-P", "1", "--idle", "0", "--probe-interval", "0"];
+
+fn pair(hosts: &TwoHosts) -> (Reflector, Appliance) {
+    let listen = ["0.0.0.0:4000", "[::]:4000"];
+    let reflector = Reflector::serve_on(&listen, Some(&hosts.near.netns), &[("MODE", "direct_ephemeral")]);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &format!("{}:4000", hosts.near.v4));
+    (reflector, appliance)
+}
+
+fn measure(appliance: &Appliance, reflector: &Reflector, args: &[&str]) -> Value {
+    let outcome = appliance.speed_test(&[ALONE, args].concat());
+    assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", reflector.log());
+    let result = outcome.json();
+    assert_eq!((&result["engine"], &result["complete"]), (&"udp".into(), &true.into()), "{result:#}");
+    result
+}
+
+/// What the host's link has sent so far.
+fn sent(host: &Host) -> u64 {
+    host.must(&["cat", "/sys/class/net/eth0/statistics/tx_bytes"]).trim().parse().unwrap()
+}
+
+#[test]
+fn what_is_sent_arrives_in_both_modes_over_both_families_in_all_sizes() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let (reflector, appliance) = pair(&hosts);
+    let (v4, v6) = (format!("{}:4000", hosts.near.v4), format!("[{}]:4000", hosts.near.v6));
+    let sizes: [(&[&str], u64); 3] =
+        [(&["-l", "52"], 52), (&[], 1400), (&["-l", "65507", "--fragments", "-b", "8M"], 65_507)];
+    for (mode, name) in [("tunneled", "tunneled"), ("direct", "direct_ephemeral")] {
+        for address in [&v4, &v6] {
+            for (size, bytes) in sizes {
+                let args = [&["--peer", address, "--data-mode", mode, "-t", "1", "--bidir"], size].concat();
+                let result = measure(&appliance, &reflector, &args);
+                assert_eq!(result["data_mode"], name);
+                for measured in [&result["download"], &result["upload"], &result["bidir"]["upload"]] {
+                    let udp = &measured["udp"];
+                    assert_eq!((&udp["payload_bytes"], &udp["lost"]), (&bytes.into(), &0.into()), "{result:#}");
+                    assert_eq!((&udp["duplicates"], &udp["out_of_order"]), (&0.into(), &0.into()), "{result:#}");
+                    let (datagrams, total) = (&udp["datagrams"], &measured["total_bytes_received"]);
+                    assert_eq!(datagrams.as_u64().unwrap() * bytes, total.as_u64().unwrap(), "{result:#}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_path_does_not_take_whole_is_not_sent_but_on_demand() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let (_reflector, appliance) = pair(&hosts);
+    for direction in ["--upload", "--download"] {
+        let args = [&["speed-test", "-t", "1", "-l", "1473", direction], ALONE].concat();
+        let code = if direction == "--upload" { "no_data_connection" } else { "phase_not_started" };
+        let said = appliance.fails(&args, 1, code);
+        let because = said["because"].as_str().unwrap();
+        assert!(because.contains("MTU of 1500") && because.contains("--fragments"), "{said:#}");
+    }
+    for (args, why) in [
+        (["-u", "--engine", "tcp"], "--engine names tcp"),
+        (["-u", "-l", "51"], "52 to 65507"),
+        (["-u", "-l", "65508"], "52 to 65507"),
+        (["-u", "--loss-bound", "2%"], "-b 0"),
+        (["-u", "-C", "cubic"], "congestion control"),
+        (["-4", "--loss-bound", "2%"], "datagrams"),
+    ] {
+        let said = appliance.fails(&[&["speed-test"], args.as_slice()].concat(), 2, "bad_request");
+        assert!(said["because"].as_str().unwrap().contains(why), "{said:#}");
+    }
+}
+
+/// How often a search may be disturbed by what else this machine does: then the link itself carries less than was set.
+const TRIES: usize = 4;
+
+/// The search on a link of `mbit` must come within 5 % of what that carries of payload, with loss under the bound.
+fn search(mbit: u64, burst: &str, queue: &str) {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let (reflector, appliance) = pair(&hosts);
+    let rate = format!("{mbit}mbit");
+    for host in [&hosts.near, &hosts.far] {
+        let shaper =
+            ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", burst, "limit", queue];
+        host.must(&shaper);
+    }
+    // Of 1400 bytes of payload the shaper sees 42 more: UDP, IPv4 and Ethernet.
+    let carries = mbit as f64 * 1e6 * 1400.0 / 1442.0;
+    for (flag, direction) in [("--download", "download"), ("--upload", "upload")] {
+        let mut found = Vec::new();
+        let is_right = (0..TRIES).any(|_| {
+            let result = measure(&appliance, &reflector, &["-b", "0", "-t", "6", flag]);
+            let measured = &result[direction];
+            let share = measured["goodput_bps"].as_u64().unwrap() as f64 / carries;
+            assert!(share < 1.05, "more than the link carries: {result:#}");
+            let loss = measured["udp"]["loss"].as_f64().unwrap();
+            let is_settled = measured["udp"]["search"].is_object() && measured["omitted"] == "found";
+            found.push((share, loss, is_settled));
+            share > 0.95 && loss < 0.01 && is_settled
+        });
+        assert!(is_right, "{direction}, share of the link, loss, settled: {found:?}");
+    }
+}
+
+#[test]
+fn the_search_finds_a_link_of_20_mbit() {
+    search(20, "32kb", "64kb");
+}
+
+#[test]
+fn the_search_finds_a_link_of_100_mbit() {
+    search(100, "128kb", "256kb");
+}
+
+/// A flood of 20 Mbit/s from `sender` must end within a second once `receiver` is no longer heard, and go on when it is.
+fn cut(direction: &str, of: impl Fn(&TwoHosts) -> (&Host, &Host)) {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let (reflector, appliance) = pair(&hosts);
+    let (sender, receiver) = of(&hosts);
+    let args = [&["speed-test", "--json-stream", direction, "-b", "20M", "-t", "12"], ALONE].concat();
+    let mut running = appliance.start(&args);
+    while !running.line(Duration::from_secs(30)).unwrap().contains("\"interval\"") {}
+    let flows = |for_ms: u64| {
+        let before = sent(sender);
+        std::thread::sleep(Duration::from_millis(for_ms));
+        sent(sender) - before
+    };
+    assert!(flows(200) > 200_000, "it flows");
+    receiver.nft("table inet cut { chain out { type filter hook output priority 0; meta l4proto udp drop;\n }\n }\n");
+    let cut = Instant::now();
+    std::thread::sleep(Duration::from_secs(1).saturating_sub(cut.elapsed()));
+    // A second of the flood is 2.5 MB; what is left is the link's own words.
+    let still = flows(1000);
+    assert!(still < 50_000, "{direction}: {still} bytes in the second after the first one");
+    receiver.nft("delete table inet cut\n");
+    let again = (0..20).any(|_| flows(200) > 200_000);
+    assert!(again, "{direction}: it goes on\n{}", reflector.log());
+    let lines = running.rest(Duration::from_secs(60)).unwrap();
+    assert!(running.wait(Duration::from_secs(30)).unwrap().success(), "{lines:?}");
+    let result = serde_json::from_str::<Value>(lines.last().unwrap()).unwrap();
+    let text = result.to_string();
+    assert!(text.contains("sending_paused") && text.contains("paused_ms"), "{result:#}");
+}
+
+#[test]
+fn an_upload_that_is_not_confirmed_ends_within_a_second() {
+    cut("--upload", |hosts| (&hosts.far, &hosts.near));
+}
+
+#[test]
+fn a_download_that_is_not_confirmed_ends_within_a_second() {
+    cut("--download", |hosts| (&hosts.near, &hosts.far));
+}
