@@ -107,15 +107,29 @@ fn every_knob_reaches_iperf3() {
     );
     assert!(result["program"]["version"].as_str().unwrap().starts_with("iperf3 3."));
     // What iperf3 can't do, or we not with it, is said before anybody is asked.
-    for (args, word) in [(&["-t", "1.5"][..], "whole seconds"), (&["-u"], "--provider iperf3"), (&["-b", "1M"], "-b")] {
+    let refused = [
+        (&["-t", "1.5"][..], "whole seconds"),
+        (&["-u"], "-u means the engine udp"),
+        (&["--data-path", "splice"], "no data path"),
+        (&["--verify-payload"], "does not look at the payload"),
+    ];
+    for (args, word) in refused {
         let args = [&["speed-test", "--engine", "iperf3", "--idle", "0"], args].concat();
         let refused = appliance.fails(&args, 2, "bad_request");
         assert!(refused["because"].as_str().unwrap().contains(word), "{refused:#}");
     }
     let tunneled = ["speed-test", "--engine", "iperf3", "--data-mode", "tunneled"];
     appliance.fails(&tunneled, 4, "mode_not_offered");
-    let block = appliance.fails(&["speed-test", "-l", "64K"], 2, "bad_request");
-    assert!(block["because"].as_str().unwrap().contains("iperf3"), "{block:#}");
+    let held = ["-P", "2", "-b", "20M", "-M", "1000", "--dscp", "EF", "-B", "127.0.0.1"];
+    let outcome = appliance.speed_test(&[&["--engine", "iperf3", "-t", "1", "--idle", "0"], &held[..]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+    let result = outcome.json();
+    assert!(result["download"]["mss"].as_u64().unwrap() <= 1000, "{result:#}");
+    for direction in ["download", "upload"] {
+        // iperf3 paces by itself, in the mean: some blocks more at once than its rate has.
+        let total = result[direction]["total_bytes_received"].as_u64().unwrap();
+        assert!(total > 0 && total < 4 * 20_000_000 / 8 * 2, "{direction}: {result:#}");
+    }
 }
 
 /// What strangers at the granted port were given.
