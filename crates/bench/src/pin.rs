@@ -4,6 +4,7 @@
 use std::fs;
 
 use anyhow::Context;
+use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -27,43 +28,54 @@ impl Places {
     }
 }
 
-/// Threads that are held to a processor; free again when dropped.
+/// Who is held to a processor; free again when dropped, with all that was started meanwhile.
 #[derive(Debug)]
-pub(crate) struct Held(Vec<(Option<Pid>, CpuSet)>);
+pub(crate) struct Held {
+    /// Absent: the calling thread.
+    process: Option<Pid>,
+    before: CpuSet,
+}
 
 impl Held {
     /// Holds the calling thread, and so whatever it starts from now on.
     pub(crate) fn this_thread(cpu: usize) -> anyhow::Result<Self> {
-        Self::threads([None], cpu)
+        Self::hold(None, cpu)
     }
 
     /// Holds all threads that a process has now, and so those that they start.
     pub(crate) fn process(process: Pid, cpu: usize) -> anyhow::Result<Self> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero()))?;
-        let names = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
-        Self::threads(names.filter_map(Pid::from_raw).map(Some).collect::<Vec<_>>(), cpu)
+        Self::hold(Some(process), cpu)
     }
 
-    fn threads(threads: impl IntoIterator<Item = Option<Pid>>, cpu: usize) -> anyhow::Result<Self> {
+    fn hold(process: Option<Pid>, cpu: usize) -> anyhow::Result<Self> {
+        let before = sched_getaffinity(process)?;
         let mut only = CpuSet::new();
         only.set(cpu);
-        let mut held = Self(vec![]);
-        for thread in threads {
-            // One that has ended meanwhile needs no place.
-            let Ok(before) = sched_getaffinity(thread) else { continue };
-            sched_setaffinity(thread, &only).with_context(|| format!("processor {cpu} can't be held to"))?;
-            held.0.push((thread, before));
-        }
-        Ok(held)
+        move_all(process, &only).with_context(|| format!("processor {cpu} can't be held to"))?;
+        Ok(Self { process, before })
     }
+}
+
+/// Moves the calling thread, or all threads that a process has now.
+fn move_all(process: Option<Pid>, to: &CpuSet) -> anyhow::Result<()> {
+    let Some(process) = process else { return Ok(sched_setaffinity(None, to)?) };
+    for task in fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero()))? {
+        let Some(thread) = task?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+            continue;
+        };
+        match sched_setaffinity(Some(thread), to) {
+            // It has ended meanwhile, and needs no place.
+            Err(Errno::SRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        for (thread, before) in &self.0 {
-            // One that has ended is as free.
-            let _ = sched_setaffinity(*thread, before);
-        }
+        // One that has ended is as free.
+        let _ = move_all(self.process, &self.before);
     }
 }
 
@@ -80,6 +92,16 @@ mod tests {
         assert_eq!((narrow.count(), narrow.is_set(places.server)), (1, true));
         drop(held);
         assert_eq!(sched_getaffinity(None).unwrap(), free);
+        // What was started meanwhile is free again as well. In one test, for it holds all threads of this program.
+        let held = Held::process(rustix::process::getpid(), places.server).unwrap();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let started = std::thread::spawn(move || {
+            let _ = ended.recv();
+            sched_getaffinity(None).unwrap()
+        });
+        drop(held);
+        end.send(()).unwrap();
+        assert_eq!(started.join().unwrap(), free);
     }
 
     #[test]
