@@ -14,6 +14,7 @@ pub mod self_test;
 pub mod stats;
 pub mod tether;
 
+mod counting;
 mod quota;
 mod socket;
 mod sys;

@@ -20,6 +20,7 @@ use paramedic_link::admission::Preamble;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, PhaseSpec, TestSpec};
 
+use crate::counting::SESSION_OVER;
 use crate::data_stream::DataStream;
 use crate::engine::{Drive, DriveOrder, Engine, Progress, Report, Serve, ServeOrder};
 use crate::tether::Tether;
@@ -81,7 +82,7 @@ pub(crate) fn quiet_phase(phase: Option<&PhaseSpec>, tether: &Tether, report: Re
     let deadline = Instant::now() + phase.map_or(Duration::ZERO, PhaseSpec::duration);
     report(Progress::Started);
     tether.wait_until(deadline, || false);
-    let cut_short = (Instant::now() < deadline).then(|| "the session ended before the phase did".into());
+    let cut_short = (Instant::now() < deadline).then(|| SESSION_OVER.into());
     PhaseTally { cut_short, ..PhaseTally::default() }
 }
 

@@ -10,10 +10,11 @@ use paramedic_link::admission::{Login, LoginTerms};
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Load, PhaseSpec, TestSpec};
 
+use super::GRACE;
 use super::client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 use super::login::public_pem;
 use super::program::Program;
-use super::{GRACE, NO_SUCH_PHASE, SESSION_OVER};
+use crate::counting::{NO_SUCH_PHASE, SESSION_OVER};
 use crate::echo::quiet_phase;
 use crate::engine::{Drive, DriveOrder, Progress, Report};
 use crate::origin::Origin;

@@ -113,12 +113,6 @@ const COUNTED_BY_SOCKET: &str = "socket";
 /// Who counted: iperf3, in its report.
 const COUNTED_BY_IPERF3: &str = "iperf3";
 
-/// Why a phase ended early when its owner wanted it so.
-const SESSION_OVER: &str = "the session ended before the phase did";
-
-/// Why a phase that nobody asked for is not run.
-const NO_SUCH_PHASE: &str = "the test has no such phase";
-
 /// Writes a file that is there for nobody else and was not there before.
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())

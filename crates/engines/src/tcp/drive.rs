@@ -11,7 +11,8 @@ use rustix::rand::GetRandomFlags;
 
 use super::phase::{self, Traffic};
 use super::roster::Roster;
-use super::{NO_SUCH_PHASE, nothing_moved, socket_options, streams_of};
+use super::{socket_options, streams_of};
+use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};

@@ -14,12 +14,10 @@ mod tests;
 
 use std::io;
 
-use paramedic_link::measurement::{DirectionTally, PhaseTally};
-use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, DataPathWish, PhaseSpec, TestSpec};
 
 use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
 use crate::socket::{self, SocketOptions};
-use crate::tether::Tether;
 
 /// The engine that fills the path with TCP streams.
 pub(crate) struct Tcp;
@@ -87,16 +85,3 @@ fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
     let directions = phase.load.directions().len();
     spec.streams.saturating_mul(if directions == 2 { 2 } else { u16::from(directions == 1) })
 }
-
-/// The tally of a phase that moved nothing, and why.
-fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
-    let moves = |direction| phase.is_some_and(|phase| phase.load.moves(direction)).then(DirectionTally::default);
-    let why = if tether.is_cut() { SESSION_OVER } else { why };
-    PhaseTally { download: moves(Direction::Download), upload: moves(Direction::Upload), cut_short: Some(why.into()) }
-}
-
-/// Why a phase ended early when its owner wanted it so.
-const SESSION_OVER: &str = "the session ended before the phase did";
-
-/// Why a phase that nobody asked for is not run.
-const NO_SUCH_PHASE: &str = "the test has no such phase";

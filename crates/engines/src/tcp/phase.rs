@@ -3,20 +3,18 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeVal;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
-use super::SESSION_OVER;
 use super::receiver::{self, Received};
 use super::roster::Standing;
 use super::sender::{self, Lead};
+use crate::counting::{Counter, SESSION_OVER, ThreadUse};
 use crate::data_stream::DataStream;
 use crate::engine::{Progress, Report};
 use crate::host_facts::CpuClock;
@@ -89,23 +87,6 @@ impl Course<'_> {
     }
 }
 
-/// One stream's bytes so far. Alone in its cache lines (two: processors fetch them in pairs), so that no stream slows
-/// another.
-#[derive(Default)]
-#[repr(align(128))]
-pub(super) struct Counter(AtomicU64);
-
-impl Counter {
-    /// Says the stream's total; called by its one thread.
-    pub(super) fn set(&self, total: u64) {
-        self.0.store(total, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// One direction, as the watching thread sees it.
 struct Lane {
     direction: Direction,
@@ -137,10 +118,7 @@ impl Lane {
 struct Outcome {
     last: Option<Instant>,
     data_path: Option<&'static str>,
-    user_s: f64,
-    system_s: f64,
-    /// Its share of one core.
-    busy: f64,
+    used: ThreadUse,
 }
 
 /// Runs a phase of `duration` to its end. Returns when all its threads are gone and its sockets closed.
@@ -246,12 +224,7 @@ fn move_bytes(stream: &mut DataStream, course: &Course<'_>, lane: &Lane, index: 
         tracing::debug!(direction = %lane.direction, %failure, "a stream ended");
         course.note(failure);
     }
-    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    let (user_s, system_s) = getrusage(UsageWho::RUSAGE_THREAD)
-        .map_or((0.0, 0.0), |usage| (seconds(usage.user_time()), seconds(usage.system_time())));
-    let lived = began.elapsed().as_secs_f64();
-    let busy = if lived > 0.0 { ((user_s + system_s) / lived).min(1.0) } else { 0.0 };
-    Outcome { last: received.last, data_path: received.data_path, user_s, system_s, busy }
+    Outcome { last: received.last, data_path: received.data_path, used: ThreadUse::since(began) }
 }
 
 /// Watches the streams until all have ended: samples what comes on an absolute schedule, notices that the other end
@@ -319,12 +292,7 @@ fn why_short(course: &Course<'_>) -> Option<String> {
 fn tally_of(lane: &Lane, outcomes: &[Outcome], begin: Instant, host: CpuUse) -> DirectionTally {
     let last = outcomes.iter().filter_map(|outcome| outcome.last).max();
     let elapsed_us = last.map_or(0, |last| micros(last.saturating_duration_since(begin)));
-    let cpu = CpuUse {
-        user_s: outcomes.iter().map(|outcome| outcome.user_s).sum(),
-        system_s: outcomes.iter().map(|outcome| outcome.system_s).sum(),
-        busiest_thread: outcomes.iter().map(|outcome| outcome.busy).fold(0.0, f64::max),
-        ..host
-    };
+    let cpu = ThreadUse::of_all(outcomes.iter().map(|outcome| outcome.used), host);
     let mut tally = DirectionTally {
         count: Count { bytes: lane.total(), elapsed_us },
         cpu,

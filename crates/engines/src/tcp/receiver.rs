@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use paramedic_link::test_spec::DataPathWish;
 
-use super::phase::{Counter, Course};
+use super::phase::Course;
 use super::{data_path, payload};
+use crate::counting::Counter;
 use crate::data_stream::{CHUNK, DataStream};
 
 /// Room for what one call takes. Where the kernel throws the bytes away it is never written to, and so costs nothing.

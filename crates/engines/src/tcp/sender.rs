@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use paramedic_link::test_spec::{DataPathWish, TestSpec};
 
-use super::phase::{Counter, Course};
+use super::phase::Course;
 use super::{data_path, payload};
+use crate::counting::Counter;
 use crate::data_stream::{CHUNK, DataStream};
 use crate::socket;
 use crate::sys::splice::PagePipe;

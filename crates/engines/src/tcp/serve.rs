@@ -10,7 +10,8 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::phase::{self, Traffic};
 use super::roster::Roster;
-use super::{NO_SUCH_PHASE, nothing_moved, socket_options};
+use super::socket_options;
+use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::data_stream::DataStream;
 use crate::door::{ByPreamble, Door};
 use crate::engine::{Report, Serve, ServeOrder};

@@ -3,13 +3,11 @@
 
 use std::io;
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeVal;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
@@ -17,7 +15,8 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 use super::packet::Place;
 use super::receiver::{self, Received};
 use super::sender::{self, Sent};
-use super::{SESSION_OVER, direction_of, socket};
+use super::{direction_of, socket};
+use crate::counting::{Counter, SESSION_OVER, ThreadUse};
 use crate::engine::{Progress, Report};
 use crate::host_facts::CpuClock;
 use crate::tether::{Hold, Tether};
@@ -75,23 +74,6 @@ impl Course<'_> {
     }
 }
 
-/// One stream's payload bytes so far. Alone in its cache lines (two: processors fetch them in pairs), so that no stream
-/// slows another.
-#[derive(Default)]
-#[repr(align(128))]
-pub(super) struct Counter(AtomicU64);
-
-impl Counter {
-    /// Says the stream's total; called by its one thread.
-    pub(super) fn set(&self, total: u64) {
-        self.0.store(total, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// One direction, as the watching thread sees it.
 struct Lane {
     direction: Direction,
@@ -116,10 +98,7 @@ impl Lane {
 struct Outcome {
     sent: Sent,
     received: Received,
-    user_s: f64,
-    system_s: f64,
-    /// Its share of one core.
-    busy: f64,
+    used: ThreadUse,
 }
 
 /// Runs `phase` over `streams`, of which this end sends the `sent` direction. Returns when all its threads are gone and
@@ -222,12 +201,7 @@ fn move_datagrams(course: &Course<'_>, lane: &Lane, stream: &Standing, counter: 
         tracing::debug!(direction = %lane.direction, %failure, "a stream ended");
         course.note(failure);
     }
-    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    if let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) {
-        (outcome.user_s, outcome.system_s) = (seconds(usage.user_time()), seconds(usage.system_time()));
-    }
-    let lived = began.elapsed().as_secs_f64();
-    outcome.busy = if lived > 0.0 { ((outcome.user_s + outcome.system_s) / lived).min(1.0) } else { 0.0 };
+    outcome.used = ThreadUse::since(began);
     outcome
 }
 
@@ -264,12 +238,7 @@ fn watch(course: &Course<'_>, lanes: &[Lane], report: Report<'_>) {
 
 fn tally_of(lane: &Lane, outcomes: &[Outcome], host: CpuUse) -> DirectionTally {
     let last_ns = outcomes.iter().map(|outcome| outcome.sent.last_ns.max(outcome.received.last_ns)).max();
-    let cpu = CpuUse {
-        user_s: outcomes.iter().map(|outcome| outcome.user_s).sum(),
-        system_s: outcomes.iter().map(|outcome| outcome.system_s).sum(),
-        busiest_thread: outcomes.iter().map(|outcome| outcome.busy).fold(0.0, f64::max),
-        ..host
-    };
+    let cpu = ThreadUse::of_all(outcomes.iter().map(|outcome| outcome.used), host);
     let datagrams = if lane.is_sent {
         sender::tally(outcomes.iter().map(|outcome| &outcome.sent))
     } else {

@@ -14,7 +14,8 @@ use rustix::io::Errno;
 
 use super::course::{self, Standing};
 use super::packet::{Place, SIGNAL, Signal, Word};
-use super::{GATHERING, NO_SUCH_PHASE, direction_of, nothing_moved, socket, streams_of};
+use super::{GATHERING, direction_of, socket, streams_of};
+use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
 use crate::tether::{Cut, Tether};

@@ -18,11 +18,9 @@ mod tests;
 use std::io;
 use std::time::Duration;
 
-use paramedic_link::measurement::{DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, PhaseSpec, TestSpec};
 
 use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
-use crate::tether::Tether;
 
 pub(crate) use packet::claimed_session;
 
@@ -100,16 +98,3 @@ fn against(direction: Direction) -> Direction {
         Direction::Upload => Direction::Download,
     }
 }
-
-/// The tally of a phase that moved nothing, and why.
-fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
-    let moves = |direction| phase.is_some_and(|phase| phase.load.moves(direction)).then(DirectionTally::default);
-    let why = if tether.is_cut() { SESSION_OVER } else { why };
-    PhaseTally { download: moves(Direction::Download), upload: moves(Direction::Upload), cut_short: Some(why.into()) }
-}
-
-/// Why a phase ended early when its owner wanted it so.
-const SESSION_OVER: &str = "the session ended before the phase did";
-
-/// Why a phase that nobody asked for is not run.
-const NO_SUCH_PHASE: &str = "the test has no such phase";

@@ -7,7 +7,7 @@ use std::time::Duration;
 use paramedic_link::measurement::DatagramTally;
 use paramedic_link::test_spec::Direction;
 
-use super::course::{Counter, Course, Standing};
+use super::course::{Course, Standing};
 use super::ledger::{Counts, Ledger};
 use super::packet::{Feedback, SIGNAL, Seal, Signal, Word};
 use super::socket::Receives;
@@ -133,3 +133,4 @@ pub(super) fn receive(
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
+use crate::counting::Counter;

@@ -9,7 +9,7 @@ use nix::libc;
 use paramedic_link::measurement::DatagramTally;
 use paramedic_link::test_spec::Direction;
 
-use super::course::{Counter, Course, Standing};
+use super::course::{Course, Standing};
 use super::packet::{Bulk, Feedback, Place, SIGNAL, Seal, Signal, Word};
 use super::search::Search;
 use super::socket::{self, Sends, await_readable, take_waiting};
@@ -247,3 +247,4 @@ fn take_leave(ears: &mut Ears<'_>, direction: Direction, sent: u64) -> io::Resul
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
+use crate::counting::Counter;

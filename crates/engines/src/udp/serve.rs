@@ -10,7 +10,8 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::course::{self, Standing};
 use super::gate::Gate;
-use super::{GATHERING, NO_SUCH_PHASE, direction_of, nothing_moved, socket};
+use super::{GATHERING, direction_of, socket};
+use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::data_stream::DataStream;
 use crate::echo::Signals;
 use crate::engine::{Report, Serve, ServeOrder};

@@ -1,0 +1,74 @@
+//! What the phases of every engine that loads a path count with, and the words in which they say why nothing moved. Moves
+//! nothing itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use paramedic_link::measurement::{CpuUse, DirectionTally, PhaseTally};
+use paramedic_link::test_spec::{Direction, PhaseSpec};
+
+use crate::tether::Tether;
+
+/// Why a phase ended early when its owner wanted it so.
+pub(crate) const SESSION_OVER: &str = "the session ended before the phase did";
+
+/// Why a phase that nobody asked for is not run.
+pub(crate) const NO_SUCH_PHASE: &str = "the test has no such phase";
+
+/// The tally of a phase that moved nothing, and why.
+pub(crate) fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
+    let moves = |direction| phase.is_some_and(|phase| phase.load.moves(direction)).then(DirectionTally::default);
+    let why = if tether.is_cut() { SESSION_OVER } else { why };
+    PhaseTally { download: moves(Direction::Download), upload: moves(Direction::Upload), cut_short: Some(why.into()) }
+}
+
+/// One stream's payload bytes so far. Alone in its cache lines (two: processors fetch them in pairs), so that no stream
+/// slows another.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Says the stream's total; called by its one thread.
+    pub(crate) fn set(&self, total: u64) {
+        self.0.store(total, Ordering::Relaxed);
+    }
+
+    /// The total that was last said.
+    pub(crate) fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a thread has used of the processor.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ThreadUse {
+    user_s: f64,
+    system_s: f64,
+    /// Its share of one core.
+    busy: f64,
+}
+
+impl ThreadUse {
+    /// That of the calling thread, which lives since `began`.
+    pub(crate) fn since(began: Instant) -> Self {
+        let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+        let (user_s, system_s) = getrusage(UsageWho::RUSAGE_THREAD)
+            .map_or((0.0, 0.0), |usage| (seconds(usage.user_time()), seconds(usage.system_time())));
+        let lived = began.elapsed().as_secs_f64();
+        let busy = if lived > 0.0 { ((user_s + system_s) / lived).min(1.0) } else { 0.0 };
+        Self { user_s, system_s, busy }
+    }
+
+    /// That of all threads of a direction, beside what is known of the `host`.
+    pub(crate) fn of_all(threads: impl Iterator<Item = Self>, host: CpuUse) -> CpuUse {
+        threads.fold(host, |sum, one| CpuUse {
+            user_s: sum.user_s + one.user_s,
+            system_s: sum.system_s + one.system_s,
+            busiest_thread: sum.busiest_thread.max(one.busy),
+            ..sum
+        })
+    }
+}
