@@ -12,6 +12,7 @@ use super::ledger::{Counts, Ledger};
 use super::packet::{Feedback, SIGNAL, Seal, Signal, Word};
 use super::socket::Receives;
 use super::{FEEDBACK_EVERY, against};
+use crate::counting::Counter;
 
 /// How long after its time a receiver still waits for the sender's last word.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -133,4 +134,3 @@ pub(super) fn receive(
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
-use crate::counting::Counter;

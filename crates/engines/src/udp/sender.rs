@@ -14,6 +14,7 @@ use super::packet::{Bulk, Feedback, Place, SIGNAL, Seal, Signal, Word};
 use super::search::Search;
 use super::socket::{self, Sends, await_readable, take_waiting};
 use super::{DEFAULT_BPS, DEFAULT_LOSS_PPM, FEEDBACK_EVERY, HOLD_STILL_AFTER, against};
+use crate::counting::Counter;
 
 /// How long the first word of the receiver may take.
 const FIRST_WORD: Duration = Duration::from_secs(5);
@@ -247,4 +248,3 @@ fn take_leave(ears: &mut Ears<'_>, direction: Direction, sent: u64) -> io::Resul
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
-use crate::counting::Counter;
