@@ -144,9 +144,9 @@ struct State {
     connections: Vec<Connection>,
     /// Whether the child stands still until more bytes are leased.
     is_stopped: bool,
-    /// When it was looked last, and how many bytes a second had flowed then.
+    /// When it was looked last, and the most bytes a second that flowed between two looks.
     looked: Instant,
-    pace_bps: u64,
+    fastest_bps: u64,
     /// What the child names as an error of the test.
     complaint: Option<String>,
     stands_since: Option<Instant>,
@@ -182,8 +182,8 @@ impl State {
         let passed = self.looked.elapsed();
         // Two looks in a row say nothing of the pace.
         if passed >= LOOK_OFTEN / 2 {
-            self.pace_bps =
-                u64::try_from(u128::from(fresh) * 1_000_000 / passed.as_micros().max(1)).unwrap_or(u64::MAX);
+            let pace_bps = u128::from(fresh) * 1_000_000 / passed.as_micros().max(1);
+            self.fastest_bps = self.fastest_bps.max(u64::try_from(pace_bps).unwrap_or(u64::MAX));
             self.looked += passed;
         }
         if fresh > 0 {
@@ -198,7 +198,10 @@ impl State {
             self.signal(Signal::KILL);
         }
         match (tether.is_dry(), self.is_stopped) {
-            (true, false) => self.signal(Signal::STOP),
+            (true, false) => {
+                tracing::debug!("an iperf3 stands still until more bytes are leased");
+                self.signal(Signal::STOP);
+            }
             (false, true) => self.signal(Signal::CONT),
             _ => {}
         }
@@ -206,11 +209,12 @@ impl State {
     }
 }
 
-/// Half of the time in which what is leased would be used up at this pace, in bytes a second.
-fn until_next_look(pace_bps: u64, left: Option<u64>) -> Duration {
-    let used_up = left.and_then(|left| (u128::from(left) * 500_000).checked_div(u128::from(pace_bps)));
-    let used_up = used_up.map_or(LOOK_SELDOM, |us| Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX)));
-    used_up.clamp(LOOK_OFTEN, LOOK_SELDOM)
+/// Half of the time in which what is leased would be used up as fast as it ever was, in bytes a second. As long as nothing
+/// has flowed it is not known how fast that is.
+fn until_next_look(fastest_bps: u64, left: Option<u64>) -> Duration {
+    let Some(left) = left else { return LOOK_SELDOM };
+    let used_up = (u128::from(left) * 500_000).checked_div(u128::from(fastest_bps)).unwrap_or_default();
+    Duration::from_micros(u64::try_from(used_up).unwrap_or(u64::MAX)).clamp(LOOK_OFTEN, LOOK_SELDOM)
 }
 
 /// What a test's control connection may say to the child: the results of 128 streams are some tens of kilobytes.
@@ -230,7 +234,7 @@ impl Stage {
                 connections: Vec::new(),
                 is_stopped: false,
                 looked: Instant::now(),
-                pace_bps: 0,
+                fastest_bps: 0,
                 complaint: None,
                 stands_since: None,
                 child: Child::Starting,
@@ -333,8 +337,9 @@ impl Stage {
         let mut state = self.state();
         state.account(&self.tether);
         let is_open = state.connections.iter().any(|connection| connection.socket.is_some());
-        let soon =
-            || if state.is_stopped { LOOK_WHILE_STOPPED } else { until_next_look(state.pace_bps, self.tether.left()) };
+        let soon = || {
+            if state.is_stopped { LOOK_WHILE_STOPPED } else { until_next_look(state.fastest_bps, self.tether.left()) }
+        };
         is_open.then(soon)
     }
 
@@ -524,7 +529,7 @@ mod tests {
     #[test]
     fn the_less_is_leased_the_sooner_comes_the_next_look() {
         assert_eq!(until_next_look(1_000_000, None), LOOK_SELDOM);
-        assert_eq!(until_next_look(0, Some(5)), LOOK_SELDOM);
+        assert_eq!(until_next_look(0, Some(u64::MAX)), LOOK_OFTEN);
         assert_eq!(until_next_look(1_000_000, Some(1_000_000)), LOOK_SELDOM);
         assert_eq!(until_next_look(1_000_000, Some(50_000)), Duration::from_millis(25));
         assert_eq!(until_next_look(u64::MAX, Some(0)), LOOK_OFTEN);

@@ -4,7 +4,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
 
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::{Enrolment, Responder};
@@ -20,12 +19,9 @@ use tokio::sync::{Notify, mpsc};
 use super::{Order, Server, lock};
 use crate::sessions::{LinkId, Reservation};
 
-/// The first slice of bytes that a session leases.
-const FIRST_LEASE: u64 = 16 << 20;
-/// The largest slice, about a second of the fastest link there is.
-const LARGEST_LEASE: u64 = 16 << 30;
-/// How long one slice should last at the rate of the one before.
-const LEASE_LASTS: Duration = Duration::from_millis(500);
+/// The largest slice of bytes that a session leases at once: seconds of the fastest link there is. To write one down takes
+/// the processor and the disk away from what is measured, so few are better than many.
+const LARGEST_LEASE: u64 = 64 << 30;
 
 /// One granted session.
 pub(super) struct Running {
@@ -180,14 +176,12 @@ impl Running {
     }
 
     async fn lease_slices(&self, server: &Server) -> Result<(), EndReason> {
-        let mut slice = FIRST_LEASE;
         loop {
-            let asked = Instant::now();
             let is_over = self.is_over.lock().await;
             if *is_over {
                 return Ok(());
             }
-            let leased = server.sessions().lease(self.session, slice, server.now());
+            let leased = server.sessions().lease(self.session, LARGEST_LEASE, server.now());
             let bytes = match leased {
                 Ok(lease) => {
                     if let Err(error) = server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
@@ -203,10 +197,6 @@ impl Running {
             drop(is_over);
             self.tether.allow(bytes);
             self.wants_lease.notified().await;
-            // Half of the slice was used in this time; aim at slices that last.
-            let lasted = asked.elapsed().max(Duration::from_millis(1));
-            let next = (bytes / 2) as f64 * LEASE_LASTS.as_secs_f64() / lasted.as_secs_f64();
-            slice = (next as u64).clamp(slice / 2, slice.saturating_mul(4)).clamp(FIRST_LEASE, LARGEST_LEASE);
         }
     }
 

@@ -35,6 +35,11 @@ const RETRY_FAULTED: Duration = Duration::from_secs(5);
 /// When to ask again where other programs hold every port.
 const RETRY_HELD: Duration = Duration::from_secs(60);
 
+/// A lease takes at most this part of what is left of the day.
+const PARTS_OF_THE_DAY: u64 = 16;
+/// As many bytes as this may be leased all the same.
+const SMALL_LEASE: u64 = 16 << 20;
+
 /// All sessions and requests of a reflector, and the quotas they are measured by.
 #[derive(Debug)]
 pub struct Sessions {
@@ -213,8 +218,9 @@ impl Sessions {
         }
     }
 
-    /// Charges up to `wanted` bytes more to the session, before they flow. They belong to the day of the lease, whenever
-    /// they flow. The error is why the session must end.
+    /// Charges up to `wanted` bytes more to the session, before they flow: less where little is left of the day, for others
+    /// may want some of it, and a crash charges all of them. They belong to the day of the lease, whenever they flow. The
+    /// error is why the session must end.
     pub fn lease(&mut self, session: SessionId, wanted: u64, now: Now) -> Result<Lease, EndReason> {
         let day = now.day();
         // No bytes without a recorded grant.
@@ -224,7 +230,8 @@ impl Sessions {
         }
         let of_peer = self.limits.max_bytes_per_day.saturating_sub(self.bytes.of_peer(held.peer, day));
         let of_all = self.limits.max_bytes_per_day_total.saturating_sub(self.bytes.of_all(day));
-        let bytes = wanted.max(1).min(of_peer).min(of_all);
+        let left = of_peer.min(of_all);
+        let bytes = wanted.clamp(1, (left / PARTS_OF_THE_DAY).max(SMALL_LEASE)).min(left);
         if bytes == 0 {
             return Err(EndReason::BytesPerDay);
         }

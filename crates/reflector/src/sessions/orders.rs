@@ -284,7 +284,7 @@ impl World {
         match self.sessions.lease(session, wanted, self.now) {
             Ok(lease) => {
                 assert!(known.opened && lease.day == day && lease.bytes > 0);
-                assert_eq!(lease.bytes, wanted.max(1).min(left));
+                assert_eq!(lease.bytes, wanted.max(1).min(left).min((16 << 20).max(left / 16)));
                 *charged += lease.bytes;
                 *known.leased.entry(day).or_default() += lease.bytes;
             }

@@ -357,6 +357,21 @@ fn nothing_is_leased_before_the_session_is_opened() {
 }
 
 #[test]
+fn the_less_is_left_of_the_day_the_less_is_leased_at_once() {
+    let mut desk = Desk::new(Limits { max_bytes_per_day: 1 << 40, max_bytes_per_day_total: u64::MAX, ..limits() });
+    let session = desk.grant(1, A, tunneled());
+    let mut lease = |wanted| desk.sessions.lease(session.session, wanted, desk.now).map(|lease| lease.bytes);
+    assert_eq!(lease(1 << 30), Ok(1 << 30));
+    let mut left = (1 << 40) - (1 << 30);
+    while left > 0 {
+        let bytes = lease(u64::MAX).unwrap();
+        assert_eq!(bytes, (left / 16).max(16 << 20).min(left));
+        left -= bytes;
+    }
+    assert_eq!(lease(1), Err(EndReason::BytesPerDay));
+}
+
+#[test]
 fn leases_stop_at_the_day_of_the_peer_and_of_all() {
     let mut desk = Desk::new(Limits { max_concurrent_tests: 2, ..limits() });
     let (a, b) = (desk.grant(1, A, tunneled()), desk.grant(2, B, tunneled()));
