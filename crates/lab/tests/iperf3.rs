@@ -83,6 +83,24 @@ fn twenty_tests_in_a_row_pass_with_one_slot_and_one_port() {
     reflector.must(&["audit", "verify"]);
 }
 
+/// On loopback a receiver that was held up for a moment may be slow for the rest of the test.
+#[test]
+fn a_fast_test_stands_still_only_where_little_is_left_of_the_day() {
+    const STANDS: &str = "stands still until more bytes are leased";
+    let load = |bytes_per_day: &str| {
+        let more = [("MAX_BYTES_PER_DAY", bytes_per_day), ("LOG", "debug")];
+        let environment = [&settings("47112")[..], &more].concat();
+        let reflector = Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &environment);
+        let outcome = pair(&reflector).speed_test(&["--engine", "iperf3", "--upload", "-t", "2", "--idle", "0"]);
+        (reflector, outcome)
+    };
+    let (reflector, outcome) = load("20TB");
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    assert!(!reflector.log().contains(STANDS), "{}", reflector.log());
+    let (reflector, _) = load("100MB");
+    reflector.await_log(STANDS);
+}
+
 #[test]
 fn every_knob_reaches_iperf3() {
     let reflector = serve("47102-47103");
