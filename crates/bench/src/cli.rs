@@ -187,7 +187,7 @@ fn measure(
     let found = measure_alone(cli.quick, stop, &mut runner, alone, pairs)?;
     let mut cells = Vec::new();
     for cell in plan {
-        let found = runner.run(cell, cell.pairs(pairs))?;
+        let found = runner.run(cell, pairs)?;
         tell(&found);
         cells.push(found);
     }
