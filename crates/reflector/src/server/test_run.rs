@@ -19,8 +19,8 @@ use tokio::sync::{Notify, mpsc};
 use super::{Order, Server, lock};
 use crate::sessions::{LinkId, Reservation};
 
-/// The largest slice of bytes that a session leases at once: seconds of the fastest link there is. To write one down takes
-/// the processor and the disk away from what is measured, so few are better than many.
+/// The largest slice of bytes that a session leases at once, more than a second at 400 Gbit/s; `sessions` may give less. To
+/// write one down takes the processor and the disk away from what is measured, so few are better than many.
 const LARGEST_LEASE: u64 = 64 << 30;
 
 /// One granted session.
