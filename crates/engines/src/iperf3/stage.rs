@@ -197,7 +197,9 @@ impl State {
             self.complaint.get_or_insert_with(|| "its control connection says more than any test needs".to_owned());
             self.signal(Signal::KILL);
         }
-        match (tether.is_dry(), self.is_stopped) {
+        // Asked once: leases are written by another thread, and one that comes right now is found by the next look.
+        let is_dry = tether.is_dry();
+        match (is_dry, self.is_stopped) {
             (true, false) => {
                 tracing::debug!("an iperf3 stands still until more bytes are leased");
                 self.signal(Signal::STOP);
@@ -205,7 +207,7 @@ impl State {
             (false, true) => self.signal(Signal::CONT),
             _ => {}
         }
-        self.is_stopped = tether.is_dry();
+        self.is_stopped = is_dry;
     }
 }
 
@@ -487,7 +489,12 @@ impl Stage {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::net::TcpListener;
+    use std::os::unix::process::CommandExt;
+    use std::process::Stdio;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
 
@@ -533,6 +540,69 @@ mod tests {
         assert_eq!(until_next_look(1_000_000, Some(1_000_000)), LOOK_SELDOM);
         assert_eq!(until_next_look(1_000_000, Some(50_000)), Duration::from_millis(25));
         assert_eq!(until_next_look(u64::MAX, Some(0)), LOOK_OFTEN);
+    }
+
+    /// Echoes what it is told, unless it stands still.
+    struct Parrot(std::process::Child);
+
+    impl Parrot {
+        fn hatch() -> Self {
+            let mut cat = std::process::Command::new("cat");
+            Self(cat.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+        }
+
+        fn pid(&self) -> Pid {
+            Pid::from_child(&self.0)
+        }
+
+        fn answers(&mut self) -> bool {
+            let (Some(ear), Some(beak)) = (&mut self.0.stdin, &mut self.0.stdout) else { return false };
+            let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+            ear.write_all(b"?").is_ok()
+                && poll(&mut [PollFd::new(beak, PollFlags::IN)], Some(&patience)) == Ok(1)
+                && matches!(beak.read(&mut [0; 1]), Ok(1))
+        }
+    }
+
+    impl Drop for Parrot {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_lease_that_comes_while_the_child_is_being_stopped_lets_it_go_on() {
+        let (mut parrot, tether) = (Parrot::hatch(), Tether::leased(|| ()));
+        let stage = Stage::new(Arc::clone(&tether), 1).unwrap();
+        assert!(stage.started(parrot.pid()));
+        std::thread::scope(|scope| {
+            let lessor = scope.spawn(|| {
+                for pause in (0..64).cycle() {
+                    while !tether.is_dry() {
+                        if tether.is_cut() {
+                            return;
+                        }
+                        std::hint::spin_loop();
+                    }
+                    (0..pause * 16).for_each(|_| std::hint::spin_loop());
+                    tether.allow(1);
+                }
+            });
+            let answered = (0..2000).take_while(|_| {
+                tether.owe(1).unwrap();
+                stage.account();
+                while tether.is_dry() {
+                    std::thread::yield_now();
+                }
+                stage.account();
+                parrot.answers()
+            });
+            let answered = answered.count();
+            tether.cut();
+            lessor.join().unwrap();
+            assert_eq!(answered, 2000, "it stands still, and nothing is owed");
+        });
     }
 
     #[test]
