@@ -573,6 +573,7 @@ mod tests {
 
     #[test]
     fn a_lease_that_comes_while_the_child_is_being_stopped_lets_it_go_on() {
+        const ROUNDS: usize = 200;
         let (mut parrot, tether) = (Parrot::hatch(), Tether::leased(|| ()));
         let stage = Stage::new(Arc::clone(&tether), 1).unwrap();
         assert!(stage.started(parrot.pid()));
@@ -583,13 +584,13 @@ mod tests {
                         if tether.is_cut() {
                             return;
                         }
-                        std::hint::spin_loop();
+                        std::thread::yield_now();
                     }
                     (0..pause * 16).for_each(|_| std::hint::spin_loop());
                     tether.allow(1);
                 }
             });
-            let answered = (0..2000).take_while(|_| {
+            let answered = (0..ROUNDS).take_while(|_| {
                 tether.owe(1).unwrap();
                 stage.account();
                 while tether.is_dry() {
@@ -601,7 +602,7 @@ mod tests {
             let answered = answered.count();
             tether.cut();
             lessor.join().unwrap();
-            assert_eq!(answered, 2000, "it stands still, and nothing is owed");
+            assert_eq!(answered, ROUNDS, "it stands still, and nothing is owed");
         });
     }
 
