@@ -35,7 +35,7 @@ const MOST_PRINTED: u64 = 256 << 20;
 /// What is kept of what it says beside.
 const MOST_COMPLAINED: u64 = 16 << 10;
 /// How long one that was interrupted may take to print what it has measured.
-const LAST_WORDS: Duration = Duration::from_millis(1000);
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// What carries the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,7 +256,7 @@ impl Client {
         self.shared.state().end.clone()
     }
 
-    /// Ends it: it may still say what it has measured, for a second at most.
+    /// Ends it: it may still say what it has measured, for three seconds at most.
     fn interrupt(&self) -> Arc<End> {
         self.shared.signal(Signal::INT);
         let deadline = Instant::now() + LAST_WORDS;
