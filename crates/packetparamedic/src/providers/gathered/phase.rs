@@ -1,0 +1,187 @@
+//! What is kept of one phase while it runs: both ends' readings and counts. What the reflector says of it is its word: it
+//! may be wrong, but it fills no memory and breaks no sum.
+
+use std::time::Duration;
+
+use paramedic_engines::engine::Progress;
+use paramedic_link::PeerText;
+use paramedic_link::measurement::{DirectionTally, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
+
+use crate::document::{Event, IntervalReading, UdpResult};
+
+/// One phase.
+pub(crate) struct PhaseRecord {
+    /// What was put on the path.
+    pub(crate) load: Load,
+    /// The most readings of one kind that are kept.
+    most: usize,
+    /// When it began and ended, by the prober's clock.
+    pub(crate) begun_at: Option<Duration>,
+    /// See `begun_at`.
+    pub(crate) ended_at: Option<Duration>,
+    /// What this end counted.
+    pub(crate) own: Option<PhaseTally>,
+    /// What the reflector counted.
+    theirs: Option<PhaseTally>,
+    /// The receivers' and the senders' readings: download, upload.
+    pub(super) received: [Vec<Sample>; 2],
+    pub(super) sent: [Vec<Sample>; 2],
+    /// Whether the sender's readings are shown as long as the receiver tells none.
+    pub(crate) shows_sent: bool,
+    /// What became of datagrams, where a program says it in its own words: download, upload.
+    pub(crate) udp: [Option<UdpResult>; 2],
+    /// Whether the highest rate is searched for.
+    pub(crate) is_searched: bool,
+    /// What the program that moved the data said, as it said it.
+    pub(crate) raw: Option<String>,
+}
+
+/// A reading that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reading {
+    /// Which way the bytes flowed.
+    pub(crate) direction: Direction,
+    /// How long the interval was, in microseconds; never 0.
+    pub(crate) length_us: u64,
+    /// The reading itself.
+    pub(crate) sample: Sample,
+    /// Whether it is the sender's.
+    pub(crate) by_sender: bool,
+}
+
+impl Reading {
+    /// The same for whoever watches a phase under `load`.
+    pub(crate) fn event(&self, load: Load) -> Event {
+        let bps = u128::from(self.sample.bytes) * 8_000_000 / u128::from(self.length_us);
+        Event::Interval(IntervalReading {
+            phase: load,
+            direction: self.direction,
+            at_ms: self.sample.at_us / 1000,
+            bps: u64::try_from(bps).unwrap_or(u64::MAX),
+            by_sender: self.by_sender,
+        })
+    }
+}
+
+impl PhaseRecord {
+    pub(super) fn new(phase: PhaseSpec) -> Self {
+        // Twice as many as a phase has intervals: an end that was held up may come late, but not for ever.
+        let intervals = u64::from(phase.duration_ms) / INTERVAL_MS;
+        let most = usize::try_from(2 * intervals + 64).unwrap_or(usize::MAX);
+        Self {
+            load: phase.load,
+            most,
+            begun_at: None,
+            ended_at: None,
+            own: None,
+            theirs: None,
+            received: Default::default(),
+            sent: Default::default(),
+            shows_sent: false,
+            udp: [None; 2],
+            is_searched: false,
+            raw: None,
+        }
+    }
+
+    /// Keeps a reading, and gives it to whoever watches: the receiver's, and the sender's where it is all there is for
+    /// now. What belongs to no direction of this phase, does
+    /// not advance in time, or is too much, is left out.
+    pub(crate) fn note(&mut self, progress: &Progress) -> Option<Reading> {
+        let (list, direction, sample) = match *progress {
+            Progress::Started => return None,
+            Progress::Sent(direction, sample) => (&mut self.sent[direction as usize], direction, sample),
+            Progress::Received(direction, sample) => (&mut self.received[direction as usize], direction, sample),
+        };
+        let before = list.last().map_or(0, |last| last.at_us);
+        let length_us = sample.at_us.checked_sub(before).filter(|length| *length > 0)?;
+        if !self.load.moves(direction) || list.len() >= self.most {
+            return None;
+        }
+        list.push(sample);
+        let by_sender = matches!(progress, Progress::Sent(..));
+        let is_shown = !by_sender || self.shows_sent && self.received[direction as usize].is_empty();
+        is_shown.then_some(Reading { direction, length_us, sample, by_sender })
+    }
+
+    /// Keeps what the reflector counted.
+    pub(crate) fn theirs(&mut self, mut tally: PhaseTally) {
+        for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
+            let cpu = &mut direction.cpu;
+            cpu.user_s = cpu.user_s.max(0.0);
+            cpu.system_s = cpu.system_s.max(0.0);
+            cpu.busiest_thread = cpu.busiest_thread.clamp(0.0, 1.0);
+            cpu.host_busy = cpu.host_busy.map(|busy| busy.clamp(0.0, 1.0));
+            cpu.held_back = cpu.held_back.map(|held_back| held_back.clamp(0.0, 1.0));
+        }
+        self.theirs = Some(tally);
+    }
+
+    /// Whether both ends have counted to the end.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.own.is_some() && self.theirs.is_some()
+    }
+
+    /// Why an end stopped before its time, if one did.
+    pub(crate) fn cut_short(&self) -> Option<&PeerText> {
+        [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
+    }
+
+    /// What both ends counted of one direction: sender, receiver.
+    pub(super) fn ends(&self, direction: Direction) -> (Option<&DirectionTally>, Option<&DirectionTally>) {
+        let own = self.own.as_ref().and_then(|tally| tally.direction(direction));
+        let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(direction));
+        match direction {
+            Direction::Download => (theirs, own),
+            Direction::Upload => (own, theirs),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rates::{bytes_of, steady_part};
+    use super::*;
+
+    fn record(load: Load) -> PhaseRecord {
+        PhaseRecord::new(PhaseSpec { load, duration_ms: 1000 })
+    }
+
+    fn received(at_us: u64, bytes: u64) -> Progress {
+        Progress::Received(Direction::Upload, Sample { at_us, bytes })
+    }
+
+    #[test]
+    fn a_reading_counts_once_and_in_its_direction() {
+        let mut upload = record(Load::Upload);
+        let first = upload.note(&received(100_000, 5)).unwrap();
+        assert_eq!((first.direction, first.length_us), (Direction::Upload, 100_000));
+        assert_eq!(upload.note(&received(250_000, 5)).unwrap().length_us, 150_000);
+        assert_eq!(upload.note(&received(250_000, 5)), None, "no time passed");
+        assert_eq!(upload.note(&received(1, 5)), None, "time went back");
+        let sample = Sample { at_us: 300_000, bytes: 5 };
+        assert_eq!(upload.note(&Progress::Received(Direction::Download, sample)), None);
+        assert_eq!(upload.note(&Progress::Sent(Direction::Upload, sample)), None, "what was sent is not what counts");
+        assert_eq!((upload.received[1].len(), upload.received[0].len(), upload.sent[1].len()), (2, 0, 1));
+        assert_eq!(record(Load::Idle).note(&received(1, 1)), None);
+    }
+
+    #[test]
+    fn a_reading_of_the_sender_is_shown_until_the_receiver_tells_its_own() {
+        let mut upload = PhaseRecord { shows_sent: true, ..record(Load::Upload) };
+        let sent = |at_us| Progress::Sent(Direction::Upload, Sample { at_us, bytes: 5 });
+        assert!(upload.note(&sent(100_000)).unwrap().by_sender);
+        assert!(!upload.note(&received(100_000, 5)).unwrap().by_sender);
+        assert_eq!(upload.note(&sent(200_000)), None);
+    }
+
+    #[test]
+    fn readings_without_end_fill_no_memory_and_break_no_sum() {
+        let mut upload = record(Load::Upload);
+        let kept = (1..100_000).filter_map(|at| upload.note(&received(at, u64::MAX))).count();
+        assert_eq!(kept, 2 * 10 + 64);
+        assert_eq!(bytes_of(upload.received.iter().flatten()), u64::MAX);
+        assert_eq!(steady_part(&upload.received[1], Duration::ZERO, Duration::MAX), Some(0));
+    }
+}

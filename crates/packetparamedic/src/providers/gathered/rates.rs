@@ -1,0 +1,234 @@
+//! What both ends counted of a direction, as its result: rates, what became of datagrams, what it cost. Pure.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use paramedic_engines::stats;
+use paramedic_link::measurement::{Count, DirectionTally, INTERVAL_MS, Sample};
+use paramedic_link::test_spec::{Direction, TestSpec};
+
+use super::phase::PhaseRecord;
+use crate::document::{
+    CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
+    ThroughputResult, UdpResult, UdpSearch,
+};
+use crate::providers::TestOrder;
+
+/// Ethernet's share of each packet on the wire: preamble 8, header 14, checksum 4, gap 12.
+const ETHERNET: u32 = 38;
+/// TCP's header with the time stamps that Linux uses.
+const TCP: u32 = 32;
+/// UDP's header.
+const UDP: u32 = 8;
+
+/// What each segment costs on the wire beside its payload; absent on loopback, which has no wire.
+pub(super) fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Option<u32> {
+    let ip = if address.is_ipv4() { 20 } else { 40 };
+    let is_wire = !address.ip().is_loopback() && result.appliance.facts_before.is_some();
+    is_wire.then_some(ip + TCP + ETHERNET)
+}
+
+/// One direction's result, if anything of it was measured.
+pub(super) fn throughput(
+    phase: &PhaseRecord,
+    direction: Direction,
+    spec: &TestSpec,
+    order: &TestOrder,
+    overhead: Option<u32>,
+    left_out: Duration,
+) -> Option<ThroughputResult> {
+    let samples = &phase.received[direction as usize];
+    let span = spec.phases.iter().find(|asked| asked.load == phase.load)?.duration();
+    let (sender, receiver) = phase.ends(direction);
+    let omit = order.omit.map(|omit| omit.saturating_sub(left_out));
+    // A search knows when its start-up was over; one that ended too late for the samples is as good as none.
+    let found = found_at(sender, receiver).filter(|_| omit.is_none());
+    let found = found.and_then(|found| stats::throughput(samples, Some(found), span));
+    let is_found = found.is_some();
+    let in_intervals = found.or_else(|| stats::throughput(samples, omit, span));
+    let is_whole = in_intervals.is_none() && samples.is_empty();
+    let measured = in_intervals.or_else(|| if is_whole { whole(receiver?) } else { None })?;
+    let either = sender.or(receiver);
+    let mss = sender.and_then(|sender| sender.mss);
+    let udp = phase.udp[direction as usize].or_else(|| datagrams(sender?, receiver?));
+    let overhead = match udp {
+        Some(_) if spec.fragments => None,
+        Some(_) => overhead.map(|overhead| overhead - TCP + UDP),
+        None => overhead,
+    };
+    let line_rate = |overhead: u32| {
+        let segment = mss.or_else(|| udp?.payload_bytes);
+        let mss = segment.filter(|segment| *segment > 0)?;
+        let rate = u128::from(measured.goodput_bps) * (u128::from(mss) + u128::from(overhead)) / u128::from(mss);
+        Some(LineRateEstimate { rate_bps: u64::try_from(rate).ok()?, overhead_bytes: overhead })
+    };
+    Some(ThroughputResult {
+        goodput_bps: measured.goodput_bps,
+        ci95_bps: measured.ci95_bps,
+        interval_bps: (!is_whole).then_some(IntervalSpread { p10: measured.p10, p50: measured.p50, p90: measured.p90 }),
+        bytes_received: measured.bytes,
+        bytes_sent: steady_part(&phase.sent[direction as usize], measured.startup, measured.steady),
+        total_bytes_received: receiver.map(|receiver| receiver.count.bytes),
+        total_bytes_sent: sender.map(|sender| sender.count.bytes),
+        duration_ms: millis(measured.steady),
+        startup_ms: millis(measured.startup + left_out),
+        omitted: match (order.omit, measured.startup_found) {
+            (Some(_), _) => Omitted::Asked,
+            (None, _) if is_whole => Omitted::Nothing,
+            (None, true) => Omitted::Found,
+            (None, false) if is_found => Omitted::Found,
+            (None, false) => Omitted::NotFound,
+        },
+        streams: either.map_or(spec.streams, |tally| tally.streams),
+        congestion_control: sender.and_then(|sender| sender.congestion_control.clone()),
+        retransmits: sender.and_then(|sender| sender.retransmits),
+        mss,
+        line_rate_estimate: overhead.and_then(line_rate),
+        intervals: order.intervals.then(|| intervals(samples)),
+        udp,
+        data_path: data_paths((sender, receiver)),
+        cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
+    })
+}
+
+/// When a search had found its rate at the receiver, as far as both ends say so.
+pub(super) fn found_at(sender: Option<&DirectionTally>, receiver: Option<&DirectionTally>) -> Option<Duration> {
+    sender?.datagrams.as_ref()?.settled.filter(|settled| *settled > 0)?;
+    receiver?.datagrams.as_ref()?.settled_at_us.map(Duration::from_micros)
+}
+
+/// What became of datagrams, of what both ends counted. One of them is the other side's word: no sum of it breaks.
+fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpResult> {
+    let (ours, theirs) = (sender.datagrams.as_ref()?, receiver.datagrams.as_ref()?);
+    let (sent, received) = (ours.sent?, theirs.received?);
+    let settled = found_at(Some(sender), Some(receiver)).and_then(|_| Some((ours.settled?, theirs.settled?)));
+    // What settled is part of all.
+    let settled = settled.map(|(sent_then, came_then)| (sent_then.min(sent), came_then.min(received)));
+    let (datagrams, arrived) = settled.unwrap_or((sent, received));
+    let lost = datagrams.saturating_sub(arrived);
+    (datagrams > 0).then(|| UdpResult {
+        datagrams,
+        lost,
+        loss: lost as f64 / datagrams as f64,
+        duplicates: theirs.duplicates,
+        out_of_order: theirs.out_of_order,
+        jitter_us: theirs.jitter_us,
+        payload_bytes: ours.payload_bytes,
+        search: settled.map(|(sent_then, came_then)| UdpSearch {
+            datagrams: sent - sent_then,
+            lost: (sent - sent_then).saturating_sub(received - came_then),
+        }),
+        paused_ms: ours.paused_ms,
+    })
+}
+
+fn cost(tally: &DirectionTally) -> CpuCost {
+    CpuCost::of(tally.cpu, tally.count.bytes)
+}
+
+/// How sender and receiver moved the bytes, as far as they say it in words that we know.
+pub(super) fn data_paths((sender, receiver): (Option<&DirectionTally>, Option<&DirectionTally>)) -> DataPathOfEnds {
+    let path = |tally: Option<&DirectionTally>| DataPath::from_word(tally?.data_path.as_ref()?.as_str());
+    DataPathOfEnds { sender: path(sender), receiver: path(receiver) }
+}
+
+/// A direction of which the receiver tells its total alone.
+fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
+    let Count { bytes, elapsed_us } = receiver.count;
+    let goodput = (u128::from(bytes) * 8_000_000).checked_div(u128::from(elapsed_us)).filter(|bps| *bps > 0)?;
+    let goodput_bps = u64::try_from(goodput).unwrap_or(u64::MAX);
+    Some(stats::Throughput {
+        goodput_bps,
+        ci95_bps: None,
+        p10: goodput_bps,
+        p50: goodput_bps,
+        p90: goodput_bps,
+        bytes,
+        steady: Duration::from_micros(elapsed_us),
+        startup: Duration::ZERO,
+        startup_found: false,
+    })
+}
+
+/// What the sender counted between the same times by its own clock; absent where it told of none.
+pub(super) fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) -> Option<u64> {
+    let (from, until) = (startup.as_micros(), (startup + steady).as_micros());
+    // A reading belongs to the steady part if most of its interval does.
+    let half = u128::from(INTERVAL_MS) * 500;
+    let inside = |sample: &&Sample| (from + half..=until + half).contains(&u128::from(sample.at_us));
+    (!sent.is_empty()).then(|| bytes_of(sent.iter().filter(inside)))
+}
+
+/// Saturates: readings may be the other side's word.
+pub(super) fn bytes_of<'a>(samples: impl Iterator<Item = &'a Sample>) -> u64 {
+    samples.fold(0, |sum, sample| sum.saturating_add(sample.bytes))
+}
+
+fn intervals(samples: &[Sample]) -> Vec<Interval> {
+    let begins = std::iter::once(0).chain(samples.iter().map(|sample| sample.at_us));
+    let reading = |(begin, sample): (u64, &Sample)| {
+        let length_us = sample.at_us.saturating_sub(begin).max(1);
+        let bps = u128::from(sample.bytes) * 8_000_000 / u128::from(length_us);
+        Interval { at_ms: sample.at_us / 1000, bps: u64::try_from(bps).unwrap_or(u64::MAX) }
+    };
+    begins.zip(samples).map(reading).collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::measurement::DatagramTally;
+
+    use super::*;
+
+    fn of_datagrams(datagrams: DatagramTally) -> DirectionTally {
+        DirectionTally { datagrams: Some(Box::new(datagrams)), ..DirectionTally::default() }
+    }
+
+    #[test]
+    fn the_loss_of_a_search_is_told_apart_from_the_paths() {
+        let sent = DatagramTally { sent: Some(1000), settled: Some(800), ..DatagramTally::default() };
+        let came = DatagramTally {
+            received: Some(900),
+            settled: Some(796),
+            settled_at_us: Some(1_200_000),
+            duplicates: Some(1),
+            ..DatagramTally::default()
+        };
+        let udp = datagrams(&of_datagrams(sent), &of_datagrams(came)).unwrap();
+        assert_eq!((udp.datagrams, udp.lost, udp.duplicates), (800, 4, Some(1)));
+        assert_eq!(udp.search, Some(UdpSearch { datagrams: 200, lost: 96 }));
+        // A search that found nothing, and no search: all that was sent.
+        for settled in [None, Some(0)] {
+            let udp = datagrams(&of_datagrams(DatagramTally { settled, ..sent }), &of_datagrams(came)).unwrap();
+            assert_eq!((udp.datagrams, udp.lost, udp.search), (1000, 100, None));
+        }
+    }
+
+    #[test]
+    fn what_an_end_claims_of_its_datagrams_breaks_no_sum() {
+        let all = DatagramTally {
+            payload_bytes: Some(u32::MAX),
+            sent: Some(u64::MAX),
+            received: Some(u64::MAX),
+            settled: Some(u64::MAX),
+            settled_at_us: Some(u64::MAX),
+            ..DatagramTally::default()
+        };
+        let some = DatagramTally {
+            sent: Some(5),
+            received: Some(3),
+            settled: Some(1),
+            settled_at_us: Some(1),
+            ..DatagramTally::default()
+        };
+        for (sender, receiver) in [(all, some), (some, all), (all, all)] {
+            let udp = datagrams(&of_datagrams(sender), &of_datagrams(receiver)).unwrap();
+            assert!(udp.lost <= udp.datagrams && (0.0..=1.0).contains(&udp.loss), "{udp:?}");
+        }
+        assert_eq!(datagrams(&of_datagrams(DatagramTally::default()), &of_datagrams(all)), None);
+    }
+}

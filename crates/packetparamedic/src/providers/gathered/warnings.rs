@@ -1,0 +1,117 @@
+//! What a reader has to know beside a result: where an end was the limit, where counts differ, what did not come to its end.
+
+use paramedic_link::measurement::CpuUse;
+use paramedic_link::test_spec::Direction;
+
+use super::phase::PhaseRecord;
+use super::rates::found_at;
+use crate::document::{ResultDocument, Warning};
+
+/// From this share of all cores, or of one core by one thread, the end and not the path may have been the limit.
+const BUSY: f64 = 0.95;
+/// From this share of the time on, being held back by a control group shows in a rate.
+const HELD_BACK: f64 = 0.05;
+
+/// Where an end was full, the path may have carried more.
+pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
+    for phase in phases {
+        for direction in phase.load.directions() {
+            let (sender, receiver) = phase.ends(*direction);
+            let (own, theirs) = match direction {
+                Direction::Download => (receiver, sender),
+                Direction::Upload => (sender, receiver),
+            };
+            for (code, who, tally) in
+                [("appliance_cpu", "this device's", own), ("reflector_cpu", "the reflector's", theirs)]
+            {
+                if let Some(text) = tally.and_then(|tally| full(&tally.cpu))
+                    && !has(result, code)
+                {
+                    let text = format!("{who} processor was full during the {}: {text}", phase.load);
+                    result.warnings.push(Warning::new(code, text + "; the path may carry more than was measured"));
+                }
+            }
+            let (Some(sender), Some(receiver)) = (sender, receiver) else { continue };
+            if let Some(datagrams) = &sender.datagrams {
+                // What is lost differs by nature.
+                let searched = phase.is_searched && result.complete;
+                if searched && found_at(Some(sender), Some(receiver)).is_none() && !has(result, "rate_not_found") {
+                    let text = format!(
+                        "the search for the highest rate did not come to its end in the {}: measure longer with -t",
+                        phase.load
+                    );
+                    result.warnings.push(Warning::new("rate_not_found", text));
+                }
+                if let Some(paused_ms) = datagrams.paused_ms
+                    && !has(result, "sending_paused")
+                {
+                    let text = format!(
+                        "in the {} the sender held still for {paused_ms} ms, because nothing came back from the receiver",
+                        phase.load
+                    );
+                    result.warnings.push(Warning::new("sending_paused", text));
+                }
+                continue;
+            }
+            // Two who count differently need not count the same: what one holds in a buffer the other has sent.
+            if sender.counted_by.is_some() || receiver.counted_by.is_some() {
+                continue;
+            }
+            if sender.count.bytes != receiver.count.bytes && result.complete && !has(result, "counts_differ") {
+                let text = format!(
+                    "in the {} the sender counted {} bytes and the receiver {}: the rest was still on its way",
+                    phase.load, sender.count.bytes, receiver.count.bytes
+                );
+                result.warnings.push(Warning::new("counts_differ", text));
+            }
+        }
+    }
+}
+
+/// Whether it is warned of already.
+pub(super) fn has(result: &ResultDocument, code: &str) -> bool {
+    result.warnings.iter().any(|warning| warning.code == code)
+}
+
+/// How a full processor shows, if it was full.
+fn full(cpu: &CpuUse) -> Option<String> {
+    let percent = |share: f64| (share * 100.0).round();
+    if let Some(held_back) = cpu.held_back.filter(|held_back| *held_back >= HELD_BACK) {
+        return Some(format!("a control group held it back for {} % of the time", percent(held_back)));
+    }
+    match cpu.host_busy {
+        Some(busy) if busy >= BUSY => Some(format!("{} % of all cores", percent(busy))),
+        _ if cpu.busiest_thread >= BUSY => Some(format!("one thread used {} % of a core", percent(cpu.busiest_thread))),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::measurement::{DirectionTally, PhaseTally};
+    use paramedic_link::test_spec::{Load, PhaseSpec};
+
+    use super::*;
+
+    #[test]
+    fn a_processor_is_never_more_than_full_whatever_the_reflector_says() {
+        let cpu = CpuUse {
+            user_s: -1.0,
+            system_s: f64::MAX,
+            busiest_thread: 1e300,
+            host_busy: Some(-5.0),
+            held_back: Some(7.0),
+        };
+        let mut upload = PhaseRecord::new(PhaseSpec { load: Load::Upload, duration_ms: 1000 });
+        upload.theirs(PhaseTally {
+            upload: Some(DirectionTally { cpu, ..DirectionTally::default() }),
+            ..PhaseTally::default()
+        });
+        let (_, receiver) = upload.ends(Direction::Upload);
+        let cpu = receiver.unwrap().cpu;
+        assert_eq!((cpu.user_s, cpu.busiest_thread, cpu.host_busy), (0.0, 1.0, Some(0.0)));
+        assert_eq!(full(&cpu).unwrap(), "a control group held it back for 100 % of the time");
+        let free = CpuUse { held_back: Some(0.01), ..cpu };
+        assert_eq!(full(&free).unwrap(), "one thread used 100 % of a core");
+    }
+}
