@@ -202,7 +202,7 @@ impl Iperf3Serve {
                 counted_by: Some(COUNTED_BY_SOCKET.into()),
             })
         };
-        let too_short = ending.at.is_some_and(|ended| ended + EARLY.min(phase.duration() / 2) < watch.until);
+        let too_short = ending.at.is_some_and(|ended| ended + EARLY < watch.until);
         let why = if self.tether.is_cut() {
             Some(SESSION_OVER.to_owned())
         } else if !in_time {

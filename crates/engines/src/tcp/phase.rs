@@ -27,7 +27,8 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// How much longer a sender waits to hear that all was taken.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// An end that comes this much before its time is no end of a phase but somebody dying: both ends begin within less of
-/// each other, even when the word that it begins was lost once or twice.
+/// each other, even when the word that it begins was lost once or twice, or a busy host was late to hear it. In a
+/// phase that is not longer than this, who died is told by the tally that never comes.
 const EARLY: Duration = Duration::from_secs(2);
 
 /// The streams of a phase by what this end does with them.
@@ -69,8 +70,7 @@ pub(super) struct Course<'a> {
 impl Course<'_> {
     /// The failure that a clean end is at `now`, if it came long before its time.
     pub(super) fn ended_early(&self, now: Instant) -> Option<io::Error> {
-        let slack = EARLY.min((self.until - self.begin) / 2);
-        (now + slack < self.until)
+        (now + EARLY < self.until)
             .then(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending"))
     }
 
