@@ -35,6 +35,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often a busy server is asked again: its tests take seconds at least, and each question costs it a connection.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a server may still be busy with the phase before: it is told of its client's end, but looks first who else
+/// wants it.
+const STILL_OURS: Duration = Duration::from_secs(10);
+
 /// Speed tests against plain iperf3 servers.
 pub(super) struct Servers;
 
@@ -130,7 +134,8 @@ impl Visit<'_> {
     /// One phase, tried again where the server is busy, at another address where it is not reached, and with the padding
     /// of older servers where it does not know us.
     async fn phase(&mut self, phase: PhaseSpec, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
-        let patience = Instant::now() + self.order.wait_at_most.unwrap_or_default();
+        let at_least = if self.is_met { STILL_OURS } else { Duration::ZERO };
+        let patience = Instant::now() + self.order.wait_at_most.unwrap_or_default().max(at_least);
         let mut paddings = self.program.client_paddings().iter().copied();
         let mut padding = paddings.next().unwrap_or(LoginPadding::Pkcs1);
         let mut refused = 0;
