@@ -32,6 +32,8 @@ const STREAMS: Duration = Duration::from_secs(15);
 const DRAIN: Duration = Duration::from_secs(15);
 /// How long what was measured before a failure may take to be handed over.
 const HAND_OVER: Duration = Duration::from_millis(1500);
+/// How long the word that the link has ended may come after what failed by it.
+const NEWS: Duration = Duration::from_millis(500);
 /// The code of a phase that did not begin.
 const NOT_STARTED: &str = "phase_not_started";
 /// How often the latency so far is shown.
@@ -46,6 +48,8 @@ pub(super) struct Session {
     prober: Option<Prober>,
     beat: Interval,
     heard: Instant,
+    /// When it was last looked at how long that is ago.
+    judged: Instant,
     /// Whether what the engine's program says is to be kept.
     keeps_raw: bool,
 }
@@ -91,7 +95,8 @@ impl Session {
         let probes_every = Duration::from_micros(spec.probe_interval_us.into());
         let drive = drive.into();
         let heard = Instant::now();
-        let mut session = Self { client, spec, tether, drive, prober: None, beat, heard, keeps_raw: order.raw };
+        let (prober, judged, keeps_raw) = (None, heard, order.raw);
+        let mut session = Self { client, spec, tether, drive, prober, beat, heard, judged, keeps_raw };
         if !probes_every.is_zero() {
             let order = ProbeOrder {
                 target: grant.udp.then_some(data),
@@ -104,7 +109,7 @@ impl Session {
             };
             // It may take its time where UDP is blocked; the reflector has to hear of us all the while.
             let started = session.during(probe(order), watch).await?;
-            session.prober = Some(started?);
+            session.prober = Some(session.explained(started).await?);
         }
         Ok(session)
     }
@@ -138,7 +143,8 @@ impl Session {
         let connect = tokio::task::spawn_blocking(move || drive.connect(number));
         let connected = self.during(connect, watch).await?;
         let address = self.client.address();
-        connected.map_err(|_| unusable(&"a thread panicked"))?.map_err(|error| no_streams(address, &error))?;
+        let connected = connected.map_err(|_| unusable(&"a thread panicked"))?;
+        self.explained(connected.map_err(|error| no_streams(address, &error))).await?;
         self.client.send(&ToReflector::Start { phase: number }).await?;
         if let Err(failure) = self.await_started(number, watch).await {
             // Where both ends know a reason, ours is the one that something can be done about here.
@@ -279,6 +285,24 @@ impl Session {
         }
     }
 
+    /// What failed because the session had ended is explained by that, which may be heard a moment later.
+    async fn explained<T>(&mut self, done: Result<T, Failure>) -> Result<T, Failure> {
+        let Err(failure) = done else { return done };
+        let cause = async {
+            loop {
+                match self.client.listen().await {
+                    Ok(message) => {
+                        if let Err(cause) = self.hear(message).await {
+                            return cause;
+                        }
+                    }
+                    Err(cause) => return cause,
+                }
+            }
+        };
+        Err(tokio::time::timeout(NEWS, cause).await.unwrap_or(failure))
+    }
+
     /// Answers what needs an answer, and passes on what belongs to a phase.
     async fn hear(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, Failure> {
         self.heard = Instant::now();
@@ -295,7 +319,9 @@ impl Session {
     /// Says that we live; notices when nothing has been heard for too long on any connection.
     async fn keep_alive(&mut self) -> Result<(), Failure> {
         let heard = self.heard.max(self.tether.last_heard().into());
-        if heard.elapsed() > END_AFTER_SILENCE {
+        // Who was held up here for long has not read yet what may have come.
+        let judged = std::mem::replace(&mut self.judged, Instant::now());
+        if heard.elapsed() > END_AFTER_SILENCE && judged.elapsed() < 3 * HEARTBEAT {
             return Err(self.client.lost_in_silence());
         }
         self.client.send(&ToReflector::Ping).await
