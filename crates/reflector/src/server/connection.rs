@@ -17,7 +17,7 @@ use paramedic_link::pairing_code::PAIRING_EXPORTER_LABEL;
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
 use tracing::Instrument;
@@ -440,7 +440,10 @@ impl Connection {
         let running = Arc::new(running);
         lock(&self.server.running).insert(session, Arc::clone(&running));
         claim.is_granted = true;
-        tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server)));
+        let (leased, first_lease) = oneshot::channel();
+        tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server), leased));
+        // The first bytes must not wait for the disk. Where nothing could be leased the session has ended, and says so.
+        let _ = first_lease.await;
         let login = running.login.clone();
         self.running = Some(Granted { running, phase: None, next_phase: 0 });
         let data_port = reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral);

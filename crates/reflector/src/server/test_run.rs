@@ -14,7 +14,7 @@ use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::message::EndReason;
 use paramedic_link::test_spec::{Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{Order, Server, lock};
 use crate::sessions::{LinkId, Reservation};
@@ -168,14 +168,15 @@ impl Running {
     }
 
     /// Leases bytes for the session as it uses them up: each slice is on disk before it may flow. Ends with the
-    /// session, which it ends where no more may flow.
-    pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>) {
-        if let Err(reason) = self.lease_slices(&server).await {
+    /// session, which it ends where no more may flow. Tells `first` of the first slice.
+    pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>, first: oneshot::Sender<()>) {
+        if let Err(reason) = self.lease_slices(&server, first).await {
             end_and_tell(&server, self.session, reason).await;
         }
     }
 
-    async fn lease_slices(&self, server: &Server) -> Result<(), EndReason> {
+    async fn lease_slices(&self, server: &Server, first: oneshot::Sender<()>) -> Result<(), EndReason> {
+        let mut first = Some(first);
         loop {
             let is_over = self.is_over.lock().await;
             if *is_over {
@@ -196,6 +197,10 @@ impl Running {
             };
             drop(is_over);
             self.tether.allow(bytes);
+            if let Some(first) = first.take() {
+                // Whoever asked for the session may be gone.
+                let _ = first.send(());
+            }
             self.wants_lease.notified().await;
         }
     }
