@@ -173,7 +173,7 @@ mod tests {
         let _enrolment = responder.enroll_with(Arc::new(keys(1)), Tether::free(), at.ip(), Some(signals));
         let prober = UdpSocket::bind("127.0.0.1:0").unwrap();
         prober.connect(at).unwrap();
-        prober.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        prober.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         peer.send_to(&signal(), at).unwrap();
         let (port, to, from) = take.recv().unwrap();

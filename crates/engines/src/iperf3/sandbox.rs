@@ -244,6 +244,8 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::process::{Command, Stdio};
 
+    use rustix::event::{PollFd, PollFlags, poll};
+
     use super::*;
     use crate::sys::child::spawn_confined;
 
@@ -259,9 +261,15 @@ mod tests {
         let command = perl(script, folder);
         let confinement = confinement(Path::new(command.get_program()), folder, 1).unwrap();
         let (mut child, supervisor) = spawn_confined(command, confinement).unwrap();
-        std::thread::spawn(move || {
-            while let Ok(question) = supervisor.next() {
-                match question {
+        let answering = std::thread::spawn(move || {
+            loop {
+                let mut asked = [PollFd::new(&supervisor, PollFlags::IN)];
+                poll(&mut asked, None).unwrap();
+                // Without a child a question is never there, and asked for for ever.
+                if !asked[0].revents().contains(PollFlags::IN) {
+                    return;
+                }
+                match supervisor.next().unwrap() {
                     Some(question) if question.call == libc::SYS_close => supervisor.let_happen(question),
                     Some(question) => supervisor.refuse(question, libc::EACCES),
                     None => {}
@@ -271,6 +279,7 @@ mod tests {
         let mut said = String::new();
         child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
         child.wait().unwrap();
+        answering.join().unwrap();
         said
     }
 

@@ -131,9 +131,12 @@ fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
             assert_eq!(ours.is_some(), directions.contains(&direction));
             let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
             assert_eq!((ours.streams, theirs.streams), (streams, streams), "{direction}: {ours:?} {theirs:?}");
-            let ratio = ours.count.bytes as f64 / theirs.count.bytes as f64;
-            assert!((0.8..1.25).contains(&ratio), "{direction}: {ours:?} {theirs:?}");
-            assert!(sum(&samples, direction) > theirs.count.bytes / 2, "{direction}: {samples:?}");
+            // What one has read or sent the other's kernel may still hold.
+            let apart = ours.count.bytes.abs_diff(theirs.count.bytes);
+            let most = (theirs.count.bytes / 5).max(MORE_THAN_IS_BUFFERED);
+            assert!(apart < most, "{direction}: {ours:?} {theirs:?}");
+            let sampled = sum(&samples, direction);
+            assert!(sampled > 0 && sampled <= ours.count.bytes.max(theirs.count.bytes), "{direction}: {samples:?}");
             used_s += ours.cpu.user_s + ours.cpu.system_s;
         }
         let sender = if directions[0] == Direction::Download { &served } else { &driven };
@@ -190,9 +193,12 @@ fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
         let strangers = scope.spawn(|| {
             let mut refused = 0;
             let mut silent = Vec::new();
-            while !over.load(Ordering::SeqCst) {
+            // The port stays with the session, also when its test is over.
+            while refused <= 10 || !over.load(Ordering::SeqCst) {
                 let garbage = stranger(at);
                 silent.extend(stranger(at));
+                // Not more than there are descriptors.
+                silent.drain(..silent.len().saturating_sub(64));
                 if let Some(mut garbage) = garbage {
                     // It may be refused before it has said anything.
                     let _ = garbage.write_all(b"abcdefghijklmnopqrstuvwxyz2345678901\0");

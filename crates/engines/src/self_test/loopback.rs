@@ -153,11 +153,16 @@ fn claim(
     Err(taken.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-/// A port of loopback, of whichever IP family there is.
+/// A port of loopback, of whichever IP family there is, whose other half is free for datagrams.
 fn any_port() -> io::Result<TcpListener> {
-    TcpListener::bind(
-        [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))].as_slice(),
-    )
+    let anywhere = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))];
+    for _ in 0..PORTS_TRIED {
+        let listener = TcpListener::bind(anywhere.as_slice())?;
+        if UdpSocket::bind(listener.local_addr()?).is_ok() {
+            return Ok(listener);
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 /// Keys that nobody else on this host knows.

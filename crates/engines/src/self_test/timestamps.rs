@@ -27,8 +27,8 @@ pub struct Timestamps {
 }
 
 /// How long stamps are waited for. The kernel begins to stamp a moment after it was first asked to, so that the first
-/// datagrams may go without.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// datagrams may go without; on a busy host that moment is long.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How many datagrams are tried at least, however long they take.
 const TRIES: usize = 100;
