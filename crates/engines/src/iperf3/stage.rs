@@ -198,8 +198,8 @@ impl State {
             self.signal(Signal::KILL);
         }
         // Asked once: leases are written by another thread, and one that comes right now is found by the next look.
-        let is_dry = tether.is_dry();
-        match (is_dry, self.is_stopped) {
+        let has_to_stand = self.pid.is_some() && tether.is_dry();
+        match (has_to_stand, self.is_stopped) {
             (true, false) => {
                 tracing::debug!("an iperf3 stands still until more bytes are leased");
                 self.signal(Signal::STOP);
@@ -207,7 +207,7 @@ impl State {
             (false, true) => self.signal(Signal::CONT),
             _ => {}
         }
-        self.is_stopped = is_dry;
+        self.is_stopped = has_to_stand;
     }
 }
 
@@ -308,9 +308,13 @@ impl Stage {
         Some(taken)
     }
 
-    /// The child did not take it after all: it waits on.
+    /// The child did not take it after all: it waits on, as long as its test does.
     pub(super) fn put_back(&self, waiting: Waiting) {
-        self.state().waiting.push_front(waiting);
+        let mut state = self.state();
+        if waiting.test != state.test {
+            return;
+        }
+        state.waiting.push_front(waiting);
         // As when it came.
         let _ = (&self.bell).write_all(b".");
     }
@@ -334,15 +338,15 @@ impl Stage {
         }
     }
 
-    /// Charges what has flowed. How soon to come again; none: nothing can flow.
+    /// Charges what has flowed. How soon to come again; none: nothing can flow, and nobody waits for a lease.
     pub(super) fn account(&self) -> Option<Duration> {
         let mut state = self.state();
         state.account(&self.tether);
         let is_open = state.connections.iter().any(|connection| connection.socket.is_some());
-        let soon = || {
-            if state.is_stopped { LOOK_WHILE_STOPPED } else { until_next_look(state.fastest_bps, self.tether.left()) }
-        };
-        is_open.then(soon)
+        if state.is_stopped {
+            return Some(LOOK_WHILE_STOPPED);
+        }
+        is_open.then(|| until_next_look(state.fastest_bps, self.tether.left()))
     }
 
     /// A child was started. `false`: the lane is over, and it has to go at once.
@@ -373,7 +377,6 @@ impl Stage {
     pub(super) fn ended(&self, test: usize, ending: Ending) {
         let mut state = self.state();
         state.pid = None;
-        state.is_stopped = false;
         // One that was long in going must not be taken for the next one.
         if state.test == test {
             state.let_all_go(&self.tether);
@@ -569,6 +572,20 @@ mod tests {
             self.0.kill().unwrap();
             self.0.wait().unwrap();
         }
+    }
+
+    #[test]
+    fn a_child_that_comes_when_nothing_is_left_waits_for_the_lease() {
+        let (mut parrot, tether) = (Parrot::hatch(), Tether::leased(|| ()));
+        let stage = Stage::new(Arc::clone(&tether), 1).unwrap();
+        tether.owe(1).unwrap();
+        assert_eq!(stage.account(), None, "there is no child yet");
+        assert!(stage.started(parrot.pid()));
+        // Without a connection, too: nobody else would let it go on.
+        assert_eq!(stage.account(), Some(LOOK_WHILE_STOPPED));
+        tether.allow(1);
+        assert_eq!(stage.account(), None);
+        assert!(parrot.answers());
     }
 
     #[test]
