@@ -37,6 +37,19 @@ pub enum Verdict {
     Burnt,
 }
 
+/// A code that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// What to type at the appliance; for the operator's eyes only.
+    pub code: String,
+    /// Which one it is, to revoke it and no other.
+    pub id: CodeId,
+}
+
+/// Tells a code from those before and after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeId(u64);
+
 /// The use of a code while the pairing is written down.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Claim(u64);
@@ -64,11 +77,14 @@ pub struct Pairing {
     reflector: EndpointId,
     open: Option<Open>,
     wrong: BTreeMap<Prefix, Wrong>,
+    /// Codes and claims so far.
+    codes: u64,
     claims: u64,
 }
 
 #[derive(Debug)]
 struct Open {
+    id: CodeId,
     code: PairingCode,
     expires_at: Duration,
     wrong: u32,
@@ -87,18 +103,12 @@ struct Wrong {
 impl Pairing {
     /// No code is open.
     pub fn new(reflector: EndpointId) -> Self {
-        Self { reflector, open: None, wrong: BTreeMap::new(), claims: 0 }
+        Self { reflector, open: None, wrong: BTreeMap::new(), codes: 0, claims: 0 }
     }
 
-    /// Opens a new code; its text is for the operator's eyes only. `now` is monotonic, here and below.
-    pub fn open(&mut self, ttl: Duration, now: Duration) -> Result<String, NotOpened> {
+    /// Opens a new code. `now` is monotonic, here and below.
+    pub fn open(&mut self, ttl: Duration, now: Duration) -> Result<Opened, NotOpened> {
         let code = PairingCode::generate(&self.reflector)?;
-        let text = code.to_string();
-        self.open_with(code, ttl, now)?;
-        Ok(text)
-    }
-
-    fn open_with(&mut self, code: PairingCode, ttl: Duration, now: Duration) -> Result<(), NotOpened> {
         if ttl.is_zero() || ttl > LONGEST_TTL {
             return Err(NotOpened::Ttl);
         }
@@ -106,9 +116,11 @@ impl Pairing {
         if let Some(open) = &self.open {
             return Err(NotOpened::AnotherIsOpen { expires_in: open.expires_at.saturating_sub(now) });
         }
+        self.codes += 1;
+        let opened = Opened { code: code.to_string(), id: CodeId(self.codes) };
         let expires_at = now.saturating_add(ttl);
-        self.open = Some(Open { code, expires_at, wrong: 0, claim: None, revoked: false });
-        Ok(())
+        self.open = Some(Open { id: opened.id, code, expires_at, wrong: 0, claim: None, revoked: false });
+        Ok(opened)
     }
 
     /// Judges a proof that came over a connection between `ends` with this exporter value.
@@ -148,11 +160,10 @@ impl Pairing {
         self.open.take_if(|open| open.claim.is_none() && open.revoked);
     }
 
-    /// Closes the code. A pairing that is being written down stands.
-    pub fn revoke(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.revoked = true;
-        }
+    /// Closes this code, if it is the one that is open. A pairing that is being written down stands.
+    pub fn revoke(&mut self, code: CodeId) {
+        let Some(open) = self.open.as_mut().filter(|open| open.id == code) else { return };
+        open.revoked = true;
         self.open.take_if(|open| open.claim.is_none());
     }
 
@@ -212,7 +223,7 @@ mod tests {
 
     fn open() -> (Pairing, PairingCode) {
         let mut pairing = Pairing::new(REFLECTOR);
-        let code = pairing.open(TTL, START).unwrap().parse().unwrap();
+        let code = pairing.open(TTL, START).unwrap().code.parse().unwrap();
         (pairing, code)
     }
 
@@ -277,7 +288,7 @@ mod tests {
         let (mut pairing, code) = open();
         assert!(!is_paired(prove(&mut pairing, &code, 1, TTL)));
         let (mut pairing, code) = open();
-        pairing.revoke();
+        pairing.revoke(CodeId(1));
         assert!(!is_paired(prove(&mut pairing, &code, 1, START)));
         assert!(pairing.open(TTL, START).is_ok());
     }
@@ -286,7 +297,7 @@ mod tests {
     fn who_proved_in_time_is_paired_however_long_the_disk_takes() {
         let (mut pairing, code) = open();
         let first = claim(prove(&mut pairing, &code, 1, TTL - Duration::from_millis(1)));
-        pairing.revoke();
+        pairing.revoke(CodeId(1));
         assert!(matches!(pairing.open(TTL, TTL), Err(NotOpened::AnotherIsOpen { .. })));
         pairing.confirm(first);
         assert!(pairing.open(TTL, TTL).is_ok());
@@ -296,7 +307,7 @@ mod tests {
     fn a_code_revoked_while_claimed_is_not_given_back() {
         let (mut pairing, code) = open();
         let first = claim(prove(&mut pairing, &code, 1, START));
-        pairing.revoke();
+        pairing.revoke(CodeId(1));
         pairing.release(first);
         assert!(!is_paired(prove(&mut pairing, &code, 1, START)));
     }
@@ -306,15 +317,24 @@ mod tests {
         let (mut pairing, code) = open();
         let stale = claim(prove(&mut pairing, &code, 1, START));
         pairing.confirm(Claim(stale.0));
-        let newer = pairing.open(TTL, START).unwrap().parse().unwrap();
+        let newer = pairing.open(TTL, START).unwrap().code.parse().unwrap();
         pairing.confirm(stale);
         assert!(is_paired(prove(&mut pairing, &newer, 1, START)));
     }
 
     #[test]
+    fn who_comes_late_to_revoke_a_code_revokes_no_newer_one() {
+        let mut pairing = Pairing::new(REFLECTOR);
+        let expired = pairing.open(TTL, START).unwrap().id;
+        let newer = pairing.open(TTL, TTL).unwrap().code.parse().unwrap();
+        pairing.revoke(expired);
+        assert!(is_paired(prove(&mut pairing, &newer, 1, TTL)));
+    }
+
+    #[test]
     fn five_wrong_proofs_block_their_prefix_for_ten_minutes() {
         let mut pairing = Pairing::new(REFLECTOR);
-        let code = pairing.open(LONGEST_TTL, START).unwrap().parse().unwrap();
+        let code = pairing.open(LONGEST_TTL, START).unwrap().code.parse().unwrap();
         let wrong = wrong();
         for _ in 0..5 {
             assert!(!is_paired(prove(&mut pairing, &wrong, 1, START)));

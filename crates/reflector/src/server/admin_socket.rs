@@ -18,6 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::peers::Removal;
 use super::{LackingEngine, Server, Stage, lock, pair};
 use crate::event::Event;
+use crate::pairing::Opened;
 use crate::sessions::Snapshot;
 
 /// The version of these words; the two ends come from one binary, but not always from one build.
@@ -337,16 +338,18 @@ async fn open_code(
     mut read: BufReader<OwnedReadHalf>,
     mut write: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
-    let mut paired = server.paired.subscribe();
-    let burnt = server.code_burnt.notified();
     let ttl = Duration::from_secs(ttl_s);
     let opened = {
         let mut pairing = lock(&server.pairing);
-        pairing.open(ttl, server.now().mono).inspect(|_| *lock(&server.wanted_name) = name)
+        // Listened to from here on: what becomes of this code, and of none before it.
+        let opened = pairing.open(ttl, server.now().mono);
+        opened
+            .inspect(|_| *lock(&server.wanted_name) = name)
+            .map(|opened| (opened, server.paired.subscribe(), server.code_burnt.notified()))
     };
     // Printed, sent, and forgotten; the desk keeps the only other copy.
-    let code = match opened {
-        Ok(code) => code,
+    let (Opened { code, id }, mut paired, burnt) = match opened {
+        Ok(opened) => opened,
         Err(error) => return tell(&mut write, &Tell::Failed { because: error.to_string() }).await,
     };
     lock(&server.door).code_opened();
@@ -369,7 +372,7 @@ async fn open_code(
     };
     lock(&server.door).code_closed();
     if who.is_none() {
-        lock(&server.pairing).revoke();
+        lock(&server.pairing).revoke(id);
         // Whoever proved in time is paired, or not, before it is said how the code ended.
         server.await_no_claim().await;
         who = paired.try_recv().ok();

@@ -28,15 +28,15 @@ pub(super) async fn judge(
     let (verdict, wanted) = {
         let mut pairing = lock(&server.pairing);
         let verdict = pairing.prove(Prefix::of(from), &ends, exporter, proof, server.now().mono);
+        // Before another code can be opened, which this is not about.
+        if matches!(verdict, Verdict::Burnt) {
+            server.code_burnt.notify_waiters();
+        }
         (verdict, lock(&server.wanted_name).clone())
     };
     let (answer, claim) = match verdict {
         Verdict::Paired { proof, claim } => (proof, claim),
-        Verdict::NotPaired => return None,
-        Verdict::Burnt => {
-            server.code_burnt.notify_waiters();
-            return None;
-        }
+        Verdict::NotPaired | Verdict::Burnt => return None,
     };
     let name = wanted.as_ref().or(Some(own_name).filter(|name| !name.is_empty()));
     let name = name.cloned().unwrap_or_else(|| PeerText::new("appliance"));
