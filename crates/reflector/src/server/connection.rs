@@ -372,8 +372,10 @@ impl Connection {
                             let mut sessions = self.server.sessions();
                             answer = sessions.port_is_held(reservation.session, self.server.now());
                             events.extend(sessions.take_events());
-                            // Either it goes on with another port, or it is taken back already.
+                            drop(sessions);
+                            // Either it goes on with another port, or it is taken back already, which others wait for.
                             claim.is_granted = true;
+                            self.server.made_room();
                         }
                         Err(error) => {
                             tracing::error!(%error, "the session can't be opened");
@@ -519,8 +521,7 @@ impl Drop for Connection {
         lock(&self.server.links).remove(&self.id);
         lock(&self.server.door).link_closed(Prefix::of(self.from));
         self.server.sessions().link_closed(self.id, self.server.now());
-        self.server.room.notify_waiters();
-        self.server.due.notify_one();
+        self.server.made_room();
     }
 }
 

@@ -303,6 +303,11 @@ impl Server {
     /// Takes a reservation back, if it stands: nothing was promised.
     fn undo(&self, session: SessionId) {
         self.sessions().undo(session, self.now());
+        self.made_room();
+    }
+
+    /// A slot or a port may be free again: whoever waits for one looks.
+    fn made_room(&self) {
         self.room.notify_waiters();
         self.due.notify_one();
     }

@@ -227,8 +227,7 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
         let settled = sessions.ended(session, running.tether.spent(), reason, server.now());
         (settled, server.record(sessions.take_events()))
     };
-    server.room.notify_waiters();
-    server.due.notify_one();
+    server.made_room();
     if let Some(settled) = settled
         && let Err(error) = server.store.settle(session, &settled.bytes_by_day).await
     {
