@@ -76,7 +76,10 @@ impl Reflector {
         let bin = reflector.home.path().join("bin");
         std::fs::create_dir(&bin).expect("a folder");
         // Where the tree stands others may not look.
-        std::fs::copy(Programs::built().path("reflector"), bin.join("reflector")).expect("a copy of the program");
+        // By another process: one of ours that is forked while we write would hold the file open, and the kernel starts
+        // no program that somebody may still write.
+        let copied = Command::new("cp").arg(Programs::built().path("reflector")).arg(&bin).status();
+        assert!(copied.is_ok_and(|status| status.success()), "a copy of the program");
         for path in [reflector.home.path(), &bin] {
             std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give away");
         }

@@ -65,7 +65,7 @@ fn a_port_that_accepts_and_says_nothing_is_given_up_in_time() {
         let began = Instant::now();
         let outcome = appliance.run(args);
         // Ten seconds, and what a loaded machine takes to start a program.
-        assert!(began.elapsed() < Duration::from_secs(15), "{:?}: {outcome:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(25), "{:?}: {outcome:?}", began.elapsed());
         assert_eq!(outcome.code, 1, "{outcome:?}");
         outcome
     };

@@ -239,10 +239,13 @@ fn a_reflector_whose_disk_is_full_grants_nothing_says_so_and_goes_on_once_there_
 
 #[test]
 fn a_disk_that_fills_up_during_a_test_ends_it_with_the_reason_and_nothing_is_lost() {
-    let Some(reflector) = Reflector::serve_on_a_tiny_disk(&[]) else { return };
+    // A day of which a sixteenth is used up within seconds, and all of it not within the test.
+    let day = [("MAX_BYTES_PER_DAY", "1GB")];
+    let Some(reflector) = Reflector::serve_on_a_tiny_disk(&day) else { return };
     let appliance = Appliance::new().pair(&reflector, reflector.address());
-    let mut running = appliance.start(&["speed-test", "--json-stream", "-t", "60", "--idle", "0.3", "--download"]);
-    let patience = std::time::Duration::from_secs(30);
+    let test = ["speed-test", "--json-stream", "-t", "60", "--idle", "0.3", "--download", "-b", "100M"];
+    let mut running = appliance.start(&test);
+    let patience = std::time::Duration::from_secs(60);
     while !running.line(patience).unwrap().contains("\"interval\"") {}
     let filling = fill(&reflector.disk());
     // No byte flows that is not leased on disk.
@@ -253,7 +256,7 @@ fn a_disk_that_fills_up_during_a_test_ends_it_with_the_reason_and_nothing_is_los
     assert!(error["measured_so_far"]["download"].is_object(), "{error:#}");
     fs::remove_file(filling).unwrap();
     reflector.await_audited("session_ended", |line| line["reason"] == "failed");
-    let again = appliance.speed_test(SHORT);
+    let again = appliance.speed_test(&[SHORT, &["-b", "1M"]].concat());
     assert_eq!(again.code, 0, "{again:?}\n{}", reflector.log());
     reflector.must(&["audit", "verify"]);
 }
@@ -266,7 +269,7 @@ fn an_appliance_whose_disk_fills_up_during_a_test_reports_it_and_says_that_it_is
     let Some(appliance) = paired.on_a_tiny_disk() else { return };
     for (format, told) in [("--json", true), ("--quiet", false)] {
         let seen = reflector.audited("session_granted").len();
-        let mut command = appliance.command(&["speed-test", format, "-t", "1", "--idle", "0.3"]);
+        let mut command = appliance.command(&["speed-test", format, "-t", "6", "--idle", "0.3", "--download"]);
         let running =
             command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
         reflector.await_audited("session_granted", |_| reflector.audited("session_granted").len() > seen);

@@ -7,6 +7,9 @@ use serde_json::Value;
 /// Ethernet's header, IPv4's, and TCP's with time stamps.
 const HEADERS: u64 = 14 + 20 + 32;
 
+/// How often a measurement may be disturbed by what else this machine does.
+const TRIES: usize = 6;
+
 fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
     let environment = [("MODE", "direct_ephemeral")];
     let reflector = Reflector::serve_on(&["0.0.0.0:4000", "[::]:4000"], Some(&hosts.near.netns), &environment);
@@ -48,16 +51,16 @@ fn every_data_path_gives_the_same_result_on_a_shaped_link() {
                 assert_eq!(result["data_path"], path, "{result:#}");
                 number(&measured["goodput_bps"])
             };
-            // On a busy machine the shaper itself carries less than was set, for a moment; a data path that does would
-            // each time.
-            let rates = ["plain", "trunc", "splice"].map(|path| {
-                let mut tries = (0..4).map(|_| goodput(path));
-                let first = tries.next().unwrap();
-                if is_within(first, most, 0.01) { first } else { tries.fold(first, u64::max) }
-            });
-            for goodput in rates {
-                assert!(is_within(goodput, rates[0], 0.01), "{rate} {direction}: {rates:?}");
-                assert!(is_within(goodput, most, 0.01), "{rate} {direction}: {rates:?} of {most}");
+            // On a busy machine the shaper itself carries less than was set, for a moment, and who reads late finds more
+            // than came meanwhile; a data path that tells something else would do so each time. Two that are half a
+            // percent from what fits are one percent from each other.
+            for path in ["plain", "trunc", "splice"] {
+                let mut told = Vec::new();
+                let is_right = (0..TRIES).any(|_| {
+                    told.push(goodput(path));
+                    told.last().is_some_and(|told| is_within(*told, most, 0.005))
+                });
+                assert!(is_right, "{rate} {direction} {path}: {told:?} of {most}");
             }
         }
     }
@@ -81,10 +84,9 @@ fn the_bytes_of_a_result_are_those_that_the_interfaces_counted() {
         // What was sent twice after a loss crossed the link twice.
         let again = number(&measured["retransmits"]) * number(&measured["mss"]);
         assert!(seen >= counted, "{direction}: the interface saw {seen}, counted were {counted}");
-        assert!(
-            is_within(seen - again.min(seen), counted, 0.001),
-            "{direction}: {seen} - {again} seen, {counted} counted"
-        );
+        // A thousandth, and what both programs say to each other beside.
+        let apart = (seen - again.min(seen)).abs_diff(counted);
+        assert!(apart <= counted / 1000 + 32_768, "{direction}: {seen} - {again} seen, {counted} counted");
         assert!(sender.interface_counter("tx_bytes") > counted);
     }
 }

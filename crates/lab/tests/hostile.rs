@@ -176,7 +176,7 @@ fn half_a_message_and_then_silence_is_given_up_after_ten_seconds() {
         let began = Instant::now();
         wait();
         // What is promised, and what a loaded machine adds.
-        assert!(began.elapsed() < Duration::from_secs(within + 4), "{name}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(within + 12), "{name}: {:?}", began.elapsed());
     };
     std::thread::scope(|scope| {
         for (name, key) in [("stranger", &stranger), ("peer", &rogue)] {

@@ -81,17 +81,17 @@ fn cut_in_mid_test(mode: &str) {
     while !running.line(Duration::from_secs(30)).unwrap().contains("\"interval\"") {}
     hosts.cut();
     let cut = Instant::now();
-    let status = running.wait(Duration::from_secs(20)).unwrap();
+    let status = running.wait(Duration::from_secs(60)).unwrap();
     let took = cut.elapsed();
     assert_eq!(status.code(), Some(1));
     // 10 s of silence, and what a loaded machine takes to notice.
-    assert!(took < Duration::from_secs(13), "{mode}: the appliance took {took:?}");
-    let rest = running.rest(Duration::from_secs(5)).unwrap();
+    assert!(took < Duration::from_secs(20), "{mode}: the appliance took {took:?}");
+    let rest = running.rest(Duration::from_secs(30)).unwrap();
     let last = serde_json::from_str::<serde_json::Value>(rest.last().unwrap()).unwrap();
     assert_eq!((&last["event"], &last["code"]), (&"error".into(), &"silent".into()), "{last:#}");
     assert!(last["measured_so_far"].is_object(), "what was measured is kept: {last:#}");
     let ended = reflector.await_audited("session_ended", |_| true);
-    assert!(cut.elapsed() < Duration::from_secs(15), "{mode}: the reflector held the session for {:?}", cut.elapsed());
+    assert!(cut.elapsed() < Duration::from_secs(20), "{mode}: the reflector held the session for {:?}", cut.elapsed());
     // Whichever of its clocks noticed first: the session's, or that of a write nobody takes.
     assert!(["silence", "link_closed"].contains(&ended["reason"].as_str().unwrap()), "{ended:#}");
 }

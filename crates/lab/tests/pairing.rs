@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::{Appliance, Reflector};
+use lab::{Appliance, Reflector, loopback};
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "--json"];
 
@@ -19,7 +19,7 @@ fn a_code_pairs_one_device_and_no_second() {
     let paired = first.run(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code, "--json"]);
     assert_eq!(paired.code, 0, "{paired:?}");
     assert_eq!(paired.json()["endpoint_id"], reflector.id());
-    let told = pairing.command.line(Duration::from_secs(10)).unwrap();
+    let told = pairing.command.line(Duration::from_secs(30)).unwrap();
     let told = serde_json::from_str::<serde_json::Value>(&told).unwrap();
     assert_eq!(told["event"], "paired");
     assert_eq!(told["name"], "attic Pi");
@@ -55,7 +55,7 @@ fn the_code_may_come_by_a_pipe_a_file_or_the_environment() {
         }
         let output = command.stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
         assert!(output.status.success(), "{way}: {output:?}");
-        assert!(pairing.command.wait(Duration::from_secs(10)).unwrap().success());
+        assert!(pairing.command.wait(Duration::from_secs(30)).unwrap().success());
     }
 }
 
@@ -76,10 +76,10 @@ fn a_revoked_code_pairs_nobody() {
 fn an_expired_code_pairs_nobody() {
     let reflector = Reflector::serve(&[]);
     let mut pairing = reflector.open_code(&["--ttl", "10s"]);
-    let status = pairing.command.wait(Duration::from_secs(40)).unwrap();
+    let status = pairing.command.wait(Duration::from_secs(60)).unwrap();
     assert_eq!(status.code(), Some(1), "expired is exit code 1");
     let told =
-        serde_json::from_str::<serde_json::Value>(&pairing.command.line(Duration::from_secs(5)).unwrap()).unwrap();
+        serde_json::from_str::<serde_json::Value>(&pairing.command.line(Duration::from_secs(30)).unwrap()).unwrap();
     assert_eq!((&told["event"], &told["code"]), (&"error".into(), &"code_closed".into()), "{told:#}");
     let late = Appliance::new();
     late.fails(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code], 4, "wrong_code");
@@ -150,9 +150,9 @@ fn a_removed_peer_is_out_at_once_in_mid_test() {
     let mut running = appliance.start(&["speed-test", "--json-stream", "-t", "60", "--download"]);
     while !running.line(Duration::from_secs(30)).unwrap().contains("\"interval\"") {}
     reflector.must(&["peers", "remove", &own]);
-    let status = running.wait(Duration::from_secs(5)).unwrap();
+    let status = running.wait(Duration::from_secs(30)).unwrap();
     assert_eq!(status.code(), Some(4));
-    let rest = running.rest(Duration::from_secs(5)).unwrap();
+    let rest = running.rest(Duration::from_secs(30)).unwrap();
     let last = serde_json::from_str::<serde_json::Value>(rest.last().unwrap()).unwrap();
     assert_eq!((&last["event"], &last["code"]), (&"error".into(), &"not_paired".into()), "{last:#}");
     appliance.fails(&["speed-test", "--peer", reflector.address()], 4, "not_paired");
@@ -163,7 +163,7 @@ fn a_removed_peer_is_out_at_once_in_mid_test() {
 
 #[test]
 fn a_pairing_that_was_answered_survives_kill_9() {
-    let mut reflector = Reflector::serve(&[]);
+    let mut reflector = Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &[]);
     for _ in 0..5 {
         let pairing = reflector.open_code(&[]);
         let appliance = Appliance::new();
@@ -179,7 +179,7 @@ fn a_pairing_that_was_answered_survives_kill_9() {
 
 #[test]
 fn a_new_identity_of_the_reflector_is_noticed() {
-    let mut reflector = Reflector::serve(&[]);
+    let mut reflector = Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let running = reflector.run(&["rotate-identity", "--yes"]);
     assert_eq!(running.code, 1, "not while it serves");

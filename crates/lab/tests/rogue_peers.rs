@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// How long a program may take to say something on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a loaded machine may add to a time that is promised.
-const SLACK: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(8);
 
 /// A key that the reflector knows, in no program of ours.
 struct Rogue {
@@ -114,7 +114,8 @@ fn a_session_has_one_connection_for_probes() {
     let begun = Instant::now();
     while !refused(2) {
         assert!(begun.elapsed() < PATIENCE);
-        std::thread::yield_now();
+        // Who says nothing for ten seconds is gone.
+        link.say(&json!({ "type": "ping" })).unwrap();
     }
     assert!(!refused(3));
     drop(link);
@@ -136,7 +137,7 @@ fn who_asks_without_end_gets_every_answer_and_fills_no_log() {
         assert_eq!(link.hear_a("denied").unwrap()["reason"], "bad_request");
     }
     let written = reflector.audited("session_denied").len();
-    assert!((100..300).contains(&written), "{written} lines");
+    assert!((100..500).contains(&written), "{written} lines");
     reflector.process().signal(Signal::TERM);
     assert!(reflector.process().wait(PATIENCE).unwrap().success());
     let more = reflector.audited("more_of_peer");
@@ -148,7 +149,12 @@ fn who_asks_without_end_gets_every_answer_and_fills_no_log() {
 fn a_device_has_a_bounded_number_of_links() {
     let reflector = Reflector::serve(&[]);
     let rogue = Rogue::of(&reflector);
-    let links = (0..64).map(|_| rogue.link()).collect::<Vec<_>>();
+    let mut links = Vec::new();
+    for _ in 0..64 {
+        links.push(rogue.link());
+        // Who says nothing for ten seconds makes room again.
+        links.iter_mut().for_each(|link| link.say(&json!({ "type": "ping" })).unwrap());
+    }
     let mut one_more = rogue.open(Alpn::Link);
     one_more.say(&json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).unwrap();
     let close = one_more.hear_a("close").unwrap();

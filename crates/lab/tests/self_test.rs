@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const PROGRAMS: [&str; 2] = ["reflector", "packetparamedic"];
-const SHORT: [&str; 3] = ["self-test", "-t", "100ms"];
+const SHORT: [&str; 3] = ["self-test", "-t", "200ms"];
 
 /// A command of a program on a machine where nothing is set, behind another one that runs it, if any.
 fn command(program: &str, home: &Path, before: &[&str], args: &[&str]) -> Command {

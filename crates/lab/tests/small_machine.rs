@@ -58,7 +58,7 @@ fn a_tenth_of_a_core_is_enough_to_measure_and_to_say_so() {
         let Some(share) = Share::of_a_core(10) else { return };
         let mut reflector = Reflector::serve(&[("MODE", "direct_ephemeral")]);
         let appliance = Appliance::new().pair(&reflector, reflector.address());
-        let test = ["speed-test", "--json-stream", "-P", "8", "-t", "2", "--idle", "0.5", "--data-mode", mode];
+        let test = ["speed-test", "--json-stream", "-P", "8", "-t", "4", "--idle", "0.5", "--data-mode", mode];
         let mut running = appliance.start(&test);
         share.take(if slow == "appliance" { running.pid() } else { reflector.process().pid() });
         let (result, _) = to_the_end(&mut running);

