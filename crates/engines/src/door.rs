@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -225,13 +225,6 @@ struct Porter<K: Knock> {
 
 impl<K: Knock> Porter<K> {
     fn run(mut self) {
-        self.attend();
-        // A child that was forked elsewhere a moment ago has a copy until it becomes another program: that must not listen.
-        let _ = self.listener.shutdown(Shutdown::Both);
-    }
-
-    /// Sees to the door until it closes.
-    fn attend(&mut self) {
         loop {
             let Ok(spoke) = self.wait() else { return };
             self.hear(&spoke);
@@ -378,9 +371,6 @@ mod tests {
     use paramedic_link::SessionId;
     use zeroize::Zeroizing;
 
-    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-    use socket2::SockRef;
-
     use super::*;
 
     fn keys(seed: u8) -> Arc<SessionKeys> {
@@ -505,32 +495,6 @@ mod tests {
         drop((stream, ours, waiting));
         let again = open_at(at, &Tether::free()).unwrap();
         assert_eq!(again.local_addr(), at);
-    }
-
-    /// A copy of the door's listener, as a child has it that was forked just now.
-    fn copy_of_listener(door: &Door) -> OwnedFd {
-        let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-        let numbers = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
-            let name = entry.ok()?.file_name();
-            name.to_str()?.parse().ok()
-        });
-        let mut copies = numbers.filter_map(|number| pidfd_getfd(&own, number, PidfdGetfdFlags::empty()).ok());
-        let is_it = |copy: &OwnedFd| {
-            let socket = SockRef::from(copy);
-            socket.is_listener().unwrap_or(false)
-                && socket.local_addr().is_ok_and(|at| at.as_socket() == Some(door.local_addr()))
-        };
-        copies.find(is_it).unwrap()
-    }
-
-    #[test]
-    fn a_dropped_door_frees_its_port_while_a_forked_child_still_has_a_copy() {
-        let (door, _entered) = door(FOREVER);
-        let at = door.local_addr();
-        let copy = copy_of_listener(&door);
-        drop(door);
-        assert_eq!(open_at(at, &Tether::free()).unwrap().local_addr(), at);
-        drop(copy);
     }
 
     #[test]
