@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
+use crate::claim;
 use crate::socket::{self, SocketOptions};
 use crate::tether::{Hold, Tether};
 
@@ -126,7 +127,7 @@ impl Door {
     }
 
     fn open_with_patience<K: Knock>(
-        claim: SocketAddr,
+        at: SocketAddr,
         options: &SocketOptions,
         knock: K,
         peer: IpAddr,
@@ -134,7 +135,7 @@ impl Door {
         sink: Sink<K::Pass>,
         patience: Duration,
     ) -> io::Result<Self> {
-        let listener = listen(claim, options)?;
+        let listener = claim::patiently(|| listen(at, options))?;
         let local = listener.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let refused = Arc::new(AtomicU64::new(0));
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);

@@ -1,6 +1,7 @@
 //! The tests themselves, both ends of each in one folder: how load is made, how a path is probed, how counts become
 //! measurements. Blocking threads move the bytes; no async runtime stands in their way.
 
+pub mod claim;
 pub mod data_stream;
 pub mod dialer;
 pub mod door;

@@ -303,6 +303,7 @@ mod tests {
 
     use super::super::tests::keys;
     use super::*;
+    use crate::claim;
 
     const HERE: &str = "127.0.0.1";
 
@@ -508,7 +509,7 @@ mod tests {
         let _enrolment = enroll(&responder, 1, &Tether::free());
         let address = responder.local_addr();
         drop(responder);
-        UdpSocket::bind(address).unwrap();
+        claim::patiently(|| UdpSocket::bind(address)).unwrap();
     }
 
     /// A data connection whose far end is being answered, and what ends when that is over.

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use landlock::{RulesetCreated, RulesetStatus};
 use nix::libc;
@@ -51,6 +52,19 @@ const STEPS: [&str; 6] = [
     "its system calls can't be supervised (seccomp user notification, Linux 5.14 or newer)",
 ];
 
+/// Held while a child is started: from before its fork until it has become its program, and has copies of nothing any
+/// more that was open here.
+static STARTING: Mutex<()> = Mutex::new(());
+
+pub(crate) fn being_started() -> MutexGuard<'static, ()> {
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns when every child whose start had begun has become its program.
+pub(crate) fn await_started() {
+    drop(being_started());
+}
+
 /// Starts a child in a process group of its own. The kernel kills it when the calling thread ends, whatever ends it: so
 /// that thread has to live as long as the child.
 pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
@@ -64,6 +78,7 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
     command.process_group(0);
     // SAFETY: between fork and exec `tie` only makes system calls that touch no memory of the parent's threads.
     unsafe { command.pre_exec(tie) };
+    let _starting = being_started();
     command.spawn()
 }
 
@@ -101,7 +116,10 @@ pub(crate) fn spawn_confined(mut command: Command, confinement: Confinement) -> 
     // SAFETY: between fork and exec `confine` makes system calls and touches memory that is its own alone; what little
     // it may allocate or free is sound after glibc's fork, which takes the allocator's locks along in order.
     unsafe { command.pre_exec(confine) };
-    let spawned = command.spawn();
+    let spawned = {
+        let _starting = being_started();
+        command.spawn()
+    };
     // Holds the child's end of the pair; a child that got so far has sent before its exec.
     drop(command);
     let (said, fd) = receive(&ours).unwrap_or_default();

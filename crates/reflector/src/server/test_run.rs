@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use paramedic_engines::claim;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::{Enrolment, Responder};
 use paramedic_engines::engine::{Progress, Serve, ServeOrder};
@@ -87,7 +88,7 @@ impl Running {
             claim
         });
         let responder = match claim {
-            Some(claim) => Responder::spawn(UdpSocket::bind(claim)?)?,
+            Some(at) => Responder::spawn(claim::patiently(|| UdpSocket::bind(at))?)?,
             None => {
                 let behind = server.responders.iter().find(|(at, _)| is_behind(**at, local));
                 behind.map(|(_, responder)| Arc::clone(responder)).ok_or(io::ErrorKind::AddrNotAvailable)?
