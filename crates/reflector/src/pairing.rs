@@ -33,8 +33,8 @@ pub enum Verdict {
     },
     /// It is wrong, too late, too early, or one of too many.
     NotPaired,
-    /// As `NotPaired`, and there were so many that the code is closed.
-    Burnt,
+    /// As `NotPaired`, and there were so many that this code is closed.
+    Burnt(CodeId),
 }
 
 /// A code that was opened.
@@ -52,7 +52,11 @@ pub struct CodeId(u64);
 
 /// The use of a code while the pairing is written down.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Claim(u64);
+pub struct Claim {
+    number: u64,
+    /// The code.
+    pub code: CodeId,
+}
 
 /// Why no code was opened.
 #[derive(Debug, thiserror::Error)]
@@ -136,25 +140,25 @@ impl Pairing {
             open.claim = Some(self.claims);
             let proof = open.code.reflector_proof(exporter, ends);
             self.wrong.remove(&prefix);
-            return Verdict::Paired { proof, claim: Claim(self.claims) };
+            return Verdict::Paired { proof, claim: Claim { number: self.claims, code: open.id } };
         }
         open.wrong += 1;
-        let is_burnt = open.wrong >= WRONG_IN_ALL;
-        if is_burnt {
+        let burnt = (open.wrong >= WRONG_IN_ALL).then_some(open.id);
+        if burnt.is_some() {
             self.open = None;
         }
         self.note_wrong(prefix, now);
-        if is_burnt { Verdict::Burnt } else { Verdict::NotPaired }
+        burnt.map_or(Verdict::NotPaired, Verdict::Burnt)
     }
 
     /// The pairing is on disk: the code is used up.
     pub fn confirm(&mut self, claim: Claim) {
-        self.open.take_if(|open| open.claim == Some(claim.0));
+        self.open.take_if(|open| open.claim == Some(claim.number));
     }
 
     /// The pairing could not be written down: the code may be used again, if it was not revoked.
     pub fn release(&mut self, claim: Claim) {
-        if let Some(open) = self.open.as_mut().filter(|open| open.claim == Some(claim.0)) {
+        if let Some(open) = self.open.as_mut().filter(|open| open.claim == Some(claim.number)) {
             open.claim = None;
         }
         self.open.take_if(|open| open.claim.is_none() && open.revoked);
@@ -167,9 +171,9 @@ impl Pairing {
         self.open.take_if(|open| open.claim.is_none());
     }
 
-    /// Whether a right proof came and its pairing is being written down.
-    pub fn is_claimed(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.claim.is_some())
+    /// Whether a right proof came for this code and its pairing is being written down.
+    pub fn is_claimed(&self, code: CodeId) -> bool {
+        self.open.as_ref().is_some_and(|open| open.id == code && open.claim.is_some())
     }
 
     /// How long the open code lives yet; `None`: none is open.
@@ -316,7 +320,7 @@ mod tests {
     fn a_stale_claim_touches_no_newer_code() {
         let (mut pairing, code) = open();
         let stale = claim(prove(&mut pairing, &code, 1, START));
-        pairing.confirm(Claim(stale.0));
+        pairing.confirm(Claim { ..stale });
         let newer = pairing.open(TTL, START).unwrap().code.parse().unwrap();
         pairing.confirm(stale);
         assert!(is_paired(prove(&mut pairing, &newer, 1, START)));
@@ -352,7 +356,7 @@ mod tests {
         for from in 0..999 {
             assert!(matches!(prove(&mut pairing, &wrong, from, START), Verdict::NotPaired));
         }
-        assert!(matches!(prove(&mut pairing, &wrong, 5_000, START), Verdict::Burnt));
+        assert!(matches!(prove(&mut pairing, &wrong, 5_000, START), Verdict::Burnt(CodeId(1))));
         assert!(!is_paired(prove(&mut pairing, &code, 6_000, START)));
     }
 

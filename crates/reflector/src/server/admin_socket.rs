@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::oneshot;
 
 use super::peers::Removal;
-use super::{LackingEngine, Server, Stage, lock, pair};
+use super::{CodeEnd, LackingEngine, Opener, Server, Stage, lock, pair};
 use crate::event::Event;
 use crate::pairing::Opened;
 use crate::sessions::Snapshot;
@@ -339,16 +339,16 @@ async fn open_code(
     mut write: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
     let ttl = Duration::from_secs(ttl_s);
+    let (over, mut ended) = oneshot::channel();
     let opened = {
         let mut pairing = lock(&server.pairing);
-        // Listened to from here on: what becomes of this code, and of none before it.
-        let opened = pairing.open(ttl, server.now().mono);
-        opened
-            .inspect(|_| *lock(&server.wanted_name) = name)
-            .map(|opened| (opened, server.paired.subscribe(), server.code_burnt.notified()))
+        pairing.open(ttl, server.now().mono).inspect(|opened| {
+            *lock(&server.opener) = Some(Opener { code: opened.id, wanted_name: name, over: Some(over) });
+        })
     };
+    let expired = tokio::time::sleep(ttl);
     // Printed, sent, and forgotten; the desk keeps the only other copy.
-    let (Opened { code, id }, mut paired, burnt) = match opened {
+    let Opened { code, id } = match opened {
         Ok(opened) => opened,
         Err(error) => return tell(&mut write, &Tell::Failed { because: error.to_string() }).await,
     };
@@ -359,44 +359,36 @@ async fn open_code(
         Err(_) => false,
     };
     let mut byte = [0; 1];
-    let mut who = None;
+    let mut end = None;
     let why = tokio::select! {
         () = std::future::ready(()), if !told => "revoked",
         _ = read.read(&mut byte) => "revoked",
-        () = tokio::time::sleep(ttl) => "expired",
-        () = burnt => "burnt",
-        used = next_paired(&mut paired) => {
-            who = used.ok();
-            "used"
+        () = expired => "expired",
+        heard = &mut ended => {
+            end = heard.ok();
+            // Nobody tells of a code after which another one was opened.
+            "expired"
         }
     };
     lock(&server.door).code_closed();
-    if who.is_none() {
+    if end.is_none() {
         lock(&server.pairing).revoke(id);
         // Whoever proved in time is paired, or not, before it is said how the code ended.
-        server.await_no_claim().await;
-        who = paired.try_recv().ok();
+        server.await_no_claim(id).await;
+        end = ended.try_recv().ok();
     }
-    if let Some((endpoint_id, name)) = who {
-        return tell(&mut write, &Tell::Paired { endpoint_id, name }).await;
-    }
+    let why = match end {
+        Some(CodeEnd::Paired(endpoint_id, name)) => {
+            return tell(&mut write, &Tell::Paired { endpoint_id, name }).await;
+        }
+        Some(CodeEnd::Burnt) => "burnt",
+        None => why,
+    };
     if let Err(fault) = recorded {
         return tell(&mut write, &Tell::Failed { because: fault.to_string() }).await;
     }
     server.record(vec![Event::CodeClosed { why: why.to_owned() }]).await;
     tell(&mut write, &Tell::CodeClosed { why: why.to_owned() }).await
-}
-
-async fn next_paired(
-    paired: &mut tokio::sync::broadcast::Receiver<(EndpointId, PeerText)>,
-) -> anyhow::Result<(EndpointId, PeerText)> {
-    loop {
-        match paired.recv().await {
-            Ok(who) => return Ok(who),
-            Err(RecvError::Lagged(_)) => {}
-            Err(error @ RecvError::Closed) => return Err(error.into()),
-        }
-    }
 }
 
 async fn tell(write: &mut OwnedWriteHalf, answer: &Tell) -> anyhow::Result<()> {

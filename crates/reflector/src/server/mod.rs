@@ -27,7 +27,7 @@ use paramedic_link::test_spec::{DataMode, EngineId};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId, tls};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::audit::Audit;
@@ -35,7 +35,7 @@ use crate::chatter::Chatter;
 use crate::config::Config;
 use crate::door::Door;
 use crate::event::Event;
-use crate::pairing::Pairing;
+use crate::pairing::{CodeId, Pairing};
 use crate::refusals::Refusals;
 use crate::sessions::{Limits, LinkId, Now, Past, Reservation, Sessions};
 use crate::store::Store;
@@ -72,14 +72,10 @@ struct Server {
     due: Notify,
     /// A connection ended: whoever waits for a place or a descriptor may try again.
     room: Notify,
-    /// Somebody paired: whoever opened the code hears of it.
-    paired: tokio::sync::broadcast::Sender<(EndpointId, PeerText)>,
-    /// The name that whoever opened the code wants for the device that pairs. Locked while `pairing` is.
-    wanted_name: Mutex<Option<PeerText>>,
+    /// Who opened the last code. Locked while `pairing` is.
+    opener: Mutex<Option<Opener>>,
     /// A pairing was written down, or could not be.
     claim_settled: Notify,
-    /// Too many wrong proofs closed the code.
-    code_burnt: Notify,
     stage: watch::Sender<Stage>,
     /// Engines that were to be offered and can't be.
     lacking: Vec<LackingEngine>,
@@ -166,10 +162,8 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         began,
         due: Notify::new(),
         room: Notify::new(),
-        paired: tokio::sync::broadcast::channel(16).0,
-        wanted_name: Mutex::default(),
+        opener: Mutex::default(),
         claim_settled: Notify::new(),
-        code_burnt: Notify::new(),
         stage: watch::channel(Stage::Serving).0,
         lacking,
         config,
@@ -279,6 +273,23 @@ fn allow_many_descriptors() {
     }
 }
 
+/// Who opened a code.
+struct Opener {
+    code: CodeId,
+    /// The name that it wants for the device that pairs.
+    wanted_name: Option<PeerText>,
+    /// Hears what became of the code, once.
+    over: Option<oneshot::Sender<CodeEnd>>,
+}
+
+/// What became of a code before its time was over.
+enum CodeEnd {
+    /// This device paired with it, and goes by this name.
+    Paired(EndpointId, PeerText),
+    /// Too many proofs were wrong.
+    Burnt,
+}
+
 impl Server {
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
         lock(&self.sessions)
@@ -331,11 +342,21 @@ impl Server {
         }
     }
 
-    /// Ends once no pairing is being written down.
-    async fn await_no_claim(&self) {
+    /// Tells whoever opened this code what became of it.
+    fn code_over(&self, code: CodeId, end: CodeEnd) {
+        let over =
+            lock(&self.opener).as_mut().filter(|opener| opener.code == code).and_then(|opener| opener.over.take());
+        if let Some(over) = over {
+            // Nobody may be listening any more; what happened stands all the same.
+            let _ = over.send(end);
+        }
+    }
+
+    /// Ends once no pairing with this code is being written down.
+    async fn await_no_claim(&self, code: CodeId) {
         loop {
             let settled = self.claim_settled.notified();
-            if !lock(&self.pairing).is_claimed() {
+            if !lock(&self.pairing).is_claimed(code) {
                 return;
             }
             settled.await;

@@ -10,7 +10,7 @@ use paramedic_link::pairing_code::Ends;
 use paramedic_link::pairing_code::Proof;
 use paramedic_link::{EndpointId, PeerText};
 
-use super::{Server, lock};
+use super::{CodeEnd, Server, lock};
 use crate::door::Prefix;
 use crate::event::Event;
 use crate::pairing::Verdict;
@@ -28,15 +28,14 @@ pub(super) async fn judge(
     let (verdict, wanted) = {
         let mut pairing = lock(&server.pairing);
         let verdict = pairing.prove(Prefix::of(from), &ends, exporter, proof, server.now().mono);
-        // Before another code can be opened, which this is not about.
-        if matches!(verdict, Verdict::Burnt) {
-            server.code_burnt.notify_waiters();
+        if let Verdict::Burnt(code) = verdict {
+            server.code_over(code, CodeEnd::Burnt);
         }
-        (verdict, lock(&server.wanted_name).clone())
+        (verdict, lock(&server.opener).as_ref().and_then(|opener| opener.wanted_name.clone()))
     };
     let (answer, claim) = match verdict {
         Verdict::Paired { proof, claim } => (proof, claim),
-        Verdict::NotPaired | Verdict::Burnt => return None,
+        Verdict::NotPaired | Verdict::Burnt(_) => return None,
     };
     let name = wanted.as_ref().or(Some(own_name).filter(|name| !name.is_empty()));
     let name = name.cloned().unwrap_or_else(|| PeerText::new("appliance"));
@@ -47,8 +46,7 @@ pub(super) async fn judge(
                 Some(wanted) if !is_new && rename(server, peer, &wanted).await.is_ok() => wanted,
                 _ => its_name,
             };
-            // Nobody may be listening any more; the pairing stands all the same.
-            let _ = server.paired.send((peer, its_name));
+            server.code_over(claim.code, CodeEnd::Paired(peer, its_name));
             lock(&server.pairing).confirm(claim);
             Some(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
         }
