@@ -354,6 +354,8 @@ impl Stage {
     pub(super) fn started(&self, pid: Pid) -> bool {
         let mut state = self.state();
         state.pid = Some(pid);
+        // Whatever became of the one before.
+        state.is_stopped = false;
         !state.is_over
     }
 
@@ -494,12 +496,13 @@ impl Stage {
 mod tests {
     use std::io::Read;
     use std::net::TcpListener;
-    use std::os::unix::process::CommandExt;
     use std::process::Stdio;
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
 
     use super::*;
+    use crate::sys::child;
 
     fn stage(expected: usize) -> Stage {
         Stage::new(Tether::free(), expected).unwrap()
@@ -551,7 +554,8 @@ mod tests {
     impl Parrot {
         fn hatch() -> Self {
             let mut cat = std::process::Command::new("cat");
-            Self(cat.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+            cat.stdin(Stdio::piped()).stdout(Stdio::piped());
+            Self(child::spawn(cat).unwrap())
         }
 
         fn pid(&self) -> Pid {
@@ -582,6 +586,11 @@ mod tests {
         assert_eq!(stage.account(), None, "there is no child yet");
         assert!(stage.started(parrot.pid()));
         // Without a connection, too: nobody else would let it go on.
+        assert_eq!(stage.account(), Some(LOOK_WHILE_STOPPED));
+        let stopped = waitid(WaitId::Pid(parrot.pid()), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT).unwrap();
+        assert!(stopped.unwrap().stopped());
+        // Also for one that comes after one that stood still, and was gone for longer than anybody waited.
+        assert!(stage.started(parrot.pid()));
         assert_eq!(stage.account(), Some(LOOK_WHILE_STOPPED));
         tether.allow(1);
         assert_eq!(stage.account(), None);
