@@ -34,7 +34,7 @@ const MOST_PRINTED_BESIDE: u64 = 1 << 20;
 const MOST_PRINTED: u64 = 256 << 20;
 /// What is kept of what it says beside.
 const MOST_COMPLAINED: u64 = 16 << 10;
-/// How long one that was interrupted may take to print what it has measured.
+/// How long one that was interrupted may take to print what it has measured. Who waits for it waits longer.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// What carries the payload.

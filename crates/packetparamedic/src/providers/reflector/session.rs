@@ -30,10 +30,11 @@ use crate::reflector_client::ReflectorClient;
 const STREAMS: Duration = Duration::from_secs(15);
 /// How long both ends may take, after a phase's time, to drain and to count.
 const DRAIN: Duration = Duration::from_secs(15);
-/// How long what was measured before a failure may take to be handed over.
-const HAND_OVER: Duration = Duration::from_millis(1500);
+/// How long what was measured before a failure may take to be handed over; longer than another program has for its last
+/// words.
+const HAND_OVER: Duration = Duration::from_secs(4);
 /// How long the word that the link has ended may come after what failed by it.
-const NEWS: Duration = Duration::from_millis(500);
+const NEWS: Duration = Duration::from_secs(1);
 /// The code of a phase that did not begin.
 const NOT_STARTED: &str = "phase_not_started";
 /// How often the latency so far is shown.
@@ -288,19 +289,12 @@ impl Session {
     /// What failed because the session had ended is explained by that, which may be heard a moment later.
     async fn explained<T>(&mut self, done: Result<T, Failure>) -> Result<T, Failure> {
         let Err(failure) = done else { return done };
-        let cause = async {
-            loop {
-                match self.client.listen().await {
-                    Ok(message) => {
-                        if let Err(cause) = self.hear(message).await {
-                            return cause;
-                        }
-                    }
-                    Err(cause) => return cause,
-                }
-            }
-        };
-        Err(tokio::time::timeout(NEWS, cause).await.unwrap_or(failure))
+        let deadline = Instant::now() + NEWS;
+        // What is said in answer is said to its end.
+        while let Ok(news) = tokio::time::timeout_at(deadline, self.client.listen()).await {
+            self.hear(news?).await?;
+        }
+        Err(failure)
     }
 
     /// Answers what needs an answer, and passes on what belongs to a phase.
