@@ -30,8 +30,8 @@ const INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 const DRAIN: Duration = Duration::from_secs(3);
 /// How long the streams of a phase may take until they stand.
 const GATHERING: Duration = Duration::from_secs(10);
-/// How long a server may take until it listens; the appliance waits for its answer a little longer.
-const STARTING: Duration = Duration::from_secs(8);
+/// How long a server may take until it listens; the appliance hears nothing meanwhile, and gives up after ten seconds.
+const STARTING: Duration = Duration::from_secs(6);
 
 pub(super) struct Iperf3Serve {
     spec: TestSpec,

@@ -156,13 +156,15 @@ fn claim(
 /// A port of loopback, of whichever IP family there is, whose other half is free for datagrams.
 fn any_port() -> io::Result<TcpListener> {
     let anywhere = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))];
+    let mut taken = None;
     for _ in 0..PORTS_TRIED {
         let listener = TcpListener::bind(anywhere.as_slice())?;
-        if UdpSocket::bind(listener.local_addr()?).is_ok() {
-            return Ok(listener);
+        match UdpSocket::bind(listener.local_addr()?) {
+            Ok(_) => return Ok(listener),
+            Err(error) => taken = Some(error),
         }
     }
-    Err(io::ErrorKind::AddrInUse.into())
+    Err(taken.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
 /// Keys that nobody else on this host knows.

@@ -28,7 +28,7 @@ pub struct Timestamps {
 
 /// How long stamps are waited for. The kernel begins to stamp a moment after it was first asked to, so that the first
 /// datagrams may go without; on a busy host that moment is long.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many datagrams are tried at least, however long they take.
 const TRIES: usize = 100;

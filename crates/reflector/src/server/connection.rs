@@ -444,7 +444,7 @@ impl Connection {
         claim.is_granted = true;
         let (leased, first_lease) = oneshot::channel();
         tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server), leased));
-        // The first bytes must not wait for the disk. Where nothing could be leased the session has ended, and says so.
+        // The first bytes must not wait for the disk. Where nothing could be leased, the session's end follows its grant.
         let _ = first_lease.await;
         let login = running.login.clone();
         self.running = Some(Granted { running, phase: None, next_phase: 0 });
