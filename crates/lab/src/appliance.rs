@@ -45,6 +45,12 @@ impl Outcome {
     }
 }
 
+/// Whether a result says that an end's processor was full: then the machine was measured, and not the link.
+pub fn says_full(result: &Value) -> bool {
+    let warnings = result["warnings"].as_array().into_iter().flatten();
+    warnings.filter_map(|warning| warning["code"].as_str()).any(|code| code.ends_with("_cpu"))
+}
+
 impl From<Output> for Outcome {
     fn from(output: Output) -> Self {
         Self {

@@ -10,7 +10,7 @@ mod programs;
 mod reflector;
 mod share;
 
-pub use appliance::{Appliance, Outcome};
+pub use appliance::{Appliance, Outcome, says_full};
 pub use hosts::{Host, TwoHosts};
 pub use programs::{Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 const SHORT: &[&str] = &["--engine", "iperf3", "-t", "1", "--idle", "0.3"];
 /// A session's child, its port and its slot are free within two seconds, whatever happened, and what a loaded machine
-/// adds.
-const FREE: Duration = Duration::from_secs(2 + 8);
+/// adds. Less than a reflector takes to give up what does not end.
+const FREE: Duration = Duration::from_secs(2 + 2);
 
 /// A reflector with the lane, on an address of its own, with one data port.
 fn settings(port: &str) -> Vec<(&str, &str)> {
@@ -418,7 +418,7 @@ fn a_plain_server_is_measured_both_ways_at_once_and_with_datagrams() {
     let appliance = Appliance::new();
     let test = |args: &[&str]| {
         let peer = format!("{host}:47120");
-        let args = [&["--provider", "iperf3", "--peer", &peer, "-t", "1", "--wait", "60s"], args].concat();
+        let args = [&["--provider", "iperf3", "--peer", &peer, "-t", "1"], args].concat();
         let outcome = appliance.speed_test(&args);
         assert_eq!(outcome.code, 0, "{outcome:?}");
         outcome.json()
@@ -433,15 +433,17 @@ fn a_plain_server_is_measured_both_ways_at_once_and_with_datagrams() {
     }
     assert_eq!(result["upload"]["omitted"], "nothing");
     assert_eq!(result["warnings"][0]["code"], "startup_included", "{result:#}");
-    let result = test(&["-u", "-b", "8M", "-l", "1000", "-P", "1"]);
+    // The server may still be busy with the test before; one phase after the other is no stranger.
+    let wait = ["--wait", "60s"];
+    let result = test(&[&wait[..], &["-u", "-b", "8M", "-l", "1000", "-P", "1"]].concat());
     for direction in ["download", "upload"] {
-        let (rate, udp) = (&result[direction]["goodput_bps"], &result[direction]["udp"]);
-        let rate = rate.as_u64().unwrap();
-        assert!((1..=9_000_000).contains(&rate), "{direction}: {result:#}");
+        let udp = &result[direction]["udp"];
+        assert!(result[direction]["goodput_bps"].as_u64() < Some(9_000_000), "{direction}: {result:#}");
         assert_eq!(udp["payload_bytes"], 1000);
-        assert!(udp["datagrams"].as_u64().unwrap() > 0 && udp["loss"].as_f64().unwrap() < 1.0, "{udp:#}");
+        // What is sent is iperf3's to keep to; what of it arrives on a busy machine is not.
+        assert!((500..=1500).contains(&udp["datagrams"].as_u64().unwrap()), "{udp:#}");
     }
-    let result = test(&["-O", "1", "--raw"]);
+    let result = test(&[&wait[..], &["-O", "1", "--raw"]].concat());
     assert_eq!((&result["upload"]["omitted"], &result["upload"]["startup_ms"]), (&"asked".into(), &1000.into()));
     assert!(!result["program"]["raw"]["upload"].is_null());
     assert_eq!(appliance.run(&["history", "--json"]).json().as_array().unwrap().len(), 3);

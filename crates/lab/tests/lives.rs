@@ -12,7 +12,7 @@ use serde_json::Value;
 /// How long a program may take to say something on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a loaded machine may add to a time that is promised, to start a thread and to look at a clock.
-const SLACK: Duration = Duration::from_secs(8);
+const SLACK: Duration = Duration::from_secs(5);
 const MODES: [&str; 2] = ["tunneled", "direct"];
 
 /// A reflector that offers both modes, with one slot and one port: whoever comes second needs both to be free.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// How long a program may take to say something on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a loaded machine may add to a time that is promised.
-const SLACK: Duration = Duration::from_secs(8);
+const SLACK: Duration = Duration::from_secs(4);
 
 /// A key that the reflector knows, in no program of ours.
 struct Rogue {

@@ -327,6 +327,7 @@ fn a_budget_that_ran_out_is_waited_for() {
                 session.reflector.cut();
             }
         });
+        assert!(is_extended.into_inner(), "{load}: more flowed than there was");
         assert_eq!(served.bytes(), session.reflector.spent(), "{load}: all that was counted is charged");
     }
 }

@@ -223,14 +223,14 @@ fn bytes_are_charged_as_they_flow_and_wait_for_their_lease() {
     let sent = AtomicU64::new(0);
     let tallies = run(&reflector, &drive, 0, &|progress| {
         let Progress::Sent(_, sample) = progress else { return };
-        if sent.fetch_add(sample.bytes, Ordering::SeqCst) + sample.bytes > 10_000 {
+        if sent.fetch_add(sample.bytes, Ordering::SeqCst) + sample.bytes > 300_000 {
             tether.cut();
             appliance.cut();
         }
     });
     lending.join().unwrap();
     let sent = tallies.0.download.unwrap().count.bytes;
-    assert!(sent > 10_000);
+    assert!(sent > 300_000);
     // And the signals of the introduction.
     assert!(tether.spent() >= sent && tether.spent() < sent + 1000 * SIGNAL as u64, "{} {sent}", tether.spent());
 }

@@ -30,6 +30,7 @@ use crate::reflector_client::ReflectorClient;
 
 /// A prober that was later than this at its p99 sampled the busy moments less often.
 const LATE_PROBE_US: u32 = 5_000;
+
 /// Everything that a run has gathered so far.
 pub(super) struct Gathered {
     id: Uuid,
