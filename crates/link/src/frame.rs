@@ -156,8 +156,9 @@ mod tests {
             Just(ToReflector::Ping),
             any::<u8>().prop_map(|phase| ToReflector::Start { phase }),
             "\\PC{0,200}".prop_map(|reason| ToReflector::Close { reason: reason.into() }),
-            (proptest::collection::vec(any::<u16>(), 0..16), "\\PC{0,20}")
-                .prop_map(|(versions, software)| ToReflector::Hello { versions, software: software.into() }),
+            (proptest::collection::vec(any::<u16>(), 0..16), "\\PC{0,20}").prop_map(|(versions, software)| {
+                ToReflector::Hello { versions, software: software.into(), features: vec![] }
+            }),
         ]
     }
 
@@ -295,7 +296,7 @@ mod tests {
     #[test]
     fn lists_are_bounded() {
         let versions = vec![1; 17];
-        let hello = encode(&ToReflector::Hello { versions, software: PeerText::default() }).unwrap();
+        let hello = encode(&ToReflector::Hello { versions, software: PeerText::default(), features: vec![] }).unwrap();
         let mut decoder = Decoder::new();
         decoder.push(&hello).unwrap();
         assert_eq!(decoder.next::<ToReflector>(), Err(FrameError::TooMany(TooMany { list: "versions", most: 16 })));

@@ -2,6 +2,7 @@
 //! beyond making keys and codes; the one disk access is the key file.
 
 pub mod admission;
+pub mod feature;
 pub mod frame;
 pub mod framed;
 pub mod identity;

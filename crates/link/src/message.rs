@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::PeerText;
 use crate::admission::{LoginTerms, SessionId};
+use crate::feature::Feature;
 use crate::frame::{Bounded, TooMany};
 use crate::measurement::{HostFacts, PhaseTally, Sample};
 use crate::pairing_code::Proof;
@@ -23,6 +24,9 @@ pub const MAX_DATA_MODES: usize = 16;
 
 /// The most engines a reflector names.
 pub const MAX_ENGINES: usize = 32;
+
+/// The most features one end names.
+pub const MAX_FEATURES: usize = 32;
 
 /// The most paddings of logins an appliance names.
 pub const MAX_LOGIN_PADDINGS: usize = 8;
@@ -49,6 +53,9 @@ pub enum ToReflector {
         versions: Vec<u16>,
         /// The program's version.
         software: PeerText,
+        /// What it can do beyond the first version of this protocol; at most [`MAX_FEATURES`].
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        features: Vec<Feature>,
     },
     /// The first message of one that wants to be paired: it proves that it knows the code's secret.
     Pair {
@@ -166,7 +173,11 @@ pub enum ToAppliance {
 impl Bounded for ToReflector {
     fn check(&self) -> Result<(), TooMany> {
         match self {
-            Self::Hello { versions, .. } | Self::Pair { versions, .. } => at_most("versions", versions, MAX_VERSIONS),
+            Self::Hello { versions, features, .. } => {
+                at_most("versions", versions, MAX_VERSIONS)?;
+                at_most("features", features, MAX_FEATURES)
+            }
+            Self::Pair { versions, .. } => at_most("versions", versions, MAX_VERSIONS),
             // What is wrong with a spec is told in a denial; here only nothing gets in that no version would ask.
             Self::Request { spec, .. } => {
                 at_most("phases", &spec.phases, MAX_PHASES_READ)?;
@@ -189,7 +200,8 @@ impl Bounded for ToAppliance {
         match self {
             Self::Welcome(welcome) => {
                 at_most("data_modes", &welcome.data_modes, MAX_DATA_MODES)?;
-                at_most("engines", &welcome.engines, MAX_ENGINES)
+                at_most("engines", &welcome.engines, MAX_ENGINES)?;
+                at_most("features", &welcome.features, MAX_FEATURES)
             }
             Self::Samples { samples, .. } => at_most("samples", samples, MAX_SAMPLES),
             Self::NotPaired
@@ -233,6 +245,9 @@ pub struct Welcome {
     pub max_streams: u16,
     /// The longest session, all phases together, in milliseconds.
     pub max_duration_ms: u64,
+    /// What it can do beyond the first version of this protocol; at most [`MAX_FEATURES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<Feature>,
 }
 
 /// A granted session.

@@ -1,17 +1,18 @@
 //! Holds docs/protocol.md to the code: every message has its section, every field and every word of it is described,
 //! and the numbers and examples are the ones compiled in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionId, SessionKeys};
+use paramedic_link::feature::Feature;
 use paramedic_link::frame::MAX_FRAME;
 use paramedic_link::message::{
-    CloseReason, DenialReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, MAX_DATA_MODES, MAX_ENGINES, MAX_SAMPLES,
-    MAX_VERSIONS, PAUSE_AFTER_SILENCE, PROTOCOL_VERSION,
+    CloseReason, DenialReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, MAX_DATA_MODES, MAX_ENGINES, MAX_FEATURES,
+    MAX_SAMPLES, MAX_VERSIONS, PAUSE_AFTER_SILENCE, PROTOCOL_VERSION,
 };
 use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode, Pin};
 use paramedic_link::test_spec::{DataMode, Direction, Load, TestSpec};
@@ -49,12 +50,13 @@ fn sections(direction: &str) -> BTreeMap<String, String> {
     names.map(|name| (name.clone(), under(&chapter, &format!("### {name}")))).collect()
 }
 
-fn recorded(direction: &str) -> BTreeMap<String, Value> {
+/// Every recorded message with its name; `hello.features.json` is a `hello`.
+fn recorded(direction: &str) -> Vec<(String, Value)> {
     let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors").join(direction);
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     files
         .map(|path| {
-            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let name = path.file_name().unwrap().to_str().unwrap().split('.').next().unwrap().to_owned();
             (name, serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap())
         })
         .collect()
@@ -78,7 +80,8 @@ fn every_message_has_its_section_and_every_field_stands_in_it() {
     for direction in ["to_reflector", "to_appliance"] {
         let (sections, recorded) = (sections(direction), recorded(direction));
         // That every message is recorded is the business of the vectors' own test.
-        assert_eq!(sections.keys().collect::<Vec<_>>(), recorded.keys().collect::<Vec<_>>(), "{direction}");
+        let named = recorded.iter().map(|(name, _)| name).collect::<BTreeSet<_>>();
+        assert_eq!(sections.keys().collect::<BTreeSet<_>>(), named, "{direction}");
         for (name, message) in recorded {
             let mut fields = Vec::new();
             fields_of(&message, &mut fields);
@@ -139,6 +142,8 @@ fn the_numbers_are_the_ones_compiled_in() {
         ("versions offered, at most", MAX_VERSIONS.to_string()),
         ("data modes named, at most", MAX_DATA_MODES.to_string()),
         ("engines named, at most", MAX_ENGINES.to_string()),
+        ("features named, at most", MAX_FEATURES.to_string()),
+        ("characters of a feature's name, at most", Feature::MAX_CHARS.to_string()),
         ("phases of a session, at most", TestSpec::MAX_PHASES.to_string()),
         ("streams per direction, at most", TestSpec::MAX_STREAMS.to_string()),
         ("samples in a message, at most", MAX_SAMPLES.to_string()),

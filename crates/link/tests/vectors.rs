@@ -1,6 +1,7 @@
 //! Recorded messages that must be readable for ever: every variant has one in `vectors/`, decodes, and is written
 //! again as it was.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -64,19 +65,18 @@ fn check<T>(direction: &str, names: &[&str], name_of: fn(&T) -> &'static str)
 where
     T: DeserializeOwned + Serialize + Bounded + PartialEq + std::fmt::Debug,
 {
-    let mut recorded = fs::read_dir(folder(direction))
-        .unwrap()
-        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
-        .collect::<Vec<_>>();
-    recorded.sort();
-    let mut expected = names.to_vec();
-    expected.sort_unstable();
-    assert_eq!(recorded, expected, "one recorded vector per message, no more and no less");
+    let files = fs::read_dir(folder(direction)).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    // `hello.json` is the first recorded `hello`; `hello.features.json` another one, with what was added later.
+    let name_of_file = |file: &Path| file.file_name().unwrap().to_str().unwrap().split('.').next().unwrap().to_owned();
+    let recorded = files.iter().map(|file| name_of_file(file)).collect::<BTreeSet<_>>();
+    assert_eq!(recorded, names.iter().map(|name| (*name).to_owned()).collect(), "a recorded vector for each message");
+    assert!(names.iter().all(|name| folder(direction).join(format!("{name}.json")).exists()));
 
-    for name in names {
-        let text = fs::read_to_string(folder(direction).join(format!("{name}.json"))).unwrap();
+    for file in files {
+        let name = &*name_of_file(&file);
+        let text = fs::read_to_string(&file).unwrap();
         let message = serde_json::from_str::<T>(&text).unwrap_or_else(|e| panic!("{direction}/{name}: {e}"));
-        assert_eq!(name_of(&message), *name);
+        assert_eq!(name_of(&message), name);
         message.check().unwrap();
         let as_recorded = serde_json::from_str::<Value>(&text).unwrap();
         assert_eq!(serde_json::to_value(&message).unwrap(), as_recorded, "{direction}/{name} is written differently");
@@ -88,7 +88,7 @@ where
         // What a newer version adds beside the known fields is no error.
         let Value::Object(mut newer) = as_recorded else { panic!("{direction}/{name} is no object") };
         newer.insert("of_a_newer_version".to_owned(), serde_json::json!({ "with": ["more"] }));
-        assert_eq!(name_of(&serde_json::from_value::<T>(newer.into()).unwrap()), *name);
+        assert_eq!(name_of(&serde_json::from_value::<T>(newer.into()).unwrap()), name);
     }
 }
 
@@ -119,6 +119,18 @@ fn a_reason_of_a_newer_version_is_read_as_unknown() {
         let message = serde_json::from_str::<ToAppliance>(message).unwrap();
         assert_eq!(name_to_appliance(&message), reason);
         assert_eq!(serde_json::to_value(&message).unwrap()["reason"], "unknown");
+    }
+}
+
+#[test]
+fn a_list_of_features_is_bounded_and_its_words_are_checked() {
+    let hello = |features: &str| format!(r#"{{"type":"hello","versions":[1],"software":"","features":[{features}]}}"#);
+    let words = |count| vec![r#""of_a_newer_version""#; count].join(",");
+    let read = |text: String| serde_json::from_str::<ToReflector>(&text);
+    assert!(read(hello(&words(32))).unwrap().check().is_ok());
+    assert!(read(hello(&words(33))).unwrap().check().is_err());
+    for bad in [r#""""#, r#""UPPER""#, r#""with space""#, r#""a_word_of_twenty_five_char""#, "1", "null"] {
+        assert!(read(hello(bad)).is_err(), "{bad}");
     }
 }
 

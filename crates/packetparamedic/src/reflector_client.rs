@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use paramedic_engines::origin::Origin;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
+use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{
@@ -187,7 +188,8 @@ impl ReflectorClient {
     /// Says hello as a paired device.
     pub async fn hello(&mut self) -> Result<Welcome, Failure> {
         let software = PeerText::new(env!("CARGO_PKG_VERSION"));
-        self.send(&ToReflector::Hello { versions: vec![PROTOCOL_VERSION], software }).await?;
+        let features = Feature::own();
+        self.send(&ToReflector::Hello { versions: vec![PROTOCOL_VERSION], software, features }).await?;
         match self.answer().await? {
             ToAppliance::Welcome(welcome) => Ok(welcome),
             ToAppliance::NotPaired => Err(Failure::new(

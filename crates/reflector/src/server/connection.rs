@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
+use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::message::{
     self, CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Grant, HEARTBEAT, ToAppliance, ToReflector,
@@ -234,6 +235,7 @@ impl Connection {
             engines,
             max_streams,
             max_duration_ms: u64::try_from(max_duration.as_millis()).unwrap_or(u64::MAX),
+            features: Feature::own(),
         });
         if self.send(&welcome).await.is_ok() { Next::Go } else { Next::Gone }
     }

@@ -1,0 +1,97 @@
+//! Features: what an end of a link can do beyond the first version of the protocol, by name. What a feature means is
+//! defined where it is used.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A feature's name on the wire: 1 to 24 characters of `a-z`, `0-9`, `_`. Not an enum, so that an older end ignores the
+/// features of a newer one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Feature(String);
+
+/// Why text is no feature name.
+#[derive(Debug, thiserror::Error)]
+#[error("a feature's name has 1 to 24 characters of a-z, 0-9 and _")]
+pub struct NotAFeature;
+
+/// The features that this code has, in both programs.
+const OWN: &[&str] = &[];
+
+impl Feature {
+    /// The longest name, in characters.
+    pub const MAX_CHARS: usize = 24;
+
+    /// The features that this end names in `hello` or `welcome`.
+    pub fn own() -> Vec<Self> {
+        OWN.iter().map(|name| Self((*name).to_owned())).collect()
+    }
+
+    /// The features that both ends named: only these are used on a link. Repeated and unknown names change nothing.
+    pub fn common(theirs: &[Self]) -> Vec<Self> {
+        Self::own().into_iter().filter(|own| theirs.contains(own)).collect()
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Feature {
+    type Error = NotAFeature;
+
+    fn try_from(text: String) -> Result<Self, NotAFeature> {
+        let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if text.is_empty() || text.len() > Self::MAX_CHARS || !text.bytes().all(is_allowed) {
+            return Err(NotAFeature);
+        }
+        Ok(Self(text))
+    }
+}
+
+impl From<Feature> for String {
+    fn from(feature: Feature) -> Self {
+        feature.0
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feature(name: &str) -> Result<Feature, NotAFeature> {
+        Feature::try_from(name.to_owned())
+    }
+
+    #[test]
+    fn names_are_short_words() {
+        for name in ["stop_phase", "a", "tcp_info2", &"x".repeat(24)] {
+            assert_eq!(feature(name).unwrap().as_str(), name);
+        }
+        for name in ["", "Stop", "stop-phase", "stop phase", "störung", &"x".repeat(25)] {
+            assert!(feature(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn own_names_are_well_formed_and_few_enough() {
+        assert!(OWN.iter().all(|name| feature(name).is_ok()));
+        assert!(OWN.len() <= crate::message::MAX_FEATURES);
+    }
+
+    #[test]
+    fn unknown_features_are_ignored() {
+        let mut theirs = Feature::own();
+        theirs.push(feature("of_a_newer_version").unwrap());
+        assert_eq!(Feature::common(&theirs), Feature::own());
+        assert_eq!(Feature::common(&[]), []);
+    }
+}
