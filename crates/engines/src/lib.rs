@@ -23,6 +23,7 @@ mod tcp;
 mod udp;
 
 pub use engine::Engine;
+pub use socket::check_congestion_control;
 
 /// Every engine there is. What a reflector offers and what the command line takes and explains is read from this list.
 pub const ENGINES: &[&dyn Engine] = &[&tcp::Tcp, &udp::Udp, &iperf3::Iperf3, &echo::Echo];

@@ -99,7 +99,7 @@ pub(crate) fn mark(socket: &SockRef<'_>, code_point: u8) -> io::Result<()> {
 }
 
 /// Whether this kernel lets this program use the congestion control `name`; the error says which setting forbids it.
-pub(crate) fn check_congestion_control(name: &str) -> io::Result<()> {
+pub fn check_congestion_control(name: &str) -> io::Result<()> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
         .or_else(|_| socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None))?;
     choose_congestion_control(&SockRef::from(&socket), name)

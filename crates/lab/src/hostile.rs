@@ -2,7 +2,7 @@
 //! would never say is said here.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, SecretKey, frame};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use serde_json::Value;
+
+use crate::Reflector;
 
 /// How long the other end may take to say something or to hang up before a test fails. Longer than any time-out of the
 /// programs.
@@ -28,9 +30,13 @@ pub type AsReflector = RawLink<StreamOwned<ServerConnection, TcpStream>>;
 impl AsAppliance {
     /// Opens a link to the reflector at `address` with `key`, for `alpn`.
     pub fn open(address: &str, reflector: EndpointId, key: &SecretKey, alpn: Alpn) -> io::Result<Self> {
+        Self::over(TcpStream::connect(address)?, reflector, key, alpn)
+    }
+
+    /// As [`AsAppliance::open`], over a connection that was made before.
+    pub fn over(mut socket: TcpStream, reflector: EndpointId, key: &SecretKey, alpn: Alpn) -> io::Result<Self> {
         let config = tls::appliance_config(key, Expect::ExactKey(reflector), alpn).map_err(io::Error::other)?;
         let mut session = ClientConnection::new(config, tls::server_name()).map_err(io::Error::other)?;
-        let mut socket = TcpStream::connect(address)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         session.complete_io(&mut socket)?;
         Ok(Self { stream: StreamOwned::new(session, socket) })
@@ -105,6 +111,58 @@ impl<S: Read + Write> RawLink<S> {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// A TCP connection from `source`, any address of loopback, to `target`.
+pub fn connect_from(source: Ipv4Addr, target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((source, 0)).into())?;
+    socket.connect_timeout(&target.into(), PATIENCE)?;
+    Ok(socket.into())
+}
+
+/// A device that the reflector knows, in no program of ours.
+pub struct RogueDevice {
+    /// Its key.
+    pub key: SecretKey,
+    address: String,
+    /// The reflector that it connects to.
+    pub reflector: EndpointId,
+}
+
+impl RogueDevice {
+    /// A new key that is paired by hand, by the name `rogue`.
+    pub fn pair(reflector: &Reflector) -> Self {
+        let rogue = Self::unpaired(reflector);
+        reflector.must(&["peers", "add", &rogue.key.id().to_string(), "--name", "rogue"]);
+        rogue
+    }
+
+    /// A new key that is not paired.
+    pub fn unpaired(reflector: &Reflector) -> Self {
+        let key = SecretKey::generate().expect("a key");
+        let reflector_id = reflector.id().parse().expect("an Endpoint ID");
+        Self { key, address: reflector.address().to_owned(), reflector: reflector_id }
+    }
+
+    /// Opens a connection for `alpn`.
+    pub fn open(&self, alpn: Alpn) -> AsAppliance {
+        AsAppliance::open(&self.address, self.reflector, &self.key, alpn).expect("a connection")
+    }
+
+    /// Opens a connection for a link from `source`.
+    pub fn open_from(&self, source: Ipv4Addr) -> io::Result<AsAppliance> {
+        let target = self.address.parse().map_err(io::Error::other)?;
+        AsAppliance::over(connect_from(source, target)?, self.reflector, &self.key, Alpn::Link)
+    }
+
+    /// A link that was welcomed.
+    pub fn link(&self) -> AsAppliance {
+        let mut link = self.open(Alpn::Link);
+        link.say(&serde_json::json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).expect("it reads");
+        link.hear_a("welcome").expect("a welcome");
+        link
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) enum Around {
     Nobody,
     /// A kernel that refuses one system call, by its number.
     Without(i64),
+    /// A shell that allows this many open files.
+    FewFiles(u32),
 }
 
 /// The user and group that own nothing.
@@ -153,6 +155,11 @@ pub(crate) fn clean_command(program: &Path, home: &Path, around: &Around) -> Com
             let mut command = Command::new("setpriv");
             command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--inh-caps=-all"]);
             command.args(["--bounding-set=-all", "--no-new-privs"]).arg(program);
+            command
+        }
+        Around::FewFiles(allowed) => {
+            let mut command = Command::new("sh");
+            command.args(["-c", r#"ulimit -n "$1" && shift && exec "$@""#, "sh", &allowed.to_string()]).arg(program);
             command
         }
         Around::Without(call) => {

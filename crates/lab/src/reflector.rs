@@ -99,6 +99,13 @@ impl Reflector {
         Some(reflector)
     }
 
+    /// Serves on loopback where this many open files are allowed.
+    pub fn serve_with_few_files(allowed: u32) -> Self {
+        let mut reflector = Self::new(&["127.0.0.1:0"], Around::FewFiles(allowed), &[]);
+        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        reflector
+    }
+
     /// Serves on `listen` where the programs of this host are those of `path`.
     pub fn serve_with_path(path: &str, listen: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut reflector = Self::new(listen, Around::Nothing, environment);

@@ -129,6 +129,18 @@ fn every_audit_event_is_described() {
 }
 
 #[test]
+fn every_reason_of_a_refusal_is_described() {
+    let text = document("docs/operate.md");
+    let source = document("crates/reflector/src/event.rs");
+    let list = source.lines().skip_while(|line| *line != "refusal_reasons! {").take_while(|line| *line != "}");
+    let words = list.filter_map(|line| line.split("=> \"").nth(1)?.split('"').next()).collect::<Vec<_>>();
+    for word in &words {
+        assert!(text.contains(&format!("| `{word}` |")), "docs/operate.md does not describe the refusal `{word}`");
+    }
+    assert!(words.len() > 10, "{words:?}");
+}
+
+#[test]
 fn every_field_of_the_documents_is_described() {
     let text = document("docs/results.md");
     let schema = serde_json::from_str::<Value>(&said("packetparamedic", &["schema"])).unwrap();

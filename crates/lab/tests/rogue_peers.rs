@@ -3,11 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use lab::hostile::AsAppliance;
+use lab::hostile::{AsAppliance, RogueDevice};
 use lab::{Appliance, Reflector};
 use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionId, SessionKeys};
 use paramedic_link::tls::Alpn;
-use paramedic_link::{EndpointId, SecretKey};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -15,33 +14,6 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a loaded machine may add to a time that is promised.
 const SLACK: Duration = Duration::from_secs(4);
-
-/// A key that the reflector knows, in no program of ours.
-struct Rogue {
-    key: SecretKey,
-    address: String,
-    reflector: EndpointId,
-}
-
-impl Rogue {
-    fn of(reflector: &Reflector) -> Self {
-        let key = SecretKey::generate().unwrap();
-        reflector.must(&["peers", "add", &key.id().to_string(), "--name", "rogue"]);
-        Self { key, address: reflector.address().to_owned(), reflector: reflector.id().parse().unwrap() }
-    }
-
-    fn open(&self, alpn: Alpn) -> AsAppliance {
-        AsAppliance::open(&self.address, self.reflector, &self.key, alpn).unwrap()
-    }
-
-    /// A link that was welcomed.
-    fn link(&self) -> AsAppliance {
-        let mut link = self.open(Alpn::Link);
-        link.say(&json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).unwrap();
-        link.hear_a("welcome").unwrap();
-        link
-    }
-}
 
 /// Asks for a minute of silence.
 fn request() -> Value {
@@ -61,7 +33,7 @@ fn granted(link: &mut AsAppliance) -> SessionId {
 #[test]
 fn who_never_reads_holds_up_nobody_when_its_session_ends() {
     let reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
-    let rogue = Rogue::of(&reflector);
+    let rogue = RogueDevice::pair(&reflector);
     let other = Appliance::new().pair(&reflector, reflector.address());
     let mut link = rogue.link();
     granted(&mut link);
@@ -79,7 +51,7 @@ fn who_never_reads_holds_up_nobody_when_its_session_ends() {
 #[test]
 fn who_never_reads_keeps_no_reflector_from_ending_with_its_books_in_order() {
     let mut reflector = Reflector::serve(&[]);
-    let rogue = Rogue::of(&reflector);
+    let rogue = RogueDevice::pair(&reflector);
     let mut link = rogue.link();
     granted(&mut link);
     link.flood(&json!({ "type": "ping" }), Duration::from_secs(1)).unwrap();
@@ -95,7 +67,7 @@ fn who_never_reads_keeps_no_reflector_from_ending_with_its_books_in_order() {
 #[test]
 fn a_session_has_one_connection_for_probes() {
     let reflector = Reflector::serve(&[]);
-    let rogue = Rogue::of(&reflector);
+    let rogue = RogueDevice::pair(&reflector);
     let mut link = rogue.link();
     let session = granted(&mut link);
     let secret = link.exporter(SESSION_EXPORTER_LABEL, Some(session.as_bytes()));
@@ -127,17 +99,19 @@ fn a_session_has_one_connection_for_probes() {
 
 #[test]
 fn who_asks_without_end_gets_every_answer_and_fills_no_log() {
-    let mut reflector = Reflector::serve(&[]);
-    let rogue = Rogue::of(&reflector);
+    let mut reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
+    let rogue = RogueDevice::pair(&reflector);
+    let mut holder = rogue.link();
+    granted(&mut holder);
     let mut link = rogue.link();
-    let mut nonsense = request();
-    nonsense["spec"]["phases"] = json!([]);
     for _ in 0..500 {
-        link.say(&nonsense).unwrap();
-        assert_eq!(link.hear_a("denied").unwrap()["reason"], "bad_request");
+        link.say(&request()).unwrap();
+        assert_eq!(link.hear_a("denied").unwrap()["reason"], "busy");
     }
     let written = reflector.audited("session_denied").len();
     assert!((100..500).contains(&written), "{written} lines");
+    drop(holder);
+    reflector.await_audited("session_ended", |_| true);
     reflector.process().signal(Signal::TERM);
     assert!(reflector.process().wait(PATIENCE).unwrap().success());
     let more = reflector.audited("more_of_peer");
@@ -148,7 +122,7 @@ fn who_asks_without_end_gets_every_answer_and_fills_no_log() {
 #[test]
 fn a_device_has_a_bounded_number_of_links() {
     let reflector = Reflector::serve(&[]);
-    let rogue = Rogue::of(&reflector);
+    let rogue = RogueDevice::pair(&reflector);
     let mut links = Vec::new();
     for _ in 0..64 {
         links.push(rogue.link());

@@ -332,6 +332,8 @@ pub enum EndReason {
     Deadline,
     /// Nothing was heard of it for too long.
     Silence,
+    /// Its first phase did not begin in time.
+    NotStarted,
     /// Its link closed.
     LinkClosed,
     /// The day's bytes were used up while it ran.

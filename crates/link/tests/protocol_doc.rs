@@ -116,7 +116,7 @@ fn every_reason_mode_and_load_is_described() {
         &said["denied"],
     );
     names(
-        all!(EndReason: Finished, Deadline, Silence, LinkClosed, BytesPerDay, PeerRemoved, Shutdown, Failed, Unknown),
+        all!(EndReason: Finished, Deadline, Silence, NotStarted, LinkClosed, BytesPerDay, PeerRemoved, Shutdown, Failed, Unknown),
         &said["ended"],
     );
     names(all!(CloseReason: Version, Protocol, PeerRemoved, Shutdown, Unknown), &said["close"]);

@@ -21,7 +21,7 @@ pub use chain::Head;
 use log::{Disk, Log};
 pub use verify::{BadLine, Verified, verify};
 
-use crate::event::Event;
+use crate::event::{Event, RefusalReason};
 use crate::store::{Store, StoreError};
 
 /// Orders that may wait for the writer. Whoever records waits when it is full; whoever notes is counted.
@@ -267,7 +267,7 @@ impl Writer {
         let mut events = self.backlog.clone();
         events.append(&mut batch.events);
         if not_noted > 0 {
-            events.push((now, Event::RefusedMore { reason: "not_noted".to_owned(), count: not_noted }));
+            events.push((now, Event::RefusedMore { reason: RefusalReason::NotNoted, count: not_noted }));
         }
         let (mut log, appended) = blocking(move || {
             let appended = if events.is_empty() && !log.owes() { Ok(log.head()) } else { log.append(&events, now) };

@@ -27,7 +27,7 @@ pub enum Event {
     },
     /// A pairing code was closed without use.
     CodeClosed {
-        /// `expired`, `revoked` or `burnt`.
+        /// `expired` or `revoked`.
         why: String,
     },
     /// A peer was paired.
@@ -114,12 +114,12 @@ pub enum Event {
         /// Which.
         port: u16,
     },
-    /// Somebody was turned away before being anybody's peer; written in full up to a rate, then counted.
+    /// A connection was refused; written in full up to a rate, then counted.
     Refused {
         /// Where from.
         from: IpAddr,
-        /// Why: `not_paired`, `handshake`, `too_many`, `slow`, `wrong_proof`, `bad_preamble`, `protocol`, …
-        reason: String,
+        /// Why.
+        reason: RefusalReason,
         /// The key that was shown, where one was.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<EndpointId>,
@@ -127,7 +127,7 @@ pub enum Event {
     /// More refusals of one reason in the minute before than are written in full.
     RefusedMore {
         /// Why.
-        reason: String,
+        reason: RefusalReason,
         /// How many more.
         count: u64,
     },
@@ -157,4 +157,64 @@ pub enum Event {
         /// Bytes that went.
         bytes: u64,
     },
+}
+
+/// Declares the reasons with their words in one list.
+macro_rules! refusal_reasons {
+    ($($(#[$doc:meta])+ $variant:ident => $word:literal),+ $(,)?) => {
+        /// Why a connection was refused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum RefusalReason {
+            $($(#[$doc])+ #[serde(rename = $word)] $variant),+
+        }
+
+        impl RefusalReason {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The word for it in the audit log and in `status`.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+        }
+    };
+}
+
+refusal_reasons! {
+    /// A local user who may not use the admin socket.
+    AdminUser => "admin_user",
+    /// A data connection that belongs to no session of its sender.
+    BadPreamble => "bad_preamble",
+    /// The host has no descriptor left for a connection.
+    Descriptors => "descriptors",
+    /// No TLS handshake, or none of this protocol.
+    Handshake => "handshake",
+    /// It sent nothing for longer than others, and made way for a newer connection.
+    MadeWay => "made_way",
+    /// Events that the audit log had no room for; only counted.
+    NotNoted => "not_noted",
+    /// A key that is not paired.
+    NotPaired => "not_paired",
+    /// What came is no message of this protocol.
+    Protocol => "protocol",
+    /// It connected, or was a link, and fell silent.
+    Silent => "silent",
+    /// It did not finish its handshake or first message in time.
+    Slow => "slow",
+    /// Too many connections of its prefix within a second.
+    TooFast => "too_fast",
+    /// Too many connections of its prefix are not authenticated yet.
+    TooMany => "too_many",
+    /// Too many links of one device.
+    TooManyLinks => "too_many_links",
+    /// A proof that does not fit the pairing code.
+    WrongProof => "wrong_proof",
+}
+
+impl std::fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
 }

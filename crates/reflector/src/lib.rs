@@ -1,14 +1,16 @@
-//! The reflector as a library: decisions in `sessions`, `door` and `pairing` (pure), the world in `server`.
+//! The reflector as a library: decisions in `sessions`, `connection_limiter` and `pairing` (pure), the world in `server`.
 
 pub mod audit;
-pub mod chatter;
 pub mod cli;
 pub mod config;
-pub mod door;
+pub mod connection_limiter;
+pub mod descriptors;
 pub mod event;
+pub mod event_throttle;
 pub mod failure;
+pub mod known_prefixes;
+pub mod message_budget;
 pub mod pairing;
-pub mod refusals;
 pub mod server;
 pub mod sessions;
 pub mod store;

@@ -13,6 +13,8 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use crate::audit::Head;
+use crate::connection_limiter::Prefix;
+use crate::known_prefixes::Seen;
 
 /// How long tests are remembered: the hour that limits look at, and another for a clock that is set back.
 const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
@@ -393,6 +395,54 @@ impl Store {
         rows.into_iter().map(|(peer, bytes)| Ok((self.endpoint_id(&peer)?, unsigned(bytes)))).collect()
     }
 
+    /// From where each peer authenticated, and when it last did, in milliseconds since 1970.
+    pub async fn known_prefixes(&self) -> Result<Vec<(EndpointId, Prefix, u64)>, StoreError> {
+        let rows: Vec<(Vec<u8>, String, i64)> =
+            sqlx::query_as("SELECT peer, prefix, seen_unix_ms FROM known_prefixes ORDER BY peer, prefix")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(|why| self.failure("reading the known prefixes", why))?;
+        rows.into_iter()
+            .map(|(peer, prefix, seen)| {
+                let address = prefix.parse().map_err(|_| self.damaged("a known prefix is no address"))?;
+                Ok((self.endpoint_id(&peer)?, Prefix::of(address), unsigned(seen)))
+            })
+            .collect()
+    }
+
+    /// Keeps from where a peer authenticated, and forgets what is to be forgotten of it.
+    pub async fn note_prefix(&self, seen: &Seen) -> Result<(), StoreError> {
+        let failed = |why| self.failure("keeping a known prefix", why);
+        let peer = &seen.peer.as_bytes()[..];
+        let mut change = self.pool.begin().await.map_err(failed)?;
+        for forgotten in &seen.forgotten {
+            sqlx::query("DELETE FROM known_prefixes WHERE peer = $1 AND prefix = $2")
+                .bind(peer)
+                .bind(forgotten.address().to_string())
+                .execute(&mut *change)
+                .await
+                .map_err(failed)?;
+        }
+        sqlx::query(
+            "INSERT INTO known_prefixes (peer, prefix, seen_unix_ms) VALUES ($1, $2, $3) \
+             ON CONFLICT (peer, prefix) DO UPDATE SET seen_unix_ms = excluded.seen_unix_ms",
+        )
+        .bind(peer)
+        .bind(seen.prefix.address().to_string())
+        .bind(signed(seen.unix_ms))
+        .execute(&mut *change)
+        .await
+        .map_err(failed)?;
+        change.commit().await.map_err(failed)
+    }
+
+    /// Forgets from where `peer` authenticated.
+    pub async fn forget_prefixes(&self, peer: EndpointId) -> Result<(), StoreError> {
+        let forgotten = sqlx::query("DELETE FROM known_prefixes WHERE peer = $1").bind(&peer.as_bytes()[..]);
+        forgotten.execute(&self.pool).await.map_err(|why| self.failure("forgetting known prefixes", why))?;
+        Ok(())
+    }
+
     /// Remembers the last line of the audit log that anybody may be told of.
     pub async fn set_audit_head(&self, head: Head) -> Result<(), StoreError> {
         sqlx::query(
@@ -587,6 +637,20 @@ mod tests {
         assert_eq!(names(&store).await[..2], ["appliance", "appliance 2"]);
         assert!(names(&store).await.contains(&format!("{} 2", "x".repeat(108))));
         assert!(matches!(store.rename_peer(id(2), &disguise).await, Err(StoreError::NoName)));
+    }
+
+    #[tokio::test]
+    async fn known_prefixes_are_kept_and_forgotten() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        let prefix = |text: &str| Prefix::of(text.parse().unwrap());
+        let seen = |prefix, unix_ms, forgotten| Seen { peer: id(1), prefix, unix_ms, forgotten };
+        store.note_prefix(&seen(prefix("192.0.2.1"), 1_000, vec![])).await.unwrap();
+        store.note_prefix(&seen(prefix("2001:db8::7"), 2_000, vec![])).await.unwrap();
+        store.note_prefix(&seen(prefix("2001:db8::8"), 3_000, vec![prefix("192.0.2.1")])).await.unwrap();
+        assert_eq!(store.known_prefixes().await.unwrap(), [(id(1), prefix("2001:db8::"), 3_000)]);
+        store.forget_prefixes(id(1)).await.unwrap();
+        assert_eq!(store.known_prefixes().await.unwrap(), []);
     }
 
     #[tokio::test]

@@ -25,6 +25,8 @@ pub(super) struct Roster {
 
 #[derive(Default)]
 struct Lists {
+    /// The phase that runs, else the next one.
+    next: u8,
     /// Every place that was ever taken: none is given twice.
     taken: HashSet<(u8, u16)>,
     standing: HashMap<(u8, u16), Standing>,
@@ -53,6 +55,17 @@ impl Roster {
             }
         };
         self.tether.wake();
+    }
+
+    /// Whether `phase` runs, or is the next one.
+    pub(super) fn is_next(&self, phase: u8) -> bool {
+        self.lists().next == phase
+    }
+
+    /// `phase` is over: the one after it is next.
+    pub(super) fn advance(&self, phase: u8) {
+        let mut lists = self.lists();
+        lists.next = lists.next.max(phase.saturating_add(1));
     }
 
     /// How many streams of `phase` stand.

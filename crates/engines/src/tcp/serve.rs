@@ -62,6 +62,12 @@ impl TcpServe {
 }
 
 fn seat(roster: &Roster, options: &SocketOptions, preamble: Preamble, stream: DataStream) {
+    // The streams of a later phase would cost descriptors and, unread, the kernel's memory for as long as the session
+    // lasts.
+    if !roster.is_next(preamble.phase) {
+        tracing::debug!(phase = preamble.phase, "a data connection of a later phase was dropped");
+        return;
+    }
     match options.apply(stream.socket()) {
         Ok(()) => roster.admit(preamble.phase, preamble.stream, stream),
         // Such a stream would not carry what was asked for.
@@ -75,6 +81,14 @@ impl Serve for TcpServe {
     }
 
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+        let tally = self.run_phase(phase, report);
+        self.roster.advance(phase);
+        tally
+    }
+}
+
+impl TcpServe {
+    fn run_phase(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
         };

@@ -1,7 +1,7 @@
-//! From a connection to an authenticated peer or a refusal: the door, the handshake, its time limits.
+//! From a connection to a proven key or a refusal: its place, the handshake, its time limits.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +12,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::newcomer::{Newcomer, wait_for_place};
+use super::place::{Handshaken, Place};
 use super::{Server, Stage, connection, data_connection};
+use crate::event::RefusalReason;
 
 /// The longest a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-/// The longest a connection may take from its first byte to being somebody's: handshake and first message.
-pub(super) const AUTHENTICATION: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest a connection may take until it is authenticated: handshake and first message.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that the kernel holds for us while we look at others.
 const BACKLOG: i32 = 1024;
 /// How long to wait, out of descriptors, for one that none of our own connections gives back.
@@ -90,12 +91,22 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
         let room = server.room.notified();
         match listener.accept().await {
             Ok((socket, from)) => {
-                let (server, acceptor) = (Arc::clone(&server), acceptor.clone());
-                tokio::spawn(async move { enter(server, acceptor, socket, from, local).await });
+                let from = from.ip().to_canonical();
+                // Judged here and not in a task: refusing thousands of connections costs no more than accepting them.
+                match Place::take(&server, from) {
+                    Ok(place) => {
+                        let (server, acceptor) = (Arc::clone(&server), acceptor.clone());
+                        tokio::spawn(async move { enter(server, acceptor, socket, from, local, place).await });
+                    }
+                    Err(reason) => {
+                        server.refuse(from, reason, None);
+                        reset(socket);
+                    }
+                }
             }
             Err(error) => {
                 // Out of descriptors (or a connection that died in the queue): wait for one to come back.
-                server.refuse(local.ip(), "descriptors", None);
+                server.refuse(local.ip(), RefusalReason::Descriptors, None);
                 tracing::debug!(%error, "accept failed");
                 let _ = tokio::time::timeout(OUT_OF_DESCRIPTORS, room).await;
             }
@@ -103,42 +114,43 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
     }
 }
 
-/// One connection, from the door to its end.
-async fn enter(server: Arc<Server>, acceptor: TlsAcceptor, socket: TcpStream, from: SocketAddr, local: SocketAddr) {
-    let from = from.ip().to_canonical();
-    let Some(place) = wait_for_place(&server, from).await else {
-        server.refuse(from, "too_many", None);
-        reset(socket);
-        return;
-    };
+/// One connection, from its place to its end.
+async fn enter(
+    server: Arc<Server>,
+    acceptor: TlsAcceptor,
+    socket: TcpStream,
+    from: IpAddr,
+    local: SocketAddr,
+    place: Place,
+) {
     let begun = tokio::time::Instant::now();
     // Small messages of the control link must not wait for one another.
     let _ = socket.set_nodelay(true);
-    let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await;
-    let stream = match handshake {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
+    let accept = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket));
+    let reason = match place.while_held(accept).await {
+        Some(Ok(Ok(stream))) => match who(&stream) {
+            Some((alpn, peer)) => {
+                place.progressed();
+                let handshaken =
+                    Handshaken { stream, from, local, peer, place, deadline: begun + AUTHENTICATION_TIMEOUT };
+                if *server.stage.borrow() == Stage::Stopping {
+                    return;
+                }
+                return match alpn {
+                    Alpn::Link => connection::run(server, handshaken).await,
+                    Alpn::Data => data_connection::run(server, handshaken).await,
+                };
+            }
+            None => RefusalReason::Handshake,
+        },
+        Some(Ok(Err(error))) => {
             tracing::debug!(%from, %error, "handshake failed");
-            server.refuse(from, "handshake", None);
-            return;
+            RefusalReason::Handshake
         }
-        Err(_) => {
-            server.refuse(from, "slow", None);
-            return;
-        }
+        Some(Err(_)) => RefusalReason::Slow,
+        None => RefusalReason::MadeWay,
     };
-    let Some((alpn, peer)) = who(&stream) else {
-        server.refuse(from, "handshake", None);
-        return;
-    };
-    let newcomer = Newcomer { stream, from, local, peer, place, deadline: begun + AUTHENTICATION };
-    if *server.stage.borrow() == Stage::Stopping {
-        return;
-    }
-    match alpn {
-        Alpn::Link => connection::run(server, newcomer).await,
-        Alpn::Data => data_connection::run(server, newcomer).await,
-    }
+    server.refuse(from, reason, None);
 }
 
 /// The protocol that was agreed, and the key that was shown.

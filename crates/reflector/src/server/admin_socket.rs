@@ -16,8 +16,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
 use super::peers::Removal;
-use super::{CodeEnd, LackingEngine, Opener, Server, Stage, lock, pair};
-use crate::event::Event;
+use super::{CodeUsed, LackingEngine, Opener, Server, Stage, lock, pair};
+use crate::event::{Event, RefusalReason};
 use crate::pairing::Opened;
 use crate::sessions::Snapshot;
 
@@ -153,7 +153,7 @@ pub struct Status {
     /// Sessions, queue, ports and what was used.
     pub sessions: Snapshot,
     /// Refusals since the start, by reason.
-    pub refused: std::collections::BTreeMap<String, u64>,
+    pub refused: std::collections::BTreeMap<RefusalReason, u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -220,7 +220,7 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
     let user = stream.peer_cred()?.uid();
     let (read, mut write) = stream.into_split();
     if user != 0 && user != rustix::process::geteuid().as_raw() {
-        server.refuse(std::net::Ipv4Addr::LOCALHOST.into(), "admin_user", None);
+        server.refuse(std::net::Ipv4Addr::LOCALHOST.into(), RefusalReason::AdminUser, None);
         return tell(&mut write, &Tell::Failed { because: "only the reflector's own user and root may".into() }).await;
     }
     let mut read = BufReader::new(read);
@@ -266,6 +266,7 @@ async fn obey(server: &Arc<Server>, ask: Ask) -> anyhow::Result<Tell> {
                 },
                 Removal::Removed => {
                     server.cut_off(id);
+                    server.forget_known(id).await;
                     // It is out, whatever becomes of the line.
                     server.record(vec![Event::PeerRemoved { peer: id }]).await;
                     Tell::Done { what: PeerText::new("removed; its links and sessions are over") }
@@ -326,7 +327,7 @@ fn status(server: &Server) -> Status {
         links: lock(&server.links).len(),
         peers: server.peers.list().len(),
         sessions,
-        refused: lock(&server.refusals).totals(),
+        refused: lock(&server.throttle).refused(),
     }
 }
 
@@ -352,7 +353,6 @@ async fn open_code(
         Ok(opened) => opened,
         Err(error) => return tell(&mut write, &Tell::Failed { because: error.to_string() }).await,
     };
-    lock(&server.door).code_opened();
     let recorded = server.audit.record(vec![Event::CodeOpened { ttl_s }]).await;
     let told = match &recorded {
         Ok(()) => tell(&mut write, &Tell::Code { code, expires_in_s: ttl_s }).await.is_ok(),
@@ -370,7 +370,6 @@ async fn open_code(
             "expired"
         }
     };
-    lock(&server.door).code_closed();
     if end.is_none() {
         lock(&server.pairing).revoke(id);
         // Whoever proved in time is paired, or not, before it is said how the code ended.
@@ -378,10 +377,9 @@ async fn open_code(
         end = ended.try_recv().ok();
     }
     let why = match end {
-        Some(CodeEnd::Paired(endpoint_id, name)) => {
+        Some(CodeUsed(endpoint_id, name)) => {
             return tell(&mut write, &Tell::Paired { endpoint_id, name }).await;
         }
-        Some(CodeEnd::Burnt) => "burnt",
         None => why,
     };
     if let Err(fault) = recorded {

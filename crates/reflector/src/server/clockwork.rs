@@ -27,15 +27,11 @@ pub(super) async fn run(server: Arc<Server>) {
         for step in denials {
             carry(&server, step);
         }
-        let now = server.now();
-        let mut counted = lock(&server.refusals).poll(now);
-        counted.extend(lock(&server.chatter).poll(now));
-        for event in counted {
-            server.audit.note(event);
-        }
+        let left_out = lock(&server.throttle).poll(server.now());
+        server.note_left_out(left_out);
         let of_sessions = server.sessions().next_deadline();
-        let of_counts = [lock(&server.refusals).next_deadline(), lock(&server.chatter).next_deadline()];
-        let next = of_sessions.into_iter().chain(of_counts.into_iter().flatten()).min();
+        let of_counts = lock(&server.throttle).next_deadline();
+        let next = of_sessions.into_iter().chain(of_counts).min();
         let deadline = next.map(|mono| server.began + mono);
         match deadline {
             Some(at) => {

@@ -1,6 +1,7 @@
 //! One control link, from the first message to the last: reads what the appliance says, carries it to the decisions,
 //! and carries their answers back.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
+use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{
     self, CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Grant, HEARTBEAT, ToAppliance, ToReflector,
     Welcome,
@@ -23,17 +25,23 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
 use tracing::Instrument;
 
-use super::newcomer::{Newcomer, Place};
+use super::place::Handshaken;
 use super::test_run::{self, PhaseEvent, RunEvent, Running};
 use super::{Link, Order, Server, Stage, lock, pair};
-use crate::door::Prefix;
-use crate::event::Event;
+use crate::connection_limiter::Prefix;
+use crate::event::{Event, RefusalReason};
+use crate::message_budget::Cost;
 use crate::sessions::{Answer, LinkId, Reservation};
 
 /// A peer that doesn't take what we write for this long is as good as gone.
 const WRITE: Duration = END_AFTER_SILENCE;
 /// Links of one peer that stand at once. An appliance has one a test; each costs a descriptor and some memory.
 const LINKS_OF_A_PEER: usize = 64;
+/// How long after its first message a client that is not paired is answered, so that the time says nothing of how it
+/// was judged, and guessing codes is slow.
+const REFUSAL_DELAY: Duration = Duration::from_secs(1);
+/// How long a reading of the host's facts is good for.
+const FACTS_LIFETIME: Duration = Duration::from_secs(1);
 /// How long a closing link waits for the other side to read and hang up.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -42,41 +50,59 @@ static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 type Stream = TlsStream<TcpStream>;
 
 /// Runs until the link is over.
-pub(super) async fn run(server: Arc<Server>, newcomer: Newcomer) {
-    let Newcomer { stream, from, local, peer, place, deadline } = newcomer;
+pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
+    let Handshaken { stream, from, local, peer, place, deadline } = handshaken;
     let peer = peer.id();
     let mut framed = Framed::new(stream);
-    let first = tokio::time::timeout_at(deadline, framed.receive::<ToReflector>()).await;
-    let (versions, paired) = match first {
-        Ok(Ok(Some(ToReflector::Hello { versions, .. }))) if server.peers.is_paired(peer) => (versions, None),
-        Ok(Ok(Some(ToReflector::Pair { versions, proof, name }))) => {
+    let first = tokio::time::timeout_at(deadline, framed.receive::<ToReflector>());
+    let refuse = |reason| server.refuse(from, reason, Some(peer));
+    let first = match place.while_held(first).await {
+        Some(Ok(Ok(Some(first)))) => first,
+        Some(Ok(Ok(None))) => return refuse(RefusalReason::Silent),
+        Some(Ok(Err(error))) => {
+            tracing::debug!(%from, %error, "no first message");
+            return refuse(RefusalReason::Protocol);
+        }
+        Some(Err(_)) => return refuse(RefusalReason::Slow),
+        None => return refuse(RefusalReason::MadeWay),
+    };
+    place.progressed();
+    let answer_at = Instant::now() + REFUSAL_DELAY;
+    let judged = match first {
+        ToReflector::Hello { versions, .. } if server.peers.is_paired(peer) => Ok((versions, None)),
+        ToReflector::Pair { versions, proof, name } => {
             let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None);
-            let judged = match exporter {
+            let answer = match exporter {
+                // A right proof is being written down when the connection is told to make way: it must not be dropped.
                 Ok(exporter) => pair::judge(&server, &exporter, from, peer, &proof, &name).await,
                 Err(_) => None,
             };
-            match judged {
-                Some(answer) => (versions, Some(answer)),
-                None => return turn_away(&server, framed, from, peer, "wrong_proof").await,
-            }
+            answer.map(|answer| (versions, Some(answer))).ok_or(RefusalReason::WrongProof)
         }
-        Ok(Ok(Some(_))) => return turn_away(&server, framed, from, peer, "not_paired").await,
-        Ok(Ok(None)) => return server.refuse(from, "silent", Some(peer)),
-        Ok(Err(error)) => {
-            tracing::debug!(%from, %error, "no first message");
-            return server.refuse(from, "protocol", Some(peer));
-        }
-        Err(_) => return server.refuse(from, "slow", Some(peer)),
+        _ => Err(RefusalReason::NotPaired),
     };
-    place.authenticated();
+    let (versions, paired) = match judged {
+        Ok(judged) => judged,
+        Err(reason) => {
+            refuse(reason);
+            let answered = place.while_held(turn_away(framed, answer_at)).await;
+            if answered.is_none() {
+                refuse(RefusalReason::MadeWay);
+            }
+            return;
+        }
+    };
+    place.settle();
+    server.note_known(peer, Prefix::of(from));
     let id = LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed));
     let span = tracing::info_span!("link", %peer, %from);
-    Connection::open(server, framed, id, peer, from, local, place).serve(&versions, paired).instrument(span).await;
+    Connection::open(server, framed, id, peer, from, local).serve(&versions, paired).instrument(span).await;
 }
 
-/// The one answer that a stranger gets, whatever it said.
-async fn turn_away(server: &Server, mut framed: Framed<Stream>, from: IpAddr, peer: EndpointId, reason: &str) {
-    server.refuse(from, reason, Some(peer));
+/// The one answer to a client that is not paired, whatever it said and however it was judged: always the same, and
+/// always this long after its message.
+async fn turn_away(mut framed: Framed<Stream>, answer_at: Instant) {
+    tokio::time::sleep_until(answer_at).await;
     // Bounded, and of no matter to us whether it arrives.
     let _ = tokio::time::timeout(GOODBYE, async {
         framed.send(&ToAppliance::NotPaired).await?;
@@ -86,6 +112,28 @@ async fn turn_away(server: &Server, mut framed: Framed<Stream>, from: IpAddr, pe
         Ok::<_, LinkError>(())
     })
     .await;
+}
+
+/// What the host's facts were, for a second: to read them takes the processor, and every link may ask for them.
+#[derive(Default)]
+pub(super) struct FactsCache {
+    read: tokio::sync::Mutex<HashMap<IpAddr, (Instant, HostFacts)>>,
+}
+
+impl FactsCache {
+    /// The facts as seen from our address `local`; `None` when the program is ending.
+    async fn facts(&self, local: IpAddr) -> Option<HostFacts> {
+        // Whoever comes while they are read waits for the same reading.
+        let mut read = self.read.lock().await;
+        read.retain(|_, (at, _)| at.elapsed() < FACTS_LIFETIME);
+        if let Some((_, facts)) = read.get(&local) {
+            return Some(facts.clone());
+        }
+        let facts = tokio::task::spawn_blocking(move || paramedic_engines::host_facts::read(Some(local))).await;
+        let facts = HostFacts { version: PeerText::new(env!("CARGO_PKG_VERSION")), ..facts.ok()? };
+        read.insert(local, (Instant::now(), facts.clone()));
+        Some(facts)
+    }
 }
 
 /// A link of a known peer.
@@ -100,7 +148,8 @@ struct Connection {
     run_events: (mpsc::UnboundedSender<RunEvent>, mpsc::UnboundedReceiver<RunEvent>),
     running: Option<Granted>,
     heard: Instant,
-    _place: Place,
+    /// When the next message is read: later than now where the device has used up its budget.
+    read_from: Option<Instant>,
 }
 
 /// A reservation on its way to being a grant; taken back when dropped before it is one, whatever went wrong.
@@ -143,13 +192,12 @@ impl Connection {
         peer: EndpointId,
         from: IpAddr,
         local: SocketAddr,
-        place: Place,
     ) -> Self {
         // A wildcard listener: the address that the link really came in on is where its data must go.
         let local = framed.stream().get_ref().0.local_addr().unwrap_or(local);
         let (sender, orders) = mpsc::unbounded_channel();
         lock(&server.links).insert(id, Link { peer, orders: sender });
-        lock(&server.door).link_opened(Prefix::of(from));
+        server.places.limiter().link_opened(Prefix::of(from));
         let run_events = mpsc::unbounded_channel();
         Self {
             server,
@@ -162,7 +210,7 @@ impl Connection {
             run_events,
             running: None,
             heard: Instant::now(),
-            _place: place,
+            read_from: None,
         }
     }
 
@@ -205,9 +253,14 @@ impl Connection {
         if !self.server.peers.is_paired(self.peer) {
             return Next::Close(CloseReason::PeerRemoved, "this device is no longer paired");
         }
-        if lock(&self.server.links).values().filter(|link| link.peer == self.peer).count() > LINKS_OF_A_PEER {
-            self.server.refuse(self.from, "too_many_links", Some(self.peer));
-            return Next::Close(CloseReason::Protocol, "too many links of this device stand already");
+        let (of_peer, in_all) = {
+            let links = lock(&self.server.links);
+            (links.values().filter(|link| link.peer == self.peer).count(), links.len())
+        };
+        // No device takes more than half of them all.
+        if of_peer > LINKS_OF_A_PEER.min(self.server.max_links / 2) || in_all > self.server.max_links {
+            self.server.refuse(self.from, RefusalReason::TooManyLinks, Some(self.peer));
+            return Next::Close(CloseReason::Protocol, "too many links stand already");
         }
         Next::Go
     }
@@ -244,20 +297,32 @@ impl Connection {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stage = self.server.stage.subscribe();
+        self.spend(Cost::Link);
         loop {
+            let read_from = self.read_from;
             let next = tokio::select! {
-                message = self.framed.receive::<ToReflector>() => match message {
+                message = self.framed.receive::<ToReflector>(), if read_from.is_none() => match message {
                     Ok(Some(message)) => {
                         self.note_heard();
+                        self.spend(Cost::Message);
                         self.hear(message).await
                     }
                     Ok(None) | Err(LinkError::Io(_) | LinkError::Torn) => Next::Gone,
                     Err(LinkError::Frame(error)) => {
-                        tracing::info!(%error, "not a message");
-                        self.server.refuse(self.from, "protocol", Some(self.peer));
+                        if self.server.may_log(self.peer) {
+                            tracing::info!(%error, "not a message");
+                        }
+                        self.spend(Cost::Fault);
+                        self.server.refuse(self.from, RefusalReason::Protocol, Some(self.peer));
                         Next::Close(CloseReason::Protocol, "what came is no message of this protocol")
                     }
                 },
+                () = tokio::time::sleep_until(read_from.unwrap_or_else(Instant::now)), if read_from.is_some() => {
+                    self.read_from = None;
+                    // It was we who did not listen.
+                    self.note_heard();
+                    Next::Go
+                }
                 Some(order) = self.orders.recv() => self.obey(order).await,
                 Some(event) = self.run_events.1.recv() => self.report(event).await,
                 _ = heartbeat.tick() => self.beat().await,
@@ -266,6 +331,14 @@ impl Connection {
             if !matches!(next, Next::Go) {
                 return next;
             }
+        }
+    }
+
+    /// Charges the device's budget, which its other links share, and reads on no earlier than that allows.
+    fn spend(&mut self, cost: Cost) {
+        let wait = lock(&self.server.budgets).charge(self.peer, cost, self.server.now().mono);
+        if !wait.is_zero() {
+            self.read_from = Some(Instant::now() + wait);
         }
     }
 
@@ -286,7 +359,7 @@ impl Connection {
             self.server.due.notify_one();
         } else if self.heard.elapsed() > END_AFTER_SILENCE {
             // A device that lost its network, or one that holds a place with half a message.
-            self.server.refuse(self.from, "silent", Some(self.peer));
+            self.server.refuse(self.from, RefusalReason::Silent, Some(self.peer));
             return Next::Gone;
         }
         self.say(&ToAppliance::Ping).await
@@ -295,12 +368,21 @@ impl Connection {
     async fn hear(&mut self, message: ToReflector) -> Next {
         match message {
             ToReflector::Request { spec, wait } => {
+                let refused = tokio::task::block_in_place(|| not_supported(&spec));
                 let (answer, events) = {
                     let mut sessions = self.server.sessions();
                     let id = SessionId::new(uuid::Uuid::now_v7());
-                    let answer = sessions.request(self.id, self.peer, spec, wait, id, self.server.now());
+                    let answer = match refused {
+                        Some(denial) => sessions.refuse(self.peer, denial),
+                        None => sessions.request(self.id, self.peer, spec, wait, id, self.server.now()),
+                    };
                     (answer, sessions.take_events())
                 };
+                if let Answer::Denied(denial) = &answer
+                    && !denial.reason.is_worth_a_retry()
+                {
+                    self.spend(Cost::Fault);
+                }
                 self.server.due.notify_one();
                 self.answer(answer, events).await
             }
@@ -311,16 +393,10 @@ impl Connection {
             }
             ToReflector::Start { phase } => self.start(phase).await,
             ToReflector::Finish => self.end_session(EndReason::Finished, "finished").await,
-            ToReflector::Facts => {
-                let local = self.local.ip();
-                match tokio::task::spawn_blocking(move || paramedic_engines::host_facts::read(Some(local))).await {
-                    Ok(mut facts) => {
-                        facts.version = PeerText::new(env!("CARGO_PKG_VERSION"));
-                        self.say(&ToAppliance::Facts(facts)).await
-                    }
-                    Err(_) => Next::Go,
-                }
-            }
+            ToReflector::Facts => match self.server.facts.facts(self.local.ip()).await {
+                Some(facts) => self.say(&ToAppliance::Facts(facts)).await,
+                None => Next::Go,
+            },
             ToReflector::Ping => self.say(&ToAppliance::Pong).await,
             ToReflector::Close { reason } => {
                 tracing::debug!(%reason, "the appliance says goodbye");
@@ -370,7 +446,9 @@ impl Connection {
                     match tokio::task::block_in_place(|| self.open_session(&reservation)) {
                         Ok(running) => return self.grant(&reservation, claim, running, events).await,
                         Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
-                            tracing::warn!(port = reservation.port, "a program of someone else holds this port");
+                            if self.server.may_log(self.peer) {
+                                tracing::warn!(port = reservation.port, "another program holds this port");
+                            }
                             let mut sessions = self.server.sessions();
                             answer = sessions.port_is_held(reservation.session, self.server.now());
                             events.extend(sessions.take_events());
@@ -380,7 +458,10 @@ impl Connection {
                             self.server.made_room();
                         }
                         Err(error) => {
-                            tracing::error!(%error, "the session can't be opened");
+                            if self.server.may_log(self.peer) {
+                                tracing::error!(%error, "the session can't be opened");
+                            }
+                            self.spend(Cost::Fault);
                             drop(claim);
                             events.extend(self.server.sessions().take_events());
                             self.server.record(events).await;
@@ -432,7 +513,9 @@ impl Connection {
             Ok::<_, anyhow::Error>(())
         };
         if let Err(error) = durable.await {
-            tracing::error!(%error, "the grant can't be recorded, and is taken back");
+            if self.server.may_log(self.peer) {
+                tracing::error!(%error, "the grant can't be recorded, and is taken back");
+            }
             drop(running);
             drop(claim);
             facts.extend(self.server.sessions().take_events());
@@ -464,13 +547,17 @@ impl Connection {
     async fn start(&mut self, phase: u8) -> Next {
         let Some(granted) = &mut self.running else { return Next::Go };
         let known = usize::from(phase) < granted.running.spec.phases.len();
-        if !known || granted.phase.is_some() || phase < granted.next_phase {
+        // In order, each once: only the streams of the next phase are let in.
+        if !known || granted.phase.is_some() || phase != granted.next_phase {
             return self.end_session(EndReason::Failed, "that phase can't be started").await;
         }
         granted.phase = Some(phase);
         granted.next_phase = phase + 1;
+        self.server.sessions().started(granted.running.session);
         if let Err(error) = granted.running.start(phase, self.run_events.0.clone()) {
-            tracing::error!(%error, "no thread for a phase");
+            if self.server.may_log(self.peer) {
+                tracing::error!(%error, "no thread for a phase");
+            }
             return self.end_session(EndReason::Failed, "no thread could be started").await;
         }
         Next::Go
@@ -521,7 +608,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         lock(&self.server.links).remove(&self.id);
-        lock(&self.server.door).link_closed(Prefix::of(self.from));
+        self.server.places.limiter().link_closed(Prefix::of(self.from));
         self.server.sessions().link_closed(self.id, self.server.now());
         self.server.made_room();
     }
@@ -530,6 +617,12 @@ impl Drop for Connection {
 /// Waits until everything is to end. The watched value is let go of at once: it must not be held across an await.
 async fn stopping(stage: &mut tokio::sync::watch::Receiver<Stage>) {
     let _ = stage.wait_for(|stage| *stage == Stage::Stopping).await.map(drop);
+}
+
+/// Why this host can't run what is asked, whenever it is asked.
+fn not_supported(spec: &TestSpec) -> Option<Denial> {
+    let refused = paramedic_engines::check_congestion_control(spec.congestion_control.as_deref()?).err()?;
+    Some(not_opened(spec, &refused))
 }
 
 /// Why what was reserved could not be opened. A congestion control that this host's kernel refuses is asked for in vain
@@ -555,6 +648,7 @@ fn in_words(reason: EndReason) -> &'static str {
         EndReason::Finished => "finished",
         EndReason::Deadline => "its time was over",
         EndReason::Silence => "nothing was heard for 10 s",
+        EndReason::NotStarted => "its first phase did not begin within 30 s",
         EndReason::LinkClosed => "the link closed",
         EndReason::BytesPerDay => "the bytes of this day are used up",
         EndReason::PeerRemoved => "this device is no longer paired",

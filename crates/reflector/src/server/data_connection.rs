@@ -8,24 +8,26 @@ use paramedic_engines::echo;
 use paramedic_link::admission::Preamble;
 use tokio::io::AsyncReadExt;
 
-use super::newcomer::Newcomer;
+use super::place::Handshaken;
 use super::test_run::Running;
 use super::{Server, lock};
+use crate::event::RefusalReason;
 
 /// Runs until the connection is handed over or refused.
-pub(super) async fn run(server: Arc<Server>, newcomer: Newcomer) {
-    let Newcomer { mut stream, from, peer, place, deadline, .. } = newcomer;
+pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
+    let Handshaken { mut stream, from, peer, place, deadline, .. } = handshaken;
     let mut bytes = [0; Preamble::LEN];
-    let read = tokio::time::timeout_at(deadline, stream.read_exact(&mut bytes)).await;
-    if !matches!(read, Ok(Ok(_))) {
-        server.refuse(from, "slow", Some(peer.id()));
-        return;
+    let read = place.while_held(tokio::time::timeout_at(deadline, stream.read_exact(&mut bytes))).await;
+    let refuse = |reason| server.refuse(from, reason, Some(peer.id()));
+    match read {
+        Some(Ok(Ok(_))) => {}
+        Some(_) => return refuse(RefusalReason::Slow),
+        None => return refuse(RefusalReason::MadeWay),
     }
     let Some((running, preamble)) = admit(&server, &bytes, peer.id()) else {
-        server.refuse(from, "bad_preamble", Some(peer.id()));
-        return;
+        return refuse(RefusalReason::BadPreamble);
     };
-    place.authenticated();
+    place.settle();
     running.tether.heard();
     let (socket, session) = stream.into_inner();
     let blocking = socket.into_std().and_then(|socket| {
@@ -35,7 +37,9 @@ pub(super) async fn run(server: Arc<Server>, newcomer: Newcomer) {
     let stream = match blocking {
         Ok(stream) => stream,
         Err(error) => {
-            tracing::warn!(%error, "a data connection can't be handed over");
+            if server.may_log(running.peer) {
+                tracing::warn!(%error, "a data connection can't be handed over");
+            }
             return;
         }
     };
@@ -44,7 +48,9 @@ pub(super) async fn run(server: Arc<Server>, newcomer: Newcomer) {
     }
     let (keys, tether) = (Arc::clone(&running.keys), Arc::clone(&running.tether));
     let answer = move || echo::answer_stream(stream, &keys, &tether);
-    if let Err(error) = std::thread::Builder::new().name("echo-stream".into()).spawn(answer) {
+    if let Err(error) = std::thread::Builder::new().name("echo-stream".into()).spawn(answer)
+        && server.may_log(running.peer)
+    {
         tracing::warn!(%error, "no thread for latency probes over TCP");
     }
 }

@@ -1,4 +1,4 @@
-//! The reflector's shell: sockets, tasks and time around the pure decisions of `sessions`, `door` and `pairing`.
+//! The reflector's shell: sockets, tasks and time around the pure decisions of `sessions`, `connection_limiter` and `pairing`.
 //! Nothing is decided here.
 
 mod accept;
@@ -6,9 +6,9 @@ mod admin_socket;
 mod clockwork;
 mod connection;
 mod data_connection;
-mod newcomer;
 mod pair;
 mod peers;
+mod place;
 mod test_run;
 
 pub use admin_socket::{Ask, Client, PeerLine, Status, Tell};
@@ -31,22 +31,25 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::audit::Audit;
-use crate::chatter::Chatter;
 use crate::config::Config;
-use crate::door::Door;
-use crate::event::Event;
+use crate::connection_limiter::{ConnectionLimiter, Prefix};
+use crate::descriptors::Descriptors;
+use crate::event::{Event, RefusalReason};
+use crate::event_throttle::{Cause, EventThrottle, LeftOut};
+use crate::known_prefixes::KnownPrefixes;
+use crate::message_budget::MessageBudgets;
 use crate::pairing::{CodeId, Pairing};
-use crate::refusals::Refusals;
 use crate::sessions::{Limits, LinkId, Now, Past, Reservation, Sessions};
 use crate::store::Store;
 use peers::Peers;
+use place::Places;
 use test_run::Running;
 
 /// How long the last links and teardowns may take when everything ends: a peer that doesn't read, or a disk that
 /// doesn't write, must not keep the reflector from stopping.
 const STOPPING: Duration = Duration::from_secs(5);
 
-/// What the door lets in or wait at worst, and a large session beside.
+/// As many open files as all unauthenticated connections and the largest session take.
 const ENOUGH_DESCRIPTORS: u64 = 1024;
 
 /// What every task of the server works with.
@@ -54,10 +57,14 @@ struct Server {
     config: Config,
     id: EndpointId,
     sessions: Mutex<Sessions>,
-    door: Mutex<Door>,
+    places: Places,
+    known_prefixes: Mutex<KnownPrefixes>,
     pairing: Mutex<Pairing>,
-    refusals: Mutex<Refusals>,
-    chatter: Mutex<Chatter>,
+    throttle: Mutex<EventThrottle>,
+    budgets: Mutex<MessageBudgets>,
+    facts: connection::FactsCache,
+    /// The most links that stand at once.
+    max_links: usize,
     peers: Peers,
     store: Store,
     audit: Audit,
@@ -117,13 +124,14 @@ enum Order {
 pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAddr])) -> anyhow::Result<()> {
     // Before anybody is told that it serves: who then asks it to end must not find nobody listening.
     let mut signals = Signals::listen()?;
-    allow_many_descriptors();
+    let descriptors = Descriptors::divide(allow_many_descriptors());
     let id = key.id();
     let store = Store::open(&config.database()).await?;
     let (leases, leased_bytes) = store.charge_open_leases().await?;
     let (audit, mut faulted) = Audit::open(&config.audit_dir(), config.audit_segment_size, store.clone()).await?;
     let peers = Peers::load(&store, &config.authorized_peers).await?;
     let now = unix_now();
+    let known_prefixes = load_known_prefixes(&store, &peers).await?;
     let past = Past {
         tests: store.tests_since(now.saturating_sub(3_600_000)).await?,
         bytes_today: store
@@ -139,7 +147,8 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let admin = admin_socket::bind(&config.admin_socket())?;
     // The admin socket is ours, and with it the folder that it stands in.
     let (engines, lacking) = offered(&config).await?;
-    let sessions = Sessions::new(limits(&config, &engines), past, Now { mono: Duration::ZERO, unix_ms: now });
+    let limits = Limits { descriptors: descriptors.sessions, ..limits(&config, &engines) };
+    let sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: now });
     let mut responders = HashMap::new();
     for (listener, udp) in &listeners {
         let responder = Responder::spawn(udp.try_clone()?).context("the latency responder can't start")?;
@@ -148,10 +157,13 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let server = Arc::new(Server {
         id,
         sessions: Mutex::new(sessions),
-        door: Mutex::new(Door::default()),
+        places: Places::new(ConnectionLimiter::new(descriptors.unauthenticated, known_prefixes.all(now))),
+        known_prefixes: Mutex::new(known_prefixes),
         pairing: Mutex::new(Pairing::new(id)),
-        refusals: Mutex::default(),
-        chatter: Mutex::default(),
+        throttle: Mutex::default(),
+        budgets: Mutex::default(),
+        facts: connection::FactsCache::default(),
+        max_links: descriptors.links,
         peers,
         store,
         audit,
@@ -208,8 +220,8 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     server.await_no_links().await;
     tasks.shutdown().await;
     let _ = tokio::time::timeout(STOPPING, server.teardowns.write()).await;
-    let mut last = lock(&server.refusals).finish();
-    last.extend(lock(&server.chatter).finish());
+    let left_out = lock(&server.throttle).finish();
+    let mut last = left_out.into_iter().filter_map(LeftOut::event).collect::<Vec<_>>();
     last.push(Event::Stopped);
     // What can't be written any more must not keep the program from ending.
     let _ = server.audit.record(last).await;
@@ -259,8 +271,8 @@ async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut Joi
 }
 
 /// A session of 64 streams each way takes some 400 descriptors, and shells and service managers often allow 1,024 in
-/// all where the kernel would allow more.
-fn allow_many_descriptors() {
+/// all where the kernel would allow more. Returns what is allowed; `None`: any number.
+fn allow_many_descriptors() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
@@ -268,9 +280,24 @@ fn allow_many_descriptors() {
     {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    if let Some(allowed) = getrlimit(Resource::Nofile).current.filter(|allowed| *allowed < ENOUGH_DESCRIPTORS) {
-        tracing::warn!(allowed, "few open files are allowed: a crowd of strangers can keep paired devices out");
+    let allowed = getrlimit(Resource::Nofile).current;
+    if let Some(allowed) = allowed.filter(|allowed| *allowed < ENOUGH_DESCRIPTORS) {
+        tracing::warn!(
+            allowed,
+            "few open files are allowed: large sessions are refused (LimitNOFILE raises the limit)"
+        );
     }
+    allowed
+}
+
+/// From where the paired devices authenticated. What a device left behind that is no longer paired is removed.
+async fn load_known_prefixes(store: &Store, peers: &Peers) -> anyhow::Result<KnownPrefixes> {
+    let rows = store.known_prefixes().await?;
+    let gone = rows.iter().map(|(peer, ..)| *peer).filter(|peer| !peers.is_paired(*peer));
+    for peer in gone.collect::<std::collections::BTreeSet<_>>() {
+        store.forget_prefixes(peer).await?;
+    }
+    Ok(KnownPrefixes::new(rows.into_iter().filter(|(peer, ..)| peers.is_paired(*peer))))
 }
 
 /// Who opened a code.
@@ -279,16 +306,11 @@ struct Opener {
     /// The name that it wants for the device that pairs.
     wanted_name: Option<PeerText>,
     /// Hears what became of the code, once.
-    over: Option<oneshot::Sender<CodeEnd>>,
+    over: Option<oneshot::Sender<CodeUsed>>,
 }
 
-/// What became of a code before its time was over.
-enum CodeEnd {
-    /// This device paired with it, and goes by this name.
-    Paired(EndpointId, PeerText),
-    /// Too many proofs were wrong.
-    Burnt,
-}
+/// This device paired with the code, and goes by this name.
+struct CodeUsed(EndpointId, PeerText);
 
 impl Server {
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -302,7 +324,7 @@ impl Server {
     /// Writes events that no promise hangs on. They take their place in the log now; await the answer before telling
     /// of them. What can't be written is noted for when it can: a fault shows in the status and stops further grants.
     fn record(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send + use<'_> {
-        let events = lock(&self.chatter).pass(events, self.now());
+        let events = lock(&self.throttle).pass(events, self.now());
         let recorded = self.audit.record(events.clone());
         async move {
             if recorded.await.is_err() {
@@ -343,7 +365,7 @@ impl Server {
     }
 
     /// Tells whoever opened this code what became of it.
-    fn code_over(&self, code: CodeId, end: CodeEnd) {
+    fn code_over(&self, code: CodeId, end: CodeUsed) {
         let over =
             lock(&self.opener).as_mut().filter(|opener| opener.code == code).and_then(|opener| opener.over.take());
         if let Some(over) = over {
@@ -377,12 +399,60 @@ impl Server {
         let _ = tokio::time::timeout(STOPPING, all_gone).await;
     }
 
-    /// Turns somebody away: counted, and logged at a bounded rate.
-    fn refuse(&self, from: IpAddr, reason: &str, peer: Option<EndpointId>) {
-        let event = Event::Refused { from, reason: reason.to_owned(), peer };
-        for event in lock(&self.refusals).refuse(event, self.now()) {
+    /// Counts a refused connection, and logs it at a bounded rate.
+    fn refuse(&self, from: IpAddr, reason: RefusalReason, peer: Option<EndpointId>) {
+        let events = lock(&self.throttle).pass(vec![Event::Refused { from, reason, peer }], self.now());
+        for event in events {
             tracing::info!(?event, "refused");
             self.audit.note(event);
+        }
+    }
+
+    /// Whether a line that `peer` causes may be written to the program's log now.
+    fn may_log(&self, peer: EndpointId) -> bool {
+        let (may, left_out) = lock(&self.throttle).count(Cause::Log(peer), self.now());
+        self.note_left_out(left_out);
+        may
+    }
+
+    /// Writes how many lines were left out.
+    fn note_left_out(&self, left_out: impl IntoIterator<Item = LeftOut>) {
+        for left_out in left_out {
+            match left_out.event() {
+                Some(event) => self.audit.note(event),
+                None => tracing::info!(cause = ?left_out.cause, lines = left_out.count, "log lines were left out"),
+            }
+        }
+    }
+
+    /// `peer` authenticated from this prefix: connections from there have places of their own for the next weeks.
+    fn note_known(self: &Arc<Self>, peer: EndpointId, prefix: Prefix) {
+        let now = self.now().unix_ms;
+        let seen = {
+            let mut known = lock(&self.known_prefixes);
+            let Some(seen) = known.note(peer, prefix, now) else { return };
+            self.places.limiter().set_known(known.all(now));
+            seen
+        };
+        // The link need not wait for the disk: without this row the prefix is unknown after the next start, and known
+        // again with the next link.
+        let server = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = server.store.note_prefix(&seen).await {
+                tracing::warn!(%error, "a known prefix can't be written");
+            }
+        });
+    }
+
+    /// Forgets from where `peer` authenticated.
+    async fn forget_known(&self, peer: EndpointId) {
+        {
+            let mut known = lock(&self.known_prefixes);
+            known.remove_peer(peer);
+            self.places.limiter().set_known(known.all(self.now().unix_ms));
+        }
+        if let Err(error) = self.store.forget_prefixes(peer).await {
+            tracing::warn!(%error, "known prefixes can't be removed; the next start removes them");
         }
     }
 

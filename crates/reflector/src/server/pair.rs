@@ -10,8 +10,8 @@ use paramedic_link::pairing_code::Ends;
 use paramedic_link::pairing_code::Proof;
 use paramedic_link::{EndpointId, PeerText};
 
-use super::{CodeEnd, Server, lock};
-use crate::door::Prefix;
+use super::{CodeUsed, Server, lock};
+use crate::connection_limiter::Prefix;
 use crate::event::Event;
 use crate::pairing::Verdict;
 
@@ -28,14 +28,11 @@ pub(super) async fn judge(
     let (verdict, wanted) = {
         let mut pairing = lock(&server.pairing);
         let verdict = pairing.prove(Prefix::of(from), &ends, exporter, proof, server.now().mono);
-        if let Verdict::Burnt(code) = verdict {
-            server.code_over(code, CodeEnd::Burnt);
-        }
         (verdict, lock(&server.opener).as_ref().and_then(|opener| opener.wanted_name.clone()))
     };
     let (answer, claim) = match verdict {
         Verdict::Paired { proof, claim } => (proof, claim),
-        Verdict::NotPaired | Verdict::Burnt(_) => return None,
+        Verdict::NotPaired => return None,
     };
     let name = wanted.as_ref().or(Some(own_name).filter(|name| !name.is_empty()));
     let name = name.cloned().unwrap_or_else(|| PeerText::new("appliance"));
@@ -46,7 +43,7 @@ pub(super) async fn judge(
                 Some(wanted) if !is_new && rename(server, peer, &wanted).await.is_ok() => wanted,
                 _ => its_name,
             };
-            server.code_over(claim.code, CodeEnd::Paired(peer, its_name));
+            server.code_over(claim.code, CodeUsed(peer, its_name));
             lock(&server.pairing).confirm(claim);
             Some(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
         }
@@ -82,6 +79,7 @@ pub(super) async fn add(
         // Nobody was told of it; but for a moment it was let in.
         let _ = server.peers.remove(peer).await;
         server.cut_off(peer);
+        server.forget_known(peer).await;
     }
     added
 }

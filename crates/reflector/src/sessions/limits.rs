@@ -9,6 +9,7 @@ use paramedic_link::message::{Denial, DenialReason};
 use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 
 use super::decision::millis;
+use crate::descriptors;
 
 /// What a phase may take beyond its duration: opening its streams, and draining what is still under way.
 const PHASE_ALLOWANCE: Duration = Duration::from_secs(6);
@@ -36,6 +37,8 @@ pub struct Limits {
     pub max_queue: usize,
     /// Requests of one peer that wait at once, over all its links.
     pub max_queue_per_peer: usize,
+    /// Descriptors that all sessions together may take.
+    pub descriptors: usize,
     /// The ports of direct sessions; `None`: there are none.
     pub data_ports: Option<RangeInclusive<u16>>,
     /// The data modes offered.
@@ -60,6 +63,8 @@ impl Default for Limits {
             max_queue: 0,
             // An appliance needs one; a few more for somebody at its keyboard beside its schedule.
             max_queue_per_peer: 4,
+            // The host's limit is known to who starts the program.
+            descriptors: usize::MAX,
             data_ports: None,
             data_modes: Vec::new(),
             engines: Vec::new(),
@@ -105,6 +110,14 @@ impl Limits {
         }
         if spec.streams > self.max_streams {
             let detail = format!("{} streams asked, {} allowed", spec.streams, self.max_streams);
+            return refuse(DenialReason::TooManyStreams, detail);
+        }
+        let (needed, allowed) = (descriptors::of_session(spec), self.descriptors);
+        if needed > allowed {
+            let streams = spec.streams;
+            let detail = format!(
+                "{streams} streams need {needed} open files, this reflector's host allows {allowed} for sessions (LimitNOFILE)"
+            );
             return refuse(DenialReason::TooManyStreams, detail);
         }
         if spec.duration() > self.max_test_duration {

@@ -19,6 +19,7 @@ use paramedic_link::message::{Denial, DenialReason, EndReason};
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 
+use crate::descriptors;
 use crate::event::Event;
 use decision::millis;
 pub use decision::{
@@ -28,7 +29,7 @@ use limits::denial;
 pub use limits::{Limits, span};
 use ports::Ports;
 use queue::{Occupied, Queue};
-use session::{Ending, Session};
+use session::{Ending, START_TIMEOUT, Session};
 
 /// When to ask again while audit log or state can't be written.
 const RETRY_FAULTED: Duration = Duration::from_secs(5);
@@ -122,6 +123,11 @@ impl Sessions {
         Answer::Queued { place, expected_wait }
     }
 
+    /// Denies a request that this host can't do, before anything is reserved for it.
+    pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> Answer {
+        self.deny(peer, denial)
+    }
+
     /// A program of someone else holds the reserved port: takes the next one of the range, or undoes the reservation
     /// where there is none. Only before [`Sessions::opened`].
     pub fn port_is_held(&mut self, session: SessionId, now: Now) -> Answer {
@@ -151,6 +157,7 @@ impl Sessions {
         if !held.opened {
             held.opened = true;
             held.heard_at = now.mono;
+            held.start_by = Some(now.mono.saturating_add(START_TIMEOUT));
             self.events.push(Event::SessionGranted {
                 session,
                 peer: held.peer,
@@ -209,6 +216,13 @@ impl Sessions {
     pub fn set_faulted(&mut self, faulted: bool) {
         self.changed |= self.faulted != faulted;
         self.faulted = faulted;
+    }
+
+    /// The session's first phase began: from here on its deadline alone bounds it.
+    pub fn started(&mut self, session: SessionId) {
+        if let Some(held) = self.held.get_mut(&session) {
+            held.start_by = None;
+        }
     }
 
     /// Something was heard on one of the session's connections.
@@ -394,6 +408,14 @@ impl Sessions {
         let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
         let room = slots.saturating_sub(self.held.len());
         let mut ports = self.ports.free();
+        let held = self.held.values().map(|held| descriptors::of_session(&held.spec)).fold(0, usize::saturating_add);
+        let mut descriptors = self.limits.descriptors.saturating_sub(held);
+        // Descriptors come back one session after the other: who needs many must not be overtaken for ever.
+        let fits = |waiting: &&queue::Waiting| {
+            let left = descriptors.checked_sub(descriptors::of_session(&waiting.spec));
+            descriptors = left.unwrap_or(0);
+            left.is_some()
+        };
         let has_port = |waiting: &&queue::Waiting| {
             let has = !waiting.needs_port() || ports > 0;
             ports -= usize::from(waiting.needs_port() && has);
@@ -402,7 +424,8 @@ impl Sessions {
         if room == 0 {
             return Vec::new();
         }
-        self.queue.in_order().into_iter().filter(has_port).take(room).map(|waiting| waiting.link).collect()
+        let order = self.queue.in_order().into_iter();
+        order.filter(has_port).take_while(fits).take(room).map(|waiting| waiting.link).collect()
     }
 
     /// Slot, port and test in one step. The caller saw that there is room.

@@ -35,6 +35,7 @@ fn limits() -> Limits {
         max_bytes_per_day_total: 1_500_000,
         max_queue: 4,
         max_queue_per_peer: 2,
+        descriptors: usize::MAX,
         data_ports: Some(5201..=5202),
         data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
         engines: vec![engine("tcp"), engine("udp")],
@@ -99,6 +100,7 @@ impl Desk {
     fn grant(&mut self, link: u64, peer: EndpointId, spec: TestSpec) -> Reservation {
         let reservation = self.reserve(link, peer, spec);
         assert!(self.sessions.opened(reservation.session, self.now));
+        self.sessions.started(reservation.session);
         reservation
     }
 
@@ -447,6 +449,46 @@ fn silence_ends_a_session_only_after_ten_seconds() {
     assert_eq!(desk.poll(), []);
     desk.pass(Duration::from_millis(1));
     assert_eq!(desk.poll(), [Step::End { session: session.session, reason: EndReason::Silence }]);
+}
+
+#[test]
+fn a_grant_that_is_not_started_within_thirty_seconds_ends() {
+    let mut desk = Desk::new(limits());
+    let session = desk.reserve(1, A, tunneled()).session;
+    assert!(desk.sessions.opened(session, desk.now));
+    for _ in 0..29 {
+        desk.pass(seconds(1));
+        desk.sessions.heard(session, desk.now);
+        assert_eq!(desk.poll(), []);
+    }
+    desk.pass(seconds(1));
+    desk.sessions.heard(session, desk.now);
+    assert_eq!(desk.poll(), [Step::End { session, reason: EndReason::NotStarted }]);
+}
+
+#[test]
+fn a_request_that_needs_more_descriptors_than_there_are_is_denied_for_good() {
+    // Of 4 streams in one direction: 16 + 4 * 3.
+    let mut desk = Desk::new(Limits { descriptors: 27, ..limits() });
+    let denial = desk.denial(1, A, tunneled(), true);
+    assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::TooManyStreams, None));
+    assert!(denial.detail.as_str().contains("28 open files") && denial.detail.as_str().contains("allows 27"));
+    desk.grant(1, A, TestSpec { streams: 3, ..tunneled() });
+}
+
+#[test]
+fn sessions_share_the_descriptors_and_those_that_need_many_are_not_overtaken() {
+    let mut desk = Desk::new(Limits { descriptors: 60, max_concurrent_tests: 4, ..limits() });
+    let first = desk.grant(1, A, tunneled()).session;
+    desk.place(2, B, TestSpec { streams: 8, ..tunneled() });
+    desk.place(3, C, TestSpec { streams: 1, ..tunneled() });
+    assert_eq!(desk.poll(), []);
+    desk.sessions.ended(first, 0, EndReason::Finished, desk.now);
+    let links = desk.poll().into_iter().map(|step| match step {
+        Step::Reserve(reservation) => reservation.link,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(links.collect::<Vec<_>>(), [LinkId(2), LinkId(3)]);
 }
 
 #[test]

@@ -13,6 +13,9 @@ use super::limits;
 /// How often the shell is told again while the session is not torn down.
 const END_AGAIN: Duration = Duration::from_secs(5);
 
+/// How long after its grant a session's first phase may begin: it holds a slot that others wait for.
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// One session, from its reservation until its accounts are settled.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -28,6 +31,8 @@ pub(super) struct Session {
     /// Whether the shell claimed everything; from then on it is a grant, and ends only through `ended`.
     pub(super) opened: bool,
     pub(super) heard_at: Duration,
+    /// When its first phase must have begun; `None` before it is opened, and once it has.
+    pub(super) start_by: Option<Duration>,
     /// Bytes leased on each day.
     pub(super) leased: BTreeMap<u32, u64>,
     pub(super) ending: Option<Ending>,
@@ -53,6 +58,7 @@ impl Session {
             spec,
             opened: false,
             heard_at: mono,
+            start_by: None,
             leased: BTreeMap::new(),
             ending: None,
         }
@@ -75,7 +81,13 @@ impl Session {
         if self.next_deadline()? > mono {
             return None;
         }
-        let because = if self.deadline <= mono { EndReason::Deadline } else { EndReason::Silence };
+        let because = if self.deadline <= mono {
+            EndReason::Deadline
+        } else if self.start_by.is_some_and(|start_by| start_by <= mono) {
+            EndReason::NotStarted
+        } else {
+            EndReason::Silence
+        };
         let ending = self.ending.get_or_insert(Ending { reason: because, told_at: None });
         ending.told_at = Some(mono);
         Some(ending.reason)
@@ -84,7 +96,10 @@ impl Session {
     /// When [`Session::end_if_due`] has something to say.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.opened.then(|| match &self.ending {
-            None => self.deadline.min(self.heard_at.saturating_add(END_AFTER_SILENCE)),
+            None => {
+                let deadline = self.deadline.min(self.heard_at.saturating_add(END_AFTER_SILENCE));
+                self.start_by.map_or(deadline, |start_by| deadline.min(start_by))
+            }
             Some(Ending { told_at: Some(at), .. }) => at.saturating_add(END_AGAIN),
             Some(Ending { told_at: None, .. }) => Duration::ZERO,
         })

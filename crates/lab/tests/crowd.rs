@@ -1,0 +1,154 @@
+//! Unauthenticated clients in crowds: paired devices are served all the same, and a client that is not paired learns
+//! nothing from how it is treated.
+
+use std::io::{ErrorKind, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use lab::hostile::{RogueDevice, connect_from};
+use lab::{Appliance, Reflector};
+use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
+use serde_json::{Value, json};
+
+fn address(reflector: &Reflector) -> SocketAddr {
+    reflector.address().parse().unwrap()
+}
+
+/// Address number `n` of a network of loopback that no test connects from otherwise.
+fn source(n: usize) -> Ipv4Addr {
+    Ipv4Addr::from(0x7f28_0001 + u32::try_from(n).unwrap())
+}
+
+/// Four connections from each of these addresses, which say nothing. Some of them may be refused.
+fn silent_crowd(reflector: &Reflector, addresses: usize) -> Vec<TcpStream> {
+    let connect = |n| (0..4).map(move |_| connect_from(source(n), address(reflector)).unwrap());
+    (0..addresses).flat_map(connect).collect()
+}
+
+/// Waits until the reflector has taken notice of every one of `crowd`: it counts them, or has refused them.
+fn await_refusals(reflector: &Reflector) {
+    let begun = Instant::now();
+    loop {
+        let refused = reflector.status()["refused"].as_object().map_or(0, serde_json::Map::len);
+        if refused > 0 || begun.elapsed() > Duration::from_secs(20) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_device_that_was_served_before_the_last_start_gets_in_past_any_crowd() {
+    let mut reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    reflector.process().kill();
+    reflector.start().unwrap();
+    let _crowd = silent_crowd(&reflector, 80);
+    await_refusals(&reflector);
+    for _ in 0..3 {
+        let outcome = appliance.speed_test(&["--engine", "echo", "-t", "0.3"]);
+        assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+    }
+}
+
+#[test]
+fn a_device_from_a_new_address_gets_in_past_a_silent_crowd() {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let _crowd = silent_crowd(&reflector, 80);
+    await_refusals(&reflector);
+    let outcome = appliance.speed_test(&["--engine", "echo", "-t", "0.3", "-B", "127.41.0.1"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+}
+
+/// Whether the reflector ends one of five silent connections of an address at once: there are four places.
+fn one_of_five_is_ended(reflector: &Reflector, source: Ipv4Addr) -> bool {
+    let five = (0..5).map(|_| connect_from(source, address(reflector)).unwrap()).collect::<Vec<_>>();
+    let is_ended = |socket: &mut TcpStream| match socket.read(&mut [0; 1]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    };
+    // A connection that waits for a place, or has one, is ended after five seconds.
+    let begun = Instant::now();
+    let mut ended = five.into_iter().rev().map(|mut socket| {
+        let left = Duration::from_secs(3).saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
+        socket.set_read_timeout(Some(left)).unwrap();
+        is_ended(&mut socket)
+    });
+    ended.any(|ended| ended)
+}
+
+#[test]
+fn an_open_code_gives_no_client_a_place_that_it_has_not_otherwise() {
+    let reflector = Reflector::serve(&[]);
+    assert!(one_of_five_is_ended(&reflector, source(1000)));
+    let _pairing = reflector.open_code(&[]);
+    assert!(one_of_five_is_ended(&reflector, source(1001)));
+}
+
+/// A first message that is not answered with a welcome: how long its answer took.
+fn refused_after(rogue: &RogueDevice, source: Ipv4Addr, first: impl FnOnce([u8; 32]) -> Value) -> Duration {
+    let mut link = rogue.open_from(source).unwrap();
+    let first = first(link.exporter(PAIRING_EXPORTER_LABEL, None));
+    let begun = Instant::now();
+    link.say(&first).unwrap();
+    assert_eq!(link.hear().unwrap().unwrap(), json!({ "type": "not_paired" }));
+    begun.elapsed()
+}
+
+/// A `pair` with the right pin and a wrong secret.
+fn wrong_guess(rogue: &RogueDevice, exporter: [u8; 32]) -> Value {
+    let ends = Ends { reflector: rogue.reflector, appliance: rogue.key.id() };
+    let proof = PairingCode::generate(&rogue.reflector).unwrap().appliance_proof(&exporter, &ends);
+    json!({ "type": "pair", "versions": [1], "proof": proof, "name": "guesser" })
+}
+
+#[test]
+fn every_refused_first_message_is_answered_after_a_second() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::unpaired(&reflector);
+    let hello = json!({ "type": "hello", "versions": [1], "software": "0.0.0" });
+    let second = Duration::from_secs(1);
+    let refused = |first: &dyn Fn([u8; 32]) -> Value, source| refused_after(&rogue, source, first);
+    assert!(refused(&|_| hello.clone(), source(2000)) >= second);
+    assert!(refused(&|_| json!({ "type": "ping" }), source(2000)) >= second);
+    assert!(refused(&|exporter| wrong_guess(&rogue, exporter), source(2001)) >= second, "no code is open");
+    let _pairing = reflector.open_code(&[]);
+    assert!(refused(&|_| hello.clone(), source(2002)) >= second);
+    assert!(refused(&|exporter| wrong_guess(&rogue, exporter), source(2003)) >= second, "a code is open");
+}
+
+#[test]
+fn no_number_of_wrong_guesses_closes_the_code_or_delays_the_right_one() {
+    let reflector = Reflector::serve(&[]);
+    let pairing = reflector.open_code(&[]);
+    std::thread::scope(|scope| {
+        // A thousand and some wrong proofs, five from each address; then an address is blocked.
+        for n in 0..210 {
+            let rogue = RogueDevice::unpaired(&reflector);
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    refused_after(&rogue, source(3000 + n), |exporter| wrong_guess(&rogue, exporter));
+                }
+            });
+        }
+    });
+    assert_eq!(reflector.status()["refused"]["wrong_proof"], 1050);
+    let paired = Appliance::new().run(&["pair", "--peer", reflector.address(), "--code", &pairing.code]);
+    assert_eq!(paired.code, 0, "{paired:?}");
+}
+
+#[test]
+fn handshakes_of_an_unknown_address_are_bounded() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::unpaired(&reflector);
+    let begun = Instant::now();
+    let mut done = 0;
+    while begun.elapsed() < Duration::from_secs(3) {
+        done += u64::from(rogue.open_from(source(4000)).is_ok());
+    }
+    // A second may begin and end anywhere in this time.
+    let allowed = 20 * (begun.elapsed().as_secs() + 2);
+    assert!(done <= allowed, "{done} handshakes, {allowed} allowed");
+    assert!(done >= 20, "{done}");
+    assert!(reflector.status()["refused"]["too_fast"].as_u64().unwrap() > 0);
+}

@@ -1,0 +1,186 @@
+//! A paired device that means harm, or is out of order: what it can cost the reflector's host and the other devices is
+//! bounded.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use lab::hostile::{AsAppliance, RogueDevice, connect_from};
+use lab::{Appliance, Reflector};
+use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionId, SessionKeys};
+use paramedic_link::tls::Alpn;
+use serde_json::{Value, json};
+
+fn request(load: &str, phases: usize, streams: u16) -> Value {
+    let phases = vec![json!({ "load": load, "duration_ms": 5_000 }); phases];
+    let spec = json!({
+        "engine": "tcp", "data_mode": "tunneled", "phases": phases, "streams": streams, "probe_interval_us": 0,
+    });
+    json!({ "type": "request", "spec": spec, "wait": false })
+}
+
+fn granted(link: &mut AsAppliance, request: &Value) -> SessionId {
+    link.say(request).unwrap();
+    let grant = link.hear_a("granted").unwrap();
+    serde_json::from_value(grant["session"].clone()).unwrap()
+}
+
+/// A data connection of this phase.
+fn data(rogue: &RogueDevice, link: &AsAppliance, session: SessionId, phase: u8, stream: u16) -> AsAppliance {
+    let secret = link.exporter(SESSION_EXPORTER_LABEL, Some(session.as_bytes()));
+    let keys = SessionKeys::derive(session, secret.into());
+    let nonce = [u8::try_from(stream).unwrap(); Preamble::NONCE_LEN];
+    let mut connection = rogue.open(Alpn::Data);
+    connection.say_bytes(&Preamble { session, phase, stream, nonce }.seal(&keys)).unwrap();
+    connection
+}
+
+#[test]
+fn a_congestion_control_that_the_host_has_not_is_refused_before_anything_is_reserved_and_fills_no_log() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::pair(&reflector);
+    let mut link = rogue.link();
+    let mut bad = request("download", 1, 1);
+    bad["spec"]["congestion_control"] = json!("nonesuch");
+    let begun = Instant::now();
+    let asked = 100;
+    for _ in 0..asked {
+        link.say(&bad).unwrap();
+        let denied = link.hear_a("denied").unwrap();
+        assert_eq!(denied["reason"], "bad_request");
+        assert!(denied["detail"].as_str().unwrap().contains("nonesuch"), "{denied}");
+    }
+    // Twenty at once, then ten a second.
+    assert!(begun.elapsed() >= Duration::from_secs(7), "{:?}", begun.elapsed());
+    assert!(reflector.audited("session_undone").is_empty());
+    let log = reflector.log();
+    assert!(!log.contains("ERROR"), "{log}");
+    assert!(log.lines().count() < 20, "{log}");
+}
+
+#[test]
+fn a_device_that_sends_no_messages_again_and_again_fills_no_log() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::pair(&reflector);
+    for _ in 0..100 {
+        let mut link = rogue.link();
+        link.say_bytes(b"\x00\x00\x00\x04nope").unwrap();
+        assert_eq!(link.hear_a("close").unwrap()["reason"], "protocol");
+    }
+    assert_eq!(reflector.status()["refused"]["protocol"], 100);
+    let lines = reflector.log().lines().filter(|line| line.contains("not a message")).count();
+    assert!(lines <= 60, "{lines} lines");
+    // Ten of this reason, and the first of others.
+    let refused = reflector.log().lines().filter(|line| line.contains("Protocol")).count();
+    assert!(refused <= 10, "{refused} lines");
+}
+
+#[test]
+fn only_the_streams_of_the_next_phase_are_let_in() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::pair(&reflector);
+    let mut link = rogue.link();
+    let session = granted(&mut link, &request("upload", 3, 2));
+    for phase in [1, 2] {
+        let mut early = data(&rogue, &link, session, phase, 0);
+        assert!(early.hear_out().unwrap().is_empty(), "phase {phase} has not come");
+        link.say(&json!({ "type": "ping" })).unwrap();
+    }
+    let _streams = [0, 1].map(|stream| data(&rogue, &link, session, 0, stream));
+    link.say(&json!({ "type": "start", "phase": 0 })).unwrap();
+    assert_eq!(link.hear_a("started").unwrap()["phase"], 0);
+}
+
+#[test]
+fn a_phase_out_of_order_ends_the_session() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::pair(&reflector);
+    let mut link = rogue.link();
+    granted(&mut link, &request("upload", 3, 2));
+    link.say(&json!({ "type": "start", "phase": 1 })).unwrap();
+    assert_eq!(link.hear_a("ended").unwrap()["reason"], "failed");
+}
+
+#[test]
+fn a_grant_that_is_not_started_ends_and_frees_its_slot() {
+    let reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
+    let rogue = RogueDevice::pair(&reflector);
+    let mut link = rogue.link();
+    let begun = Instant::now();
+    granted(&mut link, &request("download", 16, 1));
+    let ended = loop {
+        link.say(&json!({ "type": "ping" })).unwrap();
+        match link.hear().unwrap().unwrap() {
+            message if message["type"] == "ended" => break message,
+            _ => assert!(begun.elapsed() < Duration::from_secs(60), "it was never ended"),
+        }
+    };
+    assert_eq!(ended["reason"], "not_started");
+    assert_eq!(reflector.status()["sessions"]["sessions"], json!([]));
+}
+
+#[test]
+fn few_descriptors_bound_a_session_and_administration_goes_on() {
+    let reflector = Reflector::serve_with_few_files(256);
+    let rogue = RogueDevice::pair(&reflector);
+    let mut link = rogue.link();
+    link.say(&request("bidir", 16, 64)).unwrap();
+    let denied = link.hear_a("denied").unwrap();
+    assert_eq!((&denied["reason"], denied.get("retry_after_ms")), (&json!("too_many_streams"), None));
+    assert!(denied["detail"].as_str().unwrap().contains("open files"), "{denied}");
+    // Every descriptor that a device can get hold of.
+    let links = (0..64).map(|_| rogue.open_from(Ipv4Addr::new(127, 43, 0, 1))).collect::<Vec<_>>();
+    let address = reflector.address().parse().unwrap();
+    let silent = (0..300).map(|n| connect_from(Ipv4Addr::new(127, 42, 0, n as u8), address)).collect::<Vec<_>>();
+    assert_eq!(reflector.status()["state"], "serving");
+    reflector.must(&["peers", "remove", "rogue"]);
+    drop((links, silent, link));
+    let outcome = Appliance::new().pair(&reflector, reflector.address()).speed_test(&["-t", "0.3", "--idle", "0.1"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+}
+
+/// How many threads a process has.
+fn threads(pid: rustix::process::Pid) -> usize {
+    std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap().count()
+}
+
+#[test]
+fn links_of_one_device_share_a_budget_of_messages() {
+    let mut reflector = Reflector::serve(&[]);
+    let pid = reflector.process().pid();
+    let rogue = &RogueDevice::pair(&reflector);
+    let links = (0..32).map(|_| rogue.link()).collect::<Vec<_>>();
+    let is_over = &AtomicBool::new(false);
+    let begun = Instant::now();
+    let (answered, most_threads) = std::thread::scope(|scope| {
+        let askers = links.into_iter().enumerate().map(|(n, mut link)| {
+            scope.spawn(move || {
+                let (ask, answer) = if n % 2 == 0 { ("facts", "facts") } else { ("ping", "pong") };
+                let mut answered = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    // Ten at once, as a device does that does not wait for answers.
+                    for _ in 0..10 {
+                        link.say(&json!({ "type": ask })).unwrap();
+                    }
+                    for _ in 0..10 {
+                        link.hear_a(answer).unwrap();
+                        answered += 1;
+                    }
+                }
+                answered
+            })
+        });
+        let askers = askers.collect::<Vec<_>>();
+        let mut most_threads = 0;
+        while begun.elapsed() < Duration::from_secs(4) {
+            most_threads = most_threads.max(threads(pid));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        (askers.into_iter().map(|asker| asker.join().unwrap()).sum::<u64>(), most_threads)
+    });
+    // 400 at once, then 200 a second.
+    let allowed = 400 + 200 * (begun.elapsed().as_secs() + 1);
+    assert!(answered <= allowed, "{answered} messages answered, {allowed} allowed");
+    assert!(most_threads < 64, "{most_threads} threads");
+}

@@ -1,0 +1,438 @@
+//! How many connections may be on their way in before they are authenticated, and which one makes way when there are too
+//! many. Pure: sockets and handshakes never live here, and no connection is authenticated here.
+//!
+//! Prefixes from which a peer authenticated before are known. Known and unknown prefixes have places of their own, so
+//! that unauthenticated clients never take a place from a paired device.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::RefusalReason;
+
+/// Places for connections of unknown prefixes, in all: at about 80 KiB each, some 20 MiB at worst.
+const UNKNOWN_PLACES: usize = 256;
+/// Places for connections of known prefixes, in all.
+const KNOWN_PLACES: usize = 256;
+/// What one unknown network may take, from the narrowest: places, and new connections a second.
+const UNKNOWN_LIMITS: [NetworkLimit; 3] = [
+    NetworkLimit { ipv6_bits: 64, places: 4, per_second: 20 },
+    NetworkLimit { ipv6_bits: 56, places: 16, per_second: 80 },
+    NetworkLimit { ipv6_bits: 48, places: 64, per_second: 320 },
+];
+/// What one known prefix may take: all streams of a session at once, 64 each way, and links beside them.
+const KNOWN_LIMIT: NetworkLimit = NetworkLimit { ipv6_bits: 64, places: 160, per_second: 160 };
+/// A connection of a full network makes way only after this long without progress: another one that is in the middle of
+/// its handshake is not interrupted.
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+/// Networks whose new connections are counted; beyond that many in one second, further networks are not counted.
+const COUNTED_NETWORKS: usize = 8192;
+
+/// What one network may take.
+#[derive(Clone, Copy, Debug)]
+struct NetworkLimit {
+    /// The length of the network's prefix for IPv6; an IPv4 address is a network of its own.
+    ipv6_bits: u8,
+    /// Connections that are not authenticated yet, at once.
+    places: usize,
+    /// New connections in any second.
+    per_second: u32,
+}
+
+/// Where a connection comes from: an IPv4 address, or the /64 of an IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "IpAddr", into = "IpAddr")]
+pub struct Prefix(IpAddr);
+
+impl Prefix {
+    /// The prefix of an address.
+    pub fn of(address: IpAddr) -> Self {
+        Self(network(address.to_canonical(), 64))
+    }
+
+    /// Its first address.
+    pub fn address(self) -> IpAddr {
+        self.0
+    }
+}
+
+impl From<IpAddr> for Prefix {
+    fn from(address: IpAddr) -> Self {
+        Self::of(address)
+    }
+}
+
+impl From<Prefix> for IpAddr {
+    fn from(prefix: Prefix) -> Self {
+        prefix.0
+    }
+}
+
+/// The network of `ipv6_bits` bits around an IPv6 address; an IPv4 address as it is.
+fn network(address: IpAddr, ipv6_bits: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => {
+            let host_bits = 128 - u32::from(ipv6_bits);
+            Ipv6Addr::from_bits(v6.to_bits() & u128::MAX.checked_shl(host_bits).unwrap_or(0)).into()
+        }
+    }
+}
+
+/// The number of a place. Give it back with [`ConnectionLimiter::left`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PlaceId(u64);
+
+/// What a new connection is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It may shake hands.
+    Enter {
+        /// Its place.
+        place: PlaceId,
+        /// The connection that makes way for it: to be closed now.
+        makes_way: Option<PlaceId>,
+    },
+    /// It may not come in.
+    Refuse(RefusalReason),
+}
+
+/// Counts the connections that are not authenticated yet.
+#[derive(Debug)]
+pub struct ConnectionLimiter {
+    unknown_places: usize,
+    known_places: usize,
+    next: u64,
+    places: BTreeMap<PlaceId, Place>,
+    /// How many links stand from each prefix.
+    links: BTreeMap<Prefix, usize>,
+    /// Prefixes from which a peer authenticated within the last weeks.
+    known: BTreeSet<Prefix>,
+    /// New connections of each network since `counted_since`.
+    recent: BTreeMap<(IpAddr, u8), u32>,
+    counted_since: Duration,
+    /// The latest time that was handed in.
+    now: Duration,
+}
+
+#[derive(Debug)]
+struct Place {
+    prefix: Prefix,
+    is_known: bool,
+    /// When it last got further: accepted, ClientHello read, handshake done.
+    progress_at: Duration,
+}
+
+impl ConnectionLimiter {
+    /// With no connection yet. `descriptors` is how many all places together may take; `known` are the prefixes from
+    /// which peers authenticated.
+    pub fn new(descriptors: usize, known: BTreeSet<Prefix>) -> Self {
+        let share = (descriptors / 2).max(1);
+        Self {
+            unknown_places: UNKNOWN_PLACES.min(share),
+            known_places: KNOWN_PLACES.min(share),
+            next: 0,
+            places: BTreeMap::new(),
+            links: BTreeMap::new(),
+            known,
+            recent: BTreeMap::new(),
+            counted_since: Duration::ZERO,
+            now: Duration::ZERO,
+        }
+    }
+
+    /// Asks for a place for a new connection from `prefix`. `now` is monotonic, here and below.
+    pub fn admit(&mut self, prefix: Prefix, now: Duration) -> Admission {
+        self.pass_time(now);
+        let is_known = self.is_known(prefix);
+        let limits = if is_known { &[KNOWN_LIMIT][..] } else { &UNKNOWN_LIMITS[..] };
+        if !self.count_new(prefix, limits) {
+            return Admission::Refuse(RefusalReason::TooFast);
+        }
+        let mut makes_way = None;
+        for limit in limits {
+            let in_network = self.silent_longest(|place| {
+                place.is_known == is_known
+                    && network(place.prefix.0, limit.ipv6_bits) == network(prefix.0, limit.ipv6_bits)
+            });
+            if in_network.count < limit.places {
+                continue;
+            }
+            let longest = in_network.longest.filter(|(_, silence)| *silence >= HANDSHAKE_GRACE);
+            let Some((place, _)) = longest else { return Admission::Refuse(RefusalReason::TooMany) };
+            makes_way = Some(place);
+            break;
+        }
+        let in_all = if is_known { self.known_places } else { self.unknown_places };
+        if makes_way.is_none() {
+            // In a flood every connection is young, so here the longest silent one makes way however young it is: a
+            // client that answers within a round trip is done before its turn comes.
+            let all = self.silent_longest(|place| place.is_known == is_known);
+            makes_way = all.longest.map(|(place, _)| place).filter(|_| all.count >= in_all);
+        }
+        if let Some(place) = makes_way {
+            self.places.remove(&place);
+        }
+        self.next += 1;
+        let place = PlaceId(self.next);
+        self.places.insert(place, Place { prefix, is_known, progress_at: self.now });
+        Admission::Enter { place, makes_way }
+    }
+
+    /// The connection got further in its handshake.
+    pub fn progressed(&mut self, place: PlaceId, now: Duration) {
+        self.pass_time(now);
+        let now = self.now;
+        if let Some(place) = self.places.get_mut(&place) {
+            place.progress_at = now;
+        }
+    }
+
+    /// The connection is authenticated or gone. Its place may be taken back already.
+    pub fn left(&mut self, place: PlaceId) {
+        self.places.remove(&place);
+    }
+
+    /// A link stands from `prefix`.
+    pub fn link_opened(&mut self, prefix: Prefix) {
+        *self.links.entry(prefix).or_default() += 1;
+    }
+
+    /// A link from `prefix` is gone.
+    pub fn link_closed(&mut self, prefix: Prefix) {
+        if let Some(count) = self.links.get_mut(&prefix) {
+            *count -= 1;
+            if *count == 0 {
+                self.links.remove(&prefix);
+            }
+        }
+    }
+
+    /// The prefixes from which peers authenticated changed.
+    pub fn set_known(&mut self, known: BTreeSet<Prefix>) {
+        self.known = known;
+    }
+
+    /// Connections that are not authenticated yet, of unknown and of known prefixes.
+    pub fn counts(&self) -> (usize, usize) {
+        let known = self.places.values().filter(|place| place.is_known).count();
+        (self.places.len() - known, known)
+    }
+
+    fn is_known(&self, prefix: Prefix) -> bool {
+        self.links.contains_key(&prefix) || self.known.contains(&prefix)
+    }
+
+    fn pass_time(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
+
+    /// Counts a new connection in each of its networks; `false` where one of them had enough within this second.
+    fn count_new(&mut self, prefix: Prefix, limits: &[NetworkLimit]) -> bool {
+        if self.now.saturating_sub(self.counted_since) >= Duration::from_secs(1) {
+            self.recent.clear();
+            self.counted_since = self.now;
+        }
+        let mut is_within = true;
+        for limit in limits {
+            let key = (network(prefix.0, limit.ipv6_bits), limit.ipv6_bits);
+            if self.recent.len() >= COUNTED_NETWORKS && !self.recent.contains_key(&key) {
+                continue;
+            }
+            let count = self.recent.entry(key).or_default();
+            *count = count.saturating_add(1);
+            is_within &= *count <= limit.per_second;
+            // The narrower network has refused it: the wider ones don't see it.
+            if !is_within {
+                break;
+            }
+        }
+        is_within
+    }
+
+    /// How many places `is_meant` means, and which of them has been without progress for the longest time.
+    fn silent_longest(&self, is_meant: impl Fn(&Place) -> bool) -> Silence {
+        let meant = || self.places.iter().filter(|(_, place)| is_meant(place));
+        let longest = meant().min_by_key(|(id, place)| (place.progress_at, **id));
+        Silence {
+            count: meant().count(),
+            longest: longest.map(|(id, place)| (*id, self.now.saturating_sub(place.progress_at))),
+        }
+    }
+}
+
+struct Silence {
+    count: usize,
+    longest: Option<(PlaceId, Duration)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: Duration = Duration::ZERO;
+    const MANY: usize = 1 << 20;
+
+    fn v4(n: u32) -> Prefix {
+        Prefix::of(IpAddr::V4(n.into()))
+    }
+
+    /// A /64; the lowest byte counts within a /56, the next one within a /48.
+    fn v6(n: u128) -> Prefix {
+        Prefix::of(Ipv6Addr::from_bits((0x2001_0db8 << 96) | n << 64).into())
+    }
+
+    fn limiter() -> ConnectionLimiter {
+        ConnectionLimiter::new(MANY, BTreeSet::new())
+    }
+
+    fn enter(limiter: &mut ConnectionLimiter, prefix: Prefix, now: Duration) -> PlaceId {
+        match limiter.admit(prefix, now) {
+            Admission::Enter { place, makes_way: None } => place,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_one_prefix() {
+        let of = |text: &str| Prefix::of(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8:0:0:ffff::9"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+
+    #[test]
+    fn an_unknown_address_has_four_places() {
+        let mut limiter = limiter();
+        let places = (0..4).map(|_| enter(&mut limiter, v4(1), START)).collect::<Vec<_>>();
+        assert_eq!(limiter.admit(v4(1), START), Admission::Refuse(RefusalReason::TooMany));
+        enter(&mut limiter, v4(2), START);
+        limiter.left(places[0]);
+        enter(&mut limiter, v4(1), START);
+    }
+
+    #[test]
+    fn in_a_full_network_the_longest_silent_connection_makes_way() {
+        let mut limiter = limiter();
+        let places = (0..4).map(|n| enter(&mut limiter, v4(1), seconds(n))).collect::<Vec<_>>();
+        limiter.progressed(places[0], seconds(4));
+        let Admission::Enter { makes_way, .. } = limiter.admit(v4(1), seconds(5)) else { panic!() };
+        assert_eq!(makes_way, Some(places[1]));
+        assert_eq!(limiter.counts(), (4, 0));
+    }
+
+    #[test]
+    fn an_ipv6_site_has_sixteen_places_in_a_56_and_sixty_four_in_a_48() {
+        let mut limiter = limiter();
+        let refused = |limiter: &mut ConnectionLimiter, n: u128| {
+            matches!(limiter.admit(v6(n), START), Admission::Refuse(RefusalReason::TooMany))
+        };
+        let first = (0..256).find(|n| refused(&mut limiter, *n));
+        assert_eq!(first, Some(16), "one /64 of a /56 after the other");
+        let first = (1..256).find(|n| refused(&mut limiter, n << 8));
+        assert_eq!(first, Some(49), "one /56 of the /48 after the other");
+        assert_eq!(limiter.counts(), (64, 0));
+        enter(&mut limiter, v6(1 << 16), START);
+    }
+
+    #[test]
+    fn when_all_places_are_taken_the_longest_silent_connection_makes_way_at_once() {
+        let mut limiter = limiter();
+        let places = (0..256).map(|n| enter(&mut limiter, v4(n), START)).collect::<Vec<_>>();
+        limiter.progressed(places[0], Duration::from_millis(1));
+        let admitted = limiter.admit(v4(1000), Duration::from_millis(2));
+        assert!(
+            matches!(admitted, Admission::Enter { makes_way: Some(gone), .. } if gone == places[1]),
+            "{admitted:?}"
+        );
+        assert_eq!(limiter.counts(), (256, 0));
+    }
+
+    #[test]
+    fn known_prefixes_have_places_of_their_own() {
+        let mut limiter = ConnectionLimiter::new(MANY, BTreeSet::from([v4(1)]));
+        for n in 0..256 {
+            enter(&mut limiter, v4(1000 + n), START);
+        }
+        // Every stream of a session at once.
+        for _ in 0..128 {
+            enter(&mut limiter, v4(1), START);
+        }
+        limiter.link_opened(v4(2));
+        enter(&mut limiter, v4(2), START);
+        limiter.link_closed(v4(2));
+        assert!(matches!(limiter.admit(v4(2), START), Admission::Enter { makes_way: Some(_), .. }), "unknown again");
+        assert_eq!(limiter.counts(), (256, 129));
+    }
+
+    #[test]
+    fn new_connections_of_a_prefix_are_bounded_in_each_second() {
+        let mut limiter = ConnectionLimiter::new(MANY, BTreeSet::from([v4(9)]));
+        let admitted = |limiter: &mut ConnectionLimiter, prefix, now| {
+            let places = (0..500).filter_map(|_| match limiter.admit(prefix, now) {
+                Admission::Enter { place, .. } => Some(limiter.left(place)),
+                Admission::Refuse(reason) => {
+                    assert_eq!(reason, RefusalReason::TooFast);
+                    None
+                }
+            });
+            places.count()
+        };
+        assert_eq!(admitted(&mut limiter, v4(1), START), 20);
+        assert_eq!(admitted(&mut limiter, v4(1), Duration::from_millis(999)), 0);
+        assert_eq!(admitted(&mut limiter, v4(1), seconds(1)), 20);
+        assert_eq!(admitted(&mut limiter, v4(9), seconds(1)), 160);
+    }
+
+    #[test]
+    fn few_descriptors_mean_few_places() {
+        let mut limiter = ConnectionLimiter::new(16, BTreeSet::from([v4(1)]));
+        for n in 0..100 {
+            assert!(matches!(limiter.admit(v4(100 + n), START), Admission::Enter { .. }));
+            let _ = limiter.admit(v4(1), START);
+        }
+        assert_eq!(limiter.counts(), (8, 8));
+    }
+
+    proptest! {
+        /// Whatever comes, no limit is exceeded, and a connection of a known prefix never makes way for one of an
+        /// unknown prefix.
+        #[test]
+        fn limits_hold_in_any_order(steps in vec((0..300u32, 0..4u8, 0..3000u64), 1..600)) {
+            let known = (0..8).map(v4).collect::<BTreeSet<_>>();
+            let mut limiter = ConnectionLimiter::new(MANY, known.clone());
+            let mut inside = BTreeMap::new();
+            let mut now = Duration::ZERO;
+            for (n, what, later) in steps {
+                now += Duration::from_millis(later / 10);
+                match what {
+                    0..2 => if let Admission::Enter { place, makes_way } = limiter.admit(v4(n), now) {
+                        if let Some(gone) = makes_way {
+                            let prefix: Prefix = inside.remove(&gone).expect("it was inside");
+                            prop_assert_eq!(known.contains(&prefix), known.contains(&v4(n)));
+                        }
+                        inside.insert(place, v4(n));
+                    }
+                    2 => if let Some((place, _)) = inside.pop_first() { limiter.left(place); }
+                    _ => if let Some(place) = inside.keys().next() { limiter.progressed(*place, now); }
+                }
+                let (unknown, of_known) = limiter.counts();
+                prop_assert!(unknown <= UNKNOWN_PLACES && of_known <= KNOWN_PLACES);
+                prop_assert_eq!(unknown + of_known, inside.len());
+                let of_prefix = inside.values().filter(|prefix| **prefix == v4(n)).count();
+                let allowed = if known.contains(&v4(n)) { 160 } else { 4 };
+                prop_assert!(of_prefix <= allowed);
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! How often one cause may write a line, in the audit log and in the program's log: a number of lines a minute in full,
+//! then one line with the count of the others. Pure: it decides, the caller writes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use paramedic_link::EndpointId;
+
+use crate::event::{Event, RefusalReason};
+use crate::sessions::Now;
+
+/// The window of each count, from its first line on.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// What causes lines, and is counted by itself. There is a fixed number of reasons, and as many peers as were paired, so
+/// the number of counts is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// Refusals of one reason, in the audit log.
+    Refusal(RefusalReason),
+    /// What a peer causes in the audit log and no quota bounds: links, and requests that wait, are denied or undone.
+    /// Grants and ends are bounded by quotas, and always pass.
+    Peer(EndpointId),
+    /// What a peer causes in the program's log.
+    Log(EndpointId),
+}
+
+impl Cause {
+    /// Lines that are written in full in each window.
+    fn lines_in_full(self) -> u64 {
+        match self {
+            Cause::Refusal(_) => 10,
+            // More than any schedule causes.
+            Cause::Peer(_) => 240,
+            Cause::Log(_) => 60,
+        }
+    }
+
+    /// What causes this event; `None` where nothing but a quota bounds it.
+    fn of(event: &Event) -> Option<Self> {
+        match event {
+            Event::Refused { reason, .. } => Some(Cause::Refusal(*reason)),
+            Event::LinkOpened { peer, .. }
+            | Event::SessionQueued { peer, .. }
+            | Event::SessionDenied { peer, .. }
+            | Event::SessionUndone { peer, .. } => Some(Cause::Peer(*peer)),
+            _ => None,
+        }
+    }
+}
+
+/// The lines of one window that were only counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// What caused them.
+    pub cause: Cause,
+    /// How many they are, at least 1.
+    pub count: u64,
+}
+
+impl LeftOut {
+    /// The audit event that says so; `None` for lines of the program's log.
+    pub fn event(self) -> Option<Event> {
+        let count = self.count;
+        match self.cause {
+            Cause::Refusal(reason) => Some(Event::RefusedMore { reason, count }),
+            Cause::Peer(peer) => Some(Event::MoreOfPeer { peer, count }),
+            Cause::Log(_) => None,
+        }
+    }
+}
+
+/// Counts the lines of each cause.
+#[derive(Debug, Default)]
+pub struct EventThrottle {
+    windows: BTreeMap<Cause, Window>,
+    refused: BTreeMap<RefusalReason, u64>,
+}
+
+#[derive(Debug)]
+struct Window {
+    began: Duration,
+    count: u64,
+}
+
+impl Window {
+    fn end(&self) -> Duration {
+        self.began.saturating_add(WINDOW)
+    }
+
+    fn left_out(&self, cause: Cause) -> Option<LeftOut> {
+        let count = self.count.saturating_sub(cause.lines_in_full());
+        (count > 0).then_some(LeftOut { cause, count })
+    }
+}
+
+impl EventThrottle {
+    /// The events of these that are to be written now, each before it the count of a window that it ends.
+    #[must_use]
+    pub fn pass(&mut self, events: Vec<Event>, now: Now) -> Vec<Event> {
+        let mut written = Vec::with_capacity(events.len());
+        for event in events {
+            if let Event::Refused { reason, .. } = &event {
+                let total = self.refused.entry(*reason).or_default();
+                *total = total.saturating_add(1);
+            }
+            let Some(cause) = Cause::of(&event) else {
+                written.push(event);
+                continue;
+            };
+            let (is_written, left_out) = self.count(cause, now);
+            written.extend(left_out.and_then(LeftOut::event));
+            if is_written {
+                written.push(event);
+            }
+        }
+        written
+    }
+
+    /// Counts one line of `cause`: whether it is to be written, and what was left out of the window that it ends.
+    #[must_use]
+    pub fn count(&mut self, cause: Cause, now: Now) -> (bool, Option<LeftOut>) {
+        let is_over = self.windows.get(&cause).is_some_and(|window| window.end() <= now.mono);
+        let left_out = is_over.then(|| self.windows.remove(&cause)).flatten().and_then(|over| over.left_out(cause));
+        let window = self.windows.entry(cause).or_insert(Window { began: now.mono, count: 0 });
+        window.count = window.count.saturating_add(1);
+        (window.count <= cause.lines_in_full(), left_out)
+    }
+
+    /// What was left out of the windows that are over.
+    #[must_use]
+    pub fn poll(&mut self, now: Now) -> Vec<LeftOut> {
+        self.close(|window| window.end() <= now.mono)
+    }
+
+    /// What was left out of all windows, because the program ends.
+    #[must_use]
+    pub fn finish(&mut self) -> Vec<LeftOut> {
+        self.close(|_| true)
+    }
+
+    /// When `poll` has something, on the monotonic clock.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let over = self.windows.iter().filter(|(cause, window)| window.count > cause.lines_in_full());
+        over.map(|(_, window)| window.end()).min()
+    }
+
+    /// How many refusals there were since the start, by reason.
+    pub fn refused(&self) -> BTreeMap<RefusalReason, u64> {
+        self.refused.clone()
+    }
+
+    fn close(&mut self, is_over: impl Fn(&Window) -> bool) -> Vec<LeftOut> {
+        let mut left_out = Vec::new();
+        self.windows.retain(|cause, window| {
+            let stays = !is_over(window);
+            if !stays {
+                left_out.extend(window.left_out(*cause));
+            }
+            stays
+        });
+        left_out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use paramedic_link::message::DenialReason;
+
+    use super::*;
+
+    const A: EndpointId = EndpointId::from_bytes([1; 32]);
+    const B: EndpointId = EndpointId::from_bytes([2; 32]);
+
+    fn at(seconds: u64) -> Now {
+        Now { mono: Duration::from_secs(seconds), unix_ms: 0 }
+    }
+
+    fn refused(reason: RefusalReason) -> Event {
+        Event::Refused { from: IpAddr::V4(Ipv4Addr::LOCALHOST), reason, peer: None }
+    }
+
+    fn denied(peer: EndpointId) -> Event {
+        Event::SessionDenied { peer, reason: DenialReason::Busy }
+    }
+
+    fn left_out(cause: Cause, count: u64) -> LeftOut {
+        LeftOut { cause, count }
+    }
+
+    #[test]
+    fn ten_refusals_a_minute_are_written_in_full_and_the_rest_is_counted() {
+        let mut throttle = EventThrottle::default();
+        let slow = Cause::Refusal(RefusalReason::Slow);
+        let written = (0..25).flat_map(|_| throttle.pass(vec![refused(RefusalReason::Slow)], at(5))).count();
+        assert_eq!((written, throttle.next_deadline()), (10, Some(Duration::from_secs(65))));
+        assert_eq!(throttle.poll(at(64)), []);
+        assert_eq!(throttle.poll(at(65)), [left_out(slow, 15)]);
+        assert_eq!((throttle.poll(at(66)), throttle.next_deadline()), (vec![], None));
+        assert_eq!(throttle.refused()[&RefusalReason::Slow], 25);
+    }
+
+    #[test]
+    fn causes_do_not_hide_one_another() {
+        let mut throttle = EventThrottle::default();
+        let _ = throttle.pass(vec![refused(RefusalReason::Slow); 12], at(0));
+        let _ = throttle.pass(vec![denied(A); 241], at(0));
+        assert_eq!(throttle.pass(vec![refused(RefusalReason::Silent)], at(0)), [refused(RefusalReason::Silent)]);
+        assert_eq!(throttle.pass(vec![denied(B)], at(0)), [denied(B)]);
+        assert_eq!(throttle.count(Cause::Log(A), at(0)), (true, None));
+        let expected = [left_out(Cause::Refusal(RefusalReason::Slow), 2), left_out(Cause::Peer(A), 1)];
+        assert_eq!(throttle.finish(), expected);
+        assert_eq!(throttle.finish(), []);
+    }
+
+    #[test]
+    fn a_line_after_the_minute_brings_the_count_of_the_one_before() {
+        let mut throttle = EventThrottle::default();
+        assert_eq!(throttle.pass(vec![denied(A); 241], at(0)).len(), 240);
+        assert_eq!(throttle.pass(vec![denied(A)], at(60)), [Event::MoreOfPeer { peer: A, count: 1 }, denied(A)]);
+    }
+
+    #[test]
+    fn what_a_quota_bounds_always_passes() {
+        let mut throttle = EventThrottle::default();
+        let removed = vec![Event::PeerRemoved { peer: A }; 1000];
+        assert_eq!(throttle.pass(removed.clone(), at(0)), removed);
+    }
+
+    #[test]
+    fn log_lines_of_a_peer_are_bounded_and_no_audit_events() {
+        let mut throttle = EventThrottle::default();
+        let written = (0..1000).filter(|_| throttle.count(Cause::Log(A), at(0)).0).count();
+        assert_eq!(written, 60);
+        let over = throttle.poll(at(60));
+        assert_eq!(over, [left_out(Cause::Log(A), 940)]);
+        assert_eq!(over[0].event(), None);
+    }
+}

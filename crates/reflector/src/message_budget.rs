@@ -1,0 +1,108 @@
+//! How many control messages one device may have answered, over all its links together. Pure: it says how long a link
+//! waits before it reads on. What waits costs the reflector nothing: the device's own kernel holds it back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use paramedic_link::EndpointId;
+
+/// What a message costs: 200 messages a second for each device.
+const EACH: Duration = Duration::from_millis(5);
+/// What a device may spend at once before it waits.
+const BURST: Duration = Duration::from_secs(2);
+
+/// What costs a device some of its budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// A message that is answered or carried out.
+    Message,
+    /// A link that was opened.
+    Link,
+    /// A request that can never be granted, or bytes that are no message: a device that repeats them is out of order.
+    Fault,
+}
+
+impl Cost {
+    fn time(self) -> Duration {
+        match self {
+            Cost::Message => EACH,
+            Cost::Link | Cost::Fault => EACH * 20,
+        }
+    }
+}
+
+/// The budgets of all devices; in memory are those that spent something within the last seconds.
+#[derive(Debug, Default)]
+pub struct MessageBudgets {
+    /// When each device has earned back all that it spent.
+    earned_back: BTreeMap<EndpointId, Duration>,
+}
+
+impl MessageBudgets {
+    /// Charges `cost` to `device`; how long the link that caused it waits before it reads its next message. `now` is
+    /// monotonic.
+    #[must_use]
+    pub fn charge(&mut self, device: EndpointId, cost: Cost, now: Duration) -> Duration {
+        self.earned_back.retain(|_, at| *at > now);
+        let earned_back = self.earned_back.entry(device).or_insert(now);
+        *earned_back = earned_back.saturating_add(cost.time());
+        earned_back.saturating_sub(BURST).saturating_sub(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: EndpointId = EndpointId::from_bytes([1; 32]);
+    const B: EndpointId = EndpointId::from_bytes([2; 32]);
+
+    #[test]
+    fn a_device_has_a_burst_and_then_two_hundred_messages_a_second() {
+        let mut budgets = MessageBudgets::default();
+        let mut now = Duration::from_secs(1);
+        let free = (0..1000).take_while(|_| budgets.charge(A, Cost::Message, now).is_zero()).count();
+        assert_eq!(free, 400);
+        assert!(budgets.charge(B, Cost::Message, now).is_zero(), "another device is not meant");
+        let mut answered = 0;
+        let end = now + Duration::from_secs(10);
+        while now < end {
+            now += budgets.charge(A, Cost::Message, now);
+            answered += 1;
+        }
+        assert!((1990..=2010).contains(&answered), "{answered}");
+    }
+
+    #[test]
+    fn links_of_one_device_share_its_budget_and_none_starves() {
+        let mut budgets = MessageBudgets::default();
+        let mut due = vec![Duration::ZERO; 64];
+        let mut answered = [0; 64];
+        loop {
+            let (link, now) = due.iter().copied().enumerate().min_by_key(|(_, at)| *at).unwrap();
+            if now > Duration::from_secs(20) {
+                break;
+            }
+            due[link] = now + budgets.charge(A, Cost::Message, now);
+            answered[link] += 1;
+        }
+        assert!(answered.iter().sum::<u32>() <= 400 + 20 * 200 + 64);
+        assert!(answered.iter().all(|count| *count >= 60), "{answered:?}");
+    }
+
+    #[test]
+    fn faults_are_dear() {
+        let mut budgets = MessageBudgets::default();
+        let free = (0..100).take_while(|_| budgets.charge(A, Cost::Fault, Duration::ZERO).is_zero()).count();
+        assert_eq!(free, 20);
+        assert_eq!(budgets.charge(A, Cost::Fault, Duration::ZERO), Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_device_that_rests_is_forgotten() {
+        let mut budgets = MessageBudgets::default();
+        let _ = budgets.charge(A, Cost::Link, Duration::ZERO);
+        let _ = budgets.charge(B, Cost::Link, Duration::from_secs(1));
+        assert_eq!(budgets.earned_back.len(), 1);
+    }
+}

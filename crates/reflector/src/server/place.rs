@@ -1,0 +1,97 @@
+//! A connection that is not authenticated yet: its place among the others, and how it hears that it has to make way.
+//! Who gets a place is decided in `connection_limiter`.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use paramedic_link::tls;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_rustls::server::TlsStream;
+
+use super::{Server, lock};
+use crate::connection_limiter::{Admission, ConnectionLimiter, PlaceId, Prefix};
+use crate::event::RefusalReason;
+
+/// A connection that proved a key; whether that key is paired is still to be judged.
+pub(super) struct Handshaken {
+    pub(super) stream: TlsStream<TcpStream>,
+    pub(super) from: IpAddr,
+    pub(super) local: SocketAddr,
+    pub(super) peer: tls::UnverifiedPeer,
+    pub(super) place: Place,
+    /// When its first message must have come.
+    pub(super) deadline: tokio::time::Instant,
+}
+
+/// All places.
+pub(super) struct Places {
+    limiter: Mutex<ConnectionLimiter>,
+    /// Wakes the connection that has to make way.
+    makes_way: Mutex<HashMap<PlaceId, Arc<Notify>>>,
+}
+
+impl Places {
+    pub(super) fn new(limiter: ConnectionLimiter) -> Self {
+        Self { limiter: Mutex::new(limiter), makes_way: Mutex::default() }
+    }
+
+    /// The decisions about places and known prefixes.
+    pub(super) fn limiter(&self) -> std::sync::MutexGuard<'_, ConnectionLimiter> {
+        lock(&self.limiter)
+    }
+}
+
+/// A place of a connection; given back when dropped.
+pub(super) struct Place {
+    server: Arc<Server>,
+    id: PlaceId,
+    makes_way: Arc<Notify>,
+}
+
+impl Place {
+    /// A place for a new connection from `from`, or why there is none.
+    pub(super) fn take(server: &Arc<Server>, from: IpAddr) -> Result<Self, RefusalReason> {
+        let mut all = lock(&server.places.makes_way);
+        match server.places.limiter().admit(Prefix::of(from), server.now().mono) {
+            Admission::Refuse(reason) => Err(reason),
+            Admission::Enter { place: id, makes_way: gone } => {
+                if let Some(gone) = gone.and_then(|gone| all.remove(&gone)) {
+                    gone.notify_one();
+                }
+                let makes_way = Arc::new(Notify::new());
+                all.insert(id, Arc::clone(&makes_way));
+                Ok(Self { server: Arc::clone(server), id, makes_way })
+            }
+        }
+    }
+
+    /// The connection got further: it does not count as silent.
+    pub(super) fn progressed(&self) {
+        self.server.places.limiter().progressed(self.id, self.server.now().mono);
+    }
+
+    /// The connection is authenticated, or its proof is being judged: from here on it makes way for none.
+    pub(super) fn settle(&self) {
+        let mut all = lock(&self.server.places.makes_way);
+        all.remove(&self.id);
+        self.server.places.limiter().left(self.id);
+    }
+
+    /// Does `work` as long as the connection need not make way; `None`: it has to go at once.
+    pub(super) async fn while_held<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.makes_way.notified() => None,
+            done = work => Some(done),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.settle();
+        self.server.room.notify_waiters();
+    }
+}
