@@ -380,7 +380,10 @@ mod tests {
         let mut limiter = ConnectionLimiter::new(MANY, BTreeSet::from([v4(9)]));
         let admitted = |limiter: &mut ConnectionLimiter, prefix, now| {
             let places = (0..500).filter_map(|_| match limiter.admit(prefix, now) {
-                Admission::Enter { place, .. } => Some(limiter.left(place)),
+                Admission::Enter { place, .. } => {
+                    limiter.left(place);
+                    Some(())
+                }
                 Admission::Refuse(reason) => {
                     assert_eq!(reason, RefusalReason::TooFast);
                     None
