@@ -3,6 +3,7 @@
 
 mod appliance;
 pub mod changes;
+mod disks;
 pub mod hostile;
 mod hosts;
 pub mod loopback;
@@ -11,6 +12,7 @@ mod reflector;
 mod share;
 
 pub use appliance::{Appliance, Outcome, says_full};
+pub use disks::fill;
 pub use hosts::{Host, TwoHosts};
 pub use programs::{Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};

@@ -244,6 +244,30 @@ impl Reflector {
             .unwrap_or_else(|| panic!("nothing of {text:?} in the log:\n{}", self.log()));
     }
 
+    /// Ends it by a signal and keeps what stands on its disk, also where it has one of its own: the next start finds it.
+    pub fn end(&mut self, signal: rustix::process::Signal) {
+        // A mount lives as long as a process that sees it.
+        let keeper = matches!(self.around, Around::TinyDisk(_)).then(|| {
+            let mut command = Command::new("nsenter");
+            let pid = self.process().pid().to_string();
+            command.args(["--mount", "--target", &pid, "sh", "-c", "echo here; exec sleep 600"]);
+            let keeper = Running::start(command, Stdio::inherit()).expect("nsenter");
+            assert_eq!(keeper.line(PATIENCE).expect("a line"), "here");
+            keeper
+        });
+        self.process().signal(signal);
+        self.process().wait(PATIENCE).expect("it ends");
+        self.running = None;
+        if let Some(keeper) = keeper {
+            let (state, copy) = (self.state(), self.home.path().join("copy"));
+            let kept = Command::new("cp").arg("-a").arg(keeper.sees(&state)).arg(&copy).status();
+            assert!(kept.is_ok_and(|status| status.success()), "a copy of the disk");
+            // With the folder that it is mounted on, a disk goes.
+            std::fs::remove_dir_all(&state).expect("what stood there before");
+            std::fs::rename(&copy, &state).expect("the copy in its place");
+        }
+    }
+
     /// The process.
     pub fn process(&mut self) -> &mut Running {
         self.running.as_mut().expect("it was started")

@@ -1,12 +1,11 @@
 //! Folders that can't be written, disks that are full, files that are not what they were: what both programs say, and
 //! that they overwrite nothing.
 
-use std::fs::{self, File, Permissions};
-use std::io::{ErrorKind, Write};
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use lab::{Appliance, Reflector};
+use lab::{Appliance, Reflector, fill};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -191,23 +190,6 @@ fn a_key_file_that_holds_no_key_or_that_others_can_read_is_refused_and_left_as_i
         fs::write(file, "").unwrap();
     }
     both_refuse(1, "key_corrupt");
-}
-
-/// Fills the disk of `folder` to the last byte; what is returned has to be removed to make room again.
-fn fill(folder: &Path) -> PathBuf {
-    let path = folder.join("what-else-is-on-the-disk");
-    let mut file = File::create(&path).unwrap();
-    // Large pieces first, and then whatever fits.
-    for piece in [vec![b'x'; 4096], vec![b'x'; 1]] {
-        loop {
-            match file.write_all(&piece) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-    path
 }
 
 #[test]

@@ -12,10 +12,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::SqlitePool;
 use sqlx::error::DatabaseError;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqlitePool};
 
 pub use export::ExportFormat;
 pub use reflectors::Reflector;
@@ -158,11 +158,7 @@ impl History {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(PATIENCE);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options)
-            .await
-            .map_err(|error| fault(&path, "opening it", error))?;
+        let pool = pool_options().connect_with(options).await.map_err(|error| fault(&path, "opening it", error))?;
         let history = Self { pool, path };
         match MIGRATIONS.run(&history.pool).await {
             Ok(()) => Ok(history),
@@ -187,6 +183,18 @@ impl History {
     fn fault(&self, doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
         move |error| fault(&self.path, doing, error)
     }
+}
+
+/// A pool that throws away a connection that comes back inside a transaction. After a commit that fails, SQLite has rolled
+/// back and sqlx still counts a transaction as open; such a connection acknowledges what it never writes.
+fn pool_options() -> SqlitePoolOptions {
+    SqlitePoolOptions::new().max_connections(4).after_release(|connection, _| {
+        Box::pin(async move {
+            // The ping waits for the rollback that a dropped transaction has queued.
+            connection.ping().await?;
+            Ok(!connection.is_in_transaction())
+        })
+    })
 }
 
 /// Makes folder and file, and waits for the turn to make the tables; the turn ends when what is returned is dropped.
@@ -334,6 +342,33 @@ mod tests {
         assert!(matches!(error, Error::Full { .. }), "{error:?}");
         // What was there before can still be read.
         history.runs(10).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_commit_failed_is_not_used_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path()).await.unwrap();
+        // One of them: what fails and what comes after it have to meet.
+        let _others = [history.pool.acquire().await.unwrap(), history.pool.acquire().await.unwrap()];
+        let _third = history.pool.acquire().await.unwrap();
+        let mut work = history.pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *work).await.unwrap();
+        let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+        sqlx::query(limit).execute(&mut *work).await.unwrap();
+        let filled = sqlx::query("CREATE TABLE filling AS SELECT zeroblob(200000)").execute(&mut *work).await;
+        assert!(filled.is_err());
+        drop(work);
+        let reflector = Reflector {
+            endpoint_id: paramedic_link::EndpointId::from_bytes([1; 32]),
+            name: "attic".into(),
+            address: "203.0.113.7".parse().unwrap(),
+            paired_at: "2026-01-31T12:00:00Z".parse().unwrap(),
+        };
+        history.add_reflector(&reflector).await.unwrap();
+        let other = SqlitePoolOptions::new().max_connections(1);
+        let other = other.connect_with(SqliteConnectOptions::new().filename(history.path())).await.unwrap();
+        let seen: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM reflectors").fetch_one(&other).await.unwrap();
+        assert_eq!(seen, 1);
     }
 
     #[tokio::test]

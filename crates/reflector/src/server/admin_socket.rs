@@ -303,8 +303,7 @@ fn peer_lines(server: &Server) -> Vec<PeerLine> {
 
 fn status(server: &Server) -> Status {
     let stage = *server.stage.borrow();
-    let faulted = *server.audit.faulted().borrow();
-    let problems = if faulted { vec!["the audit log can't be written; nothing is granted".to_owned()] } else { vec![] };
+    let problems = server.problems();
     let state = match stage {
         Stage::Serving if !problems.is_empty() => "faulted",
         Stage::Serving => "serving",

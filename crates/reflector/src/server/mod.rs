@@ -195,19 +195,28 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     }
     tasks.spawn(clockwork::run(Arc::clone(&server)));
     tasks.spawn(admin_socket::run(Arc::clone(&server), admin));
-    {
+    tasks.spawn({
+        let store = server.store.clone();
+        async move { store.watch_over().await }
+    });
+    tasks.spawn({
         let server = Arc::clone(&server);
-        tasks.spawn(async move {
+        let mut of_store = server.store.fault();
+        async move {
             loop {
-                let now_faulted = *faulted.borrow_and_update();
-                server.sessions().set_faulted(now_faulted);
+                let is_faulted = *faulted.borrow_and_update() || of_store.borrow_and_update().is_some();
+                server.sessions().set_faulted(is_faulted);
                 server.due.notify_one();
-                if faulted.changed().await.is_err() {
+                let changed = tokio::select! {
+                    changed = faulted.changed() => changed,
+                    changed = of_store.changed() => changed,
+                };
+                if changed.is_err() {
                     return;
                 }
             }
-        });
-    }
+        }
+    });
     ready(&addresses);
     // Outside of systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -331,6 +340,18 @@ impl Server {
                 events.into_iter().for_each(|event| self.audit.note(event));
             }
         }
+    }
+
+    /// What keeps grants from being given, in words; empty where all is well.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if *self.audit.faulted().borrow() {
+            problems.push("the audit log can't be written; nothing is granted".to_owned());
+        }
+        if let Some(why) = &*self.store.fault().borrow() {
+            problems.push(format!("the last write of the database failed; nothing is granted: {why}"));
+        }
+        problems
     }
 
     /// Takes a reservation back, if it stands: nothing was promised.
