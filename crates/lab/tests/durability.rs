@@ -1,9 +1,15 @@
 //! What was acknowledged is there after a crash, whatever the disk did before; and what the disk does is told.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 use lab::{Appliance, Reflector, fill};
 use rustix::process::Signal;
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "-b", "10M"];
 
@@ -54,4 +60,122 @@ fn what_is_acknowledged_after_the_disk_was_full_is_there_after_a_crash() {
         let again = appliance.speed_test(SHORT);
         assert_eq!(again.code, 0, "{again:?}\n{}", reflector.log());
     }
+}
+
+/// Another program that holds the lock of the reflector's database, until it is dropped.
+struct Holder {
+    runtime: tokio::runtime::Runtime,
+    connection: Option<SqliteConnection>,
+}
+
+impl Holder {
+    fn of(database: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let connection = runtime.block_on(async {
+            let options = SqliteConnectOptions::new().filename(database).busy_timeout(Duration::from_secs(30));
+            let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+            sqlx::query("BEGIN EXCLUSIVE").execute(&mut connection).await.unwrap();
+            connection
+        });
+        Self { runtime, connection: Some(connection) }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let connection = self.connection.take().unwrap();
+        self.runtime.block_on(connection.close()).unwrap();
+    }
+}
+
+#[test]
+fn a_locked_database_silences_no_link_and_is_told() {
+    let mut reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "2")]);
+    let [first, second] = [(); 2].map(|()| Appliance::new().pair(&reflector, reflector.address()));
+    let test = ["speed-test", "--json-stream", "-t", "6", "--idle", "0.3", "--download", "-b", "5M"];
+    let mut running = first.start(&test);
+    let patience = Duration::from_secs(60);
+    while !running.line(patience).unwrap().contains("\"interval\"") {}
+    let holder = Holder::of(&reflector.state().join("reflector.db"));
+    // The first one finds out, the next one is told at once; neither takes the link for dead.
+    for _ in 0..2 {
+        let refused = second.speed_test(SHORT);
+        assert_eq!((refused.code, &refused.json()["code"]), (5, &"reflector_faulted".into()), "{refused:?}");
+        assert!(refused.json()["retry_after_ms"].as_u64().unwrap() > 0, "{refused:?}");
+    }
+    let health = reflector.fails(&["health"], 1);
+    assert!(health[0].contains("faulted") && health[1].contains("locked"), "{health:?}");
+    // What runs goes on, and ends as it should.
+    assert_eq!(running.wait(patience).unwrap().code(), Some(0), "{}", reflector.log());
+    drop(holder);
+    reflector.await_log("the database can be written again");
+    reflector.await_audited("session_ended", |line| line["reason"] == "finished");
+    let again = second.speed_test(SHORT);
+    assert_eq!(again.code, 0, "{again:?}\n{}", reflector.log());
+    assert_eq!(reflector.must(&["health"]), "serving");
+    // What could not be charged meanwhile is charged by now: a crash does not charge the whole lease.
+    let before = reflector.status();
+    reflector.end(Signal::KILL);
+    reflector.start().unwrap();
+    assert_eq!(reflector.status()["sessions"]["bytes_today"], before["sessions"]["bytes_today"]);
+    reflector.must(&["audit", "verify"]);
+}
+
+/// Asks the running reflector to add this peer; whether it answered that it did.
+fn add_peer(socket: &Path, peer: &str) -> bool {
+    let asked = || {
+        let mut stream = UnixStream::connect(socket)?;
+        let ask = serde_json::json!({ "v": 1, "do": "add_peer", "peer": peer, "name": "one of many" });
+        stream.write_all(format!("{ask}\n").as_bytes())?;
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer)?;
+        std::io::Result::Ok(answer)
+    };
+    asked().is_ok_and(|answer| answer.contains("\"done\""))
+}
+
+#[test]
+fn after_a_crash_the_peers_and_the_audit_log_agree() {
+    let mut reflector = Reflector::serve(&[]);
+    let (mut acknowledged, mut number) = (Vec::new(), 0_u32);
+    for round in 0..12_u32 {
+        let socket = reflector.state().join("admin.sock");
+        let (done, added) = std::sync::mpsc::channel();
+        let adding = (0..4_u32).map(|_| {
+            number += 1;
+            let (socket, done, first) = (socket.clone(), done.clone(), number);
+            std::thread::spawn(move || {
+                for count in 0_u32.. {
+                    let mut id = [7; 32];
+                    id[..4].copy_from_slice(&first.to_be_bytes());
+                    id[4..8].copy_from_slice(&count.to_be_bytes());
+                    let id = paramedic_link::EndpointId::from_bytes(id).to_string();
+                    if !add_peer(&socket, &id) || done.send(id).is_err() {
+                        return;
+                    }
+                }
+            })
+        });
+        let adding = adding.collect::<Vec<_>>();
+        drop(done);
+        // Each round at another place of what goes on.
+        acknowledged.extend(added.iter().take(usize::try_from(5 + round).unwrap()));
+        reflector.process().kill();
+        adding.into_iter().for_each(|thread| thread.join().unwrap());
+        acknowledged.extend(added.try_iter());
+
+        reflector.start().unwrap_or_else(|error| panic!("it serves again: {error:#}\n{}", reflector.log()));
+        let told = serde_json::from_str::<serde_json::Value>(&reflector.must(&["peers", "--json"])).unwrap();
+        let ids = |list: &[serde_json::Value], key: &str| {
+            let mut ids = list.iter().map(|peer| peer[key].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+            ids.sort();
+            ids
+        };
+        let stored = ids(told.as_array().unwrap(), "endpoint_id");
+        assert_eq!(stored, ids(&reflector.audited("peer_added"), "peer"), "round {round}");
+        let lost = acknowledged.iter().filter(|id| stored.binary_search(id).is_err()).collect::<Vec<_>>();
+        assert!(lost.is_empty(), "round {round}: {lost:?}");
+    }
+    assert!(acknowledged.len() >= 12 * 5);
+    reflector.must(&["audit", "verify"]);
 }

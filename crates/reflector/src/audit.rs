@@ -6,6 +6,7 @@
 
 mod chain;
 mod log;
+mod owed;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use chain::Head;
 use log::{Disk, Log};
+pub use owed::are_written;
 pub use verify::{BadLine, Verified, verify};
 
 use crate::event::{Event, RefusalReason};

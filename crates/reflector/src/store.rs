@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::audit::Head;
 use crate::connection_limiter::Prefix;
+use crate::event::Event;
 use crate::known_prefixes::Seen;
 
 /// How long tests are remembered: the hour that limits look at, and another for a clock that is set back.
@@ -60,6 +61,17 @@ pub struct Peer {
     pub added_by: String,
     /// When it was added, in milliseconds since 1970.
     pub added_unix_ms: u64,
+}
+
+/// A line of the audit log that a change of the peers owes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwedLine {
+    /// Which.
+    pub id: i64,
+    /// The last line that was acknowledged before the change: this one can only stand behind it.
+    pub after_seq: u64,
+    /// What it says.
+    pub event: Event,
 }
 
 /// Why the store could not do what it was asked.
@@ -332,6 +344,7 @@ impl Store {
                 .bind(signed(unix_now()))
                 .execute(&mut *change.work)
                 .await?;
+            owe(&mut change.work, &Event::PeerAdded { peer: id, name, by: by.to_owned() }).await?;
             Ok(true)
         };
         let added = added.await;
@@ -341,9 +354,34 @@ impl Store {
     /// Removes a peer; `false` where it is none. What it used today stays charged, in case it comes back.
     pub async fn remove_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
         let mut change = self.begin("removing a peer").await?;
-        let removed = sqlx::query("DELETE FROM peers WHERE id = $1").bind(&id.as_bytes()[..]);
-        let removed = removed.execute(&mut *change.work).await;
-        Ok(self.conclude(change, removed).await?.rows_affected() > 0)
+        let removed = async {
+            let removed = sqlx::query("DELETE FROM peers WHERE id = $1").bind(&id.as_bytes()[..]);
+            let is_removed = removed.execute(&mut *change.work).await?.rows_affected() > 0;
+            if is_removed {
+                forget_prefixes(&mut change.work, id).await?;
+                owe(&mut change.work, &Event::PeerRemoved { peer: id }).await?;
+            }
+            Ok(is_removed)
+        };
+        let removed = removed.await;
+        self.conclude(change, removed).await
+    }
+
+    /// Takes back [`Store::add_peer`], and with it the line that it owes: no one was told of it.
+    pub async fn take_back_peer(&self, id: EndpointId) -> Result<(), StoreError> {
+        let mut change = self.begin("taking back a peer").await?;
+        let taken = async {
+            sqlx::query("DELETE FROM peers WHERE id = $1").bind(&id.as_bytes()[..]).execute(&mut *change.work).await?;
+            sqlx::query(
+                "DELETE FROM outbox \
+                 WHERE json_extract(event, '$.event') = 'peer_added' AND json_extract(event, '$.peer') = $1",
+            )
+            .bind(id.to_string())
+            .execute(&mut *change.work)
+            .await
+        };
+        let taken = taken.await;
+        self.conclude(change, taken.map(drop)).await
     }
 
     /// Gives a peer another name; `false` where there is no such peer.
@@ -352,18 +390,52 @@ impl Store {
             return Err(StoreError::NoName);
         }
         let mut change = self.begin("renaming a peer").await?;
-        let renamed = sqlx::query("UPDATE peers SET name = $2 WHERE id = $1")
-            .bind(&id.as_bytes()[..])
-            .bind(name.as_str())
-            .execute(&mut *change.work)
-            .await;
+        let renamed = async {
+            let renamed = sqlx::query("UPDATE peers SET name = $2 WHERE id = $1")
+                .bind(&id.as_bytes()[..])
+                .bind(name.as_str())
+                .execute(&mut *change.work)
+                .await?;
+            let is_renamed = renamed.rows_affected() > 0;
+            if is_renamed {
+                owe(&mut change.work, &Event::PeerRenamed { peer: id, name: name.clone() }).await?;
+            }
+            Ok(is_renamed)
+        };
+        let renamed = renamed.await;
         match self.conclude(change, renamed).await {
-            Ok(renamed) => Ok(renamed.rows_affected() > 0),
             Err(StoreError::Failed { source, .. }) if is_unique_violation(&source) => {
                 Err(StoreError::NameTaken(name.clone()))
             }
-            Err(why) => Err(why),
+            other => other,
         }
+    }
+
+    /// The lines of the audit log that changes of the peers owe, oldest first.
+    pub async fn owed_lines(&self) -> Result<Vec<OwedLine>, StoreError> {
+        let rows: Vec<(i64, i64, String)> = sqlx::query_as("SELECT id, after_seq, event FROM outbox ORDER BY id")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|why| self.failure("reading the lines that are owed", why))?;
+        rows.into_iter()
+            .map(|(id, after_seq, event)| {
+                let event = serde_json::from_str(&event).map_err(|why| self.damaged(&why.to_string()))?;
+                Ok(OwedLine { id, after_seq: unsigned(after_seq), event })
+            })
+            .collect()
+    }
+
+    /// These lines are in the audit log.
+    pub async fn lines_written(&self, lines: &[OwedLine]) -> Result<(), StoreError> {
+        let mut change = self.begin("noting that lines are written").await?;
+        let noted = async {
+            for line in lines {
+                sqlx::query("DELETE FROM outbox WHERE id = $1").bind(line.id).execute(&mut *change.work).await?;
+            }
+            Ok(())
+        };
+        let noted = noted.await;
+        self.conclude(change, noted).await
     }
 
     /// Counts a granted session against its peer's tests an hour. `unix_ms` is when it was granted; tests that are
@@ -513,35 +585,35 @@ impl Store {
 
     /// Keeps from where a peer authenticated, and forgets what is to be forgotten of it.
     pub async fn note_prefix(&self, seen: &Seen) -> Result<(), StoreError> {
-        let failed = |why| self.failure("keeping a known prefix", why);
         let peer = &seen.peer.as_bytes()[..];
-        let mut change = self.pool.begin().await.map_err(failed)?;
-        for forgotten in &seen.forgotten {
-            sqlx::query("DELETE FROM known_prefixes WHERE peer = $1 AND prefix = $2")
-                .bind(peer)
-                .bind(forgotten.address().to_string())
-                .execute(&mut *change)
-                .await
-                .map_err(failed)?;
-        }
-        sqlx::query(
-            "INSERT INTO known_prefixes (peer, prefix, seen_unix_ms) VALUES ($1, $2, $3) \
-             ON CONFLICT (peer, prefix) DO UPDATE SET seen_unix_ms = excluded.seen_unix_ms",
-        )
-        .bind(peer)
-        .bind(seen.prefix.address().to_string())
-        .bind(signed(seen.unix_ms))
-        .execute(&mut *change)
-        .await
-        .map_err(failed)?;
-        change.commit().await.map_err(failed)
+        let mut change = self.begin("keeping a known prefix").await?;
+        let kept = async {
+            for forgotten in &seen.forgotten {
+                sqlx::query("DELETE FROM known_prefixes WHERE peer = $1 AND prefix = $2")
+                    .bind(peer)
+                    .bind(forgotten.address().to_string())
+                    .execute(&mut *change.work)
+                    .await?;
+            }
+            sqlx::query(
+                "INSERT INTO known_prefixes (peer, prefix, seen_unix_ms) VALUES ($1, $2, $3) \
+                 ON CONFLICT (peer, prefix) DO UPDATE SET seen_unix_ms = excluded.seen_unix_ms",
+            )
+            .bind(peer)
+            .bind(seen.prefix.address().to_string())
+            .bind(signed(seen.unix_ms))
+            .execute(&mut *change.work)
+            .await
+        };
+        let kept = kept.await;
+        self.conclude(change, kept.map(drop)).await
     }
 
     /// Forgets from where `peer` authenticated.
     pub async fn forget_prefixes(&self, peer: EndpointId) -> Result<(), StoreError> {
-        let forgotten = sqlx::query("DELETE FROM known_prefixes WHERE peer = $1").bind(&peer.as_bytes()[..]);
-        forgotten.execute(&self.pool).await.map_err(|why| self.failure("forgetting known prefixes", why))?;
-        Ok(())
+        let mut change = self.begin("forgetting known prefixes").await?;
+        let forgotten = forget_prefixes(&mut change.work, peer).await;
+        self.conclude(change, forgotten).await
     }
 
     /// Remembers the last line of the audit log that anybody may be told of.
@@ -595,7 +667,7 @@ struct Change {
 
 impl StoreError {
     /// Whether it says that the disk, or what stands on it, is at fault; not what was asked of it.
-    fn is_fault(&self) -> bool {
+    pub fn is_fault(&self) -> bool {
         match self {
             StoreError::Failed { source: sqlx::Error::RowNotFound, .. } => false,
             StoreError::Failed { source, .. } => !is_unique_violation(source),
@@ -607,6 +679,18 @@ impl StoreError {
 
 fn is_unique_violation(why: &sqlx::Error) -> bool {
     why.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
+}
+
+/// Has the change owe a line of the audit log.
+async fn owe(work: &mut Transaction<'static, Sqlite>, event: &Event) -> Result<(), sqlx::Error> {
+    let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
+    sqlx::query(
+        "INSERT INTO outbox (after_seq, event) VALUES (COALESCE((SELECT seq FROM audit_head WHERE one = 1), 0), $1)",
+    )
+    .bind(event)
+    .execute(&mut **work)
+    .await?;
+    Ok(())
 }
 
 async fn total_changes(work: &mut Transaction<'static, Sqlite>) -> Result<i64, sqlx::Error> {
@@ -631,6 +715,11 @@ fn pool_options() -> SqlitePoolOptions {
                 Ok(!connection.is_in_transaction())
             })
         })
+}
+
+async fn forget_prefixes(work: &mut sqlx::SqliteConnection, peer: EndpointId) -> Result<(), sqlx::Error> {
+    let forgotten = sqlx::query("DELETE FROM known_prefixes WHERE peer = $1").bind(&peer.as_bytes()[..]);
+    forgotten.execute(work).await.map(drop)
 }
 
 /// A lock on the folder itself: it leaves no file behind, and a killed reflector lets go of it.
@@ -801,6 +890,10 @@ mod tests {
         assert_eq!(store.known_prefixes().await.unwrap(), [(id(1), prefix("2001:db8::"), 3_000)]);
         store.forget_prefixes(id(1)).await.unwrap();
         assert_eq!(store.known_prefixes().await.unwrap(), []);
+        store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
+        store.note_prefix(&seen(prefix("192.0.2.1"), 4_000, vec![])).await.unwrap();
+        store.remove_peer(id(1)).await.unwrap();
+        assert_eq!(store.known_prefixes().await.unwrap(), [], "they go with their peer");
     }
 
     #[tokio::test]
@@ -992,6 +1085,32 @@ mod tests {
         assert!(store.fault().borrow().is_some());
         // Nothing to keep is nothing lost.
         store.forget_test(session(1)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn each_change_of_the_peers_owes_a_line_until_it_is_written() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder).await;
+        store.set_audit_head(Head { seq: 7, hash: [8; 32] }).await.unwrap();
+        store.add_peer(id(1), &"attic".into(), "code").await.unwrap();
+        store.rename_peer(id(1), &"cellar".into()).await.unwrap();
+        store.remove_peer(id(1)).await.unwrap();
+        // What changes nothing owes nothing.
+        store.remove_peer(id(1)).await.unwrap();
+        store.rename_peer(id(1), &"cellar".into()).await.unwrap();
+        store.add_peer(id(2), &"refused".into(), "code").await.unwrap();
+        store.take_back_peer(id(2)).await.unwrap();
+        drop(store);
+        let store = open(&folder).await;
+        let owed = store.owed_lines().await.unwrap();
+        let events = owed.iter().map(|line| line.event.clone()).collect::<Vec<_>>();
+        let added = Event::PeerAdded { peer: id(1), name: "attic".into(), by: "code".to_owned() };
+        let renamed = Event::PeerRenamed { peer: id(1), name: "cellar".into() };
+        assert_eq!(events, [added, renamed, Event::PeerRemoved { peer: id(1) }]);
+        assert!(owed.iter().all(|line| line.after_seq == 7));
+        store.lines_written(&owed[..2]).await.unwrap();
+        assert_eq!(store.owed_lines().await.unwrap(), owed[2..]);
+        assert!(store.peers().await.unwrap().is_empty());
     }
 
     #[tokio::test]

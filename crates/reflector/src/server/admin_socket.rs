@@ -254,7 +254,7 @@ async fn obey(server: &Arc<Server>, ask: Ask) -> anyhow::Result<Tell> {
             if peer == server.id {
                 return Ok(Tell::Failed { because: "that is this reflector's own Endpoint ID".into() });
             }
-            let (name, is_new) = pair::add(server, peer, &name, "hand").await?;
+            let (name, is_new) = server.peers.add(peer, &name, "hand").await?;
             Tell::Done { what: PeerText::new(&format!("{} {name}", if is_new { "added" } else { "already there:" })) }
         }
         Ask::RemovePeer { peer } => match server.peers.find(&peer) {
@@ -266,9 +266,9 @@ async fn obey(server: &Arc<Server>, ask: Ask) -> anyhow::Result<Tell> {
                 },
                 Removal::Removed => {
                     server.cut_off(id);
-                    server.forget_known(id).await;
-                    // It is out, whatever becomes of the line.
-                    server.record(vec![Event::PeerRemoved { peer: id }]).await;
+                    server.forget_known(id);
+                    // It is out, whatever becomes of the line, which is owed.
+                    server.peers.settle().await;
                     Tell::Done { what: PeerText::new("removed; its links and sessions are over") }
                 }
             },

@@ -93,7 +93,6 @@ pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
         }
     };
     place.settle();
-    server.note_known(peer, Prefix::of(from));
     let id = LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed));
     let span = tracing::info_span!("link", %peer, %from);
     Connection::open(server, framed, id, peer, from, local).serve(&versions, paired).instrument(span).await;
@@ -217,6 +216,7 @@ impl Connection {
     async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
         let next = match self.enter() {
             Next::Go => {
+                self.server.note_known(self.peer, Prefix::of(self.from));
                 let opened = Event::LinkOpened { peer: self.peer, from: self.from };
                 // While the log can't be written links go on, as running tests do; only grants don't.
                 self.server.record(vec![opened]).await;

@@ -86,6 +86,8 @@ struct Server {
     stage: watch::Sender<Stage>,
     /// Engines that were to be offered and can't be.
     lacking: Vec<LackingEngine>,
+    /// Sessions that are over and whose bytes could not be charged on disk yet, by day.
+    unsettled: Mutex<Vec<(SessionId, Vec<(u32, u64)>)>>,
 }
 
 /// How far the end has come.
@@ -129,7 +131,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let store = Store::open(&config.database()).await?;
     let (leases, leased_bytes) = store.charge_open_leases().await?;
     let (audit, mut faulted) = Audit::open(&config.audit_dir(), config.audit_segment_size, store.clone()).await?;
-    let peers = Peers::load(&store, &config.authorized_peers).await?;
+    let peers = Peers::load(&store, &audit, &config.audit_dir(), &config.authorized_peers).await?;
     let now = unix_now();
     let known_prefixes = load_known_prefixes(&store, &peers).await?;
     let past = Past {
@@ -178,6 +180,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         claim_settled: Notify::new(),
         stage: watch::channel(Stage::Serving).0,
         lacking,
+        unsettled: Mutex::default(),
         config,
     });
     let mut first = vec![Event::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
@@ -207,6 +210,10 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
                 let is_faulted = *faulted.borrow_and_update() || of_store.borrow_and_update().is_some();
                 server.sessions().set_faulted(is_faulted);
                 server.due.notify_one();
+                if !is_faulted {
+                    let server = Arc::clone(&server);
+                    tokio::spawn(async move { server.catch_up().await });
+                }
                 let changed = tokio::select! {
                     changed = faulted.changed() => changed,
                     changed = of_store.changed() => changed,
@@ -234,6 +241,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     last.push(Event::Stopped);
     // What can't be written any more must not keep the program from ending.
     let _ = server.audit.record(last).await;
+    server.catch_up().await;
     server.store.close().await;
     Ok(())
 }
@@ -332,13 +340,35 @@ impl Server {
 
     /// Writes events that no promise hangs on. They take their place in the log now; await the answer before telling
     /// of them. What can't be written is noted for when it can: a fault shows in the status and stops further grants.
-    fn record(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send + use<'_> {
+    fn record(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send + use<> {
         let events = lock(&self.throttle).pass(events, self.now());
-        let recorded = self.audit.record(events.clone());
+        let audit = self.audit.clone();
+        let recorded = audit.record(events.clone());
         async move {
             if recorded.await.is_err() {
-                events.into_iter().for_each(|event| self.audit.note(event));
+                events.into_iter().for_each(|event| audit.note(event));
             }
+        }
+    }
+
+    /// Charges the bytes of a session that is over; where the disk fails, once it no longer does.
+    async fn settle(&self, session: SessionId, bytes_by_day: Vec<(u32, u64)>) {
+        match self.store.settle(session, &bytes_by_day).await {
+            Ok(()) => {}
+            Err(error) if error.is_fault() => {
+                tracing::error!(%error, "a session's bytes can't be settled yet; a crash now charges its whole lease");
+                lock(&self.unsettled).push((session, bytes_by_day));
+            }
+            Err(error) => tracing::error!(%error, "a session's bytes can't be settled"),
+        }
+    }
+
+    /// Writes what a fault of the disk left to be written.
+    async fn catch_up(&self) {
+        self.peers.settle().await;
+        let unsettled = std::mem::take(&mut *lock(&self.unsettled));
+        for (session, bytes_by_day) in unsettled {
+            self.settle(session, bytes_by_day).await;
         }
     }
 
@@ -465,16 +495,11 @@ impl Server {
         });
     }
 
-    /// Forgets from where `peer` authenticated.
-    async fn forget_known(&self, peer: EndpointId) {
-        {
-            let mut known = lock(&self.known_prefixes);
-            known.remove_peer(peer);
-            self.places.limiter().set_known(known.all(self.now().unix_ms));
-        }
-        if let Err(error) = self.store.forget_prefixes(peer).await {
-            tracing::warn!(%error, "known prefixes can't be removed; the next start removes them");
-        }
+    /// Forgets from where `peer` authenticated. The store forgets it with the peer.
+    fn forget_known(&self, peer: EndpointId) {
+        let mut known = lock(&self.known_prefixes);
+        known.remove_peer(peer);
+        self.places.limiter().set_known(known.all(self.now().unix_ms));
     }
 
     /// Gives an order to a link, if it still stands.

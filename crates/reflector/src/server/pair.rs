@@ -12,7 +12,6 @@ use paramedic_link::{EndpointId, PeerText};
 
 use super::{CodeUsed, Server, lock};
 use crate::connection_limiter::Prefix;
-use crate::event::Event;
 use crate::pairing::Verdict;
 
 /// Judges a proof that came with this exporter value. A right one makes the peer known before it is answered.
@@ -36,7 +35,7 @@ pub(super) async fn judge(
     };
     let name = wanted.as_ref().or(Some(own_name).filter(|name| !name.is_empty()));
     let name = name.cloned().unwrap_or_else(|| PeerText::new("appliance"));
-    let added = add(server, peer, &name, "code").await;
+    let added = server.peers.add(peer, &name, "code").await;
     let answer = match added {
         Ok((its_name, is_new)) => {
             let its_name = match wanted {
@@ -57,37 +56,10 @@ pub(super) async fn judge(
     answer
 }
 
-/// Makes a device a peer; the name it got, and whether it is new. What can't be recorded is taken back.
-pub(super) async fn add(
-    server: &Arc<Server>,
-    peer: EndpointId,
-    name: &PeerText,
-    by: &str,
-) -> anyhow::Result<(PeerText, bool)> {
-    let was_paired = server.peers.is_paired(peer);
-    let added = async {
-        let (name, is_new) = server.peers.add(peer, name, by).await?;
-        // A device that proves anew is worth a line, also where it was known.
-        if is_new || by == "code" {
-            let event = Event::PeerAdded { peer, name: name.clone(), by: by.to_owned() };
-            server.audit.record(vec![event]).await?;
-        }
-        anyhow::Ok((name, is_new))
-    };
-    let added = added.await;
-    if added.is_err() && !was_paired {
-        // Nobody was told of it; but for a moment it was let in.
-        let _ = server.peers.remove(peer).await;
-        server.cut_off(peer);
-        server.forget_known(peer).await;
-    }
-    added
-}
-
 /// Gives a peer another name.
 pub(super) async fn rename(server: &Server, peer: EndpointId, name: &PeerText) -> anyhow::Result<()> {
     let renamed = server.peers.rename(peer, name).await?;
     renamed.then_some(()).context("no such device is paired")?;
-    server.record(vec![Event::PeerRenamed { peer, name: name.clone() }]).await;
+    server.peers.settle().await;
     Ok(())
 }

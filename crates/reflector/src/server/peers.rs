@@ -1,20 +1,38 @@
-//! Who is paired: the copy in memory that every handshake asks, kept in step with the store.
+//! Who is paired: the copy in memory that every handshake asks, kept in step with the store and the audit log.
+//!
+//! Each change of the store owes a line of the audit log, in the same transaction. A device is a peer once its line is
+//! written; what a crash or a fault leaves owing is written at the next start, or when the log can be written again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::RwLock;
 
+use anyhow::Context;
 use paramedic_link::{EndpointId, PeerText};
+use tokio::sync::{Mutex, MutexGuard};
 
-use crate::store::{Peer, Store, StoreError};
+use crate::audit::{self, Audit};
+use crate::event::Event;
+use crate::store::{Peer, Store};
 
 /// All paired appliances.
 pub(super) struct Peers {
     store: Store,
+    audit: Audit,
     /// From the configuration: can't be removed here.
     authorized: BTreeSet<EndpointId>,
     known: RwLock<BTreeMap<EndpointId, Peer>>,
     /// Held while the store is changed and read again: an older reading must not bring a removed peer back.
-    changing: tokio::sync::Mutex<()>,
+    changing: Mutex<Unsettled>,
+}
+
+/// What the last changes left to be done.
+#[derive(Default)]
+struct Unsettled {
+    /// Owed lines that are written, and could not be noted as such.
+    written: BTreeSet<i64>,
+    /// Peers whose line could not be written, and that could not be taken back either.
+    take_back: BTreeSet<EndpointId>,
 }
 
 /// What became of a removal.
@@ -27,16 +45,37 @@ pub(super) enum Removal {
 }
 
 impl Peers {
-    /// The peers of the store, and those that the configuration names.
-    pub(super) async fn load(store: &Store, authorized: &[EndpointId]) -> Result<Self, StoreError> {
-        let known = store.peers().await?.into_iter().map(|peer| (peer.id, peer)).collect();
-        let authorized = authorized.iter().copied().collect();
-        Ok(Self {
+    /// The peers of the store, and those that the configuration names. Lines that a crash left owing to the log in
+    /// `audit_folder` are written first.
+    pub(super) async fn load(
+        store: &Store,
+        audit: &Audit,
+        audit_folder: &Path,
+        authorized: &[EndpointId],
+    ) -> anyhow::Result<Self> {
+        let peers = Self {
             store: store.clone(),
-            authorized,
-            known: RwLock::new(known),
-            changing: tokio::sync::Mutex::default(),
-        })
+            audit: audit.clone(),
+            authorized: authorized.iter().copied().collect(),
+            known: RwLock::default(),
+            changing: Mutex::default(),
+        };
+        let owed = store.owed_lines().await?;
+        if !owed.is_empty() {
+            let (folder, lines) = (audit_folder.to_owned(), owed.clone());
+            let written = tokio::task::spawn_blocking(move || audit::are_written(&folder, &lines)).await?;
+            let written = written.context("the audit log can't be read")?;
+            tracing::warn!(
+                lines = owed.len(),
+                "a crash came between a change of the peers and its line in the audit log"
+            );
+            let written = owed.iter().zip(written).filter(|(_, is_written)| *is_written).map(|(line, _)| line.id);
+            peers.changing.lock().await.written.extend(written);
+            // A disk that can't be written now is no reason not to start: the lines stay owed.
+            peers.settle().await;
+        }
+        peers.replace(store.peers().await?);
+        Ok(peers)
     }
 
     /// Whether `id` may come in.
@@ -52,34 +91,57 @@ impl Peers {
         from_config.chain(from_store.filter(|(id, ..)| !self.authorized.contains(id))).collect()
     }
 
-    /// Adds a peer, durably; the name it got, and whether it is new.
-    pub(super) async fn add(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<(PeerText, bool), StoreError> {
-        let _changing = self.changing.lock().await;
-        let added = self.store.add_peer(id, name, by).await?;
-        let peers = self.store.peers().await?;
-        self.replace(peers);
+    /// Adds a peer, durably and with its line in the audit log; the name it got, and whether it is new. On an error it
+    /// is none, unless it was one before.
+    pub(super) async fn add(&self, id: EndpointId, name: &PeerText, by: &str) -> anyhow::Result<(PeerText, bool)> {
+        let mut unsettled = self.turn().await?;
+        let is_new = self.store.add_peer(id, name, by).await?;
+        if is_new && let Err(why) = self.pay(&mut unsettled).await {
+            // Nobody was told of it.
+            unsettled.take_back.insert(id);
+            let _ = self.take_back(&mut unsettled).await;
+            return Err(why);
+        }
+        self.replace(self.store.peers().await?);
         let name = self.read().get(&id).map_or_else(|| name.clone(), |peer| peer.name.clone());
-        Ok((name, added))
+        // A device that proves anew is worth a line, also where it was known.
+        if !is_new && by == "code" {
+            let event = Event::PeerAdded { peer: id, name: name.clone(), by: by.to_owned() };
+            self.audit.record(vec![event]).await?;
+        }
+        Ok((name, is_new))
     }
 
-    /// Removes a peer, durably.
-    pub(super) async fn remove(&self, id: EndpointId) -> Result<Removal, StoreError> {
+    /// Removes a peer, durably. Its line is owed: [`Peers::settle`] writes it.
+    pub(super) async fn remove(&self, id: EndpointId) -> anyhow::Result<Removal> {
         if self.authorized.contains(&id) {
             return Ok(Removal::InConfig);
         }
-        let _changing = self.changing.lock().await;
+        let _turn = self.turn().await?;
         let removed = self.store.remove_peer(id).await?;
         self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
         Ok(if removed { Removal::Removed } else { Removal::NotThere })
     }
 
-    /// Gives a peer another name, durably; `false` where there is no such peer.
-    pub(super) async fn rename(&self, id: EndpointId, name: &PeerText) -> Result<bool, StoreError> {
-        let _changing = self.changing.lock().await;
+    /// Gives a peer another name, durably; `false` where there is no such peer. Its line is owed, as of
+    /// [`Peers::remove`].
+    pub(super) async fn rename(&self, id: EndpointId, name: &PeerText) -> anyhow::Result<bool> {
+        let _turn = self.turn().await?;
         let renamed = self.store.rename_peer(id, name).await?;
-        let peers = self.store.peers().await?;
-        self.replace(peers);
+        self.replace(self.store.peers().await?);
         Ok(renamed)
+    }
+
+    /// Does what the last changes left to be done, where the disk allows it; else it stays to be done.
+    pub(super) async fn settle(&self) {
+        let mut unsettled = self.changing.lock().await;
+        let settled = async {
+            self.take_back(&mut unsettled).await?;
+            self.pay(&mut unsettled).await
+        };
+        if let Err(error) = settled.await {
+            tracing::warn!(%error, "lines of the audit log stay owed");
+        }
     }
 
     /// The peer that `text` means: an Endpoint ID or a name.
@@ -88,6 +150,35 @@ impl Peers {
             return Some(id);
         }
         self.read().values().find(|peer| peer.name.as_str() == text).map(|peer| peer.id)
+    }
+
+    /// The turn to change the peers, once what was to be taken back is.
+    async fn turn(&self) -> anyhow::Result<MutexGuard<'_, Unsettled>> {
+        let mut unsettled = self.changing.lock().await;
+        self.take_back(&mut unsettled).await?;
+        Ok(unsettled)
+    }
+
+    async fn take_back(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
+        while let Some(peer) = unsettled.take_back.first().copied() {
+            self.store.take_back_peer(peer).await?;
+            unsettled.take_back.remove(&peer);
+        }
+        Ok(())
+    }
+
+    /// Writes the lines that are owed. An error: they are not in the log.
+    async fn pay(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
+        let owed = self.store.owed_lines().await?;
+        let unwritten = owed.iter().filter(|line| !unsettled.written.contains(&line.id));
+        self.audit.record(unwritten.map(|line| line.event.clone()).collect()).await?;
+        unsettled.written.extend(owed.iter().map(|line| line.id));
+        match self.store.lines_written(&owed).await {
+            Ok(()) => unsettled.written.clear(),
+            // A crash now leaves them, and the next start finds them in the log.
+            Err(error) => tracing::warn!(%error, "lines of the audit log can't be noted as written yet"),
+        }
+        Ok(())
     }
 
     fn replace(&self, peers: Vec<Peer>) {

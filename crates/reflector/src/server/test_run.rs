@@ -229,10 +229,8 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
         (settled, server.record(sessions.take_events()))
     };
     server.made_room();
-    if let Some(settled) = settled
-        && let Err(error) = server.store.settle(session, &settled.bytes_by_day).await
-    {
-        tracing::error!(%error, "a session's bytes can't be settled; its lease is charged at the next start");
+    if let Some(settled) = settled {
+        server.settle(session, settled.bytes_by_day).await;
     }
     recorded.await;
 }

@@ -1,0 +1,88 @@
+//! Which lines that a change owes to the log are in it already: a crash came between the line and the note that it is
+//! written. Reads only.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::verify::{first_claim, segments};
+use crate::event::Event;
+use crate::store::OwedLine;
+
+/// What of a line says what happened.
+#[derive(Deserialize)]
+struct Line {
+    seq: u64,
+    #[serde(flatten)]
+    event: Event,
+}
+
+/// For each of these lines, whether the log in `folder` has it behind the place that it names. A line of the log stands
+/// for one of them. Reads from that place on, which is near the end of the log.
+pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
+    let mut written = vec![false; owed.len()];
+    let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };
+    let segments = segments(folder)?;
+    let mut begin = 0;
+    for (at, segment) in segments.iter().enumerate().rev() {
+        if first_claim(&segment.path)?.is_some_and(|claim| claim.seq <= after.saturating_add(1)) {
+            begin = at;
+            break;
+        }
+    }
+    for segment in &segments[begin..] {
+        for line in BufReader::new(File::open(&segment.path)?).split(b'\n') {
+            // A line of a later version is none of these.
+            let Ok(Line { seq, event }) = serde_json::from_slice(&line?) else { continue };
+            let mut lines = owed.iter().zip(&mut written);
+            let stands_for = lines.find(|(owed, written)| !**written && seq > owed.after_seq && owed.event == event);
+            if let Some((_, written)) = stands_for {
+                *written = true;
+            }
+        }
+    }
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use paramedic_link::EndpointId;
+    use tempfile::TempDir;
+
+    use super::super::Head;
+    use super::super::chain::write_line;
+    use super::*;
+
+    fn removed(peer: u8) -> Event {
+        Event::PeerRemoved { peer: EndpointId::from_bytes([peer; 32]) }
+    }
+
+    fn owed(id: i64, after_seq: u64, event: Event) -> OwedLine {
+        OwedLine { id, after_seq, event }
+    }
+
+    #[test]
+    fn a_line_that_is_written_is_found_once_and_behind_its_place_alone() {
+        let folder = TempDir::new().unwrap();
+        let mut head = Head::GENESIS;
+        for (number, peers) in [(1, [1, 2, 3]), (2, [4, 1, 5])] {
+            let mut text = Vec::new();
+            for peer in peers {
+                head = write_line(head, Timestamp::UNIX_EPOCH, &removed(peer), &mut text).unwrap();
+            }
+            std::fs::write(folder.path().join(format!("{number:06}.jsonl")), text).unwrap();
+        }
+        let found = |owed: &[OwedLine]| are_written(folder.path(), owed).unwrap();
+        assert_eq!(found(&[]), [false; 0]);
+        assert_eq!(found(&[owed(1, 0, removed(2)), owed(2, 0, removed(9))]), [true, false]);
+        // Lines 1 and 5 remove the same peer.
+        let twice = |after| found(&[owed(1, after, removed(1)), owed(2, after, removed(1))]);
+        assert_eq!((twice(0), twice(1), twice(5)), (vec![true, true], vec![true, false], vec![false, false]));
+        assert_eq!(found(&[owed(1, 3, removed(3)), owed(2, 3, removed(5))]), [false, true]);
+        let nowhere = folder.path().join("nowhere");
+        assert_eq!(are_written(&nowhere, &[owed(1, 0, removed(1))]).unwrap(), [false]);
+    }
+}
