@@ -11,6 +11,9 @@ const EACH: Duration = Duration::from_millis(5);
 /// What a device may spend at once before it waits.
 const BURST: Duration = Duration::from_secs(2);
 
+/// The most that a device waits, whatever it spent: less than the silence after which its links would be ended.
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
+
 /// What costs a device some of its budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
@@ -45,7 +48,7 @@ impl MessageBudgets {
     pub fn charge(&mut self, device: EndpointId, cost: Cost, now: Duration) -> Duration {
         self.earned_back.retain(|_, at| *at > now);
         let earned_back = self.earned_back.entry(device).or_insert(now);
-        *earned_back = earned_back.saturating_add(cost.time());
+        *earned_back = earned_back.saturating_add(cost.time()).min(now.saturating_add(BURST + LONGEST_WAIT));
         earned_back.saturating_sub(BURST).saturating_sub(now)
     }
 }
@@ -96,6 +99,15 @@ mod tests {
         let free = (0..100).take_while(|_| budgets.charge(A, Cost::Fault, Duration::ZERO).is_zero()).count();
         assert_eq!(free, 20);
         assert_eq!(budgets.charge(A, Cost::Fault, Duration::ZERO), Duration::from_millis(200));
+    }
+
+    #[test]
+    fn no_wait_lasts_as_long_as_the_silence_that_ends_a_link() {
+        let mut budgets = MessageBudgets::default();
+        for _ in 0..1000 {
+            assert!(budgets.charge(A, Cost::Link, Duration::ZERO) <= LONGEST_WAIT);
+        }
+        assert!(LONGEST_WAIT < paramedic_link::message::END_AFTER_SILENCE);
     }
 
     #[test]

@@ -18,15 +18,19 @@ pub(super) async fn run(server: Arc<Server>) {
             // The events of a reservation are recorded by the link that opens it, before the grant goes out.
             (steps, server.record(sessions.take_events()))
         };
-        // What has to end ends before anything here waits for the disk; a denial is recorded before it is told.
+        // What has to end ends whatever the disk does; a denial is recorded before it is told.
         let (denials, others) = steps.into_iter().partition::<Vec<_>, _>(|step| matches!(step, Step::Deny { .. }));
         for step in others {
             carry(&server, step);
         }
-        recorded.await;
-        for step in denials {
-            carry(&server, step);
-        }
+        let told = Arc::clone(&server);
+        // Time goes on while the disk is slow.
+        tokio::spawn(async move {
+            recorded.await;
+            for step in denials {
+                carry(&told, step);
+            }
+        });
         let left_out = lock(&server.throttle).poll(server.now());
         server.note_left_out(left_out);
         let of_sessions = server.sessions().next_deadline();

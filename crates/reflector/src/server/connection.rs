@@ -42,6 +42,9 @@ const LINKS_OF_A_PEER: usize = 64;
 const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 /// How long a reading of the host's facts is good for.
 const FACTS_LIFETIME: Duration = Duration::from_secs(1);
+/// How long a link waits for what has to reach the disk first: longer than the store waits for another process, and
+/// shorter than an appliance waits for an answer.
+const DISK: Duration = Duration::from_secs(8);
 /// How long a closing link waits for the other side to read and hang up.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -219,7 +222,8 @@ impl Connection {
                 self.server.note_known(self.peer, Prefix::of(self.from));
                 let opened = Event::LinkOpened { peer: self.peer, from: self.from };
                 // While the log can't be written links go on, as running tests do; only grants don't.
-                self.server.record(vec![opened]).await;
+                let recorded = tokio::spawn(self.server.record(vec![opened]));
+                let _ = tokio::time::timeout(HEARTBEAT, recorded).await;
                 self.greet(versions, paired).await
             }
             other => other,
@@ -351,18 +355,50 @@ impl Connection {
 
     /// Says that we live; notices that the other side doesn't.
     async fn beat(&mut self) -> Next {
+        if self.running.is_none() && self.heard.elapsed() > END_AFTER_SILENCE {
+            // A device that lost its network, or one that holds a place with half a message.
+            self.server.refuse(self.from, RefusalReason::Silent, Some(self.peer));
+            return Next::Gone;
+        }
+        self.ping().await
+    }
+
+    async fn ping(&mut self) -> Next {
         if let Some(granted) = &self.running {
             let heard = granted.running.tether.last_heard();
             let mono = heard.saturating_duration_since(self.server.began);
             let at = crate::sessions::Now { mono, ..self.server.now() };
             self.server.sessions().heard(granted.running.session, at);
             self.server.due.notify_one();
-        } else if self.heard.elapsed() > END_AFTER_SILENCE {
-            // A device that lost its network, or one that holds a place with half a message.
-            self.server.refuse(self.from, RefusalReason::Silent, Some(self.peer));
-            return Next::Gone;
         }
         self.say(&ToAppliance::Ping).await
+    }
+
+    /// Waits for what another task does, which goes on whatever becomes of the wait. The link lives meanwhile: no disk
+    /// may silence it. `None`: it took too long.
+    async fn beside<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let until = Instant::now() + DISK;
+        let mut beat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        let mut work = std::pin::pin!(work);
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break Some(done),
+                () = tokio::time::sleep_until(until) => break None,
+                _ = beat.tick() => {
+                    // An appliance that is gone is noticed by what reads.
+                    let _ = self.ping().await;
+                }
+            }
+        };
+        // Nothing was read meanwhile.
+        self.heard = Instant::now();
+        done
+    }
+
+    /// Records events before they are told of.
+    async fn record(&mut self, events: Vec<Event>) {
+        let recorded = tokio::spawn(self.server.record(events));
+        let _ = self.beside(recorded).await;
     }
 
     async fn hear(&mut self, message: ToReflector) -> Next {
@@ -432,12 +468,12 @@ impl Connection {
         loop {
             match answer {
                 Answer::Queued { place, expected_wait } => {
-                    self.server.record(events).await;
+                    self.record(events).await;
                     let expected_wait_ms = u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX);
                     return self.say(&ToAppliance::Queued { place, expected_wait_ms }).await;
                 }
                 Answer::Denied(denial) => {
-                    self.server.record(events).await;
+                    self.record(events).await;
                     return self.say(&ToAppliance::Denied(denial)).await;
                 }
                 Answer::Reserved(reservation) => {
@@ -464,7 +500,7 @@ impl Connection {
                             self.spend(Cost::Fault);
                             drop(claim);
                             events.extend(self.server.sessions().take_events());
-                            self.server.record(events).await;
+                            self.record(events).await;
                             return self.say(&ToAppliance::Denied(not_opened(&reservation.spec, &error))).await;
                         }
                     }
@@ -488,7 +524,7 @@ impl Connection {
     async fn grant(
         &mut self,
         reservation: &Reservation,
-        mut claim: Claim,
+        claim: Claim,
         running: Running,
         mut events: Vec<Event>,
     ) -> Next {
@@ -501,36 +537,21 @@ impl Connection {
         };
         if !is_wanted {
             drop(running);
-            self.server.record(events).await;
+            self.record(events).await;
             return Next::Go;
         }
-        // What happened beside, and stays true should the grant be taken back.
-        let is_grant = |event: &Event| matches!(event, Event::SessionGranted { session: of, .. } if *of == session);
-        let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
-        let durable = async {
-            self.server.store.record_test(session, self.peer, self.server.now().unix_ms).await?;
-            self.server.audit.record(events).await?;
-            Ok::<_, anyhow::Error>(())
-        };
-        if let Err(error) = durable.await {
-            if self.server.may_log(self.peer) {
-                tracing::error!(%error, "the grant can't be recorded, and is taken back");
+        let (told, promised) = oneshot::channel();
+        tokio::spawn(promise(Arc::clone(&self.server), claim, running, events, told));
+        let running = match self.beside(promised).await {
+            Some(Ok(running)) => running,
+            Some(Err(_)) => return self.say(&ToAppliance::Denied(faulted(NOT_WRITTEN))).await,
+            None => {
+                if self.server.may_log(self.peer) {
+                    tracing::error!(%session, "the disk is too slow for a grant, which is taken back");
+                }
+                return self.say(&ToAppliance::Denied(faulted(NOT_WRITTEN))).await;
             }
-            drop(running);
-            drop(claim);
-            facts.extend(self.server.sessions().take_events());
-            self.server.record(facts).await;
-            // Best effort: what can't be written counts against nobody after the next start.
-            let _ = self.server.store.forget_test(session).await;
-            return self.say(&ToAppliance::Denied(faulted("its audit log or its state can't be written"))).await;
-        }
-        let running = Arc::new(running);
-        lock(&self.server.running).insert(session, Arc::clone(&running));
-        claim.is_granted = true;
-        let (leased, first_lease) = oneshot::channel();
-        tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&self.server), leased));
-        // The first bytes must not wait for the disk. Where nothing could be leased, the session's end follows its grant.
-        let _ = first_lease.await;
+        };
         let login = running.login.clone();
         self.running = Some(Granted { running, phase: None, next_phase: 0 });
         let data_port = reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral);
@@ -585,7 +606,9 @@ impl Connection {
     /// Ends the session, if there is one, and says so.
     async fn end_session(&mut self, reason: EndReason, detail: &str) -> Next {
         let Some(granted) = self.running.take() else { return Next::Go };
-        test_run::end(&self.server, granted.running.session, reason).await;
+        let (server, session) = (Arc::clone(&self.server), granted.running.session);
+        let ended = tokio::spawn(async move { test_run::end(&server, session, reason).await });
+        let _ = self.beside(ended).await;
         self.say_ended(reason, detail).await
     }
 
@@ -602,6 +625,53 @@ impl Connection {
             Ok(sent) => sent,
             Err(_) => Err(LinkError::Io(io::ErrorKind::TimedOut.into())),
         }
+    }
+}
+
+const NOT_WRITTEN: &str = "its audit log or its state can't be written";
+
+/// Makes a grant durable: its test and its line are on disk, and its first bytes are leased, before `told` gets it. In a
+/// task of its own, which never stops half-way: where it can't be written, or nobody waits for it any more, it is taken
+/// back, and `told` is dropped.
+async fn promise(
+    server: Arc<Server>,
+    mut claim: Claim,
+    running: Running,
+    events: Vec<Event>,
+    told: oneshot::Sender<Arc<Running>>,
+) {
+    let (session, peer) = (running.session, running.peer);
+    // What happened beside, and stays true should the grant be taken back.
+    let is_grant = |event: &Event| matches!(event, Event::SessionGranted { session: of, .. } if *of == session);
+    let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
+    let durable = async {
+        server.store.record_test(session, peer, server.now().unix_ms).await?;
+        server.audit.record(events).await?;
+        anyhow::ensure!(!told.is_closed(), "nobody waits for it any more");
+        Ok(())
+    };
+    if let Err(error) = durable.await {
+        if server.may_log(peer) {
+            tracing::error!(%error, "the grant can't be recorded, and is taken back");
+        }
+        drop(running);
+        drop(claim);
+        facts.extend(server.sessions().take_events());
+        server.record(facts).await;
+        drop(told);
+        // Best effort: what can't be written counts against nobody after the next start.
+        let _ = server.store.forget_test(session).await;
+        return;
+    }
+    let running = Arc::new(running);
+    lock(&server.running).insert(session, Arc::clone(&running));
+    claim.is_granted = true;
+    let (leased, first_lease) = oneshot::channel();
+    tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&server), leased));
+    // The first bytes must not wait for the disk. Where nothing could be leased, the session's end follows its grant.
+    let _ = first_lease.await;
+    if told.send(running).is_err() {
+        test_run::end(&server, session, EndReason::Failed).await;
     }
 }
 

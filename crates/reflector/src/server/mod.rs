@@ -52,6 +52,9 @@ const STOPPING: Duration = Duration::from_secs(5);
 /// As many open files as all unauthenticated connections and the largest session take.
 const ENOUGH_DESCRIPTORS: u64 = 1024;
 
+/// Payload bytes charged to each UTC day.
+type BytesByDay = Vec<(u32, u64)>;
+
 /// What every task of the server works with.
 struct Server {
     config: Config,
@@ -87,7 +90,7 @@ struct Server {
     /// Engines that were to be offered and can't be.
     lacking: Vec<LackingEngine>,
     /// Sessions that are over and whose bytes could not be charged on disk yet, by day.
-    unsettled: Mutex<Vec<(SessionId, Vec<(u32, u64)>)>>,
+    unsettled: Mutex<Vec<(SessionId, BytesByDay)>>,
 }
 
 /// How far the end has come.
@@ -352,7 +355,7 @@ impl Server {
     }
 
     /// Charges the bytes of a session that is over; where the disk fails, once it no longer does.
-    async fn settle(&self, session: SessionId, bytes_by_day: Vec<(u32, u64)>) {
+    async fn settle(&self, session: SessionId, bytes_by_day: BytesByDay) {
         match self.store.settle(session, &bytes_by_day).await {
             Ok(()) => {}
             Err(error) if error.is_fault() => {
