@@ -214,15 +214,21 @@ impl Reflector {
         serde_json::from_str(&self.must(&["status", "--json"])).expect("JSON")
     }
 
-    /// Every line of its audit log.
+    /// Every line of its audit log, both chains in the order of time.
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let folder = self.audit_folder();
         let mut files = std::fs::read_dir(folder)
             .map(|dir| dir.filter_map(Result::ok).map(|entry| entry.path()).collect::<Vec<_>>())
             .unwrap_or_default();
         files.sort();
-        let text = files.iter().map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect::<String>();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let is_refusals = |file: &PathBuf| file.to_string_lossy().contains("refusals-");
+        let (refusals, main) = files.into_iter().partition::<Vec<_>, _>(is_refusals);
+        // Of one moment the refusals first: they lead to what is decided, and `stopped` is the last line.
+        let files = refusals.into_iter().chain(main);
+        let text = files.map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect::<String>();
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>();
+        lines.sort_by_key(|line: &serde_json::Value| line["ts"].as_str().map(str::to_owned));
+        lines
     }
 
     /// The events of its audit log with this name.

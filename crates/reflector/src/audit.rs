@@ -1,14 +1,18 @@
-//! The audit log: what was decided reaches the disk here before anybody is told. One task writes for everybody, a
-//! batch at a time. What is worth a line is decided elsewhere; it is only ever appended to.
+//! The audit log: what was decided reaches the disk here before it is answered. One task writes for all others, a
+//! batch at a time. What is worth a line is decided elsewhere; the log is only ever appended to.
 //!
-//! Order of one batch: lines written and synced, head kept in the store, callers answered. So after a crash only what
-//! nobody was told of can be missing, and whatever else is missing shows.
+//! Order of one batch: lines written and synced, heads kept in the store, callers answered. Two kinds of failure:
+//! - The lines could not be written or synced: their heads were never offered to the store, and the lines are cut.
+//! - The heads could not be kept. The store may hold them all the same, so the lines stay; the callers get the error,
+//!   and the next batch keeps newer heads.
 
 mod chain;
+mod journal;
 mod log;
 mod owed;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,13 +21,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
-pub use chain::Head;
-use log::{Disk, Log};
+pub use chain::{ChainState, Head};
+use journal::Journal;
+pub use journal::Sizes;
+use log::Disk;
 pub use owed::are_written;
-pub use verify::{BadLine, Verified, verify};
+pub use verify::{BadLine, Beginning, Verified, verify};
 
-use crate::event::{Event, RefusalReason};
+use crate::event::{Chain, Event, RefusalReason};
 use crate::store::{Store, StoreError};
 
 /// Orders that may wait for the writer. Whoever records waits when it is full; whoever notes is counted.
@@ -32,14 +39,15 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// Notes that are kept while the disk fails; further ones are counted.
 const BACKLOG: usize = 1024;
-/// How long a fault lasts before the disk is tried again when nobody asks for it.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often the log is looked after without an order: that its files are still in place, and while there is a fault,
+/// whether the disk can be written again.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The handle that everybody writes through. Cheap to clone; the writer ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct Audit {
     orders: mpsc::Sender<Order>,
-    faulted: watch::Receiver<bool>,
+    fault: watch::Receiver<Option<AuditFault>>,
     not_noted: Arc<AtomicU64>,
 }
 
@@ -98,50 +106,38 @@ struct Order {
 }
 
 impl Audit {
-    /// Opens the log in `folder` and starts its writer; files grow to `segment_size` bytes. With it comes whether the
-    /// log is faulted just now.
+    /// Opens the log in `folder` and starts its writer.
     ///
     /// # Errors
-    /// A log that lacks lines somebody was told of is not opened, and left as it is.
-    pub async fn open(
-        folder: &Path,
-        segment_size: u64,
-        store: Store,
-    ) -> Result<(Self, watch::Receiver<bool>), AuditError> {
-        Self::open_on(Disk::Real, PROBE_EVERY, folder, segment_size, store).await
+    /// A log that lacks acknowledged lines is not opened, and left as it is.
+    pub async fn open(folder: &Path, sizes: Sizes, store: Store) -> Result<Self, AuditError> {
+        Self::open_on(Disk::Real, PROBE_INTERVAL, folder, sizes, store.into()).await
     }
 
     async fn open_on(
         disk: Disk,
-        probe_every: Duration,
+        probe_interval: Duration,
         folder: &Path,
-        segment_size: u64,
-        store: Store,
-    ) -> Result<(Self, watch::Receiver<bool>), AuditError> {
-        let known = store.audit_head().await?;
-        let head = known.unwrap_or(Head::GENESIS);
+        sizes: Sizes,
+        keeper: Keeper,
+    ) -> Result<Self, AuditError> {
+        let known = keeper.0.audit_chains().await?;
         let at = folder.to_owned();
-        let log = blocking(move || {
-            if known.is_none() && has_lines(&at)? {
-                return Err(AuditError::Foreign { folder: at });
-            }
-            Log::open(&at, head, segment_size, disk)
-        })
-        .await
-        .ok_or_else(|| AuditError::Unusable {
-            path: folder.to_owned(),
-            source: std::io::Error::other("interrupted"),
+        let states = known.clone();
+        let journal = blocking(move || Journal::open(&at, &states, sizes, &disk)).await.ok_or_else(|| {
+            AuditError::Unusable { path: folder.to_owned(), source: std::io::Error::other("interrupted") }
         })??;
-        if known != Some(log.head()) {
-            // From here on, a database without a head beside a log with lines is a foreign one.
-            store.set_audit_head(log.head()).await?;
+        if known != journal.states() {
+            // From here on, a database that does not know a chain beside files of it is a foreign one.
+            keeper.keep(&journal.states()).await?;
         }
         let (orders, queue) = mpsc::channel(QUEUE);
-        let (fault, faulted) = watch::channel(false);
+        let (faulted, fault) = watch::channel(None);
         let not_noted = Arc::new(AtomicU64::new(0));
-        let writer = Writer { store, fault, probe_every, not_noted: Arc::clone(&not_noted), backlog: Vec::new() };
-        tokio::spawn(writer.run(log, queue));
-        Ok((Self { orders, faulted: faulted.clone(), not_noted }, faulted))
+        let writer =
+            Writer { keeper, fault: faulted, probe_interval, not_noted: Arc::clone(&not_noted), backlog: Vec::new() };
+        tokio::spawn(writer.run(journal, queue));
+        Ok(Self { orders, fault, not_noted })
     }
 
     /// Writes these events, in order and next to each other; they are on disk when the future is done. They take their
@@ -179,21 +175,10 @@ impl Audit {
         }
     }
 
-    /// Whether the log can't be written just now, and each change of that.
-    pub fn faulted(&self) -> watch::Receiver<bool> {
-        self.faulted.clone()
+    /// Why the log can't be written, while it can't, and each change of that.
+    pub fn fault(&self) -> watch::Receiver<Option<AuditFault>> {
+        self.fault.clone()
     }
-}
-
-/// Whether a log stands in the folder: any file of it that is not empty.
-fn has_lines(folder: &Path) -> Result<bool, AuditError> {
-    let unusable = |source| AuditError::Unusable { path: folder.to_owned(), source };
-    for segment in verify::segments(folder).map_err(unusable)? {
-        if std::fs::metadata(&segment.path).map_err(unusable)?.len() > 0 {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Runs what blocks where it may; `None` when it panicked or the program is ending.
@@ -201,11 +186,35 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.ok()
 }
 
+/// The store, which keeps the heads.
+struct Keeper(Store, #[cfg(test)] tests::KeeperFaults);
+
+impl From<Store> for Keeper {
+    fn from(store: Store) -> Self {
+        Self(
+            store,
+            #[cfg(test)]
+            tests::KeeperFaults::default(),
+        )
+    }
+}
+
+impl Keeper {
+    /// On an error, the store may hold the new states all the same.
+    async fn keep(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
+        #[cfg(test)]
+        if let Some(fails) = self.1.next(&self.0, states).await {
+            return fails;
+        }
+        self.0.set_audit_chains(states).await
+    }
+}
+
 /// The one task that writes.
 struct Writer {
-    store: Store,
-    fault: watch::Sender<bool>,
-    probe_every: Duration,
+    keeper: Keeper,
+    fault: watch::Sender<Option<AuditFault>>,
+    probe_interval: Duration,
     not_noted: Arc<AtomicU64>,
     /// Notes that could not be written, oldest first.
     backlog: Vec<(Timestamp, Event)>,
@@ -236,17 +245,27 @@ impl Batch {
     }
 }
 
+/// How the writing of a batch ended.
+enum BatchEnd {
+    /// On disk, and kept.
+    Kept,
+    /// Not in the log.
+    Failed(AuditFault),
+    /// In the log, but the store did not say that it keeps the heads.
+    Unclear(AuditFault),
+}
+
 impl Writer {
-    async fn run(mut self, mut log: Log, mut orders: mpsc::Receiver<Order>) {
+    async fn run(mut self, mut journal: Journal, mut orders: mpsc::Receiver<Order>) {
+        let mut next_probe = Instant::now() + self.probe_interval;
         loop {
             let mut batch = Batch::default();
-            let is_faulted = *self.fault.borrow();
             tokio::select! {
                 order = orders.recv() => match order {
                     Some(order) => batch.take(order, Timestamp::now()),
                     None => return,
                 },
-                () = tokio::time::sleep(self.probe_every), if is_faulted => {}
+                () = tokio::time::sleep_until(next_probe) => {}
             }
             while batch.events.len() < BATCH {
                 match orders.try_recv() {
@@ -254,16 +273,20 @@ impl Writer {
                     Err(_) => break,
                 }
             }
-            match self.write(log, batch).await {
-                Some(again) => log = again,
-                // The runtime is ending; whoever waits hears that the writer has ended.
+            let is_probe = next_probe <= Instant::now();
+            if is_probe {
+                next_probe = Instant::now() + self.probe_interval;
+            }
+            match self.write(journal, batch, is_probe).await {
+                Some(again) => journal = again,
+                // The runtime is ending; the callers see that the writer has ended.
                 None => return,
             }
         }
     }
 
-    /// Writes one batch and answers those who wait for it.
-    async fn write(&mut self, mut log: Log, mut batch: Batch) -> Option<Log> {
+    /// Writes one batch and answers its callers. A probe looks at every file first.
+    async fn write(&mut self, mut journal: Journal, mut batch: Batch, is_probe: bool) -> Option<Journal> {
         let now = Timestamp::now();
         let not_noted = self.not_noted.swap(0, Ordering::Relaxed);
         let mut events = self.backlog.clone();
@@ -271,51 +294,67 @@ impl Writer {
         if not_noted > 0 {
             events.push((now, Event::RefusedMore { reason: RefusalReason::NotNoted, count: not_noted }));
         }
-        let (mut log, appended) = blocking(move || {
-            let appended = if events.is_empty() && !log.owes() { Ok(log.head()) } else { log.append(&events, now) };
-            (log, appended)
+        let is_faulted = self.fault.borrow().is_some();
+        let is_idle = events.is_empty() && !is_faulted;
+        let (mut journal, appended) = blocking(move || {
+            let checked = if is_probe || is_faulted { journal.check() } else { Ok(()) };
+            let appended = checked.and_then(|()| if is_idle { Ok(()) } else { journal.append(&events, now) });
+            if appended.is_ok() {
+                journal.keep();
+            }
+            (journal, appended)
         })
         .await?;
         let written = match appended {
-            Ok(head) => self.store.set_audit_head(head).await.map_err(|why| why.to_string()),
-            Err(why) => Err(why.to_string()),
-        };
-        let log = if written.is_ok() {
-            log.acknowledge();
-            log
-        } else {
-            blocking(move || {
-                log.disown();
-                log
-            })
-            .await?
+            Ok(()) if is_idle => return Some(journal),
+            Ok(()) => match self.keeper.keep(&journal.states()).await {
+                Ok(()) => BatchEnd::Kept,
+                Err(why) => BatchEnd::Unclear(AuditFault { because: why.to_string() }),
+            },
+            Err(why) => BatchEnd::Failed(AuditFault { because: why.to_string() }),
         };
         let answer = match written {
-            Ok(()) => {
+            BatchEnd::Kept => {
                 self.backlog.clear();
-                if self.fault.send_replace(false) {
+                if self.fault.send_replace(None).is_some() {
                     tracing::info!("the audit log can be written again");
                 }
                 Ok(())
             }
-            Err(because) => {
-                if !self.fault.send_replace(true) {
-                    tracing::error!(because, "the audit log can't be written: nothing is granted until it can");
-                }
+            BatchEnd::Unclear(fault) => {
+                // The notes stand in the log.
+                self.backlog.clear();
+                Err(fault)
+            }
+            BatchEnd::Failed(fault) => {
                 let room = BACKLOG.saturating_sub(self.backlog.len());
                 let lost = batch.notes.len().saturating_sub(room);
                 self.backlog.extend(batch.notes.into_iter().take(room));
                 self.not_noted.fetch_add(not_noted.saturating_add(lost as u64), Ordering::Relaxed);
-                Err(AuditFault { because })
+                Err(fault)
             }
         };
+        if let Err(fault) = &answer
+            && self.fault.send_replace(Some(fault.clone())).as_ref() != Some(fault)
+        {
+            tracing::error!(%fault, "the audit log can't be written: nothing is granted until it can");
+        }
         for told in batch.told {
-            // Whoever no longer listens has its answer in the log.
+            // A caller that no longer waits has its answer in the log.
             let _ = told.send(answer.clone());
         }
-        Some(log)
+        if answer.is_ok() && journal.has_trimmed() {
+            return blocking(move || {
+                journal.delete_trimmed();
+                journal
+            })
+            .await;
+        }
+        Some(journal)
     }
 }
 
+#[cfg(test)]
+mod crash_tests;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use clap_complete::Shell;
 use paramedic_link::{EndpointId, PeerText, key_file};
 use serde::Serialize;
 
-use crate::audit::{self, AuditError};
+use crate::audit::{self, AuditError, Beginning};
 use crate::config::{self, Config, Flags, LogFormat, PlaceFlags, quantity::parse_duration};
 use crate::failure::{Exit, Failure};
 use crate::pairing;
@@ -147,7 +147,8 @@ enum PeersCommand {
 
 #[derive(Subcommand)]
 enum AuditCommand {
-    /// Check every line of the audit log, offline; names the first bad one
+    /// Check every line of the audit log, offline. Exit code 0: whole; 1: changed or missing lines; 3: whole since a
+    /// later line, because the log was begun anew or trimmed
     Verify {
         #[command(flatten)]
         place: PlaceFlags,
@@ -208,7 +209,7 @@ pub fn run() -> ExitCode {
     };
     let format = cli.command.format();
     match dispatch(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => fail(&failure, format),
     }
 }
@@ -238,8 +239,9 @@ fn not_understood(error: &clap::Error) -> Failure {
     Failure::new(Exit::Usage, "bad_usage", "the command line can't be understood", because, try_)
 }
 
-fn dispatch(command: Command) -> Result<(), Failure> {
-    match command {
+fn dispatch(command: Command) -> Result<Exit, Failure> {
+    let done = match command {
+        Command::Audit { command: AuditCommand::Verify { place } } => return verify(&load(&place.0)?),
         Command::Serve(flags) => serve(&flags),
         Command::Pair { place, ttl, name, json } => asking(&place, async |client| pair(client, ttl, name, json).await),
         Command::Peers { place, command, json } => {
@@ -261,13 +263,13 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::RotateIdentity { place, yes } => rotate(&load(&place.0)?, yes),
-        Command::Audit { command: AuditCommand::Verify { place } } => verify(&load(&place.0)?),
         Command::Config { command } => show_config(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "reflector", &mut std::io::stdout());
             Ok(())
         }
-    }
+    };
+    done.map(|()| Exit::Done)
 }
 
 fn load(flags: &Flags) -> Result<Config, Failure> {
@@ -424,7 +426,7 @@ async fn health(client: &mut Client) -> Result<(), Failure> {
             "unhealthy",
             format!("the reflector is {}", status.state),
             status.problems.join("; "),
-            "its log says more; it goes on by itself once a write succeeds again",
+            "remove that cause: the reflector grants again within 5 s of a write that succeeds",
         )),
         other => Err(broken(&format!("it said {other:?}"))),
     }
@@ -500,7 +502,7 @@ fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn verify(config: &Config) -> Result<(), Failure> {
+fn verify(config: &Config) -> Result<Exit, Failure> {
     let unusable = |error: &dyn std::fmt::Display| {
         Failure::new(
             Exit::Failed,
@@ -512,22 +514,49 @@ fn verify(config: &Config) -> Result<(), Failure> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| unusable(&error))?;
-    let head = runtime.block_on(Store::read_audit_head(&config.database())).map_err(|error| unusable(&error))?;
-    match audit::verify(&config.audit_dir(), head) {
-        Ok(verified) => {
-            let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-            let (lines, files) = (counted(verified.lines, "line"), counted(verified.segments, "file"));
-            print_line(&format!("the audit log is whole: {lines} in {files}"));
-            Ok(())
+    let read_states = || {
+        let states = runtime.block_on(Store::read_audit_chains(&config.database()));
+        states.map_err(|error| unusable(&error))
+    };
+    let mut states = read_states()?;
+    let verified = loop {
+        match audit::verify(&config.audit_dir(), Some(&states)) {
+            Ok(verified) => break verified,
+            Err(bad) => {
+                // A running reflector trims and repairs while this reads: only what does not move is judged.
+                let now = read_states()?;
+                if now != states {
+                    states = now;
+                    continue;
+                }
+                return Err(Failure::new(
+                    Exit::Failed,
+                    "audit_broken",
+                    "the audit log is not what was written",
+                    bad,
+                    "restore it from a backup; what stands before that line is whole",
+                ));
+            }
         }
-        Err(bad) => Err(Failure::new(
-            Exit::Failed,
-            "audit_broken",
-            "the audit log is not what was written",
-            bad,
-            "restore it from a backup; what stands before that line is whole",
-        )),
+    };
+    let mut exit = Exit::Done;
+    for (name, chain) in ["the audit log is", "its refusals are"].into_iter().zip(verified) {
+        let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let at_hand = format!("{} in {}", counted(chain.lines, "line"), counted(chain.segments, "file"));
+        let since = match chain.begins {
+            Beginning::First => None,
+            Beginning::BegunAnew(line) => Some((line, "the log was begun anew there, the one before was moved away")),
+            Beginning::Trimmed(line) => Some((line, "the lines before it were trimmed to keep within audit_max_size")),
+        };
+        match since {
+            None => print_line(&format!("{name} whole: {at_hand}")),
+            Some((line, why)) => {
+                exit = Exit::WholeSince;
+                print_line(&format!("{name} whole since line {line}: {at_hand}; {why}"));
+            }
+        }
     }
+    Ok(exit)
 }
 
 fn show_config(command: ConfigCommand) -> Result<(), Failure> {

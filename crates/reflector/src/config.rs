@@ -57,6 +57,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// Bytes after which a new file of the audit log is begun.
     pub audit_segment_size: u64,
+    /// Bytes of all files of the audit log together.
+    pub audit_max_size: u64,
     /// What is logged: a filter that tracing understands.
     pub log: String,
     /// How the log looks.
@@ -133,6 +135,8 @@ impl Config {
             runtime_dir: PathBuf::new(),
             // Some 40,000 lines: months of a home's tests in a file that an editor still opens.
             audit_segment_size: 16_000_000,
+            // Years of a home's tests, little beside any disk.
+            audit_max_size: 1_000_000_000,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }

@@ -157,6 +157,55 @@ pub enum Event {
         /// Bytes that went.
         bytes: u64,
     },
+    /// The oldest files of a chain of the audit log were deleted to keep within `audit_max_size`.
+    LogTrimmed {
+        /// Which chain.
+        chain: Chain,
+        /// The number of its first line that is kept.
+        first_line: u64,
+        /// The hash of the line before that one.
+        hash_before: String,
+    },
+}
+
+/// The two hash chains of the audit log. Each has files, numbers and a size limit of its own, so that the lines that
+/// others cause at will never displace the lines that matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Chain {
+    /// Starts and stops, pairings and removals, grants and ends: bounded by the operator and by quotas.
+    Main,
+    /// What an unauthenticated client or a paired peer can cause at will.
+    Refusals,
+}
+
+impl Event {
+    /// The chain that this event's line belongs to.
+    pub fn chain(&self) -> Chain {
+        match self {
+            Event::LinkOpened { .. }
+            | Event::SessionQueued { .. }
+            | Event::SessionDenied { .. }
+            | Event::SessionUndone { .. }
+            | Event::PortHeld { .. }
+            | Event::Refused { .. }
+            | Event::RefusedMore { .. }
+            | Event::MoreOfPeer { .. } => Chain::Refusals,
+            Event::Started { .. }
+            | Event::Stopped
+            | Event::CodeOpened { .. }
+            | Event::CodeClosed { .. }
+            | Event::PeerAdded { .. }
+            | Event::PeerRemoved { .. }
+            | Event::PeerRenamed { .. }
+            | Event::SessionGranted { .. }
+            | Event::SessionEnded { .. }
+            | Event::LeasesCharged { .. }
+            | Event::LogBegunAnew { .. }
+            | Event::TailRepaired { .. }
+            | Event::LogTrimmed { .. } => Chain::Main,
+        }
+    }
 }
 
 /// Declares the reasons with their words in one list.

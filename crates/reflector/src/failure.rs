@@ -13,10 +13,14 @@ use crate::store::StoreError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
+    /// Done.
+    Done = 0,
     /// It failed.
     Failed = 1,
     /// Wrong usage or configuration.
     Usage = 2,
+    /// The audit log is whole, but only since a later line than the first.
+    WholeSince = 3,
     /// Interrupted by the person at the keyboard.
     Interrupted = 130,
 }

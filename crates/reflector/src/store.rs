@@ -5,6 +5,7 @@
 //! commit, a second connection must see that the database changed; otherwise the change counts as failed. A connection
 //! that is still inside a transaction when it comes back is thrown away (docs/decisions/0019).
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -18,9 +19,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use sqlx::{Connection, Sqlite, Transaction};
 use tokio::sync::watch;
 
-use crate::audit::Head;
+use crate::audit::{ChainState, Head};
 use crate::connection_limiter::Prefix;
-use crate::event::Event;
+use crate::event::{Chain, Event};
 use crate::known_prefixes::Seen;
 
 /// How long tests are remembered: the hour that limits look at, and another for a clock that is set back.
@@ -192,15 +193,15 @@ impl Store {
         MIGRATIONS.run(&self.pool).await.map_err(|why| migration_failure(path, why))
     }
 
-    /// The audit log's acknowledged head in the database at `path`, read without making, changing or locking
-    /// anything, beside a running reflector or without one.
-    pub async fn read_audit_head(path: &Path) -> Result<Option<Head>, StoreError> {
+    /// What the database at `path` knows of the audit log's chains, read without making, changing or locking anything,
+    /// beside a running reflector or without one.
+    pub async fn read_audit_chains(path: &Path) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
         let lock = File::open(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
         let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
         let store = Self::connect(path, options, lock).await?;
-        let head = store.audit_head().await;
+        let chains = store.audit_chains().await;
         store.close().await;
-        head
+        chains
     }
 
     /// One connection that writes: SQLite has one writer anyway, and so no task here ever meets a busy database.
@@ -616,31 +617,47 @@ impl Store {
         self.conclude(change, forgotten).await
     }
 
-    /// Remembers the last line of the audit log that anybody may be told of.
-    pub async fn set_audit_head(&self, head: Head) -> Result<(), StoreError> {
-        let mut change = self.begin("keeping the audit log's head").await?;
-        let kept = sqlx::query(
-            "INSERT INTO audit_head (one, seq, hash) VALUES (1, $1, $2) \
-             ON CONFLICT (one) DO UPDATE SET seq = excluded.seq, hash = excluded.hash",
-        )
-        .bind(signed(head.seq))
-        .bind(&head.hash[..])
-        .execute(&mut *change.work)
-        .await;
-        self.conclude(change, kept.map(drop)).await
+    /// Keeps what is known of the audit log's chains, of all that are given or of none.
+    pub async fn set_audit_chains(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
+        let mut change = self.begin("keeping the audit log's heads").await?;
+        let kept = async {
+            for (chain, state) in states {
+                sqlx::query(
+                    "INSERT INTO audit_chains (chain, seq, hash, base_seq, base_hash) VALUES ($1, $2, $3, $4, $5) \
+                     ON CONFLICT (chain) DO UPDATE SET seq = excluded.seq, hash = excluded.hash, \
+                     base_seq = excluded.base_seq, base_hash = excluded.base_hash",
+                )
+                .bind(chain_name(*chain))
+                .bind(signed(state.head.seq))
+                .bind(&state.head.hash[..])
+                .bind(signed(state.base.seq))
+                .bind(&state.base.hash[..])
+                .execute(&mut *change.work)
+                .await?;
+            }
+            Ok(())
+        };
+        let kept = kept.await;
+        self.conclude(change, kept).await
     }
 
-    /// The last line of the audit log that anybody was told of; `None` in a new database.
-    pub async fn audit_head(&self) -> Result<Option<Head>, StoreError> {
-        let row: Option<(i64, Vec<u8>)> = sqlx::query_as("SELECT seq, hash FROM audit_head WHERE one = 1")
-            .fetch_optional(&self.pool)
+    /// What is known of the audit log's chains; a chain without a line in the database never had one on disk.
+    pub async fn audit_chains(&self) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
+        let rows: Vec<ChainRow> = sqlx::query_as("SELECT chain, seq, hash, base_seq, base_hash FROM audit_chains")
+            .fetch_all(&self.pool)
             .await
-            .map_err(|why| self.failure("reading the audit log's head", why))?;
-        row.map(|(seq, hash)| {
-            let hash = hash.try_into().map_err(|_| self.damaged("the audit log's head is no hash"))?;
+            .map_err(|why| self.failure("reading the audit log's heads", why))?;
+        let line = |seq, hash: Vec<u8>| {
+            let hash = hash.try_into().map_err(|_| self.damaged("the hash of a line of the audit log is none"))?;
             Ok(Head { seq: unsigned(seq), hash })
-        })
-        .transpose()
+        };
+        rows.into_iter()
+            .map(|(name, seq, hash, base_seq, base_hash)| {
+                let chain = [Chain::Main, Chain::Refusals].into_iter().find(|chain| chain_name(*chain) == name);
+                let chain = chain.ok_or_else(|| self.damaged("the audit log has no such chain"))?;
+                Ok((chain, ChainState { base: line(base_seq, base_hash)?, head: line(seq, hash)? }))
+            })
+            .collect()
     }
 
     fn failure(&self, doing: &'static str, why: sqlx::Error) -> StoreError {
@@ -685,7 +702,8 @@ fn is_unique_violation(why: &sqlx::Error) -> bool {
 async fn owe(work: &mut Transaction<'static, Sqlite>, event: &Event) -> Result<(), sqlx::Error> {
     let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
     sqlx::query(
-        "INSERT INTO outbox (after_seq, event) VALUES (COALESCE((SELECT seq FROM audit_head WHERE one = 1), 0), $1)",
+        "INSERT INTO outbox (after_seq, event) \
+         VALUES (COALESCE((SELECT seq FROM audit_chains WHERE chain = 'main'), 0), $1)",
     )
     .bind(event)
     .execute(&mut **work)
@@ -763,6 +781,17 @@ fn migration_failure(path: &Path, why: MigrateError) -> StoreError {
     }
 }
 
+/// A chain of the audit log: its name, and number and hash of its head and its base.
+type ChainRow = (String, i64, Vec<u8>, i64, Vec<u8>);
+
+/// A chain of the audit log in the database.
+fn chain_name(chain: Chain) -> &'static str {
+    match chain {
+        Chain::Main => "main",
+        Chain::Refusals => "refusals",
+    }
+}
+
 /// Whether a peer may be called so: a name that reads as an Endpoint ID would pass for another peer.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.parse::<EndpointId>().is_err()
@@ -815,6 +844,12 @@ mod tests {
         Store::open(&file(folder)).await.unwrap()
     }
 
+    fn chains(seq: u64) -> BTreeMap<Chain, ChainState> {
+        let head = Head { seq, hash: [8; 32] };
+        let trimmed = ChainState { base: Head { seq: 1, hash: [1; 32] }, head: Head { seq: 2, hash: [2; 32] } };
+        BTreeMap::from([(Chain::Main, ChainState { base: Head::GENESIS, head }), (Chain::Refusals, trimmed)])
+    }
+
     async fn names(store: &Store) -> Vec<String> {
         store.peers().await.unwrap().into_iter().map(|peer| peer.name.to_string()).collect()
     }
@@ -825,7 +860,7 @@ mod tests {
         let store = open(&folder).await;
         assert!(store.add_peer(id(1), &"attic".into(), "code").await.unwrap());
         store.record_test(session(1), id(1), 1_000).await.unwrap();
-        store.set_audit_head(Head { seq: 7, hash: [8; 32] }).await.unwrap();
+        store.set_audit_chains(&chains(7)).await.unwrap();
         drop(store);
         let store = open(&folder).await;
         let peers = store.peers().await.unwrap();
@@ -833,7 +868,7 @@ mod tests {
         assert!(peers[0].added_unix_ms > 1_700_000_000_000);
         assert!(store.is_peer(id(1)).await.unwrap() && !store.is_peer(id(2)).await.unwrap());
         assert_eq!(store.tests_since(0).await.unwrap(), [(id(1), 1_000)]);
-        assert_eq!(store.audit_head().await.unwrap(), Some(Head { seq: 7, hash: [8; 32] }));
+        assert_eq!(store.audit_chains().await.unwrap(), chains(7));
     }
 
     #[tokio::test]
@@ -994,9 +1029,8 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let store = open(&folder).await;
         assert!(matches!(Store::open(&file(&folder)).await, Err(StoreError::InUse { .. })));
-        store.set_audit_head(Head { seq: 1, hash: [1; 32] }).await.unwrap();
-        let read = Store::read_audit_head(&file(&folder)).await.unwrap();
-        assert_eq!(read, Some(Head { seq: 1, hash: [1; 32] }));
+        store.set_audit_chains(&chains(1)).await.unwrap();
+        assert_eq!(Store::read_audit_chains(&file(&folder)).await.unwrap(), chains(1));
         drop(store);
         open(&folder).await;
     }
@@ -1091,7 +1125,7 @@ mod tests {
     async fn each_change_of_the_peers_owes_a_line_until_it_is_written() {
         let folder = TempDir::new().unwrap();
         let store = open(&folder).await;
-        store.set_audit_head(Head { seq: 7, hash: [8; 32] }).await.unwrap();
+        store.set_audit_chains(&chains(7)).await.unwrap();
         store.add_peer(id(1), &"attic".into(), "code").await.unwrap();
         store.rename_peer(id(1), &"cellar".into()).await.unwrap();
         store.remove_peer(id(1)).await.unwrap();

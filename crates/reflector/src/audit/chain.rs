@@ -33,6 +33,20 @@ impl Head {
     }
 }
 
+/// What the database knows of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainState {
+    /// The line before the first one that is kept; [`Head::GENESIS`] while none was trimmed or moved away.
+    pub base: Head,
+    /// The last acknowledged line.
+    pub head: Head,
+}
+
+impl ChainState {
+    /// A chain without lines.
+    pub const GENESIS: ChainState = ChainState { base: Head::GENESIS, head: Head::GENESIS };
+}
+
 impl fmt::Display for Head {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "line {} ({})", self.seq, self.hash_hex())
@@ -78,6 +92,8 @@ struct Links {
     seq: u64,
     event: String,
     prev: String,
+    #[serde(default)]
+    segment: Option<String>,
 }
 
 /// Appends the line for `event` that follows `head`, with its newline, to `text`; the new head.
@@ -139,17 +155,37 @@ pub(super) fn check_line(after: After, line: &[u8]) -> Result<Head, Flaw> {
 
 /// The name of [`Event::LogBegunAnew`] in a line.
 const BEGUN_ANEW: &str = "log_begun_anew";
+/// The name of [`Event::TailRepaired`] in a line.
+const TAIL_REPAIRED: &str = "tail_repaired";
 
 /// What a file's first line claims; nothing about it is checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) seq: u64,
     pub(super) begins_anew: bool,
+    /// The hash of the line before, where it is one.
+    prev: Option<[u8; 32]>,
+    /// The file whose tail it says was repaired.
+    repairs: Option<String>,
+}
+
+impl Claim {
+    /// The line that it claims to follow.
+    pub(super) fn before(&self) -> Option<Head> {
+        Some(Head { seq: self.seq.checked_sub(1)?, hash: self.prev? })
+    }
+
+    /// Whether it claims to follow `before` and to repair the file with this name.
+    pub(super) fn repairs(&self, segment: &str, before: Head) -> bool {
+        self.before() == Some(before) && self.repairs.as_deref() == Some(segment)
+    }
 }
 
 pub(super) fn claim(line: &[u8]) -> Option<Claim> {
     let (_, links) = open_line(line).ok()?;
-    Some(Claim { seq: links.seq, begins_anew: links.event == BEGUN_ANEW })
+    let prev = HEXLOWER.decode(links.prev.as_bytes()).ok().and_then(|prev| prev.try_into().ok());
+    let repairs = links.segment.filter(|_| links.event == TAIL_REPAIRED);
+    Some(Claim { seq: links.seq, begins_anew: links.event == BEGUN_ANEW, prev, repairs })
 }
 
 /// The hashed part of a line, and the fields that make the chain.

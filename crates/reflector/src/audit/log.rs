@@ -1,282 +1,368 @@
-//! The audit log's files: opening and repairing them, appending to them, leaving one that failed. Blocking; what is
-//! acknowledged to whom is `audit`'s business.
+//! The files of one chain: opening them, appending to them, leaving one that failed, dropping the oldest. Blocking;
+//! when the database is asked to keep a head is decided elsewhere.
+//!
+//! Two rules keep every line that may be acknowledged. A line whose head was offered to the database is never cut,
+//! whatever the database answered. A tail is cut only once a line that records the cut is on disk behind it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use super::AuditError;
-use super::chain::{After, Head, write_line};
-use super::verify::{Segment, first_claim, segments, walk};
-use crate::event::Event;
+use super::chain::{ChainState, Head, write_line};
+use super::verify::{Extent, Segment, first_claim, segments, survey};
+use crate::event::{Chain, Event};
 use crate::store::create_private_folder;
 
-/// No more than this can be written and not acknowledged when a crash comes: one batch. What lies behind the
-/// acknowledged head and is longer was not left by a crash.
-pub(super) const MAX_TAIL: u64 = 4 * 1024 * 1024;
-
-/// The log, ready to be appended to. Whatever fails, the files hold every acknowledged line, and behind them at most
-/// one batch that nobody was told of.
-pub(super) struct Log {
-    folder: PathBuf,
-    segment_size: u64,
-    disk: Disk,
-    /// The number of the last file.
-    number: u64,
-    /// The file that is appended to; none before the first line, and after a failure.
-    file: Option<File>,
-    /// Its bytes up to the last acknowledged line.
-    length: u64,
-    /// The last acknowledged line.
-    head: Head,
-    /// Written and synced, not yet acknowledged.
-    pending: Option<Pending>,
-    /// A write failed: the file is not written to again, and has to be cut behind its last acknowledged line.
-    is_failed: bool,
-    /// What the next line has to say before anything else.
-    owed: Option<Event>,
+/// How large the files of a chain may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// Bytes after which a new file is begun.
+    pub(super) segment: u64,
+    /// Bytes of all files together.
+    pub(super) total: u64,
 }
 
-#[derive(Clone, Copy)]
+/// One chain, ready to be appended to.
+pub(super) struct Log {
+    folder: PathBuf,
+    chain: Chain,
+    bounds: Bounds,
+    disk: Disk,
+    /// What the database is to keep: the base, and the last line whose head was offered to it.
+    state: ChainState,
+    /// The files with offered lines, oldest first.
+    parts: Vec<Part>,
+    /// The last part, open; none before the first line, and after a failure.
+    file: Option<File>,
+    /// The file with a tail that was never offered. It is not written to again; the tail is cut once the next line
+    /// records it.
+    torn: Option<Torn>,
+    /// What the next line has to say before anything else.
+    owed: Option<Event>,
+    /// Written and synced, not yet offered.
+    pending: Option<Pending>,
+    /// Trimmed files that are deleted once the database knows the new base.
+    trimmed: Vec<Segment>,
+}
+
+#[derive(Clone, Debug)]
+struct Part {
+    segment: Segment,
+    /// Up to its last offered line.
+    bytes: u64,
+    id: FileId,
+}
+
+/// Which file it is, whatever its path says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Torn {
+    segment: Segment,
+    good_bytes: u64,
+}
+
 struct Pending {
+    part: Part,
+    file: File,
+    is_new: bool,
     head: Head,
-    length: u64,
+}
+
+/// The oldest files that are to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trim {
+    files: usize,
+    /// The line before the first one that is kept.
+    base: Head,
 }
 
 impl Log {
-    /// Opens the log in `folder`, whose last acknowledged line is `head`. Whole lines behind it, that a crash kept
-    /// from being acknowledged, are taken as they are; anything else behind it is cut off.
+    /// Opens the chain in `folder`. Whole lines behind the acknowledged head, that a crash kept from being
+    /// acknowledged, are taken as they are; anything else behind it is cut with the next write. `state` is what the
+    /// database knows of the chain.
     ///
     /// # Errors
     /// Acknowledged lines that are missing or were changed. No folder at all is none: then the log was moved away,
     /// and the new one says so in its first line.
-    pub(super) fn open(folder: &Path, head: Head, segment_size: u64, disk: Disk) -> Result<Self, AuditError> {
+    pub(super) fn open(
+        folder: &Path,
+        chain: Chain,
+        state: Option<ChainState>,
+        bounds: Bounds,
+        disk: Disk,
+    ) -> Result<Self, AuditError> {
         let unusable = |source| AuditError::Unusable { path: folder.to_owned(), source };
         let mut log = Self {
             folder: folder.to_owned(),
-            segment_size,
+            chain,
+            bounds,
             disk,
-            number: 0,
+            state: state.unwrap_or(ChainState::GENESIS),
+            parts: Vec::new(),
             file: None,
-            length: 0,
-            head,
-            pending: None,
-            is_failed: false,
+            torn: None,
             owed: None,
+            pending: None,
+            trimmed: Vec::new(),
         };
         if !folder.try_exists().map_err(unusable)? {
+            let head = log.state.head;
             if head.seq > 0 {
-                tracing::warn!(lines = head.seq, "the audit log was moved away: a new one begins");
+                tracing::warn!(lines = head.seq, ?chain, "the audit log was moved away: a new one begins");
                 log.owed = Some(Event::LogBegunAnew { after: head.seq });
             }
+            log.state.base = head;
             return Ok(log);
         }
-        log.find_end()?;
+        if state.is_none() && has_lines(folder, chain).map_err(unusable)? {
+            return Err(AuditError::Foreign { folder: folder.to_owned() });
+        }
+        log.take_up().map_err(unusable)??;
         Ok(log)
     }
 
-    /// The last acknowledged line.
-    pub(super) fn head(&self) -> Head {
-        self.head
+    /// Takes up the files as they stand.
+    fn take_up(&mut self) -> io::Result<Result<(), AuditError>> {
+        let survey = match survey(&self.folder, self.chain, Some(self.state), Extent::End) {
+            Ok(survey) => survey,
+            Err(bad) => {
+                return Ok(Err(AuditError::Broken { folder: self.folder.clone(), why: bad.to_string() }));
+            }
+        };
+        for (segment, good_bytes) in &survey.recorded_cuts {
+            self.disk.cut(&segment.path, *good_bytes)?;
+        }
+        self.trimmed = survey.leftovers;
+        let adopted = survey.head != self.state.head;
+        self.state.head = survey.head;
+        for (segment, bytes) in survey.files {
+            let id = FileId::of(&fs::metadata(&segment.path)?);
+            self.parts.push(Part { segment, bytes, id });
+        }
+        if let Some((segment, good_bytes)) = survey.torn {
+            tracing::warn!(segment = segment.name(), bytes = survey.tail, "the audit log's unacknowledged tail is cut");
+            self.owed = Some(Event::TailRepaired { segment: segment.name(), bytes: survey.tail });
+            if good_bytes == 0 {
+                self.parts.pop();
+            }
+            self.torn = Some(Torn { segment, good_bytes });
+        } else if let Some(last) = self.parts.last() {
+            self.file = Some(OpenOptions::new().append(true).open(&last.segment.path)?);
+        }
+        if adopted {
+            // The process that wrote these lines was killed before they were acknowledged, and maybe before they were
+            // synced.
+            for part in &self.parts {
+                self.disk.sync(&File::open(&part.segment.path)?)?;
+            }
+            self.disk.sync_folder(&self.folder)?;
+        }
+        Ok(Ok(()))
     }
 
-    /// Walks from the file that holds the acknowledged head to the end of what is good, and cuts off the rest.
-    fn find_end(&mut self) -> Result<(), AuditError> {
-        let folder = self.folder.clone();
-        let unusable = |source| AuditError::Unusable { path: folder.clone(), source };
-        let broken = |why: String| AuditError::Broken { folder: folder.clone(), why };
-        let all = segments(&folder).map_err(unusable)?;
-        let head = self.head;
-        // The last file that begins at or before the acknowledged line: it has to be in there.
-        let mut at = None;
-        for (index, segment) in all.iter().enumerate().rev() {
-            if first_claim(&segment.path).map_err(unusable)?.is_some_and(|claim| claim.seq <= head.seq) {
-                at = Some(index);
+    /// What the database is to keep of this chain.
+    pub(super) fn state(&self) -> ChainState {
+        self.state
+    }
+
+    /// Fails where the last file is not, or no longer, the one under its path.
+    pub(super) fn check_last(&self) -> io::Result<()> {
+        self.parts.last().map_or(Ok(()), check_in_place)
+    }
+
+    /// The same for every file.
+    pub(super) fn check_all(&self) -> io::Result<()> {
+        self.parts.iter().try_for_each(check_in_place)
+    }
+
+    /// The oldest files that have to go to make room for the next one; none where all have room. The last file stays.
+    pub(super) fn due_trim(&self) -> Option<Trim> {
+        let most = self.bounds.total.saturating_sub(self.bounds.segment);
+        let mut bytes = self.parts.iter().map(|part| part.bytes).sum::<u64>();
+        let mut files = 0;
+        for part in self.parts.iter().take(self.parts.len().saturating_sub(1)) {
+            if bytes <= most {
                 break;
             }
+            bytes -= part.bytes;
+            files += 1;
         }
-        // No such file is right for a log without lines, and for one that was begun anew just before a crash.
-        let (at, mut after, mut is_found) = match at {
-            Some(0) => (0, After::Nothing, false),
-            Some(index) => (index, After::Unseen, false),
-            None => (0, After::Line(head), head == Head::GENESIS || self.is_begun_anew(&all).map_err(unusable)?),
-        };
-        let mut tail = 0;
-        let mut kept = None;
-        for (index, segment) in all.iter().enumerate().skip(at) {
-            if index > at && kept.is_none_or(|(_, good, size)| good < size) {
-                tail += fs::metadata(&segment.path).map_err(unusable)?.len();
-                continue;
-            }
-            let mut is_replaced = false;
-            let walk = walk(&segment.path, after, |_, here| {
-                is_found |= here == head;
-                is_replaced |= here.seq == head.seq && here != head;
-            });
-            let walk = walk.map_err(unusable)?;
-            if is_replaced {
-                return Err(broken(format!("line {} in {} was replaced", head.seq, segment.name())));
-            }
-            if !is_found {
-                let why = walk.flaw.map_or_else(|| "the log ends here".to_owned(), |flaw| flaw.to_string());
-                let line = walk.lines + 1;
-                return Err(broken(format!(
-                    "{}, line {line}: {why}; line {} was acknowledged",
-                    segment.name(),
-                    head.seq
-                )));
-            }
-            after = walk.head.map_or(after, After::Line);
-            tail += walk.size - walk.good_bytes;
-            kept = Some((index, walk.good_bytes, walk.size));
-        }
-        if !is_found {
-            return Err(broken(format!("there is no file of it, but line {} was acknowledged", head.seq)));
-        }
-        if tail > MAX_TAIL {
-            return Err(broken(format!(
-                "{tail} bytes behind its last good line are no lines: no crash leaves so many"
-            )));
-        }
-        let Some((index, good_bytes, _)) = kept else { return Ok(()) };
-        if let After::Line(last) = after {
-            self.head = last;
-        }
-        self.number = all[index].number;
-        self.cut_tail(&all[index], good_bytes, &all[index + 1..], tail).map_err(unusable)
+        let first_kept = self.parts.get(files).filter(|_| files > 0)?;
+        // A file that does not read is not trimmed behind: `audit verify` will say what is wrong with it.
+        let base = first_claim(&first_kept.segment.path).ok().flatten().and_then(|claim| claim.before())?;
+        Some(Trim { files, base })
     }
 
-    /// Whether the first file begins behind the acknowledged head and says that it does.
-    fn is_begun_anew(&self, all: &[Segment]) -> io::Result<bool> {
-        let Some(first) = all.first() else { return Ok(false) };
-        let claim = first_claim(&first.path)?;
-        Ok(claim.is_some_and(|claim| claim.begins_anew && claim.seq == self.head.seq.saturating_add(1)))
+    /// What the main chain says of a trim of this one.
+    pub(super) fn tell_trim(&self, trim: Trim) -> Event {
+        let first_line = trim.base.seq.saturating_add(1);
+        Event::LogTrimmed { chain: self.chain, first_line, hash_before: trim.base.hash_hex() }
     }
 
-    /// Leaves nothing behind the first `good_bytes` of the last file.
-    fn cut_tail(&mut self, last: &Segment, good_bytes: u64, later: &[Segment], tail: u64) -> io::Result<()> {
-        for segment in later.iter().rev() {
-            fs::remove_file(&segment.path)?;
-        }
-        let mut file = OpenOptions::new().append(true).open(&last.path)?;
-        if tail > 0 {
-            tracing::warn!(segment = last.name(), bytes = tail, "the audit log's unacknowledged tail is cut off");
-            self.disk.cut(&mut file, good_bytes)?;
-            File::open(&self.folder)?.sync_all()?;
-            self.owed = Some(Event::TailRepaired { segment: last.name(), bytes: tail });
-        }
-        self.length = good_bytes;
-        self.file = Some(file);
-        Ok(())
-    }
-
-    /// Whether the next line has something to say that nobody asked for.
-    pub(super) fn owes(&self) -> bool {
-        self.owed.is_some()
-    }
-
-    /// Writes the lines and syncs them; the new head, which holds once it is [`acknowledged`](Log::acknowledge). What
-    /// could not be written, or its head not kept, has to be [`disowned`](Log::disown).
-    pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<Head> {
-        if self.is_failed {
-            self.leave_failed_file()?;
-        }
-        if self.length >= self.segment_size {
-            self.file = None;
-        }
+    /// Writes the lines and syncs them; they stand once they are [`kept`](Log::keep). On an error, nothing is pending.
+    pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<()> {
+        // Nothing is written into a file that nobody can find, nor beside files that are gone.
+        self.check_last()?;
         let mut text = Vec::new();
-        let mut head = self.head;
-        let owed = self.owed.iter().map(|event| (&now, event));
-        for (at, event) in owed.chain(events.iter().map(|(at, event)| (at, event))) {
+        let mut head = self.state.head;
+        for (at, event) in self.owed.iter().map(|event| (&now, event)).chain(events.iter().map(|(at, e)| (at, e))) {
             head = write_line(head, *at, event, &mut text)?;
         }
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => self.begin_file()?,
+        if text.is_empty() {
+            return Ok(());
+        }
+        let added = text.len() as u64;
+        let is_full = |part: &Part| part.bytes > 0 && part.bytes + added > self.bounds.segment;
+        if self.parts.last().is_some_and(is_full) {
+            self.file = None;
+        }
+        let (part, file, is_new) = match (self.file.take(), self.parts.last()) {
+            (Some(file), Some(last)) => (last.clone(), file, false),
+            _ => {
+                let (part, file) = self.begin_file()?;
+                (part, file, true)
+            }
         };
-        let written = self.disk.write(&mut file, &text).and_then(|()| self.disk.sync(&file));
-        self.file = Some(file);
-        written?;
-        self.pending = Some(Pending { head, length: self.length + text.len() as u64 });
-        Ok(head)
+        let mut pending = Pending { part, file, is_new, head };
+        let written = self.write(&mut pending, &text);
+        pending.part.bytes += if written.is_ok() { added } else { 0 };
+        self.pending = Some(pending);
+        written.inspect_err(|_| self.disown())
     }
 
-    /// The lines of the last [`Log::append`] are in the log.
-    pub(super) fn acknowledge(&mut self) {
-        if let Some(Pending { head, length }) = self.pending.take() {
-            self.head = head;
-            self.length = length;
+    fn write(&self, pending: &mut Pending, text: &[u8]) -> io::Result<()> {
+        self.disk.write(&mut pending.file, text)?;
+        self.disk.sync(&pending.file)?;
+        if let Some(torn) = &self.torn {
+            self.repair(torn)?;
+        }
+        check_in_place(&pending.part)
+    }
+
+    /// Cuts a tail that is recorded.
+    fn repair(&self, torn: &Torn) -> io::Result<()> {
+        if torn.good_bytes > 0 {
+            return self.disk.cut(&torn.segment.path, torn.good_bytes);
+        }
+        self.disk.remove(&torn.segment.path)?;
+        self.disk.sync_folder(&self.folder)
+    }
+
+    /// The pending lines stand: their head is about to be offered to the database, and from here on nothing cuts them.
+    pub(super) fn keep(&mut self, trim: Option<Trim>) {
+        if let Some(Pending { part, file, is_new, head }) = self.pending.take() {
+            if !is_new {
+                self.parts.pop();
+            }
+            self.parts.push(part);
+            self.file = Some(file);
+            self.state.head = head;
+            self.torn = None;
             self.owed = None;
         }
+        if let Some(Trim { files, base }) = trim {
+            self.trimmed.extend(self.parts.drain(..files).map(|part| part.segment));
+            self.state.base = base;
+        }
     }
 
-    /// The lines of the last [`Log::append`] are not in the log, and the file they were written to is left for a new
-    /// one.
+    /// The pending lines do not stand. After a failed sync the kernel may have dropped what it could not write, so
+    /// their file is not written to again.
     pub(super) fn disown(&mut self) {
-        self.pending = None;
-        self.is_failed = true;
-        let segment = Segment::numbered(&self.folder, self.number).name();
-        // An older debt says more: it names the file where it began.
-        self.owed.get_or_insert(Event::TailRepaired { segment, bytes: 0 });
-        // At once, so that nobody reads there what was undone; where it fails, the next append tries again first.
-        if let Err(why) = self.leave_failed_file() {
-            tracing::warn!(%why, "the audit log's failed tail can't be cut off yet");
+        let Some(Pending { part, is_new, .. }) = self.pending.take() else { return };
+        self.file = None;
+        if self.torn.is_none() {
+            let good_bytes = if is_new { 0 } else { self.parts.last().map_or(0, |part| part.bytes) };
+            let bytes = fs::metadata(&part.segment.path).map_or(0, |now| now.len().saturating_sub(good_bytes));
+            self.owed.get_or_insert(Event::TailRepaired { segment: part.segment.name(), bytes });
+            if good_bytes == 0 && !is_new {
+                self.parts.pop();
+            }
+            self.torn = Some(Torn { segment: part.segment, good_bytes });
+        } else if let Err(why) = self.disk.remove(&part.segment.path) {
+            // The next append tries again before it begins a file.
+            tracing::warn!(%why, "a failed file of the audit log can't be removed yet");
         }
     }
 
-    /// Cuts the failed file behind its last acknowledged line. After a failed sync the kernel may have dropped what it
-    /// could not write, so nothing is written there again; the acknowledged lines were synced before.
-    fn leave_failed_file(&mut self) -> io::Result<()> {
-        let segment = Segment::numbered(&self.folder, self.number);
-        if let Some(file) = &mut self.file {
-            let bytes = file.metadata()?.len().saturating_sub(self.length);
-            if let Some(Event::TailRepaired { segment: named, bytes: told }) = &mut self.owed
-                && *named == segment.name()
-            {
-                *told = (*told).max(bytes);
+    pub(super) fn has_trimmed(&self) -> bool {
+        !self.trimmed.is_empty()
+    }
+
+    /// Deletes the files that were trimmed; for when the database knows the new base.
+    pub(super) fn delete_trimmed(&mut self) {
+        let disk = &self.disk;
+        self.trimmed.retain(|segment| match disk.remove(&segment.path) {
+            Ok(()) => false,
+            Err(why) => {
+                tracing::warn!(%why, segment = segment.name(), "a trimmed file of the audit log can't be deleted yet");
+                true
             }
-            if bytes > 0 {
-                self.disk.cut(file, self.length)?;
-            }
-        }
-        if self.length == 0 && self.number > 0 && self.file.is_some() {
-            // Nobody was told of anything in it.
-            fs::remove_file(&segment.path)?;
-            self.number -= 1;
-        }
-        self.file = None;
-        self.is_failed = false;
-        Ok(())
+        });
     }
 
     /// The next file, which is on disk under its name before anything is written to it.
-    fn begin_file(&mut self) -> io::Result<File> {
+    fn begin_file(&self) -> io::Result<(Part, File)> {
         create_private_folder(&self.folder).map_err(io::Error::other)?;
-        let segment = Segment::numbered(&self.folder, self.number + 1);
-        match fs::remove_file(&segment.path) {
-            // A file that failed before a line in it was acknowledged, and could not be removed then.
-            Ok(()) => {}
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
-            Err(why) => return Err(why),
+        let of_parts = self.parts.last().map(|part| part.segment.number);
+        let of_torn = self.torn.as_ref().map(|torn| torn.segment.number);
+        let last = of_parts.max(of_torn).or_else(|| self.trimmed.last().map(|segment| segment.number)).unwrap_or(0);
+        // Nothing in files behind the last one was ever offered.
+        for stale in segments(&self.folder, self.chain)?.iter().rev().take_while(|segment| segment.number > last) {
+            self.disk.remove(&stale.path)?;
         }
+        let segment = Segment::numbered(&self.folder, self.chain, last + 1);
         let file = self.disk.create(&segment.path)?;
-        self.number += 1;
-        self.length = 0;
-        let named = File::open(&self.folder).and_then(|folder| folder.sync_all());
-        match named {
-            Ok(()) => Ok(file),
-            Err(why) => {
-                self.file = Some(file);
-                Err(why)
-            }
-        }
+        self.disk.sync_folder(&self.folder)?;
+        let id = FileId::of(&file.metadata()?);
+        Ok((Part { segment, bytes: 0, id }, file))
     }
 }
 
+/// Whether files of the chain with anything in them stand in the folder.
+fn has_lines(folder: &Path, chain: Chain) -> io::Result<bool> {
+    for segment in segments(folder, chain)? {
+        if fs::metadata(&segment.path)?.len() > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn check_in_place(part: &Part) -> io::Result<()> {
+    let is_in_place = match fs::symlink_metadata(&part.segment.path) {
+        Ok(found) => FileId::of(&found) == part.id,
+        Err(gone) if matches!(gone.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => false,
+        Err(why) => return Err(why),
+    };
+    if is_in_place {
+        return Ok(());
+    }
+    let path = part.segment.path.display();
+    let folder = part.segment.path.parent().unwrap_or(&part.segment.path).display();
+    Err(io::Error::other(format!(
+        "{path} was removed or replaced while the reflector runs; put the same file back, or move {folder} away and \
+         restart the reflector: it then begins a new log, which says so"
+    )))
+}
+
 /// The touches of the disk that may fail; tests make them fail.
+#[derive(Clone)]
 pub(super) enum Disk {
     Real,
     #[cfg(test)]
@@ -285,52 +371,125 @@ pub(super) enum Disk {
 
 impl Disk {
     fn create(&self, path: &Path) -> io::Result<File> {
-        #[cfg(test)]
-        self.fault(|faults| faults.create.take())?;
+        self.touch(Touch::Create)?;
         OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
     }
 
     fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        let touched = self.touch(Touch::Write);
         #[cfg(test)]
-        if let Disk::Failing(faults) = self {
-            let mut faults = faults.lock().unwrap();
-            if let Some((room, why)) = faults.write.take() {
-                file.write_all(&bytes[..room.min(bytes.len())])?;
-                return Err(why.into());
-            }
+        if touched.is_err() {
+            file.write_all(&bytes[..self.partial(bytes.len())])?;
         }
+        touched?;
         file.write_all(bytes)
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
+        self.touch(Touch::Sync)?;
+        file.sync_data()?;
         #[cfg(test)]
-        self.fault(|faults| faults.sync.take())?;
-        file.sync_data()
+        self.note_synced(file)?;
+        Ok(())
     }
 
-    fn cut(&self, file: &mut File, length: u64) -> io::Result<()> {
-        #[cfg(test)]
-        self.fault(|faults| faults.cut.take())?;
-        file.set_len(length)?;
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        self.touch(Touch::SyncFolder)?;
+        File::open(path)?.sync_all()
+    }
+
+    fn cut(&self, path: &Path, length: u64) -> io::Result<()> {
+        self.touch(Touch::Cut)?;
+        let file = OpenOptions::new().write(true).open(path)?;
+        if file.metadata()?.len() > length {
+            file.set_len(length)?;
+        }
         file.sync_all()
     }
 
+    /// A file that is gone is fine.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.touch(Touch::Remove)?;
+        match fs::remove_file(path) {
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests make it fail")]
+    fn touch(&self, _: Touch) -> io::Result<()> {
+        Ok(())
+    }
+
     #[cfg(test)]
-    fn fault(&self, which: impl Fn(&mut Faults) -> Option<io::ErrorKind>) -> io::Result<()> {
+    fn touch(&self, touch: Touch) -> io::Result<()> {
         match self {
             Disk::Real => Ok(()),
-            Disk::Failing(faults) => which(&mut faults.lock().unwrap()).map_or(Ok(()), |why| Err(why.into())),
+            Disk::Failing(faults) => faults.lock().unwrap().touch(touch),
         }
+    }
+
+    #[cfg(test)]
+    fn partial(&self, length: usize) -> usize {
+        match self {
+            Disk::Real => length,
+            Disk::Failing(faults) => faults.lock().unwrap().partial.min(length),
+        }
+    }
+
+    #[cfg(test)]
+    fn note_synced(&self, file: &File) -> io::Result<()> {
+        let metadata = file.metadata()?;
+        if let Disk::Failing(faults) = self {
+            faults.lock().unwrap().synced.insert(metadata.ino(), metadata.len());
+        }
+        Ok(())
     }
 }
 
-/// What fails next, once each.
+/// What is done to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touch {
+    Create,
+    Write,
+    Sync,
+    SyncFolder,
+    Cut,
+    Remove,
+}
+
+/// What fails next.
 #[cfg(test)]
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Faults {
-    pub(super) create: Option<io::ErrorKind>,
-    /// How many bytes still get through.
-    pub(super) write: Option<(usize, io::ErrorKind)>,
-    pub(super) sync: Option<io::ErrorKind>,
-    pub(super) cut: Option<io::ErrorKind>,
+    /// Touches of these kinds, once each.
+    pub(super) failing: Vec<(Touch, io::ErrorKind)>,
+    /// How many touches still work before one fails.
+    pub(super) failing_after: Option<u64>,
+    /// How many touches still work before all fail: the process is killed there.
+    pub(super) killed_after: Option<u64>,
+    /// How many bytes of a failed write still get through.
+    pub(super) partial: usize,
+    /// The synced length of each file, by its inode.
+    pub(super) synced: std::collections::HashMap<u64, u64>,
+}
+
+#[cfg(test)]
+impl Faults {
+    fn touch(&mut self, touch: Touch) -> io::Result<()> {
+        if let Some(left) = &mut self.killed_after {
+            *left = left.checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
+        }
+        if let Some(left) = self.failing_after {
+            self.failing_after = left.checked_sub(1);
+            if left == 0 {
+                return Err(io::ErrorKind::Other.into());
+            }
+        }
+        match self.failing.iter().position(|(failing, _)| *failing == touch) {
+            Some(at) => Err(self.failing.remove(at).1.into()),
+            None => Ok(()),
+        }
+    }
 }

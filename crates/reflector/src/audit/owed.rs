@@ -1,5 +1,5 @@
-//! Which lines that a change owes to the log are in it already: a crash came between the line and the note that it is
-//! written. Reads only.
+//! Which lines that a change of the peers owes to the main chain are in it already: a crash came between the line and
+//! the note that it is written. Reads only.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::verify::{first_claim, segments};
-use crate::event::Event;
+use crate::event::{Chain, Event};
 use crate::store::OwedLine;
 
 /// What of a line says what happened.
@@ -24,7 +24,7 @@ struct Line {
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];
     let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };
-    let segments = segments(folder)?;
+    let segments = segments(folder, Chain::Main)?;
     let mut begin = 0;
     for (at, segment) in segments.iter().enumerate().rev() {
         if first_claim(&segment.path)?.is_some_and(|claim| claim.seq <= after.saturating_add(1)) {

@@ -1,12 +1,16 @@
 //! What the audit log must survive, and what it must never swallow.
 
+use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
+use paramedic_link::EndpointId;
 use tempfile::TempDir;
 
-use super::log::{Faults, MAX_TAIL};
+use super::log::{Faults, Touch};
+use super::verify::MAX_TAIL;
 use super::*;
 
 const LARGE: u64 = 1 << 30;
@@ -15,11 +19,34 @@ const LARGE: u64 = 1 << 30;
 struct Home {
     folder: TempDir,
     faults: Arc<Mutex<Faults>>,
+    keeper: KeeperFaults,
+}
+
+/// How the store fails when it is asked to keep heads next, and whether it then holds them all the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KeeperFaults(Arc<Mutex<VecDeque<bool>>>);
+
+impl KeeperFaults {
+    pub(super) async fn next(
+        &self,
+        store: &Store,
+        states: &BTreeMap<Chain, ChainState>,
+    ) -> Option<Result<(), StoreError>> {
+        let holds = self.0.lock().unwrap().pop_front()?;
+        if holds {
+            store.set_audit_chains(states).await.unwrap();
+        }
+        Some(Err(StoreError::Unusable { path: "database".into(), source: ErrorKind::Other.into() }))
+    }
+
+    fn fail(&self, holds: bool) {
+        self.0.lock().unwrap().push_back(holds);
+    }
 }
 
 impl Home {
     fn new() -> Self {
-        Self { folder: TempDir::new().unwrap(), faults: Arc::default() }
+        Self { folder: TempDir::new().unwrap(), faults: Arc::default(), keeper: KeeperFaults::default() }
     }
 
     fn dir(&self) -> PathBuf {
@@ -30,18 +57,19 @@ impl Home {
         self.dir().join(format!("{number:06}.jsonl"))
     }
 
-    async fn store(&self) -> Store {
-        Store::open(&self.folder.path().join("reflector.db")).await.unwrap()
+    fn database(&self) -> PathBuf {
+        self.folder.path().join("reflector.db")
     }
 
     async fn try_open(&self, segment_size: u64) -> Result<Audit, AuditError> {
         // Tests that don't wait for a probe meet none.
-        self.open_probing(Duration::from_secs(3600), segment_size).await
+        self.open_with(Duration::from_secs(3600), Sizes { segment: segment_size, total: LARGE }).await
     }
 
-    async fn open_probing(&self, every: Duration, segment_size: u64) -> Result<Audit, AuditError> {
+    async fn open_with(&self, probe_interval: Duration, sizes: Sizes) -> Result<Audit, AuditError> {
         let disk = Disk::Failing(Arc::clone(&self.faults));
-        Ok(Audit::open_on(disk, every, &self.dir(), segment_size, self.store().await).await?.0)
+        let store = Store::open(&self.database()).await.unwrap();
+        Audit::open_on(disk, probe_interval, &self.dir(), sizes, Keeper(store, self.keeper.clone())).await
     }
 
     async fn open(&self, segment_size: u64) -> Audit {
@@ -49,54 +77,86 @@ impl Home {
     }
 
     /// Opens, records one event a batch, and is gone: the writer has let go of everything.
-    async fn recorded(&self, segment_size: u64, ports: impl Iterator<Item = u16>) {
+    async fn recorded(&self, segment_size: u64, values: impl Iterator<Item = u64>) {
         let audit = self.open(segment_size).await;
-        for port in ports {
-            audit.record(vec![held(port)]).await.unwrap();
+        for value in values {
+            audit.record(vec![opened(value)]).await.unwrap();
         }
         end(audit).await;
     }
 
-    async fn head(&self) -> Option<Head> {
-        Store::read_audit_head(&self.folder.path().join("reflector.db")).await.unwrap()
+    async fn states(&self) -> BTreeMap<Chain, ChainState> {
+        Store::read_audit_chains(&self.database()).await.unwrap()
     }
 
+    async fn head(&self) -> Head {
+        self.states().await[&Chain::Main].head
+    }
+
+    /// Both chains.
+    async fn verify_both(&self) -> Result<[Verified; 2], BadLine> {
+        verify(&self.dir(), Some(&self.states().await))
+    }
+
+    /// The main chain, while the other one is whole too.
     async fn verify(&self) -> Result<Verified, BadLine> {
-        verify(&self.dir(), self.head().await)
+        Ok(self.verify_both().await?[0])
     }
 
-    /// Every line of every file, as JSON.
+    /// Every line of every file of the main chain, as JSON.
     fn lines(&self) -> Vec<serde_json::Value> {
-        let segments = verify::segments(&self.dir()).unwrap();
+        self.lines_of(Chain::Main)
+    }
+
+    fn lines_of(&self, chain: Chain) -> Vec<serde_json::Value> {
+        let segments = verify::segments(&self.dir(), chain).unwrap();
         let text = segments.into_iter().map(|segment| fs::read_to_string(segment.path).unwrap()).collect::<String>();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    fn fail(&self, which: impl FnOnce(&mut Faults)) {
-        which(&mut self.faults.lock().unwrap());
+    /// What the events of the main chain that tests record are told apart by.
+    fn values(&self) -> Vec<u64> {
+        self.lines().iter().filter_map(|line| line["ttl_s"].as_u64()).collect()
+    }
+
+    fn fail(&self, touch: Touch, why: ErrorKind) {
+        self.faults.lock().unwrap().failing.push((touch, why));
+    }
+
+    /// The next write ends after so many bytes.
+    fn fail_write(&self, room: usize, why: ErrorKind) {
+        self.faults.lock().unwrap().partial = room;
+        self.fail(Touch::Write, why);
     }
 }
 
-fn held(port: u16) -> Event {
-    Event::PortHeld { port }
+/// An event of the main chain.
+pub(super) fn opened(value: u64) -> Event {
+    Event::CodeOpened { ttl_s: value }
+}
+
+/// An event that a peer can cause at will.
+pub(super) fn linked(value: u8) -> Event {
+    Event::LinkOpened { peer: EndpointId::from_bytes([value; 32]), from: Ipv4Addr::LOCALHOST.into() }
 }
 
 /// Drops the handle and waits until the writer, and with it the lock on the folder, is gone.
 async fn end(audit: Audit) {
-    let mut faulted = audit.faulted();
+    let mut fault = audit.fault();
     drop(audit);
-    while faulted.changed().await.is_ok() {}
+    while fault.changed().await.is_ok() {}
 }
 
 #[tokio::test]
 async fn what_is_recorded_is_on_disk_and_chained() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
-    audit.record(vec![held(1), Event::Stopped]).await.unwrap();
+    audit.record(vec![opened(1), Event::Stopped]).await.unwrap();
     audit.record(vec![]).await.unwrap();
     let verified = home.verify().await.unwrap();
-    assert_eq!((verified.lines, verified.segments, verified.head.seq, verified.first_seq), (2, 1, 2, 1));
-    assert_eq!(home.head().await, Some(verified.head));
+    assert_eq!((verified.lines, verified.segments, verified.head.seq), (2, 1, 2));
+    assert_eq!(verified.begins, Beginning::First);
+    assert_eq!(home.head().await, verified.head);
     end(audit).await;
     home.recorded(LARGE, 2..=2).await;
     let lines = home.lines();
@@ -111,7 +171,7 @@ async fn many_at_once_share_batches_and_lose_nothing() {
     let audit = home.open(LARGE).await;
     let tasks = (0..200).map(|port| {
         let audit = audit.clone();
-        tokio::spawn(async move { audit.record(vec![held(port)]).await })
+        tokio::spawn(async move { audit.record(vec![opened(port)]).await })
     });
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap().unwrap();
@@ -123,10 +183,10 @@ async fn many_at_once_share_batches_and_lose_nothing() {
 async fn lines_stand_in_the_order_of_the_calls_whoever_waits_first() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
-    let (first, second) = (audit.record(vec![held(1)]), audit.record(vec![held(2)]));
+    let (first, second) = (audit.record(vec![opened(1)]), audit.record(vec![opened(2)]));
     second.await.unwrap();
     first.await.unwrap();
-    assert_eq!(home.lines().iter().map(|line| line["port"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(home.values(), [1, 2]);
 }
 
 #[tokio::test]
@@ -143,8 +203,8 @@ async fn files_rotate_and_the_chain_goes_on() {
 async fn a_note_is_written_with_the_next_batch() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
-    audit.note(held(1));
-    audit.record(vec![held(2)]).await.unwrap();
+    audit.note(opened(1));
+    audit.record(vec![opened(2)]).await.unwrap();
     assert_eq!(home.lines().len(), 2);
 }
 
@@ -154,29 +214,61 @@ async fn notes_beyond_the_queue_are_counted() {
     let audit = home.open(LARGE).await;
     // The test's runtime has one thread: the writer comes to nothing before the next await.
     for _ in 0..QUEUE {
-        audit.note(held(1));
+        audit.note(opened(1));
     }
-    audit.record(vec![held(2)]).await.unwrap();
-    audit.record(vec![held(3)]).await.unwrap();
-    let lines = home.lines();
-    let more = lines.iter().find(|line| line["event"] == "refused_more").unwrap();
+    audit.record(vec![opened(2)]).await.unwrap();
+    audit.record(vec![opened(3)]).await.unwrap();
+    let more = home.lines_of(Chain::Refusals).into_iter().find(|line| line["event"] == "refused_more").unwrap();
     assert_eq!(more["reason"], "not_noted");
-    let noted = lines.iter().filter(|line| line["port"] == 1).count() as u64;
+    let noted = home.values().into_iter().filter(|value| *value == 1).count() as u64;
     assert_eq!(noted + more["count"].as_u64().unwrap(), QUEUE as u64);
+}
+
+/// A log with lines in several files of both chains.
+async fn both_chains() -> Home {
+    let home = Home::new();
+    let audit = home.open(700).await;
+    for value in 1..=5 {
+        audit.record(vec![opened(value.into()), linked(value), linked(value)]).await.unwrap();
+    }
+    end(audit).await;
+    home
+}
+
+/// Every file of the log.
+fn files(home: &Home) -> Vec<PathBuf> {
+    let mut files = fs::read_dir(home.dir()).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
+    files.sort();
+    files
 }
 
 #[tokio::test]
 async fn every_truncation_of_acknowledged_lines_shows() {
+    let home = both_chains().await;
+    let states = home.states().await;
+    let files = files(&home);
+    assert!(files.len() >= 5, "{files:?}");
+    for file in files {
+        let whole = fs::read(&file).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&file, &whole[..length]).unwrap();
+            let bad = verify(&home.dir(), Some(&states)).unwrap_err();
+            // The first line that is missing, or the one in the next file that does not follow.
+            let lines = whole[..length].iter().filter(|byte| **byte == b'\n').count() as u64;
+            let is_named = file.ends_with(&bad.segment) && bad.line == lines + 1;
+            let is_between_lines = length == 0 || whole[length - 1] == b'\n';
+            assert!(is_named || is_between_lines, "{file:?} {length}: {bad}");
+        }
+        fs::write(&file, &whole).unwrap();
+    }
+    home.verify_both().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_truncated_log_is_not_opened_and_left_as_it_is() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
     let whole = fs::read(home.segment(1)).unwrap();
-    let head = home.head().await;
-    for length in 0..whole.len() {
-        fs::write(home.segment(1), &whole[..length]).unwrap();
-        let bad = verify(&home.dir(), head).unwrap_err();
-        assert_eq!(bad.segment, "000001.jsonl", "{length}");
-        assert_eq!(bad.line, 1 + whole[..length].iter().filter(|byte| **byte == b'\n').count() as u64, "{length}");
-    }
     for length in [0, 1, whole.len() / 2, whole.len() - 1] {
         fs::write(home.segment(1), &whole[..length]).unwrap();
         let told = home.try_open(LARGE).await.unwrap_err().to_string();
@@ -189,16 +281,51 @@ async fn every_truncation_of_acknowledged_lines_shows() {
 }
 
 #[tokio::test]
-async fn every_flipped_bit_shows() {
+async fn flipped_bits_show_in_both_chains() {
+    let home = both_chains().await;
+    let states = home.states().await;
+    for file in files(&home) {
+        let whole = fs::read(&file).unwrap();
+        // Every bit of a byte sooner or later: 3 and 8 have no common divisor.
+        for bit in (0..whole.len() * 8).step_by(3) {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&file, &flipped).unwrap();
+            assert!(verify(&home.dir(), Some(&states)).is_err(), "{file:?}, bit {bit}");
+        }
+        fs::write(&file, &whole).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn files_that_are_deleted_or_change_places_show() {
+    let home = both_chains().await;
+    let states = home.states().await;
+    let files = files(&home);
+    for file in &files {
+        let whole = fs::read(file).unwrap();
+        fs::remove_file(file).unwrap();
+        assert!(verify(&home.dir(), Some(&states)).is_err(), "{file:?}");
+        fs::write(file, &whole).unwrap();
+        for other in files.iter().filter(|other| *other != file) {
+            let theirs = fs::read(other).unwrap();
+            fs::write(file, &theirs).unwrap();
+            assert!(verify(&home.dir(), Some(&states)).is_err(), "{other:?} as {file:?}");
+        }
+        fs::write(file, &whole).unwrap();
+    }
+    home.verify_both().await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_database_each_flipped_bit_of_a_line_shows() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
     let whole = fs::read(home.segment(1)).unwrap();
-    let head = home.head().await;
     for bit in 0..whole.len() * 8 {
         let mut flipped = whole.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         fs::write(home.segment(1), &flipped).unwrap();
-        assert!(verify(&home.dir(), head).is_err(), "bit {bit}");
         assert!(verify(&home.dir(), None).is_err(), "bit {bit}");
     }
 }
@@ -207,7 +334,7 @@ async fn every_flipped_bit_shows() {
 async fn a_missing_file_shows_wherever_it_was() {
     let home = Home::new();
     home.recorded(1_000, 1..=20).await;
-    let last = verify::segments(&home.dir()).unwrap().last().unwrap().number;
+    let last = verify::segments(&home.dir(), Chain::Main).unwrap().last().unwrap().number;
     for number in [1, 2, last] {
         let text = fs::read(home.segment(number)).unwrap();
         fs::remove_file(home.segment(number)).unwrap();
@@ -240,23 +367,17 @@ async fn a_crash_in_the_middle_of_a_batch_costs_only_what_nobody_was_told_of() {
     home.recorded(LARGE, 1..=2).await;
     let told = fs::read(home.segment(1)).unwrap();
     let mut unsaid = Vec::new();
-    let next = chain::write_line(home.head().await.unwrap(), Timestamp::now(), &held(3), &mut unsaid).unwrap();
+    let next = chain::write_line(home.head().await, Timestamp::now(), &opened(3), &mut unsaid).unwrap();
     for length in 0..=unsaid.len() {
         fs::write(home.segment(1), [&told[..], &unsaid[..length]].concat()).unwrap();
         let verified = home.verify().await.unwrap();
         let is_whole = length == unsaid.len();
         assert_eq!(verified.lines, if is_whole { 3 } else { 2 });
         assert_eq!(verified.unacknowledged_bytes, if is_whole { 0 } else { length as u64 });
-        if [0, 1, 80, unsaid.len() - 1].contains(&length) {
-            let log = Log::open(&home.dir(), home.head().await.unwrap(), LARGE, Disk::Real).unwrap();
-            assert_eq!(log.owes(), length > 0);
-            assert_eq!(fs::read(home.segment(1)).unwrap(), told);
-        }
     }
     // The whole line was written and synced, and is kept though nobody was told.
     home.recorded(LARGE, 4..=4).await;
-    let ports = home.lines().iter().map(|line| line["port"].as_u64().unwrap()).collect::<Vec<_>>();
-    assert_eq!(ports, [1, 2, 3, 4]);
+    assert_eq!(home.values(), [1, 2, 3, 4]);
     assert_eq!(home.verify().await.unwrap().head.seq, next.seq + 1);
 }
 
@@ -273,9 +394,27 @@ async fn a_repaired_tail_is_told_in_the_next_line() {
         (Some("tail_repaired"), Some("000001.jsonl"))
     );
     assert_eq!(lines[2]["bytes"], 13 + 34);
-    assert_eq!(lines[3]["port"], 3);
-    assert!(!home.segment(2).exists());
+    assert_eq!(lines[3]["ttl_s"], 3);
+    assert_eq!(fs::read_to_string(home.segment(1)).unwrap().lines().count(), 2, "the tail is cut");
     assert_eq!(home.verify().await.unwrap().lines, 4);
+}
+
+#[tokio::test]
+async fn a_tail_is_only_cut_once_a_line_records_it() {
+    let home = Home::new();
+    home.recorded(LARGE, 1..=2).await;
+    OpenOptions::new().append(true).open(home.segment(1)).unwrap().write_all(b"{\"seq\":3").unwrap();
+    for touch in [Touch::Create, Touch::SyncFolder, Touch::Write, Touch::Sync, Touch::Cut] {
+        let audit = home.open(LARGE).await;
+        home.fail(touch, ErrorKind::StorageFull);
+        audit.record(vec![opened(3)]).await.unwrap_err();
+        end(audit).await;
+        assert!(fs::read_to_string(home.segment(1)).unwrap().ends_with("{\"seq\":3"), "{touch:?}");
+        assert_eq!(home.verify().await.unwrap().lines, 2);
+    }
+    home.recorded(LARGE, 3..=3).await;
+    assert_eq!(home.lines()[2]["event"], "tail_repaired");
+    assert_eq!(home.values(), [1, 2, 3]);
 }
 
 #[tokio::test]
@@ -295,7 +434,7 @@ async fn a_first_line_that_nobody_was_told_of_is_no_riddle() {
     fs::create_dir(home.dir()).unwrap();
     fs::write(home.segment(1), "{\"seq\":1").unwrap();
     home.recorded(LARGE, 1..=1).await;
-    assert_eq!(home.lines().len(), 2);
+    assert_eq!((home.lines()[0]["event"].as_str(), home.values()), (Some("tail_repaired"), vec![1]));
     assert_eq!(home.verify().await.unwrap().lines, 2);
 }
 
@@ -308,8 +447,8 @@ async fn a_log_that_was_moved_away_begins_anew_and_says_so() {
     let lines = home.lines();
     assert_eq!((lines[0]["event"].as_str(), lines[0]["seq"].as_u64()), (Some("log_begun_anew"), Some(4)));
     let verified = home.verify().await.unwrap();
-    assert_eq!((verified.lines, verified.first_seq, verified.head.seq), (2, 4, 5));
-    assert_eq!(verify(&home.folder.path().join("audit.damaged"), None).unwrap().head.hash_hex(), lines[0]["prev"]);
+    assert_eq!((verified.lines, verified.begins, verified.head.seq), (2, Beginning::BegunAnew(4), 5));
+    assert_eq!(verify(&home.folder.path().join("audit.damaged"), None).unwrap()[0].head.hash_hex(), lines[0]["prev"]);
     home.recorded(LARGE, 5..=5).await;
     assert_eq!(home.verify().await.unwrap().lines, 3);
 }
@@ -318,11 +457,12 @@ async fn a_log_that_was_moved_away_begins_anew_and_says_so() {
 async fn a_crash_just_after_beginning_anew_is_no_riddle_either() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
-    let (store, before) = (home.folder.path().join("reflector.db"), home.head().await.unwrap());
+    let before = home.states().await;
     fs::rename(home.dir(), home.folder.path().join("audit.damaged")).unwrap();
     home.recorded(LARGE, 4..=4).await;
-    let back = Store::open(&store).await.unwrap();
-    back.set_audit_head(before).await.unwrap();
+    // The database of a version that did not keep where a log begins.
+    let back = Store::open(&home.database()).await.unwrap();
+    back.set_audit_chains(&before).await.unwrap();
     drop(back);
     home.recorded(LARGE, 5..=5).await;
     assert_eq!(home.verify().await.unwrap().head.seq, 6);
@@ -339,32 +479,31 @@ async fn a_new_database_beside_an_old_log_is_refused() {
     assert!(matches!(why, AuditError::Foreign { .. }), "{why}");
 }
 
-/// A fault, then a probe of the disk by the next record.
-async fn recovers_from(fail: impl FnOnce(&mut Faults)) -> (Home, Vec<u64>) {
+/// A fault, then the next record, which tries again.
+async fn recovers_from(fail: impl FnOnce(&Home)) -> Home {
     let home = Home::new();
     let audit = home.open(LARGE).await;
-    audit.record(vec![held(1)]).await.unwrap();
-    home.fail(fail);
-    let faulted = audit.faulted();
-    audit.note(held(2));
-    let fault = audit.record(vec![held(3)]).await.unwrap_err();
+    audit.record(vec![opened(1)]).await.unwrap();
+    fail(&home);
+    audit.note(opened(2));
+    let fault = audit.record(vec![opened(3)]).await.unwrap_err();
     assert!(fault.to_string().contains("can't be written"), "{fault}");
-    assert!(*faulted.borrow());
-    assert_eq!(home.verify().await.unwrap().head.seq, 1, "nobody may rely on what failed");
-    audit.record(vec![held(4)]).await.unwrap();
-    assert!(!*faulted.borrow());
+    assert_eq!(*audit.fault().borrow(), Some(fault));
+    assert_eq!(home.head().await.seq, 1, "no caller may rely on what failed");
+    home.verify().await.unwrap();
+    audit.record(vec![opened(4)]).await.unwrap();
+    assert!(audit.fault().borrow().is_none());
     end(audit).await;
-    let ports = home.lines().iter().filter_map(|line| line["port"].as_u64()).collect();
+    assert_eq!(home.values(), [1, 2, 4]);
     assert_eq!(home.lines()[1]["event"], "tail_repaired");
     home.verify().await.unwrap();
-    (home, ports)
+    home
 }
 
 #[tokio::test]
 async fn a_full_disk_costs_what_was_recorded_and_keeps_what_was_noted() {
     for room in [0, 1, 100, 250, 100_000] {
-        let (home, ports) = recovers_from(|faults| faults.write = Some((room, ErrorKind::StorageFull))).await;
-        assert_eq!(ports, [1, 2, 4], "{room}");
+        let home = recovers_from(|home| home.fail_write(room, ErrorKind::StorageFull)).await;
         assert!(home.segment(2).exists(), "nothing is retried in the file that failed");
         assert_eq!(fs::read_to_string(home.segment(1)).unwrap().lines().count(), 1);
     }
@@ -372,45 +511,126 @@ async fn a_full_disk_costs_what_was_recorded_and_keeps_what_was_noted() {
 
 #[tokio::test]
 async fn a_failed_sync_is_not_trusted_to_have_written_anything() {
-    let (home, ports) = recovers_from(|faults| faults.sync = Some(ErrorKind::Other)).await;
-    assert_eq!(ports, [1, 2, 4]);
+    let home = recovers_from(|home| home.fail(Touch::Sync, ErrorKind::Other)).await;
     assert_eq!(home.lines()[1]["segment"], "000001.jsonl");
     assert!(home.lines()[1]["bytes"].as_u64().unwrap() > 200);
+}
+
+#[tokio::test]
+async fn a_fault_in_one_chain_keeps_the_batch_out_of_the_other() {
+    for failing in [Touch::Create, Touch::Write, Touch::Sync] {
+        let home = Home::new();
+        let audit = home.open(LARGE).await;
+        // The file of the main chain stands already, so it is the other one's that can't be made.
+        audit.record(vec![opened(1)]).await.unwrap();
+        if failing != Touch::Create {
+            audit.record(vec![linked(1)]).await.unwrap();
+            home.faults.lock().unwrap().partial = usize::MAX;
+        }
+        home.fail(failing, ErrorKind::StorageFull);
+        audit.record(vec![linked(2), opened(2)]).await.unwrap_err();
+        audit.record(vec![linked(3), opened(3)]).await.unwrap();
+        assert_eq!(home.values(), [1, 3]);
+        let [main, refusals] = home.verify_both().await.unwrap();
+        assert_eq!((main.unacknowledged_bytes, refusals.unacknowledged_bytes), (0, 0));
+        let linked = home.lines_of(Chain::Refusals);
+        assert!(!linked.iter().any(|line| line["peer"] == EndpointId::from_bytes([2; 32]).to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_could_not_be_kept_cuts_nothing() {
+    for holds in [false, true] {
+        let home = Home::new();
+        let audit = home.open(LARGE).await;
+        audit.record(vec![opened(1)]).await.unwrap();
+        home.keeper.fail(holds);
+        audit.note(opened(2));
+        audit.record(vec![opened(3)]).await.unwrap_err();
+        assert!(audit.fault().borrow().is_some());
+        assert_eq!(home.values(), [1, 2, 3], "the store may hold their head");
+        home.verify().await.unwrap();
+        // A write that fails right after cuts no line whose head was offered.
+        home.fail_write(50, ErrorKind::StorageFull);
+        audit.record(vec![opened(4)]).await.unwrap_err();
+        home.verify().await.unwrap();
+        audit.record(vec![opened(5)]).await.unwrap();
+        assert!(audit.fault().borrow().is_none());
+        end(audit).await;
+        home.recorded(LARGE, 6..=6).await;
+        assert_eq!(home.values(), [1, 2, 3, 5, 6], "each once");
+    }
+}
+
+#[tokio::test]
+async fn a_crash_after_a_head_that_could_not_be_kept_leaves_a_log_that_opens() {
+    for holds in [false, true] {
+        let home = Home::new();
+        let audit = home.open(LARGE).await;
+        audit.record(vec![opened(1)]).await.unwrap();
+        home.keeper.fail(holds);
+        audit.record(vec![opened(2), linked(2)]).await.unwrap_err();
+        end(audit).await;
+        // The start that finds these lines can't keep their head either.
+        home.keeper.fail(holds);
+        if !holds {
+            assert!(matches!(home.try_open(LARGE).await, Err(AuditError::Store(_))));
+        }
+        home.keeper.0.lock().unwrap().clear();
+        home.recorded(LARGE, 3..=3).await;
+        assert_eq!(home.values(), [1, 2, 3]);
+        home.verify().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_first_start_may_fail_to_keep_its_heads() {
+    for holds in [false, true] {
+        let home = Home::new();
+        home.keeper.fail(holds);
+        assert!(matches!(home.try_open(LARGE).await, Err(AuditError::Store(_))));
+        home.recorded(LARGE, 1..=1).await;
+        fs::rename(home.dir(), home.folder.path().join("away")).unwrap();
+        home.keeper.fail(holds);
+        assert!(matches!(home.try_open(LARGE).await, Err(AuditError::Store(_))));
+        home.recorded(LARGE, 2..=2).await;
+        assert_eq!(home.verify().await.unwrap().begins, Beginning::BegunAnew(2));
+    }
 }
 
 #[tokio::test]
 async fn a_fault_lasts_until_a_write_succeeds() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
-    audit.record(vec![held(1)]).await.unwrap();
-    home.fail(|faults| (faults.sync, faults.cut) = (Some(ErrorKind::Other), Some(ErrorKind::Other)));
-    audit.record(vec![held(2)]).await.unwrap_err();
-    assert_eq!(home.lines().len(), 2, "it could not even be cut off");
-    home.fail(|faults| faults.cut = Some(ErrorKind::Other));
-    audit.record(vec![held(3)]).await.unwrap_err();
-    home.fail(|faults| faults.create = Some(ErrorKind::StorageFull));
-    audit.record(vec![held(4)]).await.unwrap_err();
-    home.fail(|faults| faults.write = Some((10, ErrorKind::StorageFull)));
-    audit.record(vec![held(5)]).await.unwrap_err();
-    assert!(*audit.faulted().borrow());
-    audit.record(vec![held(6)]).await.unwrap();
-    assert!(!*audit.faulted().borrow());
-    let ports = home.lines().iter().filter_map(|line| line["port"].as_u64()).collect::<Vec<_>>();
-    assert_eq!(ports, [1, 6]);
+    audit.record(vec![opened(1)]).await.unwrap();
+    home.fail(Touch::Sync, ErrorKind::Other);
+    audit.record(vec![opened(2)]).await.unwrap_err();
+    home.fail(Touch::Create, ErrorKind::StorageFull);
+    audit.record(vec![opened(3)]).await.unwrap_err();
+    home.fail(Touch::Cut, ErrorKind::Other);
+    audit.record(vec![opened(4)]).await.unwrap_err();
+    home.fail(Touch::Cut, ErrorKind::Other);
+    home.fail(Touch::Remove, ErrorKind::Other);
+    audit.record(vec![opened(5)]).await.unwrap_err();
+    home.fail_write(10, ErrorKind::StorageFull);
+    audit.record(vec![opened(6)]).await.unwrap_err();
+    assert!(audit.fault().borrow().is_some());
+    audit.record(vec![opened(7)]).await.unwrap();
+    assert!(audit.fault().borrow().is_none());
+    assert_eq!(home.values(), [1, 7]);
     assert_eq!(home.verify().await.unwrap().lines, 3);
 }
 
 #[tokio::test]
-async fn the_disk_is_tried_again_though_nobody_asks() {
+async fn the_disk_is_tried_again_without_an_order() {
     let home = Home::new();
-    let audit = home.open_probing(Duration::from_millis(10), LARGE).await.unwrap();
-    home.fail(|faults| faults.sync = Some(ErrorKind::Other));
-    audit.note(held(1));
-    audit.record(vec![held(2)]).await.unwrap_err();
-    let mut faulted = audit.faulted();
-    assert!(!*faulted.wait_for(|faulted| !faulted).await.unwrap());
-    let lines = home.lines();
-    assert_eq!((lines[0]["event"].as_str(), lines[1]["port"].as_u64()), (Some("tail_repaired"), Some(1)));
+    let probing = Duration::from_millis(10);
+    let audit = home.open_with(probing, Sizes { segment: LARGE, total: LARGE }).await.unwrap();
+    home.fail(Touch::Sync, ErrorKind::Other);
+    audit.note(opened(1));
+    audit.record(vec![opened(2)]).await.unwrap_err();
+    assert!(audit.fault().wait_for(Option::is_none).await.unwrap().is_none());
+    assert_eq!((home.lines()[0]["event"].as_str(), home.values()), (Some("tail_repaired"), vec![1]));
     assert_eq!(home.verify().await.unwrap().lines, 2);
 }
 
@@ -418,13 +638,147 @@ async fn the_disk_is_tried_again_though_nobody_asks() {
 async fn a_crash_during_a_fault_leaves_a_log_that_opens() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
-    audit.record(vec![held(1)]).await.unwrap();
-    home.fail(|faults| {
-        faults.write = Some((30, ErrorKind::StorageFull));
-        faults.cut = Some(ErrorKind::Other);
-    });
-    audit.record(vec![held(2)]).await.unwrap_err();
+    audit.record(vec![opened(1)]).await.unwrap();
+    home.fail_write(30, ErrorKind::StorageFull);
+    audit.record(vec![opened(2)]).await.unwrap_err();
     end(audit).await;
     home.recorded(LARGE, 3..=3).await;
     assert_eq!(home.verify().await.unwrap().lines, 3);
+}
+
+#[tokio::test]
+async fn a_file_that_is_unlinked_or_replaced_is_a_fault_until_it_is_back() {
+    let home = Home::new();
+    let audit = home.open_with(Duration::from_millis(10), Sizes { segment: 500, total: LARGE }).await.unwrap();
+    for value in 1..=4 {
+        audit.record(vec![opened(value), linked(1)]).await.unwrap();
+    }
+    let away = home.folder.path().join("away");
+    for file in [home.dir(), home.segment(1), home.segment(2), home.dir().join("refusals-000001.jsonl")] {
+        for is_copied in [false, true] {
+            fs::rename(&file, &away).unwrap();
+            if is_copied && away.is_file() {
+                fs::copy(&away, &file).unwrap();
+            }
+            // Without an order: the look every few seconds finds it.
+            let because = audit.fault().wait_for(Option::is_some).await.unwrap().clone().unwrap().because;
+            assert!(because.contains("removed or replaced") && because.contains("restart"), "{because}");
+            let fault = audit.record(vec![opened(9)]).await.unwrap_err();
+            assert_eq!(fault.because, because);
+            assert_eq!(file.exists(), is_copied && file.is_file(), "nothing is made anew");
+            fs::rename(&away, &file).unwrap();
+            audit.fault().wait_for(Option::is_none).await.unwrap();
+        }
+    }
+    audit.record(vec![opened(5)]).await.unwrap();
+    assert_eq!(home.values(), [1, 2, 3, 4, 5]);
+    home.verify_both().await.unwrap();
+}
+
+#[tokio::test]
+async fn lines_in_a_file_that_vanishes_while_they_are_written_are_not_acknowledged() {
+    let home = Home::new();
+    let audit = home.open(LARGE).await;
+    audit.record(vec![opened(1)]).await.unwrap();
+    fs::rename(home.segment(1), home.folder.path().join("away")).unwrap();
+    audit.record(vec![opened(2)]).await.unwrap_err();
+    assert_eq!(home.head().await.seq, 1);
+    assert!(!home.segment(2).exists());
+}
+
+fn bytes_of(home: &Home, chain: Chain) -> u64 {
+    let segments = verify::segments(&home.dir(), chain).unwrap();
+    // Trimmed files are deleted while this looks.
+    segments.iter().map(|segment| fs::metadata(&segment.path).map_or(0, |metadata| metadata.len())).sum()
+}
+
+#[tokio::test]
+async fn constant_noise_is_bounded_and_displaces_nothing_else() {
+    let home = Home::new();
+    let sizes = Sizes { segment: LARGE, total: 40_000 };
+    let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
+    audit.record(vec![opened(1)]).await.unwrap();
+    for _ in 0..200 {
+        audit.record(vec![linked(1), linked(2)]).await.unwrap();
+        assert!(bytes_of(&home, Chain::Refusals) <= 10_000);
+        assert!(bytes_of(&home, Chain::Main) <= 30_000);
+    }
+    let trimmed = home.lines().into_iter().find(|line| line["event"] == "log_trimmed").unwrap();
+    assert_eq!(trimmed["chain"], "refusals");
+    assert_eq!(home.values(), [1], "a quarter is all that noise may take");
+    let [main, refusals] = home.verify_both().await.unwrap();
+    assert_eq!(main.begins, Beginning::First);
+    let Beginning::Trimmed(first) = refusals.begins else { panic!("{refusals:?}") };
+    assert_eq!(home.lines_of(Chain::Refusals)[0]["seq"], first);
+    let last = home.lines().into_iter().rfind(|line| line["event"] == "log_trimmed").unwrap();
+    assert_eq!(
+        (&last["first_line"], &last["hash_before"]),
+        (&first.into(), &home.lines_of(Chain::Refusals)[0]["prev"])
+    );
+    // The main chain is bounded too.
+    for value in 2..=200 {
+        audit.record(vec![opened(value)]).await.unwrap();
+        assert!(bytes_of(&home, Chain::Main) <= 30_000);
+    }
+    let [main, _] = home.verify_both().await.unwrap();
+    assert!(matches!(main.begins, Beginning::Trimmed(_)), "{main:?}");
+    end(audit).await;
+    // A start goes on, and one with a smaller size trims at once.
+    let sizes = Sizes { segment: LARGE, total: 20_000 };
+    let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
+    audit.record(vec![opened(201)]).await.unwrap();
+    end(audit).await;
+    assert!(bytes_of(&home, Chain::Main) <= 15_000 && bytes_of(&home, Chain::Refusals) <= 5_000);
+    home.verify_both().await.unwrap();
+}
+
+#[tokio::test]
+async fn more_than_the_recorded_trim_shows() {
+    let home = Home::new();
+    let sizes = Sizes { segment: LARGE, total: 20_000 };
+    let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
+    for value in 1..=150 {
+        audit.record(vec![opened(value), linked(1)]).await.unwrap();
+    }
+    end(audit).await;
+    for chain in [Chain::Main, Chain::Refusals] {
+        let first = verify::segments(&home.dir(), chain).unwrap().remove(0).path;
+        let whole = fs::read(&first).unwrap();
+        fs::remove_file(&first).unwrap();
+        home.verify_both().await.unwrap_err();
+        assert!(matches!(home.try_open(LARGE).await, Err(AuditError::Broken { .. })), "{chain:?}");
+        fs::write(&first, whole).unwrap();
+    }
+    home.verify_both().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_trim_that_a_crash_interrupts_is_finished_by_the_next_start() {
+    for holds in [None, Some(false), Some(true)] {
+        let home = Home::new();
+        let sizes = Sizes { segment: LARGE, total: 20_000 };
+        let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
+        let mut value = 0;
+        // Until the first file of it can't be deleted, or its base not be kept.
+        while !home.lines().iter().any(|line| line["event"] == "log_trimmed") {
+            value += 1;
+            home.faults.lock().unwrap().failing = vec![(Touch::Remove, ErrorKind::Other); 10];
+            home.keeper.0.lock().unwrap().clear();
+            if let Some(holds) = holds {
+                home.keeper.fail(holds);
+            }
+            let _ = audit.record(vec![opened(value)]).await;
+        }
+        home.faults.lock().unwrap().failing.clear();
+        home.keeper.0.lock().unwrap().clear();
+        end(audit).await;
+        assert!(home.segment(1).exists());
+        home.verify_both().await.unwrap();
+        let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
+        audit.record(vec![opened(value + 1)]).await.unwrap();
+        end(audit).await;
+        assert!(!home.segment(1).exists(), "{holds:?}");
+        assert!(matches!(home.verify().await.unwrap().begins, Beginning::Trimmed(_)));
+        assert_eq!(*home.values().last().unwrap(), value + 1);
+    }
 }

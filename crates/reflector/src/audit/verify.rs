@@ -1,13 +1,19 @@
-//! Reading the audit log back and finding its first bad line. Reads only; what is to be done about it is decided
-//! elsewhere.
+//! Reading the audit log back: what of each chain is whole, what only a crash can have left, and the first line that
+//! is not what was written. Reads only; what is to be done about it is decided elsewhere.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::chain::{After, Claim, Flaw, Head, MAX_LINE, check_line, claim};
+use super::chain::{After, ChainState, Claim, Flaw, Head, MAX_LINE, check_line, claim};
+use crate::event::Chain;
 
-/// A log that was read to its end and found whole.
+/// No more than this can be written and not acknowledged when a crash comes: one batch. What lies behind the
+/// acknowledged head and is longer was not left by a crash.
+pub(super) const MAX_TAIL: u64 = 4 * 1024 * 1024;
+
+/// A chain that was read to its end and found whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
     /// Lines checked.
@@ -16,11 +22,22 @@ pub struct Verified {
     pub segments: u64,
     /// The last line; [`Head::GENESIS`] where there is none.
     pub head: Head,
-    /// The number of the first line at hand: 1, unless an older part was moved away and the log says so.
-    pub first_seq: u64,
-    /// Bytes behind the last whole line that nobody was told of: a write that goes on, or that a crash cut short. Only
-    /// where the acknowledged head was given; without it they are a bad line.
+    /// The first line at hand.
+    pub begins: Beginning,
+    /// Bytes behind the last whole line that were never acknowledged: a write that goes on, or that a crash cut short.
+    /// Only where the acknowledged head was given; without it they are a bad line.
     pub unacknowledged_bytes: u64,
+}
+
+/// Where a chain begins, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// With line 1.
+    First,
+    /// With this line: the log before it was moved away or deleted, and a new one was begun.
+    BegunAnew(u64),
+    /// With this line: those before it were trimmed, and the database knows the hash of the last one.
+    Trimmed(u64),
 }
 
 /// The first place where the log is not what it was.
@@ -35,64 +52,184 @@ pub struct BadLine {
     pub why: String,
 }
 
-/// Checks every line of the log in `folder`. `head` is the last line that was acknowledged (see
-/// [`Store::read_audit_head`](crate::store::Store::read_audit_head)): with it, a log that ends too early shows.
+/// Checks every line of both chains of the log in `folder`. `states` is what the database knows of them (see
+/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)): with it, a log that begins too late or ends
+/// too early shows.
 ///
 /// # Errors
 /// The first line that is missing, was changed or can't be read.
-pub fn verify(folder: &Path, head: Option<Head>) -> Result<Verified, BadLine> {
-    let segments = segments(folder).map_err(|why| BadLine {
-        segment: folder.display().to_string(),
-        line: 0,
-        why: format!("cannot be read: {why}"),
-    })?;
-    let mut found = Verified { lines: 0, segments: 0, head: Head::GENESIS, first_seq: 1, unacknowledged_bytes: 0 };
-    let mut before: Option<Head> = None;
+pub fn verify(folder: &Path, states: Option<&BTreeMap<Chain, ChainState>>) -> Result<[Verified; 2], BadLine> {
+    // A chain that the database does not know has no lines.
+    let state = |chain| states.map(|states| states.get(&chain).copied().unwrap_or(ChainState::GENESIS));
+    let verified = |chain| Ok(survey(folder, chain, state(chain), Extent::Whole)?.verified());
+    Ok([verified(Chain::Main)?, verified(Chain::Refusals)?])
+}
+
+/// How much of a chain is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it.
+    Whole,
+    /// From the file on that holds the acknowledged head.
+    End,
+}
+
+/// A chain as it stands on disk: whole up to its head; behind that, at most what a crash left.
+#[derive(Debug)]
+pub(super) struct Survey {
+    /// Files whose lines were all trimmed: a crash kept them from being deleted.
+    pub(super) leftovers: Vec<Segment>,
+    /// The files of the chain with their whole lines' bytes.
+    pub(super) files: Vec<(Segment, u64)>,
+    /// Files to be cut behind this many bytes, which a line behind them records.
+    pub(super) recorded_cuts: Vec<(Segment, u64)>,
+    /// The file whose tail is to be repaired. Files behind it are of no use.
+    pub(super) torn: Option<(Segment, u64)>,
+    /// Bytes of that tail, files behind it included.
+    pub(super) tail: u64,
+    /// The last whole line.
+    pub(super) head: Head,
+    lines: u64,
+    begins: Beginning,
+}
+
+impl Survey {
+    fn verified(&self) -> Verified {
+        Verified {
+            lines: self.lines,
+            segments: self.files.len() as u64,
+            head: self.head,
+            begins: self.begins,
+            unacknowledged_bytes: self.tail,
+        }
+    }
+}
+
+/// Walks the chain's files from its base to the end of what is good.
+///
+/// # Errors
+/// The first flaw before the acknowledged head, or a tail behind it that no crash leaves.
+pub(super) fn survey(
+    folder: &Path,
+    chain: Chain,
+    state: Option<ChainState>,
+    extent: Extent,
+) -> Result<Survey, BadLine> {
+    let unreadable =
+        |name: String| move |why| BadLine { segment: name, line: 0, why: format!("cannot be read: {why}") };
+    let all = segments(folder, chain).map_err(unreadable(folder.display().to_string()))?;
+    let claims = all.iter().map(|segment| first_claim(&segment.path).map_err(unreadable(segment.name())));
+    let claims = claims.collect::<Result<Vec<_>, _>>()?;
+    let ChainState { base, head } = state.unwrap_or(ChainState::GENESIS);
+    let begins_behind_base = |claim: &Claim| claim.before() == Some(base) || base == Head::GENESIS && claim.begins_anew;
+    let begins = claims.iter().position(|claim| claim.as_ref().is_some_and(begins_behind_base));
+    let kept_from = begins.unwrap_or(0);
+    if let (Extent::End, None, Some(first)) = (extent, begins, all.first())
+        && head != base
+    {
+        let why = format!("line {} is missing", base.seq.saturating_add(1));
+        return Err(BadLine { segment: first.name(), line: 1, why });
+    }
+    // The last file that begins at or before the acknowledged line has to hold it.
+    let holds_head = |claim: &Option<Claim>| claim.as_ref().is_some_and(|claim| claim.seq <= head.seq);
+    let walked_from = match extent {
+        Extent::Whole => kept_from,
+        Extent::End => claims.iter().rposition(holds_head).unwrap_or(0).max(kept_from),
+    };
+    let mut after = match base {
+        _ if walked_from > kept_from => After::Unseen,
+        Head::GENESIS => After::Nothing,
+        base => After::Line(base),
+    };
+    let first = claims.get(kept_from).and_then(Option::as_ref).filter(|claim| claim.seq > 1);
+    let mut survey = Survey {
+        leftovers: all[..kept_from].to_vec(),
+        files: Vec::new(),
+        recorded_cuts: Vec::new(),
+        torn: None,
+        tail: 0,
+        head: base,
+        lines: 0,
+        begins: match first {
+            Some(claim) if claim.begins_anew => Beginning::BegunAnew(claim.seq),
+            Some(claim) => Beginning::Trimmed(claim.seq),
+            None => Beginning::First,
+        },
+    };
+    for segment in &all[kept_from..walked_from] {
+        let size = fs::metadata(&segment.path).map_err(unreadable(segment.name()))?.len();
+        survey.files.push((segment.clone(), size));
+    }
+    // Nothing was acknowledged since the base, or since a log was begun anew of which the database does not know.
+    let begins_behind_head = |claim: &Claim| claim.begins_anew && claim.before() == Some(head);
+    let is_begun_anew = claims.first().and_then(Option::as_ref).is_some_and(begins_behind_head);
+    let mut is_reached = state.is_some() && (head == base || is_begun_anew);
     let mut last_line = 0;
-    for (at, segment) in segments.iter().enumerate() {
+    for (index, segment) in all.iter().enumerate().skip(walked_from) {
         let bad = |line, why| BadLine { segment: segment.name(), line, why };
-        let mut changed = None;
-        let after = before.map_or(After::Nothing, After::Line);
-        let walk = walk(&segment.path, after, |line, here| {
-            if line == 1 && before.is_none() {
-                found.first_seq = here.seq;
+        let mut replaced = None;
+        // Where the next file says that this one's tail was cut.
+        let next = claims.get(index + 1).and_then(Option::as_ref);
+        let is_cut_behind = |line| next.is_some_and(|claim| claim.repairs(&segment.name(), line));
+        let mut cut = match after {
+            After::Line(before) if is_reached && is_cut_behind(before) => Some((before, 0, 0)),
+            After::Nothing if is_reached && is_cut_behind(Head::GENESIS) => Some((Head::GENESIS, 0, 0)),
+            _ => None,
+        };
+        let mut walk = walk(&segment.path, after, |here, line, bytes| {
+            is_reached |= state.is_some() && here == head;
+            if state.is_some() && here.seq == head.seq && here != head {
+                replaced = replaced.or(Some(line));
             }
-            if head.is_some_and(|head| head.seq == here.seq && head.hash != here.hash) {
-                changed = changed.or(Some(line));
+            if here.seq == head.seq {
+                cut = None;
             }
-        });
-        let walk = walk.map_err(|why| bad(0, format!("cannot be read: {why}")))?;
-        if let Some(line) = changed {
+            if is_reached && is_cut_behind(here) {
+                cut = Some((here, line, bytes));
+            }
+        })
+        .map_err(unreadable(segment.name()))?;
+        if let Some(line) = replaced {
             return Err(bad(line, "this is not the line that was acknowledged: it was replaced".to_owned()));
         }
-        before = walk.head.or(before);
-        last_line = walk.lines;
-        found.lines += walk.lines;
-        found.segments += 1;
-        if let Some(flaw) = walk.flaw {
-            let is_tail = at + 1 == segments.len() && head.is_some_and(|head| reaches(before, head));
-            if !is_tail {
-                return Err(bad(walk.lines + 1, flaw.to_string()));
-            }
-            found.unacknowledged_bytes = walk.size - walk.good_bytes;
+        let is_cut = cut.is_some_and(|(.., bytes)| bytes < walk.size);
+        if let Some((line, lines, good_bytes)) = cut.filter(|_| is_cut) {
+            walk = Walk { lines, good_bytes, head: Some(line), flaw: None, ..walk };
+            survey.recorded_cuts.push((segment.clone(), good_bytes));
         }
+        if let Some(last) = walk.head {
+            survey.head = last;
+            after = After::Line(last);
+        }
+        survey.lines += walk.lines;
+        last_line = walk.lines;
+        survey.files.push((segment.clone(), walk.good_bytes));
+        let Some(flaw) = walk.flaw else { continue };
+        if !is_reached {
+            return Err(bad(walk.lines + 1, flaw.to_string()));
+        }
+        survey.tail = walk.size - walk.good_bytes;
+        for later in &all[index + 1..] {
+            survey.tail += fs::metadata(&later.path).map_err(unreadable(later.name()))?.len();
+        }
+        if survey.tail > MAX_TAIL {
+            let why = format!("{} bytes behind the last good line are no lines: no crash leaves so many", survey.tail);
+            return Err(bad(walk.lines + 1, why));
+        }
+        survey.torn = Some((segment.clone(), walk.good_bytes));
+        break;
     }
-    found.head = before.unwrap_or(Head::GENESIS);
-    match head {
-        Some(head) if found.head.seq < head.seq => Err(BadLine {
-            segment: segments.last().map_or_else(|| folder.display().to_string(), Segment::name),
+    if state.is_some() && !is_reached {
+        return Err(BadLine {
+            segment: all.last().map_or_else(|| folder.display().to_string(), Segment::name),
             line: last_line + 1,
-            why: format!("the log ends with line {}, but line {} was acknowledged", found.head.seq, head.seq),
-        }),
-        _ => Ok(found),
+            why: format!("the log ends with line {}, but line {} was acknowledged", survey.head.seq, head.seq),
+        });
     }
+    Ok(survey)
 }
 
-fn reaches(found: Option<Head>, head: Head) -> bool {
-    found.unwrap_or(Head::GENESIS).seq >= head.seq
-}
-
-/// One file of the log.
+/// One file of a chain.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Segment {
     pub(super) number: u64,
@@ -100,8 +237,8 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn numbered(folder: &Path, number: u64) -> Self {
-        Self { number, path: folder.join(format!("{number:06}.jsonl")) }
+    pub(super) fn numbered(folder: &Path, chain: Chain, number: u64) -> Self {
+        Self { number, path: folder.join(format!("{}{number:06}.jsonl", prefix(chain))) }
     }
 
     pub(super) fn name(&self) -> String {
@@ -109,9 +246,16 @@ impl Segment {
     }
 }
 
-/// The files of the log in their order; none where there is no such folder. What is not named like one is not looked
-/// at.
-pub(super) fn segments(folder: &Path) -> io::Result<Vec<Segment>> {
+/// What the names of the chain's files begin with.
+fn prefix(chain: Chain) -> &'static str {
+    match chain {
+        Chain::Main => "",
+        Chain::Refusals => "refusals-",
+    }
+}
+
+/// The files of the chain in their order; none where there is no such folder. Files with other names are ignored.
+pub(super) fn segments(folder: &Path, chain: Chain) -> io::Result<Vec<Segment>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -120,29 +264,30 @@ pub(super) fn segments(folder: &Path) -> io::Result<Vec<Segment>> {
     let mut segments = Vec::new();
     for entry in entries {
         let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".jsonl")).and_then(|digits| digits.parse().ok());
-        segments.extend(number.map(|number| Segment::numbered(folder, number)).filter(|s| s.path.ends_with(&name)));
+        let digits = name.to_str().and_then(|name| name.strip_prefix(prefix(chain))?.strip_suffix(".jsonl"));
+        let segment = digits.and_then(|digits| digits.parse().ok()).map(|n| Segment::numbered(folder, chain, n));
+        segments.extend(segment.filter(|segment| segment.path.ends_with(&name)));
     }
     segments.sort();
     Ok(segments)
 }
 
 /// How far the lines of a file are good.
-pub(super) struct Walk {
+struct Walk {
     /// Good lines.
-    pub(super) lines: u64,
+    lines: u64,
     /// Their bytes.
-    pub(super) good_bytes: u64,
+    good_bytes: u64,
     /// The file's bytes.
-    pub(super) size: u64,
+    size: u64,
     /// The last good line.
-    pub(super) head: Option<Head>,
+    head: Option<Head>,
     /// What is wrong with the one after it.
-    pub(super) flaw: Option<Flaw>,
+    flaw: Option<Flaw>,
 }
 
-/// Reads a file up to its first flaw; `on_line` hears of each good line and its number in the file.
-pub(super) fn walk(path: &Path, after: After, mut on_line: impl FnMut(u64, Head)) -> io::Result<Walk> {
+/// Reads a file up to its first flaw; `on_line` gets each good line, how many there are up to it, and their bytes.
+fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> io::Result<Walk> {
     let file = File::open(path)?;
     let mut walk = Walk { lines: 0, good_bytes: 0, size: file.metadata()?.len(), head: None, flaw: None };
     let mut reader = BufReader::new(file);
@@ -161,9 +306,11 @@ pub(super) fn walk(path: &Path, after: After, mut on_line: impl FnMut(u64, Head)
                 walk.lines += 1;
                 walk.good_bytes += read;
                 walk.head = Some(head);
-                on_line(walk.lines, head);
+                on_line(head, walk.lines, walk.good_bytes);
             }
             Err(flaw) => {
+                // A file that is being written may have grown meanwhile.
+                walk.size = walk.size.max(walk.good_bytes + read);
                 walk.flaw = Some(flaw);
                 return Ok(walk);
             }

@@ -330,6 +330,18 @@ pub static SETTINGS: &[Setting] = &[
         show: |config| Value::String(quantity::print_bytes(config.audit_segment_size)),
     },
     Setting {
+        name: "audit_max_size",
+        env: "REFLECTOR_AUDIT_MAX_SIZE",
+        flag: "audit-max-size",
+        placeholder: "SIZE",
+        help: "How large the audit log may become in all; its oldest files are then deleted. A quarter is for refusals \
+               and other lines that clients cause at will, three quarters for grants, pairings and the like.",
+        right: "a size from 4MB to 1TB, such as 1GB",
+        is_list: false,
+        read: |config, given| given.bytes(4_000_000, 1_000_000_000_000).map(|bytes| config.audit_max_size = bytes),
+        show: |config| Value::String(quantity::print_bytes(config.audit_max_size)),
+    },
+    Setting {
         name: "log",
         env: "REFLECTOR_LOG",
         flag: "log",

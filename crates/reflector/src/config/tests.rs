@@ -176,6 +176,7 @@ fn every_bad_value_is_refused() {
         ("max_bytes_per_day", "1kB"),
         ("max_bytes_per_day_total", "3PB"),
         ("audit_segment_size", "1kB"),
+        ("audit_max_size", "3MB"),
         ("log", "a=b=c"),
         ("log_format", "xml"),
     ] {

@@ -30,7 +30,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::audit::Audit;
+use crate::audit::{Audit, Sizes};
 use crate::config::Config;
 use crate::connection_limiter::{ConnectionLimiter, Prefix};
 use crate::descriptors::Descriptors;
@@ -133,7 +133,8 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let id = key.id();
     let store = Store::open(&config.database()).await?;
     let (leases, leased_bytes) = store.charge_open_leases().await?;
-    let (audit, mut faulted) = Audit::open(&config.audit_dir(), config.audit_segment_size, store.clone()).await?;
+    let sizes = Sizes { segment: config.audit_segment_size, total: config.audit_max_size };
+    let audit = Audit::open(&config.audit_dir(), sizes, store.clone()).await?;
     let peers = Peers::load(&store, &audit, &config.audit_dir(), &config.authorized_peers).await?;
     let now = unix_now();
     let known_prefixes = load_known_prefixes(&store, &peers).await?;
@@ -208,9 +209,10 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     tasks.spawn({
         let server = Arc::clone(&server);
         let mut of_store = server.store.fault();
+        let mut of_audit = server.audit.fault();
         async move {
             loop {
-                let is_faulted = *faulted.borrow_and_update() || of_store.borrow_and_update().is_some();
+                let is_faulted = of_audit.borrow_and_update().is_some() || of_store.borrow_and_update().is_some();
                 server.sessions().set_faulted(is_faulted);
                 server.due.notify_one();
                 if !is_faulted {
@@ -218,7 +220,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
                     tokio::spawn(async move { server.catch_up().await });
                 }
                 let changed = tokio::select! {
-                    changed = faulted.changed() => changed,
+                    changed = of_audit.changed() => changed,
                     changed = of_store.changed() => changed,
                 };
                 if changed.is_err() {
@@ -378,11 +380,11 @@ impl Server {
     /// What keeps grants from being given, in words; empty where all is well.
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if *self.audit.faulted().borrow() {
-            problems.push("the audit log can't be written; nothing is granted".to_owned());
+        if let Some(why) = &*self.audit.fault().borrow() {
+            problems.push(format!("nothing is granted: {why}"));
         }
         if let Some(why) = &*self.store.fault().borrow() {
-            problems.push(format!("the last write of the database failed; nothing is granted: {why}"));
+            problems.push(format!("nothing is granted: {why}"));
         }
         problems
     }

@@ -1,0 +1,243 @@
+//! Failures and kills at every step of the log, beside a model of what the database holds: the log always opens, every
+//! acknowledged line stands, and what was cut is recorded.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex};
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::journal::Journal;
+use super::log::{Disk, Faults};
+use super::tests::{linked, opened};
+use super::{ChainState, Sizes, verify};
+use crate::event::Chain;
+
+/// What the database answers when it is asked to keep heads.
+#[derive(Clone, Copy, Debug)]
+enum Keeping {
+    Kept,
+    /// It fails, and holds them.
+    Held,
+    /// It fails, and does not hold them.
+    Lost,
+}
+
+/// What goes wrong with the disk.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    None,
+    /// This touch fails.
+    Fails(u64),
+    /// The process is killed before this touch.
+    Killed(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    main: u64,
+    refusals: u8,
+    trouble: Trouble,
+    partial: usize,
+    keeping: Keeping,
+    /// The process is killed after this step; the machine too, and what was not synced is lost from here on.
+    killed: Option<Option<usize>>,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let keeping = prop_oneof![4 => Just(Keeping::Kept), 1 => Just(Keeping::Held), 1 => Just(Keeping::Lost)];
+    let trouble = prop_oneof![
+        2 => Just(Trouble::None),
+        2 => (0..12u64).prop_map(Trouble::Fails),
+        2 => (0..12u64).prop_map(Trouble::Killed),
+    ];
+    let killed = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(None)),
+        1 => (0..3000usize).prop_map(|unsynced| Some(Some(unsynced))),
+    ];
+    let step = (0..4u64, 0..4u8, trouble, 0..2000usize, keeping, killed).prop_map(
+        |(main, refusals, trouble, partial, keeping, killed)| Step {
+            main,
+            refusals,
+            trouble,
+            partial,
+            keeping,
+            killed,
+        },
+    );
+    prop::collection::vec(step, 1..25)
+}
+
+struct Machine {
+    folder: TempDir,
+    faults: Arc<Mutex<Faults>>,
+    sizes: Sizes,
+    /// What the database holds.
+    database: BTreeMap<Chain, ChainState>,
+    journal: Option<Journal>,
+    next_value: u64,
+    /// Values in lines that stand: acknowledged, or maybe.
+    standing: Vec<u64>,
+}
+
+impl Machine {
+    fn new(sizes: Sizes) -> Self {
+        Self {
+            folder: TempDir::new().unwrap(),
+            faults: Arc::default(),
+            sizes,
+            database: BTreeMap::new(),
+            journal: None,
+            next_value: 0,
+            standing: Vec::new(),
+        }
+    }
+
+    fn audit(&self) -> std::path::PathBuf {
+        self.folder.path().join("audit")
+    }
+
+    fn set_trouble(&self, trouble: Trouble, partial: usize) {
+        let mut faults = self.faults.lock().unwrap();
+        faults.partial = partial;
+        faults.failing_after = if let Trouble::Fails(after) = trouble { Some(after) } else { None };
+        faults.killed_after = if let Trouble::Killed(after) = trouble { Some(after) } else { None };
+    }
+
+    /// Keeps the journal's heads, as far as the database does; whether it said so.
+    fn keep(&mut self, states: BTreeMap<Chain, ChainState>, keeping: Keeping) -> bool {
+        if !matches!(keeping, Keeping::Lost) {
+            self.database = states;
+        }
+        matches!(keeping, Keeping::Kept)
+    }
+
+    /// Starts, with trouble maybe; without it, a start is never refused.
+    fn start(&mut self, trouble: Trouble, keeping: Keeping) {
+        // What a crash left is no tampering, before a start as after it.
+        verify(&self.audit(), Some(&self.database)).unwrap();
+        self.set_trouble(trouble, 0);
+        let disk = Disk::Failing(Arc::clone(&self.faults));
+        let opened = Journal::open(&self.audit(), &self.database, self.sizes, &disk);
+        match (opened, trouble) {
+            (Ok(journal), _) => {
+                let states = journal.states();
+                if states == self.database || self.keep(states, keeping) {
+                    self.journal = Some(journal);
+                }
+            }
+            (Err(why), Trouble::None) => panic!("refused: {why}"),
+            (Err(why), _) => assert!(matches!(why, super::AuditError::Unusable { .. }), "{why}"),
+        }
+    }
+
+    fn run(&mut self, step: Step) {
+        if self.journal.is_none() {
+            self.start(step.trouble, step.keeping);
+        }
+        let Some(mut journal) = self.journal.take() else { return };
+        self.set_trouble(step.trouble, step.partial);
+        let values = (self.next_value..self.next_value + step.main).collect::<Vec<_>>();
+        self.next_value += step.main;
+        let now = Timestamp::now();
+        let mut events = values.iter().map(|value| (now, opened(*value))).collect::<Vec<_>>();
+        events.extend((0..step.refusals).map(|value| (now, linked(value))));
+        let mut lives = step.killed.is_none() && !matches!(step.trouble, Trouble::Killed(_));
+        match journal.append(&events, now) {
+            Ok(()) => {
+                journal.keep();
+                // A process may be killed between the two.
+                if lives || !matches!(step.keeping, Keeping::Lost) {
+                    self.standing.extend(&values);
+                }
+                let is_kept = self.keep(journal.states(), step.keeping);
+                if is_kept {
+                    journal.delete_trimmed();
+                }
+            }
+            Err(_) => lives &= !matches!(step.trouble, Trouble::Killed(_)),
+        }
+        if lives {
+            self.journal = Some(journal);
+            return;
+        }
+        drop(journal);
+        if let Some(Some(unsynced)) = step.killed {
+            self.lose_power(unsynced);
+        }
+    }
+
+    /// Of what was not synced, only so many bytes reached each file.
+    fn lose_power(&self, unsynced: usize) {
+        let Ok(files) = fs::read_dir(self.audit()) else { return };
+        for file in files {
+            let path = file.unwrap().path();
+            let metadata = fs::metadata(&path).unwrap();
+            let synced = self.faults.lock().unwrap().synced.get(&metadata.ino()).copied().unwrap_or(0);
+            let length = metadata.len().min(synced + unsynced as u64);
+            OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+        }
+    }
+
+    /// The lines of a chain.
+    fn lines(&self, chain: Chain) -> Vec<serde_json::Value> {
+        let segments = super::verify::segments(&self.audit(), chain).unwrap();
+        let text = segments.into_iter().map(|segment| fs::read_to_string(segment.path).unwrap()).collect::<String>();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// A start and a batch in both chains without trouble, after which everything is as it should be.
+    fn check(&mut self) {
+        self.journal = None;
+        let torn = verify(&self.audit(), Some(&self.database)).unwrap().map(|chain| chain.unacknowledged_bytes > 0);
+        self.start(Trouble::None, Keeping::Kept);
+        self.set_trouble(Trouble::None, 0);
+        let mut journal = self.journal.take().unwrap();
+        let heads = journal.states();
+        let now = Timestamp::now();
+        journal.append(&[(now, opened(self.next_value)), (now, linked(9))], now).unwrap();
+        journal.keep();
+        assert!(self.keep(journal.states(), Keeping::Kept));
+        journal.delete_trimmed();
+        self.standing.push(self.next_value);
+        self.next_value += 1;
+        let verified = verify(&self.audit(), Some(&self.database)).unwrap();
+        assert!(verified.iter().all(|chain| chain.unacknowledged_bytes == 0), "{verified:?}");
+        for (chain, is_torn) in [Chain::Main, Chain::Refusals].into_iter().zip(torn) {
+            let lines = self.lines(chain);
+            let first_seq = lines[0]["seq"].as_u64().unwrap();
+            let seqs = lines.iter().map(|line| line["seq"].as_u64().unwrap());
+            assert!(seqs.eq(first_seq..first_seq + lines.len() as u64), "no line stands twice");
+            let new = lines.iter().filter(|line| line["seq"].as_u64().unwrap() > heads[&chain].head.seq);
+            assert_eq!(new.filter(|line| line["event"] == "tail_repaired").count(), usize::from(is_torn), "{chain:?}");
+        }
+        let values = self.lines(Chain::Main).iter().filter_map(|line| line["ttl_s"].as_u64()).collect::<Vec<_>>();
+        let oldest = values.first().copied().unwrap_or_default();
+        let missing = self.standing.iter().filter(|value| **value >= oldest && !values.contains(value));
+        assert_eq!(missing.collect::<Vec<_>>(), Vec::<&u64>::new());
+        if self.database[&Chain::Main].base.seq == 0 {
+            assert!(self.standing.first() >= Some(&oldest), "a line is missing at the beginning");
+        }
+        self.journal = Some(journal);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_failure_and_no_kill_costs_an_acknowledged_line_or_a_start(
+        steps in steps(),
+        segment in prop_oneof![Just(400u64), Just(1_500u64), Just(1 << 30)],
+        total in prop_oneof![Just(8_000u64), Just(1 << 40)],
+    ) {
+        let mut machine = Machine::new(Sizes { segment, total });
+        for step in steps {
+            machine.run(step);
+        }
+        machine.check();
+        machine.check();
+    }
+}

@@ -1,0 +1,109 @@
+//! Both chains of the audit log as one: a batch stands in both of them, or in neither.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::AuditError;
+use super::chain::ChainState;
+use super::log::{Bounds, Disk, Log, Trim};
+use crate::event::{Chain, Event};
+
+/// How large the log may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes after which a new file is begun.
+    pub segment: u64,
+    /// Bytes of all files together.
+    pub total: u64,
+}
+
+impl Sizes {
+    /// A quarter is for what others cause at will; the rest is out of its reach.
+    fn of(self, chain: Chain) -> Bounds {
+        let quarter = self.total / 4;
+        let total = match chain {
+            Chain::Main => self.total - quarter,
+            Chain::Refusals => quarter,
+        };
+        // Only whole files are trimmed, and never the last one.
+        Bounds { segment: self.segment.min(total / 4), total }
+    }
+}
+
+/// The log, ready to be appended to.
+pub(super) struct Journal {
+    main: Log,
+    refusals: Log,
+    /// Of the main chain and of the refusals, decided with the pending lines.
+    trims: [Option<Trim>; 2],
+}
+
+impl Journal {
+    /// Opens both chains; see [`Log::open`].
+    pub(super) fn open(
+        folder: &Path,
+        states: &BTreeMap<Chain, ChainState>,
+        sizes: Sizes,
+        disk: &Disk,
+    ) -> Result<Self, AuditError> {
+        let open = |chain| Log::open(folder, chain, states.get(&chain).copied(), sizes.of(chain), disk.clone());
+        Ok(Self { main: open(Chain::Main)?, refusals: open(Chain::Refusals)?, trims: [None; 2] })
+    }
+
+    /// What the database is to keep.
+    pub(super) fn states(&self) -> BTreeMap<Chain, ChainState> {
+        BTreeMap::from([(Chain::Main, self.main.state()), (Chain::Refusals, self.refusals.state())])
+    }
+
+    /// Fails where a file is not, or no longer, the one under its path.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.main.check_all()?;
+        self.refusals.check_all()
+    }
+
+    /// Writes and syncs the events in their chains; they stand once they are [`kept`](Journal::keep). On an error, none
+    /// of them stands in either.
+    pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<()> {
+        self.main.check_last()?;
+        self.refusals.check_last()?;
+        let mut of_main = Vec::new();
+        let mut of_refusals = Vec::new();
+        if !events.is_empty() {
+            self.trims = [self.main.due_trim(), self.refusals.due_trim()];
+            let told = [&self.main, &self.refusals].into_iter().zip(self.trims);
+            of_main.extend(told.filter_map(|(log, trim)| Some((now, log.tell_trim(trim?)))));
+        }
+        for event in events {
+            match event.1.chain() {
+                Chain::Main => of_main.push(event.clone()),
+                Chain::Refusals => of_refusals.push(event.clone()),
+            }
+        }
+        let appended = self.main.append(&of_main, now).and_then(|()| self.refusals.append(&of_refusals, now));
+        appended.inspect_err(|_| {
+            self.main.disown();
+            self.trims = [None; 2];
+        })
+    }
+
+    /// The pending lines stand: their heads are about to be offered to the database.
+    pub(super) fn keep(&mut self) {
+        let [of_main, of_refusals] = std::mem::take(&mut self.trims);
+        self.main.keep(of_main);
+        self.refusals.keep(of_refusals);
+    }
+
+    /// Whether files wait to be deleted.
+    pub(super) fn has_trimmed(&self) -> bool {
+        self.main.has_trimmed() || self.refusals.has_trimmed()
+    }
+
+    /// Deletes the files that were trimmed; for when the database keeps what [`Journal::states`] says.
+    pub(super) fn delete_trimmed(&mut self) {
+        self.main.delete_trimmed();
+        self.refusals.delete_trimmed();
+    }
+}
