@@ -83,8 +83,10 @@ impl Journal {
             }
         }
         let appended = self.main.append(&of_main, now).and_then(|()| self.refusals.append(&of_refusals, now));
-        appended.inspect_err(|_| {
+        let settled = appended.and_then(|()| self.main.settle()).and_then(|()| self.refusals.settle());
+        settled.inspect_err(|_| {
             self.main.disown();
+            self.refusals.disown();
             self.trims = [None; 2];
         })
     }

@@ -145,21 +145,22 @@ impl Log {
             }
         };
         for (segment, good_bytes) in &survey.recorded_cuts {
-            self.disk.cut(&segment.path, *good_bytes)?;
+            self.repair(&Torn { segment: segment.clone(), good_bytes: *good_bytes })?;
         }
         self.trimmed = survey.leftovers;
         let adopted = survey.head != self.state.head;
         self.state.head = survey.head;
-        for (segment, bytes) in survey.files {
+        let last = survey.files.len().saturating_sub(1);
+        for (index, (segment, bytes)) in survey.files.into_iter().enumerate() {
+            if bytes == 0 && (index < last || survey.torn.is_some()) {
+                continue;
+            }
             let id = FileId::of(&fs::metadata(&segment.path)?);
             self.parts.push(Part { segment, bytes, id });
         }
         if let Some((segment, good_bytes)) = survey.torn {
             tracing::warn!(segment = segment.name(), bytes = survey.tail, "the audit log's unacknowledged tail is cut");
             self.owed = Some(Event::TailRepaired { segment: segment.name(), bytes: survey.tail });
-            if good_bytes == 0 {
-                self.parts.pop();
-            }
             self.torn = Some(Torn { segment, good_bytes });
         } else if let Some(last) = self.parts.last() {
             self.file = Some(OpenOptions::new().append(true).open(&last.segment.path)?);
@@ -214,7 +215,8 @@ impl Log {
         Event::LogTrimmed { chain: self.chain, first_line, hash_before: trim.base.hash_hex() }
     }
 
-    /// Writes the lines and syncs them; they stand once they are [`kept`](Log::keep). On an error, nothing is pending.
+    /// Writes the lines and syncs them; they stand once they are [`settled`](Log::settle) and [`kept`](Log::keep). On an
+    /// error, nothing is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<()> {
         // Nothing is written into a file that nobody can find, nor beside files that are gone.
         self.check_last()?;
@@ -239,15 +241,15 @@ impl Log {
             }
         };
         let mut pending = Pending { part, file, is_new, head };
-        let written = self.write(&mut pending, &text);
+        let written = self.disk.write(&mut pending.file, &text).and_then(|()| self.disk.sync(&pending.file));
         pending.part.bytes += if written.is_ok() { added } else { 0 };
         self.pending = Some(pending);
         written.inspect_err(|_| self.disown())
     }
 
-    fn write(&self, pending: &mut Pending, text: &[u8]) -> io::Result<()> {
-        self.disk.write(&mut pending.file, text)?;
-        self.disk.sync(&pending.file)?;
+    /// Cuts the torn tail, which the pending lines record, and looks once more whether these can be found.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        let Some(pending) = &self.pending else { return Ok(()) };
         if let Some(torn) = &self.torn {
             self.repair(torn)?;
         }
@@ -345,7 +347,7 @@ fn has_lines(folder: &Path, chain: Chain) -> io::Result<bool> {
 }
 
 fn check_in_place(part: &Part) -> io::Result<()> {
-    let is_in_place = match fs::symlink_metadata(&part.segment.path) {
+    let is_in_place = match fs::metadata(&part.segment.path) {
         Ok(found) => FileId::of(&found) == part.id,
         Err(gone) if matches!(gone.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => false,
         Err(why) => return Err(why),

@@ -123,7 +123,8 @@ pub(super) fn survey(
     let ChainState { base, head } = state.unwrap_or(ChainState::GENESIS);
     let begins_behind_base = |claim: &Claim| claim.before() == Some(base) || base == Head::GENESIS && claim.begins_anew;
     let begins = claims.iter().position(|claim| claim.as_ref().is_some_and(begins_behind_base));
-    let kept_from = begins.unwrap_or(0);
+    // Only behind a base that is known may files be left over.
+    let kept_from = begins.filter(|_| base != Head::GENESIS).unwrap_or(0);
     if let (Extent::End, None, Some(first)) = (extent, begins, all.first())
         && head != base
     {
@@ -170,7 +171,8 @@ pub(super) fn survey(
         let mut replaced = None;
         // Where the next file says that this one's tail was cut.
         let next = claims.get(index + 1).and_then(Option::as_ref);
-        let is_cut_behind = |line| next.is_some_and(|claim| claim.repairs(&segment.name(), line));
+        let name = segment.name();
+        let is_cut_behind = |line| next.is_some_and(|claim| claim.repairs(&name, line));
         let mut cut = match after {
             After::Line(before) if is_reached && is_cut_behind(before) => Some((before, 0, 0)),
             After::Nothing if is_reached && is_cut_behind(Head::GENESIS) => Some((Head::GENESIS, 0, 0)),
