@@ -198,9 +198,15 @@ fn a_reflector_whose_disk_is_full_grants_nothing_says_so_and_goes_on_once_there_
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let before = appliance.speed_test(SHORT);
     assert_eq!(before.code, 0, "{before:?}\n{}", reflector.log());
-    let granted = reflector.audited("session_granted").len();
 
     let filling = fill(&reflector.disk());
+    // What still fits into the last pages of the files is granted, rightly.
+    let outcomes = (0..20).map(|_| appliance.speed_test(SHORT).code).take_while(|code| {
+        assert!([0, 5].contains(code), "{code}\n{}", reflector.log());
+        reflector.status()["state"] != "faulted"
+    });
+    assert!(outcomes.count() < 20, "{}", reflector.log());
+    let granted = reflector.audited("session_granted").len();
     let document = appliance.fails(&[&["speed-test"], SHORT].concat(), 5, "reflector_faulted");
     assert!(document["retry_after_ms"].as_u64().unwrap() > 0, "{document:#}");
     let status = reflector.status();
