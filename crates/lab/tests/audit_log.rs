@@ -101,10 +101,10 @@ fn a_log_that_is_deleted_under_a_running_reflector_is_a_fault() {
     assert!(problem.contains("removed or replaced") && problem.contains("restart"), "{problem}");
     let health = reflector.fails(&["health"], 1);
     assert!(health[1].contains("removed or replaced"), "{health:?}");
-    appliance.fails(&["speed-test", "-t", "1", "--idle", "0.3", "-b", "1M"], 5, "reflector_faulted");
-    assert!(!folder.exists(), "nothing is written beside what is gone");
     // What ran goes on to its end.
     assert_eq!(running.wait(PATIENCE).unwrap().code(), Some(0), "{}", reflector.log());
+    appliance.fails(&["speed-test", "-t", "1", "--idle", "0.3", "-b", "1M"], 5, "reflector_faulted");
+    assert!(!folder.exists(), "nothing is written beside what is gone");
     // The very files back in their place end the fault; what happened meanwhile is written then.
     fs::rename(&aside, &folder).unwrap();
     reflector.await_log("can be written again");
