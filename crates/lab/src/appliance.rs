@@ -102,6 +102,15 @@ impl Appliance {
         command
     }
 
+    /// The same, with at most so many bytes of memory to write to (`RLIMIT_DATA`).
+    pub fn command_within(&self, memory: u64, args: &[&str]) -> Command {
+        let plain = self.command(args);
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--data={memory}")).arg("--").arg(plain.get_program()).args(plain.get_args()).env_clear();
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+    }
+
     /// Runs such a command to its end.
     pub fn run(&self, args: &[&str]) -> Outcome {
         self.command(args).stdin(Stdio::null()).output().expect("the program runs").into()

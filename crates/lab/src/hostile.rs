@@ -2,7 +2,8 @@
 //! would never say is said here.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -64,6 +65,13 @@ impl AsAppliance {
     }
 }
 
+impl AsReflector {
+    /// Closes the connection, both ways and without a word of TLS.
+    pub fn hang_up(&mut self) -> io::Result<()> {
+        self.stream.sock.shutdown(Shutdown::Both)
+    }
+}
+
 impl<S: Read + Write> RawLink<S> {
     /// Sends these bytes as they are.
     pub fn say_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -97,6 +105,19 @@ impl<S: Read + Write> RawLink<S> {
             }
         }
         Err(io::Error::other(format!("hung up before a {kind}")))
+    }
+
+    /// Reads until the other end hangs up, and keeps nothing.
+    pub fn drain(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if is_end(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Every byte until the other end hangs up.
@@ -182,28 +203,34 @@ pub struct FalseReflector {
 }
 
 impl FalseReflector {
-    /// Listens on loopback; each link, once its first message was read, is handed to `answer` with that message.
-    pub fn listen(answer: impl Fn(&mut AsReflector, &Value) -> io::Result<()> + Send + 'static) -> Self {
+    /// Listens on loopback. Each link, once its first message was read, is handed to `answer` with that message, on a
+    /// thread of its own. Data connections are read to their end.
+    pub fn listen(answer: impl Fn(&mut AsReflector, &Value) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let key = SecretKey::generate().expect("a key");
         let config = tls::reflector_config(&key).expect("TLS");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
+        let answer = Arc::new(answer);
         // Ends with the test's process, as whatever it stands in for would.
         let thread = std::thread::spawn(move || {
             for socket in listener.incoming() {
-                let link = || -> io::Result<()> {
-                    let mut socket = socket?;
-                    socket.set_read_timeout(Some(PATIENCE))?;
-                    let mut session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
-                    session.complete_io(&mut socket)?;
-                    let mut link = AsReflector { stream: StreamOwned::new(session, socket) };
-                    if let Some(first) = link.hear()? {
-                        answer(&mut link, &first)?;
-                    }
-                    link.hear_out().map(drop)
-                };
-                // An appliance that hung up early has said in its own error why.
-                let _ = link();
+                let (config, answer) = (Arc::clone(&config), Arc::clone(&answer));
+                std::thread::spawn(move || {
+                    let link = || -> io::Result<()> {
+                        let mut socket = socket?;
+                        socket.set_read_timeout(Some(PATIENCE))?;
+                        let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
+                        session.complete_io(&mut socket)?;
+                        let is_link = session.alpn_protocol() == Some(Alpn::Link.as_bytes());
+                        let mut link = AsReflector { stream: StreamOwned::new(session, socket) };
+                        if is_link && let Some(first) = link.hear()? {
+                            answer(&mut link, &first)?;
+                        }
+                        link.drain()
+                    };
+                    // An appliance that hung up early has said in its own error why.
+                    let _ = link();
+                });
             }
         });
         Self { address, id: key.id(), _thread: thread }

@@ -2,6 +2,7 @@
 //! For tests alone; nothing of it ships.
 
 mod appliance;
+pub mod bad_reflectors;
 pub mod changes;
 mod disks;
 pub mod hostile;

@@ -10,3 +10,4 @@ pub mod reflector_client;
 pub mod runner;
 pub mod targets;
 pub mod thresholds;
+pub mod waiting;

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use paramedic_engines::origin::Origin;
+use paramedic_engines::quantity;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
@@ -24,11 +25,14 @@ use tokio_rustls::client::TlsStream;
 
 use crate::failure::{Exit, Failure};
 use crate::targets::Target;
+use crate::waiting::{ANSWER_TIMEOUT, GiveUp, QueueWait};
 
 /// How long one address may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the TLS handshake and the first answer may take.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How long the TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a goodbye may take.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 /// RFC 8305, section 5: how long the first family is alone.
 const HEAD_START: Duration = Duration::from_millis(250);
 
@@ -125,7 +129,7 @@ impl ReflectorClient {
         let _ = socket.set_nodelay(true);
         let local = socket.local_addr().map_err(|error| unreachable(target, &error))?.ip();
         let handshake = TlsConnector::from(config).connect(tls::server_name(), socket);
-        let stream = match tokio::time::timeout(ANSWER, handshake).await {
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 let presented = tls::wrong_key_in_io(&error).map(|wrong| wrong.presented);
@@ -212,23 +216,38 @@ impl ReflectorClient {
         }
     }
 
-    /// Asks for a session and waits its turn where `wait` says so; `queued` hears of each place and expected wait.
+    /// Asks for a session and waits its turn where `wait` says so, as long as `limits` allow; `queued` hears of each place
+    /// and expected wait.
     pub async fn request(
         &mut self,
         spec: &TestSpec,
         wait: bool,
+        mut limits: QueueWait,
         mut queued: impl FnMut(u32, Duration),
     ) -> Result<Grant, Failure> {
         self.send(&ToReflector::Request { spec: spec.clone(), wait }).await?;
         loop {
-            match self.receive().await? {
+            let (until, why) = limits.deadline();
+            let message = match tokio::time::timeout_at(until.into(), self.listen()).await {
+                Ok(message) => message?,
+                Err(_) => return Err(given_up(&self.target, why)),
+            };
+            let now = Instant::now();
+            limits.heard(now);
+            match message {
                 ToAppliance::Granted(grant) => return Ok(grant),
                 ToAppliance::Queued { place, expected_wait_ms } => {
+                    limits.queued_at(place, now);
                     queued(place, Duration::from_millis(expected_wait_ms));
                 }
                 ToAppliance::Denied(denial) => return Err(denied(&self.target, &denial)),
-                ToAppliance::Ping | ToAppliance::Pong | ToAppliance::Unknown => {}
+                ToAppliance::Ping => self.send(&ToReflector::Pong).await?,
+                ToAppliance::Pong | ToAppliance::Unknown => {}
                 other => return Err(self.unexpected(&other)),
+            }
+            // Whoever talks without end gets no more time for it.
+            if let Some(why) = limits.given_up(Instant::now()) {
+                return Err(given_up(&self.target, why));
             }
         }
     }
@@ -251,32 +270,20 @@ impl ReflectorClient {
         })
     }
 
-    /// The next message that is not a heartbeat, within the time an answer may take.
+    /// The next message that is not a heartbeat, within the time that an answer may take.
     async fn answer(&mut self) -> Result<ToAppliance, Failure> {
         let next = async {
             loop {
-                match self.receive().await? {
-                    ToAppliance::Ping | ToAppliance::Pong | ToAppliance::Unknown => {}
+                match self.listen().await? {
+                    ToAppliance::Ping => self.send(&ToReflector::Pong).await?,
+                    ToAppliance::Pong | ToAppliance::Unknown => {}
                     message => return Ok(message),
                 }
             }
         };
-        match tokio::time::timeout(ANSWER, next).await {
+        match tokio::time::timeout(ANSWER_TIMEOUT, next).await {
             Ok(answer) => answer,
-            Err(_) => Err(silent_link(&self.target, ANSWER)),
-        }
-    }
-
-    /// The next message, pings answered. Nothing within the time after which a session is over is a failure. May be
-    /// dropped and called again only between messages: use it in a `select!` with [`ReflectorClient::listen`] instead.
-    async fn receive(&mut self) -> Result<ToAppliance, Failure> {
-        match tokio::time::timeout(END_AFTER_SILENCE, self.listen()).await {
-            Ok(Ok(ToAppliance::Ping)) => {
-                self.send(&ToReflector::Pong).await?;
-                Ok(ToAppliance::Ping)
-            }
-            Ok(other) => other,
-            Err(_) => Err(silent_link(&self.target, END_AFTER_SILENCE)),
+            Err(_) => Err(given_up(&self.target, GiveUp::NoAnswer)),
         }
     }
 
@@ -303,11 +310,17 @@ impl ReflectorClient {
 
     /// Says goodbye; best effort, and quick.
     pub async fn close(&mut self, reason: &str) {
-        let _ = tokio::time::timeout(Duration::from_millis(500), async {
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, async {
             let _ = self.framed.send(&ToReflector::Close { reason: PeerText::new(reason) }).await;
             let _ = self.framed.finish().await;
         })
         .await;
+    }
+
+    /// Gives a granted session back without a test; best effort, and quick.
+    pub async fn finish(&mut self) {
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.framed.send(&ToReflector::Finish)).await;
+        self.close("done").await;
     }
 
     /// The failure of a session of which nothing was heard for too long.
@@ -491,6 +504,32 @@ fn silent_link(target: &str, after: Duration) -> Failure {
         format!("nothing was heard of it for {} s", after.as_secs()),
         "is the way there still open? The reflector frees the session by itself; try again",
     )
+}
+
+/// The failure of a wait that was given up.
+fn given_up(target: &str, why: GiveUp) -> Failure {
+    let too_long = |because: String, try_: &str| {
+        Failure::new(Exit::Busy, "busy", format!("the test did not get its turn at {target}"), because, try_)
+    };
+    let length = |duration: Duration| quantity::millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+    match why {
+        GiveUp::Silence => silent_link(target, END_AFTER_SILENCE),
+        GiveUp::NoAnswer => Failure::new(
+            Exit::Failed,
+            "silent",
+            format!("lost the reflector at {target}"),
+            format!("an answer was due, and none came within {} s", ANSWER_TIMEOUT.as_secs()),
+            "try again; `reflector status` and the log there say more",
+        ),
+        GiveUp::Stalled(stall) => too_long(
+            format!("the queue there did not move for {}", length(stall)),
+            "try again later, or wait regardless with a longer --wait",
+        ),
+        GiveUp::TooLong(longest) => too_long(
+            format!("the reflector was busy for {}", length(longest)),
+            "use a longer --wait, or try again later",
+        ),
+    }
 }
 
 fn gone(target: &str, because: impl Into<String>) -> Failure {

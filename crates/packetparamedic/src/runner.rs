@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use crate::document::ResultDocument;
 use crate::failure::{Exit, Failure};
@@ -24,11 +25,12 @@ pub struct Run {
 pub async fn run(
     provider: &dyn Provider,
     order: &TestOrder,
+    turn: &mut Turn,
     thresholds: &Thresholds,
     history: &History,
     watch: &mut Watch,
 ) -> Run {
-    let outcome = provider.run(order, watch).await;
+    let outcome = provider.run(order, turn, watch).await;
     let mut unsaved = None;
     let measured = match outcome.measured {
         Some(mut result) => {
@@ -41,16 +43,20 @@ pub async fn run(
     Run { measured, failure: outcome.failure, unsaved }
 }
 
-/// Held while a test runs: two at once would measure each other. The kernel lets go of it, whatever becomes of us.
+/// The turn of this state folder's appliance, held while a test runs: two at once would measure each other. The kernel
+/// lets go of it, whatever becomes of us.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "held for its lock")] File);
+pub struct Turn {
+    state_dir: PathBuf,
+    held: Option<File>,
+}
 
 impl Turn {
-    /// Takes the turn of this state folder's appliance; `None` where another test has it.
+    /// Takes the turn; `None` where another test has it.
     pub fn take(state_dir: &Path) -> Result<Option<Self>, Failure> {
         let file = Self::open(state_dir)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
+            Ok(()) => Self::of(state_dir, file).map(Some),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
             Err(std::fs::TryLockError::Error(error)) => Err(unusable(state_dir, &error)),
         }
@@ -61,7 +67,34 @@ impl Turn {
         let file = Self::open(state_dir)?;
         let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
         let file = locked.map_err(io::Error::other).and_then(|locked| locked).map_err(|e| unusable(state_dir, &e))?;
-        Ok(Self(file))
+        Self::of(state_dir, file)
+    }
+
+    /// Lets other tests of this device run.
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+
+    /// Waits for the turn once more, where it was released.
+    pub async fn retake(&mut self) -> Result<(), Failure> {
+        if self.held.is_none() {
+            *self = Self::wait(&self.state_dir).await?;
+        }
+        Ok(())
+    }
+
+    /// The folder that a test may work in while it has its turn: ours alone, and empty at its begin.
+    pub fn scratch(state_dir: &Path) -> PathBuf {
+        state_dir.join("scratch")
+    }
+
+    fn of(state_dir: &Path, locked: File) -> Result<Self, Failure> {
+        let scratch = Self::scratch(state_dir);
+        // What a run that was killed left there.
+        let _ = std::fs::remove_dir_all(&scratch);
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&scratch);
+        made.map_err(|error| unusable(state_dir, &error))?;
+        Ok(Self { state_dir: state_dir.to_owned(), held: Some(locked) })
     }
 
     fn open(state_dir: &Path) -> Result<File, Failure> {
@@ -102,5 +135,21 @@ mod tests {
         assert!(Turn::take(folder.path()).unwrap().is_none());
         drop(turn);
         assert!(Turn::take(folder.path()).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_was_released_is_anothers_until_it_is_taken_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Turn::take(folder.path()).unwrap().unwrap();
+        first.release();
+        let second = Turn::take(folder.path()).unwrap().unwrap();
+        let work = Turn::scratch(folder.path()).join("work");
+        std::fs::write(&work, "").unwrap();
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(50), first.retake()).await.is_err());
+        drop(second);
+        first.retake().await.unwrap();
+        assert!(!work.exists(), "what the other left is none of ours");
+        assert!(Turn::take(folder.path()).unwrap().is_none());
+        first.retake().await.unwrap();
     }
 }

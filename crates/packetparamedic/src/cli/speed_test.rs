@@ -133,8 +133,8 @@ pub(super) struct Args {
     /// Fail at once, with exit code 5, where a turn would have to be waited for
     #[arg(long)]
     no_wait: bool,
-    /// Wait this long for a turn at most [default: with a reflector, as long as it takes; a busy iperf3 server is not
-    /// waited for]
+    /// Wait this long for a turn at most [default: with a reflector up to 6 hours, as long as its queue moves; a busy iperf3
+    /// server is not waited for]
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
     wait: Option<Duration>,
     /// Put each 100 ms interval's reading into the result
@@ -225,7 +225,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let interrupt = interrupts()?;
     let asked = std::time::Instant::now();
 
-    let _turn = match Turn::take(&context.settings.state_dir)? {
+    let mut turn = match Turn::take(&context.settings.state_dir)? {
         Some(turn) => turn,
         None if args.no_wait => return Err(runner::busy_here()),
         None => {
@@ -233,22 +233,26 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
             let mut interrupt = interrupt.clone();
             tokio::select! {
                 turn = Turn::wait(&context.settings.state_dir) => turn?,
-                () = providers::out_of_patience(args.wait) => return Err(runner::busy_here()),
+                () = out_of_patience(args.wait) => return Err(runner::busy_here()),
                 _ = interrupt.wait_for(|wanted| *wanted) => std::process::exit(Exit::Interrupted as i32),
             }
         }
     };
-    let (scratch, began) = (order.scratch.clone(), std::time::Instant::now());
-    order.wait_at_most = order.wait_at_most.map(|longest| longest.saturating_sub(began - asked));
-    // What a run that was killed left there; the turn is ours.
-    let _ = std::fs::remove_dir_all(&scratch);
-    make_folder(&scratch)?;
+    order.wait_at_most = order.wait_at_most.map(|longest| longest.saturating_sub(asked.elapsed()));
     let live = context.output.live();
     let mut watch = Watch { events: Box::new(move |event| live.event(&event)), interrupt };
-    let run = runner::run(provider, &order, &thresholds, &history, &mut watch).await;
+    let run = runner::run(provider, &order, &mut turn, &thresholds, &history, &mut watch).await;
     drop(watch);
     history.close().await;
     conclude(run, context)
+}
+
+/// Ends when patience does; never where there is no end to it.
+async fn out_of_patience(longest: Option<Duration>) {
+    match longest {
+        Some(longest) => tokio::time::sleep(longest).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Prints how it ended, and says with which code the program ends.
@@ -347,7 +351,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         },
         intervals: args.intervals,
         raw: args.raw,
-        scratch: settings.state_dir.join("scratch"),
+        scratch: Turn::scratch(&settings.state_dir),
     };
     let bad = order.spec.check().err().map(|bad| bad.to_string());
     let bad = bad.or_else(|| provider.cannot(&order).or_else(|| order.cannot(engine)).map(str::to_owned));

@@ -24,6 +24,7 @@ use super::{Outcome, Provider, TestOrder, Watch, interrupted};
 use crate::document::{Event, IntervalReading, PhaseBegun, Queued, Started, UdpResult};
 use crate::failure::{Exit, Failure};
 use crate::reflector_client::resolve;
+use crate::runner::Turn;
 use crate::targets::Target;
 
 /// The port that iperf3 listens on when it is told nothing.
@@ -72,11 +73,17 @@ impl Provider for Servers {
         first_refusal(asked)
     }
 
-    fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
+    /// The turn is kept while a busy server is asked again: each question may be the test.
+    fn run<'a>(
+        &'a self,
+        order: &'a TestOrder,
+        _turn: &'a mut Turn,
+        watch: &'a mut Watch,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
         Box::pin(async move {
             let mut gathered = Gathered::new(order, self.id());
-            let failure = measure(order, watch, &mut gathered).await.err();
-            Outcome { measured: gathered.document(order, failure.as_ref()), failure }
+            let end = measure(order, watch, &mut gathered).await;
+            gathered.conclude(order, end)
         })
     }
 }

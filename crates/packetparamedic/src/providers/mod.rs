@@ -21,6 +21,7 @@ use crate::document::{Event, ResultDocument};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::Route;
+use crate::runner::Turn;
 
 /// Every provider there is. Command line values and help read this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
@@ -47,8 +48,14 @@ pub trait Provider: Sync {
     /// What of `order` it does not do, in a clause; asked before anything is begun.
     fn cannot(&self, order: &TestOrder) -> Option<&'static str>;
 
-    /// Runs one test to its end, whatever that is. `watch` hears of everything as it happens.
-    fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>;
+    /// Runs one test to its end, whatever that is. `turn` is the device's: what it waits for elsewhere it waits for without
+    /// it. `watch` hears of everything as it happens.
+    fn run<'a>(
+        &'a self,
+        order: &'a TestOrder,
+        turn: &'a mut Turn,
+        watch: &'a mut Watch,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 }
 
 /// What one speed test is to do.
@@ -127,14 +134,6 @@ pub struct Outcome {
     pub measured: Option<ResultDocument>,
     /// Why it is not complete.
     pub failure: Option<Failure>,
-}
-
-/// Ends when patience does; never where there is no end to it.
-pub(crate) async fn out_of_patience(longest: Option<Duration>) {
-    match longest {
-        Some(longest) => tokio::time::sleep(longest).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// The person ended it.

@@ -19,7 +19,7 @@ use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use uuid::Uuid;
 
 pub(super) use self::phase::PhaseRecord;
-use super::TestOrder;
+use super::{Outcome, TestOrder};
 use crate::document::{
     ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, LatencyResult, Omitted, ProbeTransport, ProgramSaid,
     ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
@@ -139,8 +139,15 @@ impl Gathered {
         &mut self.phases[last]
     }
 
+    /// How the run ended: what was measured, and why it is not complete.
+    pub(super) fn conclude(self, order: &TestOrder, end: Result<(), Failure>) -> Outcome {
+        let failure = end.err();
+        let measured = self.document(order, failure.as_ref());
+        Outcome { measured, failure }
+    }
+
     /// The document, if anything was measured.
-    pub(super) fn document(mut self, order: &TestOrder, failure: Option<&Failure>) -> Option<ResultDocument> {
+    fn document(mut self, order: &TestOrder, failure: Option<&Failure>) -> Option<ResultDocument> {
         let met = self.met.take()?;
         let (reflector, server) = match met.other_end {
             OtherEnd::Reflector { id, name, version } => {

@@ -4,21 +4,26 @@ mod session;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use paramedic_link::EndpointId;
-use paramedic_link::message::Welcome;
+use paramedic_link::message::{Grant, HEARTBEAT, ToAppliance, ToReflector, Welcome};
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::tls::Expect;
 
 use super::gathered::Gathered;
-use super::{Outcome, Provider, TestOrder, Transport, Watch, interrupted, out_of_patience};
+use super::{Outcome, Provider, TestOrder, Transport, Watch, interrupted};
 use crate::document::{Event, PhaseBegun, Queued, Started};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::{NoLink, ReflectorClient};
+use crate::runner::{self, Turn};
 use crate::targets::Target;
+use crate::waiting::QueueWait;
 use session::Session;
+
+/// How long a grant waits for the device's turn: a reflector ends one that does not begin within 30 s.
+const RETAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Speed tests against reflectors that this device is paired with.
 pub(super) struct Reflectors;
@@ -48,16 +53,26 @@ impl Provider for Reflectors {
         asked.then_some("a user and password are for --provider iperf3: a reflector knows this device")
     }
 
-    fn run<'a>(&'a self, order: &'a TestOrder, watch: &'a mut Watch) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
+    fn run<'a>(
+        &'a self,
+        order: &'a TestOrder,
+        turn: &'a mut Turn,
+        watch: &'a mut Watch,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
         Box::pin(async move {
             let mut gathered = Gathered::new(order, self.id());
-            let failure = measure(order, watch, &mut gathered).await.err();
-            Outcome { measured: gathered.document(order, failure.as_ref()), failure }
+            let end = measure(order, turn, watch, &mut gathered).await;
+            gathered.conclude(order, end)
         })
     }
 }
 
-async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
+async fn measure(
+    order: &TestOrder,
+    turn: &mut Turn,
+    watch: &mut Watch,
+    gathered: &mut Gathered,
+) -> Result<(), Failure> {
     let (mut client, known) = tokio::select! {
         link = reach(order) => link?,
         () = watch.interrupted() => return Err(interrupted()),
@@ -74,13 +89,22 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
     let spec = spec(order, &welcome);
     gathered.met(&client, &known, &welcome, &spec);
     gathered.facts_before(facts, Some(client.local()));
+    let limits = QueueWait::new(Duration::from_millis(welcome.max_duration_ms), order.wait_at_most, Instant::now());
     let events = &mut watch.events;
     let interrupt = &mut watch.interrupt;
-    let grant = tokio::select! {
-        grant = client.request(&spec, order.wait, |place, wait| events(Event::Queued(Queued::new(place, wait)))) => grant?,
-        _ = interrupt.wait_for(|wanted| *wanted) => return Err(interrupted()),
-        () = out_of_patience(order.wait_at_most) => return Err(still_busy(order.wait_at_most.unwrap_or_default())),
+    let queued = |place, wait| {
+        // Until it is our turn there, other tests of this device may have theirs.
+        turn.release();
+        events(Event::Queued(Queued::new(place, wait)));
     };
+    let grant = tokio::select! {
+        grant = client.request(&spec, order.wait, limits, queued) => grant?,
+        _ = interrupt.wait_for(|wanted| *wanted) => return Err(interrupted()),
+    };
+    if let Err(failure) = retake(turn, &mut client, &grant, watch).await {
+        client.finish().await;
+        return Err(failure);
+    }
     watch.events.as_mut()(Event::Start(Started {
         id: gathered.id(),
         started_at: gathered.started_at(),
@@ -99,6 +123,34 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
     let end = session.run(watch, gathered).await;
     session.close(gathered, end.is_ok()).await;
     end
+}
+
+/// Takes the device's turn again, where it was released in the queue, while the reflector hears of us. A grant does not
+/// last: where the turn does not come in time, the grant is of no use.
+async fn retake(
+    turn: &mut Turn,
+    client: &mut ReflectorClient,
+    grant: &Grant,
+    watch: &mut Watch,
+) -> Result<(), Failure> {
+    let longest = RETAKE_TIMEOUT.min(Duration::from_millis(grant.expires_in_ms) / 2);
+    let deadline = tokio::time::Instant::now() + longest;
+    let mut beat = tokio::time::interval(HEARTBEAT);
+    let mut retaken = std::pin::pin!(turn.retake());
+    loop {
+        tokio::select! {
+            biased;
+            retaken = &mut retaken => return retaken,
+            () = tokio::time::sleep_until(deadline) => return Err(runner::busy_here()),
+            () = watch.interrupted() => return Err(interrupted()),
+            message = client.listen() => match message? {
+                ToAppliance::Ping => client.send(&ToReflector::Pong).await?,
+                ToAppliance::Ended { reason, detail } => return Err(client.ended(reason, &detail)),
+                _ => {}
+            },
+            _ = beat.tick() => client.send(&ToReflector::Ping).await?,
+        }
+    }
 }
 
 /// What is asked of the reflector. With no mode said: direct where the reflector has it and the test can take it, for that
@@ -179,16 +231,5 @@ fn not_paired_there(target: &Target, presented: EndpointId) -> Failure {
         format!("the reflector at {target} is not one that this device is paired with"),
         format!("it shows {presented}"),
         "run `reflector pair` there, then `packetparamedic pair-reflector` here",
-    )
-}
-
-/// Its turn did not come in the time that was given.
-fn still_busy(waited: Duration) -> Failure {
-    Failure::new(
-        Exit::Busy,
-        "busy",
-        "the test did not get its turn",
-        format!("the reflector was busy for {} s", waited.as_secs()),
-        "a longer --wait, or again later",
     )
 }

@@ -28,6 +28,8 @@ use crate::reflector_client::ReflectorClient;
 
 /// How long the reflector may take to have all streams of a phase.
 const STREAMS: Duration = Duration::from_secs(15);
+/// How much longer each further stream may take, both directions of a phase.
+const EACH_STREAM: Duration = Duration::from_millis(500);
 /// How long both ends may take, after a phase's time, to drain and to count.
 const DRAIN: Duration = Duration::from_secs(15);
 /// How long what was measured before a failure may take to be handed over; longer than another program has for its last
@@ -142,8 +144,11 @@ impl Session {
     ) -> Result<(), Failure> {
         let drive = Arc::clone(&self.drive);
         let connect = tokio::task::spawn_blocking(move || drive.connect(number));
-        let connected = self.during(connect, watch).await?;
         let address = self.client.address();
+        let connected = match tokio::time::timeout(self.connect_timeout(), self.during(connect, watch)).await {
+            Ok(connected) => connected?,
+            Err(_) => return Err(no_streams(address, &std::io::ErrorKind::TimedOut.into())),
+        };
         let connected = connected.map_err(|_| unusable(&"a thread panicked"))?;
         self.explained(connected.map_err(|error| no_streams(address, &error))).await?;
         self.client.send(&ToReflector::Start { phase: number }).await?;
@@ -187,6 +192,12 @@ impl Session {
         end
     }
 
+    /// How long all streams of a phase may take. Each handshake has [`STREAMS`]; a reflector that takes that long for each
+    /// of many is given up before the last.
+    fn connect_timeout(&self) -> Duration {
+        STREAMS + EACH_STREAM * u32::from(self.spec.streams) * 2
+    }
+
     async fn watch_phase(
         &mut self,
         number: u8,
@@ -210,10 +221,11 @@ impl Session {
                 message = self.client.listen() => match self.hear(message?).await? {
                     Some(ToAppliance::Samples { phase, direction, samples }) if phase == number => {
                         for sample in samples {
-                            note(watch, record, &match direction {
+                            let reading = match direction {
                                 Direction::Upload => Progress::Received(direction, sample),
                                 Direction::Download => Progress::Sent(direction, sample),
-                            });
+                            };
+                            note(watch, record, &reading);
                         }
                     }
                     Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.theirs(tally),
@@ -326,10 +338,15 @@ impl Session {
         if !is_whole {
             self.tether.cut();
         }
-        if let Some(prober) = self.prober.take()
-            && let Ok(probes) = tokio::task::spawn_blocking(move || prober.finish()).await
-        {
-            gathered.probes = Some(probes);
+        if let Some(prober) = self.prober.take() {
+            let mut finished = tokio::task::spawn_blocking(move || prober.finish());
+            let mut probes = tokio::time::timeout(HAND_OVER, &mut finished).await;
+            if probes.is_err() {
+                // It stands in a write that the reflector does not take.
+                self.tether.cut();
+                probes = tokio::time::timeout(HAND_OVER, finished).await;
+            }
+            gathered.probes = probes.ok().and_then(Result::ok);
         }
         self.tether.cut();
         // All of this is a courtesy: what was measured stands without it.

@@ -1,0 +1,130 @@
+//! While a request waits its turn at a reflector, other tests of the same device may run; before it begins it takes the
+//! device's turn again.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lab::bad_reflectors::{Honest, SPEED_TEST, granted, queued};
+use lab::hostile::FalseReflector;
+use lab::{Appliance, Running};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A reflector with a queue: each request is queued until the test lets it pass, and every message is told to the test.
+struct Queue {
+    reflector: FalseReflector,
+    grant: Sender<Value>,
+    heard: Receiver<String>,
+}
+
+impl Queue {
+    fn open() -> Self {
+        let (grant, grants) = channel::<Value>();
+        let (tell, heard) = channel::<String>();
+        let ends = Arc::new(Mutex::new((grants, tell)));
+        let reflector = FalseReflector::listen(move |link, first| {
+            let mut honest = Honest::default();
+            let mut next = Some(first.clone());
+            while let Some(message) = next {
+                let kind = message["type"].as_str().unwrap_or_default().to_owned();
+                let _ = ends.lock().unwrap().1.send(kind.clone());
+                if kind == "request" {
+                    link.say(&queued(1))?;
+                    let grant = loop {
+                        match ends.lock().unwrap().0.recv_timeout(Duration::from_millis(500)) {
+                            Ok(grant) => break grant,
+                            Err(_) => link.say(&json!({ "type": "ping" }))?,
+                        }
+                    };
+                    honest.note_request(&message);
+                    link.say(&grant)?;
+                } else {
+                    honest.answer(link, &message)?;
+                }
+                next = link.hear()?;
+            }
+            Ok(())
+        });
+        Self { reflector, grant, heard }
+    }
+
+    fn pair(&self, appliance: &Appliance, name: &str) {
+        let (address, id) = (self.reflector.address.to_string(), self.reflector.id.to_string());
+        let args = ["pair-reflector", "--peer", &address, "--endpoint-id", &id, "--name", name];
+        let paired = appliance.run(&args);
+        assert_eq!(paired.code, 0, "{paired:?}");
+    }
+
+    fn hears(&self, kind: &str) {
+        while self.heard.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {kind} came")) != kind {}
+    }
+}
+
+/// A reflector that grants at once.
+fn free(appliance: &Appliance, name: &str) -> FalseReflector {
+    let reflector = FalseReflector::listen(|link, first| {
+        let mut honest = Honest::default();
+        let mut next = Some(first.clone());
+        while let Some(message) = next {
+            honest.answer(link, &message)?;
+            next = link.hear()?;
+        }
+        Ok(())
+    });
+    let (address, id) = (reflector.address.to_string(), reflector.id.to_string());
+    let args = ["pair-reflector", "--peer", &address, "--endpoint-id", &id, "--name", name];
+    assert_eq!(appliance.run(&args).code, 0);
+    reflector
+}
+
+fn until(running: &Running, event: &str) {
+    let wanted = format!("\"event\":\"{event}\"");
+    while !running.line(PATIENCE).unwrap().contains(&wanted) {}
+}
+
+fn last(running: &mut Running) -> (i32, Value) {
+    let last = running.rest(PATIENCE).unwrap().pop().unwrap();
+    (running.wait(PATIENCE).unwrap().code().unwrap(), serde_json::from_str(&last).unwrap())
+}
+
+#[test]
+fn another_test_of_this_device_runs_while_one_is_queued() {
+    let (queue, appliance) = (Queue::open(), Appliance::new());
+    queue.pair(&appliance, "full");
+    let _free = free(&appliance, "free");
+    let stream = [SPEED_TEST, &["--json-stream", "--peer", "full"]].concat();
+    let mut waiting = appliance.start(&stream);
+    until(&waiting, "queued");
+    let other = appliance.run(&[SPEED_TEST, &["--json", "--no-wait", "--peer", "free"]].concat());
+    assert_eq!(other.code, 0, "{other:?}");
+    queue.grant.send(granted()).unwrap();
+    let (code, result) = last(&mut waiting);
+    assert_eq!((code, &result["complete"]), (0, &true.into()), "{result:#}");
+}
+
+#[test]
+fn a_grant_waits_a_moment_for_the_devices_turn_and_is_given_back_else() {
+    let (queue, appliance) = (Queue::open(), Appliance::new());
+    queue.pair(&appliance, "full");
+    let _free = free(&appliance, "free");
+    let stream = [SPEED_TEST, &["--json-stream", "--peer", "full"]].concat();
+    let mut long = [SPEED_TEST, &["--json-stream", "--peer", "free"]].concat();
+    let time = long.iter().position(|arg| *arg == "-t").unwrap() + 1;
+    long[time] = "5";
+    // Half of this is what can be spent on waiting.
+    let short_lived =
+        json!({ "type": "granted", "session": granted()["session"], "expires_in_ms": 2000, "udp": false });
+    for (grant, expected) in [(short_lived, (5, Some("busy_here"))), (granted(), (0, None))] {
+        let mut waiting = appliance.start(&stream);
+        until(&waiting, "queued");
+        let mut other = appliance.start(&long);
+        until(&other, "phase");
+        queue.grant.send(grant).unwrap();
+        let (code, end) = last(&mut waiting);
+        assert_eq!((code, end["code"].as_str()), expected, "{end:#}");
+        queue.hears("finish");
+        assert_eq!(last(&mut other).0, 0);
+    }
+}

@@ -1,0 +1,212 @@
+//! How long the appliance waits for a reflector: for an answer that is due, and in its queue. Pure; the time is handed in.
+
+use std::time::{Duration, Instant};
+
+use paramedic_link::message::END_AFTER_SILENCE;
+
+/// How long an answer may take. Pings, pongs and messages that we don't know are none.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long the queue may stand still at most, however long a reflector's tests may be.
+const LONGEST_STALL: Duration = Duration::from_secs(60 * 60);
+/// What a queue may stand still beyond two of the reflector's longest tests.
+const STALL_MARGIN: Duration = Duration::from_secs(60);
+/// How long a request waits in a queue that moves.
+const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
+/// The longest wait that can be asked for: what an `Instant` holds without overflow.
+const LONGEST_ASKED: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// Why a request is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GiveUp {
+    /// The answer to the request did not come.
+    NoAnswer,
+    /// In the queue, no message came at all.
+    Silence,
+    /// The place in the queue did not improve.
+    Stalled(Duration),
+    /// It took longer than was asked for, or than any queue is waited out.
+    TooLong(Duration),
+}
+
+/// A request for a session from the moment at which it is sent. The answer is due within [`ANSWER_TIMEOUT`]; once queued,
+/// each rule has its own deadline.
+#[derive(Clone, Debug)]
+pub struct QueueWait {
+    stall: Option<Duration>,
+    longest: Duration,
+    sent: Instant,
+    queued: Option<InQueue>,
+}
+
+#[derive(Clone, Debug)]
+struct InQueue {
+    heard: Instant,
+    /// The best place so far, and when it was reached.
+    best: u32,
+    improved: Instant,
+}
+
+impl QueueWait {
+    /// A request that is sent at `now` to a reflector whose longest test is `longest_test`; `asked` is how long it may wait
+    /// in the queue, where that was said.
+    pub fn new(longest_test: Duration, asked: Option<Duration>, now: Instant) -> Self {
+        let stall = longest_test.saturating_mul(2).saturating_add(STALL_MARGIN).min(LONGEST_STALL);
+        match asked {
+            Some(asked) => Self { stall: None, longest: asked.min(LONGEST_ASKED), sent: now, queued: None },
+            None => Self { stall: Some(stall), longest: LONGEST_QUEUE, sent: now, queued: None },
+        }
+    }
+
+    /// A message came, whatever it says.
+    pub fn heard(&mut self, now: Instant) {
+        if let Some(queued) = &mut self.queued {
+            queued.heard = now;
+        }
+    }
+
+    /// The request is at this place of the queue.
+    pub fn queued_at(&mut self, place: u32, now: Instant) {
+        match &mut self.queued {
+            Some(queued) => {
+                if place < queued.best {
+                    (queued.best, queued.improved) = (place, now);
+                }
+            }
+            None => self.queued = Some(InQueue { heard: now, best: place, improved: now }),
+        }
+    }
+
+    /// When to give up unless something comes, and why then.
+    pub fn deadline(&self) -> (Instant, GiveUp) {
+        let Some(queued) = &self.queued else { return (self.sent + ANSWER_TIMEOUT, GiveUp::NoAnswer) };
+        let rules = [
+            Some((queued.heard + END_AFTER_SILENCE, GiveUp::Silence)),
+            self.stall.map(|stall| (queued.improved + stall, GiveUp::Stalled(stall))),
+            Some((self.sent + self.longest, GiveUp::TooLong(self.longest))),
+        ];
+        let first = rules.into_iter().flatten().min_by_key(|(at, _)| *at);
+        first.unwrap_or((self.sent + self.longest, GiveUp::TooLong(self.longest)))
+    }
+
+    /// Why the request is given up at `now`, if it is.
+    pub fn given_up(&self, now: Instant) -> Option<GiveUp> {
+        let (at, why) = self.deadline();
+        (now >= at).then_some(why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn asking(longest_test: Duration, asked: Option<Duration>) -> (QueueWait, Instant) {
+        let now = Instant::now();
+        (QueueWait::new(longest_test, asked, now), now)
+    }
+
+    #[test]
+    fn an_answer_is_due_in_fifteen_seconds_whatever_else_is_said() {
+        let (mut wait, start) = asking(MINUTE, Some(MINUTE));
+        for second in 1..15 {
+            wait.heard(start + second * SECOND);
+            assert_eq!(wait.given_up(start + second * SECOND), None);
+        }
+        assert_eq!(wait.given_up(start + 15 * SECOND), Some(GiveUp::NoAnswer));
+    }
+
+    #[test]
+    fn in_the_queue_ten_seconds_without_a_message_are_the_end() {
+        let (mut wait, start) = asking(MINUTE, None);
+        wait.queued_at(3, start + SECOND);
+        assert_eq!(wait.given_up(start + 10 * SECOND), None);
+        assert_eq!(wait.given_up(start + 11 * SECOND), Some(GiveUp::Silence));
+        wait.heard(start + 10 * SECOND);
+        assert_eq!(wait.given_up(start + 19 * SECOND), None);
+        assert_eq!(wait.deadline(), (start + 20 * SECOND, GiveUp::Silence));
+    }
+
+    /// Hears something each second from `from` on, at the places that `place` says, until the wait is given up.
+    fn until_given_up(wait: &mut QueueWait, start: Instant, place: impl Fn(u32) -> Option<u32>) -> (Duration, GiveUp) {
+        let seconds = 1..1_000_000;
+        for second in seconds {
+            let now = start + second * SECOND;
+            if let Some(why) = wait.given_up(now) {
+                return (now - start, why);
+            }
+            if let Some(place) = place(second) {
+                wait.queued_at(place, now);
+            }
+            wait.heard(now);
+        }
+        panic!("it waits for ever")
+    }
+
+    #[test]
+    fn a_place_that_does_not_improve_is_the_end_after_two_of_the_longest_tests_and_a_minute() {
+        let stall = 3 * MINUTE;
+        let (mut wait, start) = asking(MINUTE, None);
+        wait.queued_at(3, start);
+        assert_eq!(until_given_up(&mut wait, start, |_| None), (stall, GiveUp::Stalled(stall)));
+        // Up and down is no improvement, and worse is none either.
+        let (mut wait, start) = asking(MINUTE, None);
+        wait.queued_at(3, start);
+        assert_eq!(until_given_up(&mut wait, start, |at| Some(3 + at % 5)), (stall, GiveUp::Stalled(stall)));
+        // One that improves once has the time again.
+        let (mut wait, start) = asking(MINUTE, None);
+        wait.queued_at(3, start);
+        let end = until_given_up(&mut wait, start, |at| (at == 100).then_some(2));
+        assert_eq!(end, (stall + 100 * SECOND, GiveUp::Stalled(stall)));
+    }
+
+    #[test]
+    fn no_reflector_can_make_its_queue_stand_still_for_longer_than_an_hour() {
+        for longest_test in [Duration::from_secs(86_400), Duration::from_millis(u64::MAX), Duration::MAX] {
+            let (mut wait, start) = asking(longest_test, None);
+            wait.queued_at(3, start);
+            let end = until_given_up(&mut wait, start, |_| None);
+            assert_eq!(end, (LONGEST_STALL, GiveUp::Stalled(LONGEST_STALL)));
+        }
+    }
+
+    #[test]
+    fn a_queue_that_moves_is_waited_out_for_six_hours() {
+        let (mut wait, start) = asking(MINUTE, None);
+        wait.queued_at(u32::MAX, start);
+        let end = until_given_up(&mut wait, start, |at| Some(u32::MAX - at));
+        assert_eq!(end, (LONGEST_QUEUE, GiveUp::TooLong(LONGEST_QUEUE)));
+    }
+
+    #[test]
+    fn what_was_asked_takes_the_place_of_both_rules_but_not_of_silence() {
+        let asked = Duration::from_secs(8 * 60 * 60);
+        let (mut wait, start) = asking(SECOND, Some(asked));
+        wait.queued_at(1, start);
+        assert_eq!(wait.given_up(start + 10 * SECOND), Some(GiveUp::Silence));
+        assert_eq!(until_given_up(&mut wait, start, |_| Some(1)), (asked, GiveUp::TooLong(asked)));
+        // One that is granted before it is queued never waited.
+        let (wait, start) = asking(SECOND, Some(Duration::ZERO));
+        assert_eq!(wait.given_up(start + SECOND), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_time_overflows(
+            longest_test: Duration,
+            asked: Option<Duration>,
+            places in prop::collection::vec(any::<u32>(), 0..20),
+        ) {
+            let (mut wait, now) = asking(longest_test, asked);
+            for place in places {
+                wait.heard(now);
+                wait.queued_at(place, now);
+            }
+            prop_assert!(wait.deadline().0 >= now);
+        }
+    }
+}
