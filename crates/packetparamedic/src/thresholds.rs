@@ -44,12 +44,18 @@ impl Thresholds {
         let both = [bidir.and_then(|bidir| bidir.download.as_ref()), bidir.and_then(|bidir| bidir.upload.as_ref())];
         let directions = [result.download.as_ref(), result.upload.as_ref()].into_iter().chain(both);
         let datagrams = directions.map(|direction| Some(direction?.udp?.loss));
-        let probes = result.latency.iter().map(|(_, latency)| loss(latency));
+        let probes = result.latency.iter().map(|(_, latency)| latency.worst_loss());
+        // Under one load there is none to speak of: then the largest is not known.
+        let loaded = loaded.map(|(_, latency)| median_ms(latency)).collect::<Option<Vec<_>>>();
         let judged = [
             at_least("min_download_bps", self.min_download_bps, goodput(result.download.as_ref())),
             at_least("min_upload_bps", self.min_upload_bps, goodput(result.upload.as_ref())),
             at_most("max_idle_latency_ms", self.max_idle_latency_ms, result.latency.idle.as_ref().and_then(median_ms)),
-            at_most("max_loaded_latency_ms", self.max_loaded_latency_ms, largest(loaded.map(|(_, l)| median_ms(l)))),
+            at_most(
+                "max_loaded_latency_ms",
+                self.max_loaded_latency_ms,
+                loaded.and_then(|all| largest(all.into_iter().map(Some))),
+            ),
             at_most("max_loss", self.max_loss, largest(probes.chain(datagrams))),
         ];
         judged.into_iter().flatten().collect()
@@ -57,11 +63,7 @@ impl Thresholds {
 }
 
 fn median_ms(latency: &LatencyResult) -> Option<f64> {
-    latency.rtt_us.map(|rtt| rtt.p50 as f64 / 1000.0)
-}
-
-fn loss(latency: &LatencyResult) -> Option<f64> {
-    largest([latency.loss_upload, latency.loss_download])
+    latency.median_us().map(|us| us as f64 / 1000.0)
 }
 
 fn largest(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
@@ -72,6 +74,27 @@ fn largest(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::document::example;
+
+    #[test]
+    fn where_no_probe_comes_back_no_threshold_is_met() {
+        let mut result = example::full();
+        let silent = LatencyResult {
+            rtt_us: None,
+            received: 0,
+            loss: Some(1.0),
+            loss_upload: None,
+            loss_download: None,
+            ..example::latency(10_000)
+        };
+        result.latency.upload = Some(silent);
+        let asked = Thresholds { max_loaded_latency_ms: Some(1e6), max_loss: Some(0.5), ..Thresholds::default() };
+        let judged =
+            asked.judge(&result).into_iter().map(|judged| (judged.measured, judged.passed)).collect::<Vec<_>>();
+        assert_eq!(judged, [(None, false), (Some(Quantity::Fraction(1.0)), false)]);
+        // One answer of many says as little.
+        result.latency.upload = Some(LatencyResult { received: 1, sent: 391, ..example::latency(10_000) });
+        assert_eq!(asked.judge(&result)[0].measured, None);
+    }
 
     #[test]
     fn each_threshold_is_judged_and_what_was_not_measured_is_not_reached() {

@@ -25,10 +25,11 @@ pub struct LatencySummary {
     pub lost_somewhere: u64,
     /// Probes whose reply came later than [`Probe::LATE_AFTER`]; neither received nor lost.
     pub late: u64,
-    /// Of the probes whose way is known, the fraction that the reflector never got, 0 to 1.
-    pub loss_upload: f64,
-    /// Of the probes that the reflector got, the fraction whose reply never came, 0 to 1.
-    pub loss_download: f64,
+    /// Of the probes whose way is known, the fraction that the reflector never got, 0 to 1; absent where the way of most
+    /// that were lost is not known.
+    pub loss_upload: Option<f64>,
+    /// Of the probes that the reflector got, the fraction whose reply never came, 0 to 1; absent in the same case.
+    pub loss_download: Option<f64>,
     /// Of all probes, the fraction of which nothing came back, 0 to 1.
     pub loss: f64,
     /// How late the prober itself was: the 99th percentile, in microseconds. Round trips count from the real sending,
@@ -91,6 +92,7 @@ pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary
     round_trips.sort_unstable();
     let (sent, received) = (lateness.len() as u64, round_trips.len() as u64);
     let known = sent - lost_somewhere;
+    let is_told = lost_somewhere <= lost_upload + lost_download;
     Some(LatencySummary {
         rtt: summed(&round_trips, (pairs > 0).then(|| steps as f64 / pairs as f64)),
         sent,
@@ -99,8 +101,8 @@ pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary
         lost_download,
         lost_somewhere,
         late,
-        loss_upload: fraction(lost_upload, known),
-        loss_download: fraction(lost_download, known - lost_upload),
+        loss_upload: is_told.then(|| fraction(lost_upload, known)),
+        loss_download: is_told.then(|| fraction(lost_download, known - lost_upload)),
         loss: fraction(lost_upload + lost_download + lost_somewhere, sent),
         probe_late_p99_us: percentile(&lateness, 990).unwrap_or(0),
     })
@@ -217,7 +219,8 @@ mod tests {
         let summary = latency(fates).unwrap();
         assert_eq!((summary.sent, summary.received, summary.late), (8, 4, 1));
         assert_eq!((summary.lost_upload, summary.lost_download, summary.lost_somewhere), (1, 1, 1));
-        assert_eq!((summary.loss_upload, summary.loss_download, summary.loss), (1.0 / 7.0, 1.0 / 6.0, 3.0 / 8.0));
+        assert_eq!((summary.loss_upload, summary.loss_download), (Some(1.0 / 7.0), Some(1.0 / 6.0)));
+        assert_eq!(summary.loss, 3.0 / 8.0);
         // Only 30 -> 10 are neighbours that both came back.
         assert_eq!(summary.rtt.unwrap().jitter_us, Some(20.0));
     }
@@ -226,7 +229,9 @@ mod tests {
     fn a_dead_path_still_has_a_summary() {
         let summary = latency([probe(None, None); 3]).unwrap();
         assert_eq!((summary.rtt, summary.sent, summary.lost_somewhere, summary.loss), (None, 3, 3, 1.0));
-        assert_eq!((summary.loss_upload, summary.loss_download), (0.0, 0.0));
+        assert_eq!((summary.loss_upload, summary.loss_download), (None, None), "nothing tells where");
+        let dies = latency([answered(10), probe(None, None), probe(None, None)]).unwrap();
+        assert_eq!((dies.loss_upload, dies.loss_download, dies.loss), (None, None, 2.0 / 3.0));
         assert_eq!(latency([]), None);
     }
 
@@ -246,7 +251,7 @@ mod tests {
             let s = latency(probes).unwrap();
             let fates = s.received + s.late + s.lost_upload + s.lost_download + s.lost_somewhere;
             prop_assert_eq!(fates, s.sent);
-            for part in [s.loss, s.loss_upload, s.loss_download] {
+            for part in [Some(s.loss), s.loss_upload, s.loss_download].into_iter().flatten() {
                 prop_assert!((0.0..=1.0).contains(&part));
             }
         }

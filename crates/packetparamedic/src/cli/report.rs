@@ -11,6 +11,7 @@ use crate::document::{
     Bufferbloat, Grade, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult,
     UdpResult,
 };
+use crate::failure::Failure;
 use crate::history::RunSummary;
 
 /// How much a report tells.
@@ -96,23 +97,38 @@ fn verdict(document: &ResultDocument) -> (Tone, String) {
     };
     let speeds = speeds(document);
     if !document.complete {
-        let why = if document.interrupted { "The test was interrupted" } else { "The test did not finish" };
+        let nothing_arrived = document.error.as_ref().filter(|error| error.code == Failure::NOTHING_ARRIVED);
+        let why = match nothing_arrived {
+            Some(error) => upper_first(&error.what),
+            None if document.interrupted => "The test was interrupted".to_owned(),
+            None => "The test did not finish".to_owned(),
+        };
         return match speeds {
+            Some(speeds) if nothing_arrived.is_some() => {
+                (Tone::Bad, format!("{why}. Beside that, {} carries {speeds}.", lower_first(&path)))
+            }
+            None if nothing_arrived.is_some() => (Tone::Bad, format!("{why}.")),
             Some(speeds) => (Tone::Fair, format!("{why}. So far, {} carries {speeds}.", lower_first(&path))),
             None => (Tone::Fair, format!("{why}; what was measured so far stands below.")),
         };
     }
     let idle = document.latency.idle.as_ref();
-    if let Some(loss) = idle.map(worst_loss).filter(|loss| *loss >= MUCH_LOSS) {
+    if let Some(loss) = idle.and_then(LatencyResult::worst_loss).filter(|loss| *loss >= MUCH_LOSS) {
         let loss = quantity::share(loss);
         return (Tone::Bad, format!("{path} loses {loss} of its packets even while idle: calls and games stutter."));
     }
     let Some(speeds) = speeds else {
-        return match idle.and_then(|idle| idle.rtt_us) {
-            Some(rtt) => (Tone::Strong, format!("{path} takes {} there and back.", quantity::micros(rtt.p50))),
+        return match idle.and_then(LatencyResult::median_us) {
+            Some(median) => (Tone::Strong, format!("{path} takes {} there and back.", quantity::micros(median))),
             None => (Tone::Fair, "Nothing was measured.".to_owned()),
         };
     };
+    let unanswered =
+        document.latency.iter().find(|(load, latency)| *load != Load::Idle && latency.median_us().is_none());
+    if let Some((load, _)) = unanswered {
+        let text = format!("{path} carries {speeds}, but {} next to no latency probe was answered.", during(load));
+        return (Tone::Bad, text);
+    }
     let Some((load, bloat)) = worst(document) else { return (Tone::Strong, format!("{path} carries {speeds}.")) };
     let slowed = |effect: &str| {
         let increase = quantity::micros((bloat.increase_ms * 1000.0) as u64);
@@ -153,8 +169,9 @@ fn during(load: Load) -> &'static str {
     }
 }
 
-fn worst_loss(latency: &LatencyResult) -> f64 {
-    latency.loss_upload.unwrap_or(0.0).max(latency.loss_download.unwrap_or(0.0))
+fn upper_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_uppercase().collect::<String>() + chars.as_str()).unwrap_or_default()
 }
 
 fn lower_first(text: &str) -> String {
@@ -429,6 +446,35 @@ mod tests {
             sentence(&lossy),
             "Your connection to attic loses 2.1 % of its packets even while idle: calls and games stutter."
         );
+    }
+
+    #[test]
+    fn where_no_probe_comes_back_nothing_is_said_of_latency() {
+        let mut document = bloated(3.0);
+        let silent = LatencyResult { rtt_us: None, received: 0, loss: Some(1.0), ..example::latency(12_300) };
+        document.latency.download = Some(silent);
+        assert_eq!(
+            sentence(&document),
+            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during a download next to no \
+             latency probe was answered."
+        );
+    }
+
+    #[test]
+    fn a_direction_in_which_nothing_arrived_is_named_first() {
+        let error = crate::document::ErrorBody {
+            code: Failure::NOTHING_ARRIVED.to_owned(),
+            what: "nothing arrived in the upload".to_owned(),
+            because: String::new(),
+            try_: String::new(),
+            retry_after_ms: None,
+        };
+        let half = ResultDocument { complete: false, error: Some(error.clone()), ..example::bare() };
+        assert_eq!(
+            sentence(&half),
+            "Nothing arrived in the upload. Beside that, your connection to attic carries 50.0 Mbit/s down."
+        );
+        assert_eq!(sentence(&ResultDocument { download: None, ..half }), "Nothing arrived in the upload.");
     }
 
     #[test]

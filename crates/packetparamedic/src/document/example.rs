@@ -221,6 +221,7 @@ pub(crate) fn latency(p50: u64) -> LatencyResult {
         jitter_us: Some(850),
         sent: 1000,
         received: 999,
+        loss: Some(0.001),
         loss_upload: Some(0.0),
         loss_download: Some(0.001),
         duplicates: 0,

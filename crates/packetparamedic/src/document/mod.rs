@@ -121,6 +121,16 @@ impl ResultDocument {
         }
     }
 
+    /// Whether payload moved in every direction of this load.
+    pub fn has_load(&self, load: Load) -> bool {
+        match load {
+            Load::Download => self.download.is_some(),
+            Load::Upload => self.upload.is_some(),
+            Load::Bidir => self.bidir.as_ref().is_some_and(|both| both.download.is_some() && both.upload.is_some()),
+            Load::Idle | Load::Unknown => false,
+        }
+    }
+
     /// Whether a threshold that was asked for was not met: exit code 3.
     pub fn is_below_threshold(&self) -> bool {
         self.thresholds.iter().any(|threshold| !threshold.passed)
@@ -502,8 +512,11 @@ pub struct LatencyResult {
     pub sent: u64,
     /// Probes answered in time.
     pub received: u64,
-    /// Of the probes whose way is known, the share that never reached the other end; absent where nothing tells
-    /// (TCP, no answer at all).
+    /// The share of the probes of which nothing came back, whichever way it was lost; absent over TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Of the probes whose way is known, the share that never reached the other end; absent where that is not known of
+    /// most that were lost (TCP, no answer at all).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_upload: Option<f64>,
     /// Of the probes that reached the other end, the share whose answer never came back; absent where nothing tells.
@@ -520,6 +533,22 @@ pub struct LatencyResult {
     /// How late the appliance itself sent its probes, 99th percentile: what the host, not the path, may have added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_late_us: Option<u64>,
+}
+
+impl LatencyResult {
+    /// The median round trip, where enough probes came back to speak of one: half of them at least. Grades, thresholds and
+    /// verdicts ask here and nowhere else.
+    pub fn median_us(&self) -> Option<u64> {
+        self.rtt_us.filter(|_| self.received.saturating_mul(2) >= self.sent).map(|rtt| rtt.p50)
+    }
+
+    /// The largest share that was lost: in the worse direction, or, where directions are not told apart, on the whole way.
+    pub fn worst_loss(&self) -> Option<f64> {
+        match (self.loss_upload, self.loss_download) {
+            (None, None) => self.loss,
+            (up, down) => Some(up.unwrap_or(0.0).max(down.unwrap_or(0.0))),
+        }
+    }
 }
 
 /// Round-trip times, in microseconds.

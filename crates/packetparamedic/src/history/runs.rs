@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Error, History, strange};
-use crate::document::{Grade, ResultDocument};
+use crate::document::{Grade, LatencyResult, ResultDocument};
 
 /// One run in a list. What was not measured is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -61,7 +61,7 @@ impl RunSummary {
     pub fn of(document: &ResultDocument) -> Self {
         let reflector = document.reflector.as_ref();
         let server = document.server.as_ref();
-        let median = |load| document.latency.of(load).and_then(|latency| latency.rtt_us).map(|rtt| rtt.p50);
+        let median = |load| document.latency.of(load).and_then(LatencyResult::median_us);
         let grade = |load| document.bufferbloat.of(load).map(|bloat| bloat.grade);
         Self {
             id: document.id,

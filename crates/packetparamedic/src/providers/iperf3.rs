@@ -295,6 +295,7 @@ impl Visit<'_> {
         if self.order.raw {
             record.raw.clone_from(&end.raw);
         }
+        record.tells_total = true;
         let report = end.report.as_ref().ok();
         record.own = Some(tally(&phase, self.order.spec.streams, end, readings));
         let mut makes_sense = true;

@@ -1,6 +1,7 @@
 //! What a run of any provider has gathered so far, and the document it makes, also when it ended half way. Pure but for
 //! the clock's time stamps.
 
+mod arrived;
 mod phase;
 mod rates;
 mod warnings;
@@ -139,11 +140,21 @@ impl Gathered {
         &mut self.phases[last]
     }
 
-    /// How the run ended: what was measured, and why it is not complete.
+    /// How the run ended: what was measured, and why it is not complete. A direction that moved nothing is no result, and
+    /// a run with one is not complete.
     pub(super) fn conclude(self, order: &TestOrder, end: Result<(), Failure>) -> Outcome {
-        let failure = end.err();
+        let failure = end.err().or_else(|| nothing_arrived(&self.directions_without_payload(), order));
         let measured = self.document(order, failure.as_ref());
         Outcome { measured, failure }
+    }
+
+    /// The directions of phases that came to their end, in which next to nothing arrived.
+    fn directions_without_payload(&self) -> Vec<(Load, Direction)> {
+        let Some(met) = &self.met else { return vec![] };
+        let whole = self.phases.iter().filter(|phase| phase.is_counted());
+        let all = whole.flat_map(|phase| phase.load.directions().iter().map(move |direction| (phase, *direction)));
+        let empty = all.filter(|(phase, direction)| rates::has_moved_nothing(phase, *direction, &met.spec));
+        empty.map(|(phase, direction)| (phase.load, direction)).collect()
     }
 
     /// The document, if anything was measured.
@@ -211,7 +222,9 @@ impl Gathered {
         let anything = result.download.is_some()
             || result.upload.is_some()
             || result.bidir.is_some()
-            || !result.latency.is_empty();
+            || !result.latency.is_empty()
+            // That nothing arrived is worth keeping, too.
+            || failure.is_some_and(|failure| failure.code == Failure::NOTHING_ARRIVED);
         anything.then_some(result)
     }
 
@@ -279,14 +292,38 @@ impl Gathered {
                 "UDP does not get through, so latency was measured over TCP: a lost packet shows as a late one",
             ));
         }
-        let Some(idle) = result.latency.idle.as_ref().and_then(|idle| idle.rtt_us) else { return };
+        warnings::lost_probes(result);
+        let Some(idle) = result.latency.idle.as_ref().and_then(LatencyResult::median_us) else { return };
         for load in [Load::Download, Load::Upload, Load::Bidir] {
-            if let Some(loaded) = result.latency.of(load).and_then(|latency| latency.rtt_us) {
-                let increase_ms = (loaded.p50 as f64 - idle.p50 as f64) / 1000.0;
+            // A load that did not come about says nothing of the queue that it would have built.
+            let Some(loaded) = result.latency.of(load).and_then(LatencyResult::median_us) else { continue };
+            if result.has_load(load) {
+                let increase_ms = (loaded as f64 - idle as f64) / 1000.0;
                 result.bufferbloat.set(load, Bufferbloat::of_increase_ms(increase_ms));
             }
         }
     }
+}
+
+/// The failure of a run in which these directions moved nothing; `None` where all did.
+fn nothing_arrived(directions: &[(Load, Direction)], order: &TestOrder) -> Option<Failure> {
+    let name = |(load, direction): &(Load, Direction)| match load {
+        Load::Bidir => format!("the {direction} of the phase both ways"),
+        _ => format!("the {direction}"),
+    };
+    let (last, others) = directions.split_last()?;
+    let others = others.iter().map(name).collect::<Vec<_>>().join(", ");
+    let names = if others.is_empty() { name(last) } else { format!("{others} and {}", name(last)) };
+    let smaller = match order.transport {
+        super::Transport::Tcp => "-M 1200",
+        super::Transport::Udp => "-l 1200",
+    };
+    let try_ = format!(
+        "large packets may vanish on the way: repeat with {smaller}; if that works, correct the MTU or the firewall that \
+         swallows ICMP"
+    );
+    let because = "the connections stand, but the receiver counted next to no payload";
+    Some(Failure::new(Exit::Failed, Failure::NOTHING_ARRIVED, format!("nothing arrived in {names}"), because, try_))
 }
 
 fn own_facts(local: Option<IpAddr>) -> HostFacts {
@@ -310,8 +347,9 @@ fn latency(summary: &stats::LatencySummary, probes: &Probes, transport: ProbeTra
         jitter_us: summary.rtt.and_then(|rtt| rtt.jitter_us).map(|jitter| jitter.round() as u64),
         sent: summary.sent,
         received: summary.received,
-        loss_upload: known.then_some(summary.loss_upload),
-        loss_download: known.then_some(summary.loss_download),
+        loss: known.then_some(summary.loss),
+        loss_upload: summary.loss_upload.filter(|_| known),
+        loss_download: summary.loss_download.filter(|_| known),
         duplicates: probes.duplicates,
         late: summary.late,
         transport,

@@ -14,6 +14,8 @@ use crate::document::{Event, IntervalReading, UdpResult};
 pub(crate) struct PhaseRecord {
     /// What was put on the path.
     pub(crate) load: Load,
+    /// How long it was to last.
+    pub(super) asked: Duration,
     /// The most readings of one kind that are kept.
     most: usize,
     /// When it began and ended, by the prober's clock.
@@ -29,6 +31,8 @@ pub(crate) struct PhaseRecord {
     pub(super) sent: [Vec<Sample>; 2],
     /// Whether the sender's readings are shown as long as the receiver tells none.
     pub(crate) shows_sent: bool,
+    /// Whether the other end tells of what it received its total alone.
+    pub(crate) tells_total: bool,
     /// What became of datagrams, where a program says it in its own words: download, upload.
     pub(crate) udp: [Option<UdpResult>; 2],
     /// Whether the highest rate is searched for.
@@ -71,6 +75,7 @@ impl PhaseRecord {
         let most = usize::try_from(2 * intervals + 64).unwrap_or(usize::MAX);
         Self {
             load: phase.load,
+            asked: phase.duration(),
             most,
             begun_at: None,
             ended_at: None,
@@ -79,6 +84,7 @@ impl PhaseRecord {
             received: Default::default(),
             sent: Default::default(),
             shows_sent: false,
+            tells_total: false,
             udp: [None; 2],
             is_searched: false,
             raw: None,
@@ -126,6 +132,15 @@ impl PhaseRecord {
     /// Why an end stopped before its time, if one did.
     pub(crate) fn cut_short(&self) -> Option<&PeerText> {
         [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
+    }
+
+    /// How long it lasted: as asked, or until the last reading where it did not come to its end.
+    pub(super) fn span(&self) -> Duration {
+        if self.is_counted() && self.cut_short().is_none() {
+            return self.asked;
+        }
+        let last = self.received.iter().chain(&self.sent).filter_map(|list| list.last()).map(|last| last.at_us).max();
+        Duration::from_micros(last.unwrap_or(0)).min(self.asked)
     }
 
     /// What both ends counted of one direction: sender, receiver.

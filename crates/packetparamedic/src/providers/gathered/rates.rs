@@ -7,6 +7,7 @@ use paramedic_engines::stats;
 use paramedic_link::measurement::{Count, DirectionTally, INTERVAL_MS, Sample};
 use paramedic_link::test_spec::{Direction, TestSpec};
 
+use super::arrived::{Arrived, Asked, USUAL_SEGMENT, moved_nothing};
 use super::phase::PhaseRecord;
 use crate::document::{
     CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
@@ -37,6 +38,9 @@ pub(super) fn throughput(
     overhead: Option<u32>,
     left_out: Duration,
 ) -> Option<ThroughputResult> {
+    if has_moved_nothing(phase, direction, spec) {
+        return None;
+    }
     let samples = &phase.received[direction as usize];
     let span = spec.phases.iter().find(|asked| asked.load == phase.load)?.duration();
     let (sender, receiver) = phase.ends(direction);
@@ -89,6 +93,21 @@ pub(super) fn throughput(
         data_path: data_paths((sender, receiver)),
         cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
     })
+}
+
+/// Whether so little arrived in a direction of a phase that there is no rate to tell.
+pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> bool {
+    let samples = &phase.received[direction as usize];
+    let (sender, receiver) = phase.ends(direction);
+    let arrived = match receiver {
+        Some(receiver) if samples.is_empty() && phase.tells_total => Arrived::Total(receiver.count.bytes),
+        _ => Arrived::Readings(samples),
+    };
+    let datagrams = sender.and_then(|sender| sender.datagrams.as_ref()?.payload_bytes);
+    let segment = sender.and_then(|sender| sender.mss).or(datagrams).unwrap_or(USUAL_SEGMENT);
+    let each = spec.bitrate_bps.filter(|bps| *bps > 0);
+    let rate_bps = each.map(|each| each.saturating_mul(spec.streams.into()));
+    moved_nothing(arrived, &Asked { span: phase.span(), segment, rate_bps })
 }
 
 /// When a search had found its rate at the receiver, as far as both ends say so.

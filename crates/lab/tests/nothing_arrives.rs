@@ -1,0 +1,156 @@
+//! Paths and reflectors over which a test moves nothing: what did not arrive is no result, and says so.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use lab::bad_reflectors::{Act, Asked, Script, Stage};
+use lab::{Appliance, Host, Outcome, Reflector, Running, TwoHosts};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a speed test with `more` as events, and calls `then` when the phase `phase` begins. The exit code and the last
+/// event's document: a result, or an error with what was measured.
+fn changed_at(appliance: &Appliance, more: &[&str], phase: &str, then: impl FnOnce()) -> (i32, Value) {
+    let mut running = appliance.start(&[&["speed-test", "--json-stream"], more].concat());
+    let began = |line: &str| line.contains("\"event\":\"phase\"") && line.contains(&format!("\"phase\":\"{phase}\""));
+    while !began(&running.line(PATIENCE).unwrap()) {}
+    then();
+    let last = running.rest(PATIENCE).unwrap().pop().unwrap();
+    let status = running.wait(PATIENCE).unwrap();
+    (status.code().unwrap(), serde_json::from_str(&last).unwrap())
+}
+
+fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
+    let reflector = Reflector::serve_on(&["0.0.0.0:4000"], Some(&hosts.near.netns), &[]);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &format!("{}:4000", hosts.near.v4));
+    (reflector, appliance)
+}
+
+/// Drops what comes in and fits `rule`.
+fn drop_incoming(host: &Host, rule: &str) {
+    host.nft(&format!(
+        "table inet lossy {{ chain input {{ type filter hook input priority 0; {rule} drop;\n }}\n }}\n"
+    ));
+}
+
+fn codes(result: &Value) -> Vec<&str> {
+    result["warnings"].as_array().into_iter().flatten().filter_map(|warning| warning["code"].as_str()).collect()
+}
+
+#[test]
+fn probes_that_are_all_lost_are_a_loss_of_everything_and_pass_no_threshold() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let (_reflector, appliance) = two_ends(&hosts);
+    let args = ["-b", "10M", "-P", "1", "-t", "3", "--idle", "1", "--max-loss", "1%", "--max-loaded-latency", "1000"];
+    let lose = || drop_incoming(&hosts.near, "udp dport 4000");
+    let (code, last) = changed_at(&appliance, &args, "download", lose);
+    assert_eq!((code, &last["event"]), (3, &"result".into()), "{last:#}");
+    for load in ["download", "upload"] {
+        let latency = &last["latency"][load];
+        // A few came back before the rule stood.
+        assert!(load == "download" || latency["received"] == 0 && latency["loss"] == 1.0, "{latency:#}");
+        assert!(latency["loss"].as_f64() > Some(0.8), "{latency:#}");
+        assert!(latency["sent"].as_u64() > Some(50), "{latency:#}");
+        assert!(latency["loss_upload"].is_null() && latency["loss_download"].is_null(), "{latency:#}");
+        assert!(last["bufferbloat"][load].is_null(), "{last:#}");
+        assert!(last[load]["goodput_bps"].as_u64() > Some(5_000_000), "{last:#}");
+    }
+    let thresholds = last["thresholds"].as_array().unwrap();
+    let judged = thresholds.iter().map(|one| (one["name"].as_str().unwrap(), &one["measured"], &one["passed"]));
+    assert_eq!(
+        judged.collect::<Vec<_>>(),
+        [("max_loaded_latency_ms", &Value::Null, &false.into()), ("max_loss", &1.0.into(), &false.into())]
+    );
+    assert!(codes(&last).contains(&"probes_lost"), "{last:#}");
+    let report = appliance.run(&["history", "show", last["id"].as_str().unwrap()]);
+    assert!(!report.stdout.contains("responsive while busy"), "{report:?}");
+    assert!(report.stdout.contains("no latency probe was answered"), "{report:?}");
+}
+
+#[test]
+fn a_direction_in_which_next_to_nothing_arrives_has_no_result_and_is_named() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let (_reflector, appliance) = two_ends(&hosts);
+    let args = ["-b", "20M", "-P", "1", "-t", "3", "--idle", "0.5"];
+    let large = || drop_incoming(&hosts.near, "meta l4proto tcp meta length > 500");
+    let (code, last) = changed_at(&appliance, &args, "upload", large);
+    assert_eq!((code, &last["event"]), (1, &"error".into()), "{last:#}");
+    assert_eq!(last["code"], "nothing_arrived", "{last:#}");
+    assert!(last["what"].as_str().unwrap().contains("upload"), "{last:#}");
+    assert!(!last["what"].as_str().unwrap().contains("download"), "{last:#}");
+    let result = &last["measured_so_far"];
+    assert!(result["download"]["goodput_bps"].as_u64() > Some(10_000_000), "{result:#}");
+    assert!(result["upload"].is_null() && result["bufferbloat"]["upload"].is_null(), "{result:#}");
+    assert_eq!(result["complete"], false);
+    let saved = appliance.run(&["history", "show", result["id"].as_str().unwrap()]);
+    assert!(saved.stdout.starts_with("Nothing arrived in the upload"), "{saved:?}");
+}
+
+/// A plain iperf3 server, which listens.
+fn iperf3_server(host: &Host) -> Running {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &host.netns, "iperf3", "-s", "-B", &host.v4, "-p", "5201", "--forceflush"]);
+    let server = Running::start(command, Stdio::null()).unwrap();
+    while !server.line(PATIENCE).unwrap().contains("Server listening") {}
+    server
+}
+
+#[test]
+fn a_path_that_swallows_large_packets_is_no_iperf3_result_either() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let _server = iperf3_server(&hosts.near);
+    // As a router between them would, and no ICMP says so.
+    for host in [&hosts.near, &hosts.far] {
+        drop_incoming(host, "meta length > 1400");
+    }
+    let appliance = Appliance::in_netns(&hosts.far.netns);
+    let args = ["--provider", "iperf3", "--peer", &hosts.near.v4, "-b", "20M", "-t", "3"];
+    let outcome = appliance.speed_test(&args);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    let error = outcome.json();
+    assert_eq!(error["code"], "nothing_arrived", "{error:#}");
+    for direction in ["download", "upload"] {
+        assert!(error["what"].as_str().unwrap().contains(direction), "{error:#}");
+        assert!(error["measured_so_far"][direction].is_null(), "{error:#}");
+    }
+    assert!(error["try"].as_str().unwrap().contains("MTU"), "{error:#}");
+    let runs = appliance.run(&["history", "--json"]).json();
+    assert_eq!(runs.as_array().unwrap().len(), 1, "{runs:#}");
+    assert_eq!(runs[0]["complete"], false, "{runs:#}");
+}
+
+/// A speed test's end where the reflector says this when its phase is over.
+fn told(claim: Value) -> Outcome {
+    let script = Script {
+        name: "a claim".to_owned(),
+        stage: Stage::Phase,
+        act: Act::Say(json!({ "type": "phase_done", "phase": 0, "tally": claim })),
+        more: &[],
+        within: Duration::from_secs(10),
+        exit: None,
+    };
+    script.play(Asked::SpeedTestJson).outcome
+}
+
+fn tally(bytes: u64, elapsed_us: u64) -> Value {
+    json!({ "upload": {
+        "count": { "bytes": bytes, "elapsed_us": elapsed_us },
+        "cpu": { "user_s": 0, "system_s": 0, "busiest_thread": 0 },
+        "streams": 1,
+    } })
+}
+
+#[test]
+fn an_upload_of_which_the_reflector_says_nothing_is_no_result() {
+    // Without readings a total is a claim that nothing stands behind.
+    for claim in [json!({}), tally(100_000, 1_000_000)] {
+        let outcome = told(claim.clone());
+        assert_eq!(outcome.code, 1, "{claim}: {outcome:?}");
+        let error = outcome.json();
+        assert_eq!(error["code"], "nothing_arrived", "{error:#}");
+        assert!(error["what"].as_str().unwrap().contains("upload"), "{error:#}");
+        assert!(error["measured_so_far"]["upload"].is_null(), "{error:#}");
+        assert_eq!(error["measured_so_far"]["complete"], false, "saved as incomplete: {error:#}");
+    }
+}
