@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lab::bad_reflectors::{Act, Asked, Script, Stage};
+use lab::hostile::FalseReflector;
 use lab::{Appliance, Host, Outcome, Reflector, Running, TwoHosts};
 use serde_json::{Value, json};
 
@@ -153,4 +154,40 @@ fn an_upload_of_which_the_reflector_says_nothing_is_no_result() {
         assert!(error["measured_so_far"]["upload"].is_null(), "{error:#}");
         assert_eq!(error["measured_so_far"]["complete"], false, "saved as incomplete: {error:#}");
     }
+}
+
+#[test]
+fn what_cannot_be_true_is_refused() {
+    for (bytes, elapsed_us) in
+        [(u64::MAX, 1_000_000), (1 << 40, 1_000_000), (100_000, u64::MAX), (100_000, 0), (u64::MAX, u64::MAX)]
+    {
+        let outcome = told(tally(bytes, elapsed_us));
+        assert_eq!(outcome.code, 1, "{bytes} bytes in {elapsed_us} µs: {outcome:?}");
+        assert_eq!(outcome.json()["code"], "bad_report", "{bytes} bytes in {elapsed_us} µs: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_sample_that_no_interface_reaches_is_refused_when_it_comes() {
+    let reflector = FalseReflector::listen(|link, first| {
+        let mut honest = lab::bad_reflectors::Honest::default();
+        let mut next = Some(first.clone());
+        while let Some(message) = next {
+            if message["type"] == "start" {
+                link.say(&json!({ "type": "started", "phase": 0 }))?;
+                let sample = json!({ "at_us": 100_000, "bytes": u64::MAX });
+                let samples = json!({ "type": "samples", "phase": 0, "direction": "upload", "samples": [sample] });
+                link.say(&samples)?;
+                return Ok(());
+            }
+            honest.answer(link, &message)?;
+            next = link.hear()?;
+        }
+        Ok(())
+    });
+    let appliance = Appliance::new();
+    let (address, id) = (reflector.address.to_string(), reflector.id.to_string());
+    assert_eq!(appliance.run(&["pair-reflector", "--peer", &address, "--endpoint-id", &id]).code, 0);
+    let outcome = appliance.run(&[lab::bad_reflectors::SPEED_TEST, &["--json"]].concat());
+    assert_eq!((outcome.code, &outcome.json()["code"]), (1, &"bad_report".into()), "{outcome:?}");
 }

@@ -2,6 +2,7 @@
 //! the clock's time stamps.
 
 mod arrived;
+mod claims;
 mod phase;
 mod rates;
 mod warnings;
@@ -19,6 +20,7 @@ use paramedic_link::message::Welcome;
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use uuid::Uuid;
 
+pub(super) use self::claims::{Impossible, count as check_count, received_of_sent};
 pub(super) use self::phase::PhaseRecord;
 use super::{Outcome, TestOrder};
 use crate::document::{

@@ -8,6 +8,8 @@ use paramedic_link::PeerText;
 use paramedic_link::measurement::{DirectionTally, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
 
+use super::claims::{self, Impossible};
+use super::rates::bytes_of;
 use crate::document::{Event, IntervalReading, UdpResult};
 
 /// One phase.
@@ -111,6 +113,51 @@ impl PhaseRecord {
         is_shown.then_some(Reading { direction, length_us, sample, by_sender })
     }
 
+    /// Whether a reading of the other end's can be true. One that does not advance in time is not looked at.
+    pub(crate) fn check(&self, progress: &Progress) -> Result<(), Impossible> {
+        let (list, sample) = match *progress {
+            Progress::Started => return Ok(()),
+            Progress::Sent(direction, sample) => (&self.sent[direction as usize], sample),
+            Progress::Received(direction, sample) => (&self.received[direction as usize], sample),
+        };
+        let before = list.last().map_or(0, |last| last.at_us);
+        match sample.at_us.checked_sub(before) {
+            Some(length_us) if length_us > 0 => claims::reading(sample, length_us, self.asked),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what the other end counted can be true, held beside what this end did.
+    pub(crate) fn check_tallies(&self) -> Result<(), Impossible> {
+        for direction in self.load.directions() {
+            let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(*direction));
+            let Some(theirs) = theirs else { continue };
+            claims::count(theirs.count, self.asked)?;
+            let (Some(sender), Some(receiver)) = self.ends(*direction) else { continue };
+            // Two who count differently need not count the same, and an end that broke off counts no further. Who counts
+            // here is known; who counts there is a claim.
+            let own = self.own.as_ref().and_then(|tally| tally.direction(*direction));
+            if own.is_some_and(|own| own.counted_by.is_some()) || self.cut_short().is_some() {
+                continue;
+            }
+            claims::received_of_sent("bytes", receiver.count.bytes, sender.count.bytes)?;
+            claims::received_of_sent("bytes", bytes_of(self.received[*direction as usize].iter()), sender.count.bytes)?;
+            let sent = sender.datagrams.as_ref().and_then(|datagrams| datagrams.sent);
+            let received = receiver.datagrams.as_ref().and_then(|datagrams| datagrams.received);
+            if let (Some(sent), Some(received)) = (sent, received) {
+                claims::received_of_sent("datagrams", received, sent)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all that the other end said.
+    pub(crate) fn forget_claims(&mut self) {
+        self.theirs = None;
+        self.received[Direction::Upload as usize].clear();
+        self.sent[Direction::Download as usize].clear();
+    }
+
     /// Keeps what the reflector counted.
     pub(crate) fn theirs(&mut self, mut tally: PhaseTally) {
         for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
@@ -156,7 +203,7 @@ impl PhaseRecord {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rates::{bytes_of, steady_part};
+    use super::super::rates::steady_part;
     use super::*;
 
     fn record(load: Load) -> PhaseRecord {
@@ -189,6 +236,34 @@ mod tests {
         assert!(upload.note(&sent(100_000)).unwrap().by_sender);
         assert!(!upload.note(&received(100_000, 5)).unwrap().by_sender);
         assert_eq!(upload.note(&sent(200_000)), None);
+    }
+
+    #[test]
+    fn what_cannot_be_true_is_noticed_and_forgotten() {
+        let count = |bytes| {
+            Some(DirectionTally {
+                count: paramedic_link::measurement::Count { bytes, elapsed_us: 1_000_000 },
+                ..DirectionTally::default()
+            })
+        };
+        let mut upload = record(Load::Upload);
+        upload.own = Some(PhaseTally { upload: count(1000), ..PhaseTally::default() });
+        upload.theirs(PhaseTally { upload: count(1000), ..PhaseTally::default() });
+        assert_eq!(upload.check_tallies(), Ok(()));
+        upload.note(&received(100_000, 1001));
+        assert!(upload.check_tallies().is_err(), "its readings are more than was sent");
+        upload.theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
+        assert!(upload.check_tallies().is_err(), "its count is more than was sent");
+        upload.forget_claims();
+        assert!(upload.check_tallies().is_ok() && upload.received[1].is_empty() && !upload.is_counted());
+        // What is counted by others is counted differently.
+        let iperf3 = DirectionTally { counted_by: Some("iperf3".into()), ..count(1000).unwrap() };
+        upload.own = Some(PhaseTally { upload: Some(iperf3), ..PhaseTally::default() });
+        upload.theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
+        assert_eq!(upload.check_tallies(), Ok(()));
+        assert!(upload.check(&received(100_000, u64::MAX)).is_err());
+        assert!(upload.check(&received(u64::MAX, 1)).is_err());
+        assert_eq!(upload.check(&received(0, u64::MAX)), Ok(()), "no time passed: it is not kept");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::document::{Event, LatencyReading, PhaseBegun};
 use crate::failure::{Exit, Failure};
-use crate::providers::gathered::{Gathered, PhaseRecord};
+use crate::providers::gathered::{Gathered, Impossible, PhaseRecord};
 use crate::providers::{TestOrder, Watch, interrupted};
 use crate::reflector_client::ReflectorClient;
 
@@ -39,6 +39,8 @@ const HAND_OVER: Duration = Duration::from_secs(4);
 const NEWS: Duration = Duration::from_secs(1);
 /// The code of a phase that did not begin.
 const NOT_STARTED: &str = "phase_not_started";
+/// The code of claims that cannot be true.
+const BAD_REPORT: &str = "bad_report";
 /// How often the latency so far is shown.
 const LATENCY_EVERY: Duration = Duration::from_millis(500);
 
@@ -189,6 +191,9 @@ impl Session {
         if self.keeps_raw {
             record.raw = self.drive.raw(number);
         }
+        if end.as_ref().is_err_and(|failure| failure.code == BAD_REPORT) {
+            record.forget_claims();
+        }
         end
     }
 
@@ -225,6 +230,7 @@ impl Session {
                                 Direction::Upload => Progress::Received(direction, sample),
                                 Direction::Download => Progress::Sent(direction, sample),
                             };
+                            record.check(&reading).map_err(|claim| bad_report(self.client.address(), &claim))?;
                             note(watch, record, &reading);
                         }
                     }
@@ -246,6 +252,7 @@ impl Session {
         while let Ok(reading) = readings.try_recv() {
             note(watch, record, &reading);
         }
+        record.check_tallies().map_err(|claim| bad_report(self.client.address(), &claim))?;
         match record.cut_short() {
             Some(reason) => Err(Failure::new(
                 Exit::Failed,
@@ -443,6 +450,16 @@ fn no_streams(address: SocketAddr, error: &std::io::Error) -> Failure {
             std::io::ErrorKind::InvalidInput => "ask for what the path takes",
             _ => "are its data ports let through? `--data-mode tunneled` needs the control port alone",
         },
+    )
+}
+
+fn bad_report(address: SocketAddr, claim: &Impossible) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        BAD_REPORT,
+        format!("the reflector at {address} reports what cannot be true"),
+        claim.to_string(),
+        "update both programs; if it happens again, do not rely on what this reflector counts",
     )
 }
 

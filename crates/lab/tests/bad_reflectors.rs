@@ -1,0 +1,75 @@
+//! Reflectors that break the protocol, each in its own way: the appliance ends in time with an error of its own, prints
+//! nothing that moves a cursor, and needs no more memory than usual.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lab::bad_reflectors::{Act, Asked, SPEED_TEST, Script, Stage, few_scripts, scripts};
+use lab::{Appliance, Programs};
+
+/// What a loaded machine may add.
+const SLACK: Duration = Duration::from_secs(12);
+
+/// Plays many at once: nearly all of them only wait.
+fn play_all(plays: Vec<(Script, Asked)>, at_once: usize) -> Vec<String> {
+    Programs::built();
+    let (plays, faults) = (Mutex::new(plays.into_iter()), Mutex::new(vec![]));
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                loop {
+                    let Some((script, asked)) = plays.lock().unwrap().next() else { return };
+                    let played = script.play(asked);
+                    faults.lock().unwrap().extend(script.fault(asked, &played, SLACK));
+                }
+            });
+        }
+    });
+    faults.into_inner().unwrap()
+}
+
+#[test]
+fn no_bad_reflector_holds_or_hurts_the_appliance() {
+    let scripts = few_scripts();
+    assert!(scripts.len() >= 40, "{} scripts", scripts.len());
+    let mut plays = scripts.iter().flat_map(|script| script.asked().iter().map(|asked| (script.clone(), *asked)));
+    // Of every other stage a machine's view, else a person's.
+    let mut at = 0;
+    let plays = plays.by_ref().filter(|(script, asked)| {
+        at += 1;
+        script.stage == Stage::First || (at / 2 % 2 == 0) == (*asked == Asked::SpeedTest)
+    });
+    let faults = play_all(plays.collect(), 32);
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn the_table_is_large_and_each_script_has_its_own_name() {
+    let scripts = scripts();
+    let names = scripts.iter().map(|script| &script.name).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(names.len(), scripts.len());
+    assert!(scripts.len() >= 200, "{}", scripts.len());
+}
+
+#[test]
+fn an_honest_reflector_on_the_same_stage_is_measured() {
+    let script = Script {
+        name: "honest".to_owned(),
+        stage: Stage::First,
+        act: Act::Silence,
+        more: &[],
+        within: Duration::from_secs(10),
+        exit: Some(0),
+    };
+    // Never armed.
+    let reflector = script.reflector(Arc::new(AtomicBool::new(false)));
+    let appliance = Appliance::new();
+    let (address, id) = (reflector.address.to_string(), reflector.id.to_string());
+    let paired = appliance.run(&["pair-reflector", "--peer", &address, "--endpoint-id", &id]);
+    assert_eq!(paired.code, 0, "{paired:?}");
+    let outcome = appliance.run(&[SPEED_TEST, &["--json"]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let goodput = outcome.json()["upload"]["goodput_bps"].as_u64().unwrap();
+    assert!((700_000..=900_000).contains(&goodput), "10,000 bytes each 100 ms: {goodput}");
+}

@@ -1,0 +1,103 @@
+//! What the other end says that it counted, and whether that can be true at all. Pure.
+
+use std::fmt;
+use std::time::Duration;
+
+use paramedic_link::measurement::{Count, Sample};
+
+/// Bits in a microsecond beyond any interface: 100 Tbit/s.
+const MOST_BITS_PER_US: u128 = 100_000_000;
+/// How much longer than twice what was asked a phase can have taken.
+const MOST_OVERTIME: Duration = Duration::from_secs(20);
+
+/// A claim that cannot be true, in a clause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Impossible {
+    /// More than any interface carries.
+    Rate {
+        /// What was claimed.
+        bytes: u64,
+        /// In how many microseconds.
+        length_us: u64,
+    },
+    /// Longer than the phase can have lasted, in microseconds.
+    Time(u64),
+    /// More arrived than was sent.
+    FromNothing {
+        /// Bytes, or datagrams.
+        unit: &'static str,
+        /// How much arrived.
+        received: u64,
+        /// How much was sent.
+        sent: u64,
+    },
+}
+
+impl fmt::Display for Impossible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rate { bytes, length_us } => {
+                write!(f, "it reports {bytes} bytes in {length_us} µs, more than any interface carries")
+            }
+            Self::Time(us) => write!(f, "it reports a time of {us} µs, longer than the phase can have lasted"),
+            Self::FromNothing { unit, received, sent } => {
+                write!(f, "by its report {received} {unit} were received of {sent} that were sent")
+            }
+        }
+    }
+}
+
+/// Whether a reading over `length_us` can be true in a phase that was to last `asked`.
+pub(super) fn reading(sample: Sample, length_us: u64, asked: Duration) -> Result<(), Impossible> {
+    rate(sample.bytes, length_us)?;
+    time(sample.at_us, asked)
+}
+
+/// Whether a phase's count can be true.
+pub(crate) fn count(count: Count, asked: Duration) -> Result<(), Impossible> {
+    rate(count.bytes, count.elapsed_us)?;
+    time(count.elapsed_us, asked)
+}
+
+/// Nothing arrives that was not sent, where both ends count the same.
+pub(crate) fn received_of_sent(unit: &'static str, received: u64, sent: u64) -> Result<(), Impossible> {
+    if received > sent { Err(Impossible::FromNothing { unit, received, sent }) } else { Ok(()) }
+}
+
+fn rate(bytes: u64, length_us: u64) -> Result<(), Impossible> {
+    let is_possible = u128::from(bytes) * 8 <= u128::from(length_us) * MOST_BITS_PER_US;
+    if is_possible { Ok(()) } else { Err(Impossible::Rate { bytes, length_us }) }
+}
+
+fn time(us: u64, asked: Duration) -> Result<(), Impossible> {
+    let longest = asked.saturating_mul(2).saturating_add(MOST_OVERTIME);
+    if u128::from(us) <= longest.as_micros() { Ok(()) } else { Err(Impossible::Time(us)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKED: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn no_interface_carries_it_and_no_phase_lasts_so_long() {
+        let of = |bytes, elapsed_us| count(Count { bytes, elapsed_us }, ASKED);
+        assert_eq!(of(0, 0), Ok(()));
+        assert_eq!(of(12_500_000_000_000, 1_000_000), Ok(()));
+        assert_eq!(of(100, 22_000_000), Ok(()));
+        for (bytes, elapsed_us) in [(1, 0), (u64::MAX, 1_000_000), (12_500_000_100_000, 1_000_000)] {
+            assert_eq!(of(bytes, elapsed_us), Err(Impossible::Rate { bytes, length_us: elapsed_us }));
+        }
+        for elapsed_us in [22_000_001, u64::MAX] {
+            assert_eq!(of(100, elapsed_us), Err(Impossible::Time(elapsed_us)));
+        }
+    }
+
+    #[test]
+    fn nothing_is_received_that_was_not_sent() {
+        assert_eq!(received_of_sent("bytes", 5, 5), Ok(()));
+        let error = received_of_sent("bytes", 6, 5).unwrap_err();
+        assert_eq!(error.to_string(), "by its report 6 bytes were received of 5 that were sent");
+    }
+}
