@@ -20,7 +20,7 @@ mod quota;
 mod socket;
 mod sys;
 mod tcp;
-mod udp;
+pub mod udp;
 
 pub use engine::Engine;
 pub use socket::check_congestion_control;

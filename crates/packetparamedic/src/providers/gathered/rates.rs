@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use paramedic_engines::stats;
+use paramedic_engines::{stats, udp};
 use paramedic_link::measurement::{Count, DirectionTally, INTERVAL_MS, Sample};
 use paramedic_link::test_spec::{Direction, TestSpec};
 
-use super::arrived::{Arrived, Asked, USUAL_SEGMENT, moved_nothing};
+use super::arrived::{Arrived, Asked, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
 use super::phase::PhaseRecord;
 use crate::document::{
     CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
@@ -103,11 +103,16 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
         Some(receiver) if samples.is_empty() && phase.tells_total => Arrived::Total(receiver.count.bytes),
         _ => Arrived::Readings(samples),
     };
-    let datagrams = sender.and_then(|sender| sender.datagrams.as_ref()?.payload_bytes);
-    let segment = sender.and_then(|sender| sender.mss).or(datagrams).unwrap_or(USUAL_SEGMENT);
-    let each = spec.bitrate_bps.filter(|bps| *bps > 0);
-    let rate_bps = each.map(|each| each.saturating_mul(spec.streams.into()));
-    moved_nothing(arrived, &Asked { span: phase.span(), segment, rate_bps })
+    let datagram = sender.and_then(|sender| sender.datagrams.as_ref()?.payload_bytes);
+    let mss = sender.and_then(|sender| sender.mss);
+    let asked = Asked {
+        span: phase.span(),
+        segment: mss.or(datagram).unwrap_or(USUAL_SEGMENT),
+        rate_bps: spec.bitrate_bps.or(datagram.map(|_| udp::DEFAULT_BPS)).filter(|bps| *bps > 0),
+        step: datagram.unwrap_or(mss.unwrap_or(0).max(USUAL_STEP)),
+        streams: spec.streams,
+    };
+    moved_nothing(arrived, &asked)
 }
 
 /// When a search had found its rate at the receiver, as far as both ends say so.
