@@ -114,6 +114,7 @@ const TINY_DISK: &str = "2m";
 const ON_TINY_DISK: &str = r#"
     set -e
     mkdir -p "$1" "$1.disk"
+    chmod 700 "$1"
     mount -t tmpfs -o mode=700,size="$2" tmpfs "$1.disk"
     cp -a "$1/." "$1.disk/"
     mount --move "$1.disk" "$1"

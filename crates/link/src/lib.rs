@@ -1,5 +1,6 @@
 //! The words both sides of a link speak, each written once. Pure: no sockets, no clock, no randomness of its own
-//! beyond making keys and codes; the one disk access is the key file.
+//! beyond making keys and codes; the one disk access is the key file
+//! and its folder.
 
 pub mod admission;
 pub mod feature;
@@ -11,6 +12,7 @@ pub mod measurement;
 pub mod message;
 pub mod pairing_code;
 pub mod peer_text;
+pub mod state_folder;
 pub mod test_spec;
 pub mod tls;
 

@@ -11,6 +11,11 @@ use crate::history::History;
 use crate::providers::{Provider, TestOrder, Watch};
 use crate::thresholds::Thresholds;
 
+/// The file in the state folder that is locked while a test runs.
+pub const LOCK_FILE: &str = "test.lock";
+/// The folder in the state folder in which a test's programs work.
+pub const SCRATCH: &str = "scratch";
+
 /// How a run ended.
 pub struct Run {
     /// What was measured, judged; also where it failed half way.
@@ -85,7 +90,7 @@ impl Turn {
 
     /// The folder that a test may work in while it has its turn: ours alone, and empty at its begin.
     pub fn scratch(state_dir: &Path) -> PathBuf {
-        state_dir.join("scratch")
+        state_dir.join(SCRATCH)
     }
 
     fn of(state_dir: &Path, locked: File) -> Result<Self, Failure> {
@@ -98,7 +103,7 @@ impl Turn {
     }
 
     fn open(state_dir: &Path) -> Result<File, Failure> {
-        let path = state_dir.join("test.lock");
+        let path = state_dir.join(LOCK_FILE);
         File::options().create(true).truncate(false).write(true).open(path).map_err(|e| unusable(state_dir, &e))
     }
 }

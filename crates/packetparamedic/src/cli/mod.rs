@@ -15,15 +15,18 @@ mod show_id;
 mod speed_test;
 mod values;
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use paramedic_link::state_folder::{self, Change, StateFolder, StateFolderError};
 use paramedic_link::{SecretKey, key_file};
 
 use crate::config::{Color, Key, Settings};
 use crate::failure::{Exit, Failure};
-use crate::history::History;
+use crate::history::{FILE as DATABASE_FILE, History};
+use crate::runner;
 use output::{Format, Output, Verbosity, Wanted};
 pub use paramedic_engines::quantity;
 
@@ -115,35 +118,79 @@ impl Command {
 struct Context {
     settings: Settings,
     output: Output,
+    /// Where the state is, once that was asked.
+    state_dir: OnceCell<PathBuf>,
 }
 
 impl Context {
-    /// The identity, made at first use.
-    fn identity(&self) -> Result<SecretKey, Failure> {
-        make_folder(&self.settings.state_dir)?;
-        key_file::load_or_create(&self.key_path()).map_err(|error| key_failure(&error))
+    /// The folder of key, pairings and results: private, and made at first use.
+    fn state_dir(&self) -> Result<&Path, Failure> {
+        if let Some(path) = self.state_dir.get() {
+            return Ok(path);
+        }
+        let named = &self.settings.state_dir;
+        let StateFolder { path, change } = state_folder::open(named, is_own).map_err(|e| folder_failure(named, &e))?;
+        if let Some(change) = change {
+            self.output.note(&told(named, &path, &change));
+        }
+        Ok(self.state_dir.get_or_init(|| path))
     }
 
-    fn key_path(&self) -> PathBuf {
-        self.settings.state_dir.join("identity.key")
+    /// The identity, made at first use.
+    fn identity(&self) -> Result<SecretKey, Failure> {
+        key_file::load_or_create(&self.key_path()?).map_err(|error| key_failure(&error))
+    }
+
+    fn key_path(&self) -> Result<PathBuf, Failure> {
+        Ok(self.state_dir()?.join(KEY_FILE))
     }
 
     async fn history(&self) -> Result<History, Failure> {
-        Ok(History::open(&self.settings.state_dir).await?)
+        Ok(History::open(self.state_dir()?).await?)
     }
 }
 
-fn make_folder(path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
-        Failure::new(
+/// The key's name in the state folder.
+const KEY_FILE: &str = "identity.key";
+
+/// Whether a file of a state folder is one of the appliance's, by its name.
+fn is_own(name: &str) -> bool {
+    let begins = [KEY_FILE, DATABASE_FILE].iter().any(|own| name.starts_with(own));
+    begins || [runner::LOCK_FILE, runner::SCRATCH].contains(&name)
+}
+
+/// What was changed at the state folder, in a sentence.
+fn told(named: &Path, path: &Path, change: &Change) -> String {
+    let named = named.display();
+    match change {
+        Change::Tightened { mode } => {
+            format!("the state folder {named} was open to others (mode {mode:04o}); its mode is 0700 now")
+        }
+        Change::Moved { files } => {
+            let moved = if files.is_empty() { String::new() } else { format!("; moved there: {}", files.join(", ")) };
+            format!("the state folder {named} is open to others, so the state is in {}{moved}", path.display())
+        }
+    }
+}
+
+fn folder_failure(named: &Path, error: &StateFolderError) -> Failure {
+    let what = format!("cannot use the state folder {}", named.display());
+    match error {
+        StateFolderError::Foreign { .. } => Failure::new(
+            Exit::Usage,
+            "state_dir_foreign",
+            what,
+            error.to_string(),
+            "name a folder of this user with --state-dir, or change the owner with chown",
+        ),
+        _ => Failure::new(
             Exit::Usage,
             "state_dir_unusable",
-            format!("cannot use the state folder {}", path.display()),
+            what,
             error.to_string(),
             "may this user write there? Another folder can be named with --state-dir",
-        )
-    })
+        ),
+    }
 }
 
 fn key_failure(error: &key_file::KeyFileError) -> Failure {
@@ -185,7 +232,7 @@ pub fn run() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return output(Color::Auto).fail(&error.into()).into(),
     };
-    let mut context = Context { output: output(settings.color), settings };
+    let mut context = Context { output: output(settings.color), settings, state_dir: OnceCell::new() };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

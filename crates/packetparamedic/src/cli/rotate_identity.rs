@@ -22,7 +22,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Fail
             "say --yes if that is what you want",
         ));
     }
-    let rotated = key_file::rotate(&context.key_path()).map_err(|error| key_failure(&error))?;
+    let rotated = key_file::rotate(&context.key_path()?).map_err(|error| key_failure(&error))?;
     let lost = context.history().await?.reflectors().await?;
     context.output.line(&rotated.new.id().to_string())?;
     context.output.note(&format!(

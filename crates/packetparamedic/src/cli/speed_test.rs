@@ -15,9 +15,9 @@ use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpe
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use super::Context;
 use super::output::Format;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
-use super::{Context, make_folder};
 use crate::config::Key;
 use crate::failure::{Exit, Failure};
 use crate::providers::{self, PROVIDERS, Provider, TestOrder, Watch};
@@ -210,7 +210,6 @@ impl Args {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
-    make_folder(&context.settings.state_dir)?;
     let wanted = context.settings.provider.clone().unwrap_or_else(|| "reflector".to_owned());
     let provider = providers::find(&wanted).ok_or_else(|| no_such("provider", &wanted))?;
     let mut order = order(&args, provider, context).await?;
@@ -225,14 +224,14 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let interrupt = interrupts()?;
     let asked = std::time::Instant::now();
 
-    let mut turn = match Turn::take(&context.settings.state_dir)? {
+    let mut turn = match Turn::take(context.state_dir()?)? {
         Some(turn) => turn,
         None if args.no_wait => return Err(runner::busy_here()),
         None => {
             context.output.note("another test runs on this device; waiting for it to finish");
             let mut interrupt = interrupt.clone();
             tokio::select! {
-                turn = Turn::wait(&context.settings.state_dir) => turn?,
+                turn = Turn::wait(context.state_dir()?) => turn?,
                 () = out_of_patience(args.wait) => return Err(runner::busy_here()),
                 _ = interrupt.wait_for(|wanted| *wanted) => std::process::exit(Exit::Interrupted as i32),
             }
@@ -351,7 +350,7 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         },
         intervals: args.intervals,
         raw: args.raw,
-        scratch: Turn::scratch(&settings.state_dir),
+        scratch: Turn::scratch(context.state_dir()?),
     };
     let bad = order.spec.check().err().map(|bad| bad.to_string());
     let bad = bad.or_else(|| provider.cannot(&order).or_else(|| order.cannot(engine)).map(str::to_owned));

@@ -22,7 +22,7 @@ pub use reflectors::Reflector;
 pub use runs::{RunSummary, SavedRun};
 
 /// The file's name in the state folder.
-const FILE: &str = "packetparamedic.db";
+pub const FILE: &str = "packetparamedic.db";
 
 /// How long one writer waits for another; they hold the file for milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
