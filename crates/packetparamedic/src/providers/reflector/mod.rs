@@ -17,7 +17,7 @@ use crate::document::{Event, PhaseBegun, Queued, Started};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::{NoLink, ReflectorClient};
-use crate::runner::{self, Turn};
+use crate::runner::Turn;
 use crate::targets::Target;
 use crate::waiting::QueueWait;
 use session::Session;
@@ -141,7 +141,7 @@ async fn retake(
         tokio::select! {
             biased;
             retaken = &mut retaken => return retaken,
-            () = tokio::time::sleep_until(deadline) => return Err(runner::busy_here()),
+            () = tokio::time::sleep_until(deadline) => return Err(granted_in_vain()),
             () = watch.interrupted() => return Err(interrupted()),
             message = client.listen() => match message? {
                 ToAppliance::Ping => client.send(&ToReflector::Pong).await?,
@@ -151,6 +151,17 @@ async fn retake(
             _ = beat.tick() => client.send(&ToReflector::Ping).await?,
         }
     }
+}
+
+/// The grant came while another test of this device ran, for longer than the grant could wait.
+fn granted_in_vain() -> Failure {
+    Failure::new(
+        Exit::Busy,
+        "busy_here",
+        "another test of this device was running when the reflector granted this one",
+        "two at once would measure each other, so the session was given back",
+        "run it again when the other test has ended",
+    )
 }
 
 /// What is asked of the reflector. With no mode said: direct where the reflector has it and the test can take it, for that
