@@ -119,6 +119,12 @@ impl Reflector {
         Self::new(&["127.0.0.1:0"], Around::Nothing, environment)
     }
 
+    /// The same with a variable in the environment of its programs, by its whole name.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     fn new(listen: &[&str], around: Around, environment: &[(&str, &str)]) -> Self {
         Self {
             home: TempDir::new().expect("a temporary folder"),

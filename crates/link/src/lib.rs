@@ -1,6 +1,5 @@
 //! The words both sides of a link speak, each written once. Pure: no sockets, no clock, no randomness of its own
-//! beyond making keys and codes; the one disk access is the key file
-//! and its folder.
+//! beyond making keys and codes; the disk is touched for the key file and its folder alone.
 
 pub mod admission;
 pub mod feature;

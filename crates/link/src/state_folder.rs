@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
@@ -102,6 +102,17 @@ pub fn open(named: &Path, is_own: impl Fn(&str) -> bool) -> Result<StateFolder, 
     Ok(StateFolder { path, change })
 }
 
+/// Where the state of `named` is, without making or changing anything: for commands that only read. Root may look into the
+/// folder of another user.
+pub fn locate(named: &Path) -> PathBuf {
+    let user = rustix::process::geteuid();
+    let private = named.join(PRIVATE);
+    let is_open = fs::metadata(named).is_ok_and(|about| about.mode() & OTHERS != 0);
+    // No link is followed: others may have put it there.
+    let is_ours = |about: Metadata| about.is_dir() && (about.uid() == user.as_raw() || user.is_root());
+    if is_open && fs::symlink_metadata(&private).is_ok_and(is_ours) { private } else { named.to_owned() }
+}
+
 /// Makes the folder `path`, or finds one that is ours; whether it is new. No link is followed: others may have put it there.
 fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     match DirBuilder::new().mode(0o700).create(path) {
@@ -149,6 +160,8 @@ fn own_files(folder: &Path, user: u32, is_own: impl Fn(&str) -> bool) -> Result<
         let about = entry.metadata().map_err(io_error("look at", &entry.path()))?;
         match entry.file_name().to_str().filter(|name| is_own(name)) {
             Some(name) if unchanged(&about) => own.movable.push(name.to_owned()),
+            // A killed program left it; the next one makes it anew.
+            Some(_) if about.file_type().is_socket() && about.uid() == user => {}
             // The folder for the state, too: once there, it stays in use.
             _ => own.nothing_else = false,
         }
@@ -217,6 +230,18 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_reader_finds_the_state_and_makes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(locate(folder.path()), folder.path());
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(locate(folder.path()), folder.path());
+        assert!(!folder.path().join(PRIVATE).exists());
+        fs::create_dir(folder.path().join(PRIVATE)).unwrap();
+        assert_eq!(locate(folder.path()), folder.path().join(PRIVATE));
+        assert_eq!(locate(&folder.path().join("nowhere")), folder.path().join("nowhere"));
     }
 
     #[test]

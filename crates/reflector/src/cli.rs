@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use paramedic_link::state_folder::{self, Change};
 use paramedic_link::{EndpointId, PeerText, key_file};
 use serde::Serialize;
 
@@ -242,7 +243,9 @@ fn not_understood(error: &clap::Error) -> Failure {
 
 fn dispatch(command: Command) -> Result<Exit, Failure> {
     let done = match command {
-        Command::Audit { command: AuditCommand::Verify { place } } => return verify(&load(&place.0)?),
+        Command::Audit { command: AuditCommand::Verify { place } } => {
+            return verify(&with_state_as_it_is(load(&place.0)?));
+        }
         Command::Serve(flags) => serve(&flags),
         Command::Pair { place, ttl, name, json } => asking(&place, async |client| pair(client, ttl, name, json).await),
         Command::Peers { place, command, json } => {
@@ -259,11 +262,11 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::SelfTest { time, json } => self_test::run(time, json),
         Command::Drain { place } => asking(&place, async |client| one_answer(client, &Ask::Drain, false).await),
         Command::ShowId { place } => {
-            let config = load(&place.0)?;
+            let config = with_state(load(&place.0)?)?;
             print_line(&identity(&config)?.id().to_string());
             Ok(())
         }
-        Command::RotateIdentity { place, yes } => rotate(&load(&place.0)?, yes),
+        Command::RotateIdentity { place, yes } => rotate(&with_state_as_it_is(load(&place.0)?), yes),
         Command::Config { command } => show_config(command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "reflector", &mut std::io::stdout());
@@ -277,23 +280,57 @@ fn load(flags: &Flags) -> Result<Config, Failure> {
     Ok(config::load(flags, &|name| std::env::var_os(name))?.config)
 }
 
-/// The identity, made at first use.
-fn identity(config: &Config) -> Result<paramedic_link::SecretKey, Failure> {
-    server::make_folder(&config.state_dir).map_err(|error| {
+/// Whether a name is one that the reflector gives to what it keeps in its state folder, or in its runtime folder where
+/// that is the same.
+fn is_own(name: &str) -> bool {
+    let files = ["identity.key", "reflector.db"];
+    ["audit", "scratch", "admin.sock"].contains(&name) || files.iter().any(|own| name.starts_with(own))
+}
+
+/// The configuration with the folder in which the state really is, which is made where there is none.
+fn with_state(mut config: Config) -> Result<Config, Failure> {
+    let named = config.state_dir.clone();
+    let folder = state_folder::open(&named, is_own).map_err(|error| {
         Failure::new(
             Exit::Usage,
             "state_dir",
-            format!("the state folder {} can't be used", config.state_dir.display()),
+            format!("the state folder {} can't be used", named.display()),
             error,
-            "say another one with --state-dir or REFLECTOR_STATE_DIR, or run as a user who may write there",
+            "name another one with --state-dir or REFLECTOR_STATE_DIR, or run as the user that owns it",
         )
     })?;
+    let path = folder.path.display();
+    match folder.change {
+        Some(Change::Tightened { mode }) => {
+            note(&format!("warning: others could enter the state folder {path} (mode {mode:04o}); it is 0700 now"));
+        }
+        Some(Change::Moved { .. }) => {
+            note(&format!(
+                "warning: others can enter the state folder {}; the state is kept in {path}",
+                named.display()
+            ));
+        }
+        None => {}
+    }
+    config.state_dir = folder.path;
+    Ok(config)
+}
+
+/// The same without making or changing anything.
+fn with_state_as_it_is(mut config: Config) -> Config {
+    config.state_dir = state_folder::locate(&config.state_dir);
+    config
+}
+
+/// The identity, made at first use.
+fn identity(config: &Config) -> Result<paramedic_link::SecretKey, Failure> {
     Ok(key_file::load_or_create(&config.key_file())?)
 }
 
 fn serve(flags: &Flags) -> Result<(), Failure> {
     let config = load(flags)?;
     start_log(&config);
+    let config = with_state(config)?;
     let key = identity(&config)?;
     let listen = config.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let runtime =
@@ -338,11 +375,23 @@ fn start_log(config: &Config) {
 
 /// Connects to the running reflector, and has `work` ask it.
 fn asking(place: &PlaceFlags, work: impl AsyncFnOnce(&mut Client) -> Result<(), Failure>) -> Result<(), Failure> {
-    let path = load(&place.0)?.admin_socket();
+    let config = load(&place.0)?;
+    let path = config.admin_socket();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| broken(&error))?;
     runtime.block_on(async {
         let mut client = Client::connect(&path).await.map_err(|error| not_running(&path, &error))?;
+        let (server, user) = (client.server_user(), rustix::process::geteuid());
+        // What is said to it, and what it says of who paired, is for the right reflector alone.
+        if server != 0 && server != user.as_raw() && !(user.is_root() && config.has_root_runtime_dir()) {
+            return Err(Failure::new(
+                Exit::Failed,
+                "not_trusted",
+                "the reflector can't be asked",
+                format!("user {server} answers at {}, which is neither root nor who runs this", path.display()),
+                "run this as the reflector's own user; if that user is no one you know, find out who made that socket",
+            ));
+        }
         work(&mut client).await
     })
 }

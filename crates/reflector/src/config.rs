@@ -167,6 +167,11 @@ impl Config {
         self.state_dir.join("audit")
     }
 
+    /// Whether the runtime folder is the one that only root, or what root set up, can have made.
+    pub fn has_root_runtime_dir(&self) -> bool {
+        self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
+    }
+
     /// The folder that engines work in while a session lasts; what stands there at the start is of no use any more.
     pub fn scratch_dir(&self) -> PathBuf {
         self.runtime_dir.join("scratch")

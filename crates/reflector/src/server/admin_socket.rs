@@ -2,7 +2,7 @@
 //! a line each way; local users with our user id, or root, alone.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,6 +180,12 @@ impl Drop for Admin {
 pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
+        let owner = std::fs::metadata(folder).with_context(|| format!("can't look at {}", folder.display()))?.uid();
+        let user = rustix::process::geteuid().as_raw();
+        // Whoever owns it could put a socket of its own in our place.
+        if owner != user && owner != 0 {
+            anyhow::bail!("the runtime folder {} belongs to user {owner}, and this is user {user}", folder.display());
+        }
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         anyhow::bail!("another reflector serves already: {} answers", path.display());
@@ -397,6 +403,8 @@ async fn tell(write: &mut OwnedWriteHalf, answer: &Tell) -> anyhow::Result<()> {
 
 /// The other end: a command of this program that asks the running server.
 pub struct Client {
+    /// Who listens there.
+    server_user: u32,
     read: BufReader<OwnedReadHalf>,
     write: OwnedWriteHalf,
 }
@@ -404,8 +412,15 @@ pub struct Client {
 impl Client {
     /// Connects to the server whose socket is at `path`.
     pub async fn connect(path: &Path) -> io::Result<Self> {
-        let (read, write) = UnixStream::connect(path).await?.into_split();
-        Ok(Self { read: BufReader::new(read), write })
+        let stream = UnixStream::connect(path).await?;
+        let server_user = stream.peer_cred()?.uid();
+        let (read, write) = stream.into_split();
+        Ok(Self { server_user, read: BufReader::new(read), write })
+    }
+
+    /// The user that the server runs as, as the kernel says.
+    pub fn server_user(&self) -> u32 {
+        self.server_user
     }
 
     /// Asks for something; answers come by [`Client::next`].

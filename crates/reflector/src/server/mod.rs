@@ -15,6 +15,7 @@ pub use admin_socket::{Ask, Client, PeerLine, Status, Tell};
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -39,7 +40,7 @@ use crate::event_throttle::{Cause, EventThrottle, LeftOut};
 use crate::known_prefixes::KnownPrefixes;
 use crate::message_budget::MessageBudgets;
 use crate::pairing::{CodeId, Pairing};
-use crate::sessions::{Limits, LinkId, Now, Past, Reservation, Sessions};
+use crate::sessions::{Limits, LinkId, Now, Past, Reservation, Sessions, Settled};
 use crate::store::Store;
 use peers::Peers;
 use place::Places;
@@ -51,9 +52,6 @@ const STOPPING: Duration = Duration::from_secs(5);
 
 /// As many open files as all unauthenticated connections and the largest session take.
 const ENOUGH_DESCRIPTORS: u64 = 1024;
-
-/// Payload bytes charged to each UTC day.
-type BytesByDay = Vec<(u32, u64)>;
 
 /// What every task of the server works with.
 struct Server {
@@ -89,8 +87,8 @@ struct Server {
     stage: watch::Sender<Stage>,
     /// Engines that were to be offered and can't be.
     lacking: Vec<LackingEngine>,
-    /// Sessions that are over and whose bytes could not be charged on disk yet, by day.
-    unsettled: Mutex<Vec<(SessionId, BytesByDay)>>,
+    /// Sessions that are over and whose bytes could not be charged on disk yet.
+    unsettled: Mutex<Vec<Settled>>,
 }
 
 /// How far the end has come.
@@ -357,12 +355,12 @@ impl Server {
     }
 
     /// Charges the bytes of a session that is over; where the disk fails, once it no longer does.
-    async fn settle(&self, session: SessionId, bytes_by_day: BytesByDay) {
-        match self.store.settle(session, &bytes_by_day).await {
+    async fn settle(&self, settled: Settled) {
+        match self.store.settle(settled.session, &settled.bytes_by_day).await {
             Ok(()) => {}
             Err(error) if error.is_fault() => {
                 tracing::error!(%error, "a session's bytes can't be settled yet; a crash now charges its whole lease");
-                lock(&self.unsettled).push((session, bytes_by_day));
+                lock(&self.unsettled).push(settled);
             }
             Err(error) => tracing::error!(%error, "a session's bytes can't be settled"),
         }
@@ -372,8 +370,8 @@ impl Server {
     async fn catch_up(&self) {
         self.peers.settle().await;
         let unsettled = std::mem::take(&mut *lock(&self.unsettled));
-        for (session, bytes_by_day) in unsettled {
-            self.settle(session, bytes_by_day).await;
+        for settled in unsettled {
+            self.settle(settled).await;
         }
     }
 
@@ -544,7 +542,9 @@ async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, V
     {
         tracing::warn!(%error, "an old working folder can't be removed");
     }
-    make_folder(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    // Not one that another user makes in the meantime.
+    let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
+    made.with_context(|| format!("cannot make {}", scratch.display()))?;
     let (mut engines, mut lacking) = (Vec::new(), Vec::new());
     for engine in paramedic_engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
         let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];
@@ -600,10 +600,4 @@ fn unix_now() -> u64 {
 /// A lock that survives a panicking holder: one connection's fault is its own.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Makes a folder that is ours alone, with its parents.
-pub fn make_folder(path: &std::path::Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

@@ -230,7 +230,7 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     };
     server.made_room();
     if let Some(settled) = settled {
-        server.settle(session, settled.bytes_by_day).await;
+        server.settle(settled).await;
     }
     recorded.await;
 }

@@ -1,0 +1,96 @@
+//! Where the reflector keeps its secrets, and whom its commands talk to.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+
+use lab::{Appliance, Reflector};
+
+const NOBODY: u32 = 65_534;
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+fn make(path: &Path, mode: u32) {
+    fs::create_dir(path).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// Said loudly, never silently.
+fn may_give_away() -> bool {
+    let may = rustix::process::geteuid().is_root();
+    if !may {
+        eprintln!("SKIPPED: only root can give a folder away");
+    }
+    may
+}
+
+#[test]
+fn in_a_volume_that_is_open_to_all_the_state_has_a_folder_of_its_own() {
+    let mut reflector = Reflector::idle(&[]);
+    make(&reflector.state(), 0o777);
+    fs::write(reflector.state().join("photos"), "").unwrap();
+    reflector.start().unwrap_or_else(|error| panic!("it serves: {error:#}\n{}", reflector.log()));
+    let private = reflector.state().join("private");
+    assert_eq!((mode(&reflector.state()), mode(&private)), (0o777, 0o700));
+    for name in ["identity.key", "reflector.db", "audit"] {
+        assert!(private.join(name).exists() && !reflector.state().join(name).exists(), "{name}");
+    }
+    let id = reflector.id();
+    let _paired = Appliance::new().pair(&reflector, reflector.address());
+    reflector.end(rustix::process::Signal::KILL);
+    reflector.start().unwrap();
+    assert_eq!(reflector.id(), id);
+    assert_eq!(reflector.status()["peers"], 1);
+    assert!(reflector.must(&["audit", "verify"]).contains("whole"));
+}
+
+#[test]
+fn a_state_folder_in_use_that_others_can_enter_is_closed_with_a_warning() {
+    let mut reflector = Reflector::serve(&[]);
+    let id = reflector.id();
+    reflector.end(rustix::process::Signal::TERM);
+    fs::set_permissions(reflector.state(), Permissions::from_mode(0o755)).unwrap();
+    reflector.start().unwrap_or_else(|error| panic!("it serves: {error:#}\n{}", reflector.log()));
+    assert_eq!(mode(&reflector.state()), 0o700);
+    assert!(reflector.log().contains("warning") && reflector.log().contains("0755"), "{}", reflector.log());
+    assert_eq!(reflector.id(), id);
+}
+
+#[test]
+fn folders_of_another_user_are_refused() {
+    if !may_give_away() {
+        return;
+    }
+    let mut reflector = Reflector::idle(&[]);
+    make(&reflector.state(), 0o700);
+    chown(reflector.state(), Some(NOBODY), None).unwrap();
+    assert!(reflector.start().is_err(), "it does not serve");
+    for said in [reflector.log(), reflector.fails(&["show-id"], 2).concat()] {
+        assert!(said.contains(reflector.state().to_str().unwrap()) && said.contains("65534"), "{said}");
+    }
+    assert_eq!(fs::read_dir(reflector.state()).unwrap().count(), 0, "nothing was written there");
+
+    let reflector = Reflector::idle(&[]);
+    let runtime = reflector.home().join("runtime");
+    make(&runtime, 0o755);
+    chown(&runtime, Some(NOBODY), None).unwrap();
+    let mut reflector = reflector.with_variable("REFLECTOR_RUNTIME_DIR", runtime.to_str().unwrap());
+    assert!(reflector.start().is_err(), "it does not serve");
+    let said = reflector.log();
+    assert!(said.contains(runtime.to_str().unwrap()) && said.contains("65534"), "{said}");
+}
+
+#[test]
+fn a_command_does_not_talk_to_a_reflector_of_another_user() {
+    let Some(theirs) = Reflector::serve_as_nobody(&["127.0.0.1:0"], &[]) else { return };
+    assert_eq!(theirs.must(&["health"]), "serving", "its own user may");
+    let ours = Reflector::idle(&[]);
+    let state = theirs.state();
+    for command in [&["status"][..], &["health"], &["pair"], &["peers"]] {
+        let lines = ours.fails(&[command, &["--state-dir", state.to_str().unwrap()]].concat(), 1).concat();
+        assert!(lines.contains("65534"), "{lines}");
+    }
+    assert!(theirs.audited("code_opened").is_empty(), "it was asked nothing");
+}
