@@ -140,7 +140,7 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
     }
     ensure!(!plan.is_empty() || !alone.is_empty(), "nothing has that in its name: `--list` prints all names");
     let stop = Stop::listen()?;
-    play_programs()?;
+    Programs::play_those_beside_this_one()?;
     let folder = match &cli.out {
         Some(folder) => folder.clone(),
         None if cli.quick || !cli.only.is_empty() => tempfile::Builder::new().prefix("bench-").tempdir()?.keep(),
@@ -270,7 +270,7 @@ fn run_one(one: &One) -> anyhow::Result<ExitCode> {
     let cell = Cell::by_hand(one.link, ours, one.direction, load, one.seconds);
     let cell = if one.pinned { cell.pinned() } else { cell };
     let stop = Stop::listen()?;
-    play_programs()?;
+    Programs::play_those_beside_this_one()?;
     let mut runner = Pairs::new(&stop, program_in_path("iperf3")?, None, Rights::here());
     let found = runner.run(&cell, one.pairs)?;
     println!("pair  iperf3 Gbit/s  ours Gbit/s  ratio");
@@ -318,20 +318,6 @@ fn tell_promises(record: &Record) {
         };
         println!("{verdict}: {}", row.name);
     }
-}
-
-/// The programs that stand beside this one.
-fn play_programs() -> anyhow::Result<()> {
-    let own = std::env::current_exe()?;
-    let folder = own.parent().context("this program stands in no folder")?;
-    for name in ["reflector", "packetparamedic"] {
-        ensure!(
-            folder.join(name).is_file(),
-            "there is no {name} beside {}: script/bench builds all three",
-            own.display()
-        );
-    }
-    Programs::play(folder.to_owned())
 }
 
 fn program_in_path(name: &str) -> anyhow::Result<PathBuf> {

@@ -29,6 +29,17 @@ impl Programs {
         PLAYED.set(Programs { folder }).map_err(|_| anyhow::anyhow!("other programs are played already"))
     }
 
+    /// Plays the programs that stand beside the one that calls, and builds none.
+    pub fn play_those_beside_this_one() -> anyhow::Result<()> {
+        let own = std::env::current_exe()?;
+        let folder = own.parent().context("this program stands in no folder")?;
+        for name in ["reflector", "packetparamedic"] {
+            let is_there = folder.join(name).is_file();
+            anyhow::ensure!(is_there, "there is no {name} beside {}: its script builds all three", own.display());
+        }
+        Self::play(folder.to_owned())
+    }
+
     fn build() -> anyhow::Result<Programs> {
         let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .args(["build", "--quiet", "--locked", "-p", "reflector", "-p", "packetparamedic"])

@@ -1,0 +1,119 @@
+//! The command line: which rows, in which form, and where the page goes.
+
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use lab::Programs;
+
+use crate::measured::{Measured, Verdict};
+use crate::page::{Played, page};
+use crate::rows::{ROWS, Row};
+use crate::scale::Scale;
+
+/// Attacks and faults against both real programs: each promise of safety, what was measured, met or missed.
+///
+/// Plays the `reflector` and the `packetparamedic` that stand beside this program. Rows that need root or another
+/// program say so where they are skipped. Exit code 1 if a promise was missed.
+#[derive(Debug, Parser)]
+#[command(name = "siege")]
+struct Cli {
+    /// About a twentieth of the counts, under three minutes: judges outcomes, prints times and rates
+    #[arg(long)]
+    short: bool,
+    /// Only this row; may be given several times
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
+    /// Print the name and the promise of each row, and play none
+    #[arg(long)]
+    list: bool,
+    /// Write the page there [default: docs/siege.md in the long form with all rows, else no page]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Where the page of a whole long siege goes.
+const PAGE: &str = "docs/siege.md";
+
+/// Runs the program.
+pub(crate) fn run() -> ExitCode {
+    match go(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if cli.list {
+        ROWS.iter().for_each(|row| println!("{:16} {}", row.name, row.promise));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for name in &cli.only {
+        ensure!(ROWS.iter().any(|row| row.name == *name), "no row is called {name}: --list prints all names");
+    }
+    let rows = ROWS.iter().filter(|row| cli.only.is_empty() || cli.only.iter().any(|name| name == row.name));
+    Programs::play_those_beside_this_one()?;
+    raise_descriptors();
+    let scale = if cli.short { Scale::Short } else { Scale::Long };
+    let began = Instant::now();
+    let played = rows.map(|row| play(row, scale)).collect::<Vec<_>>();
+    let default = (!cli.short && cli.only.is_empty()).then(|| Path::new(PAGE));
+    if let Some(path) = cli.out.as_deref().or(default) {
+        std::fs::write(path, page(&played, began.elapsed())).with_context(|| path.display().to_string())?;
+        println!("written to {}", path.display());
+    }
+    let missed = played.iter().filter(|one| one.measured.verdict() == Verdict::Missed).count();
+    println!("{} rows, {missed} missed, {} s", played.len(), began.elapsed().as_secs());
+    Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Plays one row and prints its line of the table.
+fn play(row: &'static Row, scale: Scale) -> Played {
+    let began = Instant::now();
+    // `lab` panics where a program does what it never may.
+    let measured = std::panic::catch_unwind(AssertUnwindSafe(|| (row.play)(scale)));
+    let measured = match measured {
+        Ok(Ok(measured)) => measured,
+        Ok(Err(error)) => Measured::failed(format!("the row failed: {error:#}")),
+        Err(panic) => Measured::failed(format!("the row panicked: {}", words_of(&*panic))),
+    };
+    let took = began.elapsed();
+    let verdict = measured.verdict().word();
+    println!("{verdict:7} {:16} {:4} s  {}: {}", row.name, took.as_secs(), row.promise, measured.text());
+    for part in measured.missed() {
+        println!("          missed: {part}");
+    }
+    Played { row, measured, took }
+}
+
+fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+/// Thousands of connections need thousands of descriptors.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(65_536).min(65_536);
+    // Best effort: a row that runs out of them says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum });
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

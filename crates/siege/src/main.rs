@@ -1,0 +1,19 @@
+//! The siege: attacks and faults against both real programs, and what each promise of safety is worth. Development only;
+//! nothing of it ships. A row of the table is a file in `rows/`; what several rows share lives beside them.
+
+// Rows that use the rest of it follow.
+#![allow(dead_code)]
+
+mod attack;
+mod cli;
+mod measured;
+mod observe;
+mod page;
+mod rows;
+mod scale;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

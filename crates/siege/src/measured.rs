@@ -1,0 +1,116 @@
+//! What a row measured, and whether its promise was met. Pure.
+
+use crate::scale::Scale;
+
+/// What a row measured: parts of one sentence, each judged or only printed.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    parts: Vec<String>,
+    missed: Vec<String>,
+    judged: usize,
+    skipped: Option<String>,
+}
+
+/// Whether a promise was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Every judged part was as promised.
+    Met,
+    /// At least one was not.
+    Missed,
+    /// This host lacks what the row needs.
+    Skipped,
+}
+
+impl Measured {
+    /// A row that this host cannot play.
+    pub(crate) fn skipped(because: impl Into<String>) -> Self {
+        Self { skipped: Some(because.into()), ..Self::default() }
+    }
+
+    /// A row that could not be played to its end, which counts as missed.
+    pub(crate) fn failed(because: impl Into<String>) -> Self {
+        let mut measured = Self::default();
+        measured.outcome(false, because);
+        measured
+    }
+
+    /// A part that is printed and not judged.
+    pub(crate) fn note(&mut self, text: impl Into<String>) {
+        self.parts.push(text.into());
+    }
+
+    /// A part that is judged in both forms.
+    pub(crate) fn outcome(&mut self, is_met: bool, text: impl Into<String>) {
+        let text = text.into();
+        self.judged += 1;
+        if !is_met {
+            self.missed.push(text.clone());
+        }
+        self.parts.push(text);
+    }
+
+    /// A time or a rate: judged in the long form, printed in the short form.
+    pub(crate) fn time(&mut self, scale: Scale, is_met: bool, text: impl Into<String>) {
+        if scale.judges_times() {
+            self.outcome(is_met, text);
+        } else {
+            self.note(text);
+        }
+    }
+
+    /// What was measured, in one line.
+    pub(crate) fn text(&self) -> String {
+        match &self.skipped {
+            Some(because) => because.clone(),
+            None => self.parts.join("; "),
+        }
+    }
+
+    /// The parts that missed the promise.
+    pub(crate) fn missed(&self) -> &[String] {
+        &self.missed
+    }
+
+    /// Whether the promise was met. A row that judged nothing missed it.
+    pub(crate) fn verdict(&self) -> Verdict {
+        if self.skipped.is_some() {
+            Verdict::Skipped
+        } else if self.missed.is_empty() && self.judged > 0 {
+            Verdict::Met
+        } else {
+            Verdict::Missed
+        }
+    }
+}
+
+impl Verdict {
+    /// As the table says it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::Missed => "MISSED",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_met_when_all_its_judged_parts_are() {
+        let mut measured = Measured::default();
+        assert_eq!(measured.verdict(), Verdict::Missed, "nothing was judged");
+        measured.note("12 tries");
+        assert_eq!(measured.verdict(), Verdict::Missed, "nothing was judged");
+        measured.outcome(true, "0 accepted");
+        measured.time(Scale::Short, false, "3 s");
+        assert_eq!((measured.verdict(), measured.text().as_str()), (Verdict::Met, "12 tries; 0 accepted; 3 s"));
+        measured.time(Scale::Long, false, "4 s");
+        assert_eq!((measured.verdict(), measured.missed()), (Verdict::Missed, &["4 s".to_owned()][..]));
+        assert_eq!(Measured::skipped("not root").verdict(), Verdict::Skipped);
+        assert_eq!(Measured::failed("no reflector").verdict(), Verdict::Missed);
+    }
+}

@@ -1,0 +1,58 @@
+//! What a program costs its host while it is attacked: read from /proc and from its folder, never changed.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use lab::Reflector;
+use rustix::process::Pid;
+
+/// Processor time so far, user and system, of all its threads.
+pub(crate) fn cpu(pid: Pid) -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Field 2 is a name in brackets; 14 and 15 are the times, in ticks.
+    let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
+    let mut fields = rest.split_whitespace().skip(11).map(str::parse::<u64>);
+    let ticks = fields.next().context("no user time")?? + fields.next().context("no system time")??;
+    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
+/// Resident memory, in bytes.
+pub(crate) fn rss(pid: Pid) -> anyhow::Result<u64> {
+    Ok(status(pid, "VmRSS")? * 1024)
+}
+
+/// How many threads it has.
+pub(crate) fn threads(pid: Pid) -> anyhow::Result<u64> {
+    status(pid, "Threads")
+}
+
+/// How many descriptors it has open.
+pub(crate) fn descriptors(pid: Pid) -> anyhow::Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+fn status(pid: Pid, key: &str) -> anyhow::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).context(key.to_owned())?;
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).context(key.to_owned())
+}
+
+/// Bytes of a reflector's log and audit log.
+pub(crate) fn logged(reflector: &Reflector) -> u64 {
+    size_of(&reflector.home().join("log")) + size_of(&reflector.state().join("audit"))
+}
+
+/// Bytes of a file, or of all files of a folder and of those below.
+fn size_of(path: &Path) -> u64 {
+    let Ok(folder) = fs::read_dir(path) else {
+        return fs::metadata(path).map(|found| found.len()).unwrap_or(0);
+    };
+    folder.filter_map(Result::ok).map(|entry| size_of(&entry.path())).sum()
+}
+
+/// Bytes as MiB, for people.
+pub(crate) fn mib(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+}
