@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, SecretKey, frame};
-use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, ServerConnection, StreamOwned};
 use serde_json::Value;
 
 use crate::Reflector;
@@ -35,10 +35,15 @@ impl AsAppliance {
     }
 
     /// As [`AsAppliance::open`], over a connection that was made before.
-    pub fn over(mut socket: TcpStream, reflector: EndpointId, key: &SecretKey, alpn: Alpn) -> io::Result<Self> {
+    pub fn over(socket: TcpStream, reflector: EndpointId, key: &SecretKey, alpn: Alpn) -> io::Result<Self> {
         let config = tls::appliance_config(key, Expect::ExactKey(reflector), alpn).map_err(io::Error::other)?;
-        let mut session = ClientConnection::new(config, tls::server_name()).map_err(io::Error::other)?;
         socket.set_read_timeout(Some(PATIENCE))?;
+        Self::over_with(socket, config)
+    }
+
+    /// Opens a link over `socket` with any configuration. Reads wait as long as the socket's own timeout says.
+    pub fn over_with(mut socket: TcpStream, config: Arc<ClientConfig>) -> io::Result<Self> {
+        let mut session = ClientConnection::new(config, tls::server_name()).map_err(io::Error::other)?;
         session.complete_io(&mut socket)?;
         Ok(Self { stream: StreamOwned::new(session, socket) })
     }

@@ -7,6 +7,7 @@ pub mod changes;
 mod disks;
 pub mod hostile;
 mod hosts;
+pub mod lane_siege;
 pub mod loopback;
 mod programs;
 mod reflector;

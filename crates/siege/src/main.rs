@@ -1,9 +1,6 @@
 //! The siege: attacks and faults against both real programs, and what each promise of safety is worth. Development only;
 //! nothing of it ships. A row of the table is a file in `rows/`; what several rows share lives beside them.
 
-// Rows that use the rest of it follow.
-#![allow(dead_code)]
-
 mod attack;
 mod cli;
 mod measured;
@@ -11,6 +8,7 @@ mod observe;
 mod page;
 mod rows;
 mod scale;
+mod target;
 
 use std::process::ExitCode;
 

@@ -3,7 +3,17 @@
 use crate::measured::Measured;
 use crate::scale::Scale;
 
+mod bad_reflectors;
+mod descriptors;
+mod flood;
+mod forged_identity;
+mod granted_port;
+mod iperf3_lane;
+mod leaks;
+mod log_flood;
 mod mistyped_id;
+mod pairing;
+mod spoofed_udp;
 
 /// One promise, and what shows it.
 pub(crate) struct Row {
@@ -17,8 +27,23 @@ pub(crate) struct Row {
 }
 
 /// Every row, in the order in which they are played.
-pub(crate) const ROWS: &[Row] =
-    &[Row { name: "mistyped_id", promise: "a mistyped Endpoint ID never matches", play: mistyped_id::play }];
+pub(crate) const ROWS: &[Row] = &[
+    Row { name: "forged_identity", promise: "nobody gets in without the key", play: forged_identity::play },
+    Row { name: "mistyped_id", promise: "a mistyped Endpoint ID never matches", play: mistyped_id::play },
+    Row { name: "pairing", promise: "pairing resists guess, race and interception", play: pairing::play },
+    Row { name: "spoofed_udp", promise: "spoofed datagrams get nothing", play: spoofed_udp::play },
+    Row { name: "granted_port", promise: "a granted port is its owner's", play: granted_port::play },
+    Row { name: "iperf3_lane", promise: "the iperf3 lane survives its neighbours", play: iperf3_lane::play },
+    Row { name: "flood", promise: "paired appliances are served in a flood", play: flood::play },
+    Row { name: "descriptors", promise: "running out of descriptors is harmless", play: descriptors::play },
+    Row { name: "log_flood", promise: "logs cannot be flooded", play: log_flood::play },
+    Row {
+        name: "bad_reflectors",
+        promise: "a hostile reflector cannot hurt the appliance",
+        play: bad_reflectors::play,
+    },
+    Row { name: "leaks", promise: "nothing leaks", play: leaks::play },
+];
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,66 @@
+//! A reflector that runs out of descriptors: it neither spins nor fills its log, and serves again at once.
+
+use std::time::{Duration, Instant};
+
+use lab::Reflector;
+
+use crate::attack::{Crowd, Until, source};
+use crate::measured::Measured;
+use crate::observe::{cpu, descriptors, logged, mib};
+use crate::scale::Scale;
+use crate::target::{HOME, Target, peer_of};
+
+const LIMIT: u32 = 128;
+const CONNECTIONS: usize = 500;
+/// Most of a core that the reflector may take meanwhile.
+const MOST_CPU: f64 = 0.10;
+const MOST_LOG: u64 = 64 << 10;
+const SERVES_AGAIN: Duration = Duration::from_secs(2);
+const WATCHED: Duration = Duration::from_secs(4);
+
+pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
+    let mut reflector = Reflector::serve_with_few_files(LIMIT);
+    let (target, key) = (Target::of(&reflector)?, peer_of(&reflector)?);
+    let pid = reflector.process().pid();
+    let written = logged(&reflector);
+    let at = |n: usize| source(u32::try_from(n).unwrap_or(0));
+    let crowd = Crowd { to: target.address, size: CONNECTIONS, source: &at, trickles: false };
+    let until = Until::at_most(WATCHED * 4);
+    let (used, most) = std::thread::scope(|scope| -> anyhow::Result<_> {
+        let over = until.when_dropped();
+        scope.spawn(|| crowd.press(&until));
+        let (began, before) = (Instant::now(), cpu(pid)?);
+        let mut most = 0;
+        while began.elapsed() < WATCHED {
+            most = descriptors(pid)?.max(most);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let used = (cpu(pid)? - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        drop(over);
+        Ok((used, most))
+    })?;
+    // All of the attacker's connections are closed from here on.
+    let closed = Instant::now();
+    let mut last = None;
+    let again = loop {
+        match target.welcomed(HOME, &key) {
+            Ok(_) => break Some(closed.elapsed()),
+            Err(error) if closed.elapsed() < Duration::from_secs(30) => last = Some(error),
+            Err(_) => break None,
+        }
+    };
+    let written = logged(&reflector) - written;
+    let mut measured = Measured::default();
+    measured.note(format!("limit {LIMIT}, {CONNECTIONS} connections, at most {most} descriptors in use"));
+    anyhow::ensure!(most >= LIMIT as usize - 8, "the limit was not felt: {most} descriptors");
+    measured.time(scale, used <= MOST_CPU, format!("{:.1} % of a core", used * 100.0));
+    match again {
+        Some(after) => {
+            measured.outcome(true, "serves again");
+            measured.time(scale, after <= SERVES_AGAIN, format!("after {:.2} s", after.as_secs_f64()));
+        }
+        None => measured.outcome(false, format!("does not serve again within 30 s: {last:?}")),
+    }
+    measured.outcome(written <= MOST_LOG, format!("log and audit log grew by {}", mib(written)));
+    Ok(measured)
+}
