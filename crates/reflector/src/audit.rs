@@ -41,7 +41,7 @@ const BATCH: usize = 256;
 const BACKLOG: usize = 1024;
 /// How often the log is looked after without an order: that its files are still in place, and while there is a fault,
 /// whether the disk can be written again.
-const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The handle that everybody writes through. Cheap to clone; the writer ends with the last clone.
 #[derive(Clone, Debug)]

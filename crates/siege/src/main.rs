@@ -2,6 +2,7 @@
 //! nothing of it ships. A row of the table is a file in `rows/`; what several rows share lives beside them.
 
 mod attack;
+mod books;
 mod cli;
 mod measured;
 mod observe;

@@ -5,15 +5,19 @@ use crate::scale::Scale;
 
 mod bad_reflectors;
 mod descriptors;
+mod disk_faults;
 mod flood;
 mod forged_identity;
 mod granted_port;
 mod iperf3_lane;
+mod kill9;
 mod leaks;
 mod log_flood;
 mod mistyped_id;
 mod pairing;
+mod quotas;
 mod spoofed_udp;
+mod tampering;
 
 /// One promise, and what shows it.
 pub(crate) struct Row {
@@ -42,6 +46,14 @@ pub(crate) const ROWS: &[Row] = &[
         promise: "a hostile reflector cannot hurt the appliance",
         play: bad_reflectors::play,
     },
+    Row {
+        name: "disk_faults",
+        promise: "what is acknowledged is on disk, whatever the disk does, and health says what it does",
+        play: disk_faults::play,
+    },
+    Row { name: "kill9", promise: "a kill loses nothing that was acknowledged", play: kill9::play },
+    Row { name: "quotas", promise: "no race and no kill gets more than is allowed", play: quotas::play },
+    Row { name: "tampering", promise: "no change of an acknowledged line goes unnoticed", play: tampering::play },
     Row { name: "leaks", promise: "nothing leaks", play: leaks::play },
 ];
 

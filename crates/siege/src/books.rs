@@ -1,0 +1,224 @@
+//! What a reflector acknowledged, kept beside it, and whether it still knows all of it after a crash.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use lab::Reflector;
+use lab::hostile::{AsAppliance, RawLink};
+use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
+use paramedic_link::tls::Alpn;
+use paramedic_link::{EndpointId, SecretKey};
+use serde_json::{Value, json};
+
+/// How long the reflector may take for one answer.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// What was acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    /// Peers that are there, by Endpoint ID, as far as that was said and nothing of it is open.
+    added: BTreeSet<String>,
+    removed: BTreeSet<String>,
+    /// Sessions that were granted.
+    granted: Vec<String>,
+}
+
+/// What did not hold after a crash.
+#[derive(Debug, Default)]
+pub(crate) struct Loss {
+    /// Acknowledged, and gone or back.
+    pub(crate) lost: u64,
+    /// Peers whose lines in the audit log do not say what the store says.
+    pub(crate) disagree: u64,
+    /// Grants without a line.
+    pub(crate) grants_without_line: u64,
+    /// Logs that are not whole.
+    pub(crate) broken: u64,
+    /// What was seen, for a person.
+    pub(crate) details: Vec<String>,
+}
+
+impl Books {
+    /// Takes over what another thread kept.
+    pub(crate) fn merge(&mut self, other: Books) {
+        self.added.extend(other.added);
+        self.removed.extend(other.removed);
+        self.granted.extend(other.granted);
+    }
+
+    /// How much was acknowledged.
+    pub(crate) fn len(&self) -> usize {
+        self.added.len() + self.removed.len() + self.granted.len()
+    }
+
+    /// Compares with what the reflector says after it was started again.
+    pub(crate) fn check(&self, reflector: &Reflector, client: &Client, loss: &mut Loss) -> anyhow::Result<()> {
+        let told = client.ask(&json!({ "do": "peers" }))?;
+        let peers = told["peers"].as_array().context("peers")?;
+        let stored = peers.iter().filter_map(|peer| Some(peer["endpoint_id"].as_str()?.to_owned()));
+        let stored = stored.collect::<BTreeSet<_>>();
+        let mut logged = BTreeSet::new();
+        let mut sessions = BTreeSet::new();
+        for line in reflector.audit() {
+            let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            match line["event"].as_str() {
+                Some("peer_added") => drop(logged.insert(text("peer"))),
+                Some("peer_removed") => drop(logged.remove(&text("peer"))),
+                Some("session_granted") => drop(sessions.insert(text("session"))),
+                _ => {}
+            }
+        }
+        let gone = self.added.difference(&stored).chain(self.removed.intersection(&stored)).collect::<Vec<_>>();
+        loss.lost += gone.len() as u64;
+        let disagree = stored.symmetric_difference(&logged).collect::<Vec<_>>();
+        loss.disagree += disagree.len() as u64;
+        let unlogged = self.granted.iter().filter(|session| !sessions.contains(*session)).count() as u64;
+        loss.grants_without_line += unlogged;
+        let status = client.status()?;
+        let counted = status["sessions"]["peers"].as_array().context("peers")?;
+        let counted = counted.iter().filter_map(|peer| peer["tests_this_hour"].as_u64()).sum::<u64>();
+        let uncounted = (self.granted.len() as u64).saturating_sub(counted);
+        loss.lost += uncounted;
+        let verified = reflector.run(&["audit", "verify"]);
+        loss.broken += u64::from(verified.code != 0);
+        if !gone.is_empty() || !disagree.is_empty() || unlogged + uncounted > 0 || verified.code != 0 {
+            loss.details.push(format!(
+                "lost {gone:?}, store and log disagree on {disagree:?}, {unlogged} grants without line, {uncounted} not \
+                 counted, verify: {}",
+                verified.stderr
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// One who asks a reflector for everything that it writes down.
+#[derive(Debug)]
+pub(crate) struct Client {
+    socket: PathBuf,
+    address: String,
+    id: EndpointId,
+    key: SecretKey,
+}
+
+impl Client {
+    /// A client that is paired, by hand.
+    pub(crate) fn paired_with(reflector: &Reflector) -> anyhow::Result<Self> {
+        let client = Self {
+            socket: reflector.state().join("admin.sock"),
+            address: reflector.address().to_owned(),
+            id: reflector.id().parse().map_err(|_| anyhow::anyhow!("no Endpoint ID"))?,
+            key: SecretKey::generate()?,
+        };
+        let peer = client.key.id().to_string();
+        let told = client.ask(&json!({ "do": "add_peer", "peer": peer, "name": "siege" }))?;
+        anyhow::ensure!(told["event"] == "done", "the client is paired: {told}");
+        Ok(client)
+    }
+
+    /// The admin socket's one answer.
+    pub(crate) fn ask(&self, ask: &Value) -> anyhow::Result<Value> {
+        let (mut answers, _) = open(&self.socket, ask)?;
+        next(&mut answers)
+    }
+
+    pub(crate) fn status(&self) -> anyhow::Result<Value> {
+        self.ask(&json!({ "do": "status" }))
+    }
+
+    /// Adds, renames, pairs by code, is granted a session and ends it, removes. Keeps what was acknowledged in `books`;
+    /// how many of the steps were not done. What fails is an answer like any other; a reflector that is gone ends the
+    /// round.
+    pub(crate) fn round(&self, books: &mut Books) -> anyhow::Result<u32> {
+        let mut not_done = 0;
+        let peer = SecretKey::generate()?.id().to_string();
+        let is_done = |told: &Value| told["event"] == "done";
+        let is_added = is_done(&self.ask(&json!({ "do": "add_peer", "peer": peer, "name": "one" }))?);
+        not_done += u32::from(!is_added);
+        if is_added {
+            books.added.insert(peer.clone());
+            let name = format!("one {}", &peer[3..12]);
+            not_done += u32::from(!is_done(&self.ask(&json!({ "do": "rename_peer", "peer": peer, "name": name }))?));
+        }
+        match self.grant()? {
+            Some(session) => books.granted.push(session),
+            None => not_done += 1,
+        }
+        match self.pair()? {
+            Some(paired) => drop(books.added.insert(paired)),
+            None => not_done += 1,
+        }
+        if is_added {
+            // From here on it may be gone, and once that is said it is.
+            books.added.remove(&peer);
+            if is_done(&self.ask(&json!({ "do": "remove_peer", "peer": peer }))?) {
+                books.removed.insert(peer);
+            } else {
+                not_done += 1;
+            }
+        }
+        Ok(not_done)
+    }
+
+    fn link(&self, key: &SecretKey) -> anyhow::Result<AsAppliance> {
+        Ok(RawLink::open(&self.address, self.id, key, Alpn::Link)?)
+    }
+
+    /// A session that is granted and finished.
+    fn grant(&self) -> anyhow::Result<Option<String>> {
+        let mut link = self.link(&self.key)?;
+        link.say(&json!({ "type": "hello", "versions": [1], "software": "siege" }))?;
+        let spec = json!({
+            "engine": "echo", "data_mode": "tunneled", "phases": [{ "load": "idle", "duration_ms": 1000 }],
+            "streams": 1, "probe_interval_us": 10_000,
+        });
+        link.say(&json!({ "type": "request", "spec": spec, "wait": true }))?;
+        loop {
+            let told = link.hear()?.context("it hung up")?;
+            match told["type"].as_str() {
+                Some("granted") => {
+                    let session = told["session"].as_str().context("a session")?.to_owned();
+                    link.say(&json!({ "type": "finish" }))?;
+                    link.hear_a("ended")?;
+                    return Ok(Some(session));
+                }
+                Some("denied" | "close") => return Ok(None),
+                _ => {}
+            }
+        }
+    }
+
+    /// A device that pairs by code; its Endpoint ID.
+    fn pair(&self) -> anyhow::Result<Option<String>> {
+        let (mut answers, _open) = open(&self.socket, &json!({ "do": "pair", "ttl_s": 60 }))?;
+        let told = next(&mut answers)?;
+        let Some(code) = told["code"].as_str() else { return Ok(None) };
+        let code = code.parse::<PairingCode>().ok().context("a code")?;
+        let key = SecretKey::generate()?;
+        let mut link = self.link(&key)?;
+        let ends = Ends { reflector: self.id, appliance: key.id() };
+        let proof = code.appliance_proof(&link.exporter(PAIRING_EXPORTER_LABEL, None), &ends);
+        link.say(&json!({ "type": "pair", "versions": [1], "proof": proof, "name": "paired" }))?;
+        let told = link.hear()?.context("it hung up")?;
+        Ok((told["type"] == "paired").then(|| key.id().to_string()))
+    }
+}
+
+fn open(socket: &Path, ask: &Value) -> anyhow::Result<(BufReader<UnixStream>, UnixStream)> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    let mut ask = ask.clone();
+    ask["v"] = 1.into();
+    stream.write_all(format!("{ask}\n").as_bytes())?;
+    Ok((BufReader::new(stream.try_clone()?), stream))
+}
+
+fn next(answers: &mut BufReader<UnixStream>) -> anyhow::Result<Value> {
+    let mut line = String::new();
+    answers.read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}

@@ -1,0 +1,150 @@
+//! Requests that race for the same slots, ports, tests and bytes; and a kill in the middle of a test.
+
+use std::collections::BTreeSet;
+use std::sync::{Barrier, Mutex};
+use std::time::Duration;
+
+use lab::{Appliance, Reflector};
+use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::{EndpointId, SessionId};
+use reflector::sessions::{Answer, Limits, LinkId, Now, Past, Sessions};
+
+use crate::measured::Measured;
+use crate::scale::Scale;
+
+/// Requests of a race.
+const REQUESTS: u64 = 64;
+/// Threads that make them.
+const THREADS: u64 = 8;
+/// What the racers race for.
+const SLOTS: u32 = 5;
+const TESTS_AN_HOUR: u32 = 3;
+const BYTES_A_DAY: u64 = 1_000_000_000;
+const PORTS: std::ops::RangeInclusive<u16> = 5201..=5203;
+
+pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
+    let mut measured = Measured::default();
+    let races = scale.of(10_000, 500);
+    let (mut over, mut granted) = (0, 0);
+    for race in 0..races {
+        let raced = race_once(race)?;
+        over += u32::from(raced.is_over);
+        granted += raced.granted;
+    }
+    measured.note(format!("{races} races of {REQUESTS} requests, {granted} granted"));
+    measured.outcome(granted > 0, "some are granted");
+    measured.outcome(over == 0, format!("{over} races with more than is allowed"));
+    kill(&mut measured)?;
+    Ok(measured)
+}
+
+#[derive(Debug, Default)]
+struct Raced {
+    granted: u64,
+    is_over: bool,
+}
+
+fn spec(is_direct: bool, engine: &EngineId) -> TestSpec {
+    let data_mode = if is_direct { DataMode::DirectEphemeral } else { DataMode::Tunneled };
+    let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 1000 }];
+    TestSpec { probe_interval_us: 10_000, ..TestSpec::new(engine.clone(), data_mode, phases, 1) }
+}
+
+/// Links of four devices ask at once; each that is granted leases bytes.
+fn race_once(race: u64) -> anyhow::Result<Raced> {
+    let engine = EngineId::try_from("tcp").map_err(|_| anyhow::anyhow!("an engine"))?;
+    let limits = Limits {
+        max_concurrent_tests: SLOTS,
+        max_tests_per_hour: TESTS_AN_HOUR,
+        max_bytes_per_day: BYTES_A_DAY,
+        max_bytes_per_day_total: BYTES_A_DAY * 2,
+        max_queue: 8,
+        data_ports: Some(PORTS),
+        data_modes: vec![DataMode::Tunneled, DataMode::DirectEphemeral],
+        engines: vec![engine.clone()],
+        max_streams: 1,
+        max_test_duration: Duration::from_secs(10),
+        ..Limits::default()
+    };
+    let now = Now { mono: Duration::from_secs(1), unix_ms: 20_000 * 86_400_000 };
+    let sessions = Mutex::new(Sessions::new(limits, Past::default(), now));
+    let start = Barrier::new(usize::try_from(THREADS)?);
+    // Session, device, port and bytes of each grant.
+    let grants = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (sessions, start, grants, engine) = (&sessions, &start, &grants, &engine);
+            scope.spawn(move || {
+                start.wait();
+                for nth in 0..REQUESTS / THREADS {
+                    let number = thread * (REQUESTS / THREADS) + nth;
+                    let device = u8::try_from((number + race) % 4).expect("below 4");
+                    let peer = EndpointId::from_bytes([device + 1; 32]);
+                    let id = SessionId::from_bytes(u128::from(number + 1).to_be_bytes());
+                    let spec = spec(number.is_multiple_of(3), engine);
+                    let mut desk = sessions.lock().expect("no thread panics");
+                    let answer = desk.request(LinkId(number), peer, spec, number.is_multiple_of(2), id, now);
+                    let Answer::Reserved(reservation) = answer else { continue };
+                    drop(desk);
+                    std::thread::yield_now();
+                    let mut desk = sessions.lock().expect("no thread panics");
+                    if !desk.opened(reservation.session, now) {
+                        continue;
+                    }
+                    let mut bytes = 0;
+                    while let Ok(lease) = desk.lease(reservation.session, BYTES_A_DAY / 2, now) {
+                        bytes += lease.bytes;
+                    }
+                    grants.lock().expect("no thread panics").push((
+                        reservation.session,
+                        device,
+                        reservation.port,
+                        bytes,
+                    ));
+                }
+            });
+        }
+    });
+    let grants = grants.into_inner()?;
+    let of = |device: u8| grants.iter().filter(move |grant| grant.1 == device);
+    let ports = grants.iter().filter_map(|grant| grant.2).collect::<Vec<_>>();
+    let is_over = grants.len() > usize::try_from(SLOTS)?
+        || ports.iter().collect::<BTreeSet<_>>().len() < ports.len()
+        || ports.iter().any(|port| !PORTS.contains(port))
+        || grants.iter().map(|grant| grant.3).sum::<u64>() > BYTES_A_DAY * 2
+        || (0..4).any(|device| {
+            of(device).count() > TESTS_AN_HOUR as usize || of(device).map(|grant| grant.3).sum::<u64>() > BYTES_A_DAY
+        });
+    Ok(Raced { granted: grants.len() as u64, is_over })
+}
+
+/// A kill in the middle of a test: what was used stays charged, and the device is served again.
+fn kill(measured: &mut Measured) -> anyhow::Result<()> {
+    let mut reflector = Reflector::serve(&[("MAX_BYTES_PER_DAY", "10GB"), ("MAX_TESTS_PER_HOUR", "3")]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let first = appliance.speed_test(&["-t", "0.5", "--idle", "0.1", "-b", "100M"]);
+    anyhow::ensure!(first.code == 0, "{first:?}");
+    let test = ["speed-test", "--json-stream", "-t", "30", "--idle", "0.1", "--download", "-b", "100M"];
+    let running = appliance.start(&test);
+    while !running.line(Duration::from_secs(30))?.contains("\"interval\"") {}
+    let charged = |reflector: &Reflector| {
+        let status = reflector.status();
+        let tests = status["sessions"]["peers"][0]["tests_this_hour"].as_u64().unwrap_or_default();
+        (status["sessions"]["bytes_today"].as_u64().unwrap_or_default(), tests)
+    };
+    let before = charged(&reflector);
+    reflector.end(rustix::process::Signal::KILL);
+    reflector.start()?;
+    drop(running);
+    let after = charged(&reflector);
+    measured.outcome(
+        after.0 >= before.0 && before.0 > 0,
+        format!("a kill refunds no byte ({} then {})", before.0, after.0),
+    );
+    measured.outcome(after.1 == 2 && before.1 == 2, format!("and no test ({} then {})", before.1, after.1));
+    let again = appliance.speed_test(&["-t", "0.3", "--idle", "0.1", "-b", "10M"]);
+    measured.outcome(again.code == 0, "the device is served again");
+    let over = appliance.speed_test(&["-t", "0.3", "--idle", "0.1", "-b", "10M", "--no-wait"]);
+    measured.outcome(over.code == 5, "and its fourth test in the hour is not");
+    Ok(())
+}
