@@ -161,7 +161,7 @@ impl Reflector {
     pub fn command(&self, args: &[&str]) -> Command {
         match (&self.around, &self.running) {
             (Around::TinyDisk(_), Some(running)) => self.command_in(&Around::Disks(running.pid()), args),
-            (Around::Descriptors(_), _) => self.command_in(&Around::Nothing, args),
+            (Around::FewFiles(_), _) => self.command_in(&Around::Nothing, args),
             (around, _) => self.command_in(around, args),
         }
     }
