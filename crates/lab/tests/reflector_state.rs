@@ -78,7 +78,7 @@ fn folders_of_another_user_are_refused() {
     chown(&runtime, Some(NOBODY), None).unwrap();
     let mut reflector = reflector.with_variable("REFLECTOR_RUNTIME_DIR", runtime.to_str().unwrap());
     assert!(reflector.start().is_err(), "it does not serve");
-    let said = reflector.log();
+    let said = reflector.fails(&["serve"], 2).concat();
     assert!(said.contains(runtime.to_str().unwrap()) && said.contains("65534"), "{said}");
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use paramedic_link::state_folder::{self, Change};
+use paramedic_link::state_folder::{self, Change, StateFolderError};
 use paramedic_link::{EndpointId, PeerText, key_file};
 use serde::Serialize;
 
@@ -355,6 +355,14 @@ fn serve(flags: &Flags) -> Result<(), Failure> {
         };
         let error = match error.downcast::<AuditError>() {
             Ok(error) => return error.into(),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<StateFolderError>() {
+            Ok(error) => {
+                let try_ =
+                    "name another one with --runtime-dir or REFLECTOR_RUNTIME_DIR, or run as the user that owns it";
+                return Failure::new(Exit::Usage, "runtime_dir", "the runtime folder can't be used", error, try_);
+            }
             Err(error) => error,
         };
         let try_ =

@@ -246,6 +246,8 @@ refusal_reasons! {
     NotNoted => "not_noted",
     /// A key that is not paired.
     NotPaired => "not_paired",
+    /// A right proof, and a pairing that could not be written: the code may be used again.
+    NotWritten => "not_written",
     /// What came is no message of this protocol.
     Protocol => "protocol",
     /// It connected, or was a link, and fell silent.

@@ -769,9 +769,10 @@ async fn a_trim_that_a_crash_interrupts_is_finished_by_the_next_start() {
             }
             let _ = audit.record(vec![opened(value)]).await;
         }
+        // Files are deleted after the answer: the writer has to be done before they can be.
+        end(audit).await;
         home.faults.lock().unwrap().failing.clear();
         home.keeper.0.lock().unwrap().clear();
-        end(audit).await;
         assert!(home.segment(1).exists());
         home.verify_both().await.unwrap();
         let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use paramedic_link::state_folder::StateFolderError;
 use paramedic_link::{EndpointId, PeerText};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -184,7 +185,7 @@ pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
         let user = rustix::process::geteuid().as_raw();
         // Whoever owns it could put a socket of its own in our place.
         if owner != user && owner != 0 {
-            anyhow::bail!("the runtime folder {} belongs to user {owner}, and this is user {user}", folder.display());
+            return Err(StateFolderError::Foreign { path: folder.to_owned(), owner, user }.into());
         }
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {

@@ -76,11 +76,11 @@ pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
         ToReflector::Pair { versions, proof, name } => {
             let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None);
             let answer = match exporter {
-                // A right proof is being written down when the connection is told to make way: it must not be dropped.
+                // A right proof may be being written down when the connection has to make way: it must not be dropped.
                 Ok(exporter) => pair::judge(&server, &exporter, from, peer, &proof, &name).await,
-                Err(_) => None,
+                Err(_) => Err(RefusalReason::Handshake),
             };
-            answer.map(|answer| (versions, Some(answer))).ok_or(RefusalReason::WrongProof)
+            answer.map(|answer| (versions, Some(answer)))
         }
         _ => Err(RefusalReason::NotPaired),
     };

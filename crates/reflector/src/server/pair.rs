@@ -12,6 +12,7 @@ use paramedic_link::{EndpointId, PeerText};
 
 use super::{CodeUsed, Server, lock};
 use crate::connection_limiter::Prefix;
+use crate::event::RefusalReason;
 use crate::pairing::Verdict;
 
 /// Judges a proof that came with this exporter value. A right one makes the peer known before it is answered.
@@ -22,7 +23,7 @@ pub(super) async fn judge(
     peer: EndpointId,
     proof: &Proof,
     own_name: &PeerText,
-) -> Option<ToAppliance> {
+) -> Result<ToAppliance, RefusalReason> {
     let ends = Ends { reflector: server.id, appliance: peer };
     let (verdict, wanted) = {
         let mut pairing = lock(&server.pairing);
@@ -31,7 +32,7 @@ pub(super) async fn judge(
     };
     let (answer, claim) = match verdict {
         Verdict::Paired { proof, claim } => (proof, claim),
-        Verdict::NotPaired => return None,
+        Verdict::NotPaired => return Err(RefusalReason::WrongProof),
     };
     let name = wanted.as_ref().or(Some(own_name).filter(|name| !name.is_empty()));
     let name = name.cloned().unwrap_or_else(|| PeerText::new("appliance"));
@@ -44,12 +45,12 @@ pub(super) async fn judge(
             };
             server.code_over(claim.code, CodeUsed(peer, its_name));
             lock(&server.pairing).confirm(claim);
-            Some(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
+            Ok(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
         }
         Err(error) => {
             tracing::error!(%error, "a pairing can't be written");
             lock(&server.pairing).release(claim);
-            None
+            Err(RefusalReason::NotWritten)
         }
     };
     server.claim_settled.notify_waiters();
