@@ -1,4 +1,4 @@
-//! What was acknowledged is there after a crash, whatever the disk did before; and what the disk does is told.
+//! What was acknowledged is there after a crash, whatever the disk did before; health reports what the disk does.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,8 +13,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "-b", "10M"];
 
-/// An Endpoint ID of nobody.
-fn stranger(byte: u8) -> String {
+/// An Endpoint ID that no program has.
+fn endpoint_id(byte: u8) -> String {
     paramedic_link::EndpointId::from_bytes([byte; 32]).to_string()
 }
 
@@ -30,14 +30,14 @@ fn what_is_acknowledged_after_the_disk_was_full_is_there_after_a_crash() {
         let Some(mut reflector) = Reflector::serve_on_a_tiny_disk(&[]) else { return };
         let filling = fill(&reflector.disk());
         for peer in [1, 2] {
-            reflector.fails(&["peers", "add", &stranger(peer), "--name", "refused"], 1);
+            reflector.fails(&["peers", "add", &endpoint_id(peer), "--name", "refused"], 1);
         }
         let health = reflector.fails(&["health"], 1);
         assert!(health[0].contains("faulted") && health[1].contains("full"), "{health:?}");
         fs::remove_file(filling).unwrap();
         reflector.await_log("can be written again");
         for peer in 3..6 {
-            reflector.must(&["peers", "add", &stranger(peer), "--name", &format!("kept {peer}")]);
+            reflector.must(&["peers", "add", &endpoint_id(peer), "--name", &format!("kept {peer}")]);
         }
         let appliance = Appliance::new().pair(&reflector, reflector.address());
         let tested = appliance.speed_test(SHORT);
@@ -97,7 +97,7 @@ fn a_locked_database_silences_no_link_and_is_told() {
     let patience = Duration::from_secs(60);
     while !running.line(patience).unwrap().contains("\"interval\"") {}
     let holder = Holder::of(&reflector.state().join("reflector.db"));
-    // The first one finds out, the next one is told at once; neither takes the link for dead.
+    // The first one finds out, the next one gets its answer at once; neither takes the link for dead.
     for _ in 0..2 {
         let refused = second.speed_test(SHORT);
         assert_eq!((refused.code, &refused.json()["code"]), (5, &"reflector_faulted".into()), "{refused:?}");

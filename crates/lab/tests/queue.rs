@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A reflector with a queue: each request is queued until the test lets it pass, and every message is told to the test.
+/// A reflector with a queue: each request is queued until the test lets it pass, and every message goes to the test.
 struct Queue {
     reflector: FalseReflector,
     grant: Sender<Value>,

@@ -1,4 +1,4 @@
-//! Where the reflector keeps its secrets, and whom its commands talk to.
+//! Where the reflector keeps its secrets, and which reflectors its commands talk to.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};

@@ -104,7 +104,7 @@ fn a_folder_of_another_user_is_refused() {
     Appliance::new().fails(&["--state-dir", path, "speed-test"], 2, "state_dir_foreign");
     Appliance::new().fails(&["--state-dir", path, "history"], 2, "state_dir_foreign");
     assert!(names(&state).is_empty());
-    // And a private folder that somebody else has put there.
+    // And a private folder that another user has put there.
     let (_kept, state) = folder(0o777);
     fs::write(state.join("photos"), "").unwrap();
     fs::create_dir(state.join("private")).unwrap();

@@ -135,7 +135,7 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
 
 /// What of a folder is ours.
 struct OwnFiles {
-    /// Names of what is ours by name and owner, and that nobody else could have changed.
+    /// Names of what is ours by name and owner, and that no other user could have changed.
     movable: Vec<String>,
     /// Whether there is nothing else.
     nothing_else: bool,

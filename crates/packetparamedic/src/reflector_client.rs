@@ -245,7 +245,7 @@ impl ReflectorClient {
                 ToAppliance::Pong | ToAppliance::Unknown => {}
                 other => return Err(self.unexpected(&other)),
             }
-            // Whoever talks without end gets no more time for it.
+            // Messages without end earn no more time.
             if let Some(why) = limits.given_up(Instant::now()) {
                 return Err(given_up(&self.target, why));
             }

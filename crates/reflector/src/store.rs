@@ -199,7 +199,16 @@ impl Store {
         let lock = File::open(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
         let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
         let store = Self::connect(path, options, lock).await?;
-        let chains = store.audit_chains().await;
+        let chains = async {
+            // A program that was updated and has not served since finds the database of the one before.
+            let of_before: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM sqlite_master WHERE name = 'audit_head'")
+                .fetch_optional(&store.pool)
+                .await
+                .map_err(|why| store.failure("reading the audit log's heads", why))?;
+            let sql = of_before.map_or(AUDIT_CHAINS, |_| AUDIT_HEAD);
+            store.audit_chains_by(sql).await
+        };
+        let chains = chains.await;
         store.close().await;
         chains
     }
@@ -645,7 +654,11 @@ impl Store {
 
     /// What is known of the audit log's chains; a chain without a line in the database never had one on disk.
     pub async fn audit_chains(&self) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
-        let rows: Vec<ChainRow> = sqlx::query_as("SELECT chain, seq, hash, base_seq, base_hash FROM audit_chains")
+        self.audit_chains_by(AUDIT_CHAINS).await
+    }
+
+    async fn audit_chains_by(&self, sql: &'static str) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
+        let rows: Vec<ChainRow> = sqlx::query_as(sql)
             .fetch_all(&self.pool)
             .await
             .map_err(|why| self.failure("reading the audit log's heads", why))?;
@@ -782,6 +795,11 @@ fn migration_failure(path: &Path, why: MigrateError) -> StoreError {
         other => StoreError::Damaged { path, detail: other.to_string() },
     }
 }
+
+/// Each chain of the audit log as a [`ChainRow`].
+const AUDIT_CHAINS: &str = "SELECT chain, seq, hash, base_seq, base_hash FROM audit_chains";
+/// The same in a database of before the chains, which knew one head.
+const AUDIT_HEAD: &str = "SELECT 'main', seq, hash, 0, zeroblob(32) FROM audit_head";
 
 /// A chain of the audit log: its name, and number and hash of its head and its base.
 type ChainRow = (String, i64, Vec<u8>, i64, Vec<u8>);
@@ -1035,6 +1053,24 @@ mod tests {
         assert_eq!(Store::read_audit_chains(&file(&folder)).await.unwrap(), chains(1));
         drop(store);
         open(&folder).await;
+    }
+
+    #[tokio::test]
+    async fn a_database_of_before_the_chains_is_read_and_then_brought_up_to_date() {
+        let folder = TempDir::new().unwrap();
+        create_private_folder(file(&folder).parent().unwrap()).unwrap();
+        let options = SqliteConnectOptions::new().filename(file(&folder)).create_if_missing(true);
+        let pool = SqlitePool::connect_with(options).await.unwrap();
+        let first = Migrator { migrations: MIGRATIONS.migrations[..1].to_vec().into(), ..Migrator::DEFAULT };
+        first.run(&pool).await.unwrap();
+        let head = sqlx::query("INSERT INTO audit_head (one, seq, hash) VALUES (1, 9, $1)").bind(vec![8; 32]);
+        head.execute(&pool).await.unwrap();
+        pool.close().await;
+        let state = ChainState { base: Head::GENESIS, head: Head { seq: 9, hash: [8; 32] } };
+        let expected = BTreeMap::from([(Chain::Main, state)]);
+        assert_eq!(Store::read_audit_chains(&file(&folder)).await.unwrap(), expected);
+        assert_eq!(open(&folder).await.audit_chains().await.unwrap(), expected);
+        assert_eq!(Store::read_audit_chains(&file(&folder)).await.unwrap(), expected);
     }
 
     #[tokio::test]

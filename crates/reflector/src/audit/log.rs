@@ -218,7 +218,7 @@ impl Log {
     /// Writes the lines and syncs them; they stand once they are [`settled`](Log::settle) and [`kept`](Log::keep). On an
     /// error, nothing is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<()> {
-        // Nothing is written into a file that nobody can find, nor beside files that are gone.
+        // Nothing is written into a file that has lost its name, nor beside files that are gone.
         self.check_last()?;
         let mut text = Vec::new();
         let mut head = self.state.head;

@@ -183,7 +183,7 @@ pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
         std::fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
         let owner = std::fs::metadata(folder).with_context(|| format!("can't look at {}", folder.display()))?.uid();
         let user = rustix::process::geteuid().as_raw();
-        // Whoever owns it could put a socket of its own in our place.
+        // Its owner could put another socket in our place.
         if owner != user && owner != 0 {
             return Err(StateFolderError::Foreign { path: folder.to_owned(), owner, user }.into());
         }

@@ -18,7 +18,7 @@ pub(super) async fn run(server: Arc<Server>) {
             // The events of a reservation are recorded by the link that opens it, before the grant goes out.
             (steps, server.record(sessions.take_events()))
         };
-        // What has to end ends whatever the disk does; a denial is recorded before it is told.
+        // Sessions end whatever the disk does; a denial is recorded before it is sent.
         let (denials, others) = steps.into_iter().partition::<Vec<_>, _>(|step| matches!(step, Step::Deny { .. }));
         for step in others {
             carry(&server, step);

@@ -125,7 +125,7 @@ pub(super) struct FactsCache {
 impl FactsCache {
     /// The facts as seen from our address `local`; `None` when the program is ending.
     async fn facts(&self, local: IpAddr) -> Option<HostFacts> {
-        // Whoever comes while they are read waits for the same reading.
+        // Links that ask meanwhile wait for the same reading.
         let mut read = self.read.lock().await;
         read.retain(|_, (at, _)| at.elapsed() < FACTS_LIFETIME);
         if let Some((_, facts)) = read.get(&local) {
@@ -631,7 +631,7 @@ impl Connection {
 const NOT_WRITTEN: &str = "its audit log or its state can't be written";
 
 /// Makes a grant durable: its test and its line are on disk, and its first bytes are leased, before `told` gets it. In a
-/// task of its own, which never stops half-way: where it can't be written, or nobody waits for it any more, it is taken
+/// task of its own, which never stops half-way: where it can't be written, or the link no longer waits for it, it is taken
 /// back, and `told` is dropped.
 async fn promise(
     server: Arc<Server>,
@@ -647,7 +647,7 @@ async fn promise(
     let durable = async {
         server.store.record_test(session, peer, server.now().unix_ms).await?;
         server.audit.record(events).await?;
-        anyhow::ensure!(!told.is_closed(), "nobody waits for it any more");
+        anyhow::ensure!(!told.is_closed(), "the link no longer waits for it");
         Ok(())
     };
     if let Err(error) = durable.await {
@@ -659,7 +659,7 @@ async fn promise(
         facts.extend(server.sessions().take_events());
         server.record(facts).await;
         drop(told);
-        // Best effort: what can't be written counts against nobody after the next start.
+        // Best effort: a test that can't be written is not counted after the next start.
         let _ = server.store.forget_test(session).await;
         return;
     }

@@ -97,7 +97,7 @@ impl Peers {
         let mut unsettled = self.turn().await?;
         let is_new = self.store.add_peer(id, name, by).await?;
         if is_new && let Err(why) = self.pay(&mut unsettled).await {
-            // Nobody was told of it.
+            // It was not answered yet.
             unsettled.take_back.insert(id);
             let _ = self.take_back(&mut unsettled).await;
             return Err(why);

@@ -32,7 +32,7 @@ pub(crate) struct Row {
 
 /// Every row, in the order in which they are played.
 pub(crate) const ROWS: &[Row] = &[
-    Row { name: "forged_identity", promise: "nobody gets in without the key", play: forged_identity::play },
+    Row { name: "forged_identity", promise: "no client gets in without the key", play: forged_identity::play },
     Row { name: "mistyped_id", promise: "a mistyped Endpoint ID never matches", play: mistyped_id::play },
     Row { name: "pairing", promise: "pairing resists guess, race and interception", play: pairing::play },
     Row { name: "spoofed_udp", promise: "spoofed datagrams get nothing", play: spoofed_udp::play },

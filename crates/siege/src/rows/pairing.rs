@@ -69,7 +69,7 @@ fn guess(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What else was answered, for whoever has to find out why.
+/// What else was answered, for the engineer who has to find out why.
 fn others(answers: &[io::Result<Value>], expected: &Value) -> String {
     let mut counts = BTreeMap::<String, usize>::new();
     for answer in answers {

@@ -33,7 +33,7 @@ pub(crate) struct PhaseRecord {
     pub(super) sent: [Vec<Sample>; 2],
     /// Whether the sender's readings are shown as long as the receiver tells none.
     pub(crate) shows_sent: bool,
-    /// Whether the other end tells of what it received its total alone.
+    /// Whether the other end reports of what it received the total alone.
     pub(crate) tells_total: bool,
     /// What became of datagrams, where a program says it in its own words: download, upload.
     pub(crate) udp: [Option<UdpResult>; 2],

@@ -1,4 +1,4 @@
-//! Paired appliances in a flood of unpaired connections: whoever has a known prefix is served every time, a new prefix
+//! Paired appliances in a flood of unpaired connections: a device with a known prefix is served every time, a new prefix
 //! nearly every time, and the reflector stays small.
 
 mod ground;
