@@ -11,7 +11,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use paramedic_link::admission::{Preamble, SessionKeys};
-use paramedic_link::test_spec::TestSpec;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
@@ -22,8 +21,8 @@ use crate::tether::{Hold, Tether};
 
 /// How long a newcomer may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Newcomers that may stand before the door at once: every stream of one direction, and some strangers.
-const MOST_WAITING: usize = TestSpec::MAX_STREAMS as usize + 16;
+/// Newcomers of others that may stand before the door at once, beside the session's own.
+const OTHERS_WAITING: usize = 16;
 /// Connections the kernel may hold for us.
 const BACKLOG: i32 = 1024;
 /// Newcomers taken in a row before those who wait are looked at again.
@@ -111,26 +110,35 @@ pub struct Door {
     porter: Option<JoinHandle<()>>,
 }
 
+/// Connections that may stand before the door of a session with so many streams in a direction: each of them, and some
+/// of others.
+pub fn most_waiting(streams: u16) -> usize {
+    usize::from(streams) + OTHERS_WAITING
+}
+
 impl Door {
     /// Listens at `claim` (port 0: any), with `options` for every connection. One that proves within 5 s, in the way of
     /// `knock`, that it belongs here goes to `sink`; all others are reset and counted. Connections from `peer` are
-    /// preferred when many wait. Cutting `tether` closes the door. `AddrInUse`: somebody else listens there.
+    /// preferred when many wait, at most [`most_waiting`] of `streams`. Cutting `tether` closes the door. `AddrInUse`: somebody else listens there.
     pub fn open<K: Knock>(
         claim: SocketAddr,
         options: &SocketOptions,
         knock: K,
         peer: IpAddr,
+        streams: u16,
         tether: Arc<Tether>,
         sink: Sink<K::Pass>,
     ) -> io::Result<Self> {
-        Self::open_with_patience(claim, options, knock, peer, tether, sink, PATIENCE)
+        Self::open_with_patience(claim, options, knock, peer, streams, tether, sink, PATIENCE)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what a door is made of, and how patient a test wants it")]
     fn open_with_patience<K: Knock>(
         at: SocketAddr,
         options: &SocketOptions,
         knock: K,
         peer: IpAddr,
+        streams: u16,
         tether: Arc<Tether>,
         sink: Sink<K::Pass>,
         patience: Duration,
@@ -145,6 +153,7 @@ impl Door {
             wake: Arc::clone(&wake),
             knock,
             peer: peer.to_canonical(),
+            most_waiting: most_waiting(streams),
             tether,
             sink,
             patience,
@@ -219,7 +228,8 @@ struct Porter<K: Knock> {
     sink: Sink<K::Pass>,
     patience: Duration,
     refused: Arc<AtomicU64>,
-    /// The oldest first; at most [`MOST_WAITING`].
+    most_waiting: usize,
+    /// The oldest first; at most `most_waiting`.
     newcomers: Vec<Newcomer<K::Said>>,
     rests_until: Option<Instant>,
 }
@@ -341,7 +351,7 @@ impl<K: Knock> Porter<K> {
         let mut newcomer = Newcomer { socket, from_peer, expires, said: K::Said::default() };
         // The proof mostly came along; who has said it never takes a place from anybody.
         match self.judge(&mut newcomer) {
-            Verdict::Waits if self.newcomers.len() >= MOST_WAITING => {
+            Verdict::Waits if self.newcomers.len() >= self.most_waiting => {
                 let evicted = match self.dispensable() {
                     Some(at) => at,
                     None if from_peer => 0,
@@ -388,15 +398,16 @@ mod tests {
         let sink = Box::new(move |preamble, stream| enter.send((preamble, stream)).unwrap_or(()));
         let owner = [127, 0, 0, 1].into();
         let (at, options, knock) = (([127, 0, 0, 1], 0).into(), SocketOptions::default(), ByPreamble::new(keys(1)));
-        let door = Door::open_with_patience(at, &options, knock, owner, Tether::free(), sink, patience);
+        let door = Door::open_with_patience(at, &options, knock, owner, STREAMS, Tether::free(), sink, patience);
         (door.unwrap(), entered)
     }
 
     fn open_at(at: SocketAddr, tether: &Arc<Tether>) -> io::Result<Door> {
         let (knock, owner) = (ByPreamble::new(keys(1)), [127, 0, 0, 1].into());
-        Door::open(at, &SocketOptions::default(), knock, owner, Arc::clone(tether), Box::new(|_, _| ()))
+        Door::open(at, &SocketOptions::default(), knock, owner, STREAMS, Arc::clone(tether), Box::new(|_, _| ()))
     }
 
+    const STREAMS: u16 = 64;
     const FOREVER: Duration = Duration::from_secs(3600);
 
     fn knock_from(source: [u8; 4], door: &Door) -> TcpStream {
@@ -467,7 +478,7 @@ mod tests {
     #[test]
     fn silent_strangers_do_not_keep_the_owner_out() {
         let (door, entered) = door(FOREVER);
-        let strangers = (0..MOST_WAITING).map(|_| knock_from([127, 0, 0, 9], &door)).collect::<Vec<_>>();
+        let strangers = (0..most_waiting(STREAMS)).map(|_| knock_from([127, 0, 0, 9], &door)).collect::<Vec<_>>();
         let mut owners = (0..10).map(|_| knock(&door)).collect::<Vec<_>>();
         // The oldest strangers made way for the owner's connections that have not spoken yet.
         strangers[..10].iter().for_each(assert_reset);

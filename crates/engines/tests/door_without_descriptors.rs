@@ -29,7 +29,7 @@ fn the_owner_gets_in_once_there_are_descriptors_again_and_nothing_spins_until_th
     let owner = [127, 0, 0, 1].into();
     let (at, options, knock) =
         (([127, 0, 0, 1], 0).into(), SocketOptions::default(), ByPreamble::new(Arc::new(keys())));
-    let door = Door::open(at, &options, knock, owner, Tether::free(), sink).unwrap();
+    let door = Door::open(at, &options, knock, owner, 64, Tether::free(), sink).unwrap();
     let mut socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
 
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

@@ -139,6 +139,57 @@ fn few_descriptors_bound_a_session_and_administration_goes_on() {
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
 }
 
+#[test]
+fn links_beyond_a_devices_share_are_refused_in_their_place_and_keep_no_other_device_out() {
+    let reflector = &Reflector::serve_with_few_files(512);
+    let other = Appliance::new().pair(reflector, reflector.address());
+    let rogue = &RogueDevice::pair(reflector);
+    let is_over = &AtomicBool::new(false);
+    let attempts = std::thread::scope(|scope| {
+        for n in 0..8 {
+            scope.spawn(move || {
+                // Known prefixes, of which each may have more connections than an unknown one.
+                let source = Ipv4Addr::new(127, 44, 0, n);
+                let mut standing = Vec::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    let Ok(mut link) = rogue.open_from(source) else { continue };
+                    let _ = link.say(&json!({ "type": "hello", "versions": [1], "software": "0.0.0" }));
+                    standing.push(link);
+                }
+            });
+        }
+        let attempts = (0..4).map(|_| other.run(&["reflectors", "check", "--json"])).collect::<Vec<_>>();
+        let status = reflector.status();
+        is_over.store(true, Ordering::Relaxed);
+        // Of 512: 112 are for links, and half of those for one device.
+        assert!(status["links"].as_u64().unwrap() <= 56 + 2, "{status:#}");
+        attempts
+    });
+    assert!(attempts.iter().all(|attempt| attempt.code == 0), "{attempts:#?}");
+    assert!(reflector.status()["refused"]["too_many_links"].as_u64().unwrap_or(0) > 0, "{:#}", reflector.status());
+}
+
+#[test]
+fn a_port_that_another_program_holds_fills_no_log_however_often_it_is_asked_for() {
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let range = held.local_addr().unwrap().port().to_string();
+    let mut reflector = Reflector::serve(&[("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", &range)]);
+    let rogue = RogueDevice::pair(&reflector);
+    let mut link = rogue.link();
+    let mut ask = request("download", 1, 1);
+    ask["spec"]["data_mode"] = json!("direct_ephemeral");
+    for _ in 0..400 {
+        link.say(&ask).unwrap();
+        assert_eq!(link.hear_a("denied").unwrap()["reason"], "no_port");
+    }
+    reflector.process().signal(rustix::process::Signal::TERM);
+    reflector.process().wait(Duration::from_secs(30)).unwrap();
+    let lines = reflector.audit().len();
+    assert!(lines < 300, "{lines} lines");
+    let more = reflector.audited("more_of_peer").iter().map(|line| line["count"].as_u64().unwrap()).sum::<u64>();
+    assert!(more > 400, "{more}");
+}
+
 /// How many threads a process has.
 fn threads(pid: rustix::process::Pid) -> usize {
     std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap().count()

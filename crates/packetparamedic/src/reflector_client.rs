@@ -182,8 +182,8 @@ impl ReflectorClient {
                 Exit::Denied,
                 "wrong_code",
                 format!("the reflector at {} did not accept the code", self.target),
-                "the code is wrong, used, expired or revoked",
-                "run `reflector pair` there again and enter the new code",
+                "the code is wrong, used, expired or revoked, or five wrong ones came from this network",
+                "run `reflector pair` there again and enter the new code; after five wrong ones, wait ten minutes",
             )),
             other => Err(self.unexpected(&other)),
         }

@@ -24,11 +24,13 @@ const UNKNOWN_LIMITS: [NetworkLimit; 3] = [
 ];
 /// What one known prefix may take: all streams of a session at once, 64 each way, and links beside them.
 const KNOWN_LIMIT: NetworkLimit = NetworkLimit { ipv6_bits: 64, places: 160, per_second: 160 };
+/// The widest network that is told apart, in bits of an IPv6 address.
+const WIDEST_BITS: u8 = 48;
 /// A connection of a full network makes way only after this long without progress: another one that is in the middle of
 /// its handshake is not interrupted.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 /// Networks whose new connections are counted; beyond that many in one second, further networks are not counted.
-const COUNTED_NETWORKS: usize = 8192;
+const COUNTED_NETWORKS: usize = 65_536;
 
 /// What one network may take.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +123,8 @@ pub struct ConnectionLimiter {
 struct Place {
     prefix: Prefix,
     is_known: bool,
+    /// Whether it has said anything: its ClientHello was read.
+    has_spoken: bool,
     /// When it last got further: accepted, ClientHello read, handshake done.
     progress_at: Duration,
 }
@@ -147,7 +151,12 @@ impl ConnectionLimiter {
     pub fn admit(&mut self, prefix: Prefix, now: Duration) -> Admission {
         self.pass_time(now);
         let is_known = self.is_known(prefix);
-        let limits = if is_known { &[KNOWN_LIMIT][..] } else { &UNKNOWN_LIMITS[..] };
+        let limits = match (is_known, prefix.0) {
+            (true, _) => &[KNOWN_LIMIT][..],
+            // An IPv4 address is one network, however long its prefix would be.
+            (false, IpAddr::V4(_)) => &UNKNOWN_LIMITS[..1],
+            (false, IpAddr::V6(_)) => &UNKNOWN_LIMITS[..],
+        };
         if !self.count_new(prefix, limits) {
             return Admission::Refuse(RefusalReason::TooFast);
         }
@@ -166,18 +175,15 @@ impl ConnectionLimiter {
             break;
         }
         let in_all = if is_known { self.known_places } else { self.unknown_places };
-        if makes_way.is_none() {
-            // In a flood every connection is young, so here the longest silent one makes way however young it is: a
-            // client that answers within a round trip is done before its turn comes.
-            let all = self.silent_longest(|place| place.is_known == is_known);
-            makes_way = all.longest.map(|(place, _)| place).filter(|_| all.count >= in_all);
+        if makes_way.is_none() && self.places.values().filter(|place| place.is_known == is_known).count() >= in_all {
+            makes_way = self.dispensable(is_known);
         }
         if let Some(place) = makes_way {
             self.places.remove(&place);
         }
         self.next += 1;
         let place = PlaceId(self.next);
-        self.places.insert(place, Place { prefix, is_known, progress_at: self.now });
+        self.places.insert(place, Place { prefix, is_known, has_spoken: false, progress_at: self.now });
         Admission::Enter { place, makes_way }
     }
 
@@ -187,6 +193,7 @@ impl ConnectionLimiter {
         let now = self.now;
         if let Some(place) = self.places.get_mut(&place) {
             place.progress_at = now;
+            place.has_spoken = true;
         }
     }
 
@@ -250,6 +257,23 @@ impl ConnectionLimiter {
             }
         }
         is_within
+    }
+
+    /// Which connection makes way when all places are taken, however young it is, for in a flood all are young: one of the
+    /// network that takes most places, so that a client alone in its network stays; then one that has said nothing, before
+    /// one that has; then the one that has been without progress for the longest time.
+    fn dispensable(&self, is_known: bool) -> Option<PlaceId> {
+        let widest = |place: &Place| network(place.prefix.0, WIDEST_BITS);
+        let mut taken = BTreeMap::<IpAddr, usize>::new();
+        let meant = || self.places.iter().filter(|(_, place)| place.is_known == is_known);
+        for (_, place) in meant() {
+            *taken.entry(widest(place)).or_default() += 1;
+        }
+        let rank = |place: &Place| {
+            let taken = taken.get(&widest(place)).copied().unwrap_or(0);
+            (std::cmp::Reverse(taken), place.has_spoken, place.progress_at)
+        };
+        meant().min_by_key(|(id, place)| (rank(place), **id)).map(|(id, _)| *id)
     }
 
     /// How many places `is_meant` means, and which of them has been without progress for the longest time.
@@ -355,6 +379,24 @@ mod tests {
             matches!(admitted, Admission::Enter { makes_way: Some(gone), .. } if gone == places[1]),
             "{admitted:?}"
         );
+        assert_eq!(limiter.counts(), (256, 0));
+    }
+
+    #[test]
+    fn a_client_that_answers_slowly_stays_however_fast_others_come() {
+        let mut limiter = limiter();
+        let slow = enter(&mut limiter, v4(1), START);
+        limiter.progressed(slow, START);
+        // A flood that says nothing, and one that speaks and goes no further, from 200 addresses each.
+        for n in 0..10_000u32 {
+            let now = Duration::from_millis(u64::from(n));
+            if let Admission::Enter { place, makes_way } = limiter.admit(v4(1000 + n % 400), now) {
+                assert_ne!(makes_way, Some(slow), "connection {n}");
+                if n % 2 == 0 {
+                    limiter.progressed(place, now);
+                }
+            }
+        }
         assert_eq!(limiter.counts(), (256, 0));
     }
 

@@ -1,7 +1,8 @@
 //! How the descriptors that the host allows are divided, so that no part of the reflector, and no device, takes those of
 //! another: the admin socket works whatever the network does. Pure.
 
-use paramedic_link::test_spec::TestSpec;
+use paramedic_engines::door;
+use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 
 /// Kept for the program's own files: listeners, database, audit log, responders, the admin socket and its clients.
 const KEPT: usize = 64;
@@ -9,10 +10,19 @@ const KEPT: usize = 64;
 const LINKS: usize = 4096;
 /// The most connections that are on their way in at once.
 const UNAUTHENTICATED: usize = 512;
-/// What a stream may take: its socket, and a pipe where its bytes go by reference.
-const PER_STREAM: usize = 3;
+/// What a stream takes: its socket, a copy by which the session's end closes it, and in a download a pipe and its event.
+fn of_stream(direction: Direction) -> usize {
+    match direction {
+        Direction::Download => 5,
+        Direction::Upload => 3,
+    }
+}
+
 /// What a session takes beside its streams: listener, responder, wake-up descriptors, a child's pipes, a log file.
 const PER_SESSION: usize = 16;
+
+/// As many as the largest session needs, and all unauthenticated connections and links that are then allowed.
+pub const ENOUGH: u64 = 1280;
 
 /// How many descriptors each part may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,21 +46,31 @@ impl Descriptors {
     }
 }
 
-/// The most descriptors that a session of this kind holds at once: only the streams of one phase stand at a time.
+/// The most descriptors that a session of this kind holds at once: only the streams of one phase stand at a time, and in
+/// direct mode connections of others stand before its port.
 pub fn of_session(spec: &TestSpec) -> usize {
-    let directions = spec.phases.iter().map(|phase| phase.load.directions().len()).max().unwrap_or(0);
-    PER_SESSION + usize::from(spec.streams) * directions * PER_STREAM
+    let of_phase = |phase: &PhaseSpec| phase.load.directions().iter().map(|direction| of_stream(*direction)).sum();
+    let each: usize = spec.phases.iter().map(of_phase).max().unwrap_or(0);
+    let waiting = match spec.data_mode {
+        DataMode::DirectEphemeral => door::most_waiting(spec.streams),
+        DataMode::Tunneled | DataMode::Unknown => 0,
+    };
+    PER_SESSION + usize::from(spec.streams) * each + waiting
 }
 
 #[cfg(test)]
 mod tests {
+    use paramedic_link::test_spec::Load;
+
     use super::*;
 
     #[test]
-    fn a_shell_with_1024_files_serves_the_largest_session() {
-        let divided = Descriptors::divide(Some(1024));
-        assert_eq!(divided, Descriptors { unauthenticated: 240, links: 240, sessions: 480 });
-        assert!(PER_SESSION + 64 * 2 * PER_STREAM <= divided.sessions);
+    fn enough_is_enough_for_the_largest_session() {
+        let phases = vec![PhaseSpec { load: Load::Bidir, duration_ms: 1_000 }];
+        let largest = TestSpec::new("tcp".try_into().unwrap(), DataMode::DirectEphemeral, phases, 64);
+        assert_eq!(of_session(&largest), 16 + 64 * 8 + 80);
+        assert!(of_session(&largest) <= Descriptors::divide(Some(ENOUGH)).sessions);
+        assert_eq!(Descriptors::divide(Some(1024)), Descriptors { unauthenticated: 240, links: 240, sessions: 480 });
     }
 
     #[test]

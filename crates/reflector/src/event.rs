@@ -113,6 +113,8 @@ pub enum Event {
     PortHeld {
         /// Which.
         port: u16,
+        /// The peer whose request met it.
+        peer: EndpointId,
     },
     /// A connection was refused; written in full up to a rate, then counted.
     Refused {
@@ -240,7 +242,7 @@ refusal_reasons! {
     Descriptors => "descriptors",
     /// No TLS handshake, or none of this protocol.
     Handshake => "handshake",
-    /// It sent nothing for longer than others, and made way for a newer connection.
+    /// All places were taken, and it made way for a newer connection.
     MadeWay => "made_way",
     /// Events that the audit log had no room for; only counted.
     NotNoted => "not_noted",

@@ -18,7 +18,8 @@ const WINDOW: Duration = Duration::from_secs(60);
 pub enum Cause {
     /// Refusals of one reason, in the audit log.
     Refusal(RefusalReason),
-    /// What a peer causes in the audit log and no quota bounds: links, and requests that wait, are denied or undone.
+    /// What a peer causes in the audit log and no quota bounds: links, requests that wait, are denied or undone, and
+    /// ports that other programs hold.
     /// Grants and ends are bounded by quotas, and always pass.
     Peer(EndpointId),
     /// What a peer causes in the program's log.
@@ -43,7 +44,8 @@ impl Cause {
             Event::LinkOpened { peer, .. }
             | Event::SessionQueued { peer, .. }
             | Event::SessionDenied { peer, .. }
-            | Event::SessionUndone { peer, .. } => Some(Cause::Peer(*peer)),
+            | Event::SessionUndone { peer, .. }
+            | Event::PortHeld { peer, .. } => Some(Cause::Peer(*peer)),
             _ => None,
         }
     }

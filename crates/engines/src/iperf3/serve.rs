@@ -61,13 +61,13 @@ impl Iperf3Serve {
             let (stage, tether) = (Arc::clone(&stage), Arc::clone(&tether));
             move |place, socket| {
                 if let Err(error) = stage.seat(place, socket) {
-                    tracing::warn!(%error, "a connection for iperf3 can't be seated");
+                    tracing::debug!(%error, "a connection for iperf3 can't be seated");
                     tether.wake();
                 }
             }
         };
         // The port is claimed first: it may be a stranger's.
-        let door = Door::open(claim, &options, knock, peer, Arc::clone(&tether), Box::new(sink))?;
+        let door = Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&tether), Box::new(sink))?;
         let pair = LoginPair::of_process().map_err(io::Error::other)?;
         let wanted = if spec.login_paddings.is_empty() { &[LoginPadding::Pkcs1] } else { &spec.login_paddings[..] };
         let padding = wanted.iter().copied().find(|padding| program.server_paddings().contains(padding));

@@ -41,7 +41,7 @@ impl TcpServe {
                 let knock = ByPreamble::new(keys);
                 let of_streams = options.clone();
                 let sink = move |preamble, stream| seat(&roster, &of_streams, preamble, DataStream::Plain(stream));
-                Some(Door::open(claim, &options, knock, peer, Arc::clone(&tether), Box::new(sink))?)
+                Some(Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&tether), Box::new(sink))?)
             }
             None => None,
         };
@@ -71,7 +71,7 @@ fn seat(roster: &Roster, options: &SocketOptions, preamble: Preamble, stream: Da
     match options.apply(stream.socket()) {
         Ok(()) => roster.admit(preamble.phase, preamble.stream, stream),
         // Such a stream would not carry what was asked for.
-        Err(error) => tracing::warn!(%error, "a data connection does not take its options"),
+        Err(error) => tracing::debug!(%error, "a data connection does not take its options"),
     }
 }
 

@@ -206,7 +206,11 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_link::EndpointId;
+
     use super::*;
+
+    const PEER: EndpointId = EndpointId::from_bytes([7; 32]);
 
     fn line(head: Head, event: &Event) -> (Vec<u8>, Head) {
         let mut text = Vec::new();
@@ -217,7 +221,7 @@ mod tests {
     }
 
     fn port_held(port: u16) -> Event {
-        Event::PortHeld { port }
+        Event::PortHeld { port, peer: PEER }
     }
 
     #[test]
@@ -226,7 +230,7 @@ mod tests {
         let text = String::from_utf8(text).unwrap();
         let zeros = "0".repeat(64);
         let expected = format!(
-            r#"{{"seq":1,"ts":"2026-01-31T12:00:00.123Z","event":"port_held","port":5201,"prev":"{zeros}","hash":"{}"}}"#,
+            r#"{{"seq":1,"ts":"2026-01-31T12:00:00.123Z","event":"port_held","port":5201,"peer":"{PEER}","prev":"{zeros}","hash":"{}"}}"#,
             head.hash_hex()
         );
         assert_eq!(text, expected);

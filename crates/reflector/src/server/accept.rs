@@ -9,7 +9,7 @@ use anyhow::Context;
 use paramedic_link::tls::{self, Alpn};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::place::{Handshaken, Place};
@@ -86,7 +86,6 @@ fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Soc
 /// Takes connections until it is dropped.
 pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) {
     let Ok(local) = listener.local_addr() else { return };
-    let acceptor = TlsAcceptor::from(tls);
     loop {
         let room = server.room.notified();
         match listener.accept().await {
@@ -95,8 +94,8 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
                 // Judged here and not in a task: refusing thousands of connections costs no more than accepting them.
                 match Place::take(&server, from) {
                     Ok(place) => {
-                        let (server, acceptor) = (Arc::clone(&server), acceptor.clone());
-                        tokio::spawn(async move { enter(server, acceptor, socket, from, local, place).await });
+                        let (server, tls) = (Arc::clone(&server), Arc::clone(&tls));
+                        tokio::spawn(async move { enter(server, tls, socket, from, local, place).await });
                     }
                     Err(reason) => {
                         server.refuse(from, reason, None);
@@ -117,7 +116,7 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
 /// One connection, from its place to its end.
 async fn enter(
     server: Arc<Server>,
-    acceptor: TlsAcceptor,
+    tls: Arc<rustls::ServerConfig>,
     socket: TcpStream,
     from: IpAddr,
     local: SocketAddr,
@@ -126,7 +125,12 @@ async fn enter(
     let begun = tokio::time::Instant::now();
     // Small messages of the control link must not wait for one another.
     let _ = socket.set_nodelay(true);
-    let accept = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket));
+    let shake_hands = async {
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
+        place.progressed();
+        hello.into_stream(tls).await
+    };
+    let accept = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands);
     let reason = match place.while_held(accept).await {
         Some(Ok(Ok(stream))) => match who(&stream) {
             Some((alpn, peer)) => {

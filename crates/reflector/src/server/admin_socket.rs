@@ -216,7 +216,8 @@ pub(super) async fn run(server: Arc<Server>, admin: Admin) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "the admin socket can't accept");
+                tracing::debug!(%error, "the admin socket can't accept");
+                server.refuse(std::net::Ipv4Addr::LOCALHOST.into(), RefusalReason::Descriptors, None);
                 let _ = tokio::time::timeout(Duration::from_secs(1), room).await;
             }
         }

@@ -95,10 +95,31 @@ pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
             return;
         }
     };
+    let (sender, orders) = mpsc::unbounded_channel();
+    let Some(id) = register(&server, peer, sender) else {
+        refuse(RefusalReason::TooManyLinks);
+        // It keeps its place, and is counted there, until it is gone; it is not waited for.
+        let detail = PeerText::new("too many links stand already");
+        let close = ToAppliance::Close { reason: CloseReason::Protocol, detail };
+        let _ = place.while_held(tokio::time::timeout(GOODBYE, framed.send(&close))).await;
+        return;
+    };
     place.settle();
-    let id = LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed));
     let span = tracing::info_span!("link", %peer, %from);
-    Connection::open(server, framed, id, peer, from, local).serve(&versions, paired).instrument(span).await;
+    Connection::open(server, framed, id, peer, from, local, orders).serve(&versions, paired).instrument(span).await;
+}
+
+/// Puts a link into the list of links, unless there are too many, of this device or in all.
+fn register(server: &Server, peer: EndpointId, orders: mpsc::UnboundedSender<Order>) -> Option<LinkId> {
+    let mut links = lock(&server.links);
+    let of_peer = links.values().filter(|link| link.peer == peer).count();
+    // No device takes more than half of them all.
+    if of_peer >= LINKS_OF_A_PEER.min(server.max_links / 2) || links.len() >= server.max_links {
+        return None;
+    }
+    let id = LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed));
+    links.insert(id, Link { peer, orders });
+    Some(id)
 }
 
 /// The one answer to a client that is not paired, whatever it said and however it was judged: always the same, and
@@ -194,11 +215,10 @@ impl Connection {
         peer: EndpointId,
         from: IpAddr,
         local: SocketAddr,
+        orders: mpsc::UnboundedReceiver<Order>,
     ) -> Self {
         // A wildcard listener: the address that the link really came in on is where its data must go.
         let local = framed.stream().get_ref().0.local_addr().unwrap_or(local);
-        let (sender, orders) = mpsc::unbounded_channel();
-        lock(&server.links).insert(id, Link { peer, orders: sender });
         server.places.limiter().link_opened(Prefix::of(from));
         let run_events = mpsc::unbounded_channel();
         Self {
@@ -250,21 +270,11 @@ impl Connection {
         }
     }
 
-    /// Whether this link may stand, now that it is in the list of links. Waits for nothing: links that wait for a disk
-    /// count, too.
+    /// Whether this link may stand, now that it is in the list of links.
     fn enter(&self) -> Next {
         // Whoever was removed between being judged and standing in the list was not cut off by it.
         if !self.server.peers.is_paired(self.peer) {
             return Next::Close(CloseReason::PeerRemoved, "this device is no longer paired");
-        }
-        let (of_peer, in_all) = {
-            let links = lock(&self.server.links);
-            (links.values().filter(|link| link.peer == self.peer).count(), links.len())
-        };
-        // No device takes more than half of them all.
-        if of_peer > LINKS_OF_A_PEER.min(self.server.max_links / 2) || in_all > self.server.max_links {
-            self.server.refuse(self.from, RefusalReason::TooManyLinks, Some(self.peer));
-            return Next::Close(CloseReason::Protocol, "too many links stand already");
         }
         Next::Go
     }

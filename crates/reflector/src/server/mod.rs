@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use crate::audit::{Audit, Sizes};
 use crate::config::Config;
 use crate::connection_limiter::{ConnectionLimiter, Prefix};
-use crate::descriptors::Descriptors;
+use crate::descriptors::{self, Descriptors};
 use crate::event::{Event, RefusalReason};
 use crate::event_throttle::{Cause, EventThrottle, LeftOut};
 use crate::known_prefixes::KnownPrefixes;
@@ -49,9 +49,6 @@ use test_run::Running;
 /// How long the last links and teardowns may take when everything ends: a peer that doesn't read, or a disk that
 /// doesn't write, must not keep the reflector from stopping.
 const STOPPING: Duration = Duration::from_secs(5);
-
-/// As many open files as all unauthenticated connections and the largest session take.
-const ENOUGH_DESCRIPTORS: u64 = 1024;
 
 /// What every task of the server works with.
 struct Server {
@@ -301,7 +298,7 @@ fn allow_many_descriptors() -> Option<u64> {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let allowed = getrlimit(Resource::Nofile).current;
-    if let Some(allowed) = allowed.filter(|allowed| *allowed < ENOUGH_DESCRIPTORS) {
+    if let Some(allowed) = allowed.filter(|allowed| *allowed < descriptors::ENOUGH) {
         tracing::warn!(
             allowed,
             "few open files are allowed: large sessions are refused (LimitNOFILE raises the limit)"
@@ -485,6 +482,11 @@ impl Server {
         let seen = {
             let mut known = lock(&self.known_prefixes);
             let Some(seen) = known.note(peer, prefix, now) else { return };
+            if !self.peers.is_paired(peer) {
+                // It was removed since the link was judged.
+                known.remove_peer(peer);
+                return;
+            }
             self.places.limiter().set_known(known.all(now));
             seen
         };

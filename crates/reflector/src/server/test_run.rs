@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use paramedic_engines::claim;
 use paramedic_engines::data_stream::DataStream;
@@ -23,6 +24,9 @@ use crate::sessions::{LinkId, Reservation};
 /// The largest slice of bytes that a session leases at once, more than a second at 400 Gbit/s; `sessions` may give less. To
 /// write one down takes the processor and the disk away from what is measured, so few are better than many.
 const LARGEST_LEASE: u64 = 64 << 30;
+
+/// How long after a lease could not be written it is tried again, while bytes of an earlier one are left.
+const LEASE_RETRY: Duration = Duration::from_secs(1);
 
 /// One granted session.
 pub(super) struct Running {
@@ -185,13 +189,20 @@ impl Running {
             }
             let leased = server.sessions().lease(self.session, LARGEST_LEASE, server.now());
             let bytes = match leased {
-                Ok(lease) => {
-                    if let Err(error) = server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
+                Ok(lease) => match server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
+                    Ok(()) => lease.bytes,
+                    // What was leased before may still flow; until it has, the disk may be well again.
+                    Err(_) if !self.tether.is_dry() => {
+                        server.sessions().return_lease(self.session, lease);
+                        drop(is_over);
+                        let _ = tokio::time::timeout(LEASE_RETRY, self.wants_lease.notified()).await;
+                        continue;
+                    }
+                    Err(error) => {
                         tracing::error!(%error, session = %self.session, "a lease can't be written");
                         return Err(EndReason::Failed);
                     }
-                    lease.bytes
-                }
+                },
                 // All bytes of the day are leased; what this session has of them may still flow.
                 Err(EndReason::BytesPerDay) if !self.tether.is_dry() => 0,
                 Err(reason) => return Err(reason),

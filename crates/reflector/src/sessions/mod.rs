@@ -137,7 +137,7 @@ impl Sessions {
         };
         self.changed = true;
         self.ports.give_back_held(port, now.mono);
-        self.events.push(Event::PortHeld { port });
+        self.events.push(Event::PortHeld { port, peer: held.peer });
         held.tried.insert(port);
         held.port = self.ports.take(&held.tried, now.mono);
         if held.port.is_some() {
@@ -253,6 +253,16 @@ impl Sessions {
         let leased = held.leased.entry(day).or_default();
         *leased = leased.saturating_add(bytes);
         Ok(Lease { bytes, day })
+    }
+
+    /// Takes back a lease that could not be written: its bytes never flowed.
+    pub fn return_lease(&mut self, session: SessionId, lease: Lease) {
+        if let Some(held) = self.held.get_mut(&session)
+            && let Some(leased) = held.leased.get_mut(&lease.day)
+        {
+            *leased = leased.saturating_sub(lease.bytes);
+            self.bytes.refund(held.peer, lease.day, lease.bytes);
+        }
     }
 
     /// The session is being torn down for this reason; whatever happens to it from here on is none.

@@ -12,6 +12,9 @@ use super::claims::{self, Impossible};
 use super::rates::bytes_of;
 use crate::document::{Event, IntervalReading, UdpResult};
 
+/// What an end that broke off may have sent beyond its count: a write of a mebibyte on each of 64 streams.
+const UNDER_WAY_BYTES: u64 = 64 << 20;
+
 /// One phase.
 pub(crate) struct PhaseRecord {
     /// What was put on the path.
@@ -127,24 +130,37 @@ impl PhaseRecord {
         }
     }
 
-    /// Whether what the other end counted can be true, held beside what this end did.
+    /// Whether what the other end counted can be true, compared with what this end did. Also where the phase did not come
+    /// to its end, and where the other end says that it did not: that is a claim, too.
     pub(crate) fn check_tallies(&self) -> Result<(), Impossible> {
+        let is_cut = |tally: &Option<PhaseTally>| tally.as_ref().is_none_or(|tally| tally.cut_short.is_some());
         for direction in self.load.directions() {
-            let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(*direction));
-            let Some(theirs) = theirs else { continue };
-            claims::count(theirs.count, self.asked)?;
-            let (Some(sender), Some(receiver)) = self.ends(*direction) else { continue };
-            // Two who count differently need not count the same, and an end that broke off counts no further. Who counts
-            // here is known; who counts there is a claim.
             let own = self.own.as_ref().and_then(|tally| tally.direction(*direction));
-            if own.is_some_and(|own| own.counted_by.is_some()) || self.cut_short().is_some() {
-                continue;
+            let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(*direction));
+            if let Some(theirs) = theirs {
+                claims::count(theirs.count, self.asked)?;
             }
-            claims::received_of_sent("bytes", receiver.count.bytes, sender.count.bytes)?;
-            claims::received_of_sent("bytes", bytes_of(self.received[*direction as usize].iter()), sender.count.bytes)?;
+            // Two who count differently need not count the same.
+            let Some(own) = own.filter(|own| own.counted_by.is_none()) else { continue };
+            let claimed = bytes_of(self.received[*direction as usize].iter());
+            match direction {
+                Direction::Upload => {
+                    // An end that broke off may have had writes under way that it does not count.
+                    let under_way = if is_cut(&self.own) { UNDER_WAY_BYTES } else { 0 };
+                    let sent = own.count.bytes.saturating_add(under_way);
+                    claims::received_of_sent("bytes", claimed, sent)?;
+                    claims::received_of_sent("bytes", theirs.map_or(0, |theirs| theirs.count.bytes), sent)?;
+                }
+                Direction::Download => {
+                    // A sender that broke off counts no further.
+                    let Some(theirs) = theirs.filter(|_| !is_cut(&self.theirs)) else { continue };
+                    claims::received_of_sent("bytes", own.count.bytes.max(claimed), theirs.count.bytes)?;
+                }
+            }
+            let (Some(sender), Some(receiver)) = self.ends(*direction) else { continue };
             let sent = sender.datagrams.as_ref().and_then(|datagrams| datagrams.sent);
             let received = receiver.datagrams.as_ref().and_then(|datagrams| datagrams.received);
-            if let (Some(sent), Some(received)) = (sent, received) {
+            if let (Some(sent), Some(received), false) = (sent, received, is_cut(&self.own) || is_cut(&self.theirs)) {
                 claims::received_of_sent("datagrams", received, sent)?;
             }
         }
@@ -264,6 +280,30 @@ mod tests {
         assert!(upload.check(&received(100_000, u64::MAX)).is_err());
         assert!(upload.check(&received(u64::MAX, 1)).is_err());
         assert_eq!(upload.check(&received(0, u64::MAX)), Ok(()), "no time passed: it is not kept");
+    }
+
+    #[test]
+    fn a_claim_is_held_against_what_was_sent_however_the_phase_ended() {
+        let tally = |bytes, cut_short: Option<&str>| PhaseTally {
+            upload: Some(DirectionTally {
+                count: paramedic_link::measurement::Count { bytes, elapsed_us: 1_000_000 },
+                ..DirectionTally::default()
+            }),
+            cut_short: cut_short.map(PeerText::new),
+            ..PhaseTally::default()
+        };
+        let mut upload = record(Load::Upload);
+        // The other end says that it broke off.
+        upload.own = Some(tally(1000, None));
+        upload.theirs(tally(2000, Some("because")));
+        assert!(upload.check_tallies().is_err());
+        // It says nothing at the end, and claimed too much before.
+        let mut upload = record(Load::Upload);
+        upload.own = Some(tally(1000, Some("the link is gone")));
+        upload.note(&received(100_000, 1000 + UNDER_WAY_BYTES));
+        assert_eq!(upload.check_tallies(), Ok(()), "writes may have been under way");
+        upload.note(&received(200_000, 1));
+        assert!(upload.check_tallies().is_err());
     }
 
     #[test]

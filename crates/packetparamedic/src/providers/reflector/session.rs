@@ -191,6 +191,11 @@ impl Session {
         if self.keeps_raw {
             record.raw = self.drive.raw(number);
         }
+        // A claim is held against what was sent however the phase ended: its end is in the reflector's hands, too.
+        let end = match (end, record.check_tallies()) {
+            (Err(_), Err(claim)) => Err(bad_report(self.client.address(), &claim)),
+            (end, _) => end,
+        };
         if end.as_ref().is_err_and(|failure| failure.code == BAD_REPORT) {
             record.forget_claims();
         }
