@@ -377,23 +377,6 @@ impl Store {
         self.conclude(change, removed).await
     }
 
-    /// Takes back [`Store::add_peer`], and with it the line that it owes: no one was told of it.
-    pub async fn take_back_peer(&self, id: EndpointId) -> Result<(), StoreError> {
-        let mut change = self.begin("taking back a peer").await?;
-        let taken = async {
-            sqlx::query("DELETE FROM peers WHERE id = $1").bind(&id.as_bytes()[..]).execute(&mut *change.work).await?;
-            sqlx::query(
-                "DELETE FROM outbox \
-                 WHERE json_extract(event, '$.event') = 'peer_added' AND json_extract(event, '$.peer') = $1",
-            )
-            .bind(id.to_string())
-            .execute(&mut *change.work)
-            .await
-        };
-        let taken = taken.await;
-        self.conclude(change, taken.map(drop)).await
-    }
-
     /// Gives a peer another name; `false` where there is no such peer.
     pub async fn rename_peer(&self, id: EndpointId, name: &PeerText) -> Result<bool, StoreError> {
         if !is_name(name.as_str()) {
@@ -1180,8 +1163,6 @@ mod tests {
         // What changes nothing owes nothing.
         store.remove_peer(id(1)).await.unwrap();
         store.rename_peer(id(1), &"cellar".into()).await.unwrap();
-        store.add_peer(id(2), &"refused".into(), "code").await.unwrap();
-        store.take_back_peer(id(2)).await.unwrap();
         drop(store);
         let store = open(&folder).await;
         let owed = store.owed_lines().await.unwrap();

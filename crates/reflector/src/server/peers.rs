@@ -161,7 +161,9 @@ impl Peers {
 
     async fn take_back(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
         while let Some(peer) = unsettled.take_back.first().copied() {
-            self.store.take_back_peer(peer).await?;
+            // The line that could not be recorded may stand in the log all the same, where its sync or its head failed: it
+            // stays owed, and the line of the removal is owed behind it.
+            self.store.remove_peer(peer).await?;
             unsettled.take_back.remove(&peer);
         }
         Ok(())
