@@ -52,7 +52,6 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let written = logged(&reflector) - written;
     let mut measured = Measured::default();
     measured.note(format!("limit {LIMIT}, {CONNECTIONS} connections, at most {most} descriptors in use"));
-    anyhow::ensure!(most >= LIMIT as usize - 8, "the limit was not felt: {most} descriptors");
     measured.time(scale, used <= MOST_CPU, format!("{:.1} % of a core", used * 100.0));
     match again {
         Some(after) => {
