@@ -15,6 +15,8 @@ use crate::target::{HOME, Target, granted, peer_of, request};
 
 /// Sessions at once.
 const THREADS: usize = 4;
+/// Threads for blocking work that the runtime may keep.
+const KEPT_THREADS: u64 = 2;
 /// A phase of a session.
 const PHASE_MS: u32 = 250;
 /// What resident memory may grow by in ten minutes.
@@ -83,7 +85,8 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let text = format!("memory {quarters} MiB by quarters, slope {:+.2} MiB in 10 min", grown / MOST);
     measured.time(scale, grown <= MOST, text);
     measured.outcome(after.0 <= before.0, format!("descriptors {} to {}", before.0, after.0));
-    measured.outcome(after.1 <= before.1, format!("threads {} to {}", before.1, after.1));
+    // The runtime keeps threads for blocking work as it needs them; a session that left one behind would show in hundreds.
+    measured.outcome(after.1 <= before.1 + KEPT_THREADS, format!("threads {} to {}", before.1, after.1));
     measured.outcome(children == 0, format!("{children} children"));
     Ok(measured)
 }
