@@ -9,6 +9,7 @@ pub mod echo;
 pub mod engine;
 pub mod host_facts;
 pub mod iperf3;
+pub mod memory;
 pub mod origin;
 pub mod quantity;
 pub mod self_test;

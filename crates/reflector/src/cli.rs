@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use paramedic_engines::memory;
 use paramedic_link::state_folder::{self, Change, StateFolderError};
 use paramedic_link::{EndpointId, PeerText, key_file};
 use serde::Serialize;
@@ -332,6 +333,7 @@ fn serve(flags: &Flags) -> Result<(), Failure> {
     start_log(&config);
     let config = with_state(config)?;
     let key = identity(&config)?;
+    memory::share_arenas();
     let listen = config.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {

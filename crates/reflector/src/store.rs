@@ -28,6 +28,9 @@ use crate::known_prefixes::Seen;
 const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
 /// How many days of usage are remembered; limits look at one.
 const USAGE_DAYS_KEPT: u32 = 31;
+/// Pages that a connection keeps in memory, in KiB. SQLite's own 2,000 fill over weeks and look like a leak; what a
+/// change touches fits in this.
+const CACHE_KIB: u32 = 256;
 /// How long to wait for another process that writes the file just now. Reading it, as a backup does, blocks no one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a change waits for those before it. With [`BUSY_TIMEOUT`] it bounds how long a caller waits at all.
@@ -168,6 +171,7 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             // In WAL mode, anything less than FULL may forget the last commits when the power fails.
             .synchronous(SqliteSynchronous::Full)
+            .pragma("cache_size", format!("-{CACHE_KIB}"))
             .busy_timeout(BUSY_TIMEOUT);
         let store = Self::connect(path, options, lock).await?;
         match store.prepare().await {

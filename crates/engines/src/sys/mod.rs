@@ -73,6 +73,18 @@ pub(crate) fn pace(socket: impl AsFd, bytes_per_s: u64) -> io::Result<()> {
     set(socket, libc::SO_MAX_PACING_RATE, bytes_per_s)
 }
 
+/// Limits how many arenas the allocator makes (mallopt(3), `M_ARENA_MAX`). False where it has no such limit.
+pub(crate) fn limit_arenas(most: u16) -> bool {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers and touches no memory of ours.
+    return unsafe { libc::mallopt(libc::M_ARENA_MAX, libc::c_int::from(most)) } == 1;
+    #[cfg(not(target_env = "gnu"))]
+    {
+        let _ = most;
+        false
+    }
+}
+
 /// Sets an option of level `SOL_SOCKET` whose value is a plain integer.
 fn set<T: Integer>(socket: impl AsFd, option: libc::c_int, value: T) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed and so open for the call, which reads `size_of::<T>()` bytes of an initialised
@@ -146,6 +158,12 @@ mod tests {
     fn the_kernel_tells_of_its_clock() {
         let state = clock_state().unwrap();
         assert!(state.max_error_us > 0, "no clock is without error: {state:?}");
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn the_allocator_takes_a_limit_of_arenas() {
+        assert!(limit_arenas(2));
     }
 
     #[test]
