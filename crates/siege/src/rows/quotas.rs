@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
-use lab::{Appliance, Reflector};
+use lab::{Appliance, Reflector, TwoHosts};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use reflector::sessions::{Answer, Limits, LinkId, Now, Past, Sessions};
@@ -21,6 +21,10 @@ const SLOTS: u32 = 5;
 const TESTS_AN_HOUR: u32 = 3;
 const BYTES_A_DAY: u64 = 1_000_000_000;
 const PORTS: std::ops::RangeInclusive<u16> = 5201..=5203;
+/// Headers of a data packet on the veth link: Ethernet's, IPv4's, and TCP's with timestamps.
+const HEADERS: u64 = 14 + 20 + 32;
+/// What a charge may differ by from the interface's bytes: one part of this many.
+const CHARGE_PARTS: u64 = 200;
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
@@ -34,6 +38,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     measured.note(format!("{races} races of {REQUESTS} requests, {granted} granted"));
     measured.outcome(granted > 0, "some are granted");
     measured.outcome(over == 0, format!("{over} races with more than is allowed"));
+    charge(&mut measured)?;
     kill(&mut measured)?;
     Ok(measured)
 }
@@ -116,6 +121,43 @@ fn race_once(race: u64) -> anyhow::Result<Raced> {
             of(device).count() > TESTS_AN_HOUR as usize || of(device).map(|grant| grant.3).sum::<u64>() > BYTES_A_DAY
         });
     Ok(Raced { granted: grants.len() as u64, is_over })
+}
+
+/// Bytes that tests are charged, beside what the reflector's interface counted.
+fn charge(measured: &mut Measured) -> anyhow::Result<()> {
+    let Some(hosts) = TwoHosts::new() else {
+        measured.note("the charge beside the interface's counters: skipped, needs root");
+        return Ok(());
+    };
+    // A shaper cuts what the host would send in one piece into packets, each with its headers.
+    hosts.near.shape("200mbit", "50ms");
+    hosts.far.shape("200mbit", "50ms");
+    let settings = [("MODE", "direct_ephemeral"), ("MAX_BYTES_PER_DAY", "10GB"), ("MAX_TESTS_PER_HOUR", "10")];
+    let reflector = Reflector::serve_on(&["0.0.0.0:4000"], Some(&hosts.near.netns), &settings);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &format!("{}:4000", hosts.near.v4));
+    let charged = || reflector.status()["sessions"]["bytes_today"].as_u64().unwrap_or_default();
+    for (direction, way) in [("download", "tx"), ("upload", "rx")] {
+        let counted = || {
+            let of = |what: &str| hosts.near.interface_counter(&format!("{way}_{what}"));
+            (of("bytes"), of("packets"))
+        };
+        let (before, charged_before) = (counted(), charged());
+        let test = [&format!("--{direction}"), "-t", "2", "-P", "4", "--idle", "0", "--probe-interval", "0"];
+        let outcome = appliance.speed_test(&test);
+        anyhow::ensure!(outcome.code == 0, "{outcome:?}");
+        let (after, charge) = (counted(), charged() - charged_before);
+        let result = outcome.json();
+        let number = |name: &str| result[direction][name].as_u64().unwrap_or_default();
+        // A segment that is sent again after a loss crosses the link twice and is charged once.
+        let again = number("retransmits") * number("mss");
+        let seen = (after.0 - before.0).saturating_sub(HEADERS * (after.1 - before.1)).saturating_sub(again);
+        let text = format!(
+            "{direction}: {charge} bytes charged, {seen} on the interface ({:+.3} %)",
+            (charge as f64 / seen as f64 - 1.0) * 100.0
+        );
+        measured.outcome(charge > 0 && charge.abs_diff(seen) <= seen / CHARGE_PARTS, text);
+    }
+    Ok(())
 }
 
 /// A kill in the middle of a test: what was used stays charged, and the device is served again.
