@@ -17,6 +17,7 @@ pub mod stats;
 pub mod tether;
 
 mod counting;
+mod phase;
 mod quota;
 mod socket;
 mod sys;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paramedic_link::admission::{LoginPadding, LoginTerms, Preamble};
-use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use rustix::process::Signal;
 
@@ -22,14 +22,10 @@ use crate::door::Door;
 use crate::echo::quiet_phase;
 use crate::engine::{Progress, Report, Serve, ServeOrder};
 use crate::host_facts::CpuClock;
+use crate::phase::{CONNECT_TIMEOUT, DRAIN_TIMEOUT, EARLY_END, Sampler, micros};
 use crate::socket::{self, SocketOptions};
 use crate::tether::Tether;
 
-const INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
-/// How long payload may still come when its time is over.
-const DRAIN: Duration = Duration::from_secs(3);
-/// How long the streams of a phase may take until they stand.
-const GATHERING: Duration = Duration::from_secs(10);
 /// How long a server may take until it listens; the appliance hears nothing meanwhile, and gives up after ten seconds.
 const STARTING: Duration = Duration::from_secs(6);
 
@@ -111,7 +107,7 @@ impl Iperf3Serve {
         }
         let is_decided =
             || self.stage.standing().0.is_some() || self.stage.ending().is_some() || self.stage.complaint().is_some();
-        self.tether.wait_until(Instant::now() + GATHERING, is_decided);
+        self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, is_decided);
         let Some(begin) = self.stage.standing().0 else {
             return nothing_moved(phase, &self.why_not_standing());
         };
@@ -119,10 +115,10 @@ impl Iperf3Serve {
         let mut watch = Watch::new(phase, begin);
         let deadline = begin + phase.duration() + GRACE;
         while self.stage.ending().is_none() && !self.tether.is_cut() && Instant::now() < deadline {
-            self.tether.wait_until(watch.next_sample.min(deadline), || self.stage.ending().is_some());
+            self.tether.wait_until(watch.sampler.due().min(deadline), || self.stage.ending().is_some());
             let came = self.look(&mut watch, report);
             // Results may take their time; payload was to end.
-            if came > 0 && Instant::now() > watch.until + DRAIN {
+            if came > 0 && Instant::now() > watch.until + DRAIN_TIMEOUT {
                 break;
             }
         }
@@ -165,7 +161,7 @@ impl Iperf3Serve {
         match self.stage.ending() {
             Some(Ending { complaint: Some(complaint), .. }) => format!("the reflector's iperf3 says: {complaint}"),
             Some(_) => "the reflector's iperf3 ended before the test began".to_owned(),
-            None => format!("only {standing} of iperf3's streams came within {} s", GATHERING.as_secs()),
+            None => format!("only {standing} of iperf3's streams came within {} s", CONNECT_TIMEOUT.as_secs()),
         }
     }
 
@@ -202,7 +198,7 @@ impl Iperf3Serve {
                 counted_by: Some(COUNTED_BY_SOCKET.into()),
             })
         };
-        let too_short = ending.at.is_some_and(|ended| ended + EARLY < watch.until);
+        let too_short = ending.at.is_some_and(|ended| ended + EARLY_END < watch.until);
         let why = if self.tether.is_cut() {
             Some(SESSION_OVER.to_owned())
         } else if !in_time {
@@ -219,9 +215,6 @@ impl Iperf3Serve {
         }
     }
 }
-
-/// An end that comes this much before its time is no end of a test.
-const EARLY: Duration = Duration::from_secs(2);
 
 impl Serve for Iperf3Serve {
     fn login(&self) -> Option<LoginTerms> {
@@ -271,10 +264,8 @@ struct Watch {
     begin: Instant,
     until: Instant,
     clock: CpuClock,
-    next_sample: Instant,
+    sampler: Sampler,
     totals: [u64; 2],
-    /// What the last sample told.
-    told: [u64; 2],
     last: [Option<Instant>; 2],
 }
 
@@ -285,9 +276,8 @@ impl Watch {
             begin,
             until: begin + phase.duration(),
             clock: CpuClock::start(),
-            next_sample: begin + INTERVAL,
+            sampler: Sampler::new(begin, begin + phase.duration()),
             totals: [0; 2],
-            told: [0; 2],
             last: [None; 2],
         }
     }
@@ -305,32 +295,15 @@ impl Watch {
         fresh
     }
 
-    /// Tells a sample of each direction when one is due, as long as the phase lasts.
+    /// Reports the samples that are due.
     fn tell(&mut self, now: Instant, report: Report<'_>) {
-        if now < self.next_sample {
-            return;
-        }
-        // A sample that came late is not made up for: it is longer, and says so.
-        let is_in_time = self.next_sample <= self.until;
-        while self.next_sample <= now {
-            self.next_sample += INTERVAL;
-        }
-        if !is_in_time {
-            return;
-        }
-        let at_us = micros(now - self.begin);
+        let samples = self.sampler.look(now, self.totals.map(Some));
         for direction in self.load.directions() {
-            let at = *direction as usize;
-            let sample = Sample { at_us, bytes: self.totals[at] - self.told[at] };
-            self.told[at] = self.totals[at];
+            let Some(sample) = samples[*direction as usize] else { continue };
             report(match direction {
                 Direction::Download => Progress::Sent(*direction, sample),
                 Direction::Upload => Progress::Received(*direction, sample),
             });
         }
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

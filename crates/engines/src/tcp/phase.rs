@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::receiver::{self, Received};
@@ -18,18 +18,12 @@ use crate::counting::{Counter, SESSION_OVER, ThreadUse};
 use crate::data_stream::DataStream;
 use crate::engine::{Progress, Report};
 use crate::host_facts::CpuClock;
+use crate::phase::{DRAIN_TIMEOUT, EARLY_END, SAMPLE_INTERVAL, Sampler, micros};
 use crate::socket;
 use crate::tether::Tether;
 
-const INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
-/// How long after its time a receiver still takes what is on the way.
-const DRAIN: Duration = Duration::from_secs(3);
 /// How much longer a sender waits to hear that all was taken.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// An end that comes this much before its time is no end of a phase but somebody dying: both ends begin within less of
-/// each other, even when the word that it begins was lost once or twice, or a busy host was late to hear it. In a
-/// phase that is not longer than this, who died is told by the tally that never comes.
-const EARLY: Duration = Duration::from_secs(2);
 
 /// The streams of a phase by what this end does with them.
 pub(super) struct Traffic {
@@ -70,7 +64,7 @@ pub(super) struct Course<'a> {
 impl Course<'_> {
     /// The failure that a clean end is at `now`, if it came long before its time.
     pub(super) fn ended_early(&self, now: Instant) -> Option<io::Error> {
-        (now + EARLY < self.until)
+        (now + EARLY_END < self.until)
             .then(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending"))
     }
 
@@ -148,7 +142,7 @@ pub(super) fn run(
         let Some((direction, standing)) = lane else { continue };
         let sockets = standing.iter().map(|standing| standing.stream.socket().try_clone());
         let sockets = sockets.collect::<io::Result<Vec<_>>>().inspect_err(|error| course.note(error));
-        let give_up = course.until + DRAIN + if sends { FAREWELL } else { Duration::ZERO };
+        let give_up = course.until + DRAIN_TIMEOUT + if sends { FAREWELL } else { Duration::ZERO };
         let counters = standing.iter().map(|_| Counter::default()).collect();
         let sockets = sockets.unwrap_or_default();
         let leads = sends.then(|| sockets.iter().map(Lead::new).collect());
@@ -236,38 +230,35 @@ fn watch(course: &Course<'_>, lanes: &[Lane], report: Report<'_>) {
         return;
     }
     let all_ended = || lanes.iter().all(Lane::has_ended);
-    let mut totals = lanes.iter().map(|_| 0).collect::<Vec<u64>>();
-    let mut tick = 1;
+    let mut before = [0; 2];
+    let mut sampler = Sampler::new(course.begin, course.until);
     loop {
-        let due = course.begin + INTERVAL * tick;
         let done = || all_ended() || course.failed.load(Ordering::SeqCst);
-        if course.tether.wait_until(due, done) || course.tether.is_cut() {
+        if course.tether.wait_until(sampler.due(), done) || course.tether.is_cut() {
             break;
         }
         let now = Instant::now();
-        for (lane, before) in lanes.iter().zip(&mut totals) {
-            let total = lane.total();
-            let came = total - *before;
+        let mut totals = [None; 2];
+        for lane in lanes {
+            let (total, at) = (lane.total(), lane.direction as usize);
             if let Some(leads) = &lane.leads {
                 listen_for_acknowledgements(course.tether, lane);
                 let streams = leads.iter().zip(&lane.sockets).zip(&lane.counters);
                 streams.for_each(|((lead, socket), counter)| lead.adapt(socket, counter.read()));
-            } else if came > 0 {
+            } else if total > before[at] {
                 course.tether.heard();
             }
-            // Once a sender is done the load is no longer what was asked for: that interval says nothing.
-            if due <= course.until && lane.ended.load(Ordering::SeqCst) == 0 {
-                let sample = Sample { at_us: micros(now - course.begin), bytes: came };
-                let of = if lane.leads.is_some() { Progress::Sent } else { Progress::Received };
-                report(of(lane.direction, sample));
-            }
-            *before = total;
+            before[at] = total;
+            totals[at] = (lane.ended.load(Ordering::SeqCst) == 0).then_some(total);
             if now >= lane.give_up && !lane.has_ended() {
                 lane.abort();
             }
         }
-        // A tick that was slept through is not made up for: the next sample is longer, and says so.
-        tick = u32::try_from((now - course.begin).as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX - 1) + 1;
+        let samples = sampler.look(now, totals);
+        for (lane, sample) in lanes.iter().filter_map(|lane| Some((lane, samples[lane.direction as usize]?))) {
+            let of = if lane.leads.is_some() { Progress::Sent } else { Progress::Received };
+            report(of(lane.direction, sample));
+        }
     }
     course.over.store(true, Ordering::SeqCst);
     if !all_ended() {
@@ -277,7 +268,7 @@ fn watch(course: &Course<'_>, lanes: &[Lane], report: Report<'_>) {
 
 /// A sender hears the other end by its acknowledgements alone.
 fn listen_for_acknowledgements(tether: &Tether, lane: &Lane) {
-    let lately = |socket: &TcpStream| socket::since_last_ack(socket).is_some_and(|ago| ago <= INTERVAL);
+    let lately = |socket: &TcpStream| socket::since_last_ack(socket).is_some_and(|ago| ago <= SAMPLE_INTERVAL);
     if lane.sockets.iter().any(lately) {
         tether.heard();
     }
@@ -308,8 +299,4 @@ fn tally_of(lane: &Lane, outcomes: &[Outcome], begin: Instant, host: CpuUse) -> 
         tally.retransmits = infos.iter().filter_map(|(info, _)| info.retransmits).map(u64::from).reduce(|a, b| a + b);
     }
     tally
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use paramedic_link::admission::Preamble;
 use paramedic_link::measurement::PhaseTally;
@@ -15,11 +15,9 @@ use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::data_stream::DataStream;
 use crate::door::{ByPreamble, Door};
 use crate::engine::{Report, Serve, ServeOrder};
+use crate::phase::CONNECT_TIMEOUT;
 use crate::socket::SocketOptions;
 use crate::tether::Tether;
-
-/// How long the streams of a phase may take until they stand.
-const GATHERING: Duration = Duration::from_secs(10);
 
 pub(super) struct TcpServe {
     spec: TestSpec,
@@ -92,7 +90,7 @@ impl TcpServe {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
         };
-        if !self.tether.wait_until(Instant::now() + GATHERING, || self.roster.is_complete(phase)) {
+        if !self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.roster.is_complete(phase)) {
             let standing = self.roster.standing(phase);
             let refused = self.door.as_ref().map_or(0, Door::refused);
             tracing::debug!(phase, standing, refused, "the streams of a phase did not all come");

@@ -9,7 +9,7 @@ use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use paramedic_link::admission::SessionKeys;
-use paramedic_link::measurement::{Count, CpuUse, DirectionTally, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::packet::Place;
@@ -19,9 +19,8 @@ use super::{direction_of, socket};
 use crate::counting::{Counter, SESSION_OVER, ThreadUse};
 use crate::engine::{Progress, Report};
 use crate::host_facts::CpuClock;
+use crate::phase::Sampler;
 use crate::tether::{Hold, Tether};
-
-const INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 
 /// A stream that stands: its socket hears and reaches its other end alone. Cutting the session's tether ends it.
 pub(super) struct Standing {
@@ -214,25 +213,20 @@ fn watch(course: &Course<'_>, lanes: &[Lane], report: Report<'_>) {
         return;
     }
     let all_ended = || lanes.iter().all(Lane::has_ended);
-    let mut totals = lanes.iter().map(|_| 0).collect::<Vec<u64>>();
-    let mut tick = 1;
+    let mut sampler = Sampler::new(course.begin, until);
     loop {
-        let due = course.begin + INTERVAL * tick;
-        if course.tether.wait_until(due, all_ended) || course.tether.is_cut() {
+        if course.tether.wait_until(sampler.due(), all_ended) || course.tether.is_cut() {
             return;
         }
-        let now = Instant::now();
-        for (lane, before) in lanes.iter().zip(&mut totals) {
-            let total = lane.total();
-            if due <= until && lane.ended.load(Ordering::SeqCst) == 0 {
-                let sample = Sample { at_us: micros(now - course.begin), bytes: total - *before };
-                let of = if lane.is_sent { Progress::Sent } else { Progress::Received };
-                report(of(lane.direction, sample));
-            }
-            *before = total;
+        let mut totals = [None; 2];
+        for lane in lanes.iter().filter(|lane| lane.ended.load(Ordering::SeqCst) == 0) {
+            totals[lane.direction as usize] = Some(lane.total());
         }
-        // A tick that was slept through is not made up for: the next sample is longer, and says so.
-        tick = u32::try_from((now - course.begin).as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX - 1) + 1;
+        let samples = sampler.look(Instant::now(), totals);
+        for (lane, sample) in lanes.iter().filter_map(|lane| Some((lane, samples[lane.direction as usize]?))) {
+            let of = if lane.is_sent { Progress::Sent } else { Progress::Received };
+            report(of(lane.direction, sample));
+        }
     }
 }
 
@@ -253,8 +247,4 @@ fn tally_of(lane: &Lane, outcomes: &[Outcome], host: CpuUse) -> DirectionTally {
         streams: u16::try_from(moved).unwrap_or(u16::MAX),
         ..DirectionTally::default()
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -14,10 +14,11 @@ use rustix::io::Errno;
 
 use super::course::{self, Standing};
 use super::packet::{Place, SIGNAL, Signal, Word};
-use super::{GATHERING, direction_of, socket, streams_of};
+use super::{direction_of, socket, streams_of};
 use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
+use crate::phase::CONNECT_TIMEOUT;
 use crate::tether::{Cut, Tether};
 
 /// What has no answer by then is said again.
@@ -92,7 +93,7 @@ impl UdpDrive {
     }
 
     fn gather(&self, candidates: &mut [Candidate]) -> io::Result<()> {
-        let end = Instant::now() + GATHERING;
+        let end = Instant::now() + CONNECT_TIMEOUT;
         let mut again = Instant::now();
         loop {
             if self.tether.is_cut() {
@@ -108,7 +109,7 @@ impl UdpDrive {
                     "{missing} of {} streams got no answer over UDP from {} within {} s",
                     candidates.len(),
                     self.dialer.target,
-                    GATHERING.as_secs()
+                    CONNECT_TIMEOUT.as_secs()
                 );
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }

@@ -34,8 +34,6 @@ const DEFAULT_LOSS_PPM: u32 = 10_000;
 const FEEDBACK_EVERY: Duration = Duration::from_millis(50);
 /// A sender that has not heard its receiver for this long holds still until it does again.
 const HOLD_STILL_AFTER: Duration = Duration::from_millis(600);
-/// How long the streams of a phase may take until they stand.
-const GATHERING: Duration = Duration::from_secs(10);
 
 /// The engine that sends datagrams.
 pub(crate) struct Udp;

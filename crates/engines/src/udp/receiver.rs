@@ -13,9 +13,8 @@ use super::packet::{Feedback, SIGNAL, Seal, Signal, Word};
 use super::socket::Receives;
 use super::{FEEDBACK_EVERY, against};
 use crate::counting::Counter;
+use crate::phase::DRAIN_TIMEOUT;
 
-/// How long after its time a receiver still waits for the sender's last word.
-const DRAIN: Duration = Duration::from_secs(3);
 /// How long after that word what was overtaken by it may come.
 const OVERTAKEN_NS: u64 = 100_000_000;
 /// The longest wait after which is looked what else there is to do.
@@ -66,7 +65,7 @@ pub(super) fn receive(
     let mut ledger = Ledger::new();
     let mut bytes = 0;
     socket.set_read_timeout(Some(GLANCE))?;
-    let give_up_ns = nanos(course.duration + DRAIN);
+    let give_up_ns = nanos(course.duration + DRAIN_TIMEOUT);
     let every_ns = nanos(FEEDBACK_EVERY);
     let (mut number, mut next_ns, mut told) = (0, 0, 0);
     // How many there are in all, and when that was heard.

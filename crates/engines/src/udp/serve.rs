@@ -10,11 +10,12 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::course::{self, Standing};
 use super::gate::Gate;
-use super::{GATHERING, direction_of, socket};
+use super::{direction_of, socket};
 use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::data_stream::DataStream;
 use crate::echo::Signals;
 use crate::engine::{Report, Serve, ServeOrder};
+use crate::phase::CONNECT_TIMEOUT;
 use crate::tether::Tether;
 
 pub(super) struct UdpServe {
@@ -58,7 +59,7 @@ impl Serve for UdpServe {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
         };
-        if !self.tether.wait_until(Instant::now() + GATHERING, || self.gate.is_complete(phase)) {
+        if !self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.gate.is_complete(phase)) {
             let standing = self.gate.standing(phase);
             let why = format!("only {standing} of the phase's streams proved themselves over UDP within 10 s");
             return nothing_moved(Some(spec), &self.tether, &why);

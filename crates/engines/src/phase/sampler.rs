@@ -1,0 +1,119 @@
+//! When a phase is sampled, and what each sample holds. Pure: the time and the totals are arguments.
+
+use std::time::{Duration, Instant};
+
+use paramedic_link::measurement::{INTERVAL_MS, Sample};
+
+use super::micros;
+
+/// The time from one sample to the next.
+pub(crate) const SAMPLE_INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
+
+/// The samples of one phase at one end, the same for every engine:
+///
+/// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the begin. A late look is not made up
+///   for: its sample covers a longer time, and its `at_us` says so.
+/// - A sample counts if it was due within the phase's time, even if the look came a little later.
+/// - A direction has no more samples once one of its streams has ended: the load is no longer the one that was asked
+///   for.
+pub(crate) struct Sampler {
+    begin: Instant,
+    until: Instant,
+    due: Instant,
+    /// Download, upload: the totals of the last look.
+    sampled: [u64; 2],
+}
+
+impl Sampler {
+    /// For a phase that begins at `begin`, with totals of 0, and has its time until `until`.
+    pub(crate) fn new(begin: Instant, until: Instant) -> Self {
+        Self { begin, until, due: begin + SAMPLE_INTERVAL, sampled: [0; 2] }
+    }
+
+    /// When to look next.
+    pub(crate) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// The samples of a look at `now`: download, upload. `totals` are the payload bytes so far, `None` for a direction
+    /// that the phase does not have or that lost a stream. A look before its time has no samples.
+    pub(crate) fn look(&mut self, now: Instant, totals: [Option<u64>; 2]) -> [Option<Sample>; 2] {
+        if now < self.due {
+            return [None, None];
+        }
+        let since_begin = now - self.begin;
+        let is_in_time = self.due <= self.until;
+        let looks = since_begin.as_millis() / SAMPLE_INTERVAL.as_millis();
+        self.due = self.begin + SAMPLE_INTERVAL * u32::try_from(looks + 1).unwrap_or(u32::MAX);
+        let mut samples = [None, None];
+        for ((total, sampled), sample) in totals.into_iter().zip(&mut self.sampled).zip(&mut samples) {
+            let Some(total) = total else { continue };
+            let bytes = total.saturating_sub(*sampled);
+            *sampled = total;
+            *sample = is_in_time.then(|| Sample { at_us: micros(since_begin), bytes });
+        }
+        samples
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn phase_of(phase_ms: u32) -> (Sampler, Instant) {
+        let begin = Instant::now();
+        (Sampler::new(begin, begin + MS * phase_ms), begin)
+    }
+
+    fn sample(at_ms: u64, bytes: u64) -> Option<Sample> {
+        Some(Sample { at_us: at_ms * 1000, bytes })
+    }
+
+    #[test]
+    fn each_sample_holds_what_moved_since_the_last_look() {
+        let (mut sampler, begin) = phase_of(1000);
+        assert_eq!(sampler.due(), begin + MS * 100);
+        assert_eq!(sampler.look(begin + MS * 99, [Some(5), Some(7)]), [None, None]);
+        assert_eq!(sampler.look(begin + MS * 100, [Some(10), Some(20)]), [sample(100, 10), sample(100, 20)]);
+        assert_eq!(sampler.due(), begin + MS * 200);
+        assert_eq!(sampler.look(begin + MS * 203, [Some(10), Some(50)]), [sample(203, 0), sample(203, 30)]);
+        assert_eq!(sampler.due(), begin + MS * 300, "the schedule is absolute");
+    }
+
+    #[test]
+    fn a_late_look_is_not_made_up_for() {
+        let (mut sampler, begin) = phase_of(1000);
+        assert_eq!(sampler.look(begin + MS * 570, [Some(10), None]), [sample(570, 10), None]);
+        assert_eq!(sampler.due(), begin + MS * 600);
+    }
+
+    #[test]
+    fn a_sample_that_was_due_in_time_counts_and_none_after_it() {
+        let (mut sampler, begin) = phase_of(550);
+        let due = (0..).map(|_| {
+            let due = sampler.due();
+            (due - begin, sampler.look(due, [Some(1), Some(1)]))
+        });
+        let counted = due.take(9).filter(|(_, samples)| samples[0].is_some()).map(|(due, _)| due).last();
+        assert_eq!(counted, Some(MS * 500));
+        let (mut sampler, begin) = phase_of(500);
+        (1..5).for_each(|tenth| _ = sampler.look(begin + MS * 100 * tenth, [Some(1), None]));
+        assert_eq!(sampler.look(begin + MS * 510, [Some(3), None]), [sample(510, 2), None], "due at the very end");
+        assert_eq!(sampler.look(begin + MS * 600, [Some(9), None]), [None, None]);
+    }
+
+    #[test]
+    fn a_direction_that_lost_a_stream_has_no_sample_and_the_other_has() {
+        let (mut sampler, begin) = phase_of(1000);
+        assert_eq!(sampler.look(begin + MS * 100, [None, Some(4)]), [None, sample(100, 4)]);
+    }
+
+    #[test]
+    fn a_total_that_shrinks_is_no_panic() {
+        let (mut sampler, begin) = phase_of(1000);
+        sampler.look(begin + MS * 100, [Some(4), None]);
+        assert_eq!(sampler.look(begin + MS * 200, [Some(3), None]), [sample(200, 0), None]);
+    }
+}
