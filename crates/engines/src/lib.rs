@@ -16,7 +16,6 @@ pub mod self_test;
 pub mod stats;
 pub mod tether;
 
-mod counting;
 mod phase;
 mod quota;
 mod socket;

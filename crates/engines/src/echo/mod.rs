@@ -14,15 +14,14 @@ mod serve;
 mod tests;
 
 use std::io;
-use std::time::{Duration, Instant};
 
 use paramedic_link::admission::Preamble;
 use paramedic_link::measurement::PhaseTally;
-use paramedic_link::test_spec::{DataMode, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, TestSpec};
 
-use crate::counting::SESSION_OVER;
 use crate::data_stream::DataStream;
-use crate::engine::{Drive, DriveOrder, Engine, Progress, Report, Serve, ServeOrder};
+use crate::engine::{Drive, DriveOrder, Engine, Report, Serve, ServeOrder};
+use crate::phase::run_idle;
 use crate::tether::Tether;
 
 pub use drive::{Glance, ProbeOrder, Prober};
@@ -73,17 +72,8 @@ struct Quiet {
 
 impl Quiet {
     fn wait_out(&self, phase: u8, report: Report<'_>) -> PhaseTally {
-        quiet_phase(self.spec.phases.get(usize::from(phase)), &self.tether, report)
+        run_idle(self.spec.phases.get(usize::from(phase)), &self.tether, report)
     }
-}
-
-/// A phase in which nothing is moved: its time passes. What is no phase takes none.
-pub(crate) fn quiet_phase(phase: Option<&PhaseSpec>, tether: &Tether, report: Report<'_>) -> PhaseTally {
-    let deadline = Instant::now() + phase.map_or(Duration::ZERO, PhaseSpec::duration);
-    report(Progress::Started);
-    tether.wait_until(deadline, || false);
-    let cut_short = (Instant::now() < deadline).then(|| SESSION_OVER.into());
-    PhaseTally { cut_short, ..PhaseTally::default() }
 }
 
 impl Serve for Quiet {

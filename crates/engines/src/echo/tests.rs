@@ -351,7 +351,7 @@ fn a_phase_begins_lasts_and_moves_nothing() {
     let began = Instant::now();
     let tally = Serve::run(&quiet(20), 0, &|progress| seen.lock().unwrap().push(progress));
     assert!(began.elapsed() >= Duration::from_millis(20));
-    assert_eq!(*seen.lock().unwrap(), [Progress::Started]);
+    assert_eq!(*seen.lock().unwrap(), [crate::engine::Progress::Started]);
     assert_eq!(tally, PhaseTally::default());
 }
 
@@ -363,6 +363,7 @@ fn a_cut_tether_ends_the_phase_and_says_so() {
 }
 
 #[test]
-fn a_phase_that_was_not_asked_for_takes_no_time() {
-    assert_eq!(Serve::run(&quiet(3_600_000), 9, &|_| {}), PhaseTally::default());
+fn a_phase_that_was_not_asked_for_takes_no_time_and_says_so() {
+    let tally = Serve::run(&quiet(3_600_000), 9, &|_| panic!("nothing happens in it"));
+    assert_eq!(tally, PhaseTally { cut_short: Some(crate::phase::NO_SUCH_PHASE.into()), ..PhaseTally::default() });
 }

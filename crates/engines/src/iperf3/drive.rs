@@ -14,10 +14,9 @@ use super::GRACE;
 use super::client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 use super::login::public_pem;
 use super::program::Program;
-use crate::counting::{NO_SUCH_PHASE, SESSION_OVER};
-use crate::echo::quiet_phase;
 use crate::engine::{Drive, DriveOrder, Progress, Report};
 use crate::origin::Origin;
+use crate::phase::{NO_SUCH_PHASE, SESSION_OVER, run_idle};
 use crate::tether::Tether;
 
 pub(super) struct Iperf3Drive {
@@ -107,7 +106,7 @@ impl Drive for Iperf3Drive {
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let spec = self.phase(phase);
         let Some(spec) = spec.filter(|spec| spec.load != Load::Idle) else {
-            return quiet_phase(spec, &self.tether, report);
+            return run_idle(spec, &self.tether, report);
         };
         let client = self.runs().iter_mut().find(|run| run.phase == phase).and_then(|run| run.client.take());
         let Some(client) = client else {
@@ -120,7 +119,8 @@ impl Drive for Iperf3Drive {
             readings.push(reading);
         });
         let mut tally = tally(spec, self.spec.streams, &end, &readings);
-        if self.tether.is_cut() {
+        // A client that was whole before the session ended is not cut short by that.
+        if self.tether.is_cut() && tally.cut_short.is_some() {
             tally.cut_short = Some(SESSION_OVER.into());
         }
         if let Some(run) = self.runs().iter_mut().find(|run| run.phase == phase) {

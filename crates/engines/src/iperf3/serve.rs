@@ -16,13 +16,11 @@ use super::login::LoginPair;
 use super::program::Program;
 use super::stage::{Ending, Seen, Stage};
 use super::{COUNTED_BY_SOCKET, GRACE, folder_in};
-use crate::counting::{NO_SUCH_PHASE, SESSION_OVER};
 use crate::data_stream::DataStream;
 use crate::door::Door;
-use crate::echo::quiet_phase;
 use crate::engine::{Progress, Report, Serve, ServeOrder};
 use crate::host_facts::CpuClock;
-use crate::phase::{CONNECT_TIMEOUT, DRAIN_TIMEOUT, EARLY_END, Sampler, micros};
+use crate::phase::{self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle};
 use crate::socket::{self, SocketOptions};
 use crate::tether::Tether;
 
@@ -103,29 +101,20 @@ impl Iperf3Serve {
 
     fn run_test(&self, test: usize, phase: &PhaseSpec, report: Report<'_>) -> PhaseTally {
         if self.stage.test() != test {
-            return nothing_moved(phase, "iperf3's phases run in order, each once");
+            return nothing_moved(Some(phase), &self.tether, "iperf3's phases run in order, each once");
         }
         let is_decided =
             || self.stage.standing().0.is_some() || self.stage.ending().is_some() || self.stage.complaint().is_some();
         self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, is_decided);
         let Some(begin) = self.stage.standing().0 else {
-            return nothing_moved(phase, &self.why_not_standing());
+            return nothing_moved(Some(phase), &self.tether, &self.why_not_standing());
         };
         report(Progress::Started);
-        let mut watch = Watch::new(phase, begin);
-        let deadline = begin + phase.duration() + GRACE;
-        while self.stage.ending().is_none() && !self.tether.is_cut() && Instant::now() < deadline {
-            self.tether.wait_until(watch.sampler.due().min(deadline), || self.stage.ending().is_some());
-            let came = self.look(&mut watch, report);
-            // Results may take their time; payload was to end.
-            if came > 0 && Instant::now() > watch.until + DRAIN_TIMEOUT {
-                break;
-            }
-        }
-        let in_time = self.stage.ending().is_some();
-        self.end_child();
-        self.look(&mut watch, report);
-        self.sum_up(phase, &watch, in_time)
+        let context = PhaseContext::new(&self.spec, phase, Direction::Download, &self.tether, begin);
+        let mut run = LaneRun { lane: self, clock: CpuClock::start(), counts: [Moved::default(); 2], is_late: false };
+        phase::watch(&context, &mut run, report);
+        run.count();
+        self.sum_up(&context, &run)
     }
 
     /// Ends a child that has not ended by itself, and waits until it is gone.
@@ -137,21 +126,7 @@ impl Iperf3Serve {
         }
     }
 
-    /// Tells what has come since the last look; gives how much that was.
-    fn look(&self, watch: &mut Watch, report: Report<'_>) -> u64 {
-        let seen = self.stage.look();
-        let sent = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.sent));
-        let received = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.received));
-        let now = Instant::now();
-        let fresh = watch.note(now, [sent, received]);
-        watch.tell(now, report);
-        fresh
-    }
-
     fn why_not_standing(&self) -> String {
-        if self.tether.is_cut() {
-            return SESSION_OVER.to_owned();
-        }
         let (_, standing) = self.stage.standing();
         let refused = self.door.refused();
         tracing::debug!(standing, refused, "the streams of an iperf3 test did not all come");
@@ -165,28 +140,28 @@ impl Iperf3Serve {
         }
     }
 
-    fn sum_up(&self, phase: &PhaseSpec, watch: &Watch, in_time: bool) -> PhaseTally {
+    fn sum_up(&self, context: &PhaseContext<'_>, run: &LaneRun<'_>) -> PhaseTally {
         let ending = self.stage.ending().unwrap_or_default();
         let (user_s, system_s) = ending.cpu_s.unwrap_or_default();
-        let lived = watch.begin.elapsed().as_secs_f64().max(f64::EPSILON);
+        let lived = context.begin.elapsed().as_secs_f64().max(f64::EPSILON);
         let cpu = CpuUse {
             user_s,
             system_s,
             busiest_thread: self.program.share_of_a_thread(user_s + system_s, lived, self.spec.streams),
-            ..watch.clock.host()
+            ..run.clock.host()
         };
         let seen = self.stage.look();
         let of = |direction: Direction| {
-            let at = direction as usize;
-            let sends = direction == Direction::Download;
+            let counted = run.counts[direction as usize];
+            let sends = direction == context.sent;
             let moved = |stream: &&Seen| if sends { stream.sent > 0 } else { stream.received > 0 };
             let ours = || seen.iter().filter(moved);
             // What only the sender knows.
             let sender = || ours().filter(|_| sends);
-            phase.load.moves(direction).then(|| DirectionTally {
+            DirectionTally {
                 count: Count {
-                    bytes: watch.totals[at],
-                    elapsed_us: micros(watch.last[at].unwrap_or(watch.begin) - watch.begin),
+                    bytes: counted.bytes,
+                    elapsed_us: micros(counted.last.unwrap_or(context.begin) - context.begin),
                 },
                 cpu,
                 congestion_control: sender().find_map(|stream| stream.congestion_control.as_deref()).map(Into::into),
@@ -196,23 +171,23 @@ impl Iperf3Serve {
                 streams: u16::try_from(ours().count()).unwrap_or(u16::MAX),
                 datagrams: None,
                 counted_by: Some(COUNTED_BY_SOCKET.into()),
-            })
+            }
         };
-        let too_short = ending.at.is_some_and(|ended| ended + EARLY_END < watch.until);
-        let why = if self.tether.is_cut() {
-            Some(SESSION_OVER.to_owned())
-        } else if !in_time {
-            Some("the reflector's iperf3 did not end in time".to_owned())
-        } else if let Some(complaint) = ending.complaint {
-            Some(format!("the reflector's iperf3 says: {complaint}"))
-        } else {
-            too_short.then(|| "the iperf3 of the other end stopped early".to_owned())
+        let of_child = || {
+            if self.tether.is_cut() {
+                return None;
+            }
+            if run.is_late {
+                return Some("the reflector's iperf3 did not end in time".to_owned());
+            }
+            if let Some(complaint) = &ending.complaint {
+                return Some(format!("the reflector's iperf3 says: {complaint}"));
+            }
+            let ended = ending.at.and_then(|ended| context.ended_early(ended));
+            ended.map(|_| "the iperf3 of the other end stopped early".to_owned())
         };
-        PhaseTally {
-            download: of(Direction::Download),
-            upload: of(Direction::Upload),
-            cut_short: why.map(|why| why.as_str().into()),
-        }
+        let cut_short = context.why_cut_short(Instant::now()).or_else(of_child);
+        phase::tally(context.load, cut_short.as_deref(), of)
     }
 }
 
@@ -228,10 +203,7 @@ impl Serve for Iperf3Serve {
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let spec = self.spec.phases.get(usize::from(phase));
         let Some(spec) = spec.filter(|spec| spec.load != Load::Idle) else {
-            if spec.is_none() {
-                return PhaseTally { cut_short: Some(NO_SUCH_PHASE.into()), ..PhaseTally::default() };
-            }
-            return quiet_phase(spec, &self.tether, report);
+            return run_idle(spec, &self.tether, report);
         };
         let test = loaded(&self.spec).filter(|(number, _)| *number < usize::from(phase)).count();
         let tally = self.run_test(test, spec, report);
@@ -253,57 +225,58 @@ fn streams_of_test(spec: &TestSpec, test: usize) -> usize {
     loaded(spec).nth(test).map_or(0, |(_, phase)| usize::from(spec.streams) * phase.load.directions().len())
 }
 
-fn nothing_moved(phase: &PhaseSpec, why: &str) -> PhaseTally {
-    let moves = |direction| phase.load.moves(direction).then(DirectionTally::default);
-    PhaseTally { download: moves(Direction::Download), upload: moves(Direction::Upload), cut_short: Some(why.into()) }
-}
-
-/// What was counted so far: download, upload.
-struct Watch {
-    load: Load,
-    begin: Instant,
-    until: Instant,
+/// A test's child, as the watcher of its phase sees it.
+struct LaneRun<'a> {
+    lane: &'a Iperf3Serve,
     clock: CpuClock,
-    sampler: Sampler,
-    totals: [u64; 2],
-    last: [Option<Instant>; 2],
+    /// Download, upload.
+    counts: [Moved; 2],
+    /// Whether it was still busy when it should have ended.
+    is_late: bool,
 }
 
-impl Watch {
-    fn new(phase: &PhaseSpec, begin: Instant) -> Self {
-        Self {
-            load: phase.load,
-            begin,
-            until: begin + phase.duration(),
-            clock: CpuClock::start(),
-            sampler: Sampler::new(begin, begin + phase.duration()),
-            totals: [0; 2],
-            last: [None; 2],
-        }
-    }
+/// What the kernel counted of one direction.
+#[derive(Clone, Copy, Default)]
+struct Moved {
+    bytes: u64,
+    /// When more was last seen.
+    last: Option<Instant>,
+    /// Whether that was at the last look.
+    is_fresh: bool,
+}
 
-    /// Keeps new totals; gives how much came since the last.
-    fn note(&mut self, now: Instant, totals: [u64; 2]) -> u64 {
-        let mut fresh = 0u64;
-        for ((total, before), last) in totals.into_iter().zip(&mut self.totals).zip(&mut self.last) {
-            if total > *before {
-                fresh = fresh.saturating_add(total - *before);
-                *before = total;
-                *last = Some(now);
+impl LaneRun<'_> {
+    fn count(&mut self) {
+        let seen = self.lane.stage.look();
+        let now = Instant::now();
+        let sent = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.sent));
+        let received = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.received));
+        for (total, counted) in [sent, received].into_iter().zip(&mut self.counts) {
+            counted.is_fresh = total > counted.bytes;
+            if counted.is_fresh {
+                (counted.bytes, counted.last) = (total, Some(now));
             }
         }
-        fresh
+    }
+}
+
+impl Moving for LaneRun<'_> {
+    fn is_done(&self) -> bool {
+        self.is_late || self.lane.stage.ending().is_some()
     }
 
-    /// Reports the samples that are due.
-    fn tell(&mut self, now: Instant, report: Report<'_>) {
-        let samples = self.sampler.look(now, self.totals.map(Some));
-        for direction in self.load.directions() {
-            let Some(sample) = samples[*direction as usize] else { continue };
-            report(match direction {
-                Direction::Download => Progress::Sent(*direction, sample),
-                Direction::Upload => Progress::Received(*direction, sample),
-            });
-        }
+    fn look(&mut self) -> [Option<Look>; 2] {
+        self.count();
+        // The stage hears the other end when it charges what has moved.
+        self.counts.map(|counted| Some(Look { total: counted.bytes, is_whole: true, is_heard: false }))
+    }
+
+    fn end_overdue(&mut self, late: Duration) {
+        // Results may take their time; payload was to end.
+        self.is_late |= late >= GRACE || self.counts.iter().any(|counted| counted.is_fresh);
+    }
+
+    fn abort(&mut self) {
+        self.lane.end_child();
     }
 }

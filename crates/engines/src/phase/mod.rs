@@ -1,10 +1,26 @@
-//! What the phases of every engine have in common. Knows no engine, and no way to move a byte.
+//! What the phases of every engine have in common: one runner, one sampler, one watcher, one way to say why a phase was
+//! cut short. Knows no engine, and no way to move a byte.
 
+mod count;
 mod sampler;
+mod threads;
+mod watch;
 
-use std::time::Duration;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-pub(crate) use sampler::{SAMPLE_INTERVAL, Sampler};
+use paramedic_link::PeerText;
+use paramedic_link::measurement::{DirectionTally, PhaseTally};
+use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
+
+use crate::engine::{Progress, Report};
+use crate::tether::Tether;
+
+pub(crate) use sampler::SAMPLE_INTERVAL;
+pub(crate) use threads::{Ended, Stream, StreamReport, StreamRun, run};
+pub(crate) use watch::{Look, Moving, watch};
 
 /// How long after a phase's time a receiver still takes what is on the way.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -12,13 +28,190 @@ pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the streams of a phase may take to connect.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An end of the stream that comes this much before its time is a failure of the other end, not the end of the phase.
+/// An end of a stream that comes this much before its time is a failure of the other end, not the end of the phase.
 /// Both ends begin a phase within less of each other, even if the message that starts it was retransmitted once or
 /// twice, or a busy host was late to read it. In a phase that is not longer than this, the missing tally of the other
 /// end shows the failure.
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
+/// Why a phase was cut short when its session ended.
+pub(crate) const SESSION_OVER: &str = "the session ended before the phase did";
+
+/// Why a phase that the spec does not have is not run.
+pub(crate) const NO_SUCH_PHASE: &str = "the test has no such phase";
+
+/// A running phase at one end: what its threads and its watcher share.
+pub(crate) struct PhaseContext<'a> {
+    /// What was asked of the streams.
+    pub(crate) ask: &'a TestSpec,
+    pub(crate) load: Load,
+    /// The direction that this end sends.
+    pub(crate) sent: Direction,
+    pub(crate) tether: &'a Tether,
+    pub(crate) begin: Instant,
+    /// When senders stop.
+    pub(crate) until: Instant,
+    has_failed: AtomicBool,
+    /// The first failure; later ones follow from it.
+    failure: Mutex<Option<String>>,
+}
+
+impl<'a> PhaseContext<'a> {
+    /// `phase` of the test `ask`, which began at `begin`.
+    pub(crate) fn new(
+        ask: &'a TestSpec,
+        phase: &PhaseSpec,
+        sent: Direction,
+        tether: &'a Tether,
+        begin: Instant,
+    ) -> Self {
+        Self {
+            ask,
+            load: phase.load,
+            sent,
+            tether,
+            begin,
+            until: begin + phase.duration(),
+            has_failed: AtomicBool::new(false),
+            failure: Mutex::default(),
+        }
+    }
+
+    /// Whether all streams have to stop: the session is over, or one of them failed.
+    pub(crate) fn is_over(&self) -> bool {
+        self.tether.is_cut() || self.has_failed()
+    }
+
+    /// Nanoseconds since the begin.
+    pub(crate) fn now_ns(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The failure that an orderly end of a stream is at `now`, if it came long before its time.
+    pub(crate) fn ended_early(&self, now: Instant) -> Option<io::Error> {
+        (now + EARLY_END < self.until)
+            .then(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending"))
+    }
+
+    fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::SeqCst)
+    }
+
+    /// Notes a failure at `now` of a stream whose own time lasts until `stream_until`. It counts, and ends the phase,
+    /// unless that time or the session is over: then it follows from that.
+    fn note(&self, failure: String, now: Instant, stream_until: Instant) {
+        if now >= stream_until || self.tether.is_cut() {
+            return;
+        }
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+        self.has_failed.store(true, Ordering::SeqCst);
+        self.tether.wake();
+    }
+
+    /// Why the phase, which ends at `now`, was cut short, if it was.
+    pub(crate) fn why_cut_short(&self, now: Instant) -> Option<String> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        why_cut_short(failure, self.tether.is_cut(), now, self.until)
+    }
+}
+
+/// Why a phase was cut short, the same for every engine: because of the first failure that came within its stream's
+/// time; else because the session ended before the phase's time was over. What happens after that time shortens
+/// nothing.
+fn why_cut_short(failure: Option<String>, is_cancelled: bool, now: Instant, until: Instant) -> Option<String> {
+    failure.or_else(|| (is_cancelled && now < until).then(|| SESSION_OVER.to_owned()))
+}
+
+/// A tally with one entry for each direction that `load` has.
+pub(crate) fn tally(
+    load: Load,
+    cut_short: Option<&str>,
+    mut of: impl FnMut(Direction) -> DirectionTally,
+) -> PhaseTally {
+    let mut moved = |direction| load.moves(direction).then(|| of(direction));
+    PhaseTally {
+        download: moved(Direction::Download),
+        upload: moved(Direction::Upload),
+        cut_short: cut_short.map(PeerText::from),
+    }
+}
+
+/// The tally of a phase that moved nothing, and why.
+pub(crate) fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
+    let why = if tether.is_cut() { SESSION_OVER } else { why };
+    tally(phase.map_or(Load::Idle, |phase| phase.load), Some(why), |_| DirectionTally::default())
+}
+
+/// Runs a phase without load: its time passes. Without a phase no time passes, and the tally says why.
+pub(crate) fn run_idle(phase: Option<&PhaseSpec>, tether: &Tether, report: Report<'_>) -> PhaseTally {
+    let Some(phase) = phase else { return nothing_moved(None, tether, NO_SUCH_PHASE) };
+    report(Progress::Started);
+    let until = Instant::now() + phase.duration();
+    tether.wait_until(until, || false);
+    tally(Load::Idle, why_cut_short(None, tether.is_cut(), Instant::now(), until).as_deref(), |_| {
+        DirectionTally::default()
+    })
+}
+
 /// Whole microseconds of `time`.
 pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::test_spec::{DataMode, EngineId};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn spec() -> TestSpec {
+        let phases = vec![PhaseSpec { load: Load::Upload, duration_ms: 10_000 }];
+        TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, phases, 1)
+    }
+
+    #[test]
+    fn a_phase_is_cut_short_by_a_failure_or_by_a_cancellation_before_its_time() {
+        let now = Instant::now();
+        let failure = || Some("broken".to_owned());
+        let (early, late) = (now + SECOND, now);
+        assert_eq!(why_cut_short(None, false, now, early), None);
+        assert_eq!(why_cut_short(None, true, now, early).as_deref(), Some(SESSION_OVER));
+        assert_eq!(why_cut_short(None, true, now, late), None, "its time was over");
+        assert_eq!(why_cut_short(failure(), true, now, early), failure(), "what came first");
+        assert_eq!(why_cut_short(failure(), false, now, late), failure(), "a stream may begin late and end late");
+    }
+
+    #[test]
+    fn the_first_failure_within_a_streams_time_counts_and_ends_the_phase() {
+        let (spec, tether, begin) = (spec(), Tether::free(), Instant::now());
+        let context = || PhaseContext::new(&spec, &spec.phases[0], Direction::Upload, &tether, begin);
+        let (at, until) = (begin + SECOND, begin + 10 * SECOND);
+        let failed = |context: &PhaseContext<'_>| (context.is_over(), context.why_cut_short(at));
+
+        let both = context();
+        both.note("first".to_owned(), at, until);
+        both.note("second".to_owned(), at, until);
+        assert_eq!(failed(&both), (true, Some("first".to_owned())));
+
+        let late = context();
+        late.note("late".to_owned(), until, until);
+        assert_eq!(failed(&late), (false, None));
+        late.note("of a stream that began late".to_owned(), until, until + SECOND);
+        assert!(late.has_failed());
+
+        tether.cut();
+        let cancelled = context();
+        cancelled.note("reset".to_owned(), at, until);
+        assert_eq!(failed(&cancelled), (true, Some(SESSION_OVER.to_owned())));
+    }
+
+    #[test]
+    fn an_orderly_end_long_before_its_time_is_a_failure() {
+        let (spec, tether, begin) = (spec(), Tether::free(), Instant::now());
+        let context = PhaseContext::new(&spec, &spec.phases[0], Direction::Upload, &tether, begin);
+        assert!(context.ended_early(context.until - EARLY_END - Duration::from_millis(1)).is_some());
+        assert!(context.ended_early(context.until - EARLY_END).is_none());
+    }
 }

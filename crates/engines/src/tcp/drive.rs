@@ -9,13 +9,12 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, TestSpec};
 use rustix::rand::GetRandomFlags;
 
-use super::phase::{self, Traffic};
 use super::roster::Roster;
 use super::{socket_options, streams_of};
-use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
+use crate::phase::{self, NO_SUCH_PHASE, nothing_moved};
 use crate::socket::SocketOptions;
 use crate::tether::Tether;
 
@@ -94,7 +93,6 @@ impl Drive for TcpDrive {
         if !self.roster.is_complete(phase) {
             return nothing_moved(Some(spec), &self.tether, "its data connections do not stand");
         }
-        let traffic = Traffic::split(spec, self.roster.take(phase), Direction::Upload);
-        phase::run(&self.spec, spec.duration(), &self.tether, traffic, report)
+        phase::run(&self.spec, spec, Direction::Upload, &self.tether, self.roster.take(phase), report)
     }
 }

@@ -3,11 +3,11 @@
 
 mod drive;
 mod payload;
-mod phase;
 mod receiver;
 mod roster;
 mod sender;
 mod serve;
+mod stream;
 
 #[cfg(test)]
 mod tests;

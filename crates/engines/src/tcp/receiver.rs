@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use paramedic_link::test_spec::DataPathWish;
 
-use super::phase::Course;
+use super::stream::{Report, Run};
 use super::{data_path, payload};
-use crate::counting::Counter;
 use crate::data_stream::{CHUNK, DataStream};
 
 /// Room for what one call takes. Where the kernel throws the bytes away it is never written to, and so costs nothing.
@@ -15,25 +14,12 @@ const ROOM: usize = 4 * CHUNK;
 /// The same where every byte is copied there: it should stay in a processor's cache.
 const COPY_ROOM: usize = CHUNK;
 
-/// What was received.
-#[derive(Default)]
-pub(super) struct Received {
-    /// When the last byte came.
-    pub(super) last: Option<Instant>,
-    /// How the bytes were moved.
-    pub(super) data_path: Option<&'static str>,
-}
-
-/// Receives until the other end is done. What came before a failure stands in `counter` and `received` all the same.
-pub(super) fn receive(
-    stream: &mut DataStream,
-    course: &Course<'_>,
-    counter: &Counter,
-    received: &mut Received,
-) -> io::Result<()> {
+/// Receives until the other end is done. What came before a failure stands in the counter and `received` all the same.
+pub(super) fn receive(stream: &mut DataStream, run: &Run<'_>, received: &mut Report) -> io::Result<()> {
+    let context = run.context;
     let is_clear = matches!(stream, DataStream::Plain(_));
-    let mut in_kernel = is_clear && !course.ask.verify_payload && course.ask.data_path != DataPathWish::Plain;
-    received.data_path = Some(match (is_clear, in_kernel) {
+    let mut in_kernel = is_clear && !context.ask.verify_payload && context.ask.data_path != DataPathWish::Plain;
+    received.own = Some(match (is_clear, in_kernel) {
         (false, _) => data_path::TLS,
         (true, true) => data_path::TRUNC,
         (true, false) => data_path::PLAIN,
@@ -41,7 +27,7 @@ pub(super) fn receive(
     let mut scratch = vec![0; if in_kernel { ROOM } else { COPY_ROOM }];
     let mut total = 0;
     loop {
-        let taken = if course.ask.verify_payload {
+        let taken = if context.ask.verify_payload {
             verify(stream, &mut scratch, total)
         } else {
             stream.discard(&mut scratch, in_kernel)
@@ -50,24 +36,24 @@ pub(super) fn receive(
             Ok(0) => break,
             Ok(came) => {
                 total += came as u64;
-                counter.set(total);
+                run.counter.set(total);
                 received.last = Some(Instant::now());
-                course.tether.spend(came as u64).map_err(io::Error::other)?;
+                context.tether.spend(came as u64).map_err(io::Error::other)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A kernel, or what stands in for one, that does not discard for us.
             Err(e)
                 if in_kernel
-                    && course.ask.data_path == DataPathWish::Auto
+                    && context.ask.data_path == DataPathWish::Auto
                     && matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
             {
                 in_kernel = false;
-                received.data_path = Some(data_path::PLAIN);
+                received.own = Some(data_path::PLAIN);
             }
             Err(e) => return Err(e),
         }
     }
-    if let Some(early) = course.ended_early(Instant::now()) {
+    if let Some(early) = context.ended_early(Instant::now()) {
         return Err(early);
     }
     // What the sender waits for.

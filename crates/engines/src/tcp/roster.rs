@@ -5,15 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use paramedic_link::test_spec::TestSpec;
 
+use super::stream::Standing;
 use super::streams_of;
 use crate::data_stream::DataStream;
-use crate::tether::{Hold, Tether};
-
-/// A stream that stands. Cutting the session's tether ends it.
-pub(super) struct Standing {
-    pub(super) stream: DataStream,
-    _hold: Hold,
-}
+use crate::tether::Tether;
 
 /// Who stands where.
 pub(super) struct Roster {

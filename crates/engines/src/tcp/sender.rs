@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use paramedic_link::test_spec::{DataPathWish, TestSpec};
 
-use super::phase::Course;
+use super::stream::Run;
 use super::{data_path, payload};
-use crate::counting::Counter;
 use crate::data_stream::{CHUNK, DataStream};
 use crate::socket;
 use crate::sys::splice::PagePipe;
@@ -119,24 +118,20 @@ fn block_of(ask: &TestSpec) -> Option<usize> {
     ask.block_bytes.map(|bytes| bytes as usize).or(steps)
 }
 
-/// Sends until the course's time is over, then waits until the other end has taken everything and said so. `path` is set
+/// Sends until the phase's time is over, then waits until the other end has taken everything and said so. `path` is set
 /// to how the bytes were moved.
-pub(super) fn send(
-    stream: &mut DataStream,
-    course: &Course<'_>,
-    lead: &Lead,
-    counter: &Counter,
-    path: &mut Option<&'static str>,
-) -> io::Result<()> {
-    let wish = course.ask.data_path;
+pub(super) fn send(stream: &mut DataStream, run: &Run<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
+    let context = run.context;
+    let lead = run.watched.lead.as_ref();
+    let wish = context.ask.data_path;
     let mut way = Way::choose(stream, wish)?;
     *path = Some(way.name(stream));
-    let block = block_of(course.ask);
+    let block = block_of(context.ask);
     let mut total = 0;
     let mut limit = LONGEST_WRITE;
     stream.socket().set_write_timeout(Some(limit))?;
     loop {
-        let left = course.until.saturating_duration_since(Instant::now());
+        let left = context.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
@@ -144,13 +139,13 @@ pub(super) fn send(
             limit = left.max(Duration::from_millis(1));
             stream.socket().set_write_timeout(Some(limit))?;
         }
-        let most = block.unwrap_or(PIPE).min(lead.bytes());
+        let most = block.unwrap_or(PIPE).min(lead.map_or(PIPE, Lead::bytes));
         match way.send(stream, total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {
                 total += sent as u64;
-                counter.set(total);
-                course.tether.spend(sent as u64).map_err(io::Error::other)?;
+                run.counter.set(total);
+                context.tether.spend(sent as u64).map_err(io::Error::other)?;
             }
             Err(e) if is_worth_another_try(&e) => {}
             // A kernel, or what stands in for one, that does not do it; nothing has left the pipe.
@@ -169,7 +164,7 @@ pub(super) fn send(
             Err(e) => return Err(e),
         }
     }
-    // The receiver ends its side when it has read the end of ours. Whoever runs the phase ends this wait at last.
+    // The receiver ends its side when it has read the end of ours. The phase's watcher ends this wait at the latest.
     let mut goodbye = [0; 512];
     loop {
         match stream.socket().read(&mut goodbye) {

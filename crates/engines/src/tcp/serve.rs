@@ -8,14 +8,12 @@ use paramedic_link::admission::Preamble;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, TestSpec};
 
-use super::phase::{self, Traffic};
 use super::roster::Roster;
 use super::socket_options;
-use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::data_stream::DataStream;
 use crate::door::{ByPreamble, Door};
 use crate::engine::{Report, Serve, ServeOrder};
-use crate::phase::CONNECT_TIMEOUT;
+use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
 use crate::socket::SocketOptions;
 use crate::tether::Tether;
 
@@ -99,7 +97,6 @@ impl TcpServe {
             let why = format!("only {standing} of the phase's data connections came within 10 s");
             return nothing_moved(Some(spec), &self.tether, &why);
         }
-        let traffic = Traffic::split(spec, self.roster.take(phase), Direction::Download);
-        phase::run(&self.spec, spec.duration(), &self.tether, traffic, report)
+        phase::run(&self.spec, spec, Direction::Download, &self.tether, self.roster.take(phase), report)
     }
 }

@@ -299,7 +299,7 @@ fn a_cut_at_either_end_ends_both_in_mid_phase() {
                 // Of an hour.
                 assert!(took < Duration::from_secs(60), "{what}: {took:?}");
                 let (cutter, other) = if reflector_cuts { (served, driven) } else { (driven, served) };
-                assert_eq!(cutter.cut_short.unwrap().as_str(), crate::counting::SESSION_OVER, "{what}");
+                assert_eq!(cutter.cut_short.unwrap().as_str(), crate::phase::SESSION_OVER, "{what}");
                 let told = other.cut_short.clone().unwrap_or_default();
                 assert!(told.as_str().starts_with("a data connection failed"), "{what}: {told}");
                 assert!(other.bytes() > 0, "{what}: what was counted is kept");
@@ -340,7 +340,7 @@ fn a_phase_whose_streams_do_not_stand_moves_nothing_and_says_so() {
     assert!(tally.cut_short.is_some());
     assert!(session.serve.run(9, &|_| ()).cut_short.is_some());
     session.reflector.cut();
-    assert_eq!(session.serve.run(0, &|_| ()).cut_short.unwrap().as_str(), crate::counting::SESSION_OVER);
+    assert_eq!(session.serve.run(0, &|_| ()).cut_short.unwrap().as_str(), crate::phase::SESSION_OVER);
 }
 
 #[test]

@@ -12,13 +12,12 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::course::{self, Standing};
 use super::packet::{Place, SIGNAL, Signal, Word};
+use super::stream::Standing;
 use super::{direction_of, socket, streams_of};
-use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
-use crate::phase::CONNECT_TIMEOUT;
+use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
 use crate::tether::{Cut, Tether};
 
 /// What has no answer by then is said again.
@@ -50,7 +49,7 @@ impl UdpDrive {
     fn candidate(&self, place: Place, spec: &PhaseSpec) -> io::Result<Candidate> {
         let target = self.dialer.target;
         let socket = self.dialer.origin.datagrams(target)?;
-        let standing = Standing::new(place, socket, &self.spec, &self.tether)?;
+        let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
         if direction_of(&self.spec, spec, place.stream) == Some(Direction::Upload) {
             // Now, before anybody waits for the phase.
             socket::payload(&standing.socket, &self.spec)?;
@@ -153,6 +152,6 @@ impl Drive for UdpDrive {
         let Some(streams) = self.standing.lock().unwrap_or_else(PoisonError::into_inner).remove(&phase) else {
             return nothing_moved(Some(spec), &self.tether, "its streams do not stand");
         };
-        course::run(&self.spec, spec, &self.keys, &self.tether, streams, Direction::Upload, report)
+        phase::run(&self.spec, spec, Direction::Upload, &self.tether, streams, report)
     }
 }

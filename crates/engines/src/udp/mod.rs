@@ -1,7 +1,6 @@
 //! The `udp` engine: datagrams at a rate that is asked for, or at the highest that the path carries. Decides who sends
 //! what, when; nothing is sent to an address that did not prove that it receives, or that stopped saying so.
 
-mod course;
 mod drive;
 mod gate;
 mod ledger;
@@ -11,6 +10,7 @@ mod search;
 mod sender;
 mod serve;
 mod socket;
+mod stream;
 
 #[cfg(test)]
 mod tests;

@@ -5,15 +5,12 @@ use std::io;
 use std::time::Duration;
 
 use paramedic_link::measurement::DatagramTally;
-use paramedic_link::test_spec::Direction;
 
-use super::course::{Course, Standing};
 use super::ledger::{Counts, Ledger};
 use super::packet::{Feedback, SIGNAL, Seal, Signal, Word};
 use super::socket::Receives;
+use super::stream::{Counted, Run, Standing};
 use super::{FEEDBACK_EVERY, against};
-use crate::counting::Counter;
-use crate::phase::DRAIN_TIMEOUT;
 
 /// How long after that word what was overtaken by it may come.
 const OVERTAKEN_NS: u64 = 100_000_000;
@@ -27,8 +24,6 @@ const CONFIRMATIONS: usize = 3;
 pub(super) struct Received {
     counts: Counts,
     jitter_ns: u64,
-    /// When the last datagram came, since the begin.
-    pub(super) last_ns: u64,
 }
 
 /// What a direction's receivers tell together.
@@ -50,28 +45,22 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> 
     }
 }
 
-/// Receives until the sender's last word, and all that it names, has come. What came before a failure stands in `counter`
-/// and `received` all the same.
-pub(super) fn receive(
-    stream: &Standing,
-    direction: Direction,
-    course: &Course<'_>,
-    counter: &Counter,
-    received: &mut Received,
-) -> io::Result<()> {
-    let (socket, place) = (&stream.socket, stream.place);
-    let seal = Seal::of(place, direction, course.keys);
+/// Receives until the sender's last word, and all that it names, has come. What came before a failure stands in the
+/// counter and in `counted` all the same.
+pub(super) fn receive(stream: &Standing, run: &Run<'_>, counted: &mut Counted) -> io::Result<()> {
+    let Standing { socket, place, keys, .. } = stream;
+    let (context, place, direction) = (run.context, *place, run.direction);
+    let seal = Seal::of(place, direction, keys);
     let mut receives = Receives::of(socket);
     let mut ledger = Ledger::new();
     let mut bytes = 0;
     socket.set_read_timeout(Some(GLANCE))?;
-    let give_up_ns = nanos(course.duration + DRAIN_TIMEOUT);
     let every_ns = nanos(FEEDBACK_EVERY);
-    let (mut number, mut next_ns, mut told) = (0, 0, 0);
+    let (mut number, mut next_ns) = (0, 0);
     // How many there are in all, and when that was heard.
     let mut last: Option<(u64, u64)> = None;
     loop {
-        let now_ns = course.now_ns();
+        let now_ns = context.now_ns();
         let counts = ledger.counts();
         let is_over = last.is_some_and(|(all, at_ns)| counts.received >= all || now_ns - at_ns > OVERTAKEN_NS);
         if now_ns >= next_ns || is_over {
@@ -85,18 +74,14 @@ pub(super) fn receive(
             for _ in 0..if is_over { CONFIRMATIONS } else { 1 } {
                 let signal = Signal { place, number, word: Word::Feedback(feedback) };
                 // One that can't be sent is like one that is lost.
-                let _ = socket.send(&signal.seal(against(direction), course.keys));
+                let _ = socket.send(&signal.seal(against(direction), keys));
                 number += 1;
             }
             next_ns = now_ns + every_ns;
-            if counts.received > told {
-                told = counts.received;
-                course.tether.heard();
-            }
         }
-        received.counts = counts;
-        received.jitter_ns = ledger.jitter_ns();
-        if is_over || course.is_over() || now_ns > give_up_ns {
+        counted.received.counts = counts;
+        counted.received.jitter_ns = ledger.jitter_ns();
+        if is_over || run.is_over() {
             return Ok(());
         }
         let (came, each) = match receives.receive(socket) {
@@ -106,7 +91,7 @@ pub(super) fn receive(
             // Nothing for now, or an error that an earlier send met, which is gone once read.
             Err(_) => continue,
         };
-        let now_ns = course.now_ns();
+        let now_ns = context.now_ns();
         let mut ours = 0;
         for datagram in came.chunks(each) {
             if let Some(bulk) = seal.open(datagram) {
@@ -115,7 +100,7 @@ pub(super) fn receive(
                     bytes += datagram.len() as u64;
                 }
             } else if datagram.len() == SIGNAL
-                && let Some(signal) = Signal::open(datagram, direction, course.keys)
+                && let Some(signal) = Signal::open(datagram, direction, keys)
                 && signal.place == place
                 && let Word::Last(all) = signal.word
             {
@@ -123,9 +108,9 @@ pub(super) fn receive(
             }
         }
         if ours > 0 {
-            received.last_ns = now_ns;
-            counter.set(bytes);
-            course.tether.spend(ours).map_err(io::Error::other)?;
+            counted.last_ns = now_ns;
+            run.counter.set(bytes);
+            context.tether.spend(ours).map_err(io::Error::other)?;
         }
     }
 }

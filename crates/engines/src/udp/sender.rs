@@ -6,18 +6,18 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::DatagramTally;
 use paramedic_link::test_spec::Direction;
 
-use super::course::{Course, Standing};
 use super::packet::{Bulk, Feedback, Place, SIGNAL, Seal, Signal, Word};
 use super::search::Search;
 use super::socket::{self, Sends, await_readable, take_waiting};
+use super::stream::{Report, Run, Standing};
 use super::{DEFAULT_BPS, DEFAULT_LOSS_PPM, FEEDBACK_EVERY, HOLD_STILL_AFTER, against};
-use crate::counting::Counter;
 
 /// How long the first word of the receiver may take.
-const FIRST_WORD: Duration = Duration::from_secs(5);
+pub(super) const FIRST_WORD: Duration = Duration::from_secs(5);
 /// How long the last word may take until it is confirmed.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// One send holds what the rate makes in this time at most: more at once could flood a small queue alone.
@@ -41,8 +41,6 @@ pub(super) struct Sent {
     /// Of a search: how many of them after it had found its rate.
     settled: Option<u64>,
     paused: Duration,
-    /// When the last one left, since the begin.
-    pub(super) last_ns: u64,
 }
 
 /// What a direction's senders tell together.
@@ -62,7 +60,8 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> Data
 /// What is heard of the receiver.
 struct Ears<'a> {
     socket: &'a UdpSocket,
-    course: &'a Course<'a>,
+    keys: &'a SessionKeys,
+    run: &'a Run<'a>,
     place: Place,
     flow: Direction,
     /// The highest number of its words: older ones are no news, and may be replayed by anybody.
@@ -76,12 +75,12 @@ impl Ears<'_> {
         let mut bytes = [0; SIGNAL + 1];
         for _ in 0..ROUND {
             let len = take_waiting(self.socket, &mut bytes)?;
-            let signal = Signal::open(bytes.get(..len)?, self.flow, self.course.keys);
+            let signal = Signal::open(bytes.get(..len)?, self.flow, self.keys);
             let Some(Signal { place, number, word: Word::Feedback(feedback) }) = signal else { continue };
             if place == self.place && self.newest.is_none_or(|newest| number > newest) {
                 self.newest = Some(number);
                 self.heard = Instant::now();
-                self.course.tether.heard();
+                self.run.context.tether.heard();
                 return Some(feedback);
             }
         }
@@ -95,7 +94,7 @@ impl Ears<'_> {
                 return Ok(Some(feedback));
             }
             let now = Instant::now();
-            if now >= until || self.course.is_over() {
+            if now >= until || self.run.is_over() {
                 return Ok(None);
             }
             await_readable(self.socket, until.min(now + GLANCE))?;
@@ -130,44 +129,44 @@ impl Pace {
 }
 
 /// Sends until the phase's time is over, then says how many those were until the receiver confirms it. What was sent
-/// before a failure stands in `counter` and `sent` all the same.
-pub(super) fn send(
-    stream: &Standing,
-    direction: Direction,
-    course: &Course<'_>,
-    counter: &Counter,
-    sent: &mut Sent,
-) -> io::Result<()> {
-    let (socket, place) = (&stream.socket, stream.place);
-    let payload = socket::payload(socket, course.ask)?;
+/// before a failure stands in the counter and in `report` all the same.
+pub(super) fn send(stream: &Standing, run: &Run<'_>, report: &mut Report) -> io::Result<()> {
+    let Standing { socket, place, keys, .. } = stream;
+    let (context, place, direction) = (run.context, *place, run.direction);
+    // At the latest.
+    report.until = context.until + FIRST_WORD;
+    let sent = &mut report.own.sent;
+    let payload = socket::payload(socket, context.ask)?;
     sent.payload = payload;
     let mut sends = Sends::new(socket, payload);
-    let seal = Seal::of(place, direction, course.keys);
+    let seal = Seal::of(place, direction, keys);
     let mut datagrams = vec![0; payload * sends.most()];
     datagrams.chunks_exact_mut(payload).for_each(|datagram| seal.prepare(datagram));
-    let mut pace = match course.ask.bitrate_bps {
+    let mut pace = match context.ask.bitrate_bps {
         Some(0) => {
-            let bound = course.ask.loss_bound_ppm.unwrap_or(DEFAULT_LOSS_PPM);
+            let bound = context.ask.loss_bound_ppm.unwrap_or(DEFAULT_LOSS_PPM);
             Pace::Searched(Box::new(Search::new(payload, bound)))
         }
         bps => Pace::Fixed(bps.unwrap_or(DEFAULT_BPS) as f64),
     };
-    let mut ears = Ears { socket, course, place, flow: against(direction), newest: None, heard: course.begin };
+    let (flow, heard) = (against(direction), context.begin);
+    let mut ears = Ears { socket, keys, run, place, flow, newest: None, heard };
     // Nothing leaves before the receiver says that it listens.
-    if ears.await_next(course.begin + FIRST_WORD)?.is_none() {
-        if course.is_over() {
+    if ears.await_next(context.begin + FIRST_WORD)?.is_none() {
+        if run.is_over() {
             return Ok(());
         }
         return Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver of datagrams does not answer over UDP"));
     }
-    let until_ns = course.now_ns().saturating_add(nanos(course.duration));
+    let until_ns = context.now_ns().saturating_add(nanos(context.until - context.begin));
+    report.until = context.begin + Duration::from_nanos(until_ns);
     let bits = (payload * 8) as f64;
     let mut settled_from = None;
-    let mut due_ns = course.now_ns() as f64;
+    let mut due_ns = context.now_ns() as f64;
     let mut listen_ns = 0;
     loop {
-        let now_ns = course.now_ns();
-        if now_ns >= until_ns || course.is_over() {
+        let now_ns = context.now_ns();
+        if now_ns >= until_ns || run.is_over() {
             break;
         }
         if now_ns >= listen_ns {
@@ -179,12 +178,12 @@ pub(super) fn send(
             }
             if ears.heard.elapsed() > HOLD_STILL_AFTER {
                 let since = Instant::now();
-                let told = ears.await_next(course.begin + Duration::from_nanos(until_ns))?;
+                let told = ears.await_next(context.begin + Duration::from_nanos(until_ns))?;
                 sent.paused += since.elapsed();
                 if let (Pace::Searched(search), Some(told)) = (&mut pace, told) {
-                    search.hear(told, sent.datagrams, course.now_ns());
+                    search.hear(told, sent.datagrams, context.now_ns());
                 }
-                due_ns = course.now_ns() as f64;
+                due_ns = context.now_ns() as f64;
                 continue;
             }
             if pace.is_settled() {
@@ -195,7 +194,7 @@ pub(super) fn send(
         }
         let bps = pace.bps();
         if due_ns > now_ns as f64 {
-            let next = course.begin + Duration::from_nanos((due_ns as u64).min(until_ns));
+            let next = context.begin + Duration::from_nanos((due_ns as u64).min(until_ns));
             if await_readable(socket, next.min(Instant::now() + GLANCE))? {
                 listen_ns = 0;
             }
@@ -210,10 +209,10 @@ pub(super) fn send(
         match sends.send(socket, batch) {
             Ok(left) => {
                 sent.datagrams += left as u64;
-                sent.last_ns = now_ns;
-                counter.set(sent.datagrams * payload as u64);
+                report.own.last_ns = now_ns;
+                run.counter.set(sent.datagrams * payload as u64);
                 due_ns += left as f64 * bits * 1e9 / bps;
-                course.tether.spend((left * payload) as u64).map_err(io::Error::other)?;
+                context.tether.spend((left * payload) as u64).map_err(io::Error::other)?;
             }
             Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => return Err(socket::narrowed(socket, payload)),
             // Nothing left, and it is not known for how long: an interface is down, a filter forbids it, the buffer is
@@ -230,10 +229,10 @@ pub(super) fn send(
 fn take_leave(ears: &mut Ears<'_>, direction: Direction, sent: u64) -> io::Result<()> {
     let end = Instant::now() + FAREWELL;
     let mut number = 0;
-    while Instant::now() < end && !ears.course.is_over() {
+    while Instant::now() < end && !ears.run.is_over() {
         let last = Signal { place: ears.place, number, word: Word::Last(sent) };
         // One that can't be sent is like one that is lost.
-        let _ = ears.socket.send(&last.seal(direction, ears.course.keys));
+        let _ = ears.socket.send(&last.seal(direction, ears.keys));
         number += 1;
         let again = Instant::now() + FEEDBACK_EVERY;
         while let Some(told) = ears.await_next(again)? {

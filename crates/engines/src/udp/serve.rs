@@ -8,14 +8,13 @@ use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
-use super::course::{self, Standing};
 use super::gate::Gate;
+use super::stream::Standing;
 use super::{direction_of, socket};
-use crate::counting::{NO_SUCH_PHASE, nothing_moved};
 use crate::data_stream::DataStream;
 use crate::echo::Signals;
 use crate::engine::{Report, Serve, ServeOrder};
-use crate::phase::CONNECT_TIMEOUT;
+use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
 use crate::tether::Tether;
 
 pub(super) struct UdpServe {
@@ -35,7 +34,7 @@ impl UdpServe {
     fn streams(&self, phase: u8, spec: &PhaseSpec) -> io::Result<Vec<Standing>> {
         let stand = |(place, proven): (_, super::gate::Proven)| {
             let socket = proven.port.connect(proven.to, proven.peer)?;
-            let standing = Standing::new(place, socket, &self.spec, &self.tether)?;
+            let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
             if direction_of(&self.spec, spec, place.stream) == Some(Direction::Download) {
                 // Now, while there is somebody to tell.
                 socket::payload(&standing.socket, &self.spec)?;
@@ -65,9 +64,7 @@ impl Serve for UdpServe {
             return nothing_moved(Some(spec), &self.tether, &why);
         }
         match self.streams(phase, spec) {
-            Ok(streams) => {
-                course::run(&self.spec, spec, &self.keys, &self.tether, streams, Direction::Download, report)
-            }
+            Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.tether, streams, report),
             Err(error) => nothing_moved(Some(spec), &self.tether, &error.to_string()),
         }
     }

@@ -1,28 +1,11 @@
-//! What the phases of every engine that loads a path count with, and the words in which they say why nothing moved. Moves
-//! nothing itself.
+//! What a stream's thread counts: its payload bytes, and the processor time that it used. Moves nothing itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
-use paramedic_link::measurement::{CpuUse, DirectionTally, PhaseTally};
-use paramedic_link::test_spec::{Direction, PhaseSpec};
-
-use crate::tether::Tether;
-
-/// Why a phase ended early when its owner wanted it so.
-pub(crate) const SESSION_OVER: &str = "the session ended before the phase did";
-
-/// Why a phase that nobody asked for is not run.
-pub(crate) const NO_SUCH_PHASE: &str = "the test has no such phase";
-
-/// The tally of a phase that moved nothing, and why.
-pub(crate) fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
-    let moves = |direction| phase.is_some_and(|phase| phase.load.moves(direction)).then(DirectionTally::default);
-    let why = if tether.is_cut() { SESSION_OVER } else { why };
-    PhaseTally { download: moves(Direction::Download), upload: moves(Direction::Upload), cut_short: Some(why.into()) }
-}
+use paramedic_link::measurement::CpuUse;
 
 /// One stream's payload bytes so far. Alone in its cache lines (two: processors fetch them in pairs), so that no stream
 /// slows another.

@@ -1,0 +1,286 @@
+//! Runs one phase whose streams are threads of this program: a thread for each stream, and the caller's own that watches
+//! them. The same at both ends of a session and for every engine; how a stream moves its bytes is the engine's.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
+use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
+
+use super::count::{Counter, ThreadUse};
+use super::watch::{Look, Moving, watch};
+use super::{DRAIN_TIMEOUT, PhaseContext, micros, tally};
+use crate::engine::{Progress, Report};
+use crate::host_facts::CpuClock;
+use crate::tether::Tether;
+
+/// How much longer than the receiver drains a sender waits for the receiver's confirmation.
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connected stream of an engine.
+pub(crate) trait Stream: Send {
+    /// What the watcher keeps of it.
+    type Watched: Send + Sync;
+    /// What its thread reports beside what every stream reports.
+    type Own: Default + Send;
+    /// The names of the threads that send and receive.
+    const THREADS: [&'static str; 2];
+    /// How much later than the phase a sender may begin, and so end.
+    const LATEST_BEGIN: Duration;
+
+    /// What the watcher keeps of it. `is_sent`: this end sends.
+    fn watched(&self, is_sent: bool) -> io::Result<Self::Watched>;
+
+    /// Sends until the stream's time is over and the other end has confirmed what came, or the phase is over. What was
+    /// sent before a failure stands in the counter and in `report` all the same.
+    fn send(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
+
+    /// Receives until the sender has ended, or the phase is over. What came before a failure stands in the counter and
+    /// in `report` all the same.
+    fn receive(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
+
+    /// Called once an interval where this end sends, with the stream's bytes so far: whether the other end was heard.
+    fn attend(watched: &Self::Watched, total: u64) -> bool;
+
+    /// Ends the stream at once: its thread returns.
+    fn abort(watched: &Self::Watched);
+
+    /// A failure of a stream in words, `after` that time of the phase.
+    fn describe(failure: &io::Error, after: Duration) -> String;
+
+    /// Completes the tally of a direction that has these streams.
+    fn tally(streams: &[Ended<'_, Self>], is_sent: bool, tally: &mut DirectionTally)
+    where
+        Self: Sized;
+}
+
+/// What a stream's thread works with.
+pub(crate) struct StreamRun<'a, W> {
+    pub(crate) context: &'a PhaseContext<'a>,
+    pub(crate) direction: Direction,
+    pub(crate) counter: &'a Counter,
+    pub(crate) watched: &'a W,
+    is_aborted: &'a AtomicBool,
+}
+
+impl<W> StreamRun<'_, W> {
+    /// Whether the stream has to stop: its phase is over, or the watcher ended it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.context.is_over() || self.is_aborted.load(Ordering::Relaxed)
+    }
+}
+
+/// What a stream's thread leaves behind.
+pub(crate) struct StreamReport<O> {
+    /// When the last byte moved.
+    pub(crate) last: Option<Instant>,
+    /// Until when its own time lasts: the phase's, unless it begins later. A failure after it shortens nothing.
+    pub(crate) until: Instant,
+    pub(crate) own: O,
+    used: ThreadUse,
+}
+
+/// A stream whose thread has ended.
+pub(crate) struct Ended<'a, S: Stream> {
+    /// Payload bytes that it moved.
+    pub(crate) bytes: u64,
+    pub(crate) watched: &'a S::Watched,
+    pub(crate) own: S::Own,
+}
+
+/// One direction of the phase.
+struct DirectionRun<W> {
+    direction: Direction,
+    is_sent: bool,
+    counters: Vec<Counter>,
+    watched: Vec<W>,
+    ended: AtomicUsize,
+    is_aborted: AtomicBool,
+}
+
+impl<W> DirectionRun<W> {
+    fn total(&self) -> u64 {
+        self.counters.iter().map(Counter::read).sum()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst) == self.counters.len()
+    }
+}
+
+/// Runs `phase` over all its `streams`, of which this end sends the `sent` direction; in a phase of both directions the
+/// download's come first. Returns when all its threads are gone and its sockets closed.
+pub(crate) fn run<S: Stream>(
+    ask: &TestSpec,
+    phase: &PhaseSpec,
+    sent: Direction,
+    tether: &Tether,
+    mut streams: Vec<S>,
+    report: Report<'_>,
+) -> PhaseTally {
+    report(Progress::Started);
+    let cpu = CpuClock::start();
+    let context = PhaseContext::new(ask, phase, sent, tether, Instant::now());
+    let each = (streams.len() / phase.load.directions().len().max(1)).max(1);
+    let mut runs = Vec::new();
+    for (direction, streams) in phase.load.directions().iter().zip(streams.chunks_mut(each)) {
+        let is_sent = *direction == sent;
+        let watched = streams.iter().map(|stream| stream.watched(is_sent)).collect::<io::Result<Vec<_>>>();
+        let watched = watched.unwrap_or_else(|error| {
+            note::<S>(&context, &error, context.until);
+            Vec::new()
+        });
+        let counters = streams.iter().map(|_| Counter::default()).collect();
+        let (ended, is_aborted) = (AtomicUsize::new(0), AtomicBool::new(false));
+        runs.push(DirectionRun { direction: *direction, is_sent, counters, watched, ended, is_aborted });
+    }
+    let reports = if context.has_failed() {
+        runs.iter().map(|_| Vec::new()).collect()
+    } else if runs.is_empty() {
+        // An idle phase: time passes.
+        tether.wait_until(context.until, || false);
+        Vec::new()
+    } else {
+        std::thread::scope(|scope| {
+            let streams = runs.iter().zip(streams.chunks_mut(each));
+            let handles = streams.map(|(run, streams)| spawn(scope, &context, run, streams)).collect::<Vec<_>>();
+            watch(&context, &mut Threads::<S>(&runs), report);
+            let join = |handle: Option<ScopedJoinHandle<'_, _>>| handle.and_then(|handle| handle.join().ok());
+            handles.into_iter().map(|run| run.into_iter().map(join).collect()).collect::<Vec<Vec<_>>>()
+        })
+    };
+    let host = cpu.host();
+    let cut_short = context.why_cut_short(Instant::now());
+    let mut tallies = runs.iter().zip(reports).map(|(run, reports)| tally_of::<S>(&context, run, reports, host));
+    // The directions of the load stand in the order in which they are tallied.
+    tally(phase.load, cut_short.as_deref(), |_| tallies.next().unwrap_or_default())
+}
+
+fn note<S: Stream>(context: &PhaseContext<'_>, failure: &io::Error, until: Instant) {
+    let now = Instant::now();
+    context.note(S::describe(failure, now.saturating_duration_since(context.begin)), now, until);
+}
+
+fn spawn<'scope, S: Stream>(
+    scope: &'scope Scope<'scope, '_>,
+    context: &'scope PhaseContext<'_>,
+    run: &'scope DirectionRun<S::Watched>,
+    streams: &'scope mut [S],
+) -> Vec<Option<ScopedJoinHandle<'scope, StreamReport<S::Own>>>> {
+    let [sender, receiver] = S::THREADS;
+    let name = if run.is_sent { sender } else { receiver };
+    let spawn_one = |(stream, (counter, watched)): (&'scope mut S, (&'scope Counter, &'scope S::Watched))| {
+        let stream_run = StreamRun { context, direction: run.direction, counter, watched, is_aborted: &run.is_aborted };
+        let live = move || live(stream, run, &stream_run);
+        let spawned = Builder::new().name(name.into()).spawn_scoped(scope, live);
+        if let Err(error) = &spawned {
+            note::<S>(context, error, context.until);
+            run.ended.fetch_add(1, Ordering::SeqCst);
+        }
+        spawned.ok()
+    };
+    streams.iter_mut().zip(run.counters.iter().zip(&run.watched)).map(spawn_one).collect()
+}
+
+/// The life of a stream's thread.
+fn live<S: Stream>(
+    stream: &mut S,
+    run: &DirectionRun<S::Watched>,
+    stream_run: &StreamRun<'_, S::Watched>,
+) -> StreamReport<S::Own> {
+    /// Counts the thread as ended, also when it panics: the watcher waits for it.
+    struct Done<'a>(&'a AtomicUsize, &'a Tether);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            self.1.wake();
+        }
+    }
+    let context = stream_run.context;
+    let _done = Done(&run.ended, context.tether);
+    let began = Instant::now();
+    let mut report =
+        StreamReport { last: None, until: context.until, own: S::Own::default(), used: ThreadUse::default() };
+    let result =
+        if run.is_sent { stream.send(stream_run, &mut report) } else { stream.receive(stream_run, &mut report) };
+    if let Err(failure) = &result {
+        tracing::debug!(direction = %run.direction, %failure, "a stream ended");
+        note::<S>(context, failure, report.until);
+    }
+    report.used = ThreadUse::since(began);
+    report
+}
+
+/// The threads of a phase, as the watcher sees them.
+struct Threads<'a, S: Stream>(&'a [DirectionRun<S::Watched>]);
+
+impl<S: Stream> Threads<'_, S> {
+    fn abort_where(&self, is_meant: impl Fn(&DirectionRun<S::Watched>) -> bool) {
+        for run in self.0.iter().filter(|run| is_meant(run)) {
+            run.is_aborted.store(true, Ordering::Relaxed);
+            run.watched.iter().for_each(S::abort);
+        }
+    }
+}
+
+impl<S: Stream> Moving for Threads<'_, S> {
+    fn is_done(&self) -> bool {
+        self.0.iter().all(DirectionRun::has_ended)
+    }
+
+    fn look(&mut self) -> [Option<Look>; 2] {
+        let mut looks = [None; 2];
+        for run in self.0 {
+            let total = run.total();
+            let mut is_heard = false;
+            if run.is_sent {
+                for (watched, counter) in run.watched.iter().zip(&run.counters) {
+                    is_heard |= S::attend(watched, counter.read());
+                }
+            }
+            let is_whole = run.ended.load(Ordering::SeqCst) == 0;
+            looks[run.direction as usize] = Some(Look { total, is_whole, is_heard });
+        }
+        looks
+    }
+
+    fn end_overdue(&mut self, late: Duration) {
+        let sender_timeout = DRAIN_TIMEOUT + CONFIRMATION_TIMEOUT + S::LATEST_BEGIN;
+        self.abort_where(|run| !run.has_ended() && (!run.is_sent || late >= sender_timeout));
+    }
+
+    fn abort(&mut self) {
+        // Both directions: they are one phase.
+        if !self.is_done() {
+            self.abort_where(|_| true);
+        }
+    }
+}
+
+fn tally_of<S: Stream>(
+    context: &PhaseContext<'_>,
+    run: &DirectionRun<S::Watched>,
+    reports: Vec<Option<StreamReport<S::Own>>>,
+    host: CpuUse,
+) -> DirectionTally {
+    let last = reports.iter().flatten().filter_map(|report| report.last).max();
+    let elapsed_us = last.map_or(0, |last| micros(last.saturating_duration_since(context.begin)));
+    let cpu = ThreadUse::of_all(reports.iter().flatten().map(|report| report.used), host);
+    let moved = run.counters.iter().filter(|counter| counter.read() > 0).count();
+    let mut tally = DirectionTally {
+        count: Count { bytes: run.total(), elapsed_us },
+        cpu,
+        streams: u16::try_from(moved).unwrap_or(u16::MAX),
+        ..DirectionTally::default()
+    };
+    let streams = reports.into_iter().zip(run.counters.iter().zip(&run.watched));
+    let streams = streams.map(|(report, (counter, watched))| Ended {
+        bytes: counter.read(),
+        watched,
+        own: report.map(|report| report.own).unwrap_or_default(),
+    });
+    S::tally(&streams.collect::<Vec<_>>(), run.is_sent, &mut tally);
+    tally
+}

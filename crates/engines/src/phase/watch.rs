@@ -1,0 +1,68 @@
+//! The watcher of a phase: samples what moves, notes that the other end lives, and ends what does not end by itself.
+//! The same for threads of this program and for a child process. Starts nothing, moves nothing.
+
+use std::time::{Duration, Instant};
+
+use super::sampler::Sampler;
+use super::{DRAIN_TIMEOUT, PhaseContext};
+use crate::engine::{Progress, Report};
+
+/// What moves the bytes of a phase, as its watcher sees it.
+pub(crate) trait Moving {
+    /// Whether all of it has ended. Whatever changes this wakes the tether.
+    fn is_done(&self) -> bool;
+
+    /// Looks at what has moved so far: download, upload; `None` for a direction that the phase does not have.
+    fn look(&mut self) -> [Option<Look>; 2];
+
+    /// Called at each look once the phase's time has been over for `late`, which is [`DRAIN_TIMEOUT`] or more: ends
+    /// what may not take longer.
+    fn end_overdue(&mut self, late: Duration);
+
+    /// Ends all that has not ended.
+    fn abort(&mut self);
+}
+
+/// One direction at one look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Look {
+    /// Payload bytes so far, all streams together.
+    pub(crate) total: u64,
+    /// Whether none of its streams has ended.
+    pub(crate) is_whole: bool,
+    /// Whether the other end was heard since the last look. What arrives is heard by itself.
+    pub(crate) is_heard: bool,
+}
+
+/// Watches a phase until everything has ended, one stream has failed, or the session is over; then ends what has not.
+pub(crate) fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Report<'_>) {
+    let mut sampler = Sampler::new(context.begin, context.until);
+    let mut arrived = 0;
+    loop {
+        let is_done = || moving.is_done() || context.has_failed();
+        if context.tether.wait_until(sampler.due(), is_done) || context.tether.is_cut() {
+            break;
+        }
+        let looks = moving.look();
+        let now = Instant::now();
+        let samples = sampler.look(now, looks.map(|look| look.filter(|look| look.is_whole).map(|look| look.total)));
+        for direction in context.load.directions() {
+            let Some(look) = looks[*direction as usize] else { continue };
+            let is_sent = *direction == context.sent;
+            if look.is_heard || (!is_sent && look.total > arrived) {
+                context.tether.heard();
+            }
+            if !is_sent {
+                arrived = look.total;
+            }
+            if let Some(sample) = samples[*direction as usize] {
+                report(if is_sent { Progress::Sent } else { Progress::Received }(*direction, sample));
+            }
+        }
+        let late = now.saturating_duration_since(context.until);
+        if late >= DRAIN_TIMEOUT {
+            moving.end_overdue(late);
+        }
+    }
+    moving.abort();
+}
