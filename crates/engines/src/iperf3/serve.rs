@@ -20,7 +20,7 @@ use crate::data_stream::DataStream;
 use crate::door::Door;
 use crate::engine::{Progress, Report, Serve, ServeOrder};
 use crate::host_facts::CpuClock;
-use crate::phase::{self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle};
+use crate::phase::{self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle, streams_of};
 use crate::socket::{self, SocketOptions};
 use crate::tether::Tether;
 
@@ -222,7 +222,7 @@ fn loaded(spec: &TestSpec) -> impl Iterator<Item = (usize, &PhaseSpec)> {
 
 /// How many streams the test has, both directions together; 0 where there is no such test.
 fn streams_of_test(spec: &TestSpec, test: usize) -> usize {
-    loaded(spec).nth(test).map_or(0, |(_, phase)| usize::from(spec.streams) * phase.load.directions().len())
+    loaded(spec).nth(test).map_or(0, |(_, phase)| usize::from(streams_of(spec, phase)))
 }
 
 /// A test's child, as the watcher of its phase sees it.

@@ -2,6 +2,7 @@
 //! cut short. Knows no engine, and no way to move a byte.
 
 mod count;
+mod registry;
 mod sampler;
 mod threads;
 mod watch;
@@ -18,6 +19,7 @@ use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use crate::engine::{Progress, Report};
 use crate::tether::Tether;
 
+pub(crate) use registry::{StreamRegistry, Unplaced, direction_of, streams_of};
 pub(crate) use sampler::SAMPLE_INTERVAL;
 pub(crate) use threads::{Ended, Stream, StreamReport, StreamRun, run};
 pub(crate) use watch::{Look, Moving, watch};

@@ -191,15 +191,20 @@ fn live<S: Stream>(
     stream_run: &StreamRun<'_, S::Watched>,
 ) -> StreamReport<S::Own> {
     /// Counts the thread as ended, also when it panics: the watcher waits for it.
-    struct Done<'a>(&'a AtomicUsize, &'a Tether);
+    struct Done<'a>(&'a AtomicUsize, &'a PhaseContext<'a>);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
+            if std::thread::panicking() {
+                // Whenever it came: what this stream counted is lost.
+                let now = Instant::now();
+                self.1.note("the thread of a stream panicked".to_owned(), now, now + Duration::from_secs(1));
+            }
             self.0.fetch_add(1, Ordering::SeqCst);
-            self.1.wake();
+            self.1.tether.wake();
         }
     }
     let context = stream_run.context;
-    let _done = Done(&run.ended, context.tether);
+    let _done = Done(&run.ended, context);
     let began = Instant::now();
     let mut report =
         StreamReport { last: None, until: context.until, own: S::Own::default(), used: ThreadUse::default() };
@@ -283,4 +288,137 @@ fn tally_of<S: Stream>(
     });
     S::tally(&streams.collect::<Vec<_>>(), run.is_sent, &mut tally);
     tally
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Arc, Mutex};
+
+    use paramedic_link::test_spec::{DataMode, EngineId, Load};
+
+    use super::*;
+    use crate::phase::SESSION_OVER;
+
+    /// A stream that moves 7 bytes and then does as it is told.
+    enum Puppet {
+        Fails,
+        /// Fails although its own time lasts longer than the phase's.
+        FailsLate,
+        /// Stands in a call until it is aborted.
+        Stands(Arc<Rope>),
+        Panics,
+    }
+
+    /// What is pulled to abort a puppet that stands.
+    struct Rope(Mutex<Sender<()>>, Mutex<Receiver<()>>);
+
+    impl Puppet {
+        fn stands() -> Self {
+            let (pull, pulled) = channel();
+            Self::Stands(Arc::new(Rope(Mutex::new(pull), Mutex::new(pulled))))
+        }
+
+        fn act(&self, run: &StreamRun<'_, Option<Arc<Rope>>>, report: &mut StreamReport<bool>) -> io::Result<()> {
+            run.counter.set(7);
+            report.last = Some(Instant::now());
+            report.own = true;
+            match self {
+                Self::Fails => {}
+                Self::FailsLate => report.until = run.context.until + Duration::from_secs(3600),
+                Self::Stands(rope) => rope.1.lock().unwrap().recv().unwrap(),
+                Self::Panics => panic!("a puppet that was told to"),
+            }
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
+    }
+
+    impl Stream for Puppet {
+        type Watched = Option<Arc<Rope>>;
+        type Own = bool;
+        const THREADS: [&'static str; 2] = ["puppet-send", "puppet-receive"];
+        const LATEST_BEGIN: Duration = Duration::ZERO;
+
+        fn watched(&self, _is_sent: bool) -> io::Result<Self::Watched> {
+            Ok(if let Self::Stands(rope) = self { Some(Arc::clone(rope)) } else { None })
+        }
+
+        fn send(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<bool>) -> io::Result<()> {
+            self.act(run, report)
+        }
+
+        fn receive(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<bool>) -> io::Result<()> {
+            self.act(run, report)
+        }
+
+        fn attend(_watched: &Self::Watched, _total: u64) -> bool {
+            false
+        }
+
+        fn abort(watched: &Self::Watched) {
+            if let Some(rope) = watched {
+                rope.0.lock().unwrap().send(()).unwrap();
+            }
+        }
+
+        fn describe(_failure: &io::Error, _after: Duration) -> String {
+            "a string broke".to_owned()
+        }
+
+        fn tally(streams: &[Ended<'_, Self>], _is_sent: bool, tally: &mut DirectionTally) {
+            // As many as left a report.
+            tally.mss = Some(streams.iter().filter(|stream| stream.own).count() as u32);
+        }
+    }
+
+    fn play(load: Load, duration_ms: u32, puppets: Vec<Puppet>, tether: &Tether) -> PhaseTally {
+        let spec = TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, vec![], 1);
+        let phase = PhaseSpec { load, duration_ms };
+        run(&spec, &phase, Direction::Upload, tether, puppets, &|_| ())
+    }
+
+    const HOUR_MS: u32 = 3_600_000;
+
+    #[test]
+    fn a_stream_that_fails_ends_all_others_of_either_direction() {
+        for puppets in [[Puppet::Fails, Puppet::stands()], [Puppet::stands(), Puppet::Fails]] {
+            let tally = play(Load::Bidir, HOUR_MS, puppets.into(), &Tether::free());
+            assert_eq!(tally.cut_short.as_ref().unwrap().as_str(), "a string broke");
+            for counted in [tally.download.unwrap(), tally.upload.unwrap()] {
+                assert_eq!((counted.count.bytes, counted.streams, counted.mss), (7, 1, Some(1)), "what came is kept");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancelled_session_ends_streams_that_stand() {
+        let tether = Tether::free();
+        tether.cut();
+        let tally = play(Load::Upload, HOUR_MS, vec![Puppet::stands(), Puppet::stands()], &tether);
+        assert_eq!(tally.cut_short.unwrap().as_str(), SESSION_OVER);
+        assert_eq!(tally.upload.unwrap().streams, 2);
+    }
+
+    #[test]
+    fn a_failure_after_the_streams_own_time_shortens_nothing() {
+        let tally = |puppet| play(Load::Download, 0, vec![puppet], &Tether::free()).cut_short;
+        assert_eq!(tally(Puppet::Fails), None);
+        assert_eq!(tally(Puppet::FailsLate).unwrap().as_str(), "a string broke");
+    }
+
+    #[test]
+    fn a_receiver_that_does_not_end_is_ended_when_it_has_drained() {
+        let began = Instant::now();
+        let tally = play(Load::Download, 0, vec![Puppet::stands()], &Tether::free());
+        assert!(began.elapsed() >= DRAIN_TIMEOUT);
+        assert_eq!(tally.cut_short, None);
+    }
+
+    #[test]
+    fn a_thread_that_panics_cuts_the_phase_short() {
+        let tally = play(Load::Upload, HOUR_MS, vec![Puppet::stands(), Puppet::Panics], &Tether::free());
+        assert!(tally.cut_short.unwrap().as_str().contains("panicked"));
+        let counted = tally.upload.unwrap();
+        assert_eq!((counted.count.bytes, counted.mss), (14, Some(1)));
+    }
 }

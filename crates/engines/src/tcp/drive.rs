@@ -9,12 +9,12 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, TestSpec};
 use rustix::rand::GetRandomFlags;
 
-use super::roster::Roster;
-use super::{socket_options, streams_of};
+use super::socket_options;
+use super::stream::{self, Streams};
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
-use crate::phase::{self, NO_SUCH_PHASE, nothing_moved};
+use crate::phase::{self, NO_SUCH_PHASE, nothing_moved, streams_of};
 use crate::socket::SocketOptions;
 use crate::tether::Tether;
 
@@ -27,15 +27,15 @@ pub(super) struct TcpDrive {
     dialer: Arc<Dialer>,
     options: SocketOptions,
     tether: Arc<Tether>,
-    roster: Roster,
+    streams: Streams,
 }
 
 impl TcpDrive {
     pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
         let DriveOrder { spec, keys, dialer, tether, .. } = order;
         let options = socket_options(&spec)?;
-        let roster = Roster::new(&spec, Arc::clone(&tether));
-        Ok(Self { spec, keys, dialer, options, tether, roster })
+        let streams = Streams::new(&spec, Arc::clone(&tether));
+        Ok(Self { spec, keys, dialer, options, tether, streams })
     }
 
     pub(super) fn dial(&self, phase: u8, stream: u16) -> io::Result<DataStream> {
@@ -55,12 +55,12 @@ impl Drive for TcpDrive {
         let failure = Mutex::new(None);
         let dial_on = || {
             loop {
-                let stream = next.fetch_add(1, Ordering::Relaxed);
-                if stream >= streams {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= streams {
                     return;
                 }
-                match self.dial(phase, stream) {
-                    Ok(connected) => self.roster.admit(phase, stream, connected),
+                match self.dial(phase, index) {
+                    Ok(connected) => stream::admit(&self.streams, &self.tether, phase, index, connected),
                     Err(error) => {
                         // The others stop after the dial they are in.
                         next.store(streams, Ordering::Relaxed);
@@ -79,7 +79,7 @@ impl Drive for TcpDrive {
         });
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => {
-                drop(self.roster.take(phase));
+                drop(self.streams.take(phase));
                 Err(error)
             }
             None => Ok(()),
@@ -90,9 +90,9 @@ impl Drive for TcpDrive {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
         };
-        if !self.roster.is_complete(phase) {
-            return nothing_moved(Some(spec), &self.tether, "its data connections do not stand");
+        match self.streams.take(phase) {
+            Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.tether, streams, report),
+            Err(_) => nothing_moved(Some(spec), &self.tether, "its data connections do not stand"),
         }
-        phase::run(&self.spec, spec, Direction::Upload, &self.tether, self.roster.take(phase), report)
     }
 }

@@ -4,7 +4,6 @@
 mod drive;
 mod payload;
 mod receiver;
-mod roster;
 mod sender;
 mod serve;
 mod stream;
@@ -14,7 +13,7 @@ mod tests;
 
 use std::io;
 
-use paramedic_link::test_spec::{DataMode, DataPathWish, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, DataPathWish, TestSpec};
 
 use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
 use crate::socket::{self, SocketOptions};
@@ -78,10 +77,4 @@ fn socket_options(spec: &TestSpec) -> io::Result<SocketOptions> {
         socket::check_congestion_control(name)?;
     }
     Ok(SocketOptions::of(spec))
-}
-
-/// How many streams a phase has, both directions together.
-fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
-    let directions = phase.load.directions().len();
-    spec.streams.saturating_mul(if directions == 2 { 2 } else { u16::from(directions == 1) })
 }

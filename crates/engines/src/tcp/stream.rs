@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paramedic_link::measurement::DirectionTally;
@@ -10,14 +11,29 @@ use paramedic_link::measurement::DirectionTally;
 use super::sender::Lead;
 use super::{receiver, sender};
 use crate::data_stream::DataStream;
-use crate::phase::{self, Ended, SAMPLE_INTERVAL, StreamReport, StreamRun};
+use crate::phase::{self, Ended, SAMPLE_INTERVAL, StreamRegistry, StreamReport, StreamRun};
 use crate::socket;
-use crate::tether::Hold;
+use crate::tether::{Hold, Tether};
 
 /// A stream that stands. Cutting the session's tether ends it.
 pub(super) struct Standing {
-    pub(super) stream: DataStream,
-    pub(super) _hold: Hold,
+    stream: DataStream,
+    _hold: Hold,
+}
+
+/// The streams that stand.
+pub(super) type Streams = StreamRegistry<Standing>;
+
+/// Gives a connected stream its place. Where it has none, or the session is over, it is dropped, which refuses it.
+pub(super) fn admit(streams: &Streams, tether: &Arc<Tether>, phase: u8, index: u16, stream: DataStream) {
+    match tether.hold(stream.socket()) {
+        Ok(hold) => {
+            if let Err(why) = streams.admit(phase, index, Standing { stream, _hold: hold }) {
+                tracing::debug!(phase, index, ?why, "a data connection that has no place here was dropped");
+            }
+        }
+        Err(error) => tracing::debug!(phase, index, %error, "a data connection can't be kept"),
+    }
 }
 
 /// A stream's socket a second time, to ask and to end it.

@@ -1,9 +1,8 @@
 //! The appliance's end of `udp`: introduces the streams, proves that they are here, runs their phases.
 
-use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use paramedic_link::admission::SessionKeys;
@@ -13,11 +12,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::packet::{Place, SIGNAL, Signal, Word};
+use super::socket;
 use super::stream::Standing;
-use super::{direction_of, socket, streams_of};
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
-use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
+use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, StreamRegistry, direction_of, nothing_moved, streams_of};
 use crate::tether::{Cut, Tether};
 
 /// What has no answer by then is said again.
@@ -30,7 +29,7 @@ pub(super) struct UdpDrive {
     tether: Arc<Tether>,
     /// No number is used twice in the session.
     next: AtomicU64,
-    standing: Mutex<HashMap<u8, Vec<Standing>>>,
+    streams: StreamRegistry<Standing>,
 }
 
 /// A stream that introduces itself.
@@ -43,14 +42,15 @@ struct Candidate {
 impl UdpDrive {
     pub(super) fn new(order: DriveOrder) -> Self {
         let DriveOrder { spec, keys, dialer, tether, .. } = order;
-        Self { spec, keys, dialer, tether, next: AtomicU64::new(0), standing: Mutex::default() }
+        let streams = StreamRegistry::new(&spec, Arc::clone(&tether));
+        Self { spec, keys, dialer, tether, next: AtomicU64::new(0), streams }
     }
 
     fn candidate(&self, place: Place, spec: &PhaseSpec) -> io::Result<Candidate> {
         let target = self.dialer.target;
         let socket = self.dialer.origin.datagrams(target)?;
         let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
-        if direction_of(&self.spec, spec, place.stream) == Some(Direction::Upload) {
+        if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Upload) {
             // Now, before anybody waits for the phase.
             socket::payload(&standing.socket, &self.spec)?;
         }
@@ -137,11 +137,15 @@ impl Drive for UdpDrive {
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.spec.phases.get(usize::from(phase));
         let spec = spec.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
-        let places = (0..streams_of(&self.spec, spec)).map(|stream| Place { phase, stream });
+        let streams = u8::try_from(streams_of(&self.spec, spec)).unwrap_or(u8::MAX);
+        let places = (0..streams).map(|stream| Place { phase, stream });
         let mut candidates = places.map(|place| self.candidate(place, spec)).collect::<io::Result<Vec<_>>>()?;
         self.gather(&mut candidates)?;
-        let standing = candidates.into_iter().map(|candidate| candidate.standing).collect();
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).insert(phase, standing);
+        for Candidate { standing, .. } in candidates {
+            let index = standing.place.stream.into();
+            let placed = self.streams.admit(phase, index, standing);
+            placed.map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, "the phase has its streams already"))?;
+        }
         Ok(())
     }
 
@@ -149,9 +153,9 @@ impl Drive for UdpDrive {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
         };
-        let Some(streams) = self.standing.lock().unwrap_or_else(PoisonError::into_inner).remove(&phase) else {
-            return nothing_moved(Some(spec), &self.tether, "its streams do not stand");
-        };
-        phase::run(&self.spec, spec, Direction::Upload, &self.tether, streams, report)
+        match self.streams.take(phase) {
+            Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.tether, streams, report),
+            Err(_) => nothing_moved(Some(spec), &self.tether, "its streams do not stand"),
+        }
     }
 }

@@ -18,7 +18,7 @@ mod tests;
 use std::io;
 use std::time::Duration;
 
-use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, TestSpec};
 
 use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
 
@@ -76,17 +76,6 @@ impl Engine for Udp {
     fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
         Ok(Box::new(drive::UdpDrive::new(order)))
     }
-}
-
-/// How many streams a phase has, both directions together.
-fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u8 {
-    let streams = usize::from(spec.streams.min(TestSpec::MAX_STREAMS)) * phase.load.directions().len();
-    u8::try_from(streams).unwrap_or(u8::MAX)
-}
-
-/// Which way stream number `stream` of a phase flows: the download's come first.
-fn direction_of(spec: &TestSpec, phase: &PhaseSpec, stream: u8) -> Option<Direction> {
-    phase.load.directions().get(usize::from(stream) / usize::from(spec.streams.max(1))).copied()
 }
 
 /// The other way.

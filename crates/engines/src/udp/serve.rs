@@ -2,19 +2,19 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
-use super::gate::Gate;
+use super::gate::{Gate, Proven};
+use super::packet::Place;
+use super::socket;
 use super::stream::Standing;
-use super::{direction_of, socket};
 use crate::data_stream::DataStream;
 use crate::echo::Signals;
 use crate::engine::{Report, Serve, ServeOrder};
-use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
+use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, direction_of, nothing_moved};
 use crate::tether::Tether;
 
 pub(super) struct UdpServe {
@@ -31,17 +31,14 @@ impl UdpServe {
         Ok(Self { spec, keys, tether, gate })
     }
 
-    fn streams(&self, phase: u8, spec: &PhaseSpec) -> io::Result<Vec<Standing>> {
-        let stand = |(place, proven): (_, super::gate::Proven)| {
-            let socket = proven.port.connect(proven.to, proven.peer)?;
-            let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
-            if direction_of(&self.spec, spec, place.stream) == Some(Direction::Download) {
-                // Now, while there is somebody to tell.
-                socket::payload(&standing.socket, &self.spec)?;
-            }
-            Ok(standing)
-        };
-        self.gate.take(phase).into_iter().map(stand).collect()
+    fn stand(&self, spec: &PhaseSpec, place: Place, proven: &Proven) -> io::Result<Standing> {
+        let socket = proven.port.connect(proven.to, proven.peer)?;
+        let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
+        if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Download) {
+            // Now, while there is somebody to tell.
+            socket::payload(&standing.socket, &self.spec)?;
+        }
+        Ok(standing)
     }
 }
 
@@ -58,12 +55,15 @@ impl Serve for UdpServe {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
         };
-        if !self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.gate.is_complete(phase)) {
-            let standing = self.gate.standing(phase);
-            let why = format!("only {standing} of the phase's streams proved themselves over UDP within 10 s");
-            return nothing_moved(Some(spec), &self.tether, &why);
-        }
-        match self.streams(phase, spec) {
+        let proven = match self.gate.proven.await_all(phase) {
+            Ok(proven) => proven,
+            Err(came) => {
+                let timeout = CONNECT_TIMEOUT.as_secs();
+                let why = format!("only {came} of the phase's streams proved themselves over UDP within {timeout} s");
+                return nothing_moved(Some(spec), &self.tether, &why);
+            }
+        };
+        match proven.iter().map(|(place, proven)| self.stand(spec, *place, proven)).collect() {
             Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.tether, streams, report),
             Err(error) => nothing_moved(Some(spec), &self.tether, &error.to_string()),
         }

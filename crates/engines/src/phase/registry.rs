@@ -1,0 +1,207 @@
+//! The connected streams of a session that wait for their phase, each in a place of its own. Connects and moves nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
+
+use super::CONNECT_TIMEOUT;
+use crate::tether::Tether;
+
+/// How many streams `phase` has, both directions together.
+pub(crate) fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
+    phase.load.directions().iter().map(|_| spec.streams.min(TestSpec::MAX_STREAMS)).sum()
+}
+
+/// Which way stream number `stream` of `phase` flows: the download's come first.
+pub(crate) fn direction_of(spec: &TestSpec, phase: &PhaseSpec, stream: u16) -> Option<Direction> {
+    phase.load.directions().get(usize::from(stream / spec.streams.max(1))).copied()
+}
+
+/// Why a stream does not get a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unplaced {
+    /// The phase or the stream does not exist.
+    NoSuchPlace,
+    /// Another stream has the place, or its phase has begun.
+    Taken,
+}
+
+/// The streams of one session at one end; `T` is what an engine keeps of a connected stream.
+pub(crate) struct StreamRegistry<T> {
+    /// Streams of each phase.
+    places: Vec<u16>,
+    tether: Arc<Tether>,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    /// The phase that runs, else the next one.
+    next: u8,
+    /// Phases that were handed their streams, or that gave up on them: these get no more.
+    closed: HashSet<u8>,
+    ready: HashMap<(u8, u16), T>,
+}
+
+impl<T> StreamRegistry<T> {
+    pub(crate) fn new(spec: &TestSpec, tether: Arc<Tether>) -> Self {
+        let places = spec.phases.iter().map(|phase| streams_of(spec, phase)).collect();
+        let state = State { next: 0, closed: HashSet::new(), ready: HashMap::new() };
+        Self { places, tether, state: Mutex::new(state) }
+    }
+
+    /// Whether stream `index` of `phase` can still get its place; it may have it already.
+    pub(crate) fn check(&self, phase: u8, index: u16) -> Result<(), Unplaced> {
+        self.check_open(&self.state(), phase, index)
+    }
+
+    /// Gives `stream` its place, unless another one has it, and wakes who waits for the phase.
+    pub(crate) fn admit(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
+        self.put(phase, index, stream, false)
+    }
+
+    /// Gives `stream` its place, also if another one has it, and wakes who waits for the phase.
+    pub(crate) fn replace(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
+        self.put(phase, index, stream, true)
+    }
+
+    fn put(&self, phase: u8, index: u16, stream: T, replaces: bool) -> Result<(), Unplaced> {
+        {
+            let mut state = self.state();
+            self.check_open(&state, phase, index)?;
+            if !replaces && state.ready.contains_key(&(phase, index)) {
+                return Err(Unplaced::Taken);
+            }
+            state.ready.insert((phase, index), stream);
+        }
+        // Not under our lock: those who wait look at it under the tether's.
+        self.tether.wake();
+        Ok(())
+    }
+
+    /// Whether `phase` runs, or is the next one.
+    pub(crate) fn is_next(&self, phase: u8) -> bool {
+        self.state().next == phase
+    }
+
+    /// `phase` is over: the one after it is next.
+    pub(crate) fn advance(&self, phase: u8) {
+        let mut state = self.state();
+        state.next = state.next.max(phase.saturating_add(1));
+    }
+
+    /// Whether all streams of `phase` are ready.
+    pub(crate) fn is_complete(&self, phase: u8) -> bool {
+        self.is_complete_in(&self.state(), phase)
+    }
+
+    /// Hands over all streams of `phase`, in their order, and closes the phase. Where some are missing the others are
+    /// dropped, and the error says how many there were.
+    pub(crate) fn take(&self, phase: u8) -> Result<Vec<T>, usize> {
+        let places = self.places.get(usize::from(phase)).copied().unwrap_or(0);
+        let mut state = self.state();
+        let is_complete = self.is_complete_in(&state, phase);
+        state.closed.insert(phase);
+        let streams = (0..places).filter_map(|index| state.ready.remove(&(phase, index))).collect::<Vec<_>>();
+        if is_complete { Ok(streams) } else { Err(streams.len()) }
+    }
+
+    /// The same, once all streams of `phase` are ready; the error comes when [`CONNECT_TIMEOUT`] or the session is over.
+    pub(crate) fn await_all(&self, phase: u8) -> Result<Vec<T>, usize> {
+        self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.is_complete(phase));
+        self.take(phase)
+    }
+
+    fn check_open(&self, state: &State<T>, phase: u8, index: u16) -> Result<(), Unplaced> {
+        if self.places.get(usize::from(phase)).is_none_or(|places| index >= *places) {
+            return Err(Unplaced::NoSuchPlace);
+        }
+        if state.closed.contains(&phase) { Err(Unplaced::Taken) } else { Ok(()) }
+    }
+
+    fn is_complete_in(&self, state: &State<T>, phase: u8) -> bool {
+        let ready = state.ready.keys().filter(|(of, _)| *of == phase).count();
+        self.places.get(usize::from(phase)).is_some_and(|places| ready == usize::from(*places))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        // Nothing guarded here can be left half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::test_spec::{DataMode, EngineId, Load};
+
+    use super::*;
+
+    fn spec() -> TestSpec {
+        let phases = [Load::Bidir, Load::Idle, Load::Upload].map(|load| PhaseSpec { load, duration_ms: 100 });
+        TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, phases.to_vec(), 2)
+    }
+
+    fn registry() -> StreamRegistry<&'static str> {
+        StreamRegistry::new(&spec(), Tether::free())
+    }
+
+    #[test]
+    fn in_a_phase_of_both_directions_the_downloads_streams_come_first() {
+        let spec = spec();
+        assert_eq!(spec.phases.iter().map(|phase| streams_of(&spec, phase)).collect::<Vec<_>>(), [4, 0, 2]);
+        let of = |stream| direction_of(&spec, &spec.phases[0], stream);
+        let (download, upload) = (Some(Direction::Download), Some(Direction::Upload));
+        assert_eq!([0, 1, 2, 3, 4].map(of), [download, download, upload, upload, None]);
+        assert_eq!(direction_of(&spec, &spec.phases[2], 1), upload);
+    }
+
+    #[test]
+    fn a_phase_gets_its_streams_in_order_once_all_are_ready() {
+        let registry = registry();
+        for (index, name) in [(3, "d"), (0, "a"), (2, "c")] {
+            registry.admit(0, index, name).unwrap();
+        }
+        assert!(!registry.is_complete(0));
+        registry.admit(0, 1, "b").unwrap();
+        assert_eq!(registry.await_all(0), Ok(vec!["a", "b", "c", "d"]));
+        assert_eq!(registry.take(1), Ok(vec![]), "an idle phase has none");
+        assert_eq!(registry.take(9), Err(0), "and a phase that does not exist is never complete");
+    }
+
+    #[test]
+    fn each_place_is_taken_once_and_none_after_its_phase_has_begun() {
+        let registry = registry();
+        assert_eq!(registry.admit(2, 0, "first"), Ok(()));
+        assert_eq!(registry.admit(2, 0, "second"), Err(Unplaced::Taken));
+        assert_eq!(registry.replace(2, 0, "third"), Ok(()));
+        assert_eq!(registry.admit(2, 2, "beyond"), Err(Unplaced::NoSuchPlace));
+        assert_eq!(registry.check(3, 0), Err(Unplaced::NoSuchPlace));
+        registry.admit(2, 1, "other").unwrap();
+        assert_eq!(registry.take(2), Ok(vec!["third", "other"]));
+        assert_eq!(
+            (registry.check(2, 0), registry.replace(2, 0, "late")),
+            (Err(Unplaced::Taken), Err(Unplaced::Taken))
+        );
+    }
+
+    #[test]
+    fn an_incomplete_phase_drops_its_streams_when_the_session_is_over() {
+        let tether = Tether::free();
+        let registry = StreamRegistry::new(&spec(), Arc::clone(&tether));
+        let stream = Arc::new(());
+        registry.admit(2, 1, Arc::clone(&stream)).unwrap();
+        tether.cut();
+        assert_eq!(registry.await_all(2), Err(1));
+        assert_eq!(Arc::strong_count(&stream), 1);
+    }
+
+    #[test]
+    fn phases_are_next_in_their_order() {
+        let registry = registry();
+        assert!(registry.is_next(0) && !registry.is_next(1));
+        registry.advance(0);
+        registry.advance(0);
+        assert!(registry.is_next(1));
+    }
+}
