@@ -5,7 +5,7 @@
 
 use std::error::Error;
 
-use paramedic_engines::self_test::loopback;
+use paramedic_engines::loopback;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
 

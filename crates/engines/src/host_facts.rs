@@ -171,12 +171,12 @@ fn interface_file(interface: &str, attribute: &str) -> Option<String> {
 }
 
 /// The driver says megabits per second, or -1 where it knows nothing; wireless ones refuse the question.
-pub(crate) fn speed_bps(speed: &str) -> Option<u64> {
+pub fn speed_bps(speed: &str) -> Option<u64> {
     speed.parse::<u64>().ok().filter(|mbps| *mbps > 0 && *mbps < u64::from(u32::MAX))?.checked_mul(1_000_000)
 }
 
 /// A small file's text, of whatever bytes.
-pub(crate) fn text(path: impl AsRef<Path>) -> Option<String> {
+pub fn text(path: impl AsRef<Path>) -> Option<String> {
     let bytes = fs::read(path).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -9,15 +9,15 @@ pub mod echo;
 pub mod engine;
 pub mod host_facts;
 pub mod iperf3;
+pub mod loopback;
 pub mod memory;
 pub mod origin;
 pub mod quantity;
-pub mod self_test;
+pub mod quota;
 pub mod stats;
 pub mod tether;
 
 mod phase;
-mod quota;
 mod socket;
 mod sys;
 mod tcp;

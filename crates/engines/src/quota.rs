@@ -8,14 +8,14 @@ use std::time::Duration;
 /// For how long, since its control groups were made, this program could not run because its share was used up. Of the
 /// groups around it, the one that held it back longest. The kernel adds up processors: it may be more than time has
 /// passed.
-pub(crate) fn held_back() -> Option<Duration> {
+pub fn held_back() -> Option<Duration> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(groups).filter_map(|group| held_back_by(&group)).max()
 }
 
 /// The cores' worth of time that control groups leave to this program: what the narrowest of the groups around it
 /// allows. Absent where none is a limit.
-pub(crate) fn cores() -> Option<f64> {
+pub fn cores() -> Option<f64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(groups).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)
 }

@@ -16,17 +16,18 @@ const NANOS: u64 = 1_000_000_000;
 
 /// `CLOCK_MONOTONIC`, counted from when this was made: how long a host has been up is nobody's business.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock {
+pub struct Clock {
     zero_ns: u64,
 }
 
 impl Clock {
-    pub(crate) fn start() -> Self {
+    /// Starts at zero now.
+    pub fn start() -> Self {
         Self { zero_ns: monotonic_ns() }
     }
 
     /// Nanoseconds since the start.
-    pub(crate) fn now_ns(&self) -> u64 {
+    pub fn now_ns(&self) -> u64 {
         monotonic_ns() - self.zero_ns
     }
 }
@@ -39,19 +40,20 @@ fn monotonic_ns() -> u64 {
 
 /// A timer that becomes readable at absolute times of a [`Clock`]. Unlike a sleep or a poll with a time limit it has
 /// no slack that the kernel may add to save power.
-pub(crate) struct Timer {
+pub struct Timer {
     fd: OwnedFd,
     clock: Clock,
 }
 
 impl Timer {
-    pub(crate) fn new(clock: Clock) -> io::Result<Self> {
+    /// A timer that is not armed yet.
+    pub fn new(clock: Clock) -> io::Result<Self> {
         let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         Ok(Self { fd, clock })
     }
 
     /// Ticks at `first_ns`, and every `interval` from then on.
-    pub(crate) fn tick(&self, first_ns: u64, interval: Duration) -> io::Result<()> {
+    pub fn tick(&self, first_ns: u64, interval: Duration) -> io::Result<()> {
         let spec = Itimerspec {
             it_interval: timespec(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)),
             // All zero would disarm it; the clock's zero is never the boot itself.
@@ -62,7 +64,7 @@ impl Timer {
     }
 
     /// Takes note of the ticks so far, and says whether there were any.
-    pub(crate) fn clear(&self) -> bool {
+    pub fn clear(&self) -> bool {
         // Nothing to read means that none came.
         rustix::io::read(&self.fd, &mut [0; 8]).is_ok()
     }
@@ -105,7 +107,7 @@ impl AsFd for Wake {
 }
 
 /// Waits until one of `fds` is ready for what is asked of it, and says for what each is; errors and hang-ups count.
-pub(crate) fn wait<const N: usize>(fds: [(BorrowedFd<'_>, PollFlags); N]) -> io::Result<[PollFlags; N]> {
+pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, PollFlags); N]) -> io::Result<[PollFlags; N]> {
     let mut polled = fds.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
     loop {
         match poll(&mut polled, None) {

@@ -1,7 +1,7 @@
 //! The `echo` engine: small probes that are answered at once. On its own it puts no load on the path; its two ends,
 //! [`Prober`] and [`Responder`], run beside every other engine and measure latency while that one loads the path.
 
-pub(crate) mod clock;
+pub mod clock;
 mod datagram;
 mod drive;
 mod ledger;

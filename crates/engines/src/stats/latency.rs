@@ -123,7 +123,7 @@ fn summed(sorted: &[u32], jitter_us: Option<f64>) -> Option<RoundTrips> {
 }
 
 /// The nearest-rank percentile of sorted values; `per_mille` counts in thousandths, 1 to 1000.
-pub(crate) fn percentile<T: Copy>(sorted: &[T], per_mille: usize) -> Option<T> {
+pub fn percentile<T: Copy>(sorted: &[T], per_mille: usize) -> Option<T> {
     let rank = (sorted.len() * per_mille).div_ceil(1000);
     sorted.get(rank.max(1) - 1).copied()
 }

@@ -3,6 +3,5 @@
 mod latency;
 mod throughput;
 
-pub(crate) use latency::percentile;
-pub use latency::{Grade, LatencySummary, RoundTrips, grade, latency};
+pub use latency::{Grade, LatencySummary, RoundTrips, grade, latency, percentile};
 pub use throughput::{Throughput, throughput};

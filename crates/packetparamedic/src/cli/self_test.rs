@@ -1,9 +1,9 @@
-//! `self-test`: has this device tested, and lays out what was found. What it means is decided with the engines.
+//! `self-test`: has this device tested, and lays out what was found. What it means is decided in `paramedic-host`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use paramedic_engines::self_test::{self, Role, Row, SelfTest, WeakPoint};
+use paramedic_host::self_test::{self, Role, Row, SelfTest, WeakPoint};
 
 use super::Context;
 use super::lines::{Line, Tone, WIDTH, wrapped};

@@ -1,10 +1,10 @@
-//! `reflector self-test`: has the host tested, and prints what was found. What it means is decided with the engines.
+//! `reflector self-test`: has the host tested, and prints what was found. What it means is decided in `paramedic-host`.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use paramedic_engines::self_test::{self, Role, Row, SelfTest, Step};
+use paramedic_host::self_test::{self, Role, Row, SelfTest, Step};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{harmless, print_json, print_line};

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit};
+use paramedic_engines::host_facts::{self, speed_bps, text};
+use paramedic_engines::quota;
 use paramedic_link::PeerText;
 use paramedic_link::measurement::HostFacts;
 use schemars::JsonSchema;
@@ -12,8 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::timers::Timers;
 use super::timestamps::Timestamps;
-use crate::host_facts::{self, speed_bps, text};
-use crate::quota;
 
 /// What is known of the host. Absent is what could not be read or tried.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

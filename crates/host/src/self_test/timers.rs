@@ -3,13 +3,12 @@
 use std::io;
 use std::time::Duration;
 
+use paramedic_engines::echo::clock::{Clock, Timer, wait};
+use paramedic_engines::stats::percentile;
 use rustix::event::PollFlags;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
-
-use crate::echo::clock::{Clock, Timer, wait};
-use crate::stats::percentile;
 
 /// How late a timer rang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

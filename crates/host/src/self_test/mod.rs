@@ -1,8 +1,6 @@
 //! What this host can carry, found out in less than a minute and without anybody else: facts that are read, rates that
 //! are measured over loopback, and a verdict made of both. Prints nothing; both programs do, each in its own style.
 
-pub mod loopback;
-
 mod facts;
 mod report;
 mod timers;
@@ -16,18 +14,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use paramedic_engines::engine::Engine;
+use paramedic_engines::host_facts::CpuClock;
+use paramedic_engines::loopback::{self, BothEnds};
+use paramedic_engines::{ENGINES, quantity};
 use paramedic_link::PeerText;
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use crate::ENGINES;
-use crate::engine::Engine;
-use crate::host_facts::CpuClock;
-use crate::quantity;
-use loopback::BothEnds;
 
 pub use facts::{
     Buffers, CongestionControls, Descriptors, Duplex, Facts, Governor, Interface, InterfaceKind, Processor,

@@ -1,12 +1,12 @@
 //! What a self-test found, as rows for people: a label and what stands beside it. Pure; how a program prints them is its
 //! own business. What could not be read says so.
 
+use paramedic_engines::quantity;
 use paramedic_link::test_spec::Direction;
 
 use super::facts::{Descriptors, Duplex, Facts, Interface, InterfaceKind};
 use super::verdict::line_rate;
 use super::{DirectionRate, LoopbackRate, SelfTest, mode_word};
-use crate::quantity;
 
 /// A label, and what stands beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]

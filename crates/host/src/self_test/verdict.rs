@@ -1,12 +1,12 @@
 //! What the facts and rates of a host mean: what it is good for, and its weak points with what to do about each. Pure.
 
+use paramedic_engines::quantity;
 use paramedic_link::test_spec::{DataMode, Direction};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Duplex, Facts, Interface, InterfaceKind};
 use super::{LoopbackRate, Role};
-use crate::quantity;
 
 /// The rates that people know lines by. What lies between two of them is good for the lower one.
 const STEPS_BPS: [u64; 10] = [
