@@ -13,12 +13,12 @@ use paramedic_engines::dialer::Dialer;
 use paramedic_engines::echo::Responder;
 use paramedic_engines::engine::{DriveOrder, Progress, ServeOrder};
 use paramedic_engines::origin::Origin;
-use paramedic_engines::stats;
 use paramedic_engines::tether::Tether;
 use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::{DatagramTally, PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_report::stats;
 use zeroize::Zeroizing;
 
 fn keys() -> Arc<SessionKeys> {

@@ -12,16 +12,14 @@ pub mod iperf3;
 pub mod loopback;
 pub mod memory;
 pub mod origin;
-pub mod quantity;
 pub mod quota;
-pub mod stats;
 pub mod tether;
 
 mod phase;
 mod socket;
 mod sys;
 mod tcp;
-pub mod udp;
+mod udp;
 
 pub use engine::Engine;
 pub use socket::check_congestion_control;

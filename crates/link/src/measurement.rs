@@ -1,5 +1,7 @@
 //! What was counted: one interval's sample, a phase's tally at one end, the facts of a host. Units are in the names.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,28 @@ pub struct Sample {
     pub at_us: u64,
     /// Payload bytes that arrived in it, all streams together.
     pub bytes: u64,
+}
+
+/// What became of one latency probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// When it was sent, since the prober's start.
+    pub sent_at: Duration,
+    /// How long after its due time it was sent, in microseconds: the prober's own lateness, not the network's.
+    pub late_us: u32,
+    /// The round trip, in microseconds, with the reflector's turn-around taken out; absent where no reply came in time.
+    pub rtt_us: Option<u32>,
+    /// Whether the reflector got it; absent where nothing that came back tells.
+    pub arrived: Option<bool>,
+    /// How long the reflector held it, in microseconds; 0 where no reply came.
+    pub turnaround_us: u32,
+    /// Whether its reply came, but later than [`Probe::LATE_AFTER`].
+    pub late: bool,
+}
+
+impl Probe {
+    /// A reply that takes longer is late: neither a round trip nor a loss.
+    pub const LATE_AFTER: Duration = Duration::from_secs(10);
 }
 
 /// How many payload bytes one end counted over a whole phase, start-up and drain included.

@@ -255,6 +255,8 @@ impl TestSpec {
     pub const MAX_MSS_BYTES: u16 = 32_767;
     /// The lowest rate that a stream can be held to: a small datagram a second.
     pub const MIN_BITRATE_BPS: u64 = 1_000;
+    /// What a stream of datagrams sends when no rate is asked for, in bits per second: what iperf3 sends then.
+    pub const DEFAULT_DATAGRAM_BPS: u64 = 1_000_000;
     /// The most phases of one session.
     pub const MAX_PHASES: usize = 16;
     /// The shortest distance between latency probes, in microseconds.

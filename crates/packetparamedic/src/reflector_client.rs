@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use paramedic_engines::origin::Origin;
-use paramedic_engines::quantity;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
@@ -18,6 +17,7 @@ use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::test_spec::TestSpec;
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId};
+use paramedic_report::quantity;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use paramedic_link::admission::SessionKeys;
+use paramedic_link::measurement::Probe;
 use paramedic_link::test_spec::TestSpec;
 use rustix::event::PollFlags;
 use socket2::SockRef;
@@ -18,7 +19,7 @@ use super::clock::{Clock, Timer, Wake, wait};
 use super::datagram::Mailbox;
 use super::line::Line;
 use super::packet::{self, ProbePacket, ReplyPacket};
-use super::probes::{Book, FIRST_SEQ, Probe, Probes, Reading, Transport};
+use super::probes::{Book, FIRST_SEQ, Probes, Reading, Transport};
 use crate::data_stream::DataStream;
 use crate::origin::Origin;
 use crate::tether::{Cut, Tether};
@@ -144,7 +145,7 @@ impl Prober {
         }
     }
 
-    /// The time since the start, to mark what happens when; [`Probe::sent_at`](super::Probe::sent_at) counts the same.
+    /// The time since the start, to mark what happens when; [`Probe::sent_at`](Probe::sent_at) counts the same.
     pub fn now(&self) -> Duration {
         Duration::from_nanos(self.shared.clock.now_ns())
     }

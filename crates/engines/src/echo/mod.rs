@@ -27,7 +27,7 @@ use crate::tether::Tether;
 pub use drive::{Glance, ProbeOrder, Prober};
 pub use packet::LEN as PACKET_LEN;
 pub use port::{Arrived, Port, Signals};
-pub use probes::{Probe, Probes, Transport};
+pub use probes::{Probes, Transport};
 pub use serve::{Enrolment, Refusal, Refused, Responder, answer_stream};
 
 /// The engine that puts no load on the path: latency alone.

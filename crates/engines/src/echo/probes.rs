@@ -4,6 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use paramedic_link::measurement::Probe;
+
 use super::packet::{HISTORY, ReplyPacket};
 
 /// What the probes take.
@@ -22,28 +24,6 @@ impl fmt::Display for Transport {
             Transport::Tcp => "tcp",
         })
     }
-}
-
-/// One probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// When it was sent, since the prober's start.
-    pub sent_at: Duration,
-    /// How long after its due time it was sent, in microseconds: the prober's own lateness, not the network's.
-    pub late_us: u32,
-    /// The round trip, in microseconds, with the reflector's turn-around taken out; absent where no reply came in time.
-    pub rtt_us: Option<u32>,
-    /// Whether the reflector got it; absent where nothing that came back tells.
-    pub arrived: Option<bool>,
-    /// How long the reflector held it, in microseconds; 0 where no reply came.
-    pub turnaround_us: u32,
-    /// Whether its reply came, but later than [`Probe::LATE_AFTER`].
-    pub late: bool,
-}
-
-impl Probe {
-    /// A reply that takes longer is late: neither a round trip nor a loss.
-    pub const LATE_AFTER: Duration = Duration::from_secs(10);
 }
 
 /// Everything a prober saw.

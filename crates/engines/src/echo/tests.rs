@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use paramedic_link::admission::SessionKeys;
-use paramedic_link::measurement::PhaseTally;
+use paramedic_link::measurement::{PhaseTally, Probe};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{SecretKey, SessionId};

@@ -24,8 +24,6 @@ use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal}
 
 pub(crate) use packet::claimed_session;
 
-/// What a stream sends when no rate is asked for, in bits per second: what iperf3 sends then.
-pub const DEFAULT_BPS: u64 = 1_000_000;
 /// The payload when none is asked for, where the path takes it.
 const DEFAULT_PAYLOAD: usize = 1400;
 /// The loss that a search may have when no bound is asked for, in millionths.

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::DatagramTally;
-use paramedic_link::test_spec::Direction;
+use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::packet::{Bulk, Feedback, Place, SIGNAL, Seal, Signal, Word};
 use super::search::Search;
 use super::socket::{self, Sends, await_readable, take_waiting};
 use super::stream::{Report, Run, Standing};
-use super::{DEFAULT_BPS, DEFAULT_LOSS_PPM, FEEDBACK_EVERY, HOLD_STILL_AFTER, against};
+use super::{DEFAULT_LOSS_PPM, FEEDBACK_EVERY, HOLD_STILL_AFTER, against};
 
 /// How long the first word of the receiver may take.
 pub(super) const FIRST_WORD: Duration = Duration::from_secs(5);
@@ -147,7 +147,7 @@ pub(super) fn send(stream: &Standing, run: &Run<'_>, report: &mut Report) -> io:
             let bound = context.ask.loss_bound_ppm.unwrap_or(DEFAULT_LOSS_PPM);
             Pace::Searched(Box::new(Search::new(payload, bound)))
         }
-        bps => Pace::Fixed(bps.unwrap_or(DEFAULT_BPS) as f64),
+        bps => Pace::Fixed(bps.unwrap_or(TestSpec::DEFAULT_DATAGRAM_BPS) as f64),
     };
     let (flow, heard) = (against(direction), context.begin);
     let mut ears = Ears { socket, keys, run, place, flow, newest: None, heard };

@@ -14,14 +14,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use paramedic_engines::ENGINES;
 use paramedic_engines::engine::Engine;
 use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::loopback::{self, BothEnds};
-use paramedic_engines::{ENGINES, quantity};
 use paramedic_link::PeerText;
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_report::quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,8 @@
 //! What a self-test found, as rows for people: a label and what stands beside it. Pure; how a program prints them is its
 //! own business. What could not be read says so.
 
-use paramedic_engines::quantity;
 use paramedic_link::test_spec::Direction;
+use paramedic_report::quantity;
 
 use super::facts::{Descriptors, Duplex, Facts, Interface, InterfaceKind};
 use super::verdict::line_rate;

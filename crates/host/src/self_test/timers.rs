@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use paramedic_engines::echo::clock::{Clock, Timer, wait};
-use paramedic_engines::stats::percentile;
+use paramedic_report::stats::percentile;
 use rustix::event::PollFlags;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

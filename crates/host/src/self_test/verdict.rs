@@ -1,7 +1,7 @@
 //! What the facts and rates of a host mean: what it is good for, and its weak points with what to do about each. Pure.
 
-use paramedic_engines::quantity;
 use paramedic_link::test_spec::{DataMode, Direction};
+use paramedic_report::quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -28,7 +28,7 @@ use crate::failure::{Exit, Failure};
 use crate::history::{FILE as DATABASE_FILE, History};
 use crate::runner;
 use output::{Format, Output, Verbosity, Wanted};
-pub use paramedic_engines::quantity;
+pub use paramedic_report::quantity;
 
 /// What to type first.
 const FIRST_STEPS: &str = "\

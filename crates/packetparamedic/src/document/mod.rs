@@ -10,10 +10,10 @@ use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use paramedic_engines::stats;
 use paramedic_link::measurement::{CpuUse, HostFacts};
 use paramedic_link::test_spec::{DataMode, EngineId, Load};
 use paramedic_link::{EndpointId, PeerText};
+use paramedic_report::stats;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use paramedic_engines::echo::{PACKET_LEN, Probes, Transport};
-use paramedic_engines::{host_facts, stats};
+use paramedic_engines::host_facts;
 use paramedic_link::EndpointId;
 use paramedic_link::PeerText;
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::Welcome;
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
+use paramedic_report::stats;
 use uuid::Uuid;
 
 pub(super) use self::claims::{Impossible, count as check_count, received_of_sent};

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use paramedic_engines::{stats, udp};
 use paramedic_link::measurement::{Count, DirectionTally, INTERVAL_MS, Sample};
 use paramedic_link::test_spec::{Direction, TestSpec};
+use paramedic_report::stats;
 
 use super::arrived::{Arrived, Asked, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
 use super::phase::PhaseRecord;
@@ -108,7 +108,7 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
     let asked = Asked {
         span: phase.span(),
         segment: mss.or(datagram).unwrap_or(USUAL_SEGMENT),
-        rate_bps: spec.bitrate_bps.or(datagram.map(|_| udp::DEFAULT_BPS)).filter(|bps| *bps > 0),
+        rate_bps: spec.bitrate_bps.or(datagram.map(|_| TestSpec::DEFAULT_DATAGRAM_BPS)).filter(|bps| *bps > 0),
         step: datagram.unwrap_or(mss.unwrap_or(0).max(USUAL_STEP)),
         streams: spec.streams,
     };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::echo::Probe;
+use paramedic_link::measurement::Probe;
 
 /// p99.9 is shown from this many round trips on: below, it is one probe's word.
 const SAMPLES_FOR_P999: usize = 1000;

@@ -1,0 +1,4 @@
+//! What a result means. Pure: values in, values out; no sockets, no clock, no SQL, no exit codes.
+
+pub mod quantity;
+pub mod stats;
