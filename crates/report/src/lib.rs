@@ -1,4 +1,5 @@
 //! What a result means. Pure: values in, values out; no sockets, no clock, no SQL, no exit codes.
 
 pub mod quantity;
+pub mod self_test;
 pub mod stats;

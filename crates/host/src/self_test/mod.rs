@@ -1,11 +1,9 @@
-//! What this host can carry, found out in less than a minute and without anybody else: facts that are read, rates that
-//! are measured over loopback, and a verdict made of both. Prints nothing; both programs do, each in its own style.
+//! Measures what this host can carry, in less than a minute and without another host: facts that are read, and rates
+//! over loopback. What they mean is decided in `paramedic-report`; each program prints it in its own style.
 
 mod facts;
-mod report;
 mod timers;
 mod timestamps;
-mod verdict;
 
 use std::error::Error;
 use std::fmt;
@@ -23,16 +21,9 @@ use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::quantity;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-pub use facts::{
-    Buffers, CongestionControls, Descriptors, Duplex, Facts, Governor, Interface, InterfaceKind, Processor,
+use paramedic_report::self_test::{
+    DirectionRate, LoopbackRate, MovedBy, NotMeasured, Role, SelfTest, SelfTestSchema, judge, mode_word,
 };
-pub use report::{Row, fact_rows, rate_note, rate_rows};
-pub use timers::Timers;
-pub use timestamps::Timestamps;
-pub use verdict::{Verdict, WeakPoint};
 
 /// The most streams that a rate is measured with: as many as a test has with nothing said.
 const MOST_STREAMS: u16 = 4;
@@ -44,133 +35,6 @@ pub const LONGEST: Duration = Duration::from_secs(10);
 
 /// The longest reason that is told, in characters: it may be the words of another program.
 const LONGEST_REASON: usize = 300;
-
-/// The name and version of the self-test document's shape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum SelfTestSchema {
-    /// The first and so far only one.
-    #[default]
-    #[serde(rename = "packetparamedic.self_test/1")]
-    V1,
-}
-
-/// Which program asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Role {
-    /// The test endpoint.
-    #[serde(rename = "reflector")]
-    Reflector,
-    /// The device that measures.
-    #[serde(rename = "packetparamedic")]
-    Appliance,
-}
-
-/// What a self-test found. Rates are in bits per second of payload; what could not be read or measured is absent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct SelfTest {
-    /// The shape of this document.
-    pub schema: SelfTestSchema,
-    /// The program that tested its host.
-    pub program: Role,
-    /// Its version.
-    pub version: String,
-    /// When it began, by the host's clock (RFC 3339, UTC).
-    pub started_at: Timestamp,
-    /// When it was over, by the host's clock (RFC 3339, UTC).
-    pub finished_at: Timestamp,
-    /// What the host is good for.
-    pub verdict: Verdict,
-    /// What holds it back or makes its results worth less.
-    pub weak_points: Vec<WeakPoint>,
-    /// What each engine carried over loopback, in its fastest way; where that touches no byte, then once more with every
-    /// byte copied. Both ends shared this host: one end alone carries more, and an interface
-    /// costs something of it that loopback does not.
-    pub rates: Vec<LoopbackRate>,
-    /// What was not measured, and why.
-    pub not_measured: Vec<NotMeasured>,
-    /// What is known of the host.
-    pub facts: Facts,
-}
-
-/// What an engine carried over loopback in one of its data modes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct LoopbackRate {
-    /// The engine.
-    pub engine: String,
-    /// The way its data took.
-    pub data_mode: DataMode,
-    /// Streams in each direction.
-    pub streams: u16,
-    /// From the reflector's end to the appliance's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub download: Option<DirectionRate>,
-    /// From the appliance's end to the reflector's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upload: Option<DirectionRate>,
-}
-
-impl LoopbackRate {
-    /// Whether bytes were passed on without being touched at an end, which loopback makes cheaper than any interface.
-    fn is_by_reference(&self) -> bool {
-        const UNTOUCHED: [&str; 2] = ["splice", "trunc"];
-        let both = [&self.download, &self.upload].into_iter().flatten();
-        let mut paths = both.flat_map(|of| [&of.data_path.sender, &of.data_path.receiver]).flatten();
-        paths.any(|path| UNTOUCHED.contains(&path.as_str()))
-    }
-
-    /// What was carried in `direction`.
-    pub fn direction(&self, direction: Direction) -> Option<&DirectionRate> {
-        match direction {
-            Direction::Download => self.download.as_ref(),
-            Direction::Upload => self.upload.as_ref(),
-        }
-    }
-}
-
-/// What was carried in one direction.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct DirectionRate {
-    /// Payload at the receiving end, over the whole time, start-up included.
-    pub goodput_bps: u64,
-    /// Payload bytes that the receiving end counted.
-    pub bytes_received: u64,
-    /// How long it received.
-    pub duration_ms: u64,
-    /// How the bytes were moved.
-    #[serde(default, skip_serializing_if = "MovedBy::is_empty")]
-    pub data_path: MovedBy,
-}
-
-/// How the bytes were moved at both ends, in the words of the result document; absent is an end that does not tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct MovedBy {
-    /// The end that sent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sender: Option<PeerText>,
-    /// The end that received.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub receiver: Option<PeerText>,
-}
-
-impl MovedBy {
-    fn is_empty(&self) -> bool {
-        self.sender.is_none() && self.receiver.is_none()
-    }
-}
-
-/// What was not measured, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NotMeasured {
-    /// The engine.
-    pub engine: String,
-    /// The way its data would have taken.
-    pub data_mode: DataMode,
-    /// The direction; absent: both.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub direction: Option<Direction>,
-    /// Because of what.
-    pub because: String,
-}
 
 /// One step of a running self-test, as it begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,7 +126,7 @@ pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -
             }
         }
     }
-    let (verdict, weak_points) = verdict::judge(role, &facts, &rates);
+    let (verdict, weak_points) = judge(role, &facts, &rates);
     SelfTest {
         schema: SelfTestSchema::V1,
         program: role,
@@ -274,15 +138,6 @@ pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -
         rates,
         not_measured,
         facts,
-    }
-}
-
-/// The word that people use for a data mode.
-fn mode_word(mode: DataMode) -> &'static str {
-    match mode {
-        DataMode::Tunneled => "tunneled",
-        DataMode::DirectEphemeral => "direct",
-        DataMode::Unknown => "unknown",
     }
 }
 

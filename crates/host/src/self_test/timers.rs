@@ -4,24 +4,10 @@ use std::io;
 use std::time::Duration;
 
 use paramedic_engines::echo::clock::{Clock, Timer, wait};
+use paramedic_report::self_test::Timers;
 use paramedic_report::stats::percentile;
 use rustix::event::PollFlags;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
-
-/// How late a timer rang.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Timers {
-    /// How often it was to ring, a millisecond apart.
-    pub rings: u32,
-    /// How late it was half of the time.
-    pub late_p50_us: u64,
-    /// How late it was in all but one of a hundred.
-    pub late_p99_us: u64,
-    /// How late it was at worst.
-    pub late_max_us: u64,
-}
 
 /// Lets the timer ring `rings` times on an absolute schedule. One that rings late makes none of the next ones wait: they
 /// are late by their own time.

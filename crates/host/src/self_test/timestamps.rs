@@ -12,19 +12,7 @@ use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, Timestamps as Stamps, recvmsg, setsockopt,
     sockopt,
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-/// Whether the kernel says when a packet came and went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Timestamps {
-    /// When it came; absent where it could not be tried.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub software_receive: Option<bool>,
-    /// When it went; absent where it could not be tried.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub software_send: Option<bool>,
-}
+use paramedic_report::self_test::Timestamps;
 
 /// How long stamps are waited for. The kernel begins to stamp a moment after it was first asked to, so that the first
 /// datagrams may go without; on a busy host that moment is long.

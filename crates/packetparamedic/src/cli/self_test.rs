@@ -1,9 +1,10 @@
-//! `self-test`: has this device tested, and lays out what was found. What it means is decided in `paramedic-host`.
+//! `self-test`: has this device tested, and lays out what was found. What it means is decided in `paramedic-report`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use paramedic_host::self_test::{self, Role, Row, SelfTest, WeakPoint};
+use paramedic_host::self_test;
+use paramedic_report::self_test::{Role, Row, SelfTest, WeakPoint, fact_rows, rate_note, rate_rows};
 
 use super::Context;
 use super::lines::{Line, Tone, WIDTH, wrapped};
@@ -75,10 +76,10 @@ fn report(test: &SelfTest) -> Vec<Line> {
     let mut lines =
         wrapped(&test.verdict.text, WIDTH, 0).into_iter().map(|line| Line::of(tone, line)).collect::<Vec<_>>();
     lines.push(Line::empty());
-    let (rates, facts) = (self_test::rate_rows(test), self_test::fact_rows(test));
+    let (rates, facts) = (rate_rows(test), fact_rows(test));
     let label = rates.iter().chain(&facts).map(|row| row.label.chars().count()).max().unwrap_or(0) + 2;
     lines.extend(rates.iter().flat_map(|row| columns(row, label)));
-    if let Some(note) = self_test::rate_note(test) {
+    if let Some(note) = rate_note(test) {
         lines.extend(wrapped(&note, WIDTH, 0).into_iter().map(|line| Line::of(Tone::Dim, line)));
     }
     lines.push(Line::empty());

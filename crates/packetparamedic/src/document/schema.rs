@@ -1,7 +1,7 @@
 //! The JSON Schema of every document, made of the types themselves. Nothing is written by hand here but how the parts
 //! are put together.
 
-use paramedic_host::self_test::SelfTest;
+use paramedic_report::self_test::SelfTest;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema, SchemaGenerator};

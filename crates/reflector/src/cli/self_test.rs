@@ -1,10 +1,11 @@
-//! `reflector self-test`: has the host tested, and prints what was found. What it means is decided in `paramedic-host`.
+//! `reflector self-test`: has the host tested, and prints what was found. What it means is decided in `paramedic-report`.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use paramedic_host::self_test::{self, Role, Row, SelfTest, Step};
+use paramedic_host::self_test::{self, Step};
+use paramedic_report::self_test::{Role, Row, SelfTest, fact_rows, rate_note, rate_rows};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{harmless, print_json, print_line};
@@ -93,12 +94,12 @@ fn broken(error: &dyn std::fmt::Display) -> Failure {
 fn print(test: &SelfTest) {
     print_line(&test.verdict.text);
     print_line("");
-    print_rows(&self_test::rate_rows(test));
-    if let Some(note) = self_test::rate_note(test) {
+    print_rows(&rate_rows(test));
+    if let Some(note) = rate_note(test) {
         print_line(&note);
     }
     print_line("");
-    print_rows(&self_test::fact_rows(test));
+    print_rows(&fact_rows(test));
     for weak in &test.weak_points {
         print_line("");
         print_line(&format!("weak: {}\nbecause: {}\ntry: {}", weak.what, weak.because, weak.try_));

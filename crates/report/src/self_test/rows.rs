@@ -2,11 +2,11 @@
 //! own business. What could not be read says so.
 
 use paramedic_link::test_spec::Direction;
-use paramedic_report::quantity;
 
 use super::facts::{Descriptors, Duplex, Facts, Interface, InterfaceKind};
 use super::verdict::line_rate;
 use super::{DirectionRate, LoopbackRate, SelfTest, mode_word};
+use crate::quantity;
 
 /// A label, and what stands beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,12 @@
 //! What the facts and rates of a host mean: what it is good for, and its weak points with what to do about each. Pure.
 
 use paramedic_link::test_spec::{DataMode, Direction};
-use paramedic_report::quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Duplex, Facts, Interface, InterfaceKind};
 use super::{LoopbackRate, Role};
+use crate::quantity;
 
 /// The rates that people know lines by. What lies between two of them is good for the lower one.
 const STEPS_BPS: [u64; 10] = [
@@ -84,7 +84,7 @@ impl WeakPoint {
 }
 
 /// Judges a host as the place of `role`.
-pub(super) fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec<WeakPoint>) {
+pub fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec<WeakPoint>) {
     let verdict = verdict(facts, rates);
     let weak_points = [
         busy(facts),
@@ -321,8 +321,7 @@ mod tests {
     use paramedic_link::PeerText;
     use paramedic_link::measurement::HostFacts;
 
-    use super::super::facts::{Buffers, Descriptors, Governor, Processor};
-    use super::super::timers::Timers;
+    use super::super::facts::{Buffers, Descriptors, Governor, Processor, Timers};
     use super::super::{DirectionRate, MovedBy};
     use super::*;
 
