@@ -3,8 +3,8 @@
 use std::fmt;
 
 use paramedic_engines::engine::Lacking;
+use paramedic_report::document::{ErrorBody, ErrorDocument, ErrorSchema, ResultDocument};
 
-use crate::document::{ErrorBody, ErrorDocument, ErrorSchema, ResultDocument};
 use crate::{config, history, targets};
 
 /// How the program ends.
@@ -241,8 +241,9 @@ impl From<history::Error> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_report::document::example;
+
     use super::*;
-    use crate::document::example;
 
     fn unreachable() -> Failure {
         Failure::new(

@@ -2,12 +2,10 @@
 
 pub mod cli;
 pub mod config;
-pub mod document;
 pub mod failure;
 pub mod history;
 pub mod providers;
 pub mod reflector_client;
 pub mod runner;
 pub mod targets;
-pub mod thresholds;
 pub mod waiting;

@@ -5,11 +5,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::document::ResultDocument;
+use paramedic_report::document::ResultDocument;
+use paramedic_report::thresholds::Thresholds;
+
 use crate::failure::{Exit, Failure};
 use crate::history::History;
 use crate::providers::{Provider, TestOrder, Watch};
-use crate::thresholds::Thresholds;
 
 /// The file in the state folder that is locked while a test runs.
 pub const LOCK_FILE: &str = "test.lock";

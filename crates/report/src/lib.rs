@@ -1,5 +1,8 @@
 //! What a result means. Pure: values in, values out; no sockets, no clock, no SQL, no exit codes.
 
+pub mod document;
+pub mod lines;
 pub mod quantity;
 pub mod self_test;
 pub mod stats;
+pub mod thresholds;

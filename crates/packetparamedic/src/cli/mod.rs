@@ -2,7 +2,6 @@
 
 mod completions;
 mod history;
-pub mod lines;
 pub mod output;
 mod pair_reflector;
 mod progress;
@@ -28,7 +27,6 @@ use crate::failure::{Exit, Failure};
 use crate::history::{FILE as DATABASE_FILE, History};
 use crate::runner;
 use output::{Format, Output, Verbosity, Wanted};
-pub use paramedic_report::quantity;
 
 /// What to type first.
 const FIRST_STEPS: &str = "\

@@ -5,13 +5,13 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anstream::{AutoStream, ColorChoice};
+use paramedic_report::document::{Event, ResultDocument};
+use paramedic_report::lines::{Line, Tone};
 use serde::Serialize;
 
-use super::lines::{Line, Tone};
 use super::progress::Progress;
 use super::report::{self, Detail};
 use crate::config::Color;
-use crate::document::{Event, ResultDocument};
 use crate::failure::{Exit, Failure};
 
 /// What stdout carries.
@@ -290,8 +290,9 @@ fn unprintable(error: serde_json::Error) -> Failure {
 mod tests {
     use std::sync::Arc;
 
+    use paramedic_report::document::example;
+
     use super::*;
-    use crate::document::example;
 
     /// What was written, for the test to read.
     #[derive(Clone, Default)]

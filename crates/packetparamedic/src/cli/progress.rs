@@ -5,8 +5,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use paramedic_link::test_spec::{Direction, Load};
 
-use super::quantity;
-use crate::document::Event;
+use paramedic_report::document::Event;
+use paramedic_report::quantity;
 
 /// The line, or nothing where there is no terminal.
 pub(super) struct Progress {
@@ -129,8 +129,9 @@ fn name(load: Load) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_report::document::{IntervalReading, PhaseBegun, example};
+
     use super::*;
-    use crate::document::{IntervalReading, PhaseBegun, example};
 
     #[test]
     fn the_line_tells_time_rates_and_latency() {

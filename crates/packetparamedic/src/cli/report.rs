@@ -4,13 +4,13 @@
 use paramedic_link::EndpointId;
 use paramedic_link::measurement::CpuUse;
 use paramedic_link::test_spec::Load;
-
-use super::lines::{Line, Tone, WIDTH, wrapped};
-use super::quantity;
-use crate::document::{
+use paramedic_report::document::{
     Bufferbloat, Grade, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult,
     UdpResult,
 };
+use paramedic_report::lines::{Line, Tone, WIDTH, wrapped};
+use paramedic_report::quantity;
+
 use crate::failure::Failure;
 use crate::history::RunSummary;
 
@@ -387,8 +387,9 @@ fn indented(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_report::document::{ByLoad, ServerEnd, example};
+
     use super::*;
-    use crate::document::{ByLoad, ServerEnd, example};
 
     fn text(document: &ResultDocument, detail: Detail) -> String {
         report(document, detail).iter().map(|line| line.to_string().trim_end().to_owned() + "\n").collect()
@@ -421,7 +422,7 @@ mod tests {
     #[test]
     fn every_line_fits_eighty_columns() {
         let mut wordy = example::full();
-        wordy.warnings.push(crate::document::Warning::new("long", "many words ".repeat(40)));
+        wordy.warnings.push(paramedic_report::document::Warning::new("long", "many words ".repeat(40)));
         for document in [wordy, example::bare(), bloated(2_345.6)] {
             for line in [Detail::Plain, Detail::Full].into_iter().flat_map(|detail| report(&document, detail)) {
                 assert!(line.to_string().trim_end().chars().count() <= WIDTH, "{line}");
@@ -462,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_direction_in_which_nothing_arrived_is_named_first() {
-        let error = crate::document::ErrorBody {
+        let error = paramedic_report::document::ErrorBody {
             code: Failure::NOTHING_ARRIVED.to_owned(),
             what: "nothing arrived in the upload".to_owned(),
             because: String::new(),

@@ -1,7 +1,8 @@
 //! `schema`: the JSON Schema of everything that is printed as JSON.
 
+use paramedic_report::document;
+
 use super::Context;
-use crate::document;
 use crate::failure::{Exit, Failure};
 
 pub(super) fn run(context: &mut Context) -> Result<Exit, Failure> {

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use paramedic_host::self_test;
+use paramedic_report::lines::{Line, Tone, WIDTH, wrapped};
 use paramedic_report::self_test::{Role, Row, SelfTest, WeakPoint, fact_rows, rate_note, rate_rows};
 
 use super::Context;
-use super::lines::{Line, Tone, WIDTH, wrapped};
 use super::output::Format;
 use super::speed_test::interrupts;
 use super::values::time;

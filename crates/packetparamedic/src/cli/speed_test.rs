@@ -12,6 +12,7 @@ use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_engines::origin::Origin;
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_report::thresholds::Thresholds;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -23,7 +24,6 @@ use crate::failure::{Exit, Failure};
 use crate::providers::{self, PROVIDERS, Provider, TestOrder, Watch};
 use crate::reflector_client::{Family, Route};
 use crate::runner::{self, Turn};
-use crate::thresholds::Thresholds;
 
 /// The longest text that is read in search of a password.
 const LONGEST_PASSWORD: u64 = 1024;

@@ -106,10 +106,10 @@ fn text(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_report::document::{ResultDocument, example};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::document::{ResultDocument, example};
 
     async fn exported(format: ExportFormat) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();

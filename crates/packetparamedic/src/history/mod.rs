@@ -253,8 +253,9 @@ fn strange(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error
 
 #[cfg(test)]
 mod tests {
+    use paramedic_report::document::example;
+
     use super::*;
-    use crate::document::example;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -334,7 +335,7 @@ mod tests {
         sqlx::query(limit).execute(&mut *connection).await.unwrap();
         drop(connection);
         let error = loop {
-            let document = crate::document::ResultDocument { id: uuid::Uuid::now_v7(), ..example::full() };
+            let document = paramedic_report::document::ResultDocument { id: uuid::Uuid::now_v7(), ..example::full() };
             if let Err(error) = history.save_run(&document).await {
                 break error;
             }

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use paramedic_link::EndpointId;
 use paramedic_link::test_spec::Load;
+use paramedic_report::document::{Grade, LatencyResult, ResultDocument};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Error, History, strange};
-use crate::document::{Grade, LatencyResult, ResultDocument};
 
 /// One run in a list. What was not measured is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -253,8 +253,9 @@ fn natural(number: i64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_report::document::example;
+
     use super::*;
-    use crate::document::example;
 
     async fn history() -> (tempfile::TempDir, History) {
         let folder = tempfile::tempdir().unwrap();

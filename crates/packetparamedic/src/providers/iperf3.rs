@@ -15,13 +15,13 @@ use paramedic_engines::tether::Tether;
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
+use paramedic_report::document::{Event, IntervalReading, PhaseBegun, Queued, Started, UdpResult};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::gathered::{Gathered, PhaseRecord, check_count, received_of_sent};
 use super::{Outcome, Provider, TestOrder, Watch, interrupted};
-use crate::document::{Event, IntervalReading, PhaseBegun, Queued, Started, UdpResult};
 use crate::failure::{Exit, Failure};
 use crate::reflector_client::resolve;
 use crate::runner::Turn;

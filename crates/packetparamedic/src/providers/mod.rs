@@ -15,9 +15,9 @@ use paramedic_engines::Engine;
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_link::SecretKey;
 use paramedic_link::test_spec::{DataMode, TestSpec};
+use paramedic_report::document::{Event, ResultDocument};
 use tokio::sync::watch;
 
-use crate::document::{Event, ResultDocument};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::Route;

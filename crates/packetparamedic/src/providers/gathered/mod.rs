@@ -18,16 +18,16 @@ use paramedic_link::PeerText;
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::Welcome;
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
+use paramedic_report::document::{
+    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, LatencyResult, Omitted, ProbeTransport, ProgramSaid,
+    ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
+};
 use paramedic_report::stats;
 use uuid::Uuid;
 
 pub(super) use self::claims::{Impossible, count as check_count, received_of_sent};
 pub(super) use self::phase::PhaseRecord;
 use super::{Outcome, TestOrder};
-use crate::document::{
-    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, LatencyResult, Omitted, ProbeTransport, ProgramSaid,
-    ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
-};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::ReflectorClient;

@@ -7,10 +7,10 @@ use paramedic_engines::engine::Progress;
 use paramedic_link::PeerText;
 use paramedic_link::measurement::{DirectionTally, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
+use paramedic_report::document::{Event, IntervalReading, UdpResult};
 
 use super::claims::{self, Impossible};
 use super::rates::bytes_of;
-use crate::document::{Event, IntervalReading, UdpResult};
 
 /// What an end that broke off may have sent beyond its count: a write of a mebibyte on each of 64 streams.
 const UNDER_WAY_BYTES: u64 = 64 << 20;

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use paramedic_link::measurement::{Count, DirectionTally, INTERVAL_MS, Sample};
 use paramedic_link::test_spec::{Direction, TestSpec};
+use paramedic_report::document::{
+    CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
+    ThroughputResult, UdpResult, UdpSearch,
+};
 use paramedic_report::stats;
 
 use super::arrived::{Arrived, Asked, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
 use super::phase::PhaseRecord;
-use crate::document::{
-    CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
-    ThroughputResult, UdpResult, UdpSearch,
-};
 use crate::providers::TestOrder;
 
 /// Ethernet's share of each packet on the wire: preamble 8, header 14, checksum 4, gap 12.

@@ -10,10 +10,10 @@ use paramedic_link::EndpointId;
 use paramedic_link::message::{Grant, HEARTBEAT, ToAppliance, ToReflector, Welcome};
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::tls::Expect;
+use paramedic_report::document::{Event, PhaseBegun, Queued, Started};
 
 use super::gathered::Gathered;
 use super::{Outcome, Provider, TestOrder, Transport, Watch, interrupted};
-use crate::document::{Event, PhaseBegun, Queued, Started};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::{NoLink, ReflectorClient};

@@ -17,10 +17,10 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::message::{END_AFTER_SILENCE, Grant, HEARTBEAT, ToAppliance, ToReflector};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::{self, Alpn, Expect};
+use paramedic_report::document::{Event, LatencyReading, PhaseBegun};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use crate::document::{Event, LatencyReading, PhaseBegun};
 use crate::failure::{Exit, Failure};
 use crate::providers::gathered::{Gathered, Impossible, PhaseRecord};
 use crate::providers::{TestOrder, Watch, interrupted};

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::*;
 
 /// A result with everything in it.
-pub(crate) fn full() -> ResultDocument {
+pub fn full() -> ResultDocument {
     let facts = HostFacts { version: "0.1.0".into(), cpus: Some(4), load_1m: Some(0.25), ..HostFacts::default() };
     ResultDocument {
         schema: ResultSchema::V1,
@@ -77,7 +77,7 @@ pub(crate) fn full() -> ResultDocument {
 }
 
 /// A result with as little in it as there can be: one direction, no latency.
-pub(crate) fn bare() -> ResultDocument {
+pub fn bare() -> ResultDocument {
     ResultDocument {
         id: run_id(2),
         started_at: at("2026-01-31T13:00:00Z"),
@@ -115,7 +115,7 @@ pub(crate) fn bare() -> ResultDocument {
 }
 
 /// One event of each kind but the error.
-pub(crate) fn events() -> Vec<Event> {
+pub fn events() -> Vec<Event> {
     let phase = PhaseBegun { phase: Load::Download, duration_ms: 10_000 };
     vec![
         Event::Queued(Queued::new(2, std::time::Duration::from_secs(20))),
@@ -149,14 +149,15 @@ pub(crate) fn events() -> Vec<Event> {
 }
 
 /// The n-th run's id.
-pub(crate) fn run_id(n: u8) -> Uuid {
+pub fn run_id(n: u8) -> Uuid {
     let mut bytes = *b"\x01\x9c\x13\x50\x20\x00\x70\x00\x80\x00\x00\x00\x00\x00\x00\x00";
     bytes[5] = n;
     bytes[15] = n;
     Uuid::from_bytes(bytes)
 }
 
-pub(crate) fn throughput(goodput_bps: u64) -> ThroughputResult {
+/// One direction at this rate, with everything that a direction can have.
+pub fn throughput(goodput_bps: u64) -> ThroughputResult {
     let cost = |used| CpuCost::of(used, goodput_bps / 4 * 5);
     ThroughputResult {
         goodput_bps,
@@ -206,7 +207,8 @@ pub(crate) fn throughput(goodput_bps: u64) -> ThroughputResult {
     }
 }
 
-pub(crate) fn latency(p50: u64) -> LatencyResult {
+/// Latency with this median, in microseconds.
+pub fn latency(p50: u64) -> LatencyResult {
     LatencyResult {
         rtt_us: Some(RttSpread {
             min: p50 - 1_000,

@@ -2,8 +2,8 @@
 //! measured is absent. How they are printed is the output's business, how they are kept the history's.
 
 mod event;
-#[cfg(test)]
-pub(crate) mod example;
+#[cfg(any(test, feature = "example"))]
+pub mod example;
 mod schema;
 
 use std::fmt;
@@ -13,10 +13,11 @@ use jiff::Timestamp;
 use paramedic_link::measurement::{CpuUse, HostFacts};
 use paramedic_link::test_spec::{DataMode, EngineId, Load};
 use paramedic_link::{EndpointId, PeerText};
-use paramedic_report::stats;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::stats;
 
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
 pub use schema::schema;
@@ -129,11 +130,6 @@ impl ResultDocument {
             Load::Bidir => self.bidir.as_ref().is_some_and(|both| both.download.is_some() && both.upload.is_some()),
             Load::Idle | Load::Unknown => false,
         }
-    }
-
-    /// Whether a threshold that was asked for was not met: exit code 3.
-    pub fn is_below_threshold(&self) -> bool {
-        self.thresholds.iter().any(|threshold| !threshold.passed)
     }
 }
 

@@ -1,13 +1,13 @@
 //! The JSON Schema of every document, made of the types themselves. Nothing is written by hand here but how the parts
 //! are put together.
 
-use paramedic_report::self_test::SelfTest;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
 use super::{ErrorDocument, Event, ResultDocument};
+use crate::self_test::SelfTest;
 
 /// The schema (draft 2020-12) of the result document, the error document, the stream's events and the self-test. Each
 /// stands under `$defs` by the name of its type: `ResultDocument`, `ErrorDocument`, `Event`, `SelfTest`.
@@ -89,6 +89,13 @@ mod tests {
             },
             measured_so_far: None,
         }
+    }
+
+    #[test]
+    fn the_schema_is_the_published_one() {
+        let published = include_str!("../../../../docs/results.schema.json");
+        // Not assert_eq, which would print both.
+        assert!(format!("{:#}\n", schema()) == published, "docs/results.schema.json is not what this version prints");
     }
 
     #[test]
