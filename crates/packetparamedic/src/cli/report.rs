@@ -5,11 +5,11 @@ use paramedic_link::EndpointId;
 use paramedic_link::measurement::CpuUse;
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::{
-    Bufferbloat, Grade, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult,
-    UdpResult,
+    Bufferbloat, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult, UdpResult,
 };
 use paramedic_report::lines::{Line, Tone, WIDTH, wrapped};
 use paramedic_report::quantity;
+use paramedic_report::stats::Grade;
 
 use crate::failure::Failure;
 use crate::history::RunSummary;

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use paramedic_link::EndpointId;
 use paramedic_link::test_spec::Load;
-use paramedic_report::document::{Grade, LatencyResult, ResultDocument};
+use paramedic_report::document::{LatencyResult, ResultDocument};
+use paramedic_report::stats::Grade;
 use serde::Serialize;
 use uuid::Uuid;
 

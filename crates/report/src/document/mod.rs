@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::stats;
+use crate::stats::{self, Grade};
 
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
 pub use schema::schema;
@@ -596,56 +596,12 @@ impl Bufferbloat {
         let bounded = if increase_ms > 0.0 { increase_ms.min(MOST_INCREASE_MS) } else { 0.0 };
         // A tenth of a millisecond is what this is worth; more digits only look exact.
         let increase_ms = (bounded * 10.0).round() / 10.0;
-        Self { grade: stats::grade(Duration::from_secs_f64(increase_ms / 1000.0)).into(), increase_ms }
+        Self { grade: stats::grade(Duration::from_secs_f64(increase_ms / 1000.0)), increase_ms }
     }
 }
 
 /// An hour: no round trip takes longer, and it fits a `Duration`.
 const MOST_INCREASE_MS: f64 = 3_600_000.0;
-
-/// A bufferbloat grade as it is printed; where the limits are is [`stats::grade`]'s business.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum Grade {
-    /// No queue to speak of.
-    #[serde(rename = "A+")]
-    APlus,
-    /// Nobody notices.
-    A,
-    /// Games notice.
-    B,
-    /// Calls notice.
-    C,
-    /// Everybody notices.
-    D,
-    /// Unusable while the line is busy.
-    F,
-}
-
-impl From<stats::Grade> for Grade {
-    fn from(grade: stats::Grade) -> Self {
-        match grade {
-            stats::Grade::APlus => Self::APlus,
-            stats::Grade::A => Self::A,
-            stats::Grade::B => Self::B,
-            stats::Grade::C => Self::C,
-            stats::Grade::D => Self::D,
-            stats::Grade::F => Self::F,
-        }
-    }
-}
-
-impl fmt::Display for Grade {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::APlus => "A+",
-            Self::A => "A",
-            Self::B => "B",
-            Self::C => "C",
-            Self::D => "D",
-            Self::F => "F",
-        })
-    }
-}
 
 /// A threshold that was asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use paramedic_link::measurement::Probe;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// p99.9 is shown from this many round trips on: below, it is one probe's word.
 const SAMPLES_FOR_P999: usize = 1000;
@@ -132,20 +134,23 @@ fn fraction(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// How much of a queue a load builds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// How much of a queue a load builds. [`grade`] has the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+// The published schema keeps its words.
+#[schemars(description = "A bufferbloat grade as it is printed; where the limits are is [`stats::grade`]'s business.")]
 pub enum Grade {
-    /// Below 5 ms more than idle.
+    /// No queue to speak of.
+    #[serde(rename = "A+")]
     APlus,
-    /// Below 30 ms.
+    /// Nobody notices.
     A,
-    /// Below 60 ms.
+    /// Games notice.
     B,
-    /// Below 200 ms.
+    /// Calls notice.
     C,
-    /// Below 400 ms.
+    /// Everybody notices.
     D,
-    /// 400 ms and more.
+    /// Unusable while the line is busy.
     F,
 }
 
