@@ -224,3 +224,30 @@ fn the_human_report_says_it_in_plain_words() {
     assert!(!outcome.stdout.contains('\u{1b}'), "no escapes into a pipe");
     assert!(outcome.stdout.lines().all(|line| line.chars().count() <= 100), "{}", outcome.stdout);
 }
+
+#[test]
+fn the_log_is_on_stderr_as_text_or_json_and_leaves_the_result_alone() {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let test = ["speed-test", "--json", "-t", "0.3", "--idle", "0.1"];
+    let quiet = appliance.run(&test);
+    assert_eq!((quiet.code, quiet.stderr.as_str()), (0, ""), "{quiet:?}");
+
+    let verbose = appliance.run(&[&test[..], &["-v"]].concat());
+    assert_eq!(verbose.json()["complete"], true, "{verbose:?}");
+    for event in ["link open", "session granted", "phase begun"] {
+        assert!(verbose.stderr.contains(event), "{event} in {}", verbose.stderr);
+    }
+    assert!(!verbose.stderr.contains(" TRACE "), "{}", verbose.stderr);
+
+    let mut command = appliance.command(&test);
+    command.env("PACKETPARAMEDIC_LOG", "packetparamedic=debug").env("PACKETPARAMEDIC_LOG_FORMAT", "json");
+    let json = lab::Outcome::from(command.output().unwrap());
+    assert_eq!(json.json()["complete"], true, "{json:?}");
+    let events = json.stderr.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();
+    assert!(events.iter().any(|event| event["fields"]["message"] == "link open"), "{events:#?}");
+
+    let mut command = appliance.command(&test);
+    let refused = lab::Outcome::from(command.env("PACKETPARAMEDIC_LOG", "loud").output().unwrap());
+    assert_eq!(refused.code, 2, "{refused:?}");
+}

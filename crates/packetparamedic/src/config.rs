@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcetera::BaseStrategy;
+use paramedic_host::log::{self, LogFormat};
 use paramedic_link::PeerText;
 use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use toml::de::{DeTable, DeValue};
@@ -21,6 +22,9 @@ const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
 /// One stream alone often measures its congestion control; four fill most lines and are what people compare with.
 const DEFAULT_STREAMS: u16 = 4;
+
+/// A command reports its own failure on stderr; by default the log adds only what is an error beside it.
+const DEFAULT_LOG: &str = "error";
 
 /// When to colour what is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +59,10 @@ pub struct Settings {
     pub streams: u16,
     /// When to colour what is printed.
     pub color: Color,
+    /// Which events are logged on stderr, as [`log::is_filter`] takes it.
+    pub log: String,
+    /// How events are logged.
+    pub log_format: LogFormat,
 }
 
 /// One setting. Its name is the key in a file; the environment's is the same in upper case, after a prefix.
@@ -78,11 +86,15 @@ pub enum Key {
     Streams,
     /// [`Settings::color`]
     Color,
+    /// [`Settings::log`]
+    Log,
+    /// [`Settings::log_format`]
+    LogFormat,
 }
 
 impl Key {
     /// All of them, in the order in which they are explained.
-    pub const ALL: [Key; 9] = [
+    pub const ALL: [Key; 11] = [
         Key::StateDir,
         Key::Name,
         Key::Peer,
@@ -92,6 +104,8 @@ impl Key {
         Key::Duration,
         Key::Streams,
         Key::Color,
+        Key::Log,
+        Key::LogFormat,
     ];
 
     /// The key in a file.
@@ -106,6 +120,8 @@ impl Key {
             Key::Duration => "duration",
             Key::Streams => "streams",
             Key::Color => "color",
+            Key::Log => "log",
+            Key::LogFormat => "log_format",
         }
     }
 
@@ -121,6 +137,8 @@ impl Key {
             Key::Duration => "-t",
             Key::Streams => "-P",
             Key::Color => "--color",
+            Key::Log => "-v",
+            Key::LogFormat => "--log-format",
         }
     }
 
@@ -180,6 +198,10 @@ pub enum Expected {
     Streams,
     /// When to colour.
     Color,
+    /// Which events are logged.
+    Log,
+    /// How events are logged.
+    LogFormat,
 }
 
 impl fmt::Display for Expected {
@@ -192,6 +214,10 @@ impl fmt::Display for Expected {
             Self::Duration => f.write_str("a time up to 24h, as in 10, 10s, 500ms or 2m"),
             Self::Streams => write!(f, "a number from 1 to {}", TestSpec::MAX_STREAMS),
             Self::Color => f.write_str("auto, always or never"),
+            Self::Log => {
+                f.write_str("a level (error, warn, info, debug, trace) or a filter such as paramedic_engines=debug")
+            }
+            Self::LogFormat => f.write_str("text or json"),
         }
     }
 }
@@ -324,6 +350,8 @@ impl Settings {
             duration: parsed(chosen(Key::Duration), Expected::Duration, duration)?.unwrap_or(DEFAULT_DURATION),
             streams: parsed(chosen(Key::Streams), Expected::Streams, streams)?.unwrap_or(DEFAULT_STREAMS),
             color: parsed(chosen(Key::Color), Expected::Color, color)?.unwrap_or_default(),
+            log: parsed(chosen(Key::Log), Expected::Log, log_filter)?.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+            log_format: parsed(chosen(Key::LogFormat), Expected::LogFormat, LogFormat::from_name)?.unwrap_or_default(),
         })
     }
 }
@@ -448,6 +476,10 @@ fn color(text: &str) -> Option<Color> {
     }
 }
 
+fn log_filter(text: &str) -> Option<String> {
+    log::is_filter(text).then(|| text.to_owned())
+}
+
 fn default_name(surroundings: &Surroundings) -> PeerText {
     let name = PeerText::new(&surroundings.host_name);
     if name.is_empty() { PeerText::new("appliance") } else { name }
@@ -533,9 +565,15 @@ mod tests {
         assert_eq!(error.to_string(), "\"65\" is not a number from 1 to 64");
         let Error::Value { origin, .. } = error else { panic!("another error") };
         assert_eq!(origin.to_string(), "`streams` in pp.toml, line 2,");
-        for (key, text) in
-            [(Key::Color, "blue"), (Key::DataMode, "both"), (Key::Engine, "T C P"), (Key::Name, " "), (Key::Peer, "")]
-        {
+        for (key, text) in [
+            (Key::Color, "blue"),
+            (Key::Log, "loud"),
+            (Key::LogFormat, "xml"),
+            (Key::DataMode, "both"),
+            (Key::Engine, "T C P"),
+            (Key::Name, " "),
+            (Key::Peer, ""),
+        ] {
             assert!(flag(key, text).is_err(), "{key:?} takes {text:?}");
         }
     }

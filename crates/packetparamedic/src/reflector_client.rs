@@ -124,6 +124,7 @@ impl ReflectorClient {
             )
         })?;
         let addresses = resolve(target, route).await?;
+        tracing::debug!(%target, ?addresses, "connecting to a reflector");
         let (socket, address) = race(target, addresses, &route.origin).await?;
         // Control messages are small and must not wait for one another.
         let _ = socket.set_nodelay(true);
@@ -142,6 +143,7 @@ impl ReflectorClient {
         let (Some(reflector), Some(Alpn::Link)) = (proven, Alpn::of(session.alpn_protocol())) else {
             return Err(no_reflector(target, "it does not speak pp-link/1").into());
         };
+        tracing::debug!(%address, %reflector, "link open");
         Ok(Self { framed: Framed::new(stream), target: target.to_string(), address, local, reflector })
     }
 
@@ -418,7 +420,10 @@ async fn race(
         };
         match next {
             Some(Ok((address, Ok(socket)))) => return Ok((socket, address)),
-            Some(Ok((_, Err(error)))) => last = error,
+            Some(Ok((address, Err(error)))) => {
+                tracing::debug!(%address, %error, "no connection");
+                last = error;
+            }
             Some(Err(_)) => {}
             None => return Err(unreachable(target, &last)),
         }

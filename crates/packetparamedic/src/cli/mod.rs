@@ -62,9 +62,9 @@ struct Common {
     /// Print the result and errors, nothing else
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Report every detail
-    #[arg(short, long, global = true)]
-    verbose: bool,
+    /// Report every detail, and log on stderr what the program does; -vv logs all that it can
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
 }
 
 #[derive(Subcommand)]
@@ -218,12 +218,13 @@ pub fn run() -> ExitCode {
     };
     let verbosity = match (cli.common.quiet, cli.common.verbose) {
         (true, _) => Verbosity::Quiet,
-        (_, true) => Verbosity::Verbose,
+        (_, 1..) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     };
     let mut flags = cli.command.flags();
     flags.extend(cli.common.state_dir.clone().map(|folder| (Key::StateDir, folder)));
     flags.extend(cli.common.color.clone().map(|color| (Key::Color, color)));
+    flags.extend(log_filter(&cli.common).map(|filter| (Key::Log, filter.to_owned())));
     let format = cli.command.format();
     let output = |color| Output::new(Wanted { format, color, verbosity });
     let settings = match Settings::load(&flags, cli.common.config.as_deref()) {
@@ -231,6 +232,8 @@ pub fn run() -> ExitCode {
         Err(error) => return output(Color::Auto).fail(&error.into()).into(),
     };
     let mut context = Context { output: output(settings.color), settings, state_dir: OnceCell::new() };
+    let log = context.output.log();
+    paramedic_host::log::start(&context.settings.log, context.settings.log_format, log.has_color(), log);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -245,6 +248,16 @@ pub fn run() -> ExitCode {
     match end {
         Ok(exit) => exit.into(),
         Err(failure) => context.output.fail(&failure).into(),
+    }
+}
+
+/// The log that `-q`, `-v` and `-vv` ask for. Other crates log at `debug` what concerns their own developers.
+fn log_filter(common: &Common) -> Option<&'static str> {
+    match (common.quiet, common.verbose) {
+        (true, _) => Some("off"),
+        (_, 0) => None,
+        (_, 1) => Some("warn,packetparamedic=debug,paramedic_engines=debug,paramedic_host=debug,paramedic_link=debug"),
+        _ => Some("debug,packetparamedic=trace,paramedic_engines=trace,paramedic_host=trace,paramedic_link=trace"),
     }
 }
 

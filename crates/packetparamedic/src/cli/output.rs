@@ -8,6 +8,7 @@ use anstream::{AutoStream, ColorChoice};
 use paramedic_report::document::{Event, ResultDocument};
 use paramedic_report::lines::{Line, Tone};
 use serde::Serialize;
+use tracing_subscriber::fmt::MakeWriter;
 
 use super::progress::Progress;
 use super::report::{self, Detail};
@@ -63,6 +64,12 @@ pub struct Live {
     streams: Arc<Mutex<Streams>>,
 }
 
+/// The part of the printer that takes the log: each event goes to stderr in one piece, above the progress.
+#[derive(Clone)]
+pub struct Log {
+    streams: Arc<Mutex<Streams>>,
+}
+
 struct Streams {
     stdout: Stream,
     stderr: Stream,
@@ -107,6 +114,11 @@ impl Output {
     /// What follows a running test.
     pub fn live(&self) -> Live {
         Live { format: self.format, streams: Arc::clone(&self.streams) }
+    }
+
+    /// Where the log goes.
+    pub fn log(&self) -> Log {
+        Log { streams: Arc::clone(&self.streams) }
     }
 
     /// Prints a test's result in the format that is wanted.
@@ -234,6 +246,32 @@ fn unpoisoned(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
     streams.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Log {
+    /// Whether stderr takes colours.
+    pub fn has_color(&self) -> bool {
+        unpoisoned(&self.streams).stderr.color
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        unpoisoned(&self.streams).put_aside_bytes(event);
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
 impl Streams {
     /// Writes a result; progress is over then.
     fn put_out(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -244,9 +282,13 @@ impl Streams {
 
     /// Writes to stderr above the progress. There is nowhere to say that it failed.
     fn put_aside(&mut self, text: &str) {
+        self.put_aside_bytes(text.as_bytes());
+    }
+
+    fn put_aside_bytes(&mut self, bytes: &[u8]) {
         let writer = &mut self.stderr.writer;
         self.progress.aside(|| {
-            let _ = writer.write_all(text.as_bytes()).and_then(|()| writer.flush());
+            let _ = writer.write_all(bytes).and_then(|()| writer.flush());
         });
     }
 }

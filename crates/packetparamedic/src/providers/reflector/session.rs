@@ -69,6 +69,10 @@ impl Session {
         watch: &mut Watch,
     ) -> Result<Self, Failure> {
         let keys = Arc::new(client.session_keys(grant.session)?);
+        tracing::debug!(
+            session = %grant.session, engine = %spec.engine, streams = spec.streams, data_port = grant.data_port,
+            udp = grant.udp, "session granted"
+        );
         let tether = Tether::free();
         let control = client.address();
         let expect = Expect::ExactKey(client.reflector());
@@ -161,6 +165,7 @@ impl Session {
                 _ => failure,
             });
         }
+        tracing::debug!(phase = number, load = ?phase.load, duration_ms = phase.duration_ms, "phase begun");
         (watch.events)(Event::Phase(PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() }));
 
         record.begun_at = self.prober.as_ref().map(Prober::now);

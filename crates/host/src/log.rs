@@ -1,0 +1,79 @@
+//! The log of a program: which events it takes, and how a line looks. Where the lines go, the caller says.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// How an event is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A line of text.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// The format of that name: `text` or `json`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}
+
+/// Whether `filter` is a level (`error`, `warn`, `info`, `debug`, `trace`, `off`) or a list of directives such as
+/// `warn,paramedic_engines=debug` (the `EnvFilter` of tracing-subscriber).
+pub fn is_filter(filter: &str) -> bool {
+    directives(filter).is_some()
+}
+
+/// Starts the log of this process: from now on each event that `filter` lets through is one write to `writer`. A second
+/// call changes nothing.
+pub fn start<W>(filter: &str, format: LogFormat, is_colored: bool, writer: W)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = directives(filter).unwrap_or_else(|| EnvFilter::new("warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // The error says that this process has a log already.
+    let _ = match format {
+        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => log.with_ansi(is_colored).try_init(),
+    };
+}
+
+/// A single word has to be a level: alone, tracing takes any word for the name of a module, so a mistyped level would
+/// silence the log.
+fn directives(filter: &str) -> Option<EnvFilter> {
+    let is_word = filter.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if filter.is_empty() || (is_word && filter.parse::<tracing_subscriber::filter::LevelFilter>().is_err()) {
+        return None;
+    }
+    EnvFilter::try_new(filter).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_level_or_a_list_of_directives() {
+        for filter in ["warn", "DEBUG", "off", "paramedic_engines=debug", "warn,paramedic_engines::tcp=trace"] {
+            assert!(is_filter(filter), "{filter}");
+        }
+        for filter in ["", "loud", "verbose", "warn,paramedic_engines=loud", "=="] {
+            assert!(!is_filter(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn formats_have_names() {
+        assert_eq!(
+            ["text", "json", "xml"].map(LogFormat::from_name),
+            [Some(LogFormat::Text), Some(LogFormat::Json), None]
+        );
+    }
+}
