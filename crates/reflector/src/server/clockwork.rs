@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use paramedic_link::SessionId;
 
+use super::test_run::Running;
 use super::{Order, Server, lock, test_run};
 use crate::sessions::Step;
 
@@ -14,9 +15,10 @@ pub(super) async fn run(server: Arc<Server>) {
         let due = server.due.notified();
         let (steps, recorded) = {
             let mut sessions = server.sessions();
-            let steps = sessions.poll(server.now(), &mut || SessionId::new(uuid::Uuid::now_v7()));
-            // The events of a reservation are recorded by the link that opens it, before the grant goes out.
-            (steps, server.record(sessions.take_events()))
+            let last_heard = |running: &Arc<Running>| running.last_heard(server.began);
+            let mut new_id = || SessionId::new(uuid::Uuid::now_v7());
+            let (steps, events) = sessions.poll(server.now(), &last_heard, &mut new_id);
+            (steps, server.record(events))
         };
         // Sessions end whatever the disk does; a denial is recorded before it is sent.
         let (denials, others) = steps.into_iter().partition::<Vec<_>, _>(|step| matches!(step, Step::Deny { .. }));
@@ -56,7 +58,7 @@ fn carry(server: &Arc<Server>, step: Step) {
             let (link, session) = (reservation.link, reservation.session);
             if !server.order(link, Order::Reserved(reservation)) {
                 // Nobody is left who wants it.
-                server.undo(session);
+                server.record_soon(server.undo(session));
             }
         }
         Step::Place { link, place, expected_wait } => {

@@ -13,18 +13,17 @@ use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{
-    self, CloseReason, Denial, DenialReason, END_AFTER_SILENCE, EndReason, Grant, HEARTBEAT, ToAppliance, ToReflector,
-    Welcome,
+    self, CloseReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, ToAppliance, ToReflector, Welcome,
 };
 use paramedic_link::pairing_code::PAIRING_EXPORTER_LABEL;
-use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
 use tracing::Instrument;
 
+use super::grant::{self, Asker, NotClaimed};
 use super::place::Handshaken;
 use super::test_run::{self, PhaseEvent, RunEvent, Running};
 use super::{Link, Order, Server, Stage, lock, pair};
@@ -170,24 +169,10 @@ struct Connection {
     orders: mpsc::UnboundedReceiver<Order>,
     run_events: (mpsc::UnboundedSender<RunEvent>, mpsc::UnboundedReceiver<RunEvent>),
     running: Option<Granted>,
+    /// When something last came over this link. What is heard of its session, its tether knows.
     heard: Instant,
     /// When the next message is read: later than now where the device has used up its budget.
     read_from: Option<Instant>,
-}
-
-/// A reservation on its way to being a grant; taken back when dropped before it is one, whatever went wrong.
-struct Claim {
-    server: Arc<Server>,
-    session: SessionId,
-    is_granted: bool,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if !self.is_granted {
-            self.server.undo(self.session);
-        }
-    }
 }
 
 /// This link's session.
@@ -370,17 +355,6 @@ impl Connection {
             self.server.refuse(self.from, RefusalReason::Silent, Some(self.peer));
             return Next::Gone;
         }
-        self.ping().await
-    }
-
-    async fn ping(&mut self) -> Next {
-        if let Some(granted) = &self.running {
-            let heard = granted.running.tether.last_heard();
-            let mono = heard.saturating_duration_since(self.server.began);
-            let at = crate::sessions::Now { mono, ..self.server.now() };
-            self.server.sessions().heard(granted.running.session, at);
-            self.server.due.notify_one();
-        }
         self.say(&ToAppliance::Ping).await
     }
 
@@ -396,7 +370,7 @@ impl Connection {
                 () = tokio::time::sleep_until(until) => break None,
                 _ = beat.tick() => {
                     // An appliance that is gone is noticed by what reads.
-                    let _ = self.ping().await;
+                    let _ = self.say(&ToAppliance::Ping).await;
                 }
             }
         };
@@ -414,15 +388,14 @@ impl Connection {
     async fn hear(&mut self, message: ToReflector) -> Next {
         match message {
             ToReflector::Request { spec, wait } => {
-                let refused = tokio::task::block_in_place(|| not_supported(&spec));
+                let refused = tokio::task::block_in_place(|| grant::not_supported(&spec));
                 let (answer, events) = {
                     let mut sessions = self.server.sessions();
                     let id = SessionId::new(uuid::Uuid::now_v7());
-                    let answer = match refused {
+                    match refused {
                         Some(denial) => sessions.refuse(self.peer, denial),
                         None => sessions.request(self.id, self.peer, spec, wait, id, self.server.now()),
-                    };
-                    (answer, sessions.take_events())
+                    }
                 };
                 if let Answer::Denied(denial) = &answer
                     && !denial.reason.is_worth_a_retry()
@@ -433,8 +406,9 @@ impl Connection {
                 self.answer(answer, events).await
             }
             ToReflector::Withdraw => {
-                self.server.sessions().withdraw(self.id);
+                let undone = self.server.sessions().withdraw(self.id);
                 self.server.due.notify_one();
+                self.record(undone).await;
                 Next::Go
             }
             ToReflector::Start { phase } => self.start(phase).await,
@@ -457,10 +431,7 @@ impl Connection {
 
     async fn obey(&mut self, order: Order) -> Next {
         match order {
-            Order::Reserved(reservation) => {
-                let events = self.server.sessions().take_events();
-                self.answer(Answer::Reserved(reservation), events).await
-            }
+            Order::Reserved(reservation) => self.answer(Answer::Reserved(reservation), vec![]).await,
             Order::Place { place, expected_wait } => self.answer(Answer::Queued { place, expected_wait }, vec![]).await,
             Order::Denied(denial) => self.answer(Answer::Denied(denial), vec![]).await,
             Order::Ended { session, reason } => {
@@ -473,106 +444,62 @@ impl Connection {
         }
     }
 
-    /// Carries a decision out: what was reserved is opened, recorded, and only then promised.
-    async fn answer(&mut self, mut answer: Answer, mut events: Vec<Event>) -> Next {
-        loop {
-            match answer {
-                Answer::Queued { place, expected_wait } => {
-                    self.record(events).await;
-                    let expected_wait_ms = u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX);
-                    return self.say(&ToAppliance::Queued { place, expected_wait_ms }).await;
-                }
-                Answer::Denied(denial) => {
-                    self.record(events).await;
-                    return self.say(&ToAppliance::Denied(denial)).await;
-                }
-                Answer::Reserved(reservation) => {
-                    let server = Arc::clone(&self.server);
-                    let mut claim = Claim { server, session: reservation.session, is_granted: false };
-                    match tokio::task::block_in_place(|| self.open_session(&reservation)) {
-                        Ok(running) => return self.grant(&reservation, claim, running, events).await,
-                        Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
-                            if self.server.may_log(self.peer) {
-                                tracing::warn!(port = reservation.port, "another program holds this port");
-                            }
-                            let mut sessions = self.server.sessions();
-                            answer = sessions.port_is_held(reservation.session, self.server.now());
-                            events.extend(sessions.take_events());
-                            drop(sessions);
-                            // Either it goes on with another port, or it is taken back already, which others wait for.
-                            claim.is_granted = true;
-                            self.server.made_room();
-                        }
-                        Err(error) => {
-                            if self.server.may_log(self.peer) {
-                                tracing::error!(%error, "the session can't be opened");
-                            }
-                            self.spend(Cost::Fault);
-                            drop(claim);
-                            events.extend(self.server.sessions().take_events());
-                            self.record(events).await;
-                            return self.say(&ToAppliance::Denied(not_opened(&reservation.spec, &error))).await;
-                        }
-                    }
-                }
+    /// Carries a decision out: what was reserved becomes a grant, everything else is recorded and told.
+    async fn answer(&mut self, answer: Answer, events: Vec<Event>) -> Next {
+        match answer {
+            Answer::Queued { place, expected_wait } => {
+                self.record(events).await;
+                let expected_wait_ms = u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX);
+                self.say(&ToAppliance::Queued { place, expected_wait_ms }).await
             }
+            Answer::Denied(denial) => {
+                self.record(events).await;
+                self.say(&ToAppliance::Denied(denial)).await
+            }
+            Answer::Reserved(reservation) => self.grant(reservation, events).await,
         }
     }
 
-    fn open_session(&self, reservation: &Reservation) -> io::Result<Running> {
-        let secret = self
-            .framed
-            .stream()
-            .get_ref()
-            .1
-            .export_keying_material([0; 32], SESSION_EXPORTER_LABEL, Some(reservation.session.as_bytes()))
-            .map_err(io::Error::other)?;
-        let keys = SessionKeys::derive(reservation.session, secret.into());
-        Running::open(&self.server, reservation, keys, self.local, self.from)
-    }
-
-    async fn grant(
-        &mut self,
-        reservation: &Reservation,
-        claim: Claim,
-        running: Running,
-        mut events: Vec<Event>,
-    ) -> Next {
+    /// Claims, records and promises what was reserved.
+    async fn grant(&mut self, reservation: Reservation, mut events: Vec<Event>) -> Next {
         let session = reservation.session;
-        let is_wanted = {
-            let mut sessions = self.server.sessions();
-            let is_wanted = sessions.opened(session, self.server.now());
-            events.extend(sessions.take_events());
-            is_wanted
-        };
-        if !is_wanted {
-            drop(running);
-            self.record(events).await;
-            return Next::Go;
-        }
-        let (told, promised) = oneshot::channel();
-        tokio::spawn(promise(Arc::clone(&self.server), claim, running, events, told));
-        let running = match self.beside(promised).await {
-            Some(Ok(running)) => running,
-            Some(Err(_)) => return self.say(&ToAppliance::Denied(faulted(NOT_WRITTEN))).await,
-            None => {
-                if self.server.may_log(self.peer) {
-                    tracing::error!(%session, "the disk is too slow for a grant, which is taken back");
+        let (claimed, of_claim) = tokio::task::block_in_place(|| {
+            let asker = Asker { local: self.local, from: self.from, keys: &|session| self.session_keys(session) };
+            grant::claim(&self.server, reservation, &asker)
+        });
+        events.extend(of_claim);
+        let denial = match claimed {
+            Ok(claim) => match self.beside(grant::record(claim, events)).await {
+                Some(Ok((running, promise))) => {
+                    self.running = Some(Granted { running, phase: None, next_phase: 0 });
+                    return self.say(&ToAppliance::Granted(promise)).await;
                 }
-                return self.say(&ToAppliance::Denied(faulted(NOT_WRITTEN))).await;
+                Some(Err(_)) => return self.say(&ToAppliance::Denied(grant::not_recorded())).await,
+                None => {
+                    if self.server.may_log(self.peer) {
+                        tracing::error!(%session, "the disk is too slow for a grant, which is taken back");
+                    }
+                    return self.say(&ToAppliance::Denied(grant::not_recorded())).await;
+                }
+            },
+            Err(NotClaimed::Withdrawn) => {
+                self.record(events).await;
+                return Next::Go;
+            }
+            Err(NotClaimed::Denied(denial)) => denial,
+            Err(NotClaimed::Failed(denial)) => {
+                self.spend(Cost::Fault);
+                denial
             }
         };
-        let login = running.login.clone();
-        self.running = Some(Granted { running, phase: None, next_phase: 0 });
-        let data_port = reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral);
-        self.say(&ToAppliance::Granted(Grant {
-            session,
-            expires_in_ms: u64::try_from(reservation.expires_in.as_millis()).unwrap_or(u64::MAX),
-            data_port,
-            udp: true,
-            login,
-        }))
-        .await
+        self.record(events).await;
+        self.say(&ToAppliance::Denied(denial)).await
+    }
+
+    fn session_keys(&self, session: SessionId) -> io::Result<SessionKeys> {
+        let tls = self.framed.stream().get_ref().1;
+        let secret = tls.export_keying_material([0; 32], SESSION_EXPORTER_LABEL, Some(session.as_bytes()));
+        Ok(SessionKeys::derive(session, secret.map_err(io::Error::other)?.into()))
     }
 
     async fn start(&mut self, phase: u8) -> Next {
@@ -638,58 +565,12 @@ impl Connection {
     }
 }
 
-const NOT_WRITTEN: &str = "its audit log or its state can't be written";
-
-/// Makes a grant durable: its test and its line are on disk, and its first bytes are leased, before `told` gets it. In a
-/// task of its own, which never stops half-way: where it can't be written, or the link no longer waits for it, it is taken
-/// back, and `told` is dropped.
-async fn promise(
-    server: Arc<Server>,
-    mut claim: Claim,
-    running: Running,
-    events: Vec<Event>,
-    told: oneshot::Sender<Arc<Running>>,
-) {
-    let (session, peer) = (running.session, running.peer);
-    // What happened beside, and stays true should the grant be taken back.
-    let is_grant = |event: &Event| matches!(event, Event::SessionGranted { session: of, .. } if *of == session);
-    let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
-    let durable = async {
-        server.store.record_test(session, peer, server.now().unix_ms).await?;
-        server.audit.record(events).await?;
-        anyhow::ensure!(!told.is_closed(), "the link no longer waits for it");
-        Ok(())
-    };
-    if let Err(error) = durable.await {
-        if server.may_log(peer) {
-            tracing::error!(%error, "the grant can't be recorded, and is taken back");
-        }
-        drop(running);
-        drop(claim);
-        facts.extend(server.sessions().take_events());
-        server.record(facts).await;
-        drop(told);
-        // Best effort: a test that can't be written is not counted after the next start.
-        let _ = server.store.forget_test(session).await;
-        return;
-    }
-    let running = Arc::new(running);
-    lock(&server.running).insert(session, Arc::clone(&running));
-    claim.is_granted = true;
-    let (leased, first_lease) = oneshot::channel();
-    tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&server), leased));
-    // The first bytes must not wait for the disk. Where nothing could be leased, the session's end follows its grant.
-    let _ = first_lease.await;
-    if told.send(running).is_err() {
-        test_run::end(&server, session, EndReason::Failed).await;
-    }
-}
-
 impl Drop for Connection {
     fn drop(&mut self) {
         lock(&self.server.links).remove(&self.id);
         self.server.places.limiter().link_closed(Prefix::of(self.from));
-        self.server.sessions().link_closed(self.id, self.server.now());
+        let undone = self.server.sessions().link_closed(self.id, self.server.now());
+        self.server.record_soon(undone);
         self.server.made_room();
     }
 }
@@ -697,29 +578,6 @@ impl Drop for Connection {
 /// Waits until everything is to end. The watched value is let go of at once: it must not be held across an await.
 async fn stopping(stage: &mut tokio::sync::watch::Receiver<Stage>) {
     let _ = stage.wait_for(|stage| *stage == Stage::Stopping).await.map(drop);
-}
-
-/// Why this host can't run what is asked, whenever it is asked.
-fn not_supported(spec: &TestSpec) -> Option<Denial> {
-    let refused = paramedic_engines::check_congestion_control(spec.congestion_control.as_deref()?).err()?;
-    Some(not_opened(spec, &refused))
-}
-
-/// Why what was reserved could not be opened. A congestion control that this host's kernel refuses is asked for in vain
-/// at any time; everything else may pass.
-fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
-    let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
-    // What the engine can't do with what was asked, whenever it is asked.
-    let is_refused = spec.congestion_control.is_some() && is_refused || error.kind() == io::ErrorKind::InvalidInput;
-    if is_refused {
-        let detail = PeerText::new(&error.to_string());
-        return Denial { reason: DenialReason::BadRequest, detail, retry_after_ms: None };
-    }
-    faulted(&format!("it can't be opened: {error}"))
-}
-
-fn faulted(detail: &str) -> Denial {
-    Denial { reason: DenialReason::Faulted, detail: PeerText::new(detail), retry_after_ms: Some(5_000) }
 }
 
 /// Why a session was ended, for the peer's eyes.

@@ -8,9 +8,9 @@ use paramedic_engines::echo;
 use paramedic_link::admission::Preamble;
 use tokio::io::AsyncReadExt;
 
+use super::Server;
 use super::place::Handshaken;
 use super::test_run::Running;
-use super::{Server, lock};
 use crate::event::RefusalReason;
 
 /// Runs until the connection is handed over or refused.
@@ -62,7 +62,7 @@ fn admit(
     peer: paramedic_link::EndpointId,
 ) -> Option<(Arc<Running>, Preamble)> {
     let claimed = Preamble::claimed_session(bytes)?;
-    let running = lock(&server.running).get(&claimed).filter(|running| running.peer == peer).cloned()?;
+    let running = server.sessions().handle(claimed).filter(|running| running.peer == peer).cloned()?;
     let preamble = Preamble::open(bytes, &running.keys)?;
     let has_place = preamble.phase != Preamble::ECHO || running.admits_probe_stream();
     has_place.then_some((running, preamble))

@@ -6,6 +6,7 @@ mod admin_socket;
 mod clockwork;
 mod connection;
 mod data_connection;
+mod grant;
 mod pair;
 mod peers;
 mod place;
@@ -54,7 +55,7 @@ const STOPPING: Duration = Duration::from_secs(5);
 struct Server {
     config: Config,
     id: EndpointId,
-    sessions: Mutex<Sessions>,
+    sessions: Mutex<Sessions<Arc<Running>>>,
     places: Places,
     known_prefixes: Mutex<KnownPrefixes>,
     pairing: Mutex<Pairing>,
@@ -67,7 +68,6 @@ struct Server {
     store: Store,
     audit: Audit,
     links: Mutex<HashMap<LinkId, Link>>,
-    running: Mutex<HashMap<SessionId, Arc<Running>>>,
     /// Read by each session's teardown while it lasts; written by who waits for all of them.
     teardowns: tokio::sync::RwLock<()>,
     /// One for each address that is listened on: answers the probes of tunneled sessions.
@@ -169,7 +169,6 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         store,
         audit,
         links: Mutex::default(),
-        running: Mutex::default(),
         teardowns: tokio::sync::RwLock::default(),
         responders,
         began,
@@ -330,7 +329,7 @@ struct Opener {
 struct CodeUsed(EndpointId, PeerText);
 
 impl Server {
-    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+    fn sessions(&self) -> MutexGuard<'_, Sessions<Arc<Running>>> {
         lock(&self.sessions)
     }
 
@@ -348,6 +347,16 @@ impl Server {
             if recorded.await.is_err() {
                 events.into_iter().for_each(|event| audit.note(event));
             }
+        }
+    }
+
+    /// As [`Server::record`], for a caller that can't wait.
+    fn record_soon(&self, events: Vec<Event>) {
+        // Without a runtime the program is ending, and so is the log.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && !events.is_empty()
+        {
+            runtime.spawn(self.record(events));
         }
     }
 
@@ -384,10 +393,12 @@ impl Server {
         problems
     }
 
-    /// Takes a reservation back, if it stands: nothing was promised.
-    fn undo(&self, session: SessionId) {
-        self.sessions().undo(session, self.now());
+    /// Takes a reservation back, if it stands: nothing was promised. The events of that.
+    #[must_use]
+    fn undo(&self, session: SessionId) -> Vec<Event> {
+        let undone = self.sessions().undo(session, self.now());
         self.made_room();
+        undone
     }
 
     /// A slot or a port may be free again: whoever waits for one looks.
@@ -398,7 +409,8 @@ impl Server {
 
     /// Ends what runs, also where a link's task stands in a write to a peer that doesn't read.
     fn end_all_sessions(self: &Arc<Self>) {
-        for session in lock(&self.running).keys().copied() {
+        let running = self.sessions().running().collect::<Vec<_>>();
+        for session in running {
             let server = Arc::clone(self);
             tokio::spawn(async move { test_run::end_and_tell(&server, session, EndReason::Shutdown).await });
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use paramedic_engines::claim;
 use paramedic_engines::data_stream::DataStream;
@@ -18,7 +18,7 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Order, Server, lock};
+use super::{Order, Server};
 use crate::sessions::{LinkId, Reservation};
 
 /// The largest slice of bytes that a session leases at once, more than a second at 400 Gbit/s; `sessions` may give less. To
@@ -36,8 +36,6 @@ pub(super) struct Running {
     pub(super) spec: TestSpec,
     pub(super) keys: Arc<SessionKeys>,
     pub(super) tether: Arc<Tether>,
-    /// How its login has to be encrypted, where its engine has one.
-    pub(super) login: Option<LoginTerms>,
     /// What it holds until it is closed. A phase reads it for as long as it runs.
     ends: RwLock<Option<OurEnds>>,
     /// Latency probes came by TCP: each session has one such connection.
@@ -112,7 +110,6 @@ impl Running {
             link: reservation.link,
             peer: reservation.peer,
             spec: reservation.spec.clone(),
-            login: serve.login(),
             ends: RwLock::new(Some(OurEnds {
                 _enrolment: responder.enroll_with(Arc::clone(&keys), Arc::clone(&tether), from, serve.signals()),
                 serve,
@@ -124,6 +121,16 @@ impl Running {
             wants_lease,
             is_over: tokio::sync::Mutex::new(false),
         })
+    }
+
+    /// How its login has to be encrypted, where its engine has one.
+    pub(super) fn login(&self) -> Option<LoginTerms> {
+        self.ends.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.serve.login()
+    }
+
+    /// When something last came over any connection of the session, as time since `began`.
+    pub(super) fn last_heard(&self, began: Instant) -> Duration {
+        self.tether.last_heard().saturating_duration_since(began)
     }
 
     /// Takes a data connection that proved that it belongs here.
@@ -224,11 +231,10 @@ impl Running {
 }
 
 /// Ends a session: sockets and threads first, then the accounts, then the log. Whoever comes first does it, in a task
-/// of its own or its link's; for all others there is nothing left to do.
+/// of its own or its link's.
 pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
     let _teardown = server.teardowns.read().await;
-    server.sessions().ending(session, reason, server.now());
-    let Some(running) = lock(&server.running).remove(&session) else { return };
+    let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };
     running.tether.cut();
     // The port must be free before the rules hear that it is.
     let closing = Arc::clone(&running);
@@ -236,8 +242,8 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     running.stop_leasing().await;
     let (settled, recorded) = {
         let mut sessions = server.sessions();
-        let settled = sessions.ended(session, running.tether.spent(), reason, server.now());
-        (settled, server.record(sessions.take_events()))
+        let (settled, events) = sessions.ended(session, running.tether.spent(), reason, server.now());
+        (settled, server.record(events))
     };
     server.made_room();
     if let Some(settled) = settled {
@@ -249,7 +255,7 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
 /// Ends a session, and has its link tell the appliance. Not by the link's task: that one may stand in a write to a peer
 /// that no longer reads, or be gone.
 pub(super) async fn end_and_tell(server: &Server, session: SessionId, reason: EndReason) {
-    let Some(link) = lock(&server.running).get(&session).map(|running| running.link) else { return };
+    let Some(link) = server.sessions().handle(session).map(|running| running.link) else { return };
     end(server, session, reason).await;
     // A link that is gone needs no word.
     server.order(link, Order::Ended { session, reason });

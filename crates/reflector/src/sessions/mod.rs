@@ -1,5 +1,6 @@
-//! What is granted, queued, denied and charged, as a pure state machine that writes its own audit events. Sockets,
-//! files, clocks and tasks never live here: time and ids are handed in, steps are handed out.
+//! What is granted, queued, denied and charged, as a pure state machine. Each call returns its answer and the audit
+//! events of this very decision, in their order. Sockets, files, clocks and tasks never live here: time, ids and what
+//! was last heard are handed in, steps are handed out.
 
 mod decision;
 mod limits;
@@ -15,7 +16,7 @@ mod session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use paramedic_link::message::{Denial, DenialReason, EndReason};
+use paramedic_link::message::{Denial, DenialReason, END_AFTER_SILENCE, EndReason};
 use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 
@@ -41,24 +42,24 @@ const PARTS_OF_THE_DAY: u64 = 16;
 /// As many bytes as this may be leased all the same.
 const SMALL_LEASE: u64 = 16 << 20;
 
-/// All sessions and requests of a reflector, and the quotas they are measured by.
+/// All sessions and requests of a reflector, and the quotas they are measured by. The one place that knows which sessions
+/// exist: `H` is what the shell needs to reach a session that runs, and is kept here with it.
 #[derive(Debug)]
-pub struct Sessions {
+pub struct Sessions<H> {
     limits: Limits,
     ports: Ports,
     queue: Queue,
     tests: quota::Tests,
     bytes: quota::Bytes,
     /// Reserved and running ones: each holds a slot, and never are there more than slots.
-    held: BTreeMap<SessionId, Session>,
+    held: BTreeMap<SessionId, Session<H>>,
     draining: bool,
     faulted: bool,
-    events: Vec<Event>,
     /// Something changed since the last `poll` that could move the queue.
     changed: bool,
 }
 
-impl Sessions {
+impl<H> Sessions<H> {
     /// No session yet, and the quotas as the past left them.
     pub fn new(limits: Limits, past: Past, now: Now) -> Self {
         let mut sessions = Self {
@@ -70,7 +71,6 @@ impl Sessions {
             held: BTreeMap::new(),
             draining: false,
             faulted: false,
-            events: Vec::new(),
             changed: false,
         };
         sessions.pass_time(now);
@@ -84,7 +84,20 @@ impl Sessions {
 
     /// Checks a request, and reserves everything it needs where it can begin now. `id` is the session's if one comes
     /// of it, and never one that was used before.
+    #[must_use]
     pub fn request(
+        &mut self,
+        link: LinkId,
+        peer: EndpointId,
+        spec: TestSpec,
+        wait: bool,
+        id: SessionId,
+        now: Now,
+    ) -> (Answer, Vec<Event>) {
+        with_event(peer, self.answer(link, peer, spec, wait, id, now))
+    }
+
+    fn answer(
         &mut self,
         link: LinkId,
         peer: EndpointId,
@@ -96,10 +109,10 @@ impl Sessions {
         self.pass_time(now);
         if self.queue.holds(link) || self.held.values().any(|session| session.link == link) {
             let detail = "this link has a session or a request already";
-            return self.deny(peer, denial(DenialReason::AlreadyAsked, detail, None));
+            return Answer::Denied(denial(DenialReason::AlreadyAsked, detail, None));
         }
         if let Err(denial) = self.check(peer, &spec, now) {
-            return self.deny(peer, denial);
+            return Answer::Denied(denial);
         }
         // Stand at the end of the line first: whoever is before us and could begin now, begins before us.
         self.queue.push(link, peer, spec.clone());
@@ -107,95 +120,118 @@ impl Sessions {
             self.queue.remove(link);
             return match self.reserve(link, peer, spec, id, now) {
                 Ok(reservation) => Answer::Reserved(reservation),
-                Err(denial) => self.deny(peer, denial),
+                Err(denial) => Answer::Denied(denial),
             };
         }
         let (place, expected_wait) = self.prospects(link, now.mono);
         if let Some(denial) = self.may_not_wait(peer, &spec, wait, expected_wait) {
             self.queue.remove(link);
-            return self.deny(peer, denial);
+            return Answer::Denied(denial);
         }
         if let Some(waiting) = self.queue.find(link) {
             waiting.tell(place, expected_wait, now.mono);
         }
         self.changed = true;
-        self.events.push(Event::SessionQueued { peer, place });
         Answer::Queued { place, expected_wait }
     }
 
     /// Denies a request that this host can't do, before anything is reserved for it.
-    pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> Answer {
-        self.deny(peer, denial)
+    #[must_use]
+    pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> (Answer, Vec<Event>) {
+        with_event(peer, Answer::Denied(denial))
     }
 
     /// A program of someone else holds the reserved port: takes the next one of the range, or undoes the reservation
     /// where there is none. Only before [`Sessions::opened`].
-    pub fn port_is_held(&mut self, session: SessionId, now: Now) -> Answer {
+    #[must_use]
+    pub fn port_is_held(&mut self, session: SessionId, now: Now) -> (Answer, Vec<Event>) {
         let held = self.held.get_mut(&session).filter(|session| !session.opened);
         let Some((held, port)) = held.and_then(|held| held.port.map(|port| (held, port))) else {
-            return Answer::Denied(denial(DenialReason::Faulted, "the reservation is gone", Some(RETRY_FAULTED)));
+            let gone = denial(DenialReason::Faulted, "the reservation is gone", Some(RETRY_FAULTED));
+            return (Answer::Denied(gone), Vec::new());
         };
         self.changed = true;
         self.ports.give_back_held(port, now.mono);
-        self.events.push(Event::PortHeld { port, peer: held.peer });
+        let peer = held.peer;
+        let mut events = vec![Event::PortHeld { port, peer }];
         held.tried.insert(port);
         held.port = self.ports.take(&held.tried, now.mono);
         if held.port.is_some() {
-            return Answer::Reserved(held.reservation(session));
+            return (Answer::Reserved(held.reservation(session)), events);
         }
-        let peer = held.peer;
         self.take_back(session);
         let detail = "every port of the range is in use, or held by other programs on the reflector's host";
-        self.deny(peer, denial(DenialReason::NoPort, detail, Some(RETRY_HELD)))
+        let (answer, denied) = with_event(peer, Answer::Denied(denial(DenialReason::NoPort, detail, Some(RETRY_HELD))));
+        events.extend(denied);
+        (answer, events)
     }
 
     /// Everything that was reserved is claimed: from here on it is a grant, on its way to the disk and then to the
     /// appliance. `false`: the reservation was taken back in the meantime; let everything go.
     #[must_use]
-    pub fn opened(&mut self, session: SessionId, now: Now) -> bool {
-        let Some(held) = self.held.get_mut(&session) else { return false };
-        if !held.opened {
-            held.opened = true;
-            held.heard_at = now.mono;
-            held.start_by = Some(now.mono.saturating_add(START_TIMEOUT));
-            self.events.push(Event::SessionGranted {
-                session,
-                peer: held.peer,
-                engine: held.spec.engine.clone(),
-                data_mode: held.spec.data_mode,
-                port: held.port,
-                expires_in_ms: millis(limits::longest(&held.spec)),
-            });
+    pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<Event>) {
+        let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
+        if held.opened {
+            return (true, Vec::new());
         }
-        true
+        held.opened = true;
+        held.look_for_silence_at = now.mono.saturating_add(END_AFTER_SILENCE);
+        held.start_by = Some(now.mono.saturating_add(START_TIMEOUT));
+        let granted = Event::SessionGranted {
+            session,
+            peer: held.peer,
+            engine: held.spec.engine.clone(),
+            data_mode: held.spec.data_mode,
+            port: held.port,
+            expires_in_ms: millis(limits::longest(&held.spec)),
+        };
+        (true, vec![granted])
+    }
+
+    /// The grant is recorded: from here on the session can be reached by `handle`.
+    pub fn granted(&mut self, session: SessionId, handle: H) {
+        if let Some(held) = self.held.get_mut(&session) {
+            held.handle = Some(handle);
+        }
+    }
+
+    /// How to reach a session that runs; `None` before it is granted, and once its teardown began.
+    pub fn handle(&self, session: SessionId) -> Option<&H> {
+        self.held.get(&session)?.handle.as_ref()
+    }
+
+    /// The sessions that run.
+    pub fn running(&self) -> impl Iterator<Item = SessionId> {
+        self.held.iter().filter(|(_, held)| held.handle.is_some()).map(|(id, _)| *id)
     }
 
     /// Nothing was promised, because something could not be claimed or recorded: slot, port and test go back.
-    pub fn undo(&mut self, session: SessionId, now: Now) {
+    #[must_use]
+    pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<Event> {
         self.pass_time(now);
-        if let Some(held) = self.take_back(session) {
-            self.events.push(Event::SessionUndone { session, peer: held.peer });
-        }
+        let undone = self.take_back(session).map(|held| Event::SessionUndone { session, peer: held.peer });
+        undone.into_iter().collect()
     }
 
     /// The link no longer wants what it asked for. A granted session goes on: that one is finished, not withdrawn.
-    pub fn withdraw(&mut self, link: LinkId) {
+    #[must_use]
+    pub fn withdraw(&mut self, link: LinkId) -> Vec<Event> {
         if self.queue.remove(link).is_some() {
             self.changed = true;
         }
         let unopened = self.held.iter().find(|(_, held)| held.link == link && !held.opened).map(|(id, _)| *id);
-        if let Some(session) = unopened
-            && let Some(held) = self.take_back(session)
-        {
-            self.events.push(Event::SessionUndone { session, peer: held.peer });
-        }
+        let undone = unopened
+            .and_then(|session| self.take_back(session).map(|held| Event::SessionUndone { session, peer: held.peer }));
+        undone.into_iter().collect()
     }
 
     /// The link is gone, and with it what it asked for.
-    pub fn link_closed(&mut self, link: LinkId, now: Now) {
+    #[must_use]
+    pub fn link_closed(&mut self, link: LinkId, now: Now) -> Vec<Event> {
         self.pass_time(now);
-        self.withdraw(link);
+        let events = self.withdraw(link);
         self.end_where(EndReason::LinkClosed, |held| held.link == link);
+        events
     }
 
     /// The peer is no longer one: its sessions end, its requests are forgotten. What it used stays charged.
@@ -222,13 +258,6 @@ impl Sessions {
     pub fn started(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.start_by = None;
-        }
-    }
-
-    /// Something was heard on one of the session's connections.
-    pub fn heard(&mut self, session: SessionId, now: Now) {
-        if let Some(held) = self.held.get_mut(&session) {
-            held.heard_at = held.heard_at.max(now.mono);
         }
     }
 
@@ -265,43 +294,59 @@ impl Sessions {
         }
     }
 
-    /// The session is being torn down for this reason; whatever happens to it from here on is none.
-    pub fn ending(&mut self, session: SessionId, reason: EndReason, now: Now) {
-        if let Some(held) = self.held.get_mut(&session) {
-            held.ending.get_or_insert(Ending { reason, told_at: Some(now.mono) });
-        }
+    /// The session is to be torn down for this reason; whatever happens to it from here on is none. The first caller gets
+    /// its handle, tears it down and calls [`Sessions::ended`]; for all others there is nothing left to do.
+    #[must_use]
+    pub fn tear_down(&mut self, session: SessionId, reason: EndReason, now: Now) -> Option<H> {
+        let held = self.held.get_mut(&session)?;
+        held.ending.get_or_insert(Ending { reason, told_at: Some(now.mono) });
+        held.handle.take()
     }
 
     /// The session is torn down and used this many bytes: its slot and port are free, what it leased and did not use
     /// goes back. `None`: there is no such session, or its accounts are settled.
-    pub fn ended(&mut self, session: SessionId, used_bytes: u64, reason: EndReason, now: Now) -> Option<Settled> {
+    #[must_use]
+    pub fn ended(
+        &mut self,
+        session: SessionId,
+        used_bytes: u64,
+        reason: EndReason,
+        now: Now,
+    ) -> (Option<Settled>, Vec<Event>) {
         self.pass_time(now);
-        let held = self.held.remove(&session)?;
+        let Some(held) = self.held.remove(&session) else { return (None, Vec::new()) };
         self.changed = true;
         if let Some(port) = held.port {
             self.ports.give_back(port);
         }
         let bytes_by_day = self.settle(&held, used_bytes, now.day());
         let reason = held.ending.map_or(reason, |ending| ending.reason);
-        self.events.push(Event::SessionEnded {
+        let ended = Event::SessionEnded {
             session,
             peer: held.peer,
             reason,
             bytes: used_bytes,
             elapsed_ms: millis(now.mono.saturating_sub(held.reserved_at)),
-        });
-        Some(Settled { session, peer: held.peer, bytes_by_day, reason })
+        };
+        (Some(Settled { session, peer: held.peer, bytes_by_day, reason }), vec![ended])
     }
 
-    /// What there is to do now. `new_id` makes ids as for [`Sessions::request`].
-    pub fn poll(&mut self, now: Now, new_id: &mut dyn FnMut() -> SessionId) -> Vec<Step> {
+    /// What there is to do now. `last_heard` says when something last came over any connection of a session, on the
+    /// monotonic clock; it is asked when silence could end one. `new_id` makes ids as for [`Sessions::request`].
+    #[must_use]
+    pub fn poll(
+        &mut self,
+        now: Now,
+        last_heard: &dyn Fn(&H) -> Duration,
+        new_id: &mut dyn FnMut() -> SessionId,
+    ) -> (Vec<Step>, Vec<Event>) {
         self.pass_time(now);
         let mut steps = Vec::new();
-        self.end_what_is_due(now.mono, &mut steps);
-        self.serve_queue(now, new_id, &mut steps);
+        self.end_what_is_due(now.mono, last_heard, &mut steps);
+        let events = self.serve_queue(now, new_id, &mut steps);
         self.tell_places(now.mono, &mut steps);
         self.changed = false;
-        steps
+        (steps, events)
     }
 
     /// When `poll` has something to do, on the monotonic clock; in the past: now. `None`: not before something else
@@ -311,11 +356,6 @@ impl Sessions {
             return Some(Duration::ZERO);
         }
         self.held.values().filter_map(Session::next_deadline).min()
-    }
-
-    /// The audit events since the last call, in the order of the decisions.
-    pub fn take_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
     }
 
     /// How things stand.
@@ -469,7 +509,7 @@ impl Sessions {
 
     /// Gives back everything that a reservation holds. That its peer was served is not taken back: one that fails
     /// again and again must not stand before everybody else each time.
-    fn take_back(&mut self, session: SessionId) -> Option<Session> {
+    fn take_back(&mut self, session: SessionId) -> Option<Session<H>> {
         let held = self.held.remove(&session)?;
         self.changed = true;
         if let Some(port) = held.port {
@@ -484,7 +524,7 @@ impl Sessions {
 
     /// Spreads the used bytes over the leases, the oldest first, and returns the rest of each. What was used beyond
     /// them, a receive buffer perhaps, is charged to the last day.
-    fn settle(&mut self, held: &Session, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
+    fn settle(&mut self, held: &Session<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
         let mut left = used_bytes;
         let mut by_day = Vec::new();
         for (day, leased) in &held.leased {
@@ -505,29 +545,32 @@ impl Sessions {
         by_day
     }
 
-    fn end_where(&mut self, reason: EndReason, is_meant: impl Fn(&Session) -> bool) {
+    fn end_where(&mut self, reason: EndReason, is_meant: impl Fn(&Session<H>) -> bool) {
         for held in self.held.values_mut().filter(|held| held.ending.is_none() && is_meant(held)) {
             held.ending = Some(Ending { reason, told_at: None });
             self.changed = true;
         }
     }
 
-    fn end_what_is_due(&mut self, mono: Duration, steps: &mut Vec<Step>) {
-        let due = self.held.iter_mut().filter_map(|(id, held)| held.end_if_due(mono).map(|reason| (*id, reason)));
+    fn end_what_is_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration, steps: &mut Vec<Step>) {
+        let held = self.held.iter_mut();
+        let due = held.filter_map(|(id, held)| held.end_if_due(mono, last_heard).map(|reason| (*id, reason)));
         steps.extend(due.map(|(session, reason)| Step::End { session, reason }));
     }
 
-    /// Reserves for everyone whose turn has come, one after the other: each changes whose turn is next.
-    fn serve_queue(&mut self, now: Now, new_id: &mut dyn FnMut() -> SessionId, steps: &mut Vec<Step>) {
+    /// Reserves for everyone whose turn has come, one after the other: each changes whose turn is next. The events are
+    /// of those that are denied.
+    fn serve_queue(&mut self, now: Now, new_id: &mut dyn FnMut() -> SessionId, steps: &mut Vec<Step>) -> Vec<Event> {
+        let mut events = Vec::new();
         if self.draining {
             for waiting in self.queue.clear() {
                 let denial = draining();
-                self.events.push(Event::SessionDenied { peer: waiting.peer, reason: denial.reason });
+                events.push(Event::SessionDenied { peer: waiting.peer, reason: denial.reason });
                 steps.push(Step::Deny { link: waiting.link, denial });
             }
         }
         while let Some(link) = self.could_begin().first().copied() {
-            let Some(waiting) = self.queue.remove(link) else { return };
+            let Some(waiting) = self.queue.remove(link) else { return events };
             let peer = waiting.peer;
             let outcome = self
                 .check(peer, &waiting.spec, now)
@@ -535,11 +578,12 @@ impl Sessions {
             steps.push(match outcome {
                 Ok(reservation) => Step::Reserve(reservation),
                 Err(denial) => {
-                    self.events.push(Event::SessionDenied { peer, reason: denial.reason });
+                    events.push(Event::SessionDenied { peer, reason: denial.reason });
                     Step::Deny { link, denial }
                 }
             });
         }
+        events
     }
 
     fn tell_places(&mut self, mono: Duration, steps: &mut Vec<Step>) {
@@ -569,11 +613,16 @@ impl Sessions {
             free_ports: self.ports.free(),
         }
     }
+}
 
-    fn deny(&mut self, peer: EndpointId, denial: Denial) -> Answer {
-        self.events.push(Event::SessionDenied { peer, reason: denial.reason });
-        Answer::Denied(denial)
-    }
+/// An answer to a request of `peer`, with its event. What is reserved has one only once it is opened.
+fn with_event(peer: EndpointId, answer: Answer) -> (Answer, Vec<Event>) {
+    let event = match &answer {
+        Answer::Reserved(_) => None,
+        Answer::Queued { place, .. } => Some(Event::SessionQueued { peer, place: *place }),
+        Answer::Denied(denial) => Some(Event::SessionDenied { peer, reason: denial.reason }),
+    };
+    (answer, event.into_iter().collect())
 }
 
 fn draining() -> Denial {

@@ -112,15 +112,18 @@ struct Known {
 
 /// The state machine, and what can be counted from outside.
 struct World {
-    sessions: Sessions,
+    sessions: Sessions<SessionId>,
     limits: Limits,
     now: Now,
     ids: u128,
+    /// When something was last heard of each session that was granted.
+    heard: BTreeMap<SessionId, Duration>,
     held: BTreeMap<SessionId, Known>,
     waiting: BTreeSet<LinkId>,
     tests: Vec<(EndpointId, u64, SessionId)>,
     bytes: BTreeMap<(u32, EndpointId), u64>,
     granted: BTreeSet<SessionId>,
+    ending: BTreeSet<SessionId>,
     over: BTreeSet<SessionId>,
 }
 
@@ -132,11 +135,13 @@ impl World {
             limits,
             now,
             ids: 0,
+            heard: BTreeMap::new(),
             held: BTreeMap::new(),
             waiting: BTreeSet::new(),
             tests: Vec::new(),
             bytes: BTreeMap::new(),
             granted: BTreeSet::new(),
+            ending: BTreeSet::new(),
             over: BTreeSet::new(),
         }
     }
@@ -152,20 +157,25 @@ impl World {
             Op::Poll => self.poll(),
             Op::Open(which) => self.with(which, Self::open),
             Op::Undo(which) => self.with(which, |world, session| {
-                world.sessions.undo(session, world.now);
+                let events = world.sessions.undo(session, world.now);
                 world.forget(session);
+                world.note(events);
             }),
             Op::PortHeld(which) => self.with(which, Self::port_is_held),
-            Op::Heard(which) => self.with(which, |world, session| world.sessions.heard(session, world.now)),
+            Op::Heard(which) => self.with(which, |world, session| {
+                world.heard.insert(session, world.now.mono);
+            }),
             Op::Lease(which, wanted) => self.with(which, |world, session| world.lease(session, wanted)),
             Op::End(which, used) => self.with(which, |world, session| world.end(session, used)),
             Op::Withdraw(link) => {
-                self.sessions.withdraw(LinkId(link));
+                let events = self.sessions.withdraw(LinkId(link));
                 self.gone(LinkId(link));
+                self.note(events);
             }
             Op::LinkClosed(link) => {
-                self.sessions.link_closed(LinkId(link), self.now);
+                let events = self.sessions.link_closed(LinkId(link), self.now);
                 self.gone(LinkId(link));
+                self.note(events);
             }
             Op::PeerRemoved(number) => {
                 self.sessions.peer_removed(peer(number), self.now);
@@ -178,7 +188,6 @@ impl World {
             Op::Faulted(faulted) => self.sessions.set_faulted(faulted),
             Op::Drain => self.sessions.drain(),
         }
-        self.hear_events();
         self.check();
     }
 
@@ -192,7 +201,8 @@ impl World {
         self.ids += 1;
         let id = SessionId::from_bytes(self.ids.to_be_bytes());
         let occupied = self.waiting.contains(&link) || self.held.values().any(|known| known.link == link);
-        match self.sessions.request(link, peer_of(link), spec, wait, id, self.now) {
+        let (answer, events) = self.sessions.request(link, peer_of(link), spec, wait, id, self.now);
+        match answer {
             Answer::Reserved(reservation) => {
                 assert!(!occupied);
                 assert_eq!(reservation.session, id);
@@ -209,11 +219,13 @@ impl World {
                 assert!(!denial.detail.is_empty());
             }
         }
+        self.note(events);
     }
 
     fn poll(&mut self) {
         let mut ids = self.ids;
-        let steps = self.sessions.poll(self.now, &mut || {
+        let heard = &self.heard;
+        let (steps, events) = self.sessions.poll(self.now, &|session| heard[session], &mut || {
             ids += 1;
             SessionId::from_bytes(ids.to_be_bytes())
         });
@@ -228,9 +240,17 @@ impl World {
                 Step::Place { link, place, .. } => {
                     assert!(self.waiting.contains(&link) && place as usize <= self.limits.max_queue);
                 }
-                Step::End { session, .. } => assert!(self.held[&session].opened),
+                Step::End { session, reason } => {
+                    assert!(self.held[&session].opened);
+                    let silent_for = self.now.mono - self.heard[&session];
+                    // What is heard of a session after its end was first said does not bring it back.
+                    if self.ending.insert(session) && reason == EndReason::Silence {
+                        assert!(silent_for >= END_AFTER_SILENCE, "{silent_for:?}");
+                    }
+                }
             }
         }
+        self.note(events);
         assert!(self.sessions.next_deadline().is_none_or(|at| at > self.now.mono), "poll left something to do");
     }
 
@@ -248,15 +268,19 @@ impl World {
     }
 
     fn open(&mut self, session: SessionId) {
-        assert!(self.sessions.opened(session, self.now));
+        let (is_wanted, events) = self.sessions.opened(session, self.now);
+        assert!(is_wanted);
         self.held.get_mut(&session).unwrap().opened = true;
+        self.heard.entry(session).or_insert(self.now.mono);
+        self.sessions.granted(session, session);
+        self.note(events);
     }
 
     fn port_is_held(&mut self, session: SessionId) {
         let known = self.held.get_mut(&session).unwrap();
-        let answer = self.sessions.port_is_held(session, self.now);
+        let (answer, events) = self.sessions.port_is_held(session, self.now);
         let Some(port) = known.port.filter(|_| !known.opened) else {
-            assert!(matches!(answer, Answer::Denied(_)));
+            assert!(matches!(answer, Answer::Denied(_)) && events.is_empty());
             return;
         };
         known.tried.insert(port);
@@ -273,6 +297,7 @@ impl World {
             }
             Answer::Queued { .. } => panic!("a reservation is not queued again"),
         }
+        self.note(events);
     }
 
     fn lease(&mut self, session: SessionId, wanted: u64) {
@@ -296,8 +321,13 @@ impl World {
 
     fn end(&mut self, session: SessionId, used: u64) {
         let known = self.held.remove(&session).unwrap();
-        let settled = self.sessions.ended(session, used, EndReason::Finished, self.now).unwrap();
-        assert_eq!(self.sessions.ended(session, used, EndReason::Finished, self.now), None);
+        let handle = self.sessions.tear_down(session, EndReason::Finished, self.now);
+        assert_eq!(handle, known.opened.then_some(session));
+        assert_eq!(self.sessions.tear_down(session, EndReason::Finished, self.now), None, "one caller alone gets it");
+        let (settled, events) = self.sessions.ended(session, used, EndReason::Finished, self.now);
+        let settled = settled.unwrap();
+        assert_eq!(self.sessions.ended(session, used, EndReason::Finished, self.now), (None, vec![]));
+        self.note(events);
         assert_eq!(settled.peer, known.peer);
         assert_eq!(settled.bytes_by_day.iter().map(|(_, bytes)| bytes).sum::<u64>(), used);
         for (day, leased) in known.leased {
@@ -326,8 +356,9 @@ impl World {
         }
     }
 
-    fn hear_events(&mut self) {
-        for event in self.sessions.take_events() {
+    /// Counts the events of one call.
+    fn note(&mut self, events: Vec<Event>) {
+        for event in events {
             match event {
                 Event::SessionGranted { session, port, .. } => {
                     assert!(self.granted.insert(session) && !self.over.contains(&session));
@@ -376,7 +407,6 @@ impl World {
         for _ in 0..=self.waiting.len() {
             while let Some(session) = self.nth(0) {
                 self.end(session, 0);
-                self.hear_events();
             }
             self.run(&Op::Poll);
         }
@@ -430,7 +460,7 @@ proptest! {
         let phases = phases.into_iter().map(|duration_ms| PhaseSpec { load: Load::Idle, duration_ms }).collect();
         let asked = TestSpec { phases, ..spec(true, 1) };
         let past = Past { tests: vec![(peer(0), budget)], bytes_today: vec![(peer(1), u32::MAX, budget)] };
-        let mut sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: 0 });
+        let mut sessions = Sessions::<SessionId>::new(limits, past, Now { mono: Duration::ZERO, unix_ms: 0 });
         let id = |n: usize| SessionId::from_bytes((n as u128).to_be_bytes());
         let mut fresh = 1_000u128;
         for (at, (mono, unix_ms, number, what)) in numbers.into_iter().enumerate() {
@@ -439,15 +469,22 @@ proptest! {
             match what {
                 0 | 1 => {
                     let link = LinkId(number % 5);
-                    sessions.request(link, peer_of(link), asked.clone(), number % 7 > 0, id(at), now);
+                    drop(sessions.request(link, peer_of(link), asked.clone(), number % 7 > 0, id(at), now));
                 }
-                2 => drop(sessions.opened(session, now)),
+                2 => {
+                    drop(sessions.opened(session, now));
+                    sessions.granted(session, session);
+                }
                 3 => drop(sessions.lease(session, number, now)),
                 4 => drop(sessions.ended(session, number, EndReason::Failed, now)),
                 5 => drop(sessions.port_is_held(session, now)),
-                6 => sessions.heard(session, now),
-                7 => sessions.undo(session, now),
-                _ => drop(sessions.poll(now, &mut || { fresh += 1; SessionId::from_bytes(fresh.to_be_bytes()) })),
+                6 => { let _ = sessions.tear_down(session, EndReason::Failed, now); }
+                7 => drop(sessions.undo(session, now)),
+                _ => {
+                    let heard = Duration::from_secs(number);
+                    let mut new_id = || { fresh += 1; SessionId::from_bytes(fresh.to_be_bytes()) };
+                    drop(sessions.poll(now, &|_| heard, &mut new_id));
+                }
             }
             sessions.next_deadline();
             sessions.snapshot(now);

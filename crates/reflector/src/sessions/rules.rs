@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use paramedic_link::message::{Denial, DenialReason, END_AFTER_SILENCE, EndReason};
+use paramedic_link::message::{Denial, DenialReason, EndReason};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 
@@ -61,9 +61,13 @@ fn lasting(duration_ms: u32) -> TestSpec {
 
 /// A reflector's sessions with a clock and ids of their own.
 struct Desk {
-    sessions: Sessions,
+    sessions: Sessions<SessionId>,
     now: Now,
     ids: u64,
+    /// When something was last heard of each session.
+    heard: BTreeMap<SessionId, Duration>,
+    /// The events of all decisions.
+    events: Vec<Event>,
 }
 
 fn id(n: u64) -> SessionId {
@@ -77,7 +81,8 @@ impl Desk {
 
     fn remembering(limits: Limits, past: Past) -> Self {
         let now = Now { mono: seconds(100), unix_ms: NOON };
-        Self { sessions: Sessions::new(limits, past, now), now, ids: 0 }
+        let sessions = Sessions::new(limits, past, now);
+        Self { sessions, now, ids: 0, heard: BTreeMap::new(), events: Vec::new() }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -87,7 +92,9 @@ impl Desk {
 
     fn ask(&mut self, link: u64, peer: EndpointId, spec: TestSpec, wait: bool) -> Answer {
         self.ids += 1;
-        self.sessions.request(LinkId(link), peer, spec, wait, id(self.ids), self.now)
+        let (answer, events) = self.sessions.request(LinkId(link), peer, spec, wait, id(self.ids), self.now);
+        self.events.extend(events);
+        answer
     }
 
     fn reserve(&mut self, link: u64, peer: EndpointId, spec: TestSpec) -> Reservation {
@@ -99,9 +106,33 @@ impl Desk {
 
     fn grant(&mut self, link: u64, peer: EndpointId, spec: TestSpec) -> Reservation {
         let reservation = self.reserve(link, peer, spec);
-        assert!(self.sessions.opened(reservation.session, self.now));
+        assert!(self.open(reservation.session));
         self.sessions.started(reservation.session);
         reservation
+    }
+
+    /// Opens and grants it, if it is still wanted.
+    fn open(&mut self, session: SessionId) -> bool {
+        let (is_wanted, events) = self.sessions.opened(session, self.now);
+        self.events.extend(events);
+        self.heard(session);
+        self.sessions.granted(session, session);
+        is_wanted
+    }
+
+    fn heard(&mut self, session: SessionId) {
+        self.heard.insert(session, self.now.mono);
+    }
+
+    fn port_is_held(&mut self, session: SessionId) -> Answer {
+        let (answer, events) = self.sessions.port_is_held(session, self.now);
+        self.events.extend(events);
+        answer
+    }
+
+    fn close(&mut self, link: u64) {
+        let events = self.sessions.link_closed(LinkId(link), self.now);
+        self.events.extend(events);
     }
 
     fn place(&mut self, link: u64, peer: EndpointId, spec: TestSpec) -> (u32, Duration) {
@@ -119,15 +150,23 @@ impl Desk {
     }
 
     fn end(&mut self, reservation: &Reservation, used: u64) -> Settled {
-        self.sessions.ended(reservation.session, used, EndReason::Finished, self.now).unwrap()
+        self.over(reservation.session, used, EndReason::Finished).unwrap()
+    }
+
+    fn over(&mut self, session: SessionId, used: u64, reason: EndReason) -> Option<Settled> {
+        let (settled, events) = self.sessions.ended(session, used, reason, self.now);
+        self.events.extend(events);
+        settled
     }
 
     fn poll(&mut self) -> Vec<Step> {
-        let ids = &mut self.ids;
-        self.sessions.poll(self.now, &mut || {
+        let (ids, heard) = (&mut self.ids, &self.heard);
+        let (steps, events) = self.sessions.poll(self.now, &|session| heard[session], &mut || {
             *ids += 1;
             id(*ids)
-        })
+        });
+        self.events.extend(events);
+        steps
     }
 
     /// The links whose turn has come.
@@ -184,7 +223,7 @@ fn peers_take_turns() {
     for _ in 0..3 {
         desk.end(&running, 0);
         running = desk.served().remove(0);
-        assert!(desk.sessions.opened(running.session, desk.now));
+        assert!(desk.open(running.session));
         order.push(running.link.0);
     }
     assert_eq!(order, [4, 2, 3]);
@@ -274,7 +313,7 @@ fn limits_are_checked_again_when_the_turn_comes() {
     desk.end(&running, 0);
     let served = desk.served().remove(0);
     assert_eq!(served.link, LinkId(2));
-    assert!(desk.sessions.opened(served.session, desk.now));
+    assert!(desk.open(served.session));
     desk.end(&served, 0);
     let steps = desk.poll();
     assert!(
@@ -313,10 +352,10 @@ fn ports_are_never_shared_and_the_longest_unused_goes_first() {
 fn a_held_port_is_never_granted_and_the_next_one_is_tried() {
     let mut desk = Desk::new(limits());
     let first = desk.reserve(1, A, direct());
-    let Answer::Reserved(second) = desk.sessions.port_is_held(first.session, desk.now) else { panic!() };
+    let Answer::Reserved(second) = desk.port_is_held(first.session) else { panic!() };
     assert_eq!((first.port, second.port), (Some(5201), Some(5202)));
-    assert!(desk.sessions.opened(second.session, desk.now));
-    let events = desk.sessions.take_events();
+    assert!(desk.open(second.session));
+    let events = &desk.events;
     assert!(
         matches!(events[..], [Event::PortHeld { port: 5201, .. }, Event::SessionGranted { port: Some(5202), .. }]),
         "{events:?}"
@@ -327,14 +366,14 @@ fn a_held_port_is_never_granted_and_the_next_one_is_tried() {
 fn when_every_port_is_held_the_reservation_is_undone() {
     let mut desk = Desk::new(Limits { max_tests_per_hour: 1, ..limits() });
     let reserved = desk.reserve(1, A, direct()).session;
-    assert!(matches!(desk.sessions.port_is_held(reserved, desk.now), Answer::Reserved(_)));
-    let Answer::Denied(denial) = desk.sessions.port_is_held(reserved, desk.now) else { panic!() };
+    assert!(matches!(desk.port_is_held(reserved), Answer::Reserved(_)));
+    let Answer::Denied(denial) = desk.port_is_held(reserved) else { panic!() };
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::NoPort, Some(60_000)));
-    assert_eq!(desk.sessions.take_events().len(), 3, "two held ports and a denial");
+    assert_eq!(desk.events.len(), 3, "two held ports and a denial");
     assert_eq!(desk.sessions.snapshot(desk.now).held_ports, [5201, 5202]);
     // Slot and test are back, and so are the ports: they may be free by now.
     desk.reserve(1, A, direct());
-    assert!(matches!(desk.sessions.port_is_held(id(77), desk.now), Answer::Denied(_)));
+    assert!(matches!(desk.port_is_held(id(77)), Answer::Denied(_)));
 }
 
 #[test]
@@ -343,7 +382,8 @@ fn an_undone_session_costs_nothing() {
     for _ in 0..3 {
         let reserved = desk.grant(1, A, direct());
         desk.sessions.lease(reserved.session, 900_000, desk.now).unwrap();
-        desk.sessions.undo(reserved.session, desk.now);
+        let undone = Event::SessionUndone { session: reserved.session, peer: A };
+        assert_eq!(desk.sessions.undo(reserved.session, desk.now), [undone]);
     }
     let seen = desk.sessions.snapshot(desk.now);
     assert_eq!((seen.sessions, seen.bytes_today, seen.peers), (vec![], 0, vec![]));
@@ -354,7 +394,7 @@ fn nothing_is_leased_before_the_session_is_opened() {
     let mut desk = Desk::new(limits());
     let reserved = desk.reserve(1, A, tunneled());
     assert_eq!(desk.sessions.lease(reserved.session, 1, desk.now), Err(EndReason::Failed));
-    assert!(desk.sessions.opened(reserved.session, desk.now));
+    assert!(desk.open(reserved.session));
     assert_eq!(desk.sessions.lease(reserved.session, 1, desk.now), Ok(Lease { bytes: 1, day: 20_000 }));
 }
 
@@ -428,7 +468,7 @@ fn a_session_ends_at_its_deadline_however_much_is_heard() {
     let session = desk.grant(1, A, tunneled());
     for _ in 0..46 {
         desk.pass(seconds(1));
-        desk.sessions.heard(session.session, desk.now);
+        desk.heard(session.session);
         assert_eq!(desk.poll(), []);
     }
     desk.pass(seconds(1));
@@ -442,10 +482,13 @@ fn silence_ends_a_session_only_after_ten_seconds() {
     let mut desk = Desk::new(limits());
     let session = desk.grant(1, A, tunneled());
     desk.pass(seconds(3));
-    desk.sessions.heard(session.session, desk.now);
+    desk.heard(session.session);
     desk.poll();
-    assert_eq!(desk.sessions.next_deadline(), Some(desk.now.mono + END_AFTER_SILENCE));
-    desk.pass(END_AFTER_SILENCE - Duration::from_millis(1));
+    desk.pass(seconds(7));
+    assert_eq!(desk.sessions.next_deadline(), Some(desk.now.mono), "10 s after the grant is time to look");
+    assert_eq!(desk.poll(), []);
+    assert_eq!(desk.sessions.next_deadline(), Some(desk.now.mono + seconds(3)));
+    desk.pass(seconds(3) - Duration::from_millis(1));
     assert_eq!(desk.poll(), []);
     desk.pass(Duration::from_millis(1));
     assert_eq!(desk.poll(), [Step::End { session: session.session, reason: EndReason::Silence }]);
@@ -455,14 +498,14 @@ fn silence_ends_a_session_only_after_ten_seconds() {
 fn a_grant_that_is_not_started_within_thirty_seconds_ends() {
     let mut desk = Desk::new(limits());
     let session = desk.reserve(1, A, tunneled()).session;
-    assert!(desk.sessions.opened(session, desk.now));
+    assert!(desk.open(session));
     for _ in 0..29 {
         desk.pass(seconds(1));
-        desk.sessions.heard(session, desk.now);
+        desk.heard(session);
         assert_eq!(desk.poll(), []);
     }
     desk.pass(seconds(1));
-    desk.sessions.heard(session, desk.now);
+    desk.heard(session);
     assert_eq!(desk.poll(), [Step::End { session, reason: EndReason::NotStarted }]);
 }
 
@@ -483,7 +526,7 @@ fn sessions_share_the_descriptors_and_those_that_need_many_are_not_overtaken() {
     desk.place(2, B, TestSpec { streams: 8, ..tunneled() });
     desk.place(3, C, TestSpec { streams: 1, ..tunneled() });
     assert_eq!(desk.poll(), []);
-    desk.sessions.ended(first, 0, EndReason::Finished, desk.now);
+    desk.over(first, 0, EndReason::Finished);
     let links = desk.poll().into_iter().map(|step| match step {
         Step::Reserve(reservation) => reservation.link,
         other => panic!("{other:?}"),
@@ -495,14 +538,14 @@ fn sessions_share_the_descriptors_and_those_that_need_many_are_not_overtaken() {
 fn an_end_is_said_again_until_it_is_done() {
     let mut desk = Desk::new(limits());
     let session = desk.grant(1, A, tunneled());
-    desk.sessions.link_closed(LinkId(1), desk.now);
+    desk.close(1);
     assert_eq!(desk.poll().len(), 1);
     assert_eq!(desk.poll(), []);
     desk.pass(seconds(5));
     assert_eq!(desk.poll().len(), 1);
-    let settled = desk.sessions.ended(session.session, 0, EndReason::Failed, desk.now).unwrap();
+    let settled = desk.over(session.session, 0, EndReason::Failed).unwrap();
     assert_eq!(settled.reason, EndReason::LinkClosed, "the first reason is the reason");
-    assert_eq!(desk.sessions.ended(session.session, 0, EndReason::Failed, desk.now), None);
+    assert_eq!(desk.over(session.session, 0, EndReason::Failed), None);
     assert_eq!((desk.poll(), desk.sessions.next_deadline()), (vec![], None));
 }
 
@@ -510,10 +553,13 @@ fn an_end_is_said_again_until_it_is_done() {
 fn a_link_that_closes_during_the_teardown_is_not_its_reason() {
     let mut desk = Desk::new(limits());
     let session = desk.grant(1, A, tunneled());
-    desk.sessions.ending(session.session, EndReason::Shutdown, desk.now);
-    desk.sessions.link_closed(LinkId(1), desk.now);
+    let first = desk.sessions.tear_down(session.session, EndReason::Shutdown, desk.now);
+    let second = desk.sessions.tear_down(session.session, EndReason::Failed, desk.now);
+    assert_eq!((first, second), (Some(session.session), None), "one alone tears it down");
+    assert_eq!(desk.sessions.handle(session.session), None);
+    desk.close(1);
     assert_eq!(desk.poll(), []);
-    let settled = desk.sessions.ended(session.session, 0, EndReason::Shutdown, desk.now).unwrap();
+    let settled = desk.over(session.session, 0, EndReason::Shutdown).unwrap();
     assert_eq!(settled.reason, EndReason::Shutdown);
 }
 
@@ -523,9 +569,9 @@ fn a_link_that_closes_takes_back_what_was_not_granted_yet() {
     let reserved = desk.reserve(1, A, tunneled());
     desk.place(2, B, tunneled());
     desk.place(3, C, tunneled());
-    desk.sessions.link_closed(LinkId(1), desk.now);
-    desk.sessions.link_closed(LinkId(2), desk.now);
-    assert!(!desk.sessions.opened(reserved.session, desk.now));
+    desk.close(1);
+    desk.close(2);
+    assert!(!desk.open(reserved.session));
     assert_eq!(desk.served()[0].link, LinkId(3));
 }
 
@@ -534,8 +580,8 @@ fn who_withdraws_leaves_the_queue_but_not_a_granted_session() {
     let mut desk = Desk::new(limits());
     let session = desk.grant(1, A, tunneled());
     desk.place(2, B, tunneled());
-    desk.sessions.withdraw(LinkId(1));
-    desk.sessions.withdraw(LinkId(2));
+    assert_eq!(desk.sessions.withdraw(LinkId(1)), []);
+    assert_eq!(desk.sessions.withdraw(LinkId(2)), []);
     assert_eq!(desk.poll(), []);
     desk.end(&session, 0);
     assert_eq!(desk.poll(), []);
@@ -592,7 +638,7 @@ fn who_waits_hears_of_a_better_place() {
     desk.place(3, C, tunneled());
     desk.poll();
     desk.pass(seconds(22));
-    desk.sessions.heard(running.session, desk.now);
+    desk.heard(running.session);
     assert_eq!(desk.poll(), [], "time alone is no news");
     desk.end(&running, 0);
     let steps = desk.poll();
@@ -627,8 +673,7 @@ fn every_decision_leaves_its_event() {
             elapsed_ms: 4_000,
         },
     ];
-    assert_eq!(desk.sessions.take_events(), expected);
-    assert_eq!(desk.sessions.take_events(), []);
+    assert_eq!(desk.events, expected);
 }
 
 #[test]
@@ -641,7 +686,7 @@ fn a_year_goes_by_in_a_moment() {
         desk.end(&session, 1 << 30);
         desk.pass(seconds(6 * 3600 - 20));
     }
-    assert_eq!(desk.sessions.take_events().len(), 365 * 4 * 2);
+    assert_eq!(desk.events.len(), 365 * 4 * 2);
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One session, from its reservation until its accounts are settled.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct Session<H> {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
@@ -30,7 +30,10 @@ pub(super) struct Session {
     pub(super) usual_end: Duration,
     /// Whether the shell claimed everything; from then on it is a grant, and ends only through `ended`.
     pub(super) opened: bool,
-    pub(super) heard_at: Duration,
+    /// How the shell reaches it: there while it runs, from its recorded grant until its teardown begins.
+    pub(super) handle: Option<H>,
+    /// When to look whether it fell silent. What was last heard is known by the shell alone.
+    pub(super) look_for_silence_at: Duration,
     /// When its first phase must have begun; `None` before it is opened, and once it has.
     pub(super) start_by: Option<Duration>,
     /// Bytes leased on each day.
@@ -45,7 +48,7 @@ pub(super) struct Ending {
     pub(super) told_at: Option<Duration>,
 }
 
-impl Session {
+impl<H> Session<H> {
     pub(super) fn new(link: LinkId, peer: EndpointId, spec: TestSpec, port: Option<u16>, mono: Duration) -> Self {
         Self {
             link,
@@ -57,7 +60,8 @@ impl Session {
             usual_end: mono.saturating_add(limits::usual(&spec)),
             spec,
             opened: false,
-            heard_at: mono,
+            handle: None,
+            look_for_silence_at: mono.saturating_add(END_AFTER_SILENCE),
             start_by: None,
             leased: BTreeMap::new(),
             ending: None,
@@ -77,7 +81,7 @@ impl Session {
 
     /// Why it is to be torn down, where the shell has to be told now. Nothing is due before it is opened: until then
     /// the shell is at work on it, and nothing is promised.
-    pub(super) fn end_if_due(&mut self, mono: Duration) -> Option<EndReason> {
+    pub(super) fn end_if_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration) -> Option<EndReason> {
         if self.next_deadline()? > mono {
             return None;
         }
@@ -88,6 +92,13 @@ impl Session {
         } else {
             EndReason::Silence
         };
+        if self.ending.is_none() && because == EndReason::Silence {
+            let silent_at = self.handle.as_ref().map(|handle| last_heard(handle).saturating_add(END_AFTER_SILENCE));
+            if let Some(later) = silent_at.filter(|at| *at > mono) {
+                self.look_for_silence_at = later;
+                return None;
+            }
+        }
         let ending = self.ending.get_or_insert(Ending { reason: because, told_at: None });
         ending.told_at = Some(mono);
         Some(ending.reason)
@@ -97,7 +108,7 @@ impl Session {
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.opened.then(|| match &self.ending {
             None => {
-                let deadline = self.deadline.min(self.heard_at.saturating_add(END_AFTER_SILENCE));
+                let deadline = self.deadline.min(self.look_for_silence_at);
                 self.start_by.map_or(deadline, |start_by| deadline.min(start_by))
             }
             Some(Ending { told_at: Some(at), .. }) => at.saturating_add(END_AGAIN),

@@ -72,7 +72,7 @@ fn race_once(race: u64) -> anyhow::Result<Raced> {
         ..Limits::default()
     };
     let now = Now { mono: Duration::from_secs(1), unix_ms: 20_000 * 86_400_000 };
-    let sessions = Mutex::new(Sessions::new(limits, Past::default(), now));
+    let sessions = Mutex::new(Sessions::<()>::new(limits, Past::default(), now));
     let start = Barrier::new(usize::try_from(THREADS)?);
     // Session, device, port and bytes of each grant.
     let grants = Mutex::new(Vec::new());
@@ -88,12 +88,12 @@ fn race_once(race: u64) -> anyhow::Result<Raced> {
                     let id = SessionId::from_bytes(u128::from(number + 1).to_be_bytes());
                     let spec = spec(number.is_multiple_of(3), engine);
                     let mut desk = sessions.lock().expect("no thread panics");
-                    let answer = desk.request(LinkId(number), peer, spec, number.is_multiple_of(2), id, now);
+                    let (answer, _) = desk.request(LinkId(number), peer, spec, number.is_multiple_of(2), id, now);
                     let Answer::Reserved(reservation) = answer else { continue };
                     drop(desk);
                     std::thread::yield_now();
                     let mut desk = sessions.lock().expect("no thread panics");
-                    if !desk.opened(reservation.session, now) {
+                    if !desk.opened(reservation.session, now).0 {
                         continue;
                     }
                     let mut bytes = 0;

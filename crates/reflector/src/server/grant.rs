@@ -1,0 +1,211 @@
+//! From a reservation to a grant, in three steps that each come before the next. Claim: the session's port, sockets and
+//! threads are held. Record: its test and its audit line are on disk, and its first bytes are leased. Promise: the
+//! message that grants it. What does not get to its promise is taken back (docs/decisions/0005).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use paramedic_link::admission::SessionKeys;
+use paramedic_link::message::{Denial, DenialReason, EndReason, Grant};
+use paramedic_link::test_spec::{DataMode, TestSpec};
+use paramedic_link::{PeerText, SessionId};
+use tokio::sync::oneshot;
+
+use super::Server;
+use super::test_run::{self, Running};
+use crate::event::Event;
+use crate::sessions::{Answer, Reservation};
+
+/// The link that a session is asked for on.
+pub(super) struct Asker<'a> {
+    /// Our address, which the link came in on.
+    pub(super) local: SocketAddr,
+    /// The appliance's address.
+    pub(super) from: IpAddr,
+    /// Derives the keys of a session from the link.
+    pub(super) keys: &'a dyn Fn(SessionId) -> io::Result<SessionKeys>,
+}
+
+/// A session that holds all it needs and is recorded nowhere.
+pub(super) struct Claim {
+    pending: Pending,
+    running: Running,
+    promise: Grant,
+}
+
+/// Why a reservation did not become a claim. It is taken back.
+pub(super) enum NotClaimed {
+    /// Every port of the range is held.
+    Denied(Denial),
+    /// The host or the engine refused.
+    Failed(Denial),
+    /// The link no longer wants it.
+    Withdrawn,
+}
+
+/// Step 1: opens the session's port, responder and engine, on the next port of the range where another program holds the
+/// first. Blocking, where an engine starts a program. The events are those of the decisions on the way.
+pub(super) fn claim(
+    server: &Arc<Server>,
+    mut reservation: Reservation,
+    asker: &Asker<'_>,
+) -> (Result<Claim, NotClaimed>, Vec<Event>) {
+    let mut events = Vec::new();
+    let peer = reservation.peer;
+    loop {
+        let session = reservation.session;
+        let pending = Pending { server: Arc::clone(server), session, is_over: false };
+        let opened =
+            (asker.keys)(session).and_then(|keys| Running::open(server, &reservation, keys, asker.local, asker.from));
+        match opened {
+            Ok(running) => {
+                let (is_wanted, granted) = server.sessions().opened(session, server.now());
+                events.extend(granted);
+                if !is_wanted {
+                    drop(running);
+                    events.extend(pending.undo());
+                    return (Err(NotClaimed::Withdrawn), events);
+                }
+                let promise = promise(&reservation, &running);
+                return (Ok(Claim { pending, running, promise }), events);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
+                if server.may_log(peer) {
+                    tracing::warn!(port = reservation.port, "another program holds this port");
+                }
+                let (answer, held) = server.sessions().port_is_held(session, server.now());
+                events.extend(held);
+                // Either it goes on with another port, or it is taken back already, which others wait for.
+                pending.leave();
+                server.made_room();
+                match answer {
+                    Answer::Reserved(next) => reservation = next,
+                    Answer::Denied(denial) => return (Err(NotClaimed::Denied(denial)), events),
+                    // A reservation is never queued again.
+                    Answer::Queued { .. } => return (Err(NotClaimed::Withdrawn), events),
+                }
+            }
+            Err(error) => {
+                if server.may_log(peer) {
+                    tracing::error!(%error, "the session can't be opened");
+                }
+                events.extend(pending.undo());
+                return (Err(NotClaimed::Failed(not_opened(&reservation.spec, &error))), events);
+            }
+        }
+    }
+}
+
+/// Step 2: writes the grant down. `events` go into the audit log next to each other, the grant among them. The answer is
+/// the session, now reachable by all, with step 3: what to send. It does not come where nothing was recorded, or the
+/// receiver was gone before: then the session is taken back. In a task of its own, which never stops half-way.
+pub(super) fn record(claim: Claim, events: Vec<Event>) -> oneshot::Receiver<(Arc<Running>, Grant)> {
+    let (recorded, promised) = oneshot::channel();
+    tokio::spawn(write_down(claim, events, recorded));
+    promised
+}
+
+async fn write_down(claim: Claim, events: Vec<Event>, recorded: oneshot::Sender<(Arc<Running>, Grant)>) {
+    let Claim { pending, running, promise } = claim;
+    let server = Arc::clone(&pending.server);
+    let (session, peer) = (running.session, running.peer);
+    // What happened beside, and stays true should the grant be taken back.
+    let is_grant = |event: &Event| matches!(event, Event::SessionGranted { session: of, .. } if *of == session);
+    let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
+    let durable = async {
+        server.store.record_test(session, peer, server.now().unix_ms).await?;
+        server.audit.record(events).await?;
+        anyhow::ensure!(!recorded.is_closed(), "the link no longer waits for it");
+        Ok(())
+    };
+    if let Err(error) = durable.await {
+        if server.may_log(peer) {
+            tracing::error!(%error, "the grant can't be recorded, and is taken back");
+        }
+        drop(running);
+        facts.extend(pending.undo());
+        server.record(facts).await;
+        drop(recorded);
+        // Best effort: a test that can't be written is not counted after the next start.
+        let _ = server.store.forget_test(session).await;
+        return;
+    }
+    let running = Arc::new(running);
+    server.sessions().granted(session, Arc::clone(&running));
+    pending.leave();
+    let (leased, first_lease) = oneshot::channel();
+    tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&server), leased));
+    // The first bytes must not wait for the disk. Where nothing could be leased, the session's end follows its grant.
+    let _ = first_lease.await;
+    if recorded.send((running, promise)).is_err() {
+        test_run::end(&server, session, EndReason::Failed).await;
+    }
+}
+
+/// Step 3, the message itself. Sent only once the session is recorded.
+fn promise(reservation: &Reservation, running: &Running) -> Grant {
+    Grant {
+        session: reservation.session,
+        expires_in_ms: u64::try_from(reservation.expires_in.as_millis()).unwrap_or(u64::MAX),
+        data_port: reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral),
+        udp: true,
+        login: running.login(),
+    }
+}
+
+/// A reservation on its way to being a grant; taken back when dropped before it is one, whatever went wrong.
+struct Pending {
+    server: Arc<Server>,
+    session: SessionId,
+    is_over: bool,
+}
+
+impl Pending {
+    /// Takes the reservation back; the events of that.
+    fn undo(mut self) -> Vec<Event> {
+        self.is_over = true;
+        self.server.undo(self.session)
+    }
+
+    /// It became a grant, or was taken back otherwise.
+    fn leave(mut self) {
+        self.is_over = true;
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.server.record_soon(self.server.undo(self.session));
+        }
+    }
+}
+
+/// Why this host can't run what is asked, whenever it is asked.
+pub(super) fn not_supported(spec: &TestSpec) -> Option<Denial> {
+    let refused = paramedic_engines::check_congestion_control(spec.congestion_control.as_deref()?).err()?;
+    Some(not_opened(spec, &refused))
+}
+
+/// Why what was reserved could not be opened. A congestion control that this host's kernel refuses is asked for in vain
+/// at any time; everything else may pass.
+fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
+    let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+    // What the engine can't do with what was asked, whenever it is asked.
+    let is_refused = spec.congestion_control.is_some() && is_refused || error.kind() == io::ErrorKind::InvalidInput;
+    if is_refused {
+        let detail = PeerText::new(&error.to_string());
+        return Denial { reason: DenialReason::BadRequest, detail, retry_after_ms: None };
+    }
+    faulted(&format!("it can't be opened: {error}"))
+}
+
+/// Why nothing is granted while audit log or state can't be written.
+pub(super) fn not_recorded() -> Denial {
+    faulted("its audit log or its state can't be written")
+}
+
+fn faulted(detail: &str) -> Denial {
+    Denial { reason: DenialReason::Faulted, detail: PeerText::new(detail), retry_after_ms: Some(5_000) }
+}
