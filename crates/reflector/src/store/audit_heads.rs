@@ -1,0 +1,98 @@
+//! Where each chain of the audit log begins and ends.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use sqlx::sqlite::SqliteConnectOptions;
+
+use super::{BUSY_TIMEOUT, Store, StoreError, signed, unsigned};
+use crate::audit::{ChainState, Head};
+use crate::event::Chain;
+
+/// Each chain of the audit log as a [`ChainRow`].
+const AUDIT_CHAINS: &str = "SELECT chain, seq, hash, base_seq, base_hash FROM audit_chains";
+/// The same in a database of before the chains, which knew one head.
+const AUDIT_HEAD: &str = "SELECT 'main', seq, hash, 0, zeroblob(32) FROM audit_head";
+
+/// A chain of the audit log: its name, and number and hash of its head and its base.
+type ChainRow = (String, i64, Vec<u8>, i64, Vec<u8>);
+
+impl Store {
+    /// What the database at `path` knows of the audit log's chains, read without making, changing or locking anything,
+    /// beside a running reflector or without one.
+    pub async fn read_audit_chains(path: &Path) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
+        let lock = File::open(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
+        let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
+        let store = Self::connect(path, options, lock).await?;
+        let chains = async {
+            // A program that was updated and has not served since finds the database of the one before.
+            let of_before: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM sqlite_master WHERE name = 'audit_head'")
+                .fetch_optional(&store.pool)
+                .await
+                .map_err(|why| store.failure("reading the audit log's heads", why))?;
+            let sql = of_before.map_or(AUDIT_CHAINS, |_| AUDIT_HEAD);
+            store.audit_chains_by(sql).await
+        };
+        let chains = chains.await;
+        store.close().await;
+        chains
+    }
+
+    /// Keeps what is known of the audit log's chains, of all that are given or of none. While the log is faulted the same
+    /// is kept again and again to try the disk; SQLite writes no page for a row that stays the same, so one column never
+    /// does.
+    pub async fn set_audit_chains(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
+        let mut change = self.begin("keeping the audit log's heads").await?;
+        let kept = async {
+            for (chain, state) in states {
+                sqlx::query(
+                    "INSERT INTO audit_chains (chain, seq, hash, base_seq, base_hash) VALUES ($1, $2, $3, $4, $5) \
+                     ON CONFLICT (chain) DO UPDATE SET seq = excluded.seq, hash = excluded.hash, \
+                     base_seq = excluded.base_seq, base_hash = excluded.base_hash, writes = audit_chains.writes + 1",
+                )
+                .bind(chain_name(*chain))
+                .bind(signed(state.head.seq))
+                .bind(&state.head.hash[..])
+                .bind(signed(state.base.seq))
+                .bind(&state.base.hash[..])
+                .execute(&mut *change.work)
+                .await?;
+            }
+            Ok(())
+        };
+        let kept = kept.await;
+        self.conclude(change, kept).await
+    }
+
+    /// What is known of the audit log's chains; a chain without a line in the database never had one on disk.
+    pub async fn audit_chains(&self) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
+        self.audit_chains_by(AUDIT_CHAINS).await
+    }
+
+    async fn audit_chains_by(&self, sql: &'static str) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
+        let rows: Vec<ChainRow> = sqlx::query_as(sql)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|why| self.failure("reading the audit log's heads", why))?;
+        let line = |seq, hash: Vec<u8>| {
+            let hash = hash.try_into().map_err(|_| self.damaged("the hash of a line of the audit log is none"))?;
+            Ok(Head { seq: unsigned(seq), hash })
+        };
+        rows.into_iter()
+            .map(|(name, seq, hash, base_seq, base_hash)| {
+                let chain = [Chain::Main, Chain::Refusals].into_iter().find(|chain| chain_name(*chain) == name);
+                let chain = chain.ok_or_else(|| self.damaged("the audit log has no such chain"))?;
+                Ok((chain, ChainState { base: line(base_seq, base_hash)?, head: line(seq, hash)? }))
+            })
+            .collect()
+    }
+}
+
+/// A chain of the audit log in the database.
+fn chain_name(chain: Chain) -> &'static str {
+    match chain {
+        Chain::Main => "main",
+        Chain::Refusals => "refusals",
+    }
+}

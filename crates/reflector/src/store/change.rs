@@ -1,0 +1,129 @@
+//! One change of the database: begun with the write lock held, concluded only once a second connection sees it.
+//! Acknowledged means on disk (docs/decisions/0019).
+
+use std::time::Duration;
+
+use sqlx::sqlite::SqlitePoolOptions;
+use sqlx::{Connection, Sqlite, Transaction};
+use tokio::sync::watch;
+
+use super::{Store, StoreError};
+
+/// How long a change waits for those before it. With [`BUSY_TIMEOUT`] it bounds how long a caller waits at all.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the disk is tried again while the last change failed.
+const PROBE_EVERY: Duration = Duration::from_secs(3);
+
+/// One transaction, rolled back unless it is concluded.
+pub(super) struct Change {
+    pub(super) work: Transaction<'static, Sqlite>,
+    /// How many rows its connection had changed before.
+    before: i64,
+    doing: &'static str,
+}
+
+impl Store {
+    /// Why the last change failed, and each change of that; `None` when it is on disk.
+    pub fn fault(&self) -> watch::Receiver<Option<String>> {
+        self.fault.subscribe()
+    }
+
+    /// Tries the disk again and again while the last change failed. Runs until it is dropped.
+    pub async fn watch_over(&self) {
+        let mut fault = self.fault();
+        // The sender lives as long as we do.
+        while fault.wait_for(Option::is_some).await.map(drop).is_ok() {
+            tokio::time::sleep(PROBE_EVERY).await;
+            if fault.borrow().is_some() {
+                // What it meets is the fault's new reason.
+                let _ = self.probe().await;
+            }
+        }
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        let mut change = self.begin("trying the disk again").await?;
+        let tried = sqlx::query(
+            "INSERT INTO probe (one, tries) VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET tries = probe.tries + 1",
+        )
+        .execute(&mut *change.work)
+        .await;
+        self.conclude(change, tried.map(drop)).await
+    }
+
+    /// Begins a change, with the write lock held: it can't fail later because another process writes.
+    pub(super) async fn begin(&self, doing: &'static str) -> Result<Change, StoreError> {
+        let begun = async {
+            let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+            let before = total_changes(&mut work).await?;
+            Ok(Change { work, before, doing })
+        };
+        begun.await.map_err(|why| self.note_fault(self.failure(doing, why)))
+    }
+
+    /// Commits a change that was `done`, and has the second connection see it. What could not be done is rolled back.
+    pub(super) async fn conclude<T>(&self, change: Change, done: Result<T, sqlx::Error>) -> Result<T, StoreError> {
+        let Change { mut work, before, doing } = change;
+        let failed = |why| self.failure(doing, why);
+        let kept = async {
+            let done = done.map_err(failed)?;
+            if total_changes(&mut work).await.map_err(failed)? == before {
+                // Nothing to keep.
+                work.commit().await.map_err(failed)?;
+                return Ok((done, false));
+            }
+            let version = self.data_version().await.map_err(failed)?;
+            work.commit().await.map_err(failed)?;
+            if self.data_version().await.map_err(failed)? == version {
+                return Err(StoreError::NotKept { path: self.path.to_path_buf(), doing });
+            }
+            Ok((done, true))
+        };
+        match kept.await {
+            Ok((done, has_written)) => {
+                if has_written && self.fault.send_replace(None).is_some() {
+                    tracing::info!("the database can be written again");
+                }
+                Ok(done)
+            }
+            Err(why) => Err(self.note_fault(why)),
+        }
+    }
+
+    /// A number that differs from the last one where another connection has committed in between.
+    async fn data_version(&self) -> Result<i64, sqlx::Error> {
+        sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.witness).await
+    }
+
+    /// Takes note of an error that says something about the disk; gives it back.
+    fn note_fault(&self, why: StoreError) -> StoreError {
+        if why.is_fault() && self.fault.send_replace(Some(why.to_string())).is_none() {
+            tracing::error!(because = %why, "the database can't be written: nothing is granted until it can");
+        }
+        why
+    }
+}
+
+async fn total_changes(work: &mut Transaction<'static, Sqlite>) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT total_changes()").fetch_one(&mut **work).await
+}
+
+/// A pool of one connection, which is thrown away when it comes back inside a transaction. After a commit that fails,
+/// SQLite has rolled back and sqlx still counts a transaction as open; what is done on such a connection later is
+/// acknowledged and never written.
+pub(super) fn pool_options() -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .acquire_timeout(TURN_TIMEOUT)
+        // A file on this machine does not go away like a server does.
+        .test_before_acquire(false)
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                // The ping waits for the rollback that a dropped transaction has queued.
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        })
+}

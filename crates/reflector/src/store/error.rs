@@ -1,0 +1,114 @@
+//! Why the store could not do what it was asked, sorted by cause.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use paramedic_link::PeerText;
+use sqlx::migrate::MigrateError;
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder or the file can't be made or used.
+    #[error("cannot use {}: {source}", path.display())]
+    Unusable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another reflector serves from the same folder.
+    #[error(
+        "another reflector is running with the state folder {}; stop it, or give this one its own by --state-dir",
+        folder.display()
+    )]
+    InUse {
+        /// The state folder.
+        folder: PathBuf,
+    },
+    /// The file is no database any more. It is left as it is.
+    #[error(
+        "the database {} is damaged ({detail}); put a backup in its place, or move it and the files beside it that end in -wal and -shm \
+         away, the audit folder too, to begin with an empty one: appliances then have to be paired again",
+        path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What SQLite says.
+        detail: String,
+    },
+    /// A newer version of the program wrote it.
+    #[error(
+        "the database {} was written by a newer version of reflector (its step {step} is unknown here); \
+         run that version, or put a backup of the older database in place",
+        path.display()
+    )]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// The first migration that is unknown.
+        step: i64,
+    },
+    /// The database refused.
+    #[error("the database {} failed while {doing}: {source}", path.display())]
+    Failed {
+        /// Which.
+        path: PathBuf,
+        /// What was to be done.
+        doing: &'static str,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The database answered that it committed, and nothing was committed.
+    #[error("the database {} did not keep what it acknowledged while {doing}", path.display())]
+    NotKept {
+        /// Which.
+        path: PathBuf,
+        /// What was to be done.
+        doing: &'static str,
+    },
+    /// Another peer has that name.
+    #[error("another peer is called {0:?} already")]
+    NameTaken(PeerText),
+    /// No name at all, or one that reads as somebody's identity.
+    #[error("a peer's name is neither empty nor an Endpoint ID")]
+    NoName,
+}
+
+impl StoreError {
+    /// Whether it says that the disk, or what stands on it, is at fault; not what was asked of it.
+    pub fn is_fault(&self) -> bool {
+        match self {
+            StoreError::Failed { source: sqlx::Error::RowNotFound, .. } => false,
+            StoreError::Failed { source, .. } => !is_unique_violation(source),
+            StoreError::NameTaken(_) | StoreError::NoName => false,
+            _ => true,
+        }
+    }
+}
+
+pub(super) fn is_unique_violation(why: &sqlx::Error) -> bool {
+    why.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
+}
+
+pub(super) fn failure(path: &Path, doing: &'static str, source: sqlx::Error) -> StoreError {
+    /// Result codes of SQLite: SQLITE_CORRUPT and SQLITE_NOTADB; the upper bits of a code only refine it.
+    const DAMAGE: [i32; 2] = [11, 26];
+    let code = source.as_database_error().and_then(|why| why.code()?.parse::<i32>().ok());
+    if code.is_some_and(|code| DAMAGE.contains(&(code & 0xff))) {
+        return StoreError::Damaged { path: path.to_owned(), detail: source.to_string() };
+    }
+    StoreError::Failed { path: path.to_owned(), doing, source }
+}
+
+pub(super) fn migration_failure(path: &Path, why: MigrateError) -> StoreError {
+    let path = path.to_owned();
+    match why {
+        MigrateError::VersionMissing(step) => StoreError::Newer { path, step },
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
+            failure(&path, "bringing it up to date", source)
+        }
+        other => StoreError::Damaged { path, detail: other.to_string() },
+    }
+}

@@ -1,0 +1,186 @@
+//! The paired appliances, and the lines of the audit log that changes of them owe.
+
+use paramedic_link::{EndpointId, PeerText};
+use sqlx::{Sqlite, Transaction};
+
+use super::error::is_unique_violation;
+use super::prefixes::forget_prefixes;
+use super::{Store, StoreError, signed, unix_now, unsigned};
+use crate::event::Event;
+
+/// A paired appliance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its identity.
+    pub id: EndpointId,
+    /// Its name here; no two peers share one.
+    pub name: PeerText,
+    /// `code` or `hand`.
+    pub added_by: String,
+    /// When it was added, in milliseconds since 1970.
+    pub added_unix_ms: u64,
+}
+
+/// A line of the audit log that a change of the peers owes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwedLine {
+    /// Which.
+    pub id: i64,
+    /// The last line that was acknowledged before the change: this one can only stand behind it.
+    pub after_seq: u64,
+    /// What it says.
+    pub event: Event,
+}
+
+impl Store {
+    /// All peers, by name.
+    pub async fn peers(&self) -> Result<Vec<Peer>, StoreError> {
+        let rows: Vec<(Vec<u8>, String, String, i64)> =
+            sqlx::query_as("SELECT id, name, added_by, added_unix_ms FROM peers ORDER BY name")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(|why| self.failure("reading the peers", why))?;
+        rows.into_iter()
+            .map(|(id, name, added_by, added)| {
+                let name = PeerText::new(&name);
+                Ok(Peer { id: self.endpoint_id(&id)?, name, added_by, added_unix_ms: unsigned(added) })
+            })
+            .collect()
+    }
+
+    /// Whether `id` is a peer.
+    pub async fn is_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
+        let found: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM peers WHERE id = $1")
+            .bind(&id.as_bytes()[..])
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|why| self.failure("looking for a peer", why))?;
+        Ok(found.is_some())
+    }
+
+    /// Adds a peer; `false` where it is one already, whose name then stays. A name that is taken gets a number; one
+    /// that is empty, or that reads as somebody's Endpoint ID, is not used. `by` is `code` or `hand`.
+    pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
+        let mut change = self.begin("adding a peer").await?;
+        let added = async {
+            let known: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM peers WHERE id = $1")
+                .bind(&id.as_bytes()[..])
+                .fetch_optional(&mut *change.work)
+                .await?;
+            if known.is_some() {
+                return Ok(false);
+            }
+            let taken: Vec<(String,)> = sqlx::query_as("SELECT name FROM peers").fetch_all(&mut *change.work).await?;
+            let name = free_name(name, |name| taken.iter().any(|(other,)| other == name));
+            sqlx::query("INSERT INTO peers (id, name, added_by, added_unix_ms) VALUES ($1, $2, $3, $4)")
+                .bind(&id.as_bytes()[..])
+                .bind(name.as_str())
+                .bind(by)
+                .bind(signed(unix_now()))
+                .execute(&mut *change.work)
+                .await?;
+            owe(&mut change.work, &Event::PeerAdded { peer: id, name, by: by.to_owned() }).await?;
+            Ok(true)
+        };
+        let added = added.await;
+        self.conclude(change, added).await
+    }
+
+    /// Removes a peer; `false` where it is none. What it used today stays charged, in case it comes back.
+    pub async fn remove_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
+        let mut change = self.begin("removing a peer").await?;
+        let removed = async {
+            let removed = sqlx::query("DELETE FROM peers WHERE id = $1").bind(&id.as_bytes()[..]);
+            let is_removed = removed.execute(&mut *change.work).await?.rows_affected() > 0;
+            if is_removed {
+                forget_prefixes(&mut change.work, id).await?;
+                owe(&mut change.work, &Event::PeerRemoved { peer: id }).await?;
+            }
+            Ok(is_removed)
+        };
+        let removed = removed.await;
+        self.conclude(change, removed).await
+    }
+
+    /// Gives a peer another name; `false` where there is no such peer.
+    pub async fn rename_peer(&self, id: EndpointId, name: &PeerText) -> Result<bool, StoreError> {
+        if !is_name(name.as_str()) {
+            return Err(StoreError::NoName);
+        }
+        let mut change = self.begin("renaming a peer").await?;
+        let renamed = async {
+            let renamed = sqlx::query("UPDATE peers SET name = $2 WHERE id = $1")
+                .bind(&id.as_bytes()[..])
+                .bind(name.as_str())
+                .execute(&mut *change.work)
+                .await?;
+            let is_renamed = renamed.rows_affected() > 0;
+            if is_renamed {
+                owe(&mut change.work, &Event::PeerRenamed { peer: id, name: name.clone() }).await?;
+            }
+            Ok(is_renamed)
+        };
+        let renamed = renamed.await;
+        match self.conclude(change, renamed).await {
+            Err(StoreError::Failed { source, .. }) if is_unique_violation(&source) => {
+                Err(StoreError::NameTaken(name.clone()))
+            }
+            other => other,
+        }
+    }
+
+    /// The lines of the audit log that changes of the peers owe, oldest first.
+    pub async fn owed_lines(&self) -> Result<Vec<OwedLine>, StoreError> {
+        let rows: Vec<(i64, i64, String)> = sqlx::query_as("SELECT id, after_seq, event FROM outbox ORDER BY id")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|why| self.failure("reading the lines that are owed", why))?;
+        rows.into_iter()
+            .map(|(id, after_seq, event)| {
+                let event = serde_json::from_str(&event).map_err(|why| self.damaged(&why.to_string()))?;
+                Ok(OwedLine { id, after_seq: unsigned(after_seq), event })
+            })
+            .collect()
+    }
+
+    /// These lines are in the audit log.
+    pub async fn lines_written(&self, lines: &[OwedLine]) -> Result<(), StoreError> {
+        let mut change = self.begin("noting that lines are written").await?;
+        let noted = async {
+            for line in lines {
+                sqlx::query("DELETE FROM outbox WHERE id = $1").bind(line.id).execute(&mut *change.work).await?;
+            }
+            Ok(())
+        };
+        let noted = noted.await;
+        self.conclude(change, noted).await
+    }
+}
+
+/// Has the change owe a line of the audit log.
+async fn owe(work: &mut Transaction<'static, Sqlite>, event: &Event) -> Result<(), sqlx::Error> {
+    let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
+    sqlx::query(
+        "INSERT INTO outbox (after_seq, event) \
+         VALUES (COALESCE((SELECT seq FROM audit_chains WHERE chain = 'main'), 0), $1)",
+    )
+    .bind(event)
+    .execute(&mut **work)
+    .await?;
+    Ok(())
+}
+
+/// Whether a peer may be called so: a name that reads as an Endpoint ID would pass for another peer.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.parse::<EndpointId>().is_err()
+}
+
+/// The wanted name, or the first free one with a number behind it.
+fn free_name(wanted: &PeerText, is_taken: impl Fn(&str) -> bool) -> PeerText {
+    let wanted = if is_name(wanted.as_str()) { wanted.as_str() } else { "appliance" };
+    // Room for the number: a name is cut at its end when it is too long.
+    let stem = wanted.chars().take(PeerText::MAX_CHARS - 12).collect::<String>();
+    let numbered = (2u32..).map(|number| format!("{stem} {number}"));
+    let free = std::iter::once(wanted.to_owned()).chain(numbered).find(|name| !is_taken(name));
+    free.map_or_else(|| PeerText::new(wanted), PeerText::from)
+}

@@ -1,0 +1,388 @@
+//! Tests of the store, each on a database of its own.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use paramedic_link::{PeerText, SessionId};
+use sqlx::{Connection, SqliteConnection};
+use tempfile::TempDir;
+
+use super::*;
+use crate::audit::{ChainState, Head};
+use crate::connection_limiter::Prefix;
+use crate::event::{Chain, Event};
+use crate::known_prefixes::Seen;
+
+fn id(byte: u8) -> EndpointId {
+    EndpointId::from_bytes([byte; 32])
+}
+
+fn session(byte: u8) -> SessionId {
+    SessionId::from_bytes([byte; 16])
+}
+
+fn file(folder: &TempDir) -> PathBuf {
+    folder.path().join("state/reflector.db")
+}
+
+async fn open(folder: &TempDir) -> Store {
+    Store::open(&file(folder)).await.unwrap()
+}
+
+fn chains(seq: u64) -> BTreeMap<Chain, ChainState> {
+    let head = Head { seq, hash: [8; 32] };
+    let trimmed = ChainState { base: Head { seq: 1, hash: [1; 32] }, head: Head { seq: 2, hash: [2; 32] } };
+    BTreeMap::from([(Chain::Main, ChainState { base: Head::GENESIS, head }), (Chain::Refusals, trimmed)])
+}
+
+async fn names(store: &Store) -> Vec<String> {
+    store.peers().await.unwrap().into_iter().map(|peer| peer.name.to_string()).collect()
+}
+
+#[tokio::test]
+async fn what_was_said_survives_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    assert!(store.add_peer(id(1), &"attic".into(), "code").await.unwrap());
+    store.record_test(session(1), id(1), 1_000).await.unwrap();
+    store.set_audit_chains(&chains(7)).await.unwrap();
+    drop(store);
+    let store = open(&folder).await;
+    let peers = store.peers().await.unwrap();
+    assert_eq!((peers[0].id, peers[0].name.as_str(), peers[0].added_by.as_str()), (id(1), "attic", "code"));
+    assert!(peers[0].added_unix_ms > 1_700_000_000_000);
+    assert!(store.is_peer(id(1)).await.unwrap() && !store.is_peer(id(2)).await.unwrap());
+    assert_eq!(store.tests_since(0).await.unwrap(), [(id(1), 1_000)]);
+    assert_eq!(store.audit_chains().await.unwrap(), chains(7));
+}
+
+#[tokio::test]
+async fn nobody_else_can_read_it() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(folder.path().join("state")), 0o700);
+    for name in ["reflector.db", "reflector.db-wal", "reflector.db-shm"] {
+        assert_eq!(mode(folder.path().join("state").join(name)), 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn names_stay_unique() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    for peer in 1..=3 {
+        assert!(store.add_peer(id(peer), &"attic".into(), "code").await.unwrap());
+    }
+    assert!(!store.add_peer(id(3), &"other".into(), "code").await.unwrap());
+    assert_eq!(names(&store).await, ["attic", "attic 2", "attic 3"]);
+    assert!(matches!(store.rename_peer(id(3), &"attic".into()).await, Err(StoreError::NameTaken(_))));
+    assert!(store.rename_peer(id(3), &"cellar".into()).await.unwrap());
+    assert!(!store.rename_peer(id(9), &"nobody".into()).await.unwrap());
+    assert_eq!(names(&store).await, ["attic", "attic 2", "cellar"]);
+    assert!(store.remove_peer(id(3)).await.unwrap() && !store.remove_peer(id(3)).await.unwrap());
+}
+
+#[tokio::test]
+async fn nobody_can_be_named_like_somebodys_identity() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    let disguise = PeerText::new(&id(1).to_string());
+    store.add_peer(id(2), &disguise, "code").await.unwrap();
+    store.add_peer(id(3), &PeerText::default(), "code").await.unwrap();
+    store.add_peer(id(4), &PeerText::new(&"x".repeat(120)), "code").await.unwrap();
+    store.add_peer(id(5), &PeerText::new(&"x".repeat(120)), "code").await.unwrap();
+    assert_eq!(names(&store).await[..2], ["appliance", "appliance 2"]);
+    assert!(names(&store).await.contains(&format!("{} 2", "x".repeat(108))));
+    assert!(matches!(store.rename_peer(id(2), &disguise).await, Err(StoreError::NoName)));
+}
+
+#[tokio::test]
+async fn known_prefixes_are_kept_and_forgotten() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    let prefix = |text: &str| Prefix::of(text.parse().unwrap());
+    let seen = |prefix, unix_ms, forgotten| Seen { peer: id(1), prefix, unix_ms, forgotten };
+    store.note_prefix(&seen(prefix("192.0.2.1"), 1_000, vec![])).await.unwrap();
+    store.note_prefix(&seen(prefix("2001:db8::7"), 2_000, vec![])).await.unwrap();
+    store.note_prefix(&seen(prefix("2001:db8::8"), 3_000, vec![prefix("192.0.2.1")])).await.unwrap();
+    assert_eq!(store.known_prefixes().await.unwrap(), [(id(1), prefix("2001:db8::"), 3_000)]);
+    store.forget_prefixes(id(1)).await.unwrap();
+    assert_eq!(store.known_prefixes().await.unwrap(), []);
+    store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
+    store.note_prefix(&seen(prefix("192.0.2.1"), 4_000, vec![])).await.unwrap();
+    store.remove_peer(id(1)).await.unwrap();
+    assert_eq!(store.known_prefixes().await.unwrap(), [], "they go with their peer");
+}
+
+#[tokio::test]
+async fn tests_are_counted_once_and_old_ones_forgotten() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.record_test(session(1), id(1), 1_000).await.unwrap();
+    store.record_test(session(1), id(1), 1_000).await.unwrap();
+    store.record_test(session(2), id(2), 2_000).await.unwrap();
+    store.forget_test(session(1)).await.unwrap();
+    assert_eq!(store.tests_since(0).await.unwrap(), [(id(2), 2_000)]);
+    let later = 2_000 + 3 * 3_600_000;
+    store.record_test(session(3), id(1), later).await.unwrap();
+    assert_eq!(store.tests_since(0).await.unwrap(), [(id(1), later)]);
+    assert_eq!(store.tests_since(later + 1).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_settled_session_is_charged_what_it_used() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.lease(session(1), id(1), 5, 100).await.unwrap();
+    store.lease(session(1), id(1), 5, 100).await.unwrap();
+    store.lease(session(1), id(1), 6, 100).await.unwrap();
+    store.settle(session(1), &[(5, 150), (6, 30)]).await.unwrap();
+    store.lease(session(2), id(1), 6, 100).await.unwrap();
+    store.settle(session(2), &[(6, 1)]).await.unwrap();
+    assert_eq!(store.usage(5).await.unwrap(), [(id(1), 150)]);
+    assert_eq!(store.usage(6).await.unwrap(), [(id(1), 31)]);
+    assert_eq!(store.charge_open_leases().await.unwrap(), (0, 0));
+    store.lease(session(3), id(2), 50, 1).await.unwrap();
+    store.settle(session(3), &[(50, 1)]).await.unwrap();
+    assert_eq!(store.usage(6).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_session_nobody_knows_is_charged_to_nobody_silently_never() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    assert!(store.settle(session(1), &[(5, 1)]).await.is_err());
+    assert!(store.settle(session(1), &[(5, 0)]).await.is_ok());
+    store.record_test(session(1), id(1), 1_000).await.unwrap();
+    store.settle(session(1), &[(5, 1)]).await.unwrap();
+    assert_eq!(store.usage(5).await.unwrap(), [(id(1), 1)]);
+}
+
+#[tokio::test]
+async fn a_crash_charges_what_was_leased() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.lease(session(1), id(1), 5, 100).await.unwrap();
+    store.lease(session(1), id(1), 6, 10).await.unwrap();
+    store.lease(session(2), id(2), 6, 1).await.unwrap();
+    drop(store);
+    let store = open(&folder).await;
+    assert_eq!(store.charge_open_leases().await.unwrap(), (2, 111));
+    assert_eq!(store.charge_open_leases().await.unwrap(), (0, 0));
+    assert_eq!(store.usage(5).await.unwrap(), [(id(1), 100)]);
+    assert_eq!(store.usage(6).await.unwrap(), [(id(1), 10), (id(2), 1)]);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_named_and_left_alone() {
+    let folder = TempDir::new().unwrap();
+    open(&folder).await.close().await;
+    let good = fs::read(file(&folder)).unwrap();
+    let mut broken_page = good.clone();
+    broken_page[5_000..].fill(0xa5);
+    for bad in [b"this is no database, it is a letter to you".repeat(100), broken_page] {
+        fs::write(file(&folder), &bad).unwrap();
+        let why = Store::open(&file(&folder)).await.unwrap_err();
+        assert!(matches!(why, StoreError::Damaged { .. }), "{why}");
+        let told = why.to_string();
+        assert!(told.contains(file(&folder).to_str().unwrap()) && told.contains("backup"), "{told}");
+        assert_eq!(fs::read(file(&folder)).unwrap(), bad);
+    }
+}
+
+#[tokio::test]
+async fn a_newer_versions_file_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9000, 'from the future', true, x'00', 0)",
+    )
+    .execute(&store.pool)
+    .await
+    .unwrap();
+    store.close().await;
+    drop(store);
+    let why = Store::open(&file(&folder)).await.unwrap_err();
+    assert!(matches!(why, StoreError::Newer { step: 9000, .. }), "{why}");
+}
+
+#[tokio::test]
+async fn a_second_reflector_finds_the_folder_in_use() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    assert!(matches!(Store::open(&file(&folder)).await, Err(StoreError::InUse { .. })));
+    store.set_audit_chains(&chains(1)).await.unwrap();
+    assert_eq!(Store::read_audit_chains(&file(&folder)).await.unwrap(), chains(1));
+    drop(store);
+    open(&folder).await;
+}
+
+#[tokio::test]
+async fn a_database_of_before_the_chains_is_read_and_then_brought_up_to_date() {
+    let folder = TempDir::new().unwrap();
+    create_private_folder(file(&folder).parent().unwrap()).unwrap();
+    let options = SqliteConnectOptions::new().filename(file(&folder)).create_if_missing(true);
+    let pool = SqlitePool::connect_with(options).await.unwrap();
+    let first = Migrator { migrations: MIGRATIONS.migrations[..1].to_vec().into(), ..Migrator::DEFAULT };
+    first.run(&pool).await.unwrap();
+    let head = sqlx::query("INSERT INTO audit_head (one, seq, hash) VALUES (1, 9, $1)").bind(vec![8; 32]);
+    head.execute(&pool).await.unwrap();
+    pool.close().await;
+    let state = ChainState { base: Head::GENESIS, head: Head { seq: 9, hash: [8; 32] } };
+    let expected = BTreeMap::from([(Chain::Main, state)]);
+    assert_eq!(Store::read_audit_chains(&file(&folder)).await.unwrap(), expected);
+    assert_eq!(open(&folder).await.audit_chains().await.unwrap(), expected);
+    assert_eq!(Store::read_audit_chains(&file(&folder)).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_made_is_named() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("state"), "a file").unwrap();
+    let why = Store::open(&file(&folder)).await.unwrap_err();
+    assert!(why.to_string().contains("state"), "{why}");
+}
+
+/// What a connection sees that is opened for this alone.
+async fn on_disk(path: &Path, sql: &'static str) -> i64 {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+    let seen = sqlx::query_scalar(sql).fetch_one(&mut other).await.unwrap();
+    other.close().await.unwrap();
+    seen
+}
+
+/// Lets the database grow no further than `more` pages from here: what SQLite says then is what it says on a full
+/// disk, and it rolls back by itself in the same way.
+async fn limit_pages(connection: &mut SqliteConnection, more: i64) {
+    let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *connection).await.unwrap();
+    let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {}", pages + more));
+    sqlx::query(limit).execute(connection).await.unwrap();
+}
+
+const FILL: &str = "INSERT INTO leases (session, day, peer, bytes) VALUES (zeroblob(200000), 1, x'00', 1)";
+
+/// What sqlx does after SQLite rolled back by itself; the reason for [`pool_options`]. When this fails, an update
+/// of sqlx has changed it: read docs/decisions/0019 again.
+#[tokio::test]
+async fn sqlx_still_counts_a_transaction_that_sqlite_rolled_back() {
+    let folder = TempDir::new().unwrap();
+    open(&folder).await.close().await;
+    let options = SqliteConnectOptions::new().filename(file(&folder));
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    limit_pages(&mut connection, 0).await;
+    let mut work = connection.begin().await.unwrap();
+    assert!(sqlx::query(FILL).execute(&mut *work).await.is_err());
+    drop(work);
+    connection.ping().await.unwrap();
+    assert!(connection.is_in_transaction(), "the depth stays");
+    limit_pages(&mut connection, 1000).await;
+    let refused = connection.begin_with("BEGIN IMMEDIATE").await.map(drop);
+    assert!(matches!(refused, Err(sqlx::Error::InvalidSavePointStatement)), "{refused:?}");
+    // The next begin is a savepoint: dropped once, it leaves a transaction open that is never committed.
+    drop(connection.begin().await.unwrap());
+    let mut work = connection.begin().await.unwrap();
+    sqlx::query("INSERT INTO usage (day, peer, bytes) VALUES (1, x'00', 1)").execute(&mut *work).await.unwrap();
+    work.commit().await.unwrap();
+    assert_eq!(on_disk(&file(&folder), "SELECT COUNT(*) FROM usage").await, 0, "acknowledged, and never written");
+}
+
+#[tokio::test]
+async fn a_connection_whose_change_failed_is_thrown_away() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    for round in 1..=3 {
+        let mut change = store.begin("filling it").await.unwrap();
+        limit_pages(&mut change.work, 0).await;
+        let filled = sqlx::query(FILL).execute(&mut *change.work).await;
+        assert!(matches!(store.conclude(change, filled).await, Err(StoreError::Failed { .. })));
+        assert!(store.fault().borrow().as_ref().is_some_and(|why| why.contains("full")));
+        // A transaction that is only dropped: what a cancelled caller leaves.
+        drop(store.begin("nothing").await.unwrap());
+        // The limit was the old connection's.
+        assert!(store.add_peer(id(round), &"kept".into(), "hand").await.unwrap());
+        assert_eq!(*store.fault().borrow(), None);
+        assert_eq!(on_disk(&file(&folder), "SELECT COUNT(*) FROM peers").await, i64::from(round));
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_kept_nothing_is_a_failure() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    let mut change = store.begin("charging").await.unwrap();
+    for sql in ["INSERT INTO usage (day, peer, bytes) VALUES (1, x'00', 1)", "ROLLBACK", "BEGIN"] {
+        sqlx::query(sql).execute(&mut *change.work).await.unwrap();
+    }
+    let told = store.conclude(change, Ok(())).await;
+    assert!(matches!(told, Err(StoreError::NotKept { .. })), "{told:?}");
+    assert!(store.fault().borrow().is_some());
+    // Nothing to keep is nothing lost.
+    store.forget_test(session(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_kept_again_unchanged_is_seen_to_be_kept() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    for _ in 0..3 {
+        store.set_audit_chains(&chains(7)).await.unwrap();
+    }
+    assert_eq!(store.audit_chains().await.unwrap(), chains(7));
+}
+
+#[tokio::test]
+async fn each_change_of_the_peers_owes_a_line_until_it_is_written() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.set_audit_chains(&chains(7)).await.unwrap();
+    store.add_peer(id(1), &"attic".into(), "code").await.unwrap();
+    store.rename_peer(id(1), &"cellar".into()).await.unwrap();
+    store.remove_peer(id(1)).await.unwrap();
+    // What changes nothing owes nothing.
+    store.remove_peer(id(1)).await.unwrap();
+    store.rename_peer(id(1), &"cellar".into()).await.unwrap();
+    drop(store);
+    let store = open(&folder).await;
+    let owed = store.owed_lines().await.unwrap();
+    let events = owed.iter().map(|line| line.event.clone()).collect::<Vec<_>>();
+    let added = Event::PeerAdded { peer: id(1), name: "attic".into(), by: "code".to_owned() };
+    let renamed = Event::PeerRenamed { peer: id(1), name: "cellar".into() };
+    assert_eq!(events, [added, renamed, Event::PeerRemoved { peer: id(1) }]);
+    assert!(owed.iter().all(|line| line.after_seq == 7));
+    store.lines_written(&owed[..2]).await.unwrap();
+    assert_eq!(store.owed_lines().await.unwrap(), owed[2..]);
+    assert!(store.peers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_fault_is_told_and_ends_by_itself() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    let options = SqliteConnectOptions::new().filename(file(&folder));
+    let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let refused = store.record_test(session(1), id(1), 1_000).await.unwrap_err();
+    assert!(refused.is_fault() && store.fault().borrow().as_ref().is_some_and(|why| why.contains("locked")));
+    sqlx::query("COMMIT").execute(&mut other).await.unwrap();
+    let mut fault = store.fault();
+    tokio::select! {
+        () = store.watch_over() => unreachable!("it runs as long as the store"),
+        ended = fault.wait_for(Option::is_none) => drop(ended.unwrap()),
+    }
+    assert_eq!(on_disk(&file(&folder), "SELECT tries FROM probe").await, 1);
+}
+
+#[tokio::test]
+async fn what_was_asked_amiss_is_no_fault_of_the_disk() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
+    store.add_peer(id(2), &"cellar".into(), "hand").await.unwrap();
+    assert!(matches!(store.rename_peer(id(2), &"attic".into()).await, Err(StoreError::NameTaken(_))));
+    assert!(store.settle(session(1), &[(5, 1)]).await.is_err());
+    assert_eq!(*store.fault().borrow(), None);
+}
