@@ -8,7 +8,7 @@ use paramedic_host::self_test::{self, Step};
 use paramedic_report::self_test::{Role, Row, SelfTest, fact_rows, rate_note, rate_rows};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{harmless, print_json, print_line};
+use super::output::{harmless, print_json, print_line};
 use crate::config::quantity::parse_duration;
 use crate::failure::{Exit, Failure};
 

@@ -1,0 +1,104 @@
+//! How a command asks the running reflector over its admin socket, and how that fails.
+
+use std::path::Path;
+
+use super::load;
+use super::output::print_line;
+use crate::config::PlaceFlags;
+use crate::failure::{Exit, Failure};
+use crate::server::{Ask, Client, Tell};
+
+/// Connects to the running reflector, and has `work` ask it.
+pub(super) fn asking(
+    place: &PlaceFlags,
+    work: impl AsyncFnOnce(&mut Client) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let config = load(&place.0)?;
+    let path = config.admin_socket();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| broken(&error))?;
+    runtime.block_on(async {
+        let mut client = Client::connect(&path).await.map_err(|error| not_running(&path, &error))?;
+        let (server, user) = (client.server_user(), rustix::process::geteuid());
+        // What is said to it, and what it says of who paired, is for the right reflector alone.
+        if server != 0 && server != user.as_raw() && !(user.is_root() && config.has_root_runtime_dir()) {
+            return Err(Failure::new(
+                Exit::Failed,
+                "not_trusted",
+                "the reflector can't be asked",
+                format!("user {server} answers at {}, which is neither root nor who runs this", path.display()),
+                "run this as the reflector's own user; if that user is no one you know, find out who made that socket",
+            ));
+        }
+        work(&mut client).await
+    })
+}
+
+fn not_running(path: &Path, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Failure::new(
+            Exit::Failed,
+            "not_allowed",
+            "the reflector can't be asked",
+            format!("this user may not open {}", path.display()),
+            "run this as the reflector's own user, or as root",
+        ),
+        _ => Failure::new(
+            Exit::Failed,
+            "not_running",
+            "the reflector is not running",
+            format!("nothing answers at {}", path.display()),
+            "start it with `reflector serve`; if it runs with another --state-dir, say the same one here",
+        ),
+    }
+}
+
+pub(super) fn broken(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "admin",
+        "the reflector did not answer",
+        error,
+        "its log says more; `reflector health` tells whether it runs",
+    )
+}
+
+/// Asks for one thing; the answer is given to `print`, unless it is a refusal.
+pub(super) async fn one_answer(
+    client: &mut Client,
+    ask: &Ask,
+    print: impl FnOnce(Tell) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    client.ask(ask).await.map_err(|error| broken(&error))?;
+    match client.answer().await.map_err(|error| broken(&error))? {
+        Some(Tell::Failed { because }) => Err(refused(&because)),
+        Some(answer) => print(answer),
+        None => Err(unexpected(&None)),
+    }
+}
+
+/// Prints what was done.
+pub(super) fn print_done(answer: Tell) -> Result<(), Failure> {
+    match answer {
+        Tell::Done { what } => {
+            print_line(what.as_str());
+            Ok(())
+        }
+        other => Err(unexpected(&Some(other))),
+    }
+}
+
+/// An answer to something else.
+pub(super) fn unexpected(answer: &Option<Tell>) -> Failure {
+    broken(&format!("it said {answer:?}"))
+}
+
+pub(super) fn refused(because: &str) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "refused",
+        "the reflector did not do it",
+        because,
+        "`reflector peers` and `reflector status` show how things stand",
+    )
+}

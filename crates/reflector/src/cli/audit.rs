@@ -1,0 +1,87 @@
+//! `reflector audit verify`: reads every line of the audit log, offline.
+
+use std::collections::BTreeMap;
+
+use clap::Subcommand;
+
+use super::load;
+use super::output::print_line;
+use super::state::with_state_as_it_is;
+use crate::audit::{self, Beginning, ChainState};
+use crate::config::{Config, PlaceFlags};
+use crate::failure::{Exit, Failure};
+use crate::store::Store;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Check every line of the audit log, offline. Exit code 0: whole; 1: changed or missing lines; 3: whole since a
+    /// later line, because the log was begun anew or trimmed
+    Verify {
+        #[command(flatten)]
+        place: PlaceFlags,
+    },
+}
+
+pub(super) fn run(command: &Command) -> Result<Exit, Failure> {
+    let Command::Verify { place } = command;
+    verify(&with_state_as_it_is(load(&place.0)?))
+}
+
+fn verify(config: &Config) -> Result<Exit, Failure> {
+    let unusable = |error: &dyn std::fmt::Display| {
+        Failure::new(
+            Exit::Failed,
+            "audit_unreadable",
+            "the audit log can't be checked",
+            error,
+            "run this as the reflector's own user, with its --state-dir",
+        )
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| unusable(&error))?;
+    let read_states = || {
+        let states = runtime.block_on(Store::read_audit_chains(&config.database()));
+        states.map_err(|error| unusable(&error))
+    };
+    let mut states = read_states()?;
+    let verified = loop {
+        match audit::verify(&config.audit_dir(), Some(&states)) {
+            Ok(verified) => break verified,
+            Err(bad) => {
+                // A running reflector may have trimmed the log meanwhile.
+                let now = read_states()?;
+                let bases =
+                    |states: &BTreeMap<_, ChainState>| states.values().map(|state| state.base).collect::<Vec<_>>();
+                if bases(&now) != bases(&states) {
+                    states = now;
+                    continue;
+                }
+                return Err(Failure::new(
+                    Exit::Failed,
+                    "audit_broken",
+                    "the audit log is not what was written",
+                    bad,
+                    "restore it from a backup; what stands before that line is whole",
+                ));
+            }
+        }
+    };
+    let mut exit = Exit::Done;
+    for (name, chain) in ["the audit log is", "its refusals are"].into_iter().zip(verified) {
+        let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let at_hand = format!("{} in {}", counted(chain.lines, "line"), counted(chain.segments, "file"));
+        let since = match chain.begins {
+            Beginning::First => None,
+            Beginning::BegunAnew(line) => Some((line, "the log was begun anew there, the one before was moved away")),
+            Beginning::Trimmed(line) => Some((line, "the lines before it were trimmed to keep within audit_max_size")),
+        };
+        match since {
+            None => print_line(&format!("{name} whole: {at_hand}")),
+            Some((line, why)) => {
+                exit = Exit::WholeSince;
+                print_line(&format!("{name} whole since line {line}: {at_hand}; {why}"));
+            }
+        }
+    }
+    Ok(exit)
+}

@@ -1,0 +1,41 @@
+//! The only printer: stdout carries the answer, stderr everything else.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+use super::asking::broken;
+use crate::failure::Failure;
+
+pub(super) fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    print_line(&serde_json::to_string_pretty(value).map_err(|error| broken(&error))?);
+    Ok(())
+}
+
+pub(super) fn print_json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
+    print_line(&serde_json::to_string(value).map_err(|error| broken(&error))?);
+    Ok(())
+}
+
+/// One line of the answer. A reader that has gone wants no more of it.
+pub(super) fn print_line(line: &str) {
+    print_text(&format!("{line}\n"));
+}
+
+pub(super) fn print_text(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush());
+    if written.is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+        std::process::exit(0);
+    }
+}
+
+/// Beside the answer, for a person.
+pub(super) fn note(line: &str) {
+    anstream::eprintln!("{}", harmless(line));
+}
+
+/// The last guard: whatever a text is made of, it moves no cursor.
+pub(super) fn harmless(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}

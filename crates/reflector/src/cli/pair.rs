@@ -1,0 +1,86 @@
+//! `reflector pair`: opens a one-time code, and waits for the device that pairs with it.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use paramedic_link::PeerText;
+
+use super::asking::{asking, broken, refused};
+use super::output::{note, print_json_line, print_line};
+use crate::config::{PlaceFlags, quantity::parse_duration};
+use crate::failure::{Exit, Failure};
+use crate::pairing;
+use crate::server::{Ask, Client, Tell};
+use crate::sessions;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: PlaceFlags,
+    /// How long the code lives: 10s to 1h
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_ttl)]
+    ttl: Duration,
+    /// The name to give to the device that pairs [default: what it calls itself]
+    #[arg(long)]
+    name: Option<String>,
+    /// Print events as JSON, one a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let Args { place, ttl, name, json } = args;
+    asking(&place, async |client| pair(client, ttl, name, json).await)
+}
+
+async fn pair(client: &mut Client, ttl: Duration, name: Option<String>, json: bool) -> Result<(), Failure> {
+    let name = name.map(|name| PeerText::new(&name)).filter(|name| !name.is_empty());
+    client.ask(&Ask::Pair { ttl_s: ttl.as_secs(), name }).await.map_err(|error| broken(&error))?;
+    while let Some(answer) = client.next().await.map_err(|error| broken(&error))? {
+        match &answer {
+            Tell::Failed { because } => return Err(refused(because)),
+            Tell::CodeClosed { why } => {
+                return Err(Failure::new(
+                    Exit::Failed,
+                    "code_closed",
+                    "nobody paired",
+                    format!("the code is {why}"),
+                    "run `reflector pair` again; --ttl makes it live longer",
+                ));
+            }
+            event if json => print_json_line(event)?,
+            Tell::Code { code, expires_in_s } => {
+                show_qr(code);
+                print_line(code);
+                let life = sessions::span(Duration::from_secs(*expires_in_s));
+                note(&format!("good once, for {life}, as long as this command waits. On the appliance:"));
+                note("  packetparamedic pair-reflector --peer HOST      (it asks for the code)");
+            }
+            Tell::Paired { endpoint_id, name } => print_line(&format!("paired with {name}  {endpoint_id}")),
+            _ => {}
+        }
+        if matches!(answer, Tell::Paired { .. }) {
+            return Ok(());
+        }
+    }
+    Err(broken(&"it hung up"))
+}
+
+/// For a phone or a camera; only where a person looks.
+fn show_qr(code: &str) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    if let Ok(qr) = qrcode::QrCode::new(code.as_bytes()) {
+        let picture = qr.render::<qrcode::render::unicode::Dense1x2>().quiet_zone(true).build();
+        anstream::eprintln!("{picture}");
+    }
+}
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = parse_duration(text)?;
+    if ttl < Duration::from_secs(10) || ttl > pairing::LONGEST_TTL {
+        return Err("a code lives from 10s to 1h".to_owned());
+    }
+    Ok(ttl)
+}

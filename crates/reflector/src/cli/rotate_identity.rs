@@ -1,0 +1,48 @@
+//! `reflector rotate-identity`: makes a new identity, where no reflector runs with the old one.
+
+use paramedic_link::key_file;
+
+use super::load;
+use super::output::{note, print_line};
+use super::state::with_state_as_it_is;
+use crate::config::{Config, PlaceFlags};
+use crate::failure::{Exit, Failure};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: PlaceFlags,
+    /// Yes, do it
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    rotate(&with_state_as_it_is(load(&args.place.0)?), args.yes)
+}
+
+fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {
+    if !yes {
+        return Err(Failure::new(
+            Exit::Usage,
+            "not_confirmed",
+            "the identity stays as it is",
+            "with a new one, every device that is paired must be paired again",
+            "say --yes if that is what you want; stop `reflector serve` first",
+        ));
+    }
+    if std::os::unix::net::UnixStream::connect(config.admin_socket()).is_ok() {
+        return Err(Failure::new(
+            Exit::Failed,
+            "running",
+            "the identity stays as it is",
+            "the reflector is running with it",
+            "stop it first: `reflector drain`, or systemctl stop reflector",
+        ));
+    }
+    let rotated = key_file::rotate(&config.key_file())?;
+    print_line(&rotated.new.id().to_string());
+    note(&format!("the old identity was {}; its key is kept in {}", rotated.old, rotated.kept.display()));
+    note("every device that was paired knows only the old one: pair each again (`reflector pair`)");
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! `reflector serve`: the configuration, the log of the program, and the server until it ends.
+
+use std::io::IsTerminal;
+
+use paramedic_engines::memory;
+use paramedic_link::state_folder::StateFolderError;
+
+use super::load;
+use super::output::print_line;
+use super::state::{identity, with_state};
+use crate::audit::AuditError;
+use crate::config::{Config, Flags, LogFormat};
+use crate::failure::{Exit, Failure};
+use crate::server;
+use crate::store::StoreError;
+
+pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
+    let config = load(flags)?;
+    start_log(&config);
+    let config = with_state(config)?;
+    let key = identity(&config)?;
+    memory::share_arenas();
+    let listen = config.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
+            Failure::new(
+                Exit::Failed,
+                "runtime",
+                "the reflector can't start",
+                error,
+                "does the machine still have memory and threads?",
+            )
+        })?;
+    let ready = |addresses: &[std::net::SocketAddr]| {
+        for address in addresses {
+            print_line(&format!("listening on {address}"));
+        }
+    };
+    runtime.block_on(server::serve(config, key, ready)).map_err(|error| {
+        let error = match error.downcast::<StoreError>() {
+            Ok(error) => return error.into(),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<AuditError>() {
+            Ok(error) => return error.into(),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<StateFolderError>() {
+            Ok(error) => {
+                let try_ =
+                    "name another one with --runtime-dir or REFLECTOR_RUNTIME_DIR, or run as the user that owns it";
+                return Failure::new(Exit::Usage, "runtime_dir", "the runtime folder can't be used", error, try_);
+            }
+            Err(error) => error,
+        };
+        let try_ =
+            "is another program on that port, is the disk full? `reflector config show --origin` says what is set";
+        Failure::new(Exit::Failed, "serve", format!("the reflector can't serve on {listen}"), error, try_)
+    })
+}
+
+fn start_log(config: &Config) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}

@@ -1,0 +1,56 @@
+//! `reflector status`: how the running reflector is.
+
+use std::time::Duration;
+
+use super::asking::{asking, one_answer, unexpected};
+use super::output::{print_json, print_line};
+use crate::config::PlaceFlags;
+use crate::failure::Failure;
+use crate::server::{Ask, Status, Tell};
+use crate::sessions;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: PlaceFlags,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let answered = |answer| match answer {
+        Tell::Status(status) if args.json => print_json(&*status),
+        Tell::Status(status) => {
+            print(&status);
+            Ok(())
+        }
+        other => Err(unexpected(&Some(other))),
+    };
+    asking(&args.place, async |client| one_answer(client, &Ask::Status, answered).await)
+}
+
+fn print(status: &Status) {
+    let line = |name: &str, value: String| print_line(&format!("{name:<14}{value}"));
+    line("reflector", format!("{} ({})", status.name, status.endpoint_id));
+    line("version", status.version.clone());
+    let uptime = Duration::from_secs(status.uptime_s);
+    line("state", format!("{}, up for {}", status.state, sessions::span(uptime)));
+    for problem in &status.problems {
+        line("problem", problem.clone());
+    }
+    let modes = status.data_modes.iter().map(ToString::to_string).collect::<Vec<_>>();
+    line("data modes", modes.join(", "));
+    let engines = status.engines.iter().map(ToString::to_string).collect::<Vec<_>>();
+    line("engines", engines.join(", "));
+    for lacking in &status.engines_lacking {
+        line("not offered", format!("{}: {}; try: {}", lacking.engine, lacking.because, lacking.try_));
+    }
+    line("peers", format!("{} paired, {} links now", status.peers, status.links));
+    for (name, value) in status.sessions.rows() {
+        line(name, value);
+    }
+    for (reason, count) in &status.refused {
+        line("refused", format!("{count} × {reason}"));
+    }
+}
