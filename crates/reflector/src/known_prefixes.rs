@@ -1,5 +1,5 @@
 //! From which prefixes each peer authenticated lately: connections from there are served although unauthenticated
-//! clients take every other place. Pure; the caller keeps on disk what it is asked to keep.
+//! clients take every other place. Pure; the caller writes to the database what it takes from here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,27 +11,19 @@ use crate::connection_limiter::Prefix;
 const KNOWN_MS: u64 = 90 * 24 * 3600 * 1000;
 /// The most prefixes of one peer; beyond them the one seen longest ago is forgotten.
 const PER_PEER: usize = 64;
-/// A prefix that was seen again is written down again only after this long, in milliseconds: a day. Memory cards wear.
-const WRITE_AGAIN_MS: u64 = 24 * 3600 * 1000;
+/// The time of a prefix that was seen again is renewed only after this long, in milliseconds: a day. Memory cards wear.
+const RENEW_AFTER_MS: u64 = 24 * 3600 * 1000;
 
 /// The known prefixes of every peer, and when each was last seen, in milliseconds since 1970.
 #[derive(Debug, Default)]
 pub struct KnownPrefixes {
     peers: BTreeMap<EndpointId, BTreeMap<Prefix, u64>>,
+    /// Peers whose prefixes changed since they were last taken for the database.
+    unwritten: BTreeSet<EndpointId>,
 }
 
-/// What is to be kept on disk of a peer that authenticated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// The peer.
-    pub peer: EndpointId,
-    /// Where it authenticated from.
-    pub prefix: Prefix,
-    /// When, in milliseconds since 1970.
-    pub unix_ms: u64,
-    /// The prefixes of this peer that are forgotten.
-    pub forgotten: Vec<Prefix>,
-}
+/// All prefixes of one peer, and when each was last seen, in milliseconds since 1970.
+pub type PeerPrefixes = (EndpointId, Vec<(Prefix, u64)>);
 
 impl KnownPrefixes {
     /// As the store remembers them.
@@ -43,35 +35,41 @@ impl KnownPrefixes {
         known
     }
 
-    /// `peer` authenticated from `prefix`; what is to be kept on disk, if anything changed that is worth a write.
-    pub fn note(&mut self, peer: EndpointId, prefix: Prefix, unix_ms: u64) -> Option<Seen> {
+    /// `peer` authenticated from `prefix`. Whether anything changed that is worth a write.
+    pub fn note(&mut self, peer: EndpointId, prefix: Prefix, unix_ms: u64) -> bool {
         let prefixes = self.peers.entry(peer).or_default();
         let before = prefixes.get(&prefix).copied();
         // A clock that was set back is no reason to write at each link.
-        if before.is_some_and(|before| unix_ms.abs_diff(before) < WRITE_AGAIN_MS) {
-            return None;
+        if before.is_some_and(|before| unix_ms.abs_diff(before) < RENEW_AFTER_MS) {
+            return false;
         }
         prefixes.insert(prefix, unix_ms);
-        let mut forgotten = Vec::new();
-        prefixes.retain(|known, seen| {
-            let stays = is_fresh(*seen, unix_ms);
-            if !stays {
-                forgotten.push(*known);
-            }
-            stays
-        });
+        prefixes.retain(|_, seen| is_fresh(*seen, unix_ms));
         while prefixes.len() > PER_PEER {
             let oldest = prefixes.iter().filter(|(known, _)| **known != prefix).min_by_key(|(_, seen)| **seen);
             let Some(oldest) = oldest.map(|(known, _)| *known) else { break };
             prefixes.remove(&oldest);
-            forgotten.push(oldest);
         }
-        Some(Seen { peer, prefix, unix_ms, forgotten })
+        self.unwritten.insert(peer);
+        true
+    }
+
+    /// The prefixes of every peer for which they changed since the last call: what replaces that peer's in the database.
+    pub fn take_unwritten(&mut self) -> Vec<PeerPrefixes> {
+        let peers = std::mem::take(&mut self.unwritten).into_iter();
+        let prefixes = |peer: EndpointId| self.peers.get(&peer).into_iter().flatten().map(|(at, seen)| (*at, *seen));
+        peers.map(|peer| (peer, prefixes(peer).collect())).collect()
+    }
+
+    /// These could not be written: the next call of [`take_unwritten`](Self::take_unwritten) gives them again.
+    pub fn not_written(&mut self, peers: &[PeerPrefixes]) {
+        self.unwritten.extend(peers.iter().map(|(peer, _)| *peer).filter(|peer| self.peers.contains_key(peer)));
     }
 
     /// `peer` is no longer paired.
     pub fn remove_peer(&mut self, peer: EndpointId) {
         self.peers.remove(&peer);
+        self.unwritten.remove(&peer);
     }
 
     /// Every prefix that is known at this time.
@@ -102,32 +100,50 @@ mod tests {
     #[test]
     fn a_prefix_is_known_for_ninety_days() {
         let mut known = KnownPrefixes::default();
-        assert!(known.note(A, prefix(1), DAY).is_some());
+        assert!(known.note(A, prefix(1), DAY));
         assert_eq!(known.all(90 * DAY), BTreeSet::from([prefix(1)]));
         assert_eq!(known.all(91 * DAY), BTreeSet::new());
-        assert_eq!(known.note(A, prefix(2), 91 * DAY).unwrap().forgotten, [prefix(1)]);
+        assert!(known.note(A, prefix(2), 91 * DAY));
+        assert_eq!(known.take_unwritten(), [(A, vec![(prefix(2), 91 * DAY)])], "the old one is forgotten");
     }
 
     #[test]
-    fn a_prefix_is_written_once_a_day_at_most() {
+    fn the_time_of_a_prefix_is_renewed_once_a_day_at_most() {
         let mut known = KnownPrefixes::new([(A, prefix(1), 5 * DAY)]);
-        assert_eq!(known.note(A, prefix(1), 6 * DAY - 1), None);
-        assert_eq!(known.note(A, prefix(1), 4 * DAY + 1), None, "the clock was set back");
-        let seen = known.note(A, prefix(1), 6 * DAY).unwrap();
-        assert_eq!(seen, Seen { peer: A, prefix: prefix(1), unix_ms: 6 * DAY, forgotten: vec![] });
+        assert!(!known.note(A, prefix(1), 6 * DAY - 1));
+        assert!(!known.note(A, prefix(1), 4 * DAY + 1), "the clock was set back");
+        assert_eq!(known.take_unwritten(), []);
+        assert!(known.note(A, prefix(1), 6 * DAY));
+        assert_eq!(known.take_unwritten(), [(A, vec![(prefix(1), 6 * DAY)])]);
     }
 
     #[test]
     fn a_peer_has_64_prefixes_and_the_oldest_is_forgotten() {
         let mut known = KnownPrefixes::default();
         for n in 0..64 {
-            assert_eq!(known.note(A, prefix(n), DAY + u64::from(n)).unwrap().forgotten, []);
+            assert!(known.note(A, prefix(n), DAY + u64::from(n)));
         }
-        assert_eq!(known.note(A, prefix(64), 2 * DAY).unwrap().forgotten, [prefix(0)]);
         assert_eq!(known.all(2 * DAY).len(), 64);
+        known.note(A, prefix(64), 2 * DAY);
+        assert_eq!(known.all(2 * DAY), (1..65).map(prefix).collect());
         // A clock that stands in the past must not make the newest one the oldest.
-        assert_eq!(known.note(A, prefix(65), 0).unwrap().forgotten, [prefix(1)]);
-        assert!(known.all(2 * DAY).contains(&prefix(65)));
+        known.note(A, prefix(65), 0);
+        assert_eq!(known.all(2 * DAY), (2..66).map(prefix).collect());
+    }
+
+    #[test]
+    fn however_many_prefixes_a_peer_has_had_its_64_are_written_once() {
+        let mut known = KnownPrefixes::default();
+        for n in 0..1_000 {
+            known.note(A, prefix(n), DAY);
+        }
+        known.note(B, prefix(1), DAY);
+        let unwritten = known.take_unwritten();
+        assert_eq!(unwritten.iter().map(|(peer, of)| (*peer, of.len())).collect::<Vec<_>>(), [(A, 64), (B, 1)]);
+        assert_eq!(known.take_unwritten(), []);
+        known.remove_peer(B);
+        known.not_written(&unwritten);
+        assert_eq!(known.take_unwritten(), unwritten[..1], "a peer that was removed stays away");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use paramedic_link::EndpointId;
+use sqlx::ConnectOptions;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous};
 use tokio::sync::watch;
@@ -77,7 +78,9 @@ impl Store {
             // In WAL mode, anything less than FULL may forget the last commits when the power fails.
             .synchronous(SqliteSynchronous::Full)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
-            .busy_timeout(BUSY_TIMEOUT);
+            .busy_timeout(BUSY_TIMEOUT)
+            // One line for each slow statement would fill the log where the disk is slow.
+            .disable_statement_logging();
         let store = Self::connect(path, options, lock).await?;
         match store.prepare().await {
             Ok(()) => Ok(store),

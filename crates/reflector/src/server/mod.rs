@@ -7,6 +7,7 @@ mod clockwork;
 mod connection;
 mod data_connection;
 mod grant;
+mod known;
 mod pair;
 mod peers;
 mod place;
@@ -34,7 +35,7 @@ use tokio::task::JoinSet;
 
 use crate::audit::{Audit, Sizes};
 use crate::config::Config;
-use crate::connection_limiter::{ConnectionLimiter, Prefix};
+use crate::connection_limiter::ConnectionLimiter;
 use crate::descriptors::{self, Descriptors};
 use crate::event::{Event, RefusalReason};
 use crate::event_throttle::{Cause, EventThrottle, LeftOut};
@@ -56,8 +57,10 @@ struct Server {
     config: Config,
     id: EndpointId,
     sessions: Mutex<Sessions<Arc<Running>>>,
-    places: Places,
+    places: Arc<Places>,
     known_prefixes: Mutex<KnownPrefixes>,
+    /// A prefix was noted that is not written yet.
+    prefix_noted: Notify,
     pairing: Mutex<Pairing>,
     throttle: Mutex<EventThrottle>,
     budgets: Mutex<MessageBudgets>,
@@ -158,8 +161,9 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let server = Arc::new(Server {
         id,
         sessions: Mutex::new(sessions),
-        places: Places::new(ConnectionLimiter::new(descriptors.unauthenticated, known_prefixes.all(now))),
+        places: Arc::new(Places::new(ConnectionLimiter::new(descriptors.unauthenticated, known_prefixes.all(now)))),
         known_prefixes: Mutex::new(known_prefixes),
+        prefix_noted: Notify::new(),
         pairing: Mutex::new(Pairing::new(id)),
         throttle: Mutex::default(),
         budgets: Mutex::default(),
@@ -196,6 +200,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     }
     tasks.spawn(clockwork::run(Arc::clone(&server)));
     tasks.spawn(admin_socket::run(Arc::clone(&server), admin));
+    tasks.spawn(known::keep(Arc::clone(&server)));
     tasks.spawn({
         let store = server.store.clone();
         async move { store.watch_over().await }
@@ -241,6 +246,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     // What can't be written any more must not keep the program from ending.
     let _ = server.audit.record(last).await;
     server.catch_up().await;
+    server.write_known().await;
     server.store.close().await;
     Ok(())
 }
@@ -486,37 +492,6 @@ impl Server {
                 None => tracing::info!(cause = ?left_out.cause, lines = left_out.count, "log lines were left out"),
             }
         }
-    }
-
-    /// `peer` authenticated from this prefix: connections from there have places of their own for the next weeks.
-    fn note_known(self: &Arc<Self>, peer: EndpointId, prefix: Prefix) {
-        let now = self.now().unix_ms;
-        let seen = {
-            let mut known = lock(&self.known_prefixes);
-            let Some(seen) = known.note(peer, prefix, now) else { return };
-            if !self.peers.is_paired(peer) {
-                // It was removed since the link was judged.
-                known.remove_peer(peer);
-                return;
-            }
-            self.places.limiter().set_known(known.all(now));
-            seen
-        };
-        // The link need not wait for the disk: without this row the prefix is unknown after the next start, and known
-        // again with the next link.
-        let server = Arc::clone(self);
-        tokio::spawn(async move {
-            if let Err(error) = server.store.note_prefix(&seen).await {
-                tracing::warn!(%error, "a known prefix can't be written");
-            }
-        });
-    }
-
-    /// Forgets from where `peer` authenticated. The store forgets it with the peer.
-    fn forget_known(&self, peer: EndpointId) {
-        let mut known = lock(&self.known_prefixes);
-        known.remove_peer(peer);
-        self.places.limiter().set_known(known.all(self.now().unix_ms));
     }
 
     /// Gives an order to a link, if it still stands.

@@ -117,6 +117,8 @@ pub(super) fn pool_options() -> SqlitePoolOptions {
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(TURN_TIMEOUT)
+        // A turn that is not had in time is an error of its own; a slow disk must not fill the log beside that.
+        .acquire_slow_threshold(2 * TURN_TIMEOUT)
         // A file on this machine does not go away like a server does.
         .test_before_acquire(false)
         .after_release(|connection, _| {

@@ -4,7 +4,7 @@ use paramedic_link::EndpointId;
 
 use super::{Store, StoreError, signed, unsigned};
 use crate::connection_limiter::Prefix;
-use crate::known_prefixes::Seen;
+use crate::known_prefixes::PeerPrefixes;
 
 impl Store {
     /// From where each peer authenticated, and when it last did, in milliseconds since 1970.
@@ -22,30 +22,25 @@ impl Store {
             .collect()
     }
 
-    /// Keeps from where a peer authenticated, and forgets what is to be forgotten of it.
-    pub async fn note_prefix(&self, seen: &Seen) -> Result<(), StoreError> {
-        let peer = &seen.peer.as_bytes()[..];
-        let mut change = self.begin("keeping a known prefix").await?;
+    /// Keeps from where these peers authenticated, instead of what was kept of each before. One change, however many.
+    pub async fn keep_prefixes(&self, peers: &[PeerPrefixes]) -> Result<(), StoreError> {
+        let mut change = self.begin("keeping known prefixes").await?;
         let kept = async {
-            for forgotten in &seen.forgotten {
-                sqlx::query("DELETE FROM known_prefixes WHERE peer = $1 AND prefix = $2")
-                    .bind(peer)
-                    .bind(forgotten.address().to_string())
-                    .execute(&mut *change.work)
-                    .await?;
+            for (peer, prefixes) in peers {
+                forget_prefixes(&mut change.work, *peer).await?;
+                for (prefix, seen) in prefixes {
+                    sqlx::query("INSERT INTO known_prefixes (peer, prefix, seen_unix_ms) VALUES ($1, $2, $3)")
+                        .bind(&peer.as_bytes()[..])
+                        .bind(prefix.address().to_string())
+                        .bind(signed(*seen))
+                        .execute(&mut *change.work)
+                        .await?;
+                }
             }
-            sqlx::query(
-                "INSERT INTO known_prefixes (peer, prefix, seen_unix_ms) VALUES ($1, $2, $3) \
-                 ON CONFLICT (peer, prefix) DO UPDATE SET seen_unix_ms = excluded.seen_unix_ms",
-            )
-            .bind(peer)
-            .bind(seen.prefix.address().to_string())
-            .bind(signed(seen.unix_ms))
-            .execute(&mut *change.work)
-            .await
+            Ok(())
         };
         let kept = kept.await;
-        self.conclude(change, kept.map(drop)).await
+        self.conclude(change, kept).await
     }
 
     /// Forgets from where `peer` authenticated.

@@ -11,7 +11,6 @@ use super::*;
 use crate::audit::{ChainState, Head};
 use crate::connection_limiter::Prefix;
 use crate::event::{Chain, Event};
-use crate::known_prefixes::Seen;
 
 fn id(byte: u8) -> EndpointId {
     EndpointId::from_bytes([byte; 32])
@@ -103,15 +102,17 @@ async fn known_prefixes_are_kept_and_forgotten() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     let prefix = |text: &str| Prefix::of(text.parse().unwrap());
-    let seen = |prefix, unix_ms, forgotten| Seen { peer: id(1), prefix, unix_ms, forgotten };
-    store.note_prefix(&seen(prefix("192.0.2.1"), 1_000, vec![])).await.unwrap();
-    store.note_prefix(&seen(prefix("2001:db8::7"), 2_000, vec![])).await.unwrap();
-    store.note_prefix(&seen(prefix("2001:db8::8"), 3_000, vec![prefix("192.0.2.1")])).await.unwrap();
-    assert_eq!(store.known_prefixes().await.unwrap(), [(id(1), prefix("2001:db8::"), 3_000)]);
+    let before = [(id(1), vec![(prefix("192.0.2.1"), 1_000), (prefix("2001:db8::7"), 2_000)])];
+    store.keep_prefixes(&before).await.unwrap();
+    let other = (id(2), vec![(prefix("192.0.2.2"), 4_000)]);
+    store.keep_prefixes(&[(id(1), vec![(prefix("2001:db8::8"), 3_000)]), other]).await.unwrap();
+    let both = [(id(1), prefix("2001:db8::"), 3_000), (id(2), prefix("192.0.2.2"), 4_000)];
+    assert_eq!(store.known_prefixes().await.unwrap(), both);
     store.forget_prefixes(id(1)).await.unwrap();
+    store.forget_prefixes(id(2)).await.unwrap();
     assert_eq!(store.known_prefixes().await.unwrap(), []);
     store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
-    store.note_prefix(&seen(prefix("192.0.2.1"), 4_000, vec![])).await.unwrap();
+    store.keep_prefixes(&before).await.unwrap();
     store.remove_peer(id(1)).await.unwrap();
     assert_eq!(store.known_prefixes().await.unwrap(), [], "they go with their peer");
 }

@@ -1,0 +1,67 @@
+//! From where paired devices authenticated: noted at once, written to the database in bulk. What is known is decided in
+//! `known_prefixes`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use paramedic_link::EndpointId;
+
+use super::{Server, lock};
+use crate::connection_limiter::Prefix;
+
+/// The least time between two writes. A device can come from a new prefix with each link, and every write keeps the
+/// others waiting for the disk.
+const WRITE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often prefixes that were not seen for long are forgotten, also where no device comes.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
+
+impl Server {
+    /// `peer` authenticated from this prefix: connections from there have places of their own for the next weeks.
+    pub(super) fn note_known(&self, peer: EndpointId, prefix: Prefix) {
+        let now = self.now().unix_ms;
+        let mut known = lock(&self.known_prefixes);
+        if !known.note(peer, prefix, now) {
+            return;
+        }
+        if !self.peers.is_paired(peer) {
+            // It was removed since the link was judged.
+            known.remove_peer(peer);
+            return;
+        }
+        self.places.limiter().set_known(known.all(now));
+        self.prefix_noted.notify_one();
+    }
+
+    /// Forgets from where `peer` authenticated. The store forgets it with the peer.
+    pub(super) fn forget_known(&self, peer: EndpointId) {
+        let mut known = lock(&self.known_prefixes);
+        known.remove_peer(peer);
+        self.places.limiter().set_known(known.all(self.now().unix_ms));
+    }
+
+    /// Writes what is not written yet.
+    pub(super) async fn write_known(&self) {
+        let unwritten = lock(&self.known_prefixes).take_unwritten();
+        if unwritten.is_empty() {
+            return;
+        }
+        // Where one of these peers is removed meanwhile, the next start removes its rows.
+        if let Err(error) = self.store.keep_prefixes(&unwritten).await {
+            // A prefix that is not in the database is unknown after the next start, until the next link from there.
+            tracing::warn!(%error, "known prefixes can't be written");
+            lock(&self.known_prefixes).not_written(&unwritten);
+        }
+    }
+}
+
+/// Writes prefixes and forgets old ones. Runs until it is dropped.
+pub(super) async fn keep(server: Arc<Server>) {
+    loop {
+        // The time over is no failure: then old prefixes are forgotten.
+        let _ = tokio::time::timeout(EXPIRY_INTERVAL, server.prefix_noted.notified()).await;
+        server.write_known().await;
+        let known = lock(&server.known_prefixes).all(server.now().unix_ms);
+        server.places.limiter().set_known(known);
+        tokio::time::sleep(WRITE_INTERVAL).await;
+    }
+}
