@@ -163,3 +163,44 @@ fn handshakes_of_an_unknown_address_are_bounded() {
     assert!(done >= 20, "{done}");
     assert!(reflector.status()["refused"]["too_fast"].as_u64().unwrap() > 0);
 }
+
+/// Hellos of this device from these addresses, each on a link of its own that is closed at once.
+fn authenticate_from(rogue: &RogueDevice, sources: std::ops::Range<usize>) {
+    for n in sources {
+        let mut link = rogue.open_from(source(n)).unwrap();
+        link.say(&json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).unwrap();
+        link.hear_a("welcome").unwrap();
+    }
+}
+
+#[test]
+fn the_streams_of_a_session_get_in_past_silent_clients_at_known_addresses() {
+    let reflector = &Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(reflector, reflector.address());
+    let rogue = RogueDevice::pair(reflector);
+    authenticate_from(&rogue, 5000..5064);
+    let is_over = &std::sync::atomic::AtomicBool::new(false);
+    let outcomes = std::thread::scope(|scope| {
+        // 64 known addresses take four places each, all that there are, and go on coming.
+        scope.spawn(move || {
+            let mut crowd = std::collections::VecDeque::new();
+            for n in (5000..5064).cycle() {
+                if is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+                crowd.extend(connect_unless_refused(reflector, source(n)));
+                if crowd.len() > 512 {
+                    crowd.pop_front();
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let tests = [&["-P", "16"][..], &["-P", "8", "--bidir"]];
+        let outcomes = tests.map(|test| appliance.speed_test(&[test, &["-t", "0.3", "--idle", "0.1"]].concat()));
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        outcomes
+    });
+    for outcome in outcomes {
+        assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+    }
+}

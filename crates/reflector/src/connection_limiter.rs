@@ -2,7 +2,8 @@
 //! many. Pure: sockets and handshakes never live here, and no connection is authenticated here.
 //!
 //! Prefixes from which a peer authenticated before are known. Known and unknown prefixes have places of their own, so
-//! that unauthenticated clients never take a place from a paired device.
+//! that unauthenticated clients never take a place from a paired device. A session has a place for each of its streams
+//! beside those, so that clients at other known prefixes never take one of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -29,6 +30,8 @@ const WIDEST_BITS: u8 = 48;
 /// A connection of a full network makes way only after this long without progress: another one that is in the middle of
 /// its handshake is not interrupted.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+/// The part of all places that is kept for connections that made way and are not closed yet.
+const LEAVING_PART: usize = 8;
 /// Networks whose new connections are counted; beyond that many in one second, further networks are not counted.
 const COUNTED_NETWORKS: usize = 65_536;
 
@@ -106,8 +109,14 @@ pub enum Admission {
 pub struct ConnectionLimiter {
     unknown_places: usize,
     known_places: usize,
+    /// How many connections may have made way and still be open.
+    leaving_places: usize,
     next: u64,
     places: BTreeMap<PlaceId, Place>,
+    /// Connections that made way and are not closed yet: each still holds a descriptor.
+    leaving: BTreeSet<PlaceId>,
+    /// How many streams the running sessions of each prefix may open.
+    expected: BTreeMap<Prefix, usize>,
     /// How many links stand from each prefix.
     links: BTreeMap<Prefix, usize>,
     /// Prefixes from which a peer authenticated within the last weeks.
@@ -122,23 +131,38 @@ pub struct ConnectionLimiter {
 #[derive(Debug)]
 struct Place {
     prefix: Prefix,
-    is_known: bool,
+    pool: Pool,
     /// Whether it has said anything: its ClientHello was read.
     has_spoken: bool,
     /// When it last got further: accepted, ClientHello read, handshake done.
     progress_at: Duration,
 }
 
+/// Which places a connection takes one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pool {
+    /// Those of unknown prefixes.
+    Unknown,
+    /// Those of known prefixes.
+    Known,
+    /// Those of the sessions of its prefix; it makes way for none.
+    Session,
+}
+
 impl ConnectionLimiter {
     /// With no connection yet. `descriptors` is how many all places together may take; `known` are the prefixes from
     /// which peers authenticated.
     pub fn new(descriptors: usize, known: BTreeSet<Prefix>) -> Self {
-        let share = (descriptors / 2).max(1);
+        let leaving_places = (descriptors / LEAVING_PART).max(1);
+        let share = (descriptors.saturating_sub(leaving_places) / 2).max(1);
         Self {
             unknown_places: UNKNOWN_PLACES.min(share),
             known_places: KNOWN_PLACES.min(share),
+            leaving_places,
             next: 0,
             places: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            expected: BTreeMap::new(),
             links: BTreeMap::new(),
             known,
             recent: BTreeMap::new(),
@@ -160,11 +184,14 @@ impl ConnectionLimiter {
         if !self.count_new(prefix, limits) {
             return Admission::Refuse(RefusalReason::TooFast);
         }
+        if self.has_session_place(prefix) {
+            return self.enter(prefix, Pool::Session, None);
+        }
+        let pool = if is_known { Pool::Known } else { Pool::Unknown };
         let mut makes_way = None;
         for limit in limits {
             let in_network = self.silent_longest(|place| {
-                place.is_known == is_known
-                    && network(place.prefix.0, limit.ipv6_bits) == network(prefix.0, limit.ipv6_bits)
+                place.pool == pool && network(place.prefix.0, limit.ipv6_bits) == network(prefix.0, limit.ipv6_bits)
             });
             if in_network.count < limit.places {
                 continue;
@@ -175,16 +202,40 @@ impl ConnectionLimiter {
             break;
         }
         let in_all = if is_known { self.known_places } else { self.unknown_places };
-        if makes_way.is_none() && self.places.values().filter(|place| place.is_known == is_known).count() >= in_all {
-            makes_way = self.dispensable(is_known);
+        if makes_way.is_none() && self.taken(pool) >= in_all {
+            makes_way = self.dispensable(pool);
         }
-        if let Some(place) = makes_way {
-            self.places.remove(&place);
+        self.enter(prefix, pool, makes_way)
+    }
+
+    fn enter(&mut self, prefix: Prefix, pool: Pool, makes_way: Option<PlaceId>) -> Admission {
+        if let Some(place) = makes_way.filter(|place| self.places.remove(place).is_some()) {
+            self.leaving.insert(place);
         }
         self.next += 1;
         let place = PlaceId(self.next);
-        self.places.insert(place, Place { prefix, is_known, has_spoken: false, progress_at: self.now });
+        self.places.insert(place, Place { prefix, pool, has_spoken: false, progress_at: self.now });
         Admission::Enter { place, makes_way }
+    }
+
+    /// Whether so many connections made way and are still open that the next one has to wait until one is closed.
+    pub fn is_crowded(&self) -> bool {
+        self.leaving.len() >= self.leaving_places
+    }
+
+    /// A session of `prefix` may open `streams` connections from now on.
+    pub fn session_opened(&mut self, prefix: Prefix, streams: usize) {
+        *self.expected.entry(prefix).or_default() += streams;
+    }
+
+    /// A session of `prefix` that might open `streams` connections is over.
+    pub fn session_closed(&mut self, prefix: Prefix, streams: usize) {
+        if let Some(expected) = self.expected.get_mut(&prefix) {
+            *expected = expected.saturating_sub(streams);
+            if *expected == 0 {
+                self.expected.remove(&prefix);
+            }
+        }
     }
 
     /// The connection got further in its handshake.
@@ -197,9 +248,10 @@ impl ConnectionLimiter {
         }
     }
 
-    /// The connection is authenticated or gone. Its place may be taken back already.
+    /// The connection is authenticated or gone. It may have made way already.
     pub fn left(&mut self, place: PlaceId) {
         self.places.remove(&place);
+        self.leaving.remove(&place);
     }
 
     /// A link stands from `prefix`.
@@ -224,8 +276,19 @@ impl ConnectionLimiter {
 
     /// Connections that are not authenticated yet, of unknown and of known prefixes.
     pub fn counts(&self) -> (usize, usize) {
-        let known = self.places.values().filter(|place| place.is_known).count();
-        (self.places.len() - known, known)
+        let unknown = self.taken(Pool::Unknown);
+        (unknown, self.places.len() - unknown)
+    }
+
+    fn taken(&self, pool: Pool) -> usize {
+        self.places.values().filter(|place| place.pool == pool).count()
+    }
+
+    /// Whether a session of `prefix` has a place that none of its streams takes just now.
+    fn has_session_place(&self, prefix: Prefix) -> bool {
+        let taken =
+            || self.places.values().filter(|place| place.pool == Pool::Session && place.prefix == prefix).count();
+        self.expected.get(&prefix).is_some_and(|expected| taken() < *expected)
     }
 
     fn is_known(&self, prefix: Prefix) -> bool {
@@ -262,10 +325,10 @@ impl ConnectionLimiter {
     /// Which connection makes way when all places are taken, however young it is, for in a flood all are young: one of the
     /// network that takes most places, so that a client alone in its network stays; then one that has said nothing, before
     /// one that has; then the one that has been without progress for the longest time.
-    fn dispensable(&self, is_known: bool) -> Option<PlaceId> {
+    fn dispensable(&self, pool: Pool) -> Option<PlaceId> {
         let widest = |place: &Place| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();
-        let meant = || self.places.iter().filter(|(_, place)| place.is_known == is_known);
+        let meant = || self.places.iter().filter(|(_, place)| place.pool == pool);
         for (_, place) in meant() {
             *taken.entry(widest(place)).or_default() += 1;
         }
@@ -446,7 +509,43 @@ mod tests {
             assert!(matches!(limiter.admit(v4(100 + n), START), Admission::Enter { .. }));
             let _ = limiter.admit(v4(1), START);
         }
-        assert_eq!(limiter.counts(), (8, 8));
+        assert_eq!(limiter.counts(), (7, 7));
+    }
+
+    #[test]
+    fn the_streams_of_a_session_never_make_way_for_other_known_prefixes() {
+        let mut limiter = ConnectionLimiter::new(MANY, (1..=65).map(v4).collect());
+        limiter.session_opened(v4(1), 16);
+        // The other prefixes take every place of known ones, and go on coming.
+        let mut streams = Vec::new();
+        for n in 0..512 {
+            let others = limiter.admit(v4(2 + n % 64), START);
+            if n % 32 == 0 {
+                streams.push(enter(&mut limiter, v4(1), START));
+            }
+            let Admission::Enter { makes_way, .. } = others else { continue };
+            assert!(makes_way.is_none_or(|gone| !streams.contains(&gone)), "connection {n}");
+        }
+        assert_eq!(streams.len(), 16);
+        // One stream more has no place of the session: it competes.
+        assert!(matches!(limiter.admit(v4(1), START), Admission::Enter { makes_way: Some(_), .. }));
+        streams.into_iter().for_each(|stream| limiter.left(stream));
+        enter(&mut limiter, v4(1), START);
+        limiter.session_closed(v4(1), 16);
+        assert!(matches!(limiter.admit(v4(1), START), Admission::Enter { makes_way: Some(_), .. }));
+    }
+
+    #[test]
+    fn a_connection_that_made_way_counts_until_it_is_closed() {
+        let mut limiter = ConnectionLimiter::new(16, BTreeSet::new());
+        let mut gone = (0..9).filter_map(|n| match limiter.admit(v4(n), START) {
+            Admission::Enter { makes_way, .. } => makes_way,
+            Admission::Refuse(_) => None,
+        });
+        let gone = [gone.next().unwrap(), gone.next().unwrap()];
+        assert!(limiter.is_crowded());
+        limiter.left(gone[1]);
+        assert!(!limiter.is_crowded());
     }
 
     proptest! {

@@ -88,6 +88,11 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
     let Ok(local) = listener.local_addr() else { return };
     loop {
         let room = server.room.notified();
+        if server.places.limiter().is_crowded() {
+            // Each connection that made way holds a descriptor until its task has closed it, and wakes us then.
+            let _ = tokio::time::timeout(OUT_OF_DESCRIPTORS, room).await;
+            continue;
+        }
         match listener.accept().await {
             Ok((socket, from)) => {
                 let from = from.ip().to_canonical();

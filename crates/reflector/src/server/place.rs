@@ -43,6 +43,29 @@ impl Places {
     }
 }
 
+/// Places for the streams of a running session, beside those of other connections from its prefix; given back when
+/// dropped.
+pub(super) struct SessionPlaces {
+    places: Arc<Places>,
+    prefix: Prefix,
+    streams: usize,
+}
+
+impl SessionPlaces {
+    /// For a session of an appliance at `from` that opens `streams` connections at once.
+    pub(super) fn reserve(places: &Arc<Places>, from: IpAddr, streams: usize) -> Self {
+        let prefix = Prefix::of(from);
+        places.limiter().session_opened(prefix, streams);
+        Self { places: Arc::clone(places), prefix, streams }
+    }
+}
+
+impl Drop for SessionPlaces {
+    fn drop(&mut self) {
+        self.places.limiter().session_closed(self.prefix, self.streams);
+    }
+}
+
 /// A place of a connection; given back when dropped.
 pub(super) struct Place {
     server: Arc<Server>,

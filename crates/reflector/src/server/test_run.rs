@@ -14,10 +14,11 @@ use paramedic_engines::tether::Tether;
 use paramedic_link::admission::{LoginTerms, Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::message::EndReason;
-use paramedic_link::test_spec::{Direction, TestSpec};
+use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::place::SessionPlaces;
 use super::{Order, Server};
 use crate::sessions::{LinkId, Reservation};
 
@@ -51,6 +52,7 @@ struct OurEnds {
     _enrolment: Enrolment,
     /// In direct mode this session's own, which ends with it.
     _responder: Arc<Responder>,
+    _places: SessionPlaces,
 }
 
 /// What a phase's thread tells the link's task, and of which session: a link may have the next one already.
@@ -114,6 +116,7 @@ impl Running {
                 _enrolment: responder.enroll_with(Arc::clone(&keys), Arc::clone(&tether), from, serve.signals()),
                 serve,
                 _responder: responder,
+                _places: SessionPlaces::reserve(&server.places, from, control_port_streams(&reservation.spec)),
             })),
             keys,
             tether,
@@ -259,6 +262,14 @@ pub(super) async fn end_and_tell(server: &Server, session: SessionId, reason: En
     end(server, session, reason).await;
     // A link that is gone needs no word.
     server.order(link, Order::Ended { session, reason });
+}
+
+/// How many connections to the port listened on a session opens at once: the streams of a tunneled phase, and latency
+/// probes where UDP does not get through.
+fn control_port_streams(spec: &TestSpec) -> usize {
+    let phases = spec.phases.iter().filter(|_| spec.data_mode == DataMode::Tunneled);
+    let streams = phases.map(|phase| phase.load.directions().len() * usize::from(spec.streams)).max().unwrap_or(0);
+    streams + 1
 }
 
 /// Whether a socket bound to `bound` gets what is sent to `local`, the address that a link came in on.
