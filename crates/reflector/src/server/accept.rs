@@ -13,7 +13,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::place::{Handshaken, Place};
-use super::{Server, Stage, connection, data_connection};
+use super::{Server, Stage, data_connection, handshake};
 use crate::event::RefusalReason;
 
 /// The longest a TLS handshake may take.
@@ -146,7 +146,7 @@ async fn enter(
                     return;
                 }
                 return match alpn {
-                    Alpn::Link => connection::run(server, handshaken).await,
+                    Alpn::Link => handshake::run(server, handshaken).await,
                     Alpn::Data => data_connection::run(server, handshaken).await,
                 };
             }

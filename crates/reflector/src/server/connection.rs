@@ -1,32 +1,26 @@
-//! One control link, from the first message to the last: reads what the appliance says, carries it to the decisions,
-//! and carries their answers back.
+//! One link of a paired appliance, from its welcome to the last message: reads what the appliance says, carries it to
+//! the decisions, and carries their answers back.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
-use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{
     self, CloseReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, ToAppliance, ToReflector, Welcome,
 };
-use paramedic_link::pairing_code::PAIRING_EXPORTER_LABEL;
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
-use tracing::Instrument;
 
 use super::grant::{self, Asker, NotClaimed};
-use super::place::Handshaken;
 use super::test_run::{self, PhaseEvent, RunEvent, Running};
-use super::{Link, Order, Server, Stage, lock, pair};
+use super::{Order, Server, Stage, lock};
 use crate::connection_limiter::Prefix;
 use crate::event::{Event, RefusalReason};
 use crate::message_budget::Cost;
@@ -34,132 +28,16 @@ use crate::sessions::{Answer, LinkId, Reservation};
 
 /// A peer that doesn't take what we write for this long is as good as gone.
 const WRITE: Duration = END_AFTER_SILENCE;
-/// Links of one peer that stand at once. An appliance has one a test; each costs a descriptor and some memory.
-const LINKS_OF_A_PEER: usize = 64;
-/// How long after its first message a client that is not paired is answered, so that the time says nothing of how it
-/// was judged, and guessing codes is slow.
-const REFUSAL_DELAY: Duration = Duration::from_secs(1);
-/// How long a reading of the host's facts is good for.
-const FACTS_LIFETIME: Duration = Duration::from_secs(1);
 /// How long a link waits for what has to reach the disk first: longer than the store waits for another process, and
 /// shorter than an appliance waits for an answer.
 const DISK: Duration = Duration::from_secs(8);
 /// How long a closing link waits for the other side to read and hang up.
-const GOODBYE: Duration = Duration::from_secs(1);
+pub(super) const GOODBYE: Duration = Duration::from_secs(1);
 
-static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
-
-type Stream = TlsStream<TcpStream>;
-
-/// Runs until the link is over.
-pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
-    let Handshaken { stream, from, local, peer, place, deadline } = handshaken;
-    let peer = peer.id();
-    let mut framed = Framed::new(stream);
-    let first = tokio::time::timeout_at(deadline, framed.receive::<ToReflector>());
-    let refuse = |reason| server.refuse(from, reason, Some(peer));
-    let first = match place.while_held(first).await {
-        Some(Ok(Ok(Some(first)))) => first,
-        Some(Ok(Ok(None))) => return refuse(RefusalReason::Silent),
-        Some(Ok(Err(error))) => {
-            tracing::debug!(%from, %error, "no first message");
-            return refuse(RefusalReason::Protocol);
-        }
-        Some(Err(_)) => return refuse(RefusalReason::Slow),
-        None => return refuse(RefusalReason::MadeWay),
-    };
-    place.progressed();
-    let answer_at = Instant::now() + REFUSAL_DELAY;
-    let judged = match first {
-        ToReflector::Hello { versions, .. } if server.peers.is_paired(peer) => Ok((versions, None)),
-        ToReflector::Pair { versions, proof, name } => {
-            let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None);
-            let answer = match exporter {
-                // A right proof may be being written down when the connection has to make way: it must not be dropped.
-                Ok(exporter) => pair::judge(&server, &exporter, from, peer, &proof, &name).await,
-                Err(_) => Err(RefusalReason::Handshake),
-            };
-            answer.map(|answer| (versions, Some(answer)))
-        }
-        _ => Err(RefusalReason::NotPaired),
-    };
-    let (versions, paired) = match judged {
-        Ok(judged) => judged,
-        Err(reason) => {
-            refuse(reason);
-            let answered = place.while_held(turn_away(framed, answer_at)).await;
-            if answered.is_none() {
-                refuse(RefusalReason::MadeWay);
-            }
-            return;
-        }
-    };
-    let (sender, orders) = mpsc::unbounded_channel();
-    let Some(id) = register(&server, peer, sender) else {
-        refuse(RefusalReason::TooManyLinks);
-        // It keeps its place, and is counted there, until it is gone; it is not waited for.
-        let detail = PeerText::new("too many links stand already");
-        let close = ToAppliance::Close { reason: CloseReason::Protocol, detail };
-        let _ = place.while_held(tokio::time::timeout(GOODBYE, framed.send(&close))).await;
-        return;
-    };
-    place.settle();
-    let span = tracing::info_span!("link", %peer, %from);
-    Connection::open(server, framed, id, peer, from, local, orders).serve(&versions, paired).instrument(span).await;
-}
-
-/// Puts a link into the list of links, unless there are too many, of this device or in all.
-fn register(server: &Server, peer: EndpointId, orders: mpsc::UnboundedSender<Order>) -> Option<LinkId> {
-    let mut links = lock(&server.links);
-    let of_peer = links.values().filter(|link| link.peer == peer).count();
-    // No device takes more than half of them all.
-    if of_peer >= LINKS_OF_A_PEER.min(server.max_links / 2) || links.len() >= server.max_links {
-        return None;
-    }
-    let id = LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed));
-    links.insert(id, Link { peer, orders });
-    Some(id)
-}
-
-/// The one answer to a client that is not paired, whatever it said and however it was judged: always the same, and
-/// always this long after its message.
-async fn turn_away(mut framed: Framed<Stream>, answer_at: Instant) {
-    tokio::time::sleep_until(answer_at).await;
-    // Bounded, and of no matter to us whether it arrives.
-    let _ = tokio::time::timeout(GOODBYE, async {
-        framed.send(&ToAppliance::NotPaired).await?;
-        framed.finish().await?;
-        // Unread bytes would turn our close into a reset, and the answer could be lost.
-        while let Ok(Some(_)) = framed.receive::<ToReflector>().await {}
-        Ok::<_, LinkError>(())
-    })
-    .await;
-}
-
-/// What the host's facts were, for a second: to read them takes the processor, and every link may ask for them.
-#[derive(Default)]
-pub(super) struct FactsCache {
-    read: tokio::sync::Mutex<HashMap<IpAddr, (Instant, HostFacts)>>,
-}
-
-impl FactsCache {
-    /// The facts as seen from our address `local`; `None` when the program is ending.
-    async fn facts(&self, local: IpAddr) -> Option<HostFacts> {
-        // Links that ask meanwhile wait for the same reading.
-        let mut read = self.read.lock().await;
-        read.retain(|_, (at, _)| at.elapsed() < FACTS_LIFETIME);
-        if let Some((_, facts)) = read.get(&local) {
-            return Some(facts.clone());
-        }
-        let facts = tokio::task::spawn_blocking(move || paramedic_engines::host_facts::read(Some(local))).await;
-        let facts = HostFacts { version: PeerText::new(env!("CARGO_PKG_VERSION")), ..facts.ok()? };
-        read.insert(local, (Instant::now(), facts.clone()));
-        Some(facts)
-    }
-}
+pub(super) type Stream = TlsStream<TcpStream>;
 
 /// A link of a known peer.
-struct Connection {
+pub(super) struct Connection {
     server: Arc<Server>,
     framed: Framed<Stream>,
     id: LinkId,
@@ -193,7 +71,7 @@ enum Next {
 }
 
 impl Connection {
-    fn open(
+    pub(super) fn open(
         server: Arc<Server>,
         framed: Framed<Stream>,
         id: LinkId,
@@ -221,7 +99,7 @@ impl Connection {
         }
     }
 
-    async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
+    pub(super) async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
         let next = match self.enter() {
             Next::Go => {
                 self.server.note_known(self.peer, Prefix::of(self.from));

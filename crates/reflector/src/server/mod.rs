@@ -6,43 +6,39 @@ mod admin_socket;
 mod clockwork;
 mod connection;
 mod data_connection;
+mod facts_cache;
 mod grant;
+mod handshake;
 mod known;
+mod lifetime;
+mod offer;
 mod pair;
 mod peers;
 mod place;
 mod test_run;
 
 pub use admin_socket::{Ask, Client, PeerLine, Status, Tell};
+pub use lifetime::serve;
+pub use offer::LackingEngine;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Context;
-use paramedic_engines::Engine;
 use paramedic_engines::echo::Responder;
-use paramedic_engines::engine::Lacking;
 use paramedic_link::message::EndReason;
-use paramedic_link::test_spec::{DataMode, EngineId};
-use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId, tls};
-use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use paramedic_link::{EndpointId, PeerText, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 
-use crate::audit::{Audit, Sizes};
+use crate::audit::Audit;
 use crate::config::Config;
-use crate::connection_limiter::ConnectionLimiter;
-use crate::descriptors::{self, Descriptors};
 use crate::event::{Event, RefusalReason};
 use crate::event_throttle::{Cause, EventThrottle, LeftOut};
 use crate::known_prefixes::KnownPrefixes;
 use crate::message_budget::MessageBudgets;
 use crate::pairing::{CodeId, Pairing};
-use crate::sessions::{Limits, LinkId, Now, Past, Reservation, Sessions, Settled};
+use crate::sessions::{LinkId, Now, Reservation, Sessions, Settled};
 use crate::store::Store;
 use peers::Peers;
 use place::Places;
@@ -64,7 +60,7 @@ struct Server {
     pairing: Mutex<Pairing>,
     throttle: Mutex<EventThrottle>,
     budgets: Mutex<MessageBudgets>,
-    facts: connection::FactsCache,
+    facts: facts_cache::FactsCache,
     /// The most links that stand at once.
     max_links: usize,
     peers: Peers,
@@ -121,205 +117,6 @@ enum Order {
     Ended { session: SessionId, reason: EndReason },
     /// Its peer is no longer one.
     PeerRemoved,
-}
-
-/// Serves until a signal ends it.
-pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAddr])) -> anyhow::Result<()> {
-    // Before anybody is told that it serves: who then asks it to end must not find nobody listening.
-    let mut signals = Signals::listen()?;
-    let descriptors = Descriptors::divide(allow_many_descriptors());
-    let id = key.id();
-    let store = Store::open(&config.database()).await?;
-    let (leases, leased_bytes) = store.charge_open_leases().await?;
-    let sizes = Sizes { segment: config.audit_segment_size, total: config.audit_max_size };
-    let audit = Audit::open(&config.audit_dir(), sizes, store.clone()).await?;
-    let peers = Peers::load(&store, &audit, &config.audit_dir(), &config.authorized_peers).await?;
-    let now = unix_now();
-    let known_prefixes = load_known_prefixes(&store, &peers).await?;
-    let past = Past {
-        tests: store.tests_since(now.saturating_sub(3_600_000)).await?,
-        bytes_today: store
-            .usage(Now::day_of(now))
-            .await?
-            .into_iter()
-            .map(|(peer, bytes)| (peer, Now::day_of(now), bytes))
-            .collect(),
-    };
-    let began = Instant::now();
-    let tls = tls::reflector_config(&key).context("TLS can't be set up")?;
-    let listeners = accept::listen(&config.listen)?;
-    let admin = admin_socket::bind(&config.admin_socket())?;
-    // The admin socket is ours, and with it the folder that it stands in.
-    let (engines, lacking) = offered(&config).await?;
-    let limits = Limits { descriptors: descriptors.sessions, ..limits(&config, &engines) };
-    let sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: now });
-    let mut responders = HashMap::new();
-    for (listener, udp) in &listeners {
-        let responder = Responder::spawn(udp.try_clone()?).context("the latency responder can't start")?;
-        responders.insert(listener.local_addr()?, responder);
-    }
-    let server = Arc::new(Server {
-        id,
-        sessions: Mutex::new(sessions),
-        places: Arc::new(Places::new(ConnectionLimiter::new(descriptors.unauthenticated, known_prefixes.all(now)))),
-        known_prefixes: Mutex::new(known_prefixes),
-        prefix_noted: Notify::new(),
-        pairing: Mutex::new(Pairing::new(id)),
-        throttle: Mutex::default(),
-        budgets: Mutex::default(),
-        facts: connection::FactsCache::default(),
-        max_links: descriptors.links,
-        peers,
-        store,
-        audit,
-        links: Mutex::default(),
-        teardowns: tokio::sync::RwLock::default(),
-        responders,
-        began,
-        due: Notify::new(),
-        room: Notify::new(),
-        opener: Mutex::default(),
-        claim_settled: Notify::new(),
-        stage: watch::channel(Stage::Serving).0,
-        lacking,
-        unsettled: Mutex::default(),
-        config,
-    });
-    let mut first = vec![Event::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
-    if leases > 0 {
-        first.push(Event::LeasesCharged { sessions: leases, bytes: leased_bytes });
-    }
-    server.audit.record(first).await.context("the audit log can't be written")?;
-
-    let mut tasks = JoinSet::new();
-    let mut addresses = Vec::new();
-    for (listener, _) in listeners {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        addresses.push(listener.local_addr()?);
-        tasks.spawn(accept::run(Arc::clone(&server), listener, Arc::clone(&tls)));
-    }
-    tasks.spawn(clockwork::run(Arc::clone(&server)));
-    tasks.spawn(admin_socket::run(Arc::clone(&server), admin));
-    tasks.spawn(known::keep(Arc::clone(&server)));
-    tasks.spawn({
-        let store = server.store.clone();
-        async move { store.watch_over().await }
-    });
-    tasks.spawn({
-        let server = Arc::clone(&server);
-        let mut of_store = server.store.fault();
-        let mut of_audit = server.audit.fault();
-        async move {
-            loop {
-                let is_faulted = of_audit.borrow_and_update().is_some() || of_store.borrow_and_update().is_some();
-                server.sessions().set_faulted(is_faulted);
-                server.due.notify_one();
-                if !is_faulted {
-                    let server = Arc::clone(&server);
-                    tokio::spawn(async move { server.catch_up().await });
-                }
-                let changed = tokio::select! {
-                    changed = of_audit.changed() => changed,
-                    changed = of_store.changed() => changed,
-                };
-                if changed.is_err() {
-                    return;
-                }
-            }
-        }
-    });
-    ready(&addresses);
-    // Outside of systemd there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tracing::info!(endpoint_id = %id, ?addresses, "serving");
-
-    drain_on_signal(&server, &mut signals, &mut tasks).await?;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    server.stage.send_replace(Stage::Stopping);
-    server.end_all_sessions();
-    server.await_no_links().await;
-    tasks.shutdown().await;
-    let _ = tokio::time::timeout(STOPPING, server.teardowns.write()).await;
-    let left_out = lock(&server.throttle).finish();
-    let mut last = left_out.into_iter().filter_map(LeftOut::event).collect::<Vec<_>>();
-    last.push(Event::Stopped);
-    // What can't be written any more must not keep the program from ending.
-    let _ = server.audit.record(last).await;
-    server.catch_up().await;
-    server.write_known().await;
-    server.store.close().await;
-    Ok(())
-}
-
-/// The signals that end the program.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// The first signal lets running sessions finish, a second one ends them. An error: one of the tasks that everything
-/// depends on is gone, and only a new start helps.
-async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
-    let lost = |_| anyhow::anyhow!("a part of the reflector ended; its log says more");
-    let mut stage = server.stage.subscribe();
-    tokio::select! {
-        () = signals.next() => {}
-        _ = stage.wait_for(|stage| *stage >= Stage::Draining) => {}
-        Some(ended) = tasks.join_next() => return Err(lost(ended)),
-    }
-    tracing::info!("draining: running sessions go on, new ones are not granted");
-    server.sessions().drain();
-    server.stage.send_replace(Stage::Draining);
-    server.due.notify_one();
-    tokio::select! {
-        () = signals.next() => {}
-        () = server.await_no_sessions() => {}
-        Some(ended) = tasks.join_next() => return Err(lost(ended)),
-    }
-    Ok(())
-}
-
-/// A session of 64 streams each way takes some 400 descriptors, and shells and service managers often allow 1,024 in
-/// all where the kernel would allow more. Returns what is allowed; `None`: any number.
-fn allow_many_descriptors() -> Option<u64> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
-    {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-    let allowed = getrlimit(Resource::Nofile).current;
-    if let Some(allowed) = allowed.filter(|allowed| *allowed < descriptors::ENOUGH) {
-        tracing::warn!(
-            allowed,
-            "few open files are allowed: large sessions are refused (LimitNOFILE raises the limit)"
-        );
-    }
-    allowed
-}
-
-/// From where the paired devices authenticated. What a device left behind that is no longer paired is removed.
-async fn load_known_prefixes(store: &Store, peers: &Peers) -> anyhow::Result<KnownPrefixes> {
-    let rows = store.known_prefixes().await?;
-    let gone = rows.iter().map(|(peer, ..)| *peer).filter(|peer| !peers.is_paired(*peer));
-    for peer in gone.collect::<std::collections::BTreeSet<_>>() {
-        store.forget_prefixes(peer).await?;
-    }
-    Ok(KnownPrefixes::new(rows.into_iter().filter(|(peer, ..)| peers.is_paired(*peer))))
 }
 
 /// Who opened a code.
@@ -507,76 +304,6 @@ impl Server {
             // A link that is ending anyway needs no order.
             let _ = link.orders.send(Order::PeerRemoved);
         }
-    }
-}
-
-/// An engine that was to be offered and can't be, for `status`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LackingEngine {
-    /// Which.
-    pub engine: EngineId,
-    /// Because of what.
-    pub because: String,
-    /// What to do about it.
-    #[serde(rename = "try")]
-    pub try_: String,
-}
-
-/// The engines that the operator wants and this host can play, each tried out, and those that it can't.
-async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<LackingEngine>)> {
-    let scratch = config.scratch_dir();
-    // What a reflector that was killed left there.
-    if let Err(error) = std::fs::remove_dir_all(&scratch)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, "an old working folder can't be removed");
-    }
-    // Not one that another user makes in the meantime.
-    let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
-    made.with_context(|| format!("cannot make {}", scratch.display()))?;
-    let (mut engines, mut lacking) = (Vec::new(), Vec::new());
-    for engine in paramedic_engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
-        let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];
-        let fit = if is_direct_alone && !config.offers_direct() {
-            let because = "its data takes ports of its own, and this reflector has the tunnel alone".to_owned();
-            Err(Lacking { because, try_: "set mode = \"direct_ephemeral\"".to_owned() })
-        } else {
-            let scratch = scratch.clone();
-            tokio::task::spawn_blocking(move || engine.has_serve(&scratch)).await?
-        };
-        match (fit, EngineId::try_from(engine.id())) {
-            (Err(Lacking { because, try_ }), Ok(id)) => {
-                tracing::warn!(engine = %id, %because, "not offered");
-                lacking.push(LackingEngine { engine: id, because, try_ });
-            }
-            _ => engines.push(engine),
-        }
-    }
-    Ok((engines, lacking))
-}
-
-/// The session rules as configured, with the engines that can be offered.
-fn limits(config: &Config, engines: &[&'static dyn Engine]) -> Limits {
-    let direct = config.offers_direct();
-    let mut data_modes = vec![DataMode::Tunneled];
-    if direct {
-        data_modes.push(DataMode::DirectEphemeral);
-    }
-    let engines =
-        engines.iter().filter_map(|engine| Some((EngineId::try_from(engine.id()).ok()?, engine.data_modes())));
-    Limits {
-        max_concurrent_tests: config.max_concurrent_tests,
-        max_test_duration: config.max_test_duration,
-        max_streams: config.max_streams,
-        max_tests_per_hour: config.max_tests_per_hour,
-        max_bytes_per_day: config.max_bytes_per_day,
-        max_bytes_per_day_total: config.max_bytes_per_day_total,
-        max_queue: config.max_queue,
-        data_ports: direct.then(|| config.data_port_range.clone()),
-        data_modes,
-        engine_modes: engines.clone().map(|(id, modes)| (id, modes.to_vec())).collect(),
-        engines: engines.map(|(id, _)| id).collect(),
-        ..Limits::default()
     }
 }
 

@@ -1,0 +1,34 @@
+//! The host's facts, read at most once a second for all links together.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use paramedic_link::PeerText;
+use paramedic_link::measurement::HostFacts;
+use tokio::time::Instant;
+
+/// How long a reading of the host's facts is good for.
+const FACTS_LIFETIME: Duration = Duration::from_secs(1);
+
+/// What the host's facts were, for a second: to read them takes the processor, and every link may ask for them.
+#[derive(Default)]
+pub(super) struct FactsCache {
+    read: tokio::sync::Mutex<HashMap<IpAddr, (Instant, HostFacts)>>,
+}
+
+impl FactsCache {
+    /// The facts as seen from our address `local`; `None` when the program is ending.
+    pub(super) async fn facts(&self, local: IpAddr) -> Option<HostFacts> {
+        // Links that ask meanwhile wait for the same reading.
+        let mut read = self.read.lock().await;
+        read.retain(|_, (at, _)| at.elapsed() < FACTS_LIFETIME);
+        if let Some((_, facts)) = read.get(&local) {
+            return Some(facts.clone());
+        }
+        let facts = tokio::task::spawn_blocking(move || paramedic_engines::host_facts::read(Some(local))).await;
+        let facts = HostFacts { version: PeerText::new(env!("CARGO_PKG_VERSION")), ..facts.ok()? };
+        read.insert(local, (Instant::now(), facts.clone()));
+        Some(facts)
+    }
+}

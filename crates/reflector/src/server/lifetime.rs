@@ -1,0 +1,228 @@
+//! The server's life: what it is started with, the signals that end it, and the order in which everything ends.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use paramedic_engines::echo::Responder;
+use paramedic_link::{SecretKey, tls};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use super::facts_cache::FactsCache;
+use super::offer::{limits, offered};
+use super::peers::Peers;
+use super::place::Places;
+use super::{STOPPING, Server, Stage, accept, admin_socket, clockwork, known, lock, unix_now};
+use crate::audit::{Audit, Sizes};
+use crate::config::Config;
+use crate::connection_limiter::ConnectionLimiter;
+use crate::descriptors::{self, Descriptors};
+use crate::event::Event;
+use crate::event_throttle::LeftOut;
+use crate::known_prefixes::KnownPrefixes;
+use crate::pairing::Pairing;
+use crate::sessions::{Limits, Now, Past, Sessions};
+use crate::store::Store;
+
+/// Serves until a signal ends it.
+pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAddr])) -> anyhow::Result<()> {
+    // Before anybody is told that it serves: who then asks it to end must not find nobody listening.
+    let mut signals = Signals::listen()?;
+    let descriptors = Descriptors::divide(allow_many_descriptors());
+    let id = key.id();
+    let store = Store::open(&config.database()).await?;
+    let (leases, leased_bytes) = store.charge_open_leases().await?;
+    let sizes = Sizes { segment: config.audit_segment_size, total: config.audit_max_size };
+    let audit = Audit::open(&config.audit_dir(), sizes, store.clone()).await?;
+    let peers = Peers::load(&store, &audit, &config.audit_dir(), &config.authorized_peers).await?;
+    let now = unix_now();
+    let known_prefixes = load_known_prefixes(&store, &peers).await?;
+    let past = Past {
+        tests: store.tests_since(now.saturating_sub(3_600_000)).await?,
+        bytes_today: store
+            .usage(Now::day_of(now))
+            .await?
+            .into_iter()
+            .map(|(peer, bytes)| (peer, Now::day_of(now), bytes))
+            .collect(),
+    };
+    let began = Instant::now();
+    let tls = tls::reflector_config(&key).context("TLS can't be set up")?;
+    let listeners = accept::listen(&config.listen)?;
+    let admin = admin_socket::bind(&config.admin_socket())?;
+    // The admin socket is ours, and with it the folder that it stands in.
+    let (engines, lacking) = offered(&config).await?;
+    let limits = Limits { descriptors: descriptors.sessions, ..limits(&config, &engines) };
+    let sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: now });
+    let mut responders = HashMap::new();
+    for (listener, udp) in &listeners {
+        let responder = Responder::spawn(udp.try_clone()?).context("the latency responder can't start")?;
+        responders.insert(listener.local_addr()?, responder);
+    }
+    let server = Arc::new(Server {
+        id,
+        sessions: Mutex::new(sessions),
+        places: Arc::new(Places::new(ConnectionLimiter::new(descriptors.unauthenticated, known_prefixes.all(now)))),
+        known_prefixes: Mutex::new(known_prefixes),
+        prefix_noted: Notify::new(),
+        pairing: Mutex::new(Pairing::new(id)),
+        throttle: Mutex::default(),
+        budgets: Mutex::default(),
+        facts: FactsCache::default(),
+        max_links: descriptors.links,
+        peers,
+        store,
+        audit,
+        links: Mutex::default(),
+        teardowns: tokio::sync::RwLock::default(),
+        responders,
+        began,
+        due: Notify::new(),
+        room: Notify::new(),
+        opener: Mutex::default(),
+        claim_settled: Notify::new(),
+        stage: watch::channel(Stage::Serving).0,
+        lacking,
+        unsettled: Mutex::default(),
+        config,
+    });
+    let mut first = vec![Event::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
+    if leases > 0 {
+        first.push(Event::LeasesCharged { sessions: leases, bytes: leased_bytes });
+    }
+    server.audit.record(first).await.context("the audit log can't be written")?;
+
+    let mut tasks = JoinSet::new();
+    let mut addresses = Vec::new();
+    for (listener, _) in listeners {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        addresses.push(listener.local_addr()?);
+        tasks.spawn(accept::run(Arc::clone(&server), listener, Arc::clone(&tls)));
+    }
+    tasks.spawn(clockwork::run(Arc::clone(&server)));
+    tasks.spawn(admin_socket::run(Arc::clone(&server), admin));
+    tasks.spawn(known::keep(Arc::clone(&server)));
+    tasks.spawn({
+        let store = server.store.clone();
+        async move { store.watch_over().await }
+    });
+    tasks.spawn({
+        let server = Arc::clone(&server);
+        let mut of_store = server.store.fault();
+        let mut of_audit = server.audit.fault();
+        async move {
+            loop {
+                let is_faulted = of_audit.borrow_and_update().is_some() || of_store.borrow_and_update().is_some();
+                server.sessions().set_faulted(is_faulted);
+                server.due.notify_one();
+                if !is_faulted {
+                    let server = Arc::clone(&server);
+                    tokio::spawn(async move { server.catch_up().await });
+                }
+                let changed = tokio::select! {
+                    changed = of_audit.changed() => changed,
+                    changed = of_store.changed() => changed,
+                };
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    ready(&addresses);
+    // Outside of systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(endpoint_id = %id, ?addresses, "serving");
+
+    drain_on_signal(&server, &mut signals, &mut tasks).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    server.stage.send_replace(Stage::Stopping);
+    server.end_all_sessions();
+    server.await_no_links().await;
+    tasks.shutdown().await;
+    let _ = tokio::time::timeout(STOPPING, server.teardowns.write()).await;
+    let left_out = lock(&server.throttle).finish();
+    let mut last = left_out.into_iter().filter_map(LeftOut::event).collect::<Vec<_>>();
+    last.push(Event::Stopped);
+    // What can't be written any more must not keep the program from ending.
+    let _ = server.audit.record(last).await;
+    server.catch_up().await;
+    server.write_known().await;
+    server.store.close().await;
+    Ok(())
+}
+
+/// The signals that end the program.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The first signal lets running sessions finish, a second one ends them. An error: one of the tasks that everything
+/// depends on is gone, and only a new start helps.
+async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let lost = |_| anyhow::anyhow!("a part of the reflector ended; its log says more");
+    let mut stage = server.stage.subscribe();
+    tokio::select! {
+        () = signals.next() => {}
+        _ = stage.wait_for(|stage| *stage >= Stage::Draining) => {}
+        Some(ended) = tasks.join_next() => return Err(lost(ended)),
+    }
+    tracing::info!("draining: running sessions go on, new ones are not granted");
+    server.sessions().drain();
+    server.stage.send_replace(Stage::Draining);
+    server.due.notify_one();
+    tokio::select! {
+        () = signals.next() => {}
+        () = server.await_no_sessions() => {}
+        Some(ended) = tasks.join_next() => return Err(lost(ended)),
+    }
+    Ok(())
+}
+
+/// A session of 64 streams each way takes some 400 descriptors, and shells and service managers often allow 1,024 in
+/// all where the kernel would allow more. Returns what is allowed; `None`: any number.
+fn allow_many_descriptors() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let allowed = getrlimit(Resource::Nofile).current;
+    if let Some(allowed) = allowed.filter(|allowed| *allowed < descriptors::ENOUGH) {
+        tracing::warn!(
+            allowed,
+            "few open files are allowed: large sessions are refused (LimitNOFILE raises the limit)"
+        );
+    }
+    allowed
+}
+
+/// From where the paired devices authenticated. What a device left behind that is no longer paired is removed.
+async fn load_known_prefixes(store: &Store, peers: &Peers) -> anyhow::Result<KnownPrefixes> {
+    let rows = store.known_prefixes().await?;
+    let gone = rows.iter().map(|(peer, ..)| *peer).filter(|peer| !peers.is_paired(*peer));
+    for peer in gone.collect::<std::collections::BTreeSet<_>>() {
+        store.forget_prefixes(peer).await?;
+    }
+    Ok(KnownPrefixes::new(rows.into_iter().filter(|(peer, ..)| peers.is_paired(*peer))))
+}

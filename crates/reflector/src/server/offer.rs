@@ -1,0 +1,82 @@
+//! What this reflector offers: the engines that its host can run, and the limits as configured.
+
+use std::os::unix::fs::DirBuilderExt;
+
+use anyhow::Context;
+use paramedic_engines::Engine;
+use paramedic_engines::engine::Lacking;
+use paramedic_link::test_spec::{DataMode, EngineId};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::sessions::Limits;
+
+/// An engine that was to be offered and can't be, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LackingEngine {
+    /// Which.
+    pub engine: EngineId,
+    /// Because of what.
+    pub because: String,
+    /// What to do about it.
+    #[serde(rename = "try")]
+    pub try_: String,
+}
+
+/// The engines that the operator wants and this host can play, each tried out, and those that it can't.
+pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<LackingEngine>)> {
+    let scratch = config.scratch_dir();
+    // What a reflector that was killed left there.
+    if let Err(error) = std::fs::remove_dir_all(&scratch)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "an old working folder can't be removed");
+    }
+    // Not one that another user makes in the meantime.
+    let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
+    made.with_context(|| format!("cannot make {}", scratch.display()))?;
+    let (mut engines, mut lacking) = (Vec::new(), Vec::new());
+    for engine in paramedic_engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
+        let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];
+        let fit = if is_direct_alone && !config.offers_direct() {
+            let because = "its data takes ports of its own, and this reflector has the tunnel alone".to_owned();
+            Err(Lacking { because, try_: "set mode = \"direct_ephemeral\"".to_owned() })
+        } else {
+            let scratch = scratch.clone();
+            tokio::task::spawn_blocking(move || engine.has_serve(&scratch)).await?
+        };
+        match (fit, EngineId::try_from(engine.id())) {
+            (Err(Lacking { because, try_ }), Ok(id)) => {
+                tracing::warn!(engine = %id, %because, "not offered");
+                lacking.push(LackingEngine { engine: id, because, try_ });
+            }
+            _ => engines.push(engine),
+        }
+    }
+    Ok((engines, lacking))
+}
+
+/// The session rules as configured, with the engines that can be offered.
+pub(super) fn limits(config: &Config, engines: &[&'static dyn Engine]) -> Limits {
+    let direct = config.offers_direct();
+    let mut data_modes = vec![DataMode::Tunneled];
+    if direct {
+        data_modes.push(DataMode::DirectEphemeral);
+    }
+    let engines =
+        engines.iter().filter_map(|engine| Some((EngineId::try_from(engine.id()).ok()?, engine.data_modes())));
+    Limits {
+        max_concurrent_tests: config.max_concurrent_tests,
+        max_test_duration: config.max_test_duration,
+        max_streams: config.max_streams,
+        max_tests_per_hour: config.max_tests_per_hour,
+        max_bytes_per_day: config.max_bytes_per_day,
+        max_bytes_per_day_total: config.max_bytes_per_day_total,
+        max_queue: config.max_queue,
+        data_ports: direct.then(|| config.data_port_range.clone()),
+        data_modes,
+        engine_modes: engines.clone().map(|(id, modes)| (id, modes.to_vec())).collect(),
+        engines: engines.map(|(id, _)| id).collect(),
+        ..Limits::default()
+    }
+}
