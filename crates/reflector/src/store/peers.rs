@@ -48,16 +48,6 @@ impl Store {
             .collect()
     }
 
-    /// Whether `id` is a peer.
-    pub async fn is_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
-        let found: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM peers WHERE id = $1")
-            .bind(&id.as_bytes()[..])
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(|why| self.failure("looking for a peer", why))?;
-        Ok(found.is_some())
-    }
-
     /// Adds a peer; `false` where it is one already, whose name then stays. A name that is taken gets a number; one
     /// that is empty, or that reads as somebody's Endpoint ID, is not used. `by` is `code` or `hand`.
     pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
