@@ -9,9 +9,11 @@ use std::time::Duration;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
+use paramedic_link::measurement::Sample;
 use paramedic_link::message::{
     self, CloseReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, ToAppliance, ToReflector, Welcome,
 };
+use paramedic_link::test_spec::Direction;
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -399,23 +401,33 @@ impl Connection {
         Next::Go
     }
 
-    async fn report(&mut self, event: RunEvent) -> Next {
-        let Some(granted) = self.running.as_mut().filter(|granted| granted.running.session == event.session) else {
-            // The last words of a session that is over.
-            return Next::Go;
-        };
-        match event.what {
-            PhaseEvent::Started(phase) => self.say(&ToAppliance::Started { phase }).await,
-            PhaseEvent::Sample(phase, direction, sample) => {
-                self.say(&ToAppliance::Samples { phase, direction, samples: vec![sample] }).await
-            }
-            // The session is being ended, and its phase with it: the reason comes next, and is the one that counts.
-            PhaseEvent::Done(..) if granted.running.tether.is_cut() => Next::Go,
-            PhaseEvent::Done(phase, tally) => {
-                granted.phase = None;
-                self.say(&ToAppliance::PhaseDone { phase, tally: *tally }).await
+    /// Sends what happened in a phase. Samples that were measured while the link was busy go together in one message.
+    async fn report(&mut self, first: RunEvent) -> Next {
+        let mut next = Some(first);
+        while let Some(event) = next.take() {
+            let Some(granted) = self.running.as_mut().filter(|granted| granted.running.session == event.session) else {
+                // A late event of a session that is over.
+                continue;
+            };
+            let sent = match event.what {
+                PhaseEvent::Started(phase) => self.say(&ToAppliance::Started { phase }).await,
+                PhaseEvent::Sample(phase, direction, sample) => {
+                    let mut samples = vec![sample];
+                    next = take_samples(&mut samples, (event.session, phase, direction), &mut self.run_events.1);
+                    self.say(&ToAppliance::Samples { phase, direction, samples }).await
+                }
+                // The session is being ended, and its phase with it: the reason comes next, and is the one that counts.
+                PhaseEvent::Done(..) if granted.running.tether.is_cut() => Next::Go,
+                PhaseEvent::Done(phase, tally) => {
+                    granted.phase = None;
+                    self.say(&ToAppliance::PhaseDone { phase, tally: *tally }).await
+                }
+            };
+            if !matches!(sent, Next::Go) {
+                return sent;
             }
         }
+        Next::Go
     }
 
     /// Ends the session, if there is one, and says so.
@@ -453,6 +465,25 @@ impl Drop for Connection {
     }
 }
 
+/// Moves further samples of the same session, phase and direction from `events` to `samples`, as many as one message
+/// carries. Returns the event that ended this, where there was one.
+fn take_samples(
+    samples: &mut Vec<Sample>,
+    of: (SessionId, u8, Direction),
+    events: &mut mpsc::UnboundedReceiver<RunEvent>,
+) -> Option<RunEvent> {
+    while samples.len() < message::MAX_SAMPLES {
+        let event = events.try_recv().ok()?;
+        match event.what {
+            PhaseEvent::Sample(phase, direction, sample) if (event.session, phase, direction) == of => {
+                samples.push(sample);
+            }
+            _ => return Some(event),
+        }
+    }
+    None
+}
+
 /// Waits until everything is to end. The watched value is let go of at once: it must not be held across an await.
 async fn stopping(stage: &mut tokio::sync::watch::Receiver<Stage>) {
     let _ = stage.wait_for(|stage| *stage == Stage::Stopping).await.map(drop);
@@ -470,5 +501,37 @@ fn in_words(reason: EndReason) -> &'static str {
         EndReason::PeerRemoved => "this device is no longer paired",
         EndReason::Shutdown => "the reflector is shutting down",
         EndReason::Failed | EndReason::Unknown => "something failed at the reflector",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_that_wait_go_together_up_to_the_limit_of_a_message() {
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let session = SessionId::from_bytes([1; 16]);
+        let send = |what| sender.send(RunEvent { session, what }).unwrap();
+        let sample = |at_us| Sample { at_us, bytes: 0 };
+        let of = (session, 0, Direction::Download);
+        for at in 1..=70 {
+            send(PhaseEvent::Sample(0, Direction::Download, sample(at)));
+        }
+        send(PhaseEvent::Sample(0, Direction::Upload, sample(71)));
+        send(PhaseEvent::Done(0, Box::default()));
+
+        let mut samples = vec![sample(0)];
+        assert!(take_samples(&mut samples, of, &mut events).is_none());
+        assert!(samples.iter().map(|sample| sample.at_us).eq(0..64));
+
+        let mut samples = vec![];
+        let next = take_samples(&mut samples, of, &mut events).unwrap();
+        assert!(samples.iter().map(|sample| sample.at_us).eq(64..=70));
+        assert!(matches!(next.what, PhaseEvent::Sample(0, Direction::Upload, _)), "another direction ends it");
+
+        let mut samples = vec![];
+        let next = take_samples(&mut samples, (session, 0, Direction::Upload), &mut events).unwrap();
+        assert!(samples.is_empty() && matches!(next.what, PhaseEvent::Done(0, _)));
     }
 }
