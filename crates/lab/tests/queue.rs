@@ -128,3 +128,37 @@ fn a_grant_waits_a_moment_for_the_devices_turn_and_is_given_back_else() {
         assert_eq!(last(&mut other).0, 0);
     }
 }
+
+#[test]
+fn a_wait_that_is_cancelled_is_withdrawn() {
+    let (tell, heard) = channel::<String>();
+    let tell = Mutex::new(tell);
+    let reflector = FalseReflector::listen(move |link, first| {
+        let honest = &mut Honest::default();
+        let mut next = Some(first.clone());
+        while let Some(message) = next {
+            if message["type"] == "request" {
+                link.say(&queued(1))?;
+                // Everything that comes after the request.
+                while let Some(message) = link.hear()? {
+                    let _ = tell.lock().unwrap().send(message["type"].to_string());
+                }
+                return Ok(());
+            }
+            honest.answer(link, &message)?;
+            next = link.hear()?;
+        }
+        Ok(())
+    });
+    let appliance = Appliance::new();
+    let (address, id) = (reflector.address.to_string(), reflector.id.to_string());
+    let args = ["pair-reflector", "--peer", &address, "--endpoint-id", &id, "--name", "full"];
+    assert_eq!(appliance.run(&args).code, 0);
+    let mut waiting = appliance.start(&[SPEED_TEST, &["--json-stream", "--peer", "full"]].concat());
+    until(&waiting, "queued");
+    waiting.signal(rustix::process::Signal::INT);
+    let (code, end) = last(&mut waiting);
+    assert_eq!((code, end["code"].as_str()), (130, Some("interrupted")), "{end:#}");
+    let heard = [heard.recv_timeout(PATIENCE).unwrap(), heard.recv_timeout(PATIENCE).unwrap()];
+    assert_eq!(heard, [r#""withdraw""#, r#""close""#]);
+}

@@ -73,7 +73,7 @@ pub enum ToReflector {
         /// Whether it would wait its turn.
         wait: bool,
     },
-    /// Leaves the queue.
+    /// Takes back a request that is not granted yet, because the user cancelled the wait.
     Withdraw,
     /// All streams of a phase stand; let it begin.
     Start {

@@ -219,25 +219,35 @@ impl ReflectorClient {
     }
 
     /// Asks for a session and waits its turn where `wait` says so, as long as `limits` allow; `queued` hears of each place
-    /// and expected wait.
+    /// and expected wait. `None`: `cancelled` was done first, and the request is withdrawn.
     pub async fn request(
         &mut self,
         spec: &TestSpec,
         wait: bool,
         mut limits: QueueWait,
         mut queued: impl FnMut(u32, Duration),
-    ) -> Result<Grant, Failure> {
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<Option<Grant>, Failure> {
+        let mut cancelled = std::pin::pin!(cancelled);
         self.send(&ToReflector::Request { spec: spec.clone(), wait }).await?;
         loop {
             let (until, why) = limits.deadline();
-            let message = match tokio::time::timeout_at(until.into(), self.listen()).await {
-                Ok(message) => message?,
-                Err(_) => return Err(given_up(&self.target, why)),
+            let message = tokio::select! {
+                message = tokio::time::timeout_at(until.into(), self.listen()) => match message {
+                    Ok(message) => message?,
+                    Err(_) => return Err(given_up(&self.target, why)),
+                },
+                () = &mut cancelled => {
+                    let withdraw = self.framed.send(&ToReflector::Withdraw);
+                    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, withdraw).await;
+                    self.close("cancelled").await;
+                    return Ok(None);
+                }
             };
             let now = Instant::now();
             limits.heard(now);
             match message {
-                ToAppliance::Granted(grant) => return Ok(grant),
+                ToAppliance::Granted(grant) => return Ok(Some(grant)),
                 ToAppliance::Queued { place, expected_wait_ms } => {
                     limits.queued_at(place, now);
                     queued(place, Duration::from_millis(expected_wait_ms));

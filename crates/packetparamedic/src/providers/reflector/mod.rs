@@ -97,10 +97,11 @@ async fn measure(
         turn.release();
         events(Event::Queued(Queued::new(place, wait)));
     };
-    let grant = tokio::select! {
-        grant = client.request(&spec, order.wait, limits, queued) => grant?,
-        _ = interrupt.wait_for(|wanted| *wanted) => return Err(interrupted()),
+    let cancelled = async {
+        let _ = interrupt.wait_for(|wanted| *wanted).await;
     };
+    let granted = client.request(&spec, order.wait, limits, queued, cancelled).await?;
+    let grant = granted.ok_or_else(interrupted)?;
     if let Err(failure) = retake(turn, &mut client, &grant, watch).await {
         client.finish().await;
         return Err(failure);
