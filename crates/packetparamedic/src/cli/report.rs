@@ -500,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_server_is_not_vouched_for() {
-        let server = Some(ServerEnd { address: "iperf.example.net:5201".to_owned(), software: None });
+        let server = Some(ServerEnd { address: "iperf.example.net:5201".to_owned() });
         let document = ResultDocument { reflector: None, server, ..example::bare() };
         let text = text(&document, Detail::Plain);
         assert!(text.contains("iperf.example.net:5201, which nothing vouches for"), "{text}");

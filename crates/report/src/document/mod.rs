@@ -241,9 +241,6 @@ pub struct ReflectorEnd {
 pub struct ServerEnd {
     /// The address and port that were dialled.
     pub address: String,
-    /// What it says it runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub software: Option<PeerText>,
 }
 
 /// Payload in one direction. Everything speaks of the steady part, after start-up, where nothing else is said.

@@ -169,7 +169,7 @@ impl Gathered {
                 let address = met.address.to_string();
                 (Some(ReflectorEnd { endpoint_id: id, name, address, version, facts_before, facts_after }), None)
             }
-            OtherEnd::Server { name } => (None, Some(ServerEnd { address: name, software: None })),
+            OtherEnd::Server { name } => (None, Some(ServerEnd { address: name })),
         };
         let mut result = ResultDocument {
             schema: ResultSchema::V1,
