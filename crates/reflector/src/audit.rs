@@ -33,20 +33,20 @@ pub use verify::{BadLine, Beginning, Verified, verify};
 use crate::event::{Chain, Event, RefusalReason};
 use crate::store::{Store, StoreError};
 
-/// Orders that may wait for the writer. Whoever records waits when it is full; whoever notes is counted.
-const QUEUE: usize = 1024;
-/// Lines after which a batch takes no further order.
-const BATCH: usize = 256;
+/// Requests that may wait for the writer. When it is full, `record` waits and `note` only counts.
+const QUEUE_CAPACITY: usize = 1024;
+/// Lines after which a batch takes no further request.
+const BATCH_EVENTS: usize = 256;
 /// Notes that are kept while the disk fails; further ones are counted.
-const BACKLOG: usize = 1024;
-/// How often the log is looked after without an order: that its files are still in place, and while there is a fault,
+const BACKLOG_EVENTS: usize = 1024;
+/// How often the log is looked after without a request: that its files are still in place, and while there is a fault,
 /// whether the disk can be written again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// The handle that everybody writes through. Cheap to clone; the writer ends with the last clone.
+/// The handle through which all tasks write. Cheap to clone; the writer ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct Audit {
-    orders: mpsc::Sender<Order>,
+    requests: mpsc::Sender<WriteRequest>,
     fault: watch::Receiver<Option<AuditFault>>,
     not_noted: Arc<AtomicU64>,
 }
@@ -70,7 +70,7 @@ pub enum AuditError {
         /// Why.
         source: std::io::Error,
     },
-    /// Lines that somebody was told of are missing or were changed.
+    /// Acknowledged lines are missing or were changed.
     #[error(
         "the audit log in {0} is not what it was: {why}; `reflector audit verify` names the first bad line; \
          to go on without it, keep it for a look: mv {0} {0}.damaged (the new log will say that it begins anew)",
@@ -99,9 +99,9 @@ pub enum AuditError {
 
 /// What the writer is asked to write.
 #[derive(Debug)]
-struct Order {
+struct WriteRequest {
     events: Vec<Event>,
-    /// Who waits for it to be on disk; nobody for a note.
+    /// Receives the result once it is on disk; absent for a note.
     told: Option<oneshot::Sender<Result<(), AuditFault>>>,
 }
 
@@ -119,9 +119,9 @@ impl Audit {
         probe_interval: Duration,
         folder: &Path,
         sizes: Sizes,
-        keeper: Keeper,
+        head_store: HeadStore,
     ) -> Result<Self, AuditError> {
-        let known = keeper.0.audit_chains().await?;
+        let known = head_store.0.audit_chains().await?;
         let at = folder.to_owned();
         let states = known.clone();
         let journal = blocking(move || Journal::open(&at, &states, sizes, &disk)).await.ok_or_else(|| {
@@ -129,20 +129,25 @@ impl Audit {
         })??;
         if known != journal.states() {
             // From here on, a database that does not know a chain beside files of it is a foreign one.
-            keeper.keep(&journal.states()).await?;
+            head_store.keep(&journal.states()).await?;
         }
-        let (orders, queue) = mpsc::channel(QUEUE);
+        let (requests, queue) = mpsc::channel(QUEUE_CAPACITY);
         let (faulted, fault) = watch::channel(None);
         let not_noted = Arc::new(AtomicU64::new(0));
-        let writer =
-            Writer { keeper, fault: faulted, probe_interval, not_noted: Arc::clone(&not_noted), backlog: Vec::new() };
+        let writer = Writer {
+            head_store,
+            fault: faulted,
+            probe_interval,
+            not_noted: Arc::clone(&not_noted),
+            backlog: Vec::new(),
+        };
         tokio::spawn(writer.run(journal, queue));
-        Ok(Self { orders, fault, not_noted })
+        Ok(Self { requests, fault, not_noted })
     }
 
     /// Writes these events, in order and next to each other; they are on disk when the future is done. They take their
-    /// place in the log when this is called, so that whoever decides under a lock and calls it there is written down in
-    /// the order of the decisions. Dropping the future does not take them back.
+    /// place in the log when this is called, so a caller that holds the lock
+    /// of its decision gets its lines in the order of the decisions. Dropping the future does not take them back.
     ///
     /// # Errors
     /// Then none of them is in the log. Whatever they stood for has to be undone; what can't be undone is worth a
@@ -150,15 +155,15 @@ impl Audit {
     pub fn record(&self, events: Vec<Event>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
         let (told, answer) = oneshot::channel();
         let is_empty = events.is_empty();
-        let placed = if is_empty { Ok(()) } else { self.orders.try_send(Order { events, told: Some(told) }) };
-        let orders = self.orders.clone();
+        let placed = if is_empty { Ok(()) } else { self.requests.try_send(WriteRequest { events, told: Some(told) }) };
+        let requests = self.requests.clone();
         async move {
             let stopped = || AuditFault { because: "its writer has ended".to_owned() };
             match placed {
                 Ok(()) if is_empty => return Ok(()),
                 Ok(()) => {}
                 // The writer is far behind: from here on the order is that of the waiting.
-                Err(TrySendError::Full(order)) => orders.send(order).await.map_err(|_| stopped())?,
+                Err(TrySendError::Full(request)) => requests.send(request).await.map_err(|_| stopped())?,
                 Err(TrySendError::Closed(_)) => return Err(stopped()),
             }
             answer.await.map_err(|_| stopped())?
@@ -169,8 +174,8 @@ impl Audit {
     /// written, how many follows as a [`Event::RefusedMore`] of reason `not_noted`.
     pub fn note(&self, event: Event) {
         // Half of the queue is for those who wait for an answer.
-        let is_crowded = self.orders.capacity() < QUEUE / 2;
-        if is_crowded || self.orders.try_send(Order { events: vec![event], told: None }).is_err() {
+        let is_crowded = self.requests.capacity() < QUEUE_CAPACITY / 2;
+        if is_crowded || self.requests.try_send(WriteRequest { events: vec![event], told: None }).is_err() {
             self.not_noted.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -187,19 +192,19 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// The store, which keeps the heads.
-struct Keeper(Store, #[cfg(test)] tests::KeeperFaults);
+struct HeadStore(Store, #[cfg(test)] tests::HeadStoreFaults);
 
-impl From<Store> for Keeper {
+impl From<Store> for HeadStore {
     fn from(store: Store) -> Self {
         Self(
             store,
             #[cfg(test)]
-            tests::KeeperFaults::default(),
+            tests::HeadStoreFaults::default(),
         )
     }
 }
 
-impl Keeper {
+impl HeadStore {
     /// On an error, the store may hold the new states all the same.
     async fn keep(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
         #[cfg(test)]
@@ -212,7 +217,7 @@ impl Keeper {
 
 /// The one task that writes.
 struct Writer {
-    keeper: Keeper,
+    head_store: HeadStore,
     fault: watch::Sender<Option<AuditFault>>,
     probe_interval: Duration,
     not_noted: Arc<AtomicU64>,
@@ -224,15 +229,15 @@ struct Writer {
 #[derive(Default)]
 struct Batch {
     events: Vec<(Timestamp, Event)>,
-    /// Those of nobody who waits: kept when the write fails.
+    /// Events of notes: kept when the write fails.
     notes: Vec<(Timestamp, Event)>,
     told: Vec<oneshot::Sender<Result<(), AuditFault>>>,
 }
 
 impl Batch {
-    fn take(&mut self, order: Order, now: Timestamp) {
-        let events = order.events.into_iter().map(|event| (now, event));
-        match order.told {
+    fn take(&mut self, request: WriteRequest, now: Timestamp) {
+        let events = request.events.into_iter().map(|event| (now, event));
+        match request.told {
             Some(told) => {
                 self.events.extend(events);
                 self.told.push(told);
@@ -256,20 +261,20 @@ enum BatchEnd {
 }
 
 impl Writer {
-    async fn run(mut self, mut journal: Journal, mut orders: mpsc::Receiver<Order>) {
+    async fn run(mut self, mut journal: Journal, mut requests: mpsc::Receiver<WriteRequest>) {
         let mut next_probe = Instant::now() + self.probe_interval;
         loop {
             let mut batch = Batch::default();
             tokio::select! {
-                order = orders.recv() => match order {
-                    Some(order) => batch.take(order, Timestamp::now()),
+                request = requests.recv() => match request {
+                    Some(request) => batch.take(request, Timestamp::now()),
                     None => return,
                 },
                 () = tokio::time::sleep_until(next_probe) => {}
             }
-            while batch.events.len() < BATCH {
-                match orders.try_recv() {
-                    Ok(order) => batch.take(order, Timestamp::now()),
+            while batch.events.len() < BATCH_EVENTS {
+                match requests.try_recv() {
+                    Ok(request) => batch.take(request, Timestamp::now()),
                     Err(_) => break,
                 }
             }
@@ -307,7 +312,7 @@ impl Writer {
         .await?;
         let written = match appended {
             Ok(()) if is_idle => return Some(journal),
-            Ok(()) => match self.keeper.keep(&journal.states()).await {
+            Ok(()) => match self.head_store.keep(&journal.states()).await {
                 Ok(()) => BatchEnd::Kept,
                 Err(why) => BatchEnd::Unclear(AuditFault { because: why.to_string() }),
             },
@@ -327,7 +332,7 @@ impl Writer {
                 Err(fault)
             }
             BatchEnd::Failed(fault) => {
-                let room = BACKLOG.saturating_sub(self.backlog.len());
+                let room = BACKLOG_EVENTS.saturating_sub(self.backlog.len());
                 let lost = batch.notes.len().saturating_sub(room);
                 self.backlog.extend(batch.notes.into_iter().take(room));
                 self.not_noted.fetch_add(not_noted.saturating_add(lost as u64), Ordering::Relaxed);

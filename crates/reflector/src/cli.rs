@@ -21,7 +21,7 @@ use clap_complete::Shell;
 
 use crate::config::{Config, Flags, PlaceFlags};
 use crate::failure::{Exit, Failure};
-use crate::server::Ask;
+use crate::server::AdminRequest;
 use output::{note, print_json, print_json_line, print_line};
 
 /// What to type first.
@@ -168,9 +168,9 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Status(args) => status::run(&args),
         Command::Health { place } => health::run(&place),
         Command::SelfTest { time, json } => self_test::run(time, json),
-        Command::Drain { place } => {
-            asking::asking(&place, async |client| asking::one_answer(client, &Ask::Drain, asking::print_done).await)
-        }
+        Command::Drain { place } => asking::asking(&place, async |client| {
+            asking::one_answer(client, &AdminRequest::Drain, asking::print_done).await
+        }),
         Command::ShowId { place } => {
             let config = state::with_state(load(&place.0)?)?;
             print_line(&state::identity(&config)?.id().to_string());

@@ -117,7 +117,7 @@ impl Config {
             data_port_range: 5201..=5299,
             // A program of others that speaks to the network: who wants it says so.
             iperf3_enabled: false,
-            // Two tests at once measure each other; whoever comes second waits its turn.
+            // Two tests at once disturb each other; the second one waits its turn.
             max_concurrent_tests: 1,
             // With tests of half a minute, the last of 32 waits a quarter of an hour: longer is no service.
             max_queue: 32,
@@ -185,8 +185,8 @@ impl Config {
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Nobody said anything.
+pub enum ValueOrigin {
+    /// The default: no source sets it.
     Default,
     /// What systemd, or the session, says through this variable.
     Place(&'static str),
@@ -203,13 +203,13 @@ pub enum Origin {
     Flag(&'static str),
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::Default => f.write_str("default"),
-            Origin::Place(variable) | Origin::Environment(variable) => f.write_str(variable),
-            Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Origin::Flag(flag) => write!(f, "--{flag}"),
+            ValueOrigin::Default => f.write_str("default"),
+            ValueOrigin::Place(variable) | ValueOrigin::Environment(variable) => f.write_str(variable),
+            ValueOrigin::File { path, line } => write!(f, "{}:{line}", path.display()),
+            ValueOrigin::Flag(flag) => write!(f, "--{flag}"),
         }
     }
 }
@@ -251,7 +251,7 @@ pub enum ConfigError {
     #[error("{origin}: {setting} can't be this: {problem}; right is {right}")]
     BadValue {
         /// Where it was given.
-        origin: Origin,
+        origin: ValueOrigin,
         /// Which setting.
         setting: &'static str,
         /// What is wrong.
@@ -263,11 +263,11 @@ pub enum ConfigError {
     #[error("{origin}: {problem}")]
     Conflict {
         /// Where the one that has to give way was given.
-        origin: Origin,
+        origin: ValueOrigin,
         /// What is wrong, and what is right.
         problem: String,
     },
-    /// Nobody says where the state is to be.
+    /// No source names the state folder.
     #[error("there is no folder for the state: HOME is not set; say --state-dir FOLDER or REFLECTOR_STATE_DIR")]
     NoStateDir,
 }
@@ -285,7 +285,7 @@ pub struct Loaded {
     /// The configuration.
     pub config: Config,
     /// Where each setting's value came from, by its name.
-    pub origins: BTreeMap<&'static str, Origin>,
+    pub origins: BTreeMap<&'static str, ValueOrigin>,
     /// The files that were read, the strongest first.
     pub files: Vec<PathBuf>,
 }
@@ -377,7 +377,7 @@ pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loa
             etc_file: ETC_FILE.into(),
             is_root: rustix::process::geteuid().is_root(),
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            // Where it is gone, a relative path stays one, and whoever uses it hears so from the system.
+            // Where it is gone, a relative path stays one, and using it fails with an error of the system.
             current_dir: std::env::current_dir().unwrap_or_default(),
         },
     )
@@ -386,7 +386,7 @@ pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loa
 fn load_on(flags: &Flags, machine: &Machine<'_>) -> Result<Loaded, ConfigError> {
     let mut layers = Layers {
         config: Config { name: default_name(&machine.hostname), ..Config::defaults() },
-        origins: SETTINGS.iter().map(|setting| (setting.name, Origin::Default)).collect(),
+        origins: SETTINGS.iter().map(|setting| (setting.name, ValueOrigin::Default)).collect(),
         files: Vec::new(),
     };
     layers.read_file(&machine.etc_file, MayBeAbsent::Yes)?;
@@ -398,7 +398,7 @@ fn load_on(flags: &Flags, machine: &Machine<'_>) -> Result<Loaded, ConfigError> 
     }
     for setting in SETTINGS {
         if let Some(value) = (machine.env)(setting.env) {
-            let origin = Origin::Environment(setting.env);
+            let origin = ValueOrigin::Environment(setting.env);
             let value = value.into_string().map_err(|_| ConfigError::BadValue {
                 origin: origin.clone(),
                 setting: setting.name,
@@ -410,7 +410,7 @@ fn load_on(flags: &Flags, machine: &Machine<'_>) -> Result<Loaded, ConfigError> 
     }
     for setting in SETTINGS {
         if let Some(values) = flags.values.get(setting.name) {
-            layers.take(setting, values.clone(), &machine.current_dir, Origin::Flag(setting.flag))?;
+            layers.take(setting, values.clone(), &machine.current_dir, ValueOrigin::Flag(setting.flag))?;
         }
     }
     layers.find_folders(machine)?;
@@ -445,7 +445,7 @@ enum MayBeAbsent {
 /// What is known so far, weaker layers first.
 struct Layers {
     config: Config,
-    origins: BTreeMap<&'static str, Origin>,
+    origins: BTreeMap<&'static str, ValueOrigin>,
     files: Vec<PathBuf>,
 }
 
@@ -455,7 +455,7 @@ impl Layers {
         setting: &'static Setting,
         values: Vec<String>,
         base: &Path,
-        origin: Origin,
+        origin: ValueOrigin,
     ) -> Result<(), ConfigError> {
         (setting.read)(&mut self.config, &Given { values, base }).map_err(|problem| ConfigError::BadValue {
             origin: origin.clone(),
@@ -491,7 +491,7 @@ impl Layers {
                 key: key.get_ref().to_string(),
                 nearest: nearest(key.get_ref()),
             })?;
-            let origin = Origin::File { path: path.to_owned(), line };
+            let origin = ValueOrigin::File { path: path.to_owned(), line };
             let values = texts(value.get_ref(), setting.is_list).map_err(|problem| ConfigError::BadValue {
                 origin: origin.clone(),
                 setting: setting.name,
@@ -505,22 +505,22 @@ impl Layers {
     }
 
     fn is_default(&self, setting: &str) -> bool {
-        self.origins.get(setting) == Some(&Origin::Default)
+        self.origins.get(setting) == Some(&ValueOrigin::Default)
     }
 
-    /// The folders that nobody named. Who names a state folder gets the admin socket in it: so two reflectors on one
+    /// The folders that no source names. Who names a state folder gets the admin socket in it: so two reflectors on one
     /// machine never meet.
     fn find_folders(&mut self, machine: &Machine<'_>) -> Result<(), ConfigError> {
         let folder = |variable| (machine.env)(variable).as_ref().and_then(first_folder);
         let state_is_ours = self.is_default("state_dir");
         if state_is_ours {
             let (path, origin) = if let Some(path) = folder("STATE_DIRECTORY") {
-                (path, Origin::Place("STATE_DIRECTORY"))
+                (path, ValueOrigin::Place("STATE_DIRECTORY"))
             } else if machine.is_root {
-                (ROOT_STATE_DIR.into(), Origin::Default)
+                (ROOT_STATE_DIR.into(), ValueOrigin::Default)
             } else {
                 let state = xdg(machine, "XDG_STATE_HOME", ".local/state").ok_or(ConfigError::NoStateDir)?;
-                (state.join("packetparamedic/reflector"), Origin::Default)
+                (state.join("packetparamedic/reflector"), ValueOrigin::Default)
             };
             self.config.state_dir = path;
             self.origins.insert("state_dir", origin);
@@ -528,15 +528,15 @@ impl Layers {
         if self.is_default("runtime_dir") {
             let session = (machine.env)("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
             let (path, origin) = if !state_is_ours {
-                (self.config.state_dir.clone(), Origin::Default)
+                (self.config.state_dir.clone(), ValueOrigin::Default)
             } else if let Some(path) = folder("RUNTIME_DIRECTORY") {
-                (path, Origin::Place("RUNTIME_DIRECTORY"))
+                (path, ValueOrigin::Place("RUNTIME_DIRECTORY"))
             } else if machine.is_root {
-                (ROOT_RUNTIME_DIR.into(), Origin::Default)
+                (ROOT_RUNTIME_DIR.into(), ValueOrigin::Default)
             } else if let Some(path) = session {
-                (path.join("packetparamedic"), Origin::Place("XDG_RUNTIME_DIR"))
+                (path.join("packetparamedic"), ValueOrigin::Place("XDG_RUNTIME_DIR"))
             } else {
-                (self.config.state_dir.clone(), Origin::Default)
+                (self.config.state_dir.clone(), ValueOrigin::Default)
             };
             self.config.runtime_dir = path;
             self.origins.insert("runtime_dir", origin);
@@ -552,7 +552,7 @@ impl Layers {
             Some(address) if self.config.offers_direct() => {
                 let strongest = if self.is_default("data_port_range") { "listen" } else { "data_port_range" };
                 Err(ConfigError::Conflict {
-                    origin: self.origins.get(strongest).cloned().unwrap_or(Origin::Default),
+                    origin: self.origins.get(strongest).cloned().unwrap_or(ValueOrigin::Default),
                     problem: format!(
                         "data_port_range {}-{} holds port {}, which is listened on; choose a range without it",
                         range.start(),

@@ -88,7 +88,7 @@ fn network(address: IpAddr, ipv6_bits: u8) -> IpAddr {
 
 /// The number of a place. Give it back with [`ConnectionLimiter::left`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PlaceId(u64);
+pub struct ConnectionSlotId(u64);
 
 /// What a new connection is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,9 +96,9 @@ pub enum Admission {
     /// It may shake hands.
     Enter {
         /// Its place.
-        place: PlaceId,
+        place: ConnectionSlotId,
         /// The connection that makes way for it: to be closed now.
-        makes_way: Option<PlaceId>,
+        makes_way: Option<ConnectionSlotId>,
     },
     /// It may not come in.
     Refuse(RefusalReason),
@@ -112,9 +112,9 @@ pub struct ConnectionLimiter {
     /// How many connections may have made way and still be open.
     leaving_places: usize,
     next: u64,
-    places: BTreeMap<PlaceId, Place>,
+    places: BTreeMap<ConnectionSlotId, Place>,
     /// Connections that made way and are not closed yet: each still holds a descriptor.
-    leaving: BTreeSet<PlaceId>,
+    leaving: BTreeSet<ConnectionSlotId>,
     /// How many streams the running sessions of each prefix may open.
     expected: BTreeMap<Prefix, usize>,
     /// How many links stand from each prefix.
@@ -208,12 +208,12 @@ impl ConnectionLimiter {
         self.enter(prefix, pool, makes_way)
     }
 
-    fn enter(&mut self, prefix: Prefix, pool: Pool, makes_way: Option<PlaceId>) -> Admission {
+    fn enter(&mut self, prefix: Prefix, pool: Pool, makes_way: Option<ConnectionSlotId>) -> Admission {
         if let Some(place) = makes_way.filter(|place| self.places.remove(place).is_some()) {
             self.leaving.insert(place);
         }
         self.next += 1;
-        let place = PlaceId(self.next);
+        let place = ConnectionSlotId(self.next);
         self.places.insert(place, Place { prefix, pool, has_spoken: false, progress_at: self.now });
         Admission::Enter { place, makes_way }
     }
@@ -239,7 +239,7 @@ impl ConnectionLimiter {
     }
 
     /// The connection got further in its handshake.
-    pub fn progressed(&mut self, place: PlaceId, now: Duration) {
+    pub fn progressed(&mut self, place: ConnectionSlotId, now: Duration) {
         self.pass_time(now);
         let now = self.now;
         if let Some(place) = self.places.get_mut(&place) {
@@ -249,7 +249,7 @@ impl ConnectionLimiter {
     }
 
     /// The connection is authenticated or gone. It may have made way already.
-    pub fn left(&mut self, place: PlaceId) {
+    pub fn left(&mut self, place: ConnectionSlotId) {
         self.places.remove(&place);
         self.leaving.remove(&place);
     }
@@ -325,7 +325,7 @@ impl ConnectionLimiter {
     /// Which connection makes way when all places are taken, however young it is, for in a flood all are young: one of the
     /// network that takes most places, so that a client alone in its network stays; then one that has said nothing, before
     /// one that has; then the one that has been without progress for the longest time.
-    fn dispensable(&self, pool: Pool) -> Option<PlaceId> {
+    fn dispensable(&self, pool: Pool) -> Option<ConnectionSlotId> {
         let widest = |place: &Place| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();
         let meant = || self.places.iter().filter(|(_, place)| place.pool == pool);
@@ -352,7 +352,7 @@ impl ConnectionLimiter {
 
 struct Silence {
     count: usize,
-    longest: Option<(PlaceId, Duration)>,
+    longest: Option<(ConnectionSlotId, Duration)>,
 }
 
 #[cfg(test)]
@@ -378,7 +378,7 @@ mod tests {
         ConnectionLimiter::new(MANY, BTreeSet::new())
     }
 
-    fn enter(limiter: &mut ConnectionLimiter, prefix: Prefix, now: Duration) -> PlaceId {
+    fn enter(limiter: &mut ConnectionLimiter, prefix: Prefix, now: Duration) -> ConnectionSlotId {
         match limiter.admit(prefix, now) {
             Admission::Enter { place, makes_way: None } => place,
             other => panic!("{other:?}"),

@@ -88,8 +88,8 @@ pub enum Event {
         /// Which rule said no.
         reason: DenialReason,
     },
-    /// A session was taken back before its appliance heard of it: something could not be claimed or recorded, or nobody
-    /// wanted it any more. It is not charged.
+    /// A session was taken back before its appliance heard of it: something could not be claimed or recorded, or the
+    /// request was withdrawn. It is not charged.
     SessionUndone {
         /// Which.
         session: SessionId,
@@ -109,7 +109,7 @@ pub enum Event {
         /// How long it lasted, in milliseconds.
         elapsed_ms: u64,
     },
-    /// A port of the range was skipped because a program of someone else holds it.
+    /// A port of the range was skipped because another program holds it.
     PortHeld {
         /// Which.
         port: u16,
@@ -152,7 +152,7 @@ pub enum Event {
         /// The number of the last line that was acknowledged before.
         after: u64,
     },
-    /// The tail of a segment that nobody had been told of was cut off after a crash, or after a failed write.
+    /// The unacknowledged tail of a segment was cut off after a crash, or after a failed write.
     TailRepaired {
         /// The file.
         segment: String,

@@ -53,14 +53,14 @@ impl Cause {
 
 /// The lines of one window that were only counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct SuppressedLines {
     /// What caused them.
     pub cause: Cause,
     /// How many they are, at least 1.
     pub count: u64,
 }
 
-impl LeftOut {
+impl SuppressedLines {
     /// The audit event that says so; `None` for lines of the program's log.
     pub fn event(self) -> Option<Event> {
         let count = self.count;
@@ -90,9 +90,9 @@ impl Window {
         self.began.saturating_add(WINDOW)
     }
 
-    fn left_out(&self, cause: Cause) -> Option<LeftOut> {
+    fn suppressed(&self, cause: Cause) -> Option<SuppressedLines> {
         let count = self.count.saturating_sub(cause.lines_in_full());
-        (count > 0).then_some(LeftOut { cause, count })
+        (count > 0).then_some(SuppressedLines { cause, count })
     }
 }
 
@@ -110,8 +110,8 @@ impl EventThrottle {
                 written.push(event);
                 continue;
             };
-            let (is_written, left_out) = self.count(cause, now);
-            written.extend(left_out.and_then(LeftOut::event));
+            let (is_written, suppressed) = self.count(cause, now);
+            written.extend(suppressed.and_then(SuppressedLines::event));
             if is_written {
                 written.push(event);
             }
@@ -121,23 +121,23 @@ impl EventThrottle {
 
     /// Counts one line of `cause`: whether it is to be written, and what was left out of the window that it ends.
     #[must_use]
-    pub fn count(&mut self, cause: Cause, now: Now) -> (bool, Option<LeftOut>) {
+    pub fn count(&mut self, cause: Cause, now: Now) -> (bool, Option<SuppressedLines>) {
         let is_over = self.windows.get(&cause).is_some_and(|window| window.end() <= now.mono);
-        let left_out = is_over.then(|| self.windows.remove(&cause)).flatten().and_then(|over| over.left_out(cause));
+        let suppressed = is_over.then(|| self.windows.remove(&cause)).flatten().and_then(|over| over.suppressed(cause));
         let window = self.windows.entry(cause).or_insert(Window { began: now.mono, count: 0 });
         window.count = window.count.saturating_add(1);
-        (window.count <= cause.lines_in_full(), left_out)
+        (window.count <= cause.lines_in_full(), suppressed)
     }
 
     /// What was left out of the windows that are over.
     #[must_use]
-    pub fn poll(&mut self, now: Now) -> Vec<LeftOut> {
+    pub fn poll(&mut self, now: Now) -> Vec<SuppressedLines> {
         self.close(|window| window.end() <= now.mono)
     }
 
     /// What was left out of all windows, because the program ends.
     #[must_use]
-    pub fn finish(&mut self) -> Vec<LeftOut> {
+    pub fn finish(&mut self) -> Vec<SuppressedLines> {
         self.close(|_| true)
     }
 
@@ -152,16 +152,16 @@ impl EventThrottle {
         self.refused.clone()
     }
 
-    fn close(&mut self, is_over: impl Fn(&Window) -> bool) -> Vec<LeftOut> {
-        let mut left_out = Vec::new();
+    fn close(&mut self, is_over: impl Fn(&Window) -> bool) -> Vec<SuppressedLines> {
+        let mut suppressed = Vec::new();
         self.windows.retain(|cause, window| {
             let stays = !is_over(window);
             if !stays {
-                left_out.extend(window.left_out(*cause));
+                suppressed.extend(window.suppressed(*cause));
             }
             stays
         });
-        left_out
+        suppressed
     }
 }
 
@@ -188,8 +188,8 @@ mod tests {
         Event::SessionDenied { peer, reason: DenialReason::Busy }
     }
 
-    fn left_out(cause: Cause, count: u64) -> LeftOut {
-        LeftOut { cause, count }
+    fn suppressed(cause: Cause, count: u64) -> SuppressedLines {
+        SuppressedLines { cause, count }
     }
 
     #[test]
@@ -199,7 +199,7 @@ mod tests {
         let written = (0..25).flat_map(|_| throttle.pass(vec![refused(RefusalReason::Slow)], at(5))).count();
         assert_eq!((written, throttle.next_deadline()), (10, Some(Duration::from_secs(65))));
         assert_eq!(throttle.poll(at(64)), []);
-        assert_eq!(throttle.poll(at(65)), [left_out(slow, 15)]);
+        assert_eq!(throttle.poll(at(65)), [suppressed(slow, 15)]);
         assert_eq!((throttle.poll(at(66)), throttle.next_deadline()), (vec![], None));
         assert_eq!(throttle.refused()[&RefusalReason::Slow], 25);
     }
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(throttle.pass(vec![refused(RefusalReason::Silent)], at(0)), [refused(RefusalReason::Silent)]);
         assert_eq!(throttle.pass(vec![denied(B)], at(0)), [denied(B)]);
         assert_eq!(throttle.count(Cause::Log(A), at(0)), (true, None));
-        let expected = [left_out(Cause::Refusal(RefusalReason::Slow), 2), left_out(Cause::Peer(A), 1)];
+        let expected = [suppressed(Cause::Refusal(RefusalReason::Slow), 2), suppressed(Cause::Peer(A), 1)];
         assert_eq!(throttle.finish(), expected);
         assert_eq!(throttle.finish(), []);
     }
@@ -237,7 +237,7 @@ mod tests {
         let written = (0..1000).filter(|_| throttle.count(Cause::Log(A), at(0)).0).count();
         assert_eq!(written, 60);
         let over = throttle.poll(at(60));
-        assert_eq!(over, [left_out(Cause::Log(A), 940)]);
+        assert_eq!(over, [suppressed(Cause::Log(A), 940)]);
         assert_eq!(over[0].event(), None);
     }
 }

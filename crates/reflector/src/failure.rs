@@ -21,7 +21,7 @@ pub enum Exit {
     Usage = 2,
     /// The audit log is whole, but only since a later line than the first.
     WholeSince = 3,
-    /// Interrupted by the person at the keyboard.
+    /// Interrupted by Ctrl-C or a signal.
     Interrupted = 130,
 }
 

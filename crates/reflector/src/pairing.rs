@@ -1,4 +1,4 @@
-//! The one pairing code that may be open: who may try it, how often, and that it pairs one appliance only. Writing the
+//! The one pairing code that may be open: which clients may try it, how often, and that it pairs one appliance only. Writing the
 //! pairing down and answering are never done here; time is handed in, and only the code's secret is made here.
 
 use std::collections::BTreeMap;
@@ -12,22 +12,22 @@ use crate::connection_limiter::Prefix;
 
 /// The longest that a code lives.
 pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
-/// Wrong proofs after which a prefix is not listened to.
+/// Wrong proofs after which a prefix is blocked.
 const WRONG_PER_PREFIX: u32 = 5;
-/// For how long that lasts, and after how long without another one wrong proofs are forgotten.
+/// How long a prefix is blocked, and how long a wrong proof counts.
 const BLOCKED: Duration = Duration::from_secs(600);
 /// Prefixes whose wrong proofs are remembered; beyond them the one that failed longest ago is forgotten.
 const REMEMBERED: usize = 4096;
 
-/// What became of a proof. All but `Paired` look the same to whoever sent it.
+/// The decision on a proof. All but `Paired` look the same to its sender.
 #[derive(Debug)]
-pub enum Verdict {
-    /// It is right. Until the claim is confirmed or released, the code is nobody else's.
+pub enum ProofDecision {
+    /// It is right. Until the claim is confirmed or released, no other device can use the code.
     Paired {
         /// What to answer once the pairing is on disk: that we know the secret as well.
         proof: Proof,
         /// To confirm or release.
-        claim: Claim,
+        claim: CodeClaim,
     },
     /// It is wrong, too late, too early, or from a blocked prefix. No number of wrong proofs closes the code: its secret
     /// has 50 bits, so a thousand guesses a second for an hour succeed with a chance of 3 in 10^9.
@@ -36,20 +36,20 @@ pub enum Verdict {
 
 /// A code that was opened.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedCode {
     /// What to type at the appliance; for the operator's eyes only.
     pub code: String,
     /// Which one it is, to revoke it and no other.
     pub id: CodeId,
 }
 
-/// Tells a code from those before and after it.
+/// Identifies one code among those opened before and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodeId(u64);
 
 /// The use of a code while the pairing is written down.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Claim {
+pub struct CodeClaim {
     number: u64,
     /// The code.
     pub code: CodeId,
@@ -57,7 +57,7 @@ pub struct Claim {
 
 /// Why no code was opened.
 #[derive(Debug, thiserror::Error)]
-pub enum NotOpened {
+pub enum OpenCodeError {
     /// There is one already.
     #[error("a pairing code is open already, for {} s more at most", .expires_in.as_secs())]
     AnotherIsOpen {
@@ -90,7 +90,7 @@ struct Open {
     expires_at: Duration,
     /// The pairing that is being written down.
     claim: Option<u64>,
-    /// Whether it was revoked while claimed: whoever proved before that is paired, but nobody after.
+    /// Whether it was revoked while claimed: a device that proved before that is paired, none after it.
     revoked: bool,
 }
 
@@ -107,48 +107,57 @@ impl Pairing {
     }
 
     /// Opens a new code. `now` is monotonic, here and below.
-    pub fn open(&mut self, ttl: Duration, now: Duration) -> Result<Opened, NotOpened> {
+    pub fn open(&mut self, ttl: Duration, now: Duration) -> Result<OpenedCode, OpenCodeError> {
         let code = PairingCode::generate(&self.reflector)?;
         if ttl.is_zero() || ttl > LONGEST_TTL {
-            return Err(NotOpened::Ttl);
+            return Err(OpenCodeError::Ttl);
         }
         self.pass_time(now);
         if let Some(open) = &self.open {
-            return Err(NotOpened::AnotherIsOpen { expires_in: open.expires_at.saturating_sub(now) });
+            return Err(OpenCodeError::AnotherIsOpen { expires_in: open.expires_at.saturating_sub(now) });
         }
         self.codes += 1;
-        let opened = Opened { code: code.to_string(), id: CodeId(self.codes) };
+        let opened = OpenedCode { code: code.to_string(), id: CodeId(self.codes) };
         let expires_at = now.saturating_add(ttl);
         self.open = Some(Open { id: opened.id, code, expires_at, claim: None, revoked: false });
         Ok(opened)
     }
 
     /// Judges a proof that came over a connection between `ends` with this exporter value.
-    pub fn prove(&mut self, prefix: Prefix, ends: &Ends, exporter: &[u8; 32], proof: &Proof, now: Duration) -> Verdict {
+    pub fn prove(
+        &mut self,
+        prefix: Prefix,
+        ends: &Ends,
+        exporter: &[u8; 32],
+        proof: &Proof,
+        now: Duration,
+    ) -> ProofDecision {
         self.pass_time(now);
         if self.is_blocked(prefix) {
-            return Verdict::NotPaired;
+            return ProofDecision::NotPaired;
         }
-        let Some(open) = self.open.as_mut().filter(|open| open.claim.is_none()) else { return Verdict::NotPaired };
+        let Some(open) = self.open.as_mut().filter(|open| open.claim.is_none()) else {
+            return ProofDecision::NotPaired;
+        };
         // Compared in constant time.
         if open.code.appliance_proof(exporter, ends) == *proof {
             self.claims += 1;
             open.claim = Some(self.claims);
             let proof = open.code.reflector_proof(exporter, ends);
             self.wrong.remove(&prefix);
-            return Verdict::Paired { proof, claim: Claim { number: self.claims, code: open.id } };
+            return ProofDecision::Paired { proof, claim: CodeClaim { number: self.claims, code: open.id } };
         }
         self.note_wrong(prefix, now);
-        Verdict::NotPaired
+        ProofDecision::NotPaired
     }
 
     /// The pairing is on disk: the code is used up.
-    pub fn confirm(&mut self, claim: Claim) {
+    pub fn confirm(&mut self, claim: CodeClaim) {
         self.open.take_if(|open| open.claim == Some(claim.number));
     }
 
     /// The pairing could not be written down: the code may be used again, if it was not revoked.
-    pub fn release(&mut self, claim: Claim) {
+    pub fn release(&mut self, claim: CodeClaim) {
         if let Some(open) = self.open.as_mut().filter(|open| open.claim == Some(claim.number)) {
             open.claim = None;
         }
@@ -174,7 +183,7 @@ impl Pairing {
     }
 
     fn pass_time(&mut self, now: Duration) {
-        // Whoever proved in time is paired, however long the disk takes.
+        // A device that proved in time is paired, however long the disk takes.
         self.open.take_if(|open| open.claim.is_none() && open.expires_at <= now);
         self.wrong.retain(|_, wrong| now.saturating_sub(wrong.last_at) < BLOCKED);
     }
@@ -222,20 +231,20 @@ mod tests {
         (pairing, code)
     }
 
-    fn prove(pairing: &mut Pairing, code: &PairingCode, from: u32, now: Duration) -> Verdict {
+    fn prove(pairing: &mut Pairing, code: &PairingCode, from: u32, now: Duration) -> ProofDecision {
         let proof = code.appliance_proof(&EXPORTER, &ends(2));
         pairing.prove(prefix(from), &ends(2), &EXPORTER, &proof, now)
     }
 
-    fn claim(verdict: Verdict) -> Claim {
+    fn claim(verdict: ProofDecision) -> CodeClaim {
         match verdict {
-            Verdict::Paired { claim, .. } => claim,
+            ProofDecision::Paired { claim, .. } => claim,
             other => panic!("{other:?}"),
         }
     }
 
-    fn is_paired(verdict: Verdict) -> bool {
-        matches!(verdict, Verdict::Paired { .. })
+    fn is_paired(verdict: ProofDecision) -> bool {
+        matches!(verdict, ProofDecision::Paired { .. })
     }
 
     /// A proof with the secret of another code.
@@ -246,12 +255,12 @@ mod tests {
     #[test]
     fn a_right_proof_is_answered_with_the_other_half() {
         let (mut pairing, code) = open();
-        let Verdict::Paired { proof, .. } = prove(&mut pairing, &code, 1, START) else { panic!() };
+        let ProofDecision::Paired { proof, .. } = prove(&mut pairing, &code, 1, START) else { panic!() };
         assert_eq!(proof, code.reflector_proof(&EXPORTER, &ends(2)));
     }
 
     #[test]
-    fn a_proof_of_another_connection_or_key_pairs_nobody() {
+    fn a_proof_of_another_connection_or_key_is_refused() {
         let (mut pairing, code) = open();
         let proof = code.appliance_proof(&EXPORTER, &ends(2));
         assert!(!is_paired(pairing.prove(prefix(1), &ends(2), &[8; 32], &proof, START)));
@@ -261,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_used_code_pairs_nobody_else() {
+    fn a_used_code_pairs_no_second_device() {
         let (mut pairing, code) = open();
         let first = claim(prove(&mut pairing, &code, 1, START));
         assert!(!is_paired(prove(&mut pairing, &code, 2, START)), "while the first is being written down");
@@ -279,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_or_revoked_code_pairs_nobody() {
+    fn an_expired_or_revoked_code_is_refused() {
         let (mut pairing, code) = open();
         assert!(!is_paired(prove(&mut pairing, &code, 1, TTL)));
         let (mut pairing, code) = open();
@@ -293,7 +302,7 @@ mod tests {
         let (mut pairing, code) = open();
         let first = claim(prove(&mut pairing, &code, 1, TTL - Duration::from_millis(1)));
         pairing.revoke(CodeId(1));
-        assert!(matches!(pairing.open(TTL, TTL), Err(NotOpened::AnotherIsOpen { .. })));
+        assert!(matches!(pairing.open(TTL, TTL), Err(OpenCodeError::AnotherIsOpen { .. })));
         pairing.confirm(first);
         assert!(pairing.open(TTL, TTL).is_ok());
     }
@@ -311,7 +320,7 @@ mod tests {
     fn a_stale_claim_touches_no_newer_code() {
         let (mut pairing, code) = open();
         let stale = claim(prove(&mut pairing, &code, 1, START));
-        pairing.confirm(Claim { ..stale });
+        pairing.confirm(CodeClaim { ..stale });
         let newer = pairing.open(TTL, START).unwrap().code.parse().unwrap();
         pairing.confirm(stale);
         assert!(is_paired(prove(&mut pairing, &newer, 1, START)));
@@ -369,6 +378,6 @@ mod tests {
         assert_eq!(pairing.expires_in(Duration::from_secs(1)), Some(Duration::from_secs(599)));
         let mut idle = Pairing::new(REFLECTOR);
         assert!(idle.open(LONGEST_TTL, START).is_ok());
-        assert!(matches!(pairing.open(LONGEST_TTL + Duration::from_millis(1), START), Err(NotOpened::Ttl)));
+        assert!(matches!(pairing.open(LONGEST_TTL + Duration::from_millis(1), START), Err(OpenCodeError::Ttl)));
     }
 }

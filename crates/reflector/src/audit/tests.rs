@@ -19,14 +19,14 @@ const LARGE: u64 = 1 << 30;
 struct Home {
     folder: TempDir,
     faults: Arc<Mutex<Faults>>,
-    keeper: KeeperFaults,
+    head_store: HeadStoreFaults,
 }
 
 /// How the store fails when it is asked to keep heads next, and whether it then holds them all the same.
 #[derive(Clone, Debug, Default)]
-pub(super) struct KeeperFaults(Arc<Mutex<VecDeque<bool>>>);
+pub(super) struct HeadStoreFaults(Arc<Mutex<VecDeque<bool>>>);
 
-impl KeeperFaults {
+impl HeadStoreFaults {
     pub(super) async fn next(
         &self,
         store: &Store,
@@ -46,7 +46,7 @@ impl KeeperFaults {
 
 impl Home {
     fn new() -> Self {
-        Self { folder: TempDir::new().unwrap(), faults: Arc::default(), keeper: KeeperFaults::default() }
+        Self { folder: TempDir::new().unwrap(), faults: Arc::default(), head_store: HeadStoreFaults::default() }
     }
 
     fn dir(&self) -> PathBuf {
@@ -69,7 +69,7 @@ impl Home {
     async fn open_with(&self, probe_interval: Duration, sizes: Sizes) -> Result<Audit, AuditError> {
         let disk = Disk::Failing(Arc::clone(&self.faults));
         let store = Store::open(&self.database()).await.unwrap();
-        Audit::open_on(disk, probe_interval, &self.dir(), sizes, Keeper(store, self.keeper.clone())).await
+        Audit::open_on(disk, probe_interval, &self.dir(), sizes, HeadStore(store, self.head_store.clone())).await
     }
 
     async fn open(&self, segment_size: u64) -> Audit {
@@ -180,7 +180,7 @@ async fn many_at_once_share_batches_and_lose_nothing() {
 }
 
 #[tokio::test]
-async fn lines_stand_in_the_order_of_the_calls_whoever_waits_first() {
+async fn lines_stand_in_the_order_of_the_calls_whichever_future_is_awaited_first() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
     let (first, second) = (audit.record(vec![opened(1)]), audit.record(vec![opened(2)]));
@@ -213,7 +213,7 @@ async fn notes_beyond_the_queue_are_counted() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
     // The test's runtime has one thread: the writer comes to nothing before the next await.
-    for _ in 0..QUEUE {
+    for _ in 0..QUEUE_CAPACITY {
         audit.note(opened(1));
     }
     audit.record(vec![opened(2)]).await.unwrap();
@@ -221,7 +221,7 @@ async fn notes_beyond_the_queue_are_counted() {
     let more = home.lines_of(Chain::Refusals).into_iter().find(|line| line["event"] == "refused_more").unwrap();
     assert_eq!(more["reason"], "not_noted");
     let noted = home.values().into_iter().filter(|value| *value == 1).count() as u64;
-    assert_eq!(noted + more["count"].as_u64().unwrap(), QUEUE as u64);
+    assert_eq!(noted + more["count"].as_u64().unwrap(), QUEUE_CAPACITY as u64);
 }
 
 /// A log with lines in several files of both chains.
@@ -362,7 +362,7 @@ async fn a_rewritten_log_shows_by_its_acknowledged_line() {
 }
 
 #[tokio::test]
-async fn a_crash_in_the_middle_of_a_batch_costs_only_what_nobody_was_told_of() {
+async fn a_crash_in_the_middle_of_a_batch_costs_only_unacknowledged_lines() {
     let home = Home::new();
     home.recorded(LARGE, 1..=2).await;
     let told = fs::read(home.segment(1)).unwrap();
@@ -375,7 +375,7 @@ async fn a_crash_in_the_middle_of_a_batch_costs_only_what_nobody_was_told_of() {
         assert_eq!(verified.lines, if is_whole { 3 } else { 2 });
         assert_eq!(verified.unacknowledged_bytes, if is_whole { 0 } else { length as u64 });
     }
-    // The whole line was written and synced, and is kept though nobody was told.
+    // The whole line was written and synced, and is kept though it was not acknowledged.
     home.recorded(LARGE, 4..=4).await;
     assert_eq!(home.values(), [1, 2, 3, 4]);
     assert_eq!(home.verify().await.unwrap().head.seq, next.seq + 1);
@@ -386,7 +386,7 @@ async fn a_repaired_tail_is_told_in_the_next_line() {
     let home = Home::new();
     home.recorded(LARGE, 1..=2).await;
     OpenOptions::new().append(true).open(home.segment(1)).unwrap().write_all(b"{\"seq\":3,\"ts\"").unwrap();
-    fs::write(home.segment(2), "junk of a file nobody was told of\n").unwrap();
+    fs::write(home.segment(2), "junk of an unacknowledged file\n").unwrap();
     home.recorded(LARGE, 3..=3).await;
     let lines = home.lines();
     assert_eq!(
@@ -428,7 +428,7 @@ async fn a_tail_that_no_crash_leaves_is_not_cut_off() {
 }
 
 #[tokio::test]
-async fn a_first_line_that_nobody_was_told_of_is_no_riddle() {
+async fn a_first_line_that_was_not_acknowledged_is_repaired() {
     let home = Home::new();
     end(home.open(LARGE).await).await;
     fs::create_dir(home.dir()).unwrap();
@@ -544,7 +544,7 @@ async fn a_head_that_could_not_be_kept_cuts_nothing() {
         let home = Home::new();
         let audit = home.open(LARGE).await;
         audit.record(vec![opened(1)]).await.unwrap();
-        home.keeper.fail(holds);
+        home.head_store.fail(holds);
         audit.note(opened(2));
         audit.record(vec![opened(3)]).await.unwrap_err();
         assert!(audit.fault().borrow().is_some());
@@ -568,15 +568,15 @@ async fn a_crash_after_a_head_that_could_not_be_kept_leaves_a_log_that_opens() {
         let home = Home::new();
         let audit = home.open(LARGE).await;
         audit.record(vec![opened(1)]).await.unwrap();
-        home.keeper.fail(holds);
+        home.head_store.fail(holds);
         audit.record(vec![opened(2), linked(2)]).await.unwrap_err();
         end(audit).await;
         // The start that finds these lines can't keep their head either.
-        home.keeper.fail(holds);
+        home.head_store.fail(holds);
         if !holds {
             assert!(matches!(home.try_open(LARGE).await, Err(AuditError::Store(_))));
         }
-        home.keeper.0.lock().unwrap().clear();
+        home.head_store.0.lock().unwrap().clear();
         home.recorded(LARGE, 3..=3).await;
         assert_eq!(home.values(), [1, 2, 3]);
         home.verify().await.unwrap();
@@ -587,11 +587,11 @@ async fn a_crash_after_a_head_that_could_not_be_kept_leaves_a_log_that_opens() {
 async fn the_first_start_may_fail_to_keep_its_heads() {
     for holds in [false, true] {
         let home = Home::new();
-        home.keeper.fail(holds);
+        home.head_store.fail(holds);
         assert!(matches!(home.try_open(LARGE).await, Err(AuditError::Store(_))));
         home.recorded(LARGE, 1..=1).await;
         fs::rename(home.dir(), home.folder.path().join("away")).unwrap();
-        home.keeper.fail(holds);
+        home.head_store.fail(holds);
         assert!(matches!(home.try_open(LARGE).await, Err(AuditError::Store(_))));
         home.recorded(LARGE, 2..=2).await;
         assert_eq!(home.verify().await.unwrap().begins, Beginning::BegunAnew(2));
@@ -763,16 +763,16 @@ async fn a_trim_that_a_crash_interrupts_is_finished_by_the_next_start() {
         while !home.lines().iter().any(|line| line["event"] == "log_trimmed") {
             value += 1;
             home.faults.lock().unwrap().failing = vec![(Touch::Remove, ErrorKind::Other); 10];
-            home.keeper.0.lock().unwrap().clear();
+            home.head_store.0.lock().unwrap().clear();
             if let Some(holds) = holds {
-                home.keeper.fail(holds);
+                home.head_store.fail(holds);
             }
             let _ = audit.record(vec![opened(value)]).await;
         }
         // Files are deleted after the answer: the writer has to be done before they can be.
         end(audit).await;
         home.faults.lock().unwrap().failing.clear();
-        home.keeper.0.lock().unwrap().clear();
+        home.head_store.0.lock().unwrap().clear();
         assert!(home.segment(1).exists());
         home.verify_both().await.unwrap();
         let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();

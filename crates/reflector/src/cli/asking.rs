@@ -6,19 +6,19 @@ use super::load;
 use super::output::print_line;
 use crate::config::PlaceFlags;
 use crate::failure::{Exit, Failure};
-use crate::server::{Ask, Client, Tell};
+use crate::server::{AdminClient, AdminReply, AdminRequest};
 
 /// Connects to the running reflector, and has `work` ask it.
 pub(super) fn asking(
     place: &PlaceFlags,
-    work: impl AsyncFnOnce(&mut Client) -> Result<(), Failure>,
+    work: impl AsyncFnOnce(&mut AdminClient) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let config = load(&place.0)?;
     let path = config.admin_socket();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| broken(&error))?;
     runtime.block_on(async {
-        let mut client = Client::connect(&path).await.map_err(|error| not_running(&path, &error))?;
+        let mut client = AdminClient::connect(&path).await.map_err(|error| not_running(&path, &error))?;
         let (server, user) = (client.server_user(), rustix::process::geteuid());
         // What is said to it, and what it says of who paired, is for the right reflector alone.
         if server != 0 && server != user.as_raw() && !(user.is_root() && config.has_root_runtime_dir()) {
@@ -65,22 +65,22 @@ pub(super) fn broken(error: &dyn std::fmt::Display) -> Failure {
 
 /// Asks for one thing; the answer is given to `print`, unless it is a refusal.
 pub(super) async fn one_answer(
-    client: &mut Client,
-    ask: &Ask,
-    print: impl FnOnce(Tell) -> Result<(), Failure>,
+    client: &mut AdminClient,
+    ask: &AdminRequest,
+    print: impl FnOnce(AdminReply) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     client.ask(ask).await.map_err(|error| broken(&error))?;
     match client.answer().await.map_err(|error| broken(&error))? {
-        Some(Tell::Failed { because }) => Err(refused(&because)),
+        Some(AdminReply::Failed { because }) => Err(refused(&because)),
         Some(answer) => print(answer),
         None => Err(unexpected(&None)),
     }
 }
 
 /// Prints what was done.
-pub(super) fn print_done(answer: Tell) -> Result<(), Failure> {
+pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     match answer {
-        Tell::Done { what } => {
+        AdminReply::Done { what } => {
             print_line(what.as_str());
             Ok(())
         }
@@ -89,7 +89,7 @@ pub(super) fn print_done(answer: Tell) -> Result<(), Failure> {
 }
 
 /// An answer to something else.
-pub(super) fn unexpected(answer: &Option<Tell>) -> Failure {
+pub(super) fn unexpected(answer: &Option<AdminReply>) -> Failure {
     broken(&format!("it said {answer:?}"))
 }
 

@@ -4,19 +4,19 @@ use super::asking::{asking, one_answer, unexpected};
 use super::output::print_line;
 use crate::config::PlaceFlags;
 use crate::failure::{Exit, Failure};
-use crate::server::{Ask, Tell};
+use crate::server::{AdminReply, AdminRequest};
 
 pub(super) fn run(place: &PlaceFlags) -> Result<(), Failure> {
-    asking(place, async |client| one_answer(client, &Ask::Status, judge).await)
+    asking(place, async |client| one_answer(client, &AdminRequest::Status, judge).await)
 }
 
-fn judge(answer: Tell) -> Result<(), Failure> {
+fn judge(answer: AdminReply) -> Result<(), Failure> {
     match answer {
-        Tell::Status(status) if status.problems.is_empty() => {
+        AdminReply::Status(status) if status.problems.is_empty() => {
             print_line(&status.state);
             Ok(())
         }
-        Tell::Status(status) => Err(Failure::new(
+        AdminReply::Status(status) => Err(Failure::new(
             Exit::Failed,
             "unhealthy",
             format!("the reflector is {}", status.state),

@@ -10,7 +10,7 @@ use super::output::{note, print_json_line, print_line};
 use crate::config::{PlaceFlags, quantity::parse_duration};
 use crate::failure::{Exit, Failure};
 use crate::pairing;
-use crate::server::{Ask, Client, Tell};
+use crate::server::{AdminClient, AdminReply, AdminRequest};
 use crate::sessions;
 
 #[derive(clap::Args)]
@@ -33,13 +33,13 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     asking(&place, async |client| pair(client, ttl, name, json).await)
 }
 
-async fn pair(client: &mut Client, ttl: Duration, name: Option<String>, json: bool) -> Result<(), Failure> {
+async fn pair(client: &mut AdminClient, ttl: Duration, name: Option<String>, json: bool) -> Result<(), Failure> {
     let name = name.map(|name| PeerText::new(&name)).filter(|name| !name.is_empty());
-    client.ask(&Ask::Pair { ttl_s: ttl.as_secs(), name }).await.map_err(|error| broken(&error))?;
+    client.ask(&AdminRequest::Pair { ttl_s: ttl.as_secs(), name }).await.map_err(|error| broken(&error))?;
     while let Some(answer) = client.next().await.map_err(|error| broken(&error))? {
         match &answer {
-            Tell::Failed { because } => return Err(refused(because)),
-            Tell::CodeClosed { why } => {
+            AdminReply::Failed { because } => return Err(refused(because)),
+            AdminReply::CodeClosed { why } => {
                 return Err(Failure::new(
                     Exit::Failed,
                     "code_closed",
@@ -49,17 +49,17 @@ async fn pair(client: &mut Client, ttl: Duration, name: Option<String>, json: bo
                 ));
             }
             event if json => print_json_line(event)?,
-            Tell::Code { code, expires_in_s } => {
+            AdminReply::Code { code, expires_in_s } => {
                 show_qr(code);
                 print_line(code);
                 let life = sessions::span(Duration::from_secs(*expires_in_s));
                 note(&format!("good once, for {life}, as long as this command waits. On the appliance:"));
                 note("  packetparamedic pair-reflector --peer HOST      (it asks for the code)");
             }
-            Tell::Paired { endpoint_id, name } => print_line(&format!("paired with {name}  {endpoint_id}")),
+            AdminReply::Paired { endpoint_id, name } => print_line(&format!("paired with {name}  {endpoint_id}")),
             _ => {}
         }
-        if matches!(answer, Tell::Paired { .. }) {
+        if matches!(answer, AdminReply::Paired { .. }) {
             return Ok(());
         }
     }

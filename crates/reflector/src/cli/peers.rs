@@ -7,7 +7,7 @@ use super::asking::{asking, one_answer, print_done};
 use super::output::{note, print_json, print_line};
 use crate::config::PlaceFlags;
 use crate::failure::Failure;
-use crate::server::{Ask, PeerLine, Tell};
+use crate::server::{AdminReply, AdminRequest, PeerLine};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -49,14 +49,14 @@ enum Command {
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let Args { place, command, json } = args;
     let ask = match command.unwrap_or(Command::List) {
-        Command::List => Ask::Peers,
-        Command::Add { id, name } => Ask::AddPeer { peer: id, name: PeerText::new(&name) },
-        Command::Remove { peer } => Ask::RemovePeer { peer },
-        Command::Rename { peer, name } => Ask::RenamePeer { peer, name: PeerText::new(&name) },
+        Command::List => AdminRequest::Peers,
+        Command::Add { id, name } => AdminRequest::AddPeer { peer: id, name: PeerText::new(&name) },
+        Command::Remove { peer } => AdminRequest::RemovePeer { peer },
+        Command::Rename { peer, name } => AdminRequest::RenamePeer { peer, name: PeerText::new(&name) },
     };
     let print = |answer| match answer {
-        Tell::Peers { peers } if json => print_json(&peers),
-        Tell::Peers { peers } => {
+        AdminReply::Peers { peers } if json => print_json(&peers),
+        AdminReply::Peers { peers } => {
             print(&peers);
             Ok(())
         }

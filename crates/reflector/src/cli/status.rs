@@ -6,7 +6,7 @@ use super::asking::{asking, one_answer, unexpected};
 use super::output::{print_json, print_line};
 use crate::config::PlaceFlags;
 use crate::failure::Failure;
-use crate::server::{Ask, Status, Tell};
+use crate::server::{AdminReply, AdminRequest, Status};
 use crate::sessions;
 
 #[derive(clap::Args)]
@@ -20,14 +20,14 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let answered = |answer| match answer {
-        Tell::Status(status) if args.json => print_json(&*status),
-        Tell::Status(status) => {
+        AdminReply::Status(status) if args.json => print_json(&*status),
+        AdminReply::Status(status) => {
             print(&status);
             Ok(())
         }
         other => Err(unexpected(&Some(other))),
     };
-    asking(&args.place, async |client| one_answer(client, &Ask::Status, answered).await)
+    asking(&args.place, async |client| one_answer(client, &AdminRequest::Status, answered).await)
 }
 
 fn print(status: &Status) {

@@ -74,7 +74,7 @@ fn with_nothing_said_the_defaults_hold() {
     assert!(!loaded.config.offers_direct());
     assert_eq!((loaded.config.max_concurrent_tests, loaded.config.max_tests_per_hour), (1, 240));
     assert!(loaded.files.is_empty());
-    assert!(loaded.origins.values().all(|origin| *origin == Origin::Default));
+    assert!(loaded.origins.values().all(|origin| *origin == ValueOrigin::Default));
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn a_relative_folder_is_meant_from_where_it_was_said() {
 }
 
 #[test]
-fn without_a_home_somebody_has_to_name_the_folder() {
+fn without_a_home_the_folder_must_be_named() {
     let mut bench = Bench::new();
     bench.has_home = false;
     assert!(bench.mistake(&[]).contains("--state-dir"));
@@ -266,7 +266,7 @@ fn the_template_is_valid_and_uncommented_it_is_the_default() {
     });
     let bench = Bench::new().file("etc.toml", &bare.collect::<Vec<_>>().join("\n"));
     let loaded = bench.load(&[]).unwrap();
-    assert!(loaded.origins.values().all(|origin| matches!(origin, Origin::File { .. })), "{:?}", loaded.origins);
+    assert!(loaded.origins.values().all(|origin| matches!(origin, ValueOrigin::File { .. })), "{:?}", loaded.origins);
     let plain = Bench::new().root().load(&[]).unwrap().config;
     assert_eq!(loaded.config, Config { name: PeerText::new("name-of-this-machine"), ..plain });
     assert!(text.lines().all(|line| line.chars().count() <= 102), "{text}");

@@ -12,8 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::place::{Handshaken, Place};
-use super::{Server, Stage, data_connection, handshake};
+use super::connection_slot::{ConnectionSlot, HandshakenConnection};
+use super::{Lifecycle, Server, data_connection, handshake};
 use crate::event::RefusalReason;
 
 /// The longest a TLS handshake may take.
@@ -21,9 +21,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest a connection may take until it is authenticated: handshake and first message.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that the kernel holds for us while we look at others.
-const BACKLOG: i32 = 1024;
+const LISTEN_BACKLOG: i32 = 1024;
 /// How long to wait, out of descriptors, for one that none of our own connections gives back.
-const OUT_OF_DESCRIPTORS: Duration = Duration::from_secs(1);
+const DESCRIPTOR_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Binds TCP and UDP on each address; with port 0 both get the same free port.
 pub(super) fn listen(addresses: &[SocketAddr]) -> anyhow::Result<Vec<(std::net::TcpListener, UdpSocket)>> {
@@ -60,7 +60,7 @@ fn listen_on(address: SocketAddr) -> io::Result<(std::net::TcpListener, UdpSocke
         let tcp = socket(address, Type::STREAM, Protocol::TCP)?;
         tcp.set_reuse_address(true)?;
         tcp.bind(&address.into())?;
-        tcp.listen(BACKLOG)?;
+        tcp.listen(LISTEN_BACKLOG)?;
         let bound = tcp.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
         let udp = socket(bound, Type::DGRAM, Protocol::UDP)?;
         match udp.bind(&bound.into()) {
@@ -87,20 +87,20 @@ fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Soc
 pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) {
     let Ok(local) = listener.local_addr() else { return };
     loop {
-        let room = server.room.notified();
-        if server.places.limiter().is_crowded() {
+        let capacity = server.capacity.notified();
+        if server.connection_slots.limiter().is_crowded() {
             // Each connection that made way holds a descriptor until its task has closed it, and wakes us then.
-            let _ = tokio::time::timeout(OUT_OF_DESCRIPTORS, room).await;
+            let _ = tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await;
             continue;
         }
         match listener.accept().await {
             Ok((socket, from)) => {
                 let from = from.ip().to_canonical();
                 // Judged here and not in a task: refusing thousands of connections costs no more than accepting them.
-                match Place::take(&server, from) {
-                    Ok(place) => {
+                match ConnectionSlot::take(&server, from) {
+                    Ok(slot) => {
                         let (server, tls) = (Arc::clone(&server), Arc::clone(&tls));
-                        tokio::spawn(async move { enter(server, tls, socket, from, local, place).await });
+                        tokio::spawn(async move { serve_connection(server, tls, socket, from, local, slot).await });
                     }
                     Err(reason) => {
                         server.refuse(from, reason, None);
@@ -112,42 +112,42 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
                 // Out of descriptors (or a connection that died in the queue): wait for one to come back.
                 server.refuse(local.ip(), RefusalReason::Descriptors, None);
                 tracing::debug!(%error, "accept failed");
-                let _ = tokio::time::timeout(OUT_OF_DESCRIPTORS, room).await;
+                let _ = tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await;
             }
         }
     }
 }
 
-/// One connection, from its place to its end.
-async fn enter(
+/// Serves one connection, from its slot to its end.
+async fn serve_connection(
     server: Arc<Server>,
     tls: Arc<rustls::ServerConfig>,
     socket: TcpStream,
     from: IpAddr,
     local: SocketAddr,
-    place: Place,
+    slot: ConnectionSlot,
 ) {
     let begun = tokio::time::Instant::now();
     // Small messages of the control link must not wait for one another.
     let _ = socket.set_nodelay(true);
     let shake_hands = async {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
-        place.progressed();
+        slot.progressed();
         hello.into_stream(tls).await
     };
     let accept = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands);
-    let reason = match place.while_held(accept).await {
-        Some(Ok(Ok(stream))) => match who(&stream) {
+    let reason = match slot.while_held(accept).await {
+        Some(Ok(Ok(stream))) => match protocol_and_peer(&stream) {
             Some((alpn, peer)) => {
-                place.progressed();
-                let handshaken =
-                    Handshaken { stream, from, local, peer, place, deadline: begun + AUTHENTICATION_TIMEOUT };
-                if *server.stage.borrow() == Stage::Stopping {
+                slot.progressed();
+                let connection =
+                    HandshakenConnection { stream, from, local, peer, slot, deadline: begun + AUTHENTICATION_TIMEOUT };
+                if *server.lifecycle.borrow() == Lifecycle::Stopping {
                     return;
                 }
                 return match alpn {
-                    Alpn::Link => handshake::run(server, handshaken).await,
-                    Alpn::Data => data_connection::run(server, handshaken).await,
+                    Alpn::Link => handshake::run(server, connection).await,
+                    Alpn::Data => data_connection::run(server, connection).await,
                 };
             }
             None => RefusalReason::Handshake,
@@ -163,7 +163,7 @@ async fn enter(
 }
 
 /// The protocol that was agreed, and the key that was shown.
-fn who(stream: &TlsStream<TcpStream>) -> Option<(Alpn, tls::UnverifiedPeer)> {
+fn protocol_and_peer(stream: &TlsStream<TcpStream>) -> Option<(Alpn, tls::UnverifiedPeer)> {
     let session = stream.get_ref().1;
     Some((Alpn::of(session.alpn_protocol())?, tls::peer_of(session.peer_certificates())?))
 }

@@ -17,29 +17,29 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
 use super::peers::Removal;
-use super::{CodeUsed, LackingEngine, Opener, Server, Stage, lock, pair};
+use super::{CodeRequester, Lifecycle, PairedDevice, Server, UnavailableEngine, lock, pair};
 use crate::event::{Event, RefusalReason};
-use crate::pairing::Opened;
+use crate::pairing::OpenedCode;
 use crate::sessions::Snapshot;
 
-/// The version of these words; the two ends come from one binary, but not always from one build.
+/// The version of this protocol. Both ends are one program, but not always one build.
 const VERSION: u32 = 1;
 /// The longest request, in bytes.
-const LONGEST: u64 = 4096;
-/// How long a client may take to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the server may take to answer; a slow disk counts in.
-const ANSWER: Duration = Duration::from_secs(30);
+const MAX_REQUEST_BYTES: u64 = 4096;
+/// How long a client may take to send its request or to read an answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the server may take to answer, a slow disk included.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What can be asked of the running server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
-pub enum Ask {
-    /// Open a pairing code and wait until somebody paired; hanging up revokes it.
+pub enum AdminRequest {
+    /// Open a pairing code and wait until a device has paired; closing the connection revokes the code.
     Pair {
         /// How long the code lives, in seconds.
         ttl_s: u64,
-        /// The name to give to whoever pairs.
+        /// The name to give to the device that pairs.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<PeerText>,
     },
@@ -73,7 +73,7 @@ pub enum Ask {
 /// What the server answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Tell {
+pub enum AdminReply {
     /// A pairing code is open.
     Code {
         /// The code.
@@ -81,7 +81,7 @@ pub enum Tell {
         /// How long it lives, in seconds.
         expires_in_s: u64,
     },
-    /// Somebody paired with it.
+    /// A device paired with it.
     Paired {
         /// Who.
         endpoint_id: EndpointId,
@@ -146,7 +146,7 @@ pub struct Status {
     pub engines: Vec<paramedic_link::test_spec::EngineId>,
     /// Engines that were to be on offer, and why they are not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub engines_lacking: Vec<LackingEngine>,
+    pub engines_lacking: Vec<UnavailableEngine>,
     /// Links that stand.
     pub links: usize,
     /// Paired devices.
@@ -205,7 +205,7 @@ pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
 /// Answers until it is dropped.
 pub(super) async fn run(server: Arc<Server>, admin: Admin) {
     loop {
-        let room = server.room.notified();
+        let capacity = server.capacity.notified();
         match admin.listener.accept().await {
             Ok((stream, _)) => {
                 let server = Arc::clone(&server);
@@ -218,7 +218,7 @@ pub(super) async fn run(server: Arc<Server>, admin: Admin) {
             Err(error) => {
                 tracing::debug!(%error, "the admin socket can't accept");
                 server.refuse(std::net::Ipv4Addr::LOCALHOST.into(), RefusalReason::Descriptors, None);
-                let _ = tokio::time::timeout(Duration::from_secs(1), room).await;
+                let _ = tokio::time::timeout(Duration::from_secs(1), capacity).await;
             }
         }
     }
@@ -229,73 +229,76 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
     let (read, mut write) = stream.into_split();
     if user != 0 && user != rustix::process::geteuid().as_raw() {
         server.refuse(std::net::Ipv4Addr::LOCALHOST.into(), RefusalReason::AdminUser, None);
-        return tell(&mut write, &Tell::Failed { because: "only the reflector's own user and root may".into() }).await;
+        return reply(&mut write, &AdminReply::Failed { because: "only the reflector's own user and root may".into() })
+            .await;
     }
     let mut read = BufReader::new(read);
     let mut line = String::new();
-    tokio::time::timeout(PATIENCE, (&mut read).take(LONGEST).read_line(&mut line)).await??;
-    let ask = match serde_json::from_str::<Envelope<Ask>>(&line) {
+    tokio::time::timeout(CLIENT_TIMEOUT, (&mut read).take(MAX_REQUEST_BYTES).read_line(&mut line)).await??;
+    let request = match serde_json::from_str::<Envelope<AdminRequest>>(&line) {
         Ok(Envelope { v: VERSION, body }) => body,
         Ok(_) => {
             let because = "this command and the running server are of different versions; restart the server".into();
-            return tell(&mut write, &Tell::Failed { because }).await;
+            return reply(&mut write, &AdminReply::Failed { because }).await;
         }
         Err(error) => {
-            return tell(&mut write, &Tell::Failed { because: format!("not understood: {error}") }).await;
+            return reply(&mut write, &AdminReply::Failed { because: format!("not understood: {error}") }).await;
         }
     };
-    if let Ask::Pair { ttl_s, name } = ask {
+    if let AdminRequest::Pair { ttl_s, name } = request {
         return open_code(server, ttl_s, name, read, write).await;
     }
-    let answer = match obey(server, ask).await {
+    let answer = match execute(server, request).await {
         Ok(answer) => answer,
-        Err(error) => Tell::Failed { because: format!("{error:#}") },
+        Err(error) => AdminReply::Failed { because: format!("{error:#}") },
     };
-    tell(&mut write, &answer).await
+    reply(&mut write, &answer).await
 }
 
-async fn obey(server: &Arc<Server>, ask: Ask) -> anyhow::Result<Tell> {
-    Ok(match ask {
-        Ask::Pair { .. } => Tell::Failed { because: "pairing is not a single answer".into() },
-        Ask::Peers => Tell::Peers { peers: peer_lines(server) },
-        Ask::AddPeer { peer, name } => {
+async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<AdminReply> {
+    Ok(match request {
+        AdminRequest::Pair { .. } => AdminReply::Failed { because: "pairing is not a single answer".into() },
+        AdminRequest::Peers => AdminReply::Peers { peers: peer_lines(server) },
+        AdminRequest::AddPeer { peer, name } => {
             if peer == server.id {
-                return Ok(Tell::Failed { because: "that is this reflector's own Endpoint ID".into() });
+                return Ok(AdminReply::Failed { because: "that is this reflector's own Endpoint ID".into() });
             }
             let (name, is_new) = server.peers.add(peer, &name, "hand").await?;
-            Tell::Done { what: PeerText::new(&format!("{} {name}", if is_new { "added" } else { "already there:" })) }
+            AdminReply::Done {
+                what: PeerText::new(&format!("{} {name}", if is_new { "added" } else { "already there:" })),
+            }
         }
-        Ask::RemovePeer { peer } => match server.peers.find(&peer) {
-            None => Tell::Failed { because: format!("no paired device is called {}", PeerText::new(&peer)) },
+        AdminRequest::RemovePeer { peer } => match server.peers.find(&peer) {
+            None => AdminReply::Failed { because: format!("no paired device is called {}", PeerText::new(&peer)) },
             Some(id) => match server.peers.remove(id).await? {
-                Removal::NotThere => Tell::Failed { because: "no such device is paired".into() },
-                Removal::InConfig => Tell::Failed {
+                Removal::NotThere => AdminReply::Failed { because: "no such device is paired".into() },
+                Removal::InConfig => AdminReply::Failed {
                     because: "it stands in authorized_peers: remove it there and restart the reflector".into(),
                 },
                 Removal::Removed => {
-                    server.cut_off(id);
-                    server.forget_known(id);
+                    server.disconnect_peer(id);
+                    server.forget_prefixes(id);
                     // It is out, whatever becomes of the line, which is owed.
                     server.peers.settle().await;
-                    Tell::Done { what: PeerText::new("removed; its links and sessions are over") }
+                    AdminReply::Done { what: PeerText::new("removed; its links and sessions are over") }
                 }
             },
         },
-        Ask::RenamePeer { peer, name } => match server.peers.find(&peer) {
+        AdminRequest::RenamePeer { peer, name } => match server.peers.find(&peer) {
             Some(id) => {
                 pair::rename(server, id, &name).await?;
-                Tell::Done { what: PeerText::new(&format!("it is called {name} now")) }
+                AdminReply::Done { what: PeerText::new(&format!("it is called {name} now")) }
             }
-            None => Tell::Failed { because: "no such device is paired".into() },
+            None => AdminReply::Failed { because: "no such device is paired".into() },
         },
-        Ask::Status => Tell::Status(Box::new(status(server))),
-        Ask::Drain => {
-            server.stage.send_if_modified(|stage| {
-                let drains = *stage == Stage::Serving;
-                *stage = (*stage).max(Stage::Draining);
+        AdminRequest::Status => AdminReply::Status(Box::new(status(server))),
+        AdminRequest::Drain => {
+            server.lifecycle.send_if_modified(|stage| {
+                let drains = *stage == Lifecycle::Serving;
+                *stage = (*stage).max(Lifecycle::Draining);
                 drains
             });
-            Tell::Done { what: PeerText::new("draining: the server ends when its running sessions are over") }
+            AdminReply::Done { what: PeerText::new("draining: the server ends when its running sessions are over") }
         }
     })
 }
@@ -310,12 +313,12 @@ fn peer_lines(server: &Server) -> Vec<PeerLine> {
 }
 
 fn status(server: &Server) -> Status {
-    let stage = *server.stage.borrow();
+    let stage = *server.lifecycle.borrow();
     let problems = server.problems();
     let state = match stage {
-        Stage::Serving if !problems.is_empty() => "faulted",
-        Stage::Serving => "serving",
-        Stage::Draining | Stage::Stopping => "draining",
+        Lifecycle::Serving if !problems.is_empty() => "faulted",
+        Lifecycle::Serving => "serving",
+        Lifecycle::Draining | Lifecycle::Stopping => "draining",
     };
     let (sessions, limits) = {
         let sessions = server.sessions();
@@ -330,7 +333,7 @@ fn status(server: &Server) -> Status {
         problems,
         data_modes: limits.data_modes,
         engines: limits.engines,
-        engines_lacking: server.lacking.clone(),
+        engines_lacking: server.unavailable.clone(),
         links: lock(&server.links).len(),
         peers: server.peers.list().len(),
         sessions,
@@ -338,7 +341,7 @@ fn status(server: &Server) -> Status {
     }
 }
 
-/// Opens a code and waits for whoever pairs with it; the client's hanging up revokes it.
+/// Opens a code and waits for the device that pairs with it; a client that closes its connection revokes the code.
 async fn open_code(
     server: &Arc<Server>,
     ttl_s: u64,
@@ -351,67 +354,68 @@ async fn open_code(
     let opened = {
         let mut pairing = lock(&server.pairing);
         pairing.open(ttl, server.now().mono).inspect(|opened| {
-            *lock(&server.opener) = Some(Opener { code: opened.id, wanted_name: name, over: Some(over) });
+            *lock(&server.code_requester) =
+                Some(CodeRequester { code: opened.id, wanted_name: name, over: Some(over) });
         })
     };
     let expired = tokio::time::sleep(ttl);
     // Printed, sent, and forgotten; the desk keeps the only other copy.
-    let Opened { code, id } = match opened {
+    let OpenedCode { code, id } = match opened {
         Ok(opened) => opened,
-        Err(error) => return tell(&mut write, &Tell::Failed { because: error.to_string() }).await,
+        Err(error) => return reply(&mut write, &AdminReply::Failed { because: error.to_string() }).await,
     };
     let recorded = server.audit.record(vec![Event::CodeOpened { ttl_s }]).await;
-    let told = match &recorded {
-        Ok(()) => tell(&mut write, &Tell::Code { code, expires_in_s: ttl_s }).await.is_ok(),
+    let is_sent = match &recorded {
+        Ok(()) => reply(&mut write, &AdminReply::Code { code, expires_in_s: ttl_s }).await.is_ok(),
         Err(_) => false,
     };
     let mut byte = [0; 1];
     let mut end = None;
     let why = tokio::select! {
-        () = std::future::ready(()), if !told => "revoked",
+        () = std::future::ready(()), if !is_sent => "revoked",
         _ = read.read(&mut byte) => "revoked",
         () = expired => "expired",
         heard = &mut ended => {
             end = heard.ok();
-            // Nobody tells of a code after which another one was opened.
+            // Another code was opened after this one.
             "expired"
         }
     };
     if end.is_none() {
         lock(&server.pairing).revoke(id);
-        // Whoever proved in time is paired, or not, before it is said how the code ended.
+        // A device that proved in time is paired first; then the end of the code is reported.
         server.await_no_claim(id).await;
         end = ended.try_recv().ok();
     }
     let why = match end {
-        Some(CodeUsed(endpoint_id, name)) => {
-            return tell(&mut write, &Tell::Paired { endpoint_id, name }).await;
+        Some(PairedDevice(endpoint_id, name)) => {
+            return reply(&mut write, &AdminReply::Paired { endpoint_id, name }).await;
         }
         None => why,
     };
     if let Err(fault) = recorded {
-        return tell(&mut write, &Tell::Failed { because: fault.to_string() }).await;
+        return reply(&mut write, &AdminReply::Failed { because: fault.to_string() }).await;
     }
     server.record(vec![Event::CodeClosed { why: why.to_owned() }]).await;
-    tell(&mut write, &Tell::CodeClosed { why: why.to_owned() }).await
+    reply(&mut write, &AdminReply::CodeClosed { why: why.to_owned() }).await
 }
 
-async fn tell(write: &mut OwnedWriteHalf, answer: &Tell) -> anyhow::Result<()> {
+async fn reply(write: &mut OwnedWriteHalf, answer: &AdminReply) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(&Envelope { v: VERSION, body: answer })?;
     line.push(b'\n');
-    tokio::time::timeout(PATIENCE, write.write_all(&line)).await??;
+    tokio::time::timeout(CLIENT_TIMEOUT, write.write_all(&line)).await??;
     Ok(())
 }
 
 /// The other end: a command of this program that asks the running server.
-pub struct Client {
+pub struct AdminClient {
     /// Who listens there.
     server_user: u32,
     read: BufReader<OwnedReadHalf>,
     write: OwnedWriteHalf,
 }
 
-impl Client {
+impl AdminClient {
     /// Connects to the server whose socket is at `path`.
     pub async fn connect(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path).await?;
@@ -425,25 +429,25 @@ impl Client {
         self.server_user
     }
 
-    /// Asks for something; answers come by [`Client::next`].
-    pub async fn ask(&mut self, ask: &Ask) -> anyhow::Result<()> {
+    /// Asks for something; answers come by [`AdminClient::next`].
+    pub async fn ask(&mut self, ask: &AdminRequest) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(&Envelope { v: VERSION, body: ask })?;
         line.push(b'\n');
         Ok(self.write.write_all(&line).await?)
     }
 
     /// The one answer to what was asked, within the time that a server which is well takes at most.
-    pub async fn answer(&mut self) -> anyhow::Result<Option<Tell>> {
-        tokio::time::timeout(ANSWER, self.next()).await.context("it runs, but gave no answer within 30 s")?
+    pub async fn answer(&mut self) -> anyhow::Result<Option<AdminReply>> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.next()).await.context("it runs, but gave no answer within 30 s")?
     }
 
     /// The next answer, however long it takes; `None` when the server is done.
-    pub async fn next(&mut self) -> anyhow::Result<Option<Tell>> {
+    pub async fn next(&mut self) -> anyhow::Result<Option<AdminReply>> {
         let mut line = String::new();
         if self.read.read_line(&mut line).await? == 0 {
             return Ok(None);
         }
-        let Envelope { v, body } = serde_json::from_str::<Envelope<Tell>>(&line).context("not understood")?;
+        let Envelope { v, body } = serde_json::from_str::<Envelope<AdminReply>>(&line).context("not understood")?;
         anyhow::ensure!(v == VERSION, "this command and the running server are of different versions");
         Ok(Some(body))
     }

@@ -20,21 +20,21 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
 
-use super::grant::{self, Asker, NotClaimed};
-use super::test_run::{self, PhaseEvent, RunEvent, Running};
-use super::{Order, Server, Stage, lock};
+use super::grant::{self, ClaimError, RequestingLink};
+use super::running_session::{self, PhaseEvent, RunningSession, SessionEvent};
+use super::{Lifecycle, LinkCommand, Server, lock};
 use crate::connection_limiter::Prefix;
 use crate::event::{Event, RefusalReason};
 use crate::message_budget::Cost;
 use crate::sessions::{Answer, LinkId, Reservation};
 
-/// A peer that doesn't take what we write for this long is as good as gone.
-const WRITE: Duration = END_AFTER_SILENCE;
-/// How long a link waits for what has to reach the disk first: longer than the store waits for another process, and
-/// shorter than an appliance waits for an answer.
-const DISK: Duration = Duration::from_secs(8);
-/// How long a closing link waits for the other side to read and hang up.
-pub(super) const GOODBYE: Duration = Duration::from_secs(1);
+/// The longest a write may block before the link counts as dead.
+const WRITE_TIMEOUT: Duration = END_AFTER_SILENCE;
+/// How long a link waits for a write to disk: longer than the store waits for another process, and shorter than an
+/// appliance waits for an answer.
+const DISK_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a closing link waits for the other side to read and close.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) type Stream = TlsStream<TcpStream>;
 
@@ -46,29 +46,29 @@ pub(super) struct Connection {
     peer: EndpointId,
     from: IpAddr,
     local: SocketAddr,
-    orders: mpsc::UnboundedReceiver<Order>,
-    run_events: (mpsc::UnboundedSender<RunEvent>, mpsc::UnboundedReceiver<RunEvent>),
-    running: Option<Granted>,
+    commands: mpsc::UnboundedReceiver<LinkCommand>,
+    session_events: (mpsc::UnboundedSender<SessionEvent>, mpsc::UnboundedReceiver<SessionEvent>),
+    session: Option<LinkSession>,
     /// When something last came over this link. What is heard of its session, its tether knows.
-    heard: Instant,
-    /// When the next message is read: later than now where the device has used up its budget.
-    read_from: Option<Instant>,
+    last_message_at: Instant,
+    /// Until when no message is read, because the device used up its message budget.
+    read_paused_until: Option<Instant>,
 }
 
 /// This link's session.
-struct Granted {
-    running: Arc<Running>,
+struct LinkSession {
+    running: Arc<RunningSession>,
     /// The phase that is being run.
     phase: Option<u8>,
     next_phase: u8,
 }
 
 /// How a link goes on.
-enum Next {
-    Go,
-    /// Say goodbye and close.
+enum LinkFlow {
+    Continue,
+    /// Send `close` with this reason, then close.
     Close(CloseReason, &'static str),
-    /// The other side is gone or does not listen.
+    /// The other side closed, or does not read.
     Gone,
 }
 
@@ -80,12 +80,12 @@ impl Connection {
         peer: EndpointId,
         from: IpAddr,
         local: SocketAddr,
-        orders: mpsc::UnboundedReceiver<Order>,
+        commands: mpsc::UnboundedReceiver<LinkCommand>,
     ) -> Self {
         // A wildcard listener: the address that the link really came in on is where its data must go.
         let local = framed.stream().get_ref().0.local_addr().unwrap_or(local);
-        server.places.limiter().link_opened(Prefix::of(from));
-        let run_events = mpsc::unbounded_channel();
+        server.connection_slots.limiter().link_opened(Prefix::of(from));
+        let session_events = mpsc::unbounded_channel();
         Self {
             server,
             framed,
@@ -93,41 +93,41 @@ impl Connection {
             peer,
             from,
             local,
-            orders,
-            run_events,
-            running: None,
-            heard: Instant::now(),
-            read_from: None,
+            commands,
+            session_events,
+            session: None,
+            last_message_at: Instant::now(),
+            read_paused_until: None,
         }
     }
 
     pub(super) async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
-        let next = match self.enter() {
-            Next::Go => {
-                self.server.note_known(self.peer, Prefix::of(self.from));
+        let next = match self.check_still_paired() {
+            LinkFlow::Continue => {
+                self.server.note_prefix(self.peer, Prefix::of(self.from));
                 let opened = Event::LinkOpened { peer: self.peer, from: self.from };
-                // While the log can't be written links go on, as running tests do; only grants don't.
+                // While the audit log can't be written, links and running tests go on; only grants stop.
                 let recorded = tokio::spawn(self.server.record(vec![opened]));
                 let _ = tokio::time::timeout(HEARTBEAT, recorded).await;
-                self.greet(versions, paired).await
+                self.welcome(versions, paired).await
             }
             other => other,
         };
         let next = match next {
-            Next::Go => self.talk().await,
+            LinkFlow::Continue => self.serve_messages().await,
             other => other,
         };
         let reason = match &next {
-            Next::Close(CloseReason::PeerRemoved, _) => EndReason::PeerRemoved,
-            Next::Close(CloseReason::Shutdown, _) => EndReason::Shutdown,
+            LinkFlow::Close(CloseReason::PeerRemoved, _) => EndReason::PeerRemoved,
+            LinkFlow::Close(CloseReason::Shutdown, _) => EndReason::Shutdown,
             _ => EndReason::LinkClosed,
         };
-        if let Some(granted) = self.running.take() {
-            test_run::end(&self.server, granted.running.session, reason).await;
+        if let Some(granted) = self.session.take() {
+            running_session::end(&self.server, granted.running.session, reason).await;
         }
-        if let Next::Close(reason, detail) = next {
-            let _ = self.send(&ToAppliance::Close { reason, detail: PeerText::new(detail) }).await;
-            let _ = tokio::time::timeout(GOODBYE, async {
+        if let LinkFlow::Close(reason, detail) = next {
+            let _ = self.write(&ToAppliance::Close { reason, detail: PeerText::new(detail) }).await;
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {
                 let _ = self.framed.finish().await;
                 while let Ok(Some(_)) = self.framed.receive::<ToReflector>().await {}
             })
@@ -135,24 +135,24 @@ impl Connection {
         }
     }
 
-    /// Whether this link may stand, now that it is in the list of links.
-    fn enter(&self) -> Next {
-        // Whoever was removed between being judged and standing in the list was not cut off by it.
+    /// Checks again that the device is paired, now that the link is registered.
+    fn check_still_paired(&self) -> LinkFlow {
+        // A peer that was removed after its key was checked and before its link was registered was not disconnected by that.
         if !self.server.peers.is_paired(self.peer) {
-            return Next::Close(CloseReason::PeerRemoved, "this device is no longer paired");
+            return LinkFlow::Close(CloseReason::PeerRemoved, "this device is no longer paired");
         }
-        Next::Go
+        LinkFlow::Continue
     }
 
-    /// The first answer: whether we speak one language, and what is offered.
-    async fn greet(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> Next {
+    /// Sends the first answer: `close` where no protocol version is shared, else what is offered.
+    async fn welcome(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> LinkFlow {
         let Some(version) = message::common_version(versions) else {
-            return Next::Close(CloseReason::Version, "no protocol version in common; this reflector speaks 1");
+            return LinkFlow::Close(CloseReason::Version, "no protocol version in common; this reflector speaks 1");
         };
         if let Some(paired) = paired
-            && self.send(&paired).await.is_err()
+            && self.write(&paired).await.is_err()
         {
-            return Next::Gone;
+            return LinkFlow::Gone;
         }
         let (data_modes, engines, max_streams, max_duration) = {
             let sessions = self.server.sessions();
@@ -169,103 +169,103 @@ impl Connection {
             max_duration_ms: u64::try_from(max_duration.as_millis()).unwrap_or(u64::MAX),
             features: Feature::own(),
         });
-        if self.send(&welcome).await.is_ok() { Next::Go } else { Next::Gone }
+        if self.write(&welcome).await.is_ok() { LinkFlow::Continue } else { LinkFlow::Gone }
     }
 
-    async fn talk(&mut self) -> Next {
+    async fn serve_messages(&mut self) -> LinkFlow {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut stage = self.server.stage.subscribe();
-        self.spend(Cost::Link);
+        let mut lifecycle = self.server.lifecycle.subscribe();
+        self.charge_budget(Cost::Link);
         loop {
-            let read_from = self.read_from;
+            let read_paused_until = self.read_paused_until;
             let next = tokio::select! {
-                message = self.framed.receive::<ToReflector>(), if read_from.is_none() => match message {
+                message = self.framed.receive::<ToReflector>(), if read_paused_until.is_none() => match message {
                     Ok(Some(message)) => {
-                        self.note_heard();
-                        self.spend(Cost::Message);
-                        self.hear(message).await
+                        self.note_activity();
+                        self.charge_budget(Cost::Message);
+                        self.handle(message).await
                     }
-                    Ok(None) | Err(LinkError::Io(_) | LinkError::Torn) => Next::Gone,
+                    Ok(None) | Err(LinkError::Io(_) | LinkError::Torn) => LinkFlow::Gone,
                     Err(LinkError::Frame(error)) => {
                         if self.server.may_log(self.peer) {
                             tracing::info!(%error, "not a message");
                         }
-                        self.spend(Cost::Fault);
+                        self.charge_budget(Cost::Fault);
                         self.server.refuse(self.from, RefusalReason::Protocol, Some(self.peer));
-                        Next::Close(CloseReason::Protocol, "what came is no message of this protocol")
+                        LinkFlow::Close(CloseReason::Protocol, "what came is no message of this protocol")
                     }
                 },
-                () = tokio::time::sleep_until(read_from.unwrap_or_else(Instant::now)), if read_from.is_some() => {
-                    self.read_from = None;
-                    // It was we who did not listen.
-                    self.note_heard();
-                    Next::Go
+                () = tokio::time::sleep_until(read_paused_until.unwrap_or_else(Instant::now)), if read_paused_until.is_some() => {
+                    self.read_paused_until = None;
+                    // The silence was ours: we did not read.
+                    self.note_activity();
+                    LinkFlow::Continue
                 }
-                Some(order) = self.orders.recv() => self.obey(order).await,
-                Some(event) = self.run_events.1.recv() => self.report(event).await,
-                _ = heartbeat.tick() => self.beat().await,
-                () = stopping(&mut stage) => Next::Close(CloseReason::Shutdown, "the reflector is shutting down"),
+                Some(command) = self.commands.recv() => self.execute(command).await,
+                Some(event) = self.session_events.1.recv() => self.send_session_events(event).await,
+                _ = heartbeat.tick() => self.heartbeat().await,
+                () = stopping(&mut lifecycle) => LinkFlow::Close(CloseReason::Shutdown, "the reflector is shutting down"),
             };
-            if !matches!(next, Next::Go) {
+            if !matches!(next, LinkFlow::Continue) {
                 return next;
             }
         }
     }
 
-    /// Charges the device's budget, which its other links share, and reads on no earlier than that allows.
-    fn spend(&mut self, cost: Cost) {
+    /// Charges the message budget of the device, which all its links share, and pauses reading where it is used up.
+    fn charge_budget(&mut self, cost: Cost) {
         let wait = lock(&self.server.budgets).charge(self.peer, cost, self.server.now().mono);
         if !wait.is_zero() {
-            self.read_from = Some(Instant::now() + wait);
+            self.read_paused_until = Some(Instant::now() + wait);
         }
     }
 
-    fn note_heard(&mut self) {
-        self.heard = Instant::now();
-        if let Some(granted) = &self.running {
+    fn note_activity(&mut self) {
+        self.last_message_at = Instant::now();
+        if let Some(granted) = &self.session {
             granted.running.tether.heard();
         }
     }
 
-    /// Says that we live; notices that the other side doesn't.
-    async fn beat(&mut self) -> Next {
-        if self.running.is_none() && self.heard.elapsed() > END_AFTER_SILENCE {
-            // A device that lost its network, or one that holds a place with half a message.
+    /// Sends a ping. Closes a link without a session when the other side was silent for too long.
+    async fn heartbeat(&mut self) -> LinkFlow {
+        if self.session.is_none() && self.last_message_at.elapsed() > END_AFTER_SILENCE {
+            // The device lost its network, or holds the link open with half a message.
             self.server.refuse(self.from, RefusalReason::Silent, Some(self.peer));
-            return Next::Gone;
+            return LinkFlow::Gone;
         }
-        self.say(&ToAppliance::Ping).await
+        self.send(&ToAppliance::Ping).await
     }
 
-    /// Waits for what another task does, which goes on whatever becomes of the wait. The link lives meanwhile: no disk
-    /// may silence it. `None`: it took too long.
-    async fn beside<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        let until = Instant::now() + DISK;
-        let mut beat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+    /// Waits for the work of another task and sends pings meanwhile, so that a slow disk does not silence the link. `None`:
+    /// it took longer than [`DISK_TIMEOUT`]; the work goes on.
+    async fn wait_with_heartbeat<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let until = Instant::now() + DISK_TIMEOUT;
+        let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         let mut work = std::pin::pin!(work);
         let done = loop {
             tokio::select! {
                 done = &mut work => break Some(done),
                 () = tokio::time::sleep_until(until) => break None,
-                _ = beat.tick() => {
-                    // An appliance that is gone is noticed by what reads.
-                    let _ = self.say(&ToAppliance::Ping).await;
+                _ = heartbeat.tick() => {
+                    // The next read notices a closed link.
+                    let _ = self.send(&ToAppliance::Ping).await;
                 }
             }
         };
         // Nothing was read meanwhile.
-        self.heard = Instant::now();
+        self.last_message_at = Instant::now();
         done
     }
 
-    /// Records events before they are told of.
+    /// Records events before the appliance is told of them.
     async fn record(&mut self, events: Vec<Event>) {
         let recorded = tokio::spawn(self.server.record(events));
-        let _ = self.beside(recorded).await;
+        let _ = self.wait_with_heartbeat(recorded).await;
     }
 
-    async fn hear(&mut self, message: ToReflector) -> Next {
+    async fn handle(&mut self, message: ToReflector) -> LinkFlow {
         match message {
             ToReflector::Request { spec, wait } => {
                 let refused = tokio::task::block_in_place(|| grant::not_supported(&spec));
@@ -280,100 +280,103 @@ impl Connection {
                 if let Answer::Denied(denial) = &answer
                     && !denial.reason.is_worth_a_retry()
                 {
-                    self.spend(Cost::Fault);
+                    self.charge_budget(Cost::Fault);
                 }
                 self.server.due.notify_one();
-                self.answer(answer, events).await
+                self.carry_out(answer, events).await
             }
             ToReflector::Withdraw => {
                 let undone = self.server.sessions().withdraw(self.id);
                 self.server.due.notify_one();
                 self.record(undone).await;
-                Next::Go
+                LinkFlow::Continue
             }
             ToReflector::Start { phase } => self.start(phase).await,
             ToReflector::Finish => self.end_session(EndReason::Finished, "finished").await,
             ToReflector::Facts => match self.server.facts.facts(self.local.ip()).await {
-                Some(facts) => self.say(&ToAppliance::Facts(facts)).await,
-                None => Next::Go,
+                Some(facts) => self.send(&ToAppliance::Facts(facts)).await,
+                None => LinkFlow::Continue,
             },
-            ToReflector::Ping => self.say(&ToAppliance::Pong).await,
+            ToReflector::Ping => self.send(&ToAppliance::Pong).await,
             ToReflector::Close { reason } => {
                 tracing::debug!(%reason, "the appliance says goodbye");
-                Next::Gone
+                LinkFlow::Gone
             }
-            ToReflector::Pong | ToReflector::Unknown => Next::Go,
+            ToReflector::Pong | ToReflector::Unknown => LinkFlow::Continue,
             ToReflector::Hello { .. } | ToReflector::Pair { .. } => {
-                Next::Close(CloseReason::Protocol, "the link is already open")
+                LinkFlow::Close(CloseReason::Protocol, "the link is already open")
             }
         }
     }
 
-    async fn obey(&mut self, order: Order) -> Next {
-        match order {
-            Order::Reserved(reservation) => self.answer(Answer::Reserved(reservation), vec![]).await,
-            Order::Place { place, expected_wait } => self.answer(Answer::Queued { place, expected_wait }, vec![]).await,
-            Order::Denied(denial) => self.answer(Answer::Denied(denial), vec![]).await,
-            Order::Ended { session, reason } => {
-                match self.running.take_if(|granted| granted.running.session == session) {
-                    Some(_) => self.say_ended(reason, in_words(reason)).await,
-                    None => Next::Go,
+    async fn execute(&mut self, command: LinkCommand) -> LinkFlow {
+        match command {
+            LinkCommand::Reserved(reservation) => self.carry_out(Answer::Reserved(reservation), vec![]).await,
+            LinkCommand::Place { place, expected_wait } => {
+                self.carry_out(Answer::Queued { place, expected_wait }, vec![]).await
+            }
+            LinkCommand::Denied(denial) => self.carry_out(Answer::Denied(denial), vec![]).await,
+            LinkCommand::Ended { session, reason } => {
+                match self.session.take_if(|granted| granted.running.session == session) {
+                    Some(_) => self.send_ended(reason, end_reason_text(reason)).await,
+                    None => LinkFlow::Continue,
                 }
             }
-            Order::PeerRemoved => Next::Close(CloseReason::PeerRemoved, "this device is no longer paired"),
+            LinkCommand::PeerRemoved => LinkFlow::Close(CloseReason::PeerRemoved, "this device is no longer paired"),
         }
     }
 
-    /// Carries a decision out: what was reserved becomes a grant, everything else is recorded and told.
-    async fn answer(&mut self, answer: Answer, events: Vec<Event>) -> Next {
+    /// Carries out a decision: a reservation becomes a grant; a denial or a queue position is recorded and then sent.
+    async fn carry_out(&mut self, answer: Answer, events: Vec<Event>) -> LinkFlow {
         match answer {
             Answer::Queued { place, expected_wait } => {
                 self.record(events).await;
                 let expected_wait_ms = u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX);
-                self.say(&ToAppliance::Queued { place, expected_wait_ms }).await
+                self.send(&ToAppliance::Queued { place, expected_wait_ms }).await
             }
             Answer::Denied(denial) => {
                 self.record(events).await;
-                self.say(&ToAppliance::Denied(denial)).await
+                self.send(&ToAppliance::Denied(denial)).await
             }
             Answer::Reserved(reservation) => self.grant(reservation, events).await,
         }
     }
 
-    /// Claims, records and promises what was reserved.
-    async fn grant(&mut self, reservation: Reservation, mut events: Vec<Event>) -> Next {
+    /// Turns a reservation into a grant and sends it.
+    async fn grant(&mut self, reservation: Reservation, mut events: Vec<Event>) -> LinkFlow {
         let session = reservation.session;
         let (claimed, of_claim) = tokio::task::block_in_place(|| {
-            let asker = Asker { local: self.local, from: self.from, keys: &|session| self.session_keys(session) };
-            grant::claim(&self.server, reservation, &asker)
+            let link =
+                RequestingLink { local: self.local, from: self.from, keys: &|session| self.session_keys(session) };
+            grant::claim(&self.server, reservation, &link)
         });
         events.extend(of_claim);
         let denial = match claimed {
-            Ok(claim) => match self.beside(grant::record(claim, events)).await {
+            Ok(claim) => match self.wait_with_heartbeat(grant::record(claim, events)).await {
                 Some(Ok((running, promise))) => {
-                    self.running = Some(Granted { running, phase: None, next_phase: 0 });
-                    return self.say(&ToAppliance::Granted(promise)).await;
+                    self.session = Some(LinkSession { running, phase: None, next_phase: 0 });
+                    return self.send(&ToAppliance::Granted(promise)).await;
                 }
-                Some(Err(_)) => return self.say(&ToAppliance::Denied(grant::not_recorded())).await,
+                Some(Err(_)) => return self.send(&ToAppliance::Denied(grant::not_recorded())).await,
                 None => {
                     if self.server.may_log(self.peer) {
                         tracing::error!(%session, "the disk is too slow for a grant, which is taken back");
                     }
-                    return self.say(&ToAppliance::Denied(grant::not_recorded())).await;
+                    return self.send(&ToAppliance::Denied(grant::not_recorded())).await;
                 }
             },
-            Err(NotClaimed::Withdrawn) => {
+            Err(ClaimError::Withdrawn) => {
                 self.record(events).await;
-                return Next::Go;
+                return LinkFlow::Continue;
             }
-            Err(NotClaimed::Denied(denial)) => denial,
-            Err(NotClaimed::Failed(denial)) => {
-                self.spend(Cost::Fault);
+            Err(ClaimError::Denied(denial)) => denial,
+            Err(ClaimError::Failed(denial)) => {
+                self.charge_budget(Cost::Fault);
                 denial
             }
         };
         self.record(events).await;
-        self.say(&ToAppliance::Denied(denial)).await
+        self.send(&ToAppliance::Denied(denial)).await
     }
 
     fn session_keys(&self, session: SessionId) -> io::Result<SessionKeys> {
@@ -382,73 +385,73 @@ impl Connection {
         Ok(SessionKeys::derive(session, secret.map_err(io::Error::other)?.into()))
     }
 
-    async fn start(&mut self, phase: u8) -> Next {
-        let Some(granted) = &mut self.running else { return Next::Go };
+    async fn start(&mut self, phase: u8) -> LinkFlow {
+        let Some(granted) = &mut self.session else { return LinkFlow::Continue };
         let known = usize::from(phase) < granted.running.spec.phases.len();
-        // In order, each once: only the streams of the next phase are let in.
+        // Phases run in order, each once: only streams of the next phase are accepted.
         if !known || granted.phase.is_some() || phase != granted.next_phase {
             return self.end_session(EndReason::Failed, "that phase can't be started").await;
         }
         granted.phase = Some(phase);
         granted.next_phase = phase + 1;
         self.server.sessions().started(granted.running.session);
-        if let Err(error) = granted.running.start(phase, self.run_events.0.clone()) {
+        if let Err(error) = granted.running.start(phase, self.session_events.0.clone()) {
             if self.server.may_log(self.peer) {
                 tracing::error!(%error, "no thread for a phase");
             }
             return self.end_session(EndReason::Failed, "no thread could be started").await;
         }
-        Next::Go
+        LinkFlow::Continue
     }
 
     /// Sends what happened in a phase. Samples that were measured while the link was busy go together in one message.
-    async fn report(&mut self, first: RunEvent) -> Next {
+    async fn send_session_events(&mut self, first: SessionEvent) -> LinkFlow {
         let mut next = Some(first);
         while let Some(event) = next.take() {
-            let Some(granted) = self.running.as_mut().filter(|granted| granted.running.session == event.session) else {
+            let Some(granted) = self.session.as_mut().filter(|granted| granted.running.session == event.session) else {
                 // A late event of a session that is over.
                 continue;
             };
             let sent = match event.what {
-                PhaseEvent::Started(phase) => self.say(&ToAppliance::Started { phase }).await,
+                PhaseEvent::Started(phase) => self.send(&ToAppliance::Started { phase }).await,
                 PhaseEvent::Sample(phase, direction, sample) => {
                     let mut samples = vec![sample];
-                    next = take_samples(&mut samples, (event.session, phase, direction), &mut self.run_events.1);
-                    self.say(&ToAppliance::Samples { phase, direction, samples }).await
+                    next = take_samples(&mut samples, (event.session, phase, direction), &mut self.session_events.1);
+                    self.send(&ToAppliance::Samples { phase, direction, samples }).await
                 }
                 // The session is being ended, and its phase with it: the reason comes next, and is the one that counts.
-                PhaseEvent::Done(..) if granted.running.tether.is_cut() => Next::Go,
+                PhaseEvent::Done(..) if granted.running.tether.is_cut() => LinkFlow::Continue,
                 PhaseEvent::Done(phase, tally) => {
                     granted.phase = None;
-                    self.say(&ToAppliance::PhaseDone { phase, tally: *tally }).await
+                    self.send(&ToAppliance::PhaseDone { phase, tally: *tally }).await
                 }
             };
-            if !matches!(sent, Next::Go) {
+            if !matches!(sent, LinkFlow::Continue) {
                 return sent;
             }
         }
-        Next::Go
+        LinkFlow::Continue
     }
 
-    /// Ends the session, if there is one, and says so.
-    async fn end_session(&mut self, reason: EndReason, detail: &str) -> Next {
-        let Some(granted) = self.running.take() else { return Next::Go };
+    /// Ends the session, if there is one, and sends `ended`.
+    async fn end_session(&mut self, reason: EndReason, detail: &str) -> LinkFlow {
+        let Some(granted) = self.session.take() else { return LinkFlow::Continue };
         let (server, session) = (Arc::clone(&self.server), granted.running.session);
-        let ended = tokio::spawn(async move { test_run::end(&server, session, reason).await });
-        let _ = self.beside(ended).await;
-        self.say_ended(reason, detail).await
+        let ended = tokio::spawn(async move { running_session::end(&server, session, reason).await });
+        let _ = self.wait_with_heartbeat(ended).await;
+        self.send_ended(reason, detail).await
     }
 
-    async fn say_ended(&mut self, reason: EndReason, detail: &str) -> Next {
-        self.say(&ToAppliance::Ended { reason, detail: PeerText::new(detail) }).await
+    async fn send_ended(&mut self, reason: EndReason, detail: &str) -> LinkFlow {
+        self.send(&ToAppliance::Ended { reason, detail: PeerText::new(detail) }).await
     }
 
-    async fn say(&mut self, message: &ToAppliance) -> Next {
-        if self.send(message).await.is_ok() { Next::Go } else { Next::Gone }
+    async fn send(&mut self, message: &ToAppliance) -> LinkFlow {
+        if self.write(message).await.is_ok() { LinkFlow::Continue } else { LinkFlow::Gone }
     }
 
-    async fn send(&mut self, message: &ToAppliance) -> Result<(), LinkError> {
-        match tokio::time::timeout(WRITE, self.framed.send(message)).await {
+    async fn write(&mut self, message: &ToAppliance) -> Result<(), LinkError> {
+        match tokio::time::timeout(WRITE_TIMEOUT, self.framed.send(message)).await {
             Ok(sent) => sent,
             Err(_) => Err(LinkError::Io(io::ErrorKind::TimedOut.into())),
         }
@@ -458,10 +461,10 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         lock(&self.server.links).remove(&self.id);
-        self.server.places.limiter().link_closed(Prefix::of(self.from));
+        self.server.connection_slots.limiter().link_closed(Prefix::of(self.from));
         let undone = self.server.sessions().link_closed(self.id, self.server.now());
         self.server.record_soon(undone);
-        self.server.made_room();
+        self.server.capacity_freed();
     }
 }
 
@@ -470,8 +473,8 @@ impl Drop for Connection {
 fn take_samples(
     samples: &mut Vec<Sample>,
     of: (SessionId, u8, Direction),
-    events: &mut mpsc::UnboundedReceiver<RunEvent>,
-) -> Option<RunEvent> {
+    events: &mut mpsc::UnboundedReceiver<SessionEvent>,
+) -> Option<SessionEvent> {
     while samples.len() < message::MAX_SAMPLES {
         let event = events.try_recv().ok()?;
         match event.what {
@@ -484,13 +487,13 @@ fn take_samples(
     None
 }
 
-/// Waits until everything is to end. The watched value is let go of at once: it must not be held across an await.
-async fn stopping(stage: &mut tokio::sync::watch::Receiver<Stage>) {
-    let _ = stage.wait_for(|stage| *stage == Stage::Stopping).await.map(drop);
+/// Waits until the server stops. Releases the watched value at once: it must not be held across an await.
+async fn stopping(lifecycle: &mut tokio::sync::watch::Receiver<Lifecycle>) {
+    let _ = lifecycle.wait_for(|lifecycle| *lifecycle == Lifecycle::Stopping).await.map(drop);
 }
 
-/// Why a session was ended, for the peer's eyes.
-fn in_words(reason: EndReason) -> &'static str {
+/// Why a session ended, as text for the appliance.
+fn end_reason_text(reason: EndReason) -> &'static str {
     match reason {
         EndReason::Finished => "finished",
         EndReason::Deadline => "its time was over",
@@ -512,7 +515,7 @@ mod tests {
     fn samples_that_wait_go_together_up_to_the_limit_of_a_message() {
         let (sender, mut events) = mpsc::unbounded_channel();
         let session = SessionId::from_bytes([1; 16]);
-        let send = |what| sender.send(RunEvent { session, what }).unwrap();
+        let send = |what| sender.send(SessionEvent { session, what }).unwrap();
         let sample = |at_us| Sample { at_us, bytes: 0 };
         let of = (session, 0, Direction::Download);
         for at in 1..=70 {

@@ -9,15 +9,15 @@ use paramedic_link::admission::Preamble;
 use tokio::io::AsyncReadExt;
 
 use super::Server;
-use super::place::Handshaken;
-use super::test_run::Running;
+use super::connection_slot::HandshakenConnection;
+use super::running_session::RunningSession;
 use crate::event::RefusalReason;
 
 /// Runs until the connection is handed over or refused.
-pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
-    let Handshaken { mut stream, from, peer, place, deadline, .. } = handshaken;
+pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
+    let HandshakenConnection { mut stream, from, peer, slot, deadline, .. } = connection;
     let mut bytes = [0; Preamble::LEN];
-    let read = place.while_held(tokio::time::timeout_at(deadline, stream.read_exact(&mut bytes))).await;
+    let read = slot.while_held(tokio::time::timeout_at(deadline, stream.read_exact(&mut bytes))).await;
     let refuse = |reason| server.refuse(from, reason, Some(peer.id()));
     match read {
         Some(Ok(Ok(_))) => {}
@@ -27,7 +27,7 @@ pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
     let Some((running, preamble)) = admit(&server, &bytes, peer.id()) else {
         return refuse(RefusalReason::BadPreamble);
     };
-    place.settle();
+    slot.settle();
     running.tether.heard();
     let (socket, session) = stream.into_inner();
     let blocking = socket.into_std().and_then(|socket| {
@@ -60,7 +60,7 @@ fn admit(
     server: &Server,
     bytes: &[u8; Preamble::LEN],
     peer: paramedic_link::EndpointId,
-) -> Option<(Arc<Running>, Preamble)> {
+) -> Option<(Arc<RunningSession>, Preamble)> {
     let claimed = Preamble::claimed_session(bytes)?;
     let running = server.sessions().handle(claimed).filter(|running| running.peer == peer).cloned()?;
     let preamble = Preamble::open(bytes, &running.keys)?;

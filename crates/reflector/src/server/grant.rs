@@ -13,12 +13,12 @@ use paramedic_link::{PeerText, SessionId};
 use tokio::sync::oneshot;
 
 use super::Server;
-use super::test_run::{self, Running};
+use super::running_session::{self, RunningSession};
 use crate::event::Event;
 use crate::sessions::{Answer, Reservation};
 
 /// The link that a session is asked for on.
-pub(super) struct Asker<'a> {
+pub(super) struct RequestingLink<'a> {
     /// Our address, which the link came in on.
     pub(super) local: SocketAddr,
     /// The appliance's address.
@@ -28,14 +28,14 @@ pub(super) struct Asker<'a> {
 }
 
 /// A session that holds all it needs and is recorded nowhere.
-pub(super) struct Claim {
-    pending: Pending,
-    running: Running,
+pub(super) struct ClaimedSession {
+    pending: PendingReservation,
+    running: RunningSession,
     promise: Grant,
 }
 
 /// Why a reservation did not become a claim. It is taken back.
-pub(super) enum NotClaimed {
+pub(super) enum ClaimError {
     /// Every port of the range is held.
     Denied(Denial),
     /// The host or the engine refused.
@@ -49,15 +49,15 @@ pub(super) enum NotClaimed {
 pub(super) fn claim(
     server: &Arc<Server>,
     mut reservation: Reservation,
-    asker: &Asker<'_>,
-) -> (Result<Claim, NotClaimed>, Vec<Event>) {
+    link: &RequestingLink<'_>,
+) -> (Result<ClaimedSession, ClaimError>, Vec<Event>) {
     let mut events = Vec::new();
     let peer = reservation.peer;
     loop {
         let session = reservation.session;
-        let pending = Pending { server: Arc::clone(server), session, is_over: false };
-        let opened =
-            (asker.keys)(session).and_then(|keys| Running::open(server, &reservation, keys, asker.local, asker.from));
+        let pending = PendingReservation { server: Arc::clone(server), session, is_over: false };
+        let opened = (link.keys)(session)
+            .and_then(|keys| RunningSession::open(server, &reservation, keys, link.local, link.from));
         match opened {
             Ok(running) => {
                 let (is_wanted, granted) = server.sessions().opened(session, server.now());
@@ -65,10 +65,10 @@ pub(super) fn claim(
                 if !is_wanted {
                     drop(running);
                     events.extend(pending.undo());
-                    return (Err(NotClaimed::Withdrawn), events);
+                    return (Err(ClaimError::Withdrawn), events);
                 }
                 let promise = promise(&reservation, &running);
-                return (Ok(Claim { pending, running, promise }), events);
+                return (Ok(ClaimedSession { pending, running, promise }), events);
             }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
                 if server.may_log(peer) {
@@ -78,12 +78,12 @@ pub(super) fn claim(
                 events.extend(held);
                 // Either it goes on with another port, or it is taken back already, which others wait for.
                 pending.leave();
-                server.made_room();
+                server.capacity_freed();
                 match answer {
                     Answer::Reserved(next) => reservation = next,
-                    Answer::Denied(denial) => return (Err(NotClaimed::Denied(denial)), events),
+                    Answer::Denied(denial) => return (Err(ClaimError::Denied(denial)), events),
                     // A reservation is never queued again.
-                    Answer::Queued { .. } => return (Err(NotClaimed::Withdrawn), events),
+                    Answer::Queued { .. } => return (Err(ClaimError::Withdrawn), events),
                 }
             }
             Err(error) => {
@@ -91,7 +91,7 @@ pub(super) fn claim(
                     tracing::error!(%error, "the session can't be opened");
                 }
                 events.extend(pending.undo());
-                return (Err(NotClaimed::Failed(not_opened(&reservation.spec, &error))), events);
+                return (Err(ClaimError::Failed(not_opened(&reservation.spec, &error))), events);
             }
         }
     }
@@ -100,14 +100,18 @@ pub(super) fn claim(
 /// Step 2: writes the grant down. `events` go into the audit log next to each other, the grant among them. The answer is
 /// the session, now reachable by all, with step 3: what to send. It does not come where nothing was recorded, or the
 /// receiver was gone before: then the session is taken back. In a task of its own, which never stops half-way.
-pub(super) fn record(claim: Claim, events: Vec<Event>) -> oneshot::Receiver<(Arc<Running>, Grant)> {
+pub(super) fn record(claim: ClaimedSession, events: Vec<Event>) -> oneshot::Receiver<(Arc<RunningSession>, Grant)> {
     let (recorded, promised) = oneshot::channel();
     tokio::spawn(write_down(claim, events, recorded));
     promised
 }
 
-async fn write_down(claim: Claim, events: Vec<Event>, recorded: oneshot::Sender<(Arc<Running>, Grant)>) {
-    let Claim { pending, running, promise } = claim;
+async fn write_down(
+    claim: ClaimedSession,
+    events: Vec<Event>,
+    recorded: oneshot::Sender<(Arc<RunningSession>, Grant)>,
+) {
+    let ClaimedSession { pending, running, promise } = claim;
     let server = Arc::clone(&pending.server);
     let (session, peer) = (running.session, running.peer);
     // What happened beside, and stays true should the grant be taken back.
@@ -139,12 +143,12 @@ async fn write_down(claim: Claim, events: Vec<Event>, recorded: oneshot::Sender<
     // The first bytes must not wait for the disk. Where nothing could be leased, the session's end follows its grant.
     let _ = first_lease.await;
     if recorded.send((running, promise)).is_err() {
-        test_run::end(&server, session, EndReason::Failed).await;
+        running_session::end(&server, session, EndReason::Failed).await;
     }
 }
 
 /// Step 3, the message itself. Sent only once the session is recorded.
-fn promise(reservation: &Reservation, running: &Running) -> Grant {
+fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
     Grant {
         session: reservation.session,
         expires_in_ms: u64::try_from(reservation.expires_in.as_millis()).unwrap_or(u64::MAX),
@@ -155,13 +159,13 @@ fn promise(reservation: &Reservation, running: &Running) -> Grant {
 }
 
 /// A reservation on its way to being a grant; taken back when dropped before it is one, whatever went wrong.
-struct Pending {
+struct PendingReservation {
     server: Arc<Server>,
     session: SessionId,
     is_over: bool,
 }
 
-impl Pending {
+impl PendingReservation {
     /// Takes the reservation back; the events of that.
     fn undo(mut self) -> Vec<Event> {
         self.is_over = true;
@@ -174,7 +178,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for PendingReservation {
     fn drop(&mut self) {
         if !self.is_over {
             self.server.record_soon(self.server.undo(self.session));

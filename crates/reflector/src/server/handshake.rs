@@ -13,28 +13,28 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::connection::{Connection, GOODBYE, Stream};
-use super::place::Handshaken;
-use super::{Link, Order, Server, lock, pair};
+use super::connection::{CLOSE_TIMEOUT, Connection, Stream};
+use super::connection_slot::HandshakenConnection;
+use super::{Link, LinkCommand, Server, lock, pair};
 use crate::event::RefusalReason;
 use crate::sessions::LinkId;
 
-/// Links of one peer that stand at once. An appliance has one a test; each costs a descriptor and some memory.
-const LINKS_OF_A_PEER: usize = 64;
-/// How long after its first message a client that is not paired is answered, so that the time says nothing of how it
-/// was judged, and guessing codes is slow.
+/// Open links of one peer. An appliance has one for each test; each costs a descriptor and some memory.
+const MAX_LINKS_PER_PEER: usize = 64;
+/// How long after its first message a client that is not paired is answered. The constant time does not reveal how its
+/// message was judged, and makes guessing codes slow.
 const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
 /// Runs until the link is over.
-pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
-    let Handshaken { stream, from, local, peer, place, deadline } = handshaken;
+pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
+    let HandshakenConnection { stream, from, local, peer, slot, deadline } = connection;
     let peer = peer.id();
     let mut framed = Framed::new(stream);
     let first = tokio::time::timeout_at(deadline, framed.receive::<ToReflector>());
     let refuse = |reason| server.refuse(from, reason, Some(peer));
-    let first = match place.while_held(first).await {
+    let first = match slot.while_held(first).await {
         Some(Ok(Ok(Some(first)))) => first,
         Some(Ok(Ok(None))) => return refuse(RefusalReason::Silent),
         Some(Ok(Err(error))) => {
@@ -44,7 +44,7 @@ pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
         Some(Err(_)) => return refuse(RefusalReason::Slow),
         None => return refuse(RefusalReason::MadeWay),
     };
-    place.progressed();
+    slot.progressed();
     let answer_at = Instant::now() + REFUSAL_DELAY;
     let judged = match first {
         ToReflector::Hello { versions, .. } if server.peers.is_paired(peer) => Ok((versions, None)),
@@ -52,7 +52,7 @@ pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
             let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None);
             let answer = match exporter {
                 // A right proof may be being written down when the connection has to make way: it must not be dropped.
-                Ok(exporter) => pair::judge(&server, &exporter, from, peer, &proof, &name).await,
+                Ok(exporter) => pair::verify_proof(&server, &exporter, from, peer, &proof, &name).await,
                 Err(_) => Err(RefusalReason::Handshake),
             };
             answer.map(|answer| (versions, Some(answer)))
@@ -63,46 +63,45 @@ pub(super) async fn run(server: Arc<Server>, handshaken: Handshaken) {
         Ok(judged) => judged,
         Err(reason) => {
             refuse(reason);
-            let answered = place.while_held(turn_away(framed, answer_at)).await;
+            let answered = slot.while_held(reject_unpaired(framed, answer_at)).await;
             if answered.is_none() {
                 refuse(RefusalReason::MadeWay);
             }
             return;
         }
     };
-    let (sender, orders) = mpsc::unbounded_channel();
+    let (sender, commands) = mpsc::unbounded_channel();
     let Some(id) = register(&server, peer, sender) else {
         refuse(RefusalReason::TooManyLinks);
-        // It keeps its place, and is counted there, until it is gone; it is not waited for.
+        // It keeps its slot, and counts there, until it is closed.
         let detail = PeerText::new("too many links stand already");
         let close = ToAppliance::Close { reason: CloseReason::Protocol, detail };
-        let _ = place.while_held(tokio::time::timeout(GOODBYE, framed.send(&close))).await;
+        let _ = slot.while_held(tokio::time::timeout(CLOSE_TIMEOUT, framed.send(&close))).await;
         return;
     };
-    place.settle();
+    slot.settle();
     let span = tracing::info_span!("link", %peer, %from);
-    Connection::open(server, framed, id, peer, from, local, orders).serve(&versions, paired).instrument(span).await;
+    Connection::open(server, framed, id, peer, from, local, commands).serve(&versions, paired).instrument(span).await;
 }
 
-/// Puts a link into the list of links, unless there are too many, of this device or in all.
-fn register(server: &Server, peer: EndpointId, orders: mpsc::UnboundedSender<Order>) -> Option<LinkId> {
+/// Registers a link, unless there are too many, of this device or in all.
+fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<LinkCommand>) -> Option<LinkId> {
     let mut links = lock(&server.links);
     let of_peer = links.values().filter(|link| link.peer == peer).count();
     // No device takes more than half of them all.
-    if of_peer >= LINKS_OF_A_PEER.min(server.max_links / 2) || links.len() >= server.max_links {
+    if of_peer >= MAX_LINKS_PER_PEER.min(server.max_links / 2) || links.len() >= server.max_links {
         return None;
     }
     let id = LinkId(NEXT_LINK.fetch_add(1, Ordering::Relaxed));
-    links.insert(id, Link { peer, orders });
+    links.insert(id, Link { peer, commands });
     Some(id)
 }
 
-/// The one answer to a client that is not paired, whatever it said and however it was judged: always the same, and
-/// always this long after its message.
-async fn turn_away(mut framed: Framed<Stream>, answer_at: Instant) {
+/// The one answer to a client that is not paired: always the same, and always [`REFUSAL_DELAY`] after its message.
+async fn reject_unpaired(mut framed: Framed<Stream>, answer_at: Instant) {
     tokio::time::sleep_until(answer_at).await;
     // Bounded, and of no matter to us whether it arrives.
-    let _ = tokio::time::timeout(GOODBYE, async {
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {
         framed.send(&ToAppliance::NotPaired).await?;
         framed.finish().await?;
         // Unread bytes would turn our close into a reset, and the answer could be lost.

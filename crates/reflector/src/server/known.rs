@@ -17,7 +17,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Server {
     /// `peer` authenticated from this prefix: connections from there have places of their own for the next weeks.
-    pub(super) fn note_known(&self, peer: EndpointId, prefix: Prefix) {
+    pub(super) fn note_prefix(&self, peer: EndpointId, prefix: Prefix) {
         let now = self.now().unix_ms;
         let mut known = lock(&self.known_prefixes);
         if !known.note(peer, prefix, now) {
@@ -28,15 +28,15 @@ impl Server {
             known.remove_peer(peer);
             return;
         }
-        self.places.limiter().set_known(known.all(now));
+        self.connection_slots.limiter().set_known(known.all(now));
         self.prefix_noted.notify_one();
     }
 
     /// Forgets from where `peer` authenticated. The store forgets it with the peer.
-    pub(super) fn forget_known(&self, peer: EndpointId) {
+    pub(super) fn forget_prefixes(&self, peer: EndpointId) {
         let mut known = lock(&self.known_prefixes);
         known.remove_peer(peer);
-        self.places.limiter().set_known(known.all(self.now().unix_ms));
+        self.connection_slots.limiter().set_known(known.all(self.now().unix_ms));
     }
 
     /// Writes what is not written yet.
@@ -61,7 +61,7 @@ pub(super) async fn keep(server: Arc<Server>) {
         let _ = tokio::time::timeout(EXPIRY_INTERVAL, server.prefix_noted.notified()).await;
         server.write_known().await;
         let known = lock(&server.known_prefixes).all(server.now().unix_ms);
-        server.places.limiter().set_known(known);
+        server.connection_slots.limiter().set_known(known);
         tokio::time::sleep(WRITE_INTERVAL).await;
     }
 }

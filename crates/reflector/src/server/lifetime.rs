@@ -12,25 +12,25 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use super::connection_slot::ConnectionSlots;
 use super::facts_cache::FactsCache;
 use super::offer::{limits, offered};
 use super::peers::Peers;
-use super::place::Places;
-use super::{STOPPING, Server, Stage, accept, admin_socket, clockwork, known, lock, unix_now};
+use super::{Lifecycle, STOP_TIMEOUT, Server, accept, admin_socket, known, lock, session_timer, unix_now};
 use crate::audit::{Audit, Sizes};
 use crate::config::Config;
 use crate::connection_limiter::ConnectionLimiter;
 use crate::descriptors::{self, Descriptors};
 use crate::event::Event;
-use crate::event_throttle::LeftOut;
+use crate::event_throttle::SuppressedLines;
 use crate::known_prefixes::KnownPrefixes;
 use crate::pairing::Pairing;
-use crate::sessions::{Limits, Now, Past, Sessions};
+use crate::sessions::{Limits, Now, PastUsage, Sessions};
 use crate::store::Store;
 
 /// Serves until a signal ends it.
 pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAddr])) -> anyhow::Result<()> {
-    // Before anybody is told that it serves: who then asks it to end must not find nobody listening.
+    // Before the server reports that it is ready: a signal that arrives right after must be handled.
     let mut signals = Signals::listen()?;
     let descriptors = Descriptors::divide(allow_many_descriptors());
     let id = key.id();
@@ -41,7 +41,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let peers = Peers::load(&store, &audit, &config.audit_dir(), &config.authorized_peers).await?;
     let now = unix_now();
     let known_prefixes = load_known_prefixes(&store, &peers).await?;
-    let past = Past {
+    let past = PastUsage {
         tests: store.tests_since(now.saturating_sub(3_600_000)).await?,
         bytes_today: store
             .usage(Now::day_of(now))
@@ -55,7 +55,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let listeners = accept::listen(&config.listen)?;
     let admin = admin_socket::bind(&config.admin_socket())?;
     // The admin socket is ours, and with it the folder that it stands in.
-    let (engines, lacking) = offered(&config).await?;
+    let (engines, unavailable) = offered(&config).await?;
     let limits = Limits { descriptors: descriptors.sessions, ..limits(&config, &engines) };
     let sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: now });
     let mut responders = HashMap::new();
@@ -66,7 +66,10 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let server = Arc::new(Server {
         id,
         sessions: Mutex::new(sessions),
-        places: Arc::new(Places::new(ConnectionLimiter::new(descriptors.unauthenticated, known_prefixes.all(now)))),
+        connection_slots: Arc::new(ConnectionSlots::new(ConnectionLimiter::new(
+            descriptors.unauthenticated,
+            known_prefixes.all(now),
+        ))),
         known_prefixes: Mutex::new(known_prefixes),
         prefix_noted: Notify::new(),
         pairing: Mutex::new(Pairing::new(id)),
@@ -82,11 +85,11 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         responders,
         began,
         due: Notify::new(),
-        room: Notify::new(),
-        opener: Mutex::default(),
+        capacity: Notify::new(),
+        code_requester: Mutex::default(),
         claim_settled: Notify::new(),
-        stage: watch::channel(Stage::Serving).0,
-        lacking,
+        lifecycle: watch::channel(Lifecycle::Serving).0,
+        unavailable,
         unsettled: Mutex::default(),
         config,
     });
@@ -103,7 +106,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         addresses.push(listener.local_addr()?);
         tasks.spawn(accept::run(Arc::clone(&server), listener, Arc::clone(&tls)));
     }
-    tasks.spawn(clockwork::run(Arc::clone(&server)));
+    tasks.spawn(session_timer::run(Arc::clone(&server)));
     tasks.spawn(admin_socket::run(Arc::clone(&server), admin));
     tasks.spawn(known::keep(Arc::clone(&server)));
     tasks.spawn({
@@ -121,7 +124,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
                 server.due.notify_one();
                 if !is_faulted {
                     let server = Arc::clone(&server);
-                    tokio::spawn(async move { server.catch_up().await });
+                    tokio::spawn(async move { server.write_pending().await });
                 }
                 let changed = tokio::select! {
                     changed = of_audit.changed() => changed,
@@ -134,23 +137,23 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         }
     });
     ready(&addresses);
-    // Outside of systemd there is nobody to tell.
+    // Outside of systemd this does nothing.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(endpoint_id = %id, ?addresses, "serving");
 
     drain_on_signal(&server, &mut signals, &mut tasks).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    server.stage.send_replace(Stage::Stopping);
+    server.lifecycle.send_replace(Lifecycle::Stopping);
     server.end_all_sessions();
     server.await_no_links().await;
     tasks.shutdown().await;
-    let _ = tokio::time::timeout(STOPPING, server.teardowns.write()).await;
-    let left_out = lock(&server.throttle).finish();
-    let mut last = left_out.into_iter().filter_map(LeftOut::event).collect::<Vec<_>>();
+    let _ = tokio::time::timeout(STOP_TIMEOUT, server.teardowns.write()).await;
+    let suppressed = lock(&server.throttle).finish();
+    let mut last = suppressed.into_iter().filter_map(SuppressedLines::event).collect::<Vec<_>>();
     last.push(Event::Stopped);
-    // What can't be written any more must not keep the program from ending.
+    // A log that can't be written must not keep the program from ending.
     let _ = server.audit.record(last).await;
-    server.catch_up().await;
+    server.write_pending().await;
     server.write_known().await;
     server.store.close().await;
     Ok(())
@@ -179,15 +182,15 @@ impl Signals {
 /// depends on is gone, and only a new start helps.
 async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
     let lost = |_| anyhow::anyhow!("a part of the reflector ended; its log says more");
-    let mut stage = server.stage.subscribe();
+    let mut stage = server.lifecycle.subscribe();
     tokio::select! {
         () = signals.next() => {}
-        _ = stage.wait_for(|stage| *stage >= Stage::Draining) => {}
+        _ = stage.wait_for(|stage| *stage >= Lifecycle::Draining) => {}
         Some(ended) = tasks.join_next() => return Err(lost(ended)),
     }
     tracing::info!("draining: running sessions go on, new ones are not granted");
     server.sessions().drain();
-    server.stage.send_replace(Stage::Draining);
+    server.lifecycle.send_replace(Lifecycle::Draining);
     server.due.notify_one();
     tokio::select! {
         () = signals.next() => {}

@@ -3,8 +3,8 @@
 
 mod accept;
 mod admin_socket;
-mod clockwork;
 mod connection;
+mod connection_slot;
 mod data_connection;
 mod facts_cache;
 mod grant;
@@ -14,12 +14,12 @@ mod lifetime;
 mod offer;
 mod pair;
 mod peers;
-mod place;
-mod test_run;
+mod running_session;
+mod session_timer;
 
-pub use admin_socket::{Ask, Client, PeerLine, Status, Tell};
+pub use admin_socket::{AdminClient, AdminReply, AdminRequest, PeerLine, Status};
 pub use lifetime::serve;
-pub use offer::LackingEngine;
+pub use offer::UnavailableEngine;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -34,26 +34,26 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::event::{Event, RefusalReason};
-use crate::event_throttle::{Cause, EventThrottle, LeftOut};
+use crate::event_throttle::{Cause, EventThrottle, SuppressedLines};
 use crate::known_prefixes::KnownPrefixes;
 use crate::message_budget::MessageBudgets;
 use crate::pairing::{CodeId, Pairing};
-use crate::sessions::{LinkId, Now, Reservation, Sessions, Settled};
+use crate::sessions::{LinkId, Now, Reservation, SessionAccounts, Sessions};
 use crate::store::Store;
+use connection_slot::ConnectionSlots;
 use peers::Peers;
-use place::Places;
-use test_run::Running;
+use running_session::RunningSession;
 
-/// How long the last links and teardowns may take when everything ends: a peer that doesn't read, or a disk that
-/// doesn't write, must not keep the reflector from stopping.
-const STOPPING: Duration = Duration::from_secs(5);
+/// How long the last links and teardowns may take at a stop. A peer that does not read, or a disk that does not write,
+/// must not keep the reflector from stopping.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What every task of the server works with.
 struct Server {
     config: Config,
     id: EndpointId,
-    sessions: Mutex<Sessions<Arc<Running>>>,
-    places: Arc<Places>,
+    sessions: Mutex<Sessions<Arc<RunningSession>>>,
+    connection_slots: Arc<ConnectionSlots>,
     known_prefixes: Mutex<KnownPrefixes>,
     /// A prefix was noted that is not written yet.
     prefix_noted: Notify,
@@ -72,24 +72,24 @@ struct Server {
     /// One for each address that is listened on: answers the probes of tunneled sessions.
     responders: HashMap<SocketAddr, Arc<Responder>>,
     began: Instant,
-    /// Something may be due earlier than the clockwork thinks.
+    /// Wakes the session timer: something may be due earlier than it expects.
     due: Notify,
-    /// A connection ended: whoever waits for a place or a descriptor may try again.
-    room: Notify,
-    /// Who opened the last code. Locked while `pairing` is.
-    opener: Mutex<Option<Opener>>,
+    /// A connection or session ended: a task that waits for a slot or a descriptor tries again.
+    capacity: Notify,
+    /// The command that opened the last code. Locked while `pairing` is.
+    code_requester: Mutex<Option<CodeRequester>>,
     /// A pairing was written down, or could not be.
     claim_settled: Notify,
-    stage: watch::Sender<Stage>,
+    lifecycle: watch::Sender<Lifecycle>,
     /// Engines that were to be offered and can't be.
-    lacking: Vec<LackingEngine>,
+    unavailable: Vec<UnavailableEngine>,
     /// Sessions that are over and whose bytes could not be charged on disk yet.
-    unsettled: Mutex<Vec<Settled>>,
+    unsettled: Mutex<Vec<SessionAccounts>>,
 }
 
-/// How far the end has come.
+/// The stages from serving to stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
+enum Lifecycle {
     Serving,
     /// No new sessions; running ones go on.
     Draining,
@@ -97,42 +97,42 @@ enum Stage {
     Stopping,
 }
 
-/// A standing link, as the rest of the server sees it.
+/// An open link, as the rest of the server sees it.
 struct Link {
     peer: EndpointId,
-    orders: mpsc::UnboundedSender<Order>,
+    commands: mpsc::UnboundedSender<LinkCommand>,
 }
 
-/// What the server has to tell a link's task. Unbounded, but each link has at most one request or session, and the
-/// clockwork sends a few of these a second.
+/// What the server asks of the task of a link. Unbounded, but each link has at most one request or session, and the
+/// session timer sends a few of these a second.
 #[derive(Debug)]
-enum Order {
-    /// Its turn has come.
+enum LinkCommand {
+    /// The queued request was reserved: grant it.
     Reserved(Reservation),
     /// Its place in the queue.
     Place { place: u32, expected_wait: Duration },
-    /// Its request is not granted after all.
+    /// The queued request was denied.
     Denied(paramedic_link::message::Denial),
-    /// Its session is over, and torn down.
+    /// Its session has ended and was torn down.
     Ended { session: SessionId, reason: EndReason },
-    /// Its peer is no longer one.
+    /// Its device is no longer paired.
     PeerRemoved,
 }
 
-/// Who opened a code.
-struct Opener {
+/// The command that opened a code.
+struct CodeRequester {
     code: CodeId,
-    /// The name that it wants for the device that pairs.
+    /// The name to give to the device that pairs.
     wanted_name: Option<PeerText>,
-    /// Hears what became of the code, once.
-    over: Option<oneshot::Sender<CodeUsed>>,
+    /// Receives the device that paired, once.
+    over: Option<oneshot::Sender<PairedDevice>>,
 }
 
-/// This device paired with the code, and goes by this name.
-struct CodeUsed(EndpointId, PeerText);
+/// The device that paired with a code, and its name.
+struct PairedDevice(EndpointId, PeerText);
 
 impl Server {
-    fn sessions(&self) -> MutexGuard<'_, Sessions<Arc<Running>>> {
+    fn sessions(&self) -> MutexGuard<'_, Sessions<Arc<RunningSession>>> {
         lock(&self.sessions)
     }
 
@@ -164,7 +164,7 @@ impl Server {
     }
 
     /// Charges the bytes of a session that is over; where the disk fails, once it no longer does.
-    async fn settle(&self, settled: Settled) {
+    async fn settle(&self, settled: SessionAccounts) {
         match self.store.settle(settled.session, &settled.bytes_by_day).await {
             Ok(()) => {}
             Err(error) if error.is_fault() => {
@@ -175,8 +175,8 @@ impl Server {
         }
     }
 
-    /// Writes what a fault of the disk left to be written.
-    async fn catch_up(&self) {
+    /// Writes what could not be written during a fault of the disk.
+    async fn write_pending(&self) {
         self.peers.settle().await;
         let unsettled = std::mem::take(&mut *lock(&self.unsettled));
         for settled in unsettled {
@@ -184,7 +184,7 @@ impl Server {
         }
     }
 
-    /// What keeps grants from being given, in words; empty where all is well.
+    /// Why no session is granted, as text; empty where all is well.
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(why) = &*self.audit.fault().borrow() {
@@ -200,29 +200,29 @@ impl Server {
     #[must_use]
     fn undo(&self, session: SessionId) -> Vec<Event> {
         let undone = self.sessions().undo(session, self.now());
-        self.made_room();
+        self.capacity_freed();
         undone
     }
 
-    /// A slot or a port may be free again: whoever waits for one looks.
-    fn made_room(&self) {
-        self.room.notify_waiters();
+    /// A slot or a port may be free again: wakes the tasks that wait for one.
+    fn capacity_freed(&self) {
+        self.capacity.notify_waiters();
         self.due.notify_one();
     }
 
-    /// Ends what runs, also where a link's task stands in a write to a peer that doesn't read.
+    /// Ends all sessions, also those whose link is blocked in a write to a peer that does not read.
     fn end_all_sessions(self: &Arc<Self>) {
         let running = self.sessions().running().collect::<Vec<_>>();
         for session in running {
             let server = Arc::clone(self);
-            tokio::spawn(async move { test_run::end_and_tell(&server, session, EndReason::Shutdown).await });
+            tokio::spawn(async move { running_session::end_and_notify(&server, session, EndReason::Shutdown).await });
         }
     }
 
     /// Ends once no session is reserved or runs.
     async fn await_no_sessions(&self) {
         loop {
-            let changed = self.room.notified();
+            let changed = self.capacity.notified();
             if self.sessions().snapshot(self.now()).sessions.is_empty() {
                 return;
             }
@@ -230,12 +230,14 @@ impl Server {
         }
     }
 
-    /// Tells whoever opened this code what became of it.
-    fn code_over(&self, code: CodeId, end: CodeUsed) {
-        let over =
-            lock(&self.opener).as_mut().filter(|opener| opener.code == code).and_then(|opener| opener.over.take());
+    /// Tells the command that opened this code which device paired with it.
+    fn report_paired(&self, code: CodeId, end: PairedDevice) {
+        let over = lock(&self.code_requester)
+            .as_mut()
+            .filter(|code_requester| code_requester.code == code)
+            .and_then(|code_requester| code_requester.over.take());
         if let Some(over) = over {
-            // Nobody may be listening any more; what happened stands all the same.
+            // The command may have ended; the pairing stands all the same.
             let _ = over.send(end);
         }
     }
@@ -255,14 +257,14 @@ impl Server {
     async fn await_no_links(&self) {
         let all_gone = async {
             loop {
-                let changed = self.room.notified();
+                let changed = self.capacity.notified();
                 if lock(&self.links).is_empty() {
                     return;
                 }
                 changed.await;
             }
         };
-        let _ = tokio::time::timeout(STOPPING, all_gone).await;
+        let _ = tokio::time::timeout(STOP_TIMEOUT, all_gone).await;
     }
 
     /// Counts a refused connection, and logs it at a bounded rate.
@@ -276,33 +278,33 @@ impl Server {
 
     /// Whether a line that `peer` causes may be written to the program's log now.
     fn may_log(&self, peer: EndpointId) -> bool {
-        let (may, left_out) = lock(&self.throttle).count(Cause::Log(peer), self.now());
-        self.note_left_out(left_out);
+        let (may, suppressed) = lock(&self.throttle).count(Cause::Log(peer), self.now());
+        self.note_suppressed(suppressed);
         may
     }
 
-    /// Writes how many lines were left out.
-    fn note_left_out(&self, left_out: impl IntoIterator<Item = LeftOut>) {
-        for left_out in left_out {
-            match left_out.event() {
+    /// Records how many lines were suppressed.
+    fn note_suppressed(&self, suppressed: impl IntoIterator<Item = SuppressedLines>) {
+        for suppressed in suppressed {
+            match suppressed.event() {
                 Some(event) => self.audit.note(event),
-                None => tracing::info!(cause = ?left_out.cause, lines = left_out.count, "log lines were left out"),
+                None => tracing::info!(cause = ?suppressed.cause, lines = suppressed.count, "log lines were left out"),
             }
         }
     }
 
     /// Gives an order to a link, if it still stands.
-    fn order(&self, link: LinkId, order: Order) -> bool {
-        lock(&self.links).get(&link).is_some_and(|link| link.orders.send(order).is_ok())
+    fn send_command(&self, link: LinkId, command: LinkCommand) -> bool {
+        lock(&self.links).get(&link).is_some_and(|link| link.commands.send(command).is_ok())
     }
 
     /// Ends every session and link of `peer`, which is no longer one.
-    fn cut_off(&self, peer: EndpointId) {
+    fn disconnect_peer(&self, peer: EndpointId) {
         self.sessions().peer_removed(peer, self.now());
         self.due.notify_one();
         for link in lock(&self.links).values().filter(|link| link.peer == peer) {
             // A link that is ending anyway needs no order.
-            let _ = link.orders.send(Order::PeerRemoved);
+            let _ = link.commands.send(LinkCommand::PeerRemoved);
         }
     }
 }

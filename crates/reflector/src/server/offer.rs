@@ -13,7 +13,7 @@ use crate::sessions::Limits;
 
 /// An engine that was to be offered and can't be, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LackingEngine {
+pub struct UnavailableEngine {
     /// Which.
     pub engine: EngineId,
     /// Because of what.
@@ -24,7 +24,7 @@ pub struct LackingEngine {
 }
 
 /// The engines that the operator wants and this host can play, each tried out, and those that it can't.
-pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<LackingEngine>)> {
+pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<UnavailableEngine>)> {
     let scratch = config.scratch_dir();
     // What a reflector that was killed left there.
     if let Err(error) = std::fs::remove_dir_all(&scratch)
@@ -35,7 +35,7 @@ pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn
     // Not one that another user makes in the meantime.
     let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
     made.with_context(|| format!("cannot make {}", scratch.display()))?;
-    let (mut engines, mut lacking) = (Vec::new(), Vec::new());
+    let (mut engines, mut unavailable) = (Vec::new(), Vec::new());
     for engine in paramedic_engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
         let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];
         let fit = if is_direct_alone && !config.offers_direct() {
@@ -48,12 +48,12 @@ pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn
         match (fit, EngineId::try_from(engine.id())) {
             (Err(Lacking { because, try_ }), Ok(id)) => {
                 tracing::warn!(engine = %id, %because, "not offered");
-                lacking.push(LackingEngine { engine: id, because, try_ });
+                unavailable.push(UnavailableEngine { engine: id, because, try_ });
             }
             _ => engines.push(engine),
         }
     }
-    Ok((engines, lacking))
+    Ok((engines, unavailable))
 }
 
 /// The session rules as configured, with the engines that can be offered.

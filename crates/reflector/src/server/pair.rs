@@ -10,13 +10,13 @@ use paramedic_link::pairing_code::Ends;
 use paramedic_link::pairing_code::Proof;
 use paramedic_link::{EndpointId, PeerText};
 
-use super::{CodeUsed, Server, lock};
+use super::{PairedDevice, Server, lock};
 use crate::connection_limiter::Prefix;
 use crate::event::RefusalReason;
-use crate::pairing::Verdict;
+use crate::pairing::ProofDecision;
 
 /// Judges a proof that came with this exporter value. A right one makes the peer known before it is answered.
-pub(super) async fn judge(
+pub(super) async fn verify_proof(
     server: &Arc<Server>,
     exporter: &[u8; 32],
     from: IpAddr,
@@ -28,11 +28,11 @@ pub(super) async fn judge(
     let (verdict, wanted) = {
         let mut pairing = lock(&server.pairing);
         let verdict = pairing.prove(Prefix::of(from), &ends, exporter, proof, server.now().mono);
-        (verdict, lock(&server.opener).as_ref().and_then(|opener| opener.wanted_name.clone()))
+        (verdict, lock(&server.code_requester).as_ref().and_then(|code_requester| code_requester.wanted_name.clone()))
     };
     let (answer, claim) = match verdict {
-        Verdict::Paired { proof, claim } => (proof, claim),
-        Verdict::NotPaired => return Err(RefusalReason::WrongProof),
+        ProofDecision::Paired { proof, claim } => (proof, claim),
+        ProofDecision::NotPaired => return Err(RefusalReason::WrongProof),
     };
     let name = wanted.as_ref().or(Some(own_name).filter(|name| !name.is_empty()));
     let name = name.cloned().unwrap_or_else(|| PeerText::new("appliance"));
@@ -43,7 +43,7 @@ pub(super) async fn judge(
                 Some(wanted) if !is_new && rename(server, peer, &wanted).await.is_ok() => wanted,
                 _ => its_name,
             };
-            server.code_over(claim.code, CodeUsed(peer, its_name));
+            server.report_paired(claim.code, PairedDevice(peer, its_name));
             lock(&server.pairing).confirm(claim);
             Ok(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
         }

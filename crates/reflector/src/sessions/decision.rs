@@ -45,7 +45,7 @@ pub struct LinkId(pub u64);
 
 /// What the store remembers from before the start.
 #[derive(Clone, Debug, Default)]
-pub struct Past {
+pub struct PastUsage {
     /// Who was granted a test, and when, in milliseconds since 1970.
     pub tests: Vec<(EndpointId, u64)>,
     /// Who was charged how many bytes on which day.
@@ -96,7 +96,7 @@ pub struct Lease {
 
 /// The accounts of a session that is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settled {
+pub struct SessionAccounts {
     /// Which.
     pub session: SessionId,
     /// Whose.
@@ -109,7 +109,7 @@ pub struct Settled {
 
 /// What the shell has to do because time passed or something changed.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum SessionAction {
     /// The turn of a waiting request has come: as [`Answer::Reserved`].
     Reserve(Reservation),
     /// A waiting request should hear where it stands.

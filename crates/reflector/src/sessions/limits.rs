@@ -1,4 +1,4 @@
-//! What the operator allows, and what a request is told that asks for more. What is used up is not looked at here.
+//! The limits that the operator sets, and the denial of a request that asks for more. Usage is not checked here.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -61,7 +61,7 @@ impl Default for Limits {
             max_bytes_per_day: 0,
             max_bytes_per_day_total: 0,
             max_queue: 0,
-            // An appliance needs one; a few more for somebody at its keyboard beside its schedule.
+            // An appliance needs one, and a few more for tests by hand beside its schedule.
             max_queue_per_peer: 4,
             // The host's limit is known to who starts the program.
             descriptors: usize::MAX,
@@ -74,7 +74,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// What is refused whoever asks and whenever.
+    /// Refuses what no peer may ask at any time.
     pub(super) fn check(&self, spec: &TestSpec) -> Result<(), Denial> {
         let refuse = |reason, detail: String| Err(denial(reason, &detail, None));
         if let Err(bad) = spec.check() {

@@ -1,6 +1,6 @@
 //! What is granted, queued, denied and charged, as a pure state machine. Each call returns its answer and the audit
 //! events of this very decision, in their order. Sockets, files, clocks and tasks never live here: time, ids and what
-//! was last heard are handed in, steps are handed out.
+//! was last heard are handed in, actions are handed out.
 
 mod decision;
 mod limits;
@@ -24,12 +24,13 @@ use crate::descriptors;
 use crate::event::Event;
 use decision::millis;
 pub use decision::{
-    Answer, Lease, LinkId, Now, Past, PeerStatus, QueueStatus, Reservation, SessionStatus, Settled, Snapshot, Step,
+    Answer, Lease, LinkId, Now, PastUsage, PeerStatus, QueueStatus, Reservation, SessionAccounts, SessionAction,
+    SessionStatus, Snapshot,
 };
 use limits::denial;
 pub use limits::{Limits, span};
 use ports::Ports;
-use queue::{Occupied, Queue};
+use queue::{Occupancy, Queue};
 use session::{Ending, START_TIMEOUT, Session};
 
 /// When to ask again while audit log or state can't be written.
@@ -61,7 +62,7 @@ pub struct Sessions<H> {
 
 impl<H> Sessions<H> {
     /// No session yet, and the quotas as the past left them.
-    pub fn new(limits: Limits, past: Past, now: Now) -> Self {
+    pub fn new(limits: Limits, past: PastUsage, now: Now) -> Self {
         let mut sessions = Self {
             ports: Ports::new(limits.data_ports.clone()),
             limits,
@@ -114,22 +115,22 @@ impl<H> Sessions<H> {
         if let Err(denial) = self.check(peer, &spec, now) {
             return Answer::Denied(denial);
         }
-        // Stand at the end of the line first: whoever is before us and could begin now, begins before us.
+        // Queue it first: a request ahead of it that could begin now begins first.
         self.queue.push(link, peer, spec.clone());
-        if self.could_begin().contains(&link) {
+        if self.ready_links().contains(&link) {
             self.queue.remove(link);
             return match self.reserve(link, peer, spec, id, now) {
                 Ok(reservation) => Answer::Reserved(reservation),
                 Err(denial) => Answer::Denied(denial),
             };
         }
-        let (place, expected_wait) = self.prospects(link, now.mono);
-        if let Some(denial) = self.may_not_wait(peer, &spec, wait, expected_wait) {
+        let (place, expected_wait) = self.queue_position(link, now.mono);
+        if let Some(denial) = self.queue_denial(peer, &spec, wait, expected_wait) {
             self.queue.remove(link);
             return Answer::Denied(denial);
         }
         if let Some(waiting) = self.queue.find(link) {
-            waiting.tell(place, expected_wait, now.mono);
+            waiting.note_update(place, expected_wait, now.mono);
         }
         self.changed = true;
         Answer::Queued { place, expected_wait }
@@ -141,7 +142,7 @@ impl<H> Sessions<H> {
         with_event(peer, Answer::Denied(denial))
     }
 
-    /// A program of someone else holds the reserved port: takes the next one of the range, or undoes the reservation
+    /// Another program holds the reserved port: takes the next one of the range, or undoes the reservation
     /// where there is none. Only before [`Sessions::opened`].
     #[must_use]
     pub fn port_is_held(&mut self, session: SessionId, now: Now) -> (Answer, Vec<Event>) {
@@ -175,7 +176,7 @@ impl<H> Sessions<H> {
             return (true, Vec::new());
         }
         held.opened = true;
-        held.look_for_silence_at = now.mono.saturating_add(END_AFTER_SILENCE);
+        held.silence_check_at = now.mono.saturating_add(END_AFTER_SILENCE);
         held.start_by = Some(now.mono.saturating_add(START_TIMEOUT));
         let granted = Event::SessionGranted {
             session,
@@ -299,7 +300,7 @@ impl<H> Sessions<H> {
     #[must_use]
     pub fn tear_down(&mut self, session: SessionId, reason: EndReason, now: Now) -> Option<H> {
         let held = self.held.get_mut(&session)?;
-        held.ending.get_or_insert(Ending { reason, told_at: Some(now.mono) });
+        held.ending.get_or_insert(Ending { reason, reported_at: Some(now.mono) });
         held.handle.take()
     }
 
@@ -312,7 +313,7 @@ impl<H> Sessions<H> {
         used_bytes: u64,
         reason: EndReason,
         now: Now,
-    ) -> (Option<Settled>, Vec<Event>) {
+    ) -> (Option<SessionAccounts>, Vec<Event>) {
         self.pass_time(now);
         let Some(held) = self.held.remove(&session) else { return (None, Vec::new()) };
         self.changed = true;
@@ -328,7 +329,7 @@ impl<H> Sessions<H> {
             bytes: used_bytes,
             elapsed_ms: millis(now.mono.saturating_sub(held.reserved_at)),
         };
-        (Some(Settled { session, peer: held.peer, bytes_by_day, reason }), vec![ended])
+        (Some(SessionAccounts { session, peer: held.peer, bytes_by_day, reason }), vec![ended])
     }
 
     /// What there is to do now. `last_heard` says when something last came over any connection of a session, on the
@@ -339,14 +340,14 @@ impl<H> Sessions<H> {
         now: Now,
         last_heard: &dyn Fn(&H) -> Duration,
         new_id: &mut dyn FnMut() -> SessionId,
-    ) -> (Vec<Step>, Vec<Event>) {
+    ) -> (Vec<SessionAction>, Vec<Event>) {
         self.pass_time(now);
-        let mut steps = Vec::new();
-        self.end_what_is_due(now.mono, last_heard, &mut steps);
-        let events = self.serve_queue(now, new_id, &mut steps);
-        self.tell_places(now.mono, &mut steps);
+        let mut actions = Vec::new();
+        self.end_what_is_due(now.mono, last_heard, &mut actions);
+        let events = self.serve_queue(now, new_id, &mut actions);
+        self.queue_updates(now.mono, &mut actions);
         self.changed = false;
-        (steps, events)
+        (actions, events)
     }
 
     /// When `poll` has something to do, on the monotonic clock; in the past: now. `None`: not before something else
@@ -423,8 +424,8 @@ impl<H> Sessions<H> {
         Ok(())
     }
 
-    /// Why a request that can't begin now can't wait either.
-    fn may_not_wait(&self, peer: EndpointId, spec: &TestSpec, wait: bool, expected: Duration) -> Option<Denial> {
+    /// Why a request that can't begin now can't be queued either.
+    fn queue_denial(&self, peer: EndpointId, spec: &TestSpec, wait: bool, expected: Duration) -> Option<Denial> {
         let slots = self.limits.max_concurrent_tests;
         if slots == 0 {
             return Some(denial(DenialReason::Busy, "no tests at all are allowed at the moment", None));
@@ -454,19 +455,19 @@ impl<H> Sessions<H> {
 
     /// The waiting links that there is room for now, in the order of their turns. One that lacks only a port lets
     /// others pass: a port comes back together with a slot, so it is not overtaken for ever.
-    fn could_begin(&self) -> Vec<LinkId> {
+    fn ready_links(&self) -> Vec<LinkId> {
         let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
         let room = slots.saturating_sub(self.held.len());
         let mut ports = self.ports.free();
         let held = self.held.values().map(|held| descriptors::of_session(&held.spec)).fold(0, usize::saturating_add);
         let mut descriptors = self.limits.descriptors.saturating_sub(held);
         // Descriptors come back one session after the other: who needs many must not be overtaken for ever.
-        let fits = |waiting: &&queue::Waiting| {
+        let fits = |waiting: &&queue::QueuedRequest| {
             let left = descriptors.checked_sub(descriptors::of_session(&waiting.spec));
             descriptors = left.unwrap_or(0);
             left.is_some()
         };
-        let has_port = |waiting: &&queue::Waiting| {
+        let has_port = |waiting: &&queue::QueuedRequest| {
             let has = !waiting.needs_port() || ports > 0;
             ports -= usize::from(waiting.needs_port() && has);
             has
@@ -478,7 +479,7 @@ impl<H> Sessions<H> {
         order.filter(has_port).take_while(fits).take(room).map(|waiting| waiting.link).collect()
     }
 
-    /// Slot, port and test in one step. The caller saw that there is room.
+    /// Reserves slot, port and test in one step. The caller checked that there is room.
     fn reserve(
         &mut self,
         link: LinkId,
@@ -507,8 +508,8 @@ impl<H> Sessions<H> {
         Ok(reservation)
     }
 
-    /// Gives back everything that a reservation holds. That its peer was served is not taken back: one that fails
-    /// again and again must not stand before everybody else each time.
+    /// Gives back everything that a reservation holds. That its peer was served is not taken back: a peer
+    /// whose requests fail again and again must not come first each time.
     fn take_back(&mut self, session: SessionId) -> Option<Session<H>> {
         let held = self.held.remove(&session)?;
         self.changed = true;
@@ -547,69 +548,79 @@ impl<H> Sessions<H> {
 
     fn end_where(&mut self, reason: EndReason, is_meant: impl Fn(&Session<H>) -> bool) {
         for held in self.held.values_mut().filter(|held| held.ending.is_none() && is_meant(held)) {
-            held.ending = Some(Ending { reason, told_at: None });
+            held.ending = Some(Ending { reason, reported_at: None });
             self.changed = true;
         }
     }
 
-    fn end_what_is_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration, steps: &mut Vec<Step>) {
+    fn end_what_is_due(
+        &mut self,
+        mono: Duration,
+        last_heard: &dyn Fn(&H) -> Duration,
+        actions: &mut Vec<SessionAction>,
+    ) {
         let held = self.held.iter_mut();
         let due = held.filter_map(|(id, held)| held.end_if_due(mono, last_heard).map(|reason| (*id, reason)));
-        steps.extend(due.map(|(session, reason)| Step::End { session, reason }));
+        actions.extend(due.map(|(session, reason)| SessionAction::End { session, reason }));
     }
 
     /// Reserves for everyone whose turn has come, one after the other: each changes whose turn is next. The events are
     /// of those that are denied.
-    fn serve_queue(&mut self, now: Now, new_id: &mut dyn FnMut() -> SessionId, steps: &mut Vec<Step>) -> Vec<Event> {
+    fn serve_queue(
+        &mut self,
+        now: Now,
+        new_id: &mut dyn FnMut() -> SessionId,
+        actions: &mut Vec<SessionAction>,
+    ) -> Vec<Event> {
         let mut events = Vec::new();
         if self.draining {
             for waiting in self.queue.clear() {
                 let denial = draining();
                 events.push(Event::SessionDenied { peer: waiting.peer, reason: denial.reason });
-                steps.push(Step::Deny { link: waiting.link, denial });
+                actions.push(SessionAction::Deny { link: waiting.link, denial });
             }
         }
-        while let Some(link) = self.could_begin().first().copied() {
+        while let Some(link) = self.ready_links().first().copied() {
             let Some(waiting) = self.queue.remove(link) else { return events };
             let peer = waiting.peer;
             let outcome = self
                 .check(peer, &waiting.spec, now)
                 .and_then(|()| self.reserve(link, peer, waiting.spec, new_id(), now));
-            steps.push(match outcome {
-                Ok(reservation) => Step::Reserve(reservation),
+            actions.push(match outcome {
+                Ok(reservation) => SessionAction::Reserve(reservation),
                 Err(denial) => {
                     events.push(Event::SessionDenied { peer, reason: denial.reason });
-                    Step::Deny { link, denial }
+                    SessionAction::Deny { link, denial }
                 }
             });
         }
         events
     }
 
-    fn tell_places(&mut self, mono: Duration, steps: &mut Vec<Step>) {
+    fn queue_updates(&mut self, mono: Duration, actions: &mut Vec<SessionAction>) {
         let order = self.queue.in_order();
         let waits = queue::expected_waits(&order, &self.occupied(mono));
         let links = order.iter().map(|waiting| waiting.link).collect::<Vec<_>>();
         for (place, (link, expected_wait)) in (1..).zip(links.into_iter().zip(waits)) {
-            if self.queue.find(link).is_some_and(|waiting| waiting.tell(place, expected_wait, mono)) {
-                steps.push(Step::Place { link, place, expected_wait });
+            if self.queue.find(link).is_some_and(|waiting| waiting.note_update(place, expected_wait, mono)) {
+                actions.push(SessionAction::Place { link, place, expected_wait });
             }
         }
     }
 
     /// The place of a waiting link, from 1, and how long it is expected to wait.
-    fn prospects(&self, link: LinkId, mono: Duration) -> (u32, Duration) {
+    fn queue_position(&self, link: LinkId, mono: Duration) -> (u32, Duration) {
         let order = self.queue.in_order();
         let waits = queue::expected_waits(&order, &self.occupied(mono));
         let found = (1..).zip(order.iter().zip(waits)).find(|(_, (waiting, _))| waiting.link == link);
         found.map_or((1, Duration::ZERO), |(place, (_, wait))| (place, wait))
     }
 
-    fn occupied(&self, mono: Duration) -> Occupied {
+    fn occupied(&self, mono: Duration) -> Occupancy {
         let running = self.held.values();
-        Occupied {
+        Occupancy {
             slots: self.limits.max_concurrent_tests,
-            running: running.map(|held| (held.usual_end.saturating_sub(mono), held.port.is_some())).collect(),
+            running: running.map(|held| (held.expected_end.saturating_sub(mono), held.port.is_some())).collect(),
             free_ports: self.ports.free(),
         }
     }

@@ -131,7 +131,7 @@ impl World {
     fn new(limits: Limits) -> Self {
         let now = Now { mono: Duration::ZERO, unix_ms: 20_000 * 86_400_000 };
         Self {
-            sessions: Sessions::new(limits.clone(), Past::default(), now),
+            sessions: Sessions::new(limits.clone(), PastUsage::default(), now),
             limits,
             now,
             ids: 0,
@@ -225,22 +225,22 @@ impl World {
     fn poll(&mut self) {
         let mut ids = self.ids;
         let heard = &self.heard;
-        let (steps, events) = self.sessions.poll(self.now, &|session| heard[session], &mut || {
+        let (actions, events) = self.sessions.poll(self.now, &|session| heard[session], &mut || {
             ids += 1;
             SessionId::from_bytes(ids.to_be_bytes())
         });
         self.ids = ids;
-        for step in steps {
-            match step {
-                Step::Reserve(reservation) => {
+        for action in actions {
+            match action {
+                SessionAction::Reserve(reservation) => {
                     assert!(self.waiting.remove(&reservation.link));
                     self.reserved(&reservation);
                 }
-                Step::Deny { link, .. } => assert!(self.waiting.remove(&link)),
-                Step::Place { link, place, .. } => {
+                SessionAction::Deny { link, .. } => assert!(self.waiting.remove(&link)),
+                SessionAction::Place { link, place, .. } => {
                     assert!(self.waiting.contains(&link) && place as usize <= self.limits.max_queue);
                 }
-                Step::End { session, reason } => {
+                SessionAction::End { session, reason } => {
                     assert!(self.held[&session].opened);
                     let silent_for = self.now.mono - self.heard[&session];
                     // What is heard of a session after its end was first said does not bring it back.
@@ -401,7 +401,7 @@ impl World {
         assert!(self.granted.iter().all(|session| self.over.contains(session) || self.held.contains_key(session)));
     }
 
-    /// Everyone finishes, round by round, until nobody waits.
+    /// All sessions finish, round by round, until the queue is empty.
     fn finish(&mut self) {
         self.run(&Op::Faulted(false));
         for _ in 0..=self.waiting.len() {
@@ -410,7 +410,7 @@ impl World {
             }
             self.run(&Op::Poll);
         }
-        assert!(self.waiting.is_empty(), "somebody starved");
+        assert!(self.waiting.is_empty(), "a request starved");
     }
 }
 
@@ -459,7 +459,7 @@ proptest! {
         };
         let phases = phases.into_iter().map(|duration_ms| PhaseSpec { load: Load::Idle, duration_ms }).collect();
         let asked = TestSpec { phases, ..spec(true, 1) };
-        let past = Past { tests: vec![(peer(0), budget)], bytes_today: vec![(peer(1), u32::MAX, budget)] };
+        let past = PastUsage { tests: vec![(peer(0), budget)], bytes_today: vec![(peer(1), u32::MAX, budget)] };
         let mut sessions = Sessions::<SessionId>::new(limits, past, Now { mono: Duration::ZERO, unix_ms: 0 });
         let id = |n: usize| SessionId::from_bytes((n as u128).to_be_bytes());
         let mut fresh = 1_000u128;

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// How long a port that a program of someone else held is tried last.
+/// How long a port that another program held is tried last.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
 /// The data port range. Every port of it is either free or in use, never both.
 #[derive(Debug)]
 pub(super) struct Ports {
-    /// Longest unused first: a late packet of an old session should find nobody.
+    /// Longest unused first: a late packet of an old session should meet no new session.
     free: VecDeque<u16>,
     in_use: BTreeSet<u16>,
     /// Until when a port is tried last.
@@ -46,7 +46,7 @@ impl Ports {
         }
     }
 
-    /// Gives a port back that a program of someone else holds.
+    /// Gives back a port that another program holds.
     pub(super) fn give_back_held(&mut self, port: u16, mono: Duration) {
         self.give_back(port);
         self.suspects.insert(port, mono.saturating_add(SUSPECT_FOR));

@@ -1,4 +1,5 @@
-//! Who waits, and whose turn it is: fair between peers, first come first served within one. Nothing is granted here.
+//! The queue of requests: peers take turns, and the requests of one peer are served first come, first served. Nothing is
+//! granted here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,39 +10,39 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use super::decision::LinkId;
 use super::limits;
 
-/// A change of the expected wait that is not worth a word.
+/// A change of the expected wait that is too small to send.
 const SAME_WAIT: Duration = Duration::from_secs(5);
 
 /// One request that waits.
 #[derive(Clone, Debug)]
-pub(super) struct Waiting {
+pub(super) struct QueuedRequest {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
-    told: Option<Told>,
+    last_update: Option<LastUpdate>,
 }
 
-/// What a waiting request last heard.
+/// The position that the appliance was last sent.
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct LastUpdate {
     place: u32,
     expected_wait: Duration,
     at: Duration,
 }
 
-impl Waiting {
+impl QueuedRequest {
     pub(super) fn needs_port(&self) -> bool {
         self.spec.data_mode == DataMode::DirectEphemeral
     }
 
-    /// Remembers what it is told; `false` where it would hear nothing new.
-    pub(super) fn tell(&mut self, place: u32, expected_wait: Duration, mono: Duration) -> bool {
-        let is_news = self.told.is_none_or(|told| {
-            let left = told.expected_wait.saturating_sub(mono.saturating_sub(told.at));
-            told.place != place || left.abs_diff(expected_wait) > SAME_WAIT.max(left / 5)
+    /// Notes what the appliance is sent next; `false` where that is no news.
+    pub(super) fn note_update(&mut self, place: u32, expected_wait: Duration, mono: Duration) -> bool {
+        let is_news = self.last_update.is_none_or(|last_update| {
+            let left = last_update.expected_wait.saturating_sub(mono.saturating_sub(last_update.at));
+            last_update.place != place || left.abs_diff(expected_wait) > SAME_WAIT.max(left / 5)
         });
         if is_news {
-            self.told = Some(Told { place, expected_wait, at: mono });
+            self.last_update = Some(LastUpdate { place, expected_wait, at: mono });
         }
         is_news
     }
@@ -51,7 +52,7 @@ impl Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// In the order in which they came.
-    waiting: Vec<Waiting>,
+    waiting: Vec<QueuedRequest>,
     /// How many had been served when a peer last was; absent: never. Grows only with peers that were granted something.
     served: BTreeMap<EndpointId, u64>,
     served_in_all: u64,
@@ -59,10 +60,10 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn push(&mut self, link: LinkId, peer: EndpointId, spec: TestSpec) {
-        self.waiting.push(Waiting { link, peer, spec, told: None });
+        self.waiting.push(QueuedRequest { link, peer, spec, last_update: None });
     }
 
-    pub(super) fn remove(&mut self, link: LinkId) -> Option<Waiting> {
+    pub(super) fn remove(&mut self, link: LinkId) -> Option<QueuedRequest> {
         let at = self.waiting.iter().position(|waiting| waiting.link == link)?;
         Some(self.waiting.remove(at))
     }
@@ -72,7 +73,7 @@ impl Queue {
         self.served.remove(&peer);
     }
 
-    pub(super) fn clear(&mut self) -> Vec<Waiting> {
+    pub(super) fn clear(&mut self) -> Vec<QueuedRequest> {
         std::mem::take(&mut self.waiting)
     }
 
@@ -80,7 +81,7 @@ impl Queue {
         self.waiting.iter().any(|waiting| waiting.link == link)
     }
 
-    pub(super) fn find(&mut self, link: LinkId) -> Option<&mut Waiting> {
+    pub(super) fn find(&mut self, link: LinkId) -> Option<&mut QueuedRequest> {
         self.waiting.iter_mut().find(|waiting| waiting.link == link)
     }
 
@@ -92,7 +93,7 @@ impl Queue {
         self.waiting.iter().filter(|waiting| waiting.peer == peer).count()
     }
 
-    /// Notes that a peer was served: its next request goes behind those of everybody else.
+    /// Notes that a peer was served: its next request goes behind those of all other peers.
     pub(super) fn note_served(&mut self, peer: EndpointId) {
         self.served_in_all += 1;
         self.served.insert(peer, self.served_in_all);
@@ -100,10 +101,10 @@ impl Queue {
 
     /// All that wait, in the order of their turns: always the peer next that was served longest ago, counting those
     /// before as served.
-    pub(super) fn in_order(&self) -> Vec<&Waiting> {
+    pub(super) fn in_order(&self) -> Vec<&QueuedRequest> {
         let mut served = self.served.clone();
         let mut counter = self.served_in_all;
-        let mut left: Vec<&Waiting> = self.waiting.iter().collect();
+        let mut left: Vec<&QueuedRequest> = self.waiting.iter().collect();
         let mut order = Vec::with_capacity(left.len());
         // Equal keys: the first found is the one that came first.
         while let Some(next) = (0..left.len()).min_by_key(|at| served.get(&left[*at].peer).copied().unwrap_or(0)) {
@@ -116,9 +117,9 @@ impl Queue {
     }
 }
 
-/// What holds up those that wait.
+/// The slots and ports that queued requests wait for.
 #[derive(Clone, Debug)]
-pub(super) struct Occupied {
+pub(super) struct Occupancy {
     /// Sessions that may run at once.
     pub(super) slots: u32,
     /// When each running session is expected to end, from now, and whether it gives back a port then.
@@ -128,7 +129,7 @@ pub(super) struct Occupied {
 }
 
 /// How long each of `order` is expected to wait.
-pub(super) fn expected_waits(order: &[&Waiting], occupied: &Occupied) -> Vec<Duration> {
+pub(super) fn expected_waits(order: &[&QueuedRequest], occupied: &Occupancy) -> Vec<Duration> {
     let slots = usize::try_from(occupied.slots).unwrap_or(usize::MAX);
     // More free slots or ports than there are requests change nothing.
     let mut slots_free_at: Vec<Duration> = occupied.running.iter().map(|(left, _)| *left).collect();
@@ -196,11 +197,11 @@ mod tests {
         let mut queue = queue(&[A, B, C]);
         queue.push(LinkId(4), A, spec(DataMode::DirectEphemeral));
         let seconds = Duration::from_secs;
-        let occupied = Occupied { slots: 2, running: vec![(seconds(4), true), (seconds(7), false)], free_ports: 0 };
+        let occupied = Occupancy { slots: 2, running: vec![(seconds(4), true), (seconds(7), false)], free_ports: 0 };
         let waits = expected_waits(&queue.in_order(), &occupied);
         // Each takes 9 s and 1 s to set up.
         assert_eq!(waits, [seconds(4), seconds(7), seconds(14), seconds(17)]);
-        let direct_first = Occupied { slots: 9, running: vec![(seconds(60), true)], free_ports: 0 };
+        let direct_first = Occupancy { slots: 9, running: vec![(seconds(60), true)], free_ports: 0 };
         assert_eq!(expected_waits(&queue.in_order(), &direct_first).last(), Some(&seconds(60)));
     }
 
@@ -209,9 +210,9 @@ mod tests {
         let seconds = Duration::from_secs;
         let mut queue = queue(&[A]);
         let waiting = queue.find(LinkId(1)).unwrap();
-        assert!(waiting.tell(2, seconds(30), seconds(0)));
-        assert!(!waiting.tell(2, seconds(20), seconds(10)), "time passed as foretold");
-        assert!(waiting.tell(1, seconds(20), seconds(10)));
-        assert!(waiting.tell(1, seconds(60), seconds(10)));
+        assert!(waiting.note_update(2, seconds(30), seconds(0)));
+        assert!(!waiting.note_update(2, seconds(20), seconds(10)), "time passed as foretold");
+        assert!(waiting.note_update(1, seconds(20), seconds(10)));
+        assert!(waiting.note_update(1, seconds(60), seconds(10)));
     }
 }

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_back_locks_nobody_out() {
+    fn a_clock_that_was_set_back_locks_no_peer_out() {
         let mut tests = Tests::new(vec![(PEER, u64::MAX)]);
         tests.pass_time(5_000);
         assert_eq!(tests.count(PEER), 1);

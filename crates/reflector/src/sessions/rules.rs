@@ -60,7 +60,7 @@ fn lasting(duration_ms: u32) -> TestSpec {
 }
 
 /// A reflector's sessions with a clock and ids of their own.
-struct Desk {
+struct Fixture {
     sessions: Sessions<SessionId>,
     now: Now,
     ids: u64,
@@ -74,12 +74,12 @@ fn id(n: u64) -> SessionId {
     SessionId::from_bytes(u128::from(n).to_be_bytes())
 }
 
-impl Desk {
+impl Fixture {
     fn new(limits: Limits) -> Self {
-        Self::remembering(limits, Past::default())
+        Self::remembering(limits, PastUsage::default())
     }
 
-    fn remembering(limits: Limits, past: Past) -> Self {
+    fn remembering(limits: Limits, past: PastUsage) -> Self {
         let now = Now { mono: seconds(100), unix_ms: NOON };
         let sessions = Sessions::new(limits, past, now);
         Self { sessions, now, ids: 0, heard: BTreeMap::new(), events: Vec::new() }
@@ -149,30 +149,30 @@ impl Desk {
         }
     }
 
-    fn end(&mut self, reservation: &Reservation, used: u64) -> Settled {
+    fn end(&mut self, reservation: &Reservation, used: u64) -> SessionAccounts {
         self.over(reservation.session, used, EndReason::Finished).unwrap()
     }
 
-    fn over(&mut self, session: SessionId, used: u64, reason: EndReason) -> Option<Settled> {
+    fn over(&mut self, session: SessionId, used: u64, reason: EndReason) -> Option<SessionAccounts> {
         let (settled, events) = self.sessions.ended(session, used, reason, self.now);
         self.events.extend(events);
         settled
     }
 
-    fn poll(&mut self) -> Vec<Step> {
+    fn poll(&mut self) -> Vec<SessionAction> {
         let (ids, heard) = (&mut self.ids, &self.heard);
-        let (steps, events) = self.sessions.poll(self.now, &|session| heard[session], &mut || {
+        let (actions, events) = self.sessions.poll(self.now, &|session| heard[session], &mut || {
             *ids += 1;
             id(*ids)
         });
         self.events.extend(events);
-        steps
+        actions
     }
 
     /// The links whose turn has come.
     fn served(&mut self) -> Vec<Reservation> {
-        let reserved = |step| match step {
-            Step::Reserve(reservation) => Some(reservation),
+        let reserved = |action| match action {
+            SessionAction::Reserve(reservation) => Some(reservation),
             _ => None,
         };
         self.poll().into_iter().filter_map(reserved).collect()
@@ -181,49 +181,49 @@ impl Desk {
 
 #[test]
 fn a_free_slot_is_reserved_at_once_and_a_full_house_queues() {
-    let mut desk = Desk::new(limits());
-    let first = desk.grant(1, A, tunneled());
+    let mut fixture = Fixture::new(limits());
+    let first = fixture.grant(1, A, tunneled());
     assert_eq!((first.peer, first.port, first.expires_in), (A, None, seconds(20 + 2 * 6 + 15)));
-    assert_eq!(desk.place(2, B, tunneled()), (1, seconds(22)));
-    assert_eq!(desk.place(3, C, tunneled()), (2, seconds(44)));
-    assert!(desk.served().is_empty());
-    desk.end(&first, 0);
-    assert_eq!(desk.served()[0].link, LinkId(2));
+    assert_eq!(fixture.place(2, B, tunneled()), (1, seconds(22)));
+    assert_eq!(fixture.place(3, C, tunneled()), (2, seconds(44)));
+    assert!(fixture.served().is_empty());
+    fixture.end(&first, 0);
+    assert_eq!(fixture.served()[0].link, LinkId(2));
 }
 
 #[test]
 fn a_queued_request_reserves_nothing() {
-    let mut desk = Desk::new(limits());
-    desk.grant(1, A, direct());
-    desk.place(2, B, direct());
-    let seen = desk.sessions.snapshot(desk.now);
+    let mut fixture = Fixture::new(limits());
+    fixture.grant(1, A, direct());
+    fixture.place(2, B, direct());
+    let seen = fixture.sessions.snapshot(fixture.now);
     assert_eq!(seen.sessions.len(), 1);
     assert_eq!(seen.peers.iter().map(|peer| (peer.peer, peer.tests_this_hour)).collect::<Vec<_>>(), [(A, 1)]);
-    assert_eq!(desk.sessions.ports.free(), 1);
+    assert_eq!(fixture.sessions.ports.free(), 1);
 }
 
 #[test]
 fn a_request_that_would_not_wait_is_told_when_to_come_back() {
-    let mut desk = Desk::new(limits());
-    desk.grant(1, A, tunneled());
-    desk.pass(seconds(2));
-    let busy = desk.denial(2, B, tunneled(), false);
+    let mut fixture = Fixture::new(limits());
+    fixture.grant(1, A, tunneled());
+    fixture.pass(seconds(2));
+    let busy = fixture.denial(2, B, tunneled(), false);
     assert_eq!((busy.reason, busy.retry_after_ms), (DenialReason::Busy, Some(20_000)));
-    assert_eq!(desk.sessions.snapshot(desk.now).queue, []);
+    assert_eq!(fixture.sessions.snapshot(fixture.now).queue, []);
 }
 
 #[test]
 fn peers_take_turns() {
-    let mut desk = Desk::new(limits());
-    let mut running = desk.grant(1, A, tunneled());
-    desk.place(2, A, tunneled());
-    desk.place(3, A, tunneled());
-    desk.place(4, B, tunneled());
+    let mut fixture = Fixture::new(limits());
+    let mut running = fixture.grant(1, A, tunneled());
+    fixture.place(2, A, tunneled());
+    fixture.place(3, A, tunneled());
+    fixture.place(4, B, tunneled());
     let mut order = Vec::new();
     for _ in 0..3 {
-        desk.end(&running, 0);
-        running = desk.served().remove(0);
-        assert!(desk.open(running.session));
+        fixture.end(&running, 0);
+        running = fixture.served().remove(0);
+        assert!(fixture.open(running.session));
         order.push(running.link.0);
     }
     assert_eq!(order, [4, 2, 3]);
@@ -231,29 +231,29 @@ fn peers_take_turns() {
 
 #[test]
 fn a_newcomer_never_overtakes_one_who_waits() {
-    let mut desk = Desk::new(limits());
-    let running = desk.grant(1, A, tunneled());
-    desk.place(2, B, tunneled());
-    desk.end(&running, 0);
-    // The slot is free, but its turn is B's, though nobody has polled yet.
-    assert_eq!(desk.place(3, C, tunneled()).0, 2);
-    assert_eq!(desk.served()[0].link, LinkId(2));
+    let mut fixture = Fixture::new(limits());
+    let running = fixture.grant(1, A, tunneled());
+    fixture.place(2, B, tunneled());
+    fixture.end(&running, 0);
+    // The slot is free, but its turn is B's, though poll was not called yet.
+    assert_eq!(fixture.place(3, C, tunneled()).0, 2);
+    assert_eq!(fixture.served()[0].link, LinkId(2));
 }
 
 #[test]
 fn one_link_has_one_session_or_request() {
-    let mut desk = Desk::new(limits());
-    desk.grant(1, A, tunneled());
-    assert_eq!(desk.denial(1, A, tunneled(), true).reason, DenialReason::AlreadyAsked);
-    desk.place(2, A, tunneled());
-    assert_eq!(desk.denial(2, A, tunneled(), true).reason, DenialReason::AlreadyAsked);
+    let mut fixture = Fixture::new(limits());
+    fixture.grant(1, A, tunneled());
+    assert_eq!(fixture.denial(1, A, tunneled(), true).reason, DenialReason::AlreadyAsked);
+    fixture.place(2, A, tunneled());
+    assert_eq!(fixture.denial(2, A, tunneled(), true).reason, DenialReason::AlreadyAsked);
 }
 
 #[test]
 fn what_is_too_much_is_denied_with_the_limit_in_words() {
-    let mut desk = Desk::new(limits());
+    let mut fixture = Fixture::new(limits());
     let mut denied = |spec| {
-        let denial = desk.denial(1, A, spec, true);
+        let denial = fixture.denial(1, A, spec, true);
         assert_eq!(denial.retry_after_ms, None);
         (denial.reason, denial.detail.to_string())
     };
@@ -275,8 +275,8 @@ fn direct_is_not_offered_without_ports_whatever_the_list_says() {
     #[allow(clippy::reversed_empty_ranges)]
     let empty: RangeInclusive<u16> = 5202..=5201;
     for data_ports in [None, Some(empty)] {
-        let mut desk = Desk::new(Limits { data_ports, ..limits() });
-        let denial = desk.denial(1, A, direct(), true);
+        let mut fixture = Fixture::new(Limits { data_ports, ..limits() });
+        let denial = fixture.denial(1, A, direct(), true);
         assert_eq!(denial.reason, DenialReason::ModeNotOffered);
         assert!(denial.detail.as_str().ends_with("offered: tunneled"), "{denial:?}");
     }
@@ -285,77 +285,77 @@ fn direct_is_not_offered_without_ports_whatever_the_list_says() {
 #[test]
 fn an_engine_is_offered_in_the_data_modes_that_it_knows() {
     let engine_modes = BTreeMap::from([(engine("udp"), vec![DataMode::DirectEphemeral])]);
-    let mut desk = Desk::new(Limits { engine_modes, ..limits() });
-    let denial = desk.denial(1, A, TestSpec { engine: engine("udp"), ..tunneled() }, true);
+    let mut fixture = Fixture::new(Limits { engine_modes, ..limits() });
+    let denial = fixture.denial(1, A, TestSpec { engine: engine("udp"), ..tunneled() }, true);
     assert_eq!(denial.reason, DenialReason::ModeNotOffered);
     assert!(denial.detail.as_str().ends_with("with udp; offered: direct_ephemeral"), "{denial:?}");
-    desk.grant(1, A, TestSpec { engine: engine("udp"), ..direct() });
+    fixture.grant(1, A, TestSpec { engine: engine("udp"), ..direct() });
 }
 
 #[test]
 fn the_hour_lets_a_peer_in_again_when_its_oldest_test_leaves() {
-    let past = Past { tests: vec![(A, NOON - 3_000_000)], ..Past::default() };
-    let mut desk = Desk::remembering(Limits { max_tests_per_hour: 2, ..limits() }, past);
-    let second = desk.grant(1, A, tunneled());
-    desk.end(&second, 0);
-    let denial = desk.denial(1, A, tunneled(), true);
+    let past = PastUsage { tests: vec![(A, NOON - 3_000_000)], ..PastUsage::default() };
+    let mut fixture = Fixture::remembering(Limits { max_tests_per_hour: 2, ..limits() }, past);
+    let second = fixture.grant(1, A, tunneled());
+    fixture.end(&second, 0);
+    let denial = fixture.denial(1, A, tunneled(), true);
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::TestsPerHour, Some(600_000)));
-    desk.pass(seconds(600));
-    desk.grant(1, A, tunneled());
+    fixture.pass(seconds(600));
+    fixture.grant(1, A, tunneled());
 }
 
 #[test]
 fn limits_are_checked_again_when_the_turn_comes() {
-    let mut desk = Desk::new(Limits { max_tests_per_hour: 1, ..limits() });
-    let running = desk.grant(1, A, tunneled());
-    desk.place(2, B, tunneled());
-    desk.place(3, B, tunneled());
-    desk.end(&running, 0);
-    let served = desk.served().remove(0);
+    let mut fixture = Fixture::new(Limits { max_tests_per_hour: 1, ..limits() });
+    let running = fixture.grant(1, A, tunneled());
+    fixture.place(2, B, tunneled());
+    fixture.place(3, B, tunneled());
+    fixture.end(&running, 0);
+    let served = fixture.served().remove(0);
     assert_eq!(served.link, LinkId(2));
-    assert!(desk.open(served.session));
-    desk.end(&served, 0);
-    let steps = desk.poll();
+    assert!(fixture.open(served.session));
+    fixture.end(&served, 0);
+    let actions = fixture.poll();
     assert!(
-        matches!(&steps[..], [Step::Deny { link: LinkId(3), denial }] if denial.reason == DenialReason::TestsPerHour),
-        "{steps:?}"
+        matches!(&actions[..], [SessionAction::Deny { link: LinkId(3), denial }] if denial.reason == DenialReason::TestsPerHour),
+        "{actions:?}"
     );
 }
 
 #[test]
 fn the_queue_is_bounded_in_all_and_for_each_peer() {
-    let mut desk = Desk::new(Limits { max_queue: 3, ..limits() });
-    desk.grant(1, A, tunneled());
-    desk.place(2, A, tunneled());
-    desk.place(3, A, tunneled());
-    assert_eq!(desk.denial(4, A, tunneled(), true).reason, DenialReason::QueueFull);
-    desk.place(5, B, tunneled());
-    assert_eq!(desk.denial(6, C, tunneled(), true).reason, DenialReason::QueueFull);
+    let mut fixture = Fixture::new(Limits { max_queue: 3, ..limits() });
+    fixture.grant(1, A, tunneled());
+    fixture.place(2, A, tunneled());
+    fixture.place(3, A, tunneled());
+    assert_eq!(fixture.denial(4, A, tunneled(), true).reason, DenialReason::QueueFull);
+    fixture.place(5, B, tunneled());
+    assert_eq!(fixture.denial(6, C, tunneled(), true).reason, DenialReason::QueueFull);
 }
 
 #[test]
 fn ports_are_never_shared_and_the_longest_unused_goes_first() {
-    let mut desk = Desk::new(Limits { max_concurrent_tests: 3, ..limits() });
-    let first = desk.grant(1, A, direct());
-    let second = desk.grant(2, B, direct());
+    let mut fixture = Fixture::new(Limits { max_concurrent_tests: 3, ..limits() });
+    let first = fixture.grant(1, A, direct());
+    let second = fixture.grant(2, B, direct());
     assert_eq!((first.port, second.port), (Some(5201), Some(5202)));
-    let no_port = desk.denial(3, C, direct(), false);
+    let no_port = fixture.denial(3, C, direct(), false);
     assert_eq!((no_port.reason, no_port.retry_after_ms), (DenialReason::NoPort, Some(22_000)));
-    assert_eq!(desk.place(3, C, direct()).0, 1);
-    assert_eq!(desk.reserve(4, C, tunneled()).port, None, "what needs no port passes");
-    desk.end(&second, 0);
-    desk.end(&first, 0);
-    assert_eq!(desk.served()[0].port, Some(5202));
+    assert_eq!(fixture.place(3, C, direct()).0, 1);
+    assert_eq!(fixture.reserve(4, C, tunneled()).port, None, "what needs no port passes");
+    fixture.end(&second, 0);
+    fixture.end(&first, 0);
+    assert_eq!(fixture.served()[0].port, Some(5202));
 }
 
 #[test]
 fn a_held_port_is_never_granted_and_the_next_one_is_tried() {
-    let mut desk = Desk::new(limits());
-    let first = desk.reserve(1, A, direct());
-    let Answer::Reserved(second) = desk.port_is_held(first.session) else { panic!() };
+    let mut fixture = Fixture::new(limits());
+    let first = fixture.reserve(1, A, direct());
+    let Answer::Reserved(second) = fixture.port_is_held(first.session) else { panic!() };
     assert_eq!((first.port, second.port), (Some(5201), Some(5202)));
-    assert!(desk.open(second.session));
-    let events = &desk.events;
+    assert!(fixture.open(second.session));
+    let events = &fixture.events;
     assert!(
         matches!(events[..], [Event::PortHeld { port: 5201, .. }, Event::SessionGranted { port: Some(5202), .. }]),
         "{events:?}"
@@ -364,45 +364,46 @@ fn a_held_port_is_never_granted_and_the_next_one_is_tried() {
 
 #[test]
 fn when_every_port_is_held_the_reservation_is_undone() {
-    let mut desk = Desk::new(Limits { max_tests_per_hour: 1, ..limits() });
-    let reserved = desk.reserve(1, A, direct()).session;
-    assert!(matches!(desk.port_is_held(reserved), Answer::Reserved(_)));
-    let Answer::Denied(denial) = desk.port_is_held(reserved) else { panic!() };
+    let mut fixture = Fixture::new(Limits { max_tests_per_hour: 1, ..limits() });
+    let reserved = fixture.reserve(1, A, direct()).session;
+    assert!(matches!(fixture.port_is_held(reserved), Answer::Reserved(_)));
+    let Answer::Denied(denial) = fixture.port_is_held(reserved) else { panic!() };
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::NoPort, Some(60_000)));
-    assert_eq!(desk.events.len(), 3, "two held ports and a denial");
-    assert_eq!(desk.sessions.snapshot(desk.now).held_ports, [5201, 5202]);
+    assert_eq!(fixture.events.len(), 3, "two held ports and a denial");
+    assert_eq!(fixture.sessions.snapshot(fixture.now).held_ports, [5201, 5202]);
     // Slot and test are back, and so are the ports: they may be free by now.
-    desk.reserve(1, A, direct());
-    assert!(matches!(desk.port_is_held(id(77)), Answer::Denied(_)));
+    fixture.reserve(1, A, direct());
+    assert!(matches!(fixture.port_is_held(id(77)), Answer::Denied(_)));
 }
 
 #[test]
 fn an_undone_session_costs_nothing() {
-    let mut desk = Desk::new(Limits { max_tests_per_hour: 1, data_ports: Some(5201..=5201), ..limits() });
+    let mut fixture = Fixture::new(Limits { max_tests_per_hour: 1, data_ports: Some(5201..=5201), ..limits() });
     for _ in 0..3 {
-        let reserved = desk.grant(1, A, direct());
-        desk.sessions.lease(reserved.session, 900_000, desk.now).unwrap();
+        let reserved = fixture.grant(1, A, direct());
+        fixture.sessions.lease(reserved.session, 900_000, fixture.now).unwrap();
         let undone = Event::SessionUndone { session: reserved.session, peer: A };
-        assert_eq!(desk.sessions.undo(reserved.session, desk.now), [undone]);
+        assert_eq!(fixture.sessions.undo(reserved.session, fixture.now), [undone]);
     }
-    let seen = desk.sessions.snapshot(desk.now);
+    let seen = fixture.sessions.snapshot(fixture.now);
     assert_eq!((seen.sessions, seen.bytes_today, seen.peers), (vec![], 0, vec![]));
 }
 
 #[test]
 fn nothing_is_leased_before_the_session_is_opened() {
-    let mut desk = Desk::new(limits());
-    let reserved = desk.reserve(1, A, tunneled());
-    assert_eq!(desk.sessions.lease(reserved.session, 1, desk.now), Err(EndReason::Failed));
-    assert!(desk.open(reserved.session));
-    assert_eq!(desk.sessions.lease(reserved.session, 1, desk.now), Ok(Lease { bytes: 1, day: 20_000 }));
+    let mut fixture = Fixture::new(limits());
+    let reserved = fixture.reserve(1, A, tunneled());
+    assert_eq!(fixture.sessions.lease(reserved.session, 1, fixture.now), Err(EndReason::Failed));
+    assert!(fixture.open(reserved.session));
+    assert_eq!(fixture.sessions.lease(reserved.session, 1, fixture.now), Ok(Lease { bytes: 1, day: 20_000 }));
 }
 
 #[test]
 fn the_less_is_left_of_the_day_the_less_is_leased_at_once() {
-    let mut desk = Desk::new(Limits { max_bytes_per_day: 1 << 40, max_bytes_per_day_total: u64::MAX, ..limits() });
-    let session = desk.grant(1, A, tunneled());
-    let mut lease = |wanted| desk.sessions.lease(session.session, wanted, desk.now).map(|lease| lease.bytes);
+    let mut fixture =
+        Fixture::new(Limits { max_bytes_per_day: 1 << 40, max_bytes_per_day_total: u64::MAX, ..limits() });
+    let session = fixture.grant(1, A, tunneled());
+    let mut lease = |wanted| fixture.sessions.lease(session.session, wanted, fixture.now).map(|lease| lease.bytes);
     assert_eq!(lease(1 << 30), Ok(1 << 30));
     let mut left = (1 << 40) - (1 << 30);
     while left > 0 {
@@ -415,120 +416,120 @@ fn the_less_is_left_of_the_day_the_less_is_leased_at_once() {
 
 #[test]
 fn leases_stop_at_the_day_of_the_peer_and_of_all() {
-    let mut desk = Desk::new(Limits { max_concurrent_tests: 2, ..limits() });
-    let (a, b) = (desk.grant(1, A, tunneled()), desk.grant(2, B, tunneled()));
-    let now = desk.now;
-    let mut lease = |of: &Reservation, wanted| desk.sessions.lease(of.session, wanted, now).map(|lease| lease.bytes);
+    let mut fixture = Fixture::new(Limits { max_concurrent_tests: 2, ..limits() });
+    let (a, b) = (fixture.grant(1, A, tunneled()), fixture.grant(2, B, tunneled()));
+    let now = fixture.now;
+    let mut lease = |of: &Reservation, wanted| fixture.sessions.lease(of.session, wanted, now).map(|lease| lease.bytes);
     assert_eq!(lease(&a, 900_000), Ok(900_000));
     assert_eq!(lease(&a, 900_000), Ok(100_000));
     assert_eq!(lease(&a, 1), Err(EndReason::BytesPerDay));
     assert_eq!(lease(&b, u64::MAX), Ok(500_000));
     assert_eq!(lease(&b, 1), Err(EndReason::BytesPerDay));
     // What was not used is there again.
-    desk.end(&a, 500_000);
-    assert_eq!(desk.sessions.lease(b.session, u64::MAX, now).unwrap().bytes, 500_000);
-    let denial = desk.denial(3, C, tunneled(), true);
+    fixture.end(&a, 500_000);
+    assert_eq!(fixture.sessions.lease(b.session, u64::MAX, now).unwrap().bytes, 500_000);
+    let denial = fixture.denial(3, C, tunneled(), true);
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::BytesPerDay, Some(12 * 3_600_000)));
 }
 
 #[test]
 fn bytes_belong_to_the_day_they_were_leased_on() {
-    let mut desk = Desk::new(Limits { max_test_duration: seconds(86_400), ..limits() });
-    desk.pass(seconds(12 * 3600 - 1));
-    let session = desk.grant(1, A, lasting(60_000));
-    desk.sessions.lease(session.session, 1_000_000, desk.now).unwrap();
-    assert_eq!(desk.sessions.lease(session.session, 1, desk.now), Err(EndReason::BytesPerDay));
-    desk.pass(seconds(1));
-    assert_eq!(desk.sessions.lease(session.session, 300, desk.now), Ok(Lease { bytes: 300, day: 20_001 }));
-    let settled = desk.end(&session, 1_000_100);
+    let mut fixture = Fixture::new(Limits { max_test_duration: seconds(86_400), ..limits() });
+    fixture.pass(seconds(12 * 3600 - 1));
+    let session = fixture.grant(1, A, lasting(60_000));
+    fixture.sessions.lease(session.session, 1_000_000, fixture.now).unwrap();
+    assert_eq!(fixture.sessions.lease(session.session, 1, fixture.now), Err(EndReason::BytesPerDay));
+    fixture.pass(seconds(1));
+    assert_eq!(fixture.sessions.lease(session.session, 300, fixture.now), Ok(Lease { bytes: 300, day: 20_001 }));
+    let settled = fixture.end(&session, 1_000_100);
     assert_eq!(settled.bytes_by_day, [(20_000, 1_000_000), (20_001, 100)]);
-    assert_eq!(desk.sessions.snapshot(desk.now).bytes_today, 100);
+    assert_eq!(fixture.sessions.snapshot(fixture.now).bytes_today, 100);
 }
 
 #[test]
 fn bytes_beyond_the_lease_are_charged_all_the_same() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
-    desk.sessions.lease(session.session, 1_000_000, desk.now).unwrap();
-    assert_eq!(desk.end(&session, 1_000_064).bytes_by_day, [(20_000, 1_000_064)]);
-    assert_eq!(desk.denial(1, A, tunneled(), true).reason, DenialReason::BytesPerDay);
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
+    fixture.sessions.lease(session.session, 1_000_000, fixture.now).unwrap();
+    assert_eq!(fixture.end(&session, 1_000_064).bytes_by_day, [(20_000, 1_000_064)]);
+    assert_eq!(fixture.denial(1, A, tunneled(), true).reason, DenialReason::BytesPerDay);
 }
 
 #[test]
 fn the_past_counts_after_a_restart() {
-    let past = Past { tests: vec![], bytes_today: vec![(A, 20_000, 1_000_000), (B, 19_999, 1_000_000)] };
-    let mut desk = Desk::remembering(limits(), past);
-    assert_eq!(desk.denial(1, A, tunneled(), true).reason, DenialReason::BytesPerDay);
-    desk.grant(2, B, tunneled());
+    let past = PastUsage { tests: vec![], bytes_today: vec![(A, 20_000, 1_000_000), (B, 19_999, 1_000_000)] };
+    let mut fixture = Fixture::remembering(limits(), past);
+    assert_eq!(fixture.denial(1, A, tunneled(), true).reason, DenialReason::BytesPerDay);
+    fixture.grant(2, B, tunneled());
 }
 
 #[test]
 fn a_session_ends_at_its_deadline_however_much_is_heard() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
     for _ in 0..46 {
-        desk.pass(seconds(1));
-        desk.heard(session.session);
-        assert_eq!(desk.poll(), []);
+        fixture.pass(seconds(1));
+        fixture.heard(session.session);
+        assert_eq!(fixture.poll(), []);
     }
-    desk.pass(seconds(1));
-    let end = Step::End { session: session.session, reason: EndReason::Deadline };
-    assert_eq!(desk.poll(), [end]);
-    assert_eq!(desk.sessions.lease(session.session, 1, desk.now), Err(EndReason::Deadline));
+    fixture.pass(seconds(1));
+    let end = SessionAction::End { session: session.session, reason: EndReason::Deadline };
+    assert_eq!(fixture.poll(), [end]);
+    assert_eq!(fixture.sessions.lease(session.session, 1, fixture.now), Err(EndReason::Deadline));
 }
 
 #[test]
 fn silence_ends_a_session_only_after_ten_seconds() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
-    desk.pass(seconds(3));
-    desk.heard(session.session);
-    desk.poll();
-    desk.pass(seconds(7));
-    assert_eq!(desk.sessions.next_deadline(), Some(desk.now.mono), "10 s after the grant is time to look");
-    assert_eq!(desk.poll(), []);
-    assert_eq!(desk.sessions.next_deadline(), Some(desk.now.mono + seconds(3)));
-    desk.pass(seconds(3) - Duration::from_millis(1));
-    assert_eq!(desk.poll(), []);
-    desk.pass(Duration::from_millis(1));
-    assert_eq!(desk.poll(), [Step::End { session: session.session, reason: EndReason::Silence }]);
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
+    fixture.pass(seconds(3));
+    fixture.heard(session.session);
+    fixture.poll();
+    fixture.pass(seconds(7));
+    assert_eq!(fixture.sessions.next_deadline(), Some(fixture.now.mono), "10 s after the grant is time to look");
+    assert_eq!(fixture.poll(), []);
+    assert_eq!(fixture.sessions.next_deadline(), Some(fixture.now.mono + seconds(3)));
+    fixture.pass(seconds(3) - Duration::from_millis(1));
+    assert_eq!(fixture.poll(), []);
+    fixture.pass(Duration::from_millis(1));
+    assert_eq!(fixture.poll(), [SessionAction::End { session: session.session, reason: EndReason::Silence }]);
 }
 
 #[test]
 fn a_grant_that_is_not_started_within_thirty_seconds_ends() {
-    let mut desk = Desk::new(limits());
-    let session = desk.reserve(1, A, tunneled()).session;
-    assert!(desk.open(session));
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.reserve(1, A, tunneled()).session;
+    assert!(fixture.open(session));
     for _ in 0..29 {
-        desk.pass(seconds(1));
-        desk.heard(session);
-        assert_eq!(desk.poll(), []);
+        fixture.pass(seconds(1));
+        fixture.heard(session);
+        assert_eq!(fixture.poll(), []);
     }
-    desk.pass(seconds(1));
-    desk.heard(session);
-    assert_eq!(desk.poll(), [Step::End { session, reason: EndReason::NotStarted }]);
+    fixture.pass(seconds(1));
+    fixture.heard(session);
+    assert_eq!(fixture.poll(), [SessionAction::End { session, reason: EndReason::NotStarted }]);
 }
 
 #[test]
 fn a_request_that_needs_more_descriptors_than_there_are_is_denied_for_good() {
     // 4 streams of a download: 16 + 4 * 5.
-    let mut desk = Desk::new(Limits { descriptors: 35, ..limits() });
-    let denial = desk.denial(1, A, tunneled(), true);
+    let mut fixture = Fixture::new(Limits { descriptors: 35, ..limits() });
+    let denial = fixture.denial(1, A, tunneled(), true);
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::TooManyStreams, None));
     assert!(denial.detail.as_str().contains("36 open files") && denial.detail.as_str().contains("allows 35"));
-    desk.grant(1, A, TestSpec { streams: 3, ..tunneled() });
+    fixture.grant(1, A, TestSpec { streams: 3, ..tunneled() });
 }
 
 #[test]
 fn sessions_share_the_descriptors_and_those_that_need_many_are_not_overtaken() {
-    let mut desk = Desk::new(Limits { descriptors: 80, max_concurrent_tests: 4, ..limits() });
-    let first = desk.grant(1, A, tunneled()).session;
-    desk.place(2, B, TestSpec { streams: 8, ..tunneled() });
-    desk.place(3, C, TestSpec { streams: 1, ..tunneled() });
-    assert_eq!(desk.poll(), []);
-    desk.over(first, 0, EndReason::Finished);
-    let links = desk.poll().into_iter().map(|step| match step {
-        Step::Reserve(reservation) => reservation.link,
+    let mut fixture = Fixture::new(Limits { descriptors: 80, max_concurrent_tests: 4, ..limits() });
+    let first = fixture.grant(1, A, tunneled()).session;
+    fixture.place(2, B, TestSpec { streams: 8, ..tunneled() });
+    fixture.place(3, C, TestSpec { streams: 1, ..tunneled() });
+    assert_eq!(fixture.poll(), []);
+    fixture.over(first, 0, EndReason::Finished);
+    let links = fixture.poll().into_iter().map(|action| match action {
+        SessionAction::Reserve(reservation) => reservation.link,
         other => panic!("{other:?}"),
     });
     assert_eq!(links.collect::<Vec<_>>(), [LinkId(2), LinkId(3)]);
@@ -536,124 +537,124 @@ fn sessions_share_the_descriptors_and_those_that_need_many_are_not_overtaken() {
 
 #[test]
 fn an_end_is_said_again_until_it_is_done() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
-    desk.close(1);
-    assert_eq!(desk.poll().len(), 1);
-    assert_eq!(desk.poll(), []);
-    desk.pass(seconds(5));
-    assert_eq!(desk.poll().len(), 1);
-    let settled = desk.over(session.session, 0, EndReason::Failed).unwrap();
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
+    fixture.close(1);
+    assert_eq!(fixture.poll().len(), 1);
+    assert_eq!(fixture.poll(), []);
+    fixture.pass(seconds(5));
+    assert_eq!(fixture.poll().len(), 1);
+    let settled = fixture.over(session.session, 0, EndReason::Failed).unwrap();
     assert_eq!(settled.reason, EndReason::LinkClosed, "the first reason is the reason");
-    assert_eq!(desk.over(session.session, 0, EndReason::Failed), None);
-    assert_eq!((desk.poll(), desk.sessions.next_deadline()), (vec![], None));
+    assert_eq!(fixture.over(session.session, 0, EndReason::Failed), None);
+    assert_eq!((fixture.poll(), fixture.sessions.next_deadline()), (vec![], None));
 }
 
 #[test]
 fn a_link_that_closes_during_the_teardown_is_not_its_reason() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
-    let first = desk.sessions.tear_down(session.session, EndReason::Shutdown, desk.now);
-    let second = desk.sessions.tear_down(session.session, EndReason::Failed, desk.now);
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
+    let first = fixture.sessions.tear_down(session.session, EndReason::Shutdown, fixture.now);
+    let second = fixture.sessions.tear_down(session.session, EndReason::Failed, fixture.now);
     assert_eq!((first, second), (Some(session.session), None), "one alone tears it down");
-    assert_eq!(desk.sessions.handle(session.session), None);
-    desk.close(1);
-    assert_eq!(desk.poll(), []);
-    let settled = desk.over(session.session, 0, EndReason::Shutdown).unwrap();
+    assert_eq!(fixture.sessions.handle(session.session), None);
+    fixture.close(1);
+    assert_eq!(fixture.poll(), []);
+    let settled = fixture.over(session.session, 0, EndReason::Shutdown).unwrap();
     assert_eq!(settled.reason, EndReason::Shutdown);
 }
 
 #[test]
 fn a_link_that_closes_takes_back_what_was_not_granted_yet() {
-    let mut desk = Desk::new(limits());
-    let reserved = desk.reserve(1, A, tunneled());
-    desk.place(2, B, tunneled());
-    desk.place(3, C, tunneled());
-    desk.close(1);
-    desk.close(2);
-    assert!(!desk.open(reserved.session));
-    assert_eq!(desk.served()[0].link, LinkId(3));
+    let mut fixture = Fixture::new(limits());
+    let reserved = fixture.reserve(1, A, tunneled());
+    fixture.place(2, B, tunneled());
+    fixture.place(3, C, tunneled());
+    fixture.close(1);
+    fixture.close(2);
+    assert!(!fixture.open(reserved.session));
+    assert_eq!(fixture.served()[0].link, LinkId(3));
 }
 
 #[test]
 fn who_withdraws_leaves_the_queue_but_not_a_granted_session() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
-    desk.place(2, B, tunneled());
-    assert_eq!(desk.sessions.withdraw(LinkId(1)), []);
-    assert_eq!(desk.sessions.withdraw(LinkId(2)), []);
-    assert_eq!(desk.poll(), []);
-    desk.end(&session, 0);
-    assert_eq!(desk.poll(), []);
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
+    fixture.place(2, B, tunneled());
+    assert_eq!(fixture.sessions.withdraw(LinkId(1)), []);
+    assert_eq!(fixture.sessions.withdraw(LinkId(2)), []);
+    assert_eq!(fixture.poll(), []);
+    fixture.end(&session, 0);
+    assert_eq!(fixture.poll(), []);
 }
 
 #[test]
 fn a_removed_peer_loses_its_sessions_and_its_place_but_not_its_bill() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
-    desk.place(2, A, tunneled());
-    desk.place(3, B, tunneled());
-    desk.sessions.peer_removed(A, desk.now);
-    let end = Step::End { session: session.session, reason: EndReason::PeerRemoved };
-    assert!(desk.poll().contains(&end));
-    desk.end(&session, 7);
-    assert_eq!(desk.served()[0].link, LinkId(3));
-    let seen = desk.sessions.snapshot(desk.now);
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
+    fixture.place(2, A, tunneled());
+    fixture.place(3, B, tunneled());
+    fixture.sessions.peer_removed(A, fixture.now);
+    let end = SessionAction::End { session: session.session, reason: EndReason::PeerRemoved };
+    assert!(fixture.poll().contains(&end));
+    fixture.end(&session, 7);
+    assert_eq!(fixture.served()[0].link, LinkId(3));
+    let seen = fixture.sessions.snapshot(fixture.now);
     assert!(seen.peers.iter().any(|peer| peer.peer == A && peer.tests_this_hour == 1 && peer.bytes_today == 7));
 }
 
 #[test]
 fn draining_denies_who_waits_and_lets_who_runs_finish() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
-    desk.place(2, B, tunneled());
-    desk.sessions.drain();
-    let steps = desk.poll();
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
+    fixture.place(2, B, tunneled());
+    fixture.sessions.drain();
+    let actions = fixture.poll();
     assert!(
-        matches!(&steps[..], [Step::Deny { link: LinkId(2), denial }] if denial.reason == DenialReason::Draining),
-        "{steps:?}"
+        matches!(&actions[..], [SessionAction::Deny { link: LinkId(2), denial }] if denial.reason == DenialReason::Draining),
+        "{actions:?}"
     );
-    assert_eq!(desk.denial(3, C, tunneled(), true).reason, DenialReason::Draining);
-    assert_eq!(desk.sessions.lease(session.session, 5, desk.now).map(|lease| lease.bytes), Ok(5));
+    assert_eq!(fixture.denial(3, C, tunneled(), true).reason, DenialReason::Draining);
+    assert_eq!(fixture.sessions.lease(session.session, 5, fixture.now).map(|lease| lease.bytes), Ok(5));
 }
 
 #[test]
 fn nothing_is_granted_while_faulted() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, tunneled());
-    desk.sessions.set_faulted(true);
-    let denial = desk.denial(2, B, tunneled(), true);
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, tunneled());
+    fixture.sessions.set_faulted(true);
+    let denial = fixture.denial(2, B, tunneled(), true);
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::Faulted, Some(5_000)));
-    assert!(desk.sessions.lease(session.session, 5, desk.now).is_ok(), "running tests go on");
-    desk.end(&session, 0);
-    desk.sessions.set_faulted(false);
-    desk.grant(2, B, tunneled());
+    assert!(fixture.sessions.lease(session.session, 5, fixture.now).is_ok(), "running tests go on");
+    fixture.end(&session, 0);
+    fixture.sessions.set_faulted(false);
+    fixture.grant(2, B, tunneled());
 }
 
 #[test]
 fn who_waits_hears_of_a_better_place() {
-    let mut desk = Desk::new(limits());
-    let running = desk.grant(1, A, tunneled());
-    desk.place(2, B, tunneled());
-    desk.place(3, C, tunneled());
-    desk.poll();
-    desk.pass(seconds(22));
-    desk.heard(running.session);
-    assert_eq!(desk.poll(), [], "time alone is no news");
-    desk.end(&running, 0);
-    let steps = desk.poll();
-    let moved = Step::Place { link: LinkId(3), place: 1, expected_wait: seconds(22) };
-    assert!(matches!(&steps[..], [Step::Reserve(_), place] if *place == moved), "{steps:?}");
+    let mut fixture = Fixture::new(limits());
+    let running = fixture.grant(1, A, tunneled());
+    fixture.place(2, B, tunneled());
+    fixture.place(3, C, tunneled());
+    fixture.poll();
+    fixture.pass(seconds(22));
+    fixture.heard(running.session);
+    assert_eq!(fixture.poll(), [], "time alone is no news");
+    fixture.end(&running, 0);
+    let actions = fixture.poll();
+    let moved = SessionAction::Place { link: LinkId(3), place: 1, expected_wait: seconds(22) };
+    assert!(matches!(&actions[..], [SessionAction::Reserve(_), place] if *place == moved), "{actions:?}");
 }
 
 #[test]
 fn every_decision_leaves_its_event() {
-    let mut desk = Desk::new(limits());
-    let session = desk.grant(1, A, direct());
-    desk.place(2, B, tunneled());
-    desk.denial(3, C, tunneled(), false);
-    desk.pass(seconds(4));
-    desk.end(&session, 9);
+    let mut fixture = Fixture::new(limits());
+    let session = fixture.grant(1, A, direct());
+    fixture.place(2, B, tunneled());
+    fixture.denial(3, C, tunneled(), false);
+    fixture.pass(seconds(4));
+    fixture.end(&session, 9);
     let expected = [
         Event::SessionGranted {
             session: session.session,
@@ -673,33 +674,34 @@ fn every_decision_leaves_its_event() {
             elapsed_ms: 4_000,
         },
     ];
-    assert_eq!(desk.events, expected);
+    assert_eq!(fixture.events, expected);
 }
 
 #[test]
 fn a_year_goes_by_in_a_moment() {
-    let mut desk = Desk::new(Limits { max_bytes_per_day: u64::MAX, max_bytes_per_day_total: u64::MAX, ..limits() });
+    let mut fixture =
+        Fixture::new(Limits { max_bytes_per_day: u64::MAX, max_bytes_per_day_total: u64::MAX, ..limits() });
     for _ in 0..365 * 4 {
-        let session = desk.grant(1, A, direct());
-        desk.sessions.lease(session.session, 1 << 40, desk.now).unwrap();
-        desk.pass(seconds(20));
-        desk.end(&session, 1 << 30);
-        desk.pass(seconds(6 * 3600 - 20));
+        let session = fixture.grant(1, A, direct());
+        fixture.sessions.lease(session.session, 1 << 40, fixture.now).unwrap();
+        fixture.pass(seconds(20));
+        fixture.end(&session, 1 << 30);
+        fixture.pass(seconds(6 * 3600 - 20));
     }
-    assert_eq!(desk.events.len(), 365 * 4 * 2);
+    assert_eq!(fixture.events.len(), 365 * 4 * 2);
 }
 
 #[test]
 fn the_ends_of_time_are_survived() {
-    let mut desk = Desk::new(limits());
-    desk.now = Now { mono: Duration::MAX, unix_ms: u64::MAX };
-    let session = desk.grant(1, A, direct());
-    desk.sessions.lease(session.session, u64::MAX, desk.now).unwrap();
-    desk.poll();
-    desk.place(2, B, direct());
-    desk.sessions.snapshot(desk.now);
-    desk.now = Now { mono: Duration::ZERO, unix_ms: 0 };
-    assert_eq!(desk.end(&session, u64::MAX).bytes_by_day.len(), 1);
-    desk.served();
-    desk.sessions.snapshot(desk.now);
+    let mut fixture = Fixture::new(limits());
+    fixture.now = Now { mono: Duration::MAX, unix_ms: u64::MAX };
+    let session = fixture.grant(1, A, direct());
+    fixture.sessions.lease(session.session, u64::MAX, fixture.now).unwrap();
+    fixture.poll();
+    fixture.place(2, B, direct());
+    fixture.sessions.snapshot(fixture.now);
+    fixture.now = Now { mono: Duration::ZERO, unix_ms: 0 };
+    assert_eq!(fixture.end(&session, u64::MAX).bytes_by_day.len(), 1);
+    fixture.served();
+    fixture.sessions.snapshot(fixture.now);
 }

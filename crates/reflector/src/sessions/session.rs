@@ -11,7 +11,7 @@ use super::decision::{LinkId, Reservation, SessionStatus, millis};
 use super::limits;
 
 /// How often the shell is told again while the session is not torn down.
-const END_AGAIN: Duration = Duration::from_secs(5);
+const END_REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long after its grant a session's first phase may begin: it holds a slot that others wait for.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,13 +27,13 @@ pub(super) struct Session<H> {
     pub(super) tried: BTreeSet<u16>,
     pub(super) reserved_at: Duration,
     pub(super) deadline: Duration,
-    pub(super) usual_end: Duration,
+    pub(super) expected_end: Duration,
     /// Whether the shell claimed everything; from then on it is a grant, and ends only through `ended`.
     pub(super) opened: bool,
     /// How the shell reaches it: there while it runs, from its recorded grant until its teardown begins.
     pub(super) handle: Option<H>,
     /// When to look whether it fell silent. What was last heard is known by the shell alone.
-    pub(super) look_for_silence_at: Duration,
+    pub(super) silence_check_at: Duration,
     /// When its first phase must have begun; `None` before it is opened, and once it has.
     pub(super) start_by: Option<Duration>,
     /// Bytes leased on each day.
@@ -45,7 +45,7 @@ pub(super) struct Session<H> {
 pub(super) struct Ending {
     pub(super) reason: EndReason,
     /// When the shell was last told.
-    pub(super) told_at: Option<Duration>,
+    pub(super) reported_at: Option<Duration>,
 }
 
 impl<H> Session<H> {
@@ -57,11 +57,11 @@ impl<H> Session<H> {
             tried: BTreeSet::new(),
             reserved_at: mono,
             deadline: mono.saturating_add(limits::longest(&spec)),
-            usual_end: mono.saturating_add(limits::usual(&spec)),
+            expected_end: mono.saturating_add(limits::usual(&spec)),
             spec,
             opened: false,
             handle: None,
-            look_for_silence_at: mono.saturating_add(END_AFTER_SILENCE),
+            silence_check_at: mono.saturating_add(END_AFTER_SILENCE),
             start_by: None,
             leased: BTreeMap::new(),
             ending: None,
@@ -95,12 +95,12 @@ impl<H> Session<H> {
         if self.ending.is_none() && because == EndReason::Silence {
             let silent_at = self.handle.as_ref().map(|handle| last_heard(handle).saturating_add(END_AFTER_SILENCE));
             if let Some(later) = silent_at.filter(|at| *at > mono) {
-                self.look_for_silence_at = later;
+                self.silence_check_at = later;
                 return None;
             }
         }
-        let ending = self.ending.get_or_insert(Ending { reason: because, told_at: None });
-        ending.told_at = Some(mono);
+        let ending = self.ending.get_or_insert(Ending { reason: because, reported_at: None });
+        ending.reported_at = Some(mono);
         Some(ending.reason)
     }
 
@@ -108,11 +108,11 @@ impl<H> Session<H> {
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.opened.then(|| match &self.ending {
             None => {
-                let deadline = self.deadline.min(self.look_for_silence_at);
+                let deadline = self.deadline.min(self.silence_check_at);
                 self.start_by.map_or(deadline, |start_by| deadline.min(start_by))
             }
-            Some(Ending { told_at: Some(at), .. }) => at.saturating_add(END_AGAIN),
-            Some(Ending { told_at: None, .. }) => Duration::ZERO,
+            Some(Ending { reported_at: Some(at), .. }) => at.saturating_add(END_REPEAT_INTERVAL),
+            Some(Ending { reported_at: None, .. }) => Duration::ZERO,
         })
     }
 

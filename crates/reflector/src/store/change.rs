@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use super::{Store, StoreError};
 
 /// How long a change waits for those before it. With [`BUSY_TIMEOUT`] it bounds how long a caller waits at all.
-const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the disk is tried again while the last change failed.
-const PROBE_EVERY: Duration = Duration::from_secs(3);
+const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// One transaction, rolled back unless it is concluded.
 pub(super) struct Change {
@@ -33,7 +33,7 @@ impl Store {
         let mut fault = self.fault();
         // The sender lives as long as we do.
         while fault.wait_for(Option::is_some).await.map(drop).is_ok() {
-            tokio::time::sleep(PROBE_EVERY).await;
+            tokio::time::sleep(PROBE_INTERVAL).await;
             if fault.borrow().is_some() {
                 // What it meets is the fault's new reason.
                 let _ = self.probe().await;
@@ -116,9 +116,9 @@ pub(super) fn pool_options() -> SqlitePoolOptions {
         .max_connections(1)
         .idle_timeout(None)
         .max_lifetime(None)
-        .acquire_timeout(TURN_TIMEOUT)
+        .acquire_timeout(WRITER_TIMEOUT)
         // A turn that is not had in time is an error of its own; a slow disk must not fill the log beside that.
-        .acquire_slow_threshold(2 * TURN_TIMEOUT)
+        .acquire_slow_threshold(2 * WRITER_TIMEOUT)
         // A file on this machine does not go away like a server does.
         .test_before_acquire(false)
         .after_release(|connection, _| {

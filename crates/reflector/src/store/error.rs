@@ -71,7 +71,7 @@ pub enum StoreError {
     /// Another peer has that name.
     #[error("another peer is called {0:?} already")]
     NameTaken(PeerText),
-    /// No name at all, or one that reads as somebody's identity.
+    /// An empty name, or one that reads as an Endpoint ID.
     #[error("a peer's name is neither empty nor an Endpoint ID")]
     NoName,
 }

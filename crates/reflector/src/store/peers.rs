@@ -49,7 +49,7 @@ impl Store {
     }
 
     /// Adds a peer; `false` where it is one already, whose name then stays. A name that is taken gets a number; one
-    /// that is empty, or that reads as somebody's Endpoint ID, is not used. `by` is `code` or `hand`.
+    /// that is empty, or that reads as an Endpoint ID, is not used. `by` is `code` or `hand`.
     pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
         let mut change = self.begin("adding a peer").await?;
         let added = async {

@@ -56,7 +56,7 @@ async fn what_was_said_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn nobody_else_can_read_it() {
+async fn other_users_cannot_read_it() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
@@ -84,7 +84,7 @@ async fn names_stay_unique() {
 }
 
 #[tokio::test]
-async fn nobody_can_be_named_like_somebodys_identity() {
+async fn a_name_cannot_be_an_endpoint_id() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     let disguise = PeerText::new(&id(1).to_string());
@@ -151,7 +151,7 @@ async fn a_settled_session_is_charged_what_it_used() {
 }
 
 #[tokio::test]
-async fn a_session_nobody_knows_is_charged_to_nobody_silently_never() {
+async fn the_bytes_of_an_unknown_session_are_an_error() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     assert!(store.settle(session(1), &[(5, 1)]).await.is_err());

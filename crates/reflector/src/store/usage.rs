@@ -72,7 +72,7 @@ impl Store {
     /// Ends the session's leases and charges what it did use, by day, in one step.
     ///
     /// # Errors
-    /// A session that used bytes and has neither a lease nor a test on record can't be charged to anybody.
+    /// A session that used bytes and has neither a lease nor a test on record can't be charged to any peer.
     pub async fn settle(&self, session: SessionId, used_by_day: &[(u32, u64)]) -> Result<(), StoreError> {
         let session = &session.as_bytes()[..];
         let used = used_by_day.iter().filter(|(_, bytes)| *bytes > 0).collect::<Vec<_>>();

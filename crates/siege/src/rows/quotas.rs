@@ -7,7 +7,7 @@ use std::time::Duration;
 use lab::{Appliance, Reflector, TwoHosts};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
-use reflector::sessions::{Answer, Limits, LinkId, Now, Past, Sessions};
+use reflector::sessions::{Answer, Limits, LinkId, Now, PastUsage, Sessions};
 
 use crate::measured::Measured;
 use crate::scale::Scale;
@@ -72,7 +72,7 @@ fn race_once(race: u64) -> anyhow::Result<Raced> {
         ..Limits::default()
     };
     let now = Now { mono: Duration::from_secs(1), unix_ms: 20_000 * 86_400_000 };
-    let sessions = Mutex::new(Sessions::<()>::new(limits, Past::default(), now));
+    let sessions = Mutex::new(Sessions::<()>::new(limits, PastUsage::default(), now));
     let start = Barrier::new(usize::try_from(THREADS)?);
     // Session, device, port and bytes of each grant.
     let grants = Mutex::new(Vec::new());

@@ -18,19 +18,19 @@ use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::place::SessionPlaces;
-use super::{Order, Server};
+use super::connection_slot::SessionSlots;
+use super::{LinkCommand, Server};
 use crate::sessions::{LinkId, Reservation};
 
-/// The largest slice of bytes that a session leases at once, more than a second at 400 Gbit/s; `sessions` may give less. To
-/// write one down takes the processor and the disk away from what is measured, so few are better than many.
+/// The largest number of bytes that a session leases at once: more than a second at 400 Gbit/s. `sessions` may grant less.
+/// Writing a lease uses the processor and the disk, which disturbs the measurement, so leases are few and large.
 const LARGEST_LEASE: u64 = 64 << 30;
 
 /// How long after a lease could not be written it is tried again, while bytes of an earlier one are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 
 /// One granted session.
-pub(super) struct Running {
+pub(super) struct RunningSession {
     pub(super) session: SessionId,
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
@@ -38,26 +38,26 @@ pub(super) struct Running {
     pub(super) keys: Arc<SessionKeys>,
     pub(super) tether: Arc<Tether>,
     /// What it holds until it is closed. A phase reads it for as long as it runs.
-    ends: RwLock<Option<OurEnds>>,
+    resources: RwLock<Option<SessionResources>>,
     /// Latency probes came by TCP: each session has one such connection.
     has_probe_stream: AtomicBool,
     wants_lease: Arc<Notify>,
-    /// Nothing more is leased. Held while a slice is leased, so that none is written after the accounts are settled.
+    /// Whether leasing has stopped. Locked while bytes are leased, so that no lease is written after the final charge.
     is_over: tokio::sync::Mutex<bool>,
 }
 
 /// The sockets and threads of a session at our side.
-struct OurEnds {
+struct SessionResources {
     serve: Box<dyn Serve>,
     _enrolment: Enrolment,
     /// In direct mode this session's own, which ends with it.
     _responder: Arc<Responder>,
-    _places: SessionPlaces,
+    _slots: SessionSlots,
 }
 
-/// What a phase's thread tells the link's task, and of which session: a link may have the next one already.
+/// An event of a phase, sent to the task of the link. It names its session: the link may already have the next one.
 #[derive(Debug)]
-pub(super) struct RunEvent {
+pub(super) struct SessionEvent {
     pub(super) session: SessionId,
     pub(super) what: PhaseEvent,
 }
@@ -70,8 +70,9 @@ pub(super) enum PhaseEvent {
     Done(u8, Box<PhaseTally>),
 }
 
-impl Running {
-    /// Claims everything that the session needs. Blocking, where an engine starts a program. `AddrInUse`: its port is held by somebody else's program.
+impl RunningSession {
+    /// Opens everything that the session needs. Blocks while an engine starts a program. `AddrInUse`: another program
+    /// holds the port.
     pub(super) fn open(
         server: &Server,
         reservation: &Reservation,
@@ -112,11 +113,11 @@ impl Running {
             link: reservation.link,
             peer: reservation.peer,
             spec: reservation.spec.clone(),
-            ends: RwLock::new(Some(OurEnds {
+            resources: RwLock::new(Some(SessionResources {
                 _enrolment: responder.enroll_with(Arc::clone(&keys), Arc::clone(&tether), from, serve.signals()),
                 serve,
                 _responder: responder,
-                _places: SessionPlaces::reserve(&server.places, from, control_port_streams(&reservation.spec)),
+                _slots: SessionSlots::reserve(&server.connection_slots, from, control_port_streams(&reservation.spec)),
             })),
             keys,
             tether,
@@ -128,7 +129,7 @@ impl Running {
 
     /// How its login has to be encrypted, where its engine has one.
     pub(super) fn login(&self) -> Option<LoginTerms> {
-        self.ends.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.serve.login()
+        self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.serve.login()
     }
 
     /// When something last came over any connection of the session, as time since `began`.
@@ -136,16 +137,16 @@ impl Running {
         self.tether.last_heard().saturating_duration_since(began)
     }
 
-    /// Takes a data connection that proved that it belongs here.
+    /// Takes over a data connection whose preamble proved that it belongs to this session.
     pub(super) fn admit(&self, preamble: Preamble, stream: DataStream) {
-        // Being closed already: the connection is dropped.
-        let Ok(ends) = self.ends.try_read() else { return };
-        if let Some(ends) = ends.as_ref() {
-            ends.serve.admit(preamble, stream);
+        // The session is being closed: the connection is dropped.
+        let Ok(resources) = self.resources.try_read() else { return };
+        if let Some(resources) = resources.as_ref() {
+            resources.serve.admit(preamble, stream);
         }
     }
 
-    /// Whether a connection for latency probes may come in: the first one may, and each costs a thread.
+    /// Whether to accept a connection for latency probes. Each costs a thread, so only the first is accepted.
     pub(super) fn admits_probe_stream(&self) -> bool {
         !self.has_probe_stream.swap(true, Ordering::Relaxed)
     }
@@ -154,17 +155,17 @@ impl Running {
     /// free. Blocking, for as long as a cut tether takes to be noticed.
     fn close(&self) {
         self.tether.cut();
-        let ends = self.ends.write().unwrap_or_else(PoisonError::into_inner).take();
-        drop(ends);
+        let resources = self.resources.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop(resources);
     }
 
     /// Runs a phase on threads of its own.
-    pub(super) fn start(self: &Arc<Self>, phase: u8, events: mpsc::UnboundedSender<RunEvent>) -> io::Result<()> {
+    pub(super) fn start(self: &Arc<Self>, phase: u8, events: mpsc::UnboundedSender<SessionEvent>) -> io::Result<()> {
         let running = Arc::clone(self);
         let run = move || {
             // A receiver that is gone is a link that ended: then the tether is cut, and the phase ends.
             let tell = |what| {
-                let _ = events.send(RunEvent { session: running.session, what });
+                let _ = events.send(SessionEvent { session: running.session, what });
             };
             let report = |progress| {
                 tell(match progress {
@@ -174,9 +175,10 @@ impl Running {
                     }
                 });
             };
-            let ends = running.ends.read().unwrap_or_else(PoisonError::into_inner);
-            let tally = ends.as_ref().map_or_else(PhaseTally::default, |ends| ends.serve.run(phase, &report));
-            drop(ends);
+            let resources = running.resources.read().unwrap_or_else(PoisonError::into_inner);
+            let tally =
+                resources.as_ref().map_or_else(PhaseTally::default, |resources| resources.serve.run(phase, &report));
+            drop(resources);
             tell(PhaseEvent::Done(phase, Box::new(tally)));
         };
         std::thread::Builder::new().name(format!("phase-{phase}")).spawn(run).map(drop)
@@ -186,7 +188,7 @@ impl Running {
     /// session, which it ends where no more may flow. Tells `first` of the first slice.
     pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>, first: oneshot::Sender<()>) {
         if let Err(reason) = self.lease_slices(&server, first).await {
-            end_and_tell(&server, self.session, reason).await;
+            end_and_notify(&server, self.session, reason).await;
         }
     }
 
@@ -220,7 +222,7 @@ impl Running {
             drop(is_over);
             self.tether.allow(bytes);
             if let Some(first) = first.take() {
-                // Whoever asked for the session may be gone.
+                // The link that asked for the session may be closed.
                 let _ = first.send(());
             }
             self.wants_lease.notified().await;
@@ -233,13 +235,13 @@ impl Running {
     }
 }
 
-/// Ends a session: sockets and threads first, then the accounts, then the log. Whoever comes first does it, in a task
-/// of its own or its link's.
+/// Ends a session: sockets and threads first, then the accounts, then the log. The first caller does it, in a task of
+/// its own or in that of its link; later callers return at once.
 pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
     let _teardown = server.teardowns.read().await;
     let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };
     running.tether.cut();
-    // The port must be free before the rules hear that it is.
+    // The port must be free before `sessions` marks it as free.
     let closing = Arc::clone(&running);
     let _ = tokio::task::spawn_blocking(move || closing.close()).await;
     running.stop_leasing().await;
@@ -248,20 +250,20 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
         let (settled, events) = sessions.ended(session, running.tether.spent(), reason, server.now());
         (settled, server.record(events))
     };
-    server.made_room();
+    server.capacity_freed();
     if let Some(settled) = settled {
         server.settle(settled).await;
     }
     recorded.await;
 }
 
-/// Ends a session, and has its link tell the appliance. Not by the link's task: that one may stand in a write to a peer
-/// that no longer reads, or be gone.
-pub(super) async fn end_and_tell(server: &Server, session: SessionId, reason: EndReason) {
+/// Ends a session, then has its link notify the appliance. Not in the link's task, which may be blocked in a write to a
+/// peer that no longer reads, or be gone.
+pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: EndReason) {
     let Some(link) = server.sessions().handle(session).map(|running| running.link) else { return };
     end(server, session, reason).await;
-    // A link that is gone needs no word.
-    server.order(link, Order::Ended { session, reason });
+    // A closed link needs no message.
+    server.send_command(link, LinkCommand::Ended { session, reason });
 }
 
 /// How many connections to the port listened on a session opens at once: the streams of a tunneled phase, and latency

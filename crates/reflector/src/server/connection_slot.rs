@@ -1,5 +1,5 @@
-//! A connection that is not authenticated yet: its place among the others, and how it hears that it has to make way.
-//! Who gets a place is decided in `connection_limiter`.
+//! The slot that a connection holds until it is authenticated, and the signal to close it for a newer one. Which
+//! connection gets a slot is decided in `connection_limiter`.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,73 +11,73 @@ use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
 use super::{Server, lock};
-use crate::connection_limiter::{Admission, ConnectionLimiter, PlaceId, Prefix};
+use crate::connection_limiter::{Admission, ConnectionLimiter, ConnectionSlotId, Prefix};
 use crate::event::RefusalReason;
 
 /// A connection that proved a key; whether that key is paired is still to be judged.
-pub(super) struct Handshaken {
+pub(super) struct HandshakenConnection {
     pub(super) stream: TlsStream<TcpStream>,
     pub(super) from: IpAddr,
     pub(super) local: SocketAddr,
     pub(super) peer: tls::UnverifiedPeer,
-    pub(super) place: Place,
+    pub(super) slot: ConnectionSlot,
     /// When its first message must have come.
     pub(super) deadline: tokio::time::Instant,
 }
 
-/// All places.
-pub(super) struct Places {
+/// All slots.
+pub(super) struct ConnectionSlots {
     limiter: Mutex<ConnectionLimiter>,
-    /// Wakes the connection that has to make way.
-    makes_way: Mutex<HashMap<PlaceId, Arc<Notify>>>,
+    /// Wakes the connection that has to close.
+    makes_way: Mutex<HashMap<ConnectionSlotId, Arc<Notify>>>,
 }
 
-impl Places {
+impl ConnectionSlots {
     pub(super) fn new(limiter: ConnectionLimiter) -> Self {
         Self { limiter: Mutex::new(limiter), makes_way: Mutex::default() }
     }
 
-    /// The decisions about places and known prefixes.
+    /// The decisions about slots and known prefixes.
     pub(super) fn limiter(&self) -> std::sync::MutexGuard<'_, ConnectionLimiter> {
         lock(&self.limiter)
     }
 }
 
-/// Places for the streams of a running session, beside those of other connections from its prefix; given back when
+/// Slots for the streams of a running session, beside those of other connections from its prefix; given back when
 /// dropped.
-pub(super) struct SessionPlaces {
-    places: Arc<Places>,
+pub(super) struct SessionSlots {
+    slots: Arc<ConnectionSlots>,
     prefix: Prefix,
     streams: usize,
 }
 
-impl SessionPlaces {
+impl SessionSlots {
     /// For a session of an appliance at `from` that opens `streams` connections at once.
-    pub(super) fn reserve(places: &Arc<Places>, from: IpAddr, streams: usize) -> Self {
+    pub(super) fn reserve(slots: &Arc<ConnectionSlots>, from: IpAddr, streams: usize) -> Self {
         let prefix = Prefix::of(from);
-        places.limiter().session_opened(prefix, streams);
-        Self { places: Arc::clone(places), prefix, streams }
+        slots.limiter().session_opened(prefix, streams);
+        Self { slots: Arc::clone(slots), prefix, streams }
     }
 }
 
-impl Drop for SessionPlaces {
+impl Drop for SessionSlots {
     fn drop(&mut self) {
-        self.places.limiter().session_closed(self.prefix, self.streams);
+        self.slots.limiter().session_closed(self.prefix, self.streams);
     }
 }
 
-/// A place of a connection; given back when dropped.
-pub(super) struct Place {
+/// The slot of a connection; given back when dropped.
+pub(super) struct ConnectionSlot {
     server: Arc<Server>,
-    id: PlaceId,
+    id: ConnectionSlotId,
     makes_way: Arc<Notify>,
 }
 
-impl Place {
-    /// A place for a new connection from `from`, or why there is none.
+impl ConnectionSlot {
+    /// A slot for a new connection from `from`, or why there is none.
     pub(super) fn take(server: &Arc<Server>, from: IpAddr) -> Result<Self, RefusalReason> {
-        let mut all = lock(&server.places.makes_way);
-        match server.places.limiter().admit(Prefix::of(from), server.now().mono) {
+        let mut all = lock(&server.connection_slots.makes_way);
+        match server.connection_slots.limiter().admit(Prefix::of(from), server.now().mono) {
             Admission::Refuse(reason) => Err(reason),
             Admission::Enter { place: id, makes_way: gone } => {
                 if let Some(gone) = gone.and_then(|gone| all.remove(&gone)) {
@@ -92,14 +92,14 @@ impl Place {
 
     /// The connection got further: it does not count as silent.
     pub(super) fn progressed(&self) {
-        self.server.places.limiter().progressed(self.id, self.server.now().mono);
+        self.server.connection_slots.limiter().progressed(self.id, self.server.now().mono);
     }
 
     /// The connection is authenticated, or its proof is being judged: from here on it makes way for none.
     pub(super) fn settle(&self) {
-        let mut all = lock(&self.server.places.makes_way);
+        let mut all = lock(&self.server.connection_slots.makes_way);
         all.remove(&self.id);
-        self.server.places.limiter().left(self.id);
+        self.server.connection_slots.limiter().left(self.id);
     }
 
     /// Does `work` as long as the connection need not make way; `None`: it has to go at once.
@@ -112,9 +112,9 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.settle();
-        self.server.room.notify_waiters();
+        self.server.capacity.notify_waiters();
     }
 }
