@@ -296,7 +296,7 @@ fn without_iperf3_the_error_says_how_to_get_it_and_nothing_else_changes() {
 #[test]
 fn the_lane_needs_ports_of_its_own() {
     let reflector = Reflector::serve(&[("IPERF3_ENABLED", "true")]);
-    is_not_offered(&reflector, "the tunnel alone");
+    is_not_offered(&reflector, "needs direct mode");
 }
 
 /// A plain iperf3 server, which listens.

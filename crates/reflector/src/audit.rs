@@ -72,8 +72,8 @@ pub enum AuditError {
     },
     /// Acknowledged lines are missing or were changed.
     #[error(
-        "the audit log in {0} is not what it was: {why}; `reflector audit verify` names the first bad line; \
-         to go on without it, keep it for a look: mv {0} {0}.damaged (the new log will say that it begins anew)",
+        "the audit log in {0} was changed: {why}; `reflector audit verify` names the first bad line; to go on \
+         without it, move it away: mv {0} {0}.damaged (the first line of the new log records this)",
         folder.display()
     )]
     Broken {
@@ -84,8 +84,8 @@ pub enum AuditError {
     },
     /// The log has lines, and the database has never heard of it.
     #[error(
-        "the audit log in {0} belongs to another database: the one beside it is new; put the old database back, or \
-         keep the log for a look and begin a new one: mv {0} {0}.old",
+        "the audit log in {0} belongs to another database than the new one beside it; restore the old database, or \
+         move the log away: mv {0} {0}.old",
         folder.display()
     )]
     Foreign {

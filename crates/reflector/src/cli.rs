@@ -27,10 +27,10 @@ use output::{note, print_json, print_json_line, print_line};
 /// What to type first.
 const FIRST_STEPS: &str = "\
 First steps:
-  reflector serve      on a machine whose port 4000, TCP and UDP, can be reached
-  reflector pair       beside it: prints a code for `packetparamedic pair-reflector`";
+  reflector serve      on a machine whose port 4000, TCP and UDP, is reachable
+  reflector pair       on the same machine: prints a code for `packetparamedic pair-reflector`";
 
-/// A network test endpoint to host yourself. It talks only to devices that you paired.
+/// A network test endpoint that you host yourself. It serves only devices that you paired.
 #[derive(Parser)]
 #[command(name = "reflector", version, max_term_width = 100, arg_required_else_help = true, after_help = FIRST_STEPS)]
 struct Cli {
@@ -46,33 +46,33 @@ enum Command {
     Pair(pair::Args),
     /// List paired devices; add, rename or remove one
     Peers(peers::Args),
-    /// Show how the running reflector is: sessions, queue, ports, what was used and refused
+    /// Show the state of the running reflector: sessions, queue, ports, usage, refusals
     Status(status::Args),
-    /// Tell whether the reflector runs and all is well: exit code 0, else 1
+    /// Check that the reflector runs without problems: exit code 0, else 1
     Health {
         #[command(flatten)]
         place: PlaceFlags,
     },
-    /// Tell what this host can carry, and what holds it back; takes less than a minute
+    /// Measure what this host can carry and what limits it; takes less than a minute
     SelfTest {
-        /// How long each measurement lasts: seconds, or a time such as 500ms
+        /// Duration of each measurement: seconds, or a duration such as 500ms
         #[arg(short = 't', long = "time", value_name = "SECS", default_value = "2", value_parser = self_test::parse_each)]
         time: Duration,
         /// Print one JSON document
         #[arg(long)]
         json: bool,
     },
-    /// Stop the running reflector once its sessions have finished; no new ones are granted
+    /// Grant no new sessions, and stop the reflector once the running ones have finished
     Drain {
         #[command(flatten)]
         place: PlaceFlags,
     },
-    /// Print this reflector's Endpoint ID; makes the identity at first use
+    /// Print this reflector's Endpoint ID; creates the identity at first use
     ShowId {
         #[command(flatten)]
         place: PlaceFlags,
     },
-    /// Make a new identity; every pairing must be made again
+    /// Create a new identity; every device must then be paired again
     RotateIdentity(rotate_identity::Args),
     /// Check the audit log
     Audit {
@@ -155,8 +155,8 @@ fn fail(failure: &Failure, format: Format) -> ExitCode {
 fn not_understood(error: &clap::Error) -> Failure {
     let said = error.to_string();
     let because = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    let try_ = "`reflector --help` says what can be asked";
-    Failure::new(Exit::Usage, "bad_usage", "the command line can't be understood", because, try_)
+    let try_ = "run `reflector --help`";
+    Failure::new(Exit::Usage, "bad_usage", "the command line is not valid", because, try_)
 }
 
 fn dispatch(command: Command) -> Result<Exit, Failure> {

@@ -214,7 +214,7 @@ impl fmt::Display for ValueOrigin {
     }
 }
 
-/// Why there is no configuration. Each message says where, what is wrong, and what is right.
+/// Why there is no configuration. Each message says where, what is wrong, and what is valid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file could not be read.
@@ -226,7 +226,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// A file is no TOML.
-    #[error("{}:{line}: this is no TOML: {problem}", path.display())]
+    #[error("{}:{line}: not valid TOML: {problem}", path.display())]
     Syntax {
         /// Which.
         path: PathBuf,
@@ -236,7 +236,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// A key that is no setting.
-    #[error("{}:{line}: there is no setting {key:?}; {}", path.display(), advice(*.nearest))]
+    #[error("{}:{line}: unknown setting {key:?}; {}", path.display(), advice(*.nearest))]
     UnknownKey {
         /// Which.
         path: PathBuf,
@@ -247,8 +247,8 @@ pub enum ConfigError {
         /// The setting whose name is nearest.
         nearest: Option<&'static str>,
     },
-    /// A value that is not right.
-    #[error("{origin}: {setting} can't be this: {problem}; right is {right}")]
+    /// A value that is not valid.
+    #[error("{origin}: {setting} is not valid: {problem}; valid: {valid}")]
     BadValue {
         /// Where it was given.
         origin: ValueOrigin,
@@ -256,8 +256,8 @@ pub enum ConfigError {
         setting: &'static str,
         /// What is wrong.
         problem: String,
-        /// What is right.
-        right: &'static str,
+        /// What is valid.
+        valid: &'static str,
     },
     /// Two values that do not go together.
     #[error("{origin}: {problem}")]
@@ -268,14 +268,14 @@ pub enum ConfigError {
         problem: String,
     },
     /// No source names the state folder.
-    #[error("there is no folder for the state: HOME is not set; say --state-dir FOLDER or REFLECTOR_STATE_DIR")]
+    #[error("no state folder is known because HOME is not set; set --state-dir FOLDER or REFLECTOR_STATE_DIR")]
     NoStateDir,
 }
 
 fn advice(nearest: Option<&str>) -> String {
     match nearest {
         Some(name) => format!("did you mean {name:?}?"),
-        None => "`reflector config template` lists them all".to_owned(),
+        None => "`reflector config template` lists all settings".to_owned(),
     }
 }
 
@@ -309,7 +309,7 @@ impl Loaded {
 /// A configuration file with every setting at its default, commented out and explained.
 pub fn template() -> String {
     let mut text =
-        "# The reflector's configuration. Flags come before environment variables, these before files.\n".to_owned();
+        "# The reflector's configuration. Flags override environment variables, and these override files.\n".to_owned();
     let defaults = Config {
         name: PeerText::new("name-of-this-machine"),
         state_dir: ROOT_STATE_DIR.into(),
@@ -318,7 +318,7 @@ pub fn template() -> String {
     };
     for setting in SETTINGS {
         text.push('\n');
-        for line in wrapped(setting.help).into_iter().chain(wrapped(&format!("Right is {}.", setting.right))) {
+        for line in wrapped(setting.help).into_iter().chain(wrapped(&format!("Valid: {}.", setting.valid))) {
             // Writing into a String can't fail.
             let _ = writeln!(text, "# {line}");
         }
@@ -366,7 +366,7 @@ struct Machine<'a> {
 ///
 /// # Errors
 /// A file named by `--config` that can't be read, any file that is no TOML or has an unknown key, any value that is
-/// not right, also one that a stronger layer hides.
+/// not valid, also one that a stronger layer hides.
 pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loaded, ConfigError> {
     let set = |name: &str| env(name).filter(|value| !value.is_empty());
     load_on(
@@ -403,7 +403,7 @@ fn load_on(flags: &Flags, machine: &Machine<'_>) -> Result<Loaded, ConfigError> 
                 origin: origin.clone(),
                 setting: setting.name,
                 problem: "it is not UTF-8".to_owned(),
-                right: setting.right,
+                valid: setting.valid,
             })?;
             layers.take(setting, vec![value], &machine.current_dir, origin)?;
         }
@@ -461,7 +461,7 @@ impl Layers {
             origin: origin.clone(),
             setting: setting.name,
             problem,
-            right: setting.right,
+            valid: setting.valid,
         })?;
         self.origins.insert(setting.name, origin);
         Ok(())
@@ -496,7 +496,7 @@ impl Layers {
                 origin: origin.clone(),
                 setting: setting.name,
                 problem,
-                right: setting.right,
+                valid: setting.valid,
             })?;
             self.take(setting, values, base, origin)?;
         }
@@ -554,7 +554,7 @@ impl Layers {
                 Err(ConfigError::Conflict {
                     origin: self.origins.get(strongest).cloned().unwrap_or(ValueOrigin::Default),
                     problem: format!(
-                        "data_port_range {}-{} holds port {}, which is listened on; choose a range without it",
+                        "data_port_range {}-{} contains port {}, which the reflector listens on; choose a range without it",
                         range.start(),
                         range.end(),
                         address.port()
@@ -574,7 +574,7 @@ fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, String> {
         DeValue::Boolean(value) => Ok(vec![value.to_string()]),
         DeValue::Array(values) if is_list => {
             let each = values.iter().map(|value| match value.get_ref() {
-                DeValue::Array(_) => Err("it is an array in an array".to_owned()),
+                DeValue::Array(_) => Err("it is a nested array".to_owned()),
                 value => texts(value, false),
             });
             each.collect::<Result<Vec<_>, _>>().map(|values| values.concat())

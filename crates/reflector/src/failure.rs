@@ -62,7 +62,7 @@ impl Failure {
         because: impl fmt::Display,
         try_: impl Into<String>,
     ) -> Self {
-        // Whatever a library says in several lines, a failure prints as three.
+        // A failure prints as three lines, also where a library reports several.
         let because = format!("{because:#}").lines().map(str::trim).collect::<Vec<_>>().join("; ");
         Self { code, what: what.into(), because, try_: try_.into(), exit }
     }
@@ -86,9 +86,9 @@ impl From<ConfigError> for Failure {
         Self::new(
             Exit::Usage,
             "bad_config",
-            "the configuration can't be used",
+            "the configuration is not valid",
             error,
-            "mend that place; `reflector config template` shows every setting, `reflector config check` looks again",
+            "fix that line, then run `reflector config check`; `reflector config template` explains every setting",
         )
     }
 }
@@ -104,7 +104,7 @@ impl From<KeyFileError> for Failure {
             "key_file",
             "the identity can't be used",
             error,
-            "mend the key file, or restore it from a backup",
+            "repair the key file, or restore it from a backup",
         )
     }
 }
@@ -113,11 +113,13 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         use StoreError as E;
         let (exit, code, try_) = match error {
-            E::Unusable { .. } => (Exit::Usage, "state_dir", "may this user write there, and has the disk room?"),
-            E::InUse { .. } => (Exit::Failed, "already_running", "`reflector status` shows the one that runs"),
-            E::Damaged { .. } => (Exit::Failed, "database_damaged", "do as the line above says; nothing was changed"),
-            E::Newer { .. } => (Exit::Failed, "database_newer", "do as the line above says; nothing was changed"),
-            _ => (Exit::Failed, "database", "has the disk room, and is it in order?"),
+            E::Unusable { .. } => (Exit::Usage, "state_dir", "check the permissions and the free space of that folder"),
+            E::InUse { .. } => {
+                (Exit::Failed, "already_running", "run `reflector status` to see the one that is running")
+            }
+            E::Damaged { .. } => (Exit::Failed, "database_damaged", "follow the line above; nothing was changed"),
+            E::Newer { .. } => (Exit::Failed, "database_newer", "follow the line above; nothing was changed"),
+            _ => (Exit::Failed, "database", "check the free space and the health of the disk"),
         };
         Self::new(exit, code, "the reflector's state can't be used", error, try_)
     }
@@ -128,10 +130,10 @@ impl From<AuditError> for Failure {
         let (exit, code, try_) = match error {
             AuditError::Store(error) => return error.into(),
             AuditError::Unusable { .. } => {
-                (Exit::Usage, "audit_unusable", "may this user write there, and has the disk room?")
+                (Exit::Usage, "audit_unusable", "check the permissions and the free space of that folder")
             }
             AuditError::Broken { .. } | AuditError::Foreign { .. } => {
-                (Exit::Failed, "audit_broken", "do as the line above says; nothing was changed")
+                (Exit::Failed, "audit_broken", "follow the line above; nothing was changed")
             }
         };
         Self::new(exit, code, "the reflector's audit log can't be used", error, try_)

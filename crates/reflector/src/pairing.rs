@@ -59,13 +59,13 @@ pub struct CodeClaim {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenCodeError {
     /// There is one already.
-    #[error("a pairing code is open already, for {} s more at most", .expires_in.as_secs())]
+    #[error("another pairing code is open, for at most {} s more", .expires_in.as_secs())]
     AnotherIsOpen {
         /// How long it lives yet.
         expires_in: Duration,
     },
     /// No life at all, or too long a one.
-    #[error("a pairing code lives for an hour at most")]
+    #[error("a pairing code is valid for at most one hour")]
     Ttl,
     /// The system's random source failed.
     #[error(transparent)]

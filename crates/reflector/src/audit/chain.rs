@@ -56,13 +56,13 @@ impl fmt::Display for Head {
 /// What is wrong with a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Flaw {
-    #[error("the line has no end")]
+    #[error("the line is incomplete")]
     Torn,
-    #[error("this is no line of an audit log")]
+    #[error("not a line of an audit log")]
     NoLine,
-    #[error("its contents do not have the hash it carries: it was changed")]
+    #[error("its hash does not match its content: the line was changed")]
     Hash,
-    #[error("line {found} stands where line {expected} is to be: lines are missing or out of place")]
+    #[error("line {found} is in the place of line {expected}: lines are missing or out of order")]
     Seq { expected: u64, found: u64 },
     #[error("it does not follow the line before it: one of the two was replaced")]
     Prev,

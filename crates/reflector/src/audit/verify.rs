@@ -192,7 +192,7 @@ pub(super) fn survey(
         })
         .map_err(unreadable(segment.name()))?;
         if let Some(line) = replaced {
-            return Err(bad(line, "this is not the line that was acknowledged: it was replaced".to_owned()));
+            return Err(bad(line, "not the acknowledged line: it was replaced".to_owned()));
         }
         let is_cut = cut.is_some_and(|(.., bytes)| bytes < walk.size);
         if let Some((line, lines, good_bytes)) = cut.filter(|_| is_cut) {
@@ -215,7 +215,8 @@ pub(super) fn survey(
             survey.tail += fs::metadata(&later.path).map_err(unreadable(later.name()))?.len();
         }
         if survey.tail > MAX_TAIL {
-            let why = format!("{} bytes behind the last good line are no lines: no crash leaves so many", survey.tail);
+            let why =
+                format!("{} bytes after the last good line are not lines: more than a crash can leave", survey.tail);
             return Err(bad(walk.lines + 1, why));
         }
         survey.torn = Some((segment.clone(), walk.good_bytes));

@@ -25,9 +25,9 @@ pub(super) fn asking(
             return Err(Failure::new(
                 Exit::Failed,
                 "not_trusted",
-                "the reflector can't be asked",
-                format!("user {server} answers at {}, which is neither root nor who runs this", path.display()),
-                "run this as the reflector's own user; if that user is no one you know, find out who made that socket",
+                "cannot talk to the reflector",
+                format!("user {server} answers at {}: neither root nor the user who runs this command", path.display()),
+                "run this command as the user of the reflector; if you do not know that user, find the program that made the socket",
             ));
         }
         work(&mut client).await
@@ -39,16 +39,16 @@ fn not_running(path: &Path, error: &std::io::Error) -> Failure {
         std::io::ErrorKind::PermissionDenied => Failure::new(
             Exit::Failed,
             "not_allowed",
-            "the reflector can't be asked",
+            "cannot talk to the reflector",
             format!("this user may not open {}", path.display()),
-            "run this as the reflector's own user, or as root",
+            "run this command as the user of the reflector, or as root",
         ),
         _ => Failure::new(
             Exit::Failed,
             "not_running",
             "the reflector is not running",
             format!("nothing answers at {}", path.display()),
-            "start it with `reflector serve`; if it runs with another --state-dir, say the same one here",
+            "start it with `reflector serve`; if it runs with another --state-dir, give the same one here",
         ),
     }
 }
@@ -59,7 +59,7 @@ pub(super) fn broken(error: &dyn std::fmt::Display) -> Failure {
         "admin",
         "the reflector did not answer",
         error,
-        "its log says more; `reflector health` tells whether it runs",
+        "see its log; `reflector health` shows whether it runs",
     )
 }
 
@@ -90,15 +90,15 @@ pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
 
 /// An answer to something else.
 pub(super) fn unexpected(answer: &Option<AdminReply>) -> Failure {
-    broken(&format!("it said {answer:?}"))
+    broken(&format!("unexpected answer {answer:?}"))
 }
 
 pub(super) fn refused(because: &str) -> Failure {
     Failure::new(
         Exit::Failed,
         "refused",
-        "the reflector did not do it",
+        "the reflector refused",
         because,
-        "`reflector peers` and `reflector status` show how things stand",
+        "run `reflector peers` and `reflector status` to see the current state",
     )
 }

@@ -14,8 +14,8 @@ use crate::store::Store;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Check every line of the audit log, offline. Exit code 0: whole; 1: changed or missing lines; 3: whole since a
-    /// later line, because the log was begun anew or trimmed
+    /// Check every line of the audit log, offline. Exit code 0: whole; 1: lines were changed or are missing; 3: whole
+    /// since a later line, because the log was begun anew or trimmed
     Verify {
         #[command(flatten)]
         place: PlaceFlags,
@@ -34,7 +34,7 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
             "audit_unreadable",
             "the audit log can't be checked",
             error,
-            "run this as the reflector's own user, with its --state-dir",
+            "run this command as the user of the reflector, with its --state-dir",
         )
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -59,9 +59,9 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
                 return Err(Failure::new(
                     Exit::Failed,
                     "audit_broken",
-                    "the audit log is not what was written",
+                    "the audit log was changed",
                     bad,
-                    "restore it from a backup; what stands before that line is whole",
+                    "restore it from a backup; the lines before that one are whole",
                 ));
             }
         }
@@ -72,8 +72,10 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
         let at_hand = format!("{} in {}", counted(chain.lines, "line"), counted(chain.segments, "file"));
         let since = match chain.begins {
             Beginning::First => None,
-            Beginning::BegunAnew(line) => Some((line, "the log was begun anew there, the one before was moved away")),
-            Beginning::Trimmed(line) => Some((line, "the lines before it were trimmed to keep within audit_max_size")),
+            Beginning::BegunAnew(line) => {
+                Some((line, "the log was begun anew there, and the earlier one was moved away"))
+            }
+            Beginning::Trimmed(line) => Some((line, "earlier lines were deleted to keep within audit_max_size")),
         };
         match since {
             None => print_line(&format!("{name} whole: {at_hand}")),

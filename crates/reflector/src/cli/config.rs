@@ -8,15 +8,15 @@ use crate::failure::Failure;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Print a configuration file with every setting explained, at its default
+    /// Print a configuration file that explains every setting, with its default
     Template,
-    /// Check the configuration as `serve` would read it
+    /// Check the configuration that `serve` would use
     Check(Box<Flags>),
-    /// Print the configuration as `serve` would use it
+    /// Print the configuration that `serve` would use
     Show {
         #[command(flatten)]
         flags: Box<Flags>,
-        /// Say of each value where it came from
+        /// Show the source of each value
         #[arg(long)]
         origin: bool,
     },
@@ -32,7 +32,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
             let loaded = config::load(&flags, &|name| std::env::var_os(name))?;
             let files = loaded.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
             let read = if files.is_empty() { "no file".to_owned() } else { files.join(", ") };
-            print_line(&format!("the configuration is good (read: {read})"));
+            print_line(&format!("the configuration is valid (read: {read})"));
             Ok(())
         }
         Command::Show { flags, origin } => {

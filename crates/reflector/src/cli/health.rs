@@ -21,7 +21,7 @@ fn judge(answer: AdminReply) -> Result<(), Failure> {
             "unhealthy",
             format!("the reflector is {}", status.state),
             status.problems.join("; "),
-            "remove that cause: the reflector grants again within 5 s of a write that succeeds",
+            "fix that cause; the reflector grants sessions again within 5 s of a successful write",
         )),
         other => Err(unexpected(&Some(other))),
     }

@@ -17,13 +17,13 @@ use crate::sessions;
 pub(super) struct Args {
     #[command(flatten)]
     place: PlaceFlags,
-    /// How long the code lives: 10s to 1h
+    /// How long the code is valid: 10s to 1h
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_ttl)]
     ttl: Duration,
-    /// The name to give to the device that pairs [default: what it calls itself]
+    /// The name for the device that pairs [default: the name it sends]
     #[arg(long)]
     name: Option<String>,
-    /// Print events as JSON, one a line
+    /// Print events as JSON, one per line
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -43,9 +43,9 @@ async fn pair(client: &mut AdminClient, ttl: Duration, name: Option<String>, jso
                 return Err(Failure::new(
                     Exit::Failed,
                     "code_closed",
-                    "nobody paired",
+                    "no device paired",
                     format!("the code is {why}"),
-                    "run `reflector pair` again; --ttl makes it live longer",
+                    "run `reflector pair` again; --ttl sets how long the code is valid",
                 ));
             }
             event if json => print_json_line(event)?,
@@ -53,7 +53,7 @@ async fn pair(client: &mut AdminClient, ttl: Duration, name: Option<String>, jso
                 show_qr(code);
                 print_line(code);
                 let life = sessions::span(Duration::from_secs(*expires_in_s));
-                note(&format!("good once, for {life}, as long as this command waits. On the appliance:"));
+                note(&format!("valid once, for {life}, while this command waits. On the appliance:"));
                 note("  packetparamedic pair-reflector --peer HOST      (it asks for the code)");
             }
             AdminReply::Paired { endpoint_id, name } => print_line(&format!("paired with {name}  {endpoint_id}")),
@@ -63,7 +63,7 @@ async fn pair(client: &mut AdminClient, ttl: Duration, name: Option<String>, jso
             return Ok(());
         }
     }
-    Err(broken(&"it hung up"))
+    Err(broken(&"it closed the connection"))
 }
 
 /// For a phone or a camera; only where a person looks.
@@ -80,7 +80,7 @@ fn show_qr(code: &str) {
 fn parse_ttl(text: &str) -> Result<Duration, String> {
     let ttl = parse_duration(text)?;
     if ttl < Duration::from_secs(10) || ttl > pairing::LONGEST_TTL {
-        return Err("a code lives from 10s to 1h".to_owned());
+        return Err("valid: 10s to 1h".to_owned());
     }
     Ok(ttl)
 }

@@ -28,7 +28,7 @@ enum Command {
     Add {
         /// Its Endpoint ID, PP-…
         id: EndpointId,
-        /// The name to give to it
+        /// The name for it
         #[arg(long, default_value = "appliance")]
         name: String,
     },
@@ -41,7 +41,7 @@ enum Command {
     Rename {
         /// Its Endpoint ID or name
         peer: String,
-        /// The name from now on
+        /// The new name
         name: String,
     },
 }
@@ -67,7 +67,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
 
 fn print(peers: &[PeerLine]) {
     if peers.is_empty() {
-        note("nobody is paired yet: `reflector pair` opens a code");
+        note("no device is paired; run `reflector pair` to open a pairing code");
     }
     for peer in peers {
         let linked = if peer.linked { "  linked now" } else { "" };

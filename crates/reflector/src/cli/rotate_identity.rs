@@ -12,7 +12,7 @@ use crate::failure::{Exit, Failure};
 pub(super) struct Args {
     #[command(flatten)]
     place: PlaceFlags,
-    /// Yes, do it
+    /// Confirm the change
     #[arg(long)]
     yes: bool,
 }
@@ -26,23 +26,23 @@ fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {
         return Err(Failure::new(
             Exit::Usage,
             "not_confirmed",
-            "the identity stays as it is",
-            "with a new one, every device that is paired must be paired again",
-            "say --yes if that is what you want; stop `reflector serve` first",
+            "the identity was not changed",
+            "with a new identity, every paired device must be paired again",
+            "stop `reflector serve`, then run `reflector rotate-identity --yes`",
         ));
     }
     if std::os::unix::net::UnixStream::connect(config.admin_socket()).is_ok() {
         return Err(Failure::new(
             Exit::Failed,
             "running",
-            "the identity stays as it is",
-            "the reflector is running with it",
-            "stop it first: `reflector drain`, or systemctl stop reflector",
+            "the identity was not changed",
+            "the reflector is running with this identity",
+            "stop it first: run `reflector drain` or `systemctl stop reflector`",
         ));
     }
     let rotated = key_file::rotate(&config.key_file())?;
     print_line(&rotated.new.id().to_string());
     note(&format!("the old identity was {}; its key is kept in {}", rotated.old, rotated.kept.display()));
-    note("every device that was paired knows only the old one: pair each again (`reflector pair`)");
+    note("paired devices know only the old identity: pair each again with `reflector pair`");
     Ok(())
 }

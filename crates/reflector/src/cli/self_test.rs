@@ -67,8 +67,8 @@ fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest
             Exit::Interrupted,
             "interrupted",
             "the self-test has no result",
-            "Ctrl-C or SIGTERM ended it before it was over",
-            "once more: it takes less than a minute",
+            "it was interrupted by Ctrl-C or SIGTERM",
+            "run it again; it takes less than a minute",
         )
     })
 }
@@ -85,9 +85,9 @@ fn broken(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(
         Exit::Failed,
         "self_test",
-        "the self-test can't be run",
+        "the self-test cannot run",
         error,
-        "does the machine still have memory and threads?",
+        "check the free memory and the thread limit of this machine",
     )
 }
 

@@ -26,9 +26,9 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
             Failure::new(
                 Exit::Failed,
                 "runtime",
-                "the reflector can't start",
+                "the reflector cannot start",
                 error,
-                "does the machine still have memory and threads?",
+                "check the free memory and the thread limit of this machine",
             )
         })?;
     let ready = |addresses: &[std::net::SocketAddr]| {
@@ -48,14 +48,14 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
         let error = match error.downcast::<StateFolderError>() {
             Ok(error) => {
                 let try_ =
-                    "name another one with --runtime-dir or REFLECTOR_RUNTIME_DIR, or run as the user that owns it";
-                return Failure::new(Exit::Usage, "runtime_dir", "the runtime folder can't be used", error, try_);
+                    "set another folder with --runtime-dir or REFLECTOR_RUNTIME_DIR, or run as the user that owns it";
+                return Failure::new(Exit::Usage, "runtime_dir", "the runtime folder cannot be used", error, try_);
             }
             Err(error) => error,
         };
         let try_ =
-            "is another program on that port, is the disk full? `reflector config show --origin` says what is set";
-        Failure::new(Exit::Failed, "serve", format!("the reflector can't serve on {listen}"), error, try_)
+            "check that no other program uses the port and that the disk has free space; `reflector config show --origin` shows the settings";
+        Failure::new(Exit::Failed, "serve", format!("the reflector cannot serve on {listen}"), error, try_)
     })
 }
 

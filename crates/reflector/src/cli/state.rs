@@ -21,19 +21,19 @@ pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
         Failure::new(
             Exit::Usage,
             "state_dir",
-            format!("the state folder {} can't be used", named.display()),
+            format!("the state folder {} cannot be used", named.display()),
             error,
-            "name another one with --state-dir or REFLECTOR_STATE_DIR, or run as the user that owns it",
+            "set another folder with --state-dir or REFLECTOR_STATE_DIR, or run as the user that owns it",
         )
     })?;
     let path = folder.path.display();
     match folder.change {
         Some(Change::Tightened { mode }) => {
-            note(&format!("warning: others could enter the state folder {path} (mode {mode:04o}); it is 0700 now"));
+            note(&format!("warning: other users could read the state folder {path} (mode {mode:04o}); it is 0700 now"));
         }
         Some(Change::Moved { .. }) => {
             note(&format!(
-                "warning: others can enter the state folder {}; the state is kept in {path}",
+                "warning: other users can read the state folder {}; the state is kept in {path}",
                 named.display()
             ));
         }

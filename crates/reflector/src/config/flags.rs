@@ -32,7 +32,7 @@ fn augment(command: Command, is_global: bool, is_wanted: impl Fn(&str) -> bool) 
         .value_name("FILE")
         .value_parser(clap::value_parser!(PathBuf))
         .global(is_global)
-        .help("Reads this file too, above the user's and the one in /etc");
+        .help("Also read this configuration file; it overrides those of the user and in /etc");
     let defaults = Config::defaults();
     let wanted = SETTINGS.iter().filter(|setting| is_wanted(setting.name));
     let args = wanted.map(|setting| {

@@ -37,7 +37,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
             return Err(format!("{text:?} has no unit of time"));
         }
         let unit_ms = TIME_UNITS.iter().find(|(name, _)| *name == unit).map(|(_, ms)| *ms);
-        let unit_ms = unit_ms.ok_or_else(|| format!("{unit:?} is no unit of time"))?;
+        let unit_ms = unit_ms.ok_or_else(|| format!("{unit:?} is not a unit of time"))?;
         let part = scaled(number, unit_ms).ok_or_else(|| format!("{text:?} is too long"))?;
         total = total.checked_add(part).ok_or_else(|| format!("{text:?} is too long"))?;
         rest = after[letters..].trim_start();
@@ -59,8 +59,8 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let unit = unit.trim();
     let same = |name: &str| name.eq_ignore_ascii_case(unit) || name[..name.len() - 1].eq_ignore_ascii_case(unit);
     let unit_bytes = SIZE_UNITS.iter().find(|(name, _)| same(name)).map(|(_, bytes)| *bytes);
-    let unit_bytes = unit_bytes.ok_or_else(|| format!("{unit:?} is no unit of size"))?;
-    scaled(number, unit_bytes).ok_or_else(|| format!("{text:?} is more bytes than can be counted"))
+    let unit_bytes = unit_bytes.ok_or_else(|| format!("{unit:?} is not a unit of size"))?;
+    scaled(number, unit_bytes).ok_or_else(|| format!("{text:?} is too large"))
 }
 
 /// The size in the largest unit that leaves no fraction.
@@ -71,7 +71,7 @@ pub fn print_bytes(bytes: u64) -> String {
 /// A range of ports, both ends included: `5201-5299`, or one port. The error says what is wrong.
 pub fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| match text.trim().parse::<u16>() {
-        Ok(0) | Err(_) => Err(format!("{:?} is no port", text.trim())),
+        Ok(0) | Err(_) => Err(format!("{:?} is not a port", text.trim())),
         Ok(port) => Ok(port),
     };
     let (first, last) = match text.split_once('-') {
@@ -79,7 +79,7 @@ pub fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
         None => (port(text)?, port(text)?),
     };
     if first > last {
-        return Err(format!("{first}-{last} runs backwards"));
+        return Err(format!("{first}-{last} ends before it begins"));
     }
     Ok(first..=last)
 }
@@ -98,7 +98,7 @@ pub fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
         return Ok(both_families(port).to_vec());
     }
-    Err(format!("{text:?} is no IP address"))
+    Err(format!("{text:?} is not an IP address"))
 }
 
 /// A port on every address of both IP families.
@@ -197,7 +197,7 @@ mod tests {
     fn a_range_of_one_port_is_a_range() {
         assert_eq!(parse_ports("5201-5299"), Ok(5201..=5299));
         assert_eq!(parse_ports(" 5201 "), Ok(5201..=5201));
-        assert!(parse_ports("5299-5201").unwrap_err().contains("backwards"));
+        assert!(parse_ports("5299-5201").unwrap_err().contains("ends before it begins"));
         assert!(parse_ports("0-5").is_err() && parse_ports("5201-").is_err() && parse_ports("65536").is_err());
     }
 

@@ -23,8 +23,8 @@ pub struct Setting {
     pub placeholder: &'static str,
     /// What it does, in one or two sentences.
     pub help: &'static str,
-    /// What a right value is.
-    pub right: &'static str,
+    /// The valid values, as text.
+    pub valid: &'static str,
     /// Whether it takes several values: a TOML array, a flag said more than once, or text with commas.
     pub is_list: bool,
     pub(super) read: fn(&mut Config, &Given<'_>) -> Result<(), String>,
@@ -58,7 +58,7 @@ impl Given<'_> {
 
     fn number<T: TryFrom<u64>>(&self, least: u64, most: u64) -> Result<T, String> {
         let number =
-            self.one().replace('_', "").parse::<u64>().map_err(|_| format!("{:?} is no number", self.one()))?;
+            self.one().replace('_', "").parse::<u64>().map_err(|_| format!("{:?} is not a number", self.one()))?;
         within(number, least, most, ToString::to_string)?;
         T::try_from(number).map_err(|_| format!("{number} is too large"))
     }
@@ -102,9 +102,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_LISTEN",
         flag: "listen",
         placeholder: "ADDR",
-        help: "Where to listen, TCP and UDP. One or more of ADDR:PORT, ADDR (port 4000) or PORT (both IP families); \
-               port 0 takes a free one.",
-        right: "an address such as 0.0.0.0:4000, [::]:4000, 192.0.2.7, or a port alone",
+        help: "Addresses to listen on, TCP and UDP. One or more of ADDR:PORT, ADDR (port 4000) or PORT (IPv4 and IPv6); \
+               port 0 takes a free port.",
+        valid: "an address such as 0.0.0.0:4000, [::]:4000 or 192.0.2.7, or a port",
         is_list: true,
         read: |config, given| {
             let mut listen: Vec<SocketAddr> = Vec::new();
@@ -116,7 +116,7 @@ pub static SETTINGS: &[Setting] = &[
                 }
             }
             if listen.is_empty() {
-                return Err("there is no address in it".to_owned());
+                return Err("it contains no address".to_owned());
             }
             config.listen = listen;
             Ok(())
@@ -128,8 +128,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_NAME",
         flag: "name",
         placeholder: "NAME",
-        help: "What this reflector calls itself when an appliance pairs.",
-        right: "1 to 120 characters without control characters",
+        help: "The name that an appliance shows for this reflector when it pairs.",
+        valid: "1 to 120 characters without control characters",
         is_list: false,
         read: |config, given| {
             let name = PeerText::new(given.one());
@@ -146,9 +146,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_AUTHORIZED_PEERS",
         flag: "authorized-peers",
         placeholder: "ID",
-        help: "Endpoint IDs of appliances that may come in without having been paired by a code. Only this setting \
-               removes them again.",
-        right: "Endpoint IDs as `packetparamedic show-id` prints them, PP-…",
+        help: "Endpoint IDs of appliances that are accepted without a pairing code. To remove one, remove it from \
+               this setting.",
+        valid: "Endpoint IDs as `packetparamedic show-id` prints them, PP-…",
         is_list: true,
         read: |config, given| {
             let mut peers = Vec::new();
@@ -168,15 +168,15 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_MODE",
         flag: "mode",
         placeholder: "MODE",
-        help: "The ways that test data may take: `tunneled`, all of it inside TLS through the port listened on, or \
-               `direct_ephemeral`, which also offers short-lived ports of data_port_range, in clear.",
-        right: "tunneled or direct_ephemeral",
+        help: "How test data may travel. `tunneled`: inside TLS through the listening port. `direct_ephemeral`: also \
+               in clear text through temporary ports of data_port_range.",
+        valid: "tunneled or direct_ephemeral",
         is_list: false,
         read: |config, given| {
             config.mode = match given.one() {
                 "tunneled" => Mode::Tunneled,
                 "direct_ephemeral" => Mode::DirectEphemeral,
-                other => return Err(format!("{other:?} is no mode")),
+                other => return Err(format!("{other:?} is not a mode")),
             };
             Ok(())
         },
@@ -187,9 +187,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_DATA_PORT_RANGE",
         flag: "data-port-range",
         placeholder: "FIRST-LAST",
-        help: "The ports that direct sessions get, TCP and UDP, one at a time; open them in the firewall. Used with \
-               mode direct_ephemeral alone.",
-        right: "two ports such as 5201-5299, or one",
+        help: "Ports for direct sessions, TCP and UDP, one for each session; open them in the firewall. Only used \
+               with mode direct_ephemeral.",
+        valid: "two ports such as 5201-5299, or one",
         is_list: false,
         read: |config, given| {
             config.data_port_range = quantity::parse_ports(given.one())?;
@@ -205,9 +205,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_IPERF3_ENABLED",
         flag: "iperf3-enabled",
         placeholder: "BOOL",
-        help: "Whether direct sessions may have iperf3 for their data plane. Needs iperf3 on this host and mode \
+        help: "Offer the engine iperf3, which moves the data of a session with the iperf3 of this host. Needs mode \
                direct_ephemeral.",
-        right: "true or false",
+        valid: "true or false",
         is_list: false,
         read: |config, given| given.yes_or_no().map(|enabled| config.iperf3_enabled = enabled),
         show: |config| Value::Boolean(config.iperf3_enabled),
@@ -217,8 +217,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_MAX_CONCURRENT_TESTS",
         flag: "max-concurrent-tests",
         placeholder: "N",
-        help: "How many sessions run at once. More than one share the line, and measure each other.",
-        right: "a number from 1 to 1000",
+        help: "Sessions that run at once. With more than one, sessions share the link and disturb each other.",
+        valid: "a number from 1 to 1000",
         is_list: false,
         read: |config, given| given.number(1, 1000).map(|number| config.max_concurrent_tests = number),
         show: |config| Value::Integer(config.max_concurrent_tests.into()),
@@ -228,8 +228,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_MAX_QUEUE",
         flag: "max-queue",
         placeholder: "N",
-        help: "How many requests may wait their turn; 0 sends everybody away while a test runs.",
-        right: "a number from 0 to 10000",
+        help: "Requests that may wait in the queue. 0 denies every request while a session runs.",
+        valid: "a number from 0 to 10000",
         is_list: false,
         read: |config, given| given.number(0, 10_000).map(|number| config.max_queue = number),
         show: |config| Value::Integer(i64::try_from(config.max_queue).unwrap_or(i64::MAX)),
@@ -239,8 +239,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_MAX_TEST_DURATION",
         flag: "max-test-duration",
         placeholder: "TIME",
-        help: "How long a session's phases may take together.",
-        right: "a duration from 1s to 24h, such as 60s, 10m or 1h30m",
+        help: "Longest session: the sum of its phases.",
+        valid: "a duration from 1s to 24h, such as 60s, 10m or 1h30m",
         is_list: false,
         read: |config, given| {
             let duration = given.duration(Duration::from_secs(1), Duration::from_secs(24 * 3600))?;
@@ -254,8 +254,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_MAX_STREAMS",
         flag: "max-streams",
         placeholder: "N",
-        help: "How many streams a session may have in each direction.",
-        right: "a number from 1 to 64",
+        help: "Streams that a session may have in each direction.",
+        valid: "a number from 1 to 64",
         is_list: false,
         read: |config, given| given.number(1, TestSpec::MAX_STREAMS.into()).map(|number| config.max_streams = number),
         show: |config| Value::Integer(config.max_streams.into()),
@@ -265,8 +265,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_MAX_TESTS_PER_HOUR",
         flag: "max-tests-per-hour",
         placeholder: "N",
-        help: "How many sessions a peer gets in any 60 minutes.",
-        right: "a number from 1 to 1000000",
+        help: "Sessions that one peer may have in any 60 minutes.",
+        valid: "a number from 1 to 1000000",
         is_list: false,
         read: |config, given| given.number(1, 1_000_000).map(|number| config.max_tests_per_hour = number),
         show: |config| Value::Integer(config.max_tests_per_hour.into()),
@@ -276,9 +276,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_MAX_BYTES_PER_DAY",
         flag: "max-bytes-per-day",
         placeholder: "SIZE",
-        help: "How much payload a peer may move in a day (UTC), both directions together. Set it lower where traffic \
-               costs.",
-        right: "a size from 1MB to 2PB, such as 500GB or 20TB",
+        help: "Payload that one peer may transfer on one UTC day, both directions together. Lower it where traffic \
+               costs money.",
+        valid: "a size from 1MB to 2PB, such as 500GB or 20TB",
         is_list: false,
         read: |config, given| given.bytes(1_000_000, MOST_BYTES).map(|bytes| config.max_bytes_per_day = bytes),
         show: |config| Value::String(quantity::print_bytes(config.max_bytes_per_day)),
@@ -288,8 +288,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_MAX_BYTES_PER_DAY_TOTAL",
         flag: "max-bytes-per-day-total",
         placeholder: "SIZE",
-        help: "How much payload all peers together may move in a day (UTC). Set it lower where traffic costs.",
-        right: "a size from 1MB to 2PB, such as 500GB or 100TB",
+        help: "Payload that all peers together may transfer on one UTC day. Lower it where traffic costs money.",
+        valid: "a size from 1MB to 2PB, such as 500GB or 100TB",
         is_list: false,
         read: |config, given| given.bytes(1_000_000, MOST_BYTES).map(|bytes| config.max_bytes_per_day_total = bytes),
         show: |config| Value::String(quantity::print_bytes(config.max_bytes_per_day_total)),
@@ -299,9 +299,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_STATE_DIR",
         flag: "state-dir",
         placeholder: "FOLDER",
-        help: "Where the key, the peers and the audit log are kept. Without it: systemd's STATE_DIRECTORY, \
-               /var/lib/packetparamedic/reflector for root, packetparamedic/reflector in the XDG state folder otherwise.",
-        right: "a folder",
+        help: "Folder of the key, the peers and the audit log. Default: systemd's STATE_DIRECTORY; for root \
+               /var/lib/packetparamedic/reflector; else packetparamedic/reflector in the XDG state folder.",
+        valid: "a folder",
         is_list: false,
         read: |config, given| given.path().map(|path| config.state_dir = path),
         show: |config| Value::String(config.state_dir.display().to_string()),
@@ -311,9 +311,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_RUNTIME_DIR",
         flag: "runtime-dir",
         placeholder: "FOLDER",
-        help: "Where the admin socket stands. Without it: the state folder where that was said; systemd's \
-               RUNTIME_DIRECTORY, /run/packetparamedic for root or packetparamedic in XDG_RUNTIME_DIR otherwise.",
-        right: "a folder",
+        help: "Folder of the admin socket. Default: the state folder, if that is set; systemd's RUNTIME_DIRECTORY; \
+               for root /run/packetparamedic; else packetparamedic in XDG_RUNTIME_DIR.",
+        valid: "a folder",
         is_list: false,
         read: |config, given| given.path().map(|path| config.runtime_dir = path),
         show: |config| Value::String(config.runtime_dir.display().to_string()),
@@ -323,8 +323,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_AUDIT_SEGMENT_SIZE",
         flag: "audit-segment-size",
         placeholder: "SIZE",
-        help: "How large a file of the audit log grows before the next one is begun.",
-        right: "a size from 64kB to 1GB, such as 16MB",
+        help: "Size at which the audit log begins a new file.",
+        valid: "a size from 64kB to 1GB, such as 16MB",
         is_list: false,
         read: |config, given| given.bytes(64_000, 1_000_000_000).map(|bytes| config.audit_segment_size = bytes),
         show: |config| Value::String(quantity::print_bytes(config.audit_segment_size)),
@@ -334,9 +334,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_AUDIT_MAX_SIZE",
         flag: "audit-max-size",
         placeholder: "SIZE",
-        help: "How large the audit log may become in all; its oldest files are then deleted. A quarter is for refusals \
-               and other lines that clients cause at will, three quarters for grants, pairings and the like.",
-        right: "a size from 4MB to 1TB, such as 1GB",
+        help: "Largest size of the audit log; above it, the oldest files are deleted. One quarter is for refusals and \
+               other lines that clients can cause at will, three quarters for grants, pairings and the like.",
+        valid: "a size from 4MB to 1TB, such as 1GB",
         is_list: false,
         read: |config, given| given.bytes(4_000_000, 1_000_000_000_000).map(|bytes| config.audit_max_size = bytes),
         show: |config| Value::String(quantity::print_bytes(config.audit_max_size)),
@@ -346,9 +346,9 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_LOG",
         flag: "log",
         placeholder: "FILTER",
-        help: "What is logged: error, warn, info, debug or trace, or a filter by module such as \
+        help: "Log level: error, warn, info, debug or trace, or a filter by module such as \
                warn,reflector::server=debug.",
-        right: "a level such as info, or a filter such as warn,reflector=debug",
+        valid: "a level such as info, or a filter such as warn,reflector=debug",
         is_list: false,
         read: |config, given| {
             let filter = given.one();
@@ -363,14 +363,14 @@ pub static SETTINGS: &[Setting] = &[
         env: "REFLECTOR_LOG_FORMAT",
         flag: "log-format",
         placeholder: "FORMAT",
-        help: "How the log looks: `text` for people, `json` for machines, one object a line.",
-        right: "text or json",
+        help: "Log format: `text`, or `json` with one object per line.",
+        valid: "text or json",
         is_list: false,
         read: |config, given| {
             config.log_format = match given.one() {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,
-                other => return Err(format!("{other:?} is no format")),
+                other => return Err(format!("{other:?} is not a format")),
             };
             Ok(())
         },

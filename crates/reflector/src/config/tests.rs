@@ -130,13 +130,13 @@ fn an_unknown_key_is_told_with_its_line_and_its_neighbour() {
         let text = bench.mistake(&[]);
         text.strip_prefix(&bench.path("etc.toml").display().to_string()).unwrap().to_owned()
     };
-    assert_eq!(mistake("max_stream"), ":2: there is no setting \"max_stream\"; did you mean \"max_streams\"?");
+    assert_eq!(mistake("max_stream"), ":2: unknown setting \"max_stream\"; did you mean \"max_streams\"?");
     assert!(mistake("max-queue").ends_with("did you mean \"max_queue\"?"));
     assert!(mistake("REFLECTOR_LISTEN").ends_with("did you mean \"listen\"?"));
     assert!(mistake("max_test_duraton").ends_with("did you mean \"max_test_duration\"?"));
-    assert_eq!(mistake("zzz"), ":2: there is no setting \"zzz\"; `reflector config template` lists them all");
+    assert_eq!(mistake("zzz"), ":2: unknown setting \"zzz\"; `reflector config template` lists all settings");
     let table = Bench::new().file("etc.toml", "\n[limits]\nmax_streams = 3\n").mistake(&[]);
-    assert!(table.contains("etc.toml:2: there is no setting \"limits\""), "{table}");
+    assert!(table.contains("etc.toml:2: unknown setting \"limits\""), "{table}");
 }
 
 #[test]
@@ -145,18 +145,18 @@ fn a_bad_value_says_where_what_and_what_would_be_right() {
     assert_eq!(
         bench.mistake(&[]),
         format!(
-            "{}:2: max_test_duration can't be this: \"60\" has no unit of time; \
-             right is a duration from 1s to 24h, such as 60s, 10m or 1h30m",
+            "{}:2: max_test_duration is not valid: \"60\" has no unit of time; \
+             valid: a duration from 1s to 24h, such as 60s, 10m or 1h30m",
             bench.path("etc.toml").display()
         )
     );
     let told = Bench::new().env("REFLECTOR_MODE", "direct").mistake(&[]);
     assert_eq!(
         told,
-        "REFLECTOR_MODE: mode can't be this: \"direct\" is no mode; right is tunneled or direct_ephemeral"
+        "REFLECTOR_MODE: mode is not valid: \"direct\" is not a mode; valid: tunneled or direct_ephemeral"
     );
     let told = Bench::new().mistake(&["--max-streams", "65"]);
-    assert_eq!(told, "--max-streams: max_streams can't be this: 65 is above 64; right is a number from 1 to 64");
+    assert_eq!(told, "--max-streams: max_streams is not valid: 65 is above 64; valid: a number from 1 to 64");
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_weak_layers_mistake_is_not_hidden_by_a_strong_one() {
 fn a_file_that_was_asked_for_must_be_there() {
     assert!(matches!(Bench::new().load(&["--config", "gone.toml"]), Err(ConfigError::Unreadable { .. })));
     let told = Bench::new().file("etc.toml", "name = 'x'\nname = 'y'\n").mistake(&[]);
-    assert!(told.contains("etc.toml:2: this is no TOML: duplicate key"), "{told}");
+    assert!(told.contains("etc.toml:2: not valid TOML: duplicate key"), "{told}");
     assert!(Bench::new().file("etc.toml", "name = \n").mistake(&[]).contains("etc.toml:1: "));
 }
 

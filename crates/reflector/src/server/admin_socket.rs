@@ -180,8 +180,8 @@ impl Drop for Admin {
 /// Binds the socket at `path`, 0660. A socket that a killed server left is replaced; one that answers is not.
 pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
-        let owner = std::fs::metadata(folder).with_context(|| format!("can't look at {}", folder.display()))?.uid();
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let owner = std::fs::metadata(folder).with_context(|| format!("cannot read {}", folder.display()))?.uid();
         let user = rustix::process::geteuid().as_raw();
         // Its owner could put another socket in our place.
         if owner != user && owner != 0 {
@@ -189,16 +189,16 @@ pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
         }
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        anyhow::bail!("another reflector serves already: {} answers", path.display());
+        anyhow::bail!("another reflector is already running: {} answers", path.display());
     }
     match std::fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("can't replace {}", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot replace {}", path.display())),
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("can't bind {}", path.display()))?;
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
-        .with_context(|| format!("can't protect {}", path.display()))?;
+        .with_context(|| format!("cannot set the mode of {}", path.display()))?;
     Ok(Admin { listener, path: path.to_owned() })
 }
 
@@ -229,8 +229,11 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
     let (read, mut write) = stream.into_split();
     if user != 0 && user != rustix::process::geteuid().as_raw() {
         server.refuse(std::net::Ipv4Addr::LOCALHOST.into(), RefusalReason::AdminUser, None);
-        return reply(&mut write, &AdminReply::Failed { because: "only the reflector's own user and root may".into() })
-            .await;
+        return reply(
+            &mut write,
+            &AdminReply::Failed { because: "only the user of the reflector and root are allowed".into() },
+        )
+        .await;
     }
     let mut read = BufReader::new(read);
     let mut line = String::new();
@@ -238,11 +241,12 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
     let request = match serde_json::from_str::<Envelope<AdminRequest>>(&line) {
         Ok(Envelope { v: VERSION, body }) => body,
         Ok(_) => {
-            let because = "this command and the running server are of different versions; restart the server".into();
+            let because =
+                "this command and the running reflector have different versions; restart the reflector".into();
             return reply(&mut write, &AdminReply::Failed { because }).await;
         }
         Err(error) => {
-            return reply(&mut write, &AdminReply::Failed { because: format!("not understood: {error}") }).await;
+            return reply(&mut write, &AdminReply::Failed { because: format!("not a valid request: {error}") }).await;
         }
     };
     if let AdminRequest::Pair { ttl_s, name } = request {
@@ -257,15 +261,15 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
 
 async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<AdminReply> {
     Ok(match request {
-        AdminRequest::Pair { .. } => AdminReply::Failed { because: "pairing is not a single answer".into() },
+        AdminRequest::Pair { .. } => AdminReply::Failed { because: "pairing needs an open connection".into() },
         AdminRequest::Peers => AdminReply::Peers { peers: peer_lines(server) },
         AdminRequest::AddPeer { peer, name } => {
             if peer == server.id {
-                return Ok(AdminReply::Failed { because: "that is this reflector's own Endpoint ID".into() });
+                return Ok(AdminReply::Failed { because: "this is the Endpoint ID of this reflector".into() });
             }
             let (name, is_new) = server.peers.add(peer, &name, "hand").await?;
             AdminReply::Done {
-                what: PeerText::new(&format!("{} {name}", if is_new { "added" } else { "already there:" })),
+                what: PeerText::new(&format!("{} {name}", if is_new { "added" } else { "already paired:" })),
             }
         }
         AdminRequest::RemovePeer { peer } => match server.peers.find(&peer) {
@@ -273,21 +277,21 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
             Some(id) => match server.peers.remove(id).await? {
                 Removal::NotThere => AdminReply::Failed { because: "no such device is paired".into() },
                 Removal::InConfig => AdminReply::Failed {
-                    because: "it stands in authorized_peers: remove it there and restart the reflector".into(),
+                    because: "it is set in authorized_peers: remove it there and restart the reflector".into(),
                 },
                 Removal::Removed => {
                     server.disconnect_peer(id);
                     server.forget_prefixes(id);
                     // It is out, whatever becomes of the line, which is owed.
                     server.peers.settle().await;
-                    AdminReply::Done { what: PeerText::new("removed; its links and sessions are over") }
+                    AdminReply::Done { what: PeerText::new("removed; its links and sessions were ended") }
                 }
             },
         },
         AdminRequest::RenamePeer { peer, name } => match server.peers.find(&peer) {
             Some(id) => {
                 pair::rename(server, id, &name).await?;
-                AdminReply::Done { what: PeerText::new(&format!("it is called {name} now")) }
+                AdminReply::Done { what: PeerText::new(&format!("renamed to {name}")) }
             }
             None => AdminReply::Failed { because: "no such device is paired".into() },
         },
@@ -298,7 +302,9 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
                 *stage = (*stage).max(Lifecycle::Draining);
                 drains
             });
-            AdminReply::Done { what: PeerText::new("draining: the server ends when its running sessions are over") }
+            AdminReply::Done {
+                what: PeerText::new("draining: the reflector stops when its running sessions have finished"),
+            }
         }
     })
 }
@@ -438,7 +444,9 @@ impl AdminClient {
 
     /// The one answer to what was asked, within the time that a server which is well takes at most.
     pub async fn answer(&mut self) -> anyhow::Result<Option<AdminReply>> {
-        tokio::time::timeout(ANSWER_TIMEOUT, self.next()).await.context("it runs, but gave no answer within 30 s")?
+        tokio::time::timeout(ANSWER_TIMEOUT, self.next())
+            .await
+            .context("it is running, but did not answer within 30 s")?
     }
 
     /// The next answer, however long it takes; `None` when the server is done.
@@ -447,8 +455,9 @@ impl AdminClient {
         if self.read.read_line(&mut line).await? == 0 {
             return Ok(None);
         }
-        let Envelope { v, body } = serde_json::from_str::<Envelope<AdminReply>>(&line).context("not understood")?;
-        anyhow::ensure!(v == VERSION, "this command and the running server are of different versions");
+        let Envelope { v, body } =
+            serde_json::from_str::<Envelope<AdminReply>>(&line).context("its answer is not valid")?;
+        anyhow::ensure!(v == VERSION, "this command and the running reflector have different versions");
         Ok(Some(body))
     }
 }

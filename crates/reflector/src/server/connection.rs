@@ -193,7 +193,7 @@ impl Connection {
                         }
                         self.charge_budget(Cost::Fault);
                         self.server.refuse(self.from, RefusalReason::Protocol, Some(self.peer));
-                        LinkFlow::Close(CloseReason::Protocol, "what came is no message of this protocol")
+                        LinkFlow::Close(CloseReason::Protocol, "the data is not a message of this protocol")
                     }
                 },
                 () = tokio::time::sleep_until(read_paused_until.unwrap_or_else(Instant::now)), if read_paused_until.is_some() => {
@@ -299,7 +299,7 @@ impl Connection {
             },
             ToReflector::Ping => self.send(&ToAppliance::Pong).await,
             ToReflector::Close { reason } => {
-                tracing::debug!(%reason, "the appliance says goodbye");
+                tracing::debug!(%reason, "the appliance closed the link");
                 LinkFlow::Gone
             }
             ToReflector::Pong | ToReflector::Unknown => LinkFlow::Continue,
@@ -390,7 +390,7 @@ impl Connection {
         let known = usize::from(phase) < granted.running.spec.phases.len();
         // Phases run in order, each once: only streams of the next phase are accepted.
         if !known || granted.phase.is_some() || phase != granted.next_phase {
-            return self.end_session(EndReason::Failed, "that phase can't be started").await;
+            return self.end_session(EndReason::Failed, "this phase cannot start now").await;
         }
         granted.phase = Some(phase);
         granted.next_phase = phase + 1;
@@ -399,7 +399,7 @@ impl Connection {
             if self.server.may_log(self.peer) {
                 tracing::error!(%error, "no thread for a phase");
             }
-            return self.end_session(EndReason::Failed, "no thread could be started").await;
+            return self.end_session(EndReason::Failed, "the reflector cannot start a thread").await;
         }
         LinkFlow::Continue
     }
@@ -496,14 +496,14 @@ async fn stopping(lifecycle: &mut tokio::sync::watch::Receiver<Lifecycle>) {
 fn end_reason_text(reason: EndReason) -> &'static str {
     match reason {
         EndReason::Finished => "finished",
-        EndReason::Deadline => "its time was over",
-        EndReason::Silence => "nothing was heard for 10 s",
+        EndReason::Deadline => "its time limit was reached",
+        EndReason::Silence => "no message arrived for 10 s",
         EndReason::NotStarted => "its first phase did not begin within 30 s",
         EndReason::LinkClosed => "the link closed",
-        EndReason::BytesPerDay => "the bytes of this day are used up",
+        EndReason::BytesPerDay => "the byte limit of this day is used up",
         EndReason::PeerRemoved => "this device is no longer paired",
         EndReason::Shutdown => "the reflector is shutting down",
-        EndReason::Failed | EndReason::Unknown => "something failed at the reflector",
+        EndReason::Failed | EndReason::Unknown => "the reflector failed",
     }
 }
 

@@ -202,12 +202,12 @@ fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
         let detail = PeerText::new(&error.to_string());
         return Denial { reason: DenialReason::BadRequest, detail, retry_after_ms: None };
     }
-    faulted(&format!("it can't be opened: {error}"))
+    faulted(&format!("the session cannot be opened: {error}"))
 }
 
 /// Why nothing is granted while audit log or state can't be written.
 pub(super) fn not_recorded() -> Denial {
-    faulted("its audit log or its state can't be written")
+    faulted("the audit log or the state cannot be written")
 }
 
 fn faulted(detail: &str) -> Denial {

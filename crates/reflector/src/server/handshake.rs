@@ -74,7 +74,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     let Some(id) = register(&server, peer, sender) else {
         refuse(RefusalReason::TooManyLinks);
         // It keeps its slot, and counts there, until it is closed.
-        let detail = PeerText::new("too many links stand already");
+        let detail = PeerText::new("too many links are open");
         let close = ToAppliance::Close { reason: CloseReason::Protocol, detail };
         let _ = slot.while_held(tokio::time::timeout(CLOSE_TIMEOUT, framed.send(&close))).await;
         return;

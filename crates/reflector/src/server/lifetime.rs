@@ -51,7 +51,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
             .collect(),
     };
     let began = Instant::now();
-    let tls = tls::reflector_config(&key).context("TLS can't be set up")?;
+    let tls = tls::reflector_config(&key).context("cannot set up TLS")?;
     let listeners = accept::listen(&config.listen)?;
     let admin = admin_socket::bind(&config.admin_socket())?;
     // The admin socket is ours, and with it the folder that it stands in.
@@ -60,7 +60,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: now });
     let mut responders = HashMap::new();
     for (listener, udp) in &listeners {
-        let responder = Responder::spawn(udp.try_clone()?).context("the latency responder can't start")?;
+        let responder = Responder::spawn(udp.try_clone()?).context("cannot start the latency responder")?;
         responders.insert(listener.local_addr()?, responder);
     }
     let server = Arc::new(Server {
@@ -181,7 +181,7 @@ impl Signals {
 /// The first signal lets running sessions finish, a second one ends them. An error: one of the tasks that everything
 /// depends on is gone, and only a new start helps.
 async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
-    let lost = |_| anyhow::anyhow!("a part of the reflector ended; its log says more");
+    let lost = |_| anyhow::anyhow!("a task of the reflector ended; see its log");
     let mut stage = server.lifecycle.subscribe();
     tokio::select! {
         () = signals.next() => {}
@@ -208,14 +208,11 @@ fn allow_many_descriptors() -> Option<u64> {
     if current != maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
     {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
     let allowed = getrlimit(Resource::Nofile).current;
     if let Some(allowed) = allowed.filter(|allowed| *allowed < descriptors::ENOUGH) {
-        tracing::warn!(
-            allowed,
-            "few open files are allowed: large sessions are refused (LimitNOFILE raises the limit)"
-        );
+        tracing::warn!(allowed, "the limit of open files is low: large sessions are refused (raise LimitNOFILE)");
     }
     allowed
 }

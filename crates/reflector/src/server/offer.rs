@@ -39,7 +39,7 @@ pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn
     for engine in paramedic_engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
         let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];
         let fit = if is_direct_alone && !config.offers_direct() {
-            let because = "its data takes ports of its own, and this reflector has the tunnel alone".to_owned();
+            let because = "needs direct mode, which this reflector does not offer".to_owned();
             Err(Lacking { because, try_: "set mode = \"direct_ephemeral\"".to_owned() })
         } else {
             let scratch = scratch.clone();

@@ -109,7 +109,7 @@ impl Limits {
             return refuse(DenialReason::BadRequest, not_done.to_owned());
         }
         if spec.streams > self.max_streams {
-            let detail = format!("{} streams asked, {} allowed", spec.streams, self.max_streams);
+            let detail = format!("{} streams requested, limit {}", spec.streams, self.max_streams);
             return refuse(DenialReason::TooManyStreams, detail);
         }
         let (needed, allowed) = (descriptors::of_session(spec), self.descriptors);
@@ -121,7 +121,7 @@ impl Limits {
             return refuse(DenialReason::TooManyStreams, detail);
         }
         if spec.duration() > self.max_test_duration {
-            let detail = format!("{} asked, {} allowed", span(spec.duration()), span(self.max_test_duration));
+            let detail = format!("{} requested, limit {}", span(spec.duration()), span(self.max_test_duration));
             return refuse(DenialReason::TooLong, detail);
         }
         Ok(())

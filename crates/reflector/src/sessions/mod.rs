@@ -109,7 +109,7 @@ impl<H> Sessions<H> {
     ) -> Answer {
         self.pass_time(now);
         if self.queue.holds(link) || self.held.values().any(|session| session.link == link) {
-            let detail = "this link has a session or a request already";
+            let detail = "this link already has a session or a request";
             return Answer::Denied(denial(DenialReason::AlreadyAsked, detail, None));
         }
         if let Err(denial) = self.check(peer, &spec, now) {
@@ -403,21 +403,21 @@ impl<H> Sessions<H> {
             return Err(draining());
         }
         if self.faulted {
-            let detail = "its audit log or its state can't be written; nothing is granted until it can";
+            let detail = "the audit log or the state cannot be written; no session is granted until it can";
             return Err(denial(DenialReason::Faulted, detail, Some(RETRY_FAULTED)));
         }
         let limit = self.limits.max_tests_per_hour;
         if self.tests.count(peer) >= limit {
             let retry_after = self.tests.until_one_leaves(peer, limit, now.unix_ms);
-            let detail = format!("{limit} tests an hour allowed for each device, all used");
+            let detail = format!("limit of {limit} tests per hour and device reached");
             return Err(denial(DenialReason::TestsPerHour, &detail, retry_after));
         }
         let spent = [
-            (self.bytes.of_peer(peer, now.day()), self.limits.max_bytes_per_day, "for each device"),
+            (self.bytes.of_peer(peer, now.day()), self.limits.max_bytes_per_day, "and device"),
             (self.bytes.of_all(now.day()), self.limits.max_bytes_per_day_total, "for all devices together"),
         ];
         if let Some((_, limit, of_whom)) = spent.into_iter().find(|(used, limit, _)| used >= limit) {
-            let detail = format!("{} a day (UTC) allowed {of_whom}, all used", limits::bytes(limit));
+            let detail = format!("limit of {} per UTC day {of_whom} reached", limits::bytes(limit));
             let retry_after = (limit > 0).then(|| now.until_tomorrow());
             return Err(denial(DenialReason::BytesPerDay, &detail, retry_after));
         }
@@ -428,7 +428,7 @@ impl<H> Sessions<H> {
     fn queue_denial(&self, peer: EndpointId, spec: &TestSpec, wait: bool, expected: Duration) -> Option<Denial> {
         let slots = self.limits.max_concurrent_tests;
         if slots == 0 {
-            return Some(denial(DenialReason::Busy, "no tests at all are allowed at the moment", None));
+            return Some(denial(DenialReason::Busy, "no tests are allowed", None));
         }
         let retry_after = Some(expected.max(Duration::from_secs(1)));
         if !wait {
@@ -437,17 +437,17 @@ impl<H> Sessions<H> {
             return Some(if lacks_port {
                 denial(DenialReason::NoPort, "every port of the range is in use", retry_after)
             } else {
-                denial(DenialReason::Busy, &format!("{slots} at once allowed, all slots are taken"), retry_after)
+                denial(DenialReason::Busy, &format!("all {slots} slots are in use"), retry_after)
             });
         }
         // The request itself stands in the queue already.
         if self.queue.len() > self.limits.max_queue {
-            let detail = format!("{} requests wait already, as many as may", self.limits.max_queue);
+            let detail = format!("the queue is full with {} requests", self.limits.max_queue);
             return Some(denial(DenialReason::QueueFull, &detail, retry_after));
         }
         if self.queue.len_of(peer) > self.limits.max_queue_per_peer {
             let allowed = self.limits.max_queue_per_peer;
-            let detail = format!("{allowed} requests of this device wait already, as many as may");
+            let detail = format!("limit of {allowed} queued requests per device reached");
             return Some(denial(DenialReason::QueueFull, &detail, retry_after));
         }
         None
@@ -637,5 +637,5 @@ fn with_event(peer: EndpointId, answer: Answer) -> (Answer, Vec<Event>) {
 }
 
 fn draining() -> Denial {
-    denial(DenialReason::Draining, "the reflector is shutting down; running tests finish, new ones do not begin", None)
+    denial(DenialReason::Draining, "the reflector is shutting down; running tests finish, no new ones start", None)
 }

@@ -257,10 +257,10 @@ fn what_is_too_much_is_denied_with_the_limit_in_words() {
         assert_eq!(denial.retry_after_ms, None);
         (denial.reason, denial.detail.to_string())
     };
-    let too_long = (DenialReason::TooLong, "10 min asked, 2 min allowed".to_owned());
+    let too_long = (DenialReason::TooLong, "10 min requested, limit 2 min".to_owned());
     assert_eq!(denied(lasting(600_000)), too_long);
     let many = TestSpec { streams: 17, ..tunneled() };
-    assert_eq!(denied(many), (DenialReason::TooManyStreams, "17 streams asked, 16 allowed".to_owned()));
+    assert_eq!(denied(many), (DenialReason::TooManyStreams, "17 streams requested, limit 16".to_owned()));
     let warp = TestSpec { engine: engine("warp"), ..tunneled() };
     assert_eq!(denied(warp).1, "engine warp is not offered here; offered: tcp, udp");
     let hole = TestSpec { data_mode: DataMode::Unknown, ..tunneled() };

@@ -19,7 +19,7 @@ pub enum StoreError {
     },
     /// Another reflector serves from the same folder.
     #[error(
-        "another reflector is running with the state folder {}; stop it, or give this one its own by --state-dir",
+        "another reflector is running with the state folder {}; stop it, or set another folder with --state-dir",
         folder.display()
     )]
     InUse {
@@ -28,8 +28,8 @@ pub enum StoreError {
     },
     /// The file is no database any more. It is left as it is.
     #[error(
-        "the database {} is damaged ({detail}); put a backup in its place, or move it and the files beside it that end in -wal and -shm \
-         away, the audit folder too, to begin with an empty one: appliances then have to be paired again",
+        "the database {} is damaged ({detail}); restore a backup, or move it, its -wal and -shm files and the audit folder \
+         away to begin with an empty one: appliances must then be paired again",
         path.display()
     )]
     Damaged {
@@ -40,8 +40,8 @@ pub enum StoreError {
     },
     /// A newer version of the program wrote it.
     #[error(
-        "the database {} was written by a newer version of reflector (its step {step} is unknown here); \
-         run that version, or put a backup of the older database in place",
+        "the database {} was written by a newer version of reflector (migration {step} is unknown here); \
+         run that version, or restore a backup of the older database",
         path.display()
     )]
     Newer {
@@ -69,10 +69,10 @@ pub enum StoreError {
         doing: &'static str,
     },
     /// Another peer has that name.
-    #[error("another peer is called {0:?} already")]
+    #[error("another peer already has the name {0:?}")]
     NameTaken(PeerText),
     /// An empty name, or one that reads as an Endpoint ID.
-    #[error("a peer's name is neither empty nor an Endpoint ID")]
+    #[error("a peer's name must not be empty or an Endpoint ID")]
     NoName,
 }
 
