@@ -61,7 +61,6 @@ impl Engine for Iperf3 {
             (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 measures whole seconds"),
             (!spec.data_path.is_auto(), "iperf3 moves the bytes in its own way: no data path can be chosen"),
             (spec.verify_payload, "iperf3 does not look at the payload"),
-            (spec.fragments || spec.loss_bound_ppm.is_some(), "through a reflector iperf3 sends no datagrams"),
         ];
         first_refusal(asked)
     }
