@@ -10,10 +10,10 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use paramedic_engines::dialer::Dialer;
-use paramedic_engines::echo::Responder;
 use paramedic_engines::engine::{DriveOrder, Progress, ServeOrder};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::tether::Tether;
+use paramedic_engines::udp_port::UdpPort;
 use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::{DatagramTally, PhaseTally, Sample};
@@ -40,8 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..TestSpec::new(EngineId::try_from("udp")?, DataMode::Tunneled, phases, arg(1, "1").parse()?)
     };
     let engine = paramedic_engines::find("udp").ok_or("no such engine")?;
-    let responder = Responder::spawn(UdpSocket::bind("127.0.0.1:0")?)?;
-    let at = responder.local_addr();
+    let port = UdpPort::spawn(UdpSocket::bind("127.0.0.1:0")?)?;
+    let at = port.local_addr();
     let tether = Tether::free();
     let serve = engine.open(ServeOrder {
         spec: spec.clone(),
@@ -51,7 +51,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         tether: Arc::clone(&tether),
         scratch: std::env::temp_dir(),
     })?;
-    let _enrolment = responder.enroll_with(keys(), tether, at.ip(), serve.signals());
+    let handlers = serve.datagram_handler().into_iter().collect();
+    let _enrolment = port.enroll(keys().session(), tether, at.ip(), handlers);
     let drive = engine.drive(DriveOrder {
         spec: spec.clone(),
         keys: keys(),

@@ -11,8 +11,8 @@ use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
-use crate::echo::Signals;
 use crate::tether::Tether;
+use crate::udp_port::DatagramHandler;
 
 /// One kind of test, both ends of it.
 pub trait Engine: Sync {
@@ -120,8 +120,8 @@ pub trait Serve: Send + Sync {
         None
     }
 
-    /// Who takes the session's datagrams that come to its port and are no latency probes.
-    fn signals(&self) -> Option<Arc<dyn Signals>> {
+    /// The handler of the session's datagrams at its port, for an engine that has datagrams of its own.
+    fn datagram_handler(&self) -> Option<Arc<dyn DatagramHandler>> {
         None
     }
 

@@ -2,6 +2,7 @@
 //! measurements. Blocking threads move the bytes; no async runtime stands in their way.
 
 pub mod claim;
+pub mod clock;
 pub mod data_stream;
 pub mod dialer;
 pub mod door;
@@ -14,6 +15,7 @@ pub mod memory;
 pub mod origin;
 pub mod quota;
 pub mod tether;
+pub mod udp_port;
 
 mod phase;
 mod socket;

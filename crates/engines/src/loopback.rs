@@ -20,10 +20,10 @@ use zeroize::Zeroizing;
 
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
-use crate::echo::Responder;
 use crate::engine::{DriveOrder, Engine, Progress, Serve, ServeOrder};
 use crate::origin::Origin;
 use crate::tether::Tether;
+use crate::udp_port::UdpPort;
 
 /// How long one data connection may take until it is proven. Over loopback it takes milliseconds; a stranger on this
 /// host who connects to the port and says nothing holds it up this long at most.
@@ -92,12 +92,12 @@ fn play(
         (serve, target, None)
     };
     // An engine of datagrams meets its streams at the same port's other half.
-    let _datagrams = match serve.signals() {
+    let _datagrams = match serve.datagram_handler() {
         None => None,
-        Some(signals) => {
-            let responder = Responder::spawn(UdpSocket::bind(target)?)?;
-            let enrolment = responder.enroll_with(Arc::clone(&keys), Arc::clone(reflector), target.ip(), Some(signals));
-            Some((enrolment, responder))
+        Some(handler) => {
+            let port = UdpPort::spawn(UdpSocket::bind(target)?)?;
+            let enrolment = port.enroll(keys.session(), Arc::clone(reflector), target.ip(), vec![handler]);
+            Some((enrolment, port))
         }
     };
     let drive = engine.drive(DriveOrder {

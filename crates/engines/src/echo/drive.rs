@@ -15,14 +15,14 @@ use paramedic_link::test_spec::TestSpec;
 use rustix::event::PollFlags;
 use socket2::SockRef;
 
-use super::clock::{Clock, Timer, Wake, wait};
-use super::datagram::Mailbox;
 use super::line::Line;
 use super::packet::{self, ProbePacket, ReplyPacket};
 use super::probes::{Book, FIRST_SEQ, Probes, Reading, Transport};
+use crate::clock::{Clock, Timer, Wake, wait};
 use crate::data_stream::DataStream;
 use crate::origin::Origin;
 use crate::tether::{Cut, Tether};
+use crate::udp_port::datagram::Mailbox;
 
 /// How many probes find out whether UDP comes back, and how far apart they are: a second in all.
 const TRIES: u32 = 20;

@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 
 use rustix::event::PollFlags;
 
-use super::clock::{Timer, Wake, wait};
 use super::packet;
+use crate::clock::{Timer, Wake, wait};
 use crate::data_stream::DataStream;
 
 /// More than this does not wait to be sent: a connection that stands still for so long has ended in all but name.

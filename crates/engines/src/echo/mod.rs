@@ -1,13 +1,10 @@
 //! The `echo` engine: small probes that are answered at once. On its own it puts no load on the path; its two ends,
-//! [`Prober`] and [`Responder`], run beside every other engine and measure latency while that one loads the path.
+//! [`Prober`] and [`ProbeResponder`], run beside every other engine and measure latency while that one loads the path.
 
-pub mod clock;
-mod datagram;
 mod drive;
 mod ledger;
 mod line;
 mod packet;
-mod port;
 mod probes;
 mod serve;
 #[cfg(test)]
@@ -26,9 +23,8 @@ use crate::tether::Tether;
 
 pub use drive::{Glance, ProbeOrder, Prober};
 pub use packet::LEN as PACKET_LEN;
-pub use port::{Arrived, Port, Signals};
 pub use probes::{Probes, Transport};
-pub use serve::{Enrolment, Refusal, Refused, Responder, answer_stream};
+pub use serve::{ProbeResponder, answer_stream};
 
 /// The engine that puts no load on the path: latency alone.
 pub struct Echo;

@@ -1,254 +1,51 @@
-//! The reflector's end of `echo`: answers probes of enrolled sessions, hands what else they send to who takes it, and
-//! answers nothing else, ever. Shell: a socket and the thread that reads it. Who is enrolled is decided elsewhere.
+//! The reflector's end of `echo`: answers fresh probes of one session. The port that they come to is read elsewhere.
 
-use std::collections::HashMap;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
-use rustix::event::PollFlags;
 
-use super::clock::{Clock, Wake, wait};
-use super::datagram::{Arrival, Mailbox, answer};
 use super::ledger::{Entry, Ledger};
 use super::packet::{self, ProbePacket, ReplyPacket};
-use super::port::{Arrived, Port, Signals};
+use crate::clock::Clock;
 use crate::data_stream::DataStream;
 use crate::tether::Tether;
+use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
-/// Bytes of probes that may wait in the socket, of all sessions together, while the thread can't run.
-const SOCKET_BUFFER: usize = 1024 * 1024;
-/// So many datagrams are read before anything else is looked at.
-const ROUND: usize = 64;
-
-/// Answers the probes that arrive at one UDP socket, on a thread of its own. Dropping it ends the thread and closes
-/// the socket.
-pub struct Responder {
-    shared: Arc<Shared>,
-    local: SocketAddr,
-    thread: Option<JoinHandle<()>>,
-}
-
-pub(super) struct Shared {
-    sessions: Mutex<HashMap<SessionId, Arc<Enrolled>>>,
-    refused: [AtomicU64; 6],
-    unsent: AtomicU64,
-    over: AtomicBool,
-    wake: Wake,
+/// Answers the probes of one session that come to a UDP port. Each verified probe is heard on the tether.
+pub struct ProbeResponder {
+    keys: Arc<SessionKeys>,
+    tether: Arc<Tether>,
+    ledger: Mutex<Ledger>,
     clock: Clock,
 }
 
-/// One session whose probes are answered.
-struct Enrolled {
-    keys: Arc<SessionKeys>,
-    tether: Arc<Tether>,
-    peer: IpAddr,
-    ledger: Mutex<Ledger>,
-    /// Who takes its datagrams that are no probes.
-    signals: Option<Arc<dyn Signals>>,
-}
-
-/// Why a datagram got no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Nothing that is answered here.
-    Malformed,
-    /// Of a session that is not enrolled.
-    Stranger,
-    /// Of an enrolled session, but not from its peer's address.
-    WrongSource,
-    /// Of a session that is over.
-    Over,
-    /// Not sealed with the session's key.
-    Forged,
-    /// Arrived before, or is so old that it may have.
-    Replayed,
-}
-
-/// Datagrams that got no answer, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Refused {
-    /// Not a probe of this version.
-    pub malformed: u64,
-    /// Of a session that is not enrolled.
-    pub stranger: u64,
-    /// Of an enrolled session, but not from its peer's address.
-    pub wrong_source: u64,
-    /// Of a session whose tether is cut, or whose allowance does not cover an answer.
-    pub over: u64,
-    /// Not sealed with the session's key for probes.
-    pub forged: u64,
-    /// Arrived before, or is so old that it may have.
-    pub replayed: u64,
-}
-
-impl Responder {
-    /// Answers on `socket` from now on; nothing, until a session is enrolled.
-    pub fn spawn(socket: UdpSocket) -> io::Result<Arc<Self>> {
-        // As large as the system allows: a burst that does not fit shows as the network's loss.
-        let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
-        // Now that the port is ours alone: sockets of our own may share it (see `Port`).
-        socket2::SockRef::from(&socket).set_reuse_port(true)?;
-        let local = socket.local_addr()?;
-        let mut mailbox = Mailbox::of(&socket)?;
-        let shared = Arc::new(Shared {
-            sessions: Mutex::default(),
-            refused: Default::default(),
-            unsent: AtomicU64::new(0),
-            over: AtomicBool::new(false),
-            wake: Wake::new()?,
-            clock: Clock::start(),
-        });
-        let thread = {
-            let (shared, socket) = (Arc::clone(&shared), Arc::new(socket));
-            let serve = move || shared.serve(&socket, &mut mailbox);
-            std::thread::Builder::new().name("echo".into()).spawn(serve)?
-        };
-        Ok(Arc::new(Self { shared, local, thread: Some(thread) }))
-    }
-
-    /// The address that the socket is bound to.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local
-    }
-
-    /// Answers the probes of a session, for as long as the answer lives and its tether is not cut, if they come from
-    /// `peer`. Each verified probe is heard on the tether.
-    pub fn enroll(&self, keys: Arc<SessionKeys>, tether: Arc<Tether>, peer: IpAddr) -> Enrolment {
-        self.enroll_with(keys, tether, peer, None)
-    }
-
-    /// The same; datagrams of the session that are no probes go to `signals`.
-    pub fn enroll_with(
-        &self,
-        keys: Arc<SessionKeys>,
-        tether: Arc<Tether>,
-        peer: IpAddr,
-        signals: Option<Arc<dyn Signals>>,
-    ) -> Enrolment {
-        let (peer, ledger) = (peer.to_canonical(), Mutex::new(Ledger::new()));
-        let enrolled = Arc::new(Enrolled { keys, tether, peer, ledger, signals });
-        lock(&self.shared.sessions).insert(enrolled.keys.session(), Arc::clone(&enrolled));
-        Enrolment { shared: Arc::clone(&self.shared), enrolled }
-    }
-
-    /// What got no answer so far.
-    pub fn refused(&self) -> Refused {
-        let of = |reason: Refusal| self.shared.refused[reason as usize].load(Ordering::Relaxed);
-        Refused {
-            malformed: of(Refusal::Malformed),
-            stranger: of(Refusal::Stranger),
-            wrong_source: of(Refusal::WrongSource),
-            over: of(Refusal::Over),
-            forged: of(Refusal::Forged),
-            replayed: of(Refusal::Replayed),
-        }
-    }
-
-    /// Replies that this host could not send; they look like lost in the download.
-    pub fn unsent(&self) -> u64 {
-        self.shared.unsent.load(Ordering::Relaxed)
+impl ProbeResponder {
+    /// For the session with these keys.
+    pub fn new(keys: Arc<SessionKeys>, tether: Arc<Tether>) -> Self {
+        Self { keys, tether, ledger: Mutex::new(Ledger::new()), clock: Clock::start() }
     }
 }
 
-impl Drop for Responder {
-    fn drop(&mut self) {
-        self.shared.over.store(true, Ordering::SeqCst);
-        self.shared.wake.wake();
-        if let Some(thread) = self.thread.take() {
-            // A panic in it has been reported by itself; there is nothing left to free.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// While this lives, the probes of one session are answered; both ways are charged to its tether as they flow.
-#[must_use = "dropping it ends the session's answers"]
-pub struct Enrolment {
-    shared: Arc<Shared>,
-    enrolled: Arc<Enrolled>,
-}
-
-impl Drop for Enrolment {
-    fn drop(&mut self) {
-        let mut sessions = lock(&self.shared.sessions);
-        let session = self.enrolled.keys.session();
-        // A session that was enrolled once more since is not ours to end.
-        if sessions.get(&session).is_some_and(|enrolled| Arc::ptr_eq(enrolled, &self.enrolled)) {
-            sessions.remove(&session);
-        }
-    }
-}
-
-impl Shared {
-    fn serve(self: &Arc<Self>, socket: &Arc<UdpSocket>, mailbox: &mut Mailbox) {
-        while !self.over.load(Ordering::SeqCst) {
-            if let Err(failure) = wait([(socket.as_fd(), PollFlags::IN), (self.wake.as_fd(), PollFlags::IN)]) {
-                tracing::error!(%failure, "probes are no longer answered: poll failed");
-                return;
-            }
-            for _ in 0..ROUND {
-                match mailbox.receive(socket) {
-                    Ok(Some(arrival)) => {
-                        self.take(socket, mailbox.bytes.get(..arrival.len).unwrap_or_default(), &arrival);
-                    }
-                    // Nothing more for now, or an error that an earlier answer met, which is gone once read.
-                    Ok(None) | Err(_) => break,
-                }
-            }
-        }
+impl DatagramHandler for ProbeResponder {
+    fn takes(&self, kind: u8) -> bool {
+        packet::is_probe(kind)
     }
 
-    /// Answers a datagram that arrived at `socket`, or counts why not.
-    pub(super) fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) {
-        if let Err(reason) = self.answer(socket, bytes, arrival) {
-            self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn answer(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) -> Result<(), Refusal> {
-        let probed = packet::claimed_session(bytes);
-        let session = probed.or_else(|| crate::udp::claimed_session(bytes)).ok_or(Refusal::Malformed)?;
-        let enrolled = lock(&self.sessions).get(&session).cloned().ok_or(Refusal::Stranger)?;
-        if arrival.from.ip().to_canonical() != enrolled.peer {
-            return Err(Refusal::WrongSource);
-        }
-        if enrolled.tether.is_cut() {
-            return Err(Refusal::Over);
-        }
-        if probed.is_none() {
-            let signals = enrolled.signals.as_ref().ok_or(Refusal::Malformed)?;
-            let port = Port::of(self, socket);
-            let reply = signals.take(&Arrived { bytes, from: arrival.from, to: arrival.to, port: &port })?;
-            // Our own words are as long as what they answer; nothing longer ever leaves.
-            return self.reply(socket, reply.get(..bytes.len()).unwrap_or(&reply), arrival, &enrolled.tether);
-        }
-        let ago_ns = u64::try_from(arrival.ago.as_nanos()).unwrap_or(u64::MAX);
+    fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal> {
+        let ago_ns = u64::try_from(datagram.ago.as_nanos()).unwrap_or(u64::MAX);
         let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
-        let probe = ProbePacket::open(bytes, &enrolled.keys).ok_or(Refusal::Forged)?;
-        let mut ledger = lock(&enrolled.ledger);
+        let probe = ProbePacket::open(datagram.bytes, &self.keys).ok_or(Refusal::Forged)?;
+        // A lock that survives a panicking holder: the ledger can't be left half done.
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         if ledger.enter(probe.seq) == Entry::Replayed {
             return Err(Refusal::Replayed);
         }
-        // After the ledger: a stranger who replays what he overheard must not keep a dead session alive.
-        enrolled.tether.heard();
+        // After the ledger: a replayed probe must not keep a dead session alive.
+        self.tether.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &self.clock);
         drop(ledger);
-        self.reply(socket, &reply.seal(&enrolled.keys), arrival, &enrolled.tether)
-    }
-
-    fn reply(&self, socket: &UdpSocket, bytes: &[u8], arrival: &Arrival, tether: &Tether) -> Result<(), Refusal> {
-        // A probe that waited for a lease, or went without an answer, would tell of a path that delays or loses.
-        tether.owe((arrival.len + bytes.len()) as u64).map_err(|_| Refusal::Over)?;
-        if answer(socket, bytes, arrival.from, arrival.to).is_err() {
-            self.unsent.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(())
+        Ok(reply.seal(&self.keys))
     }
 }
 
@@ -291,32 +88,30 @@ pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, tether: &Arc<Te
     }
 }
 
-/// A lock that survives a panicking holder: nothing guarded here can be left half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::io;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::thread::JoinHandle;
     use std::time::Duration;
 
-    use super::super::tests::keys;
+    use super::super::tests::{enroll_probes, keys};
     use super::*;
     use crate::claim;
+    use crate::udp_port::{Enrolment, Refused, UdpPort};
 
     const HERE: &str = "127.0.0.1";
 
-    fn responder(bind: &str) -> Arc<Responder> {
-        Responder::spawn(UdpSocket::bind((bind, 0)).unwrap()).unwrap()
+    fn responder(bind: &str) -> Arc<UdpPort> {
+        UdpPort::spawn(UdpSocket::bind((bind, 0)).unwrap()).unwrap()
     }
 
-    fn enroll(responder: &Responder, session: u8, tether: &Arc<Tether>) -> Enrolment {
-        responder.enroll(Arc::new(keys(session)), Arc::clone(tether), HERE.parse().unwrap())
+    fn enroll(responder: &UdpPort, session: u8, tether: &Arc<Tether>) -> Enrolment {
+        enroll_probes(responder, keys(session), tether, HERE.parse().unwrap())
     }
 
     /// A socket at `from` that talks to nobody but the responder, and gives up rather than hang.
-    fn asker(from: &str, responder: &Responder) -> UdpSocket {
+    fn asker(from: &str, responder: &UdpPort) -> UdpSocket {
         let socket = UdpSocket::bind((from, 0)).unwrap();
         let port = responder.local_addr().port();
         socket.connect((HERE, port)).unwrap();

@@ -1,7 +1,7 @@
 //! Both ends of `echo` against each other, over real sockets and a path that loses and doubles what it is told to.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use super::packet;
 use super::probes::FIRST_SEQ;
 use super::*;
 use crate::origin::Origin;
+use crate::udp_port::{Enrolment, UdpPort};
 
 /// The keys of a session of this name; the same every time.
 pub(super) fn keys(session: u8) -> SessionKeys {
@@ -38,10 +39,17 @@ fn order(target: SocketAddr, tether: &Arc<Tether>) -> ProbeOrder {
     }
 }
 
-fn reflector() -> (Arc<Responder>, Enrolment) {
-    let responder = Responder::spawn(UdpSocket::bind(HERE).unwrap()).unwrap();
-    let enrolment = responder.enroll(Arc::new(keys(1)), Tether::free(), Ipv4Addr::LOCALHOST.into());
-    (responder, enrolment)
+/// Has the probes of a session answered at `port`.
+pub(super) fn enroll_probes(port: &UdpPort, keys: SessionKeys, tether: &Arc<Tether>, peer: IpAddr) -> Enrolment {
+    let session = keys.session();
+    let responder = ProbeResponder::new(Arc::new(keys), Arc::clone(tether));
+    port.enroll(session, Arc::clone(tether), peer, vec![Arc::new(responder)])
+}
+
+fn reflector() -> (Arc<UdpPort>, Enrolment) {
+    let port = UdpPort::spawn(UdpSocket::bind(HERE).unwrap()).unwrap();
+    let enrolment = enroll_probes(&port, keys(1), &Tether::free(), Ipv4Addr::LOCALHOST.into());
+    (port, enrolment)
 }
 
 /// How many copies of the packet of a slot a path delivers; `None` for one outside the schedule.

@@ -12,17 +12,17 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 use rustix::rand::GetRandomFlags;
 use subtle::ConstantTimeEq;
 
-use super::packet::{Place, SIGNAL, Signal, TOKEN, Word};
-use crate::echo::{Arrived, Port, Refusal, Signals};
+use super::packet::{self, Place, SIGNAL, Signal, TOKEN, Word};
 use crate::phase::{StreamRegistry, Unplaced};
 use crate::tether::Tether;
+use crate::udp_port::{Datagram, DatagramHandler, PortHandle, Refusal};
 
 /// Where a stream's other end stands.
 #[derive(Clone)]
 pub(super) struct Proven {
     pub(super) peer: SocketAddr,
     pub(super) to: Option<IpAddr>,
-    pub(super) port: Port,
+    pub(super) port: PortHandle,
 }
 
 /// The gate of one session.
@@ -52,7 +52,7 @@ impl Gate {
         Ok(Self { keys, tether, proven, secret, heard: Mutex::default() })
     }
 
-    fn judge(&self, signal: &Signal, arrived: &Arrived<'_>) -> Result<Word, Refusal> {
+    fn judge(&self, signal: &Signal, arrived: &Datagram<'_>) -> Result<Word, Refusal> {
         let place = signal.place;
         let index = place.stream.into();
         self.proven.check(place.phase, index)?;
@@ -102,8 +102,12 @@ impl From<Unplaced> for Refusal {
     }
 }
 
-impl Signals for Gate {
-    fn take(&self, arrived: &Arrived<'_>) -> Result<[u8; SIGNAL], Refusal> {
+impl DatagramHandler for Gate {
+    fn takes(&self, kind: u8) -> bool {
+        packet::is_signal(kind)
+    }
+
+    fn take(&self, arrived: &Datagram<'_>) -> Result<[u8; SIGNAL], Refusal> {
         let signal = Signal::open(arrived.bytes, Direction::Upload, &self.keys).ok_or(Refusal::Forged)?;
         let word = self.judge(&signal, arrived)?;
         // After the numbers: a stranger who replays what he overheard must not keep a dead session alive.

@@ -22,8 +22,6 @@ use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, TestSpec};
 
 use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
 
-pub(crate) use packet::claimed_session;
-
 /// The payload when none is asked for, where the path takes it.
 const DEFAULT_PAYLOAD: usize = 1400;
 /// The loss that a search may have when no bound is asked for, in millionths.

@@ -1,22 +1,22 @@
 //! The datagrams of `udp`: the bulk that loads the path, and the signals about it. Pure: bytes in, values out; no
 //! sockets, no clock. docs/protocol.md, "Bulk datagrams", describes them to the outside.
 
-use paramedic_link::SessionId;
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
 use subtle::ConstantTimeEq;
+
+use crate::udp_port::{DATAGRAM_LEN, VERSION};
 
 /// Bytes of a bulk datagram's header, and so its smallest payload.
 pub(super) const HEADER: usize = 52;
 /// The largest payload: what an IPv4 packet holds beside its headers.
 pub(super) const LARGEST: usize = 65_507;
 /// Bytes of every signal: none is longer than what it answers.
-pub(super) const SIGNAL: usize = crate::echo::PACKET_LEN;
+pub(super) const SIGNAL: usize = DATAGRAM_LEN;
 /// Bytes of the token by which an address proves that it receives.
 pub(super) const TOKEN: usize = 16;
 
-/// The layout's version; `echo` has the kinds 1 and 2 of it.
-const VERSION: u8 = 1;
+/// Latency probes have the kinds 1 and 2.
 const BULK: u8 = 3;
 const SETTLED_BULK: u8 = 4;
 const HELLO: u8 = 5;
@@ -143,11 +143,9 @@ impl Signal {
     }
 }
 
-/// The session that a datagram claims to be a signal of, to find the keys that decide.
-pub(crate) fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
-    let bytes: &[u8; SIGNAL] = bytes.try_into().ok()?;
-    let is_signal = bytes[0] == VERSION && (HELLO..=LAST).contains(&bytes[1]);
-    is_signal.then(|| SessionId::from_bytes(field(bytes, 4)))
+/// Whether a datagram of this kind is a signal.
+pub(super) fn is_signal(kind: u8) -> bool {
+    (HELLO..=LAST).contains(&kind)
 }
 
 /// What all bulk datagrams of a stream begin with and end their header by.
@@ -215,6 +213,7 @@ fn field<const N: usize>(bytes: &[u8; SIGNAL], at: usize) -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_link::SessionId;
     use proptest::prelude::*;
     use zeroize::Zeroizing;
 
@@ -246,7 +245,7 @@ mod tests {
             let signal = Signal { place: place(), number: 5, word };
             let bytes = signal.seal(Direction::Upload, &keys(1));
             assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(1)), Some(signal));
-            assert_eq!(claimed_session(&bytes), Some(keys(1).session()));
+            assert!(is_signal(bytes[1]));
             assert_eq!(Signal::open(&bytes, Direction::Download, &keys(1)), None);
             assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(2)), None);
         }
@@ -288,7 +287,7 @@ mod tests {
             Seal::of(place(), Direction::Download, &keys(2)),
         ];
         assert!(others.iter().all(|other| other.open(&datagram).is_none()));
-        assert_eq!(claimed_session(&[datagram.as_slice(), &[0; SIGNAL - HEADER]].concat()), None);
+        assert!(!is_signal(datagram[1]));
     }
 
     proptest! {
@@ -304,7 +303,6 @@ mod tests {
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(1)), None);
             prop_assert_eq!(Seal::of(place(), Direction::Upload, &keys(1)).open(&bytes), None);
-            let _ = claimed_session(&bytes);
         }
 
         #[test]

@@ -12,10 +12,10 @@ use super::packet::Place;
 use super::socket;
 use super::stream::Standing;
 use crate::data_stream::DataStream;
-use crate::echo::Signals;
 use crate::engine::{Report, Serve, ServeOrder};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, direction_of, nothing_moved};
 use crate::tether::Tether;
+use crate::udp_port::DatagramHandler;
 
 pub(super) struct UdpServe {
     spec: TestSpec,
@@ -43,8 +43,8 @@ impl UdpServe {
 }
 
 impl Serve for UdpServe {
-    fn signals(&self) -> Option<Arc<dyn Signals>> {
-        Some(Arc::clone(&self.gate) as Arc<dyn Signals>)
+    fn datagram_handler(&self) -> Option<Arc<dyn DatagramHandler>> {
+        Some(Arc::clone(&self.gate) as Arc<dyn DatagramHandler>)
     }
 
     fn admit(&self, _preamble: Preamble, _stream: DataStream) {

@@ -18,10 +18,10 @@ use super::drive::UdpDrive;
 use super::packet::{Bulk, Feedback, HEADER, Place, SIGNAL, Seal, Signal, TOKEN, Word};
 use super::serve::UdpServe;
 use crate::dialer::Dialer;
-use crate::echo::{Enrolment, Refused, Responder};
 use crate::engine::{Drive, DriveOrder, Progress, Serve, ServeOrder};
 use crate::origin::Origin;
 use crate::tether::Tether;
+use crate::udp_port::{Enrolment, Refused, UdpPort};
 
 fn keys(seed: u8) -> SessionKeys {
     SessionKeys::derive(SessionId::from_bytes([seed; 16]), Zeroizing::new([seed; 32]))
@@ -38,7 +38,7 @@ fn spec(streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
 
 /// A session at a reflector.
 struct Reflector {
-    responder: Arc<Responder>,
+    port: Arc<UdpPort>,
     serve: UdpServe,
     tether: Arc<Tether>,
     _enrolment: Enrolment,
@@ -46,8 +46,8 @@ struct Reflector {
 
 impl Reflector {
     fn open(spec: &TestSpec, tether: Arc<Tether>) -> Self {
-        let responder = Responder::spawn(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
-        let peer = responder.local_addr().ip();
+        let port = UdpPort::spawn(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+        let peer = port.local_addr().ip();
         let serve = UdpServe::open(ServeOrder {
             spec: spec.clone(),
             keys: Arc::new(keys(1)),
@@ -57,12 +57,13 @@ impl Reflector {
             scratch: std::env::temp_dir(),
         });
         let serve = serve.unwrap();
-        let enrolment = responder.enroll_with(Arc::new(keys(1)), Arc::clone(&tether), peer, serve.signals());
-        Self { responder, serve, tether, _enrolment: enrolment }
+        let handlers = serve.datagram_handler().into_iter().collect();
+        let enrolment = port.enroll(keys(1).session(), Arc::clone(&tether), peer, handlers);
+        Self { port, serve, tether, _enrolment: enrolment }
     }
 
     fn at(&self) -> SocketAddr {
-        self.responder.local_addr()
+        self.port.local_addr()
     }
 }
 
@@ -334,7 +335,7 @@ fn a_forged_replayed_or_strange_signal_gets_no_answer_and_changes_nothing() {
     for teller in [&owner, &elsewhere, &stranger, &other_port] {
         teller.assert_silence();
     }
-    let refused = reflector.responder.refused();
+    let refused = reflector.port.refused();
     let expected = Refused { malformed: 9, stranger: 1, wrong_source: 1, over: 0, forged: 5, replayed: 3 };
     assert_eq!(refused, expected);
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use paramedic_engines::echo::clock::{Clock, Timer, wait};
+use paramedic_engines::clock::{Clock, Timer, wait};
 use paramedic_report::self_test::Timers;
 use paramedic_report::stats::percentile;
 use rustix::event::PollFlags;

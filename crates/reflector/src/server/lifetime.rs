@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use paramedic_engines::echo::Responder;
+use paramedic_engines::udp_port::UdpPort;
 use paramedic_link::{SecretKey, tls};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -58,10 +58,10 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let (engines, unavailable) = offered(&config).await?;
     let limits = Limits { descriptors: descriptors.sessions, ..limits(&config, &engines) };
     let sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: now });
-    let mut responders = HashMap::new();
+    let mut udp_ports = HashMap::new();
     for (listener, udp) in &listeners {
-        let responder = Responder::spawn(udp.try_clone()?).context("cannot start the latency responder")?;
-        responders.insert(listener.local_addr()?, responder);
+        let port = UdpPort::spawn(udp.try_clone()?).context("the latency responder can't start")?;
+        udp_ports.insert(listener.local_addr()?, port);
     }
     let server = Arc::new(Server {
         id,
@@ -82,7 +82,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         audit,
         links: Mutex::default(),
         teardowns: tokio::sync::RwLock::default(),
-        responders,
+        udp_ports,
         began,
         due: Notify::new(),
         capacity: Notify::new(),

@@ -26,7 +26,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use paramedic_engines::echo::Responder;
+use paramedic_engines::udp_port::UdpPort;
 use paramedic_link::message::EndReason;
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -69,8 +69,8 @@ struct Server {
     links: Mutex<HashMap<LinkId, Link>>,
     /// Read by each session's teardown while it lasts; written by who waits for all of them.
     teardowns: tokio::sync::RwLock<()>,
-    /// One for each address that is listened on: answers the probes of tunneled sessions.
-    responders: HashMap<SocketAddr, Arc<Responder>>,
+    /// One for each address that is listened on: answers the datagrams of tunneled sessions.
+    udp_ports: HashMap<SocketAddr, Arc<UdpPort>>,
     began: Instant,
     /// Wakes the session timer: something may be due earlier than it expects.
     due: Notify,

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use paramedic_engines::claim;
 use paramedic_engines::data_stream::DataStream;
-use paramedic_engines::echo::{Enrolment, Responder};
+use paramedic_engines::echo::ProbeResponder;
 use paramedic_engines::engine::{Progress, Serve, ServeOrder};
 use paramedic_engines::tether::Tether;
+use paramedic_engines::udp_port::{DatagramHandler, Enrolment, UdpPort};
 use paramedic_link::admission::{LoginTerms, Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::message::EndReason;
@@ -51,7 +52,7 @@ struct SessionResources {
     serve: Box<dyn Serve>,
     _enrolment: Enrolment,
     /// In direct mode this session's own, which ends with it.
-    _responder: Arc<Responder>,
+    _port: Arc<UdpPort>,
     _slots: SessionSlots,
 }
 
@@ -92,11 +93,11 @@ impl RunningSession {
             claim.set_port(port);
             claim
         });
-        let responder = match claim {
-            Some(at) => Responder::spawn(claim::patiently(|| UdpSocket::bind(at))?)?,
+        let port = match claim {
+            Some(at) => UdpPort::spawn(claim::patiently(|| UdpSocket::bind(at))?)?,
             None => {
-                let behind = server.responders.iter().find(|(at, _)| is_behind(**at, local));
-                behind.map(|(_, responder)| Arc::clone(responder)).ok_or(io::ErrorKind::AddrNotAvailable)?
+                let behind = server.udp_ports.iter().find(|(at, _)| is_behind(**at, local));
+                behind.map(|(_, port)| Arc::clone(port)).ok_or(io::ErrorKind::AddrNotAvailable)?
             }
         };
         let engine = paramedic_engines::find(reservation.spec.engine.as_str()).ok_or(io::ErrorKind::Unsupported)?;
@@ -108,15 +109,17 @@ impl RunningSession {
             tether: Arc::clone(&tether),
             scratch: server.config.scratch_dir(),
         })?;
+        let probes: Arc<dyn DatagramHandler> = Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&tether)));
+        let handlers = [Some(probes), serve.datagram_handler()].into_iter().flatten().collect();
         Ok(Self {
             session: reservation.session,
             link: reservation.link,
             peer: reservation.peer,
             spec: reservation.spec.clone(),
             resources: RwLock::new(Some(SessionResources {
-                _enrolment: responder.enroll_with(Arc::clone(&keys), Arc::clone(&tether), from, serve.signals()),
+                _enrolment: port.enroll(keys.session(), Arc::clone(&tether), from, handlers),
                 serve,
-                _responder: responder,
+                _port: port,
                 _slots: SessionSlots::reserve(&server.connection_slots, from, control_port_streams(&reservation.spec)),
             })),
             keys,

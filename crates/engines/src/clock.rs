@@ -1,4 +1,4 @@
-//! What the threads of `echo` go by: a monotonic clock with a zero of its own, a timer that ticks on an absolute
+//! What threads with a schedule go by: a monotonic clock with a zero of its own, a timer that ticks on an absolute
 //! schedule, and the wake-up that ends a wait. What is done at a tick stands elsewhere.
 
 use std::io;
@@ -82,20 +82,20 @@ impl AsFd for Timer {
 }
 
 /// Ends another thread's wait.
-pub(super) struct Wake(OwnedFd);
+pub(crate) struct Wake(OwnedFd);
 
 impl Wake {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
     }
 
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // It fails only when the counter is full, and then it is awake already.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
     /// Takes note of the wake-ups so far.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }

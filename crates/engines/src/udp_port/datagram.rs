@@ -12,40 +12,40 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeSpec;
 
-use super::packet;
+use super::DATAGRAM_LEN;
 
 /// More than this a datagram does not lie in a socket before it is read: then the wall clock was set meanwhile.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// One datagram that arrived.
-pub(super) struct Arrival {
+pub(crate) struct Arrival {
     /// Its bytes in the buffer; [`Mailbox::LONGER`] stands for all that is longer than a packet.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// Who sent it.
-    pub(super) from: SocketAddr,
+    pub(crate) from: SocketAddr,
     /// The address of this host that it came to.
-    pub(super) to: Option<IpAddr>,
+    pub(crate) to: Option<IpAddr>,
     /// How long ago it arrived, by the kernel's receive timestamp.
-    pub(super) ago: Duration,
+    pub(crate) ago: Duration,
 }
 
 /// Where datagrams are read.
-pub(super) struct Mailbox {
+pub(crate) struct Mailbox {
     control: Vec<u8>,
-    pub(super) bytes: [u8; Mailbox::LONGER],
+    pub(crate) bytes: [u8; Mailbox::LONGER],
 }
 
 impl Mailbox {
     /// One byte more than a packet has, so that a longer datagram is seen to be one.
-    pub(super) const LONGER: usize = packet::LEN + 1;
+    pub(crate) const LONGER: usize = DATAGRAM_LEN + 1;
 
     /// A mailbox for `socket`, which is told to tell arrival times and addresses.
-    pub(super) fn of(socket: &UdpSocket) -> io::Result<Self> {
+    pub(crate) fn of(socket: &UdpSocket) -> io::Result<Self> {
         Self::unbound(socket, socket.local_addr()?.is_ipv6())
     }
 
     /// The same for a socket that is not bound yet.
-    pub(super) fn unbound(socket: &UdpSocket, is_v6: bool) -> io::Result<Self> {
+    pub(crate) fn unbound(socket: &UdpSocket, is_v6: bool) -> io::Result<Self> {
         // Best effort: without it the time is taken when the thread gets to read, which only adds to the round trip.
         let _ = setsockopt(socket, sockopt::ReceiveTimestampns, &true);
         if is_v6 {
@@ -59,7 +59,7 @@ impl Mailbox {
     }
 
     /// Lets `socket` tell nothing any more that only a mailbox wants to know.
-    pub(super) fn close(socket: &UdpSocket) {
+    pub(crate) fn close(socket: &UdpSocket) {
         // It would only cost time.
         let _ = setsockopt(socket, sockopt::ReceiveTimestampns, &false);
         let _ = match socket.local_addr() {
@@ -70,7 +70,7 @@ impl Mailbox {
 
     /// The next datagram, if one is there; `WouldBlock` if none is. `None`: one without a sender's address, or the end
     /// of a socket that was shut down.
-    pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<Option<Arrival>> {
+    pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<Option<Arrival>> {
         let mut into = [IoSliceMut::new(&mut self.bytes)];
         let message =
             recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::MSG_DONTWAIT)?;
@@ -93,7 +93,7 @@ impl Mailbox {
 }
 
 /// Sends `bytes` to `to`, from this host's address `from` where it is known. Never blocks.
-pub(super) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
+pub(crate) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
     let send = |control: &[ControlMessage<'_>]| {
         sendmsg(
             socket.as_raw_fd(),
@@ -146,11 +146,11 @@ mod tests {
             let target = SocketAddr::new(target.parse().unwrap(), port);
             let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let asker = UdpSocket::bind(any).unwrap();
-            asker.send_to(&[7; packet::LEN], target).unwrap();
+            asker.send_to(&[7; DATAGRAM_LEN], target).unwrap();
             // Loopback delivers within the call; a blocking peek makes sure all the same.
             socket.peek(&mut [0]).unwrap();
             let arrival = mailbox.receive(&socket).unwrap().unwrap();
-            assert_eq!(arrival.len, packet::LEN);
+            assert_eq!(arrival.len, DATAGRAM_LEN);
             assert_eq!(arrival.to.map(|to| to.to_canonical()), Some(target.ip()));
             assert!(arrival.ago < LONGEST_WAIT);
             answer(&socket, b"here", arrival.from, arrival.to).unwrap();

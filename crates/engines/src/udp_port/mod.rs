@@ -1,0 +1,482 @@
+//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims, and hands it
+//! to the handler of its kind. Nothing else is answered, ever. Shell: a socket and the thread that reads it. What the
+//! datagrams mean is decided by their handlers.
+
+pub(crate) mod datagram;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use paramedic_link::SessionId;
+use rustix::event::PollFlags;
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::clock::{Wake, wait};
+use crate::tether::Tether;
+use datagram::{Arrival, Mailbox, answer};
+
+/// Bytes of every datagram that is answered, and of its answer: no answer is longer than what it answers.
+pub const DATAGRAM_LEN: usize = 96;
+
+/// The layout's version, the first byte of every datagram.
+pub(crate) const VERSION: u8 = 1;
+
+/// Bytes of datagrams that may wait in the socket, of all sessions together, while the thread can't run.
+const SOCKET_BUFFER: usize = 1024 * 1024;
+/// How many datagrams are read before the thread checks whether it has to end.
+const ROUND: usize = 64;
+/// Datagrams of others that a new socket may hold before it is connected.
+const MAX_STRAYS: usize = 4096;
+
+/// Takes the datagrams of one session that are of its kinds.
+pub trait DatagramHandler: Send + Sync {
+    /// Whether datagrams of `kind`, their second byte, are for this handler.
+    fn takes(&self, kind: u8) -> bool;
+
+    /// Takes a datagram that claims to be of the session and came from its peer's address, which proves nothing yet.
+    /// Called by the thread that reads the port for every session: must not block. Gives the answer; nothing unverified
+    /// gets any.
+    fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal>;
+}
+
+/// A datagram that arrived at a port.
+pub struct Datagram<'a> {
+    /// What it holds.
+    pub bytes: &'a [u8; DATAGRAM_LEN],
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// The address of this host that it came to.
+    pub to: Option<IpAddr>,
+    /// How long ago it arrived, by the kernel's receive timestamp.
+    pub ago: Duration,
+    /// The port that it came to.
+    pub port: &'a PortHandle,
+}
+
+/// Why a datagram got no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing that is answered here.
+    Malformed,
+    /// Of a session that is not enrolled.
+    Stranger,
+    /// Of an enrolled session, but not from its peer's address.
+    WrongSource,
+    /// Of a session that is over.
+    Over,
+    /// Not sealed with the session's key.
+    Forged,
+    /// Arrived before, or is so old that it may have.
+    Replayed,
+}
+
+/// Datagrams that got no answer, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Of no kind that is answered here.
+    pub malformed: u64,
+    /// Of a session that is not enrolled.
+    pub stranger: u64,
+    /// Of an enrolled session, but not from its peer's address.
+    pub wrong_source: u64,
+    /// Of a session whose tether is cut.
+    pub over: u64,
+    /// Not sealed with the session's key.
+    pub forged: u64,
+    /// Arrived before, or is so old that it may have.
+    pub replayed: u64,
+}
+
+/// Reads the datagrams that arrive at one UDP socket, on a thread of its own. Dropping it ends the thread and closes
+/// the socket.
+pub struct UdpPort {
+    shared: Arc<Shared>,
+    local: SocketAddr,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    sessions: Mutex<HashMap<SessionId, Arc<Enrolled>>>,
+    refused: [AtomicU64; 6],
+    unsent: AtomicU64,
+    over: AtomicBool,
+    wake: Wake,
+}
+
+/// One session whose datagrams are taken.
+struct Enrolled {
+    session: SessionId,
+    tether: Arc<Tether>,
+    peer: IpAddr,
+    handlers: Vec<Arc<dyn DatagramHandler>>,
+}
+
+impl UdpPort {
+    /// Reads `socket` from now on; answers nothing until a session is enrolled.
+    pub fn spawn(socket: UdpSocket) -> io::Result<Arc<Self>> {
+        // As large as the system allows: a burst that does not fit shows as the network's loss.
+        let _ = SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
+        // Now that the port is ours alone: sockets of our own may share it (see `PortHandle`).
+        SockRef::from(&socket).set_reuse_port(true)?;
+        let local = socket.local_addr()?;
+        let mut mailbox = Mailbox::of(&socket)?;
+        let shared = Arc::new(Shared {
+            sessions: Mutex::default(),
+            refused: Default::default(),
+            unsent: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            wake: Wake::new()?,
+        });
+        let thread = {
+            let (shared, socket) = (Arc::clone(&shared), Arc::new(socket));
+            let serve = move || shared.serve(&socket, &mut mailbox);
+            std::thread::Builder::new().name("udp-port".into()).spawn(serve)?
+        };
+        Ok(Arc::new(Self { shared, local, thread: Some(thread) }))
+    }
+
+    /// The address that the socket is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Hands datagrams of `session` that come from `peer` to the first of `handlers` that takes their kind, for as long
+    /// as the answer lives and `tether` is not cut. What is answered is charged to the tether, both ways.
+    pub fn enroll(
+        &self,
+        session: SessionId,
+        tether: Arc<Tether>,
+        peer: IpAddr,
+        handlers: Vec<Arc<dyn DatagramHandler>>,
+    ) -> Enrolment {
+        let enrolled = Arc::new(Enrolled { session, tether, peer: peer.to_canonical(), handlers });
+        lock(&self.shared.sessions).insert(session, Arc::clone(&enrolled));
+        Enrolment { shared: Arc::clone(&self.shared), enrolled }
+    }
+
+    /// What got no answer so far.
+    pub fn refused(&self) -> Refused {
+        let of = |reason: Refusal| self.shared.refused[reason as usize].load(Ordering::Relaxed);
+        Refused {
+            malformed: of(Refusal::Malformed),
+            stranger: of(Refusal::Stranger),
+            wrong_source: of(Refusal::WrongSource),
+            over: of(Refusal::Over),
+            forged: of(Refusal::Forged),
+            replayed: of(Refusal::Replayed),
+        }
+    }
+
+    /// Answers that this host could not send; they look like lost on their way.
+    pub fn unsent(&self) -> u64 {
+        self.shared.unsent.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for UdpPort {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+        self.shared.wake.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic in it has been reported by itself; there is nothing left to free.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// While this lives, the datagrams of one session are taken.
+#[must_use = "dropping it ends the session's answers"]
+pub struct Enrolment {
+    shared: Arc<Shared>,
+    enrolled: Arc<Enrolled>,
+}
+
+impl Drop for Enrolment {
+    fn drop(&mut self) {
+        let mut sessions = lock(&self.shared.sessions);
+        // A session that was enrolled once more since is not ours to end.
+        let session = self.enrolled.session;
+        if sessions.get(&session).is_some_and(|enrolled| Arc::ptr_eq(enrolled, &self.enrolled)) {
+            sessions.remove(&session);
+        }
+    }
+}
+
+impl Shared {
+    fn serve(self: &Arc<Self>, socket: &Arc<UdpSocket>, mailbox: &mut Mailbox) {
+        while !self.over.load(Ordering::SeqCst) {
+            if let Err(failure) = wait([(socket.as_fd(), PollFlags::IN), (self.wake.as_fd(), PollFlags::IN)]) {
+                tracing::error!(%failure, "datagrams are no longer answered: poll failed");
+                return;
+            }
+            for _ in 0..ROUND {
+                match mailbox.receive(socket) {
+                    Ok(Some(arrival)) => {
+                        self.take(socket, mailbox.bytes.get(..arrival.len).unwrap_or_default(), &arrival);
+                    }
+                    // Nothing more for now, or an error that an earlier answer met, which is gone once read.
+                    Ok(None) | Err(_) => break,
+                }
+            }
+        }
+    }
+
+    /// Answers a datagram that arrived at `socket`, or counts why not.
+    fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) {
+        if let Err(reason) = self.answer(socket, bytes, arrival) {
+            self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn answer(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) -> Result<(), Refusal> {
+        let bytes = bytes.try_into().map_err(|_| Refusal::Malformed)?;
+        let (session, kind) = claimed(bytes).ok_or(Refusal::Malformed)?;
+        let enrolled = lock(&self.sessions).get(&session).cloned().ok_or(Refusal::Stranger)?;
+        if arrival.from.ip().to_canonical() != enrolled.peer {
+            return Err(Refusal::WrongSource);
+        }
+        if enrolled.tether.is_cut() {
+            return Err(Refusal::Over);
+        }
+        let handler = enrolled.handlers.iter().find(|handler| handler.takes(kind)).ok_or(Refusal::Malformed)?;
+        let port = PortHandle { shared: Arc::clone(self), socket: Arc::downgrade(socket) };
+        let Arrival { from, to, ago, .. } = *arrival;
+        let reply = handler.take(&Datagram { bytes, from, to, ago, port: &port })?;
+        // An answer that waited for a lease, or did not come, would look like a path that delays or loses.
+        enrolled.tether.owe((bytes.len() + reply.len()) as u64).map_err(|_| Refusal::Over)?;
+        if answer(socket, &reply, from, to).is_err() {
+            self.unsent.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// The session and the kind that a datagram claims, to find the handler that decides; `None` for another version.
+fn claimed(bytes: &[u8; DATAGRAM_LEN]) -> Option<(SessionId, u8)> {
+    let session = SessionId::from_bytes(std::array::from_fn(|at| bytes[4 + at]));
+    (bytes[0] == VERSION).then_some((session, bytes[1]))
+}
+
+/// A port, as a handler uses it.
+#[derive(Clone)]
+pub struct PortHandle {
+    shared: Arc<Shared>,
+    /// Gone with the port.
+    socket: Weak<UdpSocket>,
+}
+
+impl PortHandle {
+    /// A socket at this port, of the address `to`, that hears `peer` alone: from now on the kernel gives it all that
+    /// `peer` sends there, and the `UdpPort` the rest.
+    pub fn connect(&self, to: Option<IpAddr>, peer: SocketAddr) -> io::Result<UdpSocket> {
+        let port = self.socket.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+        let mut local = port.local_addr()?;
+        if let Some(to) = to {
+            // A link-local address means nothing without its scope.
+            let scope = |peer: SocketAddr| if let SocketAddr::V6(v6) = peer { v6.scope_id() } else { 0 };
+            local.set_ip(to);
+            if let (SocketAddr::V6(local), IpAddr::V6(to)) = (&mut local, to)
+                && to.is_unicast_link_local()
+            {
+                local.set_scope_id(scope(peer));
+            }
+        }
+        let socket = Socket::new(Domain::for_address(peer), Type::DGRAM, None)?;
+        socket.set_reuse_port(true)?;
+        if let SocketAddr::V6(v6) = peer {
+            socket.set_only_v6(v6.ip().to_ipv4_mapped().is_none())?;
+        }
+        let socket = UdpSocket::from(socket);
+        let mut mailbox = Mailbox::unbound(&socket, peer.is_ipv6())?;
+        SockRef::from(&socket).bind(&local.into())?;
+        socket.connect(peer)?;
+        // Until it was connected it may have been given what was for the port itself.
+        for _ in 0..MAX_STRAYS {
+            match mailbox.receive(&socket) {
+                Ok(Some(arrival)) if arrival.from != peer => {
+                    let bytes = mailbox.bytes.get(..arrival.len).unwrap_or_default();
+                    self.shared.take(&port, bytes, &arrival);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                // Of the peer itself, who says it again; or an error of the past, gone once read.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Mailbox::close(&socket);
+        Ok(socket)
+    }
+}
+
+/// A lock that survives a panicking holder: nothing guarded here can be left half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    const ECHOED: u8 = 1;
+    const KEPT: u8 = 5;
+
+    /// Answers with what came.
+    struct Echoing;
+
+    impl DatagramHandler for Echoing {
+        fn takes(&self, kind: u8) -> bool {
+            kind == ECHOED
+        }
+
+        fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal> {
+            Ok(*datagram.bytes)
+        }
+    }
+
+    /// Gives away the port of all that it takes, and answers none.
+    struct Keeping(Mutex<Sender<(PortHandle, Option<IpAddr>, SocketAddr)>>);
+
+    impl DatagramHandler for Keeping {
+        fn takes(&self, kind: u8) -> bool {
+            kind == KEPT
+        }
+
+        fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal> {
+            self.0.lock().unwrap().send((datagram.port.clone(), datagram.to, datagram.from)).unwrap();
+            Err(Refusal::Forged)
+        }
+    }
+
+    fn session() -> SessionId {
+        SessionId::from_bytes([7; 16])
+    }
+
+    fn datagram(kind: u8) -> [u8; DATAGRAM_LEN] {
+        let mut bytes = [0; DATAGRAM_LEN];
+        bytes[..2].copy_from_slice(&[VERSION, kind]);
+        bytes[4..20].copy_from_slice(session().as_bytes());
+        bytes
+    }
+
+    type Kept = std::sync::mpsc::Receiver<(PortHandle, Option<IpAddr>, SocketAddr)>;
+
+    /// A port with a session of the peer `peer`, and what was kept of it.
+    fn open(bind: &str, peer: Option<IpAddr>) -> (Arc<UdpPort>, Enrolment, Kept) {
+        let port = UdpPort::spawn(UdpSocket::bind(bind).unwrap()).unwrap();
+        let (keep, kept) = channel();
+        let handlers: Vec<Arc<dyn DatagramHandler>> = vec![Arc::new(Echoing), Arc::new(Keeping(Mutex::new(keep)))];
+        let peer = peer.unwrap_or(port.local_addr().ip());
+        let enrolment = port.enroll(session(), Tether::free(), peer, handlers);
+        (port, enrolment, kept)
+    }
+
+    fn a_peer_gets_a_socket_of_its_own(bind: &str, at: &str) {
+        let (port, _enrolment, kept) = open(bind, Some(at.parse().unwrap()));
+        let at = SocketAddr::new(at.parse().unwrap(), port.local_addr().port());
+        let asker = |to: SocketAddr| {
+            let socket = UdpSocket::bind(SocketAddr::new(to.ip(), 0)).unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            socket
+        };
+        let (peer, other) = (asker(at), asker(at));
+        peer.send(&datagram(KEPT)).unwrap();
+        let (handle, to, from) = kept.recv().unwrap();
+        assert_eq!(from, peer.local_addr().unwrap());
+        let ours = handle.connect(to, from).unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // What the peer sends goes to it, what others send does not.
+        peer.send(b"bulk").unwrap();
+        assert_eq!(ours.recv(&mut [0; 8]).unwrap(), 4);
+        ours.send(b"back").unwrap();
+        assert_eq!(peer.recv(&mut [0; 8]).unwrap(), 4);
+        for number in 0..20 {
+            let mut sent = datagram(ECHOED);
+            sent[20] = number;
+            other.send(&sent).unwrap();
+            let mut bytes = [0; DATAGRAM_LEN];
+            assert_eq!(other.recv(&mut bytes).unwrap(), DATAGRAM_LEN);
+            assert_eq!(bytes, sent);
+        }
+        // Another port of the same peer is another one.
+        other.send(&datagram(KEPT)).unwrap();
+        assert_eq!(kept.recv().unwrap().2, other.local_addr().unwrap());
+        drop(ours);
+        peer.send(&datagram(KEPT)).unwrap();
+        assert_eq!(kept.recv().unwrap().2, from, "with the socket gone the port hears the peer again");
+    }
+
+    #[test]
+    fn a_socket_hears_its_peer_alone_and_the_port_everybody_else() {
+        a_peer_gets_a_socket_of_its_own("127.0.0.1:0", "127.0.0.1");
+        a_peer_gets_a_socket_of_its_own("0.0.0.0:0", "127.0.0.3");
+        if UdpSocket::bind("[::1]:0").is_ok() {
+            a_peer_gets_a_socket_of_its_own("[::1]:0", "::1");
+        }
+    }
+
+    #[test]
+    fn strays_are_handed_to_the_port() {
+        // While sockets come and go at the port, datagrams are answered all the same. One may reach a socket that is
+        // closed in the very moment; that costs it, as the network may.
+        let (port, _enrolment, kept) = open("127.0.0.1:0", None);
+        let at = port.local_addr();
+        let prober = UdpSocket::bind("127.0.0.1:0").unwrap();
+        prober.connect(at).unwrap();
+        prober.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.send_to(&datagram(KEPT), at).unwrap();
+        let (handle, to, from) = kept.recv().unwrap();
+        std::thread::scope(|scope| {
+            let (stop, stopped) = channel::<()>();
+            scope.spawn(move || {
+                while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                    drop(handle.connect(to, from).unwrap());
+                }
+            });
+            let is_answered = || {
+                prober.send(&datagram(ECHOED)).unwrap();
+                prober.recv(&mut [0; 200]).is_ok()
+            };
+            let lost = (0..2_000).filter(|_| !is_answered()).take(5).count();
+            stop.send(()).unwrap();
+            assert!(lost < 5, "a datagram in a thousand is lost");
+        });
+    }
+
+    #[test]
+    fn each_kind_goes_to_its_handler_and_no_other_kind_is_answered() {
+        let (port, _enrolment, kept) = open("127.0.0.1:0", None);
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.connect(port.local_addr()).unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut another_version = datagram(ECHOED);
+        another_version[0] = 2;
+        let mut another_session = datagram(ECHOED);
+        another_session[4] = 0;
+        let refused: [&[u8]; 5] =
+            [&datagram(9), &another_version, &another_session, &datagram(ECHOED)[1..], &datagram(KEPT)];
+        for bytes in refused {
+            peer.send(bytes).unwrap();
+        }
+        kept.recv().unwrap();
+        // The thread reads in order: nothing before this is answered any more.
+        let mut last = datagram(ECHOED);
+        last[95] = 1;
+        peer.send(&last).unwrap();
+        let mut answer = [0; 200];
+        assert_eq!(peer.recv(&mut answer).unwrap(), DATAGRAM_LEN);
+        assert_eq!(answer[..DATAGRAM_LEN], last);
+        let counted = Refused { malformed: 3, stranger: 1, forged: 1, ..Refused::default() };
+        assert_eq!((port.refused(), port.unsent()), (counted, 0));
+    }
+}
