@@ -56,9 +56,6 @@ impl Failure {
     /// The code of a failure that is none: whoever read our output has gone. Nobody is told of it.
     pub const READER_GONE: &'static str = "reader_gone";
 
-    /// The code of a run with a direction in which next to nothing arrived.
-    pub const NOTHING_ARRIVED: &str = "nothing_arrived";
-
     /// A failure.
     pub fn new(
         exit: Exit,

@@ -5,4 +5,6 @@ pub mod lines;
 pub mod quantity;
 pub mod self_test;
 pub mod stats;
+pub mod summary;
+pub mod text;
 pub mod thresholds;

@@ -1,8 +1,9 @@
 //! `history`: the saved results: list, show, export.
 
+use paramedic_report::text;
 use serde_json::json;
 
-use super::{Context, report};
+use super::Context;
 use crate::failure::{Exit, Failure};
 use crate::history::ExportFormat;
 
@@ -52,7 +53,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
             } else if runs.is_empty() {
                 context.output.note("no results yet: run `packetparamedic speed-test`");
             } else {
-                for line in report::list(&runs) {
+                for line in text::list(&runs) {
                     context.output.line(&line)?;
                 }
             }

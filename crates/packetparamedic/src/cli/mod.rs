@@ -6,7 +6,6 @@ pub mod output;
 mod pair_reflector;
 mod progress;
 mod reflectors;
-pub mod report;
 mod rotate_identity;
 mod schema;
 mod self_test;

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anstream::{AutoStream, ColorChoice};
 use paramedic_report::document::{Event, ResultDocument};
 use paramedic_report::lines::{Line, Tone};
+use paramedic_report::text::{self, Detail};
 use serde::Serialize;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::progress::Progress;
-use super::report::{self, Detail};
 use crate::config::Color;
 use crate::failure::{Exit, Failure};
 
@@ -133,7 +133,7 @@ impl Output {
 
     /// Prints a test's result for people, whatever the format.
     pub fn report(&self, document: &ResultDocument) -> Result<(), Failure> {
-        self.lines(&report::report(document, self.detail()))
+        self.lines(&text::report(document, self.detail()))
     }
 
     /// Prints lines of a command's result, for people.

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Error, History, RunSummary};
+use paramedic_report::summary::RunSummary;
+
+use super::{Error, History};
 
 /// How runs are handed out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use sqlx::{Connection, SqlitePool};
 
 pub use export::ExportFormat;
 pub use reflectors::Reflector;
-pub use runs::{RunSummary, SavedRun};
+pub use runs::SavedRun;
 
 /// The file's name in the state folder.
 pub const FILE: &str = "packetparamedic.db";

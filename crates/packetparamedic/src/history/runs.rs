@@ -1,89 +1,12 @@
 //! The runs that were measured: each result document as it was printed, and a line of it for lists. Never changes one.
 
 use jiff::Timestamp;
-use paramedic_link::EndpointId;
-use paramedic_link::test_spec::Load;
-use paramedic_report::document::{LatencyResult, ResultDocument};
+use paramedic_report::document::ResultDocument;
 use paramedic_report::stats::Grade;
-use serde::Serialize;
+use paramedic_report::summary::RunSummary;
 use uuid::Uuid;
 
 use super::{Error, History, strange};
-
-/// One run in a list. What was not measured is absent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RunSummary {
-    /// The run.
-    pub id: Uuid,
-    /// When it began (RFC 3339, UTC).
-    pub started_at: Timestamp,
-    /// Where the test came from.
-    pub provider: String,
-    /// The engine that made the load.
-    pub engine: String,
-    /// What the other end is called.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub peer: Option<String>,
-    /// The address and port that were dialled.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
-    /// The reflector's key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint_id: Option<EndpointId>,
-    /// Payload towards the appliance, alone on the path.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub download_bps: Option<u64>,
-    /// Payload away from the appliance, alone on the path.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub upload_bps: Option<u64>,
-    /// The median round-trip time with nothing on the path.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rtt_idle_us: Option<u64>,
-    /// The median round-trip time during the download.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rtt_download_us: Option<u64>,
-    /// The median round-trip time during the upload.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rtt_upload_us: Option<u64>,
-    /// The bufferbloat grade of the download.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bufferbloat_download: Option<Grade>,
-    /// The bufferbloat grade of the upload.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bufferbloat_upload: Option<Grade>,
-    /// Payload bytes of everything.
-    pub data_used_bytes: u64,
-    /// Whether every phase that was asked for was measured to its end.
-    pub complete: bool,
-}
-
-impl RunSummary {
-    /// The line that stands for this document.
-    pub fn of(document: &ResultDocument) -> Self {
-        let reflector = document.reflector.as_ref();
-        let server = document.server.as_ref();
-        let median = |load| document.latency.of(load).and_then(LatencyResult::median_us);
-        let grade = |load| document.bufferbloat.of(load).map(|bloat| bloat.grade);
-        Self {
-            id: document.id,
-            started_at: document.started_at,
-            provider: document.provider.clone(),
-            engine: document.engine.to_string(),
-            peer: document.other_end().map(str::to_owned),
-            address: reflector.map(|end| end.address.clone()).or_else(|| server.map(|end| end.address.clone())),
-            endpoint_id: reflector.map(|end| end.endpoint_id),
-            download_bps: document.download.as_ref().map(|result| result.goodput_bps),
-            upload_bps: document.upload.as_ref().map(|result| result.goodput_bps),
-            rtt_idle_us: median(Load::Idle),
-            rtt_download_us: median(Load::Download),
-            rtt_upload_us: median(Load::Upload),
-            bufferbloat_download: grade(Load::Download),
-            bufferbloat_upload: grade(Load::Upload),
-            data_used_bytes: document.data_used_bytes,
-            complete: document.complete,
-        }
-    }
-}
 
 /// A run as it was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]

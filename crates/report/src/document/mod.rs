@@ -657,6 +657,11 @@ pub struct ErrorBody {
     pub retry_after_ms: Option<u64>,
 }
 
+impl ErrorBody {
+    /// The code of a run with a direction in which next to nothing arrived.
+    pub const NOTHING_ARRIVED: &str = "nothing_arrived";
+}
+
 /// What stands on stdout in JSON mode instead of a result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDocument {

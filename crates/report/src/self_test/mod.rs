@@ -1,6 +1,8 @@
 //! The self-test's document: what a host can carry, found out without another host. Plain values; the verdict and the
 //! rows that a person reads are made of them here. How they are measured is not known here.
 
+#[cfg(test)]
+pub(crate) mod example;
 mod facts;
 mod rows;
 mod verdict;

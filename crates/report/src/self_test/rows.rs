@@ -204,46 +204,13 @@ fn joined<const N: usize>(parts: [Option<String>; N]) -> String {
 #[cfg(test)]
 mod tests {
     use paramedic_link::PeerText;
-    use paramedic_link::test_spec::DataMode;
 
-    use super::super::{MovedBy, NotMeasured, Role, SelfTestSchema, Verdict};
+    use super::super::example;
     use super::*;
-
-    fn test() -> SelfTest {
-        let word = |word: &str| Some(PeerText::new(word));
-        let rate = |goodput_bps| {
-            let data_path = MovedBy { sender: word("splice"), receiver: word("trunc") };
-            Some(DirectionRate { goodput_bps, bytes_received: 1, duration_ms: 1, data_path })
-        };
-        let direct = DataMode::DirectEphemeral;
-        SelfTest {
-            schema: SelfTestSchema::V1,
-            program: Role::Reflector,
-            version: "1.2.3".to_owned(),
-            started_at: jiff::Timestamp::UNIX_EPOCH,
-            finished_at: jiff::Timestamp::UNIX_EPOCH,
-            verdict: Verdict::default(),
-            weak_points: vec![],
-            rates: vec![LoopbackRate {
-                engine: "tcp".to_owned(),
-                data_mode: direct,
-                streams: 2,
-                download: rate(9_430_000_000),
-                upload: rate(941_000_000),
-            }],
-            not_measured: vec![NotMeasured {
-                engine: "iperf3".to_owned(),
-                data_mode: direct,
-                direction: Some(Direction::Upload),
-                because: "iperf3 is not there".to_owned(),
-            }],
-            facts: Facts::default(),
-        }
-    }
 
     #[test]
     fn each_rate_is_a_row_and_so_is_each_one_that_is_missing() {
-        let rows = rate_rows(&test());
+        let rows = rate_rows(&example::measured());
         assert_eq!(
             rows,
             [
@@ -251,13 +218,13 @@ mod tests {
                 Row::new("iperf3 direct", "no upload rate: iperf3 is not there"),
             ]
         );
-        assert!(rate_note(&test()).unwrap().contains("2 streams, both ends on this host"));
-        assert_eq!(rate_note(&SelfTest { rates: vec![], ..test() }), None);
+        assert!(rate_note(&example::measured()).unwrap().contains("2 streams, both ends on this host"));
+        assert_eq!(rate_note(&SelfTest { rates: vec![], ..example::measured() }), None);
     }
 
     #[test]
     fn what_could_not_be_read_is_said_and_not_left_out() {
-        let rows = fact_rows(&test());
+        let rows = fact_rows(&example::measured());
         let labels = rows.iter().map(|row| row.label.as_str()).collect::<Vec<_>>();
         assert_eq!(
             labels,

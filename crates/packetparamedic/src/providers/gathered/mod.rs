@@ -19,8 +19,8 @@ use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::Welcome;
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use paramedic_report::document::{
-    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, LatencyResult, Omitted, ProbeTransport, ProgramSaid,
-    ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
+    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, ErrorBody, LatencyResult, Omitted, ProbeTransport,
+    ProgramSaid, ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
 };
 use paramedic_report::stats;
 use uuid::Uuid;
@@ -227,7 +227,7 @@ impl Gathered {
             || result.bidir.is_some()
             || !result.latency.is_empty()
             // That nothing arrived is worth keeping, too.
-            || failure.is_some_and(|failure| failure.code == Failure::NOTHING_ARRIVED);
+            || failure.is_some_and(|failure| failure.code == ErrorBody::NOTHING_ARRIVED);
         anything.then_some(result)
     }
 
@@ -326,7 +326,7 @@ fn nothing_arrived(directions: &[(Load, Direction)], order: &TestOrder) -> Optio
          swallows ICMP"
     );
     let because = "the connections stand, but the receiver counted next to no payload";
-    Some(Failure::new(Exit::Failed, Failure::NOTHING_ARRIVED, format!("nothing arrived in {names}"), because, try_))
+    Some(Failure::new(Exit::Failed, ErrorBody::NOTHING_ARRIVED, format!("nothing arrived in {names}"), because, try_))
 }
 
 fn own_facts(local: Option<IpAddr>) -> HostFacts {

@@ -1,18 +1,22 @@
 //! The report that a person reads, made of a result document and nothing else: a verdict in a sentence, then the
 //! numbers. Pure; never prints.
 
+mod self_test;
+
 use paramedic_link::EndpointId;
 use paramedic_link::measurement::CpuUse;
 use paramedic_link::test_spec::Load;
-use paramedic_report::document::{
-    Bufferbloat, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult, UdpResult,
-};
-use paramedic_report::lines::{Line, Tone, WIDTH, wrapped};
-use paramedic_report::quantity;
-use paramedic_report::stats::Grade;
 
-use crate::failure::Failure;
-use crate::history::RunSummary;
+use crate::document::{
+    Bufferbloat, ErrorBody, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult,
+    UdpResult,
+};
+use crate::lines::{Line, Tone, WIDTH, wrapped};
+use crate::quantity;
+use crate::stats::Grade;
+use crate::summary::RunSummary;
+
+pub use self_test::self_test;
 
 /// How much a report tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +101,7 @@ fn verdict(document: &ResultDocument) -> (Tone, String) {
     };
     let speeds = speeds(document);
     if !document.complete {
-        let nothing_arrived = document.error.as_ref().filter(|error| error.code == Failure::NOTHING_ARRIVED);
+        let nothing_arrived = document.error.as_ref().filter(|error| error.code == ErrorBody::NOTHING_ARRIVED);
         let why = match nothing_arrived {
             Some(error) => upper_first(&error.what),
             None if document.interrupted => "The test was interrupted".to_owned(),
@@ -387,7 +391,7 @@ fn indented(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use paramedic_report::document::{ByLoad, ServerEnd, example};
+    use crate::document::{ByLoad, ServerEnd, example};
 
     use super::*;
 
@@ -406,23 +410,23 @@ mod tests {
 
     #[test]
     fn a_full_report_reads_like_this() {
-        assert_eq!(text(&example::full(), Detail::Plain), include_str!("report/full.txt"));
+        assert_eq!(text(&example::full(), Detail::Plain), include_str!("full.txt"));
     }
 
     #[test]
     fn with_every_detail_it_reads_like_this() {
-        assert_eq!(text(&example::full(), Detail::Full), include_str!("report/detailed.txt"));
+        assert_eq!(text(&example::full(), Detail::Full), include_str!("detailed.txt"));
     }
 
     #[test]
     fn what_was_not_measured_has_no_line() {
-        assert_eq!(text(&example::bare(), Detail::Plain), include_str!("report/bare.txt"));
+        assert_eq!(text(&example::bare(), Detail::Plain), include_str!("bare.txt"));
     }
 
     #[test]
     fn every_line_fits_eighty_columns() {
         let mut wordy = example::full();
-        wordy.warnings.push(paramedic_report::document::Warning::new("long", "many words ".repeat(40)));
+        wordy.warnings.push(crate::document::Warning::new("long", "many words ".repeat(40)));
         for document in [wordy, example::bare(), bloated(2_345.6)] {
             for line in [Detail::Plain, Detail::Full].into_iter().flat_map(|detail| report(&document, detail)) {
                 assert!(line.to_string().trim_end().chars().count() <= WIDTH, "{line}");
@@ -463,8 +467,8 @@ mod tests {
 
     #[test]
     fn a_direction_in_which_nothing_arrived_is_named_first() {
-        let error = paramedic_report::document::ErrorBody {
-            code: Failure::NOTHING_ARRIVED.to_owned(),
+        let error = ErrorBody {
+            code: ErrorBody::NOTHING_ARRIVED.to_owned(),
             what: "nothing arrived in the upload".to_owned(),
             because: String::new(),
             try_: String::new(),
