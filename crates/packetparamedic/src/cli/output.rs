@@ -170,13 +170,6 @@ impl Output {
         }
     }
 
-    /// Says something on stderr that only those hear who asked for more.
-    pub fn detailed(&self, text: &str) {
-        if self.verbosity >= Verbosity::Verbose {
-            self.streams().put_aside(&printable(text));
-        }
-    }
-
     /// Says that a command failed, in the format that is wanted, and returns how the program ends. What was measured
     /// before is a result: for people it is reported first.
     pub fn fail(&self, failure: &Failure) -> Exit {
@@ -457,15 +450,14 @@ mod tests {
     }
 
     #[test]
-    fn quiet_hears_errors_alone_and_verbose_hears_details() {
+    fn quiet_prints_errors_alone_and_verbose_prints_notes_as_well() {
         for (verbosity, heard) in [
             (Verbosity::Quiet, "cannot reach"),
             (Verbosity::Normal, "a note\ncannot reach"),
-            (Verbosity::Verbose, "a note\na detail\ncannot reach"),
+            (Verbosity::Verbose, "a note\ncannot reach"),
         ] {
             let (output, _, stderr) = printer(Wanted { verbosity, ..Wanted::default() });
             output.note("a note");
-            output.detailed("a detail");
             output.fail(&unreachable());
             assert!(stderr.text().starts_with(heard), "{}", stderr.text());
         }

@@ -99,19 +99,6 @@ impl History {
         }
     }
 
-    /// The paired reflector with this key.
-    pub async fn reflector_with_key(&self, id: EndpointId) -> Result<Option<Reflector>, Error> {
-        let fault = || self.fault("reading the paired reflectors");
-        let row = sqlx::query_as::<_, Row>(
-            "SELECT endpoint_id, name, address, paired_at_us FROM reflectors WHERE endpoint_id = $1",
-        )
-        .bind(id.to_string())
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(fault())?;
-        row.map(|row| reflector(row).map_err(fault())).transpose()
-    }
-
     /// Gives the reflector that goes by `wanted` another name, and returns it with it.
     pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, Error> {
         if name.is_empty() {
@@ -200,9 +187,7 @@ mod tests {
         assert_eq!(saved, new(1, "attic", "203.0.113.7"));
         // Not closed: a second opening stands for a program that was killed right after the answer.
         let again = History::open(folder.path()).await.unwrap();
-        assert_eq!(again.reflectors().await.unwrap(), std::slice::from_ref(&saved));
-        assert_eq!(again.reflector_with_key(saved.endpoint_id).await.unwrap(), Some(saved));
-        assert_eq!(again.reflector_with_key(EndpointId::from_bytes([2; 32])).await.unwrap(), None);
+        assert_eq!(again.reflectors().await.unwrap(), [saved]);
     }
 
     #[tokio::test]
