@@ -1,6 +1,7 @@
 //! What a result means. Pure: values in, values out; no sockets, no clock, no SQL, no exit codes.
 
 pub mod document;
+pub mod fold;
 pub mod lines;
 pub mod quantity;
 pub mod self_test;

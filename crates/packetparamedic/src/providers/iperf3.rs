@@ -16,11 +16,12 @@ use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 use paramedic_report::document::{Event, IntervalReading, PhaseBegun, Queued, Started, UdpResult};
+use paramedic_report::fold::{PhaseRecord, ResultBuilder, check_count, received_of_sent};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::gathered::{Gathered, PhaseRecord, check_count, received_of_sent};
+use super::run_record::{RunRecord, own_facts, reading as as_folded};
 use super::{Outcome, Provider, TestOrder, Watch, interrupted};
 use crate::failure::{Exit, Failure};
 use crate::reflector_client::resolve;
@@ -81,9 +82,9 @@ impl Provider for Servers {
         watch: &'a mut Watch,
     ) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
         Box::pin(async move {
-            let mut gathered = Gathered::new(order, self.id());
-            let end = measure(order, watch, &mut gathered).await;
-            gathered.conclude(order, end)
+            let mut record = RunRecord::begin(order, self.id());
+            let end = measure(order, watch, &mut record.result).await;
+            record.conclude(order, end)
         })
     }
 }
@@ -91,7 +92,7 @@ impl Provider for Servers {
 /// What iperf3 takes with `-O`.
 const MOST_OMITTED: Duration = Duration::from_secs(60);
 
-async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
+async fn measure(order: &TestOrder, watch: &mut Watch, result: &mut ResultBuilder) -> Result<(), Failure> {
     let Some(peer) = &order.peer else { return Err(no_server()) };
     let target = Target::parse(peer, DEFAULT_PORT)?;
     let program = tokio::task::spawn_blocking(Program::find).await.map_err(|_| panicked())?;
@@ -100,19 +101,19 @@ async fn measure(order: &TestOrder, watch: &mut Watch, gathered: &mut Gathered) 
         addresses = resolve(&target, &order.route) => addresses?,
         () = watch.interrupted() => return Err(interrupted()),
     };
-    gathered.moved_by(Some(program.to_string()));
+    result.set_program(Some(program.to_string()));
     // A plain server knows no data modes.
     let spec = TestSpec { probe_interval_us: 0, ..order.spec(DataMode::Unknown) };
-    let id = (gathered.id(), gathered.started_at());
+    let id = (result.run().id, result.run().started_at);
     let mut visit = Visit { order, program, target, addresses, spec, id, local: None, is_met: false };
     let mut end = Ok(());
     for phase in visit.spec.phases.clone() {
-        end = visit.phase(phase, watch, gathered).await;
+        end = visit.phase(phase, watch, result).await;
         if end.is_err() {
             break;
         }
     }
-    gathered.own_facts_after(visit.local);
+    result.set_facts_after(own_facts(visit.local), None);
     end
 }
 
@@ -140,7 +141,7 @@ enum Attempt {
 impl Visit<'_> {
     /// One phase, tried again where the server is busy, at another address where it is not reached, and with the padding
     /// of older servers where it does not know us.
-    async fn phase(&mut self, phase: PhaseSpec, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
+    async fn phase(&mut self, phase: PhaseSpec, watch: &mut Watch, result: &mut ResultBuilder) -> Result<(), Failure> {
         let at_least = if self.is_met { STILL_OURS } else { Duration::ZERO };
         let patience = Instant::now() + self.order.wait_at_most.unwrap_or_default().max(at_least);
         let mut paddings = self.program.client_paddings().iter().copied();
@@ -182,9 +183,10 @@ impl Visit<'_> {
                 self.is_met = true;
                 self.local = local_towards(address);
                 let omit = self.order.omit.unwrap_or_default();
-                gathered.met_server(self.target.to_string(), address, self.local, &self.spec, omit);
+                result.set_facts_before(own_facts(self.local), None);
+                result.set_server(self.target.to_string(), address, self.spec.clone(), omit);
             }
-            let makes_sense = self.keep(phase, &end, &readings, gathered.begin(phase));
+            let makes_sense = self.keep(phase, &end, &readings, result.begin_phase(phase));
             if is_interrupted {
                 return Err(interrupted());
             }
@@ -290,7 +292,9 @@ impl Visit<'_> {
     #[must_use]
     fn keep(&self, phase: PhaseSpec, end: &End, readings: &[Reading], record: &mut PhaseRecord) -> bool {
         for reading in readings.iter().filter(|reading| !reading.omitted) {
-            record.note(&progress(reading));
+            if let Some((end, direction, sample)) = as_folded(progress(reading)) {
+                record.note(end, direction, sample);
+            }
         }
         if self.order.raw {
             record.raw.clone_from(&end.raw);
@@ -313,7 +317,7 @@ impl Visit<'_> {
                 makes_sense = false;
             }
         }
-        record.theirs(theirs);
+        record.set_theirs(theirs);
         makes_sense
     }
 }

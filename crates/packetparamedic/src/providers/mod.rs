@@ -1,9 +1,9 @@
 //! Where a speed test comes from: the trait, and the one list of those there are. A provider measures and says what it
 //! measured; it neither prints nor saves.
 
-mod gathered;
 mod iperf3;
 mod reflector;
+mod run_record;
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::tls::Expect;
 use paramedic_report::document::{Event, PhaseBegun, Queued, Started};
 
-use super::gathered::Gathered;
+use super::run_record::{RunRecord, own_facts};
 use super::{Outcome, Provider, TestOrder, Transport, Watch, interrupted};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
@@ -60,19 +60,14 @@ impl Provider for Reflectors {
         watch: &'a mut Watch,
     ) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
         Box::pin(async move {
-            let mut gathered = Gathered::new(order, self.id());
-            let end = measure(order, turn, watch, &mut gathered).await;
-            gathered.conclude(order, end)
+            let mut record = RunRecord::begin(order, self.id());
+            let end = measure(order, turn, watch, &mut record).await;
+            record.conclude(order, end)
         })
     }
 }
 
-async fn measure(
-    order: &TestOrder,
-    turn: &mut Turn,
-    watch: &mut Watch,
-    gathered: &mut Gathered,
-) -> Result<(), Failure> {
+async fn measure(order: &TestOrder, turn: &mut Turn, watch: &mut Watch, record: &mut RunRecord) -> Result<(), Failure> {
     let (mut client, known) = tokio::select! {
         link = reach(order) => link?,
         () = watch.interrupted() => return Err(interrupted()),
@@ -87,8 +82,9 @@ async fn measure(
         () = watch.interrupted() => return Err(interrupted()),
     };
     let spec = spec(order, &welcome);
-    gathered.met(&client, &known, &welcome, &spec);
-    gathered.facts_before(facts, Some(client.local()));
+    let version = welcome.software.clone();
+    record.result.set_reflector(client.reflector(), known.name.clone(), version, client.address(), spec.clone());
+    record.result.set_facts_before(own_facts(Some(client.local())), Some(facts));
     let limits = QueueWait::new(Duration::from_millis(welcome.max_duration_ms), order.wait_at_most, Instant::now());
     let events = &mut watch.events;
     let interrupt = &mut watch.interrupt;
@@ -107,8 +103,8 @@ async fn measure(
         return Err(failure);
     }
     watch.events.as_mut()(Event::Start(Started {
-        id: gathered.id(),
-        started_at: gathered.started_at(),
+        id: record.result.run().id,
+        started_at: record.result.run().started_at,
         provider: "reflector".to_owned(),
         engine: spec.engine.clone(),
         data_mode: Some(spec.data_mode),
@@ -120,9 +116,9 @@ async fn measure(
             .collect(),
     }));
     let mut session = Session::open(order, client, spec, &grant, watch).await?;
-    gathered.moved_by(session.program());
-    let end = session.run(watch, gathered).await;
-    session.close(gathered, end.is_ok()).await;
+    record.result.set_program(session.program());
+    let end = session.run(watch, &mut record.result).await;
+    session.close(record, end.is_ok()).await;
     end
 }
 

@@ -18,11 +18,12 @@ use paramedic_link::message::{END_AFTER_SILENCE, Grant, HEARTBEAT, ToAppliance, 
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_report::document::{Event, LatencyReading, PhaseBegun};
+use paramedic_report::fold::{Impossible, PhaseRecord, ResultBuilder};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::failure::{Exit, Failure};
-use crate::providers::gathered::{Gathered, Impossible, PhaseRecord};
+use crate::providers::run_record::{RunRecord, own_facts, reading as as_folded};
 use crate::providers::{TestOrder, Watch, interrupted};
 use crate::reflector_client::ReflectorClient;
 
@@ -129,10 +130,10 @@ impl Session {
     }
 
     /// All phases, in order.
-    pub(super) async fn run(&mut self, watch: &mut Watch, gathered: &mut Gathered) -> Result<(), Failure> {
+    pub(super) async fn run(&mut self, watch: &mut Watch, result: &mut ResultBuilder) -> Result<(), Failure> {
         for (number, phase) in self.spec.phases.clone().into_iter().enumerate() {
             let number = u8::try_from(number).map_err(|_| unusable(&"too many phases"))?;
-            let record = gathered.begin(phase);
+            let record = result.begin_phase(phase);
             // Other programs may tell what they received at their end alone.
             record.shows_sent = self.drive.program().is_some();
             record.is_searched = self.spec.bitrate_bps == Some(0);
@@ -190,7 +191,7 @@ impl Session {
                 record.own = Some(tally);
             }
             while let Ok(reading) = readings.try_recv() {
-                note(watch, record, &reading);
+                note(watch, record, reading);
             }
         }
         if self.keeps_raw {
@@ -229,7 +230,7 @@ impl Session {
         let mut seen_until = record.begun_at.unwrap_or_default();
         while !record.is_counted() {
             tokio::select! {
-                Some(reading) = readings.recv() => note(watch, record, &reading),
+                Some(reading) = readings.recv() => note(watch, record, reading),
                 tally = &mut *own, if record.own.is_none() => {
                     record.own = Some(tally.unwrap_or_default());
                 }
@@ -240,11 +241,11 @@ impl Session {
                                 Direction::Upload => Progress::Received(direction, sample),
                                 Direction::Download => Progress::Sent(direction, sample),
                             };
-                            record.check(&reading).map_err(|claim| bad_report(self.client.address(), &claim))?;
-                            note(watch, record, &reading);
+                            check(record, reading).map_err(|claim| bad_report(self.client.address(), &claim))?;
+                            note(watch, record, reading);
                         }
                     }
-                    Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.theirs(tally),
+                    Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.set_theirs(tally),
                     _ => {}
                 },
                 _ = show_latency.tick() => {
@@ -260,7 +261,7 @@ impl Session {
         }
         // Readings that were under way when the tally came.
         while let Ok(reading) = readings.try_recv() {
-            note(watch, record, &reading);
+            note(watch, record, reading);
         }
         record.check_tallies().map_err(|claim| bad_report(self.client.address(), &claim))?;
         match record.cut_short() {
@@ -351,7 +352,7 @@ impl Session {
     }
 
     /// Ends the session: the probes are gathered, the reflector told, its host asked once more.
-    pub(super) async fn close(mut self, gathered: &mut Gathered, is_whole: bool) {
+    pub(super) async fn close(mut self, run: &mut RunRecord, is_whole: bool) {
         if !is_whole {
             self.tether.cut();
         }
@@ -363,7 +364,7 @@ impl Session {
                 self.tether.cut();
                 probes = tokio::time::timeout(HAND_OVER, finished).await;
             }
-            gathered.probes = probes.ok().and_then(Result::ok);
+            run.probes = probes.ok().and_then(Result::ok);
         }
         self.tether.cut();
         // All of this is a courtesy: what was measured stands without it.
@@ -374,7 +375,7 @@ impl Session {
         };
         let patience = if is_whole { END_AFTER_SILENCE } else { Duration::from_millis(500) };
         if let Ok(Ok(facts)) = tokio::time::timeout(patience, goodbye).await {
-            gathered.facts_after(facts, Some(self.client.local()));
+            run.result.set_facts_after(own_facts(Some(self.client.local())), Some(facts));
         }
         self.client.close("done").await;
     }
@@ -422,10 +423,16 @@ async fn probe(order: ProbeOrder) -> Result<Prober, Failure> {
 }
 
 /// Keeps a reading; whoever watches hears of it.
-fn note(watch: &mut Watch, record: &mut PhaseRecord, reading: &Progress) {
-    if let Some(reading) = record.note(reading) {
+fn note(watch: &mut Watch, record: &mut PhaseRecord, progress: Progress) {
+    let shown = as_folded(progress).and_then(|(end, direction, sample)| record.note(end, direction, sample));
+    if let Some(reading) = shown {
         (watch.events)(reading.event(record.load));
     }
+}
+
+/// Whether a reading of the other end can be true.
+fn check(record: &PhaseRecord, progress: Progress) -> Result<(), Impossible> {
+    as_folded(progress).map_or(Ok(()), |(end, direction, sample)| record.check(end, direction, sample))
 }
 
 /// What the probes saw since they were last looked at. Those that may still be under way are left for the next look.

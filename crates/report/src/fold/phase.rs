@@ -3,65 +3,73 @@
 
 use std::time::Duration;
 
-use paramedic_engines::engine::Progress;
 use paramedic_link::PeerText;
 use paramedic_link::measurement::{DirectionTally, INTERVAL_MS, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
-use paramedic_report::document::{Event, IntervalReading, UdpResult};
 
 use super::claims::{self, Impossible};
 use super::rates::bytes_of;
+use crate::document::{Event, IntervalReading, UdpResult};
 
 /// What an end that broke off may have sent beyond its count: a write of a mebibyte on each of 64 streams.
 const UNDER_WAY_BYTES: u64 = 64 << 20;
 
 /// One phase.
-pub(crate) struct PhaseRecord {
+pub struct PhaseRecord {
     /// What was put on the path.
-    pub(crate) load: Load,
+    pub load: Load,
     /// How long it was to last.
     pub(super) asked: Duration,
     /// The most readings of one kind that are kept.
     most: usize,
     /// When it began and ended, by the prober's clock.
-    pub(crate) begun_at: Option<Duration>,
+    pub begun_at: Option<Duration>,
     /// See `begun_at`.
-    pub(crate) ended_at: Option<Duration>,
+    pub ended_at: Option<Duration>,
     /// What this end counted.
-    pub(crate) own: Option<PhaseTally>,
+    pub own: Option<PhaseTally>,
     /// What the reflector counted.
     theirs: Option<PhaseTally>,
     /// The receivers' and the senders' readings: download, upload.
     pub(super) received: [Vec<Sample>; 2],
     pub(super) sent: [Vec<Sample>; 2],
     /// Whether the sender's readings are shown as long as the receiver tells none.
-    pub(crate) shows_sent: bool,
+    pub shows_sent: bool,
     /// Whether the other end reports of what it received the total alone.
-    pub(crate) tells_total: bool,
+    pub tells_total: bool,
     /// What became of datagrams, where a program says it in its own words: download, upload.
-    pub(crate) udp: [Option<UdpResult>; 2],
+    pub udp: [Option<UdpResult>; 2],
     /// Whether the highest rate is searched for.
-    pub(crate) is_searched: bool,
+    pub is_searched: bool,
     /// What the program that moved the data said, as it said it.
-    pub(crate) raw: Option<String>,
+    pub raw: Option<String>,
+}
+
+/// The end of a direction's data that made a reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataEnd {
+    /// What it sent.
+    Sender,
+    /// What it received: what counts.
+    Receiver,
 }
 
 /// A reading that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub struct Reading {
     /// Which way the bytes flowed.
-    pub(crate) direction: Direction,
+    pub direction: Direction,
     /// How long the interval was, in microseconds; never 0.
-    pub(crate) length_us: u64,
+    pub length_us: u64,
     /// The reading itself.
-    pub(crate) sample: Sample,
+    pub sample: Sample,
     /// Whether it is the sender's.
-    pub(crate) by_sender: bool,
+    pub by_sender: bool,
 }
 
 impl Reading {
     /// The same for whoever watches a phase under `load`.
-    pub(crate) fn event(&self, load: Load) -> Event {
+    pub fn event(&self, load: Load) -> Event {
         let bps = u128::from(self.sample.bytes) * 8_000_000 / u128::from(self.length_us);
         Event::Interval(IntervalReading {
             phase: load,
@@ -96,14 +104,13 @@ impl PhaseRecord {
         }
     }
 
-    /// Keeps a reading, and gives it to whoever watches: the receiver's, and the sender's where it is all there is for
-    /// now. What belongs to no direction of this phase, does
-    /// not advance in time, or is too much, is left out.
-    pub(crate) fn note(&mut self, progress: &Progress) -> Option<Reading> {
-        let (list, direction, sample) = match *progress {
-            Progress::Started => return None,
-            Progress::Sent(direction, sample) => (&mut self.sent[direction as usize], direction, sample),
-            Progress::Received(direction, sample) => (&mut self.received[direction as usize], direction, sample),
+    /// Keeps a reading, and returns it where a viewer of the running test is to see it: the receiver's, and the sender's
+    /// where it is all there is for now. A reading is left out that belongs to no direction of this phase, does not
+    /// advance in time, or is one too many.
+    pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<Reading> {
+        let list = match end {
+            DataEnd::Sender => &mut self.sent[direction as usize],
+            DataEnd::Receiver => &mut self.received[direction as usize],
         };
         let before = list.last().map_or(0, |last| last.at_us);
         let length_us = sample.at_us.checked_sub(before).filter(|length| *length > 0)?;
@@ -111,17 +118,16 @@ impl PhaseRecord {
             return None;
         }
         list.push(sample);
-        let by_sender = matches!(progress, Progress::Sent(..));
+        let by_sender = end == DataEnd::Sender;
         let is_shown = !by_sender || self.shows_sent && self.received[direction as usize].is_empty();
         is_shown.then_some(Reading { direction, length_us, sample, by_sender })
     }
 
-    /// Whether a reading of the other end's can be true. One that does not advance in time is not looked at.
-    pub(crate) fn check(&self, progress: &Progress) -> Result<(), Impossible> {
-        let (list, sample) = match *progress {
-            Progress::Started => return Ok(()),
-            Progress::Sent(direction, sample) => (&self.sent[direction as usize], sample),
-            Progress::Received(direction, sample) => (&self.received[direction as usize], sample),
+    /// Whether a reading of the other end can be true. One that does not advance in time is not judged.
+    pub fn check(&self, end: DataEnd, direction: Direction, sample: Sample) -> Result<(), Impossible> {
+        let list = match end {
+            DataEnd::Sender => &self.sent[direction as usize],
+            DataEnd::Receiver => &self.received[direction as usize],
         };
         let before = list.last().map_or(0, |last| last.at_us);
         match sample.at_us.checked_sub(before) {
@@ -132,7 +138,7 @@ impl PhaseRecord {
 
     /// Whether what the other end counted can be true, compared with what this end did. Also where the phase did not come
     /// to its end, and where the other end says that it did not: that is a claim, too.
-    pub(crate) fn check_tallies(&self) -> Result<(), Impossible> {
+    pub fn check_tallies(&self) -> Result<(), Impossible> {
         let is_cut = |tally: &Option<PhaseTally>| tally.as_ref().is_none_or(|tally| tally.cut_short.is_some());
         for direction in self.load.directions() {
             let own = self.own.as_ref().and_then(|tally| tally.direction(*direction));
@@ -168,14 +174,14 @@ impl PhaseRecord {
     }
 
     /// Forgets all that the other end said.
-    pub(crate) fn forget_claims(&mut self) {
+    pub fn forget_claims(&mut self) {
         self.theirs = None;
         self.received[Direction::Upload as usize].clear();
         self.sent[Direction::Download as usize].clear();
     }
 
     /// Keeps what the reflector counted.
-    pub(crate) fn theirs(&mut self, mut tally: PhaseTally) {
+    pub fn set_theirs(&mut self, mut tally: PhaseTally) {
         for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
             let cpu = &mut direction.cpu;
             cpu.user_s = cpu.user_s.max(0.0);
@@ -188,12 +194,12 @@ impl PhaseRecord {
     }
 
     /// Whether both ends have counted to the end.
-    pub(crate) fn is_counted(&self) -> bool {
+    pub fn is_counted(&self) -> bool {
         self.own.is_some() && self.theirs.is_some()
     }
 
     /// Why an end stopped before its time, if one did.
-    pub(crate) fn cut_short(&self) -> Option<&PeerText> {
+    pub fn cut_short(&self) -> Option<&PeerText> {
         [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
     }
 
@@ -226,32 +232,36 @@ mod tests {
         PhaseRecord::new(PhaseSpec { load, duration_ms: 1000 })
     }
 
-    fn received(at_us: u64, bytes: u64) -> Progress {
-        Progress::Received(Direction::Upload, Sample { at_us, bytes })
+    fn note(record: &mut PhaseRecord, at_us: u64, bytes: u64) -> Option<Reading> {
+        record.note(DataEnd::Receiver, Direction::Upload, Sample { at_us, bytes })
+    }
+
+    fn check(record: &PhaseRecord, at_us: u64, bytes: u64) -> Result<(), Impossible> {
+        record.check(DataEnd::Receiver, Direction::Upload, Sample { at_us, bytes })
     }
 
     #[test]
     fn a_reading_counts_once_and_in_its_direction() {
         let mut upload = record(Load::Upload);
-        let first = upload.note(&received(100_000, 5)).unwrap();
+        let first = note(&mut upload, 100_000, 5).unwrap();
         assert_eq!((first.direction, first.length_us), (Direction::Upload, 100_000));
-        assert_eq!(upload.note(&received(250_000, 5)).unwrap().length_us, 150_000);
-        assert_eq!(upload.note(&received(250_000, 5)), None, "no time passed");
-        assert_eq!(upload.note(&received(1, 5)), None, "time went back");
+        assert_eq!(note(&mut upload, 250_000, 5).unwrap().length_us, 150_000);
+        assert_eq!(note(&mut upload, 250_000, 5), None, "no time passed");
+        assert_eq!(note(&mut upload, 1, 5), None, "time went back");
         let sample = Sample { at_us: 300_000, bytes: 5 };
-        assert_eq!(upload.note(&Progress::Received(Direction::Download, sample)), None);
-        assert_eq!(upload.note(&Progress::Sent(Direction::Upload, sample)), None, "what was sent is not what counts");
+        assert_eq!(upload.note(DataEnd::Receiver, Direction::Download, sample), None);
+        assert_eq!(upload.note(DataEnd::Sender, Direction::Upload, sample), None, "what was sent is not what counts");
         assert_eq!((upload.received[1].len(), upload.received[0].len(), upload.sent[1].len()), (2, 0, 1));
-        assert_eq!(record(Load::Idle).note(&received(1, 1)), None);
+        assert_eq!(note(&mut record(Load::Idle), 1, 1), None);
     }
 
     #[test]
     fn a_reading_of_the_sender_is_shown_until_the_receiver_tells_its_own() {
         let mut upload = PhaseRecord { shows_sent: true, ..record(Load::Upload) };
-        let sent = |at_us| Progress::Sent(Direction::Upload, Sample { at_us, bytes: 5 });
-        assert!(upload.note(&sent(100_000)).unwrap().by_sender);
-        assert!(!upload.note(&received(100_000, 5)).unwrap().by_sender);
-        assert_eq!(upload.note(&sent(200_000)), None);
+        let sent = |at_us| Sample { at_us, bytes: 5 };
+        assert!(upload.note(DataEnd::Sender, Direction::Upload, sent(100_000)).unwrap().by_sender);
+        assert!(!note(&mut upload, 100_000, 5).unwrap().by_sender);
+        assert_eq!(upload.note(DataEnd::Sender, Direction::Upload, sent(200_000)), None);
     }
 
     #[test]
@@ -264,22 +274,22 @@ mod tests {
         };
         let mut upload = record(Load::Upload);
         upload.own = Some(PhaseTally { upload: count(1000), ..PhaseTally::default() });
-        upload.theirs(PhaseTally { upload: count(1000), ..PhaseTally::default() });
+        upload.set_theirs(PhaseTally { upload: count(1000), ..PhaseTally::default() });
         assert_eq!(upload.check_tallies(), Ok(()));
-        upload.note(&received(100_000, 1001));
+        note(&mut upload, 100_000, 1001);
         assert!(upload.check_tallies().is_err(), "its readings are more than was sent");
-        upload.theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
+        upload.set_theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
         assert!(upload.check_tallies().is_err(), "its count is more than was sent");
         upload.forget_claims();
         assert!(upload.check_tallies().is_ok() && upload.received[1].is_empty() && !upload.is_counted());
         // What is counted by others is counted differently.
         let iperf3 = DirectionTally { counted_by: Some("iperf3".into()), ..count(1000).unwrap() };
         upload.own = Some(PhaseTally { upload: Some(iperf3), ..PhaseTally::default() });
-        upload.theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
+        upload.set_theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
         assert_eq!(upload.check_tallies(), Ok(()));
-        assert!(upload.check(&received(100_000, u64::MAX)).is_err());
-        assert!(upload.check(&received(u64::MAX, 1)).is_err());
-        assert_eq!(upload.check(&received(0, u64::MAX)), Ok(()), "no time passed: it is not kept");
+        assert!(check(&upload, 100_000, u64::MAX).is_err());
+        assert!(check(&upload, u64::MAX, 1).is_err());
+        assert_eq!(check(&upload, 0, u64::MAX), Ok(()), "no time passed: it is not kept");
     }
 
     #[test]
@@ -295,21 +305,21 @@ mod tests {
         let mut upload = record(Load::Upload);
         // The other end says that it broke off.
         upload.own = Some(tally(1000, None));
-        upload.theirs(tally(2000, Some("because")));
+        upload.set_theirs(tally(2000, Some("because")));
         assert!(upload.check_tallies().is_err());
         // It says nothing at the end, and claimed too much before.
         let mut upload = record(Load::Upload);
         upload.own = Some(tally(1000, Some("the link is gone")));
-        upload.note(&received(100_000, 1000 + UNDER_WAY_BYTES));
+        note(&mut upload, 100_000, 1000 + UNDER_WAY_BYTES);
         assert_eq!(upload.check_tallies(), Ok(()), "writes may have been under way");
-        upload.note(&received(200_000, 1));
+        note(&mut upload, 200_000, 1);
         assert!(upload.check_tallies().is_err());
     }
 
     #[test]
     fn readings_without_end_fill_no_memory_and_break_no_sum() {
         let mut upload = record(Load::Upload);
-        let kept = (1..100_000).filter_map(|at| upload.note(&received(at, u64::MAX))).count();
+        let kept = (1..100_000).filter_map(|at| note(&mut upload, at, u64::MAX)).count();
         assert_eq!(kept, 2 * 10 + 64);
         assert_eq!(bytes_of(upload.received.iter().flatten()), u64::MAX);
         assert_eq!(steady_part(&upload.received[1], Duration::ZERO, Duration::MAX), Some(0));

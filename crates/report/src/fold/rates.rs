@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use paramedic_link::measurement::{Count, DirectionTally, INTERVAL_MS, Sample};
 use paramedic_link::test_spec::{Direction, TestSpec};
-use paramedic_report::document::{
+
+use super::FoldOptions;
+use super::arrived::{Arrived, Asked, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
+use super::phase::PhaseRecord;
+use crate::document::{
     CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
     ThroughputResult, UdpResult, UdpSearch,
 };
-use paramedic_report::stats;
-
-use super::arrived::{Arrived, Asked, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
-use super::phase::PhaseRecord;
-use crate::providers::TestOrder;
+use crate::stats;
 
 /// Ethernet's share of each packet on the wire: preamble 8, header 14, checksum 4, gap 12.
 const ETHERNET: u32 = 38;
@@ -34,7 +34,7 @@ pub(super) fn throughput(
     phase: &PhaseRecord,
     direction: Direction,
     spec: &TestSpec,
-    order: &TestOrder,
+    options: &FoldOptions,
     overhead: Option<u32>,
     left_out: Duration,
 ) -> Option<ThroughputResult> {
@@ -44,7 +44,7 @@ pub(super) fn throughput(
     let samples = &phase.received[direction as usize];
     let span = spec.phases.iter().find(|asked| asked.load == phase.load)?.duration();
     let (sender, receiver) = phase.ends(direction);
-    let omit = order.omit.map(|omit| omit.saturating_sub(left_out));
+    let omit = options.omit.map(|omit| omit.saturating_sub(left_out));
     // A search knows when its start-up was over; one that ended too late for the samples is as good as none.
     let found = found_at(sender, receiver).filter(|_| omit.is_none());
     let found = found.and_then(|found| stats::throughput(samples, Some(found), span));
@@ -76,7 +76,7 @@ pub(super) fn throughput(
         total_bytes_sent: sender.map(|sender| sender.count.bytes),
         duration_ms: millis(measured.steady),
         startup_ms: millis(measured.startup + left_out),
-        omitted: match (order.omit, measured.startup_found) {
+        omitted: match (options.omit, measured.startup_found) {
             (Some(_), _) => Omitted::Asked,
             (None, _) if is_whole => Omitted::Nothing,
             (None, true) => Omitted::Found,
@@ -88,7 +88,7 @@ pub(super) fn throughput(
         retransmits: sender.and_then(|sender| sender.retransmits),
         mss,
         line_rate_estimate: overhead.and_then(line_rate),
-        intervals: order.intervals.then(|| intervals(samples)),
+        intervals: options.intervals.then(|| intervals(samples)),
         udp,
         data_path: data_paths((sender, receiver)),
         cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },

@@ -1,5 +1,5 @@
-//! What a run of any provider has gathered so far, and the document it makes, also when it ended half way. Pure but for
-//! the clock's time stamps.
+//! The fold from what both ends counted to a result document: readings and tallies in, a document out, also when the run
+//! ended half way. Pure: moments, ids and facts of hosts are handed in.
 
 mod arrived;
 mod claims;
@@ -7,152 +7,167 @@ mod phase;
 mod rates;
 mod warnings;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use paramedic_engines::echo::{PACKET_LEN, Probes, Transport};
-use paramedic_engines::host_facts;
-use paramedic_link::EndpointId;
-use paramedic_link::PeerText;
-use paramedic_link::measurement::HostFacts;
-use paramedic_link::message::Welcome;
+use paramedic_link::measurement::{HostFacts, Probe};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
-use paramedic_report::document::{
+use paramedic_link::{EndpointId, PeerText};
+use uuid::Uuid;
+
+use crate::document::{
     ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, ErrorBody, LatencyResult, Omitted, ProbeTransport,
     ProgramSaid, ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
 };
-use paramedic_report::stats;
-use uuid::Uuid;
+use crate::stats;
 
-pub(super) use self::claims::{Impossible, count as check_count, received_of_sent};
-pub(super) use self::phase::PhaseRecord;
-use super::{Outcome, TestOrder};
-use crate::failure::{Exit, Failure};
-use crate::history::Reflector;
-use crate::reflector_client::ReflectorClient;
+pub use claims::{Impossible, count as check_count, received_of_sent};
+pub use phase::{DataEnd, PhaseRecord, Reading};
 
 /// A prober that was later than this at its p99 sampled the busy moments less often.
 const LATE_PROBE_US: u32 = 5_000;
 
-/// Everything that a run has gathered so far.
-pub(super) struct Gathered {
-    id: Uuid,
-    provider: &'static str,
-    started_at: Timestamp,
-    own: EndpointId,
+/// How a run is folded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FoldOptions {
+    /// The start-up to leave out; absent: it is found.
+    pub omit: Option<Duration>,
+    /// Whether each interval's reading belongs in the result.
+    pub intervals: bool,
+}
+
+/// The run whose result is built.
+#[derive(Clone, Debug)]
+pub struct RunIdentity {
+    /// Its id, a UUIDv7.
+    pub id: Uuid,
+    /// The provider's id.
+    pub provider: String,
+    /// When it began, by the appliance's clock.
+    pub started_at: Timestamp,
+    /// The appliance's key.
+    pub appliance: EndpointId,
+    /// The version of the appliance's program.
+    pub version: String,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunEnd {
+    /// Every phase came to its end.
+    Complete,
+    /// The user of the appliance ended it.
+    Interrupted,
+    /// It failed.
+    Failed(ErrorBody),
+}
+
+/// What latency probes saw, all phases.
+pub struct ProbeLog<'a> {
+    /// What they travelled in; absent where neither way worked.
+    pub transport: Option<ProbeTransport>,
+    /// Probes and replies that arrived a second time.
+    pub duplicates: u64,
+    /// Payload bytes of all probes.
+    pub bytes: u64,
+    /// The probes sent from a moment on and before another, both by the prober's clock, in the order sent.
+    pub within: Box<dyn Fn(Duration, Duration) -> ProbeWindow<'a> + 'a>,
+}
+
+/// The probes of a part of a run, in the order sent.
+pub type ProbeWindow<'a> = Box<dyn Iterator<Item = Probe> + 'a>;
+
+/// Builds the result of one run.
+pub struct ResultBuilder {
+    run: RunIdentity,
+    options: FoldOptions,
     met: Option<Met>,
     reflector_facts: [Option<HostFacts>; 2],
     own_facts: [Option<HostFacts>; 2],
     phases: Vec<PhaseRecord>,
-    /// What the probes saw, all phases.
-    pub(super) probes: Option<Probes>,
     /// The program that moved the data, where it was another one than ours.
     program: Option<String>,
 }
 
-/// Whom it was measured against, and what was agreed.
+/// The other end of a run, and what was agreed with it.
 struct Met {
     other_end: OtherEnd,
     address: SocketAddr,
     spec: TestSpec,
-    /// What the program that moved the data left out itself, before all that it told.
+    /// What the program that moved the data left out itself, before all that it reports.
     left_out: Duration,
 }
 
-/// Whom it was measured against.
 enum OtherEnd {
     Reflector { id: EndpointId, name: PeerText, version: PeerText },
     Server { name: String },
 }
 
-impl Gathered {
-    /// Nothing yet.
-    pub(super) fn new(order: &TestOrder, provider: &'static str) -> Self {
+impl ResultBuilder {
+    /// A result without measurements.
+    pub fn new(run: RunIdentity, options: FoldOptions) -> Self {
         Self {
-            id: Uuid::now_v7(),
-            provider,
-            started_at: Timestamp::now(),
-            own: order.key.id(),
+            run,
+            options,
             met: None,
             reflector_facts: [None, None],
             own_facts: [None, None],
             phases: vec![],
-            probes: None,
             program: None,
         }
     }
 
-    /// The run's id.
-    pub(super) fn id(&self) -> Uuid {
-        self.id
+    /// The run.
+    pub fn run(&self) -> &RunIdentity {
+        &self.run
     }
 
-    /// When it began.
-    pub(super) fn started_at(&self) -> Timestamp {
-        self.started_at
-    }
-
-    /// A reflector answered.
-    pub(super) fn met(&mut self, client: &ReflectorClient, known: &Reflector, welcome: &Welcome, spec: &TestSpec) {
-        let version = welcome.software.clone();
-        let other_end = OtherEnd::Reflector { id: client.reflector(), name: known.name.clone(), version };
-        self.met = Some(Met { other_end, address: client.address(), spec: spec.clone(), left_out: Duration::ZERO });
-    }
-
-    /// A server that is no reflector is measured against. `name` is how it was called; `left_out` is the start-up that
-    /// the program that moves the data does not tell of.
-    pub(super) fn met_server(
+    /// Sets the reflector that it is measured against: its key, the name it is saved under, the version it names, the
+    /// address that was dialled, and what it is asked for.
+    pub fn set_reflector(
         &mut self,
-        name: String,
+        id: EndpointId,
+        name: PeerText,
+        version: PeerText,
         address: SocketAddr,
-        local: Option<IpAddr>,
-        spec: &TestSpec,
-        left_out: Duration,
+        spec: TestSpec,
     ) {
-        self.own_facts[0] = Some(own_facts(local));
-        self.met = Some(Met { other_end: OtherEnd::Server { name }, address, spec: spec.clone(), left_out });
+        let other_end = OtherEnd::Reflector { id, name, version };
+        self.met = Some(Met { other_end, address, spec, left_out: Duration::ZERO });
     }
 
-    /// A program that is none of ours moves the data.
-    pub(super) fn moved_by(&mut self, program: Option<String>) {
+    /// Sets the server that it is measured against, which is no reflector. `name` is how it was called; `left_out` is the
+    /// start-up that the program that moves the data does not report.
+    pub fn set_server(&mut self, name: String, address: SocketAddr, spec: TestSpec, left_out: Duration) {
+        self.met = Some(Met { other_end: OtherEnd::Server { name }, address, spec, left_out });
+    }
+
+    /// Sets the program that moves the data, where it is another one than ours.
+    pub fn set_program(&mut self, program: Option<String>) {
         self.program = program;
     }
 
-    /// How this host was after the last phase against a server that says nothing of itself.
-    pub(super) fn own_facts_after(&mut self, local: Option<IpAddr>) {
-        self.own_facts[1] = Some(own_facts(local));
+    /// Sets how the hosts were before the first phase; a server says nothing of its own.
+    pub fn set_facts_before(&mut self, own: HostFacts, reflector: Option<HostFacts>) {
+        (self.own_facts[0], self.reflector_facts[0]) = (Some(own), reflector);
     }
 
-    /// How both hosts were before the first phase.
-    pub(super) fn facts_before(&mut self, theirs: HostFacts, local: Option<IpAddr>) {
-        self.reflector_facts[0] = Some(theirs);
-        self.own_facts[0] = Some(own_facts(local));
+    /// Sets how the hosts were after the last phase; a server says nothing of its own.
+    pub fn set_facts_after(&mut self, own: HostFacts, reflector: Option<HostFacts>) {
+        (self.own_facts[1], self.reflector_facts[1]) = (Some(own), reflector);
     }
 
-    /// How both hosts were after the last phase.
-    pub(super) fn facts_after(&mut self, theirs: HostFacts, local: Option<IpAddr>) {
-        self.reflector_facts[1] = Some(theirs);
-        self.own_facts[1] = Some(own_facts(local));
-    }
-
-    /// A phase begins.
-    pub(super) fn begin(&mut self, phase: PhaseSpec) -> &mut PhaseRecord {
+    /// Begins a phase.
+    pub fn begin_phase(&mut self, phase: PhaseSpec) -> &mut PhaseRecord {
         self.phases.push(PhaseRecord::new(phase));
         let last = self.phases.len() - 1;
         &mut self.phases[last]
     }
 
-    /// How the run ended: what was measured, and why it is not complete. A direction that moved nothing is no result, and
-    /// a run with one is not complete.
-    pub(super) fn conclude(self, order: &TestOrder, end: Result<(), Failure>) -> Outcome {
-        let failure = end.err().or_else(|| nothing_arrived(&self.directions_without_payload(), order));
-        let measured = self.document(order, failure.as_ref());
-        Outcome { measured, failure }
-    }
-
-    /// The directions of phases that came to their end, in which next to nothing arrived.
-    fn directions_without_payload(&self) -> Vec<(Load, Direction)> {
+    /// The directions of phases that came to their end, in which next to nothing arrived: they are no results, and a run
+    /// with one is not complete.
+    pub fn directions_without_payload(&self) -> Vec<(Load, Direction)> {
         let Some(met) = &self.met else { return vec![] };
         let whole = self.phases.iter().filter(|phase| phase.is_counted());
         let all = whole.flat_map(|phase| phase.load.directions().iter().map(move |direction| (phase, *direction)));
@@ -161,7 +176,12 @@ impl Gathered {
     }
 
     /// The document, if anything was measured.
-    fn document(mut self, order: &TestOrder, failure: Option<&Failure>) -> Option<ResultDocument> {
+    pub fn finish(
+        mut self,
+        finished_at: Timestamp,
+        end: RunEnd,
+        probes: Option<&ProbeLog<'_>>,
+    ) -> Option<ResultDocument> {
         let met = self.met.take()?;
         let (reflector, server) = match met.other_end {
             OtherEnd::Reflector { id, name, version } => {
@@ -173,16 +193,16 @@ impl Gathered {
         };
         let mut result = ResultDocument {
             schema: ResultSchema::V1,
-            id: self.id,
-            started_at: self.started_at,
-            finished_at: Timestamp::now(),
-            provider: self.provider.to_owned(),
+            id: self.run.id,
+            started_at: self.run.started_at,
+            finished_at,
+            provider: self.run.provider.clone(),
             engine: met.spec.engine.clone(),
             data_mode: reflector.is_some().then_some(met.spec.data_mode),
             data_path: self.data_path(),
             appliance: ApplianceEnd {
-                endpoint_id: self.own,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
+                endpoint_id: self.run.appliance,
+                version: self.run.version.clone(),
                 facts_before: self.own_facts[0].take(),
                 facts_after: self.own_facts[1].take(),
             },
@@ -195,15 +215,19 @@ impl Gathered {
             latency: Default::default(),
             bufferbloat: Default::default(),
             thresholds: vec![],
-            data_used_bytes: self.data_used(),
+            data_used_bytes: self.data_used(probes),
             warnings: vec![],
-            complete: failure.is_none(),
-            interrupted: failure.is_some_and(|failure| failure.exit == Exit::Interrupted),
-            error: failure.filter(|failure| failure.exit != Exit::Interrupted).map(Failure::body),
+            complete: end == RunEnd::Complete,
+            interrupted: end == RunEnd::Interrupted,
+            error: match end {
+                RunEnd::Failed(error) => Some(error),
+                RunEnd::Complete | RunEnd::Interrupted => None,
+            },
         };
         let overhead = rates::line_overhead(&result, met.address);
         for phase in &self.phases {
-            let measured = |direction| rates::throughput(phase, direction, &met.spec, order, overhead, met.left_out);
+            let measured =
+                |direction| rates::throughput(phase, direction, &met.spec, &self.options, overhead, met.left_out);
             match phase.load {
                 Load::Download => result.download = measured(Direction::Download),
                 Load::Upload => result.upload = measured(Direction::Upload),
@@ -220,14 +244,16 @@ impl Gathered {
             let text = "the server tells only its total, so the upload's rate includes the start-up; -O leaves it out";
             result.warnings.push(Warning::new("startup_included", text));
         }
-        self.add_latency(&mut result, &met.spec);
+        if let Some(probes) = probes {
+            self.add_latency(&mut result, &met.spec, probes);
+        }
         warnings::add(&mut result, &self.phases);
         let anything = result.download.is_some()
             || result.upload.is_some()
             || result.bidir.is_some()
             || !result.latency.is_empty()
             // That nothing arrived is worth keeping, too.
-            || failure.is_some_and(|failure| failure.code == ErrorBody::NOTHING_ARRIVED);
+            || result.error.as_ref().is_some_and(|error| error.code == ErrorBody::NOTHING_ARRIVED);
         anything.then_some(result)
     }
 
@@ -243,14 +269,13 @@ impl Gathered {
     }
 
     /// Payload at our own sockets, everything included.
-    fn data_used(&self) -> u64 {
+    fn data_used(&self, probes: Option<&ProbeLog<'_>>) -> u64 {
         let phases = self.phases.iter().map(|phase| match &phase.own {
             Some(own) => own.bytes(),
             // The phase broke before it could be counted to its end: the readings are what there is.
             None => rates::bytes_of(phase.received.iter().flatten()),
         });
-        let probes = self.probes.as_ref().map_or(0, |probes| probes.iter().count() as u64 * PACKET_LEN as u64);
-        phases.fold(probes, u64::saturating_add)
+        phases.fold(probes.map_or(0, |probes| probes.bytes), u64::saturating_add)
     }
 
     fn data_path(&self) -> Option<DataPath> {
@@ -258,13 +283,8 @@ impl Gathered {
         directions.map(rates::data_paths).find_map(|paths| paths.in_short())
     }
 
-    fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec) {
-        let Some(probes) = &self.probes else { return };
-        let transport = match probes.transport {
-            Some(Transport::Udp) => ProbeTransport::Udp,
-            Some(Transport::Tcp) => ProbeTransport::Tcp,
-            None => return,
-        };
+    fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec, probes: &ProbeLog<'_>) {
+        let Some(transport) = probes.transport else { return };
         for (phase, asked) in self.phases.iter().zip(&spec.phases) {
             let Some(begun) = phase.begun_at else { continue };
             // The load's steady part: its start-up would read as an idle path.
@@ -276,7 +296,7 @@ impl Gathered {
             };
             let from = begun + startup.map_or(Duration::ZERO, |measured| Duration::from_millis(measured.startup_ms));
             let until = (begun + asked.duration()).min(phase.ended_at.unwrap_or(Duration::MAX));
-            let window = probes.within(from, until);
+            let window = (probes.within)(from, until);
             let Some(summary) = stats::latency(window) else { continue };
             if u64::from(summary.probe_late_p99_us) > u64::from(LATE_PROBE_US) && !warnings::has(result, "probe_late") {
                 result.warnings.push(Warning::new(
@@ -287,7 +307,7 @@ impl Gathered {
                     ),
                 ));
             }
-            result.latency.set(phase.load, latency(&summary, probes, transport));
+            result.latency.set(phase.load, latency(&summary, probes.duplicates, transport));
         }
         if transport == ProbeTransport::Tcp {
             result.warnings.push(Warning::new(
@@ -308,32 +328,7 @@ impl Gathered {
     }
 }
 
-/// The failure of a run in which these directions moved nothing; `None` where all did.
-fn nothing_arrived(directions: &[(Load, Direction)], order: &TestOrder) -> Option<Failure> {
-    let name = |(load, direction): &(Load, Direction)| match load {
-        Load::Bidir => format!("the {direction} of the phase both ways"),
-        _ => format!("the {direction}"),
-    };
-    let (last, others) = directions.split_last()?;
-    let others = others.iter().map(name).collect::<Vec<_>>().join(", ");
-    let names = if others.is_empty() { name(last) } else { format!("{others} and {}", name(last)) };
-    let smaller = match order.transport {
-        super::Transport::Tcp => "-M 1200",
-        super::Transport::Udp => "-l 1200",
-    };
-    let try_ = format!(
-        "large packets may vanish on the way: repeat with {smaller}; if that works, correct the MTU or the firewall that \
-         swallows ICMP"
-    );
-    let because = "the connections stand, but the receiver counted next to no payload";
-    Some(Failure::new(Exit::Failed, ErrorBody::NOTHING_ARRIVED, format!("nothing arrived in {names}"), because, try_))
-}
-
-fn own_facts(local: Option<IpAddr>) -> HostFacts {
-    HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
-}
-
-fn latency(summary: &stats::LatencySummary, probes: &Probes, transport: ProbeTransport) -> LatencyResult {
+fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTransport) -> LatencyResult {
     // Over TCP nothing is lost, only late.
     let known = transport == ProbeTransport::Udp;
     LatencyResult {
@@ -353,7 +348,7 @@ fn latency(summary: &stats::LatencySummary, probes: &Probes, transport: ProbeTra
         loss: known.then_some(summary.loss),
         loss_upload: summary.loss_upload.filter(|_| known),
         loss_download: summary.loss_download.filter(|_| known),
-        duplicates: probes.duplicates,
+        duplicates,
         late: summary.late,
         transport,
         probe_late_us: Some(summary.probe_late_p99_us.into()),

@@ -2,10 +2,10 @@
 
 use paramedic_link::measurement::CpuUse;
 use paramedic_link::test_spec::Direction;
-use paramedic_report::document::{ResultDocument, Warning};
 
 use super::phase::PhaseRecord;
 use super::rates::found_at;
+use crate::document::{ResultDocument, Warning};
 
 /// From this share of all cores, or of one core by one thread, the end and not the path may have been the limit.
 const BUSY: f64 = 0.95;
@@ -117,7 +117,7 @@ mod tests {
             held_back: Some(7.0),
         };
         let mut upload = PhaseRecord::new(PhaseSpec { load: Load::Upload, duration_ms: 1000 });
-        upload.theirs(PhaseTally {
+        upload.set_theirs(PhaseTally {
             upload: Some(DirectionTally { cpu, ..DirectionTally::default() }),
             ..PhaseTally::default()
         });

@@ -12,7 +12,7 @@ const MOST_OVERTIME: Duration = Duration::from_secs(20);
 
 /// A claim that cannot be true, in a clause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Impossible {
+pub enum Impossible {
     /// More than any interface carries.
     Rate {
         /// What was claimed.
@@ -54,13 +54,13 @@ pub(super) fn reading(sample: Sample, length_us: u64, asked: Duration) -> Result
 }
 
 /// Whether a phase's count can be true.
-pub(crate) fn count(count: Count, asked: Duration) -> Result<(), Impossible> {
+pub fn count(count: Count, asked: Duration) -> Result<(), Impossible> {
     rate(count.bytes, count.elapsed_us)?;
     time(count.elapsed_us, asked)
 }
 
 /// Nothing arrives that was not sent, where both ends count the same.
-pub(crate) fn received_of_sent(unit: &'static str, received: u64, sent: u64) -> Result<(), Impossible> {
+pub fn received_of_sent(unit: &'static str, received: u64, sent: u64) -> Result<(), Impossible> {
     if received > sent { Err(Impossible::FromNothing { unit, received, sent }) } else { Ok(()) }
 }
 

@@ -1,0 +1,98 @@
+//! What a run of any provider has gathered so far, and how it ends: the builder of its result, with this host's clock,
+//! facts and probes around it.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use paramedic_engines::echo::{self, PACKET_LEN, Probes};
+use paramedic_engines::engine::Progress;
+use paramedic_engines::host_facts;
+use paramedic_engines::iperf3::Transport;
+use paramedic_link::measurement::{HostFacts, Sample};
+use paramedic_link::test_spec::{Direction, Load};
+use paramedic_report::document::{ErrorBody, ProbeTransport};
+use paramedic_report::fold::{DataEnd, FoldOptions, ProbeLog, ResultBuilder, RunEnd, RunIdentity};
+use uuid::Uuid;
+
+use super::{Outcome, TestOrder};
+use crate::failure::{Exit, Failure};
+
+/// A run so far.
+pub(super) struct RunRecord {
+    /// Its result.
+    pub(super) result: ResultBuilder,
+    /// What the probes saw, all phases.
+    pub(super) probes: Option<Probes>,
+}
+
+impl RunRecord {
+    /// A run that begins now.
+    pub(super) fn begin(order: &TestOrder, provider: &str) -> Self {
+        let run = RunIdentity {
+            id: Uuid::now_v7(),
+            provider: provider.to_owned(),
+            started_at: Timestamp::now(),
+            appliance: order.key.id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let options = FoldOptions { omit: order.omit, intervals: order.intervals };
+        Self { result: ResultBuilder::new(run, options), probes: None }
+    }
+
+    /// How the run ended: what was measured, and why it is not complete.
+    pub(super) fn conclude(self, order: &TestOrder, end: Result<(), Failure>) -> Outcome {
+        let Self { result, probes } = self;
+        let empty = result.directions_without_payload();
+        let failure = end.err().or_else(|| nothing_arrived(&empty, order.transport));
+        let end = match &failure {
+            None => RunEnd::Complete,
+            Some(failure) if failure.exit == Exit::Interrupted => RunEnd::Interrupted,
+            Some(failure) => RunEnd::Failed(failure.body()),
+        };
+        let probes = probes.as_ref().map(|probes| ProbeLog {
+            transport: probes.transport.map(|transport| match transport {
+                echo::Transport::Udp => ProbeTransport::Udp,
+                echo::Transport::Tcp => ProbeTransport::Tcp,
+            }),
+            duplicates: probes.duplicates,
+            bytes: probes.iter().count() as u64 * PACKET_LEN as u64,
+            within: Box::new(move |from, until| Box::new(probes.within(from, until))),
+        });
+        Outcome { measured: result.finish(Timestamp::now(), end, probes.as_ref()), failure }
+    }
+}
+
+/// A reading of an engine in the words of the fold; the begin of a phase is none.
+pub(super) fn reading(progress: Progress) -> Option<(DataEnd, Direction, Sample)> {
+    match progress {
+        Progress::Started => None,
+        Progress::Sent(direction, sample) => Some((DataEnd::Sender, direction, sample)),
+        Progress::Received(direction, sample) => Some((DataEnd::Receiver, direction, sample)),
+    }
+}
+
+/// The failure of a run in which these directions moved nothing; `None` where all did.
+fn nothing_arrived(directions: &[(Load, Direction)], transport: Transport) -> Option<Failure> {
+    let name = |(load, direction): &(Load, Direction)| match load {
+        Load::Bidir => format!("the {direction} of the phase both ways"),
+        _ => format!("the {direction}"),
+    };
+    let (last, others) = directions.split_last()?;
+    let others = others.iter().map(name).collect::<Vec<_>>().join(", ");
+    let names = if others.is_empty() { name(last) } else { format!("{others} and {}", name(last)) };
+    let smaller = match transport {
+        Transport::Tcp => "-M 1200",
+        Transport::Udp => "-l 1200",
+    };
+    let try_ = format!(
+        "large packets may vanish on the way: repeat with {smaller}; if that works, correct the MTU or the firewall that \
+         swallows ICMP"
+    );
+    let because = "the connections stand, but the receiver counted next to no payload";
+    Some(Failure::new(Exit::Failed, ErrorBody::NOTHING_ARRIVED, format!("nothing arrived in {names}"), because, try_))
+}
+
+/// How this host is now; `local` is its address on the way to the other end.
+pub(super) fn own_facts(local: Option<IpAddr>) -> HostFacts {
+    HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
+}
