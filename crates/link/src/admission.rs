@@ -1,5 +1,5 @@
-//! Keys and tags by which data proves which session it belongs to. They derive from the control link's TLS exporter
-//! and the session id, so nothing secret is ever sent.
+//! The keys and tags that prove which session a data connection or datagram belongs to. Both ends derive them from the
+//! link's TLS exporter and the session id, so no secret is sent.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::test_spec::Direction;
 pub struct SessionId(Uuid);
 
 impl SessionId {
-    /// Bytes on the wire.
+    /// Length in bytes.
     pub const LEN: usize = 16;
 
     /// The session with this id.
@@ -25,12 +25,12 @@ impl SessionId {
         Self(id)
     }
 
-    /// The id from the wire.
+    /// The id with these bytes, as on the wire.
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(Uuid::from_bytes(bytes))
     }
 
-    /// The id for the wire.
+    /// The id's bytes, as on the wire.
     pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
         self.0.as_bytes()
     }
@@ -48,13 +48,14 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// The label of the TLS exporter (RFC 8446, section 7.5) that session keys grow from; its context is the session id.
+/// The label of the TLS exporter value (RFC 8446, section 7.5) that session keys are derived from. The context is the
+/// session id.
 pub const SESSION_EXPORTER_LABEL: &[u8] = b"EXPORTER-pp-link-session";
 
-/// Bytes of a truncated tag on the wire.
+/// Length of a truncated tag, in bytes.
 pub const TAG_LEN: usize = 16;
 
-/// Everything a session's data is proven with. Both ends derive the same.
+/// The keys that authenticate a session's data. Both ends derive the same keys.
 pub struct SessionKeys {
     session: SessionId,
     preamble: hmac::Key,
@@ -63,11 +64,11 @@ pub struct SessionKeys {
     login: Login,
 }
 
-/// A name and a password that are good for one session alone, for engines whose data plane asks for such. Derived, and
-/// never sent by us; how the data plane sends them is its business.
+/// A user name and a password that are valid for one session, for engines whose data plane requires a login. Both ends
+/// derive them; only the data plane sends them.
 #[derive(Clone)]
 pub struct Login {
-    /// The name: lower-case letters and digits.
+    /// Lower-case letters and digits.
     pub user: String,
     /// 128 bits, in hexadecimal digits.
     pub password: Zeroizing<String>,
@@ -79,33 +80,33 @@ impl fmt::Debug for Login {
     }
 }
 
-/// The public half of the key that a session's [`Login`] is encrypted with: an X.509 `SubjectPublicKeyInfo` in DER,
-/// which whoever uses it has to judge. As text: base64.
+/// The public key that encrypts a session's [`Login`]: an X.509 `SubjectPublicKeyInfo` in DER. The bytes are not parsed
+/// here; the engine that uses the key must validate it. As text: base64.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LoginKey(Vec<u8>);
 
-/// Why text is no login key.
+/// The text or the bytes are not a login key.
 #[derive(Debug, thiserror::Error)]
 #[error("a login key is base64 of 1 to 768 bytes")]
-pub struct NotALoginKey;
+pub struct InvalidLoginKey;
 
 impl LoginKey {
-    /// The most bytes: room for RSA with 4,096 bits.
+    /// The longest DER, in bytes: enough for RSA with 4,096 bits.
     pub const MAX_LEN: usize = 768;
 
-    /// The key with this DER.
-    pub fn from_der(der: &[u8]) -> Result<Self, NotALoginKey> {
-        if der.is_empty() || der.len() > Self::MAX_LEN { Err(NotALoginKey) } else { Ok(Self(der.to_owned())) }
+    /// The key with this DER. Only the length is checked.
+    pub fn from_der(der: &[u8]) -> Result<Self, InvalidLoginKey> {
+        if der.is_empty() || der.len() > Self::MAX_LEN { Err(InvalidLoginKey) } else { Ok(Self(der.to_owned())) }
     }
 
-    /// Its DER.
+    /// The key as DER.
     pub fn der(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// How a login is padded before it is encrypted. Versions of the programs that do it know one, or the other, or both.
+/// How a login is padded before it is encrypted. A given version of iperf3 supports one padding, the other, or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoginPadding {
@@ -113,28 +114,28 @@ pub enum LoginPadding {
     Pkcs1,
     /// OAEP (RFC 8017, section 7.1).
     Oaep,
-    /// One that a newer peer knows and we don't.
+    /// A padding of a newer version.
     #[serde(other)]
     Unknown,
 }
 
-/// How a session's login has to be encrypted.
+/// How to encrypt a session's login.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoginTerms {
-    /// With which key.
+    /// The key to encrypt with.
     pub key: LoginKey,
-    /// Padded how.
+    /// The padding to use.
     pub padding: LoginPadding,
 }
 
 impl TryFrom<String> for LoginKey {
-    type Error = NotALoginKey;
+    type Error = InvalidLoginKey;
 
-    fn try_from(text: String) -> Result<Self, NotALoginKey> {
+    fn try_from(text: String) -> Result<Self, InvalidLoginKey> {
         if text.len() > BASE64.encode_len(Self::MAX_LEN) {
-            return Err(NotALoginKey);
+            return Err(InvalidLoginKey);
         }
-        Self::from_der(&BASE64.decode(text.as_bytes()).map_err(|_| NotALoginKey)?)
+        Self::from_der(&BASE64.decode(text.as_bytes()).map_err(|_| InvalidLoginKey)?)
     }
 }
 
@@ -151,11 +152,11 @@ impl fmt::Debug for LoginKey {
 }
 
 impl SessionKeys {
-    /// Bytes taken from the exporter.
+    /// Length of the exporter value, in bytes.
     pub const SECRET_LEN: usize = 32;
 
-    /// The keys of `session`; `secret` is the link's exporter value with [`SESSION_EXPORTER_LABEL`] and the session id
-    /// as context.
+    /// Derives the keys of `session`. `secret` is the link's exporter value with [`SESSION_EXPORTER_LABEL`] and the
+    /// session id as context.
     pub fn derive(session: SessionId, secret: Zeroizing<[u8; Self::SECRET_LEN]>) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref());
         let derive = |label: &str| hmac::sign(&root, label.as_bytes());
@@ -178,22 +179,22 @@ impl SessionKeys {
         &self.login
     }
 
-    /// The session that these keys prove.
+    /// The session that these keys belong to.
     pub fn session(&self) -> SessionId {
         self.session
     }
 
-    /// The tag of a datagram that is answered or changes state, flowing in `direction`.
+    /// The tag of a datagram in `direction`, for datagrams that get an answer or change state.
     pub fn seal_datagram(&self, direction: Direction, datagram: &[u8]) -> [u8; TAG_LEN] {
         truncated(&hmac::sign(&self.probe[direction as usize], datagram))
     }
 
-    /// Whether `tag` is that datagram's; compared in constant time.
+    /// Whether `tag` is the tag of this datagram. Compared in constant time.
     pub fn is_datagram(&self, direction: Direction, datagram: &[u8], tag: &[u8; TAG_LEN]) -> bool {
         equal(&self.seal_datagram(direction, datagram), tag)
     }
 
-    /// The secret that bulk datagrams flowing in `direction` carry.
+    /// The tag that bulk datagrams in `direction` carry. It is the same for all datagrams of the session.
     pub fn bulk_tag(&self, direction: Direction) -> &[u8; TAG_LEN] {
         &self.bulk[direction as usize]
     }
@@ -212,25 +213,25 @@ pub struct Preamble {
     pub session: SessionId,
     /// The phase it belongs to, from 0; [`Preamble::ECHO`] for latency probes where UDP is blocked.
     pub phase: u8,
-    /// Its place among the phase's streams, from 0; in a phase of both directions the download's come first.
+    /// The index of the stream in the phase, from 0. In a bidirectional phase the download streams come first.
     pub stream: u16,
-    /// Random, so that no two preambles are alike.
+    /// Random, so that every preamble is different.
     pub nonce: [u8; Preamble::NONCE_LEN],
 }
 
 impl Preamble {
-    /// Bytes on the wire.
+    /// Length in bytes.
     pub const LEN: usize = 48;
-    /// Bytes of the nonce.
+    /// Length of the nonce, in bytes.
     pub const NONCE_LEN: usize = 12;
     /// The phase number of a connection that carries latency probes.
     pub const ECHO: u8 = 255;
-    /// The layout's version.
+    /// Version of the layout.
     const VERSION: u8 = 1;
-    /// Where the tag stands.
+    /// Offset of the tag.
     const TAG_AT: usize = Self::LEN - TAG_LEN;
 
-    /// The bytes for the wire: version, phase, stream (big-endian), session, nonce, truncated HMAC-SHA256.
+    /// The encoded preamble: version, phase, stream (big-endian), session, nonce, truncated HMAC-SHA256.
     pub fn seal(&self, keys: &SessionKeys) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[0] = Self::VERSION;
@@ -243,13 +244,13 @@ impl Preamble {
         bytes
     }
 
-    /// The session that these bytes claim, to find the keys that decide; `None` for another version.
+    /// The session id in an unverified preamble, to look up the keys for [`Preamble::open`]; `None` for another version.
     pub fn claimed_session(bytes: &[u8; Self::LEN]) -> Option<SessionId> {
         let session = bytes[4..20].try_into().ok()?;
         (bytes[0] == Self::VERSION).then(|| SessionId::from_bytes(session))
     }
 
-    /// The preamble, if these keys sealed it.
+    /// The preamble, or `None` unless it was sealed with these keys.
     pub fn open(bytes: &[u8; Self::LEN], keys: &SessionKeys) -> Option<Self> {
         let session = Self::claimed_session(bytes)?;
         let tag = truncated(&hmac::sign(&keys.preamble, &bytes[..Self::TAG_AT]));
@@ -265,20 +266,20 @@ impl Preamble {
     }
 }
 
-/// The first bytes of a tag.
+/// The first [`TAG_LEN`] bytes of a tag.
 fn truncated(tag: &hmac::Tag) -> [u8; TAG_LEN] {
     let mut short = [0; TAG_LEN];
     short.copy_from_slice(&tag.as_ref()[..TAG_LEN]);
     short
 }
 
-/// Equality in constant time.
+/// Compares in constant time.
 fn equal(a: &[u8; TAG_LEN], b: &[u8; TAG_LEN]) -> bool {
     use subtle::ConstantTimeEq;
     a.ct_eq(b).into()
 }
 
-/// A secret or tag as lower-case hexadecimal digits, for JSON.
+/// Lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     HEXLOWER.encode(bytes)
 }
@@ -286,7 +287,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// The bytes of exactly `N * 2` hexadecimal digits.
 pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
-    // Straight into place: what is decoded may be a secret, and a buffer in between would keep a copy of it.
+    // Decode in place: the bytes may be a secret, and an intermediate buffer would keep a copy.
     let fits = text.len() == 2 * N;
     (fits && data_encoding::HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), &mut bytes).is_ok()).then_some(bytes)
 }
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_preamble_opens_with_its_own_keys_alone() {
+    fn a_preamble_opens_only_with_the_keys_that_sealed_it() {
         let bytes = preamble().seal(&keys(1));
         assert_eq!(Preamble::open(&bytes, &keys(1)), Some(preamble()));
         assert_eq!(Preamble::open(&bytes, &keys(2)), None);
@@ -314,7 +315,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_flipped_bit_closes_the_door(at in 0usize..Preamble::LEN * 8) {
+        fn a_preamble_with_one_flipped_bit_is_refused(at in 0usize..Preamble::LEN * 8) {
             let mut bytes = preamble().seal(&keys(1));
             bytes[at / 8] ^= 1 << (at % 8);
             prop_assert_eq!(Preamble::open(&bytes, &keys(1)), None);
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_stay_the_same_for_ever() {
+    fn the_derivation_of_tags_is_stable() {
         let session = SessionId::new("01943d3c-5e00-7a10-8000-0123456789ab".parse().unwrap());
         let keys = SessionKeys::derive(session, Zeroizing::new(std::array::from_fn(|at| at as u8)));
         let preamble = Preamble { session, phase: 2, stream: 63, nonce: std::array::from_fn(|at| 100 + at as u8) };
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn hexadecimal_digits_are_as_many_as_they_must_be() {
+    fn unhex_accepts_only_the_exact_number_of_digits() {
         assert_eq!(unhex::<2>("00fF"), Some([0, 255]));
         for wrong in ["", "0", "00f", "00ff0", "00ff00", "00fg", "00é"] {
             assert_eq!(unhex::<2>(wrong), None, "{wrong}");
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_reflected_back_is_no_datagram() {
+    fn a_tag_is_valid_for_one_direction_and_one_datagram() {
         let keys = keys(1);
         let tag = keys.seal_datagram(Direction::Upload, b"probe");
         assert!(keys.is_datagram(Direction::Upload, b"probe", &tag));

@@ -1,10 +1,10 @@
-//! Crockford's base 32 with a check: how Endpoint IDs and pairing codes are written and read.
+//! Crockford's base 32 with check digits: the text format of Endpoint IDs and pairing codes.
 
-/// The digits. No I, L, O and U: they are read as 1, 1, 0, and not at all.
+/// The digits. I and L are read as 1, O as 0; U is invalid.
 const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// The modulus that every whole number (payload and check part) is divisible by: the largest prime below 2^20 such
-/// that no exchange of one or two digits, and no transposition, is a multiple of it within 56 digits (a test shows it).
+/// Every valid number (payload followed by check part) is a multiple of this modulus. It is the largest prime below 2^20
+/// for which replacing one or two digits, or swapping two, within 56 digits never gives another multiple (tested).
 pub(crate) const MODULUS: u32 = 1_048_517;
 
 /// How many digits the check part has.
@@ -15,12 +15,12 @@ pub(crate) fn digit(value: u8) -> char {
     char::from(DIGITS[usize::from(value & 31)])
 }
 
-/// What stands between digits and means nothing.
-pub(crate) fn is_filler(c: char) -> bool {
+/// Whether `c` is a separator, which is ignored between digits.
+pub(crate) fn is_separator(c: char) -> bool {
     c == '-' || c == '_' || c.is_whitespace()
 }
 
-/// The value of a digit, forgiving: lower case, O for 0, I and L for 1.
+/// The value of a digit. Accepts lower case, O for 0, and I and L for 1.
 pub(crate) fn value(c: char) -> Option<u8> {
     let upper = c.to_ascii_uppercase();
     let canonical = match upper {
@@ -31,14 +31,14 @@ pub(crate) fn value(c: char) -> Option<u8> {
     DIGITS.iter().position(|d| char::from(*d) == canonical).and_then(|at| u8::try_from(at).ok())
 }
 
-/// Splits `bits` bits of `bytes`, most significant first, into 5-bit values; a first value that is not full is the
-/// number's small top digit.
+/// Splits the first `bits` bits of `bytes`, most significant first, into 5-bit values. If `bits` is not a multiple of 5,
+/// the first value holds the remaining top bits.
 pub(crate) fn values_of(bytes: &[u8], bits: usize) -> Vec<u8> {
     let digits = bits.div_ceil(5);
     let total = bytes.len() * 8;
     (0..digits)
         .map(|at| {
-            // Count bits from the least significant end, so that a short digit stands at the top.
+            // Count bits from the least significant end, so that the short digit is the first one.
             let low = (digits - 1 - at) * 5;
             (0..5).filter(|i| low + i < bits).fold(0u8, |acc, i| {
                 let from_top = total - 1 - ((total - bits) + low + i);
@@ -49,7 +49,7 @@ pub(crate) fn values_of(bytes: &[u8], bits: usize) -> Vec<u8> {
         .collect()
 }
 
-/// The check part that makes payload and check divisible by [`MODULUS`]; always below it.
+/// The check part that makes payload and check together a multiple of [`MODULUS`]. Always below the modulus.
 pub(crate) fn check_of(payload: &[u8]) -> [u8; CHECK_DIGITS] {
     let rest = payload.iter().fold(0u64, |acc, v| (acc * 32 + u64::from(*v)) % u64::from(MODULUS));
     let shifted = rest * (1 << 20) % u64::from(MODULUS);
@@ -57,7 +57,7 @@ pub(crate) fn check_of(payload: &[u8]) -> [u8; CHECK_DIGITS] {
     [15, 10, 5, 0].map(|shift| (check >> shift & 31) as u8)
 }
 
-/// Whether the check part is the one for this payload.
+/// Whether `check` is the check part of `payload`.
 pub(crate) fn is_checked(payload: &[u8], check: &[u8]) -> bool {
     check_of(payload) == check
 }

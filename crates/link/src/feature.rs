@@ -1,51 +1,51 @@
-//! Features: what an end of a link can do beyond the first version of the protocol, by name. What a feature means is
-//! defined where it is used.
+//! Feature names: what one end of a link supports beyond the first version of the protocol. The code that uses a feature
+//! defines its meaning.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A feature's name on the wire: 1 to 24 characters of `a-z`, `0-9`, `_`. Not an enum, so that an older end ignores the
-/// features of a newer one.
+/// A feature's name on the wire: 1 to 24 characters of `a-z`, `0-9`, `_`. Not an enum, so that an older version ignores
+/// the features of a newer one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Feature(String);
 
-/// Why text is no feature name.
+/// The text is not a valid feature name.
 #[derive(Debug, thiserror::Error)]
 #[error("a feature's name has 1 to 24 characters of a-z, 0-9 and _")]
-pub struct NotAFeature;
+pub struct InvalidFeature;
 
-/// The features that this code has, in both programs.
+/// The features that both programs of this version support.
 const OWN: &[&str] = &[];
 
 impl Feature {
     /// The longest name, in characters.
     pub const MAX_CHARS: usize = 24;
 
-    /// The features that this end names in `hello` or `welcome`.
+    /// The features that this end sends in `hello` or `welcome`.
     pub fn own() -> Vec<Self> {
         OWN.iter().map(|name| Self((*name).to_owned())).collect()
     }
 
-    /// The features that both ends named: only these are used on a link. Repeated and unknown names change nothing.
+    /// The features that both ends sent. Only these are used on a link. Repeated and unknown names have no effect.
     pub fn common(theirs: &[Self]) -> Vec<Self> {
         Self::own().into_iter().filter(|own| theirs.contains(own)).collect()
     }
 
-    /// The name.
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl TryFrom<String> for Feature {
-    type Error = NotAFeature;
+    type Error = InvalidFeature;
 
-    fn try_from(text: String) -> Result<Self, NotAFeature> {
+    fn try_from(text: String) -> Result<Self, InvalidFeature> {
         let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         if text.is_empty() || text.len() > Self::MAX_CHARS || !text.bytes().all(is_allowed) {
-            return Err(NotAFeature);
+            return Err(InvalidFeature);
         }
         Ok(Self(text))
     }
@@ -67,7 +67,7 @@ impl fmt::Display for Feature {
 mod tests {
     use super::*;
 
-    fn feature(name: &str) -> Result<Feature, NotAFeature> {
+    fn feature(name: &str) -> Result<Feature, InvalidFeature> {
         Feature::try_from(name.to_owned())
     }
 

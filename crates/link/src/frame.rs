@@ -1,5 +1,5 @@
-//! Frames: how messages follow each other on the link's byte stream. A `u32` length, big-endian, then that many bytes
-//! of JSON. Bytes come in and go out by hand; no socket is read here.
+//! The framing of messages on the link's byte stream: a `u32` length, big-endian, then that many bytes of JSON. The caller
+//! reads and writes the bytes.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -8,33 +8,33 @@ use crate::PeerText;
 /// The longest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 16 * 1024;
 
-/// The most bytes a [`Decoder`] holds. After [`Decoder::next`] was called until it gave nothing, less than one frame
-/// is left, so that this much is only reached by pushing without taking.
+/// The most bytes that a [`Decoder`] buffers. Once [`Decoder::next`] has returned `None`, less than one frame remains, so
+/// this limit is reached only by a caller that pushes without calling `next`.
 pub const MAX_BUFFERED: usize = 4 * MAX_FRAME;
 
-/// Bytes of the length before a body.
+/// Length of the length field, in bytes.
 const HEAD: usize = 4;
 
-/// Why there is no frame, or no message in it.
+/// Why a frame or the message in it is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// A frame without a body.
     #[error("a frame of 0 bytes")]
     Empty,
-    /// A frame longer than [`MAX_FRAME`], or so it claims; in bytes.
+    /// The claimed length of a frame, in bytes, is above [`MAX_FRAME`].
     #[error("a frame of {0} bytes, at most {MAX_FRAME} are allowed")]
     TooLong(u64),
-    /// More than [`MAX_BUFFERED`] bytes were pushed and no message taken.
-    #[error("more than {MAX_BUFFERED} bytes of frames came in and were not taken")]
-    NotTaken,
-    /// The body is not the JSON of a message; the parser's words, which may quote the other side.
-    #[error("a frame that holds no message: {0}")]
+    /// The caller pushed more than [`MAX_BUFFERED`] bytes without calling [`Decoder::next`].
+    #[error("more than {MAX_BUFFERED} bytes of frames were received and not decoded")]
+    BufferFull,
+    /// The body is not the JSON of a message. The text is the parser's and may quote the other end.
+    #[error("a frame without a valid message: {0}")]
     NotAMessage(PeerText),
     /// A list in a message is longer than the protocol allows.
     #[error(transparent)]
     TooMany(#[from] TooMany),
-    /// The message can't be written as JSON.
-    #[error("a message that can't be written: {0}")]
+    /// The message cannot be written as JSON.
+    #[error("a message that cannot be written as JSON: {0}")]
     Unwritable(PeerText),
 }
 
@@ -48,13 +48,13 @@ pub struct TooMany {
     pub most: usize,
 }
 
-/// What a frame may hold: a message that knows how long its lists may be.
+/// A message whose lists have a maximum length.
 pub trait Bounded {
-    /// Checks every list's length.
+    /// Checks the length of every list.
     fn check(&self) -> Result<(), TooMany>;
 }
 
-/// The frame of `message`, head and body.
+/// Encodes `message` as a frame: length and body.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     let mut frame = vec![0; HEAD];
     serde_json::to_writer(&mut frame, message).map_err(|e| FrameError::Unwritable(PeerText::new(&e.to_string())))?;
@@ -66,20 +66,19 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     Ok(frame)
 }
 
-/// Takes bytes as they arrive and gives messages.
+/// Decodes messages from bytes as they arrive.
 ///
-/// Push what was read, then call [`Decoder::next`] until it gives `None`, then read on. Memory follows the bytes that
-/// really came, never the length that a frame claims, and stays below [`MAX_BUFFERED`] whatever the other side sends:
-/// who pushes on without taking gets [`FrameError::NotTaken`]. What is left when `None` came is less than one frame, so
-/// a push of up to 47 KiB always fits then. After an error nothing more is decoded: every further call gives that
-/// error again.
+/// Push the bytes that were read, then call [`Decoder::next`] until it returns `None`, then read again. Memory grows with
+/// the bytes received, never with the length that a frame claims, and stays below [`MAX_BUFFERED`]: a caller that pushes
+/// more gets [`FrameError::BufferFull`]. After `None` less than one frame is buffered, so a push of up to 47 KiB always
+/// fits. After an error every further call returns the same error.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// What came in; the bytes before `taken` are done with.
+    /// Received bytes; those before `taken` are already decoded.
     buffer: Vec<u8>,
-    /// Always at the beginning of a frame, at most the buffer's length.
+    /// Offset of the next frame; at most the buffer's length.
     taken: usize,
-    /// What ended it.
+    /// The first error.
     failed: Option<FrameError>,
 }
 
@@ -89,22 +88,22 @@ impl Decoder {
         Self::default()
     }
 
-    /// Takes in what was read from the stream. A length that is not allowed is an error as soon as it is seen.
+    /// Adds bytes that were read from the stream. An invalid length is an error as soon as it is received.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
-        self.still_right()?;
+        self.check_not_failed()?;
         self.buffer.drain(..self.taken);
         self.taken = 0;
         if self.buffer.len() + bytes.len() > MAX_BUFFERED {
-            return Err(self.fail(FrameError::NotTaken));
+            return Err(self.fail(FrameError::BufferFull));
         }
         self.buffer.extend_from_slice(bytes);
         self.body_length().map(|_| ())
     }
 
-    /// The next whole message, or `None` where more bytes are needed.
-    #[allow(clippy::should_implement_trait, reason = "no iterator: what is next depends on the type asked for")]
+    /// The next complete message, or `None` if more bytes are needed.
+    #[expect(clippy::should_implement_trait, reason = "not an iterator: the caller chooses the type of each message")]
     pub fn next<T: DeserializeOwned + Bounded>(&mut self) -> Result<Option<T>, FrameError> {
-        self.still_right()?;
+        self.check_not_failed()?;
         let Some(length) = self.body_length()? else { return Ok(None) };
         let begin = self.taken + HEAD;
         let Some(body) = self.buffer.get(begin..begin + length) else { return Ok(None) };
@@ -115,12 +114,12 @@ impl Decoder {
         Ok(Some(message))
     }
 
-    /// Whether the stream may end here: everything that came was whole messages, and all were taken.
+    /// Whether the stream may end here: only complete messages were received, and all were decoded.
     pub fn is_empty(&self) -> bool {
         self.failed.is_none() && self.taken == self.buffer.len()
     }
 
-    /// The length of the frame that begins at `taken`, if its head is there.
+    /// The body length of the frame at `taken`, if its length field is complete.
     fn body_length(&mut self) -> Result<Option<usize>, FrameError> {
         let Some(head) = self.buffer[self.taken..].first_chunk::<HEAD>() else { return Ok(None) };
         let length = u32::from_be_bytes(*head);
@@ -131,11 +130,11 @@ impl Decoder {
         }
     }
 
-    fn still_right(&self) -> Result<(), FrameError> {
+    fn check_not_failed(&self) -> Result<(), FrameError> {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    /// Remembers the error and gives the memory back.
+    /// Stores the error and frees the buffer.
     fn fail(&mut self, error: FrameError) -> FrameError {
         *self = Self { buffer: Vec::new(), taken: 0, failed: Some(error.clone()) };
         error
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_is_not_allowed_is_refused_before_its_body_comes() {
+    fn an_invalid_length_is_refused_before_the_body_arrives() {
         assert_eq!(Decoder::new().push(&[0, 0, 0, 0]), Err(FrameError::Empty));
         assert_eq!(Decoder::new().push(&[0, 0, 0x40, 1]), Err(FrameError::TooLong(16_385)));
         assert_eq!(Decoder::new().push(&[255; 4]), Err(FrameError::TooLong(u32::MAX.into())));
@@ -229,16 +228,16 @@ mod tests {
     }
 
     #[test]
-    fn pushing_without_taking_ends_at_the_bound() {
+    fn pushing_without_decoding_fails_at_the_limit() {
         let mut decoder = Decoder::new();
         let ping = encode(&ToReflector::Ping).unwrap();
         let error = (0..).find_map(|_| decoder.push(&ping).err());
-        assert_eq!(error, Some(FrameError::NotTaken));
+        assert_eq!(error, Some(FrameError::BufferFull));
         assert_eq!(decoder.buffer.capacity(), 0);
     }
 
     #[test]
-    fn taking_makes_room_for_ever() {
+    fn decoded_messages_free_the_buffer() {
         let mut decoder = Decoder::new();
         let close = encode(&ToReflector::Close { reason: "x".repeat(120).into() }).unwrap();
         for _ in 0..10_000 {
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn after_an_error_every_call_gives_that_error() {
+    fn after_an_error_every_call_returns_the_same_error() {
         let mut decoder = Decoder::new();
         decoder.push(&raw(b"{}")).unwrap();
         let error = decoder.next::<ToReflector>().unwrap_err();
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_length_behind_a_good_message_spoils_what_follows_only() {
+    fn a_message_before_an_invalid_length_is_still_decoded() {
         let mut decoder = Decoder::new();
         decoder.push(&[encode(&ToReflector::Ping).unwrap(), vec![0; 4]].concat()).unwrap();
         assert_eq!(decoder.next(), Ok(Some(ToReflector::Ping)));
@@ -268,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_body_is_an_error_and_not_an_overflow() {
+    fn a_deeply_nested_body_is_an_error_and_not_a_stack_overflow() {
         let deep = format!("{{\"type\":\"ping\",\"x\":{}", "[".repeat(MAX_FRAME - 100));
         assert!(matches!(fails_with(&deep), FrameError::NotAMessage(_)));
         assert!(matches!(fails_with(&"[".repeat(MAX_FRAME)), FrameError::NotAMessage(_)));
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_quotes_the_other_side_is_harmless() {
+    fn an_error_that_quotes_the_other_end_is_sanitised() {
         let FrameError::NotAMessage(why) = ({
             let mut decoder = Decoder::new();
             let body = "{\"type\":\"samples\",\"phase\":0,\"samples\":[],\"direction\":\"\\u001b[2J\"}";
@@ -311,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_not_sent() {
+    fn a_message_above_the_limit_is_not_encoded() {
         let long = vec!["x".repeat(1000); 17];
         assert!(matches!(encode(&long), Err(FrameError::TooLong(_))));
     }

@@ -1,5 +1,5 @@
-//! Messages over any byte stream: the one loop around the frame decoder. It opens nothing and times nothing; the
-//! shells bring the stream and the time limits.
+//! Messages over any byte stream: the read and write loop around the frame decoder. The caller opens the stream and sets
+//! the timeouts.
 
 use std::io;
 
@@ -16,33 +16,32 @@ pub struct Framed<S> {
     buffer: Box<[u8; 4096]>,
 }
 
-/// Why no further message comes, or none could be sent.
+/// Why a message could not be received or sent.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The stream failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// What came is no frame, or holds no message.
+    /// The received bytes are not a valid frame or message.
     #[error(transparent)]
     Frame(#[from] FrameError),
     /// The stream ended in the middle of a frame.
-    #[error("the other side hung up in the middle of a message")]
+    #[error("the other end closed the connection in the middle of a message")]
     Torn,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
-    /// Frames over `stream`.
+    /// Reads and writes frames over `stream`.
     pub fn new(stream: S) -> Self {
         Self { stream, decoder: Decoder::new(), buffer: Box::new([0; 4096]) }
     }
 
-    /// The stream below.
+    /// The underlying stream.
     pub fn stream(&self) -> &S {
         &self.stream
     }
 
-    /// The next message; `None` when the other side is done. May be dropped at any await and called again without
-    /// losing a byte.
+    /// The next message, or `None` at the end of the stream. Cancel safe: dropping the future loses no bytes.
     pub async fn receive<T: DeserializeOwned + frame::Bounded>(&mut self) -> Result<Option<T>, LinkError> {
         loop {
             if let Some(message) = self.decoder.next()? {
@@ -56,8 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         }
     }
 
-    /// Sends one message. Must run to its end: a dropped send leaves half a frame behind, and the link is then only
-    /// good for closing.
+    /// Sends one message. Not cancel safe: a dropped future may leave a partial frame on the stream. Close the link then.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), LinkError> {
         let frame = frame::encode(message)?;
         self.stream.write_all(&frame).await?;
@@ -65,7 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         Ok(())
     }
 
-    /// Says that nothing more will be sent.
+    /// Shuts down the sending half of the stream.
     pub async fn finish(&mut self) -> io::Result<()> {
         self.stream.shutdown().await
     }

@@ -1,4 +1,4 @@
-//! Who a device is: an Ed25519 key pair. The public key *is* the identity; text is only how people carry it.
+//! A device's identity: an Ed25519 key pair. The public key *is* the identity; the Endpoint ID is its text form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::crockford;
 
 /// A device's Ed25519 public key. Compared as 32 bytes; printed as `PP-` and 14 groups of 4 digits: 52 digits of the
-/// key, big-endian, and 4 check digits that catch every one or two digits replaced and every transposition.
+/// key, big-endian, and 4 check digits. They detect any one or two replaced digits and any two swapped digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EndpointId([u8; EndpointId::LEN]);
@@ -32,46 +32,46 @@ impl EndpointId {
     }
 }
 
-/// Digits of the key part.
+/// Number of digits for the key, without check digits.
 const KEY_DIGITS: usize = 52;
 
-/// Why text is no Endpoint ID.
+/// Why text is not an Endpoint ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAnEndpointId {
-    /// It does not begin as one.
+pub enum ParseEndpointIdError {
+    /// It does not begin with `PP`.
     #[error("an Endpoint ID begins with PP-")]
     Prefix,
-    /// A character that is no digit.
-    #[error("{0:?} is no digit of an Endpoint ID")]
+    /// It contains an invalid character.
+    #[error("{0:?} is not a valid character in an Endpoint ID (valid: 0-9 and A-Z without U)")]
     Digit(char),
     /// Too short or too long.
-    #[error("an Endpoint ID has 56 digits after PP-, this has {0}")]
+    #[error("an Endpoint ID has 56 characters after PP-, without dashes; this has {0}")]
     Length(usize),
-    /// The check digits belong to another key.
-    #[error("the check digits do not fit: something was mistyped")]
+    /// The check digits do not match the key.
+    #[error("the check digits do not match: a character was mistyped")]
     Check,
 }
 
 impl FromStr for EndpointId {
-    type Err = NotAnEndpointId;
+    type Err = ParseEndpointIdError;
 
-    fn from_str(text: &str) -> Result<Self, NotAnEndpointId> {
+    fn from_str(text: &str) -> Result<Self, ParseEndpointIdError> {
         let text = text.trim();
-        let prefix = text.get(..2).filter(|p| p.eq_ignore_ascii_case("PP")).ok_or(NotAnEndpointId::Prefix)?;
+        let prefix = text.get(..2).filter(|p| p.eq_ignore_ascii_case("PP")).ok_or(ParseEndpointIdError::Prefix)?;
         let mut values = Vec::with_capacity(KEY_DIGITS + crockford::CHECK_DIGITS);
-        for c in text[prefix.len()..].chars().filter(|c| !crockford::is_filler(*c)) {
+        for c in text[prefix.len()..].chars().filter(|c| !crockford::is_separator(*c)) {
             if values.len() > 4 * KEY_DIGITS {
-                return Err(NotAnEndpointId::Length(values.len()));
+                return Err(ParseEndpointIdError::Length(values.len()));
             }
-            values.push(crockford::value(c).ok_or(NotAnEndpointId::Digit(c))?);
+            values.push(crockford::value(c).ok_or(ParseEndpointIdError::Digit(c))?);
         }
         if values.len() != KEY_DIGITS + crockford::CHECK_DIGITS {
-            return Err(NotAnEndpointId::Length(values.len()));
+            return Err(ParseEndpointIdError::Length(values.len()));
         }
         let (key, check) = values.split_at(KEY_DIGITS);
         // 52 digits are 260 bits: the first digit holds only the key's top bit.
         if key[0] > 1 || !crockford::is_checked(key, check) {
-            return Err(NotAnEndpointId::Check);
+            return Err(ParseEndpointIdError::Check);
         }
         let mut bytes = [0u8; Self::LEN];
         for (at, value) in key.iter().rev().enumerate() {
@@ -113,9 +113,9 @@ impl From<EndpointId> for String {
 }
 
 impl TryFrom<String> for EndpointId {
-    type Error = NotAnEndpointId;
+    type Error = ParseEndpointIdError;
 
-    fn try_from(text: String) -> Result<Self, NotAnEndpointId> {
+    fn try_from(text: String) -> Result<Self, ParseEndpointIdError> {
         text.parse()
     }
 }
@@ -138,42 +138,42 @@ pub struct SecretKey {
 
 /// The system's random source failed, or the bytes are no Ed25519 seed.
 #[derive(Debug, thiserror::Error)]
-#[error("no Ed25519 key could be made")]
-pub struct NoKey;
+#[error("no Ed25519 key could be generated")]
+pub struct KeyGenerationError;
 
 impl SecretKey {
     /// Bytes of an Ed25519 seed.
     pub const LEN: usize = 32;
 
     /// A new key from the system's random source.
-    pub fn generate() -> Result<Self, NoKey> {
-        let pair = Ed25519KeyPair::generate().map_err(|_| NoKey)?;
-        let seed = pair.seed().map_err(|_| NoKey)?;
-        let seed = seed.as_be_bytes().map_err(|_| NoKey)?;
-        Self::from_seed(Zeroizing::new(seed.as_ref().try_into().map_err(|_| NoKey)?))
+    pub fn generate() -> Result<Self, KeyGenerationError> {
+        let pair = Ed25519KeyPair::generate().map_err(|_| KeyGenerationError)?;
+        let seed = pair.seed().map_err(|_| KeyGenerationError)?;
+        let seed = seed.as_be_bytes().map_err(|_| KeyGenerationError)?;
+        Self::from_seed(Zeroizing::new(seed.as_ref().try_into().map_err(|_| KeyGenerationError)?))
     }
 
-    /// The key that grows from `seed`.
-    pub fn from_seed(seed: Zeroizing<[u8; Self::LEN]>) -> Result<Self, NoKey> {
-        let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).map_err(|_| NoKey)?;
-        let public = pair.public_key().as_ref().try_into().map_err(|_| NoKey)?;
+    /// The key pair of `seed`.
+    pub fn from_seed(seed: Zeroizing<[u8; Self::LEN]>) -> Result<Self, KeyGenerationError> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).map_err(|_| KeyGenerationError)?;
+        let public = pair.public_key().as_ref().try_into().map_err(|_| KeyGenerationError)?;
         Ok(Self { seed, id: EndpointId(public) })
     }
 
-    /// The public half.
+    /// The public key.
     pub fn id(&self) -> EndpointId {
         self.id
     }
 
-    /// The seed, for the key file alone.
+    /// The seed. Used only to write the key file.
     pub(crate) fn seed(&self) -> &[u8; Self::LEN] {
         &self.seed
     }
 
-    /// The key as PKCS#8, for rustls alone.
-    pub(crate) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, NoKey> {
-        let pair = Ed25519KeyPair::from_seed_unchecked(self.seed.as_ref()).map_err(|_| NoKey)?;
-        let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| NoKey)?;
+    /// The key as PKCS#8. Used only for rustls.
+    pub(crate) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, KeyGenerationError> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(self.seed.as_ref()).map_err(|_| KeyGenerationError)?;
+        let der: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| KeyGenerationError)?;
         Ok(Zeroizing::new(der.as_ref().to_vec()))
     }
 }
@@ -192,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_key_survives_its_text(key: [u8; 32]) {
+        fn every_key_is_parsed_from_its_text(key: [u8; 32]) {
             let id = EndpointId(key);
             let text = id.to_string();
             prop_assert_eq!(text.len(), 2 + 14 * 5);
@@ -202,7 +202,7 @@ mod tests {
         }
 
         #[test]
-        fn any_two_digits_exchanged_are_caught(key: [u8; 32], a in 0usize..56, b in 0usize..56, x in 1u8..32, y in 1u8..32) {
+        fn one_or_two_replaced_digits_are_detected(key: [u8; 32], a in 0usize..56, b in 0usize..56, x in 1u8..32, y in 1u8..32) {
             let mut values = digits(EndpointId(key));
             values[a] = (values[a] + x) % 32;
             if a != b {
@@ -212,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn any_transposition_is_caught(key: [u8; 32], a in 0usize..56, b in 0usize..56) {
+        fn two_swapped_digits_are_detected(key: [u8; 32], a in 0usize..56, b in 0usize..56) {
             let mut values = digits(EndpointId(key));
             values.swap(a, b);
             let parsed = text_of(&values).parse::<EndpointId>();
@@ -220,7 +220,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "\\PC*") {
+        fn parsing_never_panics(text in "\\PC*") {
             let _ = text.parse::<EndpointId>();
         }
     }
@@ -234,9 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn the_modulus_divides_no_difference_of_one_or_two_digits() {
-        // A replaced digit changes the number by d * 32^i, |d| < 32; two by d * 32^i + e * 32^j. It goes unseen only
-        // where that is a multiple of the modulus; as 32 has an inverse, only d * 32^(i-j) + e matters.
+    fn no_change_of_one_or_two_digits_is_a_multiple_of_the_modulus() {
+        // Replacing a digit changes the number by d * 32^i, |d| < 32; replacing two by d * 32^i + e * 32^j. The change is
+        // undetected only if it is a multiple of the modulus. 32 is invertible, so it suffices to check d * 32^(i-j) + e.
         let modulus = i64::from(crockford::MODULUS);
         let mut power = 1i64;
         for _ in 0..56 {
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_check_part_at_or_above_the_modulus_is_refused() {
-        // Adding the modulus to the check part keeps the number divisible, but it is no longer the canonical one.
+        // Adding the modulus to the check part gives another multiple of the modulus, but not the canonical one.
         let id = (0u8..=255)
             .map(|b| EndpointId([b; 32]))
             .find(|id| check_number(*id) < 59)
@@ -260,7 +260,7 @@ mod tests {
         for (at, shift) in [15, 10, 5, 0].into_iter().enumerate() {
             values[52 + at] = (forged >> shift & 31) as u8;
         }
-        assert_eq!(text_of(&values).parse::<EndpointId>(), Err(NotAnEndpointId::Check));
+        assert_eq!(text_of(&values).parse::<EndpointId>(), Err(ParseEndpointIdError::Check));
     }
 
     fn check_number(id: EndpointId) -> u32 {

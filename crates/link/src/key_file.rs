@@ -1,4 +1,4 @@
-//! The file that holds a device's secret key: the only disk access of this crate. Nothing else is ever kept in it.
+//! The file with a device's secret key: load, create, rotate. It holds nothing but the key.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -11,32 +11,32 @@ use rustix::io::Errno;
 use zeroize::Zeroizing;
 
 use crate::admission::unhex;
-use crate::identity::NoKey;
+use crate::identity::KeyGenerationError;
 use crate::{EndpointId, SecretKey};
 
-/// What the one line begins with: what it is and in which version of this format.
+/// The beginning of the file's only line: a format name with its version.
 const MAGIC: &str = "packetparamedic-key-v1 ";
 
-/// More than any key file has; what is longer is none.
+/// A limit above the length of any key file, in bytes. A longer file is not a key file.
 const MAX_LEN: usize = 256;
 
-/// Why there is no key to use. Each names the file and the mend.
+/// Why no key could be loaded or stored. Each message names the file and the fix.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// There is none.
-    #[error("there is no key file {}: it is made when the program first runs as a service or pairs", .path.display())]
+    /// The file does not exist.
+    #[error("there is no key file {}: the program creates it when it first runs as a service or pairs", .path.display())]
     Absent {
-        /// Where it was looked for.
+        /// The expected path.
         path: PathBuf,
     },
-    /// A folder, a symbolic link, a device: whatever it is, not a file of this program.
-    #[error("{} is no regular file: move it away, or name another state folder", .path.display())]
+    /// The path is a folder, a symbolic link or a device.
+    #[error("{} is not a regular file: move it away, or choose another state folder", .path.display())]
     NotAFile {
-        /// What stands there.
+        /// The path.
         path: PathBuf,
     },
-    /// Someone else's file: its owner can read and change the key.
-    #[error("{} belongs to user {owner}, this runs as user {user}: run it as {owner}, or `chown {user}` it", .path.display())]
+    /// The file belongs to another user, who can read and change the key.
+    #[error("{} belongs to user {owner}, but this program runs as user {user}: run it as {owner}, or `chown {user}` the file", .path.display())]
     NotOurs {
         /// The file.
         path: PathBuf,
@@ -45,71 +45,71 @@ pub enum KeyFileError {
         /// The user id that this program runs as.
         user: u32,
     },
-    /// Its permissions let others read or change the key.
-    #[error("others can get at the key in {} (its mode is {mode:04o}): `chmod 600` it, or make a new identity if someone may have read it", .path.display())]
+    /// The file's permissions let other users read or change the key.
+    #[error("other users can access the key in {} (its mode is {mode:04o}): `chmod 600` it; if another user may have read it, make a new identity", .path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// It holds no key. It is left as it is.
-    #[error("{} holds no key of this program: restore it from a backup, or move it away to get a new identity (every pairing is then lost)", .path.display())]
+    /// The file does not contain a key. It is not changed.
+    #[error("{} does not contain a key of this program: restore it from a backup, or move it away to get a new identity (every pairing is then lost)", .path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
     },
-    /// The operating system refused something.
+    /// An operation on the file failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// What was being done.
+        /// The operation.
         doing: &'static str,
-        /// With what.
+        /// Its object.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// No new key could be made.
-    #[error("no key for {}: {source}", .path.display())]
+    /// No key could be generated.
+    #[error("cannot generate a key for {}: {source}", .path.display())]
     NoKey {
-        /// The file that it was for.
+        /// The file to write it to.
         path: PathBuf,
-        /// Why not.
-        source: NoKey,
+        /// The cause.
+        source: KeyGenerationError,
     },
 }
 
-/// A device that has a new key.
+/// The result of a key rotation.
 #[derive(Debug)]
 pub struct Rotated {
-    /// Who it was.
+    /// The previous identity.
     pub old: EndpointId,
-    /// Its new key, on disk already.
+    /// The new key, already on disk.
     pub new: SecretKey,
-    /// Where the old key is kept.
+    /// The file with the old key.
     pub kept: PathBuf,
 }
 
-/// The key in `path`, or a new one where there is none. The folder must exist. Two programs that start together end
-/// with the same key. Nothing that stands there is ever overwritten.
+/// Loads the key in `path`, or creates it if the file does not exist. The folder must exist. Two programs that start at the
+/// same time get the same key. An existing file is never overwritten.
 pub fn load_or_create(path: &Path) -> Result<SecretKey, KeyFileError> {
     match load(path) {
         Err(KeyFileError::Absent { .. }) => {}
         found => return found,
     }
     let key = SecretKey::generate().map_err(|source| KeyFileError::NoKey { path: path.to_owned(), source })?;
-    let draft = Draft::write(path, &key)?;
-    match draft.place_where_nothing_is(path) {
+    let temporary = TemporaryKey::write(path, &key)?;
+    match temporary.rename_to_unused(path) {
         Ok(()) => Ok(key),
-        // Someone was faster: theirs is the device's key.
+        // Another process created the file first: its key is the device's key.
         Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => load(path),
         Err(other) => Err(other),
     }
 }
 
-/// The key in `path`.
+/// Loads the key in `path`.
 pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
-    // No following of links, and no waiting for the writer of a named pipe.
+    // Do not follow links, and do not block on a named pipe.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
     let mut file = file.map_err(|source| match Errno::from_io_error(&source) {
@@ -117,16 +117,16 @@ pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
         Some(Errno::LOOP | Errno::NXIO | Errno::NODEV) => KeyFileError::NotAFile { path: path.to_owned() },
         _ => KeyFileError::Io { doing: "open", path: path.to_owned(), source },
     })?;
-    let about = file.metadata().map_err(io_error("look at", path))?;
-    if !about.is_file() {
+    let metadata = file.metadata().map_err(io_error("look at", path))?;
+    if !metadata.is_file() {
         return Err(KeyFileError::NotAFile { path: path.to_owned() });
     }
     let user = rustix::process::geteuid().as_raw();
-    if about.uid() != user {
-        return Err(KeyFileError::NotOurs { path: path.to_owned(), owner: about.uid(), user });
+    if metadata.uid() != user {
+        return Err(KeyFileError::NotOurs { path: path.to_owned(), owner: metadata.uid(), user });
     }
-    if about.mode() & 0o077 != 0 {
-        return Err(KeyFileError::Exposed { path: path.to_owned(), mode: about.mode() & 0o7777 });
+    if metadata.mode() & 0o077 != 0 {
+        return Err(KeyFileError::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
     }
     let mut text = Zeroizing::new([0; MAX_LEN]);
     let mut length = 0;
@@ -138,23 +138,23 @@ pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
             Err(source) => return Err(KeyFileError::Io { doing: "read", path: path.to_owned(), source }),
         }
     }
-    // A full buffer may be the beginning of anything.
+    // A full buffer means that the file is longer than any key file.
     let whole = (length < MAX_LEN).then_some(&text[..length]);
-    whole.and_then(key_in).ok_or_else(|| KeyFileError::Corrupt { path: path.to_owned() })
+    whole.and_then(parse_key).ok_or_else(|| KeyFileError::Corrupt { path: path.to_owned() })
 }
 
-/// Gives the device a new key. The old one is kept beside it, in a file that carries its Endpoint ID. At every moment
-/// there is one whole key file at `path`, so that a crash leaves the old identity or the new one.
+/// Replaces the device's key with a new one. The old key is kept in the same folder, in a file named after its Endpoint ID.
+/// At every moment there is one complete key file at `path`: a crash leaves either the old identity or the new one.
 pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
-    // Of two rotations at once, one would report a key that the other has just replaced.
+    // Without the lock, one of two concurrent rotations would report a key that the other has just replaced.
     let folder = folder_of(path);
     let lock = File::open(folder).map_err(io_error("open", folder))?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|e| io_error("lock", folder)(e.into()))?;
 
     let old = load(path)?;
     let kept = with_suffix(path, &format!(".old-{}", old.id()));
-    match Draft::write(&kept, &old)?.place_where_nothing_is(&kept) {
-        // Kept already, by a rotation that did not come to its end.
+    match TemporaryKey::write(&kept, &old)?.rename_to_unused(&kept) {
+        // An earlier, interrupted rotation has kept it already.
         Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
             if load(&kept)?.id() != old.id() {
                 return Err(KeyFileError::Corrupt { path: kept });
@@ -163,27 +163,27 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
         placed => placed?,
     }
     let new = SecretKey::generate().map_err(|source| KeyFileError::NoKey { path: path.to_owned(), source })?;
-    Draft::write(path, &new)?.place_over(path)?;
+    TemporaryKey::write(path, &new)?.replace_target(path)?;
     Ok(Rotated { old: old.id(), new, kept })
 }
 
-/// The key that the file's text holds.
-fn key_in(text: &[u8]) -> Option<SecretKey> {
+/// Parses the file's text.
+fn parse_key(text: &[u8]) -> Option<SecretKey> {
     let digits = std::str::from_utf8(text).ok()?.trim_end().strip_prefix(MAGIC)?;
     SecretKey::from_seed(Zeroizing::new(unhex(digits)?)).ok()
 }
 
-/// A key on disk under a name of its own, private from its first moment; removed unless it is put into its place.
-struct Draft {
+/// A key in a temporary file with mode 0600. The file is removed on drop unless it was renamed to its target.
+struct TemporaryKey {
     path: Option<PathBuf>,
 }
 
-impl Draft {
-    /// Writes `key` beside `target`, durably.
+impl TemporaryKey {
+    /// Writes `key` into the folder of `target` and syncs it.
     fn write(target: &Path, key: &SecretKey) -> Result<Self, KeyFileError> {
         let mut random = [0; 8];
         aws_lc_rs::rand::fill(&mut random)
-            .map_err(|_| KeyFileError::NoKey { path: target.to_owned(), source: NoKey })?;
+            .map_err(|_| KeyFileError::NoKey { path: target.to_owned(), source: KeyGenerationError })?;
         let path = with_suffix(target, &format!(".{}.new", crate::admission::hex(&random)));
         let mut file = OpenOptions::new()
             .write(true)
@@ -191,19 +191,20 @@ impl Draft {
             .mode(0o600)
             .open(&path)
             .map_err(io_error("create", &path))?;
-        let draft = Self { path: Some(path.clone()) };
-        let line = line_of(key);
+        let temporary = Self { path: Some(path.clone()) };
+        let line = key_line(key);
         file.write_all(line.as_bytes()).map_err(io_error("write", &path))?;
         file.sync_all().map_err(io_error("write", &path))?;
-        Ok(draft)
+        Ok(temporary)
     }
 
-    /// Gives it its name, unless something has that name: then `AlreadyExists`.
-    fn place_where_nothing_is(mut self, target: &Path) -> Result<(), KeyFileError> {
+    /// Renames the file to `target`. Fails with `AlreadyExists` if `target` exists.
+    fn rename_to_unused(mut self, target: &Path) -> Result<(), KeyFileError> {
         let Some(path) = self.path.as_ref() else { return Ok(()) };
         match rustix::fs::renameat_with(CWD, path, CWD, target, RenameFlags::NOREPLACE) {
             Ok(()) => self.path = None,
-            // A file system that has no such rename; a link never replaces either. The draft's own name goes on drop.
+            // The file system does not support RENAME_NOREPLACE. A hard link never replaces a file either; the temporary
+            // name is removed on drop.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM) => {
                 fs::hard_link(path, target).map_err(io_error("create", target))?;
             }
@@ -213,8 +214,8 @@ impl Draft {
         sync_folder_of(target)
     }
 
-    /// Gives it its name, in place of whatever has that name.
-    fn place_over(mut self, target: &Path) -> Result<(), KeyFileError> {
+    /// Renames the file to `target`, replacing an existing file.
+    fn replace_target(mut self, target: &Path) -> Result<(), KeyFileError> {
         let Some(path) = self.path.as_ref() else { return Ok(()) };
         fs::rename(path, target).map_err(io_error("replace", target))?;
         self.path = None;
@@ -222,18 +223,18 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for TemporaryKey {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            // Where even this fails, a key that nobody uses is left in a private file.
+            // If this fails, an unused key remains in a file with mode 0600.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// The file's one line.
-fn line_of(key: &SecretKey) -> Zeroizing<String> {
-    // With room for all of it: a string that grows leaves a copy of the secret behind.
+/// The content of the key file.
+fn key_line(key: &SecretKey) -> Zeroizing<String> {
+    // Allocate once: a string that reallocates leaves a copy of the secret in freed memory.
     let mut line = Zeroizing::new(String::with_capacity(MAX_LEN));
     line.push_str(MAGIC);
     data_encoding::HEXLOWER.encode_append(key.seed(), &mut line);
@@ -241,7 +242,7 @@ fn line_of(key: &SecretKey) -> Zeroizing<String> {
     line
 }
 
-/// Makes the folder's entries durable.
+/// Syncs the folder of `path`, so that a rename in it is durable.
 fn sync_folder_of(path: &Path) -> Result<(), KeyFileError> {
     let folder = folder_of(path);
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("write", folder))
@@ -312,15 +313,15 @@ mod tests {
     }
 
     #[test]
-    fn the_format_stays_readable_for_ever() {
+    fn the_file_format_is_stable() {
         let folder = Folder::with(&format!("packetparamedic-key-v1 {}\n", "2a".repeat(32)));
         let key = SecretKey::from_seed(Zeroizing::new([0x2a; 32])).unwrap();
         assert_eq!(load(&folder.file()).unwrap().id(), key.id());
-        assert_eq!(fs::read_to_string(folder.file()).unwrap(), *line_of(&key));
+        assert_eq!(fs::read_to_string(folder.file()).unwrap(), *key_line(&key));
     }
 
     #[test]
-    fn programs_that_start_together_end_with_one_key() {
+    fn programs_that_start_at_the_same_time_get_one_key() {
         for _ in 0..20 {
             let folder = Folder::new();
             let (path, together) = (folder.file(), Barrier::new(8));
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_can_reach_is_refused_with_the_mend() {
+    fn a_key_file_that_other_users_can_access_is_refused() {
         for mode in [0o604, 0o640, 0o620, 0o602, 0o660, 0o644, 0o601] {
             let folder = Folder::new();
             load_or_create(&folder.file()).unwrap();
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_corrupt_file_is_named_and_left_as_it_is() {
+    fn a_corrupt_file_is_refused_and_not_changed() {
         let digits = "ab".repeat(32);
         for text in [
             String::new(),
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_refused_without_waiting() {
+    fn a_path_that_is_not_a_regular_file_is_refused_without_blocking() {
         let folder = Folder::new();
         fs::create_dir(folder.file()).unwrap();
         assert!(matches!(load_or_create(&folder.file()), Err(KeyFileError::NotAFile { .. })));
@@ -398,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn someone_elses_file_is_refused() {
+    fn a_file_of_another_user_is_refused() {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root can give a file away");
             return;
@@ -411,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_file_or_folder_is_told_apart_from_a_broken_one() {
+    fn an_absent_file_and_an_absent_folder_have_different_errors() {
         let folder = Folder::new();
         assert!(matches!(load(&folder.file()), Err(KeyFileError::Absent { .. })));
         assert!(matches!(rotate(&folder.file()), Err(KeyFileError::Absent { .. })));
@@ -433,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_was_cut_off_is_taken_up_again() {
+    fn an_interrupted_rotation_can_be_repeated() {
         let folder = Folder::new();
         let first = load_or_create(&folder.file()).unwrap().id();
         fs::copy(folder.file(), with_suffix(&folder.file(), &format!(".old-{first}"))).unwrap();
@@ -442,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn rotations_at_once_lose_no_key() {
+    fn concurrent_rotations_lose_no_key() {
         let folder = Folder::new();
         let first = load_or_create(&folder.file()).unwrap().id();
         let path = folder.file();

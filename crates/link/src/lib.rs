@@ -1,5 +1,5 @@
-//! The words both sides of a link speak, each written once. Pure: no sockets, no clock, no randomness of its own
-//! beyond making keys and codes; the disk is touched for the key file and its folder alone.
+//! Everything that both ends of a link must agree on: identities, TLS, pairing, admission, messages, frames. Pure: no
+//! sockets and no clock. Random numbers are used only for keys and codes, the disk only for the key file and its folder.
 
 pub mod admission;
 pub mod feature;
@@ -21,5 +21,5 @@ pub use admission::SessionId;
 pub use identity::{EndpointId, SecretKey};
 pub use peer_text::PeerText;
 
-/// The port a reflector listens on, TCP and UDP, when nothing else is said.
+/// The default port of a reflector, TCP and UDP.
 pub const DEFAULT_PORT: u16 = 4000;

@@ -1,4 +1,4 @@
-//! What was counted: one interval's sample, a phase's tally at one end, the facts of a host. Units are in the names.
+//! Counts: the sample of one interval, the tally of a phase at one end, the facts of a host. Names end in the unit.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::PeerText;
 
-/// The length of a throughput interval that every receiver counts in.
+/// The length of a throughput interval.
 pub const INTERVAL_MS: u64 = 100;
 
-/// One interval's reading by the receiver.
+/// The receiver's count of one interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// When the interval ended, in microseconds of the receiver's monotonic clock since the phase began there.
+    /// End of the interval, in microseconds of the receiver's monotonic clock since the phase began there.
     pub at_us: u64,
-    /// Payload bytes that arrived in it, all streams together.
+    /// Payload bytes received during the interval, all streams together.
     pub bytes: u64,
 }
 
-/// What became of one latency probe.
+/// The fate of one latency probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
     /// When it was sent, since the prober's start.
@@ -28,7 +28,7 @@ pub struct Probe {
     pub late_us: u32,
     /// The round trip, in microseconds, with the reflector's turn-around taken out; absent where no reply came in time.
     pub rtt_us: Option<u32>,
-    /// Whether the reflector got it; absent where nothing that came back tells.
+    /// Whether the reflector received it; absent if no reply shows it.
     pub arrived: Option<bool>,
     /// How long the reflector held it, in microseconds; 0 where no reply came.
     pub turnaround_us: u32,
@@ -41,12 +41,12 @@ impl Probe {
     pub const LATE_AFTER: Duration = Duration::from_secs(10);
 }
 
-/// How many payload bytes one end counted over a whole phase, start-up and drain included.
+/// The payload bytes that one end counted over a whole phase, start-up and drain included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
-    /// Payload bytes at the socket.
+    /// Payload bytes sent or received at the socket.
     pub bytes: u64,
-    /// From the phase's begin at this end to the last byte, in microseconds of its monotonic clock.
+    /// Time from the start of the phase at this end to the last byte, in microseconds of its monotonic clock.
     pub elapsed_us: u64,
 }
 
@@ -86,81 +86,82 @@ pub struct StreamInfo {
 /// What one end counted in one direction of a phase.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DirectionTally {
-    /// Payload bytes and their time.
+    /// Payload bytes and the time they took.
     pub count: Count,
-    /// What it cost this end.
+    /// Processor time used at this end.
     pub cpu: CpuUse,
-    /// The congestion control that the kernel really used.
+    /// The congestion control that the kernel used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion_control: Option<PeerText>,
-    /// How the bytes were moved at this end: `plain`, `trunc`, `splice` or `tls`.
+    /// How this end moved the bytes: `plain`, `trunc`, `splice` or `tls`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_path: Option<PeerText>,
-    /// The largest segment the kernel sends, in bytes.
+    /// Maximum segment size, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
-    /// Segments sent again, all streams together; known to the sender.
+    /// Retransmitted segments, all streams together; the sender's count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retransmits: Option<u64>,
-    /// How many streams moved data.
+    /// Number of streams that moved data.
     pub streams: u16,
-    /// What became of datagrams, where it was datagrams.
+    /// Counts of datagrams, if the engine sends datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datagrams: Option<Box<DatagramTally>>,
-    /// Who counted: `socket` (the kernel) or `iperf3`; absent: the program that speaks, as it moved the data.
+    /// Source of the counts: `socket` (the kernel) or `iperf3`; absent: the program that sends this message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_by: Option<PeerText>,
 }
 
-/// What one end counted of the datagrams of one direction, all streams together. An end tells what it knows: the sender
-/// what it sent, the receiver what came of it.
+/// One end's counts of the datagrams of one direction, all streams together. The sender fills in what it sent, the
+/// receiver what it received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatagramTally {
-    /// Payload of each, in bytes.
+    /// Payload of each datagram, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_bytes: Option<u32>,
-    /// The sender's: how many it sent.
+    /// Sender: datagrams sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent: Option<u64>,
-    /// The receiver's: how many came, each counted once.
+    /// Receiver: datagrams received, without duplicates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub received: Option<u64>,
-    /// The receiver's: how many came again.
+    /// Receiver: duplicates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicates: Option<u64>,
-    /// The receiver's: how many came after a later one (RFC 4737).
+    /// Receiver: reordered datagrams (RFC 4737).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_of_order: Option<u64>,
-    /// The receiver's: jitter (RFC 3550), the mean of the streams, in microseconds.
+    /// Receiver: jitter (RFC 3550), mean of the streams, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_us: Option<u64>,
-    /// Of a search, once it had found its rate: how many of `sent` or `received` were sent from then on.
+    /// After a rate search: how many of `sent` or `received` were sent after the search had found its rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled: Option<u64>,
-    /// The receiver's: when the first of those came, of the last stream, in microseconds since the phase began there.
+    /// Receiver: when the first datagram of `settled` arrived, in microseconds since the phase began there. Of several
+    /// streams, the latest such time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled_at_us: Option<u64>,
-    /// The sender's: for how long it held still because nothing was heard of the receiver, in milliseconds.
+    /// Sender: for how long it paused because it received nothing from the receiver, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
 }
 
-/// What one end counted in one phase. Every phase ends in one of these, also when it fails.
+/// One end's counts of one phase. Every phase ends with a tally, also when it fails.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseTally {
-    /// What this end counted of the download, if the phase had one.
+    /// The download, if the phase had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<DirectionTally>,
-    /// What this end counted of the upload, if the phase had one.
+    /// The upload, if the phase had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<DirectionTally>,
-    /// Why the phase ended before its time, if it did.
+    /// Why the phase ended early, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut_short: Option<PeerText>,
 }
 
 impl PhaseTally {
-    /// This end's tally of one direction.
+    /// The tally of one direction.
     pub fn direction(&self, direction: crate::test_spec::Direction) -> Option<&DirectionTally> {
         match direction {
             crate::test_spec::Direction::Download => self.download.as_ref(),
@@ -168,7 +169,7 @@ impl PhaseTally {
         }
     }
 
-    /// Payload bytes moved at this end, both directions. Saturates: the counts may be the other side's word.
+    /// Payload bytes of both directions. The sum saturates, because the counts may come from the other end.
     pub fn bytes(&self) -> u64 {
         [&self.download, &self.upload].into_iter().flatten().fold(0, |sum, d| sum.saturating_add(d.count.bytes))
     }
@@ -219,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_count_that_a_peer_claims_overflows_the_sum() {
+    fn the_sum_of_a_peers_counts_saturates() {
         let all = DirectionTally { count: Count { bytes: u64::MAX, elapsed_us: 1 }, ..DirectionTally::default() };
         let tally = PhaseTally { download: Some(all.clone()), upload: Some(all), cut_short: None };
         assert_eq!(tally.bytes(), u64::MAX);

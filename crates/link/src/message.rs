@@ -1,5 +1,5 @@
-//! Every message of `pp-link/1`: one enum per direction. docs/protocol.md describes them and is checked against this
-//! file; `vectors/` holds one recorded frame of each that must decode for ever.
+//! Every message of `pp-link/1`: one enum per direction. docs/protocol.md describes them, and a test compares it with
+//! this file. `vectors/` holds one recorded frame of each message; every later version must decode it.
 
 use std::time::Duration;
 
@@ -13,111 +13,111 @@ use crate::measurement::{HostFacts, PhaseTally, Sample};
 use crate::pairing_code::Proof;
 use crate::test_spec::{DataMode, Direction, EngineId, TestSpec};
 
-/// The version of the protocol that this code speaks.
+/// The protocol version that this code implements.
 pub const PROTOCOL_VERSION: u16 = 1;
 
-/// The most protocol versions one end offers.
+/// The most protocol versions in a `hello` or `pair`.
 pub const MAX_VERSIONS: usize = 16;
 
-/// The most data modes a reflector names.
+/// The most data modes in a `welcome`.
 pub const MAX_DATA_MODES: usize = 16;
 
-/// The most engines a reflector names.
+/// The most engines in a `welcome`.
 pub const MAX_ENGINES: usize = 32;
 
-/// The most features one end names.
+/// The most features in a `hello` or `welcome`.
 pub const MAX_FEATURES: usize = 32;
 
-/// The most paddings of logins an appliance names.
+/// The most login paddings in a `request`.
 pub const MAX_LOGIN_PADDINGS: usize = 8;
 
 /// The most samples one [`ToAppliance::Samples`] carries.
 pub const MAX_SAMPLES: usize = 64;
 
-/// How often each end of a link says something, so that the other knows that it lives.
+/// How often each end of a link sends a message, so that the other end can detect a dead link.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// After this long with nothing heard on any connection of a session, sending pauses.
+/// A sender pauses when it has received nothing on any connection of the session for this long.
 pub const PAUSE_AFTER_SILENCE: Duration = Duration::from_secs(1);
 
-/// After this long with nothing heard on any connection of a session, the session is over.
+/// A session ends when nothing was received on any of its connections for this long.
 pub const END_AFTER_SILENCE: Duration = Duration::from_secs(10);
 
-/// What an appliance says.
+/// Messages from an appliance to a reflector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToReflector {
     /// The first message of a paired appliance.
     Hello {
-        /// The protocol versions it speaks, most wanted first.
+        /// The protocol versions it supports, preferred first.
         versions: Vec<u16>,
         /// The program's version.
         software: PeerText,
-        /// What it can do beyond the first version of this protocol; at most [`MAX_FEATURES`].
+        /// The features it supports; at most [`MAX_FEATURES`].
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         features: Vec<Feature>,
     },
-    /// The first message of one that wants to be paired: it proves that it knows the code's secret.
+    /// The first message of an appliance that asks to be paired. It proves that the appliance knows the code's secret.
     Pair {
-        /// The protocol versions it speaks, most wanted first.
+        /// The protocol versions it supports, preferred first.
         versions: Vec<u16>,
         /// HMAC over this connection's exporter value and both keys.
         proof: Proof,
-        /// What it calls itself.
+        /// The appliance's name.
         name: PeerText,
     },
     /// Asks for a session.
     Request {
-        /// What it is to do.
+        /// The requested test.
         spec: TestSpec,
-        /// Whether it would wait its turn.
+        /// Whether the reflector may queue the request.
         wait: bool,
     },
     /// Takes back a request that is not granted yet, because the user cancelled the wait.
     Withdraw,
-    /// All streams of a phase stand; let it begin.
+    /// All streams of a phase are connected; the phase can begin.
     Start {
         /// Which of the spec's phases, from 0.
         phase: u8,
     },
-    /// The session is over for the appliance.
+    /// Ends the session.
     Finish,
-    /// Asks how the reflector's host is.
+    /// Asks for the facts of the reflector's host.
     Facts,
-    /// Are you there?
+    /// Asks for a [`ToAppliance::Pong`].
     Ping,
-    /// I am.
+    /// The answer to [`ToAppliance::Ping`].
     Pong,
-    /// The appliance says goodbye.
+    /// The appliance closes the link.
     Close {
         /// Why, for the reflector's log.
         reason: PeerText,
     },
-    /// A message that a newer appliance knows and we don't; ignored.
+    /// A message of a newer version; ignored.
     #[serde(other)]
     Unknown,
 }
 
-/// What a reflector says.
+/// Messages from a reflector to an appliance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToAppliance {
     /// The answer to [`ToReflector::Hello`].
     Welcome(Welcome),
-    /// The one answer that a stranger gets, whatever it said.
+    /// The only answer to an unpaired client, whatever message it sent.
     NotPaired,
-    /// The answer to a right [`ToReflector::Pair`]: the pairing is on disk.
+    /// The answer to a valid [`ToReflector::Pair`]: the pairing is on disk.
     Paired {
-        /// HMAC of the other direction: the reflector knows the secret as well.
+        /// HMAC of the other direction: it proves that the reflector knows the secret too.
         proof: Proof,
-        /// What the reflector calls itself.
+        /// The reflector's name.
         name: PeerText,
     },
-    /// The request waits its turn.
+    /// The request is in the queue.
     Queued {
-        /// How many stand before it, plus one.
+        /// Its place in the queue, from 1.
         place: u32,
-        /// How long that may take, in milliseconds.
+        /// The expected waiting time, in milliseconds.
         expected_wait_ms: u64,
     },
     /// The session is granted.
@@ -129,43 +129,43 @@ pub enum ToAppliance {
         /// Which of the spec's phases, from 0.
         phase: u8,
     },
-    /// What the reflector received of an upload, or sent of a download, as it goes; at most [`MAX_SAMPLES`] a message.
+    /// The reflector's counts while a phase runs; at most [`MAX_SAMPLES`] a message.
     Samples {
         /// Which of the spec's phases, from 0.
         phase: u8,
-        /// Upload: what was received, which is what counts. Download: what was sent, by the sender's own clock.
+        /// Upload: bytes received, which the result is made of. Download: bytes sent, by the reflector's clock.
         direction: Direction,
-        /// The readings, in order.
+        /// In order of time.
         samples: Vec<Sample>,
     },
-    /// A phase is over at the reflector.
+    /// The reflector's end of a phase is complete.
     PhaseDone {
         /// Which of the spec's phases, from 0.
         phase: u8,
         /// What the reflector counted.
         tally: PhaseTally,
     },
-    /// The session is over for the reflector.
+    /// The reflector has ended the session.
     Ended {
         /// Why.
         reason: EndReason,
-        /// In the reflector's words.
+        /// A sentence for people.
         detail: PeerText,
     },
-    /// How the reflector's host is.
+    /// The facts of the reflector's host.
     Facts(HostFacts),
-    /// Are you there?
+    /// Asks for a [`ToReflector::Pong`].
     Ping,
-    /// I am.
+    /// The answer to [`ToReflector::Ping`].
     Pong,
-    /// The reflector says goodbye and closes the link.
+    /// The reflector closes the link.
     Close {
         /// Why.
         reason: CloseReason,
-        /// In the reflector's words.
+        /// A sentence for people.
         detail: PeerText,
     },
-    /// A message that a newer reflector knows and we don't; ignored.
+    /// A message of a newer version; ignored.
     #[serde(other)]
     Unknown,
 }
@@ -178,7 +178,7 @@ impl Bounded for ToReflector {
                 at_most("features", features, MAX_FEATURES)
             }
             Self::Pair { versions, .. } => at_most("versions", versions, MAX_VERSIONS),
-            // What is wrong with a spec is told in a denial; here only nothing gets in that no version would ask.
+            // An invalid spec is answered with a denial. Only lists longer than any version would send are refused here.
             Self::Request { spec, .. } => {
                 at_most("phases", &spec.phases, MAX_PHASES_READ)?;
                 at_most("login_paddings", &spec.login_paddings, MAX_LOGIN_PADDINGS)
@@ -221,21 +221,22 @@ impl Bounded for ToAppliance {
     }
 }
 
-/// The most phases that are read at all, so that one too many is a denial and not a broken link.
+/// The most phases that are decoded. Above `TestSpec::MAX_PHASES`, so that one phase too many is a denial and does not
+/// close the link.
 const MAX_PHASES_READ: usize = 4 * TestSpec::MAX_PHASES;
 
 fn at_most<T>(list: &'static str, entries: &[T], most: usize) -> Result<(), TooMany> {
     if entries.len() > most { Err(TooMany { list, most }) } else { Ok(()) }
 }
 
-/// What a paired appliance may know of the reflector.
+/// The reflector's capabilities, sent to paired appliances only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The protocol version that both will speak.
+    /// The protocol version that both ends use from now on.
     pub version: u16,
     /// The program's version.
     pub software: PeerText,
-    /// What the reflector calls itself.
+    /// The reflector's name.
     pub name: PeerText,
     /// The data modes it offers.
     pub data_modes: Vec<DataMode>,
@@ -245,7 +246,7 @@ pub struct Welcome {
     pub max_streams: u16,
     /// The longest session, all phases together, in milliseconds.
     pub max_duration_ms: u64,
-    /// What it can do beyond the first version of this protocol; at most [`MAX_FEATURES`].
+    /// The features it supports; at most [`MAX_FEATURES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<Feature>,
 }
@@ -253,98 +254,98 @@ pub struct Welcome {
 /// A granted session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grant {
-    /// Its id; the keys of its data derive from it and the link.
+    /// The session's id. The keys of its data are derived from it and the link.
     pub session: SessionId,
-    /// How long it lasts at most, in milliseconds from now; never a wall-clock time.
+    /// The longest time the session can last, in milliseconds from now; never a wall-clock time.
     pub expires_in_ms: u64,
-    /// The port that its data goes to, TCP and UDP; absent: the port that was dialled.
+    /// The port for the session's data, TCP and UDP; absent: the port of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_port: Option<u16>,
-    /// Whether latency probes over UDP are answered there.
+    /// Whether the reflector answers latency probes over UDP on that port.
     pub udp: bool,
-    /// How the session's login has to be encrypted, where the engine has one.
+    /// How to encrypt the session's login; absent if the engine has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<LoginTerms>,
 }
 
-/// A session that is not granted.
+/// A refused request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Denial {
-    /// Which rule said no.
+    /// The rule that refused it.
     pub reason: DenialReason,
-    /// In the reflector's words, with the limit.
+    /// A sentence for people, with the limit.
     pub detail: PeerText,
-    /// When asking again makes sense, in milliseconds from now; absent where it never does.
+    /// When to ask again, in milliseconds from now; absent if the same request will always be refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
 }
 
-/// Which rule said no.
+/// The rule that refused a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DenialReason {
-    /// The request makes no sense.
+    /// The request is invalid.
     BadRequest,
-    /// The engine is not offered here.
+    /// The reflector does not offer the engine.
     EngineNotOffered,
-    /// The data mode is not offered here.
+    /// The reflector does not offer the data mode.
     ModeNotOffered,
-    /// Longer than a session may last.
+    /// The session would be longer than the reflector's limit.
     TooLong,
-    /// More streams than a session may have.
+    /// More streams than the reflector's limit.
     TooManyStreams,
-    /// This link already has a session or a request.
+    /// The link already has a session or a queued request.
     AlreadyAsked,
-    /// Every slot is in use, and the request would not wait.
+    /// Every slot is in use, and the appliance asked not to be queued.
     Busy,
     /// The queue is full.
     QueueFull,
-    /// Enough tests for this hour.
+    /// The quota of tests per hour is used up.
     TestsPerHour,
-    /// Enough bytes for this day, for this peer or for all.
+    /// The quota of bytes per day is used up, for this peer or for all peers.
     BytesPerDay,
     /// Every port of the range is in use.
     NoPort,
     /// The reflector is shutting down.
     Draining,
-    /// The reflector can't write its audit log or its state, and grants nothing until it can.
+    /// The reflector cannot write its audit log or its state. It grants nothing until it can.
     Faulted,
-    /// A reason that a newer reflector knows and we don't.
+    /// A reason of a newer version.
     #[serde(other)]
     Unknown,
 }
 
 impl DenialReason {
-    /// Whether the same request may be granted later: exit code 5 and not 4.
+    /// Whether the same request may be granted later (exit code 5) or never will be (exit code 4).
     pub fn is_worth_a_retry(self) -> bool {
         use DenialReason::{Busy, BytesPerDay, Draining, Faulted, NoPort, QueueFull, TestsPerHour};
         matches!(self, Busy | QueueFull | TestsPerHour | BytesPerDay | NoPort | Draining | Faulted)
     }
 }
 
-/// Why a session is over.
+/// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
-    /// The appliance said that it is done.
+    /// The appliance sent [`ToReflector::Finish`].
     Finished,
-    /// Its time was over.
+    /// The session reached its deadline.
     Deadline,
-    /// Nothing was heard of it for too long.
+    /// Nothing was received from the appliance for [`END_AFTER_SILENCE`].
     Silence,
-    /// Its first phase did not begin in time.
+    /// The first phase did not begin in time.
     NotStarted,
-    /// Its link closed.
+    /// The link closed.
     LinkClosed,
-    /// The day's bytes were used up while it ran.
+    /// The quota of bytes per day was used up during the session.
     BytesPerDay,
-    /// Its peer was removed.
+    /// The peer was removed.
     PeerRemoved,
     /// The reflector shut down.
     Shutdown,
-    /// Something at the reflector failed.
+    /// An error at the reflector.
     Failed,
-    /// A reason that a newer reflector knows and we don't.
+    /// A reason of a newer version.
     #[serde(other)]
     Unknown,
 }
@@ -355,18 +356,18 @@ pub enum EndReason {
 pub enum CloseReason {
     /// No protocol version in common.
     Version,
-    /// What came is no message of this protocol.
+    /// The reflector received bytes that are not a message of this protocol.
     Protocol,
     /// The peer was removed.
     PeerRemoved,
-    /// The reflector shuts down.
+    /// The reflector is shutting down.
     Shutdown,
-    /// A reason that a newer reflector knows and we don't.
+    /// A reason of a newer version.
     #[serde(other)]
     Unknown,
 }
 
-/// The protocol version to speak with someone who offers `theirs`; `None` where there is none in common.
+/// The protocol version to use with an end that offers `theirs`, or `None` if no version is common to both.
 pub fn common_version(theirs: &[u16]) -> Option<u16> {
     theirs.contains(&PROTOCOL_VERSION).then_some(PROTOCOL_VERSION)
 }

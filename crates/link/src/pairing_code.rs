@@ -1,5 +1,5 @@
-//! The one-time code that pairs two devices: a pin of the reflector's key, a secret, check digits, and the proofs of
-//! knowing the secret. How long a code lives and who may try it is decided by the reflector, never here.
+//! The one-time code that pairs two devices: a pin of the reflector's key, a secret, and check digits; and the proofs that
+//! an end knows the secret. The reflector decides how long a code is valid and which clients may try it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,19 +13,20 @@ use crate::admission::{hex, unhex};
 use crate::{EndpointId, crockford};
 
 /// The label of the TLS exporter value that pairing proofs cover: that of the `tls-exporter` channel binding
-/// (RFC 9266), with an empty context, 32 bytes. Both ends of one connection see the same, no two connections do.
+/// (RFC 9266), with an empty context, 32 bytes. Both ends of a connection derive the same value; every connection has a
+/// different one.
 pub const PAIRING_EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
-/// What the reflector's key must look like: the first 90 bits of the SHA-256 of its 32 bytes.
+/// A truncated hash of the reflector's key: the first 90 bits of the SHA-256 of its 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pin([u8; Pin::LEN]);
 
 impl Pin {
-    /// Bytes held; the last 6 bits are always 0.
+    /// Length in bytes; the last 6 bits are always 0.
     const LEN: usize = 12;
-    /// Bits that count.
+    /// Significant bits.
     const BITS: usize = 90;
-    /// Digits in a code.
+    /// Number of digits in a pairing code.
     const DIGITS: usize = 18;
 
     /// The pin of `reflector`.
@@ -49,8 +50,8 @@ impl fmt::Debug for Pin {
     }
 }
 
-/// A pairing code: 32 digits in 8 groups, such as `ABCD-EFGH-…`. Whoever holds it may pair, once; so its secret is
-/// wiped from memory when dropped, and only [`fmt::Display`] shows it.
+/// A pairing code: 32 digits in 8 groups, such as `ABCD-EFGH-…`. A device that has the code may pair, once. Its secret is
+/// therefore wiped from memory when dropped, and only [`fmt::Display`] shows it.
 #[derive(Clone)]
 pub struct PairingCode {
     pin: Pin,
@@ -62,31 +63,32 @@ pub struct PairingCode {
 #[error("the system's random source failed")]
 pub struct NoRandomness;
 
-/// Why text is no pairing code. What was typed is not repeated: it is a secret, mistyped or not.
+/// Why text is not a pairing code. The errors never quote the text, because even a mistyped code is a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAPairingCode {
-    /// A character that is no digit; its place, from 1, counted without dashes and spaces.
-    #[error("character {0} is no digit of a pairing code (these are 0-9 and A-Z without I, L, O, U)")]
+pub enum ParsePairingCodeError {
+    /// An invalid character; its position, from 1, counted without dashes and spaces.
+    #[error("character {0} is not valid in a pairing code (valid: 0-9 and A-Z without U)")]
     Digit(usize),
     /// Too short or too long.
-    #[error("a pairing code has 32 digits, this has {0}")]
+    #[error("a pairing code has 32 characters, without dashes; this has {0}")]
     Length(usize),
-    /// The check digits belong to another code.
-    #[error("the check digits do not fit: something was mistyped")]
+    /// The check digits do not match the rest.
+    #[error("the check digits do not match: a character was mistyped")]
     Check,
 }
 
 impl PairingCode {
-    /// Bytes that hold the secret; the last 6 bits are always 0.
+    /// Length of the secret in bytes; the last 6 bits are always 0.
     const SECRET_LEN: usize = 7;
-    /// Bits of the secret. Few, because people type them: a proof can be tried only online, a few times, for minutes.
+    /// Bits of the secret. Few, because people type them: an attacker can try a proof only online, a few times, within
+    /// minutes.
     const SECRET_BITS: usize = 50;
-    /// Digits that the check part covers.
+    /// Number of digits that the check part covers.
     const PAYLOAD_DIGITS: usize = Pin::DIGITS + Self::SECRET_BITS / 5;
-    /// All digits.
+    /// Number of all digits.
     const DIGITS: usize = Self::PAYLOAD_DIGITS + crockford::CHECK_DIGITS;
 
-    /// A new code for pairing with `reflector`, its secret from the system's random source.
+    /// A new code for pairing with `reflector`. The secret comes from the system's random source.
     pub fn generate(reflector: &EndpointId) -> Result<Self, NoRandomness> {
         let mut code = Self { pin: Pin::of(reflector), secret: Zeroizing::new([0; Self::SECRET_LEN]) };
         aws_lc_rs::rand::fill(code.secret.as_mut_slice()).map_err(|_| NoRandomness)?;
@@ -94,23 +96,23 @@ impl PairingCode {
         Ok(code)
     }
 
-    /// What the reflector's key must look like.
+    /// The pin of the reflector that made the code.
     pub fn pin(&self) -> Pin {
         self.pin
     }
 
-    /// The appliance's proof that it knows the secret, for one connection between `ends`; `exporter` is that
-    /// connection's exporter value with [`PAIRING_EXPORTER_LABEL`] and an empty context.
+    /// The appliance's proof that it knows the secret, for one connection between `ends`. `exporter` is the connection's
+    /// exporter value with [`PAIRING_EXPORTER_LABEL`] and an empty context.
     pub fn appliance_proof(&self, exporter: &[u8; 32], ends: &Ends) -> Proof {
         self.proof(b"pp pairing proof of the appliance", exporter, ends)
     }
 
-    /// The reflector's proof of the same.
+    /// The reflector's proof that it knows the secret.
     pub fn reflector_proof(&self, exporter: &[u8; 32], ends: &Ends) -> Proof {
         self.proof(b"pp pairing proof of the reflector", exporter, ends)
     }
 
-    /// Both labels have the same length and all else is of fixed length, so that no two inputs run together.
+    /// All inputs have a fixed length, so that no two different inputs give the same concatenation.
     fn proof(&self, label: &[u8; 33], exporter: &[u8; 32], ends: &Ends) -> Proof {
         let mut hmac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_slice()));
         hmac.update(label);
@@ -124,24 +126,24 @@ impl PairingCode {
 }
 
 impl FromStr for PairingCode {
-    type Err = NotAPairingCode;
+    type Err = ParsePairingCodeError;
 
-    fn from_str(text: &str) -> Result<Self, NotAPairingCode> {
+    fn from_str(text: &str) -> Result<Self, ParsePairingCodeError> {
         let mut values = Zeroizing::new(Vec::with_capacity(4 * Self::DIGITS));
-        for c in text.chars().filter(|c| !crockford::is_filler(*c)) {
-            // Never beyond the capacity: a vector that grows leaves a copy of the secret behind.
+        for c in text.chars().filter(|c| !crockford::is_separator(*c)) {
+            // Stay within the capacity: a vector that reallocates leaves a copy of the secret in freed memory.
             if values.len() == 4 * Self::DIGITS {
-                return Err(NotAPairingCode::Length(values.len() + 1));
+                return Err(ParsePairingCodeError::Length(values.len() + 1));
             }
-            let value = crockford::value(c).ok_or(NotAPairingCode::Digit(values.len() + 1))?;
+            let value = crockford::value(c).ok_or(ParsePairingCodeError::Digit(values.len() + 1))?;
             values.push(value);
         }
         if values.len() != Self::DIGITS {
-            return Err(NotAPairingCode::Length(values.len()));
+            return Err(ParsePairingCodeError::Length(values.len()));
         }
         let (payload, check) = values.split_at(Self::PAYLOAD_DIGITS);
         if !crockford::is_checked(payload, check) {
-            return Err(NotAPairingCode::Check);
+            return Err(ParsePairingCodeError::Check);
         }
         let (pin, secret) = payload.split_at(Pin::DIGITS);
         let mut code = Self { pin: Pin([0; Pin::LEN]), secret: Zeroizing::new([0; Self::SECRET_LEN]) };
@@ -184,7 +186,7 @@ impl fmt::Debug for PairingCode {
     }
 }
 
-/// Both ends of a link, as both see them; part of what a pairing proof covers.
+/// The keys of both ends of a link, which a pairing proof covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// The reflector's key.
@@ -193,13 +195,13 @@ pub struct Ends {
     pub appliance: EndpointId,
 }
 
-/// A proof of knowing a pairing code's secret: HMAC-SHA256. Compared in constant time; hidden from [`fmt::Debug`],
-/// because from a proof and its exporter value the 50 bits can be guessed offline.
+/// Proof that an end knows a pairing code's secret: an HMAC-SHA256. Compared in constant time. Hidden from [`fmt::Debug`],
+/// because an attacker who has a proof and its exporter value can guess the 50 bits offline.
 #[derive(Clone, Copy)]
 pub struct Proof([u8; Proof::LEN]);
 
 impl Proof {
-    /// Bytes of a proof.
+    /// Length in bytes.
     const LEN: usize = 32;
 }
 
@@ -248,7 +250,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_code_survives_its_text(reflector: [u8; 32], secret: [u8; 7]) {
+        fn every_code_is_parsed_from_its_text(reflector: [u8; 32], secret: [u8; 7]) {
             let code = code_of(reflector, secret);
             let text = code.to_string();
             prop_assert_eq!(text.len(), 8 * 4 + 7);
@@ -261,17 +263,17 @@ mod tests {
         }
 
         #[test]
-        fn one_or_two_mistyped_digits_are_caught(secret: [u8; 7], a in 0usize..32, b in 0usize..32, x in 1u8..32, y in 1u8..32) {
+        fn one_or_two_mistyped_digits_are_detected(secret: [u8; 7], a in 0usize..32, b in 0usize..32, x in 1u8..32, y in 1u8..32) {
             let mut values = digits(&code_of([3; 32], secret));
             values[a] = (values[a] + x) % 32;
             if a != b {
                 values[b] = (values[b] + y) % 32;
             }
-            prop_assert_eq!(text_of(&values).parse::<PairingCode>().unwrap_err(), NotAPairingCode::Check);
+            prop_assert_eq!(text_of(&values).parse::<PairingCode>().unwrap_err(), ParsePairingCodeError::Check);
         }
 
         #[test]
-        fn any_transposition_is_caught(secret: [u8; 7], a in 0usize..32, b in 0usize..32) {
+        fn two_swapped_digits_are_detected(secret: [u8; 7], a in 0usize..32, b in 0usize..32) {
             let code = code_of([3; 32], secret);
             let mut values = digits(&code);
             values.swap(a, b);
@@ -279,7 +281,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "\\PC*") {
+        fn parsing_never_panics(text in "\\PC*") {
             let _ = text.parse::<PairingCode>();
         }
     }
@@ -293,19 +295,19 @@ mod tests {
     }
 
     #[test]
-    fn a_code_reads_the_same_for_ever() {
+    fn the_text_format_is_stable() {
         let text = code_of([7; 32], [0xff, 0, 0xaa, 0x55, 1, 2, 0xc0]).to_string();
         assert_eq!(text, "9ER6-Z3JE-79VH-BMG1-TNZW-0AMN-810B-M7TG");
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_never_repeated() {
+    fn errors_name_the_fault_and_never_quote_the_code() {
         let why = |text: &str| text.parse::<PairingCode>().unwrap_err();
-        assert_eq!(why("ABCD-U"), NotAPairingCode::Digit(5));
-        assert_eq!(why(""), NotAPairingCode::Length(0));
-        assert_eq!(why(&"A".repeat(33)), NotAPairingCode::Length(33));
-        assert_eq!(why(&"A".repeat(100_000)), NotAPairingCode::Length(129));
-        assert_eq!(why(&id(1).to_string()), NotAPairingCode::Length(58));
+        assert_eq!(why("ABCD-U"), ParsePairingCodeError::Digit(5));
+        assert_eq!(why(""), ParsePairingCodeError::Length(0));
+        assert_eq!(why(&"A".repeat(33)), ParsePairingCodeError::Length(33));
+        assert_eq!(why(&"A".repeat(100_000)), ParsePairingCodeError::Length(129));
+        assert_eq!(why(&id(1).to_string()), ParsePairingCodeError::Length(58));
     }
 
     #[test]
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_has_a_secret_of_its_own() {
+    fn every_code_has_a_different_secret() {
         let (a, b) = (PairingCode::generate(&id(1)).unwrap(), PairingCode::generate(&id(1)).unwrap());
         assert_eq!(a.pin, b.pin);
         assert_ne!(a.secret, b.secret);
@@ -331,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_fits_one_code_one_direction_one_connection_and_one_pair_of_keys() {
+    fn a_proof_is_valid_for_one_code_direction_connection_and_pair_of_keys() {
         let (code, other) = (code_of([7; 32], [1; 7]), code_of([7; 32], [2; 7]));
         let ends = Ends { reflector: id(7), appliance: id(8) };
         let proofs = [

@@ -1,4 +1,4 @@
-//! Text that the other side wrote, made harmless at the door: capped in length, without control characters.
+//! Text from the other end of a link, sanitised when it is received: capped in length, without control characters.
 
 use std::fmt;
 
@@ -20,25 +20,25 @@ impl PeerText {
         Self(Self::harmless(text, Self::MAX_CHARS))
     }
 
-    /// The same cleaning for text that never travels and needs another cap, in characters.
+    /// The same cleaning for text that is not sent over a link, with its own cap in characters.
     pub fn harmless(text: &str, max_chars: usize) -> String {
         let clean = text.chars().filter(|c| is_harmless(*c)).take(max_chars).collect::<String>();
         clean.trim().to_owned()
     }
 
-    /// The harmless text.
+    /// The sanitised text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether nothing was left.
+    /// Whether the sanitised text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Control characters move the terminal; bidirectional overrides and invisible joiners forge what a reader sees; tags
-/// and fillers hide text in it.
+/// Control characters drive the terminal. Bidirectional overrides and invisible joiners change what a reader sees. Tag
+/// and filler characters hide text.
 fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
@@ -72,7 +72,7 @@ impl From<String> for PeerText {
 
 impl<'de> Deserialize<'de> for PeerText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The frame bounds the length of what is parsed here.
+        // The frame limit bounds the length of this string.
         String::deserialize(deserializer).map(|text| Self::new(&text))
     }
 }
@@ -82,12 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes_and_bells_never_pass() {
+    fn control_characters_are_removed() {
         assert_eq!(PeerText::new("\u{1b}]0;owned\u{7}a\nb\u{202e}c").as_str(), "]0;ownedabc");
     }
 
     #[test]
-    fn nothing_invisible_or_turning_passes() {
+    fn invisible_and_bidirectional_characters_are_removed() {
         assert_eq!(PeerText::new("pa\u{ad}y\u{61c}p\u{3164}al\u{200d}\u{e0041}\u{2066}").as_str(), "paypal");
     }
 

@@ -1,5 +1,4 @@
-//! The folder in which a program keeps its key and its database: only its own user can look into it, whatever folder the
-//! user names.
+//! The folder with a program's key and database. Only the program's user can enter it, whichever folder is configured.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -8,41 +7,41 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
-/// The folder that is made inside one that others can enter.
+/// The name of the private folder that is created inside a folder that other users can enter.
 pub const PRIVATE: &str = "private";
 
-/// Permission bits of the group and of all others.
+/// Permission bits of the group and of other users.
 const OTHERS: u32 = 0o077;
-/// Their right to write.
+/// Write permission of the group and of other users.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Why a folder can't hold the state.
+/// Why a folder cannot hold the state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateFolderError {
     /// It belongs to another user, who could replace everything in it.
-    #[error("{} belongs to user {owner}, and this program runs as user {user}", .path.display())]
+    #[error("{} belongs to user {owner}, but this program runs as user {user}", .path.display())]
     Foreign {
         /// The folder.
         path: PathBuf,
-        /// Its owner.
+        /// The user id of its owner.
         owner: u32,
-        /// Who we are.
+        /// The user id that this program runs as.
         user: u32,
     },
-    /// What stands there is no folder.
-    #[error("{} is no folder", .path.display())]
+    /// The path is not a folder.
+    #[error("{} is not a folder", .path.display())]
     NotAFolder {
-        /// What was found.
+        /// The path.
         path: PathBuf,
     },
-    /// The operating system refused something.
+    /// An operation on the folder failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// What was being done.
+        /// The operation.
         doing: &'static str,
-        /// With what.
+        /// Its object.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -50,34 +49,37 @@ pub enum StateFolderError {
 /// A folder with mode 0700 that belongs to this program's user.
 #[derive(Debug, PartialEq, Eq)]
 pub struct StateFolder {
-    /// Where it is: the folder that was named, or [`PRIVATE`] in it.
+    /// The configured folder, or [`PRIVATE`] inside it.
     pub path: PathBuf,
-    /// What had to be changed for it, if anything.
+    /// What was changed to make it private, if anything.
     pub change: Option<Change>,
 }
 
 /// What was changed to make a folder private.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The folder was open to others, with this mode, and no longer is.
+    /// The folder was open to other users; its mode is now 0700.
     Tightened {
-        /// The mode before.
+        /// The previous mode.
         mode: u32,
     },
-    /// [`PRIVATE`] was made in a folder that is open to others, and these files were moved into it.
+    /// [`PRIVATE`] was created in a folder that is open to other users, and these files were moved into it.
     Moved {
-        /// Their names.
+        /// The names of the moved files.
         files: Vec<String>,
     },
 }
 
-/// Makes or finds the private folder for the state at `named`. `is_own` says whether a name is one that the program gives
-/// to its files.
+/// Finds or creates the private folder for the state at `named`. `is_own` decides whether a file name is one of the
+/// program's.
 ///
-/// A folder that is ours and 0700 is used as it is, and one that is not there is made so. One that is ours, is no mount
-/// point, and holds nothing but our own files is made 0700. In every other one that others can enter (a volume with mode
-/// 0777, a home folder) a folder [`PRIVATE`] holds the state; a store that stands there already is moved into it. A folder
-/// of another user than root is refused.
+/// - A folder that does not exist is created with mode 0700.
+/// - A folder that belongs to the program's user and has mode 0700 is used as it is.
+/// - A folder that belongs to the program's user, is not a mount point, and contains only the program's files gets mode
+///   0700.
+/// - In any other folder that other users can enter (a volume with mode 0777, a home folder) the state goes into a folder
+///   [`PRIVATE`]. State files that are already there are moved into it.
+/// - A folder that belongs to another user, except root, is refused.
 pub fn open(named: &Path, is_own: impl Fn(&str) -> bool) -> Result<StateFolder, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
     DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("make", named))?;
@@ -90,7 +92,7 @@ pub fn open(named: &Path, is_own: impl Fn(&str) -> bool) -> Result<StateFolder, 
         return Ok(StateFolder { path: named.to_owned(), change: None });
     }
     let own_files = own_files(named, user, &is_own)?;
-    if owner == user && !is_mount_point(named)? && own_files.nothing_else {
+    if owner == user && !is_mount_point(named)? && own_files.is_all {
         fs::set_permissions(named, Permissions::from_mode(0o700)).map_err(io_error("change the mode of", named))?;
         let change = Some(Change::Tightened { mode: about.mode() & 0o7777 });
         return Ok(StateFolder { path: named.to_owned(), change });
@@ -102,18 +104,19 @@ pub fn open(named: &Path, is_own: impl Fn(&str) -> bool) -> Result<StateFolder, 
     Ok(StateFolder { path, change })
 }
 
-/// Where the state of `named` is, without making or changing anything: for commands that only read. Root may look into the
-/// folder of another user.
+/// Finds the state of `named` without creating or changing anything, for commands that only read. Root may read the folder
+/// of another user.
 pub fn locate(named: &Path) -> PathBuf {
     let user = rustix::process::geteuid();
     let private = named.join(PRIVATE);
     let is_open = fs::metadata(named).is_ok_and(|about| about.mode() & OTHERS != 0);
-    // No link is followed: others may have put it there.
+    // Links are not followed: another user may have created them.
     let is_ours = |about: Metadata| about.is_dir() && (about.uid() == user.as_raw() || user.is_root());
     if is_open && fs::symlink_metadata(&private).is_ok_and(is_ours) { private } else { named.to_owned() }
 }
 
-/// Makes the folder `path`, or finds one that is ours; whether it is new. No link is followed: others may have put it there.
+/// Creates the folder `path`, or accepts an existing one that belongs to `user`. Returns whether it is new. Links are not
+/// followed: another user may have created them.
 fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return Ok(true),
@@ -133,21 +136,21 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     Ok(false)
 }
 
-/// What of a folder is ours.
+/// The program's files in a folder.
 struct OwnFiles {
-    /// Names of what is ours by name and owner, and that no other user could have changed.
+    /// Names of entries that have a name of the program, belong to its user, and are not writable by other users.
     movable: Vec<String>,
-    /// Whether there is nothing else.
-    nothing_else: bool,
+    /// Whether the folder contains nothing else.
+    is_all: bool,
 }
 
 fn own_files(folder: &Path, user: u32, is_own: impl Fn(&str) -> bool) -> Result<OwnFiles, StateFolderError> {
-    let mut own = OwnFiles { movable: vec![], nothing_else: true };
+    let mut own = OwnFiles { movable: vec![], is_all: true };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        // One that we may enter and not list.
+        // A folder that this user may enter but not list.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Ok(OwnFiles { movable: vec![], nothing_else: false });
+            return Ok(OwnFiles { movable: vec![], is_all: false });
         }
         Err(source) => return Err(io_error("list", folder)(source)),
     };
@@ -156,21 +159,21 @@ fn own_files(folder: &Path, user: u32, is_own: impl Fn(&str) -> bool) -> Result<
     };
     for entry in entries {
         let entry = entry.map_err(io_error("list", folder))?;
-        // Does not follow links.
+        // `DirEntry::metadata` does not follow links.
         let about = entry.metadata().map_err(io_error("look at", &entry.path()))?;
         match entry.file_name().to_str().filter(|name| is_own(name)) {
             Some(name) if unchanged(&about) => own.movable.push(name.to_owned()),
-            // A killed program left it; the next one makes it anew.
+            // The socket of a killed program. The next one creates it again.
             Some(_) if about.file_type().is_socket() && about.uid() == user => {}
-            // The folder for the state, too: once there, it stays in use.
-            _ => own.nothing_else = false,
+            // Includes `PRIVATE`: once created, it stays in use.
+            _ => own.is_all = false,
         }
     }
     Ok(own)
 }
 
-/// Moves files from one folder into the other, the longest names first: a database's journal before the database. What
-/// stands there already stays.
+/// Moves files from one folder to another, longest names first, so that a database's journal moves before the database.
+/// Existing files are not replaced.
 fn move_files(from: &Path, to: &Path, mut names: Vec<String>) -> Result<Vec<String>, StateFolderError> {
     names.sort_by_key(|name| std::cmp::Reverse(name.len()));
     let mut moved = vec![];
@@ -181,7 +184,7 @@ fn move_files(from: &Path, to: &Path, mut names: Vec<String>) -> Result<Vec<Stri
         }
         match fs::rename(&old, &new) {
             Ok(()) => moved.push(name),
-            // Another start of the program was faster.
+            // Another process of this program has moved it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(io_error("move", &old)(source)),
         }
@@ -190,7 +193,7 @@ fn move_files(from: &Path, to: &Path, mut names: Vec<String>) -> Result<Vec<Stri
     Ok(moved)
 }
 
-/// Whether something is mounted there: its mode is not ours to change.
+/// Whether `folder` is a mount point. The mode of a mount point is not changed.
 fn is_mount_point(folder: &Path) -> Result<bool, StateFolderError> {
     let look = |path: &Path| statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS);
     let failed = |error: rustix::io::Errno| io_error("look at", folder)(error.into());
@@ -198,7 +201,7 @@ fn is_mount_point(folder: &Path) -> Result<bool, StateFolderError> {
     if here.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(here.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     }
-    // Before Linux 5.8: another file system than the folder above.
+    // Before Linux 5.8: compare the file system with that of the parent folder.
     let above = look(&folder.join("..")).map_err(failed)?;
     Ok((here.stx_dev_major, here.stx_dev_minor) != (above.stx_dev_major, above.stx_dev_minor))
 }
@@ -233,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_finds_the_state_and_makes_nothing() {
+    fn locate_finds_the_state_and_creates_nothing() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(locate(folder.path()), folder.path());
         fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
@@ -245,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_there_is_made_private() {
+    fn a_new_folder_is_private() {
         let kept = tempfile::tempdir().unwrap();
         let path = kept.path().join("a/b");
         assert_eq!(open(&path, is_own).unwrap(), StateFolder { path: path.clone(), change: None });
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn one_with_our_files_alone_is_tightened() {
+    fn a_folder_with_only_own_files_is_made_private() {
         let (_kept, path) = folder(0o755, &["key", "db", "db-wal"]);
         let found = open(&path, is_own).unwrap();
         assert_eq!(found, StateFolder { path: path.clone(), change: Some(Change::Tightened { mode: 0o755 }) });
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_other_files_the_state_moves_into_a_private_folder() {
+    fn in_a_folder_with_other_files_the_state_moves_into_a_private_folder() {
         for open_to in [0o755, 0o777, 0o1777, 0o710] {
             let (_kept, path) = folder(open_to, &["key", "db", "db-wal", "photos"]);
             let found = open(&path, is_own).unwrap();
@@ -276,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_could_have_written_is_not_taken_over() {
+    fn files_that_other_users_could_have_written_are_not_moved() {
         let (_kept, path) = folder(0o777, &["key", "db", "photos"]);
         fs::set_permissions(path.join("key"), Permissions::from_mode(0o666)).unwrap();
         fs::remove_file(path.join("db")).unwrap();
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_folder_that_is_none_is_refused() {
+    fn a_link_in_place_of_the_private_folder_is_refused() {
         let (_kept, path) = folder(0o777, &["photos"]);
         std::os::unix::fs::symlink("/tmp", path.join(PRIVATE)).unwrap();
         assert!(matches!(open(&path, is_own), Err(StateFolderError::NotAFolder { .. })));
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_folder() {
+    fn a_file_in_place_of_the_folder_is_refused() {
         let (_kept, path) = folder(0o700, &["key"]);
         assert!(matches!(open(&path.join("key"), is_own), Err(StateFolderError::Io { doing: "make", .. })));
     }

@@ -1,4 +1,5 @@
-//! What is asked of a reflector: engine, data mode, phases, streams. Plain values; what is allowed is decided elsewhere.
+//! The test that an appliance requests: engine, data mode, phases, streams. Plain values; the reflector's `sessions`
+//! decide what is allowed.
 
 use std::fmt;
 use std::time::Duration;
@@ -101,16 +102,16 @@ impl fmt::Display for DataMode {
     }
 }
 
-/// The id of an engine on the wire: 1 to 16 characters of `a-z`, `0-9`, `_`. Not an enum, so that an older peer meets
-/// a newer engine as "not offered" and not as a broken message.
+/// The id of an engine on the wire: 1 to 16 characters of `a-z`, `0-9`, `_`. Not an enum, so that an older reflector
+/// answers a newer engine with "not offered" instead of a decoding error.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EngineId(String);
 
-/// Why text is no engine id.
+/// The text is not a valid engine id.
 #[derive(Debug, thiserror::Error)]
 #[error("an engine id has 1 to 16 characters of a-z, 0-9 and _")]
-pub struct NotAnEngineId;
+pub struct InvalidEngineId;
 
 impl EngineId {
     /// The id as text.
@@ -120,21 +121,21 @@ impl EngineId {
 }
 
 impl TryFrom<String> for EngineId {
-    type Error = NotAnEngineId;
+    type Error = InvalidEngineId;
 
-    fn try_from(text: String) -> Result<Self, NotAnEngineId> {
-        let right = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        if text.is_empty() || text.len() > 16 || !text.bytes().all(right) {
-            return Err(NotAnEngineId);
+    fn try_from(text: String) -> Result<Self, InvalidEngineId> {
+        let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if text.is_empty() || text.len() > 16 || !text.bytes().all(is_allowed) {
+            return Err(InvalidEngineId);
         }
         Ok(Self(text))
     }
 }
 
 impl TryFrom<&str> for EngineId {
-    type Error = NotAnEngineId;
+    type Error = InvalidEngineId;
 
-    fn try_from(text: &str) -> Result<Self, NotAnEngineId> {
+    fn try_from(text: &str) -> Result<Self, InvalidEngineId> {
         Self::try_from(text.to_owned())
     }
 }
@@ -154,7 +155,7 @@ impl fmt::Display for EngineId {
 /// One phase of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseSpec {
-    /// What is put on the path.
+    /// The traffic of this phase.
     pub load: Load,
     /// How long the sender sends, in milliseconds, start-up included.
     pub duration_ms: u32,
@@ -167,104 +168,104 @@ impl PhaseSpec {
     }
 }
 
-/// How bytes are asked to be moved at an end. What was asked for and can't be had there is refused, but for `Auto`.
+/// The requested way to move payload at each end. An end that does not support the requested way refuses the test; `Auto`
+/// is never refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DataPathWish {
-    /// The fastest that this end has.
+    /// The fastest way that this end supports.
     #[default]
     Auto,
-    /// Every byte copied to and from the program.
+    /// Payload is copied between kernel and program at both ends.
     Plain,
-    /// The sender copies, the receiver throws away in its kernel.
+    /// The sender copies; the receiver discards payload in the kernel (`MSG_TRUNC`).
     Trunc,
-    /// The sender gives its kernel pages, the receiver throws away in its kernel.
+    /// The sender passes pages to the kernel without copying; the receiver discards payload in the kernel.
     Splice,
-    /// A way that a newer peer knows and we don't.
+    /// A way of a newer version.
     #[serde(other)]
     Unknown,
 }
 
 impl DataPathWish {
-    /// Whether the choice is left to each end.
+    /// Whether each end chooses for itself.
     pub fn is_auto(&self) -> bool {
         *self == Self::Auto
     }
 }
 
-/// Everything one session is asked to do. One speed test is one of these: all its phases, with the latency probes
-/// throughout.
+/// The test of one session. A speed test is one session with all its phases; latency probes run throughout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TestSpec {
-    /// The engine that makes the load.
+    /// The engine that generates the load.
     pub engine: EngineId,
-    /// The way the data takes.
+    /// Inside TLS or on ports of their own.
     pub data_mode: DataMode,
     /// The phases, in order; at most [`TestSpec::MAX_PHASES`].
     pub phases: Vec<PhaseSpec>,
     /// Streams per direction, 1 to [`TestSpec::MAX_STREAMS`].
     pub streams: u16,
-    /// The congestion control asked of both ends' kernels; absent: the kernel's default.
+    /// The congestion control at both ends; absent: the kernel's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion_control: Option<String>,
-    /// The socket buffer asked of both ends' kernels, in bytes; absent: the kernel's own sizing.
+    /// The socket buffer size at both ends, in bytes; absent: the kernel's autotuning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_bytes: Option<u32>,
-    /// What the engine hands the kernel at once, in bytes; absent: the engine's choice.
+    /// Bytes per write to the kernel; absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_bytes: Option<u32>,
-    /// The largest segment asked of both ends' kernels, in bytes; absent: what the path's MTU gives.
+    /// The maximum segment size at both ends, in bytes; absent: derived from the path MTU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss_bytes: Option<u16>,
-    /// The code point (RFC 2474) that the payload's packets are marked with, both ways; absent: not marked.
+    /// The DSCP (RFC 2474) of payload packets, both ways; absent: unmarked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dscp: Option<u8>,
-    /// The rate that each stream is held to, in bits per second of payload; 0: the engine finds the highest; absent: the
-    /// engine's choice.
+    /// The rate limit of each stream, in bits per second of payload; 0: the engine searches for the highest rate; absent:
+    /// the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitrate_bps: Option<u64>,
-    /// How the bytes are to be moved at both ends.
+    /// How both ends move payload.
     #[serde(default, skip_serializing_if = "DataPathWish::is_auto")]
     pub data_path: DataPathWish,
-    /// Whether the receiver reads every byte and holds it beside what was to come.
+    /// Whether the receiver compares every byte with the expected pattern.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verify_payload: bool,
-    /// Whether datagrams may be larger than the path takes whole.
+    /// Whether datagrams above the path MTU are allowed (IP fragmentation).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fragments: bool,
-    /// Of a search for the highest rate: the loss that it may have, in millionths; absent: the engine's choice.
+    /// For a search for the highest rate: the accepted loss, in millionths; absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_bound_ppm: Option<u32>,
-    /// How the appliance can pad a login, where the engine has one; best first.
+    /// The login paddings that the appliance supports, preferred first; empty if the engine has no login.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub login_paddings: Vec<LoginPadding>,
-    /// The distance between two latency probes, in microseconds; 0: no probes.
+    /// The interval between latency probes, in microseconds; 0: no probes.
     pub probe_interval_us: u32,
 }
 
 impl TestSpec {
     /// The most streams per direction.
     pub const MAX_STREAMS: u16 = 64;
-    /// The largest socket buffer that can be asked for; what the kernel gives is its business.
+    /// The largest socket buffer that can be requested. The kernel may give less.
     pub const MAX_WINDOW_BYTES: u32 = 512 << 20;
-    /// The largest block.
+    /// The largest block, in bytes.
     pub const MAX_BLOCK_BYTES: u32 = 1 << 20;
-    /// The smallest segment that can be asked for: what Linux takes.
+    /// The smallest maximum segment size that Linux accepts.
     pub const MIN_MSS_BYTES: u16 = 88;
-    /// The largest: the same.
+    /// The largest maximum segment size that Linux accepts.
     pub const MAX_MSS_BYTES: u16 = 32_767;
-    /// The lowest rate that a stream can be held to: a small datagram a second.
+    /// The lowest rate limit of a stream: one small datagram per second.
     pub const MIN_BITRATE_BPS: u64 = 1_000;
     /// What a stream of datagrams sends when no rate is asked for, in bits per second: what iperf3 sends then.
     pub const DEFAULT_DATAGRAM_BPS: u64 = 1_000_000;
     /// The most phases of one session.
     pub const MAX_PHASES: usize = 16;
-    /// The shortest distance between latency probes, in microseconds.
+    /// The shortest interval between latency probes, in microseconds.
     pub const MIN_PROBE_INTERVAL_US: u32 = 1_000;
-    /// The longest phase that can be asked for; what is granted is the reflector's business.
+    /// The longest phase that can be requested. A reflector's limit is usually lower.
     pub const MAX_PHASE: Duration = Duration::from_secs(24 * 3600);
 
-    /// A test of these phases with nothing else asked for, and without probes.
+    /// A test with these phases, default options and no probes.
     pub fn new(engine: EngineId, data_mode: DataMode, phases: Vec<PhaseSpec>, streams: u16) -> Self {
         Self {
             engine,
@@ -291,7 +292,7 @@ impl TestSpec {
         self.phases.iter().map(PhaseSpec::duration).sum()
     }
 
-    /// Checks what any reflector would refuse, whatever its limits are.
+    /// Checks the rules that hold at every reflector, whatever its limits.
     pub fn check(&self) -> Result<(), BadSpec> {
         if self.phases.is_empty() || self.phases.len() > Self::MAX_PHASES {
             return Err(BadSpec::Phases);
@@ -341,13 +342,13 @@ impl TestSpec {
     }
 }
 
-/// Why a test cannot be meant as it was asked.
+/// Why a [`TestSpec`] is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSpec {
     /// No phase, or too many.
     #[error("a test has 1 to 16 phases")]
     Phases,
-    /// A load that this version does not know.
+    /// A load of a newer version.
     #[error("a phase asks for a load that this version does not know")]
     Load,
     /// A phase without duration, or longer than a day.
@@ -359,28 +360,28 @@ pub enum BadSpec {
     /// Probes closer than a millisecond.
     #[error("latency probes are at least 1 ms apart")]
     ProbeInterval,
-    /// A socket buffer of no use.
+    /// A socket buffer outside the valid range.
     #[error("a window has 1 KiB to 512 MiB")]
     Window,
-    /// A block of nothing, or too large.
+    /// An empty block, or one too large.
     #[error("a block has 1 byte to 1 MiB")]
     Block,
-    /// A segment that no kernel takes.
+    /// A segment size that Linux does not accept.
     #[error("a segment has 88 to 32767 bytes")]
     Mss,
     /// Not a code point.
     #[error("a DSCP is a number from 0 to 63")]
     Dscp,
-    /// A rate too low to tell anything.
-    #[error("a stream is held to 1 kbit/s or more")]
+    /// A rate limit that is too low.
+    #[error("the rate limit of a stream is 0 or at least 1 kbit/s")]
     Bitrate,
-    /// A way to move bytes that this version does not know.
+    /// A data path of a newer version.
     #[error("the test asks for a data path that this version does not know")]
     DataPath,
-    /// All may be lost.
-    #[error("a loss bound is below 1")]
+    /// A loss bound of 100 % or more.
+    #[error("a loss bound is below 1 (100 %)")]
     LossBound,
-    /// Not the name of a congestion control.
+    /// An invalid name of a congestion control.
     #[error("a congestion control's name has 1 to 15 letters, digits, _ or -")]
     CongestionControl,
 }
@@ -396,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_named() {
+    fn invalid_specs_are_refused_with_their_reason() {
         assert_eq!(plain().check(), Ok(()));
         assert_eq!(TestSpec { phases: vec![], ..plain() }.check(), Err(BadSpec::Phases));
         assert_eq!(TestSpec { streams: 65, ..plain() }.check(), Err(BadSpec::Streams));
@@ -412,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_mode_or_load_is_not_a_broken_message() {
+    fn an_unknown_mode_or_load_is_decoded() {
         let spec: TestSpec = serde_json::from_str(
             r#"{"engine":"warp","data_mode":"wormhole","phases":[{"load":"sideways","duration_ms":1}],"streams":1,"data_path":"teleport","probe_interval_us":0}"#,
         )

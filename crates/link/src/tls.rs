@@ -1,5 +1,5 @@
-//! TLS 1.3 with raw Ed25519 keys (RFC 7250): configurations that trust exactly the expected key, and the reading of
-//! keys, ALPN and wrong-key verdicts from a finished or failed handshake. No connection is made here.
+//! TLS 1.3 with raw Ed25519 keys (RFC 7250): configurations that trust exactly the expected key, and functions that read
+//! the peer's key, the ALPN or a wrong-key error from a handshake. This file opens no connections.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -20,11 +20,11 @@ use rustls::{
     ServerConfig, SignatureScheme, SupportedCipherSuite,
 };
 
-use crate::identity::NoKey;
+use crate::identity::KeyGenerationError;
 use crate::pairing_code::Pin;
 use crate::{EndpointId, SecretKey};
 
-/// What a TLS connection to the control port is for, said in its ALPN (RFC 7301).
+/// The purpose of a TLS connection to the control port, as its ALPN (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alpn {
     /// The control link: `pp-link/1`.
@@ -42,14 +42,14 @@ impl Alpn {
         }
     }
 
-    /// What a connection's negotiated ALPN means; `None` where none was negotiated, or none of ours. rustls completes
-    /// a handshake with a peer that offers no ALPN at all, so both sides have to ask here afterwards.
+    /// The purpose of a connection with this negotiated ALPN; `None` if no ALPN or an unknown one was negotiated. rustls
+    /// completes a handshake with a peer that offers no ALPN, so both ends must check after the handshake.
     pub fn of(negotiated: Option<&[u8]>) -> Option<Alpn> {
         [Alpn::Link, Alpn::Data].into_iter().find(|alpn| negotiated == Some(alpn.as_bytes()))
     }
 }
 
-/// Whom an appliance expects at the other end. There is no third kind: nobody is trusted for being anybody.
+/// The reflector key that an appliance accepts. There is no other way to trust a reflector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
     /// The one reflector that it paired with.
@@ -59,8 +59,8 @@ pub enum Expect {
 }
 
 impl Expect {
-    /// Whether the holder of this key is meant.
-    fn is(&self, presented: &EndpointId) -> bool {
+    /// Whether this key is the expected one.
+    fn accepts(&self, presented: &EndpointId) -> bool {
         match self {
             Expect::ExactKey(expected) => expected == presented,
             Expect::Pin(pin) => pin.matches(presented),
@@ -68,41 +68,42 @@ impl Expect {
     }
 }
 
-/// Why no configuration could be made.
+/// Why a TLS configuration could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The secret key could not be handed to TLS.
+    /// The secret key could not be converted for TLS.
     #[error("the device's key cannot be used for TLS")]
-    Key(#[from] NoKey),
-    /// TLS refused the configuration.
+    Key(#[from] KeyGenerationError),
+    /// rustls refused the configuration.
     #[error("TLS cannot be set up")]
     Setup(#[from] Error),
 }
 
-/// The configuration of a reflector: TLS 1.3, both ALPNs, any Ed25519 raw key that signs the handshake. Who the other
-/// side is to us is judged after the handshake, from [`peer_of`]; a verdict inside it would tell strangers who is
-/// paired.
+/// The configuration of a reflector: TLS 1.3, both ALPNs, any Ed25519 raw key that signs the handshake. The reflector
+/// checks after the handshake, with [`peer_of`], whether the key is paired. Refusing unpaired keys inside the handshake
+/// would let an unauthenticated client find out which keys are paired.
 pub fn reflector_config(key: &SecretKey) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(AnyEd25519Key))
+        .with_client_cert_verifier(Arc::new(AnyEd25519KeyVerifier))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(key)?)));
     config.alpn_protocols = [Alpn::Link, Alpn::Data].map(|alpn| alpn.as_bytes().to_vec()).into();
     config.send_tls13_tickets = 0;
     config.max_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    // The slower end chooses the cipher: an appliance by its order, a reflector without AES by overruling it.
+    // The slower end chooses the cipher: normally the client's order decides, but a reflector without AES instructions
+    // overrides it.
     config.ignore_client_order = !has_aes();
     Ok(Arc::new(config))
 }
 
-/// The configuration of an appliance for one kind of connection to one expected reflector: TLS 1.3, one ALPN, the
-/// reflector's key judged inside the handshake, before the appliance shows its own.
+/// The configuration of an appliance for one kind of connection to one expected reflector: TLS 1.3 and one ALPN. The
+/// reflector's key is checked inside the handshake, before the appliance sends its own key.
 pub fn appliance_config(key: &SecretKey, expect: Expect, alpn: Alpn) -> Result<Arc<ClientConfig>, TlsError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous() // named so by rustls: what follows replaces its certificate check
-        .with_custom_certificate_verifier(Arc::new(OnlyExpected(expect)))
+        .dangerous() // rustls's name for replacing its certificate verification
+        .with_custom_certificate_verifier(Arc::new(ExpectedKeyVerifier(expect)))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified(key)?)));
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     config.resumption = Resumption::disabled();
@@ -110,14 +111,14 @@ pub fn appliance_config(key: &SecretKey, expect: Expect, alpn: Alpn) -> Result<A
     Ok(Arc::new(config))
 }
 
-/// The name that rustls wants of every client connection. It is never sent (an address never is, and SNI is off) and
-/// never compared: the key is the name.
+/// A placeholder for the server name that rustls requires. It is never sent (SNI is off, and addresses are never sent) and
+/// never compared: a reflector is identified by its key.
 pub fn server_name() -> ServerName<'static> {
     ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into())
 }
 
-/// Someone who holds the secret key of [`UnverifiedPeer::id`]: the handshake proved that much, and nothing of what
-/// that key may do here.
+/// A peer that holds the secret key of [`UnverifiedPeer::id`], as the handshake has proved. Whether this key is paired is
+/// not yet checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnverifiedPeer(EndpointId);
 
@@ -128,8 +129,8 @@ impl UnverifiedPeer {
     }
 }
 
-/// The peer of a finished handshake, from what rustls calls its certificates: one raw Ed25519 key. `None` before the
-/// handshake is finished.
+/// The peer of a completed handshake, from the certificates that rustls reports: one raw Ed25519 key. `None` before the
+/// handshake is complete.
 pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<UnverifiedPeer> {
     match certificates? {
         [only] => id_in(only).map(UnverifiedPeer),
@@ -137,22 +138,23 @@ pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<Unverified
     }
 }
 
-/// The handshake ended because the reflector showed another key than the expected one.
+/// The handshake failed because the reflector presented another key than the expected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongKey {
-    /// The key it showed. It ended the handshake before it was proven: anybody can show anybody's key.
+    /// The key it presented. Not proven: the handshake ended before the reflector had to sign with it, and a public key
+    /// can be presented by anyone.
     pub presented: EndpointId,
 }
 
 impl fmt::Display for WrongKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "another key than the expected one answered: {}", self.presented)
+        write!(f, "the reflector presented another key than the expected one: {}", self.presented)
     }
 }
 
 impl StdError for WrongKey {}
 
-/// Whether `error` is our own verdict on the reflector's key.
+/// The [`WrongKey`] in a TLS error, if the appliance refused the reflector's key.
 pub fn wrong_key(error: &Error) -> Option<WrongKey> {
     match error {
         Error::InvalidCertificate(CertificateError::Other(OtherError(verdict))) => verdict.downcast_ref().copied(),
@@ -160,15 +162,15 @@ pub fn wrong_key(error: &Error) -> Option<WrongKey> {
     }
 }
 
-/// As [`wrong_key`], from what socket libraries make of TLS errors; looks through nested I/O errors and their sources.
+/// Like [`wrong_key`], for a TLS error inside nested I/O errors.
 pub fn wrong_key_in_io(error: &io::Error) -> Option<WrongKey> {
     let mut inner: &(dyn StdError + 'static) = error;
-    // Errors nest a few deep; a bound keeps a cyclic source from holding us.
+    // Errors nest a few levels deep. The bound protects against a cyclic source chain.
     for _ in 0..16 {
         if let Some(found) = inner.downcast_ref::<Error>().and_then(wrong_key) {
             return Some(found);
         }
-        // `io::Error::source` skips the wrapped error itself and asks that one's source.
+        // `io::Error::source` skips the wrapped error and returns the source of that error.
         let wrapped = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         inner = match wrapped {
             Some(wrapped) => wrapped,
@@ -178,7 +180,7 @@ pub fn wrong_key_in_io(error: &io::Error) -> Option<WrongKey> {
     None
 }
 
-/// What comes before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410, section 4).
+/// The bytes before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// The key as SubjectPublicKeyInfo.
@@ -186,14 +188,14 @@ fn spki_of(id: &EndpointId) -> Vec<u8> {
     [SPKI_PREFIX.as_slice(), id.as_bytes()].concat()
 }
 
-/// The key in a SubjectPublicKeyInfo, if it is an Ed25519 one and nothing more.
+/// The key in a SubjectPublicKeyInfo, or `None` unless it is exactly one Ed25519 key.
 fn id_in(spki: &[u8]) -> Option<EndpointId> {
     let key = spki.strip_prefix(&SPKI_PREFIX)?;
     Some(EndpointId::from_bytes(key.try_into().ok()?))
 }
 
-/// The key in what a peer presented, or the error that ends its handshake.
-fn presented(end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<EndpointId, Error> {
+/// The key that a peer presented, or the error that ends the handshake.
+fn presented_key(end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<EndpointId, Error> {
     match id_in(end_entity) {
         Some(id) if intermediates.is_empty() => Ok(id),
         _ => Err(Error::InvalidCertificate(CertificateError::BadEncoding)),
@@ -206,7 +208,7 @@ fn certified(key: &SecretKey) -> Result<Arc<CertifiedKey>, TlsError> {
     Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki_of(&key.id()))], signer)))
 }
 
-/// Verifies the handshake signature: Ed25519, by the raw key that was presented.
+/// Verifies the handshake's Ed25519 signature with the presented raw key.
 fn verify_signature(
     message: &[u8],
     spki: &CertificateDer<'_>,
@@ -219,16 +221,16 @@ fn verify_signature(
     verify_tls13_signature_with_raw_key(message, &SubjectPublicKeyInfoDer::from(spki.as_ref()), signature, &algorithms)
 }
 
-/// TLS 1.2 is never negotiated; were it, no signature in it would be right.
+/// Refuses every TLS 1.2 signature. TLS 1.2 is never negotiated.
 fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
-    Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+    Err(Error::General("TLS 1.2 is not supported".to_owned()))
 }
 
-/// The appliance's verdict on a reflector.
+/// The appliance's check of a reflector: accepts only the expected key.
 #[derive(Debug)]
-struct OnlyExpected(Expect);
+struct ExpectedKeyVerifier(Expect);
 
-impl ServerCertVerifier for OnlyExpected {
+impl ServerCertVerifier for ExpectedKeyVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -237,8 +239,8 @@ impl ServerCertVerifier for OnlyExpected {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let presented = presented(end_entity, intermediates)?;
-        if self.0.is(&presented) {
+        let presented = presented_key(end_entity, intermediates)?;
+        if self.0.accepts(&presented) {
             return Ok(ServerCertVerified::assertion());
         }
         Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(WrongKey { presented })))))
@@ -271,11 +273,11 @@ impl ServerCertVerifier for OnlyExpected {
     }
 }
 
-/// The reflector's non-verdict on whoever comes: any Ed25519 key that signs.
+/// The reflector's check inside the handshake: accepts any Ed25519 key that signs it.
 #[derive(Debug)]
-struct AnyEd25519Key;
+struct AnyEd25519KeyVerifier;
 
-impl ClientCertVerifier for AnyEd25519Key {
+impl ClientCertVerifier for AnyEd25519KeyVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -286,7 +288,7 @@ impl ClientCertVerifier for AnyEd25519Key {
         intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        presented(end_entity, intermediates).map(|_| ClientCertVerified::assertion())
+        presented_key(end_entity, intermediates).map(|_| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -316,7 +318,7 @@ impl ClientCertVerifier for AnyEd25519Key {
     }
 }
 
-/// The algorithms both ends offer, most wanted first.
+/// The algorithms that both ends offer, preferred first.
 fn provider() -> Arc<CryptoProvider> {
     use backend::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
     let suites: [SupportedCipherSuite; 3] = if has_aes() {
@@ -331,7 +333,7 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// Whether this processor encrypts AES in hardware. Without, ChaCha20 is several times faster.
+/// Whether this processor has AES instructions. Without them, ChaCha20 is several times faster.
 fn has_aes() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     return std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq");

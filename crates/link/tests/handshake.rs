@@ -1,4 +1,4 @@
-//! Handshakes of both ends' configurations against each other and against impostors, pumped in memory.
+//! In-memory handshakes: both ends' configurations with each other and with impostors.
 
 use std::io;
 use std::sync::Arc;
@@ -32,14 +32,14 @@ fn server_of(key: &SecretKey) -> ServerConfig {
     ServerConfig::clone(&reflector_config(key).unwrap())
 }
 
-/// Both ends after a handshake that neither refused.
+/// Both ends after a successful handshake.
 #[derive(Debug)]
 struct Link {
     client: ClientConnection,
     server: ServerConnection,
 }
 
-/// What each end said of a handshake that one of them refused.
+/// The error at each end of a failed handshake.
 #[derive(Debug)]
 struct Refused {
     client: Option<Error>,
@@ -50,7 +50,7 @@ fn connect(client: impl Into<Arc<ClientConfig>>, server: impl Into<Arc<ServerCon
     let mut client = ClientConnection::new(client.into(), server_name()).unwrap();
     let mut server = ServerConnection::new(server.into()).unwrap();
     let mut refused = Refused { client: None, server: None };
-    // Pump until nothing moves, alerts and what follows the handshake included.
+    // Exchange bytes until neither end has more to send, alerts and post-handshake messages included.
     loop {
         let mut moved = false;
         for from_client in [true, false] {
@@ -98,7 +98,7 @@ fn exported(link: &Link, label: &[u8], context: &[u8]) -> [[u8; 32]; 2] {
 }
 
 #[test]
-fn each_end_knows_the_key_of_the_other() {
+fn each_end_learns_the_key_of_the_other() {
     let (appliance, reflector) = (key(), key());
     let link = connect(client_of(&appliance, reflector.id()), server_of(&reflector)).unwrap();
     assert_eq!(peer_of(link.server.peer_certificates()).unwrap().id(), appliance.id());
@@ -107,7 +107,7 @@ fn each_end_knows_the_key_of_the_other() {
 }
 
 #[test]
-fn the_exporter_is_equal_on_both_ends_and_on_no_other_link() {
+fn the_exporter_value_is_equal_at_both_ends_and_different_on_another_link() {
     let (appliance, reflector) = (key(), key());
     let link = || connect(client_of(&appliance, reflector.id()), server_of(&reflector)).unwrap();
     let [ours, theirs] = exported(&link(), b"EXPORTER-pp-link-session", &[1; 16]);
@@ -116,7 +116,7 @@ fn the_exporter_is_equal_on_both_ends_and_on_no_other_link() {
 }
 
 #[test]
-fn key_exchange_is_hybrid_and_a_peer_without_it_is_still_heard() {
+fn key_exchange_is_hybrid_and_falls_back_to_x25519() {
     let (appliance, reflector) = (key(), key());
     let link = connect(client_of(&appliance, reflector.id()), server_of(&reflector)).unwrap();
     assert_eq!(link.server.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
@@ -143,23 +143,23 @@ fn a_wrong_key_is_refused_inside_the_handshake_and_named() {
     let error = refused.client.unwrap();
     let verdict = Some(WrongKey { presented: reflector.id() });
     assert_eq!(wrong_key(&error), verdict);
-    // As tokio-rustls wraps it, and as a shell may wrap that.
+    // As tokio-rustls wraps it, and wrapped once more.
     let wrapped = io::Error::new(io::ErrorKind::InvalidData, error);
     assert_eq!(wrong_key_in_io(&wrapped), verdict);
     assert_eq!(wrong_key_in_io(&io::Error::other(wrapped)), verdict);
-    // The reflector learns that it was refused, and not by whom.
+    // The reflector learns that it was refused, but not the appliance's key.
     assert_eq!(refused.server, Some(Error::AlertReceived(AlertDescription::CertificateUnknown)));
 }
 
 #[test]
-fn other_failures_are_no_wrong_key() {
+fn other_failures_are_not_a_wrong_key() {
     assert_eq!(wrong_key(&Error::HandshakeNotComplete), None);
     assert_eq!(wrong_key_in_io(&io::ErrorKind::ConnectionReset.into()), None);
     assert_eq!(wrong_key_in_io(&io::Error::other(Error::DecryptError)), None);
 }
 
 #[test]
-fn a_pin_lets_in_the_key_that_it_was_made_of() {
+fn a_pin_accepts_only_its_own_key() {
     let (appliance, reflector) = (key(), key());
     let by_pin = |pin| appliance_config(&appliance, Expect::Pin(pin), Alpn::Link).unwrap();
     assert!(connect(by_pin(Pin::of(&reflector.id())), server_of(&reflector)).is_ok());
@@ -168,7 +168,7 @@ fn a_pin_lets_in_the_key_that_it_was_made_of() {
 }
 
 #[test]
-fn a_pairing_proof_fits_the_link_that_it_was_made_on() {
+fn a_pairing_proof_is_valid_only_on_its_own_link() {
     let (appliance, reflector) = (key(), key());
     let ends = Ends { reflector: reflector.id(), appliance: appliance.id() };
     let code = PairingCode::generate(&reflector.id()).unwrap();
@@ -182,7 +182,7 @@ fn a_pairing_proof_fits_the_link_that_it_was_made_on() {
 }
 
 #[test]
-fn alpn_says_what_a_connection_is_for() {
+fn the_alpn_is_negotiated_for_both_purposes() {
     let (appliance, reflector) = (key(), key());
     for alpn in [Alpn::Link, Alpn::Data] {
         let client = appliance_config(&appliance, Expect::ExactKey(reflector.id()), alpn).unwrap();
@@ -193,7 +193,7 @@ fn alpn_says_what_a_connection_is_for() {
 }
 
 #[test]
-fn a_peer_without_alpn_is_told_apart_and_one_with_another_is_refused() {
+fn a_peer_without_alpn_is_detected_and_one_with_another_alpn_is_refused() {
     let (appliance, reflector) = (key(), key());
     let mut client = client_of(&appliance, reflector.id());
     client.alpn_protocols = vec![];
@@ -213,7 +213,7 @@ fn a_peer_without_alpn_is_told_apart_and_one_with_another_is_refused() {
 }
 
 #[test]
-fn nobody_comes_without_a_raw_key() {
+fn a_client_without_a_raw_key_is_refused() {
     let reflector = key();
     let mut client = client_of(&key(), reflector.id());
     client.client_auth_cert_resolver = Arc::new(impostor::NoKey);
@@ -229,23 +229,23 @@ fn another_kind_of_key_is_refused() {
     let signer = any_ecdsa_type(&pkcs8).unwrap();
     let spki = signer.public_key().unwrap().to_vec();
 
-    // It finds no signature scheme in common and shows nothing.
+    // The client finds no common signature scheme and presents nothing.
     let mut client = client_of(&appliance, reflector.id());
     client.client_auth_cert_resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(shown(&spki, signer.clone())));
     assert_eq!(connect(client, server_of(&reflector)).unwrap_err().server, Some(Error::NoCertificatesPresented));
-    // It is shown, and signed for with Ed25519.
+    // The client presents the ECDSA key and signs with Ed25519.
     let mut client = client_of(&appliance, reflector.id());
     let resolver = AlwaysResolvesClientRawPublicKeys::new(shown(&spki, ed25519_signer()));
     client.client_auth_cert_resolver = Arc::new(resolver);
     assert_eq!(connect(client, server_of(&reflector)).unwrap_err().server, Some(CertificateError::BadEncoding.into()));
-    // The reflector has one.
+    // The reflector has an ECDSA key.
     let mut server = server_of(&reflector);
     server.cert_resolver = Arc::new(AlwaysResolvesServerRawPublicKeys::new(shown(&spki, signer)));
     assert!(connect(client_of(&appliance, reflector.id()), server).is_err());
 }
 
 #[test]
-fn a_borrowed_key_signs_nothing() {
+fn presenting_the_key_of_another_device_fails() {
     let (appliance, reflector, victim) = (key(), key(), key());
     let mut client = client_of(&appliance, reflector.id());
     let resolver = AlwaysResolvesClientRawPublicKeys::new(shown(&spki(&victim), ed25519_signer()));
@@ -275,7 +275,7 @@ fn a_second_key_behind_the_first_is_refused() {
 }
 
 #[test]
-fn no_ticket_is_sent_and_no_handshake_is_cut_short() {
+fn no_ticket_is_sent_and_every_handshake_is_full() {
     let (appliance, reflector) = (key(), key());
     let (client, server) = (Arc::new(client_of(&appliance, reflector.id())), Arc::new(server_of(&reflector)));
     for _ in 0..2 {
@@ -289,7 +289,7 @@ fn no_ticket_is_sent_and_no_handshake_is_cut_short() {
 }
 
 #[test]
-fn tls_1_2_is_not_spoken() {
+fn tls_1_2_is_refused() {
     // A ClientHello of TLS 1.2 (RFC 5246, section 7.4.1.2): no supported_versions extension.
     let mut hello = vec![0x03, 0x03];
     hello.extend([7; 32]);
@@ -325,7 +325,7 @@ fn ed25519_signer() -> Arc<dyn SigningKey> {
     any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8.as_ref().to_vec())).unwrap()
 }
 
-/// Ends of a connection that no program of ours is.
+/// Connection ends that violate the protocol.
 mod impostor {
     use rustls::client::ResolvesClientCert;
     use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -334,7 +334,7 @@ mod impostor {
     use rustls::{DigitallySignedStruct, Error, SignatureScheme};
     use std::sync::Arc;
 
-    /// A client with nothing to show.
+    /// A client without a key.
     #[derive(Debug)]
     pub(crate) struct NoKey;
 
@@ -348,7 +348,7 @@ mod impostor {
         }
     }
 
-    /// A client that believes any server.
+    /// A client that accepts any server.
     #[derive(Debug)]
     pub(crate) struct Trusting;
 

@@ -1,5 +1,5 @@
-//! Recorded messages that must be readable for ever: every variant has one in `vectors/`, decodes, and is written
-//! again as it was.
+//! Recorded messages in `vectors/`, at least one for every variant. Each must decode and encode to the same JSON, in every
+//! later version too.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// The wire names of an enum's variants, as a list and by variant. A new variant does not compile until it is named
-/// here, and then has no recorded vector until somebody records one.
+/// The wire names of an enum's variants, as a list and by variant. A new variant does not compile until it is named here;
+/// the test then fails until a vector is recorded.
 macro_rules! wire_names {
     ($names:ident, $name_of:ident, $message:ident: $($variant:ident => $name:literal),+ $(,)?) => {
         const $names: &[&str] = &[$($name),+];
@@ -66,7 +66,7 @@ where
     T: DeserializeOwned + Serialize + Bounded + PartialEq + std::fmt::Debug,
 {
     let files = fs::read_dir(folder(direction)).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-    // `hello.json` is the first recorded `hello`; `hello.features.json` another one, with what was added later.
+    // `hello.json` is the first recorded `hello`; `hello.features.json` is another one with a field that was added later.
     let name_of_file = |file: &Path| file.file_name().unwrap().to_str().unwrap().split('.').next().unwrap().to_owned();
     let recorded = files.iter().map(|file| name_of_file(file)).collect::<BTreeSet<_>>();
     assert_eq!(recorded, names.iter().map(|name| (*name).to_owned()).collect(), "a recorded vector for each message");
@@ -85,7 +85,7 @@ where
         decoder.push(&encode(&message).unwrap()).unwrap();
         assert_eq!(decoder.next::<T>().unwrap(), Some(message));
 
-        // What a newer version adds beside the known fields is no error.
+        // An unknown field of a newer version is not an error.
         let Value::Object(mut newer) = as_recorded else { panic!("{direction}/{name} is no object") };
         newer.insert("of_a_newer_version".to_owned(), serde_json::json!({ "with": ["more"] }));
         assert_eq!(name_of(&serde_json::from_value::<T>(newer.into()).unwrap()), name);
@@ -93,24 +93,24 @@ where
 }
 
 #[test]
-fn every_message_to_a_reflector_is_recorded_and_reads_as_it_was() {
+fn every_message_to_a_reflector_is_recorded_and_decodes() {
     check("to_reflector", TO_REFLECTOR, name_to_reflector);
 }
 
 #[test]
-fn every_message_to_an_appliance_is_recorded_and_reads_as_it_was() {
+fn every_message_to_an_appliance_is_recorded_and_decodes() {
     check("to_appliance", TO_APPLIANCE, name_to_appliance);
 }
 
 #[test]
-fn a_message_of_a_newer_version_is_read_as_unknown() {
+fn a_message_of_a_newer_version_decodes_as_unknown() {
     let newer = r#"{"type":"teleport","to":{"x":[1,2,3]},"phase":"sideways"}"#;
     assert_eq!(serde_json::from_str::<ToReflector>(newer).unwrap(), ToReflector::Unknown);
     assert_eq!(serde_json::from_str::<ToAppliance>(newer).unwrap(), ToAppliance::Unknown);
 }
 
 #[test]
-fn a_reason_of_a_newer_version_is_read_as_unknown() {
+fn a_reason_of_a_newer_version_decodes_as_unknown() {
     for (message, reason) in [
         (r#"{"type":"denied","reason":"bad_weather","detail":""}"#, "denied"),
         (r#"{"type":"ended","reason":"bad_weather","detail":""}"#, "ended"),
@@ -123,7 +123,7 @@ fn a_reason_of_a_newer_version_is_read_as_unknown() {
 }
 
 #[test]
-fn a_list_of_features_is_bounded_and_its_words_are_checked() {
+fn the_list_of_features_is_bounded_and_its_names_are_checked() {
     let hello = |features: &str| format!(r#"{{"type":"hello","versions":[1],"software":"","features":[{features}]}}"#);
     let words = |count| vec![r#""of_a_newer_version""#; count].join(",");
     let read = |text: String| serde_json::from_str::<ToReflector>(&text);
@@ -135,7 +135,7 @@ fn a_list_of_features_is_bounded_and_its_words_are_checked() {
 }
 
 #[test]
-fn what_may_be_absent_may_be_absent() {
+fn optional_fields_may_be_absent() {
     for text in [
         r#"{"type":"granted","session":"01943d3c-5e00-7a10-8000-0123456789ab","expires_in_ms":1,"udp":false}"#,
         r#"{"type":"denied","reason":"busy","detail":""}"#,
