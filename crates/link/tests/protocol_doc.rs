@@ -1,5 +1,5 @@
-//! Holds docs/protocol.md to the code: every message has its section, every field and every word of it is described,
-//! and the numbers and examples are the ones compiled in.
+//! Compares docs/protocol.md with the code: every message has a section that describes every field and every value, and
+//! the numbers and examples are the compiled ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -25,7 +25,7 @@ fn doc() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/protocol.md")).unwrap()
 }
 
-/// The text between a heading and the next of its level or above.
+/// The text between a heading and the next one of the same or a higher level.
 fn under(doc: &str, heading: &str) -> String {
     let level = heading.chars().take_while(|c| *c == '#').count();
     let is_next = |line: &str| {
@@ -37,13 +37,13 @@ fn under(doc: &str, heading: &str) -> String {
     lines.take_while(|line| !is_next(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// A direction's sections by message name.
+/// The sections of one direction, by message name.
 fn sections(direction: &str) -> BTreeMap<String, String> {
     let chapter = under(
         &doc(),
         match direction {
-            "to_reflector" => "## What an appliance says",
-            _ => "## What a reflector says",
+            "to_reflector" => "## Messages from an appliance",
+            _ => "## Messages from a reflector",
         },
     );
     let names = chapter.lines().filter_map(|line| line.strip_prefix("### ")).map(str::to_owned);
@@ -76,10 +76,10 @@ fn fields_of(value: &Value, into: &mut Vec<String>) {
 }
 
 #[test]
-fn every_message_has_its_section_and_every_field_stands_in_it() {
+fn every_message_has_a_section_that_names_every_field() {
     for direction in ["to_reflector", "to_appliance"] {
         let (sections, recorded) = (sections(direction), recorded(direction));
-        // That every message is recorded is the business of the vectors' own test.
+        // tests/vectors.rs checks that every message is recorded.
         let named = recorded.iter().map(|(name, _)| name).collect::<BTreeSet<_>>();
         assert_eq!(sections.keys().collect::<BTreeSet<_>>(), named, "{direction}");
         for (name, message) in recorded {
@@ -92,7 +92,7 @@ fn every_message_has_its_section_and_every_field_stands_in_it() {
     }
 }
 
-/// All variants of an enum of words; one that is missing here does not compile.
+/// All variants of an enum. A variant that is missing here does not compile.
 macro_rules! all {
     ($word:ident: $($variant:ident),+ $(,)?) => {{
         let _exhaustive = |word: $word| match word { $($word::$variant => ()),+ };
@@ -130,25 +130,25 @@ fn every_reason_mode_and_load_is_described() {
 }
 
 #[test]
-fn the_numbers_are_the_ones_compiled_in() {
+fn the_numbers_are_the_compiled_ones() {
     let seconds = |duration: Duration| format!("{} s", duration.as_secs());
     let text = |bytes: &[u8]| format!("`{}`", std::str::from_utf8(bytes).unwrap());
     let rows = [
-        ("port, TCP and UDP, when nothing else is said", DEFAULT_PORT.to_string()),
+        ("default port, TCP and UDP", DEFAULT_PORT.to_string()),
         ("ALPN of the link", text(Alpn::Link.as_bytes())),
         ("ALPN of tunneled data", text(Alpn::Data.as_bytes())),
         ("version of the messages", PROTOCOL_VERSION.to_string()),
         ("longest body of a frame", format!("{MAX_FRAME} bytes")),
-        ("versions offered, at most", MAX_VERSIONS.to_string()),
-        ("data modes named, at most", MAX_DATA_MODES.to_string()),
-        ("engines named, at most", MAX_ENGINES.to_string()),
-        ("features named, at most", MAX_FEATURES.to_string()),
+        ("versions in `hello` or `pair`, at most", MAX_VERSIONS.to_string()),
+        ("data modes in `welcome`, at most", MAX_DATA_MODES.to_string()),
+        ("engines in `welcome`, at most", MAX_ENGINES.to_string()),
+        ("features in `hello` or `welcome`, at most", MAX_FEATURES.to_string()),
         ("characters of a feature's name, at most", Feature::MAX_CHARS.to_string()),
         ("phases of a session, at most", TestSpec::MAX_PHASES.to_string()),
         ("streams per direction, at most", TestSpec::MAX_STREAMS.to_string()),
         ("samples in a message, at most", MAX_SAMPLES.to_string()),
         ("characters of a text, at most", PeerText::MAX_CHARS.to_string()),
-        ("distance between latency probes, at least", format!("{} µs", TestSpec::MIN_PROBE_INTERVAL_US)),
+        ("interval between latency probes, at least", format!("{} µs", TestSpec::MIN_PROBE_INTERVAL_US)),
         ("heartbeat", format!("every {}", seconds(HEARTBEAT))),
         ("sending pauses after silence of", seconds(PAUSE_AFTER_SILENCE)),
         ("a session ends after silence of", seconds(END_AFTER_SILENCE)),
@@ -170,7 +170,7 @@ fn the_numbers_are_the_ones_compiled_in() {
 }
 
 #[test]
-fn the_examples_are_right() {
+fn the_examples_are_valid() {
     let doc = doc();
     let counting = |from: u8| std::array::from_fn::<u8, 32, _>(|at| from + at as u8);
     assert!(under(&doc, "## Identity").contains(&EndpointId::from_bytes(counting(0)).to_string()));
