@@ -1,5 +1,5 @@
 //! Holds the documents to the programs: every setting, subcommand, flag, audit event, result field and source file is
-//! described where a reader looks for it, and no link leads nowhere. docs/protocol.md is held by `paramedic-link`.
+//! described where a reader looks for it, no link leads nowhere, and tables are whole. docs/protocol.md is held by `paramedic-link`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -261,4 +261,38 @@ fn anchors(text: &str) -> BTreeSet<String> {
         kept.map(|c| if c == ' ' { '-' } else { c }).collect()
     };
     headings.map(anchor).collect()
+}
+
+/// How many cells a row of a table has. A `|` inside code or behind a backslash separates none.
+fn cells(row: &str) -> usize {
+    let mut is_code = false;
+    let mut last = ' ';
+    let mut separators = 0;
+    for character in row.trim().chars() {
+        is_code ^= character == '`';
+        separators += usize::from(character == '|' && !is_code && last != '\\');
+        last = character;
+    }
+    separators.saturating_sub(1)
+}
+
+#[test]
+fn every_row_of_a_table_has_as_many_cells_as_its_head() {
+    let mut pages = Vec::new();
+    collect(&root(), &mut pages);
+    let mut checked = 0;
+    for page in &pages {
+        let text = fs::read_to_string(page).unwrap();
+        let mut head = None;
+        for (number, line) in text.lines().enumerate() {
+            if !line.starts_with('|') {
+                head = None;
+                continue;
+            }
+            let expected = *head.get_or_insert_with(|| cells(line));
+            assert_eq!(cells(line), expected, "{}:{}: {line}", page.display(), number + 1);
+            checked += 1;
+        }
+    }
+    assert!(checked > 300, "{checked} rows");
 }
