@@ -1,0 +1,159 @@
+//! The link's bytes: frames, the messages in them, and the preamble of a data connection.
+
+use std::fmt::Debug;
+
+use paramedic_link::SessionId;
+use paramedic_link::admission::{LoginKey, Preamble, SessionKeys};
+use paramedic_link::frame::{Bounded, Decoder, FrameError, MAX_FRAME, encode};
+use paramedic_link::message::{ToAppliance, ToReflector};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+/// The longest text in a message, in bytes: a login key in base64.
+const MAX_TEXT: usize = LoginKey::MAX_LEN.div_ceil(3) * 4;
+
+/// A link's byte stream, as either end reads it.
+pub fn frame(input: &[u8]) {
+    stream::<ToReflector>(input);
+    stream::<ToAppliance>(input);
+}
+
+/// The same messages and the same error come out however the stream is cut, and each message survives its frame.
+fn stream<T: DeserializeOwned + Serialize + Bounded + PartialEq + Debug>(input: &[u8]) {
+    let (messages, error) = read::<T>(input.chunks(4096));
+    // Pieces of 1 to 255 bytes, whose lengths are the input's own bytes.
+    let mut rest = input;
+    let pieces = input.iter().map_while(|length| {
+        let (piece, later) = rest.split_at_checked(usize::from(*length).max(1)).unwrap_or((rest, &[]));
+        rest = later;
+        (!piece.is_empty()).then_some(piece)
+    });
+    let in_pieces = read::<T>(pieces);
+    assert_eq!(in_pieces, (messages, error), "what is read depends on how the stream is cut");
+    for message in &in_pieces.0 {
+        survives_its_frame(message);
+    }
+}
+
+/// Reads as the link does: takes every message before it pushes on. What comes after an error is not read.
+fn read<'a, T: DeserializeOwned + Bounded>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<T>, Option<FrameError>) {
+    let (mut decoder, mut messages) = (Decoder::new(), Vec::new());
+    for piece in pieces {
+        if let Err(error) = decoder.push(piece) {
+            assert_eq!(decoder.next::<T>().err().as_ref(), Some(&error), "an error is not forgotten");
+            return (messages, Some(error));
+        }
+        loop {
+            match decoder.next::<T>() {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break,
+                Err(error) => {
+                    assert_eq!(decoder.push(b"x").err().as_ref(), Some(&error), "an error is not forgotten");
+                    return (messages, Some(error));
+                }
+            }
+        }
+    }
+    (messages, None)
+}
+
+fn survives_its_frame<T: DeserializeOwned + Serialize + Bounded + PartialEq + Debug>(message: &T) {
+    assert_eq!(message.check(), Ok(()), "a decoded message keeps its bounds");
+    let frame = match encode(message) {
+        Ok(frame) => frame,
+        // Fields that were absent are written with their defaults, so the longest body may grow.
+        Err(FrameError::TooLong(length)) => {
+            assert!(length <= 2 * MAX_FRAME as u64, "{length} bytes of a message that fitted into a frame");
+            return;
+        }
+        Err(other) => panic!("a message that was read cannot be written: {other}"),
+    };
+    let (messages, error) = read::<T>(frame.chunks(4096));
+    assert_eq!((messages.as_slice(), error), (std::slice::from_ref(message), None));
+}
+
+/// The body of a frame, as either end reads it.
+pub fn message(input: &[u8]) {
+    if let Some(message) = body::<ToAppliance>(input) {
+        texts_are_harmless(&message);
+    }
+    match body::<ToReflector>(input) {
+        // The only text that is not cleaned as it is read: a specification is judged as a whole, and then answered.
+        Some(ToReflector::Request { spec, .. }) if spec.check().is_err() => {}
+        Some(message) => texts_are_harmless(&message),
+        None => {}
+    }
+}
+
+/// What was read is written and read again as the same value.
+fn body<T: DeserializeOwned + Serialize + PartialEq + Debug>(input: &[u8]) -> Option<T> {
+    let message = serde_json::from_slice::<T>(input).ok()?;
+    let written = serde_json::to_vec(&message).unwrap_or_else(|why| panic!("{message:?} cannot be written: {why}"));
+    let again = serde_json::from_slice::<T>(&written);
+    let again = again.unwrap_or_else(|why| panic!("{} cannot be read: {why}", String::from_utf8_lossy(&written)));
+    assert_eq!(again, message);
+    Some(message)
+}
+
+/// No text in a message is long or can move the cursor of a terminal.
+fn texts_are_harmless(message: &(impl Serialize + Debug)) {
+    fn check(value: &Value) {
+        match value {
+            Value::String(text) => {
+                assert!(!text.chars().any(char::is_control), "a control character in {text:?}");
+                assert!(text.len() <= MAX_TEXT, "{} bytes of text", text.len());
+            }
+            Value::Array(values) => values.iter().for_each(check),
+            Value::Object(fields) => fields.values().for_each(check),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    check(&serde_json::to_value(message).unwrap_or_else(|why| panic!("{message:?} is no JSON: {why}")));
+}
+
+/// The keys of the examples in docs/protocol.md.
+pub(crate) fn documented_keys() -> SessionKeys {
+    let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
+    SessionKeys::derive(SessionId::from_bytes(session), Zeroizing::new(std::array::from_fn(|at| at as u8)))
+}
+
+/// The same session with another secret.
+pub(crate) fn other_keys() -> SessionKeys {
+    SessionKeys::derive(documented_keys().session(), Zeroizing::new([0xff; 32]))
+}
+
+/// The first bytes of a data connection. Bytes 48 and 49 choose the bit that is flipped.
+pub fn preamble(input: &[u8]) {
+    let (keys, others) = (documented_keys(), other_keys());
+    let bytes = padded::<{ Preamble::LEN }>(input);
+    if let Some(opened) = Preamble::open(&bytes, &keys) {
+        assert_eq!(Preamble::claimed_session(&bytes), Some(keys.session()));
+        assert_eq!(opened.seal(&keys), bytes, "one preamble has one form");
+    }
+    assert_eq!(Preamble::open(&bytes, &others), None, "nobody knows those keys");
+
+    let preamble = Preamble {
+        session: keys.session(),
+        phase: bytes[1],
+        stream: u16::from_be_bytes([bytes[2], bytes[3]]),
+        nonce: std::array::from_fn(|at| bytes[20 + at]),
+    };
+    let sealed = preamble.seal(&keys);
+    assert_eq!(Preamble::open(&sealed, &keys), Some(preamble));
+    assert_eq!(Preamble::open(&sealed, &others), None);
+    assert_eq!(Preamble::open(&with_flipped_bit(sealed, &input[input.len().min(Preamble::LEN)..]), &keys), None);
+}
+
+/// The first `N` bytes of the input; zeros where it is shorter.
+pub(crate) fn padded<const N: usize>(input: &[u8]) -> [u8; N] {
+    std::array::from_fn(|at| input.get(at).copied().unwrap_or(0))
+}
+
+/// The bytes with one bit changed, which the first two bytes of `choice` choose.
+pub(crate) fn with_flipped_bit<const N: usize>(mut bytes: [u8; N], choice: &[u8]) -> [u8; N] {
+    let bit = usize::from(u16::from_be_bytes(padded(choice))) % (8 * N);
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    bytes
+}

@@ -1,0 +1,28 @@
+//! What an iperf3 client prints.
+
+use paramedic_engines::iperf3::output::{Complaint, Live, MAX_READINGS, Report, parse, version_of};
+
+/// The output as a whole, and line by line.
+pub fn iperf3_output(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    if let Ok(report) = parse(&text) {
+        keeps_its_promises(&report);
+    }
+    let mut live = Live::new();
+    let readings: usize = text.lines().map(|line| live.line(line).len()).sum();
+    if let Ok(report) = live.finish() {
+        keeps_its_promises(&report);
+        assert_eq!(report.readings.len(), readings);
+    }
+    let _ = version_of(&text);
+    let _ = Complaint::of(&text);
+}
+
+fn keeps_its_promises(report: &Report) {
+    assert!(report.readings.len() <= MAX_READINGS);
+    assert!(report.readings.iter().all(|reading| reading.begin_us <= reading.end_us));
+    assert_eq!(report.failure().is_some(), report.error.is_some());
+    for text in [&report.error, &report.version].into_iter().flatten() {
+        assert!(text.chars().count() <= 200 && !text.chars().any(char::is_control));
+    }
+}

@@ -1,0 +1,54 @@
+//! The body of each fuzz target: a function of bytes that panics where a promise of the code under test does not hold.
+//! `fuzz/` calls them under libFuzzer, `tests/replay.rs` and the siege's row `fuzz` on the stable compiler.
+//!
+//! A target uses the public interface where that takes its input. Where it does not, the crate under test exposes the
+//! function as `#[doc(hidden)] pub`. That is the only mechanism. A cargo feature would be no smaller: the siege links
+//! this crate, so a build of the whole workspace would turn the feature on in both programs, and each crate would be
+//! compiled twice.
+
+mod audit;
+mod control;
+mod framing;
+mod iperf3;
+mod mutation;
+mod scratch;
+mod seeds;
+mod texts;
+
+pub use audit::{audit_line, audit_verify};
+pub use control::config;
+pub use framing::{frame, message, preamble};
+pub use iperf3::iperf3_output;
+pub use mutation::Mutator;
+pub use seeds::{Seed, crashes, folder, seeds};
+pub use texts::{endpoint_id, key_file, pairing_code};
+
+/// One fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// The name of its function here, of its file in `fuzz/fuzz_targets`, and of its folders of seeds and crashes.
+    pub name: &'static str,
+    /// Plays one input. A panic is a finding.
+    pub run: fn(&[u8]),
+    /// Seeds made of what is recorded elsewhere in the repository: vectors, fixtures, documents.
+    pub recorded: fn() -> Vec<Seed>,
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "frame", run: frame, recorded: seeds::frames },
+    Target { name: "message", run: message, recorded: seeds::messages },
+    Target { name: "preamble", run: preamble, recorded: seeds::preambles },
+    Target { name: "endpoint_id", run: endpoint_id, recorded: seeds::endpoint_ids },
+    Target { name: "pairing_code", run: pairing_code, recorded: seeds::none },
+    Target { name: "key_file", run: key_file, recorded: seeds::none },
+    Target { name: "audit_line", run: audit_line, recorded: seeds::audit_logs },
+    Target { name: "audit_verify", run: audit_verify, recorded: seeds::none },
+    Target { name: "config", run: config, recorded: seeds::configurations },
+    Target { name: "iperf3_output", run: iperf3_output, recorded: seeds::iperf3_outputs },
+];
+
+/// The target with this name.
+pub fn find(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.name == name)
+}

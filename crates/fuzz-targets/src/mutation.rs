@@ -1,0 +1,73 @@
+//! Changes of a seed for the stable compiler: no coverage guides them, so they only try what lies near the seeds. Pure;
+//! the same start gives the same inputs.
+
+/// Makes inputs out of seeds.
+#[derive(Clone, Debug)]
+pub struct Mutator {
+    state: u64,
+}
+
+/// No input becomes longer.
+const MAX_LEN: usize = 32 * 1024;
+
+impl Mutator {
+    /// A mutator whose inputs follow from `start`.
+    pub fn new(start: u64) -> Self {
+        // Marsaglia's xorshift stays at zero for ever.
+        Self { state: start | 1 }
+    }
+
+    /// A changed copy of one of the seeds.
+    pub fn change(&mut self, seeds: &[&[u8]]) -> Vec<u8> {
+        let mut input = self.pick(seeds).to_vec();
+        for _ in 0..=self.below(6) {
+            self.change_once(&mut input, seeds);
+        }
+        input.truncate(MAX_LEN);
+        input
+    }
+
+    fn change_once(&mut self, input: &mut Vec<u8>, seeds: &[&[u8]]) {
+        let at = self.below(input.len() + 1);
+        let end = at + self.below(input.len() - at + 1).min(64);
+        match self.below(8) {
+            0 if at < input.len() => input[at] ^= 1 << self.below(8),
+            1 if at < input.len() => input[at] = self.byte(),
+            2 => input.insert(at, self.byte()),
+            3 => drop(input.drain(at..end)),
+            4 => {
+                let copied = input[at..end].to_vec();
+                let to = self.below(input.len() + 1);
+                drop(input.splice(to..to, copied));
+            }
+            5 => input.truncate(at),
+            6 => {
+                let other = self.pick(seeds);
+                let from = self.below(other.len() + 1);
+                drop(input.splice(at.., other[from..].iter().copied()));
+            }
+            _ => {
+                let number =
+                    self.pick(&[&[0][..], &[0xff; 2], &[0xff; 4], &[0x80, 0, 0, 0], &[0xff; 8], b"\"", b"\n", b"9"]);
+                drop(input.splice(at..end, number.iter().copied()));
+            }
+        }
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.below(256) as u8
+    }
+
+    fn pick<'a>(&mut self, of: &[&'a [u8]]) -> &'a [u8] {
+        let at = self.below(of.len().max(1));
+        of.get(at).copied().unwrap_or_default()
+    }
+
+    /// A number below `bound`, which is not 0.
+    fn below(&mut self, bound: usize) -> usize {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 11) as usize % bound
+    }
+}
