@@ -1,11 +1,27 @@
-//! What the operator says to a reflector: its configuration file.
+//! What the operator says to a reflector: its configuration file, and the lines of its admin socket.
 
 use std::ffi::OsString;
 use std::path::Path;
 
 use reflector::config::{self, ConfigError, Flags, Loaded};
+use reflector::server::{read_request, write_request};
 
 use crate::scratch;
+
+/// One line of a client of the admin socket.
+pub fn admin_line(input: &[u8]) {
+    let Ok(line) = std::str::from_utf8(input) else { return };
+    match read_request(line) {
+        Ok(ask) => {
+            let written = write_request(&ask).unwrap_or_else(|why| panic!("{ask:?} cannot be written: {why}"));
+            assert_eq!(written.iter().position(|byte| *byte == b'\n'), Some(written.len() - 1), "one line");
+            let again = std::str::from_utf8(&written).map(read_request);
+            let again = again.unwrap_or_else(|why| panic!("{ask:?} is not UTF-8: {why}"));
+            assert_eq!(format!("{again:?}"), format!("{:?}", Ok::<_, String>(ask)));
+        }
+        Err(because) => assert!(!because.is_empty() && because.len() <= 500 + 2 * line.len()),
+    }
+}
 
 /// A configuration file of the reflector.
 pub fn config(input: &[u8]) {

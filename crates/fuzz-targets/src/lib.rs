@@ -16,7 +16,7 @@ mod seeds;
 mod texts;
 
 pub use audit::{audit_line, audit_verify};
-pub use control::config;
+pub use control::{admin_line, config};
 pub use framing::{frame, message, preamble};
 pub use iperf3::iperf3_output;
 pub use mutation::Mutator;
@@ -44,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "key_file", run: key_file, recorded: seeds::none },
     Target { name: "audit_line", run: audit_line, recorded: seeds::audit_logs },
     Target { name: "audit_verify", run: audit_verify, recorded: seeds::none },
+    Target { name: "admin_line", run: admin_line, recorded: seeds::none },
     Target { name: "config", run: config, recorded: seeds::configurations },
     Target { name: "iperf3_output", run: iperf3_output, recorded: seeds::iperf3_outputs },
 ];

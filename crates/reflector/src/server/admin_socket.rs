@@ -238,16 +238,9 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
     let mut read = BufReader::new(read);
     let mut line = String::new();
     tokio::time::timeout(CLIENT_TIMEOUT, (&mut read).take(MAX_REQUEST_BYTES).read_line(&mut line)).await??;
-    let request = match serde_json::from_str::<Envelope<AdminRequest>>(&line) {
-        Ok(Envelope { v: VERSION, body }) => body,
-        Ok(_) => {
-            let because =
-                "this command and the running reflector have different versions; restart the reflector".into();
-            return reply(&mut write, &AdminReply::Failed { because }).await;
-        }
-        Err(error) => {
-            return reply(&mut write, &AdminReply::Failed { because: format!("not a valid request: {error}") }).await;
-        }
+    let request = match read_request(&line) {
+        Ok(request) => request,
+        Err(because) => return reply(&mut write, &AdminReply::Failed { because }).await,
     };
     if let AdminRequest::Pair { ttl_s, name } = request {
         return open_code(server, ttl_s, name, read, write).await;
@@ -257,6 +250,32 @@ async fn answer(server: &Arc<Server>, stream: UnixStream) -> anyhow::Result<()> 
         Err(error) => AdminReply::Failed { because: format!("{error:#}") },
     };
     reply(&mut write, &answer).await
+}
+
+/// The request in the line of a client. Public for its fuzz target.
+///
+/// # Errors
+/// The text that answers it.
+#[doc(hidden)]
+pub fn read_request(line: &str) -> Result<AdminRequest, String> {
+    match serde_json::from_str(line) {
+        Ok(Envelope { v: VERSION, body }) => Ok(body),
+        Ok(_) => {
+            Err("this command and the running reflector have different versions; restart the reflector".to_owned())
+        }
+        Err(error) => Err(format!("not a valid request: {error}")),
+    }
+}
+
+/// The line of a request. Public for its fuzz target.
+///
+/// # Errors
+/// None that is known: every request can be written as JSON.
+#[doc(hidden)]
+pub fn write_request(request: &AdminRequest) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(&Envelope { v: VERSION, body: request })?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<AdminReply> {
@@ -437,9 +456,7 @@ impl AdminClient {
 
     /// Asks for something; answers come by [`AdminClient::next`].
     pub async fn ask(&mut self, ask: &AdminRequest) -> anyhow::Result<()> {
-        let mut line = serde_json::to_vec(&Envelope { v: VERSION, body: ask })?;
-        line.push(b'\n');
-        Ok(self.write.write_all(&line).await?)
+        Ok(self.write.write_all(&write_request(ask)?).await?)
     }
 
     /// The one answer to what was asked, within the time that a server which is well takes at most.

@@ -18,6 +18,8 @@ mod running_session;
 mod session_timer;
 
 pub use admin_socket::{AdminClient, AdminReply, AdminRequest, PeerLine, Status};
+#[doc(hidden)]
+pub use admin_socket::{read_request, write_request};
 pub use lifetime::serve;
 pub use offer::UnavailableEngine;
 
