@@ -8,6 +8,7 @@
 
 mod audit;
 mod control;
+mod datagrams;
 mod framing;
 mod iperf3;
 mod mutation;
@@ -17,6 +18,7 @@ mod texts;
 
 pub use audit::{audit_line, audit_verify};
 pub use control::{admin_line, config};
+pub use datagrams::{echo_datagram, udp_datagram};
 pub use framing::{frame, message, preamble};
 pub use iperf3::iperf3_output;
 pub use mutation::Mutator;
@@ -47,6 +49,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "admin_line", run: admin_line, recorded: seeds::none },
     Target { name: "config", run: config, recorded: seeds::configurations },
     Target { name: "iperf3_output", run: iperf3_output, recorded: seeds::iperf3_outputs },
+    Target { name: "echo_datagram", run: echo_datagram, recorded: seeds::datagrams },
+    Target { name: "udp_datagram", run: udp_datagram, recorded: seeds::datagrams },
 ];
 
 /// The target with this name.

@@ -110,6 +110,11 @@ pub(crate) fn endpoint_ids() -> Vec<Seed> {
     [0, 1, 0x2a, 0x80, 0xff].map(of).into()
 }
 
+/// The documented datagrams, of both engines.
+pub(crate) fn datagrams() -> Vec<Seed> {
+    documented_bytes().into_iter().filter(|seed| seed.bytes.len() != Preamble::LEN).collect()
+}
+
 /// A whole audit log, and its beginnings.
 pub(crate) fn audit_logs() -> Vec<Seed> {
     let lines = crate::audit::main_chain();

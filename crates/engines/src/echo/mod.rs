@@ -2,6 +2,8 @@
 //! [`Prober`] and [`ProbeResponder`], run beside every other engine and measure latency while that one loads the path.
 
 mod drive;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ledger;
 mod line;
 mod packet;

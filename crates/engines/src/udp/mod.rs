@@ -2,6 +2,8 @@
 //! what, when; nothing is sent to an address that did not prove that it receives, or that stopped saying so.
 
 mod drive;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod ledger;
 mod packet;
