@@ -21,7 +21,9 @@ mod phase;
 mod socket;
 mod sys;
 mod tcp;
-mod udp;
+// Public for its fuzz target alone.
+#[doc(hidden)]
+pub mod udp;
 
 pub use engine::Engine;
 pub use socket::check_congestion_control;

@@ -1,7 +1,7 @@
 //! The datagrams of the engines `echo` and `udp`.
 
 use paramedic_engines::echo::{self, PACKET_LEN};
-use paramedic_engines::udp;
+use paramedic_engines::{udp, udp_port};
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
 
@@ -36,7 +36,7 @@ pub fn echo_datagram(input: &[u8]) {
         if let Some(again) = probe {
             assert_eq!(again[20..36], candidate[20..36], "number and time of a probe");
             assert_eq!(echo::fuzzing::reseal_probe(&again, &keys), Some(again));
-            assert_eq!(echo::fuzzing::claimed_session(candidate), Some(keys.session()));
+            assert_eq!(udp_port::claimed_session(candidate), Some(keys.session()));
         }
         if let Some(again) = reply {
             assert_eq!(again, candidate, "every byte of a reply says something");
@@ -59,7 +59,7 @@ pub fn echo_datagram(input: &[u8]) {
 pub fn udp_datagram(input: &[u8]) {
     let (keys, others) = (documented_keys(), other_keys());
     let behind = &input[input.len().min(PACKET_LEN)..];
-    let _ = udp::fuzzing::claimed_session(input);
+    let _ = udp_port::claimed_session(input);
     for flow in DIRECTIONS {
         assert_eq!(udp::fuzzing::reseal_signal(input, flow, &others), None);
         let made = sealed(input, flow, &keys);
@@ -69,7 +69,7 @@ pub fn udp_datagram(input: &[u8]) {
             let Some(again) = udp::fuzzing::reseal_signal(candidate, flow, &keys) else { continue };
             assert_eq!(again[..28], candidate[..28], "place and number of a signal");
             assert_eq!(udp::fuzzing::reseal_signal(&again, flow, &keys), Some(again));
-            assert_eq!(udp::fuzzing::claimed_session(candidate), Some(keys.session()));
+            assert_eq!(udp_port::claimed_session(candidate), Some(keys.session()));
             let changed = with_flipped_bit(again, behind);
             assert_eq!(udp::fuzzing::reseal_signal(&changed, flow, &keys), None);
             assert_eq!(udp::fuzzing::reseal_signal(&again, flow, &others), None);

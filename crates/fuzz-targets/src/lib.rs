@@ -14,6 +14,7 @@ mod iperf3;
 mod mutation;
 mod scratch;
 mod seeds;
+mod sessions;
 mod texts;
 
 pub use audit::{audit_line, audit_verify};
@@ -23,6 +24,7 @@ pub use framing::{frame, message, preamble};
 pub use iperf3::iperf3_output;
 pub use mutation::Mutator;
 pub use seeds::{Seed, crashes, folder, seeds};
+pub use sessions::sessions;
 pub use texts::{endpoint_id, key_file, pairing_code};
 
 /// One fuzz target.
@@ -51,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "iperf3_output", run: iperf3_output, recorded: seeds::iperf3_outputs },
     Target { name: "echo_datagram", run: echo_datagram, recorded: seeds::datagrams },
     Target { name: "udp_datagram", run: udp_datagram, recorded: seeds::datagrams },
+    Target { name: "sessions", run: sessions, recorded: seeds::none },
 ];
 
 /// The target with this name.

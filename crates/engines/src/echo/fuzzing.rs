@@ -1,10 +1,9 @@
 //! What the fuzz target of probes needs of the private packet types: bytes in, the same packet sealed again. Nothing
 //! else may use it.
 
-use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
 
-use super::packet::{self, LEN, ProbePacket, ReplyPacket};
+use super::packet::{LEN, ProbePacket, ReplyPacket};
 
 /// The probe in these bytes, sealed again.
 pub fn reseal_probe(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
@@ -14,9 +13,4 @@ pub fn reseal_probe(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
 /// The reply in these bytes, sealed again.
 pub fn reseal_reply(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
     ReplyPacket::open(bytes, keys).map(|reply| reply.seal(keys))
-}
-
-/// The session that a datagram claims to be a probe of.
-pub fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
-    packet::claimed_session(bytes)
 }

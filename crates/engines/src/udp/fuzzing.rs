@@ -1,14 +1,13 @@
 //! What the fuzz target of datagrams needs of the private packet types: bytes in, the same datagram sealed again.
 //! Nothing else may use it.
 
-use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::test_spec::Direction;
 
-use super::packet::{self, Place, SIGNAL, Seal, Signal};
+use super::packet::{Place, SIGNAL, Seal, Signal};
 
 /// Bytes of a bulk datagram's header.
-pub const HEADER: usize = packet::HEADER;
+pub const HEADER: usize = super::packet::HEADER;
 
 /// The signal in these bytes, sealed again.
 pub fn reseal_signal(bytes: &[u8], flow: Direction, keys: &SessionKeys) -> Option<[u8; SIGNAL]> {
@@ -23,9 +22,4 @@ pub fn reseal_bulk(bytes: &[u8], [phase, stream]: [u8; 2], flow: Direction, keys
     seal.prepare(&mut datagram);
     Seal::stamp(bulk, &mut datagram);
     Some(datagram)
-}
-
-/// The session that a datagram claims to be a signal of.
-pub fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
-    packet::claimed_session(bytes)
 }

@@ -263,6 +263,12 @@ fn claimed(bytes: &[u8; DATAGRAM_LEN]) -> Option<(SessionId, u8)> {
     (bytes[0] == VERSION).then_some((session, bytes[1]))
 }
 
+/// The session that a datagram of any length claims. Public for its fuzz target.
+#[doc(hidden)]
+pub fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
+    claimed(bytes.try_into().ok()?).map(|(session, _)| session)
+}
+
 /// A port, as a handler uses it.
 #[derive(Clone)]
 pub struct PortHandle {

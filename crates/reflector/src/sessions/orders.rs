@@ -18,7 +18,7 @@ const LINKS: u64 = 10;
 
 /// One thing that happens. Sessions are chosen by a number, among those that there are.
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Ask { link: u64, direct: bool, wait: bool, duration_ms: u32 },
     Poll,
     Open(usize),
@@ -111,7 +111,7 @@ struct Known {
 }
 
 /// The state machine, and what can be counted from outside.
-struct World {
+pub(super) struct World {
     sessions: Sessions<SessionId>,
     limits: Limits,
     now: Now,
@@ -128,7 +128,7 @@ struct World {
 }
 
 impl World {
-    fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         let now = Now { mono: Duration::ZERO, unix_ms: 20_000 * 86_400_000 };
         Self {
             sessions: Sessions::new(limits.clone(), PastUsage::default(), now),
@@ -151,7 +151,7 @@ impl World {
         (count > 0).then(|| self.held.keys().nth(which % count).copied()).flatten()
     }
 
-    fn run(&mut self, op: &Op) {
+    pub(super) fn run(&mut self, op: &Op) {
         match *op {
             Op::Ask { link, direct, wait, duration_ms } => self.ask(LinkId(link), spec(direct, duration_ms), wait),
             Op::Poll => self.poll(),
@@ -402,7 +402,7 @@ impl World {
     }
 
     /// All sessions finish, round by round, until the queue is empty.
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         self.run(&Op::Faulted(false));
         for _ in 0..=self.waiting.len() {
             while let Some(session) = self.nth(0) {
