@@ -8,6 +8,7 @@ mod descriptors;
 mod disk_faults;
 mod flood;
 mod forged_identity;
+mod fuzz;
 mod granted_port;
 mod iperf3_lane;
 mod kill9;
@@ -54,6 +55,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row { name: "kill9", promise: "a kill loses nothing that was acknowledged", play: kill9::play },
     Row { name: "quotas", promise: "no race and no kill gets more than is allowed", play: quotas::play },
     Row { name: "tampering", promise: "no change of an acknowledged line goes unnoticed", play: tampering::play },
+    Row { name: "fuzz", promise: "parsers and session rules hold under arbitrary input", play: fuzz::play },
     Row { name: "leaks", promise: "nothing leaks", play: leaks::play },
 ];
 
