@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use paramedic_link::message::END_AFTER_SILENCE;
 use paramedic_link::test_spec::{DataMode, EngineId};
 use reflector::event::Event;
 // What the model takes from the module that it stands in.
