@@ -16,7 +16,8 @@ pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
 const WRONG_PER_PREFIX: u32 = 5;
 /// How long a prefix is blocked, and how long a wrong proof counts.
 const BLOCKED: Duration = Duration::from_secs(600);
-/// Prefixes whose wrong proofs are remembered; beyond them the one that failed longest ago is forgotten.
+/// Prefixes whose wrong proofs are remembered. Beyond them, the prefix that is not blocked and failed longest ago is
+/// forgotten; where all are blocked, the one whose block ends soonest.
 const REMEMBERED: usize = 4096;
 
 /// The decision on a proof. All but `Paired` look the same to its sender.
@@ -98,6 +99,12 @@ struct Open {
 struct Wrong {
     count: u32,
     last_at: Duration,
+}
+
+impl Wrong {
+    fn is_blocked(&self) -> bool {
+        self.count >= WRONG_PER_PREFIX
+    }
 }
 
 impl Pairing {
@@ -189,16 +196,16 @@ impl Pairing {
     }
 
     fn is_blocked(&self, prefix: Prefix) -> bool {
-        self.wrong.get(&prefix).is_some_and(|wrong| wrong.count >= WRONG_PER_PREFIX)
+        self.wrong.get(&prefix).is_some_and(Wrong::is_blocked)
     }
 
     fn note_wrong(&mut self, prefix: Prefix, now: Duration) {
-        let oldest = || self.wrong.iter().min_by_key(|(_, wrong)| wrong.last_at).map(|(prefix, _)| *prefix);
+        let least = || self.wrong.iter().min_by_key(|(_, wrong)| (wrong.is_blocked(), wrong.last_at));
         if self.wrong.len() >= REMEMBERED
             && !self.wrong.contains_key(&prefix)
-            && let Some(oldest) = oldest()
+            && let Some((&least, _)) = least()
         {
-            self.wrong.remove(&oldest);
+            self.wrong.remove(&least);
         }
         let wrong = self.wrong.entry(prefix).or_insert(Wrong { count: 0, last_at: now });
         wrong.count += 1;
@@ -368,6 +375,34 @@ mod tests {
             prove(&mut pairing, &wrong, from, START);
         }
         assert_eq!(pairing.wrong.len(), REMEMBERED);
+    }
+
+    #[test]
+    fn a_block_outlasts_the_wrong_proofs_of_any_number_of_other_prefixes() {
+        let (mut pairing, code) = open();
+        let wrong = wrong();
+        for _ in 0..WRONG_PER_PREFIX {
+            prove(&mut pairing, &wrong, 1, START);
+        }
+        for from in 0..10_000 {
+            prove(&mut pairing, &wrong, 100 + from, START + Duration::from_secs(1));
+        }
+        assert!(!is_paired(prove(&mut pairing, &code, 1, START + Duration::from_secs(1))));
+    }
+
+    #[test]
+    fn where_all_prefixes_are_blocked_the_block_that_ends_soonest_is_forgotten() {
+        let (mut pairing, code) = open();
+        let wrong = wrong();
+        let now = START + Duration::from_secs(1);
+        for from in 1..=u32::try_from(REMEMBERED).unwrap() {
+            for _ in 0..WRONG_PER_PREFIX {
+                prove(&mut pairing, &wrong, from, if from == 7 { START } else { now });
+            }
+        }
+        prove(&mut pairing, &wrong, 10_000, now);
+        assert!(!is_paired(prove(&mut pairing, &code, 6, now)));
+        assert!(is_paired(prove(&mut pairing, &code, 7, now)));
     }
 
     #[test]
