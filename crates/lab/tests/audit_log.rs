@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lab::{Appliance, Reflector, Running};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -81,6 +82,37 @@ fn a_deleted_log_is_whole_only_since_the_line_at_which_it_was_begun_anew() {
     let text = fs::read_to_string(&file).unwrap().replacen("\"version\"", "\"Version\"", 1);
     fs::write(&file, text).unwrap();
     reflector.fails(&["audit", "verify"], 1);
+}
+
+#[test]
+fn lines_and_garbage_behind_the_acknowledged_end_are_counted() {
+    let mut reflector = Reflector::serve(&[]);
+    reflector.end(Signal::TERM);
+    let database = reflector.state().join("reflector.db");
+    let before = (fs::read(&database).unwrap(), reflector.audit().len());
+    assert!(!reflector.must(&["audit", "verify"]).contains("behind"));
+    // Well-formed lines that the database does not know: those of another run.
+    reflector.start().unwrap();
+    reflector.end(Signal::TERM);
+    fs::write(&database, before.0).unwrap();
+    let lines = reflector.audit().len() - before.1;
+    let file = reflector.state().join("audit/000001.jsonl");
+    let text = fs::read_to_string(&file).unwrap();
+    let bytes = text.lines().skip(before.1).map(|line| line.len() + 1).sum::<usize>();
+    let told = reflector.must(&["audit", "verify"]);
+    let counted = format!("; {bytes} bytes behind its acknowledged end, with {lines} complete lines");
+    assert!(told.lines().next().unwrap().ends_with(&counted), "{counted}: {told}");
+    fs::write(&file, text + "garbage\n").unwrap();
+    let told = reflector.must(&["audit", "verify"]);
+    let counted = format!("; {} bytes behind its acknowledged end, with {lines} complete lines", bytes + 8);
+    assert!(told.lines().next().unwrap().ends_with(&counted), "{counted}: {told}");
+    // The next start adopts the lines and cuts the rest.
+    reflector.start().unwrap();
+    let adopted = reflector.audit().len();
+    assert!(adopted > before.1 + lines, "{adopted}");
+    assert_eq!(reflector.await_audited("tail_repaired", |_| true)["bytes"], 8);
+    reflector.end(Signal::TERM);
+    assert!(!reflector.must(&["audit", "verify"]).contains("behind"));
 }
 
 #[test]

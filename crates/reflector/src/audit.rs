@@ -28,7 +28,7 @@ use journal::Journal;
 pub use journal::Sizes;
 use log::Disk;
 pub use owed::are_written;
-pub use verify::{BadLine, Beginning, Verified, verify};
+pub use verify::{BadLine, Beginning, Unacknowledged, Verified, verify};
 
 use crate::event::{Chain, Event, RefusalReason};
 use crate::store::{Store, StoreError};

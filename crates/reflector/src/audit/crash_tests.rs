@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::journal::Journal;
 use super::log::{Disk, Faults};
 use super::tests::{linked, opened};
-use super::{ChainState, Sizes, verify};
+use super::{ChainState, Sizes, Unacknowledged, verify};
 use crate::event::Chain;
 
 /// What the database answers when it is asked to keep heads.
@@ -193,7 +193,8 @@ impl Machine {
     /// A start and a batch in both chains without trouble, after which everything is as it should be.
     fn check(&mut self) {
         self.journal = None;
-        let torn = verify(&self.audit(), Some(&self.database)).unwrap().map(|chain| chain.unacknowledged_bytes > 0);
+        let torn =
+            verify(&self.audit(), Some(&self.database)).unwrap().map(|chain| chain.unacknowledged.torn_bytes > 0);
         self.start(Trouble::None, Keeping::Kept);
         self.set_trouble(Trouble::None, 0);
         let mut journal = self.journal.take().unwrap();
@@ -206,7 +207,7 @@ impl Machine {
         self.standing.push(self.next_value);
         self.next_value += 1;
         let verified = verify(&self.audit(), Some(&self.database)).unwrap();
-        assert!(verified.iter().all(|chain| chain.unacknowledged_bytes == 0), "{verified:?}");
+        assert!(verified.iter().all(|chain| chain.unacknowledged == Unacknowledged::default()), "{verified:?}");
         for (chain, is_torn) in [Chain::Main, Chain::Refusals].into_iter().zip(torn) {
             let lines = self.lines(chain);
             let first_seq = lines[0]["seq"].as_u64().unwrap();

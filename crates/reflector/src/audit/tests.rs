@@ -373,12 +373,36 @@ async fn a_crash_in_the_middle_of_a_batch_costs_only_unacknowledged_lines() {
         let verified = home.verify().await.unwrap();
         let is_whole = length == unsaid.len();
         assert_eq!(verified.lines, if is_whole { 3 } else { 2 });
-        assert_eq!(verified.unacknowledged_bytes, if is_whole { 0 } else { length as u64 });
+        let torn_bytes = if is_whole { 0 } else { length as u64 };
+        let unacknowledged = Unacknowledged { bytes: length as u64, lines: u64::from(is_whole), torn_bytes };
+        assert_eq!(verified.unacknowledged, unacknowledged);
     }
     // The whole line was written and synced, and is kept though it was not acknowledged.
     home.recorded(LARGE, 4..=4).await;
     assert_eq!(home.values(), [1, 2, 3, 4]);
     assert_eq!(home.verify().await.unwrap().head.seq, next.seq + 1);
+}
+
+#[tokio::test]
+async fn everything_behind_the_acknowledged_head_is_counted() {
+    let home = Home::new();
+    home.recorded(LARGE, 1..=2).await;
+    let mut forged = Vec::new();
+    chain::write_line(home.head().await, Timestamp::now(), &opened(3), &mut forged).unwrap();
+    let mut file = OpenOptions::new().append(true).open(home.segment(1)).unwrap();
+    file.write_all(&[&forged[..], b"garbage\n"].concat()).unwrap();
+    fs::write(home.segment(2), "more of it").unwrap();
+    let verified = home.verify().await.unwrap();
+    assert_eq!((verified.lines, verified.segments), (3, 1));
+    let expected = Unacknowledged { bytes: forged.len() as u64 + 8 + 10, lines: 1, torn_bytes: 8 + 10 };
+    assert_eq!(verified.unacknowledged, expected);
+    fs::remove_file(home.segment(2)).unwrap();
+    fs::write(home.segment(1), fs::read(home.segment(1)).unwrap().strip_suffix(b"garbage\n").unwrap()).unwrap();
+    let mut next = Vec::new();
+    chain::write_line(home.verify().await.unwrap().head, Timestamp::now(), &opened(4), &mut next).unwrap();
+    fs::write(home.segment(2), &next).unwrap();
+    let expected = Unacknowledged { bytes: (forged.len() + next.len()) as u64, lines: 2, torn_bytes: 0 };
+    assert_eq!(home.verify().await.unwrap().unacknowledged, expected);
 }
 
 #[tokio::test]
@@ -532,7 +556,8 @@ async fn a_fault_in_one_chain_keeps_the_batch_out_of_the_other() {
         audit.record(vec![linked(3), opened(3)]).await.unwrap();
         assert_eq!(home.values(), [1, 3]);
         let [main, refusals] = home.verify_both().await.unwrap();
-        assert_eq!((main.unacknowledged_bytes, refusals.unacknowledged_bytes), (0, 0));
+        let nothing = Unacknowledged::default();
+        assert_eq!((main.unacknowledged, refusals.unacknowledged), (nothing, nothing));
         let linked = home.lines_of(Chain::Refusals);
         assert!(!linked.iter().any(|line| line["peer"] == EndpointId::from_bytes([2; 32]).to_string()));
     }

@@ -24,9 +24,20 @@ pub struct Verified {
     pub head: Head,
     /// The first line at hand.
     pub begins: Beginning,
-    /// Bytes behind the last whole line that were never acknowledged: a write that goes on, or that a crash cut short.
-    /// Only where the acknowledged head was given; without it they are a bad line.
-    pub unacknowledged_bytes: u64,
+    /// What stands behind the acknowledged head; nothing where that was not given, because then a tail is a bad line.
+    pub unacknowledged: Unacknowledged,
+}
+
+/// What a chain has behind its acknowledged head: a write in progress, what a crash left, or lines that another program
+/// appended. The three look the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unacknowledged {
+    /// All of it.
+    pub bytes: u64,
+    /// Lines that continue the chain; the next start adopts them. [`Verified::lines`] counts them too.
+    pub lines: u64,
+    /// The bytes behind the last of these lines, which the next start cuts.
+    pub torn_bytes: u64,
 }
 
 /// Where a chain begins, and why.
@@ -89,6 +100,8 @@ pub(super) struct Survey {
     pub(super) tail: u64,
     /// The last whole line.
     pub(super) head: Head,
+    unacknowledged_bytes: u64,
+    unacknowledged_lines: u64,
     lines: u64,
     begins: Beginning,
 }
@@ -100,7 +113,11 @@ impl Survey {
             segments: self.files.len() as u64,
             head: self.head,
             begins: self.begins,
-            unacknowledged_bytes: self.tail,
+            unacknowledged: Unacknowledged {
+                bytes: self.unacknowledged_bytes,
+                lines: self.unacknowledged_lines,
+                torn_bytes: self.tail,
+            },
         }
     }
 }
@@ -150,6 +167,8 @@ pub(super) fn survey(
         torn: None,
         tail: 0,
         head: base,
+        unacknowledged_bytes: 0,
+        unacknowledged_lines: 0,
         lines: 0,
         begins: match first {
             Some(claim) if claim.begins_anew => Beginning::BegunAnew(claim.seq),
@@ -169,6 +188,8 @@ pub(super) fn survey(
     for (index, segment) in all.iter().enumerate().skip(walked_from) {
         let bad = |line, why| BadLine { segment: segment.name(), line, why };
         let mut replaced = None;
+        // Lines and bytes of this file up to the acknowledged head.
+        let mut acknowledged = is_reached.then_some((0, 0));
         // Where the next file says that this one's tail was cut.
         let next = claims.get(index + 1).and_then(Option::as_ref);
         let name = segment.name();
@@ -179,7 +200,10 @@ pub(super) fn survey(
             _ => None,
         };
         let mut walk = walk(&segment.path, after, |here, line, bytes| {
-            is_reached |= state.is_some() && here == head;
+            if state.is_some() && here == head {
+                is_reached = true;
+                acknowledged = Some((line, bytes));
+            }
             if state.is_some() && here.seq == head.seq && here != head {
                 replaced = replaced.or(Some(line));
             }
@@ -199,6 +223,10 @@ pub(super) fn survey(
             walk = Walk { lines, good_bytes, head: Some(line), flaw: None, ..walk };
             survey.recorded_cuts.push((segment.clone(), good_bytes));
         }
+        if let Some((lines, bytes)) = acknowledged {
+            survey.unacknowledged_lines += walk.lines.saturating_sub(lines);
+            survey.unacknowledged_bytes += walk.size.max(walk.good_bytes).saturating_sub(bytes);
+        }
         if let Some(last) = walk.head {
             survey.head = last;
             after = After::Line(last);
@@ -210,10 +238,12 @@ pub(super) fn survey(
         if !is_reached {
             return Err(bad(walk.lines + 1, flaw.to_string()));
         }
-        survey.tail = walk.size - walk.good_bytes;
+        let mut later_bytes = 0;
         for later in &all[index + 1..] {
-            survey.tail += fs::metadata(&later.path).map_err(unreadable(later.name()))?.len();
+            later_bytes += fs::metadata(&later.path).map_err(unreadable(later.name()))?.len();
         }
+        survey.tail = walk.size - walk.good_bytes + later_bytes;
+        survey.unacknowledged_bytes += later_bytes;
         if survey.tail > MAX_TAIL {
             let why =
                 format!("{} bytes after the last good line are not lines: more than a crash can leave", survey.tail);

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use super::load;
 use super::output::print_line;
 use super::state::with_state_as_it_is;
-use crate::audit::{self, Beginning, ChainState};
+use crate::audit::{self, Beginning, ChainState, Unacknowledged};
 use crate::config::{Config, PlaceFlags};
 use crate::failure::{Exit, Failure};
 use crate::store::Store;
@@ -77,11 +77,18 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
             }
             Beginning::Trimmed(line) => Some((line, "earlier lines were deleted to keep within audit_max_size")),
         };
+        let tail = match chain.unacknowledged {
+            Unacknowledged { bytes: 0, .. } => String::new(),
+            Unacknowledged { bytes, lines, .. } => {
+                let bytes = counted(bytes, "byte");
+                format!("; {bytes} behind its acknowledged end, with {}", counted(lines, "complete line"))
+            }
+        };
         match since {
-            None => print_line(&format!("{name} whole: {at_hand}")),
+            None => print_line(&format!("{name} whole: {at_hand}{tail}")),
             Some((line, why)) => {
                 exit = Exit::WholeSince;
-                print_line(&format!("{name} whole since line {line}: {at_hand}; {why}"));
+                print_line(&format!("{name} whole since line {line}: {at_hand}; {why}{tail}"));
             }
         }
     }
