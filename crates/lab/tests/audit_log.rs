@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lab::{Appliance, Reflector, Running};
+use rustix::fs::{CWD, FileType, mknodat};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -113,6 +114,27 @@ fn lines_and_garbage_behind_the_acknowledged_end_are_counted() {
     assert_eq!(reflector.await_audited("tail_repaired", |_| true)["bytes"], 8);
     reflector.end(Signal::TERM);
     assert!(!reflector.must(&["audit", "verify"]).contains("behind"));
+}
+
+#[test]
+fn a_log_file_that_is_a_link_or_a_fifo_is_an_error() {
+    let mut reflector = Reflector::serve(&[]);
+    reflector.end(Signal::TERM);
+    let file = reflector.state().join("audit/000001.jsonl");
+    let away = reflector.state().join("away");
+    fs::rename(&file, &away).unwrap();
+    std::os::unix::fs::symlink(&away, &file).unwrap();
+    let bad = reflector.fails(&["audit", "verify"], 1);
+    assert!(bad[1].contains("000001.jsonl") && bad[1].contains("not a regular file"), "{bad:?}");
+    assert!(reflector.start().is_err());
+    fs::rename(&away, &file).unwrap();
+    let fifo = file.with_file_name("000005.jsonl");
+    mknodat(CWD, &fifo, FileType::Fifo, 0o600.into(), 0).unwrap();
+    let bad = reflector.fails(&["audit", "verify"], 1);
+    assert!(bad[1].contains("000005.jsonl") && bad[1].contains("not a regular file"), "{bad:?}");
+    assert!(reflector.start().is_err());
+    fs::remove_file(&fifo).unwrap();
+    reflector.start().unwrap();
 }
 
 #[test]

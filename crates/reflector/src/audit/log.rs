@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::AuditError;
 use super::chain::{ChainState, Head, write_line};
-use super::verify::{Extent, Segment, first_claim, segments, survey};
+use super::verify::{Extent, Segment, first_claim, open_segment, segments, survey};
 use crate::event::{Chain, Event};
 use crate::store::create_private_folder;
 
@@ -155,7 +155,7 @@ impl Log {
             if bytes == 0 && (index < last || survey.torn.is_some()) {
                 continue;
             }
-            let id = FileId::of(&fs::metadata(&segment.path)?);
+            let id = FileId::of(&fs::symlink_metadata(&segment.path)?);
             self.parts.push(Part { segment, bytes, id });
         }
         if let Some((segment, good_bytes)) = survey.torn {
@@ -163,13 +163,13 @@ impl Log {
             self.owed = Some(Event::TailRepaired { segment: segment.name(), bytes: survey.tail });
             self.torn = Some(Torn { segment, good_bytes });
         } else if let Some(last) = self.parts.last() {
-            self.file = Some(OpenOptions::new().append(true).open(&last.segment.path)?);
+            self.file = Some(open_segment(&last.segment.path, OpenOptions::new().append(true))?);
         }
         if adopted {
             // The process that wrote these lines was killed before they were acknowledged, and maybe before they were
             // synced.
             for part in &self.parts {
-                self.disk.sync(&File::open(&part.segment.path)?)?;
+                self.disk.sync(&open_segment(&part.segment.path, OpenOptions::new().read(true))?)?;
             }
             self.disk.sync_folder(&self.folder)?;
         }
@@ -339,7 +339,7 @@ impl Log {
 /// Whether files of the chain with anything in them stand in the folder.
 fn has_lines(folder: &Path, chain: Chain) -> io::Result<bool> {
     for segment in segments(folder, chain)? {
-        if fs::metadata(&segment.path)?.len() > 0 {
+        if fs::symlink_metadata(&segment.path)?.len() > 0 {
             return Ok(true);
         }
     }
@@ -402,7 +402,7 @@ impl Disk {
 
     fn cut(&self, path: &Path, length: u64) -> io::Result<()> {
         self.touch(Touch::Cut)?;
-        let file = OpenOptions::new().write(true).open(path)?;
+        let file = open_segment(path, OpenOptions::new().write(true))?;
         if file.metadata()?.len() > length {
             file.set_len(length)?;
         }

@@ -1,13 +1,13 @@
 //! Which lines that a change of the peers owes to the main chain are in it already: a crash came between the line and
 //! the note that it is written. Reads only.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::verify::{first_claim, segments};
+use super::verify::{first_claim, open_segment, segments};
 use crate::event::{Chain, Event};
 use crate::store::OwedLine;
 
@@ -33,7 +33,8 @@ pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
         }
     }
     for segment in &segments[begin..] {
-        for line in BufReader::new(File::open(&segment.path)?).split(b'\n') {
+        let file = open_segment(&segment.path, OpenOptions::new().read(true))?;
+        for line in BufReader::new(file).split(b'\n') {
             // A line of a later version is none of these.
             let Ok(Line { seq, event }) = serde_json::from_slice(&line?) else { continue };
             let mut lines = owed.iter().zip(&mut written);

@@ -350,6 +350,35 @@ async fn a_missing_file_shows_wherever_it_was() {
 }
 
 #[tokio::test]
+async fn a_segment_that_is_not_a_regular_file_is_an_error() {
+    let home = Home::new();
+    home.recorded(500, 1..=5).await;
+    let last = verify::segments(&home.dir(), Chain::Main).unwrap().last().unwrap().number;
+    let refused = async |what: &str| {
+        let bad = home.verify().await.unwrap_err();
+        assert!(bad.why.contains("not a regular file"), "{what}: {bad}");
+        let refused = home.try_open(500).await.unwrap_err();
+        assert!(matches!(refused, AuditError::Broken { .. }), "{what}: {refused}");
+    };
+    let away = home.folder.path().join("away");
+    for number in [1, last] {
+        fs::rename(home.segment(number), &away).unwrap();
+        std::os::unix::fs::symlink(&away, home.segment(number)).unwrap();
+        refused("a symbolic link").await;
+        fs::rename(&away, home.segment(number)).unwrap();
+    }
+    let fifo = home.segment(last + 1);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    refused("a FIFO").await;
+    fs::remove_file(&fifo).unwrap();
+    fs::create_dir(&fifo).unwrap();
+    refused("a folder").await;
+    fs::remove_dir(&fifo).unwrap();
+    home.recorded(500, 6..=6).await;
+    home.verify().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_rewritten_log_shows_by_its_acknowledged_line() {
     let home = Home::new();
     let forger = Home::new();

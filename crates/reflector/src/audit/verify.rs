@@ -2,9 +2,13 @@
 //! is not what was written. Reads only; what is to be done about it is decided elsewhere.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::chain::{After, ChainState, Claim, Flaw, Head, MAX_LINE, check_line, claim};
 use crate::event::Chain;
@@ -177,7 +181,7 @@ pub(super) fn survey(
         },
     };
     for segment in &all[kept_from..walked_from] {
-        let size = fs::metadata(&segment.path).map_err(unreadable(segment.name()))?.len();
+        let size = fs::symlink_metadata(&segment.path).map_err(unreadable(segment.name()))?.len();
         survey.files.push((segment.clone(), size));
     }
     // Nothing was acknowledged since the base, or since a log was begun anew of which the database does not know.
@@ -240,7 +244,7 @@ pub(super) fn survey(
         }
         let mut later_bytes = 0;
         for later in &all[index + 1..] {
-            later_bytes += fs::metadata(&later.path).map_err(unreadable(later.name()))?.len();
+            later_bytes += fs::symlink_metadata(&later.path).map_err(unreadable(later.name()))?.len();
         }
         survey.tail = walk.size - walk.good_bytes + later_bytes;
         survey.unacknowledged_bytes += later_bytes;
@@ -305,6 +309,19 @@ pub(super) fn segments(folder: &Path, chain: Chain) -> io::Result<Vec<Segment>> 
     Ok(segments)
 }
 
+/// Opens a file of the log, if it is a regular one. Follows no symbolic link and waits for no writer of a FIFO: another
+/// program may have put either under the name of a segment.
+pub(super) fn open_segment(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let not_regular = || io::Error::other("it is not a regular file");
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = options.custom_flags(flags.bits().cast_signed()).open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP | Errno::NXIO | Errno::NODEV | Errno::ISDIR) => not_regular(),
+        _ => error,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+}
+
 /// How far the lines of a file are good.
 struct Walk {
     /// Good lines.
@@ -321,7 +338,7 @@ struct Walk {
 
 /// Reads a file up to its first flaw; `on_line` gets each good line, how many there are up to it, and their bytes.
 fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> io::Result<Walk> {
-    let file = File::open(path)?;
+    let file = open_segment(path, OpenOptions::new().read(true))?;
     let mut walk = Walk { lines: 0, good_bytes: 0, size: file.metadata()?.len(), head: None, flaw: None };
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();
@@ -354,7 +371,7 @@ fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> i
 /// What a file's first line claims; `None` where it has none that reads as a line.
 pub(super) fn first_claim(path: &Path) -> io::Result<Option<Claim>> {
     let mut line = Vec::new();
-    next_line(&mut BufReader::new(File::open(path)?), &mut line)?;
+    next_line(&mut BufReader::new(open_segment(path, OpenOptions::new().read(true))?), &mut line)?;
     Ok(line.pop_if(|byte| *byte == b'\n').and_then(|_| claim(&line)))
 }
 
