@@ -1,6 +1,6 @@
 //! The audit log of a real reflector: disk faults while it starts, files that vanish, and its bounded size.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -175,6 +175,30 @@ fn a_log_that_is_deleted_under_a_running_reflector_is_a_fault() {
     reflector.start().unwrap();
     assert_eq!(reflector.must(&["health"]), "serving");
     assert_eq!(reflector.run(&["audit", "verify"]).code, 3);
+}
+
+#[test]
+fn a_log_that_is_truncated_or_extended_under_a_running_reflector_is_a_fault() {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let file = reflector.state().join("audit/000001.jsonl");
+    let whole = fs::read(&file).unwrap();
+    let mut changed = OpenOptions::new().append(true).open(&file).unwrap();
+    changed.set_len(0).unwrap();
+    reflector.await_log("was truncated while the reflector runs");
+    let health = reflector.fails(&["health"], 1);
+    assert!(health[1].contains("truncated"), "{health:?}");
+    let test = ["speed-test", "-t", "1", "--idle", "0.3", "-b", "1M"];
+    appliance.fails(&test, 5, "reflector_faulted");
+    changed.write_all(&whole).unwrap();
+    reflector.await_log("can be written again");
+    reflector.must(&["audit", "verify"]);
+    let length = changed.metadata().unwrap().len();
+    changed.write_all(b"garbage\n").unwrap();
+    reflector.await_log("was extended while the reflector runs");
+    appliance.fails(&test, 5, "reflector_faulted");
+    changed.set_len(length).unwrap();
+    reflector.must(&["audit", "verify"]);
 }
 
 /// One request at the admin socket.

@@ -58,7 +58,7 @@ impl Journal {
         BTreeMap::from([(Chain::Main, self.main.state()), (Chain::Refusals, self.refusals.state())])
     }
 
-    /// Fails where a file is not, or no longer, the one under its path.
+    /// Fails where a file is not the one under its path, or does not have the size that was written.
     pub(super) fn check(&self) -> io::Result<()> {
         self.main.check_all()?;
         self.refusals.check_all()

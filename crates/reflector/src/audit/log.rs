@@ -181,14 +181,35 @@ impl Log {
         self.state
     }
 
-    /// Fails where the last file is not, or no longer, the one under its path.
+    /// Fails where the last file is not the one under its path, or does not have the size that was written.
     pub(super) fn check_last(&self) -> io::Result<()> {
-        self.parts.last().map_or(Ok(()), check_in_place)
+        self.parts.last().map_or(Ok(()), |part| self.check_in_place(part))
     }
 
     /// The same for every file.
     pub(super) fn check_all(&self) -> io::Result<()> {
-        self.parts.iter().try_for_each(check_in_place)
+        self.parts.iter().try_for_each(|part| self.check_in_place(part))
+    }
+
+    fn check_in_place(&self, part: &Part) -> io::Result<()> {
+        let found = match fs::symlink_metadata(&part.segment.path) {
+            Ok(found) => Some(found).filter(|found| FileId::of(found) == part.id).map(|found| found.len()),
+            Err(gone) if matches!(gone.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
+            Err(error) => return Err(error),
+        };
+        let has_tail = self.torn.as_ref().is_some_and(|torn| torn.segment == part.segment);
+        let (what, fix) = match found {
+            None => ("removed or replaced", "put the same file back"),
+            Some(size) if size < part.bytes => ("truncated", "restore its contents"),
+            Some(size) if size > part.bytes && !has_tail => ("extended", "restore its contents"),
+            Some(_) => return Ok(()),
+        };
+        let path = part.segment.path.display();
+        let folder = self.folder.display();
+        Err(io::Error::other(format!(
+            "{path} was {what} while the reflector runs; {fix}, or move {folder} away and restart the reflector: it \
+             then begins a new log, which says so"
+        )))
     }
 
     /// The oldest files that have to go to make room for the next one; none where all have room. The last file stays.
@@ -218,7 +239,7 @@ impl Log {
     /// Writes the lines and syncs them; they stand once they are [`settled`](Log::settle) and [`kept`](Log::keep). On an
     /// error, nothing is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<()> {
-        // Nothing is written into a file that has lost its name, nor beside files that are gone.
+        // Nothing is written into a file that lost its name or changed its size, nor beside files that are gone.
         self.check_last()?;
         let mut text = Vec::new();
         let mut head = self.state.head;
@@ -253,7 +274,7 @@ impl Log {
         if let Some(torn) = &self.torn {
             self.repair(torn)?;
         }
-        check_in_place(&pending.part)
+        self.check_in_place(&pending.part)
     }
 
     /// Cuts a tail that is recorded.
@@ -344,23 +365,6 @@ fn has_lines(folder: &Path, chain: Chain) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-fn check_in_place(part: &Part) -> io::Result<()> {
-    let is_in_place = match fs::metadata(&part.segment.path) {
-        Ok(found) => FileId::of(&found) == part.id,
-        Err(gone) if matches!(gone.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => false,
-        Err(why) => return Err(why),
-    };
-    if is_in_place {
-        return Ok(());
-    }
-    let path = part.segment.path.display();
-    let folder = part.segment.path.parent().unwrap_or(&part.segment.path).display();
-    Err(io::Error::other(format!(
-        "{path} was removed or replaced while the reflector runs; put the same file back, or move {folder} away and \
-         restart the reflector: it then begins a new log, which says so"
-    )))
 }
 
 /// The touches of the disk that may fail; tests make them fail.

@@ -730,6 +730,43 @@ async fn a_file_that_is_unlinked_or_replaced_is_a_fault_until_it_is_back() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_truncated_or_extended_is_a_fault_until_it_is_as_before() {
+    let home = Home::new();
+    let audit = home.open_with(Duration::from_millis(10), Sizes { segment: 500, total: LARGE }).await.unwrap();
+    for value in 1..=4 {
+        audit.record(vec![opened(value), linked(1)]).await.unwrap();
+    }
+    let last = verify::segments(&home.dir(), Chain::Main).unwrap().last().unwrap().path.clone();
+    for file in [last, home.segment(1), home.dir().join("refusals-000001.jsonl")] {
+        let whole = fs::read(&file).unwrap();
+        for what in ["truncated", "extended"] {
+            let mut changed = OpenOptions::new().append(true).open(&file).unwrap();
+            if what == "truncated" {
+                changed.set_len(whole.len() as u64 - 1).unwrap();
+            } else {
+                changed.write_all(b"x").unwrap();
+            }
+            // Without an order: the look every few seconds finds it.
+            let mut fault = audit.fault();
+            let faulted = tokio::time::timeout(Duration::from_secs(60), fault.wait_for(Option::is_some)).await;
+            let because = faulted.expect("a fault").unwrap().clone().unwrap().because;
+            assert!(because.contains(what) && because.contains("restart"), "{because}");
+            audit.record(vec![opened(9)]).await.unwrap_err();
+            if what == "truncated" {
+                changed.write_all(&whole[whole.len() - 1..]).unwrap();
+            } else {
+                changed.set_len(whole.len() as u64).unwrap();
+            }
+            audit.fault().wait_for(Option::is_none).await.unwrap();
+            assert_eq!(fs::read(&file).unwrap(), whole);
+        }
+    }
+    audit.record(vec![opened(5)]).await.unwrap();
+    assert_eq!(home.values(), [1, 2, 3, 4, 5]);
+    home.verify_both().await.unwrap();
+}
+
+#[tokio::test]
 async fn lines_in_a_file_that_vanishes_while_they_are_written_are_not_acknowledged() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
