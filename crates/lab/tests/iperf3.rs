@@ -1,8 +1,10 @@
 //! The iperf3 lane and the provider iperf3, with the real iperf3: the main job, unpaired clients at the port, kills, and
 //! hosts that lack something. `script/siege` plays more sessions under attack.
 
+use std::fs::{self, Permissions};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -82,6 +84,19 @@ fn twenty_tests_in_a_row_pass_with_one_slot_and_one_port() {
     let history = appliance.run(&["history", "--json"]).json();
     assert_eq!(history.as_array().unwrap().len(), 20, "{history:#}");
     reflector.must(&["audit", "verify"]);
+}
+
+#[test]
+fn the_lane_works_from_an_open_state_folder_also_after_a_command_that_reads_the_state() {
+    let mut reflector = Reflector::idle(&settings("47123"));
+    fs::create_dir(reflector.state()).unwrap();
+    fs::set_permissions(reflector.state(), Permissions::from_mode(0o777)).unwrap();
+    fs::write(reflector.state().join("photos"), "").unwrap();
+    reflector.start().unwrap_or_else(|error| panic!("it serves: {error:#}\n{}", reflector.log()));
+    let appliance = pair(&reflector);
+    reflector.must(&["show-id"]);
+    let outcome = appliance.speed_test(&[SHORT, &["--download"]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
 }
 
 /// On loopback a receiver that was held up for a moment may be slow for the rest of the test.

@@ -34,10 +34,15 @@ fn in_a_volume_that_is_open_to_all_the_state_has_a_folder_of_its_own() {
     reflector.start().unwrap_or_else(|error| panic!("it serves: {error:#}\n{}", reflector.log()));
     let private = reflector.state().join("private");
     assert_eq!((mode(&reflector.state()), mode(&private)), (0o777, 0o700));
-    for name in ["identity.key", "reflector.db", "audit"] {
+    for name in ["identity.key", "reflector.db", "audit", "scratch"] {
         assert!(private.join(name).exists() && !reflector.state().join(name).exists(), "{name}");
     }
+    // An earlier version worked in the open folder: a command that only reads leaves it there.
+    let scratch = reflector.state().join("scratch");
+    make(&scratch, 0o700);
     let id = reflector.id();
+    assert!(scratch.exists());
+    assert_eq!(reflector.status()["endpoint_id"], id.as_str());
     let _paired = Appliance::new().pair(&reflector, reflector.address());
     reflector.end(rustix::process::Signal::KILL);
     reflector.start().unwrap();

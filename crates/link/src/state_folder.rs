@@ -70,8 +70,17 @@ pub enum Change {
     },
 }
 
-/// Finds or creates the private folder for the state at `named`. `is_own` decides whether a file name is one of the
-/// program's.
+/// What a program uses a file of its state folder for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnFile {
+    /// State that outlives a run. It is moved into [`PRIVATE`] with the rest.
+    Store,
+    /// Each run creates it anew, and a running program may be using it: it is not moved.
+    Transient,
+}
+
+/// Finds or creates the private folder for the state at `named`. `own_file` classifies the names of the program's files,
+/// and returns `None` for all others.
 ///
 /// - A folder that does not exist is created with mode 0700.
 /// - A folder that belongs to the program's user and has mode 0700 is used as it is.
@@ -80,7 +89,7 @@ pub enum Change {
 /// - In any other folder that other users can enter (a volume with mode 0777, a home folder) the state goes into a folder
 ///   [`PRIVATE`]. State files that are already there are moved into it.
 /// - A folder that belongs to another user, except root, is refused.
-pub fn open(named: &Path, is_own: impl Fn(&str) -> bool) -> Result<StateFolder, StateFolderError> {
+pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<StateFolder, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
     DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("make", named))?;
     let about = fs::metadata(named).map_err(io_error("look at", named))?;
@@ -91,7 +100,7 @@ pub fn open(named: &Path, is_own: impl Fn(&str) -> bool) -> Result<StateFolder, 
     if about.mode() & OTHERS == 0 {
         return Ok(StateFolder { path: named.to_owned(), change: None });
     }
-    let own_files = own_files(named, user, &is_own)?;
+    let own_files = own_files(named, user, &own_file)?;
     if owner == user && !is_mount_point(named)? && own_files.is_all {
         fs::set_permissions(named, Permissions::from_mode(0o700)).map_err(io_error("change the mode of", named))?;
         let change = Some(Change::Tightened { mode: about.mode() & 0o7777 });
@@ -138,13 +147,17 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
 
 /// The program's files in a folder.
 struct OwnFiles {
-    /// Names of entries that have a name of the program, belong to its user, and are not writable by other users.
+    /// Names of entries that are part of the store by their name, belong to the program's user, and are not writable by other users.
     movable: Vec<String>,
     /// Whether the folder contains nothing else.
     is_all: bool,
 }
 
-fn own_files(folder: &Path, user: u32, is_own: impl Fn(&str) -> bool) -> Result<OwnFiles, StateFolderError> {
+fn own_files(
+    folder: &Path,
+    user: u32,
+    own_file: impl Fn(&str) -> Option<OwnFile>,
+) -> Result<OwnFiles, StateFolderError> {
     let mut own = OwnFiles { movable: vec![], is_all: true };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -161,8 +174,11 @@ fn own_files(folder: &Path, user: u32, is_own: impl Fn(&str) -> bool) -> Result<
         let entry = entry.map_err(io_error("list", folder))?;
         // `DirEntry::metadata` does not follow links.
         let about = entry.metadata().map_err(io_error("look at", &entry.path()))?;
-        match entry.file_name().to_str().filter(|name| is_own(name)) {
-            Some(name) if unchanged(&about) => own.movable.push(name.to_owned()),
+        let name = entry.file_name();
+        let name = name.to_str().and_then(|name| Some((name, own_file(name)?)));
+        match name {
+            Some((name, OwnFile::Store)) if unchanged(&about) => own.movable.push(name.to_owned()),
+            Some((_, OwnFile::Transient)) if unchanged(&about) => {}
             // The socket of a killed program. The next one creates it again.
             Some(_) if about.file_type().is_socket() && about.uid() == user => {}
             // Includes `PRIVATE`: once created, it stays in use.
@@ -215,8 +231,12 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> State
 mod tests {
     use super::*;
 
-    fn is_own(name: &str) -> bool {
-        name == "key" || name.starts_with("db")
+    fn own_file(name: &str) -> Option<OwnFile> {
+        match name {
+            "scratch" => Some(OwnFile::Transient),
+            "key" => Some(OwnFile::Store),
+            _ => name.starts_with("db").then_some(OwnFile::Store),
+        }
     }
 
     fn folder(mode: u32, files: &[&str]) -> (tempfile::TempDir, PathBuf) {
@@ -251,30 +271,31 @@ mod tests {
     fn a_new_folder_is_private() {
         let kept = tempfile::tempdir().unwrap();
         let path = kept.path().join("a/b");
-        assert_eq!(open(&path, is_own).unwrap(), StateFolder { path: path.clone(), change: None });
+        assert_eq!(open(&path, own_file).unwrap(), StateFolder { path: path.clone(), change: None });
         assert_eq!(mode(&path), 0o700);
     }
 
     #[test]
     fn a_folder_with_only_own_files_is_made_private() {
-        let (_kept, path) = folder(0o755, &["key", "db", "db-wal"]);
-        let found = open(&path, is_own).unwrap();
+        let (_kept, path) = folder(0o755, &["key", "db", "db-wal", "scratch"]);
+        let found = open(&path, own_file).unwrap();
         assert_eq!(found, StateFolder { path: path.clone(), change: Some(Change::Tightened { mode: 0o755 }) });
         assert_eq!(mode(&path), 0o700);
-        assert_eq!(open(&path, is_own).unwrap().change, None);
+        assert_eq!(open(&path, own_file).unwrap().change, None);
     }
 
     #[test]
     fn in_a_folder_with_other_files_the_state_moves_into_a_private_folder() {
         for open_to in [0o755, 0o777, 0o1777, 0o710] {
-            let (_kept, path) = folder(open_to, &["key", "db", "db-wal", "photos"]);
-            let found = open(&path, is_own).unwrap();
+            let (_kept, path) = folder(open_to, &["key", "db", "db-wal", "photos", "scratch"]);
+            let found = open(&path, own_file).unwrap();
             let files = ["db", "db-wal", "key"].map(str::to_owned).to_vec();
             assert_eq!(found, StateFolder { path: path.join(PRIVATE), change: Some(Change::Moved { files }) });
             assert_eq!((mode(&path), mode(&found.path)), (open_to, 0o700));
             assert_eq!(fs::read_to_string(found.path.join("db")).unwrap(), "db");
             assert!(path.join("photos").exists() && !path.join("db").exists());
-            assert_eq!(open(&path, is_own).unwrap(), StateFolder { path: path.join(PRIVATE), change: None });
+            assert!(path.join("scratch").exists(), "a running program may be working there");
+            assert_eq!(open(&path, own_file).unwrap(), StateFolder { path: path.join(PRIVATE), change: None });
         }
     }
 
@@ -284,7 +305,7 @@ mod tests {
         fs::set_permissions(path.join("key"), Permissions::from_mode(0o666)).unwrap();
         fs::remove_file(path.join("db")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", path.join("db")).unwrap();
-        let found = open(&path, is_own).unwrap();
+        let found = open(&path, own_file).unwrap();
         assert_eq!(found.change, Some(Change::Moved { files: vec![] }));
         assert_eq!(fs::read_dir(&found.path).unwrap().count(), 0);
     }
@@ -293,15 +314,15 @@ mod tests {
     fn a_link_in_place_of_the_private_folder_is_refused() {
         let (_kept, path) = folder(0o777, &["photos"]);
         std::os::unix::fs::symlink("/tmp", path.join(PRIVATE)).unwrap();
-        assert!(matches!(open(&path, is_own), Err(StateFolderError::NotAFolder { .. })));
+        assert!(matches!(open(&path, own_file), Err(StateFolderError::NotAFolder { .. })));
         fs::remove_file(path.join(PRIVATE)).unwrap();
         DirBuilder::new().mode(0o755).create(path.join(PRIVATE)).unwrap();
-        assert_eq!(mode(&open(&path, is_own).unwrap().path), 0o700);
+        assert_eq!(mode(&open(&path, own_file).unwrap().path), 0o700);
     }
 
     #[test]
     fn a_file_in_place_of_the_folder_is_refused() {
         let (_kept, path) = folder(0o700, &["key"]);
-        assert!(matches!(open(&path.join("key"), is_own), Err(StateFolderError::Io { doing: "make", .. })));
+        assert!(matches!(open(&path.join("key"), own_file), Err(StateFolderError::Io { doing: "make", .. })));
     }
 }

@@ -172,8 +172,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
             asking::one_answer(client, &AdminRequest::Drain, asking::print_done).await
         }),
         Command::ShowId { place } => {
-            let config = state::with_state(load(&place.0)?)?;
-            print_line(&state::identity(&config)?.id().to_string());
+            print_line(&state::identity_as_it_is(load(&place.0)?)?.id().to_string());
             Ok(())
         }
         Command::RotateIdentity(args) => rotate_identity::run(&args),

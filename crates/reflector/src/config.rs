@@ -172,9 +172,10 @@ impl Config {
         self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
     }
 
-    /// The folder that engines work in while a session lasts; what stands there at the start is of no use any more.
+    /// The folder that engines work in while a session lasts; what stands there at the start is of no use any more. In
+    /// the state folder, because no other user can rename it there.
     pub fn scratch_dir(&self) -> PathBuf {
-        self.runtime_dir.join("scratch")
+        self.state_dir.join("scratch")
     }
 
     /// The unix socket that the other subcommands talk to.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use paramedic_link::state_folder::{self, Change, StateFolder, StateFolderError};
+use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use paramedic_link::{SecretKey, key_file};
 
 use crate::config::{Color, Key, Settings};
@@ -126,7 +126,8 @@ impl Context {
             return Ok(path);
         }
         let named = &self.settings.state_dir;
-        let StateFolder { path, change } = state_folder::open(named, is_own).map_err(|e| folder_failure(named, &e))?;
+        let StateFolder { path, change } =
+            state_folder::open(named, own_file).map_err(|e| folder_failure(named, &e))?;
         if let Some(change) = change {
             self.output.note(&told(named, &path, &change));
         }
@@ -150,10 +151,15 @@ impl Context {
 /// The key's name in the state folder.
 const KEY_FILE: &str = "identity.key";
 
-/// Whether a file of a state folder is one of the appliance's, by its name.
-fn is_own(name: &str) -> bool {
+/// What the appliance uses a file of its state folder for, by its name.
+fn own_file(name: &str) -> Option<OwnFile> {
     let begins = [KEY_FILE, DATABASE_FILE].iter().any(|own| name.starts_with(own));
-    begins || [runner::LOCK_FILE, runner::SCRATCH].contains(&name)
+    match name {
+        runner::SCRATCH => Some(OwnFile::Transient),
+        // A running test holds the lock by its inode: it moves along.
+        runner::LOCK_FILE => Some(OwnFile::Store),
+        _ => begins.then_some(OwnFile::Store),
+    }
 }
 
 /// What was changed at the state folder, in a sentence.

@@ -1,23 +1,26 @@
 //! The state folder and the identity in it, as commands need them.
 
-use paramedic_link::key_file;
-use paramedic_link::state_folder::{self, Change};
+use paramedic_link::state_folder::{self, Change, OwnFile};
+use paramedic_link::{SecretKey, key_file};
 
 use super::output::note;
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
 
-/// Whether a name is one that the reflector gives to what it keeps in its state folder, or in its runtime folder where
-/// that is the same.
-fn is_own(name: &str) -> bool {
+/// What the reflector uses a file of its state folder for, by its name; or of its runtime folder where that is the same.
+fn own_file(name: &str) -> Option<OwnFile> {
     let files = ["identity.key", "reflector.db"];
-    ["audit", "scratch", "admin.sock"].contains(&name) || files.iter().any(|own| name.starts_with(own))
+    match name {
+        "audit" => Some(OwnFile::Store),
+        "scratch" | "admin.sock" => Some(OwnFile::Transient),
+        _ => files.iter().any(|own| name.starts_with(own)).then_some(OwnFile::Store),
+    }
 }
 
 /// The configuration with the folder in which the state really is, which is made where there is none.
 pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     let named = config.state_dir.clone();
-    let folder = state_folder::open(&named, is_own).map_err(|error| {
+    let folder = state_folder::open(&named, own_file).map_err(|error| {
         Failure::new(
             Exit::Usage,
             "state_dir",
@@ -50,6 +53,15 @@ pub(super) fn with_state_as_it_is(mut config: Config) -> Config {
 }
 
 /// The identity, made at first use.
-pub(super) fn identity(config: &Config) -> Result<paramedic_link::SecretKey, Failure> {
+pub(super) fn identity(config: &Config) -> Result<SecretKey, Failure> {
     Ok(key_file::load_or_create(&config.key_file())?)
+}
+
+/// The identity, for a command that only reads it: nothing is moved or changed where it stands already, because a
+/// reflector may be running there.
+pub(super) fn identity_as_it_is(config: Config) -> Result<SecretKey, Failure> {
+    match key_file::load(&with_state_as_it_is(config.clone()).key_file()) {
+        Ok(key) => Ok(key),
+        Err(_) => identity(&with_state(config)?),
+    }
 }

@@ -238,6 +238,8 @@ fn a_named_state_folder_holds_its_own_socket() {
     assert_eq!(socket(bench().env("REFLECTOR_STATE_DIR", "/two"), &[]), Path::new("/two/admin.sock"));
     let said = socket(bench(), &["--state-dir", "/one", "--runtime-dir", "/three"]);
     assert_eq!(said, Path::new("/three/admin.sock"));
+    let config = bench().load(&["--state-dir", "/one", "--runtime-dir", "/three"]).unwrap().config;
+    assert_eq!(config.scratch_dir(), Path::new("/one/scratch"));
 }
 
 #[test]
