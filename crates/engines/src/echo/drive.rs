@@ -61,17 +61,6 @@ pub struct Prober {
     sender: Option<JoinHandle<()>>,
 }
 
-/// How a prober fares while it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Glance {
-    /// The latest round trip, in microseconds.
-    pub rtt_us: Option<u32>,
-    /// Probes sent so far.
-    pub sent: u64,
-    /// Replies in time so far.
-    pub received: u64,
-}
-
 struct Shared {
     clock: Clock,
     keys: Arc<SessionKeys>,
@@ -154,13 +143,6 @@ impl Prober {
     pub fn recent(&self) -> Option<Duration> {
         let recent = self.shared.recent_ns.load(Ordering::Relaxed);
         (recent != u64::MAX).then(|| Duration::from_nanos(recent))
-    }
-
-    /// What a person watching wants to know; absent until a probe was sent.
-    pub fn glance(&self) -> Option<Glance> {
-        let (sent, received) = lock(&self.shared.book).so_far();
-        let rtt_us = self.recent().map(|rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX));
-        (sent > 0).then_some(Glance { rtt_us, sent, received })
     }
 
     /// The probes that were due from `from` on and before `to`, both since the start, as far as is known now: for who

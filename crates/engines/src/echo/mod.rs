@@ -23,7 +23,7 @@ use crate::engine::{Drive, DriveOrder, Engine, Report, Serve, ServeOrder};
 use crate::phase::run_idle;
 use crate::tether::Tether;
 
-pub use drive::{Glance, ProbeOrder, Prober};
+pub use drive::{ProbeOrder, Prober};
 pub use packet::LEN as PACKET_LEN;
 pub use probes::{Probes, Transport};
 pub use serve::{ProbeResponder, answer_stream};

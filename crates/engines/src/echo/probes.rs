@@ -91,9 +91,6 @@ pub(super) struct Book {
     base_ns: u64,
     interval_ns: u64,
     pieces: Vec<Vec<Slot>>,
-    sent: u64,
-    /// Replies that came in time.
-    received: u64,
     skipped: u64,
     /// Replies that came a second time.
     doubled_replies: u64,
@@ -121,8 +118,6 @@ impl Book {
             base_ns,
             interval_ns: u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1),
             pieces: Vec::new(),
-            sent: 0,
-            received: 0,
             skipped: 0,
             doubled_replies: 0,
             doubled_probes: 0,
@@ -169,7 +164,6 @@ impl Book {
         }
         let missed = usize::try_from(late_ns / self.interval_ns).unwrap_or(usize::MAX);
         self.push(Slot { late_us: saturated(late_ns / 1000), packed: SENT, ..Slot::default() });
-        self.sent += 1;
         for _ in 1..missed.min(MOST_SLOTS - next) {
             self.push(Slot::default());
             self.skipped += 1;
@@ -232,7 +226,6 @@ impl Book {
         let round_trip = whole.checked_sub(dwell).unwrap_or(whole);
         slot.turnaround_us = saturated(rounded_us(dwell));
         slot.packed |= saturated(rounded_us(round_trip)) & ((1 << RTT_BITS) - 1);
-        self.received += 1;
         Reading::RoundTrip(round_trip)
     }
 
@@ -264,11 +257,6 @@ impl Book {
         let patient = (patience.as_nanos() / u128::from(self.interval_ns)).min(len as u128) as usize;
         let is_missing = |slot: &Slot| slot.is(ARRIVED) && !slot.is(REPLIED);
         self.open_from >= len && !(len - patient..len).any(|at| self.slot(at).is_some_and(is_missing))
-    }
-
-    /// Probes sent, and replies in time, so far.
-    pub(super) fn so_far(&self) -> (u64, u64) {
-        (self.sent, self.received)
     }
 
     /// Probes that were due and never sent.

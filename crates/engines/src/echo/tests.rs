@@ -126,8 +126,6 @@ fn over_udp_every_probe_comes_back() {
     while prober.recent().is_none() {
         std::thread::yield_now();
     }
-    let glance = prober.glance().unwrap();
-    assert!(glance.rtt_us.is_some() && glance.received > 0 && glance.sent >= glance.received);
     let probes = prober.finish();
     end_path(path);
     assert_eq!((probes.transport, probes.duplicates), (Some(Transport::Udp), 0));
