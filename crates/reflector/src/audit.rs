@@ -1,5 +1,5 @@
 //! The audit log: what was decided reaches the disk here before it is answered. One task writes for all others, a
-//! batch at a time. What is worth a line is decided elsewhere; the log is only ever appended to.
+//! batch at a time. Which events are recorded is decided elsewhere; the log is only ever appended to.
 //!
 //! Order of one batch: lines written and synced, heads kept in the store, callers answered. Two kinds of failure:
 //! - The lines could not be written or synced: their heads were never offered to the store, and the lines are cut.
@@ -173,7 +173,7 @@ impl Audit {
     /// Writes this event when there is time for it, and waits for nothing. Where there are more of them than can be
     /// written, how many follows as a [`Event::RefusedMore`] of reason `not_noted`.
     pub fn note(&self, event: Event) {
-        // Half of the queue is for those who wait for an answer.
+        // Half of the queue is for `record`, whose callers wait for an answer.
         let is_crowded = self.requests.capacity() < QUEUE_CAPACITY / 2;
         if is_crowded || self.requests.try_send(WriteRequest { events: vec![event], told: None }).is_err() {
             self.not_noted.fetch_add(1, Ordering::Relaxed);
@@ -256,7 +256,7 @@ enum BatchEnd {
     Kept,
     /// Not in the log.
     Failed(AuditFault),
-    /// In the log, but the store did not say that it keeps the heads.
+    /// In the log, but the store did not acknowledge the heads.
     Unclear(AuditFault),
 }
 
@@ -327,7 +327,7 @@ impl Writer {
                 Ok(())
             }
             BatchEnd::Unclear(fault) => {
-                // The notes stand in the log.
+                // The notes are in the log.
                 self.backlog.clear();
                 Err(fault)
             }

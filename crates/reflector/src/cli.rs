@@ -122,7 +122,7 @@ pub fn run() -> ExitCode {
             return fail(&not_understood(&error), Format::Json);
         }
         Err(error) => {
-            // --help and --version are no faults; what can't be printed can't be said either.
+            // --help and --version are not errors. A failed print has no other channel.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
         }
@@ -144,14 +144,14 @@ fn fail(failure: &Failure, format: Format) -> ExitCode {
         Format::Json => print_json(&failure.document(false)),
         Format::JsonLines => print_json_line(&failure.document(true)),
     };
-    // What can't be written as JSON is still worth a word.
+    // What cannot be written as JSON is printed as text.
     if told.is_err() {
         note(&failure.to_string());
     }
     ExitCode::from(failure.exit as u8)
 }
 
-/// What the parser of the command line says, for a program to read. People get its own words, which show more.
+/// The parser's error as an error document. Without --json, its own text is printed, which shows more.
 fn not_understood(error: &clap::Error) -> Failure {
     let said = error.to_string();
     let because = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();

@@ -172,8 +172,8 @@ impl Config {
         self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
     }
 
-    /// The folder that engines work in while a session lasts; what stands there at the start is of no use any more. In
-    /// the state folder, because no other user can rename it there.
+    /// The working folder of engines during a session; emptied at the start. It is in the state folder, because no other
+    /// user can rename it there.
     pub fn scratch_dir(&self) -> PathBuf {
         self.state_dir.join("scratch")
     }
@@ -189,7 +189,7 @@ impl Config {
 pub enum ValueOrigin {
     /// The default: no source sets it.
     Default,
-    /// What systemd, or the session, says through this variable.
+    /// A variable of systemd or of the login session.
     Place(&'static str),
     /// A line of a file.
     File {
@@ -243,7 +243,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// From 1.
         line: usize,
-        /// As it stands there.
+        /// As written there.
         key: String,
         /// The setting whose name is nearest.
         nearest: Option<&'static str>,
@@ -420,7 +420,7 @@ fn load_on(flags: &Flags, machine: &Machine<'_>) -> Result<Loaded, ConfigError> 
     Ok(Loaded { config: layers.config, origins: layers.origins, files: layers.files })
 }
 
-/// The machine's name, or something to say where it has none.
+/// The name of the machine, or `reflector` where it has none.
 fn default_name(hostname: &str) -> PeerText {
     let name = PeerText::new(hostname);
     if name.is_empty() { PeerText::new("reflector") } else { name }

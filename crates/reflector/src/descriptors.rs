@@ -6,7 +6,7 @@ use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 
 /// Kept for the program's own files: listeners, database, audit log, responders, the admin socket and its clients.
 const KEPT: usize = 64;
-/// The most links that stand at once, of all devices together.
+/// The most links that may be open at once, of all devices together.
 const LINKS: usize = 4096;
 /// The most connections that are on their way in at once.
 const UNAUTHENTICATED: usize = 512;

@@ -1,4 +1,4 @@
-//! What is worth a line of the audit log: decisions and refusals as plain values. Writing them is `audit`'s business.
+//! The events of the audit log: decisions and refusals as plain values. `audit` writes them.
 
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ pub enum Event {
     Stopped,
     /// A pairing code was opened; the code itself is never logged.
     CodeOpened {
-        /// How long it lives, in seconds.
+        /// How long it is valid, in seconds.
         ttl_s: u64,
     },
     /// A pairing code was closed without use.
@@ -51,7 +51,7 @@ pub enum Event {
         /// Its name from now on.
         name: PeerText,
     },
-    /// A link stands.
+    /// A link was opened.
     LinkOpened {
         /// Whose.
         peer: EndpointId,
@@ -85,7 +85,7 @@ pub enum Event {
     SessionDenied {
         /// Whose.
         peer: EndpointId,
-        /// Which rule said no.
+        /// The rule that denied it.
         reason: DenialReason,
     },
     /// A session was taken back before its appliance heard of it: something could not be claimed or recorded, or the

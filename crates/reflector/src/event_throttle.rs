@@ -61,7 +61,7 @@ pub struct SuppressedLines {
 }
 
 impl SuppressedLines {
-    /// The audit event that says so; `None` for lines of the program's log.
+    /// The audit event that records this; `None` for lines of the program's log.
     pub fn event(self) -> Option<Event> {
         let count = self.count;
         match self.cause {

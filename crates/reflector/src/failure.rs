@@ -42,7 +42,7 @@ pub struct Failure {
     pub exit: Exit,
 }
 
-/// What stands on stdout in JSON mode instead of an answer; the same as the appliance's.
+/// What a failed command prints on stdout in JSON mode; the same document as the appliance's.
 #[derive(Debug, Serialize)]
 pub struct ErrorDocument<'a> {
     /// `error` in a stream of events.

@@ -10,7 +10,7 @@ use paramedic_link::pairing_code::{NoRandomness, PairingCode, Proof};
 
 use crate::connection_limiter::Prefix;
 
-/// The longest that a code lives.
+/// The longest validity of a code.
 pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
 /// Wrong proofs after which a prefix is blocked.
 const WRONG_PER_PREFIX: u32 = 5;
@@ -62,7 +62,7 @@ pub enum OpenCodeError {
     /// There is one already.
     #[error("another pairing code is open, for at most {} s more", .expires_in.as_secs())]
     AnotherIsOpen {
-        /// How long it lives yet.
+        /// How long it is still valid.
         expires_in: Duration,
     },
     /// No life at all, or too long a one.
@@ -73,7 +73,7 @@ pub enum OpenCodeError {
     NoRandomness(#[from] NoRandomness),
 }
 
-/// The code that is open, if one is, and who proved wrongly.
+/// The open code, if any, and the wrong proofs of each prefix.
 #[derive(Debug)]
 pub struct Pairing {
     reflector: EndpointId,
@@ -171,7 +171,7 @@ impl Pairing {
         self.open.take_if(|open| open.claim.is_none() && open.revoked);
     }
 
-    /// Closes this code, if it is the one that is open. A pairing that is being written down stands.
+    /// Closes this code, if it is the one that is open. A pairing that is being written is kept.
     pub fn revoke(&mut self, code: CodeId) {
         let Some(open) = self.open.as_mut().filter(|open| open.id == code) else { return };
         open.revoked = true;
@@ -183,7 +183,7 @@ impl Pairing {
         self.open.as_ref().is_some_and(|open| open.id == code && open.claim.is_some())
     }
 
-    /// How long the open code lives yet; `None`: none is open.
+    /// How long the open code is still valid; `None`: no code is open.
     pub fn expires_in(&self, now: Duration) -> Option<Duration> {
         let open = self.open.as_ref().filter(|open| !open.revoked)?;
         Some(open.expires_at.saturating_sub(now)).filter(|left| !left.is_zero())

@@ -1,5 +1,5 @@
-//! Everything the reflector must still know after a crash: peers, tests of the hour, bytes of the day, the audit log's
-//! head. All SQL of the crate stands here; what the numbers mean is decided elsewhere.
+//! What the reflector must know after a crash: peers, tests of the hour, bytes of the day, the heads of the audit log. All
+//! SQL of the crate is here and in `store/`; what the numbers mean is decided elsewhere.
 //!
 //! Acknowledged means on disk. Every change is one transaction that takes the write lock when it begins. After its
 //! commit, a second connection must see that the database changed; otherwise the change counts as failed. A connection
@@ -134,7 +134,7 @@ impl Store {
     }
 }
 
-/// A lock on the folder itself: it leaves no file behind, and a killed reflector lets go of it.
+/// A lock on the folder itself: it leaves no file behind, and ends with the process.
 fn lock_folder(folder: &Path) -> Result<File, StoreError> {
     let unusable = |source| StoreError::Unusable { path: folder.to_owned(), source };
     let lock = File::open(folder).map_err(unusable)?;

@@ -1,4 +1,4 @@
-//! Both chains of the audit log as one: a batch stands in both of them, or in neither.
+//! Both chains of the audit log as one: a batch is written to both of them, or to neither.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -41,7 +41,7 @@ pub(super) struct Log {
     /// The file with a tail that was never offered. It is not written to again; the tail is cut once the next line
     /// records it.
     torn: Option<Torn>,
-    /// What the next line has to say before anything else.
+    /// What the next line must record first.
     owed: Option<Event>,
     /// Written and synced, not yet offered.
     pending: Option<Pending>,
@@ -57,7 +57,7 @@ struct Part {
     id: FileId,
 }
 
-/// Which file it is, whatever its path says.
+/// Identifies a file independently of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileId {
     device: u64,
@@ -136,7 +136,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Takes up the files as they stand.
+    /// Opens the files as they are on disk.
     fn take_up(&mut self) -> io::Result<Result<(), AuditError>> {
         let survey = match survey(&self.folder, self.chain, Some(self.state), Extent::End) {
             Ok(survey) => survey,

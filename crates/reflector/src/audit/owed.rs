@@ -11,7 +11,7 @@ use super::verify::{first_claim, open_segment, segments};
 use crate::event::{Chain, Event};
 use crate::store::OwedLine;
 
-/// What of a line says what happened.
+/// The part of a line that describes its event.
 #[derive(Deserialize)]
 struct Line {
     seq: u64,

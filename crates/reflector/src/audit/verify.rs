@@ -98,7 +98,7 @@ pub(super) struct Survey {
     pub(super) files: Vec<(Segment, u64)>,
     /// Files to be cut behind this many bytes, which a line behind them records.
     pub(super) recorded_cuts: Vec<(Segment, u64)>,
-    /// The file whose tail is to be repaired. Files behind it are of no use.
+    /// The file whose tail is to be repaired. Later files are ignored.
     pub(super) torn: Option<(Segment, u64)>,
     /// Bytes of that tail, files behind it included.
     pub(super) tail: u64,

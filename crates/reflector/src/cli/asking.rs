@@ -20,7 +20,7 @@ pub(super) fn asking(
     runtime.block_on(async {
         let mut client = AdminClient::connect(&path).await.map_err(|error| not_running(&path, &error))?;
         let (server, user) = (client.server_user(), rustix::process::geteuid());
-        // What is said to it, and what it says of who paired, is for the right reflector alone.
+        // Requests and the list of peers are for the right reflector only.
         if server != 0 && server != user.as_raw() && !(user.is_root() && config.has_root_runtime_dir()) {
             return Err(Failure::new(
                 Exit::Failed,

@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use super::Config;
 use super::settings::SETTINGS;
 
-/// What was said on the command line: `--config`, and every setting. Flatten it into a subcommand that serves.
+/// The flags that were given: `--config`, and every setting. Flatten it into a subcommand that serves.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `--config`: a further file, above those of the user and of /etc.

@@ -25,7 +25,7 @@ const SIZE_UNITS: [(&str, u64); 11] = [
     ("B", 1),
 ];
 
-/// A duration of whole milliseconds: `60s`, `10m`, `1h30m`, `1.5h`. The error says what is wrong with it.
+/// A duration of whole milliseconds: `60s`, `10m`, `1h30m`, `1.5h`. An error names the problem.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let mut rest = text.trim();
     let mut total = 0u64;
@@ -53,7 +53,7 @@ pub fn print_duration(duration: Duration) -> String {
     print_in(ms, &TIME_UNITS)
 }
 
-/// Bytes: `500GB` (SI: 1 GB is 1,000,000,000 bytes), `20TiB`, `1.5 TB`, `500000000000`. The error says what is wrong.
+/// Bytes: `500GB` (SI: 1 GB is 1,000,000,000 bytes), `20TiB`, `1.5 TB`, `500000000000`. An error names the problem.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = split_number(text.trim())?;
     let unit = unit.trim();
@@ -68,7 +68,7 @@ pub fn print_bytes(bytes: u64) -> String {
     print_in(bytes, &SIZE_UNITS)
 }
 
-/// A range of ports, both ends included: `5201-5299`, or one port. The error says what is wrong.
+/// A range of ports, both ends included: `5201-5299`, or one port. An error names the problem.
 pub fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| match text.trim().parse::<u16>() {
         Ok(0) | Err(_) => Err(format!("{:?} is not a port", text.trim())),
@@ -85,7 +85,7 @@ pub fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
 }
 
 /// The addresses to listen on that `text` means: `ADDR:PORT`, `ADDR` with port 4000, `PORT` or `:PORT` on both IP
-/// families. The error says what is wrong.
+/// families. An error names the problem.
 pub fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     let text = text.trim();
     if let Ok(address) = text.parse::<SocketAddr>() {

@@ -19,13 +19,13 @@ pub struct Setting {
     pub env: &'static str,
     /// The flag without its dashes: the name with dashes.
     pub flag: &'static str,
-    /// What stands for the value in `--help`.
+    /// The placeholder of the value in `--help`.
     pub placeholder: &'static str,
     /// What it does, in one or two sentences.
     pub help: &'static str,
     /// The valid values, as text.
     pub valid: &'static str,
-    /// Whether it takes several values: a TOML array, a flag said more than once, or text with commas.
+    /// Whether it takes several values: a TOML array, a repeated flag, or text with commas.
     pub is_list: bool,
     pub(super) read: fn(&mut Config, &Given<'_>) -> Result<(), String>,
     pub(super) show: fn(&Config) -> Value,

@@ -37,7 +37,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum AdminRequest {
     /// Open a pairing code and wait until a device has paired; closing the connection revokes the code.
     Pair {
-        /// How long the code lives, in seconds.
+        /// How long the code is valid, in seconds.
         ttl_s: u64,
         /// The name to give to the device that pairs.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,7 +78,7 @@ pub enum AdminReply {
     Code {
         /// The code.
         code: String,
-        /// How long it lives, in seconds.
+        /// How long it is valid, in seconds.
         expires_in_s: u64,
     },
     /// A device paired with it.
@@ -121,7 +121,7 @@ pub struct PeerLine {
     pub name: PeerText,
     /// `store`, or `config` where `authorized_peers` names it.
     pub from: String,
-    /// Whether a link of it stands now.
+    /// Whether it has an open link.
     pub linked: bool,
 }
 
@@ -147,7 +147,7 @@ pub struct Status {
     /// Engines that were to be on offer, and why they are not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub engines_lacking: Vec<UnavailableEngine>,
-    /// Links that stand.
+    /// Open links.
     pub links: usize,
     /// Paired devices.
     pub peers: usize,
@@ -449,7 +449,7 @@ impl AdminClient {
         Ok(Self { server_user, read: BufReader::new(read), write })
     }
 
-    /// The user that the server runs as, as the kernel says.
+    /// The user that the server runs as, as reported by the kernel.
     pub fn server_user(&self) -> u32 {
         self.server_user
     }

@@ -1,5 +1,5 @@
-//! One link of a paired appliance, from its welcome to the last message: reads what the appliance says, carries it to
-//! the decisions, and carries their answers back.
+//! One link of a paired appliance, from `welcome` to its end: passes the messages of the appliance to the decisions, and
+//! sends their answers.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -49,7 +49,7 @@ pub(super) struct Connection {
     commands: mpsc::UnboundedReceiver<LinkCommand>,
     session_events: (mpsc::UnboundedSender<SessionEvent>, mpsc::UnboundedReceiver<SessionEvent>),
     session: Option<LinkSession>,
-    /// When something last came over this link. What is heard of its session, its tether knows.
+    /// When the last message arrived on this link. The tether of a session knows when its connections last received.
     last_message_at: Instant,
     /// Until when no message is read, because the device used up its message budget.
     read_paused_until: Option<Instant>,
@@ -82,7 +82,7 @@ impl Connection {
         local: SocketAddr,
         commands: mpsc::UnboundedReceiver<LinkCommand>,
     ) -> Self {
-        // A wildcard listener: the address that the link really came in on is where its data must go.
+        // A listener may be bound to every address: data must go to the address that this link uses.
         let local = framed.stream().get_ref().0.local_addr().unwrap_or(local);
         server.connection_slots.limiter().link_opened(Prefix::of(from));
         let session_events = mpsc::unbounded_channel();
@@ -137,7 +137,7 @@ impl Connection {
 
     /// Checks again that the device is paired, now that the link is registered.
     fn check_still_paired(&self) -> LinkFlow {
-        // A peer that was removed after its key was checked and before its link was registered was not disconnected by that.
+        // A removal between the first check and the registration of the link did not disconnect it.
         if !self.server.peers.is_paired(self.peer) {
             return LinkFlow::Close(CloseReason::PeerRemoved, "this device is no longer paired");
         }

@@ -51,7 +51,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
         ToReflector::Pair { versions, proof, name } => {
             let exporter = framed.stream().get_ref().1.export_keying_material([0; 32], PAIRING_EXPORTER_LABEL, None);
             let answer = match exporter {
-                // A right proof may be being written down when the connection has to make way: it must not be dropped.
+                // Not cancelled to make room: the pairing of a right proof may be half written.
                 Ok(exporter) => pair::verify_proof(&server, &exporter, from, peer, &proof, &name).await,
                 Err(_) => Err(RefusalReason::Handshake),
             };
@@ -100,7 +100,7 @@ fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<L
 /// The one answer to a client that is not paired: always the same, and always [`REFUSAL_DELAY`] after its message.
 async fn reject_unpaired(mut framed: Framed<Stream>, answer_at: Instant) {
     tokio::time::sleep_until(answer_at).await;
-    // Bounded, and of no matter to us whether it arrives.
+    // Best effort, for a bounded time.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {
         framed.send(&ToAppliance::NotPaired).await?;
         framed.finish().await?;

@@ -54,7 +54,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let tls = tls::reflector_config(&key).context("cannot set up TLS")?;
     let listeners = accept::listen(&config.listen)?;
     let admin = admin_socket::bind(&config.admin_socket())?;
-    // The admin socket is ours, and with it the folder that it stands in.
+    // This process owns the admin socket, and with it the runtime folder.
     let (engines, unavailable) = offered(&config).await?;
     let limits = Limits { descriptors: descriptors.sessions, ..limits(&config, &engines) };
     let sessions = Sessions::new(limits, past, Now { mono: Duration::ZERO, unix_ms: now });

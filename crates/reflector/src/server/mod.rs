@@ -50,7 +50,7 @@ use running_session::RunningSession;
 /// must not keep the reflector from stopping.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What every task of the server works with.
+/// The state that all tasks of the server share.
 struct Server {
     config: Config,
     id: EndpointId,
@@ -63,13 +63,13 @@ struct Server {
     throttle: Mutex<EventThrottle>,
     budgets: Mutex<MessageBudgets>,
     facts: facts_cache::FactsCache,
-    /// The most links that stand at once.
+    /// The most links that may be open at once.
     max_links: usize,
     peers: Peers,
     store: Store,
     audit: Audit,
     links: Mutex<HashMap<LinkId, Link>>,
-    /// Read by each session's teardown while it lasts; written by who waits for all of them.
+    /// Each teardown of a session holds a read lock; the write lock waits for all of them.
     teardowns: tokio::sync::RwLock<()>,
     /// One for each address that is listened on: answers the datagrams of tunneled sessions.
     udp_ports: HashMap<SocketAddr, Arc<UdpPort>>,
@@ -80,12 +80,12 @@ struct Server {
     capacity: Notify,
     /// The command that opened the last code. Locked while `pairing` is.
     code_requester: Mutex<Option<CodeRequester>>,
-    /// A pairing was written down, or could not be.
+    /// Wakes when a pairing was written to disk or failed to be.
     claim_settled: Notify,
     lifecycle: watch::Sender<Lifecycle>,
-    /// Engines that were to be offered and can't be.
+    /// Engines that are configured and cannot run on this host.
     unavailable: Vec<UnavailableEngine>,
-    /// Sessions that are over and whose bytes could not be charged on disk yet.
+    /// Ended sessions whose bytes could not be charged on disk yet.
     unsettled: Mutex<Vec<SessionAccounts>>,
 }
 
@@ -198,7 +198,7 @@ impl Server {
         problems
     }
 
-    /// Takes a reservation back, if it stands: nothing was promised. The events of that.
+    /// Takes back a reservation that was not promised, if it still exists. Returns the events of that.
     #[must_use]
     fn undo(&self, session: SessionId) -> Vec<Event> {
         let undone = self.sessions().undo(session, self.now());
@@ -239,7 +239,7 @@ impl Server {
             .filter(|code_requester| code_requester.code == code)
             .and_then(|code_requester| code_requester.over.take());
         if let Some(over) = over {
-            // The command may have ended; the pairing stands all the same.
+            // The command may have ended; the pairing is made all the same.
             let _ = over.send(end);
         }
     }
@@ -255,7 +255,7 @@ impl Server {
         }
     }
 
-    /// Ends once every link's task is over; they are told by the stage.
+    /// Returns once the task of every link has ended; `lifecycle` tells them to.
     async fn await_no_links(&self) {
         let all_gone = async {
             loop {
@@ -295,7 +295,7 @@ impl Server {
         }
     }
 
-    /// Gives an order to a link, if it still stands.
+    /// Sends a command to a link; `false` if the link is closed.
     fn send_command(&self, link: LinkId, command: LinkCommand) -> bool {
         lock(&self.links).get(&link).is_some_and(|link| link.commands.send(command).is_ok())
     }
@@ -305,7 +305,7 @@ impl Server {
         self.sessions().peer_removed(peer, self.now());
         self.due.notify_one();
         for link in lock(&self.links).values().filter(|link| link.peer == peer) {
-            // A link that is ending anyway needs no order.
+            // A link that is closing needs no command.
             let _ = link.commands.send(LinkCommand::PeerRemoved);
         }
     }

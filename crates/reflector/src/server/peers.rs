@@ -40,7 +40,7 @@ struct Unsettled {
 pub(super) enum Removal {
     Removed,
     NotThere,
-    /// It stands in `authorized_peers`: only the configuration can remove it.
+    /// `authorized_peers` names it: only the configuration can remove it.
     InConfig,
 }
 
@@ -104,7 +104,7 @@ impl Peers {
         }
         self.replace(self.store.peers().await?);
         let name = self.read().get(&id).map_or_else(|| name.clone(), |peer| peer.name.clone());
-        // A device that proves anew is worth a line, also where it was known.
+        // A device that pairs again gets a line too.
         if !is_new && by == "code" {
             let event = Event::PeerAdded { peer: id, name: name.clone(), by: by.to_owned() };
             self.audit.record(vec![event]).await?;
@@ -161,7 +161,7 @@ impl Peers {
 
     async fn take_back(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
         while let Some(peer) = unsettled.take_back.first().copied() {
-            // The line that could not be recorded may stand in the log all the same, where its sync or its head failed: it
+            // The line that could not be recorded may be in the log all the same, where its sync or its head failed: it
             // stays owed, and the line of the removal is owed behind it.
             self.store.remove_peer(peer).await?;
             unsettled.take_back.remove(&peer);

@@ -206,7 +206,7 @@ impl RunningSession {
             let bytes = match leased {
                 Ok(lease) => match server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
                     Ok(()) => lease.bytes,
-                    // What was leased before may still flow; until it has, the disk may be well again.
+                    // Bytes of earlier leases are left; the disk may work again before they are used up.
                     Err(_) if !self.tether.is_dry() => {
                         server.sessions().return_lease(self.session, lease);
                         drop(is_over);

@@ -52,7 +52,7 @@ pub struct PastUsage {
     pub bytes_today: Vec<(EndpointId, u32, u64)>,
 }
 
-/// A session whose slot, port and test are reserved. It is a grant only once [`super::Sessions::opened`] was told.
+/// A session whose slot, port and test are reserved. It becomes a grant with [`super::Sessions::opened`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// Its id.
@@ -76,7 +76,7 @@ pub enum Answer {
     Reserved(Reservation),
     /// It waits its turn. Nothing is reserved.
     Queued {
-        /// How many stand before it, plus one.
+        /// Its position in the queue, from 1.
         place: u32,
         /// How long that may take.
         expected_wait: Duration,
@@ -107,28 +107,28 @@ pub struct SessionAccounts {
     pub reason: EndReason,
 }
 
-/// What the shell has to do because time passed or something changed.
+/// What the shell must do because time passed or something changed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SessionAction {
-    /// The turn of a waiting request has come: as [`Answer::Reserved`].
+    /// A queued request is reserved: as [`Answer::Reserved`].
     Reserve(Reservation),
-    /// A waiting request should hear where it stands.
+    /// A queued request should be sent its position.
     Place {
         /// Which link waits.
         link: LinkId,
-        /// How many stand before it, plus one.
+        /// Its position in the queue, from 1.
         place: u32,
         /// How long that may take.
         expected_wait: Duration,
     },
-    /// A waiting request is not granted after all.
+    /// A queued request is denied.
     Deny {
         /// Which link waited.
         link: LinkId,
-        /// What to tell it.
+        /// The denial to send.
         denial: Denial,
     },
-    /// Tear the session down and call `ended`. Said again from time to time until that call came.
+    /// Tear the session down and call `ended`. Repeated until that call.
     End {
         /// Which.
         session: SessionId,
@@ -137,7 +137,7 @@ pub enum SessionAction {
     },
 }
 
-/// How things stand, for `status`.
+/// The current state, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Sessions that may run at once.
@@ -212,7 +212,7 @@ pub struct SessionStatus {
 pub struct QueueStatus {
     /// Whose.
     pub peer: EndpointId,
-    /// How many stand before it, plus one.
+    /// Its position in the queue, from 1.
     pub place: u32,
     /// How long that may take, in milliseconds.
     pub expected_wait_ms: u64,

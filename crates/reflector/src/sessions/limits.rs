@@ -50,7 +50,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Nothing is offered and nothing allowed: the configuration is where operators' defaults stand. Only what it does
+    /// Nothing is offered and nothing allowed: the operator's defaults are in the configuration. Only what it does
     /// not know has its value here.
     fn default() -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Default for Limits {
             max_queue: 0,
             // An appliance needs one, and a few more for tests by hand beside its schedule.
             max_queue_per_peer: 4,
-            // The host's limit is known to who starts the program.
+            // The program that starts the server knows the limit of the host.
             descriptors: usize::MAX,
             data_ports: None,
             data_modes: Vec::new(),

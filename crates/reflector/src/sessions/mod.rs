@@ -40,7 +40,7 @@ const RETRY_HELD: Duration = Duration::from_secs(60);
 
 /// A lease takes at most this part of what is left of the day.
 const PARTS_OF_THE_DAY: u64 = 16;
-/// As many bytes as this may be leased all the same.
+/// A lease of this many bytes is always allowed.
 const SMALL_LEASE: u64 = 16 << 20;
 
 /// All sessions and requests of a reflector, and the quotas they are measured by. The one place that knows which sessions
@@ -168,7 +168,7 @@ impl<H> Sessions<H> {
     }
 
     /// Everything that was reserved is claimed: from here on it is a grant, on its way to the disk and then to the
-    /// appliance. `false`: the reservation was taken back in the meantime; let everything go.
+    /// appliance. `false`: the reservation was taken back in the meantime; release everything.
     #[must_use]
     pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<Event>) {
         let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
@@ -214,7 +214,7 @@ impl<H> Sessions<H> {
         undone.into_iter().collect()
     }
 
-    /// The link no longer wants what it asked for. A granted session goes on: that one is finished, not withdrawn.
+    /// The link withdraws its request. A granted session goes on: `finish` ends that.
     #[must_use]
     pub fn withdraw(&mut self, link: LinkId) -> Vec<Event> {
         if self.queue.remove(link).is_some() {
@@ -226,7 +226,7 @@ impl<H> Sessions<H> {
         undone.into_iter().collect()
     }
 
-    /// The link is gone, and with it what it asked for.
+    /// The link closed: its request is withdrawn, its session ends.
     #[must_use]
     pub fn link_closed(&mut self, link: LinkId, now: Now) -> Vec<Event> {
         self.pass_time(now);
@@ -235,7 +235,7 @@ impl<H> Sessions<H> {
         events
     }
 
-    /// The peer is no longer one: its sessions end, its requests are forgotten. What it used stays charged.
+    /// The peer was removed: its sessions end, its requests are dropped. What it used stays charged.
     pub fn peer_removed(&mut self, peer: EndpointId, now: Now) {
         self.pass_time(now);
         self.queue.remove_peer(peer);
@@ -243,13 +243,13 @@ impl<H> Sessions<H> {
         self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
     }
 
-    /// No new sessions from here on; running ones go on, and the next `poll` denies those that wait.
+    /// Grants no new sessions; running ones go on, and the next `poll` denies queued requests.
     pub fn drain(&mut self) {
         self.draining = true;
         self.changed = true;
     }
 
-    /// Whether audit log or state can't be written: no new sessions until they can.
+    /// Sets whether audit log or state cannot be written: no new sessions until they can.
     pub fn set_faulted(&mut self, faulted: bool) {
         self.changed |= self.faulted != faulted;
         self.faulted = faulted;
@@ -295,8 +295,8 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// The session is to be torn down for this reason; whatever happens to it from here on is none. The first caller gets
-    /// its handle, tears it down and calls [`Sessions::ended`]; for all others there is nothing left to do.
+    /// Begins the teardown of a session; the first reason counts. The first caller gets its handle, tears it down and calls
+    /// [`Sessions::ended`]; later callers get `None`.
     #[must_use]
     pub fn tear_down(&mut self, session: SessionId, reason: EndReason, now: Now) -> Option<H> {
         let held = self.held.get_mut(&session)?;
@@ -332,8 +332,8 @@ impl<H> Sessions<H> {
         (Some(SessionAccounts { session, peer: held.peer, bytes_by_day, reason }), vec![ended])
     }
 
-    /// What there is to do now. `last_heard` says when something last came over any connection of a session, on the
-    /// monotonic clock; it is asked when silence could end one. `new_id` makes ids as for [`Sessions::request`].
+    /// What there is to do now. `last_heard` returns when a session last received anything on any connection, on
+    /// the monotonic clock; it is called when silence could end one. `new_id` makes ids as for [`Sessions::request`].
     #[must_use]
     pub fn poll(
         &mut self,
@@ -359,7 +359,7 @@ impl<H> Sessions<H> {
         self.held.values().filter_map(Session::next_deadline).min()
     }
 
-    /// How things stand.
+    /// The current state.
     pub fn snapshot(&self, now: Now) -> Snapshot {
         let day = now.day();
         let peers = self.tests.peers().chain(self.bytes.peers(day)).collect::<BTreeSet<_>>();
@@ -440,7 +440,7 @@ impl<H> Sessions<H> {
                 denial(DenialReason::Busy, &format!("all {slots} slots are in use"), retry_after)
             });
         }
-        // The request itself stands in the queue already.
+        // The request itself is already in the queue.
         if self.queue.len() > self.limits.max_queue {
             let detail = format!("the queue is full with {} requests", self.limits.max_queue);
             return Some(denial(DenialReason::QueueFull, &detail, retry_after));
@@ -454,14 +454,14 @@ impl<H> Sessions<H> {
     }
 
     /// The waiting links that there is room for now, in the order of their turns. One that lacks only a port lets
-    /// others pass: a port comes back together with a slot, so it is not overtaken for ever.
+    /// others pass: a port comes back together with a slot, so it is not overtaken without end.
     fn ready_links(&self) -> Vec<LinkId> {
         let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
         let room = slots.saturating_sub(self.held.len());
         let mut ports = self.ports.free();
         let held = self.held.values().map(|held| descriptors::of_session(&held.spec)).fold(0, usize::saturating_add);
         let mut descriptors = self.limits.descriptors.saturating_sub(held);
-        // Descriptors come back one session after the other: who needs many must not be overtaken for ever.
+        // Descriptors are freed one session at a time: a request that needs many must not be overtaken without end.
         let fits = |waiting: &&queue::QueuedRequest| {
             let left = descriptors.checked_sub(descriptors::of_session(&waiting.spec));
             descriptors = left.unwrap_or(0);

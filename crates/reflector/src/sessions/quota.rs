@@ -1,4 +1,4 @@
-//! What each peer used up: tests of the last hour, bytes of the day. What is allowed is said by the caller.
+//! What each peer used: tests of the last hour, bytes of the day. The caller knows the limits.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -10,7 +10,7 @@ use paramedic_link::{EndpointId, SessionId};
 use super::decision::{LinkId, Reservation, SessionStatus, millis};
 use super::limits;
 
-/// How often the shell is told again while the session is not torn down.
+/// How often the end of a session is reported again until it is torn down.
 const END_REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long after its grant a session's first phase may begin: it holds a slot that others wait for.
@@ -32,7 +32,7 @@ pub(super) struct Session<H> {
     pub(super) opened: bool,
     /// How the shell reaches it: there while it runs, from its recorded grant until its teardown begins.
     pub(super) handle: Option<H>,
-    /// When to look whether it fell silent. What was last heard is known by the shell alone.
+    /// When to check for silence. Only the shell knows when anything was last received.
     pub(super) silence_check_at: Duration,
     /// When its first phase must have begun; `None` before it is opened, and once it has.
     pub(super) start_by: Option<Duration>,
@@ -44,7 +44,7 @@ pub(super) struct Session<H> {
 #[derive(Debug)]
 pub(super) struct Ending {
     pub(super) reason: EndReason,
-    /// When the shell was last told.
+    /// When the end was last reported to the shell.
     pub(super) reported_at: Option<Duration>,
 }
 
@@ -104,7 +104,7 @@ impl<H> Session<H> {
         Some(ending.reason)
     }
 
-    /// When [`Session::end_if_due`] has something to say.
+    /// When [`Session::end_if_due`] must be called.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.opened.then(|| match &self.ending {
             None => {

@@ -31,7 +31,7 @@ impl Store {
     /// Tries the disk again and again while the last change failed. Runs until it is dropped.
     pub async fn watch_over(&self) {
         let mut fault = self.fault();
-        // The sender lives as long as we do.
+        // The sender lives as long as this store.
         while fault.wait_for(Option::is_some).await.map(drop).is_ok() {
             tokio::time::sleep(PROBE_INTERVAL).await;
             if fault.borrow().is_some() {
@@ -95,7 +95,7 @@ impl Store {
         sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.witness).await
     }
 
-    /// Takes note of an error that says something about the disk; gives it back.
+    /// Notes an error that means a fault of the disk; returns it.
     fn note_fault(&self, why: StoreError) -> StoreError {
         if why.is_fault() && self.fault.send_replace(Some(why.to_string())).is_none() {
             tracing::error!(because = %why, "the database can't be written: nothing is granted until it can");

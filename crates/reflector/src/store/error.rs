@@ -35,7 +35,7 @@ pub enum StoreError {
     Damaged {
         /// Which.
         path: PathBuf,
-        /// What SQLite says.
+        /// The message of SQLite.
         detail: String,
     },
     /// A newer version of the program wrote it.
@@ -77,7 +77,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether it says that the disk, or what stands on it, is at fault; not what was asked of it.
+    /// Whether the disk or its content is at fault, and not the request.
     pub fn is_fault(&self) -> bool {
         match self {
             StoreError::Failed { source: sqlx::Error::RowNotFound, .. } => false,

@@ -26,9 +26,9 @@ pub struct Peer {
 pub struct OwedLine {
     /// Which.
     pub id: i64,
-    /// The last line that was acknowledged before the change: this one can only stand behind it.
+    /// The last line that was acknowledged before the change: this one can only follow it.
     pub after_seq: u64,
-    /// What it says.
+    /// Its event.
     pub event: Event,
 }
 

@@ -33,7 +33,7 @@ impl Store {
         self.conclude(change, recorded.map(drop)).await
     }
 
-    /// Takes back [`Store::record_test`]: the grant was never told.
+    /// Takes back [`Store::record_test`]: the grant was never sent.
     pub async fn forget_test(&self, session: SessionId) -> Result<(), StoreError> {
         let mut change = self.begin("taking back a test").await?;
         let forgotten = sqlx::query("DELETE FROM tests WHERE session = $1").bind(&session.as_bytes()[..]);
