@@ -409,7 +409,7 @@ mod tests {
     fn one_code_is_open_at_once_and_for_an_hour_at_most() {
         let (mut pairing, _) = open();
         let refused = pairing.open(TTL, START).unwrap_err();
-        assert_eq!(refused.to_string(), "a pairing code is open already, for 600 s more at most");
+        assert_eq!(refused.to_string(), "another pairing code is open, for at most 600 s more");
         assert_eq!(pairing.expires_in(Duration::from_secs(1)), Some(Duration::from_secs(599)));
         let mut idle = Pairing::new(REFLECTOR);
         assert!(idle.open(LONGEST_TTL, START).is_ok());

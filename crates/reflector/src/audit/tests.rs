@@ -446,7 +446,7 @@ async fn a_repaired_tail_is_told_in_the_next_line() {
         (lines[2]["event"].as_str(), lines[2]["segment"].as_str()),
         (Some("tail_repaired"), Some("000001.jsonl"))
     );
-    assert_eq!(lines[2]["bytes"], 13 + 34);
+    assert_eq!(lines[2]["bytes"], 13 + 31);
     assert_eq!(lines[3]["ttl_s"], 3);
     assert_eq!(fs::read_to_string(home.segment(1)).unwrap().lines().count(), 2, "the tail is cut");
     assert_eq!(home.verify().await.unwrap().lines, 4);

@@ -207,7 +207,7 @@ fn a_file_that_was_asked_for_must_be_there() {
 #[test]
 fn data_ports_and_the_listening_port_stay_apart() {
     let direct = ["--mode", "direct_ephemeral", "--listen", "127.0.0.1:5250"];
-    assert!(Bench::new().mistake(&direct).starts_with("--listen: data_port_range 5201-5299 holds port 5250"));
+    assert!(Bench::new().mistake(&direct).starts_with("--listen: data_port_range 5201-5299 contains port 5250"));
     assert!(Bench::new().load(&direct[2..]).is_ok());
 }
 
