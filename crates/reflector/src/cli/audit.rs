@@ -75,7 +75,7 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
             Beginning::BegunAnew(line) => {
                 Some((line, "the log was begun anew there, and the earlier one was moved away"))
             }
-            Beginning::Trimmed(line) => Some((line, "earlier lines were deleted to keep within audit_max_size")),
+            Beginning::Trimmed(line) => Some((line, "earlier lines were trimmed to keep within audit_max_size")),
         };
         let tail = match chain.unacknowledged {
             Unacknowledged { bytes: 0, .. } => String::new(),
