@@ -169,7 +169,7 @@ pub fn audit_verify(input: &[u8]) {
         Ok(verified) => {
             for ((verified, known), prefix) in verified.iter().zip(known).zip(PREFIXES) {
                 assert_acknowledged(verified, known, &text_of(&files, prefix));
-                assert!(verified.unacknowledged_bytes <= size);
+                assert!(verified.unacknowledged.bytes <= size);
             }
         }
         Err(bad) => {
@@ -181,7 +181,7 @@ pub fn audit_verify(input: &[u8]) {
         Ok(verified) => {
             for (verified, prefix) in verified.iter().zip(PREFIXES) {
                 assert_whole(&text_of(&files, prefix), verified);
-                assert_eq!(verified.unacknowledged_bytes, 0);
+                assert_eq!(verified.unacknowledged.bytes, 0);
             }
         }
         Err(bad) => assert_explains(&bad),
