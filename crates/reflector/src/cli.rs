@@ -167,7 +167,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Peers(args) => peers::run(args),
         Command::Status(args) => status::run(&args),
         Command::Health { place } => health::run(&place),
-        Command::SelfTest { time, json } => self_test::run(time, json),
+        Command::SelfTest { time, json } => return self_test::run(time, json),
         Command::Drain { place } => asking::asking(&place, async |client| {
             asking::one_answer(client, &AdminRequest::Drain, asking::print_done).await
         }),

@@ -26,14 +26,14 @@ pub(super) fn parse_each(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the test and prints it. It fails where nothing could be measured, and was then printed all the same.
-pub(super) fn run(each: Duration, json: bool) -> Result<(), Failure> {
+pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     let test = run_until_interrupted(each, !json && std::io::stderr().is_terminal())?;
     if json {
         print_json(&test)?;
     } else {
         print(&test);
     }
-    if test.rates.is_empty() { std::process::exit(Exit::Failed as i32) } else { Ok(()) }
+    Ok(if test.rates.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
 /// The test on a thread of its own; Ctrl-C ends it, and leaves nothing behind.
