@@ -1,5 +1,7 @@
-//! Numbers out of what both programs print. Pure; trusts neither document to have what it should.
+//! Numbers out of what both programs print. Pure; trusts neither to print what it should.
 
+use paramedic_link::test_spec::Load;
+use paramedic_report::document::{ErrorDocument, ResultDocument};
 use serde_json::Value;
 
 use crate::cells::{Cell, Direction, Engine};
@@ -15,39 +17,35 @@ pub(crate) struct Received {
     pub(crate) loss: Option<f64>,
 }
 
-/// Out of our result document, or why not.
-pub(crate) fn ours(cell: &Cell, document: &Value) -> Result<Received, String> {
-    if let Some(what) = document["what"].as_str() {
-        let because = document["because"].as_str().unwrap_or_default();
-        return Err(format!("{what} (because: {because})"));
+/// Out of what our program prints with `--json`, or why not.
+pub(crate) fn ours(cell: &Cell, printed: &str) -> Result<Received, String> {
+    if let Ok(ErrorDocument { error, .. }) = serde_json::from_str(printed) {
+        return Err(format!("{} (because: {})", error.what, error.because));
     }
-    if document["complete"] != true {
+    let result = serde_json::from_str::<ResultDocument>(printed).map_err(|error| format!("no result: {error}"))?;
+    if !result.complete {
         return Err("the test is not complete".to_owned());
     }
+    let load = match cell.direction {
+        Direction::Download => Load::Download,
+        Direction::Upload => Load::Upload,
+        Direction::Both => Load::Bidir,
+    };
     if cell.ours.engine == Engine::Iperf3 {
-        let raw = &document["program"]["raw"][cell.direction.to_string()];
+        let raw = result.program.as_ref().and_then(|program| program.raw.of(load));
+        let raw = raw.ok_or("the result has no word of iperf3's")?;
         // Of a version that streams its report, the end is the last event.
         let events = raw.as_array().and_then(|events| events.iter().rev().find(|event| event["event"] == "end"));
         return theirs_end(cell, events.map_or(&raw["end"], |event| &event["data"]));
     }
-    let of = |field: &str| -> Result<Vec<f64>, String> {
-        let parts = match cell.direction {
-            Direction::Download => vec![&document["download"]],
-            Direction::Upload => vec![&document["upload"]],
-            Direction::Both => vec![&document["bidir"]["download"], &document["bidir"]["upload"]],
-        };
-        let number = |part: &Value| part[field].as_f64().ok_or_else(|| format!("the result has no {field}"));
-        parts.into_iter().map(number).collect()
+    let measured = load.directions().iter().map(|way| result.measured(load, *way));
+    let measured = measured.collect::<Option<Vec<_>>>().ok_or("the result lacks a direction")?;
+    let totals = result.all_measured().filter_map(|(_, _, measured)| measured.total_bytes_received);
+    let loss = match measured.as_slice() {
+        [only] => only.udp.map(|udp| udp.loss),
+        _ => None,
     };
-    let phases =
-        [&document["download"], &document["upload"], &document["bidir"]["download"], &document["bidir"]["upload"]];
-    let bytes = phases.iter().filter_map(|phase| phase["total_bytes_received"].as_u64()).sum();
-    let loss = match cell.direction {
-        Direction::Download => document["download"]["udp"]["loss"].as_f64(),
-        Direction::Upload => document["upload"]["udp"]["loss"].as_f64(),
-        Direction::Both => None,
-    };
-    Ok(Received { bps: of("goodput_bps")?.iter().sum(), bytes, loss })
+    Ok(Received { bps: measured.iter().map(|one| one.goodput_bps as f64).sum(), bytes: totals.sum(), loss })
 }
 
 /// Out of iperf3's JSON, or why not.
@@ -77,6 +75,8 @@ fn theirs_end(cell: &Cell, end: &Value) -> Result<Received, String> {
 mod tests {
     use serde_json::json;
 
+    use paramedic_report::document::{BidirResult, ThroughputResult, UdpResult, example};
+
     use super::*;
     use crate::cells::plan;
 
@@ -87,12 +87,12 @@ mod tests {
     #[test]
     fn both_directions_are_a_sum_at_both_sides() {
         let cell = cell("loopback/tcp/direct/4/both/cubic");
-        let phase = |bps: u64| json!({ "goodput_bps": bps, "total_bytes_received": bps / 8 });
-        let document = json!({
-            "complete": true, "download": phase(80), "upload": phase(160),
-            "bidir": { "download": phase(16), "upload": phase(32) },
-        });
-        assert_eq!(ours(&cell, &document), Ok(Received { bps: 48.0, bytes: 36, loss: None }));
+        let phase = |bps: u64| {
+            Some(ThroughputResult { total_bytes_received: Some(bps / 8), udp: None, ..example::throughput(bps) })
+        };
+        let bidir = Some(BidirResult { download: phase(16), upload: phase(32) });
+        let result = ResultDocument { download: phase(80), upload: phase(160), bidir, ..example::full() };
+        assert_eq!(ours(&cell, &result.to_text().unwrap()), Ok(Received { bps: 48.0, bytes: 36, loss: None }));
         let sum = |bps: f64| json!({ "bits_per_second": bps, "bytes": 7 });
         let document = json!({ "end": { "sum_received": sum(3.0), "sum_received_bidir_reverse": sum(4.0) } });
         assert_eq!(theirs(&cell, &document), Ok(Received { bps: 7.0, bytes: 14, loss: None }));
@@ -104,17 +104,19 @@ mod tests {
         let end = json!({ "sum_received": { "bits_per_second": 9.5, "bytes": 3 } });
         let streamed = json!([{ "event": "start", "data": {} }, { "event": "end", "data": end }]);
         for raw in [json!({ "end": end }), streamed] {
-            let document = json!({ "complete": true, "program": { "raw": { "upload": raw } } });
-            assert_eq!(ours(&cell, &document), Ok(Received { bps: 9.5, bytes: 3, loss: None }));
+            let mut result = example::full();
+            result.program.as_mut().unwrap().raw.set(Load::Upload, raw);
+            assert_eq!(ours(&cell, &result.to_text().unwrap()), Ok(Received { bps: 9.5, bytes: 3, loss: None }));
         }
     }
 
     #[test]
     fn loss_is_a_share_at_both_sides() {
         let cell = cell("loopback/udp/direct/1/download/1400");
-        let download = json!({ "goodput_bps": 8, "total_bytes_received": 1, "udp": { "loss": 0.01 } });
-        let document = json!({ "complete": true, "download": download });
-        assert_eq!(ours(&cell, &document).unwrap().loss, Some(0.01));
+        let udp = example::throughput(8).udp.map(|udp| UdpResult { loss: 0.01, ..udp });
+        let download = Some(ThroughputResult { udp, ..example::throughput(8) });
+        let result = ResultDocument { download, ..example::full() };
+        assert_eq!(ours(&cell, &result.to_text().unwrap()).unwrap().loss, Some(0.01));
         let sum = json!({ "bits_per_second": 8.0, "bytes": 1, "lost_percent": 2.5 });
         assert_eq!(theirs(&cell, &json!({ "end": { "sum_received": sum } })).unwrap().loss, Some(0.025));
     }
@@ -122,11 +124,11 @@ mod tests {
     #[test]
     fn errors_are_told_in_the_programs_words() {
         let cell = cell("loopback/tcp/direct/4/download/cubic");
-        let document = json!({ "schema": "packetparamedic.error/1", "what": "cannot", "because": "busy" });
-        assert_eq!(ours(&cell, &document), Err("cannot (because: busy)".to_owned()));
+        let error = json!({ "schema": "packetparamedic.error/1", "code": "x", "what": "cannot", "because": "busy", "try": "x" });
+        assert_eq!(ours(&cell, &error.to_string()), Err("cannot (because: busy)".to_owned()));
         assert_eq!(theirs(&cell, &json!({ "error": "refused", "end": {} })), Err("refused".to_owned()));
         for document in [json!(null), json!({}), json!({ "complete": true }), json!([1]), json!("x")] {
-            assert!(ours(&cell, &document).is_err() && theirs(&cell, &document).is_err(), "{document}");
+            assert!(ours(&cell, &document.to_string()).is_err() && theirs(&cell, &document).is_err(), "{document}");
         }
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use paramedic_report::document::{ErrorDocument, ErrorSchema, Event, ResultDocument};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -31,6 +33,20 @@ pub struct Outcome {
 impl Outcome {
     /// stdout as one JSON document.
     pub fn json(&self) -> Value {
+        self.read()
+    }
+
+    /// stdout as the result of a speed test.
+    pub fn result(&self) -> ResultDocument {
+        self.read()
+    }
+
+    /// stdout as an error.
+    pub fn error(&self) -> ErrorDocument {
+        self.read()
+    }
+
+    fn read<T: DeserializeOwned>(&self) -> T {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("one document: {error}\n{self:?}"))
     }
 
@@ -46,9 +62,13 @@ impl Outcome {
 }
 
 /// Whether a result says that an end's processor was full: then the machine was measured, and not the link.
-pub fn says_full(result: &Value) -> bool {
-    let warnings = result["warnings"].as_array().into_iter().flatten();
-    warnings.filter_map(|warning| warning["code"].as_str()).any(|code| code.ends_with("_cpu"))
+pub fn says_full(result: &ResultDocument) -> bool {
+    result.warnings.iter().any(|warning| warning.code.ends_with("_cpu"))
+}
+
+/// The event on a line of `--json-stream`.
+pub fn event(line: &str) -> Event {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("an event: {error}\n{line}"))
 }
 
 impl From<Output> for Outcome {
@@ -118,14 +138,13 @@ impl Appliance {
 
     /// Runs a command that must fail with this exit code and error code, once for a machine and once for a person: one
     /// JSON document on stdout and nothing beside, then three lines on stderr and nothing else. Gives the document.
-    pub fn fails(&self, args: &[&str], exit: i32, code: &str) -> Value {
+    pub fn fails(&self, args: &[&str], exit: i32, code: &str) -> ErrorDocument {
         let told = self.run(&[args, &["--json"]].concat());
         assert_eq!((told.code, told.stderr.as_str()), (exit, ""), "{args:?}: {told:?}");
-        let document = told.json();
-        assert_eq!(document["schema"], "packetparamedic.error/1", "{args:?}: {document:#}");
-        assert_eq!(document["code"], code, "{args:?}: {document:#}");
-        for part in ["what", "because", "try"] {
-            assert!(document[part].as_str().is_some_and(|text| !text.trim().is_empty()), "{document:#}");
+        let document = told.error();
+        assert_eq!((document.schema, document.error.code.as_str()), (ErrorSchema::V1, code), "{args:?}: {told:?}");
+        for part in [&document.error.what, &document.error.because, &document.error.try_] {
+            assert!(!part.trim().is_empty(), "{document:?}");
         }
         let said = self.run(args);
         assert_eq!((said.code, said.stdout.as_str()), (exit, ""), "{args:?}: {said:?}");

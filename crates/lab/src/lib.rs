@@ -13,7 +13,7 @@ mod programs;
 mod reflector;
 mod share;
 
-pub use appliance::{Appliance, Outcome, says_full};
+pub use appliance::{Appliance, Outcome, event, says_full};
 pub use disks::fill;
 pub use hosts::{Host, TwoHosts};
 pub use programs::{Programs, Running, is_gone};

@@ -94,7 +94,7 @@ fn a_name_that_does_not_resolve_is_named() {
     // RFC 6761: nothing under `invalid` ever exists.
     let wanted = ["pair-reflector", "--peer", "nobody.invalid", "--code", &code];
     let document = appliance.fails(&wanted, 1, "name_not_resolved");
-    assert!(document["what"].as_str().unwrap().contains("nobody.invalid"), "{document:#}");
+    assert!(document.error.what.contains("nobody.invalid"), "{document:?}");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_stranger_is_told_that_it_is_not_paired_and_the_audit_log_says_who_it_was() 
     let half = stranger.run(&["pair-reflector", "--peer", reflector.address(), "--endpoint-id", &reflector.id()]);
     assert_eq!(half.code, 0, "{half:?}");
     let document = stranger.fails(&speed_test(&[]), 4, "not_paired");
-    assert!(document["what"].as_str().unwrap().contains(reflector.address()));
+    assert!(document.error.what.contains(reflector.address()));
     let refused = reflector.await_audited("refused", |line| line["reason"] == "not_paired");
     assert_eq!((&refused["peer"], &refused["from"]), (&stranger.id().into(), &"127.0.0.1".into()));
     assert!(reflector.audited("link_opened").is_empty());
@@ -123,7 +123,7 @@ fn what_is_asked_beyond_a_limit_is_denied_for_good() {
     ] {
         let args = [&["speed-test", "--idle", "0.1"][..], if more[0] == "-t" { &[] } else { &["-t", "0.3"] }, &more];
         let document = appliance.fails(&args.concat(), 4, code);
-        assert!(document.get("retry_after_ms").is_none(), "never is never: {document:#}");
+        assert!(document.error.retry_after_ms.is_none(), "never is never: {document:?}");
         let denied = reflector.await_audited("session_denied", |line| line["reason"] == code);
         assert_eq!(denied["peer"], appliance.id());
     }
@@ -180,8 +180,8 @@ fn an_hours_tests_once_used_come_back_within_the_hour() {
     let first = appliance.speed_test(SHORT);
     assert_eq!(first.code, 0, "{first:?}");
     let document = appliance.fails(&speed_test(&[]), 5, "tests_per_hour");
-    let retry_after = document["retry_after_ms"].as_u64().unwrap();
-    assert!((1..=3_600_000).contains(&retry_after), "{document:#}");
+    let retry_after = document.error.retry_after_ms.unwrap();
+    assert!((1..=3_600_000).contains(&retry_after), "{document:?}");
     reflector.await_audited("session_denied", |line| line["reason"] == "tests_per_hour");
 }
 
@@ -201,8 +201,8 @@ fn a_days_bytes_end_the_test_that_uses_them_up_and_deny_the_next() {
     assert!((DAY..DAY + 4 * 1_000_000).contains(&used), "{used}");
 
     let document = appliance.fails(&speed_test(&[]), 5, "bytes_per_day");
-    let retry_after = document["retry_after_ms"].as_u64().unwrap();
-    assert!((1..=24 * 3_600_000).contains(&retry_after), "{document:#}");
+    let retry_after = document.error.retry_after_ms.unwrap();
+    assert!((1..=24 * 3_600_000).contains(&retry_after), "{document:?}");
     reflector.await_audited("session_denied", |line| line["reason"] == "bytes_per_day");
     // Another device's day is its own: its test begins.
     let other = Appliance::new().pair(&reflector, reflector.address());
@@ -219,7 +219,7 @@ fn a_full_queue_and_a_taken_slot_send_away_with_a_time_to_come_back() {
     reflector.await_audited("session_granted", |_| true);
     for (more, code) in [(&[][..], "queue_full"), (&["--no-wait"], "busy")] {
         let document = second.fails(&speed_test(more), 5, code);
-        assert!(document["retry_after_ms"].as_u64().unwrap() > 0, "{document:#}");
+        assert!(document.error.retry_after_ms.unwrap() > 0, "{document:?}");
         reflector.await_audited("session_denied", |line| line["reason"] == code);
     }
 }
@@ -249,7 +249,7 @@ fn ports_that_other_programs_hold_are_skipped_and_said_and_never_granted() {
 
     let last = TcpListener::bind((host, 5203)).unwrap();
     let document = appliance.fails(&direct, 5, "no_port");
-    assert!(document["retry_after_ms"].as_u64().unwrap() > 0, "{document:#}");
+    assert!(document.error.retry_after_ms.unwrap() > 0, "{document:?}");
     reflector.await_audited("session_denied", |line| line["reason"] == "no_port");
     // The tunnel needs none of them, and a port that comes free is used again.
     let tunneled = appliance.run(&speed_test(&["--data-mode", "tunneled"]));

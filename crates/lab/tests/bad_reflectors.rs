@@ -70,6 +70,6 @@ fn an_honest_reflector_on_the_same_stage_is_measured() {
     assert_eq!(paired.code, 0, "{paired:?}");
     let outcome = appliance.run(&[SPEED_TEST, &["--json"]].concat());
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    let goodput = outcome.json()["upload"]["goodput_bps"].as_u64().unwrap();
+    let goodput = outcome.result().upload.unwrap().goodput_bps;
     assert_eq!(goodput, 400_000, "5,000 bytes each 100 ms");
 }

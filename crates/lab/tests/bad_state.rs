@@ -27,7 +27,7 @@ fn an_unwritable_state_folder_is_named_by_the_appliance() {
         for command in [&["speed-test"][..], &["history"], &["reflectors"]] {
             let args = [&["--state-dir", path], command].concat();
             let document = Appliance::new().fails(&args, 2, "state_dir_unusable");
-            assert!(document.to_string().contains(path), "{document:#}");
+            assert!(format!("{document:?}").contains(path), "{document:?}");
         }
         let show_id = Appliance::new().run(&["--state-dir", path, "show-id"]);
         assert_eq!(show_id.code, 2, "{show_id:?}");
@@ -64,7 +64,8 @@ fn a_broken_configuration_is_told_with_file_line_and_likely_meaning() {
             assert!(!suggestion || lines.contains("did you mean \"max_concurrent_tests\""), "{lines}");
         }
         fs::write(&file, ours).unwrap();
-        let document = Appliance::new().fails(&["--config", path, "speed-test"], 2, "bad_config").to_string();
+        let document = Appliance::new().fails(&["--config", path, "speed-test"], 2, "bad_config");
+        let document = format!("{document:?}");
         assert!(document.contains(path) && document.contains("line 2"), "{document}");
         assert!(!suggestion || document.contains("`duration`"), "{document}");
     }
@@ -82,8 +83,9 @@ fn a_broken_environment_is_told_by_its_name() {
     let appliance = Appliance::new();
     let mut command = appliance.command(&["speed-test", "--json"]);
     let outcome = lab::Outcome::from(command.env("PACKETPARAMEDIC_STREAMS", "65").output().unwrap());
-    assert_eq!((outcome.code, outcome.json()["code"].as_str()), (2, Some("bad_config")), "{outcome:?}");
-    assert!(outcome.json()["what"].as_str().unwrap().contains("PACKETPARAMEDIC_STREAMS"), "{outcome:?}");
+    let error = outcome.error().error;
+    assert_eq!((outcome.code, error.code.as_str()), (2, "bad_config"), "{outcome:?}");
+    assert!(error.what.contains("PACKETPARAMEDIC_STREAMS"), "{outcome:?}");
 }
 
 #[test]
@@ -152,7 +154,7 @@ fn a_damaged_database_is_told_and_left_as_it_is() {
         let before = fs::read(&database).unwrap();
         for command in [&["speed-test"][..], &["history"], &["reflectors"]] {
             let document = appliance.fails(command, 1, "history_corrupt");
-            assert!(document.to_string().contains(database.to_str().unwrap()), "{document:#}");
+            assert!(format!("{document:?}").contains(database.to_str().unwrap()), "{document:?}");
         }
         assert!(fs::read(&database).unwrap() == before, "nothing was overwritten");
     }
@@ -174,7 +176,7 @@ fn a_key_file_that_holds_no_key_or_that_others_can_read_is_refused_and_left_as_i
             assert!(lines.concat().contains(theirs.to_str().unwrap()), "{lines:?}");
         }
         let document = appliance.fails(&["speed-test"], exit, code);
-        assert!(document.to_string().contains(ours.to_str().unwrap()), "{document:#}");
+        assert!(format!("{document:?}").contains(ours.to_str().unwrap()), "{document:?}");
         let show_id = appliance.run(&["show-id"]);
         assert_eq!((show_id.code, show_id.stdout.as_str()), (exit, ""), "{show_id:?}");
         show_id.three_lines();
@@ -208,7 +210,7 @@ fn a_reflector_whose_disk_is_full_grants_nothing_says_so_and_goes_on_once_there_
     assert!(outcomes.count() < 20, "{}", reflector.log());
     let granted = reflector.audited("session_granted").len();
     let document = appliance.fails(&[&["speed-test"], SHORT].concat(), 5, "reflector_faulted");
-    assert!(document["retry_after_ms"].as_u64().unwrap() > 0, "{document:#}");
+    assert!(document.error.retry_after_ms.unwrap() > 0, "{document:?}");
     let status = reflector.status();
     assert_eq!(status["state"], "faulted", "{status:#}");
     assert!(!status["problems"].as_array().unwrap().is_empty(), "{status:#}");
@@ -265,8 +267,7 @@ fn an_appliance_whose_disk_fills_up_during_a_test_reports_it_and_says_that_it_is
         let outcome = lab::Outcome::from(running.wait_with_output().unwrap());
         assert_eq!(outcome.code, 1, "{outcome:?}");
         if told {
-            let result = outcome.json();
-            assert_eq!((&result["schema"], &result["complete"]), (&"packetparamedic.result/1".into(), &true.into()));
+            assert!(outcome.result().complete, "{outcome:?}");
         } else {
             assert!(outcome.stdout.contains("bit/s"), "{outcome:?}");
         }
@@ -283,5 +284,5 @@ fn an_appliance_whose_disk_is_full_already_says_so() {
     fs::create_dir_all(appliance.state()).unwrap();
     fs::write(appliance.state().join("what-else-is-on-the-disk"), vec![b'x'; 2 * 1024 * 1024 - 4096]).unwrap();
     let document = appliance.fails(&["speed-test"], 1, "disk_full");
-    assert!(document["try"].as_str().unwrap().contains(appliance.state().to_str().unwrap()), "{document:#}");
+    assert!(document.error.try_.contains(appliance.state().to_str().unwrap()), "{document:?}");
 }

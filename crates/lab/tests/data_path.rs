@@ -2,6 +2,7 @@
 //! the bytes are moved, bytes that the interfaces count as well, and every packet marked and sent as was asked.
 
 use lab::{Appliance, Reflector, TwoHosts, says_full};
+use paramedic_report::document::{ResultDocument, ThroughputResult};
 use serde_json::Value;
 
 /// Ethernet's header, IPv4's, and TCP's with time stamps.
@@ -18,11 +19,16 @@ fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
 }
 
 /// A test without a word of latency, so that nothing but the load is on the link.
-fn load(appliance: &Appliance, args: &[&str]) -> Value {
+fn load(appliance: &Appliance, args: &[&str]) -> ResultDocument {
     let quiet = ["--idle", "0", "--probe-interval", "0", "-C", "cubic"];
     let outcome = appliance.speed_test(&[&quiet[..], args].concat());
     assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}");
-    outcome.json()
+    outcome.result()
+}
+
+fn measured<'a>(result: &'a ResultDocument, direction: &str) -> &'a ThroughputResult {
+    let of = if direction == "download" { &result.download } else { &result.upload };
+    of.as_ref().unwrap_or_else(|| panic!("no {direction}: {result:#?}"))
 }
 
 fn number(value: &Value) -> u64 {
@@ -46,10 +52,10 @@ fn every_data_path_gives_the_same_result_on_a_shaped_link() {
             let goodput = |path: &str| {
                 let way = format!("--{direction}");
                 let result = load(&appliance, &[&way, "-t", "3", "-P", "2", "--data-path", path]);
-                let measured = &result[direction];
-                assert_eq!(measured["total_bytes_sent"], measured["total_bytes_received"], "{path}: {measured:#}");
-                assert_eq!(result["data_path"], path, "{result:#}");
-                (number(&measured["goodput_bps"]), says_full(&result))
+                let measured = measured(&result, direction);
+                assert_eq!(measured.total_bytes_sent, measured.total_bytes_received, "{path}: {measured:#?}");
+                assert_eq!(result.data_path.unwrap().as_str(), path, "{result:#?}");
+                (measured.goodput_bps, says_full(&result))
             };
             // On a busy machine the shaper itself carries less than was set, for a moment, and who reads late finds more
             // than came meanwhile; a data path that tells something else would do so each time. Two that are half a
@@ -80,11 +86,11 @@ fn the_bytes_of_a_result_are_those_that_the_interfaces_counted() {
         let result = load(&appliance, &[&format!("--{direction}"), "-t", "2", "-P", "4"]);
         let after = ["bytes", "packets"].map(|what| receiver.interface_counter(&format!("rx_{what}")));
         let seen = (after[0] - before[0]) - HEADERS * (after[1] - before[1]);
-        let measured = &result[direction];
-        let counted = number(&measured["total_bytes_received"]);
-        assert_eq!(number(&measured["total_bytes_sent"]), counted, "{measured:#}");
+        let measured = measured(&result, direction);
+        let counted = measured.total_bytes_received.unwrap();
+        assert_eq!(measured.total_bytes_sent, Some(counted), "{measured:#?}");
         // What was sent twice after a loss crossed the link twice.
-        let again = number(&measured["retransmits"]) * number(&measured["mss"]);
+        let again = measured.retransmits.unwrap() * u64::from(measured.mss.unwrap());
         assert!(seen >= counted, "{direction}: the interface saw {seen}, counted were {counted}");
         // A thousandth, and what both programs say to each other beside.
         let apart = (seen - again.min(seen)).abs_diff(counted);
@@ -120,12 +126,12 @@ fn every_packet_of_the_payload_is_marked_and_comes_from_where_it_was_asked() {
         let result = load(&appliance, &[&from[..], &["-t", "0.5", "-P", "2", "-b", "20M"]].concat());
         for (at, direction) in [(0, "upload"), (1, "download")] {
             let marked = seen([&hosts.near, &hosts.far][at], "marked") - before[at];
-            let counted = number(&result[direction]["total_bytes_received"]);
+            let counted = measured(&result, direction).total_bytes_received.unwrap();
             assert!(marked >= counted && counted > 0, "{mode} {direction}: {marked} bytes marked of {counted}");
         }
         assert_eq!(seen(&hosts.near, "elsewhere"), elsewhere, "{mode}: nothing came from the other address");
     }
     let refused = appliance.fails(&["speed-test", "-B", "192.0.2.9"], 2, "bad_request");
-    assert_eq!(refused["because"], "cannot send from the address 192.0.2.9: this host has no such address");
+    assert_eq!(refused.error.because, "cannot send from the address 192.0.2.9: this host has no such address");
     appliance.fails(&["speed-test", "--interface", "eth9"], 2, "bad_request");
 }

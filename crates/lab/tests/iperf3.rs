@@ -150,7 +150,7 @@ fn every_knob_reaches_iperf3() {
     for (args, word) in refused {
         let args = [&["speed-test", "--engine", "iperf3", "--idle", "0"], args].concat();
         let refused = appliance.fails(&args, 2, "bad_request");
-        assert!(refused["because"].as_str().unwrap().contains(word), "{refused:#}");
+        assert!(refused.error.because.contains(word), "{refused:?}");
     }
     let tunneled = ["speed-test", "--engine", "iperf3", "--data-mode", "tunneled"];
     appliance.fails(&tunneled, 4, "mode_not_offered");
@@ -269,7 +269,7 @@ fn is_not_offered(reflector: &Reflector, why: &str) {
     assert!(reflector.must(&["status"]).contains("not offered"));
     let appliance = pair(reflector);
     let denied = appliance.fails(&["speed-test", "--engine", "iperf3", "-t", "1"], 4, "engine_not_offered");
-    assert!(denied["because"].as_str().unwrap().contains("iperf3"), "{denied:#}");
+    assert!(denied.error.because.contains("iperf3"), "{denied:?}");
     let outcome = appliance.speed_test(&["-t", "1", "--idle", "0"]);
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
 }
@@ -419,7 +419,7 @@ fn a_server_that_wants_a_user_gets_one() {
     let outcome = appliance.run(&[&known[..], &["--password-file", &path("right"), "--json"]].concat());
     assert_eq!(outcome.code, 0, "{outcome:?}");
     let wrong = appliance.fails(&[&known[..], &["--password-file", &path("wrong")]].concat(), 4, "not_authorized");
-    assert!(!wrong.to_string().contains("verdi"));
+    assert!(!format!("{wrong:?}").contains("verdi"));
     appliance.fails(&known, 2, "bad_usage");
     appliance.fails(&test, 4, "not_authorized");
     let in_environment = appliance.command(&known).env("PACKETPARAMEDIC_IPERF3_PASSWORD", "rossi").output().unwrap();

@@ -5,21 +5,23 @@ use std::time::Duration;
 
 use lab::bad_reflectors::{Act, Asked, Script, Stage};
 use lab::hostile::FalseReflector;
-use lab::{Appliance, Host, Outcome, Reflector, Running, TwoHosts};
+use lab::{Appliance, Host, Outcome, Reflector, Running, TwoHosts, event};
+use paramedic_link::test_spec::Load;
+use paramedic_report::document::{ErrorDocument, Event, Quantity, ResultDocument};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a speed test with `more` as events, and calls `then` when the phase `phase` begins. The exit code and the last
 /// event's document: a result, or an error with what was measured.
-fn changed_at(appliance: &Appliance, more: &[&str], phase: &str, then: impl FnOnce()) -> (i32, Value) {
+fn changed_at(appliance: &Appliance, more: &[&str], phase: &str, then: impl FnOnce()) -> (i32, Event) {
     let mut running = appliance.start(&[&["speed-test", "--json-stream"], more].concat());
     let began = |line: &str| line.contains("\"event\":\"phase\"") && line.contains(&format!("\"phase\":\"{phase}\""));
     while !began(&running.line(PATIENCE).unwrap()) {}
     then();
     let last = running.rest(PATIENCE).unwrap().pop().unwrap();
     let status = running.wait(PATIENCE).unwrap();
-    (status.code().unwrap(), serde_json::from_str(&last).unwrap())
+    (status.code().unwrap(), event(&last))
 }
 
 fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
@@ -35,8 +37,9 @@ fn drop_incoming(host: &Host, rule: &str) {
     ));
 }
 
-fn codes(result: &Value) -> Vec<&str> {
-    result["warnings"].as_array().into_iter().flatten().filter_map(|warning| warning["code"].as_str()).collect()
+/// The result that an error brings along.
+fn measured(error: &ErrorDocument) -> &ResultDocument {
+    error.measured_so_far.as_deref().unwrap_or_else(|| panic!("nothing measured: {error:#?}"))
 }
 
 #[test]
@@ -46,25 +49,22 @@ fn probes_that_are_all_lost_are_a_loss_of_everything_and_pass_no_threshold() {
     let args = ["-b", "10M", "-P", "1", "-t", "4", "--idle", "1", "--max-loss", "1%", "--max-loaded-latency", "1000"];
     let lose = || drop_incoming(&hosts.near, "udp dport 4000");
     let (code, last) = changed_at(&appliance, &args, "download", lose);
-    assert_eq!((code, &last["event"]), (3, &"result".into()), "{last:#}");
-    for load in ["download", "upload"] {
-        let latency = &last["latency"][load];
+    let Event::Result(result) = last else { panic!("no result: {last:#?}") };
+    assert_eq!(code, 3, "{result:#?}");
+    for (load, measured) in [(Load::Download, &result.download), (Load::Upload, &result.upload)] {
+        let latency = result.latency.of(load).unwrap();
         // A few came back before the rule stood.
-        assert!(load == "download" || latency["received"] == 0 && latency["loss"] == 1.0, "{latency:#}");
-        assert!(latency["loss"].as_f64() > Some(0.5), "{latency:#}");
-        assert!(latency["sent"].as_u64() > Some(50), "{latency:#}");
-        assert!(latency["loss_upload"].is_null() && latency["loss_download"].is_null(), "{latency:#}");
-        assert!(last["bufferbloat"][load].is_null(), "{last:#}");
-        assert!(last[load]["goodput_bps"].as_u64() > Some(5_000_000), "{last:#}");
+        assert!(load == Load::Download || latency.received == 0 && latency.loss == Some(1.0), "{latency:#?}");
+        assert!(latency.loss > Some(0.5) && latency.sent > 50, "{latency:#?}");
+        assert!(latency.loss_upload.is_none() && latency.loss_download.is_none(), "{latency:#?}");
+        assert!(result.bufferbloat.of(load).is_none(), "{result:#?}");
+        assert!(measured.as_ref().is_some_and(|measured| measured.goodput_bps > 5_000_000), "{result:#?}");
     }
-    let thresholds = last["thresholds"].as_array().unwrap();
-    let judged = thresholds.iter().map(|one| (one["name"].as_str().unwrap(), &one["measured"], &one["passed"]));
-    assert_eq!(
-        judged.collect::<Vec<_>>(),
-        [("max_loaded_latency_ms", &Value::Null, &false.into()), ("max_loss", &1.0.into(), &false.into())]
-    );
-    assert!(codes(&last).contains(&"probes_lost"), "{last:#}");
-    let report = appliance.run(&["history", "show", last["id"].as_str().unwrap()]);
+    let judged = result.thresholds.iter().map(|one| (one.name.as_str(), one.measured, one.passed));
+    let expected = [("max_loaded_latency_ms", None, false), ("max_loss", Some(Quantity::Fraction(1.0)), false)];
+    assert_eq!(judged.collect::<Vec<_>>(), expected);
+    assert!(result.warnings.iter().any(|warning| warning.code == "probes_lost"), "{result:#?}");
+    let report = appliance.run(&["history", "show", &result.id.to_string()]);
     assert!(!report.stdout.contains("responsive while busy"), "{report:?}");
     assert!(report.stdout.contains("no latency probe was answered"), "{report:?}");
 }
@@ -76,15 +76,13 @@ fn a_direction_in_which_next_to_nothing_arrives_has_no_result_and_is_named() {
     let args = ["-b", "20M", "-P", "1", "-t", "5", "--idle", "0.5"];
     let large = || drop_incoming(&hosts.near, "meta l4proto tcp meta length > 500");
     let (code, last) = changed_at(&appliance, &args, "upload", large);
-    assert_eq!((code, &last["event"]), (1, &"error".into()), "{last:#}");
-    assert_eq!(last["code"], "nothing_arrived", "{last:#}");
-    assert!(last["what"].as_str().unwrap().contains("upload"), "{last:#}");
-    assert!(!last["what"].as_str().unwrap().contains("download"), "{last:#}");
-    let result = &last["measured_so_far"];
-    assert!(result["download"]["goodput_bps"].as_u64() > Some(10_000_000), "{result:#}");
-    assert!(result["upload"].is_null() && result["bufferbloat"]["upload"].is_null(), "{result:#}");
-    assert_eq!(result["complete"], false);
-    let saved = appliance.run(&["history", "show", result["id"].as_str().unwrap()]);
+    let Event::Error(error) = last else { panic!("no error: {last:#?}") };
+    assert_eq!((code, error.error.code.as_str()), (1, "nothing_arrived"), "{error:#?}");
+    assert!(error.error.what.contains("upload") && !error.error.what.contains("download"), "{error:#?}");
+    let result = measured(&error);
+    assert!(result.download.as_ref().is_some_and(|download| download.goodput_bps > 10_000_000), "{result:#?}");
+    assert!(result.upload.is_none() && result.bufferbloat.upload.is_none() && !result.complete, "{result:#?}");
+    let saved = appliance.run(&["history", "show", &result.id.to_string()]);
     assert!(saved.stdout.starts_with("Nothing arrived in the upload"), "{saved:?}");
 }
 
@@ -109,13 +107,13 @@ fn a_path_that_swallows_large_packets_is_no_iperf3_result_either() {
     let args = ["--provider", "iperf3", "--peer", &hosts.near.v4, "-b", "20M", "-t", "3"];
     let outcome = appliance.speed_test(&args);
     assert_eq!(outcome.code, 1, "{outcome:?}");
-    let error = outcome.json();
-    assert_eq!(error["code"], "nothing_arrived", "{error:#}");
-    for direction in ["download", "upload"] {
-        assert!(error["what"].as_str().unwrap().contains(direction), "{error:#}");
-        assert!(error["measured_so_far"][direction].is_null(), "{error:#}");
+    let error = outcome.error();
+    assert_eq!(error.error.code, "nothing_arrived", "{error:#?}");
+    for word in ["download", "upload"] {
+        assert!(error.error.what.contains(word), "{error:#?}");
     }
-    assert!(error["try"].as_str().unwrap().contains("MTU"), "{error:#}");
+    assert_eq!(measured(&error).all_measured().count(), 0, "{error:#?}");
+    assert!(error.error.try_.contains("MTU"), "{error:#?}");
     let runs = appliance.run(&["history", "--json"]).json();
     assert_eq!(runs.as_array().unwrap().len(), 1, "{runs:#}");
     assert_eq!(runs[0]["complete"], false, "{runs:#}");
@@ -148,11 +146,11 @@ fn an_upload_of_which_the_reflector_says_nothing_is_no_result() {
     for claim in [json!({}), tally(100_000, 1_000_000)] {
         let outcome = told(claim.clone());
         assert_eq!(outcome.code, 1, "{claim}: {outcome:?}");
-        let error = outcome.json();
-        assert_eq!(error["code"], "nothing_arrived", "{error:#}");
-        assert!(error["what"].as_str().unwrap().contains("upload"), "{error:#}");
-        assert!(error["measured_so_far"]["upload"].is_null(), "{error:#}");
-        assert_eq!(error["measured_so_far"]["complete"], false, "saved as incomplete: {error:#}");
+        let error = outcome.error();
+        assert_eq!(error.error.code, "nothing_arrived", "{error:#?}");
+        assert!(error.error.what.contains("upload"), "{error:#?}");
+        assert!(measured(&error).upload.is_none(), "{error:#?}");
+        assert!(!measured(&error).complete, "saved as incomplete: {error:#?}");
     }
 }
 
@@ -163,7 +161,7 @@ fn what_cannot_be_true_is_refused() {
     {
         let outcome = told(tally(bytes, elapsed_us));
         assert_eq!(outcome.code, 1, "{bytes} bytes in {elapsed_us} µs: {outcome:?}");
-        assert_eq!(outcome.json()["code"], "bad_report", "{bytes} bytes in {elapsed_us} µs: {outcome:?}");
+        assert_eq!(outcome.error().error.code, "bad_report", "{bytes} bytes in {elapsed_us} µs: {outcome:?}");
     }
 }
 
@@ -189,5 +187,5 @@ fn a_sample_that_no_interface_reaches_is_refused_when_it_comes() {
     let (address, id) = (reflector.address.to_string(), reflector.id.to_string());
     assert_eq!(appliance.run(&["pair-reflector", "--peer", &address, "--endpoint-id", &id]).code, 0);
     let outcome = appliance.run(&[lab::bad_reflectors::SPEED_TEST, &["--json"]].concat());
-    assert_eq!((outcome.code, &outcome.json()["code"]), (1, &"bad_report".into()), "{outcome:?}");
+    assert_eq!((outcome.code, outcome.error().error.code.as_str()), (1, "bad_report"), "{outcome:?}");
 }

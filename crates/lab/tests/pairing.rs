@@ -93,7 +93,7 @@ fn the_code_of_another_reflector_is_refused_before_anything_is_said() {
     let pairing = right.open_code(&[]);
     let args = ["pair-reflector", "--peer", other.address(), "--code", &pairing.code];
     let document = Appliance::new().fails(&args, 4, "wrong_code");
-    assert!(document["because"].as_str().unwrap().contains(&other.id()), "{document:#}");
+    assert!(document.error.because.contains(&other.id()), "{document:?}");
     // It saw a handshake that was not finished, and no key.
     let refused = other.await_audited("refused", |line| line["reason"] == "handshake");
     assert!(refused.get("peer").is_none(), "{refused:#}");
@@ -189,6 +189,6 @@ fn a_new_identity_of_the_reflector_is_noticed() {
     assert_ne!(old, new);
     reflector.start().unwrap();
     let document = appliance.fails(&["speed-test", "--peer", reflector.address()], 4, "key_changed");
-    assert!(document["because"].as_str().unwrap().contains(&new), "{document:#}");
+    assert!(document.error.because.contains(&new), "{document:?}");
     reflector.await_audited("refused", |line| line["reason"] == "handshake");
 }

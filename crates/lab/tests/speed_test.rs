@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use lab::{Appliance, Reflector, loopback};
+use lab::{Appliance, Reflector, event, loopback};
+use paramedic_link::test_spec::{DataMode, Direction, Load};
+use paramedic_report::document::{DataPath, Event, ProbeTransport, ResultDocument, ResultSchema};
 use serde_json::Value;
 
 /// Short phases: what is tested here is the way, not the numbers.
@@ -14,27 +16,32 @@ fn offering_direct(ports: &str) -> Reflector {
     Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &settings)
 }
 
-fn assert_whole(result: &Value) {
-    assert_eq!(result["schema"], "packetparamedic.result/1", "{result:#}");
-    assert_eq!(result["complete"], true, "{result:#}");
-    for direction in ["download", "upload"] {
-        let measured = &result[direction];
-        assert!(measured["goodput_bps"].as_u64().unwrap() > 1_000_000, "{direction}: {result:#}");
-        assert!(measured["bytes_received"].as_u64().unwrap() > 0);
-        assert_eq!(measured["total_bytes_received"], measured["total_bytes_sent"], "{direction}: {result:#}");
-        assert!(measured["cpu"]["sender"]["system_s"].is_number());
-        assert!(measured["cpu"]["receiver"]["system_s"].is_number());
+fn assert_whole(result: &ResultDocument) {
+    assert!(result.schema == ResultSchema::V1 && result.complete, "{result:#?}");
+    for (load, direction) in [(Load::Download, Direction::Download), (Load::Upload, Direction::Upload)] {
+        let measured = result.measured(load, direction).unwrap_or_else(|| panic!("no {direction}: {result:#?}"));
+        assert!(measured.goodput_bps > 1_000_000 && measured.bytes_received > 0, "{measured:#?}");
+        assert!(measured.total_bytes_received.is_some(), "{measured:#?}");
+        assert_eq!(measured.total_bytes_received, measured.total_bytes_sent, "{measured:#?}");
+        assert!(measured.cpu.sender.is_some() && measured.cpu.receiver.is_some(), "{measured:#?}");
+        assert!(result.bufferbloat.of(load).is_some(), "{result:#?}");
     }
-    for load in ["idle", "download", "upload"] {
-        assert!(result["latency"][load]["rtt_us"]["p50"].as_u64().unwrap() > 0, "{load}: {result:#}");
+    for load in [Load::Idle, Load::Download, Load::Upload] {
+        assert!(median(result, load) > Some(0), "{load}: {result:#?}");
     }
-    for direction in ["download", "upload"] {
-        assert!(result["bufferbloat"][direction]["grade"].is_string());
+    let reflector = result.reflector.as_ref().unwrap();
+    for facts in [&reflector.facts_before, &reflector.facts_after] {
+        let facts = facts.as_ref().unwrap_or_else(|| panic!("{reflector:#?}"));
+        assert!(facts.memory_total_bytes.is_some() && !facts.version.is_empty(), "{facts:#?}");
     }
-    for facts in ["facts_before", "facts_after"] {
-        assert!(result["reflector"][facts]["memory_total_bytes"].is_number(), "{result:#}");
-        assert!(result["reflector"][facts]["version"].is_string());
-    }
+}
+
+fn median(result: &ResultDocument, load: Load) -> Option<u64> {
+    result.latency.of(load).and_then(|latency| latency.rtt_us).map(|rtt| rtt.p50)
+}
+
+fn probed_over(result: &ResultDocument) -> Option<ProbeTransport> {
+    result.latency.idle.as_ref().map(|latency| latency.transport)
 }
 
 #[test]
@@ -43,26 +50,26 @@ fn a_paired_appliance_measures_through_the_tunnel() {
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let outcome = appliance.speed_test(&[SHORT, &["--peer", reflector.address()]].concat());
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
-    let result = outcome.json();
+    let result = outcome.result();
     assert_whole(&result);
-    assert_eq!(result["data_mode"], "tunneled");
-    assert_eq!(result["data_path"], "tls");
-    assert_eq!(result["latency"]["idle"]["transport"], "udp");
-    assert_eq!(result["reflector"]["endpoint_id"], reflector.id());
-    assert_eq!(result["appliance"]["endpoint_id"], appliance.run(&["show-id"]).stdout.trim());
+    assert_eq!((result.data_mode, result.data_path), (Some(DataMode::Tunneled), Some(DataPath::Tls)));
+    assert_eq!(probed_over(&result), Some(ProbeTransport::Udp));
+    assert_eq!(result.reflector.as_ref().unwrap().endpoint_id.to_string(), reflector.id());
+    assert_eq!(result.appliance.endpoint_id.to_string(), appliance.id());
 
     let saved = appliance.run(&["history", "list", "--json"]).json();
     assert_eq!(saved.as_array().unwrap().len(), 1);
-    assert_eq!(saved[0]["id"], result["id"]);
-    let shown = appliance.run(&["history", "show", result["id"].as_str().unwrap(), "--json"]);
+    let id = result.id.to_string();
+    assert_eq!(saved[0]["id"], id);
+    let shown = appliance.run(&["history", "show", &id, "--json"]);
     assert_eq!(shown.stdout, outcome.stdout, "what was saved is what was printed");
     let exported = appliance.run(&["history", "export"]);
-    assert_eq!(serde_json::from_str::<Value>(exported.stdout.trim()).unwrap(), result);
+    assert_eq!(serde_json::from_str::<ResultDocument>(exported.stdout.trim()).unwrap(), result);
 
     let ended = reflector.audited("session_ended");
     assert_eq!(ended.len(), 1);
     assert_eq!(ended[0]["reason"], "finished");
-    assert!(ended[0]["bytes"].as_u64().unwrap() >= result["download"]["total_bytes_sent"].as_u64().unwrap());
+    assert!(ended[0]["bytes"].as_u64() >= result.download.unwrap().total_bytes_sent);
     reflector.must(&["audit", "verify"]);
 }
 
@@ -72,16 +79,13 @@ fn a_paired_appliance_measures_on_a_port_of_its_own() {
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let outcome = appliance.speed_test(&[SHORT, &["--bidir"]].concat());
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
-    let result = outcome.json();
+    let result = outcome.result();
     assert_whole(&result);
-    assert_eq!(result["data_mode"], "direct_ephemeral");
-    assert_eq!(result["latency"]["idle"]["transport"], "udp", "the session's own port answers probes");
-    for direction in ["download", "upload"] {
-        assert!(result["bidir"][direction]["goodput_bps"].as_u64().unwrap() > 0, "{result:#}");
-    }
-    assert!(result["latency"]["bidir"]["rtt_us"]["p50"].is_number());
+    assert_eq!(result.data_mode, Some(DataMode::DirectEphemeral));
+    assert_eq!(probed_over(&result), Some(ProbeTransport::Udp), "the session's own port answers probes");
+    assert!(result.has_load(Load::Bidir) && median(&result, Load::Bidir).is_some(), "{result:#?}");
     let tunneled = appliance.speed_test(&[SHORT, &["--data-mode", "tunneled"]].concat());
-    assert_eq!(tunneled.json()["data_mode"], "tunneled");
+    assert_eq!(tunneled.result().data_mode, Some(DataMode::Tunneled));
 }
 
 #[test]
@@ -119,11 +123,11 @@ fn a_threshold_that_is_missed_is_exit_code_3_and_one_that_is_met_is_not() {
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let missed = appliance.speed_test(&[SHORT, &["--download", "--min-download", "900T"]].concat());
     assert_eq!(missed.code, 3, "{missed:?}");
-    let judged = &missed.json()["thresholds"][0];
-    assert_eq!((&judged["name"], &judged["passed"]), (&"min_download_bps".into(), &false.into()));
+    let judged = &missed.result().thresholds[0];
+    assert_eq!((judged.name.as_str(), judged.passed), ("min_download_bps", false));
     let met = appliance.speed_test(&[SHORT, &["--download", "--min-download", "1k"]].concat());
     assert_eq!(met.code, 0, "{met:?}");
-    assert_eq!(met.json()["thresholds"][0]["passed"], true);
+    assert!(met.result().thresholds[0].passed);
     assert!(met.json().get("upload").is_none(), "what was not measured is absent");
 }
 
@@ -134,7 +138,7 @@ fn twenty_tests_in_a_row_pass_with_one_slot() {
     for turn in 0..20 {
         let outcome = appliance.speed_test(&["-t", "0.3", "--idle", "0.1", "--no-wait"]);
         assert_eq!(outcome.code, 0, "turn {turn}: {outcome:?}\n{}", reflector.log());
-        assert_eq!(outcome.json()["complete"], true);
+        assert!(outcome.result().complete);
     }
     assert_eq!(reflector.audited("session_granted").len(), 20);
     assert_eq!(reflector.audited("session_ended").len(), 20);
@@ -153,7 +157,7 @@ fn eight_appliances_at_once_all_finish_through_the_queue() {
     });
     for outcome in outcomes {
         assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
-        assert_eq!(outcome.json()["complete"], true);
+        assert!(outcome.result().complete);
     }
     let lines = reflector.audit();
     let mut running = 0i32;
@@ -176,9 +180,8 @@ fn full_with_no_wait_is_exit_code_5_with_a_time_to_come_back() {
     while !running.line(Duration::from_secs(30)).unwrap().contains("\"interval\"") {}
     let refused = second.speed_test(&[SHORT, &["--no-wait"]].concat());
     assert_eq!(refused.code, 5, "{refused:?}");
-    let document = refused.json();
-    assert_eq!(document["code"], "busy");
-    assert!(document["retry_after_ms"].as_u64().unwrap() > 0);
+    let error = refused.error().error;
+    assert!(error.code == "busy" && error.retry_after_ms > Some(0), "{error:?}");
 }
 
 #[test]
@@ -193,9 +196,8 @@ fn ctrl_c_ends_the_session_and_prints_what_was_measured() {
     let status = running.wait(Duration::from_secs(30)).unwrap();
     assert_eq!(status.code(), Some(130));
     let rest = running.rest(Duration::from_secs(30)).unwrap();
-    let last = serde_json::from_str::<Value>(rest.last().unwrap()).unwrap();
-    assert_eq!((&last["event"], &last["interrupted"]), (&"result".into(), &true.into()), "{last:#}");
-    assert!(last["download"]["goodput_bps"].as_u64().unwrap() > 0);
+    let Event::Result(last) = event(rest.last().unwrap()) else { panic!("no result: {rest:?}") };
+    assert!(last.interrupted && last.download.as_ref().is_some_and(|download| download.goodput_bps > 0), "{last:#?}");
     // The slot is free at once.
     reflector.await_audited("session_ended", |_| true);
     let next = appliance.speed_test(&[SHORT, &["--no-wait"]].concat());

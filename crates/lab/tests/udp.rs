@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use lab::{Appliance, Host, Reflector, TwoHosts, says_full};
-use serde_json::Value;
+use lab::{Appliance, Host, Reflector, TwoHosts, event, says_full};
+use paramedic_link::test_spec::Load;
+use paramedic_report::document::{Event, Omitted, ResultDocument};
 
 /// One stream, no probes: what is looked at here is the datagrams.
 const ALONE: &[&str] = &["-u", "-P", "1", "--idle", "0", "--probe-interval", "0"];
@@ -16,11 +17,11 @@ fn pair(hosts: &TwoHosts) -> (Reflector, Appliance) {
     (reflector, appliance)
 }
 
-fn measure(appliance: &Appliance, reflector: &Reflector, args: &[&str]) -> Value {
+fn measure(appliance: &Appliance, reflector: &Reflector, args: &[&str]) -> ResultDocument {
     let outcome = appliance.speed_test(&[ALONE, args].concat());
     assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", reflector.log());
-    let result = outcome.json();
-    assert_eq!((&result["engine"], &result["complete"]), (&"udp".into(), &true.into()), "{result:#}");
+    let result = outcome.result();
+    assert!(result.engine.as_str() == "udp" && result.complete, "{result:#?}");
     result
 }
 
@@ -41,13 +42,15 @@ fn what_is_sent_arrives_in_both_modes_over_both_families_in_all_sizes() {
             for (size, bytes) in sizes {
                 let args = [&["--peer", address, "--data-mode", mode, "-t", "1", "--bidir"], size].concat();
                 let result = measure(&appliance, &reflector, &args);
-                assert_eq!(result["data_mode"], name);
-                for measured in [&result["download"], &result["upload"], &result["bidir"]["upload"]] {
-                    let udp = &measured["udp"];
-                    assert_eq!((&udp["payload_bytes"], &udp["lost"]), (&bytes.into(), &0.into()), "{result:#}");
-                    assert_eq!((&udp["duplicates"], &udp["out_of_order"]), (&0.into(), &0.into()), "{result:#}");
-                    let (datagrams, total) = (&udp["datagrams"], &measured["total_bytes_received"]);
-                    assert_eq!(datagrams.as_u64().unwrap() * bytes, total.as_u64().unwrap(), "{result:#}");
+                assert_eq!(result.data_mode.unwrap().to_string(), name);
+                let wanted =
+                    [Load::Download, Load::Upload, Load::Bidir].map(|load| (load, load.directions().last().unwrap()));
+                for (load, direction) in wanted {
+                    let measured = result.measured(load, *direction).unwrap();
+                    let udp = measured.udp.unwrap();
+                    assert_eq!((udp.payload_bytes.map(u64::from), udp.lost), (Some(bytes), 0), "{result:#?}");
+                    assert_eq!((udp.duplicates, udp.out_of_order), (Some(0), Some(0)), "{result:#?}");
+                    assert_eq!(Some(udp.datagrams * bytes), measured.total_bytes_received, "{result:#?}");
                 }
             }
         }
@@ -62,8 +65,8 @@ fn what_the_path_does_not_take_whole_is_not_sent_but_on_demand() {
         let args = [&["speed-test", "-t", "1", "-l", "1473", direction], ALONE].concat();
         let code = if direction == "--upload" { "no_data_connection" } else { "phase_not_started" };
         let said = appliance.fails(&args, 1, code);
-        let because = said["because"].as_str().unwrap();
-        assert!(because.contains("MTU of 1500") && because.contains("--fragments"), "{said:#}");
+        let because = &said.error.because;
+        assert!(because.contains("MTU of 1500") && because.contains("--fragments"), "{said:?}");
     }
     for (args, why) in [
         (["-u", "--engine", "tcp"], "--engine names tcp"),
@@ -74,7 +77,7 @@ fn what_the_path_does_not_take_whole_is_not_sent_but_on_demand() {
         (["-4", "--loss-bound", "2%"], "datagrams"),
     ] {
         let said = appliance.fails(&[&["speed-test"], args.as_slice()].concat(), 2, "bad_request");
-        assert!(said["because"].as_str().unwrap().contains(why), "{said:#}");
+        assert!(said.error.because.contains(why), "{said:?}");
     }
 }
 
@@ -97,10 +100,11 @@ fn search(mbit: u64, burst: &str, queue: &str) {
         let mut found = Vec::new();
         let is_right = (0..TRIES).any(|_| {
             let result = measure(&appliance, &reflector, &["-b", "0", "-t", "6", flag]);
-            let measured = &result[direction];
-            let share = measured["goodput_bps"].as_u64().unwrap() as f64 / carries;
-            let loss = measured["udp"]["loss"].as_f64().unwrap();
-            let is_settled = measured["udp"]["search"].is_object() && measured["omitted"] == "found";
+            let measured = if flag == "--download" { &result.download } else { &result.upload };
+            let measured = measured.as_ref().unwrap();
+            let udp = measured.udp.unwrap();
+            let (share, loss) = (measured.goodput_bps as f64 / carries, udp.loss);
+            let is_settled = udp.search.is_some() && measured.omitted == Omitted::Found;
             found.push((share, loss, is_settled, says_full(&result)));
             (0.95..1.05).contains(&share) && loss < 0.01 && is_settled
         });
@@ -150,9 +154,10 @@ fn cut(direction: &str, of: impl Fn(&TwoHosts) -> (&Host, &Host)) {
     assert!((0..25).any(|_| flows(200) > 200_000), "{direction}: it goes on\n{}", reflector.log());
     let lines = running.rest(Duration::from_secs(60)).unwrap();
     assert!(running.wait(Duration::from_secs(30)).unwrap().success(), "{lines:?}");
-    let result = serde_json::from_str::<Value>(lines.last().unwrap()).unwrap();
-    let text = result.to_string();
-    assert!(text.contains("sending_paused") && text.contains("paused_ms"), "{result:#}");
+    let Event::Result(result) = event(lines.last().unwrap()) else { panic!("no result: {lines:?}") };
+    assert!(result.warnings.iter().any(|warning| warning.code == "sending_paused"), "{result:#?}");
+    let paused = result.all_measured().any(|(_, _, measured)| measured.udp.is_some_and(|udp| udp.paused_ms > Some(0)));
+    assert!(paused, "{result:#?}");
 }
 
 #[test]

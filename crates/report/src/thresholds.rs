@@ -40,10 +40,7 @@ impl Thresholds {
         };
         let goodput = |direction: Option<&crate::document::ThroughputResult>| direction.map(|d| d.goodput_bps);
         let loaded = result.latency.iter().filter(|(load, _)| *load != Load::Idle);
-        let bidir = result.bidir.as_ref();
-        let both = [bidir.and_then(|bidir| bidir.download.as_ref()), bidir.and_then(|bidir| bidir.upload.as_ref())];
-        let directions = [result.download.as_ref(), result.upload.as_ref()].into_iter().chain(both);
-        let datagrams = directions.map(|direction| Some(direction?.udp?.loss));
+        let datagrams = result.all_measured().map(|(_, _, measured)| Some(measured.udp?.loss));
         let probes = result.latency.iter().map(|(_, latency)| latency.worst_loss());
         // Under one load there is none to speak of: then the largest is not known.
         let loaded = loaded.map(|(_, latency)| median_ms(latency)).collect::<Option<Vec<_>>>();

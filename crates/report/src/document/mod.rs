@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use paramedic_link::measurement::{CpuUse, HostFacts};
-use paramedic_link::test_spec::{DataMode, EngineId, Load};
+use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load};
 use paramedic_link::{EndpointId, PeerText};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -122,14 +122,28 @@ impl ResultDocument {
         }
     }
 
+    /// What was measured of `direction` under `load`.
+    pub fn measured(&self, load: Load, direction: Direction) -> Option<&ThroughputResult> {
+        match (load, direction) {
+            (Load::Download, Direction::Download) => self.download.as_ref(),
+            (Load::Upload, Direction::Upload) => self.upload.as_ref(),
+            (Load::Bidir, Direction::Download) => self.bidir.as_ref()?.download.as_ref(),
+            (Load::Bidir, Direction::Upload) => self.bidir.as_ref()?.upload.as_ref(),
+            (Load::Download | Load::Upload | Load::Idle | Load::Unknown, _) => None,
+        }
+    }
+
+    /// Every direction that was measured, in the order of the phases.
+    pub fn all_measured(&self) -> impl Iterator<Item = (Load, Direction, &ThroughputResult)> {
+        let all = [Load::Download, Load::Upload, Load::Bidir].into_iter();
+        let all = all.flat_map(|load| load.directions().iter().map(move |direction| (load, *direction)));
+        all.filter_map(move |(load, direction)| Some((load, direction, self.measured(load, direction)?)))
+    }
+
     /// Whether payload moved in every direction of this load.
     pub fn has_load(&self, load: Load) -> bool {
-        match load {
-            Load::Download => self.download.is_some(),
-            Load::Upload => self.upload.is_some(),
-            Load::Bidir => self.bidir.as_ref().is_some_and(|both| both.download.is_some() && both.upload.is_some()),
-            Load::Idle | Load::Unknown => false,
-        }
+        let directions = load.directions();
+        !directions.is_empty() && directions.iter().all(|direction| self.measured(load, *direction).is_some())
     }
 }
 

@@ -5,7 +5,7 @@ mod self_test;
 
 use paramedic_link::EndpointId;
 use paramedic_link::measurement::CpuUse;
-use paramedic_link::test_spec::Load;
+use paramedic_link::test_spec::{Direction, Load};
 
 use crate::document::{
     Bufferbloat, ErrorBody, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult,
@@ -204,15 +204,15 @@ fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) 
 
 /// Each measured direction under its label.
 fn directions(document: &ResultDocument) -> impl Iterator<Item = (&'static str, &ThroughputResult)> {
-    let bidir = document.bidir.as_ref();
-    [
-        ("Download", document.download.as_ref()),
-        ("Upload", document.upload.as_ref()),
-        ("Both, down", bidir.and_then(|both| both.download.as_ref())),
-        ("Both, up", bidir.and_then(|both| both.upload.as_ref())),
-    ]
-    .into_iter()
-    .filter_map(|(label, result)| result.map(|result| (label, result)))
+    document.all_measured().map(|(load, direction, result)| {
+        let label = match (load, direction) {
+            (Load::Bidir, Direction::Download) => "Both, down",
+            (Load::Bidir, Direction::Upload) => "Both, up",
+            (_, Direction::Download) => "Download",
+            (_, Direction::Upload) => "Upload",
+        };
+        (label, result)
+    })
 }
 
 /// What stands behind a rate.

@@ -101,7 +101,7 @@ fn goodput(appliance: &Appliance, seconds: &str) -> anyhow::Result<f64> {
     let test = ["-t", seconds, "--idle", "0", "--download", "--probe-interval", "0", "--data-mode", "direct"];
     let outcome = appliance.speed_test(&test);
     anyhow::ensure!(outcome.code == 0, "a test failed: {outcome:?}");
-    outcome.json()["download"]["goodput_bps"].as_f64().context("no goodput")
+    outcome.result().download.map(|download| download.goodput_bps as f64).context("no goodput")
 }
 
 fn median(values: &mut [f64]) -> f64 {
