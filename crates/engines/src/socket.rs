@@ -159,6 +159,11 @@ pub(crate) fn stream_info(socket: &TcpStream, bytes: u64) -> (StreamInfo, Option
     (stream, info.snd_mss)
 }
 
+/// Whether the other end has yet to acknowledge something that was sent.
+pub(crate) fn is_unacknowledged(socket: &TcpStream) -> bool {
+    sys::tcp_info(socket).is_ok_and(|info| info.unacked.is_some_and(|segments| segments > 0))
+}
+
 /// How long ago the other end's kernel was last heard on `socket`, by its acknowledgements.
 pub(crate) fn since_last_ack(socket: &TcpStream) -> Option<Duration> {
     let info = sys::tcp_info(socket).ok()?;

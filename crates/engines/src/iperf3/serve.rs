@@ -271,6 +271,9 @@ impl Moving for LaneRun<'_> {
         self.counts.map(|counted| Some(Look { total: counted.bytes, is_whole: true, is_heard: false }))
     }
 
+    /// iperf3 sends as its TCP lets it.
+    fn pause(&mut self, _is_silent: bool) {}
+
     fn end_overdue(&mut self, late: Duration) {
         // Results may take their time; payload was to end.
         self.is_late |= late >= GRACE || self.counts.iter().any(|counted| counted.is_fresh);

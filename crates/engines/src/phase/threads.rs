@@ -44,6 +44,11 @@ pub(crate) trait Stream: Send {
     /// Called once an interval where this end sends, with the stream's bytes so far: whether the other end was heard.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
+    /// Called once an interval where this end sends: `is_silent` says that nothing has been heard of the other end for
+    /// too long. A stream that waits for its acknowledgements hands over nothing more, until this is called with
+    /// `false`; the tether is woken then.
+    fn pause(watched: &Self::Watched, is_silent: bool);
+
     /// Ends the stream at once: its thread returns.
     fn abort(watched: &Self::Watched);
 
@@ -146,7 +151,7 @@ pub(crate) fn run<S: Stream>(
         std::thread::scope(|scope| {
             let streams = runs.iter().zip(streams.chunks_mut(each));
             let handles = streams.map(|(run, streams)| spawn(scope, &context, run, streams)).collect::<Vec<_>>();
-            watch(&context, &mut Threads::<S>(&runs), report);
+            watch(&context, &mut Threads::<S> { runs: &runs, tether, is_silent: false }, report);
             let join = |handle: Option<ScopedJoinHandle<'_, _>>| handle.and_then(|handle| handle.join().ok());
             handles.into_iter().map(|run| run.into_iter().map(join).collect()).collect::<Vec<Vec<_>>>()
         })
@@ -219,11 +224,15 @@ fn live<S: Stream>(
 }
 
 /// The threads of a phase, as the watcher sees them.
-struct Threads<'a, S: Stream>(&'a [DirectionRun<S::Watched>]);
+struct Threads<'a, S: Stream> {
+    runs: &'a [DirectionRun<S::Watched>],
+    tether: &'a Tether,
+    is_silent: bool,
+}
 
 impl<S: Stream> Threads<'_, S> {
     fn abort_where(&self, is_meant: impl Fn(&DirectionRun<S::Watched>) -> bool) {
-        for run in self.0.iter().filter(|run| is_meant(run)) {
+        for run in self.runs.iter().filter(|run| is_meant(run)) {
             run.is_aborted.store(true, Ordering::Relaxed);
             run.watched.iter().for_each(S::abort);
         }
@@ -232,12 +241,12 @@ impl<S: Stream> Threads<'_, S> {
 
 impl<S: Stream> Moving for Threads<'_, S> {
     fn is_done(&self) -> bool {
-        self.0.iter().all(DirectionRun::has_ended)
+        self.runs.iter().all(DirectionRun::has_ended)
     }
 
     fn look(&mut self) -> [Option<Look>; 2] {
         let mut looks = [None; 2];
-        for run in self.0 {
+        for run in self.runs {
             let total = run.total();
             let mut is_heard = false;
             if run.is_sent {
@@ -249,6 +258,18 @@ impl<S: Stream> Moving for Threads<'_, S> {
             looks[run.direction as usize] = Some(Look { total, is_whole, is_heard });
         }
         looks
+    }
+
+    fn pause(&mut self, is_silent: bool) {
+        if is_silent && !self.is_silent {
+            tracing::debug!("the other end is silent: sending pauses");
+        }
+        let sent = self.runs.iter().filter(|run| run.is_sent);
+        sent.flat_map(|run| &run.watched).for_each(|watched| S::pause(watched, is_silent));
+        if self.is_silent && !is_silent {
+            self.tether.wake();
+        }
+        self.is_silent = is_silent;
     }
 
     fn end_overdue(&mut self, late: Duration) {
@@ -354,6 +375,8 @@ mod tests {
         fn attend(_watched: &Self::Watched, _total: u64) -> bool {
             false
         }
+
+        fn pause(_watched: &Self::Watched, _is_silent: bool) {}
 
         fn abort(watched: &Self::Watched) {
             if let Some(rope) = watched {

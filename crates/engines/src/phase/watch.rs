@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use paramedic_link::message::PAUSE_AFTER_SILENCE;
+
 use super::sampler::Sampler;
 use super::{DRAIN_TIMEOUT, PhaseContext};
 use crate::engine::{Progress, Report};
@@ -14,6 +16,10 @@ pub(crate) trait Moving {
 
     /// Looks at what has moved so far: download, upload; `None` for a direction that the phase does not have.
     fn look(&mut self) -> [Option<Look>; 2];
+
+    /// Called at each look: whether nothing was heard of the other end for [`PAUSE_AFTER_SILENCE`]. What is sent has to
+    /// pause then, until this is called with `false`.
+    fn pause(&mut self, is_silent: bool);
 
     /// Called at each look once the phase's time has been over for `late`, which is [`DRAIN_TIMEOUT`] or more: ends
     /// what may not take longer.
@@ -59,10 +65,36 @@ pub(crate) fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report
                 report(if is_sent { Progress::Sent } else { Progress::Received }(*direction, sample));
             }
         }
+        moving.pause(is_silent(context.tether.last_heard(), context.begin, now));
         let late = now.saturating_duration_since(context.until);
         if late >= DRAIN_TIMEOUT {
             moving.end_overdue(late);
         }
     }
     moving.abort();
+    // For a sender that pauses.
+    context.tether.wake();
+}
+
+/// Whether the other end, last heard at `heard` on any connection of the session, has been silent for too long at `now`
+/// to be sent more. Its silence counts from the begin of the phase.
+fn is_silent(heard: Instant, begin: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(heard.max(begin)) > PAUSE_AFTER_SILENCE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_counts_from_the_begin_or_from_what_was_heard_last() {
+        let begin = Instant::now();
+        let at = |ms: u64| begin + Duration::from_millis(ms);
+        let before = begin.checked_sub(Duration::from_secs(5)).unwrap_or(begin);
+        assert!(!is_silent(before, begin, at(1000)));
+        assert!(is_silent(before, begin, at(1001)));
+        assert!(!is_silent(at(700), begin, at(1700)));
+        assert!(is_silent(at(700), begin, at(1701)));
+        assert!(!is_silent(at(700), begin, at(600)), "heard after it was looked at the clock");
+    }
 }

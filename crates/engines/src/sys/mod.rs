@@ -20,6 +20,8 @@ pub(crate) struct TcpInfo {
     pub(crate) state: Option<u8>,
     /// The largest segment it sends, in bytes.
     pub(crate) snd_mss: Option<u32>,
+    /// Segments in flight, which the other end has not acknowledged.
+    pub(crate) unacked: Option<u32>,
     /// Milliseconds since the last acknowledgement arrived.
     pub(crate) last_ack_recv_ms: Option<u32>,
     /// Smoothed round-trip time, in microseconds.
@@ -136,6 +138,7 @@ impl TcpInfo {
         Self {
             state: raw.first().copied(),
             snd_mss: u32_at(16),
+            unacked: u32_at(24),
             last_ack_recv_ms: u32_at(56),
             rtt_us: u32_at(68).filter(|rtt| *rtt != 0),
             total_retrans: u32_at(100),
@@ -183,7 +186,7 @@ mod tests {
         assert!(info.snd_mss.unwrap() >= 536);
         assert!(info.rtt_us.is_some() && info.min_rtt_us.is_some(), "{info:?}");
         assert!(info.total_retrans.is_some());
-        assert!(info.last_ack_recv_ms.is_some());
+        assert!(info.last_ack_recv_ms.is_some() && info.unacked.is_some());
     }
 
     #[test]

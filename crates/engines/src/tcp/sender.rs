@@ -29,7 +29,10 @@ const LEAST_STEP: u64 = 1400;
 /// How far one stream may run ahead of the network: about what it sends in an interval. On a slow link more would only
 /// wait in this host's memory, be counted as sent, and still be on its way when the phase is over.
 pub(super) struct Lead {
+    /// 0 while the stream pauses.
     bytes: AtomicU32,
+    /// What `bytes` is otherwise.
+    limit: AtomicU32,
     /// What the stream had sent at the last look.
     sent: AtomicU64,
 }
@@ -44,16 +47,17 @@ impl Lead {
 
     pub(super) fn new(socket: &TcpStream) -> Self {
         socket::limit_unsent(socket, Self::FIRST);
-        Self { bytes: AtomicU32::new(Self::FIRST), sent: AtomicU64::new(0) }
+        let first = || AtomicU32::new(Self::FIRST);
+        Self { bytes: first(), limit: first(), sent: AtomicU64::new(0) }
     }
 
     /// Fits the lead to what was sent since the last call, one interval ago; `total` is the stream's count so far.
     pub(super) fn adapt(&self, socket: &TcpStream, total: u64) {
         let sent = total - self.sent.swap(total, Ordering::Relaxed);
-        let before = self.bytes.load(Ordering::Relaxed);
+        let before = self.limit.load(Ordering::Relaxed);
         let bytes = Self::next(before, sent);
         if bytes != before {
-            self.bytes.store(bytes, Ordering::Relaxed);
+            self.limit.store(bytes, Ordering::Relaxed);
             socket::limit_unsent(socket, if bytes == Self::FREE { u32::MAX } else { bytes });
         }
     }
@@ -61,6 +65,12 @@ impl Lead {
     /// Grows at once, shrinks by halves: a fast stream that lost a packet is not held back when it goes on.
     fn next(before: u32, sent: u64) -> u32 {
         u32::try_from(sent).unwrap_or(u32::MAX).max(before / 2).clamp(Self::LEAST, Self::FREE)
+    }
+
+    /// Lets the stream pause, or send as far ahead as it may. Called after each [`Lead::adapt`].
+    pub(super) fn pause(&self, pauses: bool) {
+        let bytes = if pauses { 0 } else { self.limit.load(Ordering::Relaxed) };
+        self.bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn bytes(&self) -> usize {
@@ -140,6 +150,10 @@ pub(super) fn send(stream: &mut DataStream, run: &Run<'_>, path: &mut Option<&'s
             stream.socket().set_write_timeout(Some(limit))?;
         }
         let most = block.unwrap_or(PIPE).min(lead.map_or(PIPE, Lead::bytes));
+        if most == 0 {
+            await_word(run)?;
+            continue;
+        }
         match way.send(stream, total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {
@@ -174,6 +188,13 @@ pub(super) fn send(stream: &mut DataStream, run: &Run<'_>, path: &mut Option<&'s
             Err(e) => return Err(e),
         }
     }
+}
+
+/// Waits while the stream pauses, until its time is over. An error: its phase is over.
+fn await_word(run: &Run<'_>) -> io::Result<()> {
+    let pauses = || run.watched.lead.as_ref().is_some_and(|lead| lead.bytes() == 0);
+    run.context.tether.wait_until(run.context.until, || !pauses() || run.is_over());
+    if run.is_over() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
 }
 
 /// Whether this is how a kernel says that it has no such way.

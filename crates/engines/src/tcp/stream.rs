@@ -77,6 +77,13 @@ impl phase::Stream for Standing {
         socket::since_last_ack(socket).is_some_and(|ago| ago <= SAMPLE_INTERVAL)
     }
 
+    /// Where everything was acknowledged the other end owes no word: its silence says nothing.
+    fn pause(Watched { socket, lead }: &Watched, is_silent: bool) {
+        if let Some(lead) = lead {
+            lead.pause(is_silent && socket::is_unacknowledged(socket));
+        }
+    }
+
     fn abort(watched: &Watched) {
         socket::abort(&watched.socket);
     }

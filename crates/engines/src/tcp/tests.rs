@@ -2,8 +2,8 @@
 //! themselves or by an event.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::Alpn;
+use socket2::{SockFilter, SockRef};
 use zeroize::Zeroizing;
 
 use super::drive::TcpDrive;
@@ -330,6 +331,76 @@ fn a_budget_that_ran_out_is_waited_for() {
         assert!(is_extended.into_inner(), "{load}: more flowed than there was");
         assert_eq!(served.bytes(), session.reflector.spent(), "{load}: all that was counted is charged");
     }
+}
+
+/// A classic BPF program that drops whatever comes: `ret 0` (linux/bpf_common.h).
+fn deafen(socket: &TcpStream) {
+    SockRef::from(socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+}
+
+#[test]
+fn a_sender_whose_other_end_falls_silent_pauses_until_it_hears_again() {
+    const BYTES_PER_S: u64 = 250_000;
+    let asked = spec(DataMode::DirectEphemeral, 1, &[Load::Download], HOUR_MS);
+    let session = Session::open(&TestSpec { bitrate_bps: Some(8 * BYTES_PER_S), ..asked });
+    let (sample, samples) = channel();
+    std::thread::scope(|scope| {
+        let served = scope.spawn(|| {
+            session.serve.run(0, &|progress| {
+                if let Progress::Sent(_, taken) = progress {
+                    sample.send(taken.bytes).unwrap();
+                }
+            })
+        });
+        let stream = session.drive.dial(0, 0).unwrap();
+        let mut socket = stream.socket().try_clone().unwrap();
+        let reading =
+            scope.spawn(move || (0..).take_while(|_| matches!(socket.read(&mut [0; 1 << 16]), Ok(1..))).count());
+        let next = || samples.recv_timeout(Duration::from_secs(60)).unwrap();
+        while next() == 0 {}
+        // This end's kernel gets nothing more, and so acknowledges nothing: all of it is silent.
+        deafen(stream.socket());
+        let mut sent = 0;
+        let mut quiet = 0;
+        while quiet < 10 {
+            let bytes = next();
+            sent += bytes;
+            quiet = if bytes == 0 { quiet + 1 } else { 0 };
+        }
+        // TCP itself would take ten segments of 64 KiB before it waits for the first acknowledgement.
+        assert!(sent > 0 && sent < 2 * BYTES_PER_S, "{sent} bytes for an end that is silent");
+        SockRef::from(stream.socket()).detach_filter().unwrap();
+        while next() == 0 {}
+        session.reflector.cut();
+        assert_eq!(served.join().unwrap().cut_short.unwrap().as_str(), crate::phase::SESSION_OVER);
+        drop(stream);
+        assert!(reading.join().unwrap() > 0);
+    });
+}
+
+#[test]
+fn a_sender_that_pauses_ends_with_its_session() {
+    let asked = spec(DataMode::DirectEphemeral, 1, &[Load::Download], HOUR_MS);
+    let session = Session::open(&TestSpec { bitrate_bps: Some(2_000_000), ..asked });
+    let quiet = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let stream = scope.spawn(|| {
+            let stream = session.drive.dial(0, 0).unwrap();
+            deafen(stream.socket());
+            stream
+        });
+        let served = session.serve.run(0, &|progress| {
+            // After a second and more of silence.
+            let Progress::Sent(_, taken) = progress else { return };
+            if taken.bytes > 0 {
+                quiet.store(0, Ordering::SeqCst);
+            } else if quiet.fetch_add(1, Ordering::SeqCst) == 20 {
+                session.reflector.cut();
+            }
+        });
+        assert_eq!(served.cut_short.unwrap().as_str(), crate::phase::SESSION_OVER);
+        drop(stream.join().unwrap());
+    });
 }
 
 #[test]

@@ -85,6 +85,9 @@ impl phase::Stream for Standing {
         false
     }
 
+    /// The sender's thread pauses sooner, by its own receiver's silence.
+    fn pause(_socket: &UdpSocket, _is_silent: bool) {}
+
     fn abort(socket: &UdpSocket) {
         // An error means that it had ended already.
         let _ = SockRef::from(socket).shutdown(Shutdown::Both);

@@ -330,6 +330,7 @@ impl Session {
     /// Answers what needs an answer, and passes on what belongs to a phase.
     async fn hear(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, Failure> {
         self.heard = Instant::now();
+        self.tether.heard();
         match message {
             ToAppliance::Ping => {
                 self.client.send(&ToReflector::Pong).await?;
