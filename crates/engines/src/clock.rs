@@ -14,7 +14,7 @@ use rustix::time::{
 
 const NANOS: u64 = 1_000_000_000;
 
-/// `CLOCK_MONOTONIC`, counted from when this was made: how long a host has been up is nobody's business.
+/// `CLOCK_MONOTONIC`, counted from when this was made: it does not reveal how long the host has been up.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     zero_ns: u64,

@@ -60,7 +60,7 @@ impl Iperf3Serve {
                 }
             }
         };
-        // The port is claimed first: it may be a stranger's.
+        // The port is claimed first: another process may hold it.
         let door = Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&tether), Box::new(sink))?;
         let pair = LoginPair::of_process().map_err(io::Error::other)?;
         let wanted = if spec.login_paddings.is_empty() { &[LoginPadding::Pkcs1] } else { &spec.login_paddings[..] };

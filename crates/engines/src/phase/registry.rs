@@ -1,4 +1,4 @@
-//! The connected streams of a session that wait for their phase, each in a place of its own. Connects and moves nothing.
+//! The connected streams of a session that wait for their phase, each in its place. Connects and moves nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -56,12 +56,12 @@ impl<T> StreamRegistry<T> {
         self.check_open(&self.state(), phase, index)
     }
 
-    /// Gives `stream` its place, unless another one has it, and wakes who waits for the phase.
+    /// Gives `stream` its place, unless another one has it, and wakes the thread that waits for the phase.
     pub(crate) fn admit(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
         self.put(phase, index, stream, false)
     }
 
-    /// Gives `stream` its place, also if another one has it, and wakes who waits for the phase.
+    /// Gives `stream` its place, also if another one has it, and wakes the thread that waits for the phase.
     pub(crate) fn replace(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
         self.put(phase, index, stream, true)
     }
@@ -107,7 +107,8 @@ impl<T> StreamRegistry<T> {
         if is_complete { Ok(streams) } else { Err(streams.len()) }
     }
 
-    /// The same, once all streams of `phase` are ready; the error comes when [`CONNECT_TIMEOUT`] or the session is over.
+    /// The same, once all streams of `phase` are ready. The error comes after [`CONNECT_TIMEOUT`], or with the end of
+    /// the session.
     pub(crate) fn await_all(&self, phase: u8) -> Result<Vec<T>, usize> {
         self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.is_complete(phase));
         self.take(phase)

@@ -1,5 +1,5 @@
-//! Runs one phase whose streams are threads of this program: a thread for each stream, and the caller's own that watches
-//! them. The same at both ends of a session and for every engine; how a stream moves its bytes is the engine's.
+//! Runs one phase whose streams are threads of this program: a thread for each stream; the caller's own watches them.
+//! The same at both ends of a session and for every engine; how a stream moves its bytes is the engine's.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -51,7 +51,7 @@ impl UdpDrive {
         let socket = self.dialer.origin.datagrams(target)?;
         let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
         if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Upload) {
-            // Now, before anybody waits for the phase.
+            // Checked now: once the phase runs, an error would only cut it short.
             socket::payload(&standing.socket, &self.spec)?;
         }
         Ok(Candidate { standing, says: Some(Word::Hello) })

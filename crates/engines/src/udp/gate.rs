@@ -1,4 +1,4 @@
-//! Who may have a stream: an address that gets what is sent to it, and answers with the session's key. Decides on each
+//! Which address may have a stream: one that gets what is sent to it, and answers with the session's key. Decides on each
 //! signal that comes to the reflector's port; opens and moves nothing.
 
 use std::collections::HashMap;
@@ -110,7 +110,7 @@ impl DatagramHandler for Gate {
     fn take(&self, arrived: &Datagram<'_>) -> Result<[u8; SIGNAL], Refusal> {
         let signal = Signal::open(arrived.bytes, Direction::Upload, &self.keys).ok_or(Refusal::Forged)?;
         let word = self.judge(&signal, arrived)?;
-        // After the numbers: a stranger who replays what he overheard must not keep a dead session alive.
+        // After the numbers: a replayed signal must not keep a dead session alive.
         self.tether.heard();
         Ok(Signal { word, ..signal }.seal(Direction::Download, &self.keys))
     }

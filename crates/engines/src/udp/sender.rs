@@ -64,7 +64,7 @@ struct Ears<'a> {
     run: &'a Run<'a>,
     place: Place,
     flow: Direction,
-    /// The highest number of its words: older ones are no news, and may be replayed by anybody.
+    /// The highest number of its words: older ones may be replayed by another host.
     newest: Option<u64>,
     heard: Instant,
 }

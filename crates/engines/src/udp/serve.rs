@@ -35,7 +35,7 @@ impl UdpServe {
         let socket = proven.port.connect(proven.to, proven.peer)?;
         let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
         if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Download) {
-            // Now, while there is somebody to tell.
+            // Checked now, so that the tally says why nothing was sent.
             socket::payload(&standing.socket, &self.spec)?;
         }
         Ok(standing)

@@ -21,7 +21,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 pub(crate) struct Arrival {
     /// Its bytes in the buffer; [`Mailbox::LONGER`] stands for all that is longer than a packet.
     pub(crate) len: usize,
-    /// Who sent it.
+    /// The sender.
     pub(crate) from: SocketAddr,
     /// The address of this host that it came to.
     pub(crate) to: Option<IpAddr>,

@@ -1,5 +1,5 @@
-//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims, and hands it
-//! to the handler of its kind. Nothing else is answered, ever. Shell: a socket and the thread that reads it. What the
+//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims, and hands
+//! it to the handler of its kind. Nothing else is answered, ever. Shell: a socket and the thread that reads it. What the
 //! datagrams mean is decided by their handlers.
 
 pub(crate) mod datagram;
@@ -49,7 +49,7 @@ pub trait DatagramHandler: Send + Sync {
 pub struct Datagram<'a> {
     /// What it holds.
     pub bytes: &'a [u8; DATAGRAM_LEN],
-    /// Who sent it.
+    /// The sender.
     pub from: SocketAddr,
     /// The address of this host that it came to.
     pub to: Option<IpAddr>,
