@@ -522,6 +522,25 @@ async fn a_crash_just_after_beginning_anew_is_no_riddle_either() {
 }
 
 #[tokio::test]
+async fn a_line_that_begins_the_log_anew_counts_only_with_its_own_hash() {
+    let home = Home::new();
+    home.recorded(LARGE, 1..=3).await;
+    // A first line that claims to follow the acknowledged one. The acknowledged lines behind it are no tail of a crash.
+    let mut forged = Vec::new();
+    chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &Event::LogBegunAnew { after: 3 }, &mut forged)
+        .unwrap();
+    let digit = forged.len() - "\"}\n".len() - 1;
+    forged[digit] = if forged[digit] == b'0' { b'1' } else { b'0' };
+    let changed = [forged, fs::read(home.segment(1)).unwrap()].concat();
+    fs::write(home.segment(1), &changed).unwrap();
+    let bad = home.verify().await.unwrap_err();
+    assert_eq!((bad.segment.as_str(), bad.line), ("000001.jsonl", 1), "{bad}");
+    let why = home.try_open(LARGE).await.unwrap_err();
+    assert!(matches!(why, AuditError::Broken { .. }), "{why}");
+    assert_eq!(fs::read(home.segment(1)).unwrap(), changed, "left as it is");
+}
+
+#[tokio::test]
 async fn a_new_database_beside_an_old_log_is_refused() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
