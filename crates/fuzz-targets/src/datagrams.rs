@@ -5,7 +5,7 @@ use paramedic_engines::{udp, udp_port};
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
 
-use crate::framing::{documented_keys, other_keys, padded, with_flipped_bit};
+use crate::framing::{DOCUMENTED, OTHERS, padded, with_flipped_bit};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Download, Direction::Upload];
 /// Where the tag of a packet stands.
@@ -23,58 +23,58 @@ fn sealed(input: &[u8], direction: Direction, keys: &SessionKeys) -> [u8; PACKET
 /// A latency probe or its reply. What comes is opened as it is, and with the right session and tag; the bytes behind a
 /// packet choose the bit that is flipped.
 pub fn echo_datagram(input: &[u8]) {
-    let (keys, others) = (documented_keys(), other_keys());
+    let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let behind = &input[input.len().min(PACKET_LEN)..];
     let opened = |bytes: &[u8], keys: &SessionKeys| {
         let opened = [echo::fuzzing::reseal_probe(bytes, keys), echo::fuzzing::reseal_reply(bytes, keys)];
         assert!(!opened.iter().all(Option::is_some), "a probe is no reply");
         opened
     };
-    assert_eq!(opened(input, &others), [None; 2]);
-    for candidate in [input, &sealed(input, Direction::Upload, &keys), &sealed(input, Direction::Download, &keys)] {
-        let [probe, reply] = opened(candidate, &keys);
+    assert_eq!(opened(input, others), [None; 2]);
+    for candidate in [input, &sealed(input, Direction::Upload, keys), &sealed(input, Direction::Download, keys)] {
+        let [probe, reply] = opened(candidate, keys);
         if let Some(again) = probe {
             assert_eq!(again[20..36], candidate[20..36], "number and time of a probe");
-            assert_eq!(echo::fuzzing::reseal_probe(&again, &keys), Some(again));
+            assert_eq!(echo::fuzzing::reseal_probe(&again, keys), Some(again));
             assert_eq!(udp_port::claimed_session(candidate), Some(keys.session()));
         }
         if let Some(again) = reply {
             assert_eq!(again, candidate, "every byte of a reply says something");
         }
         for resealed in [probe, reply].into_iter().flatten() {
-            assert_eq!(opened(&with_flipped_bit(resealed, behind), &keys), [None; 2]);
-            assert_eq!(opened(&resealed[..TAG_AT], &keys), [None; 2]);
-            assert_eq!(opened(&resealed, &others), [None; 2]);
+            assert_eq!(opened(&with_flipped_bit(resealed, behind), keys), [None; 2]);
+            assert_eq!(opened(&resealed[..TAG_AT], keys), [None; 2]);
+            assert_eq!(opened(&resealed, others), [None; 2]);
         }
     }
     for (kind, direction) in [(1, Direction::Upload), (2, Direction::Download)] {
         let mut head = padded::<PACKET_LEN>(input);
         head[..2].copy_from_slice(&[1, kind]);
-        let [probe, reply] = opened(&sealed(&head, direction, &keys), &keys);
+        let [probe, reply] = opened(&sealed(&head, direction, keys), keys);
         assert_eq!((probe.is_some(), reply.is_some()), (kind == 1, kind == 2), "sealed, and not opened");
     }
 }
 
 /// A signal or a bulk datagram.
 pub fn udp_datagram(input: &[u8]) {
-    let (keys, others) = (documented_keys(), other_keys());
+    let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let behind = &input[input.len().min(PACKET_LEN)..];
     let _ = udp_port::claimed_session(input);
     for flow in DIRECTIONS {
-        assert_eq!(udp::fuzzing::reseal_signal(input, flow, &others), None);
-        let made = sealed(input, flow, &keys);
+        assert_eq!(udp::fuzzing::reseal_signal(input, flow, others), None);
+        let made = sealed(input, flow, keys);
         let is_signal = made[0] == 1 && (5..=10).contains(&made[1]);
-        assert_eq!(udp::fuzzing::reseal_signal(&made, flow, &keys).is_some(), is_signal);
+        assert_eq!(udp::fuzzing::reseal_signal(&made, flow, keys).is_some(), is_signal);
         for candidate in [input, &made] {
-            let Some(again) = udp::fuzzing::reseal_signal(candidate, flow, &keys) else { continue };
+            let Some(again) = udp::fuzzing::reseal_signal(candidate, flow, keys) else { continue };
             assert_eq!(again[..28], candidate[..28], "place and number of a signal");
-            assert_eq!(udp::fuzzing::reseal_signal(&again, flow, &keys), Some(again));
+            assert_eq!(udp::fuzzing::reseal_signal(&again, flow, keys), Some(again));
             assert_eq!(udp_port::claimed_session(candidate), Some(keys.session()));
             let changed = with_flipped_bit(again, behind);
-            assert_eq!(udp::fuzzing::reseal_signal(&changed, flow, &keys), None);
-            assert_eq!(udp::fuzzing::reseal_signal(&again, flow, &others), None);
+            assert_eq!(udp::fuzzing::reseal_signal(&changed, flow, keys), None);
+            assert_eq!(udp::fuzzing::reseal_signal(&again, flow, others), None);
         }
-        bulk(input, flow, &keys, &others);
+        bulk(input, flow, keys, others);
     }
 }
 

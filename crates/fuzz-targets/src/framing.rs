@@ -1,6 +1,7 @@
 //! The link's bytes: frames, the messages in them, and the preamble of a data connection.
 
 use std::fmt::Debug;
+use std::sync::LazyLock;
 
 use paramedic_link::SessionId;
 use paramedic_link::admission::{LoginKey, Preamble, SessionKeys};
@@ -114,25 +115,24 @@ fn texts_are_harmless(message: &(impl Serialize + Debug)) {
 }
 
 /// The keys of the examples in docs/protocol.md.
-pub(crate) fn documented_keys() -> SessionKeys {
+pub(crate) static DOCUMENTED: LazyLock<SessionKeys> = LazyLock::new(|| {
     let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
     SessionKeys::derive(SessionId::from_bytes(session), Zeroizing::new(std::array::from_fn(|at| at as u8)))
-}
+});
 
 /// The same session with another secret.
-pub(crate) fn other_keys() -> SessionKeys {
-    SessionKeys::derive(documented_keys().session(), Zeroizing::new([0xff; 32]))
-}
+pub(crate) static OTHERS: LazyLock<SessionKeys> =
+    LazyLock::new(|| SessionKeys::derive(DOCUMENTED.session(), Zeroizing::new([0xff; 32])));
 
 /// The first bytes of a data connection. Bytes 48 and 49 choose the bit that is flipped.
 pub fn preamble(input: &[u8]) {
-    let (keys, others) = (documented_keys(), other_keys());
+    let (keys, others) = (&*DOCUMENTED, &*OTHERS);
     let bytes = padded::<{ Preamble::LEN }>(input);
-    if let Some(opened) = Preamble::open(&bytes, &keys) {
+    if let Some(opened) = Preamble::open(&bytes, keys) {
         assert_eq!(Preamble::claimed_session(&bytes), Some(keys.session()));
-        assert_eq!(opened.seal(&keys), bytes, "one preamble has one form");
+        assert_eq!(opened.seal(keys), bytes, "one preamble has one form");
     }
-    assert_eq!(Preamble::open(&bytes, &others), None, "nobody knows those keys");
+    assert_eq!(Preamble::open(&bytes, others), None, "nobody knows those keys");
 
     let preamble = Preamble {
         session: keys.session(),
@@ -140,10 +140,10 @@ pub fn preamble(input: &[u8]) {
         stream: u16::from_be_bytes([bytes[2], bytes[3]]),
         nonce: std::array::from_fn(|at| bytes[20 + at]),
     };
-    let sealed = preamble.seal(&keys);
-    assert_eq!(Preamble::open(&sealed, &keys), Some(preamble));
-    assert_eq!(Preamble::open(&sealed, &others), None);
-    assert_eq!(Preamble::open(&with_flipped_bit(sealed, &input[input.len().min(Preamble::LEN)..]), &keys), None);
+    let sealed = preamble.seal(keys);
+    assert_eq!(Preamble::open(&sealed, keys), Some(preamble));
+    assert_eq!(Preamble::open(&sealed, others), None);
+    assert_eq!(Preamble::open(&with_flipped_bit(sealed, &input[input.len().min(Preamble::LEN)..]), keys), None);
 }
 
 /// The first `N` bytes of the input; zeros where it is shorter.

@@ -14,8 +14,10 @@ pub(crate) fn in_folder<T>(use_it: impl FnOnce(&Path) -> T) -> T {
     FOLDER.with(|folder| use_it(folder.path()))
 }
 
-/// Writes the whole file.
+/// Writes the whole file as a new one: ext4 waits for the disk when a file is closed that was emptied and written again.
 pub(crate) fn write(path: &Path, bytes: &[u8]) {
+    // Absent is as good.
+    let _ = fs::remove_file(path);
     fs::write(path, bytes).unwrap_or_else(|why| panic!("cannot write {}: {why}", path.display()));
 }
 

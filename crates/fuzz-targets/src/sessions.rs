@@ -18,7 +18,7 @@ mod orders;
 use orders::{Op, World};
 
 /// No input is more calls than this.
-const MOST_CALLS: usize = 300;
+const MOST_CALLS: usize = 100;
 
 /// Calls of `Sessions`, a few bytes each, behind five bytes for the limits. After each call the model counts slots,
 /// ports, tests, bytes and events again; at the end every session ends and nothing waits.
