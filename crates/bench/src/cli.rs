@@ -140,7 +140,7 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
     }
     ensure!(!plan.is_empty() || !alone.is_empty(), "nothing has that in its name: `--list` prints all names");
     let stop = Stop::listen()?;
-    Programs::play_those_beside_this_one()?;
+    Programs::use_own_folder()?;
     let folder = match &cli.out {
         Some(folder) => folder.clone(),
         None if cli.quick || !cli.only.is_empty() => tempfile::Builder::new().prefix("bench-").tempdir()?.keep(),
@@ -270,7 +270,7 @@ fn run_one(one: &One) -> anyhow::Result<ExitCode> {
     let cell = Cell::by_hand(one.link, ours, one.direction, load, one.seconds);
     let cell = if one.pinned { cell.pinned() } else { cell };
     let stop = Stop::listen()?;
-    Programs::play_those_beside_this_one()?;
+    Programs::use_own_folder()?;
     let mut runner = Pairs::new(&stop, program_in_path("iperf3")?, None, Rights::here());
     let found = runner.run(&cell, one.pairs)?;
     println!("pair  iperf3 Gbit/s  ours Gbit/s  ratio");

@@ -1,8 +1,7 @@
-//! Reflectors that break the protocol, each in its own way: a table of scripts, and how one of them is played against the
-//! real appliance.
+//! Reflectors that break the protocol: a table of scripts, each of which is run against the real appliance.
 //!
-//! A reflector here is honest up to one [`Stage`], and then does one [`Act`]. Crossing the two gives most of the table;
-//! the rest are claims that are wrong in only one place.
+//! Such a reflector follows the protocol up to one [`Stage`], and then does one [`Act`]. Most scripts are combinations of
+//! the two; the others are messages with a single wrong field.
 
 use std::io;
 use std::process::Stdio;
@@ -16,82 +15,82 @@ use serde_json::{Value, json};
 use crate::hostile::{AsReflector, FalseReflector};
 use crate::{Appliance, Outcome};
 
-/// Escapes that colour, retitle, ring and turn, and what must be left of them.
+/// Text with escape sequences, a bell, control characters and a bidirectional override.
 pub const NASTY: &str = "\u{1b}[31mred\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}drawkcab\r\nlast";
 
-/// How long a wait for an answer may take, whatever the reflector says meanwhile.
+/// How long the appliance waits for an answer, whatever else the reflector sends.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a queue that does not move is waited out: twice the longest test, which [`welcome`] says is 1 ms, and 60 s.
+/// How long the appliance waits in a queue that does not move: twice the longest test (1 ms in [`welcome`]) plus 60 s.
 const QUEUE_STALL: Duration = Duration::from_secs(60);
 
-/// How long the test lasts that is asked for.
+/// The duration of the requested test.
 const ASKED: Duration = Duration::from_secs(1);
 
-/// The memory that the appliance may write to, in bytes (`RLIMIT_DATA`): one that needs more is ended.
+/// The limit of the appliance's writable memory, in bytes (`RLIMIT_DATA`). An appliance that needs more fails.
 const MOST_MEMORY: u64 = 512 << 20;
 
-/// What is asked of a reflector when one of the scripts is played: one stream at a rate that loads no host.
+/// The arguments of the speed test against each script: one stream at a low rate.
 pub const SPEED_TEST: &[&str] =
     &["speed-test", "-t", "1", "-P", "1", "-b", "1M", "--upload", "--probe-interval", "0", "--data-mode", "tunneled"];
 
-/// The moment at which a reflector stops being honest.
+/// The point at which a reflector starts to break the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// The first message: `hello` or `pair`.
     First,
-    /// The question for the host's facts.
+    /// The request for the host's facts.
     Facts,
     /// The request for a session.
     Request,
-    /// The request has been queued.
+    /// After the request was queued.
     Queue,
-    /// A phase is to begin.
+    /// The `start` of a phase.
     Start,
-    /// A phase runs.
+    /// During a phase.
     Phase,
-    /// The session is over for the appliance.
+    /// The `finish` of the session.
     Finish,
 }
 
-/// What it does then, before it falls silent.
+/// What the reflector does then. Afterwards it sends nothing more.
 #[derive(Clone)]
 pub enum Act {
-    /// Nothing more at all.
+    /// Sends nothing.
     Silence,
-    /// It closes the connection.
+    /// Closes the connection.
     HangUp,
-    /// These bytes, once.
+    /// Sends these bytes once.
     Bytes(Vec<u8>),
-    /// These bytes, and the connection is closed.
+    /// Sends these bytes and closes the connection.
     LastBytes(Vec<u8>),
-    /// One message.
+    /// Sends one message.
     Say(Value),
-    /// The same message for ever, with so much time between two; with none, as fast as it is taken.
+    /// Sends the same message for ever at this interval; with 0, as fast as the appliance reads.
     Forever(Value, Duration),
 }
 
 /// A way to break the protocol.
 #[derive(Clone)]
 pub struct Script {
-    /// What it is, unique in the table.
+    /// A description, unique in the table.
     pub name: String,
-    /// When it begins.
+    /// When the reflector breaks the protocol.
     pub stage: Stage,
-    /// What is done.
+    /// How it breaks the protocol.
     pub act: Act,
-    /// What the appliance is asked for beside [`SPEED_TEST`].
+    /// Arguments of the appliance in addition to [`SPEED_TEST`].
     pub more: &'static [&'static str],
     /// How long the command may take.
     pub within: Duration,
-    /// The exit code of a speed test, where it is known.
+    /// The expected exit code of a speed test, if there is only one.
     pub exit: Option<i32>,
 }
 
-/// Which command of the appliance meets it.
+/// The appliance's command that is run against a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// `speed-test`, as a person sees it.
+    /// `speed-test` with its text report.
     SpeedTest,
     /// `speed-test --json`.
     SpeedTestJson,
@@ -103,23 +102,23 @@ pub enum Asked {
     Check,
 }
 
-/// How one of them went.
+/// The result of running a command against a script.
 #[derive(Debug)]
 pub struct Played {
     /// How the command ended.
     pub outcome: Outcome,
-    /// How long it took.
+    /// The duration of the command.
     pub took: Duration,
 }
 
-/// What a reflector of ours would say next; it keeps what was asked for.
+/// A reflector that follows the protocol.
 #[derive(Debug, Default)]
 pub struct Honest {
     durations_ms: Vec<u64>,
 }
 
 impl Honest {
-    /// When `message` comes.
+    /// The stage at which an appliance sends `message`.
     fn stage(message: &Value) -> Option<Stage> {
         Some(match message["type"].as_str()? {
             "hello" | "pair" => Stage::First,
@@ -131,7 +130,7 @@ impl Honest {
         })
     }
 
-    /// Answers `message` as it should be.
+    /// Answers `message` as the protocol requires.
     pub fn answer(&mut self, link: &mut AsReflector, message: &Value) -> io::Result<()> {
         match message["type"].as_str().unwrap_or_default() {
             "hello" => link.say(&welcome()),
@@ -152,13 +151,13 @@ impl Honest {
         }
     }
 
-    /// Keeps what a request asks for, whatever is answered.
+    /// Stores the phases of a request.
     pub fn note_request(&mut self, request: &Value) {
         let phases = request["spec"]["phases"].as_array().into_iter().flatten();
         self.durations_ms = phases.filter_map(|phase| phase["duration_ms"].as_u64()).collect();
     }
 
-    /// A phase of 400 kbit/s: less than [`SPEED_TEST`] sends.
+    /// Reports a phase of 400 kbit/s, which is less than [`SPEED_TEST`] sends.
     fn run(&self, link: &mut AsReflector, phase: u64) -> io::Result<()> {
         let intervals = self.durations_ms.get(usize::try_from(phase).unwrap_or_default()).unwrap_or(&0) / 100;
         for at in 1..=intervals {
@@ -171,7 +170,7 @@ impl Honest {
     }
 }
 
-/// A welcome as it should be.
+/// A valid welcome.
 pub fn welcome() -> Value {
     json!({
         "type": "welcome", "version": 1, "software": "1.0.0", "name": "stage", "data_modes": ["tunneled"],
@@ -179,13 +178,13 @@ pub fn welcome() -> Value {
     })
 }
 
-/// A grant as it should be.
+/// A valid grant.
 pub fn granted() -> Value {
     let session = "0193aaaa-bbbb-7ccc-8ddd-eeeeffff0000";
     json!({ "type": "granted", "session": session, "expires_in_ms": 60_000, "udp": false })
 }
 
-/// Queued at this place.
+/// A `queued` with this place.
 pub fn queued(place: u64) -> Value {
     json!({ "type": "queued", "place": place, "expected_wait_ms": 1000 })
 }
@@ -206,7 +205,7 @@ fn tally(bytes: u64, elapsed_us: u64) -> Value {
     } })
 }
 
-/// A claim as [`json!`] would make it, with one of its fields replaced; `path` is a JSON pointer.
+/// `claim` with one field replaced or added; `path` is a JSON pointer.
 fn with(mut claim: Value, path: &str, value: Value) -> Value {
     if let Some(field) = claim.pointer_mut(path) {
         *field = value;
@@ -231,14 +230,14 @@ pub fn scripts() -> Vec<Script> {
     crossed.chain(claims()).chain(queues()).collect()
 }
 
-/// A part of the table that is played in half a minute: every claim, and every act at one of the stages, another one each
-/// time.
+/// A part of the table that runs in half a minute: every message with a wrong field, and every act at one stage, chosen so
+/// that all stages are used.
 pub fn few_scripts() -> Vec<Script> {
     let few = scripts().into_iter().enumerate().filter(|(at, script)| {
         let acts = acts().len();
         let is_crossed = *at < 7 * acts;
         let is_chosen = at % acts % 7 == at / acts;
-        // What stalls is played at every stage.
+        // Scripts that stall run at every stage.
         let stalls = matches!(script.act, Act::Silence) || script.name.starts_with("pings ");
         (!is_crossed || is_chosen || stalls) && script.within < Duration::from_secs(40)
     });
@@ -246,13 +245,14 @@ pub fn few_scripts() -> Vec<Script> {
 }
 
 fn new(name: String, stage: Stage, act: Act) -> Script {
-    // A queue is waited out as long as its reflector is heard of; elsewhere an answer is due, and the phase comes on top.
+    // In a queue the appliance waits as long as the reflector sends messages. Otherwise it waits for an answer, and the
+    // duration of the phase comes on top.
     let is_queue = stage == Stage::Queue && matches!(act, Act::Forever(..));
     let within = if is_queue { QUEUE_STALL } else { ANSWER_TIMEOUT } + ASKED;
     Script { name, stage, act, more: &[], within, exit: None }
 }
 
-/// What can be done at every stage.
+/// The acts for every stage.
 fn acts() -> Vec<(&'static str, Act)> {
     let often = Duration::from_millis(200);
     let ping = json!({ "type": "ping" });
@@ -290,7 +290,7 @@ fn denied(reason: &str) -> Value {
     json!({ "type": "denied", "reason": reason, "detail": NASTY, "retry_after_ms": u64::MAX })
 }
 
-/// Claims that are wrong in one place.
+/// Messages with one wrong field.
 fn claims() -> Vec<Script> {
     let many = |n: usize, value: &str| json!(vec![value; n]);
     let say = |name: &str, stage, claim| new(name.to_owned(), stage, Act::Say(claim));
@@ -367,7 +367,7 @@ fn claims() -> Vec<Script> {
     ));
     all.push(say("a pairing without a proof", Stage::First, json!({ "type": "paired", "name": NASTY })));
     for script in &mut all {
-        // What can't be is no result.
+        // Counts that cannot be true must not become a result.
         let is_refused = ["every byte", "took for ever", "in no time", "more than was sent"];
         if is_refused.iter().any(|part| script.name.contains(part)) {
             script.exit = Some(1);
@@ -399,7 +399,7 @@ fn queues() -> Vec<Script> {
 }
 
 impl Script {
-    /// A reflector that follows the script once `is_armed`, and is honest before.
+    /// A reflector that follows the script once `is_armed`, and the protocol before.
     pub fn reflector(&self, is_armed: Arc<AtomicBool>) -> FalseReflector {
         let (stage, act) = (self.stage, self.act.clone());
         FalseReflector::listen(move |link, first| {
@@ -425,7 +425,7 @@ impl Script {
         })
     }
 
-    /// Which commands meet it: the later it begins, the fewer.
+    /// The commands to run against the script: all that reach its stage.
     pub fn asked(&self) -> &'static [Asked] {
         match self.stage {
             Stage::First => &[Asked::SpeedTest, Asked::Pair, Asked::PairById, Asked::Check],
@@ -433,7 +433,7 @@ impl Script {
         }
     }
 
-    /// Plays it against an appliance of its own.
+    /// Runs a command of a new appliance against the script.
     pub fn play(&self, asked: Asked) -> Played {
         let is_armed = Arc::new(AtomicBool::new(false));
         let reflector = self.reflector(Arc::clone(&is_armed));
@@ -459,12 +459,12 @@ impl Script {
         Played { outcome: output.expect("the program runs").into(), took: began.elapsed() }
     }
 
-    /// What is wrong with how it went, if anything; a loaded machine may take `slack` longer.
+    /// The fault in what the command did, if any. `slack` is extra time for a loaded machine.
     pub fn fault(&self, asked: Asked, played: &Played, slack: Duration) -> Option<String> {
         let Played { outcome, took } = played;
         let is_test = matches!(asked, Asked::SpeedTest | Asked::SpeedTestJson);
         let said = format!("{}{}", outcome.stdout, outcome.stderr);
-        // As it is, and as JSON would carry it further.
+        // Control characters, and their escapes in JSON.
         let lower = said.to_lowercase();
         let escaped = ["\\u001b", "\\u0007", "\\u009b", "\\u202e"].into_iter().find(|escape| lower.contains(escape));
         let control = said.chars().find(|c| c.is_control() && *c != '\n' || *c == '\u{202e}');

@@ -1,5 +1,4 @@
-//! Waiting until a file says what a test waits for: woken by the kernel each time something is written, never by a
-//! clock.
+//! Waiting for a change of files with inotify, instead of polling on a timer.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,15 +6,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
-/// Looks again after each change in `folder`, until `look` finds something; `None` where that takes longer than
-/// `within`.
+/// Calls `look` now and after each change in `folder` until it returns a value; `None` if that takes longer than `within`.
 pub fn until<T>(folder: &Path, within: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let until = Instant::now() + within;
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).expect("inotify");
     let changes = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
     inotify::add_watch(&watch, folder, changes).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     loop {
-        // Watched first and looked at then: whatever comes in between wakes us.
+        // The watch was added before this look, so a change in between wakes the poll below.
         if let Some(found) = look() {
             return Some(found);
         }
@@ -23,7 +21,7 @@ pub fn until<T>(folder: &Path, within: Duration, mut look: impl FnMut() -> Optio
         let left = Timespec::try_from(left).expect("a time-out of a test");
         let mut fds = [PollFd::new(&watch, PollFlags::IN)];
         if poll(&mut fds, Some(&left)).is_ok_and(|ready| ready > 0) {
-            // What happened is in the file; here it only has to be taken off.
+            // The events themselves are not needed; discard them.
             let mut buffer = [0; 4096];
             while rustix::io::read(&watch, &mut buffer).is_ok_and(|read| read > 0) {}
         }

@@ -1,5 +1,5 @@
-//! Either end of a link, played by hand: a key of our choice, real TLS, and any bytes on it. What a program of ours
-//! would never say is said here.
+//! Either end of a link under a test's control: any key, real TLS, any bytes. A test can send what the real programs never
+//! send.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,18 +14,17 @@ use serde_json::Value;
 
 use crate::Reflector;
 
-/// How long the other end may take to say something or to hang up before a test fails. Longer than any time-out of the
-/// programs.
+/// How long the other end may take to send a message or to close the connection. Longer than any timeout of the programs.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// An open link, on which any bytes can be said.
+/// An open link for any bytes.
 pub struct RawLink<S> {
     stream: S,
 }
 
-/// Our end where the reflector is real.
+/// The appliance's end; the reflector is real.
 pub type AsAppliance = RawLink<StreamOwned<ClientConnection, TcpStream>>;
-/// Our end where the appliance is real.
+/// The reflector's end; the appliance is real.
 pub type AsReflector = RawLink<StreamOwned<ServerConnection, TcpStream>>;
 
 impl AsAppliance {
@@ -34,24 +33,24 @@ impl AsAppliance {
         Self::over(TcpStream::connect(address)?, reflector, key, alpn)
     }
 
-    /// As [`AsAppliance::open`], over a connection that was made before.
+    /// Like [`AsAppliance::open`], over an existing TCP connection.
     pub fn over(socket: TcpStream, reflector: EndpointId, key: &SecretKey, alpn: Alpn) -> io::Result<Self> {
         let config = tls::appliance_config(key, Expect::ExactKey(reflector), alpn).map_err(io::Error::other)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Self::over_with(socket, config)
     }
 
-    /// Opens a link over `socket` with any configuration. Reads wait as long as the socket's own timeout says.
+    /// Opens a link over `socket` with any configuration. Reads use the timeout of `socket`.
     pub fn over_with(mut socket: TcpStream, config: Arc<ClientConfig>) -> io::Result<Self> {
         let mut session = ClientConnection::new(config, tls::server_name()).map_err(io::Error::other)?;
         session.complete_io(&mut socket)?;
         Ok(Self { stream: StreamOwned::new(session, socket) })
     }
 
-    /// Says `message` again and again and never listens, until the other end has taken nothing for `patience`: then it
-    /// stands in a write to us. Nothing more can be said afterwards.
+    /// Sends `message` repeatedly and reads nothing, until the other end has read nothing for `patience` because it is
+    /// blocked in a write. The link cannot be used afterwards.
     pub fn flood(&mut self, message: &Value, patience: Duration) -> io::Result<()> {
-        // Little room at our side, so that the other end is soon stuck.
+        // A small receive buffer, so that the other end soon blocks.
         rustix::net::sockopt::set_socket_recv_buffer_size(&self.stream.sock, 4096)?;
         self.stream.sock.set_write_timeout(Some(patience))?;
         let many = frame::encode(message).map_err(io::Error::other)?.repeat(100);
@@ -64,32 +63,32 @@ impl AsAppliance {
         }
     }
 
-    /// The value of the link's exporter.
+    /// A TLS exporter value of the link.
     pub fn exporter(&self, label: &[u8], context: Option<&[u8]>) -> [u8; 32] {
         self.stream.conn.export_keying_material([0; 32], label, context).expect("the handshake is done")
     }
 }
 
 impl AsReflector {
-    /// Closes the connection, both ways and without a word of TLS.
+    /// Closes the TCP connection in both directions, without a TLS alert.
     pub fn hang_up(&mut self) -> io::Result<()> {
         self.stream.sock.shutdown(Shutdown::Both)
     }
 }
 
 impl<S: Read + Write> RawLink<S> {
-    /// Sends these bytes as they are.
+    /// Sends these bytes, without framing.
     pub fn say_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)?;
         self.stream.flush()
     }
 
-    /// Sends a message, whatever is in it.
+    /// Sends a message, valid or not.
     pub fn say(&mut self, message: &Value) -> io::Result<()> {
         self.say_bytes(&frame::encode(message).map_err(io::Error::other)?)
     }
 
-    /// The next message; `None` where the other end hung up.
+    /// The next message; `None` if the other end closed the connection.
     pub fn hear(&mut self) -> io::Result<Option<Value>> {
         let mut length = [0; 4];
         match self.stream.read_exact(&mut length) {
@@ -102,17 +101,17 @@ impl<S: Read + Write> RawLink<S> {
         serde_json::from_slice(&body).map(Some).map_err(io::Error::other)
     }
 
-    /// The next message of this type; others are passed over.
+    /// The next message of this type; others are skipped.
     pub fn hear_a(&mut self, kind: &str) -> io::Result<Value> {
         while let Some(message) = self.hear()? {
             if message["type"] == kind {
                 return Ok(message);
             }
         }
-        Err(io::Error::other(format!("hung up before a {kind}")))
+        Err(io::Error::other(format!("the connection was closed before a {kind}")))
     }
 
-    /// Reads until the other end hangs up, and keeps nothing.
+    /// Reads and discards until the other end closes the connection.
     pub fn drain(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -125,7 +124,7 @@ impl<S: Read + Write> RawLink<S> {
         }
     }
 
-    /// Every byte until the other end hangs up.
+    /// Every byte until the other end closes the connection.
     pub fn hear_out(&mut self) -> io::Result<Vec<u8>> {
         let mut heard = Vec::new();
         let mut buffer = [0; 4096];
@@ -148,9 +147,9 @@ pub fn connect_from(source: Ipv4Addr, target: SocketAddr) -> io::Result<TcpStrea
     Ok(socket.into())
 }
 
-/// A device that the reflector knows, in no program of ours.
+/// A device with its own key that is played by a test.
 pub struct RogueDevice {
-    /// Its key.
+    /// The device's key.
     pub key: SecretKey,
     address: String,
     /// The reflector that it connects to.
@@ -158,14 +157,14 @@ pub struct RogueDevice {
 }
 
 impl RogueDevice {
-    /// A new key that is paired by hand, by the name `rogue`.
+    /// A device with a new key, paired by Endpoint ID under the name `rogue`.
     pub fn pair(reflector: &Reflector) -> Self {
         let rogue = Self::unpaired(reflector);
         reflector.must(&["peers", "add", &rogue.key.id().to_string(), "--name", "rogue"]);
         rogue
     }
 
-    /// A new key that is not paired.
+    /// A device with a new key that is not paired.
     pub fn unpaired(reflector: &Reflector) -> Self {
         let key = SecretKey::generate().expect("a key");
         let reflector_id = reflector.id().parse().expect("an Endpoint ID");
@@ -177,13 +176,13 @@ impl RogueDevice {
         AsAppliance::open(&self.address, self.reflector, &self.key, alpn).expect("a connection")
     }
 
-    /// Opens a connection for a link from `source`.
+    /// Opens a connection for a link from the address `source`.
     pub fn open_from(&self, source: Ipv4Addr) -> io::Result<AsAppliance> {
         let target = self.address.parse().map_err(io::Error::other)?;
         AsAppliance::over(connect_from(source, target)?, self.reflector, &self.key, Alpn::Link)
     }
 
-    /// A link that was welcomed.
+    /// Opens a link up to `welcome`.
     pub fn link(&self) -> AsAppliance {
         let mut link = self.open(Alpn::Link);
         link.say(&serde_json::json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).expect("it reads");
@@ -192,31 +191,31 @@ impl RogueDevice {
     }
 }
 
-/// Whether the other end hung up, politely or not.
+/// Whether the other end closed the connection, with or without a TLS alert.
 fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }
 
-/// Something that listens like a reflector, holds a key like one, and says what a test makes it say.
+/// A reflector with a real key that is played by a test.
 pub struct FalseReflector {
-    /// Where it listens.
+    /// The address it listens on.
     pub address: SocketAddr,
-    /// The identity that it proves.
+    /// Its identity.
     pub id: EndpointId,
     _thread: JoinHandle<()>,
 }
 
 impl FalseReflector {
-    /// Listens on loopback. Each link, once its first message was read, is handed to `answer` with that message, on a
-    /// thread of its own. Data connections are read to their end.
+    /// Listens on loopback. Calls `answer` for each link, with its first message, on a separate thread. Data connections
+    /// are read and discarded.
     pub fn listen(answer: impl Fn(&mut AsReflector, &Value) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let key = SecretKey::generate().expect("a key");
         let config = tls::reflector_config(&key).expect("TLS");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         let answer = Arc::new(answer);
-        // Ends with the test's process, as whatever it stands in for would.
+        // The thread ends with the process of the test.
         let thread = std::thread::spawn(move || {
             for socket in listener.incoming() {
                 let (config, answer) = (Arc::clone(&config), Arc::clone(&answer));
@@ -233,7 +232,7 @@ impl FalseReflector {
                         }
                         link.drain()
                     };
-                    // An appliance that hung up early has said in its own error why.
+                    // If the appliance closed the connection early, its own error says why.
                     let _ = link();
                 });
             }

@@ -1,30 +1,30 @@
-//! Two hosts made of network namespaces, joined by a veth pair, each with an IPv4 and an IPv6 address.
+//! Two hosts made of network namespaces, connected by a veth pair, each with an IPv4 and an IPv6 address.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Two hosts and the link between them; gone when dropped.
+/// Two hosts and the link between them. Removed on drop.
 #[derive(Debug)]
 pub struct TwoHosts {
-    /// Where the reflector stands.
+    /// The reflector's host.
     pub near: Host,
-    /// Where the appliance stands.
+    /// The appliance's host.
     pub far: Host,
 }
 
-/// One host.
+/// A network namespace with its addresses.
 #[derive(Debug)]
 pub struct Host {
-    /// The namespace's name.
+    /// The name of the namespace.
     pub netns: String,
-    /// Its IPv4 address.
+    /// The IPv4 address.
     pub v4: String,
-    /// Its IPv6 address.
+    /// The IPv6 address.
     pub v6: String,
 }
 
 impl TwoHosts {
-    /// Makes two hosts. `None`, said loudly, where there are no rights for it; never silently.
+    /// Creates two hosts. Prints SKIPPED and returns `None` without root.
     pub fn new() -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
@@ -46,14 +46,14 @@ impl TwoHosts {
         ip(&["-n", &near.netns, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &far.netns]);
         for host in [near, far] {
             ip(&["-n", &host.netns, "addr", "add", &format!("{}/24", host.v4), "dev", "eth0"]);
-            // Without nodad the address is unusable for a second or two.
+            // Without nodad, duplicate address detection makes the address unusable for a second or two.
             ip(&["-n", &host.netns, "addr", "add", &format!("{}/64", host.v6), "dev", "eth0", "nodad"]);
             ip(&["-n", &host.netns, "link", "set", "eth0", "up"]);
         }
         Some(hosts)
     }
 
-    /// Takes the link down for good: from now on both ends hear nothing.
+    /// Takes the link down for good.
     pub fn cut(&self) {
         ip(&["-n", &self.near.netns, "link", "set", "eth0", "down"]);
     }
@@ -71,8 +71,8 @@ impl Host {
         assert!(child.wait().expect("nft ends").success(), "nft takes {ruleset}");
     }
 
-    /// Holds what this host sends over the link to `rate`, headers of Ethernet included, with a queue of `queue`, both as
-    /// tc(8) writes them.
+    /// Limits what this host sends over the link to `rate`, Ethernet headers included, with a queue of `queue`, both in the
+    /// notation of tc(8).
     pub fn shape(&self, rate: &str, queue: &str) {
         let tbf = ["tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32kb"];
         self.must(&[&tbf[..], &["latency", queue]].concat());
@@ -84,7 +84,7 @@ impl Host {
         read.trim().parse().expect("a number")
     }
 
-    /// Runs a command on this host, which must succeed, and gives its stdout.
+    /// Runs a command on this host, which must succeed, and returns its stdout.
     pub fn must(&self, command: &[&str]) -> String {
         let output =
             Command::new("ip").args(["netns", "exec", &self.netns]).args(command).output().expect("the command runs");
@@ -96,7 +96,7 @@ impl Host {
 impl Drop for TwoHosts {
     fn drop(&mut self) {
         for host in [&self.near, &self.far] {
-            // The veth pair goes with its namespaces.
+            // Deleting a namespace deletes its end of the veth pair.
             let _ = Command::new("ip").args(["netns", "del", &host.netns]).stderr(Stdio::null()).status();
         }
     }

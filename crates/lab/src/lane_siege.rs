@@ -1,5 +1,5 @@
-//! Unpaired clients at the port of the iperf3 lane while real sessions run there: garbage, silence, real iperf3 clients
-//! over TCP and UDP, bare datagrams. What they were answered is counted; judging it is the caller's business.
+//! An attack of unpaired clients on the port of the iperf3 lane while real sessions run there: garbage, silence, real
+//! iperf3 clients over TCP and UDP, single datagrams. Returns counts; the caller checks them.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -13,37 +13,38 @@ use crate::appliance::Appliance;
 use crate::programs::is_gone;
 use crate::reflector::Reflector;
 
-/// An address of loopback that is not the appliance's.
+/// A loopback address that is not the appliance's.
 const UNPAIRED: [u8; 4] = [127, 0, 0, 2];
-/// A session's child is gone within two seconds, and what a loaded machine adds.
+/// A session's child ends within two seconds; two more for a loaded machine.
 const GONE: Duration = Duration::from_secs(2 + 2);
 
-/// What happened at the port.
+/// Counts of the attack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneSiege {
-    /// Sessions that were complete.
+    /// Complete sessions.
     pub complete: u32,
-    /// Connections with garbage or with nothing.
+    /// Connections that sent garbage or nothing.
     pub connections: u64,
     /// Runs of a real iperf3 client over TCP.
     pub clients: u64,
     /// Runs of a real iperf3 client over UDP.
     pub udp_clients: u64,
-    /// Datagrams.
+    /// Datagrams sent.
     pub datagrams: u64,
-    /// How many of all these got an answer.
+    /// How many of all these attempts got an answer.
     pub answered: u64,
-    /// Children of the reflector that were there after the last session.
+    /// Child processes of the reflector after the last session.
     pub children_left: usize,
 }
 
-/// Runs `sessions` tests of `appliance` over the lane at `port`, one after the other, with unpaired clients at the port.
+/// Runs `sessions` tests of `appliance` over the lane at `port`, one after the other, while unpaired clients attack the
+/// port.
 pub fn besiege_lane(reflector: &mut Reflector, appliance: &Appliance, port: u16, sessions: u32) -> LaneSiege {
     let host = reflector.address().parse::<SocketAddr>().expect("an address").ip();
     let at = SocketAddr::from((host, port));
     let (counts, over) = (Counts::default(), AtomicBool::new(false));
     let complete = std::thread::scope(|scope| {
-        // Also where a session panics.
+        // Ends the attack also if a session panics.
         let _over = Over(&over);
         scope.spawn(|| counts.connect(at, &over));
         scope.spawn(|| counts.run_clients(at, &over));
@@ -93,7 +94,7 @@ fn connect(at: SocketAddr) -> Option<TcpStream> {
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).ok()?;
     bind(&socket, &SocketAddr::from((UNPAIRED, 0))).ok()?;
-    // Between two sessions nothing listens.
+    // Fails between two sessions, when the port is closed.
     connect(&socket, &at).ok()?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
@@ -101,7 +102,7 @@ fn connect(at: SocketAddr) -> Option<TcpStream> {
 }
 
 impl Counts {
-    /// Garbage, what looks like the first bytes of iperf3, and silence.
+    /// Sends garbage, bytes that look like an iperf3 cookie, and nothing.
     fn connect(&self, at: SocketAddr, over: &AtomicBool) {
         let mut silent = Vec::new();
         while !over.load(Ordering::SeqCst) {
@@ -123,7 +124,7 @@ impl Counts {
         }
     }
 
-    /// Real clients, over TCP and over UDP in turn.
+    /// Runs real clients, alternately over TCP and UDP.
     fn run_clients(&self, at: SocketAddr, over: &AtomicBool) {
         let from = Ipv4Addr::from(UNPAIRED).to_string();
         let (ip, port) = (at.ip().to_string(), at.port().to_string());
@@ -145,7 +146,7 @@ impl Counts {
         }
     }
 
-    /// Datagrams, among them those by which an iperf3 server is made to send.
+    /// Sends datagrams, among them those that make an iperf3 server send.
     fn send_datagrams(&self, at: SocketAddr, over: &AtomicBool) {
         let socket = UdpSocket::bind(SocketAddr::from((UNPAIRED, 0))).expect("an address of loopback");
         socket.set_nonblocking(true).expect("a socket");

@@ -1,5 +1,5 @@
-//! Both real programs, started and driven as a person would: on loopback, or on two hosts made of network namespaces.
-//! For tests alone; nothing of it ships.
+//! Starts both real programs and drives them as a user would, on loopback or on two hosts made of network namespaces. For
+//! tests only; not shipped.
 
 mod appliance;
 pub mod bad_reflectors;
@@ -13,9 +13,9 @@ mod programs;
 mod reflector;
 mod share;
 
-pub use appliance::{Appliance, Outcome, event, says_full};
+pub use appliance::{Appliance, event, says_full};
 pub use disks::fill;
 pub use hosts::{Host, TwoHosts};
-pub use programs::{Programs, Running, is_gone};
+pub use programs::{Outcome, Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};
 pub use share::Share;

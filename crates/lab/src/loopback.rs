@@ -1,4 +1,4 @@
-//! Addresses and ports of loopback that a test may count on.
+//! Loopback addresses and ports that no other test uses.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
 
-/// An address of 127.0.0.0/8 that no other test uses: its ports are all free, whatever the tests beside do.
+/// An address of 127.0.0.0/8 that no other test uses, so that all its ports are free.
 pub fn address() -> Ipv4Addr {
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let [high, low] = (std::process::id() as u16).to_be_bytes();
     let [.., own] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    // Not 127.0.0.0/16, where everybody is.
+    // Never in 127.0.0.0/16, which other programs use.
     Ipv4Addr::new(127, high | 1, low, own)
 }
 
-/// A port at which nobody listens and nobody can begin to, for as long as this value lives.
+/// A reserved port on which no process listens, or can listen while this value lives.
 #[derive(Debug)]
 pub struct ClosedPort {
     address: SocketAddr,
@@ -28,7 +28,7 @@ impl std::fmt::Display for ClosedPort {
     }
 }
 
-/// Takes a port and does not listen there.
+/// Binds a port without listening on it.
 pub fn closed_port() -> ClosedPort {
     let held = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
     bind(&held, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");

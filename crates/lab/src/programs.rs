@@ -1,43 +1,51 @@
-//! The two programs as built from this tree, and processes that never outlive the test that started them.
+//! The two programs built from this tree, and processes that end with the test that started them.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use paramedic_report::document::{ErrorDocument, ResultDocument};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-/// Where the two programs are.
+/// The folder with the two programs.
 #[derive(Debug)]
 pub struct Programs {
     folder: PathBuf,
 }
 
-/// Those that this process plays.
-static PLAYED: OnceLock<Programs> = OnceLock::new();
+/// The programs that this process runs.
+static CHOSEN: OnceLock<Programs> = OnceLock::new();
 
 impl Programs {
-    /// Builds both, once per process, so that a test never runs an older one.
+    /// Builds both programs, once per process, so that a test never runs an older build.
     pub fn built() -> &'static Programs {
-        PLAYED.get_or_init(|| Programs::build().expect("both programs build"))
+        CHOSEN.get_or_init(|| Programs::build().expect("both programs build"))
     }
 
-    /// Plays the programs of `folder` from now on, and builds none. An error once others are played.
-    pub fn play(folder: PathBuf) -> anyhow::Result<()> {
-        PLAYED.set(Programs { folder }).map_err(|_| anyhow::anyhow!("other programs are played already"))
+    /// Uses the programs in `folder` from now on, without building. Fails if other programs are in use already.
+    pub fn use_folder(folder: PathBuf) -> anyhow::Result<()> {
+        CHOSEN.set(Programs { folder }).map_err(|_| anyhow::anyhow!("other programs are in use already"))
     }
 
-    /// Plays the programs that stand beside the one that calls, and builds none.
-    pub fn play_those_beside_this_one() -> anyhow::Result<()> {
+    /// Uses the programs in the folder of the calling program, without building.
+    pub fn use_own_folder() -> anyhow::Result<()> {
         let own = std::env::current_exe()?;
-        let folder = own.parent().context("this program stands in no folder")?;
+        let folder = own.parent().context("this program's path has no folder")?;
         for name in ["reflector", "packetparamedic"] {
             let is_there = folder.join(name).is_file();
-            anyhow::ensure!(is_there, "there is no {name} beside {}: its script builds all three", own.display());
+            anyhow::ensure!(
+                is_there,
+                "{} is not in the folder of {}: run its script, which builds all",
+                name,
+                own.display()
+            );
         }
-        Self::play(folder.to_owned())
+        Self::use_folder(folder.to_owned())
     }
 
     fn build() -> anyhow::Result<Programs> {
@@ -47,61 +55,63 @@ impl Programs {
             .status()
             .context("cargo")?;
         anyhow::ensure!(status.success(), "cargo build failed");
-        // This test stands in target/debug/deps; the programs in target/debug.
+        // The test is in target/debug/deps, the programs are in target/debug.
         let test = std::env::current_exe()?;
-        let folder = test.ancestors().nth(2).context("the test stands in no target folder")?.to_owned();
+        let folder = test.ancestors().nth(2).context("the test is not in a target folder")?.to_owned();
         Ok(Programs { folder })
     }
 
-    /// The path of one of them.
+    /// The path of a program.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 }
 
-/// What stands around a program.
+/// The environment that a program runs in.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Around {
-    /// Nothing.
+    /// That of the test.
     #[default]
     Nothing,
-    /// A network namespace.
+    /// In this network namespace.
     Netns(String),
-    /// A disk of [`TINY_DISK`] at its state folder, which only it and its children see.
+    /// With a file system of [`TINY_DISK`] at its state folder, visible only to the program and its children.
     TinyDisk(PathBuf),
-    /// The disks of a process that runs.
+    /// In the mount namespace of this process.
     Disks(rustix::process::Pid),
-    /// An unprivileged user without capabilities.
+    /// As an unprivileged user without capabilities.
     Nobody,
-    /// A kernel that refuses one system call, by its number.
+    /// On a kernel that refuses the system call with this number.
     Without(i64),
-    /// A shell that allows this many open files.
+    /// With this limit of open files.
     FewFiles(u32),
 }
 
 /// The user and group that own nothing.
 pub(crate) const NOBODY: u32 = 65534;
 
-/// Whether a program may be run as another user; said loudly where it may not, never silently.
+/// Whether a program can be run as another user. Prints SKIPPED if not.
 pub(crate) fn may_change_user() -> bool {
     let may = rustix::process::geteuid().is_root();
     if !may {
-        eprintln!("SKIPPED: another user needs root");
+        eprintln!("SKIPPED: running as another user needs root");
     }
     may
 }
 
-/// Makes a filter of system calls in `$1` one of the program's, which it becomes.
+/// Executes the program with the system call filter in the file `$1`.
 const WITH_FILTER: &str =
     r#"filter=$1; shift; exec bwrap --die-with-parent --dev-bind / / --seccomp 9 -- "$@" 9<"$filter""#;
 
-/// Whether a program may be run with a filter of system calls; said loudly where it may not, never silently.
+/// Whether a program can be run with a filter of system calls. Prints SKIPPED if not.
 pub(crate) fn may_filter() -> bool {
     let mut probe = Command::new("bwrap");
     probe.args(["--dev-bind", "/", "/", "true"]);
     let may = probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     if !may {
-        eprintln!("SKIPPED: a kernel without a system call is played by bwrap, which is not here or may not");
+        eprintln!(
+            "SKIPPED: a kernel without a system call is emulated with bwrap, which is missing or lacks the rights"
+        );
     }
     may
 }
@@ -109,7 +119,7 @@ pub(crate) fn may_filter() -> bool {
 /// A filter for the kernel (`struct sock_filter`, linux/filter.h) that refuses one system call with EPERM.
 fn filter_without(call: i64) -> Vec<u8> {
     let number = u32::try_from(call).expect("a system call's number");
-    // Load the number; is it this one? Refuse, or allow.
+    // Load the number of the system call, compare it, and refuse or allow the call.
     let program: [(u16, u8, u8, u32); 4] =
         [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x0005_0001), (0x06, 0, 0, 0x7fff_0000)];
     let bytes = |(code, then, otherwise, k): (u16, u8, u8, u32)| {
@@ -118,10 +128,10 @@ fn filter_without(call: i64) -> Vec<u8> {
     program.into_iter().flat_map(bytes).collect()
 }
 
-/// How large such a disk is: little more than two small databases and a log need.
+/// The size of such a disk: little more than two small databases and a log need.
 const TINY_DISK: &str = "2m";
 
-/// Mounts a disk at the folder `$1` with what stands there, and becomes the program.
+/// Mounts a file system at the folder `$1` with a copy of its content, and executes the program.
 const ON_TINY_DISK: &str = r#"
     set -e
     mkdir -p "$1" "$1.disk"
@@ -132,18 +142,18 @@ const ON_TINY_DISK: &str = r#"
     shift 2
     exec "$@""#;
 
-/// Whether a program may be given a disk of its own; said loudly where it may not, never silently.
+/// Whether a program can be given its own file system. Prints SKIPPED if not.
 pub(crate) fn may_mount() -> bool {
     let mut probe = Command::new("unshare");
     probe.args(["--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]);
     let may = probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     if !may {
-        eprintln!("SKIPPED: a disk of one's own needs root and mount namespaces");
+        eprintln!("SKIPPED: a separate file system needs root and mount namespaces");
     }
     may
 }
 
-/// A command in a clean environment: what the machine has set must not change a test.
+/// A command with a clean environment, so that the machine's variables do not influence a test.
 pub(crate) fn clean_command(program: &Path, home: &Path, around: &Around) -> Command {
     let mut command = match around {
         Around::Nothing => Command::new(program),
@@ -187,16 +197,68 @@ pub(crate) fn clean_command(program: &Path, home: &Path, around: &Around) -> Com
     command
 }
 
-/// A process whose output is read as it comes, and that ends with this value.
+/// How a command ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The exit code; -1 if a signal ended the process.
+    pub code: i32,
+    /// The text on stdout.
+    pub stdout: String,
+    /// The text on stderr.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// stdout as one JSON document.
+    pub fn json(&self) -> Value {
+        self.read()
+    }
+
+    /// stdout as the result of a speed test.
+    pub fn result(&self) -> ResultDocument {
+        self.read()
+    }
+
+    /// stdout as an error.
+    pub fn error(&self) -> ErrorDocument {
+        self.read()
+    }
+
+    fn read<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("one document: {error}\n{self:?}"))
+    }
+
+    /// The three lines of a failure (what, because, try); stderr must hold nothing else.
+    pub fn three_lines(&self) -> [&str; 3] {
+        let lines = self.stderr.lines().collect::<Vec<_>>();
+        let [what, because, advice] = lines[..] else { panic!("not three lines: {self:?}") };
+        let because = because.strip_prefix("because: ").unwrap_or_else(|| panic!("no because: {self:?}"));
+        let advice = advice.strip_prefix("try: ").unwrap_or_else(|| panic!("no try: {self:?}"));
+        assert!([what, because, advice].iter().all(|part| !part.trim().is_empty()), "{self:?}");
+        [what, because, advice]
+    }
+}
+
+impl From<Output> for Outcome {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// A running process whose stdout is read line by line. It is killed on drop.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    /// One reader at a time, so that threads may share what is running.
+    /// In a mutex, so that threads can share the process.
     lines: Mutex<Receiver<String>>,
 }
 
 impl Running {
-    /// Starts `command`; its stdout is read line by line, its stderr goes to `stderr`.
+    /// Starts `command`. Its stdout is read line by line, its stderr goes to `stderr`.
     pub fn start(mut command: Command, stderr: Stdio) -> anyhow::Result<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
         let stdout = child.stdout.take().context("no stdout")?;
@@ -229,20 +291,20 @@ impl Running {
         }
     }
 
-    /// A folder as the process sees it, which may have mounted something there.
+    /// The path of a folder in the mount namespace of the process.
     pub fn sees(&self, folder: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.child.id()));
         root.join(folder.strip_prefix("/").unwrap_or(folder))
     }
 
-    /// The processes that it has started and that are still there, with their names.
+    /// The running child processes, with their names.
     pub fn children(&self) -> Vec<(rustix::process::Pid, String)> {
         let own = self.child.id().to_string();
         let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let child = |pid: i32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // Field 2 is a name in brackets, 3 the state, 4 the parent.
+            // Field 2 is the name in brackets, 3 the state, 4 the parent.
             let (head, rest) = stat.rsplit_once(')')?;
             let is_own = rest.split_whitespace().nth(1)? == own;
             let name = head.split_once('(')?.1.to_owned();
@@ -251,7 +313,7 @@ impl Running {
         pids.filter_map(child).collect()
     }
 
-    /// Its process id.
+    /// The process id.
     pub fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
     }
@@ -261,18 +323,18 @@ impl Running {
         rustix::process::kill_process(self.pid(), signal).expect("the process is ours and runs");
     }
 
-    /// Ends it with SIGKILL and waits.
+    /// Kills the process with SIGKILL and reaps it.
     pub fn kill(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Waits for its end; killed when that takes longer than `within`.
+    /// Waits for the process to end, and kills it if that takes longer than `within`.
     pub fn wait(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
         let (sender, ended) = channel::<()>();
         let pid = self.pid();
-        // waitid with NOWAIT leaves the status for us to collect.
+        // With NOWAIT, waitid leaves the child to be reaped by `wait` below.
         std::thread::spawn(move || {
             let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
             let _ = rustix::process::waitid(rustix::process::WaitId::Pid(pid), options);
@@ -292,11 +354,11 @@ impl Drop for Running {
     }
 }
 
-/// Waits until `process` is gone; `false` where that takes longer than `within`.
+/// Waits until `process` has ended; `false` if that takes longer than `within`.
 pub fn is_gone(process: rustix::process::Pid, within: Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{PidfdFlags, pidfd_open};
-    // One that can't be opened is gone already.
+    // A process that cannot be opened has ended already.
     let Ok(pidfd) = pidfd_open(process, PidfdFlags::empty()) else { return true };
     let limit = Timespec::try_from(within).expect("a time-out of a test");
     poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).is_ok_and(|ready| ready > 0)

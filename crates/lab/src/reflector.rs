@@ -1,4 +1,4 @@
-//! A real `reflector`, with a state folder of its own.
+//! A real `reflector` with its own state folder.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,15 @@ use std::time::Duration;
 use anyhow::Context;
 use tempfile::TempDir;
 
-use crate::appliance::Outcome;
 use crate::changes;
-use crate::programs::{Around, NOBODY, Programs, Running, clean_command, may_change_user, may_filter, may_mount};
+use crate::programs::{
+    Around, NOBODY, Outcome, Programs, Running, clean_command, may_change_user, may_filter, may_mount,
+};
 
-/// How long a program may take to say something on a loaded machine.
+/// How long a program may take to print a line on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A reflector that serves, or served.
+/// A reflector, running or stopped.
 #[derive(Debug)]
 pub struct Reflector {
     home: TempDir,
@@ -23,30 +24,30 @@ pub struct Reflector {
     environment: Vec<(String, String)>,
     listen: Vec<String>,
     running: Option<Running>,
-    /// Another copy of the program than the one that was built.
+    /// The program to run, if not the one that was built.
     program: Option<PathBuf>,
-    /// Another `PATH` than that of the test.
+    /// Its `PATH`, if not that of the test.
     path: Option<String>,
-    /// Where it listens, as it said.
+    /// The addresses that it printed at its start.
     pub addresses: Vec<String>,
 }
 
-/// A code that waits for somebody to use it.
+/// An open pairing code.
 #[derive(Debug)]
 pub struct Pairing {
-    /// The code.
+    /// The code as printed.
     pub code: String,
-    /// The `reflector pair` that waits.
+    /// The running `reflector pair`.
     pub command: Running,
 }
 
 impl Reflector {
-    /// Serves on a free port of loopback; `environment` without the `REFLECTOR_` prefix.
+    /// Starts a reflector on a free port of loopback; `environment` without the `REFLECTOR_` prefix.
     pub fn serve(environment: &[(&str, &str)]) -> Self {
         Self::serve_on(&["127.0.0.1:0"], None, environment)
     }
 
-    /// Serves on `listen`, in the namespace `netns` where one is given.
+    /// Starts a reflector on `listen`, in the network namespace `netns` if there is one.
     pub fn serve_on(listen: &[&str], netns: Option<&str>, environment: &[(&str, &str)]) -> Self {
         let around = netns.map_or(Around::Nothing, |netns| Around::Netns(netns.to_owned()));
         let mut reflector = Self::new(listen, around, environment);
@@ -54,8 +55,8 @@ impl Reflector {
         reflector
     }
 
-    /// Serves on a free port of loopback with its state on a disk that is soon full. `None`, said loudly, where there
-    /// are no rights for it.
+    /// Starts a reflector on a free port of loopback, with its state on a small file system. Prints SKIPPED and returns
+    /// `None` without the rights.
     pub fn serve_on_a_tiny_disk(environment: &[(&str, &str)]) -> Option<Self> {
         if !may_mount() {
             return None;
@@ -66,8 +67,8 @@ impl Reflector {
         Some(reflector)
     }
 
-    /// Serves on `listen` as an unprivileged user without capabilities. `None`, said loudly, where there are no rights
-    /// for it.
+    /// Starts a reflector on `listen` as an unprivileged user without capabilities. Prints SKIPPED and returns `None`
+    /// without the rights.
     pub fn serve_as_nobody(listen: &[&str], environment: &[(&str, &str)]) -> Option<Self> {
         if !may_change_user() {
             return None;
@@ -75,9 +76,9 @@ impl Reflector {
         let mut reflector = Self::new(listen, Around::Nobody, environment);
         let bin = reflector.home.path().join("bin");
         std::fs::create_dir(&bin).expect("a folder");
-        // Where the tree stands others may not look.
-        // By another process: one of ours that is forked while we write would hold the file open, and the kernel starts
-        // no program that somebody may still write.
+        // The unprivileged user may be unable to read the target folder, so it gets a copy of the program. Another process
+        // makes the copy: a child forked by this process meanwhile would inherit the file open for writing, and the kernel
+        // refuses to execute such a file (ETXTBSY).
         let copied = Command::new("cp").arg(Programs::built().path("reflector")).arg(&bin).status();
         assert!(copied.is_ok_and(|status| status.success()), "a copy of the program");
         for path in [reflector.home.path(), &bin] {
@@ -88,8 +89,8 @@ impl Reflector {
         Some(reflector)
     }
 
-    /// Serves on `listen` where the kernel refuses the system call with this number. `None`, said loudly, where that
-    /// can't be played.
+    /// Starts a reflector on `listen` for which the kernel refuses the system call with this number. Prints SKIPPED and
+    /// returns `None` if that cannot be emulated.
     pub fn serve_without(call: i64, listen: &[&str], environment: &[(&str, &str)]) -> Option<Self> {
         if !may_filter() {
             return None;
@@ -99,14 +100,14 @@ impl Reflector {
         Some(reflector)
     }
 
-    /// Serves on loopback where this many open files are allowed.
+    /// Starts a reflector on loopback with this limit of open files.
     pub fn serve_with_few_files(allowed: u32) -> Self {
         let mut reflector = Self::new(&["127.0.0.1:0"], Around::FewFiles(allowed), &[]);
         reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
         reflector
     }
 
-    /// Serves on `listen` where the programs of this host are those of `path`.
+    /// Starts a reflector on `listen` that finds other programs in `path`.
     pub fn serve_with_path(path: &str, listen: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut reflector = Self::new(listen, Around::Nothing, environment);
         reflector.path = Some(path.to_owned());
@@ -114,12 +115,12 @@ impl Reflector {
         reflector
     }
 
-    /// One that does not serve yet; it will on a free port of loopback.
+    /// A reflector that is not started yet; it will listen on a free port of loopback.
     pub fn idle(environment: &[(&str, &str)]) -> Self {
         Self::new(&["127.0.0.1:0"], Around::Nothing, environment)
     }
 
-    /// The same with a variable in the environment of its programs, by its whole name.
+    /// The same with an environment variable, by its full name.
     pub fn with_variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
@@ -138,7 +139,7 @@ impl Reflector {
         }
     }
 
-    /// Starts it, or starts it again: same state folder, same port.
+    /// Starts or restarts the reflector with the same state folder and port.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command_in(&self.around, &["serve"]);
@@ -150,14 +151,14 @@ impl Reflector {
         self.addresses.clear();
         for _ in 0..self.listen.len() {
             let line = running.line(PATIENCE)?;
-            let address = line.strip_prefix("listening on ").with_context(|| format!("not a greeting: {line}"))?;
+            let address = line.strip_prefix("listening on ").with_context(|| format!("not an address: {line}"))?;
             self.addresses.push(address.to_owned());
         }
         self.running = Some(running);
         Ok(())
     }
 
-    /// A command of the program with this reflector's state folder and settings, where the reflector runs.
+    /// A command of the program with this reflector's state folder, settings and environment.
     pub fn command(&self, args: &[&str]) -> Command {
         match (&self.around, &self.running) {
             (Around::TinyDisk(_), Some(running)) => self.command_in(&Around::Disks(running.pid()), args),
@@ -177,36 +178,36 @@ impl Reflector {
         command
     }
 
-    /// Runs such a command to its end.
+    /// Runs such a command to completion.
     pub fn run(&self, args: &[&str]) -> Outcome {
         self.command(args).stdin(Stdio::null()).output().expect("the program runs").into()
     }
 
-    /// Runs such a command, which must succeed, and gives its stdout.
+    /// Runs such a command, which must succeed, and returns its stdout.
     pub fn must(&self, args: &[&str]) -> String {
         let outcome = self.run(args);
         assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", self.log());
         outcome.stdout.trim().to_owned()
     }
 
-    /// Runs such a command, which must fail with this exit code and three lines; gives them.
+    /// Runs such a command, which must fail with this exit code and three lines, and returns the lines.
     pub fn fails(&self, args: &[&str], exit: i32) -> [String; 3] {
         let outcome = self.run(args);
         assert_eq!((outcome.code, outcome.stdout.as_str()), (exit, ""), "{args:?}: {outcome:?}");
         outcome.three_lines().map(str::to_owned)
     }
 
-    /// The address that it listens on first.
+    /// The first address that the reflector listens on.
     pub fn address(&self) -> &str {
         &self.addresses[0]
     }
 
-    /// Its Endpoint ID.
+    /// The reflector's Endpoint ID.
     pub fn id(&self) -> String {
         self.must(&["show-id"])
     }
 
-    /// Opens a pairing code and waits for nothing.
+    /// Opens a pairing code, without waiting for a pairing.
     pub fn open_code(&self, more: &[&str]) -> Pairing {
         let args = [&["pair", "--json"], more].concat();
         let command = Running::start(self.command(&args), Stdio::inherit()).expect("reflector pair");
@@ -216,12 +217,12 @@ impl Reflector {
         Pairing { code, command }
     }
 
-    /// Its `status --json`.
+    /// The output of `status --json`.
     pub fn status(&self) -> serde_json::Value {
         serde_json::from_str(&self.must(&["status", "--json"])).expect("JSON")
     }
 
-    /// Every line of its audit log, both chains in the order of time.
+    /// Every line of the audit log, both chains in order of time.
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let folder = self.audit_folder();
         let mut files = std::fs::read_dir(folder)
@@ -230,7 +231,7 @@ impl Reflector {
         files.sort();
         let is_refusals = |file: &PathBuf| file.to_string_lossy().contains("refusals-");
         let (refusals, main) = files.into_iter().partition::<Vec<_>, _>(is_refusals);
-        // Of one moment the refusals first: they lead to what is decided, and `stopped` is the last line.
+        // Lines with the same time: refusals first, because `stopped` is the last line.
         let files = refusals.into_iter().chain(main);
         let text = files.map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect::<String>();
         let mut lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>();
@@ -238,28 +239,28 @@ impl Reflector {
         lines
     }
 
-    /// The events of its audit log with this name.
+    /// The audit events with this name.
     pub fn audited(&self, event: &str) -> Vec<serde_json::Value> {
         self.audit().into_iter().filter(|line| line["event"] == event).collect()
     }
 
-    /// The first event of its audit log with this name that `is_it`; waits for it.
+    /// Waits for the first audit event with this name for which `is_it` holds, and returns it.
     pub fn await_audited(&self, event: &str, is_it: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
         let look = || self.audited(event).into_iter().find(&is_it);
         changes::until(&self.audit_folder(), PATIENCE, look)
             .unwrap_or_else(|| panic!("no such {event} in the audit log: {:#?}\n{}", self.audit(), self.log()))
     }
 
-    /// Waits until its log says `text`.
+    /// Waits until the log contains `text`.
     pub fn await_log(&self, text: &str) {
         let look = || self.log().contains(text).then_some(());
         changes::until(self.home.path(), PATIENCE, look)
             .unwrap_or_else(|| panic!("nothing of {text:?} in the log:\n{}", self.log()));
     }
 
-    /// Ends it by a signal and keeps what stands on its disk, also where it has one of its own: the next start finds it.
+    /// Ends the reflector by a signal and keeps its state for the next start, also if the state is on a small file system.
     pub fn end(&mut self, signal: rustix::process::Signal) {
-        // A mount lives as long as a process that sees it.
+        // A mount namespace lives as long as a process in it.
         let keeper = matches!(self.around, Around::TinyDisk(_)).then(|| {
             let mut command = Command::new("nsenter");
             let pid = self.process().pid().to_string();
@@ -275,23 +276,23 @@ impl Reflector {
             let (state, copy) = (self.state(), self.home.path().join("copy"));
             let kept = Command::new("cp").arg("-a").arg(keeper.sees(&state)).arg(&copy).status();
             assert!(kept.is_ok_and(|status| status.success()), "a copy of the disk");
-            // With the folder that it is mounted on, a disk goes.
-            std::fs::remove_dir_all(&state).expect("what stood there before");
+            // Removing the mount point unmounts the file system.
+            std::fs::remove_dir_all(&state).expect("the mount point");
             std::fs::rename(&copy, &state).expect("the copy in its place");
         }
     }
 
-    /// The process.
+    /// The reflector's process, which must be running.
     pub fn process(&mut self) -> &mut Running {
         self.running.as_mut().expect("it was started")
     }
 
-    /// Its state folder.
+    /// The reflector's state folder.
     pub fn state(&self) -> PathBuf {
         self.home.path().join("state")
     }
 
-    /// Its state folder as it sees it, where it has a disk of its own.
+    /// The path of its state folder in the reflector's mount namespace.
     pub fn disk(&self) -> PathBuf {
         match (&self.around, &self.running) {
             (Around::TinyDisk(_), Some(running)) => running.sees(&self.state()),
@@ -307,12 +308,12 @@ impl Reflector {
         self.home.path().join("log")
     }
 
-    /// What it wrote to stderr.
+    /// The reflector's stderr.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// The folder that goes with it.
+    /// The temporary folder of this reflector, removed on drop.
     pub fn home(&self) -> &Path {
         self.home.path()
     }

@@ -1,4 +1,4 @@
-//! A share of the processor that a program may not exceed: a control group of its own, as a container or a service has.
+//! A control group with a limited share of the processor, as a container or a service has.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Pid;
 
-/// The share's time, of which a part may be used: the kernel's usual 0.1 s.
+/// The period of the quota: the kernel's default of 0.1 s.
 const PERIOD_US: u32 = 100_000;
 
-/// A control group whose programs together get no more than a share of one processor. Goes when dropped; what runs in it
-/// has to be gone by then.
+/// A control group whose processes together get at most a share of one processor. Removed on drop; its processes must
+/// have ended by then.
 #[derive(Debug)]
 pub struct Share(PathBuf);
 
 impl Share {
-    /// A group that gets `percent` of one processor. `None`, said loudly, where such a group can't be made; never silently.
+    /// A group with `percent` of one processor. Prints SKIPPED and returns `None` if it cannot be created.
     pub fn of_a_core(percent: u32) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("pp{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -45,21 +45,21 @@ impl Share {
         Ok(Self(path))
     }
 
-    /// Puts a process with all its threads into the group.
+    /// Moves a process with all its threads into the group.
     pub fn take(&self, process: Pid) {
         let procs = self.0.join("cgroup.procs");
         put(&procs, &process.as_raw_nonzero().to_string()).expect("the group takes the process");
     }
 }
 
-/// Writes to a file that the kernel has there; one that is not there is not made.
+/// Writes to an existing file; never creates one.
 fn put(file: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        // One that still holds a process stays; the process's own owner tells of it.
+        // A group with a running process cannot be removed; the owner of the process reports that.
         let _ = fs::remove_dir(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! The audit log of a real reflector: disk faults while it starts, files that vanish, and its bounded size.
+//! The audit log of a real reflector: disk faults during the start, deleted files, and the size limit.
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `serve` of this reflector under strace, with a fault injected. strace is the grandchild: the process is the
-/// reflector itself.
+/// Starts `serve` of this reflector under strace with an injected fault. strace runs as the grandchild, so the returned
+/// process is the reflector itself.
 fn serve_with_fault(reflector: &Reflector, inject: &str) -> Running {
     let serve = reflector.command(&["serve"]);
     let mut traced = Command::new("strace");
@@ -36,7 +36,7 @@ fn may_trace() -> bool {
 }
 
 #[test]
-fn no_failed_sync_during_a_start_keeps_the_next_start_from_serving() {
+fn after_a_failed_sync_during_a_start_the_next_start_serves() {
     if !may_trace() {
         return;
     }
@@ -44,24 +44,24 @@ fn no_failed_sync_during_a_start_keeps_the_next_start_from_serving() {
     reflector.start().unwrap();
     reflector.process().kill();
     let mut has_served = 0;
-    // strace counts for each thread: SQLite's third one is that which keeps the audit head. A disk that goes on failing
-    // also keeps SQLite from tidying up at its end.
+    // strace counts the calls of each thread. The third sync of SQLite's thread stores the audit head. A disk that keeps
+    // failing also prevents SQLite's cleanup at exit.
     for failing in ["1", "2", "3", "4", "1+", "2+", "3+", "4+"] {
         let mut faulty = serve_with_fault(&reflector, &format!("inject=fsync,fdatasync:error=EIO:when={failing}"));
-        // Either it serves all the same, or it ends.
+        // It either serves or exits.
         has_served += u32::from(faulty.line(PATIENCE).is_ok());
         faulty.kill();
         reflector.start().unwrap_or_else(|error| panic!("fault {failing}: {error:#}\n{}", reflector.log()));
         reflector.process().kill();
         reflector.must(&["audit", "verify"]);
     }
-    assert!(has_served > 0, "later faults meet a reflector that serves");
+    assert!(has_served > 0, "the later faults hit a serving reflector");
     let seqs = reflector.audit().iter().map(|line| line["seq"].as_u64().unwrap()).collect::<Vec<_>>();
     assert!(seqs.iter().copied().eq(1..=seqs.len() as u64), "{seqs:?}");
 }
 
 #[test]
-fn a_deleted_log_is_whole_only_since_the_line_at_which_it_was_begun_anew() {
+fn after_a_deleted_log_verify_reports_the_line_of_the_new_beginning() {
     let mut reflector = Reflector::serve(&[]);
     reflector.process().kill();
     let lines = reflector.audit().len() as u64;
@@ -77,7 +77,7 @@ fn a_deleted_log_is_whole_only_since_the_line_at_which_it_was_begun_anew() {
     assert!(outcome.stdout.contains(&format!("whole since line {first}")), "{outcome:?}");
     assert!(outcome.stdout.contains("begun anew"), "{outcome:?}");
     assert_eq!(reflector.run(&["audit", "verify", "--nonsense"]).code, 2);
-    // A changed byte behind that line is still found.
+    // A changed byte after that line is still detected.
     reflector.process().kill();
     let file = fs::read_dir(reflector.state().join("audit")).unwrap().next().unwrap().unwrap().path();
     let text = fs::read_to_string(&file).unwrap().replacen("\"version\"", "\"Version\"", 1);
@@ -147,7 +147,7 @@ fn a_log_that_is_deleted_under_a_running_reflector_is_a_fault() {
     let folder = reflector.state().join("audit");
     let aside = reflector.state().join("aside");
     fs::rename(&folder, &aside).unwrap();
-    // Nothing is recorded now: the fault is found all the same.
+    // The fault is detected although no event is recorded.
     reflector.await_log("the audit log can't be written");
     let status = reflector.status();
     assert_eq!(status["state"], "faulted", "{status:#}");
@@ -155,16 +155,16 @@ fn a_log_that_is_deleted_under_a_running_reflector_is_a_fault() {
     assert!(problem.contains("removed or replaced") && problem.contains("restart"), "{problem}");
     let health = reflector.fails(&["health"], 1);
     assert!(health[1].contains("removed or replaced"), "{health:?}");
-    // What ran goes on to its end.
+    // The running test completes.
     assert_eq!(running.wait(PATIENCE).unwrap().code(), Some(0), "{}", reflector.log());
     appliance.fails(&["speed-test", "-t", "1", "--idle", "0.3", "-b", "1M"], 5, "reflector_faulted");
-    assert!(!folder.exists(), "nothing is written beside what is gone");
-    // The very files back in their place end the fault; what happened meanwhile is written then.
+    assert!(!folder.exists(), "no new log is written in its place");
+    // Moving the same files back ends the fault; the events in between are written then.
     fs::rename(&aside, &folder).unwrap();
     reflector.await_log("can be written again");
     reflector.await_audited("session_ended", |_| true);
     reflector.must(&["audit", "verify"]);
-    // A copy is not the log.
+    // A copy of the files does not.
     fs::rename(&folder, &aside).unwrap();
     let copied = Command::new("cp").arg("-r").arg(&aside).arg(&folder).status().unwrap();
     assert!(copied.success());
@@ -216,12 +216,12 @@ fn audit_bytes(reflector: &Reflector) -> u64 {
 }
 
 #[test]
-fn the_log_stays_within_its_size_and_says_what_was_trimmed() {
+fn the_log_stays_within_its_size_limit_and_records_what_was_trimmed() {
     let mut reflector = Reflector::serve(&[("AUDIT_MAX_SIZE", "4MB"), ("AUDIT_SEGMENT_SIZE", "64kB")]);
     let id = Appliance::new().id();
     reflector.must(&["peers", "add", &id]);
     let socket = reflector.state().join("admin.sock");
-    // Names as long as they may be: some 800 bytes a line, 4.8 MB in all.
+    // Names of the maximum length: about 800 bytes a line, 4.8 MB in all.
     std::thread::scope(|scope| {
         for worker in 0..8 {
             let (socket, id) = (&socket, &id);
@@ -243,7 +243,7 @@ fn the_log_stays_within_its_size_and_says_what_was_trimmed() {
     reflector.process().kill();
     reflector.start().unwrap();
     reflector.process().kill();
-    // More than the record says is missing.
+    // More files are missing than the record says.
     let mut files = fs::read_dir(reflector.state().join("audit")).unwrap().map(|file| file.unwrap().path());
     let oldest = files.by_ref().filter(|file| !file.to_string_lossy().contains("refusals")).min().unwrap();
     fs::remove_file(oldest).unwrap();

@@ -1,5 +1,5 @@
-//! Reflectors that break the protocol, each in its own way: the appliance ends in time with an error of its own, prints
-//! nothing that moves a cursor, and needs no more memory than usual.
+//! Reflectors that break the protocol. Against each, the appliance must end in time with its own error, print no control
+//! characters, and need no more memory than usual.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use lab::bad_reflectors::{Act, Asked, SPEED_TEST, Script, Stage, few_scripts, scripts};
 use lab::{Appliance, Programs};
 
-/// What a loaded machine may add.
+/// Extra time for a loaded machine.
 const SLACK: Duration = Duration::from_secs(12);
 
-/// Plays many at once: nearly all of them only wait.
+/// Runs many scripts concurrently; most of them only wait.
 fn play_all(plays: Vec<(Script, Asked)>, at_once: usize) -> Vec<String> {
     Programs::built();
     let (plays, faults) = (Mutex::new(plays.into_iter()), Mutex::new(vec![]));
@@ -30,11 +30,11 @@ fn play_all(plays: Vec<(Script, Asked)>, at_once: usize) -> Vec<String> {
 }
 
 #[test]
-fn no_bad_reflector_holds_or_hurts_the_appliance() {
+fn no_bad_reflector_blocks_or_harms_the_appliance() {
     let scripts = few_scripts();
     assert!(scripts.len() >= 40, "{} scripts", scripts.len());
     let mut plays = scripts.iter().flat_map(|script| script.asked().iter().map(|asked| (script.clone(), *asked)));
-    // Of every other stage a machine's view, else a person's.
+    // Alternate between JSON output and the text report.
     let mut at = 0;
     let plays = plays.by_ref().filter(|(script, asked)| {
         at += 1;
@@ -45,7 +45,7 @@ fn no_bad_reflector_holds_or_hurts_the_appliance() {
 }
 
 #[test]
-fn the_table_is_large_and_each_script_has_its_own_name() {
+fn the_table_is_large_and_names_are_unique() {
     let scripts = scripts();
     let names = scripts.iter().map(|script| &script.name).collect::<std::collections::BTreeSet<_>>();
     assert_eq!(names.len(), scripts.len());
@@ -53,7 +53,7 @@ fn the_table_is_large_and_each_script_has_its_own_name() {
 }
 
 #[test]
-fn an_honest_reflector_on_the_same_stage_is_measured() {
+fn a_correct_reflector_on_the_same_test_bed_is_measured() {
     let script = Script {
         name: "honest".to_owned(),
         stage: Stage::First,
@@ -62,7 +62,7 @@ fn an_honest_reflector_on_the_same_stage_is_measured() {
         within: Duration::from_secs(10),
         exit: Some(0),
     };
-    // Never armed.
+    // Never armed, so the reflector follows the protocol.
     let reflector = script.reflector(Arc::new(AtomicBool::new(false)));
     let appliance = Appliance::new();
     let (address, id) = (reflector.address.to_string(), reflector.id.to_string());

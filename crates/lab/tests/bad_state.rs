@@ -1,5 +1,4 @@
-//! Folders that can't be written, disks that are full, files that are not what they were: what both programs say, and
-//! that they overwrite nothing.
+//! Read-only folders, full disks and damaged files: the errors of both programs, and that they overwrite nothing.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +10,7 @@ use tempfile::TempDir;
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1"];
 
-/// State folders that nobody can make, root neither: one below a regular file, one where the kernel makes the files.
+/// State folders that not even root can create: one below a regular file, one in /proc.
 fn unwritable() -> (TempDir, [PathBuf; 2]) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
@@ -20,7 +19,7 @@ fn unwritable() -> (TempDir, [PathBuf; 2]) {
 }
 
 #[test]
-fn an_unwritable_state_folder_is_named_by_the_appliance() {
+fn the_appliance_names_an_unwritable_state_folder() {
     let (_kept, folders) = unwritable();
     for folder in folders {
         let path = folder.to_str().unwrap();
@@ -36,7 +35,7 @@ fn an_unwritable_state_folder_is_named_by_the_appliance() {
 }
 
 #[test]
-fn an_unwritable_state_folder_is_named_by_the_reflector() {
+fn the_reflector_names_an_unwritable_state_folder() {
     let (_kept, folders) = unwritable();
     for folder in folders {
         let path = folder.to_str().unwrap();
@@ -48,7 +47,7 @@ fn an_unwritable_state_folder_is_named_by_the_reflector() {
 }
 
 #[test]
-fn a_broken_configuration_is_told_with_file_line_and_likely_meaning() {
+fn an_invalid_configuration_is_reported_with_file_line_and_suggestion() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("broken.toml");
     let path = file.to_str().unwrap();
@@ -69,7 +68,7 @@ fn a_broken_configuration_is_told_with_file_line_and_likely_meaning() {
         assert!(document.contains(path) && document.contains("line 2"), "{document}");
         assert!(!suggestion || document.contains("`duration`"), "{document}");
     }
-    // A file that was asked for and is not there is not passed over.
+    // A missing file that was given with --config is an error.
     fs::remove_file(&file).unwrap();
     let lines = Reflector::idle(&[]).fails(&["serve", "--config", path], 2);
     assert!(lines.concat().contains(path), "{lines:?}");
@@ -77,7 +76,7 @@ fn a_broken_configuration_is_told_with_file_line_and_likely_meaning() {
 }
 
 #[test]
-fn a_broken_environment_is_told_by_its_name() {
+fn an_invalid_environment_variable_is_named() {
     let lines = Reflector::idle(&[("MAX_STREAMS", "65")]).fails(&["serve"], 2);
     assert!(lines.concat().contains("REFLECTOR_MAX_STREAMS"), "{lines:?}");
     let appliance = Appliance::new();
@@ -89,7 +88,7 @@ fn a_broken_environment_is_told_by_its_name() {
 }
 
 #[test]
-fn what_one_reflector_holds_no_second_one_takes() {
+fn a_second_reflector_with_the_same_state_folder_does_not_start() {
     let first = Reflector::serve(&[]);
     let state = first.state();
     let lines = Reflector::idle(&[]).fails(&["serve", "--state-dir", state.to_str().unwrap()], 1).concat();
@@ -99,7 +98,7 @@ fn what_one_reflector_holds_no_second_one_takes() {
     assert_eq!(first.must(&["health"]), "serving");
 }
 
-/// What stands in a folder, to the byte.
+/// Every file in a folder with its content.
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -120,7 +119,7 @@ fn the_database_of(state: &Path) -> PathBuf {
     found.unwrap_or_else(|| panic!("no database in {}", state.display()))
 }
 
-/// Spoils a file: all of it, or a stretch in its middle.
+/// Overwrites a file, or a part in its middle.
 fn spoil(path: &Path, all_of_it: bool) {
     let mut bytes = fs::read(path).unwrap();
     let from = if all_of_it { 0 } else { bytes.len() / 3 };
@@ -129,13 +128,13 @@ fn spoil(path: &Path, all_of_it: bool) {
 }
 
 #[test]
-fn a_damaged_database_is_told_and_left_as_it_is() {
+fn a_damaged_database_is_reported_and_not_changed() {
     for all_of_it in [true, false] {
         let mut reflector = Reflector::serve(&[]);
         let appliance = Appliance::new().pair(&reflector, reflector.address());
         let served = appliance.speed_test(SHORT);
         assert_eq!(served.code, 0, "{served:?}");
-        // A clean end leaves everything in the one file.
+        // After a clean exit there is no write-ahead log.
         reflector.process().signal(rustix::process::Signal::TERM);
         reflector.process().wait(std::time::Duration::from_secs(30)).unwrap();
 
@@ -161,7 +160,7 @@ fn a_damaged_database_is_told_and_left_as_it_is() {
 }
 
 #[test]
-fn a_key_file_that_holds_no_key_or_that_others_can_read_is_refused_and_left_as_it_is() {
+fn a_corrupt_or_readable_key_file_is_refused_and_not_changed() {
     let reflector = Reflector::idle(&[]);
     let appliance = Appliance::new();
     let (_, _) = (reflector.id(), appliance.id());
@@ -195,14 +194,14 @@ fn a_key_file_that_holds_no_key_or_that_others_can_read_is_refused_and_left_as_i
 }
 
 #[test]
-fn a_reflector_whose_disk_is_full_grants_nothing_says_so_and_goes_on_once_there_is_room() {
+fn a_reflector_with_a_full_disk_grants_nothing_until_there_is_space() {
     let Some(reflector) = Reflector::serve_on_a_tiny_disk(&[]) else { return };
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let before = appliance.speed_test(SHORT);
     assert_eq!(before.code, 0, "{before:?}\n{}", reflector.log());
 
     let filling = fill(&reflector.disk());
-    // What still fits into the last pages of the files is granted, rightly.
+    // A few grants may still fit into the last pages of the files.
     let outcomes = (0..20).map(|_| appliance.speed_test(SHORT).code).take_while(|code| {
         assert!([0, 5].contains(code), "{code}\n{}", reflector.log());
         reflector.status()["state"] != "faulted"
@@ -228,8 +227,8 @@ fn a_reflector_whose_disk_is_full_grants_nothing_says_so_and_goes_on_once_there_
 }
 
 #[test]
-fn a_disk_that_fills_up_during_a_test_ends_it_with_the_reason_and_nothing_is_lost() {
-    // A day of which a sixteenth is used up within seconds, and all of it not within the test.
+fn a_disk_that_fills_up_during_a_test_ends_the_test_and_loses_nothing() {
+    // A quota of which the test uses a sixteenth within seconds, but not all.
     let day = [("MAX_BYTES_PER_DAY", "1GB")];
     let Some(reflector) = Reflector::serve_on_a_tiny_disk(&day) else { return };
     let appliance = Appliance::new().pair(&reflector, reflector.address());
@@ -238,7 +237,7 @@ fn a_disk_that_fills_up_during_a_test_ends_it_with_the_reason_and_nothing_is_los
     let patience = std::time::Duration::from_secs(60);
     while !running.line(patience).unwrap().contains("\"interval\"") {}
     let filling = fill(&reflector.disk());
-    // No byte flows that is not leased on disk.
+    // No byte flows without a lease on disk.
     assert_eq!(running.wait(patience).unwrap().code(), Some(1));
     let rest = running.rest(patience).unwrap();
     let error = serde_json::from_str::<Value>(rest.last().unwrap()).unwrap();
@@ -252,7 +251,7 @@ fn a_disk_that_fills_up_during_a_test_ends_it_with_the_reason_and_nothing_is_los
 }
 
 #[test]
-fn an_appliance_whose_disk_fills_up_during_a_test_reports_it_and_says_that_it_is_not_saved() {
+fn an_appliance_whose_disk_fills_up_during_a_test_prints_the_result_and_reports_that_it_is_not_saved() {
     let reflector = Reflector::serve(&[]);
     let paired = Appliance::new().pair(&reflector, reflector.address());
     let state = paired.state();
@@ -278,9 +277,9 @@ fn an_appliance_whose_disk_fills_up_during_a_test_reports_it_and_says_that_it_is
 }
 
 #[test]
-fn an_appliance_whose_disk_is_full_already_says_so() {
+fn an_appliance_with_a_full_disk_reports_it() {
     let Some(appliance) = Appliance::new().on_a_tiny_disk() else { return };
-    // What stands in the folder is taken along to the tiny disk, and this is nearly all that fits.
+    // The content of the folder is copied to the small file system, and this file nearly fills it.
     fs::create_dir_all(appliance.state()).unwrap();
     fs::write(appliance.state().join("what-else-is-on-the-disk"), vec![b'x'; 2 * 1024 * 1024 - 4096]).unwrap();
     let document = appliance.fails(&["speed-test"], 1, "disk_full");

@@ -1,14 +1,14 @@
-//! What the `tcp` engine says of its streams, held beside what the link between two hosts saw: the same result however
-//! the bytes are moved, bytes that the interfaces count as well, and every packet marked and sent as was asked.
+//! Compares results of the `tcp` engine with the link between two hosts: the same result for every data path, the same
+//! bytes as the interfaces count, and every packet with the requested mark and source address.
 
 use lab::{Appliance, Reflector, TwoHosts, says_full};
 use paramedic_report::document::{ResultDocument, ThroughputResult};
 use serde_json::Value;
 
-/// Ethernet's header, IPv4's, and TCP's with time stamps.
+/// The headers of Ethernet, IPv4, and TCP with time stamps.
 const HEADERS: u64 = 14 + 20 + 32;
 
-/// How often a measurement may be disturbed by what else this machine does.
+/// How often a measurement is repeated if other work on this machine disturbs it.
 const TRIES: usize = 6;
 
 fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
@@ -40,13 +40,13 @@ fn is_within(a: u64, b: u64, share: f64) -> bool {
 }
 
 #[test]
-fn every_data_path_gives_the_same_result_on_a_shaped_link() {
+fn every_data_path_measures_the_same_rate_on_a_shaped_link() {
     for (rate, bps) in [("100mbit", 100_000_000), ("500mbit", 500_000_000)] {
         let Some(hosts) = TwoHosts::new() else { return };
         hosts.near.shape(rate, "50ms");
         hosts.far.shape(rate, "50ms");
         let (_reflector, appliance) = two_ends(&hosts);
-        // What fits beside the headers of 1500-byte packets, preamble and gap not counted by the shaper.
+        // The payload's share of 1500-byte packets; the shaper does not count preamble and gap.
         let most = bps * 1448 / 1514;
         for direction in ["download", "upload"] {
             let goodput = |path: &str| {
@@ -57,16 +57,16 @@ fn every_data_path_gives_the_same_result_on_a_shaped_link() {
                 assert_eq!(result.data_path.unwrap().as_str(), path, "{result:#?}");
                 (measured.goodput_bps, says_full(&result))
             };
-            // On a busy machine the shaper itself carries less than was set, for a moment, and who reads late finds more
-            // than came meanwhile; a data path that tells something else would do so each time. Two that are half a
-            // percent from what fits are one percent from each other.
+            // On a busy machine the shaper carries less than its rate for a moment, and a late reader counts more in an
+            // interval; a wrong data path would deviate each time. Two results within half a percent of the expected
+            // rate are within one percent of each other.
             for path in ["plain", "trunc", "splice"] {
                 let mut told = Vec::new();
                 let is_right = (0..TRIES).any(|_| {
                     told.push(goodput(path));
                     told.last().is_some_and(|(told, _)| is_within(*told, most, 0.005))
                 });
-                // A machine that was full each time carries less, and says so.
+                // If the processor was full each time, the rate is lower and the result warns.
                 let is_limit = told.iter().all(|(told, is_full)| *is_full && *told <= most + most / 200);
                 assert!(is_right || is_limit, "{rate} {direction} {path}: {told:?} of {most}");
             }
@@ -75,9 +75,9 @@ fn every_data_path_gives_the_same_result_on_a_shaped_link() {
 }
 
 #[test]
-fn the_bytes_of_a_result_are_those_that_the_interfaces_counted() {
+fn the_bytes_of_a_result_match_the_interface_counters() {
     let Some(hosts) = TwoHosts::new() else { return };
-    // A shaper cuts what the host would send in one piece into packets, each with its headers.
+    // The shaper splits large segments into packets, each with its headers.
     hosts.near.shape("200mbit", "50ms");
     hosts.far.shape("200mbit", "50ms");
     let (_reflector, appliance) = two_ends(&hosts);
@@ -92,7 +92,7 @@ fn the_bytes_of_a_result_are_those_that_the_interfaces_counted() {
         // What was sent twice after a loss crossed the link twice.
         let again = measured.retransmits.unwrap() * u64::from(measured.mss.unwrap());
         assert!(seen >= counted, "{direction}: the interface saw {seen}, counted were {counted}");
-        // A thousandth, and what both programs say to each other beside.
+        // Tolerance: a thousandth, plus the messages of the link.
         let apart = (seen - again.min(seen)).abs_diff(counted);
         assert!(apart <= counted / 1000 + 32_768, "{direction}: {seen} - {again} seen, {counted} counted");
         assert!(sender.interface_counter("tx_bytes") > counted);
@@ -100,15 +100,15 @@ fn the_bytes_of_a_result_are_those_that_the_interfaces_counted() {
 }
 
 #[test]
-fn every_packet_of_the_payload_is_marked_and_comes_from_where_it_was_asked() {
+fn every_packet_of_the_payload_has_the_requested_mark_and_source_address() {
     let Some(hosts) = TwoHosts::new() else { return };
     let other = "10.99.0.77";
     hosts.far.must(&["ip", "addr", "add", &format!("{other}/24"), "dev", "eth0"]);
     for host in [&hosts.near, &hosts.far] {
         host.nft(&format!(
-            "table inet seen {{ counter marked {{}}\n counter elsewhere {{}}\n chain input {{
+            "table inet seen {{ counter marked {{}}\n counter wrong_source {{}}\n chain input {{
              type filter hook input priority 0; ip dscp af41 counter name marked
-             ip saddr {} counter name elsewhere\n }}\n }}\n",
+             ip saddr {} counter name wrong_source\n }}\n }}\n",
             hosts.far.v4
         ));
     }
@@ -121,7 +121,7 @@ fn every_packet_of_the_payload_is_marked_and_comes_from_where_it_was_asked() {
     let (_reflector, appliance) = two_ends(&hosts);
     for mode in ["direct", "tunneled"] {
         let before = [&hosts.near, &hosts.far].map(|host| seen(host, "marked"));
-        let elsewhere = seen(&hosts.near, "elsewhere");
+        let wrong_source = seen(&hosts.near, "wrong_source");
         let from = ["-B", other, "--interface", "eth0", "--dscp", "AF41", "--data-mode", mode];
         let result = load(&appliance, &[&from[..], &["-t", "0.5", "-P", "2", "-b", "20M"]].concat());
         for (at, direction) in [(0, "upload"), (1, "download")] {
@@ -129,7 +129,7 @@ fn every_packet_of_the_payload_is_marked_and_comes_from_where_it_was_asked() {
             let counted = measured(&result, direction).total_bytes_received.unwrap();
             assert!(marked >= counted && counted > 0, "{mode} {direction}: {marked} bytes marked of {counted}");
         }
-        assert_eq!(seen(&hosts.near, "elsewhere"), elsewhere, "{mode}: nothing came from the other address");
+        assert_eq!(seen(&hosts.near, "wrong_source"), wrong_source, "{mode}: nothing came from the other address");
     }
     let refused = appliance.fails(&["speed-test", "-B", "192.0.2.9"], 2, "bad_request");
     assert_eq!(refused.error.because, "cannot send from the address 192.0.2.9: this host has no such address");

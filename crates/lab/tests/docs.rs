@@ -17,10 +17,10 @@ fn document(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// What a program prints, to stdout and stderr, on a machine where nothing is set.
-fn said(program: &str, args: &[&str]) -> String {
+/// The stdout and stderr of a program in an empty environment.
+fn output(program: &str, args: &[&str]) -> String {
     let home = tempfile::tempdir().unwrap();
-    let output = Command::new(Programs::built().path(program))
+    let ended = Command::new(Programs::built().path(program))
         .args(args)
         .env_clear()
         .env("HOME", home.path())
@@ -28,15 +28,15 @@ fn said(program: &str, args: &[&str]) -> String {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat()
+    [ended.stdout, ended.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat()
 }
 
-/// The lines below `Commands:` that name one, with their own below them.
+/// The names of all subcommands below `path`, from the help text.
 fn subcommands(program: &str, path: &[&str]) -> Vec<String> {
-    let help = said(program, &[path, &["--help"]].concat());
+    let help = output(program, &[path, &["--help"]].concat());
     let mut names = Vec::new();
     let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    // Two spaces: deeper lines go on with what the one above says.
+    // A line with two spaces of indent names a command; deeper lines continue its description.
     for line in listed.filter(|line| line.starts_with("  ") && !line.starts_with("   ")) {
         let name = line.split_whitespace().next().unwrap();
         if name != "help" {
@@ -68,7 +68,7 @@ fn every_setting_is_described_with_its_variable() {
         let row = format!("| `{setting}` | `{variable}` |");
         assert!(text.contains(&row), "docs/operate.md has no row {row}");
     };
-    let template = said("reflector", &["config", "template"]);
+    let template = output("reflector", &["config", "template"]);
     let settings = template.lines().filter_map(|line| line.strip_prefix('#')?.split_once(" = "));
     let settings = settings.map(|(name, _)| name).filter(|name| !name.contains(' ')).collect::<Vec<_>>();
     assert!(settings.len() > 10, "{settings:?}");
@@ -76,11 +76,11 @@ fn every_setting_is_described_with_its_variable() {
         assert_row(setting, &format!("REFLECTOR_{}", setting.to_uppercase()));
     }
 
-    // The appliance names all of its settings to whoever writes one that looks like none of them.
+    // For an unknown setting that resembles no other, the appliance lists all settings.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("wrong.toml");
     fs::write(&file, "zzzzzz = 1\n").unwrap();
-    let refusal = said("packetparamedic", &["show-id", "--config", file.to_str().unwrap()]);
+    let refusal = output("packetparamedic", &["show-id", "--config", file.to_str().unwrap()]);
     let settings = refusal.split_once("the settings are ").unwrap_or_else(|| panic!("{refusal}")).1;
     for setting in settings.trim().split(", ") {
         assert_row(setting, &format!("PACKETPARAMEDIC_{}", setting.to_uppercase()));
@@ -90,12 +90,12 @@ fn every_setting_is_described_with_its_variable() {
 #[test]
 fn every_flag_of_the_speed_test_is_described() {
     let text = document("docs/operate.md");
-    let help = said("packetparamedic", &["speed-test", "--help"]);
+    let help = output("packetparamedic", &["speed-test", "--help"]);
     let options = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
     let mut count = 0;
     for option in options {
         let names = option.split([' ', ',']).filter(|word| word.starts_with('-')).collect::<Vec<_>>();
-        // Each stands in code, alone or with its value.
+        // The flag is in backquotes, alone or with its value.
         let is_named = |name: &&str| [" ", "`", ","].iter().any(|end| text.contains(&format!("{name}{end}")));
         assert!(names.contains(&"--help") || names.iter().any(is_named), "docs/operate.md does not name {option}");
         count += 1;
@@ -143,7 +143,7 @@ fn every_reason_of_a_refusal_is_described() {
 #[test]
 fn every_field_of_the_documents_is_described() {
     let text = document("docs/results.md");
-    let schema = serde_json::from_str::<Value>(&said("packetparamedic", &["schema"])).unwrap();
+    let schema = serde_json::from_str::<Value>(&output("packetparamedic", &["schema"])).unwrap();
     let mut names = BTreeSet::new();
     properties(&schema, &mut names);
     assert!(names.len() > 80, "{names:?}");
@@ -168,7 +168,7 @@ fn properties(schema: &Value, names: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_room_of_the_house_is_on_the_map() {
+fn every_source_file_is_listed_in_the_architecture() {
     let text = document("ARCHITECTURE.md");
     let chapters = text.split("\n### ").skip(1).map(|chapter| chapter.split("\n## ").next().unwrap());
     for chapter in chapters {
@@ -178,19 +178,19 @@ fn every_room_of_the_house_is_on_the_map() {
         }
         for entry in fs::read_dir(root().join("crates").join(name).join("src")).unwrap() {
             let entry = entry.unwrap();
-            let mut room = entry.file_name().into_string().unwrap();
+            let mut file = entry.file_name().into_string().unwrap();
             if entry.file_type().unwrap().is_dir() {
-                room.push('/');
+                file.push('/');
             }
-            // What every crate has needs no sign.
-            let is_on_it = chapter.contains(&format!("`{room}`")) || room == "lib.rs";
-            assert!(is_on_it, "ARCHITECTURE.md does not say what lives in crates/{name}/src/{room}");
+            // `lib.rs` needs no entry.
+            let is_listed = chapter.contains(&format!("`{file}`")) || file == "lib.rs";
+            assert!(is_listed, "ARCHITECTURE.md does not list crates/{name}/src/{file}");
         }
     }
 }
 
 #[test]
-fn no_link_leads_nowhere() {
+fn every_link_has_a_target() {
     let mut pages = Vec::new();
     collect(&root(), &mut pages);
     assert!(pages.len() > 15, "{pages:?}");
@@ -203,7 +203,7 @@ fn no_link_leads_nowhere() {
             }
             let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
             let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
-            assert!(target.exists(), "{}: nothing is at {link}", page.display());
+            assert!(target.exists(), "{}: the target of {link} does not exist", page.display());
             if !anchor.is_empty() {
                 let headings = anchors(&fs::read_to_string(&target).unwrap());
                 assert!(headings.contains(anchor), "{}: {link} names no heading of {headings:?}", page.display());
@@ -229,7 +229,7 @@ fn collect(folder: &Path, pages: &mut Vec<PathBuf>) {
     }
 }
 
-/// The lines that are no code, without what stands in code on them.
+/// The lines outside code blocks, with inline code replaced.
 fn prose(text: &str) -> impl Iterator<Item = String> {
     let mut is_code = false;
     text.lines().filter_map(move |line| {
@@ -248,7 +248,7 @@ fn links(text: &str) -> Vec<String> {
     prose(text).flat_map(of_line).collect()
 }
 
-/// The anchors of a page's headings, as the usual forges make them.
+/// The anchors of a page's headings, as GitHub and others generate them.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut is_code = false;
     let headings = text.lines().filter(|line| {

@@ -1,4 +1,4 @@
-//! What was acknowledged is there after a crash, whatever the disk did before; health reports what the disk does.
+//! Acknowledged changes survive a crash, whatever disk faults came before; `health` reports disk faults.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "-b", "10M"];
 
-/// An Endpoint ID that no program has.
+/// A valid Endpoint ID of no device.
 fn endpoint_id(byte: u8) -> String {
     paramedic_link::EndpointId::from_bytes([byte; 32]).to_string()
 }
@@ -25,7 +25,7 @@ fn peers(reflector: &Reflector) -> Vec<String> {
 }
 
 #[test]
-fn what_is_acknowledged_after_the_disk_was_full_is_there_after_a_crash() {
+fn changes_acknowledged_after_a_full_disk_survive_a_crash() {
     for signal in [Signal::KILL, Signal::TERM] {
         let Some(mut reflector) = Reflector::serve_on_a_tiny_disk(&[]) else { return };
         let filling = fill(&reflector.disk());
@@ -62,7 +62,7 @@ fn what_is_acknowledged_after_the_disk_was_full_is_there_after_a_crash() {
     }
 }
 
-/// Another program that holds the lock of the reflector's database, until it is dropped.
+/// Another process that holds the lock of the reflector's database until it is dropped.
 struct Holder {
     runtime: tokio::runtime::Runtime,
     connection: Option<SqliteConnection>,
@@ -89,7 +89,7 @@ impl Drop for Holder {
 }
 
 #[test]
-fn a_locked_database_silences_no_link_and_is_told() {
+fn with_a_locked_database_links_stay_alive_and_the_fault_is_reported() {
     let mut reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "2")]);
     let [first, second] = [(); 2].map(|()| Appliance::new().pair(&reflector, reflector.address()));
     let test = ["speed-test", "--json-stream", "-t", "6", "--idle", "0.3", "--download", "-b", "5M"];
@@ -97,7 +97,7 @@ fn a_locked_database_silences_no_link_and_is_told() {
     let patience = Duration::from_secs(60);
     while !running.line(patience).unwrap().contains("\"interval\"") {}
     let holder = Holder::of(&reflector.state().join("reflector.db"));
-    // The first one finds out, the next one gets its answer at once; neither takes the link for dead.
+    // The first request detects the lock, the next one is answered at once; neither link times out.
     for _ in 0..2 {
         let refused = second.speed_test(SHORT);
         assert_eq!((refused.code, &refused.json()["code"]), (5, &"reflector_faulted".into()), "{refused:?}");
@@ -105,7 +105,7 @@ fn a_locked_database_silences_no_link_and_is_told() {
     }
     let health = reflector.fails(&["health"], 1);
     assert!(health[0].contains("faulted") && health[1].contains("locked"), "{health:?}");
-    // What runs goes on, and ends as it should.
+    // The running test completes.
     assert_eq!(running.wait(patience).unwrap().code(), Some(0), "{}", reflector.log());
     drop(holder);
     reflector.await_log("the database can be written again");
@@ -113,7 +113,7 @@ fn a_locked_database_silences_no_link_and_is_told() {
     let again = second.speed_test(SHORT);
     assert_eq!(again.code, 0, "{again:?}\n{}", reflector.log());
     assert_eq!(reflector.must(&["health"]), "serving");
-    // What could not be charged meanwhile is charged by now: a crash does not charge the whole lease.
+    // The bytes of the meantime are charged by now, so a crash does not charge the whole lease.
     let before = reflector.status();
     reflector.end(Signal::KILL);
     reflector.start().unwrap();
@@ -121,7 +121,7 @@ fn a_locked_database_silences_no_link_and_is_told() {
     reflector.must(&["audit", "verify"]);
 }
 
-/// Asks the running reflector to add this peer; whether it answered that it did.
+/// Asks the running reflector to add this peer. Returns whether it confirmed.
 fn add_peer(socket: &Path, peer: &str) -> bool {
     let asked = || {
         let mut stream = UnixStream::connect(socket)?;
@@ -158,7 +158,7 @@ fn after_a_crash_the_peers_and_the_audit_log_agree() {
         });
         let adding = adding.collect::<Vec<_>>();
         drop(done);
-        // Each round at another place of what goes on.
+        // Each round crashes at another point.
         acknowledged.extend(added.iter().take(usize::try_from(5 + round).unwrap()));
         reflector.process().kill();
         adding.into_iter().for_each(|thread| thread.join().unwrap());

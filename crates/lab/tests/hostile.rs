@@ -1,5 +1,5 @@
-//! The other end as an enemy would play it: bytes that are no message, half messages, strangers who ask around, text
-//! that would move a cursor. It is turned away and noted; nobody else's test feels it.
+//! A malicious other end: invalid bytes, partial messages, unpaired clients, text with control characters. The programs
+//! refuse and record it, and the tests of other devices are not affected.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -14,29 +14,29 @@ use paramedic_link::tls::Alpn;
 use paramedic_link::{EndpointId, SecretKey};
 use serde_json::{Value, json};
 
-/// How long a program may take to say something on a loaded machine.
+/// How long a program may take to print a line on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Escapes that colour, retitle, ring and turn; and what must be left of them.
+/// Text with escape sequences, a bell, control characters and a bidirectional override.
 const NASTY: &str = "\u{1b}[31mred\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}drawkcab\r\nlast";
 
 fn hello() -> Value {
     json!({ "type": "hello", "versions": [1], "software": "0.0.0" })
 }
 
-/// A key that the reflector knows, in no program of ours.
+/// A paired key that is used by the test itself.
 fn rogue_peer(reflector: &Reflector) -> SecretKey {
     let key = SecretKey::generate().unwrap();
     reflector.must(&["peers", "add", &key.id().to_string(), "--name", "rogue"]);
     key
 }
 
-/// Where a reflector listens, and the key that it holds: all that keys of our choice need to knock.
-struct Door {
+/// A reflector's address and key, which is all that a client needs to connect.
+struct Target {
     address: String,
     id: EndpointId,
 }
 
-impl Door {
+impl Target {
     fn of(reflector: &Reflector) -> Self {
         Self { address: reflector.address().to_owned(), id: reflector.id().parse().unwrap() }
     }
@@ -45,7 +45,7 @@ impl Door {
         AsAppliance::open(&self.address, self.id, key, alpn).unwrap()
     }
 
-    /// A link of a peer that was welcomed.
+    /// A link up to `welcome`.
     fn welcomed(&self, key: &SecretKey) -> AsAppliance {
         let mut link = self.open(key, Alpn::Link);
         link.say(&hello()).unwrap();
@@ -62,7 +62,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
     [&u32::try_from(body.len()).unwrap().to_be_bytes(), body].concat()
 }
 
-/// Bytes that are no message, each wrong in its own way.
+/// Bytes that are not a valid message.
 fn garbage() -> Vec<Vec<u8>> {
     vec![
         b"GET / HTTP/1.1\r\nHost: reflector\r\n\r\n".to_vec(),
@@ -71,22 +71,22 @@ fn garbage() -> Vec<Vec<u8>> {
         frame(b"hello"),
         frame(b"{\"type\":\"hello\",\"versions\":\"\x1b[31m\"}"),
         frame(&b"[".repeat(16 * 1024)),
-        // One byte longer than a frame may be, and it is not even sent.
+        // A length one byte above the limit, without a body.
         (16 * 1024 + 1u32).to_be_bytes().to_vec(),
         frame(json!({ "type": "hello", "versions": vec![1; 17], "software": "" }).to_string().as_bytes()),
     ]
 }
 
 #[test]
-fn garbage_closes_its_own_link_and_no_other() {
+fn garbage_closes_only_its_own_link() {
     let reflector = &Reflector::serve(&[]);
-    let door = Door::of(reflector);
+    let target = Target::of(reflector);
     let victim = Appliance::new().pair(reflector, reflector.address());
-    let (stranger, rogue) = (SecretKey::generate().unwrap(), rogue_peer(reflector));
+    let (unpaired, rogue) = (SecretKey::generate().unwrap(), rogue_peer(reflector));
     let mut running = victim.start(&["speed-test", "--json-stream", "-t", "6", "--idle", "0.3", "--download"]);
     while !running.line(PATIENCE).unwrap().contains("\"interval\"") {}
 
-    // Nobody who is not verified is answered, whatever the datagram looks like.
+    // No unauthenticated datagram is answered.
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     datagrams.connect(reflector.address()).unwrap();
     for length in 0..200 {
@@ -94,32 +94,32 @@ fn garbage_closes_its_own_link_and_no_other() {
     }
     let mut expected = 0;
     for bytes in garbage() {
-        // As the first message nobody is answered, known or not.
-        for key in [&stranger, &rogue] {
-            let mut link = door.open(key, Alpn::Link);
+        // Garbage as the first message gets no answer, from a paired or an unpaired key.
+        for key in [&unpaired, &rogue] {
+            let mut link = target.open(key, Alpn::Link);
             link.say_bytes(&bytes).unwrap();
             assert_eq!(link.hear_out().unwrap(), b"", "{bytes:?}");
         }
-        // A peer that was welcomed is told, as one program tells another of a newer version.
-        let mut link = door.welcomed(&rogue);
+        // After `welcome` the peer gets a `close` with the reason.
+        let mut link = target.welcomed(&rogue);
         link.say_bytes(&bytes).unwrap();
         assert_eq!(link.hear_a("close").unwrap()["reason"], "protocol", "{bytes:?}");
         link.hear_out().unwrap();
         expected += 3;
     }
     assert_eq!(refused(reflector, "protocol"), expected);
-    for key in [&stranger, &rogue] {
+    for key in [&unpaired, &rogue] {
         reflector.await_audited("refused", |line| line["reason"] == "protocol" && line["peer"] == key.id().to_string());
     }
-    // Data that belongs to no session, and what is not even TLS.
-    let mut data = door.open(&rogue, Alpn::Data);
+    // Data without a session, and bytes that are not TLS.
+    let mut data = target.open(&rogue, Alpn::Data);
     data.say_bytes(&[1; 48]).unwrap();
     assert_eq!(data.hear_out().unwrap(), b"");
     let preamble = reflector.await_audited("refused", |line| line["reason"] == "bad_preamble");
     assert_eq!(preamble["peer"], rogue.id().to_string());
     let mut plain = TcpStream::connect(reflector.address()).unwrap();
     plain.write_all(b"SSH-2.0-nobody\r\n").unwrap();
-    // It may be closed or reset; it is over.
+    // Closed or reset.
     let _ = plain.read_to_end(&mut Vec::new());
     reflector.await_audited("refused", |line| line["reason"] == "handshake");
 
@@ -133,79 +133,79 @@ fn garbage_closes_its_own_link_and_no_other() {
 }
 
 #[test]
-fn strangers_at_a_data_port_are_reset_and_the_test_goes_on() {
+fn unpaired_clients_at_a_data_port_are_reset_and_the_test_continues() {
     let host = loopback::address();
     let settings = [("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", "5201-5201")];
     let reflector = Reflector::serve_on(&[&format!("{host}:0")], None, &settings);
     let victim = Appliance::new().pair(&reflector, reflector.address());
     let mut running = victim.start(&["speed-test", "--json-stream", "-t", "4", "--idle", "0.3"]);
     while !running.line(PATIENCE).unwrap().contains("\"interval\"") {}
-    // Some say nothing for as long as they are let, while the next phase opens its own streams at the same port.
+    // Some stay silent as long as they can, while the next phase opens its streams at the same port.
     let mut silent = (0..4).map(|_| TcpStream::connect((host, 5201)).unwrap()).collect::<Vec<_>>();
     for bytes in [&[1; 48][..], b"GET / HTTP/1.1\r\n\r\n, and something to make it long enough", &[0xff; 5000]] {
-        let mut stranger = TcpStream::connect((host, 5201)).unwrap();
-        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
-        // It may be reset before all of it is written.
-        let _ = stranger.write_all(bytes);
-        assert_eq!(stranger.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset, "reset, not answered");
+        let mut unpaired = TcpStream::connect((host, 5201)).unwrap();
+        unpaired.set_read_timeout(Some(PATIENCE)).unwrap();
+        // The connection may be reset before everything is written.
+        let _ = unpaired.write_all(bytes);
+        assert_eq!(unpaired.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset, "reset, not answered");
     }
     let status = running.wait(PATIENCE).unwrap();
     let rest = running.rest(PATIENCE).unwrap();
     let result = serde_json::from_str::<Value>(rest.last().unwrap()).unwrap();
     assert_eq!((status.code(), &result["complete"]), (Some(0), &true.into()), "{result:#}\n{}", reflector.log());
-    // The port went with the session, and they with it.
-    for stranger in &mut silent {
-        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
-        assert!(matches!(stranger.read(&mut [0; 1]), Ok(0) | Err(_)));
+    // The port was closed with the session, and so were their connections.
+    for unpaired in &mut silent {
+        unpaired.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(matches!(unpaired.read(&mut [0; 1]), Ok(0) | Err(_)));
     }
     assert_eq!(TcpStream::connect((host, 5201)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
 
 #[test]
-fn half_a_message_and_then_silence_is_given_up_after_ten_seconds() {
+fn a_partial_message_followed_by_silence_times_out_after_ten_seconds() {
     let reflector = &Reflector::serve(&[]);
-    let door = Door::of(reflector);
+    let target = Target::of(reflector);
     let victim = Appliance::new().pair(reflector, reflector.address());
-    let (stranger, rogue) = (SecretKey::generate().unwrap(), rogue_peer(reflector));
+    let (unpaired, rogue) = (SecretKey::generate().unwrap(), rogue_peer(reflector));
     let mut running = victim.start(&["speed-test", "--json-stream", "-t", "12", "--idle", "0.3", "--download"]);
     while !running.line(PATIENCE).unwrap().contains("\"interval\"") {}
 
-    // A frame of 100 bytes, and 20 of them.
+    // 20 bytes of a frame of 100.
     let half = &frame(&[b' '; 100])[..24];
     let timed = |name: &str, within: u64, wait: &mut dyn FnMut()| {
         let began = Instant::now();
         wait();
-        // What is promised, and what a loaded machine adds.
+        // The promised time, plus slack for a loaded machine.
         assert!(began.elapsed() < Duration::from_secs(within + 12), "{name}: {:?}", began.elapsed());
     };
     std::thread::scope(|scope| {
-        for (name, key) in [("stranger", &stranger), ("peer", &rogue)] {
-            let (door, timed) = (&door, &timed);
+        for (name, key) in [("unpaired", &unpaired), ("peer", &rogue)] {
+            let (target, timed) = (&target, &timed);
             scope.spawn(move || {
-                let mut link = door.open(key, Alpn::Link);
+                let mut link = target.open(key, Alpn::Link);
                 link.say_bytes(half).unwrap();
                 timed(name, 10, &mut || assert_eq!(link.hear_out().unwrap(), b""));
             });
         }
         scope.spawn(|| {
-            let mut link = door.welcomed(&rogue);
+            let mut link = target.welcomed(&rogue);
             link.say_bytes(half).unwrap();
             timed("welcomed peer", 10, &mut || drop(link.hear_out().unwrap()));
         });
         scope.spawn(|| {
-            let mut data = door.open(&rogue, Alpn::Data);
+            let mut data = target.open(&rogue, Alpn::Data);
             data.say_bytes(&[1; 20]).unwrap();
             timed("data", 10, &mut || assert_eq!(data.hear_out().unwrap(), b""));
         });
         scope.spawn(|| {
-            // The record header of a TLS handshake, and none of it.
-            let mut plain = TcpStream::connect(&door.address).unwrap();
+            // The record header of a TLS handshake without its body.
+            let mut plain = TcpStream::connect(&target.address).unwrap();
             plain.set_read_timeout(Some(PATIENCE)).unwrap();
             plain.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).unwrap();
             timed("handshake", 5, &mut || assert_eq!(plain.read(&mut [0; 1]).unwrap(), 0));
         });
     });
-    for key in [&stranger, &rogue] {
+    for key in [&unpaired, &rogue] {
         reflector.await_audited("refused", |line| line["reason"] == "slow" && line["peer"] == key.id().to_string());
     }
     reflector.await_audited("refused", |line| line["reason"] == "slow" && line.get("peer").is_none());
@@ -217,15 +217,15 @@ fn half_a_message_and_then_silence_is_given_up_after_ten_seconds() {
 }
 
 #[test]
-fn a_stranger_gets_the_same_answer_whether_a_code_is_open_or_not() {
+fn an_unpaired_client_gets_the_same_answer_with_and_without_an_open_code() {
     let reflector = &Reflector::serve(&[]);
-    let door = Door::of(reflector);
-    let stranger = SecretKey::generate().unwrap();
+    let target = Target::of(reflector);
+    let unpaired = SecretKey::generate().unwrap();
     let no_proof = json!({ "type": "pair", "versions": [1], "proof": "00".repeat(32), "name": "nobody" });
     let asks = [hello(), no_proof, json!({ "type": "facts" }), json!({ "type": "ping" }), json!({ "type": "new" })];
     let answers = || {
         asks.each_ref().map(|ask| {
-            let mut link = door.open(&stranger, Alpn::Link);
+            let mut link = target.open(&unpaired, Alpn::Link);
             link.say(ask).unwrap();
             link.hear_out().unwrap()
         })
@@ -236,13 +236,13 @@ fn a_stranger_gets_the_same_answer_whether_a_code_is_open_or_not() {
     let not_paired = frame(br#"{"type":"not_paired"}"#);
     assert!(closed.iter().chain(&open).all(|answer| *answer == not_paired), "{closed:?} {open:?}");
     assert_eq!(refused(reflector, "not_paired") + refused(reflector, "wrong_proof"), 10);
-    reflector.await_audited("refused", |line| line["peer"] == stranger.id().to_string());
-    // And the code is still good for whoever has it.
+    reflector.await_audited("refused", |line| line["peer"] == unpaired.id().to_string());
+    // The code is still valid.
     let paired = Appliance::new().run(&["pair", "--peer", reflector.address(), "--code", &pairing.code]);
     assert_eq!(paired.code, 0, "{paired:?}");
 }
 
-/// That these bytes move no cursor, ring no bell, and turn no text, neither raw nor as JSON would carry it further.
+/// Asserts that the bytes contain no control or bidirectional characters, neither raw nor as JSON escapes.
 fn assert_harmless(whence: &str, bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes).to_lowercase();
     for nasty in ["\u{1b}", "\u{7}", "\u{9b}", "\u{202e}", "\r", "\\u001b", "\\u0007", "\\u009b", "\\u202e"] {
@@ -256,9 +256,9 @@ fn all_harmless(whence: &str, outcome: &Outcome) {
 }
 
 #[test]
-fn what_an_appliance_calls_itself_reaches_no_terminal_and_no_log_unescaped() {
+fn text_from_an_appliance_is_sanitised_on_terminals_and_in_logs() {
     let reflector = &Reflector::serve(&[("LOG", "reflector=debug")]);
-    let door = Door::of(reflector);
+    let target = Target::of(reflector);
     let mut command = reflector.command(&["pair", "--name", NASTY]);
     let mut pairing = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdout = pairing.stdout.take().unwrap();
@@ -270,21 +270,21 @@ fn what_an_appliance_calls_itself_reaches_no_terminal_and_no_log_unescaped() {
     }
     let code = String::from_utf8_lossy(&told).trim().parse::<PairingCode>().unwrap();
     let key = SecretKey::generate().unwrap();
-    let mut link = door.open(&key, Alpn::Link);
+    let mut link = target.open(&key, Alpn::Link);
     let exporter = link.exporter(PAIRING_EXPORTER_LABEL, None);
-    let proof = code.appliance_proof(&exporter, &Ends { reflector: door.id, appliance: key.id() });
+    let proof = code.appliance_proof(&exporter, &Ends { reflector: target.id, appliance: key.id() });
     link.say(&json!({ "type": "pair", "versions": [1], "proof": proof, "name": NASTY })).unwrap();
     link.hear_a("paired").unwrap();
     stdout.read_to_end(&mut told).unwrap();
     pairing.stdout = None;
     let ended = Outcome::from(pairing.wait_with_output().unwrap());
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(String::from_utf8_lossy(&told).contains("last"), "the name is told: {told:?}");
+    assert!(String::from_utf8_lossy(&told).contains("last"), "the name is shown: {told:?}");
     assert_harmless("pair", &told);
     all_harmless("pair", &ended);
 
-    // What else a peer may say that ends in a log.
-    let mut link = door.open(&key, Alpn::Link);
+    // Other text from a peer that is logged.
+    let mut link = target.open(&key, Alpn::Link);
     link.say(&json!({ "type": "hello", "versions": [1], "software": NASTY })).unwrap();
     link.hear_a("welcome").unwrap();
     link.say(&json!({ "type": "close", "reason": NASTY })).unwrap();
@@ -293,12 +293,12 @@ fn what_an_appliance_calls_itself_reaches_no_terminal_and_no_log_unescaped() {
         json!({ "type": "hello", "versions": NASTY, "software": "" }),
         json!({ "type": "request", "wait": false, "spec": { "engine": NASTY } }),
     ] {
-        let mut link = door.welcomed(&key);
+        let mut link = target.welcomed(&key);
         link.say(&broken).unwrap();
         link.hear_out().unwrap();
     }
     reflector.await_audited("refused", |line| line["reason"] == "protocol");
-    assert!(reflector.log().contains("no message"), "the log quotes what came:\n{}", reflector.log());
+    assert!(reflector.log().contains("not a valid message"), "the log quotes the message:\n{}", reflector.log());
 
     for args in [&["peers"][..], &["peers", "--json"], &["status"], &["status", "--json"]] {
         all_harmless(&args.concat(), &reflector.run(args));
@@ -311,14 +311,14 @@ fn what_an_appliance_calls_itself_reaches_no_terminal_and_no_log_unescaped() {
     for segment in audit {
         assert_harmless("audit log", &std::fs::read(segment.unwrap().path()).unwrap());
     }
-    // The operator's own mistake is told as harmlessly.
+    // Text from the operator's command line is sanitised too.
     let outcome = Reflector::idle(&[("NAME", NASTY)]).run(&["serve"]);
     assert_eq!(outcome.code, 2, "{outcome:?}");
     outcome.three_lines();
     all_harmless("config", &outcome);
 }
 
-/// What a false reflector says after it was greeted.
+/// Answers the first message of a link.
 fn talk(link: &mut AsReflector, first: &Value, last_words: &Value) -> std::io::Result<()> {
     assert_eq!(first["type"], "hello");
     link.say(&json!({
@@ -336,7 +336,7 @@ fn talk(link: &mut AsReflector, first: &Value, last_words: &Value) -> std::io::R
 }
 
 #[test]
-fn what_a_reflector_says_reaches_no_terminal_unescaped() {
+fn text_from_a_reflector_is_sanitised_on_terminals() {
     for (last_words, exit) in [
         (json!({ "type": "denied", "reason": "too_long", "detail": NASTY }), 4),
         (json!({ "type": "denied", "reason": NASTY, "detail": NASTY, "retry_after_ms": 5 }), 4),
@@ -355,10 +355,10 @@ fn what_a_reflector_says_reaches_no_terminal_unescaped() {
         let appliance = Appliance::new();
         let paired = appliance.run(&["pair-reflector", "--peer", &address, "--endpoint-id", &id]);
         assert_eq!(paired.code, 0, "{paired:?}");
-        assert!(paired.stdout.contains("last"), "the name is told: {paired:?}");
+        assert!(paired.stdout.contains("last"), "the name is shown: {paired:?}");
         all_harmless("pair-reflector", &paired);
         if is_ignored {
-            // A message of a newer version; what follows it would be waited for.
+            // A message of a newer version; the appliance waits for the next one.
             continue;
         }
         for args in [&["speed-test"][..], &["speed-test", "--json"], &["speed-test", "--json-stream"]] {
@@ -366,7 +366,7 @@ fn what_a_reflector_says_reaches_no_terminal_unescaped() {
             assert_eq!(outcome.code, exit, "{last_words}: {outcome:?}");
             all_harmless(&args.concat(), &outcome);
         }
-        // In colour as well: our own escapes come, theirs do not.
+        // With colours: only the program's own escape sequences may appear.
         let coloured = appliance.run(&["speed-test", "--color=always"]);
         assert!(coloured.stderr.contains('\u{1b}'), "{coloured:?}");
         for theirs in ["\u{1b}]", "\u{1b}[31mred", "\u{7}", "\u{9b}", "\u{202e}"] {

@@ -1,4 +1,4 @@
-//! Two hosts with a real link between them: both data modes, both IP families, firewalls, a cut cable.
+//! Two hosts with a real link: both data modes, both IP families, firewalls, a link that goes down.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use lab::{Appliance, Reflector, TwoHosts};
 
 const SHORT: &[&str] = &["-t", "1", "--idle", "0.3"];
 
-/// Only the control port, TCP and UDP where `udp`.
+/// A firewall that allows only the control port: TCP, and UDP if `udp`.
 fn only_port_4000(udp: bool) -> String {
     let udp = if udp { "udp dport 4000 accept; udp sport 4000 accept;" } else { "" };
     format!(
@@ -44,7 +44,7 @@ fn both_modes_over_both_families() {
 }
 
 #[test]
-fn the_tunnel_needs_the_control_port_alone() {
+fn tunneled_mode_needs_only_the_control_port() {
     let Some(hosts) = TwoHosts::new() else { return };
     for host in [&hosts.near, &hosts.far] {
         host.nft(&only_port_4000(true));
@@ -54,7 +54,7 @@ fn the_tunnel_needs_the_control_port_alone() {
 }
 
 #[test]
-fn where_udp_is_blocked_latency_falls_back_to_tcp_and_says_so() {
+fn if_udp_is_blocked_latency_falls_back_to_tcp_with_a_warning() {
     let Some(hosts) = TwoHosts::new() else { return };
     for host in [&hosts.near, &hosts.far] {
         host.nft(&only_port_4000(false));
@@ -64,7 +64,7 @@ fn where_udp_is_blocked_latency_falls_back_to_tcp_and_says_so() {
 }
 
 #[test]
-fn a_cut_cable_ends_both_sides_within_ten_seconds() {
+fn a_link_that_goes_down_ends_both_ends_within_ten_seconds() {
     std::thread::scope(|scope| {
         for mode in ["tunneled", "direct"] {
             scope.spawn(move || cut_in_mid_test(mode));
@@ -84,14 +84,14 @@ fn cut_in_mid_test(mode: &str) {
     let status = running.wait(Duration::from_secs(60)).unwrap();
     let took = cut.elapsed();
     assert_eq!(status.code(), Some(1));
-    // 10 s of silence, and what a loaded machine takes to notice.
+    // 10 s of silence, plus slack for a loaded machine.
     assert!(took < Duration::from_secs(20), "{mode}: the appliance took {took:?}");
     let rest = running.rest(Duration::from_secs(30)).unwrap();
     let last = serde_json::from_str::<serde_json::Value>(rest.last().unwrap()).unwrap();
     assert_eq!((&last["event"], &last["code"]), (&"error".into(), &"silent".into()), "{last:#}");
-    assert!(last["measured_so_far"].is_object(), "what was measured is kept: {last:#}");
+    assert!(last["measured_so_far"].is_object(), "the partial result is kept: {last:#}");
     let ended = reflector.await_audited("session_ended", |_| true);
     assert!(cut.elapsed() < Duration::from_secs(20), "{mode}: the reflector held the session for {:?}", cut.elapsed());
-    // Whichever of its clocks noticed first: the session's, or that of a write nobody takes.
+    // Either the session's timeout or the timeout of a blocked write comes first.
     assert!(["silence", "link_closed"].contains(&ended["reason"].as_str().unwrap()), "{ended:#}");
 }

@@ -1,5 +1,5 @@
-//! The iperf3 lane and the provider iperf3, with the real iperf3: the main job, unpaired clients at the port, kills, and
-//! hosts that lack something. `script/siege` plays more sessions under attack.
+//! The iperf3 lane and the provider iperf3 with the real iperf3: normal tests, unpaired clients at the port, kills, and
+//! hosts without a requirement. `script/siege` runs more sessions under attack.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -14,11 +14,11 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 const SHORT: &[&str] = &["--engine", "iperf3", "-t", "1", "--idle", "0.3"];
-/// A session's child, its port and its slot are free within two seconds, whatever happened, and what a loaded machine
-/// adds. Less than a reflector takes to give up what does not end.
+/// After a session its child, port and slot are free within two seconds, plus slack for a loaded machine. Less than the
+/// reflector's timeout for a child that does not end.
 const FREE: Duration = Duration::from_secs(2 + 2);
 
-/// A reflector with the lane, on an address of its own, with one data port.
+/// The settings of a reflector with the lane and one data port.
 fn settings(port: &str) -> Vec<(&str, &str)> {
     vec![
         ("MODE", "direct_ephemeral"),
@@ -42,7 +42,7 @@ fn host(reflector: &Reflector) -> Ipv4Addr {
     *address.ip()
 }
 
-/// The lane's child, once there is one.
+/// The iperf3 child of the running test.
 fn child(reflector: &mut Reflector) -> Pid {
     let children = reflector.process().children();
     let [(pid, name)] = &children[..] else { panic!("not one child: {children:?}") };
@@ -101,7 +101,7 @@ fn the_lane_works_from_an_open_state_folder_also_after_a_command_that_reads_the_
 
 /// On loopback a receiver that was held up for a moment may be slow for the rest of the test.
 #[test]
-fn a_fast_test_stands_still_only_where_little_is_left_of_the_day() {
+fn a_fast_test_waits_for_leases_only_if_little_is_left_of_the_quota() {
     const STANDS: &str = "stands still until more bytes are leased";
     let load = |bytes_per_day: &str| {
         let more = [("MAX_BYTES_PER_DAY", bytes_per_day), ("LOG", "debug")];
@@ -118,7 +118,7 @@ fn a_fast_test_stands_still_only_where_little_is_left_of_the_day() {
 }
 
 #[test]
-fn every_knob_reaches_iperf3() {
+fn every_option_reaches_iperf3() {
     let reflector = serve("47102-47103");
     let appliance = pair(&reflector);
     let knobs =
@@ -140,7 +140,7 @@ fn every_knob_reaches_iperf3() {
         "{start:#}"
     );
     assert!(result["program"]["version"].as_str().unwrap().starts_with("iperf3 3."));
-    // What iperf3 can't do, or we not with it, is said before anybody is asked.
+    // An option that is not supported with iperf3 is refused before any I/O.
     let refused = [
         (&["-t", "1.5"][..], "whole seconds"),
         (&["-u"], "-u means the engine udp"),
@@ -160,7 +160,7 @@ fn every_knob_reaches_iperf3() {
     let result = outcome.json();
     assert!(result["download"]["mss"].as_u64().unwrap() <= 1000, "{result:#}");
     for direction in ["download", "upload"] {
-        // iperf3 paces by itself, in the mean: some blocks more at once than its rate has.
+        // iperf3 paces only on average: it may send some blocks more than its rate allows at a time.
         let total = result[direction]["total_bytes_received"].as_u64().unwrap();
         assert!(total > 0 && total < 4 * 20_000_000 / 8 * 2, "{direction}: {result:#}");
     }
@@ -176,19 +176,19 @@ fn besiege(mut reflector: Reflector, port: u16) {
 }
 
 #[test]
-fn strangers_at_the_granted_port_neither_end_nor_hold_nor_use_a_test() {
+fn unpaired_clients_at_the_granted_port_cannot_end_block_or_use_a_test() {
     besiege(serve("47104"), 47104);
 }
 
 #[test]
-fn an_unprivileged_user_without_capabilities_serves_as_safely() {
+fn the_lane_is_as_safe_for_an_unprivileged_user_without_capabilities() {
     let listen = format!("{}:0", loopback::address());
     let Some(reflector) = Reflector::serve_as_nobody(&[&listen], &settings("47105")) else { return };
     besiege(reflector, 47105);
 }
 
 #[test]
-fn a_reflector_that_is_killed_takes_its_children_along_and_the_next_one_has_the_port_at_once() {
+fn a_killed_reflector_leaves_no_child_and_the_next_one_gets_the_port_at_once() {
     let mut reflector = serve("47106");
     let appliance = pair(&reflector);
     let test = long_test(&appliance);
@@ -205,7 +205,7 @@ fn a_reflector_that_is_killed_takes_its_children_along_and_the_next_one_has_the_
 }
 
 #[test]
-fn a_client_that_is_gone_frees_child_port_and_slot() {
+fn a_killed_client_frees_child_port_and_slot() {
     let mut reflector = serve("47107");
     let appliance = pair(&reflector);
     let mut test = long_test(&appliance);
@@ -214,13 +214,13 @@ fn a_client_that_is_gone_frees_child_port_and_slot() {
     assert!(is_gone(iperf3, FREE), "an iperf3 survived its client");
     let ended = reflector.await_audited("session_ended", |_| true);
     assert_eq!(ended["reason"], "link_closed");
-    assert!(ended["bytes"].as_u64().unwrap() > 0, "what flowed is charged: {ended:#}");
+    assert!(ended["bytes"].as_u64().unwrap() > 0, "the bytes that flowed are charged: {ended:#}");
     let outcome = appliance.speed_test(&[SHORT, &["--no-wait"]].concat());
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
 }
 
 #[test]
-fn a_reflector_that_is_told_twice_to_end_takes_its_children_along() {
+fn a_reflector_ended_by_two_signals_leaves_no_child() {
     let mut reflector = serve("47108");
     let appliance = pair(&reflector);
     let test = long_test(&appliance);
@@ -234,7 +234,7 @@ fn a_reflector_that_is_told_twice_to_end_takes_its_children_along() {
 }
 
 #[test]
-fn a_child_that_crashes_ends_the_test_and_nothing_else() {
+fn a_crashed_child_ends_only_its_test() {
     let mut reflector = serve("47109");
     let appliance = pair(&reflector);
     let mut test = long_test(&appliance);
@@ -248,7 +248,7 @@ fn a_child_that_crashes_ends_the_test_and_nothing_else() {
 }
 
 #[test]
-fn a_port_that_a_stranger_holds_is_skipped_and_said() {
+fn a_port_held_by_another_program_is_skipped_and_reported() {
     let reflector = serve("47110-47111");
     let appliance = pair(&reflector);
     let held = TcpListener::bind((host(&reflector), 47110)).unwrap();
@@ -260,7 +260,7 @@ fn a_port_that_a_stranger_holds_is_skipped_and_said() {
     drop(held);
 }
 
-/// Not offered, and said why; everything else works.
+/// Asserts that the lane is not offered, that `status` says why, and that everything else works.
 fn is_not_offered(reflector: &Reflector, why: &str) {
     let status = reflector.status();
     let lacking = &status["engines_lacking"][0];
@@ -275,7 +275,7 @@ fn is_not_offered(reflector: &Reflector, why: &str) {
 }
 
 #[test]
-fn where_seccomp_is_taken_away_the_lane_is_not_offered() {
+fn without_seccomp_the_lane_is_not_offered() {
     let listen = format!("{}:0", loopback::address());
     let call = if cfg!(target_arch = "x86_64") { 317 } else { 277 };
     let Some(reflector) = Reflector::serve_without(call, &[&listen], &settings("47112")) else { return };
@@ -283,15 +283,15 @@ fn where_seccomp_is_taken_away_the_lane_is_not_offered() {
 }
 
 #[test]
-fn where_landlock_is_taken_away_the_lane_is_not_offered() {
+fn without_landlock_the_lane_is_not_offered() {
     let listen = format!("{}:0", loopback::address());
-    // landlock_create_ruleset, the same everywhere.
+    // landlock_create_ruleset has the same number on every architecture.
     let Some(reflector) = Reflector::serve_without(444, &[&listen], &settings("47113")) else { return };
     is_not_offered(&reflector, "its files can't be limited");
 }
 
 #[test]
-fn without_iperf3_the_error_says_how_to_get_it_and_nothing_else_changes() {
+fn without_iperf3_the_error_says_how_to_install_it_and_other_engines_work() {
     let listen = format!("{}:0", loopback::address());
     let nowhere = tempfile::tempdir().unwrap();
     let path = nowhere.path().to_str().unwrap();
@@ -309,12 +309,12 @@ fn without_iperf3_the_error_says_how_to_get_it_and_nothing_else_changes() {
 }
 
 #[test]
-fn the_lane_needs_ports_of_its_own() {
+fn the_lane_needs_direct_mode() {
     let reflector = Reflector::serve(&[("IPERF3_ENABLED", "true")]);
     is_not_offered(&reflector, "needs direct mode");
 }
 
-/// A plain iperf3 server, which listens.
+/// A listening plain iperf3 server.
 fn iperf3_server(around: &[&str], at: &str, port: &str, more: &[&str]) -> Running {
     let words = [around, &["iperf3", "-s", "-B", at, "-p", port, "--forceflush"], more].concat();
     let mut command = Command::new(words[0]);
@@ -346,14 +346,14 @@ fn a_plain_server_is_measured_both_ways_at_once_and_with_datagrams() {
     }
     assert_eq!(result["upload"]["omitted"], "nothing");
     assert_eq!(result["warnings"][0]["code"], "startup_included", "{result:#}");
-    // The server may still be busy with the test before; one phase after the other is no stranger.
+    // The server may still be busy with the previous test.
     let wait = ["--wait", "60s"];
     let result = test(&[&wait[..], &["-u", "-b", "8M", "-l", "1000", "-P", "1"]].concat());
     for direction in ["download", "upload"] {
         let udp = &result[direction]["udp"];
         assert!(result[direction]["goodput_bps"].as_u64() < Some(9_000_000), "{direction}: {result:#}");
         assert_eq!(udp["payload_bytes"], 1000);
-        // What is sent is iperf3's to keep to; what of it arrives on a busy machine is not.
+        // iperf3 keeps the sending rate; on a busy machine fewer datagrams may arrive.
         assert!((500..=1500).contains(&udp["datagrams"].as_u64().unwrap()), "{udp:#}");
     }
     let result = test(&[&wait[..], &["-O", "1", "--raw"]].concat());
@@ -363,11 +363,11 @@ fn a_plain_server_is_measured_both_ways_at_once_and_with_datagrams() {
 }
 
 #[test]
-fn a_busy_server_is_waited_for_as_long_as_was_asked() {
+fn the_appliance_waits_for_a_busy_server_as_long_as_requested() {
     let host = loopback::address().to_string();
     let _server = iperf3_server(&[], &host, "47121", &[]);
-    // One whose server is busy: its first interval has been told. The server may not have noticed yet that the client
-    // before it is gone, and then turns it away.
+    // A client that keeps the server busy: it has printed its first interval. The server may refuse it as long as it has
+    // not noticed that the previous client is gone.
     let client = |seconds: &str| loop {
         let mut command = Command::new("iperf3");
         command.args(["-c", &host, "-p", "47121", "-t", seconds, "-i", "0.1", "--forceflush"]);
@@ -385,7 +385,7 @@ fn a_busy_server_is_waited_for_as_long_as_was_asked() {
     appliance.fails(&test, 5, "busy");
     let began = Instant::now();
     appliance.fails(&[&test[..], &["--wait", "2s"]].concat(), 5, "busy");
-    // For a machine and for a person: twice.
+    // Once with --json and once without.
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
     drop(other);
     let other = client("2");
@@ -395,7 +395,7 @@ fn a_busy_server_is_waited_for_as_long_as_was_asked() {
 }
 
 #[test]
-fn a_server_that_wants_a_user_gets_one() {
+fn a_server_with_logins_gets_the_login() {
     let host = loopback::address().to_string();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -427,7 +427,7 @@ fn a_server_that_wants_a_user_gets_one() {
 }
 
 #[test]
-fn what_is_no_iperf3_server_is_an_error() {
+fn another_server_at_the_address_is_an_error() {
     let appliance = Appliance::new();
     let test = |peer: &str| ["speed-test", "--provider", "iperf3", "-t", "1", "--peer", peer].map(str::to_owned);
     let closed_port = loopback::closed_port();
@@ -439,7 +439,7 @@ fn what_is_no_iperf3_server_is_an_error() {
     let nobody = test("nobody.invalid");
     appliance.fails(&nobody.each_ref().map(String::as_str), 1, "name_not_resolved");
     appliance.fails(&["speed-test", "--provider", "iperf3", "--engine", "tcp", "--peer", &closed], 2, "bad_request");
-    // Something that listens and says strange things.
+    // A server that sends other bytes.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
@@ -473,7 +473,7 @@ fn both_providers_over_both_families_between_two_hosts() {
         assert_eq!(result["reflector"]["address"], *address);
         assert!(result["download"]["line_rate_estimate"]["rate_bps"].as_u64().is_some(), "{result:#}");
         let _server = iperf3_server(&near, &bare, "5201", &[]);
-        // A plain server's port need not be said.
+        // Without a port, iperf3's default port is used.
         let outcome = appliance.speed_test(&["--provider", "iperf3", "--peer", &bare, "-t", "1"]);
         assert_eq!(outcome.code, 0, "{bare}: {outcome:?}");
         assert_eq!(outcome.json()["appliance"]["facts_before"]["mtu_bytes"], 1500);

@@ -1,5 +1,5 @@
-//! Programs that are killed, stopped for a while, or asked to end, in the middle of a test: what the other one does,
-//! and what is free afterwards.
+//! Programs that are killed, stopped for a while, or terminated during a test: what the other program does, and which
+//! resources are free afterwards.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -9,13 +9,13 @@ use lab::{Appliance, Reflector, Running, loopback};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// How long a program may take to say something on a loaded machine.
+/// How long a program may take to print a line on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What a loaded machine may add to a time that is promised, to start a thread and to look at a clock.
+/// Slack for a loaded machine on top of a promised time.
 const SLACK: Duration = Duration::from_secs(5);
 const MODES: [&str; 2] = ["tunneled", "direct"];
 
-/// A reflector that offers both modes, with one slot and one port: whoever comes second needs both to be free.
+/// A reflector that offers both modes, with one slot and one port, so that a second test needs both to be free.
 fn reflector_with_one_slot() -> Reflector {
     let settings = [("MAX_CONCURRENT_TESTS", "1"), ("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", "5201-5201")];
     Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &settings)
@@ -44,7 +44,7 @@ fn last(running: &Running) -> Value {
     serde_json::from_str(rest.last().expect("a last event")).unwrap()
 }
 
-/// Plays `story` in both data modes at once.
+/// Runs `story` in both data modes concurrently.
 fn in_both_modes(story: impl Fn(&'static str) + Sync) {
     std::thread::scope(|scope| {
         for mode in MODES {
@@ -55,7 +55,7 @@ fn in_both_modes(story: impl Fn(&'static str) + Sync) {
 }
 
 #[test]
-fn a_killed_reflector_ends_the_test_within_three_seconds_and_what_was_measured_is_kept() {
+fn a_killed_reflector_ends_the_test_within_three_seconds_and_the_partial_result_is_kept() {
     in_both_modes(|mode| {
         let mut reflector = reflector_with_one_slot();
         let appliance = paired(&reflector);
@@ -76,9 +76,9 @@ fn a_killed_reflector_ends_the_test_within_three_seconds_and_what_was_measured_i
         assert!(kept["latency"]["idle"]["rtt_us"]["p50"].is_number(), "{kept:#}");
         assert!(kept["download"]["goodput_bps"].as_u64().unwrap() > 0, "{kept:#}");
         let saved = appliance.run(&["history", "show", kept["id"].as_str().unwrap(), "--json"]);
-        assert_eq!(&saved.json(), kept, "what is told is what is saved");
+        assert_eq!(&saved.json(), kept, "the printed result is the saved one");
 
-        // It comes back as it was: who was paired still is, and the open lease is on the bill.
+        // After a restart the pairings are there, and the open lease is charged.
         reflector.start().unwrap();
         reflector.await_audited("leases_charged", |line| line["sessions"] == 1);
         let again = appliance.speed_test(&["-t", "0.3", "--idle", "0.1", "--data-mode", mode]);
@@ -88,7 +88,7 @@ fn a_killed_reflector_ends_the_test_within_three_seconds_and_what_was_measured_i
 }
 
 #[test]
-fn a_person_is_told_in_three_lines_that_the_reflector_was_lost() {
+fn a_lost_reflector_is_reported_in_three_lines() {
     let mut reflector = Reflector::serve(&[]);
     let appliance = paired(&reflector);
     let mut command = appliance.command(&["speed-test", "-t", "60"]);
@@ -122,13 +122,13 @@ fn a_killed_appliance_leaves_slot_and_port_free_within_two_seconds() {
 }
 
 #[test]
-fn two_seconds_of_standstill_at_either_end_do_not_end_a_test() {
+fn stopping_either_end_for_two_seconds_does_not_end_a_test() {
     in_both_modes(|mode| {
         let mut reflector = reflector_with_one_slot();
         let appliance = paired(&reflector);
         let mut running = appliance.start(&stream(mode, "9"));
         next(&running, "interval");
-        // The standstill is what is tested, and it lasts for this long; nothing is waited for.
+        // This sleep is the tested pause, not a wait for an event.
         let standstill = |process: &Running| {
             process.signal(Signal::STOP);
             std::thread::sleep(Duration::from_secs(2));
@@ -146,7 +146,7 @@ fn two_seconds_of_standstill_at_either_end_do_not_end_a_test() {
 }
 
 #[test]
-fn a_drained_reflector_finishes_what_runs_and_begins_nothing_new() {
+fn a_draining_reflector_finishes_running_tests_and_begins_no_new_ones() {
     let mut reflector = reflector_with_one_slot();
     let (first, waiting, late) = (paired(&reflector), paired(&reflector), paired(&reflector));
     let mut running = first.start(&stream("tunneled", "15"));
@@ -154,7 +154,7 @@ fn a_drained_reflector_finishes_what_runs_and_begins_nothing_new() {
     let mut queued = waiting.start(&stream("tunneled", "1"));
     next(&queued, "queued");
     reflector.process().signal(Signal::TERM);
-    // Who waits for a turn hears at once that it won't come, and who comes now hears the same.
+    // Queued requests are denied at once, and so are new ones.
     let refused = last(&queued);
     assert_eq!((&refused["event"], &refused["code"]), (&"error".into(), &"draining".into()), "{refused:#}");
     assert_eq!(queued.wait(PATIENCE).unwrap().code(), Some(5));
@@ -170,12 +170,12 @@ fn a_drained_reflector_finishes_what_runs_and_begins_nothing_new() {
     assert!(denied.iter().all(|line| line["reason"] == "draining"), "{denied:#?}");
     assert_eq!(reflector.audit().last().unwrap()["event"], "stopped");
     reflector.must(&["audit", "verify"]);
-    // Gone is gone, and says so.
+    // Afterwards the reflector is gone, and the commands report that.
     late.fails(&["speed-test"], 1, "unreachable");
 }
 
 #[test]
-fn a_second_signal_ends_a_drain_and_the_appliance_is_told_why() {
+fn a_second_signal_ends_a_drain_and_the_appliance_gets_the_reason() {
     let mut reflector = Reflector::serve(&[]);
     let appliance = paired(&reflector);
     let mut running = appliance.start(&stream("tunneled", "60"));

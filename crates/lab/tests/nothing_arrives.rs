@@ -1,4 +1,4 @@
-//! Paths and reflectors over which a test moves nothing: what did not arrive is no result, and says so.
+//! Tests in which no data arrives: such a direction has no result, and the report says so.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
     (reflector, appliance)
 }
 
-/// Drops what comes in and fits `rule`.
+/// Drops incoming packets that match `rule`.
 fn drop_incoming(host: &Host, rule: &str) {
     host.nft(&format!(
         "table inet lossy {{ chain input {{ type filter hook input priority 0; {rule} drop;\n }}\n }}\n"
@@ -43,7 +43,7 @@ fn measured(error: &ErrorDocument) -> &ResultDocument {
 }
 
 #[test]
-fn probes_that_are_all_lost_are_a_loss_of_everything_and_pass_no_threshold() {
+fn if_all_probes_are_lost_the_loss_is_100_percent_and_no_threshold_is_met() {
     let Some(hosts) = TwoHosts::new() else { return };
     let (_reflector, appliance) = two_ends(&hosts);
     let args = ["-b", "10M", "-P", "1", "-t", "4", "--idle", "1", "--max-loss", "1%", "--max-loaded-latency", "1000"];
@@ -70,7 +70,7 @@ fn probes_that_are_all_lost_are_a_loss_of_everything_and_pass_no_threshold() {
 }
 
 #[test]
-fn a_direction_in_which_next_to_nothing_arrives_has_no_result_and_is_named() {
+fn a_direction_in_which_almost_nothing_arrives_has_no_result_and_is_named() {
     let Some(hosts) = TwoHosts::new() else { return };
     let (_reflector, appliance) = two_ends(&hosts);
     let args = ["-b", "20M", "-P", "1", "-t", "5", "--idle", "0.5"];
@@ -86,7 +86,7 @@ fn a_direction_in_which_next_to_nothing_arrives_has_no_result_and_is_named() {
     assert!(saved.stdout.starts_with("Nothing arrived in the upload"), "{saved:?}");
 }
 
-/// A plain iperf3 server, which listens.
+/// A listening plain iperf3 server.
 fn iperf3_server(host: &Host) -> Running {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", &host.netns, "iperf3", "-s", "-B", &host.v4, "-p", "5201", "--forceflush"]);
@@ -96,10 +96,10 @@ fn iperf3_server(host: &Host) -> Running {
 }
 
 #[test]
-fn a_path_that_swallows_large_packets_is_no_iperf3_result_either() {
+fn a_path_that_drops_large_packets_gives_no_iperf3_result() {
     let Some(hosts) = TwoHosts::new() else { return };
     let _server = iperf3_server(&hosts.near);
-    // As a router between them would, and no ICMP says so.
+    // Like a router on the path that sends no ICMP.
     for host in [&hosts.near, &hosts.far] {
         drop_incoming(host, "meta length > 1400");
     }
@@ -119,7 +119,7 @@ fn a_path_that_swallows_large_packets_is_no_iperf3_result_either() {
     assert_eq!(runs[0]["complete"], false, "{runs:#}");
 }
 
-/// A speed test's end where the reflector says this when its phase is over.
+/// Runs a speed test against a reflector that sends `claim` at the end of the phase.
 fn told(claim: Value) -> Outcome {
     let script = Script {
         name: "a claim".to_owned(),
@@ -141,8 +141,8 @@ fn tally(bytes: u64, elapsed_us: u64) -> Value {
 }
 
 #[test]
-fn an_upload_of_which_the_reflector_says_nothing_is_no_result() {
-    // Without readings a total is a claim that nothing stands behind.
+fn an_upload_without_samples_has_no_result() {
+    // A total without samples is an unsupported claim.
     for claim in [json!({}), tally(100_000, 1_000_000)] {
         let outcome = told(claim.clone());
         assert_eq!(outcome.code, 1, "{claim}: {outcome:?}");
@@ -155,7 +155,7 @@ fn an_upload_of_which_the_reflector_says_nothing_is_no_result() {
 }
 
 #[test]
-fn what_cannot_be_true_is_refused() {
+fn counts_that_cannot_be_true_are_refused() {
     for (bytes, elapsed_us) in
         [(u64::MAX, 1_000_000), (1 << 40, 1_000_000), (100_000, u64::MAX), (100_000, 0), (u64::MAX, u64::MAX)]
     {
@@ -166,7 +166,7 @@ fn what_cannot_be_true_is_refused() {
 }
 
 #[test]
-fn a_sample_that_no_interface_reaches_is_refused_when_it_comes() {
+fn a_sample_above_any_interface_rate_is_refused_at_once() {
     let reflector = FalseReflector::listen(|link, first| {
         let mut honest = lab::bad_reflectors::Honest::default();
         let mut next = Some(first.clone());

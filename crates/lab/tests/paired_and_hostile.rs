@@ -1,5 +1,4 @@
-//! A paired device that means harm, or is out of order: what it can cost the reflector's host and the other devices is
-//! bounded.
+//! A paired device that is malicious or broken: its cost to the reflector's host and to other devices is bounded.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +24,7 @@ fn granted(link: &mut AsAppliance, request: &Value) -> SessionId {
     serde_json::from_value(grant["session"].clone()).unwrap()
 }
 
-/// A data connection of this phase.
+/// Opens a data connection of this phase.
 fn data(rogue: &RogueDevice, link: &AsAppliance, session: SessionId, phase: u8, stream: u16) -> AsAppliance {
     let secret = link.exporter(SESSION_EXPORTER_LABEL, Some(session.as_bytes()));
     let keys = SessionKeys::derive(session, secret.into());
@@ -36,7 +35,7 @@ fn data(rogue: &RogueDevice, link: &AsAppliance, session: SessionId, phase: u8, 
 }
 
 #[test]
-fn a_congestion_control_that_the_host_has_not_is_refused_before_anything_is_reserved_and_fills_no_log() {
+fn an_unavailable_congestion_control_is_refused_before_anything_is_reserved_and_does_not_fill_the_log() {
     let reflector = Reflector::serve(&[]);
     let rogue = RogueDevice::pair(&reflector);
     let mut link = rogue.link();
@@ -50,7 +49,7 @@ fn a_congestion_control_that_the_host_has_not_is_refused_before_anything_is_rese
         assert_eq!(denied["reason"], "bad_request");
         assert!(denied["detail"].as_str().unwrap().contains("nonesuch"), "{denied}");
     }
-    // Twenty at once, then ten a second.
+    // A burst of twenty, then ten per second.
     assert!(begun.elapsed() >= Duration::from_secs(7), "{:?}", begun.elapsed());
     assert!(reflector.audited("session_undone").is_empty());
     let log = reflector.log();
@@ -59,7 +58,7 @@ fn a_congestion_control_that_the_host_has_not_is_refused_before_anything_is_rese
 }
 
 #[test]
-fn a_device_that_sends_no_messages_again_and_again_fills_no_log() {
+fn a_device_that_repeatedly_sends_invalid_messages_does_not_fill_the_log() {
     let reflector = Reflector::serve(&[]);
     let rogue = RogueDevice::pair(&reflector);
     for _ in 0..100 {
@@ -70,20 +69,20 @@ fn a_device_that_sends_no_messages_again_and_again_fills_no_log() {
     assert_eq!(reflector.status()["refused"]["protocol"], 100);
     let lines = reflector.log().lines().filter(|line| line.contains("not a message")).count();
     assert!(lines <= 60, "{lines} lines");
-    // Ten of this reason, and the first of others.
+    // Ten lines of this reason, and the first ones of other reasons.
     let refused = reflector.log().lines().filter(|line| line.contains("Protocol")).count();
     assert!(refused <= 10, "{refused} lines");
 }
 
 #[test]
-fn only_the_streams_of_the_next_phase_are_let_in() {
+fn only_streams_of_the_next_phase_are_accepted() {
     let reflector = Reflector::serve(&[]);
     let rogue = RogueDevice::pair(&reflector);
     let mut link = rogue.link();
     let session = granted(&mut link, &request("upload", 3, 2));
     for phase in [1, 2] {
         let mut early = data(&rogue, &link, session, phase, 0);
-        assert!(early.hear_out().unwrap().is_empty(), "phase {phase} has not come");
+        assert!(early.hear_out().unwrap().is_empty(), "phase {phase} has not begun");
         link.say(&json!({ "type": "ping" })).unwrap();
     }
     let _streams = [0, 1].map(|stream| data(&rogue, &link, session, 0, stream));
@@ -102,7 +101,7 @@ fn a_phase_out_of_order_ends_the_session() {
 }
 
 #[test]
-fn a_grant_that_is_not_started_ends_and_frees_its_slot() {
+fn a_session_that_is_not_started_ends_and_frees_its_slot() {
     let reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
     let rogue = RogueDevice::pair(&reflector);
     let mut link = rogue.link();
@@ -120,7 +119,7 @@ fn a_grant_that_is_not_started_ends_and_frees_its_slot() {
 }
 
 #[test]
-fn few_descriptors_bound_a_session_and_administration_goes_on() {
+fn with_few_descriptors_sessions_are_limited_and_administration_works() {
     let reflector = Reflector::serve_with_few_files(256);
     let rogue = RogueDevice::pair(&reflector);
     let mut link = rogue.link();
@@ -128,7 +127,7 @@ fn few_descriptors_bound_a_session_and_administration_goes_on() {
     let denied = link.hear_a("denied").unwrap();
     assert_eq!((&denied["reason"], denied.get("retry_after_ms")), (&json!("too_many_streams"), None));
     assert!(denied["detail"].as_str().unwrap().contains("open files"), "{denied}");
-    // Every descriptor that a device can get hold of.
+    // Use every descriptor that a device can obtain.
     let links = (0..64).map(|_| rogue.open_from(Ipv4Addr::new(127, 43, 0, 1))).collect::<Vec<_>>();
     let address = reflector.address().parse().unwrap();
     let silent = (0..300).map(|n| connect_from(Ipv4Addr::new(127, 42, 0, n as u8), address)).collect::<Vec<_>>();
@@ -140,7 +139,7 @@ fn few_descriptors_bound_a_session_and_administration_goes_on() {
 }
 
 #[test]
-fn links_beyond_a_devices_share_are_refused_in_their_place_and_keep_no_other_device_out() {
+fn links_above_a_devices_share_are_refused_and_other_devices_can_connect() {
     let reflector = &Reflector::serve_with_few_files(512);
     let other = Appliance::new().pair(reflector, reflector.address());
     let rogue = &RogueDevice::pair(reflector);
@@ -148,7 +147,7 @@ fn links_beyond_a_devices_share_are_refused_in_their_place_and_keep_no_other_dev
     let attempts = std::thread::scope(|scope| {
         for n in 0..8 {
             scope.spawn(move || {
-                // Known prefixes, of which each may have more connections than an unknown one.
+                // Known prefixes, which may have more connections than unknown ones.
                 let source = Ipv4Addr::new(127, 44, 0, n);
                 let mut standing = Vec::new();
                 while !is_over.load(Ordering::Relaxed) {
@@ -161,7 +160,7 @@ fn links_beyond_a_devices_share_are_refused_in_their_place_and_keep_no_other_dev
         let attempts = (0..4).map(|_| other.run(&["reflectors", "check", "--json"])).collect::<Vec<_>>();
         let status = reflector.status();
         is_over.store(true, Ordering::Relaxed);
-        // Of 512: 112 are for links, and half of those for one device.
+        // Of 512 descriptors 112 are for links, and half of those for one device.
         assert!(status["links"].as_u64().unwrap() <= 56 + 2, "{status:#}");
         attempts
     });
@@ -170,7 +169,7 @@ fn links_beyond_a_devices_share_are_refused_in_their_place_and_keep_no_other_dev
 }
 
 #[test]
-fn a_port_that_another_program_holds_fills_no_log_however_often_it_is_asked_for() {
+fn repeated_requests_for_a_port_held_by_another_program_do_not_fill_the_log() {
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let range = held.local_addr().unwrap().port().to_string();
     let mut reflector = Reflector::serve(&[("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", &range)]);
@@ -190,7 +189,7 @@ fn a_port_that_another_program_holds_fills_no_log_however_often_it_is_asked_for(
     assert!(more > 400, "{more}");
 }
 
-/// How many threads a process has.
+/// The number of threads of a process.
 fn threads(pid: rustix::process::Pid) -> usize {
     std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap().count()
 }
@@ -209,7 +208,7 @@ fn links_of_one_device_share_a_budget_of_messages() {
                 let (ask, answer) = if n % 2 == 0 { ("facts", "facts") } else { ("ping", "pong") };
                 let mut answered = 0;
                 while !is_over.load(Ordering::Relaxed) {
-                    // Ten at once, as a device does that does not wait for answers.
+                    // Ten at a time, without waiting for answers.
                     for _ in 0..10 {
                         link.say(&json!({ "type": ask })).unwrap();
                     }
@@ -230,7 +229,7 @@ fn links_of_one_device_share_a_budget_of_messages() {
         is_over.store(true, Ordering::Relaxed);
         (askers.into_iter().map(|asker| asker.join().unwrap()).sum::<u64>(), most_threads)
     });
-    // 400 at once, then 200 a second.
+    // A burst of 400, then 200 per second.
     let allowed = 400 + 200 * (begun.elapsed().as_secs() + 1);
     assert!(answered <= allowed, "{answered} messages answered, {allowed} allowed");
     assert!(most_threads < 64, "{most_threads} threads");

@@ -1,4 +1,4 @@
-//! Who is let in, who is not, and what stays when a program is killed.
+//! Pairing: which devices are accepted, and what survives when a program is killed.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn test(appliance: &Appliance, reflector: &Reflector) -> lab::Outcome {
 }
 
 #[test]
-fn a_code_pairs_one_device_and_no_second() {
+fn a_code_pairs_only_one_device() {
     let reflector = Reflector::serve(&[]);
     let pairing = reflector.open_code(&["--name", "attic Pi"]);
     let first = Appliance::new();
@@ -35,7 +35,7 @@ fn a_code_pairs_one_device_and_no_second() {
 }
 
 #[test]
-fn the_code_may_come_by_a_pipe_a_file_or_the_environment() {
+fn the_code_is_read_from_a_pipe_a_file_or_the_environment() {
     let reflector = Reflector::serve(&[]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("code");
@@ -60,11 +60,11 @@ fn the_code_may_come_by_a_pipe_a_file_or_the_environment() {
 }
 
 #[test]
-fn a_revoked_code_pairs_nobody() {
+fn a_revoked_code_is_refused() {
     let reflector = Reflector::serve(&[]);
     let mut pairing = reflector.open_code(&[]);
     pairing.command.kill();
-    // The server hears the hang-up by itself.
+    // The server notices the closed connection.
     reflector.await_audited("code_closed", |line| line["why"] == "revoked");
     let appliance = Appliance::new();
     appliance.fails(&["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code], 4, "wrong_code");
@@ -73,7 +73,7 @@ fn a_revoked_code_pairs_nobody() {
 }
 
 #[test]
-fn an_expired_code_pairs_nobody() {
+fn an_expired_code_is_refused() {
     let reflector = Reflector::serve(&[]);
     let mut pairing = reflector.open_code(&["--ttl", "10s"]);
     let status = pairing.command.wait(Duration::from_secs(60)).unwrap();
@@ -88,7 +88,7 @@ fn an_expired_code_pairs_nobody() {
 }
 
 #[test]
-fn the_code_of_another_reflector_is_refused_before_anything_is_said() {
+fn the_code_of_another_reflector_is_refused_inside_the_handshake() {
     let (right, other) = (Reflector::serve(&[]), Reflector::serve(&[]));
     let pairing = right.open_code(&[]);
     let args = ["pair-reflector", "--peer", other.address(), "--code", &pairing.code];
@@ -105,13 +105,13 @@ fn wrong_secrets_are_counted_and_block_their_prefix() {
     let pairing = reflector.open_code(&[]);
     let id = reflector.id().parse().unwrap();
     for _ in 0..6 {
-        // Right pin, wrong secret: made as anybody could who knows the Endpoint ID.
+        // The right pin with a wrong secret, as any client can make it from the Endpoint ID.
         let guess = paramedic_link::pairing_code::PairingCode::generate(&id).unwrap().to_string();
         let refused = Appliance::new().run(&["pair-reflector", "--peer", reflector.address(), "--code", &guess]);
         assert_eq!(refused.code, 4, "{refused:?}");
         refused.three_lines();
     }
-    // The right code comes too late from a prefix that guessed.
+    // A blocked prefix is refused even with the right code.
     let blocked = ["pair-reflector", "--peer", reflector.address(), "--code", &pairing.code];
     Appliance::new().fails(&blocked, 4, "wrong_code");
     reflector.await_audited("refused", |line| line["reason"] == "wrong_proof");
@@ -119,7 +119,7 @@ fn wrong_secrets_are_counted_and_block_their_prefix() {
 }
 
 #[test]
-fn by_hand_both_sides_name_each_other() {
+fn devices_can_be_paired_by_endpoint_id() {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new();
     let own = appliance.run(&["show-id"]).stdout.trim().to_owned();
@@ -133,7 +133,7 @@ fn by_hand_both_sides_name_each_other() {
 }
 
 #[test]
-fn a_peer_of_the_configuration_needs_no_pairing() {
+fn a_peer_in_the_configuration_needs_no_pairing() {
     let appliance = Appliance::new();
     let own = appliance.run(&["show-id"]).stdout.trim().to_owned();
     let reflector = Reflector::serve(&[("AUTHORIZED_PEERS", &own)]);
@@ -143,7 +143,7 @@ fn a_peer_of_the_configuration_needs_no_pairing() {
 }
 
 #[test]
-fn a_removed_peer_is_out_at_once_in_mid_test() {
+fn removing_a_peer_ends_its_running_test_at_once() {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let own = appliance.run(&["show-id"]).stdout.trim().to_owned();
@@ -162,7 +162,7 @@ fn a_removed_peer_is_out_at_once_in_mid_test() {
 }
 
 #[test]
-fn a_pairing_that_was_answered_survives_kill_9() {
+fn a_confirmed_pairing_survives_sigkill() {
     let mut reflector = Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &[]);
     for _ in 0..5 {
         let pairing = reflector.open_code(&[]);
@@ -178,7 +178,7 @@ fn a_pairing_that_was_answered_survives_kill_9() {
 }
 
 #[test]
-fn a_new_identity_of_the_reflector_is_noticed() {
+fn a_new_identity_of_the_reflector_is_detected() {
     let mut reflector = Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let running = reflector.run(&["rotate-identity", "--yes"]);

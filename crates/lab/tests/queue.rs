@@ -1,5 +1,5 @@
-//! While a request waits its turn at a reflector, other tests of the same device may run; before it begins it takes the
-//! device's turn again.
+//! While a request is in a reflector's queue, other tests of the same device may run. Before a granted test begins it takes
+//! the device's test lock again.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A reflector with a queue: each request is queued until the test lets it pass, and every message goes to the test.
+/// A reflector with a queue: it queues each request until the test grants it, and passes every message to the test.
 struct Queue {
     reflector: FalseReflector,
     grant: Sender<Value>,
@@ -62,7 +62,7 @@ impl Queue {
     }
 }
 
-/// A reflector that grants at once.
+/// A reflector that grants every request at once.
 fn free(appliance: &Appliance, name: &str) -> FalseReflector {
     let reflector = FalseReflector::listen(|link, first| {
         let mut honest = Honest::default();
@@ -105,7 +105,7 @@ fn another_test_of_this_device_runs_while_one_is_queued() {
 }
 
 #[test]
-fn a_grant_waits_a_moment_for_the_devices_turn_and_is_given_back_else() {
+fn a_grant_waits_for_the_devices_test_lock_and_is_given_back_after_a_timeout() {
     let (queue, appliance) = (Queue::open(), Appliance::new());
     queue.pair(&appliance, "full");
     let _free = free(&appliance, "free");
@@ -113,7 +113,7 @@ fn a_grant_waits_a_moment_for_the_devices_turn_and_is_given_back_else() {
     let mut long = [SPEED_TEST, &["--json-stream", "--peer", "free"]].concat();
     let time = long.iter().position(|arg| *arg == "-t").unwrap() + 1;
     long[time] = "5";
-    // Half of this is what can be spent on waiting.
+    // Half of this time may be spent waiting.
     let short_lived =
         json!({ "type": "granted", "session": granted()["session"], "expires_in_ms": 2000, "udp": false });
     for (grant, expected) in [(short_lived, (5, Some("busy_here"))), (granted(), (0, None))] {

@@ -1,4 +1,4 @@
-//! Where the reflector keeps its secrets, and which reflectors its commands talk to.
+//! The reflector's state folder, and which running reflectors its commands talk to.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -17,7 +17,7 @@ fn make(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// Said loudly, never silently.
+/// Prints SKIPPED without the rights.
 fn may_give_away() -> bool {
     let may = rustix::process::geteuid().is_root();
     if !may {
@@ -27,7 +27,7 @@ fn may_give_away() -> bool {
 }
 
 #[test]
-fn in_a_volume_that_is_open_to_all_the_state_has_a_folder_of_its_own() {
+fn in_a_volume_that_is_open_to_all_users_the_state_has_a_private_folder() {
     let mut reflector = Reflector::idle(&[]);
     make(&reflector.state(), 0o777);
     fs::write(reflector.state().join("photos"), "").unwrap();
@@ -52,7 +52,7 @@ fn in_a_volume_that_is_open_to_all_the_state_has_a_folder_of_its_own() {
 }
 
 #[test]
-fn a_state_folder_in_use_that_others_can_enter_is_closed_with_a_warning() {
+fn a_used_state_folder_that_other_users_can_enter_is_made_private_with_a_warning() {
     let mut reflector = Reflector::serve(&[]);
     let id = reflector.id();
     reflector.end(rustix::process::Signal::TERM);

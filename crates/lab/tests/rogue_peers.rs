@@ -1,5 +1,5 @@
-//! A device that was paired and went bad: it takes what it can get, never reads, never stops asking. What others need
-//! stays free, and the audit log stays readable.
+//! A paired device that misbehaves: it uses all it can, never reads, never stops sending requests. Other devices keep their
+//! share, and the audit log stays readable.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use paramedic_link::tls::Alpn;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// How long a program may take to say something on a loaded machine.
+/// How long a program may take to print a line on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What a loaded machine may add to a time that is promised.
+/// Slack for a loaded machine on top of a promised time.
 const SLACK: Duration = Duration::from_secs(4);
 
-/// Asks for a minute of silence.
+/// Requests an idle phase of one minute.
 fn request() -> Value {
     let spec = json!({
         "engine": "echo", "data_mode": "tunneled", "phases": [{ "load": "idle", "duration_ms": 60_000 }],
@@ -31,7 +31,7 @@ fn granted(link: &mut AsAppliance) -> SessionId {
 }
 
 #[test]
-fn who_never_reads_holds_up_nobody_when_its_session_ends() {
+fn a_peer_that_never_reads_does_not_delay_the_end_of_its_session() {
     let reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
     let rogue = RogueDevice::pair(&reflector);
     let other = Appliance::new().pair(&reflector, reflector.address());
@@ -43,19 +43,19 @@ fn who_never_reads_holds_up_nobody_when_its_session_ends() {
     let ended = reflector.await_audited("session_ended", |_| true);
     let took = begun.elapsed();
     assert_eq!(ended["reason"], "peer_removed");
-    assert!(took < Duration::from_secs(2) + SLACK, "the slot came free after {took:?}");
+    assert!(took < Duration::from_secs(2) + SLACK, "the slot was free after {took:?}");
     let outcome = other.speed_test(&["-t", "0.3", "--idle", "0.1", "--no-wait"]);
     assert_eq!(outcome.code, 0, "{outcome:?}");
 }
 
 #[test]
-fn who_never_reads_keeps_no_reflector_from_ending_with_its_books_in_order() {
+fn a_peer_that_never_reads_does_not_prevent_a_clean_exit() {
     let mut reflector = Reflector::serve(&[]);
     let rogue = RogueDevice::pair(&reflector);
     let mut link = rogue.link();
     granted(&mut link);
     link.flood(&json!({ "type": "ping" }), Duration::from_secs(1)).unwrap();
-    // The first lets the session finish, which it would in more than a minute.
+    // The first signal lets the session finish, which takes more than a minute.
     reflector.process().signal(Signal::TERM);
     reflector.await_log("draining");
     reflector.process().signal(Signal::TERM);
@@ -79,14 +79,14 @@ fn a_session_has_one_connection_for_probes() {
         stream
     };
     let _first = probes();
-    // Which of two is the first is for the reflector to say; the others are hung up on.
+    // The reflector accepts one of the connections and closes the others.
     let refused = |count: u64| reflector.status()["refused"]["bad_preamble"].as_u64().unwrap_or(0) >= count;
     let (a, b) = (probes(), probes());
     let hung_up = [a, b].map(|mut stream| std::thread::spawn(move || stream.hear_out().unwrap()));
     let begun = Instant::now();
     while !refused(2) {
         assert!(begun.elapsed() < PATIENCE);
-        // Who says nothing for ten seconds is gone.
+        // A connection that is silent for ten seconds is closed.
         link.say(&json!({ "type": "ping" })).unwrap();
     }
     assert!(!refused(3));
@@ -98,7 +98,7 @@ fn a_session_has_one_connection_for_probes() {
 }
 
 #[test]
-fn who_asks_without_end_gets_every_answer_and_fills_no_log() {
+fn endless_requests_are_all_answered_and_do_not_fill_the_log() {
     let mut reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
     let rogue = RogueDevice::pair(&reflector);
     let mut holder = rogue.link();
@@ -120,13 +120,13 @@ fn who_asks_without_end_gets_every_answer_and_fills_no_log() {
 }
 
 #[test]
-fn a_device_has_a_bounded_number_of_links() {
+fn the_number_of_links_of_a_device_is_bounded() {
     let reflector = Reflector::serve(&[]);
     let rogue = RogueDevice::pair(&reflector);
     let mut links = Vec::new();
     for _ in 0..64 {
         links.push(rogue.link());
-        // Who says nothing for ten seconds makes room again.
+        // A link that is silent for ten seconds is closed and makes room.
         links.iter_mut().for_each(|link| link.say(&json!({ "type": "ping" })).unwrap());
     }
     let mut one_more = rogue.open(Alpn::Link);
@@ -139,7 +139,7 @@ fn a_device_has_a_bounded_number_of_links() {
 }
 
 #[test]
-fn a_wanted_name_that_is_taken_gets_a_number_and_pairs_all_the_same() {
+fn a_requested_name_that_is_taken_gets_a_number() {
     let reflector = Reflector::serve(&[]);
     for expected in ["attic", "attic 2"] {
         let mut pairing = reflector.open_code(&["--name", "attic"]);
@@ -154,7 +154,7 @@ fn a_wanted_name_that_is_taken_gets_a_number_and_pairs_all_the_same() {
 }
 
 #[test]
-fn who_is_told_that_it_serves_may_end_it_at_once() {
+fn a_reflector_can_be_terminated_right_after_it_reports_ready() {
     for _ in 0..5 {
         let mut reflector = Reflector::serve(&[]);
         reflector.process().signal(Signal::TERM);

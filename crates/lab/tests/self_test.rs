@@ -1,5 +1,5 @@
-//! Both programs test their host: without pairing, state or network, in one document or a report, also where the host is
-//! badly off.
+//! The self-test of both programs: without pairing, state or network, as one document or a report, also on hosts with weak
+//! points.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 const PROGRAMS: [&str; 2] = ["reflector", "packetparamedic"];
 const SHORT: [&str; 3] = ["self-test", "-t", "200ms"];
 
-/// A command of a program on a machine where nothing is set, behind another one that runs it, if any.
+/// A command of a program in an empty environment, optionally started by another command.
 fn command(program: &str, home: &Path, before: &[&str], args: &[&str]) -> Command {
     let program = Programs::built().path(program);
     let mut command = match before {
@@ -50,7 +50,7 @@ fn schema() -> Value {
 }
 
 #[test]
-fn both_programs_print_one_document_that_fits_the_schema() {
+fn both_programs_print_one_document_that_matches_the_schema() {
     let schema = schema();
     let validator = jsonschema::validator_for(&schema).unwrap();
     for program in PROGRAMS {
@@ -77,7 +77,7 @@ fn both_programs_print_one_document_that_fits_the_schema() {
 }
 
 #[test]
-fn a_person_gets_a_report_and_nothing_beside() {
+fn without_json_only_the_report_is_printed() {
     for program in PROGRAMS {
         let home = TempDir::new().unwrap();
         let outcome = run(program, home.path(), &[], &SHORT);
@@ -91,7 +91,7 @@ fn a_person_gets_a_report_and_nothing_beside() {
 }
 
 #[test]
-fn few_descriptors_are_found_and_there_is_advice() {
+fn few_descriptors_are_reported_with_advice() {
     for program in PROGRAMS {
         let home = TempDir::new().unwrap();
         let before = ["sh", "-c", r#"ulimit -n 256 && exec "$@""#, "sh"];
@@ -108,8 +108,8 @@ fn few_descriptors_are_found_and_there_is_advice() {
 }
 
 #[test]
-fn where_nothing_can_be_measured_it_says_so_and_fails() {
-    // A network namespace begins without loopback.
+fn if_nothing_can_be_measured_the_self_test_fails_and_says_why() {
+    // A new network namespace has no working loopback interface.
     let before = ["unshare", "--net"];
     let may = Command::new(before[0]).args(&before[1..]).arg("true").stderr(Stdio::null()).status();
     if !may.is_ok_and(|status| status.success()) {
@@ -132,12 +132,12 @@ fn where_nothing_can_be_measured_it_says_so_and_fails() {
 }
 
 #[test]
-fn an_interrupted_test_says_so_and_leaves_nothing_behind() {
+fn an_interrupted_self_test_reports_it_and_leaves_no_files() {
     for program in PROGRAMS {
         let home = TempDir::new().unwrap();
         let command = command(program, home.path(), &[], &["self-test", "--json", "-t", "10"]);
         let mut running = Running::start(command, Stdio::null()).unwrap();
-        // Whoever has made its folder hears signals already.
+        // Once its folder exists, the program handles signals.
         let begun = changes::until(home.path(), Duration::from_secs(60), || (!is_empty(home.path())).then_some(()));
         assert!(begun.is_some(), "{program} makes no folder to work in");
         running.signal(rustix::process::Signal::INT);
@@ -149,7 +149,7 @@ fn an_interrupted_test_says_so_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_time_beyond_its_limits_is_wrong_usage() {
+fn a_duration_outside_its_limits_is_a_usage_error() {
     for program in PROGRAMS {
         let home = TempDir::new().unwrap();
         for time in ["0", "50ms", "11s", "soon"] {

@@ -1,5 +1,5 @@
-//! Machines that are too small for their line: nothing stalls, latency is still probed, memory stays small, and the
-//! result says who was the limit.
+//! Machines that are too small for their link: nothing stalls, latency is still probed, memory use stays small, and the
+//! result names the limit.
 
 use std::fs;
 use std::time::Duration;
@@ -8,17 +8,17 @@ use lab::{Appliance, Reflector, Running, Share};
 use rustix::process::Pid;
 use serde_json::Value;
 
-/// A test may take no more, however many streams it has.
+/// The memory limit of a test, in bytes, for any number of streams.
 const MOST_MEMORY: u64 = 32 << 20;
 
-/// The most memory that a process has had so far.
+/// The peak memory of a process so far.
 fn peak(process: Pid) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// The result of a running test, and the most memory that it was seen to have.
+/// The result of a running test, and its peak memory.
 fn to_the_end(running: &mut Running) -> (Value, u64) {
     let mut most = 0;
     loop {
@@ -53,7 +53,7 @@ fn eight_streams_need_little_memory() {
 }
 
 #[test]
-fn a_tenth_of_a_core_is_enough_to_measure_and_to_say_so() {
+fn with_a_tenth_of_a_core_the_test_completes_and_warns() {
     for (slow, mode) in [("appliance", "direct"), ("reflector", "tunneled")] {
         let Some(share) = Share::of_a_core(10) else { return };
         let mut reflector = Reflector::serve(&[("MODE", "direct_ephemeral")]);
@@ -66,7 +66,7 @@ fn a_tenth_of_a_core_is_enough_to_measure_and_to_say_so() {
         for direction in ["download", "upload"] {
             assert!(result[direction]["goodput_bps"].as_u64() > Some(0), "{slow}: {result:#}");
             let latency = &result["latency"][direction];
-            // Held back nine tenths of the time, it still sends some whenever it runs.
+            // Throttled for nine tenths of the time, it still sends in the remaining tenth.
             assert!(latency["received"].as_u64() >= Some(3), "{slow}: {latency:#}");
         }
         let warnings = result["warnings"].as_array().unwrap();

@@ -1,4 +1,4 @@
-//! The main job over loopback: pair once, run the speed test, read the result.
+//! The speed test over loopback: pair, run the test, read the result.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use paramedic_link::test_spec::{DataMode, Direction, Load};
 use paramedic_report::document::{DataPath, Event, ProbeTransport, ResultDocument, ResultSchema};
 use serde_json::Value;
 
-/// Short phases: what is tested here is the way, not the numbers.
+/// Short phases: these tests check the behaviour, not the numbers.
 const SHORT: &[&str] = &["-t", "1", "--idle", "0.3"];
 
-/// A reflector that offers both modes, on an address whose ports nobody else takes.
+/// A reflector that offers both modes, on an address that no other test uses.
 fn offering_direct(ports: &str) -> Reflector {
     let settings = [("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", ports)];
     Reflector::serve_on(&[&format!("{}:0", loopback::address())], None, &settings)
@@ -74,7 +74,7 @@ fn a_paired_appliance_measures_through_the_tunnel() {
 }
 
 #[test]
-fn a_paired_appliance_measures_on_a_port_of_its_own() {
+fn a_paired_appliance_measures_in_direct_mode() {
     let reflector = offering_direct("5201-5250");
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let outcome = appliance.speed_test(&[SHORT, &["--bidir"]].concat());
@@ -89,7 +89,7 @@ fn a_paired_appliance_measures_on_a_port_of_its_own() {
 }
 
 #[test]
-fn the_result_fits_the_printed_schema_and_so_does_every_event() {
+fn the_result_and_every_event_match_the_printed_schema() {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let schema = appliance.run(&["schema"]).json();
@@ -118,7 +118,7 @@ fn the_result_fits_the_printed_schema_and_so_does_every_event() {
 }
 
 #[test]
-fn a_threshold_that_is_missed_is_exit_code_3_and_one_that_is_met_is_not() {
+fn only_a_missed_threshold_gives_exit_code_3() {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let missed = appliance.speed_test(&[SHORT, &["--download", "--min-download", "900T"]].concat());
@@ -145,7 +145,7 @@ fn twenty_tests_in_a_row_pass_with_one_slot() {
 }
 
 #[test]
-fn eight_appliances_at_once_all_finish_through_the_queue() {
+fn eight_concurrent_appliances_all_complete_through_the_queue() {
     let reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
     let appliances = (0..8).map(|_| Appliance::new().pair(&reflector, reflector.address())).collect::<Vec<_>>();
     let outcomes = std::thread::scope(|scope| {
@@ -172,7 +172,7 @@ fn eight_appliances_at_once_all_finish_through_the_queue() {
 }
 
 #[test]
-fn full_with_no_wait_is_exit_code_5_with_a_time_to_come_back() {
+fn a_busy_reflector_with_no_wait_gives_exit_code_5_and_a_retry_time() {
     let reflector = Reflector::serve(&[("MAX_CONCURRENT_TESTS", "1")]);
     let first = Appliance::new().pair(&reflector, reflector.address());
     let second = Appliance::new().pair(&reflector, reflector.address());
@@ -185,7 +185,7 @@ fn full_with_no_wait_is_exit_code_5_with_a_time_to_come_back() {
 }
 
 #[test]
-fn ctrl_c_ends_the_session_and_prints_what_was_measured() {
+fn ctrl_c_ends_the_session_and_prints_the_partial_result() {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let mut running = appliance.start(&["speed-test", "--json-stream", "-t", "60", "--download"]);
@@ -215,7 +215,7 @@ fn one_port_is_enough_for_direct_sessions_one_at_a_time() {
 }
 
 #[test]
-fn the_human_report_says_it_in_plain_words() {
+fn the_text_report_is_readable() {
     let reflector = Reflector::serve(&[]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let outcome = appliance.run(&[&["speed-test"], SHORT].concat());

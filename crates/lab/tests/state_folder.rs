@@ -1,5 +1,5 @@
-//! Whatever folder is named for the appliance's state: key and database stand in one that only its own user can enter, and
-//! a store that stood elsewhere is still found.
+//! The appliance's state folder: key and database are always in a folder that only its user can enter, and existing state
+//! in an open folder is still found.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -9,7 +9,7 @@ use std::process::Command;
 use lab::{Appliance, Outcome, Programs};
 use tempfile::TempDir;
 
-/// A user that is neither root nor nobody.
+/// A user other than root and `nobody`.
 const ANOTHER: u32 = 12_345;
 
 fn folder(mode: u32) -> (TempDir, PathBuf) {
@@ -45,16 +45,16 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn in_a_folder_that_others_can_enter_the_state_is_private_all_the_same() {
+fn in_a_folder_that_other_users_can_enter_the_state_is_private() {
     let (_kept, state) = folder(0o777);
     fs::write(state.join("photos"), "").unwrap();
     let first = show_id(&state);
     assert_eq!(first.code, 0, "{first:?}");
-    assert!(first.stderr.contains("private"), "it is said: {first:?}");
+    assert!(first.stderr.contains("private"), "no warning: {first:?}");
     assert_eq!(names(&state), ["photos", "private"]);
     assert_eq!((mode(&state), mode(&state.join("private"))), (0o777, 0o700));
     let second = show_id(&state);
-    assert_eq!((&second.stdout, second.stderr.as_str()), (&first.stdout, ""), "said once");
+    assert_eq!((&second.stdout, second.stderr.as_str()), (&first.stdout, ""), "the warning is printed once");
     let appliance = Appliance::new();
     let history = appliance.run(&["--state-dir", state.to_str().unwrap(), "history", "--json"]);
     assert_eq!(history.code, 0, "{history:?}");
@@ -62,7 +62,7 @@ fn in_a_folder_that_others_can_enter_the_state_is_private_all_the_same() {
 }
 
 #[test]
-fn a_store_of_before_keeps_its_identity_and_its_pairings() {
+fn existing_state_keeps_its_identity_and_pairings() {
     for (open_to, other) in [(0o755, None), (0o777, Some("photos"))] {
         let (_kept, state) = folder(0o700);
         let path = state.to_str().unwrap();
@@ -104,7 +104,7 @@ fn a_folder_of_another_user_is_refused() {
     Appliance::new().fails(&["--state-dir", path, "speed-test"], 2, "state_dir_foreign");
     Appliance::new().fails(&["--state-dir", path, "history"], 2, "state_dir_foreign");
     assert!(names(&state).is_empty());
-    // And a private folder that another user has put there.
+    // Also if the private folder belongs to another user.
     let (_kept, state) = folder(0o777);
     fs::write(state.join("photos"), "").unwrap();
     fs::create_dir(state.join("private")).unwrap();
@@ -113,7 +113,7 @@ fn a_folder_of_another_user_is_refused() {
 }
 
 #[test]
-fn what_another_user_put_into_an_open_folder_is_not_taken_over() {
+fn files_of_another_user_in_an_open_folder_are_not_used() {
     if !is_root() {
         return;
     }
@@ -132,11 +132,11 @@ fn what_another_user_put_into_an_open_folder_is_not_taken_over() {
 }
 
 #[test]
-fn a_mount_that_is_open_to_all_holds_a_private_folder() {
+fn in_a_mount_that_is_open_to_all_users_the_state_has_a_private_folder() {
     if !is_root() {
         return;
     }
-    // As Kubernetes gives an emptyDir to an unprivileged user.
+    // Like an emptyDir of Kubernetes for an unprivileged user.
     let (_kept, state) = folder(0o755);
     let program = Programs::built().path("packetparamedic");
     let script = r#"
@@ -145,7 +145,7 @@ fn a_mount_that_is_open_to_all_holds_a_private_folder() {
         setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all env -i HOME=/nowhere "$2" --state-dir "$1" show-id
         stat -c '%a %u' "$1" "$1/private" "$1/private/identity.key""#;
     let mut command = Command::new("unshare");
-    // A copy: the folder of the build may not be everybody's.
+    // A copy, because other users may be unable to read the build's folder.
     let copy = state.with_file_name("packetparamedic");
     fs::copy(program, &copy).unwrap();
     command.args(["--mount", "sh", "-c", script, "sh"]).arg(&state).arg(&copy);

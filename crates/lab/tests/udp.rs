@@ -1,5 +1,5 @@
-//! Datagrams between two hosts with a real link between them: what is asked for is what arrives, the search finds what
-//! the link carries, and a flood ends when nothing comes back.
+//! Datagrams between two hosts with a real link: the requested rate arrives, the search finds the rate of the link, and
+//! sending stops when no feedback arrives.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use lab::{Appliance, Host, Reflector, TwoHosts, event, says_full};
 use paramedic_link::test_spec::Load;
 use paramedic_report::document::{Event, Omitted, ResultDocument};
 
-/// One stream, no probes: what is looked at here is the datagrams.
+/// One stream without probes, so that only the datagrams are on the link.
 const ALONE: &[&str] = &["-u", "-P", "1", "--idle", "0", "--probe-interval", "0"];
 
 fn pair(hosts: &TwoHosts) -> (Reflector, Appliance) {
@@ -25,13 +25,13 @@ fn measure(appliance: &Appliance, reflector: &Reflector, args: &[&str]) -> Resul
     result
 }
 
-/// What the host's link has sent so far.
+/// The bytes sent on the host's link so far.
 fn sent(host: &Host) -> u64 {
     host.must(&["cat", "/sys/class/net/eth0/statistics/tx_bytes"]).trim().parse().unwrap()
 }
 
 #[test]
-fn what_is_sent_arrives_in_both_modes_over_both_families_in_all_sizes() {
+fn datagrams_arrive_in_both_modes_over_both_families_in_all_sizes() {
     let Some(hosts) = TwoHosts::new() else { return };
     let (reflector, appliance) = pair(&hosts);
     let (v4, v6) = (format!("{}:4000", hosts.near.v4), format!("[{}]:4000", hosts.near.v6));
@@ -58,7 +58,7 @@ fn what_is_sent_arrives_in_both_modes_over_both_families_in_all_sizes() {
 }
 
 #[test]
-fn what_the_path_does_not_take_whole_is_not_sent_but_on_demand() {
+fn datagrams_above_the_path_mtu_are_sent_only_with_fragments() {
     let Some(hosts) = TwoHosts::new() else { return };
     let (_reflector, appliance) = pair(&hosts);
     for direction in ["--upload", "--download"] {
@@ -81,10 +81,10 @@ fn what_the_path_does_not_take_whole_is_not_sent_but_on_demand() {
     }
 }
 
-/// How often a search may be disturbed by what else this machine does: then the link itself carries less than was set.
+/// How often a search is repeated if other work on this machine disturbs it: then the link carries less than its rate.
 const TRIES: usize = 6;
 
-/// The search on a link of `mbit` must come within 5 % of what that carries of payload, with loss under the bound.
+/// The search on a link of `mbit` must come within 5 % of the link's payload rate, with loss under the bound.
 fn search(mbit: u64, burst: &str, queue: &str) {
     let Some(hosts) = TwoHosts::new() else { return };
     let (reflector, appliance) = pair(&hosts);
@@ -94,7 +94,7 @@ fn search(mbit: u64, burst: &str, queue: &str) {
             ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", burst, "limit", queue];
         host.must(&shaper);
     }
-    // Of 1400 bytes of payload the shaper sees 42 more: UDP, IPv4 and Ethernet.
+    // The shaper counts 42 bytes more than the 1400 of payload: UDP, IPv4 and Ethernet.
     let carries = mbit as f64 * 1e6 * 1400.0 / 1442.0;
     for (flag, direction) in [("--download", "download"), ("--upload", "upload")] {
         let mut found = Vec::new();
@@ -108,9 +108,9 @@ fn search(mbit: u64, burst: &str, queue: &str) {
             found.push((share, loss, is_settled, says_full(&result)));
             (0.95..1.05).contains(&share) && loss < 0.01 && is_settled
         });
-        // A machine that was full each time finds less, and says so.
+        // If the processor was full each time, the rate is lower and the result warns.
         let is_limit = found.iter().all(|(share, .., is_full)| *is_full && *share < 1.05);
-        assert!(is_right || is_limit, "{direction}, share of the link, loss, settled, said to be full: {found:?}");
+        assert!(is_right || is_limit, "{direction}, share of the link, loss, settled, processor full: {found:?}");
     }
 }
 
@@ -126,7 +126,7 @@ fn the_search_finds_a_link_of_100_mbit() {
 
 const CUT: &str = "table inet cut { chain out { type filter hook output priority 0; meta l4proto udp drop;\n }\n }\n";
 
-/// A flood of 20 Mbit/s from `sender` must end within a second once `receiver` is no longer heard, and go on when it is.
+/// Sending at 20 Mbit/s must stop within a second once no feedback arrives, and continue when it does.
 fn cut(direction: &str, of: impl Fn(&TwoHosts) -> (&Host, &Host)) {
     let Some(hosts) = TwoHosts::new() else { return };
     let (reflector, appliance) = pair(&hosts);
@@ -140,12 +140,12 @@ fn cut(direction: &str, of: impl Fn(&TwoHosts) -> (&Host, &Host)) {
         sent(sender) - before
     };
     let mut still = Vec::new();
-    // On a busy machine the sender may hear only later what was said before the cut.
+    // On a busy machine the sender may process feedback late that was sent before the cut.
     let is_heeded = (0..3).any(|_| {
         assert!((0..25).any(|_| flows(200) > 200_000), "{direction}: it flows\n{}", reflector.log());
         receiver.nft(CUT);
         std::thread::sleep(Duration::from_secs(1));
-        // A second of the flood is 2.5 MB; what is left is the link's own words.
+        // One second of data is 2.5 MB; the rest are the link's own messages.
         still.push(flows(1000));
         receiver.nft("delete table inet cut\n");
         still.last() < Some(&50_000)
@@ -161,11 +161,11 @@ fn cut(direction: &str, of: impl Fn(&TwoHosts) -> (&Host, &Host)) {
 }
 
 #[test]
-fn an_upload_that_is_not_confirmed_ends_within_a_second() {
+fn an_upload_without_feedback_stops_within_a_second() {
     cut("--upload", |hosts| (&hosts.far, &hosts.near));
 }
 
 #[test]
-fn a_download_that_is_not_confirmed_ends_within_a_second() {
+fn a_download_without_feedback_stops_within_a_second() {
     cut("--download", |hosts| (&hosts.near, &hosts.far));
 }

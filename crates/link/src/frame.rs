@@ -28,7 +28,7 @@ pub enum FrameError {
     #[error("more than {MAX_BUFFERED} bytes of frames were received and not decoded")]
     BufferFull,
     /// The body is not the JSON of a message. The text is the parser's and may quote the other end.
-    #[error("a frame without a valid message: {0}")]
+    #[error("a frame that is not a valid message: {0}")]
     NotAMessage(PeerText),
     /// A list in a message is longer than the protocol allows.
     #[error(transparent)]

@@ -227,7 +227,7 @@ impl Drop for TemporaryKey {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
             // If this fails, an unused key remains in a file with mode 0600.
-            let _ = fs::remove_file(path);
+            drop(fs::remove_file(path));
         }
     }
 }
@@ -382,9 +382,9 @@ mod tests {
         assert!(matches!(load_or_create(&folder.file()), Err(KeyFileError::NotAFile { .. })));
 
         let folder = Folder::new();
-        let elsewhere = folder.0.path().join("elsewhere");
-        load_or_create(&elsewhere).unwrap();
-        symlink(&elsewhere, folder.file()).unwrap();
+        let target = folder.0.path().join("target");
+        load_or_create(&target).unwrap();
+        symlink(&target, folder.file()).unwrap();
         assert!(matches!(load_or_create(&folder.file()), Err(KeyFileError::NotAFile { .. })));
 
         let folder = Folder::new();

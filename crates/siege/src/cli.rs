@@ -58,7 +58,7 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
         ensure!(ROWS.iter().any(|row| row.name == *name), "no row is called {name}: --list prints all names");
     }
     let rows = ROWS.iter().filter(|row| cli.only.is_empty() || cli.only.iter().any(|name| name == row.name));
-    Programs::play_those_beside_this_one()?;
+    Programs::use_own_folder()?;
     raise_descriptors();
     let scale = if cli.short { Scale::Short } else { Scale::Long };
     let began = Instant::now();
