@@ -1,4 +1,4 @@
-//! What attackers are made of: sockets with a source address of their own, and threads that end with their row.
+//! Building blocks of attackers: sockets with a chosen source address, and threads that end with their row.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 /// How long an attacker waits for an answer, unless its row says otherwise.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The `n`th source address of an attacker: in 127.0.0.0/16, where `lab::loopback::address` gives none away, and not
+/// The `n`th source address of an attacker: in 127.0.0.0/16, which `lab::loopback::address` never returns, but not
 /// 127.0.0.1.
 pub(crate) fn source(n: u32) -> IpAddr {
     let n = n % (250 * 250);
@@ -21,7 +21,7 @@ pub(crate) fn source(n: u32) -> IpAddr {
     Ipv4Addr::new(127, 0, part(n / 250), part(n).saturating_add(1)).into()
 }
 
-/// Connects from an address of our choice, which need not be set up on an interface (`IP_FREEBIND`).
+/// Connects from any address, which need not be configured on an interface (`IP_FREEBIND`).
 pub(crate) fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     match from {
@@ -36,7 +36,7 @@ pub(crate) fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream
     Ok(stream)
 }
 
-/// When attackers stop: told to, or at the latest after a time.
+/// When attackers stop: on request, or at the latest after a time.
 #[derive(Debug)]
 pub(crate) struct Until {
     over: AtomicBool,
@@ -44,17 +44,17 @@ pub(crate) struct Until {
 }
 
 impl Until {
-    /// Not over yet, and over after `at_most`.
+    /// Ends after `at_most`.
     pub(crate) fn at_most(at_most: Duration) -> Self {
         Self { over: AtomicBool::new(false), latest: Instant::now() + at_most }
     }
 
-    /// Whether attackers are to stop.
+    /// Whether attackers must stop.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst) || Instant::now() >= self.latest
     }
 
-    /// From now on it is over, also where the value that this returns is dropped by a panic.
+    /// Returns a guard that ends the attack when it is dropped, also by a panic.
     pub(crate) fn when_dropped(&self) -> Over<'_> {
         Over(self)
     }
@@ -69,7 +69,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Runs `job` for each number below `count` on this many threads, and gives what each returned, in no order.
+/// Runs `job` for each number below `count` on this many threads, and returns the results in no particular order.
 pub(crate) fn in_parallel<T: Send>(threads: usize, count: u32, job: impl Fn(u32) -> T + Sync) -> Vec<T> {
     let next = AtomicU32::new(0);
     let work = || {
@@ -82,7 +82,7 @@ pub(crate) fn in_parallel<T: Send>(threads: usize, count: u32, job: impl Fn(u32)
     })
 }
 
-/// Moves this thread into a network namespace; its sockets are made there from now on.
+/// Moves this thread into a network namespace, where its sockets are created from now on.
 pub(crate) fn enter_netns(name: &str) -> anyhow::Result<()> {
     use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
     let namespace = File::open(Path::new("/run/netns").join(name))?;
@@ -92,18 +92,18 @@ pub(crate) fn enter_netns(name: &str) -> anyhow::Result<()> {
 /// Connections that are kept open: each that the target closes is opened again, at most once a second. They say nothing,
 /// or a byte of a TLS record each second.
 pub(crate) struct Crowd<'a> {
-    /// Where they connect.
+    /// The address to connect to.
     pub(crate) to: SocketAddr,
-    /// How many at once.
+    /// The number of simultaneous connections.
     pub(crate) size: usize,
-    /// The source address of each.
+    /// The source address of each connection.
     pub(crate) source: &'a (dyn Fn(usize) -> IpAddr + Sync),
-    /// Whether they say a byte each second.
+    /// Whether each connection sends a byte per second.
     pub(crate) trickles: bool,
 }
 
 impl Crowd<'_> {
-    /// Keeps them open until it is over; gives how many connections were opened.
+    /// Keeps the connections open until the attack ends. Returns how many were opened.
     pub(crate) fn press(&self, until: &Until) -> u64 {
         const THREADS: usize = 4;
         let opened = AtomicU64::new(0);
@@ -124,7 +124,7 @@ impl Crowd<'_> {
                                 opened.fetch_add(u64::from(place.is_some()), Ordering::Relaxed);
                             }
                         }
-                        // The attack's own pace, not a wait for an event.
+                        // The pace of the attack, not a wait for an event.
                         std::thread::sleep(Duration::from_secs(1).saturating_sub(began.elapsed()));
                     }
                 });
@@ -149,9 +149,9 @@ impl Crowd<'_> {
     }
 }
 
-/// Gives this thread the lowest priority, so that an attack on the same machine takes no processor from its target.
+/// Gives this thread the lowest priority, so that an attack on the same machine takes no processor time from its target.
 pub(crate) fn be_nice() {
-    // Best effort: with the usual priority the target only has it harder.
+    // Best effort: with the normal priority the attack is only harder on the target.
     let _ = rustix::process::nice(19);
 }
 

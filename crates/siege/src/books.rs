@@ -1,4 +1,4 @@
-//! What a reflector acknowledged, kept beside it, and whether it still knows all of it after a crash.
+//! Records what a reflector acknowledged, and checks that it still has all of it after a crash.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -14,48 +14,48 @@ use paramedic_link::tls::Alpn;
 use paramedic_link::{EndpointId, SecretKey};
 use serde_json::{Value, json};
 
-/// How long the reflector may take for one answer.
+/// The timeout for one answer of the reflector.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// What was acknowledged.
+/// Acknowledged changes.
 #[derive(Debug, Default)]
 pub(crate) struct Books {
-    /// Peers that are there, by Endpoint ID, as far as that was said and nothing of it is open.
+    /// Endpoint IDs of peers whose addition was acknowledged and whose removal was not requested.
     added: BTreeSet<String>,
     removed: BTreeSet<String>,
-    /// Sessions that were granted.
+    /// Granted sessions.
     granted: Vec<String>,
 }
 
-/// What did not hold after a crash.
+/// Discrepancies found after a crash.
 #[derive(Debug, Default)]
 pub(crate) struct Loss {
-    /// Acknowledged, and gone or back.
+    /// Acknowledged changes that were lost.
     pub(crate) lost: u64,
-    /// Peers whose lines in the audit log do not say what the store says.
+    /// Peers on which audit log and store disagree.
     pub(crate) disagree: u64,
-    /// Grants without a line.
+    /// Grants without a line in the audit log.
     pub(crate) grants_without_line: u64,
-    /// Logs that are not whole.
+    /// Logs that fail verification.
     pub(crate) broken: u64,
-    /// What was seen, for a person.
+    /// Descriptions for people.
     pub(crate) details: Vec<String>,
 }
 
 impl Books {
-    /// Takes over what another thread kept.
+    /// Adds the record of another thread.
     pub(crate) fn merge(&mut self, other: Books) {
         self.added.extend(other.added);
         self.removed.extend(other.removed);
         self.granted.extend(other.granted);
     }
 
-    /// How much was acknowledged.
+    /// The number of acknowledged changes.
     pub(crate) fn len(&self) -> usize {
         self.added.len() + self.removed.len() + self.granted.len()
     }
 
-    /// Compares with what the reflector says after it was started again.
+    /// Compares the record with the state of the restarted reflector.
     pub(crate) fn check(&self, reflector: &Reflector, client: &Client, loss: &mut Loss) -> anyhow::Result<()> {
         let told = client.ask(&json!({ "do": "peers" }))?;
         let peers = told["peers"].as_array().context("peers")?;
@@ -96,7 +96,7 @@ impl Books {
     }
 }
 
-/// One who asks a reflector for everything that it writes down.
+/// A client that requests every kind of change that the reflector writes to disk.
 #[derive(Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
@@ -106,7 +106,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client that is paired, by hand.
+    /// Creates a client that is paired by Endpoint ID.
     pub(crate) fn paired_with(reflector: &Reflector) -> anyhow::Result<Self> {
         let client = Self {
             socket: reflector.state().join("admin.sock"),
@@ -120,7 +120,7 @@ impl Client {
         Ok(client)
     }
 
-    /// The admin socket's one answer.
+    /// Sends a request to the admin socket and returns its answer.
     pub(crate) fn ask(&self, ask: &Value) -> anyhow::Result<Value> {
         let (mut answers, _) = open(&self.socket, ask)?;
         next(&mut answers)
@@ -130,9 +130,8 @@ impl Client {
         self.ask(&json!({ "do": "status" }))
     }
 
-    /// Adds, renames, pairs by code, is granted a session and ends it, removes. Keeps what was acknowledged in `books`;
-    /// how many of the steps were not done. What fails is an answer like any other; a reflector that is gone ends the
-    /// round.
+    /// Adds and renames a peer, runs a session, pairs by code, and removes the peer. Records the acknowledged changes in
+    /// `books`, and returns how many steps the reflector refused. A reflector that is gone ends the round with an error.
     pub(crate) fn round(&self, books: &mut Books) -> anyhow::Result<u32> {
         let mut not_done = 0;
         let peer = SecretKey::generate()?.id().to_string();
@@ -153,7 +152,7 @@ impl Client {
             None => not_done += 1,
         }
         if is_added {
-            // From here on it may be gone, and once that is said it is.
+            // From here on the peer may be gone, and once the removal is acknowledged it must be.
             books.added.remove(&peer);
             if is_done(&self.ask(&json!({ "do": "remove_peer", "peer": peer }))?) {
                 books.removed.insert(peer);
@@ -168,7 +167,7 @@ impl Client {
         Ok(RawLink::open(&self.address, self.id, key, Alpn::Link)?)
     }
 
-    /// A session that is granted and finished.
+    /// Requests a session and finishes it.
     fn grant(&self) -> anyhow::Result<Option<String>> {
         let mut link = self.link(&self.key)?;
         link.say(&json!({ "type": "hello", "versions": [1], "software": "siege" }))?;
@@ -192,7 +191,7 @@ impl Client {
         }
     }
 
-    /// A device that pairs by code; its Endpoint ID.
+    /// Pairs a new device by code and returns its Endpoint ID.
     fn pair(&self) -> anyhow::Result<Option<String>> {
         let (mut answers, _open) = open(&self.socket, &json!({ "do": "pair", "ttl_s": 60 }))?;
         let told = next(&mut answers)?;

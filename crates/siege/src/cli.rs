@@ -1,4 +1,4 @@
-//! The command line: which rows, in which form, and where the page goes.
+//! The command line: which rows to run, in which form, and where to write the page.
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -14,28 +14,28 @@ use crate::page::{Played, page};
 use crate::rows::{ROWS, Row};
 use crate::scale::Scale;
 
-/// Attacks and faults against both real programs: each promise of safety, what was measured, met or missed.
+/// Attacks and faults against both real programs: each promise of safety with the measured value, met or missed.
 ///
-/// Plays the `reflector` and the `packetparamedic` that stand beside this program. Rows that need root or another
-/// program say so where they are skipped. Exit code 1 if a promise was missed.
+/// Runs the `reflector` and the `packetparamedic` in the folder of this program. Rows that need root or another program
+/// report that they were skipped. Exit code 1 if a promise was missed.
 #[derive(Debug, Parser)]
 #[command(name = "siege")]
 struct Cli {
-    /// About a twentieth of the counts, under three minutes: judges outcomes, prints times and rates
+    /// About a twentieth of the counts, under three minutes: checks outcomes, only prints times and rates
     #[arg(long)]
     short: bool,
-    /// Only this row; may be given several times
+    /// Run only this row; may be repeated
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
-    /// Print the name and the promise of each row, and play none
+    /// Print the name and the promise of each row, and run none
     #[arg(long)]
     list: bool,
-    /// Write the page there [default: docs/siege.md in the long form with all rows, else no page]
+    /// Write the page to FILE [default: docs/siege.md in the long form with all rows, otherwise no page]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-/// Where the page of a whole long siege goes.
+/// The page of a complete long siege.
 const PAGE: &str = "docs/siege.md";
 
 /// Runs the program.
@@ -55,7 +55,7 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for name in &cli.only {
-        ensure!(ROWS.iter().any(|row| row.name == *name), "no row is called {name}: --list prints all names");
+        ensure!(ROWS.iter().any(|row| row.name == *name), "there is no row {name}: --list prints all names");
     }
     let rows = ROWS.iter().filter(|row| cli.only.is_empty() || cli.only.iter().any(|name| name == row.name));
     Programs::use_own_folder()?;
@@ -73,10 +73,10 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
     Ok(if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Plays one row and prints its line of the table.
+/// Runs one row and prints its line of the table.
 fn play(row: &'static Row, scale: Scale) -> Played {
     let began = Instant::now();
-    // `lab` panics where a program does what it never may.
+    // `lab` panics if a program does what it must never do.
     let measured = std::panic::catch_unwind(AssertUnwindSafe(|| (row.play)(scale)));
     let measured = match measured {
         Ok(Ok(measured)) => measured,
@@ -97,12 +97,12 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }
 
-/// Thousands of connections need thousands of descriptors.
+/// Raises the limit of open files, for thousands of connections.
 fn raise_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(65_536).min(65_536);
-    // Best effort: a row that runs out of them says so.
+    // Best effort: a row that runs out of descriptors reports it.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum });
 }
 
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         Cli::command().debug_assert();
     }
 }

@@ -1,5 +1,5 @@
-//! The siege: attacks and faults against both real programs, and what each promise of safety is worth. Development only;
-//! nothing of it ships. A row of the table is a file in `rows/`; what several rows share lives beside them.
+//! The siege: attacks and faults against both real programs that check each promise of safety. Development only; not
+//! shipped. Each row of the table is a file in `rows/`; code that several rows share is in this folder.
 
 mod attack;
 mod books;

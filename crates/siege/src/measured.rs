@@ -1,8 +1,8 @@
-//! What a row measured, and whether its promise was met. Pure.
+//! The measured values of a row, and whether its promise was met. Pure.
 
 use crate::scale::Scale;
 
-/// What a row measured: parts of one sentence, each judged or only printed.
+/// The measured values of a row: parts of one sentence, each checked or only printed.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     parts: Vec<String>,
@@ -14,33 +14,33 @@ pub(crate) struct Measured {
 /// Whether a promise was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Every judged part was as promised.
+    /// Every checked part was as promised.
     Met,
-    /// At least one was not.
+    /// At least one part was not.
     Missed,
-    /// This host lacks what the row needs.
+    /// This host lacks a requirement of the row.
     Skipped,
 }
 
 impl Measured {
-    /// A row that this host cannot play.
+    /// A row that this host cannot run.
     pub(crate) fn skipped(because: impl Into<String>) -> Self {
         Self { skipped: Some(because.into()), ..Self::default() }
     }
 
-    /// A row that could not be played to its end, which counts as missed.
+    /// A row that did not complete, which counts as missed.
     pub(crate) fn failed(because: impl Into<String>) -> Self {
         let mut measured = Self::default();
         measured.outcome(false, because);
         measured
     }
 
-    /// A part that is printed and not judged.
+    /// Adds a part that is only printed.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.parts.push(text.into());
     }
 
-    /// A part that is judged in both forms.
+    /// Adds a part that is checked in both forms.
     pub(crate) fn outcome(&mut self, is_met: bool, text: impl Into<String>) {
         let text = text.into();
         self.judged += 1;
@@ -50,7 +50,7 @@ impl Measured {
         self.parts.push(text);
     }
 
-    /// A time or a rate: judged in the long form, printed in the short form.
+    /// Adds a time or a rate: checked in the long form, only printed in the short form.
     pub(crate) fn time(&mut self, scale: Scale, is_met: bool, text: impl Into<String>) {
         if scale.judges_times() {
             self.outcome(is_met, text);
@@ -59,7 +59,7 @@ impl Measured {
         }
     }
 
-    /// What was measured, in one line.
+    /// All parts in one line.
     pub(crate) fn text(&self) -> String {
         match &self.skipped {
             Some(because) => because.clone(),
@@ -72,7 +72,7 @@ impl Measured {
         &self.missed
     }
 
-    /// Whether the promise was met. A row that judged nothing missed it.
+    /// Whether the promise was met. A row without a checked part counts as missed.
     pub(crate) fn verdict(&self) -> Verdict {
         if self.skipped.is_some() {
             Verdict::Skipped
@@ -85,7 +85,7 @@ impl Measured {
 }
 
 impl Verdict {
-    /// As the table says it.
+    /// The word in the table.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Met => "met",
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_met_when_all_its_judged_parts_are() {
+    fn a_row_is_met_if_all_its_checked_parts_are() {
         let mut measured = Measured::default();
         assert_eq!(measured.verdict(), Verdict::Missed, "nothing was judged");
         measured.note("12 tries");

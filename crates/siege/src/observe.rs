@@ -1,4 +1,4 @@
-//! What a program costs its host while it is attacked: read from /proc and from its folder, never changed.
+//! The resource use of a program under attack, read from /proc and from its folder.
 
 use std::fs;
 use std::path::Path;
@@ -8,10 +8,10 @@ use anyhow::Context;
 use lab::Reflector;
 use rustix::process::Pid;
 
-/// Processor time so far, user and system, of all its threads.
+/// Processor time of all threads so far, user and system.
 pub(crate) fn cpu(pid: Pid) -> anyhow::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Field 2 is a name in brackets; 14 and 15 are the times, in ticks.
+    // Field 2 is the name in brackets; fields 14 and 15 are the times in ticks.
     let (_, rest) = stat.rsplit_once(')').context("no name in stat")?;
     let mut fields = rest.split_whitespace().skip(11).map(str::parse::<u64>);
     let ticks = fields.next().context("no user time")?? + fields.next().context("no system time")??;
@@ -23,12 +23,12 @@ pub(crate) fn rss(pid: Pid) -> anyhow::Result<u64> {
     Ok(status(pid, "VmRSS")? * 1024)
 }
 
-/// How many threads it has.
+/// The number of threads.
 pub(crate) fn threads(pid: Pid) -> anyhow::Result<u64> {
     status(pid, "Threads")
 }
 
-/// How many descriptors it has open.
+/// The number of open descriptors.
 pub(crate) fn descriptors(pid: Pid) -> anyhow::Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
@@ -39,12 +39,12 @@ fn status(pid: Pid, key: &str) -> anyhow::Result<u64> {
     line.split_whitespace().next().and_then(|number| number.parse().ok()).context(key.to_owned())
 }
 
-/// Bytes of a reflector's log and audit log.
+/// The size of a reflector's log and audit log, in bytes.
 pub(crate) fn logged(reflector: &Reflector) -> u64 {
     size_of(&reflector.home().join("log")) + size_of(&reflector.state().join("audit"))
 }
 
-/// Bytes of a file, or of all files of a folder and of those below.
+/// The size of a file, or of all files in a folder and below, in bytes.
 fn size_of(path: &Path) -> u64 {
     let Ok(folder) = fs::read_dir(path) else {
         return fs::metadata(path).map(|found| found.len()).unwrap_or(0);
@@ -52,7 +52,7 @@ fn size_of(path: &Path) -> u64 {
     folder.filter_map(Result::ok).map(|entry| size_of(&entry.path())).sum()
 }
 
-/// Bytes as MiB, for people.
+/// Formats bytes as MiB.
 pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }

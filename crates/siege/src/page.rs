@@ -1,4 +1,4 @@
-//! What a siege found, as a page. Pure but for the facts of the host.
+//! Renders the outcome of a siege as a page. Pure, except for the facts of the host.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -9,7 +9,7 @@ use paramedic_engines::host_facts;
 use crate::measured::{Measured, Verdict};
 use crate::rows::Row;
 
-/// A row that was played.
+/// A completed row.
 pub(crate) struct Played {
     pub(crate) row: &'static Row,
     pub(crate) measured: Measured,
@@ -21,7 +21,7 @@ pub(crate) fn page(played: &[Played], took: Duration) -> String {
     let count = |verdict| played.iter().filter(|one| one.measured.verdict() == verdict).count();
     let mut page = String::new();
     page.push_str("# The siege\n\n");
-    page.push_str("Each promise of safety beside what was measured. `script/siege` wrote this page.\n\n");
+    page.push_str("Each promise of safety with the measured value. Written by `script/siege`.\n\n");
     let _ = writeln!(
         page,
         "{} met, {} missed, {} skipped; {} minutes.\n",
@@ -30,7 +30,7 @@ pub(crate) fn page(played: &[Played], took: Duration) -> String {
         count(Verdict::Skipped),
         took.as_secs().div_ceil(60)
     );
-    page.push_str("| row | promise | measured | verdict | took |\n|---|---|---|---|---|\n");
+    page.push_str("| row | promise | measured | verdict | duration |\n|---|---|---|---|---|\n");
     for one in played {
         let _ = writeln!(
             page,
@@ -42,16 +42,16 @@ pub(crate) fn page(played: &[Played], took: Duration) -> String {
             one.took.as_secs()
         );
     }
-    page.push_str("\n## Where and when\n\n| | |\n|---|---|\n");
+    page.push_str("\n## Host and date\n\n| | |\n|---|---|\n");
     for (what, value) in facts() {
         let _ = writeln!(page, "| {what} | {} |", cell(&value));
     }
-    page.push_str("\n## The same again\n\n    script/siege\n    script/siege --only ROW     # one row\n");
-    page.push_str("    script/siege --short        # what script/test plays\n");
+    page.push_str("\n## How to repeat it\n\n    script/siege\n    script/siege --only ROW     # one row\n");
+    page.push_str("    script/siege --short        # as in script/test\n");
     page
 }
 
-/// Text that breaks no table.
+/// Escapes text for a cell of a Markdown table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
@@ -72,7 +72,7 @@ fn facts() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The commit that is checked out, and whether anything but this page was changed since.
+/// The commit that is checked out, and whether any file except this page was changed since.
 fn commit() -> Option<String> {
     let first_line = |args: &[&str]| -> Option<String> {
         let output = Command::new("git").args(args).output().ok().filter(|output| output.status.success())?;

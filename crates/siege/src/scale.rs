@@ -1,11 +1,11 @@
-//! How much a row does: everything, or about a twentieth of it. Pure.
+//! The amount of work of a row: all of it, or about a twentieth. Pure.
 
-/// How much a row does.
+/// The form of a siege.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// About a twentieth of the counts, for the gate. Outcomes are judged; times and rates are only printed.
+    /// About a twentieth of the counts, for `script/test`. Outcomes are checked; times and rates are only printed.
     Short,
-    /// The counts of the promise, by hand. Times and rates are judged too.
+    /// The counts of the promise, started by hand. Times and rates are checked too.
     Long,
 }
 
@@ -18,7 +18,7 @@ impl Scale {
         }
     }
 
-    /// Whether times and rates are judged.
+    /// Whether times and rates are checked.
     pub(crate) fn judges_times(self) -> bool {
         self == Self::Long
     }

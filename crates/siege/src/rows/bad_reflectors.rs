@@ -1,5 +1,5 @@
-//! Reflectors that break the protocol, each in its own way, against the real appliance: it ends in time with an error of
-//! its own, prints nothing that moves a cursor, and needs no more memory than usual.
+//! Reflectors that break the protocol, against the real appliance: it must end in time with its own error, print no control
+//! characters, and need no more memory than usual.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::attack::in_parallel;
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// Scripts at once: nearly all of them only wait.
+/// Concurrent scripts; most of them only wait.
 const AT_ONCE: usize = 32;
-/// What a loaded machine may add to the time of a command.
+/// Extra time per command for a loaded machine.
 const SLACK: Duration = Duration::from_secs(12);
-/// Of how many scripts the short form plays one.
+/// The short form runs one script out of this many.
 const ONE_OF: usize = 10;
-/// A script that lasts longer, because a queue is waited out, is for the long form.
+/// Longer scripts, which wait in a queue, run only in the long form.
 const LONGEST_SHORT: Duration = Duration::from_secs(20);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -44,7 +44,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// The commands that meet a script: all of them, or in the short form the first.
+/// The commands to run against a script: all, or in the short form only the first.
 fn asked(scale: Scale, script: &Script) -> impl Iterator<Item = (&Script, Asked)> {
     let all = script.asked();
     all.iter().take(scale.of(all.len(), 1)).map(move |asked| (script, *asked))

@@ -1,4 +1,4 @@
-//! A reflector that runs out of descriptors: it neither spins nor fills its log, and serves again at once.
+//! A reflector that runs out of descriptors: it must not spin or fill its log, and must serve again at once afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::target::{HOME, Target, peer_of};
 
 const LIMIT: u32 = 128;
 const CONNECTIONS: usize = 500;
-/// Most of a core that the reflector may take meanwhile.
+/// The largest share of a core that the reflector may use meanwhile.
 const MOST_CPU: f64 = 0.10;
 const MOST_LOG: u64 = 64 << 10;
 /// Descriptors that stay free for administration.
@@ -41,7 +41,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
         drop(over);
         Ok((used, most))
     })?;
-    // All of the attacker's connections are closed from here on.
+    // From here on all of the attacker's connections are closed.
     let closed = Instant::now();
     let mut last = None;
     let again = loop {

@@ -1,5 +1,5 @@
-//! Writes, syncs and truncations that fail one by one and in runs, in everything that the reflector writes; then a kill
-//! and a start.
+//! Failing writes, syncs and truncations, single and in runs, in every file that the reflector writes; then a kill and a
+//! restart.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,24 +15,24 @@ use crate::books::{Books, Client, Loss};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// Counts calls and lets some of them fail.
+/// A library that counts system calls and makes some of them fail.
 const LIBRARY: &str = include_str!("faults.c");
-/// Reflectors at once.
+/// Concurrent reflectors.
 const REFLECTORS: usize = 4;
-/// Faults of one reflector before it gets a new folder: the log is read after each.
+/// Faults of one reflector before it gets a new folder, because the log is read after each.
 const FAULTS_OF_ONE: usize = 20;
-/// How soon it serves after a fault.
+/// The longest time until the reflector serves after a fault.
 const SERVES_AGAIN: Duration = Duration::from_secs(5);
-/// Rounds in which the calls of a fault have to come.
+/// Rounds within which the calls of a fault must occur.
 const ROUNDS: u32 = 12;
 
-/// Calls that fail.
+/// A run of failing calls.
 #[derive(Clone, Copy, Debug)]
 struct Fault {
     from: u64,
     calls: u64,
     error: Errno,
-    /// It lasts until it is ended, and nothing is written then: the reflector has to find out by itself.
+    /// The fault lasts until the test ends it, and no write is requested then: the reflector must detect the end by itself.
     stays: bool,
 }
 
@@ -70,7 +70,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// Each of the first 300 calls by each error, then runs of two to six from each of them, then faults that stay. In the
+/// Each of the first 300 calls with each error, then runs of two to six calls from each of them, then lasting faults. In the
 /// short form some of each.
 fn faults(scale: Scale) -> Vec<Fault> {
     let errors = [Errno::IO, Errno::NOSPC];
@@ -126,7 +126,7 @@ impl Played {
     }
 }
 
-/// The numbers that are shared with the library.
+/// The numbers shared with the library.
 struct Control(File);
 
 impl Control {
@@ -139,7 +139,7 @@ impl Control {
     fn set(&self, fault: Option<Fault>) -> anyhow::Result<()> {
         let (from, to, error) =
             fault.map_or((0, 0, 0), |fault| (fault.from, fault.from + fault.calls, fault.error.raw_os_error()));
-        // Nothing fails while the numbers change.
+        // No call fails while the numbers change.
         self.0.write_all_at(&[0; 24], 0)?;
         self.0.write_all_at(&u64::try_from(error)?.to_ne_bytes(), 24)?;
         self.0.write_all_at(&from.to_ne_bytes(), 8)?;
@@ -220,7 +220,7 @@ fn inject(
     }
     played.reached += usize::from(control.calls()? > fault.from);
     if fault.stays && was_refused > 0 {
-        // Nothing can be written, which it found out.
+        // The reflector has detected that it cannot write.
         let status = client.status()?;
         if status["state"] != "faulted" || status["problems"].as_array().is_none_or(Vec::is_empty) {
             played.untruthful += 1;
@@ -230,7 +230,7 @@ fn inject(
     control.set(None)?;
     let began = Instant::now();
     if !fault.stays {
-        // The next write that succeeds ends it.
+        // The next successful write ends the fault.
         client.round(books)?;
     }
     while client.status()?["state"] != "serving" {
@@ -241,7 +241,7 @@ fn inject(
         std::thread::sleep(Duration::from_millis(50));
     }
     played.slowest = played.slowest.max(began.elapsed());
-    // Healthy means that everything can be done.
+    // A healthy reflector must complete every step.
     if client.round(books)? > 0 {
         played.untruthful += 1;
         played.loss.details.push(format!("{fault:?}: healthy, and refused"));

@@ -1,4 +1,4 @@
-//! Foreign connections to the data port of a granted session: none is admitted, and the test keeps its speed.
+//! Foreign connections to the data port of a granted session: none may be accepted, and the test must keep its speed.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -14,14 +14,14 @@ use crate::scale::Scale;
 
 const PORT: u16 = 47_311;
 const TESTS: u32 = 20;
-/// Connections at once, and the pause of each attacker before its next one: about 1,000 a second. Attackers have the
-/// usual priority: with the lowest one they would hardly run beside a test that takes both processors.
+/// Concurrent connections, and each attacker's pause before the next one: about 1,000 connections per second. Attackers have
+/// the normal priority: with the lowest one they would hardly run during a test that uses both processors.
 const THREADS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(4);
-/// The share of the throughput that may be lost.
+/// The largest accepted loss of throughput.
 const MOST_LOSS: f64 = 0.05;
 
-/// What foreign connections got.
+/// Counts of foreign connections.
 #[derive(Debug, Default)]
 struct Foreign {
     left: AtomicU32,
@@ -40,7 +40,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let at = SocketAddr::from((host, PORT));
     let foreign = Foreign::default();
     let (mut alone, mut attacked) = (Vec::new(), Vec::new());
-    // In turn, so that what else the machine does falls on both.
+    // Alternating, so that other work on the machine affects both.
     for _ in 0..tests {
         alone.push(goodput(&appliance, seconds)?);
         foreign.left.store(connects / tests, Ordering::SeqCst);
@@ -65,21 +65,22 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
 }
 
 impl Foreign {
-    /// Connects until the count or the attack is over; each says what is no preamble of this session.
+    /// Connects until the count is reached or the attack ends; each connection sends bytes that are not a preamble of this
+    /// session.
     fn connect(&self, thread: u32, at: SocketAddr, until: &Until) {
         let mut number = thread;
         let take = |left: u32| left.checked_sub(1);
         while !until.is_over() && self.left.load(Ordering::SeqCst) > 0 {
             number += THREADS;
             std::thread::sleep(PAUSE);
-            // Before the grant nothing listens.
+            // Before the grant the port is closed.
             let Ok(mut stream) = connect_from(source(number), at) else { continue };
             if self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err() {
                 return;
             }
             self.connected.fetch_add(1, Ordering::SeqCst);
             let words = [&[1; 48][..], b"GET / HTTP/1.1\r\n\r\n, and something to make it long enough", &[0; 200]];
-            // It may be reset before all of it is written.
+            // The connection may be reset before everything is written.
             let _ = stream.write_all(words[number as usize % words.len()]);
             match stream.read(&mut [0; 4096]) {
                 Ok(0) => {}
@@ -87,7 +88,7 @@ impl Foreign {
                     self.bytes.fetch_add(read as u64, Ordering::SeqCst);
                     self.admitted.fetch_add(1, Ordering::SeqCst);
                 }
-                // Held open for as long as an attacker waits: as good as let in.
+                // A connection that is kept open counts as accepted.
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     self.admitted.fetch_add(1, Ordering::SeqCst);
                 }

@@ -1,4 +1,4 @@
-//! Sessions over the iperf3 lane while unpaired clients sit at its port: as root, and as an unprivileged user.
+//! Sessions over the iperf3 lane while unpaired clients attack its port: as root, and as an unprivileged user.
 
 use std::process::Command;
 

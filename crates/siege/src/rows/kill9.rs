@@ -1,4 +1,4 @@
-//! Kills while the reflector pairs, grants and writes: what was acknowledged is there when it serves again.
+//! Kills while the reflector pairs, grants and writes: every acknowledged change must be there after the restart.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,13 @@ use crate::books::{Books, Client, Loss};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// Reflectors that are killed at once.
+/// Concurrent reflectors.
 const REFLECTORS: u64 = 2;
-/// Clients of each.
+/// Clients per reflector.
 const CLIENTS: usize = 3;
-/// Kills of one reflector before it gets a new folder: the log is read after each.
+/// Kills of one reflector before it gets a new folder, because the log is read after each.
 const KILLS_OF_ONE: u64 = 25;
-/// How soon it serves again.
+/// The longest time until the reflector serves again.
 const READY: Duration = Duration::from_secs(1);
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -36,7 +36,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
         loss.details.extend(one.loss.details);
     }
     measured.note(format!("{kills} kills, {acknowledged} times acknowledged"));
-    measured.outcome(acknowledged > kills, "what was killed was at work");
+    measured.outcome(acknowledged > kills, "the reflectors were busy when killed");
     measured.outcome(loss.lost == 0, format!("{} lost", loss.lost));
     measured.outcome(loss.disagree == 0, format!("store and log disagree on {} peers", loss.disagree));
     measured.outcome(loss.grants_without_line == 0, format!("{} grants without line", loss.grants_without_line));
@@ -60,11 +60,11 @@ fn campaign(nth: u64, kills: u64) -> anyhow::Result<Played> {
         let clients = (0..CLIENTS).map(|_| Client::paired_with(&reflector)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut books = Books::default();
         for kill in first..kills.min(first + KILLS_OF_ONE) {
-            // Spread over what a round takes, the same in every siege.
+            // Spread over the duration of a round, the same in every siege.
             let after = Duration::from_micros(20_000 + ((nth * kills + kill) * 7919) % 300_000);
             let kept = std::thread::scope(|scope| {
                 let works = clients.iter().map(|client| scope.spawn(|| until_gone(client))).collect::<Vec<_>>();
-                // The moment of the kill is what is played; nothing is waited for.
+                // This sleep sets the moment of the kill; it does not wait for an event.
                 std::thread::sleep(after);
                 reflector.process().kill();
                 works.into_iter().map(|work| work.join().expect("a client")).collect::<Vec<_>>()
@@ -80,7 +80,7 @@ fn campaign(nth: u64, kills: u64) -> anyhow::Result<Played> {
     Ok(played)
 }
 
-/// Works until the reflector is gone.
+/// Runs rounds until the reflector is gone.
 fn until_gone(client: &Client) -> Books {
     let mut books = Books::default();
     while client.round(&mut books).is_ok() {}

@@ -1,4 +1,4 @@
-//! Thousands of sessions, a tenth of them aborted: memory, descriptors, threads and children come back.
+//! Thousands of sessions, a tenth of them aborted: memory, descriptors, threads and children must be freed.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use crate::observe::{descriptors, rss, threads};
 use crate::scale::Scale;
 use crate::target::{HOME, Target, granted, peer_of, request};
 
-/// Sessions at once.
+/// Concurrent sessions.
 const THREADS: usize = 4;
 /// Threads for blocking work that the runtime may keep.
 const KEPT_THREADS: u64 = 2;
-/// A phase of a session.
+/// The duration of a session's phase.
 const PHASE_MS: u32 = 250;
-/// What resident memory may grow by in ten minutes.
+/// The largest accepted growth of resident memory in ten minutes.
 const MOST: f64 = (1 << 20) as f64;
 const TEN_MINUTES: f64 = 600.0;
 
@@ -38,7 +38,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let keys = (0..THREADS).map(|_| peer_of(&reflector)).collect::<anyhow::Result<Vec<_>>>()?;
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let pid = reflector.process().pid();
-    // What a first session of each kind sets up for good belongs to the start.
+    // The first session of each kind allocates what is kept for good, so it runs before the first sample.
     for (number, key) in keys.iter().enumerate() {
         session(&target, key, number.is_multiple_of(2), false)?;
     }
@@ -86,7 +86,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
         format!("memory {quarters} MiB by quarters, slope after the first third {:+.2} MiB in 10 min", grown / MOST);
     measured.time(scale, grown <= MOST, text);
     measured.outcome(after.0 <= before.0, format!("descriptors {} to {}", before.0, after.0));
-    // The runtime keeps threads for blocking work as it needs them; a session that left one behind would show in hundreds.
+    // The runtime keeps some threads for blocking work; a leak of one thread per session would show as hundreds.
     measured.outcome(after.1 <= before.1 + KEPT_THREADS, format!("threads {} to {}", before.1, after.1));
     measured.outcome(children == 0, format!("{children} children"));
     Ok(measured)
@@ -102,7 +102,7 @@ fn quarters(samples: &[(f64, f64)], took: f64) -> String {
     all.join(", ")
 }
 
-/// A plain test of a real appliance; where another one of this device runs, that is as good.
+/// Runs a normal test of a real appliance. If another test of this device runs, that counts as success.
 fn transfer(appliance: &Appliance) -> bool {
     let outcome = appliance.speed_test(&["-t", "0.2", "--idle", "0.1", "-P", "2", "-b", "50M"]);
     if outcome.code != 0 && outcome.code != 5 {
@@ -111,7 +111,7 @@ fn transfer(appliance: &Appliance) -> bool {
     outcome.code == 0 || outcome.code == 5
 }
 
-/// A session from its link to its end; aborted, its link is cut in the middle of it.
+/// Runs a session from link to end, or aborts it by closing the link during the session.
 fn session(target: &Target, key: &SecretKey, direct: bool, aborted: bool) -> anyhow::Result<()> {
     let mut link = target.welcomed(HOME, key)?;
     let mode = if direct { "direct_ephemeral" } else { "tunneled" };
@@ -127,7 +127,7 @@ fn session(target: &Target, key: &SecretKey, direct: bool, aborted: bool) -> any
     Ok(())
 }
 
-/// The slope of a line through these points, by least squares; 0 where there are too few.
+/// The slope of a line through these points, by least squares; 0 for too few points.
 fn slope(points: &[(f64, f64)]) -> f64 {
     let count = points.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_its_slope() {
+    fn the_slope_of_a_line_is_exact() {
         assert_eq!(slope(&[(0.0, 5.0), (1.0, 7.0), (2.0, 9.0)]), 2.0);
         assert_eq!(slope(&[(3.0, 5.0)]), 0.0);
         assert_eq!(slope(&[]), 0.0);

@@ -1,4 +1,4 @@
-//! Refusals without end: log and audit log stay small, and every refusal is counted.
+//! Endless refusals: log and audit log must stay small, and every refusal must be counted.
 
 use std::io::{Read, Write};
 
@@ -10,9 +10,9 @@ use crate::observe::{logged, mib};
 use crate::scale::Scale;
 use crate::target::{Target, refusals};
 
-/// Connections at once: fewer than there are places.
+/// Concurrent connections: fewer than there are places.
 const THREADS: usize = 16;
-/// What log and audit log may grow by.
+/// The largest accepted growth of log and audit log.
 const MOST: u64 = 1 << 20;
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -23,11 +23,11 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let began = std::time::Instant::now();
     let refused = in_parallel(THREADS, count, |number| {
         let Ok(mut stream) = connect_from(source(number), target.address) else { return false };
-        // It may be reset before all of it is written.
+        // The connection may be reset before everything is written.
         let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: reflector\r\n\r\n");
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
-        // An alert of TLS at most.
+        // At most a TLS alert.
         answer.len() <= 16
     });
     let rate = f64::from(count) / began.elapsed().as_secs_f64();

@@ -1,13 +1,13 @@
-//! All replacements of one and two digits of an Endpoint ID by digits of another value. Pure.
+//! All replacements of one and two digits of an Endpoint ID by other digits. Pure.
 
 use paramedic_link::{EndpointId, SecretKey};
 
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// A digit of each value.
+/// The digit of each value.
 const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-/// What an Endpoint ID begins with.
+/// The length of the prefix of an Endpoint ID.
 const PREFIX: usize = "PP-".len();
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {

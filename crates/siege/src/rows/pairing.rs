@@ -19,10 +19,10 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::Target;
 
-/// Addresses that guess.
+/// Source addresses of guesses.
 const GUESSERS: u32 = 1000;
 const RACERS: usize = 32;
-/// Reflectors whose codes are raced for at once: the losers of each race are answered after a second.
+/// Reflectors with concurrent races, because the losers of each race are answered only after a second.
 const REFLECTORS: usize = 8;
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
@@ -33,7 +33,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// Says `code`'s proof on a link of `key`; gives the answer, or why there is none.
+/// Sends the proof of `code` on a link of `key`, and returns the answer.
 fn prove(target: &Target, from: u32, key: &SecretKey, code: &PairingCode, wait: Option<&Barrier>) -> io::Result<Value> {
     let link = target.open(source(from), key, Alpn::Link);
     if let Some(barrier) = wait {
@@ -46,7 +46,7 @@ fn prove(target: &Target, from: u32, key: &SecretKey, code: &PairingCode, wait: 
     Ok(link.hear()?.unwrap_or_default())
 }
 
-/// Wrong codes with the right pin from many addresses, then the right code from another one.
+/// Tries wrong codes with the right pin from many addresses, then the right code from another address.
 fn guess(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let count = scale.of(5000, 1100);
     let reflector = Reflector::serve(&[]);
@@ -69,7 +69,7 @@ fn guess(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What else was answered, for the engineer who has to find out why.
+/// The unexpected answers, for the report.
 fn others(answers: &[io::Result<Value>], expected: &Value) -> String {
     let mut counts = BTreeMap::<String, usize>::new();
     for answer in answers {
@@ -84,7 +84,7 @@ fn others(answers: &[io::Result<Value>], expected: &Value) -> String {
     if texts.is_empty() { String::new() } else { format!(" ({})", texts.join(", ")) }
 }
 
-/// Keys that prove the right code at the same moment: one of them is paired.
+/// Many keys prove the right code at the same moment: exactly one may be paired.
 fn race(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let races = scale.of(1000, 48);
     let reflectors = (0..REFLECTORS).map(|_| {
@@ -92,7 +92,7 @@ fn race(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
         Ok((Target::of(&reflector)?, reflector))
     });
     let reflectors = reflectors.collect::<anyhow::Result<Vec<_>>>()?;
-    // One thread a reflector: it has one code at a time.
+    // One thread per reflector, because a reflector has one code at a time.
     let each = races / REFLECTORS as u32;
     let winners = in_parallel(REFLECTORS, REFLECTORS as u32, |nth| -> anyhow::Result<Vec<usize>> {
         let (target, reflector) = &reflectors[nth as usize];
@@ -128,11 +128,11 @@ fn race_once(target: &Target, reflector: &Reflector, first: u32) -> anyhow::Resu
     Ok(answers.iter().filter(|answer| answer["type"] == "paired").count())
 }
 
-/// What came to a man in the middle, in clear and as it came over the wire.
+/// The bytes that a man in the middle received, decrypted and as on the wire.
 #[derive(Debug, Default)]
 struct Seen(Vec<u8>);
 
-/// A socket whose received bytes are kept.
+/// A socket whose received bytes are recorded.
 struct Tee<'a>(TcpStream, &'a mut Seen);
 
 impl Read for Tee<'_> {
@@ -153,8 +153,7 @@ impl Write for Tee<'_> {
     }
 }
 
-/// A man in the middle with a key of its own, to whom the appliance connects: it takes all that it is given, and would
-/// hand it on.
+/// A man in the middle with its own key, to which the appliance connects. It records everything it receives.
 fn stand_between(socket: TcpStream, config: &Arc<ServerConfig>, seen: &mut Seen) -> io::Result<Vec<u8>> {
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut session = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
@@ -175,7 +174,7 @@ fn intercept(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let (all, clear) = (Mutex::new(Seen::default()), Mutex::new(0));
     let paired = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Ends with the empty connection that is made below.
+            // Ends with the empty connection that is opened below.
             for socket in middle.incoming().filter_map(Result::ok) {
                 let mut seen = Seen::default();
                 let told = stand_between(socket, &config, &mut seen).unwrap_or_default();
@@ -205,7 +204,7 @@ fn intercept(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How often two neighbouring groups of the code, with or without what stands between them, are in `seen`.
+/// How often two adjacent groups of the code, with or without a separator, occur in `seen`.
 fn secrets_in(seen: &[u8], code: &str) -> usize {
     let groups = code.split('-').collect::<Vec<_>>();
     let parts = groups.windows(2).flat_map(|pair| [pair.join("-"), pair.concat(), pair.concat().to_lowercase()]);
@@ -217,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_of_the_code_is_found_however_it_is_written() {
+    fn a_part_of_the_code_is_found_with_any_separator() {
         for text in ["..CDEF-GHJK..", "..CDEFGHJK", "ghjkmnpq"] {
             assert_eq!(secrets_in(text.as_bytes(), "1234-CDEF-GHJK-MNPQ"), 1, "{text}");
         }

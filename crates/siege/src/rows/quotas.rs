@@ -1,4 +1,4 @@
-//! Requests that race for the same slots, ports, tests and bytes; and a kill in the middle of a test.
+//! Requests that race for the same slots, ports, tests and bytes; and a kill during a test.
 
 use std::collections::BTreeSet;
 use std::sync::{Barrier, Mutex};
@@ -12,11 +12,11 @@ use reflector::sessions::{Answer, Limits, LinkId, Now, PastUsage, Sessions};
 use crate::measured::Measured;
 use crate::scale::Scale;
 
-/// Requests of a race.
+/// Requests per race.
 const REQUESTS: u64 = 64;
-/// Threads that make them.
+/// Threads per race.
 const THREADS: u64 = 8;
-/// What the racers race for.
+/// The limits that the requests race for.
 const SLOTS: u32 = 5;
 const TESTS_AN_HOUR: u32 = 3;
 const BYTES_A_DAY: u64 = 1_000_000_000;
@@ -37,7 +37,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     }
     measured.note(format!("{races} races of {REQUESTS} requests, {granted} granted"));
     measured.outcome(granted > 0, "some are granted");
-    measured.outcome(over == 0, format!("{over} races with more than is allowed"));
+    measured.outcome(over == 0, format!("{over} races above a limit"));
     charge(&mut measured)?;
     kill(&mut measured)?;
     Ok(measured)
@@ -55,7 +55,7 @@ fn spec(is_direct: bool, engine: &EngineId) -> TestSpec {
     TestSpec { probe_interval_us: 10_000, ..TestSpec::new(engine.clone(), data_mode, phases, 1) }
 }
 
-/// Links of four devices ask at once; each that is granted leases bytes.
+/// Links of four devices request sessions at the same time; each granted session leases bytes.
 fn race_once(race: u64) -> anyhow::Result<Raced> {
     let engine = EngineId::try_from("tcp").map_err(|_| anyhow::anyhow!("an engine"))?;
     let limits = Limits {
@@ -160,7 +160,7 @@ fn charge(measured: &mut Measured) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A kill in the middle of a test: what was used stays charged, and the device is served again.
+/// A kill during a test: the used bytes must stay charged, and the device must be served again.
 fn kill(measured: &mut Measured) -> anyhow::Result<()> {
     let mut reflector = Reflector::serve(&[("MAX_BYTES_PER_DAY", "10GB"), ("MAX_TESTS_PER_HOUR", "3")]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());

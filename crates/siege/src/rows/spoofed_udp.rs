@@ -1,5 +1,5 @@
-//! Forged and replayed datagrams at the control port and at a session's own port: nothing is answered; what is genuine
-//! is answered with no more bytes than it has; a flood ends when its receiver falls silent.
+//! Forged and replayed datagrams at the control port and at a session's own port: none may be answered, a valid datagram must
+//! get no longer answer than itself, and sending must stop when no feedback arrives.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -16,11 +16,11 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::{HOME, Target, granted, peer_of, request};
 
-/// A probe's bytes, and where its tag stands (docs/protocol.md, "Latency probes").
+/// The length of a probe, and the offset of its tag (docs/protocol.md, "Latency probes").
 const PROBE: usize = 96;
 const TAG_AT: usize = PROBE - TAG_LEN;
-/// An address that is not the session's.
-const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+/// An address other than the session's.
+const OTHER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
@@ -31,7 +31,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// A probe with this number, sealed with the session's keys.
+/// A probe with this number and a valid tag.
 fn probe(keys: &SessionKeys, number: u32) -> [u8; PROBE] {
     let mut bytes = [0; PROBE];
     bytes[..2].copy_from_slice(&[1, 1]);
@@ -43,38 +43,38 @@ fn probe(keys: &SessionKeys, number: u32) -> [u8; PROBE] {
     bytes
 }
 
-/// The `n`th forgery, made of a genuine probe that was answered before.
+/// The `n`th forgery, derived from a valid probe that was already answered.
 fn forged(n: u32, genuine: &[u8; PROBE], keys: &SessionKeys) -> Vec<u8> {
     let mut bytes = genuine.to_vec();
-    // Cheap and the same each time: no forgery needs luck.
+    // Deterministic pseudo-random numbers.
     let noise = n.wrapping_mul(2_654_435_761).to_be_bytes();
     match n % 10 {
-        // Replayed as it was.
+        // An exact replay.
         0 => {}
-        // One bit of the tag, of the number, of the session.
+        // One flipped bit in the tag, in the number, in the session.
         1 => bytes[TAG_AT + n as usize / 10 % TAG_LEN] ^= 1 << (noise[0] % 8),
         2 => bytes[20..24].copy_from_slice(&noise),
         3 => bytes[4 + n as usize / 10 % 16] ^= 1 << (noise[0] % 8),
-        // Every other kind of datagram, with the genuine tag.
+        // Every other kind of datagram, with the valid tag.
         4 => bytes[1] = noise[1],
-        // A new probe in a direction that is not its own: a reply's key.
+        // A new probe with the key of the other direction.
         5 => {
             let mut new = probe(keys, n);
             let tag = keys.seal_datagram(Direction::Download, &new[..TAG_AT]);
             new[TAG_AT..].copy_from_slice(&tag);
             bytes = new.to_vec();
         }
-        // Cut, and lengthened.
+        // Truncated, and extended.
         6 => bytes.truncate(n as usize / 10 % PROBE),
         7 => bytes.resize(PROBE + 1 + n as usize / 10 % 1300, noise[0]),
-        // Noise of every length.
+        // Random bytes of every length.
         8 => bytes = noise.repeat(n as usize / 10 % 350),
         _ => bytes[0] = noise[0].max(2),
     }
     bytes
 }
 
-/// How many bytes came, without waiting.
+/// The number of bytes that have arrived; does not wait.
 fn received(socket: &UdpSocket) -> u64 {
     let mut buffer = [0; 2048];
     std::iter::from_fn(|| socket.recv(&mut buffer).ok()).map(|read| read as u64).sum()
@@ -107,27 +107,27 @@ fn forge(name: &str, mode: &str, count: u32, measured: &mut Measured) -> anyhow:
     own.send(&genuine)?;
     let answered = own.recv(&mut [0; 2048]).with_context(|| format!("a genuine probe at the {name} is answered"))?;
     own.set_nonblocking(true)?;
-    let elsewhere = socket(ELSEWHERE)?;
-    elsewhere.set_nonblocking(true)?;
+    let other = socket(OTHER_ADDRESS)?;
+    other.set_nonblocking(true)?;
     let (mut sent, mut got) = (0, 0);
     let mut pinged = Instant::now();
     for n in 0..count {
-        // From the session's address, and from another one, where a genuine new probe is a forgery too.
+        // From the session's address, and from another one, from which even a valid new probe must not be answered.
         let is_home = n % 2 == 0;
-        let from = if is_home { &own } else { &elsewhere };
+        let from = if is_home { &own } else { &other };
         let bytes = if !is_home && n % 20 == 1 { probe(&keys, n).to_vec() } else { forged(n, &genuine, &keys) };
-        // A full buffer loses some; they are not counted.
+        // Datagrams lost to a full buffer are not counted.
         sent += u32::from(from.send(&bytes).is_ok());
         if n % 64 == 0 {
-            got += received(&own) + received(&elsewhere);
+            got += received(&own) + received(&other);
         }
         if pinged.elapsed() > Duration::from_secs(2) {
             link.say(&json!({ "type": "ping" }))?;
             pinged = Instant::now();
         }
     }
-    // The session still stands, and answers what is genuine: so everything before it was looked at.
-    got += received(&own) + received(&elsewhere);
+    // The session still answers a valid probe, so the reflector has processed everything before it.
+    got += received(&own) + received(&other);
     let alive = answers(&own, &keys, &mut link)?;
     got += alive.1;
     measured.outcome(answered <= PROBE, format!("{name}: echo {answered} of {PROBE} bytes"));
@@ -136,7 +136,7 @@ fn forge(name: &str, mode: &str, count: u32, measured: &mut Measured) -> anyhow:
     Ok(())
 }
 
-/// Whether a genuine new probe is answered, and how many bytes more than one answer came.
+/// Whether a valid new probe is answered, and how many bytes arrived in addition to that answer.
 fn answers(own: &UdpSocket, keys: &SessionKeys, link: &mut AsAppliance) -> anyhow::Result<(bool, u64)> {
     own.set_nonblocking(false)?;
     own.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -145,7 +145,7 @@ fn answers(own: &UdpSocket, keys: &SessionKeys, link: &mut AsAppliance) -> anyho
         own.send(&probe(keys, u32::MAX - 10 + number))?;
         let mut reply = [0; 2048];
         if let Ok(read) = own.recv(&mut reply) {
-            // The number that it answers: anything else answers a forgery.
+            // The sequence number that it answers; any other number answers a forgery.
             let is_its = read == PROBE && reply[20..24] == (u32::MAX - 10 + number).to_be_bytes();
             own.set_nonblocking(true)?;
             let more = received(own) + if is_its { 0 } else { read as u64 };
@@ -157,8 +157,8 @@ fn answers(own: &UdpSocket, keys: &SessionKeys, link: &mut AsAppliance) -> anyho
 
 const CUT: &str = "table inet cut { chain out { type filter hook output priority 0; meta l4proto udp drop;\n }\n }\n";
 
-/// A download of datagrams whose feedback is cut off: bytes that the sender's interface still sends in the second that
-/// begins a second after the cut.
+/// A UDP download whose feedback is blocked. Counts the bytes that the sender's interface sends in the second that begins a
+/// second after the block.
 fn silence(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
     let Some(hosts) = TwoHosts::new() else {
         measured.note("silence of the receiver skipped: no namespaces");
@@ -174,7 +174,7 @@ fn silence(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
         let mut running = appliance.start(&[&test[..], &["--idle", "0", "--probe-interval", "0"]].concat());
         while !running.line(Duration::from_secs(30))?.contains("\"interval\"") {}
         hosts.far.nft(CUT);
-        // The second that is promised; what is measured is the one after it.
+        // The promised second; the measurement is the second after it.
         std::thread::sleep(Duration::from_secs(1));
         let before = sent(&hosts.near);
         std::thread::sleep(Duration::from_secs(1));
@@ -183,7 +183,7 @@ fn silence(scale: Scale, measured: &mut Measured) -> anyhow::Result<()> {
         running.kill();
         reflector.await_audited("session_ended", |_| reflector.audited("session_ended").len() > ended);
     }
-    // A second of the flood is 2.5 MB; what is left is the link's own messages.
+    // One second of data is 2.5 MB; the rest are the link's own messages.
     let most = still.iter().copied().max().unwrap_or(u64::MAX);
     let text = format!("at most {most} bytes in the second after the first one without feedback, {tries} times");
     measured.time(scale, most < 50_000, text);
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_forgery_is_a_genuine_new_probe() {
+    fn no_forgery_is_a_valid_new_probe() {
         let keys = SessionKeys::derive(paramedic_link::SessionId::from_bytes([7; 16]), [9; 32].into());
         let genuine = probe(&keys, 1);
         for n in 0..5000 {

@@ -1,4 +1,4 @@
-//! Acknowledged lines of the audit log that are cut off, and bits of it that are flipped: each is noticed.
+//! Acknowledged lines of the audit log that are cut off, and flipped bits: each must be detected.
 
 use std::fs;
 
@@ -40,7 +40,7 @@ pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
         }
         let bits = whole.len() * 8;
         for flip in 0..flips / files.len() {
-            // All over the file, no bit twice: a prime is a stride of any length that it does not divide.
+            // Spread over the file without hitting a bit twice: a prime stride visits every offset of a length it does not divide.
             let bit = (flip * 1_000_003) % bits;
             let mut changed = whole.clone();
             changed[bit / 8] ^= 1 << (bit % 8);

@@ -1,4 +1,4 @@
-//! Where a flood takes place: a reflector with a paired appliance of a known prefix, appliances that never came, and
+//! The test bed of a flood: a reflector with a paired appliance of a known prefix, appliances that never connected, and
 //! addresses for attackers; over loopback, or for IPv6 between two hosts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,7 +14,7 @@ use sqlx::{ConnectOptions, Connection};
 use crate::attack::source;
 use crate::target::{HOME, Target, peer_of};
 
-/// How many prefixes there are that never authenticated.
+/// The number of prefixes that never authenticated.
 pub(super) const NEW_PREFIXES: usize = 60;
 const APPLIANCES: usize = 3;
 const WEEK_MS: i64 = 7 * 24 * 3600 * 1000;
@@ -22,23 +22,23 @@ const WEEK_MS: i64 = 7 * 24 * 3600 * 1000;
 pub(super) struct Ground {
     pub(super) reflector: Reflector,
     pub(super) target: Target,
-    /// The target's, as text.
+    /// The target's address as text.
     pub(super) address: String,
-    /// An appliance whose prefix is known.
+    /// An appliance with a known prefix.
     pub(super) known: Appliance,
-    /// Another peer of that prefix.
+    /// Another peer with that prefix.
     pub(super) peer: SecretKey,
-    /// Where both connect from.
+    /// The source address of both.
     pub(super) home: IpAddr,
     /// Paired appliances that never connected.
     pub(super) new: Vec<Appliance>,
-    /// The namespace of appliances and attackers.
+    /// The network namespace of appliances and attackers.
     pub(super) far: Option<String>,
     _hosts: Option<TwoHosts>,
 }
 
 impl Ground {
-    /// `None` where this host allows no namespaces and they are needed.
+    /// `None` if namespaces are needed and this host does not allow them.
     pub(super) fn prepare(v6: bool) -> anyhow::Result<Option<Self>> {
         let settings = [("MAX_CONCURRENT_TESTS", "16"), ("MAX_TESTS_PER_HOUR", "100000")];
         let hosts = if v6 {
@@ -77,7 +77,7 @@ impl Ground {
         Ok(Some(Self { reflector, target, address, known, peer, home, new, far, _hosts: hosts }))
     }
 
-    /// Starts the reflector again, a week after anyone authenticated; gives whether it kept any prefix in its database.
+    /// Restarts the reflector with its known prefixes aged by a week. Returns whether the database had any.
     pub(super) fn age_a_week(&mut self) -> anyhow::Result<bool> {
         self.reflector.process().signal(rustix::process::Signal::TERM);
         self.reflector.process().wait(Duration::from_secs(30))?;
@@ -88,7 +88,7 @@ impl Ground {
             let query = "UPDATE known_prefixes SET seen_unix_ms = seen_unix_ms - ?";
             let aged = sqlx::query(query).bind(WEEK_MS).execute(&mut database).await.map(|done| done.rows_affected());
             database.close().await?;
-            // A reflector without the table has nothing to age.
+            // An old reflector without the table has no prefixes to age.
             anyhow::Ok(aged.unwrap_or(0))
         })?;
         self.reflector.start().context("the reflector starts again")?;
@@ -99,13 +99,13 @@ impl Ground {
     pub(super) fn attacker(&self, n: usize) -> IpAddr {
         let n = u16::try_from(n).unwrap_or(u16::MAX);
         match self.far {
-            // fd97::/56, each in a /64 of its own for the first 256.
+            // In fd97::/56; the first 256 are each in a different /64.
             Some(_) => Ipv6Addr::new(0xfd97, 0, 0, n % 256, 0, 0, 0, 1 + n / 256).into(),
             None => source(n.into()),
         }
     }
 
-    /// The `n`th prefix that never authenticated: on an IPv6 link each a /48 of its own.
+    /// The `n`th prefix that never authenticated; with IPv6 each is in a different /48.
     pub(super) fn new_prefix(&self, n: usize) -> IpAddr {
         let n = u8::try_from(n % NEW_PREFIXES).unwrap_or(0);
         match self.far {
@@ -115,7 +115,7 @@ impl Ground {
     }
 }
 
-/// All of fd97::/16 is attackers', and each of the new prefixes has an address.
+/// Routes fd97::/16 to the attackers, and gives each new prefix an address.
 fn route(hosts: &TwoHosts) -> anyhow::Result<()> {
     let (near, far) = (&hosts.near, &hosts.far);
     let ip = |args: &[&str]| -> anyhow::Result<()> {

@@ -1,5 +1,5 @@
-//! Paired appliances in a flood of unpaired connections: a device with a known prefix is served every time, a new prefix
-//! nearly every time, and the reflector stays small.
+//! Paired appliances in a flood of unpaired connections: a device with a known prefix must be served every time, one with a
+//! new prefix nearly every time, and the reflector must use little memory.
 
 mod ground;
 
@@ -21,16 +21,16 @@ use crate::target::{granted, request};
 #[derive(Clone, Copy)]
 struct Flood {
     name: &'static str,
-    /// Whether it comes from an IPv6 /56 between two hosts, and not over loopback.
+    /// Whether it comes from an IPv6 /56 between two hosts instead of over loopback.
     v6: bool,
     attack: Attack,
 }
 
 #[derive(Clone, Copy)]
 enum Attack {
-    /// This many connections from this many addresses, silent or saying a byte a second.
+    /// This many connections from this many addresses, silent or sending a byte per second.
     Crowd { connections: usize, addresses: usize, trickles: bool },
-    /// Handshakes from one address, as many at once.
+    /// Handshakes from one address, this many at a time.
     Handshakes(usize),
 }
 
@@ -53,9 +53,9 @@ const FLOODS: [Flood; 4] = [
     Flood { name: "handshakes from one address, 4 at a time", v6: false, attack: Attack::Handshakes(4) },
 ];
 
-/// How long an attack lasts at most.
+/// The longest duration of an attack.
 const LONGEST: Duration = Duration::from_secs(240);
-/// How long an appliance of a new prefix tries.
+/// How long an appliance with a new prefix retries.
 const NEW_WITHIN: Duration = Duration::from_secs(30);
 const SLOWEST_GRANT: Duration = Duration::from_millis(250);
 const MOST_RSS: u64 = 48 << 20;
@@ -84,7 +84,7 @@ fn withstand(scale: Scale, flood: Flood, ground: &mut Ground, measured: &mut Mea
     let (opened, known, new, grants, most) = std::thread::scope(|scope| {
         let over = until.when_dropped();
         let attackers = scope.spawn(|| attack(flood.attack, ground, &until));
-        // The attack stands before anyone asks for anything: its first second.
+        // The attack runs for a second before the first test.
         std::thread::sleep(Duration::from_secs(2));
         let new = scope.spawn(|| from_new_prefixes(ground, tests));
         let watch = scope.spawn(|| {
@@ -121,7 +121,7 @@ fn withstand(scale: Scale, flood: Flood, ground: &mut Ground, measured: &mut Mea
     Ok(())
 }
 
-/// Runs the attack until it is over; gives how many connections it made.
+/// Runs the attack until its end. Returns the number of connections.
 fn attack(attack: Attack, ground: &Ground, until: &Until) -> u64 {
     if let Some(netns) = &ground.far {
         enter_netns(netns).expect("the attackers' namespace");
@@ -152,10 +152,10 @@ fn attack(attack: Attack, ground: &Ground, until: &Until) -> u64 {
     }
 }
 
-/// Tests of the real appliance from the known prefix, and beside each one link of another peer there, timed from its
-/// connect to its grant.
+/// Runs tests of the real appliance from the known prefix, and with each one a link of another peer there, timed from
+/// connect to grant.
 fn from_known_prefix(ground: &Ground, tests: u32) -> (u32, Vec<Duration>) {
-    // A thread of its own: the row's must not stay in a namespace.
+    // In a separate thread, because the row's thread must not stay in a namespace.
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
             if let Some(netns) = &ground.far {
@@ -187,7 +187,7 @@ fn time_to_grant(ground: &Ground) -> anyhow::Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// Tests from prefixes that never authenticated, one each, with retries; three appliances at once.
+/// Runs one test with retries from each prefix that never authenticated; three appliances at a time.
 fn from_new_prefixes(ground: &Ground, tests: u32) -> u32 {
     let share = |nth: usize, appliance: &Appliance| {
         let mine = (0..tests as usize).filter(|test| test % ground.new.len() == nth);

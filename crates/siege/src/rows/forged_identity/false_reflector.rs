@@ -1,4 +1,4 @@
-//! False reflectors in the way of a real, paired appliance: none is believed.
+//! False reflectors in place of the paired one: the real appliance must refuse each of them.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -18,11 +18,11 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::Target;
 
-/// What stands where the reflector should.
+/// The server in place of the reflector.
 enum False {
     /// TLS with this configuration.
     Tls(Arc<ServerConfig>),
-    /// These bytes, whatever comes.
+    /// Sends these bytes, whatever it receives.
     Bytes(Vec<u8>),
 }
 
@@ -55,7 +55,7 @@ pub(super) fn play(scale: Scale, reflector: &Reflector, measured: &mut Measured)
         let heard = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                // Ends with the empty connection that is made below.
+                // Ends with the empty connection that is opened below.
                 while let Ok((socket, _)) = listener.accept() {
                     match stand_in(socket, &kind) {
                         Ok(None) => return,
@@ -81,7 +81,7 @@ pub(super) fn play(scale: Scale, reflector: &Reflector, measured: &mut Measured)
     Ok(())
 }
 
-/// One connection; gives how many bytes came inside TLS, or `None` where nothing came at all.
+/// Serves one connection. Returns how many bytes arrived inside TLS, or `None` if no byte arrived at all.
 fn stand_in(mut socket: TcpStream, kind: &False) -> io::Result<Option<usize>> {
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     if socket.peek(&mut [0])? == 0 {

@@ -24,14 +24,14 @@ use super::{Expected, Got, Kind, genuine, says_hello};
 use crate::attack::connect_from;
 use crate::target::{HOME, Target, granted, peer_of, request};
 
-/// What stands before an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410).
+/// The bytes before an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410).
 const SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 fn spki(id: &EndpointId) -> Vec<u8> {
     [&SPKI_HEAD[..], id.as_bytes()].concat()
 }
 
-/// Shows these certificates, signs with this key, as raw keys or as X.509.
+/// A resolver that presents these certificates, as raw keys or as X.509, and signs with this key.
 #[derive(Debug)]
 struct Shows {
     key: Option<Arc<CertifiedKey>>,
@@ -52,7 +52,7 @@ impl ResolvesClientCert for Shows {
     }
 }
 
-/// Signs everything with the same bytes.
+/// A signing key that always returns the same signature.
 #[derive(Clone, Debug)]
 struct SignsAlways(Vec<u8>);
 
@@ -90,17 +90,17 @@ fn certified(spki: Vec<u8>, signer: Arc<dyn SigningKey>) -> CertifiedKey {
     CertifiedKey::new(vec![CertificateDer::from(spki)], signer)
 }
 
-/// This identity's key, signed for with another one.
+/// The key of this identity with a signature of another key.
 pub(super) fn borrowed(id: &EndpointId) -> anyhow::Result<CertifiedKey> {
     Ok(certified(spki(id), ed25519()?))
 }
 
-/// This identity's key and a signature of zeros.
+/// The key of this identity with a signature of zeros.
 pub(super) fn unsigned(id: &EndpointId) -> CertifiedKey {
     certified(spki(id), Arc::new(SignsAlways(vec![0; 64])))
 }
 
-/// A key of another type, genuinely signed for.
+/// A key of another type with a valid signature.
 pub(super) fn of_another_type() -> anyhow::Result<CertifiedKey> {
     let key = ecdsa(&ECDSA_P256_SHA256_ASN1_SIGNING)?;
     let public = key.public_key().context("a public key")?.to_vec();
@@ -119,10 +119,10 @@ fn refused(name: impl Into<String>, attempt: impl Fn(IpAddr) -> io::Result<Got> 
     Kind { name: name.into(), attempt: Box::new(attempt), expected: Expected::Refused }
 }
 
-/// The kind's name, the keys or certificates that are shown, what signs, and whether they are shown as raw keys.
+/// The name, the presented keys or certificates, the signing key, and whether they are presented as raw keys.
 type Shown = (&'static str, Vec<Vec<u8>>, Arc<dyn SigningKey>, bool);
 
-/// Keys that are not theirs, or none.
+/// Attempts with the key of a peer, or without a key.
 fn keys(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let own = SecretKey::generate()?;
     let base = appliance_config(&own, Expect::ExactKey(target.id), Alpn::Link)?;
@@ -135,10 +135,10 @@ fn keys(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
         spki[8] = last;
         spki
     };
-    // The neutral element: a signature of (neutral, 0) fits every message where small orders are not refused.
+    // The neutral element: (neutral, 0) is a valid signature of every message if small-order keys are not refused.
     let neutral = [&[1][..], &[0; 31]].concat();
     let neutral_spki = [&SPKI_HEAD[..], &neutral].concat();
-    // A certificate as X.509 begins, around the peer's key.
+    // The beginning of an X.509 certificate around the peer's key.
     let x509 = [&[0x30, 0x82, 0x01, 0x00, 0x30, 0x81, 0xb3, 0xa0, 0x03, 0x02, 0x01, 0x02][..], &theirs].concat();
     let shown: Vec<Shown> = vec![
         ("a peer's key, another key's signature", vec![theirs.clone()], ed25519()?, true),
@@ -184,7 +184,7 @@ fn with(name: &str, target: Target, base: &ClientConfig, shows: Shows) -> Kind {
     refused(name, move |from| says_hello(target, from, &config))
 }
 
-/// A paired key for another protocol than the link's.
+/// Attempts of a paired key with another protocol than the link's.
 fn protocols(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let base = appliance_config(peer, Expect::ExactKey(target.id), Alpn::Link)?;
     let named: [(&str, &[&[u8]]); 5] = [
@@ -203,7 +203,7 @@ fn protocols(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     Ok(kinds.collect())
 }
 
-/// Data connections with a preamble that is not theirs.
+/// Data connections with a preamble of another session.
 fn data(reflector: &Reflector, target: Target, peer: &SecretKey) -> anyhow::Result<Vec<Kind>> {
     let mut link = target.welcomed(HOME, peer)?;
     let (session, _) = granted(&mut link, &request("tunneled", 1000))?;
@@ -227,7 +227,7 @@ fn data(reflector: &Reflector, target: Target, peer: &SecretKey) -> anyhow::Resu
     Ok(kinds)
 }
 
-/// All bytes that a genuine peer sends from its first one to its `hello`.
+/// All bytes that a real peer sends up to its `hello`.
 fn record(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<u8>> {
     let relay = TcpListener::bind("127.0.0.1:0")?;
     let through = Target { address: relay.local_addr()?, ..target };
@@ -255,7 +255,7 @@ fn record(target: Target, peer: &SecretKey) -> anyhow::Result<Vec<u8>> {
     })
 }
 
-/// Bytes that are sent as they are: replayed, cut, changed, of other protocols.
+/// Attempts with raw bytes: replayed, truncated, changed, of other protocols.
 fn bytes(target: Target, genuine: &[u8]) -> Vec<Kind> {
     let flipped = |at: usize| {
         let mut bytes = genuine.to_vec();
@@ -263,7 +263,7 @@ fn bytes(target: Target, genuine: &[u8]) -> Vec<Kind> {
         bytes
     };
     let record = |kind: u8, body: &[u8]| [&[kind, 3, 3, 0, u8::try_from(body.len()).unwrap_or(0)], body].concat();
-    // A record's length stands in its bytes 3 and 4.
+    // Bytes 3 and 4 of a record are its length.
     let first = 5 + usize::from(u16::from_be_bytes([genuine[3], genuine[4]]));
     let mut tls_1_2 = vec![22, 3, 1, 0, 47, 1, 0, 0, 43, 3, 3];
     tls_1_2.extend([7; 32]);
@@ -289,10 +289,10 @@ fn bytes(target: Target, genuine: &[u8]) -> Vec<Kind> {
         refused(name, move |from| {
             let mut stream = connect_from(from, target.address)?;
             let began = Instant::now();
-            // It may be reset before all of it is written.
+            // The connection may be reset before everything is written.
             let _ = stream.write_all(&bytes);
             let _ = stream.shutdown(Shutdown::Write);
-            // What comes is a handshake's or an alert; a link would show in the audit log.
+            // The reply is part of a handshake, or an alert. A link would appear in the audit log.
             let _ = stream.read_to_end(&mut Vec::new());
             Ok(Got { bytes: vec![], took: began.elapsed() })
         })

@@ -1,5 +1,5 @@
-//! Forged identities of every kind we know, at both ends: none is accepted, and what an unpaired key is answered is the
-//! same bytes after the same time, whatever it is to the reflector.
+//! Forged identities of every known kind, at both ends: none may be accepted, and every unpaired key must get the same bytes
+//! after the same time.
 
 mod false_reflector;
 mod handshakes;
@@ -18,20 +18,20 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 use crate::target::{HOME, Target, hello, peer_of, request};
 
-/// Attempts at once: fewer than there are places before authentication.
+/// Concurrent attempts: fewer than the places for unauthenticated connections.
 const THREADS: usize = 128;
-/// How far the medians of two classes of unpaired clients may lie apart.
+/// The largest difference between the median answer times of two classes of unpaired clients.
 const MOST_APART: Duration = Duration::from_millis(100);
 
-/// What an attempt got.
+/// The answer to an attempt.
 struct Got {
-    /// What came inside TLS, or nothing.
+    /// The bytes inside TLS, if any.
     bytes: Vec<u8>,
-    /// From the first message to the end.
+    /// The time from the first message to the end of the connection.
     took: Duration,
 }
 
-/// One kind of forgery.
+/// A kind of forgery.
 struct Kind {
     name: String,
     attempt: Box<dyn Fn(IpAddr) -> io::Result<Got> + Sync>,
@@ -40,13 +40,13 @@ struct Kind {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expected {
-    /// The one frame that every unpaired key gets.
+    /// Exactly the frame that every unpaired key gets.
     NotPaired(Class),
-    /// Not a byte inside TLS, or that one frame.
+    /// No byte inside TLS, or exactly that frame.
     Refused,
 }
 
-/// What an unpaired key is to the reflector.
+/// The classes of unpaired keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Class {
     Unknown,
@@ -118,7 +118,7 @@ fn named(kinds: &[&String]) -> String {
     if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
 }
 
-/// The median time of each class's answers, without and with an open code.
+/// The median answer time of each class, without and with an open code.
 fn tell_times(scale: Scale, kinds: &[Kind], forms: [&Attempts; 2], measured: &mut Measured) {
     let mut medians = Vec::new();
     for attempts in forms {
@@ -138,7 +138,7 @@ fn tell_times(scale: Scale, kinds: &[Kind], forms: [&Attempts; 2], measured: &mu
     );
 }
 
-/// A key that is not paired, with each first message.
+/// Attempts of an unpaired key with every kind of first message.
 fn unpaired(target: Target, class: Class, key: SecretKey) -> Vec<Kind> {
     let key = std::sync::Arc::new(key);
     let kinds = first_messages().into_iter().map(|(name, message)| {
@@ -174,7 +174,7 @@ fn first_messages() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// What is inside TLS after `hello`, for a client with this configuration.
+/// Sends `hello` with this configuration, and returns the answer.
 fn says_hello(target: Target, from: IpAddr, config: &std::sync::Arc<rustls::ClientConfig>) -> io::Result<Got> {
     let socket = crate::attack::connect_from(from, target.address)?;
     let mut link = lab::hostile::AsAppliance::over_with(socket, config.clone())?;
@@ -183,7 +183,7 @@ fn says_hello(target: Target, from: IpAddr, config: &std::sync::Arc<rustls::Clie
     Ok(Got { bytes: link.hear_out()?, took: began.elapsed() })
 }
 
-/// A genuine link from home, for what is recorded of one.
+/// A real link from the peer's address, as a source of recorded bytes.
 fn genuine(target: Target, peer: &SecretKey) -> io::Result<()> {
     target.welcomed(HOME, peer).map(drop)
 }
