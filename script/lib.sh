@@ -1,8 +1,8 @@
-# Shared by the scripts of this folder; sourced, never run.
+# Functions for the scripts of this folder; sourced, not run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Debian packages that are missing are installed where we may; elsewhere they are named.
+# Installs missing Debian packages as root; otherwise names them and fails.
 need_packages() {
     local missing=()
     while [ $# -gt 0 ]; do
