@@ -1,6 +1,8 @@
 //! The benchmark: our engines and iperf3 in turn, what both cost, and what was promised beside it. Development only;
 //! nothing of it ships. It starts the real programs (through `lab`) and judges what they print; it moves no bytes itself.
 
+#![forbid(unsafe_code)]
+
 pub mod cli;
 
 mod alone;

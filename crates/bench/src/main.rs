@@ -1,5 +1,7 @@
 //! The `bench` program: a thin door to the library.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

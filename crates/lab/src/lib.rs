@@ -1,6 +1,8 @@
 //! Starts both real programs and drives them as a user would, on loopback or on two hosts made of network namespaces. For
 //! tests only; not shipped.
 
+#![forbid(unsafe_code)]
+
 mod appliance;
 pub mod bad_reflectors;
 pub mod changes;

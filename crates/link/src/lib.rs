@@ -1,6 +1,8 @@
 //! Everything that both ends of a link must agree on: identities, TLS, pairing, admission, messages, frames. Pure: no
 //! sockets and no clock. Random numbers are used only for keys and codes, the disk only for the key file and its folder.
 
+#![forbid(unsafe_code)]
+
 pub mod admission;
 pub mod feature;
 pub mod frame;

@@ -1,5 +1,7 @@
 //! The appliance as a library: the command line, the reflector's client, the runner, the history.
 
+#![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod config;
 pub mod failure;

@@ -1,5 +1,7 @@
 //! The reflector as a library: decisions in `sessions`, `connection_limiter` and `pairing` (pure), the world in `server`.
 
+#![forbid(unsafe_code)]
+
 pub mod audit;
 pub mod cli;
 pub mod config;
