@@ -2,6 +2,9 @@
 //! sockets and no clock. Random numbers are used only for keys and codes, the disk only for the key file and its folder.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
+#![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod admission;
 pub mod feature;

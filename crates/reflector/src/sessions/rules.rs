@@ -271,8 +271,7 @@ fn what_is_too_much_is_denied_with_the_limit_in_words() {
 
 #[test]
 fn direct_is_not_offered_without_ports_whatever_the_list_says() {
-    // An empty range is what is asked for here.
-    #[allow(clippy::reversed_empty_ranges)]
+    #[expect(clippy::reversed_empty_ranges, reason = "the test needs an empty range")]
     let empty: RangeInclusive<u16> = 5202..=5201;
     for data_ports in [None, Some(empty)] {
         let mut fixture = Fixture::new(Limits { data_ports, ..limits() });
