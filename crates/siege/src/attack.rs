@@ -89,8 +89,8 @@ pub(crate) fn enter_netns(name: &str) -> anyhow::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
-/// Connections that are kept open: each that the target closes is opened again, at most once a second. They say nothing,
-/// or a byte of a TLS record each second.
+/// Connections that are kept open: if the target closes one, it is opened again, at most once a second. They send nothing,
+/// or a byte of a TLS record per second.
 pub(crate) struct Crowd<'a> {
     /// The address to connect to.
     pub(crate) to: SocketAddr,
