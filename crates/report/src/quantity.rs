@@ -1,4 +1,150 @@
-//! Quantities as people read them: three digits and a unit. Scripts get whole numbers elsewhere.
+//! Quantities as text: rates, sizes, durations and shares. Printed with three digits for a reader, printed exactly for
+//! a configuration file, and parsed by one parser with a table of units for each quantity. What a setting or a flag
+//! accepts beyond that is its own decision.
+
+use std::time::Duration;
+
+/// How a quantity is written.
+struct Scale {
+    /// In an error message: a unit of this.
+    quantity: &'static str,
+    /// Each unit and its size in the base unit, the ones to print in first.
+    units: &'static [(&'static str, u64)],
+    /// What may follow a unit; the first one is printed.
+    endings: &'static [&'static str],
+    has_case: bool,
+    /// Whether several parts add up, as in `1h30m`.
+    is_compound: bool,
+}
+
+/// Base unit: nanoseconds.
+const DURATION: Scale = Scale {
+    quantity: "time",
+    units: &[
+        ("d", 86_400_000_000_000),
+        ("h", 3_600_000_000_000),
+        ("m", 60_000_000_000),
+        ("min", 60_000_000_000),
+        ("s", 1_000_000_000),
+        ("ms", 1_000_000),
+        ("us", 1_000),
+        ("µs", 1_000),
+        ("ns", 1),
+    ],
+    endings: &[""],
+    has_case: true,
+    is_compound: true,
+};
+
+/// Base unit: bytes. Units are decimal (SI) unless they say otherwise (IEC).
+const BYTES: Scale = Scale {
+    quantity: "size",
+    units: &[
+        ("P", 1_000_000_000_000_000),
+        ("T", 1_000_000_000_000),
+        ("G", 1_000_000_000),
+        ("M", 1_000_000),
+        ("k", 1_000),
+        ("Pi", 1 << 50),
+        ("Ti", 1 << 40),
+        ("Gi", 1 << 30),
+        ("Mi", 1 << 20),
+        ("Ki", 1 << 10),
+        ("", 1),
+    ],
+    endings: &["B", ""],
+    has_case: false,
+    is_compound: false,
+};
+
+/// Base unit: bytes. The units of iperf3's options `-l` and `-w`, where K is 1024.
+const IPERF3_BYTES: Scale = Scale {
+    quantity: "size",
+    units: &[("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10), ("", 1)],
+    endings: &[""],
+    has_case: false,
+    is_compound: false,
+};
+
+/// Base unit: bits per second. Units are decimal (SI), also in iperf3's option `-b`.
+const RATE: Scale = Scale {
+    quantity: "rate",
+    units: &[("T", 1_000_000_000_000), ("G", 1_000_000_000), ("M", 1_000_000), ("k", 1_000), ("", 1)],
+    endings: &["bit/s", "bps", "bit", ""],
+    has_case: false,
+    is_compound: false,
+};
+
+/// The highest rate that is accepted, in bits per second: below 2^53, so every JSON reader gets it exactly.
+const MAX_RATE: u64 = 9_000_000_000_000_000;
+
+/// Why a text is not a quantity.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the fields are what the messages print")]
+pub enum QuantityError {
+    #[error("{text:?} does not start with a number")]
+    NoNumber { text: String },
+    #[error("{text:?} has no unit of {quantity}")]
+    NoUnit { text: String, quantity: &'static str },
+    #[error("{unit:?} is not a unit of {quantity}")]
+    UnknownUnit { unit: String, quantity: &'static str },
+    #[error("{text:?} is out of range")]
+    OutOfRange { text: String },
+}
+
+/// Bits per second: `900M`, `1.5 Gbit/s`, `250000`.
+pub fn parse_rate(text: &str) -> Result<u64, QuantityError> {
+    let rate = parse_u64(text, &RATE)?;
+    if rate < MAX_RATE { Ok(rate) } else { Err(QuantityError::OutOfRange { text: text.to_owned() }) }
+}
+
+/// Bytes: `500GB` (1 GB is 1,000,000,000 bytes), `20TiB`, `1.5 TB`, `20g`, `500000000000`.
+pub fn parse_bytes(text: &str) -> Result<u64, QuantityError> {
+    parse_u64(text, &BYTES)
+}
+
+/// Bytes as iperf3's options `-l` and `-w` read them: `256K` is 262,144 bytes.
+pub fn parse_iperf3_bytes(text: &str) -> Result<u64, QuantityError> {
+    parse_u64(text, &IPERF3_BYTES)
+}
+
+/// A duration with its unit: `60s`, `10m`, `1h30m`, `1.5h`.
+pub fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
+    duration(text, None)
+}
+
+/// A duration, in seconds where it has no unit: `10`, `10s`, `250ms`.
+pub fn parse_seconds(text: &str) -> Result<Duration, QuantityError> {
+    duration(text, Some(1_000_000_000))
+}
+
+/// A duration, in milliseconds where it has no unit: `30`, `30ms`, `0.5s`.
+pub fn parse_milliseconds(text: &str) -> Result<Duration, QuantityError> {
+    duration(text, Some(1_000_000))
+}
+
+/// A share from 0 to 1: `0.01`, `1%`, `0.12 %`.
+pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
+    let no_number = || QuantityError::NoNumber { text: text.to_owned() };
+    let (number, unit) = split_number(text.trim()).ok_or_else(no_number)?;
+    let divisor = match unit.trim_start() {
+        "" => 1.0,
+        "%" => 100.0,
+        unit => return Err(QuantityError::UnknownUnit { unit: unit.to_owned(), quantity: "share" }),
+    };
+    let share = number.parse::<f64>().map_err(|_| no_number())? / divisor;
+    if share <= 1.0 { Ok(share) } else { Err(QuantityError::OutOfRange { text: text.to_owned() }) }
+}
+
+/// A size that [`parse_bytes`] reads back: in the largest unit without a fraction.
+pub fn exact_bytes(bytes: u64) -> String {
+    exact(bytes.into(), &BYTES).unwrap_or_else(|| "0B".to_owned())
+}
+
+/// A duration that [`parse_duration`] reads back: in the largest unit without a fraction.
+pub fn exact_duration(duration: Duration) -> String {
+    exact(duration.as_nanos(), &DURATION).unwrap_or_else(|| "0s".to_owned())
+}
 
 /// A rate in SI decimal bits: `941 Mbit/s`.
 pub fn rate(bps: u64) -> String {
@@ -67,9 +213,206 @@ fn scaled(number: u64, units: [&str; 5]) -> String {
     format!("{value:.decimals$} {}", units[unit])
 }
 
+fn duration(text: &str, bare: Option<u64>) -> Result<Duration, QuantityError> {
+    const NANOS: u128 = 1_000_000_000;
+    let nanos = parse(text, &DURATION, bare)?;
+    let out_of_range = |_| QuantityError::OutOfRange { text: text.to_owned() };
+    let seconds = u64::try_from(nanos / NANOS).map_err(out_of_range)?;
+    Ok(Duration::new(seconds, (nanos % NANOS) as u32))
+}
+
+fn parse_u64(text: &str, scale: &Scale) -> Result<u64, QuantityError> {
+    u64::try_from(parse(text, scale, None)?).map_err(|_| QuantityError::OutOfRange { text: text.to_owned() })
+}
+
+/// The quantity in the scale's base unit, rounded to the nearest. `bare`: the size of the unit of a number without one.
+fn parse(text: &str, scale: &Scale, bare: Option<u64>) -> Result<u128, QuantityError> {
+    let out_of_range = || QuantityError::OutOfRange { text: text.to_owned() };
+    let mut rest = text.trim();
+    let mut total: Option<u128> = None;
+    loop {
+        let (number, after) = split_number(rest).ok_or_else(|| QuantityError::NoNumber { text: text.to_owned() })?;
+        let after = after.trim_start();
+        let ends_unit = |c: char| scale.is_compound && (c.is_ascii_digit() || c == '.' || c.is_whitespace());
+        let (unit, after) = after.split_at(after.find(ends_unit).unwrap_or(after.len()));
+        rest = after.trim_start();
+        let is_only_part = total.is_none() && rest.is_empty();
+        let unit_size = match scale.size_of(unit).or(bare.filter(|_| unit.is_empty() && is_only_part)) {
+            Some(size) => size,
+            None if unit.is_empty() => {
+                return Err(QuantityError::NoUnit { text: text.to_owned(), quantity: scale.quantity });
+            }
+            None => return Err(QuantityError::UnknownUnit { unit: unit.to_owned(), quantity: scale.quantity }),
+        };
+        let part = times(number, unit_size).ok_or_else(out_of_range)?;
+        let sum = total.unwrap_or(0).checked_add(part).ok_or_else(out_of_range)?;
+        if rest.is_empty() {
+            return Ok(sum);
+        }
+        total = Some(sum);
+    }
+}
+
+impl Scale {
+    /// The size of the unit with this name, in the base unit.
+    fn size_of(&self, name: &str) -> Option<u64> {
+        let is_same = |a: &str, b: &str| if self.has_case { a == b } else { a.eq_ignore_ascii_case(b) };
+        let bare_names = self.endings.iter().filter_map(|ending| {
+            let start = name.len().checked_sub(ending.len())?;
+            is_same(name.get(start..)?, ending).then(|| &name[..start])
+        });
+        bare_names
+            .flat_map(|bare_name| self.units.iter().filter(move |(unit, _)| is_same(unit, bare_name)))
+            .map(|(_, size)| *size)
+            .next()
+    }
+}
+
+/// The unsigned decimal number that `text` starts with, such as `1`, `1.5`, `.5` or `1e9`, and what follows it.
+fn split_number(text: &str) -> Option<(&str, &str)> {
+    let digits = |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let whole = digits(text);
+    let mut end = whole;
+    if text[end..].starts_with('.') {
+        let fraction = digits(&text[end + 1..]);
+        if whole + fraction == 0 || text[end + 1 + fraction..].starts_with('.') {
+            return None;
+        }
+        end += 1 + fraction;
+    }
+    if end == 0 {
+        return None;
+    }
+    if let Some(exponent) = text[end..].strip_prefix(['e', 'E']) {
+        let sign = usize::from(exponent.starts_with(['+', '-']));
+        let exponent_digits = digits(&exponent[sign..]);
+        if exponent_digits > 0 {
+            end += 1 + sign + exponent_digits;
+        }
+    }
+    Some(text.split_at(end))
+}
+
+/// `number` times `unit`, rounded to the nearest; `None` where that cannot be represented. `number` is one of
+/// [`split_number`].
+fn times(number: &str, unit: u64) -> Option<u128> {
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}").parse::<u128>().ok()?;
+    let shift = exponent.parse::<i32>().ok()?.checked_sub(i32::try_from(fraction.len()).ok()?)?;
+    let power = 10u128.checked_pow(shift.unsigned_abs())?;
+    let value = digits.checked_mul(unit.into())?;
+    if shift >= 0 { value.checked_mul(power) } else { Some(value.checked_add(power / 2)? / power) }
+}
+
+/// `None`: it is zero.
+fn exact(value: u128, scale: &Scale) -> Option<String> {
+    let (unit, size) = scale.units.iter().find(|(_, size)| value != 0 && value.is_multiple_of((*size).into()))?;
+    Some(format!("{}{unit}{}", value / u128::from(*size), scale.endings[0]))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn an_exact_quantity_reads_back(value: u64) {
+            prop_assert_eq!(parse_bytes(&exact_bytes(value)), Ok(value));
+            for duration in [Duration::from_nanos(value), Duration::from_millis(value), Duration::from_secs(value)] {
+                prop_assert_eq!(parse_duration(&exact_duration(duration)), Ok(duration));
+            }
+        }
+
+        #[test]
+        fn a_quantity_for_a_reader_reads_back_as_three_digits_of_it(value in 1..MAX_RATE, shift in 0..50u32) {
+            let value = value >> shift;
+            let is_near = |read: f64, value: f64| (read - value).abs() <= value * 0.005;
+            prop_assert!(is_near(parse_rate(&rate(value)).unwrap() as f64, value as f64), "{}", rate(value));
+            prop_assert!(is_near(parse_bytes(&bytes(value)).unwrap() as f64, value as f64), "{}", bytes(value));
+            let us = value % 999_000_000;
+            let read = parse_duration(&micros(us)).unwrap();
+            prop_assert!(is_near(read.as_secs_f64() * 1e6, us as f64), "{}", micros(us));
+            let ms = value % 1_000_000_000;
+            // Above an hour it prints minutes, and drops the seconds.
+            let step = if ms < 3_600_000 { 550.0 } else { 60_550.0 };
+            let read = parse_duration(&millis(ms)).unwrap();
+            prop_assert!((read.as_secs_f64() * 1e3 - ms as f64).abs() <= step, "{ms}: {}", millis(ms));
+        }
+
+        #[test]
+        fn a_share_for_a_reader_reads_back(value in 0.0001..1.0f64) {
+            let read = parse_share(&share(value)).unwrap();
+            // Two decimals of a percent, one from 1 % on, none from 10 % on.
+            let step = if value < 0.00995 { 5.1e-5 } else if value < 0.0995 { 5.1e-4 } else { 5.1e-3 };
+            prop_assert!((read - value).abs() <= step, "{}", share(value));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC*", number in "[0-9.eE+-]{0,40} ?[a-zA-Zµ%/]{0,5}") {
+            for text in [text, number] {
+                let _ = (parse_duration(&text), parse_seconds(&text), parse_milliseconds(&text));
+                let _ = (parse_rate(&text), parse_bytes(&text), parse_iperf3_bytes(&text), parse_share(&text));
+            }
+        }
+    }
+
+    #[test]
+    fn a_duration_has_a_unit_or_a_default_one() {
+        let ms = |text: &str| parse_duration(text).unwrap().as_millis();
+        assert_eq!(
+            ["60s", "10m", "1h30m", "1.5h", "500 ms", "1 min", "3 min 20 s"].map(ms),
+            [60_000, 600_000, 5_400_000, 5_400_000, 500, 60_000, 200_000]
+        );
+        assert_eq!(parse_duration("1.5ms"), Ok(Duration::from_micros(1500)));
+        assert_eq!(
+            ["2", ".5", "250ms", "2m"].map(|text| parse_seconds(text).unwrap().as_millis()),
+            [2000, 500, 250, 120_000]
+        );
+        assert_eq!(["30", "0.5s"].map(|text| parse_milliseconds(text).unwrap().as_millis()), [30, 500]);
+        let no_unit = |text: &str| QuantityError::NoUnit { text: text.to_owned(), quantity: "time" };
+        assert_eq!(parse_duration("60"), Err(no_unit("60")));
+        assert_eq!(parse_seconds("1h 30"), Err(no_unit("1h 30")));
+        assert_eq!(no_unit("60").to_string(), "\"60\" has no unit of time");
+        assert_eq!(parse_duration("10 fortnights").unwrap_err().to_string(), "\"fortnights\" is not a unit of time");
+        assert!(parse_duration("1M").is_err() && parse_duration("999999999999999999999d").is_err());
+        assert_eq!([600_000, 1500, 0].map(|ms| exact_duration(Duration::from_millis(ms))), ["10m", "1500ms", "0s"]);
+    }
+
+    #[test]
+    fn a_size_is_decimal_unless_it_says_otherwise_or_iperf3_reads_it() {
+        let sizes = ["500GB", "1.5 TB", "1GiB", "20g", "123", "1e3"].map(|text| parse_bytes(text).unwrap());
+        assert_eq!(sizes, [500_000_000_000, 1_500_000_000_000, 1 << 30, 20_000_000_000, 123, 1000]);
+        assert_eq!(exact_bytes(20_000_000_000_000), "20TB");
+        let sizes = ["262144", "256K", "4m", "1.5K"].map(|text| parse_iperf3_bytes(text).unwrap());
+        assert_eq!(sizes, [262_144, 262_144, 4 << 20, 1536]);
+        assert!(parse_bytes("5 parsecs").is_err() && parse_bytes("99999PB").is_err() && parse_bytes("GB").is_err());
+        assert!(parse_iperf3_bytes("1KB").is_err());
+    }
+
+    #[test]
+    fn a_rate_is_decimal_bits_per_second() {
+        let rates = ["900M", "1.5 Gbit/s", "941Mbps", "250000", "1e9"].map(|text| parse_rate(text).unwrap());
+        assert_eq!(rates, [900_000_000, 1_500_000_000, 941_000_000, 250_000, 1_000_000_000]);
+        assert!(parse_rate("9000000000000000").is_err());
+    }
+
+    #[test]
+    fn a_share_is_a_fraction_or_a_percentage() {
+        assert_eq!(["0.01", "1%", "7 %", "100%"].map(|text| parse_share(text).unwrap()), [0.01, 0.01, 0.07, 1.0]);
+        assert!(parse_share("1.01").is_err() && parse_share("101%").is_err() && parse_share("5%%").is_err());
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_refused() {
+        for bad in ["", " ", "-1", "+1", "nan", "inf", "1e400", "ten", ".", "1..5", "1.2.3", "e5", "5 5"] {
+            assert!(parse_rate(bad).is_err() && parse_bytes(bad).is_err(), "{bad}");
+            assert!(parse_iperf3_bytes(bad).is_err() && parse_seconds(bad).is_err(), "{bad}");
+            assert!(parse_share(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn three_digits_and_the_unit_that_fits() {
