@@ -1,5 +1,6 @@
 //! Lines of text with a tone. What a tone looks like is decided here, whether colours are wanted is not.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use anstyle::{AnsiColor, Style};
@@ -92,25 +93,17 @@ impl From<&str> for Line {
     }
 }
 
-/// Breaks `text` between words into lines of at most `width` characters, the second and later ones indented.
+/// Breaks `text` between words into lines of at most `width` columns, the second and later ones indented.
 pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
-    let mut lines = vec![];
-    let mut line = String::new();
-    let mut length = 0;
-    for word in text.split_whitespace() {
-        let word_length = word.chars().count();
-        if length > 0 && length + 1 + word_length > width {
-            lines.push(std::mem::replace(&mut line, " ".repeat(indent)));
-            length = indent;
-        } else if !line.is_empty() {
-            line.push(' ');
-            length += 1;
-        }
-        line.push_str(word);
-        length += word_length;
-    }
-    lines.push(line);
-    lines
+    let indent = " ".repeat(indent);
+    let options = textwrap::Options::new(width)
+        .subsequent_indent(&indent)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
+        // An address or a path that is too long for a line stays whole.
+        .break_words(false);
+    textwrap::wrap(text, options).into_iter().map(Cow::into_owned).collect()
 }
 
 #[cfg(test)]
