@@ -1,5 +1,6 @@
-//! What both programs need of the host they run on, and what is neither a test nor a word of the protocol: the
-//! self-test and the log. Never prints.
+//! What both programs need and is neither a test nor a word of the protocol: the configuration, how a command fails,
+//! the log and the self-test. Never prints.
 
+pub mod failure;
 pub mod log;
 pub mod self_test;
