@@ -1,6 +1,7 @@
 //! What both programs need and is neither a test nor a word of the protocol: the configuration, how a command fails,
 //! the log and the self-test. Never prints.
 
+pub mod config;
 pub mod failure;
 pub mod log;
 pub mod self_test;

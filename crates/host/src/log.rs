@@ -1,5 +1,7 @@
 //! The log of a program: which events it takes, and how a line looks. Where the lines go, the caller says.
 
+use std::fmt;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -21,6 +23,15 @@ impl LogFormat {
             "json" => Some(Self::Json),
             _ => None,
         }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
     }
 }
 

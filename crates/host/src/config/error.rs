@@ -1,0 +1,87 @@
+//! Why there is no configuration. Each message says where the fault is and what is valid there.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::ValueOrigin;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file could not be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file is not TOML.
+    #[error("{}:{line}: not valid TOML: {problem}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The parser's message.
+        problem: String,
+    },
+    /// A key that is not a setting.
+    #[error("{}:{line}: unknown setting {key:?}{}", path.display(), suggestion(*.nearest))]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The key as it is in the file.
+        key: String,
+        /// The setting with the most similar name, if one is similar.
+        nearest: Option<&'static str>,
+    },
+    /// A value that the setting does not accept.
+    #[error("{origin}: {setting} is not valid: {problem}; valid: {valid}")]
+    BadValue {
+        /// Where the value was given.
+        origin: ValueOrigin,
+        /// The setting's name.
+        setting: &'static str,
+        /// What is wrong.
+        problem: String,
+        /// What the setting accepts.
+        valid: &'static str,
+    },
+    /// Two values that exclude each other.
+    #[error("{origin}: {problem}")]
+    Conflict {
+        /// Where the value to change was given.
+        origin: ValueOrigin,
+        /// What is wrong, and what is valid.
+        problem: String,
+    },
+    /// No folder for the state: none is named, and there is no home folder.
+    #[error("no state folder is known because HOME is not set")]
+    NoStateDir,
+}
+
+fn suggestion(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |name| format!("; did you mean {name:?}?"))
+}
+
+impl ConfigError {
+    /// What to do about it, for the user of `program`.
+    pub fn remedy(&self, program: &str) -> String {
+        let variable = program.to_uppercase();
+        match self {
+            Self::Unreadable { .. } => "check the path and the permissions of that file".to_owned(),
+            Self::NoStateDir => format!("set --state-dir FOLDER or {variable}_STATE_DIR"),
+            Self::UnknownKey { nearest: None, .. } => {
+                format!("remove that line; `{program} config template` lists every setting")
+            }
+            Self::BadValue { origin: ValueOrigin::Flag(_) | ValueOrigin::Environment(_), .. }
+            | Self::Conflict { origin: ValueOrigin::Flag(_) | ValueOrigin::Environment(_), .. } => {
+                format!("correct that value; `{program} config template` explains every setting")
+            }
+            _ => format!("fix that line, then run `{program} config check`"),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Settings as command line flags, made from the list of settings.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+
+use super::{Configuration, Setting};
+
+/// What the command line says about settings: `--config`, and values by the setting's name.
+#[derive(Clone, Debug, Default)]
+pub struct FlagValues {
+    /// `--config`: a further file, above those of the user and of /etc.
+    pub config: Option<PathBuf>,
+    /// With the flag that gave them.
+    pub(super) values: BTreeMap<&'static str, (Vec<String>, String)>,
+}
+
+impl FlagValues {
+    /// Sets a setting that a subcommand has a flag of its own for. `flag` is as it is written, with its dashes.
+    pub fn set(&mut self, setting: &'static str, flag: &str, value: impl Into<String>) {
+        self.values.insert(setting, (vec![value.into()], flag.to_owned()));
+    }
+
+    /// Adds what another group of flags says.
+    pub fn extend(&mut self, other: FlagValues) {
+        self.config = other.config.or(self.config.take());
+        self.values.extend(other.values);
+    }
+}
+
+/// The settings that a subcommand takes as flags.
+pub trait FlagGroup: 'static {
+    /// The program's configuration.
+    type Config: Configuration;
+
+    /// Whether the command's own subcommands take the flags as well.
+    const IS_GLOBAL: bool;
+
+    /// Whether a setting is in the group.
+    fn has(setting: &str) -> bool;
+}
+
+/// `--config` and the flags of a group of settings. Flatten it into a subcommand.
+pub struct Flags<G> {
+    /// What the command line says.
+    pub values: FlagValues,
+    group: PhantomData<G>,
+}
+
+fn settings_of<G: FlagGroup>() -> impl Iterator<Item = (&'static Setting<G::Config>, &'static str)> {
+    let settings = G::Config::settings().iter().filter(|setting| G::has(setting.name));
+    settings.filter_map(|setting| Some((setting, setting.flag?)))
+}
+
+impl<G: FlagGroup> FromArgMatches for Flags<G> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        // Only the group's: another subcommand may have a flag of its own with a setting's name.
+        let values = settings_of::<G>().filter_map(|(setting, flag)| {
+            let values = matches.try_get_many::<String>(setting.name).ok()??;
+            Some((setting.name, (values.cloned().collect(), format!("--{flag}"))))
+        });
+        let config = matches.try_get_one::<PathBuf>("config").ok().flatten().cloned();
+        Ok(Self { values: FlagValues { config, values: values.collect() }, group: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl<G: FlagGroup> clap::Args for Flags<G> {
+    fn augment_args(command: Command) -> Command {
+        let config = Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .global(G::IS_GLOBAL)
+            .help("Read this configuration file too; it overrides the user's and the one in /etc");
+        let defaults = G::Config::defaults();
+        let args = settings_of::<G>().map(|(setting, flag)| {
+            let default = match setting.plain(&defaults) {
+                // Not set, or dependent on the machine.
+                value if value.is_empty() => String::new(),
+                value => format!(" [default: {value}]"),
+            };
+            Arg::new(setting.name)
+                .long(flag)
+                .value_name(setting.placeholder)
+                .action(if setting.is_list { ArgAction::Append } else { ArgAction::Set })
+                .global(G::IS_GLOBAL)
+                // The variable on a line of its own, so that it is never wrapped.
+                .help(format!("{}\n[env: {}]{default}", setting.help, setting.env))
+        });
+        command.arg(config).args(args)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}

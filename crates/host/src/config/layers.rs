@@ -1,0 +1,206 @@
+//! The layers of a configuration: defaults, the file in /etc, the user's file, the `--config` file, environment
+//! variables, flags. Each later one overrides the ones before, setting by setting.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::setting::Given;
+use super::{ConfigError, Configuration, Environment, FlagValues, Loaded, Origins, Setting, ValueOrigin};
+
+/// What a configuration depends on besides its layers. A test can be another machine.
+pub struct Machine<'a> {
+    /// The environment; an empty variable counts as not set.
+    pub env: Environment<'a>,
+    /// The configuration file of the whole host.
+    pub etc_file: PathBuf,
+    /// The user's home folder.
+    pub home: Option<PathBuf>,
+    /// Whether the program runs as root.
+    pub is_root: bool,
+    /// The host's name.
+    pub hostname: String,
+    /// Relative paths of flags and variables are relative to this folder.
+    pub current_dir: PathBuf,
+}
+
+impl Machine<'_> {
+    /// A folder of the XDG base directory specification, which says to ignore relative values of its variables.
+    pub fn xdg(&self, variable: &str, under_home: &str) -> Option<PathBuf> {
+        self.absolute(variable).or_else(|| self.home.as_ref().map(|home| home.join(under_home)))
+    }
+
+    /// The absolute path that a variable holds.
+    pub fn absolute(&self, variable: &str) -> Option<PathBuf> {
+        (self.env)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    /// The folder that systemd names in a variable; of several, separated by colons, the first one.
+    pub fn systemd_folder(&self, variable: &str) -> Option<PathBuf> {
+        let value = (self.env)(variable)?;
+        std::env::split_paths(&value).find(|path| path.is_absolute())
+    }
+
+    /// Where a program keeps its state unless told otherwise: systemd's STATE_DIRECTORY, `for_root` for root, else
+    /// `under_xdg` in the XDG state folder.
+    pub fn state_dir(&self, for_root: &str, under_xdg: &str) -> Result<(PathBuf, ValueOrigin), ConfigError> {
+        if let Some(path) = self.systemd_folder("STATE_DIRECTORY") {
+            return Ok((path, ValueOrigin::Place("STATE_DIRECTORY")));
+        }
+        if self.is_root {
+            return Ok((for_root.into(), ValueOrigin::Default));
+        }
+        let state = self.xdg("XDG_STATE_HOME", ".local/state").ok_or(ConfigError::NoStateDir)?;
+        Ok((state.join(under_xdg), ValueOrigin::Default))
+    }
+}
+
+/// Reads every layer of this machine. `env` is the environment, such as `std::env::var_os`.
+///
+/// # Errors
+/// A file named by `--config` that cannot be read, any file that is not TOML or has an unknown key, any value that its
+/// setting does not accept, also one that another layer overrides.
+pub fn load<C: Configuration>(flags: &FlagValues, env: Environment<'_>) -> Result<Loaded<C>, ConfigError> {
+    let env = |name: &str| env(name).filter(|value| !value.is_empty());
+    let machine = Machine {
+        home: env("HOME").map(PathBuf::from).or_else(|| etcetera::home_dir().ok()),
+        env: &env,
+        etc_file: format!("/etc/packetparamedic/{}.toml", C::PROGRAM).into(),
+        is_root: rustix::process::geteuid().is_root(),
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        // Where it was removed, relative paths stay relative, and opening them fails.
+        current_dir: std::env::current_dir().unwrap_or_default(),
+    };
+    load_on(flags, &machine)
+}
+
+/// [`load`] on a given machine.
+pub fn load_on<C: Configuration>(flags: &FlagValues, machine: &Machine<'_>) -> Result<Loaded<C>, ConfigError> {
+    let origins = C::settings().iter().map(|setting| (setting.name, ValueOrigin::Default)).collect();
+    let mut layers = Layers { config: C::defaults(), origins: Origins(origins), files: Vec::new() };
+    layers.read_file(&machine.etc_file, IfAbsent::Skip)?;
+    if let Some(folder) = machine.xdg("XDG_CONFIG_HOME", ".config") {
+        layers.read_file(&folder.join(format!("packetparamedic/{}.toml", C::PROGRAM)), IfAbsent::Skip)?;
+    }
+    if let Some(path) = &flags.config {
+        layers.read_file(&machine.current_dir.join(path), IfAbsent::Fail)?;
+    }
+    for setting in C::settings() {
+        if let Some(value) = (machine.env)(setting.env).filter(|value| !value.is_empty()) {
+            let origin = ValueOrigin::Environment(setting.env);
+            let value = OsString::into_string(value)
+                .map_err(|_| bad_value(setting, origin.clone(), "it is not UTF-8".to_owned()))?;
+            layers.take(setting, vec![value], &machine.current_dir, origin)?;
+        }
+    }
+    for setting in C::settings() {
+        if let Some((values, flag)) = flags.values.get(setting.name) {
+            layers.take(setting, values.clone(), &machine.current_dir, ValueOrigin::Flag(flag.clone()))?;
+        }
+    }
+    layers.config.complete(&mut layers.origins, machine)?;
+    layers.config.check(&layers.origins)?;
+    layers.files.reverse();
+    Ok(Loaded { config: layers.config, origins: layers.origins, files: layers.files })
+}
+
+fn bad_value<C>(setting: &Setting<C>, origin: ValueOrigin, problem: String) -> ConfigError {
+    ConfigError::BadValue { origin, setting: setting.name, problem, valid: setting.valid }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum IfAbsent {
+    Skip,
+    Fail,
+}
+
+/// The layers that are read so far, the lowest precedence first.
+struct Layers<C> {
+    config: C,
+    origins: Origins,
+    files: Vec<PathBuf>,
+}
+
+impl<C: Configuration> Layers<C> {
+    fn take(
+        &mut self,
+        setting: &'static Setting<C>,
+        values: Vec<String>,
+        base: &Path,
+        origin: ValueOrigin,
+    ) -> Result<(), ConfigError> {
+        (setting.read)(&mut self.config, &Given { values, base })
+            .map_err(|problem| bad_value(setting, origin.clone(), problem))?;
+        self.origins.set(setting.name, origin);
+        Ok(())
+    }
+
+    fn read_file(&mut self, path: &Path, if_absent: IfAbsent) -> Result<(), ConfigError> {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if if_absent == IfAbsent::Skip && matches!(error.kind(), NotFound | NotADirectory) => {
+                return Ok(());
+            }
+            Err(source) => return Err(ConfigError::Unreadable { path: path.to_owned(), source }),
+        };
+        let line_at = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
+        let table = DeTable::parse(&text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            line: error.span().map_or(1, |span| line_at(span.start)),
+            problem: error.message().to_owned(),
+        })?;
+        let base = path.parent().unwrap_or(Path::new("/"));
+        // In the order of the file, so that the first fault is the one reported.
+        let mut entries = table.get_ref().iter().collect::<Vec<_>>();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in entries {
+            let line = line_at(key.span().start);
+            let key = key.get_ref();
+            let setting = C::settings().iter().find(|setting| setting.name == key.as_ref());
+            let setting = setting.ok_or_else(|| ConfigError::UnknownKey {
+                path: path.to_owned(),
+                line,
+                key: key.to_string(),
+                nearest: nearest::<C>(key),
+            })?;
+            let origin = ValueOrigin::File { path: path.to_owned(), line };
+            let values = texts(value.get_ref(), setting.is_list)
+                .map_err(|problem| bad_value(setting, origin.clone(), problem))?;
+            self.take(setting, values, base, origin)?;
+        }
+        self.files.push(path.to_owned());
+        Ok(())
+    }
+}
+
+/// A TOML value as the texts that settings read. `max_streams = 8` and `max_streams = "8"` mean the same.
+fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, String> {
+    match value {
+        DeValue::String(text) => Ok(vec![text.to_string()]),
+        DeValue::Integer(number) if number.radix() == 10 => Ok(vec![number.as_str().to_owned()]),
+        DeValue::Float(number) => Ok(vec![number.as_str().to_owned()]),
+        DeValue::Boolean(value) => Ok(vec![value.to_string()]),
+        DeValue::Array(values) if is_list => {
+            let each = values.iter().map(|value| match value.get_ref() {
+                DeValue::Array(_) => Err("it is an array in an array".to_owned()),
+                value => texts(value, false),
+            });
+            each.collect::<Result<Vec<_>, _>>().map(|values| values.concat())
+        }
+        other => Err(format!("it is of type {}", other.type_str())),
+    }
+}
+
+/// The setting whose name is most similar to a mistyped key.
+fn nearest<C: Configuration>(key: &str) -> Option<&'static str> {
+    // The variable's name and the flag's are mistakes, too.
+    let key = key.to_lowercase().replace('-', "_");
+    let prefix = format!("{}_", C::PROGRAM);
+    let key = key.strip_prefix(&prefix).unwrap_or(&key);
+    let scored = C::settings().iter().map(|setting| (strsim::jaro_winkler(key, setting.name), setting.name));
+    scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
+}

@@ -1,0 +1,165 @@
+//! The configuration of a program: one list of settings, read from flags, environment variables and files. A program
+//! implements [`Configuration`] for its own type; precedence, origins, the template and the messages are the same for
+//! each program. Reads files and the environment; creates nothing and never prints.
+
+mod error;
+mod flags;
+mod layers;
+mod setting;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+
+use paramedic_report::lines::wrapped;
+
+pub use error::ConfigError;
+pub use flags::{FlagGroup, FlagValues, Flags};
+pub use layers::{Machine, load, load_on};
+pub use setting::{Given, Setting, list};
+
+/// A program's configuration, made from its list of settings.
+pub trait Configuration: Clone + Sized + 'static {
+    /// The program: its file is `PROGRAM.toml`, its variables are `PROGRAM_` and the setting's name in upper case.
+    const PROGRAM: &'static str;
+
+    /// Every setting, in the order in which they are shown.
+    fn settings() -> &'static [Setting<Self>];
+
+    /// Every default that does not depend on the machine.
+    fn defaults() -> Self;
+
+    /// What the template shows: the defaults of a typical machine, and an example for each setting without a default.
+    fn example() -> Self;
+
+    /// Sets what depends on the machine, where no layer has set it.
+    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<(), ConfigError>;
+
+    /// Checks the values that depend on each other.
+    fn check(&self, _origins: &Origins) -> Result<(), ConfigError> {
+        Ok(())
+    }
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueOrigin {
+    /// No layer has set it.
+    Default,
+    /// This environment variable of systemd or of the login session.
+    Place(&'static str),
+    /// A file.
+    File {
+        /// Absolute.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+    },
+    /// This environment variable.
+    Environment(&'static str),
+    /// This flag, with its dashes.
+    Flag(String),
+}
+
+impl fmt::Display for ValueOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ValueOrigin::Default => f.write_str("default"),
+            ValueOrigin::Place(variable) | ValueOrigin::Environment(variable) => f.write_str(variable),
+            ValueOrigin::File { path, line } => write!(f, "{}:{line}", path.display()),
+            ValueOrigin::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+/// Where each setting's value came from, by the setting's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origins(BTreeMap<&'static str, ValueOrigin>);
+
+impl Origins {
+    /// The origin of a setting's value.
+    pub fn of(&self, setting: &str) -> ValueOrigin {
+        self.0.get(setting).cloned().unwrap_or(ValueOrigin::Default)
+    }
+
+    /// Whether no layer has set it.
+    pub fn is_default(&self, setting: &str) -> bool {
+        self.of(setting) == ValueOrigin::Default
+    }
+
+    /// Records where a setting's value came from.
+    pub fn set(&mut self, setting: &'static str, origin: ValueOrigin) {
+        self.0.insert(setting, origin);
+    }
+
+    /// Every setting's origin, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &ValueOrigin)> {
+        self.0.iter().map(|(name, origin)| (*name, origin))
+    }
+}
+
+/// A configuration and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded<C> {
+    /// The configuration; everything in it is valid.
+    pub config: C,
+    /// Where each value came from.
+    pub origins: Origins,
+    /// The files that were read, the one with the highest precedence first.
+    pub files: Vec<PathBuf>,
+}
+
+impl<C: Configuration> Loaded<C> {
+    /// The whole configuration as TOML, on request with each value's origin in a comment.
+    pub fn show(&self, with_origin: bool) -> String {
+        let mut text = String::new();
+        for setting in C::settings() {
+            // Writing into a String can't fail.
+            let _ = match (setting.show)(&self.config) {
+                Some(value) if with_origin => {
+                    writeln!(text, "{} = {value}  # {}", setting.name, self.origins.of(setting.name))
+                }
+                Some(value) => writeln!(text, "{} = {value}", setting.name),
+                None => writeln!(text, "# {} is not set", setting.name),
+            };
+        }
+        text
+    }
+
+    /// One sentence: which files were read.
+    pub fn summary(&self) -> String {
+        let files = self.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
+        let files = if files.is_empty() { "no file".to_owned() } else { files.join(", ") };
+        format!("the configuration is valid (read: {files})")
+    }
+}
+
+/// A configuration file with every setting explained and commented out.
+pub fn template<C: Configuration>() -> String {
+    const WIDTH: usize = 100;
+    let mut text =
+        format!("# The configuration of {}. Flags override environment variables, which override files.\n", C::PROGRAM);
+    let example = C::example();
+    for setting in C::settings() {
+        text.push('\n');
+        for paragraph in [setting.help, &format!("Valid: {}.", setting.valid)] {
+            for line in wrapped(paragraph, WIDTH, 0) {
+                // Writing into a String can't fail.
+                let _ = writeln!(text, "# {line}");
+            }
+        }
+        let flag = setting.flag.map_or_else(String::new, |flag| format!(" Flag: --{flag}."));
+        let _ = writeln!(text, "# Environment: {}.{flag}", setting.env);
+        if let Some(value) = (setting.show)(&example) {
+            let _ = writeln!(text, "#{} = {value}", setting.name);
+        }
+    }
+    text
+}
+
+/// The environment: a variable's value, where it is set.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+#[cfg(test)]
+mod tests;
