@@ -63,10 +63,9 @@ fn an_invalid_configuration_is_reported_with_file_line_and_suggestion() {
             assert!(!suggestion || lines.contains("did you mean \"max_concurrent_tests\""), "{lines}");
         }
         fs::write(&file, ours).unwrap();
-        let document = Appliance::new().fails(&["--config", path, "speed-test"], 2, "bad_config");
-        let document = format!("{document:?}");
-        assert!(document.contains(path) && document.contains("line 2"), "{document}");
-        assert!(!suggestion || document.contains("`duration`"), "{document}");
+        let error = Appliance::new().fails(&["--config", path, "speed-test"], 2, "bad_config").error;
+        assert!(error.because.contains(&format!("{path}:2: ")), "{error:?}");
+        assert!(!suggestion || error.because.contains("did you mean \"duration\""), "{error:?}");
     }
     // A missing file that was given with --config is an error.
     fs::remove_file(&file).unwrap();
@@ -84,7 +83,7 @@ fn an_invalid_environment_variable_is_named() {
     let outcome = lab::Outcome::from(command.env("PACKETPARAMEDIC_STREAMS", "65").output().unwrap());
     let error = outcome.error().error;
     assert_eq!((outcome.code, error.code.as_str()), (2, "bad_config"), "{outcome:?}");
-    assert!(error.what.contains("PACKETPARAMEDIC_STREAMS"), "{outcome:?}");
+    assert!(error.because.contains("PACKETPARAMEDIC_STREAMS"), "{outcome:?}");
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! How a command fails: what failed, because of what, what to try, and the exit code that scripts read. Never prints.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use paramedic_engines::engine::Lacking;
-use paramedic_report::document::{ErrorBody, ErrorDocument, ErrorSchema, ResultDocument};
+use paramedic_host::config::{ConfigError, Configuration};
+use paramedic_report::document::{ErrorDocument, ResultDocument};
 
-use crate::{config, history, targets};
+use crate::config::Settings;
+use crate::{history, targets};
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,23 +36,27 @@ impl From<Exit> for std::process::ExitCode {
     }
 }
 
-/// A command failed. Prints as three lines.
+/// A failed command. Prints as three lines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
-    /// For scripts: lower case, stays the same when the text changes.
-    pub code: &'static str,
-    /// What failed.
-    pub what: String,
-    /// Because of what.
-    pub because: String,
-    /// What to try.
-    pub try_: String,
-    /// How the program ends.
-    pub exit: Exit,
-    /// When asking again makes sense, in milliseconds from now.
-    pub retry_after_ms: Option<u64>,
-    /// What was measured before it failed.
+    /// The text and the exit code.
+    cause: paramedic_host::failure::Failure<Exit>,
+    /// What was measured before the failure.
     pub measured_so_far: Option<Box<ResultDocument>>,
+}
+
+impl Deref for Failure {
+    type Target = paramedic_host::failure::Failure<Exit>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.cause
+    }
+}
+
+impl DerefMut for Failure {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.cause
+    }
 }
 
 impl Failure {
@@ -61,12 +68,11 @@ impl Failure {
         exit: Exit,
         code: &'static str,
         what: impl Into<String>,
-        because: impl Into<String>,
+        because: impl fmt::Display,
         try_: impl Into<String>,
     ) -> Self {
-        // Whatever a library says in several lines, a failure prints as three.
-        let because = because.into().lines().map(str::trim).collect::<Vec<_>>().join("; ");
-        Self { code, what: what.into(), because, try_: try_.into(), exit, retry_after_ms: None, measured_so_far: None }
+        let cause = paramedic_host::failure::Failure::new(exit, code, what, because, try_);
+        Self { cause, measured_so_far: None }
     }
 
     /// This host has not what an engine needs.
@@ -87,20 +93,9 @@ impl Failure {
         self
     }
 
-    /// What it says, to embed in a result.
-    pub fn body(&self) -> ErrorBody {
-        ErrorBody {
-            code: self.code.to_owned(),
-            what: self.what.clone(),
-            because: self.because.clone(),
-            try_: self.try_.clone(),
-            retry_after_ms: self.retry_after_ms,
-        }
-    }
-
     /// The error document.
     pub fn document(&self) -> ErrorDocument {
-        ErrorDocument { schema: ErrorSchema::V1, error: self.body(), measured_so_far: self.measured_so_far.clone() }
+        self.cause.document(self.measured_so_far.clone())
     }
 
     /// Whether there is nobody left to tell.
@@ -111,39 +106,16 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\nbecause: {}\ntry: {}", self.what, self.because, self.try_)
+        fmt::Display::fmt(&self.cause, f)
     }
 }
 
 impl std::error::Error for Failure {}
 
-impl From<config::Error> for Failure {
-    fn from(error: config::Error) -> Self {
-        use config::Error as E;
-        let because = error.to_string();
-        let (what, try_) = match &error {
-            E::Read { path, .. } => {
-                (format!("cannot read {}", path.display()), "is the path right, and may this user read it?".to_owned())
-            }
-            E::Syntax { path, .. } | E::NotPlain { path, .. } => (
-                format!("cannot understand {}", path.display()),
-                "correct that line; a setting looks like `duration = \"10s\"`".to_owned(),
-            ),
-            E::UnknownKey { path, suggestion, .. } => (
-                format!("cannot understand {}", path.display()),
-                match suggestion {
-                    Some(name) => format!("did you mean `{name}`?"),
-                    None => format!("the settings are {}", config::Key::names()),
-                },
-            ),
-            E::Value { origin, expected, .. } => (format!("{origin} is not valid"), format!("{expected}")),
-            E::NotText { variable } => (format!("{variable} is not valid"), "write it in UTF-8".to_owned()),
-            E::NoHome => (
-                "cannot tell where to keep keys and results".to_owned(),
-                "name a folder with --state-dir or PACKETPARAMEDIC_STATE_DIR".to_owned(),
-            ),
-        };
-        Self::new(Exit::Usage, "bad_config", what, because, try_)
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let try_ = error.remedy(Settings::PROGRAM);
+        Self::new(Exit::Usage, "bad_config", "the configuration is not valid", error, try_)
     }
 }
 
@@ -253,23 +225,15 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_three_things() {
-        assert_eq!(
-            unreachable().to_string(),
-            "cannot reach reflector at 203.0.113.7:4000\n\
-             because: connection refused\n\
-             try: is `reflector serve` running there, is TCP 4000 open?"
-        );
-    }
-
-    #[test]
     fn a_mistyped_setting_is_usage_and_names_the_likely_one() {
-        let error = config::file_layer(std::path::Path::new("pp.toml"), "stream = 4").unwrap_err();
-        let failure = Failure::from(error);
+        let (path, key) = ("/etc/pp.toml".into(), "stream".to_owned());
+        let failure = Failure::from(ConfigError::UnknownKey { path, line: 3, key, nearest: Some("streams") });
         assert_eq!((failure.exit, failure.code), (Exit::Usage, "bad_config"));
         assert_eq!(
             failure.to_string(),
-            "cannot understand pp.toml\nbecause: line 1: there is no setting `stream`\ntry: did you mean `streams`?"
+            "the configuration is not valid\n\
+             because: /etc/pp.toml:3: unknown setting \"stream\"; did you mean \"streams\"?\n\
+             try: fix that line, then run `packetparamedic config check`"
         );
     }
 

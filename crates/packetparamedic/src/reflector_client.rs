@@ -491,7 +491,7 @@ fn no_handshake(target: &Target, expect: Expect, error: &io::Error) -> Failure {
     }
 }
 
-fn no_reflector(target: &Target, because: impl Into<String>) -> Failure {
+fn no_reflector(target: &Target, because: impl std::fmt::Display) -> Failure {
     Failure::new(
         Exit::Failed,
         "no_reflector",
@@ -547,7 +547,7 @@ fn given_up(target: &str, why: GiveUp) -> Failure {
     }
 }
 
-fn gone(target: &str, because: impl Into<String>) -> Failure {
+fn gone(target: &str, because: impl std::fmt::Display) -> Failure {
     Failure::new(
         Exit::Failed,
         "reflector_gone",

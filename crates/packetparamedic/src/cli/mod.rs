@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, and the one place that dispatches to them. Printing is `output`'s alone.
 
 mod completions;
+mod config;
 mod history;
 pub mod output;
 mod pair_reflector;
@@ -18,10 +19,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use paramedic_link::{SecretKey, key_file};
 
-use crate::config::{Color, Key, Settings};
+use crate::config::{Color, CommonFlags, Settings};
 use crate::failure::{Exit, Failure};
 use crate::history::{FILE as DATABASE_FILE, History};
 use crate::runner;
@@ -48,16 +50,8 @@ struct Cli {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Options of every command")]
 struct Common {
-    // The variable on a line of its own, so that no wrapping tears it.
-    #[arg(long, global = true, value_name = "FOLDER")]
-    #[arg(help = "Where key, pairings and results are kept\n[env: PACKETPARAMEDIC_STATE_DIR]")]
-    state_dir: Option<String>,
-    /// Read this configuration file too, above the user's and the one in /etc
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// When to colour what is printed: auto, always, never [default: auto]
-    #[arg(long, global = true, value_name = "WHEN")]
-    color: Option<String>,
+    #[command(flatten)]
+    settings: Flags<CommonFlags>,
     /// Print the result and errors, nothing else
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
@@ -83,6 +77,11 @@ enum Command {
     ShowId,
     /// Make a new identity; every pairing must be made again
     RotateIdentity(rotate_identity::Args),
+    /// Explain, check or show the configuration
+    Config {
+        #[command(subcommand)]
+        command: config::Command,
+    },
     /// Print the JSON Schema of results, self-tests, errors and events
     Schema,
     /// Print shell completions
@@ -102,11 +101,11 @@ impl Command {
         }
     }
 
-    /// The settings that the subcommand's own flags say.
-    fn flags(&self) -> Vec<(Key, String)> {
+    /// The settings that the subcommand's own flags set.
+    fn settings(&self) -> FlagValues {
         match self {
-            Command::SpeedTest(args) => args.flags(),
-            _ => vec![],
+            Command::SpeedTest(args) => args.settings(),
+            _ => FlagValues::default(),
         }
     }
 }
@@ -114,6 +113,8 @@ impl Command {
 /// What a subcommand works with.
 struct Context {
     settings: Settings,
+    /// The settings that the command line sets.
+    flags: FlagValues,
     output: Output,
     /// Where the state is, once that was asked.
     state_dir: OnceCell<PathBuf>,
@@ -226,17 +227,20 @@ pub fn run() -> ExitCode {
         (_, 1..) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     };
-    let mut flags = cli.command.flags();
-    flags.extend(cli.common.state_dir.clone().map(|folder| (Key::StateDir, folder)));
-    flags.extend(cli.common.color.clone().map(|color| (Key::Color, color)));
-    flags.extend(log_filter(&cli.common).map(|filter| (Key::Log, filter.to_owned())));
+    let mut flags = cli.command.settings();
+    if let Some((flag, filter)) = log_filter(&cli.common) {
+        flags.set("log", flag, filter);
+    }
+    flags.extend(cli.common.settings.values);
     let format = cli.command.format();
     let output = |color| Output::new(Wanted { format, color, verbosity });
-    let settings = match Settings::load(&flags, cli.common.config.as_deref()) {
-        Ok(settings) => settings,
+    let settings = match layers::load::<Settings>(&flags, &|name| std::env::var_os(name)) {
+        Ok(loaded) => loaded.config,
+        // The template helps to correct a broken configuration.
+        Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => Settings::defaults(),
         Err(error) => return output(Color::Auto).fail(&error.into()).into(),
     };
-    let mut context = Context { output: output(settings.color), settings, state_dir: OnceCell::new() };
+    let mut context = Context { output: output(settings.color), settings, flags, state_dir: OnceCell::new() };
     let log = context.output.log();
     paramedic_host::log::start(&context.settings.log, context.settings.log_format, log.has_color(), log);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -256,13 +260,19 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The log that `-q`, `-v` and `-vv` ask for. Other crates log at `debug` what concerns their own developers.
-fn log_filter(common: &Common) -> Option<&'static str> {
+/// The log that `-q`, `-v` and `-vv` ask for, and which of them does. Other crates log at `debug` what concerns their
+/// own developers.
+fn log_filter(common: &Common) -> Option<(&'static str, &'static str)> {
     match (common.quiet, common.verbose) {
-        (true, _) => Some("off"),
+        (true, _) => Some(("-q", "off")),
         (_, 0) => None,
-        (_, 1) => Some("warn,packetparamedic=debug,paramedic_engines=debug,paramedic_host=debug,paramedic_link=debug"),
-        _ => Some("debug,packetparamedic=trace,paramedic_engines=trace,paramedic_host=trace,paramedic_link=trace"),
+        (_, 1) => {
+            Some(("-v", "warn,packetparamedic=debug,paramedic_engines=debug,paramedic_host=debug,paramedic_link=debug"))
+        }
+        _ => Some((
+            "-vv",
+            "debug,packetparamedic=trace,paramedic_engines=trace,paramedic_host=trace,paramedic_link=trace",
+        )),
     }
 }
 
@@ -293,6 +303,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failu
         Command::SelfTest(args) => self_test::run(args, context).await,
         Command::ShowId => show_id::run(context),
         Command::RotateIdentity(args) => rotate_identity::run(&args, context).await,
+        Command::Config { command } => config::run(&command, context),
         Command::Schema => schema::run(context),
         Command::Completions(args) => completions::run(&args, context),
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use paramedic_engines::Engine;
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_engines::origin::Origin;
+use paramedic_host::config::FlagValues;
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::thresholds::Thresholds;
@@ -19,7 +20,6 @@ use zeroize::Zeroizing;
 use super::Context;
 use super::output::Format;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
-use crate::config::Key;
 use crate::failure::{Exit, Failure};
 use crate::providers::{self, PROVIDERS, Provider, TestOrder, Watch};
 use crate::reflector_client::{Family, Route};
@@ -175,17 +175,23 @@ impl Args {
         }
     }
 
-    /// What also stands in the configuration, as settings of the highest layer.
-    pub(super) fn flags(&self) -> Vec<(Key, String)> {
-        let said = [
-            (Key::Peer, &self.peer),
-            (Key::Provider, &self.provider),
-            (Key::Engine, &self.engine),
-            (Key::DataMode, &self.data_mode),
-            (Key::Duration, &self.time),
-            (Key::Streams, &self.parallel),
+    /// The flags that are settings as well.
+    pub(super) fn settings(&self) -> FlagValues {
+        let flags = [
+            ("peer", "--peer", &self.peer),
+            ("provider", "--provider", &self.provider),
+            ("engine", "--engine", &self.engine),
+            ("data_mode", "--data-mode", &self.data_mode),
+            ("duration", "--time", &self.time),
+            ("streams", "--parallel", &self.parallel),
         ];
-        said.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
+        let mut values = FlagValues::default();
+        for (setting, flag, value) in flags {
+            if let Some(value) = value {
+                values.set(setting, flag, value);
+            }
+        }
+        values
     }
 
     fn phases(&self, provider: &dyn Provider, engine: &dyn Engine, each: Duration) -> Vec<PhaseSpec> {
@@ -286,8 +292,9 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
             ));
         }
     };
-    if let Some(unsaved) = run.unsaved {
-        context.output.beside(&Failure { what: "the result is not saved".to_owned(), ..unsaved });
+    if let Some(mut unsaved) = run.unsaved {
+        unsaved.what = "the result is not saved".to_owned();
+        context.output.beside(&unsaved);
         // What was printed holds; but whoever relies on the history must hear of it.
         return Ok(if exit == Exit::Done { Exit::Failed } else { exit });
     }

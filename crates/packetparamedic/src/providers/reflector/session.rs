@@ -159,12 +159,14 @@ impl Session {
         let connected = connected.map_err(|_| unusable(&"a thread panicked"))?;
         self.explained(connected.map_err(|error| no_streams(address, &error))).await?;
         self.client.send(&ToReflector::Start { phase: number }).await?;
-        if let Err(failure) = self.await_started(number, watch).await {
+        if let Err(mut failure) = self.await_started(number, watch).await {
             // Where both ends know a reason, ours is the one that something can be done about here.
-            return Err(match self.drive.complaint(number) {
-                Some(complaint) if failure.code == NOT_STARTED => Failure { because: complaint, ..failure },
-                _ => failure,
-            });
+            if failure.code == NOT_STARTED
+                && let Some(complaint) = self.drive.complaint(number)
+            {
+                failure.because = complaint;
+            }
+            return Err(failure);
         }
         tracing::debug!(phase = number, load = ?phase.load, duration_ms = phase.duration_ms, "phase begun");
         (watch.events)(Event::Phase(PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() }));
