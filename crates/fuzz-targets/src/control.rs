@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use reflector::config::{self, ConfigError, Flags, Loaded};
+use paramedic_host::config::{ConfigError, FlagValues, Loaded, load as load_layers};
+use reflector::config::Config;
 use reflector::server::{read_request, write_request};
 
 use crate::scratch;
@@ -44,10 +45,10 @@ pub fn config(input: &[u8]) {
 const FILE: &str = "reflector.toml";
 
 /// Loads this text as the file of `--config`, with nothing in the environment.
-fn load(folder: &Path, text: &[u8]) -> Result<Loaded, ConfigError> {
+fn load(folder: &Path, text: &[u8]) -> Result<Loaded<Config>, ConfigError> {
     scratch::write(&folder.join(FILE), text);
-    let mut flags = Flags::default();
+    let mut flags = FlagValues::default();
     flags.config = Some(folder.join(FILE));
     let home = |name: &str| (name == "HOME").then(|| OsString::from("/nonexistent"));
-    config::load(&flags, &home)
+    load_layers(&flags, &home)
 }

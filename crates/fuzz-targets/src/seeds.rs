@@ -124,7 +124,7 @@ pub(crate) fn audit_logs() -> Vec<Seed> {
 
 /// The template, as it is printed and with every setting in force.
 pub(crate) fn configurations() -> Vec<Seed> {
-    let template = reflector::config::template();
+    let template = paramedic_host::config::template::<reflector::config::Config>();
     // A setting is commented out by a `#` without a blank behind it.
     let set = template.lines().map(|line| match line.strip_prefix('#') {
         Some(setting) if !setting.starts_with(' ') => setting,

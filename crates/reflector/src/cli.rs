@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use paramedic_host::config::FlagValues;
+use paramedic_report::document::Event;
 
 use crate::config::{Config, Flags, PlaceFlags};
 use crate::failure::{Exit, Failure};
@@ -141,8 +143,8 @@ fn fail(failure: &Failure, format: Format) -> ExitCode {
             note(&failure.to_string());
             Ok(())
         }
-        Format::Json => print_json(&failure.document(false)),
-        Format::JsonLines => print_json_line(&failure.document(true)),
+        Format::Json => print_json(&failure.document(None)),
+        Format::JsonLines => print_json_line(&Event::Error(Box::new(failure.document(None)))),
     };
     // What cannot be written as JSON is printed as text.
     if told.is_err() {
@@ -172,7 +174,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
             asking::one_answer(client, &AdminRequest::Drain, asking::print_done).await
         }),
         Command::ShowId { place } => {
-            print_line(&state::identity_as_it_is(load(&place.0)?)?.id().to_string());
+            print_line(&state::identity_as_it_is(load(&place.values)?)?.id().to_string());
             Ok(())
         }
         Command::RotateIdentity(args) => rotate_identity::run(&args),
@@ -185,6 +187,6 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
     done.map(|()| Exit::Done)
 }
 
-fn load(flags: &Flags) -> Result<Config, Failure> {
-    Ok(crate::config::load(flags, &|name| std::env::var_os(name))?.config)
+fn load(flags: &FlagValues) -> Result<Config, Failure> {
+    Ok(paramedic_host::config::load::<Config>(flags, &|name| std::env::var_os(name))?.config)
 }

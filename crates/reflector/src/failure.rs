@@ -1,12 +1,13 @@
 //! How a command of this program fails: what failed, because of what, what to try, and the exit code.
 
 use std::fmt;
+use std::ops::Deref;
 
+use paramedic_host::config::{ConfigError, Configuration};
 use paramedic_link::key_file::KeyFileError;
-use serde::Serialize;
 
 use crate::audit::AuditError;
-use crate::config::ConfigError;
+use crate::config::Config;
 use crate::store::StoreError;
 
 /// How the program ends.
@@ -25,33 +26,9 @@ pub enum Exit {
     Interrupted = 130,
 }
 
-/// A command failed. Prints as three lines; serialises as the body of an error document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Failure {
-    /// For scripts: lower case, stays the same when the text changes.
-    pub code: &'static str,
-    /// What failed.
-    pub what: String,
-    /// Because of what.
-    pub because: String,
-    /// What to try.
-    #[serde(rename = "try")]
-    pub try_: String,
-    /// How the program ends.
-    #[serde(skip)]
-    pub exit: Exit,
-}
-
-/// What a failed command prints on stdout in JSON mode; the same document as the appliance's.
-#[derive(Debug, Serialize)]
-pub struct ErrorDocument<'a> {
-    /// `error` in a stream of events.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    event: Option<&'static str>,
-    schema: &'static str,
-    #[serde(flatten)]
-    failure: &'a Failure,
-}
+/// A failed command. Prints as three lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure(paramedic_host::failure::Failure<Exit>);
 
 impl Failure {
     /// A failure.
@@ -62,20 +39,21 @@ impl Failure {
         because: impl fmt::Display,
         try_: impl Into<String>,
     ) -> Self {
-        // A failure prints as three lines, also where a library reports several.
-        let because = format!("{because:#}").lines().map(str::trim).collect::<Vec<_>>().join("; ");
-        Self { code, what: what.into(), because, try_: try_.into(), exit }
+        Self(paramedic_host::failure::Failure::new(exit, code, what, because, try_))
     }
+}
 
-    /// The error document, which stands alone or is the last one of a stream of events.
-    pub fn document(&self, is_event: bool) -> ErrorDocument<'_> {
-        ErrorDocument { event: is_event.then_some("error"), schema: "packetparamedic.error/1", failure: self }
+impl Deref for Failure {
+    type Target = paramedic_host::failure::Failure<Exit>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\nbecause: {}\ntry: {}", self.what, self.because, self.try_)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
@@ -83,13 +61,8 @@ impl std::error::Error for Failure {}
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self::new(
-            Exit::Usage,
-            "bad_config",
-            "the configuration is not valid",
-            error,
-            "fix that line, then run `reflector config check`; `reflector config template` explains every setting",
-        )
+        let try_ = error.remedy(Config::PROGRAM);
+        Self::new(Exit::Usage, "bad_config", "the configuration is not valid", error, try_)
     }
 }
 

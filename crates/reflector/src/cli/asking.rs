@@ -13,7 +13,7 @@ pub(super) fn asking(
     place: &PlaceFlags,
     work: impl AsyncFnOnce(&mut AdminClient) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let config = load(&place.0)?;
+    let config = load(&place.values)?;
     let path = config.admin_socket();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| broken(&error))?;

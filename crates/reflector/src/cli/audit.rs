@@ -24,7 +24,7 @@ pub(super) enum Command {
 
 pub(super) fn run(command: &Command) -> Result<Exit, Failure> {
     let Command::Verify { place } = command;
-    verify(&with_state_as_it_is(load(&place.0)?))
+    verify(&with_state_as_it_is(load(&place.values)?))
 }
 
 fn verify(config: &Config) -> Result<Exit, Failure> {

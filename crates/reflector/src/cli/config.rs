@@ -1,9 +1,10 @@
 //! `reflector config`: explains, checks and shows the configuration.
 
 use clap::Subcommand;
+use paramedic_host::config::{load, template};
 
 use super::output::{print_line, print_text};
-use crate::config::{self, Flags};
+use crate::config::{Config, Flags};
 use crate::failure::Failure;
 
 #[derive(Subcommand)]
@@ -23,22 +24,11 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
+    let load = |flags: &Flags| load::<Config>(&flags.values, &|name| std::env::var_os(name));
     match command {
-        Command::Template => {
-            print_text(&config::template());
-            Ok(())
-        }
-        Command::Check(flags) => {
-            let loaded = config::load(&flags, &|name| std::env::var_os(name))?;
-            let files = loaded.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
-            let read = if files.is_empty() { "no file".to_owned() } else { files.join(", ") };
-            print_line(&format!("the configuration is valid (read: {read})"));
-            Ok(())
-        }
-        Command::Show { flags, origin } => {
-            let loaded = config::load(&flags, &|name| std::env::var_os(name))?;
-            print_text(&loaded.show(origin));
-            Ok(())
-        }
+        Command::Template => print_text(&template::<Config>()),
+        Command::Check(flags) => print_line(&load(&flags)?.summary()),
+        Command::Show { flags, origin } => print_text(&load(&flags)?.show(origin)),
     }
+    Ok(())
 }

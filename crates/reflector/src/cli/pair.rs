@@ -4,10 +4,11 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use paramedic_link::PeerText;
+use paramedic_report::quantity;
 
 use super::asking::{asking, broken, refused};
 use super::output::{note, print_json_line, print_line};
-use crate::config::{PlaceFlags, quantity::parse_duration};
+use crate::config::PlaceFlags;
 use crate::failure::{Exit, Failure};
 use crate::pairing;
 use crate::server::{AdminClient, AdminReply, AdminRequest};
@@ -78,7 +79,7 @@ fn show_qr(code: &str) {
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = parse_duration(text)?;
+    let ttl = quantity::parse_duration(text).map_err(|error| error.to_string())?;
     if ttl < Duration::from_secs(10) || ttl > pairing::LONGEST_TTL {
         return Err("valid: 10s to 1h".to_owned());
     }

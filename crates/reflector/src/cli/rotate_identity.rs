@@ -18,7 +18,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    rotate(&with_state_as_it_is(load(&args.place.0)?), args.yes)
+    rotate(&with_state_as_it_is(load(&args.place.values)?), args.yes)
 }
 
 fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use paramedic_host::self_test::{self, Step};
+use paramedic_report::quantity;
 use paramedic_report::self_test::{Role, Row, SelfTest, fact_rows, rate_note, rate_rows};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{harmless, print_json, print_line};
-use crate::config::quantity::parse_duration;
 use crate::failure::{Exit, Failure};
 
 /// The columns of labels.
@@ -17,11 +17,7 @@ const LABEL: usize = 14;
 
 /// How long each measurement lasts: `2`, `2s`, `500ms`; a bare number is seconds, as in a speed test.
 pub(super) fn parse_each(text: &str) -> Result<Duration, String> {
-    let bare = text.trim().parse::<f64>().ok();
-    let each = match bare.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
-        Some(each) => each,
-        None => parse_duration(text)?,
-    };
+    let each = quantity::parse_seconds(text).map_err(|error| error.to_string())?;
     self_test::check_each(each)
 }
 

@@ -3,20 +3,21 @@
 use std::io::IsTerminal;
 
 use paramedic_engines::memory;
+use paramedic_host::log;
 use paramedic_link::state_folder::StateFolderError;
 
 use super::load;
 use super::output::print_line;
 use super::state::{identity, with_state};
 use crate::audit::AuditError;
-use crate::config::{Config, Flags, LogFormat};
+use crate::config::Flags;
 use crate::failure::{Exit, Failure};
 use crate::server;
 use crate::store::StoreError;
 
 pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
-    let config = load(flags)?;
-    start_log(&config);
+    let config = load(&flags.values)?;
+    log::start(&config.log, config.log_format, std::io::stderr().is_terminal(), std::io::stderr);
     let config = with_state(config)?;
     let key = identity(&config)?;
     memory::share_arenas();
@@ -57,14 +58,4 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
             "check that no other program uses the port and that the disk has free space; `reflector config show --origin` shows the settings";
         Failure::new(Exit::Failed, "serve", format!("the reflector cannot serve on {listen}"), error, try_)
     })
-}
-
-fn start_log(config: &Config) {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-    }
 }

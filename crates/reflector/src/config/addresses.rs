@@ -1,0 +1,79 @@
+//! Ports and addresses as text: `5201-5299`, `192.0.2.7:4000`. Pure: text in, values out.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use paramedic_link::DEFAULT_PORT;
+
+/// A range of ports, both ends included: `5201-5299`, or one port. An error names the problem.
+pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let port = |text: &str| match text.trim().parse::<u16>() {
+        Ok(0) | Err(_) => Err(format!("{:?} is not a port", text.trim())),
+        Ok(port) => Ok(port),
+    };
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (port(first)?, port(last)?),
+        None => (port(text)?, port(text)?),
+    };
+    if first > last {
+        return Err(format!("{first}-{last} ends before it begins"));
+    }
+    Ok(first..=last)
+}
+
+/// The addresses to listen on that `text` means: `ADDR:PORT`, `ADDR` with port 4000, `PORT` or `:PORT` on both IP
+/// families. An error names the problem.
+pub(super) fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let text = text.trim();
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(vec![address]);
+    }
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, DEFAULT_PORT)]);
+    }
+    if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+        return Ok(both_families(port).to_vec());
+    }
+    Err(format!("{text:?} is not an IP address"))
+}
+
+/// A port on every address of both IP families.
+pub(super) fn both_families(port: u16) -> [SocketAddr; 2] {
+    [SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC*", number in "[0-9.:-]{0,40}") {
+            for text in [text, number] {
+                let _ = (parse_ports(&text), parse_listen(&text));
+            }
+        }
+    }
+
+    #[test]
+    fn a_range_of_one_port_is_a_range() {
+        assert_eq!(parse_ports("5201-5299"), Ok(5201..=5299));
+        assert_eq!(parse_ports(" 5201 "), Ok(5201..=5201));
+        assert!(parse_ports("5299-5201").unwrap_err().contains("ends before it begins"));
+        assert!(parse_ports("0-5").is_err() && parse_ports("5201-").is_err() && parse_ports("65536").is_err());
+    }
+
+    #[test]
+    fn a_port_alone_means_both_families() {
+        assert_eq!(parse_listen("5000"), Ok(both_families(5000).to_vec()));
+        assert_eq!(parse_listen(":0"), Ok(both_families(0).to_vec()));
+        assert_eq!(parse_listen("127.0.0.1"), Ok(vec!["127.0.0.1:4000".parse().unwrap()]));
+        assert_eq!(parse_listen("[::1]"), Ok(vec!["[::1]:4000".parse().unwrap()]));
+        assert_eq!(parse_listen("::1"), Ok(vec!["[::1]:4000".parse().unwrap()]));
+        assert_eq!(parse_listen("[::1]:1"), Ok(vec!["[::1]:1".parse().unwrap()]));
+        assert!(parse_listen("example.org:4000").is_err() && parse_listen("1.2.3.4:99999").is_err());
+    }
+}
