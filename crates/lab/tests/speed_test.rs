@@ -243,7 +243,7 @@ fn the_log_is_on_stderr_as_text_or_json_and_leaves_the_result_alone() {
     assert!(!verbose.stderr.contains(" TRACE "), "{}", verbose.stderr);
 
     let mut command = appliance.command(&test);
-    command.env("PACKETPARAMEDIC_LOG", "packetparamedic=debug").env("PACKETPARAMEDIC_LOG_FORMAT", "json");
+    command.env("PACKETPARAMEDIC_LOG", "paramedic_appliance=debug").env("PACKETPARAMEDIC_LOG_FORMAT", "json");
     let json = lab::Outcome::from(command.output().unwrap());
     assert_eq!(json.json()["complete"], true, "{json:?}");
     let events = json.stderr.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();

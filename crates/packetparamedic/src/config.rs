@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting};
 use paramedic_host::log::LogFormat;
 use paramedic_link::PeerText;
@@ -279,6 +280,12 @@ static SETTINGS: &[Setting<Settings>] = &[
     },
 ];
 
+/// The failure of a command whose configuration is not valid.
+pub fn failure(error: ConfigError) -> Failure {
+    let try_ = error.remedy(Settings::PROGRAM);
+    Failure::new(Exit::Usage, "bad_config", "the configuration is not valid", error, try_)
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
@@ -366,6 +373,19 @@ mod tests {
         });
         let loaded = load(&[], &bare.collect::<Vec<_>>().join("\n")).unwrap();
         assert_eq!(loaded.config, Settings::example());
+    }
+
+    #[test]
+    fn a_mistyped_setting_is_usage_and_names_the_likely_one() {
+        let (path, key) = ("/etc/pp.toml".into(), "stream".to_owned());
+        let failure = failure(ConfigError::UnknownKey { path, line: 3, key, nearest: Some("streams") });
+        assert_eq!((failure.exit, failure.code), (Exit::Usage, "bad_config"));
+        assert_eq!(
+            failure.to_string(),
+            "the configuration is not valid\n\
+             because: /etc/pp.toml:3: unknown setting \"stream\"; did you mean \"streams\"?\n\
+             try: fix that line, then run `packetparamedic config check`"
+        );
     }
 
     proptest! {

@@ -1,13 +1,6 @@
-//! The appliance as a library: the command line, the reflector's client, the runner, the history.
+//! The appliance's command line, over `paramedic-appliance`.
 
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod config;
-pub mod failure;
-pub mod history;
-pub mod providers;
-pub mod reflector_client;
-pub mod runner;
-pub mod targets;
-pub mod waiting;

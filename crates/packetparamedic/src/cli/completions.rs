@@ -2,9 +2,9 @@
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use paramedic_appliance::failure::{Exit, Failure};
 
 use super::{Cli, Context};
-use crate::failure::{Exit, Failure};
 
 #[derive(clap::Args)]
 pub(super) struct Args {

@@ -1,11 +1,11 @@
 //! `config`: explains, checks and shows the configuration.
 
 use clap::Subcommand;
+use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_host::config::{load, template};
 
 use super::Context;
-use crate::config::Settings;
-use crate::failure::{Exit, Failure};
+use crate::config::{self as settings, Settings};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -25,8 +25,8 @@ pub(super) fn run(command: &Command, context: &Context) -> Result<Exit, Failure>
     let loaded = || load::<Settings>(&context.flags, &|name| std::env::var_os(name));
     let text = match command {
         Command::Template => template::<Settings>(),
-        Command::Check => loaded()?.summary(),
-        Command::Show { origin } => loaded()?.show(*origin),
+        Command::Check => loaded().map_err(settings::failure)?.summary(),
+        Command::Show { origin } => loaded().map_err(settings::failure)?.show(*origin),
     };
     context.output.line(text.trim_end())?;
     Ok(Exit::Done)

@@ -1,11 +1,11 @@
 //! `history`: the saved results: list, show, export.
 
+use paramedic_appliance::failure::{Exit, Failure};
+use paramedic_appliance::history::ExportFormat;
 use paramedic_report::text;
 use serde_json::json;
 
 use super::Context;
-use crate::failure::{Exit, Failure};
-use crate::history::ExportFormat;
 
 #[derive(clap::Args)]
 pub(super) struct Args {

@@ -19,14 +19,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use paramedic_appliance::failure::{Exit, Failure};
+use paramedic_appliance::history::{FILE as DATABASE_FILE, History};
+use paramedic_appliance::runner;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use paramedic_link::{SecretKey, key_file};
 
-use crate::config::{Color, CommonFlags, Settings};
-use crate::failure::{Exit, Failure};
-use crate::history::{FILE as DATABASE_FILE, History};
-use crate::runner;
+use crate::config::{self as settings, Color, CommonFlags, Settings};
 use output::{Format, Output, Verbosity, Wanted};
 
 /// What to type first.
@@ -238,7 +238,7 @@ pub fn run() -> ExitCode {
         Ok(loaded) => loaded.config,
         // The template helps to correct a broken configuration.
         Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => Settings::defaults(),
-        Err(error) => return output(Color::Auto).fail(&error.into()).into(),
+        Err(error) => return output(Color::Auto).fail(&settings::failure(error)).into(),
     };
     let mut context = Context { output: output(settings.color), settings, flags, state_dir: OnceCell::new() };
     let log = context.output.log();
@@ -260,20 +260,20 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// The crates of this program that log.
+const LOGGING_CRATES: [&str; 5] =
+    ["packetparamedic", "paramedic_appliance", "paramedic_engines", "paramedic_host", "paramedic_link"];
+
 /// The log that `-q`, `-v` and `-vv` ask for, and which of them does. Other crates log at `debug` what concerns their
 /// own developers.
-fn log_filter(common: &Common) -> Option<(&'static str, &'static str)> {
-    match (common.quiet, common.verbose) {
-        (true, _) => Some(("-q", "off")),
-        (_, 0) => None,
-        (_, 1) => {
-            Some(("-v", "warn,packetparamedic=debug,paramedic_engines=debug,paramedic_host=debug,paramedic_link=debug"))
-        }
-        _ => Some((
-            "-vv",
-            "debug,packetparamedic=trace,paramedic_engines=trace,paramedic_host=trace,paramedic_link=trace",
-        )),
-    }
+fn log_filter(common: &Common) -> Option<(&'static str, String)> {
+    let (flag, others, own) = match (common.quiet, common.verbose) {
+        (true, _) => return Some(("-q", "off".to_owned())),
+        (_, 0) => return None,
+        (_, 1) => ("-v", "warn", "debug"),
+        _ => ("-vv", "debug", "trace"),
+    };
+    Some((flag, LOGGING_CRATES.iter().fold(others.to_owned(), |filter, name| format!("{filter},{name}={own}"))))
 }
 
 /// The format that a command line asks for which can't be understood as a whole.

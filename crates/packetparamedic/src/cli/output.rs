@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anstream::{AutoStream, ColorChoice};
+use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_report::document::{Event, ResultDocument};
 use paramedic_report::lines::{Line, Tone};
 use paramedic_report::text::{self, Detail};
@@ -13,7 +14,6 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::progress::Progress;
 use crate::config::Color;
-use crate::failure::{Exit, Failure};
 
 /// What stdout carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

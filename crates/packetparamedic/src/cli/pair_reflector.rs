@@ -4,16 +4,16 @@ use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use paramedic_appliance::failure::{Exit, Failure};
+use paramedic_appliance::history::Reflector;
+use paramedic_appliance::reflector_client::{ReflectorClient, Route};
+use paramedic_appliance::targets::Target;
 use paramedic_link::pairing_code::PairingCode;
 use paramedic_link::tls::Expect;
 use paramedic_link::{EndpointId, PeerText};
 use serde_json::json;
 
 use super::Context;
-use crate::failure::{Exit, Failure};
-use crate::history::Reflector;
-use crate::reflector_client::{ReflectorClient, Route};
-use crate::targets::Target;
 
 #[derive(clap::Args)]
 pub(super) struct Args {

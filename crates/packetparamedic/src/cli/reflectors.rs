@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use paramedic_appliance::failure::{Exit, Failure};
+use paramedic_appliance::history::Reflector;
+use paramedic_appliance::reflector_client::{ReflectorClient, Route};
 use paramedic_link::PeerText;
 use paramedic_link::tls::Expect;
 use serde_json::json;
 
 use super::Context;
-use crate::failure::{Exit, Failure};
-use crate::history::Reflector;
-use crate::reflector_client::{ReflectorClient, Route};
 
 #[derive(clap::Args)]
 pub(super) struct Args {

@@ -1,9 +1,9 @@
 //! `rotate-identity`: a new key, the old one kept, and which pairings are lost with it.
 
+use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_link::key_file;
 
 use super::{Context, key_failure};
-use crate::failure::{Exit, Failure};
 
 #[derive(clap::Args)]
 pub(super) struct Args {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_host::self_test;
 use paramedic_report::self_test::Role;
 use paramedic_report::text;
@@ -11,7 +12,6 @@ use super::Context;
 use super::output::Format;
 use super::speed_test::interrupts;
 use super::values::time;
-use crate::failure::{Exit, Failure};
 
 #[derive(clap::Args)]
 pub(super) struct Args {

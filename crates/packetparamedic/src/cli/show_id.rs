@@ -1,7 +1,8 @@
 //! `show-id`: this device's Endpoint ID.
 
+use paramedic_appliance::failure::{Exit, Failure};
+
 use super::Context;
-use crate::failure::{Exit, Failure};
 
 pub(super) fn run(context: &mut Context) -> Result<Exit, Failure> {
     let id = context.identity()?.id();

@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use paramedic_appliance::failure::{Exit, Failure};
+use paramedic_appliance::providers::{self, PROVIDERS, Provider, TestOrder, Watch};
+use paramedic_appliance::reflector_client::{Family, Route};
+use paramedic_appliance::runner::{self, Turn};
 use paramedic_engines::Engine;
 use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_engines::origin::Origin;
@@ -20,10 +24,6 @@ use zeroize::Zeroizing;
 use super::Context;
 use super::output::Format;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
-use crate::failure::{Exit, Failure};
-use crate::providers::{self, PROVIDERS, Provider, TestOrder, Watch};
-use crate::reflector_client::{Family, Route};
-use crate::runner::{self, Turn};
 
 /// The longest text that is read in search of a password.
 const LONGEST_PASSWORD: u64 = 1024;

@@ -4,10 +4,8 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use paramedic_engines::engine::Lacking;
-use paramedic_host::config::{ConfigError, Configuration};
 use paramedic_report::document::{ErrorDocument, ResultDocument};
 
-use crate::config::Settings;
 use crate::{history, targets};
 
 /// How the program ends.
@@ -111,13 +109,6 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        let try_ = error.remedy(Settings::PROGRAM);
-        Self::new(Exit::Usage, "bad_config", "the configuration is not valid", error, try_)
-    }
-}
 
 impl From<targets::NotATarget> for Failure {
     fn from(error: targets::NotATarget) -> Self {
@@ -225,15 +216,12 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_setting_is_usage_and_names_the_likely_one() {
-        let (path, key) = ("/etc/pp.toml".into(), "stream".to_owned());
-        let failure = Failure::from(ConfigError::UnknownKey { path, line: 3, key, nearest: Some("streams") });
-        assert_eq!((failure.exit, failure.code), (Exit::Usage, "bad_config"));
+    fn a_failure_says_three_things() {
         assert_eq!(
-            failure.to_string(),
-            "the configuration is not valid\n\
-             because: /etc/pp.toml:3: unknown setting \"stream\"; did you mean \"streams\"?\n\
-             try: fix that line, then run `packetparamedic config check`"
+            unreachable().to_string(),
+            "cannot reach reflector at 203.0.113.7:4000\n\
+             because: connection refused\n\
+             try: is `reflector serve` running there, is TCP 4000 open?"
         );
     }
 
