@@ -1,6 +1,8 @@
 //! While a request is in a reflector's queue, other tests of the same device may run. Before a granted test begins it takes
 //! the device's test lock again.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -161,4 +163,22 @@ fn a_wait_that_is_cancelled_is_withdrawn() {
     assert_eq!((code, end["code"].as_str()), (130, Some("interrupted")), "{end:#}");
     let heard = [heard.recv_timeout(PATIENCE).unwrap(), heard.recv_timeout(PATIENCE).unwrap()];
     assert_eq!(heard, [r#""withdraw""#, r#""close""#]);
+}
+
+#[test]
+fn ctrl_c_while_the_devices_turn_is_waited_for_is_exit_code_130() {
+    let appliance = Appliance::new();
+    let _free = free(&appliance, "free");
+    let mut long = [SPEED_TEST, &["--json-stream"]].concat();
+    let time = long.iter().position(|arg| *arg == "-t").unwrap() + 1;
+    long[time] = "5";
+    let mut running = appliance.start(&long);
+    until(&running, "phase");
+    let mut waiting = appliance.command(SPEED_TEST).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut note = String::new();
+    BufReader::new(waiting.stderr.take().unwrap()).read_line(&mut note).unwrap();
+    assert!(note.contains("another test runs on this device"), "{note}");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&waiting), rustix::process::Signal::INT).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(130));
+    assert_eq!(last(&mut running).0, 0);
 }

@@ -3,6 +3,7 @@
 mod completions;
 mod config;
 mod history;
+mod interrupts;
 pub mod output;
 mod pair_reflector;
 mod progress;
@@ -27,6 +28,7 @@ use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFold
 use paramedic_link::{SecretKey, key_file};
 
 use crate::config::{self as settings, Color, CommonFlags, Settings};
+use interrupts::Interrupts;
 use output::{Format, Output, Verbosity, Wanted};
 
 /// What to type first.
@@ -118,6 +120,7 @@ struct Context {
     output: Output,
     /// Where the state is, once that was asked.
     state_dir: OnceCell<PathBuf>,
+    interrupts: Interrupts,
 }
 
 impl Context {
@@ -240,7 +243,13 @@ pub fn run() -> ExitCode {
         Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => Settings::defaults(),
         Err(error) => return output(Color::Auto).fail(&settings::failure(error)).into(),
     };
-    let mut context = Context { output: output(settings.color), settings, flags, state_dir: OnceCell::new() };
+    let mut context = Context {
+        output: output(settings.color),
+        settings,
+        flags,
+        state_dir: OnceCell::new(),
+        interrupts: Interrupts::default(),
+    };
     let log = context.output.log();
     paramedic_host::log::start(&context.settings.log, context.settings.log_format, log.has_color(), log);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -251,7 +260,13 @@ pub fn run() -> ExitCode {
             return context.output.fail(&failure).into();
         }
     };
-    let end = runtime.block_on(dispatch(cli.command, &mut context));
+    let interrupts = context.interrupts.clone();
+    let end = runtime.block_on(async {
+        tokio::select! {
+            end = dispatch(cli.command, &mut context) => end,
+            () = interrupts.second() => Ok(Exit::Interrupted),
+        }
+    });
     // A name that is still being looked up must not hold up who pressed Ctrl-C.
     runtime.shutdown_background();
     match end {

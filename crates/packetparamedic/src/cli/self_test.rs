@@ -10,7 +10,6 @@ use paramedic_report::text;
 
 use super::Context;
 use super::output::Format;
-use super::speed_test::interrupts;
 use super::values::time;
 
 #[derive(clap::Args)]
@@ -28,7 +27,7 @@ fn each(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
-    let mut interrupt = interrupts()?;
+    let mut interrupt = context.interrupts.watch()?;
     let scratch = self_test::scratch().ok();
     // Only some engines need one; they say so where there is none.
     let work_in = scratch.as_ref().map_or_else(PathBuf::new, |scratch| scratch.path().to_owned());

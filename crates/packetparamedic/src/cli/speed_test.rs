@@ -18,7 +18,6 @@ use paramedic_host::config::FlagValues;
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::thresholds::Thresholds;
-use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use super::Context;
@@ -227,7 +226,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         max_loss: args.max_loss,
     };
     let history = context.history().await?;
-    let interrupt = interrupts()?;
+    let interrupt = context.interrupts.watch()?;
     let asked = std::time::Instant::now();
 
     let mut turn = match Turn::take(context.state_dir()?)? {
@@ -239,7 +238,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
             tokio::select! {
                 turn = Turn::wait(context.state_dir()?) => turn?,
                 () = out_of_patience(args.wait) => return Err(runner::busy_here()),
-                _ = interrupt.wait_for(|wanted| *wanted) => std::process::exit(Exit::Interrupted as i32),
+                _ = interrupt.wait_for(|wanted| *wanted) => return Ok(Exit::Interrupted),
             }
         }
     };
@@ -436,27 +435,4 @@ fn no_such(what: &str, wanted: &str) -> Failure {
         "the configuration or the command line names one that this version does not have",
         "`packetparamedic speed-test --help` lists them",
     )
-}
-
-/// Becomes true with Ctrl-C or SIGTERM; a second one ends the program at once.
-pub(super) fn interrupts() -> Result<watch::Receiver<bool>, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let failed = |error: std::io::Error| {
-        Failure::new(Exit::Failed, "internal", "cannot listen for Ctrl-C", error.to_string(), "please report it")
-    };
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let (wanted, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if wanted.send_replace(true) {
-                std::process::exit(Exit::Interrupted as i32);
-            }
-        }
-    });
-    Ok(receiver)
 }
