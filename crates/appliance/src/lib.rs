@@ -5,6 +5,7 @@ pub mod failure;
 pub mod history;
 pub mod providers;
 pub mod reflector_client;
+pub mod request;
 pub mod runner;
 pub mod targets;
 pub mod waiting;

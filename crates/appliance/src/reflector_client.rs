@@ -18,6 +18,7 @@ use paramedic_link::test_spec::TestSpec;
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId};
 use paramedic_report::quantity;
+use serde::{Deserialize, Serialize};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -37,7 +38,8 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Which IP families may be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Family {
     /// Both, as browsers do (RFC 8305).
     #[default]
@@ -59,12 +61,23 @@ impl Family {
 }
 
 /// Which way a link may take; with nothing said, any.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// The IP families.
     pub family: Family,
     /// Where it leaves from.
+    #[serde(with = "StoredOrigin")]
     pub origin: Origin,
+}
+
+/// How an [`Origin`] is stored.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Origin")]
+struct StoredOrigin {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    address: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    interface: Option<String>,
 }
 
 impl Route {
@@ -225,8 +238,8 @@ impl ReflectorClient {
         spec: &TestSpec,
         wait: bool,
         mut limits: QueueWait,
-        mut queued: impl FnMut(u32, Duration),
-        cancelled: impl Future<Output = ()>,
+        mut queued: impl FnMut(u32, Duration) + Send,
+        cancelled: impl Future<Output = ()> + Send,
     ) -> Result<Option<Grant>, Failure> {
         let mut cancelled = std::pin::pin!(cancelled);
         self.send(&ToReflector::Request { spec: spec.clone(), wait }).await?;

@@ -6,11 +6,10 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use paramedic_report::document::ResultDocument;
-use paramedic_report::thresholds::Thresholds;
 
 use crate::failure::{Exit, Failure};
 use crate::history::History;
-use crate::providers::{Provider, TestOrder, Watch};
+use crate::providers::{Observer, Provider, TestJob};
 
 /// The file in the state folder that is locked while a test runs.
 pub const LOCK_FILE: &str = "test.lock";
@@ -30,17 +29,16 @@ pub struct Run {
 /// Runs one test, and saves what was measured.
 pub async fn run(
     provider: &dyn Provider,
-    order: &TestOrder,
-    turn: &mut Turn,
-    thresholds: &Thresholds,
+    job: &TestJob,
+    lock: &mut TestLock,
     history: &History,
-    watch: &mut Watch,
+    observer: &mut Observer,
 ) -> Run {
-    let outcome = provider.run(order, turn, watch).await;
+    let outcome = provider.run(job, lock, observer).await;
     let mut unsaved = None;
     let measured = match outcome.measured {
         Some(mut result) => {
-            result.thresholds = thresholds.judge(&result);
+            result.thresholds = job.request.thresholds.judge(&result);
             unsaved = history.save_run(&result).await.err().map(Failure::from);
             Some(result)
         }
@@ -49,16 +47,16 @@ pub async fn run(
     Run { measured, failure: outcome.failure, unsaved }
 }
 
-/// The turn of this state folder's appliance, held while a test runs: two at once would measure each other. The kernel
-/// lets go of it, whatever becomes of us.
+/// The lock of this state folder's appliance, held while a test runs: two at once would measure each other. The kernel
+/// releases it when the process ends.
 #[derive(Debug)]
-pub struct Turn {
+pub struct TestLock {
     state_dir: PathBuf,
     held: Option<File>,
 }
 
-impl Turn {
-    /// Takes the turn; `None` where another test has it.
+impl TestLock {
+    /// Takes the lock; `None` where another test holds it.
     pub fn take(state_dir: &Path) -> Result<Option<Self>, Failure> {
         let file = Self::open(state_dir)?;
         match file.try_lock() {
@@ -68,7 +66,7 @@ impl Turn {
         }
     }
 
-    /// Waits for the turn.
+    /// Waits for the lock.
     pub async fn wait(state_dir: &Path) -> Result<Self, Failure> {
         let file = Self::open(state_dir)?;
         let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
@@ -81,7 +79,7 @@ impl Turn {
         self.held = None;
     }
 
-    /// Waits for the turn once more, where it was released.
+    /// Takes the lock again, where it was released.
     pub async fn retake(&mut self) -> Result<(), Failure> {
         if self.held.is_none() {
             *self = Self::wait(&self.state_dir).await?;
@@ -89,7 +87,7 @@ impl Turn {
         Ok(())
     }
 
-    /// The folder that a test may work in while it has its turn: ours alone, and empty at its begin.
+    /// The folder that a test may work in while it holds the lock: ours alone, and empty at its begin.
     pub fn scratch(state_dir: &Path) -> PathBuf {
         state_dir.join(SCRATCH)
     }
@@ -137,25 +135,25 @@ mod tests {
     #[test]
     fn one_test_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
-        let turn = Turn::take(folder.path()).unwrap().unwrap();
-        assert!(Turn::take(folder.path()).unwrap().is_none());
-        drop(turn);
-        assert!(Turn::take(folder.path()).unwrap().is_some());
+        let lock = TestLock::take(folder.path()).unwrap().unwrap();
+        assert!(TestLock::take(folder.path()).unwrap().is_none());
+        drop(lock);
+        assert!(TestLock::take(folder.path()).unwrap().is_some());
     }
 
     #[tokio::test]
-    async fn a_turn_that_was_released_is_anothers_until_it_is_taken_again() {
+    async fn a_lock_that_was_released_is_free_until_it_is_taken_again() {
         let folder = tempfile::tempdir().unwrap();
-        let mut first = Turn::take(folder.path()).unwrap().unwrap();
+        let mut first = TestLock::take(folder.path()).unwrap().unwrap();
         first.release();
-        let second = Turn::take(folder.path()).unwrap().unwrap();
-        let work = Turn::scratch(folder.path()).join("work");
+        let second = TestLock::take(folder.path()).unwrap().unwrap();
+        let work = TestLock::scratch(folder.path()).join("work");
         std::fs::write(&work, "").unwrap();
         assert!(tokio::time::timeout(std::time::Duration::from_millis(50), first.retake()).await.is_err());
         drop(second);
         first.retake().await.unwrap();
         assert!(!work.exists(), "what the other left is none of ours");
-        assert!(Turn::take(folder.path()).unwrap().is_none());
+        assert!(TestLock::take(folder.path()).unwrap().is_none());
         first.retake().await.unwrap();
     }
 }

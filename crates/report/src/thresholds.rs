@@ -1,21 +1,27 @@
 //! What a person asks a result to reach, and whether it did. Pure.
 
 use paramedic_link::test_spec::Load;
+use serde::{Deserialize, Serialize};
 
 use crate::document::{LatencyResult, Quantity, ResultDocument, ThresholdResult};
 
 /// What is asked of a result; absent is not asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
     /// The least download goodput, in bits per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_download_bps: Option<u64>,
     /// The least upload goodput, in bits per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_upload_bps: Option<u64>,
     /// The most that the median round trip may be with nothing on the path, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_idle_latency_ms: Option<f64>,
     /// The most that the median round trip may be under any load, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loaded_latency_ms: Option<f64>,
     /// The largest loss in either direction and any phase, of probes and of datagrams, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loss: Option<f64>,
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use paramedic_engines::engine::first_refusal;
 use paramedic_engines::iperf3::output::{Complaint, Count as Counted, Reading, Report, Totals};
-use paramedic_engines::iperf3::{Client, ClientOrder, Credentials, End, Program, progress, tally};
+use paramedic_engines::iperf3::{self, Client, ClientOrder, Credentials, End, Program, progress, tally};
 use paramedic_engines::tether::Tether;
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
@@ -22,10 +22,11 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::run_record::{RunRecord, own_facts, reading as as_folded};
-use super::{Outcome, Provider, TestOrder, Watch, interrupted};
+use super::{Observer, Outcome, Provider, TestJob, interrupted};
 use crate::failure::{Exit, Failure};
 use crate::reflector_client::resolve;
-use crate::runner::Turn;
+use crate::request::Transport;
+use crate::runner::TestLock;
 use crate::targets::Target;
 
 /// The port that iperf3 listens on when it is told nothing.
@@ -53,7 +54,7 @@ impl Provider for Servers {
         "any iperf3 server, 3.9 or newer (--peer HOST[:5201])"
     }
 
-    fn engine(&self, _transport: super::Transport) -> &'static str {
+    fn engine(&self, _transport: Transport) -> &'static str {
         "iperf3"
     }
 
@@ -61,30 +62,30 @@ impl Provider for Servers {
         false
     }
 
-    fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
+    fn unsupported(&self, job: &TestJob) -> Option<&'static str> {
         let asked = [
             (
-                order.spec.engine.as_str() != self.engine(order.transport),
+                job.request.spec.engine.as_str() != self.engine(job.request.transport),
                 "an iperf3 server speaks with the engine iperf3 alone",
             ),
-            (order.data_mode.is_some(), "an iperf3 server has no data modes"),
-            (order.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
-            (order.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
+            (job.request.data_mode.is_some(), "an iperf3 server has no data modes"),
+            (job.request.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
+            (job.request.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
         ];
         first_refusal(asked)
     }
 
-    /// The turn is kept while a busy server is asked again: each question may be the test.
+    /// The lock is kept while a busy server is asked again: each question may be the test.
     fn run<'a>(
         &'a self,
-        order: &'a TestOrder,
-        _turn: &'a mut Turn,
-        watch: &'a mut Watch,
-    ) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
+        job: &'a TestJob,
+        _lock: &'a mut TestLock,
+        observer: &'a mut Observer,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>> {
         Box::pin(async move {
-            let mut record = RunRecord::begin(order, self.id());
-            let end = measure(order, watch, &mut record.result).await;
-            record.conclude(order, end)
+            let mut record = RunRecord::begin(job, self.id());
+            let end = measure(job, observer, &mut record.result).await;
+            record.conclude(job, end)
         })
     }
 }
@@ -92,23 +93,23 @@ impl Provider for Servers {
 /// What iperf3 takes with `-O`.
 const MOST_OMITTED: Duration = Duration::from_secs(60);
 
-async fn measure(order: &TestOrder, watch: &mut Watch, result: &mut ResultBuilder) -> Result<(), Failure> {
-    let Some(peer) = &order.peer else { return Err(no_server()) };
+async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), Failure> {
+    let Some(peer) = &job.request.peer else { return Err(no_server()) };
     let target = Target::parse(peer, DEFAULT_PORT)?;
     let program = tokio::task::spawn_blocking(Program::find).await.map_err(|_| panicked())?;
     let program = program.map_err(|lacking| Failure::lacking("iperf3", &lacking))?;
     let addresses = tokio::select! {
-        addresses = resolve(&target, &order.route) => addresses?,
-        () = watch.interrupted() => return Err(interrupted()),
+        addresses = resolve(&target, &job.request.route) => addresses?,
+        () = observer.interrupted() => return Err(interrupted()),
     };
     result.set_program(Some(program.to_string()));
     // A plain server knows no data modes.
-    let spec = TestSpec { probe_interval_us: 0, ..order.spec(DataMode::Unknown) };
+    let spec = TestSpec { probe_interval_us: 0, ..job.request.spec(DataMode::Unknown) };
     let id = (result.run().id, result.run().started_at);
-    let mut visit = Visit { order, program, target, addresses, spec, id, local: None, is_met: false };
+    let mut visit = Visit { job, program, target, addresses, spec, id, local: None, is_met: false };
     let mut end = Ok(());
     for phase in visit.spec.phases.clone() {
-        end = visit.phase(phase, watch, result).await;
+        end = visit.phase(phase, observer, result).await;
         if end.is_err() {
             break;
         }
@@ -119,7 +120,7 @@ async fn measure(order: &TestOrder, watch: &mut Watch, result: &mut ResultBuilde
 
 /// One test's dealings with one server.
 struct Visit<'a> {
-    order: &'a TestOrder,
+    job: &'a TestJob,
     program: Program,
     target: Target,
     /// The first is where it answered last.
@@ -141,16 +142,21 @@ enum Attempt {
 impl Visit<'_> {
     /// One phase, tried again where the server is busy, at another address where it is not reached, and with the padding
     /// of older servers where it does not know us.
-    async fn phase(&mut self, phase: PhaseSpec, watch: &mut Watch, result: &mut ResultBuilder) -> Result<(), Failure> {
+    async fn phase(
+        &mut self,
+        phase: PhaseSpec,
+        observer: &mut Observer,
+        result: &mut ResultBuilder,
+    ) -> Result<(), Failure> {
         let at_least = if self.is_met { STILL_OURS } else { Duration::ZERO };
-        let patience = Instant::now() + self.order.wait_at_most.unwrap_or_default().max(at_least);
+        let patience = Instant::now() + self.job.request.wait_at_most.unwrap_or_default().max(at_least);
         let mut paddings = self.program.client_paddings().iter().copied();
         let mut padding = paddings.next().unwrap_or(LoginPadding::Pkcs1);
         let mut refused = 0;
-        self.tell_begin(phase, watch);
+        self.tell_begin(phase, observer);
         loop {
             let Some(address) = self.addresses.first().copied() else { return Err(no_server()) };
-            let (end, readings) = self.attempt(phase, address, padding, watch).await?;
+            let (end, readings) = self.attempt(phase, address, padding, observer).await?;
             let (end, is_interrupted) = match end {
                 Attempt::Done(end) => (end, false),
                 Attempt::Interrupted(end) => (end, true),
@@ -165,16 +171,14 @@ impl Visit<'_> {
                     continue;
                 }
                 // From 3.17 on both ends pad logins anew, and from 3.22 on a refusal is a hang-up.
-                Some(Complaint::NotAuthorized | Complaint::ControlLost)
-                    if nothing_yet && self.order.credentials.is_some() =>
-                {
+                Some(Complaint::NotAuthorized | Complaint::ControlLost) if nothing_yet && self.job.login.is_some() => {
                     if let Some(other) = paddings.next() {
                         padding = other;
                         continue;
                     }
                 }
                 Some(Complaint::Busy) if nothing_yet && Instant::now() + ASK_AGAIN <= patience => {
-                    self.wait(patience, watch).await?;
+                    self.wait(patience, observer).await?;
                     continue;
                 }
                 _ => {}
@@ -182,7 +186,7 @@ impl Visit<'_> {
             if !self.is_met {
                 self.is_met = true;
                 self.local = local_towards(address);
-                let omit = self.order.omit.unwrap_or_default();
+                let omit = self.job.request.omit.unwrap_or_default();
                 result.set_facts_before(own_facts(self.local), None);
                 result.set_server(self.target.to_string(), address, self.spec.clone(), omit);
             }
@@ -193,18 +197,18 @@ impl Visit<'_> {
             return match failure {
                 None if !makes_sense => Err(nonsense(&self.target)),
                 None => Ok(()),
-                Some(why) => Err(failed(&self.target, complaint, &why, self.order)),
+                Some(why) => Err(failed(&self.target, complaint, &why, self.job)),
             };
         }
     }
 
-    async fn wait(&self, patience: Instant, watch: &mut Watch) -> Result<(), Failure> {
+    async fn wait(&self, patience: Instant, observer: &mut Observer) -> Result<(), Failure> {
         let left = patience.saturating_duration_since(Instant::now());
-        (watch.events)(Event::Queued(Queued::new(1, left)));
+        (observer.events)(Event::Queued(Queued::new(1, left)));
         tokio::select! {
             // Nothing tells when a plain server is free: it has to be asked.
             () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
-            () = watch.interrupted() => Err(interrupted()),
+            () = observer.interrupted() => Err(interrupted()),
         }
     }
 
@@ -214,7 +218,7 @@ impl Visit<'_> {
         phase: PhaseSpec,
         address: SocketAddr,
         padding: LoginPadding,
-        watch: &mut Watch,
+        observer: &mut Observer,
     ) -> Result<(Attempt, Vec<Reading>), Failure> {
         let asked = self.client_order(phase, address, padding);
         let tether = Tether::free();
@@ -236,11 +240,11 @@ impl Visit<'_> {
         let end = loop {
             tokio::select! {
                 Some(reading) = readings.recv() => {
-                    tell(phase, &reading, watch);
+                    tell(phase, &reading, observer);
                     kept.push(reading);
                 }
                 end = &mut run => break end,
-                () = watch.interrupted(), if !is_interrupted => {
+                () = observer.interrupted(), if !is_interrupted => {
                     is_interrupted = true;
                     tether.cut();
                 }
@@ -253,11 +257,11 @@ impl Visit<'_> {
         Ok((if is_interrupted { Attempt::Interrupted(end) } else { Attempt::Done(end) }, kept))
     }
 
-    fn tell_begin(&self, phase: PhaseSpec, watch: &mut Watch) {
+    fn tell_begin(&self, phase: PhaseSpec, observer: &mut Observer) {
         let begun = |phase: &PhaseSpec| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() };
         if !self.is_met {
             let (id, started_at) = self.id;
-            (watch.events)(Event::Start(Started {
+            (observer.events)(Event::Start(Started {
                 id,
                 started_at,
                 provider: Servers.id().to_owned(),
@@ -267,23 +271,31 @@ impl Visit<'_> {
                 phases: self.spec.phases.iter().map(begun).collect(),
             }));
         }
-        (watch.events)(Event::Phase(begun(&phase)));
+        (observer.events)(Event::Phase(begun(&phase)));
     }
 
     fn client_order(&self, phase: PhaseSpec, address: SocketAddr, padding: LoginPadding) -> ClientOrder {
-        let order = self.order;
+        let job = self.job;
         ClientOrder {
             target: address,
             load: phase.load,
             seconds: phase.duration_ms.div_ceil(1000),
-            omit_seconds: order.omit.map(|omit| omit.as_secs().try_into().unwrap_or(u32::MAX)),
-            spec: order.spec.clone(),
-            transport: order.transport,
-            origin: order.route.origin.clone(),
+            omit_seconds: job.request.omit.map(|omit| omit.as_secs().try_into().unwrap_or(u32::MAX)),
+            spec: job.request.spec.clone(),
+            transport: match job.request.transport {
+                Transport::Tcp => iperf3::Transport::Tcp,
+                Transport::Udp => iperf3::Transport::Udp,
+            },
+            origin: job.request.route.origin.clone(),
             connect_timeout: CONNECT,
-            keeps_raw: order.raw,
-            scratch: order.scratch.clone(),
-            credentials: order.credentials.clone().map(|known| Credentials { padding, ..known }),
+            keeps_raw: job.request.raw,
+            scratch: job.scratch.clone(),
+            credentials: job.login.clone().map(|login| Credentials {
+                user: login.user,
+                password: login.password,
+                public_key_pem: login.public_key_pem,
+                padding,
+            }),
         }
     }
 
@@ -296,12 +308,12 @@ impl Visit<'_> {
                 record.note(end, direction, sample);
             }
         }
-        if self.order.raw {
+        if self.job.request.raw {
             record.raw.clone_from(&end.raw);
         }
         record.tells_total = true;
         let report = end.report.as_ref().ok();
-        record.own = Some(tally(&phase, self.order.spec.streams, end, readings));
+        record.own = Some(tally(&phase, self.job.request.spec.streams, end, readings));
         let mut makes_sense = true;
         let mut theirs = their_tally(phase, report);
         for direction in phase.load.directions() {
@@ -392,11 +404,11 @@ fn udp(totals: &Totals, report: Option<&Report>) -> Option<UdpResult> {
 }
 
 /// Whoever watches hears of it: of what this end sent as well, for the other end tells nothing until it is over.
-fn tell(phase: PhaseSpec, reading: &Reading, watch: &mut Watch) {
+fn tell(phase: PhaseSpec, reading: &Reading, observer: &mut Observer) {
     let length_us = reading.end_us.saturating_sub(reading.begin_us);
     let bps = (u128::from(reading.bytes) * 8_000_000).checked_div(u128::from(length_us));
     if let Some(bps) = bps {
-        (watch.events)(Event::Interval(IntervalReading {
+        (observer.events)(Event::Interval(IntervalReading {
             phase: phase.load,
             direction: reading.direction,
             at_ms: reading.end_us / 1000,
@@ -444,7 +456,7 @@ fn nonsense(target: &Target) -> Failure {
     )
 }
 
-fn failed(target: &Target, complaint: Option<Complaint>, why: &str, order: &TestOrder) -> Failure {
+fn failed(target: &Target, complaint: Option<Complaint>, why: &str, job: &TestJob) -> Failure {
     let because = why.to_owned();
     let what = format!("the test with the iperf3 server at {target} failed");
     let new = |exit, code, what, try_: &str| Failure::new(exit, code, what, because.clone(), try_);
@@ -456,7 +468,7 @@ fn failed(target: &Target, complaint: Option<Complaint>, why: &str, order: &Test
         }
         Some(Complaint::NotAuthorized) => {
             let what = format!("the iperf3 server at {target} does not let this device in");
-            let try_ = if order.credentials.is_some() {
+            let try_ = if job.login.is_some() {
                 "are user, password and public key the server's, and do both clocks agree within 10 s? A server from 3.17 \
                  on lets an older iperf3 than itself in with its --use-pkcs1-padding alone"
             } else {

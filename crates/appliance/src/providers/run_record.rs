@@ -7,15 +7,15 @@ use jiff::Timestamp;
 use paramedic_engines::echo::{self, PACKET_LEN, Probes};
 use paramedic_engines::engine::Progress;
 use paramedic_engines::host_facts;
-use paramedic_engines::iperf3::Transport;
 use paramedic_link::measurement::{HostFacts, Sample};
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::{ErrorBody, ProbeTransport};
 use paramedic_report::fold::{DataEnd, FoldOptions, ProbeLog, ResultBuilder, RunEnd, RunIdentity};
 use uuid::Uuid;
 
-use super::{Outcome, TestOrder};
+use super::{Outcome, TestJob};
 use crate::failure::{Exit, Failure};
+use crate::request::Transport;
 
 /// A run so far.
 pub(super) struct RunRecord {
@@ -27,23 +27,23 @@ pub(super) struct RunRecord {
 
 impl RunRecord {
     /// A run that begins now.
-    pub(super) fn begin(order: &TestOrder, provider: &str) -> Self {
+    pub(super) fn begin(job: &TestJob, provider: &str) -> Self {
         let run = RunIdentity {
             id: Uuid::now_v7(),
             provider: provider.to_owned(),
             started_at: Timestamp::now(),
-            appliance: order.key.id(),
+            appliance: job.key.id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let options = FoldOptions { omit: order.omit, intervals: order.intervals };
+        let options = FoldOptions { omit: job.request.omit, intervals: job.request.intervals };
         Self { result: ResultBuilder::new(run, options), probes: None }
     }
 
     /// How the run ended: what was measured, and why it is not complete.
-    pub(super) fn conclude(self, order: &TestOrder, end: Result<(), Failure>) -> Outcome {
+    pub(super) fn conclude(self, job: &TestJob, end: Result<(), Failure>) -> Outcome {
         let Self { result, probes } = self;
         let empty = result.directions_without_payload();
-        let failure = end.err().or_else(|| nothing_arrived(&empty, order.transport));
+        let failure = end.err().or_else(|| nothing_arrived(&empty, job.request.transport));
         let end = match &failure {
             None => RunEnd::Complete,
             Some(failure) if failure.exit == Exit::Interrupted => RunEnd::Interrupted,

@@ -1,4 +1,4 @@
-//! `speed-test`: what is asked, who watches, how it ends.
+//! `speed-test`: the request out of flags and settings, the run, how it ends.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paramedic_appliance::failure::{Exit, Failure};
-use paramedic_appliance::providers::{self, PROVIDERS, Provider, TestOrder, Watch};
+use paramedic_appliance::providers::{self, Login, Observer, PROVIDERS, Provider, TestJob};
 use paramedic_appliance::reflector_client::{Family, Route};
-use paramedic_appliance::runner::{self, Turn};
+use paramedic_appliance::request::{TestRequest, Transport};
+use paramedic_appliance::runner::{self, TestLock};
 use paramedic_engines::Engine;
-use paramedic_engines::iperf3::{Credentials, Transport};
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
-use paramedic_link::admission::LoginPadding;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::thresholds::Thresholds;
 use zeroize::Zeroizing;
@@ -217,36 +216,29 @@ impl Args {
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
     let wanted = context.settings.provider.clone().unwrap_or_else(|| "reflector".to_owned());
     let provider = providers::find(&wanted).ok_or_else(|| no_such("provider", &wanted))?;
-    let mut order = order(&args, provider, context).await?;
-    let thresholds = Thresholds {
-        min_download_bps: args.min_download,
-        min_upload_bps: args.min_upload,
-        max_idle_latency_ms: args.max_idle_latency,
-        max_loaded_latency_ms: args.max_loaded_latency,
-        max_loss: args.max_loss,
-    };
+    let mut job = job(&args, provider, context).await?;
     let history = context.history().await?;
     let interrupt = context.interrupts.watch()?;
     let asked = std::time::Instant::now();
 
-    let mut turn = match Turn::take(context.state_dir()?)? {
-        Some(turn) => turn,
+    let mut lock = match TestLock::take(context.state_dir()?)? {
+        Some(lock) => lock,
         None if args.no_wait => return Err(runner::busy_here()),
         None => {
             context.output.note("another test runs on this device; waiting for it to finish");
             let mut interrupt = interrupt.clone();
             tokio::select! {
-                turn = Turn::wait(context.state_dir()?) => turn?,
+                lock = TestLock::wait(context.state_dir()?) => lock?,
                 () = out_of_patience(args.wait) => return Err(runner::busy_here()),
                 _ = interrupt.wait_for(|wanted| *wanted) => return Ok(Exit::Interrupted),
             }
         }
     };
-    order.wait_at_most = order.wait_at_most.map(|longest| longest.saturating_sub(asked.elapsed()));
+    job.request.wait_at_most = job.request.wait_at_most.map(|longest| longest.saturating_sub(asked.elapsed()));
     let live = context.output.live();
-    let mut watch = Watch { events: Box::new(move |event| live.event(&event)), interrupt };
-    let run = runner::run(provider, &order, &mut turn, &thresholds, &history, &mut watch).await;
-    drop(watch);
+    let mut observer = Observer { events: Box::new(move |event| live.event(&event)), interrupt };
+    let run = runner::run(provider, &job, &mut lock, &history, &mut observer).await;
+    drop(observer);
     history.close().await;
     conclude(run, context)
 }
@@ -300,7 +292,7 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Result<TestOrder, Failure> {
+async fn job(args: &Args, provider: &dyn Provider, context: &Context) -> Result<TestJob, Failure> {
     let key = Arc::new(context.identity()?);
     let settings = &context.settings;
     let transport = if args.udp { Transport::Udp } else { Transport::Tcp };
@@ -335,15 +327,13 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         probe_interval_us: u32::try_from(args.probe_interval.as_micros()).unwrap_or(u32::MAX),
         ..TestSpec::new(engine_id, DataMode::Tunneled, phases, settings.streams)
     };
-    let mut order = TestOrder {
-        key,
-        known,
+    let request = TestRequest {
+        provider: provider.id().to_owned(),
         peer: settings.peer.clone(),
         spec,
         data_mode: settings.data_mode,
         omit: args.omit,
         transport,
-        credentials: credentials(args)?,
         wait: !args.no_wait,
         wait_at_most: args.wait,
         route: Route {
@@ -356,15 +346,23 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
         },
         intervals: args.intervals,
         raw: args.raw,
-        scratch: Turn::scratch(context.state_dir()?),
+        thresholds: Thresholds {
+            min_download_bps: args.min_download,
+            min_upload_bps: args.min_upload,
+            max_idle_latency_ms: args.max_idle_latency,
+            max_loaded_latency_ms: args.max_loaded_latency,
+            max_loss: args.max_loss,
+        },
     };
-    let bad = order.spec.check().err().map(|bad| bad.to_string());
-    let bad = bad.or_else(|| provider.cannot(&order).or_else(|| order.cannot(engine)).map(str::to_owned));
+    let mut job =
+        TestJob { request, key, known, login: login(args)?, scratch: TestLock::scratch(context.state_dir()?) };
+    let bad = job.request.spec.check().err().map(|bad| bad.to_string());
+    let bad = bad.or_else(|| provider.unsupported(&job).or_else(|| job.request.unsupported(engine)).map(str::to_owned));
     if let Some(bad) = bad {
         let try_ = "`packetparamedic speed-test --help` says what can be asked";
         return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", bad, try_));
     }
-    order.route.origin.check().map_err(|error| {
+    job.request.route.origin.check().map_err(|error| {
         let try_ = "`ip address` lists what this device has";
         Failure::new(Exit::Usage, "bad_request", "cannot send from there", error.to_string(), try_)
     })?;
@@ -373,15 +371,15 @@ async fn order(args: &Args, provider: &dyn Provider, context: &Context) -> Resul
     match fit {
         Ok(Err(lacking)) => Err(Failure::lacking(id, &lacking)),
         Ok(Ok(paddings)) => {
-            order.spec.login_paddings = paddings;
-            Ok(order)
+            job.request.spec.login_paddings = paddings;
+            Ok(job)
         }
-        Err(_) => Ok(order),
+        Err(_) => Ok(job),
     }
 }
 
-/// Who this device is to an iperf3 server, where that was said.
-fn credentials(args: &Args) -> Result<Option<Credentials>, Failure> {
+/// The login at an iperf3 server, where one was given.
+fn login(args: &Args) -> Result<Option<Login>, Failure> {
     let (Some(user), Some(key)) = (&args.username, &args.rsa_public_key) else { return Ok(None) };
     let unreadable = |path: &Path, error: std::io::Error| {
         let what = format!("cannot read {}", path.display());
@@ -418,7 +416,7 @@ fn credentials(args: &Args) -> Result<Option<Credentials>, Failure> {
             }
         },
     };
-    Ok(Some(Credentials { user: user.clone(), password, public_key_pem, padding: LoginPadding::Oaep }))
+    Ok(Some(Login { user: user.clone(), password, public_key_pem }))
 }
 
 fn first_line(source: impl Read) -> std::io::Result<Zeroizing<String>> {

@@ -13,16 +13,17 @@ use paramedic_link::tls::Expect;
 use paramedic_report::document::{Event, PhaseBegun, Queued, Started};
 
 use super::run_record::{RunRecord, own_facts};
-use super::{Outcome, Provider, TestOrder, Transport, Watch, interrupted};
+use super::{Observer, Outcome, Provider, TestJob, interrupted};
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::{NoLink, ReflectorClient};
-use crate::runner::Turn;
+use crate::request::Transport;
+use crate::runner::TestLock;
 use crate::targets::Target;
 use crate::waiting::QueueWait;
 use session::Session;
 
-/// How long a grant waits for the device's turn: a reflector ends one that does not begin within 30 s.
+/// How long a grant waits for the device's lock: a reflector ends one that does not begin within 30 s.
 const RETAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Speed tests against reflectors that this device is paired with.
@@ -48,29 +49,34 @@ impl Provider for Reflectors {
         true
     }
 
-    fn cannot(&self, order: &TestOrder) -> Option<&'static str> {
-        let asked = order.credentials.is_some();
+    fn unsupported(&self, job: &TestJob) -> Option<&'static str> {
+        let asked = job.login.is_some();
         asked.then_some("a user and password are for --provider iperf3: a reflector knows this device")
     }
 
     fn run<'a>(
         &'a self,
-        order: &'a TestOrder,
-        turn: &'a mut Turn,
-        watch: &'a mut Watch,
-    ) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
+        job: &'a TestJob,
+        lock: &'a mut TestLock,
+        observer: &'a mut Observer,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>> {
         Box::pin(async move {
-            let mut record = RunRecord::begin(order, self.id());
-            let end = measure(order, turn, watch, &mut record).await;
-            record.conclude(order, end)
+            let mut record = RunRecord::begin(job, self.id());
+            let end = measure(job, lock, observer, &mut record).await;
+            record.conclude(job, end)
         })
     }
 }
 
-async fn measure(order: &TestOrder, turn: &mut Turn, watch: &mut Watch, record: &mut RunRecord) -> Result<(), Failure> {
+async fn measure(
+    job: &TestJob,
+    lock: &mut TestLock,
+    observer: &mut Observer,
+    record: &mut RunRecord,
+) -> Result<(), Failure> {
     let (mut client, known) = tokio::select! {
-        link = reach(order) => link?,
-        () = watch.interrupted() => return Err(interrupted()),
+        link = reach(job) => link?,
+        () = observer.interrupted() => return Err(interrupted()),
     };
     let introduced = async {
         let welcome = client.hello().await?;
@@ -79,30 +85,31 @@ async fn measure(order: &TestOrder, turn: &mut Turn, watch: &mut Watch, record: 
     };
     let (welcome, facts) = tokio::select! {
         introduced = introduced => introduced?,
-        () = watch.interrupted() => return Err(interrupted()),
+        () = observer.interrupted() => return Err(interrupted()),
     };
-    let spec = spec(order, &welcome);
+    let spec = spec(job, &welcome);
     let version = welcome.software.clone();
     record.result.set_reflector(client.reflector(), known.name.clone(), version, client.address(), spec.clone());
     record.result.set_facts_before(own_facts(Some(client.local())), Some(facts));
-    let limits = QueueWait::new(Duration::from_millis(welcome.max_duration_ms), order.wait_at_most, Instant::now());
-    let events = &mut watch.events;
-    let interrupt = &mut watch.interrupt;
+    let limits =
+        QueueWait::new(Duration::from_millis(welcome.max_duration_ms), job.request.wait_at_most, Instant::now());
+    let events = &mut observer.events;
+    let interrupt = &mut observer.interrupt;
     let queued = |place, wait| {
-        // Until it is our turn there, other tests of this device may have theirs.
-        turn.release();
+        // While this test waits there, another test of this device may run.
+        lock.release();
         events(Event::Queued(Queued::new(place, wait)));
     };
     let cancelled = async {
         let _ = interrupt.wait_for(|wanted| *wanted).await;
     };
-    let granted = client.request(&spec, order.wait, limits, queued, cancelled).await?;
+    let granted = client.request(&spec, job.request.wait, limits, queued, cancelled).await?;
     let grant = granted.ok_or_else(interrupted)?;
-    if let Err(failure) = retake(turn, &mut client, &grant, watch).await {
+    if let Err(failure) = retake(lock, &mut client, &grant, observer).await {
         client.finish().await;
         return Err(failure);
     }
-    watch.events.as_mut()(Event::Start(Started {
+    observer.events.as_mut()(Event::Start(Started {
         id: record.result.run().id,
         started_at: record.result.run().started_at,
         provider: "reflector".to_owned(),
@@ -115,31 +122,31 @@ async fn measure(order: &TestOrder, turn: &mut Turn, watch: &mut Watch, record: 
             .map(|phase| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() })
             .collect(),
     }));
-    let mut session = Session::open(order, client, spec, &grant, watch).await?;
+    let mut session = Session::open(job, client, spec, &grant, observer).await?;
     record.result.set_program(session.program());
-    let end = session.run(watch, &mut record.result).await;
+    let end = session.run(observer, &mut record.result).await;
     session.close(record, end.is_ok()).await;
     end
 }
 
-/// Takes the device's turn again, where it was released in the queue, while the reflector hears of us. A grant does not
-/// last: where the turn does not come in time, the grant is of no use.
+/// Takes the device's lock again, where it was released in the queue, and answers the reflector meanwhile. A grant
+/// expires: where the lock does not come in time, the grant is of no use.
 async fn retake(
-    turn: &mut Turn,
+    lock: &mut TestLock,
     client: &mut ReflectorClient,
     grant: &Grant,
-    watch: &mut Watch,
+    observer: &mut Observer,
 ) -> Result<(), Failure> {
     let longest = RETAKE_TIMEOUT.min(Duration::from_millis(grant.expires_in_ms) / 2);
     let deadline = tokio::time::Instant::now() + longest;
     let mut beat = tokio::time::interval(HEARTBEAT);
-    let mut retaken = std::pin::pin!(turn.retake());
+    let mut retaken = std::pin::pin!(lock.retake());
     loop {
         tokio::select! {
             biased;
             retaken = &mut retaken => return retaken,
             () = tokio::time::sleep_until(deadline) => return Err(granted_in_vain()),
-            () = watch.interrupted() => return Err(interrupted()),
+            () = observer.interrupted() => return Err(interrupted()),
             message = client.listen() => match message? {
                 ToAppliance::Ping => client.send(&ToReflector::Pong).await?,
                 ToAppliance::Ended { reason, detail } => return Err(client.ended(reason, &detail)),
@@ -163,52 +170,52 @@ fn granted_in_vain() -> Failure {
 
 /// What is asked of the reflector. With no mode said: direct where the reflector has it and the test can take it, for that
 /// is the faster way. One that it does not have is asked all the same: its answer says what there is.
-fn spec(order: &TestOrder, welcome: &Welcome) -> TestSpec {
-    let engine = paramedic_engines::find(order.spec.engine.as_str());
-    let ways = engine
-        .into_iter()
-        .flat_map(|engine| order.data_modes(engine).filter(move |way| engine.cannot(&order.spec(*way)).is_none()));
+fn spec(job: &TestJob, welcome: &Welcome) -> TestSpec {
+    let engine = paramedic_engines::find(job.request.spec.engine.as_str());
+    let ways = engine.into_iter().flat_map(|engine| {
+        job.request.data_modes(engine).filter(move |way| engine.cannot(&job.request.spec(*way)).is_none())
+    });
     let ways = ways.collect::<Vec<_>>();
     let offered = ways.iter().find(|way| welcome.data_modes.contains(way));
-    let data_mode = offered.or(order.data_mode.as_ref()).or(ways.last()).copied().unwrap_or(DataMode::Tunneled);
-    order.spec(data_mode)
+    let data_mode = offered.or(job.request.data_mode.as_ref()).or(ways.last()).copied().unwrap_or(DataMode::Tunneled);
+    job.request.spec(data_mode)
 }
 
 /// A link to the reflector that is meant, and how it is saved here.
-async fn reach(order: &TestOrder) -> Result<(ReflectorClient, Reflector), Failure> {
-    let Some(first) = order.known.first() else { return Err(nobody_paired()) };
-    let Some(asked) = &order.peer else {
-        return match order.known.as_slice() {
-            [only] => connect_saved(order, only).await,
-            _ => Err(which_one(&order.known)),
+async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), Failure> {
+    let Some(first) = job.known.first() else { return Err(nobody_paired()) };
+    let Some(asked) = &job.request.peer else {
+        return match job.known.as_slice() {
+            [only] => connect_saved(job, only).await,
+            _ => Err(which_one(&job.known)),
         };
     };
-    if let Some(saved) = order.known.iter().find(|known| known.name.as_str() == asked) {
-        return connect_saved(order, saved).await;
+    if let Some(saved) = job.known.iter().find(|known| known.name.as_str() == asked) {
+        return connect_saved(job, saved).await;
     }
     let target = asked.parse::<Target>()?;
-    if let Some(saved) = order.known.iter().find(|known| known.address == target) {
-        return connect_saved(order, saved).await;
+    if let Some(saved) = job.known.iter().find(|known| known.address == target) {
+        return connect_saved(job, saved).await;
     }
     // Any address at which a paired key answers: a wrong guess tells us which key stands there.
-    match connect(order, &target, first.endpoint_id).await {
+    match connect(job, &target, first.endpoint_id).await {
         Ok(client) => Ok((client, first.clone())),
         Err(NoLink { presented: Some(presented), .. }) => {
-            let Some(known) = order.known.iter().find(|known| known.endpoint_id == presented) else {
+            let Some(known) = job.known.iter().find(|known| known.endpoint_id == presented) else {
                 return Err(not_paired_there(&target, presented));
             };
-            Ok((connect(order, &target, presented).await?, known.clone()))
+            Ok((connect(job, &target, presented).await?, known.clone()))
         }
         Err(no_link) => Err(no_link.into()),
     }
 }
 
-async fn connect_saved(order: &TestOrder, saved: &Reflector) -> Result<(ReflectorClient, Reflector), Failure> {
-    Ok((connect(order, &saved.address, saved.endpoint_id).await?, saved.clone()))
+async fn connect_saved(job: &TestJob, saved: &Reflector) -> Result<(ReflectorClient, Reflector), Failure> {
+    Ok((connect(job, &saved.address, saved.endpoint_id).await?, saved.clone()))
 }
 
-async fn connect(order: &TestOrder, target: &Target, expected: EndpointId) -> Result<ReflectorClient, NoLink> {
-    ReflectorClient::connect(&order.key, target, Expect::ExactKey(expected), &order.route).await
+async fn connect(job: &TestJob, target: &Target, expected: EndpointId) -> Result<ReflectorClient, NoLink> {
+    ReflectorClient::connect(&job.key, target, Expect::ExactKey(expected), &job.request.route).await
 }
 
 fn nobody_paired() -> Failure {

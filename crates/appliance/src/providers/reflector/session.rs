@@ -24,7 +24,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::failure::{Exit, Failure};
 use crate::providers::run_record::{RunRecord, own_facts, reading as as_folded};
-use crate::providers::{TestOrder, Watch, interrupted};
+use crate::providers::{Observer, TestJob, interrupted};
 use crate::reflector_client::ReflectorClient;
 
 /// How long the reflector may take to have all streams of a phase.
@@ -63,11 +63,11 @@ pub(super) struct Session {
 impl Session {
     /// Derives the keys, opens the engine's end, begins to probe.
     pub(super) async fn open(
-        order: &TestOrder,
+        job: &TestJob,
         client: ReflectorClient,
         spec: TestSpec,
         grant: &Grant,
-        watch: &mut Watch,
+        observer: &mut Observer,
     ) -> Result<Self, Failure> {
         let keys = Arc::new(client.session_keys(grant.session)?);
         tracing::debug!(
@@ -77,9 +77,9 @@ impl Session {
         let tether = Tether::free();
         let control = client.address();
         let expect = Expect::ExactKey(client.reflector());
-        let config = tls::appliance_config(&order.key, expect, Alpn::Data).map_err(|error| unusable(&error))?;
+        let config = tls::appliance_config(&job.key, expect, Alpn::Data).map_err(|error| unusable(&error))?;
         let connect_timeout = STREAMS;
-        let origin = &order.route.origin;
+        let origin = &job.request.route.origin;
         let tunnel = Arc::new(Dialer { target: control, tls: Some(config), origin: origin.clone(), connect_timeout });
         // An IPv6 scope must survive, so only the port is replaced.
         let mut data = control;
@@ -97,7 +97,7 @@ impl Session {
                 dialer,
                 tether: Arc::clone(&tether),
                 login: grant.login.clone(),
-                scratch: order.scratch.clone(),
+                scratch: job.scratch.clone(),
             })
             .map_err(|error| not_driven(&spec, &error))?;
         let mut beat = tokio::time::interval(HEARTBEAT);
@@ -105,7 +105,7 @@ impl Session {
         let probes_every = Duration::from_micros(spec.probe_interval_us.into());
         let drive = drive.into();
         let heard = Instant::now();
-        let (prober, judged, keeps_raw) = (None, heard, order.raw);
+        let (prober, judged, keeps_raw) = (None, heard, job.request.raw);
         let mut session = Self { client, spec, tether, drive, prober, beat, heard, judged, keeps_raw };
         if !probes_every.is_zero() {
             let order = ProbeOrder {
@@ -118,7 +118,7 @@ impl Session {
                 origin: Origin { address: Some(session.client.local()), ..origin.clone() },
             };
             // It may take its time where UDP is blocked; the reflector has to hear of us all the while.
-            let started = session.during(probe(order), watch).await?;
+            let started = session.during(probe(order), observer).await?;
             session.prober = Some(session.explained(started).await?);
         }
         Ok(session)
@@ -130,14 +130,14 @@ impl Session {
     }
 
     /// All phases, in order.
-    pub(super) async fn run(&mut self, watch: &mut Watch, result: &mut ResultBuilder) -> Result<(), Failure> {
+    pub(super) async fn run(&mut self, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), Failure> {
         for (number, phase) in self.spec.phases.clone().into_iter().enumerate() {
             let number = u8::try_from(number).map_err(|_| unusable(&"too many phases"))?;
             let record = result.begin_phase(phase);
             // Other programs may tell what they received at their end alone.
             record.shows_sent = self.drive.program().is_some();
             record.is_searched = self.spec.bitrate_bps == Some(0);
-            self.phase(number, phase, watch, record).await?;
+            self.phase(number, phase, observer, record).await?;
         }
         Ok(())
     }
@@ -146,20 +146,20 @@ impl Session {
         &mut self,
         number: u8,
         phase: PhaseSpec,
-        watch: &mut Watch,
+        observer: &mut Observer,
         record: &mut PhaseRecord,
     ) -> Result<(), Failure> {
         let drive = Arc::clone(&self.drive);
         let connect = tokio::task::spawn_blocking(move || drive.connect(number));
         let address = self.client.address();
-        let connected = match tokio::time::timeout(self.connect_timeout(), self.during(connect, watch)).await {
+        let connected = match tokio::time::timeout(self.connect_timeout(), self.during(connect, observer)).await {
             Ok(connected) => connected?,
             Err(_) => return Err(no_streams(address, &std::io::ErrorKind::TimedOut.into())),
         };
         let connected = connected.map_err(|_| unusable(&"a thread panicked"))?;
         self.explained(connected.map_err(|error| no_streams(address, &error))).await?;
         self.client.send(&ToReflector::Start { phase: number }).await?;
-        if let Err(mut failure) = self.await_started(number, watch).await {
+        if let Err(mut failure) = self.await_started(number, observer).await {
             // Where both ends know a reason, ours is the one that something can be done about here.
             if failure.code == NOT_STARTED
                 && let Some(complaint) = self.drive.complaint(number)
@@ -169,7 +169,7 @@ impl Session {
             return Err(failure);
         }
         tracing::debug!(phase = number, load = ?phase.load, duration_ms = phase.duration_ms, "phase begun");
-        (watch.events)(Event::Phase(PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() }));
+        (observer.events)(Event::Phase(PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() }));
 
         record.begun_at = self.prober.as_ref().map(Prober::now);
         let (progress, mut readings) = mpsc::unbounded_channel();
@@ -184,7 +184,7 @@ impl Session {
         };
         std::thread::Builder::new().name("phase".into()).spawn(run).map_err(|error| unusable(&error))?;
 
-        let end = self.watch_phase(number, phase, watch, record, &mut readings, &mut own).await;
+        let end = self.watch_phase(number, phase, observer, record, &mut readings, &mut own).await;
         record.ended_at = self.prober.as_ref().map(Prober::now);
         if end.is_err() && record.own.is_none() {
             // What this end counted is kept: with the tether cut its threads end at once.
@@ -193,7 +193,7 @@ impl Session {
                 record.own = Some(tally);
             }
             while let Ok(reading) = readings.try_recv() {
-                note(watch, record, reading);
+                note(observer, record, reading);
             }
         }
         if self.keeps_raw {
@@ -220,7 +220,7 @@ impl Session {
         &mut self,
         number: u8,
         phase: PhaseSpec,
-        watch: &mut Watch,
+        observer: &mut Observer,
         record: &mut PhaseRecord,
         readings: &mut mpsc::UnboundedReceiver<Progress>,
         own: &mut oneshot::Receiver<PhaseTally>,
@@ -232,7 +232,7 @@ impl Session {
         let mut seen_until = record.begun_at.unwrap_or_default();
         while !record.is_counted() {
             tokio::select! {
-                Some(reading) = readings.recv() => note(watch, record, reading),
+                Some(reading) = readings.recv() => note(observer, record, reading),
                 tally = &mut *own, if record.own.is_none() => {
                     record.own = Some(tally.unwrap_or_default());
                 }
@@ -244,7 +244,7 @@ impl Session {
                                 Direction::Download => Progress::Sent(direction, sample),
                             };
                             check(record, reading).map_err(|claim| bad_report(self.client.address(), &claim))?;
-                            note(watch, record, reading);
+                            note(observer, record, reading);
                         }
                     }
                     Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.set_theirs(tally),
@@ -253,17 +253,17 @@ impl Session {
                 _ = show_latency.tick() => {
                     let prober = self.prober.as_ref();
                     if let Some(reading) = prober.and_then(|p| glance(p, &mut seen_until, phase.load, begun)) {
-                        (watch.events)(Event::Latency(reading));
+                        (observer.events)(Event::Latency(reading));
                     }
                 }
                 _ = self.beat.tick() => self.keep_alive().await?,
-                () = watch.interrupted() => return Err(interrupted()),
+                () = observer.interrupted() => return Err(interrupted()),
                 () = tokio::time::sleep_until(deadline) => return Err(stuck(self.client.address())),
             }
         }
         // Readings that were under way when the tally came.
         while let Ok(reading) = readings.try_recv() {
-            note(watch, record, reading);
+            note(observer, record, reading);
         }
         record.check_tallies().map_err(|claim| bad_report(self.client.address(), &claim))?;
         match record.cut_short() {
@@ -278,7 +278,7 @@ impl Session {
         }
     }
 
-    async fn await_started(&mut self, number: u8, watch: &mut Watch) -> Result<(), Failure> {
+    async fn await_started(&mut self, number: u8, observer: &mut Observer) -> Result<(), Failure> {
         let deadline = Instant::now() + STREAMS;
         loop {
             tokio::select! {
@@ -297,14 +297,14 @@ impl Session {
                     _ => {}
                 },
                 _ = self.beat.tick() => self.keep_alive().await?,
-                () = watch.interrupted() => return Err(interrupted()),
+                () = observer.interrupted() => return Err(interrupted()),
                 () = tokio::time::sleep_until(deadline) => return Err(stuck(self.client.address())),
             }
         }
     }
 
     /// Does `work` with one eye on the link.
-    async fn during<T>(&mut self, work: impl Future<Output = T>, watch: &mut Watch) -> Result<T, Failure> {
+    async fn during<T>(&mut self, work: impl Future<Output = T>, observer: &mut Observer) -> Result<T, Failure> {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
@@ -313,7 +313,7 @@ impl Session {
                     self.hear(message?).await?;
                 }
                 _ = self.beat.tick() => self.keep_alive().await?,
-                () = watch.interrupted() => return Err(interrupted()),
+                () = observer.interrupted() => return Err(interrupted()),
             }
         }
     }
@@ -426,10 +426,10 @@ async fn probe(order: ProbeOrder) -> Result<Prober, Failure> {
 }
 
 /// Keeps a reading; whoever watches hears of it.
-fn note(watch: &mut Watch, record: &mut PhaseRecord, progress: Progress) {
+fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: Progress) {
     let shown = as_folded(progress).and_then(|(end, direction, sample)| record.note(end, direction, sample));
     if let Some(reading) = shown {
-        (watch.events)(reading.event(record.load));
+        (observer.events)(reading.event(record.load));
     }
 }
 

@@ -1,0 +1,124 @@
+//! What a speed test is asked to do. It can be stored and handed to another process: keys, passwords and folders of this
+//! process are no part of it.
+
+use std::time::Duration;
+
+use paramedic_engines::Engine;
+use paramedic_link::test_spec::{DataMode, TestSpec};
+use paramedic_report::thresholds::Thresholds;
+use serde::{Deserialize, Serialize};
+
+use crate::reflector_client::Route;
+
+/// What one speed test is asked to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TestRequest {
+    /// The id of the provider.
+    pub provider: String,
+    /// The other end: for a reflector a saved name, a saved address, any address, or none where only one is paired; for
+    /// others an address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// What is asked, in the words that both ends of a link speak; `data_mode` below decides which way the data takes.
+    pub spec: TestSpec,
+    /// The way the data takes; absent: direct where it is offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_mode: Option<DataMode>,
+    /// The start-up to leave out; absent: it is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub omit: Option<Duration>,
+    /// What carries the payload, where the engine has a choice.
+    pub transport: Transport,
+    /// Whether to wait for a turn.
+    pub wait: bool,
+    /// How long to wait for a turn at most; absent: the provider's limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_at_most: Option<Duration>,
+    /// The route that the test may take.
+    #[serde(default)]
+    pub route: Route,
+    /// Whether each interval's reading belongs in the result.
+    pub intervals: bool,
+    /// Whether what a program that moved the data printed belongs in the result, in its own words.
+    pub raw: bool,
+    /// What the result is asked to reach.
+    #[serde(default)]
+    pub thresholds: Thresholds,
+}
+
+/// What carries the payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// TCP streams.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl TestRequest {
+    /// What is asked when the data takes this way.
+    pub fn spec(&self, data_mode: DataMode) -> TestSpec {
+        TestSpec { data_mode, ..self.spec.clone() }
+    }
+
+    /// The ways that the data may take, as far as this end decides; the best first.
+    pub fn data_modes(&self, engine: &dyn Engine) -> impl Iterator<Item = DataMode> {
+        let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
+        ways.filter(move |way| self.data_mode.is_none_or(|asked| asked == *way) && engine.data_modes().contains(way))
+    }
+
+    /// Why the engine cannot run this in any of those ways, in a clause, or `None`.
+    pub fn unsupported(&self, engine: &dyn Engine) -> Option<&'static str> {
+        let refusals = self.data_modes(engine).map(|way| engine.cannot(&self.spec(way)));
+        refusals.collect::<Option<Vec<_>>>()?.first().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_engines::origin::Origin;
+    use paramedic_link::test_spec::{EngineId, Load, PhaseSpec};
+
+    use super::*;
+    use crate::reflector_client::Family;
+
+    #[test]
+    fn a_request_survives_its_text() {
+        let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }];
+        let engine = EngineId::try_from("tcp").unwrap();
+        let bare = TestRequest {
+            provider: "reflector".to_owned(),
+            peer: None,
+            spec: TestSpec::new(engine, DataMode::Tunneled, phases, 4),
+            data_mode: None,
+            omit: None,
+            transport: Transport::Tcp,
+            wait: true,
+            wait_at_most: None,
+            route: Route::default(),
+            intervals: false,
+            raw: false,
+            thresholds: Thresholds::default(),
+        };
+        let full = TestRequest {
+            peer: Some("attic".to_owned()),
+            data_mode: Some(DataMode::DirectEphemeral),
+            omit: Some(Duration::from_millis(1500)),
+            transport: Transport::Udp,
+            wait_at_most: Some(Duration::from_secs(60)),
+            route: Route {
+                family: Family::V6,
+                origin: Origin { address: Some("2001:db8::7".parse().unwrap()), interface: Some("eth0".to_owned()) },
+            },
+            thresholds: Thresholds { min_download_bps: Some(1_000_000), max_loss: Some(0.01), ..Thresholds::default() },
+            ..bare.clone()
+        };
+        for request in [bare, full] {
+            let text = serde_json::to_string(&request).unwrap();
+            assert!(!text.contains("null"), "{text}");
+            assert_eq!(serde_json::from_str::<TestRequest>(&text).unwrap(), request);
+        }
+    }
+}
