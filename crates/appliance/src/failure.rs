@@ -79,6 +79,17 @@ impl Failure {
         Self::new(Exit::Usage, "engine_lacking", what, &*lacking.because, &*lacking.try_)
     }
 
+    /// There is no such provider or engine.
+    pub fn no_such(what: &str, wanted: &str) -> Self {
+        Self::new(
+            Exit::Usage,
+            "bad_usage",
+            format!("there is no {what} {wanted}"),
+            "the configuration or the command line names one that this version does not have",
+            "`packetparamedic speed-test --help` lists them",
+        )
+    }
+
     /// Says when asking again makes sense, in milliseconds from now.
     pub fn retry_after(mut self, ms: Option<u64>) -> Self {
         self.retry_after_ms = ms;

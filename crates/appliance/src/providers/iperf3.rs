@@ -26,8 +26,8 @@ use super::{Observer, Outcome, Provider, TestJob, interrupted};
 use crate::failure::{Exit, Failure};
 use crate::reflector_client::resolve;
 use crate::request::Transport;
-use crate::runner::TestLock;
 use crate::targets::Target;
+use crate::test_lock::TestLock;
 
 /// The port that iperf3 listens on when it is told nothing.
 const DEFAULT_PORT: u16 = 5201;

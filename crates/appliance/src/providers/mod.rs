@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::request::{TestRequest, Transport};
-use crate::runner::TestLock;
+use crate::test_lock::TestLock;
 
 /// Every provider there is. Command line values and help read this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_appliance::history::{FILE as DATABASE_FILE, History};
-use paramedic_appliance::runner;
+use paramedic_appliance::test_lock;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use paramedic_link::{SecretKey, key_file};
@@ -159,9 +159,9 @@ const KEY_FILE: &str = "identity.key";
 fn own_file(name: &str) -> Option<OwnFile> {
     let begins = [KEY_FILE, DATABASE_FILE].iter().any(|own| name.starts_with(own));
     match name {
-        runner::SCRATCH => Some(OwnFile::Transient),
+        test_lock::SCRATCH => Some(OwnFile::Transient),
         // A running test holds the lock by its inode: it moves along.
-        runner::LOCK_FILE => Some(OwnFile::Store),
+        test_lock::LOCK_FILE => Some(OwnFile::Store),
         _ => begins.then_some(OwnFile::Store),
     }
 }

@@ -4,14 +4,13 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
+use paramedic_appliance::app::{Appliance, TestEnd, TestEvent};
 use paramedic_appliance::failure::{Exit, Failure};
-use paramedic_appliance::providers::{self, Login, Observer, PROVIDERS, Provider, TestJob};
+use paramedic_appliance::providers::{self, Login, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
 use paramedic_appliance::request::{TestRequest, Transport};
-use paramedic_appliance::runner::{self, TestLock};
 use paramedic_engines::Engine;
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
@@ -214,46 +213,42 @@ impl Args {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
-    let wanted = context.settings.provider.clone().unwrap_or_else(|| "reflector".to_owned());
-    let provider = providers::find(&wanted).ok_or_else(|| no_such("provider", &wanted))?;
-    let mut job = job(&args, provider, context).await?;
-    let history = context.history().await?;
-    let interrupt = context.interrupts.watch()?;
-    let asked = std::time::Instant::now();
-
-    let mut lock = match TestLock::take(context.state_dir()?)? {
-        Some(lock) => lock,
-        None if args.no_wait => return Err(runner::busy_here()),
-        None => {
-            context.output.note("another test runs on this device; waiting for it to finish");
-            let mut interrupt = interrupt.clone();
-            tokio::select! {
-                lock = TestLock::wait(context.state_dir()?) => lock?,
-                () = out_of_patience(args.wait) => return Err(runner::busy_here()),
-                _ = interrupt.wait_for(|wanted| *wanted) => return Ok(Exit::Interrupted),
+    let request = request(&args, context)?;
+    let login = login(&args)?;
+    let appliance = Appliance::new(context.state_dir()?.to_owned(), context.identity()?, context.history().await?);
+    let mut interrupt = context.interrupts.watch()?;
+    let mut test = tokio::select! {
+        test = appliance.run(request, login) => test?,
+        _ = interrupt.wait_for(|wanted| *wanted) => return Ok(Exit::Interrupted),
+    };
+    let live = context.output.live();
+    let mut is_cancelled = false;
+    loop {
+        tokio::select! {
+            event = test.next_event() => match event {
+                Some(TestEvent::Test(event)) => live.event(&event),
+                Some(TestEvent::WaitingForDevice) => {
+                    context.output.note("another test runs on this device; waiting for it to finish");
+                }
+                None => break,
+            },
+            _ = interrupt.wait_for(|wanted| *wanted), if !is_cancelled => {
+                is_cancelled = true;
+                test.cancel();
             }
         }
-    };
-    job.request.wait_at_most = job.request.wait_at_most.map(|longest| longest.saturating_sub(asked.elapsed()));
-    let live = context.output.live();
-    let mut observer = Observer { events: Box::new(move |event| live.event(&event)), interrupt };
-    let run = runner::run(provider, &job, &mut lock, &history, &mut observer).await;
-    drop(observer);
-    history.close().await;
-    conclude(run, context)
-}
-
-/// Ends when patience does; never where there is no end to it.
-async fn out_of_patience(longest: Option<Duration>) {
-    match longest {
-        Some(longest) => tokio::time::sleep(longest).await,
-        None => std::future::pending().await,
+    }
+    let end = test.end().await;
+    appliance.close().await;
+    match end? {
+        Some(end) => conclude(end, context),
+        None => Ok(Exit::Interrupted),
     }
 }
 
 /// Prints how it ended, and says with which code the program ends.
-fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
-    let exit = match (run.measured, run.failure) {
+fn conclude(end: TestEnd, context: &mut Context) -> Result<Exit, Failure> {
+    let exit = match (end.measured, end.failure) {
         (Some(result), None) => {
             let reached = result.thresholds.iter().all(|threshold| threshold.passed);
             context.output.result(&result)?;
@@ -283,7 +278,7 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
             ));
         }
     };
-    if let Some(mut unsaved) = run.unsaved {
+    if let Some(mut unsaved) = end.unsaved {
         unsaved.what = "the result is not saved".to_owned();
         context.output.beside(&unsaved);
         // What was printed holds; but whoever relies on the history must hear of it.
@@ -292,9 +287,11 @@ fn conclude(run: runner::Run, context: &mut Context) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-async fn job(args: &Args, provider: &dyn Provider, context: &Context) -> Result<TestJob, Failure> {
-    let key = Arc::new(context.identity()?);
+/// The request that flags and settings make.
+fn request(args: &Args, context: &Context) -> Result<TestRequest, Failure> {
     let settings = &context.settings;
+    let wanted = settings.provider.as_deref().unwrap_or("reflector");
+    let provider = providers::find(wanted).ok_or_else(|| Failure::no_such("provider", wanted))?;
     let transport = if args.udp { Transport::Udp } else { Transport::Tcp };
     let meant = provider.engine(transport);
     let id = match (&args.engine, &settings.engine) {
@@ -307,11 +304,8 @@ async fn job(args: &Args, provider: &dyn Provider, context: &Context) -> Result<
         (_, Some(named)) if !args.udp => named.as_str(),
         _ => meant,
     };
-    let engine = paramedic_engines::find(id).ok_or_else(|| no_such("engine", id))?;
-    let history = context.history().await?;
-    let known = history.reflectors().await?;
-    history.close().await;
-    let engine_id = EngineId::try_from(id).map_err(|error| no_such("engine", &error.to_string()))?;
+    let engine = paramedic_engines::find(id).ok_or_else(|| Failure::no_such("engine", id))?;
+    let engine_id = EngineId::try_from(id).map_err(|error| Failure::no_such("engine", &error.to_string()))?;
     let phases = args.phases(provider, engine, settings.duration);
     let spec = TestSpec {
         congestion_control: args.congestion.clone(),
@@ -327,7 +321,7 @@ async fn job(args: &Args, provider: &dyn Provider, context: &Context) -> Result<
         probe_interval_us: u32::try_from(args.probe_interval.as_micros()).unwrap_or(u32::MAX),
         ..TestSpec::new(engine_id, DataMode::Tunneled, phases, settings.streams)
     };
-    let request = TestRequest {
+    Ok(TestRequest {
         provider: provider.id().to_owned(),
         peer: settings.peer.clone(),
         spec,
@@ -353,29 +347,7 @@ async fn job(args: &Args, provider: &dyn Provider, context: &Context) -> Result<
             max_loaded_latency_ms: args.max_loaded_latency,
             max_loss: args.max_loss,
         },
-    };
-    let mut job =
-        TestJob { request, key, known, login: login(args)?, scratch: TestLock::scratch(context.state_dir()?) };
-    let bad = job.request.spec.check().err().map(|bad| bad.to_string());
-    let bad = bad.or_else(|| provider.unsupported(&job).or_else(|| job.request.unsupported(engine)).map(str::to_owned));
-    if let Some(bad) = bad {
-        let try_ = "`packetparamedic speed-test --help` says what can be asked";
-        return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", bad, try_));
-    }
-    job.request.route.origin.check().map_err(|error| {
-        let try_ = "`ip address` lists what this device has";
-        Failure::new(Exit::Usage, "bad_request", "cannot send from there", error.to_string(), try_)
-    })?;
-    // Before anybody else's time is taken.
-    let fit = tokio::task::spawn_blocking(move || engine.has_drive()).await;
-    match fit {
-        Ok(Err(lacking)) => Err(Failure::lacking(id, &lacking)),
-        Ok(Ok(paddings)) => {
-            job.request.spec.login_paddings = paddings;
-            Ok(job)
-        }
-        Err(_) => Ok(job),
-    }
+    })
 }
 
 /// The login at an iperf3 server, where one was given.
@@ -423,14 +395,4 @@ fn first_line(source: impl Read) -> std::io::Result<Zeroizing<String>> {
     let mut line = Zeroizing::new(String::new());
     BufReader::new(source.take(LONGEST_PASSWORD)).read_line(&mut line)?;
     Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
-}
-
-fn no_such(what: &str, wanted: &str) -> Failure {
-    Failure::new(
-        Exit::Usage,
-        "bad_usage",
-        format!("there is no {what} {wanted}"),
-        "the configuration or the command line names one that this version does not have",
-        "`packetparamedic speed-test --help` lists them",
-    )
 }

@@ -18,8 +18,8 @@ use crate::failure::{Exit, Failure};
 use crate::history::Reflector;
 use crate::reflector_client::{NoLink, ReflectorClient};
 use crate::request::Transport;
-use crate::runner::TestLock;
 use crate::targets::Target;
+use crate::test_lock::TestLock;
 use crate::waiting::QueueWait;
 use session::Session;
 

@@ -1,51 +1,16 @@
-//! One heavy test at a time: asks a provider, judges what was asked of the result, records it. Prints nothing.
+//! The lock of this device: one heavy test at a time, across processes.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use paramedic_report::document::ResultDocument;
-
 use crate::failure::{Exit, Failure};
-use crate::history::History;
-use crate::providers::{Observer, Provider, TestJob};
 
 /// The file in the state folder that is locked while a test runs.
 pub const LOCK_FILE: &str = "test.lock";
 /// The folder in the state folder in which a test's programs work.
 pub const SCRATCH: &str = "scratch";
-
-/// How a run ended.
-pub struct Run {
-    /// What was measured, judged; also where it failed half way.
-    pub measured: Option<ResultDocument>,
-    /// Why the test is not complete.
-    pub failure: Option<Failure>,
-    /// Why what was measured could not be saved.
-    pub unsaved: Option<Failure>,
-}
-
-/// Runs one test, and saves what was measured.
-pub async fn run(
-    provider: &dyn Provider,
-    job: &TestJob,
-    lock: &mut TestLock,
-    history: &History,
-    observer: &mut Observer,
-) -> Run {
-    let outcome = provider.run(job, lock, observer).await;
-    let mut unsaved = None;
-    let measured = match outcome.measured {
-        Some(mut result) => {
-            result.thresholds = job.request.thresholds.judge(&result);
-            unsaved = history.save_run(&result).await.err().map(Failure::from);
-            Some(result)
-        }
-        None => None,
-    };
-    Run { measured, failure: outcome.failure, unsaved }
-}
 
 /// The lock of this state folder's appliance, held while a test runs: two at once would measure each other. The kernel
 /// releases it when the process ends.
@@ -114,17 +79,6 @@ fn unusable(state_dir: &Path, error: &io::Error) -> Failure {
         "cannot use the state folder",
         error.to_string(),
         format!("may this user write to {}? Another folder can be named with --state-dir", state_dir.display()),
-    )
-}
-
-/// Another test of this appliance runs, and the person would not wait.
-pub fn busy_here() -> Failure {
-    Failure::new(
-        Exit::Busy,
-        "busy_here",
-        "a test is running on this device already",
-        "two at once would measure each other",
-        "wait for it: leave --no-wait out, or a longer --wait",
     )
 }
 

@@ -1,0 +1,245 @@
+//! The application: one appliance with its identity, its reflectors and its results, and the tests that it runs. The
+//! command line is a client of it. It decides nothing about output, and never prints.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use paramedic_link::SecretKey;
+use paramedic_report::document::{Event, ResultDocument};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::failure::{Exit, Failure};
+use crate::history::History;
+use crate::providers::{self, Login, Observer, Provider, TestJob};
+use crate::request::TestRequest;
+use crate::test_lock::TestLock;
+
+/// One appliance.
+#[derive(Clone)]
+pub struct Appliance {
+    state_dir: PathBuf,
+    key: Arc<SecretKey>,
+    history: History,
+}
+
+/// An event of a running test.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TestEvent {
+    /// Another test runs on this device; this one waits for it.
+    WaitingForDevice,
+    /// What the test reports while it runs; never the result or the error at its end.
+    Test(Event),
+}
+
+/// How a test ended.
+pub struct TestEnd {
+    /// What was measured, judged; also where it failed half way.
+    pub measured: Option<ResultDocument>,
+    /// Why the test is not complete.
+    pub failure: Option<Failure>,
+    /// Why what was measured could not be saved.
+    pub unsaved: Option<Failure>,
+}
+
+/// A test that runs. It runs on when this is dropped.
+pub struct RunningTest {
+    events: mpsc::UnboundedReceiver<TestEvent>,
+    cancel: watch::Sender<bool>,
+    end: JoinHandle<Result<Option<TestEnd>, Failure>>,
+}
+
+impl RunningTest {
+    /// The next event, as it happens; `None` when the test is over. Safe to drop and to call again.
+    pub async fn next_event(&mut self) -> Option<TestEvent> {
+        self.events.recv().await
+    }
+
+    /// Asks the test to end, and to keep what was measured so far.
+    pub fn cancel(&self) {
+        self.cancel.send_replace(true);
+    }
+
+    /// How the test ended; `None` where it was cancelled before it began, an error where it could not begin.
+    pub async fn end(self) -> Result<Option<TestEnd>, Failure> {
+        let Self { cancel: _cancel, end, .. } = self;
+        end.await.unwrap_or_else(|error| Err(broken_off(&error)))
+    }
+}
+
+impl Appliance {
+    /// The appliance of a state folder, with its key and its open history.
+    pub fn new(state_dir: PathBuf, key: SecretKey, history: History) -> Self {
+        Self { state_dir, key: Arc::new(key), history }
+    }
+
+    /// Closes the history, once what it was told is on disk.
+    pub async fn close(self) {
+        self.history.close().await;
+    }
+
+    /// Checks a request and starts its test. One test runs at a time, across all processes of the state folder: where
+    /// another one runs, this one waits for it as long as the request says.
+    pub async fn run(&self, request: TestRequest, login: Option<Login>) -> Result<RunningTest, Failure> {
+        let (provider, job) = self.prepare(request, login).await?;
+        let (to_client, events) = mpsc::unbounded_channel();
+        let (cancel, cancelled) = watch::channel(false);
+        let end = tokio::spawn(self.clone().run_to_its_end(provider, job, to_client, cancelled));
+        Ok(RunningTest { events, cancel, end })
+    }
+
+    /// The provider of a request, and the request with what it needs beside it, once nothing speaks against it.
+    async fn prepare(
+        &self,
+        request: TestRequest,
+        login: Option<Login>,
+    ) -> Result<(&'static dyn Provider, TestJob), Failure> {
+        let provider =
+            providers::find(&request.provider).ok_or_else(|| Failure::no_such("provider", &request.provider))?;
+        let id = request.spec.engine.clone();
+        let engine = paramedic_engines::find(id.as_str()).ok_or_else(|| Failure::no_such("engine", id.as_str()))?;
+        let known = self.history.reflectors().await?;
+        let scratch = TestLock::scratch(&self.state_dir);
+        let mut job = TestJob { request, key: Arc::clone(&self.key), known, login, scratch };
+        let bad = job.request.spec.check().err().map(|bad| bad.to_string());
+        let unsupported = || provider.unsupported(&job).or_else(|| job.request.unsupported(engine));
+        if let Some(bad) = bad.or_else(|| unsupported().map(str::to_owned)) {
+            let try_ = "`packetparamedic speed-test --help` says what can be asked";
+            return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", bad, try_));
+        }
+        job.request.route.origin.check().map_err(|error| {
+            let try_ = "`ip address` lists what this device has";
+            Failure::new(Exit::Usage, "bad_request", "cannot send from there", error.to_string(), try_)
+        })?;
+        // Before the time of another host is taken.
+        match tokio::task::spawn_blocking(move || engine.has_drive()).await {
+            Ok(Err(lacking)) => return Err(Failure::lacking(id.as_str(), &lacking)),
+            Ok(Ok(paddings)) => job.request.spec.login_paddings = paddings,
+            Err(_) => {}
+        }
+        Ok((provider, job))
+    }
+
+    async fn run_to_its_end(
+        self,
+        provider: &'static dyn Provider,
+        mut job: TestJob,
+        events: mpsc::UnboundedSender<TestEvent>,
+        mut cancelled: watch::Receiver<bool>,
+    ) -> Result<Option<TestEnd>, Failure> {
+        let asked = Instant::now();
+        let mut lock = match TestLock::take(&self.state_dir)? {
+            Some(lock) => lock,
+            None if !job.request.wait => return Err(busy_here()),
+            None => {
+                // A client that has dropped its end wants no events.
+                let _ = events.send(TestEvent::WaitingForDevice);
+                tokio::select! {
+                    lock = TestLock::wait(&self.state_dir) => lock?,
+                    () = elapsed(job.request.wait_at_most) => return Err(busy_here()),
+                    _ = cancelled.wait_for(|wanted| *wanted) => return Ok(None),
+                }
+            }
+        };
+        let left = job.request.wait_at_most.map(|longest| longest.saturating_sub(asked.elapsed()));
+        job.request.wait_at_most = left;
+        let report = move |event| {
+            let _ = events.send(TestEvent::Test(event));
+        };
+        let mut observer = Observer { events: Box::new(report), interrupt: cancelled };
+        let outcome = provider.run(&job, &mut lock, &mut observer).await;
+        let mut unsaved = None;
+        let measured = match outcome.measured {
+            Some(mut result) => {
+                result.thresholds = job.request.thresholds.judge(&result);
+                unsaved = self.history.save_run(&result).await.err().map(Failure::from);
+                Some(result)
+            }
+            None => None,
+        };
+        Ok(Some(TestEnd { measured, failure: outcome.failure, unsaved }))
+    }
+}
+
+/// Ends after this time; never where there is no limit.
+async fn elapsed(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn busy_here() -> Failure {
+    Failure::new(
+        Exit::Busy,
+        "busy_here",
+        "a test is running on this device already",
+        "two at once would measure each other",
+        "wait for it: leave --no-wait out, or a longer --wait",
+    )
+}
+
+fn broken_off(error: &tokio::task::JoinError) -> Failure {
+    let try_ = "this is a fault of the program; please report it";
+    Failure::new(Exit::Failed, "internal", "the test broke off", error.to_string(), try_)
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+
+    use super::*;
+    use crate::request::Transport;
+
+    async fn appliance(folder: &std::path::Path) -> Appliance {
+        let history = History::open(folder).await.unwrap();
+        Appliance::new(folder.to_owned(), SecretKey::generate().unwrap(), history)
+    }
+
+    fn request(provider: &str) -> TestRequest {
+        let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 1000 }];
+        TestRequest {
+            provider: provider.to_owned(),
+            peer: None,
+            spec: TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, phases, 1),
+            data_mode: None,
+            omit: None,
+            transport: Transport::Tcp,
+            wait: true,
+            wait_at_most: None,
+            route: crate::reflector_client::Route::default(),
+            intervals: false,
+            raw: false,
+            thresholds: paramedic_report::thresholds::Thresholds::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_for_what_is_not_there_is_refused_before_it_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let appliance = appliance(folder.path()).await;
+        for (request, code) in [(request("nonesuch"), "bad_usage"), (request("iperf3"), "bad_request")] {
+            let refused = appliance.run(request, None).await.err().unwrap();
+            assert_eq!((refused.exit, refused.code), (Exit::Usage, code));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_test_waits_for_the_device_and_is_cancelled_by_its_handle() {
+        let folder = tempfile::tempdir().unwrap();
+        let appliance = appliance(folder.path()).await;
+        let held = TestLock::take(folder.path()).unwrap().unwrap();
+        let mut waiting = appliance.run(request("reflector"), None).await.unwrap();
+        assert_eq!(waiting.next_event().await, Some(TestEvent::WaitingForDevice));
+        waiting.cancel();
+        assert_eq!(waiting.next_event().await, None);
+        assert!(waiting.end().await.unwrap().is_none());
+        let refused = appliance.run(TestRequest { wait: false, ..request("reflector") }, None).await.unwrap();
+        assert_eq!(refused.end().await.err().unwrap().code, "busy_here");
+        // The wait that was cancelled may take the lock once more before it lets go.
+        drop(held);
+        let end = appliance.run(request("reflector"), None).await.unwrap().end().await.unwrap().unwrap();
+        assert_eq!(end.failure.unwrap().code, "not_paired");
+    }
+}
