@@ -1,6 +1,8 @@
 //! The appliance without its command line: the reflectors it knows, the providers of tests, one heavy test at a time, the
 //! results it keeps. Never prints.
 
+#![forbid(unsafe_code)]
+
 pub mod app;
 pub mod failure;
 pub mod history;

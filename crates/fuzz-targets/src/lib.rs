@@ -6,6 +6,8 @@
 //! this crate, so a build of the whole workspace would turn the feature on in both programs, and each crate would be
 //! compiled twice.
 
+#![forbid(unsafe_code)]
+
 mod audit;
 mod control;
 mod datagrams;

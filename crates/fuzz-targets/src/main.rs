@@ -1,5 +1,7 @@
 //! Names the targets, or writes their seeds and past crashes as files, for libFuzzer. What `script/fuzz` calls.
 
+#![forbid(unsafe_code)]
+
 use std::fs;
 use std::path::PathBuf;
 

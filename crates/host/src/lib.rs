@@ -1,6 +1,8 @@
 //! What both programs need and is neither a test nor a word of the protocol: the configuration, how a command fails,
 //! the log and the self-test. Never prints.
 
+#![forbid(unsafe_code)]
+
 pub mod config;
 pub mod failure;
 pub mod log;

@@ -56,15 +56,19 @@ where
     };
 }
 
-/// A single word has to be a level: alone, tracing takes any word for the name of a module, so a mistyped level would
-/// silence the log.
+/// A single word has to be a level or one of the two programs: alone, tracing takes any word for the name of a module, so
+/// a mistyped level would silence the log.
 fn directives(filter: &str) -> Option<EnvFilter> {
     let is_word = filter.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if filter.is_empty() || (is_word && filter.parse::<tracing_subscriber::filter::LevelFilter>().is_err()) {
+    let is_known = PROGRAMS.contains(&filter) || filter.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    if filter.is_empty() || (is_word && !is_known) {
         return None;
     }
     EnvFilter::try_new(filter).ok()
 }
+
+/// Crates whose name alone is a filter: all that they log.
+const PROGRAMS: [&str; 2] = ["reflector", "packetparamedic"];
 
 #[cfg(test)]
 mod tests {
@@ -72,7 +76,9 @@ mod tests {
 
     #[test]
     fn a_filter_is_a_level_or_a_list_of_directives() {
-        for filter in ["warn", "DEBUG", "off", "paramedic_engines=debug", "warn,paramedic_engines::tcp=trace"] {
+        for filter in
+            ["warn", "DEBUG", "off", "reflector", "paramedic_engines=debug", "warn,paramedic_engines::tcp=trace"]
+        {
             assert!(is_filter(filter), "{filter}");
         }
         for filter in ["", "loud", "verbose", "warn,paramedic_engines=loud", "=="] {

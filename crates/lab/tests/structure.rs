@@ -12,8 +12,20 @@ use serde_json::Value;
 /// only depend on crates further down in this list, so there can be no circle. A row may name a crate that does not exist
 /// yet.
 const CRATES: &[(&str, &[&str])] = &[
-    ("siege", &["lab", "reflector", "paramedic-host", "paramedic-report", "paramedic-engines", "paramedic-link"]),
+    (
+        "siege",
+        &[
+            "lab",
+            "fuzz-targets",
+            "reflector",
+            "paramedic-host",
+            "paramedic-report",
+            "paramedic-engines",
+            "paramedic-link",
+        ],
+    ),
     ("bench", &["lab", "emulator", "paramedic-report", "paramedic-iperf3", "paramedic-engines", "paramedic-link"]),
+    ("fuzz-targets", &["reflector", "paramedic-host", "paramedic-engines", "paramedic-link"]),
     ("lab", &["emulator", "paramedic-report", "paramedic-link"]),
     ("emulator", &[]),
     (
@@ -44,17 +56,19 @@ const CRATES: &[(&str, &[&str])] = &[
 const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
     (
         "engines",
-        &["echo", "echo::port", "echo::serve", "engine", "udp::packet"],
-        "the responder of `echo` also demultiplexes the datagrams of `udp`; goes with the split into `udp_port`",
+        &["tcp::receiver", "tcp::sender", "tcp::stream"],
+        "a stream calls the loop of its direction, which takes the stream apart",
     ),
-    ("engines", &["tcp::phase", "tcp::receiver", "tcp::sender"], "goes with the common phase runner"),
-    ("engines", &["udp::course", "udp::receiver", "udp::sender"], "goes with the common phase runner"),
-    ("engines", &["iperf3::cookie", "iperf3::stage"], "the hand-off owns the cookie check that calls back into it"),
-    ("packetparamedic", &["providers", "runner"], "the runner calls providers, which know its outcome type"),
     (
-        "packetparamedic",
-        &["providers::gathered::arrived", "providers::gathered::phase", "providers::gathered::rates"],
-        "goes with the crate `paramedic-report`",
+        "engines",
+        &["udp::receiver", "udp::sender", "udp::stream"],
+        "a stream calls the loop of its direction, which takes the stream apart",
+    ),
+    ("engines", &["iperf3::cookie", "iperf3::stage"], "the hand-off owns the cookie check that calls back into it"),
+    (
+        "report",
+        &["fold::arrived", "fold::phase", "fold::rates"],
+        "whether a direction moved anything is judged from its rates, which are of a phase",
     ),
     (
         "link",
@@ -134,6 +148,7 @@ type Module = Vec<String>;
 #[test]
 fn files_do_not_import_each_other_in_a_circle() {
     let mut unused = KNOWN_CIRCLES.to_vec();
+    let mut unknown = Vec::new();
     let mut edge_count = 0;
     for entry in fs::read_dir(root().join("crates")).unwrap() {
         let folder = entry.unwrap().path();
@@ -145,15 +160,14 @@ fn files_do_not_import_each_other_in_a_circle() {
             let is_in = |known: &(&str, &[&str], &str)| {
                 known.0 == name && circle.iter().all(|module| known.1.contains(&module.as_str()))
             };
-            assert!(
-                KNOWN_CIRCLES.iter().any(is_in),
-                "in crates/{name} these modules import each other in a circle: {}",
-                circle.join(", ")
-            );
+            if !KNOWN_CIRCLES.iter().any(is_in) {
+                unknown.push(format!("crates/{name}: {}", circle.join(", ")));
+            }
             unused.retain(|known| !is_in(known));
         }
     }
     assert!(edge_count > 100, "only {edge_count} imports found");
+    assert!(unknown.is_empty(), "these modules import each other in a circle: {unknown:#?}");
     assert!(unused.is_empty(), "these circles are gone, delete them from `KNOWN_CIRCLES`: {unused:?}");
 }
 

@@ -1,5 +1,7 @@
 //! What a result means. Pure: values in, values out; no sockets, no clock, no SQL, no exit codes.
 
+#![forbid(unsafe_code)]
+
 pub mod document;
 pub mod fold;
 pub mod lines;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::load;
-use super::output::print_line;
+use super::output::{broken, print_line};
 use crate::config::PlaceFlags;
 use crate::failure::{Exit, Failure};
 use crate::server::{AdminClient, AdminReply, AdminRequest};
@@ -51,16 +51,6 @@ fn not_running(path: &Path, error: &std::io::Error) -> Failure {
             "start it with `reflector serve`; if it runs with another --state-dir, give the same one here",
         ),
     }
-}
-
-pub(super) fn broken(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        "admin",
-        "the reflector did not answer",
-        error,
-        "see its log; `reflector health` shows whether it runs",
-    )
 }
 
 /// Asks for one thing; the answer is given to `print`, unless it is a refusal.

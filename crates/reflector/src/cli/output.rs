@@ -4,8 +4,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use super::asking::broken;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 pub(super) fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
     print_line(&serde_json::to_string_pretty(value).map_err(|error| broken(&error))?);
@@ -38,4 +37,15 @@ pub(super) fn note(line: &str) {
 /// The last guard: whatever a text is made of, it moves no cursor.
 pub(super) fn harmless(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
+}
+
+/// The failure of a command that got no answer it can print.
+pub(super) fn broken(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "admin",
+        "the reflector did not answer",
+        error,
+        "see its log; `reflector health` shows whether it runs",
+    )
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use paramedic_link::PeerText;
 use paramedic_report::quantity;
 
-use super::asking::{asking, broken, refused};
+use super::asking::{asking, refused};
+use super::output::broken;
 use super::output::{note, print_json_line, print_line};
 use crate::config::PlaceFlags;
 use crate::failure::{Exit, Failure};

@@ -19,10 +19,9 @@ use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::{DatagramTally, PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::stats;
-use zeroize::Zeroizing;
 
 fn keys() -> Arc<SessionKeys> {
-    Arc::new(SessionKeys::derive(SessionId::from_bytes([1; 16]), Zeroizing::new([1; 32])))
+    Arc::new(SessionKeys::derive(SessionId::from_bytes([1; 16]), [1; 32].into()))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
