@@ -237,7 +237,7 @@ fn the_log_is_on_stderr_as_text_or_json_and_leaves_the_result_alone() {
 
     let verbose = appliance.run(&[&test[..], &["-v"]].concat());
     assert_eq!(verbose.json()["complete"], true, "{verbose:?}");
-    for event in ["link open", "session granted", "phase begun"] {
+    for event in ["link open", "session granted", "phase begun", "streams started", "streams ended"] {
         assert!(verbose.stderr.contains(event), "{event} in {}", verbose.stderr);
     }
     assert!(!verbose.stderr.contains(" TRACE "), "{}", verbose.stderr);

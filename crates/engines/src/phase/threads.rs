@@ -141,6 +141,7 @@ pub(crate) fn run<S: Stream>(
         let (ended, is_aborted) = (AtomicUsize::new(0), AtomicBool::new(false));
         runs.push(DirectionRun { direction: *direction, is_sent, counters, watched, ended, is_aborted });
     }
+    tracing::debug!(load = ?phase.load, streams = streams.len(), "streams started");
     let reports = if context.has_failed() {
         runs.iter().map(|_| Vec::new()).collect()
     } else if runs.is_empty() {
@@ -158,6 +159,7 @@ pub(crate) fn run<S: Stream>(
     };
     let host = cpu.host();
     let cut_short = context.why_cut_short(Instant::now());
+    tracing::debug!(load = ?phase.load, cut_short, "streams ended");
     let mut tallies = runs.iter().zip(reports).map(|(run, reports)| tally_of::<S>(&context, run, reports, host));
     // The directions of the load stand in the order in which they are tallied.
     tally(phase.load, cut_short.as_deref(), |_| tallies.next().unwrap_or_default())
