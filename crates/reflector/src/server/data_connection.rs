@@ -15,7 +15,8 @@ use crate::event::RefusalReason;
 
 /// Runs until the connection is handed over or refused.
 pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
-    let HandshakenConnection { mut stream, from, peer, slot, deadline, .. } = connection;
+    // The slot before the stream: it is dropped after the stream, so it counts until the socket is closed.
+    let HandshakenConnection { slot, from, peer, deadline, mut stream, .. } = connection;
     let mut bytes = [0; Preamble::LEN];
     let read = slot.while_held(tokio::time::timeout_at(deadline, stream.read_exact(&mut bytes))).await;
     let refuse = |reason| server.refuse(from, reason, Some(peer.id()));

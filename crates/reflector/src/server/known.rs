@@ -50,6 +50,8 @@ impl Server {
             // A prefix that is not in the database is unknown after the next start, until the next link from there.
             tracing::warn!(%error, "known prefixes can't be written");
             lock(&self.known_prefixes).not_written(&unwritten);
+            // The next write is tried after the interval, not only when another prefix is noted.
+            self.prefix_noted.notify_one();
         }
     }
 }
