@@ -31,7 +31,7 @@ const WIDEST_BITS: u8 = 48;
 /// its handshake is not interrupted.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 /// The part of all places that is kept for connections that made way and are not closed yet.
-const LEAVING_PART: usize = 8;
+const LEAVING_PART: usize = 9;
 /// Networks whose new connections are counted; beyond that many in one second, further networks are not counted.
 const COUNTED_NETWORKS: usize = 65_536;
 
@@ -153,7 +153,7 @@ impl ConnectionLimiter {
     /// With no connection yet. `descriptors` is how many all places together may take; `known` are the prefixes from
     /// which peers authenticated.
     pub fn new(descriptors: usize, known: BTreeSet<Prefix>) -> Self {
-        let leaving_places = (descriptors / LEAVING_PART).max(1);
+        let leaving_places = (descriptors / LEAVING_PART).max(2);
         let share = (descriptors.saturating_sub(leaving_places) / 2).max(1);
         Self {
             unknown_places: UNKNOWN_PLACES.min(share),
@@ -533,6 +533,14 @@ mod tests {
         enter(&mut limiter, v4(1), START);
         limiter.session_closed(v4(1), 16);
         assert!(matches!(limiter.admit(v4(1), START), Admission::Enter { makes_way: Some(_), .. }));
+    }
+
+    #[test]
+    fn without_a_limit_of_descriptors_every_place_is_given() {
+        let limiter =
+            ConnectionLimiter::new(crate::descriptors::Descriptors::divide(None).unauthenticated, BTreeSet::new());
+        let places = (limiter.unknown_places, limiter.known_places, limiter.leaving_places);
+        assert_eq!(places, (UNKNOWN_PLACES, KNOWN_PLACES, 64));
     }
 
     #[test]

@@ -9,7 +9,7 @@ const KEPT: usize = 64;
 /// The most links that may be open at once, of all devices together.
 const LINKS: usize = 4096;
 /// The most connections that are on their way in at once.
-const UNAUTHENTICATED: usize = 512;
+const UNAUTHENTICATED: usize = 576;
 /// What a stream takes: its socket, a copy by which the session's end closes it, and in a download a pipe and its event.
 fn of_stream(direction: Direction) -> usize {
     match direction {
