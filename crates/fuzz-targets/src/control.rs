@@ -1,9 +1,11 @@
-//! What the operator says to a reflector: its configuration file, and the lines of its admin socket.
+//! What an operator gives the programs: their configuration files, and the lines of the reflector's admin socket.
 
 use std::ffi::OsString;
+use std::fmt::Debug;
 use std::path::Path;
 
-use paramedic_host::config::{ConfigError, FlagValues, Loaded, load as load_layers};
+use packetparamedic::config::Settings;
+use paramedic_host::config::{ConfigError, Configuration, FlagValues, Loaded, load as load_layers};
 use reflector::config::Config;
 use reflector::server::{read_request, write_request};
 
@@ -26,26 +28,43 @@ pub fn admin_line(input: &[u8]) {
 
 /// A configuration file of the reflector.
 pub fn config(input: &[u8]) {
-    scratch::in_folder(|folder| match load(folder, input) {
+    if let Some(config) = play_configuration::<Config>(input) {
+        assert!(!config.listen.is_empty() && !config.name.is_empty());
+        assert!(config.state_dir.is_absolute() && config.runtime_dir.is_absolute());
+    }
+}
+
+/// A configuration file of the appliance.
+pub fn appliance_config(input: &[u8]) {
+    if let Some(settings) = play_configuration::<Settings>(input) {
+        assert!(!settings.name.is_empty() && settings.state_dir.is_absolute());
+        assert!(!settings.duration.is_zero() && settings.streams > 0);
+    }
+}
+
+/// Loads a configuration file, and loads what `config show` prints of it; returns the configuration if it is valid.
+fn play_configuration<C: Configuration + PartialEq + Debug>(input: &[u8]) -> Option<C> {
+    scratch::in_folder(|folder| match load::<C>(folder, input) {
         Ok(loaded) => {
             let shown = loaded.show(false);
-            let again = load(folder, shown.as_bytes());
+            let again = load::<C>(folder, shown.as_bytes());
             let again = again.unwrap_or_else(|why| panic!("{why}: what `config show` printed is refused:\n{shown}"));
             assert_eq!(again.config, loaded.config, "{shown}");
             assert_eq!(loaded.show(true).lines().count(), shown.lines().count());
-            assert!(!loaded.config.listen.is_empty() && !loaded.config.name.is_empty());
-            assert!(loaded.config.state_dir.is_absolute() && loaded.config.runtime_dir.is_absolute());
-            let file = folder.join(FILE);
-            assert!(loaded.files.contains(&file));
+            assert!(loaded.files.contains(&folder.join(FILE)));
+            Some(loaded.config)
         }
-        Err(why) => assert!(why.to_string().len() <= 2000 + 8 * input.len(), "{why}"),
-    });
+        Err(why) => {
+            assert!(why.to_string().len() <= 2000 + 8 * input.len(), "{why}");
+            None
+        }
+    })
 }
 
-const FILE: &str = "reflector.toml";
+const FILE: &str = "given.toml";
 
 /// Loads this text as the file of `--config`, with nothing in the environment.
-fn load(folder: &Path, text: &[u8]) -> Result<Loaded<Config>, ConfigError> {
+fn load<C: Configuration>(folder: &Path, text: &[u8]) -> Result<Loaded<C>, ConfigError> {
     scratch::write(&folder.join(FILE), text);
     let mut flags = FlagValues::default();
     flags.config = Some(folder.join(FILE));

@@ -20,7 +20,7 @@ mod sessions;
 mod texts;
 
 pub use audit::{audit_line, audit_verify};
-pub use control::{admin_line, config};
+pub use control::{admin_line, appliance_config, config};
 pub use datagrams::{echo_datagram, udp_datagram};
 pub use framing::{frame, message, preamble};
 pub use iperf3::iperf3_output;
@@ -51,7 +51,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "audit_line", run: audit_line, recorded: seeds::audit_logs },
     Target { name: "audit_verify", run: audit_verify, recorded: seeds::none },
     Target { name: "admin_line", run: admin_line, recorded: seeds::none },
-    Target { name: "config", run: config, recorded: seeds::configurations },
+    Target { name: "config", run: config, recorded: seeds::configurations::<reflector::config::Config> },
+    Target {
+        name: "appliance_config",
+        run: appliance_config,
+        recorded: seeds::configurations::<packetparamedic::config::Settings>,
+    },
     Target { name: "iperf3_output", run: iperf3_output, recorded: seeds::iperf3_outputs },
     Target { name: "echo_datagram", run: echo_datagram, recorded: seeds::datagrams },
     Target { name: "udp_datagram", run: udp_datagram, recorded: seeds::datagrams },

@@ -123,8 +123,8 @@ pub(crate) fn audit_logs() -> Vec<Seed> {
 }
 
 /// The template, as it is printed and with every setting in force.
-pub(crate) fn configurations() -> Vec<Seed> {
-    let template = paramedic_host::config::template::<reflector::config::Config>();
+pub(crate) fn configurations<C: paramedic_host::config::Configuration>() -> Vec<Seed> {
+    let template = paramedic_host::config::template::<C>();
     // A setting is commented out by a `#` without a blank behind it.
     let set = template.lines().map(|line| match line.strip_prefix('#') {
         Some(setting) if !setting.starts_with(' ') => setting,
