@@ -98,7 +98,8 @@ impl Appliance {
         let provider =
             providers::find(&request.provider).ok_or_else(|| Failure::no_such("provider", &request.provider))?;
         let id = request.spec.engine.clone();
-        let engine = paramedic_engines::find(id.as_str()).ok_or_else(|| Failure::no_such("engine", id.as_str()))?;
+        let engine =
+            paramedic_host::engines::find(id.as_str()).ok_or_else(|| Failure::no_such("engine", id.as_str()))?;
         let known = self.history.reflectors().await?;
         let scratch = TestLock::scratch(&self.state_dir);
         let mut job = TestJob { request, key: Arc::clone(&self.key), known, login, scratch };

@@ -6,6 +6,7 @@
 use std::error::Error;
 
 use paramedic_engines::loopback;
+use paramedic_engines::tcp::Tcp;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
 
@@ -21,8 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let phases = vec![PhaseSpec { load, duration_ms: (arg(3, "5").parse::<f64>()? * 1000.0) as u32 }];
     let spec = TestSpec::new(EngineId::try_from("tcp")?, data_mode, phases, arg(2, "1").parse()?);
     let spec = TestSpec { congestion_control: args.get(4).cloned(), ..spec };
-    let engine = paramedic_engines::find("tcp").ok_or("no such engine")?;
-    let both = loopback::run(engine, &spec, std::env::temp_dir())?;
+    let both = loopback::run(&Tcp, &spec, std::env::temp_dir())?;
     for direction in load.directions() {
         let (sender, receiver) = both.sender_and_receiver(*direction);
         print_line(*direction, sender, receiver);

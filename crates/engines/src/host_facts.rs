@@ -70,7 +70,7 @@ impl CpuClock {
 
 /// Seconds of processor time that a process and all its threads have used: user, system. To the clock tick, mostly
 /// 10 ms. Also of one that has ended and is not yet waited for.
-pub(crate) fn cpu_of(process: rustix::process::Pid) -> Option<(f64, f64)> {
+pub fn cpu_of(process: rustix::process::Pid) -> Option<(f64, f64)> {
     let ticks = parse_process_ticks(&text(format!("/proc/{}/stat", process.as_raw_nonzero()))?)?;
     let a_second = rustix::param::clock_ticks_per_second() as f64;
     Some((ticks.0 as f64 / a_second, ticks.1 as f64 / a_second))

@@ -32,7 +32,7 @@ pub struct SocketOptions {
 
 impl SocketOptions {
     /// What a test asks for its streams.
-    pub(crate) fn of(spec: &TestSpec) -> Self {
+    pub fn of(spec: &TestSpec) -> Self {
         Self {
             congestion_control: spec.congestion_control.clone(),
             window_bytes: spec.window_bytes,
@@ -75,13 +75,13 @@ impl SocketOptions {
 
 /// Payload bytes of a connection so far, as the kernel counts them: what the other end has acknowledged, and what
 /// arrived. A kernel before 4.1 does not tell.
-pub(crate) fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
+pub fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
     let info = sys::tcp_info(socket).ok()?;
     Some((info.bytes_acked?, info.bytes_received?))
 }
 
 /// Whether the other end has hung up, in order or not.
-pub(crate) fn is_hung_up(socket: &TcpStream) -> bool {
+pub fn is_hung_up(socket: &TcpStream) -> bool {
     const STATES: [Option<u8>; 2] = [Some(sys::TcpInfo::CLOSE_WAIT), Some(sys::TcpInfo::CLOSE)];
     sys::tcp_info(socket).is_ok_and(|info| STATES.contains(&info.state))
 }
@@ -127,7 +127,7 @@ struct RefusedCongestionControl {
 }
 
 /// The congestion control that `socket` really uses.
-pub(crate) fn congestion_control(socket: &TcpStream) -> Option<String> {
+pub fn congestion_control(socket: &TcpStream) -> Option<String> {
     sockopt::tcp_congestion(socket).ok()
 }
 
@@ -152,7 +152,7 @@ pub(crate) fn abort(socket: &TcpStream) {
 }
 
 /// What the kernel tells of a stream that carried `bytes` of payload, and the size of the segments it sends.
-pub(crate) fn stream_info(socket: &TcpStream, bytes: u64) -> (StreamInfo, Option<u32>) {
+pub fn stream_info(socket: &TcpStream, bytes: u64) -> (StreamInfo, Option<u32>) {
     let info = sys::tcp_info(socket).unwrap_or_default();
     let stream =
         StreamInfo { bytes, rtt_us: info.rtt_us, min_rtt_us: info.min_rtt_us, retransmits: info.total_retrans };

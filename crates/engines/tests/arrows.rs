@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-const ENGINES: [&str; 4] = ["tcp", "udp", "iperf3", "echo"];
+const ENGINES: [&str; 3] = ["tcp", "udp", "echo"];
 const BELOW: [&str; 5] = ["phase", "udp_port", "sys", "clock.rs", "socket.rs"];
 
 fn sources(at: &Path) -> Vec<PathBuf> {

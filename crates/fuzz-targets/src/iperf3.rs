@@ -1,6 +1,6 @@
 //! What an iperf3 client prints.
 
-use paramedic_engines::iperf3::output::{Complaint, Live, MAX_READINGS, Report, parse, version_of};
+use paramedic_iperf3::output::{Complaint, Live, MAX_READINGS, Report, parse, version_of};
 
 /// The output as a whole, and line by line.
 pub fn iperf3_output(input: &[u8]) {

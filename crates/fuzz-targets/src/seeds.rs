@@ -136,7 +136,7 @@ pub(crate) fn configurations<C: paramedic_host::config::Configuration>() -> Vec<
 
 /// What real clients printed.
 pub(crate) fn iperf3_outputs() -> Vec<Seed> {
-    let mut seeds = files(&repository("crates/engines/fixtures/iperf3"));
+    let mut seeds = files(&repository("crates/iperf3/fixtures"));
     seeds.retain(|seed| seed.name.ends_with(".json") || seed.name.ends_with(".jsonl"));
     seeds
 }

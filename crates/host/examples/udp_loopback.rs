@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         block_bytes: Some(arg(4, "1400").parse()?),
         ..TestSpec::new(EngineId::try_from("udp")?, DataMode::Tunneled, phases, arg(1, "1").parse()?)
     };
-    let engine = paramedic_engines::find("udp").ok_or("no such engine")?;
+    let engine = paramedic_host::engines::find("udp").ok_or("no such engine")?;
     let port = UdpPort::spawn(UdpSocket::bind("127.0.0.1:0")?)?;
     let at = port.local_addr();
     let tether = Tether::free();

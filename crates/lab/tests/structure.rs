@@ -25,7 +25,7 @@ const CRATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("bench", &["lab", "emulator", "paramedic-report", "paramedic-iperf3", "paramedic-engines", "paramedic-link"]),
-    ("fuzz-targets", &["reflector", "paramedic-host", "paramedic-engines", "paramedic-link"]),
+    ("fuzz-targets", &["reflector", "paramedic-host", "paramedic-iperf3", "paramedic-engines", "paramedic-link"]),
     ("lab", &["emulator", "paramedic-report", "paramedic-link"]),
     ("emulator", &[]),
     (
@@ -44,7 +44,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "paramedic-appliance",
         &["paramedic-host", "paramedic-iperf3", "paramedic-report", "paramedic-engines", "paramedic-link"],
     ),
-    ("paramedic-host", &["paramedic-report", "paramedic-engines", "paramedic-link"]),
+    ("paramedic-host", &["paramedic-iperf3", "paramedic-report", "paramedic-engines", "paramedic-link"]),
     ("paramedic-iperf3", &["paramedic-engines", "paramedic-link"]),
     ("paramedic-engines", &["paramedic-link"]),
     ("paramedic-report", &["paramedic-link"]),
@@ -64,7 +64,7 @@ const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
         &["udp::receiver", "udp::sender", "udp::stream"],
         "a stream calls the loop of its direction, which takes the stream apart",
     ),
-    ("engines", &["iperf3::cookie", "iperf3::stage"], "the hand-off owns the cookie check that calls back into it"),
+    ("iperf3", &["cookie", "stage"], "the hand-off owns the cookie check that calls back into it"),
     (
         "report",
         &["fold::arrived", "fold::phase", "fold::rates"],

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use paramedic_engines::engine::first_refusal;
-use paramedic_engines::iperf3::output::{Complaint, Count as Counted, Reading, Report, Totals};
-use paramedic_engines::iperf3::{self, Client, ClientOrder, Credentials, End, Program, progress, tally};
 use paramedic_engines::tether::Tether;
+use paramedic_iperf3::output::{Complaint, Count as Counted, Reading, Report, Totals};
+use paramedic_iperf3::{self as iperf3, Client, ClientOrder, Credentials, End, Program, progress, tally};
 use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};

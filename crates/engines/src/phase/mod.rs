@@ -19,16 +19,18 @@ use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use crate::engine::{Progress, Report};
 use crate::tether::Tether;
 
-pub(crate) use registry::{StreamRegistry, Unplaced, direction_of, streams_of};
+pub use registry::streams_of;
+pub use watch::{Look, Moving, watch};
+
+pub(crate) use registry::{StreamRegistry, Unplaced, direction_of};
 pub(crate) use sampler::SAMPLE_INTERVAL;
 pub(crate) use threads::{Ended, Stream, StreamReport, StreamRun, run};
-pub(crate) use watch::{Look, Moving, watch};
 
 /// How long after a phase's time a receiver still takes what is on the way.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the streams of a phase may take to connect.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An end of a stream that comes this much before its time is a failure of the other end, not the end of the phase.
 /// Both ends begin a phase within less of each other, even if the message that starts it was retransmitted once or
@@ -37,20 +39,22 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
 /// Why a phase was cut short when its session ended.
-pub(crate) const SESSION_OVER: &str = "the session ended before the phase did";
+pub const SESSION_OVER: &str = "the session ended before the phase did";
 
 /// Why a phase that the spec does not have is not run.
-pub(crate) const NO_SUCH_PHASE: &str = "the test has no such phase";
+pub const NO_SUCH_PHASE: &str = "the test has no such phase";
 
 /// A running phase at one end: what its threads and its watcher share.
-pub(crate) struct PhaseContext<'a> {
+pub struct PhaseContext<'a> {
     /// What was asked of the streams.
     pub(crate) ask: &'a TestSpec,
-    pub(crate) load: Load,
+    /// Which directions the phase loads.
+    pub load: Load,
     /// The direction that this end sends.
-    pub(crate) sent: Direction,
+    pub sent: Direction,
     pub(crate) tether: &'a Tether,
-    pub(crate) begin: Instant,
+    /// When the phase began.
+    pub begin: Instant,
     /// When senders stop.
     pub(crate) until: Instant,
     has_failed: AtomicBool,
@@ -60,13 +64,7 @@ pub(crate) struct PhaseContext<'a> {
 
 impl<'a> PhaseContext<'a> {
     /// `phase` of the test `ask`, which began at `begin`.
-    pub(crate) fn new(
-        ask: &'a TestSpec,
-        phase: &PhaseSpec,
-        sent: Direction,
-        tether: &'a Tether,
-        begin: Instant,
-    ) -> Self {
+    pub fn new(ask: &'a TestSpec, phase: &PhaseSpec, sent: Direction, tether: &'a Tether, begin: Instant) -> Self {
         Self {
             ask,
             load: phase.load,
@@ -90,7 +88,7 @@ impl<'a> PhaseContext<'a> {
     }
 
     /// The failure that an orderly end of a stream is at `now`, if it came long before its time.
-    pub(crate) fn ended_early(&self, now: Instant) -> Option<io::Error> {
+    pub fn ended_early(&self, now: Instant) -> Option<io::Error> {
         (now + EARLY_END < self.until)
             .then(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending"))
     }
@@ -111,7 +109,7 @@ impl<'a> PhaseContext<'a> {
     }
 
     /// Why the phase, which ends at `now`, was cut short, if it was.
-    pub(crate) fn why_cut_short(&self, now: Instant) -> Option<String> {
+    pub fn why_cut_short(&self, now: Instant) -> Option<String> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         why_cut_short(failure, self.tether.is_cut(), now, self.until)
     }
@@ -125,11 +123,7 @@ fn why_cut_short(failure: Option<String>, is_cancelled: bool, now: Instant, unti
 }
 
 /// A tally with one entry for each direction that `load` has.
-pub(crate) fn tally(
-    load: Load,
-    cut_short: Option<&str>,
-    mut of: impl FnMut(Direction) -> DirectionTally,
-) -> PhaseTally {
+pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) -> DirectionTally) -> PhaseTally {
     let mut moved = |direction| load.moves(direction).then(|| of(direction));
     PhaseTally {
         download: moved(Direction::Download),
@@ -139,13 +133,13 @@ pub(crate) fn tally(
 }
 
 /// The tally of a phase that moved nothing, and why.
-pub(crate) fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
+pub fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
     let why = if tether.is_cut() { SESSION_OVER } else { why };
     tally(phase.map_or(Load::Idle, |phase| phase.load), Some(why), |_| DirectionTally::default())
 }
 
 /// Runs a phase without load: its time passes. Without a phase no time passes, and the tally says why.
-pub(crate) fn run_idle(phase: Option<&PhaseSpec>, tether: &Tether, report: Report<'_>) -> PhaseTally {
+pub fn run_idle(phase: Option<&PhaseSpec>, tether: &Tether, report: Report<'_>) -> PhaseTally {
     let Some(phase) = phase else { return nothing_moved(None, tether, NO_SUCH_PHASE) };
     report(Progress::Started);
     let until = Instant::now() + phase.duration();
@@ -156,7 +150,7 @@ pub(crate) fn run_idle(phase: Option<&PhaseSpec>, tether: &Tether, report: Repor
 }
 
 /// Whole microseconds of `time`.
-pub(crate) fn micros(time: Duration) -> u64 {
+pub fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 

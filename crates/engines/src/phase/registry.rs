@@ -10,7 +10,7 @@ use super::CONNECT_TIMEOUT;
 use crate::tether::Tether;
 
 /// How many streams `phase` has, both directions together.
-pub(crate) fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
+pub fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
     phase.load.directions().iter().map(|_| spec.streams.min(TestSpec::MAX_STREAMS)).sum()
 }
 

@@ -10,7 +10,7 @@ use super::{DRAIN_TIMEOUT, PhaseContext};
 use crate::engine::{Progress, Report};
 
 /// What moves the bytes of a phase, as its watcher sees it.
-pub(crate) trait Moving {
+pub trait Moving {
     /// Whether all of it has ended. Whatever changes this wakes the tether.
     fn is_done(&self) -> bool;
 
@@ -31,17 +31,17 @@ pub(crate) trait Moving {
 
 /// One direction at one look.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Look {
+pub struct Look {
     /// Payload bytes so far, all streams together.
-    pub(crate) total: u64,
+    pub total: u64,
     /// Whether none of its streams has ended.
-    pub(crate) is_whole: bool,
+    pub is_whole: bool,
     /// Whether the other end was heard since the last look. What arrives is heard by itself.
-    pub(crate) is_heard: bool,
+    pub is_heard: bool,
 }
 
 /// Watches a phase until everything has ended, one stream has failed, or the session is over; then ends what has not.
-pub(crate) fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Report<'_>) {
+pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Report<'_>) {
     let mut sampler = Sampler::new(context.begin, context.until);
     let mut arrived = 0;
     loop {

@@ -21,23 +21,23 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use super::seccomp::{Filter, Supervisor};
 
 /// What a child may do.
-pub(crate) struct Confinement {
+pub struct Confinement {
     /// The files that it sees.
-    pub(crate) files: RulesetCreated,
+    pub files: RulesetCreated,
     /// The system calls that it has.
-    pub(crate) calls: Filter,
+    pub calls: Filter,
     /// Descriptors that it may have at once.
-    pub(crate) descriptors: u64,
+    pub descriptors: u64,
     /// The largest file that it can make, in bytes.
-    pub(crate) file_bytes: u64,
+    pub file_bytes: u64,
     /// The memory of its own that it can have, in bytes.
-    pub(crate) data_bytes: u64,
+    pub data_bytes: u64,
 }
 
 /// Why a child could not be confined.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {source}")]
-pub(crate) struct NotConfined {
+pub struct NotConfined {
     step: &'static str,
     source: io::Error,
 }
@@ -67,7 +67,7 @@ pub(crate) fn await_started() {
 
 /// Starts a child in a process group of its own. The kernel kills it when the calling thread ends, whatever ends it: so
 /// that thread has to live as long as the child.
-pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
+pub fn spawn(mut command: Command) -> io::Result<Child> {
     let parent = rustix::process::getpid();
     let tie = move || {
         tie_to(parent)?;
@@ -83,7 +83,7 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
 }
 
 /// The same, confined. The child's questions come to the supervisor.
-pub(crate) fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
+pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let parent = rustix::process::getpid();
     let Confinement { files, mut calls, descriptors, file_bytes, data_bytes } = confinement;

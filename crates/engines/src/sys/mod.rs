@@ -6,8 +6,8 @@
     reason = "system calls without a safe wrapper in any crate that we use; each block has its SAFETY line"
 )]
 
-pub(crate) mod child;
-pub(crate) mod seccomp;
+pub mod child;
+pub mod seccomp;
 pub(crate) mod splice;
 
 use std::io;
@@ -69,7 +69,7 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
 }
 
 /// Lets polls call `socket` readable from `bytes` on, or when nothing more can come (socket(7), `SO_RCVLOWAT`).
-pub(crate) fn readable_from(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+pub fn readable_from(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     set(socket, libc::SO_RCVLOWAT, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX))
 }
 

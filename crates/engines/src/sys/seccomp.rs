@@ -18,7 +18,7 @@ const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
 
 /// What becomes of a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// The kernel does it.
     Allow,
     /// Nothing is done, and the child is told that it was.
@@ -31,7 +31,7 @@ pub(crate) enum Verdict {
 
 /// Half of a system call's argument, by the argument's number from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub enum Part {
     /// All that the kernel looks at where it takes an `int`.
     Low(u8),
     /// The rest of a pointer or a `long`.
@@ -40,18 +40,18 @@ pub(crate) enum Part {
 
 /// What half of an argument must be for a rule to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Argument {
+pub struct Argument {
     /// Which half of which.
-    pub(crate) part: Part,
+    pub part: Part,
     /// The bits that matter.
-    pub(crate) mask: u32,
+    pub mask: u32,
     /// What they must be.
-    pub(crate) is: Value,
+    pub is: Value,
 }
 
 /// What an argument is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Value {
+pub enum Value {
     /// This number.
     Number(u32),
     /// The process id of the child itself.
@@ -61,20 +61,20 @@ pub(crate) enum Value {
 /// What becomes of one system call: `then` if all arguments are as they must be, `otherwise` if not; without that the
 /// rules that follow decide.
 #[derive(Clone, Debug)]
-pub(crate) struct Rule {
+pub struct Rule {
     /// The call's number.
-    pub(crate) call: c_long,
+    pub call: c_long,
     /// Compared in order; none: `then` always.
-    pub(crate) arguments: &'static [Argument],
+    pub arguments: &'static [Argument],
     /// What becomes of it.
-    pub(crate) then: Verdict,
+    pub then: Verdict,
     /// What becomes of it with other arguments.
-    pub(crate) otherwise: Option<Verdict>,
+    pub otherwise: Option<Verdict>,
 }
 
 /// A filter for the kernel, ready to be installed.
 #[derive(Clone, Debug)]
-pub(crate) struct Filter {
+pub struct Filter {
     program: Vec<libc::sock_filter>,
     /// The instructions that compare with the child's own process id, which is not known before it is there.
     own_pid_at: Vec<usize>,
@@ -83,7 +83,7 @@ pub(crate) struct Filter {
 impl Filter {
     /// Judges by the first rule that decides; what no rule names is refused as if the kernel did not know it, which is
     /// what libraries of the future expect of kernels of the past.
-    pub(crate) fn new(rules: &[Rule]) -> io::Result<Self> {
+    pub fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
         // The number means something else to another architecture: nobody there speaks to us.
@@ -187,18 +187,18 @@ fn return_value(verdict: Verdict) -> u32 {
 
 /// A system call that a child waits in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Question {
+pub struct Question {
     id: u64,
     /// The call's number.
-    pub(crate) call: c_long,
+    pub call: c_long,
     /// Its arguments, as the child gave them.
-    pub(crate) arguments: [u64; 6],
+    pub arguments: [u64; 6],
 }
 
 /// Where the questions of a child arrive, and answers leave. Poll it for input; a hang-up means that the child and all
 /// that came of it are gone. Dropping it refuses what is asked from then on.
 #[derive(Debug)]
-pub(crate) struct Supervisor(OwnedFd);
+pub struct Supervisor(OwnedFd);
 
 impl Supervisor {
     pub(super) fn new(fd: OwnedFd) -> Self {
@@ -206,7 +206,7 @@ impl Supervisor {
     }
 
     /// The next question; blocks until there is one. `None`: the child has ended or was interrupted in the meantime.
-    pub(crate) fn next(&self) -> io::Result<Option<Question>> {
+    pub fn next(&self) -> io::Result<Option<Question>> {
         let mut asked = MaybeUninit::<libc::seccomp_notif>::zeroed();
         // SAFETY: the descriptor is open; the kernel wants zeroes and writes one `seccomp_notif`, for which there is room.
         let result =
@@ -224,7 +224,7 @@ impl Supervisor {
     }
 
     /// Lets the call fail with this error. A child that is gone needs no answer.
-    pub(crate) fn refuse(&self, question: Question, errno: c_int) {
+    pub fn refuse(&self, question: Question, errno: c_int) {
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: -errno, flags: 0 };
         // SAFETY: the descriptor is open and `answer` a valid `seccomp_notif_resp`, which is only read.
         let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
@@ -232,7 +232,7 @@ impl Supervisor {
 
     /// Lets the kernel do what was asked. The child may have changed what its pointers point to in the meantime: for calls
     /// that were only to be known of.
-    pub(crate) fn let_happen(&self, question: Question) {
+    pub fn let_happen(&self, question: Question) {
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: 0, flags };
         // SAFETY: the descriptor is open and `answer` a valid `seccomp_notif_resp`, which is only read.
@@ -241,7 +241,7 @@ impl Supervisor {
 
     /// Makes the call succeed with a copy of `what` as the child's new descriptor, which is closed by an exec; gives its
     /// number there. `NotFound`: the child no longer waits.
-    pub(crate) fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<i32> {
+    pub fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<i32> {
         let mut gift = libc::seccomp_notif_addfd {
             id: question.id,
             // In one step: no descriptor is left behind where the call was interrupted.

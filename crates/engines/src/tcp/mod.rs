@@ -19,7 +19,7 @@ use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal}
 use crate::socket::{self, SocketOptions};
 
 /// The engine that fills the path with TCP streams.
-pub(crate) struct Tcp;
+pub struct Tcp;
 
 impl Engine for Tcp {
     fn id(&self) -> &'static str {

@@ -34,7 +34,7 @@ const FEEDBACK_EVERY: Duration = Duration::from_millis(50);
 const HOLD_STILL_AFTER: Duration = Duration::from_millis(600);
 
 /// The engine that sends datagrams.
-pub(crate) struct Udp;
+pub struct Udp;
 
 impl Engine for Udp {
     fn id(&self) -> &'static str {

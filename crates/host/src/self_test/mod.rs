@@ -12,7 +12,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use paramedic_engines::ENGINES;
 use paramedic_engines::engine::Engine;
 use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::loopback::{self, BothEnds};
@@ -24,6 +23,8 @@ use paramedic_report::quantity;
 use paramedic_report::self_test::{
     DirectionRate, LoopbackRate, MovedBy, NotMeasured, Role, SelfTest, SelfTestSchema, judge, mode_word,
 };
+
+use crate::engines::ENGINES;
 
 /// The most streams that a rate is measured with: as many as a test has with nothing said.
 const MOST_STREAMS: u16 = 4;

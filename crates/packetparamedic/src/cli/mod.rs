@@ -276,8 +276,14 @@ pub fn run() -> ExitCode {
 }
 
 /// The crates of this program that log.
-const LOGGING_CRATES: [&str; 5] =
-    ["packetparamedic", "paramedic_appliance", "paramedic_engines", "paramedic_host", "paramedic_link"];
+const LOGGING_CRATES: [&str; 6] = [
+    "packetparamedic",
+    "paramedic_appliance",
+    "paramedic_engines",
+    "paramedic_host",
+    "paramedic_iperf3",
+    "paramedic_link",
+];
 
 /// The log that `-q`, `-v` and `-vv` ask for, and which of them does. Other crates log at `debug` what concerns their
 /// own developers.

@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(PROVIDERS.iter().map(|p| clap::builder::PossibleValue::new(p.id()).help(p.about()))))]
     provider: Option<String>,
     /// What makes the load
-    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(paramedic_engines::ENGINES.iter().map(|e| clap::builder::PossibleValue::new(e.id()).help(e.about()))))]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(paramedic_host::engines::ENGINES.iter().map(|e| clap::builder::PossibleValue::new(e.id()).help(e.about()))))]
     engine: Option<String>,
     /// The way the data takes: all through the control port, or short-lived ports of the reflector's range
     /// [default: direct where it is offered]
@@ -304,7 +304,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, Failure> {
         (_, Some(named)) if !args.udp => named.as_str(),
         _ => meant,
     };
-    let engine = paramedic_engines::find(id).ok_or_else(|| Failure::no_such("engine", id))?;
+    let engine = paramedic_host::engines::find(id).ok_or_else(|| Failure::no_such("engine", id))?;
     let engine_id = EngineId::try_from(id).map_err(|error| Failure::no_such("engine", &error.to_string()))?;
     let phases = args.phases(provider, engine, settings.duration);
     let spec = TestSpec {

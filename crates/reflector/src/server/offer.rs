@@ -36,7 +36,7 @@ pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn
     let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
     made.with_context(|| format!("cannot make {}", scratch.display()))?;
     let (mut engines, mut unavailable) = (Vec::new(), Vec::new());
-    for engine in paramedic_engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
+    for engine in paramedic_host::engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
         let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];
         let fit = if is_direct_alone && !config.offers_direct() {
             let because = "needs direct mode, which this reflector does not offer".to_owned();

@@ -100,7 +100,8 @@ impl RunningSession {
                 behind.map(|(_, port)| Arc::clone(port)).ok_or(io::ErrorKind::AddrNotAvailable)?
             }
         };
-        let engine = paramedic_engines::find(reservation.spec.engine.as_str()).ok_or(io::ErrorKind::Unsupported)?;
+        let engine =
+            paramedic_host::engines::find(reservation.spec.engine.as_str()).ok_or(io::ErrorKind::Unsupported)?;
         let serve = engine.open(ServeOrder {
             spec: reservation.spec.clone(),
             keys: Arc::clone(&keys),

@@ -104,7 +104,7 @@ impl Limits {
             let detail = format!("data mode {mode} is not offered here with {engine}; offered: {}", list(&offered));
             return refuse(DenialReason::ModeNotOffered, detail);
         }
-        let engine = paramedic_engines::find(spec.engine.as_str());
+        let engine = paramedic_host::engines::find(spec.engine.as_str());
         if let Some(not_done) = engine.and_then(|engine| engine.cannot(spec)) {
             return refuse(DenialReason::BadRequest, not_done.to_owned());
         }

@@ -171,7 +171,7 @@ fn granted_in_vain() -> Failure {
 /// What is asked of the reflector. With no mode said: direct where the reflector has it and the test can take it, for that
 /// is the faster way. One that it does not have is asked all the same: its answer says what there is.
 fn spec(job: &TestJob, welcome: &Welcome) -> TestSpec {
-    let engine = paramedic_engines::find(job.request.spec.engine.as_str());
+    let engine = paramedic_host::engines::find(job.request.spec.engine.as_str());
     let ways = engine.into_iter().flat_map(|engine| {
         job.request.data_modes(engine).filter(move |way| engine.cannot(&job.request.spec(*way)).is_none())
     });

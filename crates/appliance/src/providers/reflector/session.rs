@@ -89,7 +89,8 @@ impl Session {
         } else {
             Arc::clone(&tunnel)
         };
-        let engine = paramedic_engines::find(spec.engine.as_str()).ok_or_else(|| unusable(&"no such engine here"))?;
+        let engine =
+            paramedic_host::engines::find(spec.engine.as_str()).ok_or_else(|| unusable(&"no such engine here"))?;
         let drive = engine
             .drive(DriveOrder {
                 spec: spec.clone(),

@@ -1,6 +1,8 @@
 //! The `iperf3` engine: a real iperf3 moves the bytes, through a session's own port, as its owner alone. Both ends of it,
 //! and what this workspace knows of iperf3, somebody else's program.
 
+#![forbid(unsafe_code)]
+
 pub mod output;
 
 mod client;
@@ -26,14 +28,14 @@ use paramedic_link::SessionId;
 use paramedic_link::admission::{LoginPadding, SessionKeys};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 
-use crate::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder, first_refusal};
-use crate::tether::Tether;
+use paramedic_engines::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder, first_refusal};
+use paramedic_engines::tether::Tether;
 
 pub use client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 pub use program::Program;
 
 /// The engine whose data plane is iperf3.
-pub(crate) struct Iperf3;
+pub struct Iperf3;
 
 impl Engine for Iperf3 {
     fn id(&self) -> &'static str {

@@ -10,8 +10,8 @@ use landlock::{
 };
 use nix::libc::{self, c_long};
 
-use crate::sys::child::Confinement;
-use crate::sys::seccomp::{Argument, Filter, Part, Rule, Value, Verdict};
+use paramedic_engines::sys::child::Confinement;
+use paramedic_engines::sys::seccomp::{Argument, Filter, Part, Rule, Value, Verdict};
 
 /// 64 streams each way with a file and a buffer each, and some to spare.
 const DESCRIPTORS: u64 = 512;
@@ -247,7 +247,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, poll};
 
     use super::*;
-    use crate::sys::child::spawn_confined;
+    use paramedic_engines::sys::child::spawn_confined;
 
     fn perl(script: &str, folder: &Path) -> Command {
         let mut command = Command::new(Path::new("/usr/bin/perl").canonicalize().unwrap());

@@ -9,8 +9,8 @@ use std::time::Duration;
 use paramedic_link::admission::LoginPadding;
 
 use super::output::{Version, version_of};
-use crate::engine::Lacking;
-use crate::sys::child;
+use paramedic_engines::engine::Lacking;
+use paramedic_engines::sys::child;
 
 /// What a program may say when it is asked who it is.
 const MOST_SAID: u64 = 256 << 10;

@@ -18,10 +18,10 @@ use zeroize::Zeroizing;
 use super::drive::Iperf3Drive;
 use super::program::Program;
 use super::serve::Iperf3Serve;
-use crate::dialer::Dialer;
-use crate::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
-use crate::origin::Origin;
-use crate::tether::Tether;
+use paramedic_engines::dialer::Dialer;
+use paramedic_engines::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
+use paramedic_engines::origin::Origin;
+use paramedic_engines::tether::Tether;
 
 /// Says so where there is nothing to test with; never silently.
 fn has_iperf3() -> bool {

@@ -3,7 +3,7 @@
 //!
 //! Versions differ in what they say and where, and a server can make its client say strange things. So nothing is
 //! required: what is absent, of another type, or no number is absent in the [`Report`], and unknown fields are passed
-//! over. The fixtures that this is held to are in `crates/engines/fixtures/iperf3`.
+//! over. The fixtures that this is held to are in `crates/iperf3/fixtures`.
 
 use std::fmt;
 

@@ -16,13 +16,15 @@ use super::login::LoginPair;
 use super::program::Program;
 use super::stage::{Ending, Seen, Stage};
 use super::{COUNTED_BY_SOCKET, GRACE, folder_in};
-use crate::data_stream::DataStream;
-use crate::door::Door;
-use crate::engine::{Progress, Report, Serve, ServeOrder};
-use crate::host_facts::CpuClock;
-use crate::phase::{self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle, streams_of};
-use crate::socket::{self, SocketOptions};
-use crate::tether::Tether;
+use paramedic_engines::data_stream::DataStream;
+use paramedic_engines::door::Door;
+use paramedic_engines::engine::{Progress, Report, Serve, ServeOrder};
+use paramedic_engines::host_facts::CpuClock;
+use paramedic_engines::phase::{
+    self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle, streams_of,
+};
+use paramedic_engines::socket::{self, SocketOptions};
+use paramedic_engines::tether::Tether;
 
 /// How long a server may take until it listens; the appliance hears nothing meanwhile, and gives up after ten seconds.
 const STARTING: Duration = Duration::from_secs(6);

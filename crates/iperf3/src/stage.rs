@@ -13,8 +13,8 @@ use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal};
 
 use super::cookie::COOKIE;
-use crate::socket;
-use crate::tether::Tether;
+use paramedic_engines::socket;
+use paramedic_engines::tether::Tether;
 
 /// How often connections are looked at, at least and at most: what flows in between is charged afterwards. Each look holds
 /// the sockets up for a moment, so it comes no sooner than what is leased asks for.
@@ -502,7 +502,7 @@ mod tests {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
 
     use super::*;
-    use crate::sys::child;
+    use paramedic_engines::sys::child;
 
     fn stage(expected: usize) -> Stage {
         Stage::new(Tether::free(), expected).unwrap()

@@ -14,10 +14,10 @@ use super::GRACE;
 use super::client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 use super::login::public_pem;
 use super::program::Program;
-use crate::engine::{Drive, DriveOrder, Progress, Report};
-use crate::origin::Origin;
-use crate::phase::{NO_SUCH_PHASE, SESSION_OVER, run_idle};
-use crate::tether::Tether;
+use paramedic_engines::engine::{Drive, DriveOrder, Progress, Report};
+use paramedic_engines::origin::Origin;
+use paramedic_engines::phase::{NO_SUCH_PHASE, SESSION_OVER, run_idle};
+use paramedic_engines::tether::Tether;
 
 pub(super) struct Iperf3Drive {
     spec: TestSpec,

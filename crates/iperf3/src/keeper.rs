@@ -23,10 +23,10 @@ use super::program::Program;
 use super::sandbox;
 use super::stage::{Ending, Stage};
 use super::write_new;
-use crate::host_facts;
-use crate::sys::child::spawn_confined;
-use crate::sys::seccomp::{Question, Supervisor};
-use crate::tether::{Hold, Tether};
+use paramedic_engines::host_facts;
+use paramedic_engines::sys::child::spawn_confined;
+use paramedic_engines::sys::seccomp::{Question, Supervisor};
+use paramedic_engines::tether::{Hold, Tether};
 
 /// How long a child that has closed its output may take to be gone.
 const LAST_BREATH: Duration = Duration::from_secs(1);

@@ -29,7 +29,7 @@ impl Fixture {
 }
 
 fn fixtures() -> Vec<Fixture> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/iperf3");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let files = |path: &Path| {
         let mut files: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
@@ -51,7 +51,7 @@ fn fixtures() -> Vec<Fixture> {
 
 fn fixture(folder: &str, case: &str) -> String {
     let end = if case.starts_with("stream-") { "jsonl" } else { "json" };
-    let file = format!("fixtures/iperf3/{folder}/{case}.{end}");
+    let file = format!("fixtures/{folder}/{case}.{end}");
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&file)).unwrap_or_else(|why| panic!("{file}: {why}"))
 }
 

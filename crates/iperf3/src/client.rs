@@ -18,11 +18,11 @@ use zeroize::Zeroizing;
 use super::output::{self, Live, Reading, Report, Unreadable};
 use super::program::Program;
 use super::{COUNTED_BY_IPERF3, folder_in, write_new};
-use crate::engine::Progress;
-use crate::host_facts::{self, CpuClock};
-use crate::origin::Origin;
-use crate::sys::child;
-use crate::tether::Tether;
+use paramedic_engines::engine::Progress;
+use paramedic_engines::host_facts::{self, CpuClock};
+use paramedic_engines::origin::Origin;
+use paramedic_engines::sys::child;
+use paramedic_engines::tether::Tether;
 
 /// The interval of its readings: the shortest that iperf3 has, and ours.
 const INTERVAL_S: &str = "0.1";

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use super::stage::{Place, Stage};
-use crate::door::{Knock, Verdict};
-use crate::{socket, sys};
+use paramedic_engines::door::{Knock, Verdict};
+use paramedic_engines::{socket, sys};
 
 /// Bytes of a cookie: 36 characters and a zero.
 pub(super) const COOKIE: usize = 37;
