@@ -507,18 +507,22 @@ async fn a_log_that_was_moved_away_begins_anew_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_crash_just_after_beginning_anew_is_no_riddle_either() {
-    let home = Home::new();
-    home.recorded(LARGE, 1..=3).await;
-    let before = home.states().await;
-    fs::rename(home.dir(), home.folder.path().join("audit.damaged")).unwrap();
-    home.recorded(LARGE, 4..=4).await;
-    // The database of a version that did not keep where a log begins.
-    let back = Store::open(&home.database()).await.unwrap();
-    back.set_audit_chains(&before).await.unwrap();
-    drop(back);
-    home.recorded(LARGE, 5..=5).await;
-    assert_eq!(home.verify().await.unwrap().head.seq, 6);
+async fn a_chain_is_not_replaced_by_a_line_that_begins_it_anew() {
+    for chain in [Chain::Main, Chain::Refusals] {
+        let home = both_chains().await;
+        let head = home.states().await[&chain].head;
+        let mut forged = Vec::new();
+        let anew = Event::LogBegunAnew { after: head.seq };
+        chain::write_line(head, Timestamp::UNIX_EPOCH, &anew, &mut forged).unwrap();
+        let segments = verify::segments(&home.dir(), chain).unwrap();
+        segments.iter().for_each(|segment| fs::remove_file(&segment.path).unwrap());
+        fs::write(&segments[0].path, &forged).unwrap();
+        let bad = home.verify_both().await.unwrap_err();
+        assert!(bad.why.contains("was acknowledged"), "{chain:?}: {bad}");
+        let why = home.try_open(LARGE).await.unwrap_err();
+        assert!(matches!(why, AuditError::Broken { .. }), "{chain:?}: {why}");
+        assert_eq!(fs::read(&segments[0].path).unwrap(), forged, "left as it is");
+    }
 }
 
 #[tokio::test]

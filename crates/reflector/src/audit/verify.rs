@@ -184,9 +184,7 @@ pub(super) fn survey(
         let size = fs::symlink_metadata(&segment.path).map_err(unreadable(segment.name()))?.len();
         survey.files.push((segment.clone(), size));
     }
-    // Nothing was acknowledged since the base, or since a log was begun anew of which the database does not know.
-    let begins_behind_head = |claim: &Claim| claim.begins_anew && claim.before() == Some(head);
-    let is_begun_anew = claims.first().and_then(Option::as_ref).is_some_and(begins_behind_head);
+    // Nothing was acknowledged since the base.
     let mut is_reached = state.is_some() && head == base;
     let mut last_line = 0;
     for (index, segment) in all.iter().enumerate().skip(walked_from) {
@@ -207,11 +205,6 @@ pub(super) fn survey(
             if state.is_some() && here == head {
                 is_reached = true;
                 acknowledged = Some((line, bytes));
-            }
-            // What the first line claims counts only once it was found good; it was not acknowledged itself.
-            if state.is_some() && is_begun_anew && index == 0 && line == 1 {
-                is_reached = true;
-                acknowledged = Some((0, 0));
             }
             if state.is_some() && here.seq == head.seq && here != head {
                 replaced = replaced.or(Some(line));
