@@ -1,5 +1,5 @@
 //! Failures and kills at every step of the log, beside a model of what the database holds: the log always opens, every
-//! acknowledged line stands, and what was cut is recorded.
+//! acknowledged line stands, and what was cut or moved away is recorded.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::journal::Journal;
 use super::log::{Disk, Faults};
 use super::tests::{linked, opened};
-use super::{ChainState, Sizes, Unacknowledged, verify};
+use super::{Beginning, ChainState, Head, Sizes, Unacknowledged, Verified, verify};
 use crate::event::Chain;
 
 /// What the database answers when it is asked to keep heads.
@@ -38,6 +38,8 @@ enum Trouble {
 
 #[derive(Clone, Copy, Debug)]
 struct Step {
+    /// The log is moved away before this step, while the process is stopped.
+    moved: bool,
     main: u64,
     refusals: u8,
     trouble: Trouble,
@@ -59,8 +61,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Some(None)),
         1 => (0..3000usize).prop_map(|unsynced| Some(Some(unsynced))),
     ];
-    let step = (0..4u64, 0..4u8, trouble, 0..2000usize, keeping, killed).prop_map(
-        |(main, refusals, trouble, partial, keeping, killed)| Step {
+    let moved = prop_oneof![7 => Just(false), 1 => Just(true)];
+    let step = (moved, 0..4u64, 0..4u8, trouble, 0..2000usize, keeping, killed).prop_map(
+        |(moved, main, refusals, trouble, partial, keeping, killed)| Step {
+            moved,
             main,
             refusals,
             trouble,
@@ -82,6 +86,8 @@ struct Machine {
     next_value: u64,
     /// Values in lines that stand: acknowledged, or maybe.
     standing: Vec<u64>,
+    /// The heads that the database held when the log was last moved away.
+    moved: BTreeMap<Chain, Head>,
 }
 
 impl Machine {
@@ -94,11 +100,28 @@ impl Machine {
             journal: None,
             next_value: 0,
             standing: Vec::new(),
+            moved: BTreeMap::new(),
         }
     }
 
     fn audit(&self) -> std::path::PathBuf {
         self.folder.path().join("audit")
+    }
+
+    fn move_away(&mut self) {
+        self.journal = None;
+        let away = self.folder.path().join(format!("audit.{}", self.next_value));
+        if self.audit().exists() && !away.exists() {
+            fs::rename(self.audit(), away).unwrap();
+            self.standing.clear();
+            self.moved = self.database.iter().map(|(chain, state)| (*chain, state.head)).collect();
+        }
+    }
+
+    /// What the log is found to be; `None` where it was moved away and no start has noticed yet.
+    fn verified(&self) -> Option<[Verified; 2]> {
+        let is_missing = !self.audit().exists() && self.database.values().any(|state| state.head != state.base);
+        (!is_missing).then(|| verify(&self.audit(), Some(&self.database)).unwrap())
     }
 
     fn set_trouble(&self, trouble: Trouble, partial: usize) {
@@ -119,7 +142,7 @@ impl Machine {
     /// Starts, with trouble maybe; without it, a start is never refused.
     fn start(&mut self, trouble: Trouble, keeping: Keeping) {
         // What a crash left is no tampering, before a start as after it.
-        verify(&self.audit(), Some(&self.database)).unwrap();
+        self.verified();
         self.set_trouble(trouble, 0);
         let disk = Disk::Failing(Arc::clone(&self.faults));
         let opened = Journal::open(&self.audit(), &self.database, self.sizes, &disk);
@@ -136,6 +159,9 @@ impl Machine {
     }
 
     fn run(&mut self, step: Step) {
+        if step.moved {
+            self.move_away();
+        }
         if self.journal.is_none() {
             self.start(step.trouble, step.keeping);
         }
@@ -194,7 +220,7 @@ impl Machine {
     fn check(&mut self) {
         self.journal = None;
         let torn =
-            verify(&self.audit(), Some(&self.database)).unwrap().map(|chain| chain.unacknowledged.torn_bytes > 0);
+            self.verified().map(|both| both.map(|chain| chain.unacknowledged.torn_bytes > 0)).unwrap_or_default();
         self.start(Trouble::None, Keeping::Kept);
         self.set_trouble(Trouble::None, 0);
         let mut journal = self.journal.take().unwrap();
@@ -208,8 +234,14 @@ impl Machine {
         self.next_value += 1;
         let verified = verify(&self.audit(), Some(&self.database)).unwrap();
         assert!(verified.iter().all(|chain| chain.unacknowledged == Unacknowledged::default()), "{verified:?}");
-        for (chain, is_torn) in [Chain::Main, Chain::Refusals].into_iter().zip(torn) {
+        for ((chain, verified), is_torn) in [Chain::Main, Chain::Refusals].into_iter().zip(verified).zip(torn) {
             let lines = self.lines(chain);
+            if let Some(head) =
+                self.moved.get(&chain).filter(|head| head.seq > 0 && self.database[&chain].base == **head)
+            {
+                assert_eq!(verified.begins, Beginning::BegunAnew(head.seq + 1), "{chain:?}");
+                assert_eq!(lines.iter().filter(|line| line["event"] == "log_begun_anew").count(), 1, "{chain:?}");
+            }
             let first_seq = lines[0]["seq"].as_u64().unwrap();
             let seqs = lines.iter().map(|line| line["seq"].as_u64().unwrap());
             assert!(seqs.eq(first_seq..first_seq + lines.len() as u64), "no line stands twice");

@@ -41,8 +41,8 @@ pub(super) struct Log {
     /// The file with a tail that was never offered. It is not written to again; the tail is cut once the next line
     /// records it.
     torn: Option<Torn>,
-    /// What the next line must record first.
-    owed: Option<Event>,
+    /// What must be recorded before the next line.
+    owed: Vec<Event>,
     /// Written and synced, not yet offered.
     pending: Option<Pending>,
     /// Trimmed files that are deleted once the database knows the new base.
@@ -116,7 +116,7 @@ impl Log {
             parts: Vec::new(),
             file: None,
             torn: None,
-            owed: None,
+            owed: Vec::new(),
             pending: None,
             trimmed: Vec::new(),
         };
@@ -124,7 +124,7 @@ impl Log {
             let head = log.state.head;
             if head.seq > 0 {
                 tracing::warn!(lines = head.seq, ?chain, "the audit log was moved away: a new one begins");
-                log.owed = Some(Event::LogBegunAnew { after: head.seq });
+                log.owed.push(Event::LogBegunAnew { after: head.seq });
             }
             log.state.base = head;
             return Ok(log);
@@ -148,6 +148,11 @@ impl Log {
             self.repair(&Torn { segment: segment.clone(), good_bytes: *good_bytes })?;
         }
         self.trimmed = survey.leftovers;
+        let base = self.state.base;
+        if survey.head == base && base.seq > 0 {
+            // The log was moved away, and a crash came before the first line of the new one. A trim keeps lines.
+            self.owed.push(Event::LogBegunAnew { after: base.seq });
+        }
         let adopted = survey.head != self.state.head;
         self.state.head = survey.head;
         let last = survey.files.len().saturating_sub(1);
@@ -160,7 +165,7 @@ impl Log {
         }
         if let Some((segment, good_bytes)) = survey.torn {
             tracing::warn!(segment = segment.name(), bytes = survey.tail, "the audit log's unacknowledged tail is cut");
-            self.owed = Some(Event::TailRepaired { segment: segment.name(), bytes: survey.tail });
+            self.owed.push(Event::TailRepaired { segment: segment.name(), bytes: survey.tail });
             self.torn = Some(Torn { segment, good_bytes });
         } else if let Some(last) = self.parts.last() {
             self.file = Some(open_segment(&last.segment.path, OpenOptions::new().append(true))?);
@@ -296,7 +301,7 @@ impl Log {
             self.file = Some(file);
             self.state.head = head;
             self.torn = None;
-            self.owed = None;
+            self.owed.clear();
         }
         if let Some(Trim { files, base }) = trim {
             self.trimmed.extend(self.parts.drain(..files).map(|part| part.segment));
@@ -312,7 +317,7 @@ impl Log {
         if self.torn.is_none() {
             let good_bytes = if is_new { 0 } else { self.parts.last().map_or(0, |part| part.bytes) };
             let bytes = fs::metadata(&part.segment.path).map_or(0, |now| now.len().saturating_sub(good_bytes));
-            self.owed.get_or_insert(Event::TailRepaired { segment: part.segment.name(), bytes });
+            self.owed.push(Event::TailRepaired { segment: part.segment.name(), bytes });
             if good_bytes == 0 && !is_new {
                 self.parts.pop();
             }

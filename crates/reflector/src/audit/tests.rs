@@ -526,6 +526,73 @@ async fn a_chain_is_not_replaced_by_a_line_that_begins_it_anew() {
 }
 
 #[tokio::test]
+async fn a_crash_before_the_first_line_of_a_new_log_does_not_hide_that_it_begins_anew() {
+    // The new folder, nothing in it, an empty file, a torn line.
+    for left in [None, Some(""), Some("{\"seq\":4")] {
+        let home = both_chains().await;
+        let heads = home.states().await;
+        fs::rename(home.dir(), home.folder.path().join("audit.away")).unwrap();
+        // Killed after the database got to know of it.
+        end(home.open(LARGE).await).await;
+        fs::create_dir(home.dir()).unwrap();
+        if let Some(text) = left {
+            fs::write(home.segment(1), text).unwrap();
+        }
+        let begun_anew = |chain: Chain| Beginning::BegunAnew(heads[&chain].head.seq + 1);
+        let begins = [begun_anew(Chain::Main), begun_anew(Chain::Refusals)];
+        assert_eq!(home.verify_both().await.unwrap().map(|chain| chain.begins), begins, "{left:?}");
+        home.recorded(LARGE, 9..=9).await;
+        home.recorded(LARGE, 10..=10).await;
+        assert_eq!(home.verify_both().await.unwrap().map(|chain| chain.begins), begins, "{left:?}");
+        for chain in [Chain::Main, Chain::Refusals] {
+            let lines = home.lines_of(chain);
+            let events = lines.iter().map(|line| line["event"].as_str().unwrap());
+            let begun = events.filter(|event| *event == "log_begun_anew").count();
+            assert_eq!((begun, &lines[0]["event"]), (1, &"log_begun_anew".into()), "{left:?}, {chain:?}");
+        }
+        let repaired = home.lines().iter().filter(|line| line["event"] == "tail_repaired").count();
+        assert_eq!(repaired, usize::from(left.is_some_and(|text| !text.is_empty())), "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_first_line_of_a_new_log_that_fails_is_recorded_as_cut() {
+    let home = Home::new();
+    home.recorded(LARGE, 1..=3).await;
+    fs::rename(home.dir(), home.folder.path().join("audit.away")).unwrap();
+    let audit = home.open(LARGE).await;
+    home.fail_write(30, ErrorKind::StorageFull);
+    audit.record(vec![opened(4)]).await.unwrap_err();
+    audit.record(vec![opened(5)]).await.unwrap();
+    end(audit).await;
+    let events = home.lines().iter().map(|line| line["event"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(events, ["log_begun_anew", "tail_repaired", "code_opened"]);
+    assert_eq!(home.verify().await.unwrap().begins, Beginning::BegunAnew(4));
+}
+
+#[tokio::test]
+async fn a_new_log_that_begins_again_drops_its_first_try() {
+    let home = Home::new();
+    home.recorded(LARGE, 1..=3).await;
+    let head = home.head().await;
+    fs::rename(home.dir(), home.folder.path().join("audit.away")).unwrap();
+    end(home.open(LARGE).await).await;
+    fs::create_dir(home.dir()).unwrap();
+    // The line is whole, its sync failed, and the next file has it again; killed before the first file was removed.
+    for (number, second) in [(1, 1), (2, 2)] {
+        let (at, mut line) = (Timestamp::from_second(second).unwrap(), Vec::new());
+        chain::write_line(head, at, &Event::LogBegunAnew { after: head.seq }, &mut line).unwrap();
+        fs::write(home.segment(number), line).unwrap();
+    }
+    let second = fs::read(home.segment(2)).unwrap();
+    assert_eq!(home.verify().await.unwrap().begins, Beginning::BegunAnew(4));
+    home.recorded(LARGE, 5..=5).await;
+    assert!(!home.segment(1).exists() && fs::read(home.segment(2)).unwrap().starts_with(&second));
+    let verified = home.verify().await.unwrap();
+    assert_eq!((verified.lines, verified.begins), (2, Beginning::BegunAnew(4)));
+}
+
+#[tokio::test]
 async fn a_line_that_begins_the_log_anew_counts_only_with_its_own_hash() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;

@@ -49,7 +49,7 @@ pub struct Unacknowledged {
 pub enum Beginning {
     /// With line 1.
     First,
-    /// With this line: the log before it was moved away or deleted, and a new one was begun.
+    /// With this line, which may not be written yet: the log before it was moved away or deleted, and a new one begins.
     BegunAnew(u64),
     /// With this line: those before it were trimmed, and the database knows the hash of the last one.
     Trimmed(u64),
@@ -177,6 +177,8 @@ pub(super) fn survey(
         begins: match first {
             Some(claim) if claim.begins_anew => Beginning::BegunAnew(claim.seq),
             Some(claim) => Beginning::Trimmed(claim.seq),
+            // A trim keeps lines. Without any, the log was moved away, and the first line of the new one is not written.
+            None if base.seq > 0 => Beginning::BegunAnew(base.seq.saturating_add(1)),
             None => Beginning::First,
         },
     };
@@ -195,7 +197,10 @@ pub(super) fn survey(
         // Where the next file says that this one's tail was cut.
         let next = claims.get(index + 1).and_then(Option::as_ref);
         let name = segment.name();
-        let is_cut_behind = |line| next.is_some_and(|claim| claim.repairs(&name, line));
+        // A new log whose first line failed begins again in the next file.
+        let begins_again = |claim: &Claim| base.seq > 0 && claim.begins_anew && claim.before() == Some(base);
+        let is_cut_behind =
+            |line| next.is_some_and(|claim| claim.repairs(&name, line) || line == base && begins_again(claim));
         let mut cut = match after {
             After::Line(before) if is_reached && is_cut_behind(before) => Some((before, 0, 0)),
             After::Nothing if is_reached && is_cut_behind(Head::GENESIS) => Some((Head::GENESIS, 0, 0)),
