@@ -66,6 +66,18 @@ impl KnownPrefixes {
         self.unwritten.extend(peers.iter().map(|(peer, _)| *peer).filter(|peer| self.peers.contains_key(peer)));
     }
 
+    /// Forgets the prefixes that are no longer known, in the database with the next write.
+    pub fn expire(&mut self, unix_ms: u64) {
+        for (peer, prefixes) in &mut self.peers {
+            let before = prefixes.len();
+            prefixes.retain(|_, seen| is_fresh(*seen, unix_ms));
+            // The peer stays, with no prefix maybe: that is what is to be written.
+            if prefixes.len() < before {
+                self.unwritten.insert(*peer);
+            }
+        }
+    }
+
     /// `peer` is no longer paired.
     pub fn remove_peer(&mut self, peer: EndpointId) {
         self.peers.remove(&peer);
@@ -105,6 +117,20 @@ mod tests {
         assert_eq!(known.all(91 * DAY), BTreeSet::new());
         assert!(known.note(A, prefix(2), 91 * DAY));
         assert_eq!(known.take_unwritten(), [(A, vec![(prefix(2), 91 * DAY)])], "the old one is forgotten");
+    }
+
+    #[test]
+    fn expired_prefixes_are_removed_from_the_database_while_their_peer_stays_away() {
+        let mut known = KnownPrefixes::new([(A, prefix(1), DAY), (A, prefix(2), 2 * DAY), (B, prefix(3), 2 * DAY)]);
+        known.expire(91 * DAY - 1);
+        assert_eq!(known.take_unwritten(), []);
+        known.expire(91 * DAY);
+        assert_eq!(known.take_unwritten(), [(A, vec![(prefix(2), 2 * DAY)])]);
+        known.expire(92 * DAY);
+        let unwritten = known.take_unwritten();
+        assert_eq!(unwritten, [(A, vec![]), (B, vec![])]);
+        known.not_written(&unwritten);
+        assert_eq!(known.take_unwritten(), unwritten, "a failed write is tried again");
     }
 
     #[test]

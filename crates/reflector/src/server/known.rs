@@ -12,7 +12,7 @@ use crate::connection_limiter::Prefix;
 /// The least time between two writes. A device can come from a new prefix with each link, and every write keeps the
 /// others waiting for the disk.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
-/// How often prefixes that were not seen for long are forgotten, also where no device comes.
+/// How often expired prefixes are forgotten at least.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Server {
@@ -39,14 +39,21 @@ impl Server {
         self.connection_slots.limiter().set_known(known.all(self.now().unix_ms));
     }
 
+    /// Forgets the prefixes that expired. The next write removes them from the database.
+    fn expire_prefixes(&self) {
+        let now = self.now().unix_ms;
+        let mut known = lock(&self.known_prefixes);
+        known.expire(now);
+        self.connection_slots.limiter().set_known(known.all(now));
+    }
+
     /// Writes what is not written yet.
     pub(super) async fn write_known(&self) {
         let unwritten = lock(&self.known_prefixes).take_unwritten();
         if unwritten.is_empty() {
             return;
         }
-        // Where one of these peers is removed meanwhile, the next start removes its rows.
-        if let Err(error) = self.store.keep_prefixes(&unwritten).await {
+        if let Err(error) = self.store.keep_prefixes(&unwritten, self.peers.authorized()).await {
             // A prefix that is not in the database is unknown after the next start, until the next link from there.
             tracing::warn!(%error, "known prefixes can't be written");
             lock(&self.known_prefixes).not_written(&unwritten);
@@ -59,11 +66,10 @@ impl Server {
 /// Writes prefixes and forgets old ones. Runs until it is dropped.
 pub(super) async fn keep(server: Arc<Server>) {
     loop {
-        // The time over is no failure: then old prefixes are forgotten.
+        // A timeout is no failure: expired prefixes are forgotten also while no device connects.
         let _ = tokio::time::timeout(EXPIRY_INTERVAL, server.prefix_noted.notified()).await;
+        server.expire_prefixes();
         server.write_known().await;
-        let known = lock(&server.known_prefixes).all(server.now().unix_ms);
-        server.connection_slots.limiter().set_known(known);
         tokio::time::sleep(WRITE_INTERVAL).await;
     }
 }

@@ -83,6 +83,11 @@ impl Peers {
         self.authorized.contains(&id) || self.read().contains_key(&id)
     }
 
+    /// The peers that the configuration names.
+    pub(super) fn authorized(&self) -> &BTreeSet<EndpointId> {
+        &self.authorized
+    }
+
     /// All of them, those of the configuration first.
     pub(super) fn list(&self) -> Vec<(EndpointId, PeerText, &'static str)> {
         let known = self.read();

@@ -1,5 +1,7 @@
 //! From where each peer authenticated.
 
+use std::collections::BTreeSet;
+
 use paramedic_link::EndpointId;
 
 use super::{Store, StoreError, signed, unsigned};
@@ -23,11 +25,20 @@ impl Store {
     }
 
     /// Keeps from where these peers authenticated, instead of what was kept of each before. One change, however many.
-    pub async fn keep_prefixes(&self, peers: &[PeerPrefixes]) -> Result<(), StoreError> {
+    /// Of a peer that is neither in the database nor `authorized` by the configuration, nothing is kept: it was removed
+    /// since `peers` was read.
+    pub async fn keep_prefixes(
+        &self,
+        peers: &[PeerPrefixes],
+        authorized: &BTreeSet<EndpointId>,
+    ) -> Result<(), StoreError> {
         let mut change = self.begin("keeping known prefixes").await?;
         let kept = async {
             for (peer, prefixes) in peers {
                 forget_prefixes(&mut change.work, *peer).await?;
+                if !authorized.contains(peer) && !is_paired(&mut change.work, *peer).await? {
+                    continue;
+                }
                 for (prefix, seen) in prefixes {
                     sqlx::query("INSERT INTO known_prefixes (peer, prefix, seen_unix_ms) VALUES ($1, $2, $3)")
                         .bind(&peer.as_bytes()[..])
@@ -54,4 +65,9 @@ impl Store {
 pub(super) async fn forget_prefixes(work: &mut sqlx::SqliteConnection, peer: EndpointId) -> Result<(), sqlx::Error> {
     let forgotten = sqlx::query("DELETE FROM known_prefixes WHERE peer = $1").bind(&peer.as_bytes()[..]);
     forgotten.execute(work).await.map(drop)
+}
+
+async fn is_paired(work: &mut sqlx::SqliteConnection, peer: EndpointId) -> Result<bool, sqlx::Error> {
+    let paired = sqlx::query("SELECT 1 FROM peers WHERE id = $1").bind(&peer.as_bytes()[..]);
+    Ok(paired.fetch_optional(work).await?.is_some())
 }

@@ -1,6 +1,6 @@
 //! Tests of the store, each on a database of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use paramedic_link::{PeerText, SessionId};
@@ -103,18 +103,33 @@ async fn known_prefixes_are_kept_and_forgotten() {
     let store = open(&folder).await;
     let prefix = |text: &str| Prefix::of(text.parse().unwrap());
     let before = [(id(1), vec![(prefix("192.0.2.1"), 1_000), (prefix("2001:db8::7"), 2_000)])];
-    store.keep_prefixes(&before).await.unwrap();
+    let authorized = BTreeSet::from([id(1), id(2)]);
+    store.keep_prefixes(&before, &authorized).await.unwrap();
     let other = (id(2), vec![(prefix("192.0.2.2"), 4_000)]);
-    store.keep_prefixes(&[(id(1), vec![(prefix("2001:db8::8"), 3_000)]), other]).await.unwrap();
+    store.keep_prefixes(&[(id(1), vec![(prefix("2001:db8::8"), 3_000)]), other], &authorized).await.unwrap();
     let both = [(id(1), prefix("2001:db8::"), 3_000), (id(2), prefix("192.0.2.2"), 4_000)];
     assert_eq!(store.known_prefixes().await.unwrap(), both);
     store.forget_prefixes(id(1)).await.unwrap();
     store.forget_prefixes(id(2)).await.unwrap();
     assert_eq!(store.known_prefixes().await.unwrap(), []);
     store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
-    store.keep_prefixes(&before).await.unwrap();
+    store.keep_prefixes(&before, &BTreeSet::new()).await.unwrap();
     store.remove_peer(id(1)).await.unwrap();
     assert_eq!(store.known_prefixes().await.unwrap(), [], "they go with their peer");
+}
+
+#[tokio::test]
+async fn prefixes_that_are_written_after_the_removal_of_their_peer_are_not_kept() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    let of = |peer: u8| (id(peer), vec![(Prefix::of("192.0.2.1".parse().unwrap()), 1_000)]);
+    store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
+    store.add_peer(id(2), &"cellar".into(), "hand").await.unwrap();
+    let taken = [of(1), of(2)];
+    store.remove_peer(id(1)).await.unwrap();
+    store.keep_prefixes(&taken, &BTreeSet::new()).await.unwrap();
+    let kept = store.known_prefixes().await.unwrap().into_iter().map(|(peer, ..)| peer).collect::<Vec<_>>();
+    assert_eq!(kept, [id(2)]);
 }
 
 #[tokio::test]
