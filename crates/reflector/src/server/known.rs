@@ -1,13 +1,16 @@
 //! From where paired devices authenticated: noted at once, written to the database in bulk. What is known is decided in
 //! `known_prefixes`.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use paramedic_link::EndpointId;
 
 use super::{Server, lock};
 use crate::connection_limiter::Prefix;
+use crate::known_prefixes::{KnownPrefixes, PeerPrefixes};
+use crate::store::{Store, StoreError};
 
 /// The least time between two writes. A device can come from a new prefix with each link, and every write keeps the
 /// others waiting for the disk.
@@ -49,17 +52,39 @@ impl Server {
 
     /// Writes what is not written yet.
     pub(super) async fn write_known(&self) {
-        let unwritten = lock(&self.known_prefixes).take_unwritten();
-        if unwritten.is_empty() {
-            return;
-        }
-        if let Err(error) = self.store.keep_prefixes(&unwritten, self.peers.authorized()).await {
+        if let Err(error) = write(&self.known_prefixes, &self.store, self.peers.authorized()).await {
             // A prefix that is not in the database is unknown after the next start, until the next link from there.
             tracing::warn!(%error, "known prefixes can't be written");
-            lock(&self.known_prefixes).not_written(&unwritten);
             // The next write is tried after the interval, not only when another prefix is noted.
             self.prefix_noted.notify_one();
         }
+    }
+}
+
+/// Writes what is not written yet. What fails or is cancelled, as by a stop, stays unwritten.
+async fn write(
+    known: &Mutex<KnownPrefixes>,
+    store: &Store,
+    authorized: &BTreeSet<EndpointId>,
+) -> Result<(), StoreError> {
+    let mut unwritten = Unwritten { prefixes: lock(known).take_unwritten(), known };
+    if unwritten.prefixes.is_empty() {
+        return Ok(());
+    }
+    store.keep_prefixes(&unwritten.prefixes, authorized).await?;
+    unwritten.prefixes.clear();
+    Ok(())
+}
+
+/// Prefixes that are being written; gives back what is left when it is dropped.
+struct Unwritten<'a> {
+    prefixes: Vec<PeerPrefixes>,
+    known: &'a Mutex<KnownPrefixes>,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        lock(self.known).not_written(&self.prefixes);
     }
 }
 
@@ -71,5 +96,29 @@ pub(super) async fn keep(server: Arc<Server>) {
         server.expire_prefixes();
         server.write_known().await;
         tokio::time::sleep(WRITE_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_that_is_cancelled_is_made_up_for_by_the_next_one() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let store = Store::open(&folder.path().join("reflector.db")).await.unwrap();
+        let peer = EndpointId::from_bytes([1; 32]);
+        let prefix = Prefix::of(std::net::Ipv4Addr::LOCALHOST.into());
+        let (known, authorized) = (Mutex::new(KnownPrefixes::default()), BTreeSet::from([peer]));
+        lock(&known).note(peer, prefix, 1_000);
+        tokio::select! {
+            biased;
+            // Its first step is the database's, in another thread.
+            _ = write(&known, &store, &authorized) => {}
+            () = std::future::ready(()) => {}
+        }
+        write(&known, &store, &authorized).await.unwrap();
+        assert_eq!(store.known_prefixes().await.unwrap(), [(peer, prefix, 1_000)]);
+        assert_eq!(lock(&known).take_unwritten(), []);
     }
 }

@@ -154,7 +154,8 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     // A log that can't be written must not keep the program from ending.
     let _ = server.audit.record(last).await;
     server.write_pending().await;
-    server.write_known().await;
+    // A stop may have cancelled this write.
+    let _ = tokio::time::timeout(STOP_TIMEOUT, server.write_known()).await;
     server.store.close().await;
     Ok(())
 }
