@@ -235,6 +235,18 @@ fn links_of_one_device_share_a_budget_of_messages() {
     assert!(most_threads < 64, "{most_threads} threads");
 }
 
+#[test]
+fn links_of_one_device_are_welcomed_twenty_a_second() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::pair(&reflector);
+    let begun = Instant::now();
+    // Each is closed before the next one. 64 are welcomed at once, the link that paired among them.
+    (0..63 + 60).for_each(|_| drop(rogue.link()));
+    assert!(begun.elapsed() > Duration::from_millis(2_900), "{:?}", begun.elapsed());
+    let other = Appliance::new().pair(&reflector, reflector.address());
+    assert_eq!(other.run(&["reflectors", "check", "--json"]).code, 0, "another device does not wait");
+}
+
 /// strace on a running reflector that delays each sync of its files by 5 ms, as a slow disk does, and writes a line
 /// for each to `trace`. `None` where it may not.
 fn slow_disk(reflector: &mut Reflector, trace: &std::path::Path) -> Option<std::process::Child> {

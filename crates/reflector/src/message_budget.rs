@@ -1,4 +1,4 @@
-//! How many control messages one device may have answered, over all its links together. Pure: it says how long a link
+//! How many control messages and links one device may have answered, over all its links together. Pure: it says how long a link
 //! waits before it reads on. What waits costs the reflector nothing: the device's own kernel holds it back.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,11 @@ const EACH: Duration = Duration::from_millis(5);
 /// What a device may spend at once before it waits.
 const BURST: Duration = Duration::from_secs(2);
 
+/// What a welcome costs: 20 links a second for each device.
+const EACH_WELCOME: Duration = Duration::from_millis(50);
+/// As many links as a device may have open are welcomed at once.
+const WELCOME_BURST: Duration = Duration::from_millis(64 * 50);
+
 /// The most that a device waits, whatever it spent: less than the silence after which its links would be ended.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
@@ -19,6 +24,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 pub enum Cost {
     /// A message that is answered or carried out.
     Message,
+    /// The answer to the first message of a link. It has a budget of its own, so that a device which used up its
+    /// messages still gets a link.
+    Welcome,
     /// A link that was opened.
     Link,
     /// A request that can never be granted, or bytes that are no message: a device that repeats them is out of order.
@@ -29,7 +37,31 @@ impl Cost {
     fn time(self) -> Duration {
         match self {
             Cost::Message => EACH,
+            Cost::Welcome => EACH_WELCOME,
             Cost::Link | Cost::Fault => EACH * 20,
+        }
+    }
+
+    fn budget(self) -> Budget {
+        match self {
+            Cost::Welcome => Budget::Welcomes,
+            Cost::Message | Cost::Link | Cost::Fault => Budget::Messages,
+        }
+    }
+}
+
+/// The budgets of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Budget {
+    Messages,
+    Welcomes,
+}
+
+impl Budget {
+    fn burst(self) -> Duration {
+        match self {
+            Budget::Messages => BURST,
+            Budget::Welcomes => WELCOME_BURST,
         }
     }
 }
@@ -38,18 +70,19 @@ impl Cost {
 #[derive(Debug, Default)]
 pub struct MessageBudgets {
     /// When each device has earned back all that it spent.
-    earned_back: BTreeMap<EndpointId, Duration>,
+    earned_back: BTreeMap<(EndpointId, Budget), Duration>,
 }
 
 impl MessageBudgets {
-    /// Charges `cost` to `device`; how long the link that caused it waits before it reads its next message. `now` is
-    /// monotonic.
+    /// Charges `cost` to `device`; how long the link that caused it waits before it reads its next message, or is
+    /// welcomed. `now` is monotonic.
     #[must_use]
     pub fn charge(&mut self, device: EndpointId, cost: Cost, now: Duration) -> Duration {
         self.earned_back.retain(|_, at| *at > now);
-        let earned_back = self.earned_back.entry(device).or_insert(now);
-        *earned_back = earned_back.saturating_add(cost.time()).min(now.saturating_add(BURST + LONGEST_WAIT));
-        earned_back.saturating_sub(BURST).saturating_sub(now)
+        let burst = cost.budget().burst();
+        let earned_back = self.earned_back.entry((device, cost.budget())).or_insert(now);
+        *earned_back = earned_back.saturating_add(cost.time()).min(now.saturating_add(burst + LONGEST_WAIT));
+        earned_back.saturating_sub(burst).saturating_sub(now)
     }
 }
 
@@ -91,6 +124,24 @@ mod tests {
         }
         assert!(answered.iter().sum::<u32>() <= 400 + 20 * 200 + 64);
         assert!(answered.iter().all(|count| *count >= 60), "{answered:?}");
+    }
+
+    #[test]
+    fn a_device_has_64_links_welcomed_at_once_and_then_twenty_a_second() {
+        let mut budgets = MessageBudgets::default();
+        let mut now = Duration::from_secs(1);
+        for _ in 0..1000 {
+            let _ = budgets.charge(A, Cost::Message, now);
+        }
+        let free = (0..1000).take_while(|_| budgets.charge(A, Cost::Welcome, now).is_zero()).count();
+        assert_eq!(free, 64, "whatever its messages cost");
+        let mut welcomed = 0;
+        let end = now + Duration::from_secs(10);
+        while now < end {
+            now += budgets.charge(A, Cost::Welcome, now);
+            welcomed += 1;
+        }
+        assert!((199..=201).contains(&welcomed), "{welcomed}");
     }
 
     #[test]

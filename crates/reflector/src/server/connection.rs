@@ -102,7 +102,11 @@ impl Connection {
     }
 
     pub(super) async fn serve(mut self, versions: &[u16], paired: Option<ToAppliance>) {
-        let next = match self.check_still_paired() {
+        let next = match self.pay_for_welcome().await {
+            LinkFlow::Continue => self.check_still_paired(),
+            other => other,
+        };
+        let next = match next {
             LinkFlow::Continue => {
                 self.server.note_prefix(self.peer, Prefix::of(self.from));
                 let opened = Event::LinkOpened { peer: self.peer, from: self.from };
@@ -132,6 +136,23 @@ impl Connection {
                 while let Ok(Some(_)) = self.framed.receive::<ToReflector>().await {}
             })
             .await;
+        }
+    }
+
+    /// Charges the first answer, and waits where the device opened many links just now.
+    async fn pay_for_welcome(&mut self) -> LinkFlow {
+        let wait = lock(&self.server.budgets).charge(self.peer, Cost::Welcome, self.server.now().mono);
+        if wait.is_zero() {
+            return LinkFlow::Continue;
+        }
+        let mut lifecycle = self.server.lifecycle.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {
+                // Nothing was read meanwhile.
+                self.note_activity();
+                LinkFlow::Continue
+            }
+            () = stopping(&mut lifecycle) => LinkFlow::Close(CloseReason::Shutdown, "the reflector is shutting down"),
         }
     }
 
