@@ -51,12 +51,15 @@ pub struct Audit {
     not_noted: Arc<AtomicU64>,
 }
 
-/// The log can't be written: what was to be recorded is not in it, and has to be undone.
+/// The log can't be written: what was to be recorded is not acknowledged, and has to be undone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the audit log can't be written: {because}")]
 pub struct AuditFault {
     /// What failed.
     pub because: String,
+    /// Whether the lines are in the log all the same: they are on disk, and only their head could not be kept. They are
+    /// not acknowledged, and must not be written again.
+    pub is_in_log: bool,
 }
 
 /// Why the log can't be opened.
@@ -150,15 +153,15 @@ impl Audit {
     /// of its decision gets its lines in the order of the decisions. Dropping the future does not take them back.
     ///
     /// # Errors
-    /// Then none of them is in the log. Whatever they stood for has to be undone; what can't be undone is worth a
-    /// [`note`](Audit::note), which is written when the log can be written again.
+    /// Then none of them is acknowledged, and what they stood for has to be undone. They are in the log only if
+    /// [`is_in_log`](AuditFault::is_in_log).
     pub fn record(&self, events: Vec<Event>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
         let (told, answer) = oneshot::channel();
         let is_empty = events.is_empty();
         let placed = if is_empty { Ok(()) } else { self.requests.try_send(WriteRequest { events, told: Some(told) }) };
         let requests = self.requests.clone();
         async move {
-            let stopped = || AuditFault { because: "its writer has ended".to_owned() };
+            let stopped = || AuditFault { because: "its writer has ended".to_owned(), is_in_log: false };
             match placed {
                 Ok(()) if is_empty => return Ok(()),
                 Ok(()) => {}
@@ -167,6 +170,18 @@ impl Audit {
                 Err(TrySendError::Closed(_)) => return Err(stopped()),
             }
             answer.await.map_err(|_| stopped())?
+        }
+    }
+
+    /// Records these events, for a caller on whose answer nothing hangs: what can't be written is noted, for when it
+    /// can.
+    pub fn record_or_note(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send + use<> {
+        let audit = self.clone();
+        let recorded = self.record(events.clone());
+        async move {
+            if recorded.await.is_err_and(|fault| !fault.is_in_log) {
+                events.into_iter().for_each(|event| audit.note(event));
+            }
         }
     }
 
@@ -314,9 +329,9 @@ impl Writer {
             Ok(()) if is_idle => return Some(journal),
             Ok(()) => match self.head_store.keep(&journal.states()).await {
                 Ok(()) => BatchEnd::Kept,
-                Err(why) => BatchEnd::Unclear(AuditFault { because: why.to_string() }),
+                Err(why) => BatchEnd::Unclear(AuditFault { because: why.to_string(), is_in_log: true }),
             },
-            Err(why) => BatchEnd::Failed(AuditFault { because: why.to_string() }),
+            Err(why) => BatchEnd::Failed(AuditFault { because: why.to_string(), is_in_log: false }),
         };
         let answer = match written {
             BatchEnd::Kept => {

@@ -593,6 +593,24 @@ async fn a_new_log_that_begins_again_drops_its_first_try() {
 }
 
 #[tokio::test]
+async fn lines_whose_head_could_not_be_kept_are_not_noted_again() {
+    for holds in [false, true] {
+        let home = Home::new();
+        let audit = home.open(LARGE).await;
+        home.head_store.fail(holds);
+        audit.record_or_note(vec![opened(1), opened(2)]).await;
+        home.fail(Touch::Sync, ErrorKind::Other);
+        audit.record_or_note(vec![opened(3)]).await;
+        audit.record(vec![opened(4)]).await.unwrap();
+        end(audit).await;
+        let mut values = home.values();
+        values.sort_unstable();
+        assert_eq!(values, [1, 2, 3, 4], "each once");
+        home.verify().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_line_that_begins_the_log_anew_counts_only_with_its_own_hash() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;

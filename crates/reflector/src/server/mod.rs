@@ -145,14 +145,7 @@ impl Server {
     /// Writes events that no promise hangs on. They take their place in the log now; await the answer before telling
     /// of them. What can't be written is noted for when it can: a fault shows in the status and stops further grants.
     fn record(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send + use<> {
-        let events = lock(&self.throttle).pass(events, self.now());
-        let audit = self.audit.clone();
-        let recorded = audit.record(events.clone());
-        async move {
-            if recorded.await.is_err() {
-                events.into_iter().for_each(|event| audit.note(event));
-            }
-        }
+        self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
 
     /// As [`Server::record`], for a caller that can't wait.

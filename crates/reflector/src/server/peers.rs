@@ -174,12 +174,15 @@ impl Peers {
         Ok(())
     }
 
-    /// Writes the lines that are owed. An error: they are not in the log.
+    /// Writes the lines that are owed. An error: they are not acknowledged.
     async fn pay(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
         let owed = self.store.owed_lines().await?;
         let unwritten = owed.iter().filter(|line| !unsettled.written.contains(&line.id));
-        self.audit.record(unwritten.map(|line| line.event.clone()).collect()).await?;
-        unsettled.written.extend(owed.iter().map(|line| line.id));
+        let recorded = self.audit.record(unwritten.map(|line| line.event.clone()).collect()).await;
+        if recorded.as_ref().map_or_else(|fault| fault.is_in_log, |()| true) {
+            unsettled.written.extend(owed.iter().map(|line| line.id));
+        }
+        recorded?;
         match self.store.lines_written(&owed).await {
             Ok(()) => unsettled.written.clear(),
             // A crash now leaves them, and the next start finds them in the log.
@@ -195,5 +198,38 @@ impl Peers {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<EndpointId, Peer>> {
         self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::PeerText;
+    use sqlx::{Connection, SqliteConnection};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::audit::Sizes;
+
+    #[tokio::test]
+    async fn a_line_whose_head_could_not_be_kept_is_written_once() {
+        let folder = TempDir::new().unwrap();
+        let (database, audit_folder) = (folder.path().join("reflector.db"), folder.path().join("audit"));
+        let store = Store::open(&database).await.unwrap();
+        let sizes = Sizes { segment: 1 << 20, total: 1 << 30 };
+        let audit = Audit::open(&audit_folder, sizes, store.clone()).await.unwrap();
+        let peers = Peers::load(&store, &audit, &audit_folder, &[]).await.unwrap();
+        let peer = EndpointId::from_bytes([1; 32]);
+        peers.add(peer, &PeerText::new("attic"), "hand").await.unwrap();
+        assert_eq!(peers.remove(peer).await.unwrap(), Removal::Removed);
+        // Another process holds the write lock: the line is written, and its head can't be kept.
+        let mut other = SqliteConnection::connect(&format!("sqlite://{}", database.display())).await.unwrap();
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+        peers.settle().await;
+        assert!(audit.fault().borrow().is_some());
+        sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+        peers.settle().await;
+        let text = std::fs::read_to_string(audit_folder.join("000001.jsonl")).unwrap();
+        assert_eq!(text.matches("\"peer_removed\"").count(), 1, "{text}");
+        assert!(store.owed_lines().await.unwrap().is_empty());
     }
 }
