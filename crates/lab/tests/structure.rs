@@ -54,16 +54,6 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Circles of files that still exist: the crate's folder, the modules, and the reason. Delete an entry once its circle is
 /// gone; the test fails on entries that are not needed.
 const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
-    (
-        "engines",
-        &["tcp::receiver", "tcp::sender", "tcp::stream"],
-        "a stream calls the loop of its direction, which takes the stream apart",
-    ),
-    (
-        "engines",
-        &["udp::receiver", "udp::sender", "udp::stream"],
-        "a stream calls the loop of its direction, which takes the stream apart",
-    ),
     ("iperf3", &["cookie", "stage"], "the hand-off owns the cookie check that calls back into it"),
     (
         "report",

@@ -24,7 +24,7 @@ pub use watch::{Look, Moving, watch};
 
 pub(crate) use registry::{StreamRegistry, Unplaced, direction_of};
 pub(crate) use sampler::SAMPLE_INTERVAL;
-pub(crate) use threads::{Ended, Stream, StreamReport, StreamRun, run};
+pub(crate) use threads::{Ended, PhaseStream, StreamReport, StreamRun, run};
 
 /// How long after a phase's time a receiver still takes what is on the way.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);

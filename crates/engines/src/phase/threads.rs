@@ -20,7 +20,7 @@ use crate::tether::Tether;
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connected stream of an engine.
-pub(crate) trait Stream: Send {
+pub(crate) trait PhaseStream: Send {
     /// What the watcher keeps of it.
     type Watched: Send + Sync;
     /// What its thread reports beside what every stream reports.
@@ -88,7 +88,7 @@ pub(crate) struct StreamReport<O> {
 }
 
 /// A stream whose thread has ended.
-pub(crate) struct Ended<'a, S: Stream> {
+pub(crate) struct Ended<'a, S: PhaseStream> {
     /// Payload bytes that it moved.
     pub(crate) bytes: u64,
     pub(crate) watched: &'a S::Watched,
@@ -117,7 +117,7 @@ impl<W> DirectionRun<W> {
 
 /// Runs `phase` over all its `streams`, of which this end sends the `sent` direction; in a phase of both directions the
 /// download's come first. Returns when all its threads are gone and its sockets closed.
-pub(crate) fn run<S: Stream>(
+pub(crate) fn run<S: PhaseStream>(
     ask: &TestSpec,
     phase: &PhaseSpec,
     sent: Direction,
@@ -165,12 +165,12 @@ pub(crate) fn run<S: Stream>(
     tally(phase.load, cut_short.as_deref(), |_| tallies.next().unwrap_or_default())
 }
 
-fn note<S: Stream>(context: &PhaseContext<'_>, failure: &io::Error, until: Instant) {
+fn note<S: PhaseStream>(context: &PhaseContext<'_>, failure: &io::Error, until: Instant) {
     let now = Instant::now();
     context.note(S::describe(failure, now.saturating_duration_since(context.begin)), now, until);
 }
 
-fn spawn<'scope, S: Stream>(
+fn spawn<'scope, S: PhaseStream>(
     scope: &'scope Scope<'scope, '_>,
     context: &'scope PhaseContext<'_>,
     run: &'scope DirectionRun<S::Watched>,
@@ -192,7 +192,7 @@ fn spawn<'scope, S: Stream>(
 }
 
 /// The life of a stream's thread.
-fn live<S: Stream>(
+fn live<S: PhaseStream>(
     stream: &mut S,
     run: &DirectionRun<S::Watched>,
     stream_run: &StreamRun<'_, S::Watched>,
@@ -226,13 +226,13 @@ fn live<S: Stream>(
 }
 
 /// The threads of a phase, as the watcher sees them.
-struct Threads<'a, S: Stream> {
+struct Threads<'a, S: PhaseStream> {
     runs: &'a [DirectionRun<S::Watched>],
     tether: &'a Tether,
     is_silent: bool,
 }
 
-impl<S: Stream> Threads<'_, S> {
+impl<S: PhaseStream> Threads<'_, S> {
     fn abort_where(&self, is_meant: impl Fn(&DirectionRun<S::Watched>) -> bool) {
         for run in self.runs.iter().filter(|run| is_meant(run)) {
             run.is_aborted.store(true, Ordering::Relaxed);
@@ -241,7 +241,7 @@ impl<S: Stream> Threads<'_, S> {
     }
 }
 
-impl<S: Stream> Moving for Threads<'_, S> {
+impl<S: PhaseStream> Moving for Threads<'_, S> {
     fn is_done(&self) -> bool {
         self.runs.iter().all(DirectionRun::has_ended)
     }
@@ -287,7 +287,7 @@ impl<S: Stream> Moving for Threads<'_, S> {
     }
 }
 
-fn tally_of<S: Stream>(
+fn tally_of<S: PhaseStream>(
     context: &PhaseContext<'_>,
     run: &DirectionRun<S::Watched>,
     reports: Vec<Option<StreamReport<S::Own>>>,
@@ -356,7 +356,7 @@ mod tests {
         }
     }
 
-    impl Stream for Puppet {
+    impl PhaseStream for Puppet {
         type Watched = Option<Arc<Rope>>;
         type Own = bool;
         const THREADS: [&'static str; 2] = ["puppet-send", "puppet-receive"];

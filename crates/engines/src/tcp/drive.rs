@@ -9,8 +9,8 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, TestSpec};
 use rustix::rand::GetRandomFlags;
 
+use super::ready::{self, TcpStreams};
 use super::socket_options;
-use super::stream::{self, Streams};
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
@@ -27,14 +27,14 @@ pub(super) struct TcpDrive {
     dialer: Arc<Dialer>,
     options: SocketOptions,
     tether: Arc<Tether>,
-    streams: Streams,
+    streams: TcpStreams,
 }
 
 impl TcpDrive {
     pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
         let DriveOrder { spec, keys, dialer, tether, .. } = order;
         let options = socket_options(&spec)?;
-        let streams = Streams::new(&spec, Arc::clone(&tether));
+        let streams = TcpStreams::new(&spec, Arc::clone(&tether));
         Ok(Self { spec, keys, dialer, options, tether, streams })
     }
 
@@ -60,7 +60,7 @@ impl Drive for TcpDrive {
                     return;
                 }
                 match self.dial(phase, index) {
-                    Ok(connected) => stream::admit(&self.streams, &self.tether, phase, index, connected),
+                    Ok(connected) => ready::admit(&self.streams, &self.tether, phase, index, connected),
                     Err(error) => {
                         // The others stop after the dial they are in.
                         next.store(streams, Ordering::Relaxed);

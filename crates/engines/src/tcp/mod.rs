@@ -3,10 +3,12 @@
 
 mod drive;
 mod payload;
+mod ready;
 mod receiver;
 mod sender;
 mod serve;
 mod stream;
+mod unsent_limit;
 
 #[cfg(test)]
 mod tests;

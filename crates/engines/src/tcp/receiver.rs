@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use paramedic_link::test_spec::DataPathWish;
 
-use super::stream::{Report, Run};
+use super::ready::{TcpReport, TcpRun};
 use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
 
@@ -15,7 +15,7 @@ const ROOM: usize = 4 * CHUNK;
 const COPY_ROOM: usize = CHUNK;
 
 /// Receives until the other end is done. What came before a failure stands in the counter and `received` all the same.
-pub(super) fn receive(stream: &mut DataStream, run: &Run<'_>, received: &mut Report) -> io::Result<()> {
+pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut TcpReport) -> io::Result<()> {
     let context = run.context;
     let is_clear = matches!(stream, DataStream::Plain(_));
     let mut in_kernel = is_clear && !context.ask.verify_payload && context.ask.data_path != DataPathWish::Plain;

@@ -2,16 +2,14 @@
 //! session.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use paramedic_link::test_spec::{DataPathWish, TestSpec};
 
-use super::stream::Run;
+use super::ready::TcpRun;
+use super::unsent_limit::UnsentLimit;
 use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
-use crate::socket;
 use crate::sys::splice::PagePipe;
 
 /// The longest that a write may stand past the end of its phase.
@@ -25,58 +23,6 @@ const PIPE: usize = 4 * CHUNK;
 const STEPS_PER_S: u64 = 100;
 /// The least that it hands over: about a segment.
 const LEAST_STEP: u64 = 1400;
-
-/// How far one stream may run ahead of the network: about what it sends in an interval. On a slow link more would only
-/// wait in this host's memory, be counted as sent, and still be on its way when the phase is over.
-pub(super) struct Lead {
-    /// 0 while the stream pauses.
-    bytes: AtomicU32,
-    /// What `bytes` is otherwise.
-    limit: AtomicU32,
-    /// What the stream had sent at the last look.
-    sent: AtomicU64,
-}
-
-impl Lead {
-    /// The least: one TLS record, so that a stream that stood still can start again.
-    const LEAST: u32 = 16 * 1024;
-    /// Before anything is known of the network.
-    const FIRST: u32 = 128 * 1024;
-    /// From here on the kernel's own limits are the narrower ones.
-    const FREE: u32 = 4 * 1024 * 1024;
-
-    pub(super) fn new(socket: &TcpStream) -> Self {
-        socket::limit_unsent(socket, Self::FIRST);
-        let first = || AtomicU32::new(Self::FIRST);
-        Self { bytes: first(), limit: first(), sent: AtomicU64::new(0) }
-    }
-
-    /// Fits the lead to what was sent since the last call, one interval ago; `total` is the stream's count so far.
-    pub(super) fn adapt(&self, socket: &TcpStream, total: u64) {
-        let sent = total - self.sent.swap(total, Ordering::Relaxed);
-        let before = self.limit.load(Ordering::Relaxed);
-        let bytes = Self::next(before, sent);
-        if bytes != before {
-            self.limit.store(bytes, Ordering::Relaxed);
-            socket::limit_unsent(socket, if bytes == Self::FREE { u32::MAX } else { bytes });
-        }
-    }
-
-    /// Grows at once, shrinks by halves: a fast stream that lost a packet is not held back when it goes on.
-    fn next(before: u32, sent: u64) -> u32 {
-        u32::try_from(sent).unwrap_or(u32::MAX).max(before / 2).clamp(Self::LEAST, Self::FREE)
-    }
-
-    /// Lets the stream pause, or send as far ahead as it may. Called after each [`Lead::adapt`].
-    pub(super) fn pause(&self, pauses: bool) {
-        let bytes = if pauses { 0 } else { self.limit.load(Ordering::Relaxed) };
-        self.bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed) as usize
-    }
-}
 
 /// How a stream's bytes reach its socket.
 enum Way {
@@ -130,9 +76,9 @@ fn block_of(ask: &TestSpec) -> Option<usize> {
 
 /// Sends until the phase's time is over, then waits until the other end has taken everything and said so. `path` is set
 /// to how the bytes were moved.
-pub(super) fn send(stream: &mut DataStream, run: &Run<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
+pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
     let context = run.context;
-    let lead = run.watched.lead.as_ref();
+    let unsent_limit = run.watched.unsent_limit.as_ref();
     let wish = context.ask.data_path;
     let mut way = Way::choose(stream, wish)?;
     *path = Some(way.name(stream));
@@ -149,7 +95,7 @@ pub(super) fn send(stream: &mut DataStream, run: &Run<'_>, path: &mut Option<&'s
             limit = left.max(Duration::from_millis(1));
             stream.socket().set_write_timeout(Some(limit))?;
         }
-        let most = block.unwrap_or(PIPE).min(lead.map_or(PIPE, Lead::bytes));
+        let most = block.unwrap_or(PIPE).min(unsent_limit.map_or(PIPE, UnsentLimit::bytes));
         if most == 0 {
             await_word(run)?;
             continue;
@@ -191,8 +137,8 @@ pub(super) fn send(stream: &mut DataStream, run: &Run<'_>, path: &mut Option<&'s
 }
 
 /// Waits while the stream pauses, until its time is over. An error: its phase is over.
-fn await_word(run: &Run<'_>) -> io::Result<()> {
-    let pauses = || run.watched.lead.as_ref().is_some_and(|lead| lead.bytes() == 0);
+fn await_word(run: &TcpRun<'_>) -> io::Result<()> {
+    let pauses = || run.watched.unsent_limit.as_ref().is_some_and(|limit| limit.bytes() == 0);
     run.context.tether.wait_until(run.context.until, || !pauses() || run.is_over());
     if run.is_over() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
 }
@@ -204,17 +150,4 @@ fn is_unknown_here(failure: &io::Error) -> bool {
 
 fn is_worth_another_try(failure: &io::Error) -> bool {
     matches!(failure.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lead_grows_with_what_is_sent_and_shrinks_slowly() {
-        assert_eq!(Lead::next(Lead::FIRST, 1_000_000), 1_000_000);
-        assert_eq!(Lead::next(Lead::FIRST, u64::MAX), Lead::FREE);
-        assert_eq!(Lead::next(1_000_000, 0), 500_000);
-        assert_eq!(Lead::next(Lead::LEAST, 0), Lead::LEAST);
-    }
 }

@@ -7,8 +7,8 @@ use paramedic_link::admission::Preamble;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, TestSpec};
 
+use super::ready::{self, TcpStreams};
 use super::socket_options;
-use super::stream::{self, Streams};
 use crate::data_stream::DataStream;
 use crate::door::{ByPreamble, Door};
 use crate::engine::{Report, Serve, ServeOrder};
@@ -20,7 +20,7 @@ pub(super) struct TcpServe {
     spec: TestSpec,
     options: SocketOptions,
     tether: Arc<Tether>,
-    streams: Arc<Streams>,
+    streams: Arc<TcpStreams>,
     /// Direct mode's port; held until the session is over.
     door: Option<Door>,
 }
@@ -29,7 +29,7 @@ impl TcpServe {
     pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
         let ServeOrder { spec, keys, claim, peer, tether, .. } = order;
         let options = socket_options(&spec)?;
-        let streams = Arc::new(Streams::new(&spec, Arc::clone(&tether)));
+        let streams = Arc::new(TcpStreams::new(&spec, Arc::clone(&tether)));
         let door = match claim {
             Some(claim) => {
                 let (streams, of_streams) = (Arc::clone(&streams), options.clone());
@@ -58,7 +58,7 @@ impl TcpServe {
     }
 }
 
-fn seat(streams: &Streams, tether: &Arc<Tether>, options: &SocketOptions, preamble: Preamble, stream: DataStream) {
+fn seat(streams: &TcpStreams, tether: &Arc<Tether>, options: &SocketOptions, preamble: Preamble, stream: DataStream) {
     // The streams of a later phase would cost descriptors and, unread, the kernel's memory for as long as the session
     // lasts.
     if !streams.is_next(preamble.phase) {
@@ -66,7 +66,7 @@ fn seat(streams: &Streams, tether: &Arc<Tether>, options: &SocketOptions, preamb
         return;
     }
     match options.apply(stream.socket()) {
-        Ok(()) => stream::admit(streams, tether, preamble.phase, preamble.stream, stream),
+        Ok(()) => ready::admit(streams, tether, preamble.phase, preamble.stream, stream),
         // Such a stream would not carry what was asked for.
         Err(error) => tracing::debug!(%error, "a data connection does not take its options"),
     }

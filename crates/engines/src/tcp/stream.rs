@@ -1,86 +1,47 @@
-//! A stream of `tcp`, as the phase runner sees it: what its two ends do, what is watched of it, what is told of it at its
-//! end. The same at both ends of a session.
+//! What the phase runner does with a stream of `tcp`, the same at both ends of a session.
 
 use std::io;
-use std::net::TcpStream;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paramedic_link::measurement::DirectionTally;
 
-use super::sender::Lead;
+use super::ready::{ReadyConnection, TcpReport, TcpRun, Watched};
 use super::{receiver, sender};
-use crate::data_stream::DataStream;
-use crate::phase::{self, Ended, SAMPLE_INTERVAL, StreamRegistry, StreamReport, StreamRun};
+use crate::phase::{Ended, PhaseStream, SAMPLE_INTERVAL};
 use crate::socket;
-use crate::tether::{Hold, Tether};
 
-/// A stream that stands. Cutting the session's tether ends it.
-pub(super) struct Standing {
-    stream: DataStream,
-    _hold: Hold,
-}
-
-/// The streams that stand.
-pub(super) type Streams = StreamRegistry<Standing>;
-
-/// Gives a connected stream its place. Where it has none, or the session is over, it is dropped, which refuses it.
-pub(super) fn admit(streams: &Streams, tether: &Arc<Tether>, phase: u8, index: u16, stream: DataStream) {
-    match tether.hold(stream.socket()) {
-        Ok(hold) => {
-            if let Err(why) = streams.admit(phase, index, Standing { stream, _hold: hold }) {
-                tracing::debug!(phase, index, ?why, "a data connection that has no place here was dropped");
-            }
-        }
-        Err(error) => tracing::debug!(phase, index, %error, "a data connection can't be kept"),
-    }
-}
-
-/// A stream's socket a second time, to ask and to end it.
-pub(super) struct Watched {
-    socket: TcpStream,
-    /// Where this end sends: how far it may run ahead.
-    pub(super) lead: Option<Lead>,
-}
-
-pub(super) type Run<'a> = StreamRun<'a, Watched>;
-/// With how the bytes were moved.
-pub(super) type Report = StreamReport<Option<&'static str>>;
-
-impl phase::Stream for Standing {
+impl PhaseStream for ReadyConnection {
     type Watched = Watched;
     type Own = Option<&'static str>;
     const THREADS: [&'static str; 2] = ["tcp-send", "tcp-receive"];
     const LATEST_BEGIN: Duration = Duration::ZERO;
 
     fn watched(&self, is_sent: bool) -> io::Result<Watched> {
-        let socket = self.stream.socket().try_clone()?;
-        let lead = is_sent.then(|| Lead::new(&socket));
-        Ok(Watched { socket, lead })
+        Watched::new(&self.stream, is_sent)
     }
 
-    fn send(&mut self, run: &Run<'_>, report: &mut Report) -> io::Result<()> {
+    fn send(&mut self, run: &TcpRun<'_>, report: &mut TcpReport) -> io::Result<()> {
         let result = sender::send(&mut self.stream, run, &mut report.own);
         report.last = Some(Instant::now().min(run.context.until));
         result
     }
 
-    fn receive(&mut self, run: &Run<'_>, report: &mut Report) -> io::Result<()> {
+    fn receive(&mut self, run: &TcpRun<'_>, report: &mut TcpReport) -> io::Result<()> {
         receiver::receive(&mut self.stream, run, report)
     }
 
-    /// A sender hears the other end by its acknowledgements alone.
-    fn attend(Watched { socket, lead }: &Watched, total: u64) -> bool {
-        if let Some(lead) = lead {
-            lead.adapt(socket, total);
+    /// A sender hears only the acknowledgements of the other end.
+    fn attend(Watched { socket, unsent_limit }: &Watched, total: u64) -> bool {
+        if let Some(limit) = unsent_limit {
+            limit.adapt(socket, total);
         }
         socket::since_last_ack(socket).is_some_and(|ago| ago <= SAMPLE_INTERVAL)
     }
 
-    /// Where everything was acknowledged the other end owes no word: its silence says nothing.
-    fn pause(Watched { socket, lead }: &Watched, is_silent: bool) {
-        if let Some(lead) = lead {
-            lead.pause(is_silent && socket::is_unacknowledged(socket));
+    /// If everything was acknowledged, silence of the other end means nothing.
+    fn pause(Watched { socket, unsent_limit }: &Watched, is_silent: bool) {
+        if let Some(limit) = unsent_limit {
+            limit.pause(is_silent && socket::is_unacknowledged(socket));
         }
     }
 

@@ -12,8 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::packet::{Place, SIGNAL, Signal, Word};
+use super::ready::ReadyStream;
 use super::socket;
-use super::stream::Standing;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, StreamRegistry, direction_of, nothing_moved, streams_of};
@@ -29,12 +29,12 @@ pub(super) struct UdpDrive {
     tether: Arc<Tether>,
     /// No number is used twice in the session.
     next: AtomicU64,
-    streams: StreamRegistry<Standing>,
+    streams: StreamRegistry<ReadyStream>,
 }
 
 /// A stream that introduces itself.
 struct Candidate {
-    standing: Standing,
+    standing: ReadyStream,
     /// What is to be said next; nothing once it stands.
     says: Option<Word>,
 }
@@ -49,7 +49,7 @@ impl UdpDrive {
     fn candidate(&self, place: Place, spec: &PhaseSpec) -> io::Result<Candidate> {
         let target = self.dialer.target;
         let socket = self.dialer.origin.datagrams(target)?;
-        let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
+        let standing = ReadyStream::new(place, socket, &self.keys, &self.spec, &self.tether)?;
         if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Upload) {
             // Checked now: once the phase runs, an error would only cut it short.
             socket::payload(&standing.socket, &self.spec)?;

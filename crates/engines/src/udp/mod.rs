@@ -7,6 +7,7 @@ pub mod fuzzing;
 mod gate;
 mod ledger;
 mod packet;
+mod ready;
 mod receiver;
 mod search;
 mod sender;

@@ -8,8 +8,8 @@ use paramedic_link::measurement::DatagramTally;
 
 use super::ledger::{Counts, Ledger};
 use super::packet::{Feedback, SIGNAL, Seal, Signal, Word};
+use super::ready::{ReadyStream, Received, StreamCounts, UdpRun};
 use super::socket::Receives;
-use super::stream::{Counted, Run, Standing};
 use super::{FEEDBACK_EVERY, against};
 
 /// How long after that word what was overtaken by it may come.
@@ -18,13 +18,6 @@ const OVERTAKEN_NS: u64 = 100_000_000;
 const GLANCE: Duration = Duration::from_millis(10);
 /// How often the end is confirmed: one confirmation may be lost.
 const CONFIRMATIONS: usize = 3;
-
-/// What was received.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Received {
-    counts: Counts,
-    jitter_ns: u64,
-}
 
 /// What a direction's receivers tell together.
 pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> DatagramTally {
@@ -47,8 +40,8 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> 
 
 /// Receives until the sender's last word, and all that it names, has come. What came before a failure stands in the
 /// counter and in `counted` all the same.
-pub(super) fn receive(stream: &Standing, run: &Run<'_>, counted: &mut Counted) -> io::Result<()> {
-    let Standing { socket, place, keys, .. } = stream;
+pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut StreamCounts) -> io::Result<()> {
+    let ReadyStream { socket, place, keys, .. } = stream;
     let (context, place, direction) = (run.context, *place, run.direction);
     let seal = Seal::of(place, direction, keys);
     let mut receives = Receives::of(socket);

@@ -11,13 +11,13 @@ use paramedic_link::measurement::DatagramTally;
 use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::packet::{Bulk, Feedback, Place, SIGNAL, Seal, Signal, Word};
+use super::ready::{ReadyStream, Sent, UdpReport, UdpRun};
 use super::search::Search;
 use super::socket::{self, Sends, await_readable, take_waiting};
-use super::stream::{Report, Run, Standing};
 use super::{DEFAULT_LOSS_PPM, FEEDBACK_EVERY, HOLD_STILL_AFTER, against};
 
 /// How long the first word of the receiver may take.
-pub(super) const FIRST_WORD: Duration = Duration::from_secs(5);
+pub(super) const FEEDBACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last word may take until it is confirmed.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// One send holds what the rate makes in this time at most: more at once could flood a small queue alone.
@@ -32,16 +32,6 @@ const GLANCE: Duration = Duration::from_millis(50);
 const LISTEN_EVERY_NS: u64 = 1_000_000;
 /// Signals that are looked at before anything else is done.
 const ROUND: usize = 64;
-
-/// What was sent.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sent {
-    payload: usize,
-    datagrams: u64,
-    /// Of a search: how many of them after it had found its rate.
-    settled: Option<u64>,
-    paused: Duration,
-}
 
 /// What a direction's senders tell together.
 pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> DatagramTally {
@@ -61,7 +51,7 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> Data
 struct Ears<'a> {
     socket: &'a UdpSocket,
     keys: &'a SessionKeys,
-    run: &'a Run<'a>,
+    run: &'a UdpRun<'a>,
     place: Place,
     flow: Direction,
     /// The highest number of its words: older ones may be replayed by another host.
@@ -130,11 +120,11 @@ impl Pace {
 
 /// Sends until the phase's time is over, then says how many those were until the receiver confirms it. What was sent
 /// before a failure stands in the counter and in `report` all the same.
-pub(super) fn send(stream: &Standing, run: &Run<'_>, report: &mut Report) -> io::Result<()> {
-    let Standing { socket, place, keys, .. } = stream;
+pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpReport) -> io::Result<()> {
+    let ReadyStream { socket, place, keys, .. } = stream;
     let (context, place, direction) = (run.context, *place, run.direction);
     // At the latest.
-    report.until = context.until + FIRST_WORD;
+    report.until = context.until + FEEDBACK_TIMEOUT;
     let sent = &mut report.own.sent;
     let payload = socket::payload(socket, context.ask)?;
     sent.payload = payload;
@@ -152,7 +142,7 @@ pub(super) fn send(stream: &Standing, run: &Run<'_>, report: &mut Report) -> io:
     let (flow, heard) = (against(direction), context.begin);
     let mut ears = Ears { socket, keys, run, place, flow, newest: None, heard };
     // Nothing leaves before the receiver says that it listens.
-    if ears.await_next(context.begin + FIRST_WORD)?.is_none() {
+    if ears.await_next(context.begin + FEEDBACK_TIMEOUT)?.is_none() {
         if run.is_over() {
             return Ok(());
         }

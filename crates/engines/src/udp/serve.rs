@@ -9,8 +9,8 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::gate::{Gate, Proven};
 use super::packet::Place;
+use super::ready::ReadyStream;
 use super::socket;
-use super::stream::Standing;
 use crate::data_stream::DataStream;
 use crate::engine::{Report, Serve, ServeOrder};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, direction_of, nothing_moved};
@@ -31,9 +31,9 @@ impl UdpServe {
         Ok(Self { spec, keys, tether, gate })
     }
 
-    fn stand(&self, spec: &PhaseSpec, place: Place, proven: &Proven) -> io::Result<Standing> {
+    fn stand(&self, spec: &PhaseSpec, place: Place, proven: &Proven) -> io::Result<ReadyStream> {
         let socket = proven.port.connect(proven.to, proven.peer)?;
-        let standing = Standing::new(place, socket, &self.keys, &self.spec, &self.tether)?;
+        let standing = ReadyStream::new(place, socket, &self.keys, &self.spec, &self.tether)?;
         if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Download) {
             // Checked now, so that the tally says why nothing was sent.
             socket::payload(&standing.socket, &self.spec)?;

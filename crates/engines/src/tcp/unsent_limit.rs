@@ -1,0 +1,71 @@
+//! The limit of what one stream's kernel may hold unsent: how it follows the rate, and how a silent other end sets it to 0.
+
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::socket;
+
+/// How many unsent bytes the kernel may hold for one stream: about what it sends in one interval. On a slow link, more
+/// would only wait in this host's memory, be counted as sent, and still be in flight when the phase ends.
+pub(super) struct UnsentLimit {
+    /// `limit`, or 0 while the stream pauses.
+    bytes: AtomicU32,
+    limit: AtomicU32,
+    /// The stream's total at the last call of [`UnsentLimit::adapt`].
+    sent: AtomicU64,
+}
+
+impl UnsentLimit {
+    /// One TLS record, so that a stalled stream can start again.
+    const MIN: u32 = 16 * 1024;
+    /// The limit until the first interval has been measured.
+    const INITIAL: u32 = 128 * 1024;
+    /// From this limit on, the kernel's own limits are lower: ours is lifted.
+    const MAX: u32 = 4 * 1024 * 1024;
+
+    pub(super) fn new(socket: &TcpStream) -> Self {
+        socket::limit_unsent(socket, Self::INITIAL);
+        let initial = || AtomicU32::new(Self::INITIAL);
+        Self { bytes: initial(), limit: initial(), sent: AtomicU64::new(0) }
+    }
+
+    /// Adapts the limit to what was sent since the last call, one interval ago. `total` is the stream's count so far.
+    pub(super) fn adapt(&self, socket: &TcpStream, total: u64) {
+        let sent = total - self.sent.swap(total, Ordering::Relaxed);
+        let before = self.limit.load(Ordering::Relaxed);
+        let bytes = Self::next(before, sent);
+        if bytes != before {
+            self.limit.store(bytes, Ordering::Relaxed);
+            socket::limit_unsent(socket, if bytes == Self::MAX { u32::MAX } else { bytes });
+        }
+    }
+
+    /// Grows at once and shrinks by halves, so that a fast stream is not limited after it has recovered from a loss.
+    fn next(before: u32, sent: u64) -> u32 {
+        u32::try_from(sent).unwrap_or(u32::MAX).max(before / 2).clamp(Self::MIN, Self::MAX)
+    }
+
+    /// Pauses or resumes the stream. Called after each [`UnsentLimit::adapt`].
+    pub(super) fn pause(&self, pauses: bool) {
+        let bytes = if pauses { 0 } else { self.limit.load(Ordering::Relaxed) };
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that the sender may hand to the kernel at once; 0 while the stream pauses.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_grows_with_what_is_sent_and_shrinks_slowly() {
+        assert_eq!(UnsentLimit::next(UnsentLimit::INITIAL, 1_000_000), 1_000_000);
+        assert_eq!(UnsentLimit::next(UnsentLimit::INITIAL, u64::MAX), UnsentLimit::MAX);
+        assert_eq!(UnsentLimit::next(1_000_000, 0), 500_000);
+        assert_eq!(UnsentLimit::next(UnsentLimit::MIN, 0), UnsentLimit::MIN);
+    }
+}
