@@ -15,8 +15,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::data_stream::DataStream;
 use crate::origin::Origin;
+use crate::session_control::{Cancelled, SessionControl};
 pub use crate::socket::SocketOptions;
-use crate::tether::{Cut, Tether};
 
 /// Makes the data connections of a session.
 #[derive(Clone, Debug)]
@@ -33,10 +33,10 @@ pub struct Dialer {
 
 impl Dialer {
     /// Connects, proves with the sealed `preamble` which stream this is, and gives the stream. Blocks, for
-    /// `connect_timeout` at most; ends with `ConnectionAborted` as soon as `tether` is cut.
+    /// `connect_timeout` at most; ends with `ConnectionAborted` as soon as `control` is cancelled.
     pub fn dial(
         &self,
-        tether: &Arc<Tether>,
+        control: &Arc<SessionControl>,
         preamble: &[u8; Preamble::LEN],
         options: &SocketOptions,
     ) -> io::Result<DataStream> {
@@ -44,21 +44,27 @@ impl Dialer {
         let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
         options.apply(&socket)?;
         self.origin.bind(&socket, self.target)?;
-        let _hold = tether.hold(&socket)?;
-        self.reach(tether, &socket, deadline).and_then(|()| self.introduce(socket.into(), preamble, deadline)).map_err(
-            |failure| if tether.is_cut() { io::Error::new(io::ErrorKind::ConnectionAborted, Cut) } else { failure },
+        let _registration = control.register(&socket)?;
+        self.reach(control, &socket, deadline).and_then(|()| self.introduce(socket.into(), preamble, deadline)).map_err(
+            |failure| {
+                if control.is_cancelled() {
+                    io::Error::new(io::ErrorKind::ConnectionAborted, Cancelled)
+                } else {
+                    failure
+                }
+            },
         )
     }
 
-    fn reach(&self, tether: &Tether, socket: &Socket, deadline: Instant) -> io::Result<()> {
+    fn reach(&self, control: &SessionControl, socket: &Socket, deadline: Instant) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         match socket.connect(&self.target.into()) {
             Err(e) if e.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
             other => other?,
         }
         // A cut before the connect had nothing to shut down; one after it ends the poll.
-        if tether.is_cut() {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cut));
+        if control.is_cancelled() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cancelled));
         }
         loop {
             let left = time_left(deadline)?;
@@ -156,8 +162,8 @@ mod tests {
         Dialer { target, tls: None, origin: Origin::default(), connect_timeout: Duration::from_secs(60) }
     }
 
-    fn dial(dialer: &Dialer, tether: &Arc<Tether>) -> io::Result<DataStream> {
-        dialer.dial(tether, &PREAMBLE, &SocketOptions::default())
+    fn dial(dialer: &Dialer, control: &Arc<SessionControl>) -> io::Result<DataStream> {
+        dialer.dial(control, &PREAMBLE, &SocketOptions::default())
     }
 
     #[test]
@@ -168,12 +174,12 @@ mod tests {
         let inside = Dialer { tls: Some(client), ..clear.clone() };
         let mut said = [0; Preamble::LEN];
 
-        let _stream = dial(&clear, &Tether::free()).unwrap();
+        let _stream = dial(&clear, &SessionControl::unmetered()).unwrap();
         listener.accept().unwrap().0.read_exact(&mut said).unwrap();
         assert_eq!(said, PREAMBLE);
 
         std::thread::scope(|scope| {
-            let dialled = scope.spawn(|| dial(&inside, &Tether::free()).unwrap());
+            let dialled = scope.spawn(|| dial(&inside, &SessionControl::unmetered()).unwrap());
             let socket = listener.accept().unwrap().0;
             let connection = accept_tls(&server, &socket).unwrap();
             let _ours = dialled.join().unwrap();
@@ -190,12 +196,15 @@ mod tests {
         let dialer = Dialer { tls: Some(client), ..dialer(listener.local_addr().unwrap()) };
         std::thread::scope(|scope| {
             scope.spawn(|| accept_tls(&server, &listener.accept().unwrap().0));
-            assert_eq!(dial(&dialer, &Tether::free()).err().map(|e| e.kind()), Some(io::ErrorKind::InvalidData));
+            assert_eq!(
+                dial(&dialer, &SessionControl::unmetered()).err().map(|e| e.kind()),
+                Some(io::ErrorKind::InvalidData)
+            );
         });
     }
 
     #[test]
-    fn a_cut_tether_ends_a_connect_that_nobody_answers() {
+    fn a_cancelled_session_ends_a_connect_that_nobody_answers() {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         listener.listen(0).unwrap();
@@ -203,26 +212,26 @@ mod tests {
         // One connection fills this queue; the kernel then drops what else knocks.
         let _queued = TcpStream::connect(target).unwrap();
         for _ in 0..20 {
-            let tether = Tether::free();
+            let control = SessionControl::unmetered();
             std::thread::scope(|scope| {
-                let dialled = scope.spawn(|| dial(&dialer(target), &tether));
-                tether.cut();
+                let dialled = scope.spawn(|| dial(&dialer(target), &control));
+                control.cancel();
                 assert_eq!(dialled.join().unwrap().err().map(|e| e.kind()), Some(io::ErrorKind::ConnectionAborted));
             });
         }
     }
 
     #[test]
-    fn a_cut_tether_ends_a_handshake() {
+    fn a_cancelled_session_ends_a_handshake() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let dialer = Dialer { tls: Some(configs(tls::Alpn::Data).1), ..dialer(listener.local_addr().unwrap()) };
-        let tether = Tether::free();
+        let control = SessionControl::unmetered();
         std::thread::scope(|scope| {
-            let dialled = scope.spawn(|| dial(&dialer, &tether));
+            let dialled = scope.spawn(|| dial(&dialer, &control));
             let mut silent = listener.accept().unwrap().0;
             // The handshake has begun, and nobody answers.
             silent.read_exact(&mut [0; 1]).unwrap();
-            tether.cut();
+            control.cancel();
             assert_eq!(dialled.join().unwrap().err().map(|e| e.kind()), Some(io::ErrorKind::ConnectionAborted));
         });
     }
@@ -233,6 +242,6 @@ mod tests {
         let tls = Some(configs(tls::Alpn::Data).1);
         let target = listener.local_addr().unwrap();
         let dialer = Dialer { target, tls, origin: Origin::default(), connect_timeout: Duration::from_millis(20) };
-        assert_eq!(dial(&dialer, &Tether::free()).err().map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
+        assert_eq!(dial(&dialer, &SessionControl::unmetered()).err().map(|e| e.kind()), Some(io::ErrorKind::TimedOut));
     }
 }

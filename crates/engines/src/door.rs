@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
 use crate::claim;
+use crate::session_control::{Registration, SessionControl};
 use crate::socket::{self, SocketOptions};
-use crate::tether::{Hold, Tether};
 
 /// How long a newcomer may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -119,17 +119,17 @@ pub fn most_waiting(streams: u16) -> usize {
 impl Door {
     /// Listens at `claim` (port 0: any), with `options` for every connection. One that proves within 5 s, in the way of
     /// `knock`, that it belongs here goes to `sink`; all others are reset and counted. Connections from `peer` are
-    /// preferred when many wait, at most [`most_waiting`] of `streams`. Cutting `tether` closes the door. `AddrInUse`: somebody else listens there.
+    /// preferred when many wait, at most [`most_waiting`] of `streams`. Cutting `control` closes the door. `AddrInUse`: somebody else listens there.
     pub fn open<K: Knock>(
         claim: SocketAddr,
         options: &SocketOptions,
         knock: K,
         peer: IpAddr,
         streams: u16,
-        tether: Arc<Tether>,
+        control: Arc<SessionControl>,
         sink: Sink<K::Pass>,
     ) -> io::Result<Self> {
-        Self::open_with_patience(claim, options, knock, peer, streams, tether, sink, PATIENCE)
+        Self::open_with_patience(claim, options, knock, peer, streams, control, sink, PATIENCE)
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a door is made of, and how patient a test wants it")]
@@ -139,7 +139,7 @@ impl Door {
         knock: K,
         peer: IpAddr,
         streams: u16,
-        tether: Arc<Tether>,
+        control: Arc<SessionControl>,
         sink: Sink<K::Pass>,
         patience: Duration,
     ) -> io::Result<Self> {
@@ -148,13 +148,13 @@ impl Door {
         let refused = Arc::new(AtomicU64::new(0));
         let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let porter = Porter {
-            _hold: tether.hold(&listener)?,
+            _registration: control.register(&listener)?,
             listener,
             wake: Arc::clone(&wake),
             knock,
             peer: peer.to_canonical(),
             most_waiting: most_waiting(streams),
-            tether,
+            control,
             sink,
             patience,
             refused: Arc::clone(&refused),
@@ -219,12 +219,12 @@ struct Newcomer<Said> {
 /// The door's thread.
 struct Porter<K: Knock> {
     listener: Socket,
-    /// Ends the listener, and so wakes the poll, when the tether is cut.
-    _hold: Hold,
+    /// Ends the listener, and so wakes the poll, when the session is cancelled.
+    _registration: Registration,
     wake: Arc<OwnedFd>,
     knock: K,
     peer: IpAddr,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     sink: Sink<K::Pass>,
     patience: Duration,
     refused: Arc<AtomicU64>,
@@ -266,7 +266,7 @@ impl<K: Knock> Porter<K> {
                 return Err(Closing);
             }
         }
-        if self.tether.is_cut() || !polled[0].revents().is_empty() {
+        if self.control.is_cancelled() || !polled[0].revents().is_empty() {
             return Err(Closing);
         }
         Ok(polled[1..=self.newcomers.len()].iter().map(|polled| !polled.revents().is_empty()).collect())
@@ -290,7 +290,7 @@ impl<K: Knock> Porter<K> {
             Verdict::Refused => self.refuse(&newcomer.socket),
             Verdict::Enters(pass) => match newcomer.socket.set_nonblocking(false) {
                 Ok(()) => {
-                    self.tether.heard();
+                    self.control.heard();
                     (self.sink)(pass, newcomer.socket);
                 }
                 Err(_) => self.refuse(&newcomer.socket),
@@ -325,7 +325,7 @@ impl<K: Knock> Porter<K> {
                     Some(Errno::AGAIN) => return true,
                     // The newcomer's own failures (accept(2)): the next one may be sound.
                     Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::NETDOWN | Errno::HOSTUNREACH) => {}
-                    _ if self.tether.is_cut() => return false,
+                    _ if self.control.is_cancelled() => return false,
                     _ => {
                         // No descriptor or no memory left. A stranger's may help the owner in, once others gave back.
                         if let Some(at) = self.dispensable() {
@@ -398,13 +398,14 @@ mod tests {
         let sink = Box::new(move |preamble, stream| enter.send((preamble, stream)).unwrap_or(()));
         let owner = [127, 0, 0, 1].into();
         let (at, options, knock) = (([127, 0, 0, 1], 0).into(), SocketOptions::default(), ByPreamble::new(keys(1)));
-        let door = Door::open_with_patience(at, &options, knock, owner, STREAMS, Tether::free(), sink, patience);
+        let door =
+            Door::open_with_patience(at, &options, knock, owner, STREAMS, SessionControl::unmetered(), sink, patience);
         (door.unwrap(), entered)
     }
 
-    fn open_at(at: SocketAddr, tether: &Arc<Tether>) -> io::Result<Door> {
+    fn open_at(at: SocketAddr, control: &Arc<SessionControl>) -> io::Result<Door> {
         let (knock, owner) = (ByPreamble::new(keys(1)), [127, 0, 0, 1].into());
-        Door::open(at, &SocketOptions::default(), knock, owner, STREAMS, Arc::clone(tether), Box::new(|_, _| ()))
+        Door::open(at, &SocketOptions::default(), knock, owner, STREAMS, Arc::clone(control), Box::new(|_, _| ()))
     }
 
     const STREAMS: u16 = 64;
@@ -500,21 +501,21 @@ mod tests {
         let (_, stream) = entered.recv().unwrap();
         let waiting = knock(&door);
         let at = door.local_addr();
-        let held = open_at(at, &Tether::free());
+        let held = open_at(at, &SessionControl::unmetered());
         assert_eq!(held.err().map(|e| e.kind()), Some(io::ErrorKind::AddrInUse));
         drop(door);
         // Our end closes first: what stays behind in TIME_WAIT does not hold the port.
         drop((stream, ours, waiting));
-        let again = open_at(at, &Tether::free()).unwrap();
+        let again = open_at(at, &SessionControl::unmetered()).unwrap();
         assert_eq!(again.local_addr(), at);
     }
 
     #[test]
-    fn a_cut_tether_closes_the_door() {
-        let tether = Tether::free();
+    fn a_cancelled_session_closes_the_door() {
+        let control = SessionControl::unmetered();
         let at = ([127, 0, 0, 1], 0).into();
-        let mut door = open_at(at, &tether).unwrap();
-        tether.cut();
+        let mut door = open_at(at, &control).unwrap();
+        control.cancel();
         door.porter.take().unwrap().join().unwrap();
         assert!(TcpStream::connect(door.local_addr()).is_err());
     }

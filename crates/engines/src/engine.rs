@@ -11,7 +11,7 @@ use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
 
 /// One kind of test, both ends of it.
@@ -68,7 +68,7 @@ pub struct ServeOrder {
     /// The appliance's address, as the link came in.
     pub peer: IpAddr,
     /// What ends it, and what its bytes are charged to.
-    pub tether: Arc<Tether>,
+    pub control: Arc<SessionControl>,
     /// A folder to work in, which is there and ours alone.
     pub scratch: PathBuf,
 }
@@ -82,7 +82,7 @@ pub struct DriveOrder {
     /// How its data connections are made.
     pub dialer: Arc<Dialer>,
     /// What ends it.
-    pub tether: Arc<Tether>,
+    pub control: Arc<SessionControl>,
     /// How the reflector wants the session's login encrypted.
     pub login: Option<LoginTerms>,
     /// A folder to work in, which is there and ours alone.
@@ -130,7 +130,7 @@ pub trait Serve: Send + Sync {
     fn admit(&self, preamble: Preamble, stream: DataStream);
 
     /// Runs phase number `phase` of the spec to its end, on the calling thread and others: waits, for a bounded time,
-    /// until its streams stand, reports [`Progress::Started`], moves the data. Ends early when the tether is cut;
+    /// until its streams stand, reports [`Progress::Started`], moves the data. Ends early when the session is cancelled;
     /// always says what was counted.
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally;
 }
@@ -140,7 +140,7 @@ pub trait Drive: Send + Sync {
     /// Opens the streams of phase number `phase`, at most four handshakes at once; blocking, bounded in time.
     fn connect(&self, phase: u8) -> io::Result<()>;
 
-    /// Runs the phase to its end once the reflector has started it. Ends early when the tether is cut; always says
+    /// Runs the phase to its end once the reflector has started it. Ends early when the session is cancelled; always says
     /// what was counted.
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally;
 

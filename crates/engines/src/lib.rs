@@ -1,5 +1,5 @@
-//! The tests themselves, both ends of each in one folder: how load is made, how a path is probed, how counts become
-//! measurements. Blocking threads move the bytes; no async runtime stands in their way.
+//! The tests themselves, both ends of each: how load is made, how a path is probed, how counts become measurements.
+//! Blocking threads move the bytes, without an async runtime.
 
 pub mod claim;
 pub mod clock;
@@ -14,12 +14,14 @@ pub mod memory;
 pub mod origin;
 pub mod phase;
 pub mod quota;
+pub mod session_control;
 pub mod socket;
 pub mod sys;
 pub mod tcp;
-pub mod tether;
 pub mod udp;
 pub mod udp_port;
+
+mod byte_budget;
 
 pub use engine::Engine;
 pub use socket::check_congestion_control;

@@ -22,7 +22,7 @@ use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{DriveOrder, Engine, Progress, Serve, ServeOrder};
 use crate::origin::Origin;
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 use crate::udp_port::UdpPort;
 
 /// How long one data connection may take until it is proven. Over loopback it takes milliseconds; a stranger on this
@@ -54,11 +54,11 @@ impl BothEnds {
 /// Runs the one phase of `spec` at both ends of `engine`. `scratch` is a folder to work in, ours alone. Blocks for as
 /// long as the phase lasts, and some seconds more at worst; an error means that it never began.
 pub fn run(engine: &dyn Engine, spec: &TestSpec, scratch: PathBuf) -> io::Result<BothEnds> {
-    let (reflector, appliance) = (Tether::free(), Tether::free());
+    let (reflector, appliance) = (SessionControl::unmetered(), SessionControl::unmetered());
     let played = play(engine, spec, scratch, &reflector, &appliance);
     // Threads of either end that still wait for something have nothing to wait for.
-    reflector.cut();
-    appliance.cut();
+    reflector.cancel();
+    appliance.cancel();
     played
 }
 
@@ -66,8 +66,8 @@ fn play(
     engine: &dyn Engine,
     spec: &TestSpec,
     scratch: PathBuf,
-    reflector: &Arc<Tether>,
-    appliance: &Arc<Tether>,
+    reflector: &Arc<SessionControl>,
+    appliance: &Arc<SessionControl>,
 ) -> io::Result<BothEnds> {
     let keys = fresh_keys()?;
     let order = |claim: Option<SocketAddr>, at: SocketAddr| ServeOrder {
@@ -75,16 +75,16 @@ fn play(
         keys: Arc::clone(&keys),
         claim,
         peer: at.ip(),
-        tether: Arc::clone(reflector),
+        control: Arc::clone(reflector),
         scratch: scratch.clone(),
     };
     let (serve, target, tls): (Arc<dyn Serve>, _, _) = if spec.data_mode == DataMode::Tunneled {
-        let control = any_port()?;
-        let target = control.local_addr()?;
+        let control_port = any_port()?;
+        let target = control_port.local_addr()?;
         let serve: Arc<dyn Serve> = Arc::from(engine.open(order(None, target))?);
         let (server, client) = tls_of_both_ends()?;
-        let (keys, tether, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&serve));
-        let admitting = move || admit_all(&control, &server, &keys, &*to, &tether);
+        let (keys, control, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&serve));
+        let admitting = move || admit_all(&control_port, &server, &keys, &*to, &control);
         Builder::new().name("loopback-port".into()).spawn(admitting)?;
         (serve, target, Some(client))
     } else {
@@ -104,7 +104,7 @@ fn play(
         spec: spec.clone(),
         keys,
         dialer: Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: PATIENCE }),
-        tether: Arc::clone(appliance),
+        control: Arc::clone(appliance),
         login: serve.login(),
         scratch,
     })?;
@@ -124,7 +124,7 @@ fn play(
         let driven = if begun {
             drive.run(0, &|_| ())
         } else {
-            appliance.cut();
+            appliance.cancel();
             PhaseTally::default()
         };
         let served = serving.join().map_err(|_| io::Error::other("the reflector's end panicked"))?;
@@ -182,16 +182,16 @@ fn tls_of_both_ends() -> io::Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
     Ok((tls::reflector_config(&theirs).map_err(io::Error::other)?, client))
 }
 
-/// Takes data connections as a reflector's control port does, until the tether is cut.
+/// Takes data connections as a reflector's control port does, until the session is cancelled.
 fn admit_all(
-    control: &TcpListener,
+    control_port: &TcpListener,
     config: &Arc<ServerConfig>,
     keys: &SessionKeys,
     serve: &dyn Serve,
-    tether: &Arc<Tether>,
+    control: &Arc<SessionControl>,
 ) {
-    let Ok(_hold) = tether.hold(control) else { return };
-    while let Ok((socket, _)) = control.accept() {
+    let Ok(_registration) = control.register(control_port) else { return };
+    while let Ok((socket, _)) = control_port.accept() {
         // What is not ours is dropped; whoever is missing then is missed where the phase gathers its streams.
         if let Err(error) = admit(socket, config, keys, serve) {
             tracing::debug!(%error, "a connection of the loopback test was refused");
@@ -265,7 +265,7 @@ mod tests {
                 keys: fresh_keys().unwrap(),
                 claim: None,
                 peer: listener.local_addr().unwrap().ip(),
-                tether: Tether::free(),
+                control: SessionControl::unmetered(),
                 scratch: std::env::temp_dir(),
             })
             .unwrap();

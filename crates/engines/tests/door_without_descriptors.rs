@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::resource::{UsageWho, getrusage};
 use paramedic_engines::dialer::SocketOptions;
 use paramedic_engines::door::{ByPreamble, Door};
-use paramedic_engines::tether::Tether;
+use paramedic_engines::session_control::SessionControl;
 use paramedic_link::SessionId;
 use paramedic_link::admission::{Preamble, SessionKeys};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -29,7 +29,7 @@ fn the_owner_gets_in_once_there_are_descriptors_again_and_nothing_spins_until_th
     let owner = [127, 0, 0, 1].into();
     let (at, options, knock) =
         (([127, 0, 0, 1], 0).into(), SocketOptions::default(), ByPreamble::new(Arc::new(keys())));
-    let door = Door::open(at, &options, knock, owner, 64, Tether::free(), sink).unwrap();
+    let door = Door::open(at, &options, knock, owner, 64, SessionControl::unmetered(), sink).unwrap();
     let mut socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
 
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use paramedic_engines::dialer::Dialer;
 use paramedic_engines::engine::{DriveOrder, Progress, ServeOrder};
 use paramedic_engines::origin::Origin;
-use paramedic_engines::tether::Tether;
+use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::udp_port::UdpPort;
 use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
@@ -41,17 +41,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine = paramedic_host::engines::find("udp").ok_or("no such engine")?;
     let port = UdpPort::spawn(UdpSocket::bind("127.0.0.1:0")?)?;
     let at = port.local_addr();
-    let tether = Tether::free();
+    let control = SessionControl::unmetered();
     let serve = engine.open(ServeOrder {
         spec: spec.clone(),
         keys: keys(),
         claim: None,
         peer: at.ip(),
-        tether: Arc::clone(&tether),
+        control: Arc::clone(&control),
         scratch: std::env::temp_dir(),
     })?;
     let handlers = serve.datagram_handler().into_iter().collect();
-    let _enrolment = port.enroll(keys().session(), tether, at.ip(), handlers);
+    let _enrolment = port.enroll(keys().session(), control, at.ip(), handlers);
     let drive = engine.drive(DriveOrder {
         spec: spec.clone(),
         keys: keys(),
@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             origin: Origin::default(),
             connect_timeout: Duration::from_secs(5),
         }),
-        tether: Tether::free(),
+        control: SessionControl::unmetered(),
         login: None,
         scratch: std::env::temp_dir(),
     })?;

@@ -21,8 +21,8 @@ use super::{COUNTED_BY_IPERF3, folder_in, write_new};
 use paramedic_engines::engine::Progress;
 use paramedic_engines::host_facts::{self, CpuClock};
 use paramedic_engines::origin::Origin;
+use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::sys::child;
-use paramedic_engines::tether::Tether;
 
 /// The interval of its readings: the shortest that iperf3 has, and ours.
 const INTERVAL_S: &str = "0.1";
@@ -165,7 +165,7 @@ pub struct Client {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
 }
 
 #[derive(Default)]
@@ -211,9 +211,9 @@ impl End {
 }
 
 impl Client {
-    /// Starts a client; the error says why it could not be. It is ended by a drop, and tells the tether of all news.
-    pub fn start(program: &Program, order: &ClientOrder, tether: Arc<Tether>) -> io::Result<Self> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), tether });
+    /// Starts a client; the error says why it could not be. It is ended by a drop, and tells the session control of all news.
+    pub fn start(program: &Program, order: &ClientOrder, control: Arc<SessionControl>) -> io::Result<Self> {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), control });
         let (told, started) = mpsc::channel();
         {
             let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
@@ -224,17 +224,17 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Hears it out: its readings go to `tell` as they come. It is ended when the tether is cut, or when it has not ended
+    /// Hears it out: its readings go to `tell` as they come. It is ended when the session is cancelled, or when it has not ended
     /// itself by the deadline.
     pub fn follow(&self, deadline: Instant, mut tell: impl FnMut(Reading)) -> Arc<End> {
         let end = loop {
-            let in_time = self.shared.tether.wait_until(deadline, || self.has_news());
+            let in_time = self.shared.control.wait_until(deadline, || self.has_news());
             self.news().into_iter().for_each(&mut tell);
             if let Some(end) = self.end() {
                 break end;
             }
             if !in_time {
-                self.shared.state().is_late = !self.shared.tether.is_cut();
+                self.shared.state().is_late = !self.shared.control.is_cancelled();
                 break self.interrupt();
             }
         };
@@ -302,7 +302,7 @@ impl Shared {
 
     fn tell(&self) {
         self.changed.notify_all();
-        self.tether.wake();
+        self.control.wake();
     }
 }
 

@@ -17,7 +17,7 @@ use super::program::Program;
 use paramedic_engines::engine::{Drive, DriveOrder, Progress, Report};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::phase::{NO_SUCH_PHASE, SESSION_OVER, run_idle};
-use paramedic_engines::tether::Tether;
+use paramedic_engines::session_control::SessionControl;
 
 pub(super) struct Iperf3Drive {
     spec: TestSpec,
@@ -27,7 +27,7 @@ pub(super) struct Iperf3Drive {
     connect_timeout: Duration,
     login: Login,
     terms: LoginTerms,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     scratch: PathBuf,
     runs: Mutex<Vec<Run>>,
 }
@@ -41,7 +41,7 @@ struct Run {
 
 impl Iperf3Drive {
     pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
-        let DriveOrder { spec, keys, dialer, tether, login: terms, scratch } = order;
+        let DriveOrder { spec, keys, dialer, control, login: terms, scratch } = order;
         let program = Program::find().map_err(|lacking| io::Error::new(io::ErrorKind::NotFound, lacking))?;
         let without_key = || io::Error::new(io::ErrorKind::InvalidData, "the grant has no terms for iperf3's login");
         Ok(Self {
@@ -52,7 +52,7 @@ impl Iperf3Drive {
             connect_timeout: dialer.connect_timeout,
             login: keys.login().clone(),
             terms: terms.ok_or_else(without_key)?,
-            tether,
+            control,
             scratch,
             runs: Mutex::default(),
         })
@@ -98,7 +98,7 @@ impl Drive for Iperf3Drive {
         if spec.load == Load::Idle {
             return Ok(());
         }
-        let client = Client::start(&self.program, &self.order(spec), Arc::clone(&self.tether))?;
+        let client = Client::start(&self.program, &self.order(spec), Arc::clone(&self.control))?;
         self.runs().push(Run { phase, client: Some(client), end: None });
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Drive for Iperf3Drive {
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let spec = self.phase(phase);
         let Some(spec) = spec.filter(|spec| spec.load != Load::Idle) else {
-            return run_idle(spec, &self.tether, report);
+            return run_idle(spec, &self.control, report);
         };
         let client = self.runs().iter_mut().find(|run| run.phase == phase).and_then(|run| run.client.take());
         let Some(client) = client else {
@@ -120,7 +120,7 @@ impl Drive for Iperf3Drive {
         });
         let mut tally = tally(spec, self.spec.streams, &end, &readings);
         // A client that was whole before the session ended is not cut short by that.
-        if self.tether.is_cut() && tally.cut_short.is_some() {
+        if self.control.is_cancelled() && tally.cut_short.is_some() {
             tally.cut_short = Some(SESSION_OVER.into());
         }
         if let Some(run) = self.runs().iter_mut().find(|run| run.phase == phase) {

@@ -24,9 +24,9 @@ use super::sandbox;
 use super::stage::{Ending, Stage};
 use super::write_new;
 use paramedic_engines::host_facts;
+use paramedic_engines::session_control::{Registration, SessionControl};
 use paramedic_engines::sys::child::spawn_confined;
 use paramedic_engines::sys::seccomp::{Question, Supervisor};
-use paramedic_engines::tether::{Hold, Tether};
 
 /// How long a child that has closed its output may take to be gone.
 const LAST_BREATH: Duration = Duration::from_secs(1);
@@ -56,13 +56,13 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn start(order: KeeperOrder, stage: Arc<Stage>, tether: &Arc<Tether>) -> io::Result<Self> {
+    pub(super) fn start(order: KeeperOrder, stage: Arc<Stage>, control: &Arc<SessionControl>) -> io::Result<Self> {
         write_new(&order.folder.path().join(KEY_FILE), &order.pair.private_pem)?;
         write_new(&order.folder.path().join(USERS_FILE), &login::users(&order.login))?;
-        // Cutting the tether shuts the bell down, which wakes the poll.
-        let hold = tether.hold(&stage.bell)?;
+        // Cancelling the session shuts the bell down, which wakes the poll.
+        let registration = control.register(&stage.bell)?;
         let on_stage = Arc::clone(&stage);
-        let run = move || keep(&order, &on_stage, hold);
+        let run = move || keep(&order, &on_stage, registration);
         let thread = std::thread::Builder::new().name("iperf3-keeper".into()).spawn(run)?;
         Ok(Self { stage, thread: Some(thread) })
     }
@@ -83,7 +83,7 @@ const MOST_SKEW: &str = "2147483647";
 const KEY_FILE: &str = "login.key";
 const USERS_FILE: &str = "users.csv";
 
-fn keep(order: &KeeperOrder, stage: &Stage, _hold: Hold) {
+fn keep(order: &KeeperOrder, stage: &Stage, _registration: Registration) {
     for test in 0..order.tests {
         if test > 0 && !stage.await_next(test - 1) {
             return;

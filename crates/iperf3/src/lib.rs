@@ -29,7 +29,7 @@ use paramedic_link::admission::{LoginPadding, SessionKeys};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 
 use paramedic_engines::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder, first_refusal};
-use paramedic_engines::tether::Tether;
+use paramedic_engines::session_control::SessionControl;
 
 pub use client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 pub use program::Program;
@@ -84,7 +84,7 @@ impl Engine for Iperf3 {
             keys: Arc::new(keys),
             claim: Some((Ipv4Addr::LOCALHOST, 0).into()),
             peer: Ipv4Addr::LOCALHOST.into(),
-            tether: Tether::free(),
+            control: SessionControl::unmetered(),
             scratch: scratch.to_owned(),
         };
         self.open(order).map(drop).map_err(|error| lacking(&error))

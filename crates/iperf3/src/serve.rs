@@ -23,15 +23,15 @@ use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::phase::{
     self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle, streams_of,
 };
+use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::socket::{self, SocketOptions};
-use paramedic_engines::tether::Tether;
 
 /// How long a server may take until it listens; the appliance hears nothing meanwhile, and gives up after ten seconds.
 const STARTING: Duration = Duration::from_secs(6);
 
 pub(super) struct Iperf3Serve {
     spec: TestSpec,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     stage: Arc<Stage>,
     program: Program,
     login: LoginTerms,
@@ -42,7 +42,7 @@ pub(super) struct Iperf3Serve {
 
 impl Iperf3Serve {
     pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
-        let ServeOrder { spec, keys, claim, peer, tether, scratch } = order;
+        let ServeOrder { spec, keys, claim, peer, control, scratch } = order;
         let claim =
             claim.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "iperf3 needs a port of its own"))?;
         // iperf3 paces itself.
@@ -51,19 +51,19 @@ impl Iperf3Serve {
             socket::check_congestion_control(name)?;
         }
         let program = Program::find().map_err(io::Error::other)?;
-        let stage = Arc::new(Stage::new(Arc::clone(&tether), streams_of_test(&spec, 0))?);
+        let stage = Arc::new(Stage::new(Arc::clone(&control), streams_of_test(&spec, 0))?);
         let knock = ByCookie { stage: Arc::clone(&stage) };
         let sink = {
-            let (stage, tether) = (Arc::clone(&stage), Arc::clone(&tether));
+            let (stage, control) = (Arc::clone(&stage), Arc::clone(&control));
             move |place, socket| {
                 if let Err(error) = stage.seat(place, socket) {
                     tracing::debug!(%error, "a connection for iperf3 can't be seated");
-                    tether.wake();
+                    control.wake();
                 }
             }
         };
         // The port is claimed first: another process may hold it.
-        let door = Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&tether), Box::new(sink))?;
+        let door = Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&control), Box::new(sink))?;
         let pair = LoginPair::of_process().map_err(io::Error::other)?;
         let wanted = if spec.login_paddings.is_empty() { &[LoginPadding::Pkcs1] } else { &spec.login_paddings[..] };
         let padding = wanted.iter().copied().find(|padding| program.server_paddings().contains(padding));
@@ -88,11 +88,11 @@ impl Iperf3Serve {
             streams,
             tests,
         };
-        let keeper = Keeper::start(order, Arc::clone(&stage), &tether)?;
+        let keeper = Keeper::start(order, Arc::clone(&stage), &control)?;
         if tests > 0 {
             stage.await_listening(STARTING).map_err(|why| io::Error::other(format!("iperf3: {why}")))?;
         }
-        Ok(Self { spec, tether, stage, program, login: terms, _keeper: keeper, door })
+        Ok(Self { spec, control, stage, program, login: terms, _keeper: keeper, door })
     }
 
     /// Where the lane's door listens.
@@ -103,16 +103,16 @@ impl Iperf3Serve {
 
     fn run_test(&self, test: usize, phase: &PhaseSpec, report: Report<'_>) -> PhaseTally {
         if self.stage.test() != test {
-            return nothing_moved(Some(phase), &self.tether, "iperf3's phases run in order, each once");
+            return nothing_moved(Some(phase), &self.control, "iperf3's phases run in order, each once");
         }
         let is_decided =
             || self.stage.standing().0.is_some() || self.stage.ending().is_some() || self.stage.complaint().is_some();
-        self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, is_decided);
+        self.control.wait_until(Instant::now() + CONNECT_TIMEOUT, is_decided);
         let Some(begin) = self.stage.standing().0 else {
-            return nothing_moved(Some(phase), &self.tether, &self.why_not_standing());
+            return nothing_moved(Some(phase), &self.control, &self.why_not_standing());
         };
         report(Progress::Started);
-        let context = PhaseContext::new(&self.spec, phase, Direction::Download, &self.tether, begin);
+        let context = PhaseContext::new(&self.spec, phase, Direction::Download, &self.control, begin);
         let mut run = LaneRun { lane: self, clock: CpuClock::start(), counts: [Moved::default(); 2], is_late: false };
         phase::watch(&context, &mut run, report);
         run.count();
@@ -123,8 +123,8 @@ impl Iperf3Serve {
     fn end_child(&self) {
         if self.stage.ending().is_none() {
             self.stage.signal(Signal::KILL);
-            // Killed, it is gone in a moment. A cut tether ends the wait at once: then all of it is being dropped.
-            self.tether.wait_until(Instant::now() + GRACE, || self.stage.ending().is_some());
+            // Killed, it is gone in a moment. A cancelled session ends the wait at once: then all of it is being dropped.
+            self.control.wait_until(Instant::now() + GRACE, || self.stage.ending().is_some());
         }
     }
 
@@ -176,7 +176,7 @@ impl Iperf3Serve {
             }
         };
         let of_child = || {
-            if self.tether.is_cut() {
+            if self.control.is_cancelled() {
                 return None;
             }
             if run.is_late {
@@ -205,7 +205,7 @@ impl Serve for Iperf3Serve {
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let spec = self.spec.phases.get(usize::from(phase));
         let Some(spec) = spec.filter(|spec| spec.load != Load::Idle) else {
-            return run_idle(spec, &self.tether, report);
+            return run_idle(spec, &self.control, report);
         };
         let test = loaded(&self.spec).filter(|(number, _)| *number < usize::from(phase)).count();
         let tally = self.run_test(test, spec, report);

@@ -13,8 +13,8 @@ use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal};
 
 use super::cookie::COOKIE;
+use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::socket;
-use paramedic_engines::tether::Tether;
 
 /// How often connections are looked at, at least and at most: what flows in between is charged afterwards. Each look holds
 /// the sockets up for a moment, so it comes no sooner than what is leased asks for.
@@ -27,7 +27,7 @@ const LOOK_WHILE_STOPPED: Duration = Duration::from_millis(1);
 pub(super) struct Stage {
     state: Mutex<State>,
     changed: Condvar,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     /// Where the child finds one byte for each connection that waits for it: what it takes for its listener. The bell is
     /// our end of the pair.
     pub(super) bell: UnixStream,
@@ -169,15 +169,15 @@ impl State {
     }
 
     /// Every connection is counted for the last time and closed here: who is at its other end is told by that.
-    fn let_all_go(&mut self, tether: &Tether) {
+    fn let_all_go(&mut self, control: &SessionControl) {
         self.waiting.clear();
         self.connections.iter_mut().for_each(Connection::let_go);
-        self.account(tether);
+        self.account(control);
     }
 
     /// Charges what has flowed since the last call, whichever phase runs or none: what the child moves is the session's.
     /// One that is ahead of what was leased stands still until that is written.
-    fn account(&mut self, tether: &Tether) {
+    fn account(&mut self, control: &SessionControl) {
         let fresh = self.connections.iter_mut().map(Connection::charge).fold(0, u64::saturating_add);
         let passed = self.looked.elapsed();
         // Two looks in a row say nothing of the pace.
@@ -187,9 +187,9 @@ impl State {
             self.looked += passed;
         }
         if fresh > 0 {
-            tether.heard();
+            control.heard();
             // Ends with the session: whoever waits for it sees that.
-            let _ = tether.owe(fresh);
+            let _ = control.charge(fresh);
         }
         let said =
             |connection: &&Connection| connection.place == Place::Control && connection.seen.received > MOST_CONTROL;
@@ -198,7 +198,7 @@ impl State {
             self.signal(Signal::KILL);
         }
         // Asked once: leases are written by another thread, and one that comes right now is found by the next look.
-        let has_to_stand = self.pid.is_some() && tether.is_dry();
+        let has_to_stand = self.pid.is_some() && control.is_exhausted();
         match (has_to_stand, self.is_stopped) {
             (true, false) => {
                 tracing::debug!("an iperf3 stands still until more bytes are leased");
@@ -223,7 +223,7 @@ fn until_next_look(fastest_bps: u64, left: Option<u64>) -> Duration {
 const MOST_CONTROL: u64 = 1 << 20;
 
 impl Stage {
-    pub(super) fn new(tether: Arc<Tether>, expected: usize) -> io::Result<Self> {
+    pub(super) fn new(control: Arc<SessionControl>, expected: usize) -> io::Result<Self> {
         let (bell, listener) = UnixStream::pair()?;
         bell.set_nonblocking(true)?;
         Ok(Self {
@@ -244,7 +244,7 @@ impl Stage {
                 is_over: false,
             }),
             changed: Condvar::new(),
-            tether,
+            control,
             bell,
             listener: listener.into(),
         })
@@ -256,7 +256,7 @@ impl Stage {
 
     fn tell(&self) {
         self.changed.notify_all();
-        self.tether.wake();
+        self.control.wake();
     }
 
     // The door's side.
@@ -334,19 +334,19 @@ impl Stage {
         if let Some(connection) = state.connections.iter_mut().find(|one| one.of_child == Some(of_child)) {
             connection.of_child = None;
             connection.let_go();
-            state.account(&self.tether);
+            state.account(&self.control);
         }
     }
 
     /// Charges what has flowed. How soon to come again; none: nothing can flow, and nobody waits for a lease.
     pub(super) fn account(&self) -> Option<Duration> {
         let mut state = self.state();
-        state.account(&self.tether);
+        state.account(&self.control);
         let is_open = state.connections.iter().any(|connection| connection.socket.is_some());
         if state.is_stopped {
             return Some(LOOK_WHILE_STOPPED);
         }
-        is_open.then(|| until_next_look(state.fastest_bps, self.tether.left()))
+        is_open.then(|| until_next_look(state.fastest_bps, self.control.left()))
     }
 
     /// A child was started. `false`: the lane is over, and it has to go at once.
@@ -381,7 +381,7 @@ impl Stage {
         state.pid = None;
         // One that was long in going must not be taken for the next one.
         if state.test == test {
-            state.let_all_go(&self.tether);
+            state.let_all_go(&self.control);
             state.child = Child::Ended(ending);
         }
         drop(state);
@@ -398,7 +398,7 @@ impl Stage {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.state().is_over || self.tether.is_cut()
+        self.state().is_over || self.control.is_cancelled()
     }
 
     // The phase's side.
@@ -450,7 +450,7 @@ impl Stage {
     /// What was seen of each stream of the test until now.
     pub(super) fn look(&self) -> Vec<Seen> {
         let mut state = self.state();
-        state.account(&self.tether);
+        state.account(&self.control);
         state.streams().map(|stream| stream.seen.clone()).collect()
     }
 
@@ -462,7 +462,7 @@ impl Stage {
     /// The test is over and counted: its connections are let go, and the next one, of `expected` streams, may come.
     pub(super) fn next_test(&self, expected: usize) {
         let mut state = self.state();
-        state.let_all_go(&self.tether);
+        state.let_all_go(&self.control);
         state.test += 1;
         state.expected = expected;
         state.cookie = None;
@@ -483,7 +483,7 @@ impl Stage {
             let mut state = self.state();
             state.is_over = true;
             state.signal(Signal::KILL);
-            state.let_all_go(&self.tether);
+            state.let_all_go(&self.control);
             state.connections.clear();
         }
         self.tell();
@@ -505,7 +505,7 @@ mod tests {
     use paramedic_engines::sys::child;
 
     fn stage(expected: usize) -> Stage {
-        Stage::new(Tether::free(), expected).unwrap()
+        Stage::new(SessionControl::unmetered(), expected).unwrap()
     }
 
     fn connection() -> TcpStream {
@@ -580,9 +580,9 @@ mod tests {
 
     #[test]
     fn a_child_that_comes_when_nothing_is_left_waits_for_the_lease() {
-        let (mut parrot, tether) = (Parrot::hatch(), Tether::leased(|| ()));
-        let stage = Stage::new(Arc::clone(&tether), 1).unwrap();
-        tether.owe(1).unwrap();
+        let (mut parrot, control) = (Parrot::hatch(), SessionControl::metered(|| ()));
+        let stage = Stage::new(Arc::clone(&control), 1).unwrap();
+        control.charge(1).unwrap();
         assert_eq!(stage.account(), None, "there is no child yet");
         assert!(stage.started(parrot.pid()));
         // Without a connection, too: nobody else would let it go on.
@@ -592,7 +592,7 @@ mod tests {
         // Also for one that comes after one that stood still, and was gone for longer than anybody waited.
         assert!(stage.started(parrot.pid()));
         assert_eq!(stage.account(), Some(LOOK_WHILE_STOPPED));
-        tether.allow(1);
+        control.allow(1);
         assert_eq!(stage.account(), None);
         assert!(parrot.answers());
     }
@@ -600,33 +600,33 @@ mod tests {
     #[test]
     fn a_lease_that_comes_while_the_child_is_being_stopped_lets_it_go_on() {
         const ROUNDS: usize = 200;
-        let (mut parrot, tether) = (Parrot::hatch(), Tether::leased(|| ()));
-        let stage = Stage::new(Arc::clone(&tether), 1).unwrap();
+        let (mut parrot, control) = (Parrot::hatch(), SessionControl::metered(|| ()));
+        let stage = Stage::new(Arc::clone(&control), 1).unwrap();
         assert!(stage.started(parrot.pid()));
         std::thread::scope(|scope| {
             let lessor = scope.spawn(|| {
                 for pause in (0..64).cycle() {
-                    while !tether.is_dry() {
-                        if tether.is_cut() {
+                    while !control.is_exhausted() {
+                        if control.is_cancelled() {
                             return;
                         }
                         std::thread::yield_now();
                     }
                     (0..pause * 16).for_each(|_| std::hint::spin_loop());
-                    tether.allow(1);
+                    control.allow(1);
                 }
             });
             let answered = (0..ROUNDS).take_while(|_| {
-                tether.owe(1).unwrap();
+                control.charge(1).unwrap();
                 stage.account();
-                while tether.is_dry() {
+                while control.is_exhausted() {
                     std::thread::yield_now();
                 }
                 stage.account();
                 parrot.answers()
             });
             let answered = answered.count();
-            tether.cut();
+            control.cancel();
             lessor.join().unwrap();
             assert_eq!(answered, ROUNDS, "it stands still, and nothing is owed");
         });

@@ -21,7 +21,7 @@ use super::serve::Iperf3Serve;
 use paramedic_engines::dialer::Dialer;
 use paramedic_engines::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
 use paramedic_engines::origin::Origin;
-use paramedic_engines::tether::Tether;
+use paramedic_engines::session_control::SessionControl;
 
 /// Says so where there is nothing to test with; never silently.
 fn has_iperf3() -> bool {
@@ -35,8 +35,8 @@ fn has_iperf3() -> bool {
 struct Session {
     serve: Iperf3Serve,
     drive: Iperf3Drive,
-    reflector: Arc<Tether>,
-    appliance: Arc<Tether>,
+    reflector: Arc<SessionControl>,
+    appliance: Arc<SessionControl>,
     scratch: TempDir,
 }
 
@@ -53,21 +53,21 @@ fn keys() -> Arc<SessionKeys> {
 
 impl Session {
     fn open(spec: &TestSpec) -> Self {
-        Self::open_with(spec, Tether::free(), keys())
+        Self::open_with(spec, SessionControl::unmetered(), keys())
     }
 
-    fn open_with(spec: &TestSpec, reflector: Arc<Tether>, of_appliance: Arc<SessionKeys>) -> Self {
+    fn open_with(spec: &TestSpec, reflector: Arc<SessionControl>, of_appliance: Arc<SessionKeys>) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let serve = Iperf3Serve::open(ServeOrder {
             spec: spec.clone(),
             keys: keys(),
             claim: Some((Ipv4Addr::LOCALHOST, 0).into()),
             peer: Ipv4Addr::LOCALHOST.into(),
-            tether: Arc::clone(&reflector),
+            control: Arc::clone(&reflector),
             scratch: scratch.path().to_owned(),
         });
         let serve = serve.unwrap();
-        let appliance = Tether::free();
+        let appliance = SessionControl::unmetered();
         let dialer = Dialer {
             target: serve.local_addr(),
             tls: None,
@@ -78,7 +78,7 @@ impl Session {
             spec: spec.clone(),
             keys: of_appliance,
             dialer: Arc::new(dialer),
-            tether: Arc::clone(&appliance),
+            control: Arc::clone(&appliance),
             login: serve.login(),
             scratch: scratch.path().to_owned(),
         });
@@ -159,7 +159,7 @@ fn who_does_not_know_the_session_is_not_served() {
         return;
     }
     let other = SessionKeys::derive(SessionId::from_bytes([5; 16]), Zeroizing::new([6; 32]));
-    let session = Session::open_with(&spec(1, &[Load::Download]), Tether::free(), Arc::new(other));
+    let session = Session::open_with(&spec(1, &[Load::Download]), SessionControl::unmetered(), Arc::new(other));
     let (served, driven, samples) = session.run(0);
     assert!(samples.is_empty());
     let why = served.cut_short.unwrap();
@@ -245,13 +245,13 @@ fn what_flows_is_charged_whatever_the_appliance_says_of_it() {
         return;
     }
     // Fewer streams than were granted, and in no phase at all.
-    let tether = Tether::leased(|| ());
-    tether.allow(1 << 50);
-    let session = Session::open_with(&spec(2, &[Load::Upload, Load::Download]), Arc::clone(&tether), keys());
+    let control = SessionControl::metered(|| ());
+    control.allow(1 << 50);
+    let session = Session::open_with(&spec(2, &[Load::Upload, Load::Download]), Arc::clone(&control), keys());
     let mut client = own_client(&session, &["-P", "1", "-n", "200M"]);
     assert!(client.wait().unwrap().success());
     // The child may end before the last of it has arrived.
-    assert!(tether.spent() >= 100 << 20, "{} bytes charged", tether.spent());
+    assert!(control.spent() >= 100 << 20, "{} bytes charged", control.spent());
 }
 
 #[test]
@@ -259,18 +259,18 @@ fn a_control_connection_without_end_ends_the_child() {
     if !has_iperf3() {
         return;
     }
-    let tether = Tether::leased(|| ());
-    tether.allow(1 << 50);
-    let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&tether), keys());
-    let mut control = TcpStream::connect(session.serve.local_addr()).unwrap();
-    control.write_all(b"abcdefghijklmnopqrstuvwxyz2345678901\0").unwrap();
+    let control = SessionControl::metered(|| ());
+    control.allow(1 << 50);
+    let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&control), keys());
+    let mut control_connection = TcpStream::connect(session.serve.local_addr()).unwrap();
+    control_connection.write_all(b"abcdefghijklmnopqrstuvwxyz2345678901\0").unwrap();
     // It is told how long the parameters are, and believes it.
-    control.read_exact(&mut [0; 1]).unwrap();
-    control.write_all(&(64u32 << 20).to_be_bytes()).unwrap();
+    control_connection.read_exact(&mut [0; 1]).unwrap();
+    control_connection.write_all(&(64u32 << 20).to_be_bytes()).unwrap();
     let words = vec![b'x'; 1 << 20];
-    let said = (0..4096u32).take_while(|_| control.write_all(&words).is_ok()).count();
+    let said = (0..4096u32).take_while(|_| control_connection.write_all(&words).is_ok()).count();
     assert!(said < 1024, "{said} MiB were taken");
-    assert!(tether.spent() > 1 << 20, "{} bytes charged", tether.spent());
+    assert!(control.spent() > 1 << 20, "{} bytes charged", control.spent());
     let tally = session.serve.run(0, &|_| {});
     assert!(tally.cut_short.unwrap().as_str().contains("control connection"));
 }
@@ -295,7 +295,7 @@ fn half_a_cookie_from_the_own_address_holds_nothing_and_wakes_nobody() {
 const MORE_THAN_IS_BUFFERED: u64 = 256 << 20;
 
 #[test]
-fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
+fn a_cancelled_session_ends_a_test_in_a_moment_at_either_end() {
     if !has_iperf3() {
         return;
     }
@@ -310,7 +310,7 @@ fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
         let (start, started) = channel();
         std::thread::scope(|scope| {
             session.drive.connect(0).unwrap();
-            let tether = if cut_appliance { &session.appliance } else { &session.reflector };
+            let control = if cut_appliance { &session.appliance } else { &session.reflector };
             let served = scope.spawn(|| {
                 session.serve.run(0, &|progress| match progress {
                     Progress::Started => start.send(()).unwrap_or(()),
@@ -319,7 +319,7 @@ fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
                         // It tells of whole intervals alone, of which each is as long as one of these.
                         let is_read = sample.bytes > 0 && before > MORE_THAN_IS_BUFFERED;
                         if is_read && later.fetch_add(1, Ordering::Relaxed) == 5 {
-                            tether.cut();
+                            control.cancel();
                         }
                     }
                     Progress::Received(..) => {}
@@ -346,27 +346,27 @@ fn bytes_that_are_not_leased_do_not_flow_for_long() {
         return;
     }
     let (asks, asked) = channel();
-    let tether = Tether::leased(move || asks.send(()).unwrap_or(()));
-    let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&tether), keys());
-    tether.allow(16 << 20);
+    let control = SessionControl::metered(move || asks.send(()).unwrap_or(()));
+    let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&control), keys());
+    control.allow(16 << 20);
     let lessor = std::thread::spawn({
         // It must not keep alive what it waits for.
-        let tether = Arc::downgrade(&tether);
+        let control = Arc::downgrade(&control);
         move || {
             let mut slice = 16 << 20;
             while asked.recv().is_ok() {
-                let Some(tether) = tether.upgrade() else { return };
+                let Some(control) = control.upgrade() else { return };
                 slice *= 2;
-                tether.allow(slice);
+                control.allow(slice);
             }
         }
     });
     let (served, driven, _) = session.run(0);
     assert_eq!((&served.cut_short, driven.cut_short), (&None, None));
     // The control connection's words come on top.
-    let beside = tether.spent() - served.bytes();
+    let beside = control.spent() - served.bytes();
     assert!((1..64 << 10).contains(&beside), "what is counted is charged, and {beside} bytes beside");
-    drop((session, tether));
+    drop((session, control));
     lessor.join().unwrap();
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use paramedic_engines::engine::first_refusal;
-use paramedic_engines::tether::Tether;
+use paramedic_engines::session_control::SessionControl;
 use paramedic_iperf3::output::{Complaint, Count as Counted, Reading, Report, Totals};
 use paramedic_iperf3::{self as iperf3, Client, ClientOrder, Credentials, End, Program, progress, tally};
 use paramedic_link::admission::LoginPadding;
@@ -221,14 +221,14 @@ impl Visit<'_> {
         observer: &mut Observer,
     ) -> Result<(Attempt, Vec<Reading>), Failure> {
         let asked = self.client_order(phase, address, padding);
-        let tether = Tether::free();
+        let control = SessionControl::unmetered();
         let (told, mut readings) = mpsc::unbounded_channel();
         let run = {
-            let (program, tether) = (self.program.clone(), Arc::clone(&tether));
+            let (program, control) = (self.program.clone(), Arc::clone(&control));
             let lasts = asked.seconds + asked.omit_seconds.unwrap_or(0);
             let deadline = std::time::Instant::now() + Duration::from_secs(lasts.into()) + CONNECT + GRACE;
             move || {
-                let client = Client::start(&program, &asked, tether)?;
+                let client = Client::start(&program, &asked, control)?;
                 Ok::<_, std::io::Error>(client.follow(deadline, |reading| {
                     let _ = told.send(reading);
                 }))
@@ -246,7 +246,7 @@ impl Visit<'_> {
                 end = &mut run => break end,
                 () = observer.interrupted(), if !is_interrupted => {
                     is_interrupted = true;
-                    tether.cut();
+                    control.cancel();
                 }
             }
         };

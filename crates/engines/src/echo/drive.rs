@@ -21,7 +21,7 @@ use super::probes::{Book, FIRST_SEQ, Probes, Reading, Transport};
 use crate::clock::{Clock, Timer, Wake, wait};
 use crate::data_stream::DataStream;
 use crate::origin::Origin;
-use crate::tether::{Cut, Tether};
+use crate::session_control::{Cancelled, SessionControl};
 use crate::udp_port::datagram::Mailbox;
 
 /// How many probes find out whether UDP comes back, and how far apart they are: a second in all.
@@ -46,9 +46,9 @@ pub struct ProbeOrder {
     /// The distance between two of them; at least [`TestSpec::MIN_PROBE_INTERVAL_US`].
     pub interval: Duration,
     /// What ends it; each reply is heard on it.
-    pub tether: Arc<Tether>,
+    pub control: Arc<SessionControl>,
     /// Opens the data connection that probes take where UDP does not come back; its preamble is sent. Called at most
-    /// once, from the prober's own thread; should end when the tether is cut.
+    /// once, from the prober's own thread; should end when the session is cancelled.
     pub fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
     /// Where to send from.
     pub origin: Origin,
@@ -65,7 +65,7 @@ struct Shared {
     clock: Clock,
     keys: Arc<SessionKeys>,
     interval: Duration,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     book: Mutex<Book>,
     way: Mutex<Way>,
     way_known: Condvar,
@@ -98,7 +98,7 @@ impl Prober {
             clock,
             keys: order.keys,
             interval: order.interval.max(Duration::from_micros(TestSpec::MIN_PROBE_INTERVAL_US.into())),
-            tether: order.tether,
+            control: order.control,
             book: Mutex::new(Book::new(0, Duration::from_secs(1))),
             way: Mutex::new(Way::Unknown),
             way_known: Condvar::new(),
@@ -114,7 +114,7 @@ impl Prober {
             std::thread::Builder::new().name("echo-send".into()).spawn(move || {
                 let end = shared.probe(target, &origin, fall_back, &timer);
                 // Says so only where nothing was found before: a way, once found, stays.
-                shared.decide(Way::Nowhere(end.err().unwrap_or_else(|| io::Error::other(Cut))));
+                shared.decide(Way::Nowhere(end.err().unwrap_or_else(|| io::Error::other(Cancelled))));
             })?
         };
         Ok(Self { shared, sender: Some(sender) })
@@ -193,7 +193,7 @@ impl Shared {
             self.over_udp(&socket, timer)
         });
         let is_decided = !matches!(*lock(&self.way), Way::Unknown);
-        if is_decided || self.stage() != RUNNING || self.tether.is_cut() {
+        if is_decided || self.stage() != RUNNING || self.control.is_cancelled() {
             return over_udp;
         }
         let mut line = Line::new(fall_back()?)?;
@@ -201,7 +201,7 @@ impl Shared {
     }
 
     fn over_udp(&self, socket: &UdpSocket, timer: &Timer) -> io::Result<()> {
-        let _hold = self.tether.hold(socket)?;
+        let _registration = self.control.register(socket)?;
         let mailbox = Mailbox::of(socket)?;
         let done = Wake::new()?;
         std::thread::scope(|scope| {
@@ -242,12 +242,12 @@ impl Shared {
     }
 
     fn over_line(&self, line: &mut Line, timer: &Timer) -> io::Result<()> {
-        let _hold = self.tether.hold(line.socket())?;
+        let _registration = self.control.register(line.socket())?;
         self.decide(Way::Found(Transport::Tcp));
         let end = self.keep_schedule(timer, line);
         if end.is_err() {
             // The connection ended before the probing did: what would have been sent until then is left out.
-            while self.stage() == RUNNING && !self.tether.is_cut() {
+            while self.stage() == RUNNING && !self.control.is_cancelled() {
                 wait([(self.wake.as_fd(), PollFlags::IN)])?;
                 self.wake.clear();
             }
@@ -296,7 +296,7 @@ impl Shared {
     fn receive(&self, socket: &UdpSocket, mut mailbox: Mailbox, done: &Wake) {
         loop {
             let ready = wait([(socket.as_fd(), PollFlags::IN), (done.as_fd(), PollFlags::IN)]);
-            if self.tether.is_cut() {
+            if self.control.is_cancelled() {
                 return self.enter(OVER);
             }
             match ready {
@@ -324,7 +324,7 @@ impl Shared {
         if reading == Reading::Nothing {
             return;
         }
-        self.tether.heard();
+        self.control.heard();
         if let Reading::RoundTrip(round_trip) = reading {
             self.recent_ns.store(u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }

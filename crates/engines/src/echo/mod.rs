@@ -21,7 +21,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use crate::data_stream::DataStream;
 use crate::engine::{Drive, DriveOrder, Engine, Report, Serve, ServeOrder};
 use crate::phase::run_idle;
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 
 pub use drive::{ProbeOrder, Prober};
 pub use packet::LEN as PACKET_LEN;
@@ -54,23 +54,23 @@ impl Engine for Echo {
     }
 
     fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
-        Ok(Box::new(Quiet { spec: order.spec, tether: order.tether }))
+        Ok(Box::new(Quiet { spec: order.spec, control: order.control }))
     }
 
     fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
-        Ok(Box::new(Quiet { spec: order.spec, tether: order.tether }))
+        Ok(Box::new(Quiet { spec: order.spec, control: order.control }))
     }
 }
 
 /// Either end of a session that moves nothing: it lets each phase's time pass.
 struct Quiet {
     spec: TestSpec,
-    tether: std::sync::Arc<Tether>,
+    control: std::sync::Arc<SessionControl>,
 }
 
 impl Quiet {
     fn wait_out(&self, phase: u8, report: Report<'_>) -> PhaseTally {
-        run_idle(self.spec.phases.get(usize::from(phase)), &self.tether, report)
+        run_idle(self.spec.phases.get(usize::from(phase)), &self.control, report)
     }
 }
 

@@ -9,21 +9,21 @@ use super::ledger::{Entry, Ledger};
 use super::packet::{self, ProbePacket, ReplyPacket};
 use crate::clock::Clock;
 use crate::data_stream::DataStream;
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
-/// Answers the probes of one session that come to a UDP port. Each verified probe is heard on the tether.
+/// Answers the probes of one session that come to a UDP port. Each verified probe is heard on the session control.
 pub struct ProbeResponder {
     keys: Arc<SessionKeys>,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     ledger: Mutex<Ledger>,
     clock: Clock,
 }
 
 impl ProbeResponder {
     /// For the session with these keys.
-    pub fn new(keys: Arc<SessionKeys>, tether: Arc<Tether>) -> Self {
-        Self { keys, tether, ledger: Mutex::new(Ledger::new()), clock: Clock::start() }
+    pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>) -> Self {
+        Self { keys, control, ledger: Mutex::new(Ledger::new()), clock: Clock::start() }
     }
 }
 
@@ -42,7 +42,7 @@ impl DatagramHandler for ProbeResponder {
             return Err(Refusal::Replayed);
         }
         // After the ledger: a replayed probe must not keep a dead session alive.
-        self.tether.heard();
+        self.control.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &self.clock);
         drop(ledger);
         Ok(reply.seal(&self.keys))
@@ -62,14 +62,14 @@ fn reply_to(probe: &ProbePacket, ledger: &Ledger, received_ns: u64, clock: &Cloc
 }
 
 /// Answers the probes of one session on a data connection whose preamble said [`Preamble::ECHO`], on the calling
-/// thread, until the connection ends, the tether is cut, or something else than a fresh probe arrives. The bytes are
-/// charged to the tether.
+/// thread, until the connection ends, the session is cancelled, or something else than a fresh probe arrives. The bytes are
+/// charged to the session.
 ///
 /// [`Preamble::ECHO`]: paramedic_link::admission::Preamble::ECHO
-pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, tether: &Arc<Tether>) {
+pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<SessionControl>) {
     let clock = Clock::start();
     let mut ledger = Ledger::new();
-    let Ok(_hold) = tether.hold(stream.socket()) else { return };
+    let Ok(_registration) = control.register(stream.socket()) else { return };
     // Each reply is small and must leave at once.
     let _ = stream.socket().set_nodelay(true);
     let mut bytes = [0; packet::LEN];
@@ -79,10 +79,10 @@ pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, tether: &Arc<Te
         if ledger.enter(probe.seq) == Entry::Replayed {
             return;
         }
-        tether.heard();
+        control.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &clock).seal(keys);
         let sent = stream.write_all(&reply).and_then(|()| stream.flush());
-        if sent.is_err() || tether.owe(2 * packet::LEN as u64).is_err() {
+        if sent.is_err() || control.charge(2 * packet::LEN as u64).is_err() {
             return;
         }
     }
@@ -106,8 +106,8 @@ mod tests {
         UdpPort::spawn(UdpSocket::bind((bind, 0)).unwrap()).unwrap()
     }
 
-    fn enroll(responder: &UdpPort, session: u8, tether: &Arc<Tether>) -> Enrolment {
-        enroll_probes(responder, keys(session), tether, HERE.parse().unwrap())
+    fn enroll(responder: &UdpPort, session: u8, control: &Arc<SessionControl>) -> Enrolment {
+        enroll_probes(responder, keys(session), control, HERE.parse().unwrap())
     }
 
     /// A socket at `from` that talks to nobody but the responder, and gives up rather than hang.
@@ -141,9 +141,9 @@ mod tests {
     #[test]
     fn an_enrolled_probe_is_answered_in_kind() {
         let responder = responder(HERE);
-        let tether = Tether::leased(|| ());
-        tether.allow(1_000);
-        let _enrolment = enroll(&responder, 1, &tether);
+        let control = SessionControl::metered(|| ());
+        control.allow(1_000);
+        let _enrolment = enroll(&responder, 1, &control);
         let asker = asker(HERE, &responder);
         for seq in [0, 1, 3] {
             asker.send(&probe(seq).seal(&keys(1))).unwrap();
@@ -153,7 +153,7 @@ mod tests {
             assert_eq!(reply.history.arrived(seq), Some(true));
             assert_eq!(reply.history.arrived(2), (seq == 3).then_some(false));
         }
-        assert_eq!(tether.spent(), 3 * 2 * 96, "probes and replies are charged as they flow");
+        assert_eq!(control.spent(), 3 * 2 * 96, "probes and replies are charged as they flow");
         assert_eq!((responder.refused(), responder.unsent()), (Refused::default(), 0));
     }
 
@@ -161,20 +161,20 @@ mod tests {
     fn a_probe_never_waits_for_the_lease_that_pays_for_it() {
         let responder = responder(HERE);
         let (asks, asked) = std::sync::mpsc::channel();
-        let tether = Tether::leased(move || asks.send(()).unwrap());
-        let _enrolment = enroll(&responder, 1, &tether);
+        let control = SessionControl::metered(move || asks.send(()).unwrap());
+        let _enrolment = enroll(&responder, 1, &control);
         let asker = asker(HERE, &responder);
         asker.send(&probe(0).seal(&keys(1))).unwrap();
         assert_eq!(reply(&asker, 1).seq, 0);
         asked.recv().unwrap();
-        assert_eq!(tether.spent(), 2 * 96);
+        assert_eq!(control.spent(), 2 * 96);
     }
 
     #[test]
     fn what_is_not_a_fresh_probe_of_an_enrolled_peer_gets_no_byte_back() {
         let responder = responder(HERE);
-        let tether = Tether::free();
-        let _enrolment = enroll(&responder, 1, &tether);
+        let control = SessionControl::unmetered();
+        let _enrolment = enroll(&responder, 1, &control);
         let owner = asker(HERE, &responder);
         let elsewhere = asker("127.0.0.2", &responder);
         owner.send(&probe(7).seal(&keys(1))).unwrap();
@@ -217,8 +217,8 @@ mod tests {
     #[test]
     fn replies_tell_how_often_a_probe_came_twice() {
         let responder = responder(HERE);
-        let tether = Tether::free();
-        let _enrolment = enroll(&responder, 1, &tether);
+        let control = SessionControl::unmetered();
+        let _enrolment = enroll(&responder, 1, &control);
         let asker = asker(HERE, &responder);
         for seq in [1, 1, 1, 2] {
             asker.send(&probe(seq).seal(&keys(1))).unwrap();
@@ -227,9 +227,10 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_answered_while_it_is_enrolled_and_its_tether_holds() {
+    fn a_session_is_answered_while_it_is_enrolled_and_not_cancelled() {
         let responder = responder(HERE);
-        let (left, cut, stays) = (Tether::free(), Tether::free(), Tether::free());
+        let (left, cut, stays) =
+            (SessionControl::unmetered(), SessionControl::unmetered(), SessionControl::unmetered());
         let leaving = enroll(&responder, 1, &left);
         let _cut = enroll(&responder, 2, &cut);
         let _stays = enroll(&responder, 3, &stays);
@@ -239,7 +240,7 @@ mod tests {
             reply(&asker, session);
         }
         drop(leaving);
-        cut.cut();
+        cut.cancel();
         for session in [1, 2, 3] {
             asker.send(&probe(2).seal(&keys(session))).unwrap();
         }
@@ -251,9 +252,9 @@ mod tests {
     #[test]
     fn an_old_enrolment_does_not_end_the_new_one() {
         let responder = responder(HERE);
-        let tether = Tether::free();
-        let old = enroll(&responder, 1, &tether);
-        let _new = enroll(&responder, 1, &tether);
+        let control = SessionControl::unmetered();
+        let old = enroll(&responder, 1, &control);
+        let _new = enroll(&responder, 1, &control);
         drop(old);
         let asker = asker(HERE, &responder);
         asker.send(&probe(1).seal(&keys(1))).unwrap();
@@ -263,33 +264,33 @@ mod tests {
     #[test]
     fn only_a_fresh_probe_keeps_a_session_alive() {
         let responder = responder(HERE);
-        let tether = Tether::free();
-        let _enrolment = enroll(&responder, 1, &tether);
+        let control = SessionControl::unmetered();
+        let _enrolment = enroll(&responder, 1, &control);
         let asker = asker(HERE, &responder);
-        let before = tether.last_heard();
-        // The tether counts in milliseconds.
+        let before = control.last_heard();
+        // The session control counts in milliseconds.
         let next_ms = std::time::Instant::now() + Duration::from_millis(2);
-        tether.wait_until(next_ms, || false);
+        control.wait_until(next_ms, || false);
         let mut forged = probe(1).seal(&keys(1));
         forged[95] ^= 1;
         asker.send(&forged).unwrap();
         asker.send(&probe(1).seal(&keys(1))).unwrap();
         reply(&asker, 1);
-        let heard = tether.last_heard();
+        let heard = control.last_heard();
         assert!(heard > before);
-        tether.wait_until(heard + Duration::from_millis(2), || false);
-        let _other = enroll(&responder, 2, &Tether::free());
+        control.wait_until(heard + Duration::from_millis(2), || false);
+        let _other = enroll(&responder, 2, &SessionControl::unmetered());
         asker.send(&probe(1).seal(&keys(1))).unwrap();
         asker.send(&probe(1).seal(&keys(2))).unwrap();
         reply(&asker, 2);
-        assert_eq!(tether.last_heard(), heard);
+        assert_eq!(control.last_heard(), heard);
     }
 
     #[test]
     fn a_responder_on_every_address_answers_from_the_one_that_was_asked() {
         let responder = responder("0.0.0.0");
-        let tether = Tether::free();
-        let _enrolment = enroll(&responder, 1, &tether);
+        let control = SessionControl::unmetered();
+        let _enrolment = enroll(&responder, 1, &control);
         let asker = UdpSocket::bind((HERE, 0)).unwrap();
         // A connected socket hears its target alone.
         asker.connect(("127.0.0.5", responder.local_addr().port())).unwrap();
@@ -301,40 +302,40 @@ mod tests {
     #[test]
     fn a_dropped_responder_frees_its_port_at_once() {
         let responder = responder(HERE);
-        let _enrolment = enroll(&responder, 1, &Tether::free());
+        let _enrolment = enroll(&responder, 1, &SessionControl::unmetered());
         let address = responder.local_addr();
         drop(responder);
         claim::patiently(|| UdpSocket::bind(address)).unwrap();
     }
 
     /// A data connection whose far end is being answered, and what ends when that is over.
-    fn answered_stream(tether: Arc<Tether>) -> (TcpStream, JoinHandle<()>) {
+    fn answered_stream(control: Arc<SessionControl>) -> (TcpStream, JoinHandle<()>) {
         let listener = TcpListener::bind((HERE, 0)).unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let theirs = DataStream::Plain(listener.accept().unwrap().0);
-        (ours, std::thread::spawn(move || answer_stream(theirs, &keys(1), &tether)))
+        (ours, std::thread::spawn(move || answer_stream(theirs, &keys(1), &control)))
     }
 
     #[test]
-    fn a_data_connection_is_answered_until_the_tether_is_cut() {
-        let tether = Tether::leased(|| {});
-        tether.allow(1 << 20);
-        let (mut ours, answering) = answered_stream(Arc::clone(&tether));
+    fn a_data_connection_is_answered_until_the_session_is_cancelled() {
+        let control = SessionControl::metered(|| {});
+        control.allow(1 << 20);
+        let (mut ours, answering) = answered_stream(Arc::clone(&control));
         for seq in 0..3 {
             ours.write_all(&probe(seq).seal(&keys(1))).unwrap();
             let mut bytes = [0; packet::LEN];
             ours.read_exact(&mut bytes).unwrap();
             assert_eq!(ReplyPacket::open(&bytes, &keys(1)).unwrap().seq, seq);
         }
-        tether.cut();
+        control.cancel();
         answering.join().unwrap();
-        assert_eq!(tether.spent(), 3 * 2 * 96);
+        assert_eq!(control.spent(), 3 * 2 * 96);
     }
 
     #[test]
     fn a_data_connection_ends_with_the_first_thing_that_is_no_fresh_probe() {
         for wrong in [probe(1).seal(&keys(1)), probe(2).seal(&keys(2)), [0; packet::LEN]] {
-            let (mut ours, answering) = answered_stream(Tether::free());
+            let (mut ours, answering) = answered_stream(SessionControl::unmetered());
             ours.write_all(&probe(1).seal(&keys(1))).unwrap();
             ours.write_all(&wrong).unwrap();
             let mut all = Vec::new();

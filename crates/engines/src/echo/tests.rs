@@ -28,27 +28,32 @@ pub(super) fn keys(session: u8) -> SessionKeys {
 const HERE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-fn order(target: SocketAddr, tether: &Arc<Tether>) -> ProbeOrder {
+fn order(target: SocketAddr, control: &Arc<SessionControl>) -> ProbeOrder {
     ProbeOrder {
         target: Some(target),
         keys: Arc::new(keys(1)),
         interval: MILLISECOND,
-        tether: Arc::clone(tether),
+        control: Arc::clone(control),
         fall_back: Box::new(|| Err(io::Error::other("nothing to fall back to"))),
         origin: Origin::default(),
     }
 }
 
 /// Has the probes of a session answered at `port`.
-pub(super) fn enroll_probes(port: &UdpPort, keys: SessionKeys, tether: &Arc<Tether>, peer: IpAddr) -> Enrolment {
+pub(super) fn enroll_probes(
+    port: &UdpPort,
+    keys: SessionKeys,
+    control: &Arc<SessionControl>,
+    peer: IpAddr,
+) -> Enrolment {
     let session = keys.session();
-    let responder = ProbeResponder::new(Arc::new(keys), Arc::clone(tether));
-    port.enroll(session, Arc::clone(tether), peer, vec![Arc::new(responder)])
+    let responder = ProbeResponder::new(Arc::new(keys), Arc::clone(control));
+    port.enroll(session, Arc::clone(control), peer, vec![Arc::new(responder)])
 }
 
 fn reflector() -> (Arc<UdpPort>, Enrolment) {
     let port = UdpPort::spawn(UdpSocket::bind(HERE).unwrap()).unwrap();
-    let enrolment = enroll_probes(&port, keys(1), &Tether::free(), Ipv4Addr::LOCALHOST.into());
+    let enrolment = enroll_probes(&port, keys(1), &SessionControl::unmetered(), Ipv4Addr::LOCALHOST.into());
     (port, enrolment)
 }
 
@@ -118,8 +123,8 @@ fn await_slot(told: &mpsc::Receiver<usize>, slot: usize) {
 fn over_udp_every_probe_comes_back() {
     let (responder, _enrolment) = reflector();
     let (path, told) = lossy_path(responder.local_addr(), Box::new(|_| 1), Box::new(|_| 1));
-    let tether = Tether::free();
-    let prober = Prober::start(order(path, &tether)).unwrap();
+    let control = SessionControl::unmetered();
+    let prober = Prober::start(order(path, &control)).unwrap();
     assert_eq!(prober.ready().unwrap(), Transport::Udp);
     await_slot(&told, 50);
     let until = prober.now();
@@ -158,8 +163,8 @@ fn loss_is_told_apart_by_direction_to_the_last_probe() {
         Box::new(move |slot| slot.is_none_or(&up).into()),
         Box::new(move |slot| slot.is_none_or(&down).into()),
     );
-    let tether = Tether::free();
-    let prober = Prober::start(order(path, &tether)).unwrap();
+    let control = SessionControl::unmetered();
+    let prober = Prober::start(order(path, &control)).unwrap();
     assert_eq!(prober.ready().unwrap(), Transport::Udp);
     await_slot(&told, 1000);
     let probes = prober.finish();
@@ -181,7 +186,7 @@ fn udp_that_dies_in_mid_run_shows_as_loss() {
         Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
         Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
     );
-    let prober = Prober::start(order(path, &Tether::free())).unwrap();
+    let prober = Prober::start(order(path, &SessionControl::unmetered())).unwrap();
     await_slot(&told, 80);
     let probes = prober.finish();
     end_path(path);
@@ -198,7 +203,7 @@ fn what_comes_twice_is_counted_in_either_direction() {
     let (responder, _enrolment) = reflector();
     let copies = |rest| move |slot: Option<usize>| 1 + usize::from(slot.is_some_and(|s| s < 50 && s % 10 == rest));
     let (path, told) = lossy_path(responder.local_addr(), Box::new(copies(2)), Box::new(copies(7)));
-    let prober = Prober::start(order(path, &Tether::free())).unwrap();
+    let prober = Prober::start(order(path, &SessionControl::unmetered())).unwrap();
     await_slot(&told, 100);
     let probes = prober.finish();
     end_path(path);
@@ -212,13 +217,13 @@ fn what_comes_twice_is_counted_in_either_direction() {
 
 /// A way to fall back to, whose far end is answered; says when ten probes have been.
 fn answered_line(
-    tether: &Arc<Tether>,
+    control: &Arc<SessionControl>,
     pair: fn() -> (DataStream, DataStream),
 ) -> impl FnOnce() -> io::Result<DataStream> + Send + use<> {
-    let tether = Arc::clone(tether);
+    let control = Arc::clone(control);
     move || {
         let (ours, theirs) = pair();
-        std::thread::spawn(move || answer_stream(theirs, &keys(1), &tether));
+        std::thread::spawn(move || answer_stream(theirs, &keys(1), &control));
         Ok(ours)
     }
 }
@@ -250,19 +255,19 @@ fn tls_pair() -> (DataStream, DataStream) {
     (shake(client.into(), ours), serving.join().unwrap())
 }
 
-/// The reflector's tether of a session that asks for more once ten probes are answered.
-fn leased() -> (Arc<Tether>, mpsc::Receiver<()>) {
+/// The reflector's session control of a session that asks for more once ten probes are answered.
+fn leased() -> (Arc<SessionControl>, mpsc::Receiver<()>) {
     let (ask, asked) = mpsc::channel();
-    let tether = Tether::leased(move || _ = ask.send(()));
-    tether.allow(2 * 10 * 2 * packet::LEN as u64);
-    (tether, asked)
+    let control = SessionControl::metered(move || _ = ask.send(()));
+    control.allow(2 * 10 * 2 * packet::LEN as u64);
+    (control, asked)
 }
 
 /// Probes over a data connection until ten are answered.
 fn ten_over(line: fn() -> (DataStream, DataStream), target: Option<SocketAddr>) -> Probes {
     let (reflector, ten_answered) = leased();
     let fall_back = Box::new(answered_line(&reflector, line));
-    let order = ProbeOrder { target, fall_back, ..order(HERE.into(), &Tether::free()) };
+    let order = ProbeOrder { target, fall_back, ..order(HERE.into(), &SessionControl::unmetered()) };
     let prober = Prober::start(order).unwrap();
     assert_eq!(prober.ready().unwrap(), Transport::Tcp);
     ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
@@ -295,9 +300,11 @@ fn a_reflector_without_udp_is_probed_inside_tls_at_once() {
 fn a_data_connection_that_ends_leaves_the_rest_out() {
     let (reflector, ten_answered) = leased();
     let fall_back = Box::new(answered_line(&reflector, plain_pair));
-    let prober = Prober::start(ProbeOrder { target: None, fall_back, ..order(HERE.into(), &Tether::free()) }).unwrap();
+    let prober =
+        Prober::start(ProbeOrder { target: None, fall_back, ..order(HERE.into(), &SessionControl::unmetered()) })
+            .unwrap();
     ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
-    reflector.cut();
+    reflector.cancel();
     let probes = prober.finish();
     assert_eq!(probes.transport, Some(Transport::Tcp));
     assert!(probes.iter().filter(|probe| probe.rtt_us.is_some()).count() >= 9);
@@ -306,24 +313,24 @@ fn a_data_connection_that_ends_leaves_the_rest_out() {
 #[test]
 fn where_there_is_no_way_the_reason_is_told() {
     let closed = UdpSocket::bind(HERE).unwrap().local_addr().unwrap();
-    let prober = Prober::start(order(closed, &Tether::free())).unwrap();
+    let prober = Prober::start(order(closed, &SessionControl::unmetered())).unwrap();
     assert_eq!(prober.ready().unwrap_err().to_string(), "nothing to fall back to");
     let probes = prober.finish();
     assert_eq!((probes.transport, probes.iter().count()), (None, 0));
 }
 
 #[test]
-fn a_cut_tether_ends_the_search_for_a_way() {
+fn a_cancelled_session_ends_the_search_for_a_way() {
     let silent = UdpSocket::bind(HERE).unwrap();
-    let tether = Tether::free();
+    let control = SessionControl::unmetered();
     let (fell_back, falls_back) = mpsc::channel();
     let fall_back = Box::new(move || {
         fell_back.send(()).unwrap_or(());
         Err(io::ErrorKind::Unsupported.into())
     });
     let began = Instant::now();
-    let prober = Prober::start(ProbeOrder { fall_back, ..order(silent.local_addr().unwrap(), &tether) }).unwrap();
-    tether.cut();
+    let prober = Prober::start(ProbeOrder { fall_back, ..order(silent.local_addr().unwrap(), &control) }).unwrap();
+    control.cancel();
     // Who is late here cuts what the search has left behind.
     let in_time = began.elapsed() < Duration::from_secs(1);
     assert!(prober.ready().is_err());
@@ -335,7 +342,7 @@ fn a_cut_tether_ends_the_search_for_a_way() {
 fn a_prober_ends_at_once_however_far_apart_its_probes_are() {
     let (responder, _enrolment) = reflector();
     let slow = || {
-        let order = order(responder.local_addr(), &Tether::free());
+        let order = order(responder.local_addr(), &SessionControl::unmetered());
         let prober = Prober::start(ProbeOrder { interval: Duration::from_secs(3600), ..order }).unwrap();
         assert_eq!(prober.ready().unwrap(), Transport::Udp);
         prober
@@ -348,7 +355,7 @@ fn a_prober_ends_at_once_however_far_apart_its_probes_are() {
 fn quiet(duration_ms: u32) -> Quiet {
     let phases = vec![PhaseSpec { load: Load::Idle, duration_ms }];
     let spec = TestSpec::new(EngineId::try_from("echo").unwrap(), DataMode::Tunneled, phases, 1);
-    Quiet { spec, tether: Tether::free() }
+    Quiet { spec, control: SessionControl::unmetered() }
 }
 
 #[test]
@@ -362,9 +369,9 @@ fn a_phase_begins_lasts_and_moves_nothing() {
 }
 
 #[test]
-fn a_cut_tether_ends_the_phase_and_says_so() {
+fn a_cancelled_session_ends_the_phase_and_says_so() {
     let quiet = quiet(3_600_000);
-    let tally = Drive::run(&quiet, 0, &|_| quiet.tether.cut());
+    let tally = Drive::run(&quiet, 0, &|_| quiet.control.cancel());
     assert!(tally.cut_short.is_some());
 }
 

@@ -17,7 +17,7 @@ use paramedic_link::measurement::{DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 
 use crate::engine::{Progress, Report};
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 
 pub use registry::streams_of;
 pub use watch::{Look, Moving, watch};
@@ -52,7 +52,7 @@ pub struct PhaseContext<'a> {
     pub load: Load,
     /// The direction that this end sends.
     pub sent: Direction,
-    pub(crate) tether: &'a Tether,
+    pub(crate) control: &'a SessionControl,
     /// When the phase began.
     pub begin: Instant,
     /// When senders stop.
@@ -64,12 +64,18 @@ pub struct PhaseContext<'a> {
 
 impl<'a> PhaseContext<'a> {
     /// `phase` of the test `ask`, which began at `begin`.
-    pub fn new(ask: &'a TestSpec, phase: &PhaseSpec, sent: Direction, tether: &'a Tether, begin: Instant) -> Self {
+    pub fn new(
+        ask: &'a TestSpec,
+        phase: &PhaseSpec,
+        sent: Direction,
+        control: &'a SessionControl,
+        begin: Instant,
+    ) -> Self {
         Self {
             ask,
             load: phase.load,
             sent,
-            tether,
+            control,
             begin,
             until: begin + phase.duration(),
             has_failed: AtomicBool::new(false),
@@ -79,7 +85,7 @@ impl<'a> PhaseContext<'a> {
 
     /// Whether all streams have to stop: the session is over, or one of them failed.
     pub(crate) fn is_over(&self) -> bool {
-        self.tether.is_cut() || self.has_failed()
+        self.control.is_cancelled() || self.has_failed()
     }
 
     /// Nanoseconds since the begin.
@@ -100,18 +106,18 @@ impl<'a> PhaseContext<'a> {
     /// Notes a failure at `now` of a stream whose own time lasts until `stream_until`. It counts, and ends the phase,
     /// unless that time or the session is over: then it follows from that.
     fn note(&self, failure: String, now: Instant, stream_until: Instant) {
-        if now >= stream_until || self.tether.is_cut() {
+        if now >= stream_until || self.control.is_cancelled() {
             return;
         }
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
         self.has_failed.store(true, Ordering::SeqCst);
-        self.tether.wake();
+        self.control.wake();
     }
 
     /// Why the phase, which ends at `now`, was cut short, if it was.
     pub fn why_cut_short(&self, now: Instant) -> Option<String> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-        why_cut_short(failure, self.tether.is_cut(), now, self.until)
+        why_cut_short(failure, self.control.is_cancelled(), now, self.until)
     }
 }
 
@@ -133,18 +139,18 @@ pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) 
 }
 
 /// The tally of a phase that moved nothing, and why.
-pub fn nothing_moved(phase: Option<&PhaseSpec>, tether: &Tether, why: &str) -> PhaseTally {
-    let why = if tether.is_cut() { SESSION_OVER } else { why };
+pub fn nothing_moved(phase: Option<&PhaseSpec>, control: &SessionControl, why: &str) -> PhaseTally {
+    let why = if control.is_cancelled() { SESSION_OVER } else { why };
     tally(phase.map_or(Load::Idle, |phase| phase.load), Some(why), |_| DirectionTally::default())
 }
 
 /// Runs a phase without load: its time passes. Without a phase no time passes, and the tally says why.
-pub fn run_idle(phase: Option<&PhaseSpec>, tether: &Tether, report: Report<'_>) -> PhaseTally {
-    let Some(phase) = phase else { return nothing_moved(None, tether, NO_SUCH_PHASE) };
+pub fn run_idle(phase: Option<&PhaseSpec>, control: &SessionControl, report: Report<'_>) -> PhaseTally {
+    let Some(phase) = phase else { return nothing_moved(None, control, NO_SUCH_PHASE) };
     report(Progress::Started);
     let until = Instant::now() + phase.duration();
-    tether.wait_until(until, || false);
-    tally(Load::Idle, why_cut_short(None, tether.is_cut(), Instant::now(), until).as_deref(), |_| {
+    control.wait_until(until, || false);
+    tally(Load::Idle, why_cut_short(None, control.is_cancelled(), Instant::now(), until).as_deref(), |_| {
         DirectionTally::default()
     })
 }
@@ -181,8 +187,8 @@ mod tests {
 
     #[test]
     fn the_first_failure_within_a_streams_time_counts_and_ends_the_phase() {
-        let (spec, tether, begin) = (spec(), Tether::free(), Instant::now());
-        let context = || PhaseContext::new(&spec, &spec.phases[0], Direction::Upload, &tether, begin);
+        let (spec, control, begin) = (spec(), SessionControl::unmetered(), Instant::now());
+        let context = || PhaseContext::new(&spec, &spec.phases[0], Direction::Upload, &control, begin);
         let (at, until) = (begin + SECOND, begin + 10 * SECOND);
         let failed = |context: &PhaseContext<'_>| (context.is_over(), context.why_cut_short(at));
 
@@ -197,7 +203,7 @@ mod tests {
         late.note("of a stream that began late".to_owned(), until, until + SECOND);
         assert!(late.has_failed());
 
-        tether.cut();
+        control.cancel();
         let cancelled = context();
         cancelled.note("reset".to_owned(), at, until);
         assert_eq!(failed(&cancelled), (true, Some(SESSION_OVER.to_owned())));
@@ -205,8 +211,8 @@ mod tests {
 
     #[test]
     fn an_orderly_end_long_before_its_time_is_a_failure() {
-        let (spec, tether, begin) = (spec(), Tether::free(), Instant::now());
-        let context = PhaseContext::new(&spec, &spec.phases[0], Direction::Upload, &tether, begin);
+        let (spec, control, begin) = (spec(), SessionControl::unmetered(), Instant::now());
+        let context = PhaseContext::new(&spec, &spec.phases[0], Direction::Upload, &control, begin);
         assert!(context.ended_early(context.until - EARLY_END - Duration::from_millis(1)).is_some());
         assert!(context.ended_early(context.until - EARLY_END).is_none());
     }

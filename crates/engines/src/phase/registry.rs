@@ -7,7 +7,7 @@ use std::time::Instant;
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::CONNECT_TIMEOUT;
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 
 /// How many streams `phase` has, both directions together.
 pub fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
@@ -32,7 +32,7 @@ pub(crate) enum Unplaced {
 pub(crate) struct StreamRegistry<T> {
     /// Streams of each phase.
     places: Vec<u16>,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     state: Mutex<State<T>>,
 }
 
@@ -45,10 +45,10 @@ struct State<T> {
 }
 
 impl<T> StreamRegistry<T> {
-    pub(crate) fn new(spec: &TestSpec, tether: Arc<Tether>) -> Self {
+    pub(crate) fn new(spec: &TestSpec, control: Arc<SessionControl>) -> Self {
         let places = spec.phases.iter().map(|phase| streams_of(spec, phase)).collect();
         let state = State { next: 0, closed: HashSet::new(), ready: HashMap::new() };
-        Self { places, tether, state: Mutex::new(state) }
+        Self { places, control, state: Mutex::new(state) }
     }
 
     /// Whether stream `index` of `phase` can still get its place; it may have it already.
@@ -75,8 +75,8 @@ impl<T> StreamRegistry<T> {
             }
             state.ready.insert((phase, index), stream);
         }
-        // Not under our lock: those who wait look at it under the tether's.
-        self.tether.wake();
+        // Not under our lock: those who wait look at it under the session control's.
+        self.control.wake();
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl<T> StreamRegistry<T> {
     /// The same, once all streams of `phase` are ready. The error comes after [`CONNECT_TIMEOUT`], or with the end of
     /// the session.
     pub(crate) fn await_all(&self, phase: u8) -> Result<Vec<T>, usize> {
-        self.tether.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.is_complete(phase));
+        self.control.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.is_complete(phase));
         self.take(phase)
     }
 
@@ -144,7 +144,7 @@ mod tests {
     }
 
     fn registry() -> StreamRegistry<&'static str> {
-        StreamRegistry::new(&spec(), Tether::free())
+        StreamRegistry::new(&spec(), SessionControl::unmetered())
     }
 
     #[test]
@@ -188,11 +188,11 @@ mod tests {
 
     #[test]
     fn an_incomplete_phase_drops_its_streams_when_the_session_is_over() {
-        let tether = Tether::free();
-        let registry = StreamRegistry::new(&spec(), Arc::clone(&tether));
+        let control = SessionControl::unmetered();
+        let registry = StreamRegistry::new(&spec(), Arc::clone(&control));
         let stream = Arc::new(());
         registry.admit(2, 1, Arc::clone(&stream)).unwrap();
-        tether.cut();
+        control.cancel();
         assert_eq!(registry.await_all(2), Err(1));
         assert_eq!(Arc::strong_count(&stream), 1);
     }

@@ -14,7 +14,7 @@ use super::watch::{Look, Moving, watch};
 use super::{DRAIN_TIMEOUT, PhaseContext, micros, tally};
 use crate::engine::{Progress, Report};
 use crate::host_facts::CpuClock;
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 
 /// How much longer than the receiver drains a sender waits for the receiver's confirmation.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub(crate) trait PhaseStream: Send {
 
     /// Called once an interval where this end sends: `is_silent` says that nothing has been heard of the other end for
     /// too long. A stream that waits for its acknowledgements hands over nothing more, until this is called with
-    /// `false`; the tether is woken then.
+    /// `false`; waiting threads are woken then.
     fn pause(watched: &Self::Watched, is_silent: bool);
 
     /// Ends the stream at once: its thread returns.
@@ -121,13 +121,13 @@ pub(crate) fn run<S: PhaseStream>(
     ask: &TestSpec,
     phase: &PhaseSpec,
     sent: Direction,
-    tether: &Tether,
+    control: &SessionControl,
     mut streams: Vec<S>,
     report: Report<'_>,
 ) -> PhaseTally {
     report(Progress::Started);
     let cpu = CpuClock::start();
-    let context = PhaseContext::new(ask, phase, sent, tether, Instant::now());
+    let context = PhaseContext::new(ask, phase, sent, control, Instant::now());
     let each = (streams.len() / phase.load.directions().len().max(1)).max(1);
     let mut runs = Vec::new();
     for (direction, streams) in phase.load.directions().iter().zip(streams.chunks_mut(each)) {
@@ -146,13 +146,13 @@ pub(crate) fn run<S: PhaseStream>(
         runs.iter().map(|_| Vec::new()).collect()
     } else if runs.is_empty() {
         // An idle phase: time passes.
-        tether.wait_until(context.until, || false);
+        control.wait_until(context.until, || false);
         Vec::new()
     } else {
         std::thread::scope(|scope| {
             let streams = runs.iter().zip(streams.chunks_mut(each));
             let handles = streams.map(|(run, streams)| spawn(scope, &context, run, streams)).collect::<Vec<_>>();
-            watch(&context, &mut Threads::<S> { runs: &runs, tether, is_silent: false }, report);
+            watch(&context, &mut Threads::<S> { runs: &runs, control, is_silent: false }, report);
             let join = |handle: Option<ScopedJoinHandle<'_, _>>| handle.and_then(|handle| handle.join().ok());
             handles.into_iter().map(|run| run.into_iter().map(join).collect()).collect::<Vec<Vec<_>>>()
         })
@@ -207,7 +207,7 @@ fn live<S: PhaseStream>(
                 self.1.note("the thread of a stream panicked".to_owned(), now, now + Duration::from_secs(1));
             }
             self.0.fetch_add(1, Ordering::SeqCst);
-            self.1.tether.wake();
+            self.1.control.wake();
         }
     }
     let context = stream_run.context;
@@ -228,7 +228,7 @@ fn live<S: PhaseStream>(
 /// The threads of a phase, as the watcher sees them.
 struct Threads<'a, S: PhaseStream> {
     runs: &'a [DirectionRun<S::Watched>],
-    tether: &'a Tether,
+    control: &'a SessionControl,
     is_silent: bool,
 }
 
@@ -269,7 +269,7 @@ impl<S: PhaseStream> Moving for Threads<'_, S> {
         let sent = self.runs.iter().filter(|run| run.is_sent);
         sent.flat_map(|run| &run.watched).for_each(|watched| S::pause(watched, is_silent));
         if self.is_silent && !is_silent {
-            self.tether.wake();
+            self.control.wake();
         }
         self.is_silent = is_silent;
     }
@@ -396,10 +396,10 @@ mod tests {
         }
     }
 
-    fn play(load: Load, duration_ms: u32, puppets: Vec<Puppet>, tether: &Tether) -> PhaseTally {
+    fn play(load: Load, duration_ms: u32, puppets: Vec<Puppet>, control: &SessionControl) -> PhaseTally {
         let spec = TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, vec![], 1);
         let phase = PhaseSpec { load, duration_ms };
-        run(&spec, &phase, Direction::Upload, tether, puppets, &|_| ())
+        run(&spec, &phase, Direction::Upload, control, puppets, &|_| ())
     }
 
     const HOUR_MS: u32 = 3_600_000;
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn a_stream_that_fails_ends_all_others_of_either_direction() {
         for puppets in [[Puppet::Fails, Puppet::stands()], [Puppet::stands(), Puppet::Fails]] {
-            let tally = play(Load::Bidir, HOUR_MS, puppets.into(), &Tether::free());
+            let tally = play(Load::Bidir, HOUR_MS, puppets.into(), &SessionControl::unmetered());
             assert_eq!(tally.cut_short.as_ref().unwrap().as_str(), "a string broke");
             for counted in [tally.download.unwrap(), tally.upload.unwrap()] {
                 assert_eq!((counted.count.bytes, counted.streams, counted.mss), (7, 1, Some(1)), "what came is kept");
@@ -417,16 +417,16 @@ mod tests {
 
     #[test]
     fn a_cancelled_session_ends_streams_that_stand() {
-        let tether = Tether::free();
-        tether.cut();
-        let tally = play(Load::Upload, HOUR_MS, vec![Puppet::stands(), Puppet::stands()], &tether);
+        let control = SessionControl::unmetered();
+        control.cancel();
+        let tally = play(Load::Upload, HOUR_MS, vec![Puppet::stands(), Puppet::stands()], &control);
         assert_eq!(tally.cut_short.unwrap().as_str(), SESSION_OVER);
         assert_eq!(tally.upload.unwrap().streams, 2);
     }
 
     #[test]
     fn a_failure_after_the_streams_own_time_shortens_nothing() {
-        let tally = |puppet| play(Load::Download, 0, vec![puppet], &Tether::free()).cut_short;
+        let tally = |puppet| play(Load::Download, 0, vec![puppet], &SessionControl::unmetered()).cut_short;
         assert_eq!(tally(Puppet::Fails), None);
         assert_eq!(tally(Puppet::FailsLate).unwrap().as_str(), "a string broke");
     }
@@ -434,14 +434,14 @@ mod tests {
     #[test]
     fn a_receiver_that_does_not_end_is_ended_when_it_has_drained() {
         let began = Instant::now();
-        let tally = play(Load::Download, 0, vec![Puppet::stands()], &Tether::free());
+        let tally = play(Load::Download, 0, vec![Puppet::stands()], &SessionControl::unmetered());
         assert!(began.elapsed() >= DRAIN_TIMEOUT);
         assert_eq!(tally.cut_short, None);
     }
 
     #[test]
     fn a_thread_that_panics_cuts_the_phase_short() {
-        let tally = play(Load::Upload, HOUR_MS, vec![Puppet::stands(), Puppet::Panics], &Tether::free());
+        let tally = play(Load::Upload, HOUR_MS, vec![Puppet::stands(), Puppet::Panics], &SessionControl::unmetered());
         assert!(tally.cut_short.unwrap().as_str().contains("panicked"));
         let counted = tally.upload.unwrap();
         assert_eq!((counted.count.bytes, counted.mss), (14, Some(1)));

@@ -11,7 +11,7 @@ use crate::engine::{Progress, Report};
 
 /// What moves the bytes of a phase, as its watcher sees it.
 pub trait Moving {
-    /// Whether all of it has ended. Whatever changes this wakes the tether.
+    /// Whether all of it has ended. Whatever changes this wakes the session control.
     fn is_done(&self) -> bool;
 
     /// Looks at what has moved so far: download, upload; `None` for a direction that the phase does not have.
@@ -46,7 +46,7 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Repor
     let mut arrived = 0;
     loop {
         let is_done = || moving.is_done() || context.has_failed();
-        if context.tether.wait_until(sampler.due(), is_done) || context.tether.is_cut() {
+        if context.control.wait_until(sampler.due(), is_done) || context.control.is_cancelled() {
             break;
         }
         let looks = moving.look();
@@ -56,7 +56,7 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Repor
             let Some(look) = looks[*direction as usize] else { continue };
             let is_sent = *direction == context.sent;
             if look.is_heard || (!is_sent && look.total > arrived) {
-                context.tether.heard();
+                context.control.heard();
             }
             if !is_sent {
                 arrived = look.total;
@@ -65,7 +65,7 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Repor
                 report(if is_sent { Progress::Sent } else { Progress::Received }(*direction, sample));
             }
         }
-        moving.pause(is_silent(context.tether.last_heard(), context.begin, now));
+        moving.pause(is_silent(context.control.last_heard(), context.begin, now));
         let late = now.saturating_duration_since(context.until);
         if late >= DRAIN_TIMEOUT {
             moving.end_overdue(late);
@@ -73,7 +73,7 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Repor
     }
     moving.abort();
     // For a sender that pauses.
-    context.tether.wake();
+    context.control.wake();
 }
 
 /// Whether the other end, last heard at `heard` on any connection of the session, has been silent for too long at `now`

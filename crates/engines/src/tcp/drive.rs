@@ -15,8 +15,8 @@ use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
 use crate::phase::{self, NO_SUCH_PHASE, nothing_moved, streams_of};
+use crate::session_control::SessionControl;
 use crate::socket::SocketOptions;
-use crate::tether::Tether;
 
 /// Handshakes that one appliance may have open at the reflector's control port.
 const DIALS_AT_ONCE: u16 = 4;
@@ -26,23 +26,23 @@ pub(super) struct TcpDrive {
     keys: Arc<SessionKeys>,
     dialer: Arc<Dialer>,
     options: SocketOptions,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     streams: TcpStreams,
 }
 
 impl TcpDrive {
     pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
-        let DriveOrder { spec, keys, dialer, tether, .. } = order;
+        let DriveOrder { spec, keys, dialer, control, .. } = order;
         let options = socket_options(&spec)?;
-        let streams = TcpStreams::new(&spec, Arc::clone(&tether));
-        Ok(Self { spec, keys, dialer, options, tether, streams })
+        let streams = TcpStreams::new(&spec, Arc::clone(&control));
+        Ok(Self { spec, keys, dialer, options, control, streams })
     }
 
     pub(super) fn dial(&self, phase: u8, stream: u16) -> io::Result<DataStream> {
         let mut nonce = [0; Preamble::NONCE_LEN];
         rustix::rand::getrandom(&mut nonce, GetRandomFlags::empty())?;
         let preamble = Preamble { session: self.keys.session(), phase, stream, nonce };
-        self.dialer.dial(&self.tether, &preamble.seal(&self.keys), &self.options)
+        self.dialer.dial(&self.control, &preamble.seal(&self.keys), &self.options)
     }
 }
 
@@ -60,7 +60,7 @@ impl Drive for TcpDrive {
                     return;
                 }
                 match self.dial(phase, index) {
-                    Ok(connected) => ready::admit(&self.streams, &self.tether, phase, index, connected),
+                    Ok(connected) => ready::admit(&self.streams, &self.control, phase, index, connected),
                     Err(error) => {
                         // The others stop after the dial they are in.
                         next.store(streams, Ordering::Relaxed);
@@ -88,11 +88,11 @@ impl Drive for TcpDrive {
 
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
-            return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
+            return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };
         match self.streams.take(phase) {
-            Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.tether, streams, report),
-            Err(_) => nothing_moved(Some(spec), &self.tether, "its data connections do not stand"),
+            Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.control, streams, report),
+            Err(_) => nothing_moved(Some(spec), &self.control, "its data connections do not stand"),
         }
     }
 }

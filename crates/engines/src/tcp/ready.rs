@@ -7,22 +7,22 @@ use std::sync::Arc;
 use super::unsent_limit::UnsentLimit;
 use crate::data_stream::DataStream;
 use crate::phase::{StreamRegistry, StreamReport, StreamRun};
-use crate::tether::{Hold, Tether};
+use crate::session_control::{Registration, SessionControl};
 
-/// A connected stream that waits for its phase. Cutting the session's tether ends it.
+/// A connected stream that waits for its phase. Cancelling the session ends it.
 pub(super) struct ReadyConnection {
     pub(super) stream: DataStream,
-    _hold: Hold,
+    _registration: Registration,
 }
 
 /// The connected streams of a session.
 pub(super) type TcpStreams = StreamRegistry<ReadyConnection>;
 
 /// Gives a connected stream its place. If it has none, or the session is over, the stream is dropped, which refuses it.
-pub(super) fn admit(streams: &TcpStreams, tether: &Arc<Tether>, phase: u8, index: u16, stream: DataStream) {
-    match tether.hold(stream.socket()) {
-        Ok(hold) => {
-            if let Err(why) = streams.admit(phase, index, ReadyConnection { stream, _hold: hold }) {
+pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: u8, index: u16, stream: DataStream) {
+    match control.register(stream.socket()) {
+        Ok(registration) => {
+            if let Err(why) = streams.admit(phase, index, ReadyConnection { stream, _registration: registration }) {
                 tracing::debug!(phase, index, ?why, "dropped a data connection that has no place");
             }
         }

@@ -38,7 +38,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
                 total += came as u64;
                 run.counter.set(total);
                 received.last = Some(Instant::now());
-                context.tether.spend(came as u64).map_err(io::Error::other)?;
+                context.control.charge_and_wait(came as u64).map_err(io::Error::other)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A kernel, or what stands in for one, that does not discard for us.

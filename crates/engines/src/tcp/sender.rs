@@ -105,7 +105,7 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
             Ok(sent) => {
                 total += sent as u64;
                 run.counter.set(total);
-                context.tether.spend(sent as u64).map_err(io::Error::other)?;
+                context.control.charge_and_wait(sent as u64).map_err(io::Error::other)?;
             }
             Err(e) if is_worth_another_try(&e) => {}
             // A kernel, or what stands in for one, that does not do it; nothing has left the pipe.
@@ -139,7 +139,7 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
 /// Waits while the stream pauses, until its time is over. An error: its phase is over.
 fn await_word(run: &TcpRun<'_>) -> io::Result<()> {
     let pauses = || run.watched.unsent_limit.as_ref().is_some_and(|limit| limit.bytes() == 0);
-    run.context.tether.wait_until(run.context.until, || !pauses() || run.is_over());
+    run.context.control.wait_until(run.context.until, || !pauses() || run.is_over());
     if run.is_over() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
 }
 

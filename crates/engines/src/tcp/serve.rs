@@ -13,13 +13,13 @@ use crate::data_stream::DataStream;
 use crate::door::{ByPreamble, Door};
 use crate::engine::{Report, Serve, ServeOrder};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
+use crate::session_control::SessionControl;
 use crate::socket::SocketOptions;
-use crate::tether::Tether;
 
 pub(super) struct TcpServe {
     spec: TestSpec,
     options: SocketOptions,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     streams: Arc<TcpStreams>,
     /// Direct mode's port; held until the session is over.
     door: Option<Door>,
@@ -27,22 +27,22 @@ pub(super) struct TcpServe {
 
 impl TcpServe {
     pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
-        let ServeOrder { spec, keys, claim, peer, tether, .. } = order;
+        let ServeOrder { spec, keys, claim, peer, control, .. } = order;
         let options = socket_options(&spec)?;
-        let streams = Arc::new(TcpStreams::new(&spec, Arc::clone(&tether)));
+        let streams = Arc::new(TcpStreams::new(&spec, Arc::clone(&control)));
         let door = match claim {
             Some(claim) => {
                 let (streams, of_streams) = (Arc::clone(&streams), options.clone());
                 let knock = ByPreamble::new(keys);
-                let of_session = Arc::clone(&tether);
+                let of_session = Arc::clone(&control);
                 let sink = move |preamble, stream| {
                     seat(&streams, &of_session, &of_streams, preamble, DataStream::Plain(stream));
                 };
-                Some(Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&tether), Box::new(sink))?)
+                Some(Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&control), Box::new(sink))?)
             }
             None => None,
         };
-        Ok(Self { spec, options, tether, streams, door })
+        Ok(Self { spec, options, control, streams, door })
     }
 
     /// Where direct mode's door listens.
@@ -58,7 +58,13 @@ impl TcpServe {
     }
 }
 
-fn seat(streams: &TcpStreams, tether: &Arc<Tether>, options: &SocketOptions, preamble: Preamble, stream: DataStream) {
+fn seat(
+    streams: &TcpStreams,
+    control: &Arc<SessionControl>,
+    options: &SocketOptions,
+    preamble: Preamble,
+    stream: DataStream,
+) {
     // The streams of a later phase would cost descriptors and, unread, the kernel's memory for as long as the session
     // lasts.
     if !streams.is_next(preamble.phase) {
@@ -66,7 +72,7 @@ fn seat(streams: &TcpStreams, tether: &Arc<Tether>, options: &SocketOptions, pre
         return;
     }
     match options.apply(stream.socket()) {
-        Ok(()) => ready::admit(streams, tether, preamble.phase, preamble.stream, stream),
+        Ok(()) => ready::admit(streams, control, preamble.phase, preamble.stream, stream),
         // Such a stream would not carry what was asked for.
         Err(error) => tracing::debug!(%error, "a data connection does not take its options"),
     }
@@ -74,7 +80,7 @@ fn seat(streams: &TcpStreams, tether: &Arc<Tether>, options: &SocketOptions, pre
 
 impl Serve for TcpServe {
     fn admit(&self, preamble: Preamble, stream: DataStream) {
-        seat(&self.streams, &self.tether, &self.options, preamble, stream);
+        seat(&self.streams, &self.control, &self.options, preamble, stream);
     }
 
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
@@ -87,17 +93,17 @@ impl Serve for TcpServe {
 impl TcpServe {
     fn run_phase(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
-            return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
+            return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };
         match self.streams.await_all(phase) {
-            Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.tether, streams, report),
+            Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.control, streams, report),
             // Those that came are closed: the appliance learns it from that.
             Err(came) => {
                 let refused = self.door.as_ref().map_or(0, Door::refused);
                 tracing::debug!(phase, came, refused, "the streams of a phase did not all come");
                 let timeout = CONNECT_TIMEOUT.as_secs();
                 let why = format!("only {came} of the phase's data connections came within {timeout} s");
-                nothing_moved(Some(spec), &self.tether, &why)
+                nothing_moved(Some(spec), &self.control, &why)
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::data_stream::tests::{accept_tls, configs};
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
 use crate::origin::Origin;
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 
 const HOUR_MS: u32 = 3_600_000;
 
@@ -32,8 +32,8 @@ const HOUR_MS: u32 = 3_600_000;
 struct Session {
     serve: Arc<TcpServe>,
     drive: TcpDrive,
-    reflector: Arc<Tether>,
-    appliance: Arc<Tether>,
+    reflector: Arc<SessionControl>,
+    appliance: Arc<SessionControl>,
 }
 
 fn spec(mode: DataMode, streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
@@ -44,12 +44,12 @@ fn spec(mode: DataMode, streams: u16, loads: &[Load], duration_ms: u32) -> TestS
 
 impl Session {
     fn open(spec: &TestSpec) -> Self {
-        Self::open_with(spec, Tether::free())
+        Self::open_with(spec, SessionControl::unmetered())
     }
 
-    fn open_with(spec: &TestSpec, reflector: Arc<Tether>) -> Self {
+    fn open_with(spec: &TestSpec, reflector: Arc<SessionControl>) -> Self {
         let keys = || SessionKeys::derive(SessionId::from_bytes([5; 16]), Zeroizing::new([5; 32]));
-        let appliance = Tether::free();
+        let appliance = SessionControl::unmetered();
         let direct = spec.data_mode == DataMode::DirectEphemeral;
         let claim = direct.then(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let serve = TcpServe::open(ServeOrder {
@@ -57,7 +57,7 @@ impl Session {
             keys: Arc::new(keys()),
             claim,
             peer: [127, 0, 0, 1].into(),
-            tether: Arc::clone(&reflector),
+            control: Arc::clone(&reflector),
             scratch: std::env::temp_dir(),
         });
         let serve = Arc::new(serve.unwrap());
@@ -70,12 +70,12 @@ impl Session {
         };
         let dialer =
             Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: Duration::from_secs(10) });
-        let (keys, tether) = (Arc::new(keys()), Arc::clone(&appliance));
+        let (keys, control) = (Arc::new(keys()), Arc::clone(&appliance));
         let drive = TcpDrive::new(DriveOrder {
             spec: spec.clone(),
             keys,
             dialer,
-            tether,
+            control,
             login: None,
             scratch: std::env::temp_dir(),
         })
@@ -113,22 +113,22 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.reflector.cut();
-        self.appliance.cut();
+        self.reflector.cancel();
+        self.appliance.cancel();
     }
 }
 
-/// Takes tunneled data connections as a reflector's control port does, until the tether is cut.
+/// Takes tunneled data connections as a reflector's control port does, until the session is cancelled.
 fn control_port(
     serve: Arc<TcpServe>,
     keys: SessionKeys,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
 ) -> (SocketAddr, Arc<rustls::ClientConfig>) {
     let (server, client) = configs(Alpn::Data);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     std::thread::spawn(move || {
-        let _hold = tether.hold(&listener);
+        let _registration = control.register(&listener);
         while let Ok((socket, _)) = listener.accept() {
             let admitted = || -> io::Result<()> {
                 let mut connection = accept_tls(&server, &socket)?;
@@ -292,7 +292,7 @@ fn a_cut_at_either_end_ends_both_in_mid_phase() {
                     let mut cut_at = cut_at.lock().unwrap();
                     if cut_at.is_none() {
                         *cut_at = Some(Instant::now());
-                        if reflector_cuts { session.reflector.cut() } else { session.appliance.cut() }
+                        if reflector_cuts { session.reflector.cancel() } else { session.appliance.cancel() }
                     }
                 });
                 let what = format!("{mode} {load}, the reflector cuts: {reflector_cuts}");
@@ -313,19 +313,20 @@ fn a_cut_at_either_end_ends_both_in_mid_phase() {
 fn a_budget_that_ran_out_is_waited_for() {
     for load in [Load::Download, Load::Upload] {
         const SLICE: u64 = 1 << 20;
-        let session = Session::open_with(&spec(DataMode::DirectEphemeral, 1, &[load], HOUR_MS), Tether::leased(|| ()));
+        let session =
+            Session::open_with(&spec(DataMode::DirectEphemeral, 1, &[load], HOUR_MS), SessionControl::metered(|| ()));
         session.reflector.allow(SLICE);
         let is_extended = AtomicBool::new(false);
         let (served, _, _) = session.run(0, |progress| {
             let Progress::Received(_, sample) = progress else { return };
             // Nothing flows any more. First there is more to be had, then it is over.
-            if sample.bytes == 0 && session.reflector.is_dry() && !is_extended.swap(true, Ordering::SeqCst) {
+            if sample.bytes == 0 && session.reflector.is_exhausted() && !is_extended.swap(true, Ordering::SeqCst) {
                 let spent = session.reflector.spent();
                 assert!(spent >= SLICE && spent <= SLICE + 4 * crate::data_stream::CHUNK as u64, "{load}: {spent}");
                 session.reflector.allow(16 * SLICE);
             }
             if session.reflector.spent() >= 16 * SLICE {
-                session.reflector.cut();
+                session.reflector.cancel();
             }
         });
         assert!(is_extended.into_inner(), "{load}: more flowed than there was");
@@ -371,7 +372,7 @@ fn a_sender_whose_other_end_falls_silent_pauses_until_it_hears_again() {
         assert!(sent > 0 && sent < 2 * BYTES_PER_S, "{sent} bytes for an end that is silent");
         SockRef::from(stream.socket()).detach_filter().unwrap();
         while next() == 0 {}
-        session.reflector.cut();
+        session.reflector.cancel();
         assert_eq!(served.join().unwrap().cut_short.unwrap().as_str(), crate::phase::SESSION_OVER);
         drop(stream);
         assert!(reading.join().unwrap() > 0);
@@ -395,7 +396,7 @@ fn a_sender_that_pauses_ends_with_its_session() {
             if taken.bytes > 0 {
                 quiet.store(0, Ordering::SeqCst);
             } else if quiet.fetch_add(1, Ordering::SeqCst) == 20 {
-                session.reflector.cut();
+                session.reflector.cancel();
             }
         });
         assert_eq!(served.cut_short.unwrap().as_str(), crate::phase::SESSION_OVER);
@@ -410,7 +411,7 @@ fn a_phase_whose_streams_do_not_stand_moves_nothing_and_says_so() {
     assert_eq!(tally.upload.unwrap().count.bytes, 0);
     assert!(tally.cut_short.is_some());
     assert!(session.serve.run(9, &|_| ()).cut_short.is_some());
-    session.reflector.cut();
+    session.reflector.cancel();
     assert_eq!(session.serve.run(0, &|_| ()).cut_short.unwrap().as_str(), crate::phase::SESSION_OVER);
 }
 

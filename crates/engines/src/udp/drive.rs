@@ -17,7 +17,7 @@ use super::socket;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Report};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, StreamRegistry, direction_of, nothing_moved, streams_of};
-use crate::tether::{Cut, Tether};
+use crate::session_control::{Cancelled, SessionControl};
 
 /// What has no answer by then is said again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -26,7 +26,7 @@ pub(super) struct UdpDrive {
     spec: TestSpec,
     keys: Arc<SessionKeys>,
     dialer: Arc<Dialer>,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     /// No number is used twice in the session.
     next: AtomicU64,
     streams: StreamRegistry<ReadyStream>,
@@ -41,15 +41,15 @@ struct Candidate {
 
 impl UdpDrive {
     pub(super) fn new(order: DriveOrder) -> Self {
-        let DriveOrder { spec, keys, dialer, tether, .. } = order;
-        let streams = StreamRegistry::new(&spec, Arc::clone(&tether));
-        Self { spec, keys, dialer, tether, next: AtomicU64::new(0), streams }
+        let DriveOrder { spec, keys, dialer, control, .. } = order;
+        let streams = StreamRegistry::new(&spec, Arc::clone(&control));
+        Self { spec, keys, dialer, control, next: AtomicU64::new(0), streams }
     }
 
     fn candidate(&self, place: Place, spec: &PhaseSpec) -> io::Result<Candidate> {
         let target = self.dialer.target;
         let socket = self.dialer.origin.datagrams(target)?;
-        let standing = ReadyStream::new(place, socket, &self.keys, &self.spec, &self.tether)?;
+        let standing = ReadyStream::new(place, socket, &self.keys, &self.spec, &self.control)?;
         if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Upload) {
             // Checked now: once the phase runs, an error would only cut it short.
             socket::payload(&standing.socket, &self.spec)?;
@@ -74,7 +74,7 @@ impl UdpDrive {
             let heard = bytes.get(..len).and_then(|bytes| Signal::open(bytes, Direction::Download, &self.keys));
             let Some(signal) = heard.filter(|signal| signal.place == candidate.standing.place) else {
                 // The end of a socket that was shut down comes without end.
-                if self.tether.is_cut() {
+                if self.control.is_cancelled() {
                     return;
                 }
                 continue;
@@ -95,8 +95,8 @@ impl UdpDrive {
         let end = Instant::now() + CONNECT_TIMEOUT;
         let mut again = Instant::now();
         loop {
-            if self.tether.is_cut() {
-                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cut));
+            if self.control.is_cancelled() {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cancelled));
             }
             let missing = candidates.iter().filter(|candidate| candidate.says.is_some()).count();
             if missing == 0 {
@@ -151,11 +151,11 @@ impl Drive for UdpDrive {
 
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
-            return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
+            return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };
         match self.streams.take(phase) {
-            Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.tether, streams, report),
-            Err(_) => nothing_moved(Some(spec), &self.tether, "its streams do not stand"),
+            Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.control, streams, report),
+            Err(_) => nothing_moved(Some(spec), &self.control, "its streams do not stand"),
         }
     }
 }

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 
 use super::packet::{self, Place, SIGNAL, Signal, TOKEN, Word};
 use crate::phase::{StreamRegistry, Unplaced};
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 use crate::udp_port::{Datagram, DatagramHandler, PortHandle, Refusal};
 
 /// Where a stream's other end stands.
@@ -28,7 +28,7 @@ pub(super) struct Proven {
 /// The gate of one session.
 pub(super) struct Gate {
     keys: Arc<SessionKeys>,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     /// What has proven itself.
     pub(super) proven: StreamRegistry<(Place, Proven)>,
     /// What tokens are made with.
@@ -44,12 +44,12 @@ struct Heard {
 }
 
 impl Gate {
-    pub(super) fn new(spec: &TestSpec, keys: Arc<SessionKeys>, tether: Arc<Tether>) -> io::Result<Self> {
+    pub(super) fn new(spec: &TestSpec, keys: Arc<SessionKeys>, control: Arc<SessionControl>) -> io::Result<Self> {
         let mut secret = [0; 32];
         rustix::rand::getrandom(&mut secret, GetRandomFlags::empty())?;
         let secret = hmac::Key::new(hmac::HMAC_SHA256, &secret);
-        let proven = StreamRegistry::new(spec, Arc::clone(&tether));
-        Ok(Self { keys, tether, proven, secret, heard: Mutex::default() })
+        let proven = StreamRegistry::new(spec, Arc::clone(&control));
+        Ok(Self { keys, control, proven, secret, heard: Mutex::default() })
     }
 
     fn judge(&self, signal: &Signal, arrived: &Datagram<'_>) -> Result<Word, Refusal> {
@@ -111,7 +111,7 @@ impl DatagramHandler for Gate {
         let signal = Signal::open(arrived.bytes, Direction::Upload, &self.keys).ok_or(Refusal::Forged)?;
         let word = self.judge(&signal, arrived)?;
         // After the numbers: a replayed signal must not keep a dead session alive.
-        self.tether.heard();
+        self.control.heard();
         Ok(Signal { word, ..signal }.seal(Direction::Download, &self.keys))
     }
 }

@@ -13,14 +13,14 @@ use super::ledger::Counts;
 use super::packet::Place;
 use super::socket;
 use crate::phase::{StreamReport, StreamRun};
-use crate::tether::{Hold, Tether};
+use crate::session_control::{Registration, SessionControl};
 
-/// A stream that waits for its phase: its socket is connected to the other end. Cutting the session's tether ends it.
+/// A stream that waits for its phase: its socket is connected to the other end. Cancelling the session ends it.
 pub(super) struct ReadyStream {
     pub(super) place: Place,
     pub(super) socket: UdpSocket,
     pub(super) keys: Arc<SessionKeys>,
-    _hold: Hold,
+    _registration: Registration,
 }
 
 impl ReadyStream {
@@ -30,11 +30,11 @@ impl ReadyStream {
         socket: UdpSocket,
         keys: &Arc<SessionKeys>,
         ask: &TestSpec,
-        tether: &Arc<Tether>,
+        control: &Arc<SessionControl>,
     ) -> io::Result<Self> {
         socket::prepare(&socket, ask)?;
-        let hold = tether.hold(&socket)?;
-        Ok(Self { place, socket, keys: Arc::clone(keys), _hold: hold })
+        let registration = control.register(&socket)?;
+        Ok(Self { place, socket, keys: Arc::clone(keys), _registration: registration })
     }
 }
 

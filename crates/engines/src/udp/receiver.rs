@@ -103,7 +103,7 @@ pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut Stre
         if ours > 0 {
             counted.last_ns = now_ns;
             run.counter.set(bytes);
-            context.tether.spend(ours).map_err(io::Error::other)?;
+            context.control.charge_and_wait(ours).map_err(io::Error::other)?;
         }
     }
 }

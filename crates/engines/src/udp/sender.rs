@@ -70,7 +70,7 @@ impl Ears<'_> {
             if place == self.place && self.newest.is_none_or(|newest| number > newest) {
                 self.newest = Some(number);
                 self.heard = Instant::now();
-                self.run.context.tether.heard();
+                self.run.context.control.heard();
                 return Some(feedback);
             }
         }
@@ -202,7 +202,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
                 report.own.last_ns = now_ns;
                 run.counter.set(sent.datagrams * payload as u64);
                 due_ns += left as f64 * bits * 1e9 / bps;
-                context.tether.spend((left * payload) as u64).map_err(io::Error::other)?;
+                context.control.charge_and_wait((left * payload) as u64).map_err(io::Error::other)?;
             }
             Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => return Err(socket::narrowed(socket, payload)),
             // Nothing left, and it is not known for how long: an interface is down, a filter forbids it, the buffer is

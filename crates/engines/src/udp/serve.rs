@@ -14,26 +14,26 @@ use super::socket;
 use crate::data_stream::DataStream;
 use crate::engine::{Report, Serve, ServeOrder};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, direction_of, nothing_moved};
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
 
 pub(super) struct UdpServe {
     spec: TestSpec,
     keys: Arc<SessionKeys>,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     gate: Arc<Gate>,
 }
 
 impl UdpServe {
     pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
-        let ServeOrder { spec, keys, tether, .. } = order;
-        let gate = Arc::new(Gate::new(&spec, Arc::clone(&keys), Arc::clone(&tether))?);
-        Ok(Self { spec, keys, tether, gate })
+        let ServeOrder { spec, keys, control, .. } = order;
+        let gate = Arc::new(Gate::new(&spec, Arc::clone(&keys), Arc::clone(&control))?);
+        Ok(Self { spec, keys, control, gate })
     }
 
     fn stand(&self, spec: &PhaseSpec, place: Place, proven: &Proven) -> io::Result<ReadyStream> {
         let socket = proven.port.connect(proven.to, proven.peer)?;
-        let standing = ReadyStream::new(place, socket, &self.keys, &self.spec, &self.tether)?;
+        let standing = ReadyStream::new(place, socket, &self.keys, &self.spec, &self.control)?;
         if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Download) {
             // Checked now, so that the tally says why nothing was sent.
             socket::payload(&standing.socket, &self.spec)?;
@@ -53,19 +53,19 @@ impl Serve for UdpServe {
 
     fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
-            return nothing_moved(None, &self.tether, NO_SUCH_PHASE);
+            return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };
         let proven = match self.gate.proven.await_all(phase) {
             Ok(proven) => proven,
             Err(came) => {
                 let timeout = CONNECT_TIMEOUT.as_secs();
                 let why = format!("only {came} of the phase's streams proved themselves over UDP within {timeout} s");
-                return nothing_moved(Some(spec), &self.tether, &why);
+                return nothing_moved(Some(spec), &self.control, &why);
             }
         };
         match proven.iter().map(|(place, proven)| self.stand(spec, *place, proven)).collect() {
-            Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.tether, streams, report),
-            Err(error) => nothing_moved(Some(spec), &self.tether, &error.to_string()),
+            Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.control, streams, report),
+            Err(error) => nothing_moved(Some(spec), &self.control, &error.to_string()),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::serve::UdpServe;
 use crate::dialer::Dialer;
 use crate::engine::{Drive, DriveOrder, Progress, Serve, ServeOrder};
 use crate::origin::Origin;
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 use crate::udp_port::{Enrolment, Refused, UdpPort};
 
 fn keys(seed: u8) -> SessionKeys {
@@ -40,12 +40,12 @@ fn spec(streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
 struct Reflector {
     port: Arc<UdpPort>,
     serve: UdpServe,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     _enrolment: Enrolment,
 }
 
 impl Reflector {
-    fn open(spec: &TestSpec, tether: Arc<Tether>) -> Self {
+    fn open(spec: &TestSpec, control: Arc<SessionControl>) -> Self {
         let port = UdpPort::spawn(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let peer = port.local_addr().ip();
         let serve = UdpServe::open(ServeOrder {
@@ -53,13 +53,13 @@ impl Reflector {
             keys: Arc::new(keys(1)),
             claim: None,
             peer,
-            tether: Arc::clone(&tether),
+            control: Arc::clone(&control),
             scratch: std::env::temp_dir(),
         });
         let serve = serve.unwrap();
         let handlers = serve.datagram_handler().into_iter().collect();
-        let enrolment = port.enroll(keys(1).session(), Arc::clone(&tether), peer, handlers);
-        Self { port, serve, tether, _enrolment: enrolment }
+        let enrolment = port.enroll(keys(1).session(), Arc::clone(&control), peer, handlers);
+        Self { port, serve, control, _enrolment: enrolment }
     }
 
     fn at(&self) -> SocketAddr {
@@ -69,11 +69,11 @@ impl Reflector {
 
 impl Drop for Reflector {
     fn drop(&mut self) {
-        self.tether.cut();
+        self.control.cancel();
     }
 }
 
-fn drive(spec: &TestSpec, target: SocketAddr, tether: &Arc<Tether>) -> UdpDrive {
+fn drive(spec: &TestSpec, target: SocketAddr, control: &Arc<SessionControl>) -> UdpDrive {
     UdpDrive::new(DriveOrder {
         spec: spec.clone(),
         keys: Arc::new(keys(1)),
@@ -83,7 +83,7 @@ fn drive(spec: &TestSpec, target: SocketAddr, tether: &Arc<Tether>) -> UdpDrive 
             origin: Origin::default(),
             connect_timeout: Duration::from_secs(10),
         }),
-        tether: Arc::clone(tether),
+        control: Arc::clone(control),
         login: None,
         scratch: std::env::temp_dir(),
     })
@@ -189,8 +189,8 @@ const FIRST: Place = Place { phase: 0, stream: 0 };
 #[test]
 fn what_is_sent_arrives_in_both_directions() {
     let spec = spec(2, &[Load::Bidir, Load::Download], 400);
-    let reflector = Reflector::open(&spec, Tether::free());
-    let drive = drive(&spec, reflector.at(), &Tether::free());
+    let reflector = Reflector::open(&spec, SessionControl::unmetered());
+    let drive = drive(&spec, reflector.at(), &SessionControl::unmetered());
     for (phase, directions) in [(0, &Direction::BOTH[..]), (1, &[Direction::Download][..])] {
         let tallies = run(&reflector, &drive, phase, &|_| ());
         assert_eq!((&tallies.0.cut_short, &tallies.1.cut_short), (&None, &None));
@@ -211,12 +211,12 @@ fn what_is_sent_arrives_in_both_directions() {
 fn bytes_are_charged_as_they_flow_and_wait_for_their_lease() {
     let spec = spec(1, &[Load::Download], HOUR_MS);
     let (asks, asked) = channel();
-    let tether = Tether::leased(move || asks.send(()).unwrap_or(()));
-    tether.allow(10_000);
-    let reflector = Reflector::open(&spec, Arc::clone(&tether));
-    let appliance = Tether::free();
+    let control = SessionControl::metered(move || asks.send(()).unwrap_or(()));
+    control.allow(10_000);
+    let reflector = Reflector::open(&spec, Arc::clone(&control));
+    let appliance = SessionControl::unmetered();
     let drive = drive(&spec, reflector.at(), &appliance);
-    let lend = Arc::clone(&tether);
+    let lend = Arc::clone(&control);
     let lending = std::thread::spawn(move || {
         asked.recv().unwrap();
         lend.allow(1 << 30);
@@ -225,28 +225,28 @@ fn bytes_are_charged_as_they_flow_and_wait_for_their_lease() {
     let tallies = run(&reflector, &drive, 0, &|progress| {
         let Progress::Sent(_, sample) = progress else { return };
         if sent.fetch_add(sample.bytes, Ordering::SeqCst) + sample.bytes > 300_000 {
-            tether.cut();
-            appliance.cut();
+            control.cancel();
+            appliance.cancel();
         }
     });
     lending.join().unwrap();
     let sent = tallies.0.download.unwrap().count.bytes;
     assert!(sent > 300_000);
     // And the signals of the introduction.
-    assert!(tether.spent() >= sent && tether.spent() < sent + 1000 * SIGNAL as u64, "{} {sent}", tether.spent());
+    assert!(control.spent() >= sent && control.spent() < sent + 1000 * SIGNAL as u64, "{} {sent}", control.spent());
 }
 
 #[test]
-fn a_cut_tether_ends_both_ends_of_a_phase() {
+fn a_cancelled_session_ends_both_ends_of_a_phase() {
     for load in [Load::Download, Load::Upload] {
         let spec = spec(1, &[load], HOUR_MS);
-        let reflector = Reflector::open(&spec, Tether::free());
-        let ours = Tether::free();
+        let reflector = Reflector::open(&spec, SessionControl::unmetered());
+        let ours = SessionControl::unmetered();
         let drive = drive(&spec, reflector.at(), &ours);
         let tallies = run(&reflector, &drive, 0, &|progress| {
             if matches!(progress, Progress::Received(_, sample) if sample.bytes > 0) {
-                reflector.tether.cut();
-                ours.cut();
+                reflector.control.cancel();
+                ours.cancel();
             }
         });
         assert!(tallies.0.cut_short.is_some() && tallies.1.cut_short.is_some());
@@ -257,12 +257,12 @@ fn a_cut_tether_ends_both_ends_of_a_phase() {
 fn where_nobody_answers_a_cut_ends_the_introduction() {
     let spec = spec(1, &[Load::Upload], HOUR_MS);
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let tether = Tether::free();
-    let drive = drive(&spec, silent.local_addr().unwrap(), &tether);
+    let control = SessionControl::unmetered();
+    let drive = drive(&spec, silent.local_addr().unwrap(), &control);
     std::thread::scope(|scope| {
         let connecting = scope.spawn(|| drive.connect(0));
         silent.recv(&mut [0; 200]).unwrap();
-        tether.cut();
+        control.cancel();
         assert_eq!(connecting.join().unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     });
 }
@@ -270,7 +270,7 @@ fn where_nobody_answers_a_cut_ends_the_introduction() {
 #[test]
 fn no_reply_is_longer_than_what_it_answers() {
     let spec = spec(1, &[Load::Download], HOUR_MS);
-    let reflector = Reflector::open(&spec, Tether::free());
+    let reflector = Reflector::open(&spec, SessionControl::unmetered());
     let teller = Teller::from("127.0.0.1", reflector.at(), 1);
     for word in [Word::Hello, Word::Answer(teller.token(FIRST, 5))] {
         let said = teller.sealed(FIRST, 6, word);
@@ -283,7 +283,7 @@ fn no_reply_is_longer_than_what_it_answers() {
 #[test]
 fn a_forged_replayed_or_strange_signal_gets_no_answer_and_changes_nothing() {
     let spec = spec(1, &[Load::Download], HOUR_MS);
-    let reflector = Reflector::open(&spec, Tether::free());
+    let reflector = Reflector::open(&spec, SessionControl::unmetered());
     let owner = Teller::from("127.0.0.1", reflector.at(), 1);
     let elsewhere = Teller::from("127.0.0.2", reflector.at(), 1);
     let other_port = Teller::from("127.0.0.1", reflector.at(), 1);
@@ -356,7 +356,7 @@ fn take(teller: &Teller, seal: &Seal, enough: u64) -> u64 {
 #[test]
 fn nothing_is_sent_before_the_receivers_word_and_only_its_fresh_word_keeps_it_flowing() {
     let spec = spec(1, &[Load::Download], HOUR_MS);
-    let reflector = Reflector::open(&spec, Tether::free());
+    let reflector = Reflector::open(&spec, SessionControl::unmetered());
     let teller = Teller::from("127.0.0.1", reflector.at(), 1);
     let seal = Seal::of(FIRST, Direction::Download, &teller.keys);
     teller.stand(FIRST);
@@ -402,7 +402,7 @@ fn nothing_is_sent_before_the_receivers_word_and_only_its_fresh_word_keeps_it_fl
         teller.socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         feedback(2, &teller.keys);
         assert!(take(&teller, &seal, came + 1) > came);
-        reflector.tether.cut();
+        reflector.control.cancel();
         let tally = served.join().unwrap().download.unwrap();
         assert!(tally.datagrams.unwrap().paused_ms.unwrap() > 0);
     });
@@ -411,7 +411,7 @@ fn nothing_is_sent_before_the_receivers_word_and_only_its_fresh_word_keeps_it_fl
 #[test]
 fn bulk_of_others_and_bulk_that_comes_twice_counts_for_nothing() {
     let spec = spec(1, &[Load::Upload], HOUR_MS);
-    let reflector = Reflector::open(&spec, Tether::free());
+    let reflector = Reflector::open(&spec, SessionControl::unmetered());
     let teller = Teller::from("127.0.0.1", reflector.at(), 1);
     teller.stand(FIRST);
     let (start, started) = channel();

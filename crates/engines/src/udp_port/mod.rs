@@ -18,7 +18,7 @@ use rustix::event::PollFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::clock::{Wake, wait};
-use crate::tether::Tether;
+use crate::session_control::SessionControl;
 use datagram::{Arrival, Mailbox, answer};
 
 /// Bytes of every datagram that is answered, and of its answer: no answer is longer than what it answers.
@@ -85,7 +85,7 @@ pub struct Refused {
     pub stranger: u64,
     /// Of an enrolled session, but not from its peer's address.
     pub wrong_source: u64,
-    /// Of a session whose tether is cut.
+    /// Of a session that is cancelled.
     pub over: u64,
     /// Not sealed with the session's key.
     pub forged: u64,
@@ -112,7 +112,7 @@ struct Shared {
 /// One session whose datagrams are taken.
 struct Enrolled {
     session: SessionId,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     peer: IpAddr,
     handlers: Vec<Arc<dyn DatagramHandler>>,
 }
@@ -147,15 +147,15 @@ impl UdpPort {
     }
 
     /// Hands datagrams of `session` that come from `peer` to the first of `handlers` that takes their kind, for as long
-    /// as the answer lives and `tether` is not cut. What is answered is charged to the tether, both ways.
+    /// as the answer lives and `control` is not cancelled. What is answered is charged to the session, both ways.
     pub fn enroll(
         &self,
         session: SessionId,
-        tether: Arc<Tether>,
+        control: Arc<SessionControl>,
         peer: IpAddr,
         handlers: Vec<Arc<dyn DatagramHandler>>,
     ) -> Enrolment {
-        let enrolled = Arc::new(Enrolled { session, tether, peer: peer.to_canonical(), handlers });
+        let enrolled = Arc::new(Enrolled { session, control, peer: peer.to_canonical(), handlers });
         lock(&self.shared.sessions).insert(session, Arc::clone(&enrolled));
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
     }
@@ -241,7 +241,7 @@ impl Shared {
         if arrival.from.ip().to_canonical() != enrolled.peer {
             return Err(Refusal::WrongSource);
         }
-        if enrolled.tether.is_cut() {
+        if enrolled.control.is_cancelled() {
             return Err(Refusal::Over);
         }
         let handler = enrolled.handlers.iter().find(|handler| handler.takes(kind)).ok_or(Refusal::Malformed)?;
@@ -249,7 +249,7 @@ impl Shared {
         let Arrival { from, to, ago, .. } = *arrival;
         let reply = handler.take(&Datagram { bytes, from, to, ago, port: &port })?;
         // An answer that waited for a lease, or did not come, would look like a path that delays or loses.
-        enrolled.tether.owe((bytes.len() + reply.len()) as u64).map_err(|_| Refusal::Over)?;
+        enrolled.control.charge((bytes.len() + reply.len()) as u64).map_err(|_| Refusal::Over)?;
         if answer(socket, &reply, from, to).is_err() {
             self.unsent.fetch_add(1, Ordering::Relaxed);
         }
@@ -381,7 +381,7 @@ mod tests {
         let (keep, kept) = channel();
         let handlers: Vec<Arc<dyn DatagramHandler>> = vec![Arc::new(Echoing), Arc::new(Keeping(Mutex::new(keep)))];
         let peer = peer.unwrap_or(port.local_addr().ip());
-        let enrolment = port.enroll(session(), Tether::free(), peer, handlers);
+        let enrolment = port.enroll(session(), SessionControl::unmetered(), peer, handlers);
         (port, enrolment, kept)
     }
 

@@ -49,7 +49,7 @@ pub(super) struct Connection {
     commands: mpsc::UnboundedReceiver<LinkCommand>,
     session_events: (mpsc::UnboundedSender<SessionEvent>, mpsc::UnboundedReceiver<SessionEvent>),
     session: Option<LinkSession>,
-    /// When the last message arrived on this link. The tether of a session knows when its connections last received.
+    /// When the last message arrived on this link. The session control of a session knows when its connections last received.
     last_message_at: Instant,
     /// Until when no message is read, because the device used up its message budget.
     read_paused_until: Option<Instant>,
@@ -245,7 +245,7 @@ impl Connection {
     fn note_activity(&mut self) {
         self.last_message_at = Instant::now();
         if let Some(granted) = &self.session {
-            granted.running.tether.heard();
+            granted.running.control.heard();
         }
     }
 
@@ -441,7 +441,7 @@ impl Connection {
                     self.send(&ToAppliance::Samples { phase, direction, samples }).await
                 }
                 // The session is being ended, and its phase with it: the reason comes next, and is the one that counts.
-                PhaseEvent::Done(..) if granted.running.tether.is_cut() => LinkFlow::Continue,
+                PhaseEvent::Done(..) if granted.running.control.is_cancelled() => LinkFlow::Continue,
                 PhaseEvent::Done(phase, tally) => {
                     granted.phase = None;
                     self.send(&ToAppliance::PhaseDone { phase, tally: *tally }).await

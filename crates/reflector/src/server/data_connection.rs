@@ -29,7 +29,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
         return refuse(RefusalReason::BadPreamble);
     };
     slot.settle();
-    running.tether.heard();
+    running.control.heard();
     let (socket, session) = stream.into_inner();
     let blocking = socket.into_std().and_then(|socket| {
         socket.set_nonblocking(false)?;
@@ -47,8 +47,8 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     if preamble.phase != Preamble::ECHO {
         return running.admit(preamble, stream);
     }
-    let (keys, tether) = (Arc::clone(&running.keys), Arc::clone(&running.tether));
-    let answer = move || echo::answer_stream(stream, &keys, &tether);
+    let (keys, control) = (Arc::clone(&running.keys), Arc::clone(&running.control));
+    let answer = move || echo::answer_stream(stream, &keys, &control);
     if let Err(error) = std::thread::Builder::new().name("echo-stream".into()).spawn(answer)
         && server.may_log(running.peer)
     {

@@ -10,7 +10,7 @@ use paramedic_engines::claim;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::ProbeResponder;
 use paramedic_engines::engine::{Progress, Serve, ServeOrder};
-use paramedic_engines::tether::Tether;
+use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::udp_port::{DatagramHandler, Enrolment, UdpPort};
 use paramedic_link::admission::{LoginTerms, Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
@@ -37,7 +37,7 @@ pub(super) struct RunningSession {
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
     pub(super) keys: Arc<SessionKeys>,
-    pub(super) tether: Arc<Tether>,
+    pub(super) control: Arc<SessionControl>,
     /// What it holds until it is closed. A phase reads it for as long as it runs.
     resources: RwLock<Option<SessionResources>>,
     /// Latency probes came by TCP: each session has one such connection.
@@ -83,9 +83,9 @@ impl RunningSession {
     ) -> io::Result<Self> {
         let keys = Arc::new(keys);
         let wants_lease = Arc::new(Notify::new());
-        let tether = {
+        let control = {
             let wants_lease = Arc::clone(&wants_lease);
-            Tether::leased(move || wants_lease.notify_one())
+            SessionControl::metered(move || wants_lease.notify_one())
         };
         // Only the port is another one: the scope of a link-local address must stay.
         let claim = reservation.port.map(|port| {
@@ -107,10 +107,10 @@ impl RunningSession {
             keys: Arc::clone(&keys),
             claim,
             peer: from,
-            tether: Arc::clone(&tether),
+            control: Arc::clone(&control),
             scratch: server.config.scratch_dir(),
         })?;
-        let probes: Arc<dyn DatagramHandler> = Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&tether)));
+        let probes: Arc<dyn DatagramHandler> = Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control)));
         let handlers = [Some(probes), serve.datagram_handler()].into_iter().flatten().collect();
         Ok(Self {
             session: reservation.session,
@@ -118,13 +118,13 @@ impl RunningSession {
             peer: reservation.peer,
             spec: reservation.spec.clone(),
             resources: RwLock::new(Some(SessionResources {
-                _enrolment: port.enroll(keys.session(), Arc::clone(&tether), from, handlers),
+                _enrolment: port.enroll(keys.session(), Arc::clone(&control), from, handlers),
                 serve,
                 _port: port,
                 _slots: SessionSlots::reserve(&server.connection_slots, from, control_port_streams(&reservation.spec)),
             })),
             keys,
-            tether,
+            control,
             has_probe_stream: AtomicBool::new(false),
             wants_lease,
             is_over: tokio::sync::Mutex::new(false),
@@ -138,7 +138,7 @@ impl RunningSession {
 
     /// When something last came over any connection of the session, as time since `began`.
     pub(super) fn last_heard(&self, began: Instant) -> Duration {
-        self.tether.last_heard().saturating_duration_since(began)
+        self.control.last_heard().saturating_duration_since(began)
     }
 
     /// Takes over a data connection whose preamble proved that it belongs to this session.
@@ -156,9 +156,9 @@ impl RunningSession {
     }
 
     /// Ends the session's work and frees all that it holds: returns when its phase's threads are gone and its port is
-    /// free. Blocking, for as long as a cut tether takes to be noticed.
+    /// free. Blocking, for as long as a cancelled session takes to be noticed.
     fn close(&self) {
-        self.tether.cut();
+        self.control.cancel();
         let resources = self.resources.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(resources);
     }
@@ -167,7 +167,7 @@ impl RunningSession {
     pub(super) fn start(self: &Arc<Self>, phase: u8, events: mpsc::UnboundedSender<SessionEvent>) -> io::Result<()> {
         let running = Arc::clone(self);
         let run = move || {
-            // A receiver that is gone is a link that ended: then the tether is cut, and the phase ends.
+            // A receiver that is gone is a link that ended: then the session is cancelled, and the phase ends.
             let tell = |what| {
                 let _ = events.send(SessionEvent { session: running.session, what });
             };
@@ -208,7 +208,7 @@ impl RunningSession {
                 Ok(lease) => match server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
                     Ok(()) => lease.bytes,
                     // Bytes of earlier leases are left; the disk may work again before they are used up.
-                    Err(_) if !self.tether.is_dry() => {
+                    Err(_) if !self.control.is_exhausted() => {
                         server.sessions().return_lease(self.session, lease);
                         drop(is_over);
                         let _ = tokio::time::timeout(LEASE_RETRY, self.wants_lease.notified()).await;
@@ -220,11 +220,11 @@ impl RunningSession {
                     }
                 },
                 // All bytes of the day are leased; what this session has of them may still flow.
-                Err(EndReason::BytesPerDay) if !self.tether.is_dry() => 0,
+                Err(EndReason::BytesPerDay) if !self.control.is_exhausted() => 0,
                 Err(reason) => return Err(reason),
             };
             drop(is_over);
-            self.tether.allow(bytes);
+            self.control.allow(bytes);
             if let Some(first) = first.take() {
                 // The link that asked for the session may be closed.
                 let _ = first.send(());
@@ -244,14 +244,14 @@ impl RunningSession {
 pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
     let _teardown = server.teardowns.read().await;
     let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };
-    running.tether.cut();
+    running.control.cancel();
     // The port must be free before `sessions` marks it as free.
     let closing = Arc::clone(&running);
     let _ = tokio::task::spawn_blocking(move || closing.close()).await;
     running.stop_leasing().await;
     let (settled, recorded) = {
         let mut sessions = server.sessions();
-        let (settled, events) = sessions.ended(session, running.tether.spent(), reason, server.now());
+        let (settled, events) = sessions.ended(session, running.control.spent(), reason, server.now());
         (settled, server.record(events))
     };
     server.capacity_freed();

@@ -10,7 +10,7 @@ use paramedic_engines::dialer::{Dialer, SocketOptions};
 use paramedic_engines::echo::{ProbeOrder, Prober};
 use paramedic_engines::engine::{Drive, DriveOrder, Lacking, Progress};
 use paramedic_engines::origin::Origin;
-use paramedic_engines::tether::Tether;
+use paramedic_engines::session_control::SessionControl;
 use paramedic_link::SessionId;
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::PhaseTally;
@@ -49,7 +49,7 @@ const LATENCY_EVERY: Duration = Duration::from_millis(500);
 pub(super) struct Session {
     client: ReflectorClient,
     spec: TestSpec,
-    tether: Arc<Tether>,
+    control: Arc<SessionControl>,
     drive: Arc<dyn Drive>,
     prober: Option<Prober>,
     beat: Interval,
@@ -74,7 +74,7 @@ impl Session {
             session = %grant.session, engine = %spec.engine, streams = spec.streams, data_port = grant.data_port,
             udp = grant.udp, "session granted"
         );
-        let tether = Tether::free();
+        let control = SessionControl::unmetered();
         let control = client.address();
         let expect = Expect::ExactKey(client.reflector());
         let config = tls::appliance_config(&job.key, expect, Alpn::Data).map_err(|error| unusable(&error))?;
@@ -96,7 +96,7 @@ impl Session {
                 spec: spec.clone(),
                 keys: Arc::clone(&keys),
                 dialer,
-                tether: Arc::clone(&tether),
+                control: Arc::clone(&control),
                 login: grant.login.clone(),
                 scratch: job.scratch.clone(),
             })
@@ -107,14 +107,14 @@ impl Session {
         let drive = drive.into();
         let heard = Instant::now();
         let (prober, judged, keeps_raw) = (None, heard, job.request.raw);
-        let mut session = Self { client, spec, tether, drive, prober, beat, heard, judged, keeps_raw };
+        let mut session = Self { client, spec, control, drive, prober, beat, heard, judged, keeps_raw };
         if !probes_every.is_zero() {
             let order = ProbeOrder {
                 target: grant.udp.then_some(data),
-                fall_back: fall_back(grant.session, &keys, &session.tether, tunnel),
+                fall_back: fall_back(grant.session, &keys, &session.control, tunnel),
                 keys,
                 interval: probes_every,
-                tether: Arc::clone(&session.tether),
+                control: Arc::clone(&session.control),
                 // The address is the link's own: that is where the reflector answers.
                 origin: Origin { address: Some(session.client.local()), ..origin.clone() },
             };
@@ -177,7 +177,7 @@ impl Session {
         let (done, mut own) = oneshot::channel::<PhaseTally>();
         let drive = Arc::clone(&self.drive);
         let run = move || {
-            // Whoever listened may have gone: then the tether is cut, and the phase ends.
+            // Whoever listened may have gone: then the session is cancelled, and the phase ends.
             let tally = drive.run(number, &|reading| {
                 let _ = progress.send(reading);
             });
@@ -188,8 +188,8 @@ impl Session {
         let end = self.watch_phase(number, phase, observer, record, &mut readings, &mut own).await;
         record.ended_at = self.prober.as_ref().map(Prober::now);
         if end.is_err() && record.own.is_none() {
-            // What this end counted is kept: with the tether cut its threads end at once.
-            self.tether.cut();
+            // What this end counted is kept: with the session cancelled its threads end at once.
+            self.control.cancel();
             if let Ok(Ok(tally)) = tokio::time::timeout(HAND_OVER, own).await {
                 record.own = Some(tally);
             }
@@ -333,7 +333,7 @@ impl Session {
     /// Answers what needs an answer, and passes on what belongs to a phase.
     async fn hear(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, Failure> {
         self.heard = Instant::now();
-        self.tether.heard();
+        self.control.heard();
         match message {
             ToAppliance::Ping => {
                 self.client.send(&ToReflector::Pong).await?;
@@ -346,7 +346,7 @@ impl Session {
 
     /// Says that we live; notices when nothing has been heard for too long on any connection.
     async fn keep_alive(&mut self) -> Result<(), Failure> {
-        let heard = self.heard.max(self.tether.last_heard().into());
+        let heard = self.heard.max(self.control.last_heard().into());
         // Who was held up here for long has not read yet what may have come.
         let judged = std::mem::replace(&mut self.judged, Instant::now());
         if heard.elapsed() > END_AFTER_SILENCE && judged.elapsed() < 3 * HEARTBEAT {
@@ -358,19 +358,19 @@ impl Session {
     /// Ends the session: the probes are gathered, the reflector told, its host asked once more.
     pub(super) async fn close(mut self, run: &mut RunRecord, is_whole: bool) {
         if !is_whole {
-            self.tether.cut();
+            self.control.cancel();
         }
         if let Some(prober) = self.prober.take() {
             let mut finished = tokio::task::spawn_blocking(move || prober.finish());
             let mut probes = tokio::time::timeout(HAND_OVER, &mut finished).await;
             if probes.is_err() {
                 // It stands in a write that the reflector does not take.
-                self.tether.cut();
+                self.control.cancel();
                 probes = tokio::time::timeout(HAND_OVER, finished).await;
             }
             run.probes = probes.ok().and_then(Result::ok);
         }
-        self.tether.cut();
+        self.control.cancel();
         // All of this is a courtesy: what was measured stands without it.
         let goodbye = async {
             self.client.send(&ToReflector::Finish).await?;
@@ -388,7 +388,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // Whatever way we leave: no thread may go on moving bytes.
-        self.tether.cut();
+        self.control.cancel();
     }
 }
 
@@ -396,15 +396,15 @@ impl Drop for Session {
 fn fall_back(
     session: SessionId,
     keys: &Arc<SessionKeys>,
-    tether: &Arc<Tether>,
+    control: &Arc<SessionControl>,
     tunnel: Arc<Dialer>,
 ) -> Box<dyn FnOnce() -> std::io::Result<DataStream> + Send> {
-    let (keys, tether) = (Arc::clone(keys), Arc::clone(tether));
+    let (keys, control) = (Arc::clone(keys), Arc::clone(control));
     Box::new(move || {
         let nonce = *uuid::Uuid::now_v7().as_bytes().last_chunk().unwrap_or(&[0; Preamble::NONCE_LEN]);
         let preamble = Preamble { session, phase: Preamble::ECHO, stream: 0, nonce };
         let options = SocketOptions { send_at_once: true, ..SocketOptions::default() };
-        tunnel.dial(&tether, &preamble.seal(&keys), &options)
+        tunnel.dial(&control, &preamble.seal(&keys), &options)
     })
 }
 

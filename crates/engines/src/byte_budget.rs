@@ -1,0 +1,67 @@
+//! The bytes that a session may still move before its owner has to lease more. Never waits.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+/// The byte budget of one session. Negative while a debt is open.
+pub(crate) struct ByteBudget {
+    left: AtomicI64,
+    spent: AtomicU64,
+    /// Below this many bytes, more are requested.
+    low_water: AtomicI64,
+    is_requested: AtomicBool,
+    request: Box<dyn Fn() + Send + Sync>,
+}
+
+impl ByteBudget {
+    /// An empty budget. `request` is called each time less than the low-water mark is left, once until the next
+    /// [`ByteBudget::extend`].
+    pub(crate) fn new(request: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            left: AtomicI64::new(0),
+            spent: AtomicU64::new(0),
+            low_water: AtomicI64::new(0),
+            is_requested: AtomicBool::new(false),
+            request: Box::new(request),
+        }
+    }
+
+    /// Takes `bytes` off, requests more if little is left, and returns what is left.
+    pub(crate) fn charge(&self, bytes: u64) -> i64 {
+        let charged = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.spent.fetch_add(bytes, Ordering::Relaxed);
+        let left = self.left.fetch_sub(charged, Ordering::AcqRel).saturating_sub(charged);
+        self.request_below_low_water(left);
+        left
+    }
+
+    /// Adds `bytes`; the low-water mark is half of them.
+    pub(crate) fn extend(&self, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.low_water.store(bytes / 2, Ordering::Relaxed);
+        self.is_requested.store(false, Ordering::Release);
+        let left = self.left.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
+        // The debt of many threads may exceed this lease. All of them wait then, and none would request more.
+        self.request_below_low_water(left);
+    }
+
+    fn request_below_low_water(&self, left: i64) {
+        if left < self.low_water.load(Ordering::Relaxed) && !self.is_requested.swap(true, Ordering::AcqRel) {
+            (self.request)();
+        }
+    }
+
+    /// Whether more was charged than was leased.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.left.load(Ordering::Acquire) < 0
+    }
+
+    /// Bytes left; 0 while a debt is open.
+    pub(crate) fn left(&self) -> u64 {
+        u64::try_from(self.left.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
+    /// Bytes charged so far.
+    pub(crate) fn spent(&self) -> u64 {
+        self.spent.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,278 @@
+//! What the owner and the threads of one session share: cancellation, liveness and the byte budget. Cancelling also
+//! wakes threads that wait in a system call.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, Socket};
+
+use crate::byte_budget::ByteBudget;
+
+/// Shared by a session's owner and the threads that move its bytes.
+pub struct SessionControl {
+    began: Instant,
+    /// Milliseconds since `began`.
+    heard_ms: AtomicU64,
+    is_cancelled: AtomicBool,
+    budget: Option<ByteBudget>,
+    registered: Mutex<Registered>,
+    /// Notified when the session is cancelled or the budget grows; guards nothing but the wait.
+    changed: Condvar,
+    waiting: Mutex<()>,
+}
+
+/// The sockets that cancelling shuts down.
+#[derive(Default)]
+struct Registered {
+    next: u64,
+    sockets: HashMap<u64, Socket>,
+}
+
+/// The session was cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the session is over")]
+pub struct Cancelled;
+
+impl SessionControl {
+    /// For a session without a byte budget: the appliance's end.
+    pub fn unmetered() -> Arc<Self> {
+        Arc::new(Self::with(None))
+    }
+
+    /// For a session with a byte budget of 0 bytes, which [`SessionControl::allow`] extends. `request` is called, from
+    /// the byte path, each time the budget falls below its low-water mark; it must only send a wake-up.
+    pub fn metered(request: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self::with(Some(ByteBudget::new(request))))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the shell of the session: its liveness is wall time")]
+    fn with(budget: Option<ByteBudget>) -> Self {
+        Self {
+            began: Instant::now(),
+            heard_ms: AtomicU64::new(0),
+            is_cancelled: AtomicBool::new(false),
+            budget,
+            registered: Mutex::default(),
+            changed: Condvar::new(),
+            waiting: Mutex::new(()),
+        }
+    }
+
+    /// Notes that the other end sent something, on any connection of the session.
+    pub fn heard(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard_ms.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// When the other end last sent something.
+    pub fn last_heard(&self) -> Instant {
+        self.began + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
+    }
+
+    /// Ends the session's work for good: shuts down every registered socket and wakes every waiting thread.
+    pub fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        for socket in lock(&self.registered).sockets.values() {
+            // Fails only on a socket that is closed already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        self.wake();
+    }
+
+    /// Whether the session was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Shuts `socket` down when the session is cancelled, for as long as the returned value lives.
+    pub fn register<'a>(self: &Arc<Self>, socket: impl Into<SockRef<'a>>) -> io::Result<Registration> {
+        let socket = socket.into().try_clone()?;
+        let mut registered = lock(&self.registered);
+        if self.is_cancelled.load(Ordering::SeqCst) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cancelled));
+        }
+        let id = registered.next;
+        registered.next += 1;
+        registered.sockets.insert(id, socket);
+        Ok(Registration { control: Arc::clone(self), id })
+    }
+
+    /// Charges `bytes` that were moved. If the budget is exhausted, waits until it covers them, so that a thread never
+    /// exceeds the budget by more than the `bytes` of one call.
+    pub fn charge_and_wait(&self, bytes: u64) -> Result<(), Cancelled> {
+        if let Some(budget) = &self.budget
+            && budget.charge(bytes) < 0
+        {
+            self.await_budget(budget)?;
+        }
+        if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
+    }
+
+    /// Charges `bytes` that are moved now, for a thread that must not wait: it serves other sessions too, and its delay
+    /// would look like delay of the path. Bytes that the budget does not cover become a debt, which the next lease pays
+    /// first. Meant for amounts that are small beside a lease.
+    pub fn charge(&self, bytes: u64) -> Result<(), Cancelled> {
+        if let Some(budget) = &self.budget {
+            budget.charge(bytes);
+        }
+        if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
+    }
+
+    fn await_budget(&self, budget: &ByteBudget) -> Result<(), Cancelled> {
+        let mut waiting = lock(&self.waiting);
+        while budget.is_exhausted() {
+            if self.is_cancelled() {
+                return Err(Cancelled);
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    /// Extends the budget by `bytes`. More is requested once less than half of `bytes` is left; with 0, once nothing is
+    /// left.
+    pub fn allow(&self, bytes: u64) {
+        if let Some(budget) = &self.budget {
+            budget.extend(bytes);
+            self.wake();
+        }
+    }
+
+    /// Whether more was charged than the budget covers, so that threads wait.
+    pub fn is_exhausted(&self) -> bool {
+        self.budget.as_ref().is_some_and(ByteBudget::is_exhausted)
+    }
+
+    /// Payload bytes left of the budget; `None` without a budget.
+    pub fn left(&self) -> Option<u64> {
+        self.budget.as_ref().map(ByteBudget::left)
+    }
+
+    /// Payload bytes charged so far; 0 without a budget.
+    pub fn spent(&self) -> u64 {
+        self.budget.as_ref().map_or(0, ByteBudget::spent)
+    }
+
+    /// Waits until `is_done`, and says whether it is. Ends early at `deadline` or when the session is cancelled. `is_done`
+    /// is called again after each [`SessionControl::wake`].
+    #[expect(clippy::disallowed_methods, reason = "waits for wall time")]
+    pub fn wait_until(&self, deadline: Instant, mut is_done: impl FnMut() -> bool) -> bool {
+        let mut waiting = lock(&self.waiting);
+        loop {
+            if is_done() {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.is_cancelled() || left.is_zero() {
+                return false;
+            }
+            waiting = self.changed.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Makes every thread in [`SessionControl::wait_until`] check its condition again.
+    pub fn wake(&self) {
+        // The lock closes the gap between a waiter's check and its sleep.
+        drop(lock(&self.waiting));
+        self.changed.notify_all();
+    }
+}
+
+/// A registered socket. Dropping this removes it from its session; the socket stays open.
+pub struct Registration {
+    control: Arc<SessionControl>,
+    id: u64,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        lock(&self.control.registered).sockets.remove(&self.id);
+    }
+}
+
+/// Ignores poison: nothing guarded here can be left inconsistent by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn cancelling_wakes_a_thread_that_reads() {
+        let control = SessionControl::unmetered();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _theirs = listener.accept().unwrap();
+        let _registration = control.register(&ours).unwrap();
+        let reader = std::thread::spawn(move || io::Read::read(&mut &ours, &mut [0; 1]).unwrap());
+        control.cancel();
+        assert_eq!(reader.join().unwrap(), 0);
+        assert!(control.register(&listener).is_err());
+    }
+
+    #[test]
+    fn bytes_beyond_the_budget_wait_for_more() {
+        let (requests, requested) = mpsc::channel();
+        let control = SessionControl::metered(move || requests.send(()).unwrap());
+        control.allow(1000);
+        control.charge_and_wait(400).unwrap();
+        assert!(requested.try_recv().is_err());
+        control.charge_and_wait(200).unwrap();
+        requested.recv().unwrap();
+        let spender = {
+            let control = Arc::clone(&control);
+            std::thread::spawn(move || control.charge_and_wait(1400))
+        };
+        control.allow(1000);
+        spender.join().unwrap().unwrap();
+        assert_eq!(control.spent(), 2000);
+        assert_eq!((control.left(), SessionControl::unmetered().left()), (Some(0), None));
+        control.charge(1).unwrap();
+        assert_eq!(control.spent(), 2001, "a charge that does not wait counts too");
+        let waiting = {
+            let control = Arc::clone(&control);
+            std::thread::spawn(move || control.charge_and_wait(1))
+        };
+        control.cancel();
+        assert_eq!(waiting.join().unwrap(), Err(Cancelled));
+    }
+
+    #[test]
+    fn a_budget_that_stays_exhausted_is_requested_again() {
+        let (requests, requested) = mpsc::channel();
+        let control = SessionControl::metered(move || requests.send(()).unwrap());
+        control.allow(1000);
+        let spender = {
+            let control = Arc::clone(&control);
+            std::thread::spawn(move || control.charge_and_wait(10_000))
+        };
+        for _ in 0..9 {
+            requested.recv_timeout(Duration::from_secs(10)).unwrap();
+            control.allow(1000);
+        }
+        spender.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn after_an_extension_of_0_the_rest_is_used_up_before_the_next_request() {
+        let (requests, requested) = mpsc::channel();
+        let control = SessionControl::metered(move || requests.send(()).unwrap());
+        control.allow(1000);
+        control.charge_and_wait(600).unwrap();
+        requested.recv().unwrap();
+        control.allow(0);
+        control.charge_and_wait(400).unwrap();
+        assert!(requested.try_recv().is_err());
+        control.charge(1).unwrap();
+        requested.recv().unwrap();
+    }
+}
