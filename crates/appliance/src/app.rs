@@ -114,7 +114,7 @@ impl Appliance {
             Failure::new(Exit::Usage, "bad_request", "cannot send from there", error.to_string(), try_)
         })?;
         // Before the time of another host is taken.
-        match tokio::task::spawn_blocking(move || engine.has_drive()).await {
+        match tokio::task::spawn_blocking(move || engine.check_client()).await {
             Ok(Err(lacking)) => return Err(Failure::lacking(id.as_str(), &lacking)),
             Ok(Ok(paddings)) => job.request.spec.login_paddings = paddings,
             Err(_) => {}

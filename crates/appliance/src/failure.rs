@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use paramedic_engines::engine::Lacking;
+use paramedic_engines::engine::Unavailable;
 use paramedic_report::document::{ErrorDocument, ResultDocument};
 
 use crate::{history, targets};
@@ -74,9 +74,9 @@ impl Failure {
     }
 
     /// This host has not what an engine needs.
-    pub fn lacking(engine: &str, lacking: &Lacking) -> Self {
+    pub fn lacking(engine: &str, lacking: &Unavailable) -> Self {
         let what = format!("cannot run {engine} on this device");
-        Self::new(Exit::Usage, "engine_lacking", what, &*lacking.because, &*lacking.try_)
+        Self::new(Exit::Usage, "engine_lacking", what, &*lacking.because, &*lacking.hint)
     }
 
     /// There is no such provider or engine.

@@ -71,7 +71,7 @@ impl TestRequest {
 
     /// Why the engine cannot run this in any of those ways, in a clause, or `None`.
     pub fn unsupported(&self, engine: &dyn Engine) -> Option<&'static str> {
-        let refusals = self.data_modes(engine).map(|way| engine.cannot(&self.spec(way)));
+        let refusals = self.data_modes(engine).map(|way| engine.unsupported(&self.spec(way)));
         refusals.collect::<Option<Vec<_>>>()?.first().copied()
     }
 }

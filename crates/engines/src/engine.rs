@@ -29,27 +29,27 @@ pub trait Engine: Sync {
     fn data_modes(&self) -> &'static [DataMode];
 
     /// What of `spec` this engine does not do, in a clause; asked at both ends before anything is opened.
-    fn cannot(&self, _spec: &TestSpec) -> Option<&'static str> {
+    fn unsupported(&self, _spec: &TestSpec) -> Option<&'static str> {
         None
     }
 
     /// Whether this host has what the appliance's end needs; how it can pad a login, best first, where it has one.
-    fn has_drive(&self) -> Result<Vec<LoginPadding>, Lacking> {
+    fn check_client(&self) -> Result<Vec<LoginPadding>, Unavailable> {
         Ok(Vec::new())
     }
 
     /// Whether this host has what the reflector's end needs, tried out with `scratch`, a folder to work in. Blocking, for
     /// some seconds at worst.
-    fn has_serve(&self, _scratch: &Path) -> Result<(), Lacking> {
+    fn check_server(&self, _scratch: &Path) -> Result<(), Unavailable> {
         Ok(())
     }
 
     /// The reflector's end. Claims what it needs (the port, where `order.claim` names one) before anything is
     /// promised; `AddrInUse` means that a stranger's program holds the port.
-    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>>;
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>>;
 
     /// The appliance's end.
-    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>>;
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>>;
 }
 
 /// The first of the things that were asked and can't be had: why not.
@@ -58,7 +58,7 @@ pub fn first_refusal(asked: impl IntoIterator<Item = (bool, &'static str)>) -> O
 }
 
 /// What the reflector's end of a session works with.
-pub struct ServeOrder {
+pub struct ServerSetup {
     /// What was granted.
     pub spec: TestSpec,
     /// What its data is proven with.
@@ -74,7 +74,7 @@ pub struct ServeOrder {
 }
 
 /// What the appliance's end of a session works with.
-pub struct DriveOrder {
+pub struct ClientSetup {
     /// What was granted.
     pub spec: TestSpec,
     /// What its data is proven with.
@@ -92,16 +92,16 @@ pub struct DriveOrder {
 /// Why a host can't play an end of an engine: something is not there, or not allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{because}")]
-pub struct Lacking {
+pub struct Unavailable {
     /// Because of what.
     pub because: String,
     /// What to do about it.
-    pub try_: String,
+    pub hint: String,
 }
 
 /// What happens while a phase runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum PhaseProgress {
     /// Every stream stands; the phase begins.
     Started,
     /// An interval of the direction that this end receives: what counts.
@@ -111,10 +111,10 @@ pub enum Progress {
 }
 
 /// Where progress goes. Called from a thread that moves no bytes; must not block for long.
-pub type Report<'a> = &'a (dyn Fn(Progress) + Sync);
+pub type PhaseObserver<'a> = &'a (dyn Fn(PhaseProgress) + Sync);
 
 /// The reflector's end of one session. Dropping it frees every socket and thread of it.
-pub trait Serve: Send + Sync {
+pub trait ServerEnd: Send + Sync {
     /// How the session's login has to be encrypted, for an engine that has one: the grant carries it.
     fn login(&self) -> Option<LoginTerms> {
         None
@@ -130,22 +130,22 @@ pub trait Serve: Send + Sync {
     fn admit(&self, preamble: Preamble, stream: DataStream);
 
     /// Runs phase number `phase` of the spec to its end, on the calling thread and others: waits, for a bounded time,
-    /// until its streams stand, reports [`Progress::Started`], moves the data. Ends early when the session is cancelled;
+    /// until its streams stand, reports [`PhaseProgress::Started`], moves the data. Ends early when the session is cancelled;
     /// always says what was counted.
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally;
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 }
 
 /// The appliance's end of one session. Dropping it frees every socket and thread of it.
-pub trait Drive: Send + Sync {
+pub trait ClientEnd: Send + Sync {
     /// Opens the streams of phase number `phase`, at most four handshakes at once; blocking, bounded in time.
     fn connect(&self, phase: u8) -> io::Result<()>;
 
     /// Runs the phase to its end once the reflector has started it. Ends early when the session is cancelled; always says
     /// what was counted.
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally;
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 
     /// Why the streams of phase number `phase` do not stand after all, if this end knows.
-    fn complaint(&self, _phase: u8) -> Option<String> {
+    fn explain_failure(&self, _phase: u8) -> Option<String> {
         None
     }
 

@@ -1,11 +1,11 @@
 //! The tests themselves, both ends of each: how load is made, how a path is probed, how counts become measurements.
 //! Blocking threads move the bytes, without an async runtime.
 
-pub mod claim;
+pub mod bind;
 pub mod clock;
+pub mod data_listener;
 pub mod data_stream;
 pub mod dialer;
-pub mod door;
 pub mod echo;
 pub mod engine;
 pub mod host_facts;

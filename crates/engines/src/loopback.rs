@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
-use crate::engine::{DriveOrder, Engine, Progress, Serve, ServeOrder};
+use crate::engine::{ClientSetup, Engine, PhaseProgress, ServerEnd, ServerSetup};
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
 use crate::udp_port::UdpPort;
@@ -70,7 +70,7 @@ fn play(
     appliance: &Arc<SessionControl>,
 ) -> io::Result<BothEnds> {
     let keys = fresh_keys()?;
-    let order = |claim: Option<SocketAddr>, at: SocketAddr| ServeOrder {
+    let order = |claim: Option<SocketAddr>, at: SocketAddr| ServerSetup {
         spec: spec.clone(),
         keys: Arc::clone(&keys),
         claim,
@@ -78,21 +78,21 @@ fn play(
         control: Arc::clone(reflector),
         scratch: scratch.clone(),
     };
-    let (serve, target, tls): (Arc<dyn Serve>, _, _) = if spec.data_mode == DataMode::Tunneled {
+    let (server, target, tls): (Arc<dyn ServerEnd>, _, _) = if spec.data_mode == DataMode::Tunneled {
         let control_port = any_port()?;
         let target = control_port.local_addr()?;
-        let serve: Arc<dyn Serve> = Arc::from(engine.open(order(None, target))?);
-        let (server, client) = tls_of_both_ends()?;
-        let (keys, control, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&serve));
-        let admitting = move || admit_all(&control_port, &server, &keys, &*to, &control);
+        let server: Arc<dyn ServerEnd> = Arc::from(engine.server(order(None, target))?);
+        let (server_tls, client_tls) = tls_of_both_ends()?;
+        let (keys, control, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&server_tls));
+        let admitting = move || admit_all(&control_port, &server_tls, &keys, &*to, &control);
         Builder::new().name("loopback-port".into()).spawn(admitting)?;
-        (serve, target, Some(client))
+        (server, target, Some(client_tls))
     } else {
-        let (serve, target) = claim(engine, order)?;
-        (serve, target, None)
+        let (server, target) = claim(engine, order)?;
+        (server, target, None)
     };
     // An engine of datagrams meets its streams at the same port's other half.
-    let _datagrams = match serve.datagram_handler() {
+    let _datagrams = match server.datagram_handler() {
         None => None,
         Some(handler) => {
             let port = UdpPort::spawn(UdpSocket::bind(target)?)?;
@@ -100,21 +100,21 @@ fn play(
             Some((enrolment, port))
         }
     };
-    let drive = engine.drive(DriveOrder {
+    let client = engine.client(ClientSetup {
         spec: spec.clone(),
         keys,
         dialer: Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: PATIENCE }),
         control: Arc::clone(appliance),
-        login: serve.login(),
+        login: server.login(),
         scratch,
     })?;
-    drive.connect(0)?;
+    client.connect(0)?;
     let (start, started) = channel();
     std::thread::scope(|scope| {
         // `start` goes with the thread: when it ends without having begun, nobody waits any longer.
         let serving = Builder::new().name("loopback-serve".into()).spawn_scoped(scope, move || {
-            serve.run(0, &|progress| {
-                if progress == Progress::Started {
+            server.run(0, &|progress| {
+                if progress == PhaseProgress::Started {
                     // Whoever waited has heard it before.
                     let _ = start.send(());
                 }
@@ -122,7 +122,7 @@ fn play(
         })?;
         let begun = started.recv().is_ok();
         let driven = if begun {
-            drive.run(0, &|_| ())
+            client.run(0, &|_| ())
         } else {
             appliance.cancel();
             PhaseTally::default()
@@ -132,20 +132,20 @@ fn play(
             return Ok(BothEnds { served, driven });
         }
         let why = served.cut_short.as_ref().map_or("it never began", |why| why.as_str());
-        Err(io::Error::other(drive.complaint(0).unwrap_or_else(|| why.to_owned())))
+        Err(io::Error::other(client.explain_failure(0).unwrap_or_else(|| why.to_owned())))
     })
 }
 
 /// Has the engine claim a port that was free a moment ago.
 fn claim(
     engine: &dyn Engine,
-    order: impl Fn(Option<SocketAddr>, SocketAddr) -> ServeOrder,
-) -> io::Result<(Arc<dyn Serve>, SocketAddr)> {
+    order: impl Fn(Option<SocketAddr>, SocketAddr) -> ServerSetup,
+) -> io::Result<(Arc<dyn ServerEnd>, SocketAddr)> {
     let mut taken = None;
     for _ in 0..PORTS_TRIED {
         let at = any_port()?.local_addr()?;
-        match engine.open(order(Some(at), at)) {
-            Ok(serve) => return Ok((Arc::from(serve), at)),
+        match engine.server(order(Some(at), at)) {
+            Ok(server) => return Ok((Arc::from(server), at)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => taken = Some(error),
             Err(error) => return Err(error),
         }
@@ -187,26 +187,31 @@ fn admit_all(
     control_port: &TcpListener,
     config: &Arc<ServerConfig>,
     keys: &SessionKeys,
-    serve: &dyn Serve,
+    server: &dyn ServerEnd,
     control: &Arc<SessionControl>,
 ) {
     let Ok(_registration) = control.register(control_port) else { return };
     while let Ok((socket, _)) = control_port.accept() {
         // What is not ours is dropped; whoever is missing then is missed where the phase gathers its streams.
-        if let Err(error) = admit(socket, config, keys, serve) {
+        if let Err(error) = admit(socket, config, keys, server) {
             tracing::debug!(%error, "a connection of the loopback test was refused");
         }
     }
 }
 
-fn admit(mut socket: TcpStream, config: &Arc<ServerConfig>, keys: &SessionKeys, serve: &dyn Serve) -> io::Result<()> {
+fn admit(
+    mut socket: TcpStream,
+    config: &Arc<ServerConfig>,
+    keys: &SessionKeys,
+    server: &dyn ServerEnd,
+) -> io::Result<()> {
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
     let mut preamble = [0; Preamble::LEN];
     rustls::Stream::new(&mut connection, &mut socket).read_exact(&mut preamble)?;
     let preamble = Preamble::open(&preamble, keys).ok_or(io::ErrorKind::InvalidData)?;
     socket.set_read_timeout(None)?;
-    serve.admit(preamble, DataStream::tls(connection.into(), socket)?);
+    server.admit(preamble, DataStream::tls(connection.into(), socket)?);
     Ok(())
 }
 
@@ -255,12 +260,12 @@ mod tests {
 
     #[test]
     fn a_stranger_at_the_port_is_refused() {
-        let (server, _) = tls_of_both_ends().unwrap();
+        let (server_tls, _) = tls_of_both_ends().unwrap();
         let listener = any_port().unwrap();
         let mut stranger = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        let serve = crate::tcp::Tcp
-            .open(ServeOrder {
+        let server = crate::tcp::Tcp
+            .server(ServerSetup {
                 spec: spec("tcp", DataMode::Tunneled, Load::Download),
                 keys: fresh_keys().unwrap(),
                 claim: None,
@@ -270,6 +275,6 @@ mod tests {
             })
             .unwrap();
         let socket = listener.accept().unwrap().0;
-        assert!(admit(socket, &server, &fresh_keys().unwrap(), &*serve).is_err());
+        assert!(admit(socket, &server_tls, &fresh_keys().unwrap(), &*server).is_err());
     }
 }

@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use paramedic_engines::dialer::Dialer;
-use paramedic_engines::engine::{DriveOrder, Progress, ServeOrder};
+use paramedic_engines::engine::{ClientSetup, PhaseProgress, ServerSetup};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::udp_port::UdpPort;
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let port = UdpPort::spawn(UdpSocket::bind("127.0.0.1:0")?)?;
     let at = port.local_addr();
     let control = SessionControl::unmetered();
-    let serve = engine.open(ServeOrder {
+    let server = engine.server(ServerSetup {
         spec: spec.clone(),
         keys: keys(),
         claim: None,
@@ -50,9 +50,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         control: Arc::clone(&control),
         scratch: std::env::temp_dir(),
     })?;
-    let handlers = serve.datagram_handler().into_iter().collect();
+    let handlers = server.datagram_handler().into_iter().collect();
     let _enrolment = port.enroll(keys().session(), control, at.ip(), handlers);
-    let drive = engine.drive(DriveOrder {
+    let client = engine.client(ClientSetup {
         spec: spec.clone(),
         keys: keys(),
         dialer: Arc::new(Dialer {
@@ -70,16 +70,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let counted_too = count.clone();
     let (served, driven) = std::thread::scope(|scope| -> Result<_, Box<dyn Error>> {
         let served = scope.spawn(move || {
-            serve.run(0, &|progress| match progress {
-                Progress::Started => start.send(()).unwrap_or(()),
-                Progress::Received(direction, sample) => counted_too.send((direction, sample)).unwrap_or(()),
-                Progress::Sent(..) => {}
+            server.run(0, &|progress| match progress {
+                PhaseProgress::Started => start.send(()).unwrap_or(()),
+                PhaseProgress::Received(direction, sample) => counted_too.send((direction, sample)).unwrap_or(()),
+                PhaseProgress::Sent(..) => {}
             })
         });
-        drive.connect(0)?;
+        client.connect(0)?;
         started.recv()?;
-        let driven = drive.run(0, &|progress| {
-            if let Progress::Received(direction, sample) = progress {
+        let driven = client.run(0, &|progress| {
+            if let PhaseProgress::Received(direction, sample) = progress {
                 let _ = count.send((direction, sample));
             }
         });

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::output::{self, Live, Reading, Report, Unreadable};
 use super::program::Program;
 use super::{COUNTED_BY_IPERF3, folder_in, write_new};
-use paramedic_engines::engine::Progress;
+use paramedic_engines::engine::PhaseProgress;
 use paramedic_engines::host_facts::{self, CpuClock};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
@@ -437,11 +437,11 @@ fn as_array(lines: &str) -> String {
 }
 
 /// What a client receives counts; what it sends is held beside.
-pub fn progress(reading: &Reading) -> Progress {
+pub fn progress(reading: &Reading) -> PhaseProgress {
     let sample = Sample { at_us: reading.end_us, bytes: reading.bytes };
     match reading.direction {
-        Direction::Download => Progress::Received(reading.direction, sample),
-        Direction::Upload => Progress::Sent(reading.direction, sample),
+        Direction::Download => PhaseProgress::Received(reading.direction, sample),
+        Direction::Upload => PhaseProgress::Sent(reading.direction, sample),
     }
 }
 

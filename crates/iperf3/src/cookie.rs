@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use super::stage::{Place, Stage};
-use paramedic_engines::door::{Knock, Verdict};
+use paramedic_engines::data_listener::{Authentication, Authenticator};
 use paramedic_engines::{socket, sys};
 
 /// Bytes of a cookie: 36 characters and a zero.
@@ -18,36 +18,36 @@ pub(super) const COOKIE: usize = 37;
 ///
 /// Who shares the appliance's address, behind the same NAT perhaps, could take the first place of a test, not knowing
 /// the password: that test then fails, and nothing else happens.
-pub(super) struct ByCookie {
+pub(super) struct CookieAuthenticator {
     pub(super) stage: Arc<Stage>,
 }
 
-impl Knock for ByCookie {
+impl Authenticator for CookieAuthenticator {
     /// Whether it was told when to wake us.
-    type Said = bool;
-    type Pass = Place;
+    type Partial = bool;
+    type Proof = Place;
 
-    fn hear(&mut self, socket: &TcpStream, from_peer: bool, waits: &mut bool) -> Verdict<Place> {
+    fn authenticate(&mut self, socket: &TcpStream, from_peer: bool, waits: &mut bool) -> Authentication<Place> {
         if !from_peer {
-            return Verdict::Refused;
+            return Authentication::Refused;
         }
         // What is left unread would wake us again and again.
         if !*waits && sys::readable_from(socket, COOKIE).is_err() {
-            return Verdict::Refused;
+            return Authentication::Refused;
         }
         *waits = true;
         let mut cookie = [0; COOKIE];
         match rustix::net::recv(socket, &mut cookie, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
             Ok((COOKIE, _)) => {}
-            Ok((0, _)) => return Verdict::Refused,
-            Ok(_) if socket::is_hung_up(socket) => return Verdict::Refused,
-            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => return Verdict::Waits,
-            Err(_) => return Verdict::Refused,
+            Ok((0, _)) => return Authentication::Refused,
+            Ok(_) if socket::is_hung_up(socket) => return Authentication::Refused,
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => return Authentication::Incomplete,
+            Err(_) => return Authentication::Refused,
         }
         if !is_cookie(&cookie) || sys::readable_from(socket, 1).is_err() {
-            return Verdict::Refused;
+            return Authentication::Refused;
         }
-        self.stage.place_for(cookie).map_or(Verdict::Refused, Verdict::Enters)
+        self.stage.place_for(cookie).map_or(Authentication::Refused, Authentication::Accepted)
     }
 }
 

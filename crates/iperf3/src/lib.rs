@@ -6,13 +6,13 @@
 pub mod output;
 
 mod client;
+mod client_end;
 mod cookie;
-mod drive;
 mod keeper;
 mod login;
 mod program;
 mod sandbox;
-mod serve;
+mod server_end;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -28,7 +28,7 @@ use paramedic_link::SessionId;
 use paramedic_link::admission::{LoginPadding, SessionKeys};
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 
-use paramedic_engines::engine::{Drive, DriveOrder, Engine, Lacking, Serve, ServeOrder, first_refusal};
+use paramedic_engines::engine::{ClientEnd, ClientSetup, Engine, ServerEnd, ServerSetup, Unavailable, first_refusal};
 use paramedic_engines::session_control::SessionControl;
 
 pub use client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
@@ -54,7 +54,7 @@ impl Engine for Iperf3 {
         &[DataMode::DirectEphemeral]
     }
 
-    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+    fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
         if spec.fragments || spec.loss_bound_ppm.is_some() {
             return Some("fragments and a bound of loss are for the engine udp");
         }
@@ -67,19 +67,19 @@ impl Engine for Iperf3 {
         first_refusal(asked)
     }
 
-    fn has_drive(&self) -> Result<Vec<LoginPadding>, Lacking> {
+    fn check_client(&self) -> Result<Vec<LoginPadding>, Unavailable> {
         Program::find().map(|program| program.client_paddings().to_vec())
     }
 
     /// Plays the beginning of a session: all that can be missing is missed then.
-    fn has_serve(&self, scratch: &Path) -> Result<(), Lacking> {
+    fn check_server(&self, scratch: &Path) -> Result<(), Unavailable> {
         Program::find()?.check_server()?;
         let keys = SessionKeys::derive(SessionId::from_bytes([0; 16]), [0; 32].into());
         let login_paddings = vec![LoginPadding::Oaep, LoginPadding::Pkcs1];
         let engine = EngineId::try_from(self.id()).map_err(|error| lacking(&error))?;
         let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 1000 }];
         let spec = TestSpec { login_paddings, ..TestSpec::new(engine, DataMode::DirectEphemeral, phases, 1) };
-        let order = ServeOrder {
+        let setup = ServerSetup {
             spec,
             keys: Arc::new(keys),
             claim: Some((Ipv4Addr::LOCALHOST, 0).into()),
@@ -87,22 +87,22 @@ impl Engine for Iperf3 {
             control: SessionControl::unmetered(),
             scratch: scratch.to_owned(),
         };
-        self.open(order).map(drop).map_err(|error| lacking(&error))
+        self.server(setup).map(drop).map_err(|error| lacking(&error))
     }
 
-    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
-        Ok(Box::new(serve::Iperf3Serve::open(order)?))
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>> {
+        Ok(Box::new(server_end::Iperf3Server::open(setup)?))
     }
 
-    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
-        Ok(Box::new(drive::Iperf3Drive::new(order)?))
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>> {
+        Ok(Box::new(client_end::Iperf3Client::new(setup)?))
     }
 }
 
-fn lacking(error: &dyn std::fmt::Display) -> Lacking {
-    Lacking {
+fn lacking(error: &dyn std::fmt::Display) -> Unavailable {
+    Unavailable {
         because: format!("its sandbox can't be set up: {error}"),
-        try_: "see \"The iperf3 lane\" in docs/operate.md for what the host has to allow".into(),
+        hint: "see \"The iperf3 lane\" in docs/operate.md for what the host has to allow".into(),
     }
 }
 

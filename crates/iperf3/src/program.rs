@@ -9,7 +9,7 @@ use std::time::Duration;
 use paramedic_link::admission::LoginPadding;
 
 use super::output::{Version, version_of};
-use paramedic_engines::engine::Lacking;
+use paramedic_engines::engine::Unavailable;
 use paramedic_engines::sys::child;
 
 /// What a program may say when it is asked who it is.
@@ -32,32 +32,32 @@ const GET_IT: &str = "install iperf3 3.9 or newer: `apt install iperf3`, `dnf in
 
 impl Program {
     /// The first `iperf3` of `PATH`.
-    pub fn find() -> Result<Self, Lacking> {
+    pub fn find() -> Result<Self, Unavailable> {
         let folders = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&folders).map(|folder| folder.join("iperf3")).find(|path| is_program(path));
         let Some(path) = found else {
-            return Err(Lacking { because: "there is no iperf3 on this host".into(), try_: GET_IT.into() });
+            return Err(Unavailable { because: "there is no iperf3 on this host".into(), hint: GET_IT.into() });
         };
         Self::at(&path)
     }
 
-    fn at(path: &Path) -> Result<Self, Lacking> {
-        let lacking = |error: io::Error| Lacking {
+    fn at(path: &Path) -> Result<Self, Unavailable> {
+        let lacking = |error: io::Error| Unavailable {
             because: format!("{} does not run: {error}", path.display()),
-            try_: GET_IT.into(),
+            hint: GET_IT.into(),
         };
         let path = path.canonicalize().map_err(lacking)?;
         let said = ask(&path, "--version").map_err(lacking)?;
         let Some(version) = version_of(&said).filter(|version| *version >= OLDEST) else {
             let first = said.lines().next().unwrap_or_default();
             let because = format!("{} says that it is {first:?}", path.display());
-            return Err(Lacking { because, try_: GET_IT.into() });
+            return Err(Unavailable { because, hint: GET_IT.into() });
         };
         let help = ask(&path, "--help").map_err(lacking)?;
         let program = Self { path, version, help };
         if !program.knows("--rsa-public-key-path") {
             let because = format!("{} was built without logins (OpenSSL)", program.path.display());
-            return Err(Lacking { because, try_: GET_IT.into() });
+            return Err(Unavailable { because, hint: GET_IT.into() });
         }
         Ok(program)
     }
@@ -95,12 +95,12 @@ impl Program {
     }
 
     /// Whether it can be a session's server.
-    pub(super) fn check_server(&self) -> Result<(), Lacking> {
+    pub(super) fn check_server(&self) -> Result<(), Unavailable> {
         let missing = ["--time-skew-threshold", "--forceflush"].into_iter().find(|option| !self.knows(option));
         match missing {
-            Some(option) => Err(Lacking {
+            Some(option) => Err(Unavailable {
                 because: format!("iperf3 {} has no {option}, which a server for others needs", self.version),
-                try_: "install iperf3 3.10 or newer on the reflector's host".into(),
+                hint: "install iperf3 3.10 or newer on the reflector's host".into(),
             }),
             None => Ok(()),
         }

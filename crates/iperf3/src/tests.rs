@@ -15,11 +15,11 @@ use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-use super::drive::Iperf3Drive;
+use super::client_end::Iperf3Client;
 use super::program::Program;
-use super::serve::Iperf3Serve;
+use super::server_end::Iperf3Server;
 use paramedic_engines::dialer::Dialer;
-use paramedic_engines::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
+use paramedic_engines::engine::{ClientEnd, ClientSetup, Engine, PhaseProgress, ServerEnd, ServerSetup};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 
@@ -27,14 +27,14 @@ use paramedic_engines::session_control::SessionControl;
 fn has_iperf3() -> bool {
     let found = Program::find();
     if let Err(lacking) = &found {
-        eprintln!("SKIPPED: {lacking}; {}", lacking.try_);
+        eprintln!("SKIPPED: {lacking}; {}", lacking.hint);
     }
     found.is_ok()
 }
 
 struct Session {
-    serve: Iperf3Serve,
-    drive: Iperf3Drive,
+    server: Iperf3Server,
+    client: Iperf3Client,
     reflector: Arc<SessionControl>,
     appliance: Arc<SessionControl>,
     scratch: TempDir,
@@ -43,7 +43,7 @@ struct Session {
 fn spec(streams: u16, loads: &[Load]) -> TestSpec {
     let phases = loads.iter().map(|load| PhaseSpec { load: *load, duration_ms: 1000 }).collect();
     let spec = TestSpec::new(EngineId::try_from("iperf3").unwrap(), DataMode::DirectEphemeral, phases, streams);
-    let login_paddings = super::Iperf3.has_drive().unwrap_or_default();
+    let login_paddings = super::Iperf3.check_client().unwrap_or_default();
     TestSpec { congestion_control: Some("reno".into()), login_paddings, ..spec }
 }
 
@@ -58,7 +58,7 @@ impl Session {
 
     fn open_with(spec: &TestSpec, reflector: Arc<SessionControl>, of_appliance: Arc<SessionKeys>) -> Self {
         let scratch = tempfile::tempdir().unwrap();
-        let serve = Iperf3Serve::open(ServeOrder {
+        let server = Iperf3Server::open(ServerSetup {
             spec: spec.clone(),
             keys: keys(),
             claim: Some((Ipv4Addr::LOCALHOST, 0).into()),
@@ -66,23 +66,23 @@ impl Session {
             control: Arc::clone(&reflector),
             scratch: scratch.path().to_owned(),
         });
-        let serve = serve.unwrap();
+        let server = server.unwrap();
         let appliance = SessionControl::unmetered();
         let dialer = Dialer {
-            target: serve.local_addr(),
+            target: server.local_addr(),
             tls: None,
             origin: Origin::default(),
             connect_timeout: Duration::from_secs(10),
         };
-        let drive = Iperf3Drive::new(DriveOrder {
+        let client = Iperf3Client::new(ClientSetup {
             spec: spec.clone(),
             keys: of_appliance,
             dialer: Arc::new(dialer),
             control: Arc::clone(&appliance),
-            login: serve.login(),
+            login: server.login(),
             scratch: scratch.path().to_owned(),
         });
-        Self { serve, drive: drive.unwrap(), reflector, appliance, scratch }
+        Self { server, client: client.unwrap(), reflector, appliance, scratch }
     }
 
     /// Runs one phase at both ends: the reflector's tally, the appliance's, and what both received.
@@ -90,20 +90,20 @@ impl Session {
         let samples = Mutex::new(Vec::new());
         let (start, started) = channel();
         let report = |progress| match progress {
-            Progress::Started => start.send(()).unwrap_or(()),
-            Progress::Received(direction, sample) => samples.lock().unwrap().push((direction, sample)),
-            Progress::Sent(..) => {}
+            PhaseProgress::Started => start.send(()).unwrap_or(()),
+            PhaseProgress::Received(direction, sample) => samples.lock().unwrap().push((direction, sample)),
+            PhaseProgress::Sent(..) => {}
         };
         let (served, driven) = std::thread::scope(|scope| {
-            self.drive.connect(phase).unwrap();
+            self.client.connect(phase).unwrap();
             let served = scope.spawn(|| {
-                let tally = self.serve.run(phase, &report);
+                let tally = self.server.run(phase, &report);
                 // Whoever waits for a start that never came.
                 start.send(()).unwrap_or(());
                 tally
             });
             started.recv().unwrap();
-            let driven = self.drive.run(phase, &report);
+            let driven = self.client.run(phase, &report);
             (served.join().unwrap(), driven)
         });
         (served, driven, samples.into_inner().unwrap())
@@ -142,11 +142,11 @@ fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
         let sender = if directions[0] == Direction::Download { &served } else { &driven };
         let sender = sender.direction(directions[0]).unwrap();
         assert_eq!(sender.congestion_control.as_ref().unwrap().as_str(), "reno");
-        assert!(session.drive.raw(phase).unwrap().contains("\"end\""));
+        assert!(session.client.raw(phase).unwrap().contains("\"end\""));
     }
     // The kernel counts by its clock's ticks: a child that shared its processor with many may have met none in one phase.
     assert!(used_s > 0.0);
-    let idle = session.serve.run(9, &|_| {});
+    let idle = session.server.run(9, &|_| {});
     assert!(idle.cut_short.is_some());
     let left = session.scratch.path().to_owned();
     drop(session);
@@ -165,7 +165,7 @@ fn who_does_not_know_the_session_is_not_served() {
     let why = served.cut_short.unwrap();
     assert!(why.as_str().contains("authorization"), "{why}");
     assert!(driven.cut_short.is_some());
-    let complaint = session.drive.complaint(0).unwrap();
+    let complaint = session.client.explain_failure(0).unwrap();
     assert!(complaint.contains("authorization"), "{complaint}");
 }
 
@@ -196,7 +196,7 @@ fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
         return;
     }
     let session = Session::open(&spec(4, &[Load::Upload]));
-    let at = session.serve.local_addr();
+    let at = session.server.local_addr();
     let over = AtomicBool::new(false);
     let refused = std::thread::scope(|scope| {
         let strangers = scope.spawn(|| {
@@ -228,9 +228,9 @@ fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
 
 /// A client of iperf3's, with the session's own login, that is run as nobody of ours would.
 fn own_client(session: &Session, more: &[&str]) -> std::process::Child {
-    let at = session.serve.local_addr();
+    let at = session.server.local_addr();
     let key = session.scratch.path().join("public.pem");
-    let terms = session.serve.login().unwrap();
+    let terms = session.server.login().unwrap();
     std::fs::write(&key, super::login::public_pem(&terms.key)).unwrap();
     let mut command = std::process::Command::new("iperf3");
     command.args(["-c", "127.0.0.1", "-p", &at.port().to_string(), "--username", &keys().login().user]);
@@ -262,7 +262,7 @@ fn a_control_connection_without_end_ends_the_child() {
     let control = SessionControl::metered(|| ());
     control.allow(1 << 50);
     let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&control), keys());
-    let mut control_connection = TcpStream::connect(session.serve.local_addr()).unwrap();
+    let mut control_connection = TcpStream::connect(session.server.local_addr()).unwrap();
     control_connection.write_all(b"abcdefghijklmnopqrstuvwxyz2345678901\0").unwrap();
     // It is told how long the parameters are, and believes it.
     control_connection.read_exact(&mut [0; 1]).unwrap();
@@ -271,7 +271,7 @@ fn a_control_connection_without_end_ends_the_child() {
     let said = (0..4096u32).take_while(|_| control_connection.write_all(&words).is_ok()).count();
     assert!(said < 1024, "{said} MiB were taken");
     assert!(control.spent() > 1 << 20, "{} bytes charged", control.spent());
-    let tally = session.serve.run(0, &|_| {});
+    let tally = session.server.run(0, &|_| {});
     assert!(tally.cut_short.unwrap().as_str().contains("control connection"));
 }
 
@@ -281,9 +281,9 @@ fn half_a_cookie_from_the_own_address_holds_nothing_and_wakes_nobody() {
         return;
     }
     let session = Session::open(&spec(1, &[Load::Download]));
-    let mut half = TcpStream::connect(session.serve.local_addr()).unwrap();
+    let mut half = TcpStream::connect(session.server.local_addr()).unwrap();
     half.write_all(b"half a cook").unwrap();
-    let mut closed = TcpStream::connect(session.serve.local_addr()).unwrap();
+    let mut closed = TcpStream::connect(session.server.local_addr()).unwrap();
     closed.write_all(b"half a cook").unwrap();
     closed.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(!matches!(closed.read(&mut [0; 1]), Ok(1..)), "it was answered");
@@ -309,12 +309,12 @@ fn a_cancelled_session_ends_a_test_in_a_moment_at_either_end() {
         let (acknowledged, later) = (AtomicU64::new(0), AtomicU64::new(0));
         let (start, started) = channel();
         std::thread::scope(|scope| {
-            session.drive.connect(0).unwrap();
+            session.client.connect(0).unwrap();
             let control = if cut_appliance { &session.appliance } else { &session.reflector };
             let served = scope.spawn(|| {
-                session.serve.run(0, &|progress| match progress {
-                    Progress::Started => start.send(()).unwrap_or(()),
-                    Progress::Sent(_, sample) => {
+                session.server.run(0, &|progress| match progress {
+                    PhaseProgress::Started => start.send(()).unwrap_or(()),
+                    PhaseProgress::Sent(_, sample) => {
                         let before = acknowledged.fetch_add(sample.bytes, Ordering::Relaxed);
                         // It tells of whole intervals alone, of which each is as long as one of these.
                         let is_read = sample.bytes > 0 && before > MORE_THAN_IS_BUFFERED;
@@ -322,11 +322,11 @@ fn a_cancelled_session_ends_a_test_in_a_moment_at_either_end() {
                             control.cancel();
                         }
                     }
-                    Progress::Received(..) => {}
+                    PhaseProgress::Received(..) => {}
                 })
             });
             started.recv().unwrap();
-            let driven = session.drive.run(0, &|_| {});
+            let driven = session.client.run(0, &|_| {});
             let served = served.join().unwrap();
             assert!(driven.cut_short.is_some() && served.cut_short.is_some());
             // What was measured until then is kept.
@@ -376,15 +376,15 @@ fn the_host_is_tried_out_before_the_lane_is_offered() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
-    super::Iperf3.has_serve(scratch.path()).unwrap();
+    super::Iperf3.check_server(scratch.path()).unwrap();
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing is left behind");
-    let missing = super::Iperf3.has_serve(&scratch.path().join("nowhere")).unwrap_err();
+    let missing = super::Iperf3.check_server(&scratch.path().join("nowhere")).unwrap_err();
     assert!(missing.because.contains("sandbox"), "{missing:?}");
 }
 
 #[test]
 fn half_seconds_are_not_measured() {
     let half = TestSpec { phases: vec![PhaseSpec { load: Load::Download, duration_ms: 1500 }], ..spec(1, &[]) };
-    assert!(super::Iperf3.cannot(&half).is_some());
-    assert!(super::Iperf3.cannot(&spec(1, &[Load::Download])).is_none());
+    assert!(super::Iperf3.unsupported(&half).is_some());
+    assert!(super::Iperf3.unsupported(&spec(1, &[Load::Download])).is_none());
 }

@@ -1,7 +1,7 @@
 //! How the descriptors that the host allows are divided, so that no part of the reflector, and no device, takes those of
 //! another: the admin socket works whatever the network does. Pure.
 
-use paramedic_engines::door;
+use paramedic_engines::data_listener;
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 
 /// Kept for the program's own files: listeners, database, audit log, responders, the admin socket and its clients.
@@ -52,7 +52,7 @@ pub fn of_session(spec: &TestSpec) -> usize {
     let of_phase = |phase: &PhaseSpec| phase.load.directions().iter().map(|direction| of_stream(*direction)).sum();
     let each: usize = spec.phases.iter().map(of_phase).max().unwrap_or(0);
     let waiting = match spec.data_mode {
-        DataMode::DirectEphemeral => door::most_waiting(spec.streams),
+        DataMode::DirectEphemeral => data_listener::max_pending(spec.streams),
         DataMode::Tunneled | DataMode::Unknown => 0,
     };
     PER_SESSION + usize::from(spec.streams) * each + waiting

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use paramedic_engines::echo::{self, PACKET_LEN, Probes};
-use paramedic_engines::engine::Progress;
+use paramedic_engines::engine::PhaseProgress;
 use paramedic_engines::host_facts;
 use paramedic_link::measurement::{HostFacts, Sample};
 use paramedic_link::test_spec::{Direction, Load};
@@ -63,11 +63,11 @@ impl RunRecord {
 }
 
 /// A reading of an engine in the words of the fold; the begin of a phase is none.
-pub(super) fn reading(progress: Progress) -> Option<(DataEnd, Direction, Sample)> {
+pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sample)> {
     match progress {
-        Progress::Started => None,
-        Progress::Sent(direction, sample) => Some((DataEnd::Sender, direction, sample)),
-        Progress::Received(direction, sample) => Some((DataEnd::Receiver, direction, sample)),
+        PhaseProgress::Started => None,
+        PhaseProgress::Sent(direction, sample) => Some((DataEnd::Sender, direction, sample)),
+        PhaseProgress::Received(direction, sample) => Some((DataEnd::Receiver, direction, sample)),
     }
 }
 

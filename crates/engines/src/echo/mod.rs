@@ -1,14 +1,14 @@
 //! The `echo` engine: small probes that are answered at once. On its own it puts no load on the path; its two ends,
 //! [`Prober`] and [`ProbeResponder`], run beside every other engine and measure latency while that one loads the path.
 
-mod drive;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ledger;
 mod line;
 mod packet;
+mod prober;
 mod probes;
-mod serve;
+mod responder;
 #[cfg(test)]
 mod tests;
 
@@ -19,14 +19,14 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, TestSpec};
 
 use crate::data_stream::DataStream;
-use crate::engine::{Drive, DriveOrder, Engine, Report, Serve, ServeOrder};
+use crate::engine::{ClientEnd, ClientSetup, Engine, PhaseObserver, ServerEnd, ServerSetup};
 use crate::phase::run_idle;
 use crate::session_control::SessionControl;
 
-pub use drive::{ProbeOrder, Prober};
 pub use packet::LEN as PACKET_LEN;
+pub use prober::{ProbeOrder, Prober};
 pub use probes::{Probes, Transport};
-pub use serve::{ProbeResponder, answer_stream};
+pub use responder::{ProbeResponder, answer_stream};
 
 /// The engine that puts no load on the path: latency alone.
 pub struct Echo;
@@ -48,17 +48,17 @@ impl Engine for Echo {
         &[DataMode::Tunneled, DataMode::DirectEphemeral]
     }
 
-    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+    fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
         let asked = spec.fragments || spec.loss_bound_ppm.is_some();
         asked.then_some("fragments and a bound of loss are for the engine udp")
     }
 
-    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
-        Ok(Box::new(Quiet { spec: order.spec, control: order.control }))
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>> {
+        Ok(Box::new(Quiet { spec: setup.spec, control: setup.control }))
     }
 
-    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
-        Ok(Box::new(Quiet { spec: order.spec, control: order.control }))
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>> {
+        Ok(Box::new(Quiet { spec: setup.spec, control: setup.control }))
     }
 }
 
@@ -69,27 +69,27 @@ struct Quiet {
 }
 
 impl Quiet {
-    fn wait_out(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn wait_out(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         run_idle(self.spec.phases.get(usize::from(phase)), &self.control, report)
     }
 }
 
-impl Serve for Quiet {
+impl ServerEnd for Quiet {
     fn admit(&self, _preamble: Preamble, _stream: DataStream) {
         // No phase of this engine has streams: dropping the connection refuses it.
     }
 
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         self.wait_out(phase, report)
     }
 }
 
-impl Drive for Quiet {
+impl ClientEnd for Quiet {
     fn connect(&self, _phase: u8) -> io::Result<()> {
         Ok(())
     }
 
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         self.wait_out(phase, report)
     }
 }

@@ -362,21 +362,21 @@ fn quiet(duration_ms: u32) -> Quiet {
 fn a_phase_begins_lasts_and_moves_nothing() {
     let seen = Mutex::new(Vec::new());
     let began = Instant::now();
-    let tally = Serve::run(&quiet(20), 0, &|progress| seen.lock().unwrap().push(progress));
+    let tally = ServerEnd::run(&quiet(20), 0, &|progress| seen.lock().unwrap().push(progress));
     assert!(began.elapsed() >= Duration::from_millis(20));
-    assert_eq!(*seen.lock().unwrap(), [crate::engine::Progress::Started]);
+    assert_eq!(*seen.lock().unwrap(), [crate::engine::PhaseProgress::Started]);
     assert_eq!(tally, PhaseTally::default());
 }
 
 #[test]
 fn a_cancelled_session_ends_the_phase_and_says_so() {
     let quiet = quiet(3_600_000);
-    let tally = Drive::run(&quiet, 0, &|_| quiet.control.cancel());
+    let tally = ClientEnd::run(&quiet, 0, &|_| quiet.control.cancel());
     assert!(tally.cut_short.is_some());
 }
 
 #[test]
 fn a_phase_that_was_not_asked_for_takes_no_time_and_says_so() {
-    let tally = Serve::run(&quiet(3_600_000), 9, &|_| panic!("nothing happens in it"));
+    let tally = ServerEnd::run(&quiet(3_600_000), 9, &|_| panic!("nothing happens in it"));
     assert_eq!(tally, PhaseTally { cut_short: Some(crate::phase::NO_SUCH_PHASE.into()), ..PhaseTally::default() });
 }

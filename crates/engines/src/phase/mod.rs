@@ -16,7 +16,7 @@ use paramedic_link::PeerText;
 use paramedic_link::measurement::{DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 
-use crate::engine::{Progress, Report};
+use crate::engine::{PhaseObserver, PhaseProgress};
 use crate::session_control::SessionControl;
 
 pub use registry::streams_of;
@@ -145,9 +145,9 @@ pub fn nothing_moved(phase: Option<&PhaseSpec>, control: &SessionControl, why: &
 }
 
 /// Runs a phase without load: its time passes. Without a phase no time passes, and the tally says why.
-pub fn run_idle(phase: Option<&PhaseSpec>, control: &SessionControl, report: Report<'_>) -> PhaseTally {
+pub fn run_idle(phase: Option<&PhaseSpec>, control: &SessionControl, report: PhaseObserver<'_>) -> PhaseTally {
     let Some(phase) = phase else { return nothing_moved(None, control, NO_SUCH_PHASE) };
-    report(Progress::Started);
+    report(PhaseProgress::Started);
     let until = Instant::now() + phase.duration();
     control.wait_until(until, || false);
     tally(Load::Idle, why_cut_short(None, control.is_cancelled(), Instant::now(), until).as_deref(), |_| {

@@ -12,7 +12,7 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 use super::count::{Counter, ThreadUse};
 use super::watch::{Look, Moving, watch};
 use super::{DRAIN_TIMEOUT, PhaseContext, micros, tally};
-use crate::engine::{Progress, Report};
+use crate::engine::{PhaseObserver, PhaseProgress};
 use crate::host_facts::CpuClock;
 use crate::session_control::SessionControl;
 
@@ -123,9 +123,9 @@ pub(crate) fn run<S: PhaseStream>(
     sent: Direction,
     control: &SessionControl,
     mut streams: Vec<S>,
-    report: Report<'_>,
+    report: PhaseObserver<'_>,
 ) -> PhaseTally {
-    report(Progress::Started);
+    report(PhaseProgress::Started);
     let cpu = CpuClock::start();
     let context = PhaseContext::new(ask, phase, sent, control, Instant::now());
     let each = (streams.len() / phase.load.directions().len().max(1)).max(1);

@@ -7,7 +7,7 @@ use paramedic_link::message::PAUSE_AFTER_SILENCE;
 
 use super::sampler::Sampler;
 use super::{DRAIN_TIMEOUT, PhaseContext};
-use crate::engine::{Progress, Report};
+use crate::engine::{PhaseObserver, PhaseProgress};
 
 /// What moves the bytes of a phase, as its watcher sees it.
 pub trait Moving {
@@ -41,7 +41,7 @@ pub struct Look {
 }
 
 /// Watches a phase until everything has ended, one stream has failed, or the session is over; then ends what has not.
-pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Report<'_>) {
+pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: PhaseObserver<'_>) {
     let mut sampler = Sampler::new(context.begin, context.until);
     let mut arrived = 0;
     loop {
@@ -62,7 +62,7 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Repor
                 arrived = look.total;
             }
             if let Some(sample) = samples[*direction as usize] {
-                report(if is_sent { Progress::Sent } else { Progress::Received }(*direction, sample));
+                report(if is_sent { PhaseProgress::Sent } else { PhaseProgress::Received }(*direction, sample));
             }
         }
         moving.pause(is_silent(context.control.last_heard(), context.begin, now));

@@ -1,12 +1,12 @@
 //! The `tcp` engine: parallel streams that fill the path. Decides who sends what, when; how a stream is made and proven
 //! stands with the door and the dialer.
 
-mod drive;
+mod client;
 mod payload;
 mod ready;
 mod receiver;
 mod sender;
-mod serve;
+mod server;
 mod stream;
 mod unsent_limit;
 
@@ -17,7 +17,7 @@ use std::io;
 
 use paramedic_link::test_spec::{DataMode, DataPathWish, TestSpec};
 
-use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
+use crate::engine::{ClientEnd, ClientSetup, Engine, ServerEnd, ServerSetup, first_refusal};
 use crate::socket::{self, SocketOptions};
 
 /// The engine that fills the path with TCP streams.
@@ -40,7 +40,7 @@ impl Engine for Tcp {
         &[DataMode::Tunneled, DataMode::DirectEphemeral]
     }
 
-    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+    fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
         let tunneled = spec.data_mode == DataMode::Tunneled;
         let chosen = !matches!(spec.data_path, DataPathWish::Auto);
         let reads = matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain);
@@ -52,12 +52,12 @@ impl Engine for Tcp {
         first_refusal(asked)
     }
 
-    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
-        Ok(Box::new(serve::TcpServe::open(order)?))
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>> {
+        Ok(Box::new(server::TcpServer::open(setup)?))
     }
 
-    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
-        Ok(Box::new(drive::TcpDrive::new(order)?))
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>> {
+        Ok(Box::new(client::TcpClient::new(setup)?))
     }
 }
 

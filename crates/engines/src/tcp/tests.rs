@@ -16,13 +16,13 @@ use paramedic_link::tls::Alpn;
 use socket2::{SockFilter, SockRef};
 use zeroize::Zeroizing;
 
-use super::drive::TcpDrive;
-use super::serve::TcpServe;
+use super::client::TcpClient;
+use super::server::TcpServer;
 use super::{Tcp, payload};
 use crate::data_stream::DataStream;
 use crate::data_stream::tests::{accept_tls, configs};
 use crate::dialer::Dialer;
-use crate::engine::{Drive, DriveOrder, Engine, Progress, Serve, ServeOrder};
+use crate::engine::{ClientEnd, ClientSetup, Engine, PhaseProgress, ServerEnd, ServerSetup};
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
 
@@ -30,8 +30,8 @@ const HOUR_MS: u32 = 3_600_000;
 
 /// A session's two ends, in one process.
 struct Session {
-    serve: Arc<TcpServe>,
-    drive: TcpDrive,
+    server: Arc<TcpServer>,
+    client: TcpClient,
     reflector: Arc<SessionControl>,
     appliance: Arc<SessionControl>,
 }
@@ -52,7 +52,7 @@ impl Session {
         let appliance = SessionControl::unmetered();
         let direct = spec.data_mode == DataMode::DirectEphemeral;
         let claim = direct.then(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-        let serve = TcpServe::open(ServeOrder {
+        let server = TcpServer::open(ServerSetup {
             spec: spec.clone(),
             keys: Arc::new(keys()),
             claim,
@@ -60,18 +60,18 @@ impl Session {
             control: Arc::clone(&reflector),
             scratch: std::env::temp_dir(),
         });
-        let serve = Arc::new(serve.unwrap());
-        let (target, tls) = match serve.local_addr() {
+        let server = Arc::new(server.unwrap());
+        let (target, tls) = match server.local_addr() {
             Some(at) => (at, None),
             None => {
-                let (at, tls) = control_port(Arc::clone(&serve), keys(), Arc::clone(&reflector));
+                let (at, tls) = control_port(Arc::clone(&server), keys(), Arc::clone(&reflector));
                 (at, Some(tls))
             }
         };
         let dialer =
             Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: Duration::from_secs(10) });
         let (keys, control) = (Arc::new(keys()), Arc::clone(&appliance));
-        let drive = TcpDrive::new(DriveOrder {
+        let client = TcpClient::new(ClientSetup {
             spec: spec.clone(),
             keys,
             dialer,
@@ -80,31 +80,35 @@ impl Session {
             scratch: std::env::temp_dir(),
         })
         .unwrap();
-        Self { serve, drive, reflector, appliance }
+        Self { server, client, reflector, appliance }
     }
 
     /// Runs one phase at both ends: the reflector's tally, the appliance's, and the samples of both.
-    fn run(&self, phase: u8, watch: impl Fn(Progress) + Sync) -> (PhaseTally, PhaseTally, Vec<(Direction, Sample)>) {
+    fn run(
+        &self,
+        phase: u8,
+        watch: impl Fn(PhaseProgress) + Sync,
+    ) -> (PhaseTally, PhaseTally, Vec<(Direction, Sample)>) {
         let samples = Mutex::new(Vec::new());
         let (start, started) = channel();
         let report = |progress| {
             match progress {
-                Progress::Started => start.send(()).unwrap_or(()),
-                Progress::Received(direction, sample) => samples.lock().unwrap().push((direction, sample)),
-                Progress::Sent(..) => {}
+                PhaseProgress::Started => start.send(()).unwrap_or(()),
+                PhaseProgress::Received(direction, sample) => samples.lock().unwrap().push((direction, sample)),
+                PhaseProgress::Sent(..) => {}
             }
             watch(progress);
         };
         let (served, driven) = std::thread::scope(|scope| {
             let served = scope.spawn(|| {
-                let tally = self.serve.run(phase, &report);
+                let tally = self.server.run(phase, &report);
                 // Whoever waits for a start that never came.
                 start.send(()).unwrap_or(());
                 tally
             });
-            self.drive.connect(phase).unwrap();
+            self.client.connect(phase).unwrap();
             started.recv().unwrap();
-            let driven = self.drive.run(phase, &report);
+            let driven = self.client.run(phase, &report);
             (served.join().unwrap(), driven)
         });
         (served, driven, samples.into_inner().unwrap())
@@ -120,22 +124,22 @@ impl Drop for Session {
 
 /// Takes tunneled data connections as a reflector's control port does, until the session is cancelled.
 fn control_port(
-    serve: Arc<TcpServe>,
+    server: Arc<TcpServer>,
     keys: SessionKeys,
     control: Arc<SessionControl>,
 ) -> (SocketAddr, Arc<rustls::ClientConfig>) {
-    let (server, client) = configs(Alpn::Data);
+    let (server_tls, client_tls) = configs(Alpn::Data);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         let _registration = control.register(&listener);
         while let Ok((socket, _)) = listener.accept() {
             let admitted = || -> io::Result<()> {
-                let mut connection = accept_tls(&server, &socket)?;
+                let mut connection = accept_tls(&server_tls, &socket)?;
                 let mut preamble = [0; Preamble::LEN];
                 rustls::Stream::new(&mut connection, &mut &socket).read_exact(&mut preamble)?;
                 let preamble = Preamble::open(&preamble, &keys).ok_or(io::ErrorKind::InvalidData)?;
-                serve.admit(preamble, DataStream::tls(connection.into(), socket.try_clone()?)?);
+                server.admit(preamble, DataStream::tls(connection.into(), socket.try_clone()?)?);
                 Ok(())
             };
             if admitted().is_err() {
@@ -143,7 +147,7 @@ fn control_port(
             }
         }
     });
-    (at, client)
+    (at, client_tls)
 }
 
 #[test]
@@ -218,8 +222,8 @@ fn a_payload_that_was_changed_on_its_way_ends_the_phase() {
         let spec = TestSpec { verify_payload: true, ..spec(mode, 1, &[Load::Upload], HOUR_MS) };
         let session = Session::open(&spec);
         let served = std::thread::scope(|scope| {
-            let served = scope.spawn(|| session.serve.run(0, &|_| ()));
-            let mut stream = session.drive.dial(0, 0).unwrap();
+            let served = scope.spawn(|| session.server.run(0, &|_| ()));
+            let mut stream = session.client.dial(0, 0).unwrap();
             let mut bytes = payload::from(0, 5000).to_vec();
             bytes[4321] ^= 0x10;
             stream.write_all(&bytes).and_then(|()| stream.flush()).unwrap();
@@ -262,7 +266,7 @@ fn segments_are_no_larger_than_they_may_be() {
 fn what_tcp_does_not_do_is_refused() {
     let direct = spec(DataMode::DirectEphemeral, 1, &[Load::Upload], 100);
     let tunneled = TestSpec { data_mode: DataMode::Tunneled, ..direct.clone() };
-    let refuses = |spec: TestSpec| Tcp.cannot(&spec).is_some();
+    let refuses = |spec: TestSpec| Tcp.unsupported(&spec).is_some();
     assert!(!refuses(direct.clone()) && !refuses(tunneled.clone()));
     assert!(refuses(TestSpec { data_path: DataPathWish::Splice, ..tunneled.clone() }));
     assert!(refuses(TestSpec { data_path: DataPathWish::Trunc, verify_payload: true, ..direct.clone() }));
@@ -288,7 +292,7 @@ fn a_cut_at_either_end_ends_both_in_mid_phase() {
                 let session = Session::open(&spec(mode, 4, &[load], HOUR_MS));
                 let cut_at = Mutex::new(None);
                 let (served, driven, _) = session.run(0, |progress| {
-                    let Progress::Received(_, Sample { bytes: 1.., .. }) = progress else { return };
+                    let PhaseProgress::Received(_, Sample { bytes: 1.., .. }) = progress else { return };
                     let mut cut_at = cut_at.lock().unwrap();
                     if cut_at.is_none() {
                         *cut_at = Some(Instant::now());
@@ -318,7 +322,7 @@ fn a_budget_that_ran_out_is_waited_for() {
         session.reflector.allow(SLICE);
         let is_extended = AtomicBool::new(false);
         let (served, _, _) = session.run(0, |progress| {
-            let Progress::Received(_, sample) = progress else { return };
+            let PhaseProgress::Received(_, sample) = progress else { return };
             // Nothing flows any more. First there is more to be had, then it is over.
             if sample.bytes == 0 && session.reflector.is_exhausted() && !is_extended.swap(true, Ordering::SeqCst) {
                 let spent = session.reflector.spent();
@@ -347,13 +351,13 @@ fn a_sender_whose_other_end_falls_silent_pauses_until_it_hears_again() {
     let (sample, samples) = channel();
     std::thread::scope(|scope| {
         let served = scope.spawn(|| {
-            session.serve.run(0, &|progress| {
-                if let Progress::Sent(_, taken) = progress {
+            session.server.run(0, &|progress| {
+                if let PhaseProgress::Sent(_, taken) = progress {
                     sample.send(taken.bytes).unwrap();
                 }
             })
         });
-        let stream = session.drive.dial(0, 0).unwrap();
+        let stream = session.client.dial(0, 0).unwrap();
         let mut socket = stream.socket().try_clone().unwrap();
         let reading =
             scope.spawn(move || (0..).take_while(|_| matches!(socket.read(&mut [0; 1 << 16]), Ok(1..))).count());
@@ -386,13 +390,13 @@ fn a_sender_that_pauses_ends_with_its_session() {
     let quiet = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let stream = scope.spawn(|| {
-            let stream = session.drive.dial(0, 0).unwrap();
+            let stream = session.client.dial(0, 0).unwrap();
             deafen(stream.socket());
             stream
         });
-        let served = session.serve.run(0, &|progress| {
+        let served = session.server.run(0, &|progress| {
             // After a second and more of silence.
-            let Progress::Sent(_, taken) = progress else { return };
+            let PhaseProgress::Sent(_, taken) = progress else { return };
             if taken.bytes > 0 {
                 quiet.store(0, Ordering::SeqCst);
             } else if quiet.fetch_add(1, Ordering::SeqCst) == 20 {
@@ -407,25 +411,25 @@ fn a_sender_that_pauses_ends_with_its_session() {
 #[test]
 fn a_phase_whose_streams_do_not_stand_moves_nothing_and_says_so() {
     let session = Session::open(&spec(DataMode::DirectEphemeral, 2, &[Load::Upload], 100));
-    let tally = session.drive.run(0, &|_| ());
+    let tally = session.client.run(0, &|_| ());
     assert_eq!(tally.upload.unwrap().count.bytes, 0);
     assert!(tally.cut_short.is_some());
-    assert!(session.serve.run(9, &|_| ()).cut_short.is_some());
+    assert!(session.server.run(9, &|_| ()).cut_short.is_some());
     session.reflector.cancel();
-    assert_eq!(session.serve.run(0, &|_| ()).cut_short.unwrap().as_str(), crate::phase::SESSION_OVER);
+    assert_eq!(session.server.run(0, &|_| ()).cut_short.unwrap().as_str(), crate::phase::SESSION_OVER);
 }
 
 #[test]
 fn a_second_stream_of_the_same_index_is_dropped() {
     let session = Session::open(&spec(DataMode::Tunneled, 2, &[Load::Upload], 100));
-    session.drive.connect(0).unwrap();
+    session.client.connect(0).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let theirs = DataStream::Plain(listener.accept().unwrap().0);
     let deadline = Instant::now() + Duration::from_secs(10);
-    assert!(session.reflector.wait_until(deadline, || session.serve.stands(0)));
+    assert!(session.reflector.wait_until(deadline, || session.server.stands(0)));
     session
-        .serve
+        .server
         .admit(Preamble { session: SessionId::from_bytes([5; 16]), phase: 0, stream: 1, nonce: [0; 12] }, theirs);
     assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0);
 }

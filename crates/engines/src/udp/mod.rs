@@ -1,7 +1,7 @@
 //! The `udp` engine: datagrams at a rate that is asked for, or at the highest that the path carries. Decides who sends
 //! what, when; nothing is sent to an address that did not prove that it receives, or that stopped saying so.
 
-mod drive;
+mod client;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gate;
@@ -11,7 +11,7 @@ mod ready;
 mod receiver;
 mod search;
 mod sender;
-mod serve;
+mod server;
 mod socket;
 mod stream;
 
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, TestSpec};
 
-use crate::engine::{Drive, DriveOrder, Engine, Serve, ServeOrder, first_refusal};
+use crate::engine::{ClientEnd, ClientSetup, Engine, ServerEnd, ServerSetup, first_refusal};
 
 /// The payload when none is asked for, where the path takes it.
 const DEFAULT_PAYLOAD: usize = 1400;
@@ -54,7 +54,7 @@ impl Engine for Udp {
         &[DataMode::Tunneled, DataMode::DirectEphemeral]
     }
 
-    fn cannot(&self, spec: &TestSpec) -> Option<&'static str> {
+    fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
         let searches = spec.bitrate_bps == Some(0);
         let fits = |bytes: u32| (packet::HEADER..=packet::LARGEST).contains(&(bytes as usize));
         let asked = [
@@ -68,12 +68,12 @@ impl Engine for Udp {
         first_refusal(asked)
     }
 
-    fn open(&self, order: ServeOrder) -> io::Result<Box<dyn Serve>> {
-        Ok(Box::new(serve::UdpServe::open(order)?))
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>> {
+        Ok(Box::new(server::UdpServer::open(setup)?))
     }
 
-    fn drive(&self, order: DriveOrder) -> io::Result<Box<dyn Drive>> {
-        Ok(Box::new(drive::UdpDrive::new(order)))
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>> {
+        Ok(Box::new(client::UdpClient::new(setup)))
     }
 }
 

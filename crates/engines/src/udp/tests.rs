@@ -14,11 +14,11 @@ use paramedic_link::measurement::{DatagramTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use zeroize::Zeroizing;
 
-use super::drive::UdpDrive;
+use super::client::UdpClient;
 use super::packet::{Bulk, Feedback, HEADER, Place, SIGNAL, Seal, Signal, TOKEN, Word};
-use super::serve::UdpServe;
+use super::server::UdpServer;
 use crate::dialer::Dialer;
-use crate::engine::{Drive, DriveOrder, Progress, Serve, ServeOrder};
+use crate::engine::{ClientEnd, ClientSetup, PhaseProgress, ServerEnd, ServerSetup};
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
 use crate::udp_port::{Enrolment, Refused, UdpPort};
@@ -39,7 +39,7 @@ fn spec(streams: u16, loads: &[Load], duration_ms: u32) -> TestSpec {
 /// A session at a reflector.
 struct Reflector {
     port: Arc<UdpPort>,
-    serve: UdpServe,
+    server: UdpServer,
     control: Arc<SessionControl>,
     _enrolment: Enrolment,
 }
@@ -48,7 +48,7 @@ impl Reflector {
     fn open(spec: &TestSpec, control: Arc<SessionControl>) -> Self {
         let port = UdpPort::spawn(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let peer = port.local_addr().ip();
-        let serve = UdpServe::open(ServeOrder {
+        let server = UdpServer::open(ServerSetup {
             spec: spec.clone(),
             keys: Arc::new(keys(1)),
             claim: None,
@@ -56,10 +56,10 @@ impl Reflector {
             control: Arc::clone(&control),
             scratch: std::env::temp_dir(),
         });
-        let serve = serve.unwrap();
-        let handlers = serve.datagram_handler().into_iter().collect();
+        let server = server.unwrap();
+        let handlers = server.datagram_handler().into_iter().collect();
         let enrolment = port.enroll(keys(1).session(), Arc::clone(&control), peer, handlers);
-        Self { port, serve, control, _enrolment: enrolment }
+        Self { port, server, control, _enrolment: enrolment }
     }
 
     fn at(&self) -> SocketAddr {
@@ -73,8 +73,8 @@ impl Drop for Reflector {
     }
 }
 
-fn drive(spec: &TestSpec, target: SocketAddr, control: &Arc<SessionControl>) -> UdpDrive {
-    UdpDrive::new(DriveOrder {
+fn client(spec: &TestSpec, target: SocketAddr, control: &Arc<SessionControl>) -> UdpClient {
+    UdpClient::new(ClientSetup {
         spec: spec.clone(),
         keys: Arc::new(keys(1)),
         dialer: Arc::new(Dialer {
@@ -92,16 +92,16 @@ fn drive(spec: &TestSpec, target: SocketAddr, control: &Arc<SessionControl>) -> 
 /// Runs one phase at both ends: the reflector's tally and the appliance's.
 fn run(
     reflector: &Reflector,
-    drive: &UdpDrive,
+    client: &UdpClient,
     phase: u8,
-    watch: &(dyn Fn(Progress) + Sync),
+    watch: &(dyn Fn(PhaseProgress) + Sync),
 ) -> (PhaseTally, PhaseTally) {
     let (start, started) = channel();
     let start = Mutex::new(start);
     std::thread::scope(|scope| {
         let served = scope.spawn(|| {
-            let tally = reflector.serve.run(phase, &|progress| {
-                if progress == Progress::Started {
+            let tally = reflector.server.run(phase, &|progress| {
+                if progress == PhaseProgress::Started {
                     start.lock().unwrap().send(()).unwrap_or(());
                 }
                 watch(progress);
@@ -110,9 +110,9 @@ fn run(
             start.lock().unwrap().send(()).unwrap_or(());
             tally
         });
-        drive.connect(phase).unwrap();
+        client.connect(phase).unwrap();
         started.recv().unwrap();
-        let driven = drive.run(phase, &watch);
+        let driven = client.run(phase, &watch);
         (served.join().unwrap(), driven)
     })
 }
@@ -190,9 +190,9 @@ const FIRST: Place = Place { phase: 0, stream: 0 };
 fn what_is_sent_arrives_in_both_directions() {
     let spec = spec(2, &[Load::Bidir, Load::Download], 400);
     let reflector = Reflector::open(&spec, SessionControl::unmetered());
-    let drive = drive(&spec, reflector.at(), &SessionControl::unmetered());
+    let client = client(&spec, reflector.at(), &SessionControl::unmetered());
     for (phase, directions) in [(0, &Direction::BOTH[..]), (1, &[Direction::Download][..])] {
-        let tallies = run(&reflector, &drive, phase, &|_| ());
+        let tallies = run(&reflector, &client, phase, &|_| ());
         assert_eq!((&tallies.0.cut_short, &tallies.1.cut_short), (&None, &None));
         for direction in directions {
             let (sender, receiver) = counted(&tallies, *direction);
@@ -215,15 +215,15 @@ fn bytes_are_charged_as_they_flow_and_wait_for_their_lease() {
     control.allow(10_000);
     let reflector = Reflector::open(&spec, Arc::clone(&control));
     let appliance = SessionControl::unmetered();
-    let drive = drive(&spec, reflector.at(), &appliance);
+    let client = client(&spec, reflector.at(), &appliance);
     let lend = Arc::clone(&control);
     let lending = std::thread::spawn(move || {
         asked.recv().unwrap();
         lend.allow(1 << 30);
     });
     let sent = AtomicU64::new(0);
-    let tallies = run(&reflector, &drive, 0, &|progress| {
-        let Progress::Sent(_, sample) = progress else { return };
+    let tallies = run(&reflector, &client, 0, &|progress| {
+        let PhaseProgress::Sent(_, sample) = progress else { return };
         if sent.fetch_add(sample.bytes, Ordering::SeqCst) + sample.bytes > 300_000 {
             control.cancel();
             appliance.cancel();
@@ -242,9 +242,9 @@ fn a_cancelled_session_ends_both_ends_of_a_phase() {
         let spec = spec(1, &[load], HOUR_MS);
         let reflector = Reflector::open(&spec, SessionControl::unmetered());
         let ours = SessionControl::unmetered();
-        let drive = drive(&spec, reflector.at(), &ours);
-        let tallies = run(&reflector, &drive, 0, &|progress| {
-            if matches!(progress, Progress::Received(_, sample) if sample.bytes > 0) {
+        let client = client(&spec, reflector.at(), &ours);
+        let tallies = run(&reflector, &client, 0, &|progress| {
+            if matches!(progress, PhaseProgress::Received(_, sample) if sample.bytes > 0) {
                 reflector.control.cancel();
                 ours.cancel();
             }
@@ -258,9 +258,9 @@ fn where_nobody_answers_a_cut_ends_the_introduction() {
     let spec = spec(1, &[Load::Upload], HOUR_MS);
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let control = SessionControl::unmetered();
-    let drive = drive(&spec, silent.local_addr().unwrap(), &control);
+    let client = client(&spec, silent.local_addr().unwrap(), &control);
     std::thread::scope(|scope| {
-        let connecting = scope.spawn(|| drive.connect(0));
+        let connecting = scope.spawn(|| client.connect(0));
         silent.recv(&mut [0; 200]).unwrap();
         control.cancel();
         assert_eq!(connecting.join().unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
@@ -363,8 +363,8 @@ fn nothing_is_sent_before_the_receivers_word_and_only_its_fresh_word_keeps_it_fl
     let (start, started) = channel();
     std::thread::scope(|scope| {
         let served = scope.spawn(|| {
-            reflector.serve.run(0, &|progress| {
-                if progress == Progress::Started {
+            reflector.server.run(0, &|progress| {
+                if progress == PhaseProgress::Started {
                     start.send(()).unwrap();
                 }
             })
@@ -417,8 +417,8 @@ fn bulk_of_others_and_bulk_that_comes_twice_counts_for_nothing() {
     let (start, started) = channel();
     let tally = std::thread::scope(|scope| {
         let served = scope.spawn(|| {
-            reflector.serve.run(0, &|progress| {
-                if progress == Progress::Started {
+            reflector.server.run(0, &|progress| {
+                if progress == PhaseProgress::Started {
                     start.send(()).unwrap();
                 }
             })

@@ -155,8 +155,8 @@ fn said_once(mut missed: Vec<NotMeasured>) -> Vec<NotMeasured> {
 
 /// Whether this host has what both ends of `engine` need, and how its login can be padded.
 fn fit(engine: &dyn Engine, scratch: &Path) -> Result<Vec<LoginPadding>, String> {
-    let paddings = engine.has_drive().map_err(|lacking| lacking.to_string())?;
-    engine.has_serve(scratch).map_err(|lacking| lacking.to_string())?;
+    let paddings = engine.check_client().map_err(|lacking| lacking.to_string())?;
+    engine.check_server(scratch).map_err(|lacking| lacking.to_string())?;
     Ok(paddings)
 }
 
@@ -178,7 +178,7 @@ impl Ask {
         scratch: &Path,
     ) -> Result<DirectionRate, String> {
         let spec = self.spec(engine.id(), paddings).map_err(|error| error.to_string())?;
-        if let Some(because) = engine.cannot(&spec) {
+        if let Some(because) = engine.unsupported(&spec) {
             return Err(because.to_owned());
         }
         let both = loopback::run(engine, &spec, scratch.to_owned()).map_err(|error| error.to_string())?;

@@ -4,7 +4,7 @@ use std::os::unix::fs::DirBuilderExt;
 
 use anyhow::Context;
 use paramedic_engines::Engine;
-use paramedic_engines::engine::Lacking;
+use paramedic_engines::engine::Unavailable;
 use paramedic_link::test_spec::{DataMode, EngineId};
 use serde::{Deserialize, Serialize};
 
@@ -40,15 +40,15 @@ pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn
         let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];
         let fit = if is_direct_alone && !config.offers_direct() {
             let because = "needs direct mode, which this reflector does not offer".to_owned();
-            Err(Lacking { because, try_: "set mode = \"direct_ephemeral\"".to_owned() })
+            Err(Unavailable { because, hint: "set mode = \"direct_ephemeral\"".to_owned() })
         } else {
             let scratch = scratch.clone();
-            tokio::task::spawn_blocking(move || engine.has_serve(&scratch)).await?
+            tokio::task::spawn_blocking(move || engine.check_server(&scratch)).await?
         };
         match (fit, EngineId::try_from(engine.id())) {
-            (Err(Lacking { because, try_ }), Ok(id)) => {
+            (Err(Unavailable { because, hint }), Ok(id)) => {
                 tracing::warn!(engine = %id, %because, "not offered");
-                unavailable.push(UnavailableEngine { engine: id, because, try_ });
+                unavailable.push(UnavailableEngine { engine: id, because, try_: hint });
             }
             _ => engines.push(engine),
         }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use paramedic_engines::claim;
+use paramedic_engines::bind;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::ProbeResponder;
-use paramedic_engines::engine::{Progress, Serve, ServeOrder};
+use paramedic_engines::engine::{PhaseProgress, ServerEnd, ServerSetup};
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::udp_port::{DatagramHandler, Enrolment, UdpPort};
 use paramedic_link::admission::{LoginTerms, Preamble, SessionKeys};
@@ -49,7 +49,7 @@ pub(super) struct RunningSession {
 
 /// The sockets and threads of a session at our side.
 struct SessionResources {
-    serve: Box<dyn Serve>,
+    server_end: Box<dyn ServerEnd>,
     _enrolment: Enrolment,
     /// In direct mode this session's own, which ends with it.
     _port: Arc<UdpPort>,
@@ -94,7 +94,7 @@ impl RunningSession {
             claim
         });
         let port = match claim {
-            Some(at) => UdpPort::spawn(claim::patiently(|| UdpSocket::bind(at))?)?,
+            Some(at) => UdpPort::spawn(bind::bind_after_pending_forks(|| UdpSocket::bind(at))?)?,
             None => {
                 let behind = server.udp_ports.iter().find(|(at, _)| is_behind(**at, local));
                 behind.map(|(_, port)| Arc::clone(port)).ok_or(io::ErrorKind::AddrNotAvailable)?
@@ -102,7 +102,7 @@ impl RunningSession {
         };
         let engine =
             paramedic_host::engines::find(reservation.spec.engine.as_str()).ok_or(io::ErrorKind::Unsupported)?;
-        let serve = engine.open(ServeOrder {
+        let server_end = engine.server(ServerSetup {
             spec: reservation.spec.clone(),
             keys: Arc::clone(&keys),
             claim,
@@ -111,7 +111,7 @@ impl RunningSession {
             scratch: server.config.scratch_dir(),
         })?;
         let probes: Arc<dyn DatagramHandler> = Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control)));
-        let handlers = [Some(probes), serve.datagram_handler()].into_iter().flatten().collect();
+        let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
         Ok(Self {
             session: reservation.session,
             link: reservation.link,
@@ -119,7 +119,7 @@ impl RunningSession {
             spec: reservation.spec.clone(),
             resources: RwLock::new(Some(SessionResources {
                 _enrolment: port.enroll(keys.session(), Arc::clone(&control), from, handlers),
-                serve,
+                server_end,
                 _port: port,
                 _slots: SessionSlots::reserve(&server.connection_slots, from, control_port_streams(&reservation.spec)),
             })),
@@ -133,7 +133,7 @@ impl RunningSession {
 
     /// How its login has to be encrypted, where its engine has one.
     pub(super) fn login(&self) -> Option<LoginTerms> {
-        self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.serve.login()
+        self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.server_end.login()
     }
 
     /// When something last came over any connection of the session, as time since `began`.
@@ -146,7 +146,7 @@ impl RunningSession {
         // The session is being closed: the connection is dropped.
         let Ok(resources) = self.resources.try_read() else { return };
         if let Some(resources) = resources.as_ref() {
-            resources.serve.admit(preamble, stream);
+            resources.server_end.admit(preamble, stream);
         }
     }
 
@@ -173,15 +173,16 @@ impl RunningSession {
             };
             let report = |progress| {
                 tell(match progress {
-                    Progress::Started => PhaseEvent::Started(phase),
-                    Progress::Received(direction, sample) | Progress::Sent(direction, sample) => {
+                    PhaseProgress::Started => PhaseEvent::Started(phase),
+                    PhaseProgress::Received(direction, sample) | PhaseProgress::Sent(direction, sample) => {
                         PhaseEvent::Sample(phase, direction, sample)
                     }
                 });
             };
             let resources = running.resources.read().unwrap_or_else(PoisonError::into_inner);
-            let tally =
-                resources.as_ref().map_or_else(PhaseTally::default, |resources| resources.serve.run(phase, &report));
+            let tally = resources
+                .as_ref()
+                .map_or_else(PhaseTally::default, |resources| resources.server_end.run(phase, &report));
             drop(resources);
             tell(PhaseEvent::Done(phase, Box::new(tally)));
         };

@@ -105,7 +105,7 @@ impl Limits {
             return refuse(DenialReason::ModeNotOffered, detail);
         }
         let engine = paramedic_host::engines::find(spec.engine.as_str());
-        if let Some(not_done) = engine.and_then(|engine| engine.cannot(spec)) {
+        if let Some(not_done) = engine.and_then(|engine| engine.unsupported(spec)) {
             return refuse(DenialReason::BadRequest, not_done.to_owned());
         }
         if spec.streams > self.max_streams {

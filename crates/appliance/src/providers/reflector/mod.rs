@@ -173,7 +173,7 @@ fn granted_in_vain() -> Failure {
 fn spec(job: &TestJob, welcome: &Welcome) -> TestSpec {
     let engine = paramedic_host::engines::find(job.request.spec.engine.as_str());
     let ways = engine.into_iter().flat_map(|engine| {
-        job.request.data_modes(engine).filter(move |way| engine.cannot(&job.request.spec(*way)).is_none())
+        job.request.data_modes(engine).filter(move |way| engine.unsupported(&job.request.spec(*way)).is_none())
     });
     let ways = ways.collect::<Vec<_>>();
     let offered = ways.iter().find(|way| welcome.data_modes.contains(way));

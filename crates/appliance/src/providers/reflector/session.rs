@@ -8,7 +8,7 @@ use std::time::Duration;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::dialer::{Dialer, SocketOptions};
 use paramedic_engines::echo::{ProbeOrder, Prober};
-use paramedic_engines::engine::{Drive, DriveOrder, Lacking, Progress};
+use paramedic_engines::engine::{ClientEnd, ClientSetup, PhaseProgress, Unavailable};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_link::SessionId;
@@ -50,7 +50,7 @@ pub(super) struct Session {
     client: ReflectorClient,
     spec: TestSpec,
     control: Arc<SessionControl>,
-    drive: Arc<dyn Drive>,
+    client_end: Arc<dyn ClientEnd>,
     prober: Option<Prober>,
     beat: Interval,
     heard: Instant,
@@ -75,15 +75,16 @@ impl Session {
             udp = grant.udp, "session granted"
         );
         let control = SessionControl::unmetered();
-        let control = client.address();
+        let reflector_address = client.address();
         let expect = Expect::ExactKey(client.reflector());
         let config = tls::appliance_config(&job.key, expect, Alpn::Data).map_err(|error| unusable(&error))?;
         let connect_timeout = STREAMS;
         let origin = &job.request.route.origin;
-        let tunnel = Arc::new(Dialer { target: control, tls: Some(config), origin: origin.clone(), connect_timeout });
+        let tunnel =
+            Arc::new(Dialer { target: reflector_address, tls: Some(config), origin: origin.clone(), connect_timeout });
         // An IPv6 scope must survive, so only the port is replaced.
-        let mut data = control;
-        data.set_port(grant.data_port.unwrap_or(control.port()));
+        let mut data = reflector_address;
+        data.set_port(grant.data_port.unwrap_or(reflector_address.port()));
         let dialer = if grant.data_port.is_some() {
             Arc::new(Dialer { target: data, tls: None, origin: origin.clone(), connect_timeout })
         } else {
@@ -91,8 +92,8 @@ impl Session {
         };
         let engine =
             paramedic_host::engines::find(spec.engine.as_str()).ok_or_else(|| unusable(&"no such engine here"))?;
-        let drive = engine
-            .drive(DriveOrder {
+        let client_end = engine
+            .client(ClientSetup {
                 spec: spec.clone(),
                 keys: Arc::clone(&keys),
                 dialer,
@@ -104,10 +105,10 @@ impl Session {
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let probes_every = Duration::from_micros(spec.probe_interval_us.into());
-        let drive = drive.into();
+        let client_end = client_end.into();
         let heard = Instant::now();
         let (prober, judged, keeps_raw) = (None, heard, job.request.raw);
-        let mut session = Self { client, spec, control, drive, prober, beat, heard, judged, keeps_raw };
+        let mut session = Self { client, spec, control, client_end, prober, beat, heard, judged, keeps_raw };
         if !probes_every.is_zero() {
             let order = ProbeOrder {
                 target: grant.udp.then_some(data),
@@ -127,7 +128,7 @@ impl Session {
 
     /// The program that moves the data, where it is another one than ours.
     pub(super) fn program(&self) -> Option<String> {
-        self.drive.program()
+        self.client_end.program()
     }
 
     /// All phases, in order.
@@ -136,7 +137,7 @@ impl Session {
             let number = u8::try_from(number).map_err(|_| unusable(&"too many phases"))?;
             let record = result.begin_phase(phase);
             // Other programs may tell what they received at their end alone.
-            record.shows_sent = self.drive.program().is_some();
+            record.shows_sent = self.client_end.program().is_some();
             record.is_searched = self.spec.bitrate_bps == Some(0);
             self.phase(number, phase, observer, record).await?;
         }
@@ -150,8 +151,8 @@ impl Session {
         observer: &mut Observer,
         record: &mut PhaseRecord,
     ) -> Result<(), Failure> {
-        let drive = Arc::clone(&self.drive);
-        let connect = tokio::task::spawn_blocking(move || drive.connect(number));
+        let client_end = Arc::clone(&self.client_end);
+        let connect = tokio::task::spawn_blocking(move || client_end.connect(number));
         let address = self.client.address();
         let connected = match tokio::time::timeout(self.connect_timeout(), self.during(connect, observer)).await {
             Ok(connected) => connected?,
@@ -163,7 +164,7 @@ impl Session {
         if let Err(mut failure) = self.await_started(number, observer).await {
             // Where both ends know a reason, ours is the one that something can be done about here.
             if failure.code == NOT_STARTED
-                && let Some(complaint) = self.drive.complaint(number)
+                && let Some(complaint) = self.client_end.explain_failure(number)
             {
                 failure.because = complaint;
             }
@@ -175,10 +176,10 @@ impl Session {
         record.begun_at = self.prober.as_ref().map(Prober::now);
         let (progress, mut readings) = mpsc::unbounded_channel();
         let (done, mut own) = oneshot::channel::<PhaseTally>();
-        let drive = Arc::clone(&self.drive);
+        let client_end = Arc::clone(&self.client_end);
         let run = move || {
             // Whoever listened may have gone: then the session is cancelled, and the phase ends.
-            let tally = drive.run(number, &|reading| {
+            let tally = client_end.run(number, &|reading| {
                 let _ = progress.send(reading);
             });
             let _ = done.send(tally);
@@ -198,7 +199,7 @@ impl Session {
             }
         }
         if self.keeps_raw {
-            record.raw = self.drive.raw(number);
+            record.raw = self.client_end.raw(number);
         }
         // A claim is held against what was sent however the phase ended: its end is in the reflector's hands, too.
         let end = match (end, record.check_tallies()) {
@@ -223,7 +224,7 @@ impl Session {
         phase: PhaseSpec,
         observer: &mut Observer,
         record: &mut PhaseRecord,
-        readings: &mut mpsc::UnboundedReceiver<Progress>,
+        readings: &mut mpsc::UnboundedReceiver<PhaseProgress>,
         own: &mut oneshot::Receiver<PhaseTally>,
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + phase.duration() + DRAIN;
@@ -241,8 +242,8 @@ impl Session {
                     Some(ToAppliance::Samples { phase, direction, samples }) if phase == number => {
                         for sample in samples {
                             let reading = match direction {
-                                Direction::Upload => Progress::Received(direction, sample),
-                                Direction::Download => Progress::Sent(direction, sample),
+                                Direction::Upload => PhaseProgress::Received(direction, sample),
+                                Direction::Download => PhaseProgress::Sent(direction, sample),
                             };
                             check(record, reading).map_err(|claim| bad_report(self.client.address(), &claim))?;
                             note(observer, record, reading);
@@ -427,7 +428,7 @@ async fn probe(order: ProbeOrder) -> Result<Prober, Failure> {
 }
 
 /// Keeps a reading; whoever watches hears of it.
-fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: Progress) {
+fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgress) {
     let shown = as_folded(progress).and_then(|(end, direction, sample)| record.note(end, direction, sample));
     if let Some(reading) = shown {
         (observer.events)(reading.event(record.load));
@@ -435,7 +436,7 @@ fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: Progress) {
 }
 
 /// Whether a reading of the other end can be true.
-fn check(record: &PhaseRecord, progress: Progress) -> Result<(), Impossible> {
+fn check(record: &PhaseRecord, progress: PhaseProgress) -> Result<(), Impossible> {
     as_folded(progress).map_or(Ok(()), |(end, direction, sample)| record.check(end, direction, sample))
 }
 
@@ -496,7 +497,7 @@ fn stuck(address: SocketAddr) -> Failure {
 
 /// Why this device can't take its part. A congestion control that its kernel refuses is no fault of the program.
 fn not_driven(spec: &TestSpec, error: &std::io::Error) -> Failure {
-    if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Lacking>()) {
+    if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
         return Failure::lacking(spec.engine.as_str(), lacking);
     }
     let is_refused = matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied);

@@ -1,4 +1,4 @@
-//! The reflector's end of `iperf3`: the port and its door, the confined server behind it, and what the kernel counts of
+//! The reflector's end of `iperf3`: the port and its listener, the confined server behind it, and what the kernel counts of
 //! its streams.
 
 use std::io;
@@ -10,15 +10,15 @@ use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use rustix::process::Signal;
 
-use super::cookie::ByCookie;
+use super::cookie::CookieAuthenticator;
 use super::keeper::{Keeper, KeeperOrder};
 use super::login::LoginPair;
 use super::program::Program;
 use super::stage::{Ending, Seen, Stage};
 use super::{COUNTED_BY_SOCKET, GRACE, folder_in};
+use paramedic_engines::data_listener::DataListener;
 use paramedic_engines::data_stream::DataStream;
-use paramedic_engines::door::Door;
-use paramedic_engines::engine::{Progress, Report, Serve, ServeOrder};
+use paramedic_engines::engine::{PhaseObserver, PhaseProgress, ServerEnd, ServerSetup};
 use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::phase::{
     self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle, streams_of,
@@ -29,7 +29,7 @@ use paramedic_engines::socket::{self, SocketOptions};
 /// How long a server may take until it listens; the appliance hears nothing meanwhile, and gives up after ten seconds.
 const STARTING: Duration = Duration::from_secs(6);
 
-pub(super) struct Iperf3Serve {
+pub(super) struct Iperf3Server {
     spec: TestSpec,
     control: Arc<SessionControl>,
     stage: Arc<Stage>,
@@ -37,12 +37,12 @@ pub(super) struct Iperf3Serve {
     login: LoginTerms,
     // Dropped in this order: the child goes before its port does.
     _keeper: Keeper,
-    door: Door,
+    listener: DataListener,
 }
 
-impl Iperf3Serve {
-    pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
-        let ServeOrder { spec, keys, claim, peer, control, scratch } = order;
+impl Iperf3Server {
+    pub(super) fn open(setup: ServerSetup) -> io::Result<Self> {
+        let ServerSetup { spec, keys, claim, peer, control, scratch } = setup;
         let claim =
             claim.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "iperf3 needs a port of its own"))?;
         // iperf3 paces itself.
@@ -52,7 +52,7 @@ impl Iperf3Serve {
         }
         let program = Program::find().map_err(io::Error::other)?;
         let stage = Arc::new(Stage::new(Arc::clone(&control), streams_of_test(&spec, 0))?);
-        let knock = ByCookie { stage: Arc::clone(&stage) };
+        let authenticator = CookieAuthenticator { stage: Arc::clone(&stage) };
         let sink = {
             let (stage, control) = (Arc::clone(&stage), Arc::clone(&control));
             move |place, socket| {
@@ -63,7 +63,15 @@ impl Iperf3Serve {
             }
         };
         // The port is claimed first: another process may hold it.
-        let door = Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&control), Box::new(sink))?;
+        let listener = DataListener::open(
+            claim,
+            &options,
+            authenticator,
+            peer,
+            spec.streams,
+            Arc::clone(&control),
+            Box::new(sink),
+        )?;
         let pair = LoginPair::of_process().map_err(io::Error::other)?;
         let wanted = if spec.login_paddings.is_empty() { &[LoginPadding::Pkcs1] } else { &spec.login_paddings[..] };
         let padding = wanted.iter().copied().find(|padding| program.server_paddings().contains(padding));
@@ -75,7 +83,7 @@ impl Iperf3Serve {
         let folder = folder_in(&scratch)?;
         let tests = loaded(&spec).count();
         let streams = (0..tests).map(|test| streams_of_test(&spec, test)).max().unwrap_or(0);
-        let port = door.local_addr().port();
+        let port = listener.local_addr().port();
         let login = keys.login().clone();
         let order = KeeperOrder {
             program: program.clone(),
@@ -92,16 +100,16 @@ impl Iperf3Serve {
         if tests > 0 {
             stage.await_listening(STARTING).map_err(|why| io::Error::other(format!("iperf3: {why}")))?;
         }
-        Ok(Self { spec, control, stage, program, login: terms, _keeper: keeper, door })
+        Ok(Self { spec, control, stage, program, login: terms, _keeper: keeper, listener })
     }
 
-    /// Where the lane's door listens.
+    /// Where the lane's listener listens.
     #[cfg(test)]
     pub(super) fn local_addr(&self) -> std::net::SocketAddr {
-        self.door.local_addr()
+        self.listener.local_addr()
     }
 
-    fn run_test(&self, test: usize, phase: &PhaseSpec, report: Report<'_>) -> PhaseTally {
+    fn run_test(&self, test: usize, phase: &PhaseSpec, report: PhaseObserver<'_>) -> PhaseTally {
         if self.stage.test() != test {
             return nothing_moved(Some(phase), &self.control, "iperf3's phases run in order, each once");
         }
@@ -111,7 +119,7 @@ impl Iperf3Serve {
         let Some(begin) = self.stage.standing().0 else {
             return nothing_moved(Some(phase), &self.control, &self.why_not_standing());
         };
-        report(Progress::Started);
+        report(PhaseProgress::Started);
         let context = PhaseContext::new(&self.spec, phase, Direction::Download, &self.control, begin);
         let mut run = LaneRun { lane: self, clock: CpuClock::start(), counts: [Moved::default(); 2], is_late: false };
         phase::watch(&context, &mut run, report);
@@ -130,7 +138,7 @@ impl Iperf3Serve {
 
     fn why_not_standing(&self) -> String {
         let (_, standing) = self.stage.standing();
-        let refused = self.door.refused();
+        let refused = self.listener.refused();
         tracing::debug!(standing, refused, "the streams of an iperf3 test did not all come");
         if let Some(complaint) = self.stage.complaint() {
             return format!("the reflector's iperf3 says: {complaint}");
@@ -193,7 +201,7 @@ impl Iperf3Serve {
     }
 }
 
-impl Serve for Iperf3Serve {
+impl ServerEnd for Iperf3Server {
     fn login(&self) -> Option<LoginTerms> {
         Some(self.login.clone())
     }
@@ -202,7 +210,7 @@ impl Serve for Iperf3Serve {
         // There is no tunnel to come through: dropping the connection refuses it.
     }
 
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         let spec = self.spec.phases.get(usize::from(phase));
         let Some(spec) = spec.filter(|spec| spec.load != Load::Idle) else {
             return run_idle(spec, &self.control, report);
@@ -229,7 +237,7 @@ fn streams_of_test(spec: &TestSpec, test: usize) -> usize {
 
 /// A test's child, as the watcher of its phase sees it.
 struct LaneRun<'a> {
-    lane: &'a Iperf3Serve,
+    lane: &'a Iperf3Server,
     clock: CpuClock,
     /// Download, upload.
     counts: [Moved; 2],

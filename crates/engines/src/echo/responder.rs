@@ -97,7 +97,7 @@ mod tests {
 
     use super::super::tests::{enroll_probes, keys};
     use super::*;
-    use crate::claim;
+    use crate::bind;
     use crate::udp_port::{Enrolment, Refused, UdpPort};
 
     const HERE: &str = "127.0.0.1";
@@ -305,7 +305,7 @@ mod tests {
         let _enrolment = enroll(&responder, 1, &SessionControl::unmetered());
         let address = responder.local_addr();
         drop(responder);
-        claim::patiently(|| UdpSocket::bind(address)).unwrap();
+        bind::bind_after_pending_forks(|| UdpSocket::bind(address)).unwrap();
     }
 
     /// A data connection whose far end is being answered, and what ends when that is over.

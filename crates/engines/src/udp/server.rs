@@ -12,21 +12,21 @@ use super::packet::Place;
 use super::ready::ReadyStream;
 use super::socket;
 use crate::data_stream::DataStream;
-use crate::engine::{Report, Serve, ServeOrder};
+use crate::engine::{PhaseObserver, ServerEnd, ServerSetup};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, direction_of, nothing_moved};
 use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
 
-pub(super) struct UdpServe {
+pub(super) struct UdpServer {
     spec: TestSpec,
     keys: Arc<SessionKeys>,
     control: Arc<SessionControl>,
     gate: Arc<Gate>,
 }
 
-impl UdpServe {
-    pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
-        let ServeOrder { spec, keys, control, .. } = order;
+impl UdpServer {
+    pub(super) fn open(setup: ServerSetup) -> io::Result<Self> {
+        let ServerSetup { spec, keys, control, .. } = setup;
         let gate = Arc::new(Gate::new(&spec, Arc::clone(&keys), Arc::clone(&control))?);
         Ok(Self { spec, keys, control, gate })
     }
@@ -42,7 +42,7 @@ impl UdpServe {
     }
 }
 
-impl Serve for UdpServe {
+impl ServerEnd for UdpServer {
     fn datagram_handler(&self) -> Option<Arc<dyn DatagramHandler>> {
         Some(Arc::clone(&self.gate) as Arc<dyn DatagramHandler>)
     }
@@ -51,7 +51,7 @@ impl Serve for UdpServe {
         // No stream of this engine is a connection: dropping it refuses it.
     }
 
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };

@@ -1,4 +1,4 @@
-//! The reflector's end of `tcp`: opens the door, waits for the streams, runs their phases.
+//! The reflector's end of `tcp`: opens the listener, waits for the streams, runs their phases.
 
 use std::io;
 use std::sync::Arc;
@@ -9,46 +9,54 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::ready::{self, TcpStreams};
 use super::socket_options;
+use crate::data_listener::{DataListener, PreambleAuthenticator};
 use crate::data_stream::DataStream;
-use crate::door::{ByPreamble, Door};
-use crate::engine::{Report, Serve, ServeOrder};
+use crate::engine::{PhaseObserver, ServerEnd, ServerSetup};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
 use crate::session_control::SessionControl;
 use crate::socket::SocketOptions;
 
-pub(super) struct TcpServe {
+pub(super) struct TcpServer {
     spec: TestSpec,
     options: SocketOptions,
     control: Arc<SessionControl>,
     streams: Arc<TcpStreams>,
     /// Direct mode's port; held until the session is over.
-    door: Option<Door>,
+    listener: Option<DataListener>,
 }
 
-impl TcpServe {
-    pub(super) fn open(order: ServeOrder) -> io::Result<Self> {
-        let ServeOrder { spec, keys, claim, peer, control, .. } = order;
+impl TcpServer {
+    pub(super) fn open(setup: ServerSetup) -> io::Result<Self> {
+        let ServerSetup { spec, keys, claim, peer, control, .. } = setup;
         let options = socket_options(&spec)?;
         let streams = Arc::new(TcpStreams::new(&spec, Arc::clone(&control)));
-        let door = match claim {
+        let listener = match claim {
             Some(claim) => {
                 let (streams, of_streams) = (Arc::clone(&streams), options.clone());
-                let knock = ByPreamble::new(keys);
+                let authenticator = PreambleAuthenticator::new(keys);
                 let of_session = Arc::clone(&control);
                 let sink = move |preamble, stream| {
                     seat(&streams, &of_session, &of_streams, preamble, DataStream::Plain(stream));
                 };
-                Some(Door::open(claim, &options, knock, peer, spec.streams, Arc::clone(&control), Box::new(sink))?)
+                Some(DataListener::open(
+                    claim,
+                    &options,
+                    authenticator,
+                    peer,
+                    spec.streams,
+                    Arc::clone(&control),
+                    Box::new(sink),
+                )?)
             }
             None => None,
         };
-        Ok(Self { spec, options, control, streams, door })
+        Ok(Self { spec, options, control, streams, listener })
     }
 
-    /// Where direct mode's door listens.
+    /// Where direct mode's listener listens.
     #[cfg(test)]
     pub(super) fn local_addr(&self) -> Option<std::net::SocketAddr> {
-        self.door.as_ref().map(Door::local_addr)
+        self.listener.as_ref().map(DataListener::local_addr)
     }
 
     /// Whether all streams of `phase` have come.
@@ -78,20 +86,20 @@ fn seat(
     }
 }
 
-impl Serve for TcpServe {
+impl ServerEnd for TcpServer {
     fn admit(&self, preamble: Preamble, stream: DataStream) {
         seat(&self.streams, &self.control, &self.options, preamble, stream);
     }
 
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         let tally = self.run_phase(phase, report);
         self.streams.advance(phase);
         tally
     }
 }
 
-impl TcpServe {
-    fn run_phase(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+impl TcpServer {
+    fn run_phase(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };
@@ -99,7 +107,7 @@ impl TcpServe {
             Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.control, streams, report),
             // Those that came are closed: the appliance learns it from that.
             Err(came) => {
-                let refused = self.door.as_ref().map_or(0, Door::refused);
+                let refused = self.listener.as_ref().map_or(0, DataListener::refused);
                 tracing::debug!(phase, came, refused, "the streams of a phase did not all come");
                 let timeout = CONNECT_TIMEOUT.as_secs();
                 let why = format!("only {came} of the phase's data connections came within {timeout} s");

@@ -14,12 +14,12 @@ use super::GRACE;
 use super::client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 use super::login::public_pem;
 use super::program::Program;
-use paramedic_engines::engine::{Drive, DriveOrder, Progress, Report};
+use paramedic_engines::engine::{ClientEnd, ClientSetup, PhaseObserver, PhaseProgress};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::phase::{NO_SUCH_PHASE, SESSION_OVER, run_idle};
 use paramedic_engines::session_control::SessionControl;
 
-pub(super) struct Iperf3Drive {
+pub(super) struct Iperf3Client {
     spec: TestSpec,
     program: Program,
     target: SocketAddr,
@@ -39,9 +39,9 @@ struct Run {
     end: Option<Arc<End>>,
 }
 
-impl Iperf3Drive {
-    pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
-        let DriveOrder { spec, keys, dialer, control, login: terms, scratch } = order;
+impl Iperf3Client {
+    pub(super) fn new(setup: ClientSetup) -> io::Result<Self> {
+        let ClientSetup { spec, keys, dialer, control, login: terms, scratch } = setup;
         let program = Program::find().map_err(|lacking| io::Error::new(io::ErrorKind::NotFound, lacking))?;
         let without_key = || io::Error::new(io::ErrorKind::InvalidData, "the grant has no terms for iperf3's login");
         Ok(Self {
@@ -91,7 +91,7 @@ impl Iperf3Drive {
     }
 }
 
-impl Drive for Iperf3Drive {
+impl ClientEnd for Iperf3Client {
     /// Starts the client: it opens its streams, and begins as soon as they stand at the other end.
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.phase(phase).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
@@ -103,7 +103,7 @@ impl Drive for Iperf3Drive {
         Ok(())
     }
 
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         let spec = self.phase(phase);
         let Some(spec) = spec.filter(|spec| spec.load != Load::Idle) else {
             return run_idle(spec, &self.control, report);
@@ -112,7 +112,7 @@ impl Drive for Iperf3Drive {
         let Some(client) = client else {
             return PhaseTally { cut_short: Some(NO_SUCH_PHASE.into()), ..PhaseTally::default() };
         };
-        report(Progress::Started);
+        report(PhaseProgress::Started);
         let mut readings = Vec::new();
         let end = client.follow(Instant::now() + spec.duration() + GRACE, |reading| {
             report(progress(&reading));
@@ -129,7 +129,7 @@ impl Drive for Iperf3Drive {
         tally
     }
 
-    fn complaint(&self, phase: u8) -> Option<String> {
+    fn explain_failure(&self, phase: u8) -> Option<String> {
         let runs = self.runs();
         let run = runs.iter().find(|run| run.phase == phase)?;
         let end = run.end.clone().or_else(|| run.client.as_ref()?.end())?;

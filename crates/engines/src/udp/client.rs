@@ -15,14 +15,14 @@ use super::packet::{Place, SIGNAL, Signal, Word};
 use super::ready::ReadyStream;
 use super::socket;
 use crate::dialer::Dialer;
-use crate::engine::{Drive, DriveOrder, Report};
+use crate::engine::{ClientEnd, ClientSetup, PhaseObserver};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, StreamRegistry, direction_of, nothing_moved, streams_of};
 use crate::session_control::{Cancelled, SessionControl};
 
 /// What has no answer by then is said again.
 const AGAIN: Duration = Duration::from_millis(100);
 
-pub(super) struct UdpDrive {
+pub(super) struct UdpClient {
     spec: TestSpec,
     keys: Arc<SessionKeys>,
     dialer: Arc<Dialer>,
@@ -39,9 +39,9 @@ struct Candidate {
     says: Option<Word>,
 }
 
-impl UdpDrive {
-    pub(super) fn new(order: DriveOrder) -> Self {
-        let DriveOrder { spec, keys, dialer, control, .. } = order;
+impl UdpClient {
+    pub(super) fn new(setup: ClientSetup) -> Self {
+        let ClientSetup { spec, keys, dialer, control, .. } = setup;
         let streams = StreamRegistry::new(&spec, Arc::clone(&control));
         Self { spec, keys, dialer, control, next: AtomicU64::new(0), streams }
     }
@@ -133,7 +133,7 @@ impl UdpDrive {
     }
 }
 
-impl Drive for UdpDrive {
+impl ClientEnd for UdpClient {
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.spec.phases.get(usize::from(phase));
         let spec = spec.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
@@ -149,7 +149,7 @@ impl Drive for UdpDrive {
         Ok(())
     }
 
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };

@@ -13,7 +13,7 @@ use super::ready::{self, TcpStreams};
 use super::socket_options;
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
-use crate::engine::{Drive, DriveOrder, Report};
+use crate::engine::{ClientEnd, ClientSetup, PhaseObserver};
 use crate::phase::{self, NO_SUCH_PHASE, nothing_moved, streams_of};
 use crate::session_control::SessionControl;
 use crate::socket::SocketOptions;
@@ -21,7 +21,7 @@ use crate::socket::SocketOptions;
 /// Handshakes that one appliance may have open at the reflector's control port.
 const DIALS_AT_ONCE: u16 = 4;
 
-pub(super) struct TcpDrive {
+pub(super) struct TcpClient {
     spec: TestSpec,
     keys: Arc<SessionKeys>,
     dialer: Arc<Dialer>,
@@ -30,9 +30,9 @@ pub(super) struct TcpDrive {
     streams: TcpStreams,
 }
 
-impl TcpDrive {
-    pub(super) fn new(order: DriveOrder) -> io::Result<Self> {
-        let DriveOrder { spec, keys, dialer, control, .. } = order;
+impl TcpClient {
+    pub(super) fn new(setup: ClientSetup) -> io::Result<Self> {
+        let ClientSetup { spec, keys, dialer, control, .. } = setup;
         let options = socket_options(&spec)?;
         let streams = TcpStreams::new(&spec, Arc::clone(&control));
         Ok(Self { spec, keys, dialer, options, control, streams })
@@ -46,7 +46,7 @@ impl TcpDrive {
     }
 }
 
-impl Drive for TcpDrive {
+impl ClientEnd for TcpClient {
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.spec.phases.get(usize::from(phase));
         let spec = spec.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
@@ -86,7 +86,7 @@ impl Drive for TcpDrive {
         }
     }
 
-    fn run(&self, phase: u8, report: Report<'_>) -> PhaseTally {
+    fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         let Some(spec) = self.spec.phases.get(usize::from(phase)) else {
             return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };

@@ -1,4 +1,4 @@
-//! The door of a host that has run out of descriptors. In a process of its own: the limit holds for all of it.
+//! The data listener of a host that has run out of descriptors. A process of its own, because the limit is per process.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -7,8 +7,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
+use paramedic_engines::data_listener::{DataListener, PreambleAuthenticator};
 use paramedic_engines::dialer::SocketOptions;
-use paramedic_engines::door::{ByPreamble, Door};
 use paramedic_engines::session_control::SessionControl;
 use paramedic_link::SessionId;
 use paramedic_link::admission::{Preamble, SessionKeys};
@@ -22,14 +22,15 @@ fn cpu_ms() -> i64 {
 }
 
 #[test]
-fn the_owner_gets_in_once_there_are_descriptors_again_and_nothing_spins_until_then() {
+fn a_connection_is_accepted_once_descriptors_are_free_without_a_busy_loop_until_then() {
     let keys = || SessionKeys::derive(SessionId::from_bytes([3; 16]), Zeroizing::new([1; 32]));
-    let (enter, entered) = channel();
-    let sink = Box::new(move |preamble: Preamble, stream| enter.send((preamble.stream, stream)).unwrap());
-    let owner = [127, 0, 0, 1].into();
-    let (at, options, knock) =
-        (([127, 0, 0, 1], 0).into(), SocketOptions::default(), ByPreamble::new(Arc::new(keys())));
-    let door = Door::open(at, &options, knock, owner, 64, SessionControl::unmetered(), sink).unwrap();
+    let (accept, accepted) = channel();
+    let sink = Box::new(move |preamble: Preamble, stream| accept.send((preamble.stream, stream)).unwrap());
+    let peer = [127, 0, 0, 1].into();
+    let (at, options, authenticator) =
+        (([127, 0, 0, 1], 0).into(), SocketOptions::default(), PreambleAuthenticator::new(Arc::new(keys())));
+    let listener =
+        DataListener::open(at, &options, authenticator, peer, 64, SessionControl::unmetered(), sink).unwrap();
     let mut socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
 
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
@@ -40,17 +41,17 @@ fn the_owner_gets_in_once_there_are_descriptors_again_and_nothing_spins_until_th
         held.push(another);
     }
 
-    socket.connect(&door.local_addr().into()).unwrap();
+    socket.connect(&listener.local_addr().into()).unwrap();
     let preamble = Preamble { session: keys().session(), phase: 0, stream: 7, nonce: [0; 12] };
     socket.write_all(&preamble.seal(&keys())).unwrap();
     let before = cpu_ms();
-    // Nobody answers: this is half a second in which the door can't take what knocks.
+    // No answer comes: for half a second the listener cannot accept the connection.
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     assert!(socket.read(&mut [0; 1]).is_err());
-    assert!(entered.try_recv().is_err());
+    assert!(accepted.try_recv().is_err());
     assert!(cpu_ms() - before < 100, "{} ms of a processor went into waiting", cpu_ms() - before);
 
     drop(held);
-    assert_eq!(entered.recv().unwrap().0, 7);
-    assert_eq!(door.refused(), 0);
+    assert_eq!(accepted.recv().unwrap().0, 7);
+    assert_eq!(listener.refused(), 0);
 }
