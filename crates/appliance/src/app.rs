@@ -116,7 +116,7 @@ impl Appliance {
         // Before the time of another host is taken.
         match tokio::task::spawn_blocking(move || engine.check_client()).await {
             Ok(Err(lacking)) => return Err(Failure::lacking(id.as_str(), &lacking)),
-            Ok(Ok(paddings)) => job.request.spec.login_paddings = paddings,
+            Ok(Ok(support)) => job.request.spec.engine_support = support,
             Err(_) => {}
         }
         Ok((provider, job))

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use paramedic_link::admission::{LoginPadding, LoginTerms, Preamble, SessionKeys};
+use paramedic_link::PeerText;
+use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 
@@ -33,8 +35,9 @@ pub trait Engine: Sync {
         None
     }
 
-    /// Whether this host has what the appliance's end needs; how it can pad a login, best first, where it has one.
-    fn check_client(&self) -> Result<Vec<LoginPadding>, Unavailable> {
+    /// Whether this host has what the appliance's end needs. Returns what this end supports, preferred first, in the
+    /// engine's own words; the request carries it as [`TestSpec::engine_support`].
+    fn check_client(&self) -> Result<Vec<PeerText>, Unavailable> {
         Ok(Vec::new())
     }
 
@@ -83,8 +86,8 @@ pub struct ClientSetup {
     pub dialer: Arc<Dialer>,
     /// What ends it.
     pub control: Arc<SessionControl>,
-    /// How the reflector wants the session's login encrypted.
-    pub login: Option<LoginTerms>,
+    /// The terms of the reflector's end, from [`Serve::terms`].
+    pub terms: Option<EngineTerms>,
     /// A folder to work in, which is there and ours alone.
     pub scratch: PathBuf,
 }
@@ -115,8 +118,8 @@ pub type PhaseObserver<'a> = &'a (dyn Fn(PhaseProgress) + Sync);
 
 /// The reflector's end of one session. Dropping it frees every socket and thread of it.
 pub trait ServerEnd: Send + Sync {
-    /// How the session's login has to be encrypted, for an engine that has one: the grant carries it.
-    fn login(&self) -> Option<LoginTerms> {
+    /// What the appliance's end of the engine has to know of this end; the grant carries it.
+    fn terms(&self) -> Option<EngineTerms> {
         None
     }
 

@@ -105,7 +105,7 @@ fn play(
         keys,
         dialer: Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: PATIENCE }),
         control: Arc::clone(appliance),
-        login: server.login(),
+        terms: server.terms(),
         scratch,
     })?;
     client.connect(0)?;

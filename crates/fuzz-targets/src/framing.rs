@@ -4,7 +4,8 @@ use std::fmt::Debug;
 use std::sync::LazyLock;
 
 use paramedic_link::SessionId;
-use paramedic_link::admission::{LoginKey, Preamble, SessionKeys};
+use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::frame::{Bounded, Decoder, FrameError, MAX_FRAME, encode};
 use paramedic_link::message::{ToAppliance, ToReflector};
 use serde::Serialize;
@@ -12,8 +13,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-/// The longest text in a message, in bytes: a login key in base64.
-const MAX_TEXT: usize = LoginKey::MAX_LEN.div_ceil(3) * 4;
+/// The longest text in a message, in bytes.
+const MAX_TEXT: usize = EngineTerms::MAX_TEXT;
 
 /// A link's byte stream, as either end reads it.
 pub fn frame(input: &[u8]) {

@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             connect_timeout: Duration::from_secs(5),
         }),
         control: SessionControl::unmetered(),
-        login: None,
+        terms: None,
         scratch: std::env::temp_dir(),
     })?;
     let (start, started) = channel();

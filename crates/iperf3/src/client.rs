@@ -8,13 +8,13 @@ use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
+use super::login::LoginPadding;
 use super::output::{self, Live, Reading, Report, Unreadable};
 use super::program::Program;
 use super::{COUNTED_BY_IPERF3, folder_in, write_new};

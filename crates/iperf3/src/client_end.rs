@@ -6,13 +6,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use paramedic_link::admission::{Login, LoginTerms};
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Load, PhaseSpec, TestSpec};
 
 use super::GRACE;
 use super::client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
-use super::login::public_pem;
+use super::login::{Login, LoginTerms};
 use super::program::Program;
 use paramedic_engines::engine::{ClientEnd, ClientSetup, PhaseObserver, PhaseProgress};
 use paramedic_engines::origin::Origin;
@@ -41,8 +40,9 @@ struct Run {
 
 impl Iperf3Client {
     pub(super) fn new(setup: ClientSetup) -> io::Result<Self> {
-        let ClientSetup { spec, keys, dialer, control, login: terms, scratch } = setup;
+        let ClientSetup { spec, keys, dialer, control, terms, scratch } = setup;
         let program = Program::find().map_err(|lacking| io::Error::new(io::ErrorKind::NotFound, lacking))?;
+        let terms = terms.as_ref().and_then(LoginTerms::from_engine);
         let without_key = || io::Error::new(io::ErrorKind::InvalidData, "the grant has no terms for iperf3's login");
         Ok(Self {
             spec,
@@ -50,7 +50,7 @@ impl Iperf3Client {
             target: dialer.target,
             origin: dialer.origin.clone(),
             connect_timeout: dialer.connect_timeout,
-            login: keys.login().clone(),
+            login: Login::of(&keys),
             terms: terms.ok_or_else(without_key)?,
             control,
             scratch,
@@ -77,7 +77,7 @@ impl Iperf3Client {
             credentials: Some(Credentials {
                 user: self.login.user.clone(),
                 password: self.login.password.clone(),
-                public_key_pem: public_pem(&self.terms.key),
+                public_key_pem: self.terms.key.pem(),
                 padding: self.terms.padding,
             }),
             // It is only known later whether anybody wants them.

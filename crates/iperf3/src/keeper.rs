@@ -11,13 +11,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use paramedic_link::admission::{Login, LoginPadding};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 
-use super::login::{self, LoginPair};
+use super::login::{self, Login, LoginPadding, LoginPair};
 use super::output;
 use super::program::Program;
 use super::sandbox;

@@ -24,14 +24,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use paramedic_link::SessionId;
-use paramedic_link::admission::{LoginPadding, SessionKeys};
+use paramedic_link::admission::SessionKeys;
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::{PeerText, SessionId};
 
 use paramedic_engines::engine::{ClientEnd, ClientSetup, Engine, ServerEnd, ServerSetup, Unavailable, first_refusal};
 use paramedic_engines::session_control::SessionControl;
 
 pub use client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
+pub use login::LoginPadding;
 pub use program::Program;
 
 /// The engine whose data plane is iperf3.
@@ -67,18 +68,18 @@ impl Engine for Iperf3 {
         first_refusal(asked)
     }
 
-    fn check_client(&self) -> Result<Vec<LoginPadding>, Unavailable> {
-        Program::find().map(|program| program.client_paddings().to_vec())
+    fn check_client(&self) -> Result<Vec<PeerText>, Unavailable> {
+        Program::find().map(|program| program.client_paddings().iter().map(|padding| padding.name().into()).collect())
     }
 
     /// Plays the beginning of a session: all that can be missing is missed then.
     fn check_server(&self, scratch: &Path) -> Result<(), Unavailable> {
         Program::find()?.check_server()?;
         let keys = SessionKeys::derive(SessionId::from_bytes([0; 16]), [0; 32].into());
-        let login_paddings = vec![LoginPadding::Oaep, LoginPadding::Pkcs1];
+        let engine_support = [LoginPadding::Oaep, LoginPadding::Pkcs1].map(|padding| padding.name().into()).to_vec();
         let engine = EngineId::try_from(self.id()).map_err(|error| lacking(&error))?;
         let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 1000 }];
-        let spec = TestSpec { login_paddings, ..TestSpec::new(engine, DataMode::DirectEphemeral, phases, 1) };
+        let spec = TestSpec { engine_support, ..TestSpec::new(engine, DataMode::DirectEphemeral, phases, 1) };
         let setup = ServerSetup {
             spec,
             keys: Arc::new(keys),

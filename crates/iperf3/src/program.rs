@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use paramedic_link::admission::LoginPadding;
-
+use super::login::LoginPadding;
 use super::output::{Version, version_of};
 use paramedic_engines::engine::Unavailable;
 use paramedic_engines::sys::child;

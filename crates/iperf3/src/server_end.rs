@@ -5,14 +5,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use paramedic_link::admission::{LoginPadding, LoginTerms, Preamble};
+use paramedic_link::admission::Preamble;
+use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use rustix::process::Signal;
 
 use super::cookie::CookieAuthenticator;
 use super::keeper::{Keeper, KeeperOrder};
-use super::login::LoginPair;
+use super::login::{Login, LoginPadding, LoginPair, LoginTerms};
 use super::program::Program;
 use super::stage::{Ending, Seen, Stage};
 use super::{COUNTED_BY_SOCKET, GRACE, folder_in};
@@ -73,8 +74,8 @@ impl Iperf3Server {
             Box::new(sink),
         )?;
         let pair = LoginPair::of_process().map_err(io::Error::other)?;
-        let wanted = if spec.login_paddings.is_empty() { &[LoginPadding::Pkcs1] } else { &spec.login_paddings[..] };
-        let padding = wanted.iter().copied().find(|padding| program.server_paddings().contains(padding));
+        let padding =
+            LoginPadding::supported(&spec.engine_support).find(|padding| program.server_paddings().contains(padding));
         let padding = padding.ok_or_else(|| {
             let why = format!("{program} here and the iperf3 there know no padding of logins in common");
             io::Error::new(io::ErrorKind::InvalidInput, why)
@@ -84,7 +85,7 @@ impl Iperf3Server {
         let tests = loaded(&spec).count();
         let streams = (0..tests).map(|test| streams_of_test(&spec, test)).max().unwrap_or(0);
         let port = listener.local_addr().port();
-        let login = keys.login().clone();
+        let login = Login::of(&keys);
         let order = KeeperOrder {
             program: program.clone(),
             port,
@@ -202,8 +203,8 @@ impl Iperf3Server {
 }
 
 impl ServerEnd for Iperf3Server {
-    fn login(&self) -> Option<LoginTerms> {
-        Some(self.login.clone())
+    fn terms(&self) -> Option<EngineTerms> {
+        Some(self.login.to_engine())
     }
 
     fn admit(&self, _preamble: Preamble, _stream: DataStream) {

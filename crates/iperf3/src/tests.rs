@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use super::client_end::Iperf3Client;
+use super::login::{Login, LoginTerms};
 use super::program::Program;
 use super::server_end::Iperf3Server;
 use paramedic_engines::dialer::Dialer;
@@ -43,8 +44,8 @@ struct Session {
 fn spec(streams: u16, loads: &[Load]) -> TestSpec {
     let phases = loads.iter().map(|load| PhaseSpec { load: *load, duration_ms: 1000 }).collect();
     let spec = TestSpec::new(EngineId::try_from("iperf3").unwrap(), DataMode::DirectEphemeral, phases, streams);
-    let login_paddings = super::Iperf3.check_client().unwrap_or_default();
-    TestSpec { congestion_control: Some("reno".into()), login_paddings, ..spec }
+    let engine_support = super::Iperf3.check_client().unwrap_or_default();
+    TestSpec { congestion_control: Some("reno".into()), engine_support, ..spec }
 }
 
 fn keys() -> Arc<SessionKeys> {
@@ -79,7 +80,7 @@ impl Session {
             keys: of_appliance,
             dialer: Arc::new(dialer),
             control: Arc::clone(&appliance),
-            login: server.login(),
+            terms: server.terms(),
             scratch: scratch.path().to_owned(),
         });
         Self { server, client: client.unwrap(), reflector, appliance, scratch }
@@ -230,11 +231,12 @@ fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
 fn own_client(session: &Session, more: &[&str]) -> std::process::Child {
     let at = session.server.local_addr();
     let key = session.scratch.path().join("public.pem");
-    let terms = session.server.login().unwrap();
-    std::fs::write(&key, super::login::public_pem(&terms.key)).unwrap();
+    let terms = LoginTerms::from_engine(&session.server.terms().unwrap()).unwrap();
+    std::fs::write(&key, terms.key.pem()).unwrap();
+    let login = Login::of(&keys());
     let mut command = std::process::Command::new("iperf3");
-    command.args(["-c", "127.0.0.1", "-p", &at.port().to_string(), "--username", &keys().login().user]);
-    command.arg("--rsa-public-key-path").arg(&key).args(more).env("IPERF3_PASSWORD", &*keys().login().password);
+    command.args(["-c", "127.0.0.1", "-p", &at.port().to_string(), "--username", &login.user]);
+    command.arg("--rsa-public-key-path").arg(&key).args(more).env("IPERF3_PASSWORD", &*login.password);
     command.args(Program::find().unwrap().padding_option(terms.padding));
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
 }

@@ -61,11 +61,6 @@ const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
         "whether a direction moved anything is judged from its rates, which are of a phase",
     ),
     (
-        "link",
-        &["admission", "test_spec"],
-        "a session's keys hold the login of iperf3, and a request its paddings; goes once the login is opaque",
-    ),
-    (
         "reflector",
         &["sessions::decision", "sessions::limits"],
         "a denial names the limit, and a limit makes the denial",

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use aws_lc_rs::hmac;
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -61,94 +61,7 @@ pub struct SessionKeys {
     preamble: hmac::Key,
     probe: [hmac::Key; 2],
     bulk: [[u8; TAG_LEN]; 2],
-    login: Login,
-}
-
-/// A user name and a password that are valid for one session, for engines whose data plane requires a login. Both ends
-/// derive them; only the data plane sends them.
-#[derive(Clone)]
-pub struct Login {
-    /// Lower-case letters and digits.
-    pub user: String,
-    /// 128 bits, in hexadecimal digits.
-    pub password: Zeroizing<String>,
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Login(of {})", self.user)
-    }
-}
-
-/// The public key that encrypts a session's [`Login`]: an X.509 `SubjectPublicKeyInfo` in DER. The bytes are not parsed
-/// here; the engine that uses the key must validate it. As text: base64.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct LoginKey(Vec<u8>);
-
-/// The text or the bytes are not a login key.
-#[derive(Debug, thiserror::Error)]
-#[error("a login key is base64 of 1 to 768 bytes")]
-pub struct InvalidLoginKey;
-
-impl LoginKey {
-    /// The longest DER, in bytes: enough for RSA with 4,096 bits.
-    pub const MAX_LEN: usize = 768;
-
-    /// The key with this DER. Only the length is checked.
-    pub fn from_der(der: &[u8]) -> Result<Self, InvalidLoginKey> {
-        if der.is_empty() || der.len() > Self::MAX_LEN { Err(InvalidLoginKey) } else { Ok(Self(der.to_owned())) }
-    }
-
-    /// The key as DER.
-    pub fn der(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// How a login is padded before it is encrypted. A given version of iperf3 supports one padding, the other, or both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoginPadding {
-    /// PKCS #1 v1.5 (RFC 8017, section 7.2).
-    Pkcs1,
-    /// OAEP (RFC 8017, section 7.1).
-    Oaep,
-    /// A padding of a newer version.
-    #[serde(other)]
-    Unknown,
-}
-
-/// How to encrypt a session's login.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoginTerms {
-    /// The key to encrypt with.
-    pub key: LoginKey,
-    /// The padding to use.
-    pub padding: LoginPadding,
-}
-
-impl TryFrom<String> for LoginKey {
-    type Error = InvalidLoginKey;
-
-    fn try_from(text: String) -> Result<Self, InvalidLoginKey> {
-        if text.len() > BASE64.encode_len(Self::MAX_LEN) {
-            return Err(InvalidLoginKey);
-        }
-        Self::from_der(&BASE64.decode(text.as_bytes()).map_err(|_| InvalidLoginKey)?)
-    }
-}
-
-impl From<LoginKey> for String {
-    fn from(key: LoginKey) -> String {
-        BASE64.encode(&key.0)
-    }
-}
-
-impl fmt::Debug for LoginKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LoginKey({} bytes)", self.0.len())
-    }
+    engine_secret: Zeroizing<[u8; TAG_LEN]>,
 }
 
 impl SessionKeys {
@@ -167,16 +80,13 @@ impl SessionKeys {
             preamble: key("pp preamble"),
             probe: [key("pp probe download"), key("pp probe upload")],
             bulk: [tag("pp bulk download"), tag("pp bulk upload")],
-            login: Login {
-                user: format!("s{}", HEXLOWER.encode(&session.as_bytes()[8..])),
-                password: Zeroizing::new(HEXLOWER.encode(&tag("pp login"))),
-            },
+            engine_secret: Zeroizing::new(tag("pp login")),
         }
     }
 
-    /// The session's login.
-    pub fn login(&self) -> &Login {
-        &self.login
+    /// A secret of the session for an engine whose data connections authenticate in a way of their own.
+    pub fn engine_secret(&self) -> &[u8; TAG_LEN] {
+        &self.engine_secret
     }
 
     /// The session that these keys belong to.
@@ -331,20 +241,7 @@ mod tests {
         assert_eq!(hex(&preamble.seal(&keys)), sealed);
         assert_eq!(hex(&keys.seal_datagram(Direction::Upload, b"probe")), "1cdfc0a3be19ef72e0816e6c4e3fe14d");
         assert_eq!(hex(keys.bulk_tag(Direction::Download)), "7e44752b0335b88ce73d65bfa0ad6a08");
-        assert_eq!(keys.login().user, "s80000123456789ab");
-        assert_eq!(*keys.login().password, "43dec4446ccc27c4e93e56d5354f6b11");
-        assert!(!format!("{:?}", keys.login()).contains(&*keys.login().password));
-    }
-
-    #[test]
-    fn a_login_key_is_bounded_base64() {
-        let key = LoginKey::from_der(&[1, 2, 3]).unwrap();
-        assert_eq!(serde_json::from_str::<LoginKey>(&serde_json::to_string(&key).unwrap()).unwrap(), key);
-        let long = BASE64.encode(&[0; LoginKey::MAX_LEN + 1]);
-        for wrong in ["", "AQID!", "AQI", &long] {
-            assert!(LoginKey::try_from(wrong.to_owned()).is_err(), "{wrong}");
-        }
-        assert!(LoginKey::try_from(BASE64.encode(&[0; LoginKey::MAX_LEN])).is_ok());
+        assert_eq!(hex(keys.engine_secret()), "43dec4446ccc27c4e93e56d5354f6b11");
     }
 
     #[test]

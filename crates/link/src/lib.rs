@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod admission;
+pub mod engine_terms;
 pub mod feature;
 pub mod frame;
 pub mod framed;

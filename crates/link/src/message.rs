@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::PeerText;
-use crate::admission::{LoginTerms, SessionId};
+use crate::admission::SessionId;
+use crate::engine_terms::EngineTerms;
 use crate::feature::Feature;
 use crate::frame::{Bounded, TooMany};
 use crate::measurement::{HostFacts, PhaseTally, Sample};
@@ -28,8 +29,8 @@ pub const MAX_ENGINES: usize = 32;
 /// The most features in a `hello` or `welcome`.
 pub const MAX_FEATURES: usize = 32;
 
-/// The most login paddings in a `request`.
-pub const MAX_LOGIN_PADDINGS: usize = 8;
+/// The most entries of `login_paddings` in a `request`.
+pub const MAX_ENGINE_SUPPORT: usize = 8;
 
 /// The most samples one [`ToAppliance::Samples`] carries.
 pub const MAX_SAMPLES: usize = 64;
@@ -181,7 +182,7 @@ impl Bounded for ToReflector {
             // An invalid spec is answered with a denial. Only lists longer than any version would send are refused here.
             Self::Request { spec, .. } => {
                 at_most("phases", &spec.phases, MAX_PHASES_READ)?;
-                at_most("login_paddings", &spec.login_paddings, MAX_LOGIN_PADDINGS)
+                at_most("login_paddings", &spec.engine_support, MAX_ENGINE_SUPPORT)
             }
             Self::Withdraw
             | Self::Start { .. }
@@ -263,9 +264,9 @@ pub struct Grant {
     pub data_port: Option<u16>,
     /// Whether the reflector answers latency probes over UDP on that port.
     pub udp: bool,
-    /// How to encrypt the session's login; absent if the engine has none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub login: Option<LoginTerms>,
+    /// The engine's own terms; absent if the engine has none. Called `login` on the wire, after the only use so far.
+    #[serde(default, rename = "login", skip_serializing_if = "Option::is_none")]
+    pub engine_terms: Option<EngineTerms>,
 }
 
 /// A refused request.

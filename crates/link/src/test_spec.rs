@@ -7,7 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::admission::LoginPadding;
+use crate::peer_text::PeerText;
 
 /// Which way payload flows, seen from the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -236,9 +236,10 @@ pub struct TestSpec {
     /// For a search for the highest rate: the accepted loss, in millionths; absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_bound_ppm: Option<u32>,
-    /// The login paddings that the appliance supports, preferred first; empty if the engine has no login.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub login_paddings: Vec<LoginPadding>,
+    /// What the appliance's end of the engine supports, in the engine's own words, preferred first. Called
+    /// `login_paddings` on the wire, after the only use so far.
+    #[serde(default, rename = "login_paddings", skip_serializing_if = "Vec::is_empty")]
+    pub engine_support: Vec<PeerText>,
     /// The interval between latency probes, in microseconds; 0: no probes.
     pub probe_interval_us: u32,
 }
@@ -282,7 +283,7 @@ impl TestSpec {
             verify_payload: false,
             fragments: false,
             loss_bound_ppm: None,
-            login_paddings: vec![],
+            engine_support: vec![],
             probe_interval_us: 0,
         }
     }

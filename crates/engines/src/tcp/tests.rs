@@ -76,7 +76,7 @@ impl Session {
             keys,
             dialer,
             control,
-            login: None,
+            terms: None,
             scratch: std::env::temp_dir(),
         })
         .unwrap();

@@ -84,7 +84,7 @@ fn client(spec: &TestSpec, target: SocketAddr, control: &Arc<SessionControl>) ->
             connect_timeout: Duration::from_secs(10),
         }),
         control: Arc::clone(control),
-        login: None,
+        terms: None,
         scratch: std::env::temp_dir(),
     })
 }

@@ -16,7 +16,6 @@ use paramedic_engines::engine::Engine;
 use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::loopback::{self, BothEnds};
 use paramedic_link::PeerText;
-use paramedic_link::admission::LoginPadding;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::quantity;
@@ -103,7 +102,7 @@ pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -
                     let copied = if data_path.is_auto() { "" } else { ", every byte copied" };
                     begin(of, format!("{}, {}, {direction}{copied}", engine.id(), mode_word(data_mode)));
                     let ask = Ask { data_mode, data_path, direction, streams, each };
-                    let carried = fit.clone().and_then(|paddings| ask.measure(engine, paddings, scratch));
+                    let carried = fit.clone().and_then(|support| ask.measure(engine, support, scratch));
                     match (carried, direction) {
                         (Ok(carried), Direction::Download) => rate.download = Some(carried),
                         (Ok(carried), Direction::Upload) => rate.upload = Some(carried),
@@ -153,11 +152,11 @@ fn said_once(mut missed: Vec<NotMeasured>) -> Vec<NotMeasured> {
     missed
 }
 
-/// Whether this host has what both ends of `engine` need, and how its login can be padded.
-fn fit(engine: &dyn Engine, scratch: &Path) -> Result<Vec<LoginPadding>, String> {
-    let paddings = engine.check_client().map_err(|lacking| lacking.to_string())?;
+/// Whether this host has what both ends of `engine` need, and what the appliance's end supports.
+fn fit(engine: &dyn Engine, scratch: &Path) -> Result<Vec<PeerText>, String> {
+    let support = engine.check_client().map_err(|lacking| lacking.to_string())?;
     engine.check_server(scratch).map_err(|lacking| lacking.to_string())?;
-    Ok(paddings)
+    Ok(support)
 }
 
 /// What one measurement asks for.
@@ -171,13 +170,8 @@ struct Ask {
 
 impl Ask {
     /// Measures it with `engine`, or says why that can't be.
-    fn measure(
-        &self,
-        engine: &dyn Engine,
-        paddings: Vec<LoginPadding>,
-        scratch: &Path,
-    ) -> Result<DirectionRate, String> {
-        let spec = self.spec(engine.id(), paddings).map_err(|error| error.to_string())?;
+    fn measure(&self, engine: &dyn Engine, support: Vec<PeerText>, scratch: &Path) -> Result<DirectionRate, String> {
+        let spec = self.spec(engine.id(), support).map_err(|error| error.to_string())?;
         if let Some(because) = engine.unsupported(&spec) {
             return Err(because.to_owned());
         }
@@ -185,14 +179,14 @@ impl Ask {
         carried(&both, self.direction)
     }
 
-    fn spec(&self, engine: &str, login_paddings: Vec<LoginPadding>) -> Result<TestSpec, Box<dyn Error>> {
+    fn spec(&self, engine: &str, engine_support: Vec<PeerText>) -> Result<TestSpec, Box<dyn Error>> {
         let load = match self.direction {
             Direction::Download => Load::Download,
             Direction::Upload => Load::Upload,
         };
         let phase = PhaseSpec { load, duration_ms: u32::try_from(self.each.as_millis())? };
         let spec = TestSpec {
-            login_paddings,
+            engine_support,
             data_path: self.data_path,
             // As fast as it goes, where an engine would hold back by itself.
             bitrate_bps: Some(0),

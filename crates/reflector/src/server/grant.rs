@@ -154,7 +154,7 @@ fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
         expires_in_ms: u64::try_from(reservation.expires_in.as_millis()).unwrap_or(u64::MAX),
         data_port: reservation.port.filter(|_| reservation.spec.data_mode == DataMode::DirectEphemeral),
         udp: true,
-        login: running.login(),
+        engine_terms: running.engine_terms(),
     }
 }
 

@@ -12,7 +12,8 @@ use paramedic_engines::echo::ProbeResponder;
 use paramedic_engines::engine::{PhaseProgress, ServerEnd, ServerSetup};
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::udp_port::{DatagramHandler, Enrolment, UdpPort};
-use paramedic_link::admission::{LoginTerms, Preamble, SessionKeys};
+use paramedic_link::admission::{Preamble, SessionKeys};
+use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::message::EndReason;
 use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
@@ -131,9 +132,9 @@ impl RunningSession {
         })
     }
 
-    /// How its login has to be encrypted, where its engine has one.
-    pub(super) fn login(&self) -> Option<LoginTerms> {
-        self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.server_end.login()
+    /// What the appliance's end of the engine has to know, if anything.
+    pub(super) fn engine_terms(&self) -> Option<EngineTerms> {
+        self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.server_end.terms()
     }
 
     /// When something last came over any connection of the session, as time since `began`.

@@ -98,7 +98,7 @@ impl Session {
                 keys: Arc::clone(&keys),
                 dialer,
                 control: Arc::clone(&control),
-                login: grant.login.clone(),
+                terms: grant.engine_terms.clone(),
                 scratch: job.scratch.clone(),
             })
             .map_err(|error| not_driven(&spec, &error))?;

@@ -1,0 +1,75 @@
+//! What the two ends of one engine agree on in a request and its grant. Only the engine understands it; here it is
+//! bounded.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+/// An engine's own part of a grant: named texts, from the reflector's end of the engine to the appliance's. Entries
+/// beyond the bounds are ignored when a message is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct EngineTerms(BTreeMap<String, String>);
+
+impl EngineTerms {
+    /// The most entries.
+    pub const MAX_ENTRIES: usize = 8;
+    /// The longest name and the longest text, in bytes of printable ASCII.
+    pub const MAX_TEXT: usize = 1024;
+
+    /// The terms with these entries, those beyond the bounds left out.
+    pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
+        let is_short_ascii =
+            |text: &str| text.len() <= Self::MAX_TEXT && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let entries = entries.into_iter().filter(|(name, text)| is_short_ascii(name) && is_short_ascii(text));
+        Self(entries.take(Self::MAX_ENTRIES).collect())
+    }
+
+    /// The text with this name.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}
+
+impl<'de> Deserialize<'de> for EngineTerms {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let entries = BTreeMap::<String, Value>::deserialize(deserializer)?;
+        Ok(Self::new(entries.into_iter().filter_map(|(name, value)| match value {
+            Value::String(text) => Some((name, text)),
+            _ => None,
+        })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: Value) -> EngineTerms {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn terms_are_read_and_written_as_named_texts() {
+        let terms =
+            EngineTerms::new([("padding".to_owned(), "oaep".to_owned()), ("key".to_owned(), "AQID".to_owned())]);
+        assert_eq!(serde_json::to_string(&terms).unwrap(), r#"{"key":"AQID","padding":"oaep"}"#);
+        assert_eq!(read(json!({ "key": "AQID", "padding": "oaep" })), terms);
+        assert_eq!((terms.text("padding"), terms.text("nonesuch")), (Some("oaep"), None));
+    }
+
+    #[test]
+    fn entries_beyond_the_bounds_are_ignored() {
+        let longest = "x".repeat(EngineTerms::MAX_TEXT);
+        let terms = read(json!({
+            "longest": longest, "long": format!("{longest}x"), "escape": "\u{1b}[2J", "umlaut": "ä", "number": 7, "list": ["a"],
+        }));
+        assert_eq!(terms, EngineTerms::new([("longest".to_owned(), longest)]));
+        let many = (0..100).map(|number| (number.to_string(), String::new())).collect::<BTreeMap<_, _>>();
+        assert_eq!(read(json!(many)).0.len(), EngineTerms::MAX_ENTRIES);
+        assert!(serde_json::from_value::<EngineTerms>(json!("text")).is_err());
+    }
+}
