@@ -83,7 +83,7 @@ fn play(
         let target = control_port.local_addr()?;
         let server: Arc<dyn ServerEnd> = Arc::from(engine.server(order(None, target))?);
         let (server_tls, client_tls) = tls_of_both_ends()?;
-        let (keys, control, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&server_tls));
+        let (keys, control, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&server));
         let admitting = move || admit_all(&control_port, &server_tls, &keys, &*to, &control);
         Builder::new().name("loopback-port".into()).spawn(admitting)?;
         (server, target, Some(client_tls))
