@@ -50,6 +50,19 @@ impl DataStream {
         self.socket().shutdown(Shutdown::Write)
     }
 
+    /// How many bytes to charge for a stream on which `payload` bytes moved: those, or inside TLS three quarters of what
+    /// its records took, where that is more. Blocks of a few bytes and padded records (RFC 8446, section 5.4) put many
+    /// times the payload on the line. A quarter and one record are free: no usual record costs so much.
+    pub(crate) fn chargeable(&self, payload: u64) -> u64 {
+        match self {
+            Self::Plain(_) => payload,
+            Self::Tls(tls) => {
+                let records = tls.record_bytes.saturating_sub(RECORD as u64);
+                payload.max(records - records / 4)
+            }
+        }
+    }
+
     /// Reads and forgets: how many bytes came, 0 at the end. Inside TLS they are authenticated first; in clear they
     /// are copied to `scratch`, or, with `in_kernel`, thrown away by the kernel unseen (tcp(7), `MSG_TRUNC`).
     pub(crate) fn discard(&mut self, scratch: &mut [u8], in_kernel: bool) -> io::Result<usize> {
@@ -94,6 +107,8 @@ pub struct TlsSocket {
     connection: Connection,
     /// rustls takes 4 KiB a read; the reader makes one system call of many of those.
     incoming: BufReader<TcpStream>,
+    /// Bytes of TLS records, both ways.
+    record_bytes: u64,
     said_goodbye: bool,
 }
 
@@ -101,7 +116,7 @@ impl TlsSocket {
     fn new(mut connection: Connection, socket: TcpStream) -> Self {
         // Writes are cut to size here, and the next one waits until the last is on its way.
         connection.set_buffer_limit(None);
-        Self { connection, incoming: BufReader::with_capacity(TLS_CHUNK, socket), said_goodbye: false }
+        Self { connection, incoming: BufReader::with_capacity(TLS_CHUNK, socket), record_bytes: 0, said_goodbye: false }
     }
 
     fn socket(&self) -> &TcpStream {
@@ -118,8 +133,8 @@ impl TlsSocket {
             }
             match self.connection.read_tls(&mut self.incoming) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
+                other => self.record_bytes += other? as u64,
+            }
             if let Err(broken) = self.connection.process_new_packets() {
                 // An alert that tells the other end why; the connection is lost either way.
                 let _ = self.send_pending();
@@ -156,7 +171,7 @@ impl TlsSocket {
         while self.connection.wants_write() {
             match self.connection.write_tls(self.incoming.get_mut()) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(_) => {}
+                Ok(written) => self.record_bytes += written as u64,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
@@ -282,6 +297,29 @@ pub(crate) mod tests {
             }
         });
         assert_eq!(discarded, 5_000_001);
+    }
+
+    #[test]
+    fn records_that_take_far_more_than_their_payload_are_charged_at_both_ends() {
+        let (mut ours, connection, theirs) = tls_pair();
+        let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
+        ours.write_all(&vec![7; 1 << 20]).unwrap();
+        let mut came = 0;
+        while came < 1 << 20 {
+            came += theirs.discard(&mut [], false).unwrap();
+        }
+        assert_eq!((ours.chargeable(1 << 20), theirs.chargeable(1 << 20)), (1 << 20, 1 << 20), "usual records");
+        // 22 bytes a record beside the one of payload (RFC 8446, section 5.2), three quarters of them charged.
+        let tiny = 100_000;
+        for _ in 0..tiny {
+            ours.write_all(&[7]).unwrap();
+            came += theirs.discard(&mut [], false).unwrap();
+        }
+        let payload = came as u64;
+        assert_eq!(payload, (1 << 20) + tiny);
+        for charged in [ours.chargeable(payload), theirs.chargeable(payload)] {
+            assert!(charged > tiny * 23 * 3 / 4 + (1 << 19), "{charged}");
+        }
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<S
     // Each reply is small and must leave at once.
     let _ = stream.socket().set_nodelay(true);
     let mut bytes = [0; packet::LEN];
+    let (mut moved, mut charged) = (0, 0);
     while stream.read_exact(&mut bytes).is_ok() {
         let received_ns = clock.now_ns();
         let Some(probe) = ProbePacket::open(&bytes, keys) else { return };
@@ -82,9 +83,12 @@ pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<S
         control.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &clock).seal(keys);
         let sent = stream.write_all(&reply).and_then(|()| stream.flush());
-        if sent.is_err() || control.charge(2 * packet::LEN as u64).is_err() {
+        moved += 2 * packet::LEN as u64;
+        let due = stream.chargeable(moved);
+        if sent.is_err() || control.charge(due - charged).is_err() {
             return;
         }
+        charged = due;
     }
 }
 

@@ -8,6 +8,7 @@ mod receiver;
 mod sender;
 mod server;
 mod stream;
+mod stream_charge;
 mod unsent_limit;
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Instant;
 use paramedic_link::test_spec::DataPathWish;
 
 use super::ready::{TcpReport, TcpRun};
+use super::stream_charge::StreamCharge;
 use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
 
@@ -25,7 +26,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
         (true, false) => data_path::PLAIN,
     });
     let mut scratch = vec![0; if in_kernel { ROOM } else { COPY_ROOM }];
-    let mut total = 0;
+    let (mut total, mut charge) = (0, StreamCharge::default());
     loop {
         let taken = if context.ask.verify_payload {
             verify(stream, &mut scratch, total)
@@ -38,7 +39,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
                 total += came as u64;
                 run.counter.set(total);
                 received.last = Some(Instant::now());
-                context.control.charge_and_wait(came as u64).map_err(io::Error::other)?;
+                charge.settle(&context.control, stream, total)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A kernel, or what stands in for one, that does not discard for us.

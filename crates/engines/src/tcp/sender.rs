@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use paramedic_link::test_spec::{DataPathWish, TestSpec};
 
 use super::ready::TcpRun;
+use super::stream_charge::StreamCharge;
 use super::unsent_limit::UnsentLimit;
 use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
@@ -83,7 +84,7 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
     let mut way = Way::choose(stream, wish)?;
     *path = Some(way.name(stream));
     let block = block_of(context.ask);
-    let mut total = 0;
+    let (mut total, mut charge) = (0, StreamCharge::default());
     let mut limit = LONGEST_WRITE;
     stream.socket().set_write_timeout(Some(limit))?;
     loop {
@@ -105,7 +106,7 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
             Ok(sent) => {
                 total += sent as u64;
                 run.counter.set(total);
-                context.control.charge_and_wait(sent as u64).map_err(io::Error::other)?;
+                charge.settle(&context.control, stream, total)?;
             }
             Err(e) if is_worth_another_try(&e) => {}
             // A kernel, or what stands in for one, that does not do it; nothing has left the pipe.

@@ -338,6 +338,23 @@ fn a_budget_that_ran_out_is_waited_for() {
     }
 }
 
+#[test]
+fn tiny_blocks_inside_tls_are_charged_by_their_records() {
+    for load in [Load::Download, Load::Upload] {
+        let spec = TestSpec { block_bytes: Some(1), ..spec(DataMode::Tunneled, 1, &[load], HOUR_MS) };
+        let session = Session::open_with(&spec, SessionControl::metered(|| ()));
+        session.reflector.allow(1 << 40);
+        let (served, _, _) = session.run(0, |_| {
+            if session.reflector.spent() >= 1 << 20 {
+                session.reflector.cancel();
+            }
+        });
+        // A record of one byte has 23 (RFC 8446, section 5.2), three quarters of them charged, but for the first 17 KB.
+        let (payload, spent) = (served.bytes(), session.reflector.spent());
+        assert!(spent >= 16 * payload && payload > 0, "{load}: {payload} bytes of payload, {spent} charged");
+    }
+}
+
 /// A classic BPF program that drops whatever comes: `ret 0` (linux/bpf_common.h).
 fn deafen(socket: &TcpStream) {
     SockRef::from(socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
