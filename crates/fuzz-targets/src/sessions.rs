@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use paramedic_link::message::END_AFTER_SILENCE;
 use paramedic_link::test_spec::{DataMode, EngineId};
-use reflector::event::Event;
+use reflector::event::AuditEvent;
 // What the model takes from the module that it stands in.
 use reflector::sessions::*;
 

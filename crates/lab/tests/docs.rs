@@ -99,7 +99,8 @@ fn every_flag_of_the_speed_test_is_described() {
 fn every_audit_event_is_described() {
     let text = document("docs/operate.md");
     let source = document("crates/reflector/src/event.rs");
-    let of_enum = source.lines().skip_while(|line| !line.starts_with("pub enum Event")).take_while(|line| *line != "}");
+    let of_enum =
+        source.lines().skip_while(|line| !line.starts_with("pub enum AuditEvent")).take_while(|line| *line != "}");
     let variants = of_enum.filter_map(|line| line.strip_prefix("    ")).filter_map(|line| {
         let name = line.trim_end_matches([' ', '{', ',']);
         let is_variant = name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(char::is_alphanumeric);

@@ -30,7 +30,7 @@ use log::Disk;
 pub use owed::are_written;
 pub use verify::{BadLine, Beginning, Unacknowledged, Verified, verify};
 
-use crate::event::{Chain, Event, RefusalReason};
+use crate::event::{AuditEvent, Chain, RefusalReason};
 use crate::store::{Store, StoreError};
 
 /// Requests that may wait for the writer. When it is full, `record` waits and `note` only counts.
@@ -103,7 +103,7 @@ pub enum AuditError {
 /// What the writer is asked to write.
 #[derive(Debug)]
 struct WriteRequest {
-    events: Vec<Event>,
+    events: Vec<AuditEvent>,
     /// Receives the result once it is on disk; absent for a note.
     told: Option<oneshot::Sender<Result<(), AuditFault>>>,
 }
@@ -155,7 +155,7 @@ impl Audit {
     /// # Errors
     /// Then none of them is acknowledged, and what they stood for has to be undone. They are in the log only if
     /// [`is_in_log`](AuditFault::is_in_log).
-    pub fn record(&self, events: Vec<Event>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
+    pub fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
         let (told, answer) = oneshot::channel();
         let is_empty = events.is_empty();
         let placed = if is_empty { Ok(()) } else { self.requests.try_send(WriteRequest { events, told: Some(told) }) };
@@ -175,7 +175,7 @@ impl Audit {
 
     /// Records these events, for a caller on whose answer nothing hangs: what can't be written is noted, for when it
     /// can.
-    pub fn record_or_note(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send + use<> {
+    pub fn record_or_note(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         let audit = self.clone();
         let recorded = self.record(events.clone());
         async move {
@@ -186,8 +186,8 @@ impl Audit {
     }
 
     /// Writes this event when there is time for it, and waits for nothing. Where there are more of them than can be
-    /// written, how many follows as a [`Event::RefusedMore`] of reason `not_noted`.
-    pub fn note(&self, event: Event) {
+    /// written, how many follows as a [`AuditEvent::RefusedMore`] of reason `not_noted`.
+    pub fn note(&self, event: AuditEvent) {
         // Half of the queue is for `record`, whose callers wait for an answer.
         let is_crowded = self.requests.capacity() < QUEUE_CAPACITY / 2;
         if is_crowded || self.requests.try_send(WriteRequest { events: vec![event], told: None }).is_err() {
@@ -237,15 +237,15 @@ struct Writer {
     probe_interval: Duration,
     not_noted: Arc<AtomicU64>,
     /// Notes that could not be written, oldest first.
-    backlog: Vec<(Timestamp, Event)>,
+    backlog: Vec<(Timestamp, AuditEvent)>,
 }
 
 /// What is written and synced at once.
 #[derive(Default)]
 struct Batch {
-    events: Vec<(Timestamp, Event)>,
+    events: Vec<(Timestamp, AuditEvent)>,
     /// Events of notes: kept when the write fails.
-    notes: Vec<(Timestamp, Event)>,
+    notes: Vec<(Timestamp, AuditEvent)>,
     told: Vec<oneshot::Sender<Result<(), AuditFault>>>,
 }
 
@@ -312,7 +312,7 @@ impl Writer {
         let mut events = self.backlog.clone();
         events.append(&mut batch.events);
         if not_noted > 0 {
-            events.push((now, Event::RefusedMore { reason: RefusalReason::NotNoted, count: not_noted }));
+            events.push((now, AuditEvent::RefusedMore { reason: RefusalReason::NotNoted, count: not_noted }));
         }
         let is_faulted = self.fault.borrow().is_some();
         let is_idle = events.is_empty() && !is_faulted;

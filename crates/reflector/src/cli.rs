@@ -21,7 +21,7 @@ use clap_complete::Shell;
 use paramedic_host::config::FlagValues;
 use paramedic_report::document::Event;
 
-use crate::config::{Config, Flags, PlaceFlags};
+use crate::config::{AllFlags, Config, PlaceFlags};
 use crate::failure::{Exit, Failure};
 use crate::server::AdminRequest;
 use output::{note, print_json, print_json_line, print_line};
@@ -43,7 +43,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve until SIGTERM or Ctrl-C; running sessions may finish
-    Serve(Box<Flags>),
+    Serve(Box<AllFlags>),
     /// Open a one-time code and wait until a device has paired with it
     Pair(pair::Args),
     /// List paired devices; add, rename or remove one
@@ -95,7 +95,7 @@ enum Command {
 
 /// What stdout carries.
 #[derive(Clone, Copy)]
-enum Format {
+enum StdoutFormat {
     /// Text for people.
     Human,
     /// One document.
@@ -105,13 +105,13 @@ enum Format {
 }
 
 impl Command {
-    fn format(&self) -> Format {
+    fn format(&self) -> StdoutFormat {
         match self {
-            Command::Pair(pair::Args { json: true, .. }) => Format::JsonLines,
+            Command::Pair(pair::Args { json: true, .. }) => StdoutFormat::JsonLines,
             Command::Peers(peers::Args { json: true, .. })
             | Command::Status(status::Args { json: true, .. })
-            | Command::SelfTest { json: true, .. } => Format::Json,
-            _ => Format::Human,
+            | Command::SelfTest { json: true, .. } => StdoutFormat::Json,
+            _ => StdoutFormat::Human,
         }
     }
 }
@@ -121,7 +121,7 @@ pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {
-            return fail(&not_understood(&error), Format::Json);
+            return fail(&not_understood(&error), StdoutFormat::Json);
         }
         Err(error) => {
             // --help and --version are not errors. A failed print has no other channel.
@@ -137,14 +137,14 @@ pub fn run() -> ExitCode {
 }
 
 /// Says that a command failed: a program reads it where it reads answers, a person beside them.
-fn fail(failure: &Failure, format: Format) -> ExitCode {
+fn fail(failure: &Failure, format: StdoutFormat) -> ExitCode {
     let told = match format {
-        Format::Human => {
+        StdoutFormat::Human => {
             note(&failure.to_string());
             Ok(())
         }
-        Format::Json => print_json(&failure.document(None)),
-        Format::JsonLines => print_json_line(&Event::Error(Box::new(failure.document(None)))),
+        StdoutFormat::Json => print_json(&failure.document(None)),
+        StdoutFormat::JsonLines => print_json_line(&Event::Error(Box::new(failure.document(None)))),
     };
     // What cannot be written as JSON is printed as text.
     if told.is_err() {

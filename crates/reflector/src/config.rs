@@ -255,7 +255,7 @@ impl FlagGroup for Folders {
 }
 
 /// `--config` and a flag for each setting.
-pub type Flags = paramedic_host::config::Flags<EverySetting>;
+pub type AllFlags = paramedic_host::config::Flags<EverySetting>;
 
 /// `--config` and the flags of the folders.
 pub type PlaceFlags = paramedic_host::config::Flags<Folders>;

@@ -112,7 +112,7 @@ pub struct ConnectionLimiter {
     /// How many connections may have made way and still be open.
     leaving_places: usize,
     next: u64,
-    places: BTreeMap<ConnectionSlotId, Place>,
+    places: BTreeMap<ConnectionSlotId, OccupiedPlace>,
     /// Connections that made way and are not closed yet: each still holds a descriptor.
     leaving: BTreeSet<ConnectionSlotId>,
     /// How many streams the running sessions of each prefix may open.
@@ -129,7 +129,7 @@ pub struct ConnectionLimiter {
 }
 
 #[derive(Debug)]
-struct Place {
+struct OccupiedPlace {
     prefix: Prefix,
     pool: Pool,
     /// Whether it has said anything: its ClientHello was read.
@@ -214,7 +214,7 @@ impl ConnectionLimiter {
         }
         self.next += 1;
         let place = ConnectionSlotId(self.next);
-        self.places.insert(place, Place { prefix, pool, has_spoken: false, progress_at: self.now });
+        self.places.insert(place, OccupiedPlace { prefix, pool, has_spoken: false, progress_at: self.now });
         Admission::Enter { place, makes_way }
     }
 
@@ -326,13 +326,13 @@ impl ConnectionLimiter {
     /// network that takes most places, so that a client alone in its network stays; then one that has said nothing, before
     /// one that has; then the one that has been without progress for the longest time.
     fn dispensable(&self, pool: Pool) -> Option<ConnectionSlotId> {
-        let widest = |place: &Place| network(place.prefix.0, WIDEST_BITS);
+        let widest = |place: &OccupiedPlace| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();
         let meant = || self.places.iter().filter(|(_, place)| place.pool == pool);
         for (_, place) in meant() {
             *taken.entry(widest(place)).or_default() += 1;
         }
-        let rank = |place: &Place| {
+        let rank = |place: &OccupiedPlace| {
             let taken = taken.get(&widest(place)).copied().unwrap_or(0);
             (std::cmp::Reverse(taken), place.has_spoken, place.progress_at)
         };
@@ -340,7 +340,7 @@ impl ConnectionLimiter {
     }
 
     /// How many places `is_meant` means, and which of them has been without progress for the longest time.
-    fn silent_longest(&self, is_meant: impl Fn(&Place) -> bool) -> Silence {
+    fn silent_longest(&self, is_meant: impl Fn(&OccupiedPlace) -> bool) -> Silence {
         let meant = || self.places.iter().filter(|(_, place)| is_meant(place));
         let longest = meant().min_by_key(|(id, place)| (place.progress_at, **id));
         Silence {
@@ -538,7 +538,7 @@ mod tests {
     #[test]
     fn without_a_limit_of_descriptors_every_place_is_given() {
         let limiter =
-            ConnectionLimiter::new(crate::descriptors::Descriptors::divide(None).unauthenticated, BTreeSet::new());
+            ConnectionLimiter::new(crate::descriptors::DescriptorShares::divide(None).unauthenticated, BTreeSet::new());
         let places = (limiter.unknown_places, limiter.known_places, limiter.leaving_places);
         assert_eq!(places, (UNKNOWN_PLACES, KNOWN_PLACES, 64));
     }

@@ -26,7 +26,7 @@ pub const ENOUGH: u64 = 1280;
 
 /// How many descriptors each part may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Descriptors {
+pub struct DescriptorShares {
     /// Connections that are not authenticated yet.
     pub unauthenticated: usize,
     /// Links.
@@ -35,7 +35,7 @@ pub struct Descriptors {
     pub sessions: usize,
 }
 
-impl Descriptors {
+impl DescriptorShares {
     /// Divides `allowed`, the limit of open files; `None`: there is no limit.
     pub fn divide(allowed: Option<u64>) -> Self {
         let allowed = allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(usize::MAX);
@@ -69,15 +69,21 @@ mod tests {
         let phases = vec![PhaseSpec { load: Load::Bidir, duration_ms: 1_000 }];
         let largest = TestSpec::new("tcp".try_into().unwrap(), DataMode::DirectEphemeral, phases, 64);
         assert_eq!(of_session(&largest), 16 + 64 * 8 + 80);
-        assert!(of_session(&largest) <= Descriptors::divide(Some(ENOUGH)).sessions);
-        assert_eq!(Descriptors::divide(Some(1024)), Descriptors { unauthenticated: 240, links: 240, sessions: 480 });
+        assert!(of_session(&largest) <= DescriptorShares::divide(Some(ENOUGH)).sessions);
+        assert_eq!(
+            DescriptorShares::divide(Some(1024)),
+            DescriptorShares { unauthenticated: 240, links: 240, sessions: 480 }
+        );
     }
 
     #[test]
     fn few_files_are_divided_too_and_many_are_not_all_given_away() {
-        assert_eq!(Descriptors::divide(Some(128)), Descriptors { unauthenticated: 16, links: 16, sessions: 32 });
-        assert_eq!(Descriptors::divide(Some(10)), Descriptors { unauthenticated: 0, links: 0, sessions: 0 });
-        let unlimited = Descriptors::divide(None);
+        assert_eq!(
+            DescriptorShares::divide(Some(128)),
+            DescriptorShares { unauthenticated: 16, links: 16, sessions: 32 }
+        );
+        assert_eq!(DescriptorShares::divide(Some(10)), DescriptorShares { unauthenticated: 0, links: 0, sessions: 0 });
+        let unlimited = DescriptorShares::divide(None);
         assert_eq!((unlimited.unauthenticated, unlimited.links), (UNAUTHENTICATED, LINKS));
     }
 }

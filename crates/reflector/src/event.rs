@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// One audit event. Serialised as an object whose `event` names it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
+pub enum AuditEvent {
     /// The reflector began to serve.
     Started {
         /// The program's version.
@@ -181,31 +181,31 @@ pub enum Chain {
     Refusals,
 }
 
-impl Event {
+impl AuditEvent {
     /// The chain that this event's line belongs to.
     pub fn chain(&self) -> Chain {
         match self {
-            Event::LinkOpened { .. }
-            | Event::SessionQueued { .. }
-            | Event::SessionDenied { .. }
-            | Event::SessionUndone { .. }
-            | Event::PortHeld { .. }
-            | Event::Refused { .. }
-            | Event::RefusedMore { .. }
-            | Event::MoreOfPeer { .. } => Chain::Refusals,
-            Event::Started { .. }
-            | Event::Stopped
-            | Event::CodeOpened { .. }
-            | Event::CodeClosed { .. }
-            | Event::PeerAdded { .. }
-            | Event::PeerRemoved { .. }
-            | Event::PeerRenamed { .. }
-            | Event::SessionGranted { .. }
-            | Event::SessionEnded { .. }
-            | Event::LeasesCharged { .. }
-            | Event::LogBegunAnew { .. }
-            | Event::TailRepaired { .. }
-            | Event::LogTrimmed { .. } => Chain::Main,
+            AuditEvent::LinkOpened { .. }
+            | AuditEvent::SessionQueued { .. }
+            | AuditEvent::SessionDenied { .. }
+            | AuditEvent::SessionUndone { .. }
+            | AuditEvent::PortHeld { .. }
+            | AuditEvent::Refused { .. }
+            | AuditEvent::RefusedMore { .. }
+            | AuditEvent::MoreOfPeer { .. } => Chain::Refusals,
+            AuditEvent::Started { .. }
+            | AuditEvent::Stopped
+            | AuditEvent::CodeOpened { .. }
+            | AuditEvent::CodeClosed { .. }
+            | AuditEvent::PeerAdded { .. }
+            | AuditEvent::PeerRemoved { .. }
+            | AuditEvent::PeerRenamed { .. }
+            | AuditEvent::SessionGranted { .. }
+            | AuditEvent::SessionEnded { .. }
+            | AuditEvent::LeasesCharged { .. }
+            | AuditEvent::LogBegunAnew { .. }
+            | AuditEvent::TailRepaired { .. }
+            | AuditEvent::LogTrimmed { .. } => Chain::Main,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use paramedic_link::EndpointId;
 
-use crate::event::{Event, RefusalReason};
+use crate::event::{AuditEvent, RefusalReason};
 use crate::sessions::Now;
 
 /// The window of each count, from its first line on.
@@ -38,14 +38,14 @@ impl Cause {
     }
 
     /// What causes this event; `None` where nothing but a quota bounds it.
-    fn of(event: &Event) -> Option<Self> {
+    fn of(event: &AuditEvent) -> Option<Self> {
         match event {
-            Event::Refused { reason, .. } => Some(Cause::Refusal(*reason)),
-            Event::LinkOpened { peer, .. }
-            | Event::SessionQueued { peer, .. }
-            | Event::SessionDenied { peer, .. }
-            | Event::SessionUndone { peer, .. }
-            | Event::PortHeld { peer, .. } => Some(Cause::Peer(*peer)),
+            AuditEvent::Refused { reason, .. } => Some(Cause::Refusal(*reason)),
+            AuditEvent::LinkOpened { peer, .. }
+            | AuditEvent::SessionQueued { peer, .. }
+            | AuditEvent::SessionDenied { peer, .. }
+            | AuditEvent::SessionUndone { peer, .. }
+            | AuditEvent::PortHeld { peer, .. } => Some(Cause::Peer(*peer)),
             _ => None,
         }
     }
@@ -62,11 +62,11 @@ pub struct SuppressedLines {
 
 impl SuppressedLines {
     /// The audit event that records this; `None` for lines of the program's log.
-    pub fn event(self) -> Option<Event> {
+    pub fn event(self) -> Option<AuditEvent> {
         let count = self.count;
         match self.cause {
-            Cause::Refusal(reason) => Some(Event::RefusedMore { reason, count }),
-            Cause::Peer(peer) => Some(Event::MoreOfPeer { peer, count }),
+            Cause::Refusal(reason) => Some(AuditEvent::RefusedMore { reason, count }),
+            Cause::Peer(peer) => Some(AuditEvent::MoreOfPeer { peer, count }),
             Cause::Log(_) => None,
         }
     }
@@ -99,10 +99,10 @@ impl Window {
 impl EventThrottle {
     /// The events of these that are to be written now, each before it the count of a window that it ends.
     #[must_use]
-    pub fn pass(&mut self, events: Vec<Event>, now: Now) -> Vec<Event> {
+    pub fn pass(&mut self, events: Vec<AuditEvent>, now: Now) -> Vec<AuditEvent> {
         let mut written = Vec::with_capacity(events.len());
         for event in events {
-            if let Event::Refused { reason, .. } = &event {
+            if let AuditEvent::Refused { reason, .. } = &event {
                 let total = self.refused.entry(*reason).or_default();
                 *total = total.saturating_add(1);
             }
@@ -180,12 +180,12 @@ mod tests {
         Now { mono: Duration::from_secs(seconds), unix_ms: 0 }
     }
 
-    fn refused(reason: RefusalReason) -> Event {
-        Event::Refused { from: IpAddr::V4(Ipv4Addr::LOCALHOST), reason, peer: None }
+    fn refused(reason: RefusalReason) -> AuditEvent {
+        AuditEvent::Refused { from: IpAddr::V4(Ipv4Addr::LOCALHOST), reason, peer: None }
     }
 
-    fn denied(peer: EndpointId) -> Event {
-        Event::SessionDenied { peer, reason: DenialReason::Busy }
+    fn denied(peer: EndpointId) -> AuditEvent {
+        AuditEvent::SessionDenied { peer, reason: DenialReason::Busy }
     }
 
     fn suppressed(cause: Cause, count: u64) -> SuppressedLines {
@@ -221,13 +221,13 @@ mod tests {
     fn a_line_after_the_minute_brings_the_count_of_the_one_before() {
         let mut throttle = EventThrottle::default();
         assert_eq!(throttle.pass(vec![denied(A); 241], at(0)).len(), 240);
-        assert_eq!(throttle.pass(vec![denied(A)], at(60)), [Event::MoreOfPeer { peer: A, count: 1 }, denied(A)]);
+        assert_eq!(throttle.pass(vec![denied(A)], at(60)), [AuditEvent::MoreOfPeer { peer: A, count: 1 }, denied(A)]);
     }
 
     #[test]
     fn what_a_quota_bounds_always_passes() {
         let mut throttle = EventThrottle::default();
-        let removed = vec![Event::PeerRemoved { peer: A }; 1000];
+        let removed = vec![AuditEvent::PeerRemoved { peer: A }; 1000];
         assert_eq!(throttle.pass(removed.clone(), at(0)), removed);
     }
 

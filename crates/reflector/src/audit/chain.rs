@@ -12,7 +12,7 @@ use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::event::Event;
+use crate::event::AuditEvent;
 
 /// The end of a chain: a line's number, from 1, and its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +78,11 @@ const HASH_DIGITS: usize = 64;
 const LINE_END: &[u8] = b"\"}";
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct LineFields<'a> {
     seq: u64,
     ts: String,
     #[serde(flatten)]
-    event: &'a Event,
+    event: &'a AuditEvent,
     prev: String,
 }
 
@@ -100,12 +100,12 @@ struct Links {
 pub(super) fn write_line(
     head: Head,
     at: Timestamp,
-    event: &Event,
+    event: &AuditEvent,
     text: &mut Vec<u8>,
 ) -> Result<Head, serde_json::Error> {
     let seq = head.seq.saturating_add(1);
     let begin = text.len();
-    serde_json::to_writer(&mut *text, &Line { seq, ts: format!("{at:.3}"), event, prev: head.hash_hex() })?;
+    serde_json::to_writer(&mut *text, &LineFields { seq, ts: format!("{at:.3}"), event, prev: head.hash_hex() })?;
     // The closing brace comes after the hash.
     text.pop();
     let hash = sha256(&text[begin..]);
@@ -153,9 +153,9 @@ pub(super) fn check_line(after: After, line: &[u8]) -> Result<Head, Flaw> {
     Ok(head)
 }
 
-/// The name of [`Event::LogBegunAnew`] in a line.
+/// The name of [`AuditEvent::LogBegunAnew`] in a line.
 const BEGUN_ANEW: &str = "log_begun_anew";
-/// The name of [`Event::TailRepaired`] in a line.
+/// The name of [`AuditEvent::TailRepaired`] in a line.
 const TAIL_REPAIRED: &str = "tail_repaired";
 
 /// What a file's first line claims; nothing about it is checked.
@@ -212,7 +212,7 @@ mod tests {
 
     const PEER: EndpointId = EndpointId::from_bytes([7; 32]);
 
-    fn line(head: Head, event: &Event) -> (Vec<u8>, Head) {
+    fn line(head: Head, event: &AuditEvent) -> (Vec<u8>, Head) {
         let mut text = Vec::new();
         let at = "2026-01-31T12:00:00.1234Z".parse().unwrap();
         let head = write_line(head, at, event, &mut text).unwrap();
@@ -220,8 +220,8 @@ mod tests {
         (text, head)
     }
 
-    fn port_held(port: u16) -> Event {
-        Event::PortHeld { port, peer: PEER }
+    fn port_held(port: u16) -> AuditEvent {
+        AuditEvent::PortHeld { port, peer: PEER }
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
         );
         assert_eq!(text, expected);
         assert_eq!(head.hash, sha256(&text.as_bytes()[..text.find(",\"hash\"").unwrap()]));
-        let stopped: serde_json::Value = serde_json::from_slice(&line(head, &Event::Stopped).0).unwrap();
+        let stopped: serde_json::Value = serde_json::from_slice(&line(head, &AuditEvent::Stopped).0).unwrap();
         assert_eq!(stopped["event"], "stopped");
     }
 
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_log_may_begin_later_only_where_it_says_so() {
-        let (anew, head) = line(Head { seq: 41, hash: [3; 32] }, &Event::LogBegunAnew { after: 41 });
+        let (anew, head) = line(Head { seq: 41, hash: [3; 32] }, &AuditEvent::LogBegunAnew { after: 41 });
         assert_eq!(check_line(After::Nothing, &anew), Ok(head));
         assert_eq!(head.seq, 42);
     }

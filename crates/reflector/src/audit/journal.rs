@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use super::AuditError;
 use super::chain::ChainState;
-use super::log::{Bounds, Disk, Log, Trim};
-use crate::event::{Chain, Event};
+use super::log::{Bounds, ChainWriter, Disk, Trim};
+use crate::event::{AuditEvent, Chain};
 
 /// How large the log may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,21 +35,21 @@ impl Sizes {
 
 /// The log, ready to be appended to.
 pub(super) struct Journal {
-    main: Log,
-    refusals: Log,
+    main: ChainWriter,
+    refusals: ChainWriter,
     /// Of the main chain and of the refusals, decided with the pending lines.
     trims: [Option<Trim>; 2],
 }
 
 impl Journal {
-    /// Opens both chains; see [`Log::open`].
+    /// Opens both chains; see [`ChainWriter::open`].
     pub(super) fn open(
         folder: &Path,
         states: &BTreeMap<Chain, ChainState>,
         sizes: Sizes,
         disk: &Disk,
     ) -> Result<Self, AuditError> {
-        let open = |chain| Log::open(folder, chain, states.get(&chain).copied(), sizes.of(chain), disk.clone());
+        let open = |chain| ChainWriter::open(folder, chain, states.get(&chain).copied(), sizes.of(chain), disk.clone());
         Ok(Self { main: open(Chain::Main)?, refusals: open(Chain::Refusals)?, trims: [None; 2] })
     }
 
@@ -66,7 +66,7 @@ impl Journal {
 
     /// Writes and syncs the events in their chains; they stand once they are [`kept`](Journal::keep). On an error, none
     /// of them stands in either.
-    pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<()> {
+    pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         self.main.check_last()?;
         self.refusals.check_last()?;
         let mut of_main = Vec::new();

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use super::AuditError;
 use super::chain::{ChainState, Head, write_line};
 use super::verify::{Extent, Segment, first_claim, open_segment, segments, survey};
-use crate::event::{Chain, Event};
+use crate::event::{AuditEvent, Chain};
 use crate::store::create_private_folder;
 
 /// How large the files of a chain may become.
@@ -27,7 +27,7 @@ pub(super) struct Bounds {
 }
 
 /// One chain, ready to be appended to.
-pub(super) struct Log {
+pub(super) struct ChainWriter {
     folder: PathBuf,
     chain: Chain,
     bounds: Bounds,
@@ -35,14 +35,14 @@ pub(super) struct Log {
     /// What the database is to keep: the base, and the last line whose head was offered to it.
     state: ChainState,
     /// The files with offered lines, oldest first.
-    parts: Vec<Part>,
+    parts: Vec<ChainFile>,
     /// The last part, open; none before the first line, and after a failure.
     file: Option<File>,
     /// The file with a tail that was never offered. It is not written to again; the tail is cut once the next line
     /// records it.
     torn: Option<Torn>,
     /// What must be recorded before the next line.
-    owed: Vec<Event>,
+    owed: Vec<AuditEvent>,
     /// Written and synced, not yet offered.
     pending: Option<Pending>,
     /// Trimmed files that are deleted once the database knows the new base.
@@ -50,7 +50,7 @@ pub(super) struct Log {
 }
 
 #[derive(Clone, Debug)]
-struct Part {
+struct ChainFile {
     segment: Segment,
     /// Up to its last offered line.
     bytes: u64,
@@ -77,7 +77,7 @@ struct Torn {
 }
 
 struct Pending {
-    part: Part,
+    part: ChainFile,
     file: File,
     is_new: bool,
     head: Head,
@@ -91,7 +91,7 @@ pub(super) struct Trim {
     base: Head,
 }
 
-impl Log {
+impl ChainWriter {
     /// Opens the chain in `folder`. Whole lines behind the acknowledged head, that a crash kept from being
     /// acknowledged, are taken as they are; anything else behind it is cut with the next write. `state` is what the
     /// database knows of the chain.
@@ -124,7 +124,7 @@ impl Log {
             let head = log.state.head;
             if head.seq > 0 {
                 tracing::warn!(lines = head.seq, ?chain, "the audit log was moved away: a new one begins");
-                log.owed.push(Event::LogBegunAnew { after: head.seq });
+                log.owed.push(AuditEvent::LogBegunAnew { after: head.seq });
             }
             log.state.base = head;
             return Ok(log);
@@ -151,7 +151,7 @@ impl Log {
         let base = self.state.base;
         if survey.head == base && base.seq > 0 {
             // The log was moved away, and a crash came before the first line of the new one. A trim keeps lines.
-            self.owed.push(Event::LogBegunAnew { after: base.seq });
+            self.owed.push(AuditEvent::LogBegunAnew { after: base.seq });
         }
         let adopted = survey.head != self.state.head;
         self.state.head = survey.head;
@@ -161,11 +161,11 @@ impl Log {
                 continue;
             }
             let id = FileId::of(&fs::symlink_metadata(&segment.path)?);
-            self.parts.push(Part { segment, bytes, id });
+            self.parts.push(ChainFile { segment, bytes, id });
         }
         if let Some((segment, good_bytes)) = survey.torn {
             tracing::warn!(segment = segment.name(), bytes = survey.tail, "the audit log's unacknowledged tail is cut");
-            self.owed.push(Event::TailRepaired { segment: segment.name(), bytes: survey.tail });
+            self.owed.push(AuditEvent::TailRepaired { segment: segment.name(), bytes: survey.tail });
             self.torn = Some(Torn { segment, good_bytes });
         } else if let Some(last) = self.parts.last() {
             self.file = Some(open_segment(&last.segment.path, OpenOptions::new().append(true))?);
@@ -196,7 +196,7 @@ impl Log {
         self.parts.iter().try_for_each(|part| self.check_in_place(part))
     }
 
-    fn check_in_place(&self, part: &Part) -> io::Result<()> {
+    fn check_in_place(&self, part: &ChainFile) -> io::Result<()> {
         let found = match fs::symlink_metadata(&part.segment.path) {
             Ok(found) => Some(found).filter(|found| FileId::of(found) == part.id).map(|found| found.len()),
             Err(gone) if matches!(gone.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
@@ -236,14 +236,14 @@ impl Log {
     }
 
     /// What the main chain says of a trim of this one.
-    pub(super) fn tell_trim(&self, trim: Trim) -> Event {
+    pub(super) fn tell_trim(&self, trim: Trim) -> AuditEvent {
         let first_line = trim.base.seq.saturating_add(1);
-        Event::LogTrimmed { chain: self.chain, first_line, hash_before: trim.base.hash_hex() }
+        AuditEvent::LogTrimmed { chain: self.chain, first_line, hash_before: trim.base.hash_hex() }
     }
 
     /// Writes the lines and syncs them; they stand once they are [`settled`](Log::settle) and [`kept`](Log::keep). On an
     /// error, nothing is pending.
-    pub(super) fn append(&mut self, events: &[(Timestamp, Event)], now: Timestamp) -> io::Result<()> {
+    pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         // Nothing is written into a file that lost its name or changed its size, nor beside files that are gone.
         self.check_last()?;
         let mut text = Vec::new();
@@ -255,7 +255,7 @@ impl Log {
             return Ok(());
         }
         let added = text.len() as u64;
-        let is_full = |part: &Part| part.bytes > 0 && part.bytes + added > self.bounds.segment;
+        let is_full = |part: &ChainFile| part.bytes > 0 && part.bytes + added > self.bounds.segment;
         if self.parts.last().is_some_and(is_full) {
             self.file = None;
         }
@@ -317,7 +317,7 @@ impl Log {
         if self.torn.is_none() {
             let good_bytes = if is_new { 0 } else { self.parts.last().map_or(0, |part| part.bytes) };
             let bytes = fs::metadata(&part.segment.path).map_or(0, |now| now.len().saturating_sub(good_bytes));
-            self.owed.push(Event::TailRepaired { segment: part.segment.name(), bytes });
+            self.owed.push(AuditEvent::TailRepaired { segment: part.segment.name(), bytes });
             if good_bytes == 0 && !is_new {
                 self.parts.pop();
             }
@@ -345,7 +345,7 @@ impl Log {
     }
 
     /// The next file, which is on disk under its name before anything is written to it.
-    fn begin_file(&self) -> io::Result<(Part, File)> {
+    fn begin_file(&self) -> io::Result<(ChainFile, File)> {
         create_private_folder(&self.folder).map_err(io::Error::other)?;
         let of_parts = self.parts.last().map(|part| part.segment.number);
         let of_torn = self.torn.as_ref().map(|torn| torn.segment.number);
@@ -358,7 +358,7 @@ impl Log {
         let file = self.disk.create(&segment.path)?;
         self.disk.sync_folder(&self.folder)?;
         let id = FileId::of(&file.metadata()?);
-        Ok((Part { segment, bytes: 0, id }, file))
+        Ok((ChainFile { segment, bytes: 0, id }, file))
     }
 }
 

@@ -8,15 +8,15 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::verify::{first_claim, open_segment, segments};
-use crate::event::{Chain, Event};
+use crate::event::{AuditEvent, Chain};
 use crate::store::OwedLine;
 
 /// The part of a line that describes its event.
 #[derive(Deserialize)]
-struct Line {
+struct EventLine {
     seq: u64,
     #[serde(flatten)]
-    event: Event,
+    event: AuditEvent,
 }
 
 /// For each of these lines, whether the log in `folder` has it behind the place that it names. A line of the log stands
@@ -36,7 +36,7 @@ pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
         let file = open_segment(&segment.path, OpenOptions::new().read(true))?;
         for line in BufReader::new(file).split(b'\n') {
             // A line of a later version is none of these.
-            let Ok(Line { seq, event }) = serde_json::from_slice(&line?) else { continue };
+            let Ok(EventLine { seq, event }) = serde_json::from_slice(&line?) else { continue };
             let mut lines = owed.iter().zip(&mut written);
             let stands_for = lines.find(|(owed, written)| !**written && seq > owed.after_seq && owed.event == event);
             if let Some((_, written)) = stands_for {
@@ -57,11 +57,11 @@ mod tests {
     use super::super::chain::write_line;
     use super::*;
 
-    fn removed(peer: u8) -> Event {
-        Event::PeerRemoved { peer: EndpointId::from_bytes([peer; 32]) }
+    fn removed(peer: u8) -> AuditEvent {
+        AuditEvent::PeerRemoved { peer: EndpointId::from_bytes([peer; 32]) }
     }
 
-    fn owed(id: i64, after_seq: u64, event: Event) -> OwedLine {
+    fn owed(id: i64, after_seq: u64, event: AuditEvent) -> OwedLine {
         OwedLine { id, after_seq, event }
     }
 

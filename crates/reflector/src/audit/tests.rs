@@ -131,13 +131,13 @@ impl Home {
 }
 
 /// An event of the main chain.
-pub(super) fn opened(value: u64) -> Event {
-    Event::CodeOpened { ttl_s: value }
+pub(super) fn opened(value: u64) -> AuditEvent {
+    AuditEvent::CodeOpened { ttl_s: value }
 }
 
 /// An event that a peer can cause at will.
-pub(super) fn linked(value: u8) -> Event {
-    Event::LinkOpened { peer: EndpointId::from_bytes([value; 32]), from: Ipv4Addr::LOCALHOST.into() }
+pub(super) fn linked(value: u8) -> AuditEvent {
+    AuditEvent::LinkOpened { peer: EndpointId::from_bytes([value; 32]), from: Ipv4Addr::LOCALHOST.into() }
 }
 
 /// Drops the handle and waits until the writer, and with it the lock on the folder, is gone.
@@ -151,7 +151,7 @@ async fn end(audit: Audit) {
 async fn what_is_recorded_is_on_disk_and_chained() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
-    audit.record(vec![opened(1), Event::Stopped]).await.unwrap();
+    audit.record(vec![opened(1), AuditEvent::Stopped]).await.unwrap();
     audit.record(vec![]).await.unwrap();
     let verified = home.verify().await.unwrap();
     assert_eq!((verified.lines, verified.segments, verified.head.seq), (2, 1, 2));
@@ -512,7 +512,7 @@ async fn a_chain_is_not_replaced_by_a_line_that_begins_it_anew() {
         let home = both_chains().await;
         let head = home.states().await[&chain].head;
         let mut forged = Vec::new();
-        let anew = Event::LogBegunAnew { after: head.seq };
+        let anew = AuditEvent::LogBegunAnew { after: head.seq };
         chain::write_line(head, Timestamp::UNIX_EPOCH, &anew, &mut forged).unwrap();
         let segments = verify::segments(&home.dir(), chain).unwrap();
         segments.iter().for_each(|segment| fs::remove_file(&segment.path).unwrap());
@@ -616,7 +616,7 @@ async fn a_line_that_begins_the_log_anew_counts_only_with_its_own_hash() {
     home.recorded(LARGE, 1..=3).await;
     // A first line that claims to follow the acknowledged one. The acknowledged lines behind it are no tail of a crash.
     let mut forged = Vec::new();
-    chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &Event::LogBegunAnew { after: 3 }, &mut forged)
+    chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &AuditEvent::LogBegunAnew { after: 3 }, &mut forged)
         .unwrap();
     let digit = forged.len() - "\"}\n".len() - 1;
     forged[digit] = if forged[digit] == b'0' { b'1' } else { b'0' };

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use paramedic_host::config::{load, template};
 
 use super::output::{print_line, print_text};
-use crate::config::{Config, Flags};
+use crate::config::{AllFlags, Config};
 use crate::failure::Failure;
 
 #[derive(Subcommand)]
@@ -12,11 +12,11 @@ pub(super) enum Command {
     /// Print a configuration file that explains every setting, with its default
     Template,
     /// Check the configuration that `serve` would use
-    Check(Box<Flags>),
+    Check(Box<AllFlags>),
     /// Print the configuration that `serve` would use
     Show {
         #[command(flatten)]
-        flags: Box<Flags>,
+        flags: Box<AllFlags>,
         /// Show the source of each value
         #[arg(long)]
         origin: bool,
@@ -24,7 +24,7 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
-    let load = |flags: &Flags| load::<Config>(&flags.values, &|name| std::env::var_os(name));
+    let load = |flags: &AllFlags| load::<Config>(&flags.values, &|name| std::env::var_os(name));
     match command {
         Command::Template => print_text(&template::<Config>()),
         Command::Check(flags) => print_line(&load(&flags)?.summary()),

@@ -10,12 +10,12 @@ use super::load;
 use super::output::print_line;
 use super::state::{identity, with_state};
 use crate::audit::AuditError;
-use crate::config::Flags;
+use crate::config::AllFlags;
 use crate::failure::{Exit, Failure};
 use crate::server;
 use crate::store::StoreError;
 
-pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
+pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
     let config = load(&flags.values)?;
     log::start(&config.log, config.log_format, std::io::stderr().is_terminal(), std::io::stderr);
     let config = with_state(config)?;

@@ -22,7 +22,7 @@ struct Bench {
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
-    flags: Flags,
+    flags: AllFlags,
 }
 
 impl Bench {

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::peers::Removal;
 use super::{CodeRequester, Lifecycle, PairedDevice, Server, UnavailableEngine, lock, pair};
-use crate::event::{Event, RefusalReason};
+use crate::event::{AuditEvent, RefusalReason};
 use crate::pairing::OpenedCode;
 use crate::sessions::Snapshot;
 
@@ -389,7 +389,7 @@ async fn open_code(
         Ok(opened) => opened,
         Err(error) => return reply(&mut write, &AdminReply::Failed { because: error.to_string() }).await,
     };
-    let recorded = server.audit.record(vec![Event::CodeOpened { ttl_s }]).await;
+    let recorded = server.audit.record(vec![AuditEvent::CodeOpened { ttl_s }]).await;
     let is_sent = match &recorded {
         Ok(()) => reply(&mut write, &AdminReply::Code { code, expires_in_s: ttl_s }).await.is_ok(),
         Err(_) => false,
@@ -421,7 +421,7 @@ async fn open_code(
     if let Err(fault) = recorded {
         return reply(&mut write, &AdminReply::Failed { because: fault.to_string() }).await;
     }
-    server.record(vec![Event::CodeClosed { why: why.to_owned() }]).await;
+    server.record(vec![AuditEvent::CodeClosed { why: why.to_owned() }]).await;
     reply(&mut write, &AdminReply::CodeClosed { why: why.to_owned() }).await
 }
 

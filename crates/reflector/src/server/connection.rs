@@ -24,7 +24,7 @@ use super::grant::{self, ClaimError, RequestingLink};
 use super::running_session::{self, PhaseEvent, RunningSession, SessionEvent};
 use super::{Lifecycle, LinkCommand, Server, lock};
 use crate::connection_limiter::Prefix;
-use crate::event::{Event, RefusalReason};
+use crate::event::{AuditEvent, RefusalReason};
 use crate::message_budget::Cost;
 use crate::sessions::{Answer, LinkId, Reservation};
 
@@ -36,12 +36,12 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a closing link waits for the other side to read and close.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) type Stream = TlsStream<TcpStream>;
+pub(super) type LinkStream = TlsStream<TcpStream>;
 
 /// A link of a known peer.
 pub(super) struct Connection {
     server: Arc<Server>,
-    framed: Framed<Stream>,
+    framed: Framed<LinkStream>,
     id: LinkId,
     peer: EndpointId,
     from: IpAddr,
@@ -75,7 +75,7 @@ enum LinkFlow {
 impl Connection {
     pub(super) fn open(
         server: Arc<Server>,
-        framed: Framed<Stream>,
+        framed: Framed<LinkStream>,
         id: LinkId,
         peer: EndpointId,
         from: IpAddr,
@@ -109,7 +109,7 @@ impl Connection {
         let next = match next {
             LinkFlow::Continue => {
                 self.server.note_prefix(self.peer, Prefix::of(self.from));
-                let opened = Event::LinkOpened { peer: self.peer, from: self.from };
+                let opened = AuditEvent::LinkOpened { peer: self.peer, from: self.from };
                 // While the audit log can't be written, links and running tests go on; only grants stop.
                 let recorded = tokio::spawn(self.server.record(vec![opened]));
                 let _ = tokio::time::timeout(HEARTBEAT, recorded).await;
@@ -281,7 +281,7 @@ impl Connection {
     }
 
     /// Records events before the appliance is told of them.
-    async fn record(&mut self, events: Vec<Event>) {
+    async fn record(&mut self, events: Vec<AuditEvent>) {
         let recorded = tokio::spawn(self.server.record(events));
         let _ = self.wait_with_heartbeat(recorded).await;
     }
@@ -348,7 +348,7 @@ impl Connection {
     }
 
     /// Carries out a decision: a reservation becomes a grant; a denial or a queue position is recorded and then sent.
-    async fn carry_out(&mut self, answer: Answer, events: Vec<Event>) -> LinkFlow {
+    async fn carry_out(&mut self, answer: Answer, events: Vec<AuditEvent>) -> LinkFlow {
         match answer {
             Answer::Queued { place, expected_wait } => {
                 self.record(events).await;
@@ -364,7 +364,7 @@ impl Connection {
     }
 
     /// Turns a reservation into a grant and sends it.
-    async fn grant(&mut self, reservation: Reservation, mut events: Vec<Event>) -> LinkFlow {
+    async fn grant(&mut self, reservation: Reservation, mut events: Vec<AuditEvent>) -> LinkFlow {
         let session = reservation.session;
         let (claimed, of_claim) = tokio::task::block_in_place(|| {
             let link =

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::Server;
 use super::running_session::{self, RunningSession};
-use crate::event::Event;
+use crate::event::AuditEvent;
 use crate::sessions::{Answer, Reservation};
 
 /// The link that a session is asked for on.
@@ -50,7 +50,7 @@ pub(super) fn claim(
     server: &Arc<Server>,
     mut reservation: Reservation,
     link: &RequestingLink<'_>,
-) -> (Result<ClaimedSession, ClaimError>, Vec<Event>) {
+) -> (Result<ClaimedSession, ClaimError>, Vec<AuditEvent>) {
     let mut events = Vec::new();
     let peer = reservation.peer;
     loop {
@@ -100,7 +100,10 @@ pub(super) fn claim(
 /// Step 2: writes the grant down. `events` go into the audit log next to each other, the grant among them. The answer is
 /// the session, now reachable by all, with step 3: what to send. It does not come where nothing was recorded, or the
 /// receiver was gone before: then the session is taken back. In a task of its own, which never stops half-way.
-pub(super) fn record(claim: ClaimedSession, events: Vec<Event>) -> oneshot::Receiver<(Arc<RunningSession>, Grant)> {
+pub(super) fn record(
+    claim: ClaimedSession,
+    events: Vec<AuditEvent>,
+) -> oneshot::Receiver<(Arc<RunningSession>, Grant)> {
     let (recorded, promised) = oneshot::channel();
     tokio::spawn(write_down(claim, events, recorded));
     promised
@@ -108,14 +111,15 @@ pub(super) fn record(claim: ClaimedSession, events: Vec<Event>) -> oneshot::Rece
 
 async fn write_down(
     claim: ClaimedSession,
-    events: Vec<Event>,
+    events: Vec<AuditEvent>,
     recorded: oneshot::Sender<(Arc<RunningSession>, Grant)>,
 ) {
     let ClaimedSession { pending, running, promise } = claim;
     let server = Arc::clone(&pending.server);
     let (session, peer) = (running.session, running.peer);
     // What happened beside, and stays true should the grant be taken back.
-    let is_grant = |event: &Event| matches!(event, Event::SessionGranted { session: of, .. } if *of == session);
+    let is_grant =
+        |event: &AuditEvent| matches!(event, AuditEvent::SessionGranted { session: of, .. } if *of == session);
     let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
     let durable = async {
         server.store.record_test(session, peer, server.now().unix_ms).await?;
@@ -167,7 +171,7 @@ struct PendingReservation {
 
 impl PendingReservation {
     /// Takes the reservation back; the events of that.
-    fn undo(mut self) -> Vec<Event> {
+    fn undo(mut self) -> Vec<AuditEvent> {
         self.is_over = true;
         self.server.undo(self.session)
     }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::connection::{CLOSE_TIMEOUT, Connection, Stream};
+use super::connection::{CLOSE_TIMEOUT, Connection, LinkStream};
 use super::connection_slot::HandshakenConnection;
 use super::{Link, LinkCommand, Server, lock, pair};
 use crate::event::RefusalReason;
@@ -98,7 +98,7 @@ fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<L
 }
 
 /// The one answer to a client that is not paired: always the same, and always [`REFUSAL_DELAY`] after its message.
-async fn reject_unpaired(mut framed: Framed<Stream>, answer_at: Instant) {
+async fn reject_unpaired(mut framed: Framed<LinkStream>, answer_at: Instant) {
     tokio::time::sleep_until(answer_at).await;
     // Best effort, for a bounded time.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {

@@ -20,8 +20,8 @@ use super::{Lifecycle, STOP_TIMEOUT, Server, accept, admin_socket, known, lock, 
 use crate::audit::{Audit, Sizes};
 use crate::config::Config;
 use crate::connection_limiter::ConnectionLimiter;
-use crate::descriptors::{self, Descriptors};
-use crate::event::Event;
+use crate::descriptors::{self, DescriptorShares};
+use crate::event::AuditEvent;
 use crate::event_throttle::SuppressedLines;
 use crate::known_prefixes::KnownPrefixes;
 use crate::pairing::Pairing;
@@ -32,7 +32,7 @@ use crate::store::Store;
 pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAddr])) -> anyhow::Result<()> {
     // Before the server reports that it is ready: a signal that arrives right after must be handled.
     let mut signals = Signals::listen()?;
-    let descriptors = Descriptors::divide(allow_many_descriptors());
+    let descriptors = DescriptorShares::divide(allow_many_descriptors());
     let id = key.id();
     let store = Store::open(&config.database()).await?;
     let (leases, leased_bytes) = store.charge_open_leases().await?;
@@ -93,9 +93,9 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         unsettled: Mutex::default(),
         config,
     });
-    let mut first = vec![Event::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
+    let mut first = vec![AuditEvent::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
     if leases > 0 {
-        first.push(Event::LeasesCharged { sessions: leases, bytes: leased_bytes });
+        first.push(AuditEvent::LeasesCharged { sessions: leases, bytes: leased_bytes });
     }
     server.audit.record(first).await.context("the audit log can't be written")?;
 
@@ -150,7 +150,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let _ = tokio::time::timeout(STOP_TIMEOUT, server.teardowns.write()).await;
     let suppressed = lock(&server.throttle).finish();
     let mut last = suppressed.into_iter().filter_map(SuppressedLines::event).collect::<Vec<_>>();
-    last.push(Event::Stopped);
+    last.push(AuditEvent::Stopped);
     // A log that can't be written must not keep the program from ending.
     let _ = server.audit.record(last).await;
     server.write_pending().await;

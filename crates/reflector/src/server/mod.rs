@@ -35,7 +35,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::event::{Event, RefusalReason};
+use crate::event::{AuditEvent, RefusalReason};
 use crate::event_throttle::{Cause, EventThrottle, SuppressedLines};
 use crate::known_prefixes::KnownPrefixes;
 use crate::message_budget::MessageBudgets;
@@ -144,12 +144,12 @@ impl Server {
 
     /// Writes events that no promise hangs on. They take their place in the log now; await the answer before telling
     /// of them. What can't be written is noted for when it can: a fault shows in the status and stops further grants.
-    fn record(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send + use<> {
+    fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
 
     /// As [`Server::record`], for a caller that can't wait.
-    fn record_soon(&self, events: Vec<Event>) {
+    fn record_soon(&self, events: Vec<AuditEvent>) {
         // Without a runtime the program is ending, and so is the log.
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && !events.is_empty()
@@ -193,7 +193,7 @@ impl Server {
 
     /// Takes back a reservation that was not promised, if it still exists. Returns the events of that.
     #[must_use]
-    fn undo(&self, session: SessionId) -> Vec<Event> {
+    fn undo(&self, session: SessionId) -> Vec<AuditEvent> {
         let undone = self.sessions().undo(session, self.now());
         self.capacity_freed();
         undone
@@ -264,7 +264,7 @@ impl Server {
 
     /// Counts a refused connection, and logs it at a bounded rate.
     fn refuse(&self, from: IpAddr, reason: RefusalReason, peer: Option<EndpointId>) {
-        let events = lock(&self.throttle).pass(vec![Event::Refused { from, reason, peer }], self.now());
+        let events = lock(&self.throttle).pass(vec![AuditEvent::Refused { from, reason, peer }], self.now());
         for event in events {
             tracing::info!(?event, "refused");
             self.audit.note(event);

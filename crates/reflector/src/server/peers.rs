@@ -12,7 +12,7 @@ use paramedic_link::{EndpointId, PeerText};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::audit::{self, Audit};
-use crate::event::Event;
+use crate::event::AuditEvent;
 use crate::store::{Peer, Store};
 
 /// All paired appliances.
@@ -111,7 +111,7 @@ impl Peers {
         let name = self.read().get(&id).map_or_else(|| name.clone(), |peer| peer.name.clone());
         // A device that pairs again gets a line too.
         if !is_new && by == "code" {
-            let event = Event::PeerAdded { peer: id, name: name.clone(), by: by.to_owned() };
+            let event = AuditEvent::PeerAdded { peer: id, name: name.clone(), by: by.to_owned() };
             self.audit.record(vec![event]).await?;
         }
         Ok((name, is_new))

@@ -21,7 +21,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 
 use crate::descriptors;
-use crate::event::Event;
+use crate::event::AuditEvent;
 use decision::millis;
 pub use decision::{
     Answer, Lease, LinkId, Now, PastUsage, PeerStatus, QueueStatus, Reservation, SessionAccounts, SessionAction,
@@ -31,7 +31,7 @@ use limits::denial;
 pub use limits::{Limits, span};
 use ports::Ports;
 use queue::{Occupancy, Queue};
-use session::{Ending, START_TIMEOUT, Session};
+use session::{HeldSession, PendingEnd, START_TIMEOUT};
 
 /// When to ask again while audit log or state can't be written.
 const RETRY_FAULTED: Duration = Duration::from_secs(5);
@@ -51,9 +51,9 @@ pub struct Sessions<H> {
     ports: Ports,
     queue: Queue,
     tests: quota::Tests,
-    bytes: quota::Bytes,
+    bytes: quota::ChargedBytes,
     /// Reserved and running ones: each holds a slot, and never are there more than slots.
-    held: BTreeMap<SessionId, Session<H>>,
+    held: BTreeMap<SessionId, HeldSession<H>>,
     draining: bool,
     faulted: bool,
     /// Something changed since the last `poll` that could move the queue.
@@ -68,7 +68,7 @@ impl<H> Sessions<H> {
             limits,
             queue: Queue::default(),
             tests: quota::Tests::new(past.tests),
-            bytes: quota::Bytes::new(past.bytes_today),
+            bytes: quota::ChargedBytes::new(past.bytes_today),
             held: BTreeMap::new(),
             draining: false,
             faulted: false,
@@ -94,7 +94,7 @@ impl<H> Sessions<H> {
         wait: bool,
         id: SessionId,
         now: Now,
-    ) -> (Answer, Vec<Event>) {
+    ) -> (Answer, Vec<AuditEvent>) {
         with_event(peer, self.answer(link, peer, spec, wait, id, now))
     }
 
@@ -138,14 +138,14 @@ impl<H> Sessions<H> {
 
     /// Denies a request that this host can't do, before anything is reserved for it.
     #[must_use]
-    pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> (Answer, Vec<Event>) {
+    pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> (Answer, Vec<AuditEvent>) {
         with_event(peer, Answer::Denied(denial))
     }
 
     /// Another program holds the reserved port: takes the next one of the range, or undoes the reservation
     /// where there is none. Only before [`Sessions::opened`].
     #[must_use]
-    pub fn port_is_held(&mut self, session: SessionId, now: Now) -> (Answer, Vec<Event>) {
+    pub fn port_is_held(&mut self, session: SessionId, now: Now) -> (Answer, Vec<AuditEvent>) {
         let held = self.held.get_mut(&session).filter(|session| !session.opened);
         let Some((held, port)) = held.and_then(|held| held.port.map(|port| (held, port))) else {
             let gone = denial(DenialReason::Faulted, "the reservation is gone", Some(RETRY_FAULTED));
@@ -154,7 +154,7 @@ impl<H> Sessions<H> {
         self.changed = true;
         self.ports.give_back_held(port, now.mono);
         let peer = held.peer;
-        let mut events = vec![Event::PortHeld { port, peer }];
+        let mut events = vec![AuditEvent::PortHeld { port, peer }];
         held.tried.insert(port);
         held.port = self.ports.take(&held.tried, now.mono);
         if held.port.is_some() {
@@ -170,7 +170,7 @@ impl<H> Sessions<H> {
     /// Everything that was reserved is claimed: from here on it is a grant, on its way to the disk and then to the
     /// appliance. `false`: the reservation was taken back in the meantime; release everything.
     #[must_use]
-    pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<Event>) {
+    pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<AuditEvent>) {
         let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
         if held.opened {
             return (true, Vec::new());
@@ -178,7 +178,7 @@ impl<H> Sessions<H> {
         held.opened = true;
         held.silence_check_at = now.mono.saturating_add(END_AFTER_SILENCE);
         held.start_by = Some(now.mono.saturating_add(START_TIMEOUT));
-        let granted = Event::SessionGranted {
+        let granted = AuditEvent::SessionGranted {
             session,
             peer: held.peer,
             engine: held.spec.engine.clone(),
@@ -208,27 +208,28 @@ impl<H> Sessions<H> {
 
     /// Nothing was promised, because something could not be claimed or recorded: slot, port and test go back.
     #[must_use]
-    pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<Event> {
+    pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
-        let undone = self.take_back(session).map(|held| Event::SessionUndone { session, peer: held.peer });
+        let undone = self.take_back(session).map(|held| AuditEvent::SessionUndone { session, peer: held.peer });
         undone.into_iter().collect()
     }
 
     /// The link withdraws its request. A granted session goes on: `finish` ends that.
     #[must_use]
-    pub fn withdraw(&mut self, link: LinkId) -> Vec<Event> {
+    pub fn withdraw(&mut self, link: LinkId) -> Vec<AuditEvent> {
         if self.queue.remove(link).is_some() {
             self.changed = true;
         }
         let unopened = self.held.iter().find(|(_, held)| held.link == link && !held.opened).map(|(id, _)| *id);
-        let undone = unopened
-            .and_then(|session| self.take_back(session).map(|held| Event::SessionUndone { session, peer: held.peer }));
+        let undone = unopened.and_then(|session| {
+            self.take_back(session).map(|held| AuditEvent::SessionUndone { session, peer: held.peer })
+        });
         undone.into_iter().collect()
     }
 
     /// The link closed: its request is withdrawn, its session ends.
     #[must_use]
-    pub fn link_closed(&mut self, link: LinkId, now: Now) -> Vec<Event> {
+    pub fn link_closed(&mut self, link: LinkId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
         let events = self.withdraw(link);
         self.end_where(EndReason::LinkClosed, |held| held.link == link);
@@ -300,7 +301,7 @@ impl<H> Sessions<H> {
     #[must_use]
     pub fn tear_down(&mut self, session: SessionId, reason: EndReason, now: Now) -> Option<H> {
         let held = self.held.get_mut(&session)?;
-        held.ending.get_or_insert(Ending { reason, reported_at: Some(now.mono) });
+        held.ending.get_or_insert(PendingEnd { reason, reported_at: Some(now.mono) });
         held.handle.take()
     }
 
@@ -313,7 +314,7 @@ impl<H> Sessions<H> {
         used_bytes: u64,
         reason: EndReason,
         now: Now,
-    ) -> (Option<SessionAccounts>, Vec<Event>) {
+    ) -> (Option<SessionAccounts>, Vec<AuditEvent>) {
         self.pass_time(now);
         let Some(held) = self.held.remove(&session) else { return (None, Vec::new()) };
         self.changed = true;
@@ -322,7 +323,7 @@ impl<H> Sessions<H> {
         }
         let bytes_by_day = self.settle(&held, used_bytes, now.day());
         let reason = held.ending.map_or(reason, |ending| ending.reason);
-        let ended = Event::SessionEnded {
+        let ended = AuditEvent::SessionEnded {
             session,
             peer: held.peer,
             reason,
@@ -340,7 +341,7 @@ impl<H> Sessions<H> {
         now: Now,
         last_heard: &dyn Fn(&H) -> Duration,
         new_id: &mut dyn FnMut() -> SessionId,
-    ) -> (Vec<SessionAction>, Vec<Event>) {
+    ) -> (Vec<SessionAction>, Vec<AuditEvent>) {
         self.pass_time(now);
         let mut actions = Vec::new();
         self.end_what_is_due(now.mono, last_heard, &mut actions);
@@ -356,7 +357,7 @@ impl<H> Sessions<H> {
         if self.changed {
             return Some(Duration::ZERO);
         }
-        self.held.values().filter_map(Session::next_deadline).min()
+        self.held.values().filter_map(HeldSession::next_deadline).min()
     }
 
     /// The current state.
@@ -502,7 +503,7 @@ impl<H> Sessions<H> {
         self.tests.charge(peer, id, now.unix_ms);
         self.queue.note_served(peer);
         self.changed = true;
-        let session = Session::new(link, peer, spec, port, now.mono);
+        let session = HeldSession::new(link, peer, spec, port, now.mono);
         let reservation = session.reservation(id);
         self.held.insert(id, session);
         Ok(reservation)
@@ -510,7 +511,7 @@ impl<H> Sessions<H> {
 
     /// Gives back everything that a reservation holds. That its peer was served is not taken back: a peer
     /// whose requests fail again and again must not come first each time.
-    fn take_back(&mut self, session: SessionId) -> Option<Session<H>> {
+    fn take_back(&mut self, session: SessionId) -> Option<HeldSession<H>> {
         let held = self.held.remove(&session)?;
         self.changed = true;
         if let Some(port) = held.port {
@@ -525,7 +526,7 @@ impl<H> Sessions<H> {
 
     /// Spreads the used bytes over the leases, the oldest first, and returns the rest of each. What was used beyond
     /// them, a receive buffer perhaps, is charged to the last day.
-    fn settle(&mut self, held: &Session<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
+    fn settle(&mut self, held: &HeldSession<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
         let mut left = used_bytes;
         let mut by_day = Vec::new();
         for (day, leased) in &held.leased {
@@ -546,9 +547,9 @@ impl<H> Sessions<H> {
         by_day
     }
 
-    fn end_where(&mut self, reason: EndReason, is_meant: impl Fn(&Session<H>) -> bool) {
+    fn end_where(&mut self, reason: EndReason, is_meant: impl Fn(&HeldSession<H>) -> bool) {
         for held in self.held.values_mut().filter(|held| held.ending.is_none() && is_meant(held)) {
-            held.ending = Some(Ending { reason, reported_at: None });
+            held.ending = Some(PendingEnd { reason, reported_at: None });
             self.changed = true;
         }
     }
@@ -571,12 +572,12 @@ impl<H> Sessions<H> {
         now: Now,
         new_id: &mut dyn FnMut() -> SessionId,
         actions: &mut Vec<SessionAction>,
-    ) -> Vec<Event> {
+    ) -> Vec<AuditEvent> {
         let mut events = Vec::new();
         if self.draining {
             for waiting in self.queue.clear() {
                 let denial = draining();
-                events.push(Event::SessionDenied { peer: waiting.peer, reason: denial.reason });
+                events.push(AuditEvent::SessionDenied { peer: waiting.peer, reason: denial.reason });
                 actions.push(SessionAction::Deny { link: waiting.link, denial });
             }
         }
@@ -589,7 +590,7 @@ impl<H> Sessions<H> {
             actions.push(match outcome {
                 Ok(reservation) => SessionAction::Reserve(reservation),
                 Err(denial) => {
-                    events.push(Event::SessionDenied { peer, reason: denial.reason });
+                    events.push(AuditEvent::SessionDenied { peer, reason: denial.reason });
                     SessionAction::Deny { link, denial }
                 }
             });
@@ -627,11 +628,11 @@ impl<H> Sessions<H> {
 }
 
 /// An answer to a request of `peer`, with its event. What is reserved has one only once it is opened.
-fn with_event(peer: EndpointId, answer: Answer) -> (Answer, Vec<Event>) {
+fn with_event(peer: EndpointId, answer: Answer) -> (Answer, Vec<AuditEvent>) {
     let event = match &answer {
         Answer::Reserved(_) => None,
-        Answer::Queued { place, .. } => Some(Event::SessionQueued { peer, place: *place }),
-        Answer::Denied(denial) => Some(Event::SessionDenied { peer, reason: denial.reason }),
+        Answer::Queued { place, .. } => Some(AuditEvent::SessionQueued { peer, place: *place }),
+        Answer::Denied(denial) => Some(AuditEvent::SessionDenied { peer, reason: denial.reason }),
     };
     (answer, event.into_iter().collect())
 }

@@ -357,17 +357,17 @@ impl World {
     }
 
     /// Counts the events of one call.
-    fn note(&mut self, events: Vec<Event>) {
+    fn note(&mut self, events: Vec<AuditEvent>) {
         for event in events {
             match event {
-                Event::SessionGranted { session, port, .. } => {
+                AuditEvent::SessionGranted { session, port, .. } => {
                     assert!(self.granted.insert(session) && !self.over.contains(&session));
                     assert_eq!(self.held[&session].port, port);
                 }
-                Event::SessionEnded { session, .. } | Event::SessionUndone { session, .. } => {
+                AuditEvent::SessionEnded { session, .. } | AuditEvent::SessionUndone { session, .. } => {
                     assert!(self.over.insert(session), "over only once");
                 }
-                Event::SessionQueued { .. } | Event::SessionDenied { .. } | Event::PortHeld { .. } => {}
+                AuditEvent::SessionQueued { .. } | AuditEvent::SessionDenied { .. } | AuditEvent::PortHeld { .. } => {}
                 other => panic!("{other:?} is not a session's event"),
             }
         }

@@ -69,11 +69,11 @@ impl Tests {
 
 /// Bytes charged, by day: those that flowed, and those of open leases as if they had.
 #[derive(Debug, Default)]
-pub(super) struct Bytes {
+pub(super) struct ChargedBytes {
     days: BTreeMap<u32, BTreeMap<EndpointId, u64>>,
 }
 
-impl Bytes {
+impl ChargedBytes {
     pub(super) fn new(past: Vec<(EndpointId, u32, u64)>) -> Self {
         let mut all = Self::default();
         for (peer, day, bytes) in past {
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn days_are_counted_apart_and_forgotten_after_a_week() {
-        let mut bytes = Bytes::new(vec![(PEER, 10, 5)]);
+        let mut bytes = ChargedBytes::new(vec![(PEER, 10, 5)]);
         bytes.charge(PEER, 11, 7);
         assert_eq!((bytes.of_peer(PEER, 10), bytes.of_all(11)), (5, 7));
         bytes.pass_time(18);
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn charges_stop_at_the_largest_number() {
-        let mut bytes = Bytes::new(vec![(PEER, 1, u64::MAX)]);
+        let mut bytes = ChargedBytes::new(vec![(PEER, 1, u64::MAX)]);
         bytes.charge(PEER, 1, u64::MAX);
         bytes.charge(EndpointId::from_bytes([2; 32]), 1, 1);
         assert_eq!(bytes.of_all(1), u64::MAX);

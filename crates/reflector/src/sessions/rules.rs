@@ -67,7 +67,7 @@ struct Fixture {
     /// When something was last heard of each session.
     heard: BTreeMap<SessionId, Duration>,
     /// The events of all decisions.
-    events: Vec<Event>,
+    events: Vec<AuditEvent>,
 }
 
 fn id(n: u64) -> SessionId {
@@ -356,7 +356,10 @@ fn a_held_port_is_never_granted_and_the_next_one_is_tried() {
     assert!(fixture.open(second.session));
     let events = &fixture.events;
     assert!(
-        matches!(events[..], [Event::PortHeld { port: 5201, .. }, Event::SessionGranted { port: Some(5202), .. }]),
+        matches!(
+            events[..],
+            [AuditEvent::PortHeld { port: 5201, .. }, AuditEvent::SessionGranted { port: Some(5202), .. }]
+        ),
         "{events:?}"
     );
 }
@@ -381,7 +384,7 @@ fn an_undone_session_costs_nothing() {
     for _ in 0..3 {
         let reserved = fixture.grant(1, A, direct());
         fixture.sessions.lease(reserved.session, 900_000, fixture.now).unwrap();
-        let undone = Event::SessionUndone { session: reserved.session, peer: A };
+        let undone = AuditEvent::SessionUndone { session: reserved.session, peer: A };
         assert_eq!(fixture.sessions.undo(reserved.session, fixture.now), [undone]);
     }
     let seen = fixture.sessions.snapshot(fixture.now);
@@ -655,7 +658,7 @@ fn every_decision_leaves_its_event() {
     fixture.pass(seconds(4));
     fixture.end(&session, 9);
     let expected = [
-        Event::SessionGranted {
+        AuditEvent::SessionGranted {
             session: session.session,
             peer: A,
             engine: engine("tcp"),
@@ -663,9 +666,9 @@ fn every_decision_leaves_its_event() {
             port: Some(5201),
             expires_in_ms: 47_000,
         },
-        Event::SessionQueued { peer: B, place: 1 },
-        Event::SessionDenied { peer: C, reason: DenialReason::Busy },
-        Event::SessionEnded {
+        AuditEvent::SessionQueued { peer: B, place: 1 },
+        AuditEvent::SessionDenied { peer: C, reason: DenialReason::Busy },
+        AuditEvent::SessionEnded {
             session: session.session,
             peer: A,
             reason: EndReason::Finished,

@@ -18,7 +18,7 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One session, from its reservation until its accounts are settled.
 #[derive(Debug)]
-pub(super) struct Session<H> {
+pub(super) struct HeldSession<H> {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
@@ -38,17 +38,17 @@ pub(super) struct Session<H> {
     pub(super) start_by: Option<Duration>,
     /// Bytes leased on each day.
     pub(super) leased: BTreeMap<u32, u64>,
-    pub(super) ending: Option<Ending>,
+    pub(super) ending: Option<PendingEnd>,
 }
 
 #[derive(Debug)]
-pub(super) struct Ending {
+pub(super) struct PendingEnd {
     pub(super) reason: EndReason,
     /// When the end was last reported to the shell.
     pub(super) reported_at: Option<Duration>,
 }
 
-impl<H> Session<H> {
+impl<H> HeldSession<H> {
     pub(super) fn new(link: LinkId, peer: EndpointId, spec: TestSpec, port: Option<u16>, mono: Duration) -> Self {
         Self {
             link,
@@ -99,20 +99,20 @@ impl<H> Session<H> {
                 return None;
             }
         }
-        let ending = self.ending.get_or_insert(Ending { reason: because, reported_at: None });
+        let ending = self.ending.get_or_insert(PendingEnd { reason: because, reported_at: None });
         ending.reported_at = Some(mono);
         Some(ending.reason)
     }
 
-    /// When [`Session::end_if_due`] must be called.
+    /// When [`HeldSession::end_if_due`] must be called.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.opened.then(|| match &self.ending {
             None => {
                 let deadline = self.deadline.min(self.silence_check_at);
                 self.start_by.map_or(deadline, |start_by| deadline.min(start_by))
             }
-            Some(Ending { reported_at: Some(at), .. }) => at.saturating_add(END_REPEAT_INTERVAL),
-            Some(Ending { reported_at: None, .. }) => Duration::ZERO,
+            Some(PendingEnd { reported_at: Some(at), .. }) => at.saturating_add(END_REPEAT_INTERVAL),
+            Some(PendingEnd { reported_at: None, .. }) => Duration::ZERO,
         })
     }
 

@@ -15,7 +15,7 @@ const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// One transaction, rolled back unless it is concluded.
-pub(super) struct Change {
+pub(super) struct PendingChange {
     pub(super) work: Transaction<'static, Sqlite>,
     /// How many rows its connection had changed before.
     before: i64,
@@ -52,18 +52,22 @@ impl Store {
     }
 
     /// Begins a change, with the write lock held: it can't fail later because another process writes.
-    pub(super) async fn begin(&self, doing: &'static str) -> Result<Change, StoreError> {
+    pub(super) async fn begin(&self, doing: &'static str) -> Result<PendingChange, StoreError> {
         let begun = async {
             let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await?;
             let before = total_changes(&mut work).await?;
-            Ok(Change { work, before, doing })
+            Ok(PendingChange { work, before, doing })
         };
         begun.await.map_err(|why| self.note_fault(self.failure(doing, why)))
     }
 
     /// Commits a change that was `done`, and has the second connection see it. What could not be done is rolled back.
-    pub(super) async fn conclude<T>(&self, change: Change, done: Result<T, sqlx::Error>) -> Result<T, StoreError> {
-        let Change { mut work, before, doing } = change;
+    pub(super) async fn conclude<T>(
+        &self,
+        change: PendingChange,
+        done: Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let PendingChange { mut work, before, doing } = change;
         let failed = |why| self.failure(doing, why);
         let kept = async {
             let done = done.map_err(failed)?;

@@ -6,7 +6,7 @@ use sqlx::{Sqlite, Transaction};
 use super::error::is_unique_violation;
 use super::prefixes::forget_prefixes;
 use super::{Store, StoreError, signed, unix_now, unsigned};
-use crate::event::Event;
+use crate::event::AuditEvent;
 
 /// A paired appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct OwedLine {
     /// The last line that was acknowledged before the change: this one can only follow it.
     pub after_seq: u64,
     /// Its event.
-    pub event: Event,
+    pub event: AuditEvent,
 }
 
 impl Store {
@@ -69,7 +69,7 @@ impl Store {
                 .bind(signed(unix_now()))
                 .execute(&mut *change.work)
                 .await?;
-            owe(&mut change.work, &Event::PeerAdded { peer: id, name, by: by.to_owned() }).await?;
+            owe(&mut change.work, &AuditEvent::PeerAdded { peer: id, name, by: by.to_owned() }).await?;
             Ok(true)
         };
         let added = added.await;
@@ -84,7 +84,7 @@ impl Store {
             let is_removed = removed.execute(&mut *change.work).await?.rows_affected() > 0;
             if is_removed {
                 forget_prefixes(&mut change.work, id).await?;
-                owe(&mut change.work, &Event::PeerRemoved { peer: id }).await?;
+                owe(&mut change.work, &AuditEvent::PeerRemoved { peer: id }).await?;
             }
             Ok(is_removed)
         };
@@ -106,7 +106,7 @@ impl Store {
                 .await?;
             let is_renamed = renamed.rows_affected() > 0;
             if is_renamed {
-                owe(&mut change.work, &Event::PeerRenamed { peer: id, name: name.clone() }).await?;
+                owe(&mut change.work, &AuditEvent::PeerRenamed { peer: id, name: name.clone() }).await?;
             }
             Ok(is_renamed)
         };
@@ -148,7 +148,7 @@ impl Store {
 }
 
 /// Has the change owe a line of the audit log.
-async fn owe(work: &mut Transaction<'static, Sqlite>, event: &Event) -> Result<(), sqlx::Error> {
+async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Result<(), sqlx::Error> {
     let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
     sqlx::query(
         "INSERT INTO outbox (after_seq, event) \

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::audit::{ChainState, Head};
 use crate::connection_limiter::Prefix;
-use crate::event::{Chain, Event};
+use crate::event::{AuditEvent, Chain};
 
 fn id(byte: u8) -> EndpointId {
     EndpointId::from_bytes([byte; 32])
@@ -365,9 +365,9 @@ async fn each_change_of_the_peers_owes_a_line_until_it_is_written() {
     let store = open(&folder).await;
     let owed = store.owed_lines().await.unwrap();
     let events = owed.iter().map(|line| line.event.clone()).collect::<Vec<_>>();
-    let added = Event::PeerAdded { peer: id(1), name: "attic".into(), by: "code".to_owned() };
-    let renamed = Event::PeerRenamed { peer: id(1), name: "cellar".into() };
-    assert_eq!(events, [added, renamed, Event::PeerRemoved { peer: id(1) }]);
+    let added = AuditEvent::PeerAdded { peer: id(1), name: "attic".into(), by: "code".to_owned() };
+    let renamed = AuditEvent::PeerRenamed { peer: id(1), name: "cellar".into() };
+    assert_eq!(events, [added, renamed, AuditEvent::PeerRemoved { peer: id(1) }]);
     assert!(owed.iter().all(|line| line.after_seq == 7));
     store.lines_written(&owed[..2]).await.unwrap();
     assert_eq!(store.owed_lines().await.unwrap(), owed[2..]);
