@@ -581,7 +581,7 @@ async fn a_new_log_that_begins_again_drops_its_first_try() {
     // The line is whole, its sync failed, and the next file has it again; killed before the first file was removed.
     for (number, second) in [(1, 1), (2, 2)] {
         let (at, mut line) = (Timestamp::from_second(second).unwrap(), Vec::new());
-        chain::write_line(head, at, &Event::LogBegunAnew { after: head.seq }, &mut line).unwrap();
+        chain::write_line(head, at, &AuditEvent::LogBegunAnew { after: head.seq }, &mut line).unwrap();
         fs::write(home.segment(number), line).unwrap();
     }
     let second = fs::read(home.segment(2)).unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use paramedic_host::self_test::{self, Step};
 use paramedic_report::quantity;
-use paramedic_report::self_test::{Role, Row, SelfTest, fact_rows, rate_note, rate_rows};
+use paramedic_report::self_test::{FactRow, Role, SelfTest, fact_rows, rate_note, rate_rows};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{harmless, print_json, print_line};
@@ -102,7 +102,7 @@ fn print(test: &SelfTest) {
     }
 }
 
-fn print_rows(rows: &[Row]) {
+fn print_rows(rows: &[FactRow]) {
     for row in rows {
         print_line(&format!("{:<LABEL$}{}", row.label.to_lowercase(), row.text));
     }

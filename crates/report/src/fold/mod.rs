@@ -23,7 +23,7 @@ use crate::document::{
 use crate::stats;
 
 pub use claims::{Impossible, count as check_count, received_of_sent};
-pub use phase::{DataEnd, PhaseRecord, Reading};
+pub use phase::{CountedReading, DataEnd, PhaseRecord};
 
 /// A prober that was later than this at its p99 sampled the busy moments less often.
 const LATE_PROBE_US: u32 = 5_000;

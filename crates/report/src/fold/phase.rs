@@ -56,7 +56,7 @@ pub enum DataEnd {
 
 /// A reading that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub struct CountedReading {
     /// Which way the bytes flowed.
     pub direction: Direction,
     /// How long the interval was, in microseconds; never 0.
@@ -67,7 +67,7 @@ pub struct Reading {
     pub by_sender: bool,
 }
 
-impl Reading {
+impl CountedReading {
     /// The same for whoever watches a phase under `load`.
     pub fn event(&self, load: Load) -> Event {
         let bps = u128::from(self.sample.bytes) * 8_000_000 / u128::from(self.length_us);
@@ -107,7 +107,7 @@ impl PhaseRecord {
     /// Keeps a reading, and returns it where a viewer of the running test is to see it: the receiver's, and the sender's
     /// where it is all there is for now. A reading is left out that belongs to no direction of this phase, does not
     /// advance in time, or is one too many.
-    pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<Reading> {
+    pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<CountedReading> {
         let list = match end {
             DataEnd::Sender => &mut self.sent[direction as usize],
             DataEnd::Receiver => &mut self.received[direction as usize],
@@ -120,7 +120,7 @@ impl PhaseRecord {
         list.push(sample);
         let by_sender = end == DataEnd::Sender;
         let is_shown = !by_sender || self.shows_sent && self.received[direction as usize].is_empty();
-        is_shown.then_some(Reading { direction, length_us, sample, by_sender })
+        is_shown.then_some(CountedReading { direction, length_us, sample, by_sender })
     }
 
     /// Whether a reading of the other end can be true. One that does not advance in time is not judged.
@@ -232,7 +232,7 @@ mod tests {
         PhaseRecord::new(PhaseSpec { load, duration_ms: 1000 })
     }
 
-    fn note(record: &mut PhaseRecord, at_us: u64, bytes: u64) -> Option<Reading> {
+    fn note(record: &mut PhaseRecord, at_us: u64, bytes: u64) -> Option<CountedReading> {
         record.note(DataEnd::Receiver, Direction::Upload, Sample { at_us, bytes })
     }
 

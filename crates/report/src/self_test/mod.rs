@@ -17,7 +17,7 @@ pub use facts::{
     Buffers, CongestionControls, Descriptors, Duplex, Facts, Governor, Interface, InterfaceKind, Processor, Timers,
     Timestamps,
 };
-pub use rows::{Row, fact_rows, rate_note, rate_rows};
+pub use rows::{FactRow, fact_rows, rate_note, rate_rows};
 pub use verdict::{Verdict, WeakPoint, judge};
 
 /// The name and version of the self-test document's shape.

@@ -10,14 +10,14 @@ use crate::quantity;
 
 /// A label, and what stands beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
+pub struct FactRow {
     /// What it is about.
     pub label: String,
     /// What was found.
     pub text: String,
 }
 
-impl Row {
+impl FactRow {
     fn new(label: impl Into<String>, text: impl Into<String>) -> Self {
         Self { label: label.into(), text: text.into() }
     }
@@ -27,19 +27,19 @@ impl Row {
 const UNKNOWN: &str = "can't be read here";
 
 /// What each engine carried, and what was not measured.
-pub fn rate_rows(test: &SelfTest) -> Vec<Row> {
+pub fn rate_rows(test: &SelfTest) -> Vec<FactRow> {
     let carried = test.rates.iter().map(|rate| {
         let both = Direction::BOTH.into_iter().filter_map(|direction| {
             let word = if direction == Direction::Download { "down" } else { "up" };
             Some(format!("{} {word}", quantity::rate(rate.direction(direction)?.goodput_bps)))
         });
         let text = format!("{}{}", both.collect::<Vec<_>>().join(", "), moved(rate));
-        Row::new(format!("{} {}", rate.engine, mode_word(rate.data_mode)), text)
+        FactRow::new(format!("{} {}", rate.engine, mode_word(rate.data_mode)), text)
     });
     let missed = test.not_measured.iter().map(|missed| {
         let direction = missed.direction.map_or_else(String::new, |direction| format!(" {direction}"));
         let label = format!("{} {}", missed.engine, mode_word(missed.data_mode));
-        Row::new(label, format!("no{direction} rate: {}", missed.because))
+        FactRow::new(label, format!("no{direction} rate: {}", missed.because))
     });
     carried.chain(missed).collect()
 }
@@ -60,19 +60,22 @@ pub fn rate_note(test: &SelfTest) -> Option<String> {
 }
 
 /// What is known of the host.
-pub fn fact_rows(test: &SelfTest) -> Vec<Row> {
+pub fn fact_rows(test: &SelfTest) -> Vec<FactRow> {
     let facts = &test.facts;
     let system = facts.host.system.as_ref().map_or(UNKNOWN, |system| system.as_str());
-    let mut rows =
-        vec![Row::new("System", system), Row::new("Processor", processor(facts)), Row::new("Memory", memory(facts))];
+    let mut rows = vec![
+        FactRow::new("System", system),
+        FactRow::new("Processor", processor(facts)),
+        FactRow::new("Memory", memory(facts)),
+    ];
     rows.extend(interfaces(&facts.interfaces));
     rows.extend([
-        Row::new("Clock", clock(facts)),
-        Row::new("Timers", timers(facts)),
-        Row::new("Time stamps", timestamps(facts)),
-        Row::new("Descriptors", descriptors(facts)),
-        Row::new("Buffers", buffers(facts)),
-        Row::new("Congestion", congestion(facts)),
+        FactRow::new("Clock", clock(facts)),
+        FactRow::new("Timers", timers(facts)),
+        FactRow::new("Time stamps", timestamps(facts)),
+        FactRow::new("Descriptors", descriptors(facts)),
+        FactRow::new("Buffers", buffers(facts)),
+        FactRow::new("Congestion", congestion(facts)),
     ]);
     rows
 }
@@ -113,7 +116,7 @@ fn memory(facts: &Facts) -> String {
 }
 
 /// A row for each real interface, and one for all that the kernel made.
-fn interfaces(interfaces: &[Interface]) -> Vec<Row> {
+fn interfaces(interfaces: &[Interface]) -> Vec<FactRow> {
     let (made, real) = interfaces.iter().partition::<Vec<_>, _>(|interface| interface.kind == InterfaceKind::Virtual);
     let row = |interface: &&Interface| {
         let radio = (interface.kind == InterfaceKind::Wireless).then(|| "wireless".to_owned());
@@ -123,15 +126,15 @@ fn interfaces(interfaces: &[Interface]) -> Vec<Row> {
             Duplex::Half => "half duplex".to_owned(),
         });
         let mtu = interface.mtu_bytes.map(|mtu| format!("MTU {mtu}"));
-        Row::new("Interface", format!("{}: {}", interface.name, joined([radio, speed, duplex, mtu])))
+        FactRow::new("Interface", format!("{}: {}", interface.name, joined([radio, speed, duplex, mtu])))
     };
     let mut rows = real.iter().map(row).collect::<Vec<_>>();
     if !made.is_empty() {
         let names = made.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
-        rows.push(Row::new("Interface", format!("virtual: {names}")));
+        rows.push(FactRow::new("Interface", format!("virtual: {names}")));
     }
     if rows.is_empty() {
-        rows.push(Row::new("Interface", "none is up but loopback"));
+        rows.push(FactRow::new("Interface", "none is up but loopback"));
     }
     rows
 }
@@ -214,8 +217,8 @@ mod tests {
         assert_eq!(
             rows,
             [
-                Row::new("tcp direct", "9.43 Gbit/s down, 941 Mbit/s up (splice to trunc)"),
-                Row::new("iperf3 direct", "no upload rate: iperf3 is not there"),
+                FactRow::new("tcp direct", "9.43 Gbit/s down, 941 Mbit/s up (splice to trunc)"),
+                FactRow::new("iperf3 direct", "no upload rate: iperf3 is not there"),
             ]
         );
         assert!(rate_note(&example::measured()).unwrap().contains("2 streams, both ends on this host"));
@@ -242,7 +245,7 @@ mod tests {
             ]
         );
         let silent = rows.iter().filter(|row| !row.text.contains("can't") && !row.text.contains("could not"));
-        assert_eq!(silent.collect::<Vec<_>>(), [&Row::new("Interface", "none is up but loopback")]);
+        assert_eq!(silent.collect::<Vec<_>>(), [&FactRow::new("Interface", "none is up but loopback")]);
     }
 
     #[test]

@@ -68,9 +68,9 @@ pub fn throughput(samples: &[Sample], asked_omit: Option<Duration>, span: Durati
         None => end_of_start_up(&intervals),
     };
     let steady = intervals.get(first..).filter(|steady| !steady.is_empty())?;
-    let mut rates: Vec<u64> = steady.iter().map(Interval::bps).collect();
+    let mut rates: Vec<u64> = steady.iter().map(ByteInterval::bps).collect();
     rates.sort_unstable();
-    let whole = Interval::whole(steady);
+    let whole = ByteInterval::whole(steady);
     Some(Throughput {
         goodput_bps: whole.bps(),
         ci95_bps: confidence(steady, &whole),
@@ -86,13 +86,13 @@ pub fn throughput(samples: &[Sample], asked_omit: Option<Duration>, span: Durati
 
 /// Bytes between two moments of the receiver's clock; never empty.
 #[derive(Clone, Copy, Debug)]
-struct Interval {
+struct ByteInterval {
     from_us: u64,
     to_us: u64,
     bytes: u128,
 }
 
-impl Interval {
+impl ByteInterval {
     fn length_us(&self) -> u64 {
         self.to_us - self.from_us
     }
@@ -108,8 +108,8 @@ impl Interval {
     }
 
     /// Neighbours as one; `parts` is not empty.
-    fn whole(parts: &[Interval]) -> Interval {
-        Interval {
+    fn whole(parts: &[ByteInterval]) -> ByteInterval {
+        ByteInterval {
             from_us: parts[0].from_us,
             to_us: parts[parts.len() - 1].to_us,
             bytes: parts.iter().map(|part| part.bytes).sum(),
@@ -119,10 +119,10 @@ impl Interval {
 
 /// The samples as intervals with their real lengths. Bytes of a sample whose time did not advance go to the interval
 /// before it; intervals too short for a rate are merged.
-fn intervals(samples: &[Sample], span: Duration) -> Vec<Interval> {
+fn intervals(samples: &[Sample], span: Duration) -> Vec<ByteInterval> {
     let last_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).saturating_add(INTERVAL_MS * 1000);
-    let mut found: Vec<Interval> = Vec::with_capacity(samples.len());
-    let mut open = Interval { from_us: 0, to_us: 0, bytes: 0 };
+    let mut found: Vec<ByteInterval> = Vec::with_capacity(samples.len());
+    let mut open = ByteInterval { from_us: 0, to_us: 0, bytes: 0 };
     for sample in samples.iter().filter(|sample| sample.at_us <= last_us) {
         let bytes = u128::from(sample.bytes);
         match found.last_mut() {
@@ -134,12 +134,12 @@ fn intervals(samples: &[Sample], span: Duration) -> Vec<Interval> {
         }
         if open.length_us() >= SHORTEST_US {
             found.push(open);
-            open = Interval { from_us: open.to_us, to_us: open.to_us, bytes: 0 };
+            open = ByteInterval { from_us: open.to_us, to_us: open.to_us, bytes: 0 };
         }
     }
     if open.length_us() > 0 {
         match found.last_mut() {
-            Some(before) => *before = Interval::whole(&[*before, open]),
+            Some(before) => *before = ByteInterval::whole(&[*before, open]),
             None => found.push(open),
         }
     }
@@ -147,12 +147,12 @@ fn intervals(samples: &[Sample], span: Duration) -> Vec<Interval> {
 }
 
 /// The first interval of the steady part, and whether it was found.
-fn end_of_start_up(intervals: &[Interval]) -> (usize, bool) {
+fn end_of_start_up(intervals: &[ByteInterval]) -> (usize, bool) {
     if intervals.len() < INTERVALS_FOR_START_UP {
         return (0, false);
     }
     let half = intervals.len() / 2;
-    let mut rest: Vec<f64> = intervals[half..].iter().map(Interval::rate).collect();
+    let mut rest: Vec<f64> = intervals[half..].iter().map(ByteInterval::rate).collect();
     rest.sort_unstable_by(f64::total_cmp);
     // The rest is not empty, so each percentile exists; 0 would only widen nothing.
     let of = |per_mille| percentile(&rest, per_mille).unwrap_or(0.0);
@@ -166,13 +166,13 @@ fn end_of_start_up(intervals: &[Interval]) -> (usize, bool) {
 }
 
 /// The confidence interval of the mean over `steady` by batch means.
-fn confidence(steady: &[Interval], whole: &Interval) -> Option<[u64; 2]> {
+fn confidence(steady: &[ByteInterval], whole: &ByteInterval) -> Option<[u64; 2]> {
     if steady.len() < 2 * BATCHES {
         return None;
     }
     let bounds = |batch: usize| batch * steady.len() / BATCHES;
     let means: [f64; BATCHES] =
-        std::array::from_fn(|batch| Interval::whole(&steady[bounds(batch)..bounds(batch + 1)]).rate());
+        std::array::from_fn(|batch| ByteInterval::whole(&steady[bounds(batch)..bounds(batch + 1)]).rate());
     let centre = means.iter().sum::<f64>() / BATCHES as f64;
     let squares: f64 = means.iter().map(|mean| (mean - centre).powi(2)).sum();
     let neighbours: f64 = means.windows(2).map(|pair| (pair[0] - centre) * (pair[1] - centre)).sum();

@@ -1,7 +1,7 @@
 //! The text of a self-test for a person: the verdict, the rates, the facts, the weak points.
 
 use crate::lines::{Line, Tone, WIDTH, wrapped};
-use crate::self_test::{Row, SelfTest, WeakPoint, fact_rows, rate_note, rate_rows};
+use crate::self_test::{FactRow, SelfTest, WeakPoint, fact_rows, rate_note, rate_rows};
 
 /// The report on a self-test, in lines of at most [`WIDTH`] columns.
 pub fn self_test(test: &SelfTest) -> Vec<Line> {
@@ -26,7 +26,7 @@ pub fn self_test(test: &SelfTest) -> Vec<Line> {
 }
 
 /// A row, its text beside the label, however many lines that takes.
-fn columns(row: &Row, label: usize) -> Vec<Line> {
+fn columns(row: &FactRow, label: usize) -> Vec<Line> {
     let mut text = wrapped(&row.text, WIDTH - label, 0).into_iter();
     let first = Line::of(Tone::Plain, format!("{:<label$}{}", row.label, text.next().unwrap_or_default()));
     [first].into_iter().chain(text.map(|line| Line::from(format!("{:<label$}{line}", "")))).collect()
