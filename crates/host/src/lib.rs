@@ -2,6 +2,9 @@
 //! a command fails, the log and the self-test. Never prints.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
+#![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod config;
 pub mod engines;

@@ -49,11 +49,12 @@ where
 {
     let filter = directives(filter).unwrap_or_else(|| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    // The error says that this process has a log already.
-    let _ = match format {
+    let started = match format {
         LogFormat::Json => log.json().try_init(),
         LogFormat::Text => log.with_ansi(is_colored).try_init(),
     };
+    // The error says that this process has a log already.
+    started.ok();
 }
 
 /// A single word has to be a level or one of the two programs: alone, tracing takes any word for the name of a module, so

@@ -9,7 +9,7 @@ mod setting;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::PathBuf;
 
 use paramedic_report::lines::wrapped;
@@ -115,13 +115,12 @@ impl<C: Configuration> Loaded<C> {
     pub fn show(&self, with_origin: bool) -> String {
         let mut text = String::new();
         for setting in C::settings() {
-            // Writing into a String can't fail.
-            let _ = match (setting.show)(&self.config) {
+            text += &match (setting.show)(&self.config) {
                 Some(value) if with_origin => {
-                    writeln!(text, "{} = {value}  # {}", setting.name, self.origins.of(setting.name))
+                    format!("{} = {value}  # {}\n", setting.name, self.origins.of(setting.name))
                 }
-                Some(value) => writeln!(text, "{} = {value}", setting.name),
-                None => writeln!(text, "# {} is not set", setting.name),
+                Some(value) => format!("{} = {value}\n", setting.name),
+                None => format!("# {} is not set\n", setting.name),
             };
         }
         text
@@ -145,14 +144,13 @@ pub fn template<C: Configuration>() -> String {
         text.push('\n');
         for paragraph in [setting.help, &format!("Valid: {}.", setting.valid)] {
             for line in wrapped(paragraph, WIDTH, 0) {
-                // Writing into a String can't fail.
-                let _ = writeln!(text, "# {line}");
+                text += &format!("# {line}\n");
             }
         }
         let flag = setting.flag.map_or_else(String::new, |flag| format!(" Flag: --{flag}."));
-        let _ = writeln!(text, "# Environment: {}.{flag}", setting.env);
+        text += &format!("# Environment: {}.{flag}\n", setting.env);
         if let Some(value) = (setting.show)(&example) {
-            let _ = writeln!(text, "#{} = {value}", setting.name);
+            text += &format!("#{} = {value}\n", setting.name);
         }
     }
     text

@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const TRIES: usize = 100;
 
 /// Tries both.
+#[expect(clippy::disallowed_methods, reason = "it waits for the kernel, for a bounded time")]
 pub(super) fn probe() -> Timestamps {
     let Ok(socket) = to_itself() else { return Timestamps::default() };
     let flags = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
