@@ -1,6 +1,9 @@
 //! What a result means. Pure: values in, values out; no sockets, no clock, no SQL, no exit codes.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
+#![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod document;
 pub mod fold;

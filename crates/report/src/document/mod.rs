@@ -3,6 +3,7 @@
 
 mod event;
 #[cfg(any(test, feature = "example"))]
+#[allow(clippy::unwrap_used, reason = "constants that its tests parse")]
 pub mod example;
 mod schema;
 
