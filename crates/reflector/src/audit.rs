@@ -206,6 +206,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.ok()
 }
 
+#[expect(clippy::disallowed_methods, reason = "the host's clock dates lines")]
+fn now() -> Timestamp {
+    Timestamp::now()
+}
+
 /// The store, which keeps the heads.
 struct HeadStore(Store, #[cfg(test)] tests::HeadStoreFaults);
 
@@ -282,14 +287,14 @@ impl Writer {
             let mut batch = Batch::default();
             tokio::select! {
                 request = requests.recv() => match request {
-                    Some(request) => batch.take(request, Timestamp::now()),
+                    Some(request) => batch.take(request, now()),
                     None => return,
                 },
                 () = tokio::time::sleep_until(next_probe) => {}
             }
             while batch.events.len() < BATCH_EVENTS {
                 match requests.try_recv() {
-                    Ok(request) => batch.take(request, Timestamp::now()),
+                    Ok(request) => batch.take(request, now()),
                     Err(_) => break,
                 }
             }
@@ -307,7 +312,7 @@ impl Writer {
 
     /// Writes one batch and answers its callers. A probe looks at every file first.
     async fn write(&mut self, mut journal: Journal, mut batch: Batch, is_probe: bool) -> Option<Journal> {
-        let now = Timestamp::now();
+        let now = now();
         let not_noted = self.not_noted.swap(0, Ordering::Relaxed);
         let mut events = self.backlog.clone();
         events.append(&mut batch.events);
@@ -361,7 +366,7 @@ impl Writer {
         }
         for told in batch.told {
             // A caller that no longer waits has its answer in the log.
-            let _ = told.send(answer.clone());
+            told.send(answer.clone()).ok();
         }
         if answer.is_ok() && journal.has_trimmed() {
             return blocking(move || {

@@ -125,7 +125,7 @@ pub fn run() -> ExitCode {
         }
         Err(error) => {
             // --help and --version are not errors. A failed print has no other channel.
-            let _ = error.print();
+            error.print().ok();
             return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
         }
     };

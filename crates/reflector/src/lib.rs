@@ -1,6 +1,9 @@
 //! The reflector as a library: decisions in `sessions`, `connection_limiter` and `pairing` (pure), the world in `server`.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
+#![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod audit;
 pub mod cli;

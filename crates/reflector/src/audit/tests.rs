@@ -396,7 +396,7 @@ async fn a_crash_in_the_middle_of_a_batch_costs_only_unacknowledged_lines() {
     home.recorded(LARGE, 1..=2).await;
     let told = fs::read(home.segment(1)).unwrap();
     let mut unsaid = Vec::new();
-    let next = chain::write_line(home.head().await, Timestamp::now(), &opened(3), &mut unsaid).unwrap();
+    let next = chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &opened(3), &mut unsaid).unwrap();
     for length in 0..=unsaid.len() {
         fs::write(home.segment(1), [&told[..], &unsaid[..length]].concat()).unwrap();
         let verified = home.verify().await.unwrap();
@@ -417,7 +417,7 @@ async fn everything_behind_the_acknowledged_head_is_counted() {
     let home = Home::new();
     home.recorded(LARGE, 1..=2).await;
     let mut forged = Vec::new();
-    chain::write_line(home.head().await, Timestamp::now(), &opened(3), &mut forged).unwrap();
+    chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &opened(3), &mut forged).unwrap();
     let mut file = OpenOptions::new().append(true).open(home.segment(1)).unwrap();
     file.write_all(&[&forged[..], b"garbage\n"].concat()).unwrap();
     fs::write(home.segment(2), "more of it").unwrap();
@@ -428,7 +428,7 @@ async fn everything_behind_the_acknowledged_head_is_counted() {
     fs::remove_file(home.segment(2)).unwrap();
     fs::write(home.segment(1), fs::read(home.segment(1)).unwrap().strip_suffix(b"garbage\n").unwrap()).unwrap();
     let mut next = Vec::new();
-    chain::write_line(home.verify().await.unwrap().head, Timestamp::now(), &opened(4), &mut next).unwrap();
+    chain::write_line(home.verify().await.unwrap().head, Timestamp::UNIX_EPOCH, &opened(4), &mut next).unwrap();
     fs::write(home.segment(2), &next).unwrap();
     let expected = Unacknowledged { bytes: (forged.len() + next.len()) as u64, lines: 2, torn_bytes: 0 };
     assert_eq!(home.verify().await.unwrap().unacknowledged, expected);

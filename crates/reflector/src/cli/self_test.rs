@@ -74,7 +74,7 @@ fn progress(step: Option<&Step>) {
     let line = step.map(|step| harmless(&step.to_string())).unwrap_or_default();
     let mut stderr = anstream::stderr().lock();
     // Nothing depends on it.
-    let _ = write!(stderr, "\r\u{1b}[K{line}").and_then(|()| stderr.flush());
+    write!(stderr, "\r\u{1b}[K{line}").and_then(|()| stderr.flush()).ok();
 }
 
 fn broken(error: &dyn std::fmt::Display) -> Failure {

@@ -90,7 +90,7 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
         let capacity = server.capacity.notified();
         if server.connection_slots.limiter().is_crowded() {
             // Each connection that made way holds a descriptor until its task has closed it, and wakes us then.
-            let _ = tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await;
+            tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await.ok();
             continue;
         }
         match listener.accept().await {
@@ -112,7 +112,7 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
                 // Out of descriptors (or a connection that died in the queue): wait for one to come back.
                 server.refuse(local.ip(), RefusalReason::Descriptors, None);
                 tracing::debug!(%error, "accept failed");
-                let _ = tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await;
+                tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await.ok();
             }
         }
     }
@@ -129,7 +129,7 @@ async fn serve_connection(
 ) {
     let begun = tokio::time::Instant::now();
     // Small messages of the control link must not wait for one another.
-    let _ = socket.set_nodelay(true);
+    socket.set_nodelay(true).ok();
     let shake_hands = async {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
         slot.progressed();
@@ -170,5 +170,5 @@ fn protocol_and_peer(stream: &TlsStream<TcpStream>) -> Option<(Alpn, tls::Unveri
 
 /// Ends a connection without an answer and without a trace in TIME_WAIT.
 fn reset(socket: TcpStream) {
-    let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+    socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).ok();
 }

@@ -173,7 +173,7 @@ pub(super) struct Admin {
 impl Drop for Admin {
     fn drop(&mut self) {
         // Already gone is as good.
-        let _ = std::fs::remove_file(&self.path);
+        std::fs::remove_file(&self.path).ok();
     }
 }
 
@@ -218,7 +218,7 @@ pub(super) async fn run(server: Arc<Server>, admin: Admin) {
             Err(error) => {
                 tracing::debug!(%error, "the admin socket can't accept");
                 server.refuse(std::net::Ipv4Addr::LOCALHOST.into(), RefusalReason::Descriptors, None);
-                let _ = tokio::time::timeout(Duration::from_secs(1), capacity).await;
+                tokio::time::timeout(Duration::from_secs(1), capacity).await.ok();
             }
         }
     }

@@ -112,7 +112,7 @@ impl Connection {
                 let opened = AuditEvent::LinkOpened { peer: self.peer, from: self.from };
                 // While the audit log can't be written, links and running tests go on; only grants stop.
                 let recorded = tokio::spawn(self.server.record(vec![opened]));
-                let _ = tokio::time::timeout(HEARTBEAT, recorded).await;
+                tokio::time::timeout(HEARTBEAT, recorded).await.ok();
                 self.welcome(versions, paired).await
             }
             other => other,
@@ -130,12 +130,13 @@ impl Connection {
             running_session::end(&self.server, granted.running.session, reason).await;
         }
         if let LinkFlow::Close(reason, detail) = next {
-            let _ = self.write(&ToAppliance::Close { reason, detail: PeerText::new(detail) }).await;
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {
-                let _ = self.framed.finish().await;
+            // Best effort, for a bounded time: the appliance may be gone.
+            self.write(&ToAppliance::Close { reason, detail: PeerText::new(detail) }).await.ok();
+            let closed = tokio::time::timeout(CLOSE_TIMEOUT, async {
+                self.framed.finish().await.ok();
                 while let Ok(Some(_)) = self.framed.receive::<ToReflector>().await {}
-            })
-            .await;
+            });
+            closed.await.ok();
         }
     }
 
@@ -510,7 +511,7 @@ fn take_samples(
 
 /// Waits until the server stops. Releases the watched value at once: it must not be held across an await.
 async fn stopping(lifecycle: &mut tokio::sync::watch::Receiver<Lifecycle>) {
-    let _ = lifecycle.wait_for(|lifecycle| *lifecycle == Lifecycle::Stopping).await.map(drop);
+    lifecycle.wait_for(|lifecycle| *lifecycle == Lifecycle::Stopping).await.map(drop).ok();
 }
 
 /// Why a session ended, as text for the appliance.

@@ -136,7 +136,7 @@ async fn write_down(
         server.record(facts).await;
         drop(recorded);
         // Best effort: a test that can't be written is not counted after the next start.
-        let _ = server.store.forget_test(session).await;
+        server.store.forget_test(session).await.ok();
         return;
     }
     let running = Arc::new(running);
@@ -145,7 +145,7 @@ async fn write_down(
     let (leased, first_lease) = oneshot::channel();
     tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&server), leased));
     // The first bytes must not wait for the disk. Where nothing could be leased, the session's end follows its grant.
-    let _ = first_lease.await;
+    first_lease.await.ok();
     if recorded.send((running, promise)).is_err() {
         running_session::end(&server, session, EndReason::Failed).await;
     }

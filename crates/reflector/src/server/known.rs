@@ -92,7 +92,7 @@ impl Drop for Unwritten<'_> {
 pub(super) async fn keep(server: Arc<Server>) {
     loop {
         // A timeout is no failure: expired prefixes are forgotten also while no device connects.
-        let _ = tokio::time::timeout(EXPIRY_INTERVAL, server.prefix_noted.notified()).await;
+        tokio::time::timeout(EXPIRY_INTERVAL, server.prefix_noted.notified()).await.ok();
         server.expire_prefixes();
         server.write_known().await;
         tokio::time::sleep(WRITE_INTERVAL).await;

@@ -50,6 +50,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
             .map(|(peer, bytes)| (peer, Now::day_of(now), bytes))
             .collect(),
     };
+    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock for the decisions")]
     let began = Instant::now();
     let tls = tls::reflector_config(&key).context("cannot set up TLS")?;
     let listeners = accept::listen(&config.listen)?;
@@ -138,24 +139,24 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     });
     ready(&addresses);
     // Outside of systemd this does nothing.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
     tracing::info!(endpoint_id = %id, ?addresses, "serving");
 
     drain_on_signal(&server, &mut signals, &mut tasks).await?;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
     server.lifecycle.send_replace(Lifecycle::Stopping);
     server.end_all_sessions();
     server.await_no_links().await;
     tasks.shutdown().await;
-    let _ = tokio::time::timeout(STOP_TIMEOUT, server.teardowns.write()).await;
+    tokio::time::timeout(STOP_TIMEOUT, server.teardowns.write()).await.ok();
     let suppressed = lock(&server.throttle).finish();
     let mut last = suppressed.into_iter().filter_map(SuppressedLines::event).collect::<Vec<_>>();
     last.push(AuditEvent::Stopped);
     // A log that can't be written must not keep the program from ending.
-    let _ = server.audit.record(last).await;
+    server.audit.record(last).await.ok();
     server.write_pending().await;
     // A stop may have cancelled this write.
-    let _ = tokio::time::timeout(STOP_TIMEOUT, server.write_known()).await;
+    tokio::time::timeout(STOP_TIMEOUT, server.write_known()).await.ok();
     server.store.close().await;
     Ok(())
 }

@@ -104,7 +104,7 @@ impl Peers {
         if is_new && let Err(why) = self.pay(&mut unsettled).await {
             // It was not answered yet.
             unsettled.take_back.insert(id);
-            let _ = self.take_back(&mut unsettled).await;
+            self.take_back(&mut unsettled).await.ok();
             return Err(why);
         }
         self.replace(self.store.peers().await?);

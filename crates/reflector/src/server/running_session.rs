@@ -170,7 +170,7 @@ impl RunningSession {
         let run = move || {
             // A receiver that is gone is a link that ended: then the session is cancelled, and the phase ends.
             let tell = |what| {
-                let _ = events.send(SessionEvent { session: running.session, what });
+                events.send(SessionEvent { session: running.session, what }).ok();
             };
             let report = |progress| {
                 tell(match progress {
@@ -213,7 +213,7 @@ impl RunningSession {
                     Err(_) if !self.control.is_exhausted() => {
                         server.sessions().return_lease(self.session, lease);
                         drop(is_over);
-                        let _ = tokio::time::timeout(LEASE_RETRY, self.wants_lease.notified()).await;
+                        tokio::time::timeout(LEASE_RETRY, self.wants_lease.notified()).await.ok();
                         continue;
                     }
                     Err(error) => {
@@ -229,7 +229,7 @@ impl RunningSession {
             self.control.allow(bytes);
             if let Some(first) = first.take() {
                 // The link that asked for the session may be closed.
-                let _ = first.send(());
+                first.send(()).ok();
             }
             self.wants_lease.notified().await;
         }
@@ -249,7 +249,7 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     running.control.cancel();
     // The port must be free before `sessions` marks it as free.
     let closing = Arc::clone(&running);
-    let _ = tokio::task::spawn_blocking(move || closing.close()).await;
+    tokio::task::spawn_blocking(move || closing.close()).await.ok();
     running.stop_leasing().await;
     let (settled, recorded) = {
         let mut sessions = server.sessions();

@@ -36,7 +36,7 @@ impl Store {
             tokio::time::sleep(PROBE_INTERVAL).await;
             if fault.borrow().is_some() {
                 // What it meets is the fault's new reason.
-                let _ = self.probe().await;
+                self.probe().await.ok();
             }
         }
     }
