@@ -18,7 +18,7 @@ pub struct FlagValues {
 }
 
 impl FlagValues {
-    /// Sets a setting that a subcommand has a flag of its own for. `flag` is as it is written, with its dashes.
+    /// Sets a setting by a flag that the subcommand itself defines. `flag` includes its dashes.
     pub fn set(&mut self, setting: &'static str, flag: &str, value: impl Into<String>) {
         self.values.insert(setting, (vec![value.into()], flag.to_owned()));
     }
@@ -56,7 +56,7 @@ fn settings_of<G: FlagGroup>() -> impl Iterator<Item = (&'static Setting<G::Conf
 
 impl<G: FlagGroup> FromArgMatches for Flags<G> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        // Only the group's: another subcommand may have a flag of its own with a setting's name.
+        // Only the group's: a subcommand may define another flag with the name of a setting.
         let values = settings_of::<G>().filter_map(|(setting, flag)| {
             let values = matches.try_get_many::<String>(setting.name).ok()??;
             Some((setting.name, (values.cloned().collect(), format!("--{flag}"))))
@@ -91,7 +91,7 @@ impl<G: FlagGroup> clap::Args for Flags<G> {
                 .value_name(setting.placeholder)
                 .action(if setting.is_list { ArgAction::Append } else { ArgAction::Set })
                 .global(G::IS_GLOBAL)
-                // The variable on a line of its own, so that it is never wrapped.
+                // The variable has its own line, so that it is never wrapped.
                 .help(format!("{}\n[env: {}]{default}", setting.help, setting.env))
         });
         command.arg(config).args(args)

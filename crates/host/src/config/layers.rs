@@ -44,7 +44,7 @@ impl Machine<'_> {
         std::env::split_paths(&value).find(|path| path.is_absolute())
     }
 
-    /// Where a program keeps its state unless told otherwise: systemd's STATE_DIRECTORY, `for_root` for root, else
+    /// The default state folder: systemd's STATE_DIRECTORY, `for_root` for root, else
     /// `under_xdg` in the XDG state folder.
     pub fn state_dir(&self, for_root: &str, under_xdg: &str) -> Result<(PathBuf, ValueOrigin), ConfigError> {
         if let Some(path) = self.systemd_folder("STATE_DIRECTORY") {

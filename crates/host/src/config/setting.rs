@@ -17,7 +17,7 @@ pub struct Setting<C> {
     pub env: &'static str,
     /// The long flag without its dashes, where there is one.
     pub flag: Option<&'static str>,
-    /// What stands for the value in `--help`.
+    /// The placeholder of the value in `--help`.
     pub placeholder: &'static str,
     /// What it does, in one or two sentences.
     pub help: &'static str,

@@ -192,7 +192,7 @@ struct Elsewhere {
     name: Option<String>,
 }
 
-/// A machine of its own: nothing of the real one is read.
+/// An isolated machine: nothing of the real one is read.
 struct Bench {
     folder: TempDir,
     env: BTreeMap<&'static str, String>,

@@ -1,5 +1,5 @@
 //! What can be read of this host without trying anything: processor, interfaces, limits, buffers. It changes nothing and
-//! never fails: what can't be read is absent. What is measured or tried stands beside it.
+//! never fails: what can't be read is absent. Measurements are in the files beside this one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -100,7 +100,7 @@ fn interfaces(net: &Path) -> Vec<Interface> {
     const LOOPBACK: &str = "772";
     let interface = |folder: PathBuf| {
         let file = |name: &str| Some(text(folder.join(name))?.trim().to_owned());
-        // Tunnels don't know whether they are up, and say so while somebody has set them up.
+        // A tunnel that is set up reports an unknown state.
         let is_up = file("operstate").is_some_and(|state| state == "up" || state == "unknown");
         if !is_up || file("type").is_some_and(|kind| kind == LOOPBACK) {
             return None;
@@ -112,13 +112,13 @@ fn interfaces(net: &Path) -> Vec<Interface> {
         } else {
             InterfaceKind::Virtual
         };
-        let told = |name: &str| if kind == InterfaceKind::Virtual { None } else { file(name) };
+        let attribute = |name: &str| if kind == InterfaceKind::Virtual { None } else { file(name) };
         Some(Interface {
             name: PeerText::new(&folder.file_name()?.to_string_lossy()),
             kind,
             mtu_bytes: file("mtu").and_then(|mtu| mtu.parse().ok()),
-            speed_bps: told("speed").and_then(|speed| speed_bps(&speed)),
-            duplex: told("duplex").and_then(|duplex| match duplex.as_str() {
+            speed_bps: attribute("speed").and_then(|speed| speed_bps(&speed)),
+            duplex: attribute("duplex").and_then(|duplex| match duplex.as_str() {
                 "full" => Some(Duplex::Full),
                 "half" => Some(Duplex::Half),
                 _ => None,

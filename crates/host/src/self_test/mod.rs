@@ -33,7 +33,7 @@ pub const SHORTEST: Duration = Duration::from_millis(100);
 /// How long each measurement may last at most.
 pub const LONGEST: Duration = Duration::from_secs(10);
 
-/// The longest reason that is told, in characters: it may be the words of another program.
+/// The longest reason that is reported, in characters: it may come from another program.
 const LONGEST_REASON: usize = 300;
 
 /// One step of a running self-test, as it begins.
@@ -62,13 +62,13 @@ pub fn check_each(each: Duration) -> Result<Duration, String> {
     (SHORTEST..=LONGEST).contains(&each).then_some(each).ok_or_else(right)
 }
 
-/// A folder for [`run`] to work in, for nobody else and gone when dropped.
+/// A private folder for [`run`] to work in; dropping it removes it.
 pub fn scratch() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("self-test-").tempdir()
 }
 
 /// Tests this host as the place of `role`, `each` measurement for so long; `scratch` is a folder to work in, for engines
-/// that need one. Blocks, and tells `report` of each step as it begins.
+/// that need one. Blocks, and calls `report` when a step begins.
 pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -> SelfTest {
     let started_at = now();
     let each = each.clamp(SHORTEST, LONGEST);
@@ -85,7 +85,7 @@ pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -
     let clock = CpuClock::start();
     // A millisecond apart, half as long as anything else takes.
     facts.timers = timers::measure(u32::try_from(each.as_millis() / 2).unwrap_or(u32::MAX)).ok();
-    // To a thousandth: the kernel's ticks tell no more.
+    // To a thousandth: the resolution of the kernel's ticks.
     facts.processor.other_work = clock.host().host_busy.map(|share| (share * 1000.0).round() / 1000.0);
     facts.timestamps = timestamps::probe();
 
