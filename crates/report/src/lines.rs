@@ -60,8 +60,7 @@ impl Line {
         self
     }
 
-    /// The line for a terminal, coloured or not. Control characters of the text itself are left out here, whoever
-    /// wrote it.
+    /// The line for a terminal, coloured or not. Control characters of the text itself are left out.
     pub fn rendered(&self, color: bool) -> String {
         let mut line = String::new();
         for (tone, text) in &self.0 {

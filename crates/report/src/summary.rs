@@ -57,7 +57,7 @@ pub struct RunSummary {
 }
 
 impl RunSummary {
-    /// The line that stands for this document.
+    /// The summary line of this document.
     pub fn of(document: &ResultDocument) -> Self {
         let reflector = document.reflector.as_ref();
         let server = document.server.as_ref();

@@ -1,4 +1,4 @@
-//! Whether so much arrived in a direction that there is a rate to tell. Pure.
+//! Whether enough arrived in a direction to report a rate. Pure.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub(super) struct Asked {
 pub(super) enum Arrived<'a> {
     /// The receiver's readings.
     Readings(&'a [Sample]),
-    /// The receiver tells its total alone.
+    /// The receiver reports its total only.
     Total(u64),
 }
 

@@ -148,12 +148,12 @@ impl ResultBuilder {
         self.program = program;
     }
 
-    /// Sets how the hosts were before the first phase; a server says nothing of its own.
+    /// Sets the state of the hosts before the first phase; a plain server reports none.
     pub fn set_facts_before(&mut self, own: HostFacts, reflector: Option<HostFacts>) {
         (self.own_facts[0], self.reflector_facts[0]) = (Some(own), reflector);
     }
 
-    /// Sets how the hosts were after the last phase; a server says nothing of its own.
+    /// Sets the state of the hosts after the last phase; a plain server reports none.
     pub fn set_facts_after(&mut self, own: HostFacts, reflector: Option<HostFacts>) {
         (self.own_facts[1], self.reflector_facts[1]) = (Some(own), reflector);
     }
@@ -241,7 +241,7 @@ impl ResultBuilder {
             }
         }
         if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
-            let text = "the server tells only its total, so the upload's rate includes the start-up; -O leaves it out";
+            let text = "the server reports only its total, so the upload's rate includes the start-up; -O excludes it";
             result.warnings.push(Warning::new("startup_included", text));
         }
         if let Some(probes) = probes {

@@ -33,7 +33,7 @@ pub struct PhaseRecord {
     /// The receivers' and the senders' readings: download, upload.
     pub(super) received: [Vec<Sample>; 2],
     pub(super) sent: [Vec<Sample>; 2],
-    /// Whether the sender's readings are shown as long as the receiver tells none.
+    /// Whether the sender's readings are shown while the receiver reports none.
     pub shows_sent: bool,
     /// Whether the other end reports of what it received the total alone.
     pub tells_total: bool,
@@ -68,7 +68,7 @@ pub struct CountedReading {
 }
 
 impl CountedReading {
-    /// The same for whoever watches a phase under `load`.
+    /// The event of this reading, in a phase under `load`.
     pub fn event(&self, load: Load) -> Event {
         let bps = u128::from(self.sample.bytes) * 8_000_000 / u128::from(self.length_us);
         Event::Interval(IntervalReading {

@@ -95,7 +95,7 @@ pub(super) fn throughput(
     })
 }
 
-/// Whether so little arrived in a direction of a phase that there is no rate to tell.
+/// Whether too little arrived in a direction of a phase to report a rate.
 pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> bool {
     let samples = &phase.received[direction as usize];
     let (sender, receiver) = phase.ends(direction);
@@ -156,7 +156,7 @@ pub(super) fn data_paths((sender, receiver): (Option<&DirectionTally>, Option<&D
     DataPathOfEnds { sender: path(sender), receiver: path(receiver) }
 }
 
-/// A direction of which the receiver tells its total alone.
+/// A direction of which the receiver reports its total only.
 fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     let Count { bytes, elapsed_us } = receiver.count;
     let goodput = (u128::from(bytes) * 8_000_000).checked_div(u128::from(elapsed_us)).filter(|bps| *bps > 0)?;
@@ -174,7 +174,7 @@ fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     })
 }
 
-/// What the sender counted between the same times by its own clock; absent where it told of none.
+/// What the sender counted between the same times by its own clock; absent where it reported none.
 pub(super) fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) -> Option<u64> {
     let (from, until) = (startup.as_micros(), (startup + steady).as_micros());
     // A reading belongs to the steady part if most of its interval does.

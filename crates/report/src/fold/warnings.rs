@@ -68,21 +68,21 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     }
 }
 
-/// Warns of phases in which so few probes came back that nothing is said of latency.
+/// Warns of phases in which too few probes came back to report latency.
 pub(super) fn lost_probes(result: &mut ResultDocument) {
     let silent = result.latency.iter().filter(|(_, latency)| latency.median_us().is_none());
-    let told = silent.map(|(load, latency)| match latency.received {
+    let unanswered = silent.map(|(load, latency)| match latency.received {
         0 => format!("no latency probe was answered in the {load} phase ({} were sent)", latency.sent),
         some => format!("of {} latency probes in the {load} phase {some} were answered", latency.sent),
     });
-    let told = told.collect::<Vec<_>>();
-    if !told.is_empty() {
-        let text = format!("{}: how long the path takes then is not known", told.join("; "));
+    let unanswered = unanswered.collect::<Vec<_>>();
+    if !unanswered.is_empty() {
+        let text = format!("{}: the latency under that load is not known", unanswered.join("; "));
         result.warnings.push(Warning::new("probes_lost", text));
     }
 }
 
-/// Whether it is warned of already.
+/// Whether this warning is there already.
 pub(super) fn has(result: &ResultDocument, code: &str) -> bool {
     result.warnings.iter().any(|warning| warning.code == code)
 }

@@ -1,4 +1,4 @@
-//! What a self-test found, as rows for people: a label and what stands beside it. Pure; how a program prints them is its
+//! What a self-test found, as rows of a label and a text. Pure; how a program prints them is its
 //! own business. What could not be read says so.
 
 use paramedic_link::test_spec::Direction;
@@ -8,7 +8,7 @@ use super::verdict::line_rate;
 use super::{DirectionRate, LoopbackRate, SelfTest, mode_word};
 use crate::quantity;
 
-/// A label, and what stands beside it.
+/// A label and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FactRow {
     /// What it is about.
@@ -49,7 +49,7 @@ pub fn rate_note(test: &SelfTest) -> Option<String> {
     let streams = test.rates.first()?.streams;
     let streams = if streams == 1 { "one stream".to_owned() } else { format!("{streams} streams") };
     let untouched = if test.rates.iter().any(LoopbackRate::is_by_reference) {
-        " Bytes that nobody touches (splice, trunc) cost loopback nothing: they do not count here."
+        " Loopback moves bytes that are not copied (splice, trunc) at no cost: they do not count here."
     } else {
         ""
     };
@@ -120,7 +120,7 @@ fn interfaces(interfaces: &[Interface]) -> Vec<FactRow> {
     let (made, real) = interfaces.iter().partition::<Vec<_>, _>(|interface| interface.kind == InterfaceKind::Virtual);
     let row = |interface: &&Interface| {
         let radio = (interface.kind == InterfaceKind::Wireless).then(|| "wireless".to_owned());
-        let speed = Some(interface.speed_bps.map_or_else(|| "tells no speed".to_owned(), line_rate));
+        let speed = Some(interface.speed_bps.map_or_else(|| "unknown speed".to_owned(), line_rate));
         let duplex = interface.duplex.map(|duplex| match duplex {
             Duplex::Full => "full duplex".to_owned(),
             Duplex::Half => "half duplex".to_owned(),
@@ -193,7 +193,8 @@ fn buffers(facts: &Facts) -> String {
 fn congestion(facts: &Facts) -> String {
     let controls = &facts.congestion;
     let default = controls.default.clone();
-    let allowed = (!controls.allowed.is_empty()).then(|| format!("anyone may ask for {}", controls.allowed.join(", ")));
+    let allowed =
+        (!controls.allowed.is_empty()).then(|| format!("available to all users: {}", controls.allowed.join(", ")));
     let more = controls.available.iter().filter(|name| !controls.allowed.contains(name)).cloned().collect::<Vec<_>>();
     let more = (!more.is_empty()).then(|| format!("root also for {}", more.join(", ")));
     joined([default, allowed, more])
@@ -268,7 +269,7 @@ mod tests {
             texts,
             [
                 "eth0: 2.5 Gbit/s, full duplex, MTU 1500",
-                "wlan0: wireless, tells no speed, MTU 1500",
+                "wlan0: wireless, unknown speed, MTU 1500",
                 "virtual: br0, tun0"
             ]
         );

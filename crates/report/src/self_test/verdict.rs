@@ -151,7 +151,7 @@ fn verdict(facts: &Facts, rates: &[LoopbackRate]) -> Verdict {
     Verdict { tunneled_bps, direct_ephemeral_bps, text }
 }
 
-/// The fastest interface and its speed, where all that could be faster tell theirs.
+/// The fastest interface and its speed, where all that could be faster report theirs.
 fn fastest_interface(facts: &Facts) -> Option<(u64, &Interface)> {
     let mut real = facts.interfaces.iter().filter(|interface| interface.kind != InterfaceKind::Virtual).peekable();
     real.peek()?;
@@ -215,7 +215,7 @@ fn cpu_quota(facts: &Facts) -> Option<WeakPoint> {
     Some(WeakPoint::new(
         "cpu_quota",
         format!("it may use no more than {quota:.2} cores"),
-        "a control group holds it to that (cpu.max); when the share is used up it stands still, and latency with it",
+        "a control group limits it (cpu.max); once the quota is used up, the program is suspended, which adds latency",
         "without CPUQuota= in its unit, or --cpus of its container",
     ))
 }
@@ -248,7 +248,7 @@ fn late_timers(facts: &Facts) -> Option<WeakPoint> {
         "late_timers",
         format!("one timer in a hundred is {} late or more", quantity::micros(timers.late_p99_us)),
         "other work, a hypervisor or a quota keeps the processor from ringing them in time",
-        "fewer programs beside it, a host with cores of its own; latency probes leave late, and short spikes may be missed",
+        "run fewer programs on it, or use a host with dedicated cores; latency probes are sent late, and short spikes may be missed",
     ))
 }
 
@@ -305,7 +305,7 @@ fn clock(facts: &Facts) -> Option<WeakPoint> {
     facts.host.clock_synchronised.filter(|is_synchronised| !is_synchronised)?;
     Some(WeakPoint::new(
         "clock_unsynchronised",
-        "nobody keeps the clock of this host",
+        "the system clock is not synchronised",
         "the kernel holds it for unsynchronised (adjtimex)",
         "systemd-timesyncd or chrony: results carry its time, and iperf3 servers refuse a login that is 10 s off",
     ))

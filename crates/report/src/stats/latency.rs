@@ -234,7 +234,7 @@ mod tests {
     fn a_dead_path_still_has_a_summary() {
         let summary = latency([probe(None, None); 3]).unwrap();
         assert_eq!((summary.rtt, summary.sent, summary.lost_somewhere, summary.loss), (None, 3, 3, 1.0));
-        assert_eq!((summary.loss_upload, summary.loss_download), (None, None), "nothing tells where");
+        assert_eq!((summary.loss_upload, summary.loss_download), (None, None), "no count says where");
         let dies = latency([answered(10), probe(None, None), probe(None, None)]).unwrap();
         assert_eq!((dies.loss_upload, dies.loss_download, dies.loss), (None, None, 2.0 / 3.0));
         assert_eq!(latency([]), None);

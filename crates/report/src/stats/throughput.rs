@@ -41,8 +41,8 @@ pub struct Throughput {
     pub steady: Duration,
     /// How long the start-up was that is left out.
     pub startup: Duration,
-    /// Whether the end of the start-up was found in the samples. False where it was asked for, where the run is too
-    /// short to tell, and where the rate had not settled by the middle of the run (the first half is left out then).
+    /// Whether the end of the start-up was found in the samples. False where it was requested, where the run is too
+    /// short to find it, and where the rate had not settled by the middle of the run (the first half is left out then).
     pub startup_found: bool,
 }
 
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn readings_that_hang_together_widen_the_interval() {
         assert!((0.93..=0.97).contains(&coverage(0.5)), "{}", coverage(0.5));
-        // Where a reading's trace is still seen after a second, ten seconds can't tell as much as they should.
+        // Where readings are correlated for longer than a second, ten seconds hold too few independent ones.
         assert!(coverage(0.8) >= 0.89, "{}", coverage(0.8));
     }
 

@@ -18,7 +18,7 @@ use crate::summary::RunSummary;
 
 pub use self_test::self_test;
 
-/// How much a report tells.
+/// How detailed a report is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detail {
     /// What most people want to know.
@@ -113,7 +113,7 @@ fn verdict(document: &ResultDocument) -> (Tone, String) {
             }
             None if nothing_arrived.is_some() => (Tone::Bad, format!("{why}.")),
             Some(speeds) => (Tone::Fair, format!("{why}. So far, {} carries {speeds}.", lower_first(&path))),
-            None => (Tone::Fair, format!("{why}; what was measured so far stands below.")),
+            None => (Tone::Fair, format!("{why}; the measurements up to then are below.")),
         };
     }
     let idle = document.latency.idle.as_ref();
@@ -215,7 +215,7 @@ fn directions(document: &ResultDocument) -> impl Iterator<Item = (&'static str, 
     })
 }
 
-/// What stands behind a rate.
+/// What follows a rate.
 fn facts(result: &ThroughputResult) -> Vec<String> {
     let mut facts = vec![match result.streams {
         1 => "1 stream".to_owned(),
@@ -331,7 +331,7 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
         let path = document.data_path.map(|path| format!(", {path}")).unwrap_or_default();
         labelled("Engine", format!("{} of {}{mode}{path}", document.engine, document.provider));
         labelled("Appliance", format!("version {}", document.appliance.version));
-        // An Endpoint ID is too long to stand behind a label.
+        // An Endpoint ID is too long for the column behind a label.
         lines.push(Line::from(format!("  {}", document.appliance.endpoint_id)));
         if let Some(reflector) = &document.reflector {
             lines.push(label_of("Reflector").with(Tone::Plain, format!("version {}", reflector.version)));
@@ -490,7 +490,7 @@ mod tests {
             "The test was interrupted. So far, your connection to attic carries 50.0 Mbit/s down."
         );
         let failed = ResultDocument { complete: false, download: None, ..example::bare() };
-        assert_eq!(sentence(&failed), "The test did not finish; what was measured so far stands below.");
+        assert_eq!(sentence(&failed), "The test did not finish; the measurements up to then are below.");
     }
 
     #[test]
