@@ -1,5 +1,5 @@
 //! The audit log: what was decided reaches the disk here before it is answered. One task writes for all others, a
-//! batch at a time. Which events are recorded is decided elsewhere; the log is only ever appended to.
+//! batch at a time. The callers decide which events are recorded; the log is only appended to.
 //!
 //! Order of one batch: lines written and synced, heads kept in the store, callers answered. Two kinds of failure:
 //! - The lines could not be written or synced: their heads were never offered to the store, and the lines are cut.
@@ -85,7 +85,7 @@ pub enum AuditError {
         /// What is wrong.
         why: String,
     },
-    /// The log has lines, and the database has never heard of it.
+    /// The log has lines, and the database does not know it.
     #[error(
         "the audit log in {0} belongs to another database than the new one beside it; restore the old database, or \
          move the log away: mv {0} {0}.old",
@@ -105,7 +105,7 @@ pub enum AuditError {
 struct WriteRequest {
     events: Vec<AuditEvent>,
     /// Receives the result once it is on disk; absent for a note.
-    told: Option<oneshot::Sender<Result<(), AuditFault>>>,
+    reply: Option<oneshot::Sender<Result<(), AuditFault>>>,
 }
 
 impl Audit {
@@ -156,9 +156,10 @@ impl Audit {
     /// Then none of them is acknowledged, and what they stood for has to be undone. They are in the log only if
     /// [`is_in_log`](AuditFault::is_in_log).
     pub fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
-        let (told, answer) = oneshot::channel();
+        let (reply, answer) = oneshot::channel();
         let is_empty = events.is_empty();
-        let placed = if is_empty { Ok(()) } else { self.requests.try_send(WriteRequest { events, told: Some(told) }) };
+        let placed =
+            if is_empty { Ok(()) } else { self.requests.try_send(WriteRequest { events, reply: Some(reply) }) };
         let requests = self.requests.clone();
         async move {
             let stopped = || AuditFault { because: "its writer has ended".to_owned(), is_in_log: false };
@@ -190,7 +191,7 @@ impl Audit {
     pub fn note(&self, event: AuditEvent) {
         // Half of the queue is for `record`, whose callers wait for an answer.
         let is_crowded = self.requests.capacity() < QUEUE_CAPACITY / 2;
-        if is_crowded || self.requests.try_send(WriteRequest { events: vec![event], told: None }).is_err() {
+        if is_crowded || self.requests.try_send(WriteRequest { events: vec![event], reply: None }).is_err() {
             self.not_noted.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -251,16 +252,16 @@ struct Batch {
     events: Vec<(Timestamp, AuditEvent)>,
     /// Events of notes: kept when the write fails.
     notes: Vec<(Timestamp, AuditEvent)>,
-    told: Vec<oneshot::Sender<Result<(), AuditFault>>>,
+    replies: Vec<oneshot::Sender<Result<(), AuditFault>>>,
 }
 
 impl Batch {
     fn take(&mut self, request: WriteRequest, now: Timestamp) {
         let events = request.events.into_iter().map(|event| (now, event));
-        match request.told {
-            Some(told) => {
+        match request.reply {
+            Some(reply) => {
                 self.events.extend(events);
-                self.told.push(told);
+                self.replies.push(reply);
             }
             None => {
                 self.notes.extend(events.clone());
@@ -310,7 +311,7 @@ impl Writer {
         }
     }
 
-    /// Writes one batch and answers its callers. A probe looks at every file first.
+    /// Writes one batch and answers its callers. A probe checks every file first.
     async fn write(&mut self, mut journal: Journal, mut batch: Batch, is_probe: bool) -> Option<Journal> {
         let now = now();
         let not_noted = self.not_noted.swap(0, Ordering::Relaxed);
@@ -364,9 +365,9 @@ impl Writer {
         {
             tracing::error!(%fault, "the audit log can't be written: nothing is granted until it can");
         }
-        for told in batch.told {
+        for reply in batch.replies {
             // A caller that no longer waits has its answer in the log.
-            told.send(answer.clone()).ok();
+            reply.send(answer.clone()).ok();
         }
         if answer.is_ok() && journal.has_trimmed() {
             return blocking(move || {

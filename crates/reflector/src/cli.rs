@@ -136,9 +136,9 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Says that a command failed: a program reads it where it reads answers, a person beside them.
+/// Reports a failed command: to a program on stdout, like an answer; to a person on stderr.
 fn fail(failure: &Failure, format: StdoutFormat) -> ExitCode {
-    let told = match format {
+    let reported = match format {
         StdoutFormat::Human => {
             note(&failure.to_string());
             Ok(())
@@ -147,7 +147,7 @@ fn fail(failure: &Failure, format: StdoutFormat) -> ExitCode {
         StdoutFormat::JsonLines => print_json_line(&Event::Error(Box::new(failure.document(None)))),
     };
     // What cannot be written as JSON is printed as text.
-    if told.is_err() {
+    if reported.is_err() {
         note(&failure.to_string());
     }
     ExitCode::from(failure.exit as u8)

@@ -132,7 +132,7 @@ impl Configuration for Config {
 
     fn defaults() -> Self {
         Self {
-            // One socket a family, not one dual-stack socket: it is told plainly what is listened on, and a machine
+            // One socket a family, not one dual-stack socket: `config show` then names what is listened on, and a machine
             // whose kernel has no IPv6 still serves IPv4.
             listen: addresses::both_families(DEFAULT_PORT).to_vec(),
             name: PeerText::default(),
@@ -142,9 +142,9 @@ impl Configuration for Config {
             mode: Mode::Tunneled,
             // Where iperf3 users expect test data.
             data_port_range: 5201..=5299,
-            // A program of others that speaks to the network: who wants it says so.
+            // A third-party program that talks to the network: off unless the operator turns it on.
             iperf3_enabled: false,
-            // Two tests at once disturb each other; the second one waits its turn.
+            // Two tests at once disturb each other; the second one is queued.
             max_concurrent_tests: 1,
             // With tests of half a minute, the last of 32 waits a quarter of an hour: longer is no service.
             max_queue: 32,

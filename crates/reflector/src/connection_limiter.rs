@@ -1,7 +1,7 @@
-//! How many connections may be on their way in before they are authenticated, and which one makes way when there are too
+//! How many connections may be unauthenticated at once, and which one makes way when there are too
 //! many. Pure: sockets and handshakes never live here, and no connection is authenticated here.
 //!
-//! Prefixes from which a peer authenticated before are known. Known and unknown prefixes have places of their own, so
+//! Prefixes from which a peer authenticated before are known. Known and unknown prefixes have separate places, so
 //! that unauthenticated clients never take a place from a paired device. A session has a place for each of its streams
 //! beside those, so that clients at other known prefixes never take one of them.
 
@@ -25,7 +25,7 @@ const UNKNOWN_LIMITS: [NetworkLimit; 3] = [
 ];
 /// What one known prefix may take: all streams of a session at once, 64 each way, and links beside them.
 const KNOWN_LIMIT: NetworkLimit = NetworkLimit { ipv6_bits: 64, places: 160, per_second: 160 };
-/// The widest network that is told apart, in bits of an IPv6 address.
+/// The widest network that is distinguished, in bits of an IPv6 address.
 const WIDEST_BITS: u8 = 48;
 /// A connection of a full network makes way only after this long without progress: another one that is in the middle of
 /// its handshake is not interrupted.
@@ -38,7 +38,7 @@ const COUNTED_NETWORKS: usize = 65_536;
 /// What one network may take.
 #[derive(Clone, Copy, Debug)]
 struct NetworkLimit {
-    /// The length of the network's prefix for IPv6; an IPv4 address is a network of its own.
+    /// The length of the network's prefix for IPv6; each IPv4 address is one network.
     ipv6_bits: u8,
     /// Connections that are not authenticated yet, at once.
     places: usize,
@@ -117,7 +117,7 @@ pub struct ConnectionLimiter {
     leaving: BTreeSet<ConnectionSlotId>,
     /// How many streams the running sessions of each prefix may open.
     expected: BTreeMap<Prefix, usize>,
-    /// How many links stand from each prefix.
+    /// How many links are open from each prefix.
     links: BTreeMap<Prefix, usize>,
     /// Prefixes from which a peer authenticated within the last weeks.
     known: BTreeSet<Prefix>,
@@ -254,7 +254,7 @@ impl ConnectionLimiter {
         self.leaving.remove(&place);
     }
 
-    /// A link stands from `prefix`.
+    /// A link was opened from `prefix`.
     pub fn link_opened(&mut self, prefix: Prefix) {
         *self.links.entry(prefix).or_default() += 1;
     }
@@ -328,23 +328,23 @@ impl ConnectionLimiter {
     fn dispensable(&self, pool: Pool) -> Option<ConnectionSlotId> {
         let widest = |place: &OccupiedPlace| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();
-        let meant = || self.places.iter().filter(|(_, place)| place.pool == pool);
-        for (_, place) in meant() {
+        let matching = || self.places.iter().filter(|(_, place)| place.pool == pool);
+        for (_, place) in matching() {
             *taken.entry(widest(place)).or_default() += 1;
         }
         let rank = |place: &OccupiedPlace| {
             let taken = taken.get(&widest(place)).copied().unwrap_or(0);
             (std::cmp::Reverse(taken), place.has_spoken, place.progress_at)
         };
-        meant().min_by_key(|(id, place)| (rank(place), **id)).map(|(id, _)| *id)
+        matching().min_by_key(|(id, place)| (rank(place), **id)).map(|(id, _)| *id)
     }
 
-    /// How many places `is_meant` means, and which of them has been without progress for the longest time.
-    fn silent_longest(&self, is_meant: impl Fn(&OccupiedPlace) -> bool) -> Silence {
-        let meant = || self.places.iter().filter(|(_, place)| is_meant(place));
-        let longest = meant().min_by_key(|(id, place)| (place.progress_at, **id));
+    /// How many places match, and which of them has been without progress for the longest time.
+    fn silent_longest(&self, matches: impl Fn(&OccupiedPlace) -> bool) -> Silence {
+        let matching = || self.places.iter().filter(|(_, place)| matches(place));
+        let longest = matching().min_by_key(|(id, place)| (place.progress_at, **id));
         Silence {
-            count: meant().count(),
+            count: matching().count(),
             longest: longest.map(|(id, place)| (*id, self.now.saturating_sub(place.progress_at))),
         }
     }

@@ -46,8 +46,8 @@ impl DescriptorShares {
     }
 }
 
-/// The most descriptors that a session of this kind holds at once: only the streams of one phase stand at a time, and in
-/// direct mode connections of others stand before its port.
+/// The most descriptors that a session of this kind holds at once: only the streams of one phase are open at a time, and in
+/// direct mode other clients may connect to its port.
 pub fn of_session(spec: &TestSpec) -> usize {
     let of_phase = |phase: &PhaseSpec| phase.load.directions().iter().map(|direction| of_stream(*direction)).sum();
     let each: usize = spec.phases.iter().map(of_phase).max().unwrap_or(0);

@@ -74,7 +74,7 @@ pub enum AuditEvent {
         /// How long it lasts at most, in milliseconds.
         expires_in_ms: u64,
     },
-    /// A request waits its turn.
+    /// A request is queued.
     SessionQueued {
         /// Whose.
         peer: EndpointId,
@@ -88,7 +88,7 @@ pub enum AuditEvent {
         /// The rule that denied it.
         reason: DenialReason,
     },
-    /// A session was taken back before its appliance heard of it: something could not be claimed or recorded, or the
+    /// A session was taken back before its appliance was answered: something could not be claimed or recorded, or the
     /// request was withdrawn. It is not charged.
     SessionUndone {
         /// Which.
@@ -156,7 +156,7 @@ pub enum AuditEvent {
     TailRepaired {
         /// The file.
         segment: String,
-        /// Bytes that went.
+        /// Bytes that were cut.
         bytes: u64,
     },
     /// The oldest files of a chain of the audit log were deleted to keep within `audit_max_size`.
@@ -170,8 +170,8 @@ pub enum AuditEvent {
     },
 }
 
-/// The two hash chains of the audit log. Each has files, numbers and a size limit of its own, so that the lines that
-/// others cause at will never displace the lines that matter.
+/// The two hash chains of the audit log. Each has its own files, numbers and size limit, so that lines that clients
+/// cause at will never displace the lines that matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Chain {

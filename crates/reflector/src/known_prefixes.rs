@@ -1,4 +1,4 @@
-//! From which prefixes each peer authenticated lately: connections from there are served although unauthenticated
+//! The prefixes from which each peer authenticated lately: connections from there are served although unauthenticated
 //! clients take every other place. Pure; the caller writes to the database what it takes from here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +39,7 @@ impl KnownPrefixes {
     pub fn note(&mut self, peer: EndpointId, prefix: Prefix, unix_ms: u64) -> bool {
         let prefixes = self.peers.entry(peer).or_default();
         let before = prefixes.get(&prefix).copied();
-        // A clock that was set back is no reason to write at each link.
+        // A clock that was set back must not cause a write at each link.
         if before.is_some_and(|before| unix_ms.abs_diff(before) < RENEW_AFTER_MS) {
             return false;
         }
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(known.all(2 * DAY).len(), 64);
         known.note(A, prefix(64), 2 * DAY);
         assert_eq!(known.all(2 * DAY), (1..65).map(prefix).collect());
-        // A clock that stands in the past must not make the newest one the oldest.
+        // A clock that was set back must not make the newest one the oldest.
         known.note(A, prefix(65), 0);
         assert_eq!(known.all(2 * DAY), (2..66).map(prefix).collect());
     }

@@ -1,4 +1,5 @@
-//! The reflector as a library: decisions in `sessions`, `connection_limiter` and `pairing` (pure), the world in `server`.
+//! The reflector as a library: pure decisions in `sessions`, `connection_limiter` and `pairing`; sockets, files and tasks
+//! in `server`.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

@@ -1,4 +1,4 @@
-//! The `reflector` program: a thin door to the library.
+//! The `reflector` program: calls the library.
 
 #![forbid(unsafe_code)]
 

@@ -24,12 +24,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 pub enum Cost {
     /// A message that is answered or carried out.
     Message,
-    /// The answer to the first message of a link. It has a budget of its own, so that a device which used up its
+    /// The answer to the first message of a link. It has its own budget, so that a device which used up its
     /// messages still gets a link.
     Welcome,
     /// A link that was opened.
     Link,
-    /// A request that can never be granted, or bytes that are no message: a device that repeats them is out of order.
+    /// A request that can never be granted, or bytes that are no message: a device that repeats them is faulty.
     Fault,
 }
 
@@ -99,7 +99,7 @@ mod tests {
         let mut now = Duration::from_secs(1);
         let free = (0..1000).take_while(|_| budgets.charge(A, Cost::Message, now).is_zero()).count();
         assert_eq!(free, 400);
-        assert!(budgets.charge(B, Cost::Message, now).is_zero(), "another device is not meant");
+        assert!(budgets.charge(B, Cost::Message, now).is_zero(), "another device is not charged");
         let mut answered = 0;
         let end = now + Duration::from_secs(10);
         while now < end {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_dear() {
+    fn faults_cost_as_much_as_twenty_messages() {
         let mut budgets = MessageBudgets::default();
         let free = (0..100).take_while(|_| budgets.charge(A, Cost::Fault, Duration::ZERO).is_zero()).count();
         assert_eq!(free, 20);

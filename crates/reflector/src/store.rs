@@ -1,5 +1,5 @@
 //! What the reflector must know after a crash: peers, tests of the hour, bytes of the day, the heads of the audit log. All
-//! SQL of the crate is here and in `store/`; what the numbers mean is decided elsewhere.
+//! SQL of the crate is here and in `store/`; the callers know what the numbers mean.
 //!
 //! Acknowledged means on disk. Every change is one transaction that takes the write lock when it begins. After its
 //! commit, a second connection must see that the database changed; otherwise the change counts as failed. A connection

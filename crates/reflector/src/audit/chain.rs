@@ -27,7 +27,7 @@ impl Head {
     /// The head of a log without lines.
     pub const GENESIS: Head = Head { seq: 0, hash: [0; 32] };
 
-    /// The hash as it stands in the log.
+    /// The hash as it is written in the log.
     pub fn hash_hex(&self) -> String {
         HEXLOWER.encode(&self.hash)
     }
@@ -122,13 +122,13 @@ pub(super) fn write_line(
 pub(super) enum After {
     /// Everything: this is it.
     Line(Head),
-    /// It was not looked at.
+    /// It was not read.
     Unseen,
-    /// There is none at hand: the line has to be the log's first, or one that says why the log begins later.
+    /// There is none: the line has to be the log's first, or one that says why the log begins later.
     Nothing,
 }
 
-/// The head after `line` (without its newline), if it is whole and follows what is known to stand before it.
+/// The head after `line` (without its newline), if it is whole and follows what is known of the line before.
 pub(super) fn check_line(after: After, line: &[u8]) -> Result<Head, Flaw> {
     let (body, links) = open_line(line)?;
     let hash = sha256(body);

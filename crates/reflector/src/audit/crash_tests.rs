@@ -1,5 +1,5 @@
 //! Failures and kills at every step of the log, beside a model of what the database holds: the log always opens, every
-//! acknowledged line stands, and what was cut or moved away is recorded.
+//! acknowledged line is kept, and what was cut or moved away is recorded.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -84,8 +84,8 @@ struct Machine {
     database: BTreeMap<Chain, ChainState>,
     journal: Option<Journal>,
     next_value: u64,
-    /// Values in lines that stand: acknowledged, or maybe.
-    standing: Vec<u64>,
+    /// Values in lines that must be kept: they are acknowledged, or may be.
+    kept_values: Vec<u64>,
     /// The heads that the database held when the log was last moved away.
     moved: BTreeMap<Chain, Head>,
 }
@@ -99,7 +99,7 @@ impl Machine {
             database: BTreeMap::new(),
             journal: None,
             next_value: 0,
-            standing: Vec::new(),
+            kept_values: Vec::new(),
             moved: BTreeMap::new(),
         }
     }
@@ -113,7 +113,7 @@ impl Machine {
         let away = self.folder.path().join(format!("audit.{}", self.next_value));
         if self.audit().exists() && !away.exists() {
             fs::rename(self.audit(), away).unwrap();
-            self.standing.clear();
+            self.kept_values.clear();
             self.moved = self.database.iter().map(|(chain, state)| (*chain, state.head)).collect();
         }
     }
@@ -178,7 +178,7 @@ impl Machine {
                 journal.keep();
                 // A process may be killed between the two.
                 if lives || !matches!(step.keeping, Keeping::Lost) {
-                    self.standing.extend(&values);
+                    self.kept_values.extend(&values);
                 }
                 let is_kept = self.keep(journal.states(), step.keeping);
                 if is_kept {
@@ -230,7 +230,7 @@ impl Machine {
         journal.keep();
         assert!(self.keep(journal.states(), Keeping::Kept));
         journal.delete_trimmed();
-        self.standing.push(self.next_value);
+        self.kept_values.push(self.next_value);
         self.next_value += 1;
         let verified = verify(&self.audit(), Some(&self.database)).unwrap();
         assert!(verified.iter().all(|chain| chain.unacknowledged == Unacknowledged::default()), "{verified:?}");
@@ -244,16 +244,16 @@ impl Machine {
             }
             let first_seq = lines[0]["seq"].as_u64().unwrap();
             let seqs = lines.iter().map(|line| line["seq"].as_u64().unwrap());
-            assert!(seqs.eq(first_seq..first_seq + lines.len() as u64), "no line stands twice");
+            assert!(seqs.eq(first_seq..first_seq + lines.len() as u64), "no line is there twice");
             let new = lines.iter().filter(|line| line["seq"].as_u64().unwrap() > heads[&chain].head.seq);
             assert_eq!(new.filter(|line| line["event"] == "tail_repaired").count(), usize::from(is_torn), "{chain:?}");
         }
         let values = self.lines(Chain::Main).iter().filter_map(|line| line["ttl_s"].as_u64()).collect::<Vec<_>>();
         let oldest = values.first().copied().unwrap_or_default();
-        let missing = self.standing.iter().filter(|value| **value >= oldest && !values.contains(value));
+        let missing = self.kept_values.iter().filter(|value| **value >= oldest && !values.contains(value));
         assert_eq!(missing.collect::<Vec<_>>(), Vec::<&u64>::new());
         if self.database[&Chain::Main].base.seq == 0 {
-            assert!(self.standing.first() >= Some(&oldest), "a line is missing at the beginning");
+            assert!(self.kept_values.first() >= Some(&oldest), "a line is missing at the beginning");
         }
         self.journal = Some(journal);
     }

@@ -21,7 +21,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// A quarter is for what others cause at will; the rest is out of its reach.
+    /// A quarter is for lines that clients cause at will; they never take the rest.
     fn of(self, chain: Chain) -> Bounds {
         let quarter = self.total / 4;
         let total = match chain {
@@ -64,8 +64,8 @@ impl Journal {
         self.refusals.check_all()
     }
 
-    /// Writes and syncs the events in their chains; they stand once they are [`kept`](Journal::keep). On an error, none
-    /// of them stands in either.
+    /// Writes and syncs the events in their chains; they are final once they are [`kept`](Journal::keep). On an error,
+    /// neither chain has any of them.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         self.main.check_last()?;
         self.refusals.check_last()?;
@@ -73,8 +73,8 @@ impl Journal {
         let mut of_refusals = Vec::new();
         if !events.is_empty() {
             self.trims = [self.main.due_trim(), self.refusals.due_trim()];
-            let told = [&self.main, &self.refusals].into_iter().zip(self.trims);
-            of_main.extend(told.filter_map(|(log, trim)| Some((now, log.tell_trim(trim?)))));
+            let trims = [&self.main, &self.refusals].into_iter().zip(self.trims);
+            of_main.extend(trims.filter_map(|(log, trim)| Some((now, log.trim_event(trim?)))));
         }
         for event in events {
             match event.1.chain() {
@@ -91,7 +91,7 @@ impl Journal {
         })
     }
 
-    /// The pending lines stand: their heads are about to be offered to the database.
+    /// The pending lines are final: their heads are about to be offered to the database.
     pub(super) fn keep(&mut self) {
         let [of_main, of_refusals] = std::mem::take(&mut self.trims);
         self.main.keep(of_main);

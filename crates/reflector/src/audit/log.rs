@@ -1,5 +1,5 @@
 //! The files of one chain: opening them, appending to them, leaving one that failed, dropping the oldest. Blocking;
-//! when the database is asked to keep a head is decided elsewhere.
+//! the caller decides when the database keeps a head.
 //!
 //! Two rules keep every line that may be acknowledged. A line whose head was offered to the database is never cut,
 //! whatever the database answered. A tail is cut only once a line that records the cut is on disk behind it.
@@ -235,14 +235,14 @@ impl ChainWriter {
         Some(Trim { files, base })
     }
 
-    /// What the main chain says of a trim of this one.
-    pub(super) fn tell_trim(&self, trim: Trim) -> AuditEvent {
+    /// The event in the main chain that records a trim of this one.
+    pub(super) fn trim_event(&self, trim: Trim) -> AuditEvent {
         let first_line = trim.base.seq.saturating_add(1);
         AuditEvent::LogTrimmed { chain: self.chain, first_line, hash_before: trim.base.hash_hex() }
     }
 
-    /// Writes the lines and syncs them; they stand once they are [`settled`](Log::settle) and [`kept`](Log::keep). On an
-    /// error, nothing is pending.
+    /// Writes the lines and syncs them; they are final once they are [`settled`](ChainWriter::settle) and
+    /// [`kept`](ChainWriter::keep). On an error, nothing is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         // Nothing is written into a file that lost its name or changed its size, nor beside files that are gone.
         self.check_last()?;
@@ -273,7 +273,7 @@ impl ChainWriter {
         written.inspect_err(|_| self.disown())
     }
 
-    /// Cuts the torn tail, which the pending lines record, and looks once more whether these can be found.
+    /// Cuts the torn tail, which the pending lines record, and checks that these are still in place.
     pub(super) fn settle(&self) -> io::Result<()> {
         let Some(pending) = &self.pending else { return Ok(()) };
         if let Some(torn) = &self.torn {
@@ -291,7 +291,7 @@ impl ChainWriter {
         self.disk.sync_folder(&self.folder)
     }
 
-    /// The pending lines stand: their head is about to be offered to the database, and from here on nothing cuts them.
+    /// The pending lines are final: their head is about to be offered to the database, and from here on nothing cuts them.
     pub(super) fn keep(&mut self, trim: Option<Trim>) {
         if let Some(Pending { part, file, is_new, head }) = self.pending.take() {
             if !is_new {
@@ -309,7 +309,7 @@ impl ChainWriter {
         }
     }
 
-    /// The pending lines do not stand. After a failed sync the kernel may have dropped what it could not write, so
+    /// Gives up the pending lines. After a failed sync the kernel may have dropped what it could not write, so
     /// their file is not written to again.
     pub(super) fn disown(&mut self) {
         let Some(Pending { part, is_new, .. }) = self.pending.take() else { return };
@@ -362,7 +362,7 @@ impl ChainWriter {
     }
 }
 
-/// Whether files of the chain with anything in them stand in the folder.
+/// Whether the folder has files of the chain that are not empty.
 fn has_lines(folder: &Path, chain: Chain) -> io::Result<bool> {
     for segment in segments(folder, chain)? {
         if fs::symlink_metadata(&segment.path)?.len() > 0 {

@@ -19,7 +19,7 @@ struct EventLine {
     event: AuditEvent,
 }
 
-/// For each of these lines, whether the log in `folder` has it behind the place that it names. A line of the log stands
+/// For each of these lines, whether the log in `folder` has it behind the place that it names. A line of the log counts
 /// for one of them. Reads from that place on, which is near the end of the log.
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];

@@ -114,7 +114,7 @@ impl Home {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// What the events of the main chain that tests record are told apart by.
+    /// The values by which tests distinguish their events in the main chain.
     fn values(&self) -> Vec<u64> {
         self.lines().iter().filter_map(|line| line["ttl_s"].as_u64()).collect()
     }
@@ -180,7 +180,7 @@ async fn many_at_once_share_batches_and_lose_nothing() {
 }
 
 #[tokio::test]
-async fn lines_stand_in_the_order_of_the_calls_whichever_future_is_awaited_first() {
+async fn lines_are_in_the_order_of_the_calls_whichever_future_is_awaited_first() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
     let (first, second) = (audit.record(vec![opened(1)]), audit.record(vec![opened(2)]));
@@ -271,8 +271,8 @@ async fn a_truncated_log_is_not_opened_and_left_as_it_is() {
     let whole = fs::read(home.segment(1)).unwrap();
     for length in [0, 1, whole.len() / 2, whole.len() - 1] {
         fs::write(home.segment(1), &whole[..length]).unwrap();
-        let told = home.try_open(LARGE).await.unwrap_err().to_string();
-        assert!(told.contains("`reflector audit verify`") && told.contains("mv "), "{told}");
+        let why = home.try_open(LARGE).await.unwrap_err().to_string();
+        assert!(why.contains("`reflector audit verify`") && why.contains("mv "), "{why}");
         assert_eq!(fs::read(home.segment(1)).unwrap(), whole[..length], "it is left as it is");
     }
     fs::write(home.segment(1), &whole).unwrap();
@@ -394,13 +394,14 @@ async fn a_rewritten_log_shows_by_its_acknowledged_line() {
 async fn a_crash_in_the_middle_of_a_batch_costs_only_unacknowledged_lines() {
     let home = Home::new();
     home.recorded(LARGE, 1..=2).await;
-    let told = fs::read(home.segment(1)).unwrap();
-    let mut unsaid = Vec::new();
-    let next = chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &opened(3), &mut unsaid).unwrap();
-    for length in 0..=unsaid.len() {
-        fs::write(home.segment(1), [&told[..], &unsaid[..length]].concat()).unwrap();
+    let acknowledged = fs::read(home.segment(1)).unwrap();
+    let mut unacknowledged_line = Vec::new();
+    let next =
+        chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &opened(3), &mut unacknowledged_line).unwrap();
+    for length in 0..=unacknowledged_line.len() {
+        fs::write(home.segment(1), [&acknowledged[..], &unacknowledged_line[..length]].concat()).unwrap();
         let verified = home.verify().await.unwrap();
-        let is_whole = length == unsaid.len();
+        let is_whole = length == unacknowledged_line.len();
         assert_eq!(verified.lines, if is_whole { 3 } else { 2 });
         let torn_bytes = if is_whole { 0 } else { length as u64 };
         let unacknowledged = Unacknowledged { bytes: length as u64, lines: u64::from(is_whole), torn_bytes };
@@ -435,7 +436,7 @@ async fn everything_behind_the_acknowledged_head_is_counted() {
 }
 
 #[tokio::test]
-async fn a_repaired_tail_is_told_in_the_next_line() {
+async fn the_next_line_records_a_repaired_tail() {
     let home = Home::new();
     home.recorded(LARGE, 1..=2).await;
     OpenOptions::new().append(true).open(home.segment(1)).unwrap().write_all(b"{\"seq\":3,\"ts\"").unwrap();
@@ -682,7 +683,7 @@ async fn a_fault_in_one_chain_keeps_the_batch_out_of_the_other() {
     for failing in [Touch::Create, Touch::Write, Touch::Sync] {
         let home = Home::new();
         let audit = home.open(LARGE).await;
-        // The file of the main chain stands already, so it is the other one's that can't be made.
+        // The main chain has its file, so the other chain's can't be created.
         audit.record(vec![opened(1)]).await.unwrap();
         if failing != Touch::Create {
             audit.record(vec![linked(1)]).await.unwrap();
@@ -784,7 +785,7 @@ async fn a_fault_lasts_until_a_write_succeeds() {
 }
 
 #[tokio::test]
-async fn the_disk_is_tried_again_without_an_order() {
+async fn the_disk_is_tried_again_without_a_request() {
     let home = Home::new();
     let probing = Duration::from_millis(10);
     let audit = home.open_with(probing, Sizes { segment: LARGE, total: LARGE }).await.unwrap();
@@ -822,7 +823,7 @@ async fn a_file_that_is_unlinked_or_replaced_is_a_fault_until_it_is_back() {
             if is_copied && away.is_file() {
                 fs::copy(&away, &file).unwrap();
             }
-            // Without an order: the look every few seconds finds it.
+            // Without a request: the check every few seconds finds it.
             let because = audit.fault().wait_for(Option::is_some).await.unwrap().clone().unwrap().because;
             assert!(because.contains("removed or replaced") && because.contains("restart"), "{because}");
             let fault = audit.record(vec![opened(9)]).await.unwrap_err();
@@ -854,7 +855,7 @@ async fn a_file_that_is_truncated_or_extended_is_a_fault_until_it_is_as_before()
             } else {
                 changed.write_all(b"x").unwrap();
             }
-            // Without an order: the look every few seconds finds it.
+            // Without a request: the check every few seconds finds it.
             let mut fault = audit.fault();
             let faulted = tokio::time::timeout(Duration::from_secs(60), fault.wait_for(Option::is_some)).await;
             let because = faulted.expect("a fault").unwrap().clone().unwrap().because;

@@ -1,5 +1,5 @@
 //! Reading the audit log back: what of each chain is whole, what only a crash can have left, and the first line that
-//! is not what was written. Reads only; what is to be done about it is decided elsewhere.
+//! is not what was written. Reads only; the callers decide what follows from it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -26,9 +26,9 @@ pub struct Verified {
     pub segments: u64,
     /// The last line; [`Head::GENESIS`] where there is none.
     pub head: Head,
-    /// The first line at hand.
+    /// Where the lines on disk begin.
     pub begins: Beginning,
-    /// What stands behind the acknowledged head; nothing where that was not given, because then a tail is a bad line.
+    /// What follows the acknowledged head; nothing where no head was given, because then a tail is a bad line.
     pub unacknowledged: Unacknowledged,
 }
 
@@ -89,7 +89,7 @@ pub(super) enum Extent {
     End,
 }
 
-/// A chain as it stands on disk: whole up to its head; behind that, at most what a crash left.
+/// A chain as it is on disk: whole up to its head; behind that, at most what a crash left.
 #[derive(Debug)]
 pub(super) struct Survey {
     /// Files whose lines were all trimmed: a crash kept them from being deleted.

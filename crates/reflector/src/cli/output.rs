@@ -16,7 +16,7 @@ pub(super) fn print_json_line<T: Serialize>(value: &T) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One line of the answer. A reader that has gone wants no more of it.
+/// Prints one line of the answer. Ends the program if stdout is closed.
 pub(super) fn print_line(line: &str) {
     print_text(&format!("{line}\n"));
 }
@@ -30,12 +30,12 @@ pub(super) fn print_text(text: &str) {
     }
 }
 
-/// Beside the answer, for a person.
+/// Prints a line on stderr, for a person.
 pub(super) fn note(line: &str) {
     anstream::eprintln!("{}", harmless(line));
 }
 
-/// The last guard: whatever a text is made of, it moves no cursor.
+/// Removes control characters, so that no text moves the cursor.
 pub(super) fn harmless(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }

@@ -32,7 +32,7 @@ pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     Ok(if test.rates.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
-/// The test on a thread of its own; Ctrl-C ends it, and leaves nothing behind.
+/// Runs the test on its own thread; Ctrl-C ends it, and leaves nothing behind.
 fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| broken(&e))?;
     let test = runtime.block_on(async {
@@ -69,11 +69,11 @@ fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest
     })
 }
 
-/// Writes a line over the one before, where a person looks; `None` takes it away.
+/// Overwrites the progress line on a terminal; `None` clears it.
 fn progress(step: Option<&Step>) {
     let line = step.map(|step| harmless(&step.to_string())).unwrap_or_default();
     let mut stderr = anstream::stderr().lock();
-    // Nothing depends on it.
+    // A progress line that can't be written costs nothing.
     write!(stderr, "\r\u{1b}[K{line}").and_then(|()| stderr.flush()).ok();
 }
 

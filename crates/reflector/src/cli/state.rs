@@ -57,7 +57,7 @@ pub(super) fn identity(config: &Config) -> Result<SecretKey, Failure> {
     Ok(key_file::load_or_create(&config.key_file())?)
 }
 
-/// The identity, for a command that only reads it: nothing is moved or changed where it stands already, because a
+/// The identity, for a command that only reads it: nothing is moved or changed where it exists already, because a
 /// reflector may be running there.
 pub(super) fn identity_as_it_is(config: Config) -> Result<SecretKey, Failure> {
     match key_file::load(&with_state_as_it_is(config.clone()).key_file()) {

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::settings::SETTINGS;
 use super::*;
 
-/// A machine of its own: nothing of the real one is read.
+/// An isolated machine: nothing of the real one is read.
 struct Bench {
     folder: TempDir,
     env: BTreeMap<&'static str, String>,

@@ -1,4 +1,4 @@
-//! From a connection to a proven key or a refusal: its place, the handshake, its time limits.
+//! Accepts connections: their places, the TLS handshake, its time limits.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -20,9 +20,9 @@ use crate::event::RefusalReason;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest a connection may take until it is authenticated: handshake and first message.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that the kernel holds for us while we look at others.
+/// Connections that the kernel queues until they are accepted.
 const LISTEN_BACKLOG: i32 = 1024;
-/// How long to wait, out of descriptors, for one that none of our own connections gives back.
+/// How often to try again without a free descriptor, in case none of the reflector's connections frees one.
 const DESCRIPTOR_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Binds TCP and UDP on each address; with port 0 both get the same free port.
@@ -168,7 +168,7 @@ fn protocol_and_peer(stream: &TlsStream<TcpStream>) -> Option<(Alpn, tls::Unveri
     Some((Alpn::of(session.alpn_protocol())?, tls::peer_of(session.peer_certificates())?))
 }
 
-/// Ends a connection without an answer and without a trace in TIME_WAIT.
+/// Resets a connection: no answer, and no socket in TIME_WAIT.
 fn reset(socket: TcpStream) {
     socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).ok();
 }

@@ -301,7 +301,7 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
                 Removal::Removed => {
                     server.disconnect_peer(id);
                     server.forget_prefixes(id);
-                    // It is out, whatever becomes of the line, which is owed.
+                    // The device is removed, also if its line of the audit log stays owed.
                     server.peers.settle().await;
                     AdminReply::Done { what: PeerText::new("removed; its links and sessions were ended") }
                 }
@@ -384,7 +384,7 @@ async fn open_code(
         })
     };
     let expired = tokio::time::sleep(ttl);
-    // Printed, sent, and forgotten; the desk keeps the only other copy.
+    // The code is sent and dropped; `pairing` keeps the only other copy.
     let OpenedCode { code, id } = match opened {
         Ok(opened) => opened,
         Err(error) => return reply(&mut write, &AdminReply::Failed { because: error.to_string() }).await,
@@ -400,8 +400,8 @@ async fn open_code(
         () = std::future::ready(()), if !is_sent => "revoked",
         _ = read.read(&mut byte) => "revoked",
         () = expired => "expired",
-        heard = &mut ended => {
-            end = heard.ok();
+        paired = &mut ended => {
+            end = paired.ok();
             // Another code was opened after this one.
             "expired"
         }
@@ -434,7 +434,7 @@ async fn reply(write: &mut OwnedWriteHalf, answer: &AdminReply) -> anyhow::Resul
 
 /// The other end: a command of this program that asks the running server.
 pub struct AdminClient {
-    /// Who listens there.
+    /// The user of the server.
     server_user: u32,
     read: BufReader<OwnedReadHalf>,
     write: OwnedWriteHalf,

@@ -220,7 +220,7 @@ impl Connection {
                 },
                 () = tokio::time::sleep_until(read_paused_until.unwrap_or_else(Instant::now)), if read_paused_until.is_some() => {
                     self.read_paused_until = None;
-                    // The silence was ours: we did not read.
+                    // The reflector did not read meanwhile.
                     self.note_activity();
                     LinkFlow::Continue
                 }
@@ -281,7 +281,7 @@ impl Connection {
         done
     }
 
-    /// Records events before the appliance is told of them.
+    /// Records events before the appliance is answered.
     async fn record(&mut self, events: Vec<AuditEvent>) {
         let recorded = tokio::spawn(self.server.record(events));
         let _ = self.wait_with_heartbeat(recorded).await;

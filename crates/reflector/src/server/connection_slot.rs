@@ -95,14 +95,14 @@ impl ConnectionSlot {
         self.server.connection_slots.limiter().progressed(self.id, self.server.now().mono);
     }
 
-    /// The connection is authenticated, or its proof is being judged: from here on it makes way for none.
+    /// The connection is authenticated, or its proof is being judged: from here on it is not closed for another one.
     pub(super) fn settle(&self) {
         let mut all = lock(&self.server.connection_slots.makes_way);
         all.remove(&self.id);
         self.server.connection_slots.limiter().left(self.id);
     }
 
-    /// Does `work` as long as the connection need not make way; `None`: it has to go at once.
+    /// Runs `work` until the connection has to make way. `None`: it has to be closed now.
     pub(super) async fn while_held<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

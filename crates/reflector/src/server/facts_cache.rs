@@ -8,10 +8,11 @@ use paramedic_link::PeerText;
 use paramedic_link::measurement::HostFacts;
 use tokio::time::Instant;
 
-/// How long a reading of the host's facts is good for.
+/// How long the facts of the host are reused.
 const FACTS_LIFETIME: Duration = Duration::from_secs(1);
 
-/// What the host's facts were, for a second: to read them takes the processor, and every link may ask for them.
+/// The facts of the host as they were within the last second: reading them takes processor time, and every link may
+/// request them.
 #[derive(Default)]
 pub(super) struct FactsCache {
     read: tokio::sync::Mutex<HashMap<IpAddr, (Instant, HostFacts)>>,

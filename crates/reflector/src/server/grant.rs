@@ -99,7 +99,7 @@ pub(super) fn claim(
 
 /// Step 2: writes the grant down. `events` go into the audit log next to each other, the grant among them. The answer is
 /// the session, now reachable by all, with step 3: what to send. It does not come where nothing was recorded, or the
-/// receiver was gone before: then the session is taken back. In a task of its own, which never stops half-way.
+/// receiver was gone before: then the session is taken back. It runs in its own task, which nothing cancels.
 pub(super) fn record(
     claim: ClaimedSession,
     events: Vec<AuditEvent>,
@@ -190,7 +190,7 @@ impl Drop for PendingReservation {
     }
 }
 
-/// Why this host can't run what is asked, whenever it is asked.
+/// Why this host can't ever run this request.
 pub(super) fn not_supported(spec: &TestSpec) -> Option<Denial> {
     let refused = paramedic_engines::check_congestion_control(spec.congestion_control.as_deref()?).err()?;
     Some(not_opened(spec, &refused))

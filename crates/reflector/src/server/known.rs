@@ -1,5 +1,5 @@
-//! From where paired devices authenticated: noted at once, written to the database in bulk. What is known is decided in
-//! `known_prefixes`.
+//! The prefixes from which paired devices authenticated: noted at once, written to the database in bulk. `known_prefixes`
+//! decides which are known.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Server {
-    /// `peer` authenticated from this prefix: connections from there have places of their own for the next weeks.
+    /// `peer` authenticated from this prefix, which is known from now on.
     pub(super) fn note_prefix(&self, peer: EndpointId, prefix: Prefix) {
         let now = self.now().unix_ms;
         let mut known = lock(&self.known_prefixes);
@@ -35,7 +35,7 @@ impl Server {
         self.prefix_noted.notify_one();
     }
 
-    /// Forgets from where `peer` authenticated. The store forgets it with the peer.
+    /// Forgets the prefixes of `peer`. The store removes them with the peer.
     pub(super) fn forget_prefixes(&self, peer: EndpointId) {
         let mut known = lock(&self.known_prefixes);
         known.remove_peer(peer);

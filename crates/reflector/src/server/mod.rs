@@ -142,8 +142,8 @@ impl Server {
         Now { mono: self.began.elapsed(), unix_ms: unix_now() }
     }
 
-    /// Writes events that no promise hangs on. They take their place in the log now; await the answer before telling
-    /// of them. What can't be written is noted for when it can: a fault shows in the status and stops further grants.
+    /// Writes events that no promise depends on. They take their place in the log now; await the write before answering.
+    /// What can't be written is noted for when it can: a fault shows in the status and stops further grants.
     fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
@@ -225,7 +225,7 @@ impl Server {
         }
     }
 
-    /// Tells the command that opened this code which device paired with it.
+    /// Reports the device that paired with this code to the command that opened it.
     fn report_paired(&self, code: CodeId, end: PairedDevice) {
         let over = lock(&self.code_requester)
             .as_mut()
@@ -248,7 +248,7 @@ impl Server {
         }
     }
 
-    /// Returns once the task of every link has ended; `lifecycle` tells them to.
+    /// Returns once the task of every link has ended, which `lifecycle` causes.
     async fn await_no_links(&self) {
         let all_gone = async {
             loop {

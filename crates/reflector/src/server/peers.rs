@@ -1,4 +1,4 @@
-//! Who is paired: the copy in memory that every handshake asks, kept in step with the store and the audit log.
+//! The paired devices: a copy in memory that every handshake checks, kept in step with the store and the audit log.
 //!
 //! Each change of the store owes a line of the audit log, in the same transaction. A device is a peer once its line is
 //! written; what a crash or a fault leaves owing is written at the next start, or when the log can be written again.
@@ -26,7 +26,7 @@ pub(super) struct Peers {
     changing: Mutex<Unsettled>,
 }
 
-/// What the last changes left to be done.
+/// Work that the last changes left.
 #[derive(Default)]
 struct Unsettled {
     /// Owed lines that are written, and could not be noted as such.
@@ -78,7 +78,7 @@ impl Peers {
         Ok(peers)
     }
 
-    /// Whether `id` may come in.
+    /// Whether `id` is paired.
     pub(super) fn is_paired(&self, id: EndpointId) -> bool {
         self.authorized.contains(&id) || self.read().contains_key(&id)
     }
@@ -88,7 +88,7 @@ impl Peers {
         &self.authorized
     }
 
-    /// All of them, those of the configuration first.
+    /// All peers, those of the configuration first.
     pub(super) fn list(&self) -> Vec<(EndpointId, PeerText, &'static str)> {
         let known = self.read();
         let from_config = self.authorized.iter().map(|id| (*id, PeerText::new("(from the configuration)"), "config"));
@@ -96,10 +96,10 @@ impl Peers {
         from_config.chain(from_store.filter(|(id, ..)| !self.authorized.contains(id))).collect()
     }
 
-    /// Adds a peer, durably and with its line in the audit log; the name it got, and whether it is new. On an error it
-    /// is none, unless it was one before.
+    /// Adds a peer, durably and with its line in the audit log. Returns its name and whether it is new. On an error it
+    /// is not paired, unless it was before.
     pub(super) async fn add(&self, id: EndpointId, name: &PeerText, by: &str) -> anyhow::Result<(PeerText, bool)> {
-        let mut unsettled = self.turn().await?;
+        let mut unsettled = self.lock_changes().await?;
         let is_new = self.store.add_peer(id, name, by).await?;
         if is_new && let Err(why) = self.pay(&mut unsettled).await {
             // It was not answered yet.
@@ -122,7 +122,7 @@ impl Peers {
         if self.authorized.contains(&id) {
             return Ok(Removal::InConfig);
         }
-        let _turn = self.turn().await?;
+        let _changes = self.lock_changes().await?;
         let removed = self.store.remove_peer(id).await?;
         self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
         Ok(if removed { Removal::Removed } else { Removal::NotThere })
@@ -131,13 +131,13 @@ impl Peers {
     /// Gives a peer another name, durably; `false` where there is no such peer. Its line is owed, as of
     /// [`Peers::remove`].
     pub(super) async fn rename(&self, id: EndpointId, name: &PeerText) -> anyhow::Result<bool> {
-        let _turn = self.turn().await?;
+        let _changes = self.lock_changes().await?;
         let renamed = self.store.rename_peer(id, name).await?;
         self.replace(self.store.peers().await?);
         Ok(renamed)
     }
 
-    /// Does what the last changes left to be done, where the disk allows it; else it stays to be done.
+    /// Finishes the work that the last changes left. Where the disk fails, it is left for the next call.
     pub(super) async fn settle(&self) {
         let mut unsettled = self.changing.lock().await;
         let settled = async {
@@ -157,8 +157,8 @@ impl Peers {
         self.read().values().find(|peer| peer.name.as_str() == text).map(|peer| peer.id)
     }
 
-    /// The turn to change the peers, once what was to be taken back is.
-    async fn turn(&self) -> anyhow::Result<MutexGuard<'_, Unsettled>> {
+    /// Locks the changes of the peers, after taking back what still has to be.
+    async fn lock_changes(&self) -> anyhow::Result<MutexGuard<'_, Unsettled>> {
         let mut unsettled = self.changing.lock().await;
         self.take_back(&mut unsettled).await?;
         Ok(unsettled)

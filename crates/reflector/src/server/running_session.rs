@@ -164,16 +164,16 @@ impl RunningSession {
         drop(resources);
     }
 
-    /// Runs a phase on threads of its own.
+    /// Runs a phase on its own threads.
     pub(super) fn start(self: &Arc<Self>, phase: u8, events: mpsc::UnboundedSender<SessionEvent>) -> io::Result<()> {
         let running = Arc::clone(self);
         let run = move || {
             // A receiver that is gone is a link that ended: then the session is cancelled, and the phase ends.
-            let tell = |what| {
+            let send = |what| {
                 events.send(SessionEvent { session: running.session, what }).ok();
             };
             let report = |progress| {
-                tell(match progress {
+                send(match progress {
                     PhaseProgress::Started => PhaseEvent::Started(phase),
                     PhaseProgress::Received(direction, sample) | PhaseProgress::Sent(direction, sample) => {
                         PhaseEvent::Sample(phase, direction, sample)
@@ -185,13 +185,13 @@ impl RunningSession {
                 .as_ref()
                 .map_or_else(PhaseTally::default, |resources| resources.server_end.run(phase, &report));
             drop(resources);
-            tell(PhaseEvent::Done(phase, Box::new(tally)));
+            send(PhaseEvent::Done(phase, Box::new(tally)));
         };
         std::thread::Builder::new().name(format!("phase-{phase}")).spawn(run).map(drop)
     }
 
     /// Leases bytes for the session as it uses them up: each slice is on disk before it may flow. Ends with the
-    /// session, which it ends where no more may flow. Tells `first` of the first slice.
+    /// session, which it ends where no more may flow. Sends `first` once the first slice is leased.
     pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>, first: oneshot::Sender<()>) {
         if let Err(reason) = self.lease_slices(&server, first).await {
             end_and_notify(&server, self.session, reason).await;

@@ -26,12 +26,12 @@ pub(super) async fn run(server: Arc<Server>) {
         for action in others {
             carry(&server, action);
         }
-        let told = Arc::clone(&server);
+        let shared = Arc::clone(&server);
         // Time goes on while the disk is slow.
         tokio::spawn(async move {
             recorded.await;
             for action in denials {
-                carry(&told, action);
+                carry(&shared, action);
             }
         });
         let suppressed = lock(&server.throttle).poll(server.now());

@@ -39,7 +39,7 @@ impl Now {
     }
 }
 
-/// One standing link; the shell gives each a number of its own.
+/// An open link; the shell gives each a unique number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
 
@@ -74,7 +74,7 @@ pub struct Reservation {
 pub enum Answer {
     /// Everything is reserved: claim, call `opened`, record, and only then promise; or `undo`.
     Reserved(Reservation),
-    /// It waits its turn. Nothing is reserved.
+    /// It is queued. Nothing is reserved.
     Queued {
         /// Its position in the queue, from 1.
         place: u32,

@@ -15,7 +15,7 @@ use crate::descriptors;
 const PHASE_ALLOWANCE: Duration = Duration::from_secs(6);
 /// What a session may take beyond its phases: opening, first and last words, a slow disk.
 const SESSION_ALLOWANCE: Duration = Duration::from_secs(15);
-/// What a phase takes beyond its duration when all goes well, for the expected wait of others.
+/// How much longer than its duration a phase usually takes, for the expected wait of queued requests.
 const USUAL_PHASE_OVERHEAD: Duration = Duration::from_secs(1);
 
 /// What the operator allows.

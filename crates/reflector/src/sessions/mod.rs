@@ -397,7 +397,7 @@ impl<H> Sessions<H> {
         self.bytes.pass_time(now.day());
     }
 
-    /// Everything but whether there is room right now: asked when a request comes, and again when its turn has come.
+    /// Checks everything but free room: when a request arrives, and again when it is the next in the queue.
     fn check(&self, peer: EndpointId, spec: &TestSpec, now: Now) -> Result<(), Denial> {
         self.limits.check(spec)?;
         if self.draining {
@@ -547,8 +547,8 @@ impl<H> Sessions<H> {
         by_day
     }
 
-    fn end_where(&mut self, reason: EndReason, is_meant: impl Fn(&HeldSession<H>) -> bool) {
-        for held in self.held.values_mut().filter(|held| held.ending.is_none() && is_meant(held)) {
+    fn end_where(&mut self, reason: EndReason, matches: impl Fn(&HeldSession<H>) -> bool) {
+        for held in self.held.values_mut().filter(|held| held.ending.is_none() && matches(held)) {
             held.ending = Some(PendingEnd { reason, reported_at: None });
             self.changed = true;
         }
@@ -565,7 +565,7 @@ impl<H> Sessions<H> {
         actions.extend(due.map(|(session, reason)| SessionAction::End { session, reason }));
     }
 
-    /// Reserves for everyone whose turn has come, one after the other: each changes whose turn is next. The events are
+    /// Reserves for all queued requests that can be granted, one after the other: each changes which is next. The events are
     /// of those that are denied.
     fn serve_queue(
         &mut self,

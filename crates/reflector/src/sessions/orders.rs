@@ -116,7 +116,7 @@ pub(super) struct World {
     limits: Limits,
     now: Now,
     ids: u128,
-    /// When something was last heard of each session that was granted.
+    /// When each granted session last received something.
     heard: BTreeMap<SessionId, Duration>,
     held: BTreeMap<SessionId, Known>,
     waiting: BTreeSet<LinkId>,
@@ -243,7 +243,7 @@ impl World {
                 SessionAction::End { session, reason } => {
                     assert!(self.held[&session].opened);
                     let silent_for = self.now.mono - self.heard[&session];
-                    // What is heard of a session after its end was first said does not bring it back.
+                    // What a session receives after its end was first reported does not revive it.
                     if self.ending.insert(session) && reason == EndReason::Silence {
                         assert!(silent_for >= END_AFTER_SILENCE, "{silent_for:?}");
                     }

@@ -1,4 +1,4 @@
-//! Who holds which port of the data port range. Whether a port can really be bound is found out elsewhere.
+//! Which session holds which port of the data port range. The shell finds out whether a port can be bound.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;

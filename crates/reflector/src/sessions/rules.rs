@@ -59,12 +59,12 @@ fn lasting(duration_ms: u32) -> TestSpec {
     TestSpec { phases: vec![PhaseSpec { load: Load::Download, duration_ms }], ..tunneled() }
 }
 
-/// A reflector's sessions with a clock and ids of their own.
+/// A reflector's sessions with a simulated clock and ids.
 struct Fixture {
     sessions: Sessions<SessionId>,
     now: Now,
     ids: u64,
-    /// When something was last heard of each session.
+    /// When each session last received something.
     heard: BTreeMap<SessionId, Duration>,
     /// The events of all decisions.
     events: Vec<AuditEvent>,

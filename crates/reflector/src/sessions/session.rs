@@ -79,7 +79,7 @@ impl<H> HeldSession<H> {
         }
     }
 
-    /// Why it is to be torn down, where the shell has to be told now. Nothing is due before it is opened: until then
+    /// Why it is to be torn down, where that has to be reported to the shell now. Nothing is due before it is opened: until then
     /// the shell is at work on it, and nothing is promised.
     pub(super) fn end_if_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration) -> Option<EndReason> {
         if self.next_deadline()? > mono {

@@ -121,7 +121,7 @@ pub(super) fn pool_options() -> SqlitePoolOptions {
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(WRITER_TIMEOUT)
-        // A turn that is not had in time is an error of its own; a slow disk must not fill the log beside that.
+        // A timeout is an error already; a slow disk must not fill the log with further lines.
         .acquire_slow_threshold(2 * WRITER_TIMEOUT)
         // A file on this machine does not go away like a server does.
         .test_before_acquire(false)

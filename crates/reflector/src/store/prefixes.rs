@@ -1,4 +1,4 @@
-//! From where each peer authenticated.
+//! The prefixes from which each peer authenticated.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::connection_limiter::Prefix;
 use crate::known_prefixes::PeerPrefixes;
 
 impl Store {
-    /// From where each peer authenticated, and when it last did, in milliseconds since 1970.
+    /// The prefixes of each peer, and when it last authenticated from them, in milliseconds since 1970.
     pub async fn known_prefixes(&self) -> Result<Vec<(EndpointId, Prefix, u64)>, StoreError> {
         let rows: Vec<(Vec<u8>, String, i64)> =
             sqlx::query_as("SELECT peer, prefix, seen_unix_ms FROM known_prefixes ORDER BY peer, prefix")
@@ -24,9 +24,8 @@ impl Store {
             .collect()
     }
 
-    /// Keeps from where these peers authenticated, instead of what was kept of each before. One change, however many.
-    /// Of a peer that is neither in the database nor `authorized` by the configuration, nothing is kept: it was removed
-    /// since `peers` was read.
+    /// Replaces the prefixes of these peers, in one change. A peer that is neither in the database nor `authorized` by
+    /// the configuration keeps none: it was removed since `peers` was read.
     pub async fn keep_prefixes(
         &self,
         peers: &[PeerPrefixes],
@@ -54,7 +53,7 @@ impl Store {
         self.conclude(change, kept).await
     }
 
-    /// Forgets from where `peer` authenticated.
+    /// Removes the prefixes of `peer`.
     pub async fn forget_prefixes(&self, peer: EndpointId) -> Result<(), StoreError> {
         let mut change = self.begin("forgetting known prefixes").await?;
         let forgotten = forget_prefixes(&mut change.work, peer).await;

@@ -1,4 +1,4 @@
-//! Tests of the store, each on a database of its own.
+//! Tests of the store, each with its own database.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ async fn names(store: &Store) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_was_said_survives_a_restart() {
+async fn what_was_written_survives_a_restart() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     assert!(store.add_peer(id(1), &"attic".into(), "code").await.unwrap());
@@ -202,8 +202,8 @@ async fn a_damaged_file_is_named_and_left_alone() {
         fs::write(file(&folder), &bad).unwrap();
         let why = Store::open(&file(&folder)).await.unwrap_err();
         assert!(matches!(why, StoreError::Damaged { .. }), "{why}");
-        let told = why.to_string();
-        assert!(told.contains(file(&folder).to_str().unwrap()) && told.contains("backup"), "{told}");
+        let text = why.to_string();
+        assert!(text.contains(file(&folder).to_str().unwrap()) && text.contains("backup"), "{text}");
         assert_eq!(fs::read(file(&folder)).unwrap(), bad);
     }
 }
@@ -333,8 +333,8 @@ async fn a_commit_that_kept_nothing_is_a_failure() {
     for sql in ["INSERT INTO usage (day, peer, bytes) VALUES (1, x'00', 1)", "ROLLBACK", "BEGIN"] {
         sqlx::query(sql).execute(&mut *change.work).await.unwrap();
     }
-    let told = store.conclude(change, Ok(())).await;
-    assert!(matches!(told, Err(StoreError::NotKept { .. })), "{told:?}");
+    let concluded = store.conclude(change, Ok(())).await;
+    assert!(matches!(concluded, Err(StoreError::NotKept { .. })), "{concluded:?}");
     assert!(store.fault().borrow().is_some());
     // Nothing to keep is nothing lost.
     store.forget_test(session(1)).await.unwrap();

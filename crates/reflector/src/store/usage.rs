@@ -6,9 +6,9 @@ use paramedic_link::{EndpointId, SessionId};
 
 use super::{Store, StoreError, signed, unsigned};
 
-/// How long tests are remembered: the hour that limits look at, and another for a clock that is set back.
+/// How long tests are kept: the hour that the limits cover, and another for a clock that is set back.
 const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
-/// How many days of usage are remembered; limits look at one.
+/// How many days of usage are kept; the limits cover one.
 const USAGE_DAYS_KEPT: u32 = 31;
 
 impl Store {
