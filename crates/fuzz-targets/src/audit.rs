@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::scratch;
 
-/// A hash as it stands in a line.
+/// A hash as it is written in a line.
 const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 const PREV: &str = ",\"prev\":\"";
 const HASH: &str = ",\"hash\":\"";
@@ -115,7 +115,7 @@ fn assert_whole(text: &[u8], verified: &Verified) {
 /// The text of a file of the main chain.
 pub fn audit_line(input: &[u8]) {
     judge_one_file(input);
-    // The same with the right `prev` and `hash` in each line: what stands before them is judged too.
+    // The same with the right `prev` and `hash` in each line: the fields before them are judged too.
     let mut resealed = Vec::new();
     let mut prev = ZEROS.to_owned();
     for line in String::from_utf8_lossy(input).lines() {
@@ -194,7 +194,7 @@ const PREFIXES: [&str; 2] = ["", "refusals-"];
 /// A file's name and contents.
 type File = (String, Vec<u8>);
 
-/// Both chains, and the files that they stand in.
+/// Both chains, and their files.
 fn good_log() -> ([Vec<String>; 2], Vec<File>) {
     let chains = [main_chain(), refusals_chain()];
     let files = vec![

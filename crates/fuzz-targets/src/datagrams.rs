@@ -8,7 +8,7 @@ use paramedic_link::test_spec::Direction;
 use crate::framing::{DOCUMENTED, OTHERS, padded, with_flipped_bit};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Download, Direction::Upload];
-/// Where the tag of a packet stands.
+/// The position of the tag in a packet.
 const TAG_AT: usize = PACKET_LEN - TAG_LEN;
 
 /// The input as a packet of the documented session, with the tag of this direction.
@@ -94,7 +94,7 @@ fn bulk(input: &[u8], flow: Direction, keys: &SessionKeys, others: &SessionKeys)
     assert_eq!(reseal(&made, keys), is_bulk.then(|| made.clone()));
     assert_eq!(reseal(&made[..udp::fuzzing::HEADER - 1], keys), None);
     if is_bulk {
-        // Number and time carry no tag of their own.
+        // Number and time carry no tag.
         let mut changed = made.clone();
         let at = usize::from(padded::<1>(&input[input.len().min(52)..])[0]) % 36;
         changed[if at < 20 { at } else { at + 16 }] ^= 0x80;

@@ -133,7 +133,7 @@ pub fn preamble(input: &[u8]) {
         assert_eq!(Preamble::claimed_session(&bytes), Some(keys.session()));
         assert_eq!(opened.seal(keys), bytes, "one preamble has one form");
     }
-    assert_eq!(Preamble::open(&bytes, others), None, "nobody knows those keys");
+    assert_eq!(Preamble::open(&bytes, others), None, "no session has those keys");
 
     let preamble = Preamble {
         session: keys.session(),

@@ -36,7 +36,7 @@ pub struct Target {
     pub name: &'static str,
     /// Plays one input. A panic is a finding.
     pub run: fn(&[u8]),
-    /// Seeds made of what is recorded elsewhere in the repository: vectors, fixtures, documents.
+    /// Seeds made of recorded files of the repository: vectors, fixtures, documents.
     pub recorded: fn() -> Vec<Seed>,
 }
 

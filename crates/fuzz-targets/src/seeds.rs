@@ -13,7 +13,7 @@ use crate::Target;
 /// One input.
 #[derive(Clone, Debug)]
 pub struct Seed {
-    /// A file name of its own within its target.
+    /// A file name that is unique within its target.
     pub name: String,
     /// The input.
     pub bytes: Vec<u8>,

@@ -6,13 +6,13 @@ use std::time::Duration;
 use paramedic_link::message::END_AFTER_SILENCE;
 use paramedic_link::test_spec::{DataMode, EngineId};
 use reflector::event::AuditEvent;
-// What the model takes from the module that it stands in.
+// What the model uses of its parent module.
 use reflector::sessions::*;
 
 /// The model, compiled a second time: as a unit test of the reflector it can use the test dependencies alone, and stays
 /// beside what it models. Its tests do not run here.
 #[path = "../../reflector/src/sessions/orders.rs"]
-#[allow(dead_code, unused_imports, reason = "the generators of its own tests")]
+#[allow(dead_code, unused_imports, reason = "the generators of its tests")]
 mod orders;
 
 use orders::{Op, World};
