@@ -64,15 +64,11 @@ pub struct AuditFault {
 
 /// Why the log can't be opened.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum AuditError {
     /// Its folder or files can't be read or repaired.
     #[error("cannot use the audit log in {}: {source}", path.display())]
-    Unusable {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    Unusable { path: PathBuf, source: std::io::Error },
     /// Acknowledged lines are missing or were changed.
     #[error(
         "the audit log in {0} was changed: {why}; `reflector audit verify` names the first bad line; to go on \
@@ -80,7 +76,6 @@ pub enum AuditError {
         folder.display()
     )]
     Broken {
-        /// The folder.
         folder: PathBuf,
         /// What is wrong.
         why: String,
@@ -91,10 +86,7 @@ pub enum AuditError {
          move the log away: mv {0} {0}.old",
         folder.display()
     )]
-    Foreign {
-        /// The folder.
-        folder: PathBuf,
-    },
+    Foreign { folder: PathBuf },
     /// The head can't be read or kept.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -19,7 +19,7 @@ use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};
 pub struct Config {
     /// The addresses to listen on, TCP and UDP; never empty, no address twice unless its port is 0.
     pub listen: Vec<SocketAddr>,
-    /// What the reflector calls itself; never empty.
+    /// The name of the reflector; never empty.
     pub name: PeerText,
     /// Peers that need no pairing.
     pub authorized_peers: Vec<EndpointId>,
@@ -51,9 +51,9 @@ pub struct Config {
     pub audit_segment_size: u64,
     /// Bytes of all files of the audit log together.
     pub audit_max_size: u64,
-    /// What is logged: a filter that tracing understands.
+    /// The log filter, in the syntax of tracing.
     pub log: String,
-    /// How the log looks.
+    /// The format of the log.
     pub log_format: LogFormat,
 }
 
@@ -152,9 +152,9 @@ impl Configuration for Config {
             max_test_duration: Duration::from_secs(600),
             // What a session can ask for at all.
             max_streams: 64,
-            // One every 15 seconds: more than any schedule needs, few enough that a loop gone wild is stopped.
+            // One every 15 seconds: more than any schedule needs, few enough to stop a runaway loop.
             max_tests_per_hour: 240,
-            // A 2 Gbit/s line, full all day, one way. Whose traffic costs sets it lower.
+            // A 2 Gbit/s line, full all day, one way. Operators who pay for traffic set it lower.
             max_bytes_per_day: 20_000_000_000_000,
             // Five such peers.
             max_bytes_per_day_total: 100_000_000_000_000,

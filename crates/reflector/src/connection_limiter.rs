@@ -90,17 +90,17 @@ fn network(address: IpAddr, ipv6_bits: u8) -> IpAddr {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionSlotId(u64);
 
-/// What a new connection is answered.
+/// The decision on a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It may shake hands.
+    /// It is accepted.
     Enter {
         /// Its place.
         place: ConnectionSlotId,
         /// The connection that makes way for it: to be closed now.
         makes_way: Option<ConnectionSlotId>,
     },
-    /// It may not come in.
+    /// It is refused.
     Refuse(RefusalReason),
 }
 
@@ -132,9 +132,9 @@ pub struct ConnectionLimiter {
 struct OccupiedPlace {
     prefix: Prefix,
     pool: Pool,
-    /// Whether it has said anything: its ClientHello was read.
+    /// Whether its ClientHello was read.
     has_spoken: bool,
-    /// When it last got further: accepted, ClientHello read, handshake done.
+    /// When it last made progress: accepted, ClientHello read, handshake done.
     progress_at: Duration,
 }
 
@@ -150,7 +150,7 @@ enum Pool {
 }
 
 impl ConnectionLimiter {
-    /// With no connection yet. `descriptors` is how many all places together may take; `known` are the prefixes from
+    /// A limiter without connections. `descriptors` is how many all places together may take; `known` are the prefixes from
     /// which peers authenticated.
     pub fn new(descriptors: usize, known: BTreeSet<Prefix>) -> Self {
         let leaving_places = (descriptors / LEAVING_PART).max(2);
@@ -238,7 +238,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// The connection got further in its handshake.
+    /// The connection made progress in its handshake.
     pub fn progressed(&mut self, place: ConnectionSlotId, now: Duration) {
         self.pass_time(now);
         let now = self.now;

@@ -8,9 +8,9 @@ use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 const KEPT: usize = 64;
 /// The most links that may be open at once, of all devices together.
 const LINKS: usize = 4096;
-/// The most connections that are on their way in at once.
+/// The most unauthenticated connections at once.
 const UNAUTHENTICATED: usize = 576;
-/// What a stream takes: its socket, a copy by which the session's end closes it, and in a download a pipe and its event.
+/// Descriptors of a stream: its socket, a copy by which the session's end closes it, and in a download a pipe and its event.
 fn of_stream(direction: Direction) -> usize {
     match direction {
         Direction::Download => 5,
@@ -18,7 +18,7 @@ fn of_stream(direction: Direction) -> usize {
     }
 }
 
-/// What a session takes beside its streams: listener, responder, wake-up descriptors, a child's pipes, a log file.
+/// Descriptors of a session beside its streams: listener, responder, wake-up descriptors, a child's pipes, a log file.
 const PER_SESSION: usize = 16;
 
 /// As many as the largest session needs, and all unauthenticated connections and links that are then allowed.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 /// One audit event. Serialised as an object whose `event` names it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum AuditEvent {
     /// The reflector began to serve.
     Started {
@@ -32,7 +33,6 @@ pub enum AuditEvent {
     },
     /// A peer was paired.
     PeerAdded {
-        /// Who.
         peer: EndpointId,
         /// Its name here.
         name: PeerText,
@@ -40,29 +40,18 @@ pub enum AuditEvent {
         by: String,
     },
     /// A peer was removed.
-    PeerRemoved {
-        /// Who.
-        peer: EndpointId,
-    },
+    PeerRemoved { peer: EndpointId },
     /// A peer has a new name.
     PeerRenamed {
-        /// Who.
         peer: EndpointId,
         /// Its name from now on.
         name: PeerText,
     },
     /// A link was opened.
-    LinkOpened {
-        /// Whose.
-        peer: EndpointId,
-        /// Where from.
-        from: IpAddr,
-    },
+    LinkOpened { peer: EndpointId, from: IpAddr },
     /// A session was granted.
     SessionGranted {
-        /// Which.
         session: SessionId,
-        /// Whose.
         peer: EndpointId,
         /// The engine that makes the load.
         engine: EngineId,
@@ -76,33 +65,23 @@ pub enum AuditEvent {
     },
     /// A request is queued.
     SessionQueued {
-        /// Whose.
         peer: EndpointId,
         /// Its place when it came, from 1.
         place: u32,
     },
     /// A request was not granted.
     SessionDenied {
-        /// Whose.
         peer: EndpointId,
         /// The rule that denied it.
         reason: DenialReason,
     },
     /// A session was taken back before its appliance was answered: something could not be claimed or recorded, or the
     /// request was withdrawn. It is not charged.
-    SessionUndone {
-        /// Which.
-        session: SessionId,
-        /// Whose.
-        peer: EndpointId,
-    },
+    SessionUndone { session: SessionId, peer: EndpointId },
     /// A session is over.
     SessionEnded {
-        /// Which.
         session: SessionId,
-        /// Whose.
         peer: EndpointId,
-        /// Why.
         reason: EndReason,
         /// Payload bytes charged.
         bytes: u64,
@@ -111,35 +90,22 @@ pub enum AuditEvent {
     },
     /// A port of the range was skipped because another program holds it.
     PortHeld {
-        /// Which.
         port: u16,
         /// The peer whose request met it.
         peer: EndpointId,
     },
     /// A connection was refused; written in full up to a rate, then counted.
     Refused {
-        /// Where from.
         from: IpAddr,
-        /// Why.
         reason: RefusalReason,
         /// The key that was shown, where one was.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<EndpointId>,
     },
     /// More refusals of one reason in the minute before than are written in full.
-    RefusedMore {
-        /// Why.
-        reason: RefusalReason,
-        /// How many more.
-        count: u64,
-    },
+    RefusedMore { reason: RefusalReason, count: u64 },
     /// More lines of one peer in the minute before than are written in full: links, and requests that were not granted.
-    MoreOfPeer {
-        /// Whose.
-        peer: EndpointId,
-        /// How many more.
-        count: u64,
-    },
+    MoreOfPeer { peer: EndpointId, count: u64 },
     /// Leases that a crash left open were charged in full.
     LeasesCharged {
         /// How many sessions.
@@ -154,14 +120,12 @@ pub enum AuditEvent {
     },
     /// The unacknowledged tail of a segment was cut off after a crash, or after a failed write.
     TailRepaired {
-        /// The file.
         segment: String,
         /// Bytes that were cut.
         bytes: u64,
     },
     /// The oldest files of a chain of the audit log were deleted to keep within `audit_max_size`.
     LogTrimmed {
-        /// Which chain.
         chain: Chain,
         /// The number of its first line that is kept.
         first_line: u64,

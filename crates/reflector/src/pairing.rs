@@ -1,5 +1,5 @@
-//! The one pairing code that may be open: which clients may try it, how often, and that it pairs one appliance only. Writing the
-//! pairing down and answering are never done here; time is handed in, and only the code's secret is made here.
+//! The one pairing code that may be open: which clients may try it, how often, and that it pairs one appliance only. Pure:
+//! it neither writes the pairing nor answers, and time is an argument; only the code's secret is random.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const REMEMBERED: usize = 4096;
 pub enum ProofDecision {
     /// It is right. Until the claim is confirmed or released, no other device can use the code.
     Paired {
-        /// What to answer once the pairing is on disk: that we know the secret as well.
+        /// The answer once the pairing is on disk: the proof that the reflector knows the secret, too.
         proof: Proof,
         /// To confirm or release.
         claim: CodeClaim,
@@ -38,9 +38,9 @@ pub enum ProofDecision {
 /// A code that was opened.
 #[derive(Debug)]
 pub struct OpenedCode {
-    /// What to type at the appliance; for the operator's eyes only.
+    /// The code to type at the appliance; a secret.
     pub code: String,
-    /// Which one it is, to revoke it and no other.
+    /// Identifies the code, to revoke it and no other.
     pub id: CodeId,
 }
 
@@ -48,7 +48,7 @@ pub struct OpenedCode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodeId(u64);
 
-/// The use of a code while the pairing is written down.
+/// The use of a code while the pairing is being written.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CodeClaim {
     number: u64,
@@ -59,13 +59,13 @@ pub struct CodeClaim {
 /// Why no code was opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenCodeError {
-    /// There is one already.
+    /// A code is open already.
     #[error("another pairing code is open, for at most {} s more", .expires_in.as_secs())]
     AnotherIsOpen {
         /// How long it is still valid.
         expires_in: Duration,
     },
-    /// No life at all, or too long a one.
+    /// The validity is zero or above [`LONGEST_TTL`].
     #[error("a pairing code is valid for at most one hour")]
     Ttl,
     /// The system's random source failed.
@@ -79,7 +79,7 @@ pub struct Pairing {
     reflector: EndpointId,
     open: Option<Open>,
     wrong: BTreeMap<Prefix, Wrong>,
-    /// Codes and claims so far.
+    /// The number of codes and claims so far.
     codes: u64,
     claims: u64,
 }

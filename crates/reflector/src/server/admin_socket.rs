@@ -1,5 +1,5 @@
 //! The admin socket: how `reflector pair`, `peers`, `status` and the like talk to the running server. One JSON object
-//! a line each way; local users with our user id, or root, alone.
+//! a line each way. Only root and the user of the reflector may use it.
 
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -31,9 +31,10 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the server may take to answer, a slow disk included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What can be asked of the running server.
+/// A request to the running server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum AdminRequest {
     /// Open a pairing code and wait until a device has paired; closing the connection revokes the code.
     Pair {
@@ -43,11 +44,10 @@ pub enum AdminRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<PeerText>,
     },
-    /// Who is paired.
+    /// The paired devices.
     Peers,
     /// Pair a device by its Endpoint ID.
     AddPeer {
-        /// Who.
         peer: EndpointId,
         /// Its name here.
         name: PeerText,
@@ -64,58 +64,51 @@ pub enum AdminRequest {
         /// The name from now on.
         name: PeerText,
     },
-    /// How the server is.
+    /// The state of the server.
     Status,
     /// Grant no more sessions, and end once the running ones are over.
     Drain,
 }
 
-/// What the server answers.
+/// An answer of the server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum AdminReply {
     /// A pairing code is open.
     Code {
-        /// The code.
         code: String,
         /// How long it is valid, in seconds.
         expires_in_s: u64,
     },
     /// A device paired with it.
     Paired {
-        /// Who.
         endpoint_id: EndpointId,
         /// Its name here.
         name: PeerText,
     },
     /// The code ended without use.
-    CodeClosed {
-        /// Why.
-        why: String,
-    },
-    /// Who is paired.
-    Peers {
-        /// All of them.
-        peers: Vec<PeerLine>,
-    },
-    /// It is done.
+    CodeClosed { why: String },
+    /// The paired devices.
+    Peers { peers: Vec<PeerLine> },
+    /// The request was carried out.
     Done {
         /// What was done, in words.
         what: PeerText,
     },
-    /// It is not done.
+    /// The request failed.
     Failed {
         /// Why, in words.
         because: String,
     },
-    /// How the server is.
+    /// The state of the server.
     Status(Box<Status>),
 }
 
 /// One paired device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct PeerLine {
-    /// Who.
     pub endpoint_id: EndpointId,
     /// Its name here.
     pub name: PeerText,
@@ -125,20 +118,20 @@ pub struct PeerLine {
     pub linked: bool,
 }
 
-/// How the server is.
+/// The state of the server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Status {
     /// The program's version.
     pub version: String,
-    /// Its identity.
     pub endpoint_id: EndpointId,
-    /// What it calls itself.
+    /// Its name.
     pub name: String,
     /// Since when it serves, in seconds.
     pub uptime_s: u64,
     /// `serving`, `draining` or `faulted`.
     pub state: String,
-    /// What is wrong, in words; empty where all is well.
+    /// Current problems, as text.
     pub problems: Vec<String>,
     /// The data modes on offer.
     pub data_modes: Vec<paramedic_link::test_spec::DataMode>,
@@ -172,7 +165,7 @@ pub(super) struct Admin {
 
 impl Drop for Admin {
     fn drop(&mut self) {
-        // Already gone is as good.
+        // The file may be gone already.
         std::fs::remove_file(&self.path).ok();
     }
 }
@@ -183,7 +176,7 @@ pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let owner = std::fs::metadata(folder).with_context(|| format!("cannot read {}", folder.display()))?.uid();
         let user = rustix::process::geteuid().as_raw();
-        // Its owner could put another socket in our place.
+        // Its owner could replace the socket.
         if owner != user && owner != 0 {
             return Err(StateFolderError::Foreign { path: folder.to_owned(), owner, user }.into());
         }
@@ -459,7 +452,7 @@ impl AdminClient {
         Ok(self.write.write_all(&write_request(ask)?).await?)
     }
 
-    /// The one answer to what was asked, within the time that a server which is well takes at most.
+    /// The one answer to what was asked, within the longest time that a working server takes.
     pub async fn answer(&mut self) -> anyhow::Result<Option<AdminReply>> {
         tokio::time::timeout(ANSWER_TIMEOUT, self.next())
             .await

@@ -48,7 +48,7 @@ pub(super) struct RunningSession {
     is_over: tokio::sync::Mutex<bool>,
 }
 
-/// The sockets and threads of a session at our side.
+/// The reflector's sockets and threads of a session.
 struct SessionResources {
     server_end: Box<dyn ServerEnd>,
     _enrolment: Enrolment,
@@ -241,8 +241,8 @@ impl RunningSession {
     }
 }
 
-/// Ends a session: sockets and threads first, then the accounts, then the log. The first caller does it, in a task of
-/// its own or in that of its link; later callers return at once.
+/// Ends a session: sockets and threads first, then the accounts, then the log. The first caller does it, in its own task
+/// or in that of its link; later callers return at once.
 pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
     let _teardown = server.teardowns.read().await;
     let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };

@@ -43,25 +43,25 @@ impl Now {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
 
-/// What the store remembers from before the start.
+/// Usage from before the start, as the store has it.
 #[derive(Clone, Debug, Default)]
 pub struct PastUsage {
-    /// Who was granted a test, and when, in milliseconds since 1970.
+    /// The peer of each granted test, and when it was granted, in milliseconds since 1970.
     pub tests: Vec<(EndpointId, u64)>,
-    /// Who was charged how many bytes on which day.
+    /// Charged bytes: the peer, the day, how many.
     pub bytes_today: Vec<(EndpointId, u32, u64)>,
 }
 
 /// A session whose slot, port and test are reserved. It becomes a grant with [`super::Sessions::opened`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Reservation {
-    /// Its id.
     pub session: SessionId,
-    /// The link that asked.
+    /// The link of the request.
     pub link: LinkId,
-    /// Whose link that is.
+    /// The peer of that link.
     pub peer: EndpointId,
-    /// What it is to do.
+    /// The requested test.
     pub spec: TestSpec,
     /// The port to claim, in direct mode.
     pub port: Option<u16>,
@@ -69,7 +69,7 @@ pub struct Reservation {
     pub expires_in: Duration,
 }
 
-/// What a request is answered.
+/// The answer to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// Everything is reserved: claim, call `opened`, record, and only then promise; or `undo`.
@@ -96,10 +96,9 @@ pub struct Lease {
 
 /// The accounts of a session that is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct SessionAccounts {
-    /// Which.
     pub session: SessionId,
-    /// Whose.
     pub peer: EndpointId,
     /// Payload bytes charged to each day, oldest first; days without bytes are left out.
     pub bytes_by_day: Vec<(u32, u64)>,
@@ -109,6 +108,7 @@ pub struct SessionAccounts {
 
 /// What the shell must do because time passed or something changed.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum SessionAction {
     /// A queued request is reserved: as [`Answer::Reserved`].
     Reserve(Reservation),
@@ -129,12 +129,7 @@ pub enum SessionAction {
         denial: Denial,
     },
     /// Tear the session down and call `ended`. Repeated until that call.
-    End {
-        /// Which.
-        session: SessionId,
-        /// Why.
-        reason: EndReason,
-    },
+    End { session: SessionId, reason: EndReason },
 }
 
 /// The current state, for `status`.
@@ -148,7 +143,7 @@ pub struct Snapshot {
     pub faulted: bool,
     /// What is reserved or runs.
     pub sessions: Vec<SessionStatus>,
-    /// Who waits, in the order of their turns.
+    /// The queued requests, the next one first.
     pub queue: Vec<QueueStatus>,
     /// What each peer used of its quotas; peers that used nothing are left out.
     pub peers: Vec<PeerStatus>,
@@ -187,10 +182,9 @@ impl Snapshot {
 
 /// One session, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct SessionStatus {
-    /// Which.
     pub session: SessionId,
-    /// Whose.
     pub peer: EndpointId,
     /// The engine that makes the load.
     pub engine: EngineId,
@@ -209,8 +203,8 @@ pub struct SessionStatus {
 
 /// One waiting request, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct QueueStatus {
-    /// Whose.
     pub peer: EndpointId,
     /// Its position in the queue, from 1.
     pub place: u32,
@@ -220,8 +214,8 @@ pub struct QueueStatus {
 
 /// One peer's quotas, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct PeerStatus {
-    /// Who.
     pub peer: EndpointId,
     /// Tests granted within the last hour.
     pub tests_this_hour: u32,

@@ -13,7 +13,7 @@ use crate::descriptors;
 
 /// What a phase may take beyond its duration: opening its streams, and draining what is still under way.
 const PHASE_ALLOWANCE: Duration = Duration::from_secs(6);
-/// What a session may take beyond its phases: opening, first and last words, a slow disk.
+/// What a session may take beyond its phases: opening, first and last messages, a slow disk.
 const SESSION_ALLOWANCE: Duration = Duration::from_secs(15);
 /// How much longer than its duration a phase usually takes, for the expected wait of queued requests.
 const USUAL_PHASE_OVERHEAD: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ pub struct Limits {
     pub max_bytes_per_day: u64,
     /// Payload bytes charged to all peers on one UTC day.
     pub max_bytes_per_day_total: u64,
-    /// Requests that wait at once.
+    /// Queued requests at once.
     pub max_queue: usize,
     /// Requests of one peer that wait at once, over all its links.
     pub max_queue_per_peer: usize,
@@ -74,7 +74,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Refuses what no peer may ask at any time.
+    /// Denies requests that no peer may ever make.
     pub(super) fn check(&self, spec: &TestSpec) -> Result<(), Denial> {
         let refuse = |reason, detail: String| Err(denial(reason, &detail, None));
         if let Err(bad) = spec.check() {
@@ -143,7 +143,7 @@ fn allowance(each: Duration, spec: &TestSpec) -> Duration {
     each.saturating_mul(u32::try_from(spec.phases.len()).unwrap_or(u32::MAX))
 }
 
-/// A denial in words.
+/// A denial with its text.
 pub(super) fn denial(reason: DenialReason, detail: &str, retry_after: Option<Duration>) -> Denial {
     Denial { reason, detail: PeerText::new(detail), retry_after_ms: retry_after.map(millis) }
 }

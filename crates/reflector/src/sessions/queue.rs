@@ -13,7 +13,7 @@ use super::limits;
 /// A change of the expected wait that is too small to send.
 const SAME_WAIT: Duration = Duration::from_secs(5);
 
-/// One request that waits.
+/// A queued request.
 #[derive(Clone, Debug)]
 pub(super) struct QueuedRequest {
     pub(super) link: LinkId,
@@ -35,7 +35,7 @@ impl QueuedRequest {
         self.spec.data_mode == DataMode::DirectEphemeral
     }
 
-    /// Notes what the appliance is sent next; `false` where that is no news.
+    /// Notes what the appliance is sent next; `false` if that changed too little to send.
     pub(super) fn note_update(&mut self, place: u32, expected_wait: Duration, mono: Duration) -> bool {
         let is_news = self.last_update.is_none_or(|last_update| {
             let left = last_update.expected_wait.saturating_sub(mono.saturating_sub(last_update.at));
@@ -48,7 +48,7 @@ impl QueuedRequest {
     }
 }
 
-/// All requests that wait.
+/// The queued requests.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// In the order in which they came.

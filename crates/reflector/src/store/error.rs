@@ -1,4 +1,4 @@
-//! Why the store could not do what it was asked, sorted by cause.
+//! The errors of the store, by cause.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,13 @@ use std::path::{Path, PathBuf};
 use paramedic_link::PeerText;
 use sqlx::migrate::MigrateError;
 
-/// Why the store could not do what it was asked.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum StoreError {
     /// The folder or the file can't be made or used.
     #[error("cannot use {}: {source}", path.display())]
-    Unusable {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Unusable { path: PathBuf, source: io::Error },
     /// Another reflector serves from the same folder.
     #[error(
         "another reflector is running with the state folder {}; stop it, or set another folder with --state-dir",
@@ -33,7 +29,6 @@ pub enum StoreError {
         path.display()
     )]
     Damaged {
-        /// Which.
         path: PathBuf,
         /// The message of SQLite.
         detail: String,
@@ -45,25 +40,21 @@ pub enum StoreError {
         path.display()
     )]
     Newer {
-        /// Which.
         path: PathBuf,
         /// The first migration that is unknown.
         step: i64,
     },
-    /// The database refused.
+    /// A statement failed.
     #[error("the database {} failed while {doing}: {source}", path.display())]
     Failed {
-        /// Which.
         path: PathBuf,
         /// What was to be done.
         doing: &'static str,
-        /// Why.
         source: sqlx::Error,
     },
     /// The database answered that it committed, and nothing was committed.
     #[error("the database {} did not keep what it acknowledged while {doing}", path.display())]
     NotKept {
-        /// Which.
         path: PathBuf,
         /// What was to be done.
         doing: &'static str,

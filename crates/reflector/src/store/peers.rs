@@ -10,8 +10,8 @@ use crate::event::AuditEvent;
 
 /// A paired appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Peer {
-    /// Its identity.
     pub id: EndpointId,
     /// Its name here; no two peers share one.
     pub name: PeerText,
@@ -23,12 +23,11 @@ pub struct Peer {
 
 /// A line of the audit log that a change of the peers owes.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct OwedLine {
-    /// Which.
     pub id: i64,
     /// The last line that was acknowledged before the change: this one can only follow it.
     pub after_seq: u64,
-    /// Its event.
     pub event: AuditEvent,
 }
 
@@ -76,7 +75,7 @@ impl Store {
         self.conclude(change, added).await
     }
 
-    /// Removes a peer; `false` where it is none. What it used today stays charged, in case it comes back.
+    /// Removes a peer; `false` where it is none. What it used today stays charged, in case it pairs again.
     pub async fn remove_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
         let mut change = self.begin("removing a peer").await?;
         let removed = async {
@@ -147,7 +146,7 @@ impl Store {
     }
 }
 
-/// Has the change owe a line of the audit log.
+/// Adds a line that this change owes to the audit log.
 async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Result<(), sqlx::Error> {
     let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
     sqlx::query(
@@ -160,7 +159,7 @@ async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Res
     Ok(())
 }
 
-/// Whether a peer may be called so: a name that reads as an Endpoint ID would pass for another peer.
+/// Whether this is a valid name of a peer: a name that reads as an Endpoint ID would pass for another peer.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.parse::<EndpointId>().is_err()
 }
