@@ -39,7 +39,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
                 total += came as u64;
                 run.counter.set(total);
                 received.last = Some(Instant::now());
-                charge.settle(&context.control, stream, total)?;
+                charge.settle(context.control, stream, total)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A kernel, or what stands in for one, that does not discard for us.

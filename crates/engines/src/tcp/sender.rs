@@ -106,7 +106,7 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
             Ok(sent) => {
                 total += sent as u64;
                 run.counter.set(total);
-                charge.settle(&context.control, stream, total)?;
+                charge.settle(context.control, stream, total)?;
             }
             Err(e) if is_worth_another_try(&e) => {}
             // A kernel, or what stands in for one, that does not do it; nothing has left the pipe.
