@@ -1,5 +1,4 @@
-//! What threads with a schedule go by: a monotonic clock with a zero of its own, a timer that ticks on an absolute
-//! schedule, and the wake-up that ends a wait. What is done at a tick stands elsewhere.
+//! A monotonic clock that starts at zero, a timer that ticks on an absolute schedule, and an event that ends a wait.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +13,7 @@ use rustix::time::{
 
 const NANOS: u64 = 1_000_000_000;
 
-/// `CLOCK_MONOTONIC`, counted from when this was made: it does not reveal how long the host has been up.
+/// `CLOCK_MONOTONIC` since its start, so that it does not reveal the host's uptime.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     zero_ns: u64,
@@ -38,8 +37,8 @@ fn monotonic_ns() -> u64 {
     now.tv_sec.cast_unsigned() * NANOS + now.tv_nsec.cast_unsigned()
 }
 
-/// A timer that becomes readable at absolute times of a [`Clock`]. Unlike a sleep or a poll with a time limit it has
-/// no slack that the kernel may add to save power.
+/// A timer that becomes readable at absolute times of a [`Clock`]. Unlike a sleep or a poll with a timeout, it has no
+/// timer slack.
 pub struct Timer {
     fd: OwnedFd,
     clock: Clock,
@@ -63,9 +62,9 @@ impl Timer {
         Ok(())
     }
 
-    /// Takes note of the ticks so far, and says whether there were any.
+    /// Clears the ticks so far, and returns whether there were any.
     pub fn clear(&self) -> bool {
-        // Nothing to read means that none came.
+        // A read fails if there was no tick.
         rustix::io::read(&self.fd, &mut [0; 8]).is_ok()
     }
 }
@@ -90,13 +89,13 @@ impl Wake {
     }
 
     pub(crate) fn wake(&self) {
-        // It fails only when the counter is full, and then it is awake already.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        // Fails only if the counter is full; then the other thread wakes anyway.
+        rustix::io::write(&self.0, &1u64.to_ne_bytes()).ok();
     }
 
-    /// Takes note of the wake-ups so far.
+    /// Clears the wake-ups so far.
     pub(crate) fn clear(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+        rustix::io::read(&self.0, &mut [0; 8]).ok();
     }
 }
 
@@ -106,7 +105,7 @@ impl AsFd for Wake {
     }
 }
 
-/// Waits until one of `fds` is ready for what is asked of it, and says for what each is; errors and hang-ups count.
+/// Waits until one of `fds` is ready, and returns the events of each. Errors and hang-ups are events too.
 pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, PollFlags); N]) -> io::Result<[PollFlags; N]> {
     let mut polled = fds.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
     loop {
@@ -136,14 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_over_ticks_at_once() {
+    fn a_time_in_the_past_ticks_at_once() {
         let timer = Timer::new(Clock::start()).unwrap();
         timer.tick(0, Duration::from_secs(3600)).unwrap();
         assert_eq!(wait([(timer.as_fd(), PollFlags::IN)]).unwrap(), [PollFlags::IN]);
     }
 
     #[test]
-    fn a_wake_up_ends_a_wait_that_is_yet_to_come() {
+    fn a_wake_up_ends_a_later_wait() {
         let wake = Wake::new().unwrap();
         wake.wake();
         assert_eq!(wait([(wake.as_fd(), PollFlags::IN)]).unwrap(), [PollFlags::IN]);

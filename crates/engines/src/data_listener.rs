@@ -1,5 +1,7 @@
 //! The listener of direct mode: accepts connections that prove that they belong to the session, and resets all others.
-//! How a connection proves it is up to the engine.
+//! How a connection proves it is up to the engine. Shell: sockets and deadlines.
+
+#![expect(clippy::disallowed_methods, reason = "waits for deadlines in wall time")]
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -192,10 +194,10 @@ impl DataListener {
 impl Drop for DataListener {
     fn drop(&mut self) {
         // Fails only if the thread is already signalled.
-        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        rustix::io::write(&*self.wake, &1u64.to_ne_bytes()).ok();
         if let Some(thread) = self.thread.take() {
             // A thread that panicked has closed its sockets too.
-            let _ = thread.join();
+            thread.join().ok();
         }
     }
 }
@@ -247,7 +249,6 @@ struct AcceptLoop<A: Authenticator> {
     paused_until: Option<Instant>,
 }
 
-#[expect(clippy::disallowed_methods, reason = "the shell of a listener: waits for sockets and deadlines")]
 impl<A: Authenticator> AcceptLoop<A> {
     fn run(mut self) {
         loop {
@@ -478,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_and_a_second_of_the_same_index_are_reset_and_counted() {
+    fn garbage_and_a_second_connection_of_an_index_are_reset_and_counted() {
         let (listener, accepted) = listener(FOREVER);
         let mut garbage = connect(&listener);
         garbage.write_all(&[0xff; 200]).unwrap();

@@ -1,5 +1,4 @@
-//! One data connection, in clear or inside TLS, as a blocking thread sees it. How it is made and whose it is stands
-//! elsewhere.
+//! A blocking data connection, plain or inside TLS.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,33 +6,32 @@ use std::net::{Shutdown, TcpStream};
 use rustix::net::RecvFlags;
 use rustls::Connection;
 
-/// Bytes moved in one call, each way: large enough that calls cost nothing beside the bytes, small enough for a
-/// processor's cache.
+/// Bytes moved in one call: large enough to make the cost of the call negligible, small enough for a processor's cache.
 pub(crate) const CHUNK: usize = 256 * 1024;
 
-/// The same inside TLS, where each byte is touched several times on its way and should stay in a nearer cache.
+/// The same inside TLS, which touches each byte several times: it should stay in a lower-level cache.
 const TLS_CHUNK: usize = 128 * 1024;
 
 /// The longest TLS record, header and tag included (RFC 8446, section 5.2).
 const RECORD: usize = 5 + 16 * 1024 + 256;
 
-/// A blocking stream of bytes to or from the other end.
+/// A blocking byte stream to the other end.
 pub enum DataStream {
-    /// In clear.
+    /// Without TLS.
     Plain(TcpStream),
     /// Inside TLS.
     Tls(Box<TlsSocket>),
 }
 
 impl DataStream {
-    /// A stream inside the TLS connection whose handshake `connection` has finished over `socket`. Plaintext that the
-    /// connection holds already comes first. Makes the socket blocking.
+    /// A stream inside a TLS connection that has finished its handshake over `socket`. Plaintext that `connection` already
+    /// holds is read first. Makes the socket blocking.
     pub fn tls(connection: Connection, socket: TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         Ok(Self::Tls(Box::new(TlsSocket::new(connection, socket))))
     }
 
-    /// The socket below.
+    /// The underlying socket.
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
@@ -41,8 +39,8 @@ impl DataStream {
         }
     }
 
-    /// Says that nothing more will be sent, after everything written is on its way: close_notify inside TLS, then FIN.
-    /// `WouldBlock`, on a socket with a time limit, means that it is not done; call again.
+    /// Ends the sending side after everything written was sent: close_notify inside TLS, then FIN. `WouldBlock`, on a socket
+    /// with a timeout, means that it is not done; call again.
     pub fn finish(&mut self) -> io::Result<()> {
         if let Self::Tls(tls) = self {
             tls.say_goodbye()?;
@@ -63,8 +61,8 @@ impl DataStream {
         }
     }
 
-    /// Reads and forgets: how many bytes came, 0 at the end. Inside TLS they are authenticated first; in clear they
-    /// are copied to `scratch`, or, with `in_kernel`, thrown away by the kernel unseen (tcp(7), `MSG_TRUNC`).
+    /// Reads and discards bytes; returns their number, 0 at the end. Inside TLS they are authenticated first. Otherwise they
+    /// are copied to `scratch` or, with `in_kernel`, discarded by the kernel (tcp(7), `MSG_TRUNC`).
     pub(crate) fn discard(&mut self, scratch: &mut [u8], in_kernel: bool) -> io::Result<usize> {
         match self {
             Self::Plain(socket) if in_kernel => {
@@ -102,10 +100,10 @@ impl Write for DataStream {
     }
 }
 
-/// A TLS connection over a blocking socket, made for bulk: large reads, large writes, no copy of what is only counted.
+/// A TLS connection over a blocking socket, for bulk data: large reads, large writes, no copy of discarded bytes.
 pub struct TlsSocket {
     connection: Connection,
-    /// rustls takes 4 KiB a read; the reader makes one system call of many of those.
+    /// rustls reads 4 KiB at a time; the buffer turns many of those reads into one system call.
     incoming: BufReader<TcpStream>,
     /// Bytes of TLS records, both ways.
     record_bytes: u64,
@@ -114,7 +112,7 @@ pub struct TlsSocket {
 
 impl TlsSocket {
     fn new(mut connection: Connection, socket: TcpStream) -> Self {
-        // Writes are cut to size here, and the next one waits until the last is on its way.
+        // `write` limits the size of a write, and sends it before the next one.
         connection.set_buffer_limit(None);
         Self { connection, incoming: BufReader::with_capacity(TLS_CHUNK, socket), record_bytes: 0, said_goodbye: false }
     }
@@ -123,12 +121,12 @@ impl TlsSocket {
         self.incoming.get_ref()
     }
 
-    /// Drives the connection until it holds plaintext or is at its end.
+    /// Reads until the connection holds plaintext or is at its end.
     fn fill(&mut self) -> io::Result<()> {
         loop {
             match self.connection.reader().fill_buf() {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // Plaintext, the clean end, or an end without close_notify, which rustls says is an error.
+                // Plaintext, a clean end, or an end without close_notify, which rustls reports as an error.
                 other => return other.map(drop),
             }
             match self.connection.read_tls(&mut self.incoming) {
@@ -136,31 +134,30 @@ impl TlsSocket {
                 other => self.record_bytes += other? as u64,
             }
             if let Err(broken) = self.connection.process_new_packets() {
-                // An alert that tells the other end why; the connection is lost either way.
-                let _ = self.send_pending();
+                // Best effort: an alert with the reason for the other end.
+                self.send_pending().ok();
                 return Err(io::Error::new(io::ErrorKind::InvalidData, broken));
             }
-            // An answer to a key update; the peer needs it, the reader doesn't.
+            // For example the answer to a key update.
             if self.connection.wants_write() {
                 self.send_pending()?;
             }
         }
     }
 
-    /// At least one byte unless at the end, and everything that is here already without asking the socket again.
+    /// Discards at least one byte unless at the end, and all complete records that are buffered.
     fn discard(&mut self) -> io::Result<usize> {
         let mut discarded = 0;
         loop {
             self.fill()?;
             let mut reader = self.connection.reader();
-            // An end without close_notify is told by the next call, after what came before it was counted.
+            // The next call reports an end without close_notify, so that the bytes before it are counted.
             while let Ok(chunk @ [_, ..]) = reader.fill_buf() {
                 let len = chunk.len();
                 reader.consume(len);
                 discarded += len;
             }
-            // Records that are complete in the buffer need no system call; the rest of a torn one might have to be
-            // waited for.
+            // Complete records in the buffer need no system call; the rest of a partial one might need a wait.
             if discarded == 0 || self.incoming.buffer().len() < RECORD {
                 return Ok(discarded);
             }
@@ -336,7 +333,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_bare_fin_inside_tls_is_no_end() {
+    fn a_fin_without_close_notify_is_an_error() {
         let (mut ours, connection, theirs) = tls_pair();
         let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
         ours.write_all(b"cut off").unwrap();
@@ -346,13 +343,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_write_with_a_time_limit_loses_nothing() {
+    fn a_write_with_a_timeout_loses_nothing() {
         let (mut ours, connection, theirs) = tls_pair();
         let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
         ours.socket().set_write_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
         let chunk = vec![7; CHUNK];
         let mut sent = 0;
-        // Nobody reads: at last nothing more is taken.
+        // Without a reader the buffers fill up.
         let full = loop {
             match ours.write(&chunk) {
                 Ok(taken) => sent += taken,
@@ -368,7 +365,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn bytes_that_the_kernel_throws_away_are_counted() {
+    fn bytes_discarded_by_the_kernel_are_counted() {
         let (mut ours, theirs) = sockets();
         let mut theirs = DataStream::Plain(theirs);
         ours.write_all(b"hello").unwrap();

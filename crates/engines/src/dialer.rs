@@ -1,5 +1,6 @@
-//! How the appliance's data connections are made: connected, inside TLS where the mode asks for it, and introduced by
-//! their preamble. What flows in them stands elsewhere.
+//! Opens the appliance's data connections: connects, does the TLS handshake in tunneled mode, and sends the preamble.
+
+#![expect(clippy::disallowed_methods, reason = "a connect has a deadline in wall time")]
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,22 +19,22 @@ use crate::origin::Origin;
 use crate::session_control::{Cancelled, SessionControl};
 pub use crate::socket::SocketOptions;
 
-/// Makes the data connections of a session.
+/// Opens the data connections of a session.
 #[derive(Clone, Debug)]
 pub struct Dialer {
     /// Where data goes: the control port in tunneled mode, the granted port in direct mode.
     pub target: SocketAddr,
-    /// Tunneled mode: the TLS of a data connection, made for [`tls::Alpn::Data`]. Absent in direct mode.
+    /// The TLS configuration for [`tls::Alpn::Data`] in tunneled mode; absent in direct mode.
     pub tls: Option<Arc<ClientConfig>>,
-    /// Where data leaves from.
+    /// The source of the data.
     pub origin: Origin,
-    /// How long one connection may take until its preamble is sent.
+    /// How long a connection may take until its preamble is sent.
     pub connect_timeout: Duration,
 }
 
 impl Dialer {
-    /// Connects, proves with the sealed `preamble` which stream this is, and gives the stream. Blocks, for
-    /// `connect_timeout` at most; ends with `ConnectionAborted` as soon as `control` is cancelled.
+    /// Opens a connection and sends the sealed `preamble`, which says which stream it is. Blocks for `connect_timeout` at
+    /// most; fails with `ConnectionAborted` as soon as the session is cancelled.
     pub fn dial(
         &self,
         control: &Arc<SessionControl>,
@@ -62,7 +63,7 @@ impl Dialer {
             Err(e) if e.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
             other => other?,
         }
-        // A cut before the connect had nothing to shut down; one after it ends the poll.
+        // Cancelling before the connect had nothing to shut down; cancelling after it ends the poll.
         if control.is_cancelled() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cancelled));
         }
@@ -78,7 +79,7 @@ impl Dialer {
         if let Some(failure) = socket.take_error()? {
             return Err(failure);
         }
-        // A cut also makes the socket writable, without an error.
+        // Cancelling also makes the socket writable, without an error.
         socket.peer_addr()?;
         socket.set_nonblocking(false)
     }
@@ -120,13 +121,13 @@ fn time_left(deadline: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// A blocking socket whose calls together end at a deadline, however slowly the other end drips.
+/// A blocking socket with one deadline for all its calls, so that a slow sender cannot extend it.
 struct Timed<'a> {
     socket: &'a TcpStream,
     deadline: Instant,
 }
 
-/// The kernel says that a call's time was up as it says that a call would block.
+/// The kernel reports an expired socket timeout as `WouldBlock`.
 fn as_timeout(failure: io::Error) -> io::Error {
     if failure.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { failure }
 }
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_preamble_comes_first_in_clear_and_in_tls() {
+    fn the_preamble_comes_first_with_and_without_tls() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (server, client) = configs(tls::Alpn::Data);
         let clear = dialer(listener.local_addr().unwrap());
@@ -204,12 +205,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_session_ends_a_connect_that_nobody_answers() {
+    fn a_cancelled_session_ends_a_connect_without_an_answer() {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         listener.listen(0).unwrap();
         let target = listener.local_addr().unwrap().as_socket().unwrap();
-        // One connection fills this queue; the kernel then drops what else knocks.
+        // One connection fills the accept queue; the kernel then drops the next ones.
         let _queued = TcpStream::connect(target).unwrap();
         for _ in 0..20 {
             let control = SessionControl::unmetered();
@@ -229,7 +230,7 @@ mod tests {
         std::thread::scope(|scope| {
             let dialled = scope.spawn(|| dial(&dialer, &control));
             let mut silent = listener.accept().unwrap().0;
-            // The handshake has begun, and nobody answers.
+            // The handshake has begun and gets no answer.
             silent.read_exact(&mut [0; 1]).unwrap();
             control.cancel();
             assert_eq!(dialled.join().unwrap().err().map(|e| e.kind()), Some(io::ErrorKind::ConnectionAborted));
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_that_nobody_answers_takes_its_time_and_no_more() {
+    fn a_handshake_without_an_answer_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let tls = Some(configs(tls::Alpn::Data).1);
         let target = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! What an engine is: both ends of one kind of test, behind one trait. The shells around it own links and sessions.
+//! The traits of an engine: both ends of one kind of test. Links and sessions belong to the caller.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,7 @@ use crate::dialer::Dialer;
 use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
 
-/// One kind of test, both ends of it.
+/// One kind of test.
 pub trait Engine: Sync {
     /// The id on the wire and on the command line.
     fn id(&self) -> &'static str;
@@ -24,13 +24,13 @@ pub trait Engine: Sync {
     /// One line for `--help`.
     fn about(&self) -> &'static str;
 
-    /// Whether it puts load on the path. One that doesn't is asked for a single phase, which stays idle.
+    /// Whether it puts load on the path. An engine without load runs a single idle phase.
     fn loads(&self) -> bool;
 
-    /// The ways its data can take.
+    /// The data modes that it supports.
     fn data_modes(&self) -> &'static [DataMode];
 
-    /// What of `spec` this engine does not do, in a clause; asked at both ends before anything is opened.
+    /// Why this engine cannot run `spec`, in a clause, or `None`. Called at both ends before any I/O.
     fn unsupported(&self, _spec: &TestSpec) -> Option<&'static str> {
         None
     }
@@ -41,123 +41,123 @@ pub trait Engine: Sync {
         Ok(Vec::new())
     }
 
-    /// Whether this host has what the reflector's end needs, tried out with `scratch`, a folder to work in. Blocking, for
-    /// some seconds at worst.
+    /// Whether the reflector's end can run on this host; tries it in the folder `scratch`. Blocks for a few seconds at
+    /// most.
     fn check_server(&self, _scratch: &Path) -> Result<(), Unavailable> {
         Ok(())
     }
 
-    /// The reflector's end. Claims what it needs (the port, where `order.claim` names one) before anything is
-    /// promised; `AddrInUse` means that a stranger's program holds the port.
-    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>>;
+    /// Opens the reflector's end. Claims its resources (the port, if `setup.claim` names one), so that they can be
+    /// promised afterwards. `AddrInUse`: another process holds the port.
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>>;
 
-    /// The appliance's end.
-    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>>;
+    /// Opens the appliance's end.
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// The first of the things that were asked and can't be had: why not.
-pub fn first_refusal(asked: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
-    asked.into_iter().find_map(|(is_asked, why)| is_asked.then_some(why))
+/// The reason of the first entry that is requested, of a list of unsupported options.
+pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
+    options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
 }
 
-/// What the reflector's end of a session works with.
+/// What the reflector's end of a session is opened with.
 pub struct ServerSetup {
-    /// What was granted.
+    /// The granted test.
     pub spec: TestSpec,
-    /// What its data is proven with.
+    /// The keys that authenticate its data.
     pub keys: Arc<SessionKeys>,
-    /// In direct mode: the address and port of the range to claim.
+    /// In direct mode: the address and port to listen at.
     pub claim: Option<SocketAddr>,
-    /// The appliance's address, as the link came in.
+    /// The appliance's address, as seen on the link.
     pub peer: IpAddr,
-    /// What ends it, and what its bytes are charged to.
+    /// Cancels the session, and counts its bytes.
     pub control: Arc<SessionControl>,
-    /// A folder to work in, which is there and ours alone.
+    /// An existing private folder for temporary files.
     pub scratch: PathBuf,
 }
 
-/// What the appliance's end of a session works with.
+/// What the appliance's end of a session is opened with.
 pub struct ClientSetup {
-    /// What was granted.
+    /// The granted test.
     pub spec: TestSpec,
-    /// What its data is proven with.
+    /// The keys that authenticate its data.
     pub keys: Arc<SessionKeys>,
-    /// How its data connections are made.
+    /// Opens its data connections.
     pub dialer: Arc<Dialer>,
-    /// What ends it.
+    /// Cancels the session.
     pub control: Arc<SessionControl>,
-    /// The terms of the reflector's end, from [`Serve::terms`].
+    /// The terms of the reflector's end, from [`EngineServer::terms`].
     pub terms: Option<EngineTerms>,
-    /// A folder to work in, which is there and ours alone.
+    /// An existing private folder for temporary files.
     pub scratch: PathBuf,
 }
 
-/// Why a host can't play an end of an engine: something is not there, or not allowed.
+/// Why an end of an engine cannot run on this host: something is missing or not permitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{because}")]
 pub struct Unavailable {
-    /// Because of what.
+    /// The reason, in a clause.
     pub because: String,
-    /// What to do about it.
+    /// What the user can do about it.
     pub hint: String,
 }
 
 /// What happens while a phase runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PhaseProgress {
-    /// Every stream stands; the phase begins.
+    /// All streams are connected; the phase begins.
     Started,
-    /// An interval of the direction that this end receives: what counts.
+    /// A sample of the direction that this end receives. Results are computed from these.
     Received(Direction, Sample),
-    /// An interval of the direction that this end sends, in its own clock: to hold beside what counts.
+    /// A sample of the direction that this end sends, in its own clock, for comparison.
     Sent(Direction, Sample),
 }
 
-/// Where progress goes. Called from a thread that moves no bytes; must not block for long.
+/// Receives the progress of a phase. Called from a thread that moves no bytes; must not block for long.
 pub type PhaseObserver<'a> = &'a (dyn Fn(PhaseProgress) + Sync);
 
-/// The reflector's end of one session. Dropping it frees every socket and thread of it.
-pub trait ServerEnd: Send + Sync {
-    /// What the appliance's end of the engine has to know of this end; the grant carries it.
+/// The reflector's end of one session. Dropping it closes its sockets and ends its threads.
+pub trait EngineServer: Send + Sync {
+    /// What the appliance's end of the engine has to know of this end. Sent with the grant.
     fn terms(&self) -> Option<EngineTerms> {
         None
     }
 
-    /// The handler of the session's datagrams at its port, for an engine that has datagrams of its own.
+    /// For an engine with datagrams: their handler at the session's UDP port.
     fn datagram_handler(&self) -> Option<Arc<dyn DatagramHandler>> {
         None
     }
 
-    /// Takes a data connection that proved at the control port that it belongs to this session (tunneled mode). A
-    /// stream index that was there before is refused by dropping the connection.
+    /// Takes a data connection that was authenticated at the control port (tunneled mode). A second connection with the
+    /// same stream index is dropped.
     fn admit(&self, preamble: Preamble, stream: DataStream);
 
-    /// Runs phase number `phase` of the spec to its end, on the calling thread and others: waits, for a bounded time,
-    /// until its streams stand, reports [`PhaseProgress::Started`], moves the data. Ends early when the session is cancelled;
-    /// always says what was counted.
+    /// Runs phase number `phase` on the calling thread and others: waits for a bounded time until its streams are
+    /// connected, reports [`PhaseProgress::Started`], and moves the data. Ends early when the session is cancelled.
+    /// Returns what was counted in any case.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 }
 
-/// The appliance's end of one session. Dropping it frees every socket and thread of it.
-pub trait ClientEnd: Send + Sync {
-    /// Opens the streams of phase number `phase`, at most four handshakes at once; blocking, bounded in time.
+/// The appliance's end of one session. Dropping it closes its sockets and ends its threads.
+pub trait EngineClient: Send + Sync {
+    /// Opens the streams of phase number `phase`, with at most four handshakes at once. Blocks for a bounded time.
     fn connect(&self, phase: u8) -> io::Result<()>;
 
-    /// Runs the phase to its end once the reflector has started it. Ends early when the session is cancelled; always says
-    /// what was counted.
+    /// Runs the phase, which the reflector has started. Ends early when the session is cancelled. Returns what was counted
+    /// in any case.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 
-    /// Why the streams of phase number `phase` do not stand after all, if this end knows.
+    /// Why the streams of phase number `phase` failed, if this end knows.
     fn explain_failure(&self, _phase: u8) -> Option<String> {
         None
     }
 
-    /// The program that moves the data, and its version, where it is another one than ours.
+    /// The name and version of the external program that moves the data, if there is one.
     fn program(&self) -> Option<String> {
         None
     }
 
-    /// What a program that moved the data said of phase number `phase` in its own words, as JSON.
+    /// The JSON output of the external program for phase number `phase`.
     fn raw(&self, _phase: u8) -> Option<String> {
         None
     }

@@ -1,5 +1,7 @@
-//! How the host is while a test runs: its processor, memory, load and the interface a link stands on, read from /proc
-//! and /sys. It changes nothing and never fails: what can't be read is absent.
+//! The state of the host: processor, memory, load and the interface of a link, read from /proc and /sys. Never fails: a
+//! value that cannot be read is absent.
+
+#![expect(clippy::disallowed_methods, reason = "measures the host in wall time")]
 
 use std::fs;
 use std::net::IpAddr;
@@ -12,8 +14,8 @@ use paramedic_link::measurement::{CpuUse, HostFacts};
 
 use crate::{quota, sys};
 
-/// The host as it is now; `local` is this end's address of the link, to find the interface it stands on. Reads small
-/// kernel files only, so it may be called between two phases.
+/// The current state of the host. `local` is this end's address of the link; its interface is reported. Reads only small
+/// kernel files, so that it may be called between two phases.
 pub fn read(local: Option<IpAddr>) -> HostFacts {
     let meminfo = text("/proc/meminfo");
     let memory = |key| meminfo.as_deref().and_then(|text| meminfo_bytes(text, key));
@@ -35,7 +37,7 @@ pub fn read(local: Option<IpAddr>) -> HostFacts {
     }
 }
 
-/// A reading of the host's processor time, to be compared with a later one.
+/// A measurement of the host's processor time, from [`CpuClock::start`] on.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuClock {
     cpu: Option<CpuTime>,
@@ -49,18 +51,18 @@ impl CpuClock {
         Self { cpu: cpu_time(), held_back: quota::held_back(), read: Instant::now() }
     }
 
-    /// What happened on the host since [`CpuClock::start`], whoever used it: the fields of [`CpuUse`] that speak of that.
+    /// The processor use of the whole host since [`CpuClock::start`]: those fields of [`CpuUse`] that are about the host.
     pub fn host(&self) -> CpuUse {
         CpuUse { host_busy: self.busy(), held_back: self.held_back(), ..CpuUse::default() }
     }
 
-    /// Everything that ran on the host, and what a hypervisor took away. Absent where /proc/stat can't be read or no tick
-    /// has passed.
+    /// The share of time in which the host's processors were busy or stolen by a hypervisor. `None` if /proc/stat cannot
+    /// be read or no tick has passed.
     fn busy(&self) -> Option<f64> {
         busy_between(self.cpu?, cpu_time()?)
     }
 
-    /// Absent where no control group held the program back.
+    /// `None` if no control group throttled the program.
     fn held_back(&self) -> Option<f64> {
         let held_back = quota::held_back()?.saturating_sub(self.held_back?);
         let share = held_back.as_secs_f64() / self.read.elapsed().as_secs_f64();
@@ -68,15 +70,15 @@ impl CpuClock {
     }
 }
 
-/// Seconds of processor time that a process and all its threads have used: user, system. To the clock tick, mostly
-/// 10 ms. Also of one that has ended and is not yet waited for.
+/// Processor time of a process and all its threads, in seconds: user, system. The resolution is a clock tick, mostly
+/// 10 ms. Also works for a process that has ended and was not reaped yet.
 pub fn cpu_of(process: rustix::process::Pid) -> Option<(f64, f64)> {
     let ticks = parse_process_ticks(&text(format!("/proc/{}/stat", process.as_raw_nonzero()))?)?;
     let a_second = rustix::param::clock_ticks_per_second() as f64;
     Some((ticks.0 as f64 / a_second, ticks.1 as f64 / a_second))
 }
 
-/// Fields 14 and 15 of proc_pid_stat(5), `utime` and `stime`. The second one is a name that may hold anything.
+/// Fields 14 and 15 of proc_pid_stat(5), `utime` and `stime`. Field 2 is a name with arbitrary characters.
 fn parse_process_ticks(stat: &str) -> Option<(u64, u64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
@@ -102,14 +104,14 @@ fn parse_cpu_time(stat: &str) -> Option<CpuTime> {
     Some(CpuTime { idle, total: ticks.iter().fold(0, |sum, part| sum.saturating_add(*part)) })
 }
 
-/// The kernel corrects iowait downwards now and then, so the idle part is kept within the whole.
+/// The kernel sometimes decreases iowait, so the idle time is clamped.
 fn busy_between(before: CpuTime, after: CpuTime) -> Option<f64> {
     let total = after.total.checked_sub(before.total).filter(|total| *total > 0)?;
     let idle = after.idle.saturating_sub(before.idle).min(total);
     Some((total - idle) as f64 / total as f64)
 }
 
-/// The distribution's name, where it has one, and the kernel's release.
+/// The distribution's name, if known, and the kernel's release.
 fn system() -> String {
     let uname = rustix::system::uname();
     let kernel = format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy());
@@ -126,7 +128,7 @@ fn pretty_name(os_release: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// x86 tells the model in cpuinfo; most ARM boards tell theirs in the device tree alone.
+/// The model is in cpuinfo on x86, but only in the device tree on most ARM boards.
 fn cpu_model() -> Option<String> {
     text("/proc/cpuinfo").and_then(|cpuinfo| cpuinfo_model(&cpuinfo)).or_else(|| {
         let model = text("/proc/device-tree/model")?;
@@ -142,11 +144,11 @@ fn cpuinfo_model(cpuinfo: &str) -> Option<String> {
             .find(|(name, _)| name.trim() == key)
             .map(|(_, v)| v.trim())
     };
-    // "Model" is how Raspberry Pi kernels name the board.
+    // Raspberry Pi kernels put the board's name in "Model".
     value("model name").or_else(|| value("Model")).filter(|model| !model.is_empty()).map(str::to_owned)
 }
 
-/// A line of meminfo, which counts in units of 1,024 bytes whatever it prints.
+/// A line of meminfo, whose unit is 1,024 bytes although it prints kB.
 fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
     let value = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     value.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
@@ -154,14 +156,14 @@ fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
 
 /// The name of the interface that holds `local`.
 fn interface_of(local: IpAddr) -> Option<String> {
-    // A link that came in over a dual-stack socket has an IPv4 address in IPv6 clothes.
+    // On a dual-stack socket an IPv4 address appears as an IPv4-mapped address.
     let local = local.to_canonical();
-    let stands_on = |address: &SockaddrStorage| match local {
+    let matches_local = |address: &SockaddrStorage| match local {
         IpAddr::V4(local) => address.as_sockaddr_in().is_some_and(|v4| v4.ip() == local),
         IpAddr::V6(local) => address.as_sockaddr_in6().is_some_and(|v6| v6.ip() == local),
     };
     let mut addresses = nix::ifaddrs::getifaddrs().ok()?;
-    addresses.find(|entry| entry.address.as_ref().is_some_and(stands_on)).map(|entry| entry.interface_name)
+    addresses.find(|entry| entry.address.as_ref().is_some_and(matches_local)).map(|entry| entry.interface_name)
 }
 
 /// One attribute of an interface.
@@ -170,12 +172,12 @@ fn interface_file(interface: &str, attribute: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
-/// The driver says megabits per second, or -1 where it knows nothing; wireless ones refuse the question.
+/// The file holds megabits per second, or -1 if unknown; drivers of wireless interfaces fail the read.
 pub fn speed_bps(speed: &str) -> Option<u64> {
     speed.parse::<u64>().ok().filter(|mbps| *mbps > 0 && *mbps < u64::from(u32::MAX))?.checked_mul(1_000_000)
 }
 
-/// A small file's text, of whatever bytes.
+/// A small file's text; invalid UTF-8 is replaced.
 pub fn text(path: impl AsRef<Path>) -> Option<String> {
     let bytes = fs::read(path).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_address_in_ipv6_clothes_finds_its_interface() {
+    fn an_ipv4_mapped_address_finds_its_interface() {
         assert_eq!(interface_of(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()).as_deref(), Some("lo"));
         assert_eq!(interface_of(Ipv6Addr::from(0x2001_0db8_u128 << 96).into()), None);
     }
@@ -221,14 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn an_iowait_that_runs_backwards_is_no_negative_idleness() {
+    fn a_decreasing_iowait_is_clamped() {
         let before = CpuTime { idle: 500, total: 1000 };
         assert_eq!(busy_between(before, CpuTime { idle: 490, total: 1010 }), Some(1.0));
         assert_eq!(busy_between(before, CpuTime { idle: 900, total: 1010 }), Some(0.0));
     }
 
     #[test]
-    fn the_kernel_tells_what_we_have_used() {
+    fn the_kernel_reports_the_processor_time_of_a_process() {
         assert!(cpu_of(rustix::process::getpid()).is_some());
         let stat = "7 (a) b) R 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20";
         assert_eq!(parse_process_ticks(stat), Some((250, 50)));
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_files_are_read_without_trust() {
+    fn malformed_kernel_files_are_absent_values() {
         assert_eq!(parse_cpu_time(""), None);
         assert_eq!(parse_cpu_time("cpu  1 2\n"), None);
         assert_eq!(meminfo_bytes("MemTotalX: 4 kB\nMemTotal:  4 kB\n", "MemTotal"), Some(4096));
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_speed_nobody_knows_is_absent() {
+    fn an_unknown_speed_is_absent() {
         assert_eq!(speed_bps("2500"), Some(2_500_000_000));
         assert_eq!([speed_bps("-1"), speed_bps("4294967295"), speed_bps("0"), speed_bps("")], [None; 4]);
     }

@@ -1,6 +1,10 @@
 //! The tests themselves, both ends of each: how load is made, how a path is probed, how counts become measurements.
 //! Blocking threads move the bytes, without an async runtime.
 
+#![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
+#![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
+
 pub mod bind;
 pub mod clock;
 pub mod data_listener;

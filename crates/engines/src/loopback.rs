@@ -1,5 +1,4 @@
-//! Both ends of an engine in one process, over loopback and without a link: what the engine and this host can do
-//! together. Any engine is played that a port and data connections are enough for; it never judges what comes out.
+//! Runs both ends of an engine in one process, over loopback and without a link, to measure what this host can do.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -20,19 +19,19 @@ use zeroize::Zeroizing;
 
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
-use crate::engine::{ClientSetup, Engine, PhaseProgress, ServerEnd, ServerSetup};
+use crate::engine::{ClientSetup, Engine, EngineServer, PhaseProgress, ServerSetup};
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
 use crate::udp_port::UdpPort;
 
-/// How long one data connection may take until it is proven. Over loopback it takes milliseconds; a stranger on this
-/// host who connects to the port and says nothing holds it up this long at most.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one data connection may take to authenticate. Another process of this host that connects and stays silent
+/// delays the test by no more than this.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often another free port is looked for when somebody was faster.
-const PORTS_TRIED: usize = 8;
+/// How many ports are tried if other processes take them first.
+const MAX_PORTS_TRIED: usize = 8;
 
-/// What both ends counted of one phase.
+/// What both ends counted in one phase.
 #[derive(Clone, Debug)]
 pub struct BothEnds {
     /// The reflector's end.
@@ -51,12 +50,11 @@ impl BothEnds {
     }
 }
 
-/// Runs the one phase of `spec` at both ends of `engine`. `scratch` is a folder to work in, ours alone. Blocks for as
-/// long as the phase lasts, and some seconds more at worst; an error means that it never began.
+/// Runs the one phase of `spec` at both ends of `engine`. `scratch` is a private folder for temporary files. Blocks for
+/// the phase and a few seconds more at most. An error means that the phase never began.
 pub fn run(engine: &dyn Engine, spec: &TestSpec, scratch: PathBuf) -> io::Result<BothEnds> {
     let (reflector, appliance) = (SessionControl::unmetered(), SessionControl::unmetered());
     let played = play(engine, spec, scratch, &reflector, &appliance);
-    // Threads of either end that still wait for something have nothing to wait for.
     reflector.cancel();
     appliance.cancel();
     played
@@ -78,10 +76,10 @@ fn play(
         control: Arc::clone(reflector),
         scratch: scratch.clone(),
     };
-    let (server, target, tls): (Arc<dyn ServerEnd>, _, _) = if spec.data_mode == DataMode::Tunneled {
+    let (server, target, tls): (Arc<dyn EngineServer>, _, _) = if spec.data_mode == DataMode::Tunneled {
         let control_port = any_port()?;
         let target = control_port.local_addr()?;
-        let server: Arc<dyn ServerEnd> = Arc::from(engine.server(order(None, target))?);
+        let server: Arc<dyn EngineServer> = Arc::from(engine.server(order(None, target))?);
         let (server_tls, client_tls) = tls_of_both_ends()?;
         let (keys, control, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&server));
         let admitting = move || admit_all(&control_port, &server_tls, &keys, &*to, &control);
@@ -91,7 +89,7 @@ fn play(
         let (server, target) = claim(engine, order)?;
         (server, target, None)
     };
-    // An engine of datagrams meets its streams at the same port's other half.
+    // The datagrams of an engine use the UDP port with the same number.
     let _datagrams = match server.datagram_handler() {
         None => None,
         Some(handler) => {
@@ -103,7 +101,7 @@ fn play(
     let client = engine.client(ClientSetup {
         spec: spec.clone(),
         keys,
-        dialer: Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: PATIENCE }),
+        dialer: Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: AUTHENTICATION_TIMEOUT }),
         control: Arc::clone(appliance),
         terms: server.terms(),
         scratch,
@@ -111,12 +109,12 @@ fn play(
     client.connect(0)?;
     let (start, started) = channel();
     std::thread::scope(|scope| {
-        // `start` goes with the thread: when it ends without having begun, nobody waits any longer.
+        // The thread drops `start` when it ends, which ends the wait below even if the phase never began.
         let serving = Builder::new().name("loopback-serve".into()).spawn_scoped(scope, move || {
             server.run(0, &|progress| {
                 if progress == PhaseProgress::Started {
-                    // Whoever waited has heard it before.
-                    let _ = start.send(());
+                    // Fails only if the start was received already.
+                    start.send(()).ok();
                 }
             })
         })?;
@@ -136,13 +134,13 @@ fn play(
     })
 }
 
-/// Has the engine claim a port that was free a moment ago.
+/// Lets the engine claim a port that was just found to be free.
 fn claim(
     engine: &dyn Engine,
     order: impl Fn(Option<SocketAddr>, SocketAddr) -> ServerSetup,
-) -> io::Result<(Arc<dyn ServerEnd>, SocketAddr)> {
+) -> io::Result<(Arc<dyn EngineServer>, SocketAddr)> {
     let mut taken = None;
-    for _ in 0..PORTS_TRIED {
+    for _ in 0..MAX_PORTS_TRIED {
         let at = any_port()?.local_addr()?;
         match engine.server(order(Some(at), at)) {
             Ok(server) => return Ok((Arc::from(server), at)),
@@ -153,11 +151,11 @@ fn claim(
     Err(taken.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-/// A port of loopback, of whichever IP family there is, whose other half is free for datagrams.
+/// A loopback port, IPv4 if possible, whose number is also free for UDP.
 fn any_port() -> io::Result<TcpListener> {
     let anywhere = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))];
     let mut taken = None;
-    for _ in 0..PORTS_TRIED {
+    for _ in 0..MAX_PORTS_TRIED {
         let listener = TcpListener::bind(anywhere.as_slice())?;
         match UdpSocket::bind(listener.local_addr()?) {
             Ok(_) => return Ok(listener),
@@ -167,7 +165,7 @@ fn any_port() -> io::Result<TcpListener> {
     Err(taken.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-/// Keys that nobody else on this host knows.
+/// Random keys.
 fn fresh_keys() -> io::Result<Arc<SessionKeys>> {
     let (mut session, mut secret) = ([0; 16], Zeroizing::new([0; 32]));
     rustix::rand::getrandom(&mut session, GetRandomFlags::empty())?;
@@ -182,19 +180,19 @@ fn tls_of_both_ends() -> io::Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
     Ok((tls::reflector_config(&theirs).map_err(io::Error::other)?, client))
 }
 
-/// Takes data connections as a reflector's control port does, until the session is cancelled.
+/// Accepts data connections as a reflector's control port does, until the session is cancelled.
 fn admit_all(
     control_port: &TcpListener,
     config: &Arc<ServerConfig>,
     keys: &SessionKeys,
-    server: &dyn ServerEnd,
+    server: &dyn EngineServer,
     control: &Arc<SessionControl>,
 ) {
     let Ok(_registration) = control.register(control_port) else { return };
     while let Ok((socket, _)) = control_port.accept() {
-        // What is not ours is dropped; whoever is missing then is missed where the phase gathers its streams.
+        // A connection that fails is dropped; the phase then reports the missing stream.
         if let Err(error) = admit(socket, config, keys, server) {
-            tracing::debug!(%error, "a connection of the loopback test was refused");
+            tracing::debug!(%error, "refused a connection of the loopback test");
         }
     }
 }
@@ -203,9 +201,9 @@ fn admit(
     mut socket: TcpStream,
     config: &Arc<ServerConfig>,
     keys: &SessionKeys,
-    server: &dyn ServerEnd,
+    server: &dyn EngineServer,
 ) -> io::Result<()> {
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(AUTHENTICATION_TIMEOUT))?;
     let mut connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
     let mut preamble = [0; Preamble::LEN];
     rustls::Stream::new(&mut connection, &mut socket).read_exact(&mut preamble)?;
@@ -241,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_are_played_as_well() {
+    fn the_datagram_engine_runs_too() {
         let datagrams = TestSpec { bitrate_bps: Some(1_000_000), ..spec("udp", DataMode::Tunneled, Load::Upload) };
         let both = run(&crate::udp::Udp, &datagrams, std::env::temp_dir()).unwrap();
         assert_eq!((&both.served.cut_short, &both.driven.cut_short), (&None, &None));
@@ -249,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_end_refuses_never_begins() {
+    fn a_refused_option_is_an_error() {
         let refused = TestSpec {
             congestion_control: Some("nonesuch".into()),
             ..spec("tcp", DataMode::DirectEphemeral, Load::Download)
@@ -259,11 +257,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_at_the_port_is_refused() {
+    fn a_connection_of_another_process_is_refused() {
         let (server_tls, _) = tls_of_both_ends().unwrap();
         let listener = any_port().unwrap();
-        let mut stranger = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        io::Write::write_all(&mut stranger, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        io::Write::write_all(&mut other, b"GET / HTTP/1.1\r\n\r\n").unwrap();
         let server = crate::tcp::Tcp
             .server(ServerSetup {
                 spec: spec("tcp", DataMode::Tunneled, Load::Download),

@@ -2,7 +2,7 @@
 
 use crate::sys;
 
-/// Arenas that all threads share. The loops that move bytes allocate nothing, so threads rarely meet in one.
+/// Arenas shared by all threads. The byte loops do not allocate, so contention is rare.
 const ARENAS: u16 = 2;
 
 /// Lets all threads allocate from a few arenas. Call it before the first thread starts.

@@ -1,36 +1,35 @@
-//! Where this host's packets leave from, where somebody has a say in that: an address of its own, an interface. Moves
-//! nothing.
+//! The source of this host's packets, if the user chose one: a local address, an interface.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Where packets leave from; with nothing said, as the routes say.
+/// The source of packets. By default the routing table decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// An address of this host.
+    /// A local address.
     pub address: Option<IpAddr>,
-    /// The name of an interface.
+    /// An interface name.
     pub interface: Option<String>,
 }
 
 impl Origin {
-    /// Whether packets to `target` can leave from here: an address only talks to its own family.
+    /// Whether packets to `target` can leave from here: both addresses need the same family.
     pub fn suits(&self, target: IpAddr) -> bool {
         self.address.is_none_or(|address| address.to_canonical().is_ipv4() == target.to_canonical().is_ipv4())
     }
 
-    /// Whether this host has all of it, tried out.
+    /// Checks by binding a socket that the address and the interface exist.
     pub fn check(&self) -> io::Result<()> {
         let address = self.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        // A link-local address can't be tried without a target.
+        // A link-local address cannot be bound without the scope of a target.
         let tried = Self { address: self.address.filter(|address| !is_link_local(*address)), ..self.clone() };
         let socket = Socket::new(Domain::for_address((address, 0).into()), Type::DGRAM, None)?;
         tried.bind(&socket, (address, 0).into())
     }
 
-    /// Has `socket`, which is not bound yet and is for `target`, leave from here. The error names what was refused.
+    /// Binds `socket`, which is meant for `target`, to this origin. The error names what was refused.
     pub fn bind<'a>(&self, socket: impl Into<SockRef<'a>>, target: SocketAddr) -> io::Result<()> {
         let socket = socket.into();
         if let Some(interface) = &self.interface {
@@ -40,7 +39,7 @@ impl Origin {
         }
         if let Some(address) = self.address {
             let mut from = SocketAddr::new(address, 0);
-            // A link-local address is one only together with its interface, which is the target's.
+            // A link-local address needs a scope: that of the target.
             if let (SocketAddr::V6(from), SocketAddr::V6(target)) = (&mut from, target)
                 && from.ip().is_unicast_link_local()
             {
@@ -53,7 +52,7 @@ impl Origin {
         Ok(())
     }
 
-    /// A datagram socket that leaves from here, and hears `target` alone.
+    /// A datagram socket that is bound to this origin and connected to `target`.
     pub(crate) fn datagrams(&self, target: SocketAddr) -> io::Result<UdpSocket> {
         let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
         self.bind(&socket, target)?;
@@ -85,14 +84,14 @@ mod tests {
     }
 
     #[test]
-    fn packets_leave_from_where_they_should() {
+    fn a_socket_is_bound_to_its_origin() {
         let loopback = Origin { address: Some([127, 0, 0, 7].into()), interface: Some("lo".into()) };
         assert_eq!(bind(&loopback).unwrap().ip(), IpAddr::from([127, 0, 0, 7]));
         assert_eq!(bind(&Origin::default()).unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
     }
 
     #[test]
-    fn what_this_host_does_not_have_is_named() {
+    fn the_error_names_what_this_host_does_not_have() {
         let address = Origin { address: Some([192, 0, 2, 1].into()), interface: None };
         assert_eq!(
             bind(&address).unwrap_err().to_string(),

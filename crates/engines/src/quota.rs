@@ -1,27 +1,25 @@
-//! How control groups hold this program back: to how much of the processor, and for how long they did so already
-//! (cgroups(7), the controller cpu). Reads small kernel files; what can't be read is absent.
+//! Processor limits by control groups, and for how long they have throttled this program (cgroups(7), controller cpu).
+//! A value that cannot be read is absent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// For how long, since its control groups were made, this program could not run because its share was used up. Of the
-/// groups around it, the one that held it back longest. The kernel adds up processors: it may be more than time has
-/// passed.
+/// How long this program was throttled since its control groups were made: the highest value of all groups around it.
+/// The kernel sums it over all processors, so it may exceed the elapsed time.
 pub fn held_back() -> Option<Duration> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(groups).filter_map(|group| held_back_by(&group)).max()
 }
 
-/// The cores' worth of time that control groups leave to this program: what the narrowest of the groups around it
-/// allows. Absent where none is a limit.
+/// The processor limit of this program in cores: the lowest limit of all groups around it. `None` without a limit.
 pub fn cores() -> Option<f64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(groups).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)
 }
 
-/// Where the kernel tells of the groups that a line of /proc/self/cgroup names: the group's own folder and all above,
-/// where they are mounted by custom.
+/// The folders of the group that a line of /proc/self/cgroup names, and of all groups above it, at the usual mount
+/// points.
 fn groups(line: &str) -> Vec<PathBuf> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return vec![] };
@@ -43,7 +41,7 @@ fn cores_of(group: &Path) -> Option<f64> {
     let (quota, period) = match file("cpu.max") {
         Some(max) => {
             let (quota, period) = max.split_once(char::is_whitespace)?;
-            // "max" is no number, and no limit.
+            // "max" is no limit.
             (number(quota)?, number(period)?)
         }
         // -1 is no limit.
@@ -71,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_versions_tell_how_long_a_group_was_held_back() {
+    fn both_versions_report_how_long_a_group_was_throttled() {
         assert_eq!(parse("usage_usec 9\nnr_throttled 3\nthrottled_usec 1500\n"), Some(Duration::from_micros(1500)));
         assert_eq!(parse("nr_periods 688\nthrottled_time 84148\n"), Some(Duration::from_nanos(84148)));
         assert_eq!(parse("usage_usec 9\n"), None, "no share is set");
@@ -79,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn both_versions_tell_how_much_a_group_may_have() {
+    fn both_versions_report_the_limit_of_a_group() {
         let group = |files: &[(&str, &str)]| {
             let folder = tempfile::tempdir().unwrap();
             files.iter().for_each(|(name, content)| fs::write(folder.path().join(name), content).unwrap());
@@ -93,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_looked_for_with_all_above_it() {
+    fn all_groups_above_a_group_count() {
         let of = |line| groups(line).iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
         assert!(of("0::/a/b").contains(&"/sys/fs/cgroup/a/b".to_owned()));
         assert!(of("0::/a/b").contains(&"/sys/fs/cgroup/".to_owned()));

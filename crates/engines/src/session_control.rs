@@ -49,7 +49,7 @@ impl SessionControl {
         Arc::new(Self::with(Some(ByteBudget::new(request))))
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the shell of the session: its liveness is wall time")]
+    #[expect(clippy::disallowed_methods, reason = "liveness is measured in wall time")]
     fn with(budget: Option<ByteBudget>) -> Self {
         Self {
             began: Instant::now(),
@@ -78,7 +78,7 @@ impl SessionControl {
         self.is_cancelled.store(true, Ordering::SeqCst);
         for socket in lock(&self.registered).sockets.values() {
             // Fails only on a socket that is closed already.
-            let _ = socket.shutdown(Shutdown::Both);
+            socket.shutdown(Shutdown::Both).ok();
         }
         self.wake();
     }

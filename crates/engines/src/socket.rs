@@ -1,10 +1,9 @@
-//! What is asked of the kernel about a TCP socket: congestion control, time-outs, how it ends. Moves no bytes.
+//! Options and state of TCP sockets: congestion control, timeouts, how they end.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use paramedic_link::measurement::StreamInfo;
 use paramedic_link::message::END_AFTER_SILENCE;
 use paramedic_link::test_spec::TestSpec;
 use rustix::io::Errno;
@@ -13,25 +12,25 @@ use socket2::{Domain, SockRef, TcpKeepalive};
 
 use crate::sys;
 
-/// What is asked for one data socket beyond what every data socket gets.
+/// The options of one data socket, in addition to those that every data socket gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketOptions {
     /// The congestion control; absent: the kernel's default.
     pub congestion_control: Option<String>,
-    /// The socket's buffers, both ways, in bytes; absent: the kernel's own sizing.
+    /// The size of the send and the receive buffer in bytes; absent: the kernel's own sizing.
     pub window_bytes: Option<u32>,
-    /// The largest segment, in bytes; what connects has the say for both ends. Absent: what the path's MTU gives.
+    /// The maximum segment size in bytes, for both directions; absent: derived from the path MTU.
     pub mss_bytes: Option<u16>,
-    /// The code point that its packets are marked with; absent: the kernel's default.
+    /// The DSCP of its packets; absent: the kernel's default.
     pub dscp: Option<u8>,
-    /// The rate that it sends at, at most, in bits per second; absent: no bound.
+    /// The maximum pacing rate in bits per second; absent: no limit.
     pub pace_bps: Option<u64>,
-    /// Send small writes at once: right for probes, wrong for load.
+    /// Send small writes at once (`TCP_NODELAY`), for probes.
     pub send_at_once: bool,
 }
 
 impl SocketOptions {
-    /// What a test asks for its streams.
+    /// The options that a test sets for its streams.
     pub fn of(spec: &TestSpec) -> Self {
         Self {
             congestion_control: spec.congestion_control.clone(),
@@ -43,8 +42,7 @@ impl SocketOptions {
         }
     }
 
-    /// Applies the options, and what every data socket gets, to `socket`. Best before it connects; takes effect after,
-    /// too.
+    /// Sets these options and those of every data socket, preferably before `socket` connects.
     pub(crate) fn apply<'a>(&self, socket: impl Into<SockRef<'a>>) -> io::Result<()> {
         let socket = socket.into();
         if let Some(name) = &self.congestion_control {
@@ -65,40 +63,40 @@ impl SocketOptions {
             sys::pace(&*socket, bps / 8)?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
-        // A data connection outlives silence exactly as long as its session does.
+        // A data connection times out together with its session.
         socket.set_tcp_user_timeout(Some(END_AFTER_SILENCE))?;
-        // A receiver sends nothing that could time out: its probes notice a peer that vanished without a word.
+        // A receiver sends nothing that could time out, so keepalives detect a peer that has vanished.
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(4)).with_interval(Duration::from_secs(2));
         socket.set_tcp_keepalive(&keepalive.with_retries(3))
     }
 }
 
-/// Payload bytes of a connection so far, as the kernel counts them: what the other end has acknowledged, and what
-/// arrived. A kernel before 4.1 does not tell.
+/// Payload bytes of a connection as counted by the kernel: acknowledged by the other end, received. `None` before
+/// Linux 4.1.
 pub fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
     let info = sys::tcp_info(socket).ok()?;
     Some((info.bytes_acked?, info.bytes_received?))
 }
 
-/// Whether the other end has hung up, in order or not.
+/// Whether the other end has closed or reset the connection.
 pub fn is_hung_up(socket: &TcpStream) -> bool {
     const STATES: [Option<u8>; 2] = [Some(sys::TcpInfo::CLOSE_WAIT), Some(sys::TcpInfo::CLOSE)];
     sys::tcp_info(socket).is_ok_and(|info| STATES.contains(&info.state))
 }
 
-/// Marks what `socket` sends with a code point (RFC 2474); the two bits beside it are the kernel's.
+/// Sets the DSCP (RFC 2474) of what `socket` sends; the kernel owns the two ECN bits beside it.
 pub(crate) fn mark(socket: &SockRef<'_>, code_point: u8) -> io::Result<()> {
     let octet = u32::from(code_point) << 2;
     if socket.domain()? == Domain::IPV6 {
         socket.set_tclass_v6(octet)?;
-        // Speaks for IPv4 that such a socket may carry; one that carries none need not know it.
-        let _ = socket.set_tos_v4(octet);
+        // For IPv4 on a dual-stack socket; fails on a socket for IPv6 only.
+        socket.set_tos_v4(octet).ok();
         return Ok(());
     }
     socket.set_tos_v4(octet)
 }
 
-/// Whether this kernel lets this program use the congestion control `name`; the error says which setting forbids it.
+/// Checks that this program may use the congestion control `name`; the error names the setting that forbids it.
 pub fn check_congestion_control(name: &str) -> io::Result<()> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
         .or_else(|_| socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None))?;
@@ -109,8 +107,8 @@ fn choose_congestion_control(socket: &SockRef<'_>, name: &str) -> io::Result<()>
     sockopt::set_tcp_congestion(&**socket, name).map_err(|errno| {
         let because = match errno {
             Errno::PERM => "it is not listed in net.ipv4.tcp_allowed_congestion_control",
-            // Short enough to cross the link whole.
-            Errno::NOENT => "no such one here (see net.ipv4.tcp_available_congestion_control)",
+            // Short, because the link truncates long texts.
+            Errno::NOENT => "not available here (see net.ipv4.tcp_available_congestion_control)",
             _ => return errno.into(),
         };
         let refused = RefusedCongestionControl { name: name.to_owned(), because };
@@ -118,7 +116,7 @@ fn choose_congestion_control(socket: &SockRef<'_>, name: &str) -> io::Result<()>
     })
 }
 
-/// Why the kernel doesn't use the congestion control that was asked for.
+/// Why the kernel refused a congestion control.
 #[derive(Debug, thiserror::Error)]
 #[error("congestion control {name} was refused: {because}")]
 struct RefusedCongestionControl {
@@ -126,45 +124,43 @@ struct RefusedCongestionControl {
     because: &'static str,
 }
 
-/// The congestion control that `socket` really uses.
+/// The congestion control that `socket` uses.
 pub fn congestion_control(socket: &TcpStream) -> Option<String> {
     sockopt::tcp_congestion(socket).ok()
 }
 
-/// Lets the kernel hold at most about `bytes` that it has not sent once, however large its buffer is (tcp(7),
+/// Limits the bytes that the kernel holds before their first transmission to about `bytes` (tcp(7),
 /// `TCP_NOTSENT_LOWAT`).
 pub(crate) fn limit_unsent(socket: &TcpStream, bytes: u32) {
-    // A kernel that refuses it holds more: worse, but not wrong.
-    let _ = SockRef::from(socket).set_tcp_notsent_lowat(bytes);
+    // Best effort: without it the kernel holds more.
+    SockRef::from(socket).set_tcp_notsent_lowat(bytes).ok();
 }
 
-/// Makes closing `socket` a reset: what it still holds is thrown away, nobody lingers.
+/// Makes closing `socket` a reset that discards its buffers.
 pub(crate) fn reset_on_close(socket: &TcpStream) {
-    // Refused only for what is no socket any more.
-    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+    // Fails only on an invalid socket.
+    SockRef::from(socket).set_linger(Some(Duration::ZERO)).ok();
 }
 
-/// Ends `socket` at once, whoever else holds it: threads inside its calls return, and closing it is a reset.
+/// Ends `socket` at once, also for other handles of it: blocked calls return, and closing it is a reset.
 pub(crate) fn abort(socket: &TcpStream) {
     reset_on_close(socket);
-    // An error means that it had ended already.
-    let _ = socket.shutdown(Shutdown::Both);
+    // Fails only if it has ended already.
+    socket.shutdown(Shutdown::Both).ok();
 }
 
-/// What the kernel tells of a stream that carried `bytes` of payload, and the size of the segments it sends.
-pub fn stream_info(socket: &TcpStream, bytes: u64) -> (StreamInfo, Option<u32>) {
+/// The retransmitted segments and the segment size of a connection; `None` if the kernel does not report them.
+pub fn retransmits_and_mss(socket: &TcpStream) -> (Option<u32>, Option<u32>) {
     let info = sys::tcp_info(socket).unwrap_or_default();
-    let stream =
-        StreamInfo { bytes, rtt_us: info.rtt_us, min_rtt_us: info.min_rtt_us, retransmits: info.total_retrans };
-    (stream, info.snd_mss)
+    (info.total_retrans, info.snd_mss)
 }
 
-/// Whether the other end has yet to acknowledge something that was sent.
+/// Whether sent bytes are not acknowledged yet.
 pub(crate) fn is_unacknowledged(socket: &TcpStream) -> bool {
     sys::tcp_info(socket).is_ok_and(|info| info.unacked.is_some_and(|segments| segments > 0))
 }
 
-/// How long ago the other end's kernel was last heard on `socket`, by its acknowledgements.
+/// How long ago the last acknowledgement arrived on `socket`.
 pub(crate) fn since_last_ack(socket: &TcpStream) -> Option<Duration> {
     let info = sys::tcp_info(socket).ok()?;
     info.last_ack_recv_ms.map(|ms| Duration::from_millis(ms.into()))
@@ -183,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn an_asked_congestion_control_is_the_one_in_use() {
+    fn the_requested_congestion_control_is_used() {
         let (ours, _theirs) = pair();
         // reno is built into every kernel and always allowed.
         let options = SocketOptions { congestion_control: Some("reno".into()), ..SocketOptions::default() };
@@ -193,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_a_stream_is_what_it_has() {
+    fn a_socket_has_the_requested_options() {
         let options =
             SocketOptions { dscp: Some(46), mss_bytes: Some(1000), pace_bps: Some(8_000_000), ..Default::default() };
         for (any, domain) in [("127.0.0.1:0", Domain::IPV4), ("[::1]:0", Domain::IPV6)] {

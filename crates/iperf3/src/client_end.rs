@@ -13,7 +13,7 @@ use super::GRACE;
 use super::client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
 use super::login::{Login, LoginTerms};
 use super::program::Program;
-use paramedic_engines::engine::{ClientEnd, ClientSetup, PhaseObserver, PhaseProgress};
+use paramedic_engines::engine::{ClientSetup, EngineClient, PhaseObserver, PhaseProgress};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::phase::{NO_SUCH_PHASE, SESSION_OVER, run_idle};
 use paramedic_engines::session_control::SessionControl;
@@ -91,7 +91,7 @@ impl Iperf3Client {
     }
 }
 
-impl ClientEnd for Iperf3Client {
+impl EngineClient for Iperf3Client {
     /// Starts the client: it opens its streams, and begins as soon as they stand at the other end.
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.phase(phase).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;

@@ -28,7 +28,9 @@ use paramedic_link::admission::SessionKeys;
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::{PeerText, SessionId};
 
-use paramedic_engines::engine::{ClientEnd, ClientSetup, Engine, ServerEnd, ServerSetup, Unavailable, first_refusal};
+use paramedic_engines::engine::{
+    ClientSetup, Engine, EngineClient, EngineServer, ServerSetup, Unavailable, first_refusal,
+};
 use paramedic_engines::session_control::SessionControl;
 
 pub use client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
@@ -91,11 +93,11 @@ impl Engine for Iperf3 {
         self.server(setup).map(drop).map_err(|error| lacking(&error))
     }
 
-    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>> {
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>> {
         Ok(Box::new(server_end::Iperf3Server::open(setup)?))
     }
 
-    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>> {
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>> {
         Ok(Box::new(client_end::Iperf3Client::new(setup)?))
     }
 }

@@ -11,7 +11,7 @@ use landlock::{
 use nix::libc::{self, c_long};
 
 use paramedic_engines::sys::child::Confinement;
-use paramedic_engines::sys::seccomp::{Argument, Filter, Part, Rule, Value, Verdict};
+use paramedic_engines::sys::seccomp::{Argument, ArgumentHalf, Filter, Rule, SyscallAction, Value};
 
 /// 64 streams each way with a file and a buffer each, and some to spare.
 const DESCRIPTORS: u64 = 512;
@@ -80,60 +80,60 @@ fn allow(
 /// What iperf3 calls, from 3.9 to 3.22, with the C library of Debian 11 to 13: the busiest calls first. What is not here
 /// does not exist for it: no new program that is not confined as it is, no process beside it, no signal to anybody.
 fn rules() -> Vec<Rule> {
-    let mut rules = ALLOWED.iter().map(|call| always(*call, Verdict::Allow)).collect::<Vec<_>>();
-    rules.extend(ALLOWED_BY_ARCHITECTURE.iter().map(|call| always(*call, Verdict::Allow)));
+    let mut rules = ALLOWED.iter().map(|call| always(*call, SyscallAction::Allow)).collect::<Vec<_>>();
+    rules.extend(ALLOWED_BY_ARCHITECTURE.iter().map(|call| always(*call, SyscallAction::Allow)));
     // Sockets and connections come from us alone.
-    rules.extend(ASKED.iter().map(|call| always(*call, Verdict::Ask)));
+    rules.extend(ASKED.iter().map(|call| always(*call, SyscallAction::Ask)));
     // What is closed is counted before it is gone; for that there must be no second descriptor of it.
-    rules.push(always(libc::SYS_close, Verdict::Ask));
+    rules.push(always(libc::SYS_close, SyscallAction::Ask));
     // No second descriptor, and nobody to be sent signals.
     for arguments in FCNTL {
-        rules.push(Rule { call: libc::SYS_fcntl, arguments, then: Verdict::Allow, otherwise: None });
+        rules.push(Rule { call: libc::SYS_fcntl, arguments, then: SyscallAction::Allow, otherwise: None });
     }
-    rules.push(always(libc::SYS_fcntl, Verdict::Refuse(libc::EPERM)));
+    rules.push(always(libc::SYS_fcntl, SyscallAction::Refuse(libc::EPERM)));
     // The listener is ours, and listens already.
-    rules.extend(PRETENDED.iter().map(|call| always(*call, Verdict::Pretend)));
-    rules.push(always(libc::SYS_connect, Verdict::Refuse(libc::EACCES)));
-    rules.push(always(libc::SYS_ioctl, Verdict::Refuse(libc::ENOTTY)));
-    rules.push(always(libc::SYS_kill, Verdict::Refuse(libc::EPERM)));
+    rules.extend(PRETENDED.iter().map(|call| always(*call, SyscallAction::Pretend)));
+    rules.push(always(libc::SYS_connect, SyscallAction::Refuse(libc::EACCES)));
+    rules.push(always(libc::SYS_ioctl, SyscallAction::Refuse(libc::ENOTTY)));
+    rules.push(always(libc::SYS_kill, SyscallAction::Refuse(libc::EPERM)));
     // Meant for the listener, which is no IPv6 socket where the child thinks it is one.
     rules.push(Rule {
         call: libc::SYS_setsockopt,
         arguments: V6_ONLY,
-        then: Verdict::Pretend,
-        otherwise: Some(Verdict::Allow),
+        then: SyscallAction::Pretend,
+        otherwise: Some(SyscallAction::Allow),
     });
     // Threads, but no processes. The newer call hides its flags from a filter; libraries then take this one.
     // And with one table of descriptors, whose closing is asked about.
     const THREAD: u32 = (libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM | libc::CLONE_FILES) as u32;
     rules.push(Rule {
         call: libc::SYS_clone,
-        arguments: &[Argument { part: Part::Low(0), mask: THREAD, is: Value::Number(THREAD) }],
-        then: Verdict::Allow,
-        otherwise: Some(Verdict::Refuse(libc::EPERM)),
+        arguments: &[Argument { part: ArgumentHalf::Low(0), mask: THREAD, is: Value::Number(THREAD) }],
+        then: SyscallAction::Allow,
+        otherwise: Some(SyscallAction::Refuse(libc::EPERM)),
     });
     // To ask about itself, not to set: the new limits are a pointer, of which both halves count.
     rules.push(Rule {
         call: libc::SYS_prlimit64,
         arguments: ASKING_ITS_LIMITS,
-        then: Verdict::Allow,
-        otherwise: Some(Verdict::Refuse(libc::EPERM)),
+        then: SyscallAction::Allow,
+        otherwise: Some(SyscallAction::Refuse(libc::EPERM)),
     });
     rules.push(Rule {
         call: libc::SYS_tgkill,
-        arguments: &[Argument { part: Part::Low(0), mask: u32::MAX, is: Value::OwnPid }],
-        then: Verdict::Allow,
-        otherwise: Some(Verdict::Refuse(libc::EPERM)),
+        arguments: &[Argument { part: ArgumentHalf::Low(0), mask: u32::MAX, is: Value::OwnPid }],
+        then: SyscallAction::Allow,
+        otherwise: Some(SyscallAction::Refuse(libc::EPERM)),
     });
     rules
 }
 
 /// An argument that is a number of 32 bits, of which the kernel looks at no more.
 const fn low(at: u8, is: u32) -> Argument {
-    Argument { part: Part::Low(at), mask: u32::MAX, is: Value::Number(is) }
+    Argument { part: ArgumentHalf::Low(at), mask: u32::MAX, is: Value::Number(is) }
 }
 
-fn always(call: c_long, verdict: Verdict) -> Rule {
+fn always(call: c_long, verdict: SyscallAction) -> Rule {
     Rule { call, arguments: &[], then: verdict, otherwise: None }
 }
 
@@ -148,7 +148,7 @@ const FCNTL: [&[Argument]; 4] = [
 const V6_ONLY: &[Argument] = &[low(1, libc::IPPROTO_IPV6 as u32), low(2, libc::IPV6_V6ONLY as u32)];
 
 const ASKING_ITS_LIMITS: &[Argument] =
-    &[low(0, 0), low(2, 0), Argument { part: Part::High(2), mask: u32::MAX, is: Value::Number(0) }];
+    &[low(0, 0), low(2, 0), Argument { part: ArgumentHalf::High(2), mask: u32::MAX, is: Value::Number(0) }];
 
 const ASKED: &[c_long] = &[libc::SYS_socket, libc::SYS_accept, libc::SYS_accept4];
 

@@ -19,7 +19,7 @@ use super::stage::{Ending, Seen, Stage};
 use super::{COUNTED_BY_SOCKET, GRACE, folder_in};
 use paramedic_engines::data_listener::DataListener;
 use paramedic_engines::data_stream::DataStream;
-use paramedic_engines::engine::{PhaseObserver, PhaseProgress, ServerEnd, ServerSetup};
+use paramedic_engines::engine::{EngineServer, PhaseObserver, PhaseProgress, ServerSetup};
 use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::phase::{
     self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle, streams_of,
@@ -202,7 +202,7 @@ impl Iperf3Server {
     }
 }
 
-impl ServerEnd for Iperf3Server {
+impl EngineServer for Iperf3Server {
     fn terms(&self) -> Option<EngineTerms> {
         Some(self.login.to_engine())
     }

@@ -105,9 +105,7 @@ impl Connection {
     fn let_go(&mut self) {
         self.look();
         if let Some(socket) = self.socket.take() {
-            let (info, mss) = socket::stream_info(&socket, 0);
-            self.seen.retransmits = info.retransmits;
-            self.seen.mss = mss;
+            (self.seen.retransmits, self.seen.mss) = socket::retransmits_and_mss(&socket);
             self.seen.congestion_control = socket::congestion_control(&socket);
         }
     }

@@ -20,7 +20,7 @@ use super::login::{Login, LoginTerms};
 use super::program::Program;
 use super::server_end::Iperf3Server;
 use paramedic_engines::dialer::Dialer;
-use paramedic_engines::engine::{ClientEnd, ClientSetup, Engine, PhaseProgress, ServerEnd, ServerSetup};
+use paramedic_engines::engine::{ClientSetup, Engine, EngineClient, EngineServer, PhaseProgress, ServerSetup};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 

@@ -67,22 +67,6 @@ pub struct CpuUse {
     pub held_back: Option<f64>,
 }
 
-/// What the kernel told of one TCP stream at the end of a phase (`TCP_INFO`); at the sending end, where it knows most.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct StreamInfo {
-    /// Payload bytes of this stream.
-    pub bytes: u64,
-    /// Smoothed round-trip time, in microseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rtt_us: Option<u32>,
-    /// Lowest round-trip time seen, in microseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min_rtt_us: Option<u32>,
-    /// Segments sent again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retransmits: Option<u32>,
-}
-
 /// What one end counted in one direction of a phase.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DirectionTally {

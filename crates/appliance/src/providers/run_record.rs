@@ -51,8 +51,8 @@ impl RunRecord {
         };
         let probes = probes.as_ref().map(|probes| ProbeLog {
             transport: probes.transport.map(|transport| match transport {
-                echo::Transport::Udp => ProbeTransport::Udp,
-                echo::Transport::Tcp => ProbeTransport::Tcp,
+                echo::EchoTransport::Udp => ProbeTransport::Udp,
+                echo::EchoTransport::Tcp => ProbeTransport::Tcp,
             }),
             duplicates: probes.duplicates,
             bytes: probes.iter().count() as u64 * PACKET_LEN as u64,

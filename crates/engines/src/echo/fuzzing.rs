@@ -1,5 +1,4 @@
-//! What the fuzz target of probes needs of the private packet types: bytes in, the same packet sealed again. Nothing
-//! else may use it.
+//! The fuzz target's access to the private packet types: parses bytes and seals the same packet again. For fuzzing only.
 
 use paramedic_link::admission::SessionKeys;
 

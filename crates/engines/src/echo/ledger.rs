@@ -1,38 +1,38 @@
-//! Which sequence numbers of a session arrived at the reflector: refuses what came before, and tells the appliance
-//! which way a probe was lost. Pure.
+//! The reflector's record of the sequence numbers that arrived: detects replays, and shows in which direction a probe was
+//! lost. Pure.
 
-use super::packet::{HISTORY, History};
+use super::packet::{ArrivalHistory, HISTORY};
 
-/// How far behind the newest a sequence number may still come in.
+/// How far below the highest sequence number a probe is still accepted.
 const WINDOW: u32 = 1024;
-/// How many sequence numbers are remembered: an outage of 10 s, after which a session ends, at the closest probes.
+/// How many sequence numbers are remembered: 10 s, after which a silent session ends, at the shortest interval.
 const REMEMBERED: u32 = 16 * 1024;
 const WORDS: usize = REMEMBERED as usize / 64;
 
 /// One session's record.
-pub(super) struct Ledger {
+pub(super) struct ProbeLedger {
     /// The highest sequence number that arrived.
     newest: Option<u32>,
-    /// One bit a sequence number, at its value modulo [`REMEMBERED`]; only those up to `newest` mean anything.
+    /// One bit per sequence number, at its value modulo [`REMEMBERED`]; valid up to `newest`.
     arrived: Box<[u64; WORDS]>,
     duplicates: u16,
 }
 
-/// What a sequence number is.
+/// Whether a sequence number is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// It comes for the first time.
+    /// It has not arrived before.
     New,
-    /// It came before, or is so old that it may have.
+    /// It arrived before, or is too old to tell.
     Replayed,
 }
 
-impl Ledger {
+impl ProbeLedger {
     pub(super) fn new() -> Self {
         Self { newest: None, arrived: Box::new([0; WORDS]), duplicates: 0 }
     }
 
-    /// Takes note of a verified sequence number.
+    /// Records a verified sequence number.
     pub(super) fn enter(&mut self, seq: u32) -> Entry {
         match self.newest {
             Some(newest) if seq <= newest => {
@@ -45,7 +45,7 @@ impl Ledger {
                 }
             }
             newest => {
-                // What was skipped did not arrive yet; its bits still speak of numbers long gone.
+                // Clears the bits of the skipped numbers, which are those of much older ones.
                 let first = newest.map_or(0, |newest| newest + 1).max(seq.saturating_sub(REMEMBERED - 1));
                 (first..seq).for_each(|skipped| self.set(skipped, false));
                 self.newest = Some(seq);
@@ -55,8 +55,8 @@ impl Ledger {
         Entry::New
     }
 
-    /// Which of the [`HISTORY`] numbers up to `about` arrived, as near to that as the record reaches.
-    pub(super) fn history(&self, about: u32) -> History {
+    /// Which of the [`HISTORY`] numbers up to `about` arrived; `about` is clamped to the remembered range.
+    pub(super) fn history(&self, about: u32) -> ArrivalHistory {
         let newest = self.newest.unwrap_or(0);
         let oldest = newest.saturating_sub(REMEMBERED - HISTORY);
         let about = about.clamp(oldest, newest);
@@ -66,10 +66,10 @@ impl Ledger {
                 arrived[back as usize / 8] |= 1 << (back % 8);
             }
         }
-        History { about, arrived }
+        ArrivalHistory { about, arrived }
     }
 
-    /// How many numbers came a second time within the window, modulo 2^16.
+    /// How many numbers arrived again within the window, modulo 2^16.
     pub(super) fn duplicates(&self) -> u16 {
         self.duplicates
     }
@@ -101,7 +101,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn nothing_enters_twice_and_history_is_true(steps in prop::collection::vec(0u32..3000, 1..100), start: u32) {
-            let mut ledger = Ledger::new();
+            let mut ledger = ProbeLedger::new();
             let mut model = HashSet::new();
             let mut at = start.min(u32::MAX - 3_000_000);
             let mut newest = None::<u32>;
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_second_arrival_is_counted() {
-        let mut ledger = Ledger::new();
+        let mut ledger = ProbeLedger::new();
         assert_eq!(
             [5, 3, 5, 3].map(|seq| ledger.enter(seq)),
             [Entry::New, Entry::New, Entry::Replayed, Entry::Replayed]
@@ -138,24 +138,24 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_come_before_stays_out() {
-        let mut ledger = Ledger::new();
+    fn a_number_below_the_window_is_refused() {
+        let mut ledger = ProbeLedger::new();
         ledger.enter(2000);
         assert_eq!(ledger.enter(2000 - WINDOW), Entry::Replayed);
         assert_eq!(ledger.enter(2000 - WINDOW + 1), Entry::New);
     }
 
     #[test]
-    fn the_last_number_of_all_is_no_trap() {
-        let mut ledger = Ledger::new();
+    fn the_highest_number_works() {
+        let mut ledger = ProbeLedger::new();
         assert_eq!(ledger.enter(u32::MAX), Entry::New);
         assert_eq!(ledger.enter(u32::MAX), Entry::Replayed);
         assert_eq!(ledger.history(u32::MAX).arrived(u32::MAX - 1), Some(false));
     }
 
     #[test]
-    fn what_is_long_gone_is_not_spoken_of() {
-        let mut ledger = Ledger::new();
+    fn the_history_does_not_cover_forgotten_numbers() {
+        let mut ledger = ProbeLedger::new();
         ledger.enter(3);
         ledger.enter(100_000);
         assert_eq!(ledger.history(3).about, 100_000 - (REMEMBERED - HISTORY));

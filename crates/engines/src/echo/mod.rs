@@ -1,11 +1,11 @@
-//! The `echo` engine: small probes that are answered at once. On its own it puts no load on the path; its two ends,
-//! [`Prober`] and [`ProbeResponder`], run beside every other engine and measure latency while that one loads the path.
+//! The `echo` engine: latency probes without load. Its two ends, [`Prober`] and [`ProbeResponder`], also run beside every
+//! other engine and measure latency under load.
 
 #[doc(hidden)]
 pub mod fuzzing;
 mod ledger;
-mod line;
 mod packet;
+mod probe_connection;
 mod prober;
 mod probes;
 mod responder;
@@ -19,16 +19,16 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, TestSpec};
 
 use crate::data_stream::DataStream;
-use crate::engine::{ClientEnd, ClientSetup, Engine, PhaseObserver, ServerEnd, ServerSetup};
+use crate::engine::{ClientSetup, Engine, EngineClient, EngineServer, PhaseObserver, ServerSetup};
 use crate::phase::run_idle;
 use crate::session_control::SessionControl;
 
 pub use packet::LEN as PACKET_LEN;
-pub use prober::{ProbeOrder, Prober};
-pub use probes::{Probes, Transport};
+pub use prober::{Prober, ProberSetup};
+pub use probes::{EchoTransport, Probes};
 pub use responder::{ProbeResponder, answer_stream};
 
-/// The engine that puts no load on the path: latency alone.
+/// The engine that measures latency without load.
 pub struct Echo;
 
 impl Engine for Echo {
@@ -49,34 +49,34 @@ impl Engine for Echo {
     }
 
     fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
-        let asked = spec.fragments || spec.loss_bound_ppm.is_some();
-        asked.then_some("fragments and a bound of loss are for the engine udp")
+        let is_unsupported = spec.fragments || spec.loss_bound_ppm.is_some();
+        is_unsupported.then_some("fragments and a loss bound are for the engine udp")
     }
 
-    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>> {
-        Ok(Box::new(Quiet { spec: setup.spec, control: setup.control }))
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>> {
+        Ok(Box::new(IdleEnd { spec: setup.spec, control: setup.control }))
     }
 
-    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>> {
-        Ok(Box::new(Quiet { spec: setup.spec, control: setup.control }))
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>> {
+        Ok(Box::new(IdleEnd { spec: setup.spec, control: setup.control }))
     }
 }
 
-/// Either end of a session that moves nothing: it lets each phase's time pass.
-struct Quiet {
+/// Either end of a session without load: waits for the time of each phase.
+struct IdleEnd {
     spec: TestSpec,
     control: std::sync::Arc<SessionControl>,
 }
 
-impl Quiet {
+impl IdleEnd {
     fn wait_out(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
         run_idle(self.spec.phases.get(usize::from(phase)), &self.control, report)
     }
 }
 
-impl ServerEnd for Quiet {
+impl EngineServer for IdleEnd {
     fn admit(&self, _preamble: Preamble, _stream: DataStream) {
-        // No phase of this engine has streams: dropping the connection refuses it.
+        // This engine has no streams: dropping the connection refuses it.
     }
 
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
@@ -84,7 +84,7 @@ impl ServerEnd for Quiet {
     }
 }
 
-impl ClientEnd for Quiet {
+impl EngineClient for IdleEnd {
     fn connect(&self, _phase: u8) -> io::Result<()> {
         Ok(())
     }

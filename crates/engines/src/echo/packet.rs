@@ -1,29 +1,29 @@
 //! The one datagram of `echo`: its layout, and how both ends seal and open it. Pure: bytes in, values out; no sockets,
-//! no clock. docs/protocol.md, "Latency probes", describes it to the outside.
+//! no clock. docs/protocol.md, "Latency probes", specifies it.
 
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
 
 use crate::udp_port::{DATAGRAM_LEN, VERSION};
 
-/// Bytes of a probe and of a reply: an echo is never longer than what it answers.
+/// Bytes of a probe and of a reply, which is never longer than its probe.
 pub const LEN: usize = DATAGRAM_LEN;
-/// How many sequence numbers a reply's history speaks of.
+/// The number of sequence numbers in a reply's history.
 pub(super) const HISTORY: u32 = 256;
 
 const PROBE: u8 = 1;
 const REPLY: u8 = 2;
-/// Where the tag stands, and so what it covers.
+/// The offset of the tag, which covers the bytes before it.
 const TAG_AT: usize = LEN - TAG_LEN;
 
 /// What the appliance sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProbePacket {
-    /// Its number; none is sent twice in a session.
+    /// Its sequence number, unique in the session.
     pub(super) seq: u32,
-    /// The newest sequence number that the reply's history shall speak of.
+    /// The highest sequence number that the reply's history should cover.
     pub(super) about: u32,
-    /// When it was sent, in nanoseconds of the appliance's monotonic clock, from a zero of its choice.
+    /// The sending time in nanoseconds of the appliance's monotonic clock, with an arbitrary zero.
     pub(super) sent_ns: u64,
 }
 
@@ -32,30 +32,30 @@ pub(super) struct ProbePacket {
 pub(super) struct ReplyPacket {
     /// The probe that it answers.
     pub(super) seq: u32,
-    /// That probe's time, as it came.
+    /// The probe's sending time, unchanged.
     pub(super) sent_ns: u64,
-    /// When the probe arrived, in nanoseconds of the reflector's monotonic clock, from a zero of its choice.
+    /// The arrival time of the probe in nanoseconds of the reflector's monotonic clock, with an arbitrary zero.
     pub(super) received_ns: u64,
-    /// How long the reflector held it, in nanoseconds; `u32::MAX` for all that is longer.
+    /// The time between its arrival and the reply in nanoseconds, at most `u32::MAX`.
     pub(super) dwell_ns: u32,
     /// Which of the last probes arrived.
-    pub(super) history: History,
+    pub(super) history: ArrivalHistory,
     /// How many datagrams of the session arrived a second time, modulo 2^16.
     pub(super) duplicates: u16,
 }
 
 /// Which of [`HISTORY`] sequence numbers arrived at the reflector when it answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct History {
-    /// The newest sequence number that it speaks of. Not always the one asked for: what the reflector has not seen
-    /// yet, or no longer remembers, it does not speak of.
+pub(super) struct ArrivalHistory {
+    /// The highest sequence number that it covers. Differs from the requested one if the reflector has not seen that yet or
+    /// does not remember it any more.
     pub(super) about: u32,
     /// Bit `i` of the whole, least significant first: whether sequence number `about - i` arrived.
     pub(super) arrived: [u8; HISTORY as usize / 8],
 }
 
-impl History {
-    /// Whether `seq` arrived; `None` where this does not speak of it.
+impl ArrivalHistory {
+    /// Whether `seq` arrived; `None` if the history does not cover it.
     pub(super) fn arrived(&self, seq: u32) -> Option<bool> {
         let back = self.about.checked_sub(seq).filter(|back| *back < HISTORY)? as usize;
         Some(self.arrived[back / 8] >> (back % 8) & 1 == 1)
@@ -101,7 +101,7 @@ impl ReplyPacket {
             sent_ns: u64::from_be_bytes(field(bytes, 28)),
             received_ns: u64::from_be_bytes(field(bytes, 36)),
             dwell_ns: u32::from_be_bytes(field(bytes, 44)),
-            history: History { about: u32::from_be_bytes(field(bytes, 24)), arrived: field(bytes, 48) },
+            history: ArrivalHistory { about: u32::from_be_bytes(field(bytes, 24)), arrived: field(bytes, 48) },
             duplicates: u16::from_be_bytes(field(bytes, 2)),
         })
     }
@@ -112,7 +112,7 @@ pub(super) fn is_probe(kind: u8) -> bool {
     kind == PROBE
 }
 
-/// Fills in what probe and reply have in common, and the tag.
+/// Writes the common fields of probe and reply, and the tag.
 fn sealed(mut bytes: [u8; LEN], kind: u8, seq: u32, sent_ns: u64, keys: &SessionKeys) -> [u8; LEN] {
     bytes[0] = VERSION;
     bytes[1] = kind;
@@ -124,14 +124,14 @@ fn sealed(mut bytes: [u8; LEN], kind: u8, seq: u32, sent_ns: u64, keys: &Session
     bytes
 }
 
-/// The datagram, if it is of this kind, session, and sealed by these keys.
+/// The datagram, if it is of this kind and session and sealed with these keys.
 fn opened<'a>(bytes: &'a [u8], kind: u8, keys: &SessionKeys) -> Option<&'a [u8; LEN]> {
     let bytes: &[u8; LEN] = bytes.try_into().ok()?;
     let ours = bytes[0] == VERSION && bytes[1] == kind && bytes[4..20] == keys.session().as_bytes()[..];
     (ours && keys.is_datagram(direction(kind), &bytes[..TAG_AT], &field(bytes, TAG_AT))).then_some(bytes)
 }
 
-/// A probe flows up, a reply down: each has its own key, so that neither passes for the other.
+/// Each direction has its own key, so that a probe cannot be replayed as a reply or the other way round.
 fn direction(kind: u8) -> Direction {
     if kind == PROBE { Direction::Upload } else { Direction::Download }
 }
@@ -156,7 +156,7 @@ mod tests {
             sent_ns: 1 << 40,
             received_ns: 5,
             dwell_ns: 12_345,
-            history: History { about: 6, arrived: [0b101; 32] },
+            history: ArrivalHistory { about: 6, arrived: [0b101; 32] },
             duplicates: 3,
         }
     }
@@ -208,11 +208,11 @@ mod tests {
     }
 
     #[test]
-    fn history_speaks_of_its_window_alone() {
+    fn the_history_covers_its_window_only() {
         let history = reply().history;
         assert_eq!([6, 5, 4, 3].map(|seq| history.arrived(seq)), [Some(true), Some(false), Some(true), Some(false)]);
         assert_eq!(history.arrived(7), None);
-        let later = History { about: 1000, ..history };
+        let later = ArrivalHistory { about: 1000, ..history };
         assert_eq!((later.arrived(745), later.arrived(744)), (Some(false), None));
     }
 
@@ -229,7 +229,7 @@ mod tests {
             sent_ns: 1_000_000,
             received_ns: 5_000_000,
             dwell_ns: 7_000,
-            history: History { about: 66, arrived },
+            history: ArrivalHistory { about: 66, arrived },
             duplicates: 1,
         };
         let doc = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol.md");

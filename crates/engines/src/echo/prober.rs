@@ -1,5 +1,4 @@
-//! The appliance's end of `echo`: sends probes on an absolute schedule, whatever comes back. Shell: sockets and
-//! threads. What the probes say is worked out elsewhere.
+//! The appliance's end of `echo`: sends probes on an absolute schedule. Shell: sockets and threads.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -15,65 +14,65 @@ use paramedic_link::test_spec::TestSpec;
 use rustix::event::PollFlags;
 use socket2::SockRef;
 
-use super::line::Line;
 use super::packet::{self, ProbePacket, ReplyPacket};
-use super::probes::{Book, FIRST_SEQ, Probes, Reading, Transport};
+use super::probe_connection::ProbeConnection;
+use super::probes::{EchoTransport, FIRST_SEQ, ProbeRecords, Probes, ReplyKind};
 use crate::clock::{Clock, Timer, Wake, wait};
 use crate::data_stream::DataStream;
 use crate::origin::Origin;
 use crate::session_control::{Cancelled, SessionControl};
 use crate::udp_port::datagram::Mailbox;
 
-/// How many probes find out whether UDP comes back, and how far apart they are: a second in all.
-const TRIES: u32 = 20;
-const TRY_EVERY: Duration = Duration::from_millis(50);
-/// At the end, stragglers are waited for, and what became of them is asked for.
-const SETTLE_FOR: Duration = Duration::from_secs(1);
-const SETTLE_EVERY: Duration = Duration::from_millis(20);
-/// Bytes of replies that may wait in the socket.
+/// The probes that test whether UDP works, and their interval: one second in total.
+const UDP_TRIES: u32 = 20;
+const UDP_TRY_INTERVAL: Duration = Duration::from_millis(50);
+/// How long late replies are waited for at the end, and the interval of the probes that request histories meanwhile.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
+/// The socket's receive buffer in bytes.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// So many datagrams are read before anything else is looked at.
-const ROUND: usize = 64;
+/// Datagrams read in a row.
+const MAX_READS_IN_A_ROW: usize = 64;
 
-const _: () = assert!(TRIES <= FIRST_SEQ, "a try must not pass for a probe of the schedule");
+const _: () = assert!(UDP_TRIES <= FIRST_SEQ, "a test probe must not look like a probe of the schedule");
 
-/// What a [`Prober`] works with.
-pub struct ProbeOrder {
-    /// Where the probes go, over UDP; absent: the reflector answers none, and they fall back at once.
+/// What a [`Prober`] is started with.
+pub struct ProberSetup {
+    /// The UDP address of the reflector; absent: it answers no UDP, and the probes fall back at once.
     pub target: Option<SocketAddr>,
-    /// What they are proven with.
+    /// The keys that authenticate the probes.
     pub keys: Arc<SessionKeys>,
-    /// The distance between two of them; at least [`TestSpec::MIN_PROBE_INTERVAL_US`].
+    /// The probe interval; at least [`TestSpec::MIN_PROBE_INTERVAL_US`].
     pub interval: Duration,
-    /// What ends it; each reply is heard on it.
+    /// Cancels the prober; each reply is a sign of life of the reflector.
     pub control: Arc<SessionControl>,
-    /// Opens the data connection that probes take where UDP does not come back; its preamble is sent. Called at most
-    /// once, from the prober's own thread; should end when the session is cancelled.
+    /// Opens the data connection that is used if UDP does not work, and sends its preamble. Called at most once, from the
+    /// prober's thread; should return when the session is cancelled.
     pub fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
-    /// Where to send from.
+    /// The source of the probes.
     pub origin: Origin,
 }
 
-/// Probes a path until it is finished or dropped, on threads of its own: one sends and never waits for replies, one
-/// receives. Its first second at most finds out whether UDP comes back; what it takes then, it keeps.
+/// Probes a path until it is finished or dropped, with one thread that sends and one that receives. Tests for at most one
+/// second whether UDP works; then the transport is final.
 pub struct Prober {
-    shared: Arc<Shared>,
+    shared: Arc<ProberState>,
     sender: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct ProberState {
     clock: Clock,
     keys: Arc<SessionKeys>,
     interval: Duration,
     control: Arc<SessionControl>,
-    book: Mutex<Book>,
-    way: Mutex<Way>,
-    way_known: Condvar,
-    /// One of [`RUNNING`], [`SETTLING`], [`OVER`]; only ever grows.
+    log: Mutex<ProbeRecords>,
+    route: Mutex<TransportChoice>,
+    route_known: Condvar,
+    /// One of [`RUNNING`], [`SETTLING`], [`OVER`]; never decreases.
     stage: AtomicU8,
-    /// Whether any reply came.
+    /// Whether a reply has arrived.
     answered: AtomicBool,
-    /// The latest round trip in nanoseconds; `u64::MAX` until there is one.
+    /// The latest round trip in nanoseconds; `u64::MAX` before the first.
     recent_ns: AtomicU64,
     /// Ends the sender's wait.
     wake: Wake,
@@ -83,25 +82,25 @@ const RUNNING: u8 = 0;
 const SETTLING: u8 = 1;
 const OVER: u8 = 2;
 
-/// What the probes take.
-enum Way {
+/// The transport of the probes, once it is known.
+enum TransportChoice {
     Unknown,
-    Found(Transport),
-    Nowhere(io::Error),
+    Found(EchoTransport),
+    Failed(io::Error),
 }
 
 impl Prober {
     /// Starts to probe.
-    pub fn start(order: ProbeOrder) -> io::Result<Self> {
+    pub fn start(setup: ProberSetup) -> io::Result<Self> {
         let clock = Clock::start();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProberState {
             clock,
-            keys: order.keys,
-            interval: order.interval.max(Duration::from_micros(TestSpec::MIN_PROBE_INTERVAL_US.into())),
-            control: order.control,
-            book: Mutex::new(Book::new(0, Duration::from_secs(1))),
-            way: Mutex::new(Way::Unknown),
-            way_known: Condvar::new(),
+            keys: setup.keys,
+            interval: setup.interval.max(Duration::from_micros(TestSpec::MIN_PROBE_INTERVAL_US.into())),
+            control: setup.control,
+            log: Mutex::new(ProbeRecords::new(0, Duration::from_secs(1))),
+            route: Mutex::new(TransportChoice::Unknown),
+            route_known: Condvar::new(),
             stage: AtomicU8::new(RUNNING),
             answered: AtomicBool::new(false),
             recent_ns: AtomicU64::new(u64::MAX),
@@ -110,31 +109,31 @@ impl Prober {
         let timer = Timer::new(clock)?;
         let sender = {
             let shared = Arc::clone(&shared);
-            let (target, origin, fall_back) = (order.target, order.origin, order.fall_back);
+            let (target, origin, fall_back) = (setup.target, setup.origin, setup.fall_back);
             std::thread::Builder::new().name("echo-send".into()).spawn(move || {
                 let end = shared.probe(target, &origin, fall_back, &timer);
-                // Says so only where nothing was found before: a way, once found, stays.
-                shared.decide(Way::Nowhere(end.err().unwrap_or_else(|| io::Error::other(Cancelled))));
+                // Has no effect if a transport was found before.
+                shared.decide(TransportChoice::Failed(end.err().unwrap_or_else(|| io::Error::other(Cancelled))));
             })?
         };
         Ok(Self { shared, sender: Some(sender) })
     }
 
-    /// Waits until it is known what the probes take: a second at most, and the time that falling back takes. An error,
-    /// the one that falling back met, means that nothing is probed.
-    pub fn ready(&self) -> io::Result<Transport> {
-        let mut way = lock(&self.shared.way);
+    /// Waits until the transport is known: at most one second and the time of the fallback. An error, that of the fallback,
+    /// means that nothing is probed.
+    pub fn ready(&self) -> io::Result<EchoTransport> {
+        let mut route = lock(&self.shared.route);
         loop {
-            match &*way {
-                Way::Unknown => {}
-                Way::Found(transport) => return Ok(*transport),
-                Way::Nowhere(why) => return Err(io::Error::new(why.kind(), why.to_string())),
+            match &*route {
+                TransportChoice::Unknown => {}
+                TransportChoice::Found(transport) => return Ok(*transport),
+                TransportChoice::Failed(why) => return Err(io::Error::new(why.kind(), why.to_string())),
             }
-            way = self.shared.way_known.wait(way).unwrap_or_else(PoisonError::into_inner);
+            route = self.shared.route_known.wait(route).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// The time since the start, to mark what happens when; [`Probe::sent_at`](Probe::sent_at) counts the same.
+    /// The time since the start, in the clock of [`Probe::sent_at`](Probe::sent_at).
     pub fn now(&self) -> Duration {
         Duration::from_nanos(self.shared.clock.now_ns())
     }
@@ -145,29 +144,28 @@ impl Prober {
         (recent != u64::MAX).then(|| Duration::from_nanos(recent))
     }
 
-    /// The probes that were due from `from` on and before `to`, both since the start, as far as is known now: for who
-    /// watches while it runs.
+    /// The probes that were due from `from` on and before `to`, both since the start, as far as known now.
     pub fn between(&self, from: Duration, to: Duration) -> Vec<Probe> {
         let ns = |at: Duration| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
-        lock(&self.shared.book).due_between(ns(from), ns(to))
+        lock(&self.shared.log).due_between(ns(from), ns(to))
     }
 
-    /// Sends nothing more, waits, for a second at most, for what is still under way, and says what was seen.
+    /// Stops the schedule, waits for late replies for at most one second, and returns the results.
     pub fn finish(mut self) -> Probes {
         self.end(SETTLING);
-        let transport = match &*lock(&self.shared.way) {
-            Way::Found(transport) => Some(*transport),
-            Way::Unknown | Way::Nowhere(_) => None,
+        let transport = match &*lock(&self.shared.route) {
+            TransportChoice::Found(transport) => Some(*transport),
+            TransportChoice::Unknown | TransportChoice::Failed(_) => None,
         };
-        let book = std::mem::replace(&mut *lock(&self.shared.book), Book::new(0, Duration::from_secs(1)));
-        Probes { transport, duplicates: book.duplicates(), skipped: book.skipped(), book }
+        let log = std::mem::replace(&mut *lock(&self.shared.log), ProbeRecords::new(0, Duration::from_secs(1)));
+        Probes { transport, duplicates: log.duplicates(), skipped: log.skipped(), log }
     }
 
     fn end(&mut self, stage: u8) {
         self.shared.enter(stage);
         if let Some(sender) = self.sender.take() {
-            // A panic in it has been reported by itself; what was entered until then is what there is.
-            let _ = sender.join();
+            // The panic of a thread is reported when it happens; the record so far stays.
+            sender.join().ok();
         }
     }
 }
@@ -178,8 +176,8 @@ impl Drop for Prober {
     }
 }
 
-impl Shared {
-    /// The sender's life.
+impl ProberState {
+    /// The body of the sending thread.
     fn probe(
         &self,
         target: Option<SocketAddr>,
@@ -187,17 +185,17 @@ impl Shared {
         fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
         timer: &Timer,
     ) -> io::Result<()> {
-        // A socket that can't be had, or not connected, is as blocked as one from which nothing comes back.
+        // If the socket cannot be opened, the probes fall back too.
         let over_udp = target.map_or(Ok(()), |target| {
             let socket = udp_socket(target, origin)?;
             self.over_udp(&socket, timer)
         });
-        let is_decided = !matches!(*lock(&self.way), Way::Unknown);
+        let is_decided = !matches!(*lock(&self.route), TransportChoice::Unknown);
         if is_decided || self.stage() != RUNNING || self.control.is_cancelled() {
             return over_udp;
         }
-        let mut line = Line::new(fall_back()?)?;
-        self.over_line(&mut line, timer)
+        let mut connection = ProbeConnection::new(fall_back()?)?;
+        self.over_tcp(&mut connection, timer)
     }
 
     fn over_udp(&self, socket: &UdpSocket, timer: &Timer) -> io::Result<()> {
@@ -205,21 +203,21 @@ impl Shared {
         let mailbox = Mailbox::of(socket)?;
         let done = Wake::new()?;
         std::thread::scope(|scope| {
-            // However this ends, the receiver must, or the scope would wait for ever.
+            // Ends the receiver in any case, because the scope waits for it.
             let _ends_receiver = WakeOnDrop(&done);
             let receive = || self.receive(socket, mailbox, &done);
             std::thread::Builder::new().name("echo-receive".into()).spawn_scoped(scope, receive)?;
             if self.try_udp(timer, socket)? {
-                self.decide(Way::Found(Transport::Udp));
+                self.decide(TransportChoice::Found(EchoTransport::Udp));
                 self.keep_schedule(timer, &mut &*socket)?;
             }
             Ok(())
         })
     }
 
-    /// Whether any of some probes comes back.
+    /// Whether one of the test probes is answered.
     fn try_udp(&self, timer: &Timer, mut socket: &UdpSocket) -> io::Result<bool> {
-        timer.tick(self.clock.now_ns(), TRY_EVERY)?;
+        timer.tick(self.clock.now_ns(), UDP_TRY_INTERVAL)?;
         let mut seq = 0;
         loop {
             socket.wait(self, timer)?;
@@ -231,7 +229,7 @@ impl Shared {
                 return Ok(true);
             }
             if timer.clear() {
-                if seq == TRIES {
+                if seq == UDP_TRIES {
                     return Ok(false);
                 }
                 let probe = ProbePacket { seq, about: seq, sent_ns: self.clock.now_ns() };
@@ -241,25 +239,25 @@ impl Shared {
         }
     }
 
-    fn over_line(&self, line: &mut Line, timer: &Timer) -> io::Result<()> {
-        let _registration = self.control.register(line.socket())?;
-        self.decide(Way::Found(Transport::Tcp));
-        let end = self.keep_schedule(timer, line);
+    fn over_tcp(&self, connection: &mut ProbeConnection, timer: &Timer) -> io::Result<()> {
+        let _registration = self.control.register(connection.socket())?;
+        self.decide(TransportChoice::Found(EchoTransport::Tcp));
+        let end = self.keep_schedule(timer, connection);
         if end.is_err() {
-            // The connection ended before the probing did: what would have been sent until then is left out.
+            // The connection ended before the prober: the rest of the schedule is skipped.
             while self.stage() == RUNNING && !self.control.is_cancelled() {
                 wait([(self.wake.as_fd(), PollFlags::IN)])?;
                 self.wake.clear();
             }
-            lock(&self.book).skip_until(self.clock.now_ns());
+            lock(&self.log).skip_until(self.clock.now_ns());
         }
         end
     }
 
-    /// Sends what is due until told to stop, then settles.
+    /// Sends the probes of the schedule until the prober stops, then waits for late replies.
     fn keep_schedule(&self, timer: &Timer, carrier: &mut dyn Carrier) -> io::Result<()> {
         let base_ns = self.clock.now_ns();
-        *lock(&self.book) = Book::new(base_ns, self.interval);
+        *lock(&self.log) = ProbeRecords::new(base_ns, self.interval);
         timer.tick(base_ns, self.interval)?;
         while self.stage() == RUNNING {
             while let Some(probe) = self.due() {
@@ -269,14 +267,15 @@ impl Shared {
             self.wake.clear();
             timer.clear();
         }
-        let until_ns = self.clock.now_ns() + SETTLE_FOR.as_nanos() as u64;
-        timer.tick(self.clock.now_ns(), SETTLE_EVERY)?;
-        let mut seq = lock(&self.book).seq_after();
-        while self.stage() == SETTLING && self.clock.now_ns() < until_ns && !lock(&self.book).is_settled(SETTLE_FOR) {
+        let until_ns = self.clock.now_ns() + SETTLE_TIMEOUT.as_nanos() as u64;
+        timer.tick(self.clock.now_ns(), SETTLE_INTERVAL)?;
+        let mut seq = lock(&self.log).seq_after();
+        while self.stage() == SETTLING && self.clock.now_ns() < until_ns && !lock(&self.log).is_settled(SETTLE_TIMEOUT)
+        {
             carrier.wait(self, timer)?;
             self.wake.clear();
             if timer.clear() {
-                let probe = ProbePacket { seq, about: lock(&self.book).about(seq), sent_ns: self.clock.now_ns() };
+                let probe = ProbePacket { seq, about: lock(&self.log).about(seq), sent_ns: self.clock.now_ns() };
                 carrier.send(&probe.seal(&self.keys))?;
                 seq = seq.saturating_add(1);
             }
@@ -286,13 +285,13 @@ impl Shared {
 
     /// The next probe of the schedule, if it is due.
     fn due(&self) -> Option<ProbePacket> {
-        let mut book = lock(&self.book);
+        let mut log = lock(&self.log);
         let sent_ns = self.clock.now_ns();
-        let seq = book.take_due(sent_ns)?;
-        Some(ProbePacket { seq, about: book.about(seq), sent_ns })
+        let seq = log.take_due(sent_ns)?;
+        Some(ProbePacket { seq, about: log.about(seq), sent_ns })
     }
 
-    /// The receiver's life.
+    /// The body of the receiving thread.
     fn receive(&self, socket: &UdpSocket, mut mailbox: Mailbox, done: &Wake) {
         loop {
             let ready = wait([(socket.as_fd(), PollFlags::IN), (done.as_fd(), PollFlags::IN)]);
@@ -303,29 +302,29 @@ impl Shared {
                 Ok([_, done]) if done.is_empty() => {}
                 _ => return,
             }
-            for _ in 0..ROUND {
+            for _ in 0..MAX_READS_IN_A_ROW {
                 match mailbox.receive(socket) {
                     Ok(Some(arrival)) => {
                         let ago_ns = u64::try_from(arrival.ago.as_nanos()).unwrap_or(u64::MAX);
                         let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
                         self.take(mailbox.bytes.get(..arrival.len).unwrap_or_default(), received_ns);
                     }
-                    // Nothing more for now, or an error (a port unreachable) that is gone once read.
+                    // No more datagrams, or an error (port unreachable), which reading it clears.
                     Ok(None) | Err(_) => break,
                 }
             }
         }
     }
 
-    /// Enters what arrived, if it is a fresh reply.
+    /// Records a received packet if it is a new reply.
     fn take(&self, bytes: &[u8], received_ns: u64) {
         let Some(reply) = ReplyPacket::open(bytes, &self.keys) else { return };
-        let reading = lock(&self.book).enter(&reply, received_ns);
-        if reading == Reading::Nothing {
+        let reading = lock(&self.log).enter(&reply, received_ns);
+        if reading == ReplyKind::Nothing {
             return;
         }
         self.control.heard();
-        if let Reading::RoundTrip(round_trip) = reading {
+        if let ReplyKind::RoundTrip(round_trip) = reading {
             self.recent_ns.store(u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         let first = !self.answered.swap(true, Ordering::AcqRel);
@@ -343,52 +342,52 @@ impl Shared {
         self.wake.wake();
     }
 
-    /// Says what the probes take, unless that was said before.
-    fn decide(&self, decided: Way) {
-        let mut way = lock(&self.way);
-        if matches!(*way, Way::Unknown) {
-            *way = decided;
-            self.way_known.notify_all();
+    /// Sets the transport unless it is known.
+    fn decide(&self, decided: TransportChoice) {
+        let mut route = lock(&self.route);
+        if matches!(*route, TransportChoice::Unknown) {
+            *route = decided;
+            self.route_known.notify_all();
         }
     }
 }
 
-/// What carries the probes of a schedule.
+/// A transport of probes.
 trait Carrier {
-    /// Waits until the timer ticked or the sender was woken, maybe earlier. Takes replies in where no other thread does.
-    fn wait(&mut self, prober: &Shared, timer: &Timer) -> io::Result<()>;
+    /// Waits until the timer ticks or the sender is woken, or shorter. Also receives replies if no other thread does.
+    fn wait(&mut self, prober: &ProberState, timer: &Timer) -> io::Result<()>;
 
-    /// Sends a packet, or keeps it to be sent; never waits.
+    /// Sends or queues a packet; never waits.
     fn send(&mut self, packet: &[u8; packet::LEN]) -> io::Result<()>;
 }
 
 impl Carrier for &UdpSocket {
-    fn wait(&mut self, prober: &Shared, timer: &Timer) -> io::Result<()> {
+    fn wait(&mut self, prober: &ProberState, timer: &Timer) -> io::Result<()> {
         wait([(timer.as_fd(), PollFlags::IN), (prober.wake.as_fd(), PollFlags::IN)]).map(drop)
     }
 
-    /// A datagram that this host can't send is lost like any other: it was due, and did not arrive.
+    /// A datagram that this host cannot send counts as lost.
     fn send(&mut self, packet: &[u8; packet::LEN]) -> io::Result<()> {
-        // A port unreachable that an earlier datagram met is told in place of sending this one.
+        // A send may report the port unreachable of an earlier datagram instead of sending.
         if UdpSocket::send(self, packet).is_err_and(|failure| failure.kind() == io::ErrorKind::ConnectionRefused) {
-            let _ = UdpSocket::send(self, packet);
+            UdpSocket::send(self, packet).ok();
         }
         Ok(())
     }
 }
 
-impl Carrier for Line {
-    fn wait(&mut self, prober: &Shared, timer: &Timer) -> io::Result<()> {
-        Line::wait(self, timer, &prober.wake)?;
+impl Carrier for ProbeConnection {
+    fn wait(&mut self, prober: &ProberState, timer: &Timer) -> io::Result<()> {
+        ProbeConnection::wait(self, timer, &prober.wake)?;
         self.receive(|bytes| prober.take(bytes, prober.clock.now_ns()))
     }
 
     fn send(&mut self, packet: &[u8; packet::LEN]) -> io::Result<()> {
-        Line::send(self, packet)
+        ProbeConnection::send(self, packet)
     }
 }
 
-/// Ends a thread's wait however its owner's scope ends.
+/// Ends another thread's wait when it is dropped.
 struct WakeOnDrop<'a>(&'a Wake);
 
 impl Drop for WakeOnDrop<'_> {
@@ -397,16 +396,16 @@ impl Drop for WakeOnDrop<'_> {
     }
 }
 
-/// A socket of its own, that hears its target alone.
+/// A socket that is connected to `target`.
 fn udp_socket(target: SocketAddr, origin: &Origin) -> io::Result<UdpSocket> {
     let socket = origin.datagrams(target)?;
     socket.set_nonblocking(true)?;
-    // As large as the system allows: what does not fit while the receiver can't run would show as the network's loss.
-    let _ = SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
+    // Best effort: replies that exceed the buffer look like packet loss.
+    SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER).ok();
     Ok(socket)
 }
 
-/// A lock that survives a panicking holder: nothing guarded here can be left half done.
+/// Ignores poison: nothing guarded here can be left inconsistent by a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What a prober saw, one entry a probe, packed so that a day of them fits into a small device. Pure: no sockets, no
+//! The prober's record, one compact entry per probe, so that a day of probes fits in a small device. Pure: no sockets, no
 //! clock.
 
 use std::fmt;
@@ -8,74 +8,74 @@ use paramedic_link::measurement::Probe;
 
 use super::packet::{HISTORY, ReplyPacket};
 
-/// What the probes take.
+/// How probes are transported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Transport {
+pub enum EchoTransport {
     /// Datagrams.
     Udp,
-    /// A data connection, where UDP does not come back. Its retransmissions hide loss and show as long round trips.
+    /// A data connection, if UDP does not work. Its retransmissions hide loss and appear as long round trips.
     Tcp,
 }
 
-impl fmt::Display for Transport {
+impl fmt::Display for EchoTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Transport::Udp => "udp",
-            Transport::Tcp => "tcp",
+            EchoTransport::Udp => "udp",
+            EchoTransport::Tcp => "tcp",
         })
     }
 }
 
-/// Everything a prober saw.
+/// The results of a prober.
 #[derive(Debug)]
 pub struct Probes {
-    /// What the probes took; absent where neither way worked, and nothing was probed.
-    pub transport: Option<Transport>,
-    /// Probes and replies that arrived a second time.
+    /// The transport; absent if neither worked and nothing was probed.
+    pub transport: Option<EchoTransport>,
+    /// Probes and replies that arrived again.
     pub duplicates: u64,
-    /// Probes that were due and never sent, because the prober itself could not run or its connection had ended.
+    /// Probes that were due but not sent, because the prober was not scheduled or its connection had ended.
     pub skipped: u64,
-    pub(super) book: Book,
+    pub(super) log: ProbeRecords,
 }
 
 impl Probes {
     /// Every probe, in the order sent.
     pub fn iter(&self) -> impl Iterator<Item = Probe> {
-        self.book.iter()
+        self.log.iter()
     }
 
     /// The probes sent from `from` on and before `to`, both since the prober's start, in the order sent.
     pub fn within(&self, from: Duration, to: Duration) -> impl Iterator<Item = Probe> {
-        self.book.iter().skip_while(move |probe| probe.sent_at < from).take_while(move |probe| probe.sent_at < to)
+        self.log.iter().skip_while(move |probe| probe.sent_at < from).take_while(move |probe| probe.sent_at < to)
     }
 }
 
-/// The first sequence number of the schedule; lower ones only find out whether UDP comes back.
+/// The first sequence number of the schedule; lower ones test whether UDP works.
 pub(super) const FIRST_SEQ: u32 = 64;
-/// Slots are kept in pieces, so that no growing ever copies what is there.
+/// Slots are stored in pieces, so that growth never copies them.
 const PIECE: usize = 4096;
-/// More slots are not kept, and their probes not sent: four hours and a half at 1 ms, two days at 10 ms, 192 MiB.
-const MOST_SLOTS: usize = 1 << 24;
+/// The highest number of slots; further probes are not sent. 4.5 hours at 1 ms, two days at 10 ms, 192 MiB.
+const MAX_SLOTS: usize = 1 << 24;
 
-/// One due time of the schedule.
+/// A slot of the schedule.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     late_us: u32,
     turnaround_us: u32,
-    /// The round trip in the low [`RTT_BITS`], flags above.
+    /// The round trip in microseconds in the low [`RTT_BITS`], flags above.
     packed: u32,
 }
 
 const RTT_BITS: u32 = 24;
-/// The probe was sent; without it the slot was skipped.
+/// The probe was sent; otherwise the slot was skipped.
 const SENT: u32 = 1 << 24;
-/// Something that came back tells whether it arrived.
-const TOLD: u32 = 1 << 25;
+/// A reply reported whether it arrived.
+const REPORTED: u32 = 1 << 25;
 /// It arrived.
 const ARRIVED: u32 = 1 << 26;
-/// Its reply came.
+/// Its reply arrived.
 const REPLIED: u32 = 1 << 27;
-/// Its reply came late.
+/// Its reply arrived late.
 const LATE: u32 = 1 << 28;
 
 impl Slot {
@@ -84,34 +84,34 @@ impl Slot {
     }
 }
 
-/// Every slot of the schedule so far, and what became of it. Times are nanoseconds since the prober's start.
+/// All slots of the schedule so far. Times are nanoseconds since the prober's start.
 #[derive(Debug)]
-pub(super) struct Book {
+pub(super) struct ProbeRecords {
     /// When the first slot is due.
     base_ns: u64,
     interval_ns: u64,
     pieces: Vec<Vec<Slot>>,
     skipped: u64,
-    /// Replies that came a second time.
+    /// Replies that arrived again.
     doubled_replies: u64,
-    /// Probes that came a second time, as the reflector said last; its own counter wraps.
+    /// Probes that arrived again, as reported by the reflector, whose counter wraps.
     doubled_probes: u64,
-    /// No slot before this one is open: each was skipped, told of, or never will be.
+    /// All slots before this one are final: skipped, reported, or beyond the reflector's memory.
     open_from: usize,
 }
 
-/// What a reply is.
+/// What a reply shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(super) enum ReplyKind {
     /// A round trip.
     RoundTrip(Duration),
-    /// The first reply of its probe, without a round trip: late, or of a probe outside the schedule.
+    /// The first reply to its probe, without a round trip: late, or to a probe outside the schedule.
     Other,
-    /// A reply that came before, or of a probe that was never sent.
+    /// A reply that arrived before, or to a probe that was not sent.
     Nothing,
 }
 
-impl Book {
+impl ProbeRecords {
     /// A schedule whose first slot is due at `base_ns`.
     pub(super) fn new(base_ns: u64, interval: Duration) -> Self {
         Self {
@@ -152,85 +152,84 @@ impl Book {
         self.base_ns.saturating_add((at as u64).saturating_mul(self.interval_ns))
     }
 
-    /// Takes the next slot that is due at `now_ns`, and answers its sequence number. Of slots that passed while the
-    /// prober could not run, the first is sent (so that the lateness shows) and the last, those between are skipped:
-    /// sent at once they would be a burst, not a schedule.
+    /// Takes the next slot that is due at `now_ns` and returns its sequence number. If the prober was late, it sends the
+    /// first missed slot, which shows the delay, and the last one, and skips those between, which would be a burst.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Option<u32> {
         let next = self.len();
         let late_ns = now_ns.checked_sub(self.due_ns(next))?;
-        if next >= MOST_SLOTS {
+        if next >= MAX_SLOTS {
             self.skipped += 1;
             return None;
         }
         let missed = usize::try_from(late_ns / self.interval_ns).unwrap_or(usize::MAX);
         self.push(Slot { late_us: saturated(late_ns / 1000), packed: SENT, ..Slot::default() });
-        for _ in 1..missed.min(MOST_SLOTS - next) {
+        for _ in 1..missed.min(MAX_SLOTS - next) {
             self.push(Slot::default());
             self.skipped += 1;
         }
         u32::try_from(next).ok()?.checked_add(FIRST_SEQ)
     }
 
-    /// Counts the slots that were due by `now_ns` and not taken as skipped; nothing is taken afterwards.
+    /// Counts the slots that were due by `now_ns` and not taken as skipped. The last call on this schedule.
     pub(super) fn skip_until(&mut self, now_ns: u64) {
         let Some(since) = now_ns.checked_sub(self.base_ns) else { return };
         self.skipped += (since / self.interval_ns + 1).saturating_sub(self.len() as u64);
     }
 
-    /// The number that comes after the schedule's last.
+    /// The number after the last one of the schedule.
     pub(super) fn seq_after(&self) -> u32 {
         u32::try_from(self.len()).unwrap_or(u32::MAX).saturating_add(FIRST_SEQ)
     }
 
-    /// The newest number that the next reply's history shall speak of, if `seq` asks: as far as the record has no gap.
+    /// The highest number that the history of the reply to `seq` should cover, so that the record gets no gap.
     pub(super) fn about(&mut self, seq: u32) -> u32 {
-        while self.slot(self.open_from).is_some_and(|slot| !slot.is(SENT) || slot.is(TOLD)) {
+        while self.slot(self.open_from).is_some_and(|slot| !slot.is(SENT) || slot.is(REPORTED)) {
             self.open_from += 1;
         }
         let open = u32::try_from(self.open_from).unwrap_or(u32::MAX).saturating_add(FIRST_SEQ);
         open.saturating_add(HISTORY - 1).min(seq)
     }
 
-    /// Enters a verified reply that arrived at `now_ns`.
-    pub(super) fn enter(&mut self, reply: &ReplyPacket, now_ns: u64) -> Reading {
+    /// Records a verified reply that arrived at `now_ns`.
+    pub(super) fn enter(&mut self, reply: &ReplyPacket, now_ns: u64) -> ReplyKind {
         let reading = self.round_trip(reply, now_ns);
-        if reading != Reading::Nothing {
+        if reading != ReplyKind::Nothing {
             self.enter_history(reply);
         }
         reading
     }
 
-    fn round_trip(&mut self, reply: &ReplyPacket, now_ns: u64) -> Reading {
+    fn round_trip(&mut self, reply: &ReplyPacket, now_ns: u64) -> ReplyKind {
         let Some(at) = reply.seq.checked_sub(FIRST_SEQ).map(|at| at as usize).filter(|at| *at < self.len()) else {
-            return Reading::Other;
+            return ReplyKind::Other;
         };
         let due_ns = self.due_ns(at);
-        let Some(slot) = self.slot_mut(at).filter(|slot| slot.is(SENT)) else { return Reading::Nothing };
+        let Some(slot) = self.slot_mut(at).filter(|slot| slot.is(SENT)) else { return ReplyKind::Nothing };
         if slot.is(REPLIED) {
             self.doubled_replies += 1;
-            return Reading::Nothing;
+            return ReplyKind::Nothing;
         }
-        // The time comes back to the nanosecond, but is not taken on trust: our own record knows it to the microsecond.
+        // The echoed time has nanoseconds but is not trusted: it must match our own record, which has microseconds.
         let late_us = reply.sent_ns.checked_sub(due_ns).map(|late_ns| saturated(late_ns / 1000));
         if late_us != Some(slot.late_us) {
-            return Reading::Nothing;
+            return ReplyKind::Nothing;
         }
-        slot.packed |= REPLIED | TOLD | ARRIVED;
+        slot.packed |= REPLIED | REPORTED | ARRIVED;
         let whole = Duration::from_nanos(now_ns.saturating_sub(reply.sent_ns));
         if whole > Probe::LATE_AFTER {
             slot.packed |= LATE;
-            return Reading::Other;
+            return ReplyKind::Other;
         }
-        // A reflector that claims to have held the probe for longer than it was away is not believed.
+        // Ignores a reported dwell time that is longer than the round trip.
         let dwell = Duration::from_nanos(reply.dwell_ns.into());
         let round_trip = whole.checked_sub(dwell).unwrap_or(whole);
         slot.turnaround_us = saturated(rounded_us(dwell));
         slot.packed |= saturated(rounded_us(round_trip)) & ((1 << RTT_BITS) - 1);
-        Reading::RoundTrip(round_trip)
+        ReplyKind::RoundTrip(round_trip)
     }
 
     fn enter_history(&mut self, reply: &ReplyPacket) {
-        // The counter wraps; between two replies it never moves by half its range.
+        // The counter wraps; it never moves by half of its range between two replies.
         let moved = reply.duplicates.wrapping_sub(self.doubled_probes as u16);
         if moved < 1 << 15 {
             self.doubled_probes += u64::from(moved);
@@ -238,44 +237,43 @@ impl Book {
         let about = reply.history.about;
         for seq in about.saturating_sub(HISTORY - 1).max(FIRST_SEQ)..=about {
             let Some(arrived) = reply.history.arrived(seq) else { continue };
-            // A number that the reflector speaks of without having seen it may still be in flight: that is told too,
-            // and corrected by any later reply.
+            // A probe that is reported missing may still be in flight; a later reply corrects it.
             if let Some(slot) = self.slot_mut((seq - FIRST_SEQ) as usize).filter(|slot| slot.is(SENT)) {
-                slot.packed |= if arrived { TOLD | ARRIVED } else { TOLD };
+                slot.packed |= if arrived { REPORTED | ARRIVED } else { REPORTED };
             }
         }
-        // The oldest gap was asked for: where the reflector spoke of something newer, it no longer remembers.
-        let oldest_told = about.saturating_sub(HISTORY - 1).saturating_sub(FIRST_SEQ) as usize;
-        self.open_from = self.open_from.max(oldest_told.min(self.len()));
+        // If the history begins after the requested gap, the reflector does not remember that any more.
+        let oldest_reported = about.saturating_sub(HISTORY - 1).saturating_sub(FIRST_SEQ) as usize;
+        self.open_from = self.open_from.max(oldest_reported.min(self.len()));
     }
 
-    /// Whether waiting can tell nothing more: each probe has its reply or is told to be lost. A reply that is missing
-    /// for longer than a `patience` already is not waited for.
-    pub(super) fn is_settled(&mut self, patience: Duration) -> bool {
+    /// Whether every probe has a reply or is reported lost, so that waiting is pointless. Replies that are missing for
+    /// longer than `timeout` do not count.
+    pub(super) fn is_settled(&mut self, timeout: Duration) -> bool {
         let len = self.len();
         self.about(self.seq_after());
-        let patient = (patience.as_nanos() / u128::from(self.interval_ns)).min(len as u128) as usize;
+        let recent = (timeout.as_nanos() / u128::from(self.interval_ns)).min(len as u128) as usize;
         let is_missing = |slot: &Slot| slot.is(ARRIVED) && !slot.is(REPLIED);
-        self.open_from >= len && !(len - patient..len).any(|at| self.slot(at).is_some_and(is_missing))
+        self.open_from >= len && !(len - recent..len).any(|at| self.slot(at).is_some_and(is_missing))
     }
 
-    /// Probes that were due and never sent.
+    /// Probes that were due but not sent.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// Probes and replies that arrived a second time.
+    /// Probes and replies that arrived again.
     pub(super) fn duplicates(&self) -> u64 {
         self.doubled_replies + self.doubled_probes
     }
 
-    /// Every probe that was sent, with its place in the schedule.
+    /// Every probe that was sent, with its slot.
     pub(super) fn numbered(&self) -> impl Iterator<Item = (usize, Probe)> {
         let sent = self.pieces.iter().flatten().enumerate().filter(|(_, slot)| slot.is(SENT));
         sent.map(|(at, slot)| (at, self.probe(at, slot)))
     }
 
-    /// The probes that were due from `from_ns` on and before `to_ns`; found without a walk through those before.
+    /// The probes that were due from `from_ns` on and before `to_ns`, without a scan of the earlier ones.
     pub(super) fn due_between(&self, from_ns: u64, to_ns: u64) -> Vec<Probe> {
         let place = |at_ns: u64| at_ns.saturating_sub(self.base_ns).div_ceil(self.interval_ns);
         let to = usize::try_from(place(to_ns)).unwrap_or(usize::MAX).min(self.len());
@@ -293,7 +291,7 @@ impl Book {
             sent_at: Duration::from_nanos(self.due_ns(at)) + Duration::from_micros(slot.late_us.into()),
             late_us: slot.late_us,
             rtt_us: (slot.is(REPLIED) && !slot.is(LATE)).then_some(slot.packed & ((1 << RTT_BITS) - 1)),
-            arrived: slot.is(TOLD).then_some(slot.is(ARRIVED)),
+            arrived: slot.is(REPORTED).then_some(slot.is(ARRIVED)),
             turnaround_us: slot.turnaround_us,
             late: slot.is(LATE),
         }
@@ -310,24 +308,24 @@ fn saturated(value: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packet::History;
+    use super::super::packet::ArrivalHistory;
     use super::*;
 
     const MS: u64 = 1_000_000;
     const EVERY: Duration = Duration::from_millis(10);
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn book() -> Book {
-        Book::new(1000 * MS, EVERY)
+    fn log() -> ProbeRecords {
+        ProbeRecords::new(1000 * MS, EVERY)
     }
 
     /// A book whose first `n` slots were sent in time.
-    fn sent(n: u64) -> Book {
-        let mut book = book();
+    fn sent(n: u64) -> ProbeRecords {
+        let mut log = log();
         for at in 0..n {
-            assert_eq!(book.take_due((1000 + 10 * at) * MS), Some(FIRST_SEQ + at as u32));
+            assert_eq!(log.take_due((1000 + 10 * at) * MS), Some(FIRST_SEQ + at as u32));
         }
-        book
+        log
     }
 
     /// The reply to slot `at`, sent in time, from a reflector that got nothing but what `arrived` names.
@@ -341,150 +339,150 @@ mod tests {
             sent_ns: (1000 + 10 * u64::from(at)) * MS,
             received_ns: 0,
             dwell_ns: 0,
-            history: History { about: FIRST_SEQ + about, arrived: bits },
+            history: ArrivalHistory { about: FIRST_SEQ + about, arrived: bits },
             duplicates: 0,
         }
     }
 
-    fn fates(book: &Book) -> Vec<(Option<u32>, Option<bool>)> {
-        book.iter().map(|probe| (probe.rtt_us, probe.arrived)).collect()
+    fn fates(log: &ProbeRecords) -> Vec<(Option<u32>, Option<bool>)> {
+        log.iter().map(|probe| (probe.rtt_us, probe.arrived)).collect()
     }
 
     #[test]
-    fn the_turn_around_is_taken_out() {
-        let mut book = sent(1);
+    fn the_dwell_time_is_subtracted() {
+        let mut log = sent(1);
         let reply = ReplyPacket { dwell_ns: 700_000, ..reply(0, 0, &[0]) };
-        assert_eq!(book.enter(&reply, 1003 * MS), Reading::RoundTrip(Duration::from_micros(2300)));
-        let probe = book.iter().next().unwrap();
+        assert_eq!(log.enter(&reply, 1003 * MS), ReplyKind::RoundTrip(Duration::from_micros(2300)));
+        let probe = log.iter().next().unwrap();
         assert_eq!((probe.rtt_us, probe.turnaround_us, probe.arrived), (Some(2300), 700, Some(true)));
         assert_eq!((probe.sent_at, probe.late_us), (SECOND, 0));
     }
 
     #[test]
-    fn a_reflector_that_claims_to_have_held_it_for_longer_is_not_believed() {
-        let mut book = sent(1);
+    fn a_dwell_time_above_the_round_trip_is_ignored() {
+        let mut log = sent(1);
         let reply = ReplyPacket { dwell_ns: u32::MAX, ..reply(0, 0, &[0]) };
-        assert_eq!(book.enter(&reply, 1003 * MS), Reading::RoundTrip(Duration::from_millis(3)));
+        assert_eq!(log.enter(&reply, 1003 * MS), ReplyKind::RoundTrip(Duration::from_millis(3)));
     }
 
     #[test]
-    fn a_reply_with_another_sending_time_is_not_believed() {
-        let mut book = sent(1);
+    fn a_reply_with_another_sending_time_is_ignored() {
+        let mut log = sent(1);
         let earlier = ReplyPacket { sent_ns: 1000 * MS - 2000, ..reply(0, 0, &[0]) };
         let later = ReplyPacket { sent_ns: 1000 * MS + 2000, ..reply(0, 0, &[0]) };
-        assert_eq!(book.enter(&later, 1003 * MS), Reading::Nothing);
-        assert_eq!(book.enter(&earlier, 1003 * MS), Reading::Nothing);
+        assert_eq!(log.enter(&later, 1003 * MS), ReplyKind::Nothing);
+        assert_eq!(log.enter(&earlier, 1003 * MS), ReplyKind::Nothing);
     }
 
     #[test]
     fn a_second_reply_is_a_duplicate() {
-        let mut book = sent(1);
-        book.enter(&reply(0, 0, &[0]), 1003 * MS);
-        assert_eq!(book.enter(&reply(0, 0, &[0]), 1009 * MS), Reading::Nothing);
-        assert_eq!((book.duplicates(), book.iter().next().unwrap().rtt_us), (1, Some(3000)));
+        let mut log = sent(1);
+        log.enter(&reply(0, 0, &[0]), 1003 * MS);
+        assert_eq!(log.enter(&reply(0, 0, &[0]), 1009 * MS), ReplyKind::Nothing);
+        assert_eq!((log.duplicates(), log.iter().next().unwrap().rtt_us), (1, Some(3000)));
     }
 
     #[test]
     fn the_reflectors_count_of_duplicates_may_wrap_and_come_out_of_order() {
-        let mut book = sent(4);
+        let mut log = sent(4);
         for (at, duplicates) in [(0, 30_000), (1, 60_000), (3, 200), (2, 65_500)] {
-            book.enter(&ReplyPacket { duplicates, ..reply(at, at, &[]) }, 1050 * MS);
+            log.enter(&ReplyPacket { duplicates, ..reply(at, at, &[]) }, 1050 * MS);
         }
-        assert_eq!(book.duplicates(), 65_736);
+        assert_eq!(log.duplicates(), 65_736);
     }
 
     #[test]
     fn after_ten_seconds_a_reply_is_late() {
-        let mut book = sent(2);
-        assert_eq!(book.enter(&reply(0, 0, &[0]), 11_001 * MS), Reading::Other);
-        assert_eq!(book.enter(&reply(1, 1, &[0, 1]), 11_010 * MS), Reading::RoundTrip(Probe::LATE_AFTER));
-        let [first, second] = book.iter().collect::<Vec<_>>().try_into().unwrap();
+        let mut log = sent(2);
+        assert_eq!(log.enter(&reply(0, 0, &[0]), 11_001 * MS), ReplyKind::Other);
+        assert_eq!(log.enter(&reply(1, 1, &[0, 1]), 11_010 * MS), ReplyKind::RoundTrip(Probe::LATE_AFTER));
+        let [first, second] = log.iter().collect::<Vec<_>>().try_into().unwrap();
         assert_eq!((first.late, first.rtt_us, first.arrived), (true, None, Some(true)));
         assert_eq!((second.late, second.rtt_us), (false, Some(10_000_000)));
     }
 
     #[test]
-    fn a_later_reply_tells_which_way_a_probe_was_lost() {
-        let mut book = sent(4);
-        book.enter(&reply(3, 3, &[0, 2, 3]), 1035 * MS);
-        let told = [(None, Some(true)), (None, Some(false)), (None, Some(true)), (Some(5000), Some(true))];
-        assert_eq!(fates(&book), told);
-        // One that was only overtaken is told again.
-        book.enter(&reply(1, 3, &[0, 1, 2, 3]), 1036 * MS);
-        assert_eq!(fates(&book)[1], (Some(26_000), Some(true)));
+    fn a_later_reply_shows_in_which_direction_a_probe_was_lost() {
+        let mut log = sent(4);
+        log.enter(&reply(3, 3, &[0, 2, 3]), 1035 * MS);
+        let reported = [(None, Some(true)), (None, Some(false)), (None, Some(true)), (Some(5000), Some(true))];
+        assert_eq!(fates(&log), reported);
+        // A probe that was only overtaken is reported again.
+        log.enter(&reply(1, 3, &[0, 1, 2, 3]), 1036 * MS);
+        assert_eq!(fates(&log)[1], (Some(26_000), Some(true)));
     }
 
     #[test]
-    fn an_outage_longer_than_the_history_is_asked_for_piece_by_piece() {
-        let mut book = sent(1000);
-        assert_eq!(book.about(FIRST_SEQ + 999), FIRST_SEQ + 255);
+    fn an_outage_longer_than_the_history_is_requested_in_pieces() {
+        let mut log = sent(1000);
+        assert_eq!(log.about(FIRST_SEQ + 999), FIRST_SEQ + 255);
         let odd: Vec<u32> = (0..1000).filter(|at| at % 2 == 1).collect();
         let mut asked = Vec::new();
         for at in 990..994 {
-            let about = book.about(FIRST_SEQ + at);
+            let about = log.about(FIRST_SEQ + at);
             asked.push(about - FIRST_SEQ);
-            book.enter(&reply(at, about - FIRST_SEQ, &odd), 20_000 * MS);
+            log.enter(&reply(at, about - FIRST_SEQ, &odd), 20_000 * MS);
         }
         assert_eq!(asked, [255, 511, 767, 993]);
-        assert_eq!(book.iter().filter(|probe| probe.arrived == Some(true)).count(), 497 + 2);
-        assert_eq!(book.iter().filter(|probe| probe.arrived.is_none()).count(), 6);
+        assert_eq!(log.iter().filter(|probe| probe.arrived == Some(true)).count(), 497 + 2);
+        assert_eq!(log.iter().filter(|probe| probe.arrived.is_none()).count(), 6);
     }
 
     #[test]
-    fn what_the_reflector_forgot_is_not_asked_for_again() {
-        let mut book = sent(1000);
-        book.enter(&reply(999, 700, &[]), 20_000 * MS);
-        assert_eq!(book.about(FIRST_SEQ + 999), FIRST_SEQ + 701 + 255);
-        assert_eq!(fates(&book)[444], (None, None));
-        assert_eq!(fates(&book)[445], (None, Some(false)));
+    fn forgotten_numbers_are_not_requested_again() {
+        let mut log = sent(1000);
+        log.enter(&reply(999, 700, &[]), 20_000 * MS);
+        assert_eq!(log.about(FIRST_SEQ + 999), FIRST_SEQ + 701 + 255);
+        assert_eq!(fates(&log)[444], (None, None));
+        assert_eq!(fates(&log)[445], (None, Some(false)));
     }
 
     #[test]
-    fn slots_that_passed_in_a_stop_are_skipped_but_for_first_and_last() {
-        let mut book = sent(1);
+    fn missed_slots_are_skipped_except_the_first_and_the_last() {
+        let mut log = sent(1);
         // Due at 1010, 1020, 1030, 1040; awake at 1041.
-        assert_eq!(book.take_due(1041 * MS), Some(FIRST_SEQ + 1));
-        assert_eq!(book.take_due(1041 * MS), Some(FIRST_SEQ + 4));
-        assert_eq!(book.take_due(1041 * MS), None);
-        assert_eq!(book.skipped(), 2);
-        let late: Vec<u32> = book.iter().map(|probe| probe.late_us).collect();
+        assert_eq!(log.take_due(1041 * MS), Some(FIRST_SEQ + 1));
+        assert_eq!(log.take_due(1041 * MS), Some(FIRST_SEQ + 4));
+        assert_eq!(log.take_due(1041 * MS), None);
+        assert_eq!(log.skipped(), 2);
+        let late: Vec<u32> = log.iter().map(|probe| probe.late_us).collect();
         assert_eq!(late, [0, 31_000, 1000]);
         // What was never sent can't be answered, nor is it lost.
-        assert_eq!(book.enter(&reply(2, 2, &[2]), 1042 * MS), Reading::Nothing);
-        assert!(book.iter().all(|probe| probe.arrived.is_none()));
+        assert_eq!(log.enter(&reply(2, 2, &[2]), 1042 * MS), ReplyKind::Nothing);
+        assert!(log.iter().all(|probe| probe.arrived.is_none()));
     }
 
     #[test]
     fn nothing_is_due_before_its_time() {
-        let mut book = book();
-        assert_eq!(book.take_due(1000 * MS - 1), None);
-        assert_eq!(book.take_due(1000 * MS), Some(FIRST_SEQ));
-        assert_eq!(book.take_due(1010 * MS - 1), None);
-        book.skip_until(1030 * MS);
-        assert_eq!(book.skipped(), 3);
+        let mut log = log();
+        assert_eq!(log.take_due(1000 * MS - 1), None);
+        assert_eq!(log.take_due(1000 * MS), Some(FIRST_SEQ));
+        assert_eq!(log.take_due(1010 * MS - 1), None);
+        log.skip_until(1030 * MS);
+        assert_eq!(log.skipped(), 3);
     }
 
     #[test]
     fn a_schedule_is_settled_when_each_fate_is_known() {
-        let mut book = sent(3);
-        assert!(!book.is_settled(SECOND));
-        book.enter(&reply(0, 0, &[0]), 1005 * MS);
-        book.enter(&reply(1, 1, &[0, 1]), 1015 * MS);
-        assert!(!book.is_settled(SECOND));
+        let mut log = sent(3);
+        assert!(!log.is_settled(SECOND));
+        log.enter(&reply(0, 0, &[0]), 1005 * MS);
+        log.enter(&reply(1, 1, &[0, 1]), 1015 * MS);
+        assert!(!log.is_settled(SECOND));
         let beyond = |arrived: &[u32]| ReplyPacket { seq: FIRST_SEQ + 3, ..reply(0, 3, arrived) };
-        let mut lost_up = book;
-        assert_eq!(lost_up.enter(&beyond(&[0, 1, 3]), 1040 * MS), Reading::Other);
+        let mut lost_up = log;
+        assert_eq!(lost_up.enter(&beyond(&[0, 1, 3]), 1040 * MS), ReplyKind::Other);
         assert!(lost_up.is_settled(SECOND));
         let mut lost_down = sent(3);
-        assert_eq!(lost_down.enter(&beyond(&[0, 1, 2, 3]), 1040 * MS), Reading::Other);
+        assert_eq!(lost_down.enter(&beyond(&[0, 1, 2, 3]), 1040 * MS), ReplyKind::Other);
         assert!(!lost_down.is_settled(SECOND), "its reply may still come");
         assert!(lost_down.is_settled(Duration::ZERO));
-        assert!(Book::new(0, EVERY).is_settled(SECOND));
+        assert!(ProbeRecords::new(0, EVERY).is_settled(SECOND));
     }
 
     #[test]
-    fn a_window_holds_what_was_sent_in_it() {
-        let probes = Probes { transport: Some(Transport::Udp), duplicates: 0, skipped: 0, book: sent(10) };
+    fn a_window_has_the_probes_sent_in_it() {
+        let probes = Probes { transport: Some(EchoTransport::Udp), duplicates: 0, skipped: 0, log: sent(10) };
         let within: Vec<_> = probes.within(Duration::from_millis(1020), Duration::from_millis(1050)).collect();
         assert_eq!(within, probes.iter().skip(2).take(3).collect::<Vec<_>>());
     }

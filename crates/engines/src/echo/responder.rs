@@ -1,29 +1,29 @@
-//! The reflector's end of `echo`: answers fresh probes of one session. The port that they come to is read elsewhere.
+//! The reflector's end of `echo`: answers the probes of one session.
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use paramedic_link::admission::SessionKeys;
 
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, ProbeLedger};
 use super::packet::{self, ProbePacket, ReplyPacket};
 use crate::clock::Clock;
 use crate::data_stream::DataStream;
 use crate::session_control::SessionControl;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
-/// Answers the probes of one session that come to a UDP port. Each verified probe is heard on the session control.
+/// Answers the probes of one session at a UDP port. Each verified probe is a sign of life of the appliance.
 pub struct ProbeResponder {
     keys: Arc<SessionKeys>,
     control: Arc<SessionControl>,
-    ledger: Mutex<Ledger>,
+    ledger: Mutex<ProbeLedger>,
     clock: Clock,
 }
 
 impl ProbeResponder {
     /// For the session with these keys.
     pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>) -> Self {
-        Self { keys, control, ledger: Mutex::new(Ledger::new()), clock: Clock::start() }
+        Self { keys, control, ledger: Mutex::new(ProbeLedger::new()), clock: Clock::start() }
     }
 }
 
@@ -36,12 +36,12 @@ impl DatagramHandler for ProbeResponder {
         let ago_ns = u64::try_from(datagram.ago.as_nanos()).unwrap_or(u64::MAX);
         let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
         let probe = ProbePacket::open(datagram.bytes, &self.keys).ok_or(Refusal::Forged)?;
-        // A lock that survives a panicking holder: the ledger can't be left half done.
+        // Ignores poison: the ledger cannot be left inconsistent by a panic.
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         if ledger.enter(probe.seq) == Entry::Replayed {
             return Err(Refusal::Replayed);
         }
-        // After the ledger: a replayed probe must not keep a dead session alive.
+        // After the replay check: a replayed probe must not keep a session alive.
         self.control.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &self.clock);
         drop(ledger);
@@ -49,8 +49,8 @@ impl DatagramHandler for ProbeResponder {
     }
 }
 
-/// The reply to a probe that is in the ledger; its dwell ends now.
-fn reply_to(probe: &ProbePacket, ledger: &Ledger, received_ns: u64, clock: &Clock) -> ReplyPacket {
+/// The reply to a recorded probe; the time since its arrival ends now.
+fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: &Clock) -> ReplyPacket {
     ReplyPacket {
         seq: probe.seq,
         sent_ns: probe.sent_ns,
@@ -61,17 +61,16 @@ fn reply_to(probe: &ProbePacket, ledger: &Ledger, received_ns: u64, clock: &Cloc
     }
 }
 
-/// Answers the probes of one session on a data connection whose preamble said [`Preamble::ECHO`], on the calling
-/// thread, until the connection ends, the session is cancelled, or something else than a fresh probe arrives. The bytes are
-/// charged to the session.
+/// Answers the probes of one session on a data connection whose preamble has the stream [`Preamble::ECHO`]. Blocks until
+/// the connection ends, the session is cancelled, or anything but a new probe arrives. Charges the bytes to the session.
 ///
 /// [`Preamble::ECHO`]: paramedic_link::admission::Preamble::ECHO
 pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<SessionControl>) {
     let clock = Clock::start();
-    let mut ledger = Ledger::new();
+    let mut ledger = ProbeLedger::new();
     let Ok(_registration) = control.register(stream.socket()) else { return };
-    // Each reply is small and must leave at once.
-    let _ = stream.socket().set_nodelay(true);
+    // Best effort: small replies have to be sent at once.
+    stream.socket().set_nodelay(true).ok();
     let mut bytes = [0; packet::LEN];
     let (mut moved, mut charged) = (0, 0);
     while stream.read_exact(&mut bytes).is_ok() {
@@ -114,7 +113,7 @@ mod tests {
         enroll_probes(responder, keys(session), control, HERE.parse().unwrap())
     }
 
-    /// A socket at `from` that talks to nobody but the responder, and gives up rather than hang.
+    /// A socket at `from` that is connected to the responder, with a timeout.
     fn asker(from: &str, responder: &UdpPort) -> UdpSocket {
         let socket = UdpSocket::bind((from, 0)).unwrap();
         let port = responder.local_addr().port();
@@ -134,8 +133,7 @@ mod tests {
         ReplyPacket::open(&bytes[..len], &keys(session)).unwrap()
     }
 
-    /// Nothing lies in `socket`. The responder reads in order, so once a later probe's reply is here, nothing that came
-    /// before it will be answered any more.
+    /// `socket` is empty. The responder reads in order: after the reply to a later probe, no earlier datagram is answered.
     fn assert_empty(socket: &UdpSocket) {
         socket.set_nonblocking(true).unwrap();
         assert_eq!(socket.recv(&mut [0; 2048]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -143,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_enrolled_probe_is_answered_in_kind() {
+    fn a_probe_of_an_enrolled_session_is_answered() {
         let responder = responder(HERE);
         let control = SessionControl::metered(|| ());
         control.allow(1_000);
@@ -175,12 +173,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_fresh_probe_of_an_enrolled_peer_gets_no_byte_back() {
+    fn only_a_new_probe_of_an_enrolled_peer_is_answered() {
         let responder = responder(HERE);
         let control = SessionControl::unmetered();
         let _enrolment = enroll(&responder, 1, &control);
         let owner = asker(HERE, &responder);
-        let elsewhere = asker("127.0.0.2", &responder);
+        let other_address = asker("127.0.0.2", &responder);
         owner.send(&probe(7).seal(&keys(1))).unwrap();
         let answered = reply(&owner, 1);
 
@@ -208,18 +206,18 @@ mod tests {
         for datagram in refused {
             owner.send(datagram).unwrap();
         }
-        elsewhere.send(&good).unwrap();
+        other_address.send(&good).unwrap();
 
         owner.send(&good).unwrap();
         assert_eq!(reply(&owner, 1).seq, 8);
         assert_empty(&owner);
-        assert_empty(&elsewhere);
-        let counted = Refused { malformed: 7, stranger: 1, wrong_source: 1, over: 0, forged: 2, replayed: 1 };
+        assert_empty(&other_address);
+        let counted = Refused { malformed: 7, unknown_session: 1, wrong_source: 1, over: 0, forged: 2, replayed: 1 };
         assert_eq!(responder.refused(), counted);
     }
 
     #[test]
-    fn replies_tell_how_often_a_probe_came_twice() {
+    fn replies_report_duplicate_probes() {
         let responder = responder(HERE);
         let control = SessionControl::unmetered();
         let _enrolment = enroll(&responder, 1, &control);
@@ -250,7 +248,7 @@ mod tests {
         }
         assert_eq!(reply(&asker, 3).seq, 2);
         assert_empty(&asker);
-        assert_eq!((responder.refused().stranger, responder.refused().over), (1, 1));
+        assert_eq!((responder.refused().unknown_session, responder.refused().over), (1, 1));
     }
 
     #[test]
@@ -272,7 +270,8 @@ mod tests {
         let _enrolment = enroll(&responder, 1, &control);
         let asker = asker(HERE, &responder);
         let before = control.last_heard();
-        // The session control counts in milliseconds.
+        #[expect(clippy::disallowed_methods, reason = "waits for the next millisecond")]
+        // Liveness has a resolution of milliseconds.
         let next_ms = std::time::Instant::now() + Duration::from_millis(2);
         control.wait_until(next_ms, || false);
         let mut forged = probe(1).seal(&keys(1));
@@ -291,12 +290,12 @@ mod tests {
     }
 
     #[test]
-    fn a_responder_on_every_address_answers_from_the_one_that_was_asked() {
+    fn an_answer_leaves_from_the_address_that_the_probe_was_sent_to_on_a_wildcard_socket() {
         let responder = responder("0.0.0.0");
         let control = SessionControl::unmetered();
         let _enrolment = enroll(&responder, 1, &control);
         let asker = UdpSocket::bind((HERE, 0)).unwrap();
-        // A connected socket hears its target alone.
+        // A connected socket receives only from its target.
         asker.connect(("127.0.0.5", responder.local_addr().port())).unwrap();
         asker.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         asker.send(&probe(1).seal(&keys(1))).unwrap();
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_connection_ends_with_the_first_thing_that_is_no_fresh_probe() {
+    fn anything_but_a_new_probe_ends_a_data_connection() {
         for wrong in [probe(1).seal(&keys(1)), probe(2).seal(&keys(2)), [0; packet::LEN]] {
             let (mut ours, answering) = answered_stream(SessionControl::unmetered());
             ours.write_all(&probe(1).seal(&keys(1))).unwrap();

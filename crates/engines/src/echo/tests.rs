@@ -1,4 +1,6 @@
-//! Both ends of `echo` against each other, over real sockets and a path that loses and doubles what it is told to.
+//! Both ends of `echo` against each other, over real sockets and a path that loses and duplicates chosen datagrams.
+
+#![expect(clippy::disallowed_methods, reason = "tests run in wall time")]
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -28,8 +30,8 @@ pub(super) fn keys(session: u8) -> SessionKeys {
 const HERE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-fn order(target: SocketAddr, control: &Arc<SessionControl>) -> ProbeOrder {
-    ProbeOrder {
+fn order(target: SocketAddr, control: &Arc<SessionControl>) -> ProberSetup {
+    ProberSetup {
         target: Some(target),
         keys: Arc::new(keys(1)),
         interval: MILLISECOND,
@@ -60,7 +62,7 @@ fn reflector() -> (Arc<UdpPort>, Enrolment) {
 /// How many copies of the packet of a slot a path delivers; `None` for one outside the schedule.
 type Copies = dyn Fn(Option<usize>) -> usize + Send;
 
-/// A path to `target` that loses and doubles what it is told to, and says which slots came from the prober. Ends with the
+/// A path to `target` that loses and duplicates chosen datagrams, and reports which slots came from the prober. Ends with the
 /// prober's last word: an empty datagram.
 fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (SocketAddr, mpsc::Receiver<usize>) {
     let (near, far) = (UdpSocket::bind(HERE).unwrap(), UdpSocket::bind(HERE).unwrap());
@@ -69,7 +71,7 @@ fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (Socket
         socket2::SockRef::from(socket).set_recv_buffer_size(1 << 20).unwrap();
     }
     let address = near.local_addr().unwrap();
-    let (tell, told) = mpsc::channel();
+    let (report, reported) = mpsc::channel();
     let slot_of = |bytes: &[u8]| {
         let seq = u32::from_be_bytes(bytes[20..24].try_into().unwrap());
         seq.checked_sub(FIRST_SEQ).map(|slot| slot as usize)
@@ -90,8 +92,8 @@ fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (Socket
                 far.send(&bytes).unwrap();
             }
             if let Some(slot) = slot_of(&bytes) {
-                // Nobody listens any more once the test has seen enough.
-                let _ = tell.send(slot);
+                // Fails once the test has ended.
+                let _ = report.send(slot);
             }
             ControlFlow::Continue(())
         }
@@ -108,32 +110,32 @@ fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (Socket
     };
     std::thread::spawn(move || while upward().is_continue() {});
     std::thread::spawn(move || while downward().is_continue() {});
-    (address, told)
+    (address, reported)
 }
 
 fn end_path(path: SocketAddr) {
     UdpSocket::bind(HERE).unwrap().send_to(&[], path).unwrap();
 }
 
-fn await_slot(told: &mpsc::Receiver<usize>, slot: usize) {
-    while told.recv_timeout(Duration::from_secs(20)).unwrap() < slot {}
+fn await_slot(reported: &mpsc::Receiver<usize>, slot: usize) {
+    while reported.recv_timeout(Duration::from_secs(20)).unwrap() < slot {}
 }
 
 #[test]
-fn over_udp_every_probe_comes_back() {
+fn every_probe_is_answered_over_udp() {
     let (responder, _enrolment) = reflector();
-    let (path, told) = lossy_path(responder.local_addr(), Box::new(|_| 1), Box::new(|_| 1));
+    let (path, reported) = lossy_path(responder.local_addr(), Box::new(|_| 1), Box::new(|_| 1));
     let control = SessionControl::unmetered();
     let prober = Prober::start(order(path, &control)).unwrap();
-    assert_eq!(prober.ready().unwrap(), Transport::Udp);
-    await_slot(&told, 50);
+    assert_eq!(prober.ready().unwrap(), EchoTransport::Udp);
+    await_slot(&reported, 50);
     let until = prober.now();
     while prober.recent().is_none() {
         std::thread::yield_now();
     }
     let probes = prober.finish();
     end_path(path);
-    assert_eq!((probes.transport, probes.duplicates), (Some(Transport::Udp), 0));
+    assert_eq!((probes.transport, probes.duplicates), (Some(EchoTransport::Udp), 0));
     let mut before = Duration::ZERO;
     for probe in probes.iter() {
         assert!(probe.rtt_us.is_some(), "{probe:?}");
@@ -147,7 +149,7 @@ fn over_udp_every_probe_comes_back() {
 }
 
 #[test]
-fn loss_is_told_apart_by_direction_to_the_last_probe() {
+fn loss_is_reported_by_direction_to_the_last_probe() {
     // Every seventh is lost on the way up, every eleventh on the way down; for a while, longer than one reply's
     // history reaches, nothing comes down at all while every other one still goes up.
     let outage = 200..700;
@@ -158,19 +160,19 @@ fn loss_is_told_apart_by_direction_to_the_last_probe() {
     let comes_down = move |slot: usize| !outage.contains(&slot) && slot % 11 != 5;
     let (responder, _enrolment) = reflector();
     let (up, down) = (goes_up.clone(), comes_down.clone());
-    let (path, told) = lossy_path(
+    let (path, reported) = lossy_path(
         responder.local_addr(),
         Box::new(move |slot| slot.is_none_or(&up).into()),
         Box::new(move |slot| slot.is_none_or(&down).into()),
     );
     let control = SessionControl::unmetered();
     let prober = Prober::start(order(path, &control)).unwrap();
-    assert_eq!(prober.ready().unwrap(), Transport::Udp);
-    await_slot(&told, 1000);
+    assert_eq!(prober.ready().unwrap(), EchoTransport::Udp);
+    await_slot(&reported, 1000);
     let probes = prober.finish();
     end_path(path);
     let mut last = 0;
-    for (slot, Probe { rtt_us, arrived, late, .. }) in probes.book.numbered() {
+    for (slot, Probe { rtt_us, arrived, late, .. }) in probes.log.numbered() {
         let fate = (arrived, rtt_us.is_some(), late);
         assert_eq!(fate, (Some(goes_up(slot)), goes_up(slot) && comes_down(slot), false), "slot {slot}");
         last = slot;
@@ -179,39 +181,39 @@ fn loss_is_told_apart_by_direction_to_the_last_probe() {
 }
 
 #[test]
-fn udp_that_dies_in_mid_run_shows_as_loss() {
+fn a_later_failure_of_udp_appears_as_loss() {
     let (responder, _enrolment) = reflector();
-    let (path, told) = lossy_path(
+    let (path, reported) = lossy_path(
         responder.local_addr(),
         Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
         Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
     );
     let prober = Prober::start(order(path, &SessionControl::unmetered())).unwrap();
-    await_slot(&told, 80);
+    await_slot(&reported, 80);
     let probes = prober.finish();
     end_path(path);
-    assert_eq!(probes.transport, Some(Transport::Udp));
-    for (slot, probe) in probes.book.numbered() {
+    assert_eq!(probes.transport, Some(EchoTransport::Udp));
+    for (slot, probe) in probes.log.numbered() {
         assert_eq!(probe.rtt_us.is_some(), slot < 40);
-        // The last word that came through told of what was sent before it.
+        // The last word that came through reported of what was sent before it.
         assert_eq!(probe.arrived, (slot < 40).then_some(true), "slot {slot}");
     }
 }
 
 #[test]
-fn what_comes_twice_is_counted_in_either_direction() {
+fn duplicates_are_counted_in_either_direction() {
     let (responder, _enrolment) = reflector();
     let copies = |rest| move |slot: Option<usize>| 1 + usize::from(slot.is_some_and(|s| s < 50 && s % 10 == rest));
-    let (path, told) = lossy_path(responder.local_addr(), Box::new(copies(2)), Box::new(copies(7)));
+    let (path, reported) = lossy_path(responder.local_addr(), Box::new(copies(2)), Box::new(copies(7)));
     let prober = Prober::start(order(path, &SessionControl::unmetered())).unwrap();
-    await_slot(&told, 100);
+    await_slot(&reported, 100);
     let probes = prober.finish();
     end_path(path);
-    let doubled = probes.book.numbered().filter(|(slot, _)| *slot < 50 && slot % 5 == 2).count();
+    let doubled = probes.log.numbered().filter(|(slot, _)| *slot < 50 && slot % 5 == 2).count();
     assert_eq!(probes.duplicates, doubled as u64);
     assert_eq!(
         responder.refused().replayed,
-        probes.book.numbered().filter(|(s, _)| *s < 50 && s % 10 == 2).count() as u64
+        probes.log.numbered().filter(|(s, _)| *s < 50 && s % 10 == 2).count() as u64
     );
 }
 
@@ -264,25 +266,25 @@ fn leased() -> (Arc<SessionControl>, mpsc::Receiver<()>) {
 }
 
 /// Probes over a data connection until ten are answered.
-fn ten_over(line: fn() -> (DataStream, DataStream), target: Option<SocketAddr>) -> Probes {
+fn ten_over(connection: fn() -> (DataStream, DataStream), target: Option<SocketAddr>) -> Probes {
     let (reflector, ten_answered) = leased();
-    let fall_back = Box::new(answered_line(&reflector, line));
-    let order = ProbeOrder { target, fall_back, ..order(HERE.into(), &SessionControl::unmetered()) };
+    let fall_back = Box::new(answered_line(&reflector, connection));
+    let order = ProberSetup { target, fall_back, ..order(HERE.into(), &SessionControl::unmetered()) };
     let prober = Prober::start(order).unwrap();
-    assert_eq!(prober.ready().unwrap(), Transport::Tcp);
+    assert_eq!(prober.ready().unwrap(), EchoTransport::Tcp);
     ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
     reflector.allow(1 << 30);
     prober.finish()
 }
 
 fn assert_all_came_back(probes: &Probes) {
-    assert_eq!((probes.transport, probes.duplicates), (Some(Transport::Tcp), 0));
+    assert_eq!((probes.transport, probes.duplicates), (Some(EchoTransport::Tcp), 0));
     assert!(probes.iter().count() >= 10);
     assert!(probes.iter().all(|probe| probe.rtt_us.is_some() && probe.arrived == Some(true)));
 }
 
 #[test]
-fn where_nothing_answers_over_udp_a_data_connection_carries_the_probes() {
+fn without_answers_over_udp_a_data_connection_carries_the_probes() {
     // Bound, so that nothing says that the port is closed; never read.
     let silent = UdpSocket::bind(HERE).unwrap();
     let probes = ten_over(plain_pair, silent.local_addr().ok());
@@ -297,21 +299,21 @@ fn a_reflector_without_udp_is_probed_inside_tls_at_once() {
 }
 
 #[test]
-fn a_data_connection_that_ends_leaves_the_rest_out() {
+fn the_end_of_a_data_connection_skips_the_rest() {
     let (reflector, ten_answered) = leased();
     let fall_back = Box::new(answered_line(&reflector, plain_pair));
     let prober =
-        Prober::start(ProbeOrder { target: None, fall_back, ..order(HERE.into(), &SessionControl::unmetered()) })
+        Prober::start(ProberSetup { target: None, fall_back, ..order(HERE.into(), &SessionControl::unmetered()) })
             .unwrap();
     ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
     reflector.cancel();
     let probes = prober.finish();
-    assert_eq!(probes.transport, Some(Transport::Tcp));
+    assert_eq!(probes.transport, Some(EchoTransport::Tcp));
     assert!(probes.iter().filter(|probe| probe.rtt_us.is_some()).count() >= 9);
 }
 
 #[test]
-fn where_there_is_no_way_the_reason_is_told() {
+fn without_a_transport_the_reason_is_reported() {
     let closed = UdpSocket::bind(HERE).unwrap().local_addr().unwrap();
     let prober = Prober::start(order(closed, &SessionControl::unmetered())).unwrap();
     assert_eq!(prober.ready().unwrap_err().to_string(), "nothing to fall back to");
@@ -320,7 +322,7 @@ fn where_there_is_no_way_the_reason_is_told() {
 }
 
 #[test]
-fn a_cancelled_session_ends_the_search_for_a_way() {
+fn a_cancelled_session_ends_the_search_for_a_transport() {
     let silent = UdpSocket::bind(HERE).unwrap();
     let control = SessionControl::unmetered();
     let (fell_back, falls_back) = mpsc::channel();
@@ -329,7 +331,7 @@ fn a_cancelled_session_ends_the_search_for_a_way() {
         Err(io::ErrorKind::Unsupported.into())
     });
     let began = Instant::now();
-    let prober = Prober::start(ProbeOrder { fall_back, ..order(silent.local_addr().unwrap(), &control) }).unwrap();
+    let prober = Prober::start(ProberSetup { fall_back, ..order(silent.local_addr().unwrap(), &control) }).unwrap();
     control.cancel();
     // Who is late here cuts what the search has left behind.
     let in_time = began.elapsed() < Duration::from_secs(1);
@@ -343,8 +345,8 @@ fn a_prober_ends_at_once_however_far_apart_its_probes_are() {
     let (responder, _enrolment) = reflector();
     let slow = || {
         let order = order(responder.local_addr(), &SessionControl::unmetered());
-        let prober = Prober::start(ProbeOrder { interval: Duration::from_secs(3600), ..order }).unwrap();
-        assert_eq!(prober.ready().unwrap(), Transport::Udp);
+        let prober = Prober::start(ProberSetup { interval: Duration::from_secs(3600), ..order }).unwrap();
+        assert_eq!(prober.ready().unwrap(), EchoTransport::Udp);
         prober
     };
     drop(slow());
@@ -352,31 +354,31 @@ fn a_prober_ends_at_once_however_far_apart_its_probes_are() {
     assert!(probes.iter().count() <= 1);
 }
 
-fn quiet(duration_ms: u32) -> Quiet {
+fn quiet(duration_ms: u32) -> IdleEnd {
     let phases = vec![PhaseSpec { load: Load::Idle, duration_ms }];
     let spec = TestSpec::new(EngineId::try_from("echo").unwrap(), DataMode::Tunneled, phases, 1);
-    Quiet { spec, control: SessionControl::unmetered() }
+    IdleEnd { spec, control: SessionControl::unmetered() }
 }
 
 #[test]
 fn a_phase_begins_lasts_and_moves_nothing() {
     let seen = Mutex::new(Vec::new());
     let began = Instant::now();
-    let tally = ServerEnd::run(&quiet(20), 0, &|progress| seen.lock().unwrap().push(progress));
+    let tally = EngineServer::run(&quiet(20), 0, &|progress| seen.lock().unwrap().push(progress));
     assert!(began.elapsed() >= Duration::from_millis(20));
     assert_eq!(*seen.lock().unwrap(), [crate::engine::PhaseProgress::Started]);
     assert_eq!(tally, PhaseTally::default());
 }
 
 #[test]
-fn a_cancelled_session_ends_the_phase_and_says_so() {
+fn a_cancelled_session_ends_the_phase_with_the_reason() {
     let quiet = quiet(3_600_000);
-    let tally = ClientEnd::run(&quiet, 0, &|_| quiet.control.cancel());
+    let tally = EngineClient::run(&quiet, 0, &|_| quiet.control.cancel());
     assert!(tally.cut_short.is_some());
 }
 
 #[test]
-fn a_phase_that_was_not_asked_for_takes_no_time_and_says_so() {
-    let tally = ServerEnd::run(&quiet(3_600_000), 9, &|_| panic!("nothing happens in it"));
+fn an_unknown_phase_returns_at_once_with_the_reason() {
+    let tally = EngineServer::run(&quiet(3_600_000), 9, &|_| panic!("nothing happens in it"));
     assert_eq!(tally, PhaseTally { cut_short: Some(crate::phase::NO_SUCH_PHASE.into()), ..PhaseTally::default() });
 }

@@ -1,4 +1,4 @@
-//! What a stream's thread counts: its payload bytes, and the processor time that it used. Moves nothing itself.
+//! What a stream's thread counts: its payload bytes and its processor time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -7,35 +7,35 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use paramedic_link::measurement::CpuUse;
 
-/// One stream's payload bytes so far. Alone in its cache lines (two: processors fetch them in pairs), so that no stream
-/// slows another.
+/// One stream's payload bytes so far. Fills two cache lines, because processors fetch them in pairs, so that streams do not
+/// share one.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    /// Says the stream's total; called by its one thread.
+    /// Sets the stream's total. Called by its one thread.
     pub(crate) fn set(&self, total: u64) {
         self.0.store(total, Ordering::Relaxed);
     }
 
-    /// The total that was last said.
+    /// The total that was set last.
     pub(crate) fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What a thread has used of the processor.
+/// The processor use of a thread.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ThreadUse {
     user_s: f64,
     system_s: f64,
-    /// Its share of one core.
+    /// As a share of one core.
     busy: f64,
 }
 
 impl ThreadUse {
-    /// That of the calling thread, which lives since `began`.
+    /// The use of the calling thread, which has run since `began`.
     pub(crate) fn since(began: Instant) -> Self {
         let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
         let (user_s, system_s) = getrusage(UsageWho::RUSAGE_THREAD)
@@ -45,7 +45,7 @@ impl ThreadUse {
         Self { user_s, system_s, busy }
     }
 
-    /// That of all threads of a direction, beside what is known of the `host`.
+    /// The use of all threads of a direction, together with that of the `host`.
     pub(crate) fn of_all(threads: impl Iterator<Item = Self>, host: CpuUse) -> CpuUse {
         threads.fold(host, |sum, one| CpuUse {
             user_s: sum.user_s + one.user_s,

@@ -1,5 +1,5 @@
-//! What the phases of every engine have in common: one runner, one sampler, one watcher, one way to say why a phase was
-//! cut short. Knows no engine, and no way to move a byte.
+//! The phases of every engine: one runner, one sampler, one watcher, one rule for why a phase was cut short. Knows no
+//! engine.
 
 mod count;
 mod registry;
@@ -26,27 +26,26 @@ pub(crate) use registry::{StreamRegistry, Unplaced, direction_of};
 pub(crate) use sampler::SAMPLE_INTERVAL;
 pub(crate) use threads::{Ended, PhaseStream, StreamReport, StreamRun, run};
 
-/// How long after a phase's time a receiver still takes what is on the way.
+/// How long after a phase's time a receiver still accepts bytes in flight.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the streams of a phase may take to connect.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An end of a stream that comes this much before its time is a failure of the other end, not the end of the phase.
-/// Both ends begin a phase within less of each other, even if the message that starts it was retransmitted once or
-/// twice, or a busy host was late to read it. In a phase that is not longer than this, the missing tally of the other
-/// end shows the failure.
+/// A stream that ends this much before its time is a failure of the other end. Both ends begin a phase within less time
+/// of each other, even if the start message was retransmitted or read late. In a shorter phase, the missing tally of the
+/// other end shows the failure.
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
 /// Why a phase was cut short when its session ended.
 pub const SESSION_OVER: &str = "the session ended before the phase did";
 
-/// Why a phase that the spec does not have is not run.
+/// The error for a phase that the test does not have.
 pub const NO_SUCH_PHASE: &str = "the test has no such phase";
 
-/// A running phase at one end: what its threads and its watcher share.
+/// What the threads and the watcher of a running phase share at one end.
 pub struct PhaseContext<'a> {
-    /// What was asked of the streams.
+    /// The requested test.
     pub(crate) ask: &'a TestSpec,
     /// Which directions the phase loads.
     pub load: Load,
@@ -63,7 +62,7 @@ pub struct PhaseContext<'a> {
 }
 
 impl<'a> PhaseContext<'a> {
-    /// `phase` of the test `ask`, which began at `begin`.
+    /// For `phase` of the test `ask`, which began at `begin`.
     pub fn new(
         ask: &'a TestSpec,
         phase: &PhaseSpec,
@@ -83,7 +82,7 @@ impl<'a> PhaseContext<'a> {
         }
     }
 
-    /// Whether all streams have to stop: the session is over, or one of them failed.
+    /// Whether all streams have to stop: the session is cancelled, or a stream failed.
     pub(crate) fn is_over(&self) -> bool {
         self.control.is_cancelled() || self.has_failed()
     }
@@ -93,7 +92,7 @@ impl<'a> PhaseContext<'a> {
         u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The failure that an orderly end of a stream is at `now`, if it came long before its time.
+    /// The error if an orderly end of a stream at `now` came long before its time.
     pub fn ended_early(&self, now: Instant) -> Option<io::Error> {
         (now + EARLY_END < self.until)
             .then(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending"))
@@ -103,8 +102,8 @@ impl<'a> PhaseContext<'a> {
         self.has_failed.load(Ordering::SeqCst)
     }
 
-    /// Notes a failure at `now` of a stream whose own time lasts until `stream_until`. It counts, and ends the phase,
-    /// unless that time or the session is over: then it follows from that.
+    /// Records a failure at `now` of a stream whose own time lasts until `stream_until`, and ends the phase. A failure after
+    /// that time or after a cancellation is ignored, because it is a consequence.
     fn note(&self, failure: String, now: Instant, stream_until: Instant) {
         if now >= stream_until || self.control.is_cancelled() {
             return;
@@ -114,21 +113,20 @@ impl<'a> PhaseContext<'a> {
         self.control.wake();
     }
 
-    /// Why the phase, which ends at `now`, was cut short, if it was.
+    /// Why the phase, which ends at `now`, was cut short; `None` if it was not.
     pub fn why_cut_short(&self, now: Instant) -> Option<String> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         why_cut_short(failure, self.control.is_cancelled(), now, self.until)
     }
 }
 
-/// Why a phase was cut short, the same for every engine: because of the first failure that came within its stream's
-/// time; else because the session ended before the phase's time was over. What happens after that time shortens
-/// nothing.
+/// Why a phase was cut short: the first failure within its stream's time, otherwise a cancellation within the phase's
+/// time. Later events do not cut a phase short.
 fn why_cut_short(failure: Option<String>, is_cancelled: bool, now: Instant, until: Instant) -> Option<String> {
     failure.or_else(|| (is_cancelled && now < until).then(|| SESSION_OVER.to_owned()))
 }
 
-/// A tally with one entry for each direction that `load` has.
+/// A tally with an entry for each direction of `load`.
 pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) -> DirectionTally) -> PhaseTally {
     let mut moved = |direction| load.moves(direction).then(|| of(direction));
     PhaseTally {
@@ -138,13 +136,14 @@ pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) 
     }
 }
 
-/// The tally of a phase that moved nothing, and why.
+/// The tally of a phase that moved nothing, with the reason.
 pub fn nothing_moved(phase: Option<&PhaseSpec>, control: &SessionControl, why: &str) -> PhaseTally {
     let why = if control.is_cancelled() { SESSION_OVER } else { why };
     tally(phase.map_or(Load::Idle, |phase| phase.load), Some(why), |_| DirectionTally::default())
 }
 
-/// Runs a phase without load: its time passes. Without a phase no time passes, and the tally says why.
+/// Runs a phase without load: waits for its time. Without a phase returns at once, with the reason.
+#[expect(clippy::disallowed_methods, reason = "waits for wall time")]
 pub fn run_idle(phase: Option<&PhaseSpec>, control: &SessionControl, report: PhaseObserver<'_>) -> PhaseTally {
     let Some(phase) = phase else { return nothing_moved(None, control, NO_SUCH_PHASE) };
     report(PhaseProgress::Started);
@@ -161,6 +160,7 @@ pub fn micros(time: Duration) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests need some time to begin with")]
 mod tests {
     use paramedic_link::test_spec::{DataMode, EngineId};
 

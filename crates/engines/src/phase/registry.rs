@@ -1,4 +1,4 @@
-//! The connected streams of a session that wait for their phase, each in its place. Connects and moves nothing.
+//! The connected streams of a session that wait for their phase, by their index.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,37 +9,37 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 use super::CONNECT_TIMEOUT;
 use crate::session_control::SessionControl;
 
-/// How many streams `phase` has, both directions together.
+/// The number of streams of `phase`, both directions together.
 pub fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
     phase.load.directions().iter().map(|_| spec.streams.min(TestSpec::MAX_STREAMS)).sum()
 }
 
-/// Which way stream number `stream` of `phase` flows: the download's come first.
+/// The direction of stream number `stream` of `phase`; the download's streams come first.
 pub(crate) fn direction_of(spec: &TestSpec, phase: &PhaseSpec, stream: u16) -> Option<Direction> {
     phase.load.directions().get(usize::from(stream / spec.streams.max(1))).copied()
 }
 
-/// Why a stream does not get a place.
+/// Why a stream was not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unplaced {
     /// The phase or the stream does not exist.
     NoSuchPlace,
-    /// Another stream has the place, or its phase has begun.
+    /// Another stream has the index, or the phase has begun.
     Taken,
 }
 
-/// The streams of one session at one end; `T` is what an engine keeps of a connected stream.
+/// The streams of one session at one end. `T` is an engine's connected stream.
 pub(crate) struct StreamRegistry<T> {
-    /// Streams of each phase.
+    /// The number of streams of each phase.
     places: Vec<u16>,
     control: Arc<SessionControl>,
-    state: Mutex<State<T>>,
+    state: Mutex<RegistryState<T>>,
 }
 
-struct State<T> {
-    /// The phase that runs, else the next one.
+struct RegistryState<T> {
+    /// The running phase, or the next one.
     next: u8,
-    /// Phases that were handed their streams, or that gave up on them: these get no more.
+    /// Phases that have taken their streams or failed to get them. They get no more.
     closed: HashSet<u8>,
     ready: HashMap<(u8, u16), T>,
 }
@@ -47,21 +47,21 @@ struct State<T> {
 impl<T> StreamRegistry<T> {
     pub(crate) fn new(spec: &TestSpec, control: Arc<SessionControl>) -> Self {
         let places = spec.phases.iter().map(|phase| streams_of(spec, phase)).collect();
-        let state = State { next: 0, closed: HashSet::new(), ready: HashMap::new() };
+        let state = RegistryState { next: 0, closed: HashSet::new(), ready: HashMap::new() };
         Self { places, control, state: Mutex::new(state) }
     }
 
-    /// Whether stream `index` of `phase` can still get its place; it may have it already.
+    /// Whether stream `index` of `phase` exists and its phase has not begun. Another stream may have the index.
     pub(crate) fn check(&self, phase: u8, index: u16) -> Result<(), Unplaced> {
         self.check_open(&self.state(), phase, index)
     }
 
-    /// Gives `stream` its place, unless another one has it, and wakes the thread that waits for the phase.
+    /// Adds `stream`, unless another one has its index, and wakes the thread that waits for the phase.
     pub(crate) fn admit(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
         self.put(phase, index, stream, false)
     }
 
-    /// Gives `stream` its place, also if another one has it, and wakes the thread that waits for the phase.
+    /// Adds `stream`, replaces another one with its index, and wakes the thread that waits for the phase.
     pub(crate) fn replace(&self, phase: u8, index: u16, stream: T) -> Result<(), Unplaced> {
         self.put(phase, index, stream, true)
     }
@@ -75,7 +75,7 @@ impl<T> StreamRegistry<T> {
             }
             state.ready.insert((phase, index), stream);
         }
-        // Not under our lock: those who wait look at it under the session control's.
+        // After our lock is released: a waiting thread takes it while it holds the lock of the session control.
         self.control.wake();
         Ok(())
     }
@@ -85,7 +85,7 @@ impl<T> StreamRegistry<T> {
         self.state().next == phase
     }
 
-    /// `phase` is over: the one after it is next.
+    /// Marks `phase` as over: the one after it is next.
     pub(crate) fn advance(&self, phase: u8) {
         let mut state = self.state();
         state.next = state.next.max(phase.saturating_add(1));
@@ -96,8 +96,8 @@ impl<T> StreamRegistry<T> {
         self.is_complete_in(&self.state(), phase)
     }
 
-    /// Hands over all streams of `phase`, in their order, and closes the phase. Where some are missing the others are
-    /// dropped, and the error says how many there were.
+    /// Takes all streams of `phase`, in their order, and closes the phase. If some are missing, drops the others and returns
+    /// their number as the error.
     pub(crate) fn take(&self, phase: u8) -> Result<Vec<T>, usize> {
         let places = self.places.get(usize::from(phase)).copied().unwrap_or(0);
         let mut state = self.state();
@@ -107,27 +107,27 @@ impl<T> StreamRegistry<T> {
         if is_complete { Ok(streams) } else { Err(streams.len()) }
     }
 
-    /// The same, once all streams of `phase` are ready. The error comes after [`CONNECT_TIMEOUT`], or with the end of
-    /// the session.
+    /// Waits for all streams of `phase` and takes them. Fails after [`CONNECT_TIMEOUT`] or when the session is cancelled.
+    #[expect(clippy::disallowed_methods, reason = "waits in wall time")]
     pub(crate) fn await_all(&self, phase: u8) -> Result<Vec<T>, usize> {
         self.control.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.is_complete(phase));
         self.take(phase)
     }
 
-    fn check_open(&self, state: &State<T>, phase: u8, index: u16) -> Result<(), Unplaced> {
+    fn check_open(&self, state: &RegistryState<T>, phase: u8, index: u16) -> Result<(), Unplaced> {
         if self.places.get(usize::from(phase)).is_none_or(|places| index >= *places) {
             return Err(Unplaced::NoSuchPlace);
         }
         if state.closed.contains(&phase) { Err(Unplaced::Taken) } else { Ok(()) }
     }
 
-    fn is_complete_in(&self, state: &State<T>, phase: u8) -> bool {
+    fn is_complete_in(&self, state: &RegistryState<T>, phase: u8) -> bool {
         let ready = state.ready.keys().filter(|(of, _)| *of == phase).count();
         self.places.get(usize::from(phase)).is_some_and(|places| ready == usize::from(*places))
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        // Nothing guarded here can be left half done.
+    fn state(&self) -> MutexGuard<'_, RegistryState<T>> {
+        // Ignores poison: nothing guarded here can be left inconsistent by a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn each_place_is_taken_once_and_none_after_its_phase_has_begun() {
+    fn each_index_is_taken_once_and_none_after_its_phase_has_begun() {
         let registry = registry();
         assert_eq!(registry.admit(2, 0, "first"), Ok(()));
         assert_eq!(registry.admit(2, 0, "second"), Err(Unplaced::Taken));

@@ -11,32 +11,31 @@ pub(crate) const SAMPLE_INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 
 /// The samples of one phase at one end, the same for every engine:
 ///
-/// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the begin. A late look is not made up
-///   for: its sample covers a longer time, and its `at_us` says so.
-/// - A sample counts if it was due within the phase's time, even if the look came a little later.
-/// - A direction has no more samples once one of its streams has ended: the load is no longer the one that was asked
-///   for.
+/// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the begin. A late sample covers a longer
+///   time, as its `at_us` shows; missed samples are not made up for.
+/// - A sample counts if it was due within the phase's time, even if it was taken a little later.
+/// - A direction has no more samples once one of its streams has ended, because the load is incomplete then.
 pub(crate) struct Sampler {
     begin: Instant,
     until: Instant,
     due: Instant,
-    /// Download, upload: the totals of the last look.
+    /// Download, upload: the totals of the last call.
     sampled: [u64; 2],
 }
 
 impl Sampler {
-    /// For a phase that begins at `begin`, with totals of 0, and has its time until `until`.
+    /// For a phase from `begin` until `until`, with totals of 0 at the begin.
     pub(crate) fn new(begin: Instant, until: Instant) -> Self {
         Self { begin, until, due: begin + SAMPLE_INTERVAL, sampled: [0; 2] }
     }
 
-    /// When to look next.
+    /// When the next sample is due.
     pub(crate) fn due(&self) -> Instant {
         self.due
     }
 
-    /// The samples of a look at `now`: download, upload. `totals` are the payload bytes so far, `None` for a direction
-    /// that the phase does not have or that lost a stream. A look before its time has no samples.
+    /// The samples at `now`: download, upload. `totals` are the payload bytes so far, `None` for a direction that the phase
+    /// does not have or that lost a stream. Returns no samples before they are due.
     pub(crate) fn look(&mut self, now: Instant, totals: [Option<u64>; 2]) -> [Option<Sample>; 2] {
         if now < self.due {
             return [None, None];
@@ -57,6 +56,7 @@ impl Sampler {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests need some time to begin with")]
 mod tests {
     use super::*;
 
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn each_sample_holds_what_moved_since_the_last_look() {
+    fn each_sample_holds_the_bytes_since_the_last_one() {
         let (mut sampler, begin) = phase_of(1000);
         assert_eq!(sampler.due(), begin + MS * 100);
         assert_eq!(sampler.look(begin + MS * 99, [Some(5), Some(7)]), [None, None]);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_look_is_not_made_up_for() {
+    fn missed_samples_are_not_made_up_for() {
         let (mut sampler, begin) = phase_of(1000);
         assert_eq!(sampler.look(begin + MS * 570, [Some(10), None]), [sample(570, 10), None]);
         assert_eq!(sampler.due(), begin + MS * 600);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_total_that_shrinks_is_no_panic() {
+    fn a_decreasing_total_does_not_panic() {
         let (mut sampler, begin) = phase_of(1000);
         sampler.look(begin + MS * 100, [Some(4), None]);
         assert_eq!(sampler.look(begin + MS * 200, [Some(3), None]), [sample(200, 0), None]);

@@ -1,5 +1,7 @@
-//! Runs one phase whose streams are threads of this program: a thread for each stream; the caller's own watches them.
-//! The same at both ends of a session and for every engine; how a stream moves its bytes is the engine's.
+//! Runs a phase with a thread for each stream, which the calling thread watches. The same at both ends and for every
+//! engine; the engine's stream moves the bytes. Shell: threads and the clock.
+
+#![expect(clippy::disallowed_methods, reason = "runs a phase in wall time")]
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,46 +18,45 @@ use crate::engine::{PhaseObserver, PhaseProgress};
 use crate::host_facts::CpuClock;
 use crate::session_control::SessionControl;
 
-/// How much longer than the receiver drains a sender waits for the receiver's confirmation.
+/// How long after the receiver's drain timeout a sender still waits for its confirmation.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connected stream of an engine.
 pub(crate) trait PhaseStream: Send {
     /// What the watcher keeps of it.
     type Watched: Send + Sync;
-    /// What its thread reports beside what every stream reports.
+    /// The engine's own part of a stream's report.
     type Own: Default + Send;
     /// The names of the threads that send and receive.
     const THREADS: [&'static str; 2];
-    /// How much later than the phase a sender may begin, and so end.
+    /// How much later than the phase a sender may begin and end.
     const LATEST_BEGIN: Duration;
 
-    /// What the watcher keeps of it. `is_sent`: this end sends.
+    /// Makes the watcher's part. `is_sent`: this end sends.
     fn watched(&self, is_sent: bool) -> io::Result<Self::Watched>;
 
-    /// Sends until the stream's time is over and the other end has confirmed what came, or the phase is over. What was
-    /// sent before a failure stands in the counter and in `report` all the same.
+    /// Sends until the stream's time is over and the other end has confirmed the bytes, or until the phase is over. The
+    /// counter and `report` include what was sent before a failure.
     fn send(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
 
-    /// Receives until the sender has ended, or the phase is over. What came before a failure stands in the counter and
-    /// in `report` all the same.
+    /// Receives until the sender has ended or the phase is over. The counter and `report` include what was received before
+    /// a failure.
     fn receive(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
 
-    /// Called once an interval where this end sends, with the stream's bytes so far: whether the other end was heard.
+    /// Called once per interval if this end sends, with the stream's bytes so far. Returns whether the other end was heard.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
-    /// Called once an interval where this end sends: `is_silent` says that nothing has been heard of the other end for
-    /// too long. A stream that waits for its acknowledgements hands over nothing more, until this is called with
-    /// `false`; waiting threads are woken then.
+    /// Called once per interval if this end sends. `is_silent`: the other end has been silent for too long. A stream that
+    /// waits for acknowledgements pauses until this is called with `false`; waiting threads are woken then.
     fn pause(watched: &Self::Watched, is_silent: bool);
 
-    /// Ends the stream at once: its thread returns.
+    /// Ends the stream at once, so that its thread returns.
     fn abort(watched: &Self::Watched);
 
-    /// A failure of a stream in words, `after` that time of the phase.
+    /// The text of a failure that happened `after` that time of the phase.
     fn describe(failure: &io::Error, after: Duration) -> String;
 
-    /// Completes the tally of a direction that has these streams.
+    /// Completes the tally of a direction with these streams.
     fn tally(streams: &[Ended<'_, Self>], is_sent: bool, tally: &mut DirectionTally)
     where
         Self: Sized;
@@ -71,17 +72,17 @@ pub(crate) struct StreamRun<'a, W> {
 }
 
 impl<W> StreamRun<'_, W> {
-    /// Whether the stream has to stop: its phase is over, or the watcher ended it.
+    /// Whether the stream has to stop: its phase is over, or the watcher aborted it.
     pub(crate) fn is_over(&self) -> bool {
         self.context.is_over() || self.is_aborted.load(Ordering::Relaxed)
     }
 }
 
-/// What a stream's thread leaves behind.
+/// What a stream's thread reports.
 pub(crate) struct StreamReport<O> {
     /// When the last byte moved.
     pub(crate) last: Option<Instant>,
-    /// Until when its own time lasts: the phase's, unless it begins later. A failure after it shortens nothing.
+    /// The end of its own time: the phase's, unless the stream began later. A later failure is ignored.
     pub(crate) until: Instant,
     pub(crate) own: O,
     used: ThreadUse,
@@ -89,8 +90,6 @@ pub(crate) struct StreamReport<O> {
 
 /// A stream whose thread has ended.
 pub(crate) struct Ended<'a, S: PhaseStream> {
-    /// Payload bytes that it moved.
-    pub(crate) bytes: u64,
     pub(crate) watched: &'a S::Watched,
     pub(crate) own: S::Own,
 }
@@ -115,8 +114,8 @@ impl<W> DirectionRun<W> {
     }
 }
 
-/// Runs `phase` over all its `streams`, of which this end sends the `sent` direction; in a phase of both directions the
-/// download's come first. Returns when all its threads are gone and its sockets closed.
+/// Runs `phase` over all its `streams`; the download's come first. This end sends the direction `sent`. Returns when all
+/// threads have ended and the sockets are closed.
 pub(crate) fn run<S: PhaseStream>(
     ask: &TestSpec,
     phase: &PhaseSpec,
@@ -145,7 +144,7 @@ pub(crate) fn run<S: PhaseStream>(
     let reports = if context.has_failed() {
         runs.iter().map(|_| Vec::new()).collect()
     } else if runs.is_empty() {
-        // An idle phase: time passes.
+        // An idle phase.
         control.wait_until(context.until, || false);
         Vec::new()
     } else {
@@ -161,7 +160,7 @@ pub(crate) fn run<S: PhaseStream>(
     let cut_short = context.why_cut_short(Instant::now());
     tracing::debug!(load = ?phase.load, cut_short, "streams ended");
     let mut tallies = runs.iter().zip(reports).map(|(run, reports)| tally_of::<S>(&context, run, reports, host));
-    // The directions of the load stand in the order in which they are tallied.
+    // `runs` has the order of the directions of the load.
     tally(phase.load, cut_short.as_deref(), |_| tallies.next().unwrap_or_default())
 }
 
@@ -180,8 +179,8 @@ fn spawn<'scope, S: PhaseStream>(
     let name = if run.is_sent { sender } else { receiver };
     let spawn_one = |(stream, (counter, watched)): (&'scope mut S, (&'scope Counter, &'scope S::Watched))| {
         let stream_run = StreamRun { context, direction: run.direction, counter, watched, is_aborted: &run.is_aborted };
-        let live = move || live(stream, run, &stream_run);
-        let spawned = Builder::new().name(name.into()).spawn_scoped(scope, live);
+        let body = move || run_stream(stream, run, &stream_run);
+        let spawned = Builder::new().name(name.into()).spawn_scoped(scope, body);
         if let Err(error) = &spawned {
             note::<S>(context, error, context.until);
             run.ended.fetch_add(1, Ordering::SeqCst);
@@ -191,18 +190,18 @@ fn spawn<'scope, S: PhaseStream>(
     streams.iter_mut().zip(run.counters.iter().zip(&run.watched)).map(spawn_one).collect()
 }
 
-/// The life of a stream's thread.
-fn live<S: PhaseStream>(
+/// The body of a stream's thread.
+fn run_stream<S: PhaseStream>(
     stream: &mut S,
     run: &DirectionRun<S::Watched>,
     stream_run: &StreamRun<'_, S::Watched>,
 ) -> StreamReport<S::Own> {
-    /// Counts the thread as ended, also when it panics: the watcher waits for it.
+    /// Counts the thread as ended, even if it panics, because the watcher waits for it.
     struct Done<'a>(&'a AtomicUsize, &'a PhaseContext<'a>);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                // Whenever it came: what this stream counted is lost.
+                // Counts at any time, because what this stream counted is lost.
                 let now = Instant::now();
                 self.1.note("the thread of a stream panicked".to_owned(), now, now + Duration::from_secs(1));
             }
@@ -225,7 +224,7 @@ fn live<S: PhaseStream>(
     report
 }
 
-/// The threads of a phase, as the watcher sees them.
+/// The threads of a phase as the watcher sees them.
 struct Threads<'a, S: PhaseStream> {
     runs: &'a [DirectionRun<S::Watched>],
     control: &'a SessionControl,
@@ -264,7 +263,7 @@ impl<S: PhaseStream> Moving for Threads<'_, S> {
 
     fn pause(&mut self, is_silent: bool) {
         if is_silent && !self.is_silent {
-            tracing::debug!("the other end is silent: sending pauses");
+            tracing::debug!("sending pauses: the other end is silent");
         }
         let sent = self.runs.iter().filter(|run| run.is_sent);
         sent.flat_map(|run| &run.watched).for_each(|watched| S::pause(watched, is_silent));
@@ -280,7 +279,7 @@ impl<S: PhaseStream> Moving for Threads<'_, S> {
     }
 
     fn abort(&mut self) {
-        // Both directions: they are one phase.
+        // A phase ends in both directions.
         if !self.is_done() {
             self.abort_where(|_| true);
         }
@@ -303,12 +302,9 @@ fn tally_of<S: PhaseStream>(
         streams: u16::try_from(moved).unwrap_or(u16::MAX),
         ..DirectionTally::default()
     };
-    let streams = reports.into_iter().zip(run.counters.iter().zip(&run.watched));
-    let streams = streams.map(|(report, (counter, watched))| Ended {
-        bytes: counter.read(),
-        watched,
-        own: report.map(|report| report.own).unwrap_or_default(),
-    });
+    let streams = reports.into_iter().zip(&run.watched);
+    let streams =
+        streams.map(|(report, watched)| Ended { watched, own: report.map(|report| report.own).unwrap_or_default() });
     S::tally(&streams.collect::<Vec<_>>(), run.is_sent, &mut tally);
     tally
 }
@@ -323,47 +319,51 @@ mod tests {
     use super::*;
     use crate::phase::SESSION_OVER;
 
-    /// A stream that moves 7 bytes and then does as it is told.
-    enum Puppet {
+    /// A stream that moves 7 bytes and then fails, blocks or panics.
+    enum FakeStream {
         Fails,
         /// Fails although its own time lasts longer than the phase's.
         FailsLate,
-        /// Stands in a call until it is aborted.
-        Stands(Arc<Rope>),
+        /// Blocks until it is aborted.
+        Blocks(Arc<AbortSignal>),
         Panics,
     }
 
-    /// What is pulled to abort a puppet that stands.
-    struct Rope(Mutex<Sender<()>>, Mutex<Receiver<()>>);
+    /// Aborts a fake stream that blocks.
+    struct AbortSignal(Mutex<Sender<()>>, Mutex<Receiver<()>>);
 
-    impl Puppet {
-        fn stands() -> Self {
-            let (pull, pulled) = channel();
-            Self::Stands(Arc::new(Rope(Mutex::new(pull), Mutex::new(pulled))))
+    impl FakeStream {
+        fn blocks() -> Self {
+            let (sender, receiver) = channel();
+            Self::Blocks(Arc::new(AbortSignal(Mutex::new(sender), Mutex::new(receiver))))
         }
 
-        fn act(&self, run: &StreamRun<'_, Option<Arc<Rope>>>, report: &mut StreamReport<bool>) -> io::Result<()> {
+        fn act(
+            &self,
+            run: &StreamRun<'_, Option<Arc<AbortSignal>>>,
+            report: &mut StreamReport<bool>,
+        ) -> io::Result<()> {
             run.counter.set(7);
             report.last = Some(Instant::now());
             report.own = true;
             match self {
                 Self::Fails => {}
                 Self::FailsLate => report.until = run.context.until + Duration::from_secs(3600),
-                Self::Stands(rope) => rope.1.lock().unwrap().recv().unwrap(),
-                Self::Panics => panic!("a puppet that was told to"),
+                Self::Blocks(signal) => signal.1.lock().unwrap().recv().unwrap(),
+                Self::Panics => panic!("a panic on purpose"),
             }
             Err(io::ErrorKind::ConnectionReset.into())
         }
     }
 
-    impl PhaseStream for Puppet {
-        type Watched = Option<Arc<Rope>>;
+    impl PhaseStream for FakeStream {
+        type Watched = Option<Arc<AbortSignal>>;
         type Own = bool;
-        const THREADS: [&'static str; 2] = ["puppet-send", "puppet-receive"];
+        const THREADS: [&'static str; 2] = ["fake-send", "fake-receive"];
         const LATEST_BEGIN: Duration = Duration::ZERO;
 
         fn watched(&self, _is_sent: bool) -> io::Result<Self::Watched> {
-            Ok(if let Self::Stands(rope) = self { Some(Arc::clone(rope)) } else { None })
+            Ok(if let Self::Blocks(signal) = self { Some(Arc::clone(signal)) } else { None })
         }
 
         fn send(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<bool>) -> io::Result<()> {
@@ -381,13 +381,13 @@ mod tests {
         fn pause(_watched: &Self::Watched, _is_silent: bool) {}
 
         fn abort(watched: &Self::Watched) {
-            if let Some(rope) = watched {
-                rope.0.lock().unwrap().send(()).unwrap();
+            if let Some(signal) = watched {
+                signal.0.lock().unwrap().send(()).unwrap();
             }
         }
 
         fn describe(_failure: &io::Error, _after: Duration) -> String {
-            "a string broke".to_owned()
+            "the fake stream failed".to_owned()
         }
 
         fn tally(streams: &[Ended<'_, Self>], _is_sent: bool, tally: &mut DirectionTally) {
@@ -396,19 +396,19 @@ mod tests {
         }
     }
 
-    fn play(load: Load, duration_ms: u32, puppets: Vec<Puppet>, control: &SessionControl) -> PhaseTally {
+    fn play(load: Load, duration_ms: u32, streams: Vec<FakeStream>, control: &SessionControl) -> PhaseTally {
         let spec = TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, vec![], 1);
         let phase = PhaseSpec { load, duration_ms };
-        run(&spec, &phase, Direction::Upload, control, puppets, &|_| ())
+        run(&spec, &phase, Direction::Upload, control, streams, &|_| ())
     }
 
     const HOUR_MS: u32 = 3_600_000;
 
     #[test]
     fn a_stream_that_fails_ends_all_others_of_either_direction() {
-        for puppets in [[Puppet::Fails, Puppet::stands()], [Puppet::stands(), Puppet::Fails]] {
-            let tally = play(Load::Bidir, HOUR_MS, puppets.into(), &SessionControl::unmetered());
-            assert_eq!(tally.cut_short.as_ref().unwrap().as_str(), "a string broke");
+        for streams in [[FakeStream::Fails, FakeStream::blocks()], [FakeStream::blocks(), FakeStream::Fails]] {
+            let tally = play(Load::Bidir, HOUR_MS, streams.into(), &SessionControl::unmetered());
+            assert_eq!(tally.cut_short.as_ref().unwrap().as_str(), "the fake stream failed");
             for counted in [tally.download.unwrap(), tally.upload.unwrap()] {
                 assert_eq!((counted.count.bytes, counted.streams, counted.mss), (7, 1, Some(1)), "what came is kept");
             }
@@ -416,32 +416,33 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_session_ends_streams_that_stand() {
+    fn a_cancelled_session_ends_blocked_streams() {
         let control = SessionControl::unmetered();
         control.cancel();
-        let tally = play(Load::Upload, HOUR_MS, vec![Puppet::stands(), Puppet::stands()], &control);
+        let tally = play(Load::Upload, HOUR_MS, vec![FakeStream::blocks(), FakeStream::blocks()], &control);
         assert_eq!(tally.cut_short.unwrap().as_str(), SESSION_OVER);
         assert_eq!(tally.upload.unwrap().streams, 2);
     }
 
     #[test]
-    fn a_failure_after_the_streams_own_time_shortens_nothing() {
-        let tally = |puppet| play(Load::Download, 0, vec![puppet], &SessionControl::unmetered()).cut_short;
-        assert_eq!(tally(Puppet::Fails), None);
-        assert_eq!(tally(Puppet::FailsLate).unwrap().as_str(), "a string broke");
+    fn a_failure_after_the_streams_own_time_is_ignored() {
+        let tally = |stream| play(Load::Download, 0, vec![stream], &SessionControl::unmetered()).cut_short;
+        assert_eq!(tally(FakeStream::Fails), None);
+        assert_eq!(tally(FakeStream::FailsLate).unwrap().as_str(), "the fake stream failed");
     }
 
     #[test]
     fn a_receiver_that_does_not_end_is_ended_when_it_has_drained() {
         let began = Instant::now();
-        let tally = play(Load::Download, 0, vec![Puppet::stands()], &SessionControl::unmetered());
+        let tally = play(Load::Download, 0, vec![FakeStream::blocks()], &SessionControl::unmetered());
         assert!(began.elapsed() >= DRAIN_TIMEOUT);
         assert_eq!(tally.cut_short, None);
     }
 
     #[test]
     fn a_thread_that_panics_cuts_the_phase_short() {
-        let tally = play(Load::Upload, HOUR_MS, vec![Puppet::stands(), Puppet::Panics], &SessionControl::unmetered());
+        let tally =
+            play(Load::Upload, HOUR_MS, vec![FakeStream::blocks(), FakeStream::Panics], &SessionControl::unmetered());
         assert!(tally.cut_short.unwrap().as_str().contains("panicked"));
         let counted = tally.upload.unwrap();
         assert_eq!((counted.count.bytes, counted.mss), (14, Some(1)));

@@ -1,5 +1,7 @@
-//! The watcher of a phase: samples what moves, notes that the other end lives, and ends what does not end by itself.
-//! The same for threads of this program and for a child process. Starts nothing, moves nothing.
+//! The watcher of a phase: takes samples, checks that the other end is alive, pauses sending while it is silent, and ends
+//! overdue streams. The same for threads of this program and for a child process. Shell: reads the clock.
+
+#![expect(clippy::disallowed_methods, reason = "watches a running phase")]
 
 use std::time::{Duration, Instant};
 
@@ -9,38 +11,38 @@ use super::sampler::Sampler;
 use super::{DRAIN_TIMEOUT, PhaseContext};
 use crate::engine::{PhaseObserver, PhaseProgress};
 
-/// What moves the bytes of a phase, as its watcher sees it.
+/// The streams of a phase as its watcher sees them.
 pub trait Moving {
-    /// Whether all of it has ended. Whatever changes this wakes the session control.
+    /// Whether all streams have ended. The implementation wakes the session control when this changes.
     fn is_done(&self) -> bool;
 
-    /// Looks at what has moved so far: download, upload; `None` for a direction that the phase does not have.
+    /// The state of each direction: download, upload; `None` for a direction that the phase does not have.
     fn look(&mut self) -> [Option<Look>; 2];
 
-    /// Called at each look: whether nothing was heard of the other end for [`PAUSE_AFTER_SILENCE`]. What is sent has to
-    /// pause then, until this is called with `false`.
+    /// Called after each look. `is_silent`: nothing arrived from the other end for [`PAUSE_AFTER_SILENCE`]. Sending has to
+    /// pause until this is called with `false`.
     fn pause(&mut self, is_silent: bool);
 
-    /// Called at each look once the phase's time has been over for `late`, which is [`DRAIN_TIMEOUT`] or more: ends
-    /// what may not take longer.
+    /// Called after each look once the phase's time has been over for `late`, which is at least [`DRAIN_TIMEOUT`]. Ends the
+    /// streams that are overdue.
     fn end_overdue(&mut self, late: Duration);
 
-    /// Ends all that has not ended.
+    /// Ends all streams.
     fn abort(&mut self);
 }
 
 /// One direction at one look.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
-    /// Payload bytes so far, all streams together.
+    /// Payload bytes so far of all streams.
     pub total: u64,
     /// Whether none of its streams has ended.
     pub is_whole: bool,
-    /// Whether the other end was heard since the last look. What arrives is heard by itself.
+    /// Whether the other end was heard since the last look, other than by received payload.
     pub is_heard: bool,
 }
 
-/// Watches a phase until everything has ended, one stream has failed, or the session is over; then ends what has not.
+/// Watches a phase until all its streams have ended, one has failed, or the session is cancelled; then ends the others.
 pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: PhaseObserver<'_>) {
     let mut sampler = Sampler::new(context.begin, context.until);
     let mut arrived = 0;
@@ -72,12 +74,12 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Phase
         }
     }
     moving.abort();
-    // For a sender that pauses.
+    // For a paused sender.
     context.control.wake();
 }
 
-/// Whether the other end, last heard at `heard` on any connection of the session, has been silent for too long at `now`
-/// to be sent more. Its silence counts from the begin of the phase.
+/// Whether sending has to pause at `now`, because the other end was last heard at `heard`. Silence counts from the begin
+/// of the phase.
 fn is_silent(heard: Instant, begin: Instant, now: Instant) -> bool {
     now.saturating_duration_since(heard.max(begin)) > PAUSE_AFTER_SILENCE
 }
@@ -87,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_counts_from_the_begin_or_from_what_was_heard_last() {
+    fn silence_counts_from_the_begin_or_from_the_last_sign_of_life() {
         let begin = Instant::now();
         let at = |ms: u64| begin + Duration::from_millis(ms);
         let before = begin.checked_sub(Duration::from_secs(5)).unwrap_or(begin);
@@ -95,6 +97,6 @@ mod tests {
         assert!(is_silent(before, begin, at(1001)));
         assert!(!is_silent(at(700), begin, at(1700)));
         assert!(is_silent(at(700), begin, at(1701)));
-        assert!(!is_silent(at(700), begin, at(600)), "heard after it was looked at the clock");
+        assert!(!is_silent(at(700), begin, at(600)), "heard after the clock was read");
     }
 }

@@ -1,5 +1,4 @@
-//! Programs of others as our children: they die with us, and where asked for can do nothing but what they are for. What
-//! that is, is decided elsewhere.
+//! Child processes: they die with this process and can be confined. The caller decides what a confined child may do.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -22,15 +21,15 @@ use super::seccomp::{Filter, Supervisor};
 
 /// What a child may do.
 pub struct Confinement {
-    /// The files that it sees.
+    /// The files that it can access.
     pub files: RulesetCreated,
-    /// The system calls that it has.
+    /// The system calls that it can make.
     pub calls: Filter,
-    /// Descriptors that it may have at once.
+    /// The highest number of open descriptors.
     pub descriptors: u64,
-    /// The largest file that it can make, in bytes.
+    /// The largest file that it can write, in bytes.
     pub file_bytes: u64,
-    /// The memory of its own that it can have, in bytes.
+    /// The size of its private memory, in bytes.
     pub data_bytes: u64,
 }
 
@@ -42,7 +41,7 @@ pub struct NotConfined {
     source: io::Error,
 }
 
-/// What is done to a child before it becomes the program, in order.
+/// The failures of the steps between fork and exec, in order.
 const STEPS: [&str; 6] = [
     "it can't be made to die with this program",
     "what this program has open can't be kept from it",
@@ -52,27 +51,26 @@ const STEPS: [&str; 6] = [
     "its system calls can't be supervised (seccomp user notification, Linux 5.14 or newer)",
 ];
 
-/// Held while a child is started: from before its fork until it has become its program, and has copies of nothing any
-/// more that was open here.
+/// Held from before a fork until the exec, while the child has copies of this process's descriptors.
 static STARTING: Mutex<()> = Mutex::new(());
 
 pub(crate) fn being_started() -> MutexGuard<'static, ()> {
     STARTING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns when every child whose start had begun has become its program.
+/// Waits until every pending fork has reached its exec.
 pub(crate) fn await_started() {
     drop(being_started());
 }
 
-/// Starts a child in a process group of its own. The kernel kills it when the calling thread ends, whatever ends it: so
-/// that thread has to live as long as the child.
+/// Starts a child in a process group of its own. The kernel kills it when the calling thread ends, so that thread has to
+/// live as long as the child.
 pub fn spawn(mut command: Command) -> io::Result<Child> {
     let parent = rustix::process::getpid();
     let tie = move || {
         tie_to(parent)?;
-        // One of its own user's programs: where the kernel can't keep our descriptors from it, it runs all the same.
-        let _ = keep_descriptors();
+        // Best effort: a program of the same user runs even if it inherits descriptors.
+        keep_descriptors().ok();
         Ok(())
     };
     command.process_group(0);
@@ -82,7 +80,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// The same, confined. The child's questions come to the supervisor.
+/// Like [`spawn`], confined. The supervisor gets the child's supervised system calls.
 pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let parent = rustix::process::getpid();
@@ -97,7 +95,7 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
         _ => {
             let asks = calls.install()?;
             send_descriptor(theirs, &asks)?;
-            // Not closed here: the filter may ask about that, and nobody answers before the exec, which closes it.
+            // The exec closes it. Closing it here could be a supervised call, which gets no answer before the exec.
             std::mem::forget(asks);
             Ok(())
         }
@@ -105,8 +103,8 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
     let confine = move || {
         for number in 0..STEPS.len() as u8 {
             if let Err(error) = step(number, &theirs) {
-                // Only numbers get out of here by themselves: the parent has to know which step it was.
-                let _ = rustix::net::send(&theirs, &[number], SendFlags::empty());
+                // Reports the failed step to the parent, which otherwise only gets an errno.
+                rustix::net::send(&theirs, &[number], SendFlags::empty()).ok();
                 return Err(error);
             }
         }
@@ -120,19 +118,19 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
         let _starting = being_started();
         command.spawn()
     };
-    // Holds the child's end of the pair; a child that got so far has sent before its exec.
+    // Closes the child's end of the pair; the child has sent its messages before its exec.
     drop(command);
     let (said, fd) = receive(&ours).unwrap_or_default();
     match (spawned, fd) {
         (Ok(mut child), fd) => {
-            // Only now: until its exec it had copies of all that we have open, however much that is.
+            // After the exec: before it the child had copies of all our descriptors.
             let limited = limit(Resource::Nofile, descriptors, Some(Pid::from_child(&child)));
             match (fd, limited) {
                 (Some(fd), Ok(())) => Ok((child, Supervisor::new(fd))),
                 (fd, limited) => {
-                    // It has no business without a supervisor, or without limits.
-                    let _ = child.kill();
-                    let _ = child.wait();
+                    // It must not run without a supervisor or limits.
+                    child.kill().ok();
+                    child.wait().ok();
                     Err(limited.err().filter(|_| fd.is_some()).unwrap_or_else(|| io::ErrorKind::InvalidData.into()))
                 }
             }
@@ -166,7 +164,7 @@ fn give_up_capabilities() -> io::Result<()> {
     let own = rustix::thread::capabilities(None)?;
     rustix::thread::set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..own })?;
     // A kernel without ambient capabilities has none to clear.
-    let _ = rustix::thread::clear_ambient_capability_set();
+    rustix::thread::clear_ambient_capability_set().ok();
     let mut is_left = false;
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
@@ -175,7 +173,7 @@ fn give_up_capabilities() -> io::Result<()> {
             is_left |= rustix::thread::capability_is_in_bounding_set(capability).unwrap_or(false);
         }
     }
-    // Who is not root gets none by the bounding set; root that may not empty it would get all.
+    // The bounding set gives a normal user nothing; root that cannot empty it would keep all capabilities.
     let is_root = rustix::process::getuid().is_root() || rustix::process::geteuid().is_root();
     if is_left && is_root { Err(Errno::PERM.into()) } else { Ok(()) }
 }

@@ -1,5 +1,4 @@
-//! The one room of the workspace where unsafe code lives: system calls that no crate we lean on offers. Each stands
-//! behind a safe face; nothing here decides anything.
+//! The only unsafe code of the workspace: safe wrappers of system calls that no crate in use offers.
 
 #![expect(
     unsafe_code,
@@ -15,41 +14,37 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
 
-/// What the kernel knows of one TCP connection (`TCP_INFO`, linux/tcp.h). A field that an older kernel doesn't tell
+/// The kernel's information about a TCP connection (`TCP_INFO`, linux/tcp.h). A field that an older kernel does not report
 /// is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcpInfo {
     /// The connection's state.
     pub(crate) state: Option<u8>,
-    /// The largest segment it sends, in bytes.
+    /// The segment size for sending, in bytes.
     pub(crate) snd_mss: Option<u32>,
-    /// Segments in flight, which the other end has not acknowledged.
+    /// Segments in flight.
     pub(crate) unacked: Option<u32>,
     /// Milliseconds since the last acknowledgement arrived.
     pub(crate) last_ack_recv_ms: Option<u32>,
-    /// Smoothed round-trip time, in microseconds.
-    pub(crate) rtt_us: Option<u32>,
-    /// Segments sent again, over the connection's life.
+    /// Retransmitted segments since the connection was opened.
     pub(crate) total_retrans: Option<u32>,
-    /// Lowest round-trip time seen, in microseconds; absent until there is one.
-    pub(crate) min_rtt_us: Option<u32>,
     /// Payload bytes that the other end has acknowledged.
     pub(crate) bytes_acked: Option<u64>,
-    /// Payload bytes that arrived, in order and once.
+    /// Payload bytes received, without duplicates.
     pub(crate) bytes_received: Option<u64>,
 }
 
 impl TcpInfo {
-    /// `state` of a connection that is no more (net/tcp_states.h).
+    /// `state` of a closed connection (net/tcp_states.h).
     pub(crate) const CLOSE: u8 = 7;
-    /// `state` where the other end has said that it sends no more.
+    /// `state` after the other end has closed its sending side.
     pub(crate) const CLOSE_WAIT: u8 = 8;
 }
 
 /// Asks the kernel about the TCP connection `socket`.
 pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let mut raw = [0u8; 256];
-    // The kernel writes as much as both it and the buffer know of the structure, and says how much that was.
+    // The kernel writes as much of the structure as it knows and the buffer holds, and returns the length.
     let mut len = raw.len() as libc::socklen_t;
     // SAFETY: the descriptor is borrowed and so open for the call; `raw` is valid for writes of `len` bytes, and the
     // kernel writes at most that; any bytes are valid in a byte array.
@@ -68,17 +63,17 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     Ok(TcpInfo::parse(raw.get(..len as usize).unwrap_or(&raw)))
 }
 
-/// Lets polls call `socket` readable from `bytes` on, or when nothing more can come (socket(7), `SO_RCVLOWAT`).
+/// Makes `socket` readable for polls only from `bytes` on, or at its end (socket(7), `SO_RCVLOWAT`).
 pub fn readable_from(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     set(socket, libc::SO_RCVLOWAT, libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX))
 }
 
-/// Has the kernel hold what `socket` sends to so many bytes a second (socket(7), `SO_MAX_PACING_RATE`).
+/// Limits the sending rate of `socket` in bytes per second (socket(7), `SO_MAX_PACING_RATE`).
 pub(crate) fn pace(socket: impl AsFd, bytes_per_s: u64) -> io::Result<()> {
     set(socket, libc::SO_MAX_PACING_RATE, bytes_per_s)
 }
 
-/// Limits how many arenas the allocator makes (mallopt(3), `M_ARENA_MAX`). False where it has no such limit.
+/// Limits the number of the allocator's arenas (mallopt(3), `M_ARENA_MAX`). `false` if the allocator has no such limit.
 pub(crate) fn limit_arenas(most: u16) -> bool {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes two integers and touches no memory of ours.
@@ -143,10 +138,7 @@ impl TcpInfo {
             snd_mss: u32_at(16),
             unacked: u32_at(24),
             last_ack_recv_ms: u32_at(56),
-            rtt_us: u32_at(68).filter(|rtt| *rtt != 0),
             total_retrans: u32_at(100),
-            // The kernel says "none yet" as the largest value.
-            min_rtt_us: u32_at(148).filter(|rtt| *rtt != u32::MAX && *rtt != 0),
             bytes_acked: u64_at(120),
             bytes_received: u64_at(128),
         }
@@ -161,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_tells_of_its_clock() {
+    fn the_kernel_reports_the_state_of_its_clock() {
         let state = clock_state().unwrap();
         assert!(state.max_error_us > 0, "no clock is without error: {state:?}");
     }
@@ -173,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_of_a_connection_that_carried_bytes() {
+    fn the_kernel_reports_a_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut theirs, _) = listener.accept().unwrap();
@@ -187,13 +179,12 @@ mod tests {
         // The kernel counts the SYN among what was acknowledged, once it is.
         assert!(matches!(info.bytes_acked, Some(5 | 6)), "{info:?}");
         assert!(info.snd_mss.unwrap() >= 536);
-        assert!(info.rtt_us.is_some() && info.min_rtt_us.is_some(), "{info:?}");
         assert!(info.total_retrans.is_some());
         assert!(info.last_ack_recv_ms.is_some() && info.unacked.is_some());
     }
 
     #[test]
-    fn a_socket_wakes_nobody_for_less_than_was_wanted() {
+    fn a_socket_is_readable_only_from_the_requested_number_of_bytes() {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -208,13 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tcp_socket_is_an_error() {
+    fn another_file_than_a_tcp_socket_is_an_error() {
         assert!(tcp_info(std::io::stdin()).is_err());
     }
 
     #[test]
-    fn a_short_answer_leaves_fields_absent() {
+    fn fields_of_newer_kernels_are_absent() {
         let info = TcpInfo::parse(&[1; 104]);
-        assert!(info.total_retrans.is_some() && info.min_rtt_us.is_none());
+        assert!(info.total_retrans.is_some() && info.bytes_acked.is_none());
     }
 }

@@ -1,5 +1,5 @@
-//! System calls of a child, filtered, and those that are asked about answered in its stead (seccomp(2), seccomp_unotify(2)).
-//! What is allowed, and what is answered, is decided elsewhere.
+//! Filters for the system calls of a child, and answers to its supervised calls (seccomp(2), seccomp_unotify(2)). The
+//! caller decides what is allowed.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -16,36 +16,36 @@ const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     None
 };
 
-/// What becomes of a system call.
+/// What happens to a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The kernel does it.
+pub enum SyscallAction {
+    /// The kernel runs it.
     Allow,
-    /// Nothing is done, and the child is told that it was.
+    /// It returns 0 without any effect.
     Pretend,
-    /// Nothing is done, and the child gets this error.
+    /// It fails with this error.
     Refuse(c_int),
-    /// The child waits until its [`Supervisor`] has answered.
+    /// The child waits for the answer of its [`Supervisor`].
     Ask,
 }
 
 /// Half of a system call's argument, by the argument's number from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// All that the kernel looks at where it takes an `int`.
+pub enum ArgumentHalf {
+    /// The low half, which is all of an `int`.
     Low(u8),
-    /// The rest of a pointer or a `long`.
+    /// The high half of a pointer or a `long`.
     High(u8),
 }
 
-/// What half of an argument must be for a rule to hold.
+/// The value that half of an argument must have for a rule to match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Argument {
     /// Which half of which.
-    pub part: Part,
-    /// The bits that matter.
+    pub part: ArgumentHalf,
+    /// The bits to compare.
     pub mask: u32,
-    /// What they must be.
+    /// Their value.
     pub is: Value,
 }
 
@@ -58,42 +58,41 @@ pub enum Value {
     OwnPid,
 }
 
-/// What becomes of one system call: `then` if all arguments are as they must be, `otherwise` if not; without that the
-/// rules that follow decide.
+/// The rule of a system call: `then` if all arguments match, otherwise `otherwise`; if that is `None`, the next rules decide.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The call's number.
     pub call: c_long,
-    /// Compared in order; none: `then` always.
+    /// Compared in order; empty: always a match.
     pub arguments: &'static [Argument],
-    /// What becomes of it.
-    pub then: Verdict,
-    /// What becomes of it with other arguments.
-    pub otherwise: Option<Verdict>,
+    /// The action if all arguments match.
+    pub then: SyscallAction,
+    /// The action if they do not.
+    pub otherwise: Option<SyscallAction>,
 }
 
 /// A filter for the kernel, ready to be installed.
 #[derive(Clone, Debug)]
 pub struct Filter {
     program: Vec<libc::sock_filter>,
-    /// The instructions that compare with the child's own process id, which is not known before it is there.
+    /// The instructions that compare with the child's process id, which is known only after the fork.
     own_pid_at: Vec<usize>,
 }
 
 impl Filter {
-    /// Judges by the first rule that decides; what no rule names is refused as if the kernel did not know it, which is
-    /// what libraries of the future expect of kernels of the past.
+    /// A filter of these rules; the first match decides. All other calls fail with `ENOSYS`, which newer libraries expect from
+    /// an older kernel.
     pub fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
-        // The number means something else to another architecture: nobody there speaks to us.
+        // Numbers of another architecture have another meaning.
         filter.load(ARCHITECTURE_AT);
         filter.jump_if_equal(architecture, 1, 0);
         filter.give(libc::SECCOMP_RET_KILL_PROCESS);
         for rule in rules {
             filter.judge(rule)?;
         }
-        filter.give(return_value(Verdict::Refuse(libc::ENOSYS)));
+        filter.give(return_value(SyscallAction::Refuse(libc::ENOSYS)));
         Ok(filter)
     }
 
@@ -158,34 +157,34 @@ impl Filter {
             libc::syscall(libc::SYS_seccomp, c_ulong::from(libc::SECCOMP_SET_MODE_FILTER), flags, &raw const program)
         };
         let fd = c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
-        // SAFETY: the kernel just made this descriptor for us, and nobody else has it.
+        // SAFETY: the kernel has just returned this new descriptor, which has no other owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
 
-/// Where things stand in `struct seccomp_data` (linux/seccomp.h).
+/// Offsets in `struct seccomp_data` (linux/seccomp.h).
 const NUMBER_AT: u32 = 0;
 const ARCHITECTURE_AT: u32 = 4;
 
-fn place_of(part: Part) -> u32 {
+fn place_of(part: ArgumentHalf) -> u32 {
     let (number, is_high) = match part {
-        Part::Low(number) => (number, false),
-        Part::High(number) => (number, true),
+        ArgumentHalf::Low(number) => (number, false),
+        ArgumentHalf::High(number) => (number, true),
     };
     16 + 8 * u32::from(number) + if is_high == cfg!(target_endian = "little") { 4 } else { 0 }
 }
 
-fn return_value(verdict: Verdict) -> u32 {
+fn return_value(verdict: SyscallAction) -> u32 {
     match verdict {
-        Verdict::Allow => libc::SECCOMP_RET_ALLOW,
+        SyscallAction::Allow => libc::SECCOMP_RET_ALLOW,
         // An error of 0 is none.
-        Verdict::Pretend => libc::SECCOMP_RET_ERRNO,
-        Verdict::Refuse(errno) => libc::SECCOMP_RET_ERRNO | (errno.unsigned_abs() & libc::SECCOMP_RET_DATA),
-        Verdict::Ask => libc::SECCOMP_RET_USER_NOTIF,
+        SyscallAction::Pretend => libc::SECCOMP_RET_ERRNO,
+        SyscallAction::Refuse(errno) => libc::SECCOMP_RET_ERRNO | (errno.unsigned_abs() & libc::SECCOMP_RET_DATA),
+        SyscallAction::Ask => libc::SECCOMP_RET_USER_NOTIF,
     }
 }
 
-/// A system call that a child waits in.
+/// A supervised system call of a waiting child.
 #[derive(Clone, Copy, Debug)]
 pub struct Question {
     id: u64,
@@ -195,8 +194,8 @@ pub struct Question {
     pub arguments: [u64; 6],
 }
 
-/// Where the questions of a child arrive, and answers leave. Poll it for input; a hang-up means that the child and all
-/// that came of it are gone. Dropping it refuses what is asked from then on.
+/// Receives the supervised calls of a child and answers them. Poll it for input; a hang-up means that the child and its
+/// descendants have ended. After a drop, all further calls are refused.
 #[derive(Debug)]
 pub struct Supervisor(OwnedFd);
 
@@ -205,7 +204,7 @@ impl Supervisor {
         Self(fd)
     }
 
-    /// The next question; blocks until there is one. `None`: the child has ended or was interrupted in the meantime.
+    /// Waits for the next supervised call. `None`: the child has ended or was interrupted in the meantime.
     pub fn next(&self) -> io::Result<Option<Question>> {
         let mut asked = MaybeUninit::<libc::seccomp_notif>::zeroed();
         // SAFETY: the descriptor is open; the kernel wants zeroes and writes one `seccomp_notif`, for which there is room.
@@ -223,24 +222,23 @@ impl Supervisor {
         Ok(Some(Question { id: asked.id, call: asked.data.nr.into(), arguments: asked.data.args }))
     }
 
-    /// Lets the call fail with this error. A child that is gone needs no answer.
+    /// Makes the call fail with this error. Has no effect if the child has ended.
     pub fn refuse(&self, question: Question, errno: c_int) {
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: -errno, flags: 0 };
         // SAFETY: the descriptor is open and `answer` a valid `seccomp_notif_resp`, which is only read.
-        let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
+        unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Lets the kernel do what was asked. The child may have changed what its pointers point to in the meantime: for calls
-    /// that were only to be known of.
+    /// Lets the kernel run the call. Not a check: the child may change what its pointers point to in the meantime.
     pub fn let_happen(&self, question: Question) {
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: 0, flags };
         // SAFETY: the descriptor is open and `answer` a valid `seccomp_notif_resp`, which is only read.
-        let _ = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
+        unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Makes the call succeed with a copy of `what` as the child's new descriptor, which is closed by an exec; gives its
-    /// number there. `NotFound`: the child no longer waits.
+    /// Makes the call return a copy of `what`, a new descriptor of the child with close-on-exec; returns its number there.
+    /// `NotFound`: the child does not wait any more.
     pub fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<i32> {
         let mut gift = libc::seccomp_notif_addfd {
             id: question.id,

@@ -1,5 +1,4 @@
-//! Bytes given to the kernel by reference: pages lie in a pipe and go from there to a socket, touched by nobody
-//! (vmsplice(2), splice(2)).
+//! Zero-copy sends: pages are put into a pipe by reference and move from there to a socket (vmsplice(2), splice(2)).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,41 +7,41 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags};
 
-/// Asks the kernel for few large pages behind `bytes`, which it finds and passes on faster than many small ones; a whole
-/// one needs [`HUGE`] bytes that begin at a multiple of that. Best effort: with small pages all works as well.
+/// Asks the kernel for huge pages behind `bytes`, which it looks up and passes on faster than small ones. A huge page needs
+/// [`HUGE`] bytes that begin at a multiple of that. Best effort.
 pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
     // SAFETY: the memory is ours alone for the call; this advice changes none of its content, nor whether it is there
     // (madvise(2), MADV_HUGEPAGE).
-    let _ = unsafe { rustix::mm::madvise(bytes.as_mut_ptr().cast(), bytes.len(), Advice::LinuxHugepage) };
+    unsafe { rustix::mm::madvise(bytes.as_mut_ptr().cast(), bytes.len(), Advice::LinuxHugepage) }.ok();
 }
 
 /// The size of a huge page where one is worth having (x86-64; arm64 with small pages of 4 KiB).
 pub(crate) const HUGE: usize = 2 << 20;
 
-/// A pipe that pages lie in, in the order in which they were put.
+/// A pipe that holds pages.
 pub(crate) struct PagePipe {
     reader: OwnedFd,
     writer: OwnedFd,
-    /// Bytes that lie in it.
+    /// Bytes in the pipe.
     held: usize,
 }
 
 impl PagePipe {
-    /// A pipe for `capacity` bytes of whole pages; of less, where the system gives no more (pipe(7)).
+    /// A pipe for `capacity` bytes of whole pages, or less if the system's limit is lower (pipe(7)).
     pub(crate) fn new(capacity: usize) -> io::Result<Self> {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        // Smaller it works as well, with more calls.
-        let _ = rustix::pipe::fcntl_setpipe_size(&writer, capacity);
+        // Best effort: a smaller pipe needs more calls.
+        rustix::pipe::fcntl_setpipe_size(&writer, capacity).ok();
         Ok(Self { reader, writer, held: 0 })
     }
 
-    /// Bytes that lie in it.
+    /// Bytes in the pipe.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
 
-    /// Puts `pages` in, as far as there is room; never waits. The bytes must be everlasting and unchanging, for the kernel
-    /// reads them when it sends them, and whenever it sends them again.
+    /// Puts as much of `pages` in as fits; never waits. The bytes must never change, because the kernel reads them whenever it
+    /// sends or retransmits them.
     pub(crate) fn put(&mut self, pages: &'static [u8]) -> io::Result<usize> {
         let slices = [IoSliceRaw::from_slice(pages)];
         // SAFETY: `writer` is the pipe's write end, so that the memory is only read; it is `'static` and shared, so that
@@ -59,7 +58,7 @@ impl PagePipe {
         }
     }
 
-    /// Moves what lies in it to `socket`, which may take less; waits as a write to the socket would.
+    /// Moves the bytes in the pipe to `socket`, which may take fewer; blocks like a write to the socket.
     pub(crate) fn send(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let sent = rustix::pipe::splice(&self.reader, None, socket, None, self.held, SpliceFlags::MOVE)?;
         self.held -= sent;
@@ -85,7 +84,7 @@ mod tests {
     };
 
     #[test]
-    fn what_lies_in_the_pipe_arrives_in_its_order() {
+    fn the_bytes_in_the_pipe_arrive_in_order() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut theirs, _) = listener.accept().unwrap();
@@ -126,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_an_error_and_loses_nothing() {
+    fn another_file_than_a_socket_is_an_error_and_loses_nothing() {
         let mut pipe = PagePipe::new(4096).unwrap();
         pipe.put(&PAGES[..100]).unwrap();
         let folder = std::fs::File::open("/").unwrap();

@@ -1,4 +1,4 @@
-//! The appliance's end of `tcp`: opens the streams and runs their phases.
+//! The appliance's end of `tcp`: opens the streams and runs the phases.
 
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -13,13 +13,13 @@ use super::ready::{self, TcpStreams};
 use super::socket_options;
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
-use crate::engine::{ClientEnd, ClientSetup, PhaseObserver};
+use crate::engine::{ClientSetup, EngineClient, PhaseObserver};
 use crate::phase::{self, NO_SUCH_PHASE, nothing_moved, streams_of};
 use crate::session_control::SessionControl;
 use crate::socket::SocketOptions;
 
-/// Handshakes that one appliance may have open at the reflector's control port.
-const DIALS_AT_ONCE: u16 = 4;
+/// Concurrent handshakes that an appliance may have at the reflector's control port.
+const MAX_CONCURRENT_DIALS: u16 = 4;
 
 pub(super) struct TcpClient {
     spec: TestSpec,
@@ -46,7 +46,7 @@ impl TcpClient {
     }
 }
 
-impl ClientEnd for TcpClient {
+impl EngineClient for TcpClient {
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.spec.phases.get(usize::from(phase));
         let spec = spec.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
@@ -62,7 +62,7 @@ impl ClientEnd for TcpClient {
                 match self.dial(phase, index) {
                     Ok(connected) => ready::admit(&self.streams, &self.control, phase, index, connected),
                     Err(error) => {
-                        // The others stop after the dial they are in.
+                        // The other threads stop after their current dial.
                         next.store(streams, Ordering::Relaxed);
                         failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                         return;
@@ -71,9 +71,9 @@ impl ClientEnd for TcpClient {
             }
         };
         std::thread::scope(|scope| {
-            // One of them is this thread: with none to be had, it dials them all.
-            for _ in 1..streams.min(DIALS_AT_ONCE) {
-                let _ = std::thread::Builder::new().name("tcp-dial".into()).spawn_scoped(scope, dial_on);
+            // This thread dials too, so that a failure to start the others only makes it slower.
+            for _ in 1..streams.min(MAX_CONCURRENT_DIALS) {
+                std::thread::Builder::new().name("tcp-dial".into()).spawn_scoped(scope, dial_on).ok();
             }
             dial_on();
         });
@@ -92,7 +92,7 @@ impl ClientEnd for TcpClient {
         };
         match self.streams.take(phase) {
             Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.control, streams, report),
-            Err(_) => nothing_moved(Some(spec), &self.control, "its data connections do not stand"),
+            Err(_) => nothing_moved(Some(spec), &self.control, "its data connections are not complete"),
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The `tcp` engine: parallel streams that fill the path. Decides who sends what, when; how a stream is made and proven
-//! stands with the door and the dialer.
+//! The `tcp` engine: parallel TCP streams that fill the path.
 
 mod client;
 mod payload;
@@ -18,7 +17,7 @@ use std::io;
 
 use paramedic_link::test_spec::{DataMode, DataPathWish, TestSpec};
 
-use crate::engine::{ClientEnd, ClientSetup, Engine, ServerEnd, ServerSetup, first_refusal};
+use crate::engine::{ClientSetup, Engine, EngineClient, EngineServer, ServerSetup, first_refusal};
 use crate::socket::{self, SocketOptions};
 
 /// The engine that fills the path with TCP streams.
@@ -42,39 +41,39 @@ impl Engine for Tcp {
     }
 
     fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
-        let tunneled = spec.data_mode == DataMode::Tunneled;
-        let chosen = !matches!(spec.data_path, DataPathWish::Auto);
+        let is_tunneled = spec.data_mode == DataMode::Tunneled;
+        let is_chosen = !matches!(spec.data_path, DataPathWish::Auto);
         let reads = matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain);
         let asked = [
-            (tunneled && chosen, "inside TLS every byte is copied: a data path can be chosen in direct mode alone"),
-            (spec.verify_payload && !reads, "to verify the payload it has to be read: --data-path auto or plain"),
-            (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a bound of loss are for datagrams"),
+            (is_tunneled && is_chosen, "a data path can be chosen in direct mode only, because TLS copies every byte"),
+            (spec.verify_payload && !reads, "verifying the payload needs --data-path auto or plain"),
+            (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a loss bound are for the engine udp"),
         ];
         first_refusal(asked)
     }
 
-    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn ServerEnd>> {
+    fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>> {
         Ok(Box::new(server::TcpServer::open(setup)?))
     }
 
-    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn ClientEnd>> {
+    fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>> {
         Ok(Box::new(client::TcpClient::new(setup)?))
     }
 }
 
-/// How bytes were moved at an end, as a result names it.
+/// How an end moved the bytes, as the result names it.
 mod data_path {
-    /// Copied between the program and its kernel.
+    /// Copied between the program and the kernel.
     pub(super) const PLAIN: &str = "plain";
-    /// Thrown away in the receiver's kernel.
+    /// Discarded in the receiver's kernel.
     pub(super) const TRUNC: &str = "trunc";
-    /// Given to the sender's kernel by reference.
+    /// Zero-copy send: passed to the sender's kernel by reference.
     pub(super) const SPLICE: &str = "splice";
     /// Through TLS in the program.
     pub(super) const TLS: &str = "tls";
 }
 
-/// The options of this test's sockets, refused here and now if this host's kernel would refuse them.
+/// The options of this test's sockets. Fails if the kernel would refuse them.
 fn socket_options(spec: &TestSpec) -> io::Result<SocketOptions> {
     if let Some(name) = &spec.congestion_control {
         socket::check_congestion_control(name)?;

@@ -1,5 +1,4 @@
-//! What `tcp` sends: the same bytes over and over, from the first byte of a stream to its last, so that a receiver can
-//! tell whether they arrived as they were sent.
+//! The payload of `tcp`: a repeated pattern, so that the receiver can verify it.
 
 use std::sync::LazyLock;
 
@@ -8,11 +7,11 @@ use crate::sys::splice::{HUGE, prefer_huge_pages};
 
 const _: () = assert!(2 * CHUNK <= HUGE);
 
-/// Looks random, and repeats only after more than what any link's compression remembers. Twice, so that a whole chunk can
-/// be had from any place of it; in one huge page where the kernel has one, for it is given to the kernel by reference.
-/// Never changes and never goes: the kernel may hold it.
+/// Pseudo-random bytes that repeat after more than the window of common compressors. Stored twice, so that a whole chunk
+/// is contiguous at any offset, and in one huge page if possible, because it is sent by reference. Never changes and is
+/// never freed: the kernel may refer to it.
 static PATTERN: LazyLock<&'static [u8]> = LazyLock::new(|| {
-    // What is never written to costs no memory.
+    // Pages that are never written to use no memory.
     let bytes = Box::leak(vec![0; 2 * HUGE].into_boxed_slice());
     let start = bytes.as_ptr().align_offset(HUGE);
     prefer_huge_pages(&mut bytes[start..start + HUGE]);
@@ -30,14 +29,14 @@ static PATTERN: LazyLock<&'static [u8]> = LazyLock::new(|| {
     pattern
 });
 
-/// A chunk at most of what a stream carries from its byte number `position` on.
+/// The payload of a stream from byte `position` on, at most a chunk.
 pub(super) fn from(position: u64, most: usize) -> &'static [u8] {
     let start = (position % CHUNK as u64) as usize;
     &PATTERN[start..start + most.min(CHUNK)]
 }
 
-/// Holds what arrived beside what a stream carries from its byte number `position` on: the number of the first byte that
-/// is another one, if one is.
+/// Compares received bytes with the payload of a stream from byte `position` on; returns the position of the first wrong
+/// byte.
 pub(super) fn first_wrong(position: u64, arrived: &[u8]) -> Option<u64> {
     let mut at = position;
     for part in arrived.chunks(CHUNK) {
@@ -56,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_payload_does_not_compress_away() {
+    fn the_payload_is_not_compressible() {
         let mut seen = std::collections::HashSet::new();
         assert!(from(0, CHUNK).chunks_exact(8).all(|word| seen.insert(word)));
     }
@@ -78,6 +77,6 @@ mod tests {
             assert_eq!(first_wrong(10, &arrived), Some(10 + at as u64));
             arrived[at] ^= 1;
         }
-        assert_eq!(first_wrong(11, &arrived), Some(11), "one that is missing shifts all others");
+        assert_eq!(first_wrong(11, &arrived), Some(11), "a missing byte shifts all others");
     }
 }

@@ -1,4 +1,7 @@
-//! The receiving end of one stream: bytes are counted and forgotten. The same at both ends of a session.
+//! The receiving end of a stream: counts and discards bytes. The same at both ends of a session. Shell: a socket and the
+//! clock.
+
+#![expect(clippy::disallowed_methods, reason = "receives in wall time")]
 
 use std::io::{self, Read};
 use std::time::Instant;
@@ -10,12 +13,12 @@ use super::stream_charge::StreamCharge;
 use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
 
-/// Room for what one call takes. Where the kernel throws the bytes away it is never written to, and so costs nothing.
-const ROOM: usize = 4 * CHUNK;
-/// The same where every byte is copied there: it should stay in a processor's cache.
-const COPY_ROOM: usize = CHUNK;
+/// The size of a read that the kernel discards. The buffer is never written to, so it uses no memory.
+const DISCARD_SIZE: usize = 4 * CHUNK;
+/// The size of a read that is copied: it should stay in a processor's cache.
+const COPY_SIZE: usize = CHUNK;
 
-/// Receives until the other end is done. What came before a failure stands in the counter and `received` all the same.
+/// Receives until the other end has finished. The counter and `received` include what arrived before a failure.
 pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut TcpReport) -> io::Result<()> {
     let context = run.context;
     let is_clear = matches!(stream, DataStream::Plain(_));
@@ -25,7 +28,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
         (true, true) => data_path::TRUNC,
         (true, false) => data_path::PLAIN,
     });
-    let mut scratch = vec![0; if in_kernel { ROOM } else { COPY_ROOM }];
+    let mut scratch = vec![0; if in_kernel { DISCARD_SIZE } else { COPY_SIZE }];
     let (mut total, mut charge) = (0, StreamCharge::default());
     loop {
         let taken = if context.ask.verify_payload {
@@ -42,7 +45,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
                 charge.settle(context.control, stream, total)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // A kernel, or what stands in for one, that does not discard for us.
+            // A kernel or sandbox without support.
             Err(e)
                 if in_kernel
                     && context.ask.data_path == DataPathWish::Auto
@@ -57,17 +60,17 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
     if let Some(early) = context.ended_early(Instant::now()) {
         return Err(early);
     }
-    // What the sender waits for.
+    // The confirmation that the sender waits for.
     stream.finish()
 }
 
-/// Reads, and holds what came beside what the stream carries from `position` on.
+/// Reads, and verifies the received bytes against the payload from `position` on.
 fn verify(stream: &mut DataStream, scratch: &mut [u8], position: u64) -> io::Result<usize> {
     let came = stream.read(scratch)?;
     match payload::first_wrong(position, &scratch[..came]) {
         None => Ok(came),
         Some(wrong) => {
-            let what = format!("byte {wrong} of the stream is not the one that was to come");
+            let what = format!("byte {wrong} of the stream does not match the expected payload");
             Err(io::Error::new(io::ErrorKind::InvalidData, what))
         }
     }

@@ -1,5 +1,7 @@
-//! The sending end of one stream: bytes, as fast as they are taken, until the time is over. The same at both ends of a
-//! session.
+//! The sending end of a stream: sends as fast as the socket accepts until the phase's time is over. The same at both ends
+//! of a session. Shell: a socket and the clock.
+
+#![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -13,31 +15,31 @@ use super::{data_path, payload};
 use crate::data_stream::{CHUNK, DataStream};
 use crate::sys::splice::PagePipe;
 
-/// The longest that a write may stand past the end of its phase.
-const LONGEST_WRITE: Duration = Duration::from_millis(100);
+/// How long a write may block, also after the end of the phase.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Pages that wait for the socket in one go: the more moves in one call, the less a byte costs.
-/// A user's pipes may hold 64 MiB in all, which is enough for every stream there can be (pipe(7)).
-const PIPE: usize = 4 * CHUNK;
+/// The capacity of the pipe for zero-copy sends: the more bytes one call moves, the less a byte costs. A user's pipes may
+/// hold 64 MiB in total (pipe(7)), which suffices for the highest number of streams.
+const PIPE_CAPACITY: usize = 4 * CHUNK;
 
-/// How often a second a stream that is held to a rate hands bytes to its kernel, which spreads them further.
+/// How often per second a rate-limited stream writes; the kernel paces the bytes.
 const STEPS_PER_S: u64 = 100;
-/// The least that it hands over: about a segment.
-const LEAST_STEP: u64 = 1400;
+/// The smallest such write: about a segment.
+const MIN_STEP: u64 = 1400;
 
-/// How a stream's bytes reach its socket.
-enum Way {
-    /// Copied to the kernel, or through TLS.
+/// How a stream's bytes are written to its socket.
+enum SendMethod {
+    /// By copy, or through TLS.
     Write,
-    /// Given to the kernel by reference.
+    /// By reference.
     Splice(PagePipe),
 }
 
-impl Way {
-    /// The way that is wished for, or the best there is. What lies in the pipe is counted when it has left it.
+impl SendMethod {
+    /// The requested method, or the fastest one available. Bytes in the pipe are counted when they leave it.
     fn choose(stream: &DataStream, wish: DataPathWish) -> io::Result<Self> {
         let pages = match (stream, wish) {
-            (DataStream::Plain(_), DataPathWish::Auto | DataPathWish::Splice) => PagePipe::new(PIPE),
+            (DataStream::Plain(_), DataPathWish::Auto | DataPathWish::Splice) => PagePipe::new(PIPE_CAPACITY),
             _ => return Ok(Self::Write),
         };
         match pages {
@@ -55,11 +57,11 @@ impl Way {
         }
     }
 
-    /// Moves at most about `most` bytes of what the stream carries from `position` on: how many the socket took.
+    /// Sends at most about `most` bytes of the payload from `position` on; returns how many the socket took.
     fn send(&mut self, stream: &mut DataStream, position: u64, most: usize) -> io::Result<usize> {
         let Self::Splice(pages) = self else { return stream.write(payload::from(position, most)) };
         while pages.held() < most {
-            // A pipe of fewer pages than were asked for is full sooner.
+            // The pipe may be smaller than requested.
             if pages.put(payload::from(position + pages.held() as u64, most - pages.held()))? == 0 {
                 break;
             }
@@ -68,24 +70,24 @@ impl Way {
     }
 }
 
-/// How much is handed to the kernel at once where that was asked for; held to a rate a stream takes small steps.
+/// The size of one write if it was requested; a rate-limited stream takes small steps.
 fn block_of(ask: &TestSpec) -> Option<usize> {
-    let step = |bps: u64| (bps / 8 / STEPS_PER_S).clamp(LEAST_STEP, CHUNK as u64) as usize;
+    let step = |bps: u64| (bps / 8 / STEPS_PER_S).clamp(MIN_STEP, CHUNK as u64) as usize;
     let steps = ask.bitrate_bps.filter(|bps| *bps > 0).map(step);
     ask.block_bytes.map(|bytes| bytes as usize).or(steps)
 }
 
-/// Sends until the phase's time is over, then waits until the other end has taken everything and said so. `path` is set
+/// Sends until the phase's time is over, then waits until the other end confirms that it has read everything. Sets `path`
 /// to how the bytes were moved.
 pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
     let context = run.context;
     let unsent_limit = run.watched.unsent_limit.as_ref();
     let wish = context.ask.data_path;
-    let mut way = Way::choose(stream, wish)?;
-    *path = Some(way.name(stream));
+    let mut method = SendMethod::choose(stream, wish)?;
+    *path = Some(method.name(stream));
     let block = block_of(context.ask);
     let (mut total, mut charge) = (0, StreamCharge::default());
-    let mut limit = LONGEST_WRITE;
+    let mut limit = WRITE_TIMEOUT;
     stream.socket().set_write_timeout(Some(limit))?;
     loop {
         let left = context.until.saturating_duration_since(Instant::now());
@@ -96,59 +98,59 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
             limit = left.max(Duration::from_millis(1));
             stream.socket().set_write_timeout(Some(limit))?;
         }
-        let most = block.unwrap_or(PIPE).min(unsent_limit.map_or(PIPE, UnsentLimit::bytes));
+        let most = block.unwrap_or(PIPE_CAPACITY).min(unsent_limit.map_or(PIPE_CAPACITY, UnsentLimit::bytes));
         if most == 0 {
-            await_word(run)?;
+            await_resume(run)?;
             continue;
         }
-        match way.send(stream, total, most) {
+        match method.send(stream, total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {
                 total += sent as u64;
                 run.counter.set(total);
                 charge.settle(context.control, stream, total)?;
             }
-            Err(e) if is_worth_another_try(&e) => {}
-            // A kernel, or what stands in for one, that does not do it; nothing has left the pipe.
-            Err(e) if wish == DataPathWish::Auto && matches!(way, Way::Splice(_)) && is_unknown_here(&e) => {
-                way = Way::Write;
-                *path = Some(way.name(stream));
+            Err(e) if is_transient(&e) => {}
+            // A kernel or sandbox without support; nothing has left the pipe.
+            Err(e) if wish == DataPathWish::Auto && matches!(method, SendMethod::Splice(_)) && is_unsupported(&e) => {
+                method = SendMethod::Write;
+                *path = Some(method.name(stream));
             }
             Err(e) => return Err(e),
         }
     }
-    stream.socket().set_write_timeout(Some(LONGEST_WRITE))?;
+    stream.socket().set_write_timeout(Some(WRITE_TIMEOUT))?;
     loop {
         match stream.finish() {
             Ok(()) => break,
-            Err(e) if is_worth_another_try(&e) => {}
+            Err(e) if is_transient(&e) => {}
             Err(e) => return Err(e),
         }
     }
-    // The receiver ends its side when it has read the end of ours. The phase's watcher ends this wait at the latest.
-    let mut goodbye = [0; 512];
+    // The receiver closes its side when it has read the end of ours. The phase's watcher limits this wait.
+    let mut rest = [0; 512];
     loop {
-        match stream.socket().read(&mut goodbye) {
+        match stream.socket().read(&mut rest) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
-            Err(e) if is_worth_another_try(&e) => {}
+            Err(e) if is_transient(&e) => {}
             Err(e) => return Err(e),
         }
     }
 }
 
-/// Waits while the stream pauses, until its time is over. An error: its phase is over.
-fn await_word(run: &TcpRun<'_>) -> io::Result<()> {
-    let pauses = || run.watched.unsent_limit.as_ref().is_some_and(|limit| limit.bytes() == 0);
-    run.context.control.wait_until(run.context.until, || !pauses() || run.is_over());
+/// Waits while the stream is paused, until its time is over at most. An error means that its phase is over.
+fn await_resume(run: &TcpRun<'_>) -> io::Result<()> {
+    let is_paused = || run.watched.unsent_limit.as_ref().is_some_and(|limit| limit.bytes() == 0);
+    run.context.control.wait_until(run.context.until, || !is_paused() || run.is_over());
     if run.is_over() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
 }
 
-/// Whether this is how a kernel says that it has no such way.
-fn is_unknown_here(failure: &io::Error) -> bool {
+/// Whether the error means that the kernel does not support the method.
+fn is_unsupported(failure: &io::Error) -> bool {
     matches!(failure.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
 
-fn is_worth_another_try(failure: &io::Error) -> bool {
+fn is_transient(failure: &io::Error) -> bool {
     matches!(failure.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

@@ -1,4 +1,4 @@
-//! The reflector's end of `tcp`: opens the listener, waits for the streams, runs their phases.
+//! The reflector's end of `tcp`: opens the listener, waits for the streams, runs the phases.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::ready::{self, TcpStreams};
 use super::socket_options;
 use crate::data_listener::{DataListener, PreambleAuthenticator};
 use crate::data_stream::DataStream;
-use crate::engine::{PhaseObserver, ServerEnd, ServerSetup};
+use crate::engine::{EngineServer, PhaseObserver, ServerSetup};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
 use crate::session_control::SessionControl;
 use crate::socket::SocketOptions;
@@ -21,7 +21,7 @@ pub(super) struct TcpServer {
     options: SocketOptions,
     control: Arc<SessionControl>,
     streams: Arc<TcpStreams>,
-    /// Direct mode's port; held until the session is over.
+    /// In direct mode: the port of the session, until its end.
     listener: Option<DataListener>,
 }
 
@@ -32,11 +32,11 @@ impl TcpServer {
         let streams = Arc::new(TcpStreams::new(&spec, Arc::clone(&control)));
         let listener = match claim {
             Some(claim) => {
-                let (streams, of_streams) = (Arc::clone(&streams), options.clone());
+                let (streams, stream_options) = (Arc::clone(&streams), options.clone());
                 let authenticator = PreambleAuthenticator::new(keys);
-                let of_session = Arc::clone(&control);
+                let session_control = Arc::clone(&control);
                 let sink = move |preamble, stream| {
-                    seat(&streams, &of_session, &of_streams, preamble, DataStream::Plain(stream));
+                    place(&streams, &session_control, &stream_options, preamble, DataStream::Plain(stream));
                 };
                 Some(DataListener::open(
                     claim,
@@ -53,42 +53,41 @@ impl TcpServer {
         Ok(Self { spec, options, control, streams, listener })
     }
 
-    /// Where direct mode's listener listens.
+    /// The address of direct mode's listener.
     #[cfg(test)]
     pub(super) fn local_addr(&self) -> Option<std::net::SocketAddr> {
         self.listener.as_ref().map(DataListener::local_addr)
     }
 
-    /// Whether all streams of `phase` have come.
+    /// Whether all streams of `phase` are connected.
     #[cfg(test)]
-    pub(super) fn stands(&self, phase: u8) -> bool {
+    pub(super) fn is_complete(&self, phase: u8) -> bool {
         self.streams.is_complete(phase)
     }
 }
 
-fn seat(
+fn place(
     streams: &TcpStreams,
     control: &Arc<SessionControl>,
     options: &SocketOptions,
     preamble: Preamble,
     stream: DataStream,
 ) {
-    // The streams of a later phase would cost descriptors and, unread, the kernel's memory for as long as the session
-    // lasts.
+    // Streams of a later phase would use descriptors and kernel memory until their phase begins.
     if !streams.is_next(preamble.phase) {
-        tracing::debug!(phase = preamble.phase, "a data connection of a later phase was dropped");
+        tracing::debug!(phase = preamble.phase, "dropped a data connection of a later phase");
         return;
     }
     match options.apply(stream.socket()) {
         Ok(()) => ready::admit(streams, control, preamble.phase, preamble.stream, stream),
-        // Such a stream would not carry what was asked for.
-        Err(error) => tracing::debug!(%error, "a data connection does not take its options"),
+        // Without its options the stream would not run the requested test.
+        Err(error) => tracing::debug!(%error, "dropped a data connection: its options were refused"),
     }
 }
 
-impl ServerEnd for TcpServer {
+impl EngineServer for TcpServer {
     fn admit(&self, preamble: Preamble, stream: DataStream) {
-        seat(&self.streams, &self.control, &self.options, preamble, stream);
+        place(&self.streams, &self.control, &self.options, preamble, stream);
     }
 
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
@@ -105,12 +104,12 @@ impl TcpServer {
         };
         match self.streams.await_all(phase) {
             Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.control, streams, report),
-            // Those that came are closed: the appliance learns it from that.
+            // The connected ones were closed, which the appliance sees.
             Err(came) => {
                 let refused = self.listener.as_ref().map_or(0, DataListener::refused);
-                tracing::debug!(phase, came, refused, "the streams of a phase did not all come");
+                tracing::debug!(phase, came, refused, "not all streams of a phase connected");
                 let timeout = CONNECT_TIMEOUT.as_secs();
-                let why = format!("only {came} of the phase's data connections came within {timeout} s");
+                let why = format!("only {came} of the phase's data connections arrived within {timeout} s");
                 nothing_moved(Some(spec), &self.control, &why)
             }
         }

@@ -22,7 +22,9 @@ impl PhaseStream for ReadyConnection {
 
     fn send(&mut self, run: &TcpRun<'_>, report: &mut TcpReport) -> io::Result<()> {
         let result = sender::send(&mut self.stream, run, &mut report.own);
-        report.last = Some(Instant::now().min(run.context.until));
+        #[expect(clippy::disallowed_methods, reason = "the end of a send in wall time")]
+        let now = Instant::now();
+        report.last = Some(now.min(run.context.until));
         result
     }
 
@@ -56,12 +58,12 @@ impl PhaseStream for ReadyConnection {
     fn tally(streams: &[Ended<'_, Self>], is_sent: bool, tally: &mut DirectionTally) {
         tally.data_path = streams.iter().find_map(|stream| stream.own).map(Into::into);
         if is_sent {
-            let infos = streams.iter().map(|stream| socket::stream_info(&stream.watched.socket, stream.bytes));
+            let infos = streams.iter().map(|stream| socket::retransmits_and_mss(&stream.watched.socket));
             let infos = infos.collect::<Vec<_>>();
             let first = streams.first().and_then(|stream| socket::congestion_control(&stream.watched.socket));
             tally.congestion_control = first.map(Into::into);
             tally.mss = infos.iter().find_map(|(_, mss)| *mss);
-            let retransmits = infos.iter().filter_map(|(info, _)| info.retransmits).map(u64::from);
+            let retransmits = infos.iter().filter_map(|(retransmits, _)| *retransmits).map(u64::from);
             tally.retransmits = retransmits.reduce(|a, b| a + b);
         }
     }

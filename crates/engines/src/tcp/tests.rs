@@ -1,6 +1,8 @@
 //! Both ends of `tcp` against each other over real loopback sockets. Nothing here waits for a clock: phases end by
 //! themselves or by an event.
 
+#![expect(clippy::disallowed_methods, reason = "tests run in wall time")]
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,7 +24,7 @@ use super::{Tcp, payload};
 use crate::data_stream::DataStream;
 use crate::data_stream::tests::{accept_tls, configs};
 use crate::dialer::Dialer;
-use crate::engine::{ClientEnd, ClientSetup, Engine, PhaseProgress, ServerEnd, ServerSetup};
+use crate::engine::{ClientSetup, Engine, EngineClient, EngineServer, PhaseProgress, ServerSetup};
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
 
@@ -102,7 +104,7 @@ impl Session {
         let (served, driven) = std::thread::scope(|scope| {
             let served = scope.spawn(|| {
                 let tally = self.server.run(phase, &report);
-                // Whoever waits for a start that never came.
+                // Ends the wait for a start that never came.
                 start.send(()).unwrap_or(());
                 tally
             });
@@ -183,7 +185,7 @@ fn both_ends_count_the_same_bytes_in_every_mode_and_direction() {
 }
 
 #[test]
-fn the_data_path_that_is_asked_for_is_taken_and_named() {
+fn the_requested_data_path_is_used_and_reported() {
     let paths = [
         (DataPathWish::Auto, "splice", "trunc"),
         (DataPathWish::Plain, "plain", "plain"),
@@ -204,7 +206,7 @@ fn the_data_path_that_is_asked_for_is_taken_and_named() {
 }
 
 #[test]
-fn a_payload_that_arrives_as_it_was_sent_is_verified_in_every_mode() {
+fn an_unchanged_payload_is_verified_in_every_mode() {
     for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
         // Small blocks let every place of the pattern be where one ends.
         for block_bytes in [None, Some(1000)] {
@@ -217,7 +219,7 @@ fn a_payload_that_arrives_as_it_was_sent_is_verified_in_every_mode() {
 }
 
 #[test]
-fn a_payload_that_was_changed_on_its_way_ends_the_phase() {
+fn a_changed_payload_ends_the_phase() {
     for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
         let spec = TestSpec { verify_payload: true, ..spec(mode, 1, &[Load::Upload], HOUR_MS) };
         let session = Session::open(&spec);
@@ -229,13 +231,13 @@ fn a_payload_that_was_changed_on_its_way_ends_the_phase() {
             stream.write_all(&bytes).and_then(|()| stream.flush()).unwrap();
             served.join().unwrap()
         });
-        let told = served.cut_short.unwrap();
-        assert!(told.as_str().ends_with("byte 4321 of the stream is not the one that was to come"), "{told}");
+        let why = served.cut_short.unwrap();
+        assert!(why.as_str().ends_with("byte 4321 of the stream does not match the expected payload"), "{why}");
     }
 }
 
 #[test]
-fn a_stream_that_is_held_to_a_rate_sends_no_more() {
+fn a_rate_limited_stream_sends_no_faster() {
     const BYTES_PER_S: u64 = 1_000_000;
     for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
         let spec = TestSpec { bitrate_bps: Some(8 * BYTES_PER_S), ..spec(mode, 2, &[Load::Bidir], 500) };
@@ -252,7 +254,7 @@ fn a_stream_that_is_held_to_a_rate_sends_no_more() {
 }
 
 #[test]
-fn segments_are_no_larger_than_they_may_be() {
+fn segments_respect_the_maximum_size() {
     for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
         let spec = TestSpec { mss_bytes: Some(1000), ..spec(mode, 1, &[Load::Bidir], 200) };
         let (served, driven, _) = Session::open(&spec).run(0, |_| ());
@@ -263,7 +265,7 @@ fn segments_are_no_larger_than_they_may_be() {
 }
 
 #[test]
-fn what_tcp_does_not_do_is_refused() {
+fn unsupported_options_are_refused() {
     let direct = spec(DataMode::DirectEphemeral, 1, &[Load::Upload], 100);
     let tunneled = TestSpec { data_mode: DataMode::Tunneled, ..direct.clone() };
     let refuses = |spec: TestSpec| Tcp.unsupported(&spec).is_some();
@@ -275,7 +277,7 @@ fn what_tcp_does_not_do_is_refused() {
 }
 
 #[test]
-fn samples_tell_when_they_were_taken_and_end_with_the_time() {
+fn samples_have_their_time_and_end_with_the_phase() {
     let session = Session::open(&spec(DataMode::DirectEphemeral, 2, &[Load::Download], 550));
     let (_, driven, samples) = session.run(0, |_| ());
     assert!(samples.windows(2).all(|pair| pair[0].1.at_us < pair[1].1.at_us));
@@ -285,7 +287,7 @@ fn samples_tell_when_they_were_taken_and_end_with_the_time() {
 }
 
 #[test]
-fn a_cut_at_either_end_ends_both_in_mid_phase() {
+fn cancelling_either_end_ends_both_during_a_phase() {
     for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
         for load in [Load::Download, Load::Upload, Load::Bidir] {
             for reflector_cuts in [true, false] {
@@ -305,8 +307,8 @@ fn a_cut_at_either_end_ends_both_in_mid_phase() {
                 assert!(took < Duration::from_secs(60), "{what}: {took:?}");
                 let (cutter, other) = if reflector_cuts { (served, driven) } else { (driven, served) };
                 assert_eq!(cutter.cut_short.unwrap().as_str(), crate::phase::SESSION_OVER, "{what}");
-                let told = other.cut_short.clone().unwrap_or_default();
-                assert!(told.as_str().starts_with("a data connection failed"), "{what}: {told}");
+                let why = other.cut_short.clone().unwrap_or_default();
+                assert!(why.as_str().starts_with("a data connection failed"), "{what}: {why}");
                 assert!(other.bytes() > 0, "{what}: what was counted is kept");
             }
         }
@@ -314,7 +316,7 @@ fn a_cut_at_either_end_ends_both_in_mid_phase() {
 }
 
 #[test]
-fn a_budget_that_ran_out_is_waited_for() {
+fn an_exhausted_budget_pauses_the_stream() {
     for load in [Load::Download, Load::Upload] {
         const SLICE: u64 = 1 << 20;
         let session =
@@ -361,7 +363,7 @@ fn deafen(socket: &TcpStream) {
 }
 
 #[test]
-fn a_sender_whose_other_end_falls_silent_pauses_until_it_hears_again() {
+fn a_sender_pauses_while_the_other_end_is_silent() {
     const BYTES_PER_S: u64 = 250_000;
     let asked = spec(DataMode::DirectEphemeral, 1, &[Load::Download], HOUR_MS);
     let session = Session::open(&TestSpec { bitrate_bps: Some(8 * BYTES_PER_S), ..asked });
@@ -401,7 +403,7 @@ fn a_sender_whose_other_end_falls_silent_pauses_until_it_hears_again() {
 }
 
 #[test]
-fn a_sender_that_pauses_ends_with_its_session() {
+fn a_paused_sender_ends_with_its_session() {
     let asked = spec(DataMode::DirectEphemeral, 1, &[Load::Download], HOUR_MS);
     let session = Session::open(&TestSpec { bitrate_bps: Some(2_000_000), ..asked });
     let quiet = AtomicUsize::new(0);
@@ -426,7 +428,7 @@ fn a_sender_that_pauses_ends_with_its_session() {
 }
 
 #[test]
-fn a_phase_whose_streams_do_not_stand_moves_nothing_and_says_so() {
+fn a_phase_without_its_streams_moves_nothing_and_reports_why() {
     let session = Session::open(&spec(DataMode::DirectEphemeral, 2, &[Load::Upload], 100));
     let tally = session.client.run(0, &|_| ());
     assert_eq!(tally.upload.unwrap().count.bytes, 0);
@@ -444,7 +446,7 @@ fn a_second_stream_of_the_same_index_is_dropped() {
     let mut ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let theirs = DataStream::Plain(listener.accept().unwrap().0);
     let deadline = Instant::now() + Duration::from_secs(10);
-    assert!(session.reflector.wait_until(deadline, || session.server.stands(0)));
+    assert!(session.reflector.wait_until(deadline, || session.server.is_complete(0)));
     session
         .server
         .admit(Preamble { session: SessionId::from_bytes([5; 16]), phase: 0, stream: 1, nonce: [0; 12] }, theirs);

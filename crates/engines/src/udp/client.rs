@@ -1,4 +1,7 @@
-//! The appliance's end of `udp`: introduces the streams, proves that they are here, runs their phases.
+//! The appliance's end of `udp`: validates the streams' addresses with the reflector and runs the phases. Shell: sockets
+//! and the clock.
+
+#![expect(clippy::disallowed_methods, reason = "waits for answers in wall time")]
 
 use std::io;
 use std::sync::Arc;
@@ -11,32 +14,32 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::packet::{Place, SIGNAL, Signal, Word};
+use super::packet::{SIGNAL, Signal, StreamId, Word};
 use super::ready::ReadyStream;
 use super::socket;
 use crate::dialer::Dialer;
-use crate::engine::{ClientEnd, ClientSetup, PhaseObserver};
+use crate::engine::{ClientSetup, EngineClient, PhaseObserver};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, StreamRegistry, direction_of, nothing_moved, streams_of};
 use crate::session_control::{Cancelled, SessionControl};
 
-/// What has no answer by then is said again.
-const AGAIN: Duration = Duration::from_millis(100);
+/// When a signal without an answer is repeated.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) struct UdpClient {
     spec: TestSpec,
     keys: Arc<SessionKeys>,
     dialer: Arc<Dialer>,
     control: Arc<SessionControl>,
-    /// No number is used twice in the session.
+    /// The next number of a signal, unique in the session.
     next: AtomicU64,
     streams: StreamRegistry<ReadyStream>,
 }
 
-/// A stream that introduces itself.
+/// A stream during address validation.
 struct Candidate {
-    standing: ReadyStream,
-    /// What is to be said next; nothing once it stands.
-    says: Option<Word>,
+    stream: ReadyStream,
+    /// The next signal; `None` once the address is validated.
+    next: Option<Word>,
 }
 
 impl UdpClient {
@@ -46,59 +49,60 @@ impl UdpClient {
         Self { spec, keys, dialer, control, next: AtomicU64::new(0), streams }
     }
 
-    fn candidate(&self, place: Place, spec: &PhaseSpec) -> io::Result<Candidate> {
+    fn candidate(&self, stream_id: StreamId, spec: &PhaseSpec) -> io::Result<Candidate> {
         let target = self.dialer.target;
         let socket = self.dialer.origin.datagrams(target)?;
-        let standing = ReadyStream::new(place, socket, &self.keys, &self.spec, &self.control)?;
-        if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Upload) {
-            // Checked now: once the phase runs, an error would only cut it short.
-            socket::payload(&standing.socket, &self.spec)?;
+        let stream = ReadyStream::new(stream_id, socket, &self.keys, &self.spec, &self.control)?;
+        if direction_of(&self.spec, spec, stream_id.stream.into()) == Some(Direction::Upload) {
+            // Checked before the phase, which an error would cut short.
+            socket::payload(&stream.socket, &self.spec)?;
         }
-        Ok(Candidate { standing, says: Some(Word::Hello) })
+        Ok(Candidate { stream, next: Some(Word::Hello) })
     }
 
-    /// Says what is to be said.
-    fn say(&self, candidate: &Candidate) {
-        let Some(word) = candidate.says else { return };
+    /// Sends the next signal.
+    fn send(&self, candidate: &Candidate) {
+        let Some(word) = candidate.next else { return };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let signal = Signal { place: candidate.standing.place, number, word };
-        // One that can't be sent is like one that is lost.
-        let _ = candidate.standing.socket.send(&signal.seal(Direction::Upload, &self.keys));
+        let signal = Signal { stream_id: candidate.stream.stream_id, number, word };
+        // A failed send is like a lost datagram.
+        candidate.stream.socket.send(&signal.seal(Direction::Upload, &self.keys)).ok();
     }
 
-    /// Hears what lies in the socket.
-    fn hear(&self, candidate: &mut Candidate) {
+    /// Reads the signals in the socket.
+    fn receive(&self, candidate: &mut Candidate) {
         let mut bytes = [0; SIGNAL + 1];
-        let mut said = candidate.says;
-        while let Some(len) = socket::take_waiting(&candidate.standing.socket, &mut bytes) {
-            let heard = bytes.get(..len).and_then(|bytes| Signal::open(bytes, Direction::Download, &self.keys));
-            let Some(signal) = heard.filter(|signal| signal.place == candidate.standing.place) else {
-                // The end of a socket that was shut down comes without end.
+        let mut next = candidate.next;
+        while let Some(len) = socket::take_waiting(&candidate.stream.socket, &mut bytes) {
+            let signal = bytes.get(..len).and_then(|bytes| Signal::open(bytes, Direction::Download, &self.keys));
+            let Some(signal) = signal.filter(|signal| signal.stream_id == candidate.stream.stream_id) else {
+                // A socket that was shut down returns its end forever.
                 if self.control.is_cancelled() {
                     return;
                 }
                 continue;
             };
-            said = match (signal.word, said) {
+            next = match (signal.word, next) {
                 (Word::Challenge(token), Some(Word::Hello)) => Some(Word::Answer(token)),
                 (Word::Ready, Some(Word::Answer(_))) => None,
-                (_, said) => said,
+                (_, next) => next,
             };
         }
-        if said != candidate.says {
-            candidate.says = said;
-            self.say(candidate);
+        if next != candidate.next {
+            candidate.next = next;
+            self.send(candidate);
         }
     }
 
-    fn gather(&self, candidates: &mut [Candidate]) -> io::Result<()> {
+    /// Validates the addresses of all `candidates`.
+    fn validate(&self, candidates: &mut [Candidate]) -> io::Result<()> {
         let end = Instant::now() + CONNECT_TIMEOUT;
-        let mut again = Instant::now();
+        let mut retry_at = Instant::now();
         loop {
             if self.control.is_cancelled() {
                 return Err(io::Error::new(io::ErrorKind::ConnectionAborted, Cancelled));
             }
-            let missing = candidates.iter().filter(|candidate| candidate.says.is_some()).count();
+            let missing = candidates.iter().filter(|candidate| candidate.next.is_some()).count();
             if missing == 0 {
                 return Ok(());
             }
@@ -112,38 +116,38 @@ impl UdpClient {
                 );
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
-            if now >= again {
-                candidates.iter().for_each(|candidate| self.say(candidate));
-                again = now + AGAIN;
+            if now >= retry_at {
+                candidates.iter().for_each(|candidate| self.send(candidate));
+                retry_at = now + RETRY_INTERVAL;
             }
             let mut polled = candidates
                 .iter()
-                .filter(|candidate| candidate.says.is_some())
-                .map(|candidate| PollFd::new(&candidate.standing.socket, PollFlags::IN))
+                .filter(|candidate| candidate.next.is_some())
+                .map(|candidate| PollFd::new(&candidate.stream.socket, PollFlags::IN))
                 .collect::<Vec<_>>();
-            let left = again.saturating_duration_since(now);
+            let left = retry_at.saturating_duration_since(now);
             let limit = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
             match poll(&mut polled, Some(&limit)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
             drop(polled);
-            candidates.iter_mut().filter(|candidate| candidate.says.is_some()).for_each(|one| self.hear(one));
+            candidates.iter_mut().filter(|candidate| candidate.next.is_some()).for_each(|one| self.receive(one));
         }
     }
 }
 
-impl ClientEnd for UdpClient {
+impl EngineClient for UdpClient {
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.spec.phases.get(usize::from(phase));
         let spec = spec.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
         let streams = u8::try_from(streams_of(&self.spec, spec)).unwrap_or(u8::MAX);
-        let places = (0..streams).map(|stream| Place { phase, stream });
-        let mut candidates = places.map(|place| self.candidate(place, spec)).collect::<io::Result<Vec<_>>>()?;
-        self.gather(&mut candidates)?;
-        for Candidate { standing, .. } in candidates {
-            let index = standing.place.stream.into();
-            let placed = self.streams.admit(phase, index, standing);
+        let ids = (0..streams).map(|stream| StreamId { phase, stream });
+        let mut candidates = ids.map(|stream_id| self.candidate(stream_id, spec)).collect::<io::Result<Vec<_>>>()?;
+        self.validate(&mut candidates)?;
+        for Candidate { stream, .. } in candidates {
+            let index = stream.stream_id.stream.into();
+            let placed = self.streams.admit(phase, index, stream);
             placed.map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, "the phase has its streams already"))?;
         }
         Ok(())
@@ -155,7 +159,7 @@ impl ClientEnd for UdpClient {
         };
         match self.streams.take(phase) {
             Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.control, streams, report),
-            Err(_) => nothing_moved(Some(spec), &self.control, "its streams do not stand"),
+            Err(_) => nothing_moved(Some(spec), &self.control, "its streams are not complete"),
         }
     }
 }

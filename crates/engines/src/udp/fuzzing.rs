@@ -1,10 +1,10 @@
-//! What the fuzz target of datagrams needs of the private packet types: bytes in, the same datagram sealed again.
-//! Nothing else may use it.
+//! The fuzz target's access to the private packet types: parses bytes and seals the same datagram again. For fuzzing
+//! only.
 
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::test_spec::Direction;
 
-use super::packet::{Place, SIGNAL, Seal, Signal};
+use super::packet::{SIGNAL, Seal, Signal, StreamId};
 
 /// Bytes of a bulk datagram's header.
 pub const HEADER: usize = super::packet::HEADER;
@@ -16,7 +16,7 @@ pub fn reseal_signal(bytes: &[u8], flow: Direction, keys: &SessionKeys) -> Optio
 
 /// The bulk datagram of this phase and stream in these bytes, with its header written again.
 pub fn reseal_bulk(bytes: &[u8], [phase, stream]: [u8; 2], flow: Direction, keys: &SessionKeys) -> Option<Vec<u8>> {
-    let seal = Seal::of(Place { phase, stream }, flow, keys);
+    let seal = Seal::of(StreamId { phase, stream }, flow, keys);
     let bulk = seal.open(bytes)?;
     let mut datagram = bytes.to_vec();
     seal.prepare(&mut datagram);

@@ -1,5 +1,5 @@
-//! Which address may have a stream: one that gets what is sent to it, and answers with the session's key. Decides on each
-//! signal that comes to the reflector's port; opens and moves nothing.
+//! Address validation: decides which address gets a stream. The address has to receive a token and return it, sealed with
+//! the session's key. Handles the signals that arrive at the reflector's port.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,12 +12,12 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 use rustix::rand::GetRandomFlags;
 use subtle::ConstantTimeEq;
 
-use super::packet::{self, Place, SIGNAL, Signal, TOKEN, Word};
+use super::packet::{self, SIGNAL, Signal, StreamId, TOKEN, Word};
 use crate::phase::{StreamRegistry, Unplaced};
 use crate::session_control::SessionControl;
 use crate::udp_port::{Datagram, DatagramHandler, PortHandle, Refusal};
 
-/// Where a stream's other end stands.
+/// The validated address of a stream's other end.
 #[derive(Clone)]
 pub(super) struct Proven {
     pub(super) peer: SocketAddr,
@@ -25,20 +25,20 @@ pub(super) struct Proven {
     pub(super) port: PortHandle,
 }
 
-/// The gate of one session.
+/// The address validation of one session.
 pub(super) struct Gate {
     keys: Arc<SessionKeys>,
     control: Arc<SessionControl>,
-    /// What has proven itself.
-    pub(super) proven: StreamRegistry<(Place, Proven)>,
-    /// What tokens are made with.
+    /// The validated streams.
+    pub(super) proven: StreamRegistry<(StreamId, Proven)>,
+    /// The key of the tokens.
     secret: hmac::Key,
-    heard: Mutex<HashMap<Place, Heard>>,
+    heard: Mutex<HashMap<StreamId, HighestNumbers>>,
 }
 
-/// The highest numbers of a stream's hellos and answers: none is taken twice.
+/// The highest numbers of a stream's hellos and answers, to detect replays.
 #[derive(Default)]
-struct Heard {
+struct HighestNumbers {
     hello: Option<u64>,
     answer: Option<u64>,
 }
@@ -53,27 +53,31 @@ impl Gate {
     }
 
     fn judge(&self, signal: &Signal, arrived: &Datagram<'_>) -> Result<Word, Refusal> {
-        let place = signal.place;
-        let index = place.stream.into();
-        self.proven.check(place.phase, index)?;
+        let stream_id = signal.stream_id;
+        let index = stream_id.stream.into();
+        self.proven.check(stream_id.phase, index)?;
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let stream = heard.entry(place).or_default();
+        let stream = heard.entry(stream_id).or_default();
         let newest = match signal.word {
             Word::Hello => &mut stream.hello,
             Word::Answer(_) => &mut stream.answer,
-            // What else there is belongs to a stream that runs, and comes to its own socket.
+            // Other signals belong to a running stream and arrive at its own socket.
             _ => return Err(Refusal::Malformed),
         };
         if newest.is_some_and(|newest| signal.number <= newest) {
             return Err(Refusal::Replayed);
         }
-        let token = self.token(place, arrived.from);
+        let token = self.token(stream_id, arrived.from);
         match signal.word {
             Word::Answer(answer) if !bool::from(answer.ct_eq(&token)) => Err(Refusal::Forged),
             Word::Answer(_) => {
                 *newest = Some(signal.number);
                 let (peer, to) = (arrived.from, arrived.to);
-                self.proven.replace(place.phase, index, (place, Proven { peer, to, port: arrived.port.clone() }))?;
+                self.proven.replace(
+                    stream_id.phase,
+                    index,
+                    (stream_id, Proven { peer, to, port: arrived.port.clone() }),
+                )?;
                 Ok(Word::Ready)
             }
             _ => {
@@ -83,9 +87,9 @@ impl Gate {
         }
     }
 
-    /// What only who gets datagrams at `address` can know.
-    fn token(&self, place: Place, address: SocketAddr) -> [u8; TOKEN] {
-        let text = format!("{} {} {address}", place.phase, place.stream);
+    /// A token that only the receiver at `address` can know.
+    fn token(&self, stream_id: StreamId, address: SocketAddr) -> [u8; TOKEN] {
+        let text = format!("{} {} {address}", stream_id.phase, stream_id.stream);
         let tag = hmac::sign(&self.secret, text.as_bytes());
         let mut token = [0; TOKEN];
         token.copy_from_slice(&tag.as_ref()[..TOKEN]);
@@ -110,7 +114,7 @@ impl DatagramHandler for Gate {
     fn take(&self, arrived: &Datagram<'_>) -> Result<[u8; SIGNAL], Refusal> {
         let signal = Signal::open(arrived.bytes, Direction::Upload, &self.keys).ok_or(Refusal::Forged)?;
         let word = self.judge(&signal, arrived)?;
-        // After the numbers: a replayed signal must not keep a dead session alive.
+        // After the replay check: a replayed signal must not keep a session alive.
         self.control.heard();
         Ok(Signal { word, ..signal }.seal(Direction::Download, &self.keys))
     }

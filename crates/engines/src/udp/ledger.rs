@@ -1,13 +1,11 @@
-//! What one receiver counts of one stream's datagrams: which came, which came twice, which came late, how unevenly.
-//! Pure; times are handed in.
+//! A receiver's record of one stream's datagrams: loss, duplicates, reordering, jitter. Pure: times are arguments.
 
 use super::packet::Bulk;
 
-/// How far behind the highest a sequence number is still known to have come or not. At 6 million datagrams a second
-/// that is 20 ms.
+/// How many sequence numbers below the highest are remembered: 20 ms at 6 million datagrams per second.
 const WINDOW: u64 = 1 << 17;
 const WORDS: usize = (WINDOW / 64) as usize;
-/// How long the fastest way of a datagram is believed, so that two clocks that drift apart show no queue.
+/// How long the fastest transit is valid, so that clock drift does not look like a queue.
 const BASE_HOLDS_NS: u64 = 5_000_000_000;
 
 /// The counts of one stream.
@@ -15,33 +13,33 @@ const BASE_HOLDS_NS: u64 = 5_000_000_000;
 pub(super) struct Counts {
     /// Distinct datagrams.
     pub(super) received: u64,
-    /// Those of them that were sent after the search had last found its rate.
+    /// Those of them that were sent after the search had settled for the last time.
     pub(super) settled: u64,
     /// One more than the highest sequence number.
     pub(super) through: u64,
-    /// Datagrams that came again.
+    /// Datagrams that arrived again.
     pub(super) duplicates: u64,
-    /// Datagrams that came after one with a higher number (RFC 4737, section 3.3).
+    /// Datagrams that arrived after one with a higher number (RFC 4737, section 3.3).
     pub(super) out_of_order: u64,
-    /// When the first settled one came, as [`Ledger::enter`] was told.
+    /// The time argument of [`DatagramLedger::enter`] for the first settled datagram.
     pub(super) settled_at_ns: Option<u64>,
 }
 
 /// One stream's record.
-pub(super) struct Ledger {
+pub(super) struct DatagramLedger {
     counts: Counts,
-    /// One bit a sequence number, at its value modulo [`WINDOW`]; only those below `through` mean anything.
+    /// One bit per sequence number, at its value modulo [`WINDOW`]; valid below `through`.
     arrived: Box<[u64; WORDS]>,
-    /// Arrival less sending of the datagram before; two clocks, so only differences mean anything.
+    /// Arrival time minus sending time of the previous datagram; of two clocks, so only differences are meaningful.
     transit_ns: Option<i64>,
     /// RFC 3550's estimate, times 16.
     jitter_ns_16: u64,
     base: Base,
-    /// The fastest transit since it was last asked for.
+    /// The fastest transit since the last call of [`DatagramLedger::queue_us`].
     fastest_ns: Option<i64>,
 }
 
-/// The fastest transit of late.
+/// The fastest recent transit.
 #[derive(Default)]
 struct Base {
     since_ns: u64,
@@ -60,11 +58,11 @@ impl Base {
     }
 }
 
-impl Ledger {
+impl DatagramLedger {
     pub(super) fn new() -> Self {
         Self {
             counts: Counts::default(),
-            // On the heap from the start: it is larger than a stack likes.
+            // On the heap from the start, because it is large.
             arrived: vec![0; WORDS].try_into().unwrap_or_else(|_| unreachable!("as many words as it has")),
             transit_ns: None,
             jitter_ns_16: 0,
@@ -73,19 +71,18 @@ impl Ledger {
         }
     }
 
-    /// Takes note of a verified datagram that arrived at `at_ns` of this end's clock; says whether it came for the first
-    /// time.
+    /// Records a verified datagram that arrived at `at_ns` of this end's clock; returns whether it is new.
     pub(super) fn enter(&mut self, bulk: &Bulk, at_ns: u64) -> bool {
         let seq = bulk.seq;
         if seq >= self.counts.through {
             self.skip_to(seq);
             self.counts.through = seq.saturating_add(1);
             if !bulk.is_settled {
-                // What had settled before was no end of the search.
+                // The search has resumed.
                 (self.counts.settled, self.counts.settled_at_ns) = (0, None);
             }
         } else if self.counts.through - seq > WINDOW || self.has(seq) {
-            // So late that nothing tells whether it came before: it counts as lost, rather than as twice.
+            // A datagram below the window may be a duplicate: it stays lost.
             self.counts.duplicates += 1;
             return false;
         } else {
@@ -101,7 +98,7 @@ impl Ledger {
         true
     }
 
-    /// What is counted so far.
+    /// The counts so far.
     pub(super) fn counts(&self) -> Counts {
         self.counts
     }
@@ -111,14 +108,14 @@ impl Ledger {
         self.jitter_ns_16 / 16
     }
 
-    /// How much longer than the fastest of late the fastest datagram since the last call took, in microseconds.
+    /// The queueing delay in microseconds: the fastest transit since the last call minus the fastest recent one.
     pub(super) fn queue_us(&mut self) -> u32 {
         let base = [self.base.before, self.base.now].into_iter().flatten().min();
         let (Some(fastest), Some(base)) = (self.fastest_ns.take(), base) else { return 0 };
         u32::try_from(fastest.saturating_sub(base) / 1000).unwrap_or(u32::MAX)
     }
 
-    /// Forgets what lay at the places of the numbers from `through` to `seq`.
+    /// Clears the bits of the numbers from `through` to `seq`.
     fn skip_to(&mut self, seq: u64) {
         let from = self.counts.through;
         if seq - from >= WINDOW {
@@ -131,7 +128,7 @@ impl Ledger {
     }
 
     fn time(&mut self, sent_ns: u64, at_ns: u64) {
-        // The zeros of two clocks differ by anything, and the other end's may be a lie: only wrapping is safe.
+        // The zeros of the clocks differ arbitrarily, and the sender may lie: wraps instead of overflowing.
         let transit = at_ns.wrapping_sub(sent_ns).cast_signed();
         if let Some(before) = self.transit_ns.replace(transit) {
             let difference = transit.wrapping_sub(before).unsigned_abs();
@@ -159,13 +156,13 @@ mod tests {
 
     use super::*;
 
-    fn enter(ledger: &mut Ledger, seq: u64) -> bool {
+    fn enter(ledger: &mut DatagramLedger, seq: u64) -> bool {
         ledger.enter(&Bulk { seq, sent_ns: seq * 1000, is_settled: seq >= 4 }, seq * 1000 + 500)
     }
 
     #[test]
-    fn late_and_double_ones_are_told_apart() {
-        let mut ledger = Ledger::new();
+    fn late_and_duplicate_datagrams_are_distinguished() {
+        let mut ledger = DatagramLedger::new();
         for seq in [0, 1, 3, 2, 2, 3, 6, 4, 5] {
             enter(&mut ledger, seq);
         }
@@ -176,7 +173,7 @@ mod tests {
 
     #[test]
     fn jitter_is_that_of_rfc_3550() {
-        let mut ledger = Ledger::new();
+        let mut ledger = DatagramLedger::new();
         let mut expected = 0.0_f64;
         let mut before = None;
         for (seq, transit) in [5_000_000_i64, 9_000_000, 2_000_000, 2_000_000, 8_000_000].into_iter().enumerate() {
@@ -190,15 +187,15 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_what_even_the_fastest_waited() {
-        let mut ledger = Ledger::new();
+    fn the_queue_is_the_delay_of_the_fastest_datagram() {
+        let mut ledger = DatagramLedger::new();
         let mut at = |seq: u64, transit_us: u64| {
             let sent_ns = seq * 1_000_000;
             ledger.enter(&Bulk { seq, sent_ns, is_settled: true }, sent_ns + transit_us * 1000);
             ledger.queue_us()
         };
         assert_eq!((at(0, 100), at(1, 5100), at(2, 100)), (0, 5000, 0));
-        // Clocks that drift apart for long enough show no queue.
+        // Clock drift does not look like a queue forever.
         assert_eq!(at(6_000, 400), 300);
         assert_eq!((at(12_000, 700), at(18_000, 1000)), (300, 300));
     }
@@ -206,7 +203,7 @@ mod tests {
     proptest! {
         #[test]
         fn each_number_counts_once(seqs in prop::collection::vec(0u64..300, 0..500)) {
-            let mut ledger = Ledger::new();
+            let mut ledger = DatagramLedger::new();
             let fresh = seqs.iter().filter(|seq| enter(&mut ledger, **seq)).count();
             let distinct = seqs.iter().collect::<HashSet<_>>().len();
             prop_assert_eq!(fresh, distinct);
@@ -216,10 +213,10 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_counted_without_a_panic(
+        fn arbitrary_datagrams_are_counted_without_a_panic(
             bulk in prop::collection::vec((any::<u64>(), any::<u64>(), any::<bool>(), any::<u64>()), 0..50),
         ) {
-            let mut ledger = Ledger::new();
+            let mut ledger = DatagramLedger::new();
             for (seq, sent_ns, is_settled, at_ns) in &bulk {
                 ledger.enter(&Bulk { seq: *seq, sent_ns: *sent_ns, is_settled: *is_settled }, *at_ns);
             }
@@ -230,7 +227,7 @@ mod tests {
 
         #[test]
         fn numbers_a_window_apart_do_not_meet(first in 0u64..1000, rounds in 1u64..4) {
-            let mut ledger = Ledger::new();
+            let mut ledger = DatagramLedger::new();
             enter(&mut ledger, first);
             prop_assert!(enter(&mut ledger, first + rounds * WINDOW));
             prop_assert!(!enter(&mut ledger, first));

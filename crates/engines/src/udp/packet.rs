@@ -1,5 +1,5 @@
 //! The datagrams of `udp`: the bulk that loads the path, and the signals about it. Pure: bytes in, values out; no
-//! sockets, no clock. docs/protocol.md, "Bulk datagrams", describes them to the outside.
+//! sockets, no clock. docs/protocol.md, "Bulk datagrams", specifies them.
 
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
@@ -9,11 +9,11 @@ use crate::udp_port::{DATAGRAM_LEN, VERSION};
 
 /// Bytes of a bulk datagram's header, and so its smallest payload.
 pub(super) const HEADER: usize = 52;
-/// The largest payload: what an IPv4 packet holds beside its headers.
+/// The largest payload of a datagram over IPv4.
 pub(super) const LARGEST: usize = 65_507;
-/// Bytes of every signal: none is longer than what it answers.
+/// Bytes of every signal, so that no answer is longer than its request.
 pub(super) const SIGNAL: usize = DATAGRAM_LEN;
-/// Bytes of the token by which an address proves that it receives.
+/// Bytes of the token that validates an address.
 pub(super) const TOKEN: usize = 16;
 
 /// Latency probes have the kinds 1 and 2.
@@ -25,57 +25,56 @@ const ANSWER: u8 = 7;
 const READY: u8 = 8;
 const FEEDBACK: u8 = 9;
 const LAST: u8 = 10;
-/// Where a signal's tag stands, and so what it covers.
+/// The offset of a signal's tag, which covers the bytes before it.
 const TAG_AT: usize = SIGNAL - TAG_LEN;
 
-/// Which stream of which phase.
+/// A stream of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Place {
+pub(super) struct StreamId {
     /// The phase, from 0.
     pub(super) phase: u8,
     /// The stream, from 0; in a phase of both directions the download's come first.
     pub(super) stream: u8,
 }
 
-/// What is said about a stream, each time with a number above all before of the same kind.
+/// A control datagram of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Signal {
-    pub(super) place: Place,
-    /// In a hello, an answer and a feedback a number that was not there before; in what replies, that of what it
-    /// replies to.
+    pub(super) stream_id: StreamId,
+    /// Increases with each hello, answer and feedback; a reply has the number of its request.
     pub(super) number: u64,
     pub(super) word: Word,
 }
 
-/// The words.
+/// The content of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
-    /// The appliance: here is a stream.
+    /// The appliance announces a stream.
     Hello,
-    /// The reflector: prove that you get this.
+    /// The reflector sends a token.
     Challenge([u8; TOKEN]),
-    /// The appliance: I do.
+    /// The appliance returns the token.
     Answer([u8; TOKEN]),
-    /// The reflector: the stream stands.
+    /// The reflector has validated the address.
     Ready,
-    /// The receiver: this much has come.
+    /// The receiver reports its counts.
     Feedback(Feedback),
-    /// The sender: these were all, `0` is how many.
+    /// The sender has sent its last datagram; `0` is their number.
     Last(u64),
 }
 
-/// What a receiver tells its sender.
+/// The feedback of a receiver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Feedback {
-    /// Distinct datagrams that came.
+    /// Distinct datagrams that arrived.
     pub(super) received: u64,
-    /// One more than the highest sequence number that came; 0 before the first.
+    /// One more than the highest sequence number that arrived; 0 before the first.
     pub(super) through: u64,
-    /// When this was written, in nanoseconds of the receiver's monotonic clock, from a zero of its choice.
+    /// The sending time in nanoseconds of the receiver's monotonic clock, with an arbitrary zero.
     pub(super) at_ns: u64,
-    /// How much longer than the fastest the fastest of the last interval took, in microseconds: the queue that stands.
+    /// The queueing delay in microseconds: the fastest transit of the last interval minus the fastest recent one.
     pub(super) queue_us: u32,
-    /// Whether the sender's last word has come and nothing more is waited for.
+    /// Whether the receiver has finished: it confirms the sender's last signal.
     pub(super) is_over: bool,
 }
 
@@ -96,7 +95,7 @@ impl Signal {
     /// The bytes for the wire, flowing in `flow`.
     pub(super) fn seal(&self, flow: Direction, keys: &SessionKeys) -> [u8; SIGNAL] {
         let mut bytes = [0; SIGNAL];
-        bytes[..4].copy_from_slice(&[VERSION, self.word.kind(), self.place.phase, self.place.stream]);
+        bytes[..4].copy_from_slice(&[VERSION, self.word.kind(), self.stream_id.phase, self.stream_id.stream]);
         bytes[4..20].copy_from_slice(keys.session().as_bytes());
         bytes[20..28].copy_from_slice(&self.number.to_be_bytes());
         match &self.word {
@@ -139,7 +138,7 @@ impl Signal {
             LAST => Word::Last(number(28)),
             _ => return None,
         };
-        Some(Self { place: Place { phase: bytes[2], stream: bytes[3] }, number: number(20), word })
+        Some(Self { stream_id: StreamId { phase: bytes[2], stream: bytes[3] }, number: number(20), word })
     }
 }
 
@@ -148,41 +147,41 @@ pub(super) fn is_signal(kind: u8) -> bool {
     (HELLO..=LAST).contains(&kind)
 }
 
-/// What all bulk datagrams of a stream begin with and end their header by.
+/// The constant parts of the header of a stream's bulk datagrams.
 #[derive(Clone)]
 pub(super) struct Seal {
-    /// The kind's byte is that of unsettled bulk.
+    /// With the kind of unsettled bulk.
     head: [u8; 20],
     tag: [u8; TAG_LEN],
 }
 
-/// What differs from one bulk datagram to the next.
+/// The variable part of a bulk datagram's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bulk {
     /// Its number in the stream, from 0.
     pub(super) seq: u64,
-    /// When it was sent, in nanoseconds of the sender's monotonic clock, from a zero of its choice.
+    /// The sending time in nanoseconds of the sender's monotonic clock, with an arbitrary zero.
     pub(super) sent_ns: u64,
-    /// Whether the sender has found its rate: what came before was the search.
+    /// Whether the sender's search has settled.
     pub(super) is_settled: bool,
 }
 
 impl Seal {
     /// The seal of a stream that flows in `flow`.
-    pub(super) fn of(place: Place, flow: Direction, keys: &SessionKeys) -> Self {
+    pub(super) fn of(stream_id: StreamId, flow: Direction, keys: &SessionKeys) -> Self {
         let mut head = [0; 20];
-        head[..4].copy_from_slice(&[VERSION, BULK, place.phase, place.stream]);
+        head[..4].copy_from_slice(&[VERSION, BULK, stream_id.phase, stream_id.stream]);
         head[4..].copy_from_slice(keys.session().as_bytes());
         Self { head, tag: *keys.bulk_tag(flow) }
     }
 
-    /// Writes what stays the same into a datagram, which has room for a header.
+    /// Writes the constant parts into a datagram of at least [`HEADER`] bytes.
     pub(super) fn prepare(&self, datagram: &mut [u8]) {
         datagram[..20].copy_from_slice(&self.head);
         datagram[36..HEADER].copy_from_slice(&self.tag);
     }
 
-    /// Writes what differs into a datagram that was prepared.
+    /// Writes the variable part into a prepared datagram.
     pub(super) fn stamp(bulk: Bulk, datagram: &mut [u8]) {
         datagram[1] = if bulk.is_settled { SETTLED_BULK } else { BULK };
         datagram[20..28].copy_from_slice(&bulk.seq.to_be_bytes());
@@ -223,8 +222,8 @@ mod tests {
         SessionKeys::derive(SessionId::from_bytes([seed; 16]), Zeroizing::new([seed; 32]))
     }
 
-    fn place() -> Place {
-        Place { phase: 2, stream: 63 }
+    fn stream_id() -> StreamId {
+        StreamId { phase: 2, stream: 63 }
     }
 
     fn words() -> [Word; 6] {
@@ -242,7 +241,7 @@ mod tests {
     #[test]
     fn a_signal_survives_the_wire_in_its_own_direction_with_its_own_keys() {
         for word in words() {
-            let signal = Signal { place: place(), number: 5, word };
+            let signal = Signal { stream_id: stream_id(), number: 5, word };
             let bytes = signal.seal(Direction::Upload, &keys(1));
             assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(1)), Some(signal));
             assert!(is_signal(bytes[1]));
@@ -256,10 +255,10 @@ mod tests {
         let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
         let secret = Zeroizing::new(std::array::from_fn(|at| at as u8));
         let keys = SessionKeys::derive(SessionId::from_bytes(session), secret);
-        let place = Place { phase: 2, stream: 1 };
-        let hello = Signal { place, number: 7, word: Word::Hello }.seal(Direction::Upload, &keys);
+        let stream_id = StreamId { phase: 2, stream: 1 };
+        let hello = Signal { stream_id, number: 7, word: Word::Hello }.seal(Direction::Upload, &keys);
         let mut bulk = [0; HEADER];
-        Seal::of(place, Direction::Upload, &keys).prepare(&mut bulk);
+        Seal::of(stream_id, Direction::Upload, &keys).prepare(&mut bulk);
         Seal::stamp(Bulk { seq: 5, sent_ns: 1_000_000, is_settled: true }, &mut bulk);
         let document = include_str!("../../../../docs/protocol.md");
         for bytes in [hello.as_slice(), &bulk] {
@@ -273,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_bulk_datagram_is_of_its_own_stream_direction_and_session_alone() {
-        let seal = Seal::of(place(), Direction::Download, &keys(1));
+        let seal = Seal::of(stream_id(), Direction::Download, &keys(1));
         let mut datagram = [0; HEADER];
         seal.prepare(&mut datagram);
         let bulk = Bulk { seq: 1 << 40, sent_ns: 77, is_settled: true };
@@ -281,10 +280,10 @@ mod tests {
         assert_eq!(seal.open(&datagram), Some(bulk));
         assert_eq!(seal.open(&datagram[..HEADER - 1]), None);
         let others = [
-            Seal::of(Place { phase: 3, ..place() }, Direction::Download, &keys(1)),
-            Seal::of(Place { stream: 3, ..place() }, Direction::Download, &keys(1)),
-            Seal::of(place(), Direction::Upload, &keys(1)),
-            Seal::of(place(), Direction::Download, &keys(2)),
+            Seal::of(StreamId { phase: 3, ..stream_id() }, Direction::Download, &keys(1)),
+            Seal::of(StreamId { stream: 3, ..stream_id() }, Direction::Download, &keys(1)),
+            Seal::of(stream_id(), Direction::Upload, &keys(1)),
+            Seal::of(stream_id(), Direction::Download, &keys(2)),
         ];
         assert!(others.iter().all(|other| other.open(&datagram).is_none()));
         assert!(!is_signal(datagram[1]));
@@ -293,7 +292,7 @@ mod tests {
     proptest! {
         #[test]
         fn one_flipped_bit_is_no_signal(at in 0usize..SIGNAL * 8, which in 0usize..6) {
-            let signal = Signal { place: place(), number: 5, word: words()[which] };
+            let signal = Signal { stream_id: stream_id(), number: 5, word: words()[which] };
             let mut bytes = signal.seal(Direction::Upload, &keys(1));
             bytes[at / 8] ^= 1 << (at % 8);
             prop_assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(1)), None);
@@ -302,12 +301,12 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert_eq!(Signal::open(&bytes, Direction::Upload, &keys(1)), None);
-            prop_assert_eq!(Seal::of(place(), Direction::Upload, &keys(1)).open(&bytes), None);
+            prop_assert_eq!(Seal::of(stream_id(), Direction::Upload, &keys(1)).open(&bytes), None);
         }
 
         #[test]
         fn signed_nonsense_does_not_panic(kind: u8, body in prop::array::uniform32(any::<u8>())) {
-            let mut bytes = Signal { place: place(), number: 5, word: Word::Hello }.seal(Direction::Upload, &keys(1));
+            let mut bytes = Signal { stream_id: stream_id(), number: 5, word: Word::Hello }.seal(Direction::Upload, &keys(1));
             bytes[1] = kind;
             bytes[20..52].copy_from_slice(&body);
             let tag = keys(1).seal_datagram(Direction::Upload, &bytes[..TAG_AT]);

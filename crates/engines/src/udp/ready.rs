@@ -10,14 +10,14 @@ use paramedic_link::admission::SessionKeys;
 use paramedic_link::test_spec::TestSpec;
 
 use super::ledger::Counts;
-use super::packet::Place;
+use super::packet::StreamId;
 use super::socket;
 use crate::phase::{StreamReport, StreamRun};
 use crate::session_control::{Registration, SessionControl};
 
 /// A stream that waits for its phase: its socket is connected to the other end. Cancelling the session ends it.
 pub(super) struct ReadyStream {
-    pub(super) place: Place,
+    pub(super) stream_id: StreamId,
     pub(super) socket: UdpSocket,
     pub(super) keys: Arc<SessionKeys>,
     _registration: Registration,
@@ -26,7 +26,7 @@ pub(super) struct ReadyStream {
 impl ReadyStream {
     /// Sets the options of `ask` on a connected `socket`.
     pub(super) fn new(
-        place: Place,
+        stream_id: StreamId,
         socket: UdpSocket,
         keys: &Arc<SessionKeys>,
         ask: &TestSpec,
@@ -34,7 +34,7 @@ impl ReadyStream {
     ) -> io::Result<Self> {
         socket::prepare(&socket, ask)?;
         let registration = control.register(&socket)?;
-        Ok(Self { place, socket, keys: Arc::clone(keys), _registration: registration })
+        Ok(Self { stream_id, socket, keys: Arc::clone(keys), _registration: registration })
     }
 }
 

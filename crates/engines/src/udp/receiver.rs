@@ -1,61 +1,60 @@
-//! The receiving end of one stream: datagrams are checked, counted and forgotten, and the sender is told. The same at both
-//! ends of a session.
+//! The receiving end of a stream: verifies and counts datagrams, and sends feedback. The same at both ends of a session.
 
 use std::io;
 use std::time::Duration;
 
 use paramedic_link::measurement::DatagramTally;
 
-use super::ledger::{Counts, Ledger};
+use super::ledger::{Counts, DatagramLedger};
 use super::packet::{Feedback, SIGNAL, Seal, Signal, Word};
 use super::ready::{ReadyStream, Received, StreamCounts, UdpRun};
-use super::socket::Receives;
-use super::{FEEDBACK_EVERY, against};
+use super::socket::BatchReceiver;
+use super::{FEEDBACK_INTERVAL, opposite};
 
-/// How long after that word what was overtaken by it may come.
-const OVERTAKEN_NS: u64 = 100_000_000;
-/// The longest wait after which is looked what else there is to do.
-const GLANCE: Duration = Duration::from_millis(10);
-/// How often the end is confirmed: one confirmation may be lost.
+/// How long datagrams that were sent before the sender's last signal may arrive after it.
+const REORDER_NS: u64 = 100_000_000;
+/// How often a waiting receiver checks what else is due.
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// How many confirmations of the end are sent, because some may be lost.
 const CONFIRMATIONS: usize = 3;
 
-/// What a direction's receivers tell together.
+/// The tally of a direction's receivers.
 pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> DatagramTally {
     let sum = |what: fn(&Counts) -> u64| Some(streams.clone().map(|received| what(&received.counts)).sum::<u64>());
-    let heard = streams.clone().filter(|received| received.counts.received > 1);
-    let jitter_ns = heard.clone().map(|received| received.jitter_ns).sum::<u64>();
-    // Settled is a direction once its last stream is.
+    let measured = streams.clone().filter(|received| received.counts.received > 1);
+    let jitter_ns = measured.clone().map(|received| received.jitter_ns).sum::<u64>();
+    // A direction has settled once its last stream has.
     let settled_at = streams.clone().map(|received| received.counts.settled_at_ns);
     let settled_at = settled_at.reduce(|a, b| Some(a?.max(b?))).flatten();
     DatagramTally {
         received: sum(|counts| counts.received),
         duplicates: sum(|counts| counts.duplicates),
         out_of_order: sum(|counts| counts.out_of_order),
-        jitter_us: (jitter_ns / 1000).checked_div(heard.count() as u64),
+        jitter_us: (jitter_ns / 1000).checked_div(measured.count() as u64),
         settled: settled_at.and_then(|_| sum(|counts| counts.settled)),
         settled_at_us: settled_at.map(|at_ns| at_ns / 1000),
         ..DatagramTally::default()
     }
 }
 
-/// Receives until the sender's last word, and all that it names, has come. What came before a failure stands in the
-/// counter and in `counted` all the same.
+/// Receives until the sender's last signal and all datagrams that it counts have arrived. The counter and `counted` include
+/// what arrived before a failure.
 pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut StreamCounts) -> io::Result<()> {
-    let ReadyStream { socket, place, keys, .. } = stream;
-    let (context, place, direction) = (run.context, *place, run.direction);
-    let seal = Seal::of(place, direction, keys);
-    let mut receives = Receives::of(socket);
-    let mut ledger = Ledger::new();
+    let ReadyStream { socket, stream_id, keys, .. } = stream;
+    let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
+    let seal = Seal::of(stream_id, direction, keys);
+    let mut receives = BatchReceiver::of(socket);
+    let mut ledger = DatagramLedger::new();
     let mut bytes = 0;
-    socket.set_read_timeout(Some(GLANCE))?;
-    let every_ns = nanos(FEEDBACK_EVERY);
+    socket.set_read_timeout(Some(CHECK_INTERVAL))?;
+    let every_ns = nanos(FEEDBACK_INTERVAL);
     let (mut number, mut next_ns) = (0, 0);
-    // How many there are in all, and when that was heard.
+    // The number of all datagrams, and when it arrived.
     let mut last: Option<(u64, u64)> = None;
     loop {
         let now_ns = context.now_ns();
         let counts = ledger.counts();
-        let is_over = last.is_some_and(|(all, at_ns)| counts.received >= all || now_ns - at_ns > OVERTAKEN_NS);
+        let is_over = last.is_some_and(|(all, at_ns)| counts.received >= all || now_ns - at_ns > REORDER_NS);
         if now_ns >= next_ns || is_over {
             let feedback = Feedback {
                 received: counts.received,
@@ -65,9 +64,9 @@ pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut Stre
                 is_over,
             };
             for _ in 0..if is_over { CONFIRMATIONS } else { 1 } {
-                let signal = Signal { place, number, word: Word::Feedback(feedback) };
-                // One that can't be sent is like one that is lost.
-                let _ = socket.send(&signal.seal(against(direction), keys));
+                let signal = Signal { stream_id, number, word: Word::Feedback(feedback) };
+                // A failed send is like a lost datagram.
+                socket.send(&signal.seal(opposite(direction), keys)).ok();
                 number += 1;
             }
             next_ns = now_ns + every_ns;
@@ -78,10 +77,10 @@ pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut Stre
             return Ok(());
         }
         let (came, each) = match receives.receive(socket) {
-            // A socket that was shut down has nothing, at once.
+            // A socket that was shut down returns nothing at once.
             Ok(([], _)) => continue,
             Ok(came) => came,
-            // Nothing for now, or an error that an earlier send met, which is gone once read.
+            // Nothing yet, or the error of an earlier send, which reading it clears.
             Err(_) => continue,
         };
         let now_ns = context.now_ns();
@@ -94,7 +93,7 @@ pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut Stre
                 }
             } else if datagram.len() == SIGNAL
                 && let Some(signal) = Signal::open(datagram, direction, keys)
-                && signal.place == place
+                && signal.stream_id == stream_id
                 && let Word::Last(all) = signal.word
             {
                 last.get_or_insert((all, now_ns));

@@ -1,5 +1,7 @@
-//! The sending end of one stream: equal datagrams on an absolute schedule, at the rate that was asked for or that the
-//! search finds, as long as the receiver says that it gets them. The same at both ends of a session.
+//! The sending end of a stream: equal datagrams on an absolute schedule, at the requested rate or the one that the search
+//! finds, while the receiver sends feedback. The same at both ends of a session. Shell: a socket and the clock.
+
+#![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
 use std::io;
 use std::net::UdpSocket;
@@ -10,30 +12,30 @@ use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::DatagramTally;
 use paramedic_link::test_spec::{Direction, TestSpec};
 
-use super::packet::{Bulk, Feedback, Place, SIGNAL, Seal, Signal, Word};
+use super::packet::{Bulk, Feedback, SIGNAL, Seal, Signal, StreamId, Word};
 use super::ready::{ReadyStream, Sent, UdpReport, UdpRun};
 use super::search::Search;
-use super::socket::{self, Sends, await_readable, take_waiting};
-use super::{DEFAULT_LOSS_PPM, FEEDBACK_EVERY, HOLD_STILL_AFTER, against};
+use super::socket::{self, BatchSender, await_readable, take_waiting};
+use super::{DEFAULT_LOSS_PPM, FEEDBACK_INTERVAL, PAUSE_AFTER, opposite};
 
-/// How long the first word of the receiver may take.
+/// How long the first feedback may take.
 pub(super) const FEEDBACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the last word may take until it is confirmed.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// One send holds what the rate makes in this time at most: more at once could flood a small queue alone.
-const BURST: Duration = Duration::from_micros(500);
-/// A schedule that could not be kept for longer than this is left behind.
-const CATCH_UP: Duration = Duration::from_millis(20);
-/// The same while the rate is searched: what would be sent too fast would pass for what the path does not carry.
-const SEARCH_CATCH_UP: Duration = Duration::from_millis(1);
-/// The longest wait after which it is looked whether the session lasts.
-const GLANCE: Duration = Duration::from_millis(50);
-/// How often signals are looked for while there is always something to send.
-const LISTEN_EVERY_NS: u64 = 1_000_000;
-/// Signals that are looked at before anything else is done.
-const ROUND: usize = 64;
+/// How long the confirmation of the end may take.
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(2);
+/// One send holds at most what the rate allows in this time, because a longer burst could overflow a small queue.
+const MAX_BURST: Duration = Duration::from_micros(500);
+/// A delay beyond this is not caught up with.
+const MAX_CATCH_UP: Duration = Duration::from_millis(20);
+/// The same during a search, where faster sending could look like a full path.
+const MAX_SEARCH_CATCH_UP: Duration = Duration::from_millis(1);
+/// How often a waiting sender checks whether its phase is over.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often signals are read while datagrams are always due.
+const LISTEN_INTERVAL_NS: u64 = 1_000_000;
+/// Signals read in a row.
+const MAX_READS_IN_A_ROW: usize = 64;
 
-/// What a direction's senders tell together.
+/// The tally of a direction's senders.
 pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> DatagramTally {
     let first = streams.clone().next().copied().unwrap_or_default();
     let settled = streams.clone().map(|sent| sent.settled).try_fold(0, |sum, one| Some(sum + one?));
@@ -47,27 +49,27 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> Data
     }
 }
 
-/// What is heard of the receiver.
-struct Ears<'a> {
+/// Reads the feedback of the receiver.
+struct FeedbackReader<'a> {
     socket: &'a UdpSocket,
     keys: &'a SessionKeys,
     run: &'a UdpRun<'a>,
-    place: Place,
+    stream_id: StreamId,
     flow: Direction,
-    /// The highest number of its words: older ones may be replayed by another host.
+    /// The highest number of a feedback: one that is not higher may be replayed.
     newest: Option<u64>,
     heard: Instant,
 }
 
-impl Ears<'_> {
-    /// The next word of the receiver that lies in the socket.
+impl FeedbackReader<'_> {
+    /// The next feedback in the socket.
     fn next(&mut self) -> Option<Feedback> {
         let mut bytes = [0; SIGNAL + 1];
-        for _ in 0..ROUND {
+        for _ in 0..MAX_READS_IN_A_ROW {
             let len = take_waiting(self.socket, &mut bytes)?;
             let signal = Signal::open(bytes.get(..len)?, self.flow, self.keys);
-            let Some(Signal { place, number, word: Word::Feedback(feedback) }) = signal else { continue };
-            if place == self.place && self.newest.is_none_or(|newest| number > newest) {
+            let Some(Signal { stream_id, number, word: Word::Feedback(feedback) }) = signal else { continue };
+            if stream_id == self.stream_id && self.newest.is_none_or(|newest| number > newest) {
                 self.newest = Some(number);
                 self.heard = Instant::now();
                 self.run.context.control.heard();
@@ -77,7 +79,7 @@ impl Ears<'_> {
         None
     }
 
-    /// Waits for the next word until `until`; ends early with the session.
+    /// Waits for the next feedback until `until`; ends early with the phase.
     fn await_next(&mut self, until: Instant) -> io::Result<Option<Feedback>> {
         loop {
             if let Some(feedback) = self.next() {
@@ -87,12 +89,12 @@ impl Ears<'_> {
             if now >= until || self.run.is_over() {
                 return Ok(None);
             }
-            await_readable(self.socket, until.min(now + GLANCE))?;
+            await_readable(self.socket, until.min(now + CHECK_INTERVAL))?;
         }
     }
 }
 
-/// How fast.
+/// The sending rate.
 enum Pace {
     Fixed(f64),
     Searched(Box<Search>),
@@ -113,23 +115,23 @@ impl Pace {
         }
     }
 
-    fn catches_up(&self) -> Duration {
-        if matches!(self, Pace::Fixed(_)) { CATCH_UP } else { SEARCH_CATCH_UP }
+    fn max_catch_up(&self) -> Duration {
+        if matches!(self, Pace::Fixed(_)) { MAX_CATCH_UP } else { MAX_SEARCH_CATCH_UP }
     }
 }
 
-/// Sends until the phase's time is over, then says how many those were until the receiver confirms it. What was sent
-/// before a failure stands in the counter and in `report` all the same.
+/// Sends until the phase's time is over, then sends the number of datagrams until the receiver confirms it. The counter
+/// and `report` include what was sent before a failure.
 pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpReport) -> io::Result<()> {
-    let ReadyStream { socket, place, keys, .. } = stream;
-    let (context, place, direction) = (run.context, *place, run.direction);
-    // At the latest.
+    let ReadyStream { socket, stream_id, keys, .. } = stream;
+    let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
+    // The latest possible end.
     report.until = context.until + FEEDBACK_TIMEOUT;
     let sent = &mut report.own.sent;
     let payload = socket::payload(socket, context.ask)?;
     sent.payload = payload;
-    let mut sends = Sends::new(socket, payload);
-    let seal = Seal::of(place, direction, keys);
+    let mut sends = BatchSender::new(socket, payload);
+    let seal = Seal::of(stream_id, direction, keys);
     let mut datagrams = vec![0; payload * sends.most()];
     datagrams.chunks_exact_mut(payload).for_each(|datagram| seal.prepare(datagram));
     let mut pace = match context.ask.bitrate_bps {
@@ -139,14 +141,14 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
         }
         bps => Pace::Fixed(bps.unwrap_or(TestSpec::DEFAULT_DATAGRAM_BPS) as f64),
     };
-    let (flow, heard) = (against(direction), context.begin);
-    let mut ears = Ears { socket, keys, run, place, flow, newest: None, heard };
-    // Nothing leaves before the receiver says that it listens.
-    if ears.await_next(context.begin + FEEDBACK_TIMEOUT)?.is_none() {
+    let (flow, heard) = (opposite(direction), context.begin);
+    let mut reader = FeedbackReader { socket, keys, run, stream_id, flow, newest: None, heard };
+    // Nothing is sent before the receiver's first feedback.
+    if reader.await_next(context.begin + FEEDBACK_TIMEOUT)?.is_none() {
         if run.is_over() {
             return Ok(());
         }
-        return Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver of datagrams does not answer over UDP"));
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver of the datagrams does not answer over UDP"));
     }
     let until_ns = context.now_ns().saturating_add(nanos(context.until - context.begin));
     report.until = context.begin + Duration::from_nanos(until_ns);
@@ -160,18 +162,18 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
             break;
         }
         if now_ns >= listen_ns {
-            listen_ns = now_ns + LISTEN_EVERY_NS;
-            while let Some(told) = ears.next() {
+            listen_ns = now_ns + LISTEN_INTERVAL_NS;
+            while let Some(feedback) = reader.next() {
                 if let Pace::Searched(search) = &mut pace {
-                    search.hear(told, sent.datagrams, now_ns);
+                    search.on_feedback(feedback, sent.datagrams, now_ns);
                 }
             }
-            if ears.heard.elapsed() > HOLD_STILL_AFTER {
+            if reader.heard.elapsed() > PAUSE_AFTER {
                 let since = Instant::now();
-                let told = ears.await_next(context.begin + Duration::from_nanos(until_ns))?;
+                let feedback = reader.await_next(context.begin + Duration::from_nanos(until_ns))?;
                 sent.paused += since.elapsed();
-                if let (Pace::Searched(search), Some(told)) = (&mut pace, told) {
-                    search.hear(told, sent.datagrams, context.now_ns());
+                if let (Pace::Searched(search), Some(feedback)) = (&mut pace, feedback) {
+                    search.on_feedback(feedback, sent.datagrams, context.now_ns());
                 }
                 due_ns = context.now_ns() as f64;
                 continue;
@@ -185,13 +187,13 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
         let bps = pace.bps();
         if due_ns > now_ns as f64 {
             let next = context.begin + Duration::from_nanos((due_ns as u64).min(until_ns));
-            if await_readable(socket, next.min(Instant::now() + GLANCE))? {
+            if await_readable(socket, next.min(Instant::now() + CHECK_INTERVAL))? {
                 listen_ns = 0;
             }
             continue;
         }
-        due_ns = due_ns.max(now_ns as f64 - pace.catches_up().as_nanos() as f64);
-        let burst = (bps * BURST.as_secs_f64() / bits) as usize;
+        due_ns = due_ns.max(now_ns as f64 - pace.max_catch_up().as_nanos() as f64);
+        let burst = (bps * MAX_BURST.as_secs_f64() / bits) as usize;
         let batch = datagrams.get_mut(..burst.clamp(1, sends.most()) * payload).unwrap_or_default();
         for (seq, datagram) in (sent.datagrams..).zip(batch.chunks_exact_mut(payload)) {
             Seal::stamp(Bulk { seq, sent_ns: now_ns, is_settled: settled_from.is_some() }, datagram);
@@ -204,29 +206,29 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
                 due_ns += left as f64 * bits * 1e9 / bps;
                 context.control.charge_and_wait((left * payload) as u64).map_err(io::Error::other)?;
             }
-            Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => return Err(socket::narrowed(socket, payload)),
-            // Nothing left, and it is not known for how long: an interface is down, a filter forbids it, the buffer is
-            // full. The receiver's silence will tell if it stays so.
+            Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => return Err(socket::mtu_decreased(socket, payload)),
+            // Nothing was sent: the interface is down, a firewall forbids it, or the buffer is full. If this persists, the
+            // feedback stops.
             Err(_) => due_ns = now_ns as f64 + 1e6,
         }
     }
     let is_searched = matches!(pace, Pace::Searched(_));
     sent.settled = settled_from.filter(|_| is_searched).map(|from| sent.datagrams - from);
-    take_leave(&mut ears, direction, sent.datagrams)
+    confirm_end(&mut reader, direction, sent.datagrams)
 }
 
-/// Says the last word until it is confirmed.
-fn take_leave(ears: &mut Ears<'_>, direction: Direction, sent: u64) -> io::Result<()> {
-    let end = Instant::now() + FAREWELL;
+/// Sends the number of datagrams until the receiver confirms it.
+fn confirm_end(reader: &mut FeedbackReader<'_>, direction: Direction, sent: u64) -> io::Result<()> {
+    let end = Instant::now() + CONFIRMATION_TIMEOUT;
     let mut number = 0;
-    while Instant::now() < end && !ears.run.is_over() {
-        let last = Signal { place: ears.place, number, word: Word::Last(sent) };
-        // One that can't be sent is like one that is lost.
-        let _ = ears.socket.send(&last.seal(direction, ears.keys));
+    while Instant::now() < end && !reader.run.is_over() {
+        let last = Signal { stream_id: reader.stream_id, number, word: Word::Last(sent) };
+        // A failed send is like a lost datagram.
+        reader.socket.send(&last.seal(direction, reader.keys)).ok();
         number += 1;
-        let again = Instant::now() + FEEDBACK_EVERY;
-        while let Some(told) = ears.await_next(again)? {
-            if told.is_over {
+        let again = Instant::now() + FEEDBACK_INTERVAL;
+        while let Some(feedback) = reader.await_next(again)? {
+            if feedback.is_over {
                 return Ok(());
             }
         }

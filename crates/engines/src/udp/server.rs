@@ -1,4 +1,4 @@
-//! The reflector's end of `udp`: keeps the gate, gives each stream a socket of its own, runs their phases.
+//! The reflector's end of `udp`: validates the streams' addresses, connects a socket for each stream, runs the phases.
 
 use std::io;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::gate::{Gate, Proven};
-use super::packet::Place;
+use super::packet::StreamId;
 use super::ready::ReadyStream;
 use super::socket;
 use crate::data_stream::DataStream;
-use crate::engine::{PhaseObserver, ServerEnd, ServerSetup};
+use crate::engine::{EngineServer, PhaseObserver, ServerSetup};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, direction_of, nothing_moved};
 use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
@@ -31,24 +31,24 @@ impl UdpServer {
         Ok(Self { spec, keys, control, gate })
     }
 
-    fn stand(&self, spec: &PhaseSpec, place: Place, proven: &Proven) -> io::Result<ReadyStream> {
+    fn connect(&self, spec: &PhaseSpec, stream_id: StreamId, proven: &Proven) -> io::Result<ReadyStream> {
         let socket = proven.port.connect(proven.to, proven.peer)?;
-        let standing = ReadyStream::new(place, socket, &self.keys, &self.spec, &self.control)?;
-        if direction_of(&self.spec, spec, place.stream.into()) == Some(Direction::Download) {
-            // Checked now, so that the tally says why nothing was sent.
-            socket::payload(&standing.socket, &self.spec)?;
+        let stream = ReadyStream::new(stream_id, socket, &self.keys, &self.spec, &self.control)?;
+        if direction_of(&self.spec, spec, stream_id.stream.into()) == Some(Direction::Download) {
+            // Checked before the phase, so that the tally says why nothing was sent.
+            socket::payload(&stream.socket, &self.spec)?;
         }
-        Ok(standing)
+        Ok(stream)
     }
 }
 
-impl ServerEnd for UdpServer {
+impl EngineServer for UdpServer {
     fn datagram_handler(&self) -> Option<Arc<dyn DatagramHandler>> {
         Some(Arc::clone(&self.gate) as Arc<dyn DatagramHandler>)
     }
 
     fn admit(&self, _preamble: Preamble, _stream: DataStream) {
-        // No stream of this engine is a connection: dropping it refuses it.
+        // This engine has no data connections: dropping refuses it.
     }
 
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
@@ -59,11 +59,11 @@ impl ServerEnd for UdpServer {
             Ok(proven) => proven,
             Err(came) => {
                 let timeout = CONNECT_TIMEOUT.as_secs();
-                let why = format!("only {came} of the phase's streams proved themselves over UDP within {timeout} s");
+                let why = format!("only {came} of the phase's streams were validated over UDP within {timeout} s");
                 return nothing_moved(Some(spec), &self.control, &why);
             }
         };
-        match proven.iter().map(|(place, proven)| self.stand(spec, *place, proven)).collect() {
+        match proven.iter().map(|(stream_id, proven)| self.connect(spec, *stream_id, proven)).collect() {
             Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.control, streams, report),
             Err(error) => nothing_moved(Some(spec), &self.control, &error.to_string()),
         }

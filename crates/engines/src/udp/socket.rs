@@ -1,5 +1,5 @@
-//! Datagram sockets: what is asked of them, what the path takes whole, and how many equal datagrams cross the border to
-//! the kernel at once (udp(7), `UDP_SEGMENT` and `UDP_GRO`), or one by one where it does not know how.
+//! Datagram sockets: their options, the payload that fits the path MTU, and segmentation offload (udp(7), `UDP_SEGMENT` and
+//! `UDP_GRO`), with single sends as the fallback.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -18,27 +18,26 @@ use super::DEFAULT_PAYLOAD;
 use super::packet::{self, LARGEST};
 use crate::socket::mark;
 
-/// The buffers asked of a receiver's kernel when nothing else is said, of all streams together, and of one at least: a
-/// burst that does not fit is lost.
+/// The default receive buffers of all streams together, and the minimum of one. A burst that exceeds the buffer is lost.
 const RECEIVE_BUFFERS: usize = 32 << 20;
-const LEAST_RECEIVE_BUFFER: usize = 1 << 20;
-/// The most datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
-const MOST_AT_ONCE: usize = 64;
-/// The longest that one send waits for room.
-const LONGEST_SEND: Duration = Duration::from_millis(100);
+const MIN_RECEIVE_BUFFER: usize = 1 << 20;
+/// The highest number of datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
+const MAX_SEGMENTS: usize = 64;
+/// How long a send may wait for buffer space.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Asks of a connected `socket` what the test asks for.
+/// Sets the options of the test `ask` on a connected `socket`.
 pub(super) fn prepare(socket: &UdpSocket, ask: &TestSpec) -> io::Result<()> {
     let reference = SockRef::from(socket);
-    let room = (RECEIVE_BUFFERS / usize::from(ask.streams.max(1))).max(LEAST_RECEIVE_BUFFER);
+    let room = (RECEIVE_BUFFERS / usize::from(ask.streams.max(1))).max(MIN_RECEIVE_BUFFER);
     match ask.window_bytes {
         Some(bytes) => {
             reference.set_send_buffer_size(bytes as usize)?;
             reference.set_recv_buffer_size(bytes as usize)?;
         }
         None if setsockopt(socket, sockopt::RcvBufForce, &room).is_err() => {
-            // As large as the system allows without special rights.
-            let _ = reference.set_recv_buffer_size(room);
+            // Best effort: as large as the system allows without privileges.
+            reference.set_recv_buffer_size(room).ok();
         }
         None => {}
     }
@@ -46,13 +45,15 @@ pub(super) fn prepare(socket: &UdpSocket, ask: &TestSpec) -> io::Result<()> {
         mark(&reference, code_point)?;
     }
     if is_v6(socket)? {
-        let way = if ask.fragments { options::Ipv6PathMtuDiscovery::DONT } else { options::Ipv6PathMtuDiscovery::DO };
-        options::set_ipv6_mtu_discover(socket, way)?;
+        let discovery =
+            if ask.fragments { options::Ipv6PathMtuDiscovery::DONT } else { options::Ipv6PathMtuDiscovery::DO };
+        options::set_ipv6_mtu_discover(socket, discovery)?;
     } else {
-        let way = if ask.fragments { options::Ipv4PathMtuDiscovery::DONT } else { options::Ipv4PathMtuDiscovery::DO };
-        options::set_ip_mtu_discover(socket, way)?;
+        let discovery =
+            if ask.fragments { options::Ipv4PathMtuDiscovery::DONT } else { options::Ipv4PathMtuDiscovery::DO };
+        options::set_ip_mtu_discover(socket, discovery)?;
     }
-    socket.set_write_timeout(Some(LONGEST_SEND))
+    socket.set_write_timeout(Some(SEND_TIMEOUT))
 }
 
 fn is_v6(socket: &UdpSocket) -> io::Result<bool> {
@@ -62,14 +63,14 @@ fn is_v6(socket: &UdpSocket) -> io::Result<bool> {
     })
 }
 
-/// The largest payload that the path of a connected `socket` takes whole, as its kernel knows it, and the path's MTU.
+/// The largest payload without fragmentation for a connected `socket`, and the path MTU, as the kernel knows it.
 fn room(socket: &UdpSocket) -> io::Result<(usize, u32)> {
     let (mtu, headers) =
         if is_v6(socket)? { (options::ipv6_mtu(socket)?, 40 + 8) } else { (options::ip_mtu(socket)?, 20 + 8) };
     Ok(((mtu as usize).saturating_sub(headers), mtu))
 }
 
-/// The payload of each datagram. An error, which says what to do, where the path does not take what was asked for.
+/// The payload of each datagram. Fails with a remedy if the requested payload exceeds the path MTU.
 pub(super) fn payload(socket: &UdpSocket, ask: &TestSpec) -> io::Result<usize> {
     let Some(bytes) = ask.block_bytes else {
         let whole = if ask.fragments { DEFAULT_PAYLOAD } else { room(socket)?.0 };
@@ -83,8 +84,8 @@ pub(super) fn payload(socket: &UdpSocket, ask: &TestSpec) -> io::Result<usize> {
     if bytes > room { Err(too_large(bytes, room, mtu)) } else { Ok(bytes) }
 }
 
-/// Why a send failed because the path has become narrower than it was.
-pub(super) fn narrowed(socket: &UdpSocket, payload: usize) -> io::Error {
+/// The error of a send after the path MTU has decreased.
+pub(super) fn mtu_decreased(socket: &UdpSocket, payload: usize) -> io::Error {
     let (room, mtu) = room(socket).unwrap_or_default();
     too_large(payload, room, mtu)
 }
@@ -95,36 +96,36 @@ fn too_large(payload: usize, room: usize, mtu: u32) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
-/// Sends equal datagrams that lie behind each other.
-pub(super) struct Sends {
-    /// Bytes of each.
+/// Sends equal datagrams from a contiguous buffer.
+pub(super) struct BatchSender {
+    /// Payload bytes of each.
     payload: usize,
-    /// How many may go at once.
+    /// How many one send may hold.
     most: usize,
 }
 
-impl Sends {
+impl BatchSender {
     pub(super) fn new(socket: &UdpSocket, payload: usize) -> Self {
-        // The kernel cuts no datagram that has to be fragmented.
+        // The kernel does not segment datagrams that need fragmentation.
         let is_whole = room(socket).is_ok_and(|(room, _)| payload <= room);
-        Self { payload, most: if is_whole { (LARGEST / payload).clamp(1, MOST_AT_ONCE) } else { 1 } }
+        Self { payload, most: if is_whole { (LARGEST / payload).clamp(1, MAX_SEGMENTS) } else { 1 } }
     }
 
-    /// How many datagrams one call takes at most.
+    /// The highest number of datagrams per call.
     pub(super) fn most(&self) -> usize {
         self.most
     }
 
-    /// Sends what lies in `datagrams`, whole ones: how many left. One that the kernel drops has left.
+    /// Sends `datagrams`, a whole number of them; returns how many were sent. Datagrams that the kernel drops count as sent.
     pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: &[u8]) -> io::Result<usize> {
         let count = datagrams.len() / self.payload;
         if count > 1 && self.most > 1 {
             let segment = u16::try_from(self.payload).unwrap_or(u16::MAX);
-            let cut = [ControlMessage::UdpGsoSegments(&segment)];
+            let segments = [ControlMessage::UdpGsoSegments(&segment)];
             let whole = [IoSlice::new(datagrams)];
-            match sendmsg::<SockaddrStorage>(socket.as_raw_fd(), &whole, &cut, MsgFlags::empty(), None) {
+            match sendmsg::<SockaddrStorage>(socket.as_raw_fd(), &whole, &segments, MsgFlags::empty(), None) {
                 Ok(_) => return Ok(count),
-                Err(errno) if cuts_not(errno) => self.most = 1,
+                Err(errno) if is_unsupported(errno) => self.most = 1,
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -140,33 +141,33 @@ impl Sends {
     }
 }
 
-/// Whether this is how a kernel, or what stands in for one, says that it can't cut for us here.
-fn cuts_not(errno: nix::Error) -> bool {
+/// Whether the error means that the kernel or sandbox does not support segmentation here.
+fn is_unsupported(errno: nix::Error) -> bool {
     use nix::errno::Errno;
     matches!(errno, Errno::EINVAL | Errno::EIO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP)
 }
 
-/// Receives datagrams, many at once where the kernel knows how.
-pub(super) struct Receives {
+/// Receives datagrams, many per call if the kernel supports it.
+pub(super) struct BatchReceiver {
     room: Vec<u8>,
     control: Vec<u8>,
 }
 
-impl Receives {
+impl BatchReceiver {
     pub(super) fn of(socket: &UdpSocket) -> Self {
-        // Without it they come one by one.
-        let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
+        // Best effort: without it each call returns one datagram.
+        setsockopt(socket, sockopt::UdpGroSegment, &true).ok();
         Self { room: vec![0; 1 << 16], control: nix::cmsg_space!(i32) }
     }
 
-    /// Waits for datagrams, as long as the socket's time limit: what came, and the length of each but for the last.
+    /// Waits for datagrams, limited by the socket's timeout; returns their bytes and the length of each except the last.
     pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<(&[u8], usize)> {
         let mut into = [IoSliceMut::new(&mut self.room)];
         let message = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::empty())?;
         let came = message.bytes;
         let mut each = came;
-        for told in message.cmsgs().into_iter().flatten() {
-            if let ControlMessageOwned::UdpGroSegments(length) = told {
+        for metadata in message.cmsgs().into_iter().flatten() {
+            if let ControlMessageOwned::UdpGroSegments(length) = metadata {
                 each = usize::try_from(length).unwrap_or(0);
             }
         }
@@ -174,7 +175,8 @@ impl Receives {
     }
 }
 
-/// Waits until something lies in `socket`, or `until`; says whether something does. Errors and its end count.
+/// Waits until `socket` is readable, or until `until`; returns whether it is. Errors and the end count as readable.
+#[expect(clippy::disallowed_methods, reason = "waits in wall time")]
 pub(super) fn await_readable(socket: &UdpSocket, until: Instant) -> io::Result<bool> {
     let left = until.saturating_duration_since(Instant::now());
     let limit = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
@@ -185,10 +187,10 @@ pub(super) fn await_readable(socket: &UdpSocket, until: Instant) -> io::Result<b
     }
 }
 
-/// Takes the next signal that lies in `socket` into `bytes`, if one does: its length, that of a longer one cut off.
+/// Reads the next datagram into `bytes` without waiting; returns its full length, also if it was truncated.
 pub(super) fn take_waiting(socket: &UdpSocket, bytes: &mut [u8]) -> Option<usize> {
     use rustix::net::{RecvFlags, recv};
-    // An error of an earlier send is gone once read; the next call tells what lies there.
+    // Reading clears the error of an earlier send; the next call returns the datagram.
     recv(socket, bytes, RecvFlags::DONTWAIT).ok().map(|(_, len)| len)
 }
 
@@ -211,11 +213,11 @@ mod tests {
     }
 
     /// What arrives of three datagrams of 100 bytes and one of 60, sent by two calls.
-    fn arrive(sends: &mut Sends, ours: &UdpSocket, theirs: &UdpSocket) -> Vec<Vec<u8>> {
+    fn arrive(sends: &mut BatchSender, ours: &UdpSocket, theirs: &UdpSocket) -> Vec<Vec<u8>> {
         let bytes = (0..30).flat_map(|ten| [ten; 10]).collect::<Vec<u8>>();
         assert_eq!(sends.send(ours, &bytes).unwrap(), 3);
         ours.send(&[99; 60]).unwrap();
-        let mut receives = Receives::of(theirs);
+        let mut receives = BatchReceiver::of(theirs);
         let mut datagrams = Vec::new();
         while datagrams.len() < 4 {
             let (came, each) = receives.receive(theirs).unwrap();
@@ -226,20 +228,20 @@ mod tests {
     }
 
     #[test]
-    fn many_at_once_arrive_as_they_do_one_by_one() {
+    fn batches_arrive_like_single_datagrams() {
         for at in ["127.0.0.1", "::1"] {
             let Some((ours, theirs)) = pair(at) else { continue };
             let lengths = |datagrams: Vec<Vec<u8>>| datagrams.iter().map(Vec::len).collect::<Vec<_>>();
-            let mut at_once = Sends::new(&ours, 100);
-            assert_eq!(at_once.most(), MOST_AT_ONCE);
+            let mut at_once = BatchSender::new(&ours, 100);
+            assert_eq!(at_once.most(), MAX_SEGMENTS);
             assert_eq!(lengths(arrive(&mut at_once, &ours, &theirs)), [100, 100, 100, 60]);
-            let mut one_by_one = Sends { payload: 100, most: 1 };
+            let mut one_by_one = BatchSender { payload: 100, most: 1 };
             assert_eq!(lengths(arrive(&mut one_by_one, &ours, &theirs)), [100, 100, 100, 60]);
         }
     }
 
     #[test]
-    fn a_payload_that_the_path_does_not_take_whole_needs_to_be_asked_for() {
+    fn a_payload_above_the_path_mtu_needs_fragments() {
         let asks = |bytes, fragments| TestSpec { block_bytes: Some(bytes), fragments, ..spec() };
         let Some((ours, _)) = pair("::1") else { return };
         prepare(&ours, &asks(65_507, false)).unwrap();
@@ -248,7 +250,7 @@ mod tests {
         assert_eq!(payload(&ours, &asks(65_488, false)).unwrap(), 65_488);
         assert_eq!(payload(&ours, &asks(65_507, true)).unwrap(), 65_507);
         assert_eq!(payload(&ours, &spec()).unwrap(), DEFAULT_PAYLOAD);
-        // The kernel itself holds to it.
+        // The kernel enforces it too.
         assert_eq!(ours.send(&[0; 65_507]).unwrap_err().raw_os_error(), Some(nix::libc::EMSGSIZE));
         prepare(&ours, &asks(65_507, true)).unwrap();
         assert_eq!(ours.send(&[0; 65_507]).unwrap(), 65_507);

@@ -1,4 +1,4 @@
-//! Both ends of `udp` against each other over real loopback sockets, and against those who are neither. Nothing here waits
+//! Both ends of `udp` against each other over real loopback sockets, and against other senders. Nothing here waits
 //! for a clock: phases end by themselves or by an event.
 
 use std::io;
@@ -15,10 +15,10 @@ use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, 
 use zeroize::Zeroizing;
 
 use super::client::UdpClient;
-use super::packet::{Bulk, Feedback, HEADER, Place, SIGNAL, Seal, Signal, TOKEN, Word};
+use super::packet::{Bulk, Feedback, HEADER, SIGNAL, Seal, Signal, StreamId, TOKEN, Word};
 use super::server::UdpServer;
 use crate::dialer::Dialer;
-use crate::engine::{ClientEnd, ClientSetup, PhaseProgress, ServerEnd, ServerSetup};
+use crate::engine::{ClientSetup, EngineClient, EngineServer, PhaseProgress, ServerSetup};
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
 use crate::udp_port::{Enrolment, Refused, UdpPort};
@@ -106,7 +106,7 @@ fn run(
                 }
                 watch(progress);
             });
-            // Whoever waits for a start that never came.
+            // Ends the wait for a start that never came.
             start.lock().unwrap().send(()).unwrap_or(());
             tally
         });
@@ -140,12 +140,12 @@ impl Teller {
         Self { socket, keys: keys(seed) }
     }
 
-    fn sealed(&self, place: Place, number: u64, word: Word) -> [u8; SIGNAL] {
-        Signal { place, number, word }.seal(Direction::Upload, &self.keys)
+    fn sealed(&self, stream_id: StreamId, number: u64, word: Word) -> [u8; SIGNAL] {
+        Signal { stream_id, number, word }.seal(Direction::Upload, &self.keys)
     }
 
-    fn say(&self, place: Place, number: u64, word: Word) {
-        self.socket.send(&self.sealed(place, number, word)).unwrap();
+    fn say(&self, stream_id: StreamId, number: u64, word: Word) {
+        self.socket.send(&self.sealed(stream_id, number, word)).unwrap();
     }
 
     /// The next signal that is no feedback.
@@ -161,8 +161,8 @@ impl Teller {
         }
     }
 
-    fn token(&self, place: Place, number: u64) -> [u8; TOKEN] {
-        self.say(place, number, Word::Hello);
+    fn token(&self, stream_id: StreamId, number: u64) -> [u8; TOKEN] {
+        self.say(stream_id, number, Word::Hello);
         match self.hear() {
             Signal { word: Word::Challenge(token), number: of, .. } if of == number => token,
             other => panic!("{other:?}"),
@@ -170,9 +170,9 @@ impl Teller {
     }
 
     /// Proves that it receives.
-    fn stand(&self, place: Place) {
-        let token = self.token(place, 0);
-        self.say(place, 0, Word::Answer(token));
+    fn stand(&self, stream_id: StreamId) {
+        let token = self.token(stream_id, 0);
+        self.say(stream_id, 0, Word::Answer(token));
         assert_eq!(self.hear().word, Word::Ready);
     }
 
@@ -184,7 +184,7 @@ impl Teller {
     }
 }
 
-const FIRST: Place = Place { phase: 0, stream: 0 };
+const FIRST: StreamId = StreamId { phase: 0, stream: 0 };
 
 #[test]
 fn what_is_sent_arrives_in_both_directions() {
@@ -254,7 +254,7 @@ fn a_cancelled_session_ends_both_ends_of_a_phase() {
 }
 
 #[test]
-fn where_nobody_answers_a_cut_ends_the_introduction() {
+fn a_cancelled_session_ends_the_validation() {
     let spec = spec(1, &[Load::Upload], HOUR_MS);
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let control = SessionControl::unmetered();
@@ -268,7 +268,7 @@ fn where_nobody_answers_a_cut_ends_the_introduction() {
 }
 
 #[test]
-fn no_reply_is_longer_than_what_it_answers() {
+fn no_reply_is_longer_than_its_request() {
     let spec = spec(1, &[Load::Download], HOUR_MS);
     let reflector = Reflector::open(&spec, SessionControl::unmetered());
     let teller = Teller::from("127.0.0.1", reflector.at(), 1);
@@ -281,18 +281,18 @@ fn no_reply_is_longer_than_what_it_answers() {
 }
 
 #[test]
-fn a_forged_replayed_or_strange_signal_gets_no_answer_and_changes_nothing() {
+fn a_forged_replayed_or_unknown_signal_gets_no_answer_and_changes_nothing() {
     let spec = spec(1, &[Load::Download], HOUR_MS);
     let reflector = Reflector::open(&spec, SessionControl::unmetered());
     let owner = Teller::from("127.0.0.1", reflector.at(), 1);
-    let elsewhere = Teller::from("127.0.0.2", reflector.at(), 1);
+    let other_address = Teller::from("127.0.0.2", reflector.at(), 1);
     let other_port = Teller::from("127.0.0.1", reflector.at(), 1);
-    let stranger = Teller::from("127.0.0.1", reflector.at(), 2);
+    let unknown = Teller::from("127.0.0.1", reflector.at(), 2);
     let token = owner.token(FIRST, 7);
 
     let mut forged = owner.sealed(FIRST, 8, Word::Hello);
     forged[95] ^= 1;
-    let mut turned = Signal { place: FIRST, number: 8, word: Word::Hello }.seal(Direction::Download, &owner.keys);
+    let mut turned = Signal { stream_id: FIRST, number: 8, word: Word::Hello }.seal(Direction::Download, &owner.keys);
     let mut another_version = owner.sealed(FIRST, 8, Word::Hello);
     another_version[0] = 2;
     let mut bulk = vec![0; 1400];
@@ -308,8 +308,8 @@ fn a_forged_replayed_or_strange_signal_gets_no_answer_and_changes_nothing() {
         &another_version,
         &owner.sealed(FIRST, 7, Word::Hello),
         &owner.sealed(FIRST, 6, Word::Hello),
-        &owner.sealed(Place { phase: 1, stream: 0 }, 8, Word::Hello),
-        &owner.sealed(Place { phase: 0, stream: 1 }, 8, Word::Hello),
+        &owner.sealed(StreamId { phase: 1, stream: 0 }, 8, Word::Hello),
+        &owner.sealed(StreamId { phase: 0, stream: 1 }, 8, Word::Hello),
         &owner.sealed(FIRST, 8, Word::Answer([7; TOKEN])),
         &owner.sealed(FIRST, 8, Word::Feedback(feedback)),
         &bulk,
@@ -320,8 +320,8 @@ fn a_forged_replayed_or_strange_signal_gets_no_answer_and_changes_nothing() {
     }
     turned[1] = 7;
     owner.socket.send(&turned).unwrap();
-    elsewhere.say(FIRST, 8, Word::Hello);
-    stranger.say(FIRST, 8, Word::Hello);
+    other_address.say(FIRST, 8, Word::Hello);
+    unknown.say(FIRST, 8, Word::Hello);
     // The token of one address is nothing at another, even with the right key.
     other_port.say(FIRST, 8, Word::Answer(token));
 
@@ -332,11 +332,11 @@ fn a_forged_replayed_or_strange_signal_gets_no_answer_and_changes_nothing() {
     owner.say(FIRST, 9, Word::Hello);
     let challenge = owner.hear();
     assert!(matches!((challenge.word, challenge.number), (Word::Challenge(_), 9)), "{challenge:?}");
-    for teller in [&owner, &elsewhere, &stranger, &other_port] {
+    for teller in [&owner, &other_address, &unknown, &other_port] {
         teller.assert_silence();
     }
     let refused = reflector.port.refused();
-    let expected = Refused { malformed: 9, stranger: 1, wrong_source: 1, over: 0, forged: 5, replayed: 3 };
+    let expected = Refused { malformed: 9, unknown_session: 1, wrong_source: 1, over: 0, forged: 5, replayed: 3 };
     assert_eq!(refused, expected);
 }
 
@@ -354,7 +354,7 @@ fn take(teller: &Teller, seal: &Seal, enough: u64) -> u64 {
 }
 
 #[test]
-fn nothing_is_sent_before_the_receivers_word_and_only_its_fresh_word_keeps_it_flowing() {
+fn sending_begins_with_the_first_feedback_and_needs_new_feedback() {
     let spec = spec(1, &[Load::Download], HOUR_MS);
     let reflector = Reflector::open(&spec, SessionControl::unmetered());
     let teller = Teller::from("127.0.0.1", reflector.at(), 1);
@@ -372,12 +372,12 @@ fn nothing_is_sent_before_the_receivers_word_and_only_its_fresh_word_keeps_it_fl
         started.recv().unwrap();
         let feedback = |number, keys: &SessionKeys| {
             let word = Word::Feedback(Feedback { at_ns: number, ..Feedback::default() });
-            let sealed = Signal { place: FIRST, number, word }.seal(Direction::Upload, keys);
+            let sealed = Signal { stream_id: FIRST, number, word }.seal(Direction::Upload, keys);
             teller.socket.send(&sealed).unwrap();
         };
         // Of another session, of another stream: as good as none.
         feedback(0, &keys(2));
-        teller.say(Place { phase: 0, stream: 1 }, 1, Word::Feedback(Feedback::default()));
+        teller.say(StreamId { phase: 0, stream: 1 }, 1, Word::Feedback(Feedback::default()));
         teller.assert_silence();
         feedback(1, &teller.keys);
         let through = take(&teller, &seal, 1);
@@ -409,7 +409,7 @@ fn nothing_is_sent_before_the_receivers_word_and_only_its_fresh_word_keeps_it_fl
 }
 
 #[test]
-fn bulk_of_others_and_bulk_that_comes_twice_counts_for_nothing() {
+fn foreign_and_duplicate_bulk_is_not_counted() {
     let spec = spec(1, &[Load::Upload], HOUR_MS);
     let reflector = Reflector::open(&spec, SessionControl::unmetered());
     let teller = Teller::from("127.0.0.1", reflector.at(), 1);
@@ -437,7 +437,7 @@ fn bulk_of_others_and_bulk_that_comes_twice_counts_for_nothing() {
         for other in [
             Seal::of(FIRST, Direction::Download, &teller.keys),
             Seal::of(FIRST, Direction::Upload, &keys(2)),
-            Seal::of(Place { phase: 1, stream: 0 }, Direction::Upload, &teller.keys),
+            Seal::of(StreamId { phase: 1, stream: 0 }, Direction::Upload, &teller.keys),
         ] {
             (3..6).for_each(|seq| send(&other, seq));
         }
@@ -445,7 +445,7 @@ fn bulk_of_others_and_bulk_that_comes_twice_counts_for_nothing() {
         // Not the sender's word, and then the sender's.
         teller
             .socket
-            .send(&Signal { place: FIRST, number: 0, word: Word::Last(1) }.seal(Direction::Upload, &keys(2)))
+            .send(&Signal { stream_id: FIRST, number: 0, word: Word::Last(1) }.seal(Direction::Upload, &keys(2)))
             .unwrap();
         teller.say(FIRST, 0, Word::Last(3));
         served.join().unwrap().upload.unwrap()

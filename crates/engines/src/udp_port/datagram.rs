@@ -1,5 +1,4 @@
-//! Datagrams with what the kernel knows of them: when one arrived, and which of this host's addresses it came to.
-//! Shell: sockets. What the bytes mean stands elsewhere.
+//! Datagrams with the kernel's metadata: when a datagram arrived, and at which local address. Shell: sockets.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
@@ -14,42 +13,42 @@ use nix::sys::time::TimeSpec;
 
 use super::DATAGRAM_LEN;
 
-/// More than this a datagram does not lie in a socket before it is read: then the wall clock was set meanwhile.
+/// No datagram waits longer than this in a socket. A longer time means that the wall clock was set.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// One datagram that arrived.
 pub(crate) struct Arrival {
-    /// Its bytes in the buffer; [`Mailbox::LONGER`] stands for all that is longer than a packet.
+    /// Its length; [`Mailbox::LONGER`] for every datagram that is longer than a packet.
     pub(crate) len: usize,
     /// The sender.
     pub(crate) from: SocketAddr,
-    /// The address of this host that it came to.
+    /// The local address that it was sent to.
     pub(crate) to: Option<IpAddr>,
     /// How long ago it arrived, by the kernel's receive timestamp.
     pub(crate) ago: Duration,
 }
 
-/// Where datagrams are read.
+/// The buffers that datagrams are read into.
 pub(crate) struct Mailbox {
     control: Vec<u8>,
     pub(crate) bytes: [u8; Mailbox::LONGER],
 }
 
 impl Mailbox {
-    /// One byte more than a packet has, so that a longer datagram is seen to be one.
+    /// One byte more than a packet has, to detect a longer datagram.
     pub(crate) const LONGER: usize = DATAGRAM_LEN + 1;
 
-    /// A mailbox for `socket`, which is told to tell arrival times and addresses.
+    /// A mailbox for `socket`; enables the metadata of arrival times and addresses.
     pub(crate) fn of(socket: &UdpSocket) -> io::Result<Self> {
         Self::unbound(socket, socket.local_addr()?.is_ipv6())
     }
 
     /// The same for a socket that is not bound yet.
     pub(crate) fn unbound(socket: &UdpSocket, is_v6: bool) -> io::Result<Self> {
-        // Best effort: without it the time is taken when the thread gets to read, which only adds to the round trip.
-        let _ = setsockopt(socket, sockopt::ReceiveTimestampns, &true);
+        // Best effort: without it the time is that of the read, which makes round trips look longer.
+        setsockopt(socket, sockopt::ReceiveTimestampns, &true).ok();
         if is_v6 {
-            // Speaks for IPv4 as well where the socket takes both.
+            // Also covers IPv4 on a dual-stack socket.
             setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         } else {
             setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
@@ -58,27 +57,27 @@ impl Mailbox {
         Ok(Self { control, bytes: [0; Self::LONGER] })
     }
 
-    /// Lets `socket` tell nothing any more that only a mailbox wants to know.
+    /// Disables the metadata that only a mailbox needs.
     pub(crate) fn close(socket: &UdpSocket) {
-        // It would only cost time.
-        let _ = setsockopt(socket, sockopt::ReceiveTimestampns, &false);
-        let _ = match socket.local_addr() {
-            Ok(SocketAddr::V6(_)) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &false),
-            _ => setsockopt(socket, sockopt::Ipv4PacketInfo, &false),
+        // Best effort: it only costs time.
+        setsockopt(socket, sockopt::ReceiveTimestampns, &false).ok();
+        match socket.local_addr() {
+            Ok(SocketAddr::V6(_)) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &false).ok(),
+            _ => setsockopt(socket, sockopt::Ipv4PacketInfo, &false).ok(),
         };
     }
 
-    /// The next datagram, if one is there; `WouldBlock` if none is. `None`: one without a sender's address, or the end
-    /// of a socket that was shut down.
+    /// The next datagram; `WouldBlock` if there is none. `None`: a datagram without a sender's address, or the end of a
+    /// socket that was shut down.
     pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<Option<Arrival>> {
         let mut into = [IoSliceMut::new(&mut self.bytes)];
         let message =
             recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::MSG_DONTWAIT)?;
         let Some(from) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
         let mut arrival = Arrival { len: message.bytes, from, to: None, ago: Duration::ZERO };
-        // Truncated control data is no data: what it would tell is only more exact.
-        for told in message.cmsgs().into_iter().flatten() {
-            match told {
+        // Without control data, or if it is truncated, the datagram has less metadata.
+        for metadata in message.cmsgs().into_iter().flatten() {
+            match metadata {
                 ControlMessageOwned::ScmTimestampns(at) => arrival.ago = ago(at),
                 ControlMessageOwned::Ipv4PacketInfo(info) => {
                     // The local address of the route, which differs from the header's for broadcasts alone.
@@ -92,7 +91,7 @@ impl Mailbox {
     }
 }
 
-/// Sends `bytes` to `to`, from this host's address `from` where it is known. Never blocks.
+/// Sends `bytes` to `to`, from the local address `from` if it is known. Never blocks.
 pub(crate) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
     let send = |control: &[ControlMessage<'_>]| {
         sendmsg(
@@ -103,7 +102,7 @@ pub(crate) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Opt
             Some(&SockaddrStorage::from(to)),
         )
     };
-    // The interface is left to the routes: only the address has to be the one that was asked.
+    // The routing table decides the interface; only the address has to be the one that the request was sent to.
     match from {
         Some(IpAddr::V4(from)) => send(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
             ipi_ifindex: 0,
@@ -119,7 +118,8 @@ pub(crate) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Opt
     Ok(())
 }
 
-/// How long ago a wall-clock time was; nothing where the clock was set in between.
+/// The time since a wall-clock time; zero if the clock was set in between.
+#[expect(clippy::disallowed_methods, reason = "compares with the kernel's receive timestamp")]
 fn ago(at: TimeSpec) -> Duration {
     let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let ago = since_epoch(SystemTime::now()).saturating_sub(Duration::from(at));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_leaves_from_the_address_that_was_asked() {
+    fn an_answer_leaves_from_the_address_that_the_request_was_sent_to() {
         answers_of("0.0.0.0:0", &["127.0.0.1", "127.0.0.2", "127.9.9.9"]);
         if UdpSocket::bind("[::1]:0").is_ok() {
             answers_of("[::]:0", &["::1", "127.0.0.3"]);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_that_is_too_long_is_seen_to_be_one() {
+    fn a_too_long_datagram_is_detected() {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut mailbox = Mailbox::of(&socket).unwrap();
         socket.send_to(&[0; 1000], socket.local_addr().unwrap()).unwrap();
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_tells_nothing() {
+    fn a_set_clock_gives_no_time() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(ago(TimeSpec::from(now - Duration::from_secs(3600))), Duration::ZERO);
         assert_eq!(ago(TimeSpec::from(now + Duration::from_secs(3600))), Duration::ZERO);

@@ -1,6 +1,5 @@
-//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims, and hands
-//! it to the handler of its kind. Nothing else is answered, ever. Shell: a socket and the thread that reads it. What the
-//! datagrams mean is decided by their handlers.
+//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims and passes it
+//! to the handler of its kind. Other datagrams get no answer. Shell: a socket and the thread that reads it.
 
 pub(crate) mod datagram;
 
@@ -21,87 +20,85 @@ use crate::clock::{Wake, wait};
 use crate::session_control::SessionControl;
 use datagram::{Arrival, Mailbox, answer};
 
-/// Bytes of every datagram that is answered, and of its answer: no answer is longer than what it answers.
+/// The length of every datagram that is answered, and of the answer, so that the port never amplifies.
 pub const DATAGRAM_LEN: usize = 96;
 
-/// The layout's version, the first byte of every datagram.
+/// The version of the layout: the first byte of every datagram.
 pub(crate) const VERSION: u8 = 1;
 
-/// Bytes of datagrams that may wait in the socket, of all sessions together, while the thread can't run.
+/// The socket's receive buffer in bytes, for all sessions together, for the time that the thread does not run.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// How many datagrams are read before the thread checks whether it has to end.
-const ROUND: usize = 64;
-/// Datagrams of others that a new socket may hold before it is connected.
+/// Datagrams read before the thread checks whether it has to end.
+const MAX_READS_IN_A_ROW: usize = 64;
+/// Datagrams of other senders that a new socket may hold before it is connected.
 const MAX_STRAYS: usize = 4096;
 
-/// Takes the datagrams of one session that are of its kinds.
+/// Handles some kinds of datagrams of one session.
 pub trait DatagramHandler: Send + Sync {
-    /// Whether datagrams of `kind`, their second byte, are for this handler.
+    /// Whether this handler takes datagrams of `kind`, which is their second byte.
     fn takes(&self, kind: u8) -> bool;
 
-    /// Takes a datagram that claims to be of the session and came from its peer's address, which proves nothing yet.
-    /// Called by the thread that reads the port for every session: must not block. Gives the answer; nothing unverified
-    /// gets any.
+    /// Verifies a datagram and returns the answer. So far, the datagram only claims to belong to the session and came from
+    /// the peer's address. Called by the thread that reads the port for all sessions: must not block.
     fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal>;
 }
 
 /// A datagram that arrived at a port.
 pub struct Datagram<'a> {
-    /// What it holds.
+    /// Its payload.
     pub bytes: &'a [u8; DATAGRAM_LEN],
     /// The sender.
     pub from: SocketAddr,
-    /// The address of this host that it came to.
+    /// The local address that it was sent to.
     pub to: Option<IpAddr>,
     /// How long ago it arrived, by the kernel's receive timestamp.
     pub ago: Duration,
-    /// The port that it came to.
+    /// The port that it arrived at.
     pub port: &'a PortHandle,
 }
 
 /// Why a datagram got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Nothing that is answered here.
+    /// No kind of datagram that is answered here.
     Malformed,
     /// Of a session that is not enrolled.
-    Stranger,
+    UnknownSession,
     /// Of an enrolled session, but not from its peer's address.
     WrongSource,
     /// Of a session that is over.
     Over,
     /// Not sealed with the session's key.
     Forged,
-    /// Arrived before, or is so old that it may have.
+    /// Arrived before, or is too old to tell.
     Replayed,
 }
 
 /// Datagrams that got no answer, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
-    /// Of no kind that is answered here.
+    /// No kind of datagram that is answered here.
     pub malformed: u64,
     /// Of a session that is not enrolled.
-    pub stranger: u64,
+    pub unknown_session: u64,
     /// Of an enrolled session, but not from its peer's address.
     pub wrong_source: u64,
     /// Of a session that is cancelled.
     pub over: u64,
     /// Not sealed with the session's key.
     pub forged: u64,
-    /// Arrived before, or is so old that it may have.
+    /// Arrived before, or is too old to tell.
     pub replayed: u64,
 }
 
-/// Reads the datagrams that arrive at one UDP socket, on a thread of its own. Dropping it ends the thread and closes
-/// the socket.
+/// Reads the datagrams of one UDP socket on a thread of its own. Dropping it ends the thread and closes the socket.
 pub struct UdpPort {
-    shared: Arc<Shared>,
+    shared: Arc<PortState>,
     local: SocketAddr,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct PortState {
     sessions: Mutex<HashMap<SessionId, Arc<Enrolled>>>,
     refused: [AtomicU64; 6],
     unsent: AtomicU64,
@@ -109,7 +106,7 @@ struct Shared {
     wake: Wake,
 }
 
-/// One session whose datagrams are taken.
+/// A session whose datagrams are answered.
 struct Enrolled {
     session: SessionId,
     control: Arc<SessionControl>,
@@ -118,15 +115,15 @@ struct Enrolled {
 }
 
 impl UdpPort {
-    /// Reads `socket` from now on; answers nothing until a session is enrolled.
+    /// Starts to read `socket`. Nothing is answered until a session is enrolled.
     pub fn spawn(socket: UdpSocket) -> io::Result<Arc<Self>> {
-        // As large as the system allows: a burst that does not fit shows as the network's loss.
-        let _ = SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
-        // Now that the port is ours alone: sockets of our own may share it (see `PortHandle`).
+        // Best effort: a burst that exceeds the buffer looks like packet loss.
+        SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER).ok();
+        // Set after the bind, which had to be exclusive: sockets of this process may share the port (see `PortHandle`).
         SockRef::from(&socket).set_reuse_port(true)?;
         let local = socket.local_addr()?;
         let mut mailbox = Mailbox::of(&socket)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PortState {
             sessions: Mutex::default(),
             refused: Default::default(),
             unsent: AtomicU64::new(0),
@@ -146,8 +143,8 @@ impl UdpPort {
         self.local
     }
 
-    /// Hands datagrams of `session` that come from `peer` to the first of `handlers` that takes their kind, for as long
-    /// as the answer lives and `control` is not cancelled. What is answered is charged to the session, both ways.
+    /// Passes datagrams of `session` from `peer` to the first of `handlers` that takes their kind, until the returned value
+    /// is dropped or the session is cancelled. An answered datagram and its answer are charged to the session.
     pub fn enroll(
         &self,
         session: SessionId,
@@ -160,12 +157,12 @@ impl UdpPort {
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
     }
 
-    /// What got no answer so far.
+    /// Datagrams that got no answer so far.
     pub fn refused(&self) -> Refused {
         let of = |reason: Refusal| self.shared.refused[reason as usize].load(Ordering::Relaxed);
         Refused {
             malformed: of(Refusal::Malformed),
-            stranger: of(Refusal::Stranger),
+            unknown_session: of(Refusal::UnknownSession),
             wrong_source: of(Refusal::WrongSource),
             over: of(Refusal::Over),
             forged: of(Refusal::Forged),
@@ -173,7 +170,7 @@ impl UdpPort {
         }
     }
 
-    /// Answers that this host could not send; they look like lost on their way.
+    /// Answers that this host failed to send. They look like packet loss.
     pub fn unsent(&self) -> u64 {
         self.shared.unsent.load(Ordering::Relaxed)
     }
@@ -184,23 +181,23 @@ impl Drop for UdpPort {
         self.shared.over.store(true, Ordering::SeqCst);
         self.shared.wake.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic in it has been reported by itself; there is nothing left to free.
-            let _ = thread.join();
+            // The panic of a thread is reported when it happens.
+            thread.join().ok();
         }
     }
 }
 
-/// While this lives, the datagrams of one session are taken.
+/// While this lives, the datagrams of one session are answered.
 #[must_use = "dropping it ends the session's answers"]
 pub struct Enrolment {
-    shared: Arc<Shared>,
+    shared: Arc<PortState>,
     enrolled: Arc<Enrolled>,
 }
 
 impl Drop for Enrolment {
     fn drop(&mut self) {
         let mut sessions = lock(&self.shared.sessions);
-        // A session that was enrolled once more since is not ours to end.
+        // The session may have been enrolled once more since.
         let session = self.enrolled.session;
         if sessions.get(&session).is_some_and(|enrolled| Arc::ptr_eq(enrolled, &self.enrolled)) {
             sessions.remove(&session);
@@ -208,26 +205,26 @@ impl Drop for Enrolment {
     }
 }
 
-impl Shared {
+impl PortState {
     fn serve(self: &Arc<Self>, socket: &Arc<UdpSocket>, mailbox: &mut Mailbox) {
         while !self.over.load(Ordering::SeqCst) {
             if let Err(failure) = wait([(socket.as_fd(), PollFlags::IN), (self.wake.as_fd(), PollFlags::IN)]) {
-                tracing::error!(%failure, "datagrams are no longer answered: poll failed");
+                tracing::error!(%failure, "datagrams are not answered any more: poll failed");
                 return;
             }
-            for _ in 0..ROUND {
+            for _ in 0..MAX_READS_IN_A_ROW {
                 match mailbox.receive(socket) {
                     Ok(Some(arrival)) => {
                         self.take(socket, mailbox.bytes.get(..arrival.len).unwrap_or_default(), &arrival);
                     }
-                    // Nothing more for now, or an error that an earlier answer met, which is gone once read.
+                    // No more datagrams, or the error of an earlier send, which reading it clears.
                     Ok(None) | Err(_) => break,
                 }
             }
         }
     }
 
-    /// Answers a datagram that arrived at `socket`, or counts why not.
+    /// Answers a datagram that arrived at `socket`, or counts the refusal.
     fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) {
         if let Err(reason) = self.answer(socket, bytes, arrival) {
             self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
@@ -237,7 +234,7 @@ impl Shared {
     fn answer(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: &[u8], arrival: &Arrival) -> Result<(), Refusal> {
         let bytes = bytes.try_into().map_err(|_| Refusal::Malformed)?;
         let (session, kind) = claimed(bytes).ok_or(Refusal::Malformed)?;
-        let enrolled = lock(&self.sessions).get(&session).cloned().ok_or(Refusal::Stranger)?;
+        let enrolled = lock(&self.sessions).get(&session).cloned().ok_or(Refusal::UnknownSession)?;
         if arrival.from.ip().to_canonical() != enrolled.peer {
             return Err(Refusal::WrongSource);
         }
@@ -248,7 +245,7 @@ impl Shared {
         let port = PortHandle { shared: Arc::clone(self), socket: Arc::downgrade(socket) };
         let Arrival { from, to, ago, .. } = *arrival;
         let reply = handler.take(&Datagram { bytes, from, to, ago, port: &port })?;
-        // An answer that waited for a lease, or did not come, would look like a path that delays or loses.
+        // Does not wait for a lease: a delayed answer would look like delay of the path.
         enrolled.control.charge((bytes.len() + reply.len()) as u64).map_err(|_| Refusal::Over)?;
         if answer(socket, &reply, from, to).is_err() {
             self.unsent.fetch_add(1, Ordering::Relaxed);
@@ -257,7 +254,7 @@ impl Shared {
     }
 }
 
-/// The session and the kind that a datagram claims, to find the handler that decides; `None` for another version.
+/// The session and the kind that a datagram claims, unverified; `None` for another version.
 fn claimed(bytes: &[u8; DATAGRAM_LEN]) -> Option<(SessionId, u8)> {
     let session = SessionId::from_bytes(std::array::from_fn(|at| bytes[4 + at]));
     (bytes[0] == VERSION).then_some((session, bytes[1]))
@@ -269,22 +266,22 @@ pub fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
     claimed(bytes.try_into().ok()?).map(|(session, _)| session)
 }
 
-/// A port, as a handler uses it.
+/// A port as its handlers see it.
 #[derive(Clone)]
 pub struct PortHandle {
-    shared: Arc<Shared>,
-    /// Gone with the port.
+    shared: Arc<PortState>,
+    /// `None` after the port was dropped.
     socket: Weak<UdpSocket>,
 }
 
 impl PortHandle {
-    /// A socket at this port, of the address `to`, that hears `peer` alone: from now on the kernel gives it all that
-    /// `peer` sends there, and the `UdpPort` the rest.
+    /// A socket at this port and the local address `to`, connected to `peer`. The kernel delivers the datagrams of `peer` to
+    /// it from now on, and all others to the `UdpPort`.
     pub fn connect(&self, to: Option<IpAddr>, peer: SocketAddr) -> io::Result<UdpSocket> {
         let port = self.socket.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let mut local = port.local_addr()?;
         if let Some(to) = to {
-            // A link-local address means nothing without its scope.
+            // A link-local address needs its scope.
             let scope = |peer: SocketAddr| if let SocketAddr::V6(v6) = peer { v6.scope_id() } else { 0 };
             local.set_ip(to);
             if let (SocketAddr::V6(local), IpAddr::V6(to)) = (&mut local, to)
@@ -302,7 +299,7 @@ impl PortHandle {
         let mut mailbox = Mailbox::unbound(&socket, peer.is_ipv6())?;
         SockRef::from(&socket).bind(&local.into())?;
         socket.connect(peer)?;
-        // Until it was connected it may have been given what was for the port itself.
+        // Before it was connected, the kernel may have delivered datagrams of other senders to it.
         for _ in 0..MAX_STRAYS {
             match mailbox.receive(&socket) {
                 Ok(Some(arrival)) if arrival.from != peer => {
@@ -310,7 +307,7 @@ impl PortHandle {
                     self.shared.take(&port, bytes, &arrival);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                // Of the peer itself, who says it again; or an error of the past, gone once read.
+                // A datagram of the peer, which repeats it; or an old error, which reading it clears.
                 Ok(_) | Err(_) => {}
             }
         }
@@ -319,7 +316,7 @@ impl PortHandle {
     }
 }
 
-/// A lock that survives a panicking holder: nothing guarded here can be left half done.
+/// Ignores poison: nothing guarded here can be left inconsistent by a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -418,11 +415,11 @@ mod tests {
         assert_eq!(kept.recv().unwrap().2, other.local_addr().unwrap());
         drop(ours);
         peer.send(&datagram(KEPT)).unwrap();
-        assert_eq!(kept.recv().unwrap().2, from, "with the socket gone the port hears the peer again");
+        assert_eq!(kept.recv().unwrap().2, from, "without the socket, the port gets the peer's datagrams again");
     }
 
     #[test]
-    fn a_socket_hears_its_peer_alone_and_the_port_everybody_else() {
+    fn a_socket_gets_the_datagrams_of_its_peer_and_the_port_all_others() {
         a_peer_gets_a_socket_of_its_own("127.0.0.1:0", "127.0.0.1");
         a_peer_gets_a_socket_of_its_own("0.0.0.0:0", "127.0.0.3");
         if UdpSocket::bind("[::1]:0").is_ok() {
@@ -431,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn strays_are_handed_to_the_port() {
+    fn datagrams_of_other_senders_go_to_the_port() {
         // While sockets come and go at the port, datagrams are answered all the same. One may reach a socket that is
         // closed in the very moment; that costs it, as the network may.
         let (port, _enrolment, kept) = open("127.0.0.1:0", None);
@@ -482,7 +479,7 @@ mod tests {
         let mut answer = [0; 200];
         assert_eq!(peer.recv(&mut answer).unwrap(), DATAGRAM_LEN);
         assert_eq!(answer[..DATAGRAM_LEN], last);
-        let counted = Refused { malformed: 3, stranger: 1, forged: 1, ..Refused::default() };
+        let counted = Refused { malformed: 3, unknown_session: 1, forged: 1, ..Refused::default() };
         assert_eq!((port.refused(), port.unsent()), (counted, 0));
     }
 }

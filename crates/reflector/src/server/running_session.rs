@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use paramedic_engines::bind;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::ProbeResponder;
-use paramedic_engines::engine::{PhaseProgress, ServerEnd, ServerSetup};
+use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::udp_port::{DatagramHandler, Enrolment, UdpPort};
 use paramedic_link::admission::{Preamble, SessionKeys};
@@ -50,7 +50,7 @@ pub(super) struct RunningSession {
 
 /// The reflector's sockets and threads of a session.
 struct SessionResources {
-    server_end: Box<dyn ServerEnd>,
+    server_end: Box<dyn EngineServer>,
     _enrolment: Enrolment,
     /// In direct mode this session's own, which ends with it.
     _port: Arc<UdpPort>,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::dialer::{Dialer, SocketOptions};
-use paramedic_engines::echo::{ProbeOrder, Prober};
-use paramedic_engines::engine::{ClientEnd, ClientSetup, PhaseProgress, Unavailable};
+use paramedic_engines::echo::{Prober, ProberSetup};
+use paramedic_engines::engine::{ClientSetup, EngineClient, PhaseProgress, Unavailable};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_link::SessionId;
@@ -50,7 +50,7 @@ pub(super) struct Session {
     client: ReflectorClient,
     spec: TestSpec,
     control: Arc<SessionControl>,
-    client_end: Arc<dyn ClientEnd>,
+    client_end: Arc<dyn EngineClient>,
     prober: Option<Prober>,
     beat: Interval,
     heard: Instant,
@@ -110,7 +110,7 @@ impl Session {
         let (prober, judged, keeps_raw) = (None, heard, job.request.raw);
         let mut session = Self { client, spec, control, client_end, prober, beat, heard, judged, keeps_raw };
         if !probes_every.is_zero() {
-            let order = ProbeOrder {
+            let order = ProberSetup {
                 target: grant.udp.then_some(data),
                 fall_back: fall_back(grant.session, &keys, &session.control, tunnel),
                 keys,
@@ -410,7 +410,7 @@ fn fall_back(
 }
 
 /// Starts to probe, over UDP where it comes back and else over a data connection.
-async fn probe(order: ProbeOrder) -> Result<Prober, Failure> {
+async fn probe(order: ProberSetup) -> Result<Prober, Failure> {
     let started = tokio::task::spawn_blocking(move || {
         let prober = Prober::start(order)?;
         prober.ready()?;

@@ -1,5 +1,4 @@
-//! Packets over a data connection that never blocks its thread: whole ones in, whole ones out. What they say stands
-//! elsewhere.
+//! A non-blocking data connection that carries whole packets.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -11,23 +10,23 @@ use super::packet;
 use crate::clock::{Timer, Wake, wait};
 use crate::data_stream::DataStream;
 
-/// More than this does not wait to be sent: a connection that stands still for so long has ended in all but name.
-const MOST_WAITING: usize = 1024 * 1024;
+/// The highest number of unsent bytes. A connection that exceeds it has stalled and counts as ended.
+const MAX_UNSENT: usize = 1024 * 1024;
 
 /// A data connection that carries probes.
-pub(super) struct Line {
+pub(super) struct ProbeConnection {
     stream: DataStream,
     incoming: [u8; packet::LEN],
-    /// Bytes of the packet in `incoming` that arrived.
+    /// Received bytes of the packet in `incoming`.
     filled: usize,
     outgoing: Vec<u8>,
-    /// Whether the connection takes no more for now.
+    /// Whether the socket's send buffer is full.
     is_full: bool,
 }
 
-impl Line {
+impl ProbeConnection {
     pub(super) fn new(stream: DataStream) -> io::Result<Self> {
-        // Each packet is small and must leave at once.
+        // Small packets have to be sent at once.
         stream.socket().set_nodelay(true)?;
         stream.socket().set_nonblocking(true)?;
         Ok(Self { stream, incoming: [0; packet::LEN], filled: 0, outgoing: Vec::new(), is_full: false })
@@ -37,16 +36,16 @@ impl Line {
         self.stream.socket()
     }
 
-    /// Waits until the timer ticked, the wake-up came, or the connection has something to do.
+    /// Waits until the timer ticks, the other thread wakes this one, or the socket is ready.
     pub(super) fn wait(&self, timer: &Timer, wake: &Wake) -> io::Result<()> {
         let interest = if self.is_full { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         wait([(timer.as_fd(), PollFlags::IN), (wake.as_fd(), PollFlags::IN), (self.socket().as_fd(), interest)])
             .map(drop)
     }
 
-    /// Sends a packet after those that wait.
+    /// Sends a packet after the unsent ones.
     pub(super) fn send(&mut self, packet: &[u8; packet::LEN]) -> io::Result<()> {
-        if self.outgoing.len() > MOST_WAITING {
+        if self.outgoing.len() > MAX_UNSENT {
             return Err(io::ErrorKind::TimedOut.into());
         }
         self.outgoing.extend_from_slice(packet);
@@ -71,7 +70,7 @@ impl Line {
         if self.is_full { Ok(()) } else { end }
     }
 
-    /// Hands each whole packet that arrived to `take`, and sends what waited. The connection's end is an error.
+    /// Passes each received packet to `take`, and sends unsent bytes. The end of the connection is an error.
     pub(super) fn receive(&mut self, take: impl Fn(&[u8])) -> io::Result<()> {
         if self.is_full {
             self.push()?;
