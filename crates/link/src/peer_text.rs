@@ -37,13 +37,17 @@ impl PeerText {
     }
 }
 
-/// Control characters drive the terminal. Bidirectional overrides and invisible joiners change what a reader sees. Tag
-/// and filler characters hide text.
+/// Control characters drive the terminal. Bidirectional overrides and invisible joiners change what a reader sees. Tag,
+/// filler and blank characters hide text. The list is the property `Default_Ignorable_Code_Point` of Unicode 16
+/// (DerivedCoreProperties.txt), with the separators of lines, the interlinear annotations and the blank of Braille.
 fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{3164}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
-        && !('\u{e0000}'..='\u{e007f}').contains(&c)
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}')
 }
 
 impl fmt::Display for PeerText {
@@ -89,6 +93,8 @@ mod tests {
     #[test]
     fn invisible_and_bidirectional_characters_are_removed() {
         assert_eq!(PeerText::new("pa\u{ad}y\u{61c}p\u{3164}al\u{200d}\u{e0041}\u{2066}").as_str(), "paypal");
+        let invisible = "\u{ffa0}\u{2800}\u{fe0f}\u{e0101}\u{34f}\u{17b4}\u{180b}\u{2065}\u{1d173}\u{1bca0}";
+        assert_eq!(PeerText::new(&format!("off{invisible}ice")).as_str(), "office");
     }
 
     #[test]
