@@ -183,6 +183,11 @@ fn a_new_identity_of_the_reflector_is_detected() {
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let running = reflector.run(&["rotate-identity", "--yes"]);
     assert_eq!(running.code, 1, "not while it serves");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let runtime_dir = elsewhere.path().to_str().unwrap();
+    let running = reflector.run(&["rotate-identity", "--yes", "--runtime-dir", runtime_dir]);
+    assert_eq!(running.code, 1, "not where its admin socket is not found either: {running:?}");
+    assert!(running.stderr.contains("is running with this identity"), "{running:?}");
     reflector.process().kill();
     let old = reflector.id();
     let new = reflector.must(&["rotate-identity", "--yes"]);

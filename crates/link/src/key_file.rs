@@ -69,6 +69,12 @@ pub enum KeyFileError {
         /// The cause.
         source: io::Error,
     },
+    /// Another process uses the folder of the key: a reflector that runs with it, or another rotation.
+    #[error("another process uses {}: stop it first", .folder.display())]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// No key could be generated.
     #[error("cannot generate a key for {}: {source}", .path.display())]
     NoKey {
@@ -145,11 +151,15 @@ pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
 
 /// Replaces the device's key with a new one. The old key is kept in the same folder, in a file named after its Endpoint ID.
 /// At every moment there is one complete key file at `path`: a crash leaves either the old identity or the new one.
+/// Fails at once where another process holds the lock of the folder: it works with the old key.
 pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
     // Without the lock, one of two concurrent rotations would report a key that the other has just replaced.
     let folder = folder_of(path);
     let lock = File::open(folder).map_err(io_error("open", folder))?;
-    rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|e| io_error("lock", folder)(e.into()))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(KeyFileError::InUse { folder: folder.to_owned() }),
+        locked => locked.map_err(|e| io_error("lock", folder)(e.into()))?,
+    }
 
     let old = load(path)?;
     let kept = with_suffix(path, &format!(".old-{}", old.id()));
@@ -448,7 +458,13 @@ mod tests {
         let first = load_or_create(&folder.file()).unwrap().id();
         let path = folder.file();
         let rotated = std::thread::scope(|scope| {
-            let all = (0..4).map(|_| scope.spawn(|| rotate(&path).unwrap())).collect::<Vec<_>>();
+            let until_rotated = || loop {
+                match rotate(&path) {
+                    Err(KeyFileError::InUse { .. }) => std::thread::yield_now(),
+                    rotated => return rotated.unwrap(),
+                }
+            };
+            let all = (0..4).map(|_| scope.spawn(until_rotated)).collect::<Vec<_>>();
             all.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
         });
         let last = load(&path).unwrap().id();
@@ -458,5 +474,17 @@ mod tests {
         seen.dedup();
         assert_eq!(seen.len(), 4, "each rotation replaced another key");
         assert_eq!(folder.names().len(), 5);
+    }
+
+    #[test]
+    fn a_key_that_another_process_works_with_is_not_rotated() {
+        let folder = Folder::new();
+        let key = load_or_create(&folder.file()).unwrap().id();
+        let running = File::open(folder_of(&folder.file())).unwrap();
+        rustix::fs::flock(&running, FlockOperation::LockExclusive).unwrap();
+        assert!(matches!(rotate(&folder.file()), Err(KeyFileError::InUse { .. })));
+        assert_eq!(load(&folder.file()).unwrap().id(), key);
+        drop(running);
+        assert_eq!(rotate(&folder.file()).unwrap().old, key);
     }
 }

@@ -1,6 +1,6 @@
 //! `reflector rotate-identity`: makes a new identity, where no reflector runs with the old one.
 
-use paramedic_link::key_file;
+use paramedic_link::key_file::{self, KeyFileError};
 
 use super::load;
 use super::output::{note, print_line};
@@ -32,17 +32,25 @@ fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {
         ));
     }
     if std::os::unix::net::UnixStream::connect(config.admin_socket()).is_ok() {
-        return Err(Failure::new(
-            Exit::Failed,
-            "running",
-            "the identity was not changed",
-            "the reflector is running with this identity",
-            "stop it first: run `reflector drain` or `systemctl stop reflector`",
-        ));
+        return Err(running());
     }
-    let rotated = key_file::rotate(&config.key_file())?;
+    let rotated = match key_file::rotate(&config.key_file()) {
+        // Its admin socket may be in another runtime folder.
+        Err(KeyFileError::InUse { .. }) => return Err(running()),
+        rotated => rotated?,
+    };
     print_line(&rotated.new.id().to_string());
     note(&format!("the old identity was {}; its key is kept in {}", rotated.old, rotated.kept.display()));
     note("paired devices know only the old identity: pair each again with `reflector pair`");
     Ok(())
+}
+
+fn running() -> Failure {
+    Failure::new(
+        Exit::Failed,
+        "running",
+        "the identity was not changed",
+        "the reflector is running with this identity",
+        "stop it first: run `reflector drain` or `systemctl stop reflector`",
+    )
 }
