@@ -41,6 +41,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         &self.stream
     }
 
+    /// The underlying stream, for what is not reading or writing.
+    pub fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// The next message, or `None` at the end of the stream. Cancel safe: dropping the future loses no bytes.
     pub async fn receive<T: DeserializeOwned + frame::Bounded>(&mut self) -> Result<Option<T>, LinkError> {
         loop {

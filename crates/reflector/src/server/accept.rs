@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::bounded_socket::BoundedSocket;
 use super::connection_slot::{ConnectionSlot, HandshakenConnection};
 use super::{Lifecycle, Server, data_connection, handshake};
 use crate::event::RefusalReason;
@@ -131,7 +132,7 @@ async fn serve_connection(
     // Small messages of the control link must not wait for one another.
     socket.set_nodelay(true).ok();
     let shake_hands = async {
-        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), BoundedSocket::new(socket)).await?;
         slot.progressed();
         hello.into_stream(tls).await
     };
@@ -163,7 +164,7 @@ async fn serve_connection(
 }
 
 /// The protocol that was agreed, and the key that was shown.
-fn protocol_and_peer(stream: &TlsStream<TcpStream>) -> Option<(Alpn, tls::UnverifiedPeer)> {
+fn protocol_and_peer(stream: &TlsStream<BoundedSocket>) -> Option<(Alpn, tls::UnverifiedPeer)> {
     let session = stream.get_ref().1;
     Some((Alpn::of(session.alpn_protocol())?, tls::peer_of(session.peer_certificates())?))
 }

@@ -15,11 +15,11 @@ use paramedic_link::message::{
 };
 use paramedic_link::test_spec::Direction;
 use paramedic_link::{EndpointId, PeerText, SessionId};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
 
+use super::bounded_socket::BoundedSocket;
 use super::grant::{self, ClaimError, RequestingLink};
 use super::running_session::{self, PhaseEvent, RunningSession, SessionEvent};
 use super::{Lifecycle, LinkCommand, Server, lock};
@@ -36,7 +36,7 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a closing link waits for the other side to read and close.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) type LinkStream = TlsStream<TcpStream>;
+pub(super) type LinkStream = TlsStream<BoundedSocket>;
 
 /// A link of a known peer.
 pub(super) struct Connection {
@@ -83,7 +83,7 @@ impl Connection {
         commands: mpsc::UnboundedReceiver<LinkCommand>,
     ) -> Self {
         // A listener may be bound to every address: data must go to the address that this link uses.
-        let local = framed.stream().get_ref().0.local_addr().unwrap_or(local);
+        let local = framed.stream().get_ref().0.socket().local_addr().unwrap_or(local);
         server.connection_slots.limiter().link_opened(Prefix::of(from));
         let session_events = mpsc::unbounded_channel();
         Self {
@@ -205,7 +205,7 @@ impl Connection {
                 message = self.framed.receive::<ToReflector>(), if read_paused_until.is_none() => match message {
                     Ok(Some(message)) => {
                         self.note_activity();
-                        self.charge_budget(Cost::Message);
+                        self.charge_message();
                         self.handle(message).await
                     }
                     Ok(None) | Err(LinkError::Io(_) | LinkError::Torn) => LinkFlow::Gone,
@@ -232,6 +232,14 @@ impl Connection {
             if !matches!(next, LinkFlow::Continue) {
                 return next;
             }
+        }
+    }
+
+    /// Charges the message that was just received, and once more for each 16 KiB that arrived with it.
+    fn charge_message(&mut self) {
+        let arrived = self.framed.stream_mut().get_mut().0.message_taken();
+        for _ in 0..=arrived / paramedic_link::frame::MAX_FRAME as u64 {
+            self.charge_budget(Cost::Message);
         }
     }
 

@@ -6,17 +6,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use paramedic_link::tls;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 
+use super::bounded_socket::BoundedSocket;
 use super::{Server, lock};
 use crate::connection_limiter::{Admission, ConnectionLimiter, ConnectionSlotId, Prefix};
 use crate::event::RefusalReason;
 
 /// A connection that proved a key; whether that key is paired is still to be judged.
 pub(super) struct HandshakenConnection {
-    pub(super) stream: TlsStream<TcpStream>,
+    pub(super) stream: TlsStream<BoundedSocket>,
     pub(super) from: IpAddr,
     pub(super) local: SocketAddr,
     pub(super) peer: tls::UnverifiedPeer,

@@ -31,7 +31,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     slot.settle();
     running.control.heard();
     let (socket, session) = stream.into_inner();
-    let blocking = socket.into_std().and_then(|socket| {
+    let blocking = socket.into_socket().into_std().and_then(|socket| {
         socket.set_nonblocking(false)?;
         DataStream::tls(session.into(), socket)
     });

@@ -3,6 +3,7 @@
 
 mod accept;
 mod admin_socket;
+mod bounded_socket;
 mod connection;
 mod connection_slot;
 mod data_connection;
