@@ -1,5 +1,7 @@
 //! Datagrams with the kernel's metadata: when a datagram arrived, and at which local address. Shell: sockets.
 
+#![expect(clippy::disallowed_methods, reason = "compares with the kernel's receive timestamps")]
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -119,7 +121,6 @@ pub(crate) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Opt
 }
 
 /// The time since a wall-clock time; zero if the clock was set in between.
-#[expect(clippy::disallowed_methods, reason = "compares with the kernel's receive timestamp")]
 fn ago(at: TimeSpec) -> Duration {
     let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let ago = since_epoch(SystemTime::now()).saturating_sub(Duration::from(at));
