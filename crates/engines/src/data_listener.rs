@@ -131,8 +131,8 @@ pub fn max_pending(streams: u16) -> usize {
 
 impl DataListener {
     /// Listens at `claim` (port 0: any), with `options` for every connection. A connection that `authenticator` accepts
-    /// within 5 s goes to `sink`; all others are reset and counted. At most [`max_pending`] of `streams` connections are
-    /// pending; those from `peer` are preferred. Cancelling the session closes the listener. `AddrInUse`: another
+    /// within 5 s goes to `sink`; all others are reset and counted. At most [`max_pending`] of `streams` connections
+    /// are pending; those from `peer` are preferred. Cancelling the session closes the listener. `AddrInUse`: another
     /// process holds the port.
     pub fn open<A: Authenticator>(
         claim: SocketAddr,

@@ -24,8 +24,8 @@ pub enum DataStream {
 }
 
 impl DataStream {
-    /// A stream inside a TLS connection that has finished its handshake over `socket`. Plaintext that `connection` already
-    /// holds is read first. Makes the socket blocking.
+    /// A stream inside a TLS connection that has finished its handshake over `socket`. Plaintext that `connection`
+    /// already holds is read first. Makes the socket blocking.
     pub fn tls(connection: Connection, socket: TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(false)?;
         Ok(Self::Tls(Box::new(TlsSocket::new(connection, socket))))
@@ -39,8 +39,8 @@ impl DataStream {
         }
     }
 
-    /// Ends the sending side after everything written was sent: close_notify inside TLS, then FIN. `WouldBlock`, on a socket
-    /// with a timeout, means that it is not done; call again.
+    /// Ends the sending side after everything written was sent: close_notify inside TLS, then FIN. `WouldBlock`, on a
+    /// socket with a timeout, means that it is not done; call again.
     pub fn finish(&mut self) -> io::Result<()> {
         if let Self::Tls(tls) = self {
             tls.say_goodbye()?;
@@ -48,9 +48,9 @@ impl DataStream {
         self.socket().shutdown(Shutdown::Write)
     }
 
-    /// How many bytes to charge for a stream on which `payload` bytes moved: those, or inside TLS three quarters of what
-    /// its records took, where that is more. Blocks of a few bytes and padded records (RFC 8446, section 5.4) put many
-    /// times the payload on the line. A quarter and one record are free: no usual record costs so much.
+    /// How many bytes to charge for a stream on which `payload` bytes moved: those, or inside TLS three quarters of
+    /// what its records took, where that is more. Blocks of a few bytes and padded records (RFC 8446, section 5.4) put
+    /// many times the payload on the line. A quarter and one record are free: no usual record costs so much.
     pub(crate) fn chargeable(&self, payload: u64) -> u64 {
         match self {
             Self::Plain(_) => payload,
@@ -61,8 +61,8 @@ impl DataStream {
         }
     }
 
-    /// Reads and discards bytes; returns their number, 0 at the end. Inside TLS they are authenticated first. Otherwise they
-    /// are copied to `scratch` or, with `in_kernel`, discarded by the kernel (tcp(7), `MSG_TRUNC`).
+    /// Reads and discards bytes; returns their number, 0 at the end. Inside TLS they are authenticated first. Otherwise
+    /// they are copied to `scratch` or, with `in_kernel`, discarded by the kernel (tcp(7), `MSG_TRUNC`).
     pub(crate) fn discard(&mut self, scratch: &mut [u8], in_kernel: bool) -> io::Result<usize> {
         match self {
             Self::Plain(socket) if in_kernel => {

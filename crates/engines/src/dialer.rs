@@ -33,8 +33,8 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Opens a connection and sends the sealed `preamble`, which says which stream it is. Blocks for `connect_timeout` at
-    /// most; fails with `ConnectionAborted` as soon as the session is cancelled.
+    /// Opens a connection and sends the sealed `preamble`, which says which stream it is. Blocks for `connect_timeout`
+    /// at most; fails with `ConnectionAborted` as soon as the session is cancelled.
     pub fn dial(
         &self,
         control: &Arc<SessionControl>,

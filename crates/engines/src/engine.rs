@@ -143,8 +143,8 @@ pub trait EngineClient: Send + Sync {
     /// Opens the streams of phase number `phase`, with at most four handshakes at once. Blocks for a bounded time.
     fn connect(&self, phase: u8) -> io::Result<()>;
 
-    /// Runs the phase, which the reflector has started. Ends early when the session is cancelled. Returns what was counted
-    /// in any case.
+    /// Runs the phase, which the reflector has started. Ends early when the session is cancelled. Returns what was
+    /// counted in any case.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 
     /// Why the streams of phase number `phase` failed, if this end knows.

@@ -14,8 +14,8 @@ use paramedic_link::measurement::{CpuUse, HostFacts};
 
 use crate::{quota, sys};
 
-/// The current state of the host. `local` is this end's address of the link; its interface is reported. Reads only small
-/// kernel files, so that it may be called between two phases.
+/// The current state of the host. `local` is this end's address of the link; its interface is reported. Reads only
+/// small kernel files, so that it may be called between two phases.
 pub fn read(local: Option<IpAddr>) -> HostFacts {
     let meminfo = text("/proc/meminfo");
     let memory = |key| meminfo.as_deref().and_then(|text| meminfo_bytes(text, key));
@@ -51,13 +51,14 @@ impl CpuClock {
         Self { cpu: cpu_time(), held_back: quota::held_back(), read: Instant::now() }
     }
 
-    /// The processor use of the whole host since [`CpuClock::start`]: those fields of [`CpuUse`] that are about the host.
+    /// The processor use of the whole host since [`CpuClock::start`]: those fields of [`CpuUse`] that are about the
+    /// host.
     pub fn host(&self) -> CpuUse {
         CpuUse { host_busy: self.busy(), held_back: self.held_back(), ..CpuUse::default() }
     }
 
-    /// The share of time in which the host's processors were busy or stolen by a hypervisor. `None` if /proc/stat cannot
-    /// be read or no tick has passed.
+    /// The share of time in which the host's processors were busy or stolen by a hypervisor. `None` if /proc/stat
+    /// cannot be read or no tick has passed.
     fn busy(&self) -> Option<f64> {
         busy_between(self.cpu?, cpu_time()?)
     }

@@ -157,8 +157,8 @@ impl SessionControl {
         self.budget.as_ref().map_or(0, ByteBudget::spent)
     }
 
-    /// Waits until `is_done`, and says whether it is. Ends early at `deadline` or when the session is cancelled. `is_done`
-    /// is called again after each [`SessionControl::wake`].
+    /// Waits until `is_done`, and says whether it is. Ends early at `deadline` or when the session is cancelled.
+    /// `is_done` is called again after each [`SessionControl::wake`].
     #[expect(clippy::disallowed_methods, reason = "waits for wall time")]
     pub fn wait_until(&self, deadline: Instant, mut is_done: impl FnMut() -> bool) -> bool {
         let mut waiting = lock(&self.waiting);

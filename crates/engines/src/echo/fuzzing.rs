@@ -1,4 +1,5 @@
-//! The fuzz target's access to the private packet types: parses bytes and seals the same packet again. For fuzzing only.
+//! The fuzz target's access to the private packet types: parses bytes and seals the same packet again. For fuzzing
+//! only.
 
 use paramedic_link::admission::SessionKeys;
 

@@ -1,5 +1,5 @@
-//! The reflector's record of the sequence numbers that arrived: detects replays, and shows in which direction a probe was
-//! lost. Pure.
+//! The reflector's record of the sequence numbers that arrived: detects replays, and shows in which direction a probe
+//! was lost. Pure.
 
 use super::packet::{ArrivalHistory, HISTORY};
 

@@ -1,5 +1,5 @@
-//! The `echo` engine: latency probes without load. Its two ends, [`Prober`] and [`ProbeResponder`], also run beside every
-//! other engine and measure latency under load.
+//! The `echo` engine: latency probes without load. Its two ends, [`Prober`] and [`ProbeResponder`], also run beside
+//! every other engine and measure latency under load.
 
 #[doc(hidden)]
 pub mod fuzzing;

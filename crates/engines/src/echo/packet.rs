@@ -47,8 +47,8 @@ pub(super) struct ReplyPacket {
 /// Which of [`HISTORY`] sequence numbers arrived at the reflector when it answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ArrivalHistory {
-    /// The highest sequence number that it covers. Differs from the requested one if the reflector has not seen that yet or
-    /// does not remember it any more.
+    /// The highest sequence number that it covers. Differs from the requested one if the reflector has not seen that
+    /// yet or does not remember it any more.
     pub(super) about: u32,
     /// Bit `i` of the whole, least significant first: whether sequence number `about - i` arrived.
     pub(super) arrived: [u8; HISTORY as usize / 8],

@@ -46,15 +46,15 @@ pub struct ProberSetup {
     pub interval: Duration,
     /// Cancels the prober; each reply is a sign of life of the reflector.
     pub control: Arc<SessionControl>,
-    /// Opens the data connection that is used if UDP does not work, and sends its preamble. Called at most once, from the
-    /// prober's thread; should return when the session is cancelled.
+    /// Opens the data connection that is used if UDP does not work, and sends its preamble. Called at most once, from
+    /// the prober's thread; should return when the session is cancelled.
     pub fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
     /// The source of the probes.
     pub origin: Origin,
 }
 
-/// Probes a path until it is finished or dropped, with one thread that sends and one that receives. Tests for at most one
-/// second whether UDP works; then the transport is final.
+/// Probes a path until it is finished or dropped, with one thread that sends and one that receives. Tests for at most
+/// one second whether UDP works; then the transport is final.
 pub struct Prober {
     shared: Arc<ProberState>,
     sender: Option<JoinHandle<()>>,
@@ -119,8 +119,8 @@ impl Prober {
         Ok(Self { shared, sender: Some(sender) })
     }
 
-    /// Waits until the transport is known: at most one second and the time of the fallback. An error, that of the fallback,
-    /// means that nothing is probed.
+    /// Waits until the transport is known: at most one second and the time of the fallback. An error, that of the
+    /// fallback, means that nothing is probed.
     pub fn ready(&self) -> io::Result<EchoTransport> {
         let mut route = lock(&self.shared.route);
         loop {

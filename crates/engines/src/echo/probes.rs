@@ -1,5 +1,5 @@
-//! The prober's record, one compact entry per probe, so that a day of probes fits in a small device. Pure: no sockets, no
-//! clock.
+//! The prober's record, one compact entry per probe, so that a day of probes fits in a small device. Pure: no sockets,
+//! no clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -152,8 +152,8 @@ impl ProbeRecords {
         self.base_ns.saturating_add((at as u64).saturating_mul(self.interval_ns))
     }
 
-    /// Takes the next slot that is due at `now_ns` and returns its sequence number. If the prober was late, it sends the
-    /// first missed slot, which shows the delay, and the last one, and skips those between, which would be a burst.
+    /// Takes the next slot that is due at `now_ns` and returns its sequence number. If the prober was late, it sends
+    /// the first missed slot, which shows the delay, and the last one, and skips those between, which would be a burst.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Option<u32> {
         let next = self.len();
         let late_ns = now_ns.checked_sub(self.due_ns(next))?;
@@ -319,7 +319,7 @@ mod tests {
         ProbeRecords::new(1000 * MS, EVERY)
     }
 
-    /// A book whose first `n` slots were sent in time.
+    /// Records whose first `n` slots were sent in time.
     fn sent(n: u64) -> ProbeRecords {
         let mut log = log();
         for at in 0..n {

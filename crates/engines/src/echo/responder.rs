@@ -61,8 +61,9 @@ fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: 
     }
 }
 
-/// Answers the probes of one session on a data connection whose preamble has the stream [`Preamble::ECHO`]. Blocks until
-/// the connection ends, the session is cancelled, or anything but a new probe arrives. Charges the bytes to the session.
+/// Answers the probes of one session on a data connection whose preamble has the stream [`Preamble::ECHO`]. Blocks
+/// until the connection ends, the session is cancelled, or anything but a new probe arrives. Charges the bytes to the
+/// session.
 ///
 /// [`Preamble::ECHO`]: paramedic_link::admission::Preamble::ECHO
 pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<SessionControl>) {
@@ -133,7 +134,8 @@ mod tests {
         ReplyPacket::open(&bytes[..len], &keys(session)).unwrap()
     }
 
-    /// `socket` is empty. The responder reads in order: after the reply to a later probe, no earlier datagram is answered.
+    /// `socket` is empty. The responder reads in order: after the reply to a later probe, no earlier datagram is
+    /// answered.
     fn assert_empty(socket: &UdpSocket) {
         socket.set_nonblocking(true).unwrap();
         assert_eq!(socket.recv(&mut [0; 2048]).unwrap_err().kind(), io::ErrorKind::WouldBlock);

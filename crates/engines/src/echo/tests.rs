@@ -62,8 +62,8 @@ fn reflector() -> (Arc<UdpPort>, Enrolment) {
 /// How many copies of the packet of a slot a path delivers; `None` for one outside the schedule.
 type Copies = dyn Fn(Option<usize>) -> usize + Send;
 
-/// A path to `target` that loses and duplicates chosen datagrams, and reports which slots came from the prober. Ends with the
-/// prober's last word: an empty datagram.
+/// A path to `target` that loses and duplicates chosen datagrams, and reports which slots came from the prober. Ends
+/// with the prober's last word: an empty datagram.
 fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (SocketAddr, mpsc::Receiver<usize>) {
     let (near, far) = (UdpSocket::bind(HERE).unwrap(), UdpSocket::bind(HERE).unwrap());
     far.connect(target).unwrap();

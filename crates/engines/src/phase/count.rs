@@ -7,8 +7,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use paramedic_link::measurement::CpuUse;
 
-/// One stream's payload bytes so far. Fills two cache lines, because processors fetch them in pairs, so that streams do not
-/// share one.
+/// One stream's payload bytes so far. Fills two cache lines, because processors fetch them in pairs, so that streams do
+/// not share one.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Counter(AtomicU64);

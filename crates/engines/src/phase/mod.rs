@@ -33,8 +33,8 @@ pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A stream that ends this much before its time is a failure of the other end. Both ends begin a phase within less time
-/// of each other, even if the start message was retransmitted or read late. In a shorter phase, the missing tally of the
-/// other end shows the failure.
+/// of each other, even if the start message was retransmitted or read late. In a shorter phase, the missing tally of
+/// the other end shows the failure.
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
 /// Why a phase was cut short when its session ended.
@@ -102,8 +102,8 @@ impl<'a> PhaseContext<'a> {
         self.has_failed.load(Ordering::SeqCst)
     }
 
-    /// Records a failure at `now` of a stream whose own time lasts until `stream_until`, and ends the phase. A failure after
-    /// that time or after a cancellation is ignored, because it is a consequence.
+    /// Records a failure at `now` of a stream whose own time lasts until `stream_until`, and ends the phase. A failure
+    /// after that time or after a cancellation is ignored, because it is a consequence.
     fn note(&self, failure: String, now: Instant, stream_until: Instant) {
         if now >= stream_until || self.control.is_cancelled() {
             return;

@@ -96,8 +96,8 @@ impl<T> StreamRegistry<T> {
         self.is_complete_in(&self.state(), phase)
     }
 
-    /// Takes all streams of `phase`, in their order, and closes the phase. If some are missing, drops the others and returns
-    /// their number as the error.
+    /// Takes all streams of `phase`, in their order, and closes the phase. If some are missing, drops the others and
+    /// returns their number as the error.
     pub(crate) fn take(&self, phase: u8) -> Result<Vec<T>, usize> {
         let places = self.places.get(usize::from(phase)).copied().unwrap_or(0);
         let mut state = self.state();
@@ -107,7 +107,8 @@ impl<T> StreamRegistry<T> {
         if is_complete { Ok(streams) } else { Err(streams.len()) }
     }
 
-    /// Waits for all streams of `phase` and takes them. Fails after [`CONNECT_TIMEOUT`] or when the session is cancelled.
+    /// Waits for all streams of `phase` and takes them. Fails after [`CONNECT_TIMEOUT`] or when the session is
+    /// cancelled.
     #[expect(clippy::disallowed_methods, reason = "waits in wall time")]
     pub(crate) fn await_all(&self, phase: u8) -> Result<Vec<T>, usize> {
         self.control.wait_until(Instant::now() + CONNECT_TIMEOUT, || self.is_complete(phase));

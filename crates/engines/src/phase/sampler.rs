@@ -34,8 +34,8 @@ impl Sampler {
         self.due
     }
 
-    /// The samples at `now`: download, upload. `totals` are the payload bytes so far, `None` for a direction that the phase
-    /// does not have or that lost a stream. Returns no samples before they are due.
+    /// The samples at `now`: download, upload. `totals` are the payload bytes so far, `None` for a direction that the
+    /// phase does not have or that lost a stream. Returns no samples before they are due.
     pub(crate) fn look(&mut self, now: Instant, totals: [Option<u64>; 2]) -> [Option<Sample>; 2] {
         if now < self.due {
             return [None, None];

@@ -39,15 +39,16 @@ pub(crate) trait PhaseStream: Send {
     /// counter and `report` include what was sent before a failure.
     fn send(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
 
-    /// Receives until the sender has ended or the phase is over. The counter and `report` include what was received before
-    /// a failure.
+    /// Receives until the sender has ended or the phase is over. The counter and `report` include what was received
+    /// before a failure.
     fn receive(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
 
-    /// Called once per interval if this end sends, with the stream's bytes so far. Returns whether the other end was heard.
+    /// Called once per interval if this end sends, with the stream's bytes so far. Returns whether the other end was
+    /// heard.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
-    /// Called once per interval if this end sends. `is_silent`: the other end has been silent for too long. A stream that
-    /// waits for acknowledgements pauses until this is called with `false`; waiting threads are woken then.
+    /// Called once per interval if this end sends. `is_silent`: the other end has been silent for too long. A stream
+    /// that waits for acknowledgements pauses until this is called with `false`; waiting threads are woken then.
     fn pause(watched: &Self::Watched, is_silent: bool);
 
     /// Ends the stream at once, so that its thread returns.
@@ -114,8 +115,8 @@ impl<W> DirectionRun<W> {
     }
 }
 
-/// Runs `phase` over all its `streams`; the download's come first. This end sends the direction `sent`. Returns when all
-/// threads have ended and the sockets are closed.
+/// Runs `phase` over all its `streams`; the download's come first. This end sends the direction `sent`. Returns when
+/// all threads have ended and the sockets are closed.
 pub(crate) fn run<S: PhaseStream>(
     ask: &TestSpec,
     phase: &PhaseSpec,

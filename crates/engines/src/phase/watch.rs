@@ -1,5 +1,5 @@
-//! The watcher of a phase: takes samples, checks that the other end is alive, pauses sending while it is silent, and ends
-//! overdue streams. The same for threads of this program and for a child process. Shell: reads the clock.
+//! The watcher of a phase: takes samples, checks that the other end is alive, pauses sending while it is silent, and
+//! ends overdue streams. The same for threads of this program and for a child process. Shell: reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "watches a running phase")]
 
@@ -19,12 +19,12 @@ pub trait Moving {
     /// The state of each direction: download, upload; `None` for a direction that the phase does not have.
     fn look(&mut self) -> [Option<Look>; 2];
 
-    /// Called after each look. `is_silent`: nothing arrived from the other end for [`PAUSE_AFTER_SILENCE`]. Sending has to
-    /// pause until this is called with `false`.
+    /// Called after each look. `is_silent`: nothing arrived from the other end for [`PAUSE_AFTER_SILENCE`]. Sending has
+    /// to pause until this is called with `false`.
     fn pause(&mut self, is_silent: bool);
 
-    /// Called after each look once the phase's time has been over for `late`, which is at least [`DRAIN_TIMEOUT`]. Ends the
-    /// streams that are overdue.
+    /// Called after each look once the phase's time has been over for `late`, which is at least [`DRAIN_TIMEOUT`]. Ends
+    /// the streams that are overdue.
     fn end_overdue(&mut self, late: Duration);
 
     /// Ends all streams.
@@ -78,8 +78,8 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Phase
     context.control.wake();
 }
 
-/// Whether sending has to pause at `now`, because the other end was last heard at `heard`. Silence counts from the begin
-/// of the phase.
+/// Whether sending has to pause at `now`, because the other end was last heard at `heard`. Silence counts from the
+/// begin of the phase.
 fn is_silent(heard: Instant, begin: Instant, now: Instant) -> bool {
     now.saturating_duration_since(heard.max(begin)) > PAUSE_AFTER_SILENCE
 }

@@ -63,8 +63,8 @@ pub(crate) fn await_started() {
     drop(being_started());
 }
 
-/// Starts a child in a process group of its own. The kernel kills it when the calling thread ends, so that thread has to
-/// live as long as the child.
+/// Starts a child in a process group of its own. The kernel kills it when the calling thread ends, so that thread has
+/// to live as long as the child.
 pub fn spawn(mut command: Command) -> io::Result<Child> {
     let parent = rustix::process::getpid();
     let tie = move || {
@@ -153,13 +153,14 @@ fn tie_to(parent: Pid) -> io::Result<()> {
 /// Keeps everything from it that is open here but the standard streams, however it came to us: what we open ourselves
 /// closes by itself, what we were started with does not.
 fn keep_descriptors() -> io::Result<()> {
-    // SAFETY: the call only marks descriptors of this process; those of the standard library and ours are marked already.
+    // SAFETY: the call only marks descriptors of this process; those of the standard library and ours are marked
+    // already.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A program that is started gets its capabilities from what is inherited and ambient; one that root starts from all that
-/// the bounding set has, unless a secure bit says no. So nothing is left of any of these.
+/// A program that is started gets its capabilities from what is inherited and ambient; one that root starts from all
+/// that the bounding set has, unless a secure bit says no. So nothing is left of any of these.
 fn give_up_capabilities() -> io::Result<()> {
     let own = rustix::thread::capabilities(None)?;
     rustix::thread::set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..own })?;

@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
 
-/// The kernel's information about a TCP connection (`TCP_INFO`, linux/tcp.h). A field that an older kernel does not report
-/// is absent.
+/// The kernel's information about a TCP connection (`TCP_INFO`, linux/tcp.h). A field that an older kernel does not
+/// report is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcpInfo {
     /// The connection's state.

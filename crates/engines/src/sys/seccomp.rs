@@ -58,7 +58,8 @@ pub enum Value {
     OwnPid,
 }
 
-/// The rule of a system call: `then` if all arguments match, otherwise `otherwise`; if that is `None`, the next rules decide.
+/// The rule of a system call: `then` if all arguments match, otherwise `otherwise`; if that is `None`, the next rules
+/// decide.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The call's number.
@@ -80,8 +81,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A filter of these rules; the first match decides. All other calls fail with `ENOSYS`, which newer libraries expect from
-    /// an older kernel.
+    /// A filter of these rules; the first match decides. All other calls fail with `ENOSYS`, which newer libraries
+    /// expect from an older kernel.
     pub fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
@@ -114,7 +115,8 @@ impl Filter {
                     0
                 }
             };
-            // Over what is left of the arguments and the first verdict, to the second or the next rule. Fits: `rest` did.
+            // Over what is left of the arguments and the first verdict, to the second or the next rule. Fits: `rest`
+            // did.
             self.jump_if_equal(number, 0, (left * 3 + 1) as u8);
         }
         self.give(return_value(rule.then));
@@ -207,7 +209,8 @@ impl Supervisor {
     /// Waits for the next supervised call. `None`: the child has ended or was interrupted in the meantime.
     pub fn next(&self) -> io::Result<Option<Question>> {
         let mut asked = MaybeUninit::<libc::seccomp_notif>::zeroed();
-        // SAFETY: the descriptor is open; the kernel wants zeroes and writes one `seccomp_notif`, for which there is room.
+        // SAFETY: the descriptor is open; the kernel wants zeroes and writes one `seccomp_notif`, for which there is
+        // room.
         let result =
             unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, asked.as_mut_ptr()) };
         if result < 0 {
@@ -237,8 +240,8 @@ impl Supervisor {
         unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Makes the call return a copy of `what`, a new descriptor of the child with close-on-exec; returns its number there.
-    /// `NotFound`: the child does not wait any more.
+    /// Makes the call return a copy of `what`, a new descriptor of the child with close-on-exec; returns its number
+    /// there. `NotFound`: the child does not wait any more.
     pub fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<i32> {
         let mut gift = libc::seccomp_notif_addfd {
             id: question.id,

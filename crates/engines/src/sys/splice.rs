@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags};
 
-/// Asks the kernel for huge pages behind `bytes`, which it looks up and passes on faster than small ones. A huge page needs
-/// [`HUGE`] bytes that begin at a multiple of that. Best effort.
+/// Asks the kernel for huge pages behind `bytes`, which it looks up and passes on faster than small ones. A huge page
+/// needs [`HUGE`] bytes that begin at a multiple of that. Best effort.
 pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
     // SAFETY: the memory is ours alone for the call; this advice changes none of its content, nor whether it is there
     // (madvise(2), MADV_HUGEPAGE).
@@ -40,12 +40,12 @@ impl PagePipe {
         self.held
     }
 
-    /// Puts as much of `pages` in as fits; never waits. The bytes must never change, because the kernel reads them whenever it
-    /// sends or retransmits them.
+    /// Puts as much of `pages` in as fits; never waits. The bytes must never change, because the kernel reads them
+    /// whenever it sends or retransmits them.
     pub(crate) fn put(&mut self, pages: &'static [u8]) -> io::Result<usize> {
         let slices = [IoSliceRaw::from_slice(pages)];
-        // SAFETY: `writer` is the pipe's write end, so that the memory is only read; it is `'static` and shared, so that
-        // it stays what it is for as long as the kernel may refer to it.
+        // SAFETY: `writer` is the pipe's write end, so that the memory is only read; it is `'static` and shared, so
+        // that it stays what it is for as long as the kernel may refer to it.
         let put = unsafe { rustix::pipe::vmsplice(&self.writer, &slices, SpliceFlags::NONBLOCK) };
         match put {
             Ok(put) => {

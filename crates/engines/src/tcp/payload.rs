@@ -7,9 +7,9 @@ use crate::sys::splice::{HUGE, prefer_huge_pages};
 
 const _: () = assert!(2 * CHUNK <= HUGE);
 
-/// Pseudo-random bytes that repeat after more than the window of common compressors. Stored twice, so that a whole chunk
-/// is contiguous at any offset, and in one huge page if possible, because it is sent by reference. Never changes and is
-/// never freed: the kernel may refer to it.
+/// Pseudo-random bytes that repeat after more than the window of common compressors. Stored twice, so that a whole
+/// chunk is contiguous at any offset, and in one huge page if possible, because it is sent by reference. Never changes
+/// and is never freed: the kernel may refer to it.
 static PATTERN: LazyLock<&'static [u8]> = LazyLock::new(|| {
     // Pages that are never written to use no memory.
     let bytes = Box::leak(vec![0; 2 * HUGE].into_boxed_slice());
@@ -35,8 +35,8 @@ pub(super) fn from(position: u64, most: usize) -> &'static [u8] {
     &PATTERN[start..start + most.min(CHUNK)]
 }
 
-/// Compares received bytes with the payload of a stream from byte `position` on; returns the position of the first wrong
-/// byte.
+/// Compares received bytes with the payload of a stream from byte `position` on; returns the position of the first
+/// wrong byte.
 pub(super) fn first_wrong(position: u64, arrived: &[u8]) -> Option<u64> {
     let mut at = position;
     for part in arrived.chunks(CHUNK) {

@@ -1,5 +1,5 @@
-//! The sending end of a stream: sends as fast as the socket accepts until the phase's time is over. The same at both ends
-//! of a session. Shell: a socket and the clock.
+//! The sending end of a stream: sends as fast as the socket accepts until the phase's time is over. The same at both
+//! ends of a session. Shell: a socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -18,8 +18,8 @@ use crate::sys::splice::PagePipe;
 /// How long a write may block, also after the end of the phase.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The capacity of the pipe for zero-copy sends: the more bytes one call moves, the less a byte costs. A user's pipes may
-/// hold 64 MiB in total (pipe(7)), which suffices for the highest number of streams.
+/// The capacity of the pipe for zero-copy sends: the more bytes one call moves, the less a byte costs. A user's pipes
+/// may hold 64 MiB in total (pipe(7)), which suffices for the highest number of streams.
 const PIPE_CAPACITY: usize = 4 * CHUNK;
 
 /// How often per second a rate-limited stream writes; the kernel paces the bytes.
@@ -77,8 +77,8 @@ fn block_of(ask: &TestSpec) -> Option<usize> {
     ask.block_bytes.map(|bytes| bytes as usize).or(steps)
 }
 
-/// Sends until the phase's time is over, then waits until the other end confirms that it has read everything. Sets `path`
-/// to how the bytes were moved.
+/// Sends until the phase's time is over, then waits until the other end confirms that it has read everything. Sets
+/// `path` to how the bytes were moved.
 pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
     let context = run.context;
     let unsent_limit = run.watched.unsent_limit.as_ref();

@@ -12,8 +12,8 @@ pub(super) struct StreamCharge {
 }
 
 impl StreamCharge {
-    /// Charges what has moved since the last call, now that `payload` bytes have moved in all. Waits where the session's
-    /// budget is exhausted; an error: the session was cancelled.
+    /// Charges what has moved since the last call, now that `payload` bytes have moved in all. Waits where the
+    /// session's budget is exhausted; an error: the session was cancelled.
     pub(super) fn settle(&mut self, control: &SessionControl, stream: &DataStream, payload: u64) -> io::Result<()> {
         let due = stream.chargeable(payload);
         let fresh = due.saturating_sub(self.charged);

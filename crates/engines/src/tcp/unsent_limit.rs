@@ -1,4 +1,5 @@
-//! The limit of what one stream's kernel may hold unsent: how it follows the rate, and how a silent other end sets it to 0.
+//! The limit of what one stream's kernel may hold unsent: how it follows the rate, and how a silent other end sets it
+//! to 0.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

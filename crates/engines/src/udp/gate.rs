@@ -1,5 +1,5 @@
-//! Address validation: decides which address gets a stream. The address has to receive a token and return it, sealed with
-//! the session's key. Handles the signals that arrive at the reflector's port.
+//! Address validation: decides which address gets a stream. The address has to receive a token and return it, sealed
+//! with the session's key. Handles the signals that arrive at the reflector's port.
 
 use std::collections::HashMap;
 use std::io;

@@ -306,7 +306,8 @@ mod tests {
 
         #[test]
         fn signed_nonsense_does_not_panic(kind: u8, body in prop::array::uniform32(any::<u8>())) {
-            let mut bytes = Signal { stream_id: stream_id(), number: 5, word: Word::Hello }.seal(Direction::Upload, &keys(1));
+            let hello = Signal { stream_id: stream_id(), number: 5, word: Word::Hello };
+            let mut bytes = hello.seal(Direction::Upload, &keys(1));
             bytes[1] = kind;
             bytes[20..52].copy_from_slice(&body);
             let tag = keys(1).seal_datagram(Direction::Upload, &bytes[..TAG_AT]);

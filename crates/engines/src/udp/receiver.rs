@@ -1,4 +1,5 @@
-//! The receiving end of a stream: verifies and counts datagrams, and sends feedback. The same at both ends of a session.
+//! The receiving end of a stream: verifies and counts datagrams, and sends feedback. The same at both ends of a
+//! session.
 
 use std::io;
 use std::time::Duration;
@@ -37,8 +38,8 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Received> + Clone) -> 
     }
 }
 
-/// Receives until the sender's last signal and all datagrams that it counts have arrived. The counter and `counted` include
-/// what arrived before a failure.
+/// Receives until the sender's last signal and all datagrams that it counts have arrived. The counter and `counted`
+/// include what arrived before a failure.
 pub(super) fn receive(stream: &ReadyStream, run: &UdpRun<'_>, counted: &mut StreamCounts) -> io::Result<()> {
     let ReadyStream { socket, stream_id, keys, .. } = stream;
     let (context, stream_id, direction) = (run.context, *stream_id, run.direction);

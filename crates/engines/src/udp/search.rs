@@ -1,8 +1,8 @@
-//! The search for the highest rate whose loss stays under a bound, in the manner of RFC 9097, section 8: feedback in, rate
-//! out. Pure: no clock, no sockets.
+//! The search for the highest rate whose loss stays under a bound, in the manner of RFC 9097, section 8: feedback in,
+//! rate out. Pure: no clock, no sockets.
 //!
-//! The search doubles the rate until the path is full, lets the queue drain, and then probes around the rate that the path
-//! carries. A path is full if the loss exceeds the bound, or if a queue persists.
+//! The search doubles the rate until the path is full, lets the queue drain, and then probes around the rate that the
+//! path carries. A path is full if the loss exceeds the bound, or if a queue persists.
 
 use super::packet::Feedback;
 
@@ -31,8 +31,8 @@ const DRAINING: std::ops::RangeInclusive<f64> = 0.5..=0.9;
 const JUST_BELOW: f64 = 0.985;
 /// The first step up while probing.
 const STEP: f64 = 0.005;
-/// If the total loss exceeds the bound after this many intervals, the rate goes down to this share after each interval that
-/// is not clean, and to the second share if the path is full.
+/// If the total loss exceeds the bound after this many intervals, the rate goes down to this share after each interval
+/// that is not clean, and to the second share if the path is full.
 const MIN_INTERVALS: u32 = 10;
 const BACK: f64 = 0.98;
 const FAR_BACK: f64 = 0.93;
@@ -72,7 +72,8 @@ pub(super) struct Search {
     queued: u32,
     /// The last rate at which the path was not full.
     clean_bps: f64,
-    /// The clean rate before the path suddenly carried much less: a stall mostly ends, so that the search returns to it.
+    /// The clean rate before the path suddenly carried much less: a stall mostly ends, so that the search returns to
+    /// it.
     regain_bps: Option<f64>,
     /// The first datagram after the search settled, and the first feedback after it had arrived.
     settled_from: u64,
@@ -148,7 +149,8 @@ impl Search {
         }
         self.sum_up(&feedback);
         if let SearchState::Draining { then_bps } = self.state {
-            // Datagrams that were queued before say nothing about this rate. A queue that never drains belongs to the path.
+            // Datagrams that were queued before say nothing about this rate. A queue that never drains belongs to the
+            // path.
             let long = now_ns.saturating_sub(self.changed_ns) > FEEDBACK_TIMEOUT_NS;
             if feedback.through >= self.mark && feedback.queue_us < EMPTY_US || long {
                 self.state = SearchState::Probing;

@@ -1,5 +1,5 @@
-//! The sending end of a stream: equal datagrams on an absolute schedule, at the requested rate or the one that the search
-//! finds, while the receiver sends feedback. The same at both ends of a session. Shell: a socket and the clock.
+//! The sending end of a stream: equal datagrams on an absolute schedule, at the requested rate or the one that the
+//! search finds, while the receiver sends feedback. The same at both ends of a session. Shell: a socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -207,8 +207,8 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
                 context.control.charge_and_wait((left * payload) as u64).map_err(io::Error::other)?;
             }
             Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => return Err(socket::mtu_decreased(socket, payload)),
-            // Nothing was sent: the interface is down, a firewall forbids it, or the buffer is full. If this persists, the
-            // feedback stops.
+            // Nothing was sent: the interface is down, a firewall forbids it, or the buffer is full. If this persists,
+            // the feedback stops.
             Err(_) => due_ns = now_ns as f64 + 1e6,
         }
     }

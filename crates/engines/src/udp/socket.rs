@@ -1,5 +1,5 @@
-//! Datagram sockets: their options, the payload that fits the path MTU, and segmentation offload (udp(7), `UDP_SEGMENT` and
-//! `UDP_GRO`), with single sends as the fallback.
+//! Datagram sockets: their options, the payload that fits the path MTU, and segmentation offload (udp(7), `UDP_SEGMENT`
+//! and `UDP_GRO`), with single sends as the fallback.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -18,7 +18,8 @@ use super::DEFAULT_PAYLOAD;
 use super::packet::{self, LARGEST};
 use crate::socket::mark;
 
-/// The default receive buffers of all streams together, and the minimum of one. A burst that exceeds the buffer is lost.
+/// The default receive buffers of all streams together, and the minimum of one. A burst that exceeds the buffer is
+/// lost.
 const RECEIVE_BUFFERS: usize = 32 << 20;
 const MIN_RECEIVE_BUFFER: usize = 1 << 20;
 /// The highest number of datagrams in one send (linux/udp.h, `UDP_MAX_SEGMENTS` of older kernels).
@@ -116,7 +117,8 @@ impl BatchSender {
         self.most
     }
 
-    /// Sends `datagrams`, a whole number of them; returns how many were sent. Datagrams that the kernel drops count as sent.
+    /// Sends `datagrams`, a whole number of them; returns how many were sent. Datagrams that the kernel drops count as
+    /// sent.
     pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: &[u8]) -> io::Result<usize> {
         let count = datagrams.len() / self.payload;
         if count > 1 && self.most > 1 {
@@ -160,7 +162,8 @@ impl BatchReceiver {
         Self { room: vec![0; 1 << 16], control: nix::cmsg_space!(i32) }
     }
 
-    /// Waits for datagrams, limited by the socket's timeout; returns their bytes and the length of each except the last.
+    /// Waits for datagrams, limited by the socket's timeout; returns their bytes and the length of each except the
+    /// last.
     pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<(&[u8], usize)> {
         let mut into = [IoSliceMut::new(&mut self.room)];
         let message = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::empty())?;

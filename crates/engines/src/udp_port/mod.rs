@@ -1,5 +1,5 @@
-//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims and passes it
-//! to the handler of its kind. Other datagrams get no answer. Shell: a socket and the thread that reads it.
+//! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims and passes
+//! it to the handler of its kind. Other datagrams get no answer. Shell: a socket and the thread that reads it.
 
 pub(crate) mod datagram;
 
@@ -38,8 +38,8 @@ pub trait DatagramHandler: Send + Sync {
     /// Whether this handler takes datagrams of `kind`, which is their second byte.
     fn takes(&self, kind: u8) -> bool;
 
-    /// Verifies a datagram and returns the answer. So far, the datagram only claims to belong to the session and came from
-    /// the peer's address. Called by the thread that reads the port for all sessions: must not block.
+    /// Verifies a datagram and returns the answer. So far, the datagram only claims to belong to the session and came
+    /// from the peer's address. Called by the thread that reads the port for all sessions: must not block.
     fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal>;
 }
 
@@ -143,8 +143,8 @@ impl UdpPort {
         self.local
     }
 
-    /// Passes datagrams of `session` from `peer` to the first of `handlers` that takes their kind, until the returned value
-    /// is dropped or the session is cancelled. An answered datagram and its answer are charged to the session.
+    /// Passes datagrams of `session` from `peer` to the first of `handlers` that takes their kind, until the returned
+    /// value is dropped or the session is cancelled. An answered datagram and its answer are charged to the session.
     pub fn enroll(
         &self,
         session: SessionId,
@@ -275,8 +275,8 @@ pub struct PortHandle {
 }
 
 impl PortHandle {
-    /// A socket at this port and the local address `to`, connected to `peer`. The kernel delivers the datagrams of `peer` to
-    /// it from now on, and all others to the `UdpPort`.
+    /// A socket at this port and the local address `to`, connected to `peer`. The kernel delivers the datagrams of
+    /// `peer` to it from now on, and all others to the `UdpPort`.
     pub fn connect(&self, to: Option<IpAddr>, peer: SocketAddr) -> io::Result<UdpSocket> {
         let port = self.socket.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let mut local = port.local_addr()?;
