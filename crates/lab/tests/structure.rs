@@ -25,7 +25,10 @@ const CRATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("bench", &["lab", "emulator", "paramedic-report", "paramedic-iperf3", "paramedic-engines", "paramedic-link"]),
-    ("fuzz-targets", &["reflector", "paramedic-host", "paramedic-iperf3", "paramedic-engines", "paramedic-link"]),
+    (
+        "fuzz-targets",
+        &["packetparamedic", "reflector", "paramedic-host", "paramedic-iperf3", "paramedic-engines", "paramedic-link"],
+    ),
     ("lab", &["emulator", "paramedic-report", "paramedic-link"]),
     ("emulator", &[]),
     (
