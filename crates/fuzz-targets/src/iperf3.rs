@@ -1,6 +1,6 @@
 //! What an iperf3 client prints.
 
-use paramedic_iperf3::output::{Complaint, Live, MAX_READINGS, Report, parse, version_of};
+use paramedic_iperf3::output::{ClientReport, FailureKind, MAX_READINGS, StreamParser, parse, version_of};
 
 /// The output as a whole, and line by line.
 pub fn iperf3_output(input: &[u8]) {
@@ -8,17 +8,17 @@ pub fn iperf3_output(input: &[u8]) {
     if let Ok(report) = parse(&text) {
         keeps_its_promises(&report);
     }
-    let mut live = Live::new();
-    let readings: usize = text.lines().map(|line| live.line(line).len()).sum();
-    if let Ok(report) = live.finish() {
+    let mut parser = StreamParser::new();
+    let readings: usize = text.lines().map(|line| parser.line(line).len()).sum();
+    if let Ok(report) = parser.finish() {
         keeps_its_promises(&report);
         assert_eq!(report.readings.len(), readings);
     }
     let _ = version_of(&text);
-    let _ = Complaint::of(&text);
+    let _ = FailureKind::of(&text);
 }
 
-fn keeps_its_promises(report: &Report) {
+fn keeps_its_promises(report: &ClientReport) {
     assert!(report.readings.len() <= MAX_READINGS);
     assert!(report.readings.iter().all(|reading| reading.begin_us <= reading.end_us));
     assert_eq!(report.failure().is_some(), report.error.is_some());

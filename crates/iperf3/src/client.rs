@@ -8,6 +8,11 @@ use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use paramedic_engines::engine::PhaseProgress;
+use paramedic_engines::host_facts::{self, CpuClock};
+use paramedic_engines::origin::Origin;
+use paramedic_engines::session_control::SessionControl;
+use paramedic_engines::sys::child;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -15,36 +20,22 @@ use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use super::login::LoginPadding;
-use super::output::{self, Live, Reading, Report, Unreadable};
+use super::output::{self, ClientReading, ClientReport, PayloadProtocol, StreamParser, Unreadable};
 use super::program::Program;
 use super::{COUNTED_BY_IPERF3, folder_in, write_new};
-use paramedic_engines::engine::PhaseProgress;
-use paramedic_engines::host_facts::{self, CpuClock};
-use paramedic_engines::origin::Origin;
-use paramedic_engines::session_control::SessionControl;
-use paramedic_engines::sys::child;
 
 /// The interval of its readings: the shortest that iperf3 has, and ours.
 const INTERVAL_S: &str = "0.1";
 /// The most that a client may print of one stream in one interval, both directions: thrice what it prints.
-const MOST_PRINTED_A_READING: u64 = 2048;
+const MAX_BYTES_PER_READING: u64 = 2048;
 /// And beside that.
-const MOST_PRINTED_BESIDE: u64 = 1 << 20;
+const MAX_BYTES_BESIDE_READINGS: u64 = 1 << 20;
 /// And in all: an hour of four streams.
-const MOST_PRINTED: u64 = 256 << 20;
+const MAX_OUTPUT_BYTES: u64 = 256 << 20;
 /// What is kept of what it says beside.
-const MOST_COMPLAINED: u64 = 16 << 10;
+const MAX_STDERR_BYTES: u64 = 16 << 10;
 /// How long one that was interrupted may take to print what it has measured. Who waits for it waits longer.
-const LAST_WORDS: Duration = Duration::from_secs(3);
-
-/// What carries the payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// TCP streams, as fast as they go or paced.
-    Tcp,
-    /// Datagrams.
-    Udp,
-}
+const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
 
 /// Who the client says it is.
 #[derive(Clone)]
@@ -74,7 +65,7 @@ pub struct ClientOrder {
     /// what the kernels are asked for. Its phases and mode don't matter.
     pub spec: TestSpec,
     /// What carries the payload.
-    pub transport: Transport,
+    pub transport: PayloadProtocol,
     /// Where it leaves from.
     pub origin: Origin,
     /// How long it may take to connect.
@@ -103,7 +94,7 @@ impl ClientOrder {
             arguments.push(option.to_owned());
             arguments.extend(value);
         };
-        say(if is_live(program) { "--json-stream" } else { "--json" }, None);
+        say(if streams_json(program) { "--json-stream" } else { "--json" }, None);
         say("-i", Some(INTERVAL_S.to_owned()));
         say("-t", Some(self.seconds.to_string()));
         if let Some(seconds) = self.omit_seconds {
@@ -116,7 +107,7 @@ impl ClientOrder {
             Load::Bidir => say("--bidir", None),
             Load::Upload | Load::Idle | Load::Unknown => {}
         }
-        if self.transport == Transport::Udp {
+        if self.transport == PayloadProtocol::Udp {
             say("-u", None);
         }
         if let Some(bps) = self.spec.bitrate_bps {
@@ -153,36 +144,36 @@ impl ClientOrder {
 }
 
 /// Whether this version tells its readings as they come.
-fn is_live(program: &Program) -> bool {
+fn streams_json(program: &Program) -> bool {
     program.knows("--json-stream")
 }
 
 /// A client that runs, or ran. Dropping it kills it.
 pub struct Client {
-    shared: Arc<Shared>,
+    shared: Arc<ClientShared>,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct ClientShared {
+    state: Mutex<ClientState>,
     changed: Condvar,
     control: Arc<SessionControl>,
 }
 
 #[derive(Default)]
-struct State {
+struct ClientState {
     /// While it can be signalled.
     pid: Option<Pid>,
-    fresh: Vec<Reading>,
+    fresh: Vec<ClientReading>,
     /// It was ended because it took too long.
     is_late: bool,
-    end: Option<Arc<End>>,
+    end: Option<Arc<ClientExit>>,
 }
 
 /// What a client leaves behind.
 #[derive(Clone, Debug)]
-pub struct End {
+pub struct ClientExit {
     /// What it said, as far as it could be read.
-    pub report: Result<Report, Unreadable>,
+    pub report: Result<ClientReport, Unreadable>,
     /// The same in its own words: a JSON document, or an array of its stream's.
     pub raw: Option<String>,
     /// Its last words beside, if it had any.
@@ -193,7 +184,7 @@ pub struct End {
     pub is_late: bool,
 }
 
-impl End {
+impl ClientExit {
     /// Why the run is not whole, if it is not: in iperf3's words, or ours.
     pub fn failure(&self) -> Option<String> {
         if self.is_late {
@@ -201,7 +192,7 @@ impl End {
         }
         let complaint = || self.complaint.clone();
         let why = match &self.report {
-            Ok(Report { error: Some(error), .. }) => error.clone(),
+            Ok(ClientReport { error: Some(error), .. }) => error.clone(),
             Ok(report) if report.is_complete => return None,
             Ok(_) => complaint().unwrap_or_else(|| "nothing; it ended in the middle of the test".to_owned()),
             Err(unreadable) => complaint().unwrap_or_else(|| unreadable.to_string()),
@@ -211,9 +202,9 @@ impl End {
 }
 
 impl Client {
-    /// Starts a client; the error says why it could not be. It is ended by a drop, and tells the session control of all news.
+    /// Starts a client; the error says why it could not be. It is ended by a drop, and tells the control of all news.
     pub fn start(program: &Program, order: &ClientOrder, control: Arc<SessionControl>) -> io::Result<Self> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), control });
+        let shared = Arc::new(ClientShared { state: Mutex::default(), changed: Condvar::new(), control });
         let (told, started) = mpsc::channel();
         {
             let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
@@ -224,9 +215,9 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Hears it out: its readings go to `tell` as they come. It is ended when the session is cancelled, or when it has not ended
+    /// Hears it out: its readings go to `tell` as they come. It is ended when the control is cut, or when it has not ended
     /// itself by the deadline.
-    pub fn follow(&self, deadline: Instant, mut tell: impl FnMut(Reading)) -> Arc<End> {
+    pub fn follow(&self, deadline: Instant, mut tell: impl FnMut(ClientReading)) -> Arc<ClientExit> {
         let end = loop {
             let in_time = self.shared.control.wait_until(deadline, || self.has_news());
             self.news().into_iter().for_each(&mut tell);
@@ -242,7 +233,7 @@ impl Client {
         end
     }
 
-    fn news(&self) -> Vec<Reading> {
+    fn news(&self) -> Vec<ClientReading> {
         std::mem::take(&mut self.shared.state().fresh)
     }
 
@@ -252,14 +243,14 @@ impl Client {
     }
 
     /// What it left behind, once it has ended.
-    pub(super) fn end(&self) -> Option<Arc<End>> {
+    pub(super) fn end(&self) -> Option<Arc<ClientExit>> {
         self.shared.state().end.clone()
     }
 
     /// Ends it: it may still say what it has measured, for three seconds at most.
-    fn interrupt(&self) -> Arc<End> {
+    fn interrupt(&self) -> Arc<ClientExit> {
         self.shared.signal(Signal::INT);
-        let deadline = Instant::now() + LAST_WORDS;
+        let deadline = Instant::now() + INTERRUPT_GRACE;
         let mut state = self.shared.state();
         loop {
             if let Some(end) = &state.end {
@@ -287,8 +278,8 @@ impl Drop for Client {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl ClientShared {
+    fn state(&self) -> MutexGuard<'_, ClientState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -307,7 +298,7 @@ impl Shared {
 }
 
 /// The thread that the client is tied to.
-fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sender<io::Result<()>>) {
+fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, told: &mpsc::Sender<io::Result<()>>) {
     let clock = CpuClock::start();
     let began = Instant::now();
     let (folder, mut process) = match spawn(program, order) {
@@ -324,13 +315,14 @@ fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sen
         std::thread::spawn(move || {
             let mut text = Vec::new();
             let mut stderr = stderr;
-            let _ = stderr.by_ref().take(MOST_COMPLAINED).read_to_end(&mut text);
+            let _ = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut text);
             // What is too much is read on: a client must not stand in a write to us.
             let _ = io::copy(&mut stderr, &mut io::sink());
             text
         })
     });
-    let heard = process.stdout.take().map(|stdout| listen(stdout, is_live(program), order, shared)).unwrap_or_default();
+    let heard =
+        process.stdout.take().map(|stdout| listen(stdout, streams_json(program), order, shared)).unwrap_or_default();
     // One that closed its output has nothing more to say.
     let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     let used = host_facts::cpu_of(pid).unwrap_or_default();
@@ -340,7 +332,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sen
     let complaint = complaints.and_then(|thread| thread.join().ok());
     let complaint = complaint.and_then(|text| output::trouble(&String::from_utf8_lossy(&text)));
     let lived = began.elapsed().as_secs_f64().max(f64::EPSILON);
-    let end = End {
+    let end = ClientExit {
         report: heard.report.unwrap_or(Err(Unreadable::Empty)),
         raw: heard.raw,
         complaint,
@@ -355,7 +347,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &Shared, told: &mpsc::Sen
     {
         let mut state = shared.state();
         let is_late = state.is_late;
-        state.end = Some(Arc::new(End { is_late, ..end }));
+        state.end = Some(Arc::new(ClientExit { is_late, ..end }));
     }
     shared.tell();
 }
@@ -373,16 +365,16 @@ fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, std::pr
 }
 
 #[derive(Default)]
-struct Heard {
-    report: Option<Result<Report, Unreadable>>,
+struct ClientOutput {
+    report: Option<Result<ClientReport, Unreadable>>,
     raw: Option<String>,
 }
 
 /// Reads what the client prints to its end; what a live one says is told at once.
-fn listen(stdout: impl Read, is_live: bool, order: &ClientOrder, shared: &Shared) -> Heard {
-    let mut stdout = stdout.take(most_printed(order));
+fn listen(stdout: impl Read, streams_json: bool, order: &ClientOrder, shared: &ClientShared) -> ClientOutput {
+    let mut stdout = stdout.take(max_output_bytes(order));
     let mut text = Vec::new();
-    let mut live = Live::new();
+    let mut live = StreamParser::new();
     // Up to where lines were told, and up to where no further end of a line stands.
     let (mut told, mut searched) = (0, 0);
     let mut words = vec![0; 64 << 10];
@@ -393,7 +385,7 @@ fn listen(stdout: impl Read, is_live: bool, order: &ClientOrder, shared: &Shared
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => break,
         }
-        if is_live {
+        if streams_json {
             let mut fresh = Vec::new();
             while let Some(end) = text[searched..].iter().position(|byte| *byte == b'\n') {
                 let end = searched + end;
@@ -414,20 +406,20 @@ fn listen(stdout: impl Read, is_live: bool, order: &ClientOrder, shared: &Shared
     let text = String::from_utf8_lossy(&text);
     let report = output::parse(&text);
     if let Ok(report) = &report
-        && !is_live
+        && !streams_json
     {
         shared.state().fresh.clone_from(&report.readings);
     }
     let has_words = order.keeps_raw && !text.trim().is_empty();
-    let raw = has_words.then(|| if is_live { as_array(&text) } else { text.trim().to_owned() });
-    Heard { report: Some(report), raw }
+    let raw = has_words.then(|| if streams_json { as_array(&text) } else { text.trim().to_owned() });
+    ClientOutput { report: Some(report), raw }
 }
 
 /// What a run as long and wide as this one can have to say, and some to spare.
-fn most_printed(order: &ClientOrder) -> u64 {
+fn max_output_bytes(order: &ClientOrder) -> u64 {
     let intervals = 10 * (u64::from(order.seconds) + u64::from(order.omit_seconds.unwrap_or(0)) + 1);
     let readings = intervals * (2 * u64::from(order.spec.streams) + 2);
-    (MOST_PRINTED_BESIDE + readings * MOST_PRINTED_A_READING).min(MOST_PRINTED)
+    (MAX_BYTES_BESIDE_READINGS + readings * MAX_BYTES_PER_READING).min(MAX_OUTPUT_BYTES)
 }
 
 /// The documents of a stream, as one.
@@ -437,7 +429,7 @@ fn as_array(lines: &str) -> String {
 }
 
 /// What a client receives counts; what it sends is held beside.
-pub fn progress(reading: &Reading) -> PhaseProgress {
+pub fn progress(reading: &ClientReading) -> PhaseProgress {
     let sample = Sample { at_us: reading.end_us, bytes: reading.bytes };
     match reading.direction {
         Direction::Download => PhaseProgress::Received(reading.direction, sample),
@@ -446,7 +438,7 @@ pub fn progress(reading: &Reading) -> PhaseProgress {
 }
 
 /// What the client counted in a phase. Both directions of one run are one process: what it cost stands with both.
-pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &End, readings: &[Reading]) -> PhaseTally {
+pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: &[ClientReading]) -> PhaseTally {
     let report = end.report.as_ref().ok();
     let of = |direction: Direction| {
         let totals = report.and_then(|report| report.totals(direction));
@@ -488,7 +480,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &End, readings: &[Readi
 }
 
 /// Readings as one. A client that fails may tell its last one twice.
-fn sum<'a>(readings: impl Iterator<Item = &'a Reading>) -> Count {
+fn sum<'a>(readings: impl Iterator<Item = &'a ClientReading>) -> Count {
     readings.fold(Count::default(), |sum, reading| {
         if reading.end_us <= sum.elapsed_us {
             return sum;
@@ -503,7 +495,7 @@ mod tests {
 
     #[test]
     fn a_reading_that_is_told_twice_counts_once() {
-        let reading = |end_us, bytes| Reading {
+        let reading = |end_us, bytes| ClientReading {
             direction: Direction::Download,
             begin_us: 0,
             end_us,

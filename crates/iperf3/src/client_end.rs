@@ -6,17 +6,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use paramedic_link::measurement::PhaseTally;
-use paramedic_link::test_spec::{Load, PhaseSpec, TestSpec};
-
-use super::GRACE;
-use super::client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
-use super::login::{Login, LoginTerms};
-use super::program::Program;
 use paramedic_engines::engine::{ClientSetup, EngineClient, PhaseObserver, PhaseProgress};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::phase::{NO_SUCH_PHASE, SESSION_OVER, run_idle};
 use paramedic_engines::session_control::SessionControl;
+use paramedic_link::measurement::PhaseTally;
+use paramedic_link::test_spec::{Load, PhaseSpec, TestSpec};
+
+use super::GRACE;
+use super::client::{Client, ClientExit, ClientOrder, Credentials, progress, tally};
+use super::login::{LoginTerms, SessionLogin};
+use super::output::PayloadProtocol;
+use super::program::Program;
 
 pub(super) struct Iperf3Client {
     spec: TestSpec,
@@ -24,18 +25,18 @@ pub(super) struct Iperf3Client {
     target: SocketAddr,
     origin: Origin,
     connect_timeout: Duration,
-    login: Login,
+    login: SessionLogin,
     terms: LoginTerms,
     control: Arc<SessionControl>,
     scratch: PathBuf,
-    runs: Mutex<Vec<Run>>,
+    runs: Mutex<Vec<PhaseClient>>,
 }
 
 /// One phase's client, and what it left behind.
-struct Run {
+struct PhaseClient {
     phase: u8,
     client: Option<Client>,
-    end: Option<Arc<End>>,
+    end: Option<Arc<ClientExit>>,
 }
 
 impl Iperf3Client {
@@ -50,7 +51,7 @@ impl Iperf3Client {
             target: dialer.target,
             origin: dialer.origin.clone(),
             connect_timeout: dialer.connect_timeout,
-            login: Login::of(&keys),
+            login: SessionLogin::of(&keys),
             terms: terms.ok_or_else(without_key)?,
             control,
             scratch,
@@ -58,7 +59,7 @@ impl Iperf3Client {
         })
     }
 
-    fn runs(&self) -> std::sync::MutexGuard<'_, Vec<Run>> {
+    fn runs(&self) -> std::sync::MutexGuard<'_, Vec<PhaseClient>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -71,7 +72,7 @@ impl Iperf3Client {
             omit_seconds: None,
             // The listener asks for both ends' segments; iperf3 would ask the confined server's, which is no TCP.
             spec: TestSpec { mss_bytes: None, ..self.spec.clone() },
-            transport: Transport::Tcp,
+            transport: PayloadProtocol::Tcp,
             origin: self.origin.clone(),
             connect_timeout: self.connect_timeout,
             credentials: Some(Credentials {
@@ -99,7 +100,7 @@ impl EngineClient for Iperf3Client {
             return Ok(());
         }
         let client = Client::start(&self.program, &self.order(spec), Arc::clone(&self.control))?;
-        self.runs().push(Run { phase, client: Some(client), end: None });
+        self.runs().push(PhaseClient { phase, client: Some(client), end: None });
         Ok(())
     }
 

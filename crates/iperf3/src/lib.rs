@@ -5,15 +5,16 @@
 
 pub mod output;
 
+mod authenticator;
 mod client;
 mod client_end;
 mod cookie;
-mod keeper;
+mod handoff;
 mod login;
 mod program;
 mod sandbox;
 mod server_end;
-mod stage;
+mod supervisor;
 #[cfg(test)]
 mod tests;
 
@@ -24,16 +25,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use paramedic_link::admission::SessionKeys;
-use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
-use paramedic_link::{PeerText, SessionId};
-
 use paramedic_engines::engine::{
     ClientSetup, Engine, EngineClient, EngineServer, ServerSetup, Unavailable, first_refusal,
 };
 use paramedic_engines::session_control::SessionControl;
+use paramedic_link::admission::SessionKeys;
+use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_link::{PeerText, SessionId};
 
-pub use client::{Client, ClientOrder, Credentials, End, Transport, progress, tally};
+pub use client::{Client, ClientExit, ClientOrder, Credentials, progress, tally};
 pub use login::LoginPadding;
 pub use program::Program;
 

@@ -16,14 +16,14 @@ use zeroize::Zeroizing;
 
 /// A user name and a password that are valid for one session. Both ends derive them; only iperf3 sends them.
 #[derive(Clone)]
-pub(super) struct Login {
+pub(super) struct SessionLogin {
     /// Lower-case letters and digits.
     pub(super) user: String,
     /// 128 bits, in hexadecimal digits.
     pub(super) password: Zeroizing<String>,
 }
 
-impl Login {
+impl SessionLogin {
     /// The login of the session with these keys (docs/protocol.md, "Keys of a session").
     pub(super) fn of(keys: &SessionKeys) -> Self {
         Self {
@@ -33,9 +33,9 @@ impl Login {
     }
 }
 
-impl fmt::Debug for Login {
+impl fmt::Debug for SessionLogin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Login(of {})", self.user)
+        write!(f, "SessionLogin(of {})", self.user)
     }
 }
 
@@ -154,7 +154,7 @@ impl LoginPair {
 pub(super) struct NoKey;
 
 /// The file of `--authorized-users-path`: one user and the hash that iperf3 compares with.
-pub(super) fn users(login: &Login) -> String {
+pub(super) fn users(login: &SessionLogin) -> String {
     let salted = Zeroizing::new(format!("{{{}}}{}", login.user, *login.password));
     let hash = digest::digest(&digest::SHA256, salted.as_bytes());
     format!("{},{}\n", login.user, HEXLOWER.encode(hash.as_ref()))
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_list_of_users_holds_the_hash_that_iperf3_makes() {
-        let login = Login { user: "mario".into(), password: Zeroizing::new("rossi".into()) };
+        let login = SessionLogin { user: "mario".into(), password: Zeroizing::new("rossi".into()) };
         // printf '{mario}rossi' | sha256sum
         let known = "bf7a49a846d44b454a5d11e7acfaf13d138bbe0b7483aa3e050879700572709b";
         assert_eq!(users(&login), format!("mario,{known}\n"));
@@ -204,7 +204,7 @@ mod tests {
     fn the_derivation_of_the_login_is_stable_and_hides_the_password() {
         let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
         let secret = Zeroizing::new(std::array::from_fn(|at| at as u8));
-        let login = Login::of(&SessionKeys::derive(SessionId::from_bytes(session), secret));
+        let login = SessionLogin::of(&SessionKeys::derive(SessionId::from_bytes(session), secret));
         assert_eq!(login.user, "s80000123456789ab");
         assert_eq!(*login.password, "43dec4446ccc27c4e93e56d5354f6b11");
         assert!(!format!("{login:?}").contains(&*login.password));

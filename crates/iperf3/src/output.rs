@@ -2,7 +2,7 @@
 //! values out; never a process or a file.
 //!
 //! Versions differ in what they say and where, and a server can make its client say strange things. So nothing is
-//! required: what is absent, of another type, or no number is absent in the [`Report`], and unknown fields are passed
+//! required: what is absent, of another type, or no number is absent in the [`ClientReport`], and unknown fields are passed
 //! over. The fixtures that this is held to are in `crates/iperf3/fixtures`.
 
 use std::fmt;
@@ -21,20 +21,20 @@ const MAX_TEXT_CHARS: usize = 200;
 
 /// What one run of an iperf3 client said, as far as it said it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
+pub struct ClientReport {
     /// What went wrong, without a leading `error - `. Where it is set it decides, whatever else is there. Absent does
     /// not mean well: iperf3 3.9 writes most errors to stderr alone; such a report is not complete.
     pub error: Option<String>,
     /// The client's version: `3.12` for iperf3, for others what they say, `riperf3 0.8.0` for example.
     pub version: Option<String>,
     /// What carried the payload.
-    pub protocol: Option<Protocol>,
+    pub protocol: Option<PayloadProtocol>,
     /// The largest segment of the control connection, in bytes; TCP alone.
     pub mss: Option<u32>,
     /// How many bytes a write of the sender has; with UDP that is a packet's payload.
     pub block_bytes: Option<u32>,
     /// Every interval and direction, in the order of time; the first [`MAX_READINGS`].
-    pub readings: Vec<Reading>,
+    pub readings: Vec<ClientReading>,
     /// The whole test towards the client.
     pub download: Option<Totals>,
     /// The whole test away from the client.
@@ -46,10 +46,10 @@ pub struct Report {
     pub is_complete: bool,
 }
 
-impl Report {
+impl ClientReport {
     /// What kind of error ended the test, if one did.
-    pub fn failure(&self) -> Option<Complaint> {
-        self.error.as_deref().map(Complaint::of)
+    pub fn failure(&self) -> Option<FailureKind> {
+        self.error.as_deref().map(FailureKind::of)
     }
 
     /// The totals of one direction.
@@ -68,7 +68,7 @@ impl Report {
 
 /// What carried the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum PayloadProtocol {
     /// TCP.
     Tcp,
     /// UDP.
@@ -77,7 +77,7 @@ pub enum Protocol {
 
 /// One direction in one interval, all streams together, as the client counted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub struct ClientReading {
     /// Towards the client (which then counts what it received) or away from it (what it sent).
     pub direction: Direction,
     /// When the interval began, in microseconds since the counted part of the test began, or since the omitted part
@@ -95,7 +95,7 @@ pub struct Reading {
     pub udp: Option<UdpReading>,
 }
 
-impl Reading {
+impl ClientReading {
     /// Whether the client was the sender in this reading.
     pub fn is_sender(&self) -> bool {
         self.direction == Direction::Upload
@@ -119,9 +119,9 @@ pub struct Totals {
     /// How many streams this direction had; 0 if it is not said.
     pub streams: u16,
     /// What the sender counted. Absent where the other end's counts never came.
-    pub sent: Option<Count>,
+    pub sent: Option<ClientCount>,
     /// What the receiver counted. Absent where the other end's counts never came, and with UDP in iperf3 3.9.
-    pub received: Option<Count>,
+    pub received: Option<ClientCount>,
     /// Segments sent again, with TCP.
     pub retransmits: Option<u64>,
     /// The sender's congestion control. Absent in a bidirectional test whose ends differ: it is not said whose is
@@ -135,7 +135,7 @@ pub struct Totals {
 
 /// Payload bytes and how long they took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Count {
+pub struct ClientCount {
     /// Payload bytes.
     pub bytes: u64,
     /// In microseconds of the counting end's clock.
@@ -181,11 +181,11 @@ pub struct Cpu {
 
 /// What kind of error a client reports. Its words changed over the versions; what tells kinds apart did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Complaint {
+pub enum FailureKind {
     /// The server runs another test. riperf3's server says so where it wants a password, too.
     Busy,
     /// The server wants another user or password, or one at all. Not every client hears of it: between two of 3.22
-    /// it reads as [`Complaint::ControlLost`], and riperf3 says `server error`.
+    /// it reads as [`FailureKind::ControlLost`], and riperf3 says `server error`.
     NotAuthorized,
     /// There is no server, or no way to it.
     Unreachable,
@@ -195,19 +195,19 @@ pub enum Complaint {
     Other,
 }
 
-impl Complaint {
+impl FailureKind {
     /// Reads an error's text, from a document or from stderr.
-    pub fn of(error: &str) -> Complaint {
+    pub fn of(error: &str) -> FailureKind {
         let error = error.to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
         // What riperf3 calls denied is the same word of the server that iperf3 calls busy.
         if says(&["busy", "access denied"]) {
-            Complaint::Busy
+            FailureKind::Busy
         } else if says(&["authorization failed", "not authorized", "authentication"]) {
-            Complaint::NotAuthorized
+            FailureKind::NotAuthorized
         } else if says(&["stream socket"]) {
             // Data that was under way; with UDP a server that is gone reads as "refused".
-            Complaint::ControlLost
+            FailureKind::ControlLost
         } else if says(&[
             "unable to connect",
             "refused",
@@ -219,7 +219,7 @@ impl Complaint {
             // iperf3 3.9 with --json goes on without a connection, and fails at its first word.
             "bad file descriptor",
         ]) {
-            Complaint::Unreachable
+            FailureKind::Unreachable
         } else if says(&[
             "control socket",
             "control message",
@@ -228,9 +228,9 @@ impl Complaint {
             "reset by peer",
             "broken pipe",
         ]) {
-            Complaint::ControlLost
+            FailureKind::ControlLost
         } else {
-            Complaint::Other
+            FailureKind::Other
         }
     }
 }
@@ -293,19 +293,19 @@ pub fn version_of(text: &str) -> Option<Version> {
 /// a document after them. Of several documents the one that says most counts, and an error that any of them reports.
 /// A document that is cut can't be read; a stream that is cut is a report that is not complete. Takes time in
 /// proportion to the text, whose length the caller bounds.
-pub fn parse(text: &str) -> Result<Report, Unreadable> {
-    let mut documents = Documents { rest: text };
-    let mut stream = Gathering::default();
-    let mut best: Option<Report> = None;
+pub fn parse(text: &str) -> Result<ClientReport, Unreadable> {
+    let mut documents = JsonDocuments { rest: text };
+    let mut stream = ReportBuilder::default();
+    let mut best: Option<ClientReport> = None;
     let mut error: Option<String> = None;
     let mut problem: Option<Unreadable> = None;
     while let Some(document) = documents.next() {
         let report = match document.and_then(read) {
-            Ok(Said::Event(name, data)) => {
+            Ok(OutputItem::Event(name, data)) => {
                 stream.event(&name, &data);
                 continue;
             }
-            Ok(Said::Document(document)) => Gathering::document(&document),
+            Ok(OutputItem::Document(document)) => ReportBuilder::document(&document),
             Err(why) => {
                 problem = problem.or(Some(why));
                 continue;
@@ -323,7 +323,7 @@ pub fn parse(text: &str) -> Result<Report, Unreadable> {
         error = error.or(stream.report.error);
     }
     match best {
-        Some(report) => Ok(Report { error: report.error.clone().or(error), ..report }),
+        Some(report) => Ok(ClientReport { error: report.error.clone().or(error), ..report }),
         None => Err(problem.unwrap_or_else(|| match text.trim() {
             "" => Unreadable::Empty,
             text => Unreadable::not_iperf3(&format!("it begins with \"{}\"", text.lines().next().unwrap_or_default())),
@@ -333,13 +333,13 @@ pub fn parse(text: &str) -> Result<Report, Unreadable> {
 
 /// A `--json-stream`, read line by line while the test runs.
 #[derive(Clone, Debug, Default)]
-pub struct Live {
-    stream: Gathering,
+pub struct StreamParser {
+    stream: ReportBuilder,
     /// Why the first line that could not be read could not.
     problem: Option<Unreadable>,
 }
 
-impl Live {
+impl StreamParser {
     /// Before the first line.
     pub fn new() -> Self {
         Self::default()
@@ -347,15 +347,15 @@ impl Live {
 
     /// Reads the next line, with or without its end; returns the readings that it brought. What is not a line of a
     /// stream is passed over.
-    pub fn line(&mut self, line: &str) -> Vec<Reading> {
+    pub fn line(&mut self, line: &str) -> Vec<ClientReading> {
         let line = line.trim();
         let before = self.stream.report.readings.len();
-        let whole = Documents { rest: line }.next();
+        let whole = JsonDocuments { rest: line }.next();
         match whole.map(|document| document.and_then(read)) {
-            Some(Ok(Said::Event(name, data))) => self.stream.event(&name, &data),
+            Some(Ok(OutputItem::Event(name, data))) => self.stream.event(&name, &data),
             _ if self.problem.is_some() || line.is_empty() => {}
             Some(Err(why)) => self.problem = Some(why),
-            Some(Ok(Said::Document(_))) | None => {
+            Some(Ok(OutputItem::Document(_))) | None => {
                 self.problem = Some(Unreadable::not_iperf3(&format!("no line of a stream: {line}")));
             }
         }
@@ -363,17 +363,17 @@ impl Live {
     }
 
     /// What all lines said together. A stream without an end makes a report that is not complete.
-    pub fn finish(self) -> Result<Report, Unreadable> {
+    pub fn finish(self) -> Result<ClientReport, Unreadable> {
         if self.stream.is_begun { Ok(self.stream.report) } else { Err(self.problem.unwrap_or(Unreadable::Empty)) }
     }
 }
 
 /// The JSON objects in a text, one after the other, whatever stands between them.
-struct Documents<'a> {
+struct JsonDocuments<'a> {
     rest: &'a str,
 }
 
-impl<'a> Documents<'a> {
+impl<'a> JsonDocuments<'a> {
     /// The next object, not yet looked into; an error if the text ends before it does.
     fn next(&mut self) -> Option<Result<&'a str, Unreadable>> {
         let begin = self.rest.find('{')?;
@@ -402,7 +402,7 @@ impl<'a> Documents<'a> {
 }
 
 /// One object of the output.
-enum Said {
+enum OutputItem {
     /// A line of a stream: the event's name, and its data.
     Event(String, Value),
     /// A document of its own.
@@ -410,17 +410,17 @@ enum Said {
 }
 
 /// Reads one object, with its bare words that are no JSON read as `null` where there are any.
-fn read(document: &str) -> Result<Said, Unreadable> {
+fn read(document: &str) -> Result<OutputItem, Unreadable> {
     // A value and no struct: iperf3 repeats keys (3.12 "sock_bufsize", 3.9 even "sum"), which a struct would refuse.
     let mut fields = serde_json::from_str::<Map<String, Value>>(document)
         .or_else(|_| serde_json::from_str(&without_nan(document)))
         .map_err(|why| Unreadable::not_iperf3(&why.to_string()))?;
     if let Some(Value::String(name)) = fields.get("event") {
         let name = name.clone();
-        return Ok(Said::Event(name, fields.remove("data").unwrap_or_default()));
+        return Ok(OutputItem::Event(name, fields.remove("data").unwrap_or_default()));
     }
     if ["start", "intervals", "end", "error"].iter().any(|part| fields.contains_key(*part)) {
-        return Ok(Said::Document(fields));
+        return Ok(OutputItem::Document(fields));
     }
     Err(Unreadable::not_iperf3("it has none of the parts start, intervals, end and error"))
 }
@@ -455,8 +455,8 @@ fn without_nan(document: &str) -> String {
 
 /// A report as it grows, and what else of the beginning is needed to read the rest.
 #[derive(Clone, Debug, Default)]
-struct Gathering {
-    report: Report,
+struct ReportBuilder {
+    report: ClientReport,
     /// Whether a line of a stream came that means something here.
     is_begun: bool,
     /// Whether the server sends and the client receives (`--reverse`).
@@ -465,9 +465,9 @@ struct Gathering {
     streams: Option<u64>,
 }
 
-impl Gathering {
+impl ReportBuilder {
     /// Reads a document of its own.
-    fn document(document: &Map<String, Value>) -> Report {
+    fn document(document: &Map<String, Value>) -> ClientReport {
         let mut gathering = Self::default();
         if let Some(error) = document.get("error") {
             gathering.error(error);
@@ -505,8 +505,8 @@ impl Gathering {
         report.mss = narrow(whole(&start["tcp_mss_default"]).or_else(|| whole(&start["tcp_mss"])));
         let test = &start["test_start"];
         report.protocol = match test["protocol"].as_str() {
-            Some("TCP") => Some(Protocol::Tcp),
-            Some("UDP") => Some(Protocol::Udp),
+            Some("TCP") => Some(PayloadProtocol::Tcp),
+            Some("UDP") => Some(PayloadProtocol::Udp),
             _ => None,
         };
         report.block_bytes = narrow(whole(&test["blksize"]));
@@ -534,10 +534,10 @@ impl Gathering {
             let sum = &interval[if direction == main { "sum" } else { "sum_bidir_reverse" }];
             // 3.9 writes "sum" twice in a bidirectional test, of which one is left here: then the streams tell.
             let counted = if sum.is_object() && self.direction_of(sum) == direction {
-                Counted::of(sum)
+                CountFields::of(sum)
             } else {
                 let streams = array(interval.get("streams"));
-                Counted::all(streams.filter(|stream| self.direction_of(stream) == direction))
+                CountFields::all(streams.filter(|stream| self.direction_of(stream) == direction))
             };
             if let Some(reading) = counted.and_then(|counted| counted.reading(direction)) {
                 self.keep(reading);
@@ -545,7 +545,7 @@ impl Gathering {
         }
     }
 
-    fn keep(&mut self, mut reading: Reading) {
+    fn keep(&mut self, mut reading: ClientReading) {
         let readings = &mut self.report.readings;
         // The clock starts anew after the omitted part, but the first interval after it still says when it began on
         // the old clock.
@@ -600,10 +600,10 @@ impl Gathering {
             false => Some("_bidir_reverse"),
         };
         let sum = |name: &str, part: &str| {
-            let named = suffix.and_then(|suffix| Counted::of(&end[format!("{name}{suffix}")]));
-            named.or_else(|| Counted::all(streams.iter().map(|stream| &stream[part])))
+            let named = suffix.and_then(|suffix| CountFields::of(&end[format!("{name}{suffix}")]));
+            named.or_else(|| CountFields::all(streams.iter().map(|stream| &stream[part])))
         };
-        let udp = sum("sum", "udp").filter(|_| self.report.protocol != Some(Protocol::Tcp));
+        let udp = sum("sum", "udp").filter(|_| self.report.protocol != Some(PayloadProtocol::Tcp));
         let (sent, received) = (sum("sum_sent", "sender"), sum("sum_received", "receiver"));
         // 3.9 has one sum with UDP: the sender's bytes, the receiver's packets.
         let sent = sent.or(udp);
@@ -646,7 +646,7 @@ impl Gathering {
 
 /// What one object of counts says: of a stream, or of all.
 #[derive(Clone, Copy, Debug)]
-struct Counted {
+struct CountFields {
     begin_us: Option<u64>,
     end_us: Option<u64>,
     lasted_us: Option<u64>,
@@ -658,7 +658,7 @@ struct Counted {
     jitter_us: Option<u64>,
 }
 
-impl Counted {
+impl CountFields {
     fn of(counted: &Value) -> Option<Self> {
         counted.is_object().then(|| Self {
             begin_us: micros(&counted["start"], 1e6),
@@ -691,10 +691,10 @@ impl Counted {
     }
 
     /// As a reading; `None` if it says no bytes, or not when they came.
-    fn reading(&self, direction: Direction) -> Option<Reading> {
+    fn reading(&self, direction: Direction) -> Option<ClientReading> {
         let end_us = self.end_us?;
         let begin_us = self.begin_us.or_else(|| self.lasted_us.map(|lasted| end_us.saturating_sub(lasted)))?;
-        Some(Reading {
+        Some(ClientReading {
             direction,
             begin_us: begin_us.min(end_us),
             end_us,
@@ -705,9 +705,9 @@ impl Counted {
         })
     }
 
-    fn count(&self) -> Option<Count> {
+    fn count(&self) -> Option<ClientCount> {
         let from_to = || Some(self.end_us?.saturating_sub(self.begin_us.unwrap_or(0)));
-        Some(Count { bytes: self.bytes?, duration_us: self.lasted_us.or_else(from_to)? })
+        Some(ClientCount { bytes: self.bytes?, duration_us: self.lasted_us.or_else(from_to)? })
     }
 }
 

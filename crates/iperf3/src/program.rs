@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::login::LoginPadding;
-use super::output::{Version, version_of};
 use paramedic_engines::engine::Unavailable;
 use paramedic_engines::sys::child;
+
+use super::login::LoginPadding;
+use super::output::{Version, version_of};
 
 /// What a program may say when it is asked who it is.
 const MOST_SAID: u64 = 256 << 10;

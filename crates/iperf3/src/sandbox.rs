@@ -9,7 +9,6 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 use nix::libc::{self, c_long};
-
 use paramedic_engines::sys::child::Confinement;
 use paramedic_engines::sys::seccomp::{Argument, ArgumentHalf, Filter, Rule, SyscallAction, Value};
 

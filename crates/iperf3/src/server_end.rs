@@ -5,18 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use paramedic_link::admission::Preamble;
-use paramedic_link::engine_terms::EngineTerms;
-use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
-use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
-use rustix::process::Signal;
-
-use super::cookie::CookieAuthenticator;
-use super::keeper::{Keeper, KeeperOrder};
-use super::login::{Login, LoginPadding, LoginPair, LoginTerms};
-use super::program::Program;
-use super::stage::{Ending, Seen, Stage};
-use super::{COUNTED_BY_SOCKET, GRACE, folder_in};
 use paramedic_engines::data_listener::DataListener;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::engine::{EngineServer, PhaseObserver, PhaseProgress, ServerSetup};
@@ -26,18 +14,30 @@ use paramedic_engines::phase::{
 };
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::socket::{self, SocketOptions};
+use paramedic_link::admission::Preamble;
+use paramedic_link::engine_terms::EngineTerms;
+use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
+use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
+use rustix::process::Signal;
+
+use super::authenticator::CookieAuthenticator;
+use super::handoff::{ChildExit, KernelCounts, LaneHandoff};
+use super::login::{LoginPadding, LoginPair, LoginTerms, SessionLogin};
+use super::program::Program;
+use super::supervisor::{ChildSetup, ChildSupervisor};
+use super::{COUNTED_BY_SOCKET, GRACE, folder_in};
 
 /// How long a server may take until it listens; the appliance hears nothing meanwhile, and gives up after ten seconds.
-const STARTING: Duration = Duration::from_secs(6);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(6);
 
 pub(super) struct Iperf3Server {
     spec: TestSpec,
     control: Arc<SessionControl>,
-    stage: Arc<Stage>,
+    handoff: Arc<LaneHandoff>,
     program: Program,
     login: LoginTerms,
     // Dropped in this order: the child goes before its port does.
-    _keeper: Keeper,
+    _supervisor: ChildSupervisor,
     listener: DataListener,
 }
 
@@ -52,12 +52,12 @@ impl Iperf3Server {
             socket::check_congestion_control(name)?;
         }
         let program = Program::find().map_err(io::Error::other)?;
-        let stage = Arc::new(Stage::new(Arc::clone(&control), streams_of_test(&spec, 0))?);
-        let authenticator = CookieAuthenticator { stage: Arc::clone(&stage) };
+        let handoff = Arc::new(LaneHandoff::new(Arc::clone(&control), streams_of_test(&spec, 0))?);
+        let authenticator = CookieAuthenticator { handoff: Arc::clone(&handoff) };
         let sink = {
-            let (stage, control) = (Arc::clone(&stage), Arc::clone(&control));
+            let (handoff, control) = (Arc::clone(&handoff), Arc::clone(&control));
             move |place, socket| {
-                if let Err(error) = stage.seat(place, socket) {
+                if let Err(error) = handoff.seat(place, socket) {
                     tracing::debug!(%error, "a connection for iperf3 can't be seated");
                     control.wake();
                 }
@@ -85,8 +85,8 @@ impl Iperf3Server {
         let tests = loaded(&spec).count();
         let streams = (0..tests).map(|test| streams_of_test(&spec, test)).max().unwrap_or(0);
         let port = listener.local_addr().port();
-        let login = Login::of(&keys);
-        let order = KeeperOrder {
+        let login = SessionLogin::of(&keys);
+        let order = ChildSetup {
             program: program.clone(),
             port,
             local: claim.ip(),
@@ -97,11 +97,11 @@ impl Iperf3Server {
             streams,
             tests,
         };
-        let keeper = Keeper::start(order, Arc::clone(&stage), &control)?;
+        let supervisor = ChildSupervisor::start(order, Arc::clone(&handoff), &control)?;
         if tests > 0 {
-            stage.await_listening(STARTING).map_err(|why| io::Error::other(format!("iperf3: {why}")))?;
+            handoff.await_listening(LISTEN_TIMEOUT).map_err(|why| io::Error::other(format!("iperf3: {why}")))?;
         }
-        Ok(Self { spec, control, stage, program, login: terms, _keeper: keeper, listener })
+        Ok(Self { spec, control, handoff, program, login: terms, _supervisor: supervisor, listener })
     }
 
     /// Where the lane's listener listens.
@@ -111,18 +111,20 @@ impl Iperf3Server {
     }
 
     fn run_test(&self, test: usize, phase: &PhaseSpec, report: PhaseObserver<'_>) -> PhaseTally {
-        if self.stage.test() != test {
+        if self.handoff.test() != test {
             return nothing_moved(Some(phase), &self.control, "iperf3's phases run in order, each once");
         }
-        let is_decided =
-            || self.stage.standing().0.is_some() || self.stage.ending().is_some() || self.stage.complaint().is_some();
+        let is_decided = || {
+            self.handoff.standing().0.is_some() || self.handoff.ending().is_some() || self.handoff.complaint().is_some()
+        };
         self.control.wait_until(Instant::now() + CONNECT_TIMEOUT, is_decided);
-        let Some(begin) = self.stage.standing().0 else {
+        let Some(begin) = self.handoff.standing().0 else {
             return nothing_moved(Some(phase), &self.control, &self.why_not_standing());
         };
         report(PhaseProgress::Started);
         let context = PhaseContext::new(&self.spec, phase, Direction::Download, &self.control, begin);
-        let mut run = LaneRun { lane: self, clock: CpuClock::start(), counts: [Moved::default(); 2], is_late: false };
+        let mut run =
+            LaneRun { lane: self, clock: CpuClock::start(), counts: [DirectionBytes::default(); 2], is_late: false };
         phase::watch(&context, &mut run, report);
         run.count();
         self.sum_up(&context, &run)
@@ -130,29 +132,29 @@ impl Iperf3Server {
 
     /// Ends a child that has not ended by itself, and waits until it is gone.
     fn end_child(&self) {
-        if self.stage.ending().is_none() {
-            self.stage.signal(Signal::KILL);
-            // Killed, it is gone in a moment. A cancelled session ends the wait at once: then all of it is being dropped.
-            self.control.wait_until(Instant::now() + GRACE, || self.stage.ending().is_some());
+        if self.handoff.ending().is_none() {
+            self.handoff.signal(Signal::KILL);
+            // Killed, it is gone in a moment. A cut control ends the wait at once: then all of it is being dropped.
+            self.control.wait_until(Instant::now() + GRACE, || self.handoff.ending().is_some());
         }
     }
 
     fn why_not_standing(&self) -> String {
-        let (_, standing) = self.stage.standing();
+        let (_, standing) = self.handoff.standing();
         let refused = self.listener.refused();
         tracing::debug!(standing, refused, "the streams of an iperf3 test did not all come");
-        if let Some(complaint) = self.stage.complaint() {
+        if let Some(complaint) = self.handoff.complaint() {
             return format!("the reflector's iperf3 says: {complaint}");
         }
-        match self.stage.ending() {
-            Some(Ending { complaint: Some(complaint), .. }) => format!("the reflector's iperf3 says: {complaint}"),
+        match self.handoff.ending() {
+            Some(ChildExit { complaint: Some(complaint), .. }) => format!("the reflector's iperf3 says: {complaint}"),
             Some(_) => "the reflector's iperf3 ended before the test began".to_owned(),
             None => format!("only {standing} of iperf3's streams came within {} s", CONNECT_TIMEOUT.as_secs()),
         }
     }
 
     fn sum_up(&self, context: &PhaseContext<'_>, run: &LaneRun<'_>) -> PhaseTally {
-        let ending = self.stage.ending().unwrap_or_default();
+        let ending = self.handoff.ending().unwrap_or_default();
         let (user_s, system_s) = ending.cpu_s.unwrap_or_default();
         let lived = context.begin.elapsed().as_secs_f64().max(f64::EPSILON);
         let cpu = CpuUse {
@@ -161,11 +163,11 @@ impl Iperf3Server {
             busiest_thread: self.program.share_of_a_thread(user_s + system_s, lived, self.spec.streams),
             ..run.clock.host()
         };
-        let seen = self.stage.look();
+        let seen = self.handoff.look();
         let of = |direction: Direction| {
             let counted = run.counts[direction as usize];
             let sends = direction == context.sent;
-            let moved = |stream: &&Seen| if sends { stream.sent > 0 } else { stream.received > 0 };
+            let moved = |stream: &&KernelCounts| if sends { stream.sent > 0 } else { stream.received > 0 };
             let ours = || seen.iter().filter(moved);
             // What only the sender knows.
             let sender = || ours().filter(|_| sends);
@@ -218,9 +220,9 @@ impl EngineServer for Iperf3Server {
         };
         let test = loaded(&self.spec).filter(|(number, _)| *number < usize::from(phase)).count();
         let tally = self.run_test(test, spec, report);
-        if self.stage.test() == test {
+        if self.handoff.test() == test {
             self.end_child();
-            self.stage.next_test(streams_of_test(&self.spec, test + 1));
+            self.handoff.next_test(streams_of_test(&self.spec, test + 1));
         }
         tally
     }
@@ -241,14 +243,14 @@ struct LaneRun<'a> {
     lane: &'a Iperf3Server,
     clock: CpuClock,
     /// Download, upload.
-    counts: [Moved; 2],
+    counts: [DirectionBytes; 2],
     /// Whether it was still busy when it should have ended.
     is_late: bool,
 }
 
 /// What the kernel counted of one direction.
 #[derive(Clone, Copy, Default)]
-struct Moved {
+struct DirectionBytes {
     bytes: u64,
     /// When more was last seen.
     last: Option<Instant>,
@@ -258,7 +260,7 @@ struct Moved {
 
 impl LaneRun<'_> {
     fn count(&mut self) {
-        let seen = self.lane.stage.look();
+        let seen = self.lane.handoff.look();
         let now = Instant::now();
         let sent = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.sent));
         let received = seen.iter().fold(0, |sum: u64, stream| sum.saturating_add(stream.received));
@@ -273,12 +275,12 @@ impl LaneRun<'_> {
 
 impl Moving for LaneRun<'_> {
     fn is_done(&self) -> bool {
-        self.is_late || self.lane.stage.ending().is_some()
+        self.is_late || self.lane.handoff.ending().is_some()
     }
 
     fn look(&mut self) -> [Option<Look>; 2] {
         self.count();
-        // The stage hears the other end when it charges what has moved.
+        // The handoff hears the other end when it charges what has moved.
         self.counts.map(|counted| Some(Look { total: counted.bytes, is_whole: true, is_heard: false }))
     }
 

@@ -7,6 +7,10 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use paramedic_engines::dialer::Dialer;
+use paramedic_engines::engine::{ClientSetup, Engine, EngineClient, EngineServer, PhaseProgress, ServerSetup};
+use paramedic_engines::origin::Origin;
+use paramedic_engines::session_control::SessionControl;
 use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::measurement::{PhaseTally, Sample};
@@ -16,13 +20,9 @@ use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use super::client_end::Iperf3Client;
-use super::login::{Login, LoginTerms};
+use super::login::{LoginTerms, SessionLogin};
 use super::program::Program;
 use super::server_end::Iperf3Server;
-use paramedic_engines::dialer::Dialer;
-use paramedic_engines::engine::{ClientSetup, Engine, EngineClient, EngineServer, PhaseProgress, ServerSetup};
-use paramedic_engines::origin::Origin;
-use paramedic_engines::session_control::SessionControl;
 
 /// Says so where there is nothing to test with; never silently.
 fn has_iperf3() -> bool {
@@ -233,7 +233,7 @@ fn own_client(session: &Session, more: &[&str]) -> std::process::Child {
     let key = session.scratch.path().join("public.pem");
     let terms = LoginTerms::from_engine(&session.server.terms().unwrap()).unwrap();
     std::fs::write(&key, terms.key.pem()).unwrap();
-    let login = Login::of(&keys());
+    let login = SessionLogin::of(&keys());
     let mut command = std::process::Command::new("iperf3");
     command.args(["-c", "127.0.0.1", "-p", &at.port().to_string(), "--username", &login.user]);
     command.arg("--rsa-public-key-path").arg(&key).args(more).env("IPERF3_PASSWORD", &*login.password);
@@ -297,7 +297,7 @@ fn half_a_cookie_from_the_own_address_holds_nothing_and_wakes_nobody() {
 const MORE_THAN_IS_BUFFERED: u64 = 256 << 20;
 
 #[test]
-fn a_cancelled_session_ends_a_test_in_a_moment_at_either_end() {
+fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
     if !has_iperf3() {
         return;
     }

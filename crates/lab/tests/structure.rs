@@ -57,7 +57,6 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Circles of files that still exist: the crate's folder, the modules, and the reason. Delete an entry once its circle is
 /// gone; the test fails on entries that are not needed.
 const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
-    ("iperf3", &["cookie", "stage"], "the hand-off owns the cookie check that calls back into it"),
     (
         "report",
         &["fold::arrived", "fold::phase", "fold::rates"],

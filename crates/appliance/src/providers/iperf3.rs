@@ -10,8 +10,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use paramedic_engines::engine::first_refusal;
 use paramedic_engines::session_control::SessionControl;
-use paramedic_iperf3::output::{Complaint, Count as Counted, Reading, Report, Totals};
-use paramedic_iperf3::{self as iperf3, Client, ClientOrder, Credentials, End, LoginPadding, Program, progress, tally};
+use paramedic_iperf3::output::{
+    ClientCount as Counted, ClientReading as Reading, ClientReport as Report, FailureKind as Complaint,
+    PayloadProtocol, Totals,
+};
+use paramedic_iperf3::{Client, ClientExit as End, ClientOrder, Credentials, LoginPadding, Program, progress, tally};
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 use paramedic_report::document::{Event, IntervalReading, PhaseBegun, Queued, Started, UdpResult};
@@ -282,8 +285,8 @@ impl Visit<'_> {
             omit_seconds: job.request.omit.map(|omit| omit.as_secs().try_into().unwrap_or(u32::MAX)),
             spec: job.request.spec.clone(),
             transport: match job.request.transport {
-                Transport::Tcp => iperf3::Transport::Tcp,
-                Transport::Udp => iperf3::Transport::Udp,
+                Transport::Tcp => PayloadProtocol::Tcp,
+                Transport::Udp => PayloadProtocol::Udp,
             },
             origin: job.request.route.origin.clone(),
             connect_timeout: CONNECT,

@@ -55,8 +55,8 @@ fn fixture(folder: &str, case: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&file)).unwrap_or_else(|why| panic!("{file}: {why}"))
 }
 
-fn by_lines(text: &str) -> (Vec<Reading>, Result<Report, Unreadable>) {
-    let mut live = Live::new();
+fn by_lines(text: &str) -> (Vec<ClientReading>, Result<ClientReport, Unreadable>) {
+    let mut live = StreamParser::new();
     let readings = text.lines().flat_map(|line| live.line(line)).collect();
     (readings, live.finish())
 }
@@ -95,7 +95,7 @@ fn every_test_that_ran_to_its_end_says_what_was_asked_and_counted() {
         let version = report.version.clone().unwrap();
         assert_eq!(format!("iperf3-{version}").replace("iperf3-riperf3 ", "riperf3-"), client, "{name}");
         let is_udp = fixture.case.contains("udp");
-        assert_eq!(report.protocol, Some(if is_udp { Protocol::Udp } else { Protocol::Tcp }), "{name}");
+        assert_eq!(report.protocol, Some(if is_udp { PayloadProtocol::Udp } else { PayloadProtocol::Tcp }), "{name}");
         assert!(report.block_bytes.unwrap() > 0 && report.mss.is_some() != is_udp, "{name}");
         let cpu = report.cpu.unwrap();
         assert!(cpu.local_system.unwrap() < 64.0 && cpu.remote_user.unwrap() < 64.0, "{name}: {cpu:?}");
@@ -112,7 +112,7 @@ fn every_test_that_ran_to_its_end_says_what_was_asked_and_counted() {
     }
 }
 
-fn check_totals(name: &str, fixture: &Fixture, direction: Direction, totals: &Totals, readings: Vec<Reading>) {
+fn check_totals(name: &str, fixture: &Fixture, direction: Direction, totals: &Totals, readings: Vec<ClientReading>) {
     assert_eq!(totals.streams, if fixture.case.contains("4-streams") { 4 } else { 1 }, "{name}");
     let is_udp = fixture.case.contains("udp");
     let sent = totals.sent.unwrap();
@@ -142,31 +142,31 @@ fn check_totals(name: &str, fixture: &Fixture, direction: Direction, totals: &To
 }
 
 /// What a failed case is to whom: the kind of the error, and whether totals came all the same.
-fn failure_of(fixture: &Fixture) -> (Option<Complaint>, bool) {
+fn failure_of(fixture: &Fixture) -> (Option<FailureKind>, bool) {
     let case = fixture.case.trim_start_matches("stream-");
     let folder = fixture.folder.as_str();
     let of_riperf3 = folder.ends_with("riperf3-0.8.0");
     match case {
-        "client-interrupted" | "client-terminated" => (Some(Complaint::Other), true),
+        "client-interrupted" | "client-terminated" => (Some(FailureKind::Other), true),
         // Before it can print, and so on stderr alone.
         "server-interrupted" if folder == "iperf3-3.9" => (None, true),
         _ if folder == "iperf3-3.9" => (None, false),
-        "server-interrupted" => (Some(Complaint::ControlLost), true),
-        "server-killed" => (Some(Complaint::ControlLost), false),
+        "server-interrupted" => (Some(FailureKind::ControlLost), true),
+        "server-killed" => (Some(FailureKind::ControlLost), false),
         // riperf3's server lets a client wait, and its client passes over a congestion control that is not there.
         "busy" if of_riperf3 => (None, true),
         "congestion-unknown" if of_riperf3 => (None, true),
-        "busy" => (Some(Complaint::Busy), false),
-        "congestion-unknown" => (Some(Complaint::Other), false),
-        "refused" | "no-such-host" => (Some(Complaint::Unreachable), false),
-        "server-limit" if of_riperf3 => (Some(Complaint::Other), true),
-        "server-limit" if folder == "iperf3-3.22" => (Some(Complaint::Other), false),
-        "server-limit" => (Some(Complaint::ControlLost), false),
+        "busy" => (Some(FailureKind::Busy), false),
+        "congestion-unknown" => (Some(FailureKind::Other), false),
+        "refused" | "no-such-host" => (Some(FailureKind::Unreachable), false),
+        "server-limit" if of_riperf3 => (Some(FailureKind::Other), true),
+        "server-limit" if folder == "iperf3-3.22" => (Some(FailureKind::Other), false),
+        "server-limit" => (Some(FailureKind::ControlLost), false),
         "password-missing" | "password-wrong" | "password-right" => match folder {
-            "iperf3-3.12" | "iperf3-3.18" => (Some(Complaint::NotAuthorized), false),
-            "iperf3-3.22" => (Some(Complaint::ControlLost), false),
-            "riperf3-0.8.0-with-iperf3-3.12" => (Some(Complaint::Other), false),
-            _ => (Some(Complaint::Busy), false),
+            "iperf3-3.12" | "iperf3-3.18" => (Some(FailureKind::NotAuthorized), false),
+            "iperf3-3.22" => (Some(FailureKind::ControlLost), false),
+            "riperf3-0.8.0-with-iperf3-3.12" => (Some(FailureKind::Other), false),
+            _ => (Some(FailureKind::Busy), false),
         },
         case => panic!("{case} is not known"),
     }
@@ -179,7 +179,7 @@ fn every_test_that_failed_says_why() {
         let said = (report.failure(), report.is_complete);
         if fixture.folder.ends_with("riperf3-0.8.0") && fixture.case.starts_with("password-") {
             // Whether riperf3's server's word or the end of the connection is read first is a matter of luck.
-            assert!([Some(Complaint::Busy), Some(Complaint::ControlLost)].contains(&report.failure()));
+            assert!([Some(FailureKind::Busy), Some(FailureKind::ControlLost)].contains(&report.failure()));
             continue;
         }
         assert_eq!(said, failure_of(fixture), "{}: {:?}", fixture.name(), report.error);
@@ -226,7 +226,7 @@ fn a_stream_says_the_same_line_by_line() {
 
 #[test]
 fn what_is_no_stream_is_none_line_by_line() {
-    assert_eq!(Live::new().finish(), Err(Unreadable::Empty));
+    assert_eq!(StreamParser::new().finish(), Err(Unreadable::Empty));
     let (readings, report) = by_lines("iperf3: unrecognized option '--json-stream'\nUsage: iperf3 [-s|-c host]\n");
     assert!(readings.is_empty());
     assert!(report.unwrap_err().to_string().contains("unrecognized option '--json-stream'"));
@@ -241,7 +241,7 @@ fn doubled_documents_are_one_report() {
     let failed = fixture("iperf3-3.12", "busy");
     for both in [format!("{once}\n{failed}"), format!("{failed}{once}")] {
         let both = parse(&both).unwrap();
-        assert_eq!(both.failure(), Some(Complaint::Busy));
+        assert_eq!(both.failure(), Some(FailureKind::Busy));
         assert_eq!(both.readings, report.readings);
     }
     // A second one that is cut takes nothing away.
@@ -316,7 +316,7 @@ fn what_is_not_iperf3s_is_named() {
 #[test]
 fn no_more_readings_are_kept_than_promised() {
     let line = r#"{"event":"interval","data":{"sum":{"start":0,"end":1,"bytes":1,"sender":true}}}"#;
-    let mut live = Live::new();
+    let mut live = StreamParser::new();
     live.line(line);
     live.stream.report.readings = vec![live.stream.report.readings[0]; MAX_READINGS];
     assert!(live.line(line).is_empty());
@@ -368,12 +368,12 @@ fn a_version_is_read_and_compared() {
 #[test]
 fn an_error_on_stderr_is_read_as_well() {
     let on_stderr = "iperf3: error - unable to connect to server: Connection refused";
-    assert_eq!(Complaint::of(on_stderr), Complaint::Unreachable);
+    assert_eq!(FailureKind::of(on_stderr), FailureKind::Unreachable);
     assert_eq!(
-        Complaint::of("iperf3: error - unable to send control message: Bad file descriptor"),
-        Complaint::Unreachable
+        FailureKind::of("iperf3: error - unable to send control message: Bad file descriptor"),
+        FailureKind::Unreachable
     );
-    assert_eq!(Complaint::of("parameter error"), Complaint::Other);
+    assert_eq!(FailureKind::of("parameter error"), FailureKind::Other);
 }
 
 /// Every place in a document that can hold a value.

@@ -11,33 +11,33 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use paramedic_engines::host_facts;
+use paramedic_engines::session_control::{Registration, SessionControl};
+use paramedic_engines::sys::child::spawn_confined;
+use paramedic_engines::sys::seccomp::{Question, Supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 
-use super::login::{self, Login, LoginPadding, LoginPair};
+use super::handoff::{ChildExit, LaneHandoff};
+use super::login::{self, LoginPadding, LoginPair, SessionLogin};
 use super::output;
 use super::program::Program;
 use super::sandbox;
-use super::stage::{Ending, Stage};
 use super::write_new;
-use paramedic_engines::host_facts;
-use paramedic_engines::session_control::{Registration, SessionControl};
-use paramedic_engines::sys::child::spawn_confined;
-use paramedic_engines::sys::seccomp::{Question, Supervisor};
 
 /// How long a child that has closed its output may take to be gone.
-const LAST_BREATH: Duration = Duration::from_secs(1);
+const EXIT_GRACE: Duration = Duration::from_secs(1);
 /// What is kept of what a child says: an error is among its last lines.
-const MOST_SAID: usize = 4096;
+const MAX_OUTPUT_BYTES: usize = 4096;
 
 /// What a child is started with.
-pub(super) struct KeeperOrder {
+pub(super) struct ChildSetup {
     pub(super) program: Program,
     pub(super) port: u16,
     pub(super) local: IpAddr,
-    pub(super) login: Login,
+    pub(super) login: SessionLogin,
     pub(super) pair: LoginPair,
     pub(super) padding: LoginPadding,
     /// The child's folder; gone with it.
@@ -49,27 +49,31 @@ pub(super) struct KeeperOrder {
 }
 
 /// The keeper's thread. Dropping it ends the child and waits for the thread.
-pub(super) struct Keeper {
-    stage: Arc<Stage>,
+pub(super) struct ChildSupervisor {
+    handoff: Arc<LaneHandoff>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
-    pub(super) fn start(order: KeeperOrder, stage: Arc<Stage>, control: &Arc<SessionControl>) -> io::Result<Self> {
+impl ChildSupervisor {
+    pub(super) fn start(
+        order: ChildSetup,
+        handoff: Arc<LaneHandoff>,
+        control: &Arc<SessionControl>,
+    ) -> io::Result<Self> {
         write_new(&order.folder.path().join(KEY_FILE), &order.pair.private_pem)?;
         write_new(&order.folder.path().join(USERS_FILE), &login::users(&order.login))?;
-        // Cancelling the session shuts the bell down, which wakes the poll.
-        let registration = control.register(&stage.bell)?;
-        let on_stage = Arc::clone(&stage);
-        let run = move || keep(&order, &on_stage, registration);
+        // Cutting the control shuts the bell down, which wakes the poll.
+        let registration = control.register(&handoff.bell)?;
+        let of_thread = Arc::clone(&handoff);
+        let run = move || keep(&order, &of_thread, registration);
         let thread = std::thread::Builder::new().name("iperf3-keeper".into()).spawn(run)?;
-        Ok(Self { stage, thread: Some(thread) })
+        Ok(Self { handoff, thread: Some(thread) })
     }
 }
 
-impl Drop for Keeper {
+impl Drop for ChildSupervisor {
     fn drop(&mut self) {
-        self.stage.close();
+        self.handoff.close();
         if let Some(thread) = self.thread.take() {
             // One that panicked has taken its child along.
             let _ = thread.join();
@@ -78,112 +82,117 @@ impl Drop for Keeper {
 }
 
 /// As many seconds as iperf3 takes: a device whose clock stands in 1970 is let in, too.
-const MOST_SKEW: &str = "2147483647";
+const MAX_CLOCK_SKEW_S: &str = "2147483647";
 const KEY_FILE: &str = "login.key";
 const USERS_FILE: &str = "users.csv";
 
-fn keep(order: &KeeperOrder, stage: &Stage, _registration: Registration) {
+fn keep(order: &ChildSetup, handoff: &LaneHandoff, _registration: Registration) {
     for test in 0..order.tests {
-        if test > 0 && !stage.await_next(test - 1) {
+        if test > 0 && !handoff.await_next(test - 1) {
             return;
         }
-        if stage.is_over() {
+        if handoff.is_over() {
             return;
         }
-        let ending = match serve_test(order, stage) {
-            Ok(ending) => ending,
+        let exit = match serve_test(order, handoff) {
+            Ok(exit) => exit,
             Err(error) => {
                 tracing::error!(%error, "no iperf3 can be started");
-                Ending { complaint: Some(error.to_string()), ..Ending::default() }
+                ChildExit { complaint: Some(error.to_string()), ..ChildExit::default() }
             }
         };
-        tracing::debug!(?ending, "an iperf3 ended");
-        stage.ended(test, ending);
+        tracing::debug!(?exit, "an iperf3 ended");
+        handoff.ended(test, exit);
     }
 }
 
 /// One child, from its start to its grave.
-fn serve_test(order: &KeeperOrder, stage: &Stage) -> io::Result<Ending> {
-    let (output, theirs) = io::pipe()?;
+fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit> {
+    let (pipe, theirs) = io::pipe()?;
     let mut command = Command::new(&order.program.path);
     command.args(arguments(order)).current_dir(order.folder.path()).env_clear().env("TMPDIR", order.folder.path());
     command.stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
     let confinement = sandbox::confinement(&order.program.path, order.folder.path(), order.streams)?;
     let (child, supervisor) = spawn_confined(command, confinement)?;
-    let child = Child { pid: Pid::from_child(&child), process: child };
-    if !stage.started(child.pid) {
-        stage.is_being_buried();
+    let child = ServerChild { pid: Pid::from_child(&child), process: child };
+    if !handoff.started(child.pid) {
+        handoff.is_being_reaped();
         // It is killed and buried as it is dropped.
-        return Ok(Ending::default());
+        return Ok(ChildExit::default());
     }
-    let mut said = Said::default();
-    let attended = attend(stage, &supervisor, output, &mut said);
-    if attended.is_err() || stage.is_over() {
+    let mut output = ChildOutput::default();
+    let attended = attend(handoff, &supervisor, pipe, &mut output);
+    if attended.is_err() || handoff.is_over() {
         child.kill();
     }
-    stage.is_being_buried();
+    handoff.is_being_reaped();
     attended?;
-    Ok(child.bury(&supervisor, &said))
+    Ok(child.reap(&supervisor, &output))
 }
 
 /// The one-off server of one test: its port is the one that is ours, so it binds none itself.
-fn arguments(order: &KeeperOrder) -> Vec<String> {
+fn arguments(order: &ChildSetup) -> Vec<String> {
     let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
     let port = order.port.to_string();
     let mut arguments = ["-s", "-1", "-p", &port, "-B", any, "-i", "0", "--forceflush"].map(str::to_owned).to_vec();
     // Both ends' clocks may differ by anything; the login is good for this session alone all the same.
     let login = ["--rsa-private-key-path", KEY_FILE, "--authorized-users-path", USERS_FILE];
     arguments.extend(login.map(str::to_owned));
-    arguments.extend(["--time-skew-threshold", MOST_SKEW].map(str::to_owned));
+    arguments.extend(["--time-skew-threshold", MAX_CLOCK_SKEW_S].map(str::to_owned));
     arguments.extend(order.program.padding_option(order.padding).map(str::to_owned));
     arguments
 }
 
 /// Answers and listens until the child has closed its output, or everything is over.
-fn attend(stage: &Stage, supervisor: &Supervisor, mut output: PipeReader, said: &mut Said) -> io::Result<()> {
+fn attend(
+    handoff: &LaneHandoff,
+    supervisor: &Supervisor,
+    mut pipe: PipeReader,
+    output: &mut ChildOutput,
+) -> io::Result<()> {
     let mut takers = VecDeque::new();
     loop {
         let mut polled = [
-            PollFd::new(&stage.bell, PollFlags::IN),
+            PollFd::new(&handoff.bell, PollFlags::IN),
             PollFd::new(supervisor, PollFlags::IN),
-            PollFd::new(&output, PollFlags::IN),
+            PollFd::new(&pipe, PollFlags::IN),
         ];
-        let next_look = stage.account().and_then(|soon| Timespec::try_from(soon).ok());
+        let next_look = handoff.account().and_then(|soon| Timespec::try_from(soon).ok());
         match rustix::event::poll(&mut polled, next_look.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         let [bell, asked, spoke] = [0, 1, 2].map(|at| polled[at].revents());
-        if stage.is_over() {
+        if handoff.is_over() {
             return Ok(());
         }
         // Nothing that the child says there means anything; but one that hangs up would wake us for ever.
-        if !bell.is_empty() && !drain(&stage.bell) {
+        if !bell.is_empty() && !drain(&handoff.bell) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         if asked.contains(PollFlags::IN)
             && let Some(question) = supervisor.next()?
         {
-            answer(stage, supervisor, question, &mut takers);
+            answer(handoff, supervisor, question, &mut takers);
         }
         if !spoke.is_empty() {
             let mut words = [0; 4096];
-            match output.read(&mut words) {
+            match pipe.read(&mut words) {
                 Ok(0) => return Ok(()),
                 Ok(read) => {
-                    if said.hear(&words[..read]) {
-                        stage.listens();
-                    } else if said.listens
-                        && let Some(complaint) = said.complaint()
+                    if output.hear(&words[..read]) {
+                        handoff.listens();
+                    } else if output.listens
+                        && let Some(complaint) = output.complaint()
                     {
-                        stage.complained(complaint);
+                        handoff.complained(complaint);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        serve_takers(stage, supervisor, &mut takers);
+        serve_takers(handoff, supervisor, &mut takers);
     }
 }
 
@@ -194,18 +203,18 @@ fn drain(mut bell: &std::os::unix::net::UnixStream) -> bool {
 
 /// A socket is what stands for the listener, and nothing else can be had; who wants a connection gets the next one that
 /// was let in, or waits for it; what is closed is let go of here, too.
-fn answer(stage: &Stage, supervisor: &Supervisor, question: Question, takers: &mut VecDeque<Question>) {
+fn answer(handoff: &LaneHandoff, supervisor: &Supervisor, question: Question, takers: &mut VecDeque<Question>) {
     match question.call {
         libc::SYS_close => {
             // What is no descriptor is refused by the kernel.
-            stage.closes(question.arguments[0] as i32);
+            handoff.closes(question.arguments[0] as i32);
             return supervisor.let_happen(question);
         }
         libc::SYS_socket => {}
         _ => return takers.push_back(question),
     }
     if is_for_tcp(question.arguments) {
-        if let Err(error) = supervisor.hand_over(question, stage.listener.as_fd()) {
+        if let Err(error) = supervisor.hand_over(question, handoff.listener.as_fd()) {
             tracing::debug!(%error, "an iperf3 got no listener");
             supervisor.refuse(question, libc::EMFILE);
         }
@@ -224,14 +233,14 @@ fn is_for_tcp([family, kind, protocol, ..]: [u64; 6]) -> bool {
         && (protocol == 0 || is(protocol, libc::IPPROTO_TCP))
 }
 
-fn serve_takers(stage: &Stage, supervisor: &Supervisor, takers: &mut VecDeque<Question>) {
+fn serve_takers(handoff: &LaneHandoff, supervisor: &Supervisor, takers: &mut VecDeque<Question>) {
     while let Some(question) = takers.front().copied() {
-        let Some(connection) = stage.take() else { return };
+        let Some(connection) = handoff.take() else { return };
         takers.pop_front();
         match supervisor.hand_over(question, connection.socket.as_fd()) {
-            Ok(of_child) => stage.taken(&connection, of_child),
+            Ok(of_child) => handoff.taken(&connection, of_child),
             // It was interrupted, and will ask again.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => stage.put_back(connection),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => handoff.put_back(connection),
             Err(error) => {
                 tracing::debug!(%error, "an iperf3 got no connection");
                 supervisor.refuse(question, libc::EMFILE);
@@ -241,15 +250,15 @@ fn serve_takers(stage: &Stage, supervisor: &Supervisor, takers: &mut VecDeque<Qu
 }
 
 /// Killed and buried when dropped, whatever happened.
-struct Child {
+struct ServerChild {
     pid: Pid,
     process: std::process::Child,
 }
 
-impl Child {
-    fn bury(mut self, supervisor: &Supervisor, said: &Said) -> Ending {
+impl ServerChild {
+    fn reap(mut self, supervisor: &Supervisor, output: &ChildOutput) -> ChildExit {
         // One that ended by itself is gone in a moment; all others are not asked.
-        let deadline = Instant::now() + LAST_BREATH;
+        let deadline = Instant::now() + EXIT_GRACE;
         let mut polled = [PollFd::new(supervisor, PollFlags::empty())];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -266,12 +275,12 @@ impl Child {
         let cpu_s = host_facts::cpu_of(self.pid);
         let status = self.process.wait();
         let ended_well = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-        let complaint = said.complaint().or_else(|| match status {
+        let complaint = output.complaint().or_else(|| match status {
             _ if ended_well => None,
             Ok(status) => Some(format!("iperf3 ended with {status}")),
             Err(error) => Some(error.to_string()),
         });
-        Ending { cpu_s, at: Some(ended_at), complaint }
+        ChildExit { cpu_s, at: Some(ended_at), complaint }
     }
 
     fn kill(&self) {
@@ -280,7 +289,7 @@ impl Child {
     }
 }
 
-impl Drop for Child {
+impl Drop for ServerChild {
     fn drop(&mut self) {
         self.kill();
         // For one that is buried already this says what it said then.
@@ -288,25 +297,25 @@ impl Drop for Child {
     }
 }
 
-/// The end of what a child said.
+/// The end of what a child prints.
 #[derive(Default)]
-struct Said {
+struct ChildOutput {
     text: Vec<u8>,
     listens: bool,
 }
 
-impl Said {
-    /// Keeps what was said; `true` once: it listens.
+impl ChildOutput {
+    /// Keeps what was printed; `true` once: it listens.
     fn hear(&mut self, words: &[u8]) -> bool {
         self.text.extend_from_slice(words);
         let heard_it = !self.listens && String::from_utf8_lossy(&self.text).contains("Server listening");
         self.listens |= heard_it;
-        let surplus = self.text.len().saturating_sub(MOST_SAID);
+        let surplus = self.text.len().saturating_sub(MAX_OUTPUT_BYTES);
         self.text.drain(..surplus);
         heard_it
     }
 
-    /// What it named as an error; or, before it listened, whatever it said last.
+    /// What it named as an error; or, before it listened, whatever it printed last.
     fn complaint(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.text);
         if self.listens && !text.contains("error") { None } else { output::trouble(&text) }
@@ -332,21 +341,21 @@ mod tests {
 
     #[test]
     fn what_a_child_says_is_heard_in_pieces_and_its_error_kept() {
-        let mut said = Said::default();
-        assert!(!said.hear(b"-----\nServer lis"));
-        assert!(said.hear(b"tening on 5201 (test #1)\n"));
-        assert!(!said.hear(b"Server listening again\n"));
-        assert_eq!(said.complaint(), None);
-        said.hear(&b"x".repeat(3 * MOST_SAID));
-        assert_eq!(said.text.len(), MOST_SAID);
-        said.hear(b"\niperf3: error - test authorization \x1b[2Jfailed\n");
-        assert_eq!(said.complaint().unwrap(), "test authorization [2Jfailed");
+        let mut output = ChildOutput::default();
+        assert!(!output.hear(b"-----\nServer lis"));
+        assert!(output.hear(b"tening on 5201 (test #1)\n"));
+        assert!(!output.hear(b"Server listening again\n"));
+        assert_eq!(output.complaint(), None);
+        output.hear(&b"x".repeat(3 * MAX_OUTPUT_BYTES));
+        assert_eq!(output.text.len(), MAX_OUTPUT_BYTES);
+        output.hear(b"\niperf3: error - test authorization \x1b[2Jfailed\n");
+        assert_eq!(output.complaint().unwrap(), "test authorization [2Jfailed");
     }
 
     #[test]
     fn what_never_listened_is_known_by_its_last_words() {
-        let mut said = Said::default();
-        said.hear(b"iperf3: cannot load library: libiperf.so.0\n");
-        assert_eq!(said.complaint().unwrap(), "cannot load library: libiperf.so.0");
+        let mut output = ChildOutput::default();
+        output.hear(b"iperf3: cannot load library: libiperf.so.0\n");
+        assert_eq!(output.complaint().unwrap(), "cannot load library: libiperf.so.0");
     }
 }

@@ -1,5 +1,5 @@
-//! Where a lane's parts meet: the door that lets connections in, the keeper of the child that serves them, and the phase
-//! that counts them. State under one lock, and who waits for it; no thread, no process, no poll.
+//! Where a lane's parts meet: the listener that lets connections in, the keeper of the child that serves them, and the phase
+//! that counts them. HandoffState under one lock, and who waits for it; no thread, no process, no poll.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -9,23 +9,23 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use paramedic_engines::session_control::SessionControl;
+use paramedic_engines::socket;
 use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal};
 
-use super::cookie::COOKIE;
-use paramedic_engines::session_control::SessionControl;
-use paramedic_engines::socket;
+use super::cookie::Cookie;
 
 /// How often connections are looked at, at least and at most: what flows in between is charged afterwards. Each look holds
 /// the sockets up for a moment, so it comes no sooner than what is leased asks for.
-const LOOK_SELDOM: Duration = Duration::from_millis(100);
-const LOOK_OFTEN: Duration = Duration::from_millis(10);
+const MAX_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// How often while the child stands still.
-const LOOK_WHILE_STOPPED: Duration = Duration::from_millis(1);
+const STOPPED_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Shared by the threads of a lane.
-pub(super) struct Stage {
-    state: Mutex<State>,
+pub(super) struct LaneHandoff {
+    state: Mutex<HandoffState>,
     changed: Condvar,
     control: Arc<SessionControl>,
     /// Where the child finds one byte for each connection that waits for it: what it takes for its listener. The bell is
@@ -36,18 +36,18 @@ pub(super) struct Stage {
 
 /// How it stands with the child.
 #[derive(Clone, Debug)]
-pub(super) enum Child {
+pub(super) enum ChildState {
     /// There is none yet that listens.
     Starting,
     /// It takes connections.
     Listens,
     /// It is gone, and all that came of it.
-    Ended(Ending),
+    Ended(ChildExit),
 }
 
 /// What a child leaves behind.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ending {
+pub(super) struct ChildExit {
     /// Seconds of processor time: user, system.
     pub(super) cpu_s: Option<(f64, f64)>,
     /// When it was gone.
@@ -58,7 +58,7 @@ pub(super) struct Ending {
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ConnectionKind {
     /// The test's control connection: the first one.
     Control,
     /// A stream of payload.
@@ -67,7 +67,7 @@ pub(super) enum Place {
 
 /// What the kernel told of a stream of payload, from the moment it came on.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct KernelCounts {
     /// Payload that the other end has acknowledged.
     pub(super) sent: u64,
     /// Payload that arrived.
@@ -81,25 +81,25 @@ pub(super) struct Seen {
 }
 
 /// One connection of a test.
-struct Connection {
-    place: Place,
+struct LaneConnection {
+    place: ConnectionKind,
     /// A copy of its socket; let go of before the child closes its own, for clients wait for that.
     socket: Option<TcpStream>,
     /// The child's descriptor of it, once it has one.
     of_child: Option<i32>,
     /// What was acknowledged before it was the child's.
     acked_before: u64,
-    seen: Seen,
+    seen: KernelCounts,
     /// What of it was charged.
     charged: u64,
 }
 
-impl Connection {
+impl LaneConnection {
     fn look(&mut self) {
         let Some((acked, received)) = self.socket.as_ref().and_then(socket::counts) else { return };
         self.seen.sent = acked.saturating_sub(self.acked_before);
         // Its cookie is no payload.
-        self.seen.received = received.saturating_sub(COOKIE as u64);
+        self.seen.received = received.saturating_sub(Cookie::LEN as u64);
     }
 
     fn let_go(&mut self) {
@@ -121,7 +121,7 @@ impl Connection {
 }
 
 /// A connection that the child has not taken yet.
-pub(super) struct Waiting {
+pub(super) struct UnacceptedConnection {
     pub(super) socket: TcpStream,
     /// Which of the test's connections it is.
     number: usize,
@@ -129,17 +129,17 @@ pub(super) struct Waiting {
     test: usize,
 }
 
-struct State {
+struct HandoffState {
     /// The phase whose test is next or runs; counts those alone that load the path.
     test: usize,
     /// Streams that this test has, both directions together.
     expected: usize,
-    cookie: Option<[u8; COOKIE]>,
+    cookie: Option<Cookie>,
     /// Places given away, that of the control connection included.
     given: usize,
     /// Let in, and not yet taken by the child.
-    waiting: VecDeque<Waiting>,
-    connections: Vec<Connection>,
+    waiting: VecDeque<UnacceptedConnection>,
+    connections: Vec<LaneConnection>,
     /// Whether the child stands still until more bytes are leased.
     is_stopped: bool,
     /// When it was looked last, and the most bytes a second that flowed between two looks.
@@ -148,15 +148,15 @@ struct State {
     /// What the child names as an error of the test.
     complaint: Option<String>,
     stands_since: Option<Instant>,
-    child: Child,
+    child: ChildState,
     /// While it can be signalled: the child leads a group of its own.
     pid: Option<Pid>,
     is_over: bool,
 }
 
-impl State {
-    fn streams(&self) -> impl Iterator<Item = &Connection> {
-        self.connections.iter().filter(|connection| connection.place == Place::Stream)
+impl HandoffState {
+    fn streams(&self) -> impl Iterator<Item = &LaneConnection> {
+        self.connections.iter().filter(|connection| connection.place == ConnectionKind::Stream)
     }
 
     fn signal(&self, signal: Signal) {
@@ -169,17 +169,17 @@ impl State {
     /// Every connection is counted for the last time and closed here: who is at its other end is told by that.
     fn let_all_go(&mut self, control: &SessionControl) {
         self.waiting.clear();
-        self.connections.iter_mut().for_each(Connection::let_go);
+        self.connections.iter_mut().for_each(LaneConnection::let_go);
         self.account(control);
     }
 
     /// Charges what has flowed since the last call, whichever phase runs or none: what the child moves is the session's.
     /// One that is ahead of what was leased stands still until that is written.
     fn account(&mut self, control: &SessionControl) {
-        let fresh = self.connections.iter_mut().map(Connection::charge).fold(0, u64::saturating_add);
+        let fresh = self.connections.iter_mut().map(LaneConnection::charge).fold(0, u64::saturating_add);
         let passed = self.looked.elapsed();
         // Two looks in a row say nothing of the pace.
-        if passed >= LOOK_OFTEN / 2 {
+        if passed >= MIN_LOOK_INTERVAL / 2 {
             let pace_bps = u128::from(fresh) * 1_000_000 / passed.as_micros().max(1);
             self.fastest_bps = self.fastest_bps.max(u64::try_from(pace_bps).unwrap_or(u64::MAX));
             self.looked += passed;
@@ -189,8 +189,9 @@ impl State {
             // Ends with the session: whoever waits for it sees that.
             let _ = control.charge(fresh);
         }
-        let said =
-            |connection: &&Connection| connection.place == Place::Control && connection.seen.received > MOST_CONTROL;
+        let said = |connection: &&LaneConnection| {
+            connection.place == ConnectionKind::Control && connection.seen.received > MAX_CONTROL_BYTES
+        };
         if self.connections.iter().any(|connection| said(&connection)) {
             self.complaint.get_or_insert_with(|| "its control connection says more than any test needs".to_owned());
             self.signal(Signal::KILL);
@@ -212,20 +213,20 @@ impl State {
 /// Half of the time in which what is leased would be used up as fast as it ever was, in bytes a second. As long as nothing
 /// has flowed it is not known how fast that is.
 fn until_next_look(fastest_bps: u64, left: Option<u64>) -> Duration {
-    let Some(left) = left else { return LOOK_SELDOM };
+    let Some(left) = left else { return MAX_LOOK_INTERVAL };
     let used_up = (u128::from(left) * 500_000).checked_div(u128::from(fastest_bps)).unwrap_or_default();
-    Duration::from_micros(u64::try_from(used_up).unwrap_or(u64::MAX)).clamp(LOOK_OFTEN, LOOK_SELDOM)
+    Duration::from_micros(u64::try_from(used_up).unwrap_or(u64::MAX)).clamp(MIN_LOOK_INTERVAL, MAX_LOOK_INTERVAL)
 }
 
 /// What a test's control connection may say to the child: the results of 128 streams are some tens of kilobytes.
-const MOST_CONTROL: u64 = 1 << 20;
+const MAX_CONTROL_BYTES: u64 = 1 << 20;
 
-impl Stage {
+impl LaneHandoff {
     pub(super) fn new(control: Arc<SessionControl>, expected: usize) -> io::Result<Self> {
         let (bell, listener) = UnixStream::pair()?;
         bell.set_nonblocking(true)?;
         Ok(Self {
-            state: Mutex::new(State {
+            state: Mutex::new(HandoffState {
                 test: 0,
                 expected,
                 cookie: None,
@@ -237,7 +238,7 @@ impl Stage {
                 fastest_bps: 0,
                 complaint: None,
                 stands_since: None,
-                child: Child::Starting,
+                child: ChildState::Starting,
                 pid: None,
                 is_over: false,
             }),
@@ -248,7 +249,7 @@ impl Stage {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HandoffState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -257,17 +258,17 @@ impl Stage {
         self.control.wake();
     }
 
-    // The door's side.
+    // The listener's side.
 
     /// A place in the running test for a connection with this cookie, if there is one.
-    pub(super) fn place_for(&self, cookie: [u8; COOKIE]) -> Option<Place> {
+    pub(super) fn place_for(&self, cookie: Cookie) -> Option<ConnectionKind> {
         let mut state = self.state();
-        if matches!(state.child, Child::Ended(_)) || state.is_over {
+        if matches!(state.child, ChildState::Ended(_)) || state.is_over {
             return None;
         }
         let place = match state.cookie {
-            None => Place::Control,
-            Some(of_test) if of_test == cookie && state.given <= state.expected => Place::Stream,
+            None => ConnectionKind::Control,
+            Some(of_test) if of_test == cookie && state.given <= state.expected => ConnectionKind::Stream,
             Some(_) => return None,
         };
         state.cookie = Some(cookie);
@@ -276,15 +277,16 @@ impl Stage {
     }
 
     /// Seats a connection that was let in: the child hears of it, and its bytes are counted from now on.
-    pub(super) fn seat(&self, place: Place, socket: TcpStream) -> io::Result<()> {
+    pub(super) fn seat(&self, place: ConnectionKind, socket: TcpStream) -> io::Result<()> {
         let copy = socket.try_clone()?;
         let mut state = self.state();
         let acked_before = socket::counts(&copy).unwrap_or_default().0;
-        let (socket_of_ours, seen) = (Some(copy), Seen::default());
-        let connection = Connection { place, socket: socket_of_ours, of_child: None, acked_before, seen, charged: 0 };
+        let (socket_of_ours, seen) = (Some(copy), KernelCounts::default());
+        let connection =
+            LaneConnection { place, socket: socket_of_ours, of_child: None, acked_before, seen, charged: 0 };
         state.connections.push(connection);
         let (number, test) = (state.connections.len() - 1, state.test);
-        state.waiting.push_back(Waiting { socket, number, test });
+        state.waiting.push_back(UnacceptedConnection { socket, number, test });
         if state.streams().count() == state.expected && state.stands_since.is_none() {
             state.stands_since = Some(Instant::now());
         }
@@ -298,7 +300,7 @@ impl Stage {
     // The keeper's side.
 
     /// The connection that the child takes now, if one waits.
-    pub(super) fn take(&self) -> Option<Waiting> {
+    pub(super) fn take(&self) -> Option<UnacceptedConnection> {
         let mut state = self.state();
         let taken = state.waiting.pop_front()?;
         // The byte that stood for it; a child that took it itself only fooled itself.
@@ -307,7 +309,7 @@ impl Stage {
     }
 
     /// The child did not take it after all: it waits on, as long as its test does.
-    pub(super) fn put_back(&self, waiting: Waiting) {
+    pub(super) fn put_back(&self, waiting: UnacceptedConnection) {
         let mut state = self.state();
         if waiting.test != state.test {
             return;
@@ -318,7 +320,7 @@ impl Stage {
     }
 
     /// The child has taken this connection, and knows it by that number.
-    pub(super) fn taken(&self, taken: &Waiting, of_child: i32) {
+    pub(super) fn taken(&self, taken: &UnacceptedConnection, of_child: i32) {
         let mut state = self.state();
         let is_of_test = taken.test == state.test;
         if let Some(connection) = state.connections.get_mut(taken.number).filter(|_| is_of_test) {
@@ -342,7 +344,7 @@ impl Stage {
         state.account(&self.control);
         let is_open = state.connections.iter().any(|connection| connection.socket.is_some());
         if state.is_stopped {
-            return Some(LOOK_WHILE_STOPPED);
+            return Some(STOPPED_LOOK_INTERVAL);
         }
         is_open.then(|| until_next_look(state.fastest_bps, self.control.left()))
     }
@@ -358,7 +360,7 @@ impl Stage {
     }
 
     pub(super) fn listens(&self) {
-        self.state().child = Child::Listens;
+        self.state().child = ChildState::Listens;
         self.tell();
     }
 
@@ -369,18 +371,18 @@ impl Stage {
     }
 
     /// From here on nobody may signal the child: its number may soon be another's.
-    pub(super) fn is_being_buried(&self) {
+    pub(super) fn is_being_reaped(&self) {
         self.state().pid = None;
     }
 
     /// The child of this test is gone.
-    pub(super) fn ended(&self, test: usize, ending: Ending) {
+    pub(super) fn ended(&self, test: usize, ending: ChildExit) {
         let mut state = self.state();
         state.pid = None;
         // One that was long in going must not be taken for the next one.
         if state.test == test {
             state.let_all_go(&self.control);
-            state.child = Child::Ended(ending);
+            state.child = ChildState::Ended(ending);
         }
         drop(state);
         self.tell();
@@ -407,11 +409,11 @@ impl Stage {
         let mut state = self.state();
         loop {
             match &state.child {
-                Child::Listens => return Ok(()),
-                Child::Ended(ending) => {
+                ChildState::Listens => return Ok(()),
+                ChildState::Ended(ending) => {
                     return Err(ending.complaint.clone().unwrap_or_else(|| "it ended at once".to_owned()));
                 }
-                Child::Starting => {}
+                ChildState::Starting => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -438,15 +440,15 @@ impl Stage {
     }
 
     /// How the child ended, if it did.
-    pub(super) fn ending(&self) -> Option<Ending> {
+    pub(super) fn ending(&self) -> Option<ChildExit> {
         match &self.state().child {
-            Child::Ended(ending) => Some(ending.clone()),
-            Child::Starting | Child::Listens => None,
+            ChildState::Ended(ending) => Some(ending.clone()),
+            ChildState::Starting | ChildState::Listens => None,
         }
     }
 
     /// What was seen of each stream of the test until now.
-    pub(super) fn look(&self) -> Vec<Seen> {
+    pub(super) fn look(&self) -> Vec<KernelCounts> {
         let mut state = self.state();
         state.account(&self.control);
         state.streams().map(|stream| stream.seen.clone()).collect()
@@ -468,7 +470,7 @@ impl Stage {
         state.connections.clear();
         state.complaint = None;
         state.stands_since = None;
-        state.child = Child::Starting;
+        state.child = ChildState::Starting;
         // What still stands in the listener is of connections that nobody took.
         while rustix::net::recv(&self.listener, &mut [0; 64], RecvFlags::DONTWAIT).is_ok_and(|(read, _)| read > 0) {}
         drop(state);
@@ -502,8 +504,14 @@ mod tests {
     use super::*;
     use paramedic_engines::sys::child;
 
-    fn stage(expected: usize) -> Stage {
-        Stage::new(SessionControl::unmetered(), expected).unwrap()
+    fn handoff(expected: usize) -> LaneHandoff {
+        LaneHandoff::new(SessionControl::unmetered(), expected).unwrap()
+    }
+
+    fn cookie(character: u8) -> Cookie {
+        let mut bytes = [character; Cookie::LEN];
+        bytes[Cookie::LEN - 1] = 0;
+        Cookie::parse(&bytes).unwrap()
     }
 
     fn connection() -> TcpStream {
@@ -513,37 +521,37 @@ mod tests {
 
     #[test]
     fn a_test_has_one_control_connection_and_its_streams_all_with_one_cookie() {
-        let stage = stage(2);
-        let (own, foreign) = ([1; COOKIE], [2; COOKIE]);
-        assert_eq!(stage.place_for(own), Some(Place::Control));
-        assert_eq!(stage.place_for(foreign), None);
-        assert_eq!(stage.place_for(own), Some(Place::Stream));
-        assert_eq!(stage.place_for(own), Some(Place::Stream));
-        assert_eq!(stage.place_for(own), None, "no more than were granted");
-        stage.next_test(1);
-        assert_eq!(stage.place_for(foreign), Some(Place::Control), "the next test begins anew");
+        let handoff = handoff(2);
+        let (own, foreign) = (cookie(b'a'), cookie(b'b'));
+        assert_eq!(handoff.place_for(own), Some(ConnectionKind::Control));
+        assert_eq!(handoff.place_for(foreign), None);
+        assert_eq!(handoff.place_for(own), Some(ConnectionKind::Stream));
+        assert_eq!(handoff.place_for(own), Some(ConnectionKind::Stream));
+        assert_eq!(handoff.place_for(own), None, "no more than were granted");
+        handoff.next_test(1);
+        assert_eq!(handoff.place_for(foreign), Some(ConnectionKind::Control), "the next test begins anew");
     }
 
     #[test]
     fn the_child_hears_of_each_connection_once() {
-        let stage = stage(1);
-        let heard = || rustix::net::recv(&stage.listener, &mut [0; 8], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+        let handoff = handoff(1);
+        let heard = || rustix::net::recv(&handoff.listener, &mut [0; 8], RecvFlags::DONTWAIT | RecvFlags::PEEK);
         assert!(heard().is_err());
-        stage.seat(Place::Control, connection()).unwrap();
-        stage.seat(Place::Stream, connection()).unwrap();
+        handoff.seat(ConnectionKind::Control, connection()).unwrap();
+        handoff.seat(ConnectionKind::Stream, connection()).unwrap();
         assert_eq!(heard().unwrap().0, 2);
-        assert_eq!(stage.standing().1, 1);
-        assert!(stage.take().is_some() && stage.take().is_some() && stage.take().is_none());
+        assert_eq!(handoff.standing().1, 1);
+        assert!(handoff.take().is_some() && handoff.take().is_some() && handoff.take().is_none());
         assert!(heard().is_err());
     }
 
     #[test]
     fn the_less_is_leased_the_sooner_comes_the_next_look() {
-        assert_eq!(until_next_look(1_000_000, None), LOOK_SELDOM);
-        assert_eq!(until_next_look(0, Some(u64::MAX)), LOOK_OFTEN);
-        assert_eq!(until_next_look(1_000_000, Some(1_000_000)), LOOK_SELDOM);
+        assert_eq!(until_next_look(1_000_000, None), MAX_LOOK_INTERVAL);
+        assert_eq!(until_next_look(0, Some(u64::MAX)), MIN_LOOK_INTERVAL);
+        assert_eq!(until_next_look(1_000_000, Some(1_000_000)), MAX_LOOK_INTERVAL);
         assert_eq!(until_next_look(1_000_000, Some(50_000)), Duration::from_millis(25));
-        assert_eq!(until_next_look(u64::MAX, Some(0)), LOOK_OFTEN);
+        assert_eq!(until_next_look(u64::MAX, Some(0)), MIN_LOOK_INTERVAL);
     }
 
     /// Echoes what it is told, unless it stands still.
@@ -579,19 +587,19 @@ mod tests {
     #[test]
     fn a_child_that_comes_when_nothing_is_left_waits_for_the_lease() {
         let (mut parrot, control) = (Parrot::hatch(), SessionControl::metered(|| ()));
-        let stage = Stage::new(Arc::clone(&control), 1).unwrap();
+        let handoff = LaneHandoff::new(Arc::clone(&control), 1).unwrap();
         control.charge(1).unwrap();
-        assert_eq!(stage.account(), None, "there is no child yet");
-        assert!(stage.started(parrot.pid()));
+        assert_eq!(handoff.account(), None, "there is no child yet");
+        assert!(handoff.started(parrot.pid()));
         // Without a connection, too: nobody else would let it go on.
-        assert_eq!(stage.account(), Some(LOOK_WHILE_STOPPED));
+        assert_eq!(handoff.account(), Some(STOPPED_LOOK_INTERVAL));
         let stopped = waitid(WaitId::Pid(parrot.pid()), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT).unwrap();
         assert!(stopped.unwrap().stopped());
         // Also for one that comes after one that stood still, and was gone for longer than anybody waited.
-        assert!(stage.started(parrot.pid()));
-        assert_eq!(stage.account(), Some(LOOK_WHILE_STOPPED));
+        assert!(handoff.started(parrot.pid()));
+        assert_eq!(handoff.account(), Some(STOPPED_LOOK_INTERVAL));
         control.allow(1);
-        assert_eq!(stage.account(), None);
+        assert_eq!(handoff.account(), None);
         assert!(parrot.answers());
     }
 
@@ -599,8 +607,8 @@ mod tests {
     fn a_lease_that_comes_while_the_child_is_being_stopped_lets_it_go_on() {
         const ROUNDS: usize = 200;
         let (mut parrot, control) = (Parrot::hatch(), SessionControl::metered(|| ()));
-        let stage = Stage::new(Arc::clone(&control), 1).unwrap();
-        assert!(stage.started(parrot.pid()));
+        let handoff = LaneHandoff::new(Arc::clone(&control), 1).unwrap();
+        assert!(handoff.started(parrot.pid()));
         std::thread::scope(|scope| {
             let lessor = scope.spawn(|| {
                 for pause in (0..64).cycle() {
@@ -616,11 +624,11 @@ mod tests {
             });
             let answered = (0..ROUNDS).take_while(|_| {
                 control.charge(1).unwrap();
-                stage.account();
+                handoff.account();
                 while control.is_exhausted() {
                     std::thread::yield_now();
                 }
-                stage.account();
+                handoff.account();
                 parrot.answers()
             });
             let answered = answered.count();
@@ -632,12 +640,12 @@ mod tests {
 
     #[test]
     fn nobody_gets_a_place_when_the_child_is_gone() {
-        let stage = stage(1);
-        stage.ended(0, Ending::default());
-        assert_eq!(stage.place_for([1; COOKIE]), None);
-        stage.next_test(1);
-        assert!(stage.place_for([1; COOKIE]).is_some());
-        stage.close();
-        assert!(stage.is_over() && !stage.await_next(0));
+        let handoff = handoff(1);
+        handoff.ended(0, ChildExit::default());
+        assert_eq!(handoff.place_for(cookie(b'a')), None);
+        handoff.next_test(1);
+        assert!(handoff.place_for(cookie(b'a')).is_some());
+        handoff.close();
+        assert!(handoff.is_over() && !handoff.await_next(0));
     }
 }
