@@ -50,6 +50,6 @@ impl Authenticator for CookieAuthenticator {
         let Some(cookie) = Cookie::parse(&bytes).filter(|_| sys::readable_from(socket, 1).is_ok()) else {
             return Authentication::Refused;
         };
-        self.handoff.place_for(cookie).map_or(Authentication::Refused, Authentication::Accepted)
+        self.handoff.authenticate(cookie).map_or(Authentication::Refused, Authentication::Accepted)
     }
 }

@@ -1,4 +1,4 @@
-//! One run of an iperf3 client: what it is told, and how it is started, heard, and ended. What it says is read elsewhere.
+//! One run of an iperf3 client: its options, its start, its readings and its end. `output.rs` parses what it prints.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -24,57 +24,57 @@ use super::output::{self, ClientReading, ClientReport, PayloadProtocol, StreamPa
 use super::program::Program;
 use super::{COUNTED_BY_IPERF3, folder_in, write_new};
 
-/// The interval of its readings: the shortest that iperf3 has, and ours.
+/// The interval of its readings: the shortest that iperf3 supports, and that of our own engines.
 const INTERVAL_S: &str = "0.1";
-/// The most that a client may print of one stream in one interval, both directions: thrice what it prints.
+/// The most bytes that a client may print per stream and interval, both directions: three times what it does print.
 const MAX_BYTES_PER_READING: u64 = 2048;
-/// And beside that.
+/// The most bytes that it may print beside that.
 const MAX_BYTES_BESIDE_READINGS: u64 = 1 << 20;
-/// And in all: an hour of four streams.
+/// The most bytes that it may print in total: an hour with four streams.
 const MAX_OUTPUT_BYTES: u64 = 256 << 20;
-/// What is kept of what it says beside.
+/// The bytes kept of its stderr.
 const MAX_STDERR_BYTES: u64 = 16 << 10;
-/// How long one that was interrupted may take to print what it has measured. Who waits for it waits longer.
+/// How long an interrupted client may take to print what it has measured. Callers wait longer.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
 
-/// Who the client says it is.
+/// The login at a server.
 #[derive(Clone)]
 pub struct Credentials {
     /// The user.
     pub user: String,
-    /// The password; it goes through the environment, where other users can't read it.
+    /// The password. Passed in the environment, which other users cannot read.
     pub password: Zeroizing<String>,
-    /// The server's public key, PEM: what they are encrypted with.
+    /// The server's public key in PEM, which encrypts the login.
     pub public_key_pem: String,
-    /// How they are padded.
+    /// The padding of the login.
     pub padding: LoginPadding,
 }
 
-/// What one run is to do.
+/// The options of one run.
 #[derive(Clone)]
 pub struct ClientOrder {
     /// The server.
     pub target: SocketAddr,
     /// The directions.
     pub load: Load,
-    /// How long, in whole seconds.
+    /// The duration in seconds.
     pub seconds: u32,
-    /// A start-up before that, which is not counted, in whole seconds.
+    /// The start-up before that, which is not counted, in seconds.
     pub omit_seconds: Option<u32>,
-    /// What is asked beside that: streams, rate (absent: iperf3's default, which is 1 Mbit/s for UDP and no limit for TCP),
-    /// what the kernels are asked for. Its phases and mode don't matter.
+    /// Streams, rate (absent: iperf3's default, which is 1 Mbit/s for UDP and no limit for TCP) and socket options. The
+    /// phases and the data mode are ignored.
     pub spec: TestSpec,
     /// What carries the payload.
     pub transport: PayloadProtocol,
-    /// Where it leaves from.
+    /// The local address and interface.
     pub origin: Origin,
-    /// How long it may take to connect.
+    /// The timeout of the control connection.
     pub connect_timeout: Duration,
-    /// Where the server wants them.
+    /// The login, if the server requires one.
     pub credentials: Option<Credentials>,
-    /// Whether its own words are to be kept.
+    /// Whether to keep the raw output.
     pub keeps_raw: bool,
-    /// A folder to work in, which is there and ours alone.
+    /// An existing private folder to work in.
     pub scratch: PathBuf,
 }
 
@@ -84,71 +84,71 @@ const KEY_FILE: &str = "server.pem";
 impl ClientOrder {
     /// The command line, for this version of the program.
     fn arguments(&self, program: &Program) -> Vec<String> {
-        // A scope has to stay with an address, which the address alone does not print.
+        // `IpAddr` does not print the scope of a link-local address.
         let host = match self.target {
             SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
             _ => self.target.ip().to_canonical().to_string(),
         };
         let mut arguments = vec!["-c".to_owned(), host, "-p".to_owned(), self.target.port().to_string()];
-        let mut say = |option: &str, value: Option<String>| {
-            arguments.push(option.to_owned());
+        let mut option = |name: &str, value: Option<String>| {
+            arguments.push(name.to_owned());
             arguments.extend(value);
         };
-        say(if streams_json(program) { "--json-stream" } else { "--json" }, None);
-        say("-i", Some(INTERVAL_S.to_owned()));
-        say("-t", Some(self.seconds.to_string()));
+        option(if streams_json(program) { "--json-stream" } else { "--json" }, None);
+        option("-i", Some(INTERVAL_S.to_owned()));
+        option("-t", Some(self.seconds.to_string()));
         if let Some(seconds) = self.omit_seconds {
-            say("-O", Some(seconds.to_string()));
+            option("-O", Some(seconds.to_string()));
         }
-        say("-P", Some(self.spec.streams.to_string()));
-        say("--connect-timeout", Some(self.connect_timeout.as_millis().to_string()));
+        option("-P", Some(self.spec.streams.to_string()));
+        option("--connect-timeout", Some(self.connect_timeout.as_millis().to_string()));
         match self.load {
-            Load::Download => say("-R", None),
-            Load::Bidir => say("--bidir", None),
+            Load::Download => option("-R", None),
+            Load::Bidir => option("--bidir", None),
             Load::Upload | Load::Idle | Load::Unknown => {}
         }
         if self.transport == PayloadProtocol::Udp {
-            say("-u", None);
+            option("-u", None);
         }
         if let Some(bps) = self.spec.bitrate_bps {
-            say("-b", Some(bps.to_string()));
+            option("-b", Some(bps.to_string()));
         }
         if let Some(name) = &self.spec.congestion_control {
-            say("-C", Some(name.clone()));
+            option("-C", Some(name.clone()));
         }
         if let Some(bytes) = self.spec.window_bytes {
-            say("-w", Some(bytes.to_string()));
+            option("-w", Some(bytes.to_string()));
         }
         if let Some(bytes) = self.spec.block_bytes {
-            say("-l", Some(bytes.to_string()));
+            option("-l", Some(bytes.to_string()));
         }
         if let Some(bytes) = self.spec.mss_bytes {
-            say("-M", Some(bytes.to_string()));
+            option("-M", Some(bytes.to_string()));
         }
         if let Some(code_point) = self.spec.dscp {
-            say("--dscp", Some(code_point.to_string()));
+            option("--dscp", Some(code_point.to_string()));
         }
         if let Some(address) = self.origin.address {
-            say("-B", Some(address.to_string()));
+            option("-B", Some(address.to_string()));
         }
         if let Some(interface) = &self.origin.interface {
-            say("--bind-dev", Some(interface.clone()));
+            option("--bind-dev", Some(interface.clone()));
         }
         if let Some(credentials) = &self.credentials {
-            say("--username", Some(credentials.user.clone()));
-            say("--rsa-public-key-path", Some(KEY_FILE.to_owned()));
+            option("--username", Some(credentials.user.clone()));
+            option("--rsa-public-key-path", Some(KEY_FILE.to_owned()));
             arguments.extend(program.padding_option(credentials.padding).map(str::to_owned));
         }
         arguments
     }
 }
 
-/// Whether this version tells its readings as they come.
+/// Whether this version prints readings while the test runs.
 fn streams_json(program: &Program) -> bool {
     program.knows("--json-stream")
 }
 
-/// A client that runs, or ran. Dropping it kills it.
+/// A client that runs or has exited. Dropping this kills it.
 pub struct Client {
     shared: Arc<ClientShared>,
 }
@@ -161,66 +161,66 @@ struct ClientShared {
 
 #[derive(Default)]
 struct ClientState {
-    /// While it can be signalled.
+    /// Set while it may be signalled.
     pid: Option<Pid>,
-    fresh: Vec<ClientReading>,
-    /// It was ended because it took too long.
+    new_readings: Vec<ClientReading>,
+    /// It was killed because it ran too long.
     is_late: bool,
     end: Option<Arc<ClientExit>>,
 }
 
-/// What a client leaves behind.
+/// What is known of a client that has exited.
 #[derive(Clone, Debug)]
 pub struct ClientExit {
-    /// What it said, as far as it could be read.
+    /// What it printed, parsed.
     pub report: Result<ClientReport, Unreadable>,
-    /// The same in its own words: a JSON document, or an array of its stream's.
+    /// The raw output: a JSON document, or an array of the documents of its stream.
     pub raw: Option<String>,
-    /// Its last words beside, if it had any.
+    /// The last line of its stderr.
     pub complaint: Option<String>,
-    /// What it cost this host.
+    /// Its processor time on this host.
     pub cpu: CpuUse,
-    /// It did not end in time, and was ended.
+    /// It did not exit in time and was killed.
     pub is_late: bool,
 }
 
 impl ClientExit {
-    /// Why the run is not whole, if it is not: in iperf3's words, or ours.
+    /// Why the run failed or is incomplete, if it is.
     pub fn failure(&self) -> Option<String> {
         if self.is_late {
-            return Some("iperf3 did not end in time, and was ended here".to_owned());
+            return Some("iperf3 did not exit in time and was killed".to_owned());
         }
         let complaint = || self.complaint.clone();
         let why = match &self.report {
             Ok(ClientReport { error: Some(error), .. }) => error.clone(),
             Ok(report) if report.is_complete => return None,
-            Ok(_) => complaint().unwrap_or_else(|| "nothing; it ended in the middle of the test".to_owned()),
+            Ok(_) => complaint().unwrap_or_else(|| "nothing; it exited during the test".to_owned()),
             Err(unreadable) => complaint().unwrap_or_else(|| unreadable.to_string()),
         };
-        Some(format!("iperf3 says: {why}"))
+        Some(format!("iperf3 reports: {why}"))
     }
 }
 
 impl Client {
-    /// Starts a client; the error says why it could not be. It is ended by a drop, and tells the control of all news.
+    /// Starts a client. Wakes `control` at each new reading and at the client's exit.
     pub fn start(program: &Program, order: &ClientOrder, control: Arc<SessionControl>) -> io::Result<Self> {
         let shared = Arc::new(ClientShared { state: Mutex::default(), changed: Condvar::new(), control });
-        let (told, started) = mpsc::channel();
+        let (sender, started) = mpsc::channel();
         {
             let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
-            let run = move || run(&program, &order, &shared, &told);
+            let run = move || run(&program, &order, &shared, &sender);
             std::thread::Builder::new().name("iperf3-client".into()).spawn(run)?;
         }
         started.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
         Ok(Self { shared })
     }
 
-    /// Hears it out: its readings go to `tell` as they come. It is ended when the control is cut, or when it has not ended
-    /// itself by the deadline.
-    pub fn follow(&self, deadline: Instant, mut tell: impl FnMut(ClientReading)) -> Arc<ClientExit> {
+    /// Waits until the client has exited, and passes each reading to `on_reading`. Interrupts the client when the session
+    /// is cancelled or `deadline` has passed.
+    pub fn follow(&self, deadline: Instant, mut on_reading: impl FnMut(ClientReading)) -> Arc<ClientExit> {
         let end = loop {
-            let in_time = self.shared.control.wait_until(deadline, || self.has_news());
-            self.news().into_iter().for_each(&mut tell);
+            let in_time = self.shared.control.wait_until(deadline, || self.has_changed());
+            self.take_readings().into_iter().for_each(&mut on_reading);
             if let Some(end) = self.end() {
                 break end;
             }
@@ -229,25 +229,25 @@ impl Client {
                 break self.interrupt();
             }
         };
-        self.news().into_iter().for_each(tell);
+        self.take_readings().into_iter().for_each(on_reading);
         end
     }
 
-    fn news(&self) -> Vec<ClientReading> {
-        std::mem::take(&mut self.shared.state().fresh)
+    fn take_readings(&self) -> Vec<ClientReading> {
+        std::mem::take(&mut self.shared.state().new_readings)
     }
 
-    fn has_news(&self) -> bool {
+    fn has_changed(&self) -> bool {
         let state = self.shared.state();
-        !state.fresh.is_empty() || state.end.is_some()
+        !state.new_readings.is_empty() || state.end.is_some()
     }
 
-    /// What it left behind, once it has ended.
+    /// How it exited, if it did.
     pub(super) fn end(&self) -> Option<Arc<ClientExit>> {
         self.shared.state().end.clone()
     }
 
-    /// Ends it: it may still say what it has measured, for three seconds at most.
+    /// Interrupts the client, which may still print what it has measured; kills it after [`INTERRUPT_GRACE`].
     fn interrupt(&self) -> Arc<ClientExit> {
         self.shared.signal(Signal::INT);
         let deadline = Instant::now() + INTERRUPT_GRACE;
@@ -258,7 +258,7 @@ impl Client {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                // Its output ends with it, and so does the wait.
+                // The thread that reads its output then sets `end`.
                 drop(state);
                 self.shared.signal(Signal::KILL);
                 state = self.shared.state();
@@ -286,55 +286,58 @@ impl ClientShared {
     fn signal(&self, signal: Signal) {
         let state = self.state();
         if let Some(pid) = state.pid {
-            // It may have ended just now; its number is still its own.
+            // It may have exited just now, but it is not reaped, so its pid is not reused.
             let _ = rustix::process::kill_process_group(pid, signal);
         }
     }
 
-    fn tell(&self) {
+    fn notify(&self) {
         self.changed.notify_all();
         self.control.wake();
     }
 }
 
-/// The thread that the client is tied to.
-fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, told: &mpsc::Sender<io::Result<()>>) {
+/// The thread that owns the client: the kernel kills the client when it ends.
+fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &mpsc::Sender<io::Result<()>>) {
     let clock = CpuClock::start();
     let began = Instant::now();
     let (folder, mut process) = match spawn(program, order) {
         Ok(started) => started,
         Err(error) => {
-            let _ = told.send(Err(error));
+            let _ = started.send(Err(error));
             return;
         }
     };
     let pid = Pid::from_child(&process);
     shared.state().pid = Some(pid);
-    let _ = told.send(Ok(()));
+    let _ = started.send(Ok(()));
     let complaints = process.stderr.take().map(|stderr| {
         std::thread::spawn(move || {
             let mut text = Vec::new();
             let mut stderr = stderr;
             let _ = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut text);
-            // What is too much is read on: a client must not stand in a write to us.
+            // Discards the rest, so that the client does not block in a write.
             let _ = io::copy(&mut stderr, &mut io::sink());
             text
         })
     });
-    let heard =
-        process.stdout.take().map(|stdout| listen(stdout, streams_json(program), order, shared)).unwrap_or_default();
-    // One that closed its output has nothing more to say.
+    let output = process
+        .stdout
+        .take()
+        .map(|stdout| read_output(stdout, streams_json(program), order, shared))
+        .unwrap_or_default();
+    // A client that has closed its output exits at once.
     let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     let used = host_facts::cpu_of(pid).unwrap_or_default();
     shared.state().pid = None;
     let _ = process.wait();
     drop(folder);
     let complaint = complaints.and_then(|thread| thread.join().ok());
-    let complaint = complaint.and_then(|text| output::trouble(&String::from_utf8_lossy(&text)));
+    let complaint = complaint.and_then(|text| output::error_line(&String::from_utf8_lossy(&text)));
     let lived = began.elapsed().as_secs_f64().max(f64::EPSILON);
     let end = ClientExit {
-        report: heard.report.unwrap_or(Err(Unreadable::Empty)),
-        raw: heard.raw,
+        report: output.report.unwrap_or(Err(Unreadable::Empty)),
+        raw: output.raw,
         complaint,
         cpu: CpuUse {
             user_s: used.0,
@@ -349,7 +352,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, told: &mps
         let is_late = state.is_late;
         state.end = Some(Arc::new(ClientExit { is_late, ..end }));
     }
-    shared.tell();
+    shared.notify();
 }
 
 fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, std::process::Child)> {
@@ -370,18 +373,18 @@ struct ClientOutput {
     raw: Option<String>,
 }
 
-/// Reads what the client prints to its end; what a live one says is told at once.
-fn listen(stdout: impl Read, streams_json: bool, order: &ClientOrder, shared: &ClientShared) -> ClientOutput {
+/// Reads the client's stdout to its end. Passes on readings at once if the client streams them.
+fn read_output(stdout: impl Read, streams_json: bool, order: &ClientOrder, shared: &ClientShared) -> ClientOutput {
     let mut stdout = stdout.take(max_output_bytes(order));
     let mut text = Vec::new();
-    let mut live = StreamParser::new();
-    // Up to where lines were told, and up to where no further end of a line stands.
-    let (mut told, mut searched) = (0, 0);
-    let mut words = vec![0; 64 << 10];
+    let mut parser = StreamParser::new();
+    // The end of the last parsed line, and how far the next line's end was searched.
+    let (mut parsed, mut searched) = (0, 0);
+    let mut buffer = vec![0; 64 << 10];
     loop {
-        match stdout.read(&mut words) {
+        match stdout.read(&mut buffer) {
             Ok(0) => break,
-            Ok(read) => text.extend_from_slice(&words[..read]),
+            Ok(read) => text.extend_from_slice(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => break,
         }
@@ -389,17 +392,17 @@ fn listen(stdout: impl Read, streams_json: bool, order: &ClientOrder, shared: &C
             let mut fresh = Vec::new();
             while let Some(end) = text[searched..].iter().position(|byte| *byte == b'\n') {
                 let end = searched + end;
-                fresh.extend(live.line(&String::from_utf8_lossy(&text[told..end])));
-                (told, searched) = (end + 1, end + 1);
+                fresh.extend(parser.line(&String::from_utf8_lossy(&text[parsed..end])));
+                (parsed, searched) = (end + 1, end + 1);
             }
             searched = text.len();
             if !fresh.is_empty() {
-                shared.state().fresh.extend(fresh);
-                shared.tell();
+                shared.state().new_readings.extend(fresh);
+                shared.notify();
             }
         }
     }
-    // Nobody reads on: a client that prints without end stands in its write until it is killed.
+    // A client that prints more would block in its write, because no more is read.
     if stdout.limit() == 0 {
         shared.signal(Signal::KILL);
     }
@@ -408,27 +411,27 @@ fn listen(stdout: impl Read, streams_json: bool, order: &ClientOrder, shared: &C
     if let Ok(report) = &report
         && !streams_json
     {
-        shared.state().fresh.clone_from(&report.readings);
+        shared.state().new_readings.clone_from(&report.readings);
     }
-    let has_words = order.keeps_raw && !text.trim().is_empty();
-    let raw = has_words.then(|| if streams_json { as_array(&text) } else { text.trim().to_owned() });
+    let is_kept = order.keeps_raw && !text.trim().is_empty();
+    let raw = is_kept.then(|| if streams_json { as_array(&text) } else { text.trim().to_owned() });
     ClientOutput { report: Some(report), raw }
 }
 
-/// What a run as long and wide as this one can have to say, and some to spare.
+/// The most bytes that this run may print.
 fn max_output_bytes(order: &ClientOrder) -> u64 {
     let intervals = 10 * (u64::from(order.seconds) + u64::from(order.omit_seconds.unwrap_or(0)) + 1);
     let readings = intervals * (2 * u64::from(order.spec.streams) + 2);
     (MAX_BYTES_BESIDE_READINGS + readings * MAX_BYTES_PER_READING).min(MAX_OUTPUT_BYTES)
 }
 
-/// The documents of a stream, as one.
+/// The JSON lines of a stream as one array.
 fn as_array(lines: &str) -> String {
     let events = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
     format!("[{}]", events.join(",\n"))
 }
 
-/// What a client receives counts; what it sends is held beside.
+/// A reading as progress: received bytes count, sent bytes are for comparison.
 pub fn progress(reading: &ClientReading) -> PhaseProgress {
     let sample = Sample { at_us: reading.end_us, bytes: reading.bytes };
     match reading.direction {
@@ -437,7 +440,7 @@ pub fn progress(reading: &ClientReading) -> PhaseProgress {
     }
 }
 
-/// What the client counted in a phase. Both directions of one run are one process: what it cost stands with both.
+/// What the client counted in a phase. Both directions of one run are one process, whose processor time appears in both.
 pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: &[ClientReading]) -> PhaseTally {
     let report = end.report.as_ref().ok();
     let of = |direction: Direction| {
@@ -451,7 +454,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
         };
         let counted = whole.map(|whole| Count { bytes: whole.bytes, elapsed_us: whole.duration_us });
         let (counted, omitted) = (counted.unwrap_or_else(|| read(false)), read(true));
-        // What only the sender knows.
+        // Only the sender knows these.
         let sent = totals.filter(|_| direction == Direction::Upload);
         let streams = totals.map_or(0, |totals| totals.streams);
         DirectionTally {
@@ -464,7 +467,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
             data_path: Some("plain".into()),
             mss: report.filter(|_| direction == Direction::Upload).and_then(|report| report.mss),
             retransmits: sent.and_then(|totals| totals.retransmits),
-            // A test that broke off has no totals, which say how many there were.
+            // An incomplete test has no totals and so no number of streams.
             streams: if streams == 0 && counted.bytes > 0 { asked_streams } else { streams },
             datagrams: None,
             counted_by: Some(COUNTED_BY_IPERF3.into()),
@@ -479,7 +482,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
     }
 }
 
-/// Readings as one. A client that fails may tell its last one twice.
+/// The sum of readings. A failing client may print its last reading twice.
 fn sum<'a>(readings: impl Iterator<Item = &'a ClientReading>) -> Count {
     readings.fold(Count::default(), |sum, reading| {
         if reading.end_us <= sum.elapsed_us {
@@ -494,7 +497,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reading_that_is_told_twice_counts_once() {
+    fn a_reading_that_is_printed_twice_counts_once() {
         let reading = |end_us, bytes| ClientReading {
             direction: Direction::Download,
             begin_us: 0,

@@ -1,4 +1,4 @@
-//! The appliance's end of `iperf3`: a client for each phase, whose readings become ours.
+//! The appliance's end of the engine: one iperf3 client for each phase with load.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use paramedic_engines::session_control::SessionControl;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Load, PhaseSpec, TestSpec};
 
-use super::GRACE;
+use super::RUN_GRACE;
 use super::client::{Client, ClientExit, ClientOrder, Credentials, progress, tally};
 use super::login::{LoginTerms, SessionLogin};
 use super::output::PayloadProtocol;
@@ -32,7 +32,7 @@ pub(super) struct Iperf3Client {
     runs: Mutex<Vec<PhaseClient>>,
 }
 
-/// One phase's client, and what it left behind.
+/// The client of one phase. `client` is taken when the phase runs; `end` is set when the client has exited.
 struct PhaseClient {
     phase: u8,
     client: Option<Client>,
@@ -44,7 +44,8 @@ impl Iperf3Client {
         let ClientSetup { spec, keys, dialer, control, terms, scratch } = setup;
         let program = Program::find().map_err(|lacking| io::Error::new(io::ErrorKind::NotFound, lacking))?;
         let terms = terms.as_ref().and_then(LoginTerms::from_engine);
-        let without_key = || io::Error::new(io::ErrorKind::InvalidData, "the grant has no terms for iperf3's login");
+        let without_key =
+            || io::Error::new(io::ErrorKind::InvalidData, "the grant has no valid terms for iperf3's login");
         Ok(Self {
             spec,
             program,
@@ -68,9 +69,10 @@ impl Iperf3Client {
             target: self.target,
             load: phase.load,
             seconds: phase.duration_ms.div_ceil(1000),
-            // What is left out is found in the readings, as it is with our own engines.
+            // The fold detects the start-up in the readings, as with the other engines.
             omit_seconds: None,
-            // The listener asks for both ends' segments; iperf3 would ask the confined server's, which is no TCP.
+            // The reflector's listener sets the segment size of both ends. iperf3 would also ask its server to set it, whose
+            // listener is not a TCP socket.
             spec: TestSpec { mss_bytes: None, ..self.spec.clone() },
             transport: PayloadProtocol::Tcp,
             origin: self.origin.clone(),
@@ -81,7 +83,7 @@ impl Iperf3Client {
                 public_key_pem: self.terms.key.pem(),
                 padding: self.terms.padding,
             }),
-            // It is only known later whether anybody wants them.
+            // Whether the user wants the raw output is only known later.
             keeps_raw: true,
             scratch: self.scratch.clone(),
         }
@@ -93,7 +95,7 @@ impl Iperf3Client {
 }
 
 impl EngineClient for Iperf3Client {
-    /// Starts the client: it opens its streams, and begins as soon as they stand at the other end.
+    /// Starts the client. It opens its streams and starts the test once the server has accepted all of them.
     fn connect(&self, phase: u8) -> io::Result<()> {
         let spec = self.phase(phase).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
         if spec.load == Load::Idle {
@@ -115,12 +117,12 @@ impl EngineClient for Iperf3Client {
         };
         report(PhaseProgress::Started);
         let mut readings = Vec::new();
-        let end = client.follow(Instant::now() + spec.duration() + GRACE, |reading| {
+        let end = client.follow(Instant::now() + spec.duration() + RUN_GRACE, |reading| {
             report(progress(&reading));
             readings.push(reading);
         });
         let mut tally = tally(spec, self.spec.streams, &end, &readings);
-        // A client that was whole before the session ended is not cut short by that.
+        // The end of the session does not cut short a client that had finished before.
         if self.control.is_cancelled() && tally.cut_short.is_some() {
             tally.cut_short = Some(SESSION_OVER.into());
         }

@@ -1,5 +1,5 @@
-//! Where a lane's parts meet: the listener that lets connections in, the keeper of the child that serves them, and the phase
-//! that counts them. HandoffState under one lock, and who waits for it; no thread, no process, no poll.
+//! The hand-off of connections between the parts of a lane: the listener that authenticates them, the supervisor of the
+//! child that serves them, and the phase that counts them. Shared state under one lock; starts no thread and no process.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -16,81 +16,81 @@ use rustix::process::{Pid, Signal};
 
 use super::cookie::Cookie;
 
-/// How often connections are looked at, at least and at most: what flows in between is charged afterwards. Each look holds
-/// the sockets up for a moment, so it comes no sooner than what is leased asks for.
+/// The interval in which bytes are counted and charged, at most and at least. Each count briefly locks the sockets, so
+/// the interval is only as short as the leased bytes require.
 const MAX_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// How often while the child stands still.
+/// The interval while the child is stopped.
 const STOPPED_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Shared by the threads of a lane.
+/// The shared state of a lane's threads.
 pub(super) struct LaneHandoff {
     state: Mutex<HandoffState>,
     changed: Condvar,
     control: Arc<SessionControl>,
-    /// Where the child finds one byte for each connection that waits for it: what it takes for its listener. The bell is
-    /// our end of the pair.
-    pub(super) bell: UnixStream,
+    /// Our end of a socket pair. One byte is written for each connection that the child has not accepted yet.
+    pub(super) notifier: UnixStream,
+    /// The child's end, which the child takes for its listener: it is readable while connections wait.
     pub(super) listener: OwnedFd,
 }
 
-/// How it stands with the child.
+/// The state of the child.
 #[derive(Clone, Debug)]
 pub(super) enum ChildState {
-    /// There is none yet that listens.
+    /// It does not listen yet.
     Starting,
-    /// It takes connections.
+    /// It accepts connections.
     Listens,
-    /// It is gone, and all that came of it.
+    /// It has exited and was reaped.
     Ended(ChildExit),
 }
 
-/// What a child leaves behind.
+/// What is known of a child that has exited.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChildExit {
-    /// Seconds of processor time: user, system.
+    /// Seconds of processor time, user and system.
     pub(super) cpu_s: Option<(f64, f64)>,
-    /// When it was gone.
+    /// When it exited.
     pub(super) at: Option<Instant>,
-    /// Why it ended, where it did not end by itself and well.
-    pub(super) complaint: Option<String>,
+    /// Why, unless it exited by itself with success.
+    pub(super) error: Option<String>,
 }
 
-/// What a connection is for.
+/// The use of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionKind {
-    /// The test's control connection: the first one.
+    /// The test's control connection, which is the first.
     Control,
-    /// A stream of payload.
+    /// A payload stream.
     Stream,
 }
 
-/// What the kernel told of a stream of payload, from the moment it came on.
+/// The kernel's counts of a payload stream since it was accepted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KernelCounts {
-    /// Payload that the other end has acknowledged.
+    /// Payload bytes that the appliance has acknowledged.
     pub(super) sent: u64,
-    /// Payload that arrived.
+    /// Payload bytes received.
     pub(super) received: u64,
-    /// Segments sent again.
+    /// Retransmitted segments.
     pub(super) retransmits: Option<u32>,
-    /// The largest segment that is sent, in bytes.
+    /// The maximum segment size, in bytes.
     pub(super) mss: Option<u32>,
     /// The congestion control in use.
     pub(super) congestion_control: Option<String>,
 }
 
-/// One connection of a test.
+/// A connection of the running test.
 struct LaneConnection {
-    place: ConnectionKind,
-    /// A copy of its socket; let go of before the child closes its own, for clients wait for that.
+    kind: ConnectionKind,
+    /// A copy of its socket. Closed before the child closes its own, because clients wait for the connection's end.
     socket: Option<TcpStream>,
-    /// The child's descriptor of it, once it has one.
+    /// The child's descriptor of it, once accepted.
     of_child: Option<i32>,
-    /// What was acknowledged before it was the child's.
+    /// Bytes acknowledged before the child got it.
     acked_before: u64,
     seen: KernelCounts,
-    /// What of it was charged.
+    /// Bytes charged so far.
     charged: u64,
 }
 
@@ -98,11 +98,11 @@ impl LaneConnection {
     fn look(&mut self) {
         let Some((acked, received)) = self.socket.as_ref().and_then(socket::counts) else { return };
         self.seen.sent = acked.saturating_sub(self.acked_before);
-        // Its cookie is no payload.
+        // The cookie is not payload.
         self.seen.received = received.saturating_sub(Cookie::LEN as u64);
     }
 
-    fn let_go(&mut self) {
+    fn close(&mut self) {
         self.look();
         if let Some(socket) = self.socket.take() {
             (self.seen.retransmits, self.seen.mss) = socket::retransmits_and_mss(&socket);
@@ -110,141 +110,142 @@ impl LaneConnection {
         }
     }
 
-    /// What has flowed since the last call.
+    /// Bytes moved since the last call.
     fn charge(&mut self) -> u64 {
         self.look();
-        let flowed = self.seen.sent.saturating_add(self.seen.received);
-        let fresh = flowed.saturating_sub(self.charged);
-        self.charged = self.charged.max(flowed);
-        fresh
+        let moved = self.seen.sent.saturating_add(self.seen.received);
+        let uncharged = moved.saturating_sub(self.charged);
+        self.charged = self.charged.max(moved);
+        uncharged
     }
 }
 
-/// A connection that the child has not taken yet.
+/// A connection that the child has not accepted yet.
 pub(super) struct UnacceptedConnection {
     pub(super) socket: TcpStream,
-    /// Which of the test's connections it is.
+    /// Its index in `HandoffState::connections`.
     number: usize,
-    /// Of which test.
+    /// The test it belongs to.
     test: usize,
 }
 
 struct HandoffState {
-    /// The phase whose test is next or runs; counts those alone that load the path.
+    /// The number of the current or next test. Phases without load have no test.
     test: usize,
-    /// Streams that this test has, both directions together.
+    /// The streams of this test, both directions together.
     expected: usize,
     cookie: Option<Cookie>,
-    /// Places given away, that of the control connection included.
-    given: usize,
-    /// Let in, and not yet taken by the child.
+    /// Connections authenticated for this test, including the control connection.
+    authenticated: usize,
+    /// Connections that the child has not accepted yet, the oldest first.
     waiting: VecDeque<UnacceptedConnection>,
     connections: Vec<LaneConnection>,
-    /// Whether the child stands still until more bytes are leased.
+    /// Whether the child is stopped (SIGSTOP) until more bytes are leased.
     is_stopped: bool,
-    /// When it was looked last, and the most bytes a second that flowed between two looks.
-    looked: Instant,
-    fastest_bps: u64,
-    /// What the child names as an error of the test.
-    complaint: Option<String>,
-    stands_since: Option<Instant>,
+    /// When bytes were last counted, and the highest rate between two counts, in bytes per second.
+    counted_at: Instant,
+    max_bytes_per_s: u64,
+    /// The error of this test that the child printed.
+    error: Option<String>,
+    /// When the last stream of this test was accepted.
+    started_at: Option<Instant>,
     child: ChildState,
-    /// While it can be signalled: the child leads a group of its own.
+    /// Set while the child may be signalled. It leads a process group.
     pid: Option<Pid>,
     is_over: bool,
 }
 
 impl HandoffState {
     fn streams(&self) -> impl Iterator<Item = &LaneConnection> {
-        self.connections.iter().filter(|connection| connection.place == ConnectionKind::Stream)
+        self.connections.iter().filter(|connection| connection.kind == ConnectionKind::Stream)
     }
 
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid {
-            // It may have ended just now; its number is still its own.
+            // It may have exited just now, but it is not reaped, so its pid is not reused.
             let _ = rustix::process::kill_process_group(pid, signal);
         }
     }
 
-    /// Every connection is counted for the last time and closed here: who is at its other end is told by that.
-    fn let_all_go(&mut self, control: &SessionControl) {
+    /// Counts and closes all connections of the test.
+    fn close_all(&mut self, control: &SessionControl) {
         self.waiting.clear();
-        self.connections.iter_mut().for_each(LaneConnection::let_go);
+        self.connections.iter_mut().for_each(LaneConnection::close);
         self.account(control);
     }
 
-    /// Charges what has flowed since the last call, whichever phase runs or none: what the child moves is the session's.
-    /// One that is ahead of what was leased stands still until that is written.
+    /// Charges the bytes moved since the last call, also between phases. Stops a child that has used up the leased bytes
+    /// until more are leased.
     fn account(&mut self, control: &SessionControl) {
-        let fresh = self.connections.iter_mut().map(LaneConnection::charge).fold(0, u64::saturating_add);
-        let passed = self.looked.elapsed();
-        // Two looks in a row say nothing of the pace.
+        let uncharged = self.connections.iter_mut().map(LaneConnection::charge).fold(0, u64::saturating_add);
+        let passed = self.counted_at.elapsed();
+        // Too short an interval gives no useful rate.
         if passed >= MIN_LOOK_INTERVAL / 2 {
-            let pace_bps = u128::from(fresh) * 1_000_000 / passed.as_micros().max(1);
-            self.fastest_bps = self.fastest_bps.max(u64::try_from(pace_bps).unwrap_or(u64::MAX));
-            self.looked += passed;
+            let bytes_per_s = u128::from(uncharged) * 1_000_000 / passed.as_micros().max(1);
+            self.max_bytes_per_s = self.max_bytes_per_s.max(u64::try_from(bytes_per_s).unwrap_or(u64::MAX));
+            self.counted_at += passed;
         }
-        if fresh > 0 {
+        if uncharged > 0 {
             control.heard();
-            // Ends with the session: whoever waits for it sees that.
-            let _ = control.charge(fresh);
+            // An error means that the session is over, which every caller checks by itself.
+            let _ = control.charge(uncharged);
         }
-        let said = |connection: &&LaneConnection| {
-            connection.place == ConnectionKind::Control && connection.seen.received > MAX_CONTROL_BYTES
+        let is_too_long = |connection: &&LaneConnection| {
+            connection.kind == ConnectionKind::Control && connection.seen.received > MAX_CONTROL_BYTES
         };
-        if self.connections.iter().any(|connection| said(&connection)) {
-            self.complaint.get_or_insert_with(|| "its control connection says more than any test needs".to_owned());
+        if self.connections.iter().any(|connection| is_too_long(&connection)) {
+            self.error.get_or_insert_with(|| "its control connection carries more than any test needs".to_owned());
             self.signal(Signal::KILL);
         }
-        // Asked once: leases are written by another thread, and one that comes right now is found by the next look.
-        let has_to_stand = self.pid.is_some() && control.is_exhausted();
-        match (has_to_stand, self.is_stopped) {
+        // Read once: another thread grants leases, and the next call sees a lease that comes after this line.
+        let must_stop = self.pid.is_some() && control.is_exhausted();
+        match (must_stop, self.is_stopped) {
             (true, false) => {
-                tracing::debug!("an iperf3 stands still until more bytes are leased");
+                tracing::debug!("an iperf3 is stopped until more bytes are leased");
                 self.signal(Signal::STOP);
             }
             (false, true) => self.signal(Signal::CONT),
             _ => {}
         }
-        self.is_stopped = has_to_stand;
+        self.is_stopped = must_stop;
     }
 }
 
-/// Half of the time in which what is leased would be used up as fast as it ever was, in bytes a second. As long as nothing
-/// has flowed it is not known how fast that is.
-fn until_next_look(fastest_bps: u64, left: Option<u64>) -> Duration {
+/// The interval to the next count: half of the time in which the `left` leased bytes would be used up at the highest rate
+/// so far. While that rate is unknown, the shortest interval.
+fn look_interval(max_bytes_per_s: u64, left: Option<u64>) -> Duration {
     let Some(left) = left else { return MAX_LOOK_INTERVAL };
-    let used_up = (u128::from(left) * 500_000).checked_div(u128::from(fastest_bps)).unwrap_or_default();
+    let used_up = (u128::from(left) * 500_000).checked_div(u128::from(max_bytes_per_s)).unwrap_or_default();
     Duration::from_micros(u64::try_from(used_up).unwrap_or(u64::MAX)).clamp(MIN_LOOK_INTERVAL, MAX_LOOK_INTERVAL)
 }
 
-/// What a test's control connection may say to the child: the results of 128 streams are some tens of kilobytes.
+/// The most bytes on a control connection. The results of 128 streams take some tens of kilobytes.
 const MAX_CONTROL_BYTES: u64 = 1 << 20;
 
 impl LaneHandoff {
     pub(super) fn new(control: Arc<SessionControl>, expected: usize) -> io::Result<Self> {
-        let (bell, listener) = UnixStream::pair()?;
-        bell.set_nonblocking(true)?;
+        let (notifier, listener) = UnixStream::pair()?;
+        notifier.set_nonblocking(true)?;
         Ok(Self {
             state: Mutex::new(HandoffState {
                 test: 0,
                 expected,
                 cookie: None,
-                given: 0,
+                authenticated: 0,
                 waiting: VecDeque::new(),
                 connections: Vec::new(),
                 is_stopped: false,
-                looked: Instant::now(),
-                fastest_bps: 0,
-                complaint: None,
-                stands_since: None,
+                counted_at: Instant::now(),
+                max_bytes_per_s: 0,
+                error: None,
+                started_at: None,
                 child: ChildState::Starting,
                 pid: None,
                 is_over: false,
             }),
             changed: Condvar::new(),
             control,
-            bell,
+            notifier,
             listener: listener.into(),
         })
     }
@@ -253,74 +254,74 @@ impl LaneHandoff {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self) {
+    fn notify(&self) {
         self.changed.notify_all();
         self.control.wake();
     }
 
-    // The listener's side.
+    // Called by the listener.
 
-    /// A place in the running test for a connection with this cookie, if there is one.
-    pub(super) fn place_for(&self, cookie: Cookie) -> Option<ConnectionKind> {
+    /// What a connection with this cookie is for, or `None` if the current test expects none.
+    pub(super) fn authenticate(&self, cookie: Cookie) -> Option<ConnectionKind> {
         let mut state = self.state();
         if matches!(state.child, ChildState::Ended(_)) || state.is_over {
             return None;
         }
-        let place = match state.cookie {
+        let kind = match state.cookie {
             None => ConnectionKind::Control,
-            Some(of_test) if of_test == cookie && state.given <= state.expected => ConnectionKind::Stream,
+            Some(of_test) if of_test == cookie && state.authenticated <= state.expected => ConnectionKind::Stream,
             Some(_) => return None,
         };
         state.cookie = Some(cookie);
-        state.given += 1;
-        Some(place)
+        state.authenticated += 1;
+        Some(kind)
     }
 
-    /// Seats a connection that was let in: the child hears of it, and its bytes are counted from now on.
-    pub(super) fn seat(&self, place: ConnectionKind, socket: TcpStream) -> io::Result<()> {
+    /// Adds an authenticated connection: the child may accept it, and its bytes are counted from now on.
+    pub(super) fn add(&self, kind: ConnectionKind, socket: TcpStream) -> io::Result<()> {
         let copy = socket.try_clone()?;
         let mut state = self.state();
         let acked_before = socket::counts(&copy).unwrap_or_default().0;
         let (socket_of_ours, seen) = (Some(copy), KernelCounts::default());
         let connection =
-            LaneConnection { place, socket: socket_of_ours, of_child: None, acked_before, seen, charged: 0 };
+            LaneConnection { kind, socket: socket_of_ours, of_child: None, acked_before, seen, charged: 0 };
         state.connections.push(connection);
         let (number, test) = (state.connections.len() - 1, state.test);
         state.waiting.push_back(UnacceptedConnection { socket, number, test });
-        if state.streams().count() == state.expected && state.stands_since.is_none() {
-            state.stands_since = Some(Instant::now());
+        if state.streams().count() == state.expected && state.started_at.is_none() {
+            state.started_at = Some(Instant::now());
         }
-        // Full only if the child has not taken any of thousands.
-        (&self.bell).write_all(b".")?;
+        // The buffer is full only after thousands of connections that the child has not accepted.
+        (&self.notifier).write_all(b".")?;
         drop(state);
-        self.tell();
+        self.notify();
         Ok(())
     }
 
-    // The keeper's side.
+    // Called by the supervisor.
 
-    /// The connection that the child takes now, if one waits.
+    /// The connection to give to the child next, if one waits.
     pub(super) fn take(&self) -> Option<UnacceptedConnection> {
         let mut state = self.state();
         let taken = state.waiting.pop_front()?;
-        // The byte that stood for it; a child that took it itself only fooled itself.
+        // Removes its byte. The child may have read it already; that harms only the child.
         let _ = rustix::net::recv(&self.listener, &mut [0; 1], RecvFlags::DONTWAIT);
         Some(taken)
     }
 
-    /// The child did not take it after all: it waits on, as long as its test does.
+    /// The child did not accept it: it waits again, unless its test is over.
     pub(super) fn put_back(&self, waiting: UnacceptedConnection) {
         let mut state = self.state();
         if waiting.test != state.test {
             return;
         }
         state.waiting.push_front(waiting);
-        // As when it came.
-        let _ = (&self.bell).write_all(b".");
+        // Cannot be full: `take` has just removed a byte.
+        let _ = (&self.notifier).write_all(b".");
     }
 
-    /// The child has taken this connection, and knows it by that number.
-    pub(super) fn taken(&self, taken: &UnacceptedConnection, of_child: i32) {
+    /// The child accepted this connection as its descriptor `of_child`.
+    pub(super) fn set_accepted(&self, taken: &UnacceptedConnection, of_child: i32) {
         let mut state = self.state();
         let is_of_test = taken.test == state.test;
         if let Some(connection) = state.connections.get_mut(taken.number).filter(|_| is_of_test) {
@@ -328,17 +329,17 @@ impl LaneHandoff {
         }
     }
 
-    /// The child closes this descriptor now: if it is a connection, it is counted for the last time, and our copy closed.
-    pub(super) fn closes(&self, of_child: i32) {
+    /// The child is about to close this descriptor. If it is a connection, counts it and closes our copy.
+    pub(super) fn close_descriptor(&self, of_child: i32) {
         let mut state = self.state();
         if let Some(connection) = state.connections.iter_mut().find(|one| one.of_child == Some(of_child)) {
             connection.of_child = None;
-            connection.let_go();
+            connection.close();
             state.account(&self.control);
         }
     }
 
-    /// Charges what has flowed. How soon to come again; none: nothing can flow, and nobody waits for a lease.
+    /// Counts and charges moved bytes. Returns when to call again; `None` while nothing can move.
     pub(super) fn account(&self) -> Option<Duration> {
         let mut state = self.state();
         state.account(&self.control);
@@ -346,49 +347,50 @@ impl LaneHandoff {
         if state.is_stopped {
             return Some(STOPPED_LOOK_INTERVAL);
         }
-        is_open.then(|| until_next_look(state.fastest_bps, self.control.left()))
+        is_open.then(|| look_interval(state.max_bytes_per_s, self.control.left()))
     }
 
-    /// A child was started. `false`: the lane is over, and it has to go at once.
+    /// A child was started. Returns `false` if the lane is over: then the child must be killed at once.
     #[must_use]
-    pub(super) fn started(&self, pid: Pid) -> bool {
+    pub(super) fn set_child(&self, pid: Pid) -> bool {
         let mut state = self.state();
         state.pid = Some(pid);
-        // Whatever became of the one before.
+        // The previous child may have been stopped when it exited.
         state.is_stopped = false;
         !state.is_over
     }
 
-    pub(super) fn listens(&self) {
+    /// The child listens.
+    pub(super) fn set_listening(&self) {
         self.state().child = ChildState::Listens;
-        self.tell();
+        self.notify();
     }
 
-    /// The child named an error.
-    pub(super) fn complained(&self, complaint: String) {
-        self.state().complaint.get_or_insert(complaint);
-        self.tell();
+    /// The child printed an error.
+    pub(super) fn set_error(&self, error: String) {
+        self.state().error.get_or_insert(error);
+        self.notify();
     }
 
-    /// From here on nobody may signal the child: its number may soon be another's.
-    pub(super) fn is_being_reaped(&self) {
+    /// The child is about to be reaped: from now on it is not signalled, because its pid may be reused.
+    pub(super) fn stop_signalling(&self) {
         self.state().pid = None;
     }
 
-    /// The child of this test is gone.
-    pub(super) fn ended(&self, test: usize, ending: ChildExit) {
+    /// The child of `test` was reaped.
+    pub(super) fn set_exit(&self, test: usize, exit: ChildExit) {
         let mut state = self.state();
         state.pid = None;
-        // One that was long in going must not be taken for the next one.
+        // A child that exits late must not end the next test.
         if state.test == test {
-            state.let_all_go(&self.control);
-            state.child = ChildState::Ended(ending);
+            state.close_all(&self.control);
+            state.child = ChildState::Ended(exit);
         }
         drop(state);
-        self.tell();
+        self.notify();
     }
 
-    /// Waits until a child is wanted for a test after `test`. `false`: none will be.
+    /// Waits until a test after `test` needs a child. Returns `false` if none will.
     pub(super) fn await_next(&self, test: usize) -> bool {
         let mut state = self.state();
         while state.test <= test && !state.is_over {
@@ -401,94 +403,94 @@ impl LaneHandoff {
         self.state().is_over || self.control.is_cancelled()
     }
 
-    // The phase's side.
+    // Called by the phase.
 
-    /// Waits until a child listens; an error says why none does.
-    pub(super) fn await_listening(&self, patience: Duration) -> Result<(), String> {
-        let deadline = Instant::now() + patience;
+    /// Waits until the child listens. The error is the reason why it does not.
+    pub(super) fn await_listening(&self, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
         let mut state = self.state();
         loop {
             match &state.child {
                 ChildState::Listens => return Ok(()),
-                ChildState::Ended(ending) => {
-                    return Err(ending.complaint.clone().unwrap_or_else(|| "it ended at once".to_owned()));
+                ChildState::Ended(exit) => {
+                    return Err(exit.error.clone().unwrap_or_else(|| "it exited at once".to_owned()));
                 }
                 ChildState::Starting => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(format!("it did not listen within {} s", patience.as_secs()));
+                return Err(format!("it did not listen within {} s", timeout.as_secs()));
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Which test is next or runs.
+    /// The number of the current or next test.
     pub(super) fn test(&self) -> usize {
         self.state().test
     }
 
-    /// Since when all streams of the test stand; how many do.
-    pub(super) fn standing(&self) -> (Option<Instant>, usize) {
+    /// When the last stream of the test was accepted; the number of streams so far.
+    pub(super) fn open_streams(&self) -> (Option<Instant>, usize) {
         let state = self.state();
-        (state.stands_since, state.streams().count())
+        (state.started_at, state.streams().count())
     }
 
-    /// What the child named as an error of this test, if it did: it may well wait for another client then.
-    pub(super) fn complaint(&self) -> Option<String> {
-        self.state().complaint.clone()
+    /// The error of this test that the child printed. The child may still run and wait for another client.
+    pub(super) fn error(&self) -> Option<String> {
+        self.state().error.clone()
     }
 
-    /// How the child ended, if it did.
-    pub(super) fn ending(&self) -> Option<ChildExit> {
+    /// How the child exited, if it did.
+    pub(super) fn exit(&self) -> Option<ChildExit> {
         match &self.state().child {
-            ChildState::Ended(ending) => Some(ending.clone()),
+            ChildState::Ended(exit) => Some(exit.clone()),
             ChildState::Starting | ChildState::Listens => None,
         }
     }
 
-    /// What was seen of each stream of the test until now.
+    /// Counts and charges moved bytes; returns the counts of each stream of the test.
     pub(super) fn look(&self) -> Vec<KernelCounts> {
         let mut state = self.state();
         state.account(&self.control);
         state.streams().map(|stream| stream.seen.clone()).collect()
     }
 
-    /// Sends a signal to the child and all that came of it, if it is there.
+    /// Signals the child's process group, if there is a child.
     pub(super) fn signal(&self, signal: Signal) {
         self.state().signal(signal);
     }
 
-    /// The test is over and counted: its connections are let go, and the next one, of `expected` streams, may come.
+    /// Ends the current test: counts and closes its connections. The next test has `expected` streams.
     pub(super) fn next_test(&self, expected: usize) {
         let mut state = self.state();
-        state.let_all_go(&self.control);
+        state.close_all(&self.control);
         state.test += 1;
         state.expected = expected;
         state.cookie = None;
-        state.given = 0;
+        state.authenticated = 0;
         state.connections.clear();
-        state.complaint = None;
-        state.stands_since = None;
+        state.error = None;
+        state.started_at = None;
         state.child = ChildState::Starting;
-        // What still stands in the listener is of connections that nobody took.
+        // Removes the bytes of connections that the child has not accepted.
         while rustix::net::recv(&self.listener, &mut [0; 64], RecvFlags::DONTWAIT).is_ok_and(|(read, _)| read > 0) {}
         drop(state);
-        self.tell();
+        self.notify();
     }
 
-    /// Nothing more is to come: the child goes, and so do all connections.
+    /// Ends the lane: kills the child, counts and closes all connections.
     pub(super) fn close(&self) {
         {
             let mut state = self.state();
             state.is_over = true;
             state.signal(Signal::KILL);
-            state.let_all_go(&self.control);
+            state.close_all(&self.control);
             state.connections.clear();
         }
-        self.tell();
-        // Wakes the keeper wherever it waits; it holds the other end itself.
-        let _ = self.bell.shutdown(std::net::Shutdown::Both);
+        self.notify();
+        // Wakes the supervisor's poll. Fails only if it is shut down already.
+        let _ = self.notifier.shutdown(std::net::Shutdown::Both);
     }
 }
 
@@ -523,42 +525,46 @@ mod tests {
     fn a_test_has_one_control_connection_and_its_streams_all_with_one_cookie() {
         let handoff = handoff(2);
         let (own, foreign) = (cookie(b'a'), cookie(b'b'));
-        assert_eq!(handoff.place_for(own), Some(ConnectionKind::Control));
-        assert_eq!(handoff.place_for(foreign), None);
-        assert_eq!(handoff.place_for(own), Some(ConnectionKind::Stream));
-        assert_eq!(handoff.place_for(own), Some(ConnectionKind::Stream));
-        assert_eq!(handoff.place_for(own), None, "no more than were granted");
+        assert_eq!(handoff.authenticate(own), Some(ConnectionKind::Control));
+        assert_eq!(handoff.authenticate(foreign), None);
+        assert_eq!(handoff.authenticate(own), Some(ConnectionKind::Stream));
+        assert_eq!(handoff.authenticate(own), Some(ConnectionKind::Stream));
+        assert_eq!(handoff.authenticate(own), None, "no more streams than granted");
         handoff.next_test(1);
-        assert_eq!(handoff.place_for(foreign), Some(ConnectionKind::Control), "the next test begins anew");
+        assert_eq!(
+            handoff.authenticate(foreign),
+            Some(ConnectionKind::Control),
+            "the next test has a cookie of its own"
+        );
     }
 
     #[test]
-    fn the_child_hears_of_each_connection_once() {
+    fn the_child_is_notified_once_of_each_connection() {
         let handoff = handoff(1);
-        let heard = || rustix::net::recv(&handoff.listener, &mut [0; 8], RecvFlags::DONTWAIT | RecvFlags::PEEK);
-        assert!(heard().is_err());
-        handoff.seat(ConnectionKind::Control, connection()).unwrap();
-        handoff.seat(ConnectionKind::Stream, connection()).unwrap();
-        assert_eq!(heard().unwrap().0, 2);
-        assert_eq!(handoff.standing().1, 1);
+        let notified = || rustix::net::recv(&handoff.listener, &mut [0; 8], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+        assert!(notified().is_err());
+        handoff.add(ConnectionKind::Control, connection()).unwrap();
+        handoff.add(ConnectionKind::Stream, connection()).unwrap();
+        assert_eq!(notified().unwrap().0, 2);
+        assert_eq!(handoff.open_streams().1, 1);
         assert!(handoff.take().is_some() && handoff.take().is_some() && handoff.take().is_none());
-        assert!(heard().is_err());
+        assert!(notified().is_err());
     }
 
     #[test]
-    fn the_less_is_leased_the_sooner_comes_the_next_look() {
-        assert_eq!(until_next_look(1_000_000, None), MAX_LOOK_INTERVAL);
-        assert_eq!(until_next_look(0, Some(u64::MAX)), MIN_LOOK_INTERVAL);
-        assert_eq!(until_next_look(1_000_000, Some(1_000_000)), MAX_LOOK_INTERVAL);
-        assert_eq!(until_next_look(1_000_000, Some(50_000)), Duration::from_millis(25));
-        assert_eq!(until_next_look(u64::MAX, Some(0)), MIN_LOOK_INTERVAL);
+    fn the_fewer_bytes_are_leased_the_shorter_is_the_interval() {
+        assert_eq!(look_interval(1_000_000, None), MAX_LOOK_INTERVAL);
+        assert_eq!(look_interval(0, Some(u64::MAX)), MIN_LOOK_INTERVAL);
+        assert_eq!(look_interval(1_000_000, Some(1_000_000)), MAX_LOOK_INTERVAL);
+        assert_eq!(look_interval(1_000_000, Some(50_000)), Duration::from_millis(25));
+        assert_eq!(look_interval(u64::MAX, Some(0)), MIN_LOOK_INTERVAL);
     }
 
-    /// Echoes what it is told, unless it stands still.
-    struct Parrot(std::process::Child);
+    /// A `cat` that echoes its input unless it is stopped.
+    struct Echo(std::process::Child);
 
-    impl Parrot {
-        fn hatch() -> Self {
+    impl Echo {
+        fn start() -> Self {
             let mut cat = std::process::Command::new("cat");
             cat.stdin(Stdio::piped()).stdout(Stdio::piped());
             Self(child::spawn(cat).unwrap())
@@ -569,15 +575,15 @@ mod tests {
         }
 
         fn answers(&mut self) -> bool {
-            let (Some(ear), Some(beak)) = (&mut self.0.stdin, &mut self.0.stdout) else { return false };
-            let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
-            ear.write_all(b"?").is_ok()
-                && poll(&mut [PollFd::new(beak, PollFlags::IN)], Some(&patience)) == Ok(1)
-                && matches!(beak.read(&mut [0; 1]), Ok(1))
+            let (Some(input), Some(output)) = (&mut self.0.stdin, &mut self.0.stdout) else { return false };
+            let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+            input.write_all(b"?").is_ok()
+                && poll(&mut [PollFd::new(output, PollFlags::IN)], Some(&limit)) == Ok(1)
+                && matches!(output.read(&mut [0; 1]), Ok(1))
         }
     }
 
-    impl Drop for Parrot {
+    impl Drop for Echo {
         fn drop(&mut self) {
             self.0.kill().unwrap();
             self.0.wait().unwrap();
@@ -585,30 +591,30 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_comes_when_nothing_is_left_waits_for_the_lease() {
-        let (mut parrot, control) = (Parrot::hatch(), SessionControl::metered(|| ()));
+    fn a_child_started_without_leased_bytes_is_stopped_until_the_next_lease() {
+        let (mut echo, control) = (Echo::start(), SessionControl::metered(|| ()));
         let handoff = LaneHandoff::new(Arc::clone(&control), 1).unwrap();
         control.charge(1).unwrap();
         assert_eq!(handoff.account(), None, "there is no child yet");
-        assert!(handoff.started(parrot.pid()));
-        // Without a connection, too: nobody else would let it go on.
+        assert!(handoff.set_child(echo.pid()));
+        // Also without a connection: nothing else would continue it.
         assert_eq!(handoff.account(), Some(STOPPED_LOOK_INTERVAL));
-        let stopped = waitid(WaitId::Pid(parrot.pid()), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT).unwrap();
+        let stopped = waitid(WaitId::Pid(echo.pid()), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT).unwrap();
         assert!(stopped.unwrap().stopped());
-        // Also for one that comes after one that stood still, and was gone for longer than anybody waited.
-        assert!(handoff.started(parrot.pid()));
+        // Also a child that follows a stopped one.
+        assert!(handoff.set_child(echo.pid()));
         assert_eq!(handoff.account(), Some(STOPPED_LOOK_INTERVAL));
         control.allow(1);
         assert_eq!(handoff.account(), None);
-        assert!(parrot.answers());
+        assert!(echo.answers());
     }
 
     #[test]
-    fn a_lease_that_comes_while_the_child_is_being_stopped_lets_it_go_on() {
+    fn a_lease_granted_while_the_child_is_being_stopped_continues_it() {
         const ROUNDS: usize = 200;
-        let (mut parrot, control) = (Parrot::hatch(), SessionControl::metered(|| ()));
+        let (mut echo, control) = (Echo::start(), SessionControl::metered(|| ()));
         let handoff = LaneHandoff::new(Arc::clone(&control), 1).unwrap();
-        assert!(handoff.started(parrot.pid()));
+        assert!(handoff.set_child(echo.pid()));
         std::thread::scope(|scope| {
             let lessor = scope.spawn(|| {
                 for pause in (0..64).cycle() {
@@ -629,22 +635,22 @@ mod tests {
                     std::thread::yield_now();
                 }
                 handoff.account();
-                parrot.answers()
+                echo.answers()
             });
             let answered = answered.count();
             control.cancel();
             lessor.join().unwrap();
-            assert_eq!(answered, ROUNDS, "it stands still, and nothing is owed");
+            assert_eq!(answered, ROUNDS, "the child stays stopped although bytes are leased");
         });
     }
 
     #[test]
-    fn nobody_gets_a_place_when_the_child_is_gone() {
+    fn no_connection_is_authenticated_after_the_child_has_exited() {
         let handoff = handoff(1);
-        handoff.ended(0, ChildExit::default());
-        assert_eq!(handoff.place_for(cookie(b'a')), None);
+        handoff.set_exit(0, ChildExit::default());
+        assert_eq!(handoff.authenticate(cookie(b'a')), None);
         handoff.next_test(1);
-        assert!(handoff.place_for(cookie(b'a')).is_some());
+        assert!(handoff.authenticate(cookie(b'a')).is_some());
         handoff.close();
         assert!(handoff.is_over() && !handoff.await_next(0));
     }

@@ -1,5 +1,5 @@
-//! The `iperf3` engine: a real iperf3 moves the bytes, through a session's own port, as its owner alone. Both ends of it,
-//! and what this workspace knows of iperf3, somebody else's program.
+//! The engine `iperf3`, both ends: a real iperf3 moves the payload, through a port that serves one session only. Also the
+//! client and the parser for plain iperf3 servers.
 
 #![forbid(unsafe_code)]
 
@@ -59,22 +59,22 @@ impl Engine for Iperf3 {
 
     fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
         if spec.fragments || spec.loss_bound_ppm.is_some() {
-            return Some("fragments and a bound of loss are for the engine udp");
+            return Some("fragments and a loss bound need the engine udp");
         }
         let mut loaded = spec.phases.iter().filter(|phase| phase.load != Load::Idle);
-        let asked = [
+        let unsupported = [
             (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 measures whole seconds"),
-            (!spec.data_path.is_auto(), "iperf3 moves the bytes in its own way: no data path can be chosen"),
-            (spec.verify_payload, "iperf3 does not look at the payload"),
+            (!spec.data_path.is_auto(), "iperf3 has no choice of data path"),
+            (spec.verify_payload, "iperf3 does not verify payload"),
         ];
-        first_refusal(asked)
+        first_refusal(unsupported)
     }
 
     fn check_client(&self) -> Result<Vec<PeerText>, Unavailable> {
         Program::find().map(|program| program.client_paddings().iter().map(|padding| padding.name().into()).collect())
     }
 
-    /// Plays the beginning of a session: all that can be missing is missed then.
+    /// Opens a session on loopback, which fails on every missing requirement.
     fn check_server(&self, scratch: &Path) -> Result<(), Unavailable> {
         Program::find()?.check_server()?;
         let keys = SessionKeys::derive(SessionId::from_bytes([0; 16]), [0; 32].into());
@@ -104,26 +104,26 @@ impl Engine for Iperf3 {
 
 fn lacking(error: &dyn std::fmt::Display) -> Unavailable {
     Unavailable {
-        because: format!("its sandbox can't be set up: {error}"),
-        hint: "see \"The iperf3 lane\" in docs/operate.md for what the host has to allow".into(),
+        because: format!("its sandbox cannot be set up: {error}"),
+        hint: "see \"The iperf3 lane\" in docs/operate.md for what the host must allow".into(),
     }
 }
 
-/// How much longer than it was told to a run may take: to connect, to exchange results, to end.
-const GRACE: Duration = Duration::from_secs(10);
+/// How much longer than its test an iperf3 may run: to connect, to exchange results, to exit.
+const RUN_GRACE: Duration = Duration::from_secs(10);
 
-/// Who counted: the kernel, at the sockets that we keep a copy of.
+/// `counted_by`: the kernel counted, at the sockets that the reflector keeps a copy of.
 const COUNTED_BY_SOCKET: &str = "socket";
-/// Who counted: iperf3, in its report.
+/// `counted_by`: iperf3 counted, in its report.
 const COUNTED_BY_IPERF3: &str = "iperf3";
 
-/// Writes a file that is there for nobody else and was not there before.
+/// Creates a file with mode 0600. Fails if it exists.
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }
 
-/// A folder for one child in `scratch`, for nobody else and gone when dropped.
+/// A folder with mode 0700 for one child, in `scratch`. Deleted when dropped.
 fn folder_in(scratch: &Path) -> io::Result<tempfile::TempDir> {
-    let ours_alone = std::fs::Permissions::from_mode(0o700);
-    tempfile::Builder::new().prefix("iperf3-").permissions(ours_alone).tempdir_in(scratch)
+    let private = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().prefix("iperf3-").permissions(private).tempdir_in(scratch)
 }

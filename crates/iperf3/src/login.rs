@@ -117,7 +117,7 @@ impl fmt::Debug for LoginKey {
     }
 }
 
-/// What a server decrypts logins with, and clients encrypt them with.
+/// The key pair that decrypts and encrypts logins.
 #[derive(Clone)]
 pub(super) struct LoginPair {
     /// PKCS #8, PEM.
@@ -125,18 +125,18 @@ pub(super) struct LoginPair {
     pub(super) public: LoginKey,
 }
 
-/// The key pair of this process. One is enough: what it protects is good for one session alone, and making one takes as
-/// long as a small machine takes for a whole handshake.
+/// The key pair of this process. One is enough, because each login is valid for one session only, and generating a pair
+/// takes as long as a whole TLS handshake on a small machine.
 static PAIR: Mutex<Option<LoginPair>> = Mutex::new(None);
 
 impl LoginPair {
-    /// The key pair of this process, made when it is first wanted.
+    /// The key pair of this process, generated at first use.
     pub(super) fn of_process() -> Result<Self, NoKey> {
         let mut pair = PAIR.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pair) = &*pair {
             return Ok(pair.clone());
         }
-        // The size that every iperf3 with logins takes.
+        // Every iperf3 with logins supports this size.
         let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| NoKey)?;
         let private: Pkcs8V1Der<'_> = key.as_der().map_err(|_| NoKey)?;
         let public: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(|_| NoKey)?;
@@ -148,19 +148,19 @@ impl LoginPair {
     }
 }
 
-/// No key could be made.
+/// The RSA key could not be generated.
 #[derive(Debug, thiserror::Error)]
-#[error("no RSA key could be made")]
+#[error("cannot generate an RSA key")]
 pub(super) struct NoKey;
 
-/// The file of `--authorized-users-path`: one user and the hash that iperf3 compares with.
+/// The contents of `--authorized-users-path`: the user and the hash of the password.
 pub(super) fn users(login: &SessionLogin) -> String {
     let salted = Zeroizing::new(format!("{{{}}}{}", login.user, *login.password));
     let hash = digest::digest(&digest::SHA256, salted.as_bytes());
     format!("{},{}\n", login.user, HEXLOWER.encode(hash.as_ref()))
 }
 
-/// RFC 7468.
+/// PEM text (RFC 7468).
 fn pem(label: &str, der: &[u8]) -> String {
     let text = Zeroizing::new(BASE64.encode(der));
     let mut pem = format!("-----BEGIN {label}-----\n");
@@ -189,11 +189,11 @@ mod tests {
         assert!(lines.iter().all(|line| line.len() <= 64) && public.ends_with('\n'));
         assert_eq!(BASE64.decode(lines[1..lines.len() - 1].concat().as_bytes()).unwrap(), pair.public.0);
         assert!(pair.private_pem.starts_with("-----BEGIN PRIVATE KEY-----\n"));
-        assert_eq!(LoginPair::of_process().unwrap().public, pair.public, "one a process");
+        assert_eq!(LoginPair::of_process().unwrap().public, pair.public, "one per process");
     }
 
     #[test]
-    fn the_list_of_users_holds_the_hash_that_iperf3_makes() {
+    fn the_list_of_users_contains_the_hash_that_iperf3_computes() {
         let login = SessionLogin { user: "mario".into(), password: Zeroizing::new("rossi".into()) };
         // printf '{mario}rossi' | sha256sum
         let known = "bf7a49a846d44b454a5d11e7acfaf13d138bbe0b7483aa3e050879700572709b";

@@ -1,9 +1,8 @@
-//! What an iperf3 client prints, read into values: a `--json` document, or the lines of `--json-stream`. Pure: text in,
-//! values out; never a process or a file.
+//! Parses what an iperf3 client prints: a `--json` document, or the lines of `--json-stream`. Pure: text in, values out.
 //!
-//! Versions differ in what they say and where, and a server can make its client say strange things. So nothing is
-//! required: what is absent, of another type, or no number is absent in the [`ClientReport`], and unknown fields are passed
-//! over. The fixtures that this is held to are in `crates/iperf3/fixtures`.
+//! Versions differ in their fields, and a server influences what its client prints. So nothing is required: a field that is
+//! missing, of another type or not a number is absent in the [`ClientReport`], and unknown fields are ignored. Tests parse
+//! the recordings in `crates/iperf3/fixtures`.
 
 use std::fmt;
 
@@ -14,40 +13,40 @@ use serde_json::{Map, Value};
 #[cfg(test)]
 mod tests;
 
-/// How many readings are kept: a day of both directions, one a second. What comes after them is in the totals.
+/// The most readings kept: one per second and direction for a day. Later ones are only in the totals.
 pub const MAX_READINGS: usize = 2 * 24 * 3600;
 /// The longest text kept, in characters. The longest error recorded, of a host without an address, has 172.
 const MAX_TEXT_CHARS: usize = 200;
 
-/// What one run of an iperf3 client said, as far as it said it.
+/// The report of one run of an iperf3 client.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClientReport {
-    /// What went wrong, without a leading `error - `. Where it is set it decides, whatever else is there. Absent does
-    /// not mean well: iperf3 3.9 writes most errors to stderr alone; such a report is not complete.
+    /// The error that ended the run, without the prefix `error - `. If it is absent the run may still have failed: iperf3
+    /// 3.9 writes most errors only to stderr, and its report is then not complete.
     pub error: Option<String>,
-    /// The client's version: `3.12` for iperf3, for others what they say, `riperf3 0.8.0` for example.
+    /// The client's version: `3.12` for iperf3, what other programs print, for example `riperf3 0.8.0`.
     pub version: Option<String>,
-    /// What carried the payload.
+    /// The protocol of the payload.
     pub protocol: Option<PayloadProtocol>,
-    /// The largest segment of the control connection, in bytes; TCP alone.
+    /// The maximum segment size of the control connection, in bytes; only with TCP.
     pub mss: Option<u32>,
-    /// How many bytes a write of the sender has; with UDP that is a packet's payload.
+    /// Bytes per write of the sender; with UDP the payload of a packet.
     pub block_bytes: Option<u32>,
-    /// Every interval and direction, in the order of time; the first [`MAX_READINGS`].
+    /// All intervals of both directions in order of time, at most [`MAX_READINGS`].
     pub readings: Vec<ClientReading>,
-    /// The whole test towards the client.
+    /// The totals of the download (towards the client).
     pub download: Option<Totals>,
-    /// The whole test away from the client.
+    /// The totals of the upload.
     pub upload: Option<Totals>,
-    /// What it cost both hosts.
+    /// The processor time of both ends.
     pub cpu: Option<Cpu>,
-    /// Whether the last part, with the totals, came. It also comes from a client that was interrupted; then there is
-    /// an `error` too, and the totals hold what this end alone knows.
+    /// Whether the last part, with the totals, is there. An interrupted client prints it too; then there is also an
+    /// `error`, and the totals contain only this end's counts.
     pub is_complete: bool,
 }
 
 impl ClientReport {
-    /// What kind of error ended the test, if one did.
+    /// The kind of the error, if there is one.
     pub fn failure(&self) -> Option<FailureKind> {
         self.error.as_deref().map(FailureKind::of)
     }
@@ -60,13 +59,13 @@ impl ClientReport {
         }
     }
 
-    /// How much it says; of two documents about one run the better one says more.
+    /// Of two documents about one run, the one with the higher weight contains more.
     fn weight(&self) -> (bool, usize) {
         (self.is_complete, self.readings.len())
     }
 }
 
-/// What carried the payload.
+/// The protocol of the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PayloadProtocol {
     /// TCP.
@@ -75,28 +74,28 @@ pub enum PayloadProtocol {
     Udp,
 }
 
-/// One direction in one interval, all streams together, as the client counted it.
+/// The client's counts of one direction in one interval, all streams together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientReading {
-    /// Towards the client (which then counts what it received) or away from it (what it sent).
+    /// Download: received bytes. Upload: sent bytes.
     pub direction: Direction,
-    /// When the interval began, in microseconds since the counted part of the test began, or since the omitted part
-    /// did for an omitted reading.
+    /// The beginning of the interval, in microseconds since the counted part of the test began. For an omitted reading:
+    /// since the omitted part began.
     pub begin_us: u64,
-    /// When it ended, on the same clock; never before it began.
+    /// The end of the interval on the same clock; never before its beginning.
     pub end_us: u64,
-    /// Payload bytes in it.
+    /// Payload bytes.
     pub bytes: u64,
-    /// Whether it belongs to the start-up that was to be left out (`--omit`).
+    /// Whether it belongs to the omitted start-up (`--omit`).
     pub omitted: bool,
-    /// Segments sent again; known where the client is the sender.
+    /// Retransmitted segments; known to the sender.
     pub retransmits: Option<u64>,
-    /// What is known of packets, with UDP.
+    /// Counts of packets, with UDP.
     pub udp: Option<UdpReading>,
 }
 
 impl ClientReading {
-    /// Whether the client was the sender in this reading.
+    /// Whether the client sent these bytes.
     pub fn is_sender(&self) -> bool {
         self.direction == Direction::Upload
     }
@@ -105,44 +104,44 @@ impl ClientReading {
 /// The packets of one reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpReading {
-    /// Packets sent; where the client is the receiver, those it should have had: lost ones are among them.
+    /// Packets sent, including lost ones. A receiving client derives it from sequence numbers.
     pub packets: u64,
-    /// Packets that did not arrive; known to the receiver.
+    /// Lost packets; known to the receiver.
     pub lost: Option<u64>,
     /// Jitter as in RFC 1889, in microseconds, the mean over the streams; known to the receiver.
     pub jitter_us: Option<u64>,
 }
 
-/// One direction over the whole test, the omitted part left out.
+/// The counts of one direction over the whole test without its omitted part.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Totals {
-    /// How many streams this direction had; 0 if it is not said.
+    /// The number of streams; 0 if unknown.
     pub streams: u16,
-    /// What the sender counted. Absent where the other end's counts never came.
+    /// The sender's count. Absent if the server is the sender and its counts are missing.
     pub sent: Option<ClientCount>,
-    /// What the receiver counted. Absent where the other end's counts never came, and with UDP in iperf3 3.9.
+    /// The receiver's count. Absent if the server is the receiver and its counts are missing, and with UDP in iperf3 3.9.
     pub received: Option<ClientCount>,
-    /// Segments sent again, with TCP.
+    /// Retransmitted segments, with TCP.
     pub retransmits: Option<u64>,
-    /// The sender's congestion control. Absent in a bidirectional test whose ends differ: it is not said whose is
-    /// whose.
+    /// The sender's congestion control. Absent in a bidirectional test whose ends use different ones, because the output
+    /// does not assign them to ends.
     pub congestion_control: Option<String>,
-    /// Round-trip times that the sending kernel saw.
+    /// Round-trip times of the sending kernel.
     pub rtt_us: Option<RttOfTcp>,
-    /// What is known of packets, with UDP.
+    /// Counts of packets, with UDP.
     pub udp: Option<UdpTotals>,
 }
 
-/// Payload bytes and how long they took.
+/// Payload bytes and their duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientCount {
     /// Payload bytes.
     pub bytes: u64,
-    /// In microseconds of the counting end's clock.
+    /// In microseconds.
     pub duration_us: u64,
 }
 
-/// The smoothed round-trip time of TCP, in microseconds, as read once an interval from each stream.
+/// The smoothed round-trip time of TCP in microseconds, read once per interval and stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RttOfTcp {
     /// The lowest of all streams.
@@ -156,9 +155,9 @@ pub struct RttOfTcp {
 /// The packets of one direction over the whole test, as the receiver counted them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpTotals {
-    /// Packets that should have arrived.
+    /// Packets sent.
     pub packets: u64,
-    /// Packets that did not.
+    /// Lost packets.
     pub lost: Option<u64>,
     /// Packets that arrived after a later one.
     pub out_of_order: Option<u64>,
@@ -166,7 +165,7 @@ pub struct UdpTotals {
     pub jitter_us: Option<u64>,
 }
 
-/// What the test cost the two hosts' iperf3, as fractions of one core: 1.0 is one core all the time.
+/// The processor time of both ends' iperf3 as a fraction of one core: 1.0 is one core all the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cpu {
     /// The client's user time.
@@ -179,36 +178,36 @@ pub struct Cpu {
     pub remote_system: Option<f64>,
 }
 
-/// What kind of error a client reports. Its words changed over the versions; what tells kinds apart did not.
+/// The kind of an error that a client reports. The texts differ between versions; the words that identify a kind do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The server runs another test. riperf3's server says so where it wants a password, too.
+    /// The server runs another test. riperf3's server reports this also if it requires a password.
     Busy,
-    /// The server wants another user or password, or one at all. Not every client hears of it: between two of 3.22
-    /// it reads as [`FailureKind::ControlLost`], and riperf3 says `server error`.
+    /// The server requires a login, or another one. Not every client gets this error: between two 3.22 it is
+    /// [`FailureKind::ControlLost`], and riperf3 prints `server error`.
     NotAuthorized,
-    /// There is no server, or no way to it.
+    /// There is no server at the address, or no route to it.
     Unreachable,
-    /// The connection was lost in the middle: the server ended, hung up, or refused without a word.
+    /// The connection ended during the test: the server exited, closed it, or refused the client without a message.
     ControlLost,
-    /// Anything else.
+    /// Any other error.
     Other,
 }
 
 impl FailureKind {
-    /// Reads an error's text, from a document or from stderr.
+    /// The kind of an error text from a document or from stderr.
     pub fn of(error: &str) -> FailureKind {
         let error = error.to_lowercase();
-        let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
-        // What riperf3 calls denied is the same word of the server that iperf3 calls busy.
-        if says(&["busy", "access denied"]) {
+        let contains = |words: &[&str]| words.iter().any(|word| error.contains(word));
+        // The same answer of the server: iperf3 calls it busy, riperf3 denied.
+        if contains(&["busy", "access denied"]) {
             FailureKind::Busy
-        } else if says(&["authorization failed", "not authorized", "authentication"]) {
+        } else if contains(&["authorization failed", "not authorized", "authentication"]) {
             FailureKind::NotAuthorized
-        } else if says(&["stream socket"]) {
-            // Data that was under way; with UDP a server that is gone reads as "refused".
+        } else if contains(&["stream socket"]) {
+            // The test was running; with UDP the error for a server that has exited also contains "refused".
             FailureKind::ControlLost
-        } else if says(&[
+        } else if contains(&[
             "unable to connect",
             "refused",
             "unreachable",
@@ -216,11 +215,11 @@ impl FailureKind {
             "connection timed out",
             "name or service not known",
             "lookup",
-            // iperf3 3.9 with --json goes on without a connection, and fails at its first word.
+            // iperf3 3.9 with --json continues without a connection, and its first write fails.
             "bad file descriptor",
         ]) {
             FailureKind::Unreachable
-        } else if says(&[
+        } else if contains(&[
             "control socket",
             "control message",
             "server has terminated",
@@ -235,19 +234,19 @@ impl FailureKind {
     }
 }
 
-/// Why text could not be read at all.
+/// Why output could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// There was none.
+    /// There is no output.
     #[error("iperf3 printed nothing")]
     Empty,
-    /// It ends in the middle of the only document.
+    /// The only document is incomplete.
     #[error("iperf3's output ends in the middle of its document")]
     Truncated,
-    /// It is something else.
+    /// It is not the output of iperf3.
     #[error("this is not the JSON output of iperf3: {detail}")]
     NotIperf3 {
-        /// What is wrong with it, or how it begins.
+        /// What is wrong, or the first line.
         detail: String,
     },
 }
@@ -258,20 +257,20 @@ impl Unreadable {
     }
 }
 
-/// What text that is no JSON, of either end, names as its trouble: the last line that speaks of an error, or the last one.
-pub(super) fn trouble(text: &str) -> Option<String> {
+/// The error in plain text output of a client or server: the last line that contains "error", or else the last line.
+pub(super) fn error_line(text: &str) -> Option<String> {
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
     let line = lines().rfind(|line| line.contains("error")).or_else(|| lines().next_back())?;
     let line = line.strip_prefix("iperf3: ").unwrap_or(line);
     Some(harmless(line.strip_prefix("error - ").unwrap_or(line)))
 }
 
-/// A version of iperf3 itself.
+/// A version of iperf3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
-    /// 3, as long as the name is iperf3.
+    /// Always 3 so far.
     pub major: u16,
-    /// What counts up.
+    /// The second number.
     pub minor: u16,
 }
 
@@ -281,7 +280,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// Reads what `iperf3 --version` prints; `None` if it is another program (iperf 2 and riperf3 among them).
+/// Parses the output of `iperf3 --version`; `None` for other programs, such as iperf 2 and riperf3.
 pub fn version_of(text: &str) -> Option<Version> {
     let number = text.lines().find_map(|line| line.trim().strip_prefix("iperf "))?;
     let (major, rest) = number.trim_start().split_once('.')?;
@@ -289,10 +288,10 @@ pub fn version_of(text: &str) -> Option<Version> {
     Some(Version { major: major.parse().ok()?, minor: minor.parse().ok()? })
 }
 
-/// Reads everything a client printed: a `--json` document, several of them, or the lines of `--json-stream`, also with
-/// a document after them. Of several documents the one that says most counts, and an error that any of them reports.
-/// A document that is cut can't be read; a stream that is cut is a report that is not complete. Takes time in
-/// proportion to the text, whose length the caller bounds.
+/// Parses the whole output of a client: one or several `--json` documents, or the lines of `--json-stream`, possibly
+/// followed by a document. Of several documents the one with the most content is used, with the first error of any. An
+/// incomplete document is an error; an incomplete stream is a report that is not complete. Takes time linear in the length
+/// of the text, which the caller bounds.
 pub fn parse(text: &str) -> Result<ClientReport, Unreadable> {
     let mut documents = JsonDocuments { rest: text };
     let mut stream = ReportBuilder::default();
@@ -331,22 +330,21 @@ pub fn parse(text: &str) -> Result<ClientReport, Unreadable> {
     }
 }
 
-/// A `--json-stream`, read line by line while the test runs.
+/// Parses a `--json-stream` line by line while the test runs.
 #[derive(Clone, Debug, Default)]
 pub struct StreamParser {
     stream: ReportBuilder,
-    /// Why the first line that could not be read could not.
+    /// The error of the first line that could not be parsed.
     problem: Option<Unreadable>,
 }
 
 impl StreamParser {
-    /// Before the first line.
+    /// A parser before the first line.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Reads the next line, with or without its end; returns the readings that it brought. What is not a line of a
-    /// stream is passed over.
+    /// Parses the next line, with or without its line break; returns its readings. Other lines are ignored.
     pub fn line(&mut self, line: &str) -> Vec<ClientReading> {
         let line = line.trim();
         let before = self.stream.report.readings.len();
@@ -362,24 +360,24 @@ impl StreamParser {
         self.stream.report.readings[before..].to_vec()
     }
 
-    /// What all lines said together. A stream without an end makes a report that is not complete.
+    /// The report of all lines. It is not complete if the stream has no end.
     pub fn finish(self) -> Result<ClientReport, Unreadable> {
         if self.stream.is_begun { Ok(self.stream.report) } else { Err(self.problem.unwrap_or(Unreadable::Empty)) }
     }
 }
 
-/// The JSON objects in a text, one after the other, whatever stands between them.
+/// The JSON objects in a text, one after the other; text between them is skipped.
 struct JsonDocuments<'a> {
     rest: &'a str,
 }
 
 impl<'a> JsonDocuments<'a> {
-    /// The next object, not yet looked into; an error if the text ends before it does.
+    /// The next object, unparsed; an error if it is incomplete.
     fn next(&mut self) -> Option<Result<&'a str, Unreadable>> {
         let begin = self.rest.find('{')?;
         let text = &self.rest[begin..];
         let (mut depth, mut in_string, mut escaped) = (0_u32, false, false);
-        // What is looked for is ASCII, so each find is a character of its own and not a part of one.
+        // These bytes are ASCII, so none is part of a longer character.
         for (at, byte) in text.bytes().enumerate() {
             match byte {
                 _ if escaped => escaped = false,
@@ -403,15 +401,15 @@ impl<'a> JsonDocuments<'a> {
 
 /// One object of the output.
 enum OutputItem {
-    /// A line of a stream: the event's name, and its data.
+    /// A line of a stream: the name and the data of the event.
     Event(String, Value),
-    /// A document of its own.
+    /// A whole document.
     Document(Map<String, Value>),
 }
 
-/// Reads one object, with its bare words that are no JSON read as `null` where there are any.
+/// Parses one object; bare words that are not JSON become `null`.
 fn read(document: &str) -> Result<OutputItem, Unreadable> {
-    // A value and no struct: iperf3 repeats keys (3.12 "sock_bufsize", 3.9 even "sum"), which a struct would refuse.
+    // Not a struct: iperf3 repeats keys (3.12 "sock_bufsize", 3.9 even "sum"), which serde refuses for structs.
     let mut fields = serde_json::from_str::<Map<String, Value>>(document)
         .or_else(|_| serde_json::from_str(&without_nan(document)))
         .map_err(|why| Unreadable::not_iperf3(&why.to_string()))?;
@@ -425,10 +423,10 @@ fn read(document: &str) -> Result<OutputItem, Unreadable> {
     Err(Unreadable::not_iperf3("it has none of the parts start, intervals, end and error"))
 }
 
-/// The document with every bare word that is no JSON (`nan`, `-inf`, a number beyond what a double holds) replaced by
-/// `null`. C's printf writes such words for what is not finite, and programs have passed them on.
+/// The document with every bare word that is not JSON (`nan`, `-inf`, a number beyond the range of `f64`) replaced by
+/// `null`. C's printf writes such words for numbers that are not finite.
 fn without_nan(document: &str) -> String {
-    let mut mended = String::with_capacity(document.len());
+    let mut fixed = String::with_capacity(document.len());
     let (mut in_string, mut escaped) = (false, false);
     let mut word_from: Option<usize> = None;
     for (at, c) in document.char_indices() {
@@ -439,7 +437,7 @@ fn without_nan(document: &str) -> String {
         }
         if let Some(from) = word_from.take() {
             let word = &document[from..at];
-            mended.push_str(if serde_json::from_str::<Value>(word).is_ok() { word } else { "null" });
+            fixed.push_str(if serde_json::from_str::<Value>(word).is_ok() { word } else { "null" });
         }
         match c {
             _ if escaped => escaped = false,
@@ -447,26 +445,26 @@ fn without_nan(document: &str) -> String {
             '"' => in_string = !in_string,
             _ => {}
         }
-        mended.push(c);
+        fixed.push(c);
     }
-    // A document ends with its brace, so no word is left.
-    mended
+    // A document ends with a brace, so no word is left.
+    fixed
 }
 
-/// A report as it grows, and what else of the beginning is needed to read the rest.
+/// Builds a report from its parts. Keeps fields of the first part that later parts depend on.
 #[derive(Clone, Debug, Default)]
 struct ReportBuilder {
     report: ClientReport,
-    /// Whether a line of a stream came that means something here.
+    /// Whether a known event of a stream was read.
     is_begun: bool,
     /// Whether the server sends and the client receives (`--reverse`).
     is_reverse: bool,
-    /// How many streams a direction has.
+    /// The number of streams per direction.
     streams: Option<u64>,
 }
 
 impl ReportBuilder {
-    /// Reads a document of its own.
+    /// The report of a whole document.
     fn document(document: &Map<String, Value>) -> ClientReport {
         let mut gathering = Self::default();
         if let Some(error) = document.get("error") {
@@ -480,7 +478,7 @@ impl ReportBuilder {
         gathering.report
     }
 
-    /// Reads a line of a stream.
+    /// Adds an event of a stream.
     fn event(&mut self, name: &str, data: &Value) {
         match name {
             "start" => self.start(data),
@@ -496,12 +494,13 @@ impl ReportBuilder {
         let Some(error) = error.as_str().map(str::trim) else { return };
         let error = error.strip_prefix("error - ").unwrap_or(error);
         self.report.error.get_or_insert_with(|| harmless(error));
-        self.forget_what_never_came();
+        self.clear_missing_counts();
     }
 
     fn start(&mut self, start: &Value) {
         let report = &mut self.report;
-        report.version = start["version"].as_str().map(|said| harmless(said.strip_prefix("iperf ").unwrap_or(said)));
+        report.version =
+            start["version"].as_str().map(|version| harmless(version.strip_prefix("iperf ").unwrap_or(version)));
         report.mss = narrow(whole(&start["tcp_mss_default"]).or_else(|| whole(&start["tcp_mss"])));
         let test = &start["test_start"];
         report.protocol = match test["protocol"].as_str() {
@@ -514,12 +513,12 @@ impl ReportBuilder {
         self.streams = whole(&test["num_streams"]);
     }
 
-    /// The direction that the client's options name; the other one has names of its own in a bidirectional test.
+    /// The direction that the client's options select. In a bidirectional test the fields of the other one have a suffix.
     fn main_direction(&self) -> Direction {
         if self.is_reverse { Direction::Download } else { Direction::Upload }
     }
 
-    /// The direction of what says whether the client is its sender.
+    /// The direction of counts with a field that says whether the client is the sender.
     fn direction_of(&self, counted: &Value) -> Direction {
         match flag(&counted["sender"]) {
             Some(true) => Direction::Upload,
@@ -532,7 +531,8 @@ impl ReportBuilder {
         let main = self.main_direction();
         for direction in [main, other(main)] {
             let sum = &interval[if direction == main { "sum" } else { "sum_bidir_reverse" }];
-            // 3.9 writes "sum" twice in a bidirectional test, of which one is left here: then the streams tell.
+            // 3.9 writes "sum" twice in a bidirectional test, and parsing keeps the last. The other direction is summed up
+            // from its streams.
             let counted = if sum.is_object() && self.direction_of(sum) == direction {
                 CountFields::of(sum)
             } else {
@@ -547,8 +547,8 @@ impl ReportBuilder {
 
     fn keep(&mut self, mut reading: ClientReading) {
         let readings = &mut self.report.readings;
-        // The clock starts anew after the omitted part, but the first interval after it still says when it began on
-        // the old clock.
+        // The clock restarts after the omitted part, but the first interval after it still has its beginning on the old
+        // clock.
         let before = readings.iter().rev().take(2).find(|before| before.direction == reading.direction);
         if before.is_some_and(|before| before.omitted && !reading.omitted) {
             reading.begin_us = 0;
@@ -559,7 +559,7 @@ impl ReportBuilder {
     }
 
     fn end(&mut self, end: &Value) {
-        // After an error the part is there, and empty.
+        // After an error the part exists but is empty.
         if end.as_object().is_none_or(Map::is_empty) {
             return;
         }
@@ -586,14 +586,15 @@ impl ReportBuilder {
             remote_user: share("remote_user"),
             remote_system: share("remote_system"),
         });
-        self.forget_what_never_came();
+        self.clear_missing_counts();
     }
 
     /// The totals of the direction that has these streams.
     fn totals(&self, end: &Value, is_main: bool, streams: &[&Value]) -> Option<Totals> {
         let has_both = array(end.get("streams")).count() > streams.len() && !streams.is_empty();
         let is_named = end.as_object().is_some_and(|end| end.keys().any(|key| key.ends_with("_bidir_reverse")));
-        // In a bidirectional test of 3.9 both directions' sums have the same names: then the streams tell.
+        // In a bidirectional test of 3.9 the sums of both directions have the same names, so they are summed up from the
+        // streams.
         let suffix = match is_main {
             _ if has_both && !is_named => None,
             true => Some(""),
@@ -605,7 +606,7 @@ impl ReportBuilder {
         };
         let udp = sum("sum", "udp").filter(|_| self.report.protocol != Some(PayloadProtocol::Tcp));
         let (sent, received) = (sum("sum_sent", "sender"), sum("sum_received", "receiver"));
-        // 3.9 has one sum with UDP: the sender's bytes, the receiver's packets.
+        // 3.9 has one sum with UDP: the bytes of the sender and the packets of the receiver.
         let sent = sent.or(udp);
         if sent.is_none() && received.is_none() {
             return None;
@@ -632,8 +633,8 @@ impl ReportBuilder {
         })
     }
 
-    /// After an error the other end's counts have not come; they are written as 0 all the same.
-    fn forget_what_never_came(&mut self) {
+    /// After an error the other end's counts are missing, but the client prints them as 0.
+    fn clear_missing_counts(&mut self) {
         if self.report.error.is_none() {
             return;
         }
@@ -644,7 +645,7 @@ impl ReportBuilder {
     }
 }
 
-/// What one object of counts says: of a stream, or of all.
+/// The fields of one object with counts: of a stream, or of all streams.
 #[derive(Clone, Copy, Debug)]
 struct CountFields {
     begin_us: Option<u64>,
@@ -673,7 +674,7 @@ impl CountFields {
         })
     }
 
-    /// Streams as one; `None` if there is none.
+    /// The sum of streams; `None` if there is none.
     fn all<'a>(streams: impl Iterator<Item = &'a Value>) -> Option<Self> {
         let streams: Vec<Self> = streams.filter_map(Self::of).collect();
         let jitters: Vec<u64> = streams.iter().filter_map(|stream| stream.jitter_us).collect();
@@ -690,7 +691,7 @@ impl CountFields {
         })
     }
 
-    /// As a reading; `None` if it says no bytes, or not when they came.
+    /// A reading; `None` if the bytes or the times are missing.
     fn reading(&self, direction: Direction) -> Option<ClientReading> {
         let end_us = self.end_us?;
         let begin_us = self.begin_us.or_else(|| self.lasted_us.map(|lasted| end_us.saturating_sub(lasted)))?;
@@ -718,7 +719,7 @@ fn other(direction: Direction) -> Direction {
     }
 }
 
-/// The round-trip times of all streams that have some; a sender that is far away reports 0.
+/// The round-trip times of all streams that have one; a remote sender reports 0.
 fn rtt_of(streams: &[&Value]) -> Option<RttOfTcp> {
     let all = |key: &str| -> Vec<u64> {
         streams.iter().filter_map(|stream| whole(&stream["sender"][key])).filter(|rtt| *rtt > 0).collect()
@@ -730,7 +731,7 @@ fn rtt_of(streams: &[&Value]) -> Option<RttOfTcp> {
     })
 }
 
-/// The sum of what there is; saturates.
+/// The sum of the known numbers; saturates.
 fn added(numbers: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     numbers.flatten().reduce(u64::saturating_add)
 }
@@ -745,28 +746,28 @@ fn array(value: Option<&Value>) -> impl Iterator<Item = &Value> {
     value.and_then(Value::as_array).into_iter().flatten()
 }
 
-/// A number that is finite and not negative.
+/// A finite number that is not negative.
 fn number(value: &Value) -> Option<f64> {
     value.as_f64().filter(|number| number.is_finite() && *number >= 0.0)
 }
 
-/// A whole number; what is more than fits saturates, what is less than 0 is absent.
+/// A whole number. Too large numbers saturate, negative ones are absent.
 fn whole(value: &Value) -> Option<u64> {
     // Casts from f64 saturate.
     value.as_u64().or_else(|| number(value).map(|number| number as u64))
 }
 
-/// A time in microseconds, from a unit that has so many of them.
+/// A time in microseconds, from a unit of `unit_us` microseconds.
 fn micros(value: &Value, unit_us: f64) -> Option<u64> {
     number(value).map(|time| (time * unit_us).round() as u64)
 }
 
-/// A flag, also as C writes it.
+/// A flag, as a boolean or as a number.
 fn flag(value: &Value) -> Option<bool> {
     value.as_bool().or_else(|| whole(value).map(|number| number != 0))
 }
 
-/// A number in a smaller type; one that does not fit is absurd, and absent.
+/// A number in a smaller type; absent if it does not fit.
 fn narrow<T: TryFrom<u64>>(number: Option<u64>) -> Option<T> {
     number.and_then(|number| T::try_from(number).ok())
 }

@@ -1,5 +1,5 @@
-//! What an iperf3 server may do: take the connections that it is given, move bytes, and nothing else. The rules alone; how
-//! they are enforced stands in `sys`.
+//! The confinement of an iperf3 server: it may accept the connections that the supervisor hands it and move bytes, nothing
+//! else. Only the rules; `paramedic_engines::sys` enforces them.
 
 use std::io;
 use std::path::Path;
@@ -12,34 +12,33 @@ use nix::libc::{self, c_long};
 use paramedic_engines::sys::child::Confinement;
 use paramedic_engines::sys::seccomp::{Argument, ArgumentHalf, Filter, Rule, SyscallAction, Value};
 
-/// 64 streams each way with a file and a buffer each, and some to spare.
+/// Enough for 64 streams in each direction with a file and a buffer each.
 const DESCRIPTORS: u64 = 512;
-/// iperf3 keeps each stream's block in a file, of 1 MiB at most.
+/// iperf3 keeps the block of each stream in a file of at most 1 MiB.
 const FILE_BYTES: u64 = 2 << 20;
-/// Memory beside that of its streams.
+/// Memory without that of the streams.
 const DATA_BYTES: u64 = 128 << 20;
-/// A stream's blocks, and the stack of its thread, which from 3.16 on it has.
-const DATA_BYTES_A_STREAM: u64 = 12 << 20;
+/// The blocks of a stream, and the stack of its thread (since 3.16).
+const DATA_BYTES_PER_STREAM: u64 = 12 << 20;
 
-/// Where programs and libraries stand: read and executed, never written.
+/// Folders of programs and libraries: readable and executable, not writable.
 const LIBRARIES: [&str; 6] = ["/usr", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"];
-/// What programs read when they start, and know nobody's secret by.
+/// Files that programs read at start and that hold no secret.
 const COMMON_FILES: [&str; 6] =
     ["/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/etc/ssl/openssl.cnf", "/dev/urandom", "/dev/null"];
 
-/// The confinement of the program at `program`, whose only place to write is `folder`.
-/// It serves `streams` at most.
+/// The confinement of the program at `program`, which serves at most `streams` streams and may write only to `folder`.
 pub(super) fn confinement(program: &Path, folder: &Path, streams: usize) -> io::Result<Confinement> {
     Ok(Confinement {
         files: files(program, folder).map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error))?,
         calls: Filter::new(&rules())?,
         descriptors: DESCRIPTORS,
         file_bytes: FILE_BYTES,
-        data_bytes: DATA_BYTES + DATA_BYTES_A_STREAM * streams as u64,
+        data_bytes: DATA_BYTES + DATA_BYTES_PER_STREAM * streams as u64,
     })
 }
 
-/// The newest set of restrictions that is asked for; a kernel that has fewer of them enforces those.
+/// The newest Landlock restrictions that are used. An older kernel enforces those that it supports.
 const NEWEST: ABI = ABI::V6;
 
 fn files(program: &Path, folder: &Path) -> Result<RulesetCreated, RulesetError> {
@@ -54,7 +53,7 @@ fn files(program: &Path, folder: &Path) -> Result<RulesetCreated, RulesetError> 
     for path in LIBRARIES {
         rules = allow(rules, Path::new(path), read)?;
     }
-    // One that stands elsewhere; what lies beside it is none of its business.
+    // The program may be in another folder, whose other files it must not read.
     rules = allow(rules, program, AccessFs::ReadFile | AccessFs::Execute)?;
     for path in COMMON_FILES {
         rules = allow(rules, Path::new(path), AccessFs::ReadFile.into())?;
@@ -64,7 +63,7 @@ fn files(program: &Path, folder: &Path) -> Result<RulesetCreated, RulesetError> 
     allow(rules, folder, write)
 }
 
-/// A path that is not there needs no rule.
+/// Allows `access` below `path`. A missing path needs no rule.
 fn allow(
     rules: RulesetCreated,
     path: &Path,
@@ -76,34 +75,34 @@ fn allow(
     }
 }
 
-/// What iperf3 calls, from 3.9 to 3.22, with the C library of Debian 11 to 13: the busiest calls first. What is not here
-/// does not exist for it: no new program that is not confined as it is, no process beside it, no signal to anybody.
+/// The system calls of iperf3 3.9 to 3.22 with the C library of Debian 11 to 13, the most frequent first. All others fail:
+/// the child can start no unconfined program and no process, and signal no other process.
 fn rules() -> Vec<Rule> {
     let mut rules = ALLOWED.iter().map(|call| always(*call, SyscallAction::Allow)).collect::<Vec<_>>();
     rules.extend(ALLOWED_BY_ARCHITECTURE.iter().map(|call| always(*call, SyscallAction::Allow)));
-    // Sockets and connections come from us alone.
+    // The supervisor hands over sockets and connections.
     rules.extend(ASKED.iter().map(|call| always(*call, SyscallAction::Ask)));
-    // What is closed is counted before it is gone; for that there must be no second descriptor of it.
+    // The supervisor counts a connection before it is closed. Therefore the child must not duplicate descriptors.
     rules.push(always(libc::SYS_close, SyscallAction::Ask));
-    // No second descriptor, and nobody to be sent signals.
+    // No duplicates, and no owner that gets signals.
     for arguments in FCNTL {
         rules.push(Rule { call: libc::SYS_fcntl, arguments, then: SyscallAction::Allow, otherwise: None });
     }
     rules.push(always(libc::SYS_fcntl, SyscallAction::Refuse(libc::EPERM)));
-    // The listener is ours, and listens already.
+    // The child's listener is a substitute that needs neither.
     rules.extend(PRETENDED.iter().map(|call| always(*call, SyscallAction::Pretend)));
     rules.push(always(libc::SYS_connect, SyscallAction::Refuse(libc::EACCES)));
     rules.push(always(libc::SYS_ioctl, SyscallAction::Refuse(libc::ENOTTY)));
     rules.push(always(libc::SYS_kill, SyscallAction::Refuse(libc::EPERM)));
-    // Meant for the listener, which is no IPv6 socket where the child thinks it is one.
+    // For the listener, which is not an IPv6 socket.
     rules.push(Rule {
         call: libc::SYS_setsockopt,
         arguments: V6_ONLY,
         then: SyscallAction::Pretend,
         otherwise: Some(SyscallAction::Allow),
     });
-    // Threads, but no processes. The newer call hides its flags from a filter; libraries then take this one.
-    // And with one table of descriptors, whose closing is asked about.
+    // Threads with a shared descriptor table, but no processes. A filter cannot see the flags of clone3, so that call fails
+    // and libraries fall back to this one.
     const THREAD: u32 = (libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM | libc::CLONE_FILES) as u32;
     rules.push(Rule {
         call: libc::SYS_clone,
@@ -111,7 +110,7 @@ fn rules() -> Vec<Rule> {
         then: SyscallAction::Allow,
         otherwise: Some(SyscallAction::Refuse(libc::EPERM)),
     });
-    // To ask about itself, not to set: the new limits are a pointer, of which both halves count.
+    // To read its own limits, not to set any: both halves of the pointer to new limits must be 0.
     rules.push(Rule {
         call: libc::SYS_prlimit64,
         arguments: ASKING_ITS_LIMITS,
@@ -127,7 +126,7 @@ fn rules() -> Vec<Rule> {
     rules
 }
 
-/// An argument that is a number of 32 bits, of which the kernel looks at no more.
+/// A 32-bit argument: the kernel ignores the high half.
 const fn low(at: u8, is: u32) -> Argument {
     Argument { part: ArgumentHalf::Low(at), mask: u32::MAX, is: Value::Number(is) }
 }
@@ -136,7 +135,7 @@ fn always(call: c_long, verdict: SyscallAction) -> Rule {
     Rule { call, arguments: &[], then: verdict, otherwise: None }
 }
 
-/// The commands of fcntl(2) that concern a descriptor's own flags.
+/// The commands of fcntl(2) for a descriptor's own flags.
 const FCNTL: [&[Argument]; 4] = [
     &[low(1, libc::F_GETFD as u32)],
     &[low(1, libc::F_SETFD as u32)],
@@ -215,11 +214,11 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_restart_syscall,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    // The first one makes the child what it is; a later one finds nothing to execute but itself and its likes.
+    // Needed to start the child. A later execve can only run confined programs.
     libc::SYS_execve,
 ];
 
-/// The older forms, which newer architectures do without.
+/// Older calls, which newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_BY_ARCHITECTURE: &[c_long] = &[
     libc::SYS_select,
@@ -255,17 +254,17 @@ mod tests {
         command
     }
 
-    /// What perl, confined as iperf3 is, prints for a script. Sockets are refused, closing is not.
+    /// What perl prints for a script under the confinement of iperf3. Sockets are refused, closing is allowed.
     fn confined(script: &str, folder: &Path) -> String {
         let command = perl(script, folder);
         let confinement = confinement(Path::new(command.get_program()), folder, 1).unwrap();
         let (mut child, supervisor) = spawn_confined(command, confinement).unwrap();
         let answering = std::thread::spawn(move || {
             loop {
-                let mut asked = [PollFd::new(&supervisor, PollFlags::IN)];
-                poll(&mut asked, None).unwrap();
-                // Without a child a question is never there, and asked for for ever.
-                if !asked[0].revents().contains(PollFlags::IN) {
+                let mut polled = [PollFd::new(&supervisor, PollFlags::IN)];
+                poll(&mut polled, None).unwrap();
+                // Without a child `next` would never return.
+                if !polled[0].revents().contains(PollFlags::IN) {
                     return;
                 }
                 match supervisor.next().unwrap() {
@@ -275,15 +274,15 @@ mod tests {
                 }
             }
         });
-        let mut said = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        let mut printed = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
         child.wait().unwrap();
         answering.join().unwrap();
-        said
+        printed
     }
 
     #[test]
-    fn who_is_confined_reaches_no_network_no_file_and_starts_no_program() {
+    fn a_confined_child_reaches_no_network_and_no_file_and_starts_no_program() {
         let folder = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         let secret = tempfile::NamedTempFile::new().unwrap();
@@ -293,7 +292,7 @@ mod tests {
         let dial = |kind: &str, port: u16| {
             format!("socket(S, PF_INET, {kind}, 0) && connect(S, pack_sockaddr_in({port}, inet_aton('127.0.0.1')))")
         };
-        // As a program has it that was started by one with little care.
+        // A descriptor that a careless parent process left open.
         let open = rustix::io::dup(secret.as_file()).unwrap();
         let tries = [
             format!("open(F, '<&=', {})", open.as_raw_fd()),
@@ -320,10 +319,10 @@ mod tests {
             let script = format!("$| = 1; print 'begun'; print ' done' if {attempt};");
             let free = perl(&script, folder.path()).output().unwrap().stdout;
             let free = String::from_utf8(free).unwrap();
-            assert!(free.starts_with("begun done"), "{attempt} works where nothing is confined: {free}");
+            assert!(free.starts_with("begun done"), "{attempt} works without confinement: {free}");
             assert_eq!(confined(&script, folder.path()), "begun", "{attempt}");
         }
         let own = "open(F, '>', 'own') && print(F 'x') && close(F) && open(F, '<', 'own') && print(<F>)";
-        assert_eq!(confined(own, folder.path()), "x", "its own folder is its own");
+        assert_eq!(confined(own, folder.path()), "x", "its own folder is readable and writable");
     }
 }

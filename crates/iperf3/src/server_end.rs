@@ -1,5 +1,5 @@
-//! The reflector's end of `iperf3`: the port and its listener, the confined server behind it, and what the kernel counts of
-//! its streams.
+//! The reflector's end of the engine: the session's listener, the confined iperf3 server behind it, and the kernel's counts
+//! of its streams.
 
 use std::io;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ use super::handoff::{ChildExit, KernelCounts, LaneHandoff};
 use super::login::{LoginPadding, LoginPair, LoginTerms, SessionLogin};
 use super::program::Program;
 use super::supervisor::{ChildSetup, ChildSupervisor};
-use super::{COUNTED_BY_SOCKET, GRACE, folder_in};
+use super::{COUNTED_BY_SOCKET, RUN_GRACE, folder_in};
 
-/// How long a server may take until it listens; the appliance hears nothing meanwhile, and gives up after ten seconds.
+/// How long a server may take to listen. The appliance gets no answer meanwhile and gives up after 10 s.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(6);
 
 pub(super) struct Iperf3Server {
@@ -36,7 +36,7 @@ pub(super) struct Iperf3Server {
     handoff: Arc<LaneHandoff>,
     program: Program,
     login: LoginTerms,
-    // Dropped in this order: the child goes before its port does.
+    // Dropped in this order: the child exits before its port closes.
     _supervisor: ChildSupervisor,
     listener: DataListener,
 }
@@ -46,7 +46,7 @@ impl Iperf3Server {
         let ServerSetup { spec, keys, claim, peer, control, scratch } = setup;
         let claim =
             claim.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "iperf3 needs a port of its own"))?;
-        // iperf3 paces itself.
+        // iperf3 paces its own streams.
         let options = SocketOptions { pace_bps: None, ..SocketOptions::of(&spec) };
         if let Some(name) = &spec.congestion_control {
             socket::check_congestion_control(name)?;
@@ -56,9 +56,9 @@ impl Iperf3Server {
         let authenticator = CookieAuthenticator { handoff: Arc::clone(&handoff) };
         let sink = {
             let (handoff, control) = (Arc::clone(&handoff), Arc::clone(&control));
-            move |place, socket| {
-                if let Err(error) = handoff.seat(place, socket) {
-                    tracing::debug!(%error, "a connection for iperf3 can't be seated");
+            move |kind, socket| {
+                if let Err(error) = handoff.add(kind, socket) {
+                    tracing::debug!(%error, "cannot hand a connection to iperf3");
                     control.wake();
                 }
             }
@@ -77,7 +77,7 @@ impl Iperf3Server {
         let padding =
             LoginPadding::supported(&spec.engine_support).find(|padding| program.server_paddings().contains(padding));
         let padding = padding.ok_or_else(|| {
-            let why = format!("{program} here and the iperf3 there know no padding of logins in common");
+            let why = format!("{program} of the reflector and the appliance's iperf3 have no login padding in common");
             io::Error::new(io::ErrorKind::InvalidInput, why)
         })?;
         let terms = LoginTerms { key: pair.public.clone(), padding };
@@ -104,7 +104,6 @@ impl Iperf3Server {
         Ok(Self { spec, control, handoff, program, login: terms, _supervisor: supervisor, listener })
     }
 
-    /// Where the lane's listener listens.
     #[cfg(test)]
     pub(super) fn local_addr(&self) -> std::net::SocketAddr {
         self.listener.local_addr()
@@ -112,14 +111,14 @@ impl Iperf3Server {
 
     fn run_test(&self, test: usize, phase: &PhaseSpec, report: PhaseObserver<'_>) -> PhaseTally {
         if self.handoff.test() != test {
-            return nothing_moved(Some(phase), &self.control, "iperf3's phases run in order, each once");
+            return nothing_moved(Some(phase), &self.control, "the phases of iperf3 run in order, each once");
         }
         let is_decided = || {
-            self.handoff.standing().0.is_some() || self.handoff.ending().is_some() || self.handoff.complaint().is_some()
+            self.handoff.open_streams().0.is_some() || self.handoff.exit().is_some() || self.handoff.error().is_some()
         };
         self.control.wait_until(Instant::now() + CONNECT_TIMEOUT, is_decided);
-        let Some(begin) = self.handoff.standing().0 else {
-            return nothing_moved(Some(phase), &self.control, &self.why_not_standing());
+        let Some(begin) = self.handoff.open_streams().0 else {
+            return nothing_moved(Some(phase), &self.control, &self.why_not_started());
         };
         report(PhaseProgress::Started);
         let context = PhaseContext::new(&self.spec, phase, Direction::Download, &self.control, begin);
@@ -130,32 +129,32 @@ impl Iperf3Server {
         self.sum_up(&context, &run)
     }
 
-    /// Ends a child that has not ended by itself, and waits until it is gone.
+    /// Kills the child unless it has exited, and waits until it is reaped.
     fn end_child(&self) {
-        if self.handoff.ending().is_none() {
+        if self.handoff.exit().is_none() {
             self.handoff.signal(Signal::KILL);
-            // Killed, it is gone in a moment. A cut control ends the wait at once: then all of it is being dropped.
-            self.control.wait_until(Instant::now() + GRACE, || self.handoff.ending().is_some());
+            // A cancelled session ends the wait at once; dropping the lane then reaps the child.
+            self.control.wait_until(Instant::now() + RUN_GRACE, || self.handoff.exit().is_some());
         }
     }
 
-    fn why_not_standing(&self) -> String {
-        let (_, standing) = self.handoff.standing();
+    fn why_not_started(&self) -> String {
+        let (_, open) = self.handoff.open_streams();
         let refused = self.listener.refused();
-        tracing::debug!(standing, refused, "the streams of an iperf3 test did not all come");
-        if let Some(complaint) = self.handoff.complaint() {
-            return format!("the reflector's iperf3 says: {complaint}");
+        tracing::debug!(open, refused, "not all streams of an iperf3 test were opened");
+        if let Some(error) = self.handoff.error() {
+            return format!("the reflector's iperf3 reports: {error}");
         }
-        match self.handoff.ending() {
-            Some(ChildExit { complaint: Some(complaint), .. }) => format!("the reflector's iperf3 says: {complaint}"),
+        match self.handoff.exit() {
+            Some(ChildExit { error: Some(error), .. }) => format!("the reflector's iperf3 reports: {error}"),
             Some(_) => "the reflector's iperf3 ended before the test began".to_owned(),
-            None => format!("only {standing} of iperf3's streams came within {} s", CONNECT_TIMEOUT.as_secs()),
+            None => format!("iperf3 opened only {open} streams within {} s", CONNECT_TIMEOUT.as_secs()),
         }
     }
 
     fn sum_up(&self, context: &PhaseContext<'_>, run: &LaneRun<'_>) -> PhaseTally {
-        let ending = self.handoff.ending().unwrap_or_default();
-        let (user_s, system_s) = ending.cpu_s.unwrap_or_default();
+        let exit = self.handoff.exit().unwrap_or_default();
+        let (user_s, system_s) = exit.cpu_s.unwrap_or_default();
         let lived = context.begin.elapsed().as_secs_f64().max(f64::EPSILON);
         let cpu = CpuUse {
             user_s,
@@ -169,7 +168,7 @@ impl Iperf3Server {
             let sends = direction == context.sent;
             let moved = |stream: &&KernelCounts| if sends { stream.sent > 0 } else { stream.received > 0 };
             let ours = || seen.iter().filter(moved);
-            // What only the sender knows.
+            // Only the sender's kernel knows these.
             let sender = || ours().filter(|_| sends);
             DirectionTally {
                 count: Count {
@@ -191,13 +190,13 @@ impl Iperf3Server {
                 return None;
             }
             if run.is_late {
-                return Some("the reflector's iperf3 did not end in time".to_owned());
+                return Some("the reflector's iperf3 did not exit in time".to_owned());
             }
-            if let Some(complaint) = &ending.complaint {
-                return Some(format!("the reflector's iperf3 says: {complaint}"));
+            if let Some(error) = &exit.error {
+                return Some(format!("the reflector's iperf3 reports: {error}"));
             }
-            let ended = ending.at.and_then(|ended| context.ended_early(ended));
-            ended.map(|_| "the iperf3 of the other end stopped early".to_owned())
+            let ended = exit.at.and_then(|ended| context.ended_early(ended));
+            ended.map(|_| "the appliance's iperf3 stopped early".to_owned())
         };
         let cut_short = context.why_cut_short(Instant::now()).or_else(of_child);
         phase::tally(context.load, cut_short.as_deref(), of)
@@ -210,7 +209,7 @@ impl EngineServer for Iperf3Server {
     }
 
     fn admit(&self, _preamble: Preamble, _stream: DataStream) {
-        // There is no tunnel to come through: dropping the connection refuses it.
+        // This engine has no tunneled mode: dropping the connection refuses it.
     }
 
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
@@ -228,33 +227,33 @@ impl EngineServer for Iperf3Server {
     }
 }
 
-/// The phases that have a test, with their numbers.
+/// The phases with load, with their numbers. Each is one iperf3 test.
 fn loaded(spec: &TestSpec) -> impl Iterator<Item = (usize, &PhaseSpec)> {
     spec.phases.iter().enumerate().filter(|(_, phase)| phase.load != Load::Idle)
 }
 
-/// How many streams the test has, both directions together; 0 where there is no such test.
+/// The number of streams of a test, both directions together; 0 if there is no such test.
 fn streams_of_test(spec: &TestSpec, test: usize) -> usize {
     loaded(spec).nth(test).map_or(0, |(_, phase)| usize::from(streams_of(spec, phase)))
 }
 
-/// A test's child, as the watcher of its phase sees it.
+/// A running test, as the watcher of its phase sees it.
 struct LaneRun<'a> {
     lane: &'a Iperf3Server,
     clock: CpuClock,
     /// Download, upload.
     counts: [DirectionBytes; 2],
-    /// Whether it was still busy when it should have ended.
+    /// Whether the child was still busy when it should have exited.
     is_late: bool,
 }
 
-/// What the kernel counted of one direction.
+/// The kernel's count of one direction.
 #[derive(Clone, Copy, Default)]
 struct DirectionBytes {
     bytes: u64,
-    /// When more was last seen.
+    /// When the count last grew.
     last: Option<Instant>,
-    /// Whether that was at the last look.
+    /// Whether it grew at the last look.
     is_fresh: bool,
 }
 
@@ -275,21 +274,21 @@ impl LaneRun<'_> {
 
 impl Moving for LaneRun<'_> {
     fn is_done(&self) -> bool {
-        self.is_late || self.lane.handoff.ending().is_some()
+        self.is_late || self.lane.handoff.exit().is_some()
     }
 
     fn look(&mut self) -> [Option<Look>; 2] {
         self.count();
-        // The handoff hears the other end when it charges what has moved.
+        // The hand-off notes that the appliance lives when it charges moved bytes.
         self.counts.map(|counted| Some(Look { total: counted.bytes, is_whole: true, is_heard: false }))
     }
 
-    /// iperf3 sends as its TCP lets it.
+    /// Not possible: iperf3 cannot be told to pause.
     fn pause(&mut self, _is_silent: bool) {}
 
     fn end_overdue(&mut self, late: Duration) {
-        // Results may take their time; payload was to end.
-        self.is_late |= late >= GRACE || self.counts.iter().any(|counted| counted.is_fresh);
+        // The exchange of results may take until the grace period is over, payload may not.
+        self.is_late |= late >= RUN_GRACE || self.counts.iter().any(|counted| counted.is_fresh);
     }
 
     fn abort(&mut self) {

@@ -1,5 +1,5 @@
-//! The thread that keeps a lane's child: starts it confined, answers what it asks for, reads what it says, and buries it,
-//! one for each test of the session. The kernel ties the child to this thread, so it lives as long.
+//! The thread that supervises a lane's children, one for each test of the session: starts the child confined, answers its
+//! system calls, reads its output and reaps it. The kernel kills the child when this thread ends.
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, Read};
@@ -27,12 +27,12 @@ use super::program::Program;
 use super::sandbox;
 use super::write_new;
 
-/// How long a child that has closed its output may take to be gone.
+/// How long a child that has closed its output may take to exit.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
-/// What is kept of what a child says: an error is among its last lines.
+/// The bytes kept of a child's output. An error is among its last lines.
 const MAX_OUTPUT_BYTES: usize = 4096;
 
-/// What a child is started with.
+/// How to start the children of a session.
 pub(super) struct ChildSetup {
     pub(super) program: Program,
     pub(super) port: u16,
@@ -40,15 +40,15 @@ pub(super) struct ChildSetup {
     pub(super) login: SessionLogin,
     pub(super) pair: LoginPair,
     pub(super) padding: LoginPadding,
-    /// The child's folder; gone with it.
+    /// The children's folder; deleted with this.
     pub(super) folder: TempDir,
     /// The most streams of a test.
     pub(super) streams: usize,
-    /// How many tests the session has.
+    /// The tests of the session.
     pub(super) tests: usize,
 }
 
-/// The keeper's thread. Dropping it ends the child and waits for the thread.
+/// The supervising thread. Dropping this kills the child and waits for the thread.
 pub(super) struct ChildSupervisor {
     handoff: Arc<LaneHandoff>,
     thread: Option<JoinHandle<()>>,
@@ -62,11 +62,11 @@ impl ChildSupervisor {
     ) -> io::Result<Self> {
         write_new(&order.folder.path().join(KEY_FILE), &order.pair.private_pem)?;
         write_new(&order.folder.path().join(USERS_FILE), &login::users(&order.login))?;
-        // Cutting the control shuts the bell down, which wakes the poll.
-        let registration = control.register(&handoff.bell)?;
+        // Cancelling the session shuts this socket down, which wakes the poll.
+        let registration = control.register(&handoff.notifier)?;
         let of_thread = Arc::clone(&handoff);
-        let run = move || keep(&order, &of_thread, registration);
-        let thread = std::thread::Builder::new().name("iperf3-keeper".into()).spawn(run)?;
+        let run = move || supervise(&order, &of_thread, registration);
+        let thread = std::thread::Builder::new().name("iperf3-child".into()).spawn(run)?;
         Ok(Self { handoff, thread: Some(thread) })
     }
 }
@@ -75,18 +75,18 @@ impl Drop for ChildSupervisor {
     fn drop(&mut self) {
         self.handoff.close();
         if let Some(thread) = self.thread.take() {
-            // One that panicked has taken its child along.
+            // A panic was reported by the panic hook, and the kernel has killed the child.
             let _ = thread.join();
         }
     }
 }
 
-/// As many seconds as iperf3 takes: a device whose clock stands in 1970 is let in, too.
+/// The most seconds that iperf3 accepts: also a device whose clock is wrong by decades can log in.
 const MAX_CLOCK_SKEW_S: &str = "2147483647";
 const KEY_FILE: &str = "login.key";
 const USERS_FILE: &str = "users.csv";
 
-fn keep(order: &ChildSetup, handoff: &LaneHandoff, _registration: Registration) {
+fn supervise(order: &ChildSetup, handoff: &LaneHandoff, _registration: Registration) {
     for test in 0..order.tests {
         if test > 0 && !handoff.await_next(test - 1) {
             return;
@@ -97,16 +97,16 @@ fn keep(order: &ChildSetup, handoff: &LaneHandoff, _registration: Registration) 
         let exit = match serve_test(order, handoff) {
             Ok(exit) => exit,
             Err(error) => {
-                tracing::error!(%error, "no iperf3 can be started");
-                ChildExit { complaint: Some(error.to_string()), ..ChildExit::default() }
+                tracing::error!(%error, "cannot start iperf3");
+                ChildExit { error: Some(error.to_string()), ..ChildExit::default() }
             }
         };
-        tracing::debug!(?exit, "an iperf3 ended");
-        handoff.ended(test, exit);
+        tracing::debug!(?exit, "an iperf3 exited");
+        handoff.set_exit(test, exit);
     }
 }
 
-/// One child, from its start to its grave.
+/// Runs one child until it is reaped.
 fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit> {
     let (pipe, theirs) = io::pipe()?;
     let mut command = Command::new(&order.program.path);
@@ -115,9 +115,9 @@ fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit
     let confinement = sandbox::confinement(&order.program.path, order.folder.path(), order.streams)?;
     let (child, supervisor) = spawn_confined(command, confinement)?;
     let child = ServerChild { pid: Pid::from_child(&child), process: child };
-    if !handoff.started(child.pid) {
-        handoff.is_being_reaped();
-        // It is killed and buried as it is dropped.
+    if !handoff.set_child(child.pid) {
+        handoff.stop_signalling();
+        // Dropping the child kills and reaps it.
         return Ok(ChildExit::default());
     }
     let mut output = ChildOutput::default();
@@ -125,17 +125,17 @@ fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit
     if attended.is_err() || handoff.is_over() {
         child.kill();
     }
-    handoff.is_being_reaped();
+    handoff.stop_signalling();
     attended?;
     Ok(child.reap(&supervisor, &output))
 }
 
-/// The one-off server of one test: its port is the one that is ours, so it binds none itself.
+/// The arguments of a server for one test. The port is only printed: the child gets our listener instead of one of its own.
 fn arguments(order: &ChildSetup) -> Vec<String> {
     let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
     let port = order.port.to_string();
     let mut arguments = ["-s", "-1", "-p", &port, "-B", any, "-i", "0", "--forceflush"].map(str::to_owned).to_vec();
-    // Both ends' clocks may differ by anything; the login is good for this session alone all the same.
+    // The clocks of both ends may differ. The login is valid for this session only, so its time stamp does not matter.
     let login = ["--rsa-private-key-path", KEY_FILE, "--authorized-users-path", USERS_FILE];
     arguments.extend(login.map(str::to_owned));
     arguments.extend(["--time-skew-threshold", MAX_CLOCK_SKEW_S].map(str::to_owned));
@@ -143,17 +143,17 @@ fn arguments(order: &ChildSetup) -> Vec<String> {
     arguments
 }
 
-/// Answers and listens until the child has closed its output, or everything is over.
+/// Answers system calls and reads output until the child closes its output or the lane is over.
 fn attend(
     handoff: &LaneHandoff,
     supervisor: &Supervisor,
     mut pipe: PipeReader,
     output: &mut ChildOutput,
 ) -> io::Result<()> {
-    let mut takers = VecDeque::new();
+    let mut accepts = VecDeque::new();
     loop {
         let mut polled = [
-            PollFd::new(&handoff.bell, PollFlags::IN),
+            PollFd::new(&handoff.notifier, PollFlags::IN),
             PollFd::new(supervisor, PollFlags::IN),
             PollFd::new(&pipe, PollFlags::IN),
         ];
@@ -162,60 +162,60 @@ fn attend(
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let [bell, asked, spoke] = [0, 1, 2].map(|at| polled[at].revents());
+        let [notifier, question, printed] = [0, 1, 2].map(|at| polled[at].revents());
         if handoff.is_over() {
             return Ok(());
         }
-        // Nothing that the child says there means anything; but one that hangs up would wake us for ever.
-        if !bell.is_empty() && !drain(&handoff.bell) {
+        // What the child writes there means nothing. If it closes its end, the poll would never block again.
+        if !notifier.is_empty() && !drain(&handoff.notifier) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        if asked.contains(PollFlags::IN)
+        if question.contains(PollFlags::IN)
             && let Some(question) = supervisor.next()?
         {
-            answer(handoff, supervisor, question, &mut takers);
+            answer(handoff, supervisor, question, &mut accepts);
         }
-        if !spoke.is_empty() {
-            let mut words = [0; 4096];
-            match pipe.read(&mut words) {
+        if !printed.is_empty() {
+            let mut bytes = [0; 4096];
+            match pipe.read(&mut bytes) {
                 Ok(0) => return Ok(()),
                 Ok(read) => {
-                    if output.hear(&words[..read]) {
-                        handoff.listens();
+                    if output.push(&bytes[..read]) {
+                        handoff.set_listening();
                     } else if output.listens
-                        && let Some(complaint) = output.complaint()
+                        && let Some(error) = output.error()
                     {
-                        handoff.complained(complaint);
+                        handoff.set_error(error);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        serve_takers(handoff, supervisor, &mut takers);
+        answer_accepts(handoff, supervisor, &mut accepts);
     }
 }
 
-/// Takes off what the child said; `false` where it will say nothing more.
-fn drain(mut bell: &std::os::unix::net::UnixStream) -> bool {
-    !matches!(bell.read(&mut [0; 256]), Ok(0))
+/// Discards what the child wrote; `false` if it closed its end.
+fn drain(mut notifier: &std::os::unix::net::UnixStream) -> bool {
+    !matches!(notifier.read(&mut [0; 256]), Ok(0))
 }
 
-/// A socket is what stands for the listener, and nothing else can be had; who wants a connection gets the next one that
-/// was let in, or waits for it; what is closed is let go of here, too.
-fn answer(handoff: &LaneHandoff, supervisor: &Supervisor, question: Question, takers: &mut VecDeque<Question>) {
+/// Answers a system call. `socket` returns the substitute for the listener, for TCP only. `accept` waits for the next
+/// authenticated connection. `close` closes our copy of the connection too.
+fn answer(handoff: &LaneHandoff, supervisor: &Supervisor, question: Question, accepts: &mut VecDeque<Question>) {
     match question.call {
         libc::SYS_close => {
-            // What is no descriptor is refused by the kernel.
-            handoff.closes(question.arguments[0] as i32);
+            // The kernel refuses numbers that are no descriptors.
+            handoff.close_descriptor(question.arguments[0] as i32);
             return supervisor.let_happen(question);
         }
         libc::SYS_socket => {}
-        _ => return takers.push_back(question),
+        _ => return accepts.push_back(question),
     }
     if is_for_tcp(question.arguments) {
         if let Err(error) = supervisor.hand_over(question, handoff.listener.as_fd()) {
-            tracing::debug!(%error, "an iperf3 got no listener");
+            tracing::debug!(%error, "cannot give iperf3 its listener");
             supervisor.refuse(question, libc::EMFILE);
         }
     } else {
@@ -233,23 +233,23 @@ fn is_for_tcp([family, kind, protocol, ..]: [u64; 6]) -> bool {
         && (protocol == 0 || is(protocol, libc::IPPROTO_TCP))
 }
 
-fn serve_takers(handoff: &LaneHandoff, supervisor: &Supervisor, takers: &mut VecDeque<Question>) {
-    while let Some(question) = takers.front().copied() {
+fn answer_accepts(handoff: &LaneHandoff, supervisor: &Supervisor, accepts: &mut VecDeque<Question>) {
+    while let Some(question) = accepts.front().copied() {
         let Some(connection) = handoff.take() else { return };
-        takers.pop_front();
+        accepts.pop_front();
         match supervisor.hand_over(question, connection.socket.as_fd()) {
-            Ok(of_child) => handoff.taken(&connection, of_child),
-            // It was interrupted, and will ask again.
+            Ok(of_child) => handoff.set_accepted(&connection, of_child),
+            // The call was interrupted; the child repeats it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => handoff.put_back(connection),
             Err(error) => {
-                tracing::debug!(%error, "an iperf3 got no connection");
+                tracing::debug!(%error, "cannot give iperf3 a connection");
                 supervisor.refuse(question, libc::EMFILE);
             }
         }
     }
 }
 
-/// Killed and buried when dropped, whatever happened.
+/// Killed and reaped when dropped.
 struct ServerChild {
     pid: Pid,
     process: std::process::Child,
@@ -257,7 +257,7 @@ struct ServerChild {
 
 impl ServerChild {
     fn reap(mut self, supervisor: &Supervisor, output: &ChildOutput) -> ChildExit {
-        // One that ended by itself is gone in a moment; all others are not asked.
+        // A child that exits by itself does so at once; all others are killed.
         let deadline = Instant::now() + EXIT_GRACE;
         let mut polled = [PollFd::new(supervisor, PollFlags::empty())];
         loop {
@@ -268,23 +268,23 @@ impl ServerChild {
                 _ => break,
             }
         }
-        let ended_at = Instant::now();
+        let exited_at = Instant::now();
         self.kill();
-        // Its accounts can be read as long as it is not buried.
+        // Its processor time can be read until it is reaped.
         let _ = rustix::process::waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
         let cpu_s = host_facts::cpu_of(self.pid);
         let status = self.process.wait();
         let ended_well = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-        let complaint = output.complaint().or_else(|| match status {
+        let error = output.error().or_else(|| match status {
             _ if ended_well => None,
-            Ok(status) => Some(format!("iperf3 ended with {status}")),
-            Err(error) => Some(error.to_string()),
+            Ok(status) => Some(format!("iperf3 exited with {status}")),
+            Err(why) => Some(why.to_string()),
         });
-        ChildExit { cpu_s, at: Some(ended_at), complaint }
+        ChildExit { cpu_s, at: Some(exited_at), error }
     }
 
     fn kill(&self) {
-        // Its number is its own until it is buried.
+        // Its pid is not reused until it is reaped. An error means that it has exited.
         let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
     }
 }
@@ -292,12 +292,12 @@ impl ServerChild {
 impl Drop for ServerChild {
     fn drop(&mut self) {
         self.kill();
-        // For one that is buried already this says what it said then.
+        // Returns the stored status if it is reaped already.
         let _ = self.process.wait();
     }
 }
 
-/// The end of what a child prints.
+/// The last bytes of a child's output.
 #[derive(Default)]
 struct ChildOutput {
     text: Vec<u8>,
@@ -305,20 +305,20 @@ struct ChildOutput {
 }
 
 impl ChildOutput {
-    /// Keeps what was printed; `true` once: it listens.
-    fn hear(&mut self, words: &[u8]) -> bool {
-        self.text.extend_from_slice(words);
-        let heard_it = !self.listens && String::from_utf8_lossy(&self.text).contains("Server listening");
-        self.listens |= heard_it;
+    /// Adds output. Returns `true` once: when the child listens.
+    fn push(&mut self, bytes: &[u8]) -> bool {
+        self.text.extend_from_slice(bytes);
+        let starts_listening = !self.listens && String::from_utf8_lossy(&self.text).contains("Server listening");
+        self.listens |= starts_listening;
         let surplus = self.text.len().saturating_sub(MAX_OUTPUT_BYTES);
         self.text.drain(..surplus);
-        heard_it
+        starts_listening
     }
 
-    /// What it named as an error; or, before it listened, whatever it printed last.
-    fn complaint(&self) -> Option<String> {
+    /// The error that it printed; for a child that never listened, its last line.
+    fn error(&self) -> Option<String> {
         let text = String::from_utf8_lossy(&self.text);
-        if self.listens && !text.contains("error") { None } else { output::trouble(&text) }
+        if self.listens && !text.contains("error") { None } else { output::error_line(&text) }
     }
 }
 
@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_gets_sockets_for_tcp_alone() {
+    fn a_child_gets_only_tcp_sockets() {
         let ask =
             |family: i32, kind: i32, protocol: i32| is_for_tcp([family as u64, kind as u64, protocol as u64, 0, 0, 0]);
         assert!(ask(libc::AF_INET, libc::SOCK_STREAM, 0));
@@ -340,22 +340,22 @@ mod tests {
     }
 
     #[test]
-    fn what_a_child_says_is_heard_in_pieces_and_its_error_kept() {
+    fn output_is_read_in_pieces_and_its_error_kept() {
         let mut output = ChildOutput::default();
-        assert!(!output.hear(b"-----\nServer lis"));
-        assert!(output.hear(b"tening on 5201 (test #1)\n"));
-        assert!(!output.hear(b"Server listening again\n"));
-        assert_eq!(output.complaint(), None);
-        output.hear(&b"x".repeat(3 * MAX_OUTPUT_BYTES));
+        assert!(!output.push(b"-----\nServer lis"));
+        assert!(output.push(b"tening on 5201 (test #1)\n"));
+        assert!(!output.push(b"Server listening again\n"));
+        assert_eq!(output.error(), None);
+        output.push(&b"x".repeat(3 * MAX_OUTPUT_BYTES));
         assert_eq!(output.text.len(), MAX_OUTPUT_BYTES);
-        output.hear(b"\niperf3: error - test authorization \x1b[2Jfailed\n");
-        assert_eq!(output.complaint().unwrap(), "test authorization [2Jfailed");
+        output.push(b"\niperf3: error - test authorization \x1b[2Jfailed\n");
+        assert_eq!(output.error().unwrap(), "test authorization [2Jfailed");
     }
 
     #[test]
-    fn what_never_listened_is_known_by_its_last_words() {
+    fn the_last_line_of_a_child_that_never_listened_is_its_error() {
         let mut output = ChildOutput::default();
-        output.hear(b"iperf3: cannot load library: libiperf.so.0\n");
-        assert_eq!(output.complaint().unwrap(), "cannot load library: libiperf.so.0");
+        output.push(b"iperf3: cannot load library: libiperf.so.0\n");
+        assert_eq!(output.error().unwrap(), "cannot load library: libiperf.so.0");
     }
 }

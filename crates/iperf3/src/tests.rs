@@ -1,4 +1,4 @@
-//! Both ends of the lane against each other over loopback, with a real iperf3, and what a stranger can do to it.
+//! Both ends of the lane over loopback with a real iperf3, also while other clients connect to its port.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -24,7 +24,7 @@ use super::login::{LoginTerms, SessionLogin};
 use super::program::Program;
 use super::server_end::Iperf3Server;
 
-/// Says so where there is nothing to test with; never silently.
+/// Whether iperf3 is installed; prints a message if not.
 fn has_iperf3() -> bool {
     let found = Program::find();
     if let Err(lacking) = &found {
@@ -99,7 +99,7 @@ impl Session {
             self.client.connect(phase).unwrap();
             let served = scope.spawn(|| {
                 let tally = self.server.run(phase, &report);
-                // Whoever waits for a start that never came.
+                // Wakes the other end if the phase did not start.
                 start.send(()).unwrap_or(());
                 tally
             });
@@ -116,7 +116,7 @@ fn sum(samples: &[(Direction, Sample)], of: Direction) -> u64 {
 }
 
 #[test]
-fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
+fn all_loads_run_in_order_and_both_ends_count_them() {
     if !has_iperf3() {
         return;
     }
@@ -132,9 +132,9 @@ fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
             assert_eq!(ours.is_some(), directions.contains(&direction));
             let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
             assert_eq!((ours.streams, theirs.streams), (streams, streams), "{direction}: {ours:?} {theirs:?}");
-            // What one has read or sent the other's kernel may still hold.
+            // Bytes that one end counts may still be in the other end's kernel.
             let apart = ours.count.bytes.abs_diff(theirs.count.bytes);
-            let most = (theirs.count.bytes / 5).max(MORE_THAN_IS_BUFFERED);
+            let most = (theirs.count.bytes / 5).max(MAX_BUFFERED);
             assert!(apart < most, "{direction}: {ours:?} {theirs:?}");
             let sampled = sum(&samples, direction);
             assert!(sampled > 0 && sampled <= ours.count.bytes.max(theirs.count.bytes), "{direction}: {samples:?}");
@@ -145,7 +145,7 @@ fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
         assert_eq!(sender.congestion_control.as_ref().unwrap().as_str(), "reno");
         assert!(session.client.raw(phase).unwrap().contains("\"end\""));
     }
-    // The kernel counts by its clock's ticks: a child that shared its processor with many may have met none in one phase.
+    // The kernel counts in clock ticks, so a child may have used none in one phase.
     assert!(used_s > 0.0);
     let idle = session.server.run(9, &|_| {});
     assert!(idle.cut_short.is_some());
@@ -155,7 +155,7 @@ fn every_load_runs_one_after_the_other_and_both_ends_count_it() {
 }
 
 #[test]
-fn who_does_not_know_the_session_is_not_served() {
+fn a_client_without_the_session_keys_is_not_served() {
     if !has_iperf3() {
         return;
     }
@@ -170,9 +170,8 @@ fn who_does_not_know_the_session_is_not_served() {
     assert!(complaint.contains("authorization"), "{complaint}");
 }
 
-/// A connection to the lane from an address that is not the appliance's; none where it is reset before it is known here
-/// that it stands.
-fn stranger(to: SocketAddr) -> Option<TcpStream> {
+/// A connection to the lane from an address that is not the appliance's; `None` if it was reset before `connect` returned.
+fn connect_from_elsewhere(to: SocketAddr) -> Option<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
     match socket.connect(&to.into()) {
@@ -182,7 +181,7 @@ fn stranger(to: SocketAddr) -> Option<TcpStream> {
     }
 }
 
-/// Set when this is dropped, also by a panic.
+/// Sets a flag when dropped, also by a panic.
 struct OnDrop<'a>(&'a AtomicBool);
 
 impl Drop for OnDrop<'_> {
@@ -192,7 +191,7 @@ impl Drop for OnDrop<'_> {
 }
 
 #[test]
-fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
+fn clients_at_other_addresses_cannot_end_block_or_use_a_test() {
     if !has_iperf3() {
         return;
     }
@@ -200,19 +199,19 @@ fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
     let at = session.server.local_addr();
     let over = AtomicBool::new(false);
     let refused = std::thread::scope(|scope| {
-        let strangers = scope.spawn(|| {
+        let others = scope.spawn(|| {
             let mut refused = 0;
             let mut silent = Vec::new();
             while !over.load(Ordering::SeqCst) {
-                let garbage = stranger(at);
-                silent.extend(stranger(at));
-                // Not more than there are descriptors.
+                let garbage = connect_from_elsewhere(at);
+                silent.extend(connect_from_elsewhere(at));
+                // Keeps the number of descriptors bounded.
                 silent.drain(..silent.len().saturating_sub(64));
                 if let Some(mut garbage) = garbage {
-                    // It may be refused before it has said anything.
+                    // The connection may be reset before this write.
                     let _ = garbage.write_all(b"abcdefghijklmnopqrstuvwxyz2345678901\0");
-                    let told = garbage.read(&mut [0; 1]);
-                    assert!(!matches!(told, Ok(1..)), "a stranger was answered");
+                    let answer = garbage.read(&mut [0; 1]);
+                    assert!(!matches!(answer, Ok(1..)), "a client at another address was answered");
                 }
                 refused += 1;
             }
@@ -222,12 +221,12 @@ fn strangers_at_the_port_neither_end_nor_hold_nor_use_a_test() {
         let (served, driven, _) = session.run(0);
         drop(over);
         assert_eq!((served.cut_short, driven.cut_short), (None, None));
-        strangers.join().unwrap()
+        others.join().unwrap()
     });
-    assert!(refused > 0, "no stranger came");
+    assert!(refused > 0, "no other client connected");
 }
 
-/// A client of iperf3's, with the session's own login, that is run as nobody of ours would.
+/// An iperf3 client with the session's login and other options than the engine uses.
 fn own_client(session: &Session, more: &[&str]) -> std::process::Child {
     let at = session.server.local_addr();
     let key = session.scratch.path().join("public.pem");
@@ -242,22 +241,22 @@ fn own_client(session: &Session, more: &[&str]) -> std::process::Child {
 }
 
 #[test]
-fn what_flows_is_charged_whatever_the_appliance_says_of_it() {
+fn all_moved_bytes_are_charged_also_outside_of_phases() {
     if !has_iperf3() {
         return;
     }
-    // Fewer streams than were granted, and in no phase at all.
+    // Fewer streams than granted, and outside of a phase.
     let control = SessionControl::metered(|| ());
     control.allow(1 << 50);
     let session = Session::open_with(&spec(2, &[Load::Upload, Load::Download]), Arc::clone(&control), keys());
     let mut client = own_client(&session, &["-P", "1", "-n", "200M"]);
     assert!(client.wait().unwrap().success());
-    // The child may end before the last of it has arrived.
+    // The child may exit before the last bytes have arrived.
     assert!(control.spent() >= 100 << 20, "{} bytes charged", control.spent());
 }
 
 #[test]
-fn a_control_connection_without_end_ends_the_child() {
+fn too_many_bytes_on_the_control_connection_end_the_child() {
     if !has_iperf3() {
         return;
     }
@@ -266,19 +265,19 @@ fn a_control_connection_without_end_ends_the_child() {
     let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&control), keys());
     let mut control_connection = TcpStream::connect(session.server.local_addr()).unwrap();
     control_connection.write_all(b"abcdefghijklmnopqrstuvwxyz2345678901\0").unwrap();
-    // It is told how long the parameters are, and believes it.
+    // The claimed length of the parameters, which iperf3 does not bound.
     control_connection.read_exact(&mut [0; 1]).unwrap();
     control_connection.write_all(&(64u32 << 20).to_be_bytes()).unwrap();
-    let words = vec![b'x'; 1 << 20];
-    let said = (0..4096u32).take_while(|_| control_connection.write_all(&words).is_ok()).count();
-    assert!(said < 1024, "{said} MiB were taken");
+    let block = vec![b'x'; 1 << 20];
+    let taken = (0..4096u32).take_while(|_| control_connection.write_all(&block).is_ok()).count();
+    assert!(taken < 1024, "{taken} MiB were taken");
     assert!(control.spent() > 1 << 20, "{} bytes charged", control.spent());
     let tally = session.server.run(0, &|_| {});
     assert!(tally.cut_short.unwrap().as_str().contains("control connection"));
 }
 
 #[test]
-fn half_a_cookie_from_the_own_address_holds_nothing_and_wakes_nobody() {
+fn half_a_cookie_from_the_appliances_address_blocks_nothing() {
     if !has_iperf3() {
         return;
     }
@@ -293,11 +292,11 @@ fn half_a_cookie_from_the_own_address_holds_nothing_and_wakes_nobody() {
     assert_eq!((served.cut_short, driven.cut_short), (None, None));
 }
 
-/// More than the kernel takes for two streams that nobody reads: the client reads them.
-const MORE_THAN_IS_BUFFERED: u64 = 256 << 20;
+/// More than the kernel buffers for two streams: if more was acknowledged, the client has read some of it.
+const MAX_BUFFERED: u64 = 256 << 20;
 
 #[test]
-fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
+fn cancelling_at_either_end_ends_a_test_at_once() {
     if !has_iperf3() {
         return;
     }
@@ -318,8 +317,8 @@ fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
                     PhaseProgress::Started => start.send(()).unwrap_or(()),
                     PhaseProgress::Sent(_, sample) => {
                         let before = acknowledged.fetch_add(sample.bytes, Ordering::Relaxed);
-                        // It tells of whole intervals alone, of which each is as long as one of these.
-                        let is_read = sample.bytes > 0 && before > MORE_THAN_IS_BUFFERED;
+                        // The client prints only whole intervals, which are as long as these samples.
+                        let is_read = sample.bytes > 0 && before > MAX_BUFFERED;
                         if is_read && later.fetch_add(1, Ordering::Relaxed) == 5 {
                             control.cancel();
                         }
@@ -331,10 +330,10 @@ fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
             let driven = session.client.run(0, &|_| {});
             let served = served.join().unwrap();
             assert!(driven.cut_short.is_some() && served.cut_short.is_some());
-            // What was measured until then is kept.
+            // The counts until then are kept.
             assert!(served.download.unwrap().count.bytes > 0);
             if cut_appliance {
-                assert!(driven.download.unwrap().count.bytes > 0, "an interrupted client tells what it has");
+                assert!(driven.download.unwrap().count.bytes > 0, "an interrupted client prints its counts");
             }
         });
         drop(session);
@@ -343,20 +342,20 @@ fn a_cut_tether_ends_a_test_in_a_moment_at_either_end() {
 }
 
 #[test]
-fn bytes_that_are_not_leased_do_not_flow_for_long() {
+fn a_child_without_leased_bytes_is_stopped_soon() {
     if !has_iperf3() {
         return;
     }
-    let (asks, asked) = channel();
-    let control = SessionControl::metered(move || asks.send(()).unwrap_or(()));
+    let (ask, requests) = channel();
+    let control = SessionControl::metered(move || ask.send(()).unwrap_or(()));
     let session = Session::open_with(&spec(1, &[Load::Upload]), Arc::clone(&control), keys());
     control.allow(16 << 20);
     let lessor = std::thread::spawn({
-        // It must not keep alive what it waits for.
+        // A strong reference would keep the channel open.
         let control = Arc::downgrade(&control);
         move || {
             let mut slice = 16 << 20;
-            while asked.recv().is_ok() {
+            while requests.recv().is_ok() {
                 let Some(control) = control.upgrade() else { return };
                 slice *= 2;
                 control.allow(slice);
@@ -365,15 +364,15 @@ fn bytes_that_are_not_leased_do_not_flow_for_long() {
     });
     let (served, driven, _) = session.run(0);
     assert_eq!((&served.cut_short, driven.cut_short), (&None, None));
-    // The control connection's words come on top.
+    // The bytes of the control connection are charged too.
     let beside = control.spent() - served.bytes();
-    assert!((1..64 << 10).contains(&beside), "what is counted is charged, and {beside} bytes beside");
+    assert!((1..64 << 10).contains(&beside), "{beside} bytes were charged beside the payload");
     drop((session, control));
     lessor.join().unwrap();
 }
 
 #[test]
-fn the_host_is_tried_out_before_the_lane_is_offered() {
+fn the_sandbox_is_tried_before_the_lane_is_offered() {
     if !has_iperf3() {
         return;
     }

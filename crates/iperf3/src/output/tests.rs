@@ -1,4 +1,4 @@
-//! The parser, held to recordings of real programs (`script/record-iperf3`), to every cut of them, and to chance.
+//! The parser on recordings of real programs (`script/record-iperf3`), on prefixes of them, and on arbitrary input.
 
 use std::fs;
 use std::path::Path;
@@ -9,11 +9,11 @@ use proptest::sample::Index;
 
 use super::*;
 
-/// A recording: `riperf3-0.8.0/busy.json`, and what the client printed.
+/// A recording, for example `riperf3-0.8.0/busy.json`, and what the client printed.
 struct Fixture {
-    /// The client's and, where it is another program, the server's name and version.
+    /// Name and version of the client, and of the server if it is another program.
     folder: String,
-    /// The file's name without its end.
+    /// The file's name without its extension.
     case: String,
     text: String,
 }
@@ -61,10 +61,10 @@ fn by_lines(text: &str) -> (Vec<ClientReading>, Result<ClientReport, Unreadable>
     (readings, live.finish())
 }
 
-/// The directions of a test that ran to its end; `None` for one that did not.
+/// The directions of a completed test; `None` for a failed one.
 fn directions_of(fixture: &Fixture) -> Option<&'static [Direction]> {
     let case = fixture.case.as_str();
-    // They do not pad passwords in the same way.
+    // The two pad passwords differently.
     if case == "password-right" && fixture.folder == "riperf3-0.8.0-with-iperf3-3.12" {
         return None;
     }
@@ -85,7 +85,7 @@ fn directions_of(fixture: &Fixture) -> Option<&'static [Direction]> {
 }
 
 #[test]
-fn every_test_that_ran_to_its_end_says_what_was_asked_and_counted() {
+fn every_completed_test_has_its_options_and_counts() {
     for fixture in &fixtures() {
         let Some(directions) = directions_of(fixture) else { continue };
         let name = fixture.name();
@@ -125,14 +125,14 @@ fn check_totals(name: &str, fixture: &Fixture, direction: Direction, totals: &To
     }
     let mut counted_us = 0;
     for reading in readings.iter().filter(|reading| !reading.omitted) {
-        // Neighbours follow each other on one clock.
+        // Consecutive readings adjoin on one clock.
         assert!(reading.begin_us.abs_diff(counted_us) < 50_000, "{name}: {reading:?} after {counted_us}");
         assert_eq!(reading.udp.is_some(), is_udp, "{name}");
         counted_us = reading.end_us;
     }
     assert_eq!(readings.iter().any(|reading| reading.omitted), fixture.case.ends_with("-omit"), "{name}");
-    // What the client itself counted: the readings and the total are the same bytes, but for the last moment, and for
-    // the last tenth of a second that riperf3 may leave out.
+    // The client's own count: the readings add up to the total, except for the last moment, and for the last tenth of a
+    // second, which riperf3 may omit.
     let own = if direction == Direction::Upload { Some(sent) } else { totals.received };
     if let Some(own) = own.filter(|_| !readings.is_empty()) {
         let counted: u64 = readings.iter().filter(|reading| !reading.omitted).map(|reading| reading.bytes).sum();
@@ -141,19 +141,19 @@ fn check_totals(name: &str, fixture: &Fixture, direction: Direction, totals: &To
     }
 }
 
-/// What a failed case is to whom: the kind of the error, and whether totals came all the same.
+/// The expected kind of the error of a failed test, and whether its report has totals.
 fn failure_of(fixture: &Fixture) -> (Option<FailureKind>, bool) {
     let case = fixture.case.trim_start_matches("stream-");
     let folder = fixture.folder.as_str();
     let of_riperf3 = folder.ends_with("riperf3-0.8.0");
     match case {
         "client-interrupted" | "client-terminated" => (Some(FailureKind::Other), true),
-        // Before it can print, and so on stderr alone.
+        // The client fails before it prints JSON, so the error is only on stderr.
         "server-interrupted" if folder == "iperf3-3.9" => (None, true),
         _ if folder == "iperf3-3.9" => (None, false),
         "server-interrupted" => (Some(FailureKind::ControlLost), true),
         "server-killed" => (Some(FailureKind::ControlLost), false),
-        // riperf3's server lets a client wait, and its client passes over a congestion control that is not there.
+        // riperf3's server lets a client wait, and its client ignores an unknown congestion control.
         "busy" if of_riperf3 => (None, true),
         "congestion-unknown" if of_riperf3 => (None, true),
         "busy" => (Some(FailureKind::Busy), false),
@@ -173,21 +173,21 @@ fn failure_of(fixture: &Fixture) -> (Option<FailureKind>, bool) {
 }
 
 #[test]
-fn every_test_that_failed_says_why() {
+fn every_failed_test_has_an_error() {
     for fixture in fixtures().iter().filter(|fixture| directions_of(fixture).is_none()) {
         let report = parse(&fixture.text).unwrap_or_else(|why| panic!("{}: {why}", fixture.name()));
-        let said = (report.failure(), report.is_complete);
+        let found = (report.failure(), report.is_complete);
         if fixture.folder.ends_with("riperf3-0.8.0") && fixture.case.starts_with("password-") {
-            // Whether riperf3's server's word or the end of the connection is read first is a matter of luck.
+            // The client reads the answer of riperf3's server or the end of the connection, whichever it sees first.
             assert!([Some(FailureKind::Busy), Some(FailureKind::ControlLost)].contains(&report.failure()));
             continue;
         }
-        assert_eq!(said, failure_of(fixture), "{}: {:?}", fixture.name(), report.error);
+        assert_eq!(found, failure_of(fixture), "{}: {:?}", fixture.name(), report.error);
     }
 }
 
 #[test]
-fn a_document_that_is_cut_anywhere_is_not_read_and_a_stream_is_not_complete() {
+fn every_prefix_of_a_document_is_an_error_and_of_a_stream_is_not_complete() {
     let fixtures = fixtures();
     let (some, others) = fixtures.split_at(fixtures.len() / 2);
     thread::scope(|scope| {
@@ -206,7 +206,7 @@ fn check_cuts(fixture: &Fixture) {
             Err(why) => assert_eq!(why, Unreadable::Truncated, "{}", name()),
             Ok(cut) => {
                 assert!(fixture.is_stream(), "{}", name());
-                // What comes after a stream's end is a document with the same in it, or an error's second end.
+                // After the end of a stream there is a document with the same content, or the second end of an error.
                 assert!(!cut.is_complete || text[..end].contains(r#"{"event":"end""#), "{}", name());
                 assert!(whole.readings.starts_with(&cut.readings), "{}", name());
             }
@@ -215,7 +215,7 @@ fn check_cuts(fixture: &Fixture) {
 }
 
 #[test]
-fn a_stream_says_the_same_line_by_line() {
+fn a_stream_parsed_line_by_line_gives_the_same_report() {
     for fixture in fixtures().iter().filter(|fixture| fixture.is_stream()) {
         let whole = parse(&fixture.text).unwrap();
         let (readings, live) = by_lines(&fixture.text);
@@ -225,7 +225,7 @@ fn a_stream_says_the_same_line_by_line() {
 }
 
 #[test]
-fn what_is_no_stream_is_none_line_by_line() {
+fn a_document_parsed_line_by_line_is_an_error() {
     assert_eq!(StreamParser::new().finish(), Err(Unreadable::Empty));
     let (readings, report) = by_lines("iperf3: unrecognized option '--json-stream'\nUsage: iperf3 [-s|-c host]\n");
     assert!(readings.is_empty());
@@ -233,31 +233,31 @@ fn what_is_no_stream_is_none_line_by_line() {
 }
 
 #[test]
-fn doubled_documents_are_one_report() {
+fn two_documents_are_one_report() {
     let once = fixture("iperf3-3.12", "tcp-bidir");
     let report = parse(&once).unwrap();
     assert_eq!(parse(&format!("{once}{once}")), Ok(report.clone()));
-    // An error of either decides, and the document that says more counts.
+    // The error of either document is kept, and the document with more content is used.
     let failed = fixture("iperf3-3.12", "busy");
     for both in [format!("{once}\n{failed}"), format!("{failed}{once}")] {
         let both = parse(&both).unwrap();
         assert_eq!(both.failure(), Some(FailureKind::Busy));
         assert_eq!(both.readings, report.readings);
     }
-    // A second one that is cut takes nothing away.
+    // An incomplete second document changes nothing.
     assert_eq!(parse(&format!("{once}{}", &once[..once.len() / 2])), Ok(report));
 }
 
 #[test]
-fn words_around_a_document_are_passed_over() {
+fn text_around_a_document_is_ignored() {
     let document = fixture("iperf3-3.12", "tcp-upload");
     let around = format!("warning: this is no document\n{document}\niperf3: done");
     assert_eq!(parse(&around), parse(&document));
 }
 
 #[test]
-fn nan_is_absent_and_the_rest_is_read() {
-    // No program at hand prints one, so it is put where a recorded document has a number.
+fn nan_is_absent_and_the_rest_is_parsed() {
+    // No recording contains one, so it replaces a number of a recorded document.
     let document = fixture("iperf3-3.12", "udp-download");
     let before = parse(&document).unwrap();
     for word in ["nan", "-nan", "NaN", "inf", "-inf", "-nan(ind)", "1.#QNAN", "1e999"] {
@@ -278,7 +278,7 @@ fn a_nan_inside_text_stays_text() {
 }
 
 #[test]
-fn an_error_is_harmless_text() {
+fn an_error_text_is_sanitised() {
     let error = format!(r#"{{"error":"error - \u001b]0;owned\u0007{}"}}"#, "ä".repeat(5000));
     let error = parse(&error).unwrap().error.unwrap();
     assert!(error.starts_with("]0;ownedä"), "{error}");
@@ -286,7 +286,7 @@ fn an_error_is_harmless_text() {
 }
 
 #[test]
-fn what_is_no_number_or_below_zero_is_absent_and_what_is_too_much_saturates() {
+fn invalid_and_negative_numbers_are_absent_and_large_ones_saturate() {
     let interval = |bytes: &str, end: &str| {
         let text = format!(r#"{{"intervals":[{{"sum":{{"start":0,"end":{end},"bytes":{bytes},"sender":true}}}}]}}"#);
         parse(&text).unwrap().readings.first().map(|reading| (reading.bytes, reading.end_us))
@@ -300,7 +300,7 @@ fn what_is_no_number_or_below_zero_is_absent_and_what_is_too_much_saturates() {
 }
 
 #[test]
-fn what_is_not_iperf3s_is_named() {
+fn output_of_other_programs_is_an_error_with_a_reason() {
     assert_eq!(parse(" \n"), Err(Unreadable::Empty));
     let not = |text: &str| match parse(text) {
         Err(Unreadable::NotIperf3 { detail }) => detail,
@@ -314,7 +314,7 @@ fn what_is_not_iperf3s_is_named() {
 }
 
 #[test]
-fn no_more_readings_are_kept_than_promised() {
+fn the_number_of_readings_is_bounded() {
     let line = r#"{"event":"interval","data":{"sum":{"start":0,"end":1,"bytes":1,"sender":true}}}"#;
     let mut live = StreamParser::new();
     live.line(line);
@@ -324,16 +324,16 @@ fn no_more_readings_are_kept_than_promised() {
 }
 
 #[test]
-fn the_clock_starts_anew_after_the_omitted_part() {
+fn the_clock_restarts_after_the_omitted_part() {
     let report = parse(&fixture("iperf3-3.18", "stream-download-omit")).unwrap();
     let first = report.readings.iter().find(|reading| !reading.omitted).unwrap();
-    // The program says that this interval began half a second later.
+    // The output claims that this interval began half a second later.
     assert_eq!(first.begin_us, 0);
     assert!(first.end_us.abs_diff(500_000) < 50_000, "{first:?}");
 }
 
 #[test]
-fn an_interrupted_test_keeps_what_this_end_knows() {
+fn an_interrupted_test_keeps_the_counts_of_this_end() {
     let report = parse(&fixture("iperf3-3.12", "client-interrupted")).unwrap();
     assert!(report.is_complete && report.error.is_some());
     let upload = report.upload.unwrap();
@@ -342,8 +342,8 @@ fn an_interrupted_test_keeps_what_this_end_knows() {
 }
 
 #[test]
-fn both_sums_of_one_name_are_told_apart_by_their_streams() {
-    // iperf3 3.9, bidirectional: "sum", "sum_sent" and "sum_received" are there twice.
+fn two_sums_with_one_name_are_computed_from_their_streams() {
+    // iperf3 3.9, bidirectional: "sum", "sum_sent" and "sum_received" appear twice.
     let text = fixture("iperf3-3.9", "tcp-bidir");
     assert_eq!(text.matches("\"sum_received\":").count(), 2);
     let report = parse(&text).unwrap();
@@ -354,7 +354,7 @@ fn both_sums_of_one_name_are_told_apart_by_their_streams() {
 }
 
 #[test]
-fn a_version_is_read_and_compared() {
+fn a_version_is_parsed_and_compared() {
     let version = |major, minor| Some(Version { major, minor });
     assert_eq!(version_of("iperf 3.12 (cJSON 1.7.15)\nLinux vm 6.18.44\n"), version(3, 12));
     assert_eq!(version_of("iperf 3.18+"), version(3, 18));
@@ -366,7 +366,7 @@ fn a_version_is_read_and_compared() {
 }
 
 #[test]
-fn an_error_on_stderr_is_read_as_well() {
+fn an_error_on_stderr_has_a_kind_too() {
     let on_stderr = "iperf3: error - unable to connect to server: Connection refused";
     assert_eq!(FailureKind::of(on_stderr), FailureKind::Unreachable);
     assert_eq!(
