@@ -9,20 +9,21 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use paramedic_engines::engine::PhaseProgress;
-use paramedic_engines::host_facts::{self, CpuClock};
+use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::sys::child;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
+use super::COUNTED_BY_IPERF3;
 use super::login::LoginPadding;
 use super::output::{self, ClientReading, ClientReport, PayloadProtocol, StreamParser, Unreadable};
+use super::process::{await_exit, folder_in, signal_group, write_new};
 use super::program::Program;
-use super::{COUNTED_BY_IPERF3, folder_in, write_new};
 
 /// The interval of its readings: the shortest that iperf3 supports, and that of our own engines.
 const INTERVAL_S: &str = "0.1";
@@ -286,8 +287,7 @@ impl ClientShared {
     fn signal(&self, signal: Signal) {
         let state = self.state();
         if let Some(pid) = state.pid {
-            // It may have exited just now, but it is not reaped, so its pid is not reused.
-            let _ = rustix::process::kill_process_group(pid, signal);
+            signal_group(pid, signal);
         }
     }
 
@@ -304,20 +304,22 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &
     let (folder, mut process) = match spawn(program, order) {
         Ok(started) => started,
         Err(error) => {
-            let _ = started.send(Err(error));
-            return;
+            // `start` waits for this.
+            return started.send(Err(error)).unwrap_or(());
         }
     };
     let pid = Pid::from_child(&process);
     shared.state().pid = Some(pid);
-    let _ = started.send(Ok(()));
+    started.send(Ok(())).unwrap_or(());
     let complaints = process.stderr.take().map(|stderr| {
         std::thread::spawn(move || {
             let mut text = Vec::new();
             let mut stderr = stderr;
-            let _ = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut text);
+            let kept = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut text);
             // Discards the rest, so that the client does not block in a write.
-            let _ = io::copy(&mut stderr, &mut io::sink());
+            if let Err(error) = kept.and_then(|_| io::copy(&mut stderr, &mut io::sink())) {
+                tracing::debug!(%error, "cannot read the errors of an iperf3");
+            }
             text
         })
     });
@@ -327,10 +329,11 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &
         .map(|stdout| read_output(stdout, streams_json(program), order, shared))
         .unwrap_or_default();
     // A client that has closed its output exits at once.
-    let _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
-    let used = host_facts::cpu_of(pid).unwrap_or_default();
+    let used = await_exit(pid).unwrap_or_default();
     shared.state().pid = None;
-    let _ = process.wait();
+    if let Err(error) = process.wait() {
+        tracing::debug!(%error, "cannot reap an iperf3");
+    }
     drop(folder);
     let complaint = complaints.and_then(|thread| thread.join().ok());
     let complaint = complaint.and_then(|text| output::error_line(&String::from_utf8_lossy(&text)));

@@ -15,6 +15,7 @@ use rustix::net::RecvFlags;
 use rustix::process::{Pid, Signal};
 
 use super::cookie::Cookie;
+use super::process::signal_group;
 
 /// The interval in which bytes are counted and charged, at most and at least. Each count briefly locks the sockets, so
 /// the interval is only as short as the leased bytes require.
@@ -162,8 +163,7 @@ impl HandoffState {
 
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid {
-            // It may have exited just now, but it is not reaped, so its pid is not reused.
-            let _ = rustix::process::kill_process_group(pid, signal);
+            signal_group(pid, signal);
         }
     }
 
@@ -188,7 +188,7 @@ impl HandoffState {
         if uncharged > 0 {
             control.heard();
             // An error means that the session is over, which every caller checks by itself.
-            let _ = control.charge(uncharged);
+            control.charge(uncharged).unwrap_or(());
         }
         let is_too_long = |connection: &&LaneConnection| {
             connection.kind == ConnectionKind::Control && connection.seen.received > MAX_CONTROL_BYTES
@@ -304,8 +304,10 @@ impl LaneHandoff {
     pub(super) fn take(&self) -> Option<UnacceptedConnection> {
         let mut state = self.state();
         let taken = state.waiting.pop_front()?;
-        // Removes its byte. The child may have read it already; that harms only the child.
-        let _ = rustix::net::recv(&self.listener, &mut [0; 1], RecvFlags::DONTWAIT);
+        // Removes its byte. If the child has read it already, only the child is harmed.
+        if let Err(errno) = rustix::net::recv(&self.listener, &mut [0; 1], RecvFlags::DONTWAIT) {
+            tracing::debug!(%errno, "iperf3 has read from its listener");
+        }
         Some(taken)
     }
 
@@ -316,8 +318,8 @@ impl LaneHandoff {
             return;
         }
         state.waiting.push_front(waiting);
-        // Cannot be full: `take` has just removed a byte.
-        let _ = (&self.notifier).write_all(b".");
+        // Not full: `take` has just removed a byte. Closed if the lane is over.
+        (&self.notifier).write_all(b".").unwrap_or(());
     }
 
     /// The child accepted this connection as its descriptor `of_child`.
@@ -490,7 +492,7 @@ impl LaneHandoff {
         }
         self.notify();
         // Wakes the supervisor's poll. Fails only if it is shut down already.
-        let _ = self.notifier.shutdown(std::net::Shutdown::Both);
+        self.notifier.shutdown(std::net::Shutdown::Both).unwrap_or(());
     }
 }
 

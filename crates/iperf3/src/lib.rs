@@ -2,25 +2,34 @@
 //! client and the parser for plain iperf3 servers.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
+#![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod output;
 
 mod authenticator;
+#[expect(clippy::disallowed_methods, reason = "waits until deadlines of its own")]
 mod client;
+#[expect(clippy::disallowed_methods, reason = "waits until deadlines of its own")]
 mod client_end;
 mod cookie;
+#[expect(clippy::disallowed_methods, reason = "waits until deadlines of its own")]
 mod handoff;
 mod login;
+mod process;
 mod program;
 mod sandbox;
+#[expect(clippy::disallowed_methods, reason = "waits until deadlines of its own")]
 mod server_end;
+#[expect(clippy::disallowed_methods, reason = "waits until deadlines of its own")]
 mod supervisor;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "measures how long a cancelled test takes to end")]
 mod tests;
 
-use std::io::{self, Write};
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,14 +125,3 @@ const RUN_GRACE: Duration = Duration::from_secs(10);
 const COUNTED_BY_SOCKET: &str = "socket";
 /// `counted_by`: iperf3 counted, in its report.
 const COUNTED_BY_IPERF3: &str = "iperf3";
-
-/// Creates a file with mode 0600. Fails if it exists.
-fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
-}
-
-/// A folder with mode 0700 for one child, in `scratch`. Deleted when dropped.
-fn folder_in(scratch: &Path) -> io::Result<tempfile::TempDir> {
-    let private = std::fs::Permissions::from_mode(0o700);
-    tempfile::Builder::new().prefix("iperf3-").permissions(private).tempdir_in(scratch)
-}

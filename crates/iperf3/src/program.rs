@@ -139,11 +139,11 @@ fn query(path: &Path, option: &str) -> io::Result<String> {
         let mut text = Vec::new();
         let read = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut text);
         // Fails if the caller has timed out.
-        let _ = sender.send(read.map(|_| text));
+        sender.send(read.map(|_| text)).unwrap_or(());
     });
     let text = receiver.recv_timeout(QUERY_TIMEOUT).map_err(|_| io::Error::from(io::ErrorKind::TimedOut));
-    // An error means that it has exited by itself.
-    let _ = child.kill();
-    let _ = child.wait();
+    // Both succeed also for a child that has exited by itself.
+    child.kill()?;
+    child.wait()?;
     Ok(String::from_utf8_lossy(&text??).into_owned())
 }

@@ -23,9 +23,10 @@ use rustix::process::Signal;
 use super::authenticator::CookieAuthenticator;
 use super::handoff::{ChildExit, KernelCounts, LaneHandoff};
 use super::login::{LoginPadding, LoginPair, LoginTerms, SessionLogin};
+use super::process::folder_in;
 use super::program::Program;
 use super::supervisor::{ChildSetup, ChildSupervisor};
-use super::{COUNTED_BY_SOCKET, RUN_GRACE, folder_in};
+use super::{COUNTED_BY_SOCKET, RUN_GRACE};
 
 /// How long a server may take to listen. The appliance gets no answer meanwhile and gives up after 10 s.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(6);

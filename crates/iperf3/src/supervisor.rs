@@ -11,21 +11,20 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use paramedic_engines::host_facts;
 use paramedic_engines::session_control::{Registration, SessionControl};
 use paramedic_engines::sys::child::spawn_confined;
 use paramedic_engines::sys::seccomp::{Question, Supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use super::handoff::{ChildExit, LaneHandoff};
 use super::login::{self, LoginPadding, LoginPair, SessionLogin};
 use super::output;
+use super::process::{await_exit, signal_group, write_new};
 use super::program::Program;
 use super::sandbox;
-use super::write_new;
 
 /// How long a child that has closed its output may take to exit.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
@@ -75,8 +74,10 @@ impl Drop for ChildSupervisor {
     fn drop(&mut self) {
         self.handoff.close();
         if let Some(thread) = self.thread.take() {
-            // A panic was reported by the panic hook, and the kernel has killed the child.
-            let _ = thread.join();
+            // After a panic the kernel has killed the child.
+            if thread.join().is_err() {
+                tracing::error!("the thread that supervises iperf3 panicked");
+            }
         }
     }
 }
@@ -271,8 +272,7 @@ impl ServerChild {
         let exited_at = Instant::now();
         self.kill();
         // Its processor time can be read until it is reaped.
-        let _ = rustix::process::waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
-        let cpu_s = host_facts::cpu_of(self.pid);
+        let cpu_s = await_exit(self.pid);
         let status = self.process.wait();
         let ended_well = status.as_ref().is_ok_and(std::process::ExitStatus::success);
         let error = output.error().or_else(|| match status {
@@ -284,8 +284,7 @@ impl ServerChild {
     }
 
     fn kill(&self) {
-        // Its pid is not reused until it is reaped. An error means that it has exited.
-        let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+        signal_group(self.pid, Signal::KILL);
     }
 }
 
@@ -293,7 +292,9 @@ impl Drop for ServerChild {
     fn drop(&mut self) {
         self.kill();
         // Returns the stored status if it is reaped already.
-        let _ = self.process.wait();
+        if let Err(error) = self.process.wait() {
+            tracing::warn!(%error, "cannot reap an iperf3");
+        }
     }
 }
 
