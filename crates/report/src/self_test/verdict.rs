@@ -122,7 +122,7 @@ fn step(bps: u64) -> Option<u64> {
     STEPS_BPS.into_iter().rev().find(|step| *step <= bps)
 }
 
-/// A rate of a line as people say it: `2.5 Gbit/s`, `100 Mbit/s`.
+/// The nominal rate of a line: `2.5 Gbit/s`, `100 Mbit/s`.
 pub(super) fn line_rate(bps: u64) -> String {
     if bps >= 1_000_000_000 { format!("{} Gbit/s", bps as f64 / 1e9) } else { format!("{} Mbit/s", bps as f64 / 1e6) }
 }
@@ -165,9 +165,9 @@ fn slow(interface: &Interface) -> Option<WeakPoint> {
     Some(WeakPoint::new(
         "slow_interface",
         format!("{name} carries no more than {}", line_rate(speed)),
-        "that is what it and the other end of its cable have settled on",
+        "it negotiated this speed with the other end of its cable",
         format!(
-            "a cable with all eight wires, another port of the switch; `ethtool {name}` shows what both ends offer"
+            "use a cable with all eight wires, or another port of the switch; `ethtool {name}` shows what both ends offer"
         ),
     ))
 }
@@ -177,9 +177,9 @@ fn half_duplex(interface: &Interface) -> Option<WeakPoint> {
     interface.duplex.filter(|duplex| *duplex == Duplex::Half)?;
     Some(WeakPoint::new(
         "half_duplex",
-        format!("{name} sends or receives, never both at once"),
-        "it runs in half duplex, mostly because one end of the cable was set by hand and the other was not",
-        format!("let both ends find out by themselves: `ethtool -s {name} autoneg on`, and the same at the switch"),
+        format!("{name} runs in half duplex: it never sends and receives at once"),
+        "usually one end of the cable has a fixed setting and the other negotiates",
+        format!("`ethtool -s {name} autoneg on`, and turn on autonegotiation at the switch"),
     ))
 }
 
@@ -189,34 +189,34 @@ fn busy(facts: &Facts) -> Option<WeakPoint> {
         WeakPoint::new(
             "busy",
             "other work runs on this host",
-            format!("{} of its cores' time was taken before anything was measured", quantity::share(busy)),
-            "once more when nothing else runs: then it may carry more than this",
+            format!("{} of the processor time was in use before the measurements", quantity::share(busy)),
+            "stop the other programs and run the self-test again: the host may carry more than this",
         )
     })
 }
 
 fn one_core(facts: &Facts) -> Option<WeakPoint> {
-    // Not those that a quota leaves: that is another weak point.
+    // The cores of the host: a quota is another weak point.
     facts.processor.cores.filter(|cores| *cores == 1)?;
     Some(WeakPoint::new(
         "one_core",
-        "there is one core for everything",
-        "moving bytes, encrypting them and answering latency probes take turns on it",
-        "a host with two cores or more, for lines that it can fill; `-P 1` costs it least",
+        "the host has one core",
+        "moving bytes, encrypting them and answering latency probes share it",
+        "use a host with at least two cores for fast lines; `-P 1` costs the least processor time",
     ))
 }
 
 fn cpu_quota(facts: &Facts) -> Option<WeakPoint> {
     let quota = facts.processor.quota_cores?;
-    // A quota of all cores and more takes nothing away.
+    // A quota of all cores or more limits nothing.
     if facts.processor.cores.is_some_and(|cores| quota >= f64::from(cores)) {
         return None;
     }
     Some(WeakPoint::new(
         "cpu_quota",
-        format!("it may use no more than {quota:.2} cores"),
+        format!("it may use at most {quota:.2} cores"),
         "a control group limits it (cpu.max); once the quota is used up, the program is suspended, which adds latency",
-        "without CPUQuota= in its unit, or --cpus of its container",
+        "remove CPUQuota= from its unit, or --cpus from its container",
     ))
 }
 
@@ -228,7 +228,7 @@ fn powersave(facts: &Facts) -> Option<WeakPoint> {
         "powersave",
         "the processor stays at its lowest frequency",
         format!("its frequency governor is {}", governor.name),
-        "`cpupower frequency-set -g schedutil`, or performance, before a test",
+        "run `cpupower frequency-set -g schedutil` before a test",
     ))
 }
 
@@ -236,9 +236,9 @@ fn no_aes(facts: &Facts) -> Option<WeakPoint> {
     facts.processor.aes_gcm_in_hardware.filter(|has| !has)?;
     Some(WeakPoint::new(
         "no_aes",
-        "tunneled data costs this processor much",
-        "it has no instructions for AES-GCM: each byte is encrypted step by step",
-        "`--data-mode direct` where a line is faster than it can encrypt",
+        "tunneled data needs much processor time",
+        "the processor has no instructions for AES-GCM",
+        "use `--data-mode direct` on lines that are faster than it can encrypt",
     ))
 }
 
@@ -247,8 +247,8 @@ fn late_timers(facts: &Facts) -> Option<WeakPoint> {
     Some(WeakPoint::new(
         "late_timers",
         format!("one timer in a hundred is {} late or more", quantity::micros(timers.late_p99_us)),
-        "other work, a hypervisor or a quota keeps the processor from ringing them in time",
-        "run fewer programs on it, or use a host with dedicated cores; latency probes are sent late, and short spikes may be missed",
+        "other programs, a hypervisor or a quota delay them",
+        "run fewer programs on it, or use a host with dedicated cores; late probes can miss short latency spikes",
     ))
 }
 
@@ -260,15 +260,17 @@ fn few_descriptors(role: Role, facts: &Facts) -> Option<WeakPoint> {
     };
     let try_ = if limit.hard >= ENOUGH_DESCRIPTORS {
         format!(
-            "`ulimit -n {ENOUGH_DESCRIPTORS}` in the shell that starts it, or LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit"
+            "run `ulimit -n {ENOUGH_DESCRIPTORS}` in the shell that starts it, or set LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit"
         )
     } else {
-        format!("LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit, or a higher `hard nofile` in /etc/security/limits.conf")
+        format!(
+            "set LimitNOFILE={ENOUGH_DESCRIPTORS} in its unit, or a higher `hard nofile` in /etc/security/limits.conf"
+        )
     };
     (allowed < ENOUGH_DESCRIPTORS).then(|| {
         WeakPoint::new(
             "few_descriptors",
-            format!("it may have {} open, where {ENOUGH_DESCRIPTORS} are enough", counted(allowed, "descriptor")),
+            format!("it may have {} open; {ENOUGH_DESCRIPTORS} are enough", counted(allowed, "descriptor")),
             format!("that is its {raised}; a test of 64 streams in both directions holds some 400"),
             try_,
         )
@@ -282,7 +284,7 @@ fn small_buffers(facts: &Facts, rates: &[LoopbackRate]) -> Option<WeakPoint> {
     let (receive, send) = (facts.buffers.tcp_receive_max_bytes?, facts.buffers.tcp_send_max_bytes?);
     let payload = receive.min(send).saturating_mul(STREAMS) / BUFFER_PER_PAYLOAD;
     let possible = payload.saturating_mul(8 * 1000) / LONG_RTT_MS;
-    // What the rate of a line takes, in whole MiB.
+    // The buffer that the rate of a line needs, in whole MiB.
     let needed = (wanted * LONG_RTT_MS / (8 * 1000) * BUFFER_PER_PAYLOAD / STREAMS).div_ceil(1 << 20) << 20;
     let settings = [("tcp_rmem=\"4096 131072", receive), ("tcp_wmem=\"4096 16384", send)];
     let larger = settings.iter().filter(|(_, now)| *now < needed);
@@ -292,11 +294,11 @@ fn small_buffers(facts: &Facts, rates: &[LoopbackRate]) -> Option<WeakPoint> {
             "small_buffers",
             format!("over a round trip of {LONG_RTT_MS} ms it carries less than {}", line_rate(wanted)),
             format!(
-                "TCP's buffers let {STREAMS} streams have about {} on the way: {} at most there",
+                "TCP's buffers limit {STREAMS} streams to about {} in flight: at most {} on that path",
                 quantity::bytes(payload),
                 quantity::rate(possible)
             ),
-            format!("`sysctl -w {larger}`, where paths are that long; or more streams"),
+            format!("run `sysctl -w {larger}` if paths are that long, or use more streams"),
         )
     })
 }
@@ -306,8 +308,8 @@ fn clock(facts: &Facts) -> Option<WeakPoint> {
     Some(WeakPoint::new(
         "clock_unsynchronised",
         "the system clock is not synchronised",
-        "the kernel holds it for unsynchronised (adjtimex)",
-        "systemd-timesyncd or chrony: results carry its time, and iperf3 servers refuse a login that is 10 s off",
+        "the kernel reports it as unsynchronised (adjtimex)",
+        "run systemd-timesyncd or chrony: results carry this time, and iperf3 servers refuse a login that is 10 s off",
     ))
 }
 
@@ -494,7 +496,7 @@ mod tests {
         assert!(weak.what.contains("256 descriptors") && weak.try_.contains("ulimit -n"), "{weak:?}");
         let tight = Facts { descriptors: Some(Descriptors { soft: 64, hard: 64 }), ..sound() };
         let weak = few_descriptors(Role::Reflector, &tight).unwrap();
-        assert!(weak.try_.starts_with("LimitNOFILE"), "{weak:?}");
+        assert!(weak.try_.starts_with("set LimitNOFILE"), "{weak:?}");
     }
 
     #[test]
@@ -503,7 +505,7 @@ mod tests {
         let weak = small_buffers(&facts, &rates(3 * GBIT, 12 * GBIT)).unwrap();
         assert_eq!(
             weak.try_,
-            "`sysctl -w net.ipv4.tcp_wmem=\"4096 16384 6291456\"`, where paths are that long; or more streams"
+            "run `sysctl -w net.ipv4.tcp_wmem=\"4096 16384 6291456\"` if paths are that long, or use more streams"
         );
         let followed = Facts { buffers: Buffers { tcp_send_max_bytes: Some(6_291_456), ..facts.buffers }, ..facts };
         assert_eq!(small_buffers(&followed, &rates(3 * GBIT, 12 * GBIT)), None);
