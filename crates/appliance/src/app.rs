@@ -186,6 +186,12 @@ fn broken_off(error: &tokio::task::JoinError) -> Failure {
     Failure::new(Exit::Failed, "internal", "the test broke off", error.to_string(), try_)
 }
 
+/// One failure of each cause, for the table in `failure`.
+#[cfg(test)]
+pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
+    vec![("device busy", busy_here())]
+}
+
 #[cfg(test)]
 mod tests {
     use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};

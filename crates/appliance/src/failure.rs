@@ -213,8 +213,10 @@ impl From<history::Error> for Failure {
 #[cfg(test)]
 mod tests {
     use paramedic_report::document::example;
+    use sqlx::migrate::MigrateError;
 
     use super::*;
+    use crate::targets::Target;
 
     fn unreachable() -> Failure {
         Failure::new(
@@ -234,6 +236,49 @@ mod tests {
              because: connection refused\n\
              try: is `reflector serve` running there, is TCP 4000 open?"
         );
+    }
+
+    fn failures() -> Vec<(&'static str, Failure)> {
+        use history::Error as E;
+        let path = || "/state/packetparamedic.db".into();
+        let other = || std::io::Error::other("some reason");
+        let wanted = || "attic".to_owned();
+        let own = vec![
+            ("no such provider", Failure::no_such("provider", "nonesuch")),
+            ("no such engine", Failure::no_such("engine", "nonesuch")),
+            ("address", Target::parse("https://attic", 4000).unwrap_err().into()),
+            ("database: folder", E::Folder { path: "/state".into(), source: other() }.into()),
+            ("database: corrupt", E::Corrupt { path: path() }.into()),
+            ("database: newer", E::Newer { path: path(), migration: 99 }.into()),
+            ("database: altered", E::Altered { path: path(), source: MigrateError::Dirty(1).into() }.into()),
+            ("database: full", E::Full { doing: "saving the run", path: path() }.into()),
+            ("database: locked", E::Locked { doing: "saving the run" }.into()),
+            ("database: read-only", E::ReadOnly { doing: "saving the run", path: path() }.into()),
+            ("name taken", E::NameTaken { name: wanted() }.into()),
+            ("no name", E::NoName.into()),
+            ("no such reflector", E::NoSuchReflector { wanted: wanted() }.into()),
+            (
+                "ambiguous reflector",
+                E::AmbiguousReflector { wanted: wanted(), names: vec!["a".into(), "b".into()] }.into(),
+            ),
+            ("no such run", E::NoSuchRun { wanted: wanted() }.into()),
+            ("ambiguous run", E::AmbiguousRun { wanted: wanted() }.into()),
+            ("unreadable result", E::Document { source: serde_json::from_str::<u8>("x").unwrap_err() }.into()),
+            ("database: other", E::Sql { doing: "saving the run", source: sqlx::Error::PoolClosed }.into()),
+        ];
+        let modules = [crate::app::failures(), crate::test_lock::failures(), crate::reflector_client::failures()];
+        [own, modules.concat(), crate::providers::failures()].concat()
+    }
+
+    #[test]
+    fn every_cause_has_its_text_code_and_exit() {
+        let table = failures().into_iter().map(|(cause, failure)| {
+            let retry = failure.retry_after_ms.map(|ms| format!("retry after {ms} ms\n")).unwrap_or_default();
+            format!("[{cause}] {} exit {}\n{failure}\n{retry}\n", failure.code, failure.exit as u8)
+        });
+        let table = table.collect::<String>();
+        let expected = include_str!("failures.txt");
+        assert_eq!(table, expected);
     }
 
     #[test]

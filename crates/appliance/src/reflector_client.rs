@@ -621,3 +621,59 @@ fn in_words(error: &io::Error) -> String {
         _ => error.to_string(),
     }
 }
+
+/// One failure of each cause, for the table in `failure`.
+#[cfg(test)]
+pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
+    use DenialReason as D;
+    let target = "attic.lan".parse::<Target>().unwrap();
+    let at = "attic.lan:4000";
+    let key = EndpointId::from_bytes([7; 32]);
+    let io = |kind: io::ErrorKind| io::Error::from(kind);
+    let detail = "detail of the reflector".into();
+    let mut rows = vec![
+        ("unreachable", unreachable(&target, &io(io::ErrorKind::ConnectionRefused))),
+        ("unreachable in the handshake", no_handshake(&target, Expect::ExactKey(key), &io(io::ErrorKind::TimedOut))),
+        (
+            "no TLS",
+            no_handshake(&target, Expect::ExactKey(key), &io::Error::new(io::ErrorKind::InvalidData, "not TLS")),
+        ),
+        ("hung up", no_handshake(&target, Expect::ExactKey(key), &io(io::ErrorKind::UnexpectedEof))),
+        ("no reflector", no_reflector(&target, "it does not speak pp-link/1")),
+        ("silent handshake", silent(&target)),
+        ("silent link", silent_link(at, Duration::from_secs(10))),
+        ("no answer", given_up(at, GiveUp::NoAnswer)),
+        ("silence in the queue", given_up(at, GiveUp::Silence)),
+        ("stalled", given_up(at, GiveUp::Stalled(Duration::from_secs(180)))),
+        ("too long", given_up(at, GiveUp::TooLong(Duration::from_secs(60)))),
+        ("gone", gone(at, "it closed the link")),
+    ];
+    for (name, reason) in [
+        ("closed: version", CloseReason::Version),
+        ("closed: protocol", CloseReason::Protocol),
+        ("closed: removed", CloseReason::PeerRemoved),
+        ("closed: shutdown", CloseReason::Shutdown),
+        ("closed: unknown", CloseReason::Unknown),
+    ] {
+        rows.push((name, closed(at, reason, &detail)));
+    }
+    for (name, reason) in [
+        ("denied: bad request", D::BadRequest),
+        ("denied: engine", D::EngineNotOffered),
+        ("denied: mode", D::ModeNotOffered),
+        ("denied: too long", D::TooLong),
+        ("denied: streams", D::TooManyStreams),
+        ("denied: asked", D::AlreadyAsked),
+        ("denied: busy", D::Busy),
+        ("denied: queue full", D::QueueFull),
+        ("denied: tests per hour", D::TestsPerHour),
+        ("denied: bytes per day", D::BytesPerDay),
+        ("denied: no port", D::NoPort),
+        ("denied: draining", D::Draining),
+        ("denied: faulted", D::Faulted),
+        ("denied: unknown", D::Unknown),
+    ] {
+        rows.push((name, denied(at, &Denial { reason, detail: detail.clone(), retry_after_ms: Some(1500) })));
+    }
+    rows
+}

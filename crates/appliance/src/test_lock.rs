@@ -82,6 +82,12 @@ fn unusable(state_dir: &Path, error: &io::Error) -> Failure {
     )
 }
 
+/// One failure of each cause, for the table in `failure`.
+#[cfg(test)]
+pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
+    vec![("state folder", unusable(Path::new("/state"), &io::Error::other("some reason")))]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -492,6 +492,55 @@ fn failed(target: &Target, complaint: Option<Complaint>, why: &str, job: &TestJo
     }
 }
 
+/// One failure of each cause, for the table in `failure`.
+#[cfg(test)]
+pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
+    let target = "attic.lan:5201".parse::<Target>().unwrap();
+    let job = |login: Option<super::Login>| TestJob {
+        request: crate::request::TestRequest {
+            provider: "iperf3".to_owned(),
+            peer: None,
+            spec: TestSpec::new(
+                paramedic_link::test_spec::EngineId::try_from("iperf3").unwrap(),
+                DataMode::Tunneled,
+                vec![],
+                1,
+            ),
+            data_mode: None,
+            omit: None,
+            transport: Transport::Tcp,
+            wait: true,
+            wait_at_most: None,
+            route: crate::reflector_client::Route::default(),
+            intervals: false,
+            raw: false,
+            thresholds: paramedic_report::thresholds::Thresholds::default(),
+        },
+        key: Arc::new(paramedic_link::SecretKey::generate().unwrap()),
+        known: vec![],
+        login,
+        scratch: "/scratch".into(),
+    };
+    let login = super::Login { user: "ann".to_owned(), password: String::new().into(), public_key_pem: String::new() };
+    let bare = job(None);
+    vec![
+        ("no server", no_server()),
+        ("a thread panicked", panicked()),
+        ("iperf3 not started", not_started(&std::io::Error::other("some reason"))),
+        ("iperf3 reports nonsense", nonsense(&target)),
+        ("iperf3 busy", failed(&target, Some(Complaint::Busy), "the server is busy", &bare)),
+        ("iperf3 wants a login", failed(&target, Some(Complaint::NotAuthorized), "not authorized", &bare)),
+        (
+            "iperf3 refuses the login",
+            failed(&target, Some(Complaint::NotAuthorized), "not authorized", &job(Some(login))),
+        ),
+        ("iperf3 unreachable", failed(&target, Some(Complaint::Unreachable), "refused", &bare)),
+        ("iperf3 lost", failed(&target, Some(Complaint::ControlLost), "closed", &bare)),
+        ("iperf3 other", failed(&target, Some(Complaint::Other), "some reason", &bare)),
+        ("iperf3 without a reason", failed(&target, None, "some reason", &bare)),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

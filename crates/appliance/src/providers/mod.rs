@@ -116,3 +116,10 @@ fn interrupted() -> Failure {
         "run it again to its end for a result that can be compared",
     )
 }
+
+/// One failure of each cause, for the table in `failure`.
+#[cfg(test)]
+pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
+    let own = vec![("interrupted", interrupted())];
+    [own, run_record::failures(), reflector::failures(), iperf3::failures()].concat()
+}

@@ -96,3 +96,13 @@ fn nothing_arrived(directions: &[(Load, Direction)], transport: Transport) -> Op
 pub(super) fn own_facts(local: Option<IpAddr>) -> HostFacts {
     HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
 }
+
+/// One failure of each cause, for the table in `failure`.
+#[cfg(test)]
+pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
+    let directions = [(Load::Download, Direction::Download), (Load::Bidir, Direction::Upload)];
+    vec![
+        ("nothing arrived over TCP", nothing_arrived(&directions, Transport::Tcp).unwrap()),
+        ("nothing arrived over UDP", nothing_arrived(&directions[..1], Transport::Udp).unwrap()),
+    ]
+}

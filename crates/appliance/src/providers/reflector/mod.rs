@@ -248,3 +248,22 @@ fn not_paired_there(target: &Target, presented: EndpointId) -> Failure {
         "run `reflector pair` there, then `packetparamedic pair-reflector` here",
     )
 }
+
+/// One failure of each cause, for the table in `failure`.
+#[cfg(test)]
+pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
+    let target = "attic.lan".parse::<Target>().unwrap();
+    let named = |name: &str| Reflector {
+        endpoint_id: EndpointId::from_bytes([7; 32]),
+        name: name.into(),
+        address: target.clone(),
+        paired_at: "2026-01-31T12:00:00Z".parse().unwrap(),
+    };
+    let own = vec![
+        ("granted in vain", granted_in_vain()),
+        ("nothing paired", nobody_paired()),
+        ("several paired", which_one(&[named("attic"), named("cellar")])),
+        ("not paired there", not_paired_there(&target, EndpointId::from_bytes([7; 32]))),
+    ];
+    [own, session::failures()].concat()
+}

@@ -517,3 +517,24 @@ fn unusable(error: &dyn std::fmt::Display) -> Failure {
         "this is a fault of the program; please report it",
     )
 }
+
+/// One failure of each cause, for the table in `failure`.
+#[cfg(test)]
+pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
+    use std::io::{Error, ErrorKind};
+
+    use paramedic_link::test_spec::{DataMode, EngineId};
+    let at = "203.0.113.7:4000".parse().unwrap();
+    let plain = TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, vec![], 1);
+    let asks = TestSpec { congestion_control: Some("bbr".into()), ..plain.clone() };
+    let lacking = Lacking { because: "it is not there".to_owned(), try_: "install it".to_owned() };
+    vec![
+        ("no data connection", no_streams(at, &ErrorKind::TimedOut.into())),
+        ("path takes less", no_streams(at, &Error::new(ErrorKind::InvalidInput, "too large"))),
+        ("impossible report", bad_report(at, &Impossible::Time(23))),
+        ("stuck", stuck(at)),
+        ("engine lacks", not_driven(&plain, &Error::other(lacking))),
+        ("congestion control refused", not_driven(&asks, &Error::new(ErrorKind::NotFound, "no bbr here"))),
+        ("cannot be run", not_driven(&plain, &Error::other("some reason"))),
+    ]
+}
