@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::failure::{Exit, Failure};
-use crate::history::History;
 use crate::providers::{self, Login, Observer, Provider, TestJob};
 use crate::request::TestRequest;
+use crate::store::History;
 use crate::test_lock::TestLock;
 
 /// One appliance.

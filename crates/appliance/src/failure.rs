@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use paramedic_engines::engine::Unavailable;
 use paramedic_report::document::{ErrorDocument, ResultDocument};
 
-use crate::{history, targets};
+use crate::{store, targets};
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,9 +128,9 @@ impl From<targets::NotATarget> for Failure {
     }
 }
 
-impl From<history::Error> for Failure {
-    fn from(error: history::Error) -> Self {
-        use history::Error as E;
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        use store::Error as E;
         let because = error.to_string();
         let fail = |exit, code, what: &str, try_: String| Self::new(exit, code, what, because.clone(), try_);
         match &error {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn failures() -> Vec<(&'static str, Failure)> {
-        use history::Error as E;
+        use store::Error as E;
         let path = || "/state/packetparamedic.db".into();
         let other = || std::io::Error::other("some reason");
         let wanted = || "attic".to_owned();

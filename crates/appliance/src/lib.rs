@@ -5,10 +5,10 @@
 
 pub mod app;
 pub mod failure;
-pub mod history;
 pub mod providers;
 pub mod reflector_client;
 pub mod request;
+pub mod store;
 pub mod targets;
 pub mod test_lock;
 pub mod waiting;

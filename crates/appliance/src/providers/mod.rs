@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use crate::failure::{Exit, Failure};
-use crate::history::Reflector;
 use crate::request::{TestRequest, Transport};
+use crate::store::Reflector;
 use crate::test_lock::TestLock;
 
 /// Every provider there is. Command line values and help read this list.

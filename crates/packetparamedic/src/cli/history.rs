@@ -1,7 +1,7 @@
 //! `history`: the saved results: list, show, export.
 
 use paramedic_appliance::failure::{Exit, Failure};
-use paramedic_appliance::history::ExportFormat;
+use paramedic_appliance::store::ExportFormat;
 use paramedic_report::text;
 use serde_json::json;
 

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use paramedic_appliance::failure::{Exit, Failure};
-use paramedic_appliance::history::{FILE as DATABASE_FILE, History};
+use paramedic_appliance::store::{FILE as DATABASE_FILE, History};
 use paramedic_appliance::test_lock;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};

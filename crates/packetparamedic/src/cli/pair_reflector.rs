@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use paramedic_appliance::failure::{Exit, Failure};
-use paramedic_appliance::history::Reflector;
 use paramedic_appliance::reflector_client::{ReflectorClient, Route};
+use paramedic_appliance::store::Reflector;
 use paramedic_appliance::targets::Target;
 use paramedic_link::pairing_code::PairingCode;
 use paramedic_link::tls::Expect;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use paramedic_appliance::failure::{Exit, Failure};
-use paramedic_appliance::history::Reflector;
 use paramedic_appliance::reflector_client::{ReflectorClient, Route};
+use paramedic_appliance::store::Reflector;
 use paramedic_link::PeerText;
 use paramedic_link::tls::Expect;
 use serde_json::json;
