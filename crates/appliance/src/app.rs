@@ -10,8 +10,8 @@ use paramedic_report::document::{Event, ResultDocument};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::failure::{Exit, Failure};
-use crate::providers::{self, Login, Observer, Provider, TestJob};
+use crate::error::ApplianceError;
+use crate::providers::{self, Describe, Login, Observer, Provider, TestJob};
 use crate::request::TestRequest;
 use crate::store::History;
 use crate::test_lock::TestLock;
@@ -22,6 +22,7 @@ pub struct Appliance {
     state_dir: PathBuf,
     key: Arc<SecretKey>,
     history: History,
+    describe: Describe,
 }
 
 /// An event of a running test.
@@ -38,16 +39,16 @@ pub struct TestEnd {
     /// What was measured, judged; also where it failed half way.
     pub measured: Option<ResultDocument>,
     /// Why the test is not complete.
-    pub failure: Option<Failure>,
+    pub failure: Option<ApplianceError>,
     /// Why what was measured could not be saved.
-    pub unsaved: Option<Failure>,
+    pub unsaved: Option<ApplianceError>,
 }
 
 /// A test that runs. It runs on when this is dropped.
 pub struct RunningTest {
     events: mpsc::UnboundedReceiver<TestEvent>,
     cancel: watch::Sender<bool>,
-    end: JoinHandle<Result<Option<TestEnd>, Failure>>,
+    end: JoinHandle<Result<Option<TestEnd>, ApplianceError>>,
 }
 
 impl RunningTest {
@@ -62,16 +63,17 @@ impl RunningTest {
     }
 
     /// How the test ended; `None` where it was cancelled before it began, an error where it could not begin.
-    pub async fn end(self) -> Result<Option<TestEnd>, Failure> {
+    pub async fn end(self) -> Result<Option<TestEnd>, ApplianceError> {
         let Self { cancel: _cancel, end, .. } = self;
-        end.await.unwrap_or_else(|error| Err(broken_off(&error)))
+        end.await.unwrap_or_else(|error| Err(ApplianceError::BrokeOff(error.to_string())))
     }
 }
 
 impl Appliance {
-    /// The appliance of a state folder, with its key and its open history.
-    pub fn new(state_dir: PathBuf, key: SecretKey, history: History) -> Self {
-        Self { state_dir, key: Arc::new(key), history }
+    /// The appliance of a state folder, with its key and its open history. `describe` words the error that the result of a
+    /// failed test carries.
+    pub fn new(state_dir: PathBuf, key: SecretKey, history: History, describe: Describe) -> Self {
+        Self { state_dir, key: Arc::new(key), history, describe }
     }
 
     /// Closes the history, once what it was told is on disk.
@@ -81,7 +83,7 @@ impl Appliance {
 
     /// Checks a request and starts its test. One test runs at a time, across all processes of the state folder: where
     /// another one runs, this one waits for it as long as the request says.
-    pub async fn run(&self, request: TestRequest, login: Option<Login>) -> Result<RunningTest, Failure> {
+    pub async fn run(&self, request: TestRequest, login: Option<Login>) -> Result<RunningTest, ApplianceError> {
         let (provider, job) = self.prepare(request, login).await?;
         let (to_client, events) = mpsc::unbounded_channel();
         let (cancel, cancelled) = watch::channel(false);
@@ -94,28 +96,24 @@ impl Appliance {
         &self,
         request: TestRequest,
         login: Option<Login>,
-    ) -> Result<(&'static dyn Provider, TestJob), Failure> {
-        let provider =
-            providers::find(&request.provider).ok_or_else(|| Failure::no_such("provider", &request.provider))?;
+    ) -> Result<(&'static dyn Provider, TestJob), ApplianceError> {
+        let provider = providers::find(&request.provider)
+            .ok_or_else(|| ApplianceError::NoSuchProvider(request.provider.clone()))?;
         let id = request.spec.engine.clone();
         let engine =
-            paramedic_host::engines::find(id.as_str()).ok_or_else(|| Failure::no_such("engine", id.as_str()))?;
+            paramedic_host::engines::find(id.as_str()).ok_or_else(|| ApplianceError::NoSuchEngine(id.to_string()))?;
         let known = self.history.reflectors().await?;
         let scratch = TestLock::scratch(&self.state_dir);
-        let mut job = TestJob { request, key: Arc::clone(&self.key), known, login, scratch };
+        let mut job = TestJob { request, key: Arc::clone(&self.key), known, login, scratch, describe: self.describe };
         let bad = job.request.spec.check().err().map(|bad| bad.to_string());
         let unsupported = || provider.unsupported(&job).or_else(|| job.request.unsupported(engine));
         if let Some(bad) = bad.or_else(|| unsupported().map(str::to_owned)) {
-            let try_ = "`packetparamedic speed-test --help` says what can be asked";
-            return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", bad, try_));
+            return Err(ApplianceError::Unsupported(bad));
         }
-        job.request.route.origin.check().map_err(|error| {
-            let try_ = "`ip address` lists what this device has";
-            Failure::new(Exit::Usage, "bad_request", "cannot send from there", error.to_string(), try_)
-        })?;
+        job.request.route.origin.check().map_err(ApplianceError::Origin)?;
         // Before the time of another host is taken.
         match tokio::task::spawn_blocking(move || engine.check_client()).await {
-            Ok(Err(lacking)) => return Err(Failure::lacking(id.as_str(), &lacking)),
+            Ok(Err(lacking)) => return Err(ApplianceError::EngineUnavailable { engine: id.to_string(), lacking }),
             Ok(Ok(support)) => job.request.spec.engine_support = support,
             Err(_) => {}
         }
@@ -128,17 +126,17 @@ impl Appliance {
         mut job: TestJob,
         events: mpsc::UnboundedSender<TestEvent>,
         mut cancelled: watch::Receiver<bool>,
-    ) -> Result<Option<TestEnd>, Failure> {
+    ) -> Result<Option<TestEnd>, ApplianceError> {
         let asked = Instant::now();
         let mut lock = match TestLock::take(&self.state_dir)? {
             Some(lock) => lock,
-            None if !job.request.wait => return Err(busy_here()),
+            None if !job.request.wait => return Err(ApplianceError::DeviceBusy),
             None => {
                 // A client that has dropped its end wants no events.
                 let _ = events.send(TestEvent::WaitingForDevice);
                 tokio::select! {
                     lock = TestLock::wait(&self.state_dir) => lock?,
-                    () = elapsed(job.request.wait_at_most) => return Err(busy_here()),
+                    () = elapsed(job.request.wait_at_most) => return Err(ApplianceError::DeviceBusy),
                     _ = cancelled.wait_for(|wanted| *wanted) => return Ok(None),
                 }
             }
@@ -154,7 +152,7 @@ impl Appliance {
         let measured = match outcome.measured {
             Some(mut result) => {
                 result.thresholds = job.request.thresholds.judge(&result);
-                unsaved = self.history.save_run(&result).await.err().map(Failure::from);
+                unsaved = self.history.save_run(&result).await.err().map(ApplianceError::from);
                 Some(result)
             }
             None => None,
@@ -171,37 +169,22 @@ async fn elapsed(limit: Option<Duration>) {
     }
 }
 
-fn busy_here() -> Failure {
-    Failure::new(
-        Exit::Busy,
-        "busy_here",
-        "a test is running on this device already",
-        "two at once would measure each other",
-        "wait for it: leave --no-wait out, or a longer --wait",
-    )
-}
-
-fn broken_off(error: &tokio::task::JoinError) -> Failure {
-    let try_ = "this is a fault of the program; please report it";
-    Failure::new(Exit::Failed, "internal", "the test broke off", error.to_string(), try_)
-}
-
-/// One failure of each cause, for the table in `failure`.
-#[cfg(test)]
-pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
-    vec![("device busy", busy_here())]
-}
-
 #[cfg(test)]
 mod tests {
     use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+    use paramedic_report::document::ErrorBody;
 
     use super::*;
     use crate::request::Transport;
 
+    fn describe(error: &ApplianceError) -> ErrorBody {
+        let text = error.to_string();
+        ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
+    }
+
     async fn appliance(folder: &std::path::Path) -> Appliance {
         let history = History::open(folder).await.unwrap();
-        Appliance::new(folder.to_owned(), SecretKey::generate().unwrap(), history)
+        Appliance::new(folder.to_owned(), SecretKey::generate().unwrap(), history, describe)
     }
 
     fn request(provider: &str) -> TestRequest {
@@ -226,9 +209,13 @@ mod tests {
     async fn a_request_for_what_is_not_there_is_refused_before_it_runs() {
         let folder = tempfile::tempdir().unwrap();
         let appliance = appliance(folder.path()).await;
-        for (request, code) in [(request("nonesuch"), "bad_usage"), (request("iperf3"), "bad_request")] {
+        let cases = [
+            (request("nonesuch"), ApplianceError::NoSuchProvider(String::new())),
+            (request("iperf3"), ApplianceError::Unsupported(String::new())),
+        ];
+        for (request, expected) in cases {
             let refused = appliance.run(request, None).await.err().unwrap();
-            assert_eq!((refused.exit, refused.code), (Exit::Usage, code));
+            assert_eq!(std::mem::discriminant(&refused), std::mem::discriminant(&expected), "{refused}");
         }
     }
 
@@ -243,10 +230,10 @@ mod tests {
         assert_eq!(waiting.next_event().await, None);
         assert!(waiting.end().await.unwrap().is_none());
         let refused = appliance.run(TestRequest { wait: false, ..request("reflector") }, None).await.unwrap();
-        assert_eq!(refused.end().await.err().unwrap().code, "busy_here");
+        assert!(matches!(refused.end().await, Err(ApplianceError::DeviceBusy)));
         // The wait that was cancelled may take the lock once more before it lets go.
         drop(held);
         let end = appliance.run(request("reflector"), None).await.unwrap().end().await.unwrap().unwrap();
-        assert_eq!(end.failure.unwrap().code, "not_paired");
+        assert!(matches!(end.failure, Some(ApplianceError::NoReflectorPaired)));
     }
 }

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
-pub mod failure;
+pub mod error;
 pub mod providers;
 pub mod reflector_client;
 pub mod request;
@@ -12,3 +12,5 @@ pub mod store;
 pub mod targets;
 pub mod test_lock;
 pub mod waiting;
+
+pub use error::{ApplianceError, LinkFailure};

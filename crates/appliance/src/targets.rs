@@ -93,21 +93,6 @@ pub enum Fault {
     Name,
 }
 
-impl Fault {
-    /// What to try.
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Empty | Self::Port | Self::Name | Self::V4 => {
-                "HOST or HOST:PORT, as in reflector.example.net, 203.0.113.7:4000 or [2001:db8::7]:4000"
-            }
-            Self::Url => "only its host, without https:// and without a path",
-            Self::Brackets | Self::V6 => "an IPv6 address in brackets, as in [2001:db8::7]:4000",
-            Self::Character(c) if !c.is_ascii() => "the name as the name system has it, beginning with xn--",
-            Self::Character(_) => "a name of letters, digits, dots and dashes",
-        }
-    }
-}
-
 impl Target {
     /// Reads `HOST[:PORT]`; without a port it is `default_port`. A bare IPv6 address has none: its port needs brackets.
     pub fn parse(text: &str, default_port: u16) -> Result<Self, NotATarget> {

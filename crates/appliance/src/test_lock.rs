@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::failure::{Exit, Failure};
+use crate::error::ApplianceError;
 
 /// The file in the state folder that is locked while a test runs.
 pub const LOCK_FILE: &str = "test.lock";
@@ -22,20 +22,20 @@ pub struct TestLock {
 
 impl TestLock {
     /// Takes the lock; `None` where another test holds it.
-    pub fn take(state_dir: &Path) -> Result<Option<Self>, Failure> {
+    pub fn take(state_dir: &Path) -> Result<Option<Self>, ApplianceError> {
         let file = Self::open(state_dir)?;
         match file.try_lock() {
             Ok(()) => Self::of(state_dir, file).map(Some),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-            Err(std::fs::TryLockError::Error(error)) => Err(unusable(state_dir, &error)),
+            Err(std::fs::TryLockError::Error(error)) => Err(unusable(state_dir, error)),
         }
     }
 
     /// Waits for the lock.
-    pub async fn wait(state_dir: &Path) -> Result<Self, Failure> {
+    pub async fn wait(state_dir: &Path) -> Result<Self, ApplianceError> {
         let file = Self::open(state_dir)?;
         let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
-        let file = locked.map_err(io::Error::other).and_then(|locked| locked).map_err(|e| unusable(state_dir, &e))?;
+        let file = locked.map_err(io::Error::other).and_then(|locked| locked).map_err(|e| unusable(state_dir, e))?;
         Self::of(state_dir, file)
     }
 
@@ -45,7 +45,7 @@ impl TestLock {
     }
 
     /// Takes the lock again, where it was released.
-    pub async fn retake(&mut self) -> Result<(), Failure> {
+    pub async fn retake(&mut self) -> Result<(), ApplianceError> {
         if self.held.is_none() {
             *self = Self::wait(&self.state_dir).await?;
         }
@@ -57,35 +57,23 @@ impl TestLock {
         state_dir.join(SCRATCH)
     }
 
-    fn of(state_dir: &Path, locked: File) -> Result<Self, Failure> {
+    fn of(state_dir: &Path, locked: File) -> Result<Self, ApplianceError> {
         let scratch = Self::scratch(state_dir);
         // What a run that was killed left there.
         let _ = std::fs::remove_dir_all(&scratch);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&scratch);
-        made.map_err(|error| unusable(state_dir, &error))?;
+        made.map_err(|error| unusable(state_dir, error))?;
         Ok(Self { state_dir: state_dir.to_owned(), held: Some(locked) })
     }
 
-    fn open(state_dir: &Path) -> Result<File, Failure> {
+    fn open(state_dir: &Path) -> Result<File, ApplianceError> {
         let path = state_dir.join(LOCK_FILE);
-        File::options().create(true).truncate(false).write(true).open(path).map_err(|e| unusable(state_dir, &e))
+        File::options().create(true).truncate(false).write(true).open(path).map_err(|e| unusable(state_dir, e))
     }
 }
 
-fn unusable(state_dir: &Path, error: &io::Error) -> Failure {
-    Failure::new(
-        Exit::Usage,
-        "state_dir_unusable",
-        "cannot use the state folder",
-        error.to_string(),
-        format!("may this user write to {}? Another folder can be named with --state-dir", state_dir.display()),
-    )
-}
-
-/// One failure of each cause, for the table in `failure`.
-#[cfg(test)]
-pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
-    vec![("state folder", unusable(Path::new("/state"), &io::Error::other("some reason")))]
+fn unusable(state_dir: &Path, source: io::Error) -> ApplianceError {
+    ApplianceError::TestFolder { folder: state_dir.to_owned(), source }
 }
 
 #[cfg(test)]

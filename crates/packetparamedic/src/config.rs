@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting};
 use paramedic_host::log::LogFormat;
 use paramedic_link::PeerText;
@@ -280,12 +279,6 @@ static SETTINGS: &[Setting<Settings>] = &[
     },
 ];
 
-/// The failure of a command whose configuration is not valid.
-pub fn failure(error: ConfigError) -> Failure {
-    let try_ = error.remedy(Settings::PROGRAM);
-    Failure::new(Exit::Usage, "bad_config", "the configuration is not valid", error, try_)
-}
-
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
@@ -295,6 +288,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cli::failure::{CommandFailure, ExitStatus};
 
     /// The settings on a machine whose environment is `variables`, with the text of the file in /etc.
     fn load(variables: &[(&str, &str)], file: &str) -> Result<Loaded<Settings>, ConfigError> {
@@ -378,8 +372,8 @@ mod tests {
     #[test]
     fn a_mistyped_setting_is_usage_and_names_the_likely_one() {
         let (path, key) = ("/etc/pp.toml".into(), "stream".to_owned());
-        let failure = failure(ConfigError::UnknownKey { path, line: 3, key, nearest: Some("streams") });
-        assert_eq!((failure.exit, failure.code), (Exit::Usage, "bad_config"));
+        let failure = CommandFailure::from(ConfigError::UnknownKey { path, line: 3, key, nearest: Some("streams") });
+        assert_eq!((failure.exit, failure.code), (ExitStatus::Usage, "bad_config"));
         assert_eq!(
             failure.to_string(),
             "the configuration is not valid\n\

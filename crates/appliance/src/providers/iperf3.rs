@@ -24,8 +24,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::run_record::{RunRecord, own_facts, reading as as_folded};
-use super::{Observer, Outcome, Provider, TestJob, interrupted};
-use crate::failure::{Exit, Failure};
+use super::{Observer, Outcome, Provider, TestJob};
+use crate::error::ApplianceError;
 use crate::reflector_client::resolve;
 use crate::request::Transport;
 use crate::targets::Target;
@@ -43,6 +43,35 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a server may still be busy with the phase before: it is told of its client's end, but looks first who else
 /// wants it.
 const STILL_OURS: Duration = Duration::from_secs(10);
+
+/// Why a test with an iperf3 server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Iperf3Failure {
+    /// The request names no server.
+    #[error("no iperf3 server is named")]
+    NoServerNamed,
+    /// The client could not be started.
+    #[error("cannot start iperf3: {0}")]
+    NotStarted(std::io::Error),
+    /// The server's report cannot be true.
+    #[error("the iperf3 server at {target} reports what cannot be true")]
+    ImpossibleReport {
+        /// The server.
+        target: Target,
+    },
+    /// The client reported an error.
+    #[error("the iperf3 server at {target}: {reason}")]
+    Client {
+        /// The server.
+        target: Target,
+        /// The kind of error.
+        cause: Complaint,
+        /// The client's own text.
+        reason: String,
+        /// Whether the request had a login.
+        has_login: bool,
+    },
+}
 
 /// Speed tests against plain iperf3 servers.
 pub(super) struct Servers;
@@ -95,14 +124,17 @@ impl Provider for Servers {
 /// What iperf3 takes with `-O`.
 const MOST_OMITTED: Duration = Duration::from_secs(60);
 
-async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), Failure> {
-    let Some(peer) = &job.request.peer else { return Err(no_server()) };
+async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), ApplianceError> {
+    let Some(peer) = &job.request.peer else { return Err(Iperf3Failure::NoServerNamed.into()) };
     let target = Target::parse(peer, DEFAULT_PORT)?;
-    let program = tokio::task::spawn_blocking(Program::find).await.map_err(|_| panicked())?;
-    let program = program.map_err(|lacking| Failure::lacking("iperf3", &lacking))?;
+    let program = tokio::task::spawn_blocking(Program::find)
+        .await
+        .map_err(|_| ApplianceError::Internal("a thread panicked".to_owned()))?;
+    let program =
+        program.map_err(|lacking| ApplianceError::EngineUnavailable { engine: "iperf3".to_owned(), lacking })?;
     let addresses = tokio::select! {
         addresses = resolve(&target, &job.request.route) => addresses?,
-        () = observer.interrupted() => return Err(interrupted()),
+        () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
     result.set_program(Some(program.to_string()));
     // A plain server knows no data modes.
@@ -149,7 +181,7 @@ impl Visit<'_> {
         phase: PhaseSpec,
         observer: &mut Observer,
         result: &mut ResultBuilder,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ApplianceError> {
         let at_least = if self.is_met { STILL_OURS } else { Duration::ZERO };
         let patience = Instant::now() + self.job.request.wait_at_most.unwrap_or_default().max(at_least);
         let mut paddings = self.program.client_paddings().iter().copied();
@@ -157,7 +189,9 @@ impl Visit<'_> {
         let mut refused = 0;
         self.tell_begin(phase, observer);
         loop {
-            let Some(address) = self.addresses.first().copied() else { return Err(no_server()) };
+            let Some(address) = self.addresses.first().copied() else {
+                return Err(Iperf3Failure::NoServerNamed.into());
+            };
             let (end, readings) = self.attempt(phase, address, padding, observer).await?;
             let (end, is_interrupted) = match end {
                 Attempt::Done(end) => (end, false),
@@ -194,23 +228,27 @@ impl Visit<'_> {
             }
             let makes_sense = self.keep(phase, &end, &readings, result.begin_phase(phase));
             if is_interrupted {
-                return Err(interrupted());
+                return Err(ApplianceError::Interrupted);
             }
             return match failure {
-                None if !makes_sense => Err(nonsense(&self.target)),
+                None if !makes_sense => Err(Iperf3Failure::ImpossibleReport { target: self.target.clone() }.into()),
                 None => Ok(()),
-                Some(why) => Err(failed(&self.target, complaint, &why, self.job)),
+                Some(reason) => {
+                    let cause = complaint.unwrap_or(Complaint::Other);
+                    let has_login = self.job.login.is_some();
+                    Err(Iperf3Failure::Client { target: self.target.clone(), cause, reason, has_login }.into())
+                }
             };
         }
     }
 
-    async fn wait(&self, patience: Instant, observer: &mut Observer) -> Result<(), Failure> {
+    async fn wait(&self, patience: Instant, observer: &mut Observer) -> Result<(), ApplianceError> {
         let left = patience.saturating_duration_since(Instant::now());
         (observer.events)(Event::Queued(Queued::new(1, left)));
         tokio::select! {
             // Nothing tells when a plain server is free: it has to be asked.
             () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
-            () = observer.interrupted() => Err(interrupted()),
+            () = observer.interrupted() => Err(ApplianceError::Interrupted),
         }
     }
 
@@ -221,7 +259,7 @@ impl Visit<'_> {
         address: SocketAddr,
         padding: LoginPadding,
         observer: &mut Observer,
-    ) -> Result<(Attempt, Vec<Reading>), Failure> {
+    ) -> Result<(Attempt, Vec<Reading>), ApplianceError> {
         let asked = self.client_order(phase, address, padding);
         let control = SessionControl::unmetered();
         let (told, mut readings) = mpsc::unbounded_channel();
@@ -255,7 +293,9 @@ impl Visit<'_> {
         while let Ok(reading) = readings.try_recv() {
             kept.push(reading);
         }
-        let end = end.map_err(|_| panicked())?.map_err(|error| not_started(&error))?;
+        let end = end
+            .map_err(|_| ApplianceError::Internal("a thread panicked".to_owned()))?
+            .map_err(Iperf3Failure::NotStarted)?;
         Ok((if is_interrupted { Attempt::Interrupted(end) } else { Attempt::Done(end) }, kept))
     }
 
@@ -426,119 +466,6 @@ fn local_towards(address: SocketAddr) -> Option<IpAddr> {
     let socket = std::net::UdpSocket::bind(any).ok()?;
     socket.connect(address).ok()?;
     Some(socket.local_addr().ok()?.ip())
-}
-
-fn no_server() -> Failure {
-    Failure::new(
-        Exit::Usage,
-        "no_server",
-        "no iperf3 server to measure against",
-        "none was named",
-        "name one with --peer HOST or --peer HOST:PORT; it runs `iperf3 -s`",
-    )
-}
-
-fn panicked() -> Failure {
-    let try_ = "this is a fault of the program; please report it";
-    Failure::new(Exit::Failed, "internal", "cannot run the test", "a thread panicked", try_)
-}
-
-fn not_started(error: &std::io::Error) -> Failure {
-    let try_ = "may this user run iperf3, and write to the folder for temporary files?";
-    Failure::new(Exit::Failed, "iperf3_failed", "cannot start iperf3", error.to_string(), try_)
-}
-
-fn nonsense(target: &Target) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        "bad_report",
-        format!("the test with the iperf3 server at {target} has no result"),
-        "the server says that it counted what can't have been",
-        "is it an iperf3 server, and yours? Its report is kept with --raw",
-    )
-}
-
-fn failed(target: &Target, complaint: Option<Complaint>, why: &str, job: &TestJob) -> Failure {
-    let because = why.to_owned();
-    let what = format!("the test with the iperf3 server at {target} failed");
-    let new = |exit, code, what, try_: &str| Failure::new(exit, code, what, because.clone(), try_);
-    match complaint {
-        Some(Complaint::Busy) => {
-            let what = format!("the iperf3 server at {target} is busy");
-            let try_ = "it takes one test at a time: wait for it with --wait 60s, or ask again later";
-            new(Exit::Busy, "busy", what, try_).retry_after(Some(1_000))
-        }
-        Some(Complaint::NotAuthorized) => {
-            let what = format!("the iperf3 server at {target} does not let this device in");
-            let try_ = if job.login.is_some() {
-                "are user, password and public key the server's, and do both clocks agree within 10 s? A server from 3.17 \
-                 on lets an older iperf3 than itself in with its --use-pkcs1-padding alone"
-            } else {
-                "it wants a user: --username, --password-file and --rsa-public-key"
-            };
-            new(Exit::Denied, "not_authorized", what, try_)
-        }
-        Some(Complaint::Unreachable) => {
-            let what = format!("cannot reach an iperf3 server at {target}");
-            new(Exit::Failed, "unreachable", what, "is `iperf3 -s` running there, and is its port open?")
-        }
-        Some(Complaint::ControlLost) => {
-            let try_ = "is it an iperf3 server? It may also be busy, or want a user: its own output says more";
-            new(Exit::Failed, "data_lost", what, try_)
-        }
-        Some(Complaint::Other) | None => {
-            new(Exit::Failed, "iperf3_failed", what, "does `iperf3` with the same options work on this device?")
-        }
-    }
-}
-
-/// One failure of each cause, for the table in `failure`.
-#[cfg(test)]
-pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
-    let target = "attic.lan:5201".parse::<Target>().unwrap();
-    let job = |login: Option<super::Login>| TestJob {
-        request: crate::request::TestRequest {
-            provider: "iperf3".to_owned(),
-            peer: None,
-            spec: TestSpec::new(
-                paramedic_link::test_spec::EngineId::try_from("iperf3").unwrap(),
-                DataMode::Tunneled,
-                vec![],
-                1,
-            ),
-            data_mode: None,
-            omit: None,
-            transport: Transport::Tcp,
-            wait: true,
-            wait_at_most: None,
-            route: crate::reflector_client::Route::default(),
-            intervals: false,
-            raw: false,
-            thresholds: paramedic_report::thresholds::Thresholds::default(),
-        },
-        key: Arc::new(paramedic_link::SecretKey::generate().unwrap()),
-        known: vec![],
-        login,
-        scratch: "/scratch".into(),
-    };
-    let login = super::Login { user: "ann".to_owned(), password: String::new().into(), public_key_pem: String::new() };
-    let bare = job(None);
-    vec![
-        ("no server", no_server()),
-        ("a thread panicked", panicked()),
-        ("iperf3 not started", not_started(&std::io::Error::other("some reason"))),
-        ("iperf3 reports nonsense", nonsense(&target)),
-        ("iperf3 busy", failed(&target, Some(Complaint::Busy), "the server is busy", &bare)),
-        ("iperf3 wants a login", failed(&target, Some(Complaint::NotAuthorized), "not authorized", &bare)),
-        (
-            "iperf3 refuses the login",
-            failed(&target, Some(Complaint::NotAuthorized), "not authorized", &job(Some(login))),
-        ),
-        ("iperf3 unreachable", failed(&target, Some(Complaint::Unreachable), "refused", &bare)),
-        ("iperf3 lost", failed(&target, Some(Complaint::ControlLost), "closed", &bare)),
-        ("iperf3 other", failed(&target, Some(Complaint::Other), "some reason", &bare)),
-        ("iperf3 without a reason", failed(&target, None, "some reason", &bare)),
-    ]
 }
 
 #[cfg(test)]

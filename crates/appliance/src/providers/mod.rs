@@ -11,14 +11,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use paramedic_link::SecretKey;
-use paramedic_report::document::{Event, ResultDocument};
+use paramedic_report::document::{ErrorBody, Event, ResultDocument};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::failure::{Exit, Failure};
+use crate::error::ApplianceError;
 use crate::request::{TestRequest, Transport};
 use crate::store::Reflector;
 use crate::test_lock::TestLock;
+pub use iperf3::Iperf3Failure;
 
 /// Every provider there is. Command line values and help read this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
@@ -67,7 +68,12 @@ pub struct TestJob {
     pub login: Option<Login>,
     /// A folder to work in, which is there, ours alone, and empty.
     pub scratch: PathBuf,
+    /// How an error reads in the result.
+    pub describe: Describe,
 }
+
+/// Words an error as a result carries it. The client of the library decides the words.
+pub type Describe = fn(&ApplianceError) -> ErrorBody;
 
 /// A user, as a server that is no reflector knows it.
 #[derive(Clone)]
@@ -103,23 +109,5 @@ pub struct Outcome {
     /// What was measured, also where it failed half way; absent where nothing was.
     pub measured: Option<ResultDocument>,
     /// Why it is not complete.
-    pub failure: Option<Failure>,
-}
-
-/// The person ended it.
-fn interrupted() -> Failure {
-    Failure::new(
-        Exit::Interrupted,
-        "interrupted",
-        "the test was ended early",
-        "it was interrupted from the keyboard or by a signal",
-        "run it again to its end for a result that can be compared",
-    )
-}
-
-/// One failure of each cause, for the table in `failure`.
-#[cfg(test)]
-pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
-    let own = vec![("interrupted", interrupted())];
-    [own, run_record::failures(), reflector::failures(), iperf3::failures()].concat()
+    pub failure: Option<ApplianceError>,
 }

@@ -8,14 +8,13 @@ use paramedic_engines::echo::{self, PACKET_LEN, Probes};
 use paramedic_engines::engine::PhaseProgress;
 use paramedic_engines::host_facts;
 use paramedic_link::measurement::{HostFacts, Sample};
-use paramedic_link::test_spec::{Direction, Load};
-use paramedic_report::document::{ErrorBody, ProbeTransport};
+use paramedic_link::test_spec::Direction;
+use paramedic_report::document::ProbeTransport;
 use paramedic_report::fold::{DataEnd, FoldOptions, ProbeLog, ResultBuilder, RunEnd, RunIdentity};
 use uuid::Uuid;
 
 use super::{Outcome, TestJob};
-use crate::failure::{Exit, Failure};
-use crate::request::Transport;
+use crate::error::ApplianceError;
 
 /// A run so far.
 pub(super) struct RunRecord {
@@ -40,14 +39,18 @@ impl RunRecord {
     }
 
     /// How the run ended: what was measured, and why it is not complete.
-    pub(super) fn conclude(self, job: &TestJob, end: Result<(), Failure>) -> Outcome {
+    pub(super) fn conclude(self, job: &TestJob, end: Result<(), ApplianceError>) -> Outcome {
         let Self { result, probes } = self;
         let empty = result.directions_without_payload();
-        let failure = end.err().or_else(|| nothing_arrived(&empty, job.request.transport));
+        let transport = job.request.transport;
+        let failure = match end {
+            Ok(()) if !empty.is_empty() => Some(ApplianceError::NothingArrived { directions: empty, transport }),
+            end => end.err(),
+        };
         let end = match &failure {
             None => RunEnd::Complete,
-            Some(failure) if failure.exit == Exit::Interrupted => RunEnd::Interrupted,
-            Some(failure) => RunEnd::Failed(failure.body()),
+            Some(ApplianceError::Interrupted) => RunEnd::Interrupted,
+            Some(failure) => RunEnd::Failed((job.describe)(failure)),
         };
         let probes = probes.as_ref().map(|probes| ProbeLog {
             transport: probes.transport.map(|transport| match transport {
@@ -71,38 +74,7 @@ pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sa
     }
 }
 
-/// The failure of a run in which these directions moved nothing; `None` where all did.
-fn nothing_arrived(directions: &[(Load, Direction)], transport: Transport) -> Option<Failure> {
-    let name = |(load, direction): &(Load, Direction)| match load {
-        Load::Bidir => format!("the {direction} of the phase both ways"),
-        _ => format!("the {direction}"),
-    };
-    let (last, others) = directions.split_last()?;
-    let others = others.iter().map(name).collect::<Vec<_>>().join(", ");
-    let names = if others.is_empty() { name(last) } else { format!("{others} and {}", name(last)) };
-    let smaller = match transport {
-        Transport::Tcp => "-M 1200",
-        Transport::Udp => "-l 1200",
-    };
-    let try_ = format!(
-        "large packets may vanish on the way: repeat with {smaller}; if that works, correct the MTU or the firewall that \
-         swallows ICMP"
-    );
-    let because = "the connections stand, but the receiver counted next to no payload";
-    Some(Failure::new(Exit::Failed, ErrorBody::NOTHING_ARRIVED, format!("nothing arrived in {names}"), because, try_))
-}
-
 /// How this host is now; `local` is its address on the way to the other end.
 pub(super) fn own_facts(local: Option<IpAddr>) -> HostFacts {
     HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
-}
-
-/// One failure of each cause, for the table in `failure`.
-#[cfg(test)]
-pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
-    let directions = [(Load::Download, Direction::Download), (Load::Bidir, Direction::Upload)];
-    vec![
-        ("nothing arrived over TCP", nothing_arrived(&directions, Transport::Tcp).unwrap()),
-        ("nothing arrived over UDP", nothing_arrived(&directions[..1], Transport::Udp).unwrap()),
-    ]
 }

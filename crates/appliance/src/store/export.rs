@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use paramedic_report::summary::RunSummary;
 
-use super::{Error, History};
+use super::{History, StorageError};
 
 /// How runs are handed out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ const PAGE: u32 = 64;
 impl History {
     /// Hands all runs to `line`, oldest first, a line at a time without its newline; `line`'s error ends it. A run that
     /// is saved meanwhile may be among them.
-    pub async fn export<E: From<Error>>(
+    pub async fn export<E: From<StorageError>>(
         &self,
         format: ExportFormat,
         mut line: impl FnMut(&str) -> Result<(), E>,
@@ -120,7 +120,7 @@ mod tests {
             history.save_run(&document).await.unwrap();
         }
         let mut lines = vec![];
-        let taken: Result<(), Error> = history
+        let taken: Result<(), StorageError> = history
             .export(format, |line| {
                 lines.push(line.to_owned());
                 Ok(())
@@ -157,7 +157,7 @@ mod tests {
             history.save_run(&ResultDocument { id, ..example::bare() }).await.unwrap();
         }
         let mut count = 0;
-        let taken: Result<(), Error> = history
+        let taken: Result<(), StorageError> = history
             .export(ExportFormat::JsonLines, |_| {
                 count += 1;
                 Ok(())

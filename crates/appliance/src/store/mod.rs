@@ -31,7 +31,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// Why something is not remembered, or not found.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum StorageError {
     /// The state folder or its file can't be made or opened.
     #[error("{}: {source}", path.display())]
     Folder {
@@ -145,14 +145,14 @@ pub struct History {
 impl History {
     /// Opens the memory in this state folder; makes folder (0700) and file (0600) where there are none and brings an
     /// older file up to date. A damaged file and one of a newer version are refused and left as they are.
-    pub async fn open(state_dir: &Path) -> Result<Self, Error> {
+    pub async fn open(state_dir: &Path) -> Result<Self, StorageError> {
         let path = state_dir.join(FILE);
         let folder = state_dir.to_owned();
         let prepared = tokio::task::spawn_blocking(move || prepare(&folder)).await;
         // Held until the tables stand: two programs that start at once would both make them.
         let _turn = prepared
             .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-            .map_err(|source| Error::Folder { path: state_dir.to_owned(), source })?;
+            .map_err(|source| StorageError::Folder { path: state_dir.to_owned(), source })?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -180,7 +180,7 @@ impl History {
     }
 
     /// Sorts what the database says while we were `doing` something.
-    fn fault(&self, doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+    fn fault(&self, doing: &'static str) -> impl FnOnce(sqlx::Error) -> StorageError {
         move |error| fault(&self.path, doing, error)
     }
 }
@@ -217,32 +217,32 @@ fn prepare(folder: &Path) -> io::Result<File> {
     Ok(turn)
 }
 
-fn migration_fault(path: &Path, error: MigrateError) -> Error {
+fn migration_fault(path: &Path, error: MigrateError) -> StorageError {
     let path = path.to_owned();
     match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
             fault(&path, "bringing it up to date", error)
         }
-        MigrateError::VersionMissing(migration) => Error::Newer { path, migration },
-        other => Error::Altered { path, source: Box::new(other) },
+        MigrateError::VersionMissing(migration) => StorageError::Newer { path, migration },
+        other => StorageError::Altered { path, source: Box::new(other) },
     }
 }
 
 /// SQLite's primary result codes that mean something to a person (<https://www.sqlite.org/rescode.html>).
-fn fault(path: &Path, doing: &'static str, error: sqlx::Error) -> Error {
+fn fault(path: &Path, doing: &'static str, error: sqlx::Error) -> StorageError {
     let path = path.to_owned();
     let code = error.as_database_error().and_then(DatabaseError::code).map(Cow::into_owned);
     let primary = code.and_then(|code| code.parse::<u32>().ok()).map(|extended| extended & 0xff);
     match primary {
         // BUSY, LOCKED
-        Some(5 | 6) => Error::Locked { doing },
-        Some(8) => Error::ReadOnly { doing, path },
+        Some(5 | 6) => StorageError::Locked { doing },
+        Some(8) => StorageError::ReadOnly { doing, path },
         // CORRUPT, NOTADB
-        Some(11 | 26) => Error::Corrupt { path },
-        Some(13) => Error::Full { doing, path },
+        Some(11 | 26) => StorageError::Corrupt { path },
+        Some(13) => StorageError::Full { doing, path },
         // CANTOPEN
-        Some(14) => Error::Folder { path, source: io::Error::other(error) },
-        _ => Error::Sql { doing, source: error },
+        Some(14) => StorageError::Folder { path, source: io::Error::other(error) },
+        _ => StorageError::Sql { doing, source: error },
     }
 }
 
@@ -291,7 +291,7 @@ mod tests {
         let garbage = b"this was a database once ".repeat(400);
         fs::write(&path, &garbage).unwrap();
         let error = History::open(folder.path()).await.unwrap_err();
-        assert!(matches!(error, Error::Corrupt { .. }), "{error:?}");
+        assert!(matches!(error, StorageError::Corrupt { .. }), "{error:?}");
         assert_eq!(fs::read(&path).unwrap(), garbage);
     }
 
@@ -308,7 +308,7 @@ mod tests {
             Ok(history) => history.runs(10).await.unwrap_err(),
             Err(error) => error,
         };
-        assert!(matches!(error, Error::Corrupt { .. }), "{error:?}");
+        assert!(matches!(error, StorageError::Corrupt { .. }), "{error:?}");
     }
 
     #[tokio::test]
@@ -321,7 +321,7 @@ mod tests {
             .unwrap();
         history.close().await;
         let error = History::open(folder.path()).await.unwrap_err();
-        assert!(matches!(error, Error::Newer { migration: 9999, .. }), "{error:?}");
+        assert!(matches!(error, StorageError::Newer { migration: 9999, .. }), "{error:?}");
     }
 
     #[tokio::test]
@@ -340,7 +340,7 @@ mod tests {
                 break error;
             }
         };
-        assert!(matches!(error, Error::Full { .. }), "{error:?}");
+        assert!(matches!(error, StorageError::Full { .. }), "{error:?}");
         // What was there before can still be read.
         history.runs(10).await.unwrap();
     }
@@ -378,7 +378,7 @@ mod tests {
         let blocked = folder.path().join("file");
         fs::write(&blocked, "").unwrap();
         let error = History::open(&blocked.join("state")).await.unwrap_err();
-        assert!(matches!(error, Error::Folder { .. }), "{error:?}");
+        assert!(matches!(error, StorageError::Folder { .. }), "{error:?}");
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use paramedic_link::{EndpointId, PeerText};
 use sqlx::error::DatabaseError;
 
-use super::{Error, History, strange};
+use super::{History, StorageError, strange};
 use crate::targets::{Host, Target};
 
 /// A reflector this appliance is paired with.
@@ -37,7 +37,7 @@ impl History {
     /// Remembers a reflector, and returns it as it is remembered. One that was known gets the new address and keeps
     /// the name it has here; a new one whose name is taken gets a number behind it, because a pairing that the other
     /// side believes in must not be lost for a name.
-    pub async fn add_reflector(&self, new: &Reflector) -> Result<Reflector, Error> {
+    pub async fn add_reflector(&self, new: &Reflector) -> Result<Reflector, StorageError> {
         let fault = || self.fault("saving the pairing");
         // Immediate: the free name must still be free when it is written.
         let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
@@ -70,7 +70,7 @@ impl History {
     }
 
     /// Every paired reflector, by name.
-    pub async fn reflectors(&self) -> Result<Vec<Reflector>, Error> {
+    pub async fn reflectors(&self) -> Result<Vec<Reflector>, StorageError> {
         let fault = || self.fault("reading the paired reflectors");
         sqlx::query_as::<_, Row>(
             "SELECT endpoint_id, name, address, paired_at_us FROM reflectors ORDER BY lower(name), endpoint_id",
@@ -85,24 +85,24 @@ impl History {
 
     /// The one reflector that goes by this name, Endpoint ID or address. A reflector chooses its own name at first, so
     /// no match outranks another: two are an error, not a choice.
-    pub async fn reflector(&self, wanted: &str) -> Result<Reflector, Error> {
+    pub async fn reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let wanted = wanted.trim();
         let mut found = self.reflectors().await?;
         found.retain(|reflector| reflector.goes_by(wanted));
         match found.len() {
-            0 => Err(Error::NoSuchReflector { wanted: wanted.to_owned() }),
+            0 => Err(StorageError::NoSuchReflector { wanted: wanted.to_owned() }),
             1 => Ok(found.remove(0)),
             _ => {
                 let names = found.iter().map(|reflector| reflector.name.to_string()).collect();
-                Err(Error::AmbiguousReflector { wanted: wanted.to_owned(), names })
+                Err(StorageError::AmbiguousReflector { wanted: wanted.to_owned(), names })
             }
         }
     }
 
     /// Gives the reflector that goes by `wanted` another name, and returns it with it.
-    pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, Error> {
+    pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, StorageError> {
         if name.is_empty() {
-            return Err(Error::NoName);
+            return Err(StorageError::NoName);
         }
         let reflector = self.reflector(wanted).await?;
         let renamed = sqlx::query("UPDATE reflectors SET name = $2 WHERE endpoint_id = $1")
@@ -113,14 +113,14 @@ impl History {
         match renamed {
             Ok(_) => Ok(Reflector { name: name.clone(), ..reflector }),
             Err(error) if error.as_database_error().is_some_and(DatabaseError::is_unique_violation) => {
-                Err(Error::NameTaken { name: name.to_string() })
+                Err(StorageError::NameTaken { name: name.to_string() })
             }
             Err(error) => Err(self.fault("saving the name")(error)),
         }
     }
 
     /// Forgets the reflector that goes by `wanted`, and returns what it was. The runs measured against it stay.
-    pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, Error> {
+    pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let reflector = self.reflector(wanted).await?;
         sqlx::query("DELETE FROM reflectors WHERE endpoint_id = $1")
             .bind(reflector.endpoint_id.to_string())
@@ -200,7 +200,7 @@ mod tests {
         }
         assert_eq!(history.reflector("Cellar.lan:4001").await.unwrap().name.as_str(), "cellar");
         for wanted in ["cellar.lan", "att", "", "[2001:db8::7]:4001"] {
-            assert!(matches!(history.reflector(wanted).await, Err(Error::NoSuchReflector { .. })), "{wanted}");
+            assert!(matches!(history.reflector(wanted).await, Err(StorageError::NoSuchReflector { .. })), "{wanted}");
         }
     }
 
@@ -210,7 +210,7 @@ mod tests {
         history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
         history.add_reflector(&new(2, "203.0.113.7", "198.51.100.1")).await.unwrap();
         let error = history.reflector("203.0.113.7").await.unwrap_err();
-        assert!(matches!(error, Error::AmbiguousReflector { .. }), "{error:?}");
+        assert!(matches!(error, StorageError::AmbiguousReflector { .. }), "{error:?}");
     }
 
     #[tokio::test]
@@ -241,8 +241,8 @@ mod tests {
         history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
         history.add_reflector(&new(2, "cellar", "203.0.113.8")).await.unwrap();
         let error = history.rename_reflector("cellar", &"Attic".into()).await.unwrap_err();
-        assert!(matches!(error, Error::NameTaken { .. }), "{error:?}");
-        assert!(matches!(history.rename_reflector("cellar", &"\u{7}".into()).await, Err(Error::NoName)));
+        assert!(matches!(error, StorageError::NameTaken { .. }), "{error:?}");
+        assert!(matches!(history.rename_reflector("cellar", &"\u{7}".into()).await, Err(StorageError::NoName)));
         assert_eq!(history.rename_reflector("attic", &"Attic".into()).await.unwrap().name.as_str(), "Attic");
         assert!(history.reflector("cellar").await.is_ok());
     }
@@ -252,6 +252,6 @@ mod tests {
         let (_folder, history) = history().await;
         history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
         assert_eq!(history.remove_reflector("attic").await.unwrap().name.as_str(), "attic");
-        assert!(matches!(history.remove_reflector("attic").await, Err(Error::NoSuchReflector { .. })));
+        assert!(matches!(history.remove_reflector("attic").await, Err(StorageError::NoSuchReflector { .. })));
     }
 }

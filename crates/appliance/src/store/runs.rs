@@ -6,7 +6,7 @@ use paramedic_report::stats::Grade;
 use paramedic_report::summary::RunSummary;
 use uuid::Uuid;
 
-use super::{Error, History, strange};
+use super::{History, StorageError, strange};
 
 /// A run as it was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct SavedRun {
 
 impl SavedRun {
     /// The document, read.
-    pub fn document(&self) -> Result<ResultDocument, Error> {
-        serde_json::from_str(&self.text).map_err(|source| Error::Document { source })
+    pub fn document(&self) -> Result<ResultDocument, StorageError> {
+        serde_json::from_str(&self.text).map_err(|source| StorageError::Document { source })
     }
 }
 
@@ -70,8 +70,8 @@ impl Row {
 
 impl History {
     /// Saves a run. What is kept is what `--json` prints, to the byte.
-    pub async fn save_run(&self, document: &ResultDocument) -> Result<(), Error> {
-        let text = document.to_text().map_err(|source| Error::Document { source })?;
+    pub async fn save_run(&self, document: &ResultDocument) -> Result<(), StorageError> {
+        let text = document.to_text().map_err(|source| StorageError::Document { source })?;
         let run = RunSummary::of(document);
         sqlx::query(
             "INSERT INTO runs (id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, \
@@ -103,7 +103,7 @@ impl History {
     }
 
     /// The latest runs, newest first, at most `limit`.
-    pub async fn runs(&self, limit: u32) -> Result<Vec<RunSummary>, Error> {
+    pub async fn runs(&self, limit: u32) -> Result<Vec<RunSummary>, StorageError> {
         let fault = || self.fault("reading the runs");
         sqlx::query_as::<_, Row>(
             "SELECT id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, upload_bps, \
@@ -120,12 +120,12 @@ impl History {
     }
 
     /// The one run whose id is, begins or ends with `wanted`. (Ids begin with the time: runs of one minute differ late.)
-    pub async fn run(&self, wanted: &str) -> Result<SavedRun, Error> {
+    pub async fn run(&self, wanted: &str) -> Result<SavedRun, StorageError> {
         let fault = || self.fault("reading the run");
         let part = wanted.trim().to_ascii_lowercase();
         // Nothing but digits and dashes, so that nothing in it means something to LIKE.
         if part.is_empty() || !part.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
-            return Err(Error::NoSuchRun { wanted: wanted.to_owned() });
+            return Err(StorageError::NoSuchRun { wanted: wanted.to_owned() });
         }
         let mut found = sqlx::query_as::<_, (String, String)>(
             "SELECT id, document FROM runs WHERE id LIKE $1 || '%' OR id LIKE '%' || $1 LIMIT 2",
@@ -136,13 +136,13 @@ impl History {
         .map_err(fault())?;
         match (found.pop(), found.pop()) {
             (Some(row), None) => saved(row).map_err(fault()),
-            (None, _) => Err(Error::NoSuchRun { wanted: wanted.to_owned() }),
-            (Some(_), Some(_)) => Err(Error::AmbiguousRun { wanted: wanted.to_owned() }),
+            (None, _) => Err(StorageError::NoSuchRun { wanted: wanted.to_owned() }),
+            (Some(_), Some(_)) => Err(StorageError::AmbiguousRun { wanted: wanted.to_owned() }),
         }
     }
 
     /// The next runs in the order of their ids, oldest first, after the run `after`: a page of at most `limit`.
-    pub(super) async fn runs_after(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<SavedRun>, Error> {
+    pub(super) async fn runs_after(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<SavedRun>, StorageError> {
         let fault = || self.fault("reading the runs");
         // Every id is greater than the empty one.
         let after = after.map(|id| id.to_string()).unwrap_or_default();
@@ -222,9 +222,9 @@ mod tests {
         for part in [text.as_str(), &text[..13], &text[28..], &text.to_uppercase()] {
             assert_eq!(history.run(part).await.unwrap().id, id, "{part}");
         }
-        assert!(matches!(history.run(&text[..8]).await, Err(Error::AmbiguousRun { .. })));
+        assert!(matches!(history.run(&text[..8]).await, Err(StorageError::AmbiguousRun { .. })));
         for stranger in ["", "%", "_", "ffffffff", "attic"] {
-            assert!(matches!(history.run(stranger).await, Err(Error::NoSuchRun { .. })), "{stranger}");
+            assert!(matches!(history.run(stranger).await, Err(StorageError::NoSuchRun { .. })), "{stranger}");
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use clap::CommandFactory;
 use clap_complete::Shell;
-use paramedic_appliance::failure::{Exit, Failure};
 
+use super::failure::{CommandFailure, ExitStatus};
 use super::{Cli, Context};
 
 #[derive(clap::Args)]
@@ -12,9 +12,9 @@ pub(super) struct Args {
     shell: Shell,
 }
 
-pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
+pub(super) fn run(args: &Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "packetparamedic", &mut script);
     context.output.script(&script)?;
-    Ok(Exit::Done)
+    Ok(ExitStatus::Done)
 }

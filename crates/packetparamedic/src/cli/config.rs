@@ -1,11 +1,11 @@
 //! `config`: explains, checks and shows the configuration.
 
 use clap::Subcommand;
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_host::config::{load, template};
 
 use super::Context;
-use crate::config::{self as settings, Settings};
+use super::failure::{CommandFailure, ExitStatus};
+use crate::config::Settings;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -21,13 +21,13 @@ pub(super) enum Command {
     },
 }
 
-pub(super) fn run(command: &Command, context: &Context) -> Result<Exit, Failure> {
+pub(super) fn run(command: &Command, context: &Context) -> Result<ExitStatus, CommandFailure> {
     let loaded = || load::<Settings>(&context.flags, &|name| std::env::var_os(name));
     let text = match command {
         Command::Template => template::<Settings>(),
-        Command::Check => loaded().map_err(settings::failure)?.summary(),
-        Command::Show { origin } => loaded().map_err(settings::failure)?.show(*origin),
+        Command::Check => loaded()?.summary(),
+        Command::Show { origin } => loaded()?.show(*origin),
     };
     context.output.line(text.trim_end())?;
-    Ok(Exit::Done)
+    Ok(ExitStatus::Done)
 }

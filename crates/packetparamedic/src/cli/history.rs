@@ -1,11 +1,11 @@
 //! `history`: the saved results: list, show, export.
 
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_appliance::store::ExportFormat;
 use paramedic_report::text;
 use serde_json::json;
 
 use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -43,7 +43,7 @@ enum Kind {
     Csv,
 }
 
-pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let history = context.history().await?;
     match args.command.unwrap_or(Command::List { limit: 20 }) {
         Command::List { limit } => {
@@ -72,8 +72,8 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
                 Kind::Csv => ExportFormat::Csv,
             };
             let output = &mut context.output;
-            history.export::<Failure>(format, |line| output.line(line)).await?;
+            history.export::<CommandFailure>(format, |line| output.line(line)).await?;
         }
     }
-    Ok(Exit::Done)
+    Ok(ExitStatus::Done)
 }

@@ -1,8 +1,8 @@
 //! Ctrl-C and SIGTERM: the first asks a command to end and to keep what it has, the second ends it at once.
 
+use super::failure::{CommandFailure, ExitStatus};
 use std::sync::Arc;
 
-use paramedic_appliance::failure::{Exit, Failure};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
@@ -14,9 +14,15 @@ pub(super) struct Interrupts {
 
 impl Interrupts {
     /// Becomes true with the first interrupt.
-    pub(super) fn watch(&self) -> Result<watch::Receiver<bool>, Failure> {
+    pub(super) fn watch(&self) -> Result<watch::Receiver<bool>, CommandFailure> {
         let failed = |error: std::io::Error| {
-            Failure::new(Exit::Failed, "internal", "cannot listen for Ctrl-C", error.to_string(), "please report it")
+            CommandFailure::new(
+                ExitStatus::Failed,
+                "internal",
+                "cannot listen for Ctrl-C",
+                error.to_string(),
+                "please report it",
+            )
         };
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -2,6 +2,7 @@
 
 mod completions;
 mod config;
+pub mod failure;
 mod history;
 mod interrupts;
 pub mod output;
@@ -20,14 +21,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_appliance::store::{FILE as DATABASE_FILE, History};
 use paramedic_appliance::test_lock;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
-use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
+use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder};
 use paramedic_link::{SecretKey, key_file};
 
-use crate::config::{self as settings, Color, CommonFlags, Settings};
+use crate::config::{Color, CommonFlags, Settings};
+use failure::{CommandFailure, ExitStatus};
 use interrupts::Interrupts;
 use output::{Format, Output, Verbosity, Wanted};
 
@@ -125,13 +126,13 @@ struct Context {
 
 impl Context {
     /// The folder of key, pairings and results: private, and made at first use.
-    fn state_dir(&self) -> Result<&Path, Failure> {
+    fn state_dir(&self) -> Result<&Path, CommandFailure> {
         if let Some(path) = self.state_dir.get() {
             return Ok(path);
         }
         let named = &self.settings.state_dir;
         let StateFolder { path, change } =
-            state_folder::open(named, own_file).map_err(|e| folder_failure(named, &e))?;
+            state_folder::open(named, own_file).map_err(|error| failure::state_folder(named, &error))?;
         if let Some(change) = change {
             self.output.note(&told(named, &path, &change));
         }
@@ -139,15 +140,15 @@ impl Context {
     }
 
     /// The identity, made at first use.
-    fn identity(&self) -> Result<SecretKey, Failure> {
-        key_file::load_or_create(&self.key_path()?).map_err(|error| key_failure(&error))
+    fn identity(&self) -> Result<SecretKey, CommandFailure> {
+        Ok(key_file::load_or_create(&self.key_path()?)?)
     }
 
-    fn key_path(&self) -> Result<PathBuf, Failure> {
+    fn key_path(&self) -> Result<PathBuf, CommandFailure> {
         Ok(self.state_dir()?.join(KEY_FILE))
     }
 
-    async fn history(&self) -> Result<History, Failure> {
+    async fn history(&self) -> Result<History, CommandFailure> {
         Ok(History::open(self.state_dir()?).await?)
     }
 }
@@ -180,37 +181,6 @@ fn told(named: &Path, path: &Path, change: &Change) -> String {
     }
 }
 
-fn folder_failure(named: &Path, error: &StateFolderError) -> Failure {
-    let what = format!("cannot use the state folder {}", named.display());
-    match error {
-        StateFolderError::Foreign { .. } => Failure::new(
-            Exit::Usage,
-            "state_dir_foreign",
-            what,
-            error.to_string(),
-            "name a folder of this user with --state-dir, or change the owner with chown",
-        ),
-        _ => Failure::new(
-            Exit::Usage,
-            "state_dir_unusable",
-            what,
-            error.to_string(),
-            "may this user write there? Another folder can be named with --state-dir",
-        ),
-    }
-}
-
-fn key_failure(error: &key_file::KeyFileError) -> Failure {
-    use key_file::KeyFileError as E;
-    let (exit, code, try_) = match error {
-        E::Io { .. } => (Exit::Usage, "key_unusable", "may this user write to the state folder, and has it room?"),
-        E::Corrupt { .. } => (Exit::Failed, "key_corrupt", "restore the key file, or move it away and pair again"),
-        E::Exposed { .. } => (Exit::Usage, "key_exposed", "take the rights of others away with chmod 600"),
-        _ => (Exit::Usage, "key_unusable", "mend the key file, or name another folder with --state-dir"),
-    };
-    Failure::new(exit, code, "cannot use this device's identity", error.to_string(), try_)
-}
-
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -222,7 +192,7 @@ pub fn run() -> ExitCode {
         Err(error) => {
             // --help and --version are no faults; what can't be printed can't be said either.
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { ExitStatus::Usage.into() } else { ExitCode::SUCCESS };
         }
     };
     let verbosity = match (cli.common.quiet, cli.common.verbose) {
@@ -241,7 +211,7 @@ pub fn run() -> ExitCode {
         Ok(loaded) => loaded.config,
         // The template helps to correct a broken configuration.
         Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => Settings::defaults(),
-        Err(error) => return output(Color::Auto).fail(&settings::failure(error)).into(),
+        Err(error) => return output(Color::Auto).fail(&error.into()).into(),
     };
     let mut context = Context {
         output: output(settings.color),
@@ -256,7 +226,7 @@ pub fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             let try_ = "does the machine still have memory and threads?";
-            let failure = Failure::new(Exit::Failed, "internal", "cannot start", error.to_string(), try_);
+            let failure = CommandFailure::new(ExitStatus::Failed, "internal", "cannot start", error.to_string(), try_);
             return context.output.fail(&failure).into();
         }
     };
@@ -264,7 +234,7 @@ pub fn run() -> ExitCode {
     let end = runtime.block_on(async {
         tokio::select! {
             end = dispatch(cli.command, &mut context) => end,
-            () = interrupts.second() => Ok(Exit::Interrupted),
+            () = interrupts.second() => Ok(ExitStatus::Interrupted),
         }
     });
     // A name that is still being looked up must not hold up who pressed Ctrl-C.
@@ -308,14 +278,14 @@ fn format_asked_for() -> Format {
 }
 
 /// What the parser of the command line says, for a program to read. People get its own words, which show more.
-fn not_understood(error: &clap::Error) -> Failure {
+fn not_understood(error: &clap::Error) -> CommandFailure {
     let said = error.to_string();
     let because = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
     let try_ = "`packetparamedic --help` says what can be asked";
-    Failure::new(Exit::Usage, "bad_usage", "the command line can't be understood", because, try_)
+    CommandFailure::new(ExitStatus::Usage, "bad_usage", "the command line can't be understood", because, try_)
 }
 
-async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failure> {
+async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     match command {
         Command::SpeedTest(args) => speed_test::run(*args, context).await,
         Command::PairReflector(args) => pair_reflector::run(args, context).await,

@@ -5,13 +5,13 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anstream::{AutoStream, ColorChoice};
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_report::document::{Event, ResultDocument};
 use paramedic_report::lines::{Line, Tone};
 use paramedic_report::text::{self, Detail};
 use serde::Serialize;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::failure::{CommandFailure, ExitStatus};
 use super::progress::Progress;
 use crate::config::Color;
 
@@ -122,7 +122,7 @@ impl Output {
     }
 
     /// Prints a test's result in the format that is wanted.
-    pub fn result(&self, document: &ResultDocument) -> Result<(), Failure> {
+    pub fn result(&self, document: &ResultDocument) -> Result<(), CommandFailure> {
         match self.format {
             Format::Human => self.report(document),
             Format::Json => self.line(&document.to_text().map_err(unprintable)?),
@@ -132,34 +132,34 @@ impl Output {
     }
 
     /// Prints a test's result for people, whatever the format.
-    pub fn report(&self, document: &ResultDocument) -> Result<(), Failure> {
+    pub fn report(&self, document: &ResultDocument) -> Result<(), CommandFailure> {
         self.lines(&text::report(document, self.detail()))
     }
 
     /// Prints lines of a command's result, for people.
-    pub fn lines(&self, lines: &[Line]) -> Result<(), Failure> {
+    pub fn lines(&self, lines: &[Line]) -> Result<(), CommandFailure> {
         let mut streams = self.streams();
         let text = rendered(lines, streams.stdout.color);
         streams.put_out(text.as_bytes())
     }
 
     /// Prints text of a command's result as it is, one line or several, without colours and control characters.
-    pub fn line(&self, text: &str) -> Result<(), Failure> {
+    pub fn line(&self, text: &str) -> Result<(), CommandFailure> {
         self.streams().put_out(printable(text).as_bytes())
     }
 
     /// Prints a file for another program to read, to the byte.
-    pub fn script(&self, bytes: &[u8]) -> Result<(), Failure> {
+    pub fn script(&self, bytes: &[u8]) -> Result<(), CommandFailure> {
         self.streams().put_out(bytes)
     }
 
     /// Prints JSON on one line.
-    pub fn json_line(&self, value: &impl Serialize) -> Result<(), Failure> {
+    pub fn json_line(&self, value: &impl Serialize) -> Result<(), CommandFailure> {
         self.line(&serde_json::to_string(value).map_err(unprintable)?)
     }
 
     /// Prints JSON as a document that a person can read, too.
-    pub fn json(&self, value: &impl Serialize) -> Result<(), Failure> {
+    pub fn json(&self, value: &impl Serialize) -> Result<(), CommandFailure> {
         self.line(&serde_json::to_string_pretty(value).map_err(unprintable)?)
     }
 
@@ -172,8 +172,8 @@ impl Output {
 
     /// Says that a command failed, in the format that is wanted, and returns how the program ends. What was measured
     /// before is a result: for people it is reported first.
-    pub fn fail(&self, failure: &Failure) -> Exit {
-        if failure.is_quiet() {
+    pub fn fail(&self, failure: &CommandFailure) -> ExitStatus {
+        if failure.is_quiet {
             self.streams().progress.clear();
             return failure.exit;
         }
@@ -190,7 +190,7 @@ impl Output {
     }
 
     /// Says on stderr what failed beside a result that holds, whatever the format and however quiet.
-    pub fn beside(&self, failure: &Failure) {
+    pub fn beside(&self, failure: &CommandFailure) {
         let mut streams = self.streams();
         let text = rendered(
             &[
@@ -267,7 +267,7 @@ impl<'a> MakeWriter<'a> for Log {
 
 impl Streams {
     /// Writes a result; progress is over then.
-    fn put_out(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn put_out(&mut self, bytes: &[u8]) -> Result<(), CommandFailure> {
         self.progress.clear();
         let writer = &mut self.stdout.writer;
         writer.write_all(bytes).and_then(|()| writer.flush()).map_err(|error| unwritten(&error))
@@ -297,13 +297,13 @@ fn rendered(lines: &[Line], color: bool) -> String {
     lines.iter().map(|line| line.rendered(color) + "\n").collect()
 }
 
-fn unwritten(error: &io::Error) -> Failure {
+fn unwritten(error: &io::Error) -> CommandFailure {
     if error.kind() == io::ErrorKind::BrokenPipe {
-        // As with `| head`: whoever read has read enough.
-        return Failure::new(Exit::Done, Failure::READER_GONE, "nobody reads the output", "it was closed", "nothing");
+        // As with `| head`: the reader has read enough.
+        return CommandFailure::reader_gone();
     }
-    Failure::new(
-        Exit::Failed,
+    CommandFailure::new(
+        ExitStatus::Failed,
         "cannot_print",
         "cannot write the result",
         error.to_string(),
@@ -311,9 +311,9 @@ fn unwritten(error: &io::Error) -> Failure {
     )
 }
 
-fn unprintable(error: serde_json::Error) -> Failure {
-    Failure::new(
-        Exit::Failed,
+fn unprintable(error: serde_json::Error) -> CommandFailure {
+    CommandFailure::new(
+        ExitStatus::Failed,
         "cannot_print",
         "cannot write the result as JSON",
         error.to_string(),
@@ -375,8 +375,14 @@ mod tests {
         Wanted { format, ..Wanted::default() }
     }
 
-    fn unreachable() -> Failure {
-        Failure::new(Exit::Failed, "unreachable", "cannot reach\u{1b}[2J reflector", "refused", "is it running?")
+    fn unreachable() -> CommandFailure {
+        CommandFailure::new(
+            ExitStatus::Failed,
+            "unreachable",
+            "cannot reach\u{1b}[2J reflector",
+            "refused",
+            "is it running?",
+        )
     }
 
     #[test]
@@ -412,7 +418,7 @@ mod tests {
     #[test]
     fn a_failure_for_people_is_three_lines_on_stderr() {
         let (output, stdout, stderr) = printer(wanted(Format::Human));
-        assert_eq!(output.fail(&unreachable()), Exit::Failed);
+        assert_eq!(output.fail(&unreachable()), ExitStatus::Failed);
         assert_eq!(stderr.text(), "cannot reach[2J reflector\nbecause: refused\ntry: is it running?\n");
         assert_eq!(stdout.text(), "");
     }
@@ -477,10 +483,10 @@ mod tests {
         };
         let (output, stderr) = with(io::ErrorKind::BrokenPipe);
         let gone = output.result(&example::bare()).unwrap_err();
-        assert_eq!((output.fail(&gone), stderr.text().as_str()), (Exit::Done, ""));
+        assert_eq!((output.fail(&gone), stderr.text().as_str()), (ExitStatus::Done, ""));
         let (output, stderr) = with(io::ErrorKind::StorageFull);
         let full = output.result(&example::bare()).unwrap_err();
-        assert_eq!(output.fail(&full), Exit::Failed);
+        assert_eq!(output.fail(&full), ExitStatus::Failed);
         assert!(stderr.text().contains("try: is there room"), "{}", stderr.text());
     }
 }

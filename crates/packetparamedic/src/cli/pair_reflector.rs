@@ -4,16 +4,18 @@ use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_appliance::reflector_client::{ReflectorClient, Route};
 use paramedic_appliance::store::Reflector;
 use paramedic_appliance::targets::Target;
+use paramedic_appliance::{ApplianceError, LinkFailure};
+use paramedic_link::message::CloseReason;
 use paramedic_link::pairing_code::PairingCode;
 use paramedic_link::tls::Expect;
 use paramedic_link::{EndpointId, PeerText};
 use serde_json::json;
 
 use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -41,7 +43,7 @@ pub(super) struct Args {
 /// The longest text that is read in search of a code.
 const LONGEST_CODE: u64 = 1024;
 
-pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let target = args.peer.parse::<Target>()?;
     let key = context.identity()?;
     let history = context.history().await?;
@@ -54,8 +56,11 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
                     client.close("paired").await;
                     (id, welcome.name, true)
                 }
-                Err(failure) if failure.code == "not_paired" => (id, PeerText::default(), false),
-                Err(failure) => return Err(failure),
+                Err(ApplianceError::Link {
+                    cause: LinkFailure::NotPaired | LinkFailure::Closed { reason: CloseReason::PeerRemoved, .. },
+                    ..
+                }) => (id, PeerText::default(), false),
+                Err(error) => return Err(error.into()),
             }
         }
         None => {
@@ -84,10 +89,10 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     if !is_known_there {
         context.output.note(&format!("it does not know this device yet; there, run: reflector peers add {}", key.id()));
     }
-    Ok(Exit::Done)
+    Ok(ExitStatus::Done)
 }
 
-fn code(args: &Args) -> Result<PairingCode, Failure> {
+fn code(args: &Args) -> Result<PairingCode, CommandFailure> {
     let from_environment = || std::env::var("PACKETPARAMEDIC_CODE").ok().filter(|code| !code.is_empty());
     let text = match (&args.code, &args.code_file) {
         (Some(dash), _) if dash == "-" => first_line(std::io::stdin().lock())?,
@@ -106,8 +111,8 @@ fn code(args: &Args) -> Result<PairingCode, Failure> {
         },
     };
     text.parse::<PairingCode>().map_err(|error| {
-        Failure::new(
-            Exit::Usage,
+        CommandFailure::new(
+            ExitStatus::Usage,
             "bad_code",
             "cannot understand the code",
             error.to_string(),
@@ -116,15 +121,15 @@ fn code(args: &Args) -> Result<PairingCode, Failure> {
     })
 }
 
-fn first_line(input: impl BufRead) -> Result<String, Failure> {
+fn first_line(input: impl BufRead) -> Result<String, CommandFailure> {
     let mut line = String::new();
     input.take(LONGEST_CODE).read_line(&mut line).map_err(|error| no_code(&error.to_string()))?;
     Ok(line)
 }
 
-fn no_code(because: &str) -> Failure {
-    Failure::new(
-        Exit::Usage,
+fn no_code(because: &str) -> CommandFailure {
+    CommandFailure::new(
+        ExitStatus::Usage,
         "no_code",
         "cannot pair without a code",
         because,

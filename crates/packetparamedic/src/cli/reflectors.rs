@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use paramedic_appliance::failure::{Exit, Failure};
+use paramedic_appliance::ApplianceError;
 use paramedic_appliance::reflector_client::{ReflectorClient, Route};
 use paramedic_appliance::store::Reflector;
 use paramedic_link::PeerText;
@@ -10,6 +10,7 @@ use paramedic_link::tls::Expect;
 use serde_json::json;
 
 use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -43,14 +44,14 @@ enum Command {
     },
 }
 
-pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let history = context.history().await?;
     match args.command.unwrap_or(Command::List) {
         Command::List => {
             let all = history.reflectors().await?;
             if args.json {
                 context.output.line(&json!(all.iter().map(row).collect::<Vec<_>>()).to_string())?;
-                return Ok(Exit::Done);
+                return Ok(ExitStatus::Done);
             }
             if all.is_empty() {
                 context
@@ -61,7 +62,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
                 let line = format!("{}  {}  {}", reflector.name, reflector.address, reflector.endpoint_id);
                 context.output.line(&line)?;
             }
-            Ok(Exit::Done)
+            Ok(ExitStatus::Done)
         }
         Command::Check { reflector } => {
             let chosen = match reflector {
@@ -73,21 +74,21 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         Command::Rename { reflector, name } => {
             let renamed = history.rename_reflector(&reflector, &PeerText::new(&name)).await?;
             context.output.line(&format!("it is called {} now", renamed.name))?;
-            Ok(Exit::Done)
+            Ok(ExitStatus::Done)
         }
         Command::Remove { reflector } => {
             let removed = history.remove_reflector(&reflector).await?;
             context.output.line(&format!("forgot {}", removed.name))?;
             context.output.note("it still knows this device until `reflector peers remove` is run there");
-            Ok(Exit::Done)
+            Ok(ExitStatus::Done)
         }
     }
 }
 
 /// Reaches each in turn; the first failure's exit code is the command's.
-async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Result<Exit, Failure> {
+async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let key = context.identity()?;
-    let mut exit = Exit::Done;
+    let mut first_failure = None;
     let mut rows = Vec::new();
     for reflector in chosen {
         let began = Instant::now();
@@ -97,7 +98,7 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
             let welcome = client.hello().await?;
             let address = client.address();
             client.close("checked").await;
-            Ok::<_, Failure>((address, welcome))
+            Ok::<_, ApplianceError>((address, welcome))
         };
         let mut row = row(reflector);
         match answer.await {
@@ -117,10 +118,9 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
                     ))?;
                 }
             }
-            Err(failure) => {
-                if exit == Exit::Done {
-                    exit = failure.exit;
-                }
+            Err(error) => {
+                let failure = CommandFailure::from(error);
+                first_failure.get_or_insert(failure.exit);
                 if json {
                     row["reachable"] = false.into();
                     row["error"] = json!(failure.body());
@@ -134,7 +134,7 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
     if json {
         context.output.line(&json!(rows).to_string())?;
     }
-    Ok(exit)
+    Ok(first_failure.unwrap_or(ExitStatus::Done))
 }
 
 fn rounded_ms(duration: Duration) -> u128 {

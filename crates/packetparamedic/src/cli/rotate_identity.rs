@@ -1,9 +1,9 @@
 //! `rotate-identity`: a new key, the old one kept, and which pairings are lost with it.
 
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_link::key_file;
 
-use super::{Context, key_failure};
+use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -12,17 +12,17 @@ pub(super) struct Args {
     yes: bool,
 }
 
-pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
+pub(super) async fn run(args: &Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     if !args.yes {
-        return Err(Failure::new(
-            Exit::Usage,
+        return Err(CommandFailure::new(
+            ExitStatus::Usage,
             "not_confirmed",
             "the identity stays as it is",
             "with a new one, every reflector must be paired again",
             "say --yes if that is what you want",
         ));
     }
-    let rotated = key_file::rotate(&context.key_path()?).map_err(|error| key_failure(&error))?;
+    let rotated = key_file::rotate(&context.key_path()?)?;
     let lost = context.history().await?.reflectors().await?;
     context.output.line(&rotated.new.id().to_string())?;
     context.output.note(&format!(
@@ -33,5 +33,5 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Fail
     for reflector in lost {
         context.output.note(&format!("{} knows only the old one: pair again with it", reflector.name));
     }
-    Ok(Exit::Done)
+    Ok(ExitStatus::Done)
 }

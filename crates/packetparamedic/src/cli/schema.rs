@@ -1,11 +1,11 @@
 //! `schema`: the JSON Schema of everything that is printed as JSON.
 
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_report::document;
 
 use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
 
-pub(super) fn run(context: &mut Context) -> Result<Exit, Failure> {
+pub(super) fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     context.output.line(&format!("{:#}", document::schema()))?;
-    Ok(Exit::Done)
+    Ok(ExitStatus::Done)
 }

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_host::self_test;
 use paramedic_report::self_test::Role;
 use paramedic_report::text;
 
 use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
 use super::output::Format;
 use super::values::time;
 
@@ -26,7 +26,7 @@ fn each(text: &str) -> Result<Duration, String> {
     self_test::check_each(time(text)?)
 }
 
-pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let mut interrupt = context.interrupts.watch()?;
     let scratch = self_test::scratch().ok();
     // Only some engines need one; they say so where there is none.
@@ -38,7 +38,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let test = tokio::select! {
         test = test => test.map_err(|error| {
             let try_ = "please report it, it is a fault of this program";
-            Failure::new(Exit::Failed, "internal", "the self-test broke off", error.to_string(), try_)
+            CommandFailure::new(ExitStatus::Failed, "internal", "the self-test broke off", error.to_string(), try_)
         })?,
         // The thread that still measures ends with the process.
         _ = interrupt.wait_for(|wanted| *wanted) => {
@@ -51,13 +51,13 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         Format::Human => context.output.lines(&text::self_test(&test))?,
         Format::Json | Format::JsonStream => context.output.json(&test)?,
     }
-    Ok(if test.rates.is_empty() { Exit::Failed } else { Exit::Done })
+    Ok(if test.rates.is_empty() { ExitStatus::Failed } else { ExitStatus::Done })
 }
 
-fn interrupted() -> Failure {
+fn interrupted() -> CommandFailure {
     let because = "Ctrl-C or SIGTERM ended it before it was over";
-    Failure::new(
-        Exit::Interrupted,
+    CommandFailure::new(
+        ExitStatus::Interrupted,
         "interrupted",
         "the self-test has no result",
         because,

@@ -1,11 +1,10 @@
 //! `show-id`: this device's Endpoint ID.
 
-use paramedic_appliance::failure::{Exit, Failure};
-
 use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
 
-pub(super) fn run(context: &mut Context) -> Result<Exit, Failure> {
+pub(super) fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let id = context.identity()?.id();
     context.output.line(&id.to_string())?;
-    Ok(Exit::Done)
+    Ok(ExitStatus::Done)
 }

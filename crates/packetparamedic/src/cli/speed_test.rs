@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{Appliance, TestEnd, TestEvent};
-use paramedic_appliance::failure::{Exit, Failure};
 use paramedic_appliance::providers::{self, Login, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
 use paramedic_appliance::request::{TestRequest, Transport};
@@ -19,6 +19,7 @@ use paramedic_report::thresholds::Thresholds;
 use zeroize::Zeroizing;
 
 use super::Context;
+use super::failure::{CommandFailure, ExitStatus, describe};
 use super::output::Format;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
 
@@ -140,19 +141,19 @@ pub(super) struct Args {
     /// Put what iperf3 itself printed into the result
     #[arg(long)]
     raw: bool,
-    /// Exit code 3 if the download is below this rate (bits per second: 900M, 1.5G)
+    /// ExitStatus code 3 if the download is below this rate (bits per second: 900M, 1.5G)
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_download: Option<u64>,
-    /// Exit code 3 if the upload is below this rate
+    /// ExitStatus code 3 if the upload is below this rate
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_upload: Option<u64>,
-    /// Exit code 3 if the median round trip, idle, is above this (ms)
+    /// ExitStatus code 3 if the median round trip, idle, is above this (ms)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_idle_latency: Option<f64>,
-    /// Exit code 3 if the median round trip under load is above this (ms)
+    /// ExitStatus code 3 if the median round trip under load is above this (ms)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_loaded_latency: Option<f64>,
-    /// Exit code 3 if more is lost in either direction (0.01 or 1%)
+    /// ExitStatus code 3 if more is lost in either direction (0.01 or 1%)
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loss: Option<f64>,
     /// Print one JSON document
@@ -212,14 +213,15 @@ impl Args {
     }
 }
 
-pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let request = request(&args, context)?;
     let login = login(&args)?;
-    let appliance = Appliance::new(context.state_dir()?.to_owned(), context.identity()?, context.history().await?);
+    let appliance =
+        Appliance::new(context.state_dir()?.to_owned(), context.identity()?, context.history().await?, describe);
     let mut interrupt = context.interrupts.watch()?;
     let mut test = tokio::select! {
         test = appliance.run(request, login) => test?,
-        _ = interrupt.wait_for(|wanted| *wanted) => return Ok(Exit::Interrupted),
+        _ = interrupt.wait_for(|wanted| *wanted) => return Ok(ExitStatus::Interrupted),
     };
     let live = context.output.live();
     let mut is_cancelled = false;
@@ -242,35 +244,28 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     appliance.close().await;
     match end? {
         Some(end) => conclude(end, context),
-        None => Ok(Exit::Interrupted),
+        None => Ok(ExitStatus::Interrupted),
     }
 }
 
 /// Prints how it ended, and says with which code the program ends.
-fn conclude(end: TestEnd, context: &mut Context) -> Result<Exit, Failure> {
+fn conclude(end: TestEnd, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let exit = match (end.measured, end.failure) {
         (Some(result), None) => {
             let reached = result.thresholds.iter().all(|threshold| threshold.passed);
             context.output.result(&result)?;
-            if reached { Exit::Done } else { Exit::BelowThreshold }
+            if reached { ExitStatus::Done } else { ExitStatus::BelowThreshold }
         }
-        (Some(result), Some(failure)) if failure.exit == Exit::Interrupted => {
+        (Some(result), Some(ApplianceError::Interrupted)) => {
             context.output.result(&result)?;
-            Exit::Interrupted
+            ExitStatus::Interrupted
         }
-        (Some(result), Some(failure)) => {
-            let exit = failure.exit;
-            context.output.fail(&failure.measured(result));
-            exit
-        }
-        (None, Some(failure)) => {
-            context.output.fail(&failure);
-            failure.exit
-        }
+        (Some(result), Some(error)) => context.output.fail(&CommandFailure::from(error).measured(result)),
+        (None, Some(error)) => context.output.fail(&error.into()),
         (None, None) => {
             let because = "every phase ended without a reading";
-            return Err(Failure::new(
-                Exit::Failed,
+            return Err(CommandFailure::new(
+                ExitStatus::Failed,
                 "nothing_measured",
                 "nothing was measured",
                 because,
@@ -278,34 +273,42 @@ fn conclude(end: TestEnd, context: &mut Context) -> Result<Exit, Failure> {
             ));
         }
     };
-    if let Some(mut unsaved) = end.unsaved {
-        unsaved.what = "the result is not saved".to_owned();
-        context.output.beside(&unsaved);
-        // What was printed holds; but whoever relies on the history must hear of it.
-        return Ok(if exit == Exit::Done { Exit::Failed } else { exit });
-    }
-    Ok(exit)
+    let Some(unsaved) = end.unsaved else { return Ok(exit) };
+    let mut unsaved = CommandFailure::from(unsaved);
+    unsaved.what = "the result is not saved".to_owned();
+    context.output.beside(&unsaved);
+    // The printed result holds, but a script that relies on the saved results must notice.
+    Ok(match exit {
+        ExitStatus::Done => ExitStatus::Failed,
+        exit => exit,
+    })
 }
 
 /// The request that flags and settings make.
-fn request(args: &Args, context: &Context) -> Result<TestRequest, Failure> {
+fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure> {
     let settings = &context.settings;
     let wanted = settings.provider.as_deref().unwrap_or("reflector");
-    let provider = providers::find(wanted).ok_or_else(|| Failure::no_such("provider", wanted))?;
+    let provider = providers::find(wanted).ok_or_else(|| ApplianceError::NoSuchProvider(wanted.to_owned()))?;
     let transport = if args.udp { Transport::Udp } else { Transport::Tcp };
     let meant = provider.engine(transport);
     let id = match (&args.engine, &settings.engine) {
         (Some(named), _) if args.udp && named != meant => {
             let because = format!("-u means the engine {meant}, and --engine names {named}");
             let try_ = "leave out one of the two";
-            return Err(Failure::new(Exit::Usage, "bad_request", "cannot ask for that test", because, try_));
+            return Err(CommandFailure::new(
+                ExitStatus::Usage,
+                "bad_request",
+                "cannot ask for that test",
+                because,
+                try_,
+            ));
         }
         // What the command line says of the transport goes before what the configuration says of the engine.
         (_, Some(named)) if !args.udp => named.as_str(),
         _ => meant,
     };
-    let engine = paramedic_host::engines::find(id).ok_or_else(|| Failure::no_such("engine", id))?;
-    let engine_id = EngineId::try_from(id).map_err(|error| Failure::no_such("engine", &error.to_string()))?;
+    let engine = paramedic_host::engines::find(id).ok_or_else(|| ApplianceError::NoSuchEngine(id.to_owned()))?;
+    let engine_id = EngineId::try_from(id).map_err(|error| ApplianceError::NoSuchEngine(error.to_string()))?;
     let phases = args.phases(provider, engine, settings.duration);
     let spec = TestSpec {
         congestion_control: args.congestion.clone(),
@@ -351,12 +354,12 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, Failure> {
 }
 
 /// The login at an iperf3 server, where one was given.
-fn login(args: &Args) -> Result<Option<Login>, Failure> {
+fn login(args: &Args) -> Result<Option<Login>, CommandFailure> {
     let (Some(user), Some(key)) = (&args.username, &args.rsa_public_key) else { return Ok(None) };
     let unreadable = |path: &Path, error: std::io::Error| {
         let what = format!("cannot read {}", path.display());
-        Failure::new(
-            Exit::Usage,
+        CommandFailure::new(
+            ExitStatus::Usage,
             "unreadable",
             what,
             error.to_string(),
@@ -369,7 +372,13 @@ fn login(args: &Args) -> Result<Option<Login>, Failure> {
     if !public_key_pem.contains("-----BEGIN PUBLIC KEY-----") {
         let what = format!("{} is not a public key", key.display());
         let try_ = "the key that `openssl rsa -in private.pem -pubout` prints for the server's";
-        return Err(Failure::new(Exit::Usage, "bad_usage", what, "there is no PEM public key in it", try_));
+        return Err(CommandFailure::new(
+            ExitStatus::Usage,
+            "bad_usage",
+            what,
+            "there is no PEM public key in it",
+            try_,
+        ));
     }
     let password = match &args.password_file {
         Some(path) if path.as_os_str() == "-" => {
@@ -384,7 +393,7 @@ fn login(args: &Args) -> Result<Option<Login>, Failure> {
             _ => {
                 let what = format!("no password for the user {user}");
                 let try_ = "--password-file FILE, or PACKETPARAMEDIC_IPERF3_PASSWORD in the environment";
-                return Err(Failure::new(Exit::Usage, "bad_usage", what, "none was given", try_));
+                return Err(CommandFailure::new(ExitStatus::Usage, "bad_usage", what, "none was given", try_));
             }
         },
     };

@@ -13,9 +13,9 @@ use paramedic_link::tls::Expect;
 use paramedic_report::document::{Event, PhaseBegun, Queued, Started};
 
 use super::run_record::{RunRecord, own_facts};
-use super::{Observer, Outcome, Provider, TestJob, interrupted};
-use crate::failure::{Exit, Failure};
-use crate::reflector_client::{NoLink, ReflectorClient};
+use super::{Observer, Outcome, Provider, TestJob};
+use crate::error::{ApplianceError, LinkFailure};
+use crate::reflector_client::ReflectorClient;
 use crate::request::Transport;
 use crate::store::Reflector;
 use crate::targets::Target;
@@ -73,19 +73,19 @@ async fn measure(
     lock: &mut TestLock,
     observer: &mut Observer,
     record: &mut RunRecord,
-) -> Result<(), Failure> {
+) -> Result<(), ApplianceError> {
     let (mut client, known) = tokio::select! {
         link = reach(job) => link?,
-        () = observer.interrupted() => return Err(interrupted()),
+        () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
     let introduced = async {
         let welcome = client.hello().await?;
         let facts = client.facts().await?;
-        Ok::<_, Failure>((welcome, facts))
+        Ok::<_, ApplianceError>((welcome, facts))
     };
     let (welcome, facts) = tokio::select! {
         introduced = introduced => introduced?,
-        () = observer.interrupted() => return Err(interrupted()),
+        () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
     let spec = spec(job, &welcome);
     let version = welcome.software.clone();
@@ -104,10 +104,10 @@ async fn measure(
         let _ = interrupt.wait_for(|wanted| *wanted).await;
     };
     let granted = client.request(&spec, job.request.wait, limits, queued, cancelled).await?;
-    let grant = granted.ok_or_else(interrupted)?;
-    if let Err(failure) = retake(lock, &mut client, &grant, observer).await {
+    let grant = granted.ok_or(ApplianceError::Interrupted)?;
+    if let Err(error) = retake(lock, &mut client, &grant, observer).await {
         client.finish().await;
-        return Err(failure);
+        return Err(error);
     }
     observer.events.as_mut()(Event::Start(Started {
         id: record.result.run().id,
@@ -136,7 +136,7 @@ async fn retake(
     client: &mut ReflectorClient,
     grant: &Grant,
     observer: &mut Observer,
-) -> Result<(), Failure> {
+) -> Result<(), ApplianceError> {
     let longest = RETAKE_TIMEOUT.min(Duration::from_millis(grant.expires_in_ms) / 2);
     let deadline = tokio::time::Instant::now() + longest;
     let mut beat = tokio::time::interval(HEARTBEAT);
@@ -145,8 +145,8 @@ async fn retake(
         tokio::select! {
             biased;
             retaken = &mut retaken => return retaken,
-            () = tokio::time::sleep_until(deadline) => return Err(granted_in_vain()),
-            () = observer.interrupted() => return Err(interrupted()),
+            () = tokio::time::sleep_until(deadline) => return Err(ApplianceError::GrantExpired),
+            () = observer.interrupted() => return Err(ApplianceError::Interrupted),
             message = client.listen() => match message? {
                 ToAppliance::Ping => client.send(&ToReflector::Pong).await?,
                 ToAppliance::Ended { reason, detail } => return Err(client.ended(reason, &detail)),
@@ -155,17 +155,6 @@ async fn retake(
             _ = beat.tick() => client.send(&ToReflector::Ping).await?,
         }
     }
-}
-
-/// The grant came while another test of this device ran, for longer than the grant could wait.
-fn granted_in_vain() -> Failure {
-    Failure::new(
-        Exit::Busy,
-        "busy_here",
-        "another test of this device was running when the reflector granted this one",
-        "two at once would measure each other, so the session was given back",
-        "run it again when the other test has ended",
-    )
 }
 
 /// What is asked of the reflector. With no mode said: direct where the reflector has it and the test can take it, for that
@@ -182,12 +171,15 @@ fn spec(job: &TestJob, welcome: &Welcome) -> TestSpec {
 }
 
 /// A link to the reflector that is meant, and how it is saved here.
-async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), Failure> {
-    let Some(first) = job.known.first() else { return Err(nobody_paired()) };
+async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), ApplianceError> {
+    let Some(first) = job.known.first() else { return Err(ApplianceError::NoReflectorPaired) };
     let Some(asked) = &job.request.peer else {
         return match job.known.as_slice() {
             [only] => connect_saved(job, only).await,
-            _ => Err(which_one(&job.known)),
+            several => {
+                let names = several.iter().map(|known| known.name.to_string()).collect();
+                Err(ApplianceError::SeveralReflectorsPaired { names })
+            }
         };
     };
     if let Some(saved) = job.known.iter().find(|known| known.name.as_str() == asked) {
@@ -200,70 +192,20 @@ async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), Failure> {
     // Any address at which a paired key answers: a wrong guess tells us which key stands there.
     match connect(job, &target, first.endpoint_id).await {
         Ok(client) => Ok((client, first.clone())),
-        Err(NoLink { presented: Some(presented), .. }) => {
+        Err(ApplianceError::Link { cause: LinkFailure::KeyChanged(presented), .. }) => {
             let Some(known) = job.known.iter().find(|known| known.endpoint_id == presented) else {
-                return Err(not_paired_there(&target, presented));
+                return Err(ApplianceError::NotPairedThere { target, presented });
             };
             Ok((connect(job, &target, presented).await?, known.clone()))
         }
-        Err(no_link) => Err(no_link.into()),
+        Err(error) => Err(error),
     }
 }
 
-async fn connect_saved(job: &TestJob, saved: &Reflector) -> Result<(ReflectorClient, Reflector), Failure> {
+async fn connect_saved(job: &TestJob, saved: &Reflector) -> Result<(ReflectorClient, Reflector), ApplianceError> {
     Ok((connect(job, &saved.address, saved.endpoint_id).await?, saved.clone()))
 }
 
-async fn connect(job: &TestJob, target: &Target, expected: EndpointId) -> Result<ReflectorClient, NoLink> {
+async fn connect(job: &TestJob, target: &Target, expected: EndpointId) -> Result<ReflectorClient, ApplianceError> {
     ReflectorClient::connect(&job.key, target, Expect::ExactKey(expected), &job.request.route).await
-}
-
-fn nobody_paired() -> Failure {
-    Failure::new(
-        Exit::Denied,
-        "not_paired",
-        "no reflector to measure against",
-        "this device is not paired with any",
-        "run `reflector pair` on a reflector, then `packetparamedic pair-reflector` here",
-    )
-}
-
-fn which_one(known: &[Reflector]) -> Failure {
-    let names = known.iter().map(|known| known.name.to_string()).collect::<Vec<_>>().join(", ");
-    Failure::new(
-        Exit::Usage,
-        "which_reflector",
-        "cannot tell which reflector is meant",
-        format!("this device is paired with {names}"),
-        "name one with --peer",
-    )
-}
-
-fn not_paired_there(target: &Target, presented: EndpointId) -> Failure {
-    Failure::new(
-        Exit::Denied,
-        "not_paired",
-        format!("the reflector at {target} is not one that this device is paired with"),
-        format!("it shows {presented}"),
-        "run `reflector pair` there, then `packetparamedic pair-reflector` here",
-    )
-}
-
-/// One failure of each cause, for the table in `failure`.
-#[cfg(test)]
-pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
-    let target = "attic.lan".parse::<Target>().unwrap();
-    let named = |name: &str| Reflector {
-        endpoint_id: EndpointId::from_bytes([7; 32]),
-        name: name.into(),
-        address: target.clone(),
-        paired_at: "2026-01-31T12:00:00Z".parse().unwrap(),
-    };
-    let own = vec![
-        ("granted in vain", granted_in_vain()),
-        ("nothing paired", nobody_paired()),
-        ("several paired", which_one(&[named("attic"), named("cellar")])),
-        ("not paired there", not_paired_there(&target, EndpointId::from_bytes([7; 32]))),
-    ];
-    [own, session::failures()].concat()
 }

@@ -1,7 +1,6 @@
 //! A granted session as the appliance lives it: phase after phase on threads, with one eye on the link all the while.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,9 +21,9 @@ use paramedic_report::fold::{Impossible, PhaseRecord, ResultBuilder};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use crate::failure::{Exit, Failure};
+use crate::error::ApplianceError;
 use crate::providers::run_record::{RunRecord, own_facts, reading as as_folded};
-use crate::providers::{Observer, TestJob, interrupted};
+use crate::providers::{Observer, TestJob};
 use crate::reflector_client::ReflectorClient;
 
 /// How long the reflector may take to have all streams of a phase.
@@ -38,10 +37,6 @@ const DRAIN: Duration = Duration::from_secs(15);
 const HAND_OVER: Duration = Duration::from_secs(4);
 /// How long the word that the link has ended may come after what failed by it.
 const NEWS: Duration = Duration::from_secs(1);
-/// The code of a phase that did not begin.
-const NOT_STARTED: &str = "phase_not_started";
-/// The code of claims that cannot be true.
-const BAD_REPORT: &str = "bad_report";
 /// How often the latency so far is shown.
 const LATENCY_EVERY: Duration = Duration::from_millis(500);
 
@@ -68,7 +63,7 @@ impl Session {
         spec: TestSpec,
         grant: &Grant,
         observer: &mut Observer,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, ApplianceError> {
         let keys = Arc::new(client.session_keys(grant.session)?);
         tracing::debug!(
             session = %grant.session, engine = %spec.engine, streams = spec.streams, data_port = grant.data_port,
@@ -77,7 +72,7 @@ impl Session {
         let control = SessionControl::unmetered();
         let reflector_address = client.address();
         let expect = Expect::ExactKey(client.reflector());
-        let config = tls::appliance_config(&job.key, expect, Alpn::Data).map_err(|error| unusable(&error))?;
+        let config = tls::appliance_config(&job.key, expect, Alpn::Data).map_err(|error| internal(&error))?;
         let connect_timeout = STREAMS;
         let origin = &job.request.route.origin;
         let tunnel =
@@ -90,8 +85,7 @@ impl Session {
         } else {
             Arc::clone(&tunnel)
         };
-        let engine =
-            paramedic_host::engines::find(spec.engine.as_str()).ok_or_else(|| unusable(&"no such engine here"))?;
+        let engine = paramedic_host::engines::find(spec.engine.as_str()).ok_or_else(|| internal(&"no such engine here"))?;
         let client_end = engine
             .client(ClientSetup {
                 spec: spec.clone(),
@@ -101,7 +95,7 @@ impl Session {
                 terms: grant.engine_terms.clone(),
                 scratch: job.scratch.clone(),
             })
-            .map_err(|error| not_driven(&spec, &error))?;
+            .map_err(|error| not_driven(&spec, error))?;
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let probes_every = Duration::from_micros(spec.probe_interval_us.into());
@@ -132,9 +126,13 @@ impl Session {
     }
 
     /// All phases, in order.
-    pub(super) async fn run(&mut self, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &mut self,
+        observer: &mut Observer,
+        result: &mut ResultBuilder,
+    ) -> Result<(), ApplianceError> {
         for (number, phase) in self.spec.phases.clone().into_iter().enumerate() {
-            let number = u8::try_from(number).map_err(|_| unusable(&"too many phases"))?;
+            let number = u8::try_from(number).map_err(|_| internal(&"too many phases"))?;
             let record = result.begin_phase(phase);
             // Other programs may tell what they received at their end alone.
             record.shows_sent = self.client_end.program().is_some();
@@ -150,23 +148,26 @@ impl Session {
         phase: PhaseSpec,
         observer: &mut Observer,
         record: &mut PhaseRecord,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ApplianceError> {
         let client_end = Arc::clone(&self.client_end);
         let connect = tokio::task::spawn_blocking(move || client_end.connect(number));
         let address = self.client.address();
         let connected = match tokio::time::timeout(self.connect_timeout(), self.during(connect, observer)).await {
             Ok(connected) => connected?,
-            Err(_) => return Err(no_streams(address, &std::io::ErrorKind::TimedOut.into())),
+            Err(_) => {
+                return Err(ApplianceError::NoDataConnection { address, source: std::io::ErrorKind::TimedOut.into() });
+            }
         };
-        let connected = connected.map_err(|_| unusable(&"a thread panicked"))?;
-        self.explained(connected.map_err(|error| no_streams(address, &error))).await?;
+        let connected = connected.map_err(|_| internal(&"a thread panicked"))?;
+        let connected = connected.map_err(|source| ApplianceError::NoDataConnection { address, source });
+        self.explained(connected).await?;
         self.client.send(&ToReflector::Start { phase: number }).await?;
         if let Err(mut failure) = self.await_started(number, observer).await {
             // Where both ends know a reason, ours is the one that something can be done about here.
-            if failure.code == NOT_STARTED
+            if let ApplianceError::PhaseNotStarted { reason } = &mut failure
                 && let Some(complaint) = self.client_end.explain_failure(number)
             {
-                failure.because = complaint;
+                *reason = complaint;
             }
             return Err(failure);
         }
@@ -184,7 +185,7 @@ impl Session {
             });
             let _ = done.send(tally);
         };
-        std::thread::Builder::new().name("phase".into()).spawn(run).map_err(|error| unusable(&error))?;
+        std::thread::Builder::new().name("phase".into()).spawn(run).map_err(|error| internal(&error))?;
 
         let end = self.watch_phase(number, phase, observer, record, &mut readings, &mut own).await;
         record.ended_at = self.prober.as_ref().map(Prober::now);
@@ -203,10 +204,10 @@ impl Session {
         }
         // A claim is held against what was sent however the phase ended: its end is in the reflector's hands, too.
         let end = match (end, record.check_tallies()) {
-            (Err(_), Err(claim)) => Err(bad_report(self.client.address(), &claim)),
+            (Err(_), Err(claim)) => Err(self.impossible(claim)),
             (end, _) => end,
         };
-        if end.as_ref().is_err_and(|failure| failure.code == BAD_REPORT) {
+        if matches!(end, Err(ApplianceError::ImpossibleReport { .. })) {
             record.forget_claims();
         }
         end
@@ -226,7 +227,7 @@ impl Session {
         record: &mut PhaseRecord,
         readings: &mut mpsc::UnboundedReceiver<PhaseProgress>,
         own: &mut oneshot::Receiver<PhaseTally>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ApplianceError> {
         let deadline = Instant::now() + phase.duration() + DRAIN;
         let mut show_latency = tokio::time::interval(LATENCY_EVERY);
         show_latency.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -245,7 +246,7 @@ impl Session {
                                 Direction::Upload => PhaseProgress::Received(direction, sample),
                                 Direction::Download => PhaseProgress::Sent(direction, sample),
                             };
-                            check(record, reading).map_err(|claim| bad_report(self.client.address(), &claim))?;
+                            check(record, reading).map_err(|claim| self.impossible(claim))?;
                             note(observer, record, reading);
                         }
                     }
@@ -259,54 +260,47 @@ impl Session {
                     }
                 }
                 _ = self.beat.tick() => self.keep_alive().await?,
-                () = observer.interrupted() => return Err(interrupted()),
-                () = tokio::time::sleep_until(deadline) => return Err(stuck(self.client.address())),
+                () = observer.interrupted() => return Err(ApplianceError::Interrupted),
+                () = tokio::time::sleep_until(deadline) => return Err(ApplianceError::PhaseOverdue(self.client.address())),
             }
         }
         // Readings that were under way when the tally came.
         while let Ok(reading) = readings.try_recv() {
             note(observer, record, reading);
         }
-        record.check_tallies().map_err(|claim| bad_report(self.client.address(), &claim))?;
+        record.check_tallies().map_err(|claim| self.impossible(claim))?;
         match record.cut_short() {
-            Some(reason) => Err(Failure::new(
-                Exit::Failed,
-                "data_lost",
-                format!("the {} ended early", phase.load),
-                reason.to_string(),
-                "try again; if it happens again, something on the way ends connections",
-            )),
+            Some(reason) => Err(ApplianceError::DataLost { load: phase.load, reason: reason.clone() }),
             None => Ok(()),
         }
     }
 
-    async fn await_started(&mut self, number: u8, observer: &mut Observer) -> Result<(), Failure> {
+    async fn await_started(&mut self, number: u8, observer: &mut Observer) -> Result<(), ApplianceError> {
         let deadline = Instant::now() + STREAMS;
         loop {
             tokio::select! {
                 message = self.client.listen() => match self.hear(message?).await? {
                     Some(ToAppliance::Started { phase }) if phase == number => return Ok(()),
                     Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => {
-                        let because = tally.cut_short.map_or("the reflector gave no reason".to_owned(), |text| text.to_string());
-                        return Err(Failure::new(
-                            Exit::Failed,
-                            NOT_STARTED,
-                            "the reflector could not start a phase",
-                            because,
-                            "is every data connection let through? `--data-mode tunneled` needs the control port alone",
-                        ));
+                        let unknown = || "the reflector gave no reason".to_owned();
+                        let reason = tally.cut_short.map_or_else(unknown, |text| text.to_string());
+                        return Err(ApplianceError::PhaseNotStarted { reason });
                     }
                     _ => {}
                 },
                 _ = self.beat.tick() => self.keep_alive().await?,
-                () = observer.interrupted() => return Err(interrupted()),
-                () = tokio::time::sleep_until(deadline) => return Err(stuck(self.client.address())),
+                () = observer.interrupted() => return Err(ApplianceError::Interrupted),
+                () = tokio::time::sleep_until(deadline) => return Err(ApplianceError::PhaseOverdue(self.client.address())),
             }
         }
     }
 
+    fn impossible(&self, claim: Impossible) -> ApplianceError {
+        ApplianceError::ImpossibleReport { address: self.client.address(), claim }
+    }
+
     /// Does `work` with one eye on the link.
-    async fn during<T>(&mut self, work: impl Future<Output = T>, observer: &mut Observer) -> Result<T, Failure> {
+    async fn during<T>(&mut self, work: impl Future<Output = T>, observer: &mut Observer) -> Result<T, ApplianceError> {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
@@ -315,13 +309,13 @@ impl Session {
                     self.hear(message?).await?;
                 }
                 _ = self.beat.tick() => self.keep_alive().await?,
-                () = observer.interrupted() => return Err(interrupted()),
+                () = observer.interrupted() => return Err(ApplianceError::Interrupted),
             }
         }
     }
 
     /// What failed because the session had ended is explained by that, which may be heard a moment later.
-    async fn explained<T>(&mut self, done: Result<T, Failure>) -> Result<T, Failure> {
+    async fn explained<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
         let Err(failure) = done else { return done };
         let deadline = Instant::now() + NEWS;
         // What is said in answer is said to its end.
@@ -332,7 +326,7 @@ impl Session {
     }
 
     /// Answers what needs an answer, and passes on what belongs to a phase.
-    async fn hear(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, Failure> {
+    async fn hear(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, ApplianceError> {
         self.heard = Instant::now();
         self.control.heard();
         match message {
@@ -346,7 +340,7 @@ impl Session {
     }
 
     /// Says that we live; notices when nothing has been heard for too long on any connection.
-    async fn keep_alive(&mut self) -> Result<(), Failure> {
+    async fn keep_alive(&mut self) -> Result<(), ApplianceError> {
         let heard = self.heard.max(self.control.last_heard().into());
         // Who was held up here for long has not read yet what may have come.
         let judged = std::mem::replace(&mut self.judged, Instant::now());
@@ -410,21 +404,13 @@ fn fall_back(
 }
 
 /// Starts to probe, over UDP where it comes back and else over a data connection.
-async fn probe(order: ProberSetup) -> Result<Prober, Failure> {
+async fn probe(order: ProberSetup) -> Result<Prober, ApplianceError> {
     let started = tokio::task::spawn_blocking(move || {
         let prober = Prober::start(order)?;
         prober.ready()?;
         Ok::<_, std::io::Error>(prober)
     });
-    started.await.map_err(|_| unusable(&"a thread panicked"))?.map_err(|error| {
-        Failure::new(
-            Exit::Failed,
-            "no_probes",
-            "cannot measure latency",
-            error.to_string(),
-            "neither UDP nor a further TCP connection reaches the reflector; is a firewall in between?",
-        )
-    })
+    started.await.map_err(|_| internal(&"a thread panicked"))?.map_err(ApplianceError::NoProbes)
 }
 
 /// Keeps a reading; whoever watches hears of it.
@@ -461,80 +447,18 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn no_streams(address: SocketAddr, error: &std::io::Error) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        "no_data_connection",
-        format!("cannot open data connections to {}", address.ip()),
-        error.to_string(),
-        match error.kind() {
-            // What was asked for does not go over this path, whatever is let through.
-            std::io::ErrorKind::InvalidInput => "ask for what the path takes",
-            _ => "are its data ports let through? `--data-mode tunneled` needs the control port alone",
-        },
-    )
-}
-
-fn bad_report(address: SocketAddr, claim: &Impossible) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        BAD_REPORT,
-        format!("the reflector at {address} reports what cannot be true"),
-        claim.to_string(),
-        "update both programs; if it happens again, do not rely on what this reflector counts",
-    )
-}
-
-fn stuck(address: SocketAddr) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        "stuck",
-        format!("the test with {address} did not come to its end in time"),
-        "the reflector did not say that a phase began or ended",
-        "try again; if it happens again, its log says more",
-    )
-}
-
-/// Why this device can't take its part. A congestion control that its kernel refuses is no fault of the program.
-fn not_driven(spec: &TestSpec, error: &std::io::Error) -> Failure {
+/// Why this device cannot run its end of the test. A congestion control that its kernel refuses is no fault of the program.
+fn not_driven(spec: &TestSpec, error: std::io::Error) -> ApplianceError {
     if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
-        return Failure::lacking(spec.engine.as_str(), lacking);
+        return ApplianceError::EngineUnavailable { engine: spec.engine.to_string(), lacking: lacking.clone() };
     }
     let is_refused = matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied);
     if spec.congestion_control.is_none() || !is_refused {
-        return unusable(error);
+        return internal(&error);
     }
-    let try_ = "choose another with -C, run this as root, or allow it in that setting with sysctl";
-    Failure::new(Exit::Usage, "bad_request", "this device cannot run that test", error.to_string(), try_)
+    ApplianceError::CongestionControl(error)
 }
 
-fn unusable(error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        "internal",
-        "cannot run the test",
-        error.to_string(),
-        "this is a fault of the program; please report it",
-    )
-}
-
-/// One failure of each cause, for the table in `failure`.
-#[cfg(test)]
-pub(crate) fn failures() -> Vec<(&'static str, Failure)> {
-    use std::io::{Error, ErrorKind};
-
-    use paramedic_link::test_spec::{DataMode, EngineId};
-    let at = "203.0.113.7:4000".parse().unwrap();
-    let plain = TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, vec![], 1);
-    let asks = TestSpec { congestion_control: Some("bbr".into()), ..plain.clone() };
-    let lacking = Lacking { because: "it is not there".to_owned(), try_: "install it".to_owned() };
-    vec![
-        ("no data connection", no_streams(at, &ErrorKind::TimedOut.into())),
-        ("path takes less", no_streams(at, &Error::new(ErrorKind::InvalidInput, "too large"))),
-        ("impossible report", bad_report(at, &Impossible::Time(23))),
-        ("stuck", stuck(at)),
-        ("engine lacks", not_driven(&plain, &Error::other(lacking))),
-        ("congestion control refused", not_driven(&asks, &Error::new(ErrorKind::NotFound, "no bbr here"))),
-        ("cannot be run", not_driven(&plain, &Error::other("some reason"))),
-    ]
+fn internal(error: &dyn std::fmt::Display) -> ApplianceError {
+    ApplianceError::Internal(error.to_string())
 }

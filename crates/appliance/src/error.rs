@@ -1,0 +1,247 @@
+//! Why the appliance could not do something: one variant a cause. The client of the library decides how each reads and
+//! with which exit code the program ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use paramedic_engines::engine::Unavailable;
+use paramedic_link::framed::LinkError;
+use paramedic_link::message::{CloseReason, Denial, EndReason};
+use paramedic_link::test_spec::{Direction, Load};
+use paramedic_link::{EndpointId, PeerText};
+use paramedic_report::fold::Impossible;
+
+use crate::providers::Iperf3Failure;
+use crate::request::Transport;
+use crate::store::StorageError;
+use crate::targets::{Host, NotATarget, Target};
+
+/// Why the appliance could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplianceError {
+    /// The text of an address is not one.
+    #[error(transparent)]
+    Address(#[from] NotATarget),
+    /// The saved pairings and results could not be used, or do not hold what was looked for.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The test lock or the working folder in the state folder could not be made.
+    #[error("{}: {source}", .folder.display())]
+    TestFolder {
+        /// The state folder.
+        folder: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// No provider has this id.
+    #[error("no provider {0}")]
+    NoSuchProvider(String),
+    /// No engine has this id.
+    #[error("no engine {0}")]
+    NoSuchEngine(String),
+    /// The provider or the engine cannot run the requested test, or the request contradicts itself.
+    #[error("the request is not supported: {0}")]
+    Unsupported(String),
+    /// The device does not have the requested local address or interface.
+    #[error("cannot send from there: {0}")]
+    Origin(io::Error),
+    /// This device lacks what an engine needs.
+    #[error("{engine}: {lacking}")]
+    EngineUnavailable {
+        /// The engine's id.
+        engine: String,
+        /// What is missing.
+        lacking: Unavailable,
+    },
+    /// The kernel of this device refused the requested congestion control.
+    #[error("the congestion control was refused: {0}")]
+    CongestionControl(io::Error),
+    /// Another test of this device is running.
+    #[error("another test is running on this device")]
+    DeviceBusy,
+    /// Another test of this device was running when the reflector granted this one, until the grant expired.
+    #[error("the grant expired while another test was running on this device")]
+    GrantExpired,
+    /// The user ended the test.
+    #[error("interrupted")]
+    Interrupted,
+    /// The link to a reflector could not be opened, or it failed.
+    #[error("{target}: {cause}")]
+    Link {
+        /// The reflector's address, as configured.
+        target: Target,
+        /// The cause.
+        cause: LinkFailure,
+    },
+    /// The host's name could not be resolved.
+    #[error("{host}: {source}")]
+    NotResolved {
+        /// The host.
+        host: Host,
+        /// The resolver's error.
+        source: io::Error,
+    },
+    /// The host has no address of the requested IP family.
+    #[error("{0} has no address of the requested family")]
+    NoAddressOfFamily(Host),
+    /// This device is paired with no reflector.
+    #[error("no reflector is paired")]
+    NoReflectorPaired,
+    /// This device is paired with several reflectors, and the request names none.
+    #[error("several reflectors are paired")]
+    SeveralReflectorsPaired {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// A reflector answers at the address, but this device is not paired with it.
+    #[error("{target} is {presented}, which is not paired")]
+    NotPairedThere {
+        /// The address.
+        target: Target,
+        /// The key that it presented.
+        presented: EndpointId,
+    },
+    /// TLS could not be set up.
+    #[error("cannot set up TLS: {0}")]
+    TlsSetup(String),
+    /// No keys could be derived from the link.
+    #[error("cannot derive keys: {0}")]
+    KeyDerivation(String),
+    /// The data connections of a phase could not be opened.
+    #[error("data connections to {address}: {source}")]
+    NoDataConnection {
+        /// The reflector's address.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Latency probes reach the reflector neither over UDP nor over TCP.
+    #[error("no probes: {0}")]
+    NoProbes(io::Error),
+    /// The reflector could not start a phase.
+    #[error("the phase was not started: {reason}")]
+    PhaseNotStarted {
+        /// The reason: of this end where it knows one, else the reflector's.
+        reason: String,
+    },
+    /// The begin or the end of a phase was not reported in time.
+    #[error("{0} did not report a phase in time")]
+    PhaseOverdue(SocketAddr),
+    /// The reflector's report cannot be true.
+    #[error("{address}: {claim}")]
+    ImpossibleReport {
+        /// The reflector's address.
+        address: SocketAddr,
+        /// The claim.
+        claim: Impossible,
+    },
+    /// A phase ended early.
+    #[error("the {load} ended early: {reason}")]
+    DataLost {
+        /// The phase.
+        load: Load,
+        /// The reason, of the end that noticed.
+        reason: PeerText,
+    },
+    /// Next to no payload arrived in some directions.
+    #[error("nothing arrived in {} directions", .directions.len())]
+    NothingArrived {
+        /// The directions, each with its phase.
+        directions: Vec<(Load, Direction)>,
+        /// What carried the payload.
+        transport: Transport,
+    },
+    /// A fault of this program, or of the operating system below it.
+    #[error("{0}")]
+    Internal(String),
+    /// The task of the test ended without a result: a fault of this program.
+    #[error("the test broke off: {0}")]
+    BrokeOff(String),
+    /// A test with an iperf3 server failed.
+    #[error(transparent)]
+    Iperf3(#[from] Iperf3Failure),
+}
+
+/// Why a link to a reflector could not be opened, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkFailure {
+    /// No address of it accepted a connection.
+    #[error("unreachable: {0}")]
+    Unreachable(io::Error),
+    /// It presented another key than the one that was paired.
+    #[error("it presented another key: {0}")]
+    KeyChanged(EndpointId),
+    /// It presented a key that does not fit the pairing code.
+    #[error("the code does not fit its key {0}")]
+    CodeOfAnother(EndpointId),
+    /// Something else than a reflector answered.
+    #[error("not a reflector: {0}")]
+    NotAReflector(String),
+    /// It hung up during the TLS handshake.
+    #[error("it hung up during the TLS handshake")]
+    HungUp,
+    /// It accepted the connection and did not complete the handshake in time.
+    #[error("the handshake timed out")]
+    HandshakeTimeout,
+    /// Nothing was received from it for this time.
+    #[error("nothing was received for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// It did not answer within this time.
+    #[error("no answer within {} s", .0.as_secs())]
+    NoAnswer(Duration),
+    /// Its queue did not move for this time.
+    #[error("its queue did not move for {} s", .0.as_secs())]
+    QueueStalled(Duration),
+    /// It was busy for longer than the request waits.
+    #[error("it was busy for {} s", .0.as_secs())]
+    WaitedTooLong(Duration),
+    /// The connection failed.
+    #[error("lost: {0}")]
+    Lost(LinkError),
+    /// The connection ended without a farewell.
+    #[error("it closed the link")]
+    EndOfStream,
+    /// It closed the link.
+    #[error("it closed the link ({reason:?}): {detail}")]
+    Closed {
+        /// Its reason.
+        reason: CloseReason,
+        /// Its own text.
+        detail: PeerText,
+    },
+    /// It denied the test.
+    #[error("it denied the test ({:?}): {}", .0.reason, .0.detail)]
+    Denied(Denial),
+    /// It ended the session.
+    #[error("it ended the session ({reason:?}): {detail}")]
+    SessionEnded {
+        /// Its reason.
+        reason: EndReason,
+        /// Its own text.
+        detail: PeerText,
+    },
+    /// It ended a session where another answer was due.
+    #[error("it ended the session out of turn: {0}")]
+    EndedOutOfTurn(PeerText),
+    /// It sent a message that does not belong there.
+    #[error("an unexpected message")]
+    UnexpectedMessage,
+    /// It could not prove that it knows the pairing code.
+    #[error("it did not prove that it knows the code")]
+    CodeNotProven,
+    /// It did not accept the pairing code.
+    #[error("it did not accept the code")]
+    CodeRefused,
+    /// It does not know this device.
+    #[error("it does not know this device")]
+    NotPaired,
+}
+
+impl LinkFailure {
+    /// The failure of the link to this target.
+    pub(crate) fn at(self, target: &Target) -> ApplianceError {
+        ApplianceError::Link { target: target.clone(), cause: self }
+    }
+}

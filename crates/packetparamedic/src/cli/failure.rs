@@ -1,0 +1,920 @@
+//! How a command fails: which text, machine code and exit code each cause has. The only place that decides it.
+
+use std::fmt;
+use std::io;
+use std::ops::{Deref, DerefMut};
+
+use paramedic_appliance::providers::Iperf3Failure;
+use paramedic_appliance::request::Transport;
+use paramedic_appliance::store::StorageError;
+use paramedic_appliance::targets::{Fault, NotATarget, Target};
+use paramedic_appliance::{ApplianceError, LinkFailure};
+use paramedic_engines::engine::Lacking;
+use paramedic_engines::iperf3::output::Complaint;
+use paramedic_host::config::{ConfigError, Configuration};
+use paramedic_link::framed::LinkError;
+use paramedic_link::key_file::KeyFileError;
+use paramedic_link::message::{CloseReason, Denial, DenialReason, EndReason};
+use paramedic_link::state_folder::StateFolderError;
+use paramedic_link::test_spec::{Direction, Load};
+use paramedic_report::document::{ErrorBody, ErrorDocument, ResultDocument};
+use paramedic_report::quantity;
+
+use crate::config::Settings;
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ExitStatus {
+    /// Done.
+    Done = 0,
+    /// The test failed, or the reflector was not reached.
+    Failed = 1,
+    /// Wrong usage or configuration.
+    Usage = 2,
+    /// Measured, but below a requested threshold.
+    BelowThreshold = 3,
+    /// Not paired, or denied permanently.
+    Denied = 4,
+    /// Busy or out of quota: a retry may succeed.
+    Busy = 5,
+    /// Interrupted by Ctrl-C or a signal.
+    Interrupted = 130,
+}
+
+impl From<ExitStatus> for std::process::ExitCode {
+    fn from(exit: ExitStatus) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// A failed command. Prints as three lines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CommandFailure {
+    /// The text and the exit code.
+    cause: Box<paramedic_host::failure::Failure<ExitStatus>>,
+    /// What was measured before the failure.
+    pub measured_so_far: Option<Box<ResultDocument>>,
+    /// Whether nothing is printed: the reader of the output has closed it.
+    pub is_quiet: bool,
+}
+
+impl Deref for CommandFailure {
+    type Target = paramedic_host::failure::Failure<ExitStatus>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.cause
+    }
+}
+
+impl DerefMut for CommandFailure {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.cause
+    }
+}
+
+impl CommandFailure {
+    /// A failure.
+    pub fn new(
+        exit: ExitStatus,
+        code: &'static str,
+        what: impl Into<String>,
+        because: impl fmt::Display,
+        try_: impl Into<String>,
+    ) -> Self {
+        let cause = paramedic_host::failure::Failure::new(exit, code, what, because, try_);
+        Self { cause: Box::new(cause), measured_so_far: None, is_quiet: false }
+    }
+
+    /// The end of a command whose output nobody reads any more, as with `| head`: no failure, and nothing is printed.
+    pub fn reader_gone() -> Self {
+        let cause =
+            Self::new(ExitStatus::Done, "reader_gone", "the output is closed", "its reader has ended", "nothing");
+        Self { is_quiet: true, ..cause }
+    }
+
+    /// Sets when a retry makes sense, in milliseconds from now.
+    fn retry_after(mut self, ms: Option<u64>) -> Self {
+        self.retry_after_ms = ms;
+        self
+    }
+
+    /// Adds what was measured before the failure.
+    pub fn measured(mut self, so_far: ResultDocument) -> Self {
+        self.measured_so_far = Some(Box::new(so_far));
+        self
+    }
+
+    /// The error document.
+    pub fn document(&self) -> ErrorDocument {
+        self.cause.document(self.measured_so_far.clone())
+    }
+}
+
+impl fmt::Display for CommandFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.cause, f)
+    }
+}
+
+impl std::error::Error for CommandFailure {}
+
+/// The error as a result carries it.
+pub(super) fn describe(error: &ApplianceError) -> ErrorBody {
+    CommandFailure::from(error).body()
+}
+
+const REPORT_IT: &str = "this is a fault of the program; please report it";
+
+impl From<ApplianceError> for CommandFailure {
+    fn from(error: ApplianceError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&ApplianceError> for CommandFailure {
+    fn from(error: &ApplianceError) -> Self {
+        use ApplianceError as E;
+        use ExitStatus::{Busy, Denied, Failed, Interrupted, Usage};
+        match error {
+            E::Address(error) => error.into(),
+            E::Storage(error) => error.into(),
+            E::Iperf3(error) => error.into(),
+            E::Link { target, cause } => link(target, cause),
+            E::TestFolder { folder, source } => {
+                let folder = folder.display();
+                let try_ = format!("may this user write to {folder}? Another folder can be named with --state-dir");
+                Self::new(Usage, "state_dir_unusable", "cannot use the state folder", source, try_)
+            }
+            E::NoSuchProvider(wanted) => no_such("provider", wanted),
+            E::NoSuchEngine(wanted) => no_such("engine", wanted),
+            E::Unsupported(reason) => {
+                let try_ = "`packetparamedic speed-test --help` says what can be asked";
+                Self::new(Usage, "bad_request", "cannot ask for that test", reason, try_)
+            }
+            E::Origin(source) => {
+                let try_ = "`ip address` lists what this device has";
+                Self::new(Usage, "bad_request", "cannot send from there", source, try_)
+            }
+            E::EngineUnavailable { engine, lacking: Lacking { because, try_ } } => {
+                Self::new(Usage, "engine_lacking", format!("cannot run {engine} on this device"), because, try_)
+            }
+            E::CongestionControl(source) => {
+                let try_ = "choose another with -C, run this as root, or allow it in that setting with sysctl";
+                Self::new(Usage, "bad_request", "this device cannot run that test", source, try_)
+            }
+            E::DeviceBusy => Self::new(
+                Busy,
+                "busy_here",
+                "a test is running on this device already",
+                "two at once would measure each other",
+                "wait for it: leave --no-wait out, or a longer --wait",
+            ),
+            E::GrantExpired => Self::new(
+                Busy,
+                "busy_here",
+                "another test of this device was running when the reflector granted this one",
+                "two at once would measure each other, so the session was given back",
+                "run it again when the other test has ended",
+            ),
+            E::Interrupted => Self::new(
+                Interrupted,
+                "interrupted",
+                "the test was ended early",
+                "it was interrupted from the keyboard or by a signal",
+                "run it again to its end for a result that can be compared",
+            ),
+            E::NotResolved { host, source } => Self::new(
+                Failed,
+                "name_not_resolved",
+                format!("cannot find the host {host}"),
+                source,
+                "is the name spelled right, and does DNS work here?",
+            ),
+            E::NoAddressOfFamily(host) => Self::new(
+                Failed,
+                "name_not_resolved",
+                format!("cannot find the host {host}"),
+                "it has no address of the IP family that was asked for",
+                "leave -4, -6 or -B out",
+            ),
+            E::NoReflectorPaired => Self::new(
+                Denied,
+                "not_paired",
+                "no reflector to measure against",
+                "this device is not paired with any",
+                "run `reflector pair` on a reflector, then `packetparamedic pair-reflector` here",
+            ),
+            E::SeveralReflectorsPaired { names } => Self::new(
+                Usage,
+                "which_reflector",
+                "cannot tell which reflector is meant",
+                format!("this device is paired with {}", names.join(", ")),
+                "name one with --peer",
+            ),
+            E::NotPairedThere { target, presented } => Self::new(
+                Denied,
+                "not_paired",
+                format!("the reflector at {target} is not one that this device is paired with"),
+                format!("it shows {presented}"),
+                "run `reflector pair` there, then `packetparamedic pair-reflector` here",
+            ),
+            E::TlsSetup(reason) => Self::new(Failed, "tls", "cannot set up TLS", reason, REPORT_IT),
+            E::KeyDerivation(reason) => Self::new(Failed, "tls", "cannot derive keys", reason, REPORT_IT),
+            E::NoDataConnection { address, source } => {
+                let try_ = match source.kind() {
+                    // The path does not carry what was requested, whatever a firewall lets through.
+                    io::ErrorKind::InvalidInput => "ask for what the path takes",
+                    _ => "are its data ports let through? `--data-mode tunneled` needs the control port alone",
+                };
+                let what = format!("cannot open data connections to {}", address.ip());
+                Self::new(Failed, "no_data_connection", what, source, try_)
+            }
+            E::NoProbes(source) => Self::new(
+                Failed,
+                "no_probes",
+                "cannot measure latency",
+                source,
+                "neither UDP nor a further TCP connection reaches the reflector; is a firewall in between?",
+            ),
+            E::PhaseNotStarted { reason } => Self::new(
+                Failed,
+                "phase_not_started",
+                "the reflector could not start a phase",
+                reason,
+                "is every data connection let through? `--data-mode tunneled` needs the control port alone",
+            ),
+            E::PhaseOverdue(address) => Self::new(
+                Failed,
+                "stuck",
+                format!("the test with {address} did not come to its end in time"),
+                "the reflector did not say that a phase began or ended",
+                "try again; if it happens again, its log says more",
+            ),
+            E::ImpossibleReport { address, claim } => Self::new(
+                Failed,
+                "bad_report",
+                format!("the reflector at {address} reports what cannot be true"),
+                claim,
+                "update both programs; if it happens again, do not rely on what this reflector counts",
+            ),
+            E::DataLost { load, reason } => Self::new(
+                Failed,
+                "data_lost",
+                format!("the {load} ended early"),
+                reason,
+                "try again; if it happens again, something on the way ends connections",
+            ),
+            E::NothingArrived { directions, transport } => nothing_arrived(directions, *transport),
+            E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
+            E::BrokeOff(reason) => Self::new(Failed, "internal", "the test broke off", reason, REPORT_IT),
+        }
+    }
+}
+
+fn no_such(what: &str, wanted: &str) -> CommandFailure {
+    CommandFailure::new(
+        ExitStatus::Usage,
+        "bad_usage",
+        format!("there is no {what} {wanted}"),
+        "the configuration or the command line names one that this version does not have",
+        "`packetparamedic speed-test --help` lists them",
+    )
+}
+
+fn nothing_arrived(directions: &[(Load, Direction)], transport: Transport) -> CommandFailure {
+    let name = |(load, direction): &(Load, Direction)| match load {
+        Load::Bidir => format!("the {direction} of the phase both ways"),
+        _ => format!("the {direction}"),
+    };
+    let names = match directions.split_last() {
+        Some((last, [])) => name(last),
+        Some((last, others)) => {
+            let others = others.iter().map(name).collect::<Vec<_>>().join(", ");
+            format!("{others} and {}", name(last))
+        }
+        None => "the test".to_owned(),
+    };
+    let smaller = match transport {
+        Transport::Tcp => "-M 1200",
+        Transport::Udp => "-l 1200",
+    };
+    let try_ = format!(
+        "large packets may vanish on the way: repeat with {smaller}; if that works, correct the MTU or the firewall that \
+         swallows ICMP"
+    );
+    let because = "the connections stand, but the receiver counted next to no payload";
+    let what = format!("nothing arrived in {names}");
+    CommandFailure::new(ExitStatus::Failed, ErrorBody::NOTHING_ARRIVED, what, because, try_)
+}
+
+/// The failure of a link to a reflector.
+fn link(target: &Target, cause: &LinkFailure) -> CommandFailure {
+    use ExitStatus::{Busy, Denied, Failed};
+    use LinkFailure as E;
+    let new = |exit, code, what: String, because: &dyn fmt::Display, try_: &str| {
+        CommandFailure::new(exit, code, what, because, try_)
+    };
+    let cannot_open = || format!("cannot open a link with {target}");
+    let lost = || format!("lost the reflector at {target}");
+    let no_turn = || format!("the test did not get its turn at {target}");
+    let gone = "is it still running there? `reflector status` and its log say more";
+    let same_version = "are both programs of the same version?";
+    match cause {
+        E::Unreachable(error) => {
+            let try_ = format!("is `reflector serve` running there, is TCP {} open?", target.port);
+            new(Failed, "unreachable", format!("cannot reach reflector at {target}"), &plain(error), &try_)
+        }
+        E::KeyChanged(presented) => new(
+            Denied,
+            "key_changed",
+            format!("the reflector at {target} has another key than the one that was paired"),
+            &format_args!("it shows {presented}"),
+            "if its identity was rotated on purpose, pair again; if not, somebody may be in between",
+        ),
+        E::CodeOfAnother(presented) => new(
+            Denied,
+            "wrong_code",
+            format!("the code is not one of the reflector at {target}"),
+            &format_args!("that one is {presented}"),
+            "check the address, and run `reflector pair` on the reflector you mean",
+        ),
+        E::NotAReflector(reason) => new(
+            Failed,
+            "no_reflector",
+            format!("what answers at {target} is no reflector"),
+            reason,
+            "check the address and the port; a reflector listens on 4000 unless told otherwise",
+        ),
+        E::HungUp => new(
+            Failed,
+            "no_reflector",
+            cannot_open(),
+            &"it hung up during the TLS handshake",
+            "is that a reflector, and does it have room (`reflector status` there)?",
+        ),
+        E::HandshakeTimeout => new(
+            Failed,
+            "silent",
+            cannot_open(),
+            &"it accepted the connection and then said nothing for 10 s",
+            "is that a reflector, or is a firewall in between?",
+        ),
+        E::Silent(time) => new(
+            Failed,
+            "silent",
+            lost(),
+            &format_args!("nothing was heard of it for {} s", time.as_secs()),
+            "is the way there still open? The reflector frees the session by itself; try again",
+        ),
+        E::NoAnswer(time) => new(
+            Failed,
+            "silent",
+            lost(),
+            &format_args!("an answer was due, and none came within {} s", time.as_secs()),
+            "try again; `reflector status` and the log there say more",
+        ),
+        E::QueueStalled(time) => new(
+            Busy,
+            "busy",
+            no_turn(),
+            &format_args!("the queue there did not move for {}", length(*time)),
+            "try again later, or wait regardless with a longer --wait",
+        ),
+        E::WaitedTooLong(time) => new(
+            Busy,
+            "busy",
+            no_turn(),
+            &format_args!("the reflector was busy for {}", length(*time)),
+            "use a longer --wait, or try again later",
+        ),
+        E::Lost(LinkError::Io(error)) => new(Failed, "reflector_gone", lost(), &plain(error), gone),
+        E::Lost(error) => new(Failed, "reflector_gone", lost(), error, gone),
+        E::EndOfStream => new(Failed, "reflector_gone", lost(), &"it closed the link", gone),
+        E::Closed { reason, detail } => {
+            let (code, exit, try_) = match reason {
+                CloseReason::Version => ("version", Failed, "bring both programs to the same version"),
+                CloseReason::PeerRemoved => ("not_paired", Denied, "pair again: `reflector pair` there"),
+                CloseReason::Shutdown => ("draining", Busy, "try again when it serves again"),
+                CloseReason::Protocol | CloseReason::Unknown => ("protocol", Failed, same_version),
+            };
+            new(exit, code, format!("the reflector at {target} closed the link"), detail, try_)
+        }
+        E::Denied(denial) => denied(target, denial),
+        E::SessionEnded { reason, detail } => {
+            let (code, exit, try_) = match reason {
+                EndReason::BytesPerDay => {
+                    ("bytes_per_day", Busy, "try again tomorrow, or raise max_bytes_per_day there")
+                }
+                EndReason::PeerRemoved => ("not_paired", Denied, "pair again: `reflector pair` there"),
+                EndReason::Shutdown => ("draining", Busy, "try again when it serves again"),
+                EndReason::Finished
+                | EndReason::Deadline
+                | EndReason::Silence
+                | EndReason::NotStarted
+                | EndReason::LinkClosed
+                | EndReason::Failed
+                | EndReason::Unknown => ("session_ended", Failed, "try again; the reflector's log says more"),
+            };
+            new(exit, code, format!("the reflector at {target} ended the test"), detail, try_)
+        }
+        E::EndedOutOfTurn(detail) => new(
+            Failed,
+            "protocol",
+            format!("cannot understand the reflector at {target}"),
+            &format_args!("it ended the session: {detail}"),
+            same_version,
+        ),
+        E::UnexpectedMessage => new(
+            Failed,
+            "protocol",
+            format!("cannot understand the reflector at {target}"),
+            &"it answered with a message that does not belong here",
+            same_version,
+        ),
+        E::CodeNotProven => new(
+            Denied,
+            "wrong_code",
+            format!("the reflector at {target} could not prove that it knows the code"),
+            &"its answer does not fit this code",
+            "run `reflector pair` on the reflector you mean, and enter the new code",
+        ),
+        E::CodeRefused => new(
+            Denied,
+            "wrong_code",
+            format!("the reflector at {target} did not accept the code"),
+            &"the code is wrong, used, expired or revoked, or five wrong ones came from this network",
+            "run `reflector pair` there again and enter the new code; after five wrong ones, wait ten minutes",
+        ),
+        E::NotPaired => new(
+            Denied,
+            "not_paired",
+            format!("the reflector at {target} does not know this device"),
+            &"this device was never paired with it, or was removed",
+            "run `reflector pair` there, then `packetparamedic pair-reflector` here",
+        ),
+    }
+}
+
+fn denied(target: &Target, denial: &Denial) -> CommandFailure {
+    let (code, try_) = match denial.reason {
+        DenialReason::BadRequest => ("bad_request", "ask for something else; are both programs of the same version?"),
+        DenialReason::EngineNotOffered => ("engine_not_offered", "choose another --engine, or update the reflector"),
+        DenialReason::ModeNotOffered => {
+            ("mode_not_offered", "use --data-mode tunneled, or set REFLECTOR_MODE=direct_ephemeral there")
+        }
+        DenialReason::TooLong => ("too_long", "ask for less with -t, or raise max_test_duration there"),
+        DenialReason::TooManyStreams => ("too_many_streams", "ask for less with -P, or raise max_streams there"),
+        DenialReason::AlreadyAsked => ("already_asked", "let the running test finish first"),
+        DenialReason::Busy => ("busy", "leave --no-wait out to wait your turn, or try again later"),
+        DenialReason::QueueFull => ("queue_full", "try again later"),
+        DenialReason::TestsPerHour => ("tests_per_hour", "try again later, or raise max_tests_per_hour there"),
+        DenialReason::BytesPerDay => ("bytes_per_day", "try again tomorrow, or raise max_bytes_per_day there"),
+        DenialReason::NoPort => {
+            ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range there")
+        }
+        DenialReason::Draining => ("draining", "try again when it serves again"),
+        DenialReason::Faulted => ("reflector_faulted", "look at `reflector status` there"),
+        DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
+    };
+    let exit = if denial.reason.is_worth_a_retry() { ExitStatus::Busy } else { ExitStatus::Denied };
+    let what = format!("the reflector at {target} did not grant the test");
+    CommandFailure::new(exit, code, what, &denial.detail, try_).retry_after(denial.retry_after_ms)
+}
+
+fn length(duration: std::time::Duration) -> String {
+    quantity::millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// An I/O error in plain words, without the operating system's number.
+fn plain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "the connection was reset".to_owned(),
+        io::ErrorKind::TimedOut => "no answer in time".to_owned(),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "no route to it".to_owned(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => "it closed the connection".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+impl From<&Iperf3Failure> for CommandFailure {
+    fn from(error: &Iperf3Failure) -> Self {
+        use ExitStatus::{Busy, Denied, Failed, Usage};
+        match error {
+            Iperf3Failure::NoServerNamed => Self::new(
+                Usage,
+                "no_server",
+                "no iperf3 server to measure against",
+                "none was named",
+                "name one with --peer HOST or --peer HOST:PORT; it runs `iperf3 -s`",
+            ),
+            Iperf3Failure::NotStarted(source) => Self::new(
+                Failed,
+                "iperf3_failed",
+                "cannot start iperf3",
+                source,
+                "may this user run iperf3, and write to the folder for temporary files?",
+            ),
+            Iperf3Failure::ImpossibleReport { target } => Self::new(
+                Failed,
+                "bad_report",
+                format!("the test with the iperf3 server at {target} has no result"),
+                "the server says that it counted what can't have been",
+                "is it an iperf3 server, and yours? Its report is kept with --raw",
+            ),
+            Iperf3Failure::Client { target, cause, reason, has_login } => {
+                let failed = || format!("the test with the iperf3 server at {target} failed");
+                match cause {
+                    Complaint::Busy => {
+                        let what = format!("the iperf3 server at {target} is busy");
+                        let try_ = "it takes one test at a time: wait for it with --wait 60s, or ask again later";
+                        Self::new(Busy, "busy", what, reason, try_).retry_after(Some(1_000))
+                    }
+                    Complaint::NotAuthorized => {
+                        let what = format!("the iperf3 server at {target} does not let this device in");
+                        let try_ = if *has_login {
+                            "are user, password and public key the server's, and do both clocks agree within 10 s? A \
+                             server from 3.17 on lets an older iperf3 than itself in with its --use-pkcs1-padding alone"
+                        } else {
+                            "it wants a user: --username, --password-file and --rsa-public-key"
+                        };
+                        Self::new(Denied, "not_authorized", what, reason, try_)
+                    }
+                    Complaint::Unreachable => {
+                        let what = format!("cannot reach an iperf3 server at {target}");
+                        let try_ = "is `iperf3 -s` running there, and is its port open?";
+                        Self::new(Failed, "unreachable", what, reason, try_)
+                    }
+                    Complaint::ControlLost => {
+                        let try_ =
+                            "is it an iperf3 server? It may also be busy, or want a user: its own output says more";
+                        Self::new(Failed, "data_lost", failed(), reason, try_)
+                    }
+                    Complaint::Other => {
+                        let try_ = "does `iperf3` with the same options work on this device?";
+                        Self::new(Failed, "iperf3_failed", failed(), reason, try_)
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl From<NotATarget> for CommandFailure {
+    fn from(error: NotATarget) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&NotATarget> for CommandFailure {
+    fn from(error: &NotATarget) -> Self {
+        let try_ = match &error.fault {
+            Fault::Empty | Fault::Port | Fault::Name | Fault::V4 => {
+                "HOST or HOST:PORT, as in reflector.example.net, 203.0.113.7:4000 or [2001:db8::7]:4000"
+            }
+            Fault::Url => "only its host, without https:// and without a path",
+            Fault::Brackets | Fault::V6 => "an IPv6 address in brackets, as in [2001:db8::7]:4000",
+            Fault::Character(c) if !c.is_ascii() => "the name as the name system has it, beginning with xn--",
+            Fault::Character(_) => "a name of letters, digits, dots and dashes",
+        };
+        let what = format!("cannot understand the address {}", error.text);
+        Self::new(ExitStatus::Usage, "bad_address", what, &error.fault, try_)
+    }
+}
+
+impl From<StorageError> for CommandFailure {
+    fn from(error: StorageError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&StorageError> for CommandFailure {
+    fn from(error: &StorageError) -> Self {
+        use ExitStatus as Exit;
+        use StorageError as E;
+        let fail = |exit, code, what: &str, try_: String| Self::new(exit, code, what, error, try_);
+        match error {
+            E::Folder { path, .. } => fail(
+                Exit::Usage,
+                "state_dir_unusable",
+                "cannot use the state folder",
+                format!("may this user write to {}? Another folder can be named with --state-dir", path.display()),
+            ),
+            E::Corrupt { path } => fail(
+                Exit::Failed,
+                "history_corrupt",
+                "cannot read the saved pairings and results",
+                format!("nothing was overwritten: move {} away or restore it from a backup", path.display()),
+            ),
+            E::Newer { .. } => fail(
+                Exit::Usage,
+                "history_newer",
+                "cannot read the saved pairings and results",
+                "use the newer packetparamedic that wrote them".to_owned(),
+            ),
+            E::Altered { path, .. } => fail(
+                Exit::Failed,
+                "history_altered",
+                "cannot read the saved pairings and results",
+                format!("use the packetparamedic that wrote {}", path.display()),
+            ),
+            E::Full { path, .. } => {
+                fail(Exit::Failed, "disk_full", "cannot save", format!("make room on the disk of {}", path.display()))
+            }
+            E::Locked { .. } => fail(
+                Exit::Busy,
+                "history_busy",
+                "cannot use the saved pairings and results",
+                "again in a moment; is another packetparamedic busy with them?".to_owned(),
+            ),
+            E::ReadOnly { path, .. } => fail(
+                Exit::Usage,
+                "state_dir_unusable",
+                "cannot save",
+                format!("may this user write to {}?", path.display()),
+            ),
+            E::NameTaken { .. } | E::NoName => {
+                fail(Exit::Usage, "bad_name", "cannot use that name", "another name".to_owned())
+            }
+            E::NoSuchReflector { .. } => fail(
+                Exit::Denied,
+                "not_paired",
+                "no such reflector",
+                "`packetparamedic reflectors` lists them, `packetparamedic pair-reflector` adds one".to_owned(),
+            ),
+            E::AmbiguousReflector { .. } => fail(
+                Exit::Usage,
+                "ambiguous",
+                "cannot tell which reflector is meant",
+                "its Endpoint ID, which is unique".to_owned(),
+            ),
+            E::NoSuchRun { .. } => {
+                fail(Exit::Failed, "no_such_run", "no such run", "`packetparamedic history` lists them".to_owned())
+            }
+            E::AmbiguousRun { .. } => {
+                fail(Exit::Usage, "ambiguous", "cannot tell which run is meant", "more digits of its id".to_owned())
+            }
+            E::Document { .. } => fail(
+                Exit::Failed,
+                "history_unreadable",
+                "cannot understand a saved result",
+                "`packetparamedic history show ID --json` prints it as it was saved".to_owned(),
+            ),
+            E::Sql { .. } => fail(
+                Exit::Failed,
+                "history_failed",
+                "cannot use the saved pairings and results",
+                "is the disk of the state folder in order?".to_owned(),
+            ),
+        }
+    }
+}
+
+impl From<&ConfigError> for CommandFailure {
+    fn from(error: &ConfigError) -> Self {
+        let try_ = error.remedy(Settings::PROGRAM);
+        Self::new(ExitStatus::Usage, "bad_config", "the configuration is not valid", error, try_)
+    }
+}
+
+impl From<ConfigError> for CommandFailure {
+    fn from(error: ConfigError) -> Self {
+        Self::from(&error)
+    }
+}
+
+/// The failure of opening the configured state folder.
+pub(super) fn state_folder(named: &std::path::Path, error: &StateFolderError) -> CommandFailure {
+    let what = format!("cannot use the state folder {}", named.display());
+    let (code, try_) = match error {
+        StateFolderError::Foreign { .. } => {
+            ("state_dir_foreign", "name a folder of this user with --state-dir, or change the owner with chown")
+        }
+        StateFolderError::NotAFolder { .. } | StateFolderError::Io { .. } => {
+            ("state_dir_unusable", "may this user write there? Another folder can be named with --state-dir")
+        }
+    };
+    CommandFailure::new(ExitStatus::Usage, code, what, error, try_)
+}
+
+impl From<KeyFileError> for CommandFailure {
+    fn from(error: KeyFileError) -> Self {
+        use ExitStatus::{Failed, Usage};
+        use KeyFileError as E;
+        let (exit, code, try_) = match &error {
+            E::Io { .. } => (Usage, "key_unusable", "may this user write to the state folder, and has it room?"),
+            E::Corrupt { .. } => (Failed, "key_corrupt", "restore the key file, or move it away and pair again"),
+            E::Exposed { .. } => (Usage, "key_exposed", "take the rights of others away with chmod 600"),
+            _ => (Usage, "key_unusable", "mend the key file, or name another folder with --state-dir"),
+        };
+        Self::new(exit, code, "cannot use this device's identity", &error, try_)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use paramedic_link::{EndpointId, PeerText};
+    use paramedic_report::document::example;
+    use paramedic_report::fold::Impossible;
+    use sqlx::migrate::MigrateError;
+
+    use super::*;
+
+    fn unreachable() -> CommandFailure {
+        CommandFailure::new(
+            ExitStatus::Failed,
+            "unreachable",
+            "cannot reach reflector at 203.0.113.7:4000",
+            "connection refused",
+            "is `reflector serve` running there, is TCP 4000 open?",
+        )
+    }
+
+    #[test]
+    fn a_failure_says_three_things() {
+        assert_eq!(
+            unreachable().to_string(),
+            "cannot reach reflector at 203.0.113.7:4000\n\
+             because: connection refused\n\
+             try: is `reflector serve` running there, is TCP 4000 open?"
+        );
+    }
+
+    fn errors() -> Vec<(&'static str, ApplianceError)> {
+        use ApplianceError as E;
+        use StorageError as S;
+        let path = || "/state/packetparamedic.db".into();
+        let other = || io::Error::other("some reason");
+        let wanted = || "attic".to_owned();
+        let target = || "attic.lan".parse::<Target>().unwrap();
+        let server = || "attic.lan:5201".parse::<Target>().unwrap();
+        let key = EndpointId::from_bytes([7; 32]);
+        let address = "203.0.113.7:4000".parse().unwrap();
+        let detail = || PeerText::new("detail of the reflector");
+        let seconds = Duration::from_secs;
+        let saving = "saving the run";
+        let at = |cause| E::Link { target: target(), cause };
+        let closed = |reason| at(LinkFailure::Closed { reason, detail: detail() });
+        let ended = |reason| at(LinkFailure::SessionEnded { reason, detail: detail() });
+        let denied = |reason| at(LinkFailure::Denied(Denial { reason, detail: detail(), retry_after_ms: Some(1500) }));
+        let client = |cause, reason: &str, has_login| {
+            E::Iperf3(Iperf3Failure::Client { target: server(), cause, reason: reason.to_owned(), has_login })
+        };
+        let lacking = Lacking { because: "it is not there".to_owned(), try_: "install it".to_owned() };
+        let two = vec![(Load::Download, Direction::Download), (Load::Bidir, Direction::Upload)];
+        let no_json = serde_json::from_str::<u8>("x").unwrap_err();
+        vec![
+            ("no such provider", E::NoSuchProvider("nonesuch".to_owned())),
+            ("no such engine", E::NoSuchEngine("nonesuch".to_owned())),
+            ("address", Target::parse("https://attic", 4000).unwrap_err().into()),
+            ("database: folder", S::Folder { path: "/state".into(), source: other() }.into()),
+            ("database: corrupt", S::Corrupt { path: path() }.into()),
+            ("database: newer", S::Newer { path: path(), migration: 99 }.into()),
+            ("database: altered", S::Altered { path: path(), source: MigrateError::Dirty(1).into() }.into()),
+            ("database: full", S::Full { doing: saving, path: path() }.into()),
+            ("database: locked", S::Locked { doing: saving }.into()),
+            ("database: read-only", S::ReadOnly { doing: saving, path: path() }.into()),
+            ("name taken", S::NameTaken { name: wanted() }.into()),
+            ("no name", S::NoName.into()),
+            ("no such reflector", S::NoSuchReflector { wanted: wanted() }.into()),
+            (
+                "ambiguous reflector",
+                S::AmbiguousReflector { wanted: wanted(), names: vec!["a".into(), "b".into()] }.into(),
+            ),
+            ("no such run", S::NoSuchRun { wanted: wanted() }.into()),
+            ("ambiguous run", S::AmbiguousRun { wanted: wanted() }.into()),
+            ("unreadable result", S::Document { source: no_json }.into()),
+            ("database: other", S::Sql { doing: saving, source: sqlx::Error::PoolClosed }.into()),
+            ("device busy", E::DeviceBusy),
+            ("state folder", E::TestFolder { folder: "/state".into(), source: other() }),
+            ("unreachable", at(LinkFailure::Unreachable(io::ErrorKind::ConnectionRefused.into()))),
+            ("unreachable in the handshake", at(LinkFailure::Unreachable(io::ErrorKind::TimedOut.into()))),
+            ("no TLS", at(LinkFailure::NotAReflector("not TLS".to_owned()))),
+            ("hung up", at(LinkFailure::HungUp)),
+            ("no reflector", at(LinkFailure::NotAReflector("it does not speak pp-link/1".to_owned()))),
+            ("silent handshake", at(LinkFailure::HandshakeTimeout)),
+            ("silent link", at(LinkFailure::Silent(seconds(10)))),
+            ("no answer", at(LinkFailure::NoAnswer(seconds(15)))),
+            ("silence in the queue", at(LinkFailure::Silent(seconds(10)))),
+            ("stalled", at(LinkFailure::QueueStalled(seconds(180)))),
+            ("too long", at(LinkFailure::WaitedTooLong(seconds(60)))),
+            ("gone", at(LinkFailure::EndOfStream)),
+            ("closed: version", closed(CloseReason::Version)),
+            ("closed: protocol", closed(CloseReason::Protocol)),
+            ("closed: removed", closed(CloseReason::PeerRemoved)),
+            ("closed: shutdown", closed(CloseReason::Shutdown)),
+            ("closed: unknown", closed(CloseReason::Unknown)),
+            ("denied: bad request", denied(DenialReason::BadRequest)),
+            ("denied: engine", denied(DenialReason::EngineNotOffered)),
+            ("denied: mode", denied(DenialReason::ModeNotOffered)),
+            ("denied: too long", denied(DenialReason::TooLong)),
+            ("denied: streams", denied(DenialReason::TooManyStreams)),
+            ("denied: asked", denied(DenialReason::AlreadyAsked)),
+            ("denied: busy", denied(DenialReason::Busy)),
+            ("denied: queue full", denied(DenialReason::QueueFull)),
+            ("denied: tests per hour", denied(DenialReason::TestsPerHour)),
+            ("denied: bytes per day", denied(DenialReason::BytesPerDay)),
+            ("denied: no port", denied(DenialReason::NoPort)),
+            ("denied: draining", denied(DenialReason::Draining)),
+            ("denied: faulted", denied(DenialReason::Faulted)),
+            ("denied: unknown", denied(DenialReason::Unknown)),
+            ("interrupted", E::Interrupted),
+            ("nothing arrived over TCP", E::NothingArrived { directions: two.clone(), transport: Transport::Tcp }),
+            (
+                "nothing arrived over UDP",
+                E::NothingArrived { directions: two[..1].to_vec(), transport: Transport::Udp },
+            ),
+            ("granted in vain", E::GrantExpired),
+            ("nothing paired", E::NoReflectorPaired),
+            ("several paired", E::SeveralReflectorsPaired { names: vec!["attic".to_owned(), "cellar".to_owned()] }),
+            ("not paired there", E::NotPairedThere { target: target(), presented: key }),
+            ("no data connection", E::NoDataConnection { address, source: io::ErrorKind::TimedOut.into() }),
+            (
+                "path takes less",
+                E::NoDataConnection { address, source: io::Error::new(io::ErrorKind::InvalidInput, "too large") },
+            ),
+            ("impossible report", E::ImpossibleReport { address, claim: Impossible::Time(23) }),
+            ("stuck", E::PhaseOverdue(address)),
+            ("engine lacks", E::EngineUnavailable { engine: "tcp".to_owned(), lacking }),
+            (
+                "congestion control refused",
+                E::CongestionControl(io::Error::new(io::ErrorKind::NotFound, "no bbr here")),
+            ),
+            ("cannot be run", E::Internal("some reason".to_owned())),
+            ("no server", E::Iperf3(Iperf3Failure::NoServerNamed)),
+            ("a thread panicked", E::Internal("a thread panicked".to_owned())),
+            ("iperf3 not started", E::Iperf3(Iperf3Failure::NotStarted(other()))),
+            ("iperf3 reports nonsense", E::Iperf3(Iperf3Failure::ImpossibleReport { target: server() })),
+            ("iperf3 busy", client(Complaint::Busy, "the server is busy", false)),
+            ("iperf3 wants a login", client(Complaint::NotAuthorized, "not authorized", false)),
+            ("iperf3 refuses the login", client(Complaint::NotAuthorized, "not authorized", true)),
+            ("iperf3 unreachable", client(Complaint::Unreachable, "refused", false)),
+            ("iperf3 lost", client(Complaint::ControlLost, "closed", false)),
+            ("iperf3 other", client(Complaint::Other, "some reason", false)),
+            ("key changed", at(LinkFailure::KeyChanged(key))),
+            ("code of another", at(LinkFailure::CodeOfAnother(key))),
+            ("code not proven", at(LinkFailure::CodeNotProven)),
+            ("code refused", at(LinkFailure::CodeRefused)),
+            ("not paired", at(LinkFailure::NotPaired)),
+            ("lost", at(LinkFailure::Lost(LinkError::Io(io::ErrorKind::ConnectionReset.into())))),
+            ("torn", at(LinkFailure::Lost(LinkError::Torn))),
+            ("ended out of turn", at(LinkFailure::EndedOutOfTurn(detail()))),
+            ("unexpected message", at(LinkFailure::UnexpectedMessage)),
+            ("ended: bytes per day", ended(EndReason::BytesPerDay)),
+            ("ended: removed", ended(EndReason::PeerRemoved)),
+            ("ended: shutdown", ended(EndReason::Shutdown)),
+            ("ended: deadline", ended(EndReason::Deadline)),
+            ("unsupported", E::Unsupported("udp has no streams".to_owned())),
+            ("origin", E::Origin(other())),
+            ("not resolved", E::NotResolved { host: target().host, source: other() }),
+            ("no address of the family", E::NoAddressOfFamily(target().host)),
+            ("TLS", E::TlsSetup("some reason".to_owned())),
+            ("keys", E::KeyDerivation("some reason".to_owned())),
+            ("no probes", E::NoProbes(other())),
+            ("phase not started", E::PhaseNotStarted { reason: "some reason".to_owned() }),
+            ("data lost", E::DataLost { load: Load::Upload, reason: detail() }),
+            ("broke off", E::BrokeOff("some reason".to_owned())),
+        ]
+    }
+
+    #[test]
+    fn every_cause_has_its_text_code_and_exit() {
+        let table = errors().into_iter().map(|(cause, error)| {
+            let failure = CommandFailure::from(error);
+            let retry = failure.retry_after_ms.map(|ms| format!("retry after {ms} ms\n")).unwrap_or_default();
+            format!("[{cause}] {} exit {}\n{failure}\n{retry}\n", failure.code, failure.exit as u8)
+        });
+        let table = table.collect::<String>();
+        let expected = include_str!("failures.txt");
+        assert_eq!(table, expected);
+    }
+
+    #[test]
+    fn every_exit_has_the_code_that_scripts_rely_on() {
+        use ExitStatus::{BelowThreshold, Busy, Denied, Done, Failed, Interrupted, Usage};
+        let codes = [Done, Failed, Usage, BelowThreshold, Denied, Busy, Interrupted].map(|exit| exit as u8);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 130]);
+    }
+
+    #[test]
+    fn the_error_document_carries_what_was_measured_and_nothing_absent() {
+        let bare = serde_json::to_value(unreachable().document()).unwrap();
+        assert_eq!(
+            bare,
+            serde_json::json!({
+                "schema": "packetparamedic.error/1",
+                "code": "unreachable",
+                "what": "cannot reach reflector at 203.0.113.7:4000",
+                "because": "connection refused",
+                "try": "is `reflector serve` running there, is TCP 4000 open?",
+            })
+        );
+        let failure = unreachable().retry_after(Some(1500)).measured(example::bare());
+        let full = serde_json::to_value(failure.document()).unwrap();
+        assert_eq!(full["retry_after_ms"], 1500);
+        assert_eq!(full["measured_so_far"]["schema"], "packetparamedic.result/1");
+    }
+}
