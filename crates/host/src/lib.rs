@@ -1,5 +1,5 @@
-//! What both programs need and is neither a test nor a word of the protocol: the list of engines, the configuration, how
-//! a command fails, the log and the self-test. Never prints.
+//! What both programs need and is neither a test nor a word of the protocol: the list of engines, the configuration,
+//! opening a database, how a command fails, the log and the self-test. Never prints.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod config;
+pub mod database;
 pub mod engines;
 pub mod failure;
 pub mod log;

@@ -14,22 +14,21 @@ mod prefixes;
 mod tests;
 mod usage;
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use paramedic_host::database::{Database, create_private_file, create_private_folder, durable_options};
 use paramedic_link::EndpointId;
 use sqlx::ConnectOptions;
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous};
+use sqlx::sqlite::SqlitePool;
 use tokio::sync::watch;
 
-use change::pool_options;
+use change::one_connection;
 pub use error::StoreError;
-use error::{failure, migration_failure};
+use error::failure;
 pub use peers::{OwedLine, Peer};
 
 /// Pages that a connection keeps in memory, in KiB. SQLite's own 2,000 fill over weeks and look like a leak; what a
@@ -54,12 +53,6 @@ pub struct Store {
     _lock: Arc<File>,
 }
 
-/// Makes `folder` and those above it, for its owner alone where they are new; folders that exist stay as they are.
-pub fn create_private_folder(folder: &Path) -> Result<(), StoreError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|source| StoreError::Unusable { path: folder.to_owned(), source })
-}
-
 impl Store {
     /// Opens the database, making it (0600) and its folder (0700) where they are not there, and brings it up to date.
     ///
@@ -69,46 +62,17 @@ impl Store {
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         create_private_folder(folder)?;
-        let unusable = |source| StoreError::Unusable { path: path.to_owned(), source };
         let lock = lock_folder(folder)?;
-        create_private_file(path).map_err(unusable)?;
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            // In WAL mode, anything less than FULL may forget the last commits when the power fails.
-            .synchronous(SqliteSynchronous::Full)
+        create_private_file(path)?;
+        let options = durable_options(path, BUSY_TIMEOUT)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
-            .busy_timeout(BUSY_TIMEOUT)
             // One line for each slow statement would fill the log where the disk is slow.
             .disable_statement_logging();
-        let store = Self::connect(path, options, lock).await?;
-        match store.prepare().await {
-            Ok(()) => Ok(store),
-            Err(why) => {
-                // Otherwise SQLite's companions would be left beside a file that was not to be touched.
-                store.close().await;
-                Err(why)
-            }
-        }
-    }
-
-    /// Checks the file, and brings it up to date.
-    async fn prepare(&self) -> Result<(), StoreError> {
-        let path = &*self.path;
-        let check: Vec<(String,)> = sqlx::query_as("PRAGMA quick_check(1)")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|why| failure(path, "checking it", why))?;
-        if let Some((detail,)) = check.into_iter().find(|(line,)| line != "ok") {
-            return Err(StoreError::Damaged { path: path.to_owned(), detail });
-        }
-        MIGRATIONS.run(&self.pool).await.map_err(|why| migration_failure(path, why))
-    }
-
-    /// One connection that writes: SQLite has one writer anyway, and so no task here ever meets a busy database.
-    async fn connect(path: &Path, options: SqliteConnectOptions, lock: File) -> Result<Self, StoreError> {
-        let witness = pool_options().connect_lazy_with(options.clone().read_only(true));
-        let pool = pool_options().connect_with(options).await.map_err(|why| failure(path, "opening it", why))?;
+        let witness = options.clone().read_only(true);
+        // One connection that writes: SQLite has one writer anyway, and so no task here ever meets a busy database.
+        let database = Database { path, options, pool: one_connection(), is_checked: true, migrations: &MIGRATIONS };
+        let pool = database.open().await?;
+        let witness = one_connection().connect_lazy_with(witness);
         let fault = watch::channel(None).0;
         Ok(Self { pool, witness, path: path.into(), fault, _lock: Arc::new(lock) })
     }
@@ -143,15 +107,6 @@ fn lock_folder(folder: &Path) -> Result<File, StoreError> {
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse { folder: folder.to_owned() }),
         Err(TryLockError::Error(source)) => Err(unusable(source)),
     }
-}
-
-/// Makes the file before SQLite does, which would ask the umask; its companions take over the mode.
-fn create_private_file(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    if file.metadata()?.permissions().mode() & 0o077 != 0 {
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-    }
-    Ok(())
 }
 
 /// SQLite's integers are signed; nothing counted here comes near the end of them.

@@ -5,17 +5,16 @@ mod export;
 mod reflectors;
 mod runs;
 
-use std::borrow::Cow;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::error::DatabaseError;
+use paramedic_host::database::{
+    Database, DatabaseError, Refusal, create_private_file, create_private_folder, durable_options, pool_options,
+};
+use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, SqlitePool};
 
 pub use export::ExportFormat;
 pub use reflectors::Reflector;
@@ -25,7 +24,7 @@ pub use runs::SavedRun;
 pub const FILE: &str = "packetparamedic.db";
 
 /// How long one writer waits for another; they hold the file for milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -150,23 +149,14 @@ impl History {
         let folder = state_dir.to_owned();
         let prepared = tokio::task::spawn_blocking(move || prepare(&folder)).await;
         // Held until the tables stand: two programs that start at once would both make them.
-        let _turn = prepared
-            .unwrap_or_else(|panic| Err(io::Error::other(panic)))
-            .map_err(|source| StorageError::Folder { path: state_dir.to_owned(), source })?;
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(PATIENCE);
-        let pool = pool_options().connect_with(options).await.map_err(|error| fault(&path, "opening it", error))?;
-        let history = Self { pool, path };
-        match MIGRATIONS.run(&history.pool).await {
-            Ok(()) => Ok(history),
-            Err(error) => {
-                history.pool.close().await;
-                Err(migration_fault(&history.path, error))
-            }
-        }
+        let panicked = |panic| StorageError::Folder { path: state_dir.to_owned(), source: io::Error::other(panic) };
+        let _turn = prepared.map_err(panicked)??;
+        let options = durable_options(&path, BUSY_TIMEOUT);
+        let migrations = &MIGRATIONS;
+        // The check reads the whole file: a short command must not wait for that.
+        let database = Database { path: &path, options, pool: pool_options(4), is_checked: false, migrations };
+        let pool = database.open().await?;
+        Ok(Self { pool, path })
     }
 
     /// Closes every connection; what was answered for is on the disk without it.
@@ -181,68 +171,40 @@ impl History {
 
     /// Sorts what the database says while we were `doing` something.
     fn fault(&self, doing: &'static str) -> impl FnOnce(sqlx::Error) -> StorageError {
-        move |error| fault(&self.path, doing, error)
+        move |error| DatabaseError::of(&self.path, doing, error).into()
     }
 }
 
-/// A pool that throws away a connection that comes back inside a transaction. After a commit that fails, SQLite has rolled
-/// back and sqlx still counts a transaction as open; such a connection acknowledges what it never writes.
-fn pool_options() -> SqlitePoolOptions {
-    SqlitePoolOptions::new().max_connections(4).after_release(|connection, _| {
-        Box::pin(async move {
-            // The ping waits for the rollback that a dropped transaction has queued.
-            connection.ping().await?;
-            Ok(!connection.is_in_transaction())
-        })
-    })
-}
-
-/// Makes folder and file, and waits for the turn to make the tables; the turn ends when what is returned is dropped.
-fn prepare(folder: &Path) -> io::Result<File> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+/// Creates folder and file, and waits for the turn to make the tables; the turn ends when what is returned is dropped.
+fn prepare(folder: &Path) -> Result<File, StorageError> {
+    create_private_folder(folder)?;
     // On the folder and not on the database: closing any descriptor of that one would drop SQLite's own locks.
-    let turn = File::open(folder)?;
-    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
-    let file = folder.join(FILE);
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let permissions = fs::metadata(&file)?.permissions();
-            if permissions.mode() & 0o077 != 0 {
-                fs::set_permissions(&file, fs::Permissions::from_mode(permissions.mode() & 0o700))?;
-            }
-        }
-        Err(error) => return Err(error),
-    }
-    Ok(turn)
-}
-
-fn migration_fault(path: &Path, error: MigrateError) -> StorageError {
-    let path = path.to_owned();
-    match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
-            fault(&path, "bringing it up to date", error)
-        }
-        MigrateError::VersionMissing(migration) => StorageError::Newer { path, migration },
-        other => StorageError::Altered { path, source: Box::new(other) },
+    let turn = File::open(folder).and_then(|turn| {
+        rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(turn)
+    });
+    let turn = turn.map_err(|source| StorageError::Folder { path: folder.to_owned(), source })?;
+    match create_private_file(&folder.join(FILE)) {
+        Err(DatabaseError::Unusable { source, .. }) => Err(StorageError::Folder { path: folder.to_owned(), source }),
+        created => Ok(created.map(|()| turn)?),
     }
 }
 
-/// SQLite's primary result codes that mean something to a person (<https://www.sqlite.org/rescode.html>).
-fn fault(path: &Path, doing: &'static str, error: sqlx::Error) -> StorageError {
-    let path = path.to_owned();
-    let code = error.as_database_error().and_then(DatabaseError::code).map(Cow::into_owned);
-    let primary = code.and_then(|code| code.parse::<u32>().ok()).map(|extended| extended & 0xff);
-    match primary {
-        // BUSY, LOCKED
-        Some(5 | 6) => StorageError::Locked { doing },
-        Some(8) => StorageError::ReadOnly { doing, path },
-        // CORRUPT, NOTADB
-        Some(11 | 26) => StorageError::Corrupt { path },
-        Some(13) => StorageError::Full { doing, path },
-        // CANTOPEN
-        Some(14) => StorageError::Folder { path, source: io::Error::other(error) },
-        _ => StorageError::Sql { doing, source: error },
+impl From<DatabaseError> for StorageError {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Unusable { path, source } => Self::Folder { path, source },
+            DatabaseError::Damaged { path, .. } => Self::Corrupt { path },
+            DatabaseError::Newer { path, migration } => Self::Newer { path, migration },
+            DatabaseError::Altered { path, source } => Self::Altered { path, source },
+            DatabaseError::Refused { path, doing, cause, source } => match cause {
+                Refusal::Busy => Self::Locked { doing },
+                Refusal::ReadOnly => Self::ReadOnly { doing, path },
+                Refusal::Full => Self::Full { doing, path },
+                Refusal::CannotOpen => Self::Folder { path, source: io::Error::other(source) },
+                Refusal::Other => Self::Sql { doing, source },
+            },
+        }
     }
 }
 
@@ -253,7 +215,11 @@ fn strange(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use paramedic_report::document::example;
+    use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
     use super::*;
 

@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
-use sqlx::error::DatabaseError;
 
 use super::{History, StorageError, strange};
 use crate::targets::{Host, Target};
@@ -112,9 +112,7 @@ impl History {
             .await;
         match renamed {
             Ok(_) => Ok(Reflector { name: name.clone(), ..reflector }),
-            Err(error) if error.as_database_error().is_some_and(DatabaseError::is_unique_violation) => {
-                Err(StorageError::NameTaken { name: name.to_string() })
-            }
+            Err(error) if is_unique_violation(&error) => Err(StorageError::NameTaken { name: name.to_string() }),
             Err(error) => Err(self.fault("saving the name")(error)),
         }
     }

@@ -10,12 +10,12 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use paramedic_host::database::create_private_folder;
 
 use super::AuditError;
 use super::chain::{ChainState, Head, write_line};
 use super::verify::{Extent, Segment, first_claim, open_segment, segments, survey};
 use crate::event::{AuditEvent, Chain};
-use crate::store::create_private_folder;
 
 /// How large the files of a chain may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

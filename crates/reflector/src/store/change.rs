@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use paramedic_host::database::pool_options;
 use sqlx::sqlite::SqlitePoolOptions;
-use sqlx::{Connection, Sqlite, Transaction};
+use sqlx::{Sqlite, Transaction};
 use tokio::sync::watch;
 
 use super::{Store, StoreError};
@@ -112,12 +113,9 @@ async fn total_changes(work: &mut Transaction<'static, Sqlite>) -> Result<i64, s
     sqlx::query_scalar("SELECT total_changes()").fetch_one(&mut **work).await
 }
 
-/// A pool of one connection, which is thrown away when it comes back inside a transaction. After a commit that fails,
-/// SQLite has rolled back and sqlx still counts a transaction as open; what is done on such a connection later is
-/// acknowledged and never written.
-pub(super) fn pool_options() -> SqlitePoolOptions {
-    SqlitePoolOptions::new()
-        .max_connections(1)
+/// The pool of the one connection that writes.
+pub(super) fn one_connection() -> SqlitePoolOptions {
+    pool_options(1)
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(WRITER_TIMEOUT)
@@ -125,11 +123,4 @@ pub(super) fn pool_options() -> SqlitePoolOptions {
         .acquire_slow_threshold(2 * WRITER_TIMEOUT)
         // A file on this machine does not go away like a server does.
         .test_before_acquire(false)
-        .after_release(|connection, _| {
-            Box::pin(async move {
-                // The ping waits for the rollback that a dropped transaction has queued.
-                connection.ping().await?;
-                Ok(!connection.is_in_transaction())
-            })
-        })
 }

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use paramedic_host::database::{DatabaseError, Refusal, is_unique_violation};
 use paramedic_link::PeerText;
-use sqlx::migrate::MigrateError;
 
 /// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
@@ -79,27 +79,26 @@ impl StoreError {
     }
 }
 
-pub(super) fn is_unique_violation(why: &sqlx::Error) -> bool {
-    why.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
-}
-
-pub(super) fn failure(path: &Path, doing: &'static str, source: sqlx::Error) -> StoreError {
-    /// Result codes of SQLite: SQLITE_CORRUPT and SQLITE_NOTADB; the upper bits of a code only refine it.
-    const DAMAGE: [i32; 2] = [11, 26];
-    let code = source.as_database_error().and_then(|why| why.code()?.parse::<i32>().ok());
-    if code.is_some_and(|code| DAMAGE.contains(&(code & 0xff))) {
-        return StoreError::Damaged { path: path.to_owned(), detail: source.to_string() };
-    }
-    StoreError::Failed { path: path.to_owned(), doing, source }
-}
-
-pub(super) fn migration_failure(path: &Path, why: MigrateError) -> StoreError {
-    let path = path.to_owned();
-    match why {
-        MigrateError::VersionMissing(step) => StoreError::Newer { path, step },
-        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
-            failure(&path, "bringing it up to date", source)
+/// The database could not be opened.
+impl From<DatabaseError> for StoreError {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Unusable { path, source } => StoreError::Unusable { path, source },
+            DatabaseError::Damaged { path, detail } => StoreError::Damaged { path, detail },
+            DatabaseError::Newer { path, migration } => StoreError::Newer { path, step: migration },
+            DatabaseError::Altered { path, source } => StoreError::Damaged { path, detail: source.to_string() },
+            DatabaseError::Refused { path, cause: Refusal::ReadOnly | Refusal::CannotOpen, source, .. } => {
+                StoreError::Unusable { path, source: io::Error::other(source) }
+            }
+            DatabaseError::Refused { path, doing, source, .. } => StoreError::Failed { path, doing, source },
         }
-        other => StoreError::Damaged { path, detail: other.to_string() },
+    }
+}
+
+/// An operation on the open database failed.
+pub(super) fn failure(path: &Path, doing: &'static str, source: sqlx::Error) -> StoreError {
+    match DatabaseError::of(path, doing, source) {
+        DatabaseError::Refused { path, doing, source, .. } => StoreError::Failed { path, doing, source },
+        error => error.into(),
     }
 }

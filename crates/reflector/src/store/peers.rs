@@ -1,9 +1,9 @@
 //! The paired appliances, and the lines of the audit log that changes of them owe.
 
+use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
 use sqlx::{Sqlite, Transaction};
 
-use super::error::is_unique_violation;
 use super::prefixes::forget_prefixes;
 use super::{Store, StoreError, signed, unix_now, unsigned};
 use crate::event::AuditEvent;

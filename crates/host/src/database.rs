@@ -1,0 +1,204 @@
+//! Opening a SQLite database: a private file, commits that are on disk, numbered migrations, errors by cause. What is
+//! stored there, and how an error reads, is the program's.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::Connection;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+/// Why a database could not be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The folder or the file cannot be created or read.
+    #[error("cannot use {}: {source}", path.display())]
+    Unusable {
+        /// The folder or file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file is damaged, or is not a database.
+    #[error("{} is damaged: {detail}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// SQLite's message.
+        detail: String,
+    },
+    /// A later version of the program wrote the file.
+    #[error("{} has the unknown migration {migration}", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The first migration that is unknown.
+        migration: i64,
+    },
+    /// The file's tables are not those of its migrations.
+    #[error("{} does not have the tables of its migrations: {source}", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// The difference.
+        source: Box<MigrateError>,
+    },
+    /// SQLite refused an operation.
+    #[error("{doing} {}: {source}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// The operation.
+        doing: &'static str,
+        /// The kind of refusal.
+        cause: Refusal,
+        /// SQLite's message.
+        source: sqlx::Error,
+    },
+}
+
+/// Why SQLite refused an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another connection held the lock for too long.
+    Busy,
+    /// The file, or the disk below it, is read-only.
+    ReadOnly,
+    /// The disk is full.
+    Full,
+    /// The file cannot be opened.
+    CannotOpen,
+    /// Anything else.
+    Other,
+}
+
+impl DatabaseError {
+    /// The error of an operation on the database in `path`, by SQLite's primary result code
+    /// (<https://www.sqlite.org/rescode.html>).
+    pub fn of(path: &Path, doing: &'static str, source: sqlx::Error) -> Self {
+        let path = path.to_owned();
+        let code = source.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+        // The upper bits of a code only refine it.
+        let cause = match code.map(|extended| extended & 0xff) {
+            // SQLITE_CORRUPT, SQLITE_NOTADB
+            Some(11 | 26) => return Self::Damaged { path, detail: source.to_string() },
+            // SQLITE_BUSY, SQLITE_LOCKED
+            Some(5 | 6) => Refusal::Busy,
+            Some(8) => Refusal::ReadOnly,
+            Some(13) => Refusal::Full,
+            Some(14) => Refusal::CannotOpen,
+            _ => Refusal::Other,
+        };
+        Self::Refused { path, doing, cause, source }
+    }
+
+    fn of_migration(path: &Path, error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                Self::of(path, "bringing it up to date", error)
+            }
+            MigrateError::VersionMissing(migration) => Self::Newer { path: path.to_owned(), migration },
+            other => Self::Altered { path: path.to_owned(), source: Box::new(other) },
+        }
+    }
+}
+
+/// A database that is about to be opened.
+pub struct Database<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// How SQLite is used.
+    pub options: SqliteConnectOptions,
+    /// How many connections there are, and how long one is waited for.
+    pub pool: SqlitePoolOptions,
+    /// Whether the whole file is checked first. That reads all of it.
+    pub is_checked: bool,
+    /// The tables, numbered; a released one never changes.
+    pub migrations: &'a Migrator,
+}
+
+impl Database<'_> {
+    /// Opens the database and runs the migrations that it lacks. A damaged file, and one of a newer version, is an error
+    /// and stays as it is. The file must exist: see [`create_private_file`].
+    pub async fn open(self) -> Result<SqlitePool, DatabaseError> {
+        let Self { path, options, pool, is_checked, migrations } = self;
+        let pool = pool.connect_with(options).await.map_err(|error| DatabaseError::of(path, "opening it", error))?;
+        match prepare(&pool, path, is_checked, migrations).await {
+            Ok(()) => Ok(pool),
+            Err(error) => {
+                // Otherwise SQLite's companion files stay beside a file that was not to be touched.
+                pool.close().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn prepare(pool: &SqlitePool, path: &Path, is_checked: bool, migrations: &Migrator) -> Result<(), DatabaseError> {
+    if is_checked {
+        let lines: Vec<(String,)> = sqlx::query_as("PRAGMA quick_check(1)")
+            .fetch_all(pool)
+            .await
+            .map_err(|error| DatabaseError::of(path, "checking it", error))?;
+        if let Some((detail,)) = lines.into_iter().find(|(line,)| line != "ok") {
+            return Err(DatabaseError::Damaged { path: path.to_owned(), detail });
+        }
+    }
+    migrations.run(pool).await.map_err(|error| DatabaseError::of_migration(path, error))
+}
+
+/// A connection to this file whose commits survive a power failure. It waits for other writers for `busy_timeout`.
+pub fn durable_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        // In WAL mode, anything less than FULL may lose the last commits when the power fails.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(busy_timeout)
+}
+
+/// A pool that closes a connection that is returned inside a transaction. After a commit that fails, SQLite has rolled
+/// back and sqlx still counts a transaction as open; such a connection acknowledges what it never writes.
+pub fn pool_options(max_connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new().max_connections(max_connections).after_release(|connection, _| {
+        Box::pin(async move {
+            // The ping waits for the rollback that a dropped transaction has queued.
+            connection.ping().await?;
+            Ok(!connection.is_in_transaction())
+        })
+    })
+}
+
+/// Creates the folder and its parents with mode 0700. Folders that exist are not changed.
+pub fn create_private_folder(folder: &Path) -> Result<(), DatabaseError> {
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    created.map_err(|source| DatabaseError::Unusable { path: folder.to_owned(), source })
+}
+
+/// Creates the file with mode 0600, before SQLite would create it by the umask; its companion files take over the mode.
+/// Removes the permissions of other users from a file that exists.
+pub fn create_private_file(path: &Path) -> Result<(), DatabaseError> {
+    let created = || {
+        // Created only if absent: closing a descriptor of an open database would drop SQLite's locks on it.
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let mode = fs::metadata(path)?.permissions().mode();
+                if mode & 0o077 == 0 {
+                    return Ok(());
+                }
+                fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700))
+            }
+            Err(error) => Err(error),
+        }
+    };
+    created().map_err(|source| DatabaseError::Unusable { path: path.to_owned(), source })
+}
+
+/// Whether a unique column already has the value.
+pub fn is_unique_violation(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
+}
