@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::error::ApplianceError;
 use crate::providers::{self, Describe, Login, Observer, Provider, TestJob};
 use crate::request::TestRequest;
-use crate::store::History;
+use crate::store::ApplianceStore;
 use crate::test_lock::TestLock;
 
 /// One appliance.
@@ -21,7 +21,7 @@ use crate::test_lock::TestLock;
 pub struct Appliance {
     state_dir: PathBuf,
     key: Arc<SecretKey>,
-    history: History,
+    history: ApplianceStore,
     describe: Describe,
 }
 
@@ -72,7 +72,7 @@ impl RunningTest {
 impl Appliance {
     /// The appliance of a state folder, with its key and its open history. `describe` words the error that the result of a
     /// failed test carries.
-    pub fn new(state_dir: PathBuf, key: SecretKey, history: History, describe: Describe) -> Self {
+    pub fn new(state_dir: PathBuf, key: SecretKey, history: ApplianceStore, describe: Describe) -> Self {
         Self { state_dir, key: Arc::new(key), history, describe }
     }
 
@@ -175,7 +175,7 @@ mod tests {
     use paramedic_report::document::ErrorBody;
 
     use super::*;
-    use crate::request::Transport;
+    use crate::request::PayloadTransport;
 
     fn describe(error: &ApplianceError) -> ErrorBody {
         let text = error.to_string();
@@ -183,7 +183,7 @@ mod tests {
     }
 
     async fn appliance(folder: &std::path::Path) -> Appliance {
-        let history = History::open(folder).await.unwrap();
+        let history = ApplianceStore::open(folder).await.unwrap();
         Appliance::new(folder.to_owned(), SecretKey::generate().unwrap(), history, describe)
     }
 
@@ -195,7 +195,7 @@ mod tests {
             spec: TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, phases, 1),
             data_mode: None,
             omit: None,
-            transport: Transport::Tcp,
+            transport: PayloadTransport::Tcp,
             wait: true,
             wait_at_most: None,
             route: crate::reflector_client::Route::default(),

@@ -14,16 +14,16 @@ use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::fold::Impossible;
 
 use crate::providers::Iperf3Failure;
-use crate::request::Transport;
+use crate::request::PayloadTransport;
 use crate::store::StorageError;
-use crate::targets::{Host, NotATarget, Target};
+use crate::targets::{Host, HostPort, NotAHostPort};
 
 /// Why the appliance could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplianceError {
     /// The text of an address is not one.
     #[error(transparent)]
-    Address(#[from] NotATarget),
+    Address(#[from] NotAHostPort),
     /// The saved pairings and results could not be used, or do not hold what was looked for.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -71,7 +71,7 @@ pub enum ApplianceError {
     #[error("{target}: {cause}")]
     Link {
         /// The reflector's address, as configured.
-        target: Target,
+        target: HostPort,
         /// The cause.
         cause: LinkFailure,
     },
@@ -99,7 +99,7 @@ pub enum ApplianceError {
     #[error("{target} is {presented}, which is not paired")]
     NotPairedThere {
         /// The address.
-        target: Target,
+        target: HostPort,
         /// The key that it presented.
         presented: EndpointId,
     },
@@ -151,7 +151,7 @@ pub enum ApplianceError {
         /// The directions, each with its phase.
         directions: Vec<(Load, Direction)>,
         /// What carried the payload.
-        transport: Transport,
+        transport: PayloadTransport,
     },
     /// A fault of this program, or of the operating system below it.
     #[error("{0}")]
@@ -241,7 +241,7 @@ pub enum LinkFailure {
 
 impl LinkFailure {
     /// The failure of the link to this target.
-    pub(crate) fn at(self, target: &Target) -> ApplianceError {
+    pub(crate) fn at(self, target: &HostPort) -> ApplianceError {
         ApplianceError::Link { target: target.clone(), cause: self }
     }
 }

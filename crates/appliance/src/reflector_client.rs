@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::{ApplianceError, LinkFailure};
-use crate::targets::Target;
+use crate::targets::HostPort;
 use crate::waiting::{ANSWER_TIMEOUT, GiveUp, QueueWait};
 
 /// How long one address may take to accept a connection.
@@ -87,7 +87,7 @@ impl Route {
 /// A link to a reflector whose key was proven.
 pub struct ReflectorClient {
     framed: Framed<TlsStream<TcpStream>>,
-    target: Target,
+    target: HostPort,
     address: SocketAddr,
     local: IpAddr,
     reflector: EndpointId,
@@ -105,7 +105,7 @@ impl ReflectorClient {
     /// Connects to `target` and has it prove that it holds the expected key.
     pub async fn connect(
         key: &SecretKey,
-        target: &Target,
+        target: &HostPort,
         expect: Expect,
         route: &Route,
     ) -> Result<Self, ApplianceError> {
@@ -315,7 +315,7 @@ impl ReflectorClient {
 }
 
 /// All addresses of a target, families interleaved, IPv6 first (RFC 8305, section 4).
-pub(crate) async fn resolve(target: &Target, route: &Route) -> Result<Vec<SocketAddr>, ApplianceError> {
+pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<SocketAddr>, ApplianceError> {
     let found = tokio::net::lookup_host((target.host.to_string(), target.port)).await;
     let found = found.map_err(|source| ApplianceError::NotResolved { host: target.host.clone(), source })?;
     let (six, four): (Vec<_>, Vec<_>) = found.filter(|at| route.allows(at.ip())).partition(SocketAddr::is_ipv6);
@@ -335,7 +335,7 @@ pub(crate) async fn resolve(target: &Target, route: &Route) -> Result<Vec<Socket
 
 /// The first address that accepts, each given a head start before the next one (RFC 8305, section 5).
 async fn race(
-    target: &Target,
+    target: &HostPort,
     addresses: Vec<SocketAddr>,
     origin: &Origin,
 ) -> Result<(TcpStream, SocketAddr), ApplianceError> {

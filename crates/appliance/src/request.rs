@@ -28,7 +28,7 @@ pub struct TestRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub omit: Option<Duration>,
     /// What carries the payload, where the engine has a choice.
-    pub transport: Transport,
+    pub transport: PayloadTransport,
     /// Whether to wait for a turn.
     pub wait: bool,
     /// How long to wait for a turn at most; absent: the provider's limit.
@@ -49,7 +49,7 @@ pub struct TestRequest {
 /// What carries the payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Transport {
+pub enum PayloadTransport {
     /// TCP streams.
     #[default]
     Tcp,
@@ -94,7 +94,7 @@ mod tests {
             spec: TestSpec::new(engine, DataMode::Tunneled, phases, 4),
             data_mode: None,
             omit: None,
-            transport: Transport::Tcp,
+            transport: PayloadTransport::Tcp,
             wait: true,
             wait_at_most: None,
             route: Route::default(),
@@ -106,7 +106,7 @@ mod tests {
             peer: Some("attic".to_owned()),
             data_mode: Some(DataMode::DirectEphemeral),
             omit: Some(Duration::from_millis(1500)),
-            transport: Transport::Udp,
+            transport: PayloadTransport::Udp,
             wait_at_most: Some(Duration::from_secs(60)),
             route: Route {
                 family: Family::V6,

@@ -8,7 +8,7 @@ use paramedic_link::DEFAULT_PORT;
 
 /// A host and a port, as a person wrote them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Target {
+pub struct HostPort {
     /// The host.
     pub host: Host,
     /// The port; never 0.
@@ -57,7 +57,7 @@ impl fmt::Display for Host {
 /// Why text names no host and port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text} is no address: {fault}")]
-pub struct NotATarget {
+pub struct NotAHostPort {
     /// The text, quoted and made harmless.
     pub text: String,
     /// What is wrong with it.
@@ -93,24 +93,24 @@ pub enum Fault {
     Name,
 }
 
-impl Target {
+impl HostPort {
     /// Reads `HOST[:PORT]`; without a port it is `default_port`. A bare IPv6 address has none: its port needs brackets.
-    pub fn parse(text: &str, default_port: u16) -> Result<Self, NotATarget> {
+    pub fn parse(text: &str, default_port: u16) -> Result<Self, NotAHostPort> {
         let text = text.trim();
-        read(text, default_port).map_err(|fault| NotATarget { text: quoted(text), fault })
+        read(text, default_port).map_err(|fault| NotAHostPort { text: quoted(text), fault })
     }
 }
 
-impl FromStr for Target {
-    type Err = NotATarget;
+impl FromStr for HostPort {
+    type Err = NotAHostPort;
 
-    fn from_str(text: &str) -> Result<Self, NotATarget> {
+    fn from_str(text: &str) -> Result<Self, NotAHostPort> {
         Self::parse(text, DEFAULT_PORT)
     }
 }
 
 /// Always with the port, so that what was saved can be read again whatever the default port is.
-impl fmt::Display for Target {
+impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::V6 { .. } => write!(f, "[{}]:{}", self.host, self.port),
@@ -119,7 +119,7 @@ impl fmt::Display for Target {
     }
 }
 
-fn read(text: &str, default_port: u16) -> Result<Target, Fault> {
+fn read(text: &str, default_port: u16) -> Result<HostPort, Fault> {
     if text.is_empty() {
         return Err(Fault::Empty);
     }
@@ -133,16 +133,16 @@ fn read(text: &str, default_port: u16) -> Result<Target, Fault> {
             None if behind.is_empty() => default_port,
             None => return Err(Fault::Brackets),
         };
-        return Ok(Target { host: v6(inside)?, port });
+        return Ok(HostPort { host: v6(inside)?, port });
     }
     if text.contains(']') {
         return Err(Fault::Brackets);
     }
     match text.split_once(':') {
-        None => Ok(Target { host: name_or_v4(text)?, port: default_port }),
+        None => Ok(HostPort { host: name_or_v4(text)?, port: default_port }),
         // A second colon: nothing but an IPv6 address has one.
-        Some((_, rest)) if rest.contains(':') => Ok(Target { host: v6(text)?, port: default_port }),
-        Some((host, port)) => Ok(Target { host: name_or_v4(host)?, port: self::port(port)? }),
+        Some((_, rest)) if rest.contains(':') => Ok(HostPort { host: v6(text)?, port: default_port }),
+        Some((host, port)) => Ok(HostPort { host: name_or_v4(host)?, port: self::port(port)? }),
     }
 }
 
@@ -205,11 +205,11 @@ mod tests {
     use super::*;
 
     fn target(text: &str) -> String {
-        text.parse::<Target>().unwrap().to_string()
+        text.parse::<HostPort>().unwrap().to_string()
     }
 
     fn fault(text: &str) -> Fault {
-        text.parse::<Target>().unwrap_err().fault
+        text.parse::<HostPort>().unwrap_err().fault
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(target("[fe80::1%eth0]:5000"), "[fe80::1%eth0]:5000");
         // Without brackets the last group is part of the address.
         assert_eq!(target("::1:4000"), "[::1:4000]:4000");
-        assert_eq!(Target::parse("a", 5201).unwrap().port, 5201);
+        assert_eq!(HostPort::parse("a", 5201).unwrap().port, 5201);
     }
 
     #[test]
@@ -256,40 +256,40 @@ mod tests {
 
     #[test]
     fn an_error_shows_no_control_character() {
-        let error = "a\u{1b}[2Jb".parse::<Target>().unwrap_err();
+        let error = "a\u{1b}[2Jb".parse::<HostPort>().unwrap_err();
         assert!(!error.to_string().chars().any(char::is_control));
     }
 
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC*") {
-            let _ = text.parse::<Target>();
+            let _ = text.parse::<HostPort>();
         }
 
         #[test]
         fn every_ipv4_target_survives_its_text(bits: u32, port in 1u16..) {
-            let target = Target { host: Host::V4(Ipv4Addr::from_bits(bits)), port };
-            prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target));
+            let target = HostPort { host: Host::V4(Ipv4Addr::from_bits(bits)), port };
+            prop_assert_eq!(target.to_string().parse::<HostPort>(), Ok(target));
         }
 
         #[test]
         fn every_ipv6_target_survives_its_text_and_stands_without_brackets(bits: u128, port in 1u16.., zone in "([a-z][a-z0-9.@-]{0,14})?") {
             let zone = (!zone.is_empty()).then_some(zone);
-            let target = Target { host: Host::V6 { address: Ipv6Addr::from_bits(bits), zone }, port };
-            prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target.clone()));
-            prop_assert_eq!(Target::parse(&target.host.to_string(), port), Ok(target));
+            let target = HostPort { host: Host::V6 { address: Ipv6Addr::from_bits(bits), zone }, port };
+            prop_assert_eq!(target.to_string().parse::<HostPort>(), Ok(target.clone()));
+            prop_assert_eq!(HostPort::parse(&target.host.to_string(), port), Ok(target));
         }
 
         #[test]
         fn every_name_survives_its_text(name in "[a-z][a-z0-9_]{0,20}(\\.[a-z0-9]{1,10}){0,3}", port in 1u16..) {
-            let target = Target { host: Host::Name(name), port };
-            prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target));
+            let target = HostPort { host: Host::Name(name), port };
+            prop_assert_eq!(target.to_string().parse::<HostPort>(), Ok(target));
         }
 
         #[test]
         fn whatever_is_read_survives_its_text(text in "[\\[\\]a-f0-9:.%-]{0,24}") {
-            if let Ok(target) = text.parse::<Target>() {
-                prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target));
+            if let Ok(target) = text.parse::<HostPort>() {
+                prop_assert_eq!(target.to_string().parse::<HostPort>(), Ok(target));
             }
         }
     }

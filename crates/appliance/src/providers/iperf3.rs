@@ -27,8 +27,8 @@ use super::run_record::{RunRecord, own_facts, reading as as_folded};
 use super::{Observer, Outcome, Provider, TestJob};
 use crate::error::ApplianceError;
 use crate::reflector_client::resolve;
-use crate::request::Transport;
-use crate::targets::Target;
+use crate::request::PayloadTransport;
+use crate::targets::HostPort;
 use crate::test_lock::TestLock;
 
 /// The port that iperf3 listens on when it is told nothing.
@@ -57,13 +57,13 @@ pub enum Iperf3Failure {
     #[error("the iperf3 server at {target} reports what cannot be true")]
     ImpossibleReport {
         /// The server.
-        target: Target,
+        target: HostPort,
     },
     /// The client reported an error.
     #[error("the iperf3 server at {target}: {reason}")]
     Client {
         /// The server.
-        target: Target,
+        target: HostPort,
         /// The kind of error.
         cause: Complaint,
         /// The client's own text.
@@ -85,7 +85,7 @@ impl Provider for Servers {
         "any iperf3 server, 3.9 or newer (--peer HOST[:5201])"
     }
 
-    fn engine(&self, _transport: Transport) -> &'static str {
+    fn engine(&self, _transport: PayloadTransport) -> &'static str {
         "iperf3"
     }
 
@@ -126,7 +126,7 @@ const MOST_OMITTED: Duration = Duration::from_secs(60);
 
 async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), ApplianceError> {
     let Some(peer) = &job.request.peer else { return Err(Iperf3Failure::NoServerNamed.into()) };
-    let target = Target::parse(peer, DEFAULT_PORT)?;
+    let target = HostPort::parse(peer, DEFAULT_PORT)?;
     let program = tokio::task::spawn_blocking(Program::find)
         .await
         .map_err(|_| ApplianceError::Internal("a thread panicked".to_owned()))?;
@@ -156,7 +156,7 @@ async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuil
 struct Visit<'a> {
     job: &'a TestJob,
     program: Program,
-    target: Target,
+    target: HostPort,
     /// The first is where it answered last.
     addresses: Vec<SocketAddr>,
     spec: TestSpec,
@@ -325,8 +325,8 @@ impl Visit<'_> {
             omit_seconds: job.request.omit.map(|omit| omit.as_secs().try_into().unwrap_or(u32::MAX)),
             spec: job.request.spec.clone(),
             transport: match job.request.transport {
-                Transport::Tcp => PayloadProtocol::Tcp,
-                Transport::Udp => PayloadProtocol::Udp,
+                PayloadTransport::Tcp => PayloadProtocol::Tcp,
+                PayloadTransport::Udp => PayloadProtocol::Udp,
             },
             origin: job.request.route.origin.clone(),
             connect_timeout: CONNECT,

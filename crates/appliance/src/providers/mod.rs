@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use crate::error::ApplianceError;
-use crate::request::{TestRequest, Transport};
+use crate::request::{PayloadTransport, TestRequest};
 use crate::store::Reflector;
 use crate::test_lock::TestLock;
 pub use iperf3::Iperf3Failure;
@@ -38,7 +38,7 @@ pub trait Provider: Sync {
     fn about(&self) -> &'static str;
 
     /// The engine that it means when none is named, for what carries the payload.
-    fn engine(&self, transport: Transport) -> &'static str;
+    fn engine(&self, transport: PayloadTransport) -> &'static str;
 
     /// Whether latency can be probed with it.
     fn probes(&self) -> bool;

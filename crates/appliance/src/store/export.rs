@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use paramedic_report::summary::RunSummary;
 
-use super::{History, StorageError};
+use super::{ApplianceStore, StorageError};
 
 /// How runs are handed out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub enum ExportFormat {
 /// Runs read at once: a few megabytes at most.
 const PAGE: u32 = 64;
 
-impl History {
+impl ApplianceStore {
     /// Hands all runs to `line`, oldest first, a line at a time without its newline; `line`'s error ends it. A run that
     /// is saved meanwhile may be among them.
     pub async fn export<E: From<StorageError>>(
@@ -115,7 +115,7 @@ mod tests {
 
     async fn exported(format: ExportFormat) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         for document in [example::bare(), example::full()] {
             history.save_run(&document).await.unwrap();
         }
@@ -151,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn more_runs_than_a_page_all_come() {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         for n in 0..=PAGE {
             let id = example::run_id(u8::try_from(n).unwrap());
             history.save_run(&ResultDocument { id, ..example::bare() }).await.unwrap();

@@ -136,12 +136,12 @@ pub enum StorageError {
 
 /// The appliance's memory. Clones share one set of connections.
 #[derive(Clone, Debug)]
-pub struct History {
+pub struct ApplianceStore {
     pool: SqlitePool,
     path: PathBuf,
 }
 
-impl History {
+impl ApplianceStore {
     /// Opens the memory in this state folder; makes folder (0700) and file (0600) where there are none and brings an
     /// older file up to date. A damaged file and one of a newer version are refused and left as they are.
     pub async fn open(state_dir: &Path) -> Result<Self, StorageError> {
@@ -231,20 +231,20 @@ mod tests {
     async fn folder_and_file_are_for_their_owner_alone() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
-        let history = History::open(&state).await.unwrap();
+        let history = ApplianceStore::open(&state).await.unwrap();
         assert_eq!((mode(&state), mode(history.path())), (0o700, 0o600));
         history.save_run(&example::full()).await.unwrap();
         assert_eq!(mode(&state.join("packetparamedic.db-wal")), 0o600);
         history.close().await;
         fs::set_permissions(state.join(FILE), fs::Permissions::from_mode(0o644)).unwrap();
-        let history = History::open(&state).await.unwrap();
+        let history = ApplianceStore::open(&state).await.unwrap();
         assert_eq!(mode(history.path()), 0o600);
     }
 
     #[tokio::test]
     async fn commits_reach_the_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&history.pool).await.unwrap();
         let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&history.pool).await.unwrap();
         assert_eq!((journal.as_str(), synchronous), ("wal", 2));
@@ -256,7 +256,7 @@ mod tests {
         let path = folder.path().join(FILE);
         let garbage = b"this was a database once ".repeat(400);
         fs::write(&path, &garbage).unwrap();
-        let error = History::open(folder.path()).await.unwrap_err();
+        let error = ApplianceStore::open(folder.path()).await.unwrap_err();
         assert!(matches!(error, StorageError::Corrupt { .. }), "{error:?}");
         assert_eq!(fs::read(&path).unwrap(), garbage);
     }
@@ -264,13 +264,13 @@ mod tests {
     #[tokio::test]
     async fn a_file_cut_short_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         history.save_run(&example::full()).await.unwrap();
         history.close().await;
         let path = folder.path().join(FILE);
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..5000]).unwrap();
-        let error = match History::open(folder.path()).await {
+        let error = match ApplianceStore::open(folder.path()).await {
             Ok(history) => history.runs(10).await.unwrap_err(),
             Err(error) => error,
         };
@@ -280,20 +280,20 @@ mod tests {
     #[tokio::test]
     async fn a_newer_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, TRUE, x'00', 0)")
             .execute(&history.pool)
             .await
             .unwrap();
         history.close().await;
-        let error = History::open(folder.path()).await.unwrap_err();
+        let error = ApplianceStore::open(folder.path()).await.unwrap_err();
         assert!(matches!(error, StorageError::Newer { migration: 9999, .. }), "{error:?}");
     }
 
     #[tokio::test]
     async fn a_full_disk_is_told_from_other_faults() {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         // No more pages than there are: what SQLite says then is what it says on a full disk.
         let mut connection = history.pool.acquire().await.unwrap();
         let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *connection).await.unwrap();
@@ -314,7 +314,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_whose_commit_failed_is_not_used_again() {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         // One of them: what fails and what comes after it have to meet.
         let _others = [history.pool.acquire().await.unwrap(), history.pool.acquire().await.unwrap()];
         let _third = history.pool.acquire().await.unwrap();
@@ -343,7 +343,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let blocked = folder.path().join("file");
         fs::write(&blocked, "").unwrap();
-        let error = History::open(&blocked.join("state")).await.unwrap_err();
+        let error = ApplianceStore::open(&blocked.join("state")).await.unwrap_err();
         assert!(matches!(error, StorageError::Folder { .. }), "{error:?}");
     }
 
@@ -352,7 +352,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let opening = (0..8).map(|_| {
             let state = folder.path().join("state");
-            tokio::spawn(async move { History::open(&state).await.map(drop) })
+            tokio::spawn(async move { ApplianceStore::open(&state).await.map(drop) })
         });
         for opened in opening.collect::<Vec<_>>() {
             opened.await.unwrap().unwrap();

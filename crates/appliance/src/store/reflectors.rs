@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
 
-use super::{History, StorageError, strange};
-use crate::targets::{Host, Target};
+use super::{ApplianceStore, StorageError, strange};
+use crate::targets::{Host, HostPort};
 
 /// A reflector this appliance is paired with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Reflector {
     /// What it is called here; no two have the same, whatever the case.
     pub name: PeerText,
     /// Where it was reached when it was paired.
-    pub address: Target,
+    pub address: HostPort,
     /// When it was paired, by this appliance's clock.
     pub paired_at: Timestamp,
 }
@@ -26,14 +26,14 @@ impl Reflector {
     fn goes_by(&self, wanted: &str) -> bool {
         self.name.as_str().to_lowercase() == wanted.to_lowercase()
             || EndpointId::from_str(wanted).is_ok_and(|id| id == self.endpoint_id)
-            || Target::from_str(wanted).is_ok_and(|target| target == self.address)
+            || HostPort::from_str(wanted).is_ok_and(|target| target == self.address)
     }
 }
 
 /// A row as it is stored.
-type Row = (String, String, String, i64);
+type ReflectorRow = (String, String, String, i64);
 
-impl History {
+impl ApplianceStore {
     /// Remembers a reflector, and returns it as it is remembered. One that was known gets the new address and keeps
     /// the name it has here; a new one whose name is taken gets a number behind it, because a pairing that the other
     /// side believes in must not be lost for a name.
@@ -41,14 +41,15 @@ impl History {
         let fault = || self.fault("saving the pairing");
         // Immediate: the free name must still be free when it is written.
         let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
-        let known = sqlx::query_as::<_, Row>("SELECT endpoint_id, name, address, paired_at_us FROM reflectors")
-            .fetch_all(&mut *work)
-            .await
-            .map_err(fault())?
-            .into_iter()
-            .map(reflector)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(fault())?;
+        let known =
+            sqlx::query_as::<_, ReflectorRow>("SELECT endpoint_id, name, address, paired_at_us FROM reflectors")
+                .fetch_all(&mut *work)
+                .await
+                .map_err(fault())?
+                .into_iter()
+                .map(reflector)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(fault())?;
         let name = match known.iter().find(|reflector| reflector.endpoint_id == new.endpoint_id) {
             Some(same) => same.name.clone(),
             None => free_name(new, &known),
@@ -72,7 +73,7 @@ impl History {
     /// Every paired reflector, by name.
     pub async fn reflectors(&self) -> Result<Vec<Reflector>, StorageError> {
         let fault = || self.fault("reading the paired reflectors");
-        sqlx::query_as::<_, Row>(
+        sqlx::query_as::<_, ReflectorRow>(
             "SELECT endpoint_id, name, address, paired_at_us FROM reflectors ORDER BY lower(name), endpoint_id",
         )
         .fetch_all(&self.pool)
@@ -129,7 +130,7 @@ impl History {
     }
 }
 
-fn reflector((endpoint_id, name, address, paired_at_us): Row) -> Result<Reflector, sqlx::Error> {
+fn reflector((endpoint_id, name, address, paired_at_us): ReflectorRow) -> Result<Reflector, sqlx::Error> {
     Ok(Reflector {
         endpoint_id: endpoint_id.parse().map_err(strange)?,
         name: PeerText::new(&name),
@@ -172,9 +173,9 @@ mod tests {
         }
     }
 
-    async fn history() -> (tempfile::TempDir, History) {
+    async fn history() -> (tempfile::TempDir, ApplianceStore) {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         (folder, history)
     }
 
@@ -184,7 +185,7 @@ mod tests {
         let saved = history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
         assert_eq!(saved, new(1, "attic", "203.0.113.7"));
         // Not closed: a second opening stands for a program that was killed right after the answer.
-        let again = History::open(folder.path()).await.unwrap();
+        let again = ApplianceStore::open(folder.path()).await.unwrap();
         assert_eq!(again.reflectors().await.unwrap(), [saved]);
     }
 

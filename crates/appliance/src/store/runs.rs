@@ -6,7 +6,7 @@ use paramedic_report::stats::Grade;
 use paramedic_report::summary::RunSummary;
 use uuid::Uuid;
 
-use super::{History, StorageError, strange};
+use super::{ApplianceStore, StorageError, strange};
 
 /// A run as it was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl SavedRun {
 
 /// A row's summary columns, as they are stored.
 #[derive(sqlx::FromRow)]
-struct Row {
+struct RunRow {
     id: String,
     started_at_us: i64,
     provider: String,
@@ -45,7 +45,7 @@ struct Row {
     complete: bool,
 }
 
-impl Row {
+impl RunRow {
     fn summary(self) -> Result<RunSummary, sqlx::Error> {
         Ok(RunSummary {
             id: self.id.parse().map_err(strange)?,
@@ -68,7 +68,7 @@ impl Row {
     }
 }
 
-impl History {
+impl ApplianceStore {
     /// Saves a run. What is kept is what `--json` prints, to the byte.
     pub async fn save_run(&self, document: &ResultDocument) -> Result<(), StorageError> {
         let text = document.to_text().map_err(|source| StorageError::Document { source })?;
@@ -105,7 +105,7 @@ impl History {
     /// The latest runs, newest first, at most `limit`.
     pub async fn runs(&self, limit: u32) -> Result<Vec<RunSummary>, StorageError> {
         let fault = || self.fault("reading the runs");
-        sqlx::query_as::<_, Row>(
+        sqlx::query_as::<_, RunRow>(
             "SELECT id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, upload_bps, \
              rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, data_used_bytes, \
              complete FROM runs ORDER BY started_at_us DESC, id DESC LIMIT $1",
@@ -181,9 +181,9 @@ mod tests {
 
     use super::*;
 
-    async fn history() -> (tempfile::TempDir, History) {
+    async fn history() -> (tempfile::TempDir, ApplianceStore) {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path()).await.unwrap();
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
         (folder, history)
     }
 

@@ -5,9 +5,9 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 
 use paramedic_appliance::providers::Iperf3Failure;
-use paramedic_appliance::request::Transport;
+use paramedic_appliance::request::PayloadTransport;
 use paramedic_appliance::store::StorageError;
-use paramedic_appliance::targets::{Fault, NotATarget, Target};
+use paramedic_appliance::targets::{Fault, HostPort, NotAHostPort};
 use paramedic_appliance::{ApplianceError, LinkFailure};
 use paramedic_engines::engine::Lacking;
 use paramedic_engines::iperf3::output::Complaint;
@@ -62,13 +62,13 @@ pub struct CommandFailure {
 impl Deref for CommandFailure {
     type Target = paramedic_host::failure::Failure<ExitStatus>;
 
-    fn deref(&self) -> &Self::Target {
+    fn deref(&self) -> &Self::HostPort {
         &self.cause
     }
 }
 
 impl DerefMut for CommandFailure {
-    fn deref_mut(&mut self) -> &mut Self::Target {
+    fn deref_mut(&mut self) -> &mut Self::HostPort {
         &mut self.cause
     }
 }
@@ -282,7 +282,7 @@ fn no_such(what: &str, wanted: &str) -> CommandFailure {
     )
 }
 
-fn nothing_arrived(directions: &[(Load, Direction)], transport: Transport) -> CommandFailure {
+fn nothing_arrived(directions: &[(Load, Direction)], transport: PayloadTransport) -> CommandFailure {
     let name = |(load, direction): &(Load, Direction)| match load {
         Load::Bidir => format!("the {direction} of the phase both ways"),
         _ => format!("the {direction}"),
@@ -296,8 +296,8 @@ fn nothing_arrived(directions: &[(Load, Direction)], transport: Transport) -> Co
         None => "the test".to_owned(),
     };
     let smaller = match transport {
-        Transport::Tcp => "-M 1200",
-        Transport::Udp => "-l 1200",
+        PayloadTransport::Tcp => "-M 1200",
+        PayloadTransport::Udp => "-l 1200",
     };
     let try_ = format!(
         "large packets may vanish on the way: repeat with {smaller}; if that works, correct the MTU or the firewall that \
@@ -309,7 +309,7 @@ fn nothing_arrived(directions: &[(Load, Direction)], transport: Transport) -> Co
 }
 
 /// The failure of a link to a reflector.
-fn link(target: &Target, cause: &LinkFailure) -> CommandFailure {
+fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
     use ExitStatus::{Busy, Denied, Failed};
     use LinkFailure as E;
     let new = |exit, code, what: String, because: &dyn fmt::Display, try_: &str| {
@@ -456,7 +456,7 @@ fn link(target: &Target, cause: &LinkFailure) -> CommandFailure {
     }
 }
 
-fn denied(target: &Target, denial: &Denial) -> CommandFailure {
+fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
     let (code, try_) = match denial.reason {
         DenialReason::BadRequest => ("bad_request", "ask for something else; are both programs of the same version?"),
         DenialReason::EngineNotOffered => ("engine_not_offered", "choose another --engine, or update the reflector"),
@@ -561,14 +561,14 @@ impl From<&Iperf3Failure> for CommandFailure {
     }
 }
 
-impl From<NotATarget> for CommandFailure {
-    fn from(error: NotATarget) -> Self {
+impl From<NotAHostPort> for CommandFailure {
+    fn from(error: NotAHostPort) -> Self {
         Self::from(&error)
     }
 }
 
-impl From<&NotATarget> for CommandFailure {
-    fn from(error: &NotATarget) -> Self {
+impl From<&NotAHostPort> for CommandFailure {
+    fn from(error: &NotAHostPort) -> Self {
         let try_ = match &error.fault {
             Fault::Empty | Fault::Port | Fault::Name | Fault::V4 => {
                 "HOST or HOST:PORT, as in reflector.example.net, 203.0.113.7:4000 or [2001:db8::7]:4000"
@@ -749,8 +749,8 @@ mod tests {
         let path = || "/state/packetparamedic.db".into();
         let other = || io::Error::other("some reason");
         let wanted = || "attic".to_owned();
-        let target = || "attic.lan".parse::<Target>().unwrap();
-        let server = || "attic.lan:5201".parse::<Target>().unwrap();
+        let target = || "attic.lan".parse::<HostPort>().unwrap();
+        let server = || "attic.lan:5201".parse::<HostPort>().unwrap();
         let key = EndpointId::from_bytes([7; 32]);
         let address = "203.0.113.7:4000".parse().unwrap();
         let detail = || PeerText::new("detail of the reflector");
@@ -769,7 +769,7 @@ mod tests {
         vec![
             ("no such provider", E::NoSuchProvider("nonesuch".to_owned())),
             ("no such engine", E::NoSuchEngine("nonesuch".to_owned())),
-            ("address", Target::parse("https://attic", 4000).unwrap_err().into()),
+            ("address", HostPort::parse("https://attic", 4000).unwrap_err().into()),
             ("database: folder", S::Folder { path: "/state".into(), source: other() }.into()),
             ("database: corrupt", S::Corrupt { path: path() }.into()),
             ("database: newer", S::Newer { path: path(), migration: 99 }.into()),
@@ -822,10 +822,13 @@ mod tests {
             ("denied: faulted", denied(DenialReason::Faulted)),
             ("denied: unknown", denied(DenialReason::Unknown)),
             ("interrupted", E::Interrupted),
-            ("nothing arrived over TCP", E::NothingArrived { directions: two.clone(), transport: Transport::Tcp }),
+            (
+                "nothing arrived over TCP",
+                E::NothingArrived { directions: two.clone(), transport: PayloadTransport::Tcp },
+            ),
             (
                 "nothing arrived over UDP",
-                E::NothingArrived { directions: two[..1].to_vec(), transport: Transport::Udp },
+                E::NothingArrived { directions: two[..1].to_vec(), transport: PayloadTransport::Udp },
             ),
             ("granted in vain", E::GrantExpired),
             ("nothing paired", E::NoReflectorPaired),

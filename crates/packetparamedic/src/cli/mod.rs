@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use paramedic_appliance::store::{FILE as DATABASE_FILE, History};
+use paramedic_appliance::store::{ApplianceStore, FILE as DATABASE_FILE};
 use paramedic_appliance::test_lock;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
 use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder};
@@ -30,7 +30,7 @@ use paramedic_link::{SecretKey, key_file};
 use crate::config::{Color, CommonFlags, Settings};
 use failure::{CommandFailure, ExitStatus};
 use interrupts::Interrupts;
-use output::{Format, Output, Verbosity, Wanted};
+use output::{Output, OutputFormat, Verbosity, Wanted};
 
 /// What to type first.
 const FIRST_STEPS: &str = "\
@@ -93,14 +93,14 @@ enum Command {
 
 impl Command {
     /// The format that the subcommand's own flags ask for.
-    fn format(&self) -> Format {
+    fn format(&self) -> OutputFormat {
         match self {
             Command::SpeedTest(args) => args.format(),
-            Command::PairReflector(args) if args.json => Format::Json,
-            Command::Reflectors(args) if args.json => Format::Json,
-            Command::History(args) if args.json => Format::Json,
-            Command::SelfTest(args) if args.json => Format::Json,
-            _ => Format::Human,
+            Command::PairReflector(args) if args.json => OutputFormat::Json,
+            Command::Reflectors(args) if args.json => OutputFormat::Json,
+            Command::History(args) if args.json => OutputFormat::Json,
+            Command::SelfTest(args) if args.json => OutputFormat::Json,
+            _ => OutputFormat::Human,
         }
     }
 
@@ -148,8 +148,8 @@ impl Context {
         Ok(self.state_dir()?.join(KEY_FILE))
     }
 
-    async fn history(&self) -> Result<History, CommandFailure> {
-        Ok(History::open(self.state_dir()?).await?)
+    async fn history(&self) -> Result<ApplianceStore, CommandFailure> {
+        Ok(ApplianceStore::open(self.state_dir()?).await?)
     }
 }
 
@@ -185,7 +185,7 @@ fn told(named: &Path, path: &Path, change: &Change) -> String {
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() && format_asked_for() != Format::Human => {
+        Err(error) if error.use_stderr() && format_asked_for() != OutputFormat::Human => {
             let wanted = Wanted { format: format_asked_for(), ..Wanted::default() };
             return Output::new(wanted).fail(&not_understood(&error)).into();
         }
@@ -268,12 +268,12 @@ fn log_filter(common: &Common) -> Option<(&'static str, String)> {
 }
 
 /// The format that a command line asks for which can't be understood as a whole.
-fn format_asked_for() -> Format {
+fn format_asked_for() -> OutputFormat {
     let said = |flag: &str| std::env::args_os().any(|arg| arg == flag);
     match (said("--json-stream"), said("--json")) {
-        (true, _) => Format::JsonStream,
-        (_, true) => Format::Json,
-        _ => Format::Human,
+        (true, _) => OutputFormat::JsonStream,
+        (_, true) => OutputFormat::Json,
+        _ => OutputFormat::Human,
     }
 }
 

@@ -12,12 +12,12 @@ use serde::Serialize;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::failure::{CommandFailure, ExitStatus};
-use super::progress::Progress;
+use super::progress::ProgressLine;
 use crate::config::Color;
 
 /// What stdout carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
+pub enum OutputFormat {
     /// Text for people.
     #[default]
     Human,
@@ -43,7 +43,7 @@ pub enum Verbosity {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// What stdout carries.
-    pub format: Format,
+    pub format: OutputFormat,
     /// When to use colours.
     pub color: Color,
     /// How much stderr carries.
@@ -52,32 +52,32 @@ pub struct Wanted {
 
 /// The printer. Whatever is printed at once stays together.
 pub struct Output {
-    format: Format,
+    format: OutputFormat,
     verbosity: Verbosity,
-    streams: Arc<Mutex<Streams>>,
+    streams: Arc<Mutex<OutputStreams>>,
 }
 
 /// The part of the printer that follows a running test; goes wherever the test goes.
 #[derive(Clone)]
-pub struct Live {
-    format: Format,
-    streams: Arc<Mutex<Streams>>,
+pub struct LiveOutput {
+    format: OutputFormat,
+    streams: Arc<Mutex<OutputStreams>>,
 }
 
 /// The part of the printer that takes the log: each event goes to stderr in one piece, above the progress.
 #[derive(Clone)]
-pub struct Log {
-    streams: Arc<Mutex<Streams>>,
+pub struct LogOutput {
+    streams: Arc<Mutex<OutputStreams>>,
 }
 
-struct Streams {
-    stdout: Stream,
-    stderr: Stream,
-    progress: Progress,
+struct OutputStreams {
+    stdout: OutputStream,
+    stderr: OutputStream,
+    progress: ProgressLine,
 }
 
 /// Where lines go.
-struct Stream {
+struct OutputStream {
     writer: Box<dyn Write + Send>,
     color: bool,
 }
@@ -90,19 +90,20 @@ impl Output {
             Color::Never => false,
             Color::Auto => auto != ColorChoice::Never,
         };
-        let stdout = Stream { color: color(AutoStream::choice(&io::stdout())), writer: Box::new(io::stdout()) };
-        let stderr = Stream { color: color(AutoStream::choice(&io::stderr())), writer: Box::new(io::stderr()) };
-        let is_shown = wanted.format == Format::Human && wanted.verbosity > Verbosity::Quiet;
-        let progress = if is_shown && io::stderr().is_terminal() { Progress::on_stderr() } else { Progress::hidden() };
-        Self::with(wanted, Streams { stdout, stderr, progress })
+        let stdout = OutputStream { color: color(AutoStream::choice(&io::stdout())), writer: Box::new(io::stdout()) };
+        let stderr = OutputStream { color: color(AutoStream::choice(&io::stderr())), writer: Box::new(io::stderr()) };
+        let is_shown = wanted.format == OutputFormat::Human && wanted.verbosity > Verbosity::Quiet;
+        let progress =
+            if is_shown && io::stderr().is_terminal() { ProgressLine::on_stderr() } else { ProgressLine::hidden() };
+        Self::with(wanted, OutputStreams { stdout, stderr, progress })
     }
 
-    fn with(wanted: Wanted, streams: Streams) -> Self {
+    fn with(wanted: Wanted, streams: OutputStreams) -> Self {
         Self { format: wanted.format, verbosity: wanted.verbosity, streams: Arc::new(Mutex::new(streams)) }
     }
 
     /// What stdout carries.
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> OutputFormat {
         self.format
     }
 
@@ -112,22 +113,22 @@ impl Output {
     }
 
     /// What follows a running test.
-    pub fn live(&self) -> Live {
-        Live { format: self.format, streams: Arc::clone(&self.streams) }
+    pub fn live(&self) -> LiveOutput {
+        LiveOutput { format: self.format, streams: Arc::clone(&self.streams) }
     }
 
     /// Where the log goes.
-    pub fn log(&self) -> Log {
-        Log { streams: Arc::clone(&self.streams) }
+    pub fn log(&self) -> LogOutput {
+        LogOutput { streams: Arc::clone(&self.streams) }
     }
 
     /// Prints a test's result in the format that is wanted.
     pub fn result(&self, document: &ResultDocument) -> Result<(), CommandFailure> {
         match self.format {
-            Format::Human => self.report(document),
-            Format::Json => self.line(&document.to_text().map_err(unprintable)?),
+            OutputFormat::Human => self.report(document),
+            OutputFormat::Json => self.line(&document.to_text().map_err(unprintable)?),
             // The document is large and moves into the event; it is printed once.
-            Format::JsonStream => self.json_line(&Event::Result(Box::new(document.clone()))),
+            OutputFormat::JsonStream => self.json_line(&Event::Result(Box::new(document.clone()))),
         }
     }
 
@@ -179,11 +180,11 @@ impl Output {
         }
         // A reader who has gone, or a full disk, takes nothing from what failed first.
         let _ = match self.format {
-            Format::Json => self.json(&failure.document()),
-            Format::JsonStream => self.json_line(&Event::Error(Box::new(failure.document()))),
-            Format::Human => failure.measured_so_far.as_ref().map_or(Ok(()), |measured| self.report(measured)),
+            OutputFormat::Json => self.json(&failure.document()),
+            OutputFormat::JsonStream => self.json_line(&Event::Error(Box::new(failure.document()))),
+            OutputFormat::Human => failure.measured_so_far.as_ref().map_or(Ok(()), |measured| self.report(measured)),
         };
-        if self.format == Format::Human {
+        if self.format == OutputFormat::Human {
             self.beside(failure);
         }
         failure.exit
@@ -203,23 +204,23 @@ impl Output {
         streams.put_aside(&text);
     }
 
-    fn streams(&self) -> MutexGuard<'_, Streams> {
+    fn streams(&self) -> MutexGuard<'_, OutputStreams> {
         unpoisoned(&self.streams)
     }
 }
 
-impl Live {
+impl LiveOutput {
     /// Takes note of what happens in a running test: a line of the stream, or progress on a terminal. A reader who has
     /// gone is met again, and told of, when the result is printed.
     pub fn event(&self, event: &Event) {
         match self.format {
-            Format::JsonStream => {
+            OutputFormat::JsonStream => {
                 if let Ok(line) = serde_json::to_string(event) {
                     let _ = unpoisoned(&self.streams).put_out(printable(&line).as_bytes());
                 }
             }
-            Format::Human => unpoisoned(&self.streams).progress.show(event),
-            Format::Json => {}
+            OutputFormat::Human => unpoisoned(&self.streams).progress.show(event),
+            OutputFormat::Json => {}
         }
     }
 
@@ -235,18 +236,18 @@ impl Live {
 }
 
 /// A thread that panicked while it printed left half a line behind, nothing worse.
-fn unpoisoned(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
+fn unpoisoned(streams: &Mutex<OutputStreams>) -> MutexGuard<'_, OutputStreams> {
     streams.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Log {
+impl LogOutput {
     /// Whether stderr takes colours.
     pub fn has_color(&self) -> bool {
         unpoisoned(&self.streams).stderr.color
     }
 }
 
-impl Write for Log {
+impl Write for LogOutput {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         unpoisoned(&self.streams).put_aside_bytes(event);
         Ok(event.len())
@@ -257,7 +258,7 @@ impl Write for Log {
     }
 }
 
-impl<'a> MakeWriter<'a> for Log {
+impl<'a> MakeWriter<'a> for LogOutput {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -265,7 +266,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-impl Streams {
+impl OutputStreams {
     /// Writes a result; progress is over then.
     fn put_out(&mut self, bytes: &[u8]) -> Result<(), CommandFailure> {
         self.progress.clear();
@@ -366,12 +367,13 @@ mod tests {
     fn printer(wanted: Wanted) -> (Output, Written, Written) {
         let (stdout, stderr) = (Written::default(), Written::default());
         let stream =
-            |writer: &Written| Stream { writer: Box::new(writer.clone()), color: wanted.color == Color::Always };
-        let streams = Streams { stdout: stream(&stdout), stderr: stream(&stderr), progress: Progress::hidden() };
+            |writer: &Written| OutputStream { writer: Box::new(writer.clone()), color: wanted.color == Color::Always };
+        let streams =
+            OutputStreams { stdout: stream(&stdout), stderr: stream(&stderr), progress: ProgressLine::hidden() };
         (Output::with(wanted, streams), stdout, stderr)
     }
 
-    fn wanted(format: Format) -> Wanted {
+    fn wanted(format: OutputFormat) -> Wanted {
         Wanted { format, ..Wanted::default() }
     }
 
@@ -387,7 +389,7 @@ mod tests {
 
     #[test]
     fn json_is_one_document_to_the_byte_as_it_is_saved() {
-        let (output, stdout, stderr) = printer(wanted(Format::Json));
+        let (output, stdout, stderr) = printer(wanted(OutputFormat::Json));
         for event in example::events() {
             output.live().event(&event);
         }
@@ -398,7 +400,7 @@ mod tests {
 
     #[test]
     fn the_stream_has_one_event_a_line() {
-        let (output, stdout, _) = printer(wanted(Format::JsonStream));
+        let (output, stdout, _) = printer(wanted(OutputFormat::JsonStream));
         for event in example::events().iter().take(3) {
             output.live().event(event);
         }
@@ -417,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_failure_for_people_is_three_lines_on_stderr() {
-        let (output, stdout, stderr) = printer(wanted(Format::Human));
+        let (output, stdout, stderr) = printer(wanted(OutputFormat::Human));
         assert_eq!(output.fail(&unreachable()), ExitStatus::Failed);
         assert_eq!(stderr.text(), "cannot reach[2J reflector\nbecause: refused\ntry: is it running?\n");
         assert_eq!(stdout.text(), "");
@@ -425,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_failure_in_json_stands_on_stdout() {
-        let (output, stdout, stderr) = printer(wanted(Format::Json));
+        let (output, stdout, stderr) = printer(wanted(OutputFormat::Json));
         output.fail(&unreachable().measured(example::bare()));
         let document = serde_json::from_str::<serde_json::Value>(&stdout.text()).unwrap();
         assert_eq!(
@@ -438,7 +440,7 @@ mod tests {
 
     #[test]
     fn what_was_measured_before_a_failure_is_reported_as_a_result() {
-        let (output, stdout, stderr) = printer(wanted(Format::Human));
+        let (output, stdout, stderr) = printer(wanted(OutputFormat::Human));
         output.fail(&unreachable().measured(example::bare()));
         assert!(stdout.text().contains("50.0 Mbit/s"), "{}", stdout.text());
         assert!(stderr.text().starts_with("cannot reach"));
@@ -447,10 +449,10 @@ mod tests {
     #[test]
     fn colours_come_when_asked_for_and_never_in_json() {
         let colored = |format| Wanted { format, color: Color::Always, ..Wanted::default() };
-        let (output, stdout, _) = printer(colored(Format::Human));
+        let (output, stdout, _) = printer(colored(OutputFormat::Human));
         output.result(&example::full()).unwrap();
         assert!(stdout.text().contains("\u{1b}[32m"));
-        let (output, stdout, _) = printer(colored(Format::Json));
+        let (output, stdout, _) = printer(colored(OutputFormat::Json));
         output.result(&example::full()).unwrap();
         assert!(!stdout.text().contains('\u{1b}'));
     }
@@ -473,11 +475,11 @@ mod tests {
     fn a_reader_who_has_gone_ends_it_quietly_and_a_full_disk_does_not() {
         let with = |kind| {
             let (_, _, stderr) = printer(Wanted::default());
-            let stream = |writer: Box<dyn Write + Send>| Stream { writer, color: false };
-            let streams = Streams {
+            let stream = |writer: Box<dyn Write + Send>| OutputStream { writer, color: false };
+            let streams = OutputStreams {
                 stdout: stream(Box::new(Broken(kind))),
                 stderr: stream(Box::new(stderr.clone())),
-                progress: Progress::hidden(),
+                progress: ProgressLine::hidden(),
             };
             (Output::with(Wanted::default(), streams), stderr)
         };

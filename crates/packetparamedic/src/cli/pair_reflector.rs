@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use paramedic_appliance::reflector_client::{ReflectorClient, Route};
 use paramedic_appliance::store::Reflector;
-use paramedic_appliance::targets::Target;
+use paramedic_appliance::targets::HostPort;
 use paramedic_appliance::{ApplianceError, LinkFailure};
 use paramedic_link::message::CloseReason;
 use paramedic_link::pairing_code::PairingCode;
@@ -44,7 +44,7 @@ pub(super) struct Args {
 const LONGEST_CODE: u64 = 1024;
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let target = args.peer.parse::<Target>()?;
+    let target = args.peer.parse::<HostPort>()?;
     let key = context.identity()?;
     let history = context.history().await?;
     let wanted = args.name.as_deref().map(PeerText::new).filter(|name| !name.is_empty());

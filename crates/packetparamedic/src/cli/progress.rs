@@ -9,22 +9,22 @@ use paramedic_report::document::Event;
 use paramedic_report::quantity;
 
 /// The line, or nothing where there is no terminal.
-pub(super) struct Progress {
+pub(super) struct ProgressLine {
     bar: ProgressBar,
-    live: Live,
+    live: PhaseReadings,
     /// Whether there is a line: not before a test has something to tell, nor after.
     is_drawn: bool,
 }
 
 /// What is known of the running phase.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Live {
+struct PhaseReadings {
     download_bps: Option<u64>,
     upload_bps: Option<u64>,
     rtt_us: Option<u64>,
 }
 
-impl Progress {
+impl ProgressLine {
     /// Draws on stderr, which is a terminal.
     pub(super) fn on_stderr() -> Self {
         Self::on(ProgressDrawTarget::stderr())
@@ -41,7 +41,7 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template("{prefix:9} {bar:20} {msg}") {
             bar.set_style(style.progress_chars("━╸─"));
         }
-        Self { bar, live: Live::default(), is_drawn: false }
+        Self { bar, live: PhaseReadings::default(), is_drawn: false }
     }
 
     /// Draws what an event tells.
@@ -55,7 +55,7 @@ impl Progress {
             }
             Event::Start(_) => {}
             Event::Phase(begun) => {
-                self.live = Live::default();
+                self.live = PhaseReadings::default();
                 self.bar.set_length(begun.duration_ms.max(1));
                 self.bar.set_position(0);
                 self.bar.set_prefix(name(begun.phase));
@@ -107,7 +107,7 @@ impl Progress {
     }
 }
 
-impl Live {
+impl PhaseReadings {
     fn text(&self, at: Duration) -> String {
         let down = self.download_bps.map(|bps| format!("  {:>11} down", quantity::rate(bps)));
         let up = self.upload_bps.map(|bps| format!("  {:>11} up", quantity::rate(bps)));
@@ -135,20 +135,20 @@ mod tests {
 
     #[test]
     fn the_line_tells_time_rates_and_latency() {
-        let live = Live { download_bps: Some(941_000_000), upload_bps: None, rtt_us: Some(24_600) };
+        let live = PhaseReadings { download_bps: Some(941_000_000), upload_bps: None, rtt_us: Some(24_600) };
         assert_eq!(live.text(Duration::from_millis(3_900)), "  3 s   941 Mbit/s down  24.6 ms");
-        assert_eq!(Live::default().text(Duration::ZERO), "  0 s");
+        assert_eq!(PhaseReadings::default().text(Duration::ZERO), "  0 s");
     }
 
     #[test]
     fn a_new_phase_forgets_the_last_one_s_rates() {
-        let mut progress = Progress::hidden();
+        let mut progress = ProgressLine::hidden();
         for event in example::events().iter().take(5) {
             progress.show(event);
         }
         assert_eq!((progress.live.download_bps, progress.bar.position()), (Some(941_000_000), 100));
         progress.show(&Event::Phase(PhaseBegun { phase: Load::Upload, duration_ms: 1_000 }));
-        assert_eq!((progress.live.clone(), progress.bar.position()), (Live::default(), 0));
+        assert_eq!((progress.live.clone(), progress.bar.position()), (PhaseReadings::default(), 0));
         let late = IntervalReading {
             phase: Load::Upload,
             direction: Direction::Upload,

@@ -9,7 +9,7 @@ use paramedic_report::text;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
-use super::output::Format;
+use super::output::OutputFormat;
 use super::values::time;
 
 #[derive(clap::Args)]
@@ -48,8 +48,8 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     };
     drop(scratch);
     match context.output.format() {
-        Format::Human => context.output.lines(&text::self_test(&test))?,
-        Format::Json | Format::JsonStream => context.output.json(&test)?,
+        OutputFormat::Human => context.output.lines(&text::self_test(&test))?,
+        OutputFormat::Json | OutputFormat::JsonStream => context.output.json(&test)?,
     }
     Ok(if test.rates.is_empty() { ExitStatus::Failed } else { ExitStatus::Done })
 }

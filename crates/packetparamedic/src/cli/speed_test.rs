@@ -10,7 +10,7 @@ use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{Appliance, TestEnd, TestEvent};
 use paramedic_appliance::providers::{self, Login, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
-use paramedic_appliance::request::{TestRequest, Transport};
+use paramedic_appliance::request::{PayloadTransport, TestRequest};
 use paramedic_engines::Engine;
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus, describe};
-use super::output::Format;
+use super::output::OutputFormat;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
 
 /// The longest text that is read in search of a password.
@@ -165,11 +165,11 @@ pub(super) struct Args {
 }
 
 impl Args {
-    pub(super) fn format(&self) -> Format {
+    pub(super) fn format(&self) -> OutputFormat {
         match (self.json, self.json_stream) {
-            (true, _) => Format::Json,
-            (_, true) => Format::JsonStream,
-            _ => Format::Human,
+            (true, _) => OutputFormat::Json,
+            (_, true) => OutputFormat::JsonStream,
+            _ => OutputFormat::Human,
         }
     }
 
@@ -289,7 +289,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     let settings = &context.settings;
     let wanted = settings.provider.as_deref().unwrap_or("reflector");
     let provider = providers::find(wanted).ok_or_else(|| ApplianceError::NoSuchProvider(wanted.to_owned()))?;
-    let transport = if args.udp { Transport::Udp } else { Transport::Tcp };
+    let transport = if args.udp { PayloadTransport::Udp } else { PayloadTransport::Tcp };
     let meant = provider.engine(transport);
     let id = match (&args.engine, &settings.engine) {
         (Some(named), _) if args.udp && named != meant => {

@@ -16,12 +16,12 @@ use super::run_record::{RunRecord, own_facts};
 use super::{Observer, Outcome, Provider, TestJob};
 use crate::error::{ApplianceError, LinkFailure};
 use crate::reflector_client::ReflectorClient;
-use crate::request::Transport;
+use crate::request::PayloadTransport;
 use crate::store::Reflector;
-use crate::targets::Target;
+use crate::targets::HostPort;
 use crate::test_lock::TestLock;
 use crate::waiting::QueueWait;
-use session::Session;
+use session::ReflectorSession;
 
 /// How long a grant waits for the device's lock: a reflector ends one that does not begin within 30 s.
 const RETAKE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -38,10 +38,10 @@ impl Provider for Reflectors {
         "a reflector that this device is paired with"
     }
 
-    fn engine(&self, transport: Transport) -> &'static str {
+    fn engine(&self, transport: PayloadTransport) -> &'static str {
         match transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
+            PayloadTransport::Tcp => "tcp",
+            PayloadTransport::Udp => "udp",
         }
     }
 
@@ -122,7 +122,7 @@ async fn measure(
             .map(|phase| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() })
             .collect(),
     }));
-    let mut session = Session::open(job, client, spec, &grant, observer).await?;
+    let mut session = ReflectorSession::open(job, client, spec, &grant, observer).await?;
     record.result.set_program(session.program());
     let end = session.run(observer, &mut record.result).await;
     session.close(record, end.is_ok()).await;
@@ -185,7 +185,7 @@ async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), ApplianceE
     if let Some(saved) = job.known.iter().find(|known| known.name.as_str() == asked) {
         return connect_saved(job, saved).await;
     }
-    let target = asked.parse::<Target>()?;
+    let target = asked.parse::<HostPort>()?;
     if let Some(saved) = job.known.iter().find(|known| known.address == target) {
         return connect_saved(job, saved).await;
     }
@@ -206,6 +206,6 @@ async fn connect_saved(job: &TestJob, saved: &Reflector) -> Result<(ReflectorCli
     Ok((connect(job, &saved.address, saved.endpoint_id).await?, saved.clone()))
 }
 
-async fn connect(job: &TestJob, target: &Target, expected: EndpointId) -> Result<ReflectorClient, ApplianceError> {
+async fn connect(job: &TestJob, target: &HostPort, expected: EndpointId) -> Result<ReflectorClient, ApplianceError> {
     ReflectorClient::connect(&job.key, target, Expect::ExactKey(expected), &job.request.route).await
 }

@@ -41,7 +41,7 @@ const NEWS: Duration = Duration::from_secs(1);
 const LATENCY_EVERY: Duration = Duration::from_millis(500);
 
 /// One granted session.
-pub(super) struct Session {
+pub(super) struct ReflectorSession {
     client: ReflectorClient,
     spec: TestSpec,
     control: Arc<SessionControl>,
@@ -55,7 +55,7 @@ pub(super) struct Session {
     keeps_raw: bool,
 }
 
-impl Session {
+impl ReflectorSession {
     /// Derives the keys, opens the engine's end, begins to probe.
     pub(super) async fn open(
         job: &TestJob,
@@ -380,7 +380,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for ReflectorSession {
     fn drop(&mut self) {
         // Whatever way we leave: no thread may go on moving bytes.
         self.control.cancel();
