@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use paramedic_engines::engine::Unavailable;
 use paramedic_link::framed::LinkError;
+use paramedic_link::key_file::KeyFileError;
 use paramedic_link::message::{CloseReason, Denial, EndReason};
+use paramedic_link::state_folder::StateFolderError;
 use paramedic_link::test_spec::{Direction, Load};
 use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::fold::Impossible;
@@ -27,6 +29,17 @@ pub enum ApplianceError {
     /// The saved pairings and results could not be used, or do not hold what was looked for.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The configured state folder cannot be used.
+    #[error("the state folder {}: {source}", .configured.display())]
+    StateFolder {
+        /// The configured folder.
+        configured: PathBuf,
+        /// The cause.
+        source: StateFolderError,
+    },
+    /// The key file cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
     /// The test lock or the working folder in the state folder could not be made.
     #[error("{}: {source}", .folder.display())]
     TestFolder {

@@ -23,7 +23,7 @@ use paramedic_host::database::{Database, create_private_file, create_private_fol
 use paramedic_link::EndpointId;
 use sqlx::ConnectOptions;
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use tokio::sync::watch;
 
 use change::one_connection;
@@ -61,9 +61,9 @@ impl Store {
     /// reflector serves from.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        create_private_folder(folder)?;
+        create_private_folder(folder).map_err(StoreError::opening)?;
         let lock = lock_folder(folder)?;
-        create_private_file(path)?;
+        create_private_file(path).map_err(StoreError::opening)?;
         let options = durable_options(path, BUSY_TIMEOUT)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
             // One line for each slow statement would fill the log where the disk is slow.
@@ -71,10 +71,14 @@ impl Store {
         let witness = options.clone().read_only(true);
         // One connection that writes: SQLite has one writer anyway, and so no task here ever meets a busy database.
         let database = Database { path, options, pool: one_connection(), is_checked: true, migrations: &MIGRATIONS };
-        let pool = database.open().await?;
+        let pool = database.open().await.map_err(StoreError::opening)?;
+        Ok(Self::of(path, pool, witness, lock))
+    }
+
+    /// The store of a pool that is open; `witness` opens the second connection once it is needed.
+    fn of(path: &Path, pool: SqlitePool, witness: SqliteConnectOptions, lock: File) -> Self {
         let witness = one_connection().connect_lazy_with(witness);
-        let fault = watch::channel(None).0;
-        Ok(Self { pool, witness, path: path.into(), fault, _lock: Arc::new(lock) })
+        Self { pool, witness, path: path.into(), fault: watch::channel(None).0, _lock: Arc::new(lock) }
     }
 
     /// Waits for what is being written, then closes the file. Every clone is closed with it.

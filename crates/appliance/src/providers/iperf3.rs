@@ -10,10 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use paramedic_engines::engine::first_refusal;
 use paramedic_engines::session_control::SessionControl;
-use paramedic_iperf3::output::{
-    ClientCount as Counted, ClientReading as Reading, ClientReport as Report, FailureKind as Complaint,
-    PayloadProtocol, Totals,
-};
+use paramedic_iperf3::output::{ClientCount, ClientReading, ClientReport, FailureKind, PayloadProtocol, Totals};
 use paramedic_iperf3::{Client, ClientExit as End, ClientOrder, Credentials, LoginPadding, Program, progress, tally};
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
@@ -65,7 +62,7 @@ pub enum Iperf3Failure {
         /// The server.
         target: HostPort,
         /// The kind of error.
-        cause: Complaint,
+        cause: FailureKind,
         /// The client's own text.
         reason: String,
         /// Whether the request had a login.
@@ -198,22 +195,24 @@ impl Visit<'_> {
                 Attempt::Interrupted(end) => (end, true),
             };
             let failure = end.failure();
-            let complaint = failure.as_deref().map(Complaint::of);
+            let complaint = failure.as_deref().map(FailureKind::of);
             let nothing_yet = readings.is_empty() && !is_interrupted;
             match complaint {
-                Some(Complaint::Unreachable) if nothing_yet && refused + 1 < self.addresses.len() => {
+                Some(FailureKind::Unreachable) if nothing_yet && refused + 1 < self.addresses.len() => {
                     refused += 1;
                     self.addresses.rotate_left(1);
                     continue;
                 }
                 // From 3.17 on both ends pad logins anew, and from 3.22 on a refusal is a hang-up.
-                Some(Complaint::NotAuthorized | Complaint::ControlLost) if nothing_yet && self.job.login.is_some() => {
+                Some(FailureKind::NotAuthorized | FailureKind::ControlLost)
+                    if nothing_yet && self.job.login.is_some() =>
+                {
                     if let Some(other) = paddings.next() {
                         padding = other;
                         continue;
                     }
                 }
-                Some(Complaint::Busy) if nothing_yet && Instant::now() + ASK_AGAIN <= patience => {
+                Some(FailureKind::Busy) if nothing_yet && Instant::now() + ASK_AGAIN <= patience => {
                     self.wait(patience, observer).await?;
                     continue;
                 }
@@ -234,7 +233,7 @@ impl Visit<'_> {
                 None if !makes_sense => Err(Iperf3Failure::ImpossibleReport { target: self.target.clone() }.into()),
                 None => Ok(()),
                 Some(reason) => {
-                    let cause = complaint.unwrap_or(Complaint::Other);
+                    let cause = complaint.unwrap_or(FailureKind::Other);
                     let has_login = self.job.login.is_some();
                     Err(Iperf3Failure::Client { target: self.target.clone(), cause, reason, has_login }.into())
                 }
@@ -259,7 +258,7 @@ impl Visit<'_> {
         address: SocketAddr,
         padding: LoginPadding,
         observer: &mut Observer,
-    ) -> Result<(Attempt, Vec<Reading>), ApplianceError> {
+    ) -> Result<(Attempt, Vec<ClientReading>), ApplianceError> {
         let asked = self.client_order(phase, address, padding);
         let control = SessionControl::unmetered();
         let (told, mut readings) = mpsc::unbounded_channel();
@@ -344,7 +343,7 @@ impl Visit<'_> {
     /// What both ends counted, as the client heard it of the server. `false`: what the server says can't be, and is left
     /// out.
     #[must_use]
-    fn keep(&self, phase: PhaseSpec, end: &End, readings: &[Reading], record: &mut PhaseRecord) -> bool {
+    fn keep(&self, phase: PhaseSpec, end: &End, readings: &[ClientReading], record: &mut PhaseRecord) -> bool {
         for reading in readings.iter().filter(|reading| !reading.omitted) {
             if let Some((end, direction, sample)) = as_folded(progress(reading)) {
                 record.note(end, direction, sample);
@@ -377,7 +376,7 @@ impl Visit<'_> {
 }
 
 /// What the server counted, as it told the client.
-fn their_tally(phase: PhaseSpec, report: Option<&Report>) -> PhaseTally {
+fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     let of = |direction: Direction| {
         let totals = report?.totals(direction)?;
         let theirs = match direction {
@@ -385,7 +384,7 @@ fn their_tally(phase: PhaseSpec, report: Option<&Report>) -> PhaseTally {
             // A server before 3.10 tells of datagrams alone, and each is a block long.
             Direction::Upload => totals.received.or_else(|| arrived(totals, report)),
         };
-        let Counted { bytes, duration_us } = theirs?;
+        let ClientCount { bytes, duration_us } = theirs?;
         let remote = report?.cpu;
         let share = |of: Option<f64>| of.unwrap_or(0.0) * duration_us as f64 / 1e6;
         let is_sender = direction == Direction::Download;
@@ -422,14 +421,14 @@ fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bo
 }
 
 /// What arrived of datagrams that all have the same payload.
-fn arrived(totals: &Totals, report: Option<&Report>) -> Option<Counted> {
+fn arrived(totals: &Totals, report: Option<&ClientReport>) -> Option<ClientCount> {
     let udp = totals.udp?;
     let arrived = udp.packets.checked_sub(udp.lost?)?;
     let bytes = arrived.checked_mul(report?.block_bytes?.into())?;
-    Some(Counted { bytes, duration_us: totals.sent?.duration_us })
+    Some(ClientCount { bytes, duration_us: totals.sent?.duration_us })
 }
 
-fn udp(totals: &Totals, report: Option<&Report>) -> Option<UdpResult> {
+fn udp(totals: &Totals, report: Option<&ClientReport>) -> Option<UdpResult> {
     let udp = totals.udp?;
     let lost = udp.lost?.min(udp.packets);
     (udp.packets > 0).then(|| UdpResult {
@@ -446,7 +445,7 @@ fn udp(totals: &Totals, report: Option<&Report>) -> Option<UdpResult> {
 }
 
 /// Whoever watches hears of it: of what this end sent as well, for the other end tells nothing until it is over.
-fn tell(phase: PhaseSpec, reading: &Reading, observer: &mut Observer) {
+fn tell(phase: PhaseSpec, reading: &ClientReading, observer: &mut Observer) {
     let length_us = reading.end_us.saturating_sub(reading.begin_us);
     let bps = (u128::from(reading.bytes) * 8_000_000).checked_div(u128::from(length_us));
     if let Some(bps) = bps {

@@ -9,9 +9,9 @@ use paramedic_appliance::request::PayloadTransport;
 use paramedic_appliance::store::StorageError;
 use paramedic_appliance::targets::{Fault, HostPort, NotAHostPort};
 use paramedic_appliance::{ApplianceError, LinkFailure};
-use paramedic_engines::engine::Lacking;
-use paramedic_engines::iperf3::output::Complaint;
+use paramedic_engines::engine::Unavailable;
 use paramedic_host::config::{ConfigError, Configuration};
+use paramedic_iperf3::output::FailureKind;
 use paramedic_link::framed::LinkError;
 use paramedic_link::key_file::KeyFileError;
 use paramedic_link::message::{CloseReason, Denial, DenialReason, EndReason};
@@ -62,13 +62,13 @@ pub struct CommandFailure {
 impl Deref for CommandFailure {
     type Target = paramedic_host::failure::Failure<ExitStatus>;
 
-    fn deref(&self) -> &Self::HostPort {
+    fn deref(&self) -> &Self::Target {
         &self.cause
     }
 }
 
 impl DerefMut for CommandFailure {
-    fn deref_mut(&mut self) -> &mut Self::HostPort {
+    fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.cause
     }
 }
@@ -140,6 +140,8 @@ impl From<&ApplianceError> for CommandFailure {
             E::Address(error) => error.into(),
             E::Storage(error) => error.into(),
             E::Iperf3(error) => error.into(),
+            E::Key(error) => error.into(),
+            E::StateFolder { configured, source } => state_folder(configured, source),
             E::Link { target, cause } => link(target, cause),
             E::TestFolder { folder, source } => {
                 let folder = folder.display();
@@ -156,7 +158,7 @@ impl From<&ApplianceError> for CommandFailure {
                 let try_ = "`ip address` lists what this device has";
                 Self::new(Usage, "bad_request", "cannot send from there", source, try_)
             }
-            E::EngineUnavailable { engine, lacking: Lacking { because, try_ } } => {
+            E::EngineUnavailable { engine, lacking: Unavailable { because, hint: try_ } } => {
                 Self::new(Usage, "engine_lacking", format!("cannot run {engine} on this device"), because, try_)
             }
             E::CongestionControl(source) => {
@@ -526,12 +528,12 @@ impl From<&Iperf3Failure> for CommandFailure {
             Iperf3Failure::Client { target, cause, reason, has_login } => {
                 let failed = || format!("the test with the iperf3 server at {target} failed");
                 match cause {
-                    Complaint::Busy => {
+                    FailureKind::Busy => {
                         let what = format!("the iperf3 server at {target} is busy");
                         let try_ = "it takes one test at a time: wait for it with --wait 60s, or ask again later";
                         Self::new(Busy, "busy", what, reason, try_).retry_after(Some(1_000))
                     }
-                    Complaint::NotAuthorized => {
+                    FailureKind::NotAuthorized => {
                         let what = format!("the iperf3 server at {target} does not let this device in");
                         let try_ = if *has_login {
                             "are user, password and public key the server's, and do both clocks agree within 10 s? A \
@@ -541,17 +543,17 @@ impl From<&Iperf3Failure> for CommandFailure {
                         };
                         Self::new(Denied, "not_authorized", what, reason, try_)
                     }
-                    Complaint::Unreachable => {
+                    FailureKind::Unreachable => {
                         let what = format!("cannot reach an iperf3 server at {target}");
                         let try_ = "is `iperf3 -s` running there, and is its port open?";
                         Self::new(Failed, "unreachable", what, reason, try_)
                     }
-                    Complaint::ControlLost => {
+                    FailureKind::ControlLost => {
                         let try_ =
                             "is it an iperf3 server? It may also be busy, or want a user: its own output says more";
                         Self::new(Failed, "data_lost", failed(), reason, try_)
                     }
-                    Complaint::Other => {
+                    FailureKind::Other => {
                         let try_ = "does `iperf3` with the same options work on this device?";
                         Self::new(Failed, "iperf3_failed", failed(), reason, try_)
                     }
@@ -685,7 +687,7 @@ impl From<ConfigError> for CommandFailure {
 }
 
 /// The failure of opening the configured state folder.
-pub(super) fn state_folder(named: &std::path::Path, error: &StateFolderError) -> CommandFailure {
+fn state_folder(named: &std::path::Path, error: &StateFolderError) -> CommandFailure {
     let what = format!("cannot use the state folder {}", named.display());
     let (code, try_) = match error {
         StateFolderError::Foreign { .. } => {
@@ -698,17 +700,17 @@ pub(super) fn state_folder(named: &std::path::Path, error: &StateFolderError) ->
     CommandFailure::new(ExitStatus::Usage, code, what, error, try_)
 }
 
-impl From<KeyFileError> for CommandFailure {
-    fn from(error: KeyFileError) -> Self {
+impl From<&KeyFileError> for CommandFailure {
+    fn from(error: &KeyFileError) -> Self {
         use ExitStatus::{Failed, Usage};
         use KeyFileError as E;
-        let (exit, code, try_) = match &error {
+        let (exit, code, try_) = match error {
             E::Io { .. } => (Usage, "key_unusable", "may this user write to the state folder, and has it room?"),
             E::Corrupt { .. } => (Failed, "key_corrupt", "restore the key file, or move it away and pair again"),
             E::Exposed { .. } => (Usage, "key_exposed", "take the rights of others away with chmod 600"),
             _ => (Usage, "key_unusable", "mend the key file, or name another folder with --state-dir"),
         };
-        Self::new(exit, code, "cannot use this device's identity", &error, try_)
+        Self::new(exit, code, "cannot use this device's identity", error, try_)
     }
 }
 
@@ -763,7 +765,8 @@ mod tests {
         let client = |cause, reason: &str, has_login| {
             E::Iperf3(Iperf3Failure::Client { target: server(), cause, reason: reason.to_owned(), has_login })
         };
-        let lacking = Lacking { because: "it is not there".to_owned(), try_: "install it".to_owned() };
+        let folder = |source| E::StateFolder { configured: "/state".into(), source };
+        let lacking = Unavailable { because: "it is not there".to_owned(), hint: "install it".to_owned() };
         let two = vec![(Load::Download, Direction::Download), (Load::Bidir, Direction::Upload)];
         let no_json = serde_json::from_str::<u8>("x").unwrap_err();
         vec![
@@ -851,12 +854,12 @@ mod tests {
             ("a thread panicked", E::Internal("a thread panicked".to_owned())),
             ("iperf3 not started", E::Iperf3(Iperf3Failure::NotStarted(other()))),
             ("iperf3 reports nonsense", E::Iperf3(Iperf3Failure::ImpossibleReport { target: server() })),
-            ("iperf3 busy", client(Complaint::Busy, "the server is busy", false)),
-            ("iperf3 wants a login", client(Complaint::NotAuthorized, "not authorized", false)),
-            ("iperf3 refuses the login", client(Complaint::NotAuthorized, "not authorized", true)),
-            ("iperf3 unreachable", client(Complaint::Unreachable, "refused", false)),
-            ("iperf3 lost", client(Complaint::ControlLost, "closed", false)),
-            ("iperf3 other", client(Complaint::Other, "some reason", false)),
+            ("iperf3 busy", client(FailureKind::Busy, "the server is busy", false)),
+            ("iperf3 wants a login", client(FailureKind::NotAuthorized, "not authorized", false)),
+            ("iperf3 refuses the login", client(FailureKind::NotAuthorized, "not authorized", true)),
+            ("iperf3 unreachable", client(FailureKind::Unreachable, "refused", false)),
+            ("iperf3 lost", client(FailureKind::ControlLost, "closed", false)),
+            ("iperf3 other", client(FailureKind::Other, "some reason", false)),
             ("key changed", at(LinkFailure::KeyChanged(key))),
             ("code of another", at(LinkFailure::CodeOfAnother(key))),
             ("code not proven", at(LinkFailure::CodeNotProven)),
@@ -879,6 +882,15 @@ mod tests {
             ("no probes", E::NoProbes(other())),
             ("phase not started", E::PhaseNotStarted { reason: "some reason".to_owned() }),
             ("data lost", E::DataLost { load: Load::Upload, reason: detail() }),
+            (
+                "key unusable",
+                E::Key(KeyFileError::Io { doing: "read", path: "/state/identity.key".into(), source: other() }),
+            ),
+            ("key corrupt", E::Key(KeyFileError::Corrupt { path: "/state/identity.key".into() })),
+            ("key exposed", E::Key(KeyFileError::Exposed { path: "/state/identity.key".into(), mode: 0o644 })),
+            ("key is no file", E::Key(KeyFileError::NotAFile { path: "/state/identity.key".into() })),
+            ("folder of another", folder(StateFolderError::Foreign { path: "/state".into(), owner: 1, user: 2 })),
+            ("no folder", folder(StateFolderError::NotAFolder { path: "/state".into() })),
             ("broke off", E::BrokeOff("some reason".to_owned())),
         ]
     }

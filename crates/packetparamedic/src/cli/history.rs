@@ -44,10 +44,10 @@ enum Kind {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let history = context.history().await?;
+    let appliance = context.appliance()?;
     match args.command.unwrap_or(Command::List { limit: 20 }) {
         Command::List { limit } => {
-            let runs = history.runs(limit).await?;
+            let runs = appliance.results(limit).await?;
             if args.json {
                 context.output.line(&json!(runs).to_string())?;
             } else if runs.is_empty() {
@@ -59,7 +59,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             }
         }
         Command::Show { id } => {
-            let run = history.run(&id).await?;
+            let run = appliance.result(&id).await?;
             if args.json {
                 context.output.line(&run.text)?;
             } else {
@@ -71,8 +71,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
                 Kind::Jsonl => ExportFormat::JsonLines,
                 Kind::Csv => ExportFormat::Csv,
             };
-            let output = &mut context.output;
-            history.export::<CommandFailure>(format, |line| output.line(line)).await?;
+            appliance.export::<CommandFailure>(format, |line| context.output.line(line)).await?;
         }
     }
     Ok(ExitStatus::Done)

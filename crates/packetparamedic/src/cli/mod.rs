@@ -17,15 +17,13 @@ mod speed_test;
 mod values;
 
 use std::cell::OnceCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use paramedic_appliance::store::{ApplianceStore, FILE as DATABASE_FILE};
-use paramedic_appliance::test_lock;
+use paramedic_appliance::app::Appliance;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
-use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder};
-use paramedic_link::{SecretKey, key_file};
+use paramedic_link::state_folder::Change;
 
 use crate::config::{Color, CommonFlags, Settings};
 use failure::{CommandFailure, ExitStatus};
@@ -119,51 +117,22 @@ struct Context {
     /// The settings that the command line sets.
     flags: FlagValues,
     output: Output,
-    /// Where the state is, once that was asked.
-    state_dir: OnceCell<PathBuf>,
+    appliance: OnceCell<Appliance>,
     interrupts: Interrupts,
 }
 
 impl Context {
-    /// The folder of key, pairings and results: private, and made at first use.
-    fn state_dir(&self) -> Result<&Path, CommandFailure> {
-        if let Some(path) = self.state_dir.get() {
-            return Ok(path);
+    /// The appliance, opened at first use.
+    fn appliance(&self) -> Result<&Appliance, CommandFailure> {
+        if let Some(appliance) = self.appliance.get() {
+            return Ok(appliance);
         }
-        let named = &self.settings.state_dir;
-        let StateFolder { path, change } =
-            state_folder::open(named, own_file).map_err(|error| failure::state_folder(named, &error))?;
+        let configured = &self.settings.state_dir;
+        let (appliance, change) = Appliance::open(configured, failure::describe)?;
         if let Some(change) = change {
-            self.output.note(&told(named, &path, &change));
+            self.output.note(&told(configured, appliance.state_dir(), &change));
         }
-        Ok(self.state_dir.get_or_init(|| path))
-    }
-
-    /// The identity, made at first use.
-    fn identity(&self) -> Result<SecretKey, CommandFailure> {
-        Ok(key_file::load_or_create(&self.key_path()?)?)
-    }
-
-    fn key_path(&self) -> Result<PathBuf, CommandFailure> {
-        Ok(self.state_dir()?.join(KEY_FILE))
-    }
-
-    async fn history(&self) -> Result<ApplianceStore, CommandFailure> {
-        Ok(ApplianceStore::open(self.state_dir()?).await?)
-    }
-}
-
-/// The key's name in the state folder.
-const KEY_FILE: &str = "identity.key";
-
-/// What the appliance uses a file of its state folder for, by its name.
-fn own_file(name: &str) -> Option<OwnFile> {
-    let begins = [KEY_FILE, DATABASE_FILE].iter().any(|own| name.starts_with(own));
-    match name {
-        test_lock::SCRATCH => Some(OwnFile::Transient),
-        // A running test holds the lock by its inode: it moves along.
-        test_lock::LOCK_FILE => Some(OwnFile::Store),
-        _ => begins.then_some(OwnFile::Store),
+        Ok(self.appliance.get_or_init(|| appliance))
     }
 }
 
@@ -217,7 +186,7 @@ pub fn run() -> ExitCode {
         output: output(settings.color),
         settings,
         flags,
-        state_dir: OnceCell::new(),
+        appliance: OnceCell::new(),
         interrupts: Interrupts::default(),
     };
     let log = context.output.log();

@@ -3,14 +3,9 @@
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
-use jiff::Timestamp;
-use paramedic_appliance::reflector_client::{ReflectorClient, Route};
-use paramedic_appliance::store::Reflector;
+use paramedic_appliance::app::{NewPairing, PairingProof};
 use paramedic_appliance::targets::HostPort;
-use paramedic_appliance::{ApplianceError, LinkFailure};
-use paramedic_link::message::CloseReason;
 use paramedic_link::pairing_code::PairingCode;
-use paramedic_link::tls::Expect;
 use paramedic_link::{EndpointId, PeerText};
 use serde_json::json;
 
@@ -45,49 +40,30 @@ const LONGEST_CODE: u64 = 1024;
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let target = args.peer.parse::<HostPort>()?;
-    let key = context.identity()?;
-    let history = context.history().await?;
-    let wanted = args.name.as_deref().map(PeerText::new).filter(|name| !name.is_empty());
-    let (endpoint_id, its_name, is_known_there) = match args.endpoint_id {
-        Some(id) => {
-            let mut client = ReflectorClient::connect(&key, &target, Expect::ExactKey(id), &Route::default()).await?;
-            match client.hello().await {
-                Ok(welcome) => {
-                    client.close("paired").await;
-                    (id, welcome.name, true)
-                }
-                Err(ApplianceError::Link {
-                    cause: LinkFailure::NotPaired | LinkFailure::Closed { reason: CloseReason::PeerRemoved, .. },
-                    ..
-                }) => (id, PeerText::default(), false),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        None => {
-            let code = code(&args)?;
-            let client = ReflectorClient::connect(&key, &target, Expect::Pin(code.pin()), &Route::default()).await?;
-            let paired = client.pair(key.id(), &code, context.settings.name.as_str()).await?;
-            (paired.reflector, paired.name, true)
-        }
+    let appliance = context.appliance()?;
+    // What is wrong with the state is said before a code is asked for, which can be used once.
+    appliance.load().await?;
+    let proof = match args.endpoint_id {
+        Some(id) => PairingProof::EndpointId(id),
+        None => PairingProof::Code(code(&args)?),
     };
-    let name = wanted.clone().unwrap_or(its_name);
-    let name = if name.is_empty() { PeerText::new(&target.host.to_string()) } else { name };
-    let new = Reflector { endpoint_id, name: name.clone(), address: target, paired_at: Timestamp::now() };
-    let mut saved = history.add_reflector(&new).await?;
-    if wanted.is_some() && saved.name != name {
-        saved = history.rename_reflector(&endpoint_id.to_string(), &name).await?;
-    }
+    let name = args.name.as_deref().map(PeerText::new).filter(|name| !name.is_empty());
+    let NewPairing { reflector: saved, is_mutual } =
+        appliance.pair(target, proof, name, &context.settings.name).await?;
     if args.json {
         let document = json!({
-            "event": "paired", "endpoint_id": endpoint_id, "name": saved.name, "address": saved.address.to_string(),
+            "event": "paired", "endpoint_id": saved.endpoint_id, "name": saved.name, "address": saved.address.to_string(),
         });
         context.output.line(&document.to_string())?;
     } else {
         context.output.line(&format!("paired with {} at {}", saved.name, saved.address))?;
-        context.output.line(&endpoint_id.to_string())?;
+        context.output.line(&saved.endpoint_id.to_string())?;
     }
-    if !is_known_there {
-        context.output.note(&format!("it does not know this device yet; there, run: reflector peers add {}", key.id()));
+    if !is_mutual {
+        context.output.note(&format!(
+            "it does not know this device yet; there, run: reflector peers add {}",
+            appliance.endpoint_id()?
+        ));
     }
     Ok(ExitStatus::Done)
 }

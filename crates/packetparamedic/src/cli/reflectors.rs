@@ -1,12 +1,10 @@
 //! `reflectors`: the pairings of this device: list, check, rename, remove.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paramedic_appliance::ApplianceError;
-use paramedic_appliance::reflector_client::{ReflectorClient, Route};
+use paramedic_appliance::app::Reached;
 use paramedic_appliance::store::Reflector;
 use paramedic_link::PeerText;
-use paramedic_link::tls::Expect;
 use serde_json::json;
 
 use super::Context;
@@ -45,10 +43,10 @@ enum Command {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let history = context.history().await?;
+    let appliance = context.appliance()?;
     match args.command.unwrap_or(Command::List) {
         Command::List => {
-            let all = history.reflectors().await?;
+            let all = appliance.reflectors().await?;
             if args.json {
                 context.output.line(&json!(all.iter().map(row).collect::<Vec<_>>()).to_string())?;
                 return Ok(ExitStatus::Done);
@@ -65,19 +63,16 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             Ok(ExitStatus::Done)
         }
         Command::Check { reflector } => {
-            let chosen = match reflector {
-                Some(wanted) => vec![history.reflector(&wanted).await?],
-                None => history.reflectors().await?,
-            };
+            let chosen = appliance.reflectors_to_check(reflector.as_deref()).await?;
             check(&chosen, args.json, context).await
         }
         Command::Rename { reflector, name } => {
-            let renamed = history.rename_reflector(&reflector, &PeerText::new(&name)).await?;
+            let renamed = appliance.rename_reflector(&reflector, &PeerText::new(&name)).await?;
             context.output.line(&format!("it is called {} now", renamed.name))?;
             Ok(ExitStatus::Done)
         }
         Command::Remove { reflector } => {
-            let removed = history.remove_reflector(&reflector).await?;
+            let removed = appliance.remove_reflector(&reflector).await?;
             context.output.line(&format!("forgot {}", removed.name))?;
             context.output.note("it still knows this device until `reflector peers remove` is run there");
             Ok(ExitStatus::Done)
@@ -87,34 +82,22 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
 
 /// Reaches each in turn; the first failure's exit code is the command's.
 async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let key = context.identity()?;
     let mut first_failure = None;
     let mut rows = Vec::new();
     for reflector in chosen {
-        let began = Instant::now();
-        let expect = Expect::ExactKey(reflector.endpoint_id);
-        let answer = async {
-            let mut client = ReflectorClient::connect(&key, &reflector.address, expect, &Route::default()).await?;
-            let welcome = client.hello().await?;
-            let address = client.address();
-            client.close("checked").await;
-            Ok::<_, ApplianceError>((address, welcome))
-        };
         let mut row = row(reflector);
-        match answer.await {
-            Ok((address, welcome)) => {
-                let took = began.elapsed();
+        match context.appliance()?.check(reflector).await {
+            Ok(Reached { address, version, took }) => {
                 if json {
                     row["reachable"] = true.into();
                     row["reached_at"] = address.to_string().into();
-                    row["version"] = welcome.software.to_string().into();
+                    row["version"] = version.to_string().into();
                     row["link_ms"] = (took.as_secs_f64() * 1000.0).into();
                 } else {
                     context.output.line(&format!(
-                        "{}: reachable; {address} answered with the right key in {} ms, version {}",
+                        "{}: reachable; {address} answered with the right key in {} ms, version {version}",
                         reflector.name,
                         rounded_ms(took),
-                        welcome.software
                     ))?;
                 }
             }

@@ -1,7 +1,5 @@
 //! `rotate-identity`: a new key, the old one kept, and which pairings are lost with it.
 
-use paramedic_link::key_file;
-
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 
@@ -22,8 +20,8 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<ExitStatus
             "say --yes if that is what you want",
         ));
     }
-    let rotated = key_file::rotate(&context.key_path()?)?;
-    let lost = context.history().await?.reflectors().await?;
+    let rotated = context.appliance()?.rotate_identity()?;
+    let lost = context.appliance()?.reflectors().await?;
     context.output.line(&rotated.new.id().to_string())?;
     context.output.note(&format!(
         "the old identity was {}; its key is kept in {}",

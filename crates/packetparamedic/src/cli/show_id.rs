@@ -4,7 +4,7 @@ use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 
 pub(super) fn run(context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let id = context.identity()?.id();
+    let id = context.appliance()?.endpoint_id()?;
     context.output.line(&id.to_string())?;
     Ok(ExitStatus::Done)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use paramedic_appliance::ApplianceError;
-use paramedic_appliance::app::{Appliance, TestEnd, TestEvent};
+use paramedic_appliance::app::{TestEnd, TestEvent};
 use paramedic_appliance::providers::{self, Login, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
 use paramedic_appliance::request::{PayloadTransport, TestRequest};
@@ -19,7 +19,7 @@ use paramedic_report::thresholds::Thresholds;
 use zeroize::Zeroizing;
 
 use super::Context;
-use super::failure::{CommandFailure, ExitStatus, describe};
+use super::failure::{CommandFailure, ExitStatus};
 use super::output::OutputFormat;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
 
@@ -216,8 +216,7 @@ impl Args {
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let request = request(&args, context)?;
     let login = login(&args)?;
-    let appliance =
-        Appliance::new(context.state_dir()?.to_owned(), context.identity()?, context.history().await?, describe);
+    let appliance = context.appliance()?.clone();
     let mut interrupt = context.interrupts.watch()?;
     let mut test = tokio::select! {
         test = appliance.run(request, login) => test?,

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use sqlx::sqlite::SqliteConnectOptions;
 
+use super::change::one_connection;
+use super::error::failure;
 use super::{BUSY_TIMEOUT, Store, StoreError, signed, unsigned};
 use crate::audit::{ChainState, Head};
 use crate::event::Chain;
@@ -24,7 +26,8 @@ impl Store {
     pub async fn read_audit_chains(path: &Path) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
         let lock = File::open(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
         let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
-        let store = Self::connect(path, options, lock).await?;
+        let pool = one_connection().connect_with(options.clone()).await;
+        let store = Self::of(path, pool.map_err(|why| failure(path, "opening it", why))?, options, lock);
         let chains = async {
             // A program that was updated and has not served since finds the database of the one before.
             let of_before: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM sqlite_master WHERE name = 'audit_head'")

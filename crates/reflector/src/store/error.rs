@@ -79,9 +79,9 @@ impl StoreError {
     }
 }
 
-/// The database could not be opened.
-impl From<DatabaseError> for StoreError {
-    fn from(error: DatabaseError) -> Self {
+impl StoreError {
+    /// The error of opening the database.
+    pub(super) fn opening(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Unusable { path, source } => StoreError::Unusable { path, source },
             DatabaseError::Damaged { path, detail } => StoreError::Damaged { path, detail },
@@ -99,6 +99,6 @@ impl From<DatabaseError> for StoreError {
 pub(super) fn failure(path: &Path, doing: &'static str, source: sqlx::Error) -> StoreError {
     match DatabaseError::of(path, doing, source) {
         DatabaseError::Refused { path, doing, source, .. } => StoreError::Failed { path, doing, source },
-        error => error.into(),
+        error => StoreError::opening(error),
     }
 }

@@ -1,6 +1,8 @@
 //! Tests of the store, each with its own database.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use paramedic_link::{PeerText, SessionId};

@@ -85,7 +85,8 @@ impl ReflectorSession {
         } else {
             Arc::clone(&tunnel)
         };
-        let engine = paramedic_host::engines::find(spec.engine.as_str()).ok_or_else(|| internal(&"no such engine here"))?;
+        let engine =
+            paramedic_host::engines::find(spec.engine.as_str()).ok_or_else(|| internal(&"no such engine here"))?;
         let client_end = engine
             .client(ClientSetup {
                 spec: spec.clone(),

@@ -1,29 +1,16 @@
-//! The application: one appliance with its identity, its reflectors and its results, and the tests that it runs. The
-//! command line is a client of it. It decides nothing about output, and never prints.
+//! The tests of this appliance: one at a time, with events while a test runs. The shell that reads the clock for it.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use paramedic_link::SecretKey;
 use paramedic_report::document::{Event, ResultDocument};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::Appliance;
 use crate::error::ApplianceError;
-use crate::providers::{self, Describe, Login, Observer, Provider, TestJob};
+use crate::providers::{self, Login, Observer, Provider, TestJob};
 use crate::request::TestRequest;
-use crate::store::ApplianceStore;
 use crate::test_lock::TestLock;
-
-/// One appliance.
-#[derive(Clone)]
-pub struct Appliance {
-    state_dir: PathBuf,
-    key: Arc<SecretKey>,
-    history: ApplianceStore,
-    describe: Describe,
-}
 
 /// An event of a running test.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,17 +57,6 @@ impl RunningTest {
 }
 
 impl Appliance {
-    /// The appliance of a state folder, with its key and its open history. `describe` words the error that the result of a
-    /// failed test carries.
-    pub fn new(state_dir: PathBuf, key: SecretKey, history: ApplianceStore, describe: Describe) -> Self {
-        Self { state_dir, key: Arc::new(key), history, describe }
-    }
-
-    /// Closes the history, once what it was told is on disk.
-    pub async fn close(self) {
-        self.history.close().await;
-    }
-
     /// Checks a request and starts its test. One test runs at a time, across all processes of the state folder: where
     /// another one runs, this one waits for it as long as the request says.
     pub async fn run(&self, request: TestRequest, login: Option<Login>) -> Result<RunningTest, ApplianceError> {
@@ -97,14 +73,15 @@ impl Appliance {
         request: TestRequest,
         login: Option<Login>,
     ) -> Result<(&'static dyn Provider, TestJob), ApplianceError> {
+        let (key, store) = (self.key()?, self.store().await?);
         let provider = providers::find(&request.provider)
             .ok_or_else(|| ApplianceError::NoSuchProvider(request.provider.clone()))?;
         let id = request.spec.engine.clone();
         let engine =
             paramedic_host::engines::find(id.as_str()).ok_or_else(|| ApplianceError::NoSuchEngine(id.to_string()))?;
-        let known = self.history.reflectors().await?;
-        let scratch = TestLock::scratch(&self.state_dir);
-        let mut job = TestJob { request, key: Arc::clone(&self.key), known, login, scratch, describe: self.describe };
+        let known = store.reflectors().await?;
+        let scratch = TestLock::scratch(self.state_dir());
+        let mut job = TestJob { request, key, known, login, scratch, describe: self.state.describe };
         let bad = job.request.spec.check().err().map(|bad| bad.to_string());
         let unsupported = || provider.unsupported(&job).or_else(|| job.request.unsupported(engine));
         if let Some(bad) = bad.or_else(|| unsupported().map(str::to_owned)) {
@@ -128,14 +105,14 @@ impl Appliance {
         mut cancelled: watch::Receiver<bool>,
     ) -> Result<Option<TestEnd>, ApplianceError> {
         let asked = Instant::now();
-        let mut lock = match TestLock::take(&self.state_dir)? {
+        let mut lock = match TestLock::take(self.state_dir())? {
             Some(lock) => lock,
             None if !job.request.wait => return Err(ApplianceError::DeviceBusy),
             None => {
                 // A client that has dropped its end wants no events.
                 let _ = events.send(TestEvent::WaitingForDevice);
                 tokio::select! {
-                    lock = TestLock::wait(&self.state_dir) => lock?,
+                    lock = TestLock::wait(self.state_dir()) => lock?,
                     () = elapsed(job.request.wait_at_most) => return Err(ApplianceError::DeviceBusy),
                     _ = cancelled.wait_for(|wanted| *wanted) => return Ok(None),
                 }
@@ -152,12 +129,16 @@ impl Appliance {
         let measured = match outcome.measured {
             Some(mut result) => {
                 result.thresholds = job.request.thresholds.judge(&result);
-                unsaved = self.history.save_run(&result).await.err().map(ApplianceError::from);
+                unsaved = self.save(&result).await.err();
                 Some(result)
             }
             None => None,
         };
         Ok(Some(TestEnd { measured, failure: outcome.failure, unsaved }))
+    }
+
+    async fn save(&self, result: &ResultDocument) -> Result<(), ApplianceError> {
+        Ok(self.store().await?.save_run(result).await?)
     }
 }
 
@@ -182,9 +163,8 @@ mod tests {
         ErrorBody { code: String::new(), what: text, because: String::new(), try_: String::new(), retry_after_ms: None }
     }
 
-    async fn appliance(folder: &std::path::Path) -> Appliance {
-        let history = ApplianceStore::open(folder).await.unwrap();
-        Appliance::new(folder.to_owned(), SecretKey::generate().unwrap(), history, describe)
+    fn appliance(folder: &std::path::Path) -> Appliance {
+        Appliance::open(folder, describe).unwrap().0
     }
 
     fn request(provider: &str) -> TestRequest {
@@ -208,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_for_what_is_not_there_is_refused_before_it_runs() {
         let folder = tempfile::tempdir().unwrap();
-        let appliance = appliance(folder.path()).await;
+        let appliance = appliance(folder.path());
         let cases = [
             (request("nonesuch"), ApplianceError::NoSuchProvider(String::new())),
             (request("iperf3"), ApplianceError::Unsupported(String::new())),
@@ -222,7 +202,7 @@ mod tests {
     #[tokio::test]
     async fn a_test_waits_for_the_device_and_is_cancelled_by_its_handle() {
         let folder = tempfile::tempdir().unwrap();
-        let appliance = appliance(folder.path()).await;
+        let appliance = appliance(folder.path());
         let held = TestLock::take(folder.path()).unwrap().unwrap();
         let mut waiting = appliance.run(request("reflector"), None).await.unwrap();
         assert_eq!(waiting.next_event().await, Some(TestEvent::WaitingForDevice));

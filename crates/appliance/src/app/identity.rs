@@ -1,0 +1,48 @@
+//! The appliance's identity: its key file and its Endpoint ID.
+
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use paramedic_link::key_file::{self, Rotated};
+use paramedic_link::{EndpointId, SecretKey};
+
+use super::Appliance;
+use crate::error::ApplianceError;
+
+/// The name of the key file in the state folder.
+pub(super) const KEY_FILE: &str = "identity.key";
+
+impl Appliance {
+    /// The Endpoint ID. Creates the key at first use.
+    pub fn endpoint_id(&self) -> Result<EndpointId, ApplianceError> {
+        Ok(self.key()?.id())
+    }
+
+    /// Replaces the key and keeps the old one in another file. The reflectors know only the old identity: each must be
+    /// paired again.
+    pub fn rotate_identity(&self) -> Result<Rotated, ApplianceError> {
+        let mut key = self.loaded_key();
+        let rotated = key_file::rotate(&self.key_path())?;
+        *key = None;
+        Ok(rotated)
+    }
+
+    /// The key. Creates it at first use.
+    pub(super) fn key(&self) -> Result<Arc<SecretKey>, ApplianceError> {
+        let mut loaded = self.loaded_key();
+        if let Some(key) = &*loaded {
+            return Ok(Arc::clone(key));
+        }
+        let key = Arc::new(key_file::load_or_create(&self.key_path())?);
+        *loaded = Some(Arc::clone(&key));
+        Ok(key)
+    }
+
+    fn loaded_key(&self) -> MutexGuard<'_, Option<Arc<SecretKey>>> {
+        self.state.key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn key_path(&self) -> PathBuf {
+        self.state.folder.join(KEY_FILE)
+    }
+}

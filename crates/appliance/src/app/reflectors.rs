@@ -1,0 +1,134 @@
+//! The reflectors that this appliance is paired with: pair, list, check, rename, remove.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use paramedic_link::message::CloseReason;
+use paramedic_link::pairing_code::PairingCode;
+use paramedic_link::tls::Expect;
+use paramedic_link::{EndpointId, PeerText};
+
+use super::Appliance;
+use crate::error::{ApplianceError, LinkFailure};
+use crate::reflector_client::{ReflectorClient, Route};
+use crate::store::Reflector;
+use crate::targets::HostPort;
+
+/// How a new reflector proves who it is.
+pub enum PairingProof {
+    /// Both ends prove that they know the code, which the reflector printed.
+    Code(PairingCode),
+    /// The user compared the reflector's Endpoint ID, and enters this device at the reflector.
+    EndpointId(EndpointId),
+}
+
+/// A pairing that was made.
+pub struct NewPairing {
+    /// The reflector, as it is saved.
+    pub reflector: Reflector,
+    /// Whether the reflector knows this device.
+    pub is_mutual: bool,
+}
+
+/// A reflector that answered a check.
+pub struct Reached {
+    /// The address that answered.
+    pub address: SocketAddr,
+    /// The reflector's version.
+    pub version: PeerText,
+    /// The time from the first packet to its answer.
+    pub took: Duration,
+}
+
+impl Appliance {
+    /// Pairs with the reflector at `target` and saves it. `name` is what it is called here; without one, what it calls
+    /// itself, else its host. `own_name` is what this device calls itself.
+    pub async fn pair(
+        &self,
+        target: HostPort,
+        proof: PairingProof,
+        name: Option<PeerText>,
+        own_name: &PeerText,
+    ) -> Result<NewPairing, ApplianceError> {
+        let (key, store) = (self.key()?, self.store().await?);
+        let route = Route::default();
+        let (endpoint_id, its_name, is_mutual) = match proof {
+            PairingProof::EndpointId(id) => {
+                let mut client = ReflectorClient::connect(&key, &target, Expect::ExactKey(id), &route).await?;
+                match client.hello().await {
+                    Ok(welcome) => {
+                        client.close("paired").await;
+                        (id, welcome.name, true)
+                    }
+                    Err(error) if is_unknown_there(&error) => (id, PeerText::default(), false),
+                    Err(error) => return Err(error),
+                }
+            }
+            PairingProof::Code(code) => {
+                let client = ReflectorClient::connect(&key, &target, Expect::Pin(code.pin()), &route).await?;
+                let paired = client.pair(key.id(), &code, own_name.as_str()).await?;
+                (paired.reflector, paired.name, true)
+            }
+        };
+        let is_named = name.is_some();
+        let name = name.unwrap_or(its_name);
+        let name = if name.is_empty() { PeerText::new(&target.host.to_string()) } else { name };
+        let new = Reflector { endpoint_id, name: name.clone(), address: target, paired_at: now() };
+        let mut reflector = store.add_reflector(&new).await?;
+        if is_named && reflector.name != name {
+            reflector = store.rename_reflector(&endpoint_id.to_string(), &name).await?;
+        }
+        Ok(NewPairing { reflector, is_mutual })
+    }
+
+    /// All paired reflectors, by name.
+    pub async fn reflectors(&self) -> Result<Vec<Reflector>, ApplianceError> {
+        Ok(self.store().await?.reflectors().await?)
+    }
+
+    /// The reflectors to check: the one that has the name, address or Endpoint ID `wanted`, or all. Loads the key, so that
+    /// an unusable one fails here and not at each reflector.
+    pub async fn reflectors_to_check(&self, wanted: Option<&str>) -> Result<Vec<Reflector>, ApplianceError> {
+        let store = self.store().await?;
+        let chosen = match wanted {
+            Some(wanted) => vec![store.reflector(wanted).await?],
+            None => store.reflectors().await?,
+        };
+        self.key()?;
+        Ok(chosen)
+    }
+
+    /// Opens a link to a reflector, without a test.
+    pub async fn check(&self, reflector: &Reflector) -> Result<Reached, ApplianceError> {
+        #[expect(clippy::disallowed_methods, reason = "the shell that measures how long the answer takes")]
+        let began = Instant::now();
+        let expect = Expect::ExactKey(reflector.endpoint_id);
+        let mut client = ReflectorClient::connect(&*self.key()?, &reflector.address, expect, &Route::default()).await?;
+        let welcome = client.hello().await?;
+        let address = client.address();
+        client.close("checked").await;
+        Ok(Reached { address, version: welcome.software, took: began.elapsed() })
+    }
+
+    /// Renames the reflector that has the name, address or Endpoint ID `wanted`.
+    pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, ApplianceError> {
+        Ok(self.store().await?.rename_reflector(wanted, name).await?)
+    }
+
+    /// Removes the reflector that has the name, address or Endpoint ID `wanted`. Its results stay.
+    pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, ApplianceError> {
+        Ok(self.store().await?.remove_reflector(wanted).await?)
+    }
+}
+
+/// Whether the reflector answered that it does not know this device.
+fn is_unknown_there(error: &ApplianceError) -> bool {
+    let ApplianceError::Link { cause, .. } = error else { return false };
+    matches!(cause, LinkFailure::NotPaired | LinkFailure::Closed { reason: CloseReason::PeerRemoved, .. })
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell that dates a pairing")]
+fn now() -> Timestamp {
+    Timestamp::now()
+}
