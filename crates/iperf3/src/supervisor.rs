@@ -290,8 +290,11 @@ impl ServerChild {
 
 impl Drop for ServerChild {
     fn drop(&mut self) {
+        // The pid of a reaped child may belong to another process by now.
+        if !matches!(self.process.try_wait(), Ok(None)) {
+            return;
+        }
         self.kill();
-        // Returns the stored status if it is reaped already.
         if let Err(error) = self.process.wait() {
             tracing::warn!(%error, "cannot reap an iperf3");
         }
