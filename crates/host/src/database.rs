@@ -54,7 +54,7 @@ pub enum DatabaseError {
         /// The operation.
         doing: &'static str,
         /// The kind of refusal.
-        cause: Refusal,
+        cause: SqliteRefusal,
         /// SQLite's message.
         source: sqlx::Error,
     },
@@ -62,7 +62,7 @@ pub enum DatabaseError {
 
 /// Why SQLite refused an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum SqliteRefusal {
     /// Another connection held the lock for too long.
     Busy,
     /// The file, or the disk below it, is read-only.
@@ -86,11 +86,11 @@ impl DatabaseError {
             // SQLITE_CORRUPT, SQLITE_NOTADB
             Some(11 | 26) => return Self::Damaged { path, detail: source.to_string() },
             // SQLITE_BUSY, SQLITE_LOCKED
-            Some(5 | 6) => Refusal::Busy,
-            Some(8) => Refusal::ReadOnly,
-            Some(13) => Refusal::Full,
-            Some(14) => Refusal::CannotOpen,
-            _ => Refusal::Other,
+            Some(5 | 6) => SqliteRefusal::Busy,
+            Some(8) => SqliteRefusal::ReadOnly,
+            Some(13) => SqliteRefusal::Full,
+            Some(14) => SqliteRefusal::CannotOpen,
+            _ => SqliteRefusal::Other,
         };
         Self::Refused { path, doing, cause, source }
     }

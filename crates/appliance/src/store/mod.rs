@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use paramedic_host::database::{
-    Database, DatabaseError, Refusal, create_private_file, create_private_folder, durable_options, pool_options,
+    Database, DatabaseError, SqliteRefusal, create_private_file, create_private_folder, durable_options, pool_options,
 };
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
@@ -198,11 +198,11 @@ impl From<DatabaseError> for StorageError {
             DatabaseError::Newer { path, migration } => Self::Newer { path, migration },
             DatabaseError::Altered { path, source } => Self::Altered { path, source },
             DatabaseError::Refused { path, doing, cause, source } => match cause {
-                Refusal::Busy => Self::Locked { doing },
-                Refusal::ReadOnly => Self::ReadOnly { doing, path },
-                Refusal::Full => Self::Full { doing, path },
-                Refusal::CannotOpen => Self::Folder { path, source: io::Error::other(source) },
-                Refusal::Other => Self::Sql { doing, source },
+                SqliteRefusal::Busy => Self::Locked { doing },
+                SqliteRefusal::ReadOnly => Self::ReadOnly { doing, path },
+                SqliteRefusal::Full => Self::Full { doing, path },
+                SqliteRefusal::CannotOpen => Self::Folder { path, source: io::Error::other(source) },
+                SqliteRefusal::Other => Self::Sql { doing, source },
             },
         }
     }
