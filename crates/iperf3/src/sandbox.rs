@@ -8,7 +8,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
-use nix::libc::{self, c_long};
+use nix::libc::{self, c_int, c_long};
 use paramedic_engines::sys::child::Confinement;
 use paramedic_engines::sys::seccomp::{Argument, ArgumentHalf, Filter, Rule, SyscallAction, Value};
 
@@ -80,6 +80,13 @@ fn allow(
 fn rules() -> Vec<Rule> {
     let mut rules = ALLOWED.iter().map(|call| always(*call, SyscallAction::Allow)).collect::<Vec<_>>();
     rules.extend(ALLOWED_BY_ARCHITECTURE.iter().map(|call| always(*call, SyscallAction::Allow)));
+    // Kernels before 6.2 have no Landlock right to truncate: they let a child empty what it may only read.
+    for (call, flags) in OPEN_CALLS {
+        for arguments in flags {
+            rules.push(Rule { call, arguments, then: SyscallAction::Refuse(libc::EACCES), otherwise: None });
+        }
+        rules.push(always(call, SyscallAction::Allow));
+    }
     // The supervisor hands over sockets and connections.
     rules.extend(ASKED.iter().map(|call| always(*call, SyscallAction::Ask)));
     // The supervisor counts a connection before it is closed. Therefore the child must not duplicate descriptors.
@@ -143,6 +150,23 @@ const FCNTL: [&[Argument]; 4] = [
     &[low(1, libc::F_SETFL as u32)],
 ];
 
+/// Flags of open(2) that truncate a file without the right to write it: with access for reading, and with the access mode
+/// 3, which opens a file for neither.
+const fn truncates(flags_at: u8, access: c_int) -> Argument {
+    let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u32;
+    Argument { part: ArgumentHalf::Low(flags_at), mask, is: Value::Number((access | libc::O_TRUNC) as u32) }
+}
+
+/// The calls that open a file, and the arguments that are refused.
+#[cfg(target_arch = "x86_64")]
+const OPEN_CALLS: [(c_long, [&[Argument]; 2]); 2] = [
+    (libc::SYS_openat, [&[truncates(2, libc::O_RDONLY)], &[truncates(2, libc::O_ACCMODE)]]),
+    (libc::SYS_open, [&[truncates(1, libc::O_RDONLY)], &[truncates(1, libc::O_ACCMODE)]]),
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OPEN_CALLS: [(c_long, [&[Argument]; 2]); 1] =
+    [(libc::SYS_openat, [&[truncates(2, libc::O_RDONLY)], &[truncates(2, libc::O_ACCMODE)]])];
+
 const V6_ONLY: &[Argument] = &[low(1, libc::IPPROTO_IPV6 as u32), low(2, libc::IPV6_V6ONLY as u32)];
 
 const ASKING_ITS_LIMITS: &[Argument] =
@@ -171,7 +195,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_shutdown,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
-    libc::SYS_openat,
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
@@ -223,7 +246,6 @@ const ALLOWED: &[c_long] = &[
 const ALLOWED_BY_ARCHITECTURE: &[c_long] = &[
     libc::SYS_select,
     libc::SYS_poll,
-    libc::SYS_open,
     libc::SYS_stat,
     libc::SYS_lstat,
     libc::SYS_access,
@@ -321,6 +343,18 @@ mod tests {
             let free = String::from_utf8(free).unwrap();
             assert!(free.starts_with("begun done"), "{attempt} works without confinement: {free}");
             assert_eq!(confined(&script, folder.path()), "begun", "{attempt}");
+        }
+        // Landlock allows it in the own folder, and everywhere on kernels before 6.2.
+        for flags in [libc::O_RDONLY | libc::O_TRUNC, libc::O_ACCMODE | libc::O_TRUNC] {
+            for (call, _) in OPEN_CALLS {
+                let at = if call == libc::SYS_openat { "-100, " } else { "" };
+                let script = format!(
+                    "open(F, '>', 'kept') && print(F 'x') && close(F); $p = 'kept'; syscall({call}, {at}$p, {flags}); print(-s 'kept');"
+                );
+                let free = perl(&script, folder.path()).output().unwrap().stdout;
+                assert_eq!(String::from_utf8(free).unwrap(), "0", "{call} {flags} truncates without confinement");
+                assert_eq!(confined(&script, folder.path()), "1", "{call} {flags}");
+            }
         }
         let own = "open(F, '>', 'own') && print(F 'x') && close(F) && open(F, '<', 'own') && print(<F>)";
         assert_eq!(confined(own, folder.path()), "x", "its own folder is readable and writable");
