@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use paramedic_host::database::{DatabaseError, Refusal, is_unique_violation};
+use paramedic_host::database::{DatabaseError, SqliteRefusal, is_unique_violation};
 use paramedic_link::PeerText;
 
 /// Why an operation of the store failed.
@@ -87,9 +87,9 @@ impl StoreError {
             DatabaseError::Damaged { path, detail } => StoreError::Damaged { path, detail },
             DatabaseError::Newer { path, migration } => StoreError::Newer { path, step: migration },
             DatabaseError::Altered { path, source } => StoreError::Damaged { path, detail: source.to_string() },
-            DatabaseError::Refused { path, cause: Refusal::ReadOnly | Refusal::CannotOpen, source, .. } => {
-                StoreError::Unusable { path, source: io::Error::other(source) }
-            }
+            DatabaseError::Refused {
+                path, cause: SqliteRefusal::ReadOnly | SqliteRefusal::CannotOpen, source, ..
+            } => StoreError::Unusable { path, source: io::Error::other(source) },
             DatabaseError::Refused { path, doing, source, .. } => StoreError::Failed { path, doing, source },
         }
     }
