@@ -102,7 +102,7 @@ fn the_lane_works_from_an_open_state_folder_also_after_a_command_that_reads_the_
 /// On loopback a receiver that was held up for a moment may be slow for the rest of the test.
 #[test]
 fn a_fast_test_waits_for_leases_only_if_little_is_left_of_the_quota() {
-    const STANDS: &str = "stands still until more bytes are leased";
+    const STANDS: &str = "is stopped until more bytes are leased";
     let load = |bytes_per_day: &str| {
         let more = [("MAX_BYTES_PER_DAY", bytes_per_day), ("LOG", "debug")];
         let environment = [&settings("47112")[..], &more].concat();
@@ -144,8 +144,8 @@ fn every_option_reaches_iperf3() {
     let refused = [
         (&["-t", "1.5"][..], "whole seconds"),
         (&["-u"], "-u means the engine udp"),
-        (&["--data-path", "splice"], "no data path"),
-        (&["--verify-payload"], "does not look at the payload"),
+        (&["--data-path", "splice"], "no choice of data path"),
+        (&["--verify-payload"], "does not verify payload"),
     ];
     for (args, word) in refused {
         let args = [&["speed-test", "--engine", "iperf3", "--idle", "0"], args].concat();
