@@ -39,7 +39,7 @@ const QUEUE_CAPACITY: usize = 1024;
 const BATCH_EVENTS: usize = 256;
 /// Notes that are kept while the disk fails; further ones are counted.
 const BACKLOG_EVENTS: usize = 1024;
-/// How often the log is looked after without a request: that its files are still in place, and while there is a fault,
+/// How often the writer checks the log without a request: that its files are still in place and, during a fault,
 /// whether the disk can be written again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -51,14 +51,14 @@ pub struct Audit {
     not_noted: Arc<AtomicU64>,
 }
 
-/// The log can't be written: what was to be recorded is not acknowledged, and has to be undone.
+/// A write to the log failed. The events are not acknowledged, and the caller must undo what they record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the audit log can't be written: {because}")]
 pub struct AuditFault {
     /// What failed.
     pub because: String,
-    /// Whether the lines are in the log all the same: they are on disk, and only their head could not be kept. They are
-    /// not acknowledged, and must not be written again.
+    /// Whether the lines are in the log nevertheless: they are on disk, but the database could not store their head.
+    /// They are not acknowledged, and must not be written again.
     pub is_in_log: bool,
 }
 
@@ -80,19 +80,19 @@ pub enum AuditError {
         /// What is wrong.
         why: String,
     },
-    /// The log has lines, and the database does not know it.
+    /// The folder has a log, but the database has no record of it.
     #[error(
         "the audit log in {0} belongs to another database than the new one beside it; restore the old database, or \
          move the log away: mv {0} {0}.old",
         folder.display()
     )]
     Foreign { folder: PathBuf },
-    /// The head can't be read or kept.
+    /// The database cannot read or store the head of a chain.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What the writer is asked to write.
+/// A request to the writer.
 #[derive(Debug)]
 struct WriteRequest {
     events: Vec<AuditEvent>,
@@ -145,7 +145,7 @@ impl Audit {
     /// of its decision gets its lines in the order of the decisions. Dropping the future does not take them back.
     ///
     /// # Errors
-    /// Then none of them is acknowledged, and what they stood for has to be undone. They are in the log only if
+    /// None of the events is acknowledged, and the caller must undo what they record. They are in the log only if
     /// [`is_in_log`](AuditFault::is_in_log).
     pub fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
@@ -166,8 +166,8 @@ impl Audit {
         }
     }
 
-    /// Records these events, for a caller on whose answer nothing hangs: what can't be written is noted, for when it
-    /// can.
+    /// Records these events for a caller whose answer does not depend on them: events that cannot be written now are
+    /// kept and written later.
     pub fn record_or_note(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         let audit = self.clone();
         let recorded = self.record(events.clone());
@@ -178,8 +178,8 @@ impl Audit {
         }
     }
 
-    /// Writes this event when there is time for it, and waits for nothing. Where there are more of them than can be
-    /// written, how many follows as a [`AuditEvent::RefusedMore`] of reason `not_noted`.
+    /// Writes this event later, without waiting. If more events are noted than can be written, an
+    /// [`AuditEvent::RefusedMore`] of reason `not_noted` records how many were dropped.
     pub fn note(&self, event: AuditEvent) {
         // Half of the queue is for `record`, whose callers wait for an answer.
         let is_crowded = self.requests.capacity() < QUEUE_CAPACITY / 2;
@@ -188,13 +188,13 @@ impl Audit {
         }
     }
 
-    /// Why the log can't be written, while it can't, and each change of that.
+    /// Why the log cannot be written; `None` while it can. The receiver is notified of each change.
     pub fn fault(&self) -> watch::Receiver<Option<AuditFault>> {
         self.fault.clone()
     }
 }
 
-/// Runs what blocks where it may; `None` when it panicked or the program is ending.
+/// Runs blocking `work` on a thread for blocking work; `None` if it panicked or the program is ending.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok()
 }
@@ -218,7 +218,7 @@ impl From<Store> for HeadStore {
 }
 
 impl HeadStore {
-    /// On an error, the store may hold the new states all the same.
+    /// On an error, the store may hold the new states nevertheless.
     async fn keep(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
         #[cfg(test)]
         if let Some(fails) = self.1.next(&self.0, states).await {
@@ -228,7 +228,7 @@ impl HeadStore {
     }
 }
 
-/// The one task that writes.
+/// The only task that writes to the log.
 struct Writer {
     head_store: HeadStore,
     fault: watch::Sender<Option<AuditFault>>,
@@ -238,7 +238,7 @@ struct Writer {
     backlog: Vec<(Timestamp, AuditEvent)>,
 }
 
-/// What is written and synced at once.
+/// Events that are written and synced together.
 #[derive(Default)]
 struct Batch {
     events: Vec<(Timestamp, AuditEvent)>,
@@ -265,11 +265,11 @@ impl Batch {
 
 /// How the writing of a batch ended.
 enum BatchEnd {
-    /// On disk, and kept.
+    /// The lines are on disk and acknowledged.
     Kept,
-    /// Not in the log.
+    /// The lines are not in the log.
     Failed(AuditFault),
-    /// In the log, but the store did not acknowledge the heads.
+    /// The lines are in the log, but the store did not acknowledge the heads.
     Unclear(AuditFault),
 }
 

@@ -26,7 +26,7 @@ use crate::failure::{Exit, Failure};
 use crate::server::AdminRequest;
 use output::{note, print_json, print_json_line, print_line};
 
-/// What to type first.
+/// The first commands to run, shown below the help.
 const FIRST_STEPS: &str = "\
 First steps:
   reflector serve      on a machine whose port 4000, TCP and UDP, is reachable
@@ -93,14 +93,14 @@ enum Command {
     },
 }
 
-/// What stdout carries.
+/// The format of stdout.
 #[derive(Clone, Copy)]
 enum StdoutFormat {
     /// Text for people.
     Human,
-    /// One document.
+    /// One JSON document.
     Json,
-    /// One event a line.
+    /// One JSON event per line.
     JsonLines,
 }
 

@@ -21,35 +21,35 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// The name of the reflector; never empty.
     pub name: PeerText,
-    /// Peers that need no pairing.
+    /// Endpoint IDs of appliances that are accepted without a pairing code.
     pub authorized_peers: Vec<EndpointId>,
-    /// The ways that test data may take.
+    /// How test data may travel.
     pub mode: Mode,
     /// The ports of direct sessions; without port 0, not empty.
     pub data_port_range: RangeInclusive<u16>,
-    /// Whether direct sessions may have iperf3 for their data plane.
+    /// Whether the engine iperf3 is offered.
     pub iperf3_enabled: bool,
-    /// Sessions at once, at least 1.
+    /// The most sessions that run at once; at least 1.
     pub max_concurrent_tests: u32,
-    /// Requests that may wait.
+    /// The most requests in the queue.
     pub max_queue: usize,
-    /// All phases of a session together.
+    /// The longest session: the sum of its phases.
     pub max_test_duration: Duration,
-    /// Streams per direction, at least 1.
+    /// The most streams of a session per direction; at least 1.
     pub max_streams: u16,
-    /// Sessions of a peer in any hour, at least 1.
+    /// The most sessions of one peer within any hour; at least 1.
     pub max_tests_per_hour: u32,
-    /// Payload bytes of a peer in a UTC day.
+    /// The most payload bytes of one peer on one UTC day.
     pub max_bytes_per_day: u64,
-    /// Payload bytes of all peers in a UTC day.
+    /// The most payload bytes of all peers on one UTC day.
     pub max_bytes_per_day_total: u64,
-    /// Key, database and audit log; absolute.
+    /// The folder of the key, the database and the audit log; an absolute path.
     pub state_dir: PathBuf,
-    /// The admin socket; absolute.
+    /// The folder of the admin socket; an absolute path.
     pub runtime_dir: PathBuf,
-    /// Bytes after which a new file of the audit log is begun.
+    /// The size at which the audit log starts a new file, in bytes.
     pub audit_segment_size: u64,
-    /// Bytes of all files of the audit log together.
+    /// The size limit of all files of the audit log together, in bytes.
     pub audit_max_size: u64,
     /// The log filter, in the syntax of tracing.
     pub log: String,
@@ -57,12 +57,12 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-/// The ways that test data may take.
+/// How test data may travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Through the port listened on alone.
+    /// Only inside TLS, through the listening port.
     Tunneled,
-    /// That, and short-lived ports of the range.
+    /// Also in clear text, through temporary ports of the data port range.
     DirectEphemeral,
 }
 
@@ -101,7 +101,7 @@ impl Config {
         self.state_dir.join("audit")
     }
 
-    /// Whether the runtime folder is the one that only root, or what root set up, can have made.
+    /// Whether the runtime folder is root's default one, which only root can create.
     pub fn has_root_runtime_dir(&self) -> bool {
         self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
     }

@@ -13,29 +13,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::RefusalReason;
 
-/// Places for connections of unknown prefixes, in all: at about 80 KiB each, some 20 MiB at worst.
+/// Places for connections from unknown prefixes in total: at about 80 KiB each, some 20 MiB at worst.
 const UNKNOWN_PLACES: usize = 256;
-/// Places for connections of known prefixes, in all.
+/// Places for connections from known prefixes in total.
 const KNOWN_PLACES: usize = 256;
-/// What one unknown network may take, from the narrowest: places, and new connections a second.
+/// The limits of one unknown network, from the narrowest prefix to the widest.
 const UNKNOWN_LIMITS: [NetworkLimit; 3] = [
     NetworkLimit { ipv6_bits: 64, places: 4, per_second: 20 },
     NetworkLimit { ipv6_bits: 56, places: 16, per_second: 80 },
     NetworkLimit { ipv6_bits: 48, places: 64, per_second: 320 },
 ];
-/// What one known prefix may take: all streams of a session at once, 64 each way, and links beside them.
+/// The limits of one known prefix: all streams of a session at once, 64 in each direction, and links in addition.
 const KNOWN_LIMIT: NetworkLimit = NetworkLimit { ipv6_bits: 64, places: 160, per_second: 160 };
 /// The widest network that is distinguished, in bits of an IPv6 address.
 const WIDEST_BITS: u8 = 48;
-/// A connection of a full network makes way only after this long without progress: another one that is in the middle of
-/// its handshake is not interrupted.
+/// How long a connection of a full network must be without progress before it is closed for a newer one, so that a
+/// handshake in progress is not interrupted.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
-/// The part of all places that is kept for connections that made way and are not closed yet.
+/// One in this many descriptors is reserved for connections that made way and are not closed yet.
 const LEAVING_PART: usize = 9;
 /// Networks whose new connections are counted; beyond that many in one second, further networks are not counted.
 const COUNTED_NETWORKS: usize = 65_536;
 
-/// What one network may take.
+/// The limits of one network.
 #[derive(Clone, Copy, Debug)]
 struct NetworkLimit {
     /// The length of the network's prefix for IPv6; each IPv4 address is one network.
@@ -109,7 +109,7 @@ pub enum Admission {
 pub struct ConnectionLimiter {
     unknown_places: usize,
     known_places: usize,
-    /// How many connections may have made way and still be open.
+    /// The most connections that made way and are not closed yet.
     leaving_places: usize,
     next: u64,
     places: BTreeMap<ConnectionSlotId, OccupiedPlace>,
@@ -124,7 +124,7 @@ pub struct ConnectionLimiter {
     /// New connections of each network since `counted_since`.
     recent: BTreeMap<(IpAddr, u8), u32>,
     counted_since: Duration,
-    /// The latest time that was handed in.
+    /// The latest `now` of any call.
     now: Duration,
 }
 
@@ -132,20 +132,20 @@ pub struct ConnectionLimiter {
 struct OccupiedPlace {
     prefix: Prefix,
     pool: Pool,
-    /// Whether its ClientHello was read.
+    /// Whether its ClientHello was received.
     has_spoken: bool,
     /// When it last made progress: accepted, ClientHello read, handshake done.
     progress_at: Duration,
 }
 
-/// Which places a connection takes one of.
+/// The group of places from which a connection takes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pool {
-    /// Those of unknown prefixes.
+    /// The places for unknown prefixes.
     Unknown,
-    /// Those of known prefixes.
+    /// The places for known prefixes.
     Known,
-    /// Those of the sessions of its prefix; it makes way for none.
+    /// The places for the running sessions of its prefix. A connection in one never makes way.
     Session,
 }
 
@@ -171,7 +171,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Asks for a place for a new connection from `prefix`. `now` is monotonic, here and below.
+    /// Decides on a new connection from `prefix`. `now` is monotonic, here and below.
     pub fn admit(&mut self, prefix: Prefix, now: Duration) -> Admission {
         self.pass_time(now);
         let is_known = self.is_known(prefix);
@@ -223,12 +223,12 @@ impl ConnectionLimiter {
         self.leaving.len() >= self.leaving_places
     }
 
-    /// A session of `prefix` may open `streams` connections from now on.
+    /// Notes that a session of `prefix` may open `streams` connections from now on.
     pub fn session_opened(&mut self, prefix: Prefix, streams: usize) {
         *self.expected.entry(prefix).or_default() += streams;
     }
 
-    /// A session of `prefix` that might open `streams` connections is over.
+    /// Notes that a session of `prefix`, which could open `streams` connections, is over.
     pub fn session_closed(&mut self, prefix: Prefix, streams: usize) {
         if let Some(expected) = self.expected.get_mut(&prefix) {
             *expected = expected.saturating_sub(streams);
@@ -238,7 +238,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// The connection made progress in its handshake.
+    /// Notes that the connection made progress in its handshake.
     pub fn progressed(&mut self, place: ConnectionSlotId, now: Duration) {
         self.pass_time(now);
         let now = self.now;
@@ -248,18 +248,18 @@ impl ConnectionLimiter {
         }
     }
 
-    /// The connection is authenticated or gone. It may have made way already.
+    /// Notes that the connection is authenticated or closed. It may have made way already.
     pub fn left(&mut self, place: ConnectionSlotId) {
         self.places.remove(&place);
         self.leaving.remove(&place);
     }
 
-    /// A link was opened from `prefix`.
+    /// Notes that a link from `prefix` was opened.
     pub fn link_opened(&mut self, prefix: Prefix) {
         *self.links.entry(prefix).or_default() += 1;
     }
 
-    /// A link from `prefix` is gone.
+    /// Notes that a link from `prefix` was closed.
     pub fn link_closed(&mut self, prefix: Prefix) {
         if let Some(count) = self.links.get_mut(&prefix) {
             *count -= 1;
@@ -269,7 +269,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// The prefixes from which peers authenticated changed.
+    /// Replaces the prefixes from which peers authenticated.
     pub fn set_known(&mut self, known: BTreeSet<Prefix>) {
         self.known = known;
     }
@@ -299,7 +299,7 @@ impl ConnectionLimiter {
         self.now = self.now.max(now);
     }
 
-    /// Counts a new connection in each of its networks; `false` where one of them had enough within this second.
+    /// Counts a new connection in each of its networks; `false` if one of them has reached its limit for this second.
     fn count_new(&mut self, prefix: Prefix, limits: &[NetworkLimit]) -> bool {
         if self.now.saturating_sub(self.counted_since) >= Duration::from_secs(1) {
             self.recent.clear();
@@ -322,9 +322,9 @@ impl ConnectionLimiter {
         is_within
     }
 
-    /// Which connection makes way when all places are taken, however young it is, for in a flood all are young: one of the
-    /// network that takes most places, so that a client alone in its network stays; then one that has said nothing, before
-    /// one that has; then the one that has been without progress for the longest time.
+    /// The connection that makes way when all places are taken, however recent it is: in a flood all are recent. It
+    /// belongs to the network with the most connections, so that a client alone in its network stays. Among those,
+    /// connections that have sent nothing come first, and then the one without progress for the longest time.
     fn dispensable(&self, pool: Pool) -> Option<ConnectionSlotId> {
         let widest = |place: &OccupiedPlace| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();

@@ -4,13 +4,15 @@
 use paramedic_engines::data_listener;
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 
-/// Kept for the program's own files: listeners, database, audit log, responders, the admin socket and its clients.
+/// Descriptors reserved for the program's own files: listeners, database, audit log, responders, the admin socket and
+/// its clients.
 const KEPT: usize = 64;
 /// The most links that may be open at once, of all devices together.
 const LINKS: usize = 4096;
 /// The most unauthenticated connections at once.
 const UNAUTHENTICATED: usize = 576;
-/// Descriptors of a stream: its socket, a copy by which the session's end closes it, and in a download a pipe and its event.
+/// Descriptors of a stream: its socket, copies of it through which the end of the session closes it, and in a download
+/// a pipe.
 fn of_stream(direction: Direction) -> usize {
     match direction {
         Direction::Download => 5,
@@ -21,7 +23,8 @@ fn of_stream(direction: Direction) -> usize {
 /// Descriptors of a session beside its streams: listener, responder, wake-up descriptors, a child's pipes, a log file.
 const PER_SESSION: usize = 16;
 
-/// As many as the largest session needs, and all unauthenticated connections and links that are then allowed.
+/// Enough descriptors for the largest session together with the unauthenticated connections and links that are then
+/// allowed.
 pub const ENOUGH: u64 = 1280;
 
 /// How many descriptors each part may take.

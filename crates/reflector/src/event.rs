@@ -34,7 +34,7 @@ pub enum AuditEvent {
     /// A peer was paired.
     PeerAdded {
         peer: EndpointId,
-        /// Its name here.
+        /// Its name at this reflector.
         name: PeerText,
         /// `code`, `hand` or `config`.
         by: String,
@@ -44,7 +44,7 @@ pub enum AuditEvent {
     /// A peer has a new name.
     PeerRenamed {
         peer: EndpointId,
-        /// Its name from now on.
+        /// Its new name.
         name: PeerText,
     },
     /// A link was opened.
@@ -55,7 +55,7 @@ pub enum AuditEvent {
         peer: EndpointId,
         /// The engine that makes the load.
         engine: EngineId,
-        /// The way its data takes.
+        /// How its data travels.
         data_mode: DataMode,
         /// Its port, in direct mode.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,7 +66,7 @@ pub enum AuditEvent {
     /// A request is queued.
     SessionQueued {
         peer: EndpointId,
-        /// Its place when it came, from 1.
+        /// Its initial place in the queue, from 1.
         place: u32,
     },
     /// A request was not granted.
@@ -91,31 +91,31 @@ pub enum AuditEvent {
     /// A port of the range was skipped because another program holds it.
     PortHeld {
         port: u16,
-        /// The peer whose request met it.
+        /// The peer whose request needed the port.
         peer: EndpointId,
     },
-    /// A connection was refused; written in full up to a rate, then counted.
+    /// A connection was refused. Above a certain rate, refusals are only counted.
     Refused {
         from: IpAddr,
         reason: RefusalReason,
-        /// The key that was shown, where one was.
+        /// The key that the client presented, if any.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<EndpointId>,
     },
-    /// More refusals of one reason in the minute before than are written in full.
+    /// How many refusals of one reason were only counted in the last minute.
     RefusedMore { reason: RefusalReason, count: u64 },
-    /// More lines of one peer in the minute before than are written in full: links, and requests that were not granted.
+    /// How many lines of one peer were only counted in the last minute: links, and requests that were not granted.
     MoreOfPeer { peer: EndpointId, count: u64 },
     /// Leases that a crash left open were charged in full.
     LeasesCharged {
-        /// How many sessions.
+        /// The number of these sessions.
         sessions: u64,
-        /// Payload bytes.
+        /// The payload bytes that were charged.
         bytes: u64,
     },
     /// The audit log begins here: the lines before this one were moved away.
     LogBegunAnew {
-        /// The number of the last line that was acknowledged before.
+        /// The number of the last line that was acknowledged before this one.
         after: u64,
     },
     /// The unacknowledged tail of a segment was cut off after a crash, or after a failed write.
@@ -127,7 +127,7 @@ pub enum AuditEvent {
     /// The oldest files of a chain of the audit log were deleted to keep within `audit_max_size`.
     LogTrimmed {
         chain: Chain,
-        /// The number of its first line that is kept.
+        /// The number of the chain's first remaining line.
         first_line: u64,
         /// The hash of the line before that one.
         hash_before: String,
@@ -184,10 +184,10 @@ macro_rules! refusal_reasons {
         }
 
         impl RefusalReason {
-            /// All of them.
+            /// All reasons.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// The word for it in the audit log and in `status`.
+            /// The name of the reason in the audit log and in `status`.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word),+
@@ -198,35 +198,35 @@ macro_rules! refusal_reasons {
 }
 
 refusal_reasons! {
-    /// A local user who may not use the admin socket.
+    /// A local user without permission connected to the admin socket.
     AdminUser => "admin_user",
-    /// A data connection that belongs to no session of its sender.
+    /// A data connection did not belong to a session of its sender.
     BadPreamble => "bad_preamble",
     /// The host has no descriptor left for a connection.
     Descriptors => "descriptors",
-    /// No TLS handshake, or none of this protocol.
+    /// The TLS handshake failed or did not negotiate this protocol.
     Handshake => "handshake",
     /// All places were taken, and it made way for a newer connection.
     MadeWay => "made_way",
-    /// Events that the audit log had no room for; only counted.
+    /// Events that the audit log had no room for were only counted.
     NotNoted => "not_noted",
-    /// A key that is not paired.
+    /// The client's key is not paired.
     NotPaired => "not_paired",
-    /// A right proof, and a pairing that could not be written: the code may be used again.
+    /// The proof was right, but the pairing could not be written. The code may be used again.
     NotWritten => "not_written",
-    /// What came is no message of this protocol.
+    /// The received bytes are not a message of this protocol.
     Protocol => "protocol",
-    /// It connected, or was a link, and fell silent.
+    /// Nothing more was received from the connection or link.
     Silent => "silent",
     /// It did not finish its handshake or first message in time.
     Slow => "slow",
-    /// Too many connections of its prefix within a second.
+    /// The prefix opened too many connections within a second.
     TooFast => "too_fast",
-    /// Too many connections of its prefix are not authenticated yet.
+    /// Too many connections of the prefix are not authenticated yet.
     TooMany => "too_many",
-    /// Too many links of one device.
+    /// The device has too many links.
     TooManyLinks => "too_many_links",
-    /// A proof that does not fit the pairing code.
+    /// The proof does not fit the pairing code.
     WrongProof => "wrong_proof",
 }
 

@@ -12,17 +12,16 @@ use crate::sessions::Now;
 /// The window of each count, from its first line on.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// What causes lines, and is counted by itself. There is a fixed number of reasons, and as many peers as were paired, so
-/// the number of counts is bounded.
+/// A cause of lines that is counted separately. The number of counts is bounded: the reasons are fixed, and each peer
+/// was paired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// Refusals of one reason, in the audit log.
     Refusal(RefusalReason),
-    /// What a peer causes in the audit log and no quota bounds: links, requests that wait, are denied or undone, and
-    /// ports that other programs hold.
-    /// Grants and ends are bounded by quotas, and always pass.
+    /// Lines of a peer in the audit log that no quota bounds: links, requests that wait, are denied or undone, and
+    /// ports that other programs hold. Grants and ends are bounded by quotas, and always pass.
     Peer(EndpointId),
-    /// What a peer causes in the program's log.
+    /// Lines of a peer in the program's log.
     Log(EndpointId),
 }
 
@@ -37,7 +36,7 @@ impl Cause {
         }
     }
 
-    /// What causes this event; `None` where nothing but a quota bounds it.
+    /// The cause of this event; `None` if only a quota bounds it.
     fn of(event: &AuditEvent) -> Option<Self> {
         match event {
             AuditEvent::Refused { reason, .. } => Some(Cause::Refusal(*reason)),
@@ -97,7 +96,7 @@ impl Window {
 }
 
 impl EventThrottle {
-    /// The events of these that are to be written now, each before it the count of a window that it ends.
+    /// The events to write now. An event that ends a window is preceded by that window's count.
     #[must_use]
     pub fn pass(&mut self, events: Vec<AuditEvent>, now: Now) -> Vec<AuditEvent> {
         let mut written = Vec::with_capacity(events.len());
@@ -119,7 +118,7 @@ impl EventThrottle {
         written
     }
 
-    /// Counts one line of `cause`: whether it is to be written, and what was left out of the window that it ends.
+    /// Counts one line of `cause`. Returns whether to write it, and the suppressed lines of the window that it ends.
     #[must_use]
     pub fn count(&mut self, cause: Cause, now: Now) -> (bool, Option<SuppressedLines>) {
         let is_over = self.windows.get(&cause).is_some_and(|window| window.end() <= now.mono);
@@ -129,25 +128,25 @@ impl EventThrottle {
         (window.count <= cause.lines_in_full(), suppressed)
     }
 
-    /// What was left out of the windows that are over.
+    /// Returns the suppressed lines of the windows that have ended.
     #[must_use]
     pub fn poll(&mut self, now: Now) -> Vec<SuppressedLines> {
         self.close(|window| window.end() <= now.mono)
     }
 
-    /// What was left out of all windows, because the program ends.
+    /// Returns the suppressed lines of all windows. Called when the program ends.
     #[must_use]
     pub fn finish(&mut self) -> Vec<SuppressedLines> {
         self.close(|_| true)
     }
 
-    /// When `poll` has something, on the monotonic clock.
+    /// When to call `poll` next, on the monotonic clock.
     pub fn next_deadline(&self) -> Option<Duration> {
         let over = self.windows.iter().filter(|(cause, window)| window.count > cause.lines_in_full());
         over.map(|(_, window)| window.end()).min()
     }
 
-    /// How many refusals there were since the start, by reason.
+    /// The refusals since the start, by reason.
     pub fn refused(&self) -> BTreeMap<RefusalReason, u64> {
         self.refused.clone()
     }

@@ -9,9 +9,10 @@ use crate::connection_limiter::Prefix;
 
 /// How long a prefix is known after a peer last authenticated from it, in milliseconds: 90 days.
 const KNOWN_MS: u64 = 90 * 24 * 3600 * 1000;
-/// The most prefixes of one peer; beyond them the one seen longest ago is forgotten.
+/// The most prefixes of one peer. Above it, the one seen longest ago is forgotten.
 const PER_PEER: usize = 64;
-/// The time of a prefix that was seen again is renewed only after this long, in milliseconds: a day. Memory cards wear.
+/// How old the stored time of a prefix must be before it is renewed, in milliseconds: a day, to save writes to memory
+/// cards.
 const RENEW_AFTER_MS: u64 = 24 * 3600 * 1000;
 
 /// The known prefixes of every peer, and when each was last seen, in milliseconds since 1970.
@@ -26,7 +27,7 @@ pub struct KnownPrefixes {
 pub type PeerPrefixes = (EndpointId, Vec<(Prefix, u64)>);
 
 impl KnownPrefixes {
-    /// As the store remembers them.
+    /// Builds the set from rows of the database.
     pub fn new(rows: impl IntoIterator<Item = (EndpointId, Prefix, u64)>) -> Self {
         let mut known = Self::default();
         for (peer, prefix, unix_ms) in rows {
@@ -35,7 +36,7 @@ impl KnownPrefixes {
         known
     }
 
-    /// `peer` authenticated from `prefix`. Whether anything changed that is worth a write.
+    /// Notes that `peer` authenticated from `prefix`. Returns whether the database must be updated.
     pub fn note(&mut self, peer: EndpointId, prefix: Prefix, unix_ms: u64) -> bool {
         let prefixes = self.peers.entry(peer).or_default();
         let before = prefixes.get(&prefix).copied();
@@ -54,14 +55,16 @@ impl KnownPrefixes {
         true
     }
 
-    /// The prefixes of every peer for which they changed since the last call: what replaces that peer's in the database.
+    /// Takes every peer whose prefixes changed since the last call, with all its prefixes, to replace those in the
+    /// database.
     pub fn take_unwritten(&mut self) -> Vec<PeerPrefixes> {
         let peers = std::mem::take(&mut self.unwritten).into_iter();
         let prefixes = |peer: EndpointId| self.peers.get(&peer).into_iter().flatten().map(|(at, seen)| (*at, *seen));
         peers.map(|peer| (peer, prefixes(peer).collect())).collect()
     }
 
-    /// These could not be written: the next call of [`take_unwritten`](Self::take_unwritten) gives them again.
+    /// Marks these as unwritten after a failed write: the next call of [`take_unwritten`](Self::take_unwritten) returns
+    /// them again.
     pub fn not_written(&mut self, peers: &[PeerPrefixes]) {
         self.unwritten.extend(peers.iter().map(|(peer, _)| *peer).filter(|peer| self.peers.contains_key(peer)));
     }
@@ -78,7 +81,7 @@ impl KnownPrefixes {
         }
     }
 
-    /// `peer` is no longer paired.
+    /// Removes the prefixes of `peer`, which is no longer paired.
     pub fn remove_peer(&mut self, peer: EndpointId) {
         self.peers.remove(&peer);
         self.unwritten.remove(&peer);

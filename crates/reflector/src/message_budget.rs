@@ -13,7 +13,7 @@ const BURST: Duration = Duration::from_secs(2);
 
 /// What a welcome costs: 20 links a second for each device.
 const EACH_WELCOME: Duration = Duration::from_millis(50);
-/// As many links as a device may have open are welcomed at once.
+/// The welcomes that a device gets before it waits: as many as it may have open links.
 const WELCOME_BURST: Duration = Duration::from_millis(64 * 50);
 
 /// The most that a device waits, whatever it spent: less than the silence after which its links would be ended.
@@ -69,13 +69,13 @@ impl Budget {
 /// The budgets of all devices; in memory are those that spent something within the last seconds.
 #[derive(Debug, Default)]
 pub struct MessageBudgets {
-    /// When each device has earned back all that it spent.
+    /// When the budget of each device is full again.
     earned_back: BTreeMap<(EndpointId, Budget), Duration>,
 }
 
 impl MessageBudgets {
-    /// Charges `cost` to `device`; how long the link that caused it waits before it reads its next message, or is
-    /// welcomed. `now` is monotonic.
+    /// Charges `cost` to `device`. Returns how long the link that caused it waits before it reads its next message or
+    /// is welcomed. `now` is monotonic.
     #[must_use]
     pub fn charge(&mut self, device: EndpointId, cost: Cost, now: Duration) -> Duration {
         self.earned_back.retain(|_, at| *at > now);

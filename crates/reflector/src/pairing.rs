@@ -23,11 +23,11 @@ const REMEMBERED: usize = 4096;
 /// The decision on a proof. All but `Paired` look the same to its sender.
 #[derive(Debug)]
 pub enum ProofDecision {
-    /// It is right. Until the claim is confirmed or released, no other device can use the code.
+    /// The proof is right. Until the claim is confirmed or released, no other device can use the code.
     Paired {
         /// The answer once the pairing is on disk: the proof that the reflector knows the secret, too.
         proof: Proof,
-        /// To confirm or release.
+        /// The claim, to be confirmed or released.
         claim: CodeClaim,
     },
     /// It is wrong, too late, too early, or from a blocked prefix. No number of wrong proofs closes the code: its secret
@@ -89,7 +89,7 @@ struct Open {
     id: CodeId,
     code: PairingCode,
     expires_at: Duration,
-    /// The pairing that is being written down.
+    /// Whether the code was revoked while claimed. The device with the claim is still paired; no later device is.
     claim: Option<u64>,
     /// Whether it was revoked while claimed: a device that proved before that is paired, none after it.
     revoked: bool,
@@ -108,7 +108,7 @@ impl Wrong {
 }
 
 impl Pairing {
-    /// No code is open.
+    /// The state without an open code.
     pub fn new(reflector: EndpointId) -> Self {
         Self { reflector, open: None, wrong: BTreeMap::new(), codes: 0, claims: 0 }
     }
@@ -158,12 +158,12 @@ impl Pairing {
         ProofDecision::NotPaired
     }
 
-    /// The pairing is on disk: the code is used up.
+    /// Ends a claim whose pairing is on disk: the code is used up.
     pub fn confirm(&mut self, claim: CodeClaim) {
         self.open.take_if(|open| open.claim == Some(claim.number));
     }
 
-    /// The pairing could not be written down: the code may be used again, if it was not revoked.
+    /// Ends a claim whose pairing could not be written: the code may be used again, if it was not revoked.
     pub fn release(&mut self, claim: CodeClaim) {
         if let Some(open) = self.open.as_mut().filter(|open| open.claim == Some(claim.number)) {
             open.claim = None;

@@ -33,10 +33,10 @@ impl Head {
     }
 }
 
-/// What the database knows of a chain.
+/// The database's record of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainState {
-    /// The line before the first one that is kept; [`Head::GENESIS`] while none was trimmed or moved away.
+    /// The line before the first line of the chain's files; [`Head::GENESIS`] until lines are trimmed or moved away.
     pub base: Head,
     /// The last acknowledged line.
     pub head: Head,
@@ -86,7 +86,7 @@ struct LineFields<'a> {
     prev: String,
 }
 
-/// The fields that make the chain.
+/// The fields that link a line to the preceding one.
 #[derive(Deserialize)]
 struct Links {
     seq: u64,
@@ -96,7 +96,7 @@ struct Links {
     segment: Option<String>,
 }
 
-/// Appends the line for `event` that follows `head`, with its newline, to `text`; the new head.
+/// Appends the line for `event` that follows `head`, with its newline, to `text`. Returns the new head.
 pub(super) fn write_line(
     head: Head,
     at: Timestamp,
@@ -117,18 +117,18 @@ pub(super) fn write_line(
     Ok(head)
 }
 
-/// What is known of the line before.
+/// What is known of the preceding line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
-    /// Everything: this is it.
+    /// Its number and hash.
     Line(Head),
     /// It was not read.
     Unseen,
-    /// There is none: the line has to be the log's first, or one that says why the log begins later.
+    /// There is none: the line must be the first of the log, or an event that explains why the log begins later.
     Nothing,
 }
 
-/// The head after `line` (without its newline), if it is whole and follows what is known of the line before.
+/// The head after `line` (without its newline), if the line is intact and follows `after`.
 pub(super) fn check_line(after: After, line: &[u8]) -> Result<Head, Flaw> {
     let (body, links) = open_line(line)?;
     let hash = sha256(body);
@@ -158,14 +158,14 @@ const BEGUN_ANEW: &str = "log_begun_anew";
 /// The name of [`AuditEvent::TailRepaired`] in a line.
 const TAIL_REPAIRED: &str = "tail_repaired";
 
-/// What a file's first line claims; nothing about it is checked.
+/// The claims of a file's first line, unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) seq: u64,
     pub(super) begins_anew: bool,
-    /// The hash of the line before, where it is one.
+    /// The claimed hash of the preceding line, if it is a valid hash.
     prev: Option<[u8; 32]>,
-    /// The file whose tail it says was repaired.
+    /// The file whose tail was cut, if the line records a repair.
     repairs: Option<String>,
 }
 

@@ -11,17 +11,18 @@ use super::chain::ChainState;
 use super::log::{Bounds, ChainWriter, Disk, Trim};
 use crate::event::{AuditEvent, Chain};
 
-/// How large the log may become.
+/// The size limits of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Bytes after which a new file is begun.
+    /// The size at which a new file is started, in bytes.
     pub segment: u64,
-    /// Bytes of all files together.
+    /// The size limit of all files together, in bytes.
     pub total: u64,
 }
 
 impl Sizes {
-    /// A quarter is for lines that clients cause at will; they never take the rest.
+    /// The limits of one chain. The chain of refusals, which any client can cause, gets a quarter, so that it cannot
+    /// displace the main chain.
     fn of(self, chain: Chain) -> Bounds {
         let quarter = self.total / 4;
         let total = match chain {
@@ -37,7 +38,7 @@ impl Sizes {
 pub(super) struct Journal {
     main: ChainWriter,
     refusals: ChainWriter,
-    /// Of the main chain and of the refusals, decided with the pending lines.
+    /// The trims of the main chain and of the refusals, decided together with the pending lines.
     trims: [Option<Trim>; 2],
 }
 
@@ -53,19 +54,19 @@ impl Journal {
         Ok(Self { main: open(Chain::Main)?, refusals: open(Chain::Refusals)?, trims: [None; 2] })
     }
 
-    /// What the database is to keep.
+    /// The chain states to store in the database.
     pub(super) fn states(&self) -> BTreeMap<Chain, ChainState> {
         BTreeMap::from([(Chain::Main, self.main.state()), (Chain::Refusals, self.refusals.state())])
     }
 
-    /// Fails where a file is not the one under its path, or does not have the size that was written.
+    /// Fails if a path no longer leads to the open file, or if a file's size is not the written size.
     pub(super) fn check(&self) -> io::Result<()> {
         self.main.check_all()?;
         self.refusals.check_all()
     }
 
-    /// Writes and syncs the events in their chains; they are final once they are [`kept`](Journal::keep). On an error,
-    /// neither chain has any of them.
+    /// Writes and syncs the events in their chains. They are final after [`keep`](Journal::keep). On an error, neither
+    /// chain has any of them.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         self.main.check_last()?;
         self.refusals.check_last()?;
@@ -91,7 +92,7 @@ impl Journal {
         })
     }
 
-    /// The pending lines are final: their heads are about to be offered to the database.
+    /// Makes the pending lines final. Called just before their heads are stored in the database.
     pub(super) fn keep(&mut self) {
         let [of_main, of_refusals] = std::mem::take(&mut self.trims);
         self.main.keep(of_main);
@@ -103,7 +104,7 @@ impl Journal {
         self.main.has_trimmed() || self.refusals.has_trimmed()
     }
 
-    /// Deletes the files that were trimmed; for when the database keeps what [`Journal::states`] says.
+    /// Deletes the trimmed files. Called once the database has stored [`Journal::states`].
     pub(super) fn delete_trimmed(&mut self) {
         self.main.delete_trimmed();
         self.refusals.delete_trimmed();

@@ -17,12 +17,12 @@ use super::chain::{ChainState, Head, write_line};
 use super::verify::{Extent, Segment, first_claim, open_segment, segments, survey};
 use crate::event::{AuditEvent, Chain};
 
-/// How large the files of a chain may become.
+/// The size limits of one chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
-    /// Bytes after which a new file is begun.
+    /// The size at which a new file is started, in bytes.
     pub(super) segment: u64,
-    /// Bytes of all files together.
+    /// The size limit of all files together, in bytes.
     pub(super) total: u64,
 }
 
@@ -32,27 +32,27 @@ pub(super) struct ChainWriter {
     chain: Chain,
     bounds: Bounds,
     disk: Disk,
-    /// What the database is to keep: the base, and the last line whose head was offered to it.
+    /// The state to store in the database: the base and the last final line.
     state: ChainState,
-    /// The files with offered lines, oldest first.
+    /// The files with final lines, oldest first.
     parts: Vec<ChainFile>,
     /// The last part, open; none before the first line, and after a failure.
     file: Option<File>,
-    /// The file with a tail that was never offered. It is not written to again; the tail is cut once the next line
+    /// The file with a tail that never became final. It is not written to again; the tail is cut once the next line
     /// records it.
     torn: Option<Torn>,
     /// What must be recorded before the next line.
     owed: Vec<AuditEvent>,
-    /// Written and synced, not yet offered.
+    /// Lines that are written and synced, but not final.
     pending: Option<Pending>,
-    /// Trimmed files that are deleted once the database knows the new base.
+    /// Trimmed files, which are deleted once the database has stored the new base.
     trimmed: Vec<Segment>,
 }
 
 #[derive(Clone, Debug)]
 struct ChainFile {
     segment: Segment,
-    /// Up to its last offered line.
+    /// The size of the file up to its last final line.
     bytes: u64,
     id: FileId,
 }
@@ -83,22 +83,21 @@ struct Pending {
     head: Head,
 }
 
-/// The oldest files that are to go.
+/// The oldest files, which are to be deleted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trim {
     files: usize,
-    /// The line before the first one that is kept.
+    /// The line before the first one that remains.
     base: Head,
 }
 
 impl ChainWriter {
-    /// Opens the chain in `folder`. Whole lines behind the acknowledged head, that a crash kept from being
-    /// acknowledged, are taken as they are; anything else behind it is cut with the next write. `state` is what the
-    /// database knows of the chain.
+    /// Opens the chain in `folder`. Complete lines after the acknowledged head, which a crash left unacknowledged, are
+    /// adopted; anything else after the head is cut with the next write. `state` is the database's record of the chain.
     ///
     /// # Errors
-    /// Acknowledged lines that are missing or were changed. No folder at all is none: then the log was moved away,
-    /// and the new one says so in its first line.
+    /// Acknowledged lines are missing or were changed. A missing folder is not an error: the log was moved away, and
+    /// the first line of the new log records this.
     pub(super) fn open(
         folder: &Path,
         chain: Chain,
@@ -181,17 +180,17 @@ impl ChainWriter {
         Ok(Ok(()))
     }
 
-    /// What the database is to keep of this chain.
+    /// The state of this chain to store in the database.
     pub(super) fn state(&self) -> ChainState {
         self.state
     }
 
-    /// Fails where the last file is not the one under its path, or does not have the size that was written.
+    /// Fails if the path of the last file no longer leads to it, or if its size is not the written size.
     pub(super) fn check_last(&self) -> io::Result<()> {
         self.parts.last().map_or(Ok(()), |part| self.check_in_place(part))
     }
 
-    /// The same for every file.
+    /// Like [`ChainWriter::check_last`], for every file.
     pub(super) fn check_all(&self) -> io::Result<()> {
         self.parts.iter().try_for_each(|part| self.check_in_place(part))
     }
@@ -217,7 +216,8 @@ impl ChainWriter {
         )))
     }
 
-    /// The oldest files that have to go to make room for the next one; none where all have room. The last file stays.
+    /// The oldest files to delete so that the next file fits into the limit; `None` if all fit. The last file is never
+    /// deleted.
     pub(super) fn due_trim(&self) -> Option<Trim> {
         let most = self.bounds.total.saturating_sub(self.bounds.segment);
         let mut bytes = self.parts.iter().map(|part| part.bytes).sum::<u64>();
@@ -241,8 +241,8 @@ impl ChainWriter {
         AuditEvent::LogTrimmed { chain: self.chain, first_line, hash_before: trim.base.hash_hex() }
     }
 
-    /// Writes the lines and syncs them; they are final once they are [`settled`](ChainWriter::settle) and
-    /// [`kept`](ChainWriter::keep). On an error, nothing is pending.
+    /// Writes and syncs the lines. They are final after [`settle`](ChainWriter::settle) and
+    /// [`keep`](ChainWriter::keep). On an error, nothing is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         // Nothing is written into a file that lost its name or changed its size, nor beside files that are gone.
         self.check_last()?;
@@ -273,7 +273,7 @@ impl ChainWriter {
         written.inspect_err(|_| self.disown())
     }
 
-    /// Cuts the torn tail, which the pending lines record, and checks that these are still in place.
+    /// Cuts the torn tail, which the pending lines record, and checks that the pending lines are still in place.
     pub(super) fn settle(&self) -> io::Result<()> {
         let Some(pending) = &self.pending else { return Ok(()) };
         if let Some(torn) = &self.torn {
@@ -282,7 +282,7 @@ impl ChainWriter {
         self.check_in_place(&pending.part)
     }
 
-    /// Cuts a tail that is recorded.
+    /// Cuts a torn tail. A line of the log must already record this.
     fn repair(&self, torn: &Torn) -> io::Result<()> {
         if torn.good_bytes > 0 {
             return self.disk.cut(&torn.segment.path, torn.good_bytes);
@@ -291,7 +291,8 @@ impl ChainWriter {
         self.disk.sync_folder(&self.folder)
     }
 
-    /// The pending lines are final: their head is about to be offered to the database, and from here on nothing cuts them.
+    /// Makes the pending lines final: from here on nothing cuts them. Called just before their head is stored in the
+    /// database.
     pub(super) fn keep(&mut self, trim: Option<Trim>) {
         if let Some(Pending { part, file, is_new, head }) = self.pending.take() {
             if !is_new {
@@ -309,8 +310,8 @@ impl ChainWriter {
         }
     }
 
-    /// Gives up the pending lines. After a failed sync the kernel may have dropped what it could not write, so
-    /// their file is not written to again.
+    /// Abandons the pending lines. After a failed sync the kernel may have dropped what it could not write, so their
+    /// file is not written to again.
     pub(super) fn disown(&mut self) {
         let Some(Pending { part, is_new, .. }) = self.pending.take() else { return };
         self.file = None;
@@ -332,7 +333,7 @@ impl ChainWriter {
         !self.trimmed.is_empty()
     }
 
-    /// Deletes the files that were trimmed; for when the database knows the new base.
+    /// Deletes the trimmed files. Called once the database has stored the new base.
     pub(super) fn delete_trimmed(&mut self) {
         let disk = &self.disk;
         self.trimmed.retain(|segment| match disk.remove(&segment.path) {
@@ -344,7 +345,7 @@ impl ChainWriter {
         });
     }
 
-    /// The next file, which is on disk under its name before anything is written to it.
+    /// Creates the next file, and syncs its folder before anything is written to the file.
     fn begin_file(&self) -> io::Result<(ChainFile, File)> {
         create_private_folder(&self.folder).map_err(io::Error::other)?;
         let of_parts = self.parts.last().map(|part| part.segment.number);
@@ -372,7 +373,7 @@ fn has_lines(folder: &Path, chain: Chain) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The touches of the disk that may fail; tests make them fail.
+/// The disk operations that can fail. Tests inject failures.
 #[derive(Clone)]
 pub(super) enum Disk {
     Real,
@@ -418,7 +419,7 @@ impl Disk {
         file.sync_all()
     }
 
-    /// A file that is gone is fine.
+    /// Removes a file. A missing file is not an error.
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.touch(Touch::Remove)?;
         match fs::remove_file(path) {

@@ -19,8 +19,8 @@ struct EventLine {
     event: AuditEvent,
 }
 
-/// For each of these lines, whether the log in `folder` has it behind the place that it names. A line of the log counts
-/// for one of them. Reads from that place on, which is near the end of the log.
+/// For each owed line, whether the log in `folder` has it after the line `after_seq`. Each line of the log is matched
+/// at most once. Reads only from that place on, which is near the end of the log.
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];
     let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };

@@ -13,63 +13,63 @@ use rustix::io::Errno;
 use super::chain::{After, ChainState, Claim, Flaw, Head, MAX_LINE, check_line, claim};
 use crate::event::Chain;
 
-/// No more than this can be written and not acknowledged when a crash comes: one batch. What lies behind the
-/// acknowledged head and is longer was not left by a crash.
+/// The most bytes that a crash can leave after the acknowledged head: one batch. A longer tail has another cause.
 pub(super) const MAX_TAIL: u64 = 4 * 1024 * 1024;
 
-/// A chain that was read to its end and found whole.
+/// A chain that was read to its end and is intact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// Lines checked.
+    /// The number of lines checked.
     pub lines: u64,
-    /// Files read.
+    /// The number of files read.
     pub segments: u64,
     /// The last line; [`Head::GENESIS`] where there is none.
     pub head: Head,
     /// Where the lines on disk begin.
     pub begins: Beginning,
-    /// What follows the acknowledged head; nothing where no head was given, because then a tail is a bad line.
+    /// The bytes after the acknowledged head. Always empty if no head was given, because then a tail is reported as a
+    /// bad line.
     pub unacknowledged: Unacknowledged,
 }
 
-/// What a chain has behind its acknowledged head: a write in progress, what a crash left, or lines that another program
-/// appended. The three look the same.
+/// The bytes of a chain after its acknowledged head: a write in progress, the remains of a crash, or lines that another
+/// program appended. These cannot be distinguished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unacknowledged {
-    /// All of it.
+    /// The number of these bytes.
     pub bytes: u64,
-    /// Lines that continue the chain; the next start adopts them. [`Verified::lines`] counts them too.
+    /// Lines that continue the chain. The next start of the reflector adopts them. [`Verified::lines`] counts them too.
     pub lines: u64,
-    /// The bytes behind the last of these lines, which the next start cuts.
+    /// The bytes after the last of these lines. The next start of the reflector cuts them off.
     pub torn_bytes: u64,
 }
 
 /// Where a chain begins, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
-    /// With line 1.
+    /// The chain begins with line 1.
     First,
-    /// With this line, which may not be written yet: the log before it was moved away or deleted, and a new one begins.
+    /// The chain begins with this line, which may not be written yet: the earlier log was moved away or deleted.
     BegunAnew(u64),
-    /// With this line: those before it were trimmed, and the database knows the hash of the last one.
+    /// The chain begins with this line: earlier lines were trimmed, and the database has the hash of the last of them.
     Trimmed(u64),
 }
 
-/// The first place where the log is not what it was.
+/// The first line that is damaged, was changed or is missing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{segment}, line {line}: {why}")]
 pub struct BadLine {
     /// The file's name.
     pub segment: String,
-    /// The line in that file, from 1; 0 where it is about the whole file.
+    /// The line in that file, from 1; 0 if the whole file is concerned.
     pub line: u64,
     /// What is wrong.
     pub why: String,
 }
 
-/// Checks every line of both chains of the log in `folder`. `states` is what the database knows of them (see
-/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)): with it, a log that begins too late or ends
-/// too early shows.
+/// Checks every line of both chains of the log in `folder`. `states` are the database's records of the chains (see
+/// [`Store::read_audit_chains`](crate::store::Store::read_audit_chains)); with them, this also detects a log that
+/// begins too late or ends too early.
 ///
 /// # Errors
 /// The first line that is missing, was changed or can't be read.
@@ -83,24 +83,24 @@ pub fn verify(folder: &Path, states: Option<&BTreeMap<Chain, ChainState>>) -> Re
 /// How much of a chain is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// All of it.
+    /// The whole chain.
     Whole,
-    /// From the file on that holds the acknowledged head.
+    /// From the file with the acknowledged head to the end.
     End,
 }
 
-/// A chain as it is on disk: whole up to its head; behind that, at most what a crash left.
+/// A chain as found on disk: intact up to its head, followed at most by what a crash left.
 #[derive(Debug)]
 pub(super) struct Survey {
     /// Files whose lines were all trimmed: a crash kept them from being deleted.
     pub(super) leftovers: Vec<Segment>,
-    /// The files of the chain with their whole lines' bytes.
+    /// The files of the chain, each with the size of its complete lines in bytes.
     pub(super) files: Vec<(Segment, u64)>,
-    /// Files to be cut behind this many bytes, which a line behind them records.
+    /// Files to be cut to this many bytes; a later line records the cut.
     pub(super) recorded_cuts: Vec<(Segment, u64)>,
     /// The file whose tail is to be repaired. Later files are ignored.
     pub(super) torn: Option<(Segment, u64)>,
-    /// Bytes of that tail, files behind it included.
+    /// Bytes of that tail, later files included.
     pub(super) tail: u64,
     /// The last whole line.
     pub(super) head: Head,
@@ -126,10 +126,10 @@ impl Survey {
     }
 }
 
-/// Walks the chain's files from its base to the end of what is good.
+/// Reads the chain's files from its base to the last valid line.
 ///
 /// # Errors
-/// The first flaw before the acknowledged head, or a tail behind it that no crash leaves.
+/// The first flaw before the acknowledged head, or a tail after it that a crash cannot have left.
 pub(super) fn survey(
     folder: &Path,
     chain: Chain,
@@ -294,7 +294,7 @@ fn prefix(chain: Chain) -> &'static str {
     }
 }
 
-/// The files of the chain in their order; none where there is no such folder. Files with other names are ignored.
+/// The files of the chain in their order; empty if the folder does not exist. Files with other names are ignored.
 pub(super) fn segments(folder: &Path, chain: Chain) -> io::Result<Vec<Segment>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -325,21 +325,22 @@ pub(super) fn open_segment(path: &Path, options: &mut OpenOptions) -> io::Result
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
 }
 
-/// How far the lines of a file are good.
+/// How many lines of a file are valid.
 struct Walk {
-    /// Good lines.
+    /// The number of valid lines.
     lines: u64,
-    /// Their bytes.
+    /// The bytes of the valid lines.
     good_bytes: u64,
-    /// The file's bytes.
+    /// The file's size in bytes.
     size: u64,
-    /// The last good line.
+    /// The last valid line.
     head: Option<Head>,
-    /// What is wrong with the one after it.
+    /// What is wrong with the line after the valid ones.
     flaw: Option<Flaw>,
 }
 
-/// Reads a file up to its first flaw; `on_line` gets each good line, how many there are up to it, and their bytes.
+/// Reads a file up to its first flaw. Calls `on_line` for each valid line with its head, the number of lines so far,
+/// and their bytes.
 fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> io::Result<Walk> {
     let file = open_segment(path, OpenOptions::new().read(true))?;
     let mut walk = Walk { lines: 0, good_bytes: 0, size: file.metadata()?.len(), head: None, flaw: None };
@@ -371,14 +372,15 @@ fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> i
     }
 }
 
-/// What a file's first line claims; `None` where it has none that reads as a line.
+/// The claims of a file's first line; `None` if it cannot be parsed.
 pub(super) fn first_claim(path: &Path) -> io::Result<Option<Claim>> {
     let mut line = Vec::new();
     next_line(&mut BufReader::new(open_segment(path, OpenOptions::new().read(true))?), &mut line)?;
     Ok(line.pop_if(|byte| *byte == b'\n').and_then(|_| claim(&line)))
 }
 
-/// One line with its newline; without one at the file's end, or where it is longer than any line.
+/// Reads one line with its newline. The newline is missing at the end of the file, and in a line that is longer than
+/// any valid one.
 fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<u64> {
     line.clear();
     let read = reader.take(MAX_LINE as u64).read_until(b'\n', line)?;

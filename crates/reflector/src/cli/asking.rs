@@ -8,7 +8,7 @@ use crate::config::PlaceFlags;
 use crate::failure::{Exit, Failure};
 use crate::server::{AdminClient, AdminReply, AdminRequest};
 
-/// Connects to the running reflector, and has `work` ask it.
+/// Connects to the running reflector and runs `work` with the connection.
 pub(super) fn asking(
     place: &PlaceFlags,
     work: impl AsyncFnOnce(&mut AdminClient) -> Result<(), Failure>,
@@ -53,7 +53,7 @@ fn not_running(path: &Path, error: &std::io::Error) -> Failure {
     }
 }
 
-/// Asks for one thing; the answer is given to `print`, unless it is a refusal.
+/// Sends one request and passes the answer to `print`. A refusal is an error.
 pub(super) async fn one_answer(
     client: &mut AdminClient,
     ask: &AdminRequest,
@@ -78,7 +78,7 @@ pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     }
 }
 
-/// An answer to something else.
+/// The failure for an answer that does not fit the request.
 pub(super) fn unexpected(answer: &Option<AdminReply>) -> Failure {
     broken(&format!("unexpected answer {answer:?}"))
 }

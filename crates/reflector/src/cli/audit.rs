@@ -61,7 +61,7 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
                     "audit_broken",
                     "the audit log was changed",
                     bad,
-                    "restore it from a backup; the lines before that one are whole",
+                    "restore it from a backup; the lines before that one are intact",
                 ));
             }
         }

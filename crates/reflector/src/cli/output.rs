@@ -40,7 +40,7 @@ pub(super) fn harmless(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }
 
-/// The failure of a command that got no answer it can print.
+/// The failure of a command that received no valid answer from the reflector.
 pub(super) fn broken(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(
         Exit::Failed,

@@ -68,7 +68,7 @@ async fn pair(client: &mut AdminClient, ttl: Duration, name: Option<String>, jso
     Err(broken(&"it closed the connection"))
 }
 
-/// Prints the code for a camera, if stderr is a terminal.
+/// Prints the code as a QR code, if stderr is a terminal.
 fn show_qr(code: &str) {
     if !std::io::stderr().is_terminal() {
         return;

@@ -26,20 +26,20 @@ enum Command {
     List,
     /// Pair a device by its Endpoint ID, without a code
     Add {
-        /// Its Endpoint ID, PP-…
+        /// The device's Endpoint ID, PP-…
         id: EndpointId,
-        /// The name for it
+        /// The name to give to the device
         #[arg(long, default_value = "appliance")]
         name: String,
     },
     /// Remove a device: its links and sessions end at once
     Remove {
-        /// Its Endpoint ID or name
+        /// The device's Endpoint ID or name
         peer: String,
     },
     /// Give a device another name
     Rename {
-        /// Its Endpoint ID or name
+        /// The device's Endpoint ID or name
         peer: String,
         /// The new name
         name: String,

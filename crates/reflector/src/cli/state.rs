@@ -7,7 +7,8 @@ use super::output::note;
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
 
-/// What the reflector uses a file of its state folder for, by its name; or of its runtime folder where that is the same.
+/// What the reflector uses the file `name` in its state folder for, or in its runtime folder if that is the same
+/// folder.
 fn own_file(name: &str) -> Option<OwnFile> {
     let files = ["identity.key", "reflector.db"];
     match name {
@@ -17,7 +18,7 @@ fn own_file(name: &str) -> Option<OwnFile> {
     }
 }
 
-/// The configuration with the folder in which the state really is, which is made where there is none.
+/// Resolves the state folder of the configuration. Creates the folder if it does not exist.
 pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     let named = config.state_dir.clone();
     let folder = state_folder::open(&named, own_file).map_err(|error| {
@@ -46,19 +47,19 @@ pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// The same without making or changing anything.
+/// Like [`with_state`], but creates and changes nothing.
 pub(super) fn with_state_as_it_is(mut config: Config) -> Config {
     config.state_dir = state_folder::locate(&config.state_dir);
     config
 }
 
-/// The identity, made at first use.
+/// Loads the identity, and creates it at first use.
 pub(super) fn identity(config: &Config) -> Result<SecretKey, Failure> {
     Ok(key_file::load_or_create(&config.key_file())?)
 }
 
-/// The identity, for a command that only reads it: nothing is moved or changed where it exists already, because a
-/// reflector may be running there.
+/// Loads the identity for a command that only reads it. Moves and changes nothing that exists, because a reflector may
+/// be using it.
 pub(super) fn identity_as_it_is(config: Config) -> Result<SecretKey, Failure> {
     match key_file::load(&with_state_as_it_is(config.clone()).key_file()) {
         Ok(key) => Ok(key),

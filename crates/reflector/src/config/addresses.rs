@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use paramedic_link::DEFAULT_PORT;
 
-/// A range of ports, both ends included: `5201-5299`, or one port. An error names the problem.
+/// Parses a range of ports, both ends included: `5201-5299`, or one port. An error names the problem.
 pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let port = |text: &str| match text.trim().parse::<u16>() {
         Ok(0) | Err(_) => Err(format!("{:?} is not a port", text.trim())),
@@ -21,8 +21,8 @@ pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     Ok(first..=last)
 }
 
-/// The addresses to listen on that `text` means: `ADDR:PORT`, `ADDR` with port 4000, `PORT` or `:PORT` on both IP
-/// families. An error names the problem.
+/// Parses addresses to listen on: `ADDR:PORT`, `ADDR` with port 4000, `PORT` or `:PORT` on both IP families. An error
+/// names the problem.
 pub(super) fn parse_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     let text = text.trim();
     if let Ok(address) = text.parse::<SocketAddr>() {

@@ -11,7 +11,8 @@ use toml::Value;
 
 use super::{Config, Mode, addresses};
 
-/// About what a 100 Gbit/s line moves in a day, both directions; far below what the store's numbers hold.
+/// The largest byte quota: about what a 100 Gbit/s line moves in a day in both directions, and far below the largest
+/// integer of the database.
 const MOST_BYTES: u64 = 2_000_000_000_000_000;
 
 /// Every setting there is, in the order in which they are shown.

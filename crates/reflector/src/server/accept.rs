@@ -163,7 +163,7 @@ async fn serve_connection(
     server.refuse(from, reason, None);
 }
 
-/// The protocol that was agreed, and the key that was shown.
+/// The negotiated protocol and the presented key.
 fn protocol_and_peer(stream: &TlsStream<BoundedSocket>) -> Option<(Alpn, tls::UnverifiedPeer)> {
     let session = stream.get_ref().1;
     Some((Alpn::of(session.alpn_protocol())?, tls::peer_of(session.peer_certificates())?))

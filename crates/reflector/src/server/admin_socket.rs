@@ -44,12 +44,12 @@ pub enum AdminRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<PeerText>,
     },
-    /// The paired devices.
+    /// List the paired devices.
     Peers,
     /// Pair a device by its Endpoint ID.
     AddPeer {
         peer: EndpointId,
-        /// Its name here.
+        /// Its name at this reflector.
         name: PeerText,
     },
     /// Remove a peer: its links and sessions end at once.
@@ -61,10 +61,10 @@ pub enum AdminRequest {
     RenamePeer {
         /// Its Endpoint ID or name.
         peer: String,
-        /// The name from now on.
+        /// The new name.
         name: PeerText,
     },
-    /// The state of the server.
+    /// Report the state of the server.
     Status,
     /// Grant no more sessions, and end once the running ones are over.
     Drain,
@@ -84,7 +84,7 @@ pub enum AdminReply {
     /// A device paired with it.
     Paired {
         endpoint_id: EndpointId,
-        /// Its name here.
+        /// Its name at this reflector.
         name: PeerText,
     },
     /// The code ended without use.
@@ -110,7 +110,7 @@ pub enum AdminReply {
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct PeerLine {
     pub endpoint_id: EndpointId,
-    /// Its name here.
+    /// Its name at this reflector.
     pub name: PeerText,
     /// `store`, or `config` where `authorized_peers` names it.
     pub from: String,
@@ -125,9 +125,9 @@ pub struct Status {
     /// The program's version.
     pub version: String,
     pub endpoint_id: EndpointId,
-    /// Its name.
+    /// The name of the reflector.
     pub name: String,
-    /// Since when it serves, in seconds.
+    /// How long the reflector has been serving, in seconds.
     pub uptime_s: u64,
     /// `serving`, `draining` or `faulted`.
     pub state: String,
@@ -137,14 +137,14 @@ pub struct Status {
     pub data_modes: Vec<paramedic_link::test_spec::DataMode>,
     /// The engines on offer.
     pub engines: Vec<paramedic_link::test_spec::EngineId>,
-    /// Engines that were to be on offer, and why they are not.
+    /// Engines that are configured but not available, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub engines_lacking: Vec<UnavailableEngine>,
     /// Open links.
     pub links: usize,
     /// Paired devices.
     pub peers: usize,
-    /// Sessions, queue, ports and what was used.
+    /// Sessions, queue, ports and quota usage.
     pub sessions: Snapshot,
     /// Refusals since the start, by reason.
     pub refused: std::collections::BTreeMap<RefusalReason, u64>,
@@ -157,7 +157,7 @@ struct Envelope<T> {
     body: T,
 }
 
-/// A bound admin socket; its file goes when it is dropped.
+/// A bound admin socket. Its file is removed when this is dropped.
 pub(super) struct Admin {
     listener: UnixListener,
     path: PathBuf,
@@ -195,7 +195,7 @@ pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
     Ok(Admin { listener, path: path.to_owned() })
 }
 
-/// Answers until it is dropped.
+/// Answers requests until the future is dropped.
 pub(super) async fn run(server: Arc<Server>, admin: Admin) {
     loop {
         let capacity = server.capacity.notified();
@@ -447,12 +447,12 @@ impl AdminClient {
         self.server_user
     }
 
-    /// Asks for something; answers come by [`AdminClient::next`].
+    /// Sends a request. [`AdminClient::next`] returns the answers.
     pub async fn ask(&mut self, ask: &AdminRequest) -> anyhow::Result<()> {
         Ok(self.write.write_all(&write_request(ask)?).await?)
     }
 
-    /// The one answer to what was asked, within the longest time that a working server takes.
+    /// Receives the only answer to a request. Fails if the server takes too long.
     pub async fn answer(&mut self) -> anyhow::Result<Option<AdminReply>> {
         tokio::time::timeout(ANSWER_TIMEOUT, self.next())
             .await

@@ -63,7 +63,7 @@ struct LinkSession {
     next_phase: u8,
 }
 
-/// How a link goes on.
+/// What happens next with a link.
 enum LinkFlow {
     Continue,
     /// Send `close` with this reason, then close.
@@ -140,7 +140,7 @@ impl Connection {
         }
     }
 
-    /// Charges the first answer, and waits where the device opened many links just now.
+    /// Charges the welcome, and waits if the device has just opened many links.
     async fn pay_for_welcome(&mut self) -> LinkFlow {
         let wait = lock(&self.server.budgets).charge(self.peer, Cost::Welcome, self.server.now().mono);
         if wait.is_zero() {
@@ -166,7 +166,7 @@ impl Connection {
         LinkFlow::Continue
     }
 
-    /// Sends the first answer: `close` where no protocol version is shared, else what is offered.
+    /// Sends the first answer: `close` if no protocol version is shared, otherwise `welcome` or `paired`.
     async fn welcome(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> LinkFlow {
         let Some(version) = message::common_version(versions) else {
             return LinkFlow::Close(CloseReason::Version, "no protocol version in common; this reflector speaks 1");
@@ -243,7 +243,8 @@ impl Connection {
         }
     }
 
-    /// Charges the message budget of the device, which all its links share, and pauses reading where it is used up.
+    /// Charges the message budget of the device, which all its links share, and pauses reading if the budget is used
+    /// up.
     fn charge_budget(&mut self, cost: Cost) {
         let wait = lock(&self.server.budgets).charge(self.peer, cost, self.server.now().mono);
         if !wait.is_zero() {

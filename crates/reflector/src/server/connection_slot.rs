@@ -14,14 +14,14 @@ use super::{Server, lock};
 use crate::connection_limiter::{Admission, ConnectionLimiter, ConnectionSlotId, Prefix};
 use crate::event::RefusalReason;
 
-/// A connection that proved a key; whether that key is paired is still to be judged.
+/// A connection that proved a key. Whether that key is paired is not checked yet.
 pub(super) struct HandshakenConnection {
     pub(super) stream: TlsStream<BoundedSocket>,
     pub(super) from: IpAddr,
     pub(super) local: SocketAddr,
     pub(super) peer: tls::UnverifiedPeer,
     pub(super) slot: ConnectionSlot,
-    /// When its first message must have come.
+    /// The deadline of its first message.
     pub(super) deadline: tokio::time::Instant,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct SessionSlots {
 }
 
 impl SessionSlots {
-    /// For a session of an appliance at `from` that opens `streams` connections at once.
+    /// Reserves slots for a session of an appliance at `from` that opens `streams` connections at once.
     pub(super) fn reserve(slots: &Arc<ConnectionSlots>, from: IpAddr, streams: usize) -> Self {
         let prefix = Prefix::of(from);
         slots.limiter().session_opened(prefix, streams);
@@ -90,12 +90,13 @@ impl ConnectionSlot {
         }
     }
 
-    /// The connection got further: it does not count as silent.
+    /// Notes that the connection made progress, so that it does not count as silent.
     pub(super) fn progressed(&self) {
         self.server.connection_slots.limiter().progressed(self.id, self.server.now().mono);
     }
 
-    /// The connection is authenticated, or its proof is being judged: from here on it is not closed for another one.
+    /// Notes that the connection is authenticated or that its proof is being judged: from here on it is not closed for
+    /// another one.
     pub(super) fn settle(&self) {
         let mut all = lock(&self.server.connection_slots.makes_way);
         all.remove(&self.id);

@@ -56,7 +56,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     }
 }
 
-/// The session that these bytes prove to belong to, if it is this peer's.
+/// The session that these bytes authenticate for, if it belongs to this peer.
 fn admit(
     server: &Server,
     bytes: &[u8; Preamble::LEN],

@@ -11,15 +11,14 @@ use tokio::time::Instant;
 /// How long the facts of the host are reused.
 const FACTS_LIFETIME: Duration = Duration::from_secs(1);
 
-/// The facts of the host as they were within the last second: reading them takes processor time, and every link may
-/// request them.
+/// Caches the facts of the host for a second: reading them takes processor time, and every link may request them.
 #[derive(Default)]
 pub(super) struct FactsCache {
     read: tokio::sync::Mutex<HashMap<IpAddr, (Instant, HostFacts)>>,
 }
 
 impl FactsCache {
-    /// The facts as seen from our address `local`; `None` when the program is ending.
+    /// The facts, with the interface of the local address `local`; `None` if the program is ending.
     pub(super) async fn facts(&self, local: IpAddr) -> Option<HostFacts> {
         // Links that ask meanwhile wait for the same reading.
         let mut read = self.read.lock().await;

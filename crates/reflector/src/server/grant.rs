@@ -17,9 +17,9 @@ use super::running_session::{self, RunningSession};
 use crate::event::AuditEvent;
 use crate::sessions::{Answer, Reservation};
 
-/// The link that a session is asked for on.
+/// The link that requested a session.
 pub(super) struct RequestingLink<'a> {
-    /// Our address, which the link came in on.
+    /// The local address of the link.
     pub(super) local: SocketAddr,
     /// The appliance's address.
     pub(super) from: IpAddr,
@@ -27,25 +27,25 @@ pub(super) struct RequestingLink<'a> {
     pub(super) keys: &'a dyn Fn(SessionId) -> io::Result<SessionKeys>,
 }
 
-/// A session that holds all it needs and is recorded nowhere.
+/// A session that has all its resources, but is not recorded yet.
 pub(super) struct ClaimedSession {
     pending: PendingReservation,
     running: RunningSession,
     promise: Grant,
 }
 
-/// Why a reservation did not become a claim. It is taken back.
+/// Why the resources of a reservation could not be claimed. The reservation is taken back.
 pub(super) enum ClaimError {
     /// Every port of the range is held.
     Denied(Denial),
     /// The host or the engine refused.
     Failed(Denial),
-    /// The link no longer wants it.
+    /// The link withdrew the request or is gone.
     Withdrawn,
 }
 
-/// Step 1: opens the session's port, responder and engine, on the next port of the range where another program holds the
-/// first. Blocking, where an engine starts a program. The events are those of the decisions on the way.
+/// Step 1: opens the session's port, responder and engine. If another program holds the port, tries the next port of
+/// the range. Blocks while an engine starts a program. Returns the events of the decisions on the way.
 pub(super) fn claim(
     server: &Arc<Server>,
     mut reservation: Reservation,
@@ -97,9 +97,9 @@ pub(super) fn claim(
     }
 }
 
-/// Step 2: writes the grant down. `events` go into the audit log next to each other, the grant among them. The answer is
-/// the session, now reachable by all, with step 3: what to send. It does not come where nothing was recorded, or the
-/// receiver was gone before: then the session is taken back. It runs in its own task, which nothing cancels.
+/// Step 2: records the grant, in its own task, which nothing cancels. `events`, with the grant among them, are adjacent
+/// in the audit log. The receiver gets the session, which all tasks can reach now, and the message to send (step 3). If
+/// nothing was recorded or the receiver was dropped, the session is taken back and nothing is sent.
 pub(super) fn record(
     claim: ClaimedSession,
     events: Vec<AuditEvent>,
@@ -151,7 +151,7 @@ async fn write_down(
     }
 }
 
-/// Step 3, the message itself. Sent only once the session is recorded.
+/// Step 3: the message itself. Sent only once the session is recorded.
 fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
     Grant {
         session: reservation.session,
@@ -162,7 +162,7 @@ fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
     }
 }
 
-/// A reservation on its way to being a grant; taken back when dropped before it is one, whatever went wrong.
+/// A reservation that is becoming a grant. If it is dropped before that, it is taken back.
 struct PendingReservation {
     server: Arc<Server>,
     session: SessionId,
@@ -170,13 +170,13 @@ struct PendingReservation {
 }
 
 impl PendingReservation {
-    /// Takes the reservation back; the events of that.
+    /// Takes the reservation back. Returns the events of that.
     fn undo(mut self) -> Vec<AuditEvent> {
         self.is_over = true;
         self.server.undo(self.session)
     }
 
-    /// It became a grant, or was taken back otherwise.
+    /// Disarms the drop: the reservation became a grant, or was taken back elsewhere.
     fn leave(mut self) {
         self.is_over = true;
     }
@@ -190,14 +190,14 @@ impl Drop for PendingReservation {
     }
 }
 
-/// Why this host can't ever run this request.
+/// The denial if this host can never run this request.
 pub(super) fn not_supported(spec: &TestSpec) -> Option<Denial> {
     let refused = paramedic_engines::check_congestion_control(spec.congestion_control.as_deref()?).err()?;
     Some(not_opened(spec, &refused))
 }
 
-/// Why what was reserved could not be opened. A congestion control that this host's kernel refuses is asked for in vain
-/// at any time; everything else may pass.
+/// The denial if the resources of a reservation could not be opened. A congestion control that the kernel of this host
+/// refuses is refused for good; any other failure may be temporary.
 fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     // What the engine can't do with what was asked, whenever it is asked.
@@ -209,7 +209,7 @@ fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     faulted(&format!("the session cannot be opened: {error}"))
 }
 
-/// Why nothing is granted while audit log or state can't be written.
+/// The denial while the audit log or the state cannot be written.
 pub(super) fn not_recorded() -> Denial {
     faulted("the audit log or the state cannot be written")
 }

@@ -19,7 +19,7 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Server {
-    /// `peer` authenticated from this prefix, which is known from now on.
+    /// Notes that `peer` authenticated from this prefix, which is known from now on.
     pub(super) fn note_prefix(&self, peer: EndpointId, prefix: Prefix) {
         let now = self.now().unix_ms;
         let mut known = lock(&self.known_prefixes);
@@ -50,7 +50,7 @@ impl Server {
         self.connection_slots.limiter().set_known(known.all(now));
     }
 
-    /// Writes what is not written yet.
+    /// Writes the prefixes that are not written yet.
     pub(super) async fn write_known(&self) {
         if let Err(error) = write(&self.known_prefixes, &self.store, self.peers.authorized()).await {
             // A prefix that is not in the database is unknown after the next start, until the next link from there.
@@ -61,7 +61,8 @@ impl Server {
     }
 }
 
-/// Writes what is not written yet. What fails or is cancelled, as by a stop, stays unwritten.
+/// Writes the prefixes that are not written yet. If the write fails or is cancelled, for example by a stop, they stay
+/// unwritten.
 async fn write(
     known: &Mutex<KnownPrefixes>,
     store: &Store,
@@ -76,7 +77,7 @@ async fn write(
     Ok(())
 }
 
-/// Prefixes that are being written; gives back what is left when it is dropped.
+/// Prefixes that are being written. Dropping this marks the remaining ones as unwritten again.
 struct Unwritten<'a> {
     prefixes: Vec<PeerPrefixes>,
     known: &'a Mutex<KnownPrefixes>,
@@ -88,7 +89,7 @@ impl Drop for Unwritten<'_> {
     }
 }
 
-/// Writes prefixes and forgets old ones. Runs until it is dropped.
+/// Writes prefixes and forgets old ones, until the future is dropped.
 pub(super) async fn keep(server: Arc<Server>) {
     loop {
         // A timeout is no failure: expired prefixes are forgotten also while no device connects.

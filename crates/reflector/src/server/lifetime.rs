@@ -28,7 +28,7 @@ use crate::pairing::Pairing;
 use crate::sessions::{Limits, Now, PastUsage, Sessions};
 use crate::store::Store;
 
-/// Serves until a signal ends it.
+/// Serves until a signal stops the reflector.
 pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAddr])) -> anyhow::Result<()> {
     // Before the server reports that it is ready: a signal that arrives right after must be handled.
     let mut signals = Signals::listen()?;
@@ -202,8 +202,9 @@ async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut Joi
     Ok(())
 }
 
-/// A session of 64 streams each way takes some 400 descriptors, and shells and service managers often allow 1,024 in
-/// all where the kernel would allow more. Returns what is allowed; `None`: any number.
+/// Raises the limit of open descriptors. A session of 64 streams in each direction takes some 400 descriptors, and
+/// shells and service managers often allow 1,024 in total although the kernel would allow more. Returns the new limit;
+/// `None`: no limit.
 fn allow_many_descriptors() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -219,7 +220,8 @@ fn allow_many_descriptors() -> Option<u64> {
     allowed
 }
 
-/// From where the paired devices authenticated. What a device left behind that is no longer paired is removed.
+/// Loads the prefixes from which the paired devices authenticated, and removes those of devices that are no longer
+/// paired.
 async fn load_known_prefixes(store: &Store, peers: &Peers) -> anyhow::Result<KnownPrefixes> {
     let rows = store.known_prefixes().await?;
     let gone = rows.iter().map(|(peer, ..)| *peer).filter(|peer| !peers.is_paired(*peer));

@@ -58,7 +58,7 @@ struct Server {
     sessions: Mutex<Sessions<Arc<RunningSession>>>,
     connection_slots: Arc<ConnectionSlots>,
     known_prefixes: Mutex<KnownPrefixes>,
-    /// A prefix was noted that is not written yet.
+    /// Notified when a prefix has been noted that is not written yet.
     prefix_noted: Notify,
     pairing: Mutex<Pairing>,
     throttle: Mutex<EventThrottle>,
@@ -100,14 +100,14 @@ enum Lifecycle {
     Stopping,
 }
 
-/// An open link, as the rest of the server sees it.
+/// An open link, for the tasks of other links and of the server.
 struct Link {
     peer: EndpointId,
     commands: mpsc::UnboundedSender<LinkCommand>,
 }
 
-/// What the server asks of the task of a link. Unbounded, but each link has at most one request or session, and the
-/// session timer sends a few of these a second.
+/// A command to the task of a link. The channel is unbounded, but each link has at most one request or session, and the
+/// session timer sends a few commands a second.
 #[derive(Debug)]
 enum LinkCommand {
     /// The queued request was reserved: grant it.
@@ -143,8 +143,9 @@ impl Server {
         Now { mono: self.began.elapsed(), unix_ms: unix_now() }
     }
 
-    /// Writes events that no promise depends on. They take their place in the log now; await the write before answering.
-    /// What can't be written is noted for when it can: a fault shows in the status and stops further grants.
+    /// Writes events that no answer to a client depends on. They take their place in the log now; await the write
+    /// before answering. Events that cannot be written now are kept and written later: a fault shows in the status and
+    /// stops further grants.
     fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         self.audit.record_or_note(lock(&self.throttle).pass(events, self.now()))
     }
@@ -159,7 +160,7 @@ impl Server {
         }
     }
 
-    /// Charges the bytes of a session that is over; where the disk fails, once it no longer does.
+    /// Charges the bytes of an ended session. If the disk fails, they are charged once it works again.
     async fn settle(&self, settled: SessionAccounts) {
         match self.store.settle(settled.session, &settled.bytes_by_day).await {
             Ok(()) => {}
@@ -180,7 +181,7 @@ impl Server {
         }
     }
 
-    /// Why no session is granted, as text; empty where all is well.
+    /// Why no session is granted, as text; empty if there is no such reason.
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(why) = &*self.audit.fault().borrow() {
@@ -215,7 +216,7 @@ impl Server {
         }
     }
 
-    /// Ends once no session is reserved or runs.
+    /// Returns once no session is reserved or runs.
     async fn await_no_sessions(&self) {
         loop {
             let changed = self.capacity.notified();
@@ -238,7 +239,7 @@ impl Server {
         }
     }
 
-    /// Ends once no pairing with this code is being written down.
+    /// Returns once no pairing with this code is being written.
     async fn await_no_claim(&self, code: CodeId) {
         loop {
             let settled = self.claim_settled.notified();
@@ -249,7 +250,7 @@ impl Server {
         }
     }
 
-    /// Returns once the task of every link has ended, which `lifecycle` causes.
+    /// Returns once the task of every link has ended. A change of `lifecycle` ends these tasks.
     async fn await_no_links(&self) {
         let all_gone = async {
             loop {
@@ -294,7 +295,7 @@ impl Server {
         lock(&self.links).get(&link).is_some_and(|link| link.commands.send(command).is_ok())
     }
 
-    /// Ends every session and link of `peer`, which is no longer one.
+    /// Ends every session and link of `peer`, which was removed.
     fn disconnect_peer(&self, peer: EndpointId) {
         self.sessions().peer_removed(peer, self.now());
         self.due.notify_one();
@@ -312,7 +313,7 @@ fn unix_now() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A lock that survives a panicking holder: one connection's fault is its own.
+/// Locks `mutex` and ignores poison, so that a panic in one connection does not stop the others.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

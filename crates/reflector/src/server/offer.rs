@@ -11,19 +11,19 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::sessions::Limits;
 
-/// An engine that was to be offered and can't be, for `status`.
+/// An engine that is configured but cannot run on this host, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnavailableEngine {
-    /// Which.
+    /// The engine.
     pub engine: EngineId,
-    /// Because of what.
+    /// The reason.
     pub because: String,
-    /// What to do about it.
+    /// What the operator can do about it.
     #[serde(rename = "try")]
     pub try_: String,
 }
 
-/// The engines that the operator wants and this host can play, each tried out, and those that it can't.
+/// Tries each configured engine. Returns those that run on this host, and those that do not.
 pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<UnavailableEngine>)> {
     let scratch = config.scratch_dir();
     // What a reflector that was killed left there.
@@ -34,7 +34,7 @@ pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn
     }
     // Not one that another user makes in the meantime.
     let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
-    made.with_context(|| format!("cannot make {}", scratch.display()))?;
+    made.with_context(|| format!("cannot create the folder {}", scratch.display()))?;
     let (mut engines, mut unavailable) = (Vec::new(), Vec::new());
     for engine in paramedic_host::engines::ENGINES.iter().copied().filter(|engine| config.wants(engine.id())) {
         let is_direct_alone = engine.data_modes() == [DataMode::DirectEphemeral];

@@ -15,7 +15,7 @@ use crate::connection_limiter::Prefix;
 use crate::event::RefusalReason;
 use crate::pairing::ProofDecision;
 
-/// Judges a proof that came with this exporter value. A right one makes the peer known before it is answered.
+/// Judges a proof that was received with this exporter value. A right one makes the peer known before it is answered.
 pub(super) async fn verify_proof(
     server: &Arc<Server>,
     exporter: &[u8; 32],

@@ -19,23 +19,23 @@ use crate::store::{Peer, Store};
 pub(super) struct Peers {
     store: Store,
     audit: Audit,
-    /// From the configuration: can't be removed here.
+    /// Peers of the configuration, which only the configuration can remove.
     authorized: BTreeSet<EndpointId>,
     known: RwLock<BTreeMap<EndpointId, Peer>>,
-    /// Held while the store is changed and read again: an older reading must not bring a removed peer back.
+    /// Held while the database is changed and read again, so that an older state does not bring a removed peer back.
     changing: Mutex<Unsettled>,
 }
 
-/// Work that the last changes left.
+/// Unfinished work of earlier changes.
 #[derive(Default)]
 struct Unsettled {
-    /// Owed lines that are written, and could not be noted as such.
+    /// Lines that are in the audit log, but that the database still lists as owed.
     written: BTreeSet<i64>,
-    /// Peers whose line could not be written, and that could not be taken back either.
+    /// Added peers whose audit line could not be written and whose removal failed too.
     take_back: BTreeSet<EndpointId>,
 }
 
-/// What became of a removal.
+/// The result of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removal {
     Removed,
@@ -45,8 +45,8 @@ pub(super) enum Removal {
 }
 
 impl Peers {
-    /// The peers of the store, and those that the configuration names. Lines that a crash left owing to the log in
-    /// `audit_folder` are written first.
+    /// Loads the peers of the database and of the configuration. First writes the lines that a crash left unwritten to
+    /// the audit log in `audit_folder`.
     pub(super) async fn load(
         store: &Store,
         audit: &Audit,
@@ -117,7 +117,7 @@ impl Peers {
         Ok((name, is_new))
     }
 
-    /// Removes a peer, durably. Its line is owed: [`Peers::settle`] writes it.
+    /// Removes a peer durably. [`Peers::settle`] writes its audit line.
     pub(super) async fn remove(&self, id: EndpointId) -> anyhow::Result<Removal> {
         if self.authorized.contains(&id) {
             return Ok(Removal::InConfig);
@@ -137,7 +137,7 @@ impl Peers {
         Ok(renamed)
     }
 
-    /// Finishes the work that the last changes left. Where the disk fails, it is left for the next call.
+    /// Finishes the work that earlier changes left. Work that fails because of the disk is left for the next call.
     pub(super) async fn settle(&self) {
         let mut unsettled = self.changing.lock().await;
         let settled = async {
@@ -149,7 +149,7 @@ impl Peers {
         }
     }
 
-    /// The peer that `text` means: an Endpoint ID or a name.
+    /// The peer with this Endpoint ID or name.
     pub(super) fn find(&self, text: &str) -> Option<EndpointId> {
         if let Ok(id) = text.parse() {
             return Some(id);
@@ -157,7 +157,7 @@ impl Peers {
         self.read().values().find(|peer| peer.name.as_str() == text).map(|peer| peer.id)
     }
 
-    /// Locks the changes of the peers, after taking back what still has to be.
+    /// Locks the changes of the peers, after retrying the removals that failed.
     async fn lock_changes(&self) -> anyhow::Result<MutexGuard<'_, Unsettled>> {
         let mut unsettled = self.changing.lock().await;
         self.take_back(&mut unsettled).await?;
@@ -174,7 +174,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Writes the lines that are owed. An error: they are not acknowledged.
+    /// Writes the owed lines to the audit log. An error means that they are not acknowledged.
     async fn pay(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
         let owed = self.store.owed_lines().await?;
         let unwritten = owed.iter().filter(|line| !unsettled.written.contains(&line.id));

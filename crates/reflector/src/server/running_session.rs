@@ -41,7 +41,7 @@ pub(super) struct RunningSession {
     pub(super) control: Arc<SessionControl>,
     /// What it holds until it is closed. A phase reads it for as long as it runs.
     resources: RwLock<Option<SessionResources>>,
-    /// Latency probes came by TCP: each session has one such connection.
+    /// Whether the session already has its one connection for latency probes over TCP.
     has_probe_stream: AtomicBool,
     wants_lease: Arc<Notify>,
     /// Whether leasing has stopped. Locked while bytes are leased, so that no lease is written after the final charge.
@@ -52,7 +52,7 @@ pub(super) struct RunningSession {
 struct SessionResources {
     server_end: Box<dyn EngineServer>,
     _enrolment: Enrolment,
-    /// In direct mode this session's own, which ends with it.
+    /// The UDP port of the session. In direct mode it belongs to this session alone and ends with it.
     _port: Arc<UdpPort>,
     _slots: SessionSlots,
 }
@@ -132,17 +132,17 @@ impl RunningSession {
         })
     }
 
-    /// What the appliance's end of the engine has to know, if anything.
+    /// The terms of the engine for the appliance's end, if it has any.
     pub(super) fn engine_terms(&self) -> Option<EngineTerms> {
         self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.server_end.terms()
     }
 
-    /// When something last came over any connection of the session, as time since `began`.
+    /// When anything was last received on any connection of the session, as time since `began`.
     pub(super) fn last_heard(&self, began: Instant) -> Duration {
         self.control.last_heard().saturating_duration_since(began)
     }
 
-    /// Takes over a data connection whose preamble proved that it belongs to this session.
+    /// Takes over a data connection whose preamble authenticated it for this session.
     pub(super) fn admit(&self, preamble: Preamble, stream: DataStream) {
         // The session is being closed: the connection is dropped.
         let Ok(resources) = self.resources.try_read() else { return };
@@ -156,8 +156,8 @@ impl RunningSession {
         !self.has_probe_stream.swap(true, Ordering::Relaxed)
     }
 
-    /// Ends the session's work and frees all that it holds: returns when its phase's threads are gone and its port is
-    /// free. Blocking, for as long as a cancelled session takes to be noticed.
+    /// Ends the session's work and frees its resources: returns when its phase's threads have ended and its port is
+    /// free. Blocks until the threads notice the cancellation.
     fn close(&self) {
         self.control.cancel();
         let resources = self.resources.write().unwrap_or_else(PoisonError::into_inner).take();
@@ -190,8 +190,8 @@ impl RunningSession {
         std::thread::Builder::new().name(format!("phase-{phase}")).spawn(run).map(drop)
     }
 
-    /// Leases bytes for the session as it uses them up: each slice is on disk before it may flow. Ends with the
-    /// session, which it ends where no more may flow. Sends `first` once the first slice is leased.
+    /// Leases bytes for the session as it uses them: each lease is on disk before its bytes may be moved. Ends with the
+    /// session, and ends the session when no more bytes may be leased. Sends `first` after the first lease.
     pub(super) async fn keep_leased(self: Arc<Self>, server: Arc<Server>, first: oneshot::Sender<()>) {
         if let Err(reason) = self.lease_slices(&server, first).await {
             end_and_notify(&server, self.session, reason).await;
@@ -272,15 +272,15 @@ pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: 
     server.send_command(link, LinkCommand::Ended { session, reason });
 }
 
-/// How many connections to the port listened on a session opens at once: the streams of a tunneled phase, and latency
-/// probes where UDP does not get through.
+/// How many connections a session opens at once to the listening port: the streams of a tunneled phase, and one for
+/// latency probes if UDP is blocked.
 fn control_port_streams(spec: &TestSpec) -> usize {
     let phases = spec.phases.iter().filter(|_| spec.data_mode == DataMode::Tunneled);
     let streams = phases.map(|phase| phase.load.directions().len() * usize::from(spec.streams)).max().unwrap_or(0);
     streams + 1
 }
 
-/// Whether a socket bound to `bound` gets what is sent to `local`, the address that a link came in on.
+/// Whether a socket bound to `bound` receives packets to `local`, the local address of a link.
 fn is_behind(bound: SocketAddr, local: SocketAddr) -> bool {
     let every_address = bound.ip().is_unspecified() && bound.is_ipv4() == local.is_ipv4();
     bound.port() == local.port() && (bound.ip() == local.ip() || every_address)

@@ -39,11 +39,11 @@ impl Now {
     }
 }
 
-/// An open link; the shell gives each a unique number.
+/// An open link. The server gives each a unique number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
 
-/// Usage from before the start, as the store has it.
+/// Usage from before the start, as read from the database.
 #[derive(Clone, Debug, Default)]
 pub struct PastUsage {
     /// The peer of each granted test, and when it was granted, in milliseconds since 1970.
@@ -78,14 +78,14 @@ pub enum Answer {
     Queued {
         /// Its position in the queue, from 1.
         place: u32,
-        /// How long that may take.
+        /// The expected waiting time.
         expected_wait: Duration,
     },
-    /// It is not granted, and forgotten.
+    /// The request is denied and not queued.
     Denied(Denial),
 }
 
-/// Bytes that may flow, once they are on disk.
+/// Bytes that a session may move once the lease is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Payload bytes; never 0.
@@ -102,11 +102,11 @@ pub struct SessionAccounts {
     pub peer: EndpointId,
     /// Payload bytes charged to each day, oldest first; days without bytes are left out.
     pub bytes_by_day: Vec<(u32, u64)>,
-    /// Why it is over: the first reason there was.
+    /// Why it ended: the first reason.
     pub reason: EndReason,
 }
 
-/// What the shell must do because time passed or something changed.
+/// An action that the server must take because time passed or something changed.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum SessionAction {
@@ -114,16 +114,16 @@ pub enum SessionAction {
     Reserve(Reservation),
     /// A queued request should be sent its position.
     Place {
-        /// Which link waits.
+        /// The link that waits.
         link: LinkId,
         /// Its position in the queue, from 1.
         place: u32,
-        /// How long that may take.
+        /// The expected waiting time.
         expected_wait: Duration,
     },
     /// A queued request is denied.
     Deny {
-        /// Which link waited.
+        /// The link that waited.
         link: LinkId,
         /// The denial to send.
         denial: Denial,
@@ -141,7 +141,7 @@ pub struct Snapshot {
     pub draining: bool,
     /// No new sessions: audit log or state can't be written.
     pub faulted: bool,
-    /// What is reserved or runs.
+    /// The reserved and the running sessions.
     pub sessions: Vec<SessionStatus>,
     /// The queued requests, the next one first.
     pub queue: Vec<QueueStatus>,
@@ -154,7 +154,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The same for people: what a line is about, and its text.
+    /// The snapshot as text: a label and a text for each line.
     pub fn rows(&self) -> Vec<(&'static str, String)> {
         let mut rows = vec![("slots", format!("{} of {} in use", self.sessions.len(), self.slots))];
         rows.extend(self.sessions.iter().map(|session| {
@@ -188,14 +188,14 @@ pub struct SessionStatus {
     pub peer: EndpointId,
     /// The engine that makes the load.
     pub engine: EngineId,
-    /// The way its data takes.
+    /// How its data travels.
     pub data_mode: DataMode,
     /// Its port, in direct mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// How long it has been there, in milliseconds.
+    /// The time since its reservation, in milliseconds.
     pub elapsed_ms: u64,
-    /// How long it lasts at most from now on, in milliseconds.
+    /// The longest time that remains to it, in milliseconds.
     pub expires_in_ms: u64,
     /// Payload bytes leased so far.
     pub leased_bytes: u64,
@@ -208,7 +208,7 @@ pub struct QueueStatus {
     pub peer: EndpointId,
     /// Its position in the queue, from 1.
     pub place: u32,
-    /// How long that may take, in milliseconds.
+    /// The expected waiting time, in milliseconds.
     pub expected_wait_ms: u64,
 }
 

@@ -13,7 +13,7 @@ use crate::descriptors;
 
 /// What a phase may take beyond its duration: opening its streams, and draining what is still under way.
 const PHASE_ALLOWANCE: Duration = Duration::from_secs(6);
-/// What a session may take beyond its phases: opening, first and last messages, a slow disk.
+/// What a session may take in addition to its phases: opening, first and last messages, a slow disk.
 const SESSION_ALLOWANCE: Duration = Duration::from_secs(15);
 /// How much longer than its duration a phase usually takes, for the expected wait of queued requests.
 const USUAL_PHASE_OVERHEAD: Duration = Duration::from_secs(1);
@@ -39,19 +39,19 @@ pub struct Limits {
     pub max_queue_per_peer: usize,
     /// Descriptors that all sessions together may take.
     pub descriptors: usize,
-    /// The ports of direct sessions; `None`: there are none.
+    /// The ports of direct sessions; `None`: direct sessions are not offered.
     pub data_ports: Option<RangeInclusive<u16>>,
     /// The data modes offered.
     pub data_modes: Vec<DataMode>,
     /// The engines offered.
     pub engines: Vec<EngineId>,
-    /// The data modes that an engine knows; one that is not in here takes whatever is offered.
+    /// The data modes that each engine supports. An engine without an entry supports every mode.
     pub engine_modes: BTreeMap<EngineId, Vec<DataMode>>,
 }
 
 impl Default for Limits {
-    /// Nothing is offered and nothing allowed: the operator's defaults are in the configuration. Only what it does
-    /// not know has its value here.
+    /// Limits that offer and allow nothing. The operator's defaults are in the configuration; only limits without a
+    /// setting have their value here.
     fn default() -> Self {
         Self {
             max_concurrent_tests: 0,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// How long a port that another program held is tried last.
+/// How long a port that another program held is used only if no other port is free.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
 /// The data port range. Every port of it is either free or in use, never both.
@@ -23,7 +23,7 @@ impl Ports {
         Self { free, in_use: BTreeSet::new(), suspects: BTreeMap::new() }
     }
 
-    /// How many are free.
+    /// The number of free ports.
     pub(super) fn free(&self) -> usize {
         self.free.len()
     }

@@ -22,7 +22,7 @@ pub(super) struct QueuedRequest {
     last_update: Option<LastUpdate>,
 }
 
-/// The position that the appliance was last sent.
+/// The position and the expected wait that the appliance was last sent.
 #[derive(Clone, Copy, Debug)]
 struct LastUpdate {
     place: u32,
@@ -99,8 +99,8 @@ impl Queue {
         self.served.insert(peer, self.served_in_all);
     }
 
-    /// All that wait, in the order of their turns: always the peer next that was served longest ago, counting those
-    /// before as served.
+    /// All queued requests in the order in which they will be served: always a request of the peer that was served
+    /// longest ago, where the requests before it in this order count as served.
     pub(super) fn in_order(&self) -> Vec<&QueuedRequest> {
         let mut served = self.served.clone();
         let mut counter = self.served_in_all;

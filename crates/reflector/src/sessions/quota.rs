@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use paramedic_link::{EndpointId, SessionId};
 
-/// The window of tests an hour, in milliseconds.
+/// The window of the limit of tests per hour, in milliseconds.
 const HOUR_MS: u64 = 3600 * 1000;
 /// Days kept beside today, either way: sessions that run past midnight, and a clock that is set.
 const DAYS_KEPT: u32 = 7;
@@ -27,8 +27,8 @@ impl Tests {
         tests
     }
 
-    /// Forgets what left the window. A time that lies ahead is of a clock that was set back: it counts as now, or
-    /// it would stay for as long as the clock had been wrong.
+    /// Forgets the tests that left the window. A time in the future means that the clock was set back. It counts as
+    /// now; otherwise it would stay for as long as the clock was wrong.
     pub(super) fn pass_time(&mut self, unix_ms: u64) {
         self.granted.retain(|_, tests| {
             for (at, _) in tests.iter_mut() {
@@ -53,7 +53,7 @@ impl Tests {
         self.granted.get(&peer).map_or(0, |tests| u32::try_from(tests.len()).unwrap_or(u32::MAX))
     }
 
-    /// How long until one more fits below `limit`; `None`: it fits now, or never will.
+    /// How long until one more test fits below `limit`; `None`: it fits now, or never will.
     pub(super) fn until_one_leaves(&self, peer: EndpointId, limit: u32, unix_ms: u64) -> Option<Duration> {
         let tests = self.granted.get(&peer)?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -67,7 +67,7 @@ impl Tests {
     }
 }
 
-/// Bytes charged, by day: those that flowed, and those of open leases as if they had.
+/// Bytes charged, by day: bytes that were moved, and all bytes of open leases.
 #[derive(Debug, Default)]
 pub(super) struct ChargedBytes {
     days: BTreeMap<u32, BTreeMap<EndpointId, u64>>,

@@ -28,11 +28,11 @@ pub(super) struct HeldSession<H> {
     pub(super) reserved_at: Duration,
     pub(super) deadline: Duration,
     pub(super) expected_end: Duration,
-    /// Whether the shell claimed everything; from then on it is a grant, and ends only through `ended`.
+    /// Whether all resources are claimed. From then on the session is granted, and ends only through `ended`.
     pub(super) opened: bool,
-    /// How the shell reaches it: there while it runs, from its recorded grant until its teardown begins.
+    /// The server's handle of the session, set while it runs: from its recorded grant until its teardown begins.
     pub(super) handle: Option<H>,
-    /// When to check for silence. Only the shell knows when anything was last received.
+    /// When to check for silence. Only the server knows when anything was last received.
     pub(super) silence_check_at: Duration,
     /// When its first phase must have begun; `None` before it is opened, and once it has.
     pub(super) start_by: Option<Duration>,
@@ -44,7 +44,7 @@ pub(super) struct HeldSession<H> {
 #[derive(Debug)]
 pub(super) struct PendingEnd {
     pub(super) reason: EndReason,
-    /// When the end was last reported to the shell.
+    /// When the end was last reported to the server.
     pub(super) reported_at: Option<Duration>,
 }
 
@@ -79,8 +79,8 @@ impl<H> HeldSession<H> {
         }
     }
 
-    /// Why it is to be torn down, where that has to be reported to the shell now. Nothing is due before it is opened: until then
-    /// the shell is at work on it, and nothing is promised.
+    /// Why the session must be torn down, if this has to be reported now. `None` before it is opened: until then the
+    /// server still claims its resources, and the appliance was sent nothing.
     pub(super) fn end_if_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration) -> Option<EndReason> {
         if self.next_deadline()? > mono {
             return None;

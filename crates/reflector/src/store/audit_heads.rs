@@ -14,15 +14,15 @@ use crate::event::Chain;
 
 /// Each chain of the audit log as a [`ChainRow`].
 const AUDIT_CHAINS: &str = "SELECT chain, seq, hash, base_seq, base_hash FROM audit_chains";
-/// The same in a database of before the chains, which knew one head.
+/// The same for a database from before the chains, which has one head.
 const AUDIT_HEAD: &str = "SELECT 'main', seq, hash, 0, zeroblob(32) FROM audit_head";
 
 /// A chain of the audit log: its name, and number and hash of its head and its base.
 type ChainRow = (String, i64, Vec<u8>, i64, Vec<u8>);
 
 impl Store {
-    /// What the database at `path` knows of the audit log's chains, read without making, changing or locking anything,
-    /// beside a running reflector or without one.
+    /// Reads the records of the audit log's chains in the database at `path`. Creates, changes and locks nothing, so
+    /// that it works beside a running reflector.
     pub async fn read_audit_chains(path: &Path) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
         let lock = File::open(path).map_err(|source| StoreError::Unusable { path: path.to_owned(), source })?;
         let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
@@ -42,9 +42,8 @@ impl Store {
         chains
     }
 
-    /// Keeps what is known of the audit log's chains, of all that are given or of none. While the log is faulted the same
-    /// is kept again and again to try the disk; SQLite writes no page for a row that stays the same, so one column never
-    /// does.
+    /// Stores the records of the audit log's chains, all or none. While the log is faulted, this is repeated with equal
+    /// records to test the disk. SQLite writes no page for an unchanged row, so one column changes every time.
     pub async fn set_audit_chains(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
         let mut change = self.begin("keeping the audit log's heads").await?;
         let kept = async {
@@ -68,7 +67,7 @@ impl Store {
         self.conclude(change, kept).await
     }
 
-    /// What is known of the audit log's chains; a chain without a line in the database never had one on disk.
+    /// The records of the audit log's chains. A chain without a row never had a line on disk.
     pub async fn audit_chains(&self) -> Result<BTreeMap<Chain, ChainState>, StoreError> {
         self.audit_chains_by(AUDIT_CHAINS).await
     }
@@ -92,7 +91,7 @@ impl Store {
     }
 }
 
-/// A chain of the audit log in the database.
+/// The name of a chain in the database.
 fn chain_name(chain: Chain) -> &'static str {
     match chain {
         Chain::Main => "main",

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{Store, StoreError};
 
-/// How long a change waits for those before it. With [`BUSY_TIMEOUT`] it bounds how long a caller waits at all.
+/// How long a change waits for earlier changes. With [`BUSY_TIMEOUT`] it bounds how long a caller waits in total.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the disk is tried again while the last change failed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
@@ -24,7 +24,7 @@ pub(super) struct PendingChange {
 }
 
 impl Store {
-    /// Why the last change failed, and each change of that; `None` when it is on disk.
+    /// Why the last change failed; `None` if it is on disk. The receiver is notified of each change of this value.
     pub fn fault(&self) -> watch::Receiver<Option<String>> {
         self.fault.subscribe()
     }
@@ -62,7 +62,7 @@ impl Store {
         begun.await.map_err(|why| self.note_fault(self.failure(doing, why)))
     }
 
-    /// Commits a change that was `done`, and has the second connection see it. What could not be done is rolled back.
+    /// Commits the change if it was `done`, and checks that the second connection sees it. Otherwise rolls it back.
     pub(super) async fn conclude<T>(
         &self,
         change: PendingChange,
@@ -95,12 +95,12 @@ impl Store {
         }
     }
 
-    /// A number that differs from the last one where another connection has committed in between.
+    /// A number that changes when another connection commits (SQLite's `data_version`).
     async fn data_version(&self) -> Result<i64, sqlx::Error> {
         sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.witness).await
     }
 
-    /// Notes an error that means a fault of the disk; returns it.
+    /// Notes the error if it means that the disk is at fault. Returns it.
     fn note_fault(&self, why: StoreError) -> StoreError {
         if why.is_fault() && self.fault.send_replace(Some(why.to_string())).is_none() {
             tracing::error!(because = %why, "the database can't be written: nothing is granted until it can");

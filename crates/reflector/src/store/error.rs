@@ -48,27 +48,27 @@ pub enum StoreError {
     #[error("the database {} failed while {doing}: {source}", path.display())]
     Failed {
         path: PathBuf,
-        /// What was to be done.
+        /// The operation.
         doing: &'static str,
         source: sqlx::Error,
     },
-    /// The database answered that it committed, and nothing was committed.
-    #[error("the database {} did not keep what it acknowledged while {doing}", path.display())]
+    /// The database reported a commit, but the change is not in it.
+    #[error("the database {} reported a commit that is not in the file, while {doing}", path.display())]
     NotKept {
         path: PathBuf,
-        /// What was to be done.
+        /// The operation.
         doing: &'static str,
     },
     /// Another peer has that name.
     #[error("another peer already has the name {0:?}")]
     NameTaken(PeerText),
-    /// An empty name, or one that reads as an Endpoint ID.
+    /// The name is empty, or can be read as an Endpoint ID.
     #[error("a peer's name must not be empty or an Endpoint ID")]
     NoName,
 }
 
 impl StoreError {
-    /// Whether the disk or its content is at fault, and not the request.
+    /// Whether the disk or the file is at fault, not the request.
     pub fn is_fault(&self) -> bool {
         match self {
             StoreError::Failed { source: sqlx::Error::RowNotFound, .. } => false,

@@ -21,12 +21,12 @@ pub struct Peer {
     pub added_unix_ms: u64,
 }
 
-/// A line of the audit log that a change of the peers owes.
+/// An audit line that belongs to a committed change of the peers and may not be in the audit log yet.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct OwedLine {
     pub id: i64,
-    /// The last line that was acknowledged before the change: this one can only follow it.
+    /// The last acknowledged line when the change was made. This line can only follow it.
     pub after_seq: u64,
     pub event: AuditEvent,
 }
@@ -47,8 +47,8 @@ impl Store {
             .collect()
     }
 
-    /// Adds a peer; `false` where it is one already, whose name then stays. A name that is taken gets a number; one
-    /// that is empty, or that reads as an Endpoint ID, is not used. `by` is `code` or `hand`.
+    /// Adds a peer; `false` if it is already paired, and then its name stays. A number is added to a name that is
+    /// taken; a name that is empty, or can be read as an Endpoint ID, is not used. `by` is `code` or `hand`.
     pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
         let mut change = self.begin("adding a peer").await?;
         let added = async {
@@ -75,7 +75,7 @@ impl Store {
         self.conclude(change, added).await
     }
 
-    /// Removes a peer; `false` where it is none. What it used today stays charged, in case it pairs again.
+    /// Removes a peer; `false` if there is no such peer. Its usage of today stays charged, in case it pairs again.
     pub async fn remove_peer(&self, id: EndpointId) -> Result<bool, StoreError> {
         let mut change = self.begin("removing a peer").await?;
         let removed = async {
@@ -91,7 +91,7 @@ impl Store {
         self.conclude(change, removed).await
     }
 
-    /// Gives a peer another name; `false` where there is no such peer.
+    /// Gives a peer another name; `false` if there is no such peer.
     pub async fn rename_peer(&self, id: EndpointId, name: &PeerText) -> Result<bool, StoreError> {
         if !is_name(name.as_str()) {
             return Err(StoreError::NoName);
@@ -118,7 +118,7 @@ impl Store {
         }
     }
 
-    /// The lines of the audit log that changes of the peers owe, oldest first.
+    /// The audit lines of committed changes that may not be in the audit log yet, oldest first.
     pub async fn owed_lines(&self) -> Result<Vec<OwedLine>, StoreError> {
         let rows: Vec<(i64, i64, String)> = sqlx::query_as("SELECT id, after_seq, event FROM outbox ORDER BY id")
             .fetch_all(&self.pool)
@@ -132,7 +132,7 @@ impl Store {
             .collect()
     }
 
-    /// These lines are in the audit log.
+    /// Notes that these lines are in the audit log.
     pub async fn lines_written(&self, lines: &[OwedLine]) -> Result<(), StoreError> {
         let mut change = self.begin("noting that lines are written").await?;
         let noted = async {
@@ -146,7 +146,7 @@ impl Store {
     }
 }
 
-/// Adds a line that this change owes to the audit log.
+/// Notes, in the transaction of a change, the audit line that has to be written for it.
 async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Result<(), sqlx::Error> {
     let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
     sqlx::query(
@@ -159,7 +159,7 @@ async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Res
     Ok(())
 }
 
-/// Whether this is a valid name of a peer: a name that reads as an Endpoint ID would pass for another peer.
+/// Whether this is a valid name of a peer. A name that can be read as an Endpoint ID would pass for another peer.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.parse::<EndpointId>().is_err()
 }

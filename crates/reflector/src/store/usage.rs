@@ -41,7 +41,7 @@ impl Store {
         self.conclude(change, forgotten.map(drop)).await
     }
 
-    /// Who was granted a session at or after `unix_ms`, and when, oldest first.
+    /// The peers that were granted a session at or after `unix_ms`, and when, oldest first.
     pub async fn tests_since(&self, unix_ms: u64) -> Result<Vec<(EndpointId, u64)>, StoreError> {
         let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(
             "SELECT peer, granted_unix_ms FROM tests WHERE granted_unix_ms >= $1 ORDER BY granted_unix_ms, session",
@@ -53,7 +53,8 @@ impl Store {
         rows.into_iter().map(|(peer, at)| Ok((self.endpoint_id(&peer)?, unsigned(at)))).collect()
     }
 
-    /// Adds `bytes` to what the session may move on `day` (UTC days since 1970). They may flow once this returns.
+    /// Adds `bytes` to what the session may move on `day` (UTC days since 1970). The session may move them once this
+    /// returns.
     pub async fn lease(&self, session: SessionId, peer: EndpointId, day: u32, bytes: u64) -> Result<(), StoreError> {
         let mut change = self.begin("leasing bytes").await?;
         let leased = sqlx::query(
@@ -107,8 +108,8 @@ impl Store {
         self.conclude(change, settled.map(drop)).await
     }
 
-    /// Charges every lease that a crash left open, in full; how many sessions, how many bytes. For the start only,
-    /// when no session runs.
+    /// Charges in full every lease that a crash left open. Returns the number of sessions and of bytes. Only for the
+    /// start of the reflector, when no session runs.
     pub async fn charge_open_leases(&self) -> Result<(u64, u64), StoreError> {
         let mut change = self.begin("charging the leases of a crash").await?;
         let charged = async {
