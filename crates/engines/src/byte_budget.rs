@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-/// The byte budget of one session. Negative while a debt is open.
+/// The byte budget of one session. Negative if more bytes were charged than leased.
 pub(crate) struct ByteBudget {
     left: AtomicI64,
     spent: AtomicU64,
-    /// Below this many bytes, more are requested.
+    /// When fewer bytes than this are left, more are requested.
     low_water: AtomicI64,
     is_requested: AtomicBool,
     request: Box<dyn Fn() + Send + Sync>,

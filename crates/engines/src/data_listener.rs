@@ -27,7 +27,7 @@ const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 const SPARE_PENDING: usize = 16;
 /// Connections that the kernel may queue.
 const BACKLOG: i32 = 1024;
-/// Connections accepted in a row before the pending ones are checked again.
+/// The most connections that are accepted before the pending ones are checked again.
 const MAX_ACCEPTS_IN_A_ROW: usize = 64;
 /// How long nothing is accepted after the host ran out of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -54,9 +54,9 @@ pub trait Authenticator: Send + 'static {
 pub enum Authentication<Proof> {
     /// The connection has not sent enough yet.
     Incomplete,
-    /// It belongs to the session.
+    /// The connection belongs to the session.
     Accepted(Proof),
-    /// It does not.
+    /// The connection does not belong to the session.
     Refused,
 }
 
@@ -69,7 +69,7 @@ pub struct PreambleAuthenticator {
 }
 
 impl PreambleAuthenticator {
-    /// For the session with these keys.
+    /// An authenticator for the session with these keys.
     pub fn new(keys: Arc<SessionKeys>) -> Self {
         Self { keys, seen: HashSet::new() }
     }
@@ -185,7 +185,7 @@ impl DataListener {
         self.local
     }
 
-    /// Connections that were reset.
+    /// The number of connections that were reset.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
@@ -231,7 +231,7 @@ struct PendingConnection<Partial> {
     partial: Partial,
 }
 
-/// What the listener's thread works with.
+/// The state of the listener's thread.
 struct AcceptLoop<A: Authenticator> {
     listener: Socket,
     /// Shuts the listener down, which wakes the poll, when the session is cancelled.
@@ -244,7 +244,8 @@ struct AcceptLoop<A: Authenticator> {
     timeout: Duration,
     refused: Arc<AtomicU64>,
     max_pending: usize,
-    /// In the order accepted, and so in the order of their deadlines; at most `max_pending`.
+    /// The pending connections in the order accepted, which is also the order of their deadlines; at most
+    /// `max_pending`.
     pending: Vec<PendingConnection<A::Partial>>,
     paused_until: Option<Instant>,
 }
@@ -388,7 +389,7 @@ impl<A: Authenticator> AcceptLoop<A> {
     }
 }
 
-/// The listener is to be closed.
+/// The listener has to be closed.
 struct Closing;
 
 #[cfg(test)]

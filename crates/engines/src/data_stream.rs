@@ -9,7 +9,7 @@ use rustls::Connection;
 /// Bytes moved in one call: large enough to make the cost of the call negligible, small enough for a processor's cache.
 pub(crate) const CHUNK: usize = 256 * 1024;
 
-/// The same inside TLS, which touches each byte several times: it should stay in a lower-level cache.
+/// The same inside TLS, which touches each byte several times, so that a chunk should stay in a lower-level cache.
 const TLS_CHUNK: usize = 128 * 1024;
 
 /// The longest TLS record, header and tag included (RFC 8446, section 5.2).
@@ -48,9 +48,10 @@ impl DataStream {
         self.socket().shutdown(Shutdown::Write)
     }
 
-    /// How many bytes to charge for a stream on which `payload` bytes moved: those, or inside TLS three quarters of
-    /// what its records took, where that is more. Blocks of a few bytes and padded records (RFC 8446, section 5.4) put
-    /// many times the payload on the line. A quarter and one record are free: no usual record costs so much.
+    /// The number of bytes to charge for a stream that has moved `payload` bytes: `payload`, or inside TLS three
+    /// quarters of the bytes of its records, if that is more. Blocks of a few bytes and padded records (RFC 8446,
+    /// section 5.4) put many times the payload on the line. A quarter and one record are free: usual records never cost
+    /// that much.
     pub(crate) fn chargeable(&self, payload: u64) -> u64 {
         match self {
             Self::Plain(_) => payload,

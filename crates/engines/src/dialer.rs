@@ -24,7 +24,7 @@ pub use crate::socket::SocketOptions;
 pub struct Dialer {
     /// Where data goes: the control port in tunneled mode, the granted port in direct mode.
     pub target: SocketAddr,
-    /// The TLS configuration for [`tls::Alpn::Data`] in tunneled mode; absent in direct mode.
+    /// The TLS configuration for [`tls::Alpn::Data`] in tunneled mode; `None` in direct mode.
     pub tls: Option<Arc<ClientConfig>>,
     /// The source of the data.
     pub origin: Origin,

@@ -55,12 +55,13 @@ pub trait Engine: Sync {
     fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// The reason of the first entry that is requested, of a list of unsupported options.
+/// The reason of the first entry whose option is requested. Each entry is whether an unsupported option is requested,
+/// and why it is not supported.
 pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
     options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
 }
 
-/// What the reflector's end of a session is opened with.
+/// The parameters of [`Engine::server`].
 pub struct ServerSetup {
     /// The granted test.
     pub spec: TestSpec,
@@ -68,7 +69,7 @@ pub struct ServerSetup {
     pub keys: Arc<SessionKeys>,
     /// In direct mode: the address and port to listen at.
     pub claim: Option<SocketAddr>,
-    /// The appliance's address, as seen on the link.
+    /// The source address of the appliance's link, as the reflector sees it.
     pub peer: IpAddr,
     /// Cancels the session, and counts its bytes.
     pub control: Arc<SessionControl>,
@@ -76,7 +77,7 @@ pub struct ServerSetup {
     pub scratch: PathBuf,
 }
 
-/// What the appliance's end of a session is opened with.
+/// The parameters of [`Engine::client`].
 pub struct ClientSetup {
     /// The granted test.
     pub spec: TestSpec,
@@ -118,7 +119,7 @@ pub type PhaseObserver<'a> = &'a (dyn Fn(PhaseProgress) + Sync);
 
 /// The reflector's end of one session. Dropping it closes its sockets and ends its threads.
 pub trait EngineServer: Send + Sync {
-    /// What the appliance's end of the engine has to know of this end. Sent with the grant.
+    /// The terms of this end that the appliance's end needs, if any. Sent with the grant.
     fn terms(&self) -> Option<EngineTerms> {
         None
     }
@@ -134,7 +135,7 @@ pub trait EngineServer: Send + Sync {
 
     /// Runs phase number `phase` on the calling thread and others: waits for a bounded time until its streams are
     /// connected, reports [`PhaseProgress::Started`], and moves the data. Ends early when the session is cancelled.
-    /// Returns what was counted in any case.
+    /// Always returns the counts, also of a phase that failed.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 }
 
@@ -143,8 +144,8 @@ pub trait EngineClient: Send + Sync {
     /// Opens the streams of phase number `phase`, with at most four handshakes at once. Blocks for a bounded time.
     fn connect(&self, phase: u8) -> io::Result<()>;
 
-    /// Runs the phase, which the reflector has started. Ends early when the session is cancelled. Returns what was
-    /// counted in any case.
+    /// Runs the phase, which the reflector has started. Ends early when the session is cancelled. Always returns the
+    /// counts, also of a phase that failed.
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally;
 
     /// Why the streams of phase number `phase` failed, if this end knows.

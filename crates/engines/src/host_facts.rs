@@ -63,7 +63,7 @@ impl CpuClock {
         busy_between(self.cpu?, cpu_time()?)
     }
 
-    /// `None` if no control group throttled the program.
+    /// The share of the time for which a control group throttled the program; `None` if none did.
     fn held_back(&self) -> Option<f64> {
         let held_back = quota::held_back()?.saturating_sub(self.held_back?);
         let share = held_back.as_secs_f64() / self.read.elapsed().as_secs_f64();

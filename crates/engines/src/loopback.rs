@@ -31,12 +31,12 @@ const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many ports are tried if other processes take them first.
 const MAX_PORTS_TRIED: usize = 8;
 
-/// What both ends counted in one phase.
+/// The tallies of both ends for one phase.
 #[derive(Clone, Debug)]
 pub struct BothEnds {
-    /// The reflector's end.
+    /// The tally of the reflector's end.
     pub served: PhaseTally,
-    /// The appliance's end.
+    /// The tally of the appliance's end.
     pub driven: PhaseTally,
 }
 

@@ -15,7 +15,7 @@ use crate::byte_budget::ByteBudget;
 /// Shared by a session's owner and the threads that move its bytes.
 pub struct SessionControl {
     began: Instant,
-    /// Milliseconds since `began`.
+    /// When the other end last sent something, in milliseconds since `began`.
     heard_ms: AtomicU64,
     is_cancelled: AtomicBool,
     budget: Option<ByteBudget>,
@@ -38,13 +38,13 @@ struct Registered {
 pub struct Cancelled;
 
 impl SessionControl {
-    /// For a session without a byte budget: the appliance's end.
+    /// A control for a session without a byte budget, as at the appliance's end.
     pub fn unmetered() -> Arc<Self> {
         Arc::new(Self::with(None))
     }
 
-    /// For a session with a byte budget of 0 bytes, which [`SessionControl::allow`] extends. `request` is called, from
-    /// the byte path, each time the budget falls below its low-water mark; it must only send a wake-up.
+    /// A control for a session whose byte budget starts at 0 bytes; [`SessionControl::allow`] extends it. `request` is
+    /// called, from the byte path, each time the budget falls below its low-water mark; it must only send a wake-up.
     pub fn metered(request: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self::with(Some(ByteBudget::new(request))))
     }

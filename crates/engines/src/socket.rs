@@ -84,7 +84,7 @@ pub fn is_hung_up(socket: &TcpStream) -> bool {
     sys::tcp_info(socket).is_ok_and(|info| STATES.contains(&info.state))
 }
 
-/// Sets the DSCP (RFC 2474) of what `socket` sends; the kernel owns the two ECN bits beside it.
+/// Sets the DSCP (RFC 2474) of the packets that `socket` sends. The kernel owns the two ECN bits of the same byte.
 pub(crate) fn mark(socket: &SockRef<'_>, code_point: u8) -> io::Result<()> {
     let octet = u32::from(code_point) << 2;
     if socket.domain()? == Domain::IPV6 {

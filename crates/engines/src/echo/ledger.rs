@@ -23,7 +23,7 @@ pub(super) struct ProbeLedger {
 pub(super) enum Entry {
     /// It has not arrived before.
     New,
-    /// It arrived before, or is too old to tell.
+    /// It arrived before, or is too old to be remembered.
     Replayed,
 }
 

@@ -16,7 +16,7 @@ const REPLY: u8 = 2;
 /// The offset of the tag, which covers the bytes before it.
 const TAG_AT: usize = LEN - TAG_LEN;
 
-/// What the appliance sends.
+/// A latency probe, which the appliance sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProbePacket {
     /// Its sequence number, unique in the session.
@@ -27,18 +27,18 @@ pub(super) struct ProbePacket {
     pub(super) sent_ns: u64,
 }
 
-/// What the reflector answers.
+/// The reflector's reply to a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReplyPacket {
-    /// The probe that it answers.
+    /// The sequence number of the probe.
     pub(super) seq: u32,
     /// The probe's sending time, unchanged.
     pub(super) sent_ns: u64,
     /// The arrival time of the probe in nanoseconds of the reflector's monotonic clock, with an arbitrary zero.
     pub(super) received_ns: u64,
-    /// The time between its arrival and the reply in nanoseconds, at most `u32::MAX`.
+    /// The time between the probe's arrival and the reply in nanoseconds, at most `u32::MAX`.
     pub(super) dwell_ns: u32,
-    /// Which of the last probes arrived.
+    /// Which of the latest probes arrived.
     pub(super) history: ArrivalHistory,
     /// How many datagrams of the session arrived a second time, modulo 2^16.
     pub(super) duplicates: u16,
@@ -50,7 +50,7 @@ pub(super) struct ArrivalHistory {
     /// The highest sequence number that it covers. Differs from the requested one if the reflector has not seen that
     /// yet or does not remember it any more.
     pub(super) about: u32,
-    /// Bit `i` of the whole, least significant first: whether sequence number `about - i` arrived.
+    /// A bit field, least significant bit first: bit `i` says whether sequence number `about - i` arrived.
     pub(super) arrived: [u8; HISTORY as usize / 8],
 }
 

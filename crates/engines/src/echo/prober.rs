@@ -23,22 +23,23 @@ use crate::origin::Origin;
 use crate::session_control::{Cancelled, SessionControl};
 use crate::udp_port::datagram::Mailbox;
 
-/// The probes that test whether UDP works, and their interval: one second in total.
+/// The number of probes that test whether UDP works. They take one second in total.
 const UDP_TRIES: u32 = 20;
 const UDP_TRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long late replies are waited for at the end, and the interval of the probes that request histories meanwhile.
+/// How long the prober waits for late replies at the end, and the interval of the probes that request histories
+/// meanwhile.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 /// The socket's receive buffer in bytes.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// Datagrams read in a row.
+/// The most datagrams that are read before the thread checks again whether it has to end.
 const MAX_READS_IN_A_ROW: usize = 64;
 
 const _: () = assert!(UDP_TRIES <= FIRST_SEQ, "a test probe must not look like a probe of the schedule");
 
-/// What a [`Prober`] is started with.
+/// The parameters of [`Prober::start`].
 pub struct ProberSetup {
-    /// The UDP address of the reflector; absent: it answers no UDP, and the probes fall back at once.
+    /// The reflector's UDP address; `None` if it does not answer UDP, and then the probes fall back at once.
     pub target: Option<SocketAddr>,
     /// The keys that authenticate the probes.
     pub keys: Arc<SessionKeys>,
@@ -354,7 +355,8 @@ impl ProberState {
 
 /// A transport of probes.
 trait Carrier {
-    /// Waits until the timer ticks or the sender is woken, or shorter. Also receives replies if no other thread does.
+    /// Waits until the timer ticks or the sender is woken; may return earlier. Also receives replies if no other thread
+    /// does.
     fn wait(&mut self, prober: &ProberState, timer: &Timer) -> io::Result<()>;
 
     /// Sends or queues a packet; never waits.
@@ -366,7 +368,7 @@ impl Carrier for &UdpSocket {
         wait([(timer.as_fd(), PollFlags::IN), (prober.wake.as_fd(), PollFlags::IN)]).map(drop)
     }
 
-    /// A datagram that this host cannot send counts as lost.
+    /// Sends a datagram. One that this host cannot send counts as lost.
     fn send(&mut self, packet: &[u8; packet::LEN]) -> io::Result<()> {
         // A send may report the port unreachable of an earlier datagram instead of sending.
         if UdpSocket::send(self, packet).is_err_and(|failure| failure.kind() == io::ErrorKind::ConnectionRefused) {

@@ -69,13 +69,13 @@ struct Slot {
 const RTT_BITS: u32 = 24;
 /// The probe was sent; otherwise the slot was skipped.
 const SENT: u32 = 1 << 24;
-/// A reply reported whether it arrived.
+/// The probe arrived at the reflector.
 const REPORTED: u32 = 1 << 25;
 /// It arrived.
 const ARRIVED: u32 = 1 << 26;
-/// Its reply arrived.
+/// The reply to the probe arrived.
 const REPLIED: u32 = 1 << 27;
-/// Its reply arrived late.
+/// The reply to the probe arrived late.
 const LATE: u32 = 1 << 28;
 
 impl Slot {
@@ -100,7 +100,7 @@ pub(super) struct ProbeRecords {
     open_from: usize,
 }
 
-/// What a reply shows.
+/// What a reply shows about its probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReplyKind {
     /// A round trip.

@@ -21,7 +21,7 @@ pub struct ProbeResponder {
 }
 
 impl ProbeResponder {
-    /// For the session with these keys.
+    /// A responder for the session with these keys.
     pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>) -> Self {
         Self { keys, control, ledger: Mutex::new(ProbeLedger::new()), clock: Clock::start() }
     }

@@ -62,7 +62,7 @@ pub struct PhaseContext<'a> {
 }
 
 impl<'a> PhaseContext<'a> {
-    /// For `phase` of the test `ask`, which began at `begin`.
+    /// A context for `phase` of the test `ask`. The phase began at `begin`.
     pub fn new(
         ask: &'a TestSpec,
         phase: &PhaseSpec,

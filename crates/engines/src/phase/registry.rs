@@ -39,7 +39,7 @@ pub(crate) struct StreamRegistry<T> {
 struct RegistryState<T> {
     /// The running phase, or the next one.
     next: u8,
-    /// Phases that have taken their streams or failed to get them. They get no more.
+    /// Phases whose streams were taken, or did not connect in time. They admit no further streams.
     closed: HashSet<u8>,
     ready: HashMap<(u8, u16), T>,
 }

@@ -19,12 +19,12 @@ pub(crate) struct Sampler {
     begin: Instant,
     until: Instant,
     due: Instant,
-    /// Download, upload: the totals of the last call.
+    /// The totals of the last call: download, upload.
     sampled: [u64; 2],
 }
 
 impl Sampler {
-    /// For a phase from `begin` until `until`, with totals of 0 at the begin.
+    /// A sampler for a phase from `begin` until `until`, with totals of 0 at the begin.
     pub(crate) fn new(begin: Instant, until: Instant) -> Self {
         Self { begin, until, due: begin + SAMPLE_INTERVAL, sampled: [0; 2] }
     }

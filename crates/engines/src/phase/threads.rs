@@ -23,7 +23,7 @@ const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connected stream of an engine.
 pub(crate) trait PhaseStream: Send {
-    /// What the watcher keeps of it.
+    /// The watcher's part of a stream.
     type Watched: Send + Sync;
     /// The engine's own part of a stream's report.
     type Own: Default + Send;
@@ -32,7 +32,7 @@ pub(crate) trait PhaseStream: Send {
     /// How much later than the phase a sender may begin and end.
     const LATEST_BEGIN: Duration;
 
-    /// Makes the watcher's part. `is_sent`: this end sends.
+    /// Makes the watcher's part of this stream. `is_sent`: this end sends.
     fn watched(&self, is_sent: bool) -> io::Result<Self::Watched>;
 
     /// Sends until the stream's time is over and the other end has confirmed the bytes, or until the phase is over. The
@@ -43,8 +43,8 @@ pub(crate) trait PhaseStream: Send {
     /// before a failure.
     fn receive(&mut self, run: &StreamRun<'_, Self::Watched>, report: &mut StreamReport<Self::Own>) -> io::Result<()>;
 
-    /// Called once per interval if this end sends, with the stream's bytes so far. Returns whether the other end was
-    /// heard.
+    /// Called once per interval if this end sends, with the stream's bytes so far. Returns whether anything arrived
+    /// from the other end.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
     /// Called once per interval if this end sends. `is_silent`: the other end has been silent for too long. A stream
@@ -63,7 +63,7 @@ pub(crate) trait PhaseStream: Send {
         Self: Sized;
 }
 
-/// What a stream's thread works with.
+/// The parameters of a stream's thread.
 pub(crate) struct StreamRun<'a, W> {
     pub(crate) context: &'a PhaseContext<'a>,
     pub(crate) direction: Direction,
@@ -79,7 +79,7 @@ impl<W> StreamRun<'_, W> {
     }
 }
 
-/// What a stream's thread reports.
+/// The report of a stream's thread.
 pub(crate) struct StreamReport<O> {
     /// When the last byte moved.
     pub(crate) last: Option<Instant>,

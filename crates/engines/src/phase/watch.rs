@@ -31,14 +31,14 @@ pub trait Moving {
     fn abort(&mut self);
 }
 
-/// One direction at one look.
+/// The state of one direction when the watcher looked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
     /// Payload bytes so far of all streams.
     pub total: u64,
     /// Whether none of its streams has ended.
     pub is_whole: bool,
-    /// Whether the other end was heard since the last look, other than by received payload.
+    /// Whether anything but payload arrived from the other end since the last look.
     pub is_heard: bool,
 }
 
@@ -78,8 +78,8 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Phase
     context.control.wake();
 }
 
-/// Whether sending has to pause at `now`, because the other end was last heard at `heard`. Silence counts from the
-/// begin of the phase.
+/// Whether sending has to pause at `now`. The other end last sent something at `heard`. Silence counts from the begin
+/// of the phase.
 fn is_silent(heard: Instant, begin: Instant, now: Instant) -> bool {
     now.saturating_duration_since(heard.max(begin)) > PAUSE_AFTER_SILENCE
 }

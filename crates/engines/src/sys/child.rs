@@ -150,8 +150,8 @@ fn tie_to(parent: Pid) -> io::Result<()> {
     if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::PIPE.into()) }
 }
 
-/// Keeps everything from it that is open here but the standard streams, however it came to us: what we open ourselves
-/// closes by itself, what we were started with does not.
+/// Sets close-on-exec on all descriptors except the standard streams, so that the child does not inherit them. This
+/// process opens descriptors with that flag, but descriptors that it inherited itself may lack it.
 fn keep_descriptors() -> io::Result<()> {
     // SAFETY: the call only marks descriptors of this process; those of the standard library and ours are marked
     // already.
@@ -159,8 +159,9 @@ fn keep_descriptors() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A program that is started gets its capabilities from what is inherited and ambient; one that root starts from all
-/// that the bounding set has, unless a secure bit says no. So nothing is left of any of these.
+/// Clears the inheritable, the ambient and the bounding capability set. A program gets its capabilities from the first
+/// two at its exec; a program that root starts gets all of the bounding set, unless a secure bit forbids it
+/// (capabilities(7)).
 fn give_up_capabilities() -> io::Result<()> {
     let own = rustix::thread::capabilities(None)?;
     rustix::thread::set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..own })?;
@@ -192,7 +193,7 @@ fn limit(resource: Resource, most: u64, of: Option<Pid>) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives up new privileges, too, without which no filter can be installed.
+/// Enforces the Landlock rules. Also sets no_new_privs, which is a condition for installing a seccomp filter.
 fn limit_files(files: RulesetCreated) -> io::Result<()> {
     let status = files.restrict_self().map_err(|_| io::Error::from(Errno::OPNOTSUPP))?;
     let is_limited = status.ruleset != RulesetStatus::NotEnforced && status.no_new_privs;
@@ -209,7 +210,7 @@ fn send_descriptor(to: &OwnedFd, what: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// What the child said, if it said anything: a number, and perhaps a descriptor.
+/// Receives the child's message, if it sent one: a byte, and possibly a descriptor.
 fn receive(from: &OwnedFd) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

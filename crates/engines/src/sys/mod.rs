@@ -101,17 +101,17 @@ fn set<T: Integer>(socket: impl AsFd, option: libc::c_int, value: T) -> io::Resu
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What socket options are made of.
+/// An integer type that can be the value of a socket option.
 trait Integer: Copy {}
 impl Integer for libc::c_int {}
 impl Integer for u64 {}
 
-/// What the kernel holds of its clock (`adjtimex(2)`, `ntp_adjtime` without a change).
+/// The kernel's state of the system clock (`adjtimex(2)`, `ntp_adjtime` without a change).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClockState {
-    /// Whether something keeps it synchronised.
+    /// Whether the clock is synchronised, for example by NTP.
     pub(crate) is_synchronised: bool,
-    /// The kernel's bound of its error, in microseconds.
+    /// The kernel's bound of the clock's error, in microseconds.
     pub(crate) max_error_us: u64,
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn clock_state() -> io::Result<ClockState> {
 }
 
 impl TcpInfo {
-    /// Reads the fields at their places in `struct tcp_info`, which only ever grows at its end.
+    /// Reads the fields at their offsets in `struct tcp_info`, which only ever grows at its end.
     fn parse(raw: &[u8]) -> Self {
         let u32_at = |at: usize| raw.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
         let u64_at = |at: usize| raw.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);

@@ -41,11 +41,11 @@ pub enum ArgumentHalf {
 /// The value that half of an argument must have for a rule to match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Argument {
-    /// Which half of which.
+    /// The half of an argument that is compared.
     pub part: ArgumentHalf,
     /// The bits to compare.
     pub mask: u32,
-    /// Their value.
+    /// The value that these bits must have.
     pub is: Value,
 }
 
@@ -143,8 +143,8 @@ impl Filter {
         self.program.push(libc::sock_filter { code: code as u16, jt, jf, k });
     }
 
-    /// Installs the filter for the calling thread and everything that comes of it, for ever. The thread must have given
-    /// up new privileges. Gives the descriptor at which its questions arrive; it is closed by an exec.
+    /// Installs the filter for the calling thread and all its descendants; it cannot be removed. The thread must have
+    /// set no_new_privs. Returns the descriptor at which the supervised calls arrive; an exec closes it.
     pub(super) fn install(&mut self) -> io::Result<OwnedFd> {
         let own_pid = std::process::id();
         for at in &self.own_pid_at {

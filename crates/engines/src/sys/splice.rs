@@ -15,7 +15,7 @@ pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
     unsafe { rustix::mm::madvise(bytes.as_mut_ptr().cast(), bytes.len(), Advice::LinuxHugepage) }.ok();
 }
 
-/// The size of a huge page where one is worth having (x86-64; arm64 with small pages of 4 KiB).
+/// The size of a huge page on x86-64, and on arm64 with pages of 4 KiB.
 pub(crate) const HUGE: usize = 2 << 20;
 
 /// A pipe that holds pages.

@@ -18,7 +18,8 @@ pub(super) struct ReadyConnection {
 /// The connected streams of a session.
 pub(super) type TcpStreams = StreamRegistry<ReadyConnection>;
 
-/// Gives a connected stream its place. If it has none, or the session is over, the stream is dropped, which refuses it.
+/// Adds a connected stream to its phase. If the phase does not expect it, or the session is over, drops the stream,
+/// which closes the connection.
 pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: u8, index: u16, stream: DataStream) {
     match control.register(stream.socket()) {
         Ok(registration) => {
@@ -47,5 +48,5 @@ impl Watched {
 }
 
 pub(super) type TcpRun<'a> = StreamRun<'a, Watched>;
-/// `own` is how the bytes were moved.
+/// The report of a TCP stream. Its `own` part says how the bytes were moved.
 pub(super) type TcpReport = StreamReport<Option<&'static str>>;

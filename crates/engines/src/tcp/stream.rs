@@ -32,7 +32,7 @@ impl PhaseStream for ReadyConnection {
         receiver::receive(&mut self.stream, run, report)
     }
 
-    /// A sender hears only the acknowledgements of the other end.
+    /// For a sender, acknowledgements are the only sign of life of the other end.
     fn attend(Watched { socket, unsent_limit }: &Watched, total: u64) -> bool {
         if let Some(limit) = unsent_limit {
             limit.adapt(socket, total);
@@ -40,7 +40,7 @@ impl PhaseStream for ReadyConnection {
         socket::since_last_ack(socket).is_some_and(|ago| ago <= SAMPLE_INTERVAL)
     }
 
-    /// If everything was acknowledged, silence of the other end means nothing.
+    /// While no sent byte is unacknowledged, the other end has nothing to send, so its silence is ignored.
     fn pause(Watched { socket, unsent_limit }: &Watched, is_silent: bool) {
         if let Some(limit) = unsent_limit {
             limit.pause(is_silent && socket::is_unacknowledged(socket));

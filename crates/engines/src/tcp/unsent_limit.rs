@@ -21,7 +21,7 @@ impl UnsentLimit {
     const MIN: u32 = 16 * 1024;
     /// The limit until the first interval has been measured.
     const INITIAL: u32 = 128 * 1024;
-    /// From this limit on, the kernel's own limits are lower: ours is lifted.
+    /// From this value on, the kernel's own limits are lower, so that this limit is removed.
     const MAX: u32 = 4 * 1024 * 1024;
 
     pub(super) fn new(socket: &TcpStream) -> Self {

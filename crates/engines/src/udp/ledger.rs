@@ -13,7 +13,7 @@ const BASE_HOLDS_NS: u64 = 5_000_000_000;
 pub(super) struct Counts {
     /// Distinct datagrams.
     pub(super) received: u64,
-    /// Those of them that were sent after the search had settled for the last time.
+    /// Distinct datagrams that were sent after the rate search had settled for the last time.
     pub(super) settled: u64,
     /// One more than the highest sequence number.
     pub(super) through: u64,

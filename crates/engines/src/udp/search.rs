@@ -22,7 +22,7 @@ const FEEDBACK_TIMEOUT_NS: u64 = 1_000_000_000;
 const FULL_QUEUE_US: u32 = 8_000;
 /// This many feedbacks in a row have to report it.
 const FULL_QUEUE_FEEDBACKS: u32 = 2;
-/// Below this delay the queue counts as empty.
+/// A queueing delay below this means that the queue is empty.
 const EMPTY_US: u32 = 2_000;
 /// The queue should drain in about this time; meanwhile the rate is a share of the path's in this range.
 const DRAIN_US: f64 = 200_000.0;
@@ -57,7 +57,7 @@ pub(super) struct Search {
     state: SearchState,
     /// The rate when it settled.
     settled_bps: Option<f64>,
-    /// The first datagram that was sent at this rate.
+    /// The number of the first datagram that was sent at this rate.
     mark: u64,
     /// When the rate was last changed, by the sender's clock.
     changed_ns: u64,
@@ -78,10 +78,10 @@ pub(super) struct Search {
     /// The first datagram after the search settled, and the first feedback after it had arrived.
     settled_from: u64,
     settled_since: Option<Feedback>,
-    /// Datagrams sent since then, and lost of them; updated with each feedback.
+    /// Datagrams sent since the search settled, and how many of them were lost; updated with each feedback.
     expected: f64,
     lost: f64,
-    /// Intervals since then.
+    /// Intervals since the search settled.
     judged: u32,
 }
 

@@ -52,7 +52,7 @@ impl PhaseStream for ReadyStream {
         SockRef::from(socket).shutdown(Shutdown::Both).ok();
     }
 
-    /// The error texts say what to do.
+    /// The error's own text: it already says what to do.
     fn describe(failure: &io::Error, _after: Duration) -> String {
         failure.to_string()
     }

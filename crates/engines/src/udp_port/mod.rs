@@ -57,37 +57,37 @@ pub struct Datagram<'a> {
     pub port: &'a PortHandle,
 }
 
-/// Why a datagram got no answer.
+/// Why a datagram was not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No kind of datagram that is answered here.
+    /// The datagram is not of a kind that this port answers.
     Malformed,
-    /// Of a session that is not enrolled.
+    /// Its session is not enrolled.
     UnknownSession,
-    /// Of an enrolled session, but not from its peer's address.
+    /// It did not come from the address of its session's peer.
     WrongSource,
-    /// Of a session that is over.
+    /// Its session is over.
     Over,
-    /// Not sealed with the session's key.
+    /// It is not sealed with its session's key.
     Forged,
-    /// Arrived before, or is too old to tell.
+    /// It arrived before, or is too old to be remembered.
     Replayed,
 }
 
-/// Datagrams that got no answer, by reason.
+/// The number of datagrams that were not answered, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
-    /// No kind of datagram that is answered here.
+    /// Datagrams that are not of a kind that this port answers.
     pub malformed: u64,
-    /// Of a session that is not enrolled.
+    /// Datagrams of sessions that are not enrolled.
     pub unknown_session: u64,
-    /// Of an enrolled session, but not from its peer's address.
+    /// Datagrams that did not come from the address of their session's peer.
     pub wrong_source: u64,
-    /// Of a session that is cancelled.
+    /// Datagrams of sessions that are over.
     pub over: u64,
-    /// Not sealed with the session's key.
+    /// Datagrams that are not sealed with their session's key.
     pub forged: u64,
-    /// Arrived before, or is too old to tell.
+    /// Datagrams that arrived before, or are too old to be remembered.
     pub replayed: u64,
 }
 
@@ -157,7 +157,7 @@ impl UdpPort {
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
     }
 
-    /// Datagrams that got no answer so far.
+    /// The datagrams that were not answered so far.
     pub fn refused(&self) -> Refused {
         let of = |reason: Refusal| self.shared.refused[reason as usize].load(Ordering::Relaxed);
         Refused {
@@ -187,7 +187,7 @@ impl Drop for UdpPort {
     }
 }
 
-/// While this lives, the datagrams of one session are answered.
+/// Keeps one session enrolled: its datagrams are answered until this is dropped.
 #[must_use = "dropping it ends the session's answers"]
 pub struct Enrolment {
     shared: Arc<PortState>,
