@@ -75,7 +75,7 @@ fn after_a_deleted_log_verify_reports_the_line_of_the_new_beginning() {
     assert_eq!(outcome.code, 3, "{outcome:?}");
     let first = lines + 1;
     assert!(outcome.stdout.contains(&format!("whole since line {first}")), "{outcome:?}");
-    assert!(outcome.stdout.contains("begun anew"), "{outcome:?}");
+    assert!(outcome.stdout.contains("started again"), "{outcome:?}");
     assert_eq!(reflector.run(&["audit", "verify", "--nonsense"]).code, 2);
     // A changed byte after that line is still detected.
     reflector.process().kill();

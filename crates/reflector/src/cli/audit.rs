@@ -14,8 +14,8 @@ use crate::store::Store;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Check every line of the audit log, offline. Exit code 0: whole; 1: lines were changed or are missing; 3: whole
-    /// since a later line, because the log was begun anew or trimmed
+    /// Check every line of the audit log, offline. Exit code 0: whole; 1: lines are missing or were changed; 3: whole
+    /// only from a later line on, because the log was started again or trimmed
     Verify {
         #[command(flatten)]
         place: PlaceFlags,
@@ -73,7 +73,7 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
         let since = match chain.begins {
             Beginning::First => None,
             Beginning::BegunAnew(line) => {
-                Some((line, "the log was begun anew there, and the earlier one was moved away"))
+                Some((line, "the log was started again there, and the earlier one was moved away"))
             }
             Beginning::Trimmed(line) => Some((line, "earlier lines were trimmed to keep within audit_max_size")),
         };

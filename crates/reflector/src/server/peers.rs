@@ -128,8 +128,7 @@ impl Peers {
         Ok(if removed { Removal::Removed } else { Removal::NotThere })
     }
 
-    /// Gives a peer another name, durably; `false` where there is no such peer. Its line is owed, as of
-    /// [`Peers::remove`].
+    /// Gives a peer another name, durably; `false` if there is no such peer. [`Peers::settle`] writes its audit line.
     pub(super) async fn rename(&self, id: EndpointId, name: &PeerText) -> anyhow::Result<bool> {
         let _changes = self.lock_changes().await?;
         let renamed = self.store.rename_peer(id, name).await?;
