@@ -5,18 +5,18 @@ use std::fmt;
 
 use anstyle::{AnsiColor, Style};
 
-/// The columns that everything fits in.
+/// The width of the output, in columns.
 pub const WIDTH: usize = 80;
 
-/// What a piece of text is to the reader.
+/// The meaning of a piece of text, which decides its colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
-    /// Nothing special.
+    /// Normal text.
     #[default]
     Plain,
-    /// What the eye should find first.
+    /// The most important text.
     Strong,
-    /// What can be skipped.
+    /// Text of little importance.
     Dim,
     /// Good news.
     Good,
@@ -49,7 +49,7 @@ impl Line {
         Self::default()
     }
 
-    /// A line of one piece.
+    /// A line of one piece of text.
     pub fn of(tone: Tone, text: impl Into<String>) -> Self {
         Self::empty().with(tone, text)
     }

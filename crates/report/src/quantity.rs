@@ -6,9 +6,9 @@ use std::time::Duration;
 
 /// How a quantity is written.
 struct Scale {
-    /// In an error message: a unit of this.
+    /// The name of the quantity in error messages.
     quantity: &'static str,
-    /// Each unit and its size in the base unit, the ones to print in first.
+    /// The units and their sizes in the base unit. The ones to print in come first.
     units: &'static [(&'static str, u64)],
     /// What may follow a unit; the first one is printed.
     endings: &'static [&'static str],

@@ -20,7 +20,7 @@ pub struct RunSummary {
     pub provider: String,
     /// The engine that made the load.
     pub engine: String,
-    /// What the other end is called.
+    /// The name of the other end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// The address and port that were dialled.

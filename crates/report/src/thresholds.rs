@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{LatencyResult, Quantity, ResultDocument, ThresholdResult};
 
-/// What is asked of a result; absent is not asked.
+/// The thresholds for a result; an absent one is not checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
     /// The least download goodput, in bits per second.
@@ -26,7 +26,7 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
-    /// Whether a result reached what was asked. What was not measured is not reached.
+    /// Checks each threshold. One for something that was not measured is not met.
     pub fn judge(&self, result: &ResultDocument) -> Vec<ThresholdResult> {
         let at_least = |name: &str, limit: Option<u64>, measured: Option<u64>| {
             limit.map(|limit| ThresholdResult {

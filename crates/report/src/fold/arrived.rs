@@ -6,42 +6,43 @@ use paramedic_link::measurement::Sample;
 
 use super::rates::bytes_of;
 
-/// Fewer segments than these are no rate: a handshake and some retransmissions.
+/// Fewer segments than this do not count as payload: a handshake and some retransmissions cause as many.
 const LEAST_SEGMENTS: u64 = 10;
-/// The longest segment that is counted with (Ethernet, IPv4, TCP's time stamps): ten of loopback's would be 640 KiB.
+/// The longest segment that this check assumes (Ethernet, IPv4, TCP with time stamps). Ten segments of loopback would
+/// be 640 KiB.
 pub(super) const USUAL_SEGMENT: u32 = 1448;
-/// What a stream that is held to a rate may send at once: the block of iperf3 and of ours, and about a segment of
-/// loopback's.
+/// The most bytes that a rate-limited stream writes at once: the block size of iperf3 and of the engine tcp, and about
+/// a segment of loopback.
 pub(super) const USUAL_STEP: u32 = 128 * 1024;
-/// With fewer steps than these in half a phase, a stream's last one may lie before it.
+/// If half a phase has fewer writes of a rate-limited stream than this, the last write may be before that half.
 const STEPS_IN_HALF: u64 = 4;
 
-/// What a direction of a phase was to move.
+/// What was requested for one direction of a phase.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
-    /// How long the phase lasted.
+    /// The duration of the phase.
     pub(super) span: Duration,
     /// The payload of a segment or a datagram, in bytes.
     pub(super) segment: u32,
-    /// The rate that each stream was held to, in bits per second; absent: the sender always had more to send.
+    /// The rate limit of each stream, in bits per second; absent: the sender always had more to send.
     pub(super) rate_bps: Option<u64>,
-    /// What a stream sends at once when it is held to a rate, in bytes.
+    /// The bytes that a rate-limited stream writes at once.
     pub(super) step: u32,
     /// How many streams there were.
     pub(super) streams: u16,
 }
 
-/// What is known of what arrived.
+/// The receiver's report of a direction.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arrived<'a> {
-    /// The receiver's readings.
+    /// The receiver's samples.
     Readings(&'a [Sample]),
-    /// The receiver reports its total only.
+    /// The receiver's total, if it reports no samples.
     Total(u64),
 }
 
 /// Whether the direction moved nothing: the receiver counted no payload in the last half of the phase, or less than ten
-/// segments while the sender had more to send. What was counted before is no rate of the path either.
+/// segments while the sender had more to send. Payload that was counted before that is not a rate of the path.
 pub(super) fn moved_nothing(arrived: Arrived<'_>, asked: &Asked) -> bool {
     // What all streams send in this time where they are held to a rate, in bytes.
     let paced = |span: Duration| {

@@ -5,28 +5,28 @@ use std::time::Duration;
 
 use paramedic_link::measurement::{Count, Sample};
 
-/// Bits in a microsecond beyond any interface: 100 Tbit/s.
+/// A rate above that of any interface, in bits per microsecond: 100 Tbit/s.
 const MOST_BITS_PER_US: u128 = 100_000_000;
-/// How much longer than twice what was asked a phase can have taken.
+/// How much longer than twice the requested duration a phase can have taken.
 const MOST_OVERTIME: Duration = Duration::from_secs(20);
 
-/// A claim that cannot be true, in a clause.
+/// Why a report of the other end cannot be true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Impossible {
-    /// More than any interface carries.
+    /// The rate is above that of any interface.
     Rate {
-        /// What was claimed.
+        /// The reported bytes.
         bytes: u64,
-        /// In how many microseconds.
+        /// The time in which they were moved, in microseconds.
         length_us: u64,
     },
-    /// Longer than the phase can have lasted, in microseconds.
+    /// The reported time, in microseconds, is longer than the phase can have lasted.
     Time(u64),
-    /// More arrived than was sent.
+    /// More was received than was sent.
     FromNothing {
-        /// Bytes, or datagrams.
+        /// The unit: bytes or datagrams.
         unit: &'static str,
-        /// How much arrived.
+        /// How much was received.
         received: u64,
         /// How much was sent.
         sent: u64,
@@ -47,19 +47,19 @@ impl fmt::Display for Impossible {
     }
 }
 
-/// Whether a reading over `length_us` can be true in a phase that was to last `asked`.
+/// Checks whether a sample over `length_us` can be true in a phase for which `asked` was the requested duration.
 pub(super) fn reading(sample: Sample, length_us: u64, asked: Duration) -> Result<(), Impossible> {
     rate(sample.bytes, length_us)?;
     time(sample.at_us, asked)
 }
 
-/// Whether a phase's count can be true.
+/// Checks whether a phase's count can be true.
 pub fn count(count: Count, asked: Duration) -> Result<(), Impossible> {
     rate(count.bytes, count.elapsed_us)?;
     time(count.elapsed_us, asked)
 }
 
-/// Nothing arrives that was not sent, where both ends count the same.
+/// Checks that no more was received than was sent. Only for counts of the same unit at both ends.
 pub fn received_of_sent(unit: &'static str, received: u64, sent: u64) -> Result<(), Impossible> {
     if received > sent { Err(Impossible::FromNothing { unit, received, sent }) } else { Ok(()) }
 }

@@ -25,15 +25,15 @@ use crate::stats;
 pub use claims::{Impossible, count as check_count, received_of_sent};
 pub use phase::{CountedReading, DataEnd, PhaseRecord};
 
-/// A prober that was later than this at its p99 sampled the busy moments less often.
+/// If the prober's p99 lateness is above this, the busy moments were sampled less often, and the result says so.
 const LATE_PROBE_US: u32 = 5_000;
 
-/// How a run is folded.
+/// The options of a [`ResultBuilder`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FoldOptions {
-    /// The start-up to leave out; absent: it is found.
+    /// The start-up to exclude; absent: it is detected.
     pub omit: Option<Duration>,
-    /// Whether each interval's reading belongs in the result.
+    /// Whether the result includes the samples of each interval.
     pub intervals: bool,
 }
 
@@ -55,7 +55,7 @@ pub struct RunIdentity {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunEnd {
-    /// Every phase came to its end.
+    /// Every phase was completed.
     Complete,
     /// The user of the appliance ended it.
     Interrupted,
@@ -63,15 +63,16 @@ pub enum RunEnd {
     Failed(ErrorBody),
 }
 
-/// What latency probes saw, all phases.
+/// The results of the latency probes of all phases.
 pub struct ProbeLog<'a> {
-    /// What they travelled in; absent where neither way worked.
+    /// The transport of the probes; absent if neither UDP nor TCP worked.
     pub transport: Option<ProbeTransport>,
     /// Probes and replies that arrived a second time.
     pub duplicates: u64,
     /// Payload bytes of all probes.
     pub bytes: u64,
-    /// The probes sent from a moment on and before another, both by the prober's clock, in the order sent.
+    /// The probes that were sent from the first time on and before the second, by the prober's clock, in the order
+    /// sent.
     pub within: Box<dyn Fn(Duration, Duration) -> ProbeWindow<'a> + 'a>,
 }
 
@@ -86,16 +87,16 @@ pub struct ResultBuilder {
     reflector_facts: [Option<HostFacts>; 2],
     own_facts: [Option<HostFacts>; 2],
     phases: Vec<PhaseRecord>,
-    /// The program that moved the data, where it was another one than ours.
+    /// The external program that moved the data, if there was one.
     program: Option<String>,
 }
 
-/// The other end of a run, and what was agreed with it.
+/// The other end of a run, and the test that was agreed with it.
 struct Met {
     other_end: OtherEnd,
     address: SocketAddr,
     spec: TestSpec,
-    /// What the program that moved the data left out itself, before all that it reports.
+    /// The start-up that an external program left out itself, before everything that it reports.
     left_out: Duration,
 }
 
@@ -123,8 +124,8 @@ impl ResultBuilder {
         &self.run
     }
 
-    /// Sets the reflector that it is measured against: its key, the name it is saved under, the version it names, the
-    /// address that was dialled, and what it is asked for.
+    /// Sets the reflector of the run: its key, its saved name, its version, the address that was dialled, and the
+    /// requested test.
     pub fn set_reflector(
         &mut self,
         id: EndpointId,
@@ -137,13 +138,13 @@ impl ResultBuilder {
         self.met = Some(Met { other_end, address, spec, left_out: Duration::ZERO });
     }
 
-    /// Sets the server that it is measured against, which is no reflector. `name` is how it was called; `left_out` is the
-    /// start-up that the program that moves the data does not report.
+    /// Sets the server of the run, which is not a reflector. `name` is the name that the user gave; `left_out` is the
+    /// start-up that the external program does not report.
     pub fn set_server(&mut self, name: String, address: SocketAddr, spec: TestSpec, left_out: Duration) {
         self.met = Some(Met { other_end: OtherEnd::Server { name }, address, spec, left_out });
     }
 
-    /// Sets the program that moves the data, where it is another one than ours.
+    /// Sets the external program that moves the data, if there is one.
     pub fn set_program(&mut self, program: Option<String>) {
         self.program = program;
     }
@@ -165,8 +166,8 @@ impl ResultBuilder {
         &mut self.phases[last]
     }
 
-    /// The directions of phases that came to their end, in which next to nothing arrived: they are no results, and a run
-    /// with one is not complete.
+    /// The directions of completed phases in which almost nothing was received. They have no result, and a run with one
+    /// of them is not complete.
     pub fn directions_without_payload(&self) -> Vec<(Load, Direction)> {
         let Some(met) = &self.met else { return vec![] };
         let whole = self.phases.iter().filter(|phase| phase.is_counted());
@@ -257,7 +258,7 @@ impl ResultBuilder {
         anything.then_some(result)
     }
 
-    /// What the program that moved the data said, where it was kept: JSON, or the text that should have been.
+    /// The output of the external program, if it was kept: JSON, or its text if that is not valid JSON.
     fn raw(&mut self) -> ByLoad<serde_json::Value> {
         let mut raw = ByLoad::default();
         for phase in &mut self.phases {
@@ -268,7 +269,7 @@ impl ResultBuilder {
         raw
     }
 
-    /// Payload at our own sockets, everything included.
+    /// The payload bytes at this end's sockets, probes and everything else included.
     fn data_used(&self, probes: Option<&ProbeLog<'_>>) -> u64 {
         let phases = self.phases.iter().map(|phase| match &phase.own {
             Some(own) => own.bytes(),

@@ -11,64 +11,65 @@ use super::claims::{self, Impossible};
 use super::rates::bytes_of;
 use crate::document::{Event, IntervalReading, UdpResult};
 
-/// What an end that broke off may have sent beyond its count: a write of a mebibyte on each of 64 streams.
+/// The most bytes that an end which stopped early may have sent beyond its count: one write of 1 MiB on each of 64
+/// streams.
 const UNDER_WAY_BYTES: u64 = 64 << 20;
 
-/// One phase.
+/// The record of one phase.
 pub struct PhaseRecord {
-    /// What was put on the path.
+    /// The load of the phase.
     pub load: Load,
-    /// How long it was to last.
+    /// The requested duration.
     pub(super) asked: Duration,
     /// The most readings of one kind that are kept.
     most: usize,
-    /// When it began and ended, by the prober's clock.
+    /// When the phase began, by the prober's clock.
     pub begun_at: Option<Duration>,
-    /// See `begun_at`.
+    /// When the phase ended, by the prober's clock.
     pub ended_at: Option<Duration>,
-    /// What this end counted.
+    /// The tally of this end.
     pub own: Option<PhaseTally>,
-    /// What the reflector counted.
+    /// The tally of the reflector.
     theirs: Option<PhaseTally>,
-    /// The receivers' and the senders' readings: download, upload.
+    /// The samples of the receivers and of the senders: download, upload.
     pub(super) received: [Vec<Sample>; 2],
     pub(super) sent: [Vec<Sample>; 2],
-    /// Whether the sender's readings are shown while the receiver reports none.
+    /// Whether the sender's samples are shown while the receiver reports none.
     pub shows_sent: bool,
-    /// Whether the other end reports of what it received the total alone.
+    /// Whether the other end reports only the total of what it received.
     pub tells_total: bool,
-    /// What became of datagrams, where a program says it in its own words: download, upload.
+    /// The datagram counts of an external program that reports them itself: download, upload.
     pub udp: [Option<UdpResult>; 2],
-    /// Whether the highest rate is searched for.
+    /// Whether the engine searches for the highest rate.
     pub is_searched: bool,
-    /// What the program that moved the data said, as it said it.
+    /// The unchanged output of the external program.
     pub raw: Option<String>,
 }
 
-/// The end of a direction's data that made a reading.
+/// The end that took a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataEnd {
-    /// What it sent.
+    /// The sending end, which counts what it sent.
     Sender,
-    /// What it received: what counts.
+    /// The receiving end. The result is computed from its samples.
     Receiver,
 }
 
-/// A reading that counts.
+/// A sample that counts for the result, or is shown until one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CountedReading {
     /// Which way the bytes flowed.
     pub direction: Direction,
     /// How long the interval was, in microseconds; never 0.
     pub length_us: u64,
-    /// The reading itself.
+    /// The sample itself.
     pub sample: Sample,
-    /// Whether it is the sender's.
+    /// Whether the sender took it.
     pub by_sender: bool,
 }
 
 impl CountedReading {
-    /// The event of this reading, in a phase under `load`.
+    /// The event that reports this sample, in a phase with this `load`.
     pub fn event(&self, load: Load) -> Event {
         let bps = u128::from(self.sample.bytes) * 8_000_000 / u128::from(self.length_us);
         Event::Interval(IntervalReading {
@@ -104,9 +105,9 @@ impl PhaseRecord {
         }
     }
 
-    /// Keeps a reading, and returns it where a viewer of the running test is to see it: the receiver's, and the sender's
-    /// where it is all there is for now. A reading is left out that belongs to no direction of this phase, does not
-    /// advance in time, or is one too many.
+    /// Keeps a sample. Returns it if a viewer of the running test should see it: the receiver's, or the sender's while
+    /// there is no other. Drops a sample that belongs to no direction of this phase, does not advance in time, or is
+    /// one too many.
     pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<CountedReading> {
         let list = match end {
             DataEnd::Sender => &mut self.sent[direction as usize],
@@ -123,7 +124,7 @@ impl PhaseRecord {
         is_shown.then_some(CountedReading { direction, length_us, sample, by_sender })
     }
 
-    /// Whether a reading of the other end can be true. One that does not advance in time is not judged.
+    /// Checks whether a sample of the other end can be true. One that does not advance in time is not judged.
     pub fn check(&self, end: DataEnd, direction: Direction, sample: Sample) -> Result<(), Impossible> {
         let list = match end {
             DataEnd::Sender => &self.sent[direction as usize],
@@ -136,8 +137,8 @@ impl PhaseRecord {
         }
     }
 
-    /// Whether what the other end counted can be true, compared with what this end did. Also where the phase did not come
-    /// to its end, and where the other end says that it did not: that is a claim, too.
+    /// Checks whether the other end's tally can be true, compared with this end's. Also checks a phase that was cut
+    /// short, and one that the other end reports as cut short, because that is an unverified report too.
     pub fn check_tallies(&self) -> Result<(), Impossible> {
         let is_cut = |tally: &Option<PhaseTally>| tally.as_ref().is_none_or(|tally| tally.cut_short.is_some());
         for direction in self.load.directions() {
@@ -173,14 +174,14 @@ impl PhaseRecord {
         Ok(())
     }
 
-    /// Forgets all that the other end said.
+    /// Discards everything that the other end reported.
     pub fn forget_claims(&mut self) {
         self.theirs = None;
         self.received[Direction::Upload as usize].clear();
         self.sent[Direction::Download as usize].clear();
     }
 
-    /// Keeps what the reflector counted.
+    /// Sets the reflector's tally.
     pub fn set_theirs(&mut self, mut tally: PhaseTally) {
         for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
             let cpu = &mut direction.cpu;
@@ -193,7 +194,7 @@ impl PhaseRecord {
         self.theirs = Some(tally);
     }
 
-    /// Whether both ends have counted to the end.
+    /// Whether the tallies of both ends are known.
     pub fn is_counted(&self) -> bool {
         self.own.is_some() && self.theirs.is_some()
     }
@@ -203,7 +204,7 @@ impl PhaseRecord {
         [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
     }
 
-    /// How long it lasted: as asked, or until the last reading where it did not come to its end.
+    /// The duration of the phase: as requested, or until the last sample if the phase was cut short.
     pub(super) fn span(&self) -> Duration {
         if self.is_counted() && self.cut_short().is_none() {
             return self.asked;
@@ -212,7 +213,7 @@ impl PhaseRecord {
         Duration::from_micros(last.unwrap_or(0)).min(self.asked)
     }
 
-    /// What both ends counted of one direction: sender, receiver.
+    /// The tallies of both ends for one direction: sender, receiver.
     pub(super) fn ends(&self, direction: Direction) -> (Option<&DirectionTally>, Option<&DirectionTally>) {
         let own = self.own.as_ref().and_then(|tally| tally.direction(direction));
         let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(direction));

@@ -22,14 +22,14 @@ const TCP: u32 = 32;
 /// UDP's header.
 const UDP: u32 = 8;
 
-/// What each segment costs on the wire beside its payload; absent on loopback, which has no wire.
+/// The bytes of headers and framing of each segment on the wire; absent on loopback, which has no wire.
 pub(super) fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Option<u32> {
     let ip = if address.is_ipv4() { 20 } else { 40 };
     let is_wire = !address.ip().is_loopback() && result.appliance.facts_before.is_some();
     is_wire.then_some(ip + TCP + ETHERNET)
 }
 
-/// One direction's result, if anything of it was measured.
+/// The result of one direction, if anything was measured.
 pub(super) fn throughput(
     phase: &PhaseRecord,
     direction: Direction,
@@ -115,13 +115,13 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
     moved_nothing(arrived, &asked)
 }
 
-/// When a search had found its rate at the receiver, as far as both ends say so.
+/// When the receiver saw that a rate search had settled, as far as both ends report it.
 pub(super) fn found_at(sender: Option<&DirectionTally>, receiver: Option<&DirectionTally>) -> Option<Duration> {
     sender?.datagrams.as_ref()?.settled.filter(|settled| *settled > 0)?;
     receiver?.datagrams.as_ref()?.settled_at_us.map(Duration::from_micros)
 }
 
-/// What became of datagrams, of what both ends counted. One of them is the other side's word: no sum of it breaks.
+/// The datagram result, from the counts of both ends. One count is an unverified report, so all sums saturate.
 fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpResult> {
     let (ours, theirs) = (sender.datagrams.as_ref()?, receiver.datagrams.as_ref()?);
     let (sent, received) = (ours.sent?, theirs.received?);
@@ -150,13 +150,13 @@ fn cost(tally: &DirectionTally) -> CpuCost {
     CpuCost::of(tally.cpu, tally.count.bytes)
 }
 
-/// How sender and receiver moved the bytes, as far as they say it in words that we know.
+/// How sender and receiver moved the bytes, if they report a method that this program knows.
 pub(super) fn data_paths((sender, receiver): (Option<&DirectionTally>, Option<&DirectionTally>)) -> DataPathOfEnds {
     let path = |tally: Option<&DirectionTally>| DataPath::from_word(tally?.data_path.as_ref()?.as_str());
     DataPathOfEnds { sender: path(sender), receiver: path(receiver) }
 }
 
-/// A direction of which the receiver reports its total only.
+/// The throughput of a direction of which the receiver reports only the total.
 fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     let Count { bytes, elapsed_us } = receiver.count;
     let goodput = (u128::from(bytes) * 8_000_000).checked_div(u128::from(elapsed_us)).filter(|bps| *bps > 0)?;
@@ -174,7 +174,7 @@ fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     })
 }
 
-/// What the sender counted between the same times by its own clock; absent where it reported none.
+/// The sender's bytes in the steady part, by the sender's own clock; absent if the sender reported no samples.
 pub(super) fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) -> Option<u64> {
     let (from, until) = (startup.as_micros(), (startup + steady).as_micros());
     // A reading belongs to the steady part if most of its interval does.
@@ -183,7 +183,7 @@ pub(super) fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) 
     (!sent.is_empty()).then(|| bytes_of(sent.iter().filter(inside)))
 }
 
-/// Saturates: readings may be the other side's word.
+/// The sum of all bytes. Saturates, because samples may be unverified reports of the other end.
 pub(super) fn bytes_of<'a>(samples: impl Iterator<Item = &'a Sample>) -> u64 {
     samples.fold(0, |sum, sample| sum.saturating_add(sample.bytes))
 }

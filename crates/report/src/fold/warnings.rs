@@ -7,12 +7,13 @@ use super::phase::PhaseRecord;
 use super::rates::found_at;
 use crate::document::{ResultDocument, Warning};
 
-/// From this share of all cores, or of one core by one thread, the end and not the path may have been the limit.
+/// From this share of all cores, or of one core for a single thread, the processor may have been the limit instead of
+/// the path.
 const BUSY: f64 = 0.95;
-/// From this share of the time on, being held back by a control group shows in a rate.
+/// From this share of the time on, throttling by a control group noticeably lowers a rate.
 const HELD_BACK: f64 = 0.05;
 
-/// Where an end was full, the path may have carried more.
+/// Adds a warning for each end whose processor was the limit: the path may carry more.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     for phase in phases {
         for direction in phase.load.directions() {
@@ -82,12 +83,12 @@ pub(super) fn lost_probes(result: &mut ResultDocument) {
     }
 }
 
-/// Whether this warning is there already.
+/// Whether the result already has a warning with this code.
 pub(super) fn has(result: &ResultDocument, code: &str) -> bool {
     result.warnings.iter().any(|warning| warning.code == code)
 }
 
-/// How a full processor shows, if it was full.
+/// How the processor was the limit, as text; `None` if it was not.
 fn full(cpu: &CpuUse) -> Option<String> {
     let percent = |share: f64| (share * 100.0).round();
     if let Some(held_back) = cpu.held_back.filter(|held_back| *held_back >= HELD_BACK) {

@@ -85,7 +85,7 @@ pub struct LoopbackRate {
 }
 
 impl LoopbackRate {
-    /// Whether bytes were passed on without being touched at an end, which loopback makes cheaper than any interface.
+    /// Whether an end passed bytes on without copying them, which is cheaper on loopback than on any interface.
     pub fn is_by_reference(&self) -> bool {
         const UNTOUCHED: [&str; 2] = ["splice", "trunc"];
         let both = [&self.download, &self.upload].into_iter().flatten();
@@ -93,7 +93,7 @@ impl LoopbackRate {
         paths.any(|path| UNTOUCHED.contains(&path.as_str()))
     }
 
-    /// What was carried in `direction`.
+    /// The rate in `direction`.
     pub fn direction(&self, direction: Direction) -> Option<&DirectionRate> {
         match direction {
             Direction::Download => self.download.as_ref(),
@@ -147,7 +147,7 @@ pub struct NotMeasured {
     pub because: String,
 }
 
-/// The word that people use for a data mode.
+/// The name of a data mode in reports.
 pub fn mode_word(mode: DataMode) -> &'static str {
     match mode {
         DataMode::Tunneled => "tunneled",

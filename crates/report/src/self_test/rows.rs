@@ -11,9 +11,9 @@ use crate::quantity;
 /// A label and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FactRow {
-    /// What it is about.
+    /// The label.
     pub label: String,
-    /// What was found.
+    /// The text.
     pub text: String,
 }
 
@@ -23,10 +23,10 @@ impl FactRow {
     }
 }
 
-/// What is there of a fact that can't be read here.
+/// The text for a fact that cannot be read on this host.
 const UNKNOWN: &str = "can't be read here";
 
-/// What each engine carried, and what was not measured.
+/// A row for each engine's rate, and for each measurement that was left out.
 pub fn rate_rows(test: &SelfTest) -> Vec<FactRow> {
     let carried = test.rates.iter().map(|rate| {
         let both = Direction::BOTH.into_iter().filter_map(|direction| {
@@ -44,7 +44,7 @@ pub fn rate_rows(test: &SelfTest) -> Vec<FactRow> {
     carried.chain(missed).collect()
 }
 
-/// What has to be said beside the rates, where there are some.
+/// The note below the rates, if there are any rates.
 pub fn rate_note(test: &SelfTest) -> Option<String> {
     let streams = test.rates.first()?.streams;
     let streams = if streams == 1 { "one stream".to_owned() } else { format!("{streams} streams") };
@@ -59,7 +59,7 @@ pub fn rate_note(test: &SelfTest) -> Option<String> {
     ))
 }
 
-/// What is known of the host.
+/// The rows of facts about the host.
 pub fn fact_rows(test: &SelfTest) -> Vec<FactRow> {
     let facts = &test.facts;
     let system = facts.host.system.as_ref().map_or(UNKNOWN, |system| system.as_str());
@@ -80,7 +80,7 @@ pub fn fact_rows(test: &SelfTest) -> Vec<FactRow> {
     rows
 }
 
-/// The ways its bytes took, each once.
+/// How the bytes were moved, each method once.
 fn moved(rate: &LoopbackRate) -> String {
     let path = |rate: &DirectionRate| {
         let both = [&rate.data_path.sender, &rate.data_path.receiver];
@@ -115,7 +115,7 @@ fn memory(facts: &Facts) -> String {
     joined([total, free, huge])
 }
 
-/// A row for each real interface, and one for all that the kernel made.
+/// A row for each hardware interface, and one for all virtual ones.
 fn interfaces(interfaces: &[Interface]) -> Vec<FactRow> {
     let (made, real) = interfaces.iter().partition::<Vec<_>, _>(|interface| interface.kind == InterfaceKind::Virtual);
     let row = |interface: &&Interface| {

@@ -8,7 +8,7 @@ use super::facts::{Duplex, Facts, Interface, InterfaceKind};
 use super::{LoopbackRate, Role};
 use crate::quantity;
 
-/// The rates that people know lines by. What lies between two of them is good for the lower one.
+/// The nominal rates of common lines. A rate between two of them counts as the lower one.
 const STEPS_BPS: [u64; 10] = [
     100_000_000,
     250_000_000,
@@ -22,31 +22,32 @@ const STEPS_BPS: [u64; 10] = [
     100_000_000_000,
 ];
 
-/// An interface of this speed or less is slower than most lines are today; mostly it is a gigabit one with a bad cable.
+/// An interface of this speed or less is slower than most lines; often it is a gigabit interface with a bad cable.
 const SLOW_INTERFACE_BPS: u64 = 100_000_000;
 
-/// A session of 64 streams in both directions holds some 400 descriptors; the reflector warns below this, too.
+/// A session of 64 streams in both directions holds some 400 descriptors. The reflector also warns below this limit.
 const ENOUGH_DESCRIPTORS: u64 = 1024;
 
-/// Probes leave every 10 ms: a timer that is this late once in a hundred times blurs a tenth of that distance.
+/// From this p99 lateness of timers on, probes, which leave every 10 ms, are sent noticeably late.
 const LATE_TIMER_US: u64 = 1_000;
 
-/// Of all cores: where other work takes this much of them, it takes as much of what is measured.
+/// From this share of all cores on, other work on the host noticeably lowers the measured rates.
 const BUSY: f64 = 0.25;
 
-/// A round trip between continents: the longest that buffers have to be made for.
+/// A round trip between continents: the longest for which the buffers should suffice.
 const LONG_RTT_MS: u64 = 100;
 
-/// The rate that buffers for such a path are judged by at most: faster ones are lines in a building.
+/// The highest rate for which the buffers of a long path are judged. Faster lines are short.
 const LONG_PATH_MOST_BPS: u64 = 10_000_000_000;
 
-/// The streams of a test with nothing said.
+/// The default number of streams of a test.
 const STREAMS: u64 = 4;
 
-/// The kernel's buffers hold its own notes beside each packet: about half is payload (tcp(7), `tcp_adv_win_scale` 1).
+/// Socket buffers also hold the kernel's metadata of each packet: about half is payload (tcp(7), `tcp_adv_win_scale`
+/// 1).
 const BUFFER_PER_PAYLOAD: u64 = 2;
 
-/// Drivers that mean by `powersave` "as it is needed", not "as slow as can be".
+/// Drivers whose governor `powersave` adapts the frequency to the load, instead of choosing the lowest.
 const ADAPTIVE_POWERSAVE: [&str; 2] = ["intel_pstate", "amd-pstate-epp"];
 
 /// What the host is good for, each way: the highest rate that people know lines by, at or below what was measured. Absent
@@ -83,7 +84,7 @@ impl WeakPoint {
     }
 }
 
-/// Judges a host as the place of `role`.
+/// Judges a host for the program `role`.
 pub fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec<WeakPoint>) {
     let verdict = verdict(facts, rates);
     let weak_points = [
@@ -102,9 +103,9 @@ pub fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec
     (verdict, weak_points)
 }
 
-/// What was carried both ways in `mode` by the engine that does best; absent where none was measured both ways. Where it
-/// was measured, too, what it costs to touch every byte, that counts: bytes passed on by reference cost loopback nothing,
-/// and a real interface something.
+/// The rate that the fastest engine carried both ways in `mode`; absent if none was measured both ways. If the engine
+/// was also measured with every byte copied, that rate counts: passing bytes by reference costs nothing on loopback,
+/// but something on a real interface.
 fn carried(rates: &[LoopbackRate], mode: DataMode) -> Option<u64> {
     best(rates.iter().filter(|rate| rate.data_mode == mode && !rate.is_by_reference()))
         .or_else(|| best(rates.iter().filter(|rate| rate.data_mode == mode)))
@@ -151,7 +152,7 @@ fn verdict(facts: &Facts, rates: &[LoopbackRate]) -> Verdict {
     Verdict { tunneled_bps, direct_ephemeral_bps, text }
 }
 
-/// The fastest interface and its speed, where all that could be faster report theirs.
+/// The fastest interface and its speed, if every interface that could be faster reports its speed.
 fn fastest_interface(facts: &Facts) -> Option<(u64, &Interface)> {
     let mut real = facts.interfaces.iter().filter(|interface| interface.kind != InterfaceKind::Virtual).peekable();
     real.peek()?;

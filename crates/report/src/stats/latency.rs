@@ -7,35 +7,36 @@ use paramedic_link::measurement::Probe;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// p99.9 is shown from this many round trips on: below, it is one probe's word.
+/// p99.9 is reported from this many round trips on; below, it would depend on a single probe.
 const SAMPLES_FOR_P999: usize = 1000;
 
-/// What the probes of one window say.
+/// The statistics of the probes of one window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LatencySummary {
-    /// The round trips; absent where no reply came.
+    /// The round trips; absent if no reply was received.
     pub rtt: Option<RoundTrips>,
     /// Probes sent.
     pub sent: u64,
     /// Replies in time.
     pub received: u64,
-    /// Probes that the reflector never got.
+    /// Probes that the reflector did not receive.
     pub lost_upload: u64,
-    /// Probes that the reflector got, and of which nothing came back.
+    /// Probes that the reflector received, but whose reply was lost.
     pub lost_download: u64,
-    /// Probes of which nothing came back, and nothing later told where they went: the path was dead until the end.
+    /// Lost probes whose direction of loss is unknown, because no later reply arrived that shows it.
     pub lost_somewhere: u64,
     /// Probes whose reply came later than [`Probe::LATE_AFTER`]; neither received nor lost.
     pub late: u64,
-    /// Of the probes whose way is known, the fraction that the reflector never got, 0 to 1; absent where the way of most
-    /// that were lost is not known.
+    /// The fraction of probes that the reflector did not receive, 0 to 1, among those whose direction of loss is known;
+    /// absent if it is unknown for most lost probes.
     pub loss_upload: Option<f64>,
-    /// Of the probes that the reflector got, the fraction whose reply never came, 0 to 1; absent in the same case.
+    /// The fraction of probes whose reply was lost, 0 to 1, among those that the reflector received; absent in the same
+    /// case.
     pub loss_download: Option<f64>,
-    /// Of all probes, the fraction of which nothing came back, 0 to 1.
+    /// The fraction of all probes without a reply, 0 to 1.
     pub loss: f64,
-    /// How late the prober itself was: the 99th percentile, in microseconds. Round trips count from the real sending,
-    /// so lateness does not enter them; but a prober that is late samples the busy moments less often.
+    /// How late the prober itself sent probes: the 99th percentile, in microseconds. Round trips count from the actual
+    /// sending, so they do not include this; but a late prober samples the busy moments less often.
     pub probe_late_p99_us: u32,
 }
 
@@ -64,7 +65,7 @@ pub struct RoundTrips {
     pub jitter_us: Option<f64>,
 }
 
-/// Sums up the probes of a window, given in the order sent; `None` where there is none.
+/// The statistics of the probes of a window, which are given in the order sent; `None` if there are no probes.
 pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary> {
     let (mut round_trips, mut lateness) = (Vec::new(), Vec::new());
     let (mut lost_upload, mut lost_download, mut lost_somewhere, mut late) = (0u64, 0u64, 0u64, 0u64);

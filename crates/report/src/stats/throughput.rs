@@ -6,22 +6,24 @@ use paramedic_link::measurement::{INTERVAL_MS, Sample};
 
 use super::latency::percentile;
 
-/// An interval shorter than this is counted with its neighbour: its rate is mostly rounding.
+/// An interval shorter than this is merged with its neighbour, because its rate is mostly rounding.
 const SHORTEST_US: u64 = INTERVAL_MS * 1000 / 2;
-/// Below this many intervals there is no telling a start-up from the rest.
+/// The fewest intervals in which a start-up can be detected.
 const INTERVALS_FOR_START_UP: usize = 10;
-/// So many intervals in a row lie in the band of the rest when the start-up is over: one alone may be a spike.
+/// The start-up is over when this many consecutive intervals lie in the band of the rest; a single one may be a spike.
 const SETTLED: usize = 2;
 /// How far the band of the rest is widened on both sides, as a fraction of its median.
 const BAND_SLACK: f64 = 0.05;
-/// How many batches the steady part is cut into for the confidence interval (Schmeiser 1982: more gain little).
+/// The number of batches into which the steady part is divided for the confidence interval (Schmeiser 1982: more gain
+/// little).
 const BATCHES: usize = 10;
 /// Student's t for 95 %, two-sided, [`BATCHES`] - 1 degrees of freedom.
 const T_95: f64 = 2.262;
-/// The strongest correlation between neighbouring batches that is believed; beyond, the interval would be all there is.
+/// The strongest correlation between neighbouring batches that is used. A stronger one is clamped to this, because the
+/// interval would become useless.
 const MOST_CORRELATED: f64 = 0.8;
 
-/// What one direction of a phase achieved, steady part only, as the receiver counted it.
+/// The throughput of one direction of a phase, in the steady part only, as the receiver counted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Throughput {
     /// Payload bits per second: bytes over time, nothing else.
@@ -39,7 +41,7 @@ pub struct Throughput {
     pub bytes: u64,
     /// How long the steady part was.
     pub steady: Duration,
-    /// How long the start-up was that is left out.
+    /// How long the excluded start-up was.
     pub startup: Duration,
     /// Whether the end of the start-up was found in the samples. False where it was requested, where the run is too
     /// short to find it, and where the rate had not settled by the middle of the run (the first half is left out then).
@@ -107,7 +109,7 @@ impl ByteInterval {
         u64::try_from((self.bytes.saturating_mul(8_000_000) + length / 2) / length).unwrap_or(u64::MAX)
     }
 
-    /// Neighbours as one; `parts` is not empty.
+    /// Merges neighbouring intervals; `parts` is not empty.
     fn whole(parts: &[ByteInterval]) -> ByteInterval {
         ByteInterval {
             from_us: parts[0].from_us,

@@ -21,17 +21,17 @@ pub use self_test::self_test;
 /// How detailed a report is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detail {
-    /// What most people want to know.
+    /// The most important facts.
     #[default]
     Plain,
-    /// Everything that has a place in a report (`-v`).
+    /// Every fact of a report (`-v`).
     Full,
 }
 
-/// The columns of labels.
+/// The width of the column of labels.
 const LABEL: usize = 12;
 
-/// From this share of lost packets on, an idle path is at fault: calls are audibly hurt.
+/// From this share of lost packets on, an idle path is faulty: calls are audibly disturbed.
 const MUCH_LOSS: f64 = 0.01;
 
 /// The report on a result, in lines of at most [`WIDTH`] columns.
@@ -93,7 +93,7 @@ pub fn list(runs: &[RunSummary]) -> Vec<String> {
     [header].into_iter().chain(runs.iter().map(line)).collect()
 }
 
-/// What it means to someone who reads one sentence.
+/// The result in one sentence.
 fn verdict(document: &ResultDocument) -> (Tone, String) {
     let path = match document.other_end() {
         Some(name) => format!("Your connection to {name}"),
@@ -146,7 +146,8 @@ fn verdict(document: &ResultDocument) -> (Tone, String) {
     }
 }
 
-/// `941 Mbit/s down and 94.2 Mbit/s up`, of what was measured alone or else together.
+/// The measured speeds, such as `941 Mbit/s down and 94.2 Mbit/s up`: of the phases in one direction, or else of the
+/// bidirectional one.
 fn speeds(document: &ResultDocument) -> Option<String> {
     let bidir = document.bidir.as_ref();
     let down = document.download.as_ref().or_else(|| bidir?.download.as_ref());
@@ -183,7 +184,7 @@ fn lower_first(text: &str) -> String {
     chars.next().map(|first| first.to_lowercase().collect::<String>() + chars.as_str()).unwrap_or_default()
 }
 
-/// The rows of what was carried.
+/// The rows of throughput.
 fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     for (label, result) in directions(document) {
         let rate = quantity::rate(result.goodput_bps);
@@ -215,7 +216,7 @@ fn directions(document: &ResultDocument) -> impl Iterator<Item = (&'static str, 
     })
 }
 
-/// What follows a rate.
+/// The details after a rate.
 fn facts(result: &ThroughputResult) -> Vec<String> {
     let mut facts = vec![match result.streams {
         1 => "1 stream".to_owned(),
@@ -238,7 +239,7 @@ fn facts(result: &ThroughputResult) -> Vec<String> {
     indented(&facts.join(", "))
 }
 
-/// What became of datagrams.
+/// The counts of datagrams as text.
 fn datagrams(udp: &UdpResult) -> String {
     let mut said = vec![format!("{} of {} datagrams lost ({})", udp.lost, udp.datagrams, quantity::share(udp.loss))];
     said.extend(udp.jitter_us.map(|jitter| format!("jitter {}", quantity::micros(jitter))));
@@ -296,7 +297,7 @@ fn grade_tone(grade: Grade) -> Tone {
     }
 }
 
-/// Who measured with whom, and what it cost.
+/// The rows about both ends, and the amount of data.
 fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     lines.push(Line::empty());
     let mut labelled = |label: &str, text: String| {
@@ -340,7 +341,7 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     }
 }
 
-/// How busy an end was: its busiest thread, of one core; with every detail, the whole host as well.
+/// The processor use of an end: its busiest thread, of one core; with every detail, also of the whole host.
 fn busy(cpu: &CpuUse, detail: Detail) -> String {
     let thread = quantity::share(cpu.busiest_thread);
     match cpu.host_busy.filter(|_| detail == Detail::Full) {
@@ -356,7 +357,7 @@ pub fn short(id: EndpointId) -> String {
     format!("{}-…", text.get(..12).unwrap_or(&text))
 }
 
-/// A threshold and how it went.
+/// The line of a threshold and whether the result meets it.
 fn threshold(threshold: &ThresholdResult) -> Line {
     let show = |quantity: Quantity| shown(&threshold.name, quantity);
     let measured = threshold.measured.map_or_else(|| "not measured".to_owned(), show);
