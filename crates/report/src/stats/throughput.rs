@@ -43,23 +43,24 @@ pub struct Throughput {
     pub steady: Duration,
     /// How long the excluded start-up was.
     pub startup: Duration,
-    /// Whether the end of the start-up was found in the samples. False where it was requested, where the run is too
-    /// short to find it, and where the rate had not settled by the middle of the run (the first half is left out then).
+    /// Whether the end of the start-up was found in the samples. False if it was requested, if the run is too
+    /// short to find it, and if the rate had not settled by the middle of the run (the first half is left out then).
     pub startup_found: bool,
 }
 
-/// Sums up the samples of one direction of a phase that was to last `span`; `None` where nothing is left to sum up.
-/// Later samples than the span (and one interval's grace) are not looked at.
+/// Computes the throughput of one direction of a phase of length `span` from its samples; `None` if no sample is left.
+/// Samples later than the span and one interval of grace are ignored.
 ///
-/// The start-up: the second half of the run is taken for the truth. Its intervals' p10 to p90, widened by 5 % of the
-/// median on both sides, are the band; the start-up is over with the first of two intervals in a row inside the band,
-/// be it reached from below (slow start) or from above (a token bucket's burst). What happens later, a dip for
-/// example, is part of the result. `asked_omit` replaces the finding: intervals that begin before it are left out.
+/// The start-up: the second half of the run is assumed to be steady. The 10th to the 90th percentile of its intervals,
+/// widened by 5 % of the median on both sides, are the band. The start-up ends at the first of two consecutive
+/// intervals inside the band, whether the rate rose into it (slow start) or fell into it (the burst of a token bucket).
+/// A later dip is part of the result. With `asked_omit`, nothing is detected: intervals that begin before it are left
+/// out.
 ///
-/// The confidence interval: readings 100 ms apart depend on each other, so their plain standard error would be too
-/// small. The steady part is cut into ten batches of equal time instead, whose means nearly don't; Student's t over
-/// these gives the interval, widened by (1 + r) / (1 - r) of the variance where neighbouring batches still correlate
-/// by r > 0.
+/// The confidence interval: samples 100 ms apart are correlated, so their plain standard error would be too small.
+/// Instead, the steady part is divided into ten batches of equal time, whose means are almost uncorrelated. Student's t
+/// over these means gives the interval. If neighbouring batches are still correlated by r > 0, the variance is
+/// multiplied by (1 + r) / (1 - r).
 pub fn throughput(samples: &[Sample], asked_omit: Option<Duration>, span: Duration) -> Option<Throughput> {
     let intervals = intervals(samples, span);
     let (first, startup_found) = match asked_omit {
