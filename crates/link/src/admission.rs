@@ -84,7 +84,7 @@ impl SessionKeys {
         }
     }
 
-    /// A secret of the session for an engine whose data connections authenticate in a way of their own.
+    /// A secret of the session for an engine whose data connections have their own authentication.
     pub fn engine_secret(&self) -> &[u8; TAG_LEN] {
         &self.engine_secret
     }
@@ -160,7 +160,7 @@ impl Preamble {
         (bytes[0] == Self::VERSION).then(|| SessionId::from_bytes(session))
     }
 
-    /// The preamble, or `None` unless it was sealed with these keys.
+    /// The preamble, if it was sealed with these keys; otherwise `None`.
     pub fn open(bytes: &[u8; Self::LEN], keys: &SessionKeys) -> Option<Self> {
         let session = Self::claimed_session(bytes)?;
         let tag = truncated(&hmac::sign(&keys.preamble, &bytes[..Self::TAG_AT]));

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// An engine's own part of a grant: named texts, from the reflector's end of the engine to the appliance's. Entries
-/// beyond the bounds are ignored when a message is read.
+/// The engine's part of a grant: named texts from the reflector's end of the engine to the appliance's end. Entries
+/// above the limits are ignored when a message is read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct EngineTerms(BTreeMap<String, String>);
@@ -18,7 +18,7 @@ impl EngineTerms {
     /// The longest name and the longest text, in bytes of printable ASCII.
     pub const MAX_TEXT: usize = 1024;
 
-    /// The terms with these entries, those beyond the bounds left out.
+    /// The terms with these entries; entries above the limits are left out.
     pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
         let is_short_ascii =
             |text: &str| text.len() <= Self::MAX_TEXT && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));

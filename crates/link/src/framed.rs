@@ -41,7 +41,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         &self.stream
     }
 
-    /// The underlying stream, for what is not reading or writing.
+    /// The underlying stream, for operations other than reading and writing frames.
     pub fn stream_mut(&mut self) -> &mut S {
         &mut self.stream
     }

@@ -26,7 +26,7 @@ impl EndpointId {
         Self(key)
     }
 
-    /// The public key.
+    /// The 32 bytes of the public key.
     pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }

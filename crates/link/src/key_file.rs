@@ -64,12 +64,12 @@ pub enum KeyFileError {
     Io {
         /// The operation.
         doing: &'static str,
-        /// Its object.
+        /// The file or folder.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// Another process uses the folder of the key: a reflector that runs with it, or another rotation.
+    /// Another process uses the folder of the key: a running reflector, or another rotation.
     #[error("another process uses {}: stop it first", .folder.display())]
     InUse {
         /// The folder.
@@ -149,9 +149,9 @@ pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
     whole.and_then(parse_key).ok_or_else(|| KeyFileError::Corrupt { path: path.to_owned() })
 }
 
-/// Replaces the device's key with a new one. The old key is kept in the same folder, in a file named after its Endpoint ID.
-/// At every moment there is one complete key file at `path`: a crash leaves either the old identity or the new one.
-/// Fails at once where another process holds the lock of the folder: it works with the old key.
+/// Replaces the device's key with a new one. The old key is kept in the same folder, in a file named after its Endpoint
+/// ID. At every moment there is one complete key file at `path`: a crash leaves either the old identity or the new one.
+/// Fails at once if another process holds the lock of the folder, because it uses the old key.
 pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
     // Without the lock, one of two concurrent rotations would report a key that the other has just replaced.
     let folder = folder_of(path);

@@ -24,20 +24,20 @@ pub struct Sample {
 pub struct Probe {
     /// When it was sent, since the prober's start.
     pub sent_at: Duration,
-    /// How long after its due time it was sent, in microseconds: the prober's own lateness, not the network's.
+    /// How long after its due time it was sent, in microseconds: the lateness of the prober, not of the network.
     pub late_us: u32,
-    /// The round trip, in microseconds, with the reflector's turn-around taken out; absent where no reply came in time.
+    /// The round trip without the reflector's processing time, in microseconds; absent if no reply arrived in time.
     pub rtt_us: Option<u32>,
     /// Whether the reflector received it; absent if no reply shows it.
     pub arrived: Option<bool>,
-    /// How long the reflector held it, in microseconds; 0 where no reply came.
+    /// How long the reflector held it, in microseconds; 0 if no reply arrived.
     pub turnaround_us: u32,
     /// Whether its reply came, but later than [`Probe::LATE_AFTER`].
     pub late: bool,
 }
 
 impl Probe {
-    /// A reply that takes longer is late: neither a round trip nor a loss.
+    /// A reply that takes longer than this is late: it counts neither as a round trip nor as a loss.
     pub const LATE_AFTER: Duration = Duration::from_secs(10);
 }
 

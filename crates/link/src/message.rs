@@ -134,7 +134,8 @@ pub enum ToAppliance {
     Samples {
         /// Which of the spec's phases, from 0.
         phase: u8,
-        /// Upload: bytes received, which the result is made of. Download: bytes sent, by the reflector's clock.
+        /// For an upload: bytes received, from which the result is computed. For a download: bytes sent, by the
+        /// reflector's clock.
         direction: Direction,
         /// In order of time.
         samples: Vec<Sample>,

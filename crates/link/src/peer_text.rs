@@ -20,7 +20,7 @@ impl PeerText {
         Self(Self::harmless(text, Self::MAX_CHARS))
     }
 
-    /// The same cleaning for text that is not sent over a link, with its own cap in characters.
+    /// The same cleaning for text that is not sent over a link, with another limit in characters.
     pub fn harmless(text: &str, max_chars: usize) -> String {
         let clean = text.chars().filter(|c| is_harmless(*c)).take(max_chars).collect::<String>();
         clean.trim().to_owned()

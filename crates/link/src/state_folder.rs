@@ -39,7 +39,7 @@ pub enum StateFolderError {
     Io {
         /// The operation.
         doing: &'static str,
-        /// Its object.
+        /// The file or folder.
         path: PathBuf,
         /// The cause.
         source: io::Error,
@@ -75,7 +75,7 @@ pub enum Change {
 pub enum OwnFile {
     /// State that outlives a run. It is moved into [`PRIVATE`] with the rest.
     Store,
-    /// Each run creates it anew, and a running program may be using it: it is not moved.
+    /// Each run creates it again, and a running program may be using it, so it is not moved.
     Transient,
 }
 
@@ -149,7 +149,7 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
 struct OwnFiles {
     /// Names of entries that are part of the store by their name, belong to the program's user, and are not writable by other users.
     movable: Vec<String>,
-    /// Whether the folder contains nothing else.
+    /// Whether the folder contains nothing else than these files.
     is_all: bool,
 }
 

@@ -168,12 +168,12 @@ impl PhaseSpec {
     }
 }
 
-/// The requested way to move payload at each end. An end that does not support the requested way refuses the test; `Auto`
-/// is never refused.
+/// The requested method of moving payload at each end. An end that does not support the requested method refuses the
+/// test; `Auto` is never refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DataPathWish {
-    /// The fastest way that this end supports.
+    /// The fastest method that this end supports.
     #[default]
     Auto,
     /// Payload is copied between kernel and program at both ends.
@@ -182,7 +182,7 @@ pub enum DataPathWish {
     Trunc,
     /// The sender passes pages to the kernel without copying; the receiver discards payload in the kernel.
     Splice,
-    /// A way of a newer version.
+    /// A method of a newer version.
     #[serde(other)]
     Unknown,
 }
@@ -199,7 +199,7 @@ impl DataPathWish {
 pub struct TestSpec {
     /// The engine that generates the load.
     pub engine: EngineId,
-    /// Inside TLS or on ports of their own.
+    /// How test data travels: inside TLS, or through temporary ports.
     pub data_mode: DataMode,
     /// The phases, in order; at most [`TestSpec::MAX_PHASES`].
     pub phases: Vec<PhaseSpec>,
@@ -257,7 +257,7 @@ impl TestSpec {
     pub const MAX_MSS_BYTES: u16 = 32_767;
     /// The lowest rate limit of a stream: one small datagram per second.
     pub const MIN_BITRATE_BPS: u64 = 1_000;
-    /// What a stream of datagrams sends when no rate is asked for, in bits per second: what iperf3 sends then.
+    /// The default rate of a stream of datagrams, in bits per second. It is iperf3's default.
     pub const DEFAULT_DATAGRAM_BPS: u64 = 1_000_000;
     /// The most phases of one session.
     pub const MAX_PHASES: usize = 16;
