@@ -21,7 +21,7 @@ pub(super) struct CookieAuthenticator {
 }
 
 impl Authenticator for CookieAuthenticator {
-    /// Whether the socket wakes its poll only for a whole cookie.
+    /// Whether the socket wakes the poll only for a complete cookie.
     type Partial = bool;
     type Proof = ConnectionKind;
 

@@ -25,11 +25,11 @@ use super::output::{self, ClientReading, ClientReport, PayloadProtocol, StreamPa
 use super::process::{await_exit, folder_in, signal_group, write_new};
 use super::program::Program;
 
-/// The interval of its readings: the shortest that iperf3 supports, and that of our own engines.
+/// The interval of the client's samples: the shortest that iperf3 supports, and the one of our own engines.
 const INTERVAL_S: &str = "0.1";
 /// The most bytes that a client may print per stream and interval, both directions: three times what it does print.
 const MAX_BYTES_PER_READING: u64 = 2048;
-/// The most bytes that it may print beside that.
+/// The most bytes that a client may print in addition to its samples.
 const MAX_BYTES_BESIDE_READINGS: u64 = 1 << 20;
 /// The most bytes that it may print in total: an hour with four streams.
 const MAX_OUTPUT_BYTES: u64 = 256 << 20;
@@ -69,7 +69,7 @@ pub struct ClientOrder {
     pub transport: PayloadProtocol,
     /// The local address and interface.
     pub origin: Origin,
-    /// The timeout of the control connection.
+    /// The timeout for the control connection to open.
     pub connect_timeout: Duration,
     /// The login, if the server requires one.
     pub credentials: Option<Credentials>,
@@ -165,7 +165,7 @@ struct ClientState {
     /// Set while it may be signalled.
     pid: Option<Pid>,
     new_readings: Vec<ClientReading>,
-    /// It was killed because it ran too long.
+    /// Whether it was killed because it ran too long.
     is_late: bool,
     end: Option<Arc<ClientExit>>,
 }
@@ -181,7 +181,7 @@ pub struct ClientExit {
     pub complaint: Option<String>,
     /// Its processor time on this host.
     pub cpu: CpuUse,
-    /// It did not exit in time and was killed.
+    /// Whether it did not exit in time and was killed.
     pub is_late: bool,
 }
 
@@ -243,7 +243,7 @@ impl Client {
         !state.new_readings.is_empty() || state.end.is_some()
     }
 
-    /// How it exited, if it did.
+    /// How the client exited, if it did.
     pub(super) fn end(&self) -> Option<Arc<ClientExit>> {
         self.shared.state().end.clone()
     }

@@ -40,7 +40,7 @@ pub(super) struct LaneHandoff {
 pub(super) enum ChildState {
     /// It does not listen yet.
     Starting,
-    /// It accepts connections.
+    /// It listens for connections.
     Listens,
     /// It has exited and was reaped.
     Ended(ChildExit),
@@ -51,9 +51,9 @@ pub(super) enum ChildState {
 pub(super) struct ChildExit {
     /// Seconds of processor time, user and system.
     pub(super) cpu_s: Option<(f64, f64)>,
-    /// When it exited.
+    /// The time of its exit.
     pub(super) at: Option<Instant>,
-    /// Why, unless it exited by itself with success.
+    /// Why it failed; `None` if it exited by itself with success.
     pub(super) error: Option<String>,
 }
 
@@ -88,7 +88,7 @@ struct LaneConnection {
     socket: Option<TcpStream>,
     /// The child's descriptor of it, once accepted.
     of_child: Option<i32>,
-    /// Bytes acknowledged before the child got it.
+    /// Bytes that were acknowledged before the child accepted the connection.
     acked_before: u64,
     seen: KernelCounts,
     /// Bytes charged so far.
@@ -311,7 +311,7 @@ impl LaneHandoff {
         Some(taken)
     }
 
-    /// The child did not accept it: it waits again, unless its test is over.
+    /// Puts a connection back that the child did not accept: it waits again, unless its test is over.
     pub(super) fn put_back(&self, waiting: UnacceptedConnection) {
         let mut state = self.state();
         if waiting.test != state.test {
@@ -322,7 +322,7 @@ impl LaneHandoff {
         (&self.notifier).write_all(b".").unwrap_or(());
     }
 
-    /// The child accepted this connection as its descriptor `of_child`.
+    /// Records that the child accepted this connection as its descriptor `of_child`.
     pub(super) fn set_accepted(&self, taken: &UnacceptedConnection, of_child: i32) {
         let mut state = self.state();
         let is_of_test = taken.test == state.test;
@@ -331,7 +331,7 @@ impl LaneHandoff {
         }
     }
 
-    /// The child is about to close this descriptor. If it is a connection, counts it and closes our copy.
+    /// Called when the child is about to close this descriptor. If it is a connection, counts it and closes our copy.
     pub(super) fn close_descriptor(&self, of_child: i32) {
         let mut state = self.state();
         if let Some(connection) = state.connections.iter_mut().find(|one| one.of_child == Some(of_child)) {
@@ -352,7 +352,7 @@ impl LaneHandoff {
         is_open.then(|| look_interval(state.max_bytes_per_s, self.control.left()))
     }
 
-    /// A child was started. Returns `false` if the lane is over: then the child must be killed at once.
+    /// Records that a child was started. Returns `false` if the lane is over: then the child must be killed at once.
     #[must_use]
     pub(super) fn set_child(&self, pid: Pid) -> bool {
         let mut state = self.state();
@@ -362,24 +362,24 @@ impl LaneHandoff {
         !state.is_over
     }
 
-    /// The child listens.
+    /// Records that the child listens.
     pub(super) fn set_listening(&self) {
         self.state().child = ChildState::Listens;
         self.notify();
     }
 
-    /// The child printed an error.
+    /// Records an error that the child printed.
     pub(super) fn set_error(&self, error: String) {
         self.state().error.get_or_insert(error);
         self.notify();
     }
 
-    /// The child is about to be reaped: from now on it is not signalled, because its pid may be reused.
+    /// Called when the child is about to be reaped: from now on it is not signalled, because its pid may be reused.
     pub(super) fn stop_signalling(&self) {
         self.state().pid = None;
     }
 
-    /// The child of `test` was reaped.
+    /// Records that the child of `test` was reaped.
     pub(super) fn set_exit(&self, test: usize, exit: ChildExit) {
         let mut state = self.state();
         state.pid = None;

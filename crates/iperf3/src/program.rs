@@ -27,7 +27,7 @@ pub struct Program {
     help: String,
 }
 
-/// How to install one.
+/// The hint how to install iperf3.
 const INSTALL: &str = "install iperf3 3.9 or newer: `apt install iperf3`, `dnf install iperf3`, `apk add iperf3`";
 
 impl Program {

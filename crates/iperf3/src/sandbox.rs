@@ -12,13 +12,13 @@ use nix::libc::{self, c_int, c_long};
 use paramedic_engines::sys::child::Confinement;
 use paramedic_engines::sys::seccomp::{Argument, ArgumentHalf, Filter, Rule, SyscallAction, Value};
 
-/// Enough for 64 streams in each direction with a file and a buffer each.
+/// The most open descriptors: enough for 64 streams in each direction with a file and a buffer each.
 const DESCRIPTORS: u64 = 512;
-/// iperf3 keeps the block of each stream in a file of at most 1 MiB.
+/// The largest file: iperf3 keeps the block of each stream in a file of at most 1 MiB.
 const FILE_BYTES: u64 = 2 << 20;
-/// Memory without that of the streams.
+/// The memory for everything but the streams.
 const DATA_BYTES: u64 = 128 << 20;
-/// The blocks of a stream, and the stack of its thread (since 3.16).
+/// The memory for each stream: its blocks, and the stack of its thread (since 3.16).
 const DATA_BYTES_PER_STREAM: u64 = 12 << 20;
 
 /// Folders of programs and libraries: readable and executable, not writable.

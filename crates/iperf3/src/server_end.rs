@@ -238,11 +238,11 @@ fn streams_of_test(spec: &TestSpec, test: usize) -> usize {
     loaded(spec).nth(test).map_or(0, |(_, phase)| usize::from(streams_of(spec, phase)))
 }
 
-/// A running test, as the watcher of its phase sees it.
+/// A running test, for the watcher of its phase.
 struct LaneRun<'a> {
     lane: &'a Iperf3Server,
     clock: CpuClock,
-    /// Download, upload.
+    /// The counts of the download and of the upload.
     counts: [DirectionBytes; 2],
     /// Whether the child was still busy when it should have exited.
     is_late: bool,
@@ -284,7 +284,7 @@ impl Moving for LaneRun<'_> {
         self.counts.map(|counted| Some(Look { total: counted.bytes, is_whole: true, is_heard: false }))
     }
 
-    /// Not possible: iperf3 cannot be told to pause.
+    /// Does nothing: iperf3 has no way to pause.
     fn pause(&mut self, _is_silent: bool) {}
 
     fn end_overdue(&mut self, late: Duration) {

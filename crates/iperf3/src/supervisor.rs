@@ -197,7 +197,7 @@ fn attend(
     }
 }
 
-/// Discards what the child wrote; `false` if it closed its end.
+/// Reads and discards the bytes that the child wrote; `false` if it closed its end.
 fn drain(mut notifier: &std::os::unix::net::UnixStream) -> bool {
     !matches!(notifier.read(&mut [0; 256]), Ok(0))
 }
