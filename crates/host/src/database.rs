@@ -112,11 +112,11 @@ pub struct Database<'a> {
     pub path: &'a Path,
     /// How SQLite is used.
     pub options: SqliteConnectOptions,
-    /// How many connections there are, and how long one is waited for.
+    /// The limits of the connection pool.
     pub pool: SqlitePoolOptions,
-    /// Whether the whole file is checked first. That reads all of it.
+    /// Whether the whole file is checked first. The check reads all of it.
     pub is_checked: bool,
-    /// The tables, numbered; a released one never changes.
+    /// The migrations that make the tables. A released one never changes.
     pub migrations: &'a Migrator,
 }
 
@@ -178,8 +178,8 @@ pub fn create_private_folder(folder: &Path) -> Result<(), DatabaseError> {
     created.map_err(|source| DatabaseError::Unusable { path: folder.to_owned(), source })
 }
 
-/// Creates the file with mode 0600, before SQLite would create it by the umask; its companion files take over the mode.
-/// Removes the permissions of other users from a file that exists.
+/// Creates the file with mode 0600 before SQLite would create it with the mode of the umask. SQLite gives the same mode
+/// to the files beside it. Removes the permissions of other users from an existing file.
 pub fn create_private_file(path: &Path) -> Result<(), DatabaseError> {
     let created = || {
         // Created only if absent: closing a descriptor of an open database would drop SQLite's locks on it.

@@ -8,13 +8,13 @@ use paramedic_report::document::{ErrorBody, ErrorDocument, ErrorSchema, ResultDo
 /// A failed command. `E` is the program's list of exit codes. Prints as three lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure<E> {
-    /// For scripts: lower case, stays the same when the text changes.
+    /// The code for scripts: lower case, stays the same when the text changes.
     pub code: &'static str,
     /// What failed.
     pub what: String,
-    /// Because of what.
+    /// The reason.
     pub because: String,
-    /// What to try.
+    /// What the user can do about it.
     pub try_: String,
     /// How the program ends.
     pub exit: E,
@@ -23,7 +23,7 @@ pub struct Failure<E> {
 }
 
 impl<E> Failure<E> {
-    /// A failure. `because` is put on one line.
+    /// A failure. Line breaks in `because` are replaced, so that it fits on one line.
     pub fn new(
         exit: E,
         code: &'static str,
@@ -35,7 +35,7 @@ impl<E> Failure<E> {
         Self { code, what: what.into(), because, try_: try_.into(), exit, retry_after_ms: None }
     }
 
-    /// Its text as part of a document.
+    /// The failure as the error body of a document.
     pub fn body(&self) -> ErrorBody {
         ErrorBody {
             code: self.code.to_owned(),

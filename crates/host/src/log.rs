@@ -57,8 +57,8 @@ where
     started.ok();
 }
 
-/// A single word has to be a level or one of the two programs: alone, tracing takes any word for the name of a module, so
-/// a mistyped level would silence the log.
+/// Parses a filter. A single word must be a level or one of the two programs: tracing takes any other word for the name
+/// of a module, so that a mistyped level would silence the log.
 fn directives(filter: &str) -> Option<EnvFilter> {
     let is_word = filter.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let is_known = PROGRAMS.contains(&filter) || filter.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();

@@ -8,12 +8,12 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::{Configuration, Setting};
 
-/// What the command line says about settings: `--config`, and values by the setting's name.
+/// The settings on the command line: `--config`, and values by the setting's name.
 #[derive(Clone, Debug, Default)]
 pub struct FlagValues {
     /// `--config`: a further file, above those of the user and of /etc.
     pub config: Option<PathBuf>,
-    /// With the flag that gave them.
+    /// Each value, with the flag that set it.
     pub(super) values: BTreeMap<&'static str, (Vec<String>, String)>,
 }
 
@@ -23,7 +23,7 @@ impl FlagValues {
         self.values.insert(setting, (vec![value.into()], flag.to_owned()));
     }
 
-    /// Adds what another group of flags says.
+    /// Adds the settings of another group of flags.
     pub fn extend(&mut self, other: FlagValues) {
         self.config = other.config.or(self.config.take());
         self.values.extend(other.values);
@@ -44,7 +44,7 @@ pub trait FlagGroup: 'static {
 
 /// `--config` and the flags of a group of settings. Flatten it into a subcommand.
 pub struct Flags<G> {
-    /// What the command line says.
+    /// The settings on the command line.
     pub values: FlagValues,
     group: PhantomData<G>,
 }

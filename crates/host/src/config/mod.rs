@@ -45,20 +45,20 @@ pub trait Configuration: Clone + Sized + 'static {
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
-    /// No layer has set it.
+    /// The default: no layer has set the value.
     Default,
-    /// This environment variable of systemd or of the login session.
+    /// An environment variable of systemd or of the login session that names a folder.
     Place(&'static str),
     /// A file.
     File {
-        /// Absolute.
+        /// The absolute path.
         path: PathBuf,
-        /// From 1.
+        /// The line, from 1.
         line: usize,
     },
-    /// This environment variable.
+    /// An environment variable of the setting.
     Environment(&'static str),
-    /// This flag, with its dashes.
+    /// A flag, with its dashes.
     Flag(String),
 }
 

@@ -12,7 +12,7 @@ use paramedic_report::self_test::{
     Buffers, CongestionControls, Descriptors, Duplex, Facts, Governor, Interface, InterfaceKind, Processor, Timestamps,
 };
 
-/// Reads the host as it is now. Timers and time stamps are left out: they are tried, not read.
+/// Reads the current facts of the host. Timers and time stamps are left out, because they have to be measured.
 pub(super) fn read() -> Facts {
     let setting = |name: &str| text(Path::new("/proc/sys/net").join(name));
     let words = |name: &str| setting(name).map(|text| words(&text)).unwrap_or_default();
@@ -44,7 +44,7 @@ pub(super) fn read() -> Facts {
     }
 }
 
-/// The instructions that AES-GCM, the cipher of every link and tunnel, is made of.
+/// The instructions that AES-GCM uses, the cipher of every link and tunnel.
 #[cfg(target_arch = "x86_64")]
 fn ciphers() -> Processor {
     use std::arch::is_x86_feature_detected as has;
@@ -58,7 +58,7 @@ fn ciphers() -> Processor {
     ])
 }
 
-/// The instructions that AES-GCM, the cipher of every link and tunnel, is made of.
+/// The instructions that AES-GCM uses, the cipher of every link and tunnel.
 #[cfg(target_arch = "aarch64")]
 fn ciphers() -> Processor {
     use std::arch::is_aarch64_feature_detected as has;
@@ -71,7 +71,8 @@ fn ciphers() -> Processor {
     Processor::default()
 }
 
-/// The first two, the cipher's rounds and the multiplication of its tag, are what it takes; the others make it faster.
+/// Names the available instructions. AES-GCM in hardware needs the first two, for the cipher's rounds and for the
+/// multiplication of its tag; the others make it faster.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn named<const N: usize>(instructions: [(&str, bool); N]) -> Processor {
     let names = instructions.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned());

@@ -25,25 +25,25 @@ use paramedic_report::self_test::{
 
 use crate::engines::ENGINES;
 
-/// The most streams that a rate is measured with: as many as a test has with nothing said.
+/// The most streams of a measurement: the default of a test.
 const MOST_STREAMS: u16 = 4;
 
-/// How long each measurement has to last at least: below, a rate says nothing.
+/// The shortest duration of a measurement. A shorter one gives no meaningful rate.
 pub const SHORTEST: Duration = Duration::from_millis(100);
-/// How long each measurement may last at most.
+/// The longest duration of a measurement.
 pub const LONGEST: Duration = Duration::from_secs(10);
 
 /// The longest reason that is reported, in characters: it may come from another program.
 const LONGEST_REASON: usize = 300;
 
-/// One step of a running self-test, as it begins.
+/// One step of a running self-test, reported when it begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Which, from 0.
+    /// The number of the step, from 0.
     pub number: u32,
-    /// Of how many, as far as is known by now.
+    /// The number of all steps, as far as it is known yet.
     pub of: u32,
-    /// What is looked at.
+    /// What the step measures.
     pub what: String,
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// Whether measurements may last so long.
+/// Checks that `each` is a valid duration of a measurement.
 pub fn check_each(each: Duration) -> Result<Duration, String> {
     let right = || {
         let [shortest, longest] = [SHORTEST, LONGEST].map(|limit| quantity::millis(limit.as_millis() as u64));
@@ -67,7 +67,7 @@ pub fn scratch() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("self-test-").tempdir()
 }
 
-/// Tests this host as the place of `role`, `each` measurement for so long; `scratch` is a folder to work in, for engines
+/// Tests this host for the program `role`. Each measurement lasts for `each`; `scratch` is a working folder for engines
 /// that need one. Blocks, and calls `report` when a step begins.
 pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -> SelfTest {
     let started_at = now();
@@ -146,7 +146,7 @@ fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The reason of both directions once, where it is the same.
+/// Merges the entries of both directions of an engine if they have the same reason.
 fn said_once(mut missed: Vec<NotMeasured>) -> Vec<NotMeasured> {
     if let [one, other] = missed.as_mut_slice()
         && one.because == other.because
@@ -157,14 +157,14 @@ fn said_once(mut missed: Vec<NotMeasured>) -> Vec<NotMeasured> {
     missed
 }
 
-/// Whether this host has what both ends of `engine` need, and what the appliance's end supports.
+/// Checks that this host can run both ends of `engine`. Returns what the appliance's end supports.
 fn fit(engine: &dyn Engine, scratch: &Path) -> Result<Vec<PeerText>, String> {
     let support = engine.check_client().map_err(|lacking| lacking.to_string())?;
     engine.check_server(scratch).map_err(|lacking| lacking.to_string())?;
     Ok(support)
 }
 
-/// What one measurement asks for.
+/// The parameters of one measurement.
 struct Ask {
     data_mode: DataMode,
     data_path: DataPathWish,
@@ -174,7 +174,7 @@ struct Ask {
 }
 
 impl Ask {
-    /// Measures it with `engine`, or says why that can't be.
+    /// Runs the measurement with `engine`, or returns why that is not possible.
     fn measure(&self, engine: &dyn Engine, support: Vec<PeerText>, scratch: &Path) -> Result<DirectionRate, String> {
         let spec = self.spec(engine.id(), support).map_err(|error| error.to_string())?;
         if let Some(because) = engine.unsupported(&spec) {
@@ -202,7 +202,7 @@ impl Ask {
     }
 }
 
-/// What the receiving end counted.
+/// The rate that the receiving end counted.
 fn carried(both: &BothEnds, direction: Direction) -> Result<DirectionRate, String> {
     let (sender, receiver) = both.sender_and_receiver(direction);
     let cut_short = receiver.cut_short.as_ref().or(sender.cut_short.as_ref());

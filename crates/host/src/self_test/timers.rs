@@ -9,8 +9,7 @@ use paramedic_report::stats::percentile;
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
 
-/// Lets the timer ring `rings` times on an absolute schedule. One that rings late makes none of the next ones wait: they
-/// are late by their own time.
+/// Lets the timer ring `rings` times on an absolute schedule, so that a late ring does not delay the next ones.
 pub(super) fn measure(rings: u32) -> io::Result<Timers> {
     const APART: Duration = Duration::from_millis(1);
     let clock = Clock::start();

@@ -14,14 +14,14 @@ use nix::sys::socket::{
 };
 use paramedic_report::self_test::Timestamps;
 
-/// How long stamps are waited for. The kernel begins to stamp a moment after it was first asked to, so that the first
-/// datagrams may go without; on a busy host that moment is long.
+/// How long to wait for time stamps. The kernel begins to stamp a moment after the first request, so that the first
+/// datagrams may have no stamp; on a busy host that moment is long.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many datagrams are tried at least, however long they take.
+/// The least number of datagrams that are sent before the test gives up.
 const TRIES: usize = 100;
 
-/// Tries both.
+/// Tests whether the kernel stamps sent and received datagrams.
 #[expect(clippy::disallowed_methods, reason = "it waits for the kernel, for a bounded time")]
 pub(super) fn probe() -> Timestamps {
     let Ok(socket) = to_itself() else { return Timestamps::default() };
@@ -47,7 +47,7 @@ pub(super) fn probe() -> Timestamps {
     Timestamps { software_receive: Some(came), software_send: Some(went) }
 }
 
-/// A socket whose datagrams come back to it.
+/// A socket that is connected to itself.
 fn to_itself() -> io::Result<UdpSocket> {
     let loopback = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))];
     let socket = UdpSocket::bind(loopback.as_slice())?;
@@ -55,7 +55,7 @@ fn to_itself() -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Whether a message of a queue carries the kernel's time; takes all that are there.
+/// Whether a message in a queue of `socket` carries the kernel's time. Reads all messages of that queue.
 fn stamped(socket: &UdpSocket, flags: MsgFlags) -> bool {
     let mut is_stamped = false;
     loop {
