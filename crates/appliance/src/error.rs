@@ -20,13 +20,13 @@ use crate::request::PayloadTransport;
 use crate::store::StorageError;
 use crate::targets::{Host, HostPort, NotAHostPort};
 
-/// Why the appliance could not do what it was asked.
+/// Why a call of the appliance failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplianceError {
     /// The text of an address is not one.
     #[error(transparent)]
     Address(#[from] NotAHostPort),
-    /// The saved pairings and results could not be used, or do not hold what was looked for.
+    /// The database of pairings and results could not be used, or an entry was not found in it.
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The configured state folder cannot be used.
@@ -136,18 +136,18 @@ pub enum ApplianceError {
     /// The reflector could not start a phase.
     #[error("the phase was not started: {reason}")]
     PhaseNotStarted {
-        /// The reason: of this end where it knows one, else the reflector's.
+        /// The reason: this end's if it knows one, otherwise the reflector's.
         reason: String,
     },
     /// The begin or the end of a phase was not reported in time.
     #[error("{0} did not report a phase in time")]
     PhaseOverdue(SocketAddr),
-    /// The reflector's report cannot be true.
+    /// A report of the reflector cannot be true.
     #[error("{address}: {claim}")]
     ImpossibleReport {
         /// The reflector's address.
         address: SocketAddr,
-        /// The claim.
+        /// Why it cannot be true.
         claim: Impossible,
     },
     /// A phase ended early.
@@ -155,7 +155,7 @@ pub enum ApplianceError {
     DataLost {
         /// The phase.
         load: Load,
-        /// The reason, of the end that noticed.
+        /// The reason, from the end that noticed the failure.
         reason: PeerText,
     },
     /// Next to no payload arrived in some directions.
@@ -186,7 +186,7 @@ pub enum LinkFailure {
     /// It presented another key than the one that was paired.
     #[error("it presented another key: {0}")]
     KeyChanged(EndpointId),
-    /// It presented a key that does not fit the pairing code.
+    /// It presented a key for which the pairing code was not made.
     #[error("the code does not fit its key {0}")]
     CodeOfAnother(EndpointId),
     /// Something else than a reflector answered.
@@ -213,7 +213,7 @@ pub enum LinkFailure {
     /// The connection failed.
     #[error("lost: {0}")]
     Lost(LinkError),
-    /// The connection ended without a farewell.
+    /// The connection ended without a `close` message.
     #[error("it closed the link")]
     EndOfStream,
     /// It closed the link.
@@ -221,7 +221,7 @@ pub enum LinkFailure {
     Closed {
         /// Its reason.
         reason: CloseReason,
-        /// Its own text.
+        /// The text that it sent.
         detail: PeerText,
     },
     /// It denied the test.
@@ -232,13 +232,13 @@ pub enum LinkFailure {
     SessionEnded {
         /// Its reason.
         reason: EndReason,
-        /// Its own text.
+        /// The text that it sent.
         detail: PeerText,
     },
-    /// It ended a session where another answer was due.
+    /// It ended a session when another answer was due.
     #[error("it ended the session out of turn: {0}")]
     EndedOutOfTurn(PeerText),
-    /// It sent a message that does not belong there.
+    /// It sent a message that is not valid in this state.
     #[error("an unexpected message")]
     UnexpectedMessage,
     /// It could not prove that it knows the pairing code.

@@ -30,21 +30,21 @@ use crate::waiting::{ANSWER_TIMEOUT, GiveUp, QueueWait};
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a goodbye may take.
+/// How long sending and closing may take at the end of a link.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
-/// RFC 8305, section 5: how long the first family is alone.
+/// How long one address is tried alone before the next (RFC 8305, section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Which IP families may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
-    /// Both, as browsers do (RFC 8305).
+    /// Both, IPv6 preferred (RFC 8305).
     #[default]
     Any,
-    /// IPv4 alone.
+    /// IPv4 only.
     V4,
-    /// IPv6 alone.
+    /// IPv6 only.
     V6,
 }
 
@@ -58,12 +58,12 @@ impl Family {
     }
 }
 
-/// Which way a link may take; with nothing said, any.
+/// The route that a link may take; by default any.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// The IP families.
     pub family: Family,
-    /// Where it leaves from.
+    /// The local address and interface.
     #[serde(with = "StoredOrigin")]
     pub origin: Origin,
 }
@@ -84,7 +84,7 @@ impl Route {
     }
 }
 
-/// A link to a reflector whose key was proven.
+/// A link to a reflector whose key was verified.
 pub struct ReflectorClient {
     framed: Framed<TlsStream<TcpStream>>,
     target: HostPort,
@@ -93,16 +93,16 @@ pub struct ReflectorClient {
     reflector: EndpointId,
 }
 
-/// What pairing yields.
+/// The result of a pairing.
 pub struct Paired {
     /// The reflector's identity.
     pub reflector: EndpointId,
-    /// What it calls itself.
+    /// The reflector's own name.
     pub name: PeerText,
 }
 
 impl ReflectorClient {
-    /// Connects to `target` and has it prove that it holds the expected key.
+    /// Connects to `target` and verifies that it holds the expected key.
     pub async fn connect(
         key: &SecretKey,
         target: &HostPort,
@@ -137,17 +137,18 @@ impl ReflectorClient {
         self.address
     }
 
-    /// Our own address on the way there.
+    /// The local address of the link.
     pub fn local(&self) -> IpAddr {
         self.local
     }
 
-    /// The proven identity.
+    /// The verified identity of the reflector.
     pub fn reflector(&self) -> EndpointId {
         self.reflector
     }
 
-    /// Proves to know the code's secret, and has the reflector prove it back.
+    /// Proves to the reflector that this device knows the code's secret, and verifies the reflector's proof of the
+    /// same.
     pub async fn pair(mut self, own: EndpointId, code: &PairingCode, name: &str) -> Result<Paired, ApplianceError> {
         let exporter = self.exporter(PAIRING_EXPORTER_LABEL, None)?;
         let ends = Ends { reflector: self.reflector, appliance: own };
@@ -164,7 +165,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Says hello as a paired device.
+    /// Sends `hello` as a paired device.
     pub async fn hello(&mut self) -> Result<Welcome, ApplianceError> {
         let software = PeerText::new(env!("CARGO_PKG_VERSION"));
         let features = Feature::own();
@@ -176,7 +177,7 @@ impl ReflectorClient {
         }
     }
 
-    /// How the reflector's host is.
+    /// Requests the facts of the reflector's host.
     pub async fn facts(&mut self) -> Result<HostFacts, ApplianceError> {
         self.send(&ToReflector::Facts).await?;
         match self.answer().await? {
@@ -185,8 +186,8 @@ impl ReflectorClient {
         }
     }
 
-    /// Asks for a session and waits its turn where `wait` says so, as long as `limits` allow; `queued` hears of each place
-    /// and expected wait. `None`: `cancelled` was done first, and the request is withdrawn.
+    /// Requests a session. If `wait` is set, waits in the queue as long as `limits` allow, and passes each place and
+    /// expected wait to `queued`. `None`: `cancelled` completed first, and the request is withdrawn.
     pub async fn request(
         &mut self,
         spec: &TestSpec,
@@ -242,7 +243,7 @@ impl ReflectorClient {
         exported.map_err(|error| ApplianceError::KeyDerivation(error.to_string()))
     }
 
-    /// The next message that is not a heartbeat, within the time that an answer may take.
+    /// The next message that is not a heartbeat. Fails if an answer takes too long.
     async fn answer(&mut self) -> Result<ToAppliance, ApplianceError> {
         let next = async {
             loop {
@@ -259,7 +260,7 @@ impl ReflectorClient {
         }
     }
 
-    /// The next message as it comes. Safe to drop at any time and call again.
+    /// The next message. Cancel safe.
     pub async fn listen(&mut self) -> Result<ToAppliance, ApplianceError> {
         match self.framed.receive::<ToAppliance>().await {
             Ok(Some(ToAppliance::Close { reason, detail })) => {
@@ -271,7 +272,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Sends one message; a reflector that takes nothing for too long is gone.
+    /// Sends one message. Fails if the reflector does not read for too long.
     pub async fn send(&mut self, message: &ToReflector) -> Result<(), ApplianceError> {
         match tokio::time::timeout(END_AFTER_SILENCE, self.framed.send(message)).await {
             Ok(Ok(())) => Ok(()),
@@ -280,7 +281,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Says goodbye; best effort, and quick.
+    /// Sends `close`. Best effort; takes only a short time.
     pub async fn close(&mut self, reason: &str) {
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, async {
             let _ = self.framed.send(&ToReflector::Close { reason: PeerText::new(reason) }).await;
@@ -289,13 +290,13 @@ impl ReflectorClient {
         .await;
     }
 
-    /// Gives a granted session back without a test; best effort, and quick.
+    /// Gives back a granted session without a test. Best effort; takes only a short time.
     pub async fn finish(&mut self) {
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.framed.send(&ToReflector::Finish)).await;
         self.close("done").await;
     }
 
-    /// The failure of a session of which nothing was heard for too long.
+    /// The failure of a session in which nothing was received for too long.
     pub fn lost_in_silence(&self) -> ApplianceError {
         LinkFailure::Silent(END_AFTER_SILENCE).at(&self.target)
     }
@@ -333,7 +334,8 @@ pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<Sock
     Ok(addresses)
 }
 
-/// The first address that accepts, each given a head start before the next one (RFC 8305, section 5).
+/// Connects to the first address that accepts. Each address is tried alone for a moment before the next one is tried as
+/// well (RFC 8305, section 5).
 async fn race(
     target: &HostPort,
     addresses: Vec<SocketAddr>,
@@ -394,7 +396,7 @@ fn no_handshake(expect: Expect, error: io::Error) -> LinkFailure {
     }
 }
 
-/// The failure of a wait that was given up.
+/// The failure of a request that was given up.
 fn given_up(why: GiveUp) -> LinkFailure {
     match why {
         GiveUp::Silence => LinkFailure::Silent(END_AFTER_SILENCE),

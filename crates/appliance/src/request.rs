@@ -10,38 +10,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::reflector_client::Route;
 
-/// What one speed test is asked to do.
+/// The parameters of one speed test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TestRequest {
     /// The id of the provider.
     pub provider: String,
-    /// The other end: for a reflector a saved name, a saved address, any address, or none where only one is paired; for
-    /// others an address.
+    /// The other end. For a reflector: a saved name, a saved address, any address, or `None` if only one is paired. For
+    /// other providers: an address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// What is asked, in the words that both ends of a link speak; `data_mode` below decides which way the data takes.
+    /// The test in the terms of the link protocol. Its data mode is ignored: `data_mode` below decides.
     pub spec: TestSpec,
-    /// The way the data takes; absent: direct where it is offered.
+    /// How the data travels; absent: direct if the reflector offers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
-    /// The start-up to leave out; absent: it is found.
+    /// The start-up to exclude; absent: it is detected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub omit: Option<Duration>,
-    /// What carries the payload, where the engine has a choice.
+    /// The transport of the payload, if the engine has a choice.
     pub transport: PayloadTransport,
-    /// Whether to wait for a turn.
+    /// Whether to wait in the queue.
     pub wait: bool,
-    /// How long to wait for a turn at most; absent: the provider's limit.
+    /// The longest wait in the queue; absent: the provider's limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_at_most: Option<Duration>,
     /// The route that the test may take.
     #[serde(default)]
     pub route: Route,
-    /// Whether each interval's reading belongs in the result.
+    /// Whether the result includes the samples of each interval.
     pub intervals: bool,
-    /// Whether what a program that moved the data printed belongs in the result, in its own words.
+    /// Whether the result includes the raw output of an external program.
     pub raw: bool,
-    /// What the result is asked to reach.
+    /// The thresholds that the result is checked against.
     #[serde(default)]
     pub thresholds: Thresholds,
 }
@@ -58,18 +58,18 @@ pub enum PayloadTransport {
 }
 
 impl TestRequest {
-    /// What is asked when the data takes this way.
+    /// The test with this data mode.
     pub fn spec(&self, data_mode: DataMode) -> TestSpec {
         TestSpec { data_mode, ..self.spec.clone() }
     }
 
-    /// The ways that the data may take, as far as this end decides; the best first.
+    /// The data modes that this end can use, best first.
     pub fn data_modes(&self, engine: &dyn Engine) -> impl Iterator<Item = DataMode> {
         let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
         ways.filter(move |way| self.data_mode.is_none_or(|asked| asked == *way) && engine.data_modes().contains(way))
     }
 
-    /// Why the engine cannot run this in any of those ways, in a clause, or `None`.
+    /// Why the engine cannot run this test in any of those data modes, in a clause; `None` if it can.
     pub fn unsupported(&self, engine: &dyn Engine) -> Option<&'static str> {
         let refusals = self.data_modes(engine).map(|way| engine.unsupported(&self.spec(way)));
         refusals.collect::<Option<Vec<_>>>()?.first().copied()

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use paramedic_link::DEFAULT_PORT;
 
-/// A host and a port, as a person wrote them.
+/// A host and a port, as the user wrote them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
     /// The host.
@@ -15,7 +15,7 @@ pub struct HostPort {
     pub port: u16,
 }
 
-/// A host, as a person wrote it.
+/// A host, as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
     /// A name to resolve; lower case, without a dot at its end.
@@ -26,7 +26,7 @@ pub enum Host {
     V6 {
         /// The address.
         address: Ipv6Addr,
-        /// The interface that a link-local address stands on (`fe80::1%eth0`).
+        /// The interface of a link-local address (`fe80::1%eth0`).
         zone: Option<String>,
     },
 }
@@ -54,11 +54,11 @@ impl fmt::Display for Host {
     }
 }
 
-/// Why text names no host and port.
+/// Why a text is not a host with an optional port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text} is no address: {fault}")]
 pub struct NotAHostPort {
-    /// The text, quoted and made harmless.
+    /// The text, quoted and with control characters escaped.
     pub text: String,
     /// What is wrong with it.
     pub fault: Fault,
@@ -67,34 +67,35 @@ pub struct NotAHostPort {
 /// What is wrong with an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Nothing is there.
+    /// It is empty.
     #[error("it is empty")]
     Empty,
-    /// A URL and not a host.
+    /// It is a URL, not a host.
     #[error("it is a web address")]
     Url,
-    /// The port is none.
+    /// The port is not a valid number.
     #[error("a port is a number from 1 to 65535")]
     Port,
-    /// A bracket without its other half, or text behind it.
+    /// A bracket is not closed or opened, or text follows it.
     #[error("its brackets do not fit")]
     Brackets,
-    /// Colons, but no IPv6 address.
+    /// It has colons, but is not an IPv6 address.
     #[error("it has several colons, but is no IPv6 address")]
     V6,
-    /// Digits and dots alone, but no IPv4 address.
+    /// It has only digits and dots, but is not an IPv4 address.
     #[error("it has only digits and dots, but is no IPv4 address")]
     V4,
-    /// A character that no host name has.
+    /// It has a character that is not valid in a host name.
     #[error("a host name has no {0:?}")]
     Character(char),
-    /// An empty, overlong or dash-edged part between dots, or an overlong name.
+    /// A part between dots is empty, too long, or begins or ends with a dash; or the name is too long.
     #[error("it is no host name")]
     Name,
 }
 
 impl HostPort {
-    /// Reads `HOST[:PORT]`; without a port it is `default_port`. A bare IPv6 address has none: its port needs brackets.
+    /// Parses `HOST[:PORT]`; without a port it is `default_port`. A bare IPv6 address has no port: one with a port
+    /// needs brackets.
     pub fn parse(text: &str, default_port: u16) -> Result<Self, NotAHostPort> {
         let text = text.trim();
         read(text, default_port).map_err(|fault| NotAHostPort { text: quoted(text), fault })

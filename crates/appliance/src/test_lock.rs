@@ -9,10 +9,10 @@ use crate::error::ApplianceError;
 
 /// The file in the state folder that is locked while a test runs.
 pub const LOCK_FILE: &str = "test.lock";
-/// The folder in the state folder in which a test's programs work.
+/// The folder in the state folder that a test's child processes work in.
 pub const SCRATCH: &str = "scratch";
 
-/// The lock of this state folder's appliance, held while a test runs: two at once would measure each other. The kernel
+/// The lock of this state folder, held while a test runs: two tests at once would disturb each other. The kernel
 /// releases it when the process ends.
 #[derive(Debug)]
 pub struct TestLock {
@@ -21,7 +21,7 @@ pub struct TestLock {
 }
 
 impl TestLock {
-    /// Takes the lock; `None` where another test holds it.
+    /// Takes the lock; `None` if another test holds it.
     pub fn take(state_dir: &Path) -> Result<Option<Self>, ApplianceError> {
         let file = Self::open(state_dir)?;
         match file.try_lock() {
@@ -44,7 +44,7 @@ impl TestLock {
         self.held = None;
     }
 
-    /// Takes the lock again, where it was released.
+    /// Takes the lock again, if it was released.
     pub async fn retake(&mut self) -> Result<(), ApplianceError> {
         if self.held.is_none() {
             *self = Self::wait(&self.state_dir).await?;
@@ -52,7 +52,7 @@ impl TestLock {
         Ok(())
     }
 
-    /// The folder that a test may work in while it holds the lock: ours alone, and empty at its begin.
+    /// The working folder of a test that holds the lock. No other test uses it, and it is empty at the begin.
     pub fn scratch(state_dir: &Path) -> PathBuf {
         state_dir.join(SCRATCH)
     }

@@ -4,28 +4,28 @@ use std::time::{Duration, Instant};
 
 use paramedic_link::message::END_AFTER_SILENCE;
 
-/// How long an answer may take. Pings, pongs and messages that we don't know are none.
+/// How long an answer may take. Pings, pongs and unknown messages are not answers.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long the queue may stand still at most, however long a reflector's tests may be.
+/// The longest time without progress of the queue that is tolerated, however long a reflector's tests may be.
 const LONGEST_STALL: Duration = Duration::from_secs(60 * 60);
-/// What a queue may stand still beyond two of the reflector's longest tests.
+/// How much longer than two of the reflector's longest tests the queue may be without progress.
 const STALL_MARGIN: Duration = Duration::from_secs(60);
 /// How long a request waits in a queue that moves.
 const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
-/// The longest wait that can be asked for: what an `Instant` holds without overflow.
+/// The longest wait that can be requested: an `Instant` holds it without overflow.
 const LONGEST_ASKED: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// Why a request is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GiveUp {
-    /// The answer to the request did not come.
+    /// The request was not answered in time.
     NoAnswer,
-    /// In the queue, no message came at all.
+    /// Nothing was received while the request was in the queue.
     Silence,
     /// The place in the queue did not improve.
     Stalled(Duration),
-    /// It took longer than was asked for, or than any queue is waited out.
+    /// The wait exceeded the requested limit, or the longest one for any queue.
     TooLong(Duration),
 }
 
@@ -48,8 +48,8 @@ struct InQueue {
 }
 
 impl QueueWait {
-    /// A request that is sent at `now` to a reflector whose longest test is `longest_test`; `asked` is how long it may wait
-    /// in the queue, where that was said.
+    /// A request that is sent at `now` to a reflector whose longest test is `longest_test`. `asked` is the requested
+    /// limit of the wait in the queue, if any.
     pub fn new(longest_test: Duration, asked: Option<Duration>, now: Instant) -> Self {
         let stall = longest_test.saturating_mul(2).saturating_add(STALL_MARGIN).min(LONGEST_STALL);
         match asked {
@@ -58,14 +58,14 @@ impl QueueWait {
         }
     }
 
-    /// A message came, whatever it says.
+    /// Notes that a message was received.
     pub fn heard(&mut self, now: Instant) {
         if let Some(queued) = &mut self.queued {
             queued.heard = now;
         }
     }
 
-    /// The request is at this place of the queue.
+    /// Notes the place of the request in the queue.
     pub fn queued_at(&mut self, place: u32, now: Instant) {
         match &mut self.queued {
             Some(queued) => {
@@ -77,7 +77,7 @@ impl QueueWait {
         }
     }
 
-    /// When to give up unless something comes, and why then.
+    /// When to give up if no message is received until then, and for what reason.
     pub fn deadline(&self) -> (Instant, GiveUp) {
         let Some(queued) = &self.queued else { return (self.sent + ANSWER_TIMEOUT, GiveUp::NoAnswer) };
         let rules = [

@@ -6,22 +6,22 @@ use paramedic_report::summary::RunSummary;
 
 use super::{ApplianceStore, StorageError};
 
-/// How runs are handed out.
+/// The format of an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ExportFormat {
-    /// Each document on a line.
+    /// One JSON document per line.
     #[default]
     JsonLines,
-    /// A table of the summaries (RFC 4180, but for a plain newline), its header first.
+    /// A table of the summaries with a header (RFC 4180, but lines end with a plain newline).
     Csv,
 }
 
-/// Runs read at once: a few megabytes at most.
+/// How many runs are read at once: a few megabytes at most.
 const PAGE: u32 = 64;
 
 impl ApplianceStore {
-    /// Hands all runs to `line`, oldest first, a line at a time without its newline; `line`'s error ends it. A run that
-    /// is saved meanwhile may be among them.
+    /// Passes all runs to `line`, oldest first, one line at a time without its newline. An error of `line` ends the
+    /// export. A run that is saved meanwhile may be included.
     pub async fn export<E: From<StorageError>>(
         &self,
         format: ExportFormat,
@@ -48,8 +48,8 @@ impl ApplianceStore {
     }
 }
 
-/// The same JSON without the white space between its parts. Works on the text, so that every number and every order of
-/// names stays as it was printed.
+/// The same JSON without white space between its tokens. Works on the text, so that all numbers and the order of names
+/// stay as printed.
 fn one_line(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);
@@ -66,10 +66,10 @@ fn one_line(json: &str) -> String {
     line
 }
 
-/// A cell of a run.
+/// Computes the cell of a run.
 type Cell = fn(&RunSummary) -> Option<String>;
 
-/// The table's columns: names that scripts rely on; new ones come last.
+/// The columns of the table. Scripts rely on their names and order: add new ones at the end.
 const CSV_COLUMNS: [(&str, Cell); 16] = [
     ("id", |run| Some(run.id.to_string())),
     ("started_at", |run| Some(run.started_at.to_string())),
@@ -93,7 +93,7 @@ fn csv_row(run: &RunSummary) -> String {
     CSV_COLUMNS.map(|(_, cell)| cell(run).unwrap_or_default()).join(",")
 }
 
-/// A cell of text that others had a hand in: quoted where CSV asks for it, and never a formula to a spreadsheet
+/// A cell with text from outside: quoted if CSV requires it, and never a formula to a spreadsheet
 /// (<https://owasp.org/www-community/attacks/CSV_Injection>).
 fn text(text: &str) -> String {
     let guard = if text.starts_with(['=', '+', '-', '@']) { "'" } else { "" };

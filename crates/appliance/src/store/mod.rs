@@ -23,12 +23,12 @@ pub use runs::SavedRun;
 /// The file's name in the state folder.
 pub const FILE: &str = "packetparamedic.db";
 
-/// How long one writer waits for another; they hold the file for milliseconds.
+/// How long one writer waits for another. A writer holds the lock for milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// Why something is not remembered, or not found.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The state folder or its file can't be made or opened.
@@ -36,7 +36,7 @@ pub enum StorageError {
     Folder {
         /// The folder or file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The file is damaged, or is no database.
@@ -50,21 +50,21 @@ pub enum StorageError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// The first migration that we don't know.
+        /// The first migration that is unknown.
         migration: i64,
     },
-    /// The file's tables were made by something that is not quite this program.
+    /// The file's tables are not those of its migrations.
     #[error("{} does not have the tables of this version: {source}", path.display())]
     Altered {
         /// The file.
         path: PathBuf,
-        /// What differs.
+        /// The difference.
         source: Box<MigrateError>,
     },
     /// The disk is full.
     #[error("{doing}: the disk is full")]
     Full {
-        /// What was to be done.
+        /// The operation.
         doing: &'static str,
         /// The file.
         path: PathBuf,
@@ -72,15 +72,15 @@ pub enum StorageError {
     /// The file, or the disk below it, can't be written.
     #[error("{doing}: {} is read-only", path.display())]
     ReadOnly {
-        /// What was to be done.
+        /// The operation.
         doing: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// Another program held the file for too long.
+    /// Another process held the lock of the file for too long.
     #[error("{doing}: another program holds it")]
     Locked {
-        /// What was to be done.
+        /// The operation.
         doing: &'static str,
     },
     /// Another reflector has this name.
@@ -89,52 +89,52 @@ pub enum StorageError {
         /// The name.
         name: String,
     },
-    /// A name of which nothing printable was left.
+    /// The name has no printable character.
     #[error("a name has at least one printable character")]
     NoName,
-    /// No paired reflector goes by this.
+    /// No paired reflector has this name, address or Endpoint ID.
     #[error("no paired reflector has the name, address or Endpoint ID {wanted:?}")]
     NoSuchReflector {
-        /// What was looked for.
+        /// The text that was searched for.
         wanted: String,
     },
-    /// More than one paired reflector goes by this.
+    /// More than one paired reflector has this name, address or Endpoint ID.
     #[error("{wanted:?} is {}", names.join(" and "))]
     AmbiguousReflector {
-        /// What was looked for.
+        /// The text that was searched for.
         wanted: String,
-        /// What was found.
+        /// The reflectors that were found.
         names: Vec<String>,
     },
     /// No run has this id.
     #[error("no run's id begins or ends with {wanted:?}")]
     NoSuchRun {
-        /// What was looked for.
+        /// The text that was searched for.
         wanted: String,
     },
-    /// More than one run's id begins or ends so.
+    /// The ids of several runs begin or end with this text.
     #[error("more than one run's id begins or ends with {wanted:?}")]
     AmbiguousRun {
-        /// What was looked for.
+        /// The text that was searched for.
         wanted: String,
     },
     /// A result can't be written as JSON, or a saved one can't be read.
     #[error("{source}")]
     Document {
-        /// Why not.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// Anything else that the database says.
+    /// Any other error of the database.
     #[error("{doing}: {source}")]
     Sql {
-        /// What was to be done.
+        /// The operation.
         doing: &'static str,
-        /// The database's words.
+        /// The error of the database.
         source: sqlx::Error,
     },
 }
 
-/// The appliance's memory. Clones share one set of connections.
+/// The appliance's database of pairings and results. Clones share one pool of connections.
 #[derive(Clone, Debug)]
 pub struct ApplianceStore {
     pool: SqlitePool,
@@ -142,8 +142,8 @@ pub struct ApplianceStore {
 }
 
 impl ApplianceStore {
-    /// Opens the memory in this state folder; makes folder (0700) and file (0600) where there are none and brings an
-    /// older file up to date. A damaged file and one of a newer version are refused and left as they are.
+    /// Opens the database in this state folder. Creates folder (0700) and file (0600) if they do not exist, and
+    /// migrates an older file. A damaged file, and one of a newer version, is refused and left unchanged.
     pub async fn open(state_dir: &Path) -> Result<Self, StorageError> {
         let path = state_dir.join(FILE);
         let folder = state_dir.to_owned();
@@ -159,7 +159,7 @@ impl ApplianceStore {
         Ok(Self { pool, path })
     }
 
-    /// Closes every connection; what was answered for is on the disk without it.
+    /// Closes every connection. Not needed for durability: acknowledged changes are already on disk.
     pub async fn close(self) {
         self.pool.close().await;
     }
@@ -169,13 +169,14 @@ impl ApplianceStore {
         &self.path
     }
 
-    /// Sorts what the database says while we were `doing` something.
+    /// Maps an error of the database during `doing` to the kinds of [`StorageError`].
     fn fault(&self, doing: &'static str) -> impl FnOnce(sqlx::Error) -> StorageError {
         move |error| DatabaseError::of(&self.path, doing, error).into()
     }
 }
 
-/// Creates folder and file, and waits for the turn to make the tables; the turn ends when what is returned is dropped.
+/// Creates the folder and the file, and takes the lock under which the tables are made. Dropping the returned file
+/// releases the lock.
 fn prepare(folder: &Path) -> Result<File, StorageError> {
     create_private_folder(folder)?;
     // On the folder and not on the database: closing any descriptor of that one would drop SQLite's own locks.
@@ -208,7 +209,7 @@ impl From<DatabaseError> for StorageError {
     }
 }
 
-/// A stored value that this program can't have written.
+/// The error for a stored value that this program cannot have written.
 fn strange(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
 }

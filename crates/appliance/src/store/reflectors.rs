@@ -14,9 +14,9 @@ use crate::targets::{Host, HostPort};
 pub struct Reflector {
     /// Its key.
     pub endpoint_id: EndpointId,
-    /// What it is called here; no two have the same, whatever the case.
+    /// The name that it is saved under. No two are the same, ignoring case.
     pub name: PeerText,
-    /// Where it was reached when it was paired.
+    /// Its address when it was paired.
     pub address: HostPort,
     /// When it was paired, by this appliance's clock.
     pub paired_at: Timestamp,
@@ -34,9 +34,9 @@ impl Reflector {
 type ReflectorRow = (String, String, String, i64);
 
 impl ApplianceStore {
-    /// Remembers a reflector, and returns it as it is remembered. One that was known gets the new address and keeps
-    /// the name it has here; a new one whose name is taken gets a number behind it, because a pairing that the other
-    /// side believes in must not be lost for a name.
+    /// Saves a reflector, and returns it as saved. A known reflector gets the new address and keeps its saved name. A
+    /// new one whose name is taken gets a number after it, so that a name never makes a pairing fail that the reflector
+    /// has already saved.
     pub async fn add_reflector(&self, new: &Reflector) -> Result<Reflector, StorageError> {
         let fault = || self.fault("saving the pairing");
         // Immediate: the free name must still be free when it is written.
@@ -84,8 +84,8 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The one reflector that goes by this name, Endpoint ID or address. A reflector chooses its own name at first, so
-    /// no match outranks another: two are an error, not a choice.
+    /// The only reflector with this name, Endpoint ID or address. A reflector chooses its first name itself, so no kind
+    /// of match has priority: two matches are an error.
     pub async fn reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let wanted = wanted.trim();
         let mut found = self.reflectors().await?;
@@ -100,7 +100,7 @@ impl ApplianceStore {
         }
     }
 
-    /// Gives the reflector that goes by `wanted` another name, and returns it with it.
+    /// Renames the reflector that `wanted` identifies, and returns it with the new name.
     pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, StorageError> {
         if name.is_empty() {
             return Err(StorageError::NoName);
@@ -118,7 +118,7 @@ impl ApplianceStore {
         }
     }
 
-    /// Forgets the reflector that goes by `wanted`, and returns what it was. The runs measured against it stay.
+    /// Removes the reflector that `wanted` identifies, and returns it. The runs measured against it are kept.
     pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let reflector = self.reflector(wanted).await?;
         sqlx::query("DELETE FROM reflectors WHERE endpoint_id = $1")
@@ -139,12 +139,12 @@ fn reflector((endpoint_id, name, address, paired_at_us): ReflectorRow) -> Result
     })
 }
 
-/// The time as it is stored.
+/// The time in the precision in which it is stored.
 fn in_microseconds(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
 
-/// The name that a new reflector gets: its own, else its host's, with a number where another has it.
+/// The name for a new reflector: its own, or else its host's, with a number if that name is taken.
 fn free_name(new: &Reflector, known: &[Reflector]) -> PeerText {
     let wanted = match (&new.name, &new.address.host) {
         (name, _) if !name.is_empty() => name.to_string(),

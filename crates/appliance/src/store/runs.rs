@@ -13,12 +13,12 @@ use super::{ApplianceStore, StorageError, strange};
 pub struct SavedRun {
     /// The run.
     pub id: Uuid,
-    /// The document as it was printed, to the byte, without the newline behind it.
+    /// The document exactly as printed, without the newline after it.
     pub text: String,
 }
 
 impl SavedRun {
-    /// The document, read.
+    /// The parsed document.
     pub fn document(&self) -> Result<ResultDocument, StorageError> {
         serde_json::from_str(&self.text).map_err(|source| StorageError::Document { source })
     }
@@ -69,7 +69,7 @@ impl RunRow {
 }
 
 impl ApplianceStore {
-    /// Saves a run. What is kept is what `--json` prints, to the byte.
+    /// Saves a run: exactly the text that `--json` prints.
     pub async fn save_run(&self, document: &ResultDocument) -> Result<(), StorageError> {
         let text = document.to_text().map_err(|source| StorageError::Document { source })?;
         let run = RunSummary::of(document);
@@ -119,7 +119,8 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The one run whose id is, begins or ends with `wanted`. (Ids begin with the time: runs of one minute differ late.)
+    /// The only run whose id is, begins or ends with `wanted`. (Ids begin with the time, so runs of the same minute
+    /// differ only near the end.)
     pub async fn run(&self, wanted: &str) -> Result<SavedRun, StorageError> {
         let fault = || self.fault("reading the run");
         let part = wanted.trim().to_ascii_lowercase();
@@ -141,7 +142,7 @@ impl ApplianceStore {
         }
     }
 
-    /// The next runs in the order of their ids, oldest first, after the run `after`: a page of at most `limit`.
+    /// A page of at most `limit` runs with ids after `after`, in the order of their ids, oldest first.
     pub(super) async fn runs_after(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<SavedRun>, StorageError> {
         let fault = || self.fault("reading the runs");
         // Every id is greater than the empty one.
@@ -166,7 +167,7 @@ fn grade(word: &str) -> Result<Grade, sqlx::Error> {
     serde_json::from_value(word.into()).map_err(strange)
 }
 
-/// SQL has no unsigned numbers; none of ours comes near the limit.
+/// Converts a number for SQL, which has no unsigned integers. All stored numbers are far below the limit.
 fn stored(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
