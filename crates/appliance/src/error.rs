@@ -49,16 +49,16 @@ pub enum ApplianceError {
         source: io::Error,
     },
     /// No provider has this id.
-    #[error("no provider {0}")]
+    #[error("unknown provider {0}")]
     NoSuchProvider(String),
     /// No engine has this id.
-    #[error("no engine {0}")]
+    #[error("unknown engine {0}")]
     NoSuchEngine(String),
     /// The provider or the engine cannot run the requested test, or the request contradicts itself.
     #[error("the request is not supported: {0}")]
     Unsupported(String),
     /// The device does not have the requested local address or interface.
-    #[error("cannot send from there: {0}")]
+    #[error("cannot send from the requested address or interface: {0}")]
     Origin(io::Error),
     /// This device lacks what an engine needs.
     #[error("{engine}: {lacking}")]
@@ -123,7 +123,7 @@ pub enum ApplianceError {
     #[error("cannot derive keys: {0}")]
     KeyDerivation(String),
     /// The data connections of a phase could not be opened.
-    #[error("data connections to {address}: {source}")]
+    #[error("cannot open data connections to {address}: {source}")]
     NoDataConnection {
         /// The reflector's address.
         address: SocketAddr,
@@ -131,7 +131,7 @@ pub enum ApplianceError {
         source: io::Error,
     },
     /// Latency probes reach the reflector neither over UDP nor over TCP.
-    #[error("no probes: {0}")]
+    #[error("latency probes do not reach the reflector: {0}")]
     NoProbes(io::Error),
     /// The reflector could not start a phase.
     #[error("the phase was not started: {reason}")]
@@ -140,7 +140,7 @@ pub enum ApplianceError {
         reason: String,
     },
     /// The begin or the end of a phase was not reported in time.
-    #[error("{0} did not report a phase in time")]
+    #[error("{0} did not report the begin or the end of a phase in time")]
     PhaseOverdue(SocketAddr),
     /// A report of the reflector cannot be true.
     #[error("{address}: {claim}")]
@@ -170,7 +170,7 @@ pub enum ApplianceError {
     #[error("{0}")]
     Internal(String),
     /// The task of the test ended without a result: a fault of this program.
-    #[error("the test broke off: {0}")]
+    #[error("the test ended without a result: {0}")]
     BrokeOff(String),
     /// A test with an iperf3 server failed.
     #[error(transparent)]
@@ -187,7 +187,7 @@ pub enum LinkFailure {
     #[error("it presented another key: {0}")]
     KeyChanged(EndpointId),
     /// It presented a key for which the pairing code was not made.
-    #[error("the code does not fit its key {0}")]
+    #[error("the pairing code was made for another key than {0}")]
     CodeOfAnother(EndpointId),
     /// Something else than a reflector answered.
     #[error("not a reflector: {0}")]
@@ -236,7 +236,7 @@ pub enum LinkFailure {
         detail: PeerText,
     },
     /// It ended a session when another answer was due.
-    #[error("it ended the session out of turn: {0}")]
+    #[error("it ended the session when another answer was due: {0}")]
     EndedOutOfTurn(PeerText),
     /// It sent a message that is not valid in this state.
     #[error("an unexpected message")]

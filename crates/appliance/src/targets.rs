@@ -56,7 +56,7 @@ impl fmt::Display for Host {
 
 /// Why a text is not a host with an optional port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text} is no address: {fault}")]
+#[error("{text} is not an address: {fault}")]
 pub struct NotAHostPort {
     /// The text, quoted and with control characters escaped.
     pub text: String,
@@ -77,19 +77,19 @@ pub enum Fault {
     #[error("a port is a number from 1 to 65535")]
     Port,
     /// A bracket is not closed or opened, or text follows it.
-    #[error("its brackets do not fit")]
+    #[error("its brackets do not match")]
     Brackets,
     /// It has colons, but is not an IPv6 address.
-    #[error("it has several colons, but is no IPv6 address")]
+    #[error("it has several colons, but is not an IPv6 address")]
     V6,
     /// It has only digits and dots, but is not an IPv4 address.
-    #[error("it has only digits and dots, but is no IPv4 address")]
+    #[error("it has only digits and dots, but is not an IPv4 address")]
     V4,
     /// It has a character that is not valid in a host name.
-    #[error("a host name has no {0:?}")]
+    #[error("{0:?} is not valid in a host name")]
     Character(char),
     /// A part between dots is empty, too long, or begins or ends with a dash; or the name is too long.
-    #[error("it is no host name")]
+    #[error("it is not a valid host name")]
     Name,
 }
 
