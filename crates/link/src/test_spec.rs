@@ -350,7 +350,7 @@ pub enum BadSpec {
     #[error("a test has 1 to 16 phases")]
     Phases,
     /// A load of a newer version.
-    #[error("a phase asks for a load that this version does not know")]
+    #[error("a phase has a load that this version does not support")]
     Load,
     /// A phase without duration, or longer than a day.
     #[error("a phase lasts from 1 ms to 24 h")]
@@ -377,7 +377,7 @@ pub enum BadSpec {
     #[error("the rate limit of a stream is 0 or at least 1 kbit/s")]
     Bitrate,
     /// A data path of a newer version.
-    #[error("the test asks for a data path that this version does not know")]
+    #[error("the test has a data path that this version does not support")]
     DataPath,
     /// A loss bound of 100 % or more.
     #[error("a loss bound is below 1 (100 %)")]
