@@ -19,63 +19,63 @@ use crate::promises::{Verdict, judge};
 use crate::record::{Alone, CellRecord, Record, SCHEMA};
 use crate::render;
 
-/// Our engines and iperf3 in turn: rates, processor time, memory, what was promised.
+/// Compares our engines with iperf3: rates, processor time, memory, and the promises about them.
 ///
-/// Plays the `reflector` and the `packetparamedic` that stand beside this program. Needs root for network namespaces
-/// and for a congestion control that others may not choose; elsewhere those cells are passed over, and told.
+/// Runs the `reflector` and the `packetparamedic` in the folder of this program. Needs root for network namespaces and
+/// for restricted congestion controls; without root, those cells are skipped with a message.
 #[derive(Debug, Parser)]
 #[command(name = "bench", args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Subcommands>,
-    /// Few cells and pairs, in less than three minutes: the intervals are wide
+    /// Run few cells and pairs, in less than three minutes; the confidence intervals are wide
     #[arg(long)]
     quick: bool,
-    /// Pairs a cell [default: 10; with --quick 3]
+    /// Pairs of runs per cell [default: 10; with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: Option<u32>,
-    /// Whole seconds of a phase; datagrams take 3 at least
+    /// Duration of a phase in whole seconds; at least 3 for datagrams
     #[arg(long, value_name = "SECS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// Only what has this in its name; may be given several times
+    /// Run only the cells with TEXT in their name; may be repeated
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Print the names of all cells, and run none
     #[arg(long)]
     list: bool,
-    /// Another iperf3, for the rows beside one at its best
+    /// Another iperf3, for the rows that compare with the fastest iperf3
     #[arg(long, value_name = "PATH")]
     iperf3: Option<PathBuf>,
-    /// Where the page, the plots and data.json go [default: docs/benchmarks; with --quick or --only a temporary folder]
+    /// Folder for the page, the plots and data.json [default: docs/benchmarks; with --quick or --only a temporary folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Make the page and the plots again from the folder's data.json, and measure nothing
+    /// Render the page and the plots from the folder's data.json, without measuring
     #[arg(long, conflicts_with_all = ["quick", "pairs", "only", "list", "iperf3"])]
     render: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Subcommands {
-    /// One cell of your own making, told and not kept
+    /// Run one cell with these options, and print it without saving it
     One(One),
 }
 
 /// One cell.
 #[derive(Debug, Args)]
 struct One {
-    /// What of ours makes the load
+    /// Our engine
     #[arg(long, value_enum, default_value_t = Engine::Tcp)]
     engine: Engine,
-    /// The way that our data takes
+    /// Our data mode
     #[arg(long, value_enum, default_value_t = Mode::Direct)]
     mode: Mode,
-    /// What lies between both ends
+    /// The link between both ends
     #[arg(long, value_enum, default_value_t = Link::Loopback)]
     link: Link,
-    /// Streams a direction
+    /// Streams per direction
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: u16,
-    /// Which way the payload goes
+    /// Direction of the payload
     #[arg(long, value_enum, default_value_t = Direction::Download)]
     direction: Direction,
     /// The congestion control of both sides [default: the kernel's]
@@ -87,13 +87,13 @@ struct One {
     /// Copy every byte at our ends
     #[arg(long)]
     plain: bool,
-    /// Hold the servers of both sides to one processor and their clients to another
+    /// Pin the servers of both sides to one processor and their clients to another
     #[arg(long)]
     pinned: bool,
-    /// Pairs
+    /// Pairs of runs
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
-    /// Whole seconds of a phase
+    /// Duration of a phase in whole seconds
     #[arg(long, value_name = "SECS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
 }
@@ -138,7 +138,7 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
         plan.iter().map(|cell| cell.name.as_str()).chain(alone).for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
-    ensure!(!plan.is_empty() || !alone.is_empty(), "nothing has that in its name: `--list` prints all names");
+    ensure!(!plan.is_empty() || !alone.is_empty(), "no cell has that text in its name: `--list` prints all names");
     let stop = Stop::listen()?;
     Programs::use_own_folder()?;
     let folder = match &cli.out {
@@ -154,7 +154,7 @@ fn go(cli: &Cli) -> anyhow::Result<ExitCode> {
     write_pages(&folder, &record)?;
     tell_promises(&record);
     if pairs < 10 {
-        println!("{pairs} pairs: the intervals are wide");
+        println!("only {pairs} pairs: the confidence intervals are wide");
     }
     println!("written to {}", folder.display());
     Ok(ExitCode::SUCCESS)
@@ -171,7 +171,7 @@ fn measure(
     let rights = Rights::here();
     if !rights.is_root {
         eprintln!(
-            "not root: cells over veth are passed over, and on loopback there is only {}",
+            "not root: cells over veth are skipped, and on loopback only these congestion controls are measured: {}",
             rights.allowed.join(", ")
         );
     }
@@ -283,7 +283,7 @@ fn run_one(one: &One) -> anyhow::Result<ExitCode> {
     Ok(if is_measured { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// One line of a cell, and one of each thing that went wrong.
+/// Prints one line for the cell and one for each failure.
 fn tell(found: &CellRecord) {
     let name = &found.cell.name;
     let bps = |reading: &crate::record::Reading| reading.bps;
@@ -304,7 +304,7 @@ fn tell(found: &CellRecord) {
         println!("{name}: failed: {failure}");
     }
     if let Some(why) = &found.passed_over {
-        println!("{name}: passed over: {why}");
+        println!("{name}: skipped: {why}");
     }
 }
 
@@ -329,7 +329,7 @@ fn program_in_path(name: &str) -> anyhow::Result<PathBuf> {
 fn program_at(path: &Path) -> anyhow::Result<PathBuf> {
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
     if !path.is_file() {
-        bail!("{} is no program", path.display());
+        bail!("{} is not a program", path.display());
     }
     Ok(path)
 }
@@ -338,11 +338,11 @@ fn read_record(folder: &Path) -> anyhow::Result<Record> {
     let data = folder.join(DATA);
     let text = fs::read_to_string(&data).with_context(|| data.display().to_string())?;
     let record: Record = serde_json::from_str(&text).with_context(|| data.display().to_string())?;
-    ensure!(record.schema == SCHEMA, "{} is of another kind: {}", data.display(), record.schema);
+    ensure!(record.schema == SCHEMA, "{} has an unknown schema: {}", data.display(), record.schema);
     Ok(record)
 }
 
-/// Writes the page and the plots; plots of an earlier run that this one has not go.
+/// Writes the page and the plots. Deletes plots of an earlier run that this one does not have.
 fn write_pages(folder: &Path, record: &Record) -> anyhow::Result<()> {
     let files = render::files(record);
     let names = files.iter().map(|(name, _)| name.as_str()).collect::<BTreeSet<_>>();
@@ -361,7 +361,7 @@ fn write_pages(folder: &Path, record: &Record) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The command that does the same again; where another iperf3 stands is this host's own affair.
+/// The command that repeats the measurement. The path of another iperf3 is replaced by a placeholder.
 fn command_line(cli: &Cli, pairs: u32) -> String {
     let mut words = vec!["script/bench".to_owned()];
     if cli.quick {

@@ -1,5 +1,6 @@
-//! Processors, held to: with two of them, which of both ends the scheduler puts where decides more of a rate than what is
-//! compared, and it decides anew in each run. Held to the same places, both sides are compared and not the scheduler.
+//! Pins processes to processors. On two processors, the scheduler's placement of both ends affects a rate more than the
+//! programs that are compared, and it changes with each run. With the same placement for both sides, a comparison does not
+//! depend on the scheduler.
 
 use std::fs;
 
@@ -23,7 +24,7 @@ impl Places {
         let allowed = sched_getaffinity(None)?;
         let mut allowed = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
         let places = allowed.next().zip(allowed.next());
-        let (client, server) = places.context("to hold both ends to a processor each, it takes two")?;
+        let (client, server) = places.context("pinning both ends needs two processors")?;
         Ok(Self { client, server })
     }
 }
@@ -51,7 +52,7 @@ impl Held {
         let before = sched_getaffinity(process)?;
         let mut only = CpuSet::new();
         only.set(cpu);
-        move_all(process, &only).with_context(|| format!("processor {cpu} can't be held to"))?;
+        move_all(process, &only).with_context(|| format!("cannot pin to processor {cpu}"))?;
         Ok(Self { process, before })
     }
 }
