@@ -21,7 +21,7 @@ use crate::record::{Memory, Rest};
 /// How long a program may take to say or end something.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A reflector with its defaults that nobody asks for anything, started `starts` times and watched for `watched`.
+/// An idle reflector with its defaults, started `starts` times and watched for `watched`.
 pub(crate) fn rest(stop: &Stop, starts: u32, watched: Duration) -> anyhow::Result<Rest> {
     let mut reflector = Reflector::idle(&[]);
     let start = |reflector: &mut Reflector| -> anyhow::Result<f64> {

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A person's wish to stop: SIGINT, SIGTERM or SIGHUP.
 #[derive(Debug)]
 pub(crate) struct Stop {
-    /// Readable once somebody wished so.
+    /// Readable once the user interrupted the program.
     wished: OwnedFd,
 }
 
@@ -59,7 +59,7 @@ impl Stop {
         Ok(Self { wished })
     }
 
-    /// An error once somebody wished so.
+    /// An error once the user interrupted the program.
     pub(crate) fn check(&self) -> Result<(), Interrupted> {
         if self.first_of(None, Duration::ZERO) == First::Stop { Err(Interrupted) } else { Ok(()) }
     }

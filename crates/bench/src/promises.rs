@@ -14,7 +14,7 @@ pub(crate) struct Row {
     pub(crate) bound: Bound,
     /// How its number is written.
     pub(crate) unit: Unit,
-    /// What was measured; absent where it was not.
+    /// What was measured; absent if it was not.
     pub(crate) measured: Option<Measured>,
     /// What to know of it.
     pub(crate) note: String,

@@ -125,7 +125,7 @@ impl CellRecord {
 /// What needs no second side.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Alone {
-    /// A reflector that nobody asks for anything.
+    /// An idle reflector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rest: Option<Rest>,
     /// Both programs' largest memory during a test, and iperf3's.

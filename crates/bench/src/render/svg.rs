@@ -55,7 +55,7 @@ const STYLE: &str = "
   }
 ";
 
-/// The plot of these cells; `None` where there are none.
+/// The plot of these cells; `None` if there are none.
 pub(super) fn plot(title: &str, cells: &[Bars]) -> Option<String> {
     let highest = cells.iter().flat_map(|cell| [cell.theirs.highest, cell.ours.highest]).reduce(f64::max)?;
     let step = tick(highest);
@@ -158,7 +158,7 @@ fn bar(class: &str, spread: &Spread, y: f64, x: &impl Fn(f64) -> f64) -> String 
     drawn
 }
 
-/// The plot in words, for whoever can't see it.
+/// The plot in words, for readers who cannot see it.
 fn described(title: &str, cells: &[Bars]) -> String {
     let cell = |cell: &Bars| {
         let [theirs, ours] = [cell.theirs, cell.ours].map(|spread| gigabits(spread.median));
