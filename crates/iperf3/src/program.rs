@@ -94,7 +94,7 @@ impl Program {
         (padding == LoginPadding::Pkcs1 && self.version >= OAEP_DEFAULT).then_some("--use-pkcs1-padding")
     }
 
-    /// Checks whether it can be the server of a session.
+    /// Checks whether this iperf3 can be the server of a session.
     pub(super) fn check_server(&self) -> Result<(), Unavailable> {
         let missing = ["--time-skew-threshold", "--forceflush"].into_iter().find(|option| !self.knows(option));
         match missing {

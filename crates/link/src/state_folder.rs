@@ -83,7 +83,7 @@ pub enum OwnFile {
 /// and returns `None` for all others.
 ///
 /// - A folder that does not exist is created with mode 0700.
-/// - A folder that belongs to the program's user and has mode 0700 is used as it is.
+/// - A folder that belongs to the program's user and has mode 0700 is used unchanged.
 /// - A folder that belongs to the program's user, is not a mount point, and contains only the program's files gets mode
 ///   0700.
 /// - In any other folder that other users can enter (a volume with mode 0777, a home folder) the state goes into a folder

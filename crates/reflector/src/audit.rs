@@ -104,7 +104,7 @@ impl Audit {
     /// Opens the log in `folder` and starts its writer.
     ///
     /// # Errors
-    /// A log that lacks acknowledged lines is not opened, and left as it is.
+    /// A log that lacks acknowledged lines is not opened, and is left unchanged.
     pub async fn open(folder: &Path, sizes: Sizes, store: Store) -> Result<Self, AuditError> {
         Self::open_on(Disk::Real, PROBE_INTERVAL, folder, sizes, store.into()).await
     }

@@ -141,7 +141,7 @@ pub enum AuditEvent {
 pub enum Chain {
     /// Starts and stops, pairings and removals, grants and ends: bounded by the operator and by quotas.
     Main,
-    /// What an unauthenticated client or a paired peer can cause at will.
+    /// Events that an unauthenticated client or a paired peer can cause without limit.
     Refusals,
 }
 

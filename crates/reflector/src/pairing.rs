@@ -178,7 +178,7 @@ impl Pairing {
         self.open.take_if(|open| open.claim.is_none());
     }
 
-    /// Whether a right proof came for this code and its pairing is being written down.
+    /// Whether a device sent a right proof for this code and its pairing is being written.
     pub fn is_claimed(&self, code: CodeId) -> bool {
         self.open.as_ref().is_some_and(|open| open.id == code && open.claim.is_some())
     }

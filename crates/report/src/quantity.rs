@@ -13,7 +13,7 @@ struct Scale {
     /// What may follow a unit; the first one is printed.
     endings: &'static [&'static str],
     has_case: bool,
-    /// Whether several parts add up, as in `1h30m`.
+    /// Whether a text may have several parts that are added up, as in `1h30m`.
     is_compound: bool,
 }
 
@@ -293,7 +293,7 @@ fn split_number(text: &str) -> Option<(&str, &str)> {
     Some(text.split_at(end))
 }
 
-/// `number` times `unit`, rounded to the nearest; `None` where that cannot be represented. `number` is one of
+/// `number` times `unit`, rounded to the nearest; `None` if that cannot be represented. `number` is one of
 /// [`split_number`].
 fn times(number: &str, unit: u64) -> Option<u128> {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));

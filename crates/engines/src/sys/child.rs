@@ -63,7 +63,7 @@ pub(crate) fn await_started() {
     drop(being_started());
 }
 
-/// Starts a child in a process group of its own. The kernel kills it when the calling thread ends, so that thread has
+/// Starts a child in its own process group. The kernel kills it when the calling thread ends, so that thread has
 /// to live as long as the child.
 pub fn spawn(mut command: Command) -> io::Result<Child> {
     let parent = rustix::process::getpid();

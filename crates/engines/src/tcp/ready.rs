@@ -35,7 +35,7 @@ pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: 
 pub(super) struct Watched {
     /// A second handle of the socket.
     pub(super) socket: TcpStream,
-    /// `Some` where this end sends.
+    /// `Some` if this end sends.
     pub(super) unsent_limit: Option<UnsentLimit>,
 }
 

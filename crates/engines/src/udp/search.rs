@@ -20,7 +20,7 @@ const MAX_INTERVAL_NS: u64 = 400_000_000;
 const FEEDBACK_TIMEOUT_NS: u64 = 1_000_000_000;
 /// A persistent queueing delay above this means that the path is full.
 const FULL_QUEUE_US: u32 = 8_000;
-/// This many feedbacks in a row have to report it.
+/// So many consecutive feedbacks have to report the full queue.
 const FULL_QUEUE_FEEDBACKS: u32 = 2;
 /// A queueing delay below this means that the queue is empty.
 const EMPTY_US: u32 = 2_000;
@@ -64,11 +64,11 @@ pub(super) struct Search {
     /// The first feedback after datagrams of this rate had arrived.
     since: Option<Feedback>,
     last: Option<Feedback>,
-    /// Intervals in a row in which the path was not full.
+    /// Consecutive intervals in which the path was not full.
     clean: u32,
-    /// Intervals in a row in which the sender did not reach the rate.
+    /// Consecutive intervals in which the sender did not reach the rate.
     behind: u32,
-    /// Feedbacks in a row that reported a queue.
+    /// Consecutive feedbacks that reported a queue.
     queued: u32,
     /// The last rate at which the path was not full.
     clean_bps: f64,

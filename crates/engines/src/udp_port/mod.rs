@@ -91,7 +91,7 @@ pub struct Refused {
     pub replayed: u64,
 }
 
-/// Reads the datagrams of one UDP socket on a thread of its own. Dropping it ends the thread and closes the socket.
+/// Reads the datagrams of one UDP socket on its own thread. Dropping this ends the thread and closes the socket.
 pub struct UdpPort {
     shared: Arc<PortState>,
     local: SocketAddr,

@@ -33,7 +33,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// The key as it is in the file.
+        /// The key, as written in the file.
         key: String,
         /// The setting with the most similar name, if one is similar.
         nearest: Option<&'static str>,

@@ -19,7 +19,7 @@ pub struct Setting<C> {
     pub flag: Option<&'static str>,
     /// The placeholder of the value in `--help`.
     pub placeholder: &'static str,
-    /// What it does, in one or two sentences.
+    /// What the setting does, in one or two sentences.
     pub help: &'static str,
     /// The values that it accepts.
     pub valid: &'static str,
@@ -27,12 +27,12 @@ pub struct Setting<C> {
     pub is_list: bool,
     /// Checks a value and puts it into the configuration. The error says what is wrong with the value.
     pub read: fn(&mut C, &Given<'_>) -> Result<(), String>,
-    /// The value as TOML; `None` where it is not set and has no default.
+    /// The value as TOML; `None` if it is not set and has no default.
     pub show: fn(&C) -> Option<Value>,
 }
 
 impl<C> Setting<C> {
-    /// The value in `config` without TOML's quotes; empty where it is not set.
+    /// The value in `config` without TOML's quotes; empty if it is not set.
     pub fn plain(&self, config: &C) -> String {
         match (self.show)(config) {
             None => String::new(),
@@ -79,7 +79,7 @@ impl Given<'_> {
         self.text().map(|path| self.base.join(path))
     }
 
-    /// A name that can be sent to a peer as it is.
+    /// A name that can be sent to a peer unchanged.
     pub fn name(&self) -> Result<PeerText, String> {
         let name = PeerText::new(self.text()?);
         if name.as_str() == self.one() { Ok(name) } else { Err("it is too long or has control characters".to_owned()) }

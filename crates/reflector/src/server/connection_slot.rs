@@ -25,7 +25,7 @@ pub(super) struct HandshakenConnection {
     pub(super) deadline: tokio::time::Instant,
 }
 
-/// All slots.
+/// The slots of all connections.
 pub(super) struct ConnectionSlots {
     limiter: Mutex<ConnectionLimiter>,
     /// Wakes the connection that has to close.

@@ -84,7 +84,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     Connection::open(server, framed, id, peer, from, local, commands).serve(&versions, paired).instrument(span).await;
 }
 
-/// Registers a link, unless there are too many, of this device or in all.
+/// Registers a link, unless this device or all devices together have too many.
 fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<LinkCommand>) -> Option<LinkId> {
     let mut links = lock(&server.links);
     let of_peer = links.values().filter(|link| link.peer == peer).count();

@@ -22,7 +22,7 @@ pub enum StoreError {
         /// The state folder.
         folder: PathBuf,
     },
-    /// The file is no database any more. It is left as it is.
+    /// The file is damaged. It is left unchanged.
     #[error(
         "the database {} is damaged ({detail}); restore a backup, or move it, its -wal and -shm files and the audit folder \
          away to begin with an empty one: appliances must then be paired again",

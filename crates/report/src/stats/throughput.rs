@@ -28,7 +28,7 @@ const MOST_CORRELATED: f64 = 0.8;
 pub struct Throughput {
     /// Payload bits per second: bytes over time, nothing else.
     pub goodput_bps: u64,
-    /// The 95 % confidence interval of that mean, in bits per second; absent where the steady part is too short
+    /// The 95 % confidence interval of that mean, in bits per second; absent if the steady part is too short
     /// (below 2 s).
     pub ci95_bps: Option<[u64; 2]>,
     /// The 10th percentile of the intervals' rates, in bits per second.
