@@ -18,7 +18,7 @@ use crate::bed::Bed;
 use crate::process::{self, Stop};
 use crate::record::{Memory, Rest};
 
-/// How long a program may take to say or end something.
+/// How long a program may take to print an expected line or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An idle reflector with its defaults, started `starts` times and watched for `watched`.
@@ -49,7 +49,7 @@ pub(crate) fn rest(stop: &Stop, starts: u32, watched: Duration) -> anyhow::Resul
     Ok(Rest { first_ready_s, ready_s, rss_bytes, cpu_s, watched_s })
 }
 
-/// The most memory of each program during a test with this many streams: ours direct and tunneled, then iperf3's.
+/// The largest memory of each program during a test with this many streams: ours direct and tunneled, then iperf3's.
 pub(crate) fn memory(
     stop: &Stop,
     bed: &mut Bed,
@@ -80,7 +80,8 @@ pub(crate) fn memory(
     Ok(found)
 }
 
-/// The most memory of a program that tells of itself every 100 ms, read each time: once it has ended nobody can tell.
+/// The largest memory of a program that prints a line every 100 ms, read at each line, because it cannot be read after
+/// the program has ended.
 fn most_of(stop: &Stop, program: &mut Running) -> anyhow::Result<u64> {
     let mut most = 0;
     // Its last line is its end.
@@ -94,7 +95,7 @@ fn most_of(stop: &Stop, program: &mut Running) -> anyhow::Result<u64> {
     Ok(most)
 }
 
-/// All of a plain speed test but its phases, in seconds; `runs` times.
+/// The duration of a plain speed test without its phases, in seconds, for `runs` runs.
 pub(crate) fn set_up(stop: &Stop, bed: &Bed, runs: u32) -> anyhow::Result<Vec<f64>> {
     const PHASES_S: f64 = 0.2 + 1.0 + 1.0;
     let run = |_| {
@@ -105,8 +106,8 @@ pub(crate) fn set_up(stop: &Stop, bed: &Bed, runs: u32) -> anyhow::Result<Vec<f6
     (0..runs).map(run).collect()
 }
 
-/// Mutual TLS handshakes a second, one after another, in `windows` of this length: both ends in this process, a thread
-/// each, over loopback, every one on a connection of its own and with its keys proven at both ends.
+/// Mutual TLS handshakes per second, one after another, in `windows` of this length. Both ends are threads of this
+/// process and connect over loopback; every handshake has its own connection and proves both keys.
 pub(crate) fn handshakes(stop: &Stop, windows: u32, window: Duration) -> anyhow::Result<Vec<f64>> {
     let (appliance, reflector) = (SecretKey::generate()?, SecretKey::generate()?);
     let client = tls::appliance_config(&appliance, Expect::ExactKey(reflector.id()), Alpn::Link)?;
@@ -147,7 +148,7 @@ pub(crate) fn handshakes(stop: &Stop, windows: u32, window: Duration) -> anyhow:
     })
 }
 
-/// The server's end: proves and believes, then says one byte.
+/// The server's end: completes the handshake, then sends one byte.
 fn answer(mut socket: TcpStream, config: &Arc<ServerConfig>) -> anyhow::Result<Option<paramedic_link::EndpointId>> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;
@@ -162,7 +163,7 @@ fn answer(mut socket: TcpStream, config: &Arc<ServerConfig>) -> anyhow::Result<O
     Ok(peer)
 }
 
-/// The client's end: over once it has heard that byte, so that the other end has believed it.
+/// The client's end: returns once it has received that byte, which shows that the other end accepted the handshake.
 fn shake(socket: TcpStream, config: &Arc<ClientConfig>) -> anyhow::Result<()> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// What lies between both ends.
+/// The link between both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Link {
@@ -24,7 +24,7 @@ pub(crate) enum Link {
 }
 
 impl Link {
-    /// The MTU of the pair; loopback is taken as it is.
+    /// The MTU of the veth pair; `None` for loopback.
     pub(crate) fn veth_mtu(self) -> Option<u32> {
         match self {
             Self::Loopback => None,
@@ -34,7 +34,7 @@ impl Link {
     }
 }
 
-/// What of ours makes the load.
+/// The engine that generates our load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
@@ -42,21 +42,21 @@ pub(crate) enum Engine {
     Tcp,
     /// Datagrams.
     Udp,
-    /// The lane: a real iperf3 behind a reflector.
+    /// A real iperf3 behind a reflector.
     Iperf3,
 }
 
-/// The way that our data takes.
+/// How our data travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
-    /// Short-lived ports of the reflector's range.
+    /// In clear text, through temporary ports of the reflector's range.
     Direct,
-    /// TLS through the control port.
+    /// Inside TLS, through the control port.
     Tunneled,
 }
 
-/// Which way the payload goes, as the client sees it.
+/// The direction of the payload, from the client's view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Direction {
@@ -80,7 +80,7 @@ macro_rules! display_as_value {
 }
 display_as_value!(Link, Engine, Mode, Direction);
 
-/// What cells are shown together.
+/// Cells that are shown together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Group {
@@ -100,9 +100,9 @@ pub(crate) enum Group {
     Veth9000,
     /// Datagrams.
     Udp,
-    /// Another iperf3 at its best.
+    /// Another iperf3 with its fastest options.
     Other,
-    /// One cell that was asked for by hand.
+    /// One cell with the user's options.
     One,
 }
 
@@ -153,7 +153,7 @@ impl Group {
         }
     }
 
-    /// What a reader must know of it.
+    /// The text that explains the group to a reader.
     pub(crate) fn note(self) -> &'static str {
         match self {
             Self::Direct | Self::DirectBbr => {
@@ -195,11 +195,11 @@ impl Group {
 /// Our side of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ours {
-    /// What makes the load.
+    /// The engine.
     pub(crate) engine: Engine,
-    /// The way it takes.
+    /// How its data travels.
     pub(crate) mode: Mode,
-    /// Streams a direction.
+    /// Streams per direction.
     pub(crate) streams: u16,
     /// Whether every byte is copied.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -212,9 +212,9 @@ pub(crate) struct Theirs {
     /// Whether it is the other iperf3 and not this host's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) other: bool,
-    /// Streams a direction.
+    /// Streams per direction.
     pub(crate) streams: u16,
-    /// Options beside.
+    /// Further options.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) options: Vec<String>,
 }
@@ -222,13 +222,13 @@ pub(crate) struct Theirs {
 /// One comparison.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cell {
-    /// Unlike that of every other cell; `--only` looks for parts of it.
+    /// The unique name of the cell. `--only` searches in it.
     pub(crate) name: String,
-    /// Where it is shown.
+    /// The group in which it is shown.
     pub(crate) group: Group,
-    /// What lies between.
+    /// The link between both ends.
     pub(crate) link: Link,
-    /// Which way the payload goes.
+    /// The direction of the payload.
     pub(crate) direction: Direction,
     /// The congestion control of both sides; absent: the kernel's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]

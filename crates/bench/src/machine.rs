@@ -8,7 +8,7 @@ use paramedic_engines::host_facts;
 
 use crate::record::Machine;
 
-/// This host, with what both programs say that they are.
+/// This host, with the versions that both programs print.
 pub(crate) fn read(iperf3: &Path, other: Option<&Path>) -> Machine {
     Machine {
         facts: host_facts::read(None),
@@ -21,14 +21,14 @@ pub(crate) fn read(iperf3: &Path, other: Option<&Path>) -> Machine {
     }
 }
 
-/// The commit that is checked out, and whether anything but the results themselves was changed since.
+/// The commit that is checked out, and whether any file except the results was changed since.
 pub(crate) fn commit() -> Option<String> {
     let id = first_line(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]))?;
     let changed = first_line(Command::new("git").args(["status", "--porcelain", "--", ".", ":!docs/benchmarks"]));
     Some(if changed.is_some() { format!("{id}, with changes") } else { id })
 }
 
-/// The options with which another iperf3 is at its best, of those that it knows.
+/// The options, of those that another iperf3 supports, with which it is fastest.
 pub(crate) fn best_options(program: &Path) -> Vec<String> {
     let mut options = vec!["--length".to_owned(), "256K".to_owned()];
     let help = Command::new(program).arg("--help").output();
@@ -41,7 +41,7 @@ pub(crate) fn best_options(program: &Path) -> Vec<String> {
 
 const SKIP: &str = "--skip-rx-copy";
 
-/// Who made the machine, where the processor says that it is none.
+/// The vendor of the virtual machine, if the processor reports one.
 fn hypervisor() -> Option<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;

@@ -13,19 +13,19 @@ use crate::process::{self, Interrupted, Stop};
 use crate::readings::{self, Received};
 use crate::record::{CellRecord, Pair, Reading};
 
-/// A cell that failed this often without a pair in between won't get better.
+/// After this many consecutive failures, a cell is given up.
 const MOST_FAILURES: usize = 2;
 
-/// What runs cells.
+/// Runs cells.
 pub(crate) struct Pairs<'a> {
     pub(crate) stop: &'a Stop,
-    /// This host's iperf3.
+    /// The iperf3 of this host.
     pub(crate) iperf3: PathBuf,
-    /// The other one.
+    /// The other iperf3, if one was given.
     pub(crate) other: Option<PathBuf>,
-    /// What this user may do.
+    /// The rights of this user.
     pub(crate) rights: Rights,
-    /// Made when first needed: one a link.
+    /// The test beds by link, made when first needed.
     beds: Vec<Bed>,
 }
 
@@ -34,7 +34,7 @@ impl<'a> Pairs<'a> {
         Self { stop, iperf3, other, rights, beds: vec![] }
     }
 
-    /// The bed of a link.
+    /// The test bed of a link.
     pub(crate) fn bed(&mut self, link: Link) -> anyhow::Result<&mut Bed> {
         let at = match self.beds.iter().position(|bed| bed.link == link) {
             Some(at) => at,
@@ -46,7 +46,7 @@ impl<'a> Pairs<'a> {
         Ok(&mut self.beds[at])
     }
 
-    /// Runs `cell`; an error only where a person wished to stop.
+    /// Runs `cell`. An error means that the user interrupted the program.
     pub(crate) fn run(&mut self, cell: &Cell, pairs: u32) -> Result<CellRecord, Interrupted> {
         let mut record = CellRecord { cell: cell.clone(), pairs: vec![], failures: vec![], passed_over: None };
         if let Err(lacking) = self.rights.allow(cell) {
@@ -115,7 +115,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// Whose error it is; a wish to stop is nobody's.
+/// Adds to an error whose it is. An interrupt is left unchanged.
 fn told(error: anyhow::Error, whose: &str) -> anyhow::Error {
     if error.is::<Interrupted>() { error } else { anyhow!("{whose}: {error:#}") }
 }
@@ -146,7 +146,7 @@ fn reading(received: Received, wall_s: f64, client_cpu_s: f64, server_cpu_s: f64
     Reading { bps, bytes, wall_s, client_cpu_s, server_cpu_s, loss }
 }
 
-/// Why there is no reading, with what the program said beside.
+/// Why a run has no result, with the program's output.
 fn with_stderr(why: String, stderr: &str) -> anyhow::Error {
     match stderr.trim() {
         "" => anyhow!(why),
@@ -154,16 +154,16 @@ fn with_stderr(why: String, stderr: &str) -> anyhow::Error {
     }
 }
 
-/// What this user may do here.
+/// The rights of this user on this host.
 #[derive(Clone, Debug)]
 pub(crate) struct Rights {
     pub(crate) is_root: bool,
-    /// The congestion controls that everybody may choose.
+    /// The congestion controls that every user may choose.
     pub(crate) allowed: Vec<String>,
 }
 
 impl Rights {
-    /// Those of this process.
+    /// The rights of this process.
     pub(crate) fn here() -> Self {
         let allowed = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control").unwrap_or_default();
         Self {
@@ -172,7 +172,7 @@ impl Rights {
         }
     }
 
-    /// Why a cell can't be run, if it can't.
+    /// Why a cell cannot run with these rights, if it cannot.
     fn allow(&self, cell: &Cell) -> Result<(), String> {
         if self.is_root {
             return Ok(());

@@ -13,17 +13,17 @@ use nix::sys::resource::{UsageWho, getrusage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// Longer than any run takes: one that hangs is ended, told, and the next cell begins.
+/// The timeout of a run. A run that exceeds it is killed and reported, and the next cell begins.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A person's wish to stop: SIGINT, SIGTERM or SIGHUP.
+/// The user's interrupt: SIGINT, SIGTERM or SIGHUP.
 #[derive(Debug)]
 pub(crate) struct Stop {
     /// Readable once the user interrupted the program.
     wished: OwnedFd,
 }
 
-/// What a wish to stop makes of whatever runs.
+/// The error of everything that an interrupt ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Interrupted;
 
@@ -36,7 +36,7 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 impl Stop {
-    /// Listens for it from now on, instead of dying of it.
+    /// Handles these signals from now on, instead of ending by them.
     pub(crate) fn listen() -> anyhow::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let (wished, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -64,12 +64,12 @@ impl Stop {
         if self.first_of(None, Duration::ZERO) == First::Stop { Err(Interrupted) } else { Ok(()) }
     }
 
-    /// Lets time pass, for what can only be measured over time.
+    /// Sleeps, for measurements over time. Ends early on an interrupt.
     pub(crate) fn pass(&self, time: Duration) -> Result<(), Interrupted> {
         if self.first_of(None, time) == First::Stop { Err(Interrupted) } else { Ok(()) }
     }
 
-    /// What comes first: the wish, `other` readable, or the time's end.
+    /// Waits for the first of: an interrupt, `other` readable, or the end of the time.
     fn first_of(&self, other: Option<BorrowedFd<'_>>, within: Duration) -> First {
         let until = Instant::now() + within;
         loop {
@@ -95,19 +95,19 @@ enum First {
     Time,
 }
 
-/// A program's whole run.
+/// The costs of a program's run.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
-    /// From its start to its end.
+    /// The time from its start to its exit.
     pub(crate) wall_s: f64,
     /// Processor time of the process, user and system.
     pub(crate) cpu_s: f64,
 }
 
-/// Ends with the value that holds it.
+/// A child that is killed when this is dropped.
 struct Held(Child);
 
 impl Drop for Held {
@@ -118,8 +118,8 @@ impl Drop for Held {
     }
 }
 
-/// Runs `command` to its end. Nothing else may be waited for meanwhile: what the kernel counts of ended children is one
-/// number for all.
+/// Runs `command` until it exits. No other child may be waited for meanwhile, because the kernel has only one count for
+/// all children that have exited.
 pub(crate) fn run(mut command: Command, stop: &Stop) -> anyhow::Result<Ended> {
     stop.check()?;
     // Files, not pipes: nobody has to read while it runs.
@@ -159,7 +159,8 @@ fn cpu_of_ended_children() -> anyhow::Result<f64> {
     Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
-/// Processor time of a process that runs, of all its threads and of the children it has waited for, to the kernel's tick.
+/// Processor time of a running process, of all its threads and of the children that it has reaped, in the kernel's
+/// ticks.
 pub(crate) fn cpu_so_far(process: Pid) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()))?;
     let ticks = ticks_of(&stat).context("no times in /proc/PID/stat")?;
@@ -174,14 +175,14 @@ fn ticks_of(stat: &str) -> Option<u64> {
     (fields.len() == 4).then(|| fields.iter().sum())
 }
 
-/// A process's memory in bytes: `VmRSS` what is resident, `VmHWM` the most that was.
+/// A process's memory in bytes: `VmRSS` is the resident memory, `VmHWM` its maximum.
 pub(crate) fn memory_of(process: Pid, key: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).ok()?;
     let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     value.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Lets `VmHWM` begin anew from what is resident now.
+/// Resets `VmHWM` to the current resident memory.
 pub(crate) fn forget_the_most(process: Pid) -> anyhow::Result<()> {
     Ok(fs::write(format!("/proc/{}/clear_refs", process.as_raw_nonzero()), "5")?)
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cells::Cell;
 use crate::statistics::{self, Ratio, Spread};
 
-/// The words of `schema`.
+/// The value of `schema`.
 pub(crate) const SCHEMA: &str = "packetparamedic.bench/1";
 
 /// One run.
@@ -17,59 +17,59 @@ pub(crate) struct Record {
     pub(crate) schema: String,
     /// When it began; RFC 3339, UTC.
     pub(crate) started_at: String,
-    /// When it was over.
+    /// When it ended.
     pub(crate) finished_at: String,
-    /// What was built: the commit, and whether more was changed since.
+    /// The commit that was built, and whether files were changed since.
     pub(crate) commit: Option<String>,
     /// The command that repeats it.
     pub(crate) command: String,
-    /// Whether few cells and pairs were wanted soon.
+    /// Whether it was a quick run, with few cells and pairs.
     pub(crate) quick: bool,
-    /// Pairs a cell.
+    /// Pairs of runs per cell.
     pub(crate) pairs: u32,
     /// Where it ran.
     pub(crate) machine: Machine,
-    /// Every cell, also those that failed or were passed over.
+    /// Every cell, also those that failed or were skipped.
     pub(crate) cells: Vec<CellRecord>,
-    /// What was measured without a second side.
+    /// Measurements of the reflector without iperf3 as the other side.
     pub(crate) alone: Alone,
 }
 
-/// The host, as it said itself.
+/// The facts of the host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Machine {
-    /// What a reflector would tell of it.
+    /// The facts that a reflector would report.
     pub(crate) facts: HostFacts,
-    /// How the first core's clock is governed, where that can be told.
+    /// The frequency governor of the first core, if known.
     pub(crate) governor: Option<String>,
-    /// What virtual machine it is, where it says so.
+    /// The kind of virtual machine, if known.
     pub(crate) hypervisor: Option<String>,
-    /// The congestion control of connections that ask for none.
+    /// The default congestion control.
     pub(crate) congestion_default: Option<String>,
-    /// Those that the kernel has.
+    /// The congestion controls that the kernel has.
     pub(crate) congestion_available: Option<String>,
     /// The first line of `iperf3 --version`.
     pub(crate) iperf3: Option<String>,
-    /// The same of the other iperf3.
+    /// The first line of `--version` of the other iperf3.
     pub(crate) other_iperf3: Option<String>,
 }
 
-/// One cell and what came of it.
+/// The results of one cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CellRecord {
-    /// What was measured.
+    /// The cell.
     pub(crate) cell: Cell,
-    /// The pairs that both sides ended well.
+    /// The pairs of which both runs succeeded.
     pub(crate) pairs: Vec<Pair>,
-    /// What went wrong, a line each.
+    /// The failures, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) failures: Vec<String>,
-    /// Why it was not begun.
+    /// Why the cell was skipped, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) passed_over: Option<String>,
 }
 
-/// Both sides, one after the other.
+/// One run of each side, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Pair {
     /// Whether ours ran first.
@@ -80,20 +80,20 @@ pub(crate) struct Pair {
     pub(crate) ours: Reading,
 }
 
-/// One side's run.
+/// The run of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Reading {
-    /// Payload that was received, bits a second.
+    /// The received payload, in bits per second.
     pub(crate) bps: f64,
-    /// Payload that was received in the whole run, all phases.
+    /// The received payload of the whole run, in bytes.
     pub(crate) bytes: u64,
-    /// From the client's start to its end.
+    /// The time from the client's start to its exit.
     pub(crate) wall_s: f64,
     /// Processor time of the client's process, user and system.
     pub(crate) client_cpu_s: f64,
-    /// The same of the server's, its children included.
+    /// Processor time of the server's process and its children, user and system.
     pub(crate) server_cpu_s: f64,
-    /// The share of datagrams that was lost.
+    /// The share of datagrams that were lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<f64>,
 }
@@ -106,23 +106,23 @@ impl Reading {
 }
 
 impl CellRecord {
-    /// What `of` reads, ours over theirs.
+    /// The ratio of what `of` returns for our side to what it returns for iperf3's.
     pub(crate) fn ratio(&self, of: impl Fn(&Reading) -> f64) -> Option<Ratio> {
         statistics::ratio(&self.pairs.iter().map(|pair| (of(&pair.theirs), of(&pair.ours))).collect::<Vec<_>>())
     }
 
-    /// What `of` reads at iperf3's side.
+    /// What `of` returns for iperf3's side.
     pub(crate) fn theirs(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
         statistics::spread(&self.pairs.iter().map(|pair| of(&pair.theirs)).collect::<Vec<_>>())
     }
 
-    /// What `of` reads at ours.
+    /// What `of` returns for our side.
     pub(crate) fn ours(&self, of: impl Fn(&Reading) -> f64) -> Option<Spread> {
         statistics::spread(&self.pairs.iter().map(|pair| of(&pair.ours)).collect::<Vec<_>>())
     }
 }
 
-/// What needs no second side.
+/// Measurements without iperf3 as the other side.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Alone {
     /// An idle reflector.
@@ -131,38 +131,38 @@ pub(crate) struct Alone {
     /// Both programs' largest memory during a test, and iperf3's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) memory: Vec<Memory>,
-    /// All of a plain speed test but its phases, seconds a run.
+    /// The duration of a plain speed test without its phases, in seconds per run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) set_up_s: Vec<f64>,
-    /// Mutual TLS handshakes a second, a window each.
+    /// Mutual TLS handshakes per second, one value per window.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) handshakes: Vec<f64>,
-    /// What went wrong, a line each.
+    /// The failures, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) failures: Vec<String>,
 }
 
-/// A reflector at rest.
+/// The costs of an idle reflector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Rest {
-    /// From its start to `listening on`, with an empty state folder: key, databases and log are made.
+    /// The time from its start to `listening on` with an empty state folder, in which it creates key, database and log.
     pub(crate) first_ready_s: f64,
-    /// The same with a state folder that is there, a start each.
+    /// The same time with an existing state folder, one value per start.
     pub(crate) ready_s: Vec<f64>,
-    /// Resident memory after that.
+    /// Resident memory after its start.
     pub(crate) rss_bytes: u64,
-    /// Processor time while nothing happened.
+    /// Processor time while it was idle.
     pub(crate) cpu_s: f64,
-    /// How long nothing happened.
+    /// How long it was idle.
     pub(crate) watched_s: f64,
 }
 
 /// The largest resident memory of both ends during a test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Memory {
-    /// Whose, and how.
+    /// The name of the programs and the mode.
     pub(crate) what: String,
-    /// Whether it is ours.
+    /// Whether the programs are ours.
     pub(crate) is_ours: bool,
     /// Streams of the test.
     pub(crate) streams: u16,

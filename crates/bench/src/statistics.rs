@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Several readings of one thing.
+/// The median and the range of several values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
-    /// The middle one; of an even number the mean of the middle two.
+    /// The median.
     pub(crate) median: f64,
     /// The lowest.
     pub(crate) lowest: f64,
@@ -16,15 +16,15 @@ pub(crate) struct Spread {
 /// Several ratios of two sides that ran in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Ratio {
-    /// Their median and ends.
+    /// Their median and range.
     pub(crate) spread: Spread,
     /// Their geometric mean.
     pub(crate) mean: f64,
-    /// The 95 % interval of that mean, lower and upper end; absent of a single pair.
+    /// The 95 % confidence interval of that mean; absent for a single pair.
     pub(crate) ci95: Option<(f64, f64)>,
 }
 
-/// The spread of `readings`; `None` where there are none, or one is no number.
+/// The spread of `readings`; `None` if it is empty or a value is not a number.
 pub(crate) fn spread(readings: &[f64]) -> Option<Spread> {
     if readings.is_empty() || readings.iter().any(|reading| !reading.is_finite()) {
         return None;
@@ -37,8 +37,8 @@ pub(crate) fn spread(readings: &[f64]) -> Option<Spread> {
     Some(Spread { median, lowest: sorted[0], highest: sorted[sorted.len() - 1] })
 }
 
-/// What the ratios `(theirs, ours)` of each pair say, ours over theirs. `None` where there are none, or one is nothing
-/// to divide by.
+/// The statistics of the ratios `(theirs, ours)` of all pairs, ours over theirs. `None` if there are no pairs, or if a
+/// value cannot be divided by.
 pub(crate) fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     if pairs.iter().any(|(theirs, ours)| !(*theirs > 0.0 && *ours > 0.0)) {
         return None;
@@ -57,7 +57,7 @@ pub(crate) fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     Some(Ratio { spread, mean: mean.exp(), ci95 })
 }
 
-/// Student's t for 95 %, two-sided; beyond the table its last value, which is larger than it need be.
+/// Student's t for 95 %, two-sided. Above the range of the table, its last value, which is slightly too large.
 fn student(degrees: usize) -> Option<f64> {
     const T: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
