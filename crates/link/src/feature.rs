@@ -13,7 +13,7 @@ pub struct Feature(String);
 
 /// The text is not a valid feature name.
 #[derive(Debug, thiserror::Error)]
-#[error("a feature's name has 1 to 24 characters of a-z, 0-9 and _")]
+#[error("a feature's name must have 1 to 24 characters of a-z, 0-9 and _")]
 pub struct InvalidFeature;
 
 /// The features that both programs of this version support.

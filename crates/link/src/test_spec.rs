@@ -110,7 +110,7 @@ pub struct EngineId(String);
 
 /// The text is not a valid engine id.
 #[derive(Debug, thiserror::Error)]
-#[error("an engine id has 1 to 16 characters of a-z, 0-9 and _")]
+#[error("an engine id must have 1 to 16 characters of a-z, 0-9 and _")]
 pub struct InvalidEngineId;
 
 impl EngineId {
@@ -347,43 +347,43 @@ impl TestSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSpec {
     /// No phase, or too many.
-    #[error("a test has 1 to 16 phases")]
+    #[error("a test must have 1 to 16 phases")]
     Phases,
     /// A load of a newer version.
     #[error("a phase has a load that this version does not support")]
     Load,
     /// A phase without duration, or longer than a day.
-    #[error("a phase lasts from 1 ms to 24 h")]
+    #[error("a phase must last from 1 ms to 24 h")]
     Duration,
     /// No stream, or too many.
-    #[error("a test has 1 to 64 streams")]
+    #[error("a test must have 1 to 64 streams")]
     Streams,
     /// Probes closer than a millisecond.
-    #[error("latency probes are at least 1 ms apart")]
+    #[error("latency probes must be at least 1 ms apart")]
     ProbeInterval,
     /// A socket buffer outside the valid range.
-    #[error("a window has 1 KiB to 512 MiB")]
+    #[error("a window must have 1 KiB to 512 MiB")]
     Window,
     /// An empty block, or one too large.
-    #[error("a block has 1 byte to 1 MiB")]
+    #[error("a block must have 1 byte to 1 MiB")]
     Block,
     /// A segment size that Linux does not accept.
-    #[error("a segment has 88 to 32767 bytes")]
+    #[error("a segment must have 88 to 32767 bytes")]
     Mss,
     /// Not a code point.
-    #[error("a DSCP is a number from 0 to 63")]
+    #[error("a DSCP must be a number from 0 to 63")]
     Dscp,
     /// A rate limit that is too low.
-    #[error("the rate limit of a stream is 0 or at least 1 kbit/s")]
+    #[error("the rate limit of a stream must be 0 or at least 1 kbit/s")]
     Bitrate,
     /// A data path of a newer version.
     #[error("the test has a data path that this version does not support")]
     DataPath,
     /// A loss bound of 100 % or more.
-    #[error("a loss bound is below 1 (100 %)")]
+    #[error("a loss bound must be below 1 (100 %)")]
     LossBound,
     /// An invalid name of a congestion control.
-    #[error("a congestion control's name has 1 to 15 letters, digits, _ or -")]
+    #[error("a congestion control's name must have 1 to 15 letters, digits, _ or -")]
     CongestionControl,
 }
 
