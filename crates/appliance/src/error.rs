@@ -239,7 +239,7 @@ pub enum LinkFailure {
     #[error("it ended the session when another answer was due: {0}")]
     EndedOutOfTurn(PeerText),
     /// It sent a message that is not valid in this state.
-    #[error("an unexpected message")]
+    #[error("it sent an unexpected message")]
     UnexpectedMessage,
     /// It could not prove that it knows the pairing code.
     #[error("it did not prove that it knows the code")]

@@ -74,7 +74,7 @@ pub enum Fault {
     #[error("it is a web address")]
     Url,
     /// The port is not a valid number.
-    #[error("a port is a number from 1 to 65535")]
+    #[error("a port must be a number from 1 to 65535")]
     Port,
     /// A bracket is not closed or opened, or text follows it.
     #[error("its brackets do not match")]

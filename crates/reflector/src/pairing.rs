@@ -66,7 +66,7 @@ pub enum OpenCodeError {
         expires_in: Duration,
     },
     /// The validity is zero or above [`LONGEST_TTL`].
-    #[error("a pairing code is valid for at most one hour")]
+    #[error("the validity of a pairing code must be above zero and at most one hour")]
     Ttl,
     /// The system's random source failed.
     #[error(transparent)]
