@@ -26,7 +26,8 @@ pub const DATAGRAM_LEN: usize = 96;
 /// The version of the layout: the first byte of every datagram.
 pub(crate) const VERSION: u8 = 1;
 
-/// The socket's receive buffer in bytes, for all sessions together, for the time that the thread does not run.
+/// The socket's receive buffer in bytes, shared by all sessions. It holds the datagrams that arrive while the thread is
+/// not scheduled.
 const SOCKET_BUFFER: usize = 1024 * 1024;
 /// Datagrams read before the thread checks whether it has to end.
 const MAX_READS_IN_A_ROW: usize = 64;
