@@ -184,7 +184,7 @@ pub enum LinkFailure {
     #[error("unreachable: {0}")]
     Unreachable(io::Error),
     /// It presented another key than the one that was paired.
-    #[error("it presented another key: {0}")]
+    #[error("it presented the key {0}, which is not the paired one")]
     KeyChanged(EndpointId),
     /// It presented a key for which the pairing code was not made.
     #[error("the pairing code was made for another key than {0}")]

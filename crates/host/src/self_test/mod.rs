@@ -33,7 +33,7 @@ pub const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest duration of a measurement.
 pub const LONGEST: Duration = Duration::from_secs(10);
 
-/// The longest reason that is reported, in characters: it may come from another program.
+/// The longest reason that is reported, in characters. Longer ones, which other programs may give, are cut off.
 const LONGEST_REASON: usize = 300;
 
 /// One step of a running self-test, reported when it begins.

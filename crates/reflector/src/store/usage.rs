@@ -70,7 +70,7 @@ impl Store {
         self.conclude(change, leased.map(drop)).await
     }
 
-    /// Ends the session's leases and charges what it did use, by day, in one step.
+    /// Ends the session's leases and charges the bytes that it used, by day, in one transaction.
     ///
     /// # Errors
     /// A session that used bytes and has neither a lease nor a test on record can't be charged to any peer.
