@@ -8,7 +8,8 @@ use tokio::task::JoinHandle;
 
 use super::Appliance;
 use crate::error::ApplianceError;
-use crate::providers::{self, Login, Observer, Provider, TestJob};
+use crate::providers::options::OptionValues;
+use crate::providers::{self, Observer, PROVIDERS, Provider, TestJob};
 use crate::request::TestRequest;
 use crate::test_lock::TestLock;
 
@@ -59,8 +60,10 @@ impl RunningTest {
 impl Appliance {
     /// Checks a request and starts its test. One test runs at a time, across all processes of the state folder: where
     /// another one runs, this one waits for it as long as the request says.
-    pub async fn run(&self, request: TestRequest, login: Option<Login>) -> Result<RunningTest, ApplianceError> {
-        let (provider, job) = self.prepare(request, login).await?;
+    ///
+    /// `options` are the values of the provider's own options.
+    pub async fn run(&self, request: TestRequest, options: OptionValues) -> Result<RunningTest, ApplianceError> {
+        let (provider, job) = self.prepare(request, options).await?;
         let (to_client, events) = mpsc::unbounded_channel();
         let (cancel, cancelled) = watch::channel(false);
         let end = tokio::spawn(self.clone().run_to_its_end(provider, job, to_client, cancelled));
@@ -71,26 +74,29 @@ impl Appliance {
     async fn prepare(
         &self,
         request: TestRequest,
-        login: Option<Login>,
+        options: OptionValues,
     ) -> Result<(&'static dyn Provider, TestJob), ApplianceError> {
         let (key, store) = (self.key()?, self.store().await?);
         let provider = providers::find(&request.provider)
             .ok_or_else(|| ApplianceError::NoSuchProvider(request.provider.clone()))?;
-        let id = request.spec.engine.clone();
-        let engine =
-            paramedic_host::engines::find(id.as_str()).ok_or_else(|| ApplianceError::NoSuchEngine(id.to_string()))?;
         let known = store.reflectors().await?;
         let scratch = TestLock::scratch(self.state_dir());
-        let mut job = TestJob { request, key, known, login, scratch, describe: self.state.describe };
-        let bad = job.request.spec.check().err().map(|bad| bad.to_string());
-        let unsupported = || provider.unsupported(&job).or_else(|| job.request.unsupported(engine));
-        if let Some(bad) = bad.or_else(|| unsupported().map(str::to_owned)) {
-            return Err(ApplianceError::Unsupported(bad));
+        let mut job = TestJob { request, key, known, options, scratch, describe: self.state.describe };
+        if let Err(bad) = job.request.spec.check() {
+            return Err(ApplianceError::Unsupported(bad.to_string()));
         }
+        if let Some(foreign) = job.options.first_outside(provider.options()) {
+            return Err(ApplianceError::Unsupported(foreign_option(foreign, provider)));
+        }
+        provider.check_job(&job)?;
         job.request.route.origin.check().map_err(ApplianceError::Origin)?;
         // Before the time of another host is taken.
-        match tokio::task::spawn_blocking(move || engine.check_client()).await {
-            Ok(Err(lacking)) => return Err(ApplianceError::EngineUnavailable { engine: id.to_string(), lacking }),
+        let engine = job.request.spec.engine.clone();
+        match tokio::task::spawn_blocking(move || provider.check_host(&engine)).await {
+            Ok(Err(lacking)) => {
+                let engine = job.request.spec.engine.to_string();
+                return Err(ApplianceError::EngineUnavailable { engine, lacking });
+            }
             Ok(Ok(support)) => job.request.spec.engine_support = support,
             Err(_) => {}
         }
@@ -142,6 +148,13 @@ impl Appliance {
     }
 }
 
+/// Why a provider does not take an option, which another one declares.
+fn foreign_option(name: &str, provider: &dyn Provider) -> String {
+    let has_it = |other: &&&dyn Provider| other.options().iter().any(|option| option.name == name);
+    let owner = PROVIDERS.iter().find(has_it).map_or("another one", |owner| owner.id());
+    format!("--{name} is an option of the provider {owner}, not of {}", provider.id())
+}
+
 /// Ends after this time; never where there is no limit.
 async fn elapsed(limit: Option<Duration>) {
     match limit {
@@ -156,6 +169,7 @@ mod tests {
     use paramedic_report::document::ErrorBody;
 
     use super::*;
+    use crate::providers::options::OptionValue;
     use crate::request::PayloadTransport;
 
     fn describe(error: &ApplianceError) -> ErrorBody {
@@ -194,9 +208,21 @@ mod tests {
             (request("iperf3"), ApplianceError::Unsupported(String::new())),
         ];
         for (request, expected) in cases {
-            let refused = appliance.run(request, None).await.err().unwrap();
+            let refused = appliance.run(request, OptionValues::default()).await.err().unwrap();
             assert_eq!(std::mem::discriminant(&refused), std::mem::discriminant(&expected), "{refused}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_option_of_another_provider_is_refused_and_its_owner_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let option =
+            providers::find("iperf3").unwrap().options().iter().find(|option| option.name == "username").unwrap();
+        let mut options = OptionValues::default();
+        options.set(option, OptionValue { text: "mario".to_owned().into(), file: None });
+        let refused = appliance(folder.path()).run(request("reflector"), options).await.err().unwrap();
+        let ApplianceError::Unsupported(reason) = refused else { panic!("another error") };
+        assert_eq!(reason, "--username is an option of the provider iperf3, not of reflector");
     }
 
     #[tokio::test]
@@ -204,16 +230,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let appliance = appliance(folder.path());
         let held = TestLock::take(folder.path()).unwrap().unwrap();
-        let mut waiting = appliance.run(request("reflector"), None).await.unwrap();
+        let mut waiting = appliance.run(request("reflector"), OptionValues::default()).await.unwrap();
         assert_eq!(waiting.next_event().await, Some(TestEvent::WaitingForDevice));
         waiting.cancel();
         assert_eq!(waiting.next_event().await, None);
         assert!(waiting.end().await.unwrap().is_none());
-        let refused = appliance.run(TestRequest { wait: false, ..request("reflector") }, None).await.unwrap();
+        let refused =
+            appliance.run(TestRequest { wait: false, ..request("reflector") }, OptionValues::default()).await.unwrap();
         assert!(matches!(refused.end().await, Err(ApplianceError::DeviceBusy)));
         // The wait that was cancelled may take the lock once more before it lets go.
         drop(held);
-        let end = appliance.run(request("reflector"), None).await.unwrap().end().await.unwrap().unwrap();
+        let end =
+            appliance.run(request("reflector"), OptionValues::default()).await.unwrap().end().await.unwrap().unwrap();
         assert!(matches!(end.failure, Some(ApplianceError::NoReflectorPaired)));
     }
 }

@@ -3,23 +3,30 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use paramedic_engines::engine::first_refusal;
+use paramedic_engines::Engine;
+use paramedic_engines::engine::{Unavailable, first_refusal};
 use paramedic_engines::session_control::SessionControl;
 use paramedic_iperf3::output::{ClientCount, ClientReading, ClientReport, FailureKind, PayloadProtocol, Totals};
-use paramedic_iperf3::{Client, ClientExit as End, ClientOrder, Credentials, LoginPadding, Program, progress, tally};
+use paramedic_iperf3::{
+    Client, ClientExit as End, ClientOrder, Credentials, Iperf3, LoginPadding, Program, progress, tally,
+};
+use paramedic_link::PeerText;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
-use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{DataMode, Direction, EngineId, PhaseSpec, TestSpec};
 use paramedic_report::document::{Event, IntervalReading, PhaseBegun, Queued, Started, UdpResult};
 use paramedic_report::fold::{PhaseRecord, ResultBuilder, check_count, received_of_sent};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
+use super::options::{OptionSource, OptionValues, ProviderOption};
 use super::run_record::{RunRecord, own_facts, reading as as_folded};
 use super::{Observer, Outcome, Provider, TestJob};
 use crate::error::ApplianceError;
@@ -47,6 +54,18 @@ pub enum Iperf3Failure {
     /// The request names no server.
     #[error("no iperf3 server is named")]
     NoServerNamed,
+    /// The file of the server's public key holds none.
+    #[error("{} is not a public key", .file.display())]
+    NotAPublicKey {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The request names a user without a password.
+    #[error("no password for the user {user}")]
+    NoPassword {
+        /// The user.
+        user: String,
+    },
     /// The client could not be started.
     #[error("cannot start iperf3: {0}")]
     NotStarted(std::io::Error),
@@ -82,25 +101,35 @@ impl Provider for Servers {
         "any iperf3 server, 3.9 or newer (--peer HOST[:5201])"
     }
 
-    fn engine(&self, _transport: PayloadTransport) -> &'static str {
-        "iperf3"
+    fn options(&self) -> &'static [ProviderOption] {
+        OPTIONS
+    }
+
+    fn default_engine(&self, _transport: PayloadTransport) -> &'static str {
+        Iperf3.id()
     }
 
     fn probes(&self) -> bool {
         false
     }
 
-    fn unsupported(&self, job: &TestJob) -> Option<&'static str> {
-        let asked = [
-            (
-                job.request.spec.engine.as_str() != self.engine(job.request.transport),
-                "an iperf3 server speaks with the engine iperf3 alone",
-            ),
-            (job.request.data_mode.is_some(), "an iperf3 server has no data modes"),
-            (job.request.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
-            (job.request.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
-        ];
-        first_refusal(asked)
+    fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError> {
+        let request = &job.request;
+        let unsupported = first_refusal([
+            (request.spec.engine.as_str() != Iperf3.id(), "an iperf3 server speaks with the engine iperf3 alone"),
+            (request.data_mode.is_some(), "an iperf3 server has no data modes"),
+            (request.omit.is_some_and(|omit| omit.subsec_nanos() != 0), "iperf3 leaves out whole seconds"),
+            (request.omit.is_some_and(|omit| omit > MOST_OMITTED), "iperf3 leaves out 60 s at most"),
+        ]);
+        if let Some(reason) = unsupported.or_else(|| request.unsupported(&Iperf3)) {
+            return Err(ApplianceError::Unsupported(reason.to_owned()));
+        }
+        Login::of(&job.options)?;
+        Ok(())
+    }
+
+    fn check_host(&self, _engine: &EngineId) -> Result<Vec<PeerText>, Unavailable> {
+        Iperf3.check_client()
     }
 
     /// The lock is kept while a busy server is asked again: each question may be the test.
@@ -118,12 +147,75 @@ impl Provider for Servers {
     }
 }
 
+/// The user that the server knows.
+const USERNAME: &str = "username";
+/// The user's password.
+const PASSWORD_FILE: &str = "password-file";
+/// The key that encrypts the login.
+const PUBLIC_KEY: &str = "rsa-public-key";
+
+const OPTIONS: &[ProviderOption] = &[
+    ProviderOption {
+        name: USERNAME,
+        value_name: "USER",
+        help: "The user that an iperf3 server knows; the password comes from --password-file or from \
+               PACKETPARAMEDIC_IPERF3_PASSWORD",
+        source: OptionSource::Text,
+        requires: Some(PUBLIC_KEY),
+    },
+    ProviderOption {
+        name: PASSWORD_FILE,
+        value_name: "FILE",
+        help: "The file with the user's password in its first line; - reads it from standard input",
+        source: OptionSource::Secret { variable: "PACKETPARAMEDIC_IPERF3_PASSWORD", max_bytes: 1024 },
+        requires: Some(USERNAME),
+    },
+    ProviderOption {
+        name: PUBLIC_KEY,
+        value_name: "FILE",
+        help: "The file with the iperf3 server's public key (PEM)",
+        // RSA with 16,384 bits needs half of it.
+        source: OptionSource::File { max_bytes: 8192 },
+        requires: Some(USERNAME),
+    },
+];
+
+/// A user, as the server knows it.
+struct Login {
+    user: String,
+    password: Zeroizing<String>,
+    public_key_pem: String,
+}
+
+impl Login {
+    /// The login in the values of the options; `None` without a user.
+    fn of(options: &OptionValues) -> Result<Option<Self>, Iperf3Failure> {
+        let (Some(user), Some(key)) = (options.text(USERNAME), options.text(PUBLIC_KEY)) else { return Ok(None) };
+        if !key.contains("-----BEGIN PUBLIC KEY-----") {
+            let file = options.file(PUBLIC_KEY).unwrap_or(Path::new(PUBLIC_KEY)).to_owned();
+            return Err(Iperf3Failure::NotAPublicKey { file });
+        }
+        let user = user.to_string();
+        let Some(password) = options.text(PASSWORD_FILE).cloned() else {
+            return Err(Iperf3Failure::NoPassword { user });
+        };
+        Ok(Some(Self { user, password, public_key_pem: key.to_string() }))
+    }
+
+    fn credentials(&self, padding: LoginPadding) -> Credentials {
+        let Self { user, password, public_key_pem } = self;
+        let (user, password, public_key_pem) = (user.clone(), password.clone(), public_key_pem.clone());
+        Credentials { user, password, public_key_pem, padding }
+    }
+}
+
 /// What iperf3 takes with `-O`.
 const MOST_OMITTED: Duration = Duration::from_secs(60);
 
 async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), ApplianceError> {
     let Some(peer) = &job.request.peer else { return Err(Iperf3Failure::NoServerNamed.into()) };
     let target = HostPort::parse(peer, DEFAULT_PORT)?;
+    let login = Login::of(&job.options)?;
     let program = tokio::task::spawn_blocking(Program::find)
         .await
         .map_err(|_| ApplianceError::Internal("a thread panicked".to_owned()))?;
@@ -137,7 +229,7 @@ async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuil
     // A plain server knows no data modes.
     let spec = TestSpec { probe_interval_us: 0, ..job.request.spec(DataMode::Unknown) };
     let id = (result.run().id, result.run().started_at);
-    let mut visit = Visit { job, program, target, addresses, spec, id, local: None, is_met: false };
+    let mut visit = Visit { job, login, program, target, addresses, spec, id, local: None, is_met: false };
     let mut end = Ok(());
     for phase in visit.spec.phases.clone() {
         end = visit.phase(phase, observer, result).await;
@@ -152,6 +244,7 @@ async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuil
 /// One test's dealings with one server.
 struct Visit<'a> {
     job: &'a TestJob,
+    login: Option<Login>,
     program: Program,
     target: HostPort,
     /// The first is where it answered last.
@@ -204,9 +297,7 @@ impl Visit<'_> {
                     continue;
                 }
                 // From 3.17 on both ends pad logins anew, and from 3.22 on a refusal is a hang-up.
-                Some(FailureKind::NotAuthorized | FailureKind::ControlLost)
-                    if nothing_yet && self.job.login.is_some() =>
-                {
+                Some(FailureKind::NotAuthorized | FailureKind::ControlLost) if nothing_yet && self.login.is_some() => {
                     if let Some(other) = paddings.next() {
                         padding = other;
                         continue;
@@ -234,7 +325,7 @@ impl Visit<'_> {
                 None => Ok(()),
                 Some(reason) => {
                     let cause = complaint.unwrap_or(FailureKind::Other);
-                    let has_login = self.job.login.is_some();
+                    let has_login = self.login.is_some();
                     Err(Iperf3Failure::Client { target: self.target.clone(), cause, reason, has_login }.into())
                 }
             };
@@ -331,12 +422,7 @@ impl Visit<'_> {
             connect_timeout: CONNECT,
             keeps_raw: job.request.raw,
             scratch: job.scratch.clone(),
-            credentials: job.login.clone().map(|login| Credentials {
-                user: login.user,
-                password: login.password,
-                public_key_pem: login.public_key_pem,
-                padding,
-            }),
+            credentials: self.login.as_ref().map(|login| login.credentials(padding)),
         }
     }
 
@@ -470,6 +556,32 @@ fn local_towards(address: SocketAddr) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::providers::options::OptionValue;
+
+    const PEM: &str = "-----BEGIN PUBLIC KEY-----\n";
+
+    fn login(values: &[(&str, &str)]) -> Result<Option<Login>, Iperf3Failure> {
+        let mut options = OptionValues::default();
+        for (name, text) in values {
+            let option = OPTIONS.iter().find(|option| option.name == *name).unwrap();
+            options.set(option, OptionValue { text: Zeroizing::new((*text).to_owned()), file: None });
+        }
+        Login::of(&options)
+    }
+
+    #[test]
+    fn a_login_needs_a_user_a_password_and_a_public_key() {
+        assert!(login(&[]).unwrap().is_none());
+        assert!(login(&[(PASSWORD_FILE, "rossi")]).unwrap().is_none(), "a password in the environment alone");
+        let whole = login(&[(USERNAME, "mario"), (PASSWORD_FILE, "rossi"), (PUBLIC_KEY, PEM)]).unwrap().unwrap();
+        let credentials = whole.credentials(LoginPadding::Oaep);
+        assert_eq!((credentials.user.as_str(), credentials.password.as_str()), ("mario", "rossi"));
+        assert_eq!(credentials.public_key_pem, PEM);
+        let no_password = login(&[(USERNAME, "mario"), (PUBLIC_KEY, PEM)]).err().unwrap();
+        assert!(matches!(no_password, Iperf3Failure::NoPassword { user } if user == "mario"));
+        let no_key = login(&[(USERNAME, "mario"), (PASSWORD_FILE, "rossi"), (PUBLIC_KEY, "PRIVATE")]).err().unwrap();
+        assert!(matches!(no_key, Iperf3Failure::NotAPublicKey { .. }));
+    }
 
     #[test]
     fn nobody_receives_what_was_not_sent_or_in_no_time() {

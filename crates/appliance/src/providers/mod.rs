@@ -2,6 +2,7 @@
 //! measured; it neither prints nor saves.
 
 mod iperf3;
+pub mod options;
 mod reflector;
 mod run_record;
 
@@ -10,16 +11,18 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use paramedic_link::SecretKey;
+use paramedic_engines::engine::Unavailable;
+use paramedic_link::test_spec::EngineId;
+use paramedic_link::{PeerText, SecretKey};
 use paramedic_report::document::{ErrorBody, Event, ResultDocument};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 use crate::error::ApplianceError;
 use crate::request::{PayloadTransport, TestRequest};
 use crate::store::Reflector;
 use crate::test_lock::TestLock;
 pub use iperf3::Iperf3Failure;
+use options::{OptionValues, ProviderOption};
 
 /// Every provider there is. Command line values and help read this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
@@ -37,14 +40,31 @@ pub trait Provider: Sync {
     /// One line for `--help`.
     fn about(&self) -> &'static str;
 
-    /// The engine that it means when none is named, for what carries the payload.
-    fn engine(&self, transport: PayloadTransport) -> &'static str;
+    /// The options that only this provider has. The command line makes a flag of each.
+    fn options(&self) -> &'static [ProviderOption] {
+        &[]
+    }
+
+    /// The id of the engine that it uses when the request names none. It is the provider's own: no engine of this
+    /// program needs to have it.
+    fn default_engine(&self, transport: PayloadTransport) -> &'static str;
+
+    /// Whether its engine with this id puts load on the path. An engine without load runs a single idle phase.
+    fn loads(&self, _engine: &str) -> bool {
+        true
+    }
 
     /// Whether latency can be probed with it.
     fn probes(&self) -> bool;
 
-    /// Why this provider cannot run `job`, in a clause, or `None`. Called before any I/O.
-    fn unsupported(&self, job: &TestJob) -> Option<&'static str>;
+    /// Checks that this provider can run `job`, its own options included. Called before any I/O.
+    fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError>;
+
+    /// Whether this device has what the engine needs. Returns what the engine supports here, preferred first, in its own
+    /// words. May block for some seconds; called on a thread for that.
+    fn check_host(&self, _engine: &EngineId) -> Result<Vec<PeerText>, Unavailable> {
+        Ok(Vec::new())
+    }
 
     /// Runs one test to its end. `lock` is the device's: while the test waits elsewhere the lock is released. `observer`
     /// gets every event as it happens, and can end the test.
@@ -64,8 +84,8 @@ pub struct TestJob {
     pub key: Arc<SecretKey>,
     /// The reflectors that this device is paired with.
     pub known: Vec<Reflector>,
-    /// The login at a server that is no reflector.
-    pub login: Option<Login>,
+    /// The values of the provider's own options.
+    pub options: OptionValues,
     /// A folder to work in, which is there, ours alone, and empty.
     pub scratch: PathBuf,
     /// How an error reads in the result.
@@ -74,17 +94,6 @@ pub struct TestJob {
 
 /// Words an error as a result carries it. The client of the library decides the words.
 pub type Describe = fn(&ApplianceError) -> ErrorBody;
-
-/// A user, as a server that is no reflector knows it.
-#[derive(Clone)]
-pub struct Login {
-    /// The user's name.
-    pub user: String,
-    /// The password.
-    pub password: Zeroizing<String>,
-    /// The server's public key, PEM.
-    pub public_key_pem: String,
-}
 
 /// The receiver of a running test's events, and its cancellation.
 pub struct Observer {

@@ -511,6 +511,14 @@ impl From<&Iperf3Failure> for CommandFailure {
                 "none was named",
                 "name one with --peer HOST or --peer HOST:PORT; it runs `iperf3 -s`",
             ),
+            Iperf3Failure::NotAPublicKey { .. } => {
+                let try_ = "the key that `openssl rsa -in private.pem -pubout` prints for the server's";
+                Self::new(Usage, "bad_usage", error.to_string(), "there is no PEM public key in it", try_)
+            }
+            Iperf3Failure::NoPassword { .. } => {
+                let try_ = "--password-file FILE, or PACKETPARAMEDIC_IPERF3_PASSWORD in the environment";
+                Self::new(Usage, "bad_usage", error.to_string(), "none was given", try_)
+            }
             Iperf3Failure::NotStarted(source) => Self::new(
                 Failed,
                 "iperf3_failed",
@@ -851,6 +859,8 @@ mod tests {
             ),
             ("cannot be run", E::Internal("some reason".to_owned())),
             ("no server", E::Iperf3(Iperf3Failure::NoServerNamed)),
+            ("no public key", E::Iperf3(Iperf3Failure::NotAPublicKey { file: "/key.pem".into() })),
+            ("no password", E::Iperf3(Iperf3Failure::NoPassword { user: "mario".to_owned() })),
             ("a thread panicked", E::Internal("a thread panicked".to_owned())),
             ("iperf3 not started", E::Iperf3(Iperf3Failure::NotStarted(other()))),
             ("iperf3 reports nonsense", E::Iperf3(Iperf3Failure::ImpossibleReport { target: server() })),

@@ -8,6 +8,7 @@ mod interrupts;
 pub mod output;
 mod pair_reflector;
 mod progress;
+mod provider_flags;
 mod reflectors;
 mod rotate_identity;
 mod schema;

@@ -1,32 +1,23 @@
 //! `speed-test`: the request out of flags and settings, the run, how it ends.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{TestEnd, TestEvent};
-use paramedic_appliance::providers::{self, Login, PROVIDERS, Provider};
+use paramedic_appliance::providers::{self, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
 use paramedic_appliance::request::{PayloadTransport, TestRequest};
-use paramedic_engines::Engine;
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::thresholds::Thresholds;
-use zeroize::Zeroizing;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 use super::output::OutputFormat;
+use super::provider_flags::ProviderFlags;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
-
-/// The longest text that is read in search of a password.
-const LONGEST_PASSWORD: u64 = 1024;
-/// The longest text that is read in search of a public key: RSA with 16,384 bits has half of it.
-const LONGEST_KEY: u64 = 8192;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -103,16 +94,8 @@ pub(super) struct Args {
     /// [default: none, or 1M with -u]
     #[arg(short = 'b', long, value_name = "RATE", value_parser = rate)]
     bitrate: Option<u64>,
-    /// The user that an iperf3 server knows; the password comes from --password-file or from
-    /// PACKETPARAMEDIC_IPERF3_PASSWORD
-    #[arg(long, value_name = "USER", requires = "rsa_public_key")]
-    username: Option<String>,
-    /// The file with the user's password in its first line; - reads it from standard input
-    #[arg(long, value_name = "FILE", requires = "username")]
-    password_file: Option<PathBuf>,
-    /// The file with the iperf3 server's public key (PEM)
-    #[arg(long, value_name = "FILE", requires = "username")]
-    rsa_public_key: Option<PathBuf>,
+    #[command(flatten)]
+    provider_options: ProviderFlags,
     /// The distance between latency probes; 0 sends none
     #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = time)]
     probe_interval: Duration,
@@ -192,14 +175,14 @@ impl Args {
         values
     }
 
-    fn phases(&self, provider: &dyn Provider, engine: &dyn Engine, each: Duration) -> Vec<PhaseSpec> {
+    fn phases(&self, provider: &dyn Provider, engine: &str, each: Duration) -> Vec<PhaseSpec> {
         let phase = |load, duration: Duration| PhaseSpec {
             load,
             duration_ms: u32::try_from(duration.as_millis()).unwrap_or(u32::MAX),
         };
         let probes = provider.probes() && !self.idle.is_zero() && !self.probe_interval.is_zero();
         let idle = probes.then(|| phase(Load::Idle, self.idle));
-        if !engine.loads() {
+        if !provider.loads(engine) {
             // Its one phase is as long as a direction would be.
             return vec![phase(Load::Idle, each)];
         }
@@ -215,11 +198,11 @@ impl Args {
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let request = request(&args, context)?;
-    let login = login(&args)?;
+    let options = args.provider_options.values(&request.provider)?;
     let appliance = context.appliance()?.clone();
     let mut interrupt = context.interrupts.watch()?;
     let mut test = tokio::select! {
-        test = appliance.run(request, login) => test?,
+        test = appliance.run(request, options) => test?,
         _ = interrupt.wait_for(|wanted| *wanted) => return Ok(ExitStatus::Interrupted),
     };
     let live = context.output.live();
@@ -289,7 +272,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     let wanted = settings.provider.as_deref().unwrap_or("reflector");
     let provider = providers::find(wanted).ok_or_else(|| ApplianceError::NoSuchProvider(wanted.to_owned()))?;
     let transport = if args.udp { PayloadTransport::Udp } else { PayloadTransport::Tcp };
-    let meant = provider.engine(transport);
+    let meant = provider.default_engine(transport);
     let id = match (&args.engine, &settings.engine) {
         (Some(named), _) if args.udp && named != meant => {
             let because = format!("-u means the engine {meant}, and --engine names {named}");
@@ -306,9 +289,8 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         (_, Some(named)) if !args.udp => named.as_str(),
         _ => meant,
     };
-    let engine = paramedic_host::engines::find(id).ok_or_else(|| ApplianceError::NoSuchEngine(id.to_owned()))?;
     let engine_id = EngineId::try_from(id).map_err(|error| ApplianceError::NoSuchEngine(error.to_string()))?;
-    let phases = args.phases(provider, engine, settings.duration);
+    let phases = args.phases(provider, id, settings.duration);
     let spec = TestSpec {
         congestion_control: args.congestion.clone(),
         window_bytes: args.window,
@@ -350,57 +332,4 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
             max_loss: args.max_loss,
         },
     })
-}
-
-/// The login at an iperf3 server, where one was given.
-fn login(args: &Args) -> Result<Option<Login>, CommandFailure> {
-    let (Some(user), Some(key)) = (&args.username, &args.rsa_public_key) else { return Ok(None) };
-    let unreadable = |path: &Path, error: std::io::Error| {
-        let what = format!("cannot read {}", path.display());
-        CommandFailure::new(
-            ExitStatus::Usage,
-            "unreadable",
-            what,
-            error.to_string(),
-            "is the path right, and may this user read it?",
-        )
-    };
-    let mut public_key_pem = String::new();
-    let file = File::open(key).map_err(|error| unreadable(key, error))?;
-    file.take(LONGEST_KEY).read_to_string(&mut public_key_pem).map_err(|error| unreadable(key, error))?;
-    if !public_key_pem.contains("-----BEGIN PUBLIC KEY-----") {
-        let what = format!("{} is not a public key", key.display());
-        let try_ = "the key that `openssl rsa -in private.pem -pubout` prints for the server's";
-        return Err(CommandFailure::new(
-            ExitStatus::Usage,
-            "bad_usage",
-            what,
-            "there is no PEM public key in it",
-            try_,
-        ));
-    }
-    let password = match &args.password_file {
-        Some(path) if path.as_os_str() == "-" => {
-            first_line(std::io::stdin()).map_err(|error| unreadable(path, error))?
-        }
-        Some(path) => {
-            let file = File::open(path).map_err(|error| unreadable(path, error))?;
-            first_line(file).map_err(|error| unreadable(path, error))?
-        }
-        None => match std::env::var("PACKETPARAMEDIC_IPERF3_PASSWORD") {
-            Ok(password) if !password.is_empty() => Zeroizing::new(password),
-            _ => {
-                let what = format!("no password for the user {user}");
-                let try_ = "--password-file FILE, or PACKETPARAMEDIC_IPERF3_PASSWORD in the environment";
-                return Err(CommandFailure::new(ExitStatus::Usage, "bad_usage", what, "none was given", try_));
-            }
-        },
-    };
-    Ok(Some(Login { user: user.clone(), password, public_key_pem }))
-}
-
-fn first_line(source: impl Read) -> std::io::Result<Zeroizing<String>> {
-    let mut line = Zeroizing::new(String::new());
-    BufReader::new(source.take(LONGEST_PASSWORD)).read_line(&mut line)?;
-    Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
 }

@@ -6,10 +6,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use paramedic_link::EndpointId;
+use paramedic_engines::Engine;
+use paramedic_engines::engine::Unavailable;
+use paramedic_host::engines;
 use paramedic_link::message::{Grant, HEARTBEAT, ToAppliance, ToReflector, Welcome};
-use paramedic_link::test_spec::{DataMode, TestSpec};
+use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_link::tls::Expect;
+use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::document::{Event, PhaseBegun, Queued, Started};
 
 use super::run_record::{RunRecord, own_facts};
@@ -38,20 +41,32 @@ impl Provider for Reflectors {
         "a reflector that this device is paired with"
     }
 
-    fn engine(&self, transport: PayloadTransport) -> &'static str {
+    fn default_engine(&self, transport: PayloadTransport) -> &'static str {
         match transport {
             PayloadTransport::Tcp => "tcp",
             PayloadTransport::Udp => "udp",
         }
     }
 
+    fn loads(&self, engine: &str) -> bool {
+        engines::find(engine).is_none_or(Engine::loads)
+    }
+
     fn probes(&self) -> bool {
         true
     }
 
-    fn unsupported(&self, job: &TestJob) -> Option<&'static str> {
-        let asked = job.login.is_some();
-        asked.then_some("a user and password are for --provider iperf3: a reflector knows this device")
+    fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError> {
+        let id = &job.request.spec.engine;
+        let engine = engines::find(id.as_str()).ok_or_else(|| ApplianceError::NoSuchEngine(id.to_string()))?;
+        match job.request.unsupported(engine) {
+            Some(reason) => Err(ApplianceError::Unsupported(reason.to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    fn check_host(&self, engine: &EngineId) -> Result<Vec<PeerText>, Unavailable> {
+        engines::find(engine.as_str()).map_or_else(|| Ok(Vec::new()), Engine::check_client)
     }
 
     fn run<'a>(
@@ -160,7 +175,7 @@ async fn retake(
 /// What is asked of the reflector. With no mode said: direct where the reflector has it and the test can take it, for that
 /// is the faster way. One that it does not have is asked all the same: its answer says what there is.
 fn spec(job: &TestJob, welcome: &Welcome) -> TestSpec {
-    let engine = paramedic_host::engines::find(job.request.spec.engine.as_str());
+    let engine = engines::find(job.request.spec.engine.as_str());
     let ways = engine.into_iter().flat_map(|engine| {
         job.request.data_modes(engine).filter(move |way| engine.unsupported(&job.request.spec(*way)).is_none())
     });
