@@ -29,11 +29,9 @@ pub struct TestRequest {
     pub omit: Option<Duration>,
     /// The transport of the payload, if the engine has a choice.
     pub transport: PayloadTransport,
-    /// Whether to wait in the queue.
-    pub wait: bool,
-    /// The longest wait in the queue; absent: the provider's limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub wait_at_most: Option<Duration>,
+    /// How long to wait for a turn, on this device and at the other end.
+    #[serde(default)]
+    pub turn: TurnWait,
     /// The route that the test may take.
     #[serde(default)]
     pub route: Route,
@@ -44,6 +42,44 @@ pub struct TestRequest {
     /// The thresholds that the result is checked against.
     #[serde(default)]
     pub thresholds: Thresholds,
+}
+
+/// How long a test waits for its turn while other tests run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TurnWait {
+    /// Up to the provider's own limit.
+    #[default]
+    ProviderLimit,
+    /// At most this time.
+    AtMost(Duration),
+    /// Not at all.
+    No,
+}
+
+impl TurnWait {
+    /// Whether the test waits.
+    pub fn may_wait(self) -> bool {
+        self != TurnWait::No
+    }
+
+    /// The requested limit; `None` leaves it to the provider.
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            TurnWait::ProviderLimit => None,
+            TurnWait::AtMost(limit) => Some(limit),
+            TurnWait::No => Some(Duration::ZERO),
+        }
+    }
+
+    /// What is left after this time of waiting.
+    #[must_use]
+    pub fn after(self, waited: Duration) -> Self {
+        match self {
+            TurnWait::AtMost(limit) => TurnWait::AtMost(limit.saturating_sub(waited)),
+            unchanged => unchanged,
+        }
+    }
 }
 
 /// What carries the payload.
@@ -85,6 +121,15 @@ mod tests {
     use crate::reflector_client::Family;
 
     #[test]
+    fn time_on_this_device_counts_against_the_requested_limit_alone() {
+        let second = Duration::from_secs(1);
+        assert_eq!(TurnWait::AtMost(3 * second).after(second).limit(), Some(2 * second));
+        assert_eq!(TurnWait::AtMost(second).after(3 * second).limit(), Some(Duration::ZERO));
+        assert_eq!(TurnWait::ProviderLimit.after(second).limit(), None);
+        assert!(TurnWait::AtMost(Duration::ZERO).may_wait() && !TurnWait::No.after(second).may_wait());
+    }
+
+    #[test]
     fn a_request_survives_its_text() {
         let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }];
         let engine = EngineId::try_from("tcp").unwrap();
@@ -95,8 +140,7 @@ mod tests {
             data_mode: None,
             omit: None,
             transport: PayloadTransport::Tcp,
-            wait: true,
-            wait_at_most: None,
+            turn: TurnWait::ProviderLimit,
             route: Route::default(),
             intervals: false,
             raw: false,
@@ -107,7 +151,7 @@ mod tests {
             data_mode: Some(DataMode::DirectEphemeral),
             omit: Some(Duration::from_millis(1500)),
             transport: PayloadTransport::Udp,
-            wait_at_most: Some(Duration::from_secs(60)),
+            turn: TurnWait::AtMost(Duration::from_secs(60)),
             route: Route {
                 family: Family::V6,
                 origin: Origin { address: Some("2001:db8::7".parse().unwrap()), interface: Some("eth0".to_owned()) },

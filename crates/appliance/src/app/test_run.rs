@@ -113,19 +113,18 @@ impl Appliance {
         let asked = Instant::now();
         let mut lock = match TestLock::take(self.state_dir())? {
             Some(lock) => lock,
-            None if !job.request.wait => return Err(ApplianceError::DeviceBusy),
+            None if !job.request.turn.may_wait() => return Err(ApplianceError::DeviceBusy),
             None => {
                 // A client that has dropped its end wants no events.
                 let _ = events.send(TestEvent::WaitingForDevice);
                 tokio::select! {
                     lock = TestLock::wait(self.state_dir()) => lock?,
-                    () = elapsed(job.request.wait_at_most) => return Err(ApplianceError::DeviceBusy),
+                    () = elapsed(job.request.turn.limit()) => return Err(ApplianceError::DeviceBusy),
                     _ = cancelled.wait_for(|wanted| *wanted) => return Ok(None),
                 }
             }
         };
-        let left = job.request.wait_at_most.map(|longest| longest.saturating_sub(asked.elapsed()));
-        job.request.wait_at_most = left;
+        job.request.turn = job.request.turn.after(asked.elapsed());
         let report = move |event| {
             let _ = events.send(TestEvent::Test(event));
         };
@@ -170,7 +169,7 @@ mod tests {
 
     use super::*;
     use crate::providers::options::OptionValue;
-    use crate::request::PayloadTransport;
+    use crate::request::{PayloadTransport, TurnWait};
 
     fn describe(error: &ApplianceError) -> ErrorBody {
         let text = error.to_string();
@@ -190,8 +189,7 @@ mod tests {
             data_mode: None,
             omit: None,
             transport: PayloadTransport::Tcp,
-            wait: true,
-            wait_at_most: None,
+            turn: TurnWait::ProviderLimit,
             route: crate::reflector_client::Route::default(),
             intervals: false,
             raw: false,
@@ -235,8 +233,10 @@ mod tests {
         waiting.cancel();
         assert_eq!(waiting.next_event().await, None);
         assert!(waiting.end().await.unwrap().is_none());
-        let refused =
-            appliance.run(TestRequest { wait: false, ..request("reflector") }, OptionValues::default()).await.unwrap();
+        let refused = appliance
+            .run(TestRequest { turn: TurnWait::No, ..request("reflector") }, OptionValues::default())
+            .await
+            .unwrap();
         assert!(matches!(refused.end().await, Err(ApplianceError::DeviceBusy)));
         // The wait that was cancelled may take the lock once more before it lets go.
         drop(held);

@@ -273,7 +273,7 @@ impl Visit<'_> {
         result: &mut ResultBuilder,
     ) -> Result<(), ApplianceError> {
         let at_least = if self.is_met { STILL_OURS } else { Duration::ZERO };
-        let patience = Instant::now() + self.job.request.wait_at_most.unwrap_or_default().max(at_least);
+        let patience = Instant::now() + self.job.request.turn.limit().unwrap_or_default().max(at_least);
         let mut paddings = self.program.client_paddings().iter().copied();
         let mut padding = paddings.next().unwrap_or(LoginPadding::Pkcs1);
         let mut refused = 0;

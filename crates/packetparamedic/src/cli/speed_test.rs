@@ -7,7 +7,7 @@ use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{TestEnd, TestEvent};
 use paramedic_appliance::providers::{self, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
-use paramedic_appliance::request::{PayloadTransport, TestRequest};
+use paramedic_appliance::request::{PayloadTransport, TestRequest, TurnWait};
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
@@ -312,8 +312,11 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         data_mode: settings.data_mode,
         omit: args.omit,
         transport,
-        wait: !args.no_wait,
-        wait_at_most: args.wait,
+        turn: match (args.no_wait, args.wait) {
+            (true, _) => TurnWait::No,
+            (_, Some(limit)) => TurnWait::AtMost(limit),
+            _ => TurnWait::ProviderLimit,
+        },
         route: Route {
             family: match (args.ipv4, args.ipv6) {
                 (true, _) => Family::V4,

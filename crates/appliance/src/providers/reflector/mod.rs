@@ -107,7 +107,7 @@ async fn measure(
     record.result.set_reflector(client.reflector(), known.name.clone(), version, client.address(), spec.clone());
     record.result.set_facts_before(own_facts(Some(client.local())), Some(facts));
     let limits =
-        QueueWait::new(Duration::from_millis(welcome.max_duration_ms), job.request.wait_at_most, Instant::now());
+        QueueWait::new(Duration::from_millis(welcome.max_duration_ms), job.request.turn.limit(), Instant::now());
     let events = &mut observer.events;
     let interrupt = &mut observer.interrupt;
     let queued = |place, wait| {
@@ -118,7 +118,7 @@ async fn measure(
     let cancelled = async {
         let _ = interrupt.wait_for(|wanted| *wanted).await;
     };
-    let granted = client.request(&spec, job.request.wait, limits, queued, cancelled).await?;
+    let granted = client.request(&spec, job.request.turn.may_wait(), limits, queued, cancelled).await?;
     let grant = granted.ok_or(ApplianceError::Interrupted)?;
     if let Err(error) = retake(lock, &mut client, &grant, observer).await {
         client.finish().await;
