@@ -55,8 +55,8 @@ pub trait Engine: Sync {
     fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// The reason of the first unsupported option that is requested. Each entry says whether such an option is requested, and
-/// why it is not supported.
+/// The reason of the first unsupported option that is requested. Each entry says whether such an option is requested,
+/// and why it is not supported.
 pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
     options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
 }

@@ -73,7 +73,8 @@ impl SessionControl {
         self.began + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
     }
 
-    /// Ends the session's work; this cannot be undone: shuts down every registered socket and wakes every waiting thread.
+    /// Ends the session's work; this cannot be undone: shuts down every registered socket and wakes every waiting
+    /// thread.
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
         for socket in lock(&self.registered).sockets.values() {

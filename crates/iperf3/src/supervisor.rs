@@ -131,7 +131,8 @@ fn serve_test(order: &ChildSetup, handoff: &LaneHandoff) -> io::Result<ChildExit
     Ok(child.reap(&supervisor, &output))
 }
 
-/// The arguments of a server for one test. The port is only printed: the child gets our listener instead of opening its own.
+/// The arguments of a server for one test. The port is only printed: the child gets our listener instead of opening its
+/// own.
 fn arguments(order: &ChildSetup) -> Vec<String> {
     let any = if order.local.to_canonical().is_ipv4() { "0.0.0.0" } else { "::" };
     let port = order.port.to_string();

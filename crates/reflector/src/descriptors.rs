@@ -20,7 +20,8 @@ fn of_stream(direction: Direction) -> usize {
     }
 }
 
-/// Descriptors of a session in addition to those of its streams: listener, responder, wake-up descriptors, a child's pipes, a log file.
+/// Descriptors of a session in addition to those of its streams: listener, responder, wake-up descriptors, a child's
+/// pipes, a log file.
 const PER_SESSION: usize = 16;
 
 /// Enough descriptors for the largest session together with the unauthenticated connections and links that are then
