@@ -2,6 +2,9 @@
 //! results it keeps. Never prints.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+#![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
+#![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod app;
 pub mod error;

@@ -1,5 +1,7 @@
 //! The appliance's end of a link: resolve, connect, prove, pair, ask.
 
+#![expect(clippy::disallowed_methods, reason = "the shell that waits for a reflector in wall time")]
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -115,7 +117,7 @@ impl ReflectorClient {
         tracing::debug!(%target, ?addresses, "connecting to a reflector");
         let (socket, address) = race(target, addresses, &route.origin).await?;
         // Control messages are small and must not wait for one another.
-        let _ = socket.set_nodelay(true);
+        socket.set_nodelay(true).ok();
         let local = socket.local_addr().map_err(|error| LinkFailure::Unreachable(error).at(target))?.ip();
         let handshake = TlsConnector::from(config).connect(tls::server_name(), socket);
         let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
@@ -207,7 +209,7 @@ impl ReflectorClient {
                 },
                 () = &mut cancelled => {
                     let withdraw = self.framed.send(&ToReflector::Withdraw);
-                    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, withdraw).await;
+                    tokio::time::timeout(GOODBYE_TIMEOUT, withdraw).await.ok();
                     self.close("cancelled").await;
                     return Ok(None);
                 }
@@ -283,16 +285,16 @@ impl ReflectorClient {
 
     /// Sends `close`. Best effort; takes only a short time.
     pub async fn close(&mut self, reason: &str) {
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, async {
-            let _ = self.framed.send(&ToReflector::Close { reason: PeerText::new(reason) }).await;
-            let _ = self.framed.finish().await;
-        })
-        .await;
+        let goodbye = async {
+            self.framed.send(&ToReflector::Close { reason: PeerText::new(reason) }).await.ok();
+            self.framed.finish().await.ok();
+        };
+        tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await.ok();
     }
 
     /// Gives back a granted session without a test. Best effort; takes only a short time.
     pub async fn finish(&mut self) {
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.framed.send(&ToReflector::Finish)).await;
+        tokio::time::timeout(GOODBYE_TIMEOUT, self.framed.send(&ToReflector::Finish)).await.ok();
         self.close("done").await;
     }
 

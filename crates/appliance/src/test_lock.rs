@@ -60,7 +60,7 @@ impl TestLock {
     fn of(state_dir: &Path, locked: File) -> Result<Self, ApplianceError> {
         let scratch = Self::scratch(state_dir);
         // What a run that was killed left there.
-        let _ = std::fs::remove_dir_all(&scratch);
+        std::fs::remove_dir_all(&scratch).ok();
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&scratch);
         made.map_err(|error| unusable(state_dir, error))?;
         Ok(Self { state_dir: state_dir.to_owned(), held: Some(locked) })

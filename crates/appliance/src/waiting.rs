@@ -105,6 +105,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);
 
+    #[expect(clippy::disallowed_methods, reason = "only distances from this moment are tested")]
     fn asking(longest_test: Duration, asked: Option<Duration>) -> (QueueWait, Instant) {
         let now = Instant::now();
         (QueueWait::new(longest_test, asked, now), now)

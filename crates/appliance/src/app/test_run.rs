@@ -1,5 +1,7 @@
 //! The tests of this appliance: one at a time, with events while a test runs. The shell that reads the clock for it.
 
+#![expect(clippy::disallowed_methods, reason = "the shell that times the wait for the device")]
+
 use std::time::{Duration, Instant};
 
 use paramedic_report::document::{Event, ResultDocument};
@@ -116,7 +118,7 @@ impl Appliance {
             None if !job.request.turn.may_wait() => return Err(ApplianceError::DeviceBusy),
             None => {
                 // A client that has dropped its end wants no events.
-                let _ = events.send(TestEvent::WaitingForDevice);
+                events.send(TestEvent::WaitingForDevice).ok();
                 tokio::select! {
                     lock = TestLock::wait(self.state_dir()) => lock?,
                     () = elapsed(job.request.turn.limit()) => return Err(ApplianceError::DeviceBusy),
@@ -126,7 +128,7 @@ impl Appliance {
         };
         job.request.turn = job.request.turn.after(asked.elapsed());
         let report = move |event| {
-            let _ = events.send(TestEvent::Test(event));
+            events.send(TestEvent::Test(event)).ok();
         };
         let mut observer = Observer { events: Box::new(report), interrupt: cancelled };
         let outcome = provider.run(&job, &mut lock, &mut observer).await;

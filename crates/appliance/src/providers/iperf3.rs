@@ -1,6 +1,8 @@
 //! The provider `iperf3`: any plain iperf3 server, run by an iperf3 client of this host. Nothing vouches for who the server
 //! is, and only TCP's and UDP's own readings are had: no latency is probed.
 
+#![expect(clippy::disallowed_methods, reason = "the shell that runs a client in wall time")]
+
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -360,7 +362,7 @@ impl Visit<'_> {
             move || {
                 let client = Client::start(&program, &asked, control)?;
                 Ok::<_, std::io::Error>(client.follow(deadline, |reading| {
-                    let _ = told.send(reading);
+                    told.send(reading).ok();
                 }))
             }
         };

@@ -1,6 +1,8 @@
 //! What a run of any provider has gathered so far, and how it ends: the builder of its result, with this host's clock,
 //! facts and probes around it.
 
+#![expect(clippy::disallowed_methods, reason = "the shell that dates a run")]
+
 use std::net::IpAddr;
 
 use jiff::Timestamp;

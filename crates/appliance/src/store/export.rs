@@ -102,7 +102,7 @@ fn text(text: &str) -> String {
     }
     let mut cell = String::new();
     // Writing to a string never fails.
-    let _ = write!(cell, "\"{guard}{}\"", text.replace('"', "\"\""));
+    write!(cell, "\"{guard}{}\"", text.replace('"', "\"\"")).ok();
     cell
 }
 

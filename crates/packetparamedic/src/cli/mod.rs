@@ -161,7 +161,7 @@ pub fn run() -> ExitCode {
         }
         Err(error) => {
             // --help and --version are no faults; what can't be printed can't be said either.
-            let _ = error.print();
+            error.print().ok();
             return if error.use_stderr() { ExitStatus::Usage.into() } else { ExitCode::SUCCESS };
         }
     };

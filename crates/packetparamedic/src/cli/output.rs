@@ -179,11 +179,12 @@ impl Output {
             return failure.exit;
         }
         // A reader who has gone, or a full disk, takes nothing from what failed first.
-        let _ = match self.format {
+        let reported = match self.format {
             OutputFormat::Json => self.json(&failure.document()),
             OutputFormat::JsonStream => self.json_line(&Event::Error(Box::new(failure.document()))),
             OutputFormat::Human => failure.measured_so_far.as_ref().map_or(Ok(()), |measured| self.report(measured)),
         };
+        reported.ok();
         if self.format == OutputFormat::Human {
             self.beside(failure);
         }
@@ -216,7 +217,7 @@ impl LiveOutput {
         match self.format {
             OutputFormat::JsonStream => {
                 if let Ok(line) = serde_json::to_string(event) {
-                    let _ = unpoisoned(&self.streams).put_out(printable(&line).as_bytes());
+                    unpoisoned(&self.streams).put_out(printable(&line).as_bytes()).ok();
                 }
             }
             OutputFormat::Human => unpoisoned(&self.streams).progress.show(event),
@@ -282,7 +283,7 @@ impl OutputStreams {
     fn put_aside_bytes(&mut self, bytes: &[u8]) {
         let writer = &mut self.stderr.writer;
         self.progress.aside(|| {
-            let _ = writer.write_all(bytes).and_then(|()| writer.flush());
+            writer.write_all(bytes).and_then(|()| writer.flush()).ok();
         });
     }
 }

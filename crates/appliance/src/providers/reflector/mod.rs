@@ -1,5 +1,7 @@
 //! The provider `reflector`: one session with a paired reflector, all phases and probes included.
 
+#![expect(clippy::disallowed_methods, reason = "the shell that asks a reflector in wall time")]
+
 mod session;
 
 use std::future::Future;
@@ -116,7 +118,7 @@ async fn measure(
         events(Event::Queued(Queued::new(place, wait)));
     };
     let cancelled = async {
-        let _ = interrupt.wait_for(|wanted| *wanted).await;
+        interrupt.wait_for(|wanted| *wanted).await.ok();
     };
     let granted = client.request(&spec, job.request.turn.may_wait(), limits, queued, cancelled).await?;
     let grant = granted.ok_or(ApplianceError::Interrupted)?;

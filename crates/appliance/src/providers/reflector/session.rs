@@ -182,9 +182,9 @@ impl ReflectorSession {
         let run = move || {
             // Whoever listened may have gone: then the session is cancelled, and the phase ends.
             let tally = client_end.run(number, &|reading| {
-                let _ = progress.send(reading);
+                progress.send(reading).ok();
             });
-            let _ = done.send(tally);
+            done.send(tally).ok();
         };
         std::thread::Builder::new().name("phase".into()).spawn(run).map_err(|error| internal(&error))?;
 
