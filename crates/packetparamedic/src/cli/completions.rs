@@ -8,7 +8,7 @@ use super::{Cli, Context};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// For which shell
+    /// The shell
     shell: Shell,
 }
 

@@ -37,7 +37,7 @@ First steps:
   packetparamedic pair-reflector --peer HOST      with the code that `reflector pair` prints there
   packetparamedic speed-test";
 
-/// Tells where a network is slow, and proves it.
+/// Measures where a network is slow, and gives you the evidence.
 #[derive(Parser)]
 #[command(name = "packetparamedic", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = FIRST_STEPS)]
@@ -54,10 +54,10 @@ struct Cli {
 struct Common {
     #[command(flatten)]
     settings: Flags<CommonFlags>,
-    /// Print the result and errors, nothing else
+    /// Print only the result and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Report every detail, and log on stderr what the program does; -vv logs all that it can
+    /// Report every detail, and log the program's actions on stderr; -vv logs everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -73,11 +73,11 @@ enum Command {
     Reflectors(reflectors::Args),
     /// List, show and export the saved results
     History(history::Args),
-    /// Tell what this device can carry, and what holds it back; takes less than a minute
+    /// Measure what this device can carry and find its bottlenecks; takes less than a minute
     SelfTest(self_test::Args),
-    /// Print this device's Endpoint ID; makes the identity at first use
+    /// Print this device's Endpoint ID; creates the identity at first use
     ShowId,
-    /// Make a new identity; every pairing must be made again
+    /// Create a new identity; this device must then be paired again with every reflector
     RotateIdentity(rotate_identity::Args),
     /// Explain, check or show the configuration
     Config {

@@ -14,7 +14,7 @@ use super::failure::{CommandFailure, ExitStatus};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Where the reflector is: a name, an IPv4 or an [IPv6] address, with or without port
+    /// Address of the reflector: a host name, an IPv4 or an [IPv6] address, with or without port
     #[arg(long, value_name = "HOST[:PORT]")]
     peer: String,
     /// The code that `reflector pair` printed; - reads it from standard input. Asked for when not given
@@ -24,10 +24,10 @@ pub(super) struct Args {
     /// Read the code from this file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["code", "endpoint_id"])]
     code_file: Option<PathBuf>,
-    /// Pair by hand: the reflector's Endpoint ID. There, `reflector peers add` names this device
+    /// Pair without a code: the reflector's Endpoint ID. Run `reflector peers add` there first
     #[arg(long, value_name = "PP-…")]
     endpoint_id: Option<EndpointId>,
-    /// The name to save the reflector under [default: what it calls itself]
+    /// The name to save the reflector under [default: its configured name]
     #[arg(long)]
     name: Option<String>,
     /// Print JSON

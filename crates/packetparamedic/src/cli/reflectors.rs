@@ -21,23 +21,23 @@ pub(super) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// List them (the default)
+    /// List the paired reflectors (the default)
     List,
-    /// Reach each of them, or one, without load: address, key, answer
+    /// Connect to each reflector, or to one, and check address, key and answer; without load
     Check {
-        /// Its name, address or Endpoint ID
+        /// Name, address or Endpoint ID of the reflector
         reflector: Option<String>,
     },
-    /// Give one another name
+    /// Rename a reflector on this device
     Rename {
-        /// Its name, address or Endpoint ID
+        /// Name, address or Endpoint ID of the reflector
         reflector: String,
-        /// The name from now on
+        /// The new name
         name: String,
     },
-    /// Forget one; `reflector peers remove` makes it forget this device
+    /// Remove a reflector from this device; `reflector peers remove` removes this device there
     Remove {
-        /// Its name, address or Endpoint ID
+        /// Name, address or Endpoint ID of the reflector
         reflector: String,
     },
 }

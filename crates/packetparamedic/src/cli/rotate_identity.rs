@@ -5,7 +5,7 @@ use super::failure::{CommandFailure, ExitStatus};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Yes, do it
+    /// Confirm the change
     #[arg(long)]
     yes: bool,
 }

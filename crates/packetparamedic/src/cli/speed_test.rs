@@ -21,18 +21,18 @@ use super::values::{code_point, data_path, milliseconds, octet, rate, share, siz
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Whom to measure against: a saved name, or an address at which a paired key answers
-    /// [default: the only paired reflector]; with --provider iperf3 the server
+    /// The reflector to measure against: a saved name, or an address of a paired reflector
+    /// [default: the only paired reflector]; with --provider iperf3 the iperf3 server
     #[arg(long, value_name = "HOST[:PORT]|NAME")]
     peer: Option<String>,
-    /// Where the test comes from
+    /// What is at the other end of the test
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(PROVIDERS.iter().map(|p| clap::builder::PossibleValue::new(p.id()).help(p.about()))))]
     provider: Option<String>,
-    /// What makes the load
+    /// The test engine, which generates the load
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(paramedic_host::engines::ENGINES.iter().map(|e| clap::builder::PossibleValue::new(e.id()).help(e.about()))))]
     engine: Option<String>,
-    /// The way the data takes: all through the control port, or short-lived ports of the reflector's range
-    /// [default: direct where it is offered]
+    /// How data connections are made: through the reflector's control port, or directly to ports of its range
+    /// [default: direct if the reflector offers it]
     #[arg(long, value_name = "tunneled|direct")]
     data_mode: Option<String>,
     /// Seconds for each direction, or a time such as 500ms or 2m [default: 10]
@@ -41,108 +41,108 @@ pub(super) struct Args {
     /// Streams for each direction, 1 to 64 [default: 4]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
     parallel: Option<String>,
-    /// Seconds of latency alone, before any load
+    /// Seconds of latency measurement before any load
     #[arg(long, value_name = "SECS", default_value = "2", value_parser = time)]
     idle: Duration,
-    /// Leave out this many seconds of start-up instead of finding it
+    /// Exclude the first SECS of each phase [default: detect the ramp-up]
     #[arg(short = 'O', long, value_name = "SECS", value_parser = time)]
     omit: Option<Duration>,
-    /// Measure the download alone
+    /// Measure only the download
     #[arg(short = 'R', long, visible_alias = "reverse", conflicts_with_all = ["upload", "bidir"])]
     download: bool,
-    /// Measure the upload alone
+    /// Measure only the upload
     #[arg(long, conflicts_with = "bidir")]
     upload: bool,
-    /// Add a phase of both directions at once
+    /// Add a phase that loads both directions at once
     #[arg(long)]
     bidir: bool,
-    /// The congestion control to ask both kernels for
+    /// TCP congestion control of both ends
     #[arg(short = 'C', long, value_name = "NAME")]
     congestion: Option<String>,
-    /// The socket buffers to ask both kernels for (bytes: 256K, 4M)
+    /// Size of the socket buffers at both ends (bytes: 256K, 4M)
     #[arg(short = 'w', long, value_name = "SIZE", value_parser = size)]
     window: Option<u32>,
-    /// What the engine hands the kernel at once; with -u each datagram's payload (bytes: 128K, 1400)
+    /// Bytes per write; with -u the payload of each datagram (bytes: 128K, 1400)
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
     length: Option<u32>,
-    /// Ask both kernels for segments of this size at most (bytes)
+    /// TCP maximum segment size of both ends (bytes)
     #[arg(short = 'M', long, value_name = "BYTES")]
     set_mss: Option<u16>,
-    /// Mark the payload's packets with this type of service: the whole octet, as iperf3 takes it (0x.. is hexadecimal)
+    /// IP type of service of the payload's packets: the whole octet, as in iperf3 (0x.. is hexadecimal)
     #[arg(short = 'S', long, value_name = "TOS", value_parser = octet, conflicts_with = "dscp")]
     tos: Option<u8>,
-    /// Mark the payload's packets with this code point: 0 to 63, or a name such as EF, CS1, AF41
+    /// DSCP of the payload's packets: 0 to 63, or a name such as EF, CS1, AF41
     #[arg(long, value_name = "DSCP", value_parser = code_point)]
     dscp: Option<u8>,
-    /// How both ends move the bytes: the fastest way there is; every byte copied; thrown away in the receiver's kernel;
-    /// or that, and given to the sender's kernel by reference
+    /// How payload moves: auto (fastest available), plain (copy), trunc (receiver discards in the kernel),
+    /// splice (zero-copy send and trunc)
     #[arg(long, value_name = "auto|plain|trunc|splice", value_parser = data_path)]
     data_path: Option<DataPathWish>,
-    /// Read every byte at the receiver and hold it beside what was sent
+    /// Verify every received byte against the expected pattern
     #[arg(long)]
     verify_payload: bool,
-    /// Datagrams instead of TCP: the engine udp, or against an iperf3 server iperf3's
+    /// Send UDP datagrams: with the engine udp, or with iperf3's UDP mode against an iperf3 server
     #[arg(short = 'u', long)]
     udp: bool,
-    /// Let datagrams be larger than the path takes whole
+    /// Allow datagrams above the path MTU (IP fragmentation)
     #[arg(long)]
     fragments: bool,
-    /// With -u -b 0: the loss that the highest rate may have (0.01 or 1%) [default: 1%]
+    /// With -u -b 0: find the highest rate with at most this packet loss (0.01 or 1%) [default: 1%]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     loss_bound: Option<f64>,
-    /// Hold each stream to this rate (bits per second: 100M; 0: no limit, with -u the highest rate with little loss)
+    /// Limit each stream to this rate (bits per second: 100M; 0: no limit; with -u, 0 searches the highest rate)
     /// [default: none, or 1M with -u]
     #[arg(short = 'b', long, value_name = "RATE", value_parser = rate)]
     bitrate: Option<u64>,
     #[command(flatten)]
     provider_options: ProviderFlags,
-    /// The distance between latency probes; 0 sends none
+    /// Interval between latency probes; 0 sends none
     #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = time)]
     probe_interval: Duration,
-    /// Send from this address of this device
+    /// Source address of the test
     #[arg(short = 'B', long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
-    /// Send through this interface of this device
+    /// Network interface of the test
     #[arg(long, visible_alias = "bind-dev", value_name = "NAME")]
     interface: Option<String>,
-    /// IPv4 alone
+    /// Use only IPv4
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     ipv4: bool,
-    /// IPv6 alone
+    /// Use only IPv6
     #[arg(short = '6', long)]
     ipv6: bool,
-    /// Fail at once, with exit code 5, where a turn would have to be waited for
+    /// Do not queue: exit with code 5 if this device or the other end is busy
     #[arg(long)]
     no_wait: bool,
-    /// Wait this long for a turn at most [default: with a reflector up to 6 hours, as long as its queue moves; a busy iperf3
-    /// server is not waited for]
+    /// Longest time in the queue [default: with a reflector up to 6 hours, as long as its queue moves; with an iperf3
+    /// server 0]
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
     wait: Option<Duration>,
-    /// Put each 100 ms interval's reading into the result
+    /// Add the measurement of each 100 ms interval to the result
     #[arg(long)]
     intervals: bool,
-    /// Put what iperf3 itself printed into the result
+    /// Add iperf3's own output to the result
     #[arg(long)]
     raw: bool,
-    /// ExitStatus code 3 if the download is below this rate (bits per second: 900M, 1.5G)
+    /// Exit code 3 if the download is below this rate (bits per second: 900M, 1.5G)
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_download: Option<u64>,
-    /// ExitStatus code 3 if the upload is below this rate
+    /// Exit code 3 if the upload is below this rate
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_upload: Option<u64>,
-    /// ExitStatus code 3 if the median round trip, idle, is above this (ms)
+    /// Exit code 3 if the median round trip, idle, is above this (ms)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_idle_latency: Option<f64>,
-    /// ExitStatus code 3 if the median round trip under load is above this (ms)
+    /// Exit code 3 if the median round trip under load is above this (ms)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_loaded_latency: Option<f64>,
-    /// ExitStatus code 3 if more is lost in either direction (0.01 or 1%)
+    /// Exit code 3 if packet loss in either direction is above this (0.01 or 1%)
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loss: Option<f64>,
     /// Print one JSON document
     #[arg(long, conflicts_with = "json_stream")]
     json: bool,
-    /// Print events as they come, one JSON document a line; the last is the result
+    /// Print events as they happen, one JSON document per line; the last is the result
     #[arg(long)]
     json_stream: bool,
 }
