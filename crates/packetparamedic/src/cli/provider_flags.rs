@@ -15,10 +15,10 @@ use super::failure::{CommandFailure, ExitStatus};
 /// The provider options on the command line: each with its text, or its file.
 #[derive(Default)]
 pub(super) struct ProviderFlags {
-    given: BTreeMap<&'static str, Given>,
+    given: BTreeMap<&'static str, ProvidedValue>,
 }
 
-enum Given {
+enum ProvidedValue {
     Text(String),
     File(PathBuf),
 }
@@ -58,9 +58,9 @@ impl clap::FromArgMatches for ProviderFlags {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for (_, option) in all_options() {
             let given = match option.source {
-                OptionSource::Text => matches.get_one::<String>(option.name).cloned().map(Given::Text),
+                OptionSource::Text => matches.get_one::<String>(option.name).cloned().map(ProvidedValue::Text),
                 OptionSource::File { .. } | OptionSource::Secret { .. } => {
-                    matches.get_one::<PathBuf>(option.name).cloned().map(Given::File)
+                    matches.get_one::<PathBuf>(option.name).cloned().map(ProvidedValue::File)
                 }
             };
             self.given.extend(given.map(|given| (option.name, given)));
@@ -75,8 +75,10 @@ impl ProviderFlags {
         let mut values = OptionValues::default();
         for (owner, option) in all_options() {
             let value = match (self.given.get(option.name), option.source) {
-                (Some(Given::Text(text)), _) => Some(OptionValue { text: Zeroizing::new(text.clone()), file: None }),
-                (Some(Given::File(path)), source) => {
+                (Some(ProvidedValue::Text(text)), _) => {
+                    Some(OptionValue { text: Zeroizing::new(text.clone()), file: None })
+                }
+                (Some(ProvidedValue::File(path)), source) => {
                     let text = read(path, source).map_err(|error| unreadable(path, &error))?;
                     Some(OptionValue { text, file: Some(path.clone()) })
                 }
