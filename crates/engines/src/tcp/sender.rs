@@ -129,10 +129,17 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
     }
     // The receiver closes its side when it has read the end of ours. The phase's watcher limits this wait.
     let mut rest = [0; 512];
+    let mut unexpected = 0;
     loop {
         match stream.socket().read(&mut rest) {
             Ok(0) => return Ok(()),
-            Ok(_) => {}
+            // A receiver sends nothing but the alerts and key updates of TLS. Bytes in this direction are not charged.
+            Ok(came) => {
+                unexpected += came;
+                if unexpected > stream.max_answer() {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "the receiver sent data"));
+                }
+            }
             Err(e) if is_transient(&e) => {}
             Err(e) => return Err(e),
         }

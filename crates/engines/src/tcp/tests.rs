@@ -357,6 +357,24 @@ fn tiny_blocks_inside_tls_are_charged_by_their_records() {
     }
 }
 
+#[test]
+fn a_receiver_that_sends_data_ends_its_stream() {
+    let session = Session::open(&spec(DataMode::DirectEphemeral, 1, &[Load::Download], 300));
+    std::thread::scope(|scope| {
+        let served = scope.spawn(|| session.server.run(0, &|_| ()));
+        let stream = session.client.dial(0, 0).unwrap();
+        let (mut reader, mut writer) = (stream.socket().try_clone().unwrap(), stream.socket().try_clone().unwrap());
+        // Ends with an error once the other end has closed.
+        let writing = scope.spawn(move || (0..).take_while(|_| writer.write_all(&[7; 4096]).is_ok()).count());
+        // All that was sent, up to the end or the reset.
+        while matches!(reader.read(&mut [0; 1 << 16]), Ok(1..)) {}
+        assert!(served.join().unwrap().bytes() > 0);
+        // What both kernels hold; a sender that read on would take hundreds of MB in its grace period.
+        let taken = writing.join().unwrap() * 4096;
+        assert!(taken < 64 << 20, "{taken} bytes were taken");
+    });
+}
+
 /// A classic BPF program that drops whatever comes: `ret 0` (linux/bpf_common.h).
 fn deafen(socket: &TcpStream) {
     SockRef::from(socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// The most bytes that may arrive from one message to the next. A TLS handshake of this protocol takes about 4 KiB, a
-/// message at most 16 KiB, and TLS reads ahead by no more than a record.
+/// message at most 16 KiB, and the link reads ahead by 4 KiB of text, which takes more only in padded records.
 const MAX_BYTES_PER_MESSAGE: u64 = 64 * 1024;
 
 /// A TCP socket that fails once too many bytes arrived without a message.
