@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use paramedic_engines::engine::Unavailable;
+use paramedic_iperf3::output::FailureKind;
 use paramedic_link::framed::LinkError;
 use paramedic_link::key_file::KeyFileError;
 use paramedic_link::message::{CloseReason, Denial, EndReason};
@@ -15,8 +16,7 @@ use paramedic_link::test_spec::{Direction, Load};
 use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::fold::Impossible;
 
-use crate::providers::Iperf3Failure;
-use crate::request::PayloadTransport;
+use crate::payload_transport::PayloadTransport;
 use crate::store::StorageError;
 use crate::targets::{Host, HostPort, NotAHostPort};
 
@@ -257,4 +257,45 @@ impl LinkFailure {
     pub(crate) fn at(self, target: &HostPort) -> ApplianceError {
         ApplianceError::Link { target: target.clone(), cause: self }
     }
+}
+
+/// Why a test with an iperf3 server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Iperf3Failure {
+    /// The request names no server.
+    #[error("no iperf3 server is named")]
+    NoServerNamed,
+    /// The file of the server's public key holds none.
+    #[error("{} is not a public key", .file.display())]
+    NotAPublicKey {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The request names a user without a password.
+    #[error("no password for the user {user}")]
+    NoPassword {
+        /// The user.
+        user: String,
+    },
+    /// The client could not be started.
+    #[error("cannot start iperf3: {0}")]
+    NotStarted(std::io::Error),
+    /// The server's report cannot be true.
+    #[error("the iperf3 server at {target} reports what cannot be true")]
+    ImpossibleReport {
+        /// The server.
+        target: HostPort,
+    },
+    /// The client reported an error.
+    #[error("the iperf3 server at {target}: {reason}")]
+    Client {
+        /// The server.
+        target: HostPort,
+        /// The kind of error.
+        cause: FailureKind,
+        /// The client's own text.
+        reason: String,
+        /// Whether the request had a login.
+        has_login: bool,
+    },
 }

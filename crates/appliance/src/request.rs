@@ -8,6 +8,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_report::thresholds::Thresholds;
 use serde::{Deserialize, Serialize};
 
+use crate::payload_transport::PayloadTransport;
 use crate::reflector_client::Route;
 
 /// The parameters of one speed test.
@@ -80,17 +81,6 @@ impl TurnWait {
             unchanged => unchanged,
         }
     }
-}
-
-/// What carries the payload.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PayloadTransport {
-    /// TCP streams.
-    #[default]
-    Tcp,
-    /// Datagrams.
-    Udp,
 }
 
 impl TestRequest {

@@ -170,8 +170,9 @@ mod tests {
     use paramedic_report::document::ErrorBody;
 
     use super::*;
+    use crate::payload_transport::PayloadTransport;
     use crate::providers::options::OptionValue;
-    use crate::request::{PayloadTransport, TurnWait};
+    use crate::request::TurnWait;
 
     fn describe(error: &ApplianceError) -> ErrorBody {
         let text = error.to_string();

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,9 +31,9 @@ use zeroize::Zeroizing;
 use super::options::{OptionSource, OptionValues, ProviderOption};
 use super::run_record::{RunRecord, own_facts, reading as as_folded};
 use super::{Observer, Outcome, Provider, TestJob};
-use crate::error::ApplianceError;
+use crate::error::{ApplianceError, Iperf3Failure};
+use crate::payload_transport::PayloadTransport;
 use crate::reflector_client::resolve;
-use crate::request::PayloadTransport;
 use crate::targets::HostPort;
 use crate::test_lock::TestLock;
 
@@ -49,47 +49,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a server may still be busy with the phase before: it is told of its client's end, but looks first who else
 /// wants it.
 const STILL_OURS: Duration = Duration::from_secs(10);
-
-/// Why a test with an iperf3 server failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Iperf3Failure {
-    /// The request names no server.
-    #[error("no iperf3 server is named")]
-    NoServerNamed,
-    /// The file of the server's public key holds none.
-    #[error("{} is not a public key", .file.display())]
-    NotAPublicKey {
-        /// The file.
-        file: PathBuf,
-    },
-    /// The request names a user without a password.
-    #[error("no password for the user {user}")]
-    NoPassword {
-        /// The user.
-        user: String,
-    },
-    /// The client could not be started.
-    #[error("cannot start iperf3: {0}")]
-    NotStarted(std::io::Error),
-    /// The server's report cannot be true.
-    #[error("the iperf3 server at {target} reports what cannot be true")]
-    ImpossibleReport {
-        /// The server.
-        target: HostPort,
-    },
-    /// The client reported an error.
-    #[error("the iperf3 server at {target}: {reason}")]
-    Client {
-        /// The server.
-        target: HostPort,
-        /// The kind of error.
-        cause: FailureKind,
-        /// The client's own text.
-        reason: String,
-        /// Whether the request had a login.
-        has_login: bool,
-    },
-}
 
 /// Speed tests against plain iperf3 servers.
 pub(super) struct Servers;

@@ -18,10 +18,10 @@ use paramedic_report::document::{ErrorBody, Event, ResultDocument};
 use tokio::sync::watch;
 
 use crate::error::ApplianceError;
-use crate::request::{PayloadTransport, TestRequest};
+use crate::payload_transport::PayloadTransport;
+use crate::request::TestRequest;
 use crate::store::Reflector;
 use crate::test_lock::TestLock;
-pub use iperf3::Iperf3Failure;
 use options::{OptionValues, ProviderOption};
 
 /// Every provider there is. Command line values and help read this list.

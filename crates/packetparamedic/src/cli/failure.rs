@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 
-use paramedic_appliance::providers::Iperf3Failure;
-use paramedic_appliance::request::PayloadTransport;
+use paramedic_appliance::error::Iperf3Failure;
+use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_appliance::store::StorageError;
 use paramedic_appliance::targets::{Fault, HostPort, NotAHostPort};
 use paramedic_appliance::{ApplianceError, LinkFailure};

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::{TestEnd, TestEvent};
+use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_appliance::providers::{self, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
-use paramedic_appliance::request::{PayloadTransport, TestRequest, TurnWait};
+use paramedic_appliance::request::{TestRequest, TurnWait};
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
