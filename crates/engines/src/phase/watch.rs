@@ -23,7 +23,7 @@ pub trait Moving {
     /// to pause until this is called with `false`.
     fn pause(&mut self, is_silent: bool);
 
-    /// Called after each look once the phase's time has been over for `late`, which is at least [`DRAIN_TIMEOUT`]. Ends
+    /// Called after each look once the phase's time has been over for `late`, which is at least `DRAIN_TIMEOUT`. Ends
     /// the streams that are overdue.
     fn end_overdue(&mut self, late: Duration);
 
