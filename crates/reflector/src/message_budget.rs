@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use paramedic_link::EndpointId;
+use paramedic_link::frame::MAX_FRAME;
 
 /// What a message costs: 200 messages a second for each device.
 const EACH: Duration = Duration::from_millis(5);
@@ -22,8 +23,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// What costs a device some of its budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
-    /// A message that is answered or carried out.
-    Message,
+    /// A message that is answered or carried out, with the bytes that arrived for it, TLS records included. Each whole
+    /// 16 KiB of them cost as much as another message.
+    Message {
+        /// The bytes.
+        arrived: u64,
+    },
     /// The answer to the first message of a link. It has its own budget, so that a device which used up its
     /// messages still gets a link.
     Welcome,
@@ -36,7 +41,10 @@ pub enum Cost {
 impl Cost {
     fn time(self) -> Duration {
         match self {
-            Cost::Message => EACH,
+            Cost::Message { arrived } => {
+                let more = arrived / MAX_FRAME as u64;
+                EACH.saturating_mul(u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1))
+            }
             Cost::Welcome => EACH_WELCOME,
             Cost::Link | Cost::Fault => EACH * 20,
         }
@@ -45,7 +53,7 @@ impl Cost {
     fn budget(self) -> Budget {
         match self {
             Cost::Welcome => Budget::Welcomes,
-            Cost::Message | Cost::Link | Cost::Fault => Budget::Messages,
+            Cost::Message { .. } | Cost::Link | Cost::Fault => Budget::Messages,
         }
     }
 }
@@ -90,6 +98,7 @@ impl MessageBudgets {
 mod tests {
     use super::*;
 
+    const MESSAGE: Cost = Cost::Message { arrived: 60 };
     const A: EndpointId = EndpointId::from_bytes([1; 32]);
     const B: EndpointId = EndpointId::from_bytes([2; 32]);
 
@@ -97,13 +106,13 @@ mod tests {
     fn a_device_has_a_burst_and_then_two_hundred_messages_a_second() {
         let mut budgets = MessageBudgets::default();
         let mut now = Duration::from_secs(1);
-        let free = (0..1000).take_while(|_| budgets.charge(A, Cost::Message, now).is_zero()).count();
+        let free = (0..1000).take_while(|_| budgets.charge(A, MESSAGE, now).is_zero()).count();
         assert_eq!(free, 400);
-        assert!(budgets.charge(B, Cost::Message, now).is_zero(), "another device is not charged");
+        assert!(budgets.charge(B, MESSAGE, now).is_zero(), "another device is not charged");
         let mut answered = 0;
         let end = now + Duration::from_secs(10);
         while now < end {
-            now += budgets.charge(A, Cost::Message, now);
+            now += budgets.charge(A, MESSAGE, now);
             answered += 1;
         }
         assert!((1990..=2010).contains(&answered), "{answered}");
@@ -119,7 +128,7 @@ mod tests {
             if now > Duration::from_secs(20) {
                 break;
             }
-            due[link] = now + budgets.charge(A, Cost::Message, now);
+            due[link] = now + budgets.charge(A, MESSAGE, now);
             answered[link] += 1;
         }
         assert!(answered.iter().sum::<u32>() <= 400 + 20 * 200 + 64);
@@ -131,7 +140,7 @@ mod tests {
         let mut budgets = MessageBudgets::default();
         let mut now = Duration::from_secs(1);
         for _ in 0..1000 {
-            let _ = budgets.charge(A, Cost::Message, now);
+            let _ = budgets.charge(A, MESSAGE, now);
         }
         let free = (0..1000).take_while(|_| budgets.charge(A, Cost::Welcome, now).is_zero()).count();
         assert_eq!(free, 64, "whatever its messages cost");
@@ -159,6 +168,16 @@ mod tests {
             assert!(budgets.charge(A, Cost::Link, Duration::ZERO) <= LONGEST_WAIT);
         }
         assert!(LONGEST_WAIT < paramedic_link::message::END_AFTER_SILENCE);
+    }
+
+    #[test]
+    fn every_16_kib_that_arrive_cost_another_message() {
+        let mut budgets = MessageBudgets::default();
+        let large = Cost::Message { arrived: 49 << 10 };
+        let now = Duration::from_secs(1);
+        assert_eq!((0..1000).take_while(|_| budgets.charge(A, large, now).is_zero()).count(), 100);
+        let mut budgets = MessageBudgets::default();
+        assert!(budgets.charge(A, Cost::Message { arrived: u64::MAX }, now) <= LONGEST_WAIT);
     }
 
     #[test]

@@ -235,12 +235,10 @@ impl Connection {
         }
     }
 
-    /// Charges the message that was just received, and once more for each 16 KiB that arrived with it.
+    /// Charges the message that was just received.
     fn charge_message(&mut self) {
         let arrived = self.framed.stream_mut().get_mut().0.message_taken();
-        for _ in 0..=arrived / paramedic_link::frame::MAX_FRAME as u64 {
-            self.charge_budget(Cost::Message);
-        }
+        self.charge_budget(Cost::Message { arrived });
     }
 
     /// Charges the message budget of the device, which all its links share, and pauses reading if the budget is used
