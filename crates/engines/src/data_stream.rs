@@ -15,8 +15,8 @@ const TLS_CHUNK: usize = 128 * 1024;
 /// The longest TLS record, header and tag included (RFC 8446, section 5.2).
 const RECORD: usize = 5 + 16 * 1024 + 256;
 
-/// The most bytes of records that one read takes without finding plaintext: empty and padded records and key updates
-/// carry nothing that anyone counts.
+/// The most bytes of records that one read takes without finding plaintext. Empty records, padding and key updates carry
+/// no payload, so that no counter sees them.
 const MAX_WITHOUT_PLAINTEXT: u64 = 64 * 1024;
 
 /// A blocking byte stream to the other end.
@@ -64,7 +64,7 @@ impl DataStream {
     /// quarters of the bytes of its records, if that is more. Blocks of a few bytes and padded records (RFC 8446,
     /// section 5.4) put many times the payload on the line. A quarter and one record are free: usual records never cost
     /// that much.
-    pub(crate) fn chargeable(&self, payload: u64) -> u64 {
+    fn chargeable(&self, payload: u64) -> u64 {
         match self {
             Self::Plain(_) => payload,
             Self::Tls(tls) => {
@@ -85,6 +85,22 @@ impl DataStream {
             Self::Plain(socket) => socket.read(scratch),
             Self::Tls(tls) => tls.discard(),
         }
+    }
+}
+
+/// The bytes of one stream that its session was charged for.
+#[derive(Default)]
+pub(crate) struct StreamCharge {
+    charged: u64,
+}
+
+impl StreamCharge {
+    /// The bytes to charge since the last call, now that `payload` bytes have moved on `stream` in all.
+    pub(crate) fn due(&mut self, stream: &DataStream, payload: u64) -> u64 {
+        let chargeable = stream.chargeable(payload);
+        let due = chargeable.saturating_sub(self.charged);
+        self.charged = chargeable;
+        due
     }
 }
 
@@ -233,9 +249,10 @@ pub(crate) mod tests {
     use std::net::TcpListener;
     use std::sync::Arc;
 
+    use aws_lc_rs::aead;
     use paramedic_link::SecretKey;
     use paramedic_link::tls::{self, Alpn, Expect};
-    use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+    use rustls::{ClientConfig, ClientConnection, ConnectionTrafficSecrets, ServerConfig, ServerConnection};
 
     use super::*;
 
@@ -261,19 +278,69 @@ pub(crate) mod tests {
         (ours, listener.accept().unwrap().0)
     }
 
-    /// The client's end, and the server's with its connection still apart.
-    fn tls_pair() -> (DataStream, ServerConnection, TcpStream) {
-        let (server, client) = configs(Alpn::Data);
+    /// Both ends after the handshake.
+    fn handshaken(
+        server: &Arc<ServerConfig>,
+        client: Arc<ClientConfig>,
+    ) -> ((ClientConnection, TcpStream), (ServerConnection, TcpStream)) {
         let (ours, theirs) = sockets();
         let mut client = ClientConnection::new(client, tls::server_name()).unwrap();
         let server = std::thread::scope(|scope| {
-            let accepted = scope.spawn(|| accept_tls(&server, &theirs).unwrap());
+            let accepted = scope.spawn(|| accept_tls(server, &theirs).unwrap());
             while client.is_handshaking() {
                 client.complete_io(&mut &ours).unwrap();
             }
             accepted.join().unwrap()
         });
+        ((client, ours), (server, theirs))
+    }
+
+    /// The client's stream, and the server's connection that is no stream yet.
+    fn tls_pair() -> (DataStream, ServerConnection, TcpStream) {
+        let (server, client) = configs(Alpn::Data);
+        let ((client, ours), (server, theirs)) = handshaken(&server, client);
         (DataStream::tls(client.into(), ours).unwrap(), server, theirs)
+    }
+
+    /// An application data record without payload, padded to 16 KiB (RFC 8446, sections 5.2 to 5.4), as no sender of
+    /// rustls makes it.
+    fn empty_record(secrets: &ConnectionTrafficSecrets, seq: u64) -> Vec<u8> {
+        let (algorithm, key, iv) = match secrets {
+            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&aead::AES_128_GCM, key, iv),
+            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&aead::AES_256_GCM, key, iv),
+            ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&aead::CHACHA20_POLY1305, key, iv),
+            _ => panic!("a cipher of TLS 1.3"),
+        };
+        let mut nonce: [u8; 12] = iv.as_ref().try_into().unwrap();
+        nonce[4..].iter_mut().zip(seq.to_be_bytes()).for_each(|(byte, of_seq)| *byte ^= of_seq);
+        const APPLICATION_DATA: u8 = 23;
+        let mut body = vec![0; 16 * 1024];
+        body[0] = APPLICATION_DATA;
+        let [high, low] = u16::try_from(body.len() + algorithm.tag_len()).unwrap().to_be_bytes();
+        let mut record = vec![APPLICATION_DATA, 3, 3, high, low];
+        let key = aead::LessSafeKey::new(aead::UnboundKey::new(algorithm, key.as_ref()).unwrap());
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
+        key.seal_in_place_append_tag(nonce, aead::Aad::from(&record[..]), &mut body).unwrap();
+        record.extend(body);
+        record
+    }
+
+    #[test]
+    fn records_without_payload_end_the_stream() {
+        let (server, client) = configs(Alpn::Data);
+        let mut client = (*client).clone();
+        client.enable_secret_extraction = true;
+        let ((client, mut ours), (server, theirs)) = handshaken(&server, Arc::new(client));
+        let mut theirs = DataStream::tls(server.into(), theirs).unwrap();
+        let (first, secrets) = client.dangerous_extract_secrets().unwrap().tx;
+        // rustls itself refuses 33 in a row.
+        let records = (first..first + 8).flat_map(|seq| empty_record(&secrets, seq)).collect::<Vec<_>>();
+        let sending = std::thread::spawn(move || ours.write_all(&records));
+        let failure = theirs.discard(&mut [], false).unwrap_err();
+        assert_eq!(failure.to_string(), "TLS records without payload");
+        drop(theirs);
+        // The rest may have been refused.
+        let _ = sending.join().unwrap();
     }
 
     #[test]

@@ -8,7 +8,7 @@ use paramedic_link::admission::SessionKeys;
 use super::ledger::{Entry, ProbeLedger};
 use super::packet::{self, ProbePacket, ReplyPacket};
 use crate::clock::Clock;
-use crate::data_stream::DataStream;
+use crate::data_stream::{DataStream, StreamCharge};
 use crate::session_control::SessionControl;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
@@ -73,7 +73,7 @@ pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<S
     // Best effort: small replies have to be sent at once.
     stream.socket().set_nodelay(true).ok();
     let mut bytes = [0; packet::LEN];
-    let (mut moved, mut charged) = (0, 0);
+    let (mut moved, mut charge) = (0, StreamCharge::default());
     while stream.read_exact(&mut bytes).is_ok() {
         let received_ns = clock.now_ns();
         let Some(probe) = ProbePacket::open(&bytes, keys) else { return };
@@ -84,11 +84,9 @@ pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<S
         let reply = reply_to(&probe, &ledger, received_ns, &clock).seal(keys);
         let sent = stream.write_all(&reply).and_then(|()| stream.flush());
         moved += 2 * packet::LEN as u64;
-        let due = stream.chargeable(moved);
-        if sent.is_err() || control.charge(due - charged).is_err() {
+        if sent.is_err() || control.charge(charge.due(&stream, moved)).is_err() {
             return;
         }
-        charged = due;
     }
 }
 

@@ -7,7 +7,6 @@ mod receiver;
 mod sender;
 mod server;
 mod stream;
-mod stream_charge;
 mod unsent_limit;
 
 #[cfg(test)]

@@ -9,9 +9,8 @@ use std::time::Instant;
 use paramedic_link::test_spec::DataPathWish;
 
 use super::ready::{TcpReport, TcpRun};
-use super::stream_charge::StreamCharge;
 use super::{data_path, payload};
-use crate::data_stream::{CHUNK, DataStream};
+use crate::data_stream::{CHUNK, DataStream, StreamCharge};
 
 /// The size of a read that the kernel discards. The buffer is never written to, so it uses no memory.
 const DISCARD_SIZE: usize = 4 * CHUNK;
@@ -42,7 +41,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
                 total += came as u64;
                 run.counter.set(total);
                 received.last = Some(Instant::now());
-                charge.settle(context.control, stream, total)?;
+                context.control.charge_and_wait(charge.due(stream, total)).map_err(io::Error::other)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A kernel or sandbox without support.

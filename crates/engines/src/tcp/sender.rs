@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use paramedic_link::test_spec::{DataPathWish, TestSpec};
 
 use super::ready::TcpRun;
-use super::stream_charge::StreamCharge;
 use super::unsent_limit::UnsentLimit;
 use super::{data_path, payload};
-use crate::data_stream::{CHUNK, DataStream};
+use crate::data_stream::{CHUNK, DataStream, StreamCharge};
 use crate::sys::splice::PagePipe;
 
 /// How long a write may block, also after the end of the phase.
@@ -108,7 +107,7 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
             Ok(sent) => {
                 total += sent as u64;
                 run.counter.set(total);
-                charge.settle(context.control, stream, total)?;
+                context.control.charge_and_wait(charge.due(stream, total)).map_err(io::Error::other)?;
             }
             Err(e) if is_transient(&e) => {}
             // A kernel or sandbox without support; nothing has left the pipe.
