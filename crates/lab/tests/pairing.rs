@@ -183,8 +183,8 @@ fn a_new_identity_of_the_reflector_is_detected() {
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let running = reflector.run(&["rotate-identity", "--yes"]);
     assert_eq!(running.code, 1, "not while it serves");
-    let elsewhere = tempfile::tempdir().unwrap();
-    let runtime_dir = elsewhere.path().to_str().unwrap();
+    let other_folder = tempfile::tempdir().unwrap();
+    let runtime_dir = other_folder.path().to_str().unwrap();
     let running = reflector.run(&["rotate-identity", "--yes", "--runtime-dir", runtime_dir]);
     assert_eq!(running.code, 1, "not where its admin socket is not found either: {running:?}");
     assert!(running.stderr.contains("is running with this identity"), "{running:?}");

@@ -1,5 +1,5 @@
-//! Where a speed test comes from: the trait, and the one list of those there are. A provider measures and says what it
-//! measured; it neither prints nor saves.
+//! The providers of speed tests: their trait and their list. A provider measures and returns the result; it neither
+//! prints nor saves.
 
 mod iperf3;
 pub mod options;

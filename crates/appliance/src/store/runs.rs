@@ -224,8 +224,8 @@ mod tests {
             assert_eq!(history.run(part).await.unwrap().id, id, "{part}");
         }
         assert!(matches!(history.run(&text[..8]).await, Err(StorageError::AmbiguousRun { .. })));
-        for stranger in ["", "%", "_", "ffffffff", "attic"] {
-            assert!(matches!(history.run(stranger).await, Err(StorageError::NoSuchRun { .. })), "{stranger}");
+        for unknown in ["", "%", "_", "ffffffff", "attic"] {
+            assert!(matches!(history.run(unknown).await, Err(StorageError::NoSuchRun { .. })), "{unknown}");
         }
     }
 }

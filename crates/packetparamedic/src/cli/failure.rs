@@ -86,7 +86,7 @@ impl CommandFailure {
         Self { cause: Box::new(cause), measured_so_far: None, is_quiet: false }
     }
 
-    /// The end of a command whose output nobody reads any more, as with `| head`: no failure, and nothing is printed.
+    /// The end of a command whose output was closed by its reader, as with `| head`: no failure, and nothing is printed.
     pub fn reader_gone() -> Self {
         let cause =
             Self::new(ExitStatus::Done, "reader_gone", "the output is closed", "its reader has ended", "nothing");
@@ -332,7 +332,7 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
             "key_changed",
             format!("the reflector at {target} has another key than the one that was paired"),
             &format_args!("it shows {presented}"),
-            "if its identity was rotated on purpose, pair again; if not, somebody may be in between",
+            "if its operator rotated the identity, pair again; otherwise the connection may be intercepted",
         ),
         E::CodeOfAnother(presented) => new(
             Denied,

@@ -180,7 +180,7 @@ impl ReflectorSession {
         let (done, mut own) = oneshot::channel::<PhaseTally>();
         let client_end = Arc::clone(&self.client_end);
         let run = move || {
-            // Whoever listened may have gone: then the session is cancelled, and the phase ends.
+            // A receiver that is gone means that the session is cancelled: then the phase ends.
             let tally = client_end.run(number, &|reading| {
                 progress.send(reading).ok();
             });
