@@ -34,7 +34,7 @@ pub struct TestEnd {
     pub unsaved: Option<ApplianceError>,
 }
 
-/// A test that runs. It runs on when this is dropped.
+/// A handle to a running test. Dropping it does not end the test.
 pub struct RunningTest {
     events: mpsc::UnboundedReceiver<TestEvent>,
     cancel: watch::Sender<bool>,
@@ -42,17 +42,17 @@ pub struct RunningTest {
 }
 
 impl RunningTest {
-    /// The next event, as it happens; `None` when the test is over. Safe to drop and to call again.
+    /// The next event; `None` when the test is over. Cancel safe.
     pub async fn next_event(&mut self) -> Option<TestEvent> {
         self.events.recv().await
     }
 
-    /// Asks the test to end, and to keep what was measured so far.
+    /// Requests the end of the test. Its measurements so far are kept.
     pub fn cancel(&self) {
         self.cancel.send_replace(true);
     }
 
-    /// How the test ended; `None` where it was cancelled before it began, an error where it could not begin.
+    /// Waits for the end of the test: `None` if it was cancelled before it began, an error if it could not begin.
     pub async fn end(self) -> Result<Option<TestEnd>, ApplianceError> {
         let Self { cancel: _cancel, end, .. } = self;
         end.await.unwrap_or_else(|error| Err(ApplianceError::BrokeOff(error.to_string())))

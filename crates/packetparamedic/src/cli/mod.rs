@@ -155,8 +155,8 @@ fn told(named: &Path, path: &Path, change: &Change) -> String {
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() && format_asked_for() != OutputFormat::Human => {
-            let wanted = Wanted { format: format_asked_for(), ..Wanted::default() };
+        Err(error) if error.use_stderr() && format_of_invalid_command_line() != OutputFormat::Human => {
+            let wanted = Wanted { format: format_of_invalid_command_line(), ..Wanted::default() };
             return Output::new(wanted).fail(&not_understood(&error)).into();
         }
         Err(error) => {
@@ -237,8 +237,8 @@ fn log_filter(common: &Common) -> Option<(&'static str, String)> {
     Some((flag, LOGGING_CRATES.iter().fold(others.to_owned(), |filter, name| format!("{filter},{name}={own}"))))
 }
 
-/// The format that a command line asks for which can't be understood as a whole.
-fn format_asked_for() -> OutputFormat {
+/// The output format of a command line that does not parse: its error is printed in that format, too.
+fn format_of_invalid_command_line() -> OutputFormat {
     let said = |flag: &str| std::env::args_os().any(|arg| arg == flag);
     match (said("--json-stream"), said("--json")) {
         (true, _) => OutputFormat::JsonStream,

@@ -42,7 +42,7 @@ pub enum Verbosity {
 /// How output is wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// What stdout carries.
+    /// The format of the results on stdout.
     pub format: OutputFormat,
     /// When to use colours.
     pub color: Color,
@@ -102,22 +102,22 @@ impl Output {
         Self { format: wanted.format, verbosity: wanted.verbosity, streams: Arc::new(Mutex::new(streams)) }
     }
 
-    /// What stdout carries.
+    /// The format of the results on stdout.
     pub fn format(&self) -> OutputFormat {
         self.format
     }
 
-    /// How much a report tells.
+    /// Whether the report has every detail (`-v`).
     pub fn detail(&self) -> Detail {
         if self.verbosity == Verbosity::Verbose { Detail::Full } else { Detail::Plain }
     }
 
-    /// What follows a running test.
+    /// The output for the events of a running test: progress on stderr, or JSON events on stdout.
     pub fn live(&self) -> LiveOutput {
         LiveOutput { format: self.format, streams: Arc::clone(&self.streams) }
     }
 
-    /// Where the log goes.
+    /// The output for log lines, which share stderr with the progress line.
     pub fn log(&self) -> LogOutput {
         LogOutput { streams: Arc::clone(&self.streams) }
     }
@@ -141,17 +141,17 @@ impl Output {
     pub fn lines(&self, lines: &[Line]) -> Result<(), CommandFailure> {
         let mut streams = self.streams();
         let text = rendered(lines, streams.stdout.color);
-        streams.put_out(text.as_bytes())
+        streams.write_stdout(text.as_bytes())
     }
 
     /// Prints text of a command's result as it is, one line or several, without colours and control characters.
     pub fn line(&self, text: &str) -> Result<(), CommandFailure> {
-        self.streams().put_out(printable(text).as_bytes())
+        self.streams().write_stdout(printable(text).as_bytes())
     }
 
     /// Prints a file for another program to read, to the byte.
     pub fn script(&self, bytes: &[u8]) -> Result<(), CommandFailure> {
-        self.streams().put_out(bytes)
+        self.streams().write_stdout(bytes)
     }
 
     /// Prints JSON on one line.
@@ -167,7 +167,7 @@ impl Output {
     /// Says something on stderr that is no result, unless quiet was asked for.
     pub fn note(&self, text: &str) {
         if self.verbosity >= Verbosity::Normal {
-            self.streams().put_aside(&printable(text));
+            self.streams().write_stderr(&printable(text));
         }
     }
 
@@ -202,7 +202,7 @@ impl Output {
             ],
             streams.stderr.color,
         );
-        streams.put_aside(&text);
+        streams.write_stderr(&text);
     }
 
     fn streams(&self) -> MutexGuard<'_, OutputStreams> {
@@ -217,7 +217,7 @@ impl LiveOutput {
         match self.format {
             OutputFormat::JsonStream => {
                 if let Ok(line) = serde_json::to_string(event) {
-                    unpoisoned(&self.streams).put_out(printable(&line).as_bytes()).ok();
+                    unpoisoned(&self.streams).write_stdout(printable(&line).as_bytes()).ok();
                 }
             }
             OutputFormat::Human => unpoisoned(&self.streams).progress.show(event),
@@ -250,7 +250,7 @@ impl LogOutput {
 
 impl Write for LogOutput {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        unpoisoned(&self.streams).put_aside_bytes(event);
+        unpoisoned(&self.streams).write_stderr_bytes(event);
         Ok(event.len())
     }
 
@@ -268,19 +268,19 @@ impl<'a> MakeWriter<'a> for LogOutput {
 }
 
 impl OutputStreams {
-    /// Writes a result; progress is over then.
-    fn put_out(&mut self, bytes: &[u8]) -> Result<(), CommandFailure> {
+    /// Clears the progress line and writes a result to stdout.
+    fn write_stdout(&mut self, bytes: &[u8]) -> Result<(), CommandFailure> {
         self.progress.clear();
         let writer = &mut self.stdout.writer;
         writer.write_all(bytes).and_then(|()| writer.flush()).map_err(|error| unwritten(&error))
     }
 
-    /// Writes to stderr above the progress. There is nowhere to say that it failed.
-    fn put_aside(&mut self, text: &str) {
-        self.put_aside_bytes(text.as_bytes());
+    /// Writes to stderr and redraws the progress line below it. A failure is ignored: stderr is where it would be reported.
+    fn write_stderr(&mut self, text: &str) {
+        self.write_stderr_bytes(text.as_bytes());
     }
 
-    fn put_aside_bytes(&mut self, bytes: &[u8]) {
+    fn write_stderr_bytes(&mut self, bytes: &[u8]) {
         let writer = &mut self.stderr.writer;
         self.progress.aside(|| {
             writer.write_all(bytes).and_then(|()| writer.flush()).ok();
@@ -288,7 +288,8 @@ impl OutputStreams {
     }
 }
 
-/// The text with a newline at its end and no other control character: the last guard, whoever wrote it.
+/// Removes every control character but newlines, and appends a newline. Text from a peer is cleaned where it arrives; this
+/// guards the terminal if a path misses that.
 fn printable(text: &str) -> String {
     let mut clean = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect::<String>();
     clean.push('\n');
@@ -309,7 +310,7 @@ fn unwritten(error: &io::Error) -> CommandFailure {
         "cannot_print",
         "cannot write the result",
         error.to_string(),
-        "is there room where stdout goes?",
+        "check the free space and the permissions of the file or pipe that stdout is redirected to",
     )
 }
 

@@ -26,9 +26,9 @@ use crate::providers::run_record::{RunRecord, own_facts, reading as as_folded};
 use crate::providers::{Observer, TestJob};
 use crate::reflector_client::ReflectorClient;
 
-/// How long the reflector may take to have all streams of a phase.
+/// The timeout for the connections of a phase with one stream in each direction.
 const STREAMS: Duration = Duration::from_secs(15);
-/// How much longer each further stream may take, both directions of a phase.
+/// What each further stream adds to that timeout; a bidirectional phase has twice its streams.
 const EACH_STREAM: Duration = Duration::from_millis(500);
 /// How long both ends may take, after a phase's time, to drain and to count.
 const DRAIN: Duration = Duration::from_secs(15);
@@ -116,7 +116,7 @@ impl ReflectorSession {
             };
             // It may take its time where UDP is blocked; the reflector has to hear of us all the while.
             let started = session.during(probe(order), observer).await?;
-            session.prober = Some(session.explained(started).await?);
+            session.prober = Some(session.with_reason_of_reflector(started).await?);
         }
         Ok(session)
     }
@@ -161,7 +161,7 @@ impl ReflectorSession {
         };
         let connected = connected.map_err(|_| internal(&"a thread panicked"))?;
         let connected = connected.map_err(|source| ApplianceError::NoDataConnection { address, source });
-        self.explained(connected).await?;
+        self.with_reason_of_reflector(connected).await?;
         self.client.send(&ToReflector::Start { phase: number }).await?;
         if let Err(mut failure) = self.await_started(number, observer).await {
             // Where both ends know a reason, ours is the one that something can be done about here.
@@ -214,8 +214,8 @@ impl ReflectorSession {
         end
     }
 
-    /// How long all streams of a phase may take. Each handshake has [`STREAMS`]; a reflector that takes that long for each
-    /// of many is given up before the last.
+    /// The timeout for all connections of a phase. Handshakes run in parallel, each with at most [`STREAMS`]; the sum bounds a
+    /// reflector that delays each of them.
     fn connect_timeout(&self) -> Duration {
         STREAMS + EACH_STREAM * u32::from(self.spec.streams) * 2
     }
@@ -315,8 +315,9 @@ impl ReflectorSession {
         }
     }
 
-    /// What failed because the session had ended is explained by that, which may be heard a moment later.
-    async fn explained<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
+    /// Replaces an error by the reason why the reflector ended the session, if the reflector sends one within [`NEWS`]: the
+    /// end of the session causes the error, and its message may arrive after it.
+    async fn with_reason_of_reflector<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
         let Err(failure) = done else { return done };
         let deadline = Instant::now() + NEWS;
         // What is said in answer is said to its end.
