@@ -60,11 +60,20 @@ impl DataStream {
         }
     }
 
+    /// Bytes that have arrived and were not read yet: in the kernel, or in the buffer before TLS.
+    pub(crate) fn unread(&self) -> u64 {
+        let buffered = match self {
+            Self::Plain(_) => 0,
+            Self::Tls(tls) => tls.incoming.buffer().len() as u64,
+        };
+        buffered + rustix::io::ioctl_fionread(self.socket()).unwrap_or(0)
+    }
+
     /// The number of bytes to charge for a stream that has moved `payload` bytes: `payload`, or inside TLS three
     /// quarters of the bytes of its records, if that is more. Blocks of a few bytes and padded records (RFC 8446,
     /// section 5.4) put many times the payload on the line. A quarter and one record are free: usual records never cost
     /// that much.
-    fn chargeable(&self, payload: u64) -> u64 {
+    pub(crate) fn chargeable(&self, payload: u64) -> u64 {
         match self {
             Self::Plain(_) => payload,
             Self::Tls(tls) => {
@@ -85,22 +94,6 @@ impl DataStream {
             Self::Plain(socket) => socket.read(scratch),
             Self::Tls(tls) => tls.discard(),
         }
-    }
-}
-
-/// The bytes of one stream that its session was charged for.
-#[derive(Default)]
-pub(crate) struct StreamCharge {
-    charged: u64,
-}
-
-impl StreamCharge {
-    /// The bytes to charge since the last call, now that `payload` bytes have moved on `stream` in all.
-    pub(crate) fn due(&mut self, stream: &DataStream, payload: u64) -> u64 {
-        let chargeable = stream.chargeable(payload);
-        let due = chargeable.saturating_sub(self.charged);
-        self.charged = chargeable;
-        due
     }
 }
 

@@ -11,8 +11,8 @@ use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 
-use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
+use crate::metered_stream::MeteredStream;
 use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
 
@@ -131,7 +131,7 @@ pub trait EngineServer: Send + Sync {
 
     /// Takes a data connection that was authenticated at the control port (tunneled mode). A second connection with the
     /// same stream index is dropped.
-    fn admit(&self, preamble: Preamble, stream: DataStream);
+    fn admit(&self, preamble: Preamble, stream: MeteredStream);
 
     /// Runs phase number `phase` on the calling thread and others: waits for a bounded time until its streams are
     /// connected, reports [`PhaseProgress::Started`], and moves the data. Ends early when the session is cancelled.

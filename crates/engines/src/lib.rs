@@ -15,6 +15,7 @@ pub mod engine;
 pub mod host_facts;
 pub mod loopback;
 pub mod memory;
+pub mod metered_stream;
 pub mod origin;
 pub mod phase;
 pub mod quota;

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{ClientSetup, Engine, EngineServer, PhaseProgress, ServerSetup};
+use crate::metered_stream::MeteredStream;
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
 use crate::udp_port::UdpPort;
@@ -191,7 +192,7 @@ fn admit_all(
     let Ok(_registration) = control.register(control_port) else { return };
     while let Ok((socket, _)) = control_port.accept() {
         // A connection that fails is dropped; the phase then reports the missing stream.
-        if let Err(error) = admit(socket, config, keys, server) {
+        if let Err(error) = admit(socket, config, keys, server, control) {
             tracing::debug!(%error, "refused a connection of the loopback test");
         }
     }
@@ -202,6 +203,7 @@ fn admit(
     config: &Arc<ServerConfig>,
     keys: &SessionKeys,
     server: &dyn EngineServer,
+    control: &Arc<SessionControl>,
 ) -> io::Result<()> {
     socket.set_read_timeout(Some(AUTHENTICATION_TIMEOUT))?;
     let mut connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
@@ -209,7 +211,8 @@ fn admit(
     rustls::Stream::new(&mut connection, &mut socket).read_exact(&mut preamble)?;
     let preamble = Preamble::open(&preamble, keys).ok_or(io::ErrorKind::InvalidData)?;
     socket.set_read_timeout(None)?;
-    server.admit(preamble, DataStream::tls(connection.into(), socket)?);
+    let stream = DataStream::tls(connection.into(), socket)?;
+    server.admit(preamble, MeteredStream::new(stream, Arc::clone(control)));
     Ok(())
 }
 
@@ -273,6 +276,6 @@ mod tests {
             })
             .unwrap();
         let socket = listener.accept().unwrap().0;
-        assert!(admit(socket, &server_tls, &fresh_keys().unwrap(), &*server).is_err());
+        assert!(admit(socket, &server_tls, &fresh_keys().unwrap(), &*server, &SessionControl::unmetered()).is_err());
     }
 }

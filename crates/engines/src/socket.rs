@@ -63,6 +63,8 @@ impl SocketOptions {
             sys::pace(&*socket, bps / 8)?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
+        // Urgent data (RFC 6093) is read and counted in its place: beside the stream, reads and counts of the kernel skip it.
+        socket.set_out_of_band_inline(true)?;
         // A data connection times out together with its session.
         socket.set_tcp_user_timeout(Some(END_AFTER_SILENCE))?;
         // A receiver sends nothing that could time out, so keepalives detect a peer that has vanished.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use paramedic_engines::data_listener::DataListener;
-use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::engine::{EngineServer, PhaseObserver, PhaseProgress, ServerSetup};
 use paramedic_engines::host_facts::CpuClock;
+use paramedic_engines::metered_stream::MeteredStream;
 use paramedic_engines::phase::{
     self, CONNECT_TIMEOUT, Look, Moving, PhaseContext, micros, nothing_moved, run_idle, streams_of,
 };
@@ -209,7 +209,7 @@ impl EngineServer for Iperf3Server {
         Some(self.login.to_engine())
     }
 
-    fn admit(&self, _preamble: Preamble, _stream: DataStream) {
+    fn admit(&self, _preamble: Preamble, _stream: MeteredStream) {
         // This engine has no tunneled mode: dropping the connection refuses it.
     }
 

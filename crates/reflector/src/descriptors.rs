@@ -26,7 +26,7 @@ const PER_SESSION: usize = 16;
 
 /// Enough descriptors for the largest session together with the unauthenticated connections and links that are then
 /// allowed.
-pub const ENOUGH: u64 = 1280;
+pub const ENOUGH: u64 = 1408;
 
 /// How many descriptors each part may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +50,23 @@ impl DescriptorShares {
     }
 }
 
-/// The most descriptors that a session of this kind holds at once: only the streams of one phase are open at a time, and in
-/// direct mode other clients may connect to its port.
+/// How many connections a session opens at once to the listening port: the streams of a tunneled phase, and one for
+/// latency probes if UDP is blocked.
+pub fn control_port_streams(spec: &TestSpec) -> usize {
+    let phases = spec.phases.iter().filter(|_| spec.data_mode == DataMode::Tunneled);
+    let streams = phases.map(|phase| phase.load.directions().len() * usize::from(spec.streams)).max().unwrap_or(0);
+    streams + 1
+}
+
+/// The most descriptors that a session of this kind holds at once. Only the streams of one phase are open at a time. Beside
+/// them there are connections that are not authenticated: in direct mode at its own port, else in its places at the
+/// listening port, which are free again as soon as its streams are authenticated.
 pub fn of_session(spec: &TestSpec) -> usize {
     let of_phase = |phase: &PhaseSpec| phase.load.directions().iter().map(|direction| of_stream(*direction)).sum();
     let each: usize = spec.phases.iter().map(of_phase).max().unwrap_or(0);
     let waiting = match spec.data_mode {
         DataMode::DirectEphemeral => data_listener::max_pending(spec.streams),
-        DataMode::Tunneled | DataMode::Unknown => 0,
+        DataMode::Tunneled | DataMode::Unknown => control_port_streams(spec),
     };
     PER_SESSION + usize::from(spec.streams) * each + waiting
 }
@@ -73,7 +82,12 @@ mod tests {
         let phases = vec![PhaseSpec { load: Load::Bidir, duration_ms: 1_000 }];
         let largest = TestSpec::new("tcp".try_into().unwrap(), DataMode::DirectEphemeral, phases, 64);
         assert_eq!(of_session(&largest), 16 + 64 * 8 + 80);
-        assert!(of_session(&largest) <= DescriptorShares::divide(Some(ENOUGH)).sessions);
+        let tunneled = TestSpec { data_mode: DataMode::Tunneled, ..largest.clone() };
+        // Clients without a key may hold a place for each of its streams, beside the streams.
+        assert_eq!(of_session(&tunneled), 16 + 64 * 8 + 129);
+        for largest in [largest, tunneled] {
+            assert!(of_session(&largest) <= DescriptorShares::divide(Some(ENOUGH)).sessions);
+        }
         assert_eq!(
             DescriptorShares::divide(Some(1024)),
             DescriptorShares { unauthenticated: 240, links: 240, sessions: 480 }

@@ -18,8 +18,8 @@ use paramedic_link::admission::Preamble;
 use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, TestSpec};
 
-use crate::data_stream::DataStream;
 use crate::engine::{ClientSetup, Engine, EngineClient, EngineServer, PhaseObserver, ServerSetup};
+use crate::metered_stream::MeteredStream;
 use crate::phase::run_idle;
 use crate::session_control::SessionControl;
 
@@ -75,7 +75,7 @@ impl IdleEnd {
 }
 
 impl EngineServer for IdleEnd {
-    fn admit(&self, _preamble: Preamble, _stream: DataStream) {
+    fn admit(&self, _preamble: Preamble, _stream: MeteredStream) {
         // This engine has no streams: dropping the connection refuses it.
     }
 

@@ -8,7 +8,7 @@ use paramedic_link::admission::SessionKeys;
 use super::ledger::{Entry, ProbeLedger};
 use super::packet::{self, ProbePacket, ReplyPacket};
 use crate::clock::Clock;
-use crate::data_stream::{DataStream, StreamCharge};
+use crate::metered_stream::MeteredStream;
 use crate::session_control::SessionControl;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
@@ -66,14 +66,14 @@ fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: 
 /// session.
 ///
 /// [`Preamble::ECHO`]: paramedic_link::admission::Preamble::ECHO
-pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<SessionControl>) {
+pub fn answer_stream(mut stream: MeteredStream, keys: &SessionKeys, control: &Arc<SessionControl>) {
     let clock = Clock::start();
     let mut ledger = ProbeLedger::new();
-    let Ok(_registration) = control.register(stream.socket()) else { return };
+    let Ok(_registration) = control.register(stream.inner().socket()) else { return };
     // Best effort: small replies have to be sent at once.
-    stream.socket().set_nodelay(true).ok();
+    stream.inner().socket().set_nodelay(true).ok();
     let mut bytes = [0; packet::LEN];
-    let (mut moved, mut charge) = (0, StreamCharge::default());
+    let mut moved = 0;
     while stream.read_exact(&mut bytes).is_ok() {
         let received_ns = clock.now_ns();
         let Some(probe) = ProbePacket::open(&bytes, keys) else { return };
@@ -84,7 +84,7 @@ pub fn answer_stream(mut stream: DataStream, keys: &SessionKeys, control: &Arc<S
         let reply = reply_to(&probe, &ledger, received_ns, &clock).seal(keys);
         let sent = stream.write_all(&reply).and_then(|()| stream.flush());
         moved += 2 * packet::LEN as u64;
-        if sent.is_err() || control.charge(charge.due(&stream, moved)).is_err() {
+        if sent.is_err() || stream.charge(moved).is_err() {
             return;
         }
     }
@@ -100,6 +100,7 @@ mod tests {
     use super::super::tests::{enroll_probes, keys};
     use super::*;
     use crate::bind;
+    use crate::data_stream::DataStream;
     use crate::udp_port::{Enrolment, Refused, UdpPort};
 
     const HERE: &str = "127.0.0.1";
@@ -315,7 +316,7 @@ mod tests {
     fn answered_stream(control: Arc<SessionControl>) -> (TcpStream, JoinHandle<()>) {
         let listener = TcpListener::bind((HERE, 0)).unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let theirs = DataStream::Plain(listener.accept().unwrap().0);
+        let theirs = MeteredStream::new(DataStream::Plain(listener.accept().unwrap().0), Arc::clone(&control));
         (ours, std::thread::spawn(move || answer_stream(theirs, &keys(1), &control)))
     }
 

@@ -19,6 +19,8 @@ use zeroize::Zeroizing;
 use super::packet;
 use super::probes::FIRST_SEQ;
 use super::*;
+use crate::data_stream::DataStream;
+use crate::metered_stream::MeteredStream;
 use crate::origin::Origin;
 use crate::udp_port::{Enrolment, UdpPort};
 
@@ -225,7 +227,7 @@ fn answered_line(
     let control = Arc::clone(control);
     move || {
         let (ours, theirs) = pair();
-        std::thread::spawn(move || answer_stream(theirs, &keys(1), &control));
+        std::thread::spawn(move || answer_stream(MeteredStream::new(theirs, Arc::clone(&control)), &keys(1), &control));
         Ok(ours)
     }
 }

@@ -14,6 +14,7 @@ use super::socket_options;
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{ClientSetup, EngineClient, PhaseObserver};
+use crate::metered_stream::MeteredStream;
 use crate::phase::{self, NO_SUCH_PHASE, nothing_moved, streams_of};
 use crate::session_control::SessionControl;
 use crate::socket::SocketOptions;
@@ -60,7 +61,10 @@ impl EngineClient for TcpClient {
                     return;
                 }
                 match self.dial(phase, index) {
-                    Ok(connected) => ready::admit(&self.streams, &self.control, phase, index, connected),
+                    Ok(connected) => {
+                        let metered = MeteredStream::new(connected, Arc::clone(&self.control));
+                        ready::admit(&self.streams, &self.control, phase, index, metered);
+                    }
                     Err(error) => {
                         // The other threads stop after their current dial.
                         next.store(streams, Ordering::Relaxed);

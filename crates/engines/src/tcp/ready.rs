@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::unsent_limit::UnsentLimit;
 use crate::data_stream::DataStream;
+use crate::metered_stream::MeteredStream;
 use crate::phase::{StreamRegistry, StreamReport, StreamRun};
 use crate::session_control::{Registration, SessionControl};
 
 /// A connected stream that waits for its phase. Cancelling the session ends it.
 pub(super) struct ReadyConnection {
-    pub(super) stream: DataStream,
+    pub(super) stream: MeteredStream,
     _registration: Registration,
 }
 
@@ -20,8 +21,8 @@ pub(super) type TcpStreams = StreamRegistry<ReadyConnection>;
 
 /// Adds a connected stream to its phase. If the phase does not expect it, or the session is over, drops the stream,
 /// which closes the connection.
-pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: u8, index: u16, stream: DataStream) {
-    match control.register(stream.socket()) {
+pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: u8, index: u16, stream: MeteredStream) {
+    match control.register(stream.inner().socket()) {
         Ok(registration) => {
             if let Err(why) = streams.admit(phase, index, ReadyConnection { stream, _registration: registration }) {
                 tracing::debug!(phase, index, ?why, "dropped a data connection that has no place");

@@ -10,7 +10,8 @@ use paramedic_link::test_spec::DataPathWish;
 
 use super::ready::{TcpReport, TcpRun};
 use super::{data_path, payload};
-use crate::data_stream::{CHUNK, DataStream, StreamCharge};
+use crate::data_stream::{CHUNK, DataStream};
+use crate::metered_stream::MeteredStream;
 
 /// The size of a read that the kernel discards. The buffer is never written to, so it uses no memory.
 const DISCARD_SIZE: usize = 4 * CHUNK;
@@ -18,9 +19,9 @@ const DISCARD_SIZE: usize = 4 * CHUNK;
 const COPY_SIZE: usize = CHUNK;
 
 /// Receives until the other end has finished. The counter and `received` include what arrived before a failure.
-pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut TcpReport) -> io::Result<()> {
+pub(super) fn receive(stream: &mut MeteredStream, run: &TcpRun<'_>, received: &mut TcpReport) -> io::Result<()> {
     let context = run.context;
-    let is_clear = matches!(stream, DataStream::Plain(_));
+    let is_clear = matches!(stream.inner(), DataStream::Plain(_));
     let mut in_kernel = is_clear && !context.ask.verify_payload && context.ask.data_path != DataPathWish::Plain;
     received.own = Some(match (is_clear, in_kernel) {
         (false, _) => data_path::TLS,
@@ -28,7 +29,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
         (true, false) => data_path::PLAIN,
     });
     let mut scratch = vec![0; if in_kernel { DISCARD_SIZE } else { COPY_SIZE }];
-    let (mut total, mut charge) = (0, StreamCharge::default());
+    let mut total = 0;
     loop {
         let taken = if context.ask.verify_payload {
             verify(stream, &mut scratch, total)
@@ -41,7 +42,7 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
                 total += came as u64;
                 run.counter.set(total);
                 received.last = Some(Instant::now());
-                context.control.charge_and_wait(charge.due(stream, total)).map_err(io::Error::other)?;
+                stream.charge_and_wait(total).map_err(io::Error::other)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             // A kernel or sandbox without support.
@@ -60,11 +61,11 @@ pub(super) fn receive(stream: &mut DataStream, run: &TcpRun<'_>, received: &mut 
         return Err(early);
     }
     // The confirmation that the sender waits for.
-    stream.finish()
+    stream.inner_mut().finish()
 }
 
 /// Reads, and verifies the received bytes against the payload from `position` on.
-fn verify(stream: &mut DataStream, scratch: &mut [u8], position: u64) -> io::Result<usize> {
+fn verify(stream: &mut MeteredStream, scratch: &mut [u8], position: u64) -> io::Result<usize> {
     let came = stream.read(scratch)?;
     match payload::first_wrong(position, &scratch[..came]) {
         None => Ok(came),

@@ -11,7 +11,8 @@ use paramedic_link::test_spec::{DataPathWish, TestSpec};
 use super::ready::TcpRun;
 use super::unsent_limit::UnsentLimit;
 use super::{data_path, payload};
-use crate::data_stream::{CHUNK, DataStream, StreamCharge};
+use crate::data_stream::{CHUNK, DataStream};
+use crate::metered_stream::MeteredStream;
 use crate::sys::splice::PagePipe;
 
 /// How long a write may block, also after the end of the phase.
@@ -78,16 +79,16 @@ fn block_of(ask: &TestSpec) -> Option<usize> {
 
 /// Sends until the phase's time is over, then waits until the other end confirms that it has read everything. Sets
 /// `path` to how the bytes were moved.
-pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
+pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
     let context = run.context;
     let unsent_limit = run.watched.unsent_limit.as_ref();
     let wish = context.ask.data_path;
-    let mut method = SendMethod::choose(stream, wish)?;
-    *path = Some(method.name(stream));
+    let mut method = SendMethod::choose(stream.inner(), wish)?;
+    *path = Some(method.name(stream.inner()));
     let block = block_of(context.ask);
-    let (mut total, mut charge) = (0, StreamCharge::default());
+    let mut total = 0;
     let mut limit = WRITE_TIMEOUT;
-    stream.socket().set_write_timeout(Some(limit))?;
+    stream.inner().socket().set_write_timeout(Some(limit))?;
     loop {
         let left = context.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -95,32 +96,32 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
         }
         if left < limit {
             limit = left.max(Duration::from_millis(1));
-            stream.socket().set_write_timeout(Some(limit))?;
+            stream.inner().socket().set_write_timeout(Some(limit))?;
         }
         let most = block.unwrap_or(PIPE_CAPACITY).min(unsent_limit.map_or(PIPE_CAPACITY, UnsentLimit::bytes));
         if most == 0 {
             await_resume(run)?;
             continue;
         }
-        match method.send(stream, total, most) {
+        match method.send(stream.inner_mut(), total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {
                 total += sent as u64;
                 run.counter.set(total);
-                context.control.charge_and_wait(charge.due(stream, total)).map_err(io::Error::other)?;
+                stream.charge_and_wait(total).map_err(io::Error::other)?;
             }
             Err(e) if is_transient(&e) => {}
             // A kernel or sandbox without support; nothing has left the pipe.
             Err(e) if wish == DataPathWish::Auto && matches!(method, SendMethod::Splice(_)) && is_unsupported(&e) => {
                 method = SendMethod::Write;
-                *path = Some(method.name(stream));
+                *path = Some(method.name(stream.inner()));
             }
             Err(e) => return Err(e),
         }
     }
-    stream.socket().set_write_timeout(Some(WRITE_TIMEOUT))?;
+    stream.inner().socket().set_write_timeout(Some(WRITE_TIMEOUT))?;
     loop {
-        match stream.finish() {
+        match stream.inner_mut().finish() {
             Ok(()) => break,
             Err(e) if is_transient(&e) => {}
             Err(e) => return Err(e),
@@ -130,12 +131,12 @@ pub(super) fn send(stream: &mut DataStream, run: &TcpRun<'_>, path: &mut Option<
     let mut rest = [0; 512];
     let mut unexpected = 0;
     loop {
-        match stream.socket().read(&mut rest) {
+        match stream.inner().socket().read(&mut rest) {
             Ok(0) => return Ok(()),
             // A receiver sends nothing but the alerts and key updates of TLS. Bytes in this direction are not charged.
             Ok(came) => {
                 unexpected += came;
-                if unexpected > stream.max_answer() {
+                if unexpected > stream.inner().max_answer() {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "the receiver sent data"));
                 }
             }

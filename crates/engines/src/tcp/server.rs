@@ -12,6 +12,7 @@ use super::socket_options;
 use crate::data_listener::{DataListener, PreambleAuthenticator};
 use crate::data_stream::DataStream;
 use crate::engine::{EngineServer, PhaseObserver, ServerSetup};
+use crate::metered_stream::MeteredStream;
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, nothing_moved};
 use crate::session_control::SessionControl;
 use crate::socket::SocketOptions;
@@ -36,7 +37,8 @@ impl TcpServer {
                 let authenticator = PreambleAuthenticator::new(keys);
                 let session_control = Arc::clone(&control);
                 let sink = move |preamble, stream| {
-                    place(&streams, &session_control, &stream_options, preamble, DataStream::Plain(stream));
+                    let stream = MeteredStream::new(DataStream::Plain(stream), Arc::clone(&session_control));
+                    place(&streams, &session_control, &stream_options, preamble, stream);
                 };
                 Some(DataListener::open(
                     claim,
@@ -59,6 +61,12 @@ impl TcpServer {
         self.listener.as_ref().map(DataListener::local_addr)
     }
 
+    /// Closes the connected streams of `phase`, as the end of the session does.
+    #[cfg(test)]
+    pub(super) fn close_streams(&self, phase: u8) {
+        drop(self.streams.take(phase));
+    }
+
     /// Whether all streams of `phase` are connected.
     #[cfg(test)]
     pub(super) fn is_complete(&self, phase: u8) -> bool {
@@ -71,14 +79,14 @@ fn place(
     control: &Arc<SessionControl>,
     options: &SocketOptions,
     preamble: Preamble,
-    stream: DataStream,
+    stream: MeteredStream,
 ) {
     // Streams of a later phase would use descriptors and kernel memory until their phase begins.
     if !streams.is_next(preamble.phase) {
         tracing::debug!(phase = preamble.phase, "dropped a data connection of a later phase");
         return;
     }
-    match options.apply(stream.socket()) {
+    match options.apply(stream.inner().socket()) {
         Ok(()) => ready::admit(streams, control, preamble.phase, preamble.stream, stream),
         // Without its options the stream would not run the requested test.
         Err(error) => tracing::debug!(%error, "dropped a data connection: its options were refused"),
@@ -86,7 +94,7 @@ fn place(
 }
 
 impl EngineServer for TcpServer {
-    fn admit(&self, preamble: Preamble, stream: DataStream) {
+    fn admit(&self, preamble: Preamble, stream: MeteredStream) {
         place(&self.streams, &self.control, &self.options, preamble, stream);
     }
 

@@ -17,7 +17,7 @@ impl PhaseStream for ReadyConnection {
     const LATEST_BEGIN: Duration = Duration::ZERO;
 
     fn watched(&self, is_sent: bool) -> io::Result<Watched> {
-        Watched::new(&self.stream, is_sent)
+        Watched::new(self.stream.inner(), is_sent)
     }
 
     fn send(&mut self, run: &TcpRun<'_>, report: &mut TcpReport) -> io::Result<()> {

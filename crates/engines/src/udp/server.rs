@@ -11,8 +11,8 @@ use super::gate::{Gate, Proven};
 use super::packet::StreamId;
 use super::ready::ReadyStream;
 use super::socket;
-use crate::data_stream::DataStream;
 use crate::engine::{EngineServer, PhaseObserver, ServerSetup};
+use crate::metered_stream::MeteredStream;
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, direction_of, nothing_moved};
 use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
@@ -47,7 +47,7 @@ impl EngineServer for UdpServer {
         Some(Arc::clone(&self.gate) as Arc<dyn DatagramHandler>)
     }
 
-    fn admit(&self, _preamble: Preamble, _stream: DataStream) {
+    fn admit(&self, _preamble: Preamble, _stream: MeteredStream) {
         // This engine has no data connections: dropping refuses it.
     }
 

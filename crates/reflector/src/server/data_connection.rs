@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo;
+use paramedic_engines::metered_stream::MeteredStream;
 use paramedic_link::admission::Preamble;
 use tokio::io::AsyncReadExt;
 
@@ -48,6 +49,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
         return running.admit(preamble, stream);
     }
     let (keys, control) = (Arc::clone(&running.keys), Arc::clone(&running.control));
+    let stream = MeteredStream::new(stream, Arc::clone(&control));
     let answer = move || echo::answer_stream(stream, &keys, &control);
     if let Err(error) = std::thread::Builder::new().name("echo-stream".into()).spawn(answer)
         && server.may_log(running.peer)

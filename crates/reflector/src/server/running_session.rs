@@ -10,18 +10,20 @@ use paramedic_engines::bind;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::ProbeResponder;
 use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
+use paramedic_engines::metered_stream::MeteredStream;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::udp_port::{DatagramHandler, Enrolment, UdpPort};
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::message::EndReason;
-use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
+use paramedic_link::test_spec::{Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::connection_slot::SessionSlots;
 use super::{LinkCommand, Server};
+use crate::descriptors;
 use crate::sessions::{LinkId, Reservation};
 
 /// The largest number of bytes that a session leases at once: more than a second at 400 Gbit/s. `sessions` may grant less.
@@ -122,7 +124,11 @@ impl RunningSession {
                 _enrolment: port.enroll(keys.session(), Arc::clone(&control), from, handlers),
                 server_end,
                 _port: port,
-                _slots: SessionSlots::reserve(&server.connection_slots, from, control_port_streams(&reservation.spec)),
+                _slots: SessionSlots::reserve(
+                    &server.connection_slots,
+                    from,
+                    descriptors::control_port_streams(&reservation.spec),
+                ),
             })),
             keys,
             control,
@@ -144,6 +150,7 @@ impl RunningSession {
 
     /// Takes over a data connection whose preamble authenticated it for this session.
     pub(super) fn admit(&self, preamble: Preamble, stream: DataStream) {
+        let stream = MeteredStream::new(stream, Arc::clone(&self.control));
         // The session is being closed: the connection is dropped.
         let Ok(resources) = self.resources.try_read() else { return };
         if let Some(resources) = resources.as_ref() {
@@ -270,14 +277,6 @@ pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: 
     end(server, session, reason).await;
     // A closed link needs no message.
     server.send_command(link, LinkCommand::Ended { session, reason });
-}
-
-/// How many connections a session opens at once to the listening port: the streams of a tunneled phase, and one for
-/// latency probes if UDP is blocked.
-fn control_port_streams(spec: &TestSpec) -> usize {
-    let phases = spec.phases.iter().filter(|_| spec.data_mode == DataMode::Tunneled);
-    let streams = phases.map(|phase| phase.load.directions().len() * usize::from(spec.streams)).max().unwrap_or(0);
-    streams + 1
 }
 
 /// Whether a socket bound to `bound` receives packets to `local`, the local address of a link.
