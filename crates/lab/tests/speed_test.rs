@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lab::{Appliance, Reflector, event, loopback};
 use paramedic_link::test_spec::{DataMode, Direction, Load};
-use paramedic_report::document::{DataPath, Event, ProbeTransport, ResultDocument, ResultSchema};
+use paramedic_report::document::{DataPath, Event, LatencyResult, ProbeTransport, ResultDocument, ResultSchema};
 use serde_json::Value;
 
 /// Short phases: these tests check the behaviour, not the numbers.
@@ -37,7 +37,7 @@ fn assert_whole(result: &ResultDocument) {
 }
 
 fn median(result: &ResultDocument, load: Load) -> Option<u64> {
-    result.latency.of(load).and_then(|latency| latency.rtt_us).map(|rtt| rtt.p50)
+    result.latency.of(load).and_then(LatencyResult::median_us)
 }
 
 fn probed_over(result: &ResultDocument) -> Option<ProbeTransport> {

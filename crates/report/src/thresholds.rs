@@ -79,6 +79,25 @@ mod tests {
     use crate::document::example;
 
     #[test]
+    fn without_enough_answers_no_latency_threshold_is_met() {
+        let asked =
+            Thresholds { max_idle_latency_ms: Some(1e6), max_loaded_latency_ms: Some(1e6), ..Thresholds::default() };
+        // 1 of 391, 19 of 19, 40 of 81, and enough.
+        for (received, sent, is_met) in [(1, 391, false), (19, 19, false), (40, 81, false), (40, 80, true)] {
+            let few = LatencyResult { received, sent, ..example::latency(10_000) };
+            let mut result = example::full();
+            (result.latency.idle, result.latency.download) = (Some(few.clone()), Some(few));
+            for judged in asked.judge(&result) {
+                assert_eq!(
+                    (judged.measured.is_some(), judged.passed),
+                    (is_met, is_met),
+                    "{received} of {sent}: {judged:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn where_no_probe_comes_back_no_threshold_is_met() {
         let mut result = example::full();
         let silent = LatencyResult {

@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::stats::{self, Grade};
+use crate::stats::{self, Grade, Statement};
 
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
 pub use schema::schema;
@@ -544,10 +544,21 @@ pub struct LatencyResult {
 }
 
 impl LatencyResult {
-    /// The median round trip, where enough probes came back to speak of one: half of them at least. Grades, thresholds and
-    /// verdicts ask here and nowhere else.
+    /// The median round trip, if it describes the phase: what grades, thresholds and sentences compare.
     pub fn median_us(&self) -> Option<u64> {
-        self.rtt_us.filter(|_| self.received.saturating_mul(2) >= self.sent).map(|rtt| rtt.p50)
+        self.round_trip_us(Statement::Assessment)
+    }
+
+    /// The percentile that `statement` speaks of, if there were enough round trips for it.
+    pub fn round_trip_us(&self, statement: Statement) -> Option<u64> {
+        let rtt = self.rtt_us.filter(|_| stats::is_enough(statement, self.received, self.sent))?;
+        match statement {
+            Statement::P50 | Statement::Assessment => rtt.p50,
+            Statement::P90 => rtt.p90,
+            Statement::P95 => rtt.p95,
+            Statement::P99 => rtt.p99,
+            Statement::P999 => rtt.p999,
+        }
     }
 
     /// The largest share that was lost: in the worse direction, or, where directions are not told apart, on the whole way.
@@ -559,22 +570,26 @@ impl LatencyResult {
     }
 }
 
-/// Round-trip times, in microseconds.
+/// Round-trip times, in microseconds. A percentile is absent if too few probes were answered for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RttSpread {
     /// The lowest.
     pub min: u64,
     /// The mean.
     pub mean: u64,
-    /// The median.
-    pub p50: u64,
-    /// Nine tenths were lower.
-    pub p90: u64,
-    /// 95 % were lower.
-    pub p95: u64,
-    /// 99 % were lower.
-    pub p99: u64,
-    /// 99.9 % were lower; absent below 1000 samples.
+    /// The median; absent below 20 answered probes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p50: Option<u64>,
+    /// Nine tenths were lower; absent below 50 answered probes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p90: Option<u64>,
+    /// 95 % were lower; absent below 100 answered probes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p95: Option<u64>,
+    /// 99 % were lower; absent below 200 answered probes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99: Option<u64>,
+    /// 99.9 % were lower; absent below 2,000 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p999: Option<u64>,
     /// The highest.

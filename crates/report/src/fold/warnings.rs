@@ -6,6 +6,7 @@ use paramedic_link::test_spec::Direction;
 use super::phase::PhaseRecord;
 use super::rates::found_at;
 use crate::document::{ResultDocument, Warning};
+use crate::stats::Statement;
 
 /// From this share of all cores, or of one core for a single thread, the processor may have been the limit instead of
 /// the path.
@@ -69,7 +70,7 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     }
 }
 
-/// Warns of phases in which too few probes came back to report latency.
+/// Warns of phases in which too few probes were answered to assess the latency.
 pub(super) fn lost_probes(result: &mut ResultDocument) {
     let silent = result.latency.iter().filter(|(_, latency)| latency.median_us().is_none());
     let unanswered = silent.map(|(load, latency)| match latency.received {
@@ -78,7 +79,11 @@ pub(super) fn lost_probes(result: &mut ResultDocument) {
     });
     let unanswered = unanswered.collect::<Vec<_>>();
     if !unanswered.is_empty() {
-        let text = format!("{}: the latency under that load is not known", unanswered.join("; "));
+        let least = Statement::Assessment.least_samples();
+        let text = format!(
+            "{}: too few to assess the latency there, which takes {least} answers and half of the probes",
+            unanswered.join("; ")
+        );
         result.warnings.push(Warning::new("probes_lost", text));
     }
 }

@@ -7,8 +7,7 @@ use paramedic_link::measurement::Probe;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// p99.9 is reported from this many round trips on; below, it would depend on a single probe.
-const SAMPLES_FOR_P999: usize = 1000;
+use super::sufficiency::{Statement, is_enough};
 
 /// The statistics of the probes of one window.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,7 +40,7 @@ pub struct LatencySummary {
 }
 
 /// Round trips, in microseconds, with the reflector's turn-around taken out. Percentiles are nearest-rank: each is a
-/// round trip that happened.
+/// round trip that happened. One for which there are too few round trips is absent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundTrips {
     /// The shortest.
@@ -49,14 +48,14 @@ pub struct RoundTrips {
     /// The mean.
     pub mean_us: f64,
     /// The median.
-    pub p50_us: u32,
+    pub p50_us: Option<u32>,
     /// The 90th percentile.
-    pub p90_us: u32,
+    pub p90_us: Option<u32>,
     /// The 95th percentile.
-    pub p95_us: u32,
+    pub p95_us: Option<u32>,
     /// The 99th percentile.
-    pub p99_us: u32,
-    /// The 99.9th percentile; absent below 1,000 round trips.
+    pub p99_us: Option<u32>,
+    /// The 99.9th percentile.
     pub p999_us: Option<u32>,
     /// The longest.
     pub max_us: u32,
@@ -112,14 +111,16 @@ pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary
 }
 
 fn summed(sorted: &[u32], jitter_us: Option<f64>) -> Option<RoundTrips> {
+    let received = sorted.len() as u64;
+    let of = |per_mille, statement| percentile(sorted, per_mille).filter(|_| is_enough(statement, received, received));
     Some(RoundTrips {
         min_us: *sorted.first()?,
         mean_us: sorted.iter().map(|rtt| u64::from(*rtt)).sum::<u64>() as f64 / sorted.len() as f64,
-        p50_us: percentile(sorted, 500)?,
-        p90_us: percentile(sorted, 900)?,
-        p95_us: percentile(sorted, 950)?,
-        p99_us: percentile(sorted, 990)?,
-        p999_us: percentile(sorted, 999).filter(|_| sorted.len() >= SAMPLES_FOR_P999),
+        p50_us: of(500, Statement::P50),
+        p90_us: of(900, Statement::P90),
+        p95_us: of(950, Statement::P95),
+        p99_us: of(990, Statement::P99),
+        p999_us: of(999, Statement::P999),
         max_us: *sorted.last()?,
         jitter_us,
     })
@@ -192,21 +193,27 @@ mod tests {
 
     #[test]
     fn percentiles_are_round_trips_that_happened() {
-        let summary = latency((1..=100).rev().map(|ms| answered(ms * 1000))).unwrap();
+        let summary = latency((1..=200).rev().map(|ms| answered(ms * 1000))).unwrap();
         let rtt = summary.rtt.unwrap();
-        assert_eq!((rtt.min_us, rtt.p50_us, rtt.p90_us), (1000, 50_000, 90_000));
-        assert_eq!((rtt.p95_us, rtt.p99_us, rtt.max_us), (95_000, 99_000, 100_000));
-        assert_eq!(rtt.mean_us, 50_500.0);
+        assert_eq!((rtt.min_us, rtt.p50_us, rtt.p90_us), (1000, Some(100_000), Some(180_000)));
+        assert_eq!((rtt.p95_us, rtt.p99_us, rtt.max_us), (Some(190_000), Some(198_000), 200_000));
+        assert_eq!(rtt.mean_us, 100_500.0);
         assert_eq!(rtt.p999_us, None);
         assert_eq!(rtt.jitter_us, Some(1000.0));
         assert_eq!(summary.probe_late_p99_us, 3);
     }
 
     #[test]
-    fn the_rarest_percentile_waits_for_a_thousand() {
-        let of = |n: u32| latency((1..=n).map(answered)).unwrap().rtt.unwrap().p999_us;
-        assert_eq!(of(999), None);
-        assert_eq!(of(1000), Some(999));
+    fn a_percentile_is_absent_without_enough_round_trips() {
+        let of = |n: u32| {
+            let rtt = latency((1..=n).map(answered)).unwrap().rtt.unwrap();
+            [rtt.p50_us, rtt.p90_us, rtt.p95_us, rtt.p99_us, rtt.p999_us]
+        };
+        assert_eq!(of(19), [None; 5]);
+        assert_eq!(of(20), [Some(10), None, None, None, None]);
+        assert_eq!(of(50), [Some(25), Some(45), None, None, None]);
+        assert_eq!(of(199), [Some(100), Some(180), Some(190), None, None]);
+        assert_eq!(of(2_000), [Some(1_000), Some(1_800), Some(1_900), Some(1_980), Some(1_998)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::document::{
 };
 use crate::lines::{Line, Tone, WIDTH, wrapped};
 use crate::quantity;
-use crate::stats::Grade;
+use crate::stats::{Grade, Statement};
 use crate::summary::RunSummary;
 
 pub use self_test::self_test;
@@ -262,10 +262,9 @@ fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
         let none = || "-".to_owned();
         let time = |us: Option<u64>| us.map_or_else(none, quantity::micros);
         let loss = |share: Option<f64>| share.map_or_else(none, quantity::share);
-        let rtt = latency.rtt_us;
         let numbers = row([
-            time(rtt.map(|rtt| rtt.p50)),
-            time(rtt.map(|rtt| rtt.p99)),
+            time(latency.round_trip_us(Statement::P50)),
+            time(latency.round_trip_us(Statement::P99)),
             time(latency.jitter_us),
             loss(latency.loss_upload),
             loss(latency.loss_download),

@@ -18,6 +18,7 @@ use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_report::document::{Event, LatencyReading, PhaseBegun};
 use paramedic_report::fold::{Impossible, PhaseRecord, ResultBuilder};
+use paramedic_report::stats::{self, Statement};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -428,21 +429,22 @@ fn check(record: &PhaseRecord, progress: PhaseProgress) -> Result<(), Impossible
     as_folded(progress).map_or(Ok(()), |(end, direction, sample)| record.check(end, direction, sample))
 }
 
-/// What the probes saw since they were last looked at. Those that may still be under way are left for the next look.
+/// The results of the probes since the last such reading, once they are enough for a median, or twice as many were sent.
+/// Those that may still be under way are left for the next reading.
 fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant) -> Option<LatencyReading> {
     let under_way = prober.recent().unwrap_or(LATENCY_EVERY) * 2;
     let until = prober.now().checked_sub(under_way)?.max(*seen_until);
     let probes = prober.between(*seen_until, until);
-    *seen_until = until;
     let mut round_trips = probes.iter().filter_map(|probe| probe.rtt_us).collect::<Vec<_>>();
     round_trips.sort_unstable();
-    (!probes.is_empty()).then(|| LatencyReading {
-        phase: load,
-        at_ms: millis(begun.elapsed()),
-        rtt_us: round_trips.get(round_trips.len() / 2).map(|rtt| u64::from(*rtt)),
-        sent: probes.len() as u64,
-        received: round_trips.len() as u64,
-    })
+    let (sent, received) = (probes.len() as u64, round_trips.len() as u64);
+    let is_known = stats::is_enough(Statement::Assessment, received, sent);
+    if !is_known && sent < 2 * Statement::Assessment.least_samples() {
+        return None;
+    }
+    *seen_until = until;
+    let median = stats::percentile(&round_trips, 500).filter(|_| is_known);
+    Some(LatencyReading { phase: load, at_ms: millis(begun.elapsed()), rtt_us: median.map(u64::from), sent, received })
 }
 
 fn millis(duration: Duration) -> u64 {
