@@ -90,6 +90,8 @@ pub enum QuantityError {
     UnknownUnit { unit: String, quantity: &'static str },
     #[error("{text:?} is out of range")]
     OutOfRange { text: String },
+    #[error("{text:?} could be a percentage or a share: {text}% or {share}?")]
+    PercentageOrShare { text: String, share: String },
 }
 
 /// Bits per second: `900M`, `1.5 Gbit/s`, `250000`.
@@ -123,7 +125,8 @@ pub fn parse_milliseconds(text: &str) -> Result<Duration, QuantityError> {
     duration(text, Some(1_000_000))
 }
 
-/// A share from 0 to 1: `0.01`, `1%`, `0.12 %`.
+/// A share from 0 to 1: `0.01`, `1%`, `0.12 %`. A number of 1 or more without `%` is refused, because it is more likely a
+/// percentage than the whole.
 pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
     let no_number = || QuantityError::NoNumber { text: text.to_owned() };
     let (number, unit) = split_number(text.trim()).ok_or_else(no_number)?;
@@ -133,6 +136,10 @@ pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
         unit => return Err(QuantityError::UnknownUnit { unit: unit.to_owned(), quantity: "share" }),
     };
     let share = number.parse::<f64>().map_err(|_| no_number())? / divisor;
+    if divisor == 1.0 && (1.0..100.0).contains(&share) {
+        let text = text.trim().to_owned();
+        return Err(QuantityError::PercentageOrShare { text, share: (share / 100.0).to_string() });
+    }
     if share <= 1.0 { Ok(share) } else { Err(QuantityError::OutOfRange { text: text.to_owned() }) }
 }
 
@@ -402,7 +409,11 @@ mod tests {
     #[test]
     fn a_share_is_a_fraction_or_a_percentage() {
         assert_eq!(["0.01", "1%", "7 %", "100%"].map(|text| parse_share(text).unwrap()), [0.01, 0.01, 0.07, 1.0]);
-        assert!(parse_share("1.01").is_err() && parse_share("101%").is_err() && parse_share("5%%").is_err());
+        for (text, question) in [("1", "1% or 0.01?"), (" 2.5", "2.5% or 0.025?"), ("99", "99% or 0.99?")] {
+            let refused = parse_share(text).unwrap_err().to_string();
+            assert!(refused.ends_with(question), "{refused}");
+        }
+        assert!(parse_share("1.01").is_err() && parse_share("100").is_err() && parse_share("101%").is_err() && parse_share("5%%").is_err());
     }
 
     #[test]
