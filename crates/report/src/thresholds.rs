@@ -20,13 +20,19 @@ pub struct Thresholds {
     /// The most that the median round trip may be under any load, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loaded_latency_ms: Option<f64>,
-    /// The largest loss in either direction and any phase, of probes and of datagrams, 0 to 1.
+    /// The largest loss of the path itself in either direction, 0 to 1: of probes while idle, and of datagrams that were
+    /// sent at a requested rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loss: Option<f64>,
+    /// The largest loss under the test's own load in either direction, 0 to 1: of probes, and of datagrams at the rate that
+    /// the test found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_loaded_loss: Option<f64>,
 }
 
 impl Thresholds {
-    /// Checks each threshold. One for something that was not measured is not met.
+    /// Checks each threshold against the measured value itself, not its confidence interval. One for something that was
+    /// not measured is not met.
     pub fn judge(&self, result: &ResultDocument) -> Vec<ThresholdResult> {
         let at_least = |name: &str, limit: Option<u64>, measured: Option<u64>| {
             limit.map(|limit| ThresholdResult {
@@ -45,21 +51,26 @@ impl Thresholds {
             })
         };
         let goodput = |direction: Option<&crate::document::ThroughputResult>| direction.map(|d| d.goodput_bps);
-        let loaded = result.latency.iter().filter(|(load, _)| *load != Load::Idle);
-        let datagrams = result.all_measured().map(|(_, _, measured)| Some(measured.udp?.loss));
-        let probes = result.latency.iter().map(|(_, latency)| latency.worst_loss());
-        // Under one load there is none to speak of: then the largest is not known.
-        let loaded = loaded.map(|(_, latency)| median_ms(latency)).collect::<Option<Vec<_>>>();
+        let loaded = || result.latency.iter().filter(|(load, _)| *load != Load::Idle).map(|(_, latency)| latency);
+        // If it is unknown for one load, the largest is unknown.
+        let largest_of_all = |of: fn(&LatencyResult) -> Option<f64>| {
+            loaded().map(of).collect::<Option<Vec<_>>>().and_then(|all| largest(all.into_iter().map(Some)))
+        };
+        // Datagrams at a requested rate show the loss of the path. At the highest rate they fill its queue.
+        let is_at_fixed_rate = result.requested.is_some_and(|requested| requested.stream_bitrate_bps.is_some());
+        let datagrams = |are_judged: bool| {
+            let losses = result.all_measured().map(|(_, _, measured)| Some(measured.udp?.loss));
+            largest(losses.filter(|_| are_judged))
+        };
+        let idle_loss = result.latency.idle.as_ref().and_then(LatencyResult::worst_loss);
+        let loaded_loss = largest_of_all(LatencyResult::worst_loss);
         let judged = [
             at_least("min_download_bps", self.min_download_bps, goodput(result.download.as_ref())),
             at_least("min_upload_bps", self.min_upload_bps, goodput(result.upload.as_ref())),
             at_most("max_idle_latency_ms", self.max_idle_latency_ms, result.latency.idle.as_ref().and_then(median_ms)),
-            at_most(
-                "max_loaded_latency_ms",
-                self.max_loaded_latency_ms,
-                loaded.and_then(|all| largest(all.into_iter().map(Some))),
-            ),
-            at_most("max_loss", self.max_loss, largest(probes.chain(datagrams))),
+            at_most("max_loaded_latency_ms", self.max_loaded_latency_ms, largest_of_all(median_ms)),
+            at_most("max_loss", self.max_loss, largest([idle_loss, datagrams(is_at_fixed_rate)])),
+            at_most("max_loaded_loss", self.max_loaded_loss, largest([loaded_loss, datagrams(!is_at_fixed_rate)])),
         ];
         judged.into_iter().flatten().collect()
     }
@@ -76,7 +87,7 @@ fn largest(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::example;
+    use crate::document::{RequestedLimits, UdpResult, example};
 
     #[test]
     fn without_enough_answers_no_latency_threshold_is_met() {
@@ -109,13 +120,46 @@ mod tests {
             ..example::latency(10_000)
         };
         result.latency.upload = Some(silent);
-        let asked = Thresholds { max_loaded_latency_ms: Some(1e6), max_loss: Some(0.5), ..Thresholds::default() };
+        let asked =
+            Thresholds { max_loaded_latency_ms: Some(1e6), max_loaded_loss: Some(0.5), ..Thresholds::default() };
         let judged =
             asked.judge(&result).into_iter().map(|judged| (judged.measured, judged.passed)).collect::<Vec<_>>();
         assert_eq!(judged, [(None, false), (Some(Quantity::Fraction(1.0)), false)]);
         // One answer of many says as little.
         result.latency.upload = Some(LatencyResult { received: 1, sent: 391, ..example::latency(10_000) });
         assert_eq!(asked.judge(&result)[0].measured, None);
+    }
+
+    #[test]
+    fn the_loss_of_the_path_and_the_loss_under_load_are_judged_apart() {
+        let lossy = |loss| LatencyResult { loss_upload: Some(loss), ..example::latency(10_000) };
+        let mut result = example::full();
+        result.latency.idle = Some(lossy(0.001));
+        result.latency.upload = Some(lossy(0.04));
+        let datagrams = |result: &mut ResultDocument, loss| {
+            let download = result.download.as_mut().unwrap();
+            download.udp = Some(UdpResult { loss, ..download.udp.unwrap() });
+        };
+        datagrams(&mut result, 0.02);
+        let measured = |result: &ResultDocument| {
+            let asked = Thresholds { max_loss: Some(0.01), max_loaded_loss: Some(0.01), ..Thresholds::default() };
+            asked.judge(result).into_iter().map(|judged| judged.measured).collect::<Vec<_>>()
+        };
+        let fraction = |fraction| Some(Quantity::Fraction(fraction));
+        let limits = RequestedLimits { streams: 4, ..RequestedLimits::default() };
+        result.requested = Some(limits);
+        assert_eq!(measured(&result), [fraction(0.001), fraction(0.04)], "the highest rate fills the queue");
+        result.requested = Some(RequestedLimits { stream_bitrate_bps: Some(1_000_000), ..limits });
+        assert_eq!(measured(&result), [fraction(0.02), fraction(0.04)], "a requested rate does not");
+        // Without one of the loads' probes the largest loss under load is unknown, and without an idle phase that of the
+        // path.
+        let over_tcp = LatencyResult { loss: None, loss_upload: None, loss_download: None, ..example::latency(10_000) };
+        (result.latency.idle, result.latency.bidir) = (None, Some(over_tcp));
+        for measured in [&mut result.download, &mut result.upload] {
+            measured.as_mut().unwrap().udp = None;
+        }
+        result.bidir = None;
+        assert_eq!(measured(&result), [None, None]);
     }
 
     #[test]
@@ -127,6 +171,7 @@ mod tests {
             max_idle_latency_ms: Some(12.0),
             max_loaded_latency_ms: Some(41.0),
             max_loss: Some(0.001),
+            max_loaded_loss: Some(0.000_9),
         };
         let passed = asked.judge(&result).into_iter().map(|judged| (judged.name, judged.passed)).collect::<Vec<_>>();
         let expected = [
@@ -135,6 +180,7 @@ mod tests {
             ("max_idle_latency_ms", false),
             ("max_loaded_latency_ms", true),
             ("max_loss", true),
+            ("max_loaded_loss", false),
         ];
         assert_eq!(passed, expected.map(|(name, passed)| (name.to_owned(), passed)));
         assert!(Thresholds::default().judge(&result).is_empty());

@@ -137,9 +137,13 @@ pub(super) struct Args {
     /// Exit code 3 if the median round trip under load is above this (ms)
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     max_loaded_latency: Option<f64>,
-    /// Exit code 3 if packet loss in either direction is above this (0.01 or 1%)
+    /// Exit code 3 if the loss of the path in either direction is above this (0.01 or 1%): while idle, and of
+    /// datagrams at a fixed -b
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loss: Option<f64>,
+    /// Exit code 3 if the loss of latency probes under load is above this (0.01 or 1%)
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    max_loaded_loss: Option<f64>,
     /// Print one JSON document
     #[arg(long, conflicts_with = "json_stream")]
     json: bool,
@@ -334,6 +338,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
             max_idle_latency_ms: args.max_idle_latency,
             max_loaded_latency_ms: args.max_loaded_latency,
             max_loss: args.max_loss,
+            max_loaded_loss: args.max_loaded_loss,
         },
     })
 }

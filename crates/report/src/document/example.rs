@@ -20,6 +20,7 @@ pub fn full() -> ResultDocument {
         engine: tcp(),
         data_mode: Some(DataMode::DirectEphemeral),
         data_path: Some(DataPath::Plain),
+        requested: Some(RequestedLimits { streams: 4, ..RequestedLimits::default() }),
         appliance: ApplianceEnd {
             endpoint_id: EndpointId::from_bytes([7; 32]),
             version: "0.1.0".to_owned(),
@@ -84,6 +85,7 @@ pub fn bare() -> ResultDocument {
         finished_at: at("2026-01-31T13:00:11Z"),
         data_mode: Some(DataMode::Tunneled),
         data_path: Some(DataPath::Tls),
+        requested: None,
         appliance: ApplianceEnd { facts_before: None, facts_after: None, ..full().appliance },
         program: None,
         reflector: full().reflector.map(|end| ReflectorEnd { facts_before: None, facts_after: None, ..end }),

@@ -64,6 +64,9 @@ pub struct ResultDocument {
     /// reference. Each direction has both ends' words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_path: Option<DataPath>,
+    /// The limits that the test was asked to keep; absent in documents of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested: Option<RequestedLimits>,
     /// Who measured.
     pub appliance: ApplianceEnd,
     /// The program that moved the data, where it was another one than ours.
@@ -145,6 +148,26 @@ impl ResultDocument {
     pub fn has_load(&self, load: Load) -> bool {
         let directions = load.directions();
         !directions.is_empty() && directions.iter().all(|direction| self.measured(load, *direction).is_some())
+    }
+}
+
+/// The limits that a test was asked to keep. With one of them the rate may be that of the request instead of the path's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RequestedLimits {
+    /// Streams in each direction.
+    pub streams: u16,
+    /// The rate of each stream, in bits per second of payload; absent without a limit and in a search for the highest rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_bitrate_bps: Option<u64>,
+    /// The size of the socket buffers of each stream, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_bytes: Option<u32>,
+}
+
+impl RequestedLimits {
+    /// The rate of all streams of a direction together.
+    pub fn bitrate_bps(&self) -> Option<u64> {
+        self.stream_bitrate_bps.map(|bps| bps.saturating_mul(self.streams.into()))
     }
 }
 

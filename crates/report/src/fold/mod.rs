@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::document::{
     ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, ErrorBody, LatencyResult, Omitted, ProbeTransport,
-    ProgramSaid, ReflectorEnd, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
+    ProgramSaid, ReflectorEnd, RequestedLimits, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
 };
 use crate::stats;
 
@@ -201,6 +201,7 @@ impl ResultBuilder {
             engine: met.spec.engine.clone(),
             data_mode: reflector.is_some().then_some(met.spec.data_mode),
             data_path: self.data_path(),
+            requested: Some(self.requested(&met.spec)),
             appliance: ApplianceEnd {
                 endpoint_id: self.run.appliance,
                 version: self.run.version.clone(),
@@ -277,6 +278,14 @@ impl ResultBuilder {
             None => rates::bytes_of(phase.received.iter().flatten()),
         });
         phases.fold(probes.map_or(0, |probes| probes.bytes), u64::saturating_add)
+    }
+
+    /// The limits that the request sets, the default rate of datagrams included.
+    fn requested(&self, spec: &TestSpec) -> RequestedLimits {
+        let rates = self.phases.iter().flat_map(|phase| {
+            phase.load.directions().iter().filter_map(|direction| rates::requested_bitrate(phase, *direction, spec))
+        });
+        RequestedLimits { streams: spec.streams, stream_bitrate_bps: rates.max(), window_bytes: spec.window_bytes }
     }
 
     fn data_path(&self) -> Option<DataPath> {

@@ -95,6 +95,15 @@ pub(super) fn throughput(
     })
 }
 
+/// The requested rate of each stream of a direction: that of the request, or the default for datagrams. `None` if the
+/// sender always had more to send.
+pub(super) fn requested_bitrate(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> Option<u64> {
+    let sends_datagrams = phase.udp[direction as usize].is_some()
+        || phase.ends(direction).0.is_some_and(|sender| sender.datagrams.is_some());
+    let default = sends_datagrams.then_some(TestSpec::DEFAULT_DATAGRAM_BPS);
+    spec.bitrate_bps.or(default).filter(|bps| *bps > 0)
+}
+
 /// Whether too little arrived in a direction of a phase to report a rate.
 pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> bool {
     let samples = &phase.received[direction as usize];
@@ -108,7 +117,7 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
     let asked = Asked {
         span: phase.span(),
         segment: mss.or(datagram).unwrap_or(USUAL_SEGMENT),
-        rate_bps: spec.bitrate_bps.or(datagram.map(|_| TestSpec::DEFAULT_DATAGRAM_BPS)).filter(|bps| *bps > 0),
+        rate_bps: requested_bitrate(phase, direction, spec),
         step: datagram.unwrap_or(mss.unwrap_or(0).max(USUAL_STEP)),
         streams: spec.streams,
     };
