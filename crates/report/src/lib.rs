@@ -5,6 +5,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]
 #![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
+pub mod conclusion;
 pub mod document;
 pub mod fold;
 pub mod lines;

@@ -413,7 +413,12 @@ mod tests {
             let refused = parse_share(text).unwrap_err().to_string();
             assert!(refused.ends_with(question), "{refused}");
         }
-        assert!(parse_share("1.01").is_err() && parse_share("100").is_err() && parse_share("101%").is_err() && parse_share("5%%").is_err());
+        assert!(
+            parse_share("1.01").is_err()
+                && parse_share("100").is_err()
+                && parse_share("101%").is_err()
+                && parse_share("5%%").is_err()
+        );
     }
 
     #[test]

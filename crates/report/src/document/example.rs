@@ -71,6 +71,7 @@ pub fn full() -> ResultDocument {
         ],
         data_used_bytes: 2_410_000_000,
         warnings: vec![Warning::new("power_saving", "the reflector's processor was saving power")],
+        validity: Some(Validity::of(&[Warning::new("not_steady", "the download was not steady")], true)),
         complete: true,
         interrupted: false,
         error: None,
@@ -91,6 +92,7 @@ pub fn bare() -> ResultDocument {
         reflector: full().reflector.map(|end| ReflectorEnd { facts_before: None, facts_after: None, ..end }),
         download: Some(ThroughputResult {
             ci95_bps: None,
+            thirds_bps: None,
             interval_bps: None,
             bytes_sent: None,
             total_bytes_received: None,
@@ -112,6 +114,7 @@ pub fn bare() -> ResultDocument {
         thresholds: vec![],
         data_used_bytes: 62_500_000,
         warnings: vec![],
+        validity: None,
         ..full()
     }
 }
@@ -164,6 +167,7 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
     ThroughputResult {
         goodput_bps,
         ci95_bps: Some([goodput_bps / 1000 * 997, goodput_bps / 1000 * 1003]),
+        thirds_bps: Some(Thirds { first: goodput_bps / 100 * 99, last: goodput_bps / 100 * 101 }),
         interval_bps: Some(IntervalSpread { p10: goodput_bps / 10 * 9, p50: goodput_bps, p90: goodput_bps / 10 * 11 }),
         bytes_received: goodput_bps,
         bytes_sent: Some(goodput_bps),
@@ -228,6 +232,7 @@ pub fn latency(p50: u64) -> LatencyResult {
         loss: Some(0.001),
         loss_upload: Some(0.0),
         loss_download: Some(0.001),
+        loss_pattern: Some(LossPattern { periods: 2, longest_probes: 1, longest_ms: 10 }),
         duplicates: 0,
         late: 0,
         transport: ProbeTransport::Udp,

@@ -100,6 +100,9 @@ pub struct ResultDocument {
     pub data_used_bytes: u64,
     /// What a reader should know before trusting the numbers.
     pub warnings: Vec<Warning>,
+    /// Whether the numbers describe the path; absent in documents of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validity: Option<Validity>,
     /// Whether every phase that was asked for was measured to its end.
     pub complete: bool,
     /// Whether the person at the appliance ended it.
@@ -289,6 +292,10 @@ pub struct ThroughputResult {
     /// The 95 % confidence interval of `goodput_bps`: lower and upper end. Absent with too few intervals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95_bps: Option<[u64; 2]>,
+    /// The rates of the first and the last third of the steady part. They are those of the whole phase if the excluded
+    /// start-up was long and was no ramp-up, but a burst or a rate that had not settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thirds_bps: Option<Thirds>,
     /// How the receiver's intervals spread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_bps: Option<IntervalSpread>,
@@ -336,6 +343,23 @@ pub struct ThroughputResult {
     /// What it cost both ends.
     #[serde(default, skip_serializing_if = "CpuOfEnds::is_empty")]
     pub cpu: CpuOfEnds,
+}
+
+impl ThroughputResult {
+    /// Whether the rate was steady, so that the mean describes it.
+    pub fn is_steady(&self) -> bool {
+        let thirds = self.thirds_bps.map(|thirds| [thirds.first, thirds.last]);
+        stats::is_steady(thirds, self.goodput_bps, self.ci95_bps)
+    }
+}
+
+/// The rates of two parts of a direction, in bits per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Thirds {
+    /// In the first third.
+    pub first: u64,
+    /// In the last third.
+    pub last: u64,
 }
 
 /// What became of the datagrams, all streams together: of a search for the highest rate those that were sent once it had
@@ -553,6 +577,9 @@ pub struct LatencyResult {
     /// Of the probes that reached the other end, the share whose answer never came back; absent where nothing tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_download: Option<f64>,
+    /// How the lost probes lie; absent if none was lost, and over TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_pattern: Option<LossPattern>,
     /// Answers that came more than once.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub duplicates: u64,
@@ -591,6 +618,17 @@ impl LatencyResult {
             (up, down) => Some(up.unwrap_or(0.0).max(down.unwrap_or(0.0))),
         }
     }
+}
+
+/// How the lost probes of a phase lie (RFC 3357): a loss period is a run of lost probes without an answered one between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LossPattern {
+    /// Loss periods.
+    pub periods: u64,
+    /// The probes of the period with the most of them.
+    pub longest_probes: u64,
+    /// How long that period was: from its first probe to the next answered one.
+    pub longest_ms: u64,
 }
 
 /// Round-trip times, in microseconds. A percentile is absent if too few probes were answered for it.
@@ -690,6 +728,53 @@ impl Warning {
     /// A warning.
     pub fn new(code: &'static str, text: impl Into<String>) -> Self {
         Self { code: code.to_owned(), text: text.into() }
+    }
+}
+
+/// Whether the numbers of a result describe the path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Validity {
+    /// In a word.
+    pub verdict: ValidityVerdict,
+    /// Why the result is suspect; empty if it is valid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<Warning>,
+}
+
+/// The validity in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ValidityVerdict {
+    /// Nothing speaks against the numbers.
+    Valid,
+    /// Something else than the path may have made them.
+    Suspect,
+}
+
+impl Validity {
+    /// The code of an incomplete run among the reasons.
+    pub const INCOMPLETE: &'static str = "incomplete";
+    /// The codes of the warnings that make a result suspect. Other warnings explain numbers that are right.
+    const SUSPECT: [&'static str; 8] = [
+        "appliance_cpu",
+        "reflector_cpu",
+        "not_steady",
+        "probe_late",
+        "probes_skipped",
+        "probes_lost",
+        "rate_not_found",
+        "sending_paused",
+    ];
+
+    /// The validity of a result with these warnings.
+    pub fn of(warnings: &[Warning], is_complete: bool) -> Self {
+        let suspect = warnings.iter().filter(|warning| Self::SUSPECT.contains(&warning.code.as_str()));
+        let mut reasons = suspect.cloned().collect::<Vec<_>>();
+        if !is_complete {
+            reasons.push(Warning::new(Self::INCOMPLETE, "not every requested phase was measured to its end"));
+        }
+        let verdict = if reasons.is_empty() { ValidityVerdict::Valid } else { ValidityVerdict::Suspect };
+        Self { verdict, reasons }
     }
 }
 

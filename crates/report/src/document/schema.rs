@@ -66,7 +66,7 @@ impl Transform for NeverNull {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DataPath, ErrorBody, ErrorSchema, example};
+    use super::super::{DataPath, ErrorBody, ErrorSchema, Validity, ValidityVerdict, Warning, example};
     use super::*;
 
     /// Checks `document` against one of the schema's definitions.
@@ -185,6 +185,29 @@ mod tests {
         ] {
             at(path);
         }
+    }
+
+    #[test]
+    fn what_makes_a_result_suspect_are_its_reasons() {
+        let warning = |code| Warning::new(code, "text");
+        let valid = Validity::of(&[warning("udp_blocked"), warning("counts_differ")], true);
+        assert_eq!(serde_json::to_value(valid).unwrap(), json!({ "verdict": "valid" }));
+        let suspect = Validity::of(&[warning("udp_blocked"), warning("not_steady")], false);
+        let codes = suspect.reasons.iter().map(|reason| reason.code.as_str()).collect::<Vec<_>>();
+        assert_eq!((suspect.verdict, codes), (ValidityVerdict::Suspect, vec!["not_steady", "incomplete"]));
+    }
+
+    #[test]
+    fn a_document_of_an_earlier_version_still_reads() {
+        let mut earlier = serde_json::to_value(example::full()).unwrap();
+        for name in ["validity", "requested"] {
+            earlier.as_object_mut().unwrap().remove(name).unwrap();
+        }
+        earlier["download"].as_object_mut().unwrap().remove("thirds_bps").unwrap();
+        let idle = earlier["latency"]["idle"].as_object_mut().unwrap();
+        idle.remove("loss_pattern").unwrap();
+        let read = serde_json::from_value::<ResultDocument>(earlier).unwrap();
+        assert_eq!((read.validity, read.requested), (None, None));
     }
 
     #[test]

@@ -17,8 +17,9 @@ use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
 
 use crate::document::{
-    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, ErrorBody, LatencyResult, Omitted, ProbeTransport,
-    ProgramSaid, ReflectorEnd, RequestedLimits, ResultDocument, ResultSchema, RttSpread, ServerEnd, Warning,
+    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, ErrorBody, LatencyResult, LossPattern, Omitted,
+    ProbeTransport, ProgramSaid, ReflectorEnd, RequestedLimits, ResultDocument, ResultSchema, RttSpread, ServerEnd,
+    Validity, Warning,
 };
 use crate::stats;
 
@@ -219,6 +220,7 @@ impl ResultBuilder {
             thresholds: vec![],
             data_used_bytes: self.data_used(probes),
             warnings: vec![],
+            validity: None,
             complete: end == RunEnd::Complete,
             interrupted: end == RunEnd::Interrupted,
             error: match end {
@@ -250,6 +252,8 @@ impl ResultBuilder {
             self.add_latency(&mut result, &met.spec, probes);
         }
         warnings::add(&mut result, &self.phases);
+        warnings::unsteady(&mut result);
+        result.validity = Some(Validity::of(&result.warnings, result.complete));
         let anything = result.download.is_some()
             || result.upload.is_some()
             || result.bidir.is_some()
@@ -358,6 +362,11 @@ fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTra
         loss: known.then_some(summary.loss),
         loss_upload: summary.loss_upload.filter(|_| known),
         loss_download: summary.loss_download.filter(|_| known),
+        loss_pattern: summary.loss_pattern.filter(|_| known).map(|pattern| LossPattern {
+            periods: pattern.periods,
+            longest_probes: pattern.longest_probes,
+            longest_ms: u64::try_from(pattern.longest.as_millis()).unwrap_or(u64::MAX),
+        }),
         duplicates,
         late: summary.late,
         transport,

@@ -11,7 +11,7 @@ use super::arrived::{Arrived, Asked, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
 use super::phase::PhaseRecord;
 use crate::document::{
     CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
-    ThroughputResult, UdpResult, UdpSearch,
+    Thirds, ThroughputResult, UdpResult, UdpSearch,
 };
 use crate::stats;
 
@@ -66,9 +66,17 @@ pub(super) fn throughput(
         let rate = u128::from(measured.goodput_bps) * (u128::from(mss) + u128::from(overhead)) / u128::from(mss);
         Some(LineRateEstimate { rate_bps: u64::try_from(rate).ok()?, overhead_bytes: overhead })
     };
+    // A start-up that the user or a search set is none of the line's doing.
+    let thirds_from = if omit.is_some() || is_found {
+        measured.startup
+    } else {
+        stats::begin_of_thirds(samples, measured.startup, measured.steady, measured.startup_found)
+    };
+    let thirds = stats::thirds(samples, thirds_from, measured.startup + measured.steady);
     Some(ThroughputResult {
         goodput_bps: measured.goodput_bps,
         ci95_bps: measured.ci95_bps,
+        thirds_bps: thirds.map(|[first, last]| Thirds { first, last }),
         interval_bps: (!is_whole).then_some(IntervalSpread { p10: measured.p10, p50: measured.p50, p90: measured.p90 }),
         bytes_received: measured.bytes,
         bytes_sent: steady_part(&phase.sent[direction as usize], measured.startup, measured.steady),

@@ -1,18 +1,12 @@
 //! What a reader has to know beside a result: where an end was the limit, where counts differ, what did not come to its end.
 
-use paramedic_link::measurement::CpuUse;
-use paramedic_link::test_spec::Direction;
+use paramedic_link::test_spec::{Direction, Load};
 
 use super::phase::PhaseRecord;
 use super::rates::found_at;
-use crate::document::{ResultDocument, Warning};
-use crate::stats::Statement;
-
-/// From this share of all cores, or of one core for a single thread, the processor may have been the limit instead of
-/// the path.
-const BUSY: f64 = 0.95;
-/// From this share of the time on, throttling by a control group noticeably lowers a rate.
-const HELD_BACK: f64 = 0.05;
+use crate::document::{ResultDocument, Thirds, Warning};
+use crate::quantity;
+use crate::stats::{self, Statement};
 
 /// Adds a warning for each end whose processor was the limit: the path may carry more.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
@@ -26,10 +20,10 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
             for (code, who, tally) in
                 [("appliance_cpu", "this device's", own), ("reflector_cpu", "the reflector's", theirs)]
             {
-                if let Some(text) = tally.and_then(|tally| full(&tally.cpu))
+                if let Some(limit) = tally.and_then(|tally| stats::processor_limit(&tally.cpu))
                     && !has(result, code)
                 {
-                    let text = format!("{who} processor was full during the {}: {text}", phase.load);
+                    let text = format!("{who} processor was full during the {}: {limit}", phase.load);
                     result.warnings.push(Warning::new(code, text + "; the path may carry more than was measured"));
                 }
             }
@@ -88,28 +82,33 @@ pub(super) fn lost_probes(result: &mut ResultDocument) {
     }
 }
 
+/// Warns of directions whose rate was not steady.
+pub(super) fn unsteady(result: &mut ResultDocument) {
+    let unsteady = result.all_measured().filter(|(_, _, measured)| !measured.is_steady());
+    let told = unsteady.map(|(load, direction, measured)| {
+        let phase =
+            if load == Load::Bidir { format!("{direction} of the {load} phase") } else { direction.to_string() };
+        let rates = measured.thirds_bps.map(|Thirds { first, last }| {
+            format!(": {} in its first third, {} in its last", quantity::rate(first), quantity::rate(last))
+        });
+        format!("the {phase} was not steady{}", rates.unwrap_or_default())
+    });
+    let told = told.collect::<Vec<_>>();
+    if !told.is_empty() {
+        let text = format!("{}; the mean does not describe the line", told.join("; "));
+        result.warnings.push(Warning::new("not_steady", text));
+    }
+}
+
 /// Whether the result already has a warning with this code.
 pub(super) fn has(result: &ResultDocument, code: &str) -> bool {
     result.warnings.iter().any(|warning| warning.code == code)
 }
 
-/// How the processor was the limit, as text; `None` if it was not.
-fn full(cpu: &CpuUse) -> Option<String> {
-    let percent = |share: f64| (share * 100.0).round();
-    if let Some(held_back) = cpu.held_back.filter(|held_back| *held_back >= HELD_BACK) {
-        return Some(format!("a control group held it back for {} % of the time", percent(held_back)));
-    }
-    match cpu.host_busy {
-        Some(busy) if busy >= BUSY => Some(format!("{} % of all cores", percent(busy))),
-        _ if cpu.busiest_thread >= BUSY => Some(format!("one thread used {} % of a core", percent(cpu.busiest_thread))),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use paramedic_link::measurement::{DirectionTally, PhaseTally};
-    use paramedic_link::test_spec::{Load, PhaseSpec};
+    use paramedic_link::measurement::{CpuUse, DirectionTally, PhaseTally};
+    use paramedic_link::test_spec::PhaseSpec;
 
     use super::*;
 
@@ -130,8 +129,8 @@ mod tests {
         let (_, receiver) = upload.ends(Direction::Upload);
         let cpu = receiver.unwrap().cpu;
         assert_eq!((cpu.user_s, cpu.busiest_thread, cpu.host_busy), (0.0, 1.0, Some(0.0)));
-        assert_eq!(full(&cpu).unwrap(), "a control group held it back for 100 % of the time");
-        let free = CpuUse { held_back: Some(0.01), ..cpu };
-        assert_eq!(full(&free).unwrap(), "one thread used 100 % of a core");
+        let limit = |cpu| stats::processor_limit(&cpu).unwrap().to_string();
+        assert_eq!(limit(cpu), "a control group throttled it for 100 % of the time");
+        assert_eq!(limit(CpuUse { held_back: Some(0.01), ..cpu }), "one thread used 100 % of a core");
     }
 }

@@ -34,9 +34,32 @@ pub struct LatencySummary {
     pub loss_download: Option<f64>,
     /// The fraction of all probes without a reply, 0 to 1.
     pub loss: f64,
+    /// How the lost probes lie; absent if none was lost.
+    pub loss_pattern: Option<LossPattern>,
     /// How late the prober itself sent probes: the 99th percentile, in microseconds. Round trips count from the actual
     /// sending, so they do not include this; but a late prober samples the busy moments less often.
     pub probe_late_p99_us: u32,
+}
+
+/// How lost probes lie in the order sent (RFC 3357): a loss period is a run of them without an answered one between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LossPattern {
+    /// Loss periods.
+    pub periods: u64,
+    /// The probes of the period with the most of them.
+    pub longest_probes: u64,
+    /// How long that period was: from its first probe to the next answered one, or to its last if none follows.
+    pub longest: Duration,
+}
+
+impl LossPattern {
+    /// Adds a period of so many probes.
+    fn add(&mut self, probes: u64, length: Duration) {
+        self.periods += 1;
+        if probes > self.longest_probes {
+            (self.longest_probes, self.longest) = (probes, length);
+        }
+    }
 }
 
 /// Round trips, in microseconds, with the reflector's turn-around taken out. Percentiles are nearest-rank: each is a
@@ -70,8 +93,17 @@ pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary
     let (mut lost_upload, mut lost_download, mut lost_somewhere, mut late) = (0u64, 0u64, 0u64, 0u64);
     let (mut steps, mut pairs) = (0u64, 0u64);
     let mut before: Option<u32> = None;
+    let mut pattern = LossPattern::default();
+    // The running loss period: its probes, when the first and when the last of them were sent.
+    let mut period: Option<(u64, Duration, Duration)> = None;
     for probe in probes {
         lateness.push(probe.late_us);
+        if probe.rtt_us.is_none() && !probe.late {
+            let (probes, first, _) = period.unwrap_or((0, probe.sent_at, probe.sent_at));
+            period = Some((probes + 1, first, probe.sent_at));
+        } else if let Some((probes, first, _)) = period.take() {
+            pattern.add(probes, probe.sent_at.saturating_sub(first));
+        }
         match (probe.rtt_us, probe.arrived) {
             (Some(rtt), _) => {
                 if let Some(before) = before {
@@ -90,6 +122,9 @@ pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary
     if lateness.is_empty() {
         return None;
     }
+    if let Some((probes, first, last)) = period {
+        pattern.add(probes, last.saturating_sub(first));
+    }
     lateness.sort_unstable();
     round_trips.sort_unstable();
     let (sent, received) = (lateness.len() as u64, round_trips.len() as u64);
@@ -106,6 +141,7 @@ pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary
         loss_upload: is_told.then(|| fraction(lost_upload, known)),
         loss_download: is_told.then(|| fraction(lost_download, known - lost_upload)),
         loss: fraction(lost_upload + lost_download + lost_somewhere, sent),
+        loss_pattern: (pattern.periods > 0).then_some(pattern),
         probe_late_p99_us: percentile(&lateness, 990).unwrap_or(0),
     })
 }
@@ -236,6 +272,19 @@ mod tests {
         assert_eq!(summary.loss, 3.0 / 8.0);
         // Only 30 -> 10 are neighbours that both came back.
         assert_eq!(summary.rtt.unwrap().jitter_us, Some(20.0));
+    }
+
+    #[test]
+    fn lost_probes_make_periods() {
+        let lost = probe(None, Some(false));
+        let fates = [lost, answered(10), lost, lost, lost, answered(10), Probe { late: true, ..lost }, lost, lost];
+        let sent =
+            fates.into_iter().zip(0..).map(|(probe, at)| Probe { sent_at: Duration::from_millis(at * 10), ..probe });
+        let pattern = LossPattern { periods: 3, longest_probes: 3, longest: Duration::from_millis(30) };
+        assert_eq!(latency(sent.clone()).unwrap().loss_pattern, Some(pattern));
+        let at_its_end = latency(sent.skip(6)).unwrap().loss_pattern.unwrap();
+        assert_eq!((at_its_end.longest_probes, at_its_end.longest), (2, Duration::from_millis(10)));
+        assert_eq!(latency([answered(10)]).unwrap().loss_pattern, None);
     }
 
     #[test]

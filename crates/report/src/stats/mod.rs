@@ -1,9 +1,15 @@
 //! Numbers out of readings: goodput out of samples, latency out of probes. Pure: values in, values out.
 
 mod latency;
+mod processor;
+mod proportion;
+mod steadiness;
 mod sufficiency;
 mod throughput;
 
-pub use latency::{Grade, LatencySummary, RoundTrips, grade, latency, percentile};
+pub use latency::{Grade, LatencySummary, LossPattern, RoundTrips, grade, latency, percentile};
+pub use processor::{ProcessorLimit, processor_limit};
+pub use proportion::is_share_above;
+pub use steadiness::{are_level, begin_of_thirds, is_steady, thirds};
 pub use sufficiency::{Statement, is_enough, is_mostly_answered};
 pub use throughput::{Throughput, throughput};

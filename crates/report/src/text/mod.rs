@@ -1,5 +1,4 @@
-//! The report that a person reads, made of a result document and nothing else: a verdict in a sentence, then the
-//! numbers. Pure; never prints.
+//! The report that a person reads, made of a result document and nothing else: a sentence, then the numbers. Pure; never prints.
 
 mod self_test;
 
@@ -7,9 +6,9 @@ use paramedic_link::EndpointId;
 use paramedic_link::measurement::CpuUse;
 use paramedic_link::test_spec::{Direction, Load};
 
+use crate::conclusion::{Observations, conclude};
 use crate::document::{
-    Bufferbloat, ErrorBody, LatencyResult, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult,
-    UdpResult,
+    ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult, UdpResult, ValidityVerdict,
 };
 use crate::lines::{Line, Tone, WIDTH, wrapped};
 use crate::quantity;
@@ -31,12 +30,9 @@ pub enum Detail {
 /// The width of the column of labels.
 const LABEL: usize = 12;
 
-/// From this share of lost packets on, an idle path is faulty: calls are audibly disturbed.
-const MUCH_LOSS: f64 = 0.01;
-
 /// The report on a result, in lines of at most [`WIDTH`] columns.
 pub fn report(document: &ResultDocument, detail: Detail) -> Vec<Line> {
-    let (tone, sentence) = verdict(document);
+    let (tone, sentence) = conclude(&Observations::of(document));
     let mut lines = wrapped(&sentence, WIDTH, 0).into_iter().map(|line| Line::of(tone, line)).collect::<Vec<_>>();
     lines.push(Line::empty());
     throughput(document, detail, &mut lines);
@@ -91,92 +87,6 @@ pub fn list(runs: &[RunSummary]) -> Vec<String> {
         ])
     };
     [header].into_iter().chain(runs.iter().map(line)).collect()
-}
-
-/// The result in one sentence.
-fn verdict(document: &ResultDocument) -> (Tone, String) {
-    let path = match document.other_end() {
-        Some(name) => format!("Your connection to {name}"),
-        None => "Your connection".to_owned(),
-    };
-    let speeds = speeds(document);
-    if !document.complete {
-        let nothing_arrived = document.error.as_ref().filter(|error| error.code == ErrorBody::NOTHING_ARRIVED);
-        let why = match nothing_arrived {
-            Some(error) => upper_first(&error.what),
-            None if document.interrupted => "The test was interrupted".to_owned(),
-            None => "The test did not finish".to_owned(),
-        };
-        return match speeds {
-            Some(speeds) if nothing_arrived.is_some() => {
-                (Tone::Bad, format!("{why}. Beside that, {} carries {speeds}.", lower_first(&path)))
-            }
-            None if nothing_arrived.is_some() => (Tone::Bad, format!("{why}.")),
-            Some(speeds) => (Tone::Fair, format!("{why}. So far, {} carries {speeds}.", lower_first(&path))),
-            None => (Tone::Fair, format!("{why}; the measurements up to then are below.")),
-        };
-    }
-    let idle = document.latency.idle.as_ref();
-    if let Some(loss) = idle.and_then(LatencyResult::worst_loss).filter(|loss| *loss >= MUCH_LOSS) {
-        let loss = quantity::share(loss);
-        return (Tone::Bad, format!("{path} loses {loss} of its packets even while idle: calls and games stutter."));
-    }
-    let Some(speeds) = speeds else {
-        return match idle.and_then(LatencyResult::median_us) {
-            Some(median) => (Tone::Strong, format!("{path} takes {} there and back.", quantity::micros(median))),
-            None => (Tone::Fair, "Nothing was measured.".to_owned()),
-        };
-    };
-    let unanswered =
-        document.latency.iter().find(|(load, latency)| *load != Load::Idle && latency.median_us().is_none());
-    if let Some((load, _)) = unanswered {
-        let text = format!("{path} carries {speeds}, but {} next to no latency probe was answered.", during(load));
-        return (Tone::Bad, text);
-    }
-    let Some((load, bloat)) = worst(document) else { return (Tone::Strong, format!("{path} carries {speeds}.")) };
-    let slowed = |effect: &str| {
-        let increase = quantity::micros((bloat.increase_ms * 1000.0) as u64);
-        format!("{path} carries {speeds}, but {} everything waits {increase} longer: {effect}.", during(load))
-    };
-    match bloat.grade {
-        Grade::APlus | Grade::A => (Tone::Good, format!("{path} carries {speeds}, and stays responsive while busy.")),
-        Grade::B => (Tone::Good, format!("{path} carries {speeds}, and is a little slower to respond while busy.")),
-        Grade::C => (Tone::Fair, slowed("calls and games may stutter")),
-        Grade::D | Grade::F => (Tone::Bad, slowed("calls and games stutter")),
-    }
-}
-
-/// The measured speeds, such as `941 Mbit/s down and 94.2 Mbit/s up`: of the phases in one direction, or else of the
-/// bidirectional one.
-fn speeds(document: &ResultDocument) -> Option<String> {
-    let bidir = document.bidir.as_ref();
-    let down = document.download.as_ref().or_else(|| bidir?.download.as_ref());
-    let up = document.upload.as_ref().or_else(|| bidir?.upload.as_ref());
-    let down = down.map(|result| format!("{} down", quantity::rate(result.goodput_bps)));
-    let up = up.map(|result| format!("{} up", quantity::rate(result.goodput_bps)));
-    match (down, up) {
-        (Some(down), Some(up)) => Some(format!("{down} and {up}")),
-        (one, other) => one.or(other),
-    }
-}
-
-/// The load that slows the path down most.
-fn worst(document: &ResultDocument) -> Option<(Load, Bufferbloat)> {
-    let all = document.bufferbloat.iter().map(|(load, bloat)| (load, *bloat));
-    all.max_by(|(_, a), (_, b)| a.increase_ms.total_cmp(&b.increase_ms))
-}
-
-fn during(load: Load) -> &'static str {
-    match load {
-        Load::Download => "during a download",
-        Load::Upload => "during an upload",
-        Load::Bidir | Load::Idle | Load::Unknown => "while it is busy both ways",
-    }
-}
-
-fn upper_first(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().collect::<String>() + chars.as_str()).unwrap_or_default()
 }
 
 fn lower_first(text: &str) -> String {
@@ -324,6 +234,10 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     if let Some(server) = &document.server {
         labelled("Against", format!("{}, which nothing vouches for", server.address));
     }
+    if let Some(validity) = document.validity.as_ref().filter(|validity| validity.verdict == ValidityVerdict::Suspect) {
+        let reasons = validity.reasons.iter().map(|reason| reason.code.as_str()).collect::<Vec<_>>().join(", ");
+        labelled("Validity", format!("suspect: {reasons}"));
+    }
     labelled("Run", document.id.to_string());
     if detail == Detail::Full {
         labelled("Time", format!("{} to {}", document.started_at, document.finished_at));
@@ -391,7 +305,7 @@ fn indented(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::document::{ByLoad, ServerEnd, example};
+    use crate::document::{Bufferbloat, ByLoad, ErrorBody, LatencyResult, ServerEnd, example};
 
     use super::*;
 
@@ -405,7 +319,7 @@ mod tests {
     }
 
     fn sentence(document: &ResultDocument) -> String {
-        verdict(document).1
+        conclude(&Observations::of(document)).1
     }
 
     #[test]
@@ -446,10 +360,12 @@ mod tests {
              waits 240 ms longer: calls and games stutter."
         );
         let mut lossy = bloated(3.0);
-        lossy.latency.idle = Some(LatencyResult { loss_upload: Some(0.0215), ..example::latency(12_300) });
+        let idle = example::latency(12_300);
+        lossy.latency.idle = Some(LatencyResult { loss_upload: Some(0.0215), loss_pattern: None, ..idle });
         assert_eq!(
             sentence(&lossy),
-            "Your connection to attic loses 2.1 % of its packets even while idle: calls and games stutter."
+            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but even while idle 2.1 % of the packets \
+             are lost: calls and games stutter."
         );
     }
 
@@ -460,8 +376,8 @@ mod tests {
         document.latency.download = Some(silent);
         assert_eq!(
             sentence(&document),
-            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during a download next to no \
-             latency probe was answered."
+            "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during a download no latency \
+             probe was answered."
         );
     }
 
@@ -487,7 +403,7 @@ mod tests {
         let interrupted = ResultDocument { complete: false, interrupted: true, ..example::bare() };
         assert_eq!(
             sentence(&interrupted),
-            "The test was interrupted. So far, your connection to attic carries 50.0 Mbit/s down."
+            "The test was interrupted. So far, your connection to attic carried 50.0 Mbit/s down."
         );
         let failed = ResultDocument { complete: false, download: None, ..example::bare() };
         assert_eq!(sentence(&failed), "The test did not finish; the measurements up to then are below.");

@@ -1,0 +1,163 @@
+//! The table of all situations and their sentences. docs/results.md has the same table, and this test prints it.
+
+use super::*;
+
+const DOWN: Speed = Speed {
+    direction: Direction::Download,
+    bps: 36_200_000,
+    requested_bps: None,
+    window_bytes: None,
+    busy_end: None,
+    unsteady: None,
+};
+const UP: Speed = Speed { direction: Direction::Upload, bps: 9_410_000, ..DOWN };
+const LOSS: LossSeen = LossSeen { lost: 0, of: 1_000, periods: 0, longest_probes: 1, longest_ms: 10 };
+
+/// The probes of a phase of which nothing was lost.
+fn probes(load: Load) -> PhaseProbes {
+    let increase = (load != Load::Idle).then_some((3.0, Grade::APlus));
+    PhaseProbes { load, sent: 1_000, received: 1_000, median_us: Some(12_300), increase, loss: None }
+}
+
+fn increased(load: Load, by_ms: f64, grade: Grade) -> PhaseProbes {
+    PhaseProbes { increase: Some((by_ms, grade)), ..probes(load) }
+}
+
+fn answered(load: Load, received: u64, sent: u64) -> PhaseProbes {
+    PhaseProbes { sent, received, median_us: None, increase: None, ..probes(load) }
+}
+
+/// `lost` of 1,000 probes, each for itself.
+fn lossy(load: Load, lost: u64) -> PhaseProbes {
+    let loss = Some(LossSeen { lost, periods: lost, ..LOSS });
+    PhaseProbes { received: 1_000 - lost, loss, ..probes(load) }
+}
+
+fn one_period(load: Load, lost: u64) -> PhaseProbes {
+    let loss = Some(LossSeen { lost, periods: 1, longest_probes: lost, longest_ms: lost * 10, ..LOSS });
+    PhaseProbes { received: 1_000 - lost, loss, ..probes(load) }
+}
+
+fn seen(speeds: &[Speed], probes: &[PhaseProbes]) -> Observations {
+    Observations {
+        other_end: Some("attic".to_owned()),
+        completion: Completion::Complete,
+        speeds: speeds.to_vec(),
+        probes: probes.to_vec(),
+    }
+}
+
+/// Each situation in words, and what was observed in it.
+fn cases() -> Vec<(&'static str, Observations)> {
+    use Load::{Download, Idle, Upload};
+    let both = [DOWN, UP];
+    let fine = [probes(Idle), probes(Download), probes(Upload)];
+    let with = |probes: PhaseProbes| fine.map(|fine| if fine.load == probes.load { probes } else { fine });
+    let at = |bps, requested| Speed { bps, requested_bps: Some(requested), ..DOWN };
+    let ended = |completion, speeds: &[Speed]| Observations { completion, ..seen(speeds, &fine[..1]) };
+    let nothing = || Completion::NothingArrived("nothing arrived in the upload".to_owned());
+    let thirds = Some(Unsteady::Thirds([50_000_000, 10_000_000]));
+    vec![
+        ("latency hardly rises under load (A+, A)", seen(&both, &fine)),
+        ("it rises a little (B)", seen(&both, &with(increased(Upload, 45.0, Grade::B)))),
+        ("it rises (C)", seen(&both, &with(increased(Download, 120.0, Grade::C)))),
+        ("it rises much (D, F)", seen(&both, &with(increased(Upload, 240.0, Grade::D)))),
+        ("no latency probes, or no idle phase", seen(&both, &[])),
+        ("one direction", seen(&[DOWN], &fine[..2])),
+        ("`-b 2M`, reached", seen(&[at(1_990_000, 2_000_000)], &fine[..2])),
+        (
+            "`-b`, reached in both directions",
+            seen(&[at(1_990_000, 2_000_000), Speed { bps: 2_000_000, requested_bps: Some(2_000_000), ..UP }], &fine),
+        ),
+        ("`-b 50M`, not reached", seen(&[at(36_200_000, 50_000_000)], &fine[..2])),
+        ("`-w 16K`, which may have been the limit", seen(&[Speed { window_bytes: Some(16_384), ..DOWN }], &fine[..2])),
+        (
+            "`-b`, and latency rises",
+            seen(&[at(2_000_000, 2_000_000)], &[probes(Idle), increased(Download, 120.0, Grade::C)]),
+        ),
+        (
+            "the appliance's processor was the limit",
+            seen(&[Speed { busy_end: Some(BusyEnd::Appliance), ..DOWN }, UP], &fine),
+        ),
+        (
+            "the reflector's processor was the limit",
+            seen(&both.map(|speed| Speed { busy_end: Some(BusyEnd::Reflector), ..speed }), &fine),
+        ),
+        ("the rate was not steady", seen(&[Speed { unsteady: thirds, ..DOWN }, UP], &fine)),
+        (
+            "the rate varied, its thirds were alike",
+            seen(&[Speed { unsteady: Some(Unsteady::Spread([1_700_000, 70_000_000])), ..DOWN }], &fine[..2]),
+        ),
+        ("the idle path loses packets", seen(&both, &with(lossy(Idle, 21)))),
+        (
+            "2 of 200 idle probes lost: no proof of a loss of 1 %",
+            seen(
+                &both,
+                &with(PhaseProbes { loss: Some(LossSeen { lost: 2, of: 200, periods: 2, ..LOSS }), ..fine[0] }),
+            ),
+        ),
+        ("a burst of losses while idle", seen(&both, &with(one_period(Idle, 38)))),
+        ("an outage while idle", seen(&both, &with(one_period(Idle, 120)))),
+        ("the load's queue loses packets", seen(&both, &with(lossy(Download, 40)))),
+        (
+            "it loses packets, and latency rises",
+            seen(&both, &with(PhaseProbes { increase: Some((240.0, Grade::D)), ..lossy(Upload, 40) })),
+        ),
+        ("fewer than half of the probes answered under load", seen(&both, &with(answered(Download, 1, 391)))),
+        ("no probe answered under load", seen(&both, &with(answered(Upload, 0, 391)))),
+        ("fewer than 20 probes answered", seen(&both, &with(answered(Download, 8, 10)))),
+        ("no load, only latency", seen(&[], &fine[..1])),
+        ("no load, and no probe answered", seen(&[], &[answered(Idle, 0, 200)])),
+        ("no load, and few probes", seen(&[], &[answered(Idle, 8, 10)])),
+        ("nothing arrived in a direction", ended(nothing(), &[DOWN])),
+        ("nothing arrived in any direction", ended(nothing(), &[])),
+        ("interrupted", ended(Completion::Interrupted, &[DOWN])),
+        ("failed before the first speed", ended(Completion::Failed, &[])),
+    ]
+}
+
+#[test]
+fn each_situation_has_the_sentence_that_docs_results_has() {
+    let rows =
+        cases().iter().map(|(situation, seen)| format!("| {situation} | {} |", conclude(seen).1)).collect::<Vec<_>>();
+    println!("\n{}", rows.join("\n"));
+    let doc = include_str!("../../../../docs/results.md");
+    let head = "| situation | sentence |\n|---|---|\n";
+    let documented = doc.split_once(head).map(|(_, table)| table.lines().take_while(|line| line.starts_with('|')));
+    assert_eq!(documented.map(Iterator::collect::<Vec<_>>).unwrap_or_default(), rows);
+}
+
+#[test]
+fn a_complete_test_with_speeds_states_them() {
+    for (situation, seen) in cases() {
+        let text = conclude(&seen).1;
+        for speed in &seen.speeds {
+            let shown = if speed.is_as_requested() { speed.requested_bps.unwrap() } else { speed.bps };
+            assert!(text.contains(&quantity::rate(shown)), "{situation}: {text}");
+        }
+    }
+}
+
+#[test]
+fn the_line_is_claimed_only_if_the_network_may_have_been_the_limit() {
+    for (situation, seen) in cases() {
+        let is_limited = |speed: &Speed| speed.requested_bps.is_some() || speed.window_bytes.is_some();
+        let text = conclude(&seen).1;
+        if seen.speeds.iter().any(is_limited) {
+            assert!(!text.contains("carries") && !text.contains(" stays "), "{situation}: {text}");
+        }
+        if seen.speeds.iter().any(|speed| speed.busy_end.is_some()) {
+            assert!(text.contains("carries at least"), "{situation}: {text}");
+        }
+    }
+}
+
+#[test]
+fn only_a_good_test_has_a_good_tone() {
+    for (situation, seen) in cases() {
+        let (tone, text) = conclude(&seen);
+        let is_good = text.contains("responsive") || text.contains("a little slower");
+        let has_doubt = text.contains("busy to measure") || text.contains("not steady");
+        assert_eq!(tone == Tone::Good, is_good && !has_doubt, "{situation}: {text}");
+    }
+}

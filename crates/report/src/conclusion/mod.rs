@@ -1,0 +1,345 @@
+//! What a test shows, in one sentence: from observations to text, and from a result document to observations. Pure. A
+//! sentence claims no more than the observations show: `cases.rs` is the table of all situations.
+
+#[cfg(test)]
+mod cases;
+mod loss;
+mod observe;
+mod rates;
+
+use paramedic_link::test_spec::{Direction, Load};
+
+use crate::lines::Tone;
+use crate::quantity;
+use crate::stats::{Grade, Statement};
+
+pub use loss::{LossKind, LossSeen};
+
+/// What was observed in a test.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observations {
+    /// The name or address of the other end.
+    pub other_end: Option<String>,
+    /// How the test ended.
+    pub completion: Completion,
+    /// The measured directions: at most one download and one upload.
+    pub speeds: Vec<Speed>,
+    /// The latency probes of each phase, in the order of the phases.
+    pub probes: Vec<PhaseProbes>,
+}
+
+/// How a test ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// Every phase was completed.
+    Complete,
+    /// The user interrupted it.
+    Interrupted,
+    /// It failed.
+    Failed,
+    /// In a direction almost nothing arrived; the text says in which.
+    NothingArrived(String),
+}
+
+/// The rate of a direction, and what bears on the claim that the line carries it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// Which direction.
+    pub direction: Direction,
+    /// The mean, in bits per second.
+    pub bps: u64,
+    /// The requested rate, in bits per second.
+    pub requested_bps: Option<u64>,
+    /// The requested socket buffers of each stream, in bytes, if they may have been the limit.
+    pub window_bytes: Option<u32>,
+    /// The end whose processor was the limit.
+    pub busy_end: Option<BusyEnd>,
+    /// How the rate varied, if it was not steady.
+    pub unsteady: Option<Unsteady>,
+}
+
+/// The end whose processor was the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusyEnd {
+    /// This device.
+    Appliance,
+    /// The reflector.
+    Reflector,
+}
+
+/// How a rate varied that was not steady, in bits per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsteady {
+    /// Its first and its last third.
+    Thirds([u64; 2]),
+    /// The 10th and the 90th percentile of its intervals; its thirds were alike.
+    Spread([u64; 2]),
+    /// Neither is known.
+    Unknown,
+}
+
+/// The latency probes of a phase.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PhaseProbes {
+    /// The load during the phase.
+    pub load: Load,
+    /// Probes sent.
+    pub sent: u64,
+    /// Probes answered.
+    pub received: u64,
+    /// The median round trip in microseconds, if there were enough answers to assess it.
+    pub median_us: Option<u64>,
+    /// The increase over the idle median, in milliseconds, and its grade.
+    pub increase: Option<(f64, Grade)>,
+    /// The lost probes; `None` if nothing was lost or loss is not known.
+    pub loss: Option<LossSeen>,
+}
+
+/// The sentence, and the tone in which it is printed.
+pub fn conclude(seen: &Observations) -> (Tone, String) {
+    let path = match &seen.other_end {
+        Some(name) => format!("your connection to {name}"),
+        None => "your connection".to_owned(),
+    };
+    let speeds = rates::clause(&seen.speeds, seen.completion.is_measured());
+    match (&seen.completion, speeds) {
+        (Completion::Complete, speeds) => complete(seen, &upper_first(&path), speeds),
+        (Completion::NothingArrived(what), Some(speeds)) => {
+            (Tone::Bad, format!("{}. Beside that, {path} {speeds}.", upper_first(what)))
+        }
+        (Completion::NothingArrived(what), None) => (Tone::Bad, format!("{}.", upper_first(what))),
+        (completion, speeds) => {
+            let why = match completion {
+                Completion::Interrupted => "The test was interrupted",
+                _ => "The test did not finish",
+            };
+            let text = match speeds {
+                Some(speeds) => format!("{why}. So far, {path} {speeds}."),
+                None => format!("{why}; the measurements up to then are below."),
+            };
+            (Tone::Fair, text)
+        }
+    }
+}
+
+impl Completion {
+    /// Whether the measured phases were measured to their ends.
+    fn is_measured(&self) -> bool {
+        matches!(self, Self::Complete | Self::NothingArrived(_))
+    }
+}
+
+/// The sentence of a complete test.
+fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, String) {
+    let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
+    let said = match (speeds, idle) {
+        (Some(speeds), _) => format!("{path} {speeds}"),
+        (None, Some(PhaseProbes { median_us: Some(median), .. })) => {
+            format!("{path} takes {} there and back", quantity::micros(*median))
+        }
+        (None, Some(idle)) if idle.is_unanswered() => {
+            return (Tone::Bad, format!("{} on {}.", upper_first(&idle.answered()), lower_first(path)));
+        }
+        (None, Some(idle)) => {
+            return (Tone::Fair, format!("Latency is not known: {}.", few(idle)));
+        }
+        (None, None) => return (Tone::Fair, "Nothing was measured.".to_owned()),
+    };
+    let troubles = troubles(seen);
+    let busy = busy(&seen.speeds);
+    if let Some(worst) = troubles.iter().map(|trouble| trouble.severity).max() {
+        let all = joined(&troubles);
+        let (tone, effect) = match worst {
+            Severity::Noticed => (Tone::Fair, ""),
+            Severity::Disturbing => (Tone::Fair, ": calls and games may stutter"),
+            Severity::Broken => (Tone::Bad, ""),
+            Severity::Stuttering => (Tone::Bad, ": calls and games stutter"),
+        };
+        return (tone, format!("{said}, but {all}{effect}.{busy}"));
+    }
+    let (tone, latency) = response(seen);
+    let has_doubt = !busy.is_empty() || seen.speeds.iter().any(|speed| speed.unsteady.is_some());
+    let tone = if has_doubt { Tone::Fair } else { tone };
+    (tone, format!("{said}{latency}.{busy}"))
+}
+
+/// How well the path responded under a load that caused no trouble; begins with its own punctuation.
+fn response(seen: &Observations) -> (Tone, String) {
+    let loads = || seen.probes.iter().filter(|probes| probes.load != Load::Idle);
+    let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
+    // Without an idle phase there is nothing to compare with.
+    let Some(idle) = idle.filter(|_| loads().next().is_some() && !seen.speeds.is_empty()) else {
+        return (Tone::Strong, String::new());
+    };
+    if let Some(unknown) = std::iter::once(idle).chain(loads()).find(|probes| probes.median_us.is_none()) {
+        let text = format!("; how it responds under load is not known: {} {}", during(unknown.load), few(unknown));
+        return (Tone::Strong, text);
+    }
+    let when = if is_filled(&seen.speeds) { "while busy" } else { "at that load" };
+    let grade = loads().filter_map(|probes| probes.increase).map(|(_, grade)| grade).max();
+    let text = match (grade, is_filled(&seen.speeds)) {
+        (None, _) => String::new(),
+        (Some(Grade::APlus | Grade::A), true) => format!(", and stays responsive {when}"),
+        (Some(Grade::APlus | Grade::A), false) => format!(", and stayed responsive {when}"),
+        (Some(_), true) => format!(", and is a little slower to respond {when}"),
+        (Some(_), false) => format!(", and was a little slower to respond {when}"),
+    };
+    let tone = if text.is_empty() { Tone::Strong } else { Tone::Good };
+    (tone, text)
+}
+
+/// Something that disturbs the user of the path.
+struct Trouble {
+    severity: Severity,
+    /// During which phase.
+    when: &'static str,
+    text: String,
+}
+
+/// All troubles in one clause, each phase named once.
+fn joined(troubles: &[Trouble]) -> String {
+    let mut clause = String::new();
+    let mut before = "";
+    for trouble in troubles {
+        clause += match clause.is_empty() {
+            true => "",
+            false if trouble.when == before => " and ",
+            false => ", and ",
+        };
+        if trouble.when != before {
+            clause += trouble.when;
+            clause.push(' ');
+        }
+        clause += &trouble.text;
+        before = trouble.when;
+    }
+    clause
+}
+
+/// How much it disturbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Severity {
+    /// It happened once.
+    Noticed,
+    /// It disturbs now and then.
+    Disturbing,
+    /// The path did not work for a time.
+    Broken,
+    /// It disturbs all the time.
+    Stuttering,
+}
+
+/// What disturbs: of the idle path, and of the path under load.
+fn troubles(seen: &Observations) -> Vec<Trouble> {
+    let is_filled = is_filled(&seen.speeds);
+    let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
+    let loads = || seen.probes.iter().filter(|probes| probes.load != Load::Idle);
+    let of_idle = idle.and_then(|idle| {
+        if idle.is_unanswered() {
+            return Some(Trouble { severity: Severity::Broken, when: during(idle.load), text: idle.answered() });
+        }
+        lossy(idle, true)
+    });
+    let unanswered = loads().find(|probes| probes.is_unanswered()).map(|probes| Trouble {
+        severity: Severity::Broken,
+        when: during(probes.load),
+        text: probes.answered(),
+    });
+    let slow = loads().filter_map(|probes| Some((probes.load, probes.increase?)));
+    let slow = slow.max_by(|(_, (a, _)), (_, (b, _))| a.total_cmp(b)).and_then(|(load, (increase_ms, grade))| {
+        let severity = match grade {
+            Grade::APlus | Grade::A | Grade::B => return None,
+            Grade::C => Severity::Disturbing,
+            Grade::D | Grade::F => Severity::Stuttering,
+        };
+        let increase = quantity::micros((increase_ms * 1000.0) as u64);
+        let waits = if is_filled { "waits" } else { "waited" };
+        Some(Trouble { severity, when: during(load), text: format!("everything {waits} {increase} longer") })
+    });
+    let by_loss = |a: &&PhaseProbes, b: &&PhaseProbes| {
+        let share = |probes: &PhaseProbes| probes.loss.map_or(0.0, |loss| loss.share());
+        share(a).total_cmp(&share(b))
+    };
+    let lossiest = loads().filter(|probes| !probes.is_unanswered() && probes.loss.is_some()).max_by(by_loss);
+    let lossy = lossiest.and_then(|probes| lossy(probes, is_filled));
+    let of_loads = unanswered.into_iter().chain(slow).chain(lossy);
+    of_idle.into_iter().chain(of_loads).collect()
+}
+
+/// The loss of a phase, if it is trouble.
+fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
+    let loss = probes.loss?;
+    let when = during(probes.load);
+    Some(match loss.kind()? {
+        LossKind::Outage { ms } => {
+            let text = format!("nothing arrived for {} (an outage)", quantity::millis(ms));
+            Trouble { severity: Severity::Broken, when, text }
+        }
+        LossKind::Burst { probes, ms } => {
+            let text = format!("a burst of {probes} packets was lost ({})", quantity::millis(ms));
+            Trouble { severity: Severity::Noticed, when, text }
+        }
+        LossKind::Rate(share) => {
+            let when = if probes.load == Load::Idle { "even while idle" } else { when };
+            let are = if is_filled { "are" } else { "were" };
+            let text = format!("{} of the packets {are} lost", quantity::share(share));
+            Trouble { severity: Severity::Stuttering, when, text }
+        }
+    })
+}
+
+impl PhaseProbes {
+    /// Whether so few probes were answered that the answers describe lucky moments only.
+    fn is_unanswered(&self) -> bool {
+        !crate::stats::is_mostly_answered(self.received, self.sent)
+    }
+
+    fn answered(&self) -> String {
+        match (self.received, self.sent) {
+            (0, _) => "no latency probe was answered".to_owned(),
+            (1, sent) => format!("only 1 of {sent} latency probes was answered"),
+            (received, sent) => format!("only {received} of {sent} latency probes were answered"),
+        }
+    }
+}
+
+/// That there are too few answers.
+fn few(probes: &PhaseProbes) -> String {
+    let least = Statement::Assessment.least_samples();
+    format!("{} of {} latency probes were answered, and {least} answers are needed", probes.received, probes.sent)
+}
+
+/// Whether the test may have filled the line: nothing else is known to have been the limit.
+fn is_filled(speeds: &[Speed]) -> bool {
+    speeds.iter().all(|speed| speed.requested_bps.is_none() && speed.window_bytes.is_none())
+}
+
+/// Which processor was the limit, as a further sentence.
+fn busy(speeds: &[Speed]) -> &'static str {
+    let is_busy = |end| speeds.iter().any(|speed| speed.busy_end == Some(end) && !speed.is_as_requested());
+    match (is_busy(BusyEnd::Appliance), is_busy(BusyEnd::Reflector)) {
+        (true, true) => " Both ends' processors were too busy to measure more.",
+        (true, false) => " This device's processor was too busy to measure more.",
+        (false, true) => " The reflector's processor was too busy to measure more.",
+        (false, false) => "",
+    }
+}
+
+fn during(load: Load) -> &'static str {
+    match load {
+        Load::Idle => "while idle",
+        Load::Download => "during a download",
+        Load::Upload => "during an upload",
+        Load::Bidir | Load::Unknown => "while it is busy both ways",
+    }
+}
+
+fn upper_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_uppercase().collect::<String>() + chars.as_str()).unwrap_or_default()
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_lowercase().collect::<String>() + chars.as_str()).unwrap_or_default()
+}

@@ -1,0 +1,210 @@
+//! The observations of a result document. Pure.
+
+use paramedic_link::test_spec::{Direction, Load};
+
+use super::{BusyEnd, Completion, LossSeen, Observations, PhaseProbes, Speed, Unsteady};
+use crate::document::{ErrorBody, LatencyResult, ResultDocument, ThroughputResult};
+use crate::stats;
+
+impl Observations {
+    /// What this document observed. The speeds are those of the phases in one direction, or else of the bidirectional
+    /// one.
+    pub fn of(document: &ResultDocument) -> Self {
+        let speeds = Direction::BOTH.into_iter().filter_map(|direction| {
+            let alone = match direction {
+                Direction::Download => Load::Download,
+                Direction::Upload => Load::Upload,
+            };
+            let of = |load| Some((load, document.measured(load, direction)?));
+            let (load, measured) = of(alone).or_else(|| of(Load::Bidir))?;
+            Some(speed(document, load, direction, measured))
+        });
+        Self {
+            other_end: document.other_end().map(str::to_owned),
+            completion: completion(document),
+            speeds: speeds.collect(),
+            probes: document.latency.iter().map(|(load, latency)| probes(document, load, latency)).collect(),
+        }
+    }
+}
+
+fn completion(document: &ResultDocument) -> Completion {
+    let nothing_arrived = document.error.as_ref().filter(|error| error.code == ErrorBody::NOTHING_ARRIVED);
+    match nothing_arrived {
+        _ if document.complete => Completion::Complete,
+        Some(error) => Completion::NothingArrived(error.what.clone()),
+        None if document.interrupted => Completion::Interrupted,
+        None => Completion::Failed,
+    }
+}
+
+fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: &ThroughputResult) -> Speed {
+    let requested = document.requested.unwrap_or_default();
+    let is_busy =
+        |cpu: Option<crate::document::CpuCost>| cpu.is_some_and(|cpu| stats::processor_limit(&cpu.used).is_some());
+    let (own, theirs) = match direction {
+        Direction::Download => (measured.cpu.receiver, measured.cpu.sender),
+        Direction::Upload => (measured.cpu.sender, measured.cpu.receiver),
+    };
+    Speed {
+        direction,
+        bps: measured.goodput_bps,
+        requested_bps: requested.bitrate_bps(),
+        window_bytes: requested.window_bytes.filter(|bytes| {
+            let windows = f64::from(*bytes) * f64::from(requested.streams);
+            let round_trip = document.latency.of(load).and_then(LatencyResult::median_us);
+            measured.udp.is_none() && may_be_limit(windows, measured.goodput_bps, round_trip)
+        }),
+        busy_end: match (is_busy(own), is_busy(theirs)) {
+            (true, _) => Some(BusyEnd::Appliance),
+            (_, true) => Some(BusyEnd::Reflector),
+            _ => None,
+        },
+        unsteady: (!measured.is_steady()).then(|| {
+            let thirds = measured.thirds_bps.map(|thirds| [thirds.first, thirds.last]);
+            let spread = measured.interval_bps.map(|spread| Unsteady::Spread([spread.p10, spread.p90]));
+            match thirds {
+                Some(thirds) if !stats::are_level(thirds) => Unsteady::Thirds(thirds),
+                _ => spread.unwrap_or(Unsteady::Unknown),
+            }
+        }),
+    }
+}
+
+/// Whether windows of so many bytes may have been the limit: a sender that they limit keeps them full, so the rate times
+/// the round trip is about their size. Half of it is far from that.
+fn may_be_limit(windows: f64, goodput_bps: u64, round_trip_us: Option<u64>) -> bool {
+    round_trip_us.is_none_or(|us| goodput_bps as f64 / 8.0 * us as f64 / 1e6 >= windows / 2.0)
+}
+
+fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> PhaseProbes {
+    PhaseProbes {
+        load,
+        sent: latency.sent,
+        received: latency.received,
+        median_us: latency.median_us(),
+        increase: document.bufferbloat.of(load).map(|bloat| (bloat.increase_ms, bloat.grade)),
+        loss: loss(latency),
+    }
+}
+
+/// The lost probes of the worse direction. The periods are those of both directions; the worse one has its share of them.
+fn loss(latency: &LatencyResult) -> Option<LossSeen> {
+    let share = latency.worst_loss()?;
+    let count = |share: f64| (share * latency.sent as f64).round() as u64;
+    let (lost, all) = (count(share), count(latency.loss.unwrap_or(share)).max(1));
+    // Documents of earlier versions have no pattern: then each probe was lost for itself.
+    let pattern = latency.loss_pattern;
+    let periods = pattern.map_or(lost, |pattern| {
+        u64::try_from((u128::from(pattern.periods) * u128::from(lost)).div_ceil(u128::from(all))).unwrap_or(u64::MAX)
+    });
+    (lost > 0).then_some(LossSeen {
+        lost,
+        of: latency.sent,
+        periods,
+        longest_probes: pattern.map_or(1, |pattern| pattern.longest_probes),
+        longest_ms: pattern.map_or(0, |pattern| pattern.longest_ms),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conclusion::conclude;
+    use crate::document::{ByLoad, LossPattern, RequestedLimits, Thirds, example};
+
+    /// A complete download of 36.2 Mbit/s in 4 streams, with a median round trip of 12.3 ms idle and 15.3 ms loaded.
+    fn download() -> ResultDocument {
+        let latency = |median| LatencyResult { loss: Some(0.0), loss_download: Some(0.0), ..example::latency(median) };
+        ResultDocument {
+            download: Some(ThroughputResult { udp: None, ..example::throughput(36_200_000) }),
+            latency: ByLoad { idle: Some(latency(12_300)), download: Some(latency(15_300)), ..ByLoad::default() },
+            bufferbloat: ByLoad {
+                download: Some(crate::document::Bufferbloat::of_increase_ms(3.0)),
+                ..ByLoad::default()
+            },
+            requested: Some(RequestedLimits { streams: 4, ..RequestedLimits::default() }),
+            ..example::bare()
+        }
+    }
+
+    /// The sentence without its beginning.
+    fn sentence(change: impl FnOnce(&mut ResultDocument)) -> String {
+        let mut document = download();
+        change(&mut document);
+        let text = conclude(&Observations::of(&document)).1;
+        text.strip_prefix("Your connection to attic ").unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_requested_limit_changes_the_claim() {
+        let requested = |limits| sentence(|document| document.requested = Some(limits));
+        let limits = RequestedLimits { streams: 4, ..RequestedLimits::default() };
+        assert_eq!(requested(limits), "carries 36.2 Mbit/s down, and stays responsive while busy.");
+        assert_eq!(
+            requested(RequestedLimits { stream_bitrate_bps: Some(9_000_000), ..limits }),
+            "carried the 36.0 Mbit/s that were asked for, down, and stayed responsive at that load."
+        );
+        // 4 windows of 16 KiB in 15.3 ms are 34 Mbit/s; of 4 MiB they are far more than the line has.
+        assert_eq!(
+            requested(RequestedLimits { window_bytes: Some(16_384), ..limits }),
+            "carried 36.2 Mbit/s down with the socket buffers of 16 KiB that were asked for, and stayed responsive at \
+             that load."
+        );
+        let large = RequestedLimits { window_bytes: Some(4 << 20), ..limits };
+        assert_eq!(requested(large), "carries 36.2 Mbit/s down, and stays responsive while busy.");
+        assert_eq!(
+            sentence(|document| document.requested = None),
+            "carries 36.2 Mbit/s down, and stays responsive while busy."
+        );
+    }
+
+    #[test]
+    fn a_rate_that_changed_is_not_claimed() {
+        let thirds = Thirds { first: 50_000_000, last: 10_000_000 };
+        let text = sentence(|document| document.download.as_mut().unwrap().thirds_bps = Some(thirds));
+        assert_eq!(
+            text,
+            "carried 36.2 Mbit/s down (not steady: 50.0 Mbit/s in the first third, 10.0 Mbit/s in the last), and stays \
+             responsive while busy."
+        );
+        let text = sentence(|document| document.download.as_mut().unwrap().ci95_bps = Some([1_700_000, 70_000_000]));
+        assert!(text.starts_with("carried 36.2 Mbit/s down (not steady: most intervals from "), "{text}");
+    }
+
+    #[test]
+    fn lost_probes_are_a_rate_only_with_proof() {
+        let lost = |lost: u64, periods: u64, longest_probes: u64| LatencyResult {
+            sent: 200,
+            received: 200 - lost,
+            loss: Some(lost as f64 / 200.0),
+            loss_upload: Some(lost as f64 / 200.0),
+            loss_download: Some(0.0),
+            loss_pattern: Some(LossPattern { periods, longest_probes, longest_ms: longest_probes * 10 }),
+            ..example::latency(12_300)
+        };
+        let idle = |latency| sentence(|document| document.latency.idle = Some(latency));
+        assert_eq!(idle(lost(2, 2, 1)), "carries 36.2 Mbit/s down, and stays responsive while busy.");
+        assert_eq!(
+            idle(lost(8, 8, 1)),
+            "carries 36.2 Mbit/s down, but even while idle 4.0 % of the packets are lost: calls and games stutter."
+        );
+        assert_eq!(
+            idle(lost(8, 1, 8)),
+            "carries 36.2 Mbit/s down, but while idle a burst of 8 packets was lost (80 ms)."
+        );
+        assert_eq!(
+            sentence(|document| document.latency.download = Some(lost(8, 8, 1))),
+            "carries 36.2 Mbit/s down, but during a download 4.0 % of the packets are lost: calls and games stutter."
+        );
+    }
+
+    #[test]
+    fn a_window_is_the_limit_only_if_it_is_full() {
+        // 4 windows of 16 KiB, 30 ms: 17 Mbit/s at most.
+        let windows = 4.0 * 16_384.0;
+        assert!(may_be_limit(windows, 17_000_000, Some(30_000)));
+        assert!(may_be_limit(windows, 17_000_000, None));
+        assert!(!may_be_limit(4.0 * 4_194_304.0, 37_000_000, Some(30_000)));
+    }
+}

@@ -1,0 +1,105 @@
+//! The clause of a sentence that states the speeds. It claims that the line carries a rate only if nothing but the network
+//! is known to have been the limit. Pure.
+
+use paramedic_link::test_spec::Direction;
+
+use super::{Speed, Unsteady};
+use crate::quantity;
+
+/// A rate of at least this share of the requested one is the requested one.
+const AS_REQUESTED: f64 = 0.98;
+
+/// The clause with its verbs, such as `carries 941 Mbit/s down and 94.2 Mbit/s up`; `None` without a speed.
+/// `is_measured`: the phases were measured to their ends.
+pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
+    if let [down, up] = speeds
+        && down.is_as_requested()
+        && up.is_as_requested()
+        && down.requested_bps == up.requested_bps
+        && [down, up].iter().all(|speed| speed.unsteady.is_none())
+    {
+        let both = format!("{} and {}", word(down.direction), word(up.direction));
+        return Some(format!("carried {}, {both}", requested(down.requested_bps?)));
+    }
+    let parts = speeds.iter().map(|speed| (speed.verb(is_measured), speed.phrase())).collect::<Vec<_>>();
+    let mut clause = String::new();
+    let mut before = "";
+    for (verb, phrase) in parts {
+        if !clause.is_empty() {
+            clause.push_str(" and ");
+        }
+        if verb != before {
+            clause.push_str(verb);
+            clause.push(' ');
+        }
+        clause.push_str(&phrase);
+        before = verb;
+    }
+    (!clause.is_empty()).then_some(clause)
+}
+
+impl Speed {
+    /// Whether the direction carried what was requested: then the request was the limit.
+    pub(super) fn is_as_requested(&self) -> bool {
+        self.requested_bps.is_some_and(|requested| self.bps as f64 >= AS_REQUESTED * requested as f64)
+    }
+
+    fn verb(&self, is_measured: bool) -> &'static str {
+        let is_requested = self.requested_bps.is_some() || self.window_bytes.is_some();
+        if !is_measured || is_requested || self.unsteady.is_some() {
+            "carried"
+        } else if self.busy_end.is_some() {
+            "carries at least"
+        } else {
+            "carries"
+        }
+    }
+
+    fn phrase(&self) -> String {
+        let word = word(self.direction);
+        let mut text = match self.requested_bps {
+            Some(bps) if self.is_as_requested() => format!("{}, {word}", requested(bps)),
+            Some(bps) => {
+                format!("{} {word} of the {} that were asked for", quantity::rate(self.bps), quantity::rate(bps))
+            }
+            None => format!("{} {word}", quantity::rate(self.bps)),
+        };
+        if let Some(bytes) = self.window_bytes.filter(|_| !self.is_as_requested()) {
+            text += &format!(" with the socket buffers of {} that were asked for", binary(bytes));
+        }
+        if let Some(unsteady) = self.unsteady {
+            text += &match unsteady {
+                Unsteady::Thirds([first, last]) => format!(
+                    " (not steady: {} in the first third, {} in the last)",
+                    quantity::rate(first),
+                    quantity::rate(last)
+                ),
+                Unsteady::Spread([low, high]) => {
+                    format!(" (not steady: most intervals from {} to {})", quantity::rate(low), quantity::rate(high))
+                }
+                Unsteady::Unknown => " (not steady)".to_owned(),
+            };
+        }
+        text
+    }
+}
+
+fn requested(bps: u64) -> String {
+    format!("the {} that were asked for", quantity::rate(bps))
+}
+
+/// A size in the units of `-w`.
+fn binary(bytes: u32) -> String {
+    match bytes {
+        bytes if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        bytes if bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
+        bytes => format!("{bytes} bytes"),
+    }
+}
+
+fn word(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Download => "down",
+        Direction::Upload => "up",
+    }
+}
