@@ -62,6 +62,7 @@ impl RunRecord {
             duplicates: probes.duplicates,
             bytes: probes.iter().count() as u64 * PACKET_LEN as u64,
             within: Box::new(move |from, until| Box::new(probes.within(from, until))),
+            skipped_within: Box::new(move |from, until| probes.skipped_within(from, until).collect()),
         });
         Outcome { measured: result.finish(Timestamp::now(), end, probes.as_ref()), failure }
     }

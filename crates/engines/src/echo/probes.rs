@@ -48,6 +48,12 @@ impl Probes {
     pub fn within(&self, from: Duration, to: Duration) -> impl Iterator<Item = Probe> {
         self.log.iter().skip_while(move |probe| probe.sent_at < from).take_while(move |probe| probe.sent_at < to)
     }
+
+    /// How late the prober was for each probe that was due from `from` on and before `to` and that it skipped, in
+    /// microseconds: the time from when the probe was due until the prober sent again.
+    pub fn skipped_within(&self, from: Duration, to: Duration) -> impl Iterator<Item = u32> {
+        self.log.skipped_slots().filter(move |(due, _)| (from..to).contains(due)).map(|(_, late_us)| late_us)
+    }
 }
 
 /// The first sequence number of the schedule; lower ones test whether UDP works.
@@ -282,6 +288,20 @@ impl ProbeRecords {
         sent.map(|(at, slot)| self.probe(at, slot)).collect()
     }
 
+    /// When each skipped slot was due, and how much later the prober sent again, in microseconds. The first slot that it
+    /// missed is the one that it sent then.
+    fn skipped_slots(&self) -> impl Iterator<Item = (Duration, u32)> {
+        let mut caught_up_ns = self.base_ns;
+        self.pieces.iter().flatten().enumerate().filter_map(move |(at, slot)| {
+            let due_ns = self.due_ns(at);
+            if slot.is(SENT) {
+                caught_up_ns = due_ns.saturating_add(u64::from(slot.late_us) * 1000);
+                return None;
+            }
+            Some((Duration::from_nanos(due_ns), saturated(caught_up_ns.saturating_sub(due_ns) / 1000)))
+        })
+    }
+
     fn iter(&self) -> impl Iterator<Item = Probe> {
         self.numbered().map(|(_, probe)| probe)
     }
@@ -450,6 +470,19 @@ mod tests {
         // What was never sent can't be answered, nor is it lost.
         assert_eq!(log.enter(&reply(2, 2, &[2]), 1042 * MS), ReplyKind::Nothing);
         assert!(log.iter().all(|probe| probe.arrived.is_none()));
+    }
+
+    #[test]
+    fn a_window_has_the_probes_skipped_in_it_and_how_late_they_were() {
+        let mut log = sent(1);
+        // Due at 1010, 1020, 1030, 1040; awake at 1041.
+        while log.take_due(1041 * MS).is_some() {}
+        let probes = Probes { transport: Some(EchoTransport::Udp), duplicates: 0, skipped: log.skipped(), log };
+        let within = |from, to| {
+            probes.skipped_within(Duration::from_millis(from), Duration::from_millis(to)).collect::<Vec<_>>()
+        };
+        assert_eq!(within(0, 2000), [21_000, 11_000]);
+        assert_eq!((within(1020, 1030), within(1031, 2000)), (vec![21_000], vec![]));
     }
 
     #[test]

@@ -229,6 +229,7 @@ pub fn latency(p50: u64) -> LatencyResult {
         jitter_us: Some(850),
         sent: 2000,
         received: 1998,
+        skipped: 0,
         loss: Some(0.001),
         loss_upload: Some(0.0),
         loss_download: Some(0.001),

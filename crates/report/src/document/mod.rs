@@ -567,6 +567,9 @@ pub struct LatencyResult {
     pub sent: u64,
     /// Probes answered in time.
     pub received: u64,
+    /// Probes that were due but not sent, because the appliance did not run in time.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
     /// The share of the probes of which nothing came back, whichever way it was lost; absent over TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,

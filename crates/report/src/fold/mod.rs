@@ -75,6 +75,8 @@ pub struct ProbeLog<'a> {
     /// The probes that were sent from the first time on and before the second, by the prober's clock, in the order
     /// sent.
     pub within: Box<dyn Fn(Duration, Duration) -> ProbeWindow<'a> + 'a>,
+    /// How late the prober was for each probe that was due in that time and that it skipped, in microseconds.
+    pub skipped_within: Box<dyn Fn(Duration, Duration) -> Vec<u32> + 'a>,
 }
 
 /// The probes of a part of a run, in the order sent.
@@ -311,7 +313,7 @@ impl ResultBuilder {
             let from = begun + startup.map_or(Duration::ZERO, |measured| Duration::from_millis(measured.startup_ms));
             let until = (begun + asked.duration()).min(phase.ended_at.unwrap_or(Duration::MAX));
             let window = (probes.within)(from, until);
-            let Some(summary) = stats::latency(window) else { continue };
+            let Some(summary) = stats::latency(window, (probes.skipped_within)(from, until)) else { continue };
             if u64::from(summary.probe_late_p99_us) > u64::from(LATE_PROBE_US) && !warnings::has(result, "probe_late") {
                 result.warnings.push(Warning::new(
                     "probe_late",
@@ -330,6 +332,7 @@ impl ResultBuilder {
             ));
         }
         warnings::lost_probes(result);
+        warnings::skipped_probes(result);
         let Some(idle) = result.latency.idle.as_ref().and_then(LatencyResult::median_us) else { return };
         for load in [Load::Download, Load::Upload, Load::Bidir] {
             // A load that did not come about says nothing of the queue that it would have built.
@@ -359,6 +362,7 @@ fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTra
         jitter_us: summary.rtt.and_then(|rtt| rtt.jitter_us).map(|jitter| jitter.round() as u64),
         sent: summary.sent,
         received: summary.received,
+        skipped: summary.skipped,
         loss: known.then_some(summary.loss),
         loss_upload: summary.loss_upload.filter(|_| known),
         loss_download: summary.loss_download.filter(|_| known),

@@ -4,9 +4,12 @@ use paramedic_link::test_spec::{Direction, Load};
 
 use super::phase::PhaseRecord;
 use super::rates::found_at;
-use crate::document::{ResultDocument, Thirds, Warning};
+use crate::document::{LatencyResult, ResultDocument, Thirds, Warning};
 use crate::quantity;
 use crate::stats::{self, Statement};
+
+/// From one in so many on, skipped probes are worth a warning: 1 %.
+const SKIPPED_OF: u64 = 100;
 
 /// Adds a warning for each end whose processor was the limit: the path may carry more.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
@@ -82,6 +85,23 @@ pub(super) fn lost_probes(result: &mut ResultDocument) {
     }
 }
 
+/// Warns of phases in which this device skipped many probes of the schedule.
+pub(super) fn skipped_probes(result: &mut ResultDocument) {
+    let is_many = |latency: &LatencyResult| {
+        latency.skipped.saturating_mul(SKIPPED_OF) >= latency.sent.saturating_add(latency.skipped)
+    };
+    let many = result.latency.iter().filter(|(_, latency)| latency.skipped > 0 && is_many(latency));
+    let told = many.map(|(load, latency)| {
+        let due = latency.sent.saturating_add(latency.skipped);
+        format!("{} of {due} latency probes in the {load} phase", latency.skipped)
+    });
+    let told = told.collect::<Vec<_>>();
+    if !told.is_empty() {
+        let text = format!("this device did not run in time to send {}: spikes may be missing", told.join("; "));
+        result.warnings.push(Warning::new("probes_skipped", text));
+    }
+}
+
 /// Warns of directions whose rate was not steady.
 pub(super) fn unsteady(result: &mut ResultDocument) {
     let unsteady = result.all_measured().filter(|(_, _, measured)| !measured.is_steady());
@@ -111,6 +131,24 @@ mod tests {
     use paramedic_link::test_spec::PhaseSpec;
 
     use super::*;
+
+    #[test]
+    fn skipped_probes_are_warned_of_from_one_percent_on() {
+        let warned = |skipped, sent| {
+            let mut result = crate::document::example::full();
+            let idle = crate::document::example::latency(12_300);
+            result.latency.idle = Some(LatencyResult { skipped, sent, ..idle });
+            skipped_probes(&mut result);
+            result.warnings.pop().filter(|warning| warning.code == "probes_skipped").map(|warning| warning.text)
+        };
+        assert_eq!(warned(0, 400), None);
+        assert_eq!(warned(3, 397), None);
+        assert!(warned(4, 396).is_some());
+        assert_eq!(
+            warned(58, 342).unwrap(),
+            "this device did not run in time to send 58 of 400 latency probes in the idle phase: spikes may be missing"
+        );
+    }
 
     #[test]
     fn a_processor_is_never_more_than_full_whatever_the_reflector_says() {

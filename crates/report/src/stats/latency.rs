@@ -18,6 +18,8 @@ pub struct LatencySummary {
     pub sent: u64,
     /// Replies in time.
     pub received: u64,
+    /// Probes that the prober skipped, because it was late for more than one.
+    pub skipped: u64,
     /// Probes that the reflector did not receive.
     pub lost_upload: u64,
     /// Probes that the reflector received, but whose reply was lost.
@@ -36,7 +38,7 @@ pub struct LatencySummary {
     pub loss: f64,
     /// How the lost probes lie; absent if none was lost.
     pub loss_pattern: Option<LossPattern>,
-    /// How late the prober itself sent probes: the 99th percentile, in microseconds. Round trips count from the actual
+    /// How late the prober itself was, skipped probes included: the 99th percentile, in microseconds. Round trips count from the actual
     /// sending, so they do not include this; but a late prober samples the busy moments less often.
     pub probe_late_p99_us: u32,
 }
@@ -88,7 +90,11 @@ pub struct RoundTrips {
 }
 
 /// The statistics of the probes of a window, which are given in the order sent; `None` if there are no probes.
-pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary> {
+/// `skipped_late_us`: how late the prober was for each probe that it skipped.
+pub fn latency(
+    probes: impl IntoIterator<Item = Probe>,
+    skipped_late_us: impl IntoIterator<Item = u32>,
+) -> Option<LatencySummary> {
     let (mut round_trips, mut lateness) = (Vec::new(), Vec::new());
     let (mut lost_upload, mut lost_download, mut lost_somewhere, mut late) = (0u64, 0u64, 0u64, 0u64);
     let (mut steps, mut pairs) = (0u64, 0u64);
@@ -125,15 +131,17 @@ pub fn latency(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary
     if let Some((probes, first, last)) = period {
         pattern.add(probes, last.saturating_sub(first));
     }
+    let (sent, received) = (lateness.len() as u64, round_trips.len() as u64);
+    lateness.extend(skipped_late_us);
     lateness.sort_unstable();
     round_trips.sort_unstable();
-    let (sent, received) = (lateness.len() as u64, round_trips.len() as u64);
     let known = sent - lost_somewhere;
     let is_told = lost_somewhere <= lost_upload + lost_download;
     Some(LatencySummary {
         rtt: summed(&round_trips, (pairs > 0).then(|| steps as f64 / pairs as f64)),
         sent,
         received,
+        skipped: lateness.len() as u64 - sent,
         lost_upload,
         lost_download,
         lost_somewhere,
@@ -219,6 +227,11 @@ mod tests {
 
     use super::*;
 
+    /// The statistics of these probes, without skipped ones.
+    fn of_probes(probes: impl IntoIterator<Item = Probe>) -> Option<LatencySummary> {
+        latency(probes, [])
+    }
+
     fn probe(rtt_us: Option<u32>, arrived: Option<bool>) -> Probe {
         Probe { sent_at: Duration::ZERO, late_us: 3, rtt_us, arrived, turnaround_us: 0, late: false }
     }
@@ -229,7 +242,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_round_trips_that_happened() {
-        let summary = latency((1..=200).rev().map(|ms| answered(ms * 1000))).unwrap();
+        let summary = of_probes((1..=200).rev().map(|ms| answered(ms * 1000))).unwrap();
         let rtt = summary.rtt.unwrap();
         assert_eq!((rtt.min_us, rtt.p50_us, rtt.p90_us), (1000, Some(100_000), Some(180_000)));
         assert_eq!((rtt.p95_us, rtt.p99_us, rtt.max_us), (Some(190_000), Some(198_000), 200_000));
@@ -242,7 +255,7 @@ mod tests {
     #[test]
     fn a_percentile_is_absent_without_enough_round_trips() {
         let of = |n: u32| {
-            let rtt = latency((1..=n).map(answered)).unwrap().rtt.unwrap();
+            let rtt = of_probes((1..=n).map(answered)).unwrap().rtt.unwrap();
             [rtt.p50_us, rtt.p90_us, rtt.p95_us, rtt.p99_us, rtt.p999_us]
         };
         assert_eq!(of(19), [None; 5]);
@@ -265,7 +278,7 @@ mod tests {
             late,
             answered(10),
         ];
-        let summary = latency(fates).unwrap();
+        let summary = of_probes(fates).unwrap();
         assert_eq!((summary.sent, summary.received, summary.late), (8, 4, 1));
         assert_eq!((summary.lost_upload, summary.lost_download, summary.lost_somewhere), (1, 1, 1));
         assert_eq!((summary.loss_upload, summary.loss_download), (Some(1.0 / 7.0), Some(1.0 / 6.0)));
@@ -275,26 +288,35 @@ mod tests {
     }
 
     #[test]
+    fn a_prober_that_skipped_probes_was_late() {
+        // 58 of 400 skipped: stopped for 0.6 s.
+        let with_skipped = latency([answered(10); 342], (1..=58).map(|at| at * 10_000)).unwrap();
+        assert_eq!((with_skipped.sent, with_skipped.skipped, with_skipped.probe_late_p99_us), (342, 58, 540_000));
+        let in_time = latency([answered(10); 400], []).unwrap();
+        assert_eq!((in_time.skipped, in_time.probe_late_p99_us), (0, 3));
+    }
+
+    #[test]
     fn lost_probes_make_periods() {
         let lost = probe(None, Some(false));
         let fates = [lost, answered(10), lost, lost, lost, answered(10), Probe { late: true, ..lost }, lost, lost];
         let sent =
             fates.into_iter().zip(0..).map(|(probe, at)| Probe { sent_at: Duration::from_millis(at * 10), ..probe });
         let pattern = LossPattern { periods: 3, longest_probes: 3, longest: Duration::from_millis(30) };
-        assert_eq!(latency(sent.clone()).unwrap().loss_pattern, Some(pattern));
-        let at_its_end = latency(sent.skip(6)).unwrap().loss_pattern.unwrap();
+        assert_eq!(of_probes(sent.clone()).unwrap().loss_pattern, Some(pattern));
+        let at_its_end = of_probes(sent.skip(6)).unwrap().loss_pattern.unwrap();
         assert_eq!((at_its_end.longest_probes, at_its_end.longest), (2, Duration::from_millis(10)));
-        assert_eq!(latency([answered(10)]).unwrap().loss_pattern, None);
+        assert_eq!(of_probes([answered(10)]).unwrap().loss_pattern, None);
     }
 
     #[test]
-    fn a_dead_path_still_has_a_summary() {
-        let summary = latency([probe(None, None); 3]).unwrap();
+    fn a_dead_path_still_has_a_of_probes() {
+        let summary = of_probes([probe(None, None); 3]).unwrap();
         assert_eq!((summary.rtt, summary.sent, summary.lost_somewhere, summary.loss), (None, 3, 3, 1.0));
         assert_eq!((summary.loss_upload, summary.loss_download), (None, None), "no count says where");
-        let dies = latency([answered(10), probe(None, None), probe(None, None)]).unwrap();
+        let dies = of_probes([answered(10), probe(None, None), probe(None, None)]).unwrap();
         assert_eq!((dies.loss_upload, dies.loss_download, dies.loss), (None, None, 2.0 / 3.0));
-        assert_eq!(latency([]), None);
+        assert_eq!(of_probes([]), None);
     }
 
     #[test]
@@ -310,7 +332,7 @@ mod tests {
             probes in prop::collection::vec((any::<Option<u32>>(), any::<Option<bool>>(), any::<bool>()), 1..300)
         ) {
             let probes = probes.into_iter().map(|(rtt, arrived, late)| Probe { late, ..probe(rtt, arrived) });
-            let s = latency(probes).unwrap();
+            let s = of_probes(probes).unwrap();
             let fates = s.received + s.late + s.lost_upload + s.lost_download + s.lost_somewhere;
             prop_assert_eq!(fates, s.sent);
             for part in [Some(s.loss), s.loss_upload, s.loss_download].into_iter().flatten() {
