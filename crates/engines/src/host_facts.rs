@@ -38,9 +38,10 @@ pub fn read(local: Option<IpAddr>) -> HostFacts {
 }
 
 /// A measurement of the host's processor time, from [`CpuClock::start`] on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CpuClock {
     cpu: Option<CpuTime>,
+    cores: Vec<SoftirqTime>,
     held_back: Option<Duration>,
     read: Instant,
 }
@@ -48,19 +49,27 @@ pub struct CpuClock {
 impl CpuClock {
     /// Reads the clock now.
     pub fn start() -> Self {
-        Self { cpu: cpu_time(), held_back: quota::held_back(), read: Instant::now() }
+        let stat = text("/proc/stat").unwrap_or_default();
+        let (cpu, cores) = (parse_cpu_time(&stat), parse_softirq_times(&stat));
+        Self { cpu, cores, held_back: quota::held_back(), read: Instant::now() }
     }
 
     /// The processor use of the whole host since [`CpuClock::start`]: those fields of [`CpuUse`] that are about the
     /// host.
     pub fn host(&self) -> CpuUse {
-        CpuUse { host_busy: self.busy(), held_back: self.held_back(), ..CpuUse::default() }
+        let stat = text("/proc/stat").unwrap_or_default();
+        CpuUse {
+            host_busy: self.busy(&stat),
+            held_back: self.held_back(),
+            core_softirq: softirq_between(&self.cores, &parse_softirq_times(&stat)),
+            ..CpuUse::default()
+        }
     }
 
     /// The share of time in which the host's processors were busy or stolen by a hypervisor. `None` if /proc/stat
     /// cannot be read or no tick has passed.
-    fn busy(&self) -> Option<f64> {
-        busy_between(self.cpu?, cpu_time()?)
+    fn busy(&self, stat: &str) -> Option<f64> {
+        busy_between(self.cpu?, parse_cpu_time(stat)?)
     }
 
     /// The share of the time for which a control group throttled the program; `None` if none did.
@@ -92,10 +101,6 @@ struct CpuTime {
     total: u64,
 }
 
-fn cpu_time() -> Option<CpuTime> {
-    parse_cpu_time(&text("/proc/stat")?)
-}
-
 /// The `cpu` line of proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal. The guest columns after
 /// them are already part of user and nice.
 fn parse_cpu_time(stat: &str) -> Option<CpuTime> {
@@ -103,6 +108,35 @@ fn parse_cpu_time(stat: &str) -> Option<CpuTime> {
     let ticks = line.split_whitespace().take(8).map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
     let idle = ticks.get(3)?.saturating_add(ticks.get(4).copied().unwrap_or(0));
     Some(CpuTime { idle, total: ticks.iter().fold(0, |sum, part| sum.saturating_add(*part)) })
+}
+
+/// Ticks of one core since boot: in soft interrupts, and in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SoftirqTime {
+    core: u32,
+    softirq: u64,
+    total: u64,
+}
+
+/// The `cpuN` lines of proc_stat(5).
+fn parse_softirq_times(stat: &str) -> Vec<SoftirqTime> {
+    let core = |line: &str| {
+        let (core, ticks) = line.strip_prefix("cpu")?.split_once(' ')?;
+        let ticks = ticks.split_whitespace().take(8).map(|field| field.parse().ok()).collect::<Option<Vec<u64>>>()?;
+        let total = ticks.iter().fold(0u64, |sum, part| sum.saturating_add(*part));
+        Some(SoftirqTime { core: core.parse().ok()?, softirq: *ticks.get(6)?, total })
+    };
+    stat.lines().filter_map(core).collect()
+}
+
+/// The share of soft interrupts of the core with the largest one; `None` if no tick has passed.
+fn softirq_between(before: &[SoftirqTime], after: &[SoftirqTime]) -> Option<f64> {
+    let share = |after: &SoftirqTime| {
+        let before = before.iter().find(|before| before.core == after.core)?;
+        let total = after.total.checked_sub(before.total).filter(|total| *total > 0)?;
+        Some(after.softirq.saturating_sub(before.softirq).min(total) as f64 / total as f64)
+    };
+    after.iter().filter_map(share).reduce(f64::max)
 }
 
 /// The kernel sometimes decreases iowait, so the idle time is clamped.
@@ -221,6 +255,17 @@ mod tests {
         assert_eq!(busy_between(before, after), Some(0.5));
         assert_eq!(busy_between(after, after), None);
         assert_eq!(busy_between(after, before), None);
+    }
+
+    #[test]
+    fn the_core_with_the_most_soft_interrupts_counts() {
+        let before = parse_softirq_times("cpu  9 9 9 9 9 9 9 9\ncpu0 0 0 0 100 0 0 0 0\ncpu1 0 0 0 100 0 0 50 0\n");
+        let after =
+            parse_softirq_times("cpu0 0 0 0 190 0 0 10 0\ncpu1 0 0 0 120 0 0 110 0 0 0\ncpu7 1 1 1 1 1 1 9 1\n");
+        assert_eq!(softirq_between(&before, &after), Some(0.75));
+        assert_eq!(softirq_between(&after, &after), None);
+        assert_eq!(softirq_between(&[], &after), None);
+        assert_eq!(parse_softirq_times("cpu0 1 2\ncpux 1 2 3 4 5 6 7 8\n"), vec![]);
     }
 
     #[test]

@@ -65,6 +65,17 @@ pub struct CpuUse {
     /// The share of the time, 0 to 1, for which a control group held the program back; absent where none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_back: Option<f64>,
+    /// The largest share of its time, 0 to 1, for which one of the threads that moved data was running or waited for a
+    /// processor (`/proc/thread-self/schedstat`); absent where it can't be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runnable: Option<f64>,
+    /// The share of its time, 0 to 1, for which that thread waited for a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_queue_wait: Option<f64>,
+    /// The share of a core's time, 0 to 1, for which it handled soft interrupts, of the core with the largest one (from
+    /// `/proc/stat`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core_softirq: Option<f64>,
 }
 
 /// What one end counted in one direction of a phase.

@@ -145,7 +145,7 @@ pub enum ToAppliance {
         /// Which of the spec's phases, from 0.
         phase: u8,
         /// What the reflector counted.
-        tally: PhaseTally,
+        tally: Box<PhaseTally>,
     },
     /// The reflector has ended the session.
     Ended {

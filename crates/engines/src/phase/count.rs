@@ -32,6 +32,33 @@ pub(crate) struct ThreadUse {
     system_s: f64,
     /// As a share of one core.
     busy: f64,
+    queued: Option<QueueShares>,
+}
+
+/// The shares of a thread's time in which it could run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct QueueShares {
+    /// Running or waiting for a processor.
+    runnable: f64,
+    /// Waiting for a processor.
+    waiting: f64,
+}
+
+impl QueueShares {
+    /// The shares of the calling thread, which has run for `lived` seconds. `None` if the kernel keeps no such record.
+    fn of_this_thread(lived: f64) -> Option<Self> {
+        Self::parse(&crate::host_facts::text("/proc/thread-self/schedstat")?, lived)
+    }
+
+    /// The first two numbers of schedstat (Documentation/scheduler/sched-stats.rst): nanoseconds on a processor, and in
+    /// the run queue. A kernel without this record has zeros.
+    fn parse(schedstat: &str, lived: f64) -> Option<Self> {
+        let mut seconds = schedstat.split_whitespace().map(|field| field.parse::<u64>().map(|ns| ns as f64 / 1e9));
+        let (running, waiting) = (seconds.next()?.ok()?, seconds.next()?.ok()?);
+        let share = |seconds: f64| (seconds / lived).min(1.0);
+        let is_kept = running > 0.0 && lived > 0.0;
+        is_kept.then(|| Self { runnable: share(running + waiting), waiting: share(waiting) })
+    }
 }
 
 impl ThreadUse {
@@ -42,16 +69,47 @@ impl ThreadUse {
             .map_or((0.0, 0.0), |usage| (seconds(usage.user_time()), seconds(usage.system_time())));
         let lived = began.elapsed().as_secs_f64();
         let busy = if lived > 0.0 { ((user_s + system_s) / lived).min(1.0) } else { 0.0 };
-        Self { user_s, system_s, busy }
+        Self { user_s, system_s, busy, queued: QueueShares::of_this_thread(lived) }
     }
 
     /// The use of all threads of a direction, together with that of the `host`.
     pub(crate) fn of_all(threads: impl Iterator<Item = Self>, host: CpuUse) -> CpuUse {
-        threads.fold(host, |sum, one| CpuUse {
-            user_s: sum.user_s + one.user_s,
-            system_s: sum.system_s + one.system_s,
-            busiest_thread: sum.busiest_thread.max(one.busy),
-            ..sum
+        threads.fold(host, |sum, one| {
+            let queued = one.queued.filter(|queued| sum.runnable.is_none_or(|runnable| queued.runnable > runnable));
+            CpuUse {
+                user_s: sum.user_s + one.user_s,
+                system_s: sum.system_s + one.system_s,
+                busiest_thread: sum.busiest_thread.max(one.busy),
+                runnable: queued.map_or(sum.runnable, |queued| Some(queued.runnable)),
+                run_queue_wait: queued.map_or(sum.run_queue_wait, |queued| Some(queued.waiting)),
+                ..sum
+            }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedstat_has_the_time_on_a_processor_and_in_the_run_queue() {
+        let shares = QueueShares::parse("300000000 1200000000 41\n", 2.0).unwrap();
+        assert_eq!((shares.runnable, shares.waiting), (0.75, 0.6));
+        assert_eq!(QueueShares::parse("0 0 0\n", 2.0), None, "the kernel keeps no record");
+        for bad in ["", "1", "a b c", "1 -1 0"] {
+            assert_eq!(QueueShares::parse(bad, 2.0), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_thread_that_was_idle_least_is_told() {
+        let thread =
+            |runnable, waiting| ThreadUse { queued: Some(QueueShares { runnable, waiting }), ..ThreadUse::default() };
+        let unknown = ThreadUse::default();
+        let cpu = ThreadUse::of_all([thread(0.5, 0.4), unknown, thread(0.9, 0.1)].into_iter(), CpuUse::default());
+        assert_eq!((cpu.runnable, cpu.run_queue_wait), (Some(0.9), Some(0.1)));
+        let cpu = ThreadUse::of_all([unknown].into_iter(), CpuUse::default());
+        assert_eq!((cpu.runnable, cpu.run_queue_wait), (None, None));
     }
 }

@@ -452,7 +452,7 @@ impl Connection {
                 PhaseEvent::Done(..) if granted.running.control.is_cancelled() => LinkFlow::Continue,
                 PhaseEvent::Done(phase, tally) => {
                     granted.phase = None;
-                    self.send(&ToAppliance::PhaseDone { phase, tally: *tally }).await
+                    self.send(&ToAppliance::PhaseDone { phase, tally }).await
                 }
             };
             if !matches!(sent, LinkFlow::Continue) {

@@ -200,14 +200,17 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
                 system_s: 0.9,
                 busiest_thread: 0.12,
                 host_busy: Some(0.05),
-                held_back: None,
+                ..CpuUse::default()
             })),
             receiver: Some(cost(CpuUse {
                 user_s: 0.3,
                 system_s: 2.4,
                 busiest_thread: 0.34,
-                host_busy: None,
                 held_back: Some(0.01),
+                runnable: Some(0.4),
+                run_queue_wait: Some(0.06),
+                core_softirq: Some(0.2),
+                ..CpuUse::default()
             })),
         },
     }

@@ -189,7 +189,9 @@ impl PhaseRecord {
             cpu.system_s = cpu.system_s.max(0.0);
             cpu.busiest_thread = cpu.busiest_thread.clamp(0.0, 1.0);
             cpu.host_busy = cpu.host_busy.map(|busy| busy.clamp(0.0, 1.0));
-            cpu.held_back = cpu.held_back.map(|held_back| held_back.clamp(0.0, 1.0));
+            for share in [&mut cpu.held_back, &mut cpu.runnable, &mut cpu.run_queue_wait, &mut cpu.core_softirq] {
+                *share = share.map(|share| share.clamp(0.0, 1.0));
+            }
         }
         self.theirs = Some(tally);
     }

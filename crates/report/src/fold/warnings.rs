@@ -158,6 +158,9 @@ mod tests {
             busiest_thread: 1e300,
             host_busy: Some(-5.0),
             held_back: Some(7.0),
+            runnable: Some(9.0),
+            run_queue_wait: Some(-1.0),
+            core_softirq: Some(f64::MAX),
         };
         let mut upload = PhaseRecord::new(PhaseSpec { load: Load::Upload, duration_ms: 1000 });
         upload.set_theirs(PhaseTally {
@@ -167,6 +170,7 @@ mod tests {
         let (_, receiver) = upload.ends(Direction::Upload);
         let cpu = receiver.unwrap().cpu;
         assert_eq!((cpu.user_s, cpu.busiest_thread, cpu.host_busy), (0.0, 1.0, Some(0.0)));
+        assert_eq!((cpu.runnable, cpu.run_queue_wait, cpu.core_softirq), (Some(1.0), Some(0.0), Some(1.0)));
         let limit = |cpu| stats::processor_limit(&cpu).unwrap().to_string();
         assert_eq!(limit(cpu), "a control group throttled it for 100 % of the time");
         assert_eq!(limit(CpuUse { held_back: Some(0.01), ..cpu }), "one thread used 100 % of a core");

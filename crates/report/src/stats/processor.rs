@@ -4,9 +4,12 @@ use std::fmt;
 
 use paramedic_link::measurement::CpuUse;
 
-/// From this share of all cores, or of one core for a single thread, the processor may have been the limit instead of
-/// the path.
-const BUSY: f64 = 0.95;
+/// From this share of the time on in which a thread had no rest, its processor may have been the limit instead of the path.
+const NO_REST: f64 = 0.95;
+/// From this share of a thread's time on, waiting for a processor is worth a word.
+const WAITED: f64 = 0.05;
+/// From this share of a core's time on, soft interrupts leave the kernel too little to move packets.
+const SOFTIRQ: f64 = 0.9;
 /// From this share of the time on, throttling by a control group noticeably lowers a rate.
 const HELD_BACK: f64 = 0.05;
 
@@ -15,10 +18,12 @@ const HELD_BACK: f64 = 0.05;
 pub enum ProcessorLimit {
     /// A control group throttled the program.
     HeldBack(f64),
-    /// All cores were in use.
-    AllCores(f64),
+    /// A thread that moved data was always ready to run, and waited for a processor for this share of the time.
+    Waited(f64),
     /// One thread that moved data used its core.
     OneThread(f64),
+    /// One core handled soft interrupts: the kernel's own part of moving packets.
+    SoftInterrupts(f64),
 }
 
 impl fmt::Display for ProcessorLimit {
@@ -26,20 +31,55 @@ impl fmt::Display for ProcessorLimit {
         let percent = |share: f64| (share * 100.0).round();
         match *self {
             Self::HeldBack(share) => write!(f, "a control group throttled it for {} % of the time", percent(share)),
-            Self::AllCores(share) => write!(f, "{} % of all cores", percent(share)),
+            Self::Waited(share) => write!(f, "one thread waited for a processor for {} % of the time", percent(share)),
+            Self::SoftInterrupts(share) => {
+                write!(f, "one core handled soft interrupts for {} % of the time", percent(share))
+            }
             Self::OneThread(share) => write!(f, "one thread used {} % of a core", percent(share)),
         }
     }
 }
 
 /// How the processor was the limit of an end; `None` if it was not.
+///
+/// A thread that the path limits sleeps until it can send or receive again. One that never sleeps, because it runs or
+/// waits for a processor all the time, is limited by the processor. That other programs use the host shows nothing: the
+/// kernel prefers threads that run seldom.
 pub fn processor_limit(cpu: &CpuUse) -> Option<ProcessorLimit> {
+    let waited = cpu.run_queue_wait.filter(|waited| *waited >= WAITED);
     if let Some(held_back) = cpu.held_back.filter(|held_back| *held_back >= HELD_BACK) {
-        return Some(ProcessorLimit::HeldBack(held_back));
+        Some(ProcessorLimit::HeldBack(held_back))
+    } else if cpu.busiest_thread >= NO_REST {
+        Some(ProcessorLimit::OneThread(cpu.busiest_thread))
+    } else if let (Some(waited), true) = (waited, cpu.runnable >= Some(NO_REST)) {
+        Some(ProcessorLimit::Waited(waited))
+    } else {
+        cpu.core_softirq.filter(|share| *share >= SOFTIRQ).map(ProcessorLimit::SoftInterrupts)
     }
-    match cpu.host_busy {
-        Some(busy) if busy >= BUSY => Some(ProcessorLimit::AllCores(busy)),
-        _ if cpu.busiest_thread >= BUSY => Some(ProcessorLimit::OneThread(cpu.busiest_thread)),
-        _ => None,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_rests_is_not_limited_by_its_processor() {
+        let busy_host = CpuUse { busiest_thread: 0.03, host_busy: Some(1.0), ..CpuUse::default() };
+        assert_eq!(processor_limit(&busy_host), None);
+        let seldom = CpuUse { runnable: Some(0.3), run_queue_wait: Some(0.27), ..busy_host };
+        assert_eq!(processor_limit(&seldom), None);
+        let starved = CpuUse { runnable: Some(0.97), run_queue_wait: Some(0.6), ..busy_host };
+        assert_eq!(processor_limit(&starved), Some(ProcessorLimit::Waited(0.6)));
+    }
+
+    #[test]
+    fn a_full_core_is_a_limit_of_a_thread_or_of_the_kernel() {
+        let of = |cpu| processor_limit(&cpu);
+        let cpu = CpuUse { busiest_thread: 0.96, ..CpuUse::default() };
+        assert_eq!(of(cpu), Some(ProcessorLimit::OneThread(0.96)));
+        let softirq = |share| CpuUse { core_softirq: Some(share), ..CpuUse::default() };
+        assert_eq!((of(softirq(0.92)), of(softirq(0.8))), (Some(ProcessorLimit::SoftInterrupts(0.92)), None));
+        let held = CpuUse { held_back: Some(0.05), ..cpu };
+        assert_eq!(of(held), Some(ProcessorLimit::HeldBack(0.05)));
     }
 }

@@ -252,7 +252,7 @@ impl ReflectorSession {
                             note(observer, record, reading);
                         }
                     }
-                    Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.set_theirs(tally),
+                    Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.set_theirs(*tally),
                     _ => {}
                 },
                 _ = show_latency.tick() => {
