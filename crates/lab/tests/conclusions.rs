@@ -1,0 +1,152 @@
+//! What a result says about its own numbers, with the real programs: the claim under a requested limit, probes that were
+//! not sent or not answered, a busy host.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use lab::{Appliance, Host, Reflector, Running, TwoHosts, event};
+use paramedic_link::test_spec::Load;
+use paramedic_report::document::{Event, ResultDocument, ValidityVerdict};
+use rustix::process::Signal;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn two_ends(hosts: &TwoHosts) -> (Reflector, Appliance) {
+    let reflector = Reflector::serve_on(&["0.0.0.0:4000"], Some(&hosts.near.netns), &[]);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &format!("{}:4000", hosts.near.v4));
+    (reflector, appliance)
+}
+
+/// Waits for the event `name` of the phase `phase`.
+fn await_event(running: &Running, name: &str, phase: &str) {
+    let is_it = |line: &str| {
+        line.contains(&format!("\"event\":\"{name}\"")) && line.contains(&format!("\"phase\":\"{phase}\""))
+    };
+    while !is_it(&running.line(PATIENCE).unwrap()) {}
+}
+
+/// The result and the exit code of a test that runs.
+fn ended(mut running: Running) -> (i32, ResultDocument) {
+    let last = running.rest(PATIENCE).unwrap().pop().unwrap();
+    let code = running.wait(PATIENCE).unwrap().code().unwrap();
+    let Event::Result(result) = event(&last) else { panic!("no result: {last}") };
+    (code, *result)
+}
+
+/// The first lines of the report: the sentence, without line breaks.
+fn sentence(appliance: &Appliance, result: &ResultDocument) -> String {
+    let report = appliance.run(&["history", "show", &result.id.to_string()]);
+    assert_eq!(report.code, 0, "{report:?}");
+    report.stdout.lines().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn warns(result: &ResultDocument, code: &str) -> bool {
+    result.warnings.iter().any(|warning| warning.code == code)
+}
+
+#[test]
+fn probes_that_were_not_sent_are_counted_and_warned_of() {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let running = appliance.start(&["speed-test", "--json-stream", "--engine", "echo", "-t", "3"]);
+    await_event(&running, "latency", "idle");
+    running.signal(Signal::STOP);
+    // Longer than 1 % of the phase, however late the signals are.
+    std::thread::sleep(Duration::from_millis(600));
+    running.signal(Signal::CONT);
+    let (code, result) = ended(running);
+    assert_eq!(code, 0, "{result:#?}");
+    let idle = result.latency.idle.as_ref().unwrap();
+    assert!(idle.skipped >= 40, "{idle:#?}");
+    assert!(idle.probe_late_us > Some(300_000), "the skipped probes are part of the lateness: {idle:#?}");
+    assert!(warns(&result, "probes_skipped") && warns(&result, "probe_late"), "{result:#?}");
+    let validity = result.validity.as_ref().unwrap();
+    assert_eq!(validity.verdict, ValidityVerdict::Suspect, "{validity:?}");
+    assert!(validity.reasons.iter().any(|reason| reason.code == "probes_skipped"), "{validity:?}");
+}
+
+#[test]
+fn a_requested_limit_is_named_and_lost_answers_are_no_latency() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    for host in [&hosts.near, &hosts.far] {
+        host.shape("37mbit", "50ms");
+    }
+    let (_reflector, appliance) = two_ends(&hosts);
+
+    let short = ["speed-test", "--json-stream", "-R", "--idle", "0.5"];
+    let limited = |args: &[&str]| {
+        let (code, result) = ended(appliance.start(&[&short, args].concat()));
+        assert_eq!(code, 0, "{result:#?}");
+        let text = sentence(&appliance, &result);
+        assert!(!text.contains("carries") && !text.contains(" stays "), "{args:?}: {text}");
+        text
+    };
+    let text = limited(&["-b", "2M", "-P", "1", "-t", "2"]);
+    assert!(text.contains("carried the 2.00 Mbit/s that were asked for"), "{text}");
+    let text = limited(&["-w", "16K", "-P", "1", "-t", "1"]);
+    assert!(text.contains("with the socket buffers of 16 KiB that were asked for"), "{text}");
+    let text = limited(&["-u", "-P", "1", "-t", "2"]);
+    assert!(text.contains("carried the 1.00 Mbit/s that were asked for"), "{text}");
+
+    let args = ["-b", "10M", "-P", "1", "-t", "3", "--max-loaded-latency", "50", "--max-loaded-loss", "50%"];
+    let running = appliance.start(&[&short[..], &args].concat());
+    await_event(&running, "phase", "download");
+    drop_probes(&hosts.near);
+    let (code, result) = ended(running);
+    assert_eq!(code, 3, "{result:#?}");
+    let probes = result.latency.download.as_ref().unwrap();
+    assert!(probes.received * 2 < probes.sent && result.bufferbloat.is_empty(), "{result:#?}");
+    let judged = result.thresholds.iter().map(|one| (one.name.as_str(), one.measured.is_some(), one.passed));
+    assert_eq!(judged.collect::<Vec<_>>(), [("max_loaded_latency_ms", false, false), ("max_loaded_loss", true, false)]);
+    let text = sentence(&appliance, &result);
+    assert!(text.contains("latency probe") && !text.contains("responsive"), "{text}");
+    assert!(text.contains("carried the 10.0 Mbit/s"), "the speeds stay: {text}");
+}
+
+/// Drops incoming latency probes.
+fn drop_probes(host: &Host) {
+    host.nft("table inet lossy { chain input { type filter hook input priority 0; udp dport 4000 drop;\n }\n }\n");
+}
+
+/// Processes that keep the processors busy until they are dropped.
+struct BusyLoops(Vec<Child>);
+
+impl BusyLoops {
+    fn start(nice: &str, count: usize) -> Self {
+        let busy = |_| {
+            let mut command = Command::new("nice");
+            command.args(["-n", nice, "sh", "-c", "while :; do :; done"]).stdin(Stdio::null());
+            command.spawn().expect("nice runs")
+        };
+        Self((0..count).map(busy).collect())
+    }
+}
+
+impl Drop for BusyLoops {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn other_programs_that_use_the_processor_are_not_the_limit_of_a_test_that_reaches_its_line() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    for host in [&hosts.near, &hosts.far] {
+        host.shape("20mbit", "50ms");
+    }
+    let (_reflector, appliance) = two_ends(&hosts);
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    for nice in ["0", "19"] {
+        let _busy = BusyLoops::start(nice, cores);
+        let (code, result) = ended(appliance.start(&["speed-test", "--json-stream", "-R", "-t", "2", "--idle", "0.3"]));
+        assert_eq!(code, 0, "{result:#?}");
+        let download = result.download.as_ref().unwrap();
+        let receiver = download.cpu.receiver.unwrap().used;
+        assert!(receiver.host_busy > Some(0.9) && receiver.run_queue_wait.is_some(), "{receiver:#?}");
+        assert!(result.latency.of(Load::Download).is_some(), "{result:#?}");
+        assert!(!warns(&result, "appliance_cpu") && !warns(&result, "reflector_cpu"), "{nice}: {result:#?}");
+    }
+}
