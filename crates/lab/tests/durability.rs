@@ -113,12 +113,43 @@ fn with_a_locked_database_links_stay_alive_and_the_fault_is_reported() {
     let again = second.speed_test(SHORT);
     assert_eq!(again.code, 0, "{again:?}\n{}", reflector.log());
     assert_eq!(reflector.must(&["health"]), "serving");
-    // The bytes of the meantime are charged by now, so a crash does not charge the whole lease.
+    // The bytes of the meantime are charged by now, so a crash does not charge a surge.
     let before = reflector.status();
     reflector.end(Signal::KILL);
     reflector.start().unwrap();
     assert_eq!(reflector.status()["sessions"]["bytes_today"], before["sessions"]["bytes_today"]);
     reflector.must(&["audit", "verify"]);
+}
+
+#[test]
+fn a_crash_in_mid_test_charges_what_flowed_and_a_bounded_surge() {
+    let mut reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let patience = Duration::from_secs(60);
+    let mut charged_before = 0;
+    // At the beginning of a phase, and later.
+    for intervals in [1, 12] {
+        let test = ["speed-test", "--json-stream", "-t", "60", "--idle", "0.1", "--download", "-P", "1", "-b", "5M"];
+        let mut running = appliance.start(&test);
+        for _ in 0..intervals {
+            while !running.line(patience).unwrap().contains("\"interval\"") {}
+        }
+        reflector.end(Signal::KILL);
+        assert_eq!(running.wait(patience).unwrap().code(), Some(1), "{}", reflector.log());
+        let last = running.rest(patience).unwrap().pop().unwrap();
+        let kept = serde_json::from_str::<serde_json::Value>(&last).unwrap();
+        let flowed = &kept["measured_so_far"]["download"]["total_bytes_received"];
+        let flowed = flowed.as_u64().unwrap_or_else(|| panic!("{last}"));
+        reflector.start().unwrap();
+        let charged = reflector.status()["sessions"]["bytes_today"].as_u64().unwrap() - charged_before;
+        charged_before += charged;
+        // What the appliance had not read or not counted when the connection broke, and the probes.
+        let uncounted = 2_000_000;
+        let bound = flowed + (16 << 20) + uncounted;
+        assert!((flowed..=bound).contains(&charged), "{intervals} intervals: {charged} charged, {flowed} flowed");
+        let line = reflector.audited("leases_charged").pop().unwrap();
+        assert_eq!((&line["sessions"], &line["bytes"]), (&1.into(), &charged.into()));
+    }
 }
 
 /// Asks the running reflector to add this peer. Returns whether it confirmed.

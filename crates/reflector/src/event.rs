@@ -106,7 +106,7 @@ pub enum AuditEvent {
     RefusedMore { reason: RefusalReason, count: u64 },
     /// How many lines of one peer were only counted in the last minute: links, and requests that were not granted.
     MoreOfPeer { peer: EndpointId, count: u64 },
-    /// Leases that a crash left open were charged in full.
+    /// Leases that a crash left open were charged: what was recorded as used, and the surge beyond it.
     LeasesCharged {
         /// The number of these sessions.
         sessions: u64,

@@ -30,6 +30,7 @@ use change::one_connection;
 pub use error::StoreError;
 use error::failure;
 pub use peers::{OwedLine, Peer};
+pub use usage::OpenLease;
 
 /// Pages that a connection keeps in memory, in KiB. SQLite's own 2,000 fill over weeks and look like a leak; what a
 /// change touches fits in this.

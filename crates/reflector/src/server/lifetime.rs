@@ -25,7 +25,7 @@ use crate::event::AuditEvent;
 use crate::event_throttle::SuppressedLines;
 use crate::known_prefixes::KnownPrefixes;
 use crate::pairing::Pairing;
-use crate::sessions::{Limits, Now, PastUsage, Sessions};
+use crate::sessions::{Limits, Now, PastUsage, Sessions, charged_after_crash};
 use crate::store::Store;
 
 /// Serves until a signal stops the reflector.
@@ -35,7 +35,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     let descriptors = DescriptorShares::divide(allow_many_descriptors());
     let id = key.id();
     let store = Store::open(&config.database()).await?;
-    let (leases, leased_bytes) = store.charge_open_leases().await?;
+    let (leases, charged_bytes) = charge_open_leases(&store).await?;
     let sizes = Sizes { segment: config.audit_segment_size, total: config.audit_max_size };
     let audit = Audit::open(&config.audit_dir(), sizes, store.clone()).await?;
     let peers = Peers::load(&store, &audit, &config.audit_dir(), &config.authorized_peers).await?;
@@ -96,7 +96,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     });
     let mut first = vec![AuditEvent::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
     if leases > 0 {
-        first.push(AuditEvent::LeasesCharged { sessions: leases, bytes: leased_bytes });
+        first.push(AuditEvent::LeasesCharged { sessions: leases, bytes: charged_bytes });
     }
     server.audit.record(first).await.context("the audit log can't be written")?;
 
@@ -159,6 +159,18 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     tokio::time::timeout(STOP_TIMEOUT, server.write_known()).await.ok();
     server.store.close().await;
     Ok(())
+}
+
+/// Charges what a crash left open. Returns the number of sessions and of bytes.
+async fn charge_open_leases(store: &Store) -> anyhow::Result<(u64, u64)> {
+    let (mut sessions, mut bytes) = (0, 0_u64);
+    for open in store.open_leases().await? {
+        let charged = charged_after_crash(&open.leased, open.recorded);
+        store.settle(open.session, &charged).await?;
+        sessions += 1;
+        bytes = charged.iter().fold(bytes, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    }
+    Ok((sessions, bytes))
 }
 
 /// The signals that end the program.

@@ -165,7 +165,7 @@ impl Server {
         match self.store.settle(settled.session, &settled.bytes_by_day).await {
             Ok(()) => {}
             Err(error) if error.is_fault() => {
-                tracing::error!(%error, "a session's bytes can't be settled yet; a crash now charges its whole lease");
+                tracing::error!(%error, "a session's bytes can't be settled yet; a crash now charges what was recorded and the surge");
                 lock(&self.unsettled).push(settled);
             }
             Err(error) => tracing::error!(%error, "a session's bytes can't be settled"),

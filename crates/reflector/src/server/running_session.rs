@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use paramedic_engines::bind;
@@ -22,9 +22,10 @@ use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::connection_slot::SessionSlots;
-use super::{LinkCommand, Server};
+use super::{LinkCommand, Server, lock};
 use crate::descriptors;
-use crate::sessions::{LinkId, Reservation};
+use crate::sessions::{Lease, LinkId, Reservation, UseRecorder};
+use crate::store::StoreError;
 
 /// The largest number of bytes that a session leases at once: more than a second at 400 Gbit/s. `sessions` may grant less.
 /// Writing a lease uses the processor and the disk, which disturbs the measurement, so leases are few and large.
@@ -46,7 +47,14 @@ pub(super) struct RunningSession {
     /// Whether the session already has its one connection for latency probes over TCP.
     has_probe_stream: AtomicBool,
     wants_lease: Arc<Notify>,
-    /// Whether leasing has stopped. Locked while bytes are leased, so that no lease is written after the final charge.
+    /// What must be on disk of the bytes that were used.
+    use_recorder: Mutex<UseRecorder>,
+    /// Notified when a phase begins or ends: use has to be read earlier than planned.
+    phase_changed: Notify,
+    /// The origin of the monotonic clock of `use_recorder`.
+    began: Instant,
+    /// Whether leasing has stopped. Locked while leases and use are written, so that none is written after the final
+    /// charge.
     is_over: tokio::sync::Mutex<bool>,
 }
 
@@ -134,6 +142,9 @@ impl RunningSession {
             control,
             has_probe_stream: AtomicBool::new(false),
             wants_lease,
+            use_recorder: Mutex::default(),
+            phase_changed: Notify::new(),
+            began: server.began,
             is_over: tokio::sync::Mutex::new(false),
         })
     }
@@ -180,6 +191,10 @@ impl RunningSession {
                 events.send(SessionEvent { session: running.session, what }).ok();
             };
             let report = |progress| {
+                if matches!(progress, PhaseProgress::Started) {
+                    lock(&running.use_recorder).phase_began(running.control.spent(), running.began.elapsed());
+                    running.phase_changed.notify_one();
+                }
                 send(match progress {
                     PhaseProgress::Started => PhaseEvent::Started(phase),
                     PhaseProgress::Received(direction, sample) | PhaseProgress::Sent(direction, sample) => {
@@ -192,6 +207,8 @@ impl RunningSession {
                 .as_ref()
                 .map_or_else(PhaseTally::default, |resources| resources.server_end.run(phase, &report));
             drop(resources);
+            lock(&running.use_recorder).phase_ended();
+            running.phase_changed.notify_one();
             send(PhaseEvent::Done(phase, Box::new(tally)));
         };
         std::thread::Builder::new().name(format!("phase-{phase}")).spawn(run).map(drop)
@@ -214,13 +231,13 @@ impl RunningSession {
             }
             let leased = server.sessions().lease(self.session, LARGEST_LEASE, server.now());
             let bytes = match leased {
-                Ok(lease) => match server.store.lease(self.session, self.peer, lease.day, lease.bytes).await {
+                Ok(lease) => match self.write_lease(server, lease).await {
                     Ok(()) => lease.bytes,
                     // Bytes of earlier leases are left; the disk may work again before they are used up.
                     Err(_) if !self.control.is_exhausted() => {
                         server.sessions().return_lease(self.session, lease);
                         drop(is_over);
-                        tokio::time::timeout(LEASE_RETRY, self.wants_lease.notified()).await.ok();
+                        tokio::time::timeout(LEASE_RETRY, self.record_use_until_lease_wanted(server)).await.ok();
                         continue;
                     }
                     Err(error) => {
@@ -238,7 +255,39 @@ impl RunningSession {
                 // The link that asked for the session may be closed.
                 first.send(()).ok();
             }
-            self.wants_lease.notified().await;
+            self.record_use_until_lease_wanted(server).await;
+        }
+    }
+
+    async fn write_lease(&self, server: &Server, lease: Lease) -> Result<(), StoreError> {
+        let recorded = lock(&self.use_recorder).current(self.control.spent(), self.began.elapsed());
+        server.store.lease(self.session, self.peer, lease, recorded).await?;
+        lock(&self.use_recorder).written(recorded);
+        Ok(())
+    }
+
+    /// Writes what the session used whenever that is due, until more bytes have to be leased or leasing has stopped.
+    async fn record_use_until_lease_wanted(&self, server: &Server) {
+        loop {
+            let next = lock(&self.use_recorder).next_reading();
+            let read_at = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until((self.began + at).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.wants_lease.notified() => return,
+                () = self.phase_changed.notified() => continue,
+                () = read_at => {}
+            }
+            let due = lock(&self.use_recorder).read(self.control.spent(), self.began.elapsed());
+            let Some(recorded) = due else { continue };
+            let is_over = self.is_over.lock().await;
+            // While the disk fails the test goes on; the store reports the fault, and the next reading tries again.
+            if !*is_over && server.store.record_use(self.session, recorded).await.is_ok() {
+                lock(&self.use_recorder).written(recorded);
+            }
         }
     }
 

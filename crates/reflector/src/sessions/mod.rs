@@ -9,6 +9,7 @@ mod orders;
 mod ports;
 mod queue;
 mod quota;
+mod recorded_use;
 #[cfg(test)]
 mod rules;
 mod session;
@@ -31,6 +32,7 @@ use limits::denial;
 pub use limits::{Limits, span};
 use ports::Ports;
 use queue::{Occupancy, Queue};
+pub use recorded_use::{RecordedUse, UseRecorder, charged_after_crash};
 use session::{HeldSession, PendingEnd, START_TIMEOUT};
 
 /// When to ask again while audit log or state can't be written.
@@ -524,26 +526,15 @@ impl<H> Sessions<H> {
         Some(held)
     }
 
-    /// Spreads the used bytes over the leases, the oldest first, and returns the rest of each. What was used beyond
-    /// them, a receive buffer perhaps, is charged to the last day.
+    /// Charges the used bytes instead of the leases.
     fn settle(&mut self, held: &HeldSession<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
-        let mut left = used_bytes;
-        let mut by_day = Vec::new();
         for (day, leased) in &held.leased {
-            let used = left.min(*leased);
-            left -= used;
-            self.bytes.refund(held.peer, *day, leased - used);
-            by_day.push((*day, used));
+            self.bytes.refund(held.peer, *day, *leased);
         }
-        if left > 0 {
-            let last = by_day.last().map_or(today, |(day, _)| *day);
-            self.bytes.charge(held.peer, last, left);
-            match by_day.last_mut() {
-                Some((_, used)) => *used = used.saturating_add(left),
-                None => by_day.push((last, left)),
-            }
+        let by_day = recorded_use::by_day(&held.leased, used_bytes, today);
+        for (day, used) in &by_day {
+            self.bytes.charge(held.peer, *day, *used);
         }
-        by_day.retain(|(_, used)| *used > 0);
         by_day
     }
 

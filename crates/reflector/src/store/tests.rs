@@ -13,6 +13,7 @@ use super::*;
 use crate::audit::{ChainState, Head};
 use crate::connection_limiter::Prefix;
 use crate::event::{AuditEvent, Chain};
+use crate::sessions::{Lease, RecordedUse};
 
 fn id(byte: u8) -> EndpointId {
     EndpointId::from_bytes([byte; 32])
@@ -34,6 +35,10 @@ fn chains(seq: u64) -> BTreeMap<Chain, ChainState> {
     let head = Head { seq, hash: [8; 32] };
     let trimmed = ChainState { base: Head { seq: 1, hash: [1; 32] }, head: Head { seq: 2, hash: [2; 32] } };
     BTreeMap::from([(Chain::Main, ChainState { base: Head::GENESIS, head }), (Chain::Refusals, trimmed)])
+}
+
+async fn lease(store: &Store, of: u8, peer: u8, day: u32, bytes: u64) -> Result<(), StoreError> {
+    store.lease(session(of), id(peer), Lease { bytes, day }, RecordedUse::NOTHING).await
 }
 
 async fn names(store: &Store) -> Vec<String> {
@@ -153,16 +158,18 @@ async fn tests_are_counted_once_and_old_ones_forgotten() {
 async fn a_settled_session_is_charged_what_it_used() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
-    store.lease(session(1), id(1), 5, 100).await.unwrap();
-    store.lease(session(1), id(1), 5, 100).await.unwrap();
-    store.lease(session(1), id(1), 6, 100).await.unwrap();
+    lease(&store, 1, 1, 5, 100).await.unwrap();
+    lease(&store, 1, 1, 5, 100).await.unwrap();
+    lease(&store, 1, 1, 6, 100).await.unwrap();
     store.settle(session(1), &[(5, 150), (6, 30)]).await.unwrap();
-    store.lease(session(2), id(1), 6, 100).await.unwrap();
+    lease(&store, 2, 1, 6, 100).await.unwrap();
     store.settle(session(2), &[(6, 1)]).await.unwrap();
     assert_eq!(store.usage(5).await.unwrap(), [(id(1), 150)]);
     assert_eq!(store.usage(6).await.unwrap(), [(id(1), 31)]);
-    assert_eq!(store.charge_open_leases().await.unwrap(), (0, 0));
-    store.lease(session(3), id(2), 50, 1).await.unwrap();
+    assert_eq!(store.open_leases().await.unwrap(), []);
+    store.record_use(session(2), RecordedUse { used: 1, surge: 1 }).await.unwrap();
+    assert_eq!(on_disk(&file(&folder), "SELECT COUNT(*) FROM recorded_use").await, 0, "settled with its session");
+    lease(&store, 3, 2, 50, 1).await.unwrap();
     store.settle(session(3), &[(50, 1)]).await.unwrap();
     assert_eq!(store.usage(6).await.unwrap(), []);
 }
@@ -179,18 +186,32 @@ async fn the_bytes_of_an_unknown_session_are_an_error() {
 }
 
 #[tokio::test]
-async fn a_crash_charges_what_was_leased() {
+async fn after_a_crash_the_open_leases_and_their_recorded_use_are_there() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
-    store.lease(session(1), id(1), 5, 100).await.unwrap();
-    store.lease(session(1), id(1), 6, 10).await.unwrap();
-    store.lease(session(2), id(2), 6, 1).await.unwrap();
+    lease(&store, 1, 1, 5, 100).await.unwrap();
+    lease(&store, 1, 1, 6, 10).await.unwrap();
+    lease(&store, 2, 2, 6, 1).await.unwrap();
+    lease(&store, 3, 2, 6, 7).await.unwrap();
+    let recorded = RecordedUse { used: 60, surge: 20 };
+    store.record_use(session(1), recorded).await.unwrap();
+    store.record_use(session(1), recorded).await.unwrap();
+    // An earlier version recorded no use.
+    let earlier = sqlx::query("DELETE FROM recorded_use WHERE session = $1").bind(&session(3).as_bytes()[..]);
+    earlier.execute(&store.pool).await.unwrap();
     drop(store);
     let store = open(&folder).await;
-    assert_eq!(store.charge_open_leases().await.unwrap(), (2, 111));
-    assert_eq!(store.charge_open_leases().await.unwrap(), (0, 0));
-    assert_eq!(store.usage(5).await.unwrap(), [(id(1), 100)]);
-    assert_eq!(store.usage(6).await.unwrap(), [(id(1), 10), (id(2), 1)]);
+    let open = |nth, leased: &[(u32, u64)], recorded| OpenLease {
+        session: session(nth),
+        leased: leased.iter().copied().collect(),
+        recorded,
+    };
+    let expected = [
+        open(1, &[(5, 100), (6, 10)], Some(recorded)),
+        open(2, &[(6, 1)], Some(RecordedUse::NOTHING)),
+        open(3, &[(6, 7)], None),
+    ];
+    assert_eq!(store.open_leases().await.unwrap(), expected);
 }
 
 #[tokio::test]

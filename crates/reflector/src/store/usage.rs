@@ -1,15 +1,28 @@
-//! What each peer used up: tests of the hour, leases of running sessions, bytes of the day.
+//! What each peer used up: tests of the hour, leases of running sessions and what they used of them, bytes of the day.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use paramedic_link::{EndpointId, SessionId};
 
 use super::{Store, StoreError, signed, unsigned};
+use crate::sessions::{Lease, RecordedUse};
 
 /// How long tests are kept: the hour that the limits cover, and another for a clock that is set back.
 const TESTS_KEPT: Duration = Duration::from_secs(2 * 3600);
 /// How many days of usage are kept; the limits cover one.
 const USAGE_DAYS_KEPT: u32 = 31;
+
+/// The leases of a session that is not settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenLease {
+    /// The session.
+    pub session: SessionId,
+    /// Leased bytes by day.
+    pub leased: BTreeMap<u32, u64>,
+    /// What it had used when that was last written; `None`: an earlier version wrote its leases.
+    pub recorded: Option<RecordedUse>,
+}
 
 impl Store {
     /// Counts a granted session against its peer's tests an hour. `unix_ms` is when it was granted; tests that are
@@ -53,20 +66,39 @@ impl Store {
         rows.into_iter().map(|(peer, at)| Ok((self.endpoint_id(&peer)?, unsigned(at)))).collect()
     }
 
-    /// Adds `bytes` to what the session may move on `day` (UTC days since 1970). The session may move them once this
-    /// returns.
-    pub async fn lease(&self, session: SessionId, peer: EndpointId, day: u32, bytes: u64) -> Result<(), StoreError> {
+    /// Adds a lease to what the session may move, and writes what it used until then. The session may move the bytes
+    /// once this returns.
+    pub async fn lease(
+        &self,
+        session: SessionId,
+        peer: EndpointId,
+        lease: Lease,
+        recorded: RecordedUse,
+    ) -> Result<(), StoreError> {
+        let session = &session.as_bytes()[..];
         let mut change = self.begin("leasing bytes").await?;
-        let leased = sqlx::query(
-            "INSERT INTO leases (session, day, peer, bytes) VALUES ($1, $2, $3, $4) \
-             ON CONFLICT (session, day) DO UPDATE SET bytes = leases.bytes + excluded.bytes",
-        )
-        .bind(&session.as_bytes()[..])
-        .bind(i64::from(day))
-        .bind(&peer.as_bytes()[..])
-        .bind(signed(bytes))
-        .execute(&mut *change.work)
-        .await;
+        let leased = async {
+            sqlx::query(
+                "INSERT INTO leases (session, day, peer, bytes) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (session, day) DO UPDATE SET bytes = leases.bytes + excluded.bytes",
+            )
+            .bind(session)
+            .bind(i64::from(lease.day))
+            .bind(&peer.as_bytes()[..])
+            .bind(signed(lease.bytes))
+            .execute(&mut *change.work)
+            .await?;
+            sqlx::query(
+                "INSERT INTO recorded_use (session, used, surge) VALUES ($1, $2, $3) \
+                 ON CONFLICT (session) DO UPDATE SET used = excluded.used, surge = excluded.surge",
+            )
+            .bind(session)
+            .bind(signed(recorded.used))
+            .bind(signed(recorded.surge))
+            .execute(&mut *change.work)
+            .await
+        };
+        let leased = leased.await;
         self.conclude(change, leased.map(drop)).await
     }
 
@@ -102,35 +134,53 @@ impl Store {
                         .await?;
                 }
             }
+            sqlx::query("DELETE FROM recorded_use WHERE session = $1").bind(session).execute(&mut *change.work).await?;
             sqlx::query("DELETE FROM leases WHERE session = $1").bind(session).execute(&mut *change.work).await
         };
         let settled = settled.await;
         self.conclude(change, settled.map(drop)).await
     }
 
-    /// Charges in full every lease that a crash left open. Returns the number of sessions and of bytes. Only for the
-    /// start of the reflector, when no session runs.
-    pub async fn charge_open_leases(&self) -> Result<(u64, u64), StoreError> {
-        let mut change = self.begin("charging the leases of a crash").await?;
-        let charged = async {
-            let open: (i64, i64) =
-                sqlx::query_as("SELECT COUNT(DISTINCT session), COALESCE(SUM(bytes), 0) FROM leases")
-                    .fetch_one(&mut *change.work)
-                    .await?;
-            // "WHERE true" keeps SQLite from reading ON CONFLICT as a join's condition (its documentation of UPSERT).
-            sqlx::query(
-                "INSERT INTO usage (day, peer, bytes) \
-                 SELECT day, peer, SUM(bytes) FROM leases WHERE true GROUP BY day, peer \
-                 ON CONFLICT (day, peer) DO UPDATE SET bytes = usage.bytes + excluded.bytes",
-            )
-            .execute(&mut *change.work)
-            .await?;
-            sqlx::query("DELETE FROM leases").execute(&mut *change.work).await?;
-            Ok(open)
-        };
-        let charged = charged.await;
-        let (sessions, bytes) = self.conclude(change, charged).await?;
-        Ok((unsigned(sessions), unsigned(bytes)))
+    /// Writes how much the session has used of its leases. Does nothing for a session without a lease.
+    pub async fn record_use(&self, session: SessionId, recorded: RecordedUse) -> Result<(), StoreError> {
+        let mut change = self.begin("recording what a session used").await?;
+        let written = sqlx::query(
+            "UPDATE recorded_use SET used = $2, surge = $3 WHERE session = $1 AND (used <> $2 OR surge <> $3)",
+        )
+        .bind(&session.as_bytes()[..])
+        .bind(signed(recorded.used))
+        .bind(signed(recorded.surge))
+        .execute(&mut *change.work)
+        .await;
+        self.conclude(change, written.map(drop)).await
+    }
+
+    /// The sessions whose leases are open. At the start, when no session runs, a crash left them.
+    pub async fn open_leases(&self) -> Result<Vec<OpenLease>, StoreError> {
+        type Row = (Vec<u8>, i64, i64, Option<i64>, Option<i64>);
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT leases.session, day, bytes, used, surge FROM leases \
+             LEFT JOIN recorded_use ON recorded_use.session = leases.session ORDER BY leases.session, day",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|why| self.failure("reading the open leases", why))?;
+        let mut open: Vec<OpenLease> = Vec::new();
+        for (session, day, bytes, used, surge) in rows {
+            let session = session.try_into().map_err(|_| self.damaged("a session id has not 16 bytes"))?;
+            let session = SessionId::from_bytes(session);
+            let day = u32::try_from(day).map_err(|_| self.damaged("a day is out of range"))?;
+            if open.last().is_none_or(|last| last.session != session) {
+                let recorded = used.zip(surge);
+                let recorded =
+                    recorded.map(|(used, surge)| RecordedUse { used: unsigned(used), surge: unsigned(surge) });
+                open.push(OpenLease { session, leased: BTreeMap::new(), recorded });
+            }
+            if let Some(last) = open.last_mut() {
+                last.leased.insert(day, unsigned(bytes));
+            }
+        }
+        Ok(open)
     }
 
     /// What each peer used on `day` (UTC days since 1970), open leases not included.

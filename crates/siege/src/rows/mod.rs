@@ -4,6 +4,7 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 
 mod bad_reflectors;
+mod crash_charge;
 mod descriptors;
 mod disk_faults;
 mod flood;
@@ -54,6 +55,7 @@ pub(crate) const ROWS: &[Row] = &[
     },
     Row { name: "kill9", promise: "a kill loses nothing that was acknowledged", play: kill9::play },
     Row { name: "quotas", promise: "neither a race nor a kill exceeds a quota", play: quotas::play },
+    Row { name: "crash_charge", promise: "a crash charges what flowed and a bounded surge", play: crash_charge::play },
     Row { name: "tampering", promise: "every change of an acknowledged line is detected", play: tampering::play },
     Row { name: "fuzz", promise: "parsers and session rules hold under arbitrary input", play: fuzz::play },
     Row { name: "leaks", promise: "nothing leaks", play: leaks::play },
