@@ -120,6 +120,11 @@ impl Reflector {
         Self::new(&["127.0.0.1:0"], Around::Nothing, environment)
     }
 
+    /// A reflector in the network namespace `netns` that is not started yet.
+    pub fn idle_in(netns: &str, environment: &[(&str, &str)]) -> Self {
+        Self::new(&["127.0.0.1:0"], Around::Netns(netns.to_owned()), environment)
+    }
+
     /// The same with an environment variable, by its full name.
     pub fn with_variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));

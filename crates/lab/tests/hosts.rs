@@ -95,3 +95,25 @@ fn cut_in_mid_test(mode: &str) {
     // Either the session's timeout or the timeout of a blocked write comes first.
     assert!(["silence", "link_closed"].contains(&ended["reason"].as_str().unwrap()), "{ended:#}");
 }
+
+#[test]
+fn an_address_that_the_host_gets_later_is_named_or_waited_for() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let later = "10.99.0.77";
+    let at = format!("{later}:4000");
+    let another = || Reflector::idle_in(&hosts.near.netns, &[("LISTEN", &at)]);
+    let said = another().fails(&["serve"], 1);
+    assert!(said[1].contains("no interface of this host has the address 10.99.0.77"), "{said:?}");
+    assert!(said[2].contains("listen_freebind"), "{said:?}");
+
+    let reflector = Reflector::serve_on(&[&at], Some(&hosts.near.netns), &[("LISTEN_FREEBIND", "true")]);
+    hosts.near.must(&["ip", "addr", "add", &format!("{later}/24"), "dev", "eth0"]);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &at);
+    let outcome = appliance.speed_test(SHORT);
+    assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+    assert_eq!(outcome.json()["latency"]["idle"]["transport"], "udp", "datagrams arrive there too");
+
+    // An address that another program has is another fault.
+    let said = another().fails(&["serve"], 1);
+    assert!(said[1].contains("another program uses port 4000 on 10.99.0.77"), "{said:?}");
+}

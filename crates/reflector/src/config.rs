@@ -19,6 +19,8 @@ use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};
 pub struct Config {
     /// The addresses to listen on, TCP and UDP; never empty, no address twice unless its port is 0.
     pub listen: Vec<SocketAddr>,
+    /// Whether to listen on addresses that no interface of this host has yet.
+    pub listen_freebind: bool,
     /// The name of the reflector; never empty.
     pub name: PeerText,
     /// Endpoint IDs of appliances that are accepted without a pairing code.
@@ -135,6 +137,8 @@ impl Configuration for Config {
             // One socket a family, not one dual-stack socket: `config show` then names what is listened on, and a machine
             // whose kernel has no IPv6 still serves IPv4.
             listen: addresses::both_families(DEFAULT_PORT).to_vec(),
+            // A mistyped address must be an error.
+            listen_freebind: false,
             name: PeerText::default(),
             // Pairing by code is the way in.
             authorized_peers: Vec::new(),

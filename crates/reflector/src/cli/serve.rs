@@ -12,7 +12,7 @@ use super::state::{identity, with_state};
 use crate::audit::AuditError;
 use crate::config::AllFlags;
 use crate::failure::{Exit, Failure};
-use crate::server;
+use crate::server::{self, ListenError};
 use crate::store::StoreError;
 
 pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
@@ -54,8 +54,26 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
             }
             Err(error) => error,
         };
+        let error = match error.downcast::<ListenError>() {
+            Ok(error) => return cannot_listen(&error),
+            Err(error) => error,
+        };
         let try_ =
             "check that no other program uses the port and that the disk has free space; `reflector config show --origin` shows the settings";
         Failure::new(Exit::Failed, "serve", format!("the reflector cannot serve on {listen}"), error, try_)
     })
+}
+
+fn cannot_listen(error: &ListenError) -> Failure {
+    let try_ = match error {
+        ListenError::NoSuchAddress(_) => {
+            "correct `listen`; if the host gets that address later, as during boot, set listen_freebind = true"
+        }
+        ListenError::InUse(_) => "run `ss -tulpn` to find that program, or set another port in `listen`",
+        ListenError::NotAllowed(_) => "set a port from 1024 on in `listen`, or give the program CAP_NET_BIND_SERVICE",
+        ListenError::Refused(..) | ListenError::NoneAvailable => {
+            "run `reflector config show --origin` and correct `listen`"
+        }
+    };
+    Failure::new(Exit::Failed, "listen", "the reflector cannot serve", error, try_)
 }

@@ -44,6 +44,18 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         show: |config| Some(list(&config.listen)),
     },
     Setting {
+        name: "listen_freebind",
+        env: "REFLECTOR_LISTEN_FREEBIND",
+        flag: Some("listen-freebind"),
+        placeholder: "BOOL",
+        help: "Listen also on addresses that no interface of this host has yet, and serve there once one has it \
+               (IP_FREEBIND).",
+        valid: "true or false",
+        is_list: false,
+        read: |config, given| given.yes_or_no().map(|enabled| config.listen_freebind = enabled),
+        show: |config| Some(Value::Boolean(config.listen_freebind)),
+    },
+    Setting {
         name: "name",
         env: "REFLECTOR_NAME",
         flag: Some("name"),

@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use paramedic_link::tls::{self, Alpn};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,26 +25,61 @@ const LISTEN_BACKLOG: i32 = 1024;
 /// How often to try again without a free descriptor, in case none of the reflector's connections frees one.
 const DESCRIPTOR_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Binds TCP and UDP on each address; with port 0 both get the same free port.
-pub(super) fn listen(addresses: &[SocketAddr]) -> anyhow::Result<Vec<(std::net::TcpListener, UdpSocket)>> {
+/// Why the reflector does not listen on an address.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The host does not have it.
+    #[error("no interface of this host has the address {}", .0.ip())]
+    NoSuchAddress(SocketAddr),
+    /// Another socket is bound to it.
+    #[error("another program uses port {} on {}, TCP or UDP", .0.port(), .0.ip())]
+    InUse(SocketAddr),
+    /// The kernel does not allow it.
+    #[error("this user may not listen on {0}")]
+    NotAllowed(SocketAddr),
+    /// The kernel refused it.
+    #[error("cannot listen on {0}: {1}")]
+    Refused(SocketAddr, io::Error),
+    /// No address is left, because the kernel lacks their family.
+    #[error("none of the addresses to listen on is available")]
+    NoneAvailable,
+}
+
+impl ListenError {
+    fn new(address: SocketAddr, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress(address),
+            io::ErrorKind::AddrInUse => Self::InUse(address),
+            io::ErrorKind::PermissionDenied => Self::NotAllowed(address),
+            _ => Self::Refused(address, error),
+        }
+    }
+}
+
+/// Binds TCP and UDP on each address; with port 0 both get the same free port. With `freebind` the host need not have
+/// the addresses yet.
+pub(super) fn listen(
+    addresses: &[SocketAddr],
+    freebind: bool,
+) -> Result<Vec<(std::net::TcpListener, UdpSocket)>, ListenError> {
     let mut listeners: Vec<(std::net::TcpListener, UdpSocket)> = Vec::new();
     for address in addresses {
         let mut wanted = *address;
         // Both families on one port, also where the kernel chose it.
         if let (0, Some((first, _))) = (wanted.port(), listeners.first()) {
-            wanted.set_port(first.local_addr()?.port());
+            let bound = first.local_addr().map_err(|error| ListenError::new(*address, error))?;
+            wanted.set_port(bound.port());
         }
-        match listen_on(wanted) {
+        match listen_on(wanted, freebind) {
             Ok(pair) => listeners.push(pair),
             // A kernel without IPv6 still serves IPv4; an address that was named and is not there is an error.
             Err(error) if wanted.is_ipv6() && wanted.ip().is_unspecified() && is_no_family(&error) => {
                 tracing::warn!(address = %wanted, %error, "this address family is not available");
             }
-            Err(error) => return Err(error).with_context(|| format!("can't listen on {wanted}")),
+            Err(error) => return Err(ListenError::new(wanted, error)),
         }
     }
-    anyhow::ensure!(!listeners.is_empty(), "none of the addresses to listen on is available");
-    Ok(listeners)
+    if listeners.is_empty() { Err(ListenError::NoneAvailable) } else { Ok(listeners) }
 }
 
 fn is_no_family(error: &io::Error) -> bool {
@@ -53,17 +87,17 @@ fn is_no_family(error: &io::Error) -> bool {
     codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
-fn listen_on(address: SocketAddr) -> io::Result<(std::net::TcpListener, UdpSocket)> {
+fn listen_on(address: SocketAddr, freebind: bool) -> io::Result<(std::net::TcpListener, UdpSocket)> {
     // A free TCP port need not be free for UDP: with port 0, ask again.
     let tries = if address.port() == 0 { 16 } else { 1 };
     let mut last = None;
     for _ in 0..tries {
-        let tcp = socket(address, Type::STREAM, Protocol::TCP)?;
+        let tcp = socket(address, Type::STREAM, Protocol::TCP, freebind)?;
         tcp.set_reuse_address(true)?;
         tcp.bind(&address.into())?;
         tcp.listen(LISTEN_BACKLOG)?;
         let bound = tcp.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
-        let udp = socket(bound, Type::DGRAM, Protocol::UDP)?;
+        let udp = socket(bound, Type::DGRAM, Protocol::UDP, freebind)?;
         match udp.bind(&bound.into()) {
             Ok(()) => {
                 tcp.set_nonblocking(true)?;
@@ -75,11 +109,16 @@ fn listen_on(address: SocketAddr) -> io::Result<(std::net::TcpListener, UdpSocke
     Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-fn socket(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+fn socket(address: SocketAddr, kind: Type, protocol: Protocol, freebind: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if address.is_ipv6() {
         // Each family has its own socket, so an address of the log is always the peer's real one.
         socket.set_only_v6(true)?;
+    }
+    match address {
+        _ if !freebind => {}
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
     }
     Ok(socket)
 }

@@ -53,7 +53,7 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     #[expect(clippy::disallowed_methods, reason = "the shell reads the clock for the decisions")]
     let began = Instant::now();
     let tls = tls::reflector_config(&key).context("cannot set up TLS")?;
-    let listeners = accept::listen(&config.listen)?;
+    let listeners = accept::listen(&config.listen, config.listen_freebind)?;
     let admin = admin_socket::bind(&config.admin_socket())?;
     // This process owns the admin socket, and with it the runtime folder.
     let (engines, unavailable) = offered(&config).await?;

@@ -18,6 +18,7 @@ mod peers;
 mod running_session;
 mod session_timer;
 
+pub use accept::ListenError;
 pub use admin_socket::{AdminClient, AdminReply, AdminRequest, PeerLine, Status};
 #[doc(hidden)]
 pub use admin_socket::{read_request, write_request};
