@@ -41,20 +41,47 @@ pub fn is_filter(filter: &str) -> bool {
     directives(filter).is_some()
 }
 
+/// The filter of a log that was started.
+pub struct LogFilter {
+    set: Box<dyn Fn(EnvFilter) + Send + Sync>,
+}
+
+impl LogFilter {
+    /// Sets another filter. One that is not valid changes nothing.
+    pub fn set(&self, filter: &str) {
+        if let Some(filter) = directives(filter) {
+            (self.set)(filter);
+        }
+    }
+}
+
 /// Starts the log of this process: from now on each event that `filter` lets through is one write to `writer`. A second
 /// call changes nothing.
-pub fn start<W>(filter: &str, format: LogFormat, is_colored: bool, writer: W)
+pub fn start<W>(filter: &str, format: LogFormat, is_colored: bool, writer: W) -> LogFilter
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = directives(filter).unwrap_or_else(|| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    let started = match format {
-        LogFormat::Json => log.json().try_init(),
-        LogFormat::Text => log.with_ansi(is_colored).try_init(),
-    };
-    // The error says that this process has a log already.
-    started.ok();
+    // A failed write would be reported with `eprintln!`, which panics where stderr is a terminal that closed.
+    let log = log.log_internal_errors(false);
+    // Starting fails where this process has a log already.
+    match format {
+        LogFormat::Json => {
+            let log = log.json().with_filter_reloading();
+            let handle = log.reload_handle();
+            log.try_init().ok();
+            // The error says that the log of this process is another one.
+            LogFilter { set: Box::new(move |filter| handle.reload(filter).unwrap_or_default()) }
+        }
+        LogFormat::Text => {
+            let log = log.with_ansi(is_colored).with_filter_reloading();
+            let handle = log.reload_handle();
+            log.try_init().ok();
+            // The error says that the log of this process is another one.
+            LogFilter { set: Box::new(move |filter| handle.reload(filter).unwrap_or_default()) }
+        }
+    }
 }
 
 /// Parses a filter. A single word must be a level or one of the two programs: tracing takes any other word for the name

@@ -2,6 +2,7 @@
 //! environment and files, is `paramedic_host::config`'s. Opens, creates and serves nothing.
 
 mod addresses;
+mod reload;
 mod settings;
 
 use std::fmt;
@@ -13,6 +14,8 @@ use std::time::Duration;
 use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting, ValueOrigin};
 use paramedic_host::log::LogFormat;
 use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};
+
+pub use reload::{ConfigChange, change};
 
 /// A reflector's configuration; everything in it is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,9 +3,11 @@
 use clap::Subcommand;
 use paramedic_host::config::{load, template};
 
+use super::asking::{asking, one_answer, unexpected};
 use super::output::{print_line, print_text};
-use crate::config::{AllFlags, Config};
-use crate::failure::Failure;
+use crate::config::{AllFlags, Config, PlaceFlags};
+use crate::failure::{Exit, Failure};
+use crate::server::{AdminReply, AdminRequest};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -21,6 +23,11 @@ pub(super) enum Command {
         #[arg(long)]
         origin: bool,
     },
+    /// Have the running reflector read its configuration again; name what was applied and what needs a restart
+    Reload {
+        #[command(flatten)]
+        place: PlaceFlags,
+    },
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
@@ -29,6 +36,28 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
         Command::Template => print_text(&template::<Config>()),
         Command::Check(flags) => print_line(&load(&flags)?.summary()),
         Command::Show { flags, origin } => print_text(&load(&flags)?.show(origin)),
+        Command::Reload { place } => {
+            return asking(&place, async |client| one_answer(client, &AdminRequest::Reload, reloaded).await);
+        }
     }
     Ok(())
+}
+
+fn reloaded(answer: AdminReply) -> Result<(), Failure> {
+    match answer {
+        AdminReply::Reloaded { applied, needs_restart } => {
+            let list = |settings: &[String]| match settings {
+                [] => "nothing".to_owned(),
+                settings => settings.join(", "),
+            };
+            print_line(&format!("applied: {}", list(&applied)));
+            print_line(&format!("needs a restart: {}", list(&needs_restart)));
+            Ok(())
+        }
+        AdminReply::BadConfig { because, try_ } => {
+            let what = "the configuration is not valid; the reflector goes on with the one that it has";
+            Err(Failure::new(Exit::Usage, "bad_config", what, because, try_))
+        }
+        other => Err(unexpected(&Some(other))),
+    }
 }

@@ -8,16 +8,22 @@ use paramedic_link::state_folder::StateFolderError;
 
 use super::load;
 use super::output::print_line;
-use super::state::{identity, with_state};
+use super::state::{identity, with_state, with_state_as_it_is};
 use crate::audit::AuditError;
-use crate::config::AllFlags;
+use crate::config::{AllFlags, Config};
 use crate::failure::{Exit, Failure};
 use crate::server::{self, ListenError};
 use crate::store::StoreError;
 
 pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
     let config = load(&flags.values)?;
-    log::start(&config.log, config.log_format, std::io::stderr().is_terminal(), std::io::stderr);
+    let log_filter = log::start(&config.log, config.log_format, std::io::stderr().is_terminal(), std::io::stderr);
+    let flags = flags.values.clone();
+    let read = move || {
+        let loaded = paramedic_host::config::load::<Config>(&flags, &|name| std::env::var_os(name))?;
+        Ok(with_state_as_it_is(loaded.config))
+    };
+    let reloader = server::ConfigReloader { read: Box::new(read), log_filter };
     let config = with_state(config)?;
     let key = identity(&config)?;
     memory::share_arenas();
@@ -37,7 +43,7 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
             print_line(&format!("listening on {address}"));
         }
     };
-    runtime.block_on(server::serve(config, key, ready)).map_err(|error| {
+    runtime.block_on(server::serve(config, key, reloader, ready)).map_err(|error| {
         let error = match error.downcast::<StoreError>() {
             Ok(error) => return error.into(),
             Err(error) => error,

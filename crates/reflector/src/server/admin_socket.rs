@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use paramedic_host::config::Configuration;
 use paramedic_link::state_folder::StateFolderError;
 use paramedic_link::{EndpointId, PeerText};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use tokio::sync::oneshot;
 
 use super::peers::Removal;
 use super::{CodeRequester, Lifecycle, PairedDevice, Server, UnavailableEngine, lock, pair};
+use crate::config::Config;
 use crate::event::{AuditEvent, RefusalReason};
 use crate::pairing::OpenedCode;
 use crate::sessions::Snapshot;
@@ -66,6 +68,8 @@ pub enum AdminRequest {
     },
     /// Report the state of the server.
     Status,
+    /// Read the configuration again.
+    Reload,
     /// Grant no more sessions, and end once the running ones are over.
     Drain,
 }
@@ -95,6 +99,21 @@ pub enum AdminReply {
     Done {
         /// What was done, in words.
         what: PeerText,
+    },
+    /// The configuration was read again. Both lists name settings that changed.
+    Reloaded {
+        /// What applies from now on.
+        applied: Vec<String>,
+        /// What applies after a restart.
+        needs_restart: Vec<String>,
+    },
+    /// The configuration is not valid, and nothing was changed.
+    BadConfig {
+        /// Why, in words.
+        because: String,
+        /// What to do about it.
+        #[serde(rename = "try")]
+        try_: String,
     },
     /// The request failed.
     Failed {
@@ -289,7 +308,8 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
             Some(id) => match server.peers.remove(id).await? {
                 Removal::NotThere => AdminReply::Failed { because: "no such device is paired".into() },
                 Removal::InConfig => AdminReply::Failed {
-                    because: "it is set in authorized_peers: remove it there and restart the reflector".into(),
+                    because: "it is set in authorized_peers: remove it there, then run `reflector config reload`"
+                        .into(),
                 },
                 Removal::Removed => {
                     server.disconnect_peer(id);
@@ -308,6 +328,13 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
             None => AdminReply::Failed { because: "no such device is paired".into() },
         },
         AdminRequest::Status => AdminReply::Status(Box::new(status(server))),
+        AdminRequest::Reload => match server.reload() {
+            Ok(changed) => {
+                let names = |settings: Vec<&str>| settings.into_iter().map(str::to_owned).collect();
+                AdminReply::Reloaded { applied: names(changed.applied), needs_restart: names(changed.needs_restart) }
+            }
+            Err(error) => AdminReply::BadConfig { because: error.to_string(), try_: error.remedy(Config::PROGRAM) },
+        },
         AdminRequest::Drain => {
             server.lifecycle.send_if_modified(|stage| {
                 let drains = *stage == Lifecycle::Serving;
@@ -345,7 +372,7 @@ fn status(server: &Server) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         endpoint_id: server.id,
-        name: server.config.name.to_string(),
+        name: server.config().name.to_string(),
         uptime_s: server.began.elapsed().as_secs(),
         state: state.to_owned(),
         problems,

@@ -184,7 +184,7 @@ impl Connection {
         let welcome = ToAppliance::Welcome(Welcome {
             version,
             software: PeerText::new(env!("CARGO_PKG_VERSION")),
-            name: self.server.config.name.clone(),
+            name: self.server.config().name.clone(),
             data_modes,
             engines,
             max_streams,

@@ -52,7 +52,7 @@ impl Server {
 
     /// Writes the prefixes that are not written yet.
     pub(super) async fn write_known(&self) {
-        if let Err(error) = write(&self.known_prefixes, &self.store, self.peers.authorized()).await {
+        if let Err(error) = write(&self.known_prefixes, &self.store, &self.peers.authorized()).await {
             // A prefix that is not in the database is unknown after the next start, until the next link from there.
             tracing::warn!(%error, "known prefixes can't be written");
             // The next write is tried after the interval, not only when another prefix is noted.

@@ -16,6 +16,7 @@ use super::connection_slot::ConnectionSlots;
 use super::facts_cache::FactsCache;
 use super::offer::{limits, offered};
 use super::peers::Peers;
+use super::reload::{self, ConfigReloader, Hangup};
 use super::{Lifecycle, STOP_TIMEOUT, Server, accept, admin_socket, known, lock, session_timer, unix_now};
 use crate::audit::{Audit, Sizes};
 use crate::config::Config;
@@ -29,9 +30,16 @@ use crate::sessions::{Limits, Now, PastUsage, Sessions, charged_after_crash};
 use crate::store::Store;
 
 /// Serves until a signal stops the reflector.
-pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAddr])) -> anyhow::Result<()> {
+pub async fn serve(
+    config: Config,
+    key: SecretKey,
+    reloader: ConfigReloader,
+    ready: impl FnOnce(&[SocketAddr]),
+) -> anyhow::Result<()> {
     // Before the server reports that it is ready: a signal that arrives right after must be handled.
-    let mut signals = Signals::listen()?;
+    let hangup = Hangup::of_this_process();
+    let mut signals = Signals::listen(hangup)?;
+    let reload_signal = (hangup == Hangup::Reloads).then(|| signal(SignalKind::hangup())).transpose()?;
     let descriptors = DescriptorShares::divide(allow_many_descriptors());
     let id = key.id();
     let store = Store::open(&config.database()).await?;
@@ -90,9 +98,12 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
         code_requester: Mutex::default(),
         claim_settled: Notify::new(),
         lifecycle: watch::channel(Lifecycle::Serving).0,
+        engines,
         unavailable,
         unsettled: Mutex::default(),
-        config,
+        config: Mutex::new(Arc::new(config)),
+        reloader,
+        reloading: Mutex::default(),
     });
     let mut first = vec![AuditEvent::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
     if leases > 0 {
@@ -110,6 +121,9 @@ pub async fn serve(config: Config, key: SecretKey, ready: impl FnOnce(&[SocketAd
     tasks.spawn(session_timer::run(Arc::clone(&server)));
     tasks.spawn(admin_socket::run(Arc::clone(&server), admin));
     tasks.spawn(known::keep(Arc::clone(&server)));
+    if let Some(signal) = reload_signal {
+        tasks.spawn(reload::on_signal(Arc::clone(&server), signal));
+    }
     tasks.spawn({
         let store = server.store.clone();
         async move { store.watch_over().await }
@@ -177,17 +191,30 @@ async fn charge_open_leases(store: &Store) -> anyhow::Result<(u64, u64)> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Of the terminal.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    fn listen(hangup: Hangup) -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: (hangup == Hangup::Ends).then(|| signal(SignalKind::hangup())).transpose()?,
+        })
     }
 
     async fn next(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = hangup => {}
         }
     }
 }

@@ -15,6 +15,7 @@ mod lifetime;
 mod offer;
 mod pair;
 mod peers;
+mod reload;
 mod running_session;
 mod session_timer;
 
@@ -24,12 +25,14 @@ pub use admin_socket::{AdminClient, AdminReply, AdminRequest, PeerLine, Status};
 pub use admin_socket::{read_request, write_request};
 pub use lifetime::serve;
 pub use offer::UnavailableEngine;
+pub use reload::ConfigReloader;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use paramedic_engines::Engine;
 use paramedic_engines::udp_port::UdpPort;
 use paramedic_link::message::EndReason;
 use paramedic_link::{EndpointId, PeerText, SessionId};
@@ -54,7 +57,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The state that all tasks of the server share.
 struct Server {
-    config: Config,
+    config: Mutex<Arc<Config>>,
+    reloader: ConfigReloader,
+    /// Locked while the configuration is read again.
+    reloading: Mutex<()>,
     id: EndpointId,
     sessions: Mutex<Sessions<Arc<RunningSession>>>,
     connection_slots: Arc<ConnectionSlots>,
@@ -85,6 +91,8 @@ struct Server {
     /// Wakes when a pairing was written to disk or failed to be.
     claim_settled: Notify,
     lifecycle: watch::Sender<Lifecycle>,
+    /// Engines that are offered.
+    engines: Vec<&'static dyn Engine>,
     /// Engines that are configured and cannot run on this host.
     unavailable: Vec<UnavailableEngine>,
     /// Ended sessions whose bytes could not be charged on disk yet.
@@ -138,6 +146,11 @@ struct PairedDevice(EndpointId, PeerText);
 impl Server {
     fn sessions(&self) -> MutexGuard<'_, Sessions<Arc<RunningSession>>> {
         lock(&self.sessions)
+    }
+
+    /// The configuration that applies now.
+    fn config(&self) -> Arc<Config> {
+        Arc::clone(&lock(&self.config))
     }
 
     fn now(&self) -> Now {

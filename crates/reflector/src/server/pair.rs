@@ -45,7 +45,7 @@ pub(super) async fn verify_proof(
             };
             server.report_paired(claim.code, PairedDevice(peer, its_name));
             lock(&server.pairing).confirm(claim);
-            Ok(ToAppliance::Paired { proof: answer, name: server.config.name.clone() })
+            Ok(ToAppliance::Paired { proof: answer, name: server.config().name.clone() })
         }
         Err(error) => {
             tracing::error!(%error, "a pairing can't be written");

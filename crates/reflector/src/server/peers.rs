@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::RwLock;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use anyhow::Context;
 use paramedic_link::{EndpointId, PeerText};
@@ -20,7 +20,7 @@ pub(super) struct Peers {
     store: Store,
     audit: Audit,
     /// Peers of the configuration, which only the configuration can remove.
-    authorized: BTreeSet<EndpointId>,
+    authorized: RwLock<BTreeSet<EndpointId>>,
     known: RwLock<BTreeMap<EndpointId, Peer>>,
     /// Held while the database is changed and read again, so that an older state does not bring a removed peer back.
     changing: Mutex<Unsettled>,
@@ -56,7 +56,7 @@ impl Peers {
         let peers = Self {
             store: store.clone(),
             audit: audit.clone(),
-            authorized: authorized.iter().copied().collect(),
+            authorized: RwLock::new(authorized.iter().copied().collect()),
             known: RwLock::default(),
             changing: Mutex::default(),
         };
@@ -80,20 +80,33 @@ impl Peers {
 
     /// Whether `id` is paired.
     pub(super) fn is_paired(&self, id: EndpointId) -> bool {
-        self.authorized.contains(&id) || self.read().contains_key(&id)
+        self.is_authorized(id) || self.read().contains_key(&id)
     }
 
     /// The peers that the configuration names.
-    pub(super) fn authorized(&self) -> &BTreeSet<EndpointId> {
-        &self.authorized
+    pub(super) fn authorized(&self) -> BTreeSet<EndpointId> {
+        self.authorized.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn is_authorized(&self, id: EndpointId) -> bool {
+        self.authorized.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    /// Replaces the peers that the configuration names. Returns those that are no longer paired.
+    pub(super) fn set_authorized(&self, ids: &[EndpointId]) -> Vec<EndpointId> {
+        let next = ids.iter().copied().collect();
+        let mut authorized = self.authorized.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *authorized, next);
+        drop(authorized);
+        before.into_iter().filter(|id| !self.is_paired(*id)).collect()
     }
 
     /// All peers, those of the configuration first.
     pub(super) fn list(&self) -> Vec<(EndpointId, PeerText, &'static str)> {
-        let known = self.read();
-        let from_config = self.authorized.iter().map(|id| (*id, PeerText::new("(from the configuration)"), "config"));
+        let (authorized, known) = (self.authorized(), self.read());
+        let from_config = authorized.iter().map(|id| (*id, PeerText::new("(from the configuration)"), "config"));
         let from_store = known.values().map(|peer| (peer.id, peer.name.clone(), "store"));
-        from_config.chain(from_store.filter(|(id, ..)| !self.authorized.contains(id))).collect()
+        from_config.chain(from_store.filter(|(id, ..)| !authorized.contains(id))).collect()
     }
 
     /// Adds a peer, durably and with its line in the audit log. Returns its name and whether it is new. On an error it
@@ -119,12 +132,12 @@ impl Peers {
 
     /// Removes a peer durably. [`Peers::settle`] writes its audit line.
     pub(super) async fn remove(&self, id: EndpointId) -> anyhow::Result<Removal> {
-        if self.authorized.contains(&id) {
+        if self.is_authorized(id) {
             return Ok(Removal::InConfig);
         }
         let _changes = self.lock_changes().await?;
         let removed = self.store.remove_peer(id).await?;
-        self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
+        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         Ok(if removed { Removal::Removed } else { Removal::NotThere })
     }
 
@@ -191,12 +204,12 @@ impl Peers {
     }
 
     fn replace(&self, peers: Vec<Peer>) {
-        let mut known = self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         *known = peers.into_iter().map(|peer| (peer.id, peer)).collect();
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<EndpointId, Peer>> {
-        self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<EndpointId, Peer>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

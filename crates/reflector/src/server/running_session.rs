@@ -119,7 +119,7 @@ impl RunningSession {
             claim,
             peer: from,
             control: Arc::clone(&control),
-            scratch: server.config.scratch_dir(),
+            scratch: server.config().scratch_dir(),
         })?;
         let probes: Arc<dyn DatagramHandler> = Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control)));
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();

@@ -85,6 +85,13 @@ impl<H> Sessions<H> {
         &self.limits
     }
 
+    /// Changes what the operator allows, for requests and leases from now on. Sessions that run go on, also if they are
+    /// more or longer than is allowed now.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.changed = true;
+    }
+
     /// Checks a request, and reserves everything it needs where it can begin now. `id` is the session's if one comes
     /// of it, and never one that was used before.
     #[must_use]

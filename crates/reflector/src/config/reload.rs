@@ -1,0 +1,105 @@
+//! What a configuration that is read again changes in a running reflector: what applies at once, what needs a restart.
+//! Pure.
+
+use paramedic_host::config::Configuration;
+
+use super::Config;
+
+/// What happens to a running reflector whose configuration is read again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigChange {
+    /// The configuration to run with from now on.
+    pub config: Config,
+    /// The changed settings that apply from now on, in the order of the list of settings.
+    pub applied: Vec<&'static str>,
+    /// The changed settings that apply after a restart.
+    pub needs_restart: Vec<&'static str>,
+}
+
+/// Compares the configuration that runs with the one that was read.
+pub fn change(running: &Config, read: &Config) -> ConfigChange {
+    let config = Config {
+        name: read.name.clone(),
+        authorized_peers: read.authorized_peers.clone(),
+        max_concurrent_tests: read.max_concurrent_tests,
+        max_queue: read.max_queue,
+        max_test_duration: read.max_test_duration,
+        max_streams: read.max_streams,
+        max_tests_per_hour: read.max_tests_per_hour,
+        max_bytes_per_day: read.max_bytes_per_day,
+        max_bytes_per_day_total: read.max_bytes_per_day_total,
+        log: read.log.clone(),
+        ..running.clone()
+    };
+    let (applied, needs_restart) = (differences(running, &config), differences(&config, read));
+    ConfigChange { config, applied, needs_restart }
+}
+
+fn differences(one: &Config, other: &Config) -> Vec<&'static str> {
+    let settings = Config::settings().iter();
+    settings.filter(|setting| setting.plain(one) != setting.plain(other)).map(|setting| setting.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use paramedic_host::log::LogFormat;
+    use paramedic_link::{EndpointId, PeerText};
+
+    use super::*;
+    use crate::config::Mode;
+
+    #[test]
+    fn nothing_changes_where_nothing_was_changed() {
+        let running = Config::example();
+        let same = ConfigChange { config: running.clone(), applied: vec![], needs_restart: vec![] };
+        assert_eq!(change(&running, &running), same);
+    }
+
+    #[test]
+    fn every_setting_is_applied_or_needs_a_restart() {
+        let running = Config::example();
+        let read = Config {
+            listen: vec!["192.0.2.1:5000".parse().unwrap()],
+            listen_freebind: true,
+            name: PeerText::new("other"),
+            authorized_peers: vec![EndpointId::from_bytes([1; 32])],
+            mode: Mode::DirectEphemeral,
+            data_port_range: 6000..=6001,
+            iperf3_enabled: true,
+            max_concurrent_tests: 2,
+            max_queue: 3,
+            max_test_duration: Duration::from_secs(4),
+            max_streams: 5,
+            max_tests_per_hour: 6,
+            max_bytes_per_day: 7_000_000,
+            max_bytes_per_day_total: 8_000_000,
+            state_dir: "/other/state".into(),
+            runtime_dir: "/other/runtime".into(),
+            audit_segment_size: 9_000_000,
+            audit_max_size: 10_000_000,
+            log: "debug".to_owned(),
+            log_format: LogFormat::Json,
+        };
+        let changed = change(&running, &read);
+        let applied = [
+            "name",
+            "authorized_peers",
+            "max_concurrent_tests",
+            "max_queue",
+            "max_test_duration",
+            "max_streams",
+            "max_tests_per_hour",
+            "max_bytes_per_day",
+            "max_bytes_per_day_total",
+            "log",
+        ];
+        assert_eq!(changed.applied, applied);
+        let all = Config::settings().iter().map(|setting| setting.name);
+        assert_eq!(changed.needs_restart, all.filter(|name| !applied.contains(name)).collect::<Vec<_>>());
+        // What needs a restart is named each time, what was applied is not.
+        let again = change(&changed.config, &read);
+        assert_eq!((again.applied, again.needs_restart), (vec![], changed.needs_restart));
+    }
+}
