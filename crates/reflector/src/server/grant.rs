@@ -31,6 +31,7 @@ pub(super) struct RequestingLink<'a> {
 pub(super) struct ClaimedSession {
     pending: PendingReservation,
     running: RunningSession,
+    counts_as_test: bool,
     promise: Grant,
 }
 
@@ -68,7 +69,8 @@ pub(super) fn claim(
                     return (Err(ClaimError::Withdrawn), events);
                 }
                 let promise = promise(&reservation, &running);
-                return (Ok(ClaimedSession { pending, running, promise }), events);
+                let counts_as_test = reservation.counts_as_test;
+                return (Ok(ClaimedSession { pending, running, counts_as_test, promise }), events);
             }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && reservation.port.is_some() => {
                 if server.may_log(peer) {
@@ -114,7 +116,7 @@ async fn write_down(
     events: Vec<AuditEvent>,
     recorded: oneshot::Sender<(Arc<RunningSession>, Grant)>,
 ) {
-    let ClaimedSession { pending, running, promise } = claim;
+    let ClaimedSession { pending, running, counts_as_test, promise } = claim;
     let server = Arc::clone(&pending.server);
     let (session, peer) = (running.session, running.peer);
     // What happened beside, and stays true should the grant be taken back.
@@ -122,7 +124,9 @@ async fn write_down(
         |event: &AuditEvent| matches!(event, AuditEvent::SessionGranted { session: of, .. } if *of == session);
     let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
     let durable = async {
-        server.store.record_test(session, peer, server.now().unix_ms).await?;
+        if counts_as_test {
+            server.store.record_test(session, peer, server.now().unix_ms).await?;
+        }
         server.audit.record(events).await?;
         anyhow::ensure!(!recorded.is_closed(), "the link no longer waits for it");
         Ok(())

@@ -49,6 +49,8 @@ pub(super) struct RunningSession {
     wants_lease: Arc<Notify>,
     /// What must be on disk of the bytes that were used.
     use_recorder: Mutex<UseRecorder>,
+    /// Whether the streams of a phase with load arrived.
+    had_streams: AtomicBool,
     /// Notified when a phase begins or ends: use has to be read earlier than planned.
     phase_changed: Notify,
     /// The origin of the monotonic clock of `use_recorder`.
@@ -143,6 +145,7 @@ impl RunningSession {
             has_probe_stream: AtomicBool::new(false),
             wants_lease,
             use_recorder: Mutex::default(),
+            had_streams: AtomicBool::new(false),
             phase_changed: Notify::new(),
             began: server.began,
             is_over: tokio::sync::Mutex::new(false),
@@ -194,6 +197,9 @@ impl RunningSession {
                 if matches!(progress, PhaseProgress::Started) {
                     lock(&running.use_recorder).phase_began(running.control.spent(), running.began.elapsed());
                     running.phase_changed.notify_one();
+                    let spec = running.spec.phases.get(usize::from(phase));
+                    let has_load = spec.is_some_and(|spec| !spec.load.directions().is_empty());
+                    running.had_streams.fetch_or(has_load, Ordering::Relaxed);
                 }
                 send(match progress {
                     PhaseProgress::Started => PhaseEvent::Started(phase),
@@ -309,6 +315,9 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     running.stop_leasing().await;
     let (settled, recorded) = {
         let mut sessions = server.sessions();
+        if running.had_streams.load(Ordering::Relaxed) {
+            sessions.streams_arrived(session);
+        }
         let (settled, events) = sessions.ended(session, running.control.spent(), reason, server.now());
         (settled, server.record(events))
     };

@@ -67,6 +67,8 @@ pub struct Reservation {
     pub port: Option<u16>,
     /// How long it lasts at most, from its reservation on.
     pub expires_in: Duration,
+    /// Whether it counts as a test of the hour: not if it repeats in the tunnel a direct session that was not reached.
+    pub counts_as_test: bool,
 }
 
 /// The answer to a request.

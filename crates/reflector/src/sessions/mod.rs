@@ -3,6 +3,7 @@
 //! was last heard are handed in, actions are handed out.
 
 mod decision;
+mod fallback;
 mod limits;
 #[cfg(test)]
 mod orders;
@@ -28,6 +29,7 @@ pub use decision::{
     Answer, Lease, LinkId, Now, PastUsage, PeerStatus, QueueStatus, Reservation, SessionAccounts, SessionAction,
     SessionStatus, Snapshot,
 };
+use fallback::{EndedSession, Fallbacks};
 use limits::denial;
 pub use limits::{Limits, span};
 use ports::Ports;
@@ -52,6 +54,7 @@ pub struct Sessions<H> {
     limits: Limits,
     ports: Ports,
     queue: Queue,
+    fallbacks: Fallbacks,
     tests: quota::Tests,
     bytes: quota::ChargedBytes,
     /// Reserved and running ones: each holds a slot, and never are there more than slots.
@@ -69,6 +72,7 @@ impl<H> Sessions<H> {
             ports: Ports::new(limits.data_ports.clone()),
             limits,
             queue: Queue::default(),
+            fallbacks: Fallbacks::default(),
             tests: quota::Tests::new(past.tests),
             bytes: quota::ChargedBytes::new(past.bytes_today),
             held: BTreeMap::new(),
@@ -121,20 +125,21 @@ impl<H> Sessions<H> {
             let detail = "this link already has a session or a request";
             return Answer::Denied(denial(DenialReason::AlreadyAsked, detail, None));
         }
-        if let Err(denial) = self.check(peer, &spec, now) {
+        let is_fallback = self.fallbacks.is_fallback(link, &spec, now.mono);
+        if let Err(denial) = self.check(peer, &spec, is_fallback, now) {
             return Answer::Denied(denial);
         }
         // Queue it first: a request ahead of it that could begin now begins first.
-        self.queue.push(link, peer, spec.clone());
+        self.queue.push(link, peer, spec.clone(), is_fallback);
         if self.ready_links().contains(&link) {
             self.queue.remove(link);
-            return match self.reserve(link, peer, spec, id, now) {
+            return match self.reserve(link, peer, spec, is_fallback, id, now) {
                 Ok(reservation) => Answer::Reserved(reservation),
                 Err(denial) => Answer::Denied(denial),
             };
         }
         let (place, expected_wait) = self.queue_position(link, now.mono);
-        if let Some(denial) = self.queue_denial(peer, &spec, wait, expected_wait) {
+        if let Some(denial) = self.queue_denial(peer, &spec, is_fallback, wait, expected_wait) {
             self.queue.remove(link);
             return Answer::Denied(denial);
         }
@@ -241,6 +246,7 @@ impl<H> Sessions<H> {
     pub fn link_closed(&mut self, link: LinkId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
         let events = self.withdraw(link);
+        self.fallbacks.forget(link);
         self.end_where(EndReason::LinkClosed, |held| held.link == link);
         events
     }
@@ -269,6 +275,13 @@ impl<H> Sessions<H> {
     pub fn started(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.start_by = None;
+        }
+    }
+
+    /// The streams of a phase with load arrived: the session can be reached, and is not repeated.
+    pub fn streams_arrived(&mut self, session: SessionId) {
+        if let Some(held) = self.held.get_mut(&session) {
+            held.had_streams = true;
         }
     }
 
@@ -329,6 +342,10 @@ impl<H> Sessions<H> {
         self.changed = true;
         if let Some(port) = held.port {
             self.ports.give_back(port);
+        }
+        if held.counts_as_test {
+            let ended = EndedSession { data_mode: held.spec.data_mode, had_streams: held.had_streams };
+            self.fallbacks.session_ended(held.link, &ended, now.mono);
         }
         let bytes_by_day = self.settle(&held, used_bytes, now.day());
         let reason = held.ending.map_or(reason, |ending| ending.reason);
@@ -404,10 +421,11 @@ impl<H> Sessions<H> {
     fn pass_time(&mut self, now: Now) {
         self.tests.pass_time(now.unix_ms);
         self.bytes.pass_time(now.day());
+        self.fallbacks.pass_time(now.mono);
     }
 
     /// Checks everything but free room: when a request arrives, and again when it is the next in the queue.
-    fn check(&self, peer: EndpointId, spec: &TestSpec, now: Now) -> Result<(), Denial> {
+    fn check(&self, peer: EndpointId, spec: &TestSpec, is_fallback: bool, now: Now) -> Result<(), Denial> {
         self.limits.check(spec)?;
         if self.draining {
             return Err(draining());
@@ -417,7 +435,7 @@ impl<H> Sessions<H> {
             return Err(denial(DenialReason::Faulted, detail, Some(RETRY_FAULTED)));
         }
         let limit = self.limits.max_tests_per_hour;
-        if self.tests.count(peer) >= limit {
+        if !is_fallback && self.tests.count(peer) >= limit {
             let retry_after = self.tests.until_one_leaves(peer, limit, now.unix_ms);
             let detail = format!("limit of {limit} tests per hour and device reached");
             return Err(denial(DenialReason::TestsPerHour, &detail, retry_after));
@@ -435,7 +453,14 @@ impl<H> Sessions<H> {
     }
 
     /// Why a request that can't begin now can't be queued either.
-    fn queue_denial(&self, peer: EndpointId, spec: &TestSpec, wait: bool, expected: Duration) -> Option<Denial> {
+    fn queue_denial(
+        &self,
+        peer: EndpointId,
+        spec: &TestSpec,
+        is_fallback: bool,
+        wait: bool,
+        expected: Duration,
+    ) -> Option<Denial> {
         let slots = self.limits.max_concurrent_tests;
         if slots == 0 {
             return Some(denial(DenialReason::Busy, "no tests are allowed", None));
@@ -449,6 +474,9 @@ impl<H> Sessions<H> {
             } else {
                 denial(DenialReason::Busy, &format!("all {slots} slots are in use"), retry_after)
             });
+        }
+        if is_fallback {
+            return None;
         }
         // The request itself is already in the queue.
         if self.queue.len() > self.limits.max_queue {
@@ -495,6 +523,7 @@ impl<H> Sessions<H> {
         link: LinkId,
         peer: EndpointId,
         spec: TestSpec,
+        is_fallback: bool,
         id: SessionId,
         now: Now,
     ) -> Result<Reservation, Denial> {
@@ -509,10 +538,14 @@ impl<H> Sessions<H> {
             }
             DataMode::Tunneled | DataMode::Unknown => None,
         };
-        self.tests.charge(peer, id, now.unix_ms);
-        self.queue.note_served(peer);
+        self.fallbacks.forget(link);
+        if !is_fallback {
+            self.tests.charge(peer, id, now.unix_ms);
+            self.queue.note_served(peer);
+        }
         self.changed = true;
-        let session = HeldSession::new(link, peer, spec, port, now.mono);
+        let mut session = HeldSession::new(link, peer, spec, port, now.mono);
+        session.counts_as_test = !is_fallback;
         let reservation = session.reservation(id);
         self.held.insert(id, session);
         Ok(reservation)
@@ -583,8 +616,8 @@ impl<H> Sessions<H> {
             let Some(waiting) = self.queue.remove(link) else { return events };
             let peer = waiting.peer;
             let outcome = self
-                .check(peer, &waiting.spec, now)
-                .and_then(|()| self.reserve(link, peer, waiting.spec, new_id(), now));
+                .check(peer, &waiting.spec, waiting.is_fallback, now)
+                .and_then(|()| self.reserve(link, peer, waiting.spec, waiting.is_fallback, new_id(), now));
             actions.push(match outcome {
                 Ok(reservation) => SessionAction::Reserve(reservation),
                 Err(denial) => {

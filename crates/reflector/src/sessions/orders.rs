@@ -121,6 +121,8 @@ pub(super) struct World {
     held: BTreeMap<SessionId, Known>,
     waiting: BTreeSet<LinkId>,
     tests: Vec<(EndpointId, u64, SessionId)>,
+    /// The links whose last session that counts as a test was direct, and had no streams.
+    unreached: BTreeSet<LinkId>,
     bytes: BTreeMap<(u32, EndpointId), u64>,
     granted: BTreeSet<SessionId>,
     ending: BTreeSet<SessionId>,
@@ -139,6 +141,7 @@ impl World {
             held: BTreeMap::new(),
             waiting: BTreeSet::new(),
             tests: Vec::new(),
+            unreached: BTreeSet::new(),
             bytes: BTreeMap::new(),
             granted: BTreeSet::new(),
             ending: BTreeSet::new(),
@@ -255,7 +258,12 @@ impl World {
     }
 
     fn reserved(&mut self, reservation: &Reservation) {
-        self.tests.push((reservation.peer, self.now.unix_ms, reservation.session));
+        if reservation.counts_as_test {
+            self.tests.push((reservation.peer, self.now.unix_ms, reservation.session));
+        } else {
+            assert!(self.unreached.remove(&reservation.link), "another test on this link");
+            assert_eq!(reservation.port, None);
+        }
         let known = Known {
             link: reservation.link,
             peer: reservation.peer,
@@ -321,6 +329,15 @@ impl World {
 
     fn end(&mut self, session: SessionId, used: u64) {
         let known = self.held.remove(&session).unwrap();
+        let had_streams = used > 600;
+        if had_streams {
+            self.sessions.streams_arrived(session);
+        }
+        if known.port.is_some() && !had_streams {
+            self.unreached.insert(known.link);
+        } else if self.tests.iter().any(|(_, _, of)| *of == session) {
+            self.unreached.remove(&known.link);
+        }
         let handle = self.sessions.tear_down(session, EndReason::Finished, self.now);
         assert_eq!(handle, known.opened.then_some(session));
         assert_eq!(self.sessions.tear_down(session, EndReason::Finished, self.now), None, "one caller alone gets it");

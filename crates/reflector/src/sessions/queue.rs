@@ -19,6 +19,8 @@ pub(super) struct QueuedRequest {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
+    /// Whether it repeats a test that was served already: it comes before all that are not.
+    pub(super) is_fallback: bool,
     last_update: Option<LastUpdate>,
 }
 
@@ -59,8 +61,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn push(&mut self, link: LinkId, peer: EndpointId, spec: TestSpec) {
-        self.waiting.push(QueuedRequest { link, peer, spec, last_update: None });
+    pub(super) fn push(&mut self, link: LinkId, peer: EndpointId, spec: TestSpec, is_fallback: bool) {
+        self.waiting.push(QueuedRequest { link, peer, spec, is_fallback, last_update: None });
     }
 
     pub(super) fn remove(&mut self, link: LinkId) -> Option<QueuedRequest> {
@@ -99,13 +101,13 @@ impl Queue {
         self.served.insert(peer, self.served_in_all);
     }
 
-    /// All queued requests in the order in which they will be served: always a request of the peer that was served
-    /// longest ago, where the requests before it in this order count as served.
+    /// All queued requests in the order in which they will be served: first those that repeat a test, in the order in
+    /// which they came; then always a request of the peer that was served longest ago, where the requests before it in
+    /// this order count as served.
     pub(super) fn in_order(&self) -> Vec<&QueuedRequest> {
         let mut served = self.served.clone();
         let mut counter = self.served_in_all;
-        let mut left: Vec<&QueuedRequest> = self.waiting.iter().collect();
-        let mut order = Vec::with_capacity(left.len());
+        let (mut order, mut left): (Vec<_>, Vec<_>) = self.waiting.iter().partition(|waiting| waiting.is_fallback);
         // Equal keys: the first found is the one that came first.
         while let Some(next) = (0..left.len()).min_by_key(|at| served.get(&left[*at].peer).copied().unwrap_or(0)) {
             let waiting = left.remove(next);
@@ -170,7 +172,7 @@ mod tests {
     fn queue(of: &[EndpointId]) -> Queue {
         let mut queue = Queue::default();
         for (link, peer) in (1..).zip(of) {
-            queue.push(LinkId(link), *peer, spec(DataMode::Tunneled));
+            queue.push(LinkId(link), *peer, spec(DataMode::Tunneled), false);
         }
         queue
     }
@@ -193,9 +195,17 @@ mod tests {
     }
 
     #[test]
+    fn a_repeated_test_goes_before_all_others() {
+        let mut queue = queue(&[A, B]);
+        queue.push(LinkId(3), C, spec(DataMode::Tunneled), true);
+        queue.push(LinkId(4), A, spec(DataMode::Tunneled), true);
+        assert_eq!(links(&queue), [3, 4, 1, 2]);
+    }
+
+    #[test]
     fn waits_add_up_over_slots_and_ports() {
         let mut queue = queue(&[A, B, C]);
-        queue.push(LinkId(4), A, spec(DataMode::DirectEphemeral));
+        queue.push(LinkId(4), A, spec(DataMode::DirectEphemeral), false);
         let seconds = Duration::from_secs;
         let occupied = Occupancy { slots: 2, running: vec![(seconds(4), true), (seconds(7), false)], free_ports: 0 };
         let waits = expected_waits(&queue.in_order(), &occupied);

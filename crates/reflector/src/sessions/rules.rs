@@ -707,3 +707,67 @@ fn the_ends_of_time_are_survived() {
     fixture.served();
     fixture.sessions.snapshot(fixture.now);
 }
+
+/// A direct session on link 1 that ended before its streams arrived; requests of others wait.
+fn unreached(limits: Limits) -> Fixture {
+    let mut fixture = Fixture::new(limits);
+    let first = fixture.grant(1, A, direct());
+    fixture.place(2, B, tunneled());
+    fixture.place(3, C, tunneled());
+    fixture.end(&first, 96);
+    fixture
+}
+
+#[test]
+fn the_tunneled_repetition_of_a_direct_session_that_was_not_reached_is_the_same_test_and_comes_first() {
+    let mut fixture = unreached(Limits { max_tests_per_hour: 1, max_queue: 2, ..limits() });
+    fixture.pass(fallback::FALLBACK_WINDOW);
+    let repeated = fixture.reserve(1, A, tunneled());
+    assert!(!repeated.counts_as_test);
+    assert!(fixture.open(repeated.session));
+    assert_eq!(fixture.sessions.snapshot(fixture.now).peers[0].tests_this_hour, 1);
+    // It is not repeated again, and those that waited come next.
+    fixture.end(&repeated, 96);
+    let denied = fixture.denial(1, A, tunneled(), true);
+    assert_eq!(denied.reason, DenialReason::TestsPerHour);
+    assert_eq!(fixture.served().iter().map(|next| next.link.0).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_repetition_for_which_there_is_no_slot_waits_in_the_first_place() {
+    let mut fixture = unreached(Limits { max_tests_per_hour: 1, max_queue: 2, ..limits() });
+    let other = fixture.served().pop().unwrap();
+    assert_eq!(other.link, LinkId(2));
+    // The queue has room for one more, and for a repetition in any case.
+    fixture.place(4, EndpointId::from_bytes([4; 32]), tunneled());
+    assert_eq!(fixture.place(1, A, tunneled()).0, 1);
+    assert!(fixture.open(other.session));
+    fixture.end(&other, 0);
+    let next = fixture.served().pop().unwrap();
+    assert_eq!((next.link, next.counts_as_test), (LinkId(1), false));
+}
+
+#[test]
+fn any_other_request_is_another_test() {
+    let denied = |fixture: &mut Fixture, link, spec| fixture.denial(link, A, spec, true).reason;
+    let limits = Limits { max_tests_per_hour: 1, ..limits() };
+    let mut late = unreached(limits.clone());
+    late.pass(fallback::FALLBACK_WINDOW + Duration::from_millis(1));
+    assert_eq!(denied(&mut late, 1, tunneled()), DenialReason::TestsPerHour);
+    let mut other_link = unreached(limits.clone());
+    assert_eq!(denied(&mut other_link, 9, tunneled()), DenialReason::TestsPerHour);
+    let mut direct_again = unreached(limits.clone());
+    assert_eq!(denied(&mut direct_again, 1, direct()), DenialReason::TestsPerHour);
+    let mut closed = unreached(limits.clone());
+    closed.close(1);
+    assert_eq!(denied(&mut closed, 1, tunneled()), DenialReason::TestsPerHour);
+    let mut reached = Fixture::new(limits.clone());
+    let first = reached.grant(1, A, direct());
+    reached.sessions.streams_arrived(first.session);
+    reached.end(&first, 96);
+    assert_eq!(denied(&mut reached, 1, tunneled()), DenialReason::TestsPerHour);
+    let mut tunneled_before = Fixture::new(limits);
+    let first = tunneled_before.grant(1, A, tunneled());
+    tunneled_before.end(&first, 96);
+    assert_eq!(denied(&mut tunneled_before, 1, tunneled()), DenialReason::TestsPerHour);
+}

@@ -39,6 +39,10 @@ pub(super) struct HeldSession<H> {
     /// Bytes leased on each day.
     pub(super) leased: BTreeMap<u32, u64>,
     pub(super) ending: Option<PendingEnd>,
+    /// Whether it counts as a test of the hour.
+    pub(super) counts_as_test: bool,
+    /// Whether the streams of a phase with load arrived.
+    pub(super) had_streams: bool,
 }
 
 #[derive(Debug)]
@@ -65,6 +69,8 @@ impl<H> HeldSession<H> {
             start_by: None,
             leased: BTreeMap::new(),
             ending: None,
+            counts_as_test: true,
+            had_streams: false,
         }
     }
 
@@ -76,6 +82,7 @@ impl<H> HeldSession<H> {
             spec: self.spec.clone(),
             port: self.port,
             expires_in: limits::longest(&self.spec),
+            counts_as_test: self.counts_as_test,
         }
     }
 
