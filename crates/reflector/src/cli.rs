@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use paramedic_host::config::FlagValues;
+use paramedic_host::config::{FlagValues, Loaded};
 use paramedic_report::document::Event;
 
 use crate::config::{AllFlags, Config, PlaceFlags};
@@ -188,5 +188,14 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
 }
 
 fn load(flags: &FlagValues) -> Result<Config, Failure> {
-    Ok(paramedic_host::config::load::<Config>(flags, &|name| std::env::var_os(name))?.config)
+    Ok(load_with_origins(flags)?.config)
+}
+
+/// Loads the configuration, and prints its warnings.
+fn load_with_origins(flags: &FlagValues) -> Result<Loaded<Config>, Failure> {
+    let loaded = paramedic_host::config::load::<Config>(flags, &|name| std::env::var_os(name))?;
+    for warning in &loaded.warnings {
+        note(&format!("warning: {warning}"));
+    }
+    Ok(loaded)
 }

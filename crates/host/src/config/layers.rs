@@ -61,7 +61,7 @@ impl Machine<'_> {
 /// Reads every layer of this machine. `env` is the environment, such as `std::env::var_os`.
 ///
 /// # Errors
-/// A file named by `--config` that cannot be read, any file that is not TOML or has an unknown key, any value that its
+/// A file in /etc or named by `--config` that cannot be read, any file that is not TOML or has an unknown key, any value that its
 /// setting does not accept, also one that another layer overrides.
 pub fn load<C: Configuration>(flags: &FlagValues, env: Environment<'_>) -> Result<Loaded<C>, ConfigError> {
     let env = |name: &str| env(name).filter(|value| !value.is_empty());
@@ -80,13 +80,14 @@ pub fn load<C: Configuration>(flags: &FlagValues, env: Environment<'_>) -> Resul
 /// [`load`] on a given machine.
 pub fn load_on<C: Configuration>(flags: &FlagValues, machine: &Machine<'_>) -> Result<Loaded<C>, ConfigError> {
     let origins = C::settings().iter().map(|setting| (setting.name, ValueOrigin::Default)).collect();
-    let mut layers = Layers { config: C::defaults(), origins: Origins(origins), files: Vec::new() };
-    layers.read_file(&machine.etc_file, IfAbsent::Skip)?;
+    let mut layers =
+        Layers { config: C::defaults(), origins: Origins(origins), files: Vec::new(), warnings: Vec::new() };
+    layers.read_file(&machine.etc_file, FileLayer::Host)?;
     if let Some(folder) = machine.xdg("XDG_CONFIG_HOME", ".config") {
-        layers.read_file(&folder.join(format!("packetparamedic/{}.toml", C::PROGRAM)), IfAbsent::Skip)?;
+        layers.read_file(&folder.join(format!("packetparamedic/{}.toml", C::PROGRAM)), FileLayer::User)?;
     }
     if let Some(path) = &flags.config {
-        layers.read_file(&machine.current_dir.join(path), IfAbsent::Fail)?;
+        layers.read_file(&machine.current_dir.join(path), FileLayer::Named)?;
     }
     for setting in C::settings() {
         if let Some(value) = (machine.env)(setting.env).filter(|value| !value.is_empty()) {
@@ -104,17 +105,45 @@ pub fn load_on<C: Configuration>(flags: &FlagValues, machine: &Machine<'_>) -> R
     layers.config.complete(&mut layers.origins, machine)?;
     layers.config.check(&layers.origins)?;
     layers.files.reverse();
-    Ok(Loaded { config: layers.config, origins: layers.origins, files: layers.files })
+    Ok(Loaded { config: layers.config, origins: layers.origins, files: layers.files, warnings: layers.warnings })
 }
 
 fn bad_value<C>(setting: &Setting<C>, origin: ValueOrigin, problem: String) -> ConfigError {
     ConfigError::BadValue { origin, setting: setting.name, problem, valid: setting.valid }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum IfAbsent {
+/// The layer of a configuration file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FileLayer {
+    /// The file in /etc.
+    Host,
+    /// The user's file at its default place.
+    User,
+    /// The file named by `--config`.
+    Named,
+}
+
+/// What follows when a file can't be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IfUnreadable {
+    /// There is no such layer.
     Skip,
+    /// The layer is ignored, and the user is told.
+    Warn,
     Fail,
+}
+
+impl FileLayer {
+    /// A default file need not exist. If the user's may not be read (`sudo -u`, a service without a home), the program
+    /// works without it; the host's may hold limits, and a file that was named is wanted.
+    fn if_unreadable(self, kind: io::ErrorKind) -> IfUnreadable {
+        use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+        match (self, kind) {
+            (Self::Host | Self::User, NotFound | NotADirectory) => IfUnreadable::Skip,
+            (Self::User, PermissionDenied) => IfUnreadable::Warn,
+            _ => IfUnreadable::Fail,
+        }
+    }
 }
 
 /// The layers that are read so far, the lowest precedence first.
@@ -122,6 +151,7 @@ struct Layers<C> {
     config: C,
     origins: Origins,
     files: Vec<PathBuf>,
+    warnings: Vec<String>,
 }
 
 impl<C: Configuration> Layers<C> {
@@ -138,14 +168,19 @@ impl<C: Configuration> Layers<C> {
         Ok(())
     }
 
-    fn read_file(&mut self, path: &Path, if_absent: IfAbsent) -> Result<(), ConfigError> {
-        use io::ErrorKind::{NotADirectory, NotFound};
+    fn read_file(&mut self, path: &Path, layer: FileLayer) -> Result<(), ConfigError> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if if_absent == IfAbsent::Skip && matches!(error.kind(), NotFound | NotADirectory) => {
+            Err(source) => {
+                let if_unreadable = layer.if_unreadable(source.kind());
+                let error = ConfigError::Unreadable { path: path.to_owned(), source };
+                match if_unreadable {
+                    IfUnreadable::Skip => {}
+                    IfUnreadable::Warn => self.warnings.push(format!("{error}; its settings are ignored")),
+                    IfUnreadable::Fail => return Err(error),
+                }
                 return Ok(());
             }
-            Err(source) => return Err(ConfigError::Unreadable { path: path.to_owned(), source }),
         };
         let line_at = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
         let table = DeTable::parse(&text).map_err(|error| ConfigError::Syntax {
@@ -203,4 +238,27 @@ fn nearest<C: Configuration>(key: &str) -> Option<&'static str> {
     let key = key.strip_prefix(&prefix).unwrap_or(&key);
     let scored = C::settings().iter().map(|setting| (strsim::jaro_winkler(key, setting.name), setting.name));
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_users_own_file_may_be_unreadable() {
+        use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, PermissionDenied};
+        let table = [
+            (FileLayer::Host, [IfUnreadable::Skip, IfUnreadable::Skip, IfUnreadable::Fail]),
+            (FileLayer::User, [IfUnreadable::Skip, IfUnreadable::Skip, IfUnreadable::Warn]),
+            (FileLayer::Named, [IfUnreadable::Fail; 3]),
+        ];
+        for (layer, expected) in table {
+            let found = [NotFound, NotADirectory, PermissionDenied].map(|kind| layer.if_unreadable(kind));
+            assert_eq!(found, expected, "{layer:?}");
+            // A file that can be read and is wrong is an error in each layer.
+            for kind in [InvalidData, IsADirectory] {
+                assert_eq!(layer.if_unreadable(kind), IfUnreadable::Fail, "{layer:?} {kind}");
+            }
+        }
+    }
 }

@@ -108,6 +108,8 @@ pub struct Loaded<C> {
     pub origins: Origins,
     /// The files that were read, the one with the highest precedence first.
     pub files: Vec<PathBuf>,
+    /// What to tell the user although the configuration is valid: texts without a prefix.
+    pub warnings: Vec<String>,
 }
 
 impl<C: Configuration> Loaded<C> {

@@ -177,10 +177,12 @@ pub fn run() -> ExitCode {
     flags.extend(cli.common.settings.values);
     let format = cli.command.format();
     let output = |color| Output::new(Wanted { format, color, verbosity });
-    let settings = match layers::load::<Settings>(&flags, &|name| std::env::var_os(name)) {
-        Ok(loaded) => loaded.config,
+    let (settings, warnings) = match layers::load::<Settings>(&flags, &|name| std::env::var_os(name)) {
+        Ok(loaded) => (loaded.config, loaded.warnings),
         // The template helps to correct a broken configuration.
-        Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => Settings::defaults(),
+        Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => {
+            (Settings::defaults(), Vec::new())
+        }
         Err(error) => return output(Color::Auto).fail(&error.into()).into(),
     };
     let mut context = Context {
@@ -190,6 +192,9 @@ pub fn run() -> ExitCode {
         appliance: OnceCell::new(),
         interrupts: Interrupts::default(),
     };
+    for warning in &warnings {
+        context.output.note(&format!("warning: {warning}"));
+    }
     let log = context.output.log();
     paramedic_host::log::start(&context.settings.log, context.settings.log_format, log.has_color(), log);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -1,9 +1,10 @@
 //! `reflector config`: explains, checks and shows the configuration.
 
 use clap::Subcommand;
-use paramedic_host::config::{load, template};
+use paramedic_host::config::template;
 
 use super::asking::{asking, one_answer, unexpected};
+use super::load_with_origins;
 use super::output::{print_line, print_text};
 use crate::config::{AllFlags, Config, PlaceFlags};
 use crate::failure::{Exit, Failure};
@@ -31,11 +32,10 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
-    let load = |flags: &AllFlags| load::<Config>(&flags.values, &|name| std::env::var_os(name));
     match command {
         Command::Template => print_text(&template::<Config>()),
-        Command::Check(flags) => print_line(&load(&flags)?.summary()),
-        Command::Show { flags, origin } => print_text(&load(&flags)?.show(origin)),
+        Command::Check(flags) => print_line(&load_with_origins(&flags.values)?.summary()),
+        Command::Show { flags, origin } => print_text(&load_with_origins(&flags.values)?.show(origin)),
         Command::Reload { place } => {
             return asking(&place, async |client| one_answer(client, &AdminRequest::Reload, reloaded).await);
         }

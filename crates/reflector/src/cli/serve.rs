@@ -21,6 +21,9 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
     let flags = flags.values.clone();
     let read = move || {
         let loaded = paramedic_host::config::load::<Config>(&flags, &|name| std::env::var_os(name))?;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
         Ok(with_state_as_it_is(loaded.config))
     };
     let reloader = server::ConfigReloader { read: Box::new(read), log_filter };
