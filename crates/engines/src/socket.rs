@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use paramedic_link::message::END_AFTER_SILENCE;
@@ -42,6 +43,19 @@ impl SocketOptions {
         }
     }
 
+    /// The size of the buffers that the kernel of this host grants, if that is less than these options request
+    /// (net.core.wmem_max, net.core.rmem_max). Read from a socket of its own: the limits hold for each socket.
+    pub(crate) fn reduced_window(&self) -> Option<NonZeroU32> {
+        let requested = self.window_bytes?;
+        let socket = socket2::Socket::new(Domain::IPV4, socket2::Type::STREAM, None)
+            .or_else(|_| socket2::Socket::new(Domain::IPV6, socket2::Type::STREAM, None))
+            .ok()?;
+        set_buffers(&SockRef::from(&socket), requested).ok()?;
+        // The kernel doubles the size for its own bookkeeping, and reports it doubled (socket(7)).
+        let granted = socket.send_buffer_size().ok()?.min(socket.recv_buffer_size().ok()?) / 2;
+        u32::try_from(granted).ok().filter(|granted| *granted < requested).and_then(NonZeroU32::new)
+    }
+
     /// Sets these options and those of every data socket, preferably before `socket` connects.
     pub(crate) fn apply<'a>(&self, socket: impl Into<SockRef<'a>>) -> io::Result<()> {
         let socket = socket.into();
@@ -49,9 +63,7 @@ impl SocketOptions {
             choose_congestion_control(&socket, name)?;
         }
         if let Some(bytes) = self.window_bytes {
-            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-            socket.set_send_buffer_size(bytes)?;
-            socket.set_recv_buffer_size(bytes)?;
+            set_buffers(&socket, bytes)?;
         }
         if let Some(bytes) = self.mss_bytes {
             socket.set_tcp_mss(bytes.into())?;
@@ -71,6 +83,12 @@ impl SocketOptions {
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(4)).with_interval(Duration::from_secs(2));
         socket.set_tcp_keepalive(&keepalive.with_retries(3))
     }
+}
+
+fn set_buffers(socket: &SockRef<'_>, bytes: u32) -> io::Result<()> {
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    socket.set_send_buffer_size(bytes)?;
+    socket.set_recv_buffer_size(bytes)
 }
 
 /// Payload bytes of a connection as counted by the kernel: acknowledged by the other end, received. `None` before
@@ -188,6 +206,17 @@ mod tests {
         options.apply(&ours).unwrap();
         assert_eq!(congestion_control(&ours).as_deref(), Some("reno"));
         assert_eq!(SockRef::from(&ours).tcp_user_timeout().unwrap(), Some(END_AFTER_SILENCE));
+    }
+
+    #[test]
+    fn a_buffer_that_the_kernel_does_not_grant_is_found() {
+        let of = |window_bytes| SocketOptions { window_bytes, ..SocketOptions::default() };
+        assert_eq!(of(None).reduced_window(), None);
+        assert_eq!(of(Some(64 << 10)).reduced_window(), None);
+        // No kernel grants 4 GiB: the doubled size is a signed 32-bit number.
+        let granted = of(Some(u32::MAX)).reduced_window().unwrap();
+        assert_eq!(of(Some(granted.get())).reduced_window(), None);
+        assert_eq!(of(Some(granted.get() + 1)).reduced_window(), Some(granted));
     }
 
     #[test]

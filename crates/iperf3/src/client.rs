@@ -473,6 +473,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
             // An incomplete test has no totals and so no number of streams.
             streams: if streams == 0 && counted.bytes > 0 { asked_streams } else { streams },
             datagrams: None,
+            reduced_window_bytes: None,
             counted_by: Some(COUNTED_BY_IPERF3.into()),
         }
     };

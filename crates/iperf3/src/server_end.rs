@@ -183,6 +183,7 @@ impl Iperf3Server {
                 retransmits: sender().filter_map(|stream| stream.retransmits).map(u64::from).reduce(|a, b| a + b),
                 streams: u16::try_from(ours().count()).unwrap_or(u16::MAX),
                 datagrams: None,
+                reduced_window_bytes: None,
                 counted_by: Some(COUNTED_BY_SOCKET.into()),
             }
         };

@@ -1,5 +1,6 @@
 //! Counts: the sample of one interval, the tally of a phase at one end, the facts of a host. Names end in the unit.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -94,6 +95,10 @@ pub struct DirectionTally {
     /// Maximum segment size, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
+    /// The size in bytes of the send and the receive buffer that the kernel granted, if that is less than `window_bytes`
+    /// of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduced_window_bytes: Option<NonZeroU32>,
     /// Retransmitted segments, all streams together; the sender's count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retransmits: Option<u64>,

@@ -449,6 +449,7 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
             retransmits: totals.retransmits.filter(|_| is_sender),
             streams: totals.streams,
             datagrams: None,
+            reduced_window_bytes: None,
             counted_by: Some("iperf3".into()),
         })
     };

@@ -10,7 +10,7 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 use rustix::rand::GetRandomFlags;
 
 use super::ready::{self, TcpStreams};
-use super::socket_options;
+use super::{socket_options, with_window};
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
 use crate::engine::{ClientSetup, EngineClient, PhaseObserver};
@@ -95,7 +95,10 @@ impl EngineClient for TcpClient {
             return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };
         match self.streams.take(phase) {
-            Ok(streams) => phase::run(&self.spec, spec, Direction::Upload, &self.control, streams, report),
+            Ok(streams) => {
+                let tally = phase::run(&self.spec, spec, Direction::Upload, &self.control, streams, report);
+                with_window(tally, &self.options)
+            }
             Err(_) => nothing_moved(Some(spec), &self.control, "its data connections are not complete"),
         }
     }

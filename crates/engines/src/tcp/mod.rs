@@ -14,6 +14,7 @@ mod tests;
 
 use std::io;
 
+use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, DataPathWish, TestSpec};
 
 use crate::engine::{ClientSetup, Engine, EngineClient, EngineServer, ServerSetup, first_refusal};
@@ -70,6 +71,15 @@ mod data_path {
     pub(super) const SPLICE: &str = "splice";
     /// Through TLS in the program.
     pub(super) const TLS: &str = "tls";
+}
+
+/// Notes in both directions of this end's tally that its kernel grants smaller buffers than requested.
+fn with_window(mut tally: PhaseTally, options: &SocketOptions) -> PhaseTally {
+    let reduced = options.reduced_window();
+    for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {
+        direction.reduced_window_bytes = reduced;
+    }
+    tally
 }
 
 /// The options of this test's sockets. Fails if the kernel would refuse them.

@@ -8,7 +8,7 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::ready::{self, TcpStreams};
-use super::socket_options;
+use super::{socket_options, with_window};
 use crate::data_listener::{DataListener, PreambleAuthenticator};
 use crate::data_stream::DataStream;
 use crate::engine::{EngineServer, PhaseObserver, ServerSetup};
@@ -111,7 +111,10 @@ impl TcpServer {
             return nothing_moved(None, &self.control, NO_SUCH_PHASE);
         };
         match self.streams.await_all(phase) {
-            Ok(streams) => phase::run(&self.spec, spec, Direction::Download, &self.control, streams, report),
+            Ok(streams) => {
+                let tally = phase::run(&self.spec, spec, Direction::Download, &self.control, streams, report);
+                with_window(tally, &self.options)
+            }
             // The connected ones were closed, which the appliance sees.
             Err(came) => {
                 let refused = self.listener.as_ref().map_or(0, DataListener::refused);

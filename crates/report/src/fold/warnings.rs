@@ -30,6 +30,20 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
                     result.warnings.push(Warning::new(code, text + "; the path may carry more than was measured"));
                 }
             }
+            for (code, whose, tally) in
+                [("appliance_window", "this device", own), ("reflector_window", "the reflector's host", theirs)]
+            {
+                if let Some(bytes) = tally.and_then(|tally| tally.reduced_window_bytes)
+                    && !has(result, code)
+                {
+                    let text = format!(
+                        "{whose} grants socket buffers of {}, less than -w requests; net.core.wmem_max and \
+                         net.core.rmem_max limit them",
+                        quantity::exact_bytes(bytes.get().into())
+                    );
+                    result.warnings.push(Warning::new(code, text));
+                }
+            }
             let (Some(sender), Some(receiver)) = (sender, receiver) else { continue };
             if let Some(datagrams) = &sender.datagrams {
                 // What is lost differs by nature.
@@ -127,8 +141,10 @@ pub(super) fn has(result: &ResultDocument, code: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use paramedic_link::measurement::{CpuUse, DirectionTally, PhaseTally};
-    use paramedic_link::test_spec::PhaseSpec;
+    use paramedic_link::test_spec::{Load, PhaseSpec};
 
     use super::*;
 
@@ -148,6 +164,39 @@ mod tests {
             warned(58, 342).unwrap(),
             "this device did not run in time to send 58 of 400 latency probes in the idle phase: spikes may be missing"
         );
+    }
+
+    #[test]
+    fn a_smaller_buffer_than_requested_is_a_warning_for_each_end_once() {
+        let of = |bytes| DirectionTally { reduced_window_bytes: NonZeroU32::new(bytes), ..DirectionTally::default() };
+        let phase = |load, own, theirs| {
+            let mut phase = PhaseRecord::new(PhaseSpec { load, duration_ms: 1000 });
+            let both = |bytes| PhaseTally { download: Some(of(bytes)), upload: Some(of(bytes)), cut_short: None };
+            phase.own = Some(both(own));
+            phase.set_theirs(both(theirs));
+            phase
+        };
+        let warned = |phases: &[PhaseRecord]| {
+            let mut result = crate::document::example::bare();
+            result.warnings.clear();
+            add(&mut result, phases);
+            let windows = result.warnings.into_iter().filter(|warning| warning.code.ends_with("_window"));
+            windows.map(|warning| (warning.code.to_string(), warning.text.to_string())).collect::<Vec<_>>()
+        };
+        let eight = 8 << 20;
+        assert_eq!(warned(&[phase(Load::Bidir, 0, 0)]), []);
+        let both = warned(&[phase(Load::Download, eight, 0), phase(Load::Upload, eight, 425_984)]);
+        let text = |whose, size| {
+            format!(
+                "{whose} grants socket buffers of {size}, less than -w requests; net.core.wmem_max and \
+                 net.core.rmem_max limit them"
+            )
+        };
+        let expected = [
+            ("appliance_window".to_owned(), text("this device", "8MiB")),
+            ("reflector_window".to_owned(), text("the reflector's host", "416KiB")),
+        ];
+        assert_eq!(both, expected);
     }
 
     #[test]
