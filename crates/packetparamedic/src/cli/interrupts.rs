@@ -1,9 +1,11 @@
-//! Ctrl-C and SIGTERM: the first asks a command to end and to keep what it has, the second ends it at once.
+//! Ctrl-C, SIGTERM and SIGHUP: the first asks a command to end and to keep what it has, a second Ctrl-C or SIGTERM ends it
+//! at once.
 
 use super::failure::{CommandFailure, ExitStatus};
+use std::io;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 /// The interrupts of this process. Until a command watches them, they end the program as usual.
@@ -15,7 +17,7 @@ pub(super) struct Interrupts {
 impl Interrupts {
     /// Becomes true with the first interrupt.
     pub(super) fn watch(&self) -> Result<watch::Receiver<bool>, CommandFailure> {
-        let failed = |error: std::io::Error| {
+        let failed = |error: io::Error| {
             CommandFailure::new(
                 ExitStatus::Failed,
                 "internal",
@@ -26,15 +28,20 @@ impl Interrupts {
         };
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        // nohup(1) leaves it ignored; a handler would undo that.
+        let mut hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
         let (wanted, receiver) = watch::channel(false);
         let second = Arc::clone(&self.second);
         tokio::spawn(async move {
             loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                if wanted.send_replace(true) {
+                let is_hangup = tokio::select! {
+                    _ = interrupt.recv() => false,
+                    _ = terminate.recv() => false,
+                    () = received(hangup.as_mut()) => true,
+                };
+                // A closing terminal sends SIGHUP twice, and systemd may send it after SIGTERM (`SendSIGHUP=`): it never
+                // cuts short what the first signal began.
+                if wanted.send_replace(true) && !is_hangup {
                     second.notify_one();
                 }
             }
@@ -45,5 +52,40 @@ impl Interrupts {
     /// Ends with the second interrupt: the command is to be dropped where it stands.
     pub(super) async fn second(&self) {
         self.second.notified().await;
+    }
+}
+
+/// Ends when the signal is received; never without one.
+async fn received(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether the parent process had this process ignore SIGHUP.
+fn is_hangup_ignored() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
+}
+
+/// Whether a process with this status (proc_pid_status(5)) ignores SIGHUP.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // Bit 0 is signal 1, SIGHUP.
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_of_ignored_signals_is_read() {
+        let status = |mask: &str| format!("Name:\tx\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
+        assert!(ignores_hangup(&status("0000000000001001")));
+        assert!(!ignores_hangup(&status("0000000000001000")));
+        assert!(!ignores_hangup("") && !ignores_hangup(&status("x")));
     }
 }
