@@ -1,6 +1,7 @@
 //! How a run ends, and the trace that it leaves: signals, an output without a reader, terminals of any width, runs that
 //! fail before they begin.
 
+use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -59,4 +60,22 @@ fn a_hangup_that_the_parent_ignores_stays_ignored() {
     let last = running.rest(PATIENCE).unwrap().pop().unwrap();
     assert_eq!(running.wait(PATIENCE).unwrap().code(), Some(0), "{last}");
     assert_eq!(serde_json::from_str::<Value>(&last).unwrap()["complete"], true, "{last}");
+}
+
+#[test]
+fn a_stream_without_a_reader_ends_the_test() {
+    let (reflector, appliance) = pair();
+    let mut child = appliance.command(&LONG).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    reflector.await_audited("session_granted", |_| true);
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0]).unwrap();
+    drop(stdout);
+    let ended = reflector.await_audited("session_ended", |_| true);
+    assert_eq!(ended["reason"], "finished");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(130), ""));
+    let saved = history(&appliance);
+    assert_eq!((saved.len(), &saved[0]["complete"]), (1, &false.into()), "{saved:#?}");
+    let run = appliance.run(&["history", "show", saved[0]["id"].as_str().unwrap(), "--json"]).json();
+    assert_eq!(run["interrupted"], true, "{run:#}");
 }

@@ -64,6 +64,10 @@ pub struct LiveOutput {
     streams: Arc<Mutex<OutputStreams>>,
 }
 
+/// The reader of the output has closed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReaderGone;
+
 /// The part of the printer that takes the log: each event goes to stderr in one piece, above the progress.
 #[derive(Clone)]
 pub struct LogOutput {
@@ -211,18 +215,21 @@ impl Output {
 }
 
 impl LiveOutput {
-    /// Takes note of what happens in a running test: a line of the stream, or progress on a terminal. A reader who has
-    /// gone is met again, and told of, when the result is printed.
-    pub fn event(&self, event: &Event) {
+    /// Prints an event of a running test: a line of the stream, or progress on a terminal. Fails once the reader of the
+    /// stream has closed it; any other failure to write is met again, and reported, when the result is printed.
+    pub fn event(&self, event: &Event) -> Result<(), ReaderGone> {
         match self.format {
             OutputFormat::JsonStream => {
-                if let Ok(line) = serde_json::to_string(event) {
-                    unpoisoned(&self.streams).write_stdout(printable(&line).as_bytes()).ok();
+                let Ok(line) = serde_json::to_string(event) else { return Ok(()) };
+                match unpoisoned(&self.streams).write_stdout(printable(&line).as_bytes()) {
+                    Err(failure) if failure.is_quiet => return Err(ReaderGone),
+                    _ => {}
                 }
             }
             OutputFormat::Human => unpoisoned(&self.streams).progress.show(event),
             OutputFormat::Json => {}
         }
+        Ok(())
     }
 
     /// Takes the progress away: what was followed is over without a result.
@@ -393,7 +400,7 @@ mod tests {
     fn json_is_one_document_to_the_byte_as_it_is_saved() {
         let (output, stdout, stderr) = printer(wanted(OutputFormat::Json));
         for event in example::events() {
-            output.live().event(&event);
+            output.live().event(&event).unwrap();
         }
         output.result(&example::full()).unwrap();
         assert_eq!(stdout.text(), example::full().to_text().unwrap() + "\n");
@@ -404,7 +411,7 @@ mod tests {
     fn the_stream_has_one_event_a_line() {
         let (output, stdout, _) = printer(wanted(OutputFormat::JsonStream));
         for event in example::events().iter().take(3) {
-            output.live().event(event);
+            output.live().event(event).unwrap();
         }
         output.result(&example::full()).unwrap();
         output.fail(&unreachable());

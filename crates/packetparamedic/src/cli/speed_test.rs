@@ -16,7 +16,7 @@ use paramedic_report::thresholds::Thresholds;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
-use super::output::OutputFormat;
+use super::output::{OutputFormat, ReaderGone};
 use super::provider_flags::ProviderFlags;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
 
@@ -211,11 +211,17 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         _ = interrupt.wait_for(|wanted| *wanted) => return Ok(ExitStatus::Interrupted),
     };
     let live = context.output.live();
-    let mut is_cancelled = false;
+    let (mut is_cancelled, mut is_read) = (false, true);
     loop {
         tokio::select! {
             event = test.next_event() => match event {
-                Some(TestEvent::Test(event)) => live.event(&event),
+                // A test without a reader only loads the line.
+                Some(TestEvent::Test(event)) => {
+                    if live.event(&event) == Err(ReaderGone) && !is_cancelled {
+                        (is_cancelled, is_read) = (true, false);
+                        test.cancel();
+                    }
+                }
                 Some(TestEvent::WaitingForDevice) => {
                     context.output.note("another test runs on this device; waiting for it to finish");
                 }
@@ -230,7 +236,11 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     let end = test.end().await;
     appliance.close().await;
     match end? {
-        Some(end) => conclude(end, context),
+        Some(end) if is_read => conclude(end, context),
+        Some(end) => {
+            report_unsaved(end.unsaved, context);
+            Ok(ExitStatus::Interrupted)
+        }
         None => Ok(ExitStatus::Interrupted),
     }
 }
@@ -260,15 +270,22 @@ fn conclude(end: TestEnd, context: &mut Context) -> Result<ExitStatus, CommandFa
             ));
         }
     };
-    let Some(unsaved) = end.unsaved else { return Ok(exit) };
-    let mut unsaved = CommandFailure::from(unsaved);
-    unsaved.what = "the result is not saved".to_owned();
-    context.output.beside(&unsaved);
+    let is_saved = end.unsaved.is_none();
+    report_unsaved(end.unsaved, context);
     // The printed result holds, but a script that relies on the saved results must notice.
     Ok(match exit {
-        ExitStatus::Done => ExitStatus::Failed,
+        ExitStatus::Done if !is_saved => ExitStatus::Failed,
         exit => exit,
     })
+}
+
+/// Says why a result is not saved.
+fn report_unsaved(unsaved: Option<ApplianceError>, context: &Context) {
+    if let Some(unsaved) = unsaved {
+        let mut unsaved = CommandFailure::from(unsaved);
+        unsaved.what = "the result is not saved".to_owned();
+        context.output.beside(&unsaved);
+    }
 }
 
 /// The request that flags and settings make.
