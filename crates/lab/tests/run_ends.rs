@@ -79,3 +79,85 @@ fn a_stream_without_a_reader_ends_the_test() {
     let run = appliance.run(&["history", "show", saved[0]["id"].as_str().unwrap(), "--json"]).json();
     assert_eq!(run["interrupted"], true, "{run:#}");
 }
+
+/// A screen of so many columns on which `text` was printed: its lines, as a terminal shows them.
+fn screen(text: &str, columns: usize) -> Vec<String> {
+    let mut rows: Vec<Vec<char>> = vec![vec![]];
+    let (mut row, mut column) = (0_usize, 0_usize);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\r' => column = 0,
+            '\n' => row += 1,
+            '\u{1b}' => {
+                assert_eq!(chars.next(), Some('['), "{text:?}");
+                let mut number = String::new();
+                let order = chars.by_ref().find(|c| {
+                    !matches!(c, '0'..='9' | ';' | '?') || {
+                        number.push(*c);
+                        false
+                    }
+                });
+                let count = number.parse().unwrap_or(1).max(1);
+                match order.unwrap() {
+                    'A' => row = row.saturating_sub(count),
+                    'B' => row += count,
+                    'C' => column += count,
+                    'D' => column = column.saturating_sub(count),
+                    'G' => column = count - 1,
+                    'K' if number == "2" => rows[row].clear(),
+                    'K' => rows[row].truncate(column),
+                    'J' => {
+                        rows[row].truncate(column);
+                        rows.truncate(row + 1);
+                    }
+                    'm' | 'h' | 'l' => {}
+                    other => panic!("an unknown order {other:?} in {text:?}"),
+                }
+            }
+            c => {
+                // A full row wraps with the next character.
+                if column == columns {
+                    (row, column) = (row + 1, 0);
+                }
+                let at = rows.len().max(row + 1);
+                rows.resize(at, vec![]);
+                let line = &mut rows[row];
+                line.resize(line.len().max(column + 1), ' ');
+                line[column] = c;
+                column += 1;
+            }
+        }
+        let at = rows.len().max(row + 1);
+        rows.resize(at, vec![]);
+    }
+    rows.into_iter().map(|row| row.into_iter().collect::<String>().trim_end().to_owned()).collect()
+}
+
+/// Lines as a terminal of so many columns shows them.
+fn wrapped(lines: &str, columns: usize) -> Vec<String> {
+    screen(&lines.replace('\n', "\r\n"), columns)
+}
+
+#[test]
+fn on_a_terminal_of_any_width_the_report_stands_alone_and_whole() {
+    let (_reflector, appliance) = pair();
+    for columns in [200, 80, 40, 20, 3] {
+        let test = ["speed-test", "-t", "1", "--idle", "0.6", "-b", "10M", "-P", "1", "--download"];
+        let command = appliance.command(&test);
+        let quoted = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_str().unwrap());
+        let line = format!("stty cols {columns}; exec {}", quoted.collect::<Vec<_>>().join(" "));
+        let mut terminal = Command::new("script");
+        terminal.args(["-q", "-e", "-c", &line, "/dev/null"]).env_clear();
+        terminal.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("TERM", "xterm");
+        let output = terminal.env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{columns}: {text:?}");
+        assert!(text.contains("\u{1b}["), "{columns}: no progress was drawn: {text:?}");
+        let id = history(&appliance)[0]["id"].as_str().unwrap().to_owned();
+        let report = appliance.run(&["history", "show", &id]).stdout;
+        let shown = screen(&text, columns);
+        let expected = wrapped(&report, columns);
+        assert_eq!(shown.join("\n").trim_end(), expected.join("\n").trim_end(), "{columns}: {text:?}");
+    }
+}

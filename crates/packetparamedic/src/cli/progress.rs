@@ -1,18 +1,29 @@
-//! One line on a terminal that tells how a running test is doing. Draws; decides nothing.
+//! One line on a terminal that shows how a running test is doing. Draws; decides nothing.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use paramedic_link::test_spec::{Direction, Load};
 
 use paramedic_report::document::Event;
 use paramedic_report::quantity;
 
+/// The columns of the bar.
+const BAR: usize = 20;
+/// The columns of a terminal that does not say how many it has.
+const COLUMNS: usize = 80;
+/// Returns to the begin of the line and clears it (ECMA-48, EL).
+const CLEAR: &str = "\r\u{1b}[K";
+
 /// The line, or nothing where there is no terminal.
 pub(super) struct ProgressLine {
-    bar: ProgressBar,
+    terminal: Option<Box<dyn Write + Send>>,
+    prefix: &'static str,
+    message: String,
+    position: u64,
+    length: u64,
     live: PhaseReadings,
-    /// Whether there is a line: not before a test has something to tell, nor after.
+    /// Whether there is a line: not before a test has something to show, nor after.
     is_drawn: bool,
 }
 
@@ -27,50 +38,51 @@ struct PhaseReadings {
 impl ProgressLine {
     /// Draws on stderr, which is a terminal.
     pub(super) fn on_stderr() -> Self {
-        Self::on(ProgressDrawTarget::stderr())
+        // A dumb terminal has no way to clear a line.
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        if is_dumb { Self::hidden() } else { Self { terminal: Some(Box::new(io::stderr())), ..Self::hidden() } }
     }
 
     /// Draws nothing.
     pub(super) fn hidden() -> Self {
-        Self::on(ProgressDrawTarget::hidden())
-    }
-
-    fn on(target: ProgressDrawTarget) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(1), target);
-        // A template that can't be read leaves the default one, which shows less.
-        if let Ok(style) = ProgressStyle::with_template("{prefix:9} {bar:20} {msg}") {
-            bar.set_style(style.progress_chars("━╸─"));
+        Self {
+            terminal: None,
+            prefix: "",
+            message: String::new(),
+            position: 0,
+            length: 1,
+            live: PhaseReadings::default(),
+            is_drawn: false,
         }
-        Self { bar, live: PhaseReadings::default(), is_drawn: false }
     }
 
-    /// Draws what an event tells.
+    /// Draws what an event says.
     pub(super) fn show(&mut self, event: &Event) {
-        self.is_drawn |= matches!(event, Event::Queued(_) | Event::Phase(_));
         match event {
             Event::Queued(queued) => {
                 let wait = quantity::millis(queued.expected_wait_ms);
-                self.bar.set_prefix("waiting");
-                self.bar.set_message(format!("place {} in the queue, about {wait}", queued.place));
+                self.prefix = "waiting";
+                self.message = format!("place {} in the queue, about {wait}", queued.place);
+                self.draw();
             }
             Event::Start(_) => {}
             Event::Phase(begun) => {
                 self.live = PhaseReadings::default();
-                self.bar.set_length(begun.duration_ms.max(1));
-                self.bar.set_position(0);
-                self.bar.set_prefix(name(begun.phase));
-                self.bar.set_message("");
+                (self.position, self.length) = (0, begun.duration_ms.max(1));
+                self.prefix = name(begun.phase);
+                self.message.clear();
+                self.draw();
             }
             Event::Interval(reading) => {
                 match reading.direction {
                     Direction::Download => self.live.download_bps = Some(reading.bps),
                     Direction::Upload => self.live.upload_bps = Some(reading.bps),
                 }
-                self.draw(reading.at_ms);
+                self.advance(reading.at_ms);
             }
             Event::Latency(reading) => {
                 self.live.rtt_us = reading.rtt_us;
-                self.draw(reading.at_ms);
+                self.advance(reading.at_ms);
             }
             Event::Result(_) | Event::Error(_) => self.clear(),
         }
@@ -78,33 +90,70 @@ impl ProgressLine {
 
     /// Draws that step `number` of so many begins, from 0.
     pub(super) fn step(&mut self, number: u32, of: u32, what: &str) {
-        self.is_drawn = true;
-        self.bar.set_prefix("self-test");
-        self.bar.set_message(what.to_owned());
-        self.bar.set_length(of.into());
-        self.bar.set_position(number.into());
+        self.prefix = "self-test";
+        what.clone_into(&mut self.message);
+        (self.position, self.length) = (number.into(), u64::from(of).max(1));
+        self.draw();
     }
 
     /// Takes the line away.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.is_drawn) {
-            self.bar.finish_and_clear();
-            self.bar.reset();
+            self.write(CLEAR);
         }
     }
 
     /// Lets `write` write, the line out of its way.
-    pub(super) fn aside(&self, write: impl FnOnce()) {
-        // Suspending would draw a line that was not there.
-        if self.is_drawn { self.bar.suspend(write) } else { write() }
+    pub(super) fn aside(&mut self, write: impl FnOnce()) {
+        let was_drawn = self.is_drawn;
+        self.clear();
+        write();
+        if was_drawn {
+            self.draw();
+        }
     }
 
-    fn draw(&self, at_ms: u64) {
+    fn advance(&mut self, at_ms: u64) {
         // The readings of two directions and of the probes come in any order.
-        let at_ms = at_ms.max(self.bar.position()).min(self.bar.length().unwrap_or(at_ms));
-        self.bar.set_position(at_ms);
-        self.bar.set_message(self.live.text(Duration::from_millis(at_ms)));
+        self.position = at_ms.max(self.position).min(self.length);
+        self.message = self.live.text(Duration::from_millis(self.position));
+        if self.is_drawn {
+            self.draw();
+        }
     }
+
+    fn draw(&mut self) {
+        self.is_drawn = true;
+        if self.terminal.is_some() {
+            let line = self.line(columns());
+            self.write(&format!("\r{line}\u{1b}[K"));
+        }
+    }
+
+    /// The line for a terminal of so many columns. It never reaches the last one: a line that wraps cannot be cleared.
+    fn line(&self, columns: usize) -> String {
+        let room = columns.saturating_sub(1);
+        let done = usize::try_from(self.position.saturating_mul(BAR as u64) / self.length).unwrap_or(BAR).min(BAR);
+        let bar = "━".repeat(done) + &"─".repeat(BAR - done);
+        let whole = format!("{:9} {bar} {}", self.prefix, self.message);
+        if whole.chars().count() <= room {
+            return whole;
+        }
+        format!("{} {}", self.prefix, self.message.trim_start()).chars().take(room).collect()
+    }
+
+    fn write(&mut self, text: &str) {
+        if let Some(terminal) = &mut self.terminal {
+            // A terminal that is gone shows nothing.
+            terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush()).ok();
+        }
+    }
+}
+
+/// The width of the terminal, which may change at any time.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stderr());
+    size.ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(COLUMNS)
 }
 
 impl PhaseReadings {
@@ -146,9 +195,9 @@ mod tests {
         for event in example::events().iter().take(5) {
             progress.show(event);
         }
-        assert_eq!((progress.live.download_bps, progress.bar.position()), (Some(941_000_000), 100));
+        assert_eq!((progress.live.download_bps, progress.position), (Some(941_000_000), 100));
         progress.show(&Event::Phase(PhaseBegun { phase: Load::Upload, duration_ms: 1_000 }));
-        assert_eq!((progress.live.clone(), progress.bar.position()), (PhaseReadings::default(), 0));
+        assert_eq!((progress.live.clone(), progress.position), (PhaseReadings::default(), 0));
         let late = IntervalReading {
             phase: Load::Upload,
             direction: Direction::Upload,
@@ -157,6 +206,23 @@ mod tests {
             by_sender: false,
         };
         progress.show(&Event::Interval(late));
-        assert_eq!(progress.bar.position(), 1_000);
+        assert_eq!(progress.position, 1_000);
+    }
+
+    #[test]
+    fn the_line_is_narrower_than_any_terminal_and_keeps_the_readings_longest() {
+        let mut progress = ProgressLine::hidden();
+        progress.show(&Event::Phase(PhaseBegun { phase: Load::Download, duration_ms: 1_000 }));
+        progress.live.download_bps = Some(941_000_000);
+        progress.advance(500);
+        assert_eq!(
+            progress.line(80),
+            format!("download  {}{}   0 s   941 Mbit/s down", "━".repeat(10), "─".repeat(10))
+        );
+        assert_eq!(progress.line(40), "download 0 s   941 Mbit/s down");
+        assert_eq!(progress.line(20), "download 0 s   941 ");
+        for columns in 0..100 {
+            assert!(progress.line(columns).chars().count() < columns.max(1), "{columns}");
+        }
     }
 }
