@@ -161,3 +161,35 @@ fn on_a_terminal_of_any_width_the_report_stands_alone_and_whole() {
         assert_eq!(shown.join("\n").trim_end(), expected.join("\n").trim_end(), "{columns}: {text:?}");
     }
 }
+
+#[test]
+fn an_option_without_effect_is_refused_and_named() {
+    let appliance = Appliance::new();
+    let echo = ["--engine", "echo"];
+    let iperf3 = ["--provider", "iperf3", "--peer", "192.0.2.1"];
+    let cases: &[(&[&str], &[&str])] = &[
+        (&echo, &["--idle", "1"]),
+        (&echo, &["-P", "2"]),
+        (&echo, &["-O", "1"]),
+        (&echo, &["--bidir"]),
+        (&echo, &["--download"]),
+        (&echo, &["--upload"]),
+        (&echo, &["-b", "1M"]),
+        (&echo, &["-w", "1M"]),
+        (&echo, &["-l", "1000"]),
+        (&echo, &["-M", "1000"]),
+        (&echo, &["-C", "cubic"]),
+        (&echo, &["--intervals"]),
+        (&echo, &["--raw"]),
+        (&echo, &["--verify-payload"]),
+        (&[], &["--raw"]),
+        (&["--probe-interval", "0"], &["--idle", "1"]),
+        (&iperf3, &["--idle", "1"]),
+        (&iperf3, &["--probe-interval", "20ms"]),
+    ];
+    for (with, option) in cases {
+        let args = [&["speed-test"], *with, *option].concat();
+        let error = appliance.fails(&args, 2, "bad_request").error;
+        assert!(error.because.contains(option[0]), "{args:?}: {error:#?}");
+    }
+}

@@ -2,6 +2,7 @@
 
 mod completions;
 mod config;
+mod effects;
 pub mod failure;
 mod history;
 mod interrupts;

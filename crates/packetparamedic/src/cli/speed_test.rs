@@ -9,16 +9,24 @@ use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_appliance::providers::{self, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
 use paramedic_appliance::request::{TestRequest, TurnWait};
+use paramedic_engines::Engine as _;
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
+use paramedic_iperf3::Iperf3;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::thresholds::Thresholds;
 
 use super::Context;
+use super::effects;
 use super::failure::{CommandFailure, ExitStatus};
 use super::output::{OutputFormat, ReaderGone};
 use super::provider_flags::ProviderFlags;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
+
+/// The idle phase, if no option sets it.
+const IDLE: Duration = Duration::from_secs(2);
+/// The interval of the probes, if no option sets it.
+const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -41,47 +49,47 @@ pub(super) struct Args {
     time: Option<String>,
     /// Streams for each direction, 1 to 64 [default: 4]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
-    parallel: Option<String>,
-    /// Seconds of latency measurement before any load
-    #[arg(long, value_name = "SECS", default_value = "2", value_parser = time)]
-    idle: Duration,
+    pub(super) parallel: Option<String>,
+    /// Seconds of latency measurement before any load [default: 2]
+    #[arg(long, value_name = "SECS", value_parser = time)]
+    pub(super) idle: Option<Duration>,
     /// Exclude the first SECS of each phase [default: detect the ramp-up]
     #[arg(short = 'O', long, value_name = "SECS", value_parser = time)]
-    omit: Option<Duration>,
+    pub(super) omit: Option<Duration>,
     /// Measure only the download
     #[arg(short = 'R', long, visible_alias = "reverse", conflicts_with_all = ["upload", "bidir"])]
-    download: bool,
+    pub(super) download: bool,
     /// Measure only the upload
     #[arg(long, conflicts_with = "bidir")]
-    upload: bool,
+    pub(super) upload: bool,
     /// Add a phase that loads both directions at once
     #[arg(long)]
-    bidir: bool,
+    pub(super) bidir: bool,
     /// TCP congestion control of both ends
     #[arg(short = 'C', long, value_name = "NAME")]
-    congestion: Option<String>,
+    pub(super) congestion: Option<String>,
     /// Size of the socket buffers at both ends (bytes: 256K, 4M)
     #[arg(short = 'w', long, value_name = "SIZE", value_parser = size)]
-    window: Option<u32>,
+    pub(super) window: Option<u32>,
     /// Bytes per write; with -u the payload of each datagram (bytes: 128K, 1400)
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
-    length: Option<u32>,
+    pub(super) length: Option<u32>,
     /// TCP maximum segment size of both ends (bytes)
     #[arg(short = 'M', long, value_name = "BYTES")]
-    set_mss: Option<u16>,
+    pub(super) set_mss: Option<u16>,
     /// IP type of service of the payload's packets: the whole octet, as in iperf3 (0x.. is hexadecimal)
     #[arg(short = 'S', long, value_name = "TOS", value_parser = octet, conflicts_with = "dscp")]
-    tos: Option<u8>,
+    pub(super) tos: Option<u8>,
     /// DSCP of the payload's packets: 0 to 63, or a name such as EF, CS1, AF41
     #[arg(long, value_name = "DSCP", value_parser = code_point)]
-    dscp: Option<u8>,
+    pub(super) dscp: Option<u8>,
     /// How payload moves: auto (fastest available), plain (copy), trunc (receiver discards in the kernel),
     /// splice (zero-copy send and trunc)
     #[arg(long, value_name = "auto|plain|trunc|splice", value_parser = data_path)]
-    data_path: Option<DataPathWish>,
+    pub(super) data_path: Option<DataPathWish>,
     /// Verify every received byte against the expected pattern
     #[arg(long)]
-    verify_payload: bool,
+    pub(super) verify_payload: bool,
     /// Send UDP datagrams: with the engine udp, or with iperf3's UDP mode against an iperf3 server
     #[arg(short = 'u', long)]
     udp: bool,
@@ -94,12 +102,12 @@ pub(super) struct Args {
     /// Limit each stream to this rate (bits per second: 100M; 0: no limit; with -u, 0 searches the highest rate)
     /// [default: none, or 1M with -u]
     #[arg(short = 'b', long, value_name = "RATE", value_parser = rate)]
-    bitrate: Option<u64>,
+    pub(super) bitrate: Option<u64>,
     #[command(flatten)]
     provider_options: ProviderFlags,
-    /// Interval between latency probes; 0 sends none
-    #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = time)]
-    probe_interval: Duration,
+    /// Interval between latency probes; 0 sends none [default: 10ms]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(super) probe_interval: Option<Duration>,
     /// Source address of the test
     #[arg(short = 'B', long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
@@ -121,10 +129,10 @@ pub(super) struct Args {
     wait: Option<Duration>,
     /// Add the measurement of each 100 ms interval to the result
     #[arg(long)]
-    intervals: bool,
+    pub(super) intervals: bool,
     /// Add iperf3's own output to the result
     #[arg(long)]
-    raw: bool,
+    pub(super) raw: bool,
     /// Exit code 3 if the download is below this rate (bits per second: 900M, 1.5G)
     #[arg(long, value_name = "RATE", value_parser = rate)]
     min_download: Option<u64>,
@@ -180,13 +188,18 @@ impl Args {
         values
     }
 
+    fn probe_interval(&self) -> Duration {
+        self.probe_interval.unwrap_or(PROBE_INTERVAL)
+    }
+
     fn phases(&self, provider: &dyn Provider, engine: &str, each: Duration) -> Vec<PhaseSpec> {
         let phase = |load, duration: Duration| PhaseSpec {
             load,
             duration_ms: u32::try_from(duration.as_millis()).unwrap_or(u32::MAX),
         };
-        let probes = provider.probes() && !self.idle.is_zero() && !self.probe_interval.is_zero();
-        let idle = probes.then(|| phase(Load::Idle, self.idle));
+        let length = self.idle.unwrap_or(IDLE);
+        let probes = provider.probes() && !length.is_zero() && !self.probe_interval().is_zero();
+        let idle = probes.then(|| phase(Load::Idle, length));
         if !provider.loads(engine) {
             // Its one phase is as long as a direction would be.
             return vec![phase(Load::Idle, each)];
@@ -312,6 +325,17 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         _ => meant,
     };
     let engine_id = EngineId::try_from(id).map_err(|error| ApplianceError::NoSuchEngine(error.to_string()))?;
+    let setting = effects::Setting {
+        provider: wanted,
+        engine: id,
+        has_load: provider.loads(id),
+        may_probe: provider.probes(),
+        does_probe: !args.probe_interval().is_zero(),
+        has_program: id == Iperf3.id(),
+    };
+    if let Some(because) = effects::without_effect(args, &setting) {
+        return Err(ApplianceError::Unsupported(because).into());
+    }
     let phases = args.phases(provider, id, settings.duration);
     let spec = TestSpec {
         congestion_control: args.congestion.clone(),
@@ -324,7 +348,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         verify_payload: args.verify_payload,
         fragments: args.fragments,
         loss_bound_ppm: args.loss_bound.map(|share| (share * 1e6).round() as u32),
-        probe_interval_us: u32::try_from(args.probe_interval.as_micros()).unwrap_or(u32::MAX),
+        probe_interval_us: u32::try_from(args.probe_interval().as_micros()).unwrap_or(u32::MAX),
         ..TestSpec::new(engine_id, DataMode::Tunneled, phases, settings.streams)
     };
     Ok(TestRequest {

@@ -1,0 +1,125 @@
+//! Which options of `speed-test` have no effect with the chosen provider and engine. An option that is given and does
+//! nothing is refused: its user expects something of it.
+
+use super::speed_test::Args;
+
+/// What an option's effect depends on.
+pub(super) struct Setting<'a> {
+    /// The provider's id.
+    pub(super) provider: &'a str,
+    /// The engine's id.
+    pub(super) engine: &'a str,
+    /// Whether the engine puts load on the path.
+    pub(super) has_load: bool,
+    /// Whether the provider sends latency probes.
+    pub(super) may_probe: bool,
+    /// Whether this test sends them.
+    pub(super) does_probe: bool,
+    /// Whether an external program moves the data.
+    pub(super) has_program: bool,
+}
+
+/// The condition under which an option has an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needs {
+    /// A phase with load.
+    Load,
+    /// A phase without load before the load.
+    IdlePhase,
+    /// A provider that probes latency.
+    Probes,
+    /// An external program that moves the data.
+    Program,
+}
+
+/// An option: how the command line names it, whether it is given, and what it needs.
+type Row = (&'static str, fn(&Args) -> bool, Needs);
+
+const OPTIONS: &[Row] = &[
+    ("-P", |args| args.parallel.is_some(), Needs::Load),
+    ("-O", |args| args.omit.is_some(), Needs::Load),
+    ("--download", |args| args.download, Needs::Load),
+    ("--upload", |args| args.upload, Needs::Load),
+    ("--bidir", |args| args.bidir, Needs::Load),
+    ("-C", |args| args.congestion.is_some(), Needs::Load),
+    ("-w", |args| args.window.is_some(), Needs::Load),
+    ("-l", |args| args.length.is_some(), Needs::Load),
+    ("-M", |args| args.set_mss.is_some(), Needs::Load),
+    ("-S", |args| args.tos.is_some(), Needs::Load),
+    ("--dscp", |args| args.dscp.is_some(), Needs::Load),
+    ("-b", |args| args.bitrate.is_some(), Needs::Load),
+    ("--data-path", |args| args.data_path.is_some(), Needs::Load),
+    ("--verify-payload", |args| args.verify_payload, Needs::Load),
+    ("--intervals", |args| args.intervals, Needs::Load),
+    ("--idle", |args| args.idle.is_some_and(|idle| !idle.is_zero()), Needs::IdlePhase),
+    ("--probe-interval", |args| args.probe_interval.is_some(), Needs::Probes),
+    ("--raw", |args| args.raw, Needs::Program),
+];
+
+/// The first given option that has no effect, and why.
+pub(super) fn without_effect(args: &Args, setting: &Setting<'_>) -> Option<String> {
+    let given = OPTIONS.iter().filter(|(_, is_given, _)| is_given(args));
+    given.map(|(option, _, needs)| (option, needs)).find_map(|(option, needs)| {
+        let why = needs.missing(setting)?;
+        Some(format!("{option} has no effect: {why}"))
+    })
+}
+
+impl Needs {
+    /// Why the condition does not hold; `None` if it does.
+    fn missing(self, setting: &Setting<'_>) -> Option<String> {
+        let Setting { provider, engine, has_load, may_probe, does_probe, has_program } = setting;
+        match self {
+            Self::Load if !has_load => Some(format!("the engine {engine} sends no load")),
+            Self::IdlePhase if !has_load => Some(format!("the engine {engine} has one idle phase, as long as -t says")),
+            Self::IdlePhase | Self::Probes if !may_probe => {
+                Some(format!("the provider {provider} does not measure latency"))
+            }
+            Self::IdlePhase if !does_probe => Some("--probe-interval 0 sends no probes".to_owned()),
+            Self::Program if !has_program => Some(format!("the engine {engine} uses no iperf3")),
+            Self::Load | Self::IdlePhase | Self::Probes | Self::Program => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct SpeedTest {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(given: &[&str]) -> Args {
+        SpeedTest::parse_from([&["speed-test"], given].concat()).args
+    }
+
+    /// The setting in which no option has an effect.
+    fn nothing() -> Setting<'static> {
+        Setting { provider: "p", engine: "e", has_load: false, may_probe: false, does_probe: false, has_program: false }
+    }
+
+    #[test]
+    fn every_option_of_the_table_is_refused_where_it_has_no_effect_and_only_there() {
+        let values = |option: &str| match option {
+            "--data-path" => vec!["plain"],
+            "-C" => vec!["cubic"],
+            "--dscp" => vec!["EF"],
+            "--download" | "--upload" | "--bidir" | "--verify-payload" | "--intervals" | "--raw" => vec![],
+            _ => vec!["5"],
+        };
+        let all = Setting { has_load: true, may_probe: true, does_probe: true, has_program: true, ..nothing() };
+        for (option, ..) in OPTIONS {
+            let args = args(&[&[*option], &values(option)[..]].concat());
+            let refused = without_effect(&args, &nothing()).unwrap();
+            assert!(refused.starts_with(&format!("{option} has no effect: ")), "{refused}");
+            assert_eq!(without_effect(&args, &all), None, "{option}");
+        }
+        assert_eq!(without_effect(&args(&[]), &nothing()), None);
+        assert_eq!(without_effect(&args(&["--idle", "0"]), &nothing()), None, "what it asks for is so");
+    }
+}
