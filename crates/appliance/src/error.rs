@@ -166,6 +166,9 @@ pub enum ApplianceError {
         /// What carried the payload.
         transport: PayloadTransport,
     },
+    /// Every phase ended without a reading.
+    #[error("nothing was measured")]
+    NothingMeasured,
     /// A fault of this program, or of the operating system below it.
     #[error("{0}")]
     Internal(String),

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Appliance, Reflector, Running};
+use lab::{Appliance, Reflector, Running, loopback};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -192,4 +192,45 @@ fn an_option_without_effect_is_refused_and_named() {
         let error = appliance.fails(&args, 2, "bad_request").error;
         assert!(error.because.contains(option[0]), "{args:?}: {error:#?}");
     }
+}
+
+#[test]
+fn every_failed_run_is_saved_with_its_peer_and_its_reason() {
+    let (mut reflector, appliance) = pair();
+    let address = reflector.address().to_owned();
+    let port = loopback::closed_port();
+    let refused = port.to_string();
+    let denied = appliance.speed_test(&["-t", "86400", "-P", "1"]);
+    assert_eq!(denied.code, 4, "{denied:?}");
+    reflector.process().kill();
+    let cases: [(&[&str], &str, &str); 4] = [
+        (&["--peer", &refused], "unreachable", &refused),
+        (&[], "unreachable", &address),
+        (&["--peer", "nowhere.invalid"], "name_not_resolved", "nowhere.invalid"),
+        (&["--provider", "iperf3", "--peer", &refused], "unreachable", &refused),
+    ];
+    for (args, code, peer) in cases {
+        let outcome = appliance.speed_test(args);
+        assert_eq!((outcome.code, outcome.error().error.code.as_str()), (1, code), "{args:?}: {outcome:?}");
+        assert!(outcome.error().measured_so_far.is_none(), "{outcome:?}");
+        let saved = &history(&appliance)[0];
+        assert_eq!((&saved["complete"], &saved["error"]["code"]), (&false.into(), &code.into()), "{saved:#}");
+        assert_eq!(saved["peer"], if args.is_empty() { appliance_name(&appliance) } else { peer.into() }, "{saved:#}");
+        let shown = appliance.run(&["history", "show", saved["id"].as_str().unwrap()]);
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words(&shown.stdout).contains(&words(&outcome.error().error.what)), "{shown:?}");
+    }
+    let saved = history(&appliance);
+    assert_eq!(saved.len(), 5, "{saved:#?}");
+    assert_eq!(saved[4]["error"]["code"], "too_long", "{saved:#?}");
+    let csv = appliance.run(&["history", "export", "--format", "csv"]).stdout;
+    let rows = csv.lines().collect::<Vec<_>>();
+    assert!(rows[0].contains(",error,") && rows[1].contains(",too_long,"), "{csv}");
+    let list = appliance.run(&["history"]).stdout;
+    assert!(list.contains("too_long") && list.contains("name_not_resolved"), "{list}");
+}
+
+/// The name under which the only reflector is saved.
+fn appliance_name(appliance: &Appliance) -> Value {
+    appliance.run(&["reflectors", "--json"]).json()[0]["name"].clone()
 }

@@ -6,7 +6,7 @@ use paramedic_link::test_spec::Load;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::document::{LatencyResult, ResultDocument};
+use crate::document::{ErrorBody, LatencyResult, ResultDocument};
 use crate::stats::Grade;
 
 /// One run in a list. What was not measured is absent.
@@ -54,6 +54,9 @@ pub struct RunSummary {
     pub data_used_bytes: u64,
     /// Whether every phase that was asked for was measured to its end.
     pub complete: bool,
+    /// Why it is not complete, if something failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
 }
 
 impl RunSummary {
@@ -80,6 +83,7 @@ impl RunSummary {
             bufferbloat_upload: grade(Load::Upload),
             data_used_bytes: document.data_used_bytes,
             complete: document.complete,
+            error: document.error.clone(),
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::Appliance;
 use crate::error::ApplianceError;
 use crate::providers::options::OptionValues;
-use crate::providers::{self, Observer, PROVIDERS, Provider, TestJob};
+use crate::providers::{self, Observer, Outcome, PROVIDERS, Provider, TestJob};
 use crate::request::TestRequest;
 use crate::test_lock::TestLock;
 
@@ -115,14 +115,18 @@ impl Appliance {
         let asked = Instant::now();
         let mut lock = match TestLock::take(self.state_dir())? {
             Some(lock) => lock,
-            None if !job.request.turn.may_wait() => return Err(ApplianceError::DeviceBusy),
+            None if !job.request.turn.may_wait() => return Ok(Some(self.busy(provider, &job).await)),
             None => {
                 // A client that has dropped its end wants no events.
                 events.send(TestEvent::WaitingForDevice).ok();
-                tokio::select! {
-                    lock = TestLock::wait(self.state_dir()) => lock?,
-                    () = elapsed(job.request.turn.limit()) => return Err(ApplianceError::DeviceBusy),
+                let waited = tokio::select! {
+                    lock = TestLock::wait(self.state_dir()) => Some(lock?),
+                    () = elapsed(job.request.turn.limit()) => None,
                     _ = cancelled.wait_for(|wanted| *wanted) => return Ok(None),
+                };
+                match waited {
+                    Some(lock) => lock,
+                    None => return Ok(Some(self.busy(provider, &job).await)),
                 }
             }
         };
@@ -132,16 +136,28 @@ impl Appliance {
         };
         let mut observer = Observer { events: Box::new(report), interrupt: cancelled };
         let outcome = provider.run(&job, &mut lock, &mut observer).await;
-        let mut unsaved = None;
-        let measured = match outcome.measured {
-            Some(mut result) => {
-                result.thresholds = job.request.thresholds.judge(&result);
-                unsaved = self.save(&result).await.err();
-                Some(result)
-            }
-            None => None,
-        };
-        Ok(Some(TestEnd { measured, failure: outcome.failure, unsaved }))
+        Ok(Some(self.conclude(&job, outcome).await))
+    }
+
+    /// The end of a test that another one on this device kept from running.
+    async fn busy(&self, provider: &dyn Provider, job: &TestJob) -> TestEnd {
+        self.conclude(job, providers::not_begun(job, provider, ApplianceError::DeviceBusy)).await
+    }
+
+    /// Judges and saves a run. Every run is saved, also one that measured nothing.
+    async fn conclude(&self, job: &TestJob, outcome: Outcome) -> TestEnd {
+        let Outcome { mut result, failure } = outcome;
+        let is_measured = result.has_measurements();
+        if is_measured {
+            result.thresholds = job.request.thresholds.judge(&result);
+        }
+        let unsaved = self.save(&result).await.err();
+        if let Some(error) = &unsaved {
+            tracing::warn!(%error, "the run is not saved");
+        }
+        // The user of a run without measurements loses nothing but its trace.
+        let unsaved = unsaved.filter(|_| is_measured);
+        TestEnd { measured: is_measured.then_some(result), failure, unsaved }
     }
 
     async fn save(&self, result: &ResultDocument) -> Result<(), ApplianceError> {
@@ -240,7 +256,8 @@ mod tests {
             .run(TestRequest { turn: TurnWait::No, ..request("reflector") }, OptionValues::default())
             .await
             .unwrap();
-        assert!(matches!(refused.end().await, Err(ApplianceError::DeviceBusy)));
+        let busy = refused.end().await.unwrap().unwrap();
+        assert!(busy.measured.is_none() && matches!(busy.failure, Some(ApplianceError::DeviceBusy)));
         // The wait that was cancelled may take the lock once more before it lets go.
         drop(held);
         let end =

@@ -23,6 +23,7 @@ use crate::request::TestRequest;
 use crate::store::Reflector;
 use crate::test_lock::TestLock;
 use options::{OptionValues, ProviderOption};
+use run_record::RunRecord;
 
 /// Every provider there is. Command line values and help read this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
@@ -113,10 +114,15 @@ impl Observer {
     }
 }
 
+/// The outcome of a test that failed before its provider began it.
+pub fn not_begun(job: &TestJob, provider: &dyn Provider, failure: ApplianceError) -> Outcome {
+    RunRecord::begin(job, provider.id()).conclude(job, Err(failure))
+}
+
 /// How a test ended.
 pub struct Outcome {
-    /// What was measured, also where it failed half way; absent where nothing was.
-    pub measured: Option<ResultDocument>,
+    /// The run's document, also where it failed half way or before anything was measured.
+    pub result: ResultDocument,
     /// Why it is not complete.
     pub failure: Option<ApplianceError>,
 }

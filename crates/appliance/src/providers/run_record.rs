@@ -32,6 +32,8 @@ impl RunRecord {
         let run = RunIdentity {
             id: Uuid::now_v7(),
             provider: provider.to_owned(),
+            engine: job.request.spec.engine.clone(),
+            peer: job.request.peer.clone(),
             started_at: Timestamp::now(),
             appliance: job.key.id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -64,7 +66,14 @@ impl RunRecord {
             within: Box::new(move |from, until| Box::new(probes.within(from, until))),
             skipped_within: Box::new(move |from, until| probes.skipped_within(from, until).collect()),
         });
-        Outcome { measured: result.finish(Timestamp::now(), end, probes.as_ref()), failure }
+        let mut outcome = Outcome { result: result.finish(Timestamp::now(), end, probes.as_ref()), failure };
+        if outcome.failure.is_none() && !outcome.result.has_measurements() {
+            let nothing = ApplianceError::NothingMeasured;
+            outcome.result.complete = false;
+            outcome.result.error = Some((job.describe)(&nothing));
+            outcome.failure = Some(nothing);
+        }
+        outcome
     }
 }
 

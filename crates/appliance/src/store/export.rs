@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use paramedic_link::test_spec::Load;
+use paramedic_report::document::ResultDocument;
 use paramedic_report::summary::RunSummary;
 
 use super::{ApplianceStore, StorageError};
@@ -37,7 +39,7 @@ impl ApplianceStore {
             for run in &page {
                 match format {
                     ExportFormat::JsonLines => line(&one_line(&run.text))?,
-                    ExportFormat::Csv => line(&csv_row(&RunSummary::of(&run.document()?)))?,
+                    ExportFormat::Csv => line(&csv_row(&run.document()?))?,
                 }
             }
             match page.last() {
@@ -66,31 +68,63 @@ fn one_line(json: &str) -> String {
     line
 }
 
+/// A run of the table.
+struct Row<'a> {
+    run: RunSummary,
+    document: &'a ResultDocument,
+}
+
 /// Computes the cell of a run.
-type Cell = fn(&RunSummary) -> Option<String>;
+type Cell = fn(&Row<'_>) -> Option<String>;
 
 /// The columns of the table. Scripts rely on their names and order: add new ones at the end.
-const CSV_COLUMNS: [(&str, Cell); 16] = [
-    ("id", |run| Some(run.id.to_string())),
-    ("started_at", |run| Some(run.started_at.to_string())),
-    ("provider", |run| Some(text(&run.provider))),
-    ("engine", |run| Some(text(&run.engine))),
-    ("peer", |run| run.peer.as_deref().map(text)),
-    ("address", |run| run.address.as_deref().map(text)),
-    ("endpoint_id", |run| run.endpoint_id.map(|id| id.to_string())),
-    ("download_bps", |run| run.download_bps.map(|bps| bps.to_string())),
-    ("upload_bps", |run| run.upload_bps.map(|bps| bps.to_string())),
-    ("rtt_idle_us", |run| run.rtt_idle_us.map(|us| us.to_string())),
-    ("rtt_download_us", |run| run.rtt_download_us.map(|us| us.to_string())),
-    ("rtt_upload_us", |run| run.rtt_upload_us.map(|us| us.to_string())),
-    ("bufferbloat_download", |run| run.bufferbloat_download.map(|grade| grade.to_string())),
-    ("bufferbloat_upload", |run| run.bufferbloat_upload.map(|grade| grade.to_string())),
-    ("data_used_bytes", |run| Some(run.data_used_bytes.to_string())),
-    ("complete", |run| Some(run.complete.to_string())),
+const CSV_COLUMNS: [(&str, Cell); 28] = [
+    ("id", |Row { run, .. }| Some(run.id.to_string())),
+    ("started_at", |Row { run, .. }| Some(run.started_at.to_string())),
+    ("provider", |Row { run, .. }| Some(text(&run.provider))),
+    ("engine", |Row { run, .. }| Some(text(&run.engine))),
+    ("peer", |Row { run, .. }| run.peer.as_deref().map(text)),
+    ("address", |Row { run, .. }| run.address.as_deref().map(text)),
+    ("endpoint_id", |Row { run, .. }| run.endpoint_id.map(|id| id.to_string())),
+    ("download_bps", |Row { run, .. }| run.download_bps.map(|bps| bps.to_string())),
+    ("upload_bps", |Row { run, .. }| run.upload_bps.map(|bps| bps.to_string())),
+    ("rtt_idle_us", |Row { run, .. }| run.rtt_idle_us.map(|us| us.to_string())),
+    ("rtt_download_us", |Row { run, .. }| run.rtt_download_us.map(|us| us.to_string())),
+    ("rtt_upload_us", |Row { run, .. }| run.rtt_upload_us.map(|us| us.to_string())),
+    ("bufferbloat_download", |Row { run, .. }| run.bufferbloat_download.map(|grade| grade.to_string())),
+    ("bufferbloat_upload", |Row { run, .. }| run.bufferbloat_upload.map(|grade| grade.to_string())),
+    ("data_used_bytes", |Row { run, .. }| Some(run.data_used_bytes.to_string())),
+    ("complete", |Row { run, .. }| Some(run.complete.to_string())),
+    ("error", |Row { run, .. }| run.error.as_ref().map(|error| text(&error.code))),
+    ("error_text", |Row { run, .. }| {
+        run.error.as_ref().map(|error| text(&format!("{}: {}", error.what, error.because)))
+    }),
+    ("loss_idle", |row| row.loss(Load::Idle)),
+    ("loss_download", |row| row.loss(Load::Download)),
+    ("loss_upload", |row| row.loss(Load::Upload)),
+    ("jitter_idle_us", |row| row.jitter(Load::Idle)),
+    ("jitter_download_us", |row| row.jitter(Load::Download)),
+    ("jitter_upload_us", |row| row.jitter(Load::Upload)),
+    ("retransmits_download", |row| row.document.download.as_ref()?.retransmits.map(|count| count.to_string())),
+    ("retransmits_upload", |row| row.document.upload.as_ref()?.retransmits.map(|count| count.to_string())),
+    ("datagram_loss_download", |row| row.document.download.as_ref()?.udp.map(|udp| udp.loss.to_string())),
+    ("datagram_loss_upload", |row| row.document.upload.as_ref()?.udp.map(|udp| udp.loss.to_string())),
 ];
 
-fn csv_row(run: &RunSummary) -> String {
-    CSV_COLUMNS.map(|(_, cell)| cell(run).unwrap_or_default()).join(",")
+impl Row<'_> {
+    /// The largest known loss of probes under a load, as a share.
+    fn loss(&self, load: Load) -> Option<String> {
+        self.document.latency.of(load)?.worst_loss().map(|share| share.to_string())
+    }
+
+    fn jitter(&self, load: Load) -> Option<String> {
+        self.document.latency.of(load)?.jitter_us.map(|us| us.to_string())
+    }
+}
+
+fn csv_row(document: &ResultDocument) -> String {
+    let row = Row { run: RunSummary::of(document), document };
+    CSV_COLUMNS.map(|(_, cell)| cell(&row).unwrap_or_default()).join(",")
 }
 
 /// A cell with text from outside: quoted if CSV requires it, and never a formula to a spreadsheet
@@ -108,7 +142,7 @@ fn text(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use paramedic_report::document::{ResultDocument, example};
+    use paramedic_report::document::example;
     use proptest::prelude::*;
 
     use super::*;
@@ -144,8 +178,8 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("id,started_at,provider,engine,peer,"));
         assert!(lines[1].contains(",attic,203.0.113.7:4000,PP-"), "{}", lines[1]);
-        assert!(lines[1].ends_with(",941000000,94200000,12300,24600,30100,A,A,2410000000,true"), "{}", lines[1]);
-        assert!(lines[2].ends_with(",50000000,,,,,,,62500000,true"), "{}", lines[2]);
+        assert!(lines[1].contains(",941000000,94200000,12300,24600,30100,A,A,2410000000,true,,,"), "{}", lines[1]);
+        assert!(lines[2].ends_with(",50000000,,,,,,,62500000,true,,,,,,,,,,,,"), "{}", lines[2]);
     }
 
     #[tokio::test]

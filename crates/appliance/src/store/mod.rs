@@ -292,6 +292,48 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_of_the_first_version_is_upgraded_in_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let first = include_str!("../../migrations/0001_reflectors_and_runs.sql");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let old = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+        sqlx::raw_sql(first).execute(&old).await.unwrap();
+        sqlx::raw_sql(
+            "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL, installed_on \
+             TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, checksum BLOB NOT NULL, \
+             execution_time BIGINT NOT NULL)",
+        )
+        .execute(&old)
+        .await
+        .unwrap();
+        let migration = MIGRATIONS.iter().next().unwrap();
+        sqlx::query("INSERT INTO _sqlx_migrations VALUES (1, 'reflectors and runs', 0, TRUE, $1, 0)")
+            .bind(migration.checksum.to_vec())
+            .execute(&old)
+            .await
+            .unwrap();
+        let run = example::bare();
+        sqlx::query(
+            "INSERT INTO runs (id, started_at_us, provider, engine, data_used_bytes, complete, document) \
+             VALUES ($1, 1, 'reflector', 'tcp', 5, TRUE, $2)",
+        )
+        .bind(run.id.to_string())
+        .bind(run.to_text().unwrap())
+        .execute(&old)
+        .await
+        .unwrap();
+        old.close().await;
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
+        let runs = history.runs(10).await.unwrap();
+        assert_eq!((runs.len(), runs[0].id, &runs[0].error), (1, run.id, &None));
+        assert_eq!(history.run(&run.id.to_string()).await.unwrap().document().unwrap(), run);
+        let later = paramedic_report::document::ResultDocument { id: uuid::Uuid::now_v7(), ..example::full() };
+        history.save_run(&later).await.unwrap();
+        assert_eq!(history.runs(10).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
     async fn a_full_disk_is_told_from_other_faults() {
         let folder = tempfile::tempdir().unwrap();
         let history = ApplianceStore::open(folder.path()).await.unwrap();

@@ -43,6 +43,7 @@ struct RunRow {
     bufferbloat_upload: Option<String>,
     data_used_bytes: i64,
     complete: bool,
+    error: Option<String>,
 }
 
 impl RunRow {
@@ -64,6 +65,7 @@ impl RunRow {
             bufferbloat_upload: self.bufferbloat_upload.map(|word| grade(&word)).transpose()?,
             data_used_bytes: natural(self.data_used_bytes),
             complete: self.complete,
+            error: self.error.map(|text| serde_json::from_str(&text)).transpose().map_err(strange)?,
         })
     }
 }
@@ -73,11 +75,13 @@ impl ApplianceStore {
     pub async fn save_run(&self, document: &ResultDocument) -> Result<(), StorageError> {
         let text = document.to_text().map_err(|source| StorageError::Document { source })?;
         let run = RunSummary::of(document);
+        let error = run.error.as_ref().map(serde_json::to_string).transpose();
+        let error = error.map_err(|source| StorageError::Document { source })?;
         sqlx::query(
             "INSERT INTO runs (id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, \
              upload_bps, rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, \
-             data_used_bytes, complete, document) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+             data_used_bytes, complete, document, error) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
         )
         .bind(run.id.to_string())
         .bind(run.started_at.as_microsecond())
@@ -96,6 +100,7 @@ impl ApplianceStore {
         .bind(stored(run.data_used_bytes))
         .bind(run.complete)
         .bind(text)
+        .bind(error)
         .execute(&self.pool)
         .await
         .map_err(self.fault("saving the run"))?;
@@ -108,7 +113,7 @@ impl ApplianceStore {
         sqlx::query_as::<_, RunRow>(
             "SELECT id, started_at_us, provider, engine, peer, address, endpoint_id, download_bps, upload_bps, \
              rtt_idle_us, rtt_download_us, rtt_upload_us, bufferbloat_download, bufferbloat_upload, data_used_bytes, \
-             complete FROM runs ORDER BY started_at_us DESC, id DESC LIMIT $1",
+             complete, error FROM runs ORDER BY started_at_us DESC, id DESC LIMIT $1",
         )
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
@@ -181,6 +186,21 @@ mod tests {
     use paramedic_report::document::example;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_failed_run_is_listed_with_its_error() {
+        let (_folder, history) = history().await;
+        let error = paramedic_report::document::ErrorBody {
+            code: "unreachable".to_owned(),
+            what: "cannot reach it".to_owned(),
+            because: "connection refused".to_owned(),
+            try_: "start it".to_owned(),
+            retry_after_ms: None,
+        };
+        let failed = ResultDocument { complete: false, error: Some(error.clone()), ..example::bare() };
+        history.save_run(&failed).await.unwrap();
+        assert_eq!(history.runs(10).await.unwrap()[0].error, Some(error));
+    }
 
     async fn history() -> (tempfile::TempDir, ApplianceStore) {
         let folder = tempfile::tempdir().unwrap();

@@ -268,6 +268,13 @@ impl From<&ApplianceError> for CommandFailure {
                 "try again; if it happens again, something on the way ends connections",
             ),
             E::NothingArrived { directions, transport } => nothing_arrived(directions, *transport),
+            E::NothingMeasured => Self::new(
+                Failed,
+                "nothing_measured",
+                "nothing was measured",
+                "every phase ended without a reading",
+                "measure longer with -t",
+            ),
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
             E::BrokeOff(reason) => Self::new(Failed, "internal", "the test broke off", reason, REPORT_IT),
         }
@@ -841,6 +848,7 @@ mod tests {
                 "nothing arrived over UDP",
                 E::NothingArrived { directions: two[..1].to_vec(), transport: PayloadTransport::Udp },
             ),
+            ("nothing measured", E::NothingMeasured),
             ("granted in vain", E::GrantExpired),
             ("nothing paired", E::NoReflectorPaired),
             ("several paired", E::SeveralReflectorsPaired { names: vec!["attic".to_owned(), "cellar".to_owned()] }),

@@ -272,16 +272,7 @@ fn conclude(end: TestEnd, context: &mut Context) -> Result<ExitStatus, CommandFa
         }
         (Some(result), Some(error)) => context.output.fail(&CommandFailure::from(error).measured(result)),
         (None, Some(error)) => context.output.fail(&error.into()),
-        (None, None) => {
-            let because = "every phase ended without a reading";
-            return Err(CommandFailure::new(
-                ExitStatus::Failed,
-                "nothing_measured",
-                "nothing was measured",
-                because,
-                "measure longer with -t",
-            ));
-        }
+        (None, None) => context.output.fail(&ApplianceError::NothingMeasured.into()),
     };
     let is_saved = end.unsaved.is_none();
     report_unsaved(end.unsaved, context);

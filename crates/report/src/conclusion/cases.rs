@@ -113,6 +113,10 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("nothing arrived in any direction", ended(nothing(), &[])),
         ("interrupted", ended(Completion::Interrupted, &[DOWN])),
         ("failed before the first speed", ended(Completion::Failed, &[])),
+        (
+            "failed before anything was measured",
+            ended(Completion::NothingMeasured("cannot reach attic, because the connection was refused".to_owned()), &[]),
+        ),
     ]
 }
 

@@ -37,6 +37,8 @@ pub enum Completion {
     Interrupted,
     /// It failed.
     Failed,
+    /// It failed before anything was measured; the text says how.
+    NothingMeasured(String),
     /// In a direction almost nothing arrived; the text says in which.
     NothingArrived(String),
 }
@@ -107,6 +109,7 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
         (Completion::NothingArrived(what), Some(speeds)) => {
             (Tone::Bad, format!("{}. Beside that, {path} {speeds}.", upper_first(what)))
         }
+        (Completion::NothingMeasured(why), _) => (Tone::Bad, format!("Nothing was measured: {why}.")),
         (Completion::NothingArrived(what), None) => (Tone::Bad, format!("{}.", upper_first(what))),
         (completion, speeds) => {
             let why = match completion {

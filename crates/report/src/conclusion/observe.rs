@@ -34,7 +34,10 @@ fn completion(document: &ResultDocument) -> Completion {
         _ if document.complete => Completion::Complete,
         Some(error) => Completion::NothingArrived(error.what.clone()),
         None if document.interrupted => Completion::Interrupted,
-        None => Completion::Failed,
+        None => match document.error.as_ref().filter(|_| !document.has_measurements()) {
+            Some(error) => Completion::NothingMeasured(format!("{}, because {}", error.what, error.because)),
+            None => Completion::Failed,
+        },
     }
 }
 

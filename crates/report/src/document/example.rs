@@ -31,6 +31,7 @@ pub fn full() -> ResultDocument {
             version: "iperf3 3.12".to_owned(),
             raw: ByLoad { download: Some(serde_json::json!({ "end": {} })), ..ByLoad::default() },
         }),
+        peer: None,
         reflector: Some(ReflectorEnd {
             endpoint_id: EndpointId::from_bytes([9; 32]),
             name: "attic".into(),
@@ -89,6 +90,7 @@ pub fn bare() -> ResultDocument {
         requested: None,
         appliance: ApplianceEnd { facts_before: None, facts_after: None, ..full().appliance },
         program: None,
+        peer: None,
         reflector: full().reflector.map(|end| ReflectorEnd { facts_before: None, facts_after: None, ..end }),
         download: Some(ThroughputResult {
             ci95_bps: None,

@@ -72,6 +72,9 @@ pub struct ResultDocument {
     /// The program that moved the data, where it was another one than ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSaid>,
+    /// The other end as the request names it; absent where it names none and there is more or less than one to choose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// The reflector it was measured against; absent with a provider that has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reflector: Option<ReflectorEnd>,
@@ -119,13 +122,21 @@ impl ResultDocument {
         serde_json::to_string_pretty(self)
     }
 
-    /// What the other end is called: the reflector's name, else its or the server's address.
+    /// Whether something was measured; that nothing arrived is a measurement, too.
+    pub fn has_measurements(&self) -> bool {
+        self.all_measured().next().is_some()
+            || !self.latency.is_empty()
+            || self.error.as_ref().is_some_and(|error| error.code == ErrorBody::NOTHING_ARRIVED)
+    }
+
+    /// What the other end is called: the reflector's name, else its or the server's address; of a run that reached
+    /// neither, what the request names.
     pub fn other_end(&self) -> Option<&str> {
         match (&self.reflector, &self.server) {
             (Some(reflector), _) if !reflector.name.is_empty() => Some(reflector.name.as_str()),
             (Some(reflector), _) => Some(&reflector.address),
             (None, Some(server)) => Some(&server.address),
-            (None, None) => None,
+            (None, None) => self.peer.as_deref(),
         }
     }
 

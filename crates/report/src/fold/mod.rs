@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use paramedic_link::measurement::{HostFacts, Probe};
-use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
+use paramedic_link::test_spec::{Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
 
@@ -45,6 +45,10 @@ pub struct RunIdentity {
     pub id: Uuid,
     /// The provider's id.
     pub provider: String,
+    /// The requested engine.
+    pub engine: EngineId,
+    /// The other end as the request names it.
+    pub peer: Option<String>,
     /// When it began, by the appliance's clock.
     pub started_at: Timestamp,
     /// The appliance's key.
@@ -127,6 +131,11 @@ impl ResultBuilder {
         &self.run
     }
 
+    /// Sets the name of the other end, where the request names none.
+    pub fn set_peer(&mut self, name: String) {
+        self.run.peer = Some(name);
+    }
+
     /// Sets the reflector of the run: its key, its saved name, its version, the address that was dialled, and the
     /// requested test.
     pub fn set_reflector(
@@ -179,21 +188,18 @@ impl ResultBuilder {
         empty.map(|(phase, direction)| (phase.load, direction)).collect()
     }
 
-    /// The document, if anything was measured.
-    pub fn finish(
-        mut self,
-        finished_at: Timestamp,
-        end: RunEnd,
-        probes: Option<&ProbeLog<'_>>,
-    ) -> Option<ResultDocument> {
-        let met = self.met.take()?;
-        let (reflector, server) = match met.other_end {
-            OtherEnd::Reflector { id, name, version } => {
+    /// The document, also of a run that measured nothing.
+    pub fn finish(mut self, finished_at: Timestamp, end: RunEnd, probes: Option<&ProbeLog<'_>>) -> ResultDocument {
+        let met = self.met.take();
+        let (reflector, server) = match met.as_ref().map(|met| (&met.other_end, met.address)) {
+            None => (None, None),
+            Some((OtherEnd::Reflector { id, name, version }, address)) => {
                 let [facts_before, facts_after] = std::mem::take(&mut self.reflector_facts);
-                let address = met.address.to_string();
-                (Some(ReflectorEnd { endpoint_id: id, name, address, version, facts_before, facts_after }), None)
+                let (endpoint_id, address) = (*id, address.to_string());
+                let (name, version) = (name.clone(), version.clone());
+                (Some(ReflectorEnd { endpoint_id, name, address, version, facts_before, facts_after }), None)
             }
-            OtherEnd::Server { name } => (None, Some(ServerEnd { address: name })),
+            Some((OtherEnd::Server { name }, _)) => (None, Some(ServerEnd { address: name.clone() })),
         };
         let mut result = ResultDocument {
             schema: ResultSchema::V1,
@@ -201,10 +207,10 @@ impl ResultBuilder {
             started_at: self.run.started_at,
             finished_at,
             provider: self.run.provider.clone(),
-            engine: met.spec.engine.clone(),
-            data_mode: reflector.is_some().then_some(met.spec.data_mode),
+            engine: met.as_ref().map_or_else(|| self.run.engine.clone(), |met| met.spec.engine.clone()),
+            data_mode: met.as_ref().filter(|_| reflector.is_some()).map(|met| met.spec.data_mode),
             data_path: self.data_path(),
-            requested: Some(self.requested(&met.spec)),
+            requested: met.as_ref().map(|met| self.requested(&met.spec)),
             appliance: ApplianceEnd {
                 endpoint_id: self.run.appliance,
                 version: self.run.version.clone(),
@@ -212,6 +218,7 @@ impl ResultBuilder {
                 facts_after: self.own_facts[1].take(),
             },
             program: self.program.take().map(|version| ProgramSaid { version, raw: self.raw() }),
+            peer: self.run.peer.clone(),
             reflector,
             server,
             download: None,
@@ -230,6 +237,7 @@ impl ResultBuilder {
                 RunEnd::Complete | RunEnd::Interrupted => None,
             },
         };
+        let Some(met) = met else { return result };
         let overhead = rates::line_overhead(&result, met.address);
         for phase in &self.phases {
             let measured =
@@ -256,13 +264,7 @@ impl ResultBuilder {
         warnings::add(&mut result, &self.phases);
         warnings::unsteady(&mut result);
         result.validity = Some(Validity::of(&result.warnings, result.complete));
-        let anything = result.download.is_some()
-            || result.upload.is_some()
-            || result.bidir.is_some()
-            || !result.latency.is_empty()
-            // That nothing arrived is worth keeping, too.
-            || result.error.as_ref().is_some_and(|error| error.code == ErrorBody::NOTHING_ARRIVED);
-        anything.then_some(result)
+        result
     }
 
     /// The output of the external program, if it was kept: JSON, or its text if that is not valid JSON.

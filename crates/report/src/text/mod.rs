@@ -73,7 +73,7 @@ pub fn list(runs: &[RunSummary]) -> Vec<String> {
         let rtt = run.rtt_idle_us.map_or_else(none, quantity::micros);
         let grade = run.bufferbloat_download.max(run.bufferbloat_upload);
         let grade = match (run.complete, grade) {
-            (false, _) => "(incomplete)".to_owned(),
+            (false, _) => format!("({})", run.error.as_ref().map_or("incomplete", |error| error.code.as_str())),
             (true, grade) => grade.map_or_else(none, |grade| grade.to_string()),
         };
         row([

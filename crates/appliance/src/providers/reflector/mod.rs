@@ -91,6 +91,9 @@ async fn measure(
     observer: &mut Observer,
     record: &mut RunRecord,
 ) -> Result<(), ApplianceError> {
+    if let (None, [only]) = (&job.request.peer, job.known.as_slice()) {
+        record.result.set_peer(only.name.to_string());
+    }
     let (mut client, known) = tokio::select! {
         link = reach(job) => link?,
         () = observer.interrupted() => return Err(ApplianceError::Interrupted),
