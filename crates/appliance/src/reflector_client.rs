@@ -41,7 +41,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
-    /// Both, IPv6 preferred (RFC 8305).
+    /// Both, in the order of the resolver (RFC 8305).
     #[default]
     Any,
     /// IPv4 only.
@@ -317,23 +317,31 @@ impl ReflectorClient {
     }
 }
 
-/// All addresses of a target, families interleaved, IPv6 first (RFC 8305, section 4).
+/// All addresses of a target in the order in which they are tried.
 pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<SocketAddr>, ApplianceError> {
     let found = tokio::net::lookup_host((target.host.to_string(), target.port)).await;
     let found = found.map_err(|source| ApplianceError::NotResolved { host: target.host.clone(), source })?;
-    let (six, four): (Vec<_>, Vec<_>) = found.filter(|at| route.allows(at.ip())).partition(SocketAddr::is_ipv6);
-    let longest = six.len().max(four.len());
-    let turns = (0..longest).flat_map(|at| [six.get(at), four.get(at)]).flatten();
+    let addresses = interleaved(found.filter(|at| route.allows(at.ip())).collect());
+    if addresses.is_empty() {
+        return Err(ApplianceError::NoAddressOfFamily(target.host.clone()));
+    }
+    Ok(addresses)
+}
+
+/// At most 16 addresses, families interleaved, beginning with the family that the resolver sorted first (RFC 8305,
+/// section 4; RFC 6724, which gai.conf(5) configures).
+fn interleaved(sorted: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let Some(first) = sorted.first().copied() else { return sorted };
+    let (preferred, others): (Vec<_>, Vec<_>) = sorted.into_iter().partition(|at| at.is_ipv6() == first.is_ipv6());
+    let longest = preferred.len().max(others.len());
+    let turns = (0..longest).flat_map(|at| [preferred.get(at), others.get(at)]).flatten();
     let mut addresses = Vec::new();
     for address in turns.take(16) {
         if !addresses.contains(address) {
             addresses.push(*address);
         }
     }
-    if addresses.is_empty() {
-        return Err(ApplianceError::NoAddressOfFamily(target.host.clone()));
-    }
-    Ok(addresses)
+    addresses
 }
 
 /// Connects to the first address that accepts. Each address is tried alone for a moment before the next one is tried as
@@ -405,5 +413,23 @@ fn given_up(why: GiveUp) -> LinkFailure {
         GiveUp::NoAnswer => LinkFailure::NoAnswer(ANSWER_TIMEOUT),
         GiveUp::Stalled(stall) => LinkFailure::QueueStalled(stall),
         GiveUp::TooLong(longest) => LinkFailure::WaitedTooLong(longest),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resolver_s_first_family_goes_first_and_the_families_take_turns() {
+        let order = |addresses: &[&str]| {
+            let parsed = addresses.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 1)).collect();
+            interleaved(parsed).iter().map(|address| address.ip().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(order(&["1.1.1.1", "1.1.1.2", "2::1"]), ["1.1.1.1", "2::1", "1.1.1.2"]);
+        assert_eq!(order(&["2::1", "2::2", "1.1.1.1"]), ["2::1", "1.1.1.1", "2::2"]);
+        assert_eq!(order(&["1.1.1.1", "2::1", "1.1.1.1"]), ["1.1.1.1", "2::1"]);
+        assert_eq!(order(&["2::1"]), ["2::1"]);
+        assert!(order(&[]).is_empty());
     }
 }
