@@ -96,6 +96,9 @@ pub enum ApplianceError {
         /// The resolver's error.
         source: io::Error,
     },
+    /// A link-local address without its interface.
+    #[error("{0} needs an interface")]
+    NoZone(Host),
     /// The host has no address of the requested IP family.
     #[error("{0} has no address of the requested family")]
     NoAddressOfFamily(Host),

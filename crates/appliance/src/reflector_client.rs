@@ -319,6 +319,10 @@ impl ReflectorClient {
 
 /// All addresses of a target in the order in which they are tried.
 pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<SocketAddr>, ApplianceError> {
+    // The kernel's own error for this is "Invalid argument".
+    if target.host.lacks_zone() && route.origin.interface.is_none() {
+        return Err(ApplianceError::NoZone(target.host.clone()));
+    }
     let found = tokio::net::lookup_host((target.host.to_string(), target.port)).await;
     let found = found.map_err(|source| ApplianceError::NotResolved { host: target.host.clone(), source })?;
     let addresses = interleaved(found.filter(|at| route.allows(at.ip())).collect());

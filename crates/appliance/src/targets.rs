@@ -42,6 +42,13 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Whether it is a link-local address without its interface: every interface has the same network `fe80::/64`.
+    pub fn lacks_zone(&self) -> bool {
+        matches!(self, Self::V6 { address, zone: None } if address.is_unicast_link_local())
+    }
+}
+
 /// As the system's resolver takes it: an IPv6 address without brackets.
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,6 +260,13 @@ mod tests {
         assert_eq!(fault("a..b"), Fault::Name);
         assert_eq!(fault("-a"), Fault::Name);
         assert_eq!(fault(&"a".repeat(64)), Fault::Name);
+    }
+
+    #[test]
+    fn a_link_local_address_lacks_its_interface() {
+        let lacks = |text: &str| text.parse::<HostPort>().unwrap().host.lacks_zone();
+        assert!(lacks("[fe80::2]") && lacks("fe80::1:2:3:4") && lacks("[febf::1]:4000"));
+        assert!(!lacks("[fe80::2%eth0]") && !lacks("2001:db8::2") && !lacks("169.254.0.1") && !lacks("::1"));
     }
 
     #[test]

@@ -234,3 +234,15 @@ fn every_failed_run_is_saved_with_its_peer_and_its_reason() {
 fn appliance_name(appliance: &Appliance) -> Value {
     appliance.run(&["reflectors", "--json"]).json()[0]["name"].clone()
 }
+
+#[test]
+fn a_link_local_address_needs_its_interface() {
+    let appliance = Appliance::new();
+    for args in [
+        &["speed-test", "--provider", "iperf3", "--peer", "[fe80::2]"][..],
+        &["pair-reflector", "--peer", "fe80::2", "--endpoint-id", &appliance.id()],
+    ] {
+        let error = appliance.fails(args, 2, "bad_address").error;
+        assert!(error.because.contains("interface") && error.try_.contains("%eth0"), "{error:#?}");
+    }
+}

@@ -193,6 +193,13 @@ impl From<&ApplianceError> for CommandFailure {
                 source,
                 "is the name spelled right, and does DNS work here?",
             ),
+            E::NoZone(host) => Self::new(
+                Usage,
+                "bad_address",
+                format!("cannot reach {host}"),
+                "a link-local address is reached through one interface, and none is named",
+                format!("name the interface, as in [{host}%eth0]; `ip -6 address` lists them"),
+            ),
             E::NoAddressOfFamily(host) => Self::new(
                 Failed,
                 "name_not_resolved",
@@ -894,6 +901,7 @@ mod tests {
             ("unsupported", E::Unsupported("udp has no streams".to_owned())),
             ("origin", E::Origin(other())),
             ("not resolved", E::NotResolved { host: target().host, source: other() }),
+            ("no interface", E::NoZone("fe80::2".parse::<HostPort>().unwrap().host)),
             ("no address of the family", E::NoAddressOfFamily(target().host)),
             ("TLS", E::TlsSetup("some reason".to_owned())),
             ("keys", E::KeyDerivation("some reason".to_owned())),
