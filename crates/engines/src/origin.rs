@@ -53,7 +53,7 @@ impl Origin {
     }
 
     /// A datagram socket that is bound to this origin and connected to `target`.
-    pub(crate) fn datagrams(&self, target: SocketAddr) -> io::Result<UdpSocket> {
+    pub fn datagrams(&self, target: SocketAddr) -> io::Result<UdpSocket> {
         let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
         self.bind(&socket, target)?;
         socket.connect(&target.into())?;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use paramedic_engines::Engine;
 use paramedic_engines::engine::{Unavailable, first_refusal};
+use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_iperf3::output::{ClientCount, ClientReading, ClientReport, FailureKind, PayloadProtocol, Totals};
 use paramedic_iperf3::{
@@ -272,7 +273,7 @@ impl Visit<'_> {
             }
             if !self.is_met {
                 self.is_met = true;
-                self.local = local_towards(address);
+                self.local = local_towards(address, &self.job.request.route.origin);
                 let omit = self.job.request.omit.unwrap_or_default();
                 result.set_facts_before(own_facts(self.local), None);
                 result.set_server(self.target.to_string(), address, self.spec.clone(), omit);
@@ -507,12 +508,9 @@ fn tell(phase: PhaseSpec, reading: &ClientReading, observer: &mut Observer) {
     }
 }
 
-/// Our address of the way to `address`. Nothing is sent for it.
-fn local_towards(address: SocketAddr) -> Option<IpAddr> {
-    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = std::net::UdpSocket::bind(any).ok()?;
-    socket.connect(address).ok()?;
-    Some(socket.local_addr().ok()?.ip())
+/// The local address of a test from `origin` to `address`. Nothing is sent for it.
+fn local_towards(address: SocketAddr, origin: &Origin) -> Option<IpAddr> {
+    Some(origin.datagrams(address).ok()?.local_addr().ok()?.ip())
 }
 
 #[cfg(test)]
@@ -543,6 +541,17 @@ mod tests {
         assert!(matches!(no_password, Iperf3Failure::NoPassword { user } if user == "mario"));
         let no_key = login(&[(USERNAME, "mario"), (PASSWORD_FILE, "rossi"), (PUBLIC_KEY, "PRIVATE")]).err().unwrap();
         assert!(matches!(no_key, Iperf3Failure::NotAPublicKey { .. }));
+    }
+
+    #[test]
+    fn the_local_address_is_that_of_the_chosen_origin() {
+        let target = SocketAddr::from(([127, 0, 0, 1], 9));
+        let from = |origin: Origin| local_towards(target, &origin);
+        let second = IpAddr::from([127, 0, 0, 7]);
+        assert_eq!(from(Origin { address: Some(second), interface: None }), Some(second));
+        assert_eq!(from(Origin { address: Some(second), interface: Some("lo".to_owned()) }), Some(second));
+        assert_eq!(from(Origin::default()), Some(IpAddr::from([127, 0, 0, 1])));
+        assert_eq!(from(Origin { address: None, interface: Some("none9".to_owned()) }), None);
     }
 
     #[test]
