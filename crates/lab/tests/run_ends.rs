@@ -236,6 +236,21 @@ fn appliance_name(appliance: &Appliance) -> Value {
 }
 
 #[test]
+fn the_options_of_iperf3_s_users_are_understood_or_refused_with_the_way() {
+    let appliance = Appliance::new();
+    let closed = loopback::closed_port();
+    let port = closed.to_string();
+    let (host, number) = port.split_once(':').unwrap();
+    let iperf3 = ["speed-test", "--provider", "iperf3", "-c", host, "-p", number, "-i", "1", "-t", "1"];
+    let error = appliance.fails(&iperf3, 1, "unreachable").error;
+    assert!(error.what.contains(&port), "{error:#?}");
+    for (option, advice) in [(&["-J"][..], "--json"), (&["-n", "1M"], "-t")] {
+        let error = appliance.fails(&[&["speed-test"], option].concat(), 2, "bad_request").error;
+        assert!(error.because.contains(advice), "{error:#?}");
+    }
+}
+
+#[test]
 fn a_link_local_address_needs_its_interface() {
     let appliance = Appliance::new();
     for args in [

@@ -9,6 +9,7 @@ use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_appliance::providers::{self, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
 use paramedic_appliance::request::{TestRequest, TurnWait};
+use paramedic_appliance::targets::HostPort;
 use paramedic_engines::Engine as _;
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
@@ -34,6 +35,21 @@ pub(super) struct Args {
     /// [default: the only paired reflector]; with --provider iperf3 the iperf3 server
     #[arg(long, value_name = "HOST[:PORT]|NAME")]
     peer: Option<String>,
+    /// The same as --peer HOST, as in iperf3
+    #[arg(short = 'c', long, value_name = "HOST", conflicts_with = "peer")]
+    client: Option<String>,
+    /// The port of the other end, as in iperf3: the same as HOST:PORT
+    #[arg(short = 'p', long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Accepted for iperf3's users; readings come every 100 ms
+    #[arg(short = 'i', value_name = "SECS", hide = true)]
+    _interval: Option<String>,
+    /// Refused: iperf3's own JSON
+    #[arg(short = 'J', hide = true)]
+    iperf3_json: bool,
+    /// Refused: iperf3's bytes to send
+    #[arg(short = 'n', value_name = "SIZE", hide = true)]
+    bytes: Option<String>,
     /// What is at the other end of the test
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(PROVIDERS.iter().map(|p| clap::builder::PossibleValue::new(p.id()).help(p.about()))))]
     provider: Option<String>,
@@ -173,6 +189,7 @@ impl Args {
     pub(super) fn settings(&self) -> FlagValues {
         let flags = [
             ("peer", "--peer", &self.peer),
+            ("peer", "-c", &self.client),
             ("provider", "--provider", &self.provider),
             ("engine", "--engine", &self.engine),
             ("data_mode", "--data-mode", &self.data_mode),
@@ -292,9 +309,35 @@ fn report_unsaved(unsaved: Option<ApplianceError>, context: &Context) {
     }
 }
 
+/// Why an option that iperf3 has is refused.
+fn iperf3_habit(args: &Args) -> Option<&'static str> {
+    if args.iperf3_json {
+        return Some("-J is iperf3's JSON: use --json (its own schema); --raw keeps iperf3's");
+    }
+    args.bytes.is_some().then_some("-n is not supported: a direction ends after a time, which -t sets")
+}
+
+/// The other end, with the port of `-p` where it names none.
+fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, ApplianceError> {
+    let Some(port) = port else { return Ok(named.map(str::to_owned)) };
+    let Some(named) = named else {
+        return Err(ApplianceError::Unsupported("-p needs the host: -c HOST or --peer HOST".to_owned()));
+    };
+    let target = HostPort::parse(named, port)?;
+    // A text with a port gives the same with any default.
+    let other = HostPort::parse(named, if port == 1 { 2 } else { 1 })?;
+    if target == other && target.port != port {
+        return Err(ApplianceError::Unsupported(format!("-p {port} contradicts the port of {named}")));
+    }
+    Ok(Some(target.to_string()))
+}
+
 /// The request that flags and settings make.
 fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure> {
     let settings = &context.settings;
+    if let Some(because) = iperf3_habit(args) {
+        return Err(ApplianceError::Unsupported(because.to_owned()).into());
+    }
     let wanted = settings.provider.as_deref().unwrap_or("reflector");
     let provider = providers::find(wanted).ok_or_else(|| ApplianceError::NoSuchProvider(wanted.to_owned()))?;
     let transport = if args.udp { PayloadTransport::Udp } else { PayloadTransport::Tcp };
@@ -344,7 +387,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     };
     Ok(TestRequest {
         provider: provider.id().to_owned(),
-        peer: settings.peer.clone(),
+        peer: peer(settings.peer.as_deref(), args.port)?,
         spec,
         data_mode: settings.data_mode,
         omit: args.omit,
@@ -373,4 +416,20 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
             max_loaded_loss: args.max_loaded_loss,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_of_p_completes_a_host_and_contradicts_none() {
+        let with = |named, port| peer(named, port).map_err(|error| error.to_string());
+        assert_eq!(with(Some("attic"), Some(5202)), Ok(Some("attic:5202".to_owned())));
+        assert_eq!(with(Some("2001:db8::7"), Some(1)), Ok(Some("[2001:db8::7]:1".to_owned())));
+        assert_eq!(with(Some("attic:5202"), Some(5202)), Ok(Some("attic:5202".to_owned())));
+        assert_eq!(with(Some("attic"), None), Ok(Some("attic".to_owned())));
+        assert!(with(Some("attic:5203"), Some(5202)).unwrap_err().contains("contradicts"));
+        assert!(with(None, Some(5202)).unwrap_err().contains("-p needs the host"));
+    }
 }
