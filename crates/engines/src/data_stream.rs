@@ -15,6 +15,10 @@ const TLS_CHUNK: usize = 128 * 1024;
 /// The longest TLS record, header and tag included (RFC 8446, section 5.2).
 const RECORD: usize = 5 + 16 * 1024 + 256;
 
+/// The longest payload of a record, and the bytes that a record adds to it: header, content type and tag.
+const RECORD_PAYLOAD: usize = 16 * 1024;
+const RECORD_FRAMING: u64 = 5 + 1 + 16;
+
 /// The most bytes of records that one read takes without finding plaintext. Empty records, padding and key updates carry
 /// no payload, so that no counter sees them.
 const MAX_WITHOUT_PLAINTEXT: u64 = 64 * 1024;
@@ -80,6 +84,14 @@ impl DataStream {
                 let records = tls.record_bytes.saturating_sub(RECORD as u64);
                 payload.max(records - records / 4)
             }
+        }
+    }
+
+    /// The bytes that TLS adds to a write of `payload` bytes.
+    pub(crate) fn framing(&self, payload: usize) -> u64 {
+        match self {
+            Self::Plain(_) => 0,
+            Self::Tls(_) => payload.div_ceil(RECORD_PAYLOAD) as u64 * RECORD_FRAMING,
         }
     }
 

@@ -47,6 +47,12 @@ pub(crate) trait PhaseStream: Send {
     /// from the other end.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
+    /// How many of the `total` bytes that this end has sent the other end is known to have. Called once per interval,
+    /// for the samples of the sender.
+    fn acknowledged(_watched: &Self::Watched, total: u64) -> u64 {
+        total
+    }
+
     /// Called once per interval if this end sends. `is_silent`: the other end has been silent for too long. A stream
     /// that waits for acknowledgements pauses until this is called with `false`; waiting threads are woken then.
     fn pause(watched: &Self::Watched, is_silent: bool);
@@ -249,11 +255,14 @@ impl<S: PhaseStream> Moving for Threads<'_, S> {
     fn look(&mut self) -> [Option<Look>; 2] {
         let mut looks = [None; 2];
         for run in self.runs {
-            let total = run.total();
-            let mut is_heard = false;
-            if run.is_sent {
-                for (watched, counter) in run.watched.iter().zip(&run.counters) {
-                    is_heard |= S::attend(watched, counter.read());
+            let (mut total, mut is_heard) = (0, false);
+            for (watched, counter) in run.watched.iter().zip(&run.counters) {
+                let moved = counter.read();
+                if run.is_sent {
+                    is_heard |= S::attend(watched, moved);
+                    total += S::acknowledged(watched, moved);
+                } else {
+                    total += moved;
                 }
             }
             let is_whole = run.ended.load(Ordering::SeqCst) == 0;

@@ -2,6 +2,7 @@
 
 mod client;
 mod payload;
+mod rate_limit;
 mod ready;
 mod receiver;
 mod sender;

@@ -3,12 +3,14 @@
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::unsent_limit::UnsentLimit;
 use crate::data_stream::DataStream;
 use crate::metered_stream::MeteredStream;
 use crate::phase::{StreamRegistry, StreamReport, StreamRun};
 use crate::session_control::{Registration, SessionControl};
+use crate::socket;
 
 /// A connected stream that waits for its phase. Cancelling the session ends it.
 pub(super) struct ReadyConnection {
@@ -38,16 +40,51 @@ pub(super) struct Watched {
     pub(super) socket: TcpStream,
     /// `Some` if this end sends.
     pub(super) unsent_limit: Option<UnsentLimit>,
+    /// Bytes that were acknowledged before the phase: preamble and TLS handshake.
+    acknowledged_before: u64,
+    /// The bytes that TLS has added to the payload so far. Set by the stream's thread.
+    pub(super) framing: AtomicU64,
 }
 
 impl Watched {
     pub(super) fn new(stream: &DataStream, is_sent: bool) -> io::Result<Self> {
         let socket = stream.socket().try_clone()?;
         let unsent_limit = is_sent.then(|| UnsentLimit::new(&socket));
-        Ok(Self { socket, unsent_limit })
+        let acknowledged_before = socket::counts(&socket).map_or(0, |(acknowledged, _)| acknowledged);
+        Ok(Self { socket, unsent_limit, acknowledged_before, framing: AtomicU64::new(0) })
     }
+
+    /// The payload bytes that the other end has acknowledged, of `total` that were sent; `total` if the kernel does not
+    /// count them.
+    pub(super) fn acknowledged(&self, total: u64) -> u64 {
+        let Some((acknowledged, _)) = socket::counts(&self.socket) else { return total };
+        payload_of(
+            acknowledged - self.acknowledged_before.min(acknowledged),
+            total,
+            self.framing.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// The payload in `bytes` of a stream to whose `total` bytes of payload TLS adds `framing`.
+fn payload_of(bytes: u64, total: u64, framing: u64) -> u64 {
+    let payload = u128::from(bytes) * u128::from(total) / (u128::from(total) + u128::from(framing)).max(1);
+    u64::try_from(payload).unwrap_or(u64::MAX)
 }
 
 pub(super) type TcpRun<'a> = StreamRun<'a, Watched>;
 /// The report of a TCP stream. Its `own` part says how the bytes were moved.
 pub(super) type TcpReport = StreamReport<Option<&'static str>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_framing_of_tls_is_no_payload() {
+        assert_eq!(payload_of(5000, 6000, 0), 5000);
+        assert_eq!(payload_of(16_406, 32_768, 44), 16_384);
+        assert_eq!(payload_of(7, 0, 0), 0);
+        assert_eq!(payload_of(u64::MAX, u64::MAX, u64::MAX), u64::MAX / 2);
+    }
+}

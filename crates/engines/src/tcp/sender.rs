@@ -4,10 +4,12 @@
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
 use std::io::{self, Read, Write};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use paramedic_link::test_spec::{DataPathWish, TestSpec};
+use paramedic_link::test_spec::DataPathWish;
 
+use super::rate_limit::RateLimit;
 use super::ready::TcpRun;
 use super::unsent_limit::UnsentLimit;
 use super::{data_path, payload};
@@ -21,11 +23,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 /// The capacity of the pipe for zero-copy sends: the more bytes one call moves, the less a byte costs. A user's pipes
 /// may hold 64 MiB in total (pipe(7)), which suffices for the highest number of streams.
 const PIPE_CAPACITY: usize = 4 * CHUNK;
-
-/// How often per second a rate-limited stream writes; the kernel paces the bytes.
-const STEPS_PER_S: u64 = 100;
-/// The smallest such write: about a segment.
-const MIN_STEP: u64 = 1400;
 
 /// How a stream's bytes are written to its socket.
 enum SendMethod {
@@ -70,13 +67,6 @@ impl SendMethod {
     }
 }
 
-/// The size of one write if it was requested; a rate-limited stream takes small steps.
-fn block_of(ask: &TestSpec) -> Option<usize> {
-    let step = |bps: u64| (bps / 8 / STEPS_PER_S).clamp(MIN_STEP, CHUNK as u64) as usize;
-    let steps = ask.bitrate_bps.filter(|bps| *bps > 0).map(step);
-    ask.block_bytes.map(|bytes| bytes as usize).or(steps)
-}
-
 /// Sends until the phase's time is over, then waits until the other end confirms that it has read everything. Sets
 /// `path` to how the bytes were moved.
 pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
@@ -85,8 +75,13 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
     let wish = context.ask.data_path;
     let mut method = SendMethod::choose(stream.inner(), wish)?;
     *path = Some(method.name(stream.inner()));
-    let block = block_of(context.ask);
-    let mut total = 0;
+    let rate_limit = RateLimit::of(context.ask);
+    let in_kernel = match stream.inner() {
+        DataStream::Plain(_) => UnsentLimit::bytes,
+        DataStream::Tls(_) => UnsentLimit::record_bytes,
+    };
+    let block = context.ask.block_bytes.map_or(PIPE_CAPACITY, |bytes| bytes as usize);
+    let (mut total, mut framing) = (0, 0);
     let mut limit = WRITE_TIMEOUT;
     stream.inner().socket().set_write_timeout(Some(limit))?;
     loop {
@@ -98,15 +93,30 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
             limit = left.max(Duration::from_millis(1));
             stream.inner().socket().set_write_timeout(Some(limit))?;
         }
-        let most = block.unwrap_or(PIPE_CAPACITY).min(unsent_limit.map_or(PIPE_CAPACITY, UnsentLimit::bytes));
+        let mut most = block.min(unsent_limit.map_or(PIPE_CAPACITY, in_kernel));
         if most == 0 {
             await_resume(run)?;
             continue;
+        }
+        if let Some(rate_limit) = &rate_limit {
+            match rate_limit.next(total, context.now_ns()) {
+                Ok(step) => most = most.min(step),
+                Err(due_ns) => {
+                    let due = context.begin + Duration::from_nanos(due_ns);
+                    context.control.wait_until(due.min(context.until), || run.is_over());
+                    if run.is_over() {
+                        return Err(io::ErrorKind::ConnectionAborted.into());
+                    }
+                    continue;
+                }
+            }
         }
         match method.send(stream.inner_mut(), total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {
                 total += sent as u64;
+                framing += stream.inner().framing(sent);
+                run.watched.framing.store(framing, Ordering::Relaxed);
                 run.counter.set(total);
                 stream.charge_and_wait(total).map_err(io::Error::other)?;
             }

@@ -33,15 +33,19 @@ impl PhaseStream for ReadyConnection {
     }
 
     /// For a sender, acknowledgements are the only sign of life of the other end.
-    fn attend(Watched { socket, unsent_limit }: &Watched, total: u64) -> bool {
+    fn attend(Watched { socket, unsent_limit, .. }: &Watched, total: u64) -> bool {
         if let Some(limit) = unsent_limit {
             limit.adapt(socket, total);
         }
         socket::since_last_ack(socket).is_some_and(|ago| ago <= SAMPLE_INTERVAL)
     }
 
+    fn acknowledged(watched: &Watched, total: u64) -> u64 {
+        watched.acknowledged(total)
+    }
+
     /// While no sent byte is unacknowledged, the other end has nothing to send, so its silence is ignored.
-    fn pause(Watched { socket, unsent_limit }: &Watched, is_silent: bool) {
+    fn pause(Watched { socket, unsent_limit, .. }: &Watched, is_silent: bool) {
         if let Some(limit) = unsent_limit {
             limit.pause(is_silent && socket::is_unacknowledged(socket));
         }

@@ -406,13 +406,16 @@ fn deafen(socket: &TcpStream) {
 fn a_sender_pauses_while_the_other_end_is_silent() {
     const BYTES_PER_S: u64 = 250_000;
     let asked = spec(DataMode::DirectEphemeral, 1, &[Load::Download], HOUR_MS);
-    let session = Session::open(&TestSpec { bitrate_bps: Some(8 * BYTES_PER_S), ..asked });
+    let asked = TestSpec { bitrate_bps: Some(8 * BYTES_PER_S), ..asked };
+    let session = Session::open_with(&asked, SessionControl::metered(|| ()));
+    session.reflector.allow(1 << 40);
     let (sample, samples) = channel();
     std::thread::scope(|scope| {
         let served = scope.spawn(|| {
             session.server.run(0, &|progress| {
-                if let PhaseProgress::Sent(_, taken) = progress {
-                    sample.send(taken.bytes).unwrap();
+                // A sample has what the other end acknowledged; charged is what was sent.
+                if let PhaseProgress::Sent(..) = progress {
+                    sample.send(session.reflector.spent()).unwrap();
                 }
             })
         });
@@ -420,7 +423,11 @@ fn a_sender_pauses_while_the_other_end_is_silent() {
         let mut socket = stream.socket().try_clone().unwrap();
         let reading =
             scope.spawn(move || (0..).take_while(|_| matches!(socket.read(&mut [0; 1 << 16]), Ok(1..))).count());
-        let next = || samples.recv_timeout(Duration::from_secs(60)).unwrap();
+        let mut before = 0;
+        let mut next = || {
+            let total: u64 = samples.recv_timeout(Duration::from_secs(60)).unwrap();
+            total - std::mem::replace(&mut before, total)
+        };
         while next() == 0 {}
         // This end's kernel gets nothing more, and so acknowledges nothing: all of it is silent.
         deafen(stream.socket());

@@ -19,8 +19,12 @@ pub(super) struct UnsentLimit {
 impl UnsentLimit {
     /// One TLS record, so that a stalled stream can start again.
     const MIN: u32 = 16 * 1024;
-    /// The limit until the first interval has been measured.
-    const INITIAL: u32 = 128 * 1024;
+    /// The limit until the first interval has been measured. On a line of 1 Mbit/s four streams with this much need a
+    /// second.
+    const INITIAL: u32 = 32 * 1024;
+    /// How many writes an interval should have inside TLS, where the receiver counts whole records, and the smallest one.
+    const WRITES: u32 = 8;
+    const MIN_WRITE: u32 = 1400;
     /// From this value on, the kernel's own limits are lower, so that this limit is removed.
     const MAX: u32 = 4 * 1024 * 1024;
 
@@ -52,6 +56,15 @@ impl UnsentLimit {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// The same for a stream inside TLS: small records on a slow line.
+    pub(super) fn record_bytes(&self) -> usize {
+        Self::record(self.bytes.load(Ordering::Relaxed)) as usize
+    }
+
+    fn record(bytes: u32) -> u32 {
+        (bytes / Self::WRITES).max(Self::MIN_WRITE).min(bytes)
+    }
+
     /// Bytes that the sender may hand to the kernel at once; 0 while the stream pauses.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed) as usize
@@ -68,5 +81,11 @@ mod tests {
         assert_eq!(UnsentLimit::next(UnsentLimit::INITIAL, u64::MAX), UnsentLimit::MAX);
         assert_eq!(UnsentLimit::next(1_000_000, 0), 500_000);
         assert_eq!(UnsentLimit::next(UnsentLimit::MIN, 0), UnsentLimit::MIN);
+    }
+
+    #[test]
+    fn records_are_small_only_where_an_interval_has_few_of_them() {
+        assert_eq!([0, UnsentLimit::MIN, 1 << 20].map(UnsentLimit::record), [0, 2048, 128 * 1024]);
+        assert_eq!(UnsentLimit::record(8000), 1400);
     }
 }
