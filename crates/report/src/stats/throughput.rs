@@ -12,6 +12,8 @@ const SHORTEST_US: u64 = INTERVAL_MS * 1000 / 2;
 const INTERVALS_FOR_START_UP: usize = 10;
 /// The start-up is over when this many consecutive intervals lie in the band of the rest; a single one may be a spike.
 const SETTLED: usize = 2;
+/// How many pieces an interval should hold if bytes arrive in pieces that are further apart than samples.
+const PIECES: usize = 4;
 /// How far the band of the rest is widened on both sides, as a fraction of its median.
 const BAND_SLACK: f64 = 0.05;
 /// The number of batches into which the steady part is divided for the confidence interval (Schmeiser 1982: more gain
@@ -51,6 +53,10 @@ pub struct Throughput {
 /// Computes the throughput of one direction of a phase of length `span` from its samples; `None` if no sample is left.
 /// Samples later than the span and one interval of grace are ignored.
 ///
+/// The intervals: on a slow line bytes may arrive in pieces that are further apart than two samples (16 KiB of a TLS
+/// record, a datagram). Then neighbouring samples are merged until each interval holds several pieces, and each interval
+/// ends with a sample that has bytes. The steady part never begins before the first byte.
+///
 /// The start-up: the second half of the run is assumed to be steady. The 10th to the 90th percentile of its intervals,
 /// widened by 5 % of the median on both sides, are the band. The start-up ends at the first of two consecutive
 /// intervals inside the band, whether the rate rose into it (slow start) or fell into it (the burst of a token bucket).
@@ -62,13 +68,16 @@ pub struct Throughput {
 /// over these means gives the interval. If neighbouring batches are still correlated by r > 0, the variance is
 /// multiplied by (1 + r) / (1 - r).
 pub fn throughput(samples: &[Sample], asked_omit: Option<Duration>, span: Duration) -> Option<Throughput> {
-    let intervals = intervals(samples, span);
+    let mut intervals = intervals(samples, span);
     let (first, startup_found) = match asked_omit {
         Some(omit) => {
             let omit_us = omit.as_micros();
             (intervals.iter().position(|interval| u128::from(interval.from_us) >= omit_us)?, false)
         }
-        None => end_of_start_up(&intervals),
+        None => {
+            intervals = merged_by_arrivals(intervals);
+            end_of_start_up(&intervals)
+        }
     };
     let steady = intervals.get(first..).filter(|steady| !steady.is_empty())?;
     let mut rates: Vec<u64> = steady.iter().map(ByteInterval::bps).collect();
@@ -147,6 +156,54 @@ fn intervals(samples: &[Sample], span: Duration) -> Vec<ByteInterval> {
         }
     }
     found
+}
+
+/// The intervals from the first byte on, merged where bytes arrive in pieces that are further apart than samples.
+fn merged_by_arrivals(intervals: Vec<ByteInterval>) -> Vec<ByteInterval> {
+    let Some(lead) = intervals.iter().position(|interval| interval.bytes > 0) else { return intervals };
+    let gap = usual_gap(&intervals);
+    // If the first byte arrived some time after the begin of its interval, that interval is not a rate.
+    let first = if gap == 1 && lead == 0 { 0 } else { lead + 1 };
+    let mut rest = intervals.get(first..).unwrap_or_default();
+    if rest.iter().all(|interval| interval.bytes == 0) {
+        return intervals[lead..].to_vec();
+    }
+    if gap == 1 {
+        return rest.to_vec();
+    }
+    // The next piece is still under way at the end; a longer silence is part of the result.
+    let last = rest.iter().rposition(|interval| interval.bytes > 0).unwrap_or_default();
+    if rest.len() - last <= 2 * gap {
+        rest = &rest[..=last];
+    }
+    let most = (rest.len() / INTERVALS_FOR_START_UP).max(gap);
+    let least = (PIECES * gap).min(most);
+    let (mut merged, mut from) = (Vec::new(), 0);
+    for (at, interval) in rest.iter().enumerate() {
+        if at + 1 - from >= least && interval.bytes > 0 {
+            merged.push(ByteInterval::whole(&rest[from..=at]));
+            from = at + 1;
+        }
+    }
+    if let Some(left) = rest.get(from..).filter(|left| !left.is_empty()) {
+        let left = ByteInterval::whole(left);
+        match merged.last_mut() {
+            Some(before) => *before = ByteInterval::whole(&[*before, left]),
+            None => merged.push(left),
+        }
+    }
+    merged
+}
+
+/// The distance between an interval with bytes and the next one, which nine of ten in the second half do not exceed; 1
+/// where every interval has bytes. A single outage does not count.
+fn usual_gap(intervals: &[ByteInterval]) -> usize {
+    let half = &intervals[intervals.len() / 2..];
+    let with_bytes = half.iter().enumerate().filter(|(_, interval)| interval.bytes > 0).map(|(at, _)| at);
+    let with_bytes = with_bytes.collect::<Vec<_>>();
+    let mut gaps = with_bytes.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
+    gaps.sort_unstable();
+    percentile(&gaps, 900).unwrap_or(1)
 }
 
 /// The first interval of the steady part, and whether it was found.
@@ -251,6 +308,50 @@ mod tests {
     fn a_rate_that_never_settles_leaves_out_the_first_half() {
         let t = throughput(&samples((0..100).map(|i| (i + 1) * (i + 1) * 100)), None, TEN_SECONDS).unwrap();
         assert_eq!((t.startup, t.startup_found), (Duration::from_secs(5), false));
+    }
+
+    /// 1 Mbit/s in TLS records of 16 KiB, the first after `lead_ms`.
+    fn in_records(lead_ms: u64, phase_ms: u64) -> Vec<Sample> {
+        let arrived = |ms: u64| (ms.saturating_sub(lead_ms) * 125 / 16_384) * 16_384;
+        samples((1..=phase_ms / 100).map(|at| arrived(at * 100) - arrived((at - 1) * 100)))
+    }
+
+    #[test]
+    fn a_slow_line_whose_bytes_arrive_in_pieces_begins_with_its_first_byte() {
+        for (lead_ms, phase_ms) in [(0, 10_000), (240, 10_000), (240, 5_000), (1700, 8_000), (360, 3_000)] {
+            let samples = in_records(lead_ms, phase_ms);
+            let t = throughput(&samples, None, Duration::from_millis(phase_ms)).unwrap();
+            let first_us = samples.iter().find(|sample| sample.bytes > 0).unwrap().at_us;
+            assert!(t.startup.as_micros() >= u128::from(first_us), "{lead_ms}: {t:?}");
+            // Samples are 100 ms apart, so each end of the steady part is uncertain by as much.
+            let off = (t.goodput_bps as f64 / 1e6 - 1.0).abs();
+            assert!(off <= 0.11 / t.steady.as_secs_f64() && t.p10 > 0, "{lead_ms}: {t:?}");
+        }
+    }
+
+    #[test]
+    fn a_datagram_each_second_is_a_rate_too() {
+        let samples = samples((1..=100).map(|at| if at % 10 == 3 { 1000 } else { 0 }));
+        let t = throughput(&samples, None, TEN_SECONDS).unwrap();
+        assert_eq!((t.goodput_bps, t.startup, t.p10), (8_000, Duration::from_millis(300), 8_000));
+    }
+
+    #[test]
+    fn a_path_that_dies_is_not_a_line_in_pieces() {
+        let t = throughput(&samples((0..100).map(|i| if i < 80 { 1_000_000 } else { 0 })), None, TEN_SECONDS).unwrap();
+        assert_eq!((t.goodput_bps, t.startup, t.p10), (64_000_000, Duration::ZERO, 0));
+        let pieces = samples((0..100).map(|i| if i < 70 && i % 3 == 0 { 1_000_000 } else { 0 }));
+        let t = throughput(&pieces, None, TEN_SECONDS).unwrap();
+        assert_eq!((t.bytes, t.steady), (23_000_000, Duration::from_millis(9_900)), "its silence counts");
+    }
+
+    #[test]
+    fn nothing_before_the_first_byte_is_steady() {
+        let late = samples((0..100).map(|i| if i < 4 { 0 } else { 1_000_000 }));
+        let t = throughput(&late, None, TEN_SECONDS).unwrap();
+        assert_eq!((t.startup, t.goodput_bps, t.startup_found), (Duration::from_millis(500), 80_000_000, true));
+        let once = samples((0..10).map(|i| if i == 9 { 1000 } else { 0 }));
+        assert_eq!(throughput(&once, None, Duration::from_secs(1)).unwrap().bytes, 1000);
     }
 
     #[test]
