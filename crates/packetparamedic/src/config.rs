@@ -45,8 +45,8 @@ pub struct Settings {
     pub data_mode: Option<DataMode>,
     /// How long each direction is measured, the ramp-up included; whole milliseconds.
     pub duration: Duration,
-    /// Streams per direction.
-    pub streams: u16,
+    /// Streams per direction; absent: as many as suit the engine.
+    pub streams: Option<u16>,
     /// When to color what is printed.
     pub color: Color,
     /// Which events are logged on stderr, as [`paramedic_host::log::is_filter`] accepts it.
@@ -72,8 +72,7 @@ impl Configuration for Settings {
             data_mode: None,
             // Long enough for the ramp-up of a slow line, short enough to wait for; iperf3 has the same default.
             duration: Duration::from_secs(10),
-            // A single stream often measures its congestion control; four fill most lines, and are a usual choice.
-            streams: 4,
+            streams: None,
             color: Color::Auto,
             // A command reports its own failure on stderr; the log adds errors alone.
             log: "error".to_owned(),
@@ -89,6 +88,7 @@ impl Configuration for Settings {
             provider: Some("reflector".to_owned()),
             engine: EngineId::try_from("tcp").ok(),
             data_mode: Some(DataMode::DirectEphemeral),
+            streams: Some(4),
             ..Self::defaults()
         }
     }
@@ -235,11 +235,13 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_STREAMS",
         flag: Some("parallel"),
         placeholder: "STREAMS",
-        help: "The number of streams in each direction.",
+        help: "The number of streams in each direction. Without it: 4, or 1 with datagrams.",
         valid: "a number from 1 to 64",
         is_list: false,
-        read: |settings, given| given.number(1, TestSpec::MAX_STREAMS.into()).map(|streams| settings.streams = streams),
-        show: |settings| Some(Value::Integer(settings.streams.into())),
+        read: |settings, given| {
+            given.number(1, TestSpec::MAX_STREAMS.into()).map(|streams| settings.streams = Some(streams))
+        },
+        show: |settings| settings.streams.map(|streams| Value::Integer(streams.into())),
     },
     Setting {
         name: "color",
@@ -318,7 +320,7 @@ mod tests {
     fn without_any_layer_the_defaults_hold() {
         let settings = load(&[], "").unwrap().config;
         assert_eq!(settings.state_dir, Path::new("/home/ann/.local/state/packetparamedic"));
-        assert_eq!((settings.name.as_str(), settings.streams), ("attic", 4));
+        assert_eq!((settings.name.as_str(), settings.streams), ("attic", None));
         assert_eq!((settings.duration, settings.peer), (Duration::from_secs(10), None));
     }
 

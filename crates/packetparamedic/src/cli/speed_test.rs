@@ -15,6 +15,7 @@ use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
 use paramedic_iperf3::Iperf3;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_report::quantity;
 use paramedic_report::thresholds::Thresholds;
 
 use super::Context;
@@ -28,6 +29,10 @@ use super::values::{code_point, data_path, milliseconds, octet, rate, share, siz
 const IDLE: Duration = Duration::from_secs(2);
 /// The interval of the probes, if no option sets it.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
+/// The default number of TCP streams: a single one often measures its congestion control; four fill most lines.
+const TCP_STREAMS: u16 = 4;
+/// The default number of streams of datagrams. As with iperf3, so that `-b` is the rate of the whole direction.
+const DATAGRAM_STREAMS: u16 = 1;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -63,7 +68,7 @@ pub(super) struct Args {
     /// Seconds for each direction, or a time such as 500ms or 2m [default: 10]
     #[arg(short = 't', long = "time", value_name = "SECS")]
     time: Option<String>,
-    /// Streams for each direction, 1 to 64 [default: 4]
+    /// Streams for each direction, 1 to 64 [default: 4, or 1 with datagrams (-u)]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
     pub(super) parallel: Option<String>,
     /// Seconds of latency measurement before any load [default: 2]
@@ -236,10 +241,14 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     let options = args.provider_options.values(&request.provider)?;
     let appliance = context.appliance()?.clone();
     let mut interrupt = context.interrupts.watch()?;
+    let note = limit_note(&request.spec, context.settings.streams.is_none());
     let mut test = tokio::select! {
         test = appliance.run(request, options) => test?,
         _ = interrupt.wait_for(|wanted| *wanted) => return Ok(ExitStatus::Interrupted),
     };
+    if let Some(note) = note {
+        context.output.note(&note);
+    }
     let live = context.output.live();
     let (mut is_cancelled, mut is_read) = (false, true);
     loop {
@@ -273,6 +282,14 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         }
         None => Ok(ExitStatus::Interrupted),
     }
+}
+
+/// The note on a rate limit, which holds for each stream, where the number of streams `is_default` and not 1.
+fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
+    let bps = spec.bitrate_bps.filter(|bps| *bps > 0 && is_default && spec.streams > 1)?;
+    let loads = spec.phases.iter().any(|phase| !phase.load.directions().is_empty());
+    let (streams, each) = (spec.streams, quantity::rate(bps));
+    loads.then(|| format!("-b limits each stream: {streams} streams × {each} in each direction; -P 1 for one stream"))
 }
 
 /// Prints how it ended, and says with which code the program ends.
@@ -371,6 +388,9 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         return Err(ApplianceError::Unsupported(because).into());
     }
     let phases = args.phases(provider, id, settings.duration);
+    let [of_tcp, of_datagrams] = [PayloadTransport::Tcp, PayloadTransport::Udp].map(|one| provider.default_engine(one));
+    let sends_datagrams = args.udp || (id == of_datagrams && of_tcp != of_datagrams);
+    let streams = settings.streams.unwrap_or(if sends_datagrams { DATAGRAM_STREAMS } else { TCP_STREAMS });
     let spec = TestSpec {
         congestion_control: args.congestion.clone(),
         window_bytes: args.window,
@@ -383,7 +403,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         fragments: args.fragments,
         loss_bound_ppm: args.loss_bound.map(|share| (share * 1e6).round() as u32),
         probe_interval_us: u32::try_from(args.probe_interval().as_micros()).unwrap_or(u32::MAX),
-        ..TestSpec::new(engine_id, DataMode::Tunneled, phases, settings.streams)
+        ..TestSpec::new(engine_id, DataMode::Tunneled, phases, streams)
     };
     Ok(TestRequest {
         provider: provider.id().to_owned(),
