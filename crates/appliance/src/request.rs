@@ -22,6 +22,9 @@ pub struct TestRequest {
     pub peer: Option<String>,
     /// The test in the terms of the link protocol. Its data mode is ignored: `data_mode` below decides.
     pub spec: TestSpec,
+    /// Whether the probe interval adapts to the line; otherwise it is that of `spec` throughout.
+    #[serde(default)]
+    pub adapts_probes: bool,
     /// How the data travels; absent: direct if the reflector offers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
@@ -127,6 +130,7 @@ mod tests {
             provider: "reflector".to_owned(),
             peer: None,
             spec: TestSpec::new(engine, DataMode::Tunneled, phases, 4),
+            adapts_probes: false,
             data_mode: None,
             omit: None,
             transport: PayloadTransport::Tcp,
@@ -138,6 +142,7 @@ mod tests {
         };
         let full = TestRequest {
             peer: Some("attic".to_owned()),
+            adapts_probes: true,
             data_mode: Some(DataMode::DirectEphemeral),
             omit: Some(Duration::from_millis(1500)),
             transport: PayloadTransport::Udp,

@@ -205,6 +205,7 @@ mod tests {
             provider: provider.to_owned(),
             peer: None,
             spec: TestSpec::new(EngineId::try_from("tcp").unwrap(), DataMode::Tunneled, phases, 1),
+            adapts_probes: false,
             data_mode: None,
             omit: None,
             transport: PayloadTransport::Tcp,

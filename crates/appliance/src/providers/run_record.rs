@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use paramedic_engines::echo::pacing::IP_BYTES;
 use paramedic_engines::echo::{self, PACKET_LEN, Probes};
 use paramedic_engines::engine::PhaseProgress;
 use paramedic_engines::host_facts;
@@ -62,6 +63,7 @@ impl RunRecord {
                 echo::EchoTransport::Tcp => ProbeTransport::Tcp,
             }),
             duplicates: probes.duplicates,
+            packet_bits: IP_BYTES * 8,
             bytes: probes.iter().count() as u64 * PACKET_LEN as u64,
             within: Box::new(move |from, until| Box::new(probes.within(from, until))),
             skipped_within: Box::new(move |from, until| probes.skipped_within(from, until).collect()),

@@ -4,6 +4,7 @@
 #[doc(hidden)]
 pub mod fuzzing;
 mod ledger;
+pub mod pacing;
 mod packet;
 mod probe_connection;
 mod prober;

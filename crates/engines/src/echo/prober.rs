@@ -43,7 +43,7 @@ pub struct ProberSetup {
     pub target: Option<SocketAddr>,
     /// The keys that authenticate the probes.
     pub keys: Arc<SessionKeys>,
-    /// The probe interval; at least [`TestSpec::MIN_PROBE_INTERVAL_US`].
+    /// The probe interval until [`Prober::pace`] changes it; at least [`TestSpec::MIN_PROBE_INTERVAL_US`].
     pub interval: Duration,
     /// Cancels the prober; each reply is a sign of life of the reflector.
     pub control: Arc<SessionControl>,
@@ -145,6 +145,15 @@ impl Prober {
         (recent != u64::MAX).then(|| Duration::from_nanos(recent))
     }
 
+    /// Changes the interval. Returns when, since the start, the first probe of the new interval is due; the last probe
+    /// of the old one was due before.
+    pub fn pace(&self, interval: Duration) -> Duration {
+        let interval = interval.max(Duration::from_micros(TestSpec::MIN_PROBE_INTERVAL_US.into()));
+        let base_ns = lock(&self.shared.log).pace(self.shared.clock.now_ns(), interval);
+        self.shared.wake.wake();
+        Duration::from_nanos(base_ns)
+    }
+
     /// The probes that were due from `from` on and before `to`, both since the start, as far as known now.
     pub fn between(&self, from: Duration, to: Duration) -> Vec<Probe> {
         let ns = |at: Duration| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
@@ -209,7 +218,7 @@ impl ProberState {
             let receive = || self.receive(socket, mailbox, &done);
             std::thread::Builder::new().name("echo-receive".into()).spawn_scoped(scope, receive)?;
             if self.try_udp(timer, socket)? {
-                self.decide(TransportChoice::Found(EchoTransport::Udp));
+                self.begin_schedule(EchoTransport::Udp);
                 self.keep_schedule(timer, &mut &*socket)?;
             }
             Ok(())
@@ -242,7 +251,7 @@ impl ProberState {
 
     fn over_tcp(&self, connection: &mut ProbeConnection, timer: &Timer) -> io::Result<()> {
         let _registration = self.control.register(connection.socket())?;
-        self.decide(TransportChoice::Found(EchoTransport::Tcp));
+        self.begin_schedule(EchoTransport::Tcp);
         let end = self.keep_schedule(timer, connection);
         if end.is_err() {
             // The connection ended before the prober: the rest of the schedule is skipped.
@@ -255,12 +264,22 @@ impl ProberState {
         end
     }
 
+    /// Begins the schedule, and sets the transport.
+    fn begin_schedule(&self, transport: EchoTransport) {
+        // Before the transport is known: then the interval may change.
+        *lock(&self.log) = ProbeRecords::new(self.clock.now_ns(), self.interval);
+        self.decide(TransportChoice::Found(transport));
+    }
+
     /// Sends the probes of the schedule until the prober stops, then waits for late replies.
     fn keep_schedule(&self, timer: &Timer, carrier: &mut dyn Carrier) -> io::Result<()> {
-        let base_ns = self.clock.now_ns();
-        *lock(&self.log) = ProbeRecords::new(base_ns, self.interval);
-        timer.tick(base_ns, self.interval)?;
+        let mut armed = None;
         while self.stage() == RUNNING {
+            let schedule = lock(&self.log).schedule();
+            if armed != Some(schedule) {
+                timer.tick(schedule.0, schedule.1)?;
+                armed = Some(schedule);
+            }
             while let Some(probe) = self.due() {
                 carrier.send(&probe.seal(&self.keys))?;
             }

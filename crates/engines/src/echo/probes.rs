@@ -90,12 +90,37 @@ impl Slot {
     }
 }
 
+/// A part of the schedule with one interval.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    /// Its first slot, and when that is due.
+    first: usize,
+    base_ns: u64,
+    interval_ns: u64,
+}
+
+impl Stretch {
+    fn new(first: usize, base_ns: u64, interval: Duration) -> Self {
+        Self { first, base_ns, interval_ns: u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1) }
+    }
+
+    fn due_ns(&self, at: usize) -> u64 {
+        self.base_ns.saturating_add((at.saturating_sub(self.first) as u64).saturating_mul(self.interval_ns))
+    }
+
+    /// The first slot that is due at `at_ns` or later.
+    fn slot_from(&self, at_ns: u64) -> usize {
+        let slots = at_ns.saturating_sub(self.base_ns).div_ceil(self.interval_ns);
+        self.first.saturating_add(usize::try_from(slots).unwrap_or(usize::MAX))
+    }
+}
+
 /// All slots of the schedule so far. Times are nanoseconds since the prober's start.
 #[derive(Debug)]
 pub(super) struct ProbeRecords {
-    /// When the first slot is due.
-    base_ns: u64,
-    interval_ns: u64,
+    /// The stretches of the schedule before the current one, in order.
+    past: Vec<Stretch>,
+    current: Stretch,
     pieces: Vec<Vec<Slot>>,
     skipped: u64,
     /// Replies that arrived again.
@@ -121,8 +146,8 @@ impl ProbeRecords {
     /// A schedule whose first slot is due at `base_ns`.
     pub(super) fn new(base_ns: u64, interval: Duration) -> Self {
         Self {
-            base_ns,
-            interval_ns: u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1),
+            past: Vec::new(),
+            current: Stretch::new(0, base_ns, interval),
             pieces: Vec::new(),
             skipped: 0,
             doubled_replies: 0,
@@ -155,7 +180,25 @@ impl ProbeRecords {
     }
 
     fn due_ns(&self, at: usize) -> u64 {
-        self.base_ns.saturating_add((at as u64).saturating_mul(self.interval_ns))
+        let past = || self.past.iter().rev().find(|stretch| stretch.first <= at);
+        let stretch = if at >= self.current.first { &self.current } else { past().unwrap_or(&self.current) };
+        stretch.due_ns(at)
+    }
+
+    /// Changes the interval at `now_ns`. The next slot is due one interval later; returns when.
+    pub(super) fn pace(&mut self, now_ns: u64, interval: Duration) -> u64 {
+        let mut next = Stretch::new(self.len(), now_ns, interval);
+        next.base_ns = next.base_ns.saturating_add(next.interval_ns);
+        if next.first > self.current.first {
+            self.past.push(self.current);
+        }
+        self.current = next;
+        next.base_ns
+    }
+
+    /// When the first slot of the current interval is due, and that interval.
+    pub(super) fn schedule(&self) -> (u64, Duration) {
+        (self.current.base_ns, Duration::from_nanos(self.current.interval_ns))
     }
 
     /// Takes the next slot that is due at `now_ns` and returns its sequence number. If the prober was late, it sends
@@ -167,7 +210,7 @@ impl ProbeRecords {
             self.skipped += 1;
             return None;
         }
-        let missed = usize::try_from(late_ns / self.interval_ns).unwrap_or(usize::MAX);
+        let missed = usize::try_from(late_ns / self.current.interval_ns).unwrap_or(usize::MAX);
         self.push(Slot { late_us: saturated(late_ns / 1000), packed: SENT, ..Slot::default() });
         for _ in 1..missed.min(MAX_SLOTS - next) {
             self.push(Slot::default());
@@ -178,8 +221,9 @@ impl ProbeRecords {
 
     /// Counts the slots that were due by `now_ns` and not taken as skipped. The last call on this schedule.
     pub(super) fn skip_until(&mut self, now_ns: u64) {
-        let Some(since) = now_ns.checked_sub(self.base_ns) else { return };
-        self.skipped += (since / self.interval_ns + 1).saturating_sub(self.len() as u64);
+        let Some(since) = now_ns.checked_sub(self.current.base_ns) else { return };
+        let taken = self.len() - self.current.first;
+        self.skipped += (since / self.current.interval_ns + 1).saturating_sub(taken as u64);
     }
 
     /// The number after the last one of the schedule.
@@ -258,7 +302,7 @@ impl ProbeRecords {
     pub(super) fn is_settled(&mut self, timeout: Duration) -> bool {
         let len = self.len();
         self.about(self.seq_after());
-        let recent = (timeout.as_nanos() / u128::from(self.interval_ns)).min(len as u128) as usize;
+        let recent = (timeout.as_nanos() / u128::from(self.current.interval_ns)).min(len as u128) as usize;
         let is_missing = |slot: &Slot| slot.is(ARRIVED) && !slot.is(REPLIED);
         self.open_from >= len && !(len - recent..len).any(|at| self.slot(at).is_some_and(is_missing))
     }
@@ -281,9 +325,8 @@ impl ProbeRecords {
 
     /// The probes that were due from `from_ns` on and before `to_ns`, without a scan of the earlier ones.
     pub(super) fn due_between(&self, from_ns: u64, to_ns: u64) -> Vec<Probe> {
-        let place = |at_ns: u64| at_ns.saturating_sub(self.base_ns).div_ceil(self.interval_ns);
-        let to = usize::try_from(place(to_ns)).unwrap_or(usize::MAX).min(self.len());
-        let from = usize::try_from(place(from_ns)).unwrap_or(usize::MAX).min(to);
+        let to = self.slot_from(to_ns).min(self.len());
+        let from = self.slot_from(from_ns).min(to);
         let sent = (from..to).filter_map(|at| Some((at, self.slot(at)?))).filter(|(_, slot)| slot.is(SENT));
         sent.map(|(at, slot)| self.probe(at, slot)).collect()
     }
@@ -291,7 +334,7 @@ impl ProbeRecords {
     /// When each skipped slot was due, and how much later the prober sent again, in microseconds. The first slot that it
     /// missed is the one that it sent then.
     fn skipped_slots(&self) -> impl Iterator<Item = (Duration, u32)> {
-        let mut caught_up_ns = self.base_ns;
+        let mut caught_up_ns = self.due_ns(0);
         self.pieces.iter().flatten().enumerate().filter_map(move |(at, slot)| {
             let due_ns = self.due_ns(at);
             if slot.is(SENT) {
@@ -300,6 +343,14 @@ impl ProbeRecords {
             }
             Some((Duration::from_nanos(due_ns), saturated(caught_up_ns.saturating_sub(due_ns) / 1000)))
         })
+    }
+
+    /// The first slot that is due at `at_ns` or later.
+    fn slot_from(&self, at_ns: u64) -> usize {
+        let ends = self.past.iter().skip(1).chain([&self.current]).map(|next| next.first);
+        let past = self.past.iter().zip(ends).map(|(stretch, end)| (stretch.slot_from(at_ns), end));
+        let found = past.filter(|(slot, end)| slot < end).map(|(slot, _)| slot).next();
+        found.unwrap_or_else(|| self.current.slot_from(at_ns))
     }
 
     fn iter(&self) -> impl Iterator<Item = Probe> {
@@ -493,6 +544,34 @@ mod tests {
         assert_eq!(log.take_due(1010 * MS - 1), None);
         log.skip_until(1030 * MS);
         assert_eq!(log.skipped(), 3);
+    }
+
+    #[test]
+    fn the_interval_changes_between_two_slots_and_the_numbers_go_on() {
+        let mut log = sent(3);
+        assert_eq!(log.pace(1025 * MS, 5 * EVERY), 1075 * MS);
+        assert_eq!((log.take_due(1074 * MS), log.take_due(1075 * MS)), (None, Some(FIRST_SEQ + 3)));
+        // A late prober skips by the interval that holds.
+        assert_eq!(log.take_due(1275 * MS), Some(FIRST_SEQ + 4));
+        assert_eq!((log.take_due(1275 * MS), log.skipped()), (Some(FIRST_SEQ + 7), 2));
+        // Twice in a row without a probe between them.
+        log.pace(1300 * MS, SECOND);
+        assert_eq!(log.pace(1301 * MS, EVERY), 1311 * MS);
+        assert_eq!(log.schedule(), (1311 * MS, EVERY));
+        assert_eq!(log.take_due(1311 * MS), Some(FIRST_SEQ + 8));
+        let sent_ms = log.iter().map(|probe| probe.sent_at.as_millis()).collect::<Vec<_>>();
+        assert_eq!(sent_ms, [1000, 1010, 1020, 1075, 1275, 1275, 1311]);
+        for (from, to, count) in [(0, 5000, 7), (1000, 1020, 2), (1021, 1075, 0), (1020, 1126, 3), (1275, 1311, 1)] {
+            assert_eq!(log.due_between(from * MS, to * MS).len(), count, "{from} to {to}");
+        }
+        // Replies find their probes in any stretch.
+        for (at, sent_ms, now_ms) in [(2, 1020, 1320), (3, 1075, 1321), (8, 1311, 1322)] {
+            let reply = ReplyPacket { sent_ns: sent_ms * MS, ..reply(at, at, &[at]) };
+            let round_trip = Duration::from_millis(now_ms - sent_ms);
+            assert_eq!(log.enter(&reply, now_ms * MS), ReplyKind::RoundTrip(round_trip));
+        }
+        log.skip_until(1331 * MS);
+        assert_eq!(log.skipped(), 4);
     }
 
     #[test]

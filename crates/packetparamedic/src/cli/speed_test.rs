@@ -11,6 +11,7 @@ use paramedic_appliance::reflector_client::{Family, Route};
 use paramedic_appliance::request::{TestRequest, TurnWait};
 use paramedic_appliance::targets::HostPort;
 use paramedic_engines::Engine as _;
+use paramedic_engines::echo::pacing::SHORTEST_INTERVAL;
 use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
 use paramedic_iperf3::Iperf3;
@@ -27,8 +28,6 @@ use super::values::{code_point, data_path, milliseconds, octet, rate, share, siz
 
 /// The idle phase, if no option sets it.
 const IDLE: Duration = Duration::from_secs(2);
-/// The interval of the probes, if no option sets it.
-const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 /// The default number of TCP streams: a single one often measures its congestion control; four fill most lines.
 const TCP_STREAMS: u16 = 4;
 /// The default number of streams of datagrams. As with iperf3, so that `-b` is the rate of the whole direction.
@@ -126,7 +125,8 @@ pub(super) struct Args {
     pub(super) bitrate: Option<u64>,
     #[command(flatten)]
     provider_options: ProviderFlags,
-    /// Interval between latency probes; 0 sends none [default: 10ms]
+    /// Interval between latency probes; 0 sends none
+    /// [default: 10 to 200 ms, such that they take at most 1 % of the line's rate]
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(super) probe_interval: Option<Duration>,
     /// Source address of the test
@@ -211,7 +211,7 @@ impl Args {
     }
 
     fn probe_interval(&self) -> Duration {
-        self.probe_interval.unwrap_or(PROBE_INTERVAL)
+        self.probe_interval.unwrap_or(SHORTEST_INTERVAL)
     }
 
     fn phases(&self, provider: &dyn Provider, engine: &str, each: Duration) -> Vec<PhaseSpec> {
@@ -409,6 +409,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         provider: provider.id().to_owned(),
         peer: peer(settings.peer.as_deref(), args.port)?,
         spec,
+        adapts_probes: args.probe_interval.is_none(),
         data_mode: settings.data_mode,
         omit: args.omit,
         transport,

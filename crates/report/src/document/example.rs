@@ -243,6 +243,8 @@ pub fn latency(p50: u64) -> LatencyResult {
         late: 0,
         transport: ProbeTransport::Udp,
         probe_late_us: Some(70),
+        interval_us: Some(10_000),
+        rate_share: Some(0.001),
     }
 }
 

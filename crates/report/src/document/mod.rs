@@ -605,6 +605,12 @@ pub struct LatencyResult {
     /// How late the appliance itself sent its probes, 99th percentile: what the host, not the path, may have added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_late_us: Option<u64>,
+    /// The time between two probes, in microseconds, constant in the measured window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_us: Option<u64>,
+    /// Under load: the share of the probes' IP packets in the rate of the slowest loaded direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_share: Option<f64>,
 }
 
 impl LatencyResult {

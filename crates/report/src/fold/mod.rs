@@ -24,7 +24,7 @@ use crate::document::{
 use crate::stats;
 
 pub use claims::{Impossible, count as check_count, received_of_sent};
-pub use phase::{CountedReading, DataEnd, PhaseRecord};
+pub use phase::{CountedReading, DataEnd, PhaseRecord, ProbeSchedule};
 
 /// If the prober's p99 lateness is above this, the busy moments were sampled less often, and the result says so.
 const LATE_PROBE_US: u32 = 5_000;
@@ -76,6 +76,8 @@ pub struct ProbeLog<'a> {
     pub duplicates: u64,
     /// Payload bytes of all probes.
     pub bytes: u64,
+    /// Bits of one probe's IP packet.
+    pub packet_bits: u64,
     /// The probes that were sent from the first time on and before the second, by the prober's clock, in the order
     /// sent.
     pub within: Box<dyn Fn(Duration, Duration) -> ProbeWindow<'a> + 'a>,
@@ -313,6 +315,7 @@ impl ResultBuilder {
                 Load::Idle | Load::Unknown => None,
             };
             let from = begun + startup.map_or(Duration::ZERO, |measured| Duration::from_millis(measured.startup_ms));
+            let from = phase.probe_schedule.map_or(from, |schedule| schedule.from.max(from));
             let until = (begun + asked.duration()).min(phase.ended_at.unwrap_or(Duration::MAX));
             let window = (probes.within)(from, until);
             let Some(summary) = stats::latency(window, (probes.skipped_within)(from, until)) else { continue };
@@ -325,7 +328,12 @@ impl ResultBuilder {
                     ),
                 ));
             }
-            result.latency.set(phase.load, latency(&summary, probes.duplicates, transport));
+            let mut measured = latency(&summary, probes.duplicates, transport);
+            if let Some(schedule) = phase.probe_schedule {
+                measured.interval_us = u64::try_from(schedule.interval.as_micros()).ok();
+                measured.rate_share = probe_share(result, phase.load, probes.packet_bits, schedule.interval);
+            }
+            result.latency.set(phase.load, measured);
         }
         if transport == ProbeTransport::Tcp {
             result.warnings.push(Warning::new(
@@ -335,6 +343,7 @@ impl ResultBuilder {
         }
         warnings::lost_probes(result);
         warnings::skipped_probes(result);
+        warnings::probe_load(result);
         let Some(idle) = result.latency.idle.as_ref().and_then(LatencyResult::median_us) else { return };
         for load in [Load::Download, Load::Upload, Load::Bidir] {
             // A load that did not come about says nothing of the queue that it would have built.
@@ -345,6 +354,14 @@ impl ResultBuilder {
             }
         }
     }
+}
+
+/// The share of the probes, of `bits` each, in the rate of the slowest direction that the phase loads.
+fn probe_share(result: &ResultDocument, load: Load, bits: u64, interval: Duration) -> Option<f64> {
+    let rates = load.directions().iter().map(|direction| Some(result.measured(load, *direction)?.goodput_bps));
+    let slowest = rates.collect::<Option<Vec<_>>>()?.into_iter().min()?;
+    let share = bits as f64 / interval.as_secs_f64() / slowest as f64;
+    share.is_finite().then_some(share)
 }
 
 fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTransport) -> LatencyResult {
@@ -377,5 +394,7 @@ fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTra
         late: summary.late,
         transport,
         probe_late_us: Some(summary.probe_late_p99_us.into()),
+        interval_us: None,
+        rate_share: None,
     }
 }

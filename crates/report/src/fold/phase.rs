@@ -27,6 +27,8 @@ pub struct PhaseRecord {
     pub begun_at: Option<Duration>,
     /// When the phase ended, by the prober's clock.
     pub ended_at: Option<Duration>,
+    /// The probes of the measured window; absent if the phase ended before their interval was chosen.
+    pub probe_schedule: Option<ProbeSchedule>,
     /// The tally of this end.
     pub own: Option<PhaseTally>,
     /// The tally of the reflector.
@@ -44,6 +46,15 @@ pub struct PhaseRecord {
     pub is_searched: bool,
     /// The unchanged output of the external program.
     pub raw: Option<String>,
+}
+
+/// The schedule of the latency probes in the measured window of a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeSchedule {
+    /// From when on the interval holds, by the prober's clock.
+    pub from: Duration,
+    /// The time between two probes.
+    pub interval: Duration,
 }
 
 /// The end that took a sample.
@@ -93,6 +104,7 @@ impl PhaseRecord {
             most,
             begun_at: None,
             ended_at: None,
+            probe_schedule: None,
             own: None,
             theirs: None,
             received: Default::default(),

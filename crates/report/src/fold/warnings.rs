@@ -11,6 +11,9 @@ use crate::stats::{self, Statement};
 /// From one in so many on, skipped probes are worth a warning: 1 %.
 const SKIPPED_OF: u64 = 100;
 
+/// From this share of the rate on, the latency probes noticeably lower it.
+const PROBE_LOAD: f64 = 0.02;
+
 /// Adds a warning for each end whose processor was the limit: the path may carry more.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     for phase in phases {
@@ -132,6 +135,20 @@ pub(super) fn unsteady(result: &mut ResultDocument) {
         let text = format!("{}; the mean does not describe the line", told.join("; "));
         result.warnings.push(Warning::new("not_steady", text));
     }
+}
+
+/// Warns of phases in which the latency probes took a considerable part of the rate.
+pub(super) fn probe_load(result: &mut ResultDocument) {
+    let shares = result.latency.iter().filter_map(|(load, latency)| Some((load, latency.rate_share?)));
+    let Some((load, share)) = shares.filter(|(_, share)| *share >= PROBE_LOAD).max_by(|a, b| a.1.total_cmp(&b.1))
+    else {
+        return;
+    };
+    let text = format!(
+        "the latency probes took {:.1} % of the rate in the {load}, which lowers it by as much: --probe-interval 1s sends fewer, 0 none",
+        share * 100.0
+    );
+    result.warnings.push(Warning::new("probe_load", text));
 }
 
 /// Whether the result already has a warning with this code.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::dialer::{Dialer, SocketOptions};
+use paramedic_engines::echo::pacing::{FIRST_INTERVAL, ProbePacing};
 use paramedic_engines::echo::{Prober, ProberSetup};
 use paramedic_engines::engine::{ClientSetup, EngineClient, PhaseProgress, Unavailable};
 use paramedic_engines::origin::Origin;
@@ -17,7 +18,7 @@ use paramedic_link::message::{END_AFTER_SILENCE, Grant, HEARTBEAT, ToAppliance, 
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_report::document::{Event, LatencyReading, PhaseBegun};
-use paramedic_report::fold::{Impossible, PhaseRecord, ResultBuilder};
+use paramedic_report::fold::{CountedReading, Impossible, PhaseRecord, ProbeSchedule, ResultBuilder};
 use paramedic_report::stats::{self, Statement};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -48,6 +49,11 @@ pub(super) struct ReflectorSession {
     control: Arc<SessionControl>,
     client_end: Arc<dyn EngineClient>,
     prober: Option<Prober>,
+    /// The current probe interval.
+    probe_interval: Duration,
+    /// The choice of the probe interval in the running phase; `None` where it is fixed.
+    pacing: Option<ProbePacing>,
+    adapts_probes: bool,
     beat: Interval,
     heard: Instant,
     /// When it was last looked at how long that is ago.
@@ -100,17 +106,32 @@ impl ReflectorSession {
             .map_err(|error| not_driven(&spec, error))?;
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let probes_every = Duration::from_micros(spec.probe_interval_us.into());
+        let adapts_probes = job.request.adapts_probes;
+        let asked_interval = Duration::from_micros(spec.probe_interval_us.into());
+        let probe_interval = if adapts_probes { FIRST_INTERVAL } else { asked_interval };
         let client_end = client_end.into();
         let heard = Instant::now();
         let (prober, judged, keeps_raw) = (None, heard, job.request.raw);
-        let mut session = Self { client, spec, control, client_end, prober, beat, heard, judged, keeps_raw };
-        if !probes_every.is_zero() {
+        let mut session = Self {
+            client,
+            spec,
+            control,
+            client_end,
+            prober,
+            probe_interval,
+            pacing: None,
+            adapts_probes,
+            beat,
+            heard,
+            judged,
+            keeps_raw,
+        };
+        if !asked_interval.is_zero() {
             let order = ProberSetup {
                 target: grant.udp.then_some(data),
                 fall_back: fall_back(grant.session, &keys, &session.control, tunnel),
                 keys,
-                interval: probes_every,
+                interval: probe_interval,
                 control: Arc::clone(&session.control),
                 // The address is the link's own: that is where the reflector answers.
                 origin: Origin { address: Some(session.client.local()), ..origin.clone() },
@@ -177,6 +198,7 @@ impl ReflectorSession {
         (observer.events)(Event::Phase(PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() }));
 
         record.begun_at = self.prober.as_ref().map(Prober::now);
+        self.begin_pacing(phase, record);
         let (progress, mut readings) = mpsc::unbounded_channel();
         let (done, mut own) = oneshot::channel::<PhaseTally>();
         let client_end = Arc::clone(&self.client_end);
@@ -191,6 +213,7 @@ impl ReflectorSession {
 
         let end = self.watch_phase(number, phase, observer, record, &mut readings, &mut own).await;
         record.ended_at = self.prober.as_ref().map(Prober::now);
+        self.pacing = None;
         if end.is_err() && record.own.is_none() {
             // What this end counted is kept: with the session cancelled its threads end at once.
             self.control.cancel();
@@ -236,8 +259,9 @@ impl ReflectorSession {
         let begun = Instant::now();
         let mut seen_until = record.begun_at.unwrap_or_default();
         while !record.is_counted() {
+            let pacing_due = pacing_due(self.pacing_due_in());
             tokio::select! {
-                Some(reading) = readings.recv() => note(observer, record, reading),
+                Some(reading) = readings.recv() => self.note(observer, record, reading),
                 tally = &mut *own, if record.own.is_none() => {
                     record.own = Some(tally.unwrap_or_default());
                 }
@@ -249,12 +273,13 @@ impl ReflectorSession {
                                 Direction::Download => PhaseProgress::Sent(direction, sample),
                             };
                             check(record, reading).map_err(|claim| self.impossible(claim))?;
-                            note(observer, record, reading);
+                            self.note(observer, record, reading);
                         }
                     }
                     Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.set_theirs(*tally),
                     _ => {}
                 },
+                () = pacing_due => self.pace_probes(record),
                 _ = show_latency.tick() => {
                     let prober = self.prober.as_ref();
                     if let Some(reading) = prober.and_then(|p| glance(p, &mut seen_until, phase.load, begun)) {
@@ -274,6 +299,48 @@ impl ReflectorSession {
         match record.cut_short() {
             Some(reason) => Err(ApplianceError::DataLost { load: phase.load, reason: reason.clone() }),
             None => Ok(()),
+        }
+    }
+
+    /// Begins the choice of the probe interval in a phase.
+    fn begin_pacing(&mut self, phase: PhaseSpec, record: &mut PhaseRecord) {
+        let (Some(prober), Some(begun)) = (&self.prober, record.begun_at) else { return };
+        if !self.adapts_probes {
+            record.probe_schedule = Some(ProbeSchedule { from: begun, interval: self.probe_interval });
+            return;
+        }
+        let pacing = ProbePacing::new(phase.load, begun, phase.duration());
+        if self.probe_interval != pacing.first() {
+            self.probe_interval = pacing.first();
+            prober.pace(self.probe_interval);
+        }
+        self.pacing = Some(pacing);
+    }
+
+    fn pacing_due_in(&self) -> Option<Duration> {
+        Some(self.pacing.as_ref()?.due()?.saturating_sub(self.prober.as_ref()?.now()))
+    }
+
+    /// Changes the probe interval if it is time to.
+    fn pace_probes(&mut self, record: &mut PhaseRecord) {
+        let (Some(prober), Some(pacing)) = (&self.prober, &mut self.pacing) else { return };
+        let now = prober.now();
+        let Some(pace) = pacing.next(now, |from, to| prober.between(from, to)) else { return };
+        let from = if pace.interval == self.probe_interval { now } else { prober.pace(pace.interval) };
+        self.probe_interval = pace.interval;
+        if pace.is_chosen {
+            tracing::debug!(load = ?record.load, interval_ms = pace.interval.as_millis(), "probe interval chosen");
+            record.probe_schedule = Some(ProbeSchedule { from, interval: pace.interval });
+        }
+    }
+
+    /// Keeps a reading, shows it, and looks whether it decides the probe interval.
+    fn note(&mut self, observer: &mut Observer, record: &mut PhaseRecord, reading: PhaseProgress) {
+        if let Some(counted) = note(observer, record, reading) {
+            if let Some(pacing) = &mut self.pacing {
+                pacing.sample(counted.direction, counted.sample);
+            }
+            self.pace_probes(record);
         }
     }
 
@@ -416,11 +483,19 @@ async fn probe(order: ProberSetup) -> Result<Prober, ApplianceError> {
     started.await.map_err(|_| internal(&"a thread panicked"))?.map_err(ApplianceError::NoProbes)
 }
 
-/// Keeps a reading; whoever watches hears of it.
-fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgress) {
-    let shown = as_folded(progress).and_then(|(end, direction, sample)| record.note(end, direction, sample));
-    if let Some(reading) = shown {
-        (observer.events)(reading.event(record.load));
+/// Keeps a reading. Reports it to the observer and returns it if it counts.
+fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgress) -> Option<CountedReading> {
+    let (end, direction, sample) = as_folded(progress)?;
+    let shown = record.note(end, direction, sample)?;
+    (observer.events)(shown.event(record.load));
+    Some(shown)
+}
+
+/// Waits for `left`; for ever without a time.
+async fn pacing_due(left: Option<Duration>) {
+    match left {
+        Some(left) => tokio::time::sleep(left).await,
+        None => std::future::pending().await,
     }
 }
 

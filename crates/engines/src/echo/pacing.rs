@@ -1,0 +1,291 @@
+//! The choice of the interval between latency probes, so that they do not fill the line that they measure. Pure: times,
+//! probes and samples are arguments. Times are those of the prober, since its start.
+//!
+//! The interval is constant inside each measured window and does not depend on the replies in it: every choice is made
+//! before its window begins.
+
+use std::time::Duration;
+
+use paramedic_link::measurement::{Probe, Sample};
+use paramedic_link::test_spec::{Direction, Load};
+
+use super::packet;
+
+/// The shortest chosen interval.
+pub const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+/// The longest chosen interval.
+pub const LONGEST_INTERVAL: Duration = Duration::from_millis(200);
+/// The interval while nothing is known of the line.
+pub const FIRST_INTERVAL: Duration = Duration::from_millis(50);
+/// Bytes of the IP packet of one probe: 20 of IPv4 and 8 of UDP beside its payload.
+pub const IP_BYTES: u64 = packet::LEN as u64 + 28;
+
+/// How long an idle phase probes at [`FIRST_INTERVAL`], and how long it tries [`SHORTEST_INTERVAL`] after that. Both
+/// together take half of a short phase at most.
+const FIRST_TIME: Duration = Duration::from_millis(500);
+const TRIAL_TIME: Duration = Duration::from_millis(450);
+/// If the round trip grows by more than this during the trial, the probes fill the line.
+const GROWTH: Duration = Duration::from_millis(5);
+/// Under load, the probes take at most one part in this of the rate of each direction.
+const PARTS: u64 = 100;
+/// The ramp-up is over if the rates of two neighbouring windows of this many samples differ by less than a quarter.
+const SETTLED_SAMPLES: usize = 5;
+
+/// The interval from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The time between two probes.
+    pub interval: Duration,
+    /// Whether it was chosen for the rest of the phase: the measured window begins.
+    pub is_chosen: bool,
+}
+
+/// Chooses the interval of one phase.
+#[derive(Debug)]
+pub struct ProbePacing {
+    load: Load,
+    begun: Duration,
+    span: Duration,
+    step: Step,
+    /// The receivers' samples: download, upload.
+    samples: [Vec<Sample>; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Nothing is known.
+    First,
+    /// An idle phase tries the shortest interval.
+    Trial,
+    Chosen,
+}
+
+impl ProbePacing {
+    /// For a phase of length `span` that began at `begun`.
+    pub fn new(load: Load, begun: Duration, span: Duration) -> Self {
+        Self { load, begun, span, step: Step::First, samples: Default::default() }
+    }
+
+    /// The interval with which the phase begins. A load begins with the longest one: nothing is known of its rate.
+    pub fn first(&self) -> Duration {
+        if self.is_idle() { FIRST_INTERVAL } else { LONGEST_INTERVAL }
+    }
+
+    /// Takes a sample of a receiver.
+    pub fn sample(&mut self, direction: Direction, sample: Sample) {
+        if self.step != Step::Chosen {
+            self.samples[direction as usize].push(sample);
+        }
+    }
+
+    /// When [`ProbePacing::next`] has to be called, at the latest; `None` once the interval is chosen.
+    pub fn due(&self) -> Option<Duration> {
+        let after = match (self.step, self.is_idle()) {
+            (Step::Chosen, _) => return None,
+            (Step::First, true) => self.first_time(),
+            (Step::Trial, true) => self.first_time() + self.trial_time(),
+            // The rate has not settled: half of the phase is left out then.
+            (_, false) => self.span / 2,
+        };
+        Some(self.begun + after)
+    }
+
+    /// What changes at `now`, if anything. `probes` returns those that were due between two times.
+    pub fn next(&mut self, now: Duration, probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Option<Pace> {
+        let is_due = now >= self.due()?;
+        let is_settled =
+            || self.load.directions().iter().all(|direction| is_settled(&self.samples[*direction as usize]));
+        match (self.step, self.is_idle()) {
+            (Step::First, true) if is_due => {
+                self.step = Step::Trial;
+                Some(Pace { interval: SHORTEST_INTERVAL, is_chosen: false })
+            }
+            (Step::Trial, true) if is_due => {
+                let trial_from = self.begun + self.first_time();
+                let grows = grows(&probes(trial_from, now));
+                self.step = Step::Chosen;
+                let interval = if grows { LONGEST_INTERVAL } else { SHORTEST_INTERVAL };
+                Some(Pace { interval, is_chosen: true })
+            }
+            (_, false) if is_due || is_settled() => {
+                let rates =
+                    self.load.directions().iter().map(|direction| recent_bps(&self.samples[*direction as usize]));
+                let interval = loaded_interval(rates.min().unwrap_or(0));
+                self.step = Step::Chosen;
+                Some(Pace { interval, is_chosen: true })
+            }
+            _ => None,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.load.directions().is_empty()
+    }
+
+    fn first_time(&self) -> Duration {
+        FIRST_TIME.min(self.span / 4)
+    }
+
+    fn trial_time(&self) -> Duration {
+        TRIAL_TIME.min(self.span / 4)
+    }
+}
+
+/// The shortest interval at which the probes take at most 1 % of a rate of `bps`, in whole milliseconds.
+fn loaded_interval(bps: u64) -> Duration {
+    let ms = (IP_BYTES * 8 * 1000 * PARTS).div_ceil(bps.max(1));
+    Duration::from_millis(ms).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
+}
+
+/// Whether the round trip of the `probes` that were answered has grown at their end, and still grows there. A line may
+/// carry the first ones at once, as the burst of a token bucket.
+fn grows(probes: &[Probe]) -> bool {
+    let answered = probes.iter().filter_map(round_trip).collect::<Vec<_>>();
+    let third = answered.len() / 3;
+    let (before, last) = answered.split_at(answered.len() - third);
+    let (earlier, later) = last.split_at(third / 2);
+    let medians = [before, last, earlier, later].map(|part| median(part.to_vec()));
+    let [Some(before), Some(last), Some(earlier), Some(later)] = medians else { return false };
+    last > before + GROWTH && later > earlier + GROWTH / 4
+}
+
+fn round_trip(probe: &Probe) -> Option<Duration> {
+    probe.rtt_us.map(|us| Duration::from_micros(us.into()))
+}
+
+fn median(mut times: Vec<Duration>) -> Option<Duration> {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied()
+}
+
+/// Whether the rate has settled: two neighbouring windows at the end of the samples differ by less than a quarter.
+fn is_settled(samples: &[Sample]) -> bool {
+    let Some(from) = samples.len().checked_sub(2 * SETTLED_SAMPLES) else { return false };
+    let recent = &samples[from..];
+    let bytes = |part: &[Sample]| part.iter().fold(0, |sum: u64, sample| sum.saturating_add(sample.bytes));
+    let (before, after) = (bytes(&recent[..SETTLED_SAMPLES]), bytes(&recent[SETTLED_SAMPLES..]));
+    before > 0 && after.abs_diff(before) < before / 4
+}
+
+/// The mean rate over the last samples, in bits per second.
+fn recent_bps(samples: &[Sample]) -> u64 {
+    let from = samples.len().saturating_sub(2 * SETTLED_SAMPLES);
+    let recent = &samples[from..];
+    let begin_us = from.checked_sub(1).and_then(|before| samples.get(before)).map_or(0, |sample| sample.at_us);
+    let length_us = recent.last().map_or(0, |last| last.at_us.saturating_sub(begin_us));
+    let bytes: u128 = recent.iter().map(|sample| u128::from(sample.bytes)).sum();
+    u64::try_from(bytes * 8_000_000 / u128::from(length_us.max(1))).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn probe(sent_ms: u64, rtt_ms: Option<u64>) -> Probe {
+        Probe {
+            sent_at: MS * u32::try_from(sent_ms).unwrap(),
+            late_us: 0,
+            rtt_us: rtt_ms.map(|ms| u32::try_from(ms * 1000).unwrap()),
+            arrived: None,
+            turnaround_us: 0,
+            late: false,
+        }
+    }
+
+    /// The probes of a line that needs `service_ms` for each, until `now_ms`; 10 ms of round trip without a queue.
+    fn line(service_ms: f64) -> impl Fn(Duration, Duration) -> Vec<Probe> {
+        move |from, to| {
+            let (from, to) = (from.as_millis() as u64, to.as_millis() as u64);
+            let now = 950;
+            let due = (0..500).step_by(50).chain((500..now).step_by(10));
+            let mut free_at = 0.0;
+            let all = due.map(|at| {
+                free_at = f64::max(free_at, at as f64) + service_ms;
+                let rtt = (free_at - at as f64 + 10.0) as u64;
+                probe(at, (at + rtt <= now).then_some(rtt))
+            });
+            all.filter(|probe| (from..to).contains(&(probe.sent_at.as_millis() as u64))).collect()
+        }
+    }
+
+    /// The interval that an idle phase of 2 s chooses.
+    fn idle(probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Duration {
+        let mut pacing = ProbePacing::new(Load::Idle, Duration::ZERO, MS * 2000);
+        assert_eq!((pacing.first(), pacing.due()), (MS * 50, Some(MS * 500)));
+        assert_eq!(pacing.next(MS * 499, &probes), None);
+        assert_eq!(pacing.next(MS * 500, &probes), Some(Pace { interval: MS * 10, is_chosen: false }));
+        assert_eq!(pacing.due(), Some(MS * 950));
+        let pace = pacing.next(MS * 950, &probes).unwrap();
+        assert!(pace.is_chosen && pacing.due().is_none());
+        assert_eq!(pacing.next(MS * 5000, &probes), None, "constant for the rest of the phase");
+        pace.interval
+    }
+
+    #[test]
+    fn an_idle_line_is_probed_often_unless_the_probes_fill_it() {
+        // 992 bits take 15.5, 11, 7.75 and 0.1 ms at 64, 90, 128 kbit/s and 10 Mbit/s.
+        assert_eq!(
+            [15.5, 11.0, 7.75, 0.1].map(|service_ms| idle(line(service_ms))),
+            [200, 200, 10, 10].map(|ms| MS * ms)
+        );
+    }
+
+    #[test]
+    fn neither_loss_nor_jitter_nor_distance_is_a_full_line() {
+        let every = |rtt: fn(u64) -> Option<u64>| {
+            idle(move |from, to| {
+                let due = (from.as_millis() as u64..to.as_millis() as u64).step_by(10);
+                due.map(|at| probe(at, rtt(at))).collect()
+            })
+        };
+        assert_eq!(every(|_| None), MS * 10, "nothing comes back");
+        assert_eq!(every(|at| (at < 500).then_some(20)), MS * 10, "an outage");
+        assert_eq!(every(|at| Some(20 + at * 7919 % 30)), MS * 10, "jitter");
+        assert_eq!(every(|at| (at < 190).then_some(600)), MS * 10, "a satellite");
+        let step = |at| if at > 850 { (at <= 870).then_some(80) } else { Some(20) };
+        assert_eq!(every(step), MS * 10, "one step is another load's");
+    }
+
+    #[test]
+    fn a_short_idle_phase_keeps_half_of_its_time() {
+        let pacing = ProbePacing::new(Load::Idle, MS * 100, MS * 320);
+        assert_eq!((pacing.due(), pacing.trial_time()), (Some(MS * 180), MS * 80));
+    }
+
+    #[test]
+    fn under_load_the_probes_take_a_hundredth() {
+        for (bps, ms) in [(0, 200), (64_000, 200), (500_000, 199), (1_000_000, 100), (5_000_000, 20), (u64::MAX, 10)] {
+            assert_eq!(loaded_interval(bps), MS * ms, "{bps}");
+        }
+    }
+
+    /// When a phase of 4 s with the `rates` of 100 ms each, in bytes, has chosen, and what.
+    fn loaded(load: Load, rates: impl Fn(u64) -> [u64; 2]) -> (u64, Duration) {
+        let mut pacing = ProbePacing::new(load, MS * 1000, MS * 4000);
+        assert_eq!(pacing.first(), MS * 200);
+        for tenth in 1..=40 {
+            for (direction, bytes) in Direction::BOTH.into_iter().zip(rates(tenth)) {
+                pacing.sample(direction, Sample { at_us: tenth * 100_000, bytes });
+            }
+            let now = MS * u32::try_from(1000 + tenth * 100).unwrap();
+            if let Some(pace) = pacing.next(now, |_, _| Vec::new()) {
+                assert!(pace.is_chosen && pacing.due().is_none());
+                return (tenth * 100, pace.interval);
+            }
+        }
+        panic!("nothing was chosen");
+    }
+
+    #[test]
+    fn the_choice_under_load_waits_for_the_end_of_the_ramp_up() {
+        let one = |rate: fn(u64) -> u64| loaded(Load::Download, move |tenth| [rate(tenth), 0]);
+        assert_eq!(one(|_| 12_500), (1000, MS * 100), "1 Mbit/s");
+        assert_eq!(one(|tenth| 1_000 << tenth.min(8)), (1600, MS * 10), "slow start");
+        assert_eq!(one(|tenth| if tenth < 4 { 0 } else { 12_500 }).0, 1300, "the first byte comes late");
+        assert_eq!(one(|tenth| tenth * tenth), (2000, MS * 200), "it never settles");
+        assert_eq!(one(|_| 0), (2000, MS * 200), "nothing arrives");
+        assert_eq!(loaded(Load::Bidir, |_| [1_250_000, 12_500]), (1000, MS * 100), "the slower direction decides");
+    }
+}
