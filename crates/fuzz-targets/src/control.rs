@@ -38,7 +38,7 @@ pub fn config(input: &[u8]) {
 pub fn appliance_config(input: &[u8]) {
     if let Some(settings) = play_configuration::<Settings>(input) {
         assert!(!settings.name.is_empty() && settings.state_dir.is_absolute());
-        assert!(!settings.duration.is_zero() && settings.streams > 0);
+        assert!(!settings.duration.is_zero() && settings.streams != Some(0));
     }
 }
 
