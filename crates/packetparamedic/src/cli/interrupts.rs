@@ -33,15 +33,20 @@ impl Interrupts {
         let (wanted, receiver) = watch::channel(false);
         let second = Arc::clone(&self.second);
         tokio::spawn(async move {
+            let mut is_asked = false;
             loop {
                 let is_hangup = tokio::select! {
                     _ = interrupt.recv() => false,
                     _ = terminate.recv() => false,
                     () = received(hangup.as_mut()) => true,
                 };
-                // A closing terminal sends SIGHUP twice, and systemd may send it after SIGTERM (`SendSIGHUP=`): it never
-                // cuts short what the first signal began.
-                if wanted.send_replace(true) && !is_hangup {
+                // A closing terminal sends SIGHUP twice, and systemd may send it with SIGTERM (`SendSIGHUP=`), in any order:
+                // it never cuts short what another signal began.
+                wanted.send_replace(true);
+                if is_hangup {
+                    continue;
+                }
+                if std::mem::replace(&mut is_asked, true) {
                     second.notify_one();
                 }
             }
