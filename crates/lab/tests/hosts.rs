@@ -117,3 +117,24 @@ fn an_address_that_the_host_gets_later_is_named_or_waited_for() {
     let said = another().fails(&["serve"], 1);
     assert!(said[1].contains("another program uses port 4000 on 10.99.0.77"), "{said:?}");
 }
+
+#[test]
+fn datagrams_whose_source_is_rewritten_are_counted_and_dropped_ones_are_not() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let reflector = serve(&hosts, &[]);
+    let at = format!("{}:4000", hosts.near.v4);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &at);
+    let counted = |rules: &str| {
+        hosts.far.nft(&format!("{rules}\n"));
+        let outcome = appliance.speed_test(SHORT);
+        hosts.far.nft("flush ruleset\n");
+        assert_eq!(outcome.json()["latency"]["idle"]["transport"], "tcp", "{outcome:?}");
+        reflector.status()["datagrams_from_elsewhere"].as_u64().unwrap()
+    };
+    let drop = "table ip f { chain o { type filter hook output priority 0; udp dport 4000 drop\n}\n}";
+    assert_eq!(counted(drop), 0);
+    hosts.far.must(&["ip", "addr", "add", "10.99.0.3/24", "dev", "eth0"]);
+    let rewrite =
+        "table ip n { chain p { type nat hook postrouting priority 100; udp dport 4000 snat to 10.99.0.3\n}\n}";
+    assert!(counted(rewrite) > 0);
+}

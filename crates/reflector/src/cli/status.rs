@@ -50,6 +50,10 @@ fn print(status: &Status) {
     for (name, value) in status.sessions.rows() {
         line(name, value);
     }
+    if status.datagrams_from_elsewhere > 0 {
+        let count = status.datagrams_from_elsewhere;
+        line("datagrams", format!("{count} for a session came from another address than its device's"));
+    }
     for (reason, count) in &status.refused {
         line("refused", format!("{count} × {reason}"));
     }

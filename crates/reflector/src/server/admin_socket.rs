@@ -165,6 +165,10 @@ pub struct Status {
     pub peers: usize,
     /// Sessions, queue, ports and quota usage.
     pub sessions: Snapshot,
+    /// Datagrams since the start that arrived for a session from another address than its device's: address translation
+    /// changes their source, or a client guesses.
+    #[serde(default)]
+    pub datagrams_from_elsewhere: u64,
     /// Refusals since the start, by reason.
     pub refused: std::collections::BTreeMap<RefusalReason, u64>,
 }
@@ -382,6 +386,7 @@ fn status(server: &Server) -> Status {
         links: lock(&server.links).len(),
         peers: server.peers.list().len(),
         sessions,
+        datagrams_from_elsewhere: server.datagrams_from_elsewhere(),
         refused: lock(&server.throttle).refused(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -98,6 +99,7 @@ pub async fn serve(
         code_requester: Mutex::default(),
         claim_settled: Notify::new(),
         lifecycle: watch::channel(Lifecycle::Serving).0,
+        datagrams_from_elsewhere: AtomicU64::new(0),
         engines,
         unavailable,
         unsettled: Mutex::default(),

@@ -29,6 +29,7 @@ pub use reload::ConfigReloader;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -91,6 +92,8 @@ struct Server {
     /// Wakes when a pairing was written to disk or failed to be.
     claim_settled: Notify,
     lifecycle: watch::Sender<Lifecycle>,
+    /// Datagrams from another address than their session's device, at the ports of direct sessions that ended.
+    datagrams_from_elsewhere: AtomicU64,
     /// Engines that are offered.
     engines: Vec<&'static dyn Engine>,
     /// Engines that are configured and cannot run on this host.
@@ -172,6 +175,13 @@ impl Server {
         {
             runtime.spawn(self.record(events));
         }
+    }
+
+    /// Datagrams since the start that did not come from the address of their session's device.
+    fn datagrams_from_elsewhere(&self) -> u64 {
+        let running = self.sessions().handles().map(|running| running.datagrams_from_elsewhere()).sum::<u64>();
+        let shared = self.udp_ports.values().map(|port| port.refused().wrong_source).sum::<u64>();
+        self.datagrams_from_elsewhere.load(Ordering::Relaxed) + running + shared
     }
 
     /// Charges the bytes of an ended session. If the disk fails, they are charged once it works again.

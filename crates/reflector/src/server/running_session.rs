@@ -65,7 +65,7 @@ struct SessionResources {
     server_end: Box<dyn EngineServer>,
     _enrolment: Enrolment,
     /// The UDP port of the session. In direct mode it belongs to this session alone and ends with it.
-    _port: Arc<UdpPort>,
+    port: Arc<UdpPort>,
     _slots: SessionSlots,
 }
 
@@ -133,7 +133,7 @@ impl RunningSession {
             resources: RwLock::new(Some(SessionResources {
                 _enrolment: port.enroll(keys.session(), Arc::clone(&control), from, handlers),
                 server_end,
-                _port: port,
+                port,
                 _slots: SessionSlots::reserve(
                     &server.connection_slots,
                     from,
@@ -170,6 +170,13 @@ impl RunningSession {
         if let Some(resources) = resources.as_ref() {
             resources.server_end.admit(preamble, stream);
         }
+    }
+
+    /// Datagrams at the session's own port that did not come from its device; 0 in tunneled mode, whose port is shared.
+    pub(super) fn datagrams_from_elsewhere(&self) -> u64 {
+        let Ok(resources) = self.resources.try_read() else { return 0 };
+        let own = resources.as_ref().filter(|_| self.spec.data_mode == DataMode::DirectEphemeral);
+        own.map_or(0, |resources| resources.port.refused().wrong_source)
     }
 
     /// Whether to accept a connection for latency probes. Each costs a thread, so only the first is accepted.
@@ -309,6 +316,7 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     let _teardown = server.teardowns.read().await;
     let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };
     running.control.cancel();
+    server.datagrams_from_elsewhere.fetch_add(running.datagrams_from_elsewhere(), Ordering::Relaxed);
     // The port must be free before `sessions` marks it as free.
     let closing = Arc::clone(&running);
     tokio::task::spawn_blocking(move || closing.close()).await.ok();

@@ -215,6 +215,11 @@ impl<H> Sessions<H> {
         self.held.get(&session)?.handle.as_ref()
     }
 
+    /// How to reach the sessions that run.
+    pub fn handles(&self) -> impl Iterator<Item = &H> {
+        self.held.values().filter_map(|held| held.handle.as_ref())
+    }
+
     /// The sessions that run.
     pub fn running(&self) -> impl Iterator<Item = SessionId> {
         self.held.iter().filter(|(_, held)| held.handle.is_some()).map(|(id, _)| *id)
