@@ -17,7 +17,7 @@ use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::message::EndReason;
-use paramedic_link::test_spec::{Direction, TestSpec};
+use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 

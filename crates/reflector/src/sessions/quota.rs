@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use paramedic_link::{EndpointId, SessionId};
+use paramedic_link::EndpointId;
 
 /// The window of the limit of tests per hour, in milliseconds.
 const HOUR_MS: u64 = 3600 * 1000;
@@ -13,8 +13,8 @@ const DAYS_KEPT: u32 = 7;
 /// Tests granted within the last hour.
 #[derive(Debug, Default)]
 pub(super) struct Tests {
-    /// When, oldest first, in milliseconds since 1970; with the session, where it can still be undone.
-    granted: BTreeMap<EndpointId, VecDeque<(u64, Option<SessionId>)>>,
+    /// When, oldest first, in milliseconds since 1970. Nothing else, because a device may be allowed many tests.
+    granted: BTreeMap<EndpointId, VecDeque<u64>>,
 }
 
 impl Tests {
@@ -22,7 +22,7 @@ impl Tests {
         past.sort_by_key(|(_, at)| *at);
         let mut tests = Self::default();
         for (peer, at) in past {
-            tests.granted.entry(peer).or_default().push_back((at, None));
+            tests.granted.entry(peer).or_default().push_back(at);
         }
         tests
     }
@@ -31,21 +31,25 @@ impl Tests {
     /// now; otherwise it would stay for as long as the clock was wrong.
     pub(super) fn pass_time(&mut self, unix_ms: u64) {
         self.granted.retain(|_, tests| {
-            for (at, _) in tests.iter_mut() {
+            for at in tests.iter_mut() {
                 *at = unix_ms.min(*at);
             }
-            tests.retain(|(at, _)| unix_ms - at < HOUR_MS);
+            tests.retain(|at| unix_ms - at < HOUR_MS);
             !tests.is_empty()
         });
     }
 
-    pub(super) fn charge(&mut self, peer: EndpointId, session: SessionId, unix_ms: u64) {
-        self.granted.entry(peer).or_default().push_back((unix_ms, Some(session)));
+    pub(super) fn charge(&mut self, peer: EndpointId, unix_ms: u64) {
+        self.granted.entry(peer).or_default().push_back(unix_ms);
     }
 
-    pub(super) fn refund(&mut self, peer: EndpointId, session: SessionId) {
-        if let Some(tests) = self.granted.get_mut(&peer) {
-            tests.retain(|(_, of)| *of != Some(session));
+    /// Takes back the charge that was made at `unix_ms`. If the clock was set back since then, its time has changed: the
+    /// newest charge goes.
+    pub(super) fn refund(&mut self, peer: EndpointId, unix_ms: u64) {
+        let Some(tests) = self.granted.get_mut(&peer) else { return };
+        let at = tests.iter().rposition(|at| *at == unix_ms).or(tests.len().checked_sub(1));
+        if let Some(at) = at {
+            tests.remove(at);
         }
     }
 
@@ -58,7 +62,7 @@ impl Tests {
         let tests = self.granted.get(&peer)?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let in_the_way = tests.len().checked_sub(limit)?;
-        let (at, _) = tests.get(in_the_way)?;
+        let at = tests.get(in_the_way)?;
         Some(Duration::from_millis(HOUR_MS.saturating_sub(unix_ms.saturating_sub(*at))))
     }
 

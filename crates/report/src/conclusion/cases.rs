@@ -115,7 +115,10 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("failed before the first speed", ended(Completion::Failed, &[])),
         (
             "failed before anything was measured",
-            ended(Completion::NothingMeasured("cannot reach attic, because the connection was refused".to_owned()), &[]),
+            ended(
+                Completion::NothingMeasured("cannot reach attic, because the connection was refused".to_owned()),
+                &[],
+            ),
         ),
     ]
 }
