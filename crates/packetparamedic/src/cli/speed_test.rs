@@ -27,7 +27,7 @@ use super::provider_flags::ProviderFlags;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
 
 /// The idle phase, if no option sets it.
-const IDLE: Duration = Duration::from_secs(2);
+const IDLE: Duration = Duration::from_secs(3);
 /// The default number of TCP streams: a single one often measures its congestion control; four fill most lines.
 const TCP_STREAMS: u16 = 4;
 /// The default number of streams of datagrams. As with iperf3, so that `-b` is the rate of the whole direction.
@@ -70,7 +70,7 @@ pub(super) struct Args {
     /// Streams for each direction, 1 to 64 [default: 4, or 1 with datagrams (-u)]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
     pub(super) parallel: Option<String>,
-    /// Seconds of latency measurement before any load [default: 2]
+    /// Seconds of latency measurement before any load [default: 3]
     #[arg(long, value_name = "SECS", value_parser = time)]
     pub(super) idle: Option<Duration>,
     /// Exclude the first SECS of each phase [default: detect the ramp-up]
