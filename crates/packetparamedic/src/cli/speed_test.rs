@@ -246,7 +246,8 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         test = appliance.run(request, options) => test?,
         _ = interrupt.wait_for(|wanted| *wanted) => return Ok(ExitStatus::Interrupted),
     };
-    if let Some(note) = note {
+    // A script reads the same in the document's `requested`.
+    if let Some(note) = note.filter(|_| context.output.format() == OutputFormat::Human) {
         context.output.note(&note);
     }
     let live = context.output.live();
