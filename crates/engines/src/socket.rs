@@ -24,7 +24,7 @@ pub struct SocketOptions {
     pub mss_bytes: Option<u16>,
     /// The DSCP of its packets; absent: the kernel's default.
     pub dscp: Option<u8>,
-    /// The maximum pacing rate in bits per second; absent: no limit.
+    /// The rate limit of the payload in bits per second; absent: no limit. The kernel paces at a quarter more.
     pub pace_bps: Option<u64>,
     /// Send small writes at once (`TCP_NODELAY`), for probes.
     pub send_at_once: bool,
@@ -72,7 +72,9 @@ impl SocketOptions {
             mark(&socket, code_point)?;
         }
         if let Some(bps) = self.pace_bps {
-            sys::pace(&*socket, bps / 8)?;
+            // The kernel counts headers, too, so at the rate itself it would hold the payload below it. The sender holds the
+            // rate; the kernel spreads what the sender writes at once.
+            sys::pace(&*socket, bps / 8 + bps / 32)?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
         // Urgent data (RFC 6093) is read and counted in its place: beside the stream, reads and counts of the kernel skip it.

@@ -69,34 +69,34 @@ fn one_line(json: &str) -> String {
 }
 
 /// A run of the table.
-struct Row<'a> {
+struct CsvRow<'a> {
     run: RunSummary,
     document: &'a ResultDocument,
 }
 
 /// Computes the cell of a run.
-type Cell = fn(&Row<'_>) -> Option<String>;
+type Cell = fn(&CsvRow<'_>) -> Option<String>;
 
 /// The columns of the table. Scripts rely on their names and order: add new ones at the end.
 const CSV_COLUMNS: [(&str, Cell); 28] = [
-    ("id", |Row { run, .. }| Some(run.id.to_string())),
-    ("started_at", |Row { run, .. }| Some(run.started_at.to_string())),
-    ("provider", |Row { run, .. }| Some(text(&run.provider))),
-    ("engine", |Row { run, .. }| Some(text(&run.engine))),
-    ("peer", |Row { run, .. }| run.peer.as_deref().map(text)),
-    ("address", |Row { run, .. }| run.address.as_deref().map(text)),
-    ("endpoint_id", |Row { run, .. }| run.endpoint_id.map(|id| id.to_string())),
-    ("download_bps", |Row { run, .. }| run.download_bps.map(|bps| bps.to_string())),
-    ("upload_bps", |Row { run, .. }| run.upload_bps.map(|bps| bps.to_string())),
-    ("rtt_idle_us", |Row { run, .. }| run.rtt_idle_us.map(|us| us.to_string())),
-    ("rtt_download_us", |Row { run, .. }| run.rtt_download_us.map(|us| us.to_string())),
-    ("rtt_upload_us", |Row { run, .. }| run.rtt_upload_us.map(|us| us.to_string())),
-    ("bufferbloat_download", |Row { run, .. }| run.bufferbloat_download.map(|grade| grade.to_string())),
-    ("bufferbloat_upload", |Row { run, .. }| run.bufferbloat_upload.map(|grade| grade.to_string())),
-    ("data_used_bytes", |Row { run, .. }| Some(run.data_used_bytes.to_string())),
-    ("complete", |Row { run, .. }| Some(run.complete.to_string())),
-    ("error", |Row { run, .. }| run.error.as_ref().map(|error| text(&error.code))),
-    ("error_text", |Row { run, .. }| {
+    ("id", |CsvRow { run, .. }| Some(run.id.to_string())),
+    ("started_at", |CsvRow { run, .. }| Some(run.started_at.to_string())),
+    ("provider", |CsvRow { run, .. }| Some(text(&run.provider))),
+    ("engine", |CsvRow { run, .. }| Some(text(&run.engine))),
+    ("peer", |CsvRow { run, .. }| run.peer.as_deref().map(text)),
+    ("address", |CsvRow { run, .. }| run.address.as_deref().map(text)),
+    ("endpoint_id", |CsvRow { run, .. }| run.endpoint_id.map(|id| id.to_string())),
+    ("download_bps", |CsvRow { run, .. }| run.download_bps.map(|bps| bps.to_string())),
+    ("upload_bps", |CsvRow { run, .. }| run.upload_bps.map(|bps| bps.to_string())),
+    ("rtt_idle_us", |CsvRow { run, .. }| run.rtt_idle_us.map(|us| us.to_string())),
+    ("rtt_download_us", |CsvRow { run, .. }| run.rtt_download_us.map(|us| us.to_string())),
+    ("rtt_upload_us", |CsvRow { run, .. }| run.rtt_upload_us.map(|us| us.to_string())),
+    ("bufferbloat_download", |CsvRow { run, .. }| run.bufferbloat_download.map(|grade| grade.to_string())),
+    ("bufferbloat_upload", |CsvRow { run, .. }| run.bufferbloat_upload.map(|grade| grade.to_string())),
+    ("data_used_bytes", |CsvRow { run, .. }| Some(run.data_used_bytes.to_string())),
+    ("complete", |CsvRow { run, .. }| Some(run.complete.to_string())),
+    ("error", |CsvRow { run, .. }| run.error.as_ref().map(|error| text(&error.code))),
+    ("error_text", |CsvRow { run, .. }| {
         run.error.as_ref().map(|error| text(&format!("{}: {}", error.what, error.because)))
     }),
     ("loss_idle", |row| row.loss(Load::Idle)),
@@ -111,7 +111,7 @@ const CSV_COLUMNS: [(&str, Cell); 28] = [
     ("datagram_loss_upload", |row| row.document.upload.as_ref()?.udp.map(|udp| udp.loss.to_string())),
 ];
 
-impl Row<'_> {
+impl CsvRow<'_> {
     /// The largest known loss of probes under a load, as a share.
     fn loss(&self, load: Load) -> Option<String> {
         self.document.latency.of(load)?.worst_loss().map(|share| share.to_string())
@@ -123,7 +123,7 @@ impl Row<'_> {
 }
 
 fn csv_row(document: &ResultDocument) -> String {
-    let row = Row { run: RunSummary::of(document), document };
+    let row = CsvRow { run: RunSummary::of(document), document };
     CSV_COLUMNS.map(|(_, cell)| cell(&row).unwrap_or_default()).join(",")
 }
 

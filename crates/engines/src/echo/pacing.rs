@@ -33,7 +33,7 @@ const SETTLED_SAMPLES: usize = 5;
 
 /// The interval from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct ProbePace {
     /// The time between two probes.
     pub interval: Duration,
     /// Whether it was chosen for the rest of the phase: the measured window begins.
@@ -46,13 +46,13 @@ pub struct ProbePacing {
     load: Load,
     begun: Duration,
     span: Duration,
-    step: Step,
+    step: PacingStep,
     /// The receivers' samples: download, upload.
     samples: [Vec<Sample>; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum PacingStep {
     /// Nothing is known.
     First,
     /// An idle phase tries the shortest interval.
@@ -63,7 +63,7 @@ enum Step {
 impl ProbePacing {
     /// For a phase of length `span` that began at `begun`.
     pub fn new(load: Load, begun: Duration, span: Duration) -> Self {
-        Self { load, begun, span, step: Step::First, samples: Default::default() }
+        Self { load, begun, span, step: PacingStep::First, samples: Default::default() }
     }
 
     /// The interval with which the phase begins. A load begins with the longest one: nothing is known of its rate.
@@ -73,7 +73,7 @@ impl ProbePacing {
 
     /// Takes a sample of a receiver.
     pub fn sample(&mut self, direction: Direction, sample: Sample) {
-        if self.step != Step::Chosen {
+        if self.step != PacingStep::Chosen {
             self.samples[direction as usize].push(sample);
         }
     }
@@ -81,9 +81,9 @@ impl ProbePacing {
     /// When [`ProbePacing::next`] has to be called, at the latest; `None` once the interval is chosen.
     pub fn due(&self) -> Option<Duration> {
         let after = match (self.step, self.is_idle()) {
-            (Step::Chosen, _) => return None,
-            (Step::First, true) => self.first_time(),
-            (Step::Trial, true) => self.first_time() + self.trial_time(),
+            (PacingStep::Chosen, _) => return None,
+            (PacingStep::First, true) => self.first_time(),
+            (PacingStep::Trial, true) => self.first_time() + self.trial_time(),
             // The rate has not settled: half of the phase is left out then.
             (_, false) => self.span / 2,
         };
@@ -91,28 +91,28 @@ impl ProbePacing {
     }
 
     /// What changes at `now`, if anything. `probes` returns those that were due between two times.
-    pub fn next(&mut self, now: Duration, probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Option<Pace> {
+    pub fn next(&mut self, now: Duration, probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Option<ProbePace> {
         let is_due = now >= self.due()?;
         let is_settled =
             || self.load.directions().iter().all(|direction| is_settled(&self.samples[*direction as usize]));
         match (self.step, self.is_idle()) {
-            (Step::First, true) if is_due => {
-                self.step = Step::Trial;
-                Some(Pace { interval: SHORTEST_INTERVAL, is_chosen: false })
+            (PacingStep::First, true) if is_due => {
+                self.step = PacingStep::Trial;
+                Some(ProbePace { interval: SHORTEST_INTERVAL, is_chosen: false })
             }
-            (Step::Trial, true) if is_due => {
+            (PacingStep::Trial, true) if is_due => {
                 let trial_from = self.begun + self.first_time();
                 let grows = grows(&probes(trial_from, now));
-                self.step = Step::Chosen;
+                self.step = PacingStep::Chosen;
                 let interval = if grows { LONGEST_INTERVAL } else { SHORTEST_INTERVAL };
-                Some(Pace { interval, is_chosen: true })
+                Some(ProbePace { interval, is_chosen: true })
             }
             (_, false) if is_due || is_settled() => {
                 let rates =
                     self.load.directions().iter().map(|direction| recent_bps(&self.samples[*direction as usize]));
                 let interval = loaded_interval(rates.min().unwrap_or(0));
-                self.step = Step::Chosen;
-                Some(Pace { interval, is_chosen: true })
+                self.step = PacingStep::Chosen;
+                Some(ProbePace { interval, is_chosen: true })
             }
             _ => None,
         }
@@ -215,7 +215,7 @@ mod tests {
         let mut pacing = ProbePacing::new(Load::Idle, Duration::ZERO, MS * 2000);
         assert_eq!((pacing.first(), pacing.due()), (MS * 50, Some(MS * 500)));
         assert_eq!(pacing.next(MS * 499, &probes), None);
-        assert_eq!(pacing.next(MS * 500, &probes), Some(Pace { interval: MS * 10, is_chosen: false }));
+        assert_eq!(pacing.next(MS * 500, &probes), Some(ProbePace { interval: MS * 10, is_chosen: false }));
         assert_eq!(pacing.due(), Some(MS * 950));
         let pace = pacing.next(MS * 950, &probes).unwrap();
         assert!(pace.is_chosen && pacing.due().is_none());

@@ -4,14 +4,14 @@ use paramedic_link::test_spec::TestSpec;
 
 use crate::data_stream::CHUNK;
 
-/// How often per second a stream writes; the kernel paces the bytes.
+/// How often per second a stream writes; the kernel spreads the bytes of a write.
 const STEPS_PER_S: u64 = 100;
 /// The smallest write: about a segment, but at most what the rate allows in [`MAX_STEP_NS`].
 const MIN_STEP: u64 = 1400;
 /// The longest time between two writes: an interval of the samples.
 const MAX_STEP_NS: u64 = 100_000_000;
-/// How much earlier than its rate allows a stream may write. The kernel paces what it holds, except for the first ten
-/// segments of a connection; it needs some bytes in hand, because a late write cannot be made up for.
+/// How much earlier than its rate allows a stream may write. A write that is late is made up for, because
+/// the kernel paces at a little more than the rate.
 const LEAD_NS: u64 = 100_000_000;
 
 /// The rate limit of one stream, in payload bytes.

@@ -4,7 +4,7 @@
 use super::speed_test::Args;
 
 /// What an option's effect depends on.
-pub(super) struct Setting<'a> {
+pub(super) struct RequestedSetup<'a> {
     /// The provider's id.
     pub(super) provider: &'a str,
     /// The engine's id.
@@ -33,9 +33,9 @@ enum Needs {
 }
 
 /// An option: how the command line names it, whether it is given, and what it needs.
-type Row = (&'static str, fn(&Args) -> bool, Needs);
+type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
-const OPTIONS: &[Row] = &[
+const OPTIONS: &[OptionNeeds] = &[
     ("-P", |args| args.parallel.is_some(), Needs::Load),
     ("-O", |args| args.omit.is_some(), Needs::Load),
     ("--download", |args| args.download, Needs::Load),
@@ -57,7 +57,7 @@ const OPTIONS: &[Row] = &[
 ];
 
 /// The first given option that has no effect, and why.
-pub(super) fn without_effect(args: &Args, setting: &Setting<'_>) -> Option<String> {
+pub(super) fn without_effect(args: &Args, setting: &RequestedSetup<'_>) -> Option<String> {
     let given = OPTIONS.iter().filter(|(_, is_given, _)| is_given(args));
     given.map(|(option, _, needs)| (option, needs)).find_map(|(option, needs)| {
         let why = needs.missing(setting)?;
@@ -67,8 +67,8 @@ pub(super) fn without_effect(args: &Args, setting: &Setting<'_>) -> Option<Strin
 
 impl Needs {
     /// Why the condition does not hold; `None` if it does.
-    fn missing(self, setting: &Setting<'_>) -> Option<String> {
-        let Setting { provider, engine, has_load, may_probe, does_probe, has_program } = setting;
+    fn missing(self, setting: &RequestedSetup<'_>) -> Option<String> {
+        let RequestedSetup { provider, engine, has_load, may_probe, does_probe, has_program } = setting;
         match self {
             Self::Load if !has_load => Some(format!("the engine {engine} sends no load")),
             Self::IdlePhase if !has_load => Some(format!("the engine {engine} has one idle phase, as long as -t says")),
@@ -99,8 +99,15 @@ mod tests {
     }
 
     /// The setting in which no option has an effect.
-    fn nothing() -> Setting<'static> {
-        Setting { provider: "p", engine: "e", has_load: false, may_probe: false, does_probe: false, has_program: false }
+    fn nothing() -> RequestedSetup<'static> {
+        RequestedSetup {
+            provider: "p",
+            engine: "e",
+            has_load: false,
+            may_probe: false,
+            does_probe: false,
+            has_program: false,
+        }
     }
 
     #[test]
@@ -112,7 +119,7 @@ mod tests {
             "--download" | "--upload" | "--bidir" | "--verify-payload" | "--intervals" | "--raw" => vec![],
             _ => vec!["5"],
         };
-        let all = Setting { has_load: true, may_probe: true, does_probe: true, has_program: true, ..nothing() };
+        let all = RequestedSetup { has_load: true, may_probe: true, does_probe: true, has_program: true, ..nothing() };
         for (option, ..) in OPTIONS {
             let args = args(&[&[*option], &values(option)[..]].concat());
             let refused = without_effect(&args, &nothing()).unwrap();

@@ -377,7 +377,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         _ => meant,
     };
     let engine_id = EngineId::try_from(id).map_err(|error| ApplianceError::NoSuchEngine(error.to_string()))?;
-    let setting = effects::Setting {
+    let setting = effects::RequestedSetup {
         provider: wanted,
         engine: id,
         has_load: provider.loads(id),

@@ -37,7 +37,7 @@ pub struct LatencySummary {
     /// The fraction of all probes without a reply, 0 to 1.
     pub loss: f64,
     /// How the lost probes lie; absent if none was lost.
-    pub loss_pattern: Option<LossPattern>,
+    pub loss_pattern: Option<LossPeriods>,
     /// How late the prober itself was, skipped probes included: the 99th percentile, in microseconds. Round trips count from the actual
     /// sending, so they do not include this; but a late prober samples the busy moments less often.
     pub probe_late_p99_us: u32,
@@ -45,7 +45,7 @@ pub struct LatencySummary {
 
 /// How lost probes lie in the order sent (RFC 3357): a loss period is a run of them without an answered one between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LossPattern {
+pub struct LossPeriods {
     /// Loss periods.
     pub periods: u64,
     /// The probes of the period with the most of them.
@@ -54,7 +54,7 @@ pub struct LossPattern {
     pub longest: Duration,
 }
 
-impl LossPattern {
+impl LossPeriods {
     /// Adds a period of so many probes.
     fn add(&mut self, probes: u64, length: Duration) {
         self.periods += 1;
@@ -99,7 +99,7 @@ pub fn latency(
     let (mut lost_upload, mut lost_download, mut lost_somewhere, mut late) = (0u64, 0u64, 0u64, 0u64);
     let (mut steps, mut pairs) = (0u64, 0u64);
     let mut before: Option<u32> = None;
-    let mut pattern = LossPattern::default();
+    let mut pattern = LossPeriods::default();
     // The running loss period: its probes, when the first and when the last of them were sent.
     let mut period: Option<(u64, Duration, Duration)> = None;
     for probe in probes {
@@ -302,7 +302,7 @@ mod tests {
         let fates = [lost, answered(10), lost, lost, lost, answered(10), Probe { late: true, ..lost }, lost, lost];
         let sent =
             fates.into_iter().zip(0..).map(|(probe, at)| Probe { sent_at: Duration::from_millis(at * 10), ..probe });
-        let pattern = LossPattern { periods: 3, longest_probes: 3, longest: Duration::from_millis(30) };
+        let pattern = LossPeriods { periods: 3, longest_probes: 3, longest: Duration::from_millis(30) };
         assert_eq!(of_probes(sent.clone()).unwrap().loss_pattern, Some(pattern));
         let at_its_end = of_probes(sent.skip(6)).unwrap().loss_pattern.unwrap();
         assert_eq!((at_its_end.longest_probes, at_its_end.longest), (2, Duration::from_millis(10)));

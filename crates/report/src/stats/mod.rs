@@ -7,7 +7,7 @@ mod steadiness;
 mod sufficiency;
 mod throughput;
 
-pub use latency::{Grade, LatencySummary, LossPattern, RoundTrips, grade, latency, percentile};
+pub use latency::{Grade, LatencySummary, LossPeriods, RoundTrips, grade, latency, percentile};
 pub use processor::{ProcessorLimit, processor_limit};
 pub use proportion::is_share_above;
 pub use steadiness::{are_level, begin_of_thirds, is_steady, thirds};
