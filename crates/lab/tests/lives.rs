@@ -26,7 +26,7 @@ fn paired(reflector: &Reflector) -> Appliance {
 }
 
 fn stream<'a>(mode: &'a str, time: &'a str) -> [&'a str; 9] {
-    ["speed-test", "--json-stream", "-t", time, "--idle", "0.3", "--download", "--data-mode", mode]
+    ["speed-test", "--json-stream", "-t", time, "--idle", "0.5", "--download", "--data-mode", mode]
 }
 
 /// The next event with this name.

@@ -72,6 +72,6 @@ fn with_a_tenth_of_a_core_the_test_completes_and_warns() {
         let warnings = result["warnings"].as_array().unwrap();
         let told = warnings.iter().find(|warning| warning["code"] == format!("{slow}_cpu").as_str());
         let told = told.unwrap_or_else(|| panic!("{slow}: {warnings:#?}"))["text"].as_str().unwrap();
-        assert!(told.contains("a control group held it back for "), "{told}");
+        assert!(told.contains("a control group throttled it for "), "{told}");
     }
 }

@@ -2,7 +2,6 @@
 
 mod completions;
 mod config;
-mod effects;
 pub mod failure;
 mod history;
 mod interrupts;

@@ -498,6 +498,6 @@ mod tests {
         let (output, stderr) = with(io::ErrorKind::StorageFull);
         let full = output.result(&example::bare()).unwrap_err();
         assert_eq!(output.fail(&full), ExitStatus::Failed);
-        assert!(stderr.text().contains("try: is there room"), "{}", stderr.text());
+        assert!(stderr.text().contains("try: check the free space"), "{}", stderr.text());
     }
 }

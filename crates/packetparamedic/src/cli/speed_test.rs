@@ -1,5 +1,7 @@
 //! `speed-test`: the request out of flags and settings, the run, how it ends.
 
+mod effects;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -20,7 +22,6 @@ use paramedic_report::quantity;
 use paramedic_report::thresholds::Thresholds;
 
 use super::Context;
-use super::effects;
 use super::failure::{CommandFailure, ExitStatus};
 use super::output::{OutputFormat, ReaderGone};
 use super::provider_flags::ProviderFlags;

@@ -348,7 +348,8 @@ impl<H> Sessions<H> {
         if let Some(port) = held.port {
             self.ports.give_back(port);
         }
-        if held.counted_at.is_some() {
+        self.tests.settle(session);
+        if held.counts_as_test {
             let ended = EndedSession { data_mode: held.spec.data_mode, had_streams: held.had_streams };
             self.fallbacks.session_ended(held.link, &ended, now.mono);
         }
@@ -545,12 +546,12 @@ impl<H> Sessions<H> {
         };
         self.fallbacks.forget(link);
         if !is_fallback {
-            self.tests.charge(peer, now.unix_ms);
+            self.tests.charge(peer, id, now.unix_ms);
             self.queue.note_served(peer);
         }
         self.changed = true;
         let mut session = HeldSession::new(link, peer, spec, port, now.mono);
-        session.counted_at = (!is_fallback).then_some(now.unix_ms);
+        session.counts_as_test = !is_fallback;
         let reservation = session.reservation(id);
         self.held.insert(id, session);
         Ok(reservation)
@@ -564,9 +565,7 @@ impl<H> Sessions<H> {
         if let Some(port) = held.port {
             self.ports.give_back(port);
         }
-        if let Some(counted_at) = held.counted_at {
-            self.tests.refund(held.peer, counted_at);
-        }
+        self.tests.refund(held.peer, session);
         for (day, bytes) in &held.leased {
             self.bytes.refund(held.peer, *day, *bytes);
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use paramedic_link::EndpointId;
+use paramedic_link::{EndpointId, SessionId};
 
 /// The window of the limit of tests per hour, in milliseconds.
 const HOUR_MS: u64 = 3600 * 1000;
@@ -15,6 +15,8 @@ const DAYS_KEPT: u32 = 7;
 pub(super) struct Tests {
     /// When, oldest first, in milliseconds since 1970. Nothing else, because a device may be allowed many tests.
     granted: BTreeMap<EndpointId, VecDeque<u64>>,
+    /// When the tests of the sessions were granted that are not over.
+    refundable: BTreeMap<SessionId, u64>,
 }
 
 impl Tests {
@@ -30,6 +32,9 @@ impl Tests {
     /// Forgets the tests that left the window. A time in the future means that the clock was set back. It counts as
     /// now; otherwise it would stay for as long as the clock was wrong.
     pub(super) fn pass_time(&mut self, unix_ms: u64) {
+        for at in self.refundable.values_mut() {
+            *at = unix_ms.min(*at);
+        }
         self.granted.retain(|_, tests| {
             for at in tests.iter_mut() {
                 *at = unix_ms.min(*at);
@@ -39,18 +44,24 @@ impl Tests {
         });
     }
 
-    pub(super) fn charge(&mut self, peer: EndpointId, unix_ms: u64) {
+    pub(super) fn charge(&mut self, peer: EndpointId, session: SessionId, unix_ms: u64) {
         self.granted.entry(peer).or_default().push_back(unix_ms);
+        self.refundable.insert(session, unix_ms);
     }
 
-    /// Takes back the charge that was made at `unix_ms`. If the clock was set back since then, its time has changed: the
-    /// newest charge goes.
-    pub(super) fn refund(&mut self, peer: EndpointId, unix_ms: u64) {
-        let Some(tests) = self.granted.get_mut(&peer) else { return };
-        let at = tests.iter().rposition(|at| *at == unix_ms).or(tests.len().checked_sub(1));
-        if let Some(at) = at {
+    pub(super) fn refund(&mut self, peer: EndpointId, session: SessionId) {
+        let (Some(granted), Some(tests)) = (self.refundable.remove(&session), self.granted.get_mut(&peer)) else {
+            return;
+        };
+        // Tests of the same millisecond are alike.
+        if let Some(at) = tests.iter().rposition(|at| *at == granted) {
             tests.remove(at);
         }
+    }
+
+    /// The session is over: its test stays charged.
+    pub(super) fn settle(&mut self, session: SessionId) {
+        self.refundable.remove(&session);
     }
 
     pub(super) fn count(&self, peer: EndpointId) -> u32 {

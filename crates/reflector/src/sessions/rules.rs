@@ -514,17 +514,17 @@ fn a_grant_that_is_not_started_within_thirty_seconds_ends() {
 
 #[test]
 fn a_request_that_needs_more_descriptors_than_there_are_is_denied_for_good() {
-    // 4 streams of a download: 16 + 4 * 5.
-    let mut fixture = Fixture::new(Limits { descriptors: 35, ..limits() });
+    // 4 streams of a download, and their places at the listening port: 16 + 4 * 5 + 5.
+    let mut fixture = Fixture::new(Limits { descriptors: 40, ..limits() });
     let denial = fixture.denial(1, A, tunneled(), true);
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::TooManyStreams, None));
-    assert!(denial.detail.as_str().contains("36 open files") && denial.detail.as_str().contains("allows 35"));
+    assert!(denial.detail.as_str().contains("41 open files") && denial.detail.as_str().contains("allows 40"));
     fixture.grant(1, A, TestSpec { streams: 3, ..tunneled() });
 }
 
 #[test]
 fn sessions_share_the_descriptors_and_those_that_need_many_are_not_overtaken() {
-    let mut fixture = Fixture::new(Limits { descriptors: 80, max_concurrent_tests: 4, ..limits() });
+    let mut fixture = Fixture::new(Limits { descriptors: 88, max_concurrent_tests: 4, ..limits() });
     let first = fixture.grant(1, A, tunneled()).session;
     fixture.place(2, B, TestSpec { streams: 8, ..tunneled() });
     fixture.place(3, C, TestSpec { streams: 1, ..tunneled() });

@@ -39,8 +39,8 @@ pub(super) struct HeldSession<H> {
     /// Bytes leased on each day.
     pub(super) leased: BTreeMap<u32, u64>,
     pub(super) ending: Option<PendingEnd>,
-    /// When it was counted as a test of the hour, in milliseconds since 1970; `None` if it is not counted.
-    pub(super) counted_at: Option<u64>,
+    /// Whether it counts as a test of the hour.
+    pub(super) counts_as_test: bool,
     /// Whether the streams of a phase with load arrived.
     pub(super) had_streams: bool,
 }
@@ -69,7 +69,7 @@ impl<H> HeldSession<H> {
             start_by: None,
             leased: BTreeMap::new(),
             ending: None,
-            counted_at: None,
+            counts_as_test: true,
             had_streams: false,
         }
     }
@@ -82,7 +82,7 @@ impl<H> HeldSession<H> {
             spec: self.spec.clone(),
             port: self.port,
             expires_in: limits::longest(&self.spec),
-            counts_as_test: self.counted_at.is_some(),
+            counts_as_test: self.counts_as_test,
         }
     }
 

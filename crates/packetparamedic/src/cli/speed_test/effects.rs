@@ -1,7 +1,7 @@
 //! Which options of `speed-test` have no effect with the chosen provider and engine. An option that is given and does
 //! nothing is refused: its user expects something of it.
 
-use super::speed_test::Args;
+use super::Args;
 
 /// What an option's effect depends on.
 pub(super) struct RequestedSetup<'a> {
