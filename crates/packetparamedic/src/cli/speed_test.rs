@@ -18,6 +18,7 @@ use paramedic_engines::origin::Origin;
 use paramedic_host::config::FlagValues;
 use paramedic_iperf3::Iperf3;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
+use paramedic_report::document::Event;
 use paramedic_report::quantity;
 use paramedic_report::thresholds::Thresholds;
 
@@ -242,15 +243,13 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     let options = args.provider_options.values(&request.provider)?;
     let appliance = context.appliance()?.clone();
     let mut interrupt = context.interrupts.watch()?;
-    let note = limit_note(&request.spec, context.settings.streams.is_none());
+    // A script reads the same in the document's `requested`.
+    let is_for_people = context.output.format() == OutputFormat::Human;
+    let mut note = limit_note(&request.spec, context.settings.streams.is_none()).filter(|_| is_for_people);
     let mut test = tokio::select! {
         test = appliance.run(request, options) => test?,
         _ = interrupt.wait_for(|wanted| *wanted) => return Ok(ExitStatus::Interrupted),
     };
-    // A script reads the same in the document's `requested`.
-    if let Some(note) = note.filter(|_| context.output.format() == OutputFormat::Human) {
-        context.output.note(&note);
-    }
     let live = context.output.live();
     let (mut is_cancelled, mut is_read) = (false, true);
     loop {
@@ -258,6 +257,10 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             event = test.next_event() => match event {
                 // A test without a reader only loads the line.
                 Some(TestEvent::Test(event)) => {
+                    // An error of a test that does not begin stands alone.
+                    if let Some(note) = note.take_if(|_| matches!(event, Event::Start(_))) {
+                        context.output.note(&note);
+                    }
                     if live.event(&event) == Err(ReaderGone) && !is_cancelled {
                         (is_cancelled, is_read) = (true, false);
                         test.cancel();
