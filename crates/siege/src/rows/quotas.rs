@@ -25,6 +25,9 @@ const PORTS: std::ops::RangeInclusive<u16> = 5201..=5203;
 const HEADERS: u64 = 14 + 20 + 32;
 /// What a charge may differ by from the interface's bytes: one part of this many.
 const CHARGE_PARTS: u64 = 200;
+/// How many intervals a test runs before it is killed, and how long one is.
+const INTERVALS_BEFORE_KILL: u32 = 10;
+const INTERVAL_MS: u64 = 100;
 
 pub(super) fn play(scale: Scale) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
@@ -160,28 +163,41 @@ fn charge(measured: &mut Measured) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A kill during a test: the used bytes must stay charged, and the device must be served again.
+/// A kill during a test: the bytes that flowed must stay charged, and the device must be served again.
 fn kill(measured: &mut Measured) -> anyhow::Result<()> {
     let mut reflector = Reflector::serve(&[("MAX_BYTES_PER_DAY", "10GB"), ("MAX_TESTS_PER_HOUR", "3")]);
     let appliance = Appliance::new().pair(&reflector, reflector.address());
     let first = appliance.speed_test(&["-t", "0.5", "--idle", "0.1", "-b", "100M"]);
     anyhow::ensure!(first.code == 0, "{first:?}");
     let test = ["speed-test", "--json-stream", "-t", "30", "--idle", "0.1", "--download", "-b", "100M"];
-    let running = appliance.start(&test);
-    while !running.line(Duration::from_secs(30))?.contains("\"interval\"") {}
     let charged = |reflector: &Reflector| {
         let status = reflector.status();
         let tests = status["sessions"]["peers"][0]["tests_this_hour"].as_u64().unwrap_or_default();
         (status["sessions"]["bytes_today"].as_u64().unwrap_or_default(), tests)
     };
+    let settled = charged(&reflector).0;
+    let running = appliance.start(&test);
+    let mut flowed = 0;
+    for _ in 0..INTERVALS_BEFORE_KILL {
+        let bps = loop {
+            let event = serde_json::from_str::<serde_json::Value>(&running.line(Duration::from_secs(30))?)?;
+            if event["event"] == "interval" {
+                break event["bps"].as_u64().unwrap_or_default();
+            }
+        };
+        flowed += bps / 8 * INTERVAL_MS / 1000;
+    }
     let before = charged(&reflector);
     reflector.end(rustix::process::Signal::KILL);
     reflector.start()?;
     drop(running);
     let after = charged(&reflector);
     measured.outcome(
-        after.0 >= before.0 && before.0 > 0,
-        format!("a kill refunds no byte ({} then {})", before.0, after.0),
+        after.0 >= settled + flowed && flowed > 0,
+        format!(
+            "a kill refunds no byte that flowed ({} charged, {} before the test, {flowed} in it)",
+            after.0, settled
+        ),
     );
     measured.outcome(after.1 == 2 && before.1 == 2, format!("and no test ({} then {})", before.1, after.1));
     let again = appliance.speed_test(&["-t", "0.3", "--idle", "0.1", "-b", "10M"]);
