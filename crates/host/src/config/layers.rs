@@ -128,7 +128,7 @@ enum FileLayer {
 enum IfUnreadable {
     /// There is no such layer.
     Skip,
-    /// The layer is ignored, and the user is told.
+    /// The layer is ignored, with a warning to the user.
     Warn,
     Fail,
 }
