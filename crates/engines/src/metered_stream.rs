@@ -91,15 +91,10 @@ impl Drop for MeteredStream {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
 
     use super::*;
-
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (ours, listener.accept().unwrap().0)
-    }
+    use crate::socket::tests::pair;
 
     fn control() -> Arc<SessionControl> {
         let control = SessionControl::metered(|| {});
@@ -133,7 +128,6 @@ mod tests {
     fn unread_bytes_are_charged_after_a_reset_and_behind_urgent_data() {
         for end in ["reset", "urgent"] {
             let ((mut ours, theirs), control) = (pair(), control());
-            theirs.set_nonblocking(false).unwrap();
             crate::socket::SocketOptions::default().apply(&theirs).unwrap();
             if end == "urgent" {
                 assert_eq!(socket2::SockRef::from(&ours).send_out_of_band(&[7]).unwrap(), 1);

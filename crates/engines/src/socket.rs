@@ -189,12 +189,13 @@ pub(crate) fn since_last_ack(socket: &TcpStream) -> Option<Duration> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::TcpListener;
 
     use super::*;
 
-    fn pair() -> (TcpStream, TcpStream) {
+    /// Both ends of a connection.
+    pub(crate) fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (ours, listener.accept().unwrap().0)
