@@ -264,6 +264,8 @@ impl ResultBuilder {
             self.add_latency(&mut result, &met.spec, probes);
         }
         warnings::add(&mut result, &self.phases);
+        let is_counted_by_program = result.program.is_some() || result.server.is_some();
+        warnings::steady_counts(&mut result, is_counted_by_program);
         warnings::unsteady(&mut result);
         result.validity = Some(Validity::of(&result.warnings, result.complete));
         result

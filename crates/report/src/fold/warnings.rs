@@ -1,15 +1,19 @@
 //! What a reader has to know beside a result: where an end was the limit, where counts differ, what did not come to its end.
 
+use paramedic_link::measurement::INTERVAL_MS;
 use paramedic_link::test_spec::{Direction, Load};
 
 use super::phase::PhaseRecord;
 use super::rates::found_at;
-use crate::document::{LatencyResult, ResultDocument, Thirds, Warning};
+use crate::document::{LatencyResult, ResultDocument, Thirds, ThroughputResult, Warning};
 use crate::quantity;
 use crate::stats::{self, Statement};
 
 /// From one in so many on, skipped probes are worth a warning: 1 %.
 const SKIPPED_OF: u64 = 100;
+
+/// Up to this share, the counts of both ends in the steady part are the same.
+const SAME_COUNT: f64 = 0.05;
 
 /// From this share of the rate on, the latency probes noticeably lower it.
 const PROBE_LOAD: f64 = 0.02;
@@ -151,6 +155,44 @@ pub(super) fn probe_load(result: &mut ResultDocument) {
     result.warnings.push(Warning::new("probe_load", text));
 }
 
+/// Warns of directions of whose steady part the ends counted different bytes, and says why.
+pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: bool) {
+    let differing = result.all_measured().filter_map(|(load, direction, measured)| {
+        let sent = measured.bytes_sent?;
+        let why = why_counts_differ(measured, sent, is_counted_by_program)?;
+        let phase =
+            if load == Load::Bidir { format!("{direction} of the {load} phase") } else { direction.to_string() };
+        let received = measured.bytes_received;
+        Some(format!("in the steady part of the {phase} the sender counted {sent} bytes and the receiver {received}: {why}"))
+    });
+    let differing = differing.collect::<Vec<_>>();
+    if !differing.is_empty() {
+        result.warnings.push(Warning::new("steady_counts_differ", differing.join("; ")));
+    }
+}
+
+/// Why the sender counted `sent` bytes in the steady part of a direction and the receiver others. `None` if both agree
+/// as far as they can: the loss of datagrams is a number of its own, and the window of either end begins and ends with
+/// one of its readings.
+fn why_counts_differ(measured: &ThroughputResult, sent: u64, is_counted_by_program: bool) -> Option<&'static str> {
+    let received = measured.bytes_received as f64;
+    let kept = 1.0 - measured.udp.map_or(0.0, |udp| udp.loss);
+    let expected = sent as f64 * kept;
+    let fastest_bps = measured.interval_bps.map_or(measured.goodput_bps, |interval| interval.p90.max(measured.goodput_bps));
+    let one_reading = fastest_bps as f64 / 8.0 * INTERVAL_MS as f64 / 1000.0;
+    if (expected - received).abs() <= one_reading.max(received * SAME_COUNT) {
+        return None;
+    }
+    Some(match (is_counted_by_program, measured.udp.is_some(), expected > received) {
+        (true, _, true) => "iperf3 counts what it wrote into its socket, and a part of that was still queued",
+        (true, _, false) => "iperf3 counts what it wrote into its socket, and a part of what arrived was queued before",
+        (false, true, true) => "more datagrams were in the queues of the path at its end than at its beginning",
+        (false, true, false) => "more datagrams were in the queues of the path at its beginning than at its end",
+        (false, false, true) => "the receiver's host acknowledged bytes that its program had not read yet",
+        (false, false, false) => "the acknowledgements of a part came after its end, or its bytes were read late",
+    })
+}
+
 /// Whether the result already has a warning with this code.
 pub(super) fn has(result: &ResultDocument, code: &str) -> bool {
     result.warnings.iter().any(|warning| warning.code == code)
@@ -164,6 +206,7 @@ mod tests {
     use paramedic_link::test_spec::{Load, PhaseSpec};
 
     use super::*;
+    use crate::document::{IntervalSpread, UdpResult};
 
     #[test]
     fn skipped_probes_are_warned_of_from_one_percent_on() {
@@ -180,6 +223,44 @@ mod tests {
         assert_eq!(
             warned(58, 342).unwrap(),
             "this device did not run in time to send 58 of 400 latency probes in the idle phase: spikes may be missing"
+        );
+    }
+
+    #[test]
+    fn counts_of_the_steady_part_that_differ_are_explained() {
+        // 8 s at 8 Mbit/s: a reading is 100,000 bytes, and up to 110,000 in the fastest tenth.
+        let bytes = 8_000_000;
+        let measured = |sent, received, udp| {
+            let mut measured = crate::document::example::throughput(8_000_000);
+            measured.interval_bps = Some(IntervalSpread { p10: 7_200_000, p50: 8_000_000, p90: 8_800_000 });
+            (measured.bytes_sent, measured.bytes_received, measured.udp) = (Some(sent), received, udp);
+            measured
+        };
+        let why = |sent, received, udp, is_counted_by_program| {
+            why_counts_differ(&measured(sent, received, udp), sent, is_counted_by_program)
+        };
+        for near in [bytes - 390_000, bytes - 100_000, bytes, bytes + 400_000] {
+            assert_eq!(why(near, bytes, None, false), None, "{near}");
+        }
+        assert!(why(bytes + 500_000, bytes, None, false).unwrap().contains("had not read"));
+        assert!(why(bytes - 500_000, bytes, None, false).unwrap().contains("acknowledgements"));
+        assert!(why(bytes + 500_000, bytes, None, true).unwrap().contains("iperf3"));
+        // What was lost is no difference between the counts; what is queued is one.
+        let half = UdpResult { loss: 0.5, ..crate::document::example::throughput(1).udp.unwrap() };
+        assert_eq!(why(bytes * 2, bytes, Some(half), false), None);
+        assert!(why(bytes, bytes, Some(half), false).unwrap().contains("queues"));
+        assert!(why(bytes * 3, bytes, Some(half), false).unwrap().contains("queues"));
+        // In a short test a single reading is more than the share.
+        let short = |sent| why_counts_differ(&measured(sent, 200_000, None), sent, false);
+        assert_eq!((short(300_000), short(320_000).is_some()), (None, true));
+        let mut result = crate::document::example::bare();
+        result.warnings.clear();
+        result.upload = Some(measured(bytes + 500_000, bytes, None));
+        steady_counts(&mut result, false);
+        assert_eq!(
+            result.warnings[0].text.to_string(),
+            "in the steady part of the upload the sender counted 8500000 bytes and the receiver 8000000: the receiver's \
+             host acknowledged bytes that its program had not read yet"
         );
     }
 
