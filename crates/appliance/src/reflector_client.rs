@@ -12,7 +12,7 @@ use paramedic_link::feature::Feature;
 use paramedic_link::framed::Framed;
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{
-    END_AFTER_SILENCE, EndReason, Grant, PROTOCOL_VERSION, ToAppliance, ToReflector, Welcome,
+    END_AFTER_SILENCE, EndReason, Grant, PROTOCOL_VERSION, PathFacts, ToAppliance, ToReflector, Welcome,
 };
 use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode};
 use paramedic_link::test_spec::TestSpec;
@@ -184,6 +184,15 @@ impl ReflectorClient {
         self.send(&ToReflector::Facts).await?;
         match self.answer().await? {
             ToAppliance::Facts(facts) => Ok(facts),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Requests the reflector's view of the path.
+    pub async fn path_facts(&mut self) -> Result<PathFacts, ApplianceError> {
+        self.send(&ToReflector::PathFacts).await?;
+        match self.answer().await? {
+            ToAppliance::PathFacts(facts) => Ok(facts),
             other => Err(self.unexpected(&other)),
         }
     }

@@ -17,11 +17,18 @@ pub struct Feature(String);
 pub struct InvalidFeature;
 
 /// The features that both programs of this version support.
-const OWN: &[&str] = &[];
+const OWN: &[&str] = &[Feature::PATH_FACTS];
 
 impl Feature {
     /// The longest name, in characters.
     pub const MAX_CHARS: usize = 24;
+    /// The name of the messages `path_facts`.
+    pub const PATH_FACTS: &str = "path_facts";
+
+    /// Whether the other end sent the feature `name`.
+    pub fn is_in(name: &str, theirs: &[Self]) -> bool {
+        theirs.iter().any(|feature| feature.as_str() == name)
+    }
 
     /// The features that this end sends in `hello` or `welcome`.
     pub fn own() -> Vec<Self> {
@@ -93,5 +100,6 @@ mod tests {
         theirs.push(feature("of_a_newer_version").unwrap());
         assert_eq!(Feature::common(&theirs), Feature::own());
         assert_eq!(Feature::common(&[]), []);
+        assert!(Feature::is_in(Feature::PATH_FACTS, &Feature::own()) && !Feature::is_in("path", &Feature::own()));
     }
 }

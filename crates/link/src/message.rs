@@ -1,6 +1,7 @@
 //! Every message of `pp-link/1`: one enum per direction. docs/protocol.md describes them, and a test compares it with
 //! this file. `vectors/` holds one recorded frame of each message; every later version must decode it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,8 @@ pub enum ToReflector {
     Finish,
     /// Asks for the facts of the reflector's host.
     Facts,
+    /// Asks for the reflector's view of the path; with the feature `path_facts`.
+    PathFacts,
     /// Asks for a [`ToAppliance::Pong`].
     Ping,
     /// The answer to [`ToAppliance::Ping`].
@@ -156,6 +159,8 @@ pub enum ToAppliance {
     },
     /// The facts of the reflector's host.
     Facts(HostFacts),
+    /// The reflector's view of the path; with the feature `path_facts`.
+    PathFacts(PathFacts),
     /// Asks for a [`ToReflector::Pong`].
     Ping,
     /// The answer to [`ToReflector::Ping`].
@@ -189,6 +194,7 @@ impl Bounded for ToReflector {
             | Self::Start { .. }
             | Self::Finish
             | Self::Facts
+            | Self::PathFacts
             | Self::Ping
             | Self::Pong
             | Self::Close { .. }
@@ -215,6 +221,7 @@ impl Bounded for ToAppliance {
             | Self::PhaseDone { .. }
             | Self::Ended { .. }
             | Self::Facts(_)
+            | Self::PathFacts(_)
             | Self::Ping
             | Self::Pong
             | Self::Close { .. }
@@ -229,6 +236,16 @@ const MAX_PHASES_READ: usize = 4 * TestSpec::MAX_PHASES;
 
 fn at_most<T>(list: &'static str, entries: &[T], most: usize) -> Result<(), TooMany> {
     if entries.len() > most { Err(TooMany { list, most }) } else { Ok(()) }
+}
+
+/// The reflector's view of the path of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathFacts {
+    /// The address and port from which the link arrives at the reflector. Behind NAT they differ from the appliance's.
+    pub observed_address: SocketAddr,
+    /// The largest TCP payload per packet that the reflector's kernel sends on the link, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_segment_bytes: Option<u32>,
 }
 
 /// The reflector's capabilities, sent to paired appliances only.

@@ -1,10 +1,11 @@
 //! The reflectors that this appliance is paired with: pair, list, check, rename, remove.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use paramedic_link::message::CloseReason;
+use paramedic_link::feature::Feature;
+use paramedic_link::message::{CloseReason, PathFacts};
 use paramedic_link::pairing_code::PairingCode;
 use paramedic_link::tls::Expect;
 use paramedic_link::{EndpointId, PeerText};
@@ -39,6 +40,10 @@ pub struct Reached {
     pub version: PeerText,
     /// The time from the first packet to its answer.
     pub took: Duration,
+    /// The local address of the link.
+    pub local: IpAddr,
+    /// The reflector's view of the path; absent if it does not support `path_facts`.
+    pub path: Option<PathFacts>,
 }
 
 impl Appliance {
@@ -106,9 +111,14 @@ impl Appliance {
         let expect = Expect::ExactKey(reflector.endpoint_id);
         let mut client = ReflectorClient::connect(&*self.key()?, &reflector.address, expect, &Route::default()).await?;
         let welcome = client.hello().await?;
-        let address = client.address();
+        let took = began.elapsed();
+        let path = match Feature::is_in(Feature::PATH_FACTS, &welcome.features) {
+            true => Some(client.path_facts().await?),
+            false => None,
+        };
+        let (address, local) = (client.address(), client.local());
         client.close("checked").await;
-        Ok(Reached { address, version: welcome.software, took: began.elapsed() })
+        Ok(Reached { address, version: welcome.software, took, local, path })
     }
 
     /// Renames the reflector that has the name, address or Endpoint ID `wanted`.

@@ -87,7 +87,7 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
     for reflector in chosen {
         let mut row = row(reflector);
         match context.appliance()?.check(reflector).await {
-            Ok(Reached { address, version, took }) => {
+            Ok(Reached { address, version, took, .. }) => {
                 if json {
                     row["reachable"] = true.into();
                     row["reached_at"] = address.to_string().into();

@@ -11,10 +11,11 @@ use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
 use paramedic_link::measurement::Sample;
 use paramedic_link::message::{
-    self, CloseReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, ToAppliance, ToReflector, Welcome,
+    self, CloseReason, END_AFTER_SILENCE, EndReason, HEARTBEAT, PathFacts, ToAppliance, ToReflector, Welcome,
 };
 use paramedic_link::test_spec::Direction;
 use paramedic_link::{EndpointId, PeerText, SessionId};
+use socket2::SockRef;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
@@ -326,6 +327,10 @@ impl Connection {
                 Some(facts) => self.send(&ToAppliance::Facts(facts)).await,
                 None => LinkFlow::Continue,
             },
+            ToReflector::PathFacts => match self.path_facts() {
+                Some(facts) => self.send(&ToAppliance::PathFacts(facts)).await,
+                None => LinkFlow::Continue,
+            },
             ToReflector::Ping => self.send(&ToAppliance::Pong).await,
             ToReflector::Close { reason } => {
                 tracing::debug!(%reason, "the appliance closed the link");
@@ -336,6 +341,14 @@ impl Connection {
                 LinkFlow::Close(CloseReason::Protocol, "the link is already open")
             }
         }
+    }
+
+    /// This end's view of the path; `None` once the connection is gone.
+    fn path_facts(&self) -> Option<PathFacts> {
+        let socket = self.framed.stream().get_ref().0.socket();
+        let observed = socket.peer_addr().ok()?;
+        let observed_address = SocketAddr::new(observed.ip().to_canonical(), observed.port());
+        Some(PathFacts { observed_address, max_segment_bytes: SockRef::from(socket).tcp_mss().ok() })
     }
 
     async fn execute(&mut self, command: LinkCommand) -> LinkFlow {
