@@ -1,5 +1,5 @@
 //! What both programs need and is neither a test nor a word of the protocol: the list of engines, the configuration,
-//! opening a database, how a command fails, the log and the self-test. Never prints.
+//! opening a database, how a command fails, the log, the self-test and the diagnosis. Never prints.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
@@ -8,7 +8,10 @@
 
 pub mod config;
 pub mod database;
+pub mod doctor;
 pub mod engines;
 pub mod failure;
 pub mod log;
 pub mod self_test;
+#[cfg(test)]
+mod test_files;

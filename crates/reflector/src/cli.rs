@@ -3,6 +3,7 @@
 mod asking;
 mod audit;
 mod config;
+mod doctor;
 mod health;
 mod output;
 mod pair;
@@ -55,6 +56,8 @@ enum Command {
         #[command(flatten)]
         place: PlaceFlags,
     },
+    /// Inspect this installation without measuring: what is wrong and what to do; exit code 1 if something is
+    Doctor(Box<doctor::Args>),
     /// Measure what this host can carry and what limits it; takes less than a minute
     SelfTest {
         /// Duration of each measurement: seconds, or a duration such as 500ms
@@ -111,6 +114,7 @@ impl Command {
             Command::Peers(peers::Args { json: true, .. })
             | Command::Status(status::Args { json: true, .. })
             | Command::SelfTest { json: true, .. } => StdoutFormat::Json,
+            Command::Doctor(args) if args.json => StdoutFormat::Json,
             _ => StdoutFormat::Human,
         }
     }
@@ -169,6 +173,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Peers(args) => peers::run(args),
         Command::Status(args) => status::run(&args),
         Command::Health { place } => health::run(&place),
+        Command::Doctor(args) => return doctor::run(&args),
         Command::SelfTest { time, json } => return self_test::run(time, json),
         Command::Drain { place } => asking::asking(&place, async |client| {
             asking::one_answer(client, &AdminRequest::Drain, asking::print_done).await

@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), warn(clippy::let_underscore_must_use))]
 
 pub mod conclusion;
+pub mod doctor;
 pub mod document;
 pub mod fold;
 pub mod lines;

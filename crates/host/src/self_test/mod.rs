@@ -20,7 +20,7 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::quantity;
 use paramedic_report::self_test::{
-    DirectionRate, LoopbackRate, MovedBy, NotMeasured, Role, SelfTest, SelfTestSchema, judge, mode_word,
+    DirectionRate, Facts, LoopbackRate, MovedBy, NotMeasured, Role, SelfTest, SelfTestSchema, judge, mode_word,
 };
 
 use crate::engines::ENGINES;
@@ -60,6 +60,11 @@ pub fn check_each(each: Duration) -> Result<Duration, String> {
         format!("a measurement lasts from {shortest} to {longest}")
     };
     (SHORTEST..=LONGEST).contains(&each).then_some(each).ok_or_else(right)
+}
+
+/// Reads the facts of this host that need no measurement.
+pub fn read_facts() -> Facts {
+    facts::read()
 }
 
 /// A private folder for [`run`] to work in; dropping it removes it.

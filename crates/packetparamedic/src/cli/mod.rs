@@ -2,6 +2,7 @@
 
 mod completions;
 mod config;
+mod doctor;
 pub mod failure;
 mod history;
 mod interrupts;
@@ -73,6 +74,8 @@ enum Command {
     Reflectors(reflectors::Args),
     /// List, show and export the saved results
     History(history::Args),
+    /// Inspect this device and reach its reflectors, without load: what is wrong and what to do; exit code 1 if something is
+    Doctor(doctor::Args),
     /// Measure what this device can carry and find its bottlenecks; takes less than a minute
     SelfTest(self_test::Args),
     /// Print this device's Endpoint ID; creates the identity at first use
@@ -99,6 +102,7 @@ impl Command {
             Command::Reflectors(args) if args.json => OutputFormat::Json,
             Command::History(args) if args.json => OutputFormat::Json,
             Command::SelfTest(args) if args.json => OutputFormat::Json,
+            Command::Doctor(args) if args.json => OutputFormat::Json,
             _ => OutputFormat::Human,
         }
     }
@@ -266,6 +270,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::PairReflector(args) => pair_reflector::run(args, context).await,
         Command::Reflectors(args) => reflectors::run(args, context).await,
         Command::History(args) => history::run(args, context).await,
+        Command::Doctor(args) => doctor::run(args, context).await,
         Command::SelfTest(args) => self_test::run(args, context).await,
         Command::ShowId => show_id::run(context),
         Command::RotateIdentity(args) => rotate_identity::run(&args, context).await,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::load;
 use super::output::{broken, print_line};
-use crate::config::PlaceFlags;
+use crate::config::{Config, PlaceFlags};
 use crate::failure::{Exit, Failure};
 use crate::server::{AdminClient, AdminReply, AdminRequest};
 
@@ -13,7 +13,14 @@ pub(super) fn asking(
     place: &PlaceFlags,
     work: impl AsyncFnOnce(&mut AdminClient) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let config = load(&place.values)?;
+    asking_at(&load(&place.values)?, work)
+}
+
+/// Connects to the running reflector of a configuration and runs `work` with the connection.
+pub(super) fn asking_at<T>(
+    config: &Config,
+    work: impl AsyncFnOnce(&mut AdminClient) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let path = config.admin_socket();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| broken(&error))?;
@@ -53,16 +60,16 @@ fn not_running(path: &Path, error: &std::io::Error) -> Failure {
     }
 }
 
-/// Sends one request and passes the answer to `print`. A refusal is an error.
-pub(super) async fn one_answer(
+/// Sends one request and passes the answer to `read`. A refusal is an error.
+pub(super) async fn one_answer<T>(
     client: &mut AdminClient,
     ask: &AdminRequest,
-    print: impl FnOnce(AdminReply) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+    read: impl FnOnce(AdminReply) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     client.ask(ask).await.map_err(|error| broken(&error))?;
     match client.answer().await.map_err(|error| broken(&error))? {
         Some(AdminReply::Failed { because }) => Err(refused(&because)),
-        Some(answer) => print(answer),
+        Some(answer) => read(answer),
         None => Err(unexpected(&None)),
     }
 }

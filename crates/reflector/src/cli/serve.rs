@@ -73,7 +73,7 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
     })
 }
 
-fn cannot_listen(error: &ListenError) -> Failure {
+pub(super) fn cannot_listen(error: &ListenError) -> Failure {
     let try_ = match error {
         ListenError::NoSuchAddress(_) => {
             "correct `listen`; if the host gets that address later, as during boot, set listen_freebind = true"

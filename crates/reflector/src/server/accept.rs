@@ -82,6 +82,11 @@ pub(super) fn listen(
     if listeners.is_empty() { Err(ListenError::NoneAvailable) } else { Ok(listeners) }
 }
 
+/// Whether the reflector could listen on each address. Binds them and releases them at once.
+pub fn check_listen(addresses: &[SocketAddr], freebind: bool) -> Result<(), ListenError> {
+    listen(addresses, freebind).map(drop)
+}
+
 fn is_no_family(error: &io::Error) -> bool {
     let codes = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL];
     codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))

@@ -19,7 +19,7 @@ mod reload;
 mod running_session;
 mod session_timer;
 
-pub use accept::ListenError;
+pub use accept::{ListenError, check_listen};
 pub use admin_socket::{AdminClient, AdminReply, AdminRequest, PeerLine, Status};
 #[doc(hidden)]
 pub use admin_socket::{read_request, write_request};

@@ -7,10 +7,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
 use super::{ErrorDocument, Event, ResultDocument};
+use crate::doctor::Diagnosis;
 use crate::self_test::SelfTest;
 
 /// The schema (draft 2020-12) of the result document, the error document, the stream's events and the self-test. Each
-/// stands under `$defs` by the name of its type: `ResultDocument`, `ErrorDocument`, `Event`, `SelfTest`.
+/// stands under `$defs` by the name of its type: `ResultDocument`, `ErrorDocument`, `Event`, `SelfTest`, `Diagnosis`.
 pub fn schema() -> Value {
     // What we print, not what we'd read: a field that is always written is required.
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
@@ -19,6 +20,7 @@ pub fn schema() -> Value {
         reference::<ErrorDocument>(&mut generator),
         reference::<Event>(&mut generator),
         reference::<SelfTest>(&mut generator),
+        reference::<Diagnosis>(&mut generator),
     ];
     let mut definitions = generator.take_definitions(true);
     for definition in definitions.values_mut() {

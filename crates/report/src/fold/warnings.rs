@@ -163,7 +163,9 @@ pub(super) fn steady_counts(result: &mut ResultDocument, is_counted_by_program: 
         let phase =
             if load == Load::Bidir { format!("{direction} of the {load} phase") } else { direction.to_string() };
         let received = measured.bytes_received;
-        Some(format!("in the steady part of the {phase} the sender counted {sent} bytes and the receiver {received}: {why}"))
+        Some(format!(
+            "in the steady part of the {phase} the sender counted {sent} bytes and the receiver {received}: {why}"
+        ))
     });
     let differing = differing.collect::<Vec<_>>();
     if !differing.is_empty() {
@@ -178,7 +180,8 @@ fn why_counts_differ(measured: &ThroughputResult, sent: u64, is_counted_by_progr
     let received = measured.bytes_received as f64;
     let kept = 1.0 - measured.udp.map_or(0.0, |udp| udp.loss);
     let expected = sent as f64 * kept;
-    let fastest_bps = measured.interval_bps.map_or(measured.goodput_bps, |interval| interval.p90.max(measured.goodput_bps));
+    let fastest_bps =
+        measured.interval_bps.map_or(measured.goodput_bps, |interval| interval.p90.max(measured.goodput_bps));
     let one_reading = fastest_bps as f64 / 8.0 * INTERVAL_MS as f64 / 1000.0;
     if (expected - received).abs() <= one_reading.max(received * SAME_COUNT) {
         return None;

@@ -1,0 +1,133 @@
+//! `doctor`: inspects the installation, reaches every paired reflector, and prints what is wrong.
+
+use std::path::PathBuf;
+
+use paramedic_appliance::app::Reached;
+use paramedic_appliance::store::Reflector;
+use paramedic_host::config::load;
+use paramedic_host::doctor::{self, Bundle};
+use paramedic_link::message::PathFacts;
+use paramedic_link::state_folder;
+use paramedic_report::doctor::{Check, Diagnosis};
+use paramedic_report::self_test::Role;
+
+use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
+use super::output::OutputFormat;
+use crate::config::Settings;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Inspect only this device, without connecting to reflectors
+    #[arg(long)]
+    offline: bool,
+    /// Also write the diagnosis, host facts and configuration to FILE, for a support request
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+    /// Replace addresses, names and Endpoint IDs in the bundle
+    #[arg(long, requires = "bundle")]
+    redact: bool,
+}
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let state_dir = state_folder::locate(&context.settings.state_dir);
+    let mut names = Vec::new();
+    let checks = of_reflectors(args.offline, &mut names, context).await;
+    let diagnosis = doctor::inspect(Role::Appliance, &state_dir, checks);
+    if let Some(path) = &args.bundle {
+        let configuration = load::<Settings>(&context.flags, &|name| std::env::var_os(name))?.show(true);
+        let mut bundle = Bundle::new(&diagnosis, configuration);
+        bundle.add_names(names);
+        bundle.write(path, args.redact).map_err(|error| {
+            let try_ = "name a file that does not exist yet, in a folder that you may write";
+            let what = format!("cannot write {}", path.display());
+            CommandFailure::new(ExitStatus::Failed, "bundle", what, error.to_string(), try_)
+        })?;
+        context.output.note(&format!("wrote {}", path.display()));
+    }
+    print(&diagnosis, context)?;
+    Ok(if diagnosis.has_problem() { ExitStatus::Failed } else { ExitStatus::Done })
+}
+
+fn print(diagnosis: &Diagnosis, context: &Context) -> Result<(), CommandFailure> {
+    match context.output.format() {
+        OutputFormat::Human => context.output.line(&diagnosis.to_string()),
+        OutputFormat::Json | OutputFormat::JsonStream => context.output.json(diagnosis),
+    }
+}
+
+/// The checks of every paired reflector. An appliance whose state cannot be read has one problem instead.
+async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Context) -> Vec<Check> {
+    let paired = match context.appliance() {
+        Ok(appliance) => appliance.reflectors_to_check(None).await.map_err(CommandFailure::from),
+        Err(failure) => Err(failure),
+    };
+    let paired = match paired {
+        Ok(paired) => paired,
+        Err(failure) => return vec![failure.body().into()],
+    };
+    names.extend(paired.iter().flat_map(|reflector| [reflector.name.to_string(), reflector.address.host.to_string()]));
+    if paired.is_empty() {
+        return vec![Check::problem(
+            "no_reflector",
+            "this device is paired with no reflector",
+            "no pairing is saved",
+            "run `reflector pair` on a reflector, then `packetparamedic pair-reflector --peer HOST` here",
+        )];
+    }
+    let mut checks = Vec::new();
+    for reflector in &paired {
+        if is_offline {
+            checks.push(Check::not_checked("reflector", format!("reflector {}", reflector.name), "--offline"));
+        } else {
+            checks.extend(of_reflector(reflector, context).await);
+        }
+    }
+    checks
+}
+
+/// The checks of one reflector: that it answers with its key, and its version.
+async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
+    let reached = match context.appliance() {
+        Ok(appliance) => appliance.check(reflector).await.map_err(CommandFailure::from),
+        Err(failure) => Err(failure),
+    };
+    let Reached { address, version, took, local, path } = match reached {
+        Ok(reached) => reached,
+        Err(failure) => return vec![failure.body().into()],
+    };
+    let name = &reflector.name;
+    let ms = (took.as_micros() + 500) / 1000;
+    let text = format!("reflector {name}: {address} answered with the right key in {ms} ms");
+    let own = env!("CARGO_PKG_VERSION");
+    let version = if version.as_str() == own {
+        Check::passed("peer_version", format!("reflector {name}: version {own}, as here"))
+    } else {
+        Check::problem(
+            "peer_version",
+            format!("the reflector {name} has version {version}, this device {own}"),
+            "both work together, but only with the features of the older version",
+            "update the older of the two",
+        )
+    };
+    let mut checks = vec![Check::passed("reflector", text), version];
+    if let Some(PathFacts { observed_address, max_segment_bytes }) = path {
+        let observed = observed_address.ip();
+        checks.push(Check::passed(
+            "path",
+            if observed == local.to_canonical() {
+                format!("reflector {name}: sees this device at its own address {observed}")
+            } else {
+                format!("reflector {name}: sees this device at {observed} instead of {local}: NAT is on the path")
+            },
+        ));
+        if let Some(bytes) = max_segment_bytes {
+            checks
+                .push(Check::passed("segment", format!("reflector {name}: sends up to {bytes} bytes per TCP packet")));
+        }
+    }
+    checks
+}

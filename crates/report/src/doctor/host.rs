@@ -1,0 +1,245 @@
+//! The checks that both programs make of their host: limits, kernel settings, the clock, the container, the state folder.
+
+use super::Check;
+use crate::quantity;
+use crate::self_test::{Facts, Role, judge};
+
+/// The UDP receive buffer that every test needs at least, in bytes: that of the latency probes, and of one stream of
+/// datagrams.
+const ENOUGH_UDP_BUFFER: u64 = 1 << 20;
+
+/// The congestion controls that tests commonly request.
+const COMMON_CONGESTION_CONTROLS: [&str; 2] = ["bbr", "cubic"];
+
+/// The facts of an installation that are not facts of its host. A fact that could not be read is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installation {
+    /// The container that the program runs in.
+    pub container: Option<Container>,
+    /// The state folder.
+    pub state_folder: StateFolder,
+    /// Whether the program runs as root, which no limit of socket buffers and congestion controls binds.
+    pub is_root: bool,
+}
+
+/// A container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// The program that runs it, such as `podman`.
+    pub engine: String,
+    /// Its network.
+    pub network: ContainerNetwork,
+}
+
+/// The network of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerNetwork {
+    /// The interfaces of the host.
+    Host,
+    /// A network of its own, which a bridge or address translation connects with the host's.
+    Bridged,
+}
+
+/// A state folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateFolder {
+    /// Its path.
+    pub path: String,
+    /// The type of its file system, if it is on another host.
+    pub network_file_system: Option<&'static str>,
+    /// Why it cannot be used; absent if it can.
+    pub fault: Option<String>,
+    /// Whether it exists.
+    pub exists: bool,
+}
+
+/// Checks the host of the program `role`.
+pub fn host_checks(role: Role, facts: &Facts, installation: &Installation) -> Vec<Check> {
+    let (_, weak_points) = judge(role, facts, &[]);
+    let is_weak = |code: &str| weak_points.iter().any(|weak| weak.code == code);
+    let mut passed = Vec::new();
+    if let Some(limit) = facts.descriptors.filter(|_| !is_weak("few_descriptors")) {
+        let text = format!("file descriptors: {} allowed (hard limit {})", limit.soft, limit.hard);
+        passed.push(Check::passed("few_descriptors", text));
+    }
+    if facts.host.clock_synchronised == Some(true) {
+        passed.push(Check::passed("clock_unsynchronised", "clock: synchronised"));
+    }
+    if facts.processor.quota_cores.is_none() {
+        passed.push(Check::passed("cpu_quota", "processor: no control group limits it"));
+    }
+    let mut checks = weak_points.into_iter().map(Check::from).collect::<Vec<_>>();
+    if facts.host.clock_synchronised.is_none() {
+        checks.push(Check::not_checked("clock_unsynchronised", "clock", "the kernel does not report its state"));
+    }
+    checks.extend(passed);
+    checks.extend(udp_buffers(facts, installation.is_root));
+    checks.extend(congestion_controls(role, facts));
+    checks.extend(installation.container.as_ref().map(container));
+    checks.push(state_folder(&installation.state_folder));
+    checks
+}
+
+fn udp_buffers(facts: &Facts, is_root: bool) -> Option<Check> {
+    const CODE: &str = "small_udp_buffers";
+    let limit = facts.buffers.receive_max_bytes?;
+    if is_root || limit >= ENOUGH_UDP_BUFFER {
+        let limit = if is_root { "no limit for root".to_owned() } else { quantity::exact_bytes(limit) };
+        return Some(Check::passed(CODE, format!("UDP receive buffers: {limit}")));
+    }
+    Some(Check::problem(
+        CODE,
+        format!("UDP receive buffers hold at most {}", quantity::exact_bytes(limit)),
+        "net.core.rmem_max limits them; a burst of datagrams that exceeds the buffer looks like packet loss",
+        format!("run `sysctl -w net.core.rmem_max={ENOUGH_UDP_BUFFER}`, and write it to a file in /etc/sysctl.d"),
+    ))
+}
+
+fn congestion_controls(role: Role, facts: &Facts) -> Option<Check> {
+    const CODE: &str = "missing_congestion_control";
+    let available = &facts.congestion.available;
+    if available.is_empty() {
+        return None;
+    }
+    let missing = COMMON_CONGESTION_CONTROLS.into_iter().filter(|name| !available.iter().any(|has| has == name));
+    let missing = missing.collect::<Vec<_>>();
+    if missing.is_empty() {
+        return Some(Check::passed(CODE, format!("congestion controls: {}", available.join(", "))));
+    }
+    let end = match role {
+        Role::Reflector => "a test cannot request them of this reflector",
+        Role::Appliance => "`speed-test -C` cannot use them on this device",
+    };
+    let modules = missing.iter().map(|name| format!("modprobe tcp_{name}")).collect::<Vec<_>>().join("; ");
+    Some(Check::problem(
+        CODE,
+        format!("the kernel has not loaded {}: {end}", missing.join(" and ")),
+        format!("net.ipv4.tcp_available_congestion_control lists {}", available.join(", ")),
+        format!("run `{modules}`, and list the modules in a file in /etc/modules-load.d"),
+    ))
+}
+
+fn container(container: &Container) -> Check {
+    const CODE: &str = "container_network";
+    let engine = &container.engine;
+    match container.network {
+        ContainerNetwork::Host => Check::passed(CODE, format!("container: {engine}, with the host's network")),
+        ContainerNetwork::Bridged => Check::problem(
+            CODE,
+            format!("this {engine} container has a network of its own"),
+            "a bridge and address translation carry every packet, which costs rate and hides the addresses of clients",
+            "run the container with the host's network (`--network host`, `hostNetwork: true`)",
+        ),
+    }
+}
+
+fn state_folder(folder: &StateFolder) -> Check {
+    const CODE: &str = "state_folder";
+    let path = &folder.path;
+    if let Some(fault) = &folder.fault {
+        return Check::problem(
+            CODE,
+            format!("the state folder {path} cannot be used"),
+            fault,
+            "run this command as the user that owns it, or set another folder with --state-dir",
+        );
+    }
+    match folder.network_file_system {
+        Some(kind) => Check::problem(
+            "network_file_system",
+            format!("the state folder {path} is on a network file system ({kind})"),
+            "SQLite needs file locks and durable writes that such file systems do not guarantee (sqlite.org/howtocorrupt.html)",
+            "move it to a local disk; `--state-dir` names another folder",
+        ),
+        None if folder.exists => Check::passed(CODE, format!("state folder: {path}")),
+        None => Check::passed(CODE, format!("state folder: {path}, created at first use")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::measurement::HostFacts;
+
+    use super::super::CheckOutcome;
+    use super::*;
+    use crate::self_test::{Buffers, CongestionControls, Descriptors, Processor};
+
+    fn sound() -> Facts {
+        let words = |all: [&str; 2]| all.map(str::to_owned).to_vec();
+        Facts {
+            host: HostFacts { clock_synchronised: Some(true), ..HostFacts::default() },
+            descriptors: Some(Descriptors { soft: 1 << 20, hard: 1 << 20 }),
+            buffers: Buffers { receive_max_bytes: Some(4 << 20), ..Buffers::default() },
+            congestion: CongestionControls { available: words(["cubic", "bbr"]), ..CongestionControls::default() },
+            ..Facts::default()
+        }
+    }
+
+    fn installed() -> Installation {
+        let state_folder = StateFolder { path: "/state".to_owned(), exists: true, ..StateFolder::default() };
+        Installation { state_folder, ..Installation::default() }
+    }
+
+    /// The codes of the problems.
+    fn problems(facts: &Facts, installation: &Installation) -> Vec<String> {
+        let checks = host_checks(Role::Reflector, facts, installation);
+        let problems = checks.iter().filter(|check| check.outcome == CheckOutcome::Problem);
+        // A problem names its cause and what to do.
+        assert!(problems.clone().all(|check| check.because.is_some() && check.try_.is_some()), "{checks:#?}");
+        problems.map(|check| check.code.clone()).collect()
+    }
+
+    #[test]
+    fn a_sound_installation_has_no_problem_and_says_what_was_checked() {
+        assert_eq!(problems(&sound(), &installed()), [""; 0]);
+        let checks = host_checks(Role::Appliance, &sound(), &installed());
+        let codes = checks.iter().map(|check| check.code.as_str()).collect::<Vec<_>>();
+        let expected = [
+            "few_descriptors",
+            "clock_unsynchronised",
+            "cpu_quota",
+            "small_udp_buffers",
+            "missing_congestion_control",
+            "state_folder",
+        ];
+        assert_eq!(codes, expected);
+    }
+
+    #[test]
+    fn each_fault_is_found() {
+        let with = |change: fn(&mut Facts)| {
+            let mut facts = sound();
+            change(&mut facts);
+            problems(&facts, &installed())
+        };
+        assert_eq!(with(|facts| facts.host.clock_synchronised = Some(false)), ["clock_unsynchronised"]);
+        assert_eq!(with(|facts| facts.descriptors = Some(Descriptors { soft: 64, hard: 64 })), ["few_descriptors"]);
+        assert_eq!(with(|facts| facts.buffers.receive_max_bytes = Some(212_992)), ["small_udp_buffers"]);
+        assert_eq!(with(|facts| facts.congestion.available.truncate(1)), ["missing_congestion_control"]);
+        let quota = |facts: &mut Facts| {
+            facts.processor = Processor { quota_cores: Some(0.5), cores: Some(4), ..Processor::default() };
+        };
+        assert_eq!(with(quota), ["cpu_quota"]);
+        let mut bridged = installed();
+        bridged.container = Some(Container { engine: "podman".to_owned(), network: ContainerNetwork::Bridged });
+        assert_eq!(problems(&sound(), &bridged), ["container_network"]);
+        let mut on_nfs = installed();
+        on_nfs.state_folder.network_file_system = Some("NFS");
+        assert_eq!(problems(&sound(), &on_nfs), ["network_file_system"]);
+        on_nfs.state_folder.fault = Some("permission denied".to_owned());
+        assert_eq!(problems(&sound(), &on_nfs), ["state_folder"]);
+    }
+
+    #[test]
+    fn root_is_not_bound_by_the_limit_of_buffers_and_the_host_network_is_no_problem() {
+        let mut facts = sound();
+        facts.buffers.receive_max_bytes = Some(212_992);
+        let mut installation = Installation { is_root: true, ..installed() };
+        installation.container = Some(Container { engine: "docker".to_owned(), network: ContainerNetwork::Host });
+        assert_eq!(problems(&facts, &installation), [""; 0]);
+        // What could not be read is neither sound nor a problem.
+        let checks = host_checks(Role::Reflector, &Facts::default(), &installed());
+        assert!(checks.iter().all(|check| check.outcome != CheckOutcome::Problem), "{checks:#?}");
+        assert!(checks.iter().any(|check| check.outcome == CheckOutcome::NotChecked), "{checks:#?}");
+    }
+}

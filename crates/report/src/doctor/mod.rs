@@ -1,0 +1,181 @@
+//! A diagnosis: what an inspection of an installation found, without any measurement. Plain values and pure rules; other
+//! crates read the facts.
+
+mod host;
+
+use std::fmt;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::document::ErrorBody;
+use crate::self_test::{Role, WeakPoint};
+
+pub use host::{Container, ContainerNetwork, Installation, StateFolder, host_checks};
+
+/// The name and version of the diagnosis document's format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DiagnosisSchema {
+    /// The first version.
+    #[default]
+    #[serde(rename = "packetparamedic.doctor/1")]
+    V1,
+}
+
+/// The result of all checks of an installation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Diagnosis {
+    /// The format of this document.
+    pub schema: DiagnosisSchema,
+    /// The program whose installation was inspected.
+    pub program: Role,
+    /// Its version.
+    pub version: String,
+    /// When it was inspected, by the host's clock (RFC 3339, UTC).
+    pub at: Timestamp,
+    /// Every check, problems first.
+    pub checks: Vec<Check>,
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Check {
+    /// For scripts: lower case, stays the same when the text changes.
+    pub code: String,
+    /// Its outcome.
+    pub outcome: CheckOutcome,
+    /// What was found.
+    pub what: String,
+    /// The cause of a problem, or why the check was not made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
+    /// What to do about a problem.
+    #[serde(rename = "try", default, skip_serializing_if = "Option::is_none")]
+    pub try_: Option<String>,
+}
+
+/// The outcome of a check, problems first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckOutcome {
+    /// Something is wrong.
+    Problem,
+    /// The check could not be made.
+    NotChecked,
+    /// Nothing is wrong.
+    Passed,
+}
+
+impl Check {
+    /// A check that found nothing wrong.
+    pub fn passed(code: &str, what: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), outcome: CheckOutcome::Passed, what: what.into(), because: None, try_: None }
+    }
+
+    /// A check that found a problem.
+    pub fn problem(code: &str, what: impl Into<String>, because: impl Into<String>, try_: impl Into<String>) -> Self {
+        let (because, try_) = (Some(because.into()), Some(try_.into()));
+        Self { code: code.to_owned(), outcome: CheckOutcome::Problem, what: what.into(), because, try_ }
+    }
+
+    /// A check that could not be made.
+    pub fn not_checked(code: &str, what: impl Into<String>, because: impl Into<String>) -> Self {
+        let because = Some(because.into());
+        Self { code: code.to_owned(), outcome: CheckOutcome::NotChecked, what: what.into(), because, try_: None }
+    }
+}
+
+impl From<ErrorBody> for Check {
+    fn from(error: ErrorBody) -> Self {
+        Self::problem(&error.code, error.what, error.because, error.try_)
+    }
+}
+
+impl From<WeakPoint> for Check {
+    fn from(weak: WeakPoint) -> Self {
+        Self::problem(&weak.code, weak.what, weak.because, weak.try_)
+    }
+}
+
+impl Diagnosis {
+    /// A diagnosis at the time `at`.
+    pub fn new(program: Role, version: &str, at: Timestamp, mut checks: Vec<Check>) -> Self {
+        checks.sort_by_key(|check| check.outcome);
+        Self { schema: DiagnosisSchema::V1, program, version: version.to_owned(), at, checks }
+    }
+
+    /// The number of checks with this outcome.
+    pub fn count(&self, outcome: CheckOutcome) -> usize {
+        self.checks.iter().filter(|check| check.outcome == outcome).count()
+    }
+
+    /// Whether a check found a problem.
+    pub fn has_problem(&self) -> bool {
+        self.count(CheckOutcome::Problem) > 0
+    }
+}
+
+/// The report for people. Ends without a newline.
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [problems, not_checked, passed] =
+            [CheckOutcome::Problem, CheckOutcome::NotChecked, CheckOutcome::Passed].map(|outcome| self.count(outcome));
+        match problems {
+            0 => write!(f, "No problem found")?,
+            1 => write!(f, "1 problem found")?,
+            many => write!(f, "{many} problems found")?,
+        }
+        write!(f, "; {passed} checks passed")?;
+        if not_checked > 0 {
+            write!(f, ", {not_checked} could not be made")?;
+        }
+        write!(f, ". `self-test` measures what this host can carry.")?;
+        for check in &self.checks {
+            match check.outcome {
+                CheckOutcome::Problem => {
+                    let (because, try_) = (check.because.as_deref(), check.try_.as_deref());
+                    write!(f, "\n\nproblem: {}", check.what)?;
+                    write!(f, "\nbecause: {}", because.unwrap_or_default())?;
+                    write!(f, "\ntry: {}\n", try_.unwrap_or_default())?;
+                }
+                CheckOutcome::NotChecked => {
+                    write!(f, "\nnot checked  {}: {}", check.what, check.because.as_deref().unwrap_or_default())?;
+                }
+                CheckOutcome::Passed => write!(f, "\nok           {}", check.what)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_stand_first_and_every_check_is_printed() {
+        let checks = vec![
+            Check::passed("a", "the clock is synchronised"),
+            Check::not_checked("b", "the port", "the reflector is running"),
+            Check::problem("c", "a small limit", "it is 64", "raise it"),
+        ];
+        let diagnosis = Diagnosis::new(Role::Reflector, "0.1.0", "2026-01-31T12:00:00Z".parse().unwrap(), checks);
+        assert!(diagnosis.has_problem());
+        assert_eq!(
+            diagnosis.to_string(),
+            "1 problem found; 1 checks passed, 1 could not be made. `self-test` measures what this host can carry.\n\n\
+             problem: a small limit\nbecause: it is 64\ntry: raise it\n\
+             \nnot checked  the port: the reflector is running\nok           the clock is synchronised"
+        );
+        let json = serde_json::to_value(&diagnosis).unwrap();
+        assert_eq!(json["schema"], "packetparamedic.doctor/1");
+        assert_eq!(
+            json["checks"][0],
+            serde_json::json!({
+                "code": "c", "outcome": "problem", "what": "a small limit", "because": "it is 64", "try": "raise it",
+            })
+        );
+        assert_eq!(serde_json::from_value::<Diagnosis>(json).unwrap(), diagnosis);
+    }
+}
