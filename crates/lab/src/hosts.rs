@@ -84,6 +84,13 @@ impl Host {
         read.trim().parse().expect("a number")
     }
 
+    /// Runs a command on this host and returns its exit code; `None` if a signal ended it.
+    pub fn exit_of(&self, command: &[&str]) -> Option<i32> {
+        let mut on_host = Command::new("ip");
+        on_host.args(["netns", "exec", &self.netns]).args(command).stdout(Stdio::null()).stderr(Stdio::null());
+        on_host.status().expect("the command runs").code()
+    }
+
     /// Runs a command on this host, which must succeed, and returns its stdout.
     pub fn must(&self, command: &[&str]) -> String {
         let output =

@@ -288,3 +288,37 @@ fn every_row_of_a_table_has_as_many_cells_as_its_head() {
     }
     assert!(checked > 300, "{checked} rows");
 }
+
+/// Whether two adjacent lines outside fences belong to one indented code block, but only one is indented.
+fn breaks_code_block(before: &str, line: &str) -> bool {
+    let is_code = |line: &str| line.starts_with("    ");
+    // The second line of a list entry is indented, too.
+    let is_list = |line: &str| line.starts_with("- ") || line.starts_with("  ");
+    let both = !before.trim().is_empty() && !line.trim().is_empty();
+    both && is_code(before) != is_code(line) && !(is_list(before) && !is_code(before))
+}
+
+#[test]
+fn every_line_of_an_indented_code_block_is_indented() {
+    assert!(breaks_code_block("reflector status  # a command", "    reflector peers"));
+    assert!(breaks_code_block("    reflector status", "reflector peers"));
+    assert!(!breaks_code_block("- an entry", "    and its second line"));
+    let command = |line: &str| {
+        ["reflector ", "packetparamedic "].iter().any(|program| line.starts_with(program)) && line.contains("  ")
+    };
+    let mut pages = Vec::new();
+    collect(&root(), &mut pages);
+    for page in &pages {
+        let text = fs::read_to_string(page).unwrap();
+        let (mut is_fenced, mut before) = (false, "");
+        for (number, line) in text.lines().enumerate() {
+            is_fenced ^= line.starts_with("```");
+            if !is_fenced {
+                let place = format!("{}:{}", page.display(), number + 1);
+                assert!(!breaks_code_block(before, line), "{place} ends or begins a code block: {line}");
+                assert!(!command(line), "{place} is a command outside a code block: {line}");
+            }
+            before = line;
+        }
+    }
+}
