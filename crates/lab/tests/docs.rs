@@ -295,7 +295,7 @@ fn breaks_code_block(before: &str, line: &str) -> bool {
     // The second line of a list entry is indented, too.
     let is_list = |line: &str| line.starts_with("- ") || line.starts_with("  ");
     let both = !before.trim().is_empty() && !line.trim().is_empty();
-    both && is_code(before) != is_code(line) && !(is_list(before) && !is_code(before))
+    both && is_code(before) != is_code(line) && (is_code(before) || !is_list(before))
 }
 
 #[test]
