@@ -103,6 +103,37 @@ pub struct Unavailable {
     pub hint: String,
 }
 
+/// Why the streams of a phase could not be opened, and how many were.
+#[derive(Debug, thiserror::Error)]
+#[error("{opened} of {streams} streams were opened: {cause}")]
+pub struct StreamsMissing {
+    /// Streams that were opened.
+    pub opened: u16,
+    /// Streams of the phase.
+    pub streams: u16,
+    /// Why another one was not.
+    pub cause: io::Error,
+}
+
+impl StreamsMissing {
+    /// What an error of [`EngineClient::connect`] says of the streams; `None` if none was tried.
+    pub fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+}
+
+/// Whether a connection was refused: by the other host, by a firewall, or for want of a route. A refusal comes at once.
+pub fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | PermissionDenied)
+}
+
+impl From<StreamsMissing> for io::Error {
+    fn from(missing: StreamsMissing) -> Self {
+        Self::new(missing.cause.kind(), missing)
+    }
+}
+
 /// What happens while a phase runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PhaseProgress {
@@ -141,8 +172,19 @@ pub trait EngineServer: Send + Sync {
 
 /// The appliance's end of one session. Dropping it closes its sockets and ends its threads.
 pub trait EngineClient: Send + Sync {
-    /// Opens the streams of phase number `phase`, with at most four handshakes at once. Blocks for a bounded time.
+    /// Opens the streams of phase number `phase`, with at most four handshakes at once. Blocks for a bounded time. An
+    /// error that concerns streams is a [`StreamsMissing`].
     fn connect(&self, phase: u8) -> io::Result<()>;
+
+    /// How many streams of phase number `phase` are open and wait for it, so far.
+    fn opened(&self, _phase: u8) -> u16 {
+        0
+    }
+
+    /// Of those, on how many the other end has acknowledged what this end sent.
+    fn acknowledged(&self, phase: u8) -> u16 {
+        self.opened(phase)
+    }
 
     /// Runs the phase, which the reflector has started. Ends early when the session is cancelled. Always returns the
     /// counts, also of a phase that failed.

@@ -91,6 +91,13 @@ impl<T> StreamRegistry<T> {
         state.next = state.next.max(phase.saturating_add(1));
     }
 
+    /// The number of streams of `phase` that are ready and for which `is_counted` holds.
+    pub(crate) fn count(&self, phase: u8, is_counted: impl Fn(&T) -> bool) -> u16 {
+        let state = self.state();
+        let ready = state.ready.iter().filter(|((of, _), stream)| *of == phase && is_counted(stream));
+        u16::try_from(ready.count()).unwrap_or(u16::MAX)
+    }
+
     /// Whether all streams of `phase` are ready.
     pub(crate) fn is_complete(&self, phase: u8) -> bool {
         self.is_complete_in(&self.state(), phase)

@@ -13,11 +13,11 @@ use super::ready::{self, TcpStreams};
 use super::{socket_options, with_window};
 use crate::data_stream::DataStream;
 use crate::dialer::Dialer;
-use crate::engine::{ClientSetup, EngineClient, PhaseObserver};
+use crate::engine::{ClientSetup, EngineClient, PhaseObserver, StreamsMissing, is_refusal};
 use crate::metered_stream::MeteredStream;
 use crate::phase::{self, NO_SUCH_PHASE, nothing_moved, streams_of};
 use crate::session_control::SessionControl;
-use crate::socket::SocketOptions;
+use crate::socket::{self, SocketOptions};
 
 /// Concurrent handshakes that an appliance may have at the reflector's control port.
 const MAX_CONCURRENT_DIALS: u16 = 4;
@@ -66,10 +66,12 @@ impl EngineClient for TcpClient {
                         ready::admit(&self.streams, &self.control, phase, index, metered);
                     }
                     Err(error) => {
-                        // The other threads stop after their current dial.
-                        next.store(streams, Ordering::Relaxed);
+                        // A refusal costs no time: the others are tried to learn whether all are refused. Otherwise the
+                        // other threads stop after their current dial.
+                        if !is_refusal(&error) || self.opened(phase) > 0 {
+                            next.store(streams, Ordering::Relaxed);
+                        }
                         failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                        return;
                     }
                 }
             }
@@ -82,12 +84,25 @@ impl EngineClient for TcpClient {
             dial_on();
         });
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => {
+            Some(cause) => {
+                let opened = self.opened(phase);
                 drop(self.streams.take(phase));
-                Err(error)
+                Err(StreamsMissing { opened, streams, cause }.into())
             }
             None => Ok(()),
         }
+    }
+
+    fn opened(&self, phase: u8) -> u16 {
+        self.streams.count(phase, |_| true)
+    }
+
+    fn acknowledged(&self, phase: u8) -> u16 {
+        self.streams.count(phase, |ready| {
+            // A kernel that does not count is taken at the handshake's word.
+            let counts = socket::counts(ready.stream.inner().socket());
+            counts.is_none_or(|(acknowledged, _)| acknowledged >= Preamble::LEN as u64)
+        })
     }
 
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {

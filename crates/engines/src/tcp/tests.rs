@@ -3,7 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests run in wall time")]
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -15,7 +15,7 @@ use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::{PhaseTally, Sample};
 use paramedic_link::test_spec::{DataMode, DataPathWish, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::Alpn;
-use socket2::{SockFilter, SockRef};
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use zeroize::Zeroizing;
 
 use super::client::TcpClient;
@@ -24,7 +24,9 @@ use super::{Tcp, payload};
 use crate::data_stream::DataStream;
 use crate::data_stream::tests::{accept_tls, configs};
 use crate::dialer::Dialer;
-use crate::engine::{ClientSetup, Engine, EngineClient, EngineServer, PhaseProgress, ServerSetup};
+use crate::engine::{
+    ClientSetup, Engine, EngineClient, EngineServer, PhaseProgress, ServerSetup, StreamsMissing, is_refusal,
+};
 use crate::metered_stream::MeteredStream;
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
@@ -43,6 +45,18 @@ fn spec(mode: DataMode, streams: u16, loads: &[Load], duration_ms: u32) -> TestS
     let phases = loads.iter().map(|load| PhaseSpec { load: *load, duration_ms }).collect();
     let spec = TestSpec::new(EngineId::try_from("tcp").unwrap(), mode, phases, streams);
     TestSpec { congestion_control: Some("reno".into()), ..spec }
+}
+
+fn client(spec: &TestSpec, dialer: Dialer, keys: SessionKeys, control: &Arc<SessionControl>) -> TcpClient {
+    TcpClient::new(ClientSetup {
+        spec: spec.clone(),
+        keys: Arc::new(keys),
+        dialer: Arc::new(dialer),
+        control: Arc::clone(control),
+        terms: None,
+        scratch: std::env::temp_dir(),
+    })
+    .unwrap()
 }
 
 impl Session {
@@ -71,18 +85,8 @@ impl Session {
                 (at, Some(tls))
             }
         };
-        let dialer =
-            Arc::new(Dialer { target, tls, origin: Origin::default(), connect_timeout: Duration::from_secs(10) });
-        let (keys, control) = (Arc::new(keys()), Arc::clone(&appliance));
-        let client = TcpClient::new(ClientSetup {
-            spec: spec.clone(),
-            keys,
-            dialer,
-            control,
-            terms: None,
-            scratch: std::env::temp_dir(),
-        })
-        .unwrap();
+        let dialer = Dialer { target, tls, origin: Origin::default(), connect_timeout: Duration::from_secs(10) };
+        let client = client(spec, dialer, keys(), &appliance);
         Self { server, client, reflector, appliance }
     }
 
@@ -498,4 +502,41 @@ fn a_second_stream_of_the_same_index_is_dropped() {
         .server
         .admit(Preamble { session: SessionId::from_bytes([5; 16]), phase: 0, stream: 1, nonce: [0; 12] }, theirs);
     assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn an_error_says_how_many_streams_were_opened() {
+    let spec = spec(DataMode::DirectEphemeral, 6, &[Load::Upload], 100);
+    // A port without a listener refuses every stream.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let opened_at = |target| {
+        let connect_timeout = Duration::from_millis(500);
+        let dialer = Dialer { target, tls: None, origin: Origin::default(), connect_timeout };
+        let keys = SessionKeys::derive(SessionId::from_bytes([5; 16]), Zeroizing::new([5; 32]));
+        let error = client(&spec, dialer, keys, &SessionControl::unmetered()).connect(0).unwrap_err();
+        let missing = StreamsMissing::of(&error).unwrap();
+        assert_eq!(missing.streams, 6);
+        (missing.opened, is_refusal(&missing.cause), error.kind())
+    };
+    assert_eq!(opened_at(closed), (0, true, ErrorKind::ConnectionRefused));
+    // A full accept queue leaves the other connections without an answer.
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(1).unwrap();
+    let (opened, is_refused, kind) = opened_at(listener.local_addr().unwrap().as_socket().unwrap());
+    assert!((1..6).contains(&opened) && !is_refused && kind == ErrorKind::TimedOut, "{opened} {kind}");
+}
+
+#[test]
+fn a_stream_is_acknowledged_once_its_preamble_arrived() {
+    let session = Session::open(&spec(DataMode::DirectEphemeral, 3, &[Load::Upload], 100));
+    assert_eq!((session.client.opened(0), session.client.acknowledged(0)), (0, 0));
+    session.client.connect(0).unwrap();
+    assert_eq!(session.client.opened(0), 3);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    assert!(session.reflector.wait_until(deadline, || session.server.is_complete(0)));
+    while session.client.acknowledged(0) < 3 {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use paramedic_link::admission::SessionKeys;
@@ -18,7 +18,7 @@ use super::packet::{SIGNAL, Signal, StreamId, Word};
 use super::ready::ReadyStream;
 use super::socket;
 use crate::dialer::Dialer;
-use crate::engine::{ClientSetup, EngineClient, PhaseObserver};
+use crate::engine::{ClientSetup, EngineClient, PhaseObserver, StreamsMissing};
 use crate::phase::{self, CONNECT_TIMEOUT, NO_SUCH_PHASE, StreamRegistry, direction_of, nothing_moved, streams_of};
 use crate::session_control::{Cancelled, SessionControl};
 
@@ -33,6 +33,8 @@ pub(super) struct UdpClient {
     /// The next number of a signal, unique in the session.
     next: AtomicU64,
     streams: StreamRegistry<ReadyStream>,
+    /// Streams of the phase that is being connected to which the reflector answered.
+    answered: AtomicU16,
 }
 
 /// A stream during address validation.
@@ -46,7 +48,7 @@ impl UdpClient {
     pub(super) fn new(setup: ClientSetup) -> Self {
         let ClientSetup { spec, keys, dialer, control, .. } = setup;
         let streams = StreamRegistry::new(&spec, Arc::clone(&control));
-        Self { spec, keys, dialer, control, next: AtomicU64::new(0), streams }
+        Self { spec, keys, dialer, control, next: AtomicU64::new(0), streams, answered: AtomicU16::new(0) }
     }
 
     fn candidate(&self, stream_id: StreamId, spec: &PhaseSpec) -> io::Result<Candidate> {
@@ -89,6 +91,9 @@ impl UdpClient {
             };
         }
         if next != candidate.next {
+            if candidate.next == Some(Word::Hello) {
+                self.answered.fetch_add(1, Ordering::Relaxed);
+            }
             candidate.next = next;
             self.send(candidate);
         }
@@ -108,13 +113,11 @@ impl UdpClient {
             }
             let now = Instant::now();
             if now >= end {
-                let what = format!(
-                    "{missing} of {} streams got no answer over UDP from {} within {} s",
-                    candidates.len(),
-                    self.dialer.target,
-                    CONNECT_TIMEOUT.as_secs()
-                );
-                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                let seconds = CONNECT_TIMEOUT.as_secs();
+                let what = format!("no answer over UDP from {} within {seconds} s", self.dialer.target);
+                let cause = io::Error::new(io::ErrorKind::TimedOut, what);
+                let [streams, missing] = [candidates.len(), missing].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
+                return Err(StreamsMissing { opened: streams - missing, streams, cause }.into());
             }
             if now >= retry_at {
                 candidates.iter().for_each(|candidate| self.send(candidate));
@@ -143,6 +146,7 @@ impl EngineClient for UdpClient {
         let spec = spec.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, NO_SUCH_PHASE))?;
         let streams = u8::try_from(streams_of(&self.spec, spec)).unwrap_or(u8::MAX);
         let ids = (0..streams).map(|stream| StreamId { phase, stream });
+        self.answered.store(0, Ordering::Relaxed);
         let mut candidates = ids.map(|stream_id| self.candidate(stream_id, spec)).collect::<io::Result<Vec<_>>>()?;
         self.validate(&mut candidates)?;
         for Candidate { stream, .. } in candidates {
@@ -151,6 +155,10 @@ impl EngineClient for UdpClient {
             placed.map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, "the phase has its streams already"))?;
         }
         Ok(())
+    }
+
+    fn opened(&self, _phase: u8) -> u16 {
+        self.answered.load(Ordering::Relaxed)
     }
 
     fn run(&self, phase: u8, report: PhaseObserver<'_>) -> PhaseTally {
