@@ -175,6 +175,15 @@ impl PhaseTally {
     }
 }
 
+/// The datagrams of a session at the reflector, probes included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramsSeen {
+    /// Datagrams that were answered.
+    pub answered: u64,
+    /// Datagrams whose source was not the address of the link, or whose source port changed: a NAT rewrites it.
+    pub from_elsewhere: u64,
+}
+
 /// What stands behind a measurement at one end: how the host was when it was made. Absent is what could not be read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HostFacts {

@@ -11,7 +11,7 @@ use crate::admission::SessionId;
 use crate::engine_terms::EngineTerms;
 use crate::feature::Feature;
 use crate::frame::{Bounded, TooMany};
-use crate::measurement::{HostFacts, PhaseTally, Sample};
+use crate::measurement::{DatagramsSeen, HostFacts, PhaseTally, Sample};
 use crate::pairing_code::Proof;
 use crate::test_spec::{DataMode, Direction, EngineId, TestSpec};
 
@@ -156,6 +156,9 @@ pub enum ToAppliance {
         reason: EndReason,
         /// A sentence for people.
         detail: PeerText,
+        /// The datagrams of the session; absent from reflectors of earlier versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        datagrams: Option<DatagramsSeen>,
     },
     /// The facts of the reflector's host.
     Facts(HostFacts),

@@ -33,14 +33,17 @@ pub(super) struct Gate {
     pub(super) proven: StreamRegistry<(StreamId, Proven)>,
     /// The key of the tokens.
     secret: hmac::Key,
-    heard: Mutex<HashMap<StreamId, HighestNumbers>>,
+    heard: Mutex<HashMap<StreamId, HeardSignals>>,
 }
 
-/// The highest numbers of a stream's hellos and answers, to detect replays.
+/// The signals of a stream so far.
 #[derive(Default)]
-struct HighestNumbers {
+struct HeardSignals {
+    /// The highest numbers of its hellos and answers, to detect replays.
     hello: Option<u64>,
     answer: Option<u64>,
+    /// The source of its last hello.
+    from: Option<SocketAddr>,
 }
 
 impl Gate {
@@ -69,7 +72,11 @@ impl Gate {
         }
         let token = self.token(stream_id, arrived.from);
         match signal.word {
-            Word::Answer(answer) if !bool::from(answer.ct_eq(&token)) => Err(Refusal::Forged),
+            // The seal is the session's own, so the token is that of another address: the source was rewritten.
+            Word::Answer(answer) if !bool::from(answer.ct_eq(&token)) => {
+                arrived.counts.came_from_elsewhere();
+                Err(Refusal::WrongSource)
+            }
             Word::Answer(_) => {
                 *newest = Some(signal.number);
                 let (peer, to) = (arrived.from, arrived.to);
@@ -82,6 +89,10 @@ impl Gate {
             }
             _ => {
                 *newest = Some(signal.number);
+                // A NAT may forget the stream once and give it another port: the new one gets the challenge.
+                if stream.from.replace(arrived.from).is_some_and(|before| before != arrived.from) {
+                    arrived.counts.came_from_elsewhere();
+                }
                 Ok(Word::Challenge(token))
             }
         }

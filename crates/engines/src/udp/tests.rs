@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use paramedic_link::SessionId;
 use paramedic_link::admission::SessionKeys;
-use paramedic_link::measurement::{DatagramTally, PhaseTally};
+use paramedic_link::measurement::{DatagramTally, DatagramsSeen, PhaseTally};
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load, PhaseSpec, TestSpec};
 use zeroize::Zeroizing;
 
@@ -41,7 +41,7 @@ struct Reflector {
     port: Arc<UdpPort>,
     server: UdpServer,
     control: Arc<SessionControl>,
-    _enrolment: Enrolment,
+    enrolment: Enrolment,
 }
 
 impl Reflector {
@@ -59,7 +59,7 @@ impl Reflector {
         let server = server.unwrap();
         let handlers = server.datagram_handler().into_iter().collect();
         let enrolment = port.enroll(keys(1).session(), Arc::clone(&control), peer, handlers);
-        Self { port, server, control, _enrolment: enrolment }
+        Self { port, server, control, enrolment }
     }
 
     fn at(&self) -> SocketAddr {
@@ -281,6 +281,24 @@ fn no_reply_is_longer_than_its_request() {
 }
 
 #[test]
+fn a_stream_whose_source_changes_is_counted_and_gets_no_stream() {
+    let spec = spec(1, &[Load::Download], HOUR_MS);
+    let reflector = Reflector::open(&spec, SessionControl::unmetered());
+    let seen = || reflector.enrolment.counts().seen();
+    let [first, rewritten] = [(); 2].map(|()| Teller::from("127.0.0.1", reflector.at(), 1));
+    let token = first.token(FIRST, 1);
+    assert_eq!(seen(), DatagramsSeen { answered: 1, from_elsewhere: 0 });
+    // The answer leaves through another port of a NAT, which gets no challenge of its own.
+    rewritten.say(FIRST, 2, Word::Answer(token));
+    // The same stream begins anew from there.
+    rewritten.token(FIRST, 3);
+    assert_eq!(seen(), DatagramsSeen { answered: 2, from_elsewhere: 2 });
+    Teller::from("127.0.0.2", reflector.at(), 1).say(FIRST, 4, Word::Hello);
+    first.token(FIRST, 5);
+    assert_eq!(seen(), DatagramsSeen { answered: 3, from_elsewhere: 4 });
+}
+
+#[test]
 fn a_forged_replayed_or_unknown_signal_gets_no_answer_and_changes_nothing() {
     let spec = spec(1, &[Load::Download], HOUR_MS);
     let reflector = Reflector::open(&spec, SessionControl::unmetered());
@@ -336,7 +354,7 @@ fn a_forged_replayed_or_unknown_signal_gets_no_answer_and_changes_nothing() {
         teller.assert_silence();
     }
     let refused = reflector.port.refused();
-    let expected = Refused { malformed: 9, unknown_session: 1, wrong_source: 1, over: 0, forged: 5, replayed: 3 };
+    let expected = Refused { malformed: 9, unknown_session: 1, wrong_source: 3, over: 0, forged: 3, replayed: 3 };
     assert_eq!(refused, expected);
 }
 

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use paramedic_link::SessionId;
+use paramedic_link::measurement::DatagramsSeen;
 use rustix::event::PollFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -56,6 +57,30 @@ pub struct Datagram<'a> {
     pub ago: Duration,
     /// The port that it arrived at.
     pub port: &'a PortHandle,
+    /// The datagrams of its session so far.
+    pub counts: &'a DatagramCounts,
+}
+
+/// Counts of the datagrams of one session.
+#[derive(Debug, Default)]
+pub struct DatagramCounts {
+    answered: AtomicU64,
+    from_elsewhere: AtomicU64,
+}
+
+impl DatagramCounts {
+    /// Counts a datagram whose source was rewritten on the way.
+    pub(crate) fn came_from_elsewhere(&self) {
+        self.from_elsewhere.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counts so far.
+    pub fn seen(&self) -> DatagramsSeen {
+        DatagramsSeen {
+            answered: self.answered.load(Ordering::Relaxed),
+            from_elsewhere: self.from_elsewhere.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// Why a datagram was not answered.
@@ -65,7 +90,7 @@ pub enum Refusal {
     Malformed,
     /// Its session is not enrolled.
     UnknownSession,
-    /// It did not come from the address of its session's peer.
+    /// It did not come from the address of its session's peer, or its source port changed.
     WrongSource,
     /// Its session is over.
     Over,
@@ -113,6 +138,7 @@ struct Enrolled {
     control: Arc<SessionControl>,
     peer: IpAddr,
     handlers: Vec<Arc<dyn DatagramHandler>>,
+    counts: Arc<DatagramCounts>,
 }
 
 impl UdpPort {
@@ -153,7 +179,8 @@ impl UdpPort {
         peer: IpAddr,
         handlers: Vec<Arc<dyn DatagramHandler>>,
     ) -> Enrolment {
-        let enrolled = Arc::new(Enrolled { session, control, peer: peer.to_canonical(), handlers });
+        let (peer, counts) = (peer.to_canonical(), Arc::default());
+        let enrolled = Arc::new(Enrolled { session, control, peer, handlers, counts });
         lock(&self.shared.sessions).insert(session, Arc::clone(&enrolled));
         Enrolment { shared: Arc::clone(&self.shared), enrolled }
     }
@@ -193,6 +220,13 @@ impl Drop for UdpPort {
 pub struct Enrolment {
     shared: Arc<PortState>,
     enrolled: Arc<Enrolled>,
+}
+
+impl Enrolment {
+    /// The counts of the session's datagrams, which go on until this is dropped.
+    pub fn counts(&self) -> Arc<DatagramCounts> {
+        Arc::clone(&self.enrolled.counts)
+    }
 }
 
 impl Drop for Enrolment {
@@ -237,6 +271,7 @@ impl PortState {
         let (session, kind) = claimed(bytes).ok_or(Refusal::Malformed)?;
         let enrolled = lock(&self.sessions).get(&session).cloned().ok_or(Refusal::UnknownSession)?;
         if arrival.from.ip().to_canonical() != enrolled.peer {
+            enrolled.counts.came_from_elsewhere();
             return Err(Refusal::WrongSource);
         }
         if enrolled.control.is_cancelled() {
@@ -245,9 +280,11 @@ impl PortState {
         let handler = enrolled.handlers.iter().find(|handler| handler.takes(kind)).ok_or(Refusal::Malformed)?;
         let port = PortHandle { shared: Arc::clone(self), socket: Arc::downgrade(socket) };
         let Arrival { from, to, ago, .. } = *arrival;
-        let reply = handler.take(&Datagram { bytes, from, to, ago, port: &port })?;
+        let counts = &*enrolled.counts;
+        let reply = handler.take(&Datagram { bytes, from, to, ago, port: &port, counts })?;
         // Does not wait for a lease: a delayed answer would look like delay of the path.
         enrolled.control.charge((bytes.len() + reply.len()) as u64).map_err(|_| Refusal::Over)?;
+        counts.answered.fetch_add(1, Ordering::Relaxed);
         if answer(socket, &reply, from, to).is_err() {
             self.unsent.fetch_add(1, Ordering::Relaxed);
         }

@@ -360,7 +360,7 @@ impl Connection {
             LinkCommand::Denied(denial) => self.carry_out(Answer::Denied(denial), vec![]).await,
             LinkCommand::Ended { session, reason } => {
                 match self.session.take_if(|granted| granted.running.session == session) {
-                    Some(_) => self.send_ended(reason, end_reason_text(reason)).await,
+                    Some(granted) => self.send_ended(reason, end_reason_text(reason), &granted.running).await,
                     None => LinkFlow::Continue,
                 }
             }
@@ -481,11 +481,12 @@ impl Connection {
         let (server, session) = (Arc::clone(&self.server), granted.running.session);
         let ended = tokio::spawn(async move { running_session::end(&server, session, reason).await });
         let _ = self.wait_with_heartbeat(ended).await;
-        self.send_ended(reason, detail).await
+        self.send_ended(reason, detail, &granted.running).await
     }
 
-    async fn send_ended(&mut self, reason: EndReason, detail: &str) -> LinkFlow {
-        self.send(&ToAppliance::Ended { reason, detail: PeerText::new(detail) }).await
+    async fn send_ended(&mut self, reason: EndReason, detail: &str, session: &RunningSession) -> LinkFlow {
+        let (detail, datagrams) = (PeerText::new(detail), Some(session.datagrams()));
+        self.send(&ToAppliance::Ended { reason, detail, datagrams }).await
     }
 
     async fn send(&mut self, message: &ToAppliance) -> LinkFlow {

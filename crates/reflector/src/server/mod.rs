@@ -92,7 +92,7 @@ struct Server {
     /// Wakes when a pairing was written to disk or failed to be.
     claim_settled: Notify,
     lifecycle: watch::Sender<Lifecycle>,
-    /// Datagrams from another address than their session's device, at the ports of direct sessions that ended.
+    /// Datagrams whose source was not their session's device, of sessions that ended.
     datagrams_from_elsewhere: AtomicU64,
     /// Engines that are offered.
     engines: Vec<&'static dyn Engine>,
@@ -179,9 +179,8 @@ impl Server {
 
     /// Datagrams since the start that did not come from the address of their session's device.
     fn datagrams_from_elsewhere(&self) -> u64 {
-        let running = self.sessions().handles().map(|running| running.datagrams_from_elsewhere()).sum::<u64>();
-        let shared = self.udp_ports.values().map(|port| port.refused().wrong_source).sum::<u64>();
-        self.datagrams_from_elsewhere.load(Ordering::Relaxed) + running + shared
+        let running = self.sessions().handles().map(|running| running.datagrams().from_elsewhere).sum::<u64>();
+        self.datagrams_from_elsewhere.load(Ordering::Relaxed) + running
     }
 
     /// Charges the bytes of an ended session. If the disk fails, they are charged once it works again.

@@ -12,12 +12,12 @@ use paramedic_engines::echo::ProbeResponder;
 use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
 use paramedic_engines::metered_stream::MeteredStream;
 use paramedic_engines::session_control::SessionControl;
-use paramedic_engines::udp_port::{DatagramHandler, Enrolment, UdpPort};
+use paramedic_engines::udp_port::{DatagramCounts, DatagramHandler, Enrolment, UdpPort};
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::engine_terms::EngineTerms;
-use paramedic_link::measurement::{PhaseTally, Sample};
+use paramedic_link::measurement::{DatagramsSeen, PhaseTally, Sample};
 use paramedic_link::message::EndReason;
-use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
+use paramedic_link::test_spec::{Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -47,6 +47,7 @@ pub(super) struct RunningSession {
     /// Whether the session already has its one connection for latency probes over TCP.
     has_probe_stream: AtomicBool,
     wants_lease: Arc<Notify>,
+    datagrams: Arc<DatagramCounts>,
     /// What must be on disk of the bytes that were used.
     use_recorder: Mutex<UseRecorder>,
     /// Whether the streams of a phase with load arrived.
@@ -65,7 +66,7 @@ struct SessionResources {
     server_end: Box<dyn EngineServer>,
     _enrolment: Enrolment,
     /// The UDP port of the session. In direct mode it belongs to this session alone and ends with it.
-    port: Arc<UdpPort>,
+    _port: Arc<UdpPort>,
     _slots: SessionSlots,
 }
 
@@ -125,20 +126,19 @@ impl RunningSession {
         })?;
         let probes: Arc<dyn DatagramHandler> = Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control)));
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
+        let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
+        let streams = descriptors::control_port_streams(&reservation.spec);
         Ok(Self {
             session: reservation.session,
             link: reservation.link,
             peer: reservation.peer,
             spec: reservation.spec.clone(),
+            datagrams: enrolment.counts(),
             resources: RwLock::new(Some(SessionResources {
-                _enrolment: port.enroll(keys.session(), Arc::clone(&control), from, handlers),
+                _enrolment: enrolment,
                 server_end,
-                port,
-                _slots: SessionSlots::reserve(
-                    &server.connection_slots,
-                    from,
-                    descriptors::control_port_streams(&reservation.spec),
-                ),
+                _port: port,
+                _slots: SessionSlots::reserve(&server.connection_slots, from, streams),
             })),
             keys,
             control,
@@ -172,11 +172,9 @@ impl RunningSession {
         }
     }
 
-    /// Datagrams at the session's own port that did not come from its device; 0 in tunneled mode, whose port is shared.
-    pub(super) fn datagrams_from_elsewhere(&self) -> u64 {
-        let Ok(resources) = self.resources.try_read() else { return 0 };
-        let own = resources.as_ref().filter(|_| self.spec.data_mode == DataMode::DirectEphemeral);
-        own.map_or(0, |resources| resources.port.refused().wrong_source)
+    /// The session's datagrams so far.
+    pub(super) fn datagrams(&self) -> DatagramsSeen {
+        self.datagrams.seen()
     }
 
     /// Whether to accept a connection for latency probes. Each costs a thread, so only the first is accepted.
@@ -316,7 +314,7 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     let _teardown = server.teardowns.read().await;
     let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };
     running.control.cancel();
-    server.datagrams_from_elsewhere.fetch_add(running.datagrams_from_elsewhere(), Ordering::Relaxed);
+    server.datagrams_from_elsewhere.fetch_add(running.datagrams().from_elsewhere, Ordering::Relaxed);
     // The port must be free before `sessions` marks it as free.
     let closing = Arc::clone(&running);
     tokio::task::spawn_blocking(move || closing.close()).await.ok();

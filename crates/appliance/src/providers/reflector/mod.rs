@@ -169,7 +169,7 @@ async fn retake(
             () = observer.interrupted() => return Err(ApplianceError::Interrupted),
             message = client.listen() => match message? {
                 ToAppliance::Ping => client.send(&ToReflector::Pong).await?,
-                ToAppliance::Ended { reason, detail } => return Err(client.ended(reason, &detail)),
+                ToAppliance::Ended { reason, detail, .. } => return Err(client.ended(reason, &detail)),
                 _ => {}
             },
             _ = beat.tick() => client.send(&ToReflector::Ping).await?,

@@ -404,7 +404,7 @@ impl ReflectorSession {
                 self.client.send(&ToReflector::Pong).await?;
                 Ok(None)
             }
-            ToAppliance::Ended { reason, detail } => Err(self.client.ended(reason, &detail)),
+            ToAppliance::Ended { reason, detail, .. } => Err(self.client.ended(reason, &detail)),
             other => Ok(Some(other)),
         }
     }
