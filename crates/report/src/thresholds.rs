@@ -34,12 +34,14 @@ impl Thresholds {
     /// Checks each threshold against the measured value itself, not its confidence interval. One for something that was
     /// not measured is not met.
     pub fn judge(&self, result: &ResultDocument) -> Vec<ThresholdResult> {
+        let through_tunnel = result.data_mode_fallback.is_some();
         let at_least = |name: &str, limit: Option<u64>, measured: Option<u64>| {
             limit.map(|limit| ThresholdResult {
                 name: name.to_owned(),
                 limit: Quantity::Whole(limit),
                 measured: measured.map(Quantity::Whole),
                 passed: measured.is_some_and(|measured| measured >= limit),
+                through_tunnel,
             })
         };
         let at_most = |name: &str, limit: Option<f64>, measured: Option<f64>| {
@@ -48,6 +50,7 @@ impl Thresholds {
                 limit: Quantity::Fraction(limit),
                 measured: measured.map(Quantity::Fraction),
                 passed: measured.is_some_and(|measured| measured <= limit),
+                through_tunnel,
             })
         };
         let goodput = |direction: Option<&crate::document::ThroughputResult>| direction.map(|d| d.goodput_bps);

@@ -41,6 +41,7 @@ fn one_period(load: Load, lost: u64) -> PhaseProbes {
 fn seen(speeds: &[Speed], probes: &[PhaseProbes]) -> Observations {
     Observations {
         other_end: Some("attic".to_owned()),
+        is_through_tunnel: false,
         completion: Completion::Complete,
         speeds: speeds.to_vec(),
         probes: probes.to_vec(),
@@ -56,6 +57,7 @@ fn cases() -> Vec<(&'static str, Observations)> {
     let at = |bps, requested| Speed { bps, requested_bps: Some(requested), ..DOWN };
     let ended = |completion, speeds: &[Speed]| Observations { completion, ..seen(speeds, &fine[..1]) };
     let nothing = || Completion::NothingArrived("nothing arrived in the upload".to_owned());
+    let tunneled = |seen| Observations { is_through_tunnel: true, ..seen };
     let thirds = Some(Unsteady::Thirds([50_000_000, 10_000_000]));
     vec![
         ("latency hardly rises under load (A+, A)", seen(&both, &fine)),
@@ -111,6 +113,13 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("no load, and few probes", seen(&[], &[answered(Idle, 8, 10)])),
         ("nothing arrived in a direction", ended(nothing(), &[DOWN])),
         ("nothing arrived in any direction", ended(nothing(), &[])),
+        ("direct mode was blocked", tunneled(seen(&both, &fine))),
+        (
+            "direct mode was blocked, and latency rises",
+            tunneled(seen(&both, &with(increased(Upload, 240.0, Grade::D)))),
+        ),
+        ("direct mode was blocked, with `-b 2M`", tunneled(seen(&[at(1_990_000, 2_000_000)], &fine[..2]))),
+        ("direct mode was blocked, and nothing arrived in a direction", tunneled(ended(nothing(), &[DOWN]))),
         ("interrupted", ended(Completion::Interrupted, &[DOWN])),
         ("failed before the first speed", ended(Completion::Failed, &[])),
         (

@@ -20,6 +20,8 @@ pub use loss::{LossKind, LossSeen};
 pub struct Observations {
     /// The name or address of the other end.
     pub other_end: Option<String>,
+    /// Whether the test ran through the tunnel because direct mode was blocked.
+    pub is_through_tunnel: bool,
     /// How the test ended.
     pub completion: Completion,
     /// The measured directions: at most one download and one upload.
@@ -99,10 +101,13 @@ pub struct PhaseProbes {
 
 /// The sentence, and the tone in which it is printed.
 pub fn conclude(seen: &Observations) -> (Tone, String) {
-    let path = match &seen.other_end {
+    let mut path = match &seen.other_end {
         Some(name) => format!("your connection to {name}"),
         None => "your connection".to_owned(),
     };
+    if seen.is_through_tunnel && !seen.speeds.is_empty() {
+        path += " through the tunnel";
+    }
     let speeds = rates::clause(&seen.speeds, seen.completion.is_measured());
     match (&seen.completion, speeds) {
         (Completion::Complete, speeds) => complete(seen, &upper_first(&path), speeds),

@@ -21,6 +21,7 @@ impl Observations {
         });
         Self {
             other_end: document.other_end().map(str::to_owned),
+            is_through_tunnel: document.data_mode_fallback.is_some(),
             completion: completion(document),
             speeds: speeds.collect(),
             probes: document.latency.iter().map(|(load, latency)| probes(document, load, latency)).collect(),

@@ -5,6 +5,7 @@ mod event;
 #[cfg(any(test, feature = "example"))]
 #[allow(clippy::unwrap_used, reason = "constants that its tests parse")]
 pub mod example;
+mod fallback;
 mod schema;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 use crate::stats::{self, Grade, Statement};
 
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
+pub use fallback::{DataModeFallback, FallbackReason};
 pub use schema::schema;
 
 /// The name and version of the result document's shape.
@@ -60,6 +62,9 @@ pub struct ResultDocument {
     /// The way the data took; absent where the provider knows no such choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
+    /// The data mode that was tried before it and could not be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_mode_fallback: Option<DataModeFallback>,
     /// How the bytes were moved: at the receiving end, or `splice` where the sending end gave them to its kernel by
     /// reference. Each direction has both ends' words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -723,6 +728,9 @@ pub struct ThresholdResult {
     pub measured: Option<Quantity>,
     /// Whether it was met.
     pub passed: bool,
+    /// Whether the test ran through the tunnel because direct mode was blocked.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub through_tunnel: bool,
 }
 
 /// A number that is whole where its unit is (bits per second), and a fraction where it is not (milliseconds, shares).

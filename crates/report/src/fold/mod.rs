@@ -11,15 +11,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use paramedic_link::measurement::{HostFacts, Probe};
+use paramedic_link::measurement::{DatagramsSeen, HostFacts, Probe};
 use paramedic_link::test_spec::{Direction, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
 
 use crate::document::{
-    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataPath, ErrorBody, LatencyResult, LossPattern, Omitted,
-    ProbeTransport, ProgramSaid, ReflectorEnd, RequestedLimits, ResultDocument, ResultSchema, RttSpread, ServerEnd,
-    Validity, Warning,
+    ApplianceEnd, BidirResult, Bufferbloat, ByLoad, DataModeFallback, DataPath, ErrorBody, LatencyResult, LossPattern,
+    Omitted, ProbeTransport, ProgramSaid, ReflectorEnd, RequestedLimits, ResultDocument, ResultSchema, RttSpread,
+    ServerEnd, Validity, Warning,
 };
 use crate::stats;
 
@@ -98,6 +98,12 @@ pub struct ResultBuilder {
     phases: Vec<PhaseRecord>,
     /// The external program that moved the data, if there was one.
     program: Option<String>,
+    /// The data mode that was tried before.
+    fallback: Option<DataModeFallback>,
+    /// Payload bytes of what was discarded.
+    discarded_bytes: u64,
+    /// The datagrams of the session at the reflector.
+    datagrams: Option<DatagramsSeen>,
 }
 
 /// The other end of a run, and the test that was agreed with it.
@@ -125,6 +131,9 @@ impl ResultBuilder {
             own_facts: [None, None],
             phases: vec![],
             program: None,
+            fallback: None,
+            discarded_bytes: 0,
+            datagrams: None,
         }
     }
 
@@ -173,6 +182,22 @@ impl ResultBuilder {
         (self.own_facts[1], self.reflector_facts[1]) = (Some(own), reflector);
     }
 
+    /// Sets the data mode that was tried before this one, and why it was not used.
+    pub fn set_data_mode_fallback(&mut self, fallback: DataModeFallback) {
+        self.fallback = Some(fallback);
+    }
+
+    /// Sets what the reflector counted of the session's datagrams.
+    pub fn set_datagrams(&mut self, seen: DatagramsSeen) {
+        self.datagrams = Some(seen);
+    }
+
+    /// Discards the phases so far and their probes, because the test begins again. Their bytes still count as used.
+    pub fn discard_phases(&mut self, probe_bytes: u64) {
+        self.discarded_bytes = self.phase_bytes().saturating_add(probe_bytes);
+        self.phases.clear();
+    }
+
     /// Begins a phase.
     pub fn begin_phase(&mut self, phase: PhaseSpec) -> &mut PhaseRecord {
         self.phases.push(PhaseRecord::new(phase));
@@ -211,6 +236,7 @@ impl ResultBuilder {
             provider: self.run.provider.clone(),
             engine: met.as_ref().map_or_else(|| self.run.engine.clone(), |met| met.spec.engine.clone()),
             data_mode: met.as_ref().filter(|_| reflector.is_some()).map(|met| met.spec.data_mode),
+            data_mode_fallback: self.fallback.take(),
             data_path: self.data_path(),
             requested: met.as_ref().map(|met| self.requested(&met.spec)),
             appliance: ApplianceEnd {
@@ -239,6 +265,7 @@ impl ResultBuilder {
                 RunEnd::Complete | RunEnd::Interrupted => None,
             },
         };
+        warnings::tunnel(&mut result);
         let Some(met) = met else { return result };
         let overhead = rates::line_overhead(&result, met.address);
         for phase in &self.phases {
@@ -284,12 +311,17 @@ impl ResultBuilder {
 
     /// The payload bytes at this end's sockets, probes and everything else included.
     fn data_used(&self, probes: Option<&ProbeLog<'_>>) -> u64 {
+        let probe_bytes = probes.map_or(0, |probes| probes.bytes);
+        self.phase_bytes().saturating_add(probe_bytes).saturating_add(self.discarded_bytes)
+    }
+
+    fn phase_bytes(&self) -> u64 {
         let phases = self.phases.iter().map(|phase| match &phase.own {
             Some(own) => own.bytes(),
             // The phase broke before it could be counted to its end: the readings are what there is.
             None => rates::bytes_of(phase.received.iter().flatten()),
         });
-        phases.fold(probes.map_or(0, |probes| probes.bytes), u64::saturating_add)
+        phases.fold(0, u64::saturating_add)
     }
 
     /// The limits that the request sets, the default rate of datagrams included.
@@ -338,10 +370,7 @@ impl ResultBuilder {
             result.latency.set(phase.load, measured);
         }
         if transport == ProbeTransport::Tcp {
-            result.warnings.push(Warning::new(
-                "udp_blocked",
-                "UDP does not get through, so latency was measured over TCP: a lost packet shows as a late one",
-            ));
+            warnings::udp_blocked(result, self.datagrams);
         }
         warnings::lost_probes(result);
         warnings::skipped_probes(result);

@@ -1,6 +1,6 @@
 //! What a reader has to know beside a result: where an end was the limit, where counts differ, what did not come to its end.
 
-use paramedic_link::measurement::INTERVAL_MS;
+use paramedic_link::measurement::{DatagramsSeen, INTERVAL_MS};
 use paramedic_link::test_spec::{Direction, Load};
 
 use super::phase::PhaseRecord;
@@ -85,6 +85,29 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
                 result.warnings.push(Warning::new("counts_differ", text));
             }
         }
+    }
+}
+
+/// Warns that latency was measured over TCP, with the reason as far as the reflector's counts show it.
+pub(super) fn udp_blocked(result: &mut ResultDocument, seen: Option<DatagramsSeen>) {
+    let why = match seen {
+        Some(DatagramsSeen { from_elsewhere: 1.., .. }) => "a NAT on the way rewrites the source of UDP",
+        Some(DatagramsSeen { answered: 0, .. }) => "no UDP datagram reaches the reflector",
+        Some(_) => "the reflector's UDP answers do not arrive here",
+        None => "UDP does not get through",
+    };
+    let text = format!("{why}, so latency was measured over TCP: a lost packet shows as a late one");
+    result.warnings.push(Warning::new("udp_blocked", text));
+}
+
+/// Warns of a test that ran through the tunnel because direct mode was blocked.
+pub(super) fn tunnel(result: &mut ResultDocument) {
+    if let Some(fallback) = &result.data_mode_fallback {
+        let text = format!(
+            "{fallback}, so the test ran through the tunnel, to the reflector's control port alone: open its data ports, then \
+             use --data-mode direct once"
+        );
+        result.warnings.push(Warning::new("direct_blocked", text));
     }
 }
 
@@ -206,10 +229,37 @@ mod tests {
     use std::num::NonZeroU32;
 
     use paramedic_link::measurement::{CpuUse, DirectionTally, PhaseTally};
-    use paramedic_link::test_spec::{Load, PhaseSpec};
+    use paramedic_link::test_spec::{DataMode, Load, PhaseSpec};
 
     use super::*;
-    use crate::document::{IntervalSpread, UdpResult};
+    use crate::document::{DataModeFallback, FallbackReason, IntervalSpread, UdpResult};
+
+    #[test]
+    fn a_test_that_fell_back_to_the_tunnel_says_why() {
+        let text = |reason, address: Option<&str>, found_at: Option<&str>| {
+            let mut result = crate::document::example::bare();
+            result.data_mode_fallback = Some(DataModeFallback {
+                tried: DataMode::DirectEphemeral,
+                reason,
+                address: address.map(str::to_owned),
+                found_at: found_at.map(|text| text.parse().unwrap()),
+            });
+            tunnel(&mut result);
+            let warning = result.warnings.pop().unwrap();
+            assert_eq!(warning.code, "direct_blocked");
+            warning.text.split_once(", so the test").unwrap().0.to_owned()
+        };
+        let at = Some("192.0.2.1:5201");
+        assert_eq!(
+            text(FallbackReason::Refused, at, None),
+            "every direct data connection to 192.0.2.1:5201 was refused"
+        );
+        assert_eq!(text(FallbackReason::Silent, at, None), "no direct data connection to 192.0.2.1:5201 got an answer");
+        assert_eq!(
+            text(FallbackReason::Remembered, None, Some("2026-01-31T11:00:00.123Z")),
+            "a test at 2026-01-31T11:00:00Z found direct data connections blocked"
+        );
+    }
 
     #[test]
     fn skipped_probes_are_warned_of_from_one_percent_on() {

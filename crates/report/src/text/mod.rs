@@ -275,7 +275,8 @@ fn threshold(threshold: &ThresholdResult) -> Line {
     let show = |quantity: Quantity| shown(&threshold.name, quantity);
     let measured = threshold.measured.map_or_else(|| "not measured".to_owned(), show);
     let (tone, word) = if threshold.passed { (Tone::Good, "met") } else { (Tone::Bad, "missed") };
-    let text = format!("{} {}: {measured}", threshold.name, show(threshold.limit));
+    let tunnel = if threshold.through_tunnel { ", through the tunnel" } else { "" };
+    let text = format!("{} {}: {measured}{tunnel}", threshold.name, show(threshold.limit));
     Line::of(tone, format!("{word:<LABEL$}")).with(Tone::Plain, text)
 }
 
@@ -318,8 +319,10 @@ mod tests {
         ResultDocument { bufferbloat: ByLoad { upload, ..ByLoad::default() }, ..example::full() }
     }
 
+    /// The sentence of the document if direct mode was not blocked.
     fn sentence(document: &ResultDocument) -> String {
-        conclude(&Observations::of(document)).1
+        let document = ResultDocument { data_mode_fallback: None, ..document.clone() };
+        conclude(&Observations::of(&document)).1
     }
 
     #[test]
@@ -447,6 +450,7 @@ mod tests {
             limit: Quantity::Fraction(12.5),
             measured: None,
             passed: false,
+            through_tunnel: false,
         };
         assert_eq!(threshold(&missed).to_string(), "missed      max_rtt_ms 12.5 ms: not measured");
     }

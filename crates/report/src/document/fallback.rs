@@ -1,0 +1,49 @@
+//! The part of a result that says why a test did not use direct mode.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use paramedic_link::test_spec::DataMode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A data mode that was tried and could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DataModeFallback {
+    /// The mode.
+    pub tried: DataMode,
+    /// Why it was not used.
+    pub reason: FallbackReason,
+    /// The address and port to which no data connection could be opened; absent if this test tried none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// When an earlier test found the mode blocked (RFC 3339, UTC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_at: Option<Timestamp>,
+}
+
+/// Why a data mode was not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FallbackReason {
+    /// Every data connection was refused.
+    Refused,
+    /// No data connection got an answer.
+    Silent,
+    /// An earlier test found it blocked, and this test did not try it.
+    Remembered,
+}
+
+impl fmt::Display for DataModeFallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = self.address.as_deref().map(|address| format!(" to {address}")).unwrap_or_default();
+        match (self.reason, self.found_at) {
+            (FallbackReason::Refused, _) => write!(f, "every direct data connection{at} was refused"),
+            (FallbackReason::Silent, _) => write!(f, "no direct data connection{at} got an answer"),
+            (FallbackReason::Remembered, Some(found_at)) => {
+                write!(f, "a test at {found_at:.0} found direct data connections blocked")
+            }
+            (FallbackReason::Remembered, None) => f.write_str("an earlier test found direct data connections blocked"),
+        }
+    }
+}
