@@ -301,6 +301,19 @@ impl ReflectorClient {
         tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await.ok();
     }
 
+    /// Ends the session of this link and waits until it has ended: then the link can take another request.
+    pub async fn end_session(&mut self) -> Result<(), ApplianceError> {
+        self.send(&ToReflector::Finish).await?;
+        loop {
+            match self.answer().await? {
+                ToAppliance::Ended { .. } => return Ok(()),
+                // News of the session that were on the way.
+                ToAppliance::Started { .. } | ToAppliance::Samples { .. } | ToAppliance::PhaseDone { .. } => {}
+                other => return Err(self.unexpected(&other)),
+            }
+        }
+    }
+
     /// Gives back a granted session without a test. Best effort; takes only a short time.
     pub async fn finish(&mut self) {
         tokio::time::timeout(GOODBYE_TIMEOUT, self.framed.send(&ToReflector::Finish)).await.ok();

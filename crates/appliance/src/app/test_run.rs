@@ -13,6 +13,7 @@ use crate::error::ApplianceError;
 use crate::providers::options::OptionValues;
 use crate::providers::{self, Observer, Outcome, PROVIDERS, Provider, TestJob};
 use crate::request::TestRequest;
+use crate::store::DirectModeFinding;
 use crate::test_lock::TestLock;
 
 /// An event of a running test.
@@ -83,7 +84,9 @@ impl Appliance {
             .ok_or_else(|| ApplianceError::NoSuchProvider(request.provider.clone()))?;
         let known = store.reflectors().await?;
         let scratch = TestLock::scratch(self.state_dir());
-        let mut job = TestJob { request, key, known, options, scratch, describe: self.state.describe };
+        let blocked_direct = store.blocked_direct(&request.spec.engine).await?;
+        let describe = self.state.describe;
+        let mut job = TestJob { request, key, known, blocked_direct, options, scratch, describe };
         if let Err(bad) = job.request.spec.check() {
             return Err(ApplianceError::Unsupported(bad.to_string()));
         }
@@ -146,12 +149,12 @@ impl Appliance {
 
     /// Judges and saves a run. Every run is saved, also one that measured nothing.
     async fn conclude(&self, job: &TestJob, outcome: Outcome) -> TestEnd {
-        let Outcome { mut result, failure } = outcome;
+        let Outcome { mut result, failure, finding } = outcome;
         let is_measured = result.has_measurements();
         if is_measured {
             result.thresholds = job.request.thresholds.judge(&result);
         }
-        let unsaved = self.save(&result).await.err();
+        let unsaved = self.save(&result, finding.as_ref()).await.err();
         if let Some(error) = &unsaved {
             tracing::warn!(%error, "the run is not saved");
         }
@@ -160,8 +163,15 @@ impl Appliance {
         TestEnd { measured: is_measured.then_some(result), failure, unsaved }
     }
 
-    async fn save(&self, result: &ResultDocument) -> Result<(), ApplianceError> {
-        Ok(self.store().await?.save_run(result).await?)
+    async fn save(&self, result: &ResultDocument, finding: Option<&DirectModeFinding>) -> Result<(), ApplianceError> {
+        let store = self.store().await?;
+        store.save_run(result).await?;
+        if let Some(finding) = finding
+            && let Err(error) = store.note_direct_mode(finding, result.finished_at).await
+        {
+            tracing::warn!(%error, "what the test found about direct mode is not saved");
+        }
+        Ok(())
     }
 }
 

@@ -6,21 +6,23 @@ pub mod options;
 mod reflector;
 mod run_record;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use paramedic_engines::engine::Unavailable;
 use paramedic_link::test_spec::EngineId;
-use paramedic_link::{PeerText, SecretKey};
+use paramedic_link::{EndpointId, PeerText, SecretKey};
 use paramedic_report::document::{ErrorBody, Event, ResultDocument};
 use tokio::sync::watch;
 
 use crate::error::ApplianceError;
 use crate::payload_transport::PayloadTransport;
 use crate::request::TestRequest;
-use crate::store::Reflector;
+use crate::store::{DirectModeFinding, Reflector};
 use crate::test_lock::TestLock;
 use options::{OptionValues, ProviderOption};
 use run_record::RunRecord;
@@ -85,6 +87,8 @@ pub struct TestJob {
     pub key: Arc<SecretKey>,
     /// The reflectors that this device is paired with.
     pub known: Vec<Reflector>,
+    /// When a test with the engine of this request last found a reflector's direct mode blocked.
+    pub blocked_direct: BTreeMap<EndpointId, Timestamp>,
     /// The values of the provider's own options.
     pub options: OptionValues,
     /// A folder to work in, which is there, ours alone, and empty.
@@ -125,4 +129,6 @@ pub struct Outcome {
     pub result: ResultDocument,
     /// Why it is not complete.
     pub failure: Option<ApplianceError>,
+    /// What it found out about a reflector's direct mode.
+    pub finding: Option<DirectModeFinding>,
 }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{Outcome, TestJob};
 use crate::error::ApplianceError;
+use crate::store::DirectModeFinding;
 
 /// A run so far.
 pub(super) struct RunRecord {
@@ -25,6 +26,8 @@ pub(super) struct RunRecord {
     pub(super) result: ResultBuilder,
     /// What the probes saw, all phases.
     pub(super) probes: Option<Probes>,
+    /// What it found out about direct mode.
+    pub(super) finding: Option<DirectModeFinding>,
 }
 
 impl RunRecord {
@@ -40,12 +43,12 @@ impl RunRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let options = FoldOptions { omit: job.request.omit, intervals: job.request.intervals };
-        Self { result: ResultBuilder::new(run, options), probes: None }
+        Self { result: ResultBuilder::new(run, options), probes: None, finding: None }
     }
 
     /// How the run ended: what was measured, and why it is not complete.
     pub(super) fn conclude(self, job: &TestJob, end: Result<(), ApplianceError>) -> Outcome {
-        let Self { result, probes } = self;
+        let Self { result, probes, finding } = self;
         let empty = result.directions_without_payload();
         let transport = job.request.transport;
         let failure = match end {
@@ -64,11 +67,11 @@ impl RunRecord {
             }),
             duplicates: probes.duplicates,
             packet_bits: IP_BYTES * 8,
-            bytes: probes.iter().count() as u64 * PACKET_LEN as u64,
+            bytes: probe_bytes(probes),
             within: Box::new(move |from, until| Box::new(probes.within(from, until))),
             skipped_within: Box::new(move |from, until| probes.skipped_within(from, until).collect()),
         });
-        let mut outcome = Outcome { result: result.finish(Timestamp::now(), end, probes.as_ref()), failure };
+        let mut outcome = Outcome { result: result.finish(Timestamp::now(), end, probes.as_ref()), failure, finding };
         if outcome.failure.is_none() && !outcome.result.has_measurements() {
             let nothing = ApplianceError::NothingMeasured;
             outcome.result.complete = false;
@@ -77,6 +80,11 @@ impl RunRecord {
         }
         outcome
     }
+}
+
+/// The payload bytes of all probes that were sent.
+pub(super) fn probe_bytes(probes: &Probes) -> u64 {
+    probes.iter().count() as u64 * PACKET_LEN as u64
 }
 
 /// A reading of an engine in the words of the fold; the begin of a phase is none.

@@ -1,6 +1,7 @@
 //! What the appliance remembers, and all of its SQL: paired reflectors and measured runs. One SQLite file in the state
 //! folder, numbered migrations. Prints nothing and measures nothing.
 
+mod direct_mode;
 mod export;
 mod reflectors;
 mod runs;
@@ -16,6 +17,7 @@ use paramedic_host::database::{
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
+pub use direct_mode::DirectModeFinding;
 pub use export::ExportFormat;
 pub use reflectors::Reflector;
 pub use runs::SavedRun;

@@ -121,11 +121,14 @@ impl ApplianceStore {
     /// Removes the reflector that `wanted` identifies, and returns it. The runs measured against it are kept.
     pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let reflector = self.reflector(wanted).await?;
-        sqlx::query("DELETE FROM reflectors WHERE endpoint_id = $1")
-            .bind(reflector.endpoint_id.to_string())
-            .execute(&self.pool)
-            .await
-            .map_err(self.fault("removing the pairing"))?;
+        let fault = || self.fault("removing the pairing");
+        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        for remove in
+            ["DELETE FROM reflectors WHERE endpoint_id = $1", "DELETE FROM blocked_direct WHERE endpoint_id = $1"]
+        {
+            sqlx::query(remove).bind(reflector.endpoint_id.to_string()).execute(&mut *work).await.map_err(fault())?;
+        }
+        work.commit().await.map_err(fault())?;
         Ok(reflector)
     }
 }

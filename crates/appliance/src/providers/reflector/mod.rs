@@ -2,31 +2,36 @@
 
 #![expect(clippy::disallowed_methods, reason = "the shell that asks a reflector in wall time")]
 
+mod fallback;
 mod session;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use paramedic_engines::Engine;
 use paramedic_engines::engine::Unavailable;
 use paramedic_host::engines;
+use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{Grant, HEARTBEAT, ToAppliance, ToReflector, Welcome};
-use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
+use paramedic_link::test_spec::{DataMode, EngineId};
 use paramedic_link::tls::Expect;
 use paramedic_link::{EndpointId, PeerText};
-use paramedic_report::document::{Event, PhaseBegun, Queued, Started};
+use paramedic_report::document::{DataModeFallback, Event, FallbackReason, PhaseBegun, Queued, Started};
 
 use super::run_record::{RunRecord, own_facts};
 use super::{Observer, Outcome, Provider, TestJob};
 use crate::error::{ApplianceError, LinkFailure};
 use crate::payload_transport::PayloadTransport;
 use crate::reflector_client::ReflectorClient;
-use crate::store::Reflector;
+use crate::request::TurnWait;
+use crate::store::{DirectModeFinding, Reflector};
 use crate::targets::HostPort;
 use crate::test_lock::TestLock;
 use crate::waiting::QueueWait;
-use session::ReflectorSession;
+use fallback::ModePlan;
+use session::{Blocked, ReflectorSession, SessionFailure};
 
 /// How long a grant waits for the device's lock: a reflector ends one that does not begin within 30 s.
 const RETAKE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -107,46 +112,143 @@ async fn measure(
         introduced = introduced => introduced?,
         () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
-    let spec = spec(job, &welcome);
-    let version = welcome.software.clone();
-    record.result.set_reflector(client.reflector(), known.name.clone(), version, client.address(), spec.clone());
-    record.result.set_facts_before(own_facts(Some(client.local())), Some(facts));
-    let limits =
-        QueueWait::new(Duration::from_millis(welcome.max_duration_ms), job.request.turn.limit(), Instant::now());
-    let events = &mut observer.events;
-    let interrupt = &mut observer.interrupt;
-    let queued = |place, wait| {
-        // While this test waits there, another test of this device may run.
-        lock.release();
-        events(Event::Queued(Queued::new(place, wait)));
-    };
-    let cancelled = async {
-        interrupt.wait_for(|wanted| *wanted).await.ok();
-    };
-    let granted = client.request(&spec, job.request.turn.may_wait(), limits, queued, cancelled).await?;
-    let grant = granted.ok_or(ApplianceError::Interrupted)?;
-    if let Err(error) = retake(lock, &mut client, &grant, observer).await {
-        client.finish().await;
-        return Err(error);
+    let plan = mode_plan(job, &welcome, client.reflector());
+    if let Some(found_at) = plan.found_at {
+        let (tried, reason) = (DataMode::DirectEphemeral, FallbackReason::Remembered);
+        record.result.set_data_mode_fallback(DataModeFallback {
+            tried,
+            reason,
+            address: None,
+            found_at: Some(found_at),
+        });
     }
-    observer.events.as_mut()(Event::Start(Started {
-        id: record.result.run().id,
-        started_at: record.result.run().started_at,
-        provider: "reflector".to_owned(),
-        engine: spec.engine.clone(),
-        data_mode: Some(spec.data_mode),
-        address: client.address().to_string(),
-        phases: spec
-            .phases
-            .iter()
-            .map(|phase| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() })
-            .collect(),
-    }));
-    let mut session = ReflectorSession::open(job, client, spec, &grant, observer).await?;
-    record.result.set_program(session.program());
-    let end = session.run(observer, &mut record.result).await;
-    session.close(record, end.is_ok()).await;
-    end
+    let peer = Introduction { name: known.name, version: welcome.software, facts };
+    let longest_test = Duration::from_millis(welcome.max_duration_ms);
+    let reflector = client.reflector();
+    let turn = job.request.turn;
+    let mut run = ReflectorRun { job, peer, longest_test, turn, had_streams: false, lock, observer, record };
+    let finding = |is_blocked| DirectModeFinding { reflector, engine: job.request.spec.engine.clone(), is_blocked };
+    let end = run.session(client, plan.mode, plan.falls_back).await;
+    let is_remembered = job.blocked_direct.contains_key(&reflector);
+    if run.had_streams && is_remembered && plan.mode == DataMode::DirectEphemeral {
+        run.record.finding = Some(finding(false));
+    }
+    let (client, blocked) = match end? {
+        SessionEnd::Complete => return Ok(()),
+        SessionEnd::Blocked(client, blocked) => (*client, blocked),
+    };
+    tracing::info!(address = %blocked.address, reason = ?blocked.reason, "direct mode is blocked; using the tunnel");
+    run.record.result.set_data_mode_fallback(DataModeFallback {
+        tried: plan.mode,
+        reason: blocked.reason,
+        address: Some(blocked.address.to_string()),
+        found_at: None,
+    });
+    // A session that does not fall back is never blocked.
+    let end = run.session(client, DataMode::Tunneled, false).await;
+    if run.had_streams {
+        // The reflector is there, and only its data ports are not.
+        run.record.finding = Some(finding(true));
+    }
+    end.map(drop)
+}
+
+/// What the reflector said when the link was opened.
+struct Introduction {
+    name: PeerText,
+    version: PeerText,
+    facts: HostFacts,
+}
+
+/// How a session ended that did not fail.
+enum SessionEnd {
+    /// All its phases ran.
+    Complete,
+    /// Direct mode is blocked. The session is ended, and the link can take another request.
+    Blocked(Box<ReflectorClient>, Blocked),
+}
+
+/// One test against a reflector: one session, or two if direct mode is blocked.
+struct ReflectorRun<'a> {
+    job: &'a TestJob,
+    peer: Introduction,
+    /// The longest test of the reflector.
+    longest_test: Duration,
+    /// How long the test may still wait for its turn.
+    turn: TurnWait,
+    /// Whether all streams of a phase with load arrived at the reflector.
+    had_streams: bool,
+    lock: &'a mut TestLock,
+    observer: &'a mut Observer,
+    record: &'a mut RunRecord,
+}
+
+impl ReflectorRun<'_> {
+    /// Requests a session in this data mode and runs it. `falls_back`: with [`SessionEnd::Blocked`] instead of an error if
+    /// direct mode is blocked.
+    async fn session(
+        &mut self,
+        mut client: ReflectorClient,
+        mode: DataMode,
+        falls_back: bool,
+    ) -> Result<SessionEnd, ApplianceError> {
+        let Self { job, peer, longest_test, turn, had_streams, lock, observer, record } = self;
+        let spec = job.request.spec(mode);
+        let result = &mut record.result;
+        let (name, version) = (peer.name.clone(), peer.version.clone());
+        result.set_reflector(client.reflector(), name, version, client.address(), spec.clone());
+        result.set_facts_before(own_facts(Some(client.local())), Some(peer.facts.clone()));
+        let events = &mut observer.events;
+        let interrupt = &mut observer.interrupt;
+        let queued = |place, wait| {
+            // While this test waits there, another test of this device may run.
+            lock.release();
+            events(Event::Queued(Queued::new(place, wait)));
+        };
+        let cancelled = async {
+            interrupt.wait_for(|wanted| *wanted).await.ok();
+        };
+        let asked = Instant::now();
+        let limits = QueueWait::new(*longest_test, turn.limit(), asked);
+        let granted = client.request(&spec, turn.may_wait(), limits, queued, cancelled).await?;
+        let grant = granted.ok_or(ApplianceError::Interrupted)?;
+        *turn = turn.after(asked.elapsed());
+        if let Err(error) = retake(lock, &mut client, &grant, observer).await {
+            client.finish().await;
+            return Err(error);
+        }
+        observer.events.as_mut()(Event::Start(Started {
+            id: record.result.run().id,
+            started_at: record.result.run().started_at,
+            provider: "reflector".to_owned(),
+            engine: spec.engine.clone(),
+            data_mode: Some(spec.data_mode),
+            address: client.address().to_string(),
+            phases: spec
+                .phases
+                .iter()
+                .map(|phase| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() })
+                .collect(),
+        }));
+        let mut session = ReflectorSession::open(job, client, spec, &grant, falls_back, observer).await?;
+        record.result.set_program(session.program());
+        let end = session.run(observer, &mut record.result).await;
+        *had_streams = session.had_streams();
+        match end {
+            Err(SessionFailure::Blocked(blocked)) => {
+                let client = session.give_back(record).await?;
+                Ok(SessionEnd::Blocked(Box::new(client), blocked))
+            }
+            Err(SessionFailure::Failed(error)) => {
+                session.close(record, false).await;
+                Err(error)
+            }
+            Ok(()) => {
+                session.close(record, true).await;
+                Ok(SessionEnd::Complete)
+            }
+        }
+    }
 }
 
 /// Takes the device's lock again, where it was released in the queue, and answers the reflector meanwhile. A grant
@@ -177,17 +279,21 @@ async fn retake(
     }
 }
 
-/// What is asked of the reflector. With no mode said: direct where the reflector has it and the test can take it, for that
-/// is the faster way. One that it does not have is asked all the same: its answer says what there is.
-fn spec(job: &TestJob, welcome: &Welcome) -> TestSpec {
+/// The data mode that is requested. A mode that the reflector does not offer is requested all the same, if there is no
+/// other: the denial names what it offers.
+fn mode_plan(job: &TestJob, welcome: &Welcome, reflector: EndpointId) -> ModePlan {
     let engine = engines::find(job.request.spec.engine.as_str());
     let ways = engine.into_iter().flat_map(|engine| {
         job.request.data_modes(engine).filter(move |way| engine.unsupported(&job.request.spec(*way)).is_none())
     });
     let ways = ways.collect::<Vec<_>>();
-    let offered = ways.iter().find(|way| welcome.data_modes.contains(way));
-    let data_mode = offered.or(job.request.data_mode.as_ref()).or(ways.last()).copied().unwrap_or(DataMode::Tunneled);
-    job.request.spec(data_mode)
+    let usable = ways.iter().copied().filter(|way| welcome.data_modes.contains(way)).collect::<Vec<_>>();
+    let blocked_at = job.blocked_direct.get(&reflector).copied();
+    let plan = fallback::plan(job.request.data_mode, &usable, blocked_at, Timestamp::now());
+    plan.unwrap_or_else(|| {
+        let mode = job.request.data_mode.or(ways.last().copied()).unwrap_or(DataMode::Tunneled);
+        ModePlan { mode, falls_back: false, found_at: None }
+    })
 }
 
 /// A link to the reflector that is meant, and how it is saved here.

@@ -1,13 +1,14 @@
 //! A granted session as the appliance lives it: phase after phase on threads, with one eye on the link all the while.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::dialer::{Dialer, SocketOptions};
 use paramedic_engines::echo::pacing::{FIRST_INTERVAL, ProbePacing};
-use paramedic_engines::echo::{Prober, ProberSetup};
+use paramedic_engines::echo::{Prober, ProberSetup, Probes};
 use paramedic_engines::engine::{ClientSetup, EngineClient, PhaseProgress, Unavailable};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
@@ -17,14 +18,15 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::message::{END_AFTER_SILENCE, Grant, HEARTBEAT, ToAppliance, ToReflector};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::{self, Alpn, Expect};
-use paramedic_report::document::{Event, LatencyReading, PhaseBegun};
+use paramedic_report::document::{Event, FallbackReason, LatencyReading, PhaseBegun};
 use paramedic_report::fold::{CountedReading, Impossible, PhaseRecord, ProbeSchedule, ResultBuilder};
 use paramedic_report::stats::{self, Statement};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::fallback;
 use crate::error::ApplianceError;
-use crate::providers::run_record::{RunRecord, own_facts, reading as as_folded};
+use crate::providers::run_record::{RunRecord, own_facts, probe_bytes, reading as as_folded};
 use crate::providers::{Observer, TestJob};
 use crate::reflector_client::ReflectorClient;
 
@@ -42,11 +44,55 @@ const NEWS: Duration = Duration::from_secs(1);
 /// How often the latency so far is shown.
 const LATENCY_EVERY: Duration = Duration::from_millis(500);
 
+/// Why the data connections of direct mode cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blocked {
+    pub(super) reason: FallbackReason,
+    /// The address and port that no stream reached.
+    pub(super) address: SocketAddr,
+}
+
+/// How a session ends early.
+pub(super) enum SessionFailure {
+    /// Direct mode is blocked, and the test may go through the tunnel.
+    Blocked(Blocked),
+    /// Anything else.
+    Failed(ApplianceError),
+}
+
+impl From<ApplianceError> for SessionFailure {
+    fn from(error: ApplianceError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Cancels a session when it is dropped: whichever way it is left, no thread may go on moving bytes.
+struct CancelOnDrop(Arc<SessionControl>);
+
+impl std::ops::Deref for CancelOnDrop {
+    type Target = Arc<SessionControl>;
+
+    fn deref(&self) -> &Arc<SessionControl> {
+        &self.0
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
 /// One granted session.
 pub(super) struct ReflectorSession {
     client: ReflectorClient,
     spec: TestSpec,
-    control: Arc<SessionControl>,
+    control: CancelOnDrop,
+    /// Where data goes.
+    data: SocketAddr,
+    /// Whether [`SessionFailure::Blocked`] is the answer to blocked data connections. Not once streams of a phase arrived.
+    falls_back: bool,
+    had_streams: bool,
     client_end: Arc<dyn EngineClient>,
     prober: Option<Prober>,
     /// The current probe interval.
@@ -69,6 +115,7 @@ impl ReflectorSession {
         client: ReflectorClient,
         spec: TestSpec,
         grant: &Grant,
+        falls_back: bool,
         observer: &mut Observer,
     ) -> Result<Self, ApplianceError> {
         let keys = Arc::new(client.session_keys(grant.session)?);
@@ -76,7 +123,7 @@ impl ReflectorSession {
             session = %grant.session, engine = %spec.engine, streams = spec.streams, data_port = grant.data_port,
             udp = grant.udp, "session granted"
         );
-        let control = SessionControl::unmetered();
+        let control = CancelOnDrop(SessionControl::unmetered());
         let reflector_address = client.address();
         let expect = Expect::ExactKey(client.reflector());
         let config = tls::appliance_config(&job.key, expect, Alpn::Data).map_err(|error| internal(&error))?;
@@ -116,6 +163,9 @@ impl ReflectorSession {
             client,
             spec,
             control,
+            data,
+            falls_back,
+            had_streams: false,
             client_end,
             prober,
             probe_interval,
@@ -143,6 +193,11 @@ impl ReflectorSession {
         Ok(session)
     }
 
+    /// Whether all streams of a phase with load arrived at the reflector.
+    pub(super) fn had_streams(&self) -> bool {
+        self.had_streams
+    }
+
     /// The program that moves the data, where it is another one than ours.
     pub(super) fn program(&self) -> Option<String> {
         self.client_end.program()
@@ -153,7 +208,7 @@ impl ReflectorSession {
         &mut self,
         observer: &mut Observer,
         result: &mut ResultBuilder,
-    ) -> Result<(), ApplianceError> {
+    ) -> Result<(), SessionFailure> {
         for (number, phase) in self.spec.phases.clone().into_iter().enumerate() {
             let number = u8::try_from(number).map_err(|_| internal(&"too many phases"))?;
             let record = result.begin_phase(phase);
@@ -171,29 +226,13 @@ impl ReflectorSession {
         phase: PhaseSpec,
         observer: &mut Observer,
         record: &mut PhaseRecord,
-    ) -> Result<(), ApplianceError> {
-        let client_end = Arc::clone(&self.client_end);
-        let connect = tokio::task::spawn_blocking(move || client_end.connect(number));
-        let address = self.client.address();
-        let connected = match tokio::time::timeout(self.connect_timeout(), self.during(connect, observer)).await {
-            Ok(connected) => connected?,
-            Err(_) => {
-                return Err(ApplianceError::NoDataConnection { address, source: std::io::ErrorKind::TimedOut.into() });
-            }
-        };
-        let connected = connected.map_err(|_| internal(&"a thread panicked"))?;
-        let connected = connected.map_err(|source| ApplianceError::NoDataConnection { address, source });
-        self.with_reason_of_reflector(connected).await?;
+    ) -> Result<(), SessionFailure> {
+        let has_load = !phase.load.directions().is_empty();
+        self.connect(number, has_load, observer).await?;
         self.client.send(&ToReflector::Start { phase: number }).await?;
-        if let Err(mut failure) = self.await_started(number, observer).await {
-            // Where both ends know a reason, ours is the one that something can be done about here.
-            if let ApplianceError::PhaseNotStarted { reason } = &mut failure
-                && let Some(complaint) = self.client_end.explain_failure(number)
-            {
-                *reason = complaint;
-            }
-            return Err(failure);
-        }
+        self.await_started(number, has_load, observer).await?;
+        self.had_streams |= has_load;
+        self.falls_back &= !has_load;
         tracing::debug!(phase = number, load = ?phase.load, duration_ms = phase.duration_ms, "phase begun");
         (observer.events)(Event::Phase(PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() }));
 
@@ -235,7 +274,56 @@ impl ReflectorSession {
         if matches!(end, Err(ApplianceError::ImpossibleReport { .. })) {
             record.forget_claims();
         }
-        end
+        Ok(end?)
+    }
+
+    /// Opens the streams of a phase.
+    async fn connect(&mut self, number: u8, has_load: bool, observer: &mut Observer) -> Result<(), SessionFailure> {
+        let client_end = Arc::clone(&self.client_end);
+        let connect = tokio::task::spawn_blocking(move || client_end.connect(number));
+        let silence = self.silence_of_all_streams(number, has_load, |streams, phase| streams.opened(phase));
+        let limit = self.connect_timeout();
+        let connected = tokio::select! {
+            connected = tokio::time::timeout(limit, self.during(connect, observer)) => connected,
+            () = silence => return Err(self.blocked(FallbackReason::Silent)),
+        };
+        let connected = match connected {
+            Ok(connected) => connected?.map_err(|_| internal(&"a thread panicked"))?,
+            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        };
+        let address = self.client.address();
+        let connected = connected.map_err(|source| ApplianceError::NoDataConnection { address, source });
+        let connected = self.with_reason_of_reflector(connected).await;
+        if let Err(ApplianceError::NoDataConnection { source, .. }) = &connected
+            && self.falls_back
+            && let Some(reason) = fallback::blocked(source)
+        {
+            return Err(self.blocked(reason));
+        }
+        Ok(connected?)
+    }
+
+    /// Ends when so much time has passed that direct mode counts as blocked, if `count` is still 0 then; otherwise never.
+    fn silence_of_all_streams(
+        &self,
+        number: u8,
+        has_load: bool,
+        count: fn(&dyn EngineClient, u8) -> u16,
+    ) -> impl Future<Output = ()> + use<> {
+        let streams = (self.falls_back && has_load).then(|| Arc::clone(&self.client_end));
+        async move {
+            if let Some(streams) = streams {
+                tokio::time::sleep(fallback::SILENCE).await;
+                if count(&*streams, number) == 0 {
+                    return;
+                }
+            }
+            std::future::pending().await
+        }
+    }
+
+    fn blocked(&self, reason: FallbackReason) -> SessionFailure {
+        SessionFailure::Blocked(Blocked { reason, address: self.data })
     }
 
     /// The timeout for all connections of a phase. Handshakes run in parallel, each with at most [`STREAMS`]; the sum bounds a
@@ -344,22 +432,38 @@ impl ReflectorSession {
         }
     }
 
-    async fn await_started(&mut self, number: u8, observer: &mut Observer) -> Result<(), ApplianceError> {
+    async fn await_started(
+        &mut self,
+        number: u8,
+        has_load: bool,
+        observer: &mut Observer,
+    ) -> Result<(), SessionFailure> {
         let deadline = Instant::now() + STREAMS;
+        // A firewall may let a handshake through and nothing after it.
+        let silence = self.silence_of_all_streams(number, has_load, |streams, phase| streams.acknowledged(phase));
+        let mut silence = std::pin::pin!(silence);
         loop {
             tokio::select! {
                 message = self.client.listen() => match self.hear(message?).await? {
                     Some(ToAppliance::Started { phase }) if phase == number => return Ok(()),
                     Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => {
+                        if self.falls_back && has_load && self.client_end.acknowledged(number) == 0 {
+                            return Err(self.blocked(FallbackReason::Silent));
+                        }
                         let unknown = || "the reflector gave no reason".to_owned();
                         let reason = tally.cut_short.map_or_else(unknown, |text| text.to_string());
-                        return Err(ApplianceError::PhaseNotStarted { reason });
+                        // Where both ends know a reason, ours is the one that something can be done about here.
+                        let reason = self.client_end.explain_failure(number).unwrap_or(reason);
+                        return Err(ApplianceError::PhaseNotStarted { reason }.into());
                     }
                     _ => {}
                 },
                 _ = self.beat.tick() => self.keep_alive().await?,
-                () = observer.interrupted() => return Err(ApplianceError::Interrupted),
-                () = tokio::time::sleep_until(deadline) => return Err(ApplianceError::PhaseOverdue(self.client.address())),
+                () = &mut silence => return Err(self.blocked(FallbackReason::Silent)),
+                () = observer.interrupted() => return Err(ApplianceError::Interrupted.into()),
+                () = tokio::time::sleep_until(deadline) => {
+                    return Err(ApplianceError::PhaseOverdue(self.client.address()).into());
+                }
             }
         }
     }
@@ -420,26 +524,38 @@ impl ReflectorSession {
         self.client.send(&ToReflector::Ping).await
     }
 
-    /// Ends the session: the probes are gathered, the reflector told, its host asked once more.
+    /// The results of the probes; sends no more of them.
+    async fn finish_probes(&mut self) -> Option<Probes> {
+        let prober = self.prober.take()?;
+        let mut finished = tokio::task::spawn_blocking(move || prober.finish());
+        let mut probes = tokio::time::timeout(HAND_OVER, &mut finished).await;
+        if probes.is_err() {
+            // It stands in a write that the reflector does not take.
+            self.control.cancel();
+            probes = tokio::time::timeout(HAND_OVER, finished).await;
+        }
+        probes.ok().and_then(Result::ok)
+    }
+
+    /// Ends the session without its result, and returns the link, which can take another request.
+    pub(super) async fn give_back(mut self, run: &mut RunRecord) -> Result<ReflectorClient, ApplianceError> {
+        self.control.cancel();
+        let probe_bytes = self.finish_probes().await.map_or(0, |probes| probe_bytes(&probes));
+        run.result.discard_phases(probe_bytes);
+        self.client.end_session().await?;
+        Ok(self.client)
+    }
+
+    /// Ends the session: gathers the probes, tells the reflector, and asks for the facts of its host once more.
     pub(super) async fn close(mut self, run: &mut RunRecord, is_whole: bool) {
         if !is_whole {
             self.control.cancel();
         }
-        if let Some(prober) = self.prober.take() {
-            let mut finished = tokio::task::spawn_blocking(move || prober.finish());
-            let mut probes = tokio::time::timeout(HAND_OVER, &mut finished).await;
-            if probes.is_err() {
-                // It stands in a write that the reflector does not take.
-                self.control.cancel();
-                probes = tokio::time::timeout(HAND_OVER, finished).await;
-            }
-            run.probes = probes.ok().and_then(Result::ok);
-        }
+        run.probes = self.finish_probes().await;
         self.control.cancel();
         // All of this is a courtesy: what was measured stands without it.
         let goodbye = async {
-            self.client.send(&ToReflector::Finish).await?;
-            while !matches!(self.client.listen().await?, ToAppliance::Ended { .. }) {}
+            self.client.end_session().await?;
             self.client.facts().await
         };
         let patience = if is_whole { END_AFTER_SILENCE } else { Duration::from_millis(500) };
@@ -447,13 +563,6 @@ impl ReflectorSession {
             run.result.set_facts_after(own_facts(Some(self.client.local())), Some(facts));
         }
         self.client.close("done").await;
-    }
-}
-
-impl Drop for ReflectorSession {
-    fn drop(&mut self) {
-        // Whatever way we leave: no thread may go on moving bytes.
-        self.control.cancel();
     }
 }
 

@@ -1,0 +1,132 @@
+//! Paths that block: firewalls before the data ports. A test without a chosen data mode goes through the tunnel if direct
+//! mode is blocked.
+
+use lab::{Appliance, Host, Reflector, TwoHosts};
+use paramedic_report::document::ErrorBody;
+use serde_json::Value;
+
+const SHORT: &[&str] = &["-t", "0.4", "--idle", "0.2", "--download"];
+
+fn serve(hosts: &TwoHosts, environment: &[(&str, &str)]) -> Reflector {
+    Reflector::serve_on(&["0.0.0.0:4000"], Some(&hosts.near.netns), environment)
+}
+
+fn pair(hosts: &TwoHosts, reflector: &Reflector) -> Appliance {
+    Appliance::in_netns(&hosts.far.netns).pair(reflector, &format!("{}:4000", hosts.near.v4))
+}
+
+/// Replaces the rules of a host for arriving packets.
+fn firewall(host: &Host, rule: &str) {
+    host.nft(&format!("flush ruleset\ntable ip f {{ chain i {{ type filter hook input priority 0; {rule}\n}}\n}}\n"));
+}
+
+fn rejoin(host: &Host) {
+    host.nft("flush ruleset\n");
+}
+
+const RANGE: &str = "5201-5299";
+const DIRECT: [(&str, &str); 2] = [("MODE", "direct_ephemeral"), ("DATA_PORT_RANGE", RANGE)];
+
+/// The result of a test that must succeed.
+fn measure(appliance: &Appliance, reflector: &Reflector, args: &[&str]) -> Value {
+    let outcome = appliance.speed_test(&[SHORT, args].concat());
+    assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", reflector.log());
+    outcome.json()
+}
+
+/// The error of a test that must fail. Run once: what a rule counts is different the next time.
+fn fails(appliance: &Appliance, args: &[&str]) -> ErrorBody {
+    let outcome = appliance.speed_test(args);
+    assert_eq!(outcome.code, 1, "{args:?}: {outcome:?}");
+    let error = outcome.error().error;
+    assert_eq!(error.code, "no_data_connection", "{outcome:?}");
+    error
+}
+
+fn warns(result: &Value, code: &str) -> bool {
+    result["warnings"].as_array().unwrap().iter().any(|warning| warning["code"] == code)
+}
+
+/// The modes of the sessions that were granted since the first `before`.
+fn modes(reflector: &Reflector, before: usize) -> Vec<String> {
+    let granted = reflector.audited("session_granted").split_off(before);
+    granted.iter().map(|line| line["data_mode"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn blocked_data_ports_lead_through_the_tunnel_and_are_remembered_until_direct_mode_works() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let reflector = serve(&hosts, &[&DIRECT[..], &[("MAX_TESTS_PER_HOUR", "5")]].concat());
+    let appliance = pair(&hosts, &reflector);
+
+    firewall(&hosts.near, &format!("meta l4proto {{ tcp, udp }} th dport {RANGE} drop"));
+    let result = measure(&appliance, &reflector, &["--min-download", "1M", "--max-loaded-loss", "50%"]);
+    assert_eq!(modes(&reflector, 0), ["direct_ephemeral", "tunneled"]);
+    assert_eq!(result["data_mode"], "tunneled", "{result:#}");
+    let fallback = &result["data_mode_fallback"];
+    assert_eq!((&fallback["tried"], &fallback["reason"]), (&"direct_ephemeral".into(), &"silent".into()));
+    assert!(fallback["address"].as_str().unwrap().starts_with("10.99.0.1:52"), "{fallback}");
+    assert!(warns(&result, "direct_blocked") && result["latency"]["idle"]["transport"] == "udp", "{result:#}");
+    let thresholds = result["thresholds"].as_array().unwrap();
+    assert_eq!(thresholds.len(), 2);
+    for threshold in thresholds {
+        assert_eq!((&threshold["passed"], &threshold["through_tunnel"]), (&true.into(), &true.into()), "{threshold}");
+    }
+    let report = appliance.run(&["history", "show", result["id"].as_str().unwrap()]).stdout;
+    assert!(report.contains("through the tunnel"), "{report}");
+
+    // The next test does not try direct mode, and says so, too.
+    let result = measure(&appliance, &reflector, &[]);
+    assert_eq!(modes(&reflector, 2), ["tunneled"]);
+    let fallback = &result["data_mode_fallback"];
+    assert_eq!((&fallback["reason"], fallback.get("address")), (&"remembered".into(), None));
+    assert!(fallback["found_at"].is_string() && warns(&result, "direct_blocked"), "{result:#}");
+
+    // A chosen mode is never replaced. Once it works, the memory is cleared.
+    let direct = [SHORT, &["--data-mode", "direct"]].concat();
+    firewall(&hosts.near, &format!("meta l4proto {{ tcp, udp }} th dport {RANGE} reject"));
+    let error = fails(&appliance, &direct);
+    assert!(error.because.contains("0 of 4 streams were opened") && error.try_.contains("tunneled"), "{error:?}");
+    rejoin(&hosts.near);
+    for args in [&["--data-mode", "direct"][..], &[]] {
+        let result = measure(&appliance, &reflector, args);
+        assert_eq!((&result["data_mode"], result.get("data_mode_fallback")), (&"direct_ephemeral".into(), None));
+    }
+    // The two sessions of the first test were one test.
+    appliance.fails(&[&["speed-test"], SHORT].concat(), 5, "tests_per_hour");
+}
+
+#[test]
+fn a_test_falls_back_if_every_stream_is_blocked_and_only_then() {
+    let scenarios: [(&str, &[&str], &str); 3] = [
+        ("tcp dport 5201-5299 reject with tcp reset", &["-P", "9"], "refused"),
+        // A handshake succeeds, and what follows it is dropped.
+        ("tcp dport 5201-5299 meta length > 80 drop", &[], "silent"),
+        // Datagrams to the control port pass.
+        ("udp dport 5201-5299 drop", &["-u"], "silent"),
+    ];
+    std::thread::scope(|scope| {
+        for (rule, args, reason) in scenarios {
+            scope.spawn(move || {
+                let Some(hosts) = TwoHosts::new() else { return };
+                let reflector = serve(&hosts, &DIRECT);
+                let appliance = pair(&hosts, &reflector);
+                firewall(&hosts.near, rule);
+                let result = measure(&appliance, &reflector, args);
+                assert_eq!((&result["data_mode"], &result["complete"]), (&"tunneled".into(), &true.into()));
+                assert_eq!(result["data_mode_fallback"]["reason"], reason, "{rule}: {result:#}");
+                assert_eq!(modes(&reflector, 0), ["direct_ephemeral", "tunneled"]);
+            });
+        }
+        scope.spawn(|| {
+            let Some(hosts) = TwoHosts::new() else { return };
+            let reflector = serve(&hosts, &DIRECT);
+            let appliance = pair(&hosts, &reflector);
+            let syn = format!("tcp dport {RANGE} tcp flags & (syn|ack) == syn");
+            firewall(&hosts.near, &format!("{syn} limit rate over 1/day burst 2 packets reject with tcp reset"));
+            let error = fails(&appliance, SHORT);
+            assert!(error.because.contains("2 of 4 streams were opened"), "{error:?}");
+            assert_eq!(modes(&reflector, 0), ["direct_ephemeral"]);
+        });
+    });
+}
