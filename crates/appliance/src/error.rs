@@ -10,9 +10,10 @@ use paramedic_engines::engine::Unavailable;
 use paramedic_iperf3::output::FailureKind;
 use paramedic_link::framed::LinkError;
 use paramedic_link::key_file::KeyFileError;
+use paramedic_link::measurement::DatagramsSeen;
 use paramedic_link::message::{CloseReason, Denial, EndReason};
 use paramedic_link::state_folder::StateFolderError;
-use paramedic_link::test_spec::{Direction, Load};
+use paramedic_link::test_spec::{DataMode, Direction, Load};
 use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::fold::Impossible;
 
@@ -128,10 +129,16 @@ pub enum ApplianceError {
     /// The data connections of a phase could not be opened.
     #[error("cannot open data connections to {address}: {source}")]
     NoDataConnection {
-        /// The reflector's address.
+        /// The address and port of the data.
         address: SocketAddr,
+        /// The data mode.
+        mode: DataMode,
+        /// What carries the payload.
+        transport: PayloadTransport,
         /// The cause.
         source: io::Error,
+        /// The datagrams of the session that reached the reflector, if it counts them.
+        datagrams: Option<DatagramsSeen>,
     },
     /// Latency probes reach the reflector neither over UDP nor over TCP.
     #[error("latency probes do not reach the reflector: {0}")]

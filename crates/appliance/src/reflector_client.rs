@@ -10,7 +10,7 @@ use paramedic_engines::origin::Origin;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::Framed;
-use paramedic_link::measurement::HostFacts;
+use paramedic_link::measurement::{DatagramsSeen, HostFacts};
 use paramedic_link::message::{
     END_AFTER_SILENCE, EndReason, Grant, PROTOCOL_VERSION, PathFacts, ToAppliance, ToReflector, Welcome,
 };
@@ -301,12 +301,13 @@ impl ReflectorClient {
         tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await.ok();
     }
 
-    /// Ends the session of this link and waits until it has ended: then the link can take another request.
-    pub async fn end_session(&mut self) -> Result<(), ApplianceError> {
+    /// Ends the session of this link and waits until it has ended: then the link can take another request. Returns the
+    /// reflector's counts of the session's datagrams, if it sends them.
+    pub async fn end_session(&mut self) -> Result<Option<DatagramsSeen>, ApplianceError> {
         self.send(&ToReflector::Finish).await?;
         loop {
             match self.answer().await? {
-                ToAppliance::Ended { .. } => return Ok(()),
+                ToAppliance::Ended { datagrams, .. } => return Ok(datagrams),
                 // News of the session that were on the way.
                 ToAppliance::Started { .. } | ToAppliance::Samples { .. } | ToAppliance::PhaseDone { .. } => {}
                 other => return Err(self.unexpected(&other)),

@@ -1,5 +1,5 @@
-//! Paths that block: firewalls before the data ports. A test without a chosen data mode goes through the tunnel if direct
-//! mode is blocked.
+//! Paths that block: firewalls before the data ports, and before UDP or its answers, and a NAT that rewrites the source of
+//! UDP. A test without a chosen data mode goes through the tunnel if direct mode is blocked.
 
 use lab::{Appliance, Host, Reflector, TwoHosts};
 use paramedic_report::document::ErrorBody;
@@ -128,5 +128,65 @@ fn a_test_falls_back_if_every_stream_is_blocked_and_only_then() {
             assert!(error.because.contains("2 of 4 streams were opened"), "{error:?}");
             assert_eq!(modes(&reflector, 0), ["direct_ephemeral"]);
         });
+    });
+}
+
+/// Gives the datagrams to the reflector another source address.
+const NAT: &str = "chain p { type nat hook postrouting priority 100; udp dport 4000 snat to 10.99.0.3\n}";
+
+/// Rules for the datagrams that the appliance's host sends.
+fn rewriting(rule: &str) -> String {
+    format!("chain p {{ type filter hook postrouting priority 300; udp dport 4000 {rule}\n}}")
+}
+
+#[test]
+fn dropped_datagrams_and_a_nat_that_rewrites_their_source_are_told_apart() {
+    let input = |rule: &str| format!("chain i {{ type filter hook input priority 0; {rule}\n}}");
+    // What the hosts of reflector and appliance do, what the error says, and whether the reflector counts it.
+    let scenarios = [
+        (input("udp dport 4000 drop"), String::new(), "no datagram of this test reached the reflector", false),
+        (String::new(), input("udp sport 4000 drop"), "its answers did not arrive here", false),
+        (String::new(), NAT.to_owned(), "a NAT on the way rewrites the source", true),
+        // Another port from the second signal of a stream on (kind 7), and another one for each datagram.
+        (String::new(), rewriting("@th,72,8 7 udp sport set 40000"), "a NAT on the way rewrites the source", true),
+        (
+            String::new(),
+            rewriting("udp sport set numgen inc mod 3 map { 0 : 40001, 1 : 40002, 2 : 40003 }"),
+            "a NAT on the way rewrites the source",
+            true,
+        ),
+    ];
+    std::thread::scope(|scope| {
+        for (near, far, expected, is_counted) in scenarios {
+            scope.spawn(move || {
+                let Some(hosts) = TwoHosts::new() else { return };
+                let reflector = serve(&hosts, &[]);
+                let appliance = pair(&hosts, &reflector);
+                hosts.far.must(&["ip", "addr", "add", "10.99.0.3/24", "dev", "eth0"]);
+                hosts.near.nft(&format!("table ip f {{ {near}\n}}\n"));
+                hosts.far.nft(&format!("table ip f {{ {far}\n}}\n"));
+                let error =
+                    fails(&appliance, &["-u", "-t", "0.4", "--idle", "0", "--probe-interval", "0", "--download"]);
+                assert!(error.because.contains(expected), "{near}{far}: {error:?}");
+                assert_eq!(error.try_.contains("let UDP"), !is_counted, "{error:?}");
+                assert_eq!(reflector.status()["datagrams_from_elsewhere"].as_u64().unwrap() > 0, is_counted);
+            });
+        }
+        for (drops, expected) in [(true, "no UDP datagram"), (false, "a NAT on the way rewrites the source")] {
+            scope.spawn(move || {
+                let Some(hosts) = TwoHosts::new() else { return };
+                let reflector = serve(&hosts, &[]);
+                let appliance = pair(&hosts, &reflector);
+                hosts.far.must(&["ip", "addr", "add", "10.99.0.3/24", "dev", "eth0"]);
+                match drops {
+                    true => firewall(&hosts.near, "udp dport 4000 drop"),
+                    false => hosts.far.nft(&format!("table ip f {{ {NAT}\n}}\n")),
+                }
+                let result = measure(&appliance, &reflector, &[]);
+                let warnings = result["warnings"].as_array().unwrap();
+                let warning = warnings.iter().find(|warning| warning["code"] == "udp_blocked").unwrap();
+                assert!(warning["text"].as_str().unwrap().contains(expected), "{warning}");
+            });
+        }
     });
 }

@@ -1,5 +1,7 @@
 //! How a command fails: which text, machine code and exit code each cause has. The only place that decides it.
 
+mod data_connections;
+
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -230,14 +232,10 @@ impl From<&ApplianceError> for CommandFailure {
             ),
             E::TlsSetup(reason) => Self::new(Failed, "tls", "cannot set up TLS", reason, REPORT_IT),
             E::KeyDerivation(reason) => Self::new(Failed, "tls", "cannot derive keys", reason, REPORT_IT),
-            E::NoDataConnection { address, source } => {
-                let try_ = match source.kind() {
-                    // The path does not carry what was requested, whatever a firewall lets through.
-                    io::ErrorKind::InvalidInput => "ask for what the path takes",
-                    _ => "are its data ports let through? `--data-mode tunneled` needs the control port alone",
-                };
+            E::NoDataConnection { address, mode, transport, source, datagrams } => {
+                let (because, try_) = data_connections::explain(*address, *mode, *transport, source, *datagrams);
                 let what = format!("cannot open data connections to {}", address.ip());
-                Self::new(Failed, "no_data_connection", what, source, try_)
+                Self::new(Failed, "no_data_connection", what, because, try_)
             }
             E::NoProbes(source) => Self::new(
                 Failed,
@@ -740,6 +738,7 @@ impl From<&KeyFileError> for CommandFailure {
 mod tests {
     use std::time::Duration;
 
+    use paramedic_link::measurement::DatagramsSeen;
     use paramedic_link::{EndpointId, PeerText};
     use paramedic_report::document::example;
     use paramedic_report::fold::Impossible;
@@ -787,6 +786,12 @@ mod tests {
         let client = |cause, reason: &str, has_login| {
             E::Iperf3(Iperf3Failure::Client { target: server(), cause, reason: reason.to_owned(), has_login })
         };
+        use PayloadTransport::{Tcp, Udp};
+        use paramedic_link::test_spec::DataMode::{DirectEphemeral as Direct, Tunneled};
+        let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
+        let seen = |answered, from_elsewhere| Some(DatagramsSeen { answered, from_elsewhere });
+        let no_data =
+            |mode, transport, source, datagrams| E::NoDataConnection { address, mode, transport, source, datagrams };
         let folder = |source| E::StateFolder { configured: "/state".into(), source };
         let lacking = Unavailable { because: "it is not there".to_owned(), hint: "install it".to_owned() };
         let two = vec![(Load::Download, Direction::Download), (Load::Bidir, Direction::Upload)];
@@ -860,11 +865,14 @@ mod tests {
             ("nothing paired", E::NoReflectorPaired),
             ("several paired", E::SeveralReflectorsPaired { names: vec!["attic".to_owned(), "cellar".to_owned()] }),
             ("not paired there", E::NotPairedThere { target: target(), presented: key }),
-            ("no data connection", E::NoDataConnection { address, source: io::ErrorKind::TimedOut.into() }),
-            (
-                "path takes less",
-                E::NoDataConnection { address, source: io::Error::new(io::ErrorKind::InvalidInput, "too large") },
-            ),
+            ("no data connection", no_data(Direct, Tcp, timed_out(), None)),
+            ("no further connection", no_data(Tunneled, Tcp, timed_out(), None)),
+            ("path takes less", no_data(Direct, Udp, io::Error::new(io::ErrorKind::InvalidInput, "too large"), None)),
+            ("UDP unknown", no_data(Tunneled, Udp, timed_out(), None)),
+            ("UDP dropped", no_data(Tunneled, Udp, timed_out(), seen(0, 0))),
+            ("UDP dropped, direct", no_data(Direct, Udp, timed_out(), seen(0, 0))),
+            ("UDP rewritten", no_data(Tunneled, Udp, timed_out(), seen(20, 3))),
+            ("UDP answers dropped", no_data(Tunneled, Udp, timed_out(), seen(20, 0))),
             ("impossible report", E::ImpossibleReport { address, claim: Impossible::Time(23) }),
             ("stuck", E::PhaseOverdue(address)),
             ("engine lacks", E::EngineUnavailable { engine: "tcp".to_owned(), lacking }),

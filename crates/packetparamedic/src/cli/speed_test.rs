@@ -395,6 +395,8 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     let phases = args.phases(provider, id, settings.duration);
     let [of_tcp, of_datagrams] = [PayloadTransport::Tcp, PayloadTransport::Udp].map(|one| provider.default_engine(one));
     let sends_datagrams = args.udp || (id == of_datagrams && of_tcp != of_datagrams);
+    // The engine may be named without -u.
+    let transport = if sends_datagrams { PayloadTransport::Udp } else { transport };
     let streams = settings.streams.unwrap_or(if sends_datagrams { DATAGRAM_STREAMS } else { TCP_STREAMS });
     let spec = TestSpec {
         congestion_control: args.congestion.clone(),

@@ -239,12 +239,12 @@ impl ReflectorRun<'_> {
                 let client = session.give_back(record).await?;
                 Ok(SessionEnd::Blocked(Box::new(client), blocked))
             }
-            Err(SessionFailure::Failed(error)) => {
-                session.close(record, false).await;
+            Err(SessionFailure::Failed(mut error)) => {
+                session.close(record, Some(&mut error)).await;
                 Err(error)
             }
             Ok(()) => {
-                session.close(record, true).await;
+                session.close(record, None).await;
                 Ok(SessionEnd::Complete)
             }
         }

@@ -26,6 +26,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::fallback;
 use crate::error::ApplianceError;
+use crate::payload_transport::PayloadTransport;
 use crate::providers::run_record::{RunRecord, own_facts, probe_bytes, reading as as_folded};
 use crate::providers::{Observer, TestJob};
 use crate::reflector_client::ReflectorClient;
@@ -41,6 +42,10 @@ const DRAIN: Duration = Duration::from_secs(15);
 const HAND_OVER: Duration = Duration::from_secs(4);
 /// How long the word that the link has ended may come after what failed by it.
 const NEWS: Duration = Duration::from_secs(1);
+/// How long the end of a session that failed may take.
+const GOODBYE: Duration = Duration::from_millis(500);
+/// The same if the reflector may know why it failed.
+const EXPLANATION: Duration = Duration::from_secs(3);
 /// How often the latency so far is shown.
 const LATENCY_EVERY: Duration = Duration::from_millis(500);
 
@@ -88,8 +93,9 @@ pub(super) struct ReflectorSession {
     client: ReflectorClient,
     spec: TestSpec,
     control: CancelOnDrop,
-    /// Where data goes.
+    /// Where data goes, and what carries it.
     data: SocketAddr,
+    transport: PayloadTransport,
     /// Whether [`SessionFailure::Blocked`] is the answer to blocked data connections. Not once streams of a phase arrived.
     falls_back: bool,
     had_streams: bool,
@@ -164,6 +170,7 @@ impl ReflectorSession {
             spec,
             control,
             data,
+            transport: job.request.transport,
             falls_back,
             had_streams: false,
             client_end,
@@ -291,8 +298,14 @@ impl ReflectorSession {
             Ok(connected) => connected?.map_err(|_| internal(&"a thread panicked"))?,
             Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
         };
-        let address = self.client.address();
-        let connected = connected.map_err(|source| ApplianceError::NoDataConnection { address, source });
+        let (address, mode, transport) = (self.data, self.spec.data_mode, self.transport);
+        let connected = connected.map_err(|source| ApplianceError::NoDataConnection {
+            address,
+            mode,
+            transport,
+            source,
+            datagrams: None,
+        });
         let connected = self.with_reason_of_reflector(connected).await;
         if let Err(ApplianceError::NoDataConnection { source, .. }) = &connected
             && self.falls_back
@@ -546,21 +559,33 @@ impl ReflectorSession {
         Ok(self.client)
     }
 
-    /// Ends the session: gathers the probes, tells the reflector, and asks for the facts of its host once more.
-    pub(super) async fn close(mut self, run: &mut RunRecord, is_whole: bool) {
-        if !is_whole {
+    /// Ends the session: gathers the probes, tells the reflector, and asks for the facts of its host once more. `failure` is
+    /// why the session is not complete; it gets what only the reflector knows of its cause.
+    pub(super) async fn close(mut self, run: &mut RunRecord, failure: Option<&mut ApplianceError>) {
+        let patience = match &failure {
+            None => END_AFTER_SILENCE,
+            Some(ApplianceError::NoDataConnection { .. }) => EXPLANATION,
+            Some(_) => GOODBYE,
+        };
+        if failure.is_some() {
             self.control.cancel();
         }
         run.probes = self.finish_probes().await;
         self.control.cancel();
+        let mut seen = None;
         // All of this is a courtesy: what was measured stands without it.
         let goodbye = async {
-            self.client.end_session().await?;
+            seen = self.client.end_session().await?;
             self.client.facts().await
         };
-        let patience = if is_whole { END_AFTER_SILENCE } else { Duration::from_millis(500) };
         if let Ok(Ok(facts)) = tokio::time::timeout(patience, goodbye).await {
             run.result.set_facts_after(own_facts(Some(self.client.local())), Some(facts));
+        }
+        if let Some(seen) = seen {
+            run.result.set_datagrams(seen);
+        }
+        if let Some(ApplianceError::NoDataConnection { datagrams, .. }) = failure {
+            *datagrams = seen;
         }
         self.client.close("done").await;
     }
