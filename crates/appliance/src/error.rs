@@ -49,6 +49,9 @@ pub enum ApplianceError {
         /// The cause.
         source: io::Error,
     },
+    /// The state folder cannot be written, so the result of a test could not be saved.
+    #[error("the result could not be saved: {0}")]
+    CannotSave(Box<ApplianceError>),
     /// No provider has this id.
     #[error("unknown provider {0}")]
     NoSuchProvider(String),
@@ -188,6 +191,21 @@ pub enum ApplianceError {
     /// A test with an iperf3 server failed.
     #[error(transparent)]
     Iperf3(#[from] Iperf3Failure),
+}
+
+impl ApplianceError {
+    /// The same as [`ApplianceError::CannotSave`] if the state folder cannot be written.
+    #[must_use]
+    pub fn or_cannot_save(self) -> Self {
+        let is_unwritable = match &self {
+            Self::Storage(error) => error.is_unwritable(),
+            Self::StateFolder { source, .. } => matches!(source, StateFolderError::Io { .. }),
+            Self::Key(error) => matches!(error, KeyFileError::Io { doing: "create", .. }),
+            Self::TestFolder { .. } => true,
+            _ => false,
+        };
+        if is_unwritable { Self::CannotSave(Box::new(self)) } else { self }
+    }
 }
 
 /// Why a link to a reflector could not be opened, or failed.

@@ -46,6 +46,9 @@ pub struct TestRequest {
     /// The thresholds that the result is checked against.
     #[serde(default)]
     pub thresholds: Thresholds,
+    /// Whether the result is discarded, and nothing in the state folder is created or changed.
+    #[serde(default)]
+    pub discards_result: bool,
 }
 
 /// How long a test waits for its turn while other tests run.
@@ -139,6 +142,7 @@ mod tests {
             intervals: false,
             raw: false,
             thresholds: Thresholds::default(),
+            discards_result: false,
         };
         let full = TestRequest {
             peer: Some("attic".to_owned()),
@@ -152,6 +156,7 @@ mod tests {
                 origin: Origin { address: Some("2001:db8::7".parse().unwrap()), interface: Some("eth0".to_owned()) },
             },
             thresholds: Thresholds { min_download_bps: Some(1_000_000), max_loss: Some(0.01), ..Thresholds::default() },
+            discards_result: true,
             ..bare.clone()
         };
         for request in [bare, full] {

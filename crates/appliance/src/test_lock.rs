@@ -12,31 +12,41 @@ pub const LOCK_FILE: &str = "test.lock";
 /// The folder in the state folder that a test's child processes work in.
 pub const SCRATCH: &str = "scratch";
 
+/// What may be done in the state folder to take its lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockAccess {
+    /// Files and folders may be created.
+    Write,
+    /// Nothing is changed. If there is no lock file, no test holds the lock, and this one runs without it.
+    Read,
+}
+
 /// The lock of this state folder, held while a test runs: two tests at once would disturb each other. The kernel
 /// releases it when the process ends.
 #[derive(Debug)]
 pub struct TestLock {
     state_dir: PathBuf,
+    access: LockAccess,
     held: Option<File>,
 }
 
 impl TestLock {
     /// Takes the lock; `None` if another test holds it.
-    pub fn take(state_dir: &Path) -> Result<Option<Self>, ApplianceError> {
-        let file = Self::open(state_dir)?;
+    pub fn take(state_dir: &Path, access: LockAccess) -> Result<Option<Self>, ApplianceError> {
+        let Some(file) = Self::open(state_dir, access)? else { return Self::of(state_dir, access, None).map(Some) };
         match file.try_lock() {
-            Ok(()) => Self::of(state_dir, file).map(Some),
+            Ok(()) => Self::of(state_dir, access, Some(file)).map(Some),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
             Err(std::fs::TryLockError::Error(error)) => Err(unusable(state_dir, error)),
         }
     }
 
     /// Waits for the lock.
-    pub async fn wait(state_dir: &Path) -> Result<Self, ApplianceError> {
-        let file = Self::open(state_dir)?;
+    pub async fn wait(state_dir: &Path, access: LockAccess) -> Result<Self, ApplianceError> {
+        let Some(file) = Self::open(state_dir, access)? else { return Self::of(state_dir, access, None) };
         let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file)).await;
         let file = locked.map_err(io::Error::other).and_then(|locked| locked).map_err(|e| unusable(state_dir, e))?;
-        Self::of(state_dir, file)
+        Self::of(state_dir, access, Some(file))
     }
 
     /// Lets other tests of this device run.
@@ -47,7 +57,7 @@ impl TestLock {
     /// Takes the lock again, if it was released.
     pub async fn retake(&mut self) -> Result<(), ApplianceError> {
         if self.held.is_none() {
-            *self = Self::wait(&self.state_dir).await?;
+            *self = Self::wait(&self.state_dir, self.access).await?;
         }
         Ok(())
     }
@@ -57,18 +67,26 @@ impl TestLock {
         state_dir.join(SCRATCH)
     }
 
-    fn of(state_dir: &Path, locked: File) -> Result<Self, ApplianceError> {
-        let scratch = Self::scratch(state_dir);
-        // What a run that was killed left there.
-        std::fs::remove_dir_all(&scratch).ok();
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&scratch);
-        made.map_err(|error| unusable(state_dir, error))?;
-        Ok(Self { state_dir: state_dir.to_owned(), held: Some(locked) })
+    fn of(state_dir: &Path, access: LockAccess, held: Option<File>) -> Result<Self, ApplianceError> {
+        if access == LockAccess::Write {
+            let scratch = Self::scratch(state_dir);
+            // What a run that was killed left there.
+            std::fs::remove_dir_all(&scratch).ok();
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&scratch);
+            made.map_err(|error| unusable(state_dir, error))?;
+        }
+        Ok(Self { state_dir: state_dir.to_owned(), access, held })
     }
 
-    fn open(state_dir: &Path) -> Result<File, ApplianceError> {
+    fn open(state_dir: &Path, access: LockAccess) -> Result<Option<File>, ApplianceError> {
         let path = state_dir.join(LOCK_FILE);
-        File::options().create(true).truncate(false).write(true).open(path).map_err(|e| unusable(state_dir, e))
+        match access {
+            LockAccess::Read => Ok(File::open(path).ok()),
+            LockAccess::Write => {
+                let opened = File::options().create(true).truncate(false).write(true).open(path);
+                opened.map(Some).map_err(|error| unusable(state_dir, error))
+            }
+        }
     }
 }
 
@@ -83,25 +101,40 @@ mod tests {
     #[test]
     fn one_test_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
-        let lock = TestLock::take(folder.path()).unwrap().unwrap();
-        assert!(TestLock::take(folder.path()).unwrap().is_none());
+        let lock = TestLock::take(folder.path(), LockAccess::Write).unwrap().unwrap();
+        assert!(TestLock::take(folder.path(), LockAccess::Write).unwrap().is_none());
         drop(lock);
-        assert!(TestLock::take(folder.path()).unwrap().is_some());
+        assert!(TestLock::take(folder.path(), LockAccess::Write).unwrap().is_some());
+    }
+
+    #[test]
+    fn without_writing_the_lock_of_another_test_is_respected_and_nothing_is_created() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = || TestLock::take(folder.path(), LockAccess::Read).unwrap();
+        assert!(read().is_some());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let writing = TestLock::take(folder.path(), LockAccess::Write).unwrap().unwrap();
+        assert!(read().is_none());
+        drop(writing);
+        let reading = read().unwrap();
+        assert!(TestLock::take(folder.path(), LockAccess::Write).unwrap().is_none());
+        drop(reading);
+        assert!(TestLock::take(&folder.path().join("nowhere"), LockAccess::Read).unwrap().is_some());
     }
 
     #[tokio::test]
     async fn a_lock_that_was_released_is_free_until_it_is_taken_again() {
         let folder = tempfile::tempdir().unwrap();
-        let mut first = TestLock::take(folder.path()).unwrap().unwrap();
+        let mut first = TestLock::take(folder.path(), LockAccess::Write).unwrap().unwrap();
         first.release();
-        let second = TestLock::take(folder.path()).unwrap().unwrap();
+        let second = TestLock::take(folder.path(), LockAccess::Write).unwrap().unwrap();
         let work = TestLock::scratch(folder.path()).join("work");
         std::fs::write(&work, "").unwrap();
         assert!(tokio::time::timeout(std::time::Duration::from_millis(50), first.retake()).await.is_err());
         drop(second);
         first.retake().await.unwrap();
         assert!(!work.exists(), "what the other left is none of ours");
-        assert!(TestLock::take(folder.path()).unwrap().is_none());
+        assert!(TestLock::take(folder.path(), LockAccess::Write).unwrap().is_none());
         first.retake().await.unwrap();
     }
 }

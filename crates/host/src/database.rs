@@ -160,6 +160,20 @@ pub fn durable_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOpti
         .busy_timeout(busy_timeout)
 }
 
+/// A connection that reads this file without writing anything beside it. If no other process has the database open, SQLite
+/// reads the file alone, because it could not create the shared memory of a write-ahead log in a folder that is read-only.
+pub fn reading_options(path: &Path) -> SqliteConnectOptions {
+    let log = fs::metadata(with_suffix(path, "-wal"));
+    let is_in_use = log.is_ok_and(|log| log.len() > 0);
+    SqliteConnectOptions::new().filename(path).read_only(true).immutable(!is_in_use)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 /// A pool that closes a connection that is returned inside a transaction. After a commit that fails, SQLite has rolled
 /// back and sqlx still counts a transaction as open; such a connection acknowledges what it never writes.
 pub fn pool_options(max_connections: u32) -> SqlitePoolOptions {

@@ -1,13 +1,15 @@
 //! A real `packetparamedic` with its own state folder.
 
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use paramedic_report::document::{ErrorDocument, ErrorSchema, Event, ResultDocument};
 use tempfile::TempDir;
 
-use crate::programs::{Around, Outcome, Programs, Running, clean_command, may_mount};
+use crate::programs::{Around, NOBODY, Outcome, Programs, Running, clean_command, may_change_user, may_mount};
 use crate::reflector::Reflector;
 
 /// An appliance, at first not paired with any reflector.
@@ -50,6 +52,30 @@ impl Appliance {
         may_mount().then(|| Self { around: Around::TinyDisk(self.state()), ..self })
     }
 
+    /// The same with a state folder that cannot be written, not even by root. Prints SKIPPED and returns `None` without the
+    /// rights.
+    pub fn with_read_only_state(self) -> Option<Self> {
+        may_mount().then(|| Self { around: Around::ReadOnly(self.state()), ..self })
+    }
+
+    /// The same as an unprivileged user who owns the state folder and may not write to it. Prints SKIPPED and returns `None`
+    /// without the rights.
+    pub fn as_nobody_without_write_access(self) -> Option<Self> {
+        if !may_change_user() {
+            return None;
+        }
+        let given_away = |path: &Path| {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give away");
+        };
+        given_away(self.home.path());
+        for entry in std::fs::read_dir(self.state()).expect("the state folder") {
+            given_away(&entry.expect("an entry").path());
+        }
+        given_away(&self.state());
+        std::fs::set_permissions(self.state(), Permissions::from_mode(0o500)).expect("a mode");
+        Some(Self { around: Around::Nobody, ..self })
+    }
+
     /// Pairs the appliance by code with `reflector`, which it reaches at `address`.
     pub fn pair(self, reflector: &Reflector, address: &str) -> Self {
         let mut pairing = reflector.open_code(&[]);
@@ -62,10 +88,24 @@ impl Appliance {
 
     /// A command of the program with this appliance's state folder.
     pub fn command(&self, args: &[&str]) -> Command {
-        let program = Programs::built().path("packetparamedic");
+        let program = match self.around {
+            Around::Nobody => self.readable_program(),
+            _ => Programs::built().path("packetparamedic"),
+        };
         let mut command = clean_command(&program, self.home.path(), &self.around);
         command.args(args).env("PACKETPARAMEDIC_STATE_DIR", self.state());
         command
+    }
+
+    /// A copy of the program that every user can execute: the target folder may be closed to others. Another process makes
+    /// it: a child forked by this process meanwhile would inherit the file open for writing (ETXTBSY).
+    fn readable_program(&self) -> PathBuf {
+        let copy = self.home.path().join("packetparamedic");
+        if !copy.exists() {
+            let copied = Command::new("cp").arg(Programs::built().path("packetparamedic")).arg(&copy).status();
+            assert!(copied.is_ok_and(|status| status.success()), "a copy of the program");
+        }
+        copy
     }
 
     /// The same with a limit of writable memory in bytes (`RLIMIT_DATA`).

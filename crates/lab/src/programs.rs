@@ -77,6 +77,8 @@ pub(crate) enum Around {
     Netns(String),
     /// With a file system of [`TINY_DISK`] at its state folder, visible only to the program and its children.
     TinyDisk(PathBuf),
+    /// With this folder read-only, visible only to the program and its children.
+    ReadOnly(PathBuf),
     /// In the mount namespace of this process.
     Disks(rustix::process::Pid),
     /// As an unprivileged user without capabilities.
@@ -142,6 +144,9 @@ const ON_TINY_DISK: &str = r#"
     shift 2
     exec "$@""#;
 
+/// Makes the folder `$1` read-only, and executes the program.
+const READ_ONLY: &str = r#"set -e; mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"; shift; exec "$@""#;
+
 /// Whether a program can be given its own file system. Prints SKIPPED if not.
 pub(crate) fn may_mount() -> bool {
     let mut probe = Command::new("unshare");
@@ -165,6 +170,11 @@ pub(crate) fn clean_command(program: &Path, home: &Path, around: &Around) -> Com
         Around::TinyDisk(state) => {
             let mut command = Command::new("unshare");
             command.args(["--mount", "sh", "-c", ON_TINY_DISK, "sh"]).arg(state).arg(TINY_DISK).arg(program);
+            command
+        }
+        Around::ReadOnly(folder) => {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", READ_ONLY, "sh"]).arg(folder).arg(program);
             command
         }
         Around::Disks(pid) => {

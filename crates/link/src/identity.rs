@@ -21,6 +21,9 @@ impl EndpointId {
     /// Bytes of an Ed25519 public key.
     pub const LEN: usize = 32;
 
+    /// No identity: 32 zero bytes, which are the public key of no device.
+    pub const NONE: Self = Self([0; Self::LEN]);
+
     /// The identity whose public key is `key`.
     pub const fn from_bytes(key: [u8; Self::LEN]) -> Self {
         Self(key)

@@ -27,13 +27,15 @@ impl Appliance {
         Ok(rotated)
     }
 
-    /// The key. Creates it at first use.
+    /// The key. Creates it at first use, if the folder may be changed.
     pub(super) fn key(&self) -> Result<Arc<SecretKey>, ApplianceError> {
         let mut loaded = self.loaded_key();
         if let Some(key) = &*loaded {
             return Ok(Arc::clone(key));
         }
-        let key = Arc::new(key_file::load_or_create(&self.key_path())?);
+        let path = self.key_path();
+        let key = if self.state.is_read_only { key_file::load(&path) } else { key_file::load_or_create(&path) };
+        let key = Arc::new(key?);
         *loaded = Some(Arc::clone(&key));
         Ok(key)
     }

@@ -6,11 +6,12 @@ mod reflectors;
 mod results;
 mod test_run;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use paramedic_link::SecretKey;
-use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder};
+use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFolderError};
 use tokio::sync::OnceCell;
 
 pub use reflectors::{NewPairing, PairingProof, Reached};
@@ -32,19 +33,38 @@ pub struct Appliance {
 /// other cannot be used.
 struct State {
     folder: PathBuf,
+    /// Whether nothing in the folder is created or changed.
+    is_read_only: bool,
     describe: Describe,
     key: Mutex<Option<Arc<SecretKey>>>,
     store: OnceCell<ApplianceStore>,
+    /// The database if it can only be read.
+    reading: OnceCell<ApplianceStore>,
 }
 
 impl Appliance {
     /// The appliance of a configured state folder, and what was changed to make that folder private. `describe` words the
-    /// error that the result of a failed test carries.
+    /// error that the result of a failed test carries. In a folder that cannot be written, what it holds can be read.
     pub fn open(configured: &Path, describe: Describe) -> Result<(Self, Option<Change>), ApplianceError> {
-        let StateFolder { path, change } = state_folder::open(configured, own_file)
-            .map_err(|source| ApplianceError::StateFolder { configured: configured.to_owned(), source })?;
-        let state = State { folder: path, describe, key: Mutex::new(None), store: OnceCell::new() };
-        Ok((Self { state: Arc::new(state) }, change))
+        let StateFolder { path, change } = match state_folder::open(configured, own_file) {
+            Err(StateFolderError::Io { source, .. }) if is_write_refused(&source) && configured.is_dir() => {
+                StateFolder { path: state_folder::locate(configured), change: None }
+            }
+            opened => {
+                opened.map_err(|source| ApplianceError::StateFolder { configured: configured.to_owned(), source })?
+            }
+        };
+        Ok((Self::in_folder(path, false, describe), change))
+    }
+
+    /// The appliance of a configured state folder, in which nothing is created or changed. The folder need not exist.
+    pub fn open_for_reading(configured: &Path, describe: Describe) -> Self {
+        Self::in_folder(state_folder::locate(configured), true, describe)
+    }
+
+    fn in_folder(folder: PathBuf, is_read_only: bool, describe: Describe) -> Self {
+        let (key, store, reading) = (Mutex::new(None), OnceCell::new(), OnceCell::new());
+        Self { state: Arc::new(State { folder, is_read_only, describe, key, store, reading }) }
     }
 
     /// The private state folder: the configured one, or a folder inside it.
@@ -61,14 +81,35 @@ impl Appliance {
 
     /// Closes the database.
     pub async fn close(self) {
-        if let Some(store) = self.state.store.get() {
+        for store in [self.state.store.get(), self.state.reading.get()].into_iter().flatten() {
             store.clone().close().await;
         }
     }
 
+    /// The database, for changes.
     async fn store(&self) -> Result<&ApplianceStore, ApplianceError> {
         Ok(self.state.store.get_or_try_init(|| ApplianceStore::open(&self.state.folder)).await?)
     }
+
+    /// The database, for reading. It need not be writable.
+    async fn reading_store(&self) -> Result<&ApplianceStore, ApplianceError> {
+        let reading = || ApplianceStore::open_for_reading(&self.state.folder);
+        if self.state.is_read_only {
+            return Ok(self.state.reading.get_or_try_init(reading).await?);
+        }
+        match self.store().await {
+            // The first error names what cannot be written.
+            Err(ApplianceError::Storage(error)) if error.is_unwritable() => {
+                self.state.reading.get_or_try_init(reading).await.map_err(|_| error.into())
+            }
+            store => store,
+        }
+    }
+}
+
+/// Whether the error means that this user cannot write there.
+fn is_write_refused(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
 /// What the appliance uses a file of its state folder for, by its name.

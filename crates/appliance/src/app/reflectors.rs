@@ -89,13 +89,13 @@ impl Appliance {
 
     /// All paired reflectors, by name.
     pub async fn reflectors(&self) -> Result<Vec<Reflector>, ApplianceError> {
-        Ok(self.store().await?.reflectors().await?)
+        Ok(self.reading_store().await?.reflectors().await?)
     }
 
     /// The reflectors to check: the one that has the name, address or Endpoint ID `wanted`, or all. Loads the key, so that
     /// an unusable one fails here and not at each reflector.
     pub async fn reflectors_to_check(&self, wanted: Option<&str>) -> Result<Vec<Reflector>, ApplianceError> {
-        let store = self.store().await?;
+        let store = self.reading_store().await?;
         let chosen = match wanted {
             Some(wanted) => vec![store.reflector(wanted).await?],
             None => store.reflectors().await?,

@@ -9,12 +9,12 @@ use crate::store::{ExportFormat, SavedRun, StorageError};
 impl Appliance {
     /// The latest results, newest first, at most `limit`.
     pub async fn results(&self, limit: u32) -> Result<Vec<RunSummary>, ApplianceError> {
-        Ok(self.store().await?.runs(limit).await?)
+        Ok(self.reading_store().await?.runs(limit).await?)
     }
 
     /// The result whose id is, begins or ends with `wanted`.
     pub async fn result(&self, wanted: &str) -> Result<SavedRun, ApplianceError> {
-        Ok(self.store().await?.run(wanted).await?)
+        Ok(self.reading_store().await?.run(wanted).await?)
     }
 
     /// Passes all results to `line`, oldest first, one line at a time without its newline. An error of `line` ends it.
@@ -23,6 +23,6 @@ impl Appliance {
         format: ExportFormat,
         line: impl FnMut(&str) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.store().await?.export(format, line).await
+        self.reading_store().await?.export(format, line).await
     }
 }

@@ -2,9 +2,17 @@
 
 #![expect(clippy::disallowed_methods, reason = "the shell that times the wait for the device")]
 
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use paramedic_link::key_file::KeyFileError;
+use paramedic_link::test_spec::EngineId;
+use paramedic_link::{EndpointId, SecretKey};
 use paramedic_report::document::{Event, ResultDocument};
+use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -13,8 +21,8 @@ use crate::error::ApplianceError;
 use crate::providers::options::OptionValues;
 use crate::providers::{self, Observer, Outcome, PROVIDERS, Provider, TestJob};
 use crate::request::TestRequest;
-use crate::store::DirectModeFinding;
-use crate::test_lock::TestLock;
+use crate::store::{DirectModeFinding, Reflector};
+use crate::test_lock::{LockAccess, TestLock};
 
 /// An event of a running test.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +41,14 @@ pub struct TestEnd {
     pub failure: Option<ApplianceError>,
     /// Why what was measured could not be saved.
     pub unsaved: Option<ApplianceError>,
+}
+
+/// The part of the state that a test uses.
+#[derive(Default)]
+struct TestState {
+    key: Option<Arc<SecretKey>>,
+    known: Vec<Reflector>,
+    blocked_direct: BTreeMap<EndpointId, Timestamp>,
 }
 
 /// A handle to a running test. Dropping it does not end the test.
@@ -66,11 +82,50 @@ impl Appliance {
     ///
     /// `options` are the values of the provider's own options.
     pub async fn run(&self, request: TestRequest, options: OptionValues) -> Result<RunningTest, ApplianceError> {
-        let (provider, job) = self.prepare(request, options).await?;
+        let (provider, job, temporary) = self.prepare(request, options).await?;
         let (to_client, events) = mpsc::unbounded_channel();
         let (cancel, cancelled) = watch::channel(false);
-        let end = tokio::spawn(self.clone().run_to_its_end(provider, job, to_client, cancelled));
+        let appliance = self.clone();
+        let end = tokio::spawn(async move {
+            let end = appliance.run_to_its_end(provider, job, to_client, cancelled).await;
+            drop(temporary);
+            end
+        });
         Ok(RunningTest { events, cancel, end })
+    }
+
+    /// What a test needs of the state, if its result is saved there. Fails if it could not be saved.
+    async fn state_to_write(&self, engine: &EngineId) -> Result<TestState, ApplianceError> {
+        let writable = async {
+            let key = self.key()?;
+            let store = self.store().await?;
+            store.check_writable().await?;
+            Ok((key, store))
+        };
+        let (key, store) = writable.await.map_err(ApplianceError::or_cannot_save)?;
+        let (known, blocked_direct) = (store.reflectors().await?, store.blocked_direct(engine).await?);
+        Ok(TestState { key: Some(key), known, blocked_direct })
+    }
+
+    /// The same if nothing is saved: then nothing in the state folder is created or changed, and what is not there is
+    /// not needed by every provider.
+    async fn state_to_read(&self, provider: &dyn Provider, engine: &EngineId) -> Result<TestState, ApplianceError> {
+        if !provider.needs_identity() {
+            return Ok(TestState { key: self.key().ok(), ..TestState::default() });
+        }
+        let key = match self.key() {
+            Err(ApplianceError::Key(KeyFileError::Absent { .. })) => return Ok(TestState::default()),
+            key => Some(key?),
+        };
+        let store = match self.reading_store().await {
+            Err(ApplianceError::Storage(error)) if error.is_absent() => {
+                return Ok(TestState { key, ..TestState::default() });
+            }
+            store => store?,
+        };
+        // A database that an earlier version wrote has no such table, and is not changed here.
+        let blocked_direct = store.blocked_direct(engine).await.unwrap_or_default();
+        Ok(TestState { key, known: store.reflectors().await?, blocked_direct })
     }
 
     /// The provider of a request, and the request with what it needs beside it, once nothing speaks against it.
@@ -78,14 +133,22 @@ impl Appliance {
         &self,
         request: TestRequest,
         options: OptionValues,
-    ) -> Result<(&'static dyn Provider, TestJob), ApplianceError> {
-        let (key, store) = (self.key()?, self.store().await?);
+    ) -> Result<(&'static dyn Provider, TestJob, Option<TempDir>), ApplianceError> {
         let provider = providers::find(&request.provider)
             .ok_or_else(|| ApplianceError::NoSuchProvider(request.provider.clone()))?;
-        let known = store.reflectors().await?;
-        let scratch = TestLock::scratch(self.state_dir());
-        let blocked_direct = store.blocked_direct(&request.spec.engine).await?;
+        let state = if request.discards_result {
+            self.state_to_read(provider, &request.spec.engine).await?
+        } else {
+            self.state_to_write(&request.spec.engine).await?
+        };
+        // An engine that needs no folder runs where none can be made.
+        let temporary = request.discards_result.then(temporary_folder).and_then(Result::ok);
+        let scratch = match &temporary {
+            Some(folder) => folder.path().to_owned(),
+            None => TestLock::scratch(self.state_dir()),
+        };
         let describe = self.state.describe;
+        let TestState { key, known, blocked_direct } = state;
         let mut job = TestJob { request, key, known, blocked_direct, options, scratch, describe };
         if let Err(bad) = job.request.spec.check() {
             return Err(ApplianceError::Unsupported(bad.to_string()));
@@ -105,7 +168,7 @@ impl Appliance {
             Ok(Ok(support)) => job.request.spec.engine_support = support,
             Err(_) => {}
         }
-        Ok((provider, job))
+        Ok((provider, job, temporary))
     }
 
     async fn run_to_its_end(
@@ -116,14 +179,16 @@ impl Appliance {
         mut cancelled: watch::Receiver<bool>,
     ) -> Result<Option<TestEnd>, ApplianceError> {
         let asked = Instant::now();
-        let mut lock = match TestLock::take(self.state_dir())? {
+        let access = if job.request.discards_result { LockAccess::Read } else { LockAccess::Write };
+        let taken = TestLock::take(self.state_dir(), access);
+        let mut lock = match taken.map_err(ApplianceError::or_cannot_save)? {
             Some(lock) => lock,
             None if !job.request.turn.may_wait() => return Ok(Some(self.busy(provider, &job).await)),
             None => {
                 // A client that has dropped its end wants no events.
                 events.send(TestEvent::WaitingForDevice).ok();
                 let waited = tokio::select! {
-                    lock = TestLock::wait(self.state_dir()) => Some(lock?),
+                    lock = TestLock::wait(self.state_dir(), access) => Some(lock?),
                     () = elapsed(job.request.turn.limit()) => None,
                     _ = cancelled.wait_for(|wanted| *wanted) => return Ok(None),
                 };
@@ -147,14 +212,17 @@ impl Appliance {
         self.conclude(job, providers::not_begun(job, provider, ApplianceError::DeviceBusy)).await
     }
 
-    /// Judges and saves a run. Every run is saved, also one that measured nothing.
+    /// Judges and saves a run. Every run is saved, also one that measured nothing, unless the request says otherwise.
     async fn conclude(&self, job: &TestJob, outcome: Outcome) -> TestEnd {
         let Outcome { mut result, failure, finding } = outcome;
         let is_measured = result.has_measurements();
         if is_measured {
             result.thresholds = job.request.thresholds.judge(&result);
         }
-        let unsaved = self.save(&result, finding.as_ref()).await.err();
+        let unsaved = match job.request.discards_result {
+            true => None,
+            false => self.save(&result, finding.as_ref()).await.err(),
+        };
         if let Some(error) = &unsaved {
             tracing::warn!(%error, "the run is not saved");
         }
@@ -175,6 +243,11 @@ impl Appliance {
     }
 }
 
+/// A private working folder outside of the state folder.
+fn temporary_folder() -> io::Result<TempDir> {
+    tempfile::Builder::new().prefix("packetparamedic-").tempdir()
+}
+
 /// Why a provider does not take an option, which another one declares.
 fn foreign_option(name: &str, provider: &dyn Provider) -> String {
     let has_it = |other: &&&dyn Provider| other.options().iter().any(|option| option.name == name);
@@ -192,7 +265,7 @@ async fn elapsed(limit: Option<Duration>) {
 
 #[cfg(test)]
 mod tests {
-    use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
+    use paramedic_link::test_spec::{DataMode, Load, PhaseSpec, TestSpec};
     use paramedic_report::document::ErrorBody;
 
     use super::*;
@@ -224,6 +297,7 @@ mod tests {
             intervals: false,
             raw: false,
             thresholds: paramedic_report::thresholds::Thresholds::default(),
+            discards_result: false,
         }
     }
 
@@ -257,7 +331,7 @@ mod tests {
     async fn a_test_waits_for_the_device_and_is_cancelled_by_its_handle() {
         let folder = tempfile::tempdir().unwrap();
         let appliance = appliance(folder.path());
-        let held = TestLock::take(folder.path()).unwrap().unwrap();
+        let held = TestLock::take(folder.path(), LockAccess::Write).unwrap().unwrap();
         let mut waiting = appliance.run(request("reflector"), OptionValues::default()).await.unwrap();
         assert_eq!(waiting.next_event().await, Some(TestEvent::WaitingForDevice));
         waiting.cancel();

@@ -75,6 +75,10 @@ impl Provider for Servers {
         false
     }
 
+    fn needs_identity(&self) -> bool {
+        false
+    }
+
     fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError> {
         let request = &job.request;
         let unsupported = first_refusal([

@@ -60,6 +60,9 @@ pub trait Provider: Sync {
     /// Whether latency can be probed with it.
     fn probes(&self) -> bool;
 
+    /// Whether the other end knows this device by its key.
+    fn needs_identity(&self) -> bool;
+
     /// Checks that this provider can run `job`, its own options included. Called before any I/O.
     fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError>;
 
@@ -83,8 +86,8 @@ pub trait Provider: Sync {
 pub struct TestJob {
     /// What is asked.
     pub request: TestRequest,
-    /// The appliance's key.
-    pub key: Arc<SecretKey>,
+    /// The appliance's key; absent if the provider needs none and there is none.
+    pub key: Option<Arc<SecretKey>>,
     /// The reflectors that this device is paired with.
     pub known: Vec<Reflector>,
     /// When a test with the engine of this request last found a reflector's direct mode blocked.
@@ -95,6 +98,13 @@ pub struct TestJob {
     pub scratch: PathBuf,
     /// How an error reads in the result.
     pub describe: Describe,
+}
+
+impl TestJob {
+    /// The key of a test whose provider needs it.
+    pub(crate) fn key(&self) -> Result<&SecretKey, ApplianceError> {
+        self.key.as_deref().ok_or_else(|| ApplianceError::Internal("the test has no key".to_owned()))
+    }
 }
 
 /// Words an error as a result carries it. The client of the library decides the words.

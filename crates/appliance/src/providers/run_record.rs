@@ -39,7 +39,7 @@ impl RunRecord {
             engine: job.request.spec.engine.clone(),
             peer: job.request.peer.clone(),
             started_at: Timestamp::now(),
-            appliance: job.key.id(),
+            appliance: job.key.as_ref().map(|key| key.id()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let options = FoldOptions { omit: job.request.omit, intervals: job.request.intervals };

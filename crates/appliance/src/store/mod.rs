@@ -8,11 +8,13 @@ mod runs;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use paramedic_host::database::{
     Database, DatabaseError, SqliteRefusal, create_private_file, create_private_folder, durable_options, pool_options,
+    reading_options,
 };
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
@@ -27,6 +29,9 @@ pub const FILE: &str = "packetparamedic.db";
 
 /// How long one writer waits for another. A writer holds the lock for milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Write permission of the group and of other users.
+const OTHERS_WRITE: u32 = 0o022;
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
@@ -161,6 +166,32 @@ impl ApplianceStore {
         Ok(Self { pool, path })
     }
 
+    /// Opens an existing database for reading and changes nothing in the folder. A change of the returned store fails with
+    /// [`StorageError::ReadOnly`].
+    pub async fn open_for_reading(state_dir: &Path) -> Result<Self, StorageError> {
+        let path = state_dir.join(FILE);
+        // Not opened here: closing a descriptor of an open database would drop SQLite's own locks.
+        let about = std::fs::metadata(&path).map_err(|source| StorageError::Folder { path: path.clone(), source })?;
+        let user = rustix::process::geteuid();
+        let is_foreign = !user.is_root() && ![0, user.as_raw()].contains(&about.uid());
+        if is_foreign || about.mode() & OTHERS_WRITE != 0 {
+            let source = io::Error::new(io::ErrorKind::PermissionDenied, "another user could have written it");
+            return Err(StorageError::Folder { path, source });
+        }
+        let pool = pool_options(1).connect_with(reading_options(&path)).await;
+        let pool = pool.map_err(|error| DatabaseError::of(&path, "opening it", error))?;
+        Ok(Self { pool, path })
+    }
+
+    /// Checks that changes can be made.
+    pub async fn check_writable(&self) -> Result<(), StorageError> {
+        let fault = || self.fault("preparing to save");
+        let mut work = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault())?;
+        // Of a file that is read-only, SQLite begins a transaction that reads.
+        sqlx::query("DELETE FROM runs WHERE id = ''").execute(&mut *work).await.map_err(fault())?;
+        work.rollback().await.map_err(fault())
+    }
+
     /// Closes every connection. Not needed for durability: acknowledged changes are already on disk.
     pub async fn close(self) {
         self.pool.close().await;
@@ -211,6 +242,18 @@ impl From<DatabaseError> for StorageError {
     }
 }
 
+impl StorageError {
+    /// Whether the cause is that the folder or the file cannot be written.
+    pub fn is_unwritable(&self) -> bool {
+        matches!(self, Self::Folder { .. } | Self::ReadOnly { .. })
+    }
+
+    /// Whether there is no such folder or file.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Folder { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// The error for a stored value that this program cannot have written.
 fn strange(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
@@ -242,6 +285,38 @@ mod tests {
         fs::set_permissions(state.join(FILE), fs::Permissions::from_mode(0o644)).unwrap();
         let history = ApplianceStore::open(&state).await.unwrap();
         assert_eq!(mode(history.path()), 0o600);
+    }
+
+    #[tokio::test]
+    async fn what_is_opened_for_reading_shows_the_last_commit_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let absent = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
+        assert!(absent.is_absent() && absent.is_unwritable(), "{absent:?}");
+        let names = || {
+            let entries = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert!(names().is_empty());
+        let history = ApplianceStore::open(folder.path()).await.unwrap();
+        history.save_run(&example::full()).await.unwrap();
+        history.check_writable().await.unwrap();
+        let read = async || {
+            let reading = ApplianceStore::open_for_reading(folder.path()).await.unwrap();
+            assert_eq!(reading.runs(10).await.unwrap().len(), 1);
+            for refused in [reading.check_writable().await, reading.save_run(&example::bare()).await] {
+                assert!(matches!(refused, Err(StorageError::ReadOnly { .. })), "{refused:?}");
+            }
+            reading.close().await;
+        };
+        // The run is still in the write-ahead log; then the file is alone.
+        read().await;
+        history.close().await;
+        assert_eq!(names().len(), 1);
+        read().await;
+        assert_eq!(names().len(), 1);
+        fs::set_permissions(folder.path().join(FILE), fs::Permissions::from_mode(0o620)).unwrap();
+        let refused = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
+        assert!(refused.to_string().contains("another user"), "{refused}");
     }
 
     #[tokio::test]

@@ -23,6 +23,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::Appliance;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
 use paramedic_link::state_folder::Change;
@@ -129,6 +130,10 @@ struct Context {
 impl Context {
     /// The appliance, opened at first use.
     fn appliance(&self) -> Result<&Appliance, CommandFailure> {
+        Ok(self.open_appliance()?)
+    }
+
+    fn open_appliance(&self) -> Result<&Appliance, ApplianceError> {
         if let Some(appliance) = self.appliance.get() {
             return Ok(appliance);
         }

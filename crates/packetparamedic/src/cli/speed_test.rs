@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use paramedic_appliance::ApplianceError;
-use paramedic_appliance::app::{TestEnd, TestEvent};
+use paramedic_appliance::app::{Appliance, TestEnd, TestEvent};
 use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_appliance::providers::{self, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
@@ -23,7 +23,7 @@ use paramedic_report::quantity;
 use paramedic_report::thresholds::Thresholds;
 
 use super::Context;
-use super::failure::{CommandFailure, ExitStatus};
+use super::failure::{self, CommandFailure, ExitStatus};
 use super::output::{OutputFormat, ReaderGone};
 use super::provider_flags::ProviderFlags;
 use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
@@ -175,6 +175,9 @@ pub(super) struct Args {
     /// Exit code 3 if the loss of latency probes under load is above this (0.01 or 1%)
     #[arg(long, value_name = "SHARE", value_parser = share)]
     max_loaded_loss: Option<f64>,
+    /// Do not save the result; only read the state folder
+    #[arg(long)]
+    no_save: bool,
     /// Print one JSON document
     #[arg(long, conflicts_with = "json_stream")]
     json: bool,
@@ -241,7 +244,11 @@ impl Args {
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let request = request(&args, context)?;
     let options = args.provider_options.values(&request.provider)?;
-    let appliance = context.appliance()?.clone();
+    let appliance = if args.no_save {
+        Appliance::open_for_reading(&context.settings.state_dir, failure::describe)
+    } else {
+        context.open_appliance().map_err(ApplianceError::or_cannot_save)?.clone()
+    };
     let mut interrupt = context.interrupts.watch()?;
     // A script reads the same in the document's `requested`.
     let is_for_people = context.output.format() == OutputFormat::Human;
@@ -443,6 +450,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
             max_loss: args.max_loss,
             max_loaded_loss: args.max_loaded_loss,
         },
+        discards_result: args.no_save,
     })
 }
 

@@ -29,6 +29,7 @@ pub fn full() -> ResultDocument {
         requested: Some(RequestedLimits { streams: 4, ..RequestedLimits::default() }),
         appliance: ApplianceEnd {
             endpoint_id: EndpointId::from_bytes([7; 32]),
+            anonymous: false,
             version: "0.1.0".to_owned(),
             facts_before: Some(facts.clone()),
             facts_after: Some(facts.clone()),

@@ -252,8 +252,11 @@ impl fmt::Display for DataPath {
 /// Who measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplianceEnd {
-    /// Its key.
+    /// Its key; all zeros if `anonymous`.
     pub endpoint_id: EndpointId,
+    /// Whether the test ran without the device's identity.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub anonymous: bool,
     /// The program's version.
     pub version: String,
     /// How its host was before the first phase.

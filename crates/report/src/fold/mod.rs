@@ -51,8 +51,8 @@ pub struct RunIdentity {
     pub peer: Option<String>,
     /// When it began, by the appliance's clock.
     pub started_at: Timestamp,
-    /// The appliance's key.
-    pub appliance: EndpointId,
+    /// The appliance's key, if the run has one.
+    pub appliance: Option<EndpointId>,
     /// The version of the appliance's program.
     pub version: String,
 }
@@ -240,7 +240,8 @@ impl ResultBuilder {
             data_path: self.data_path(),
             requested: met.as_ref().map(|met| self.requested(&met.spec)),
             appliance: ApplianceEnd {
-                endpoint_id: self.run.appliance,
+                endpoint_id: self.run.appliance.unwrap_or(EndpointId::NONE),
+                anonymous: self.run.appliance.is_none(),
                 version: self.run.version.clone(),
                 facts_before: self.own_facts[0].take(),
                 facts_after: self.own_facts[1].take(),

@@ -246,7 +246,11 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
         labelled("Engine", format!("{} of {}{mode}{path}", document.engine, document.provider));
         labelled("Appliance", format!("version {}", document.appliance.version));
         // An Endpoint ID is too long for the column behind a label.
-        lines.push(Line::from(format!("  {}", document.appliance.endpoint_id)));
+        let identity = match &document.appliance {
+            end if end.anonymous => "without its identity".to_owned(),
+            end => end.endpoint_id.to_string(),
+        };
+        lines.push(Line::from(format!("  {identity}")));
         if let Some(reflector) = &document.reflector {
             lines.push(label_of("Reflector").with(Tone::Plain, format!("version {}", reflector.version)));
             lines.push(Line::from(format!("  {}", reflector.endpoint_id)));

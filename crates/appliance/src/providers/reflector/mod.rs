@@ -63,6 +63,10 @@ impl Provider for Reflectors {
         true
     }
 
+    fn needs_identity(&self) -> bool {
+        true
+    }
+
     fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError> {
         let id = &job.request.spec.engine;
         let engine = engines::find(id.as_str()).ok_or_else(|| ApplianceError::NoSuchEngine(id.to_string()))?;
@@ -333,5 +337,5 @@ async fn connect_saved(job: &TestJob, saved: &Reflector) -> Result<(ReflectorCli
 }
 
 async fn connect(job: &TestJob, target: &HostPort, expected: EndpointId) -> Result<ReflectorClient, ApplianceError> {
-    ReflectorClient::connect(&job.key, target, Expect::ExactKey(expected), &job.request.route).await
+    ReflectorClient::connect(job.key()?, target, Expect::ExactKey(expected), &job.request.route).await
 }

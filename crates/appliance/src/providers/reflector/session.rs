@@ -132,7 +132,7 @@ impl ReflectorSession {
         let control = CancelOnDrop(SessionControl::unmetered());
         let reflector_address = client.address();
         let expect = Expect::ExactKey(client.reflector());
-        let config = tls::appliance_config(&job.key, expect, Alpn::Data).map_err(|error| internal(&error))?;
+        let config = tls::appliance_config(job.key()?, expect, Alpn::Data).map_err(|error| internal(&error))?;
         let connect_timeout = STREAMS;
         let origin = &job.request.route.origin;
         let tunnel =

@@ -1,0 +1,109 @@
+//! A state folder that cannot be written, or that does not exist: saved results can be read, `--no-save` measures, and a
+//! test whose result could not be saved is not begun.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use lab::{Appliance, Reflector, loopback};
+use paramedic_link::EndpointId;
+use serde_json::Value;
+
+const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "--download"];
+
+/// The names in a folder, each with its size and the time of its last change.
+fn listing(folder: &Path) -> Vec<(PathBuf, u64, (i64, i64))> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let about = |path: PathBuf| {
+        let about = fs::symlink_metadata(&path).unwrap();
+        (path, about.len(), (about.mtime(), about.mtime_nsec()))
+    };
+    let mut listing = entries.map(about).collect::<Vec<_>>();
+    listing.sort();
+    listing
+}
+
+/// What a paired appliance with one saved result can do once its state folder cannot be written.
+fn reads_and_measures(make_unwritable: fn(Appliance) -> Option<Appliance>) {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let saved = appliance.speed_test(SHORT);
+    assert_eq!(saved.code, 0, "{saved:?}");
+    let (saved, own_id) = (saved.json(), appliance.id());
+    let Some(appliance) = make_unwritable(appliance) else { return };
+    let before = listing(&appliance.state());
+
+    let must = |args: &[&str]| {
+        let outcome = appliance.run(args);
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{args:?}: {outcome:?}");
+        outcome.stdout
+    };
+    let id = saved["id"].as_str().unwrap();
+    assert!(must(&["history"]).contains(&id[24..]));
+    assert_eq!(serde_json::from_str::<Value>(&must(&["history", "show", id, "--json"])).unwrap(), saved);
+    assert!(must(&["history", "export", "--format", "csv"]).contains(id));
+    assert!(must(&["reflectors", "list"]).contains(&reflector.id()));
+    assert!(must(&["reflectors", "check"]).contains("reachable"));
+    assert_eq!(must(&["show-id"]).trim(), own_id);
+
+    let measured = appliance.speed_test(&[SHORT, &["--no-save"]].concat());
+    assert_eq!((measured.code, measured.stderr.as_str()), (0, ""), "{measured:?}");
+    let measured = measured.json();
+    assert_eq!((&measured["complete"], &measured["appliance"]["endpoint_id"]), (&true.into(), &own_id.into()));
+
+    // Nothing is loaded for a result that would be lost.
+    let granted = reflector.audited("session_granted").len();
+    let refused = appliance.fails(&[&["speed-test"], SHORT].concat(), 2, "state_dir_unusable").error;
+    assert!(refused.try_.contains("--no-save") && refused.what.contains("not begun"), "{refused:?}");
+    appliance.fails(&["speed-test", "--provider", "iperf3", "--peer", "127.0.0.1"], 2, "state_dir_unusable");
+    appliance.fails(&["reflectors", "remove", &reflector.id()], 2, "state_dir_unusable");
+    assert_eq!(reflector.audited("session_granted").len(), granted);
+    assert_eq!(listing(&appliance.state()), before, "nothing was changed");
+}
+
+#[test]
+fn in_a_read_only_mount_results_are_read_and_no_save_measures() {
+    reads_and_measures(Appliance::with_read_only_state);
+}
+
+#[test]
+fn without_write_access_results_are_read_and_no_save_measures() {
+    reads_and_measures(Appliance::as_nobody_without_write_access);
+}
+
+#[test]
+fn no_save_changes_nothing_in_a_folder_that_can_be_written() {
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let before = listing(&appliance.state());
+    for _ in 0..2 {
+        let outcome = appliance.speed_test(&[SHORT, &["--no-save"]].concat());
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+    }
+    assert_eq!(listing(&appliance.state()), before);
+    assert_eq!(appliance.run(&["history", "--json"]).json(), Value::Array(vec![]));
+}
+
+#[test]
+fn an_iperf3_server_is_measured_without_a_state_folder() {
+    let at = loopback::address().to_string();
+    let mut command = std::process::Command::new("iperf3");
+    command.args(["-s", "-B", &at, "-p", "5201", "--forceflush"]);
+    let server = lab::Running::start(command, std::process::Stdio::inherit()).unwrap();
+    while !server.line(std::time::Duration::from_secs(30)).unwrap().contains("listening") {}
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = [PathBuf::from("/proc/packetparamedic"), folder.path().join("absent")];
+    for state in &nowhere {
+        let request = ["--state-dir", state.to_str().unwrap(), "speed-test", "--json", "--no-save"];
+        let request = [&request[..], &["--provider", "iperf3", "--peer", &at, "-t", "1", "--download"]].concat();
+        let outcome = Appliance::new().run(&request);
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{outcome:?}");
+        let result = outcome.result();
+        assert!(result.complete && result.appliance.anonymous, "{result:#?}");
+        assert_eq!(result.appliance.endpoint_id, EndpointId::NONE);
+        assert!(!state.exists());
+    }
+    // A reflector knows this device by its key alone.
+    let state = nowhere[1].to_str().unwrap();
+    Appliance::new().fails(&["--state-dir", state, "speed-test", "--no-save"], 4, "not_paired");
+}
