@@ -12,6 +12,18 @@ pub struct TwoHosts {
     pub far: Host,
 }
 
+/// Two hosts with a router between them. Each packet that they send is at most an MTU long, so that the router sees what a
+/// real one would. Removed on drop.
+#[derive(Debug)]
+pub struct RoutedHosts {
+    /// The reflector's host.
+    pub near: Host,
+    /// The router: `eth0` leads to the reflector's host, `eth1` to the appliance's. Its addresses are those of `eth0`.
+    pub router: Host,
+    /// The appliance's host.
+    pub far: Host,
+}
+
 /// A network namespace with its addresses.
 #[derive(Debug)]
 pub struct Host {
@@ -23,15 +35,63 @@ pub struct Host {
     pub v6: String,
 }
 
+/// A tag for the names of new namespaces. Prints SKIPPED and returns `None` without root.
+fn new_tag() -> Option<String> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: network namespaces need root");
+        return None;
+    }
+    Some(format!("pp{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+impl RoutedHosts {
+    /// Creates two hosts and a router. Prints SKIPPED and returns `None` without root.
+    pub fn new() -> Option<Self> {
+        let tag = new_tag()?;
+        let host = |side: &str, net: u8, n: u8| Host {
+            netns: format!("{tag}{side}"),
+            v4: format!("10.99.{net}.{n}"),
+            v6: format!("fd99:{net}::{n}"),
+        };
+        let hosts = Self { near: host("a", 0, 1), router: host("r", 0, 9), far: host("b", 1, 1) };
+        for host in [&hosts.near, &hosts.router, &hosts.far] {
+            host.create();
+        }
+        let router = &hosts.router;
+        router.must(&["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
+        for (net, host) in [&hosts.near, &hosts.far].into_iter().enumerate() {
+            let port = format!("eth{net}");
+            ip(&[
+                "-n",
+                &router.netns,
+                "link",
+                "add",
+                &port,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                &host.netns,
+            ]);
+            let gateway = [format!("10.99.{net}.9"), format!("fd99:{net}::9")];
+            router.join(&port, &gateway[0], &gateway[1]);
+            host.join("eth0", &host.v4, &host.v6);
+            ip(&["-n", &host.netns, "link", "set", "eth0", "gso_max_segs", "1"]);
+            for gateway in &gateway {
+                ip(&["-n", &host.netns, "route", "add", "default", "via", gateway]);
+            }
+        }
+        Some(hosts)
+    }
+}
+
 impl TwoHosts {
     /// Creates two hosts. Prints SKIPPED and returns `None` without root.
     pub fn new() -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: network namespaces need root");
-            return None;
-        }
-        let tag = format!("pp{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let tag = new_tag()?;
         let host = |side: &str, n: u8| Host {
             netns: format!("{tag}{side}"),
             v4: format!("10.99.0.{n}"),
@@ -39,16 +99,12 @@ impl TwoHosts {
         };
         let hosts = Self { near: host("a", 1), far: host("b", 2) };
         for host in [&hosts.near, &hosts.far] {
-            ip(&["netns", "add", &host.netns]);
-            ip(&["-n", &host.netns, "link", "set", "lo", "up"]);
+            host.create();
         }
         let (near, far) = (&hosts.near, &hosts.far);
         ip(&["-n", &near.netns, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &far.netns]);
         for host in [near, far] {
-            ip(&["-n", &host.netns, "addr", "add", &format!("{}/24", host.v4), "dev", "eth0"]);
-            // Without nodad, duplicate address detection makes the address unusable for a second or two.
-            ip(&["-n", &host.netns, "addr", "add", &format!("{}/64", host.v6), "dev", "eth0", "nodad"]);
-            ip(&["-n", &host.netns, "link", "set", "eth0", "up"]);
+            host.join("eth0", &host.v4, &host.v6);
         }
         Some(hosts)
     }
@@ -60,6 +116,24 @@ impl TwoHosts {
 }
 
 impl Host {
+    fn create(&self) {
+        ip(&["netns", "add", &self.netns]);
+        ip(&["-n", &self.netns, "link", "set", "lo", "up"]);
+    }
+
+    /// Gives the interface `port` its addresses.
+    fn join(&self, port: &str, v4: &str, v6: &str) {
+        ip(&["-n", &self.netns, "addr", "add", &format!("{v4}/24"), "dev", port]);
+        // Without nodad, duplicate address detection makes the address unusable for a second or two.
+        ip(&["-n", &self.netns, "addr", "add", &format!("{v6}/64"), "dev", port, "nodad"]);
+        ip(&["-n", &self.netns, "link", "set", port, "up"]);
+    }
+
+    /// Deletes the namespace, and with it its ends of veth pairs.
+    fn delete(&self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.netns]).stderr(Stdio::null()).status();
+    }
+
     /// Loads an nftables ruleset.
     pub fn nft(&self, ruleset: &str) {
         let mut child = Command::new("ip")
@@ -103,8 +177,15 @@ impl Host {
 impl Drop for TwoHosts {
     fn drop(&mut self) {
         for host in [&self.near, &self.far] {
-            // Deleting a namespace deletes its end of the veth pair.
-            let _ = Command::new("ip").args(["netns", "del", &host.netns]).stderr(Stdio::null()).status();
+            host.delete();
+        }
+    }
+}
+
+impl Drop for RoutedHosts {
+    fn drop(&mut self) {
+        for host in [&self.near, &self.router, &self.far] {
+            host.delete();
         }
     }
 }

@@ -17,7 +17,7 @@ mod share;
 
 pub use appliance::{Appliance, event, says_full};
 pub use disks::fill;
-pub use hosts::{Host, TwoHosts};
+pub use hosts::{Host, RoutedHosts, TwoHosts};
 pub use programs::{Outcome, Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};
 pub use share::Share;
