@@ -226,9 +226,9 @@ pub enum LinkFailure {
     /// It hung up during the TLS handshake.
     #[error("it hung up during the TLS handshake")]
     HungUp,
-    /// It accepted the connection and did not complete the handshake in time.
-    #[error("the handshake timed out")]
-    HandshakeTimeout,
+    /// It accepted the connection, and for this time nothing came back in the handshake, with small segments neither.
+    #[error("no answer in the handshake for {} s", .0.as_secs())]
+    HandshakeTimeout(Duration),
     /// Nothing was received from it for this time.
     #[error("nothing was received for {} s", .0.as_secs())]
     Silent(Duration),

@@ -19,19 +19,17 @@ use paramedic_link::test_spec::TestSpec;
 use paramedic_link::tls::{self, Alpn, Expect};
 use paramedic_link::{EndpointId, PeerText, SecretKey, SessionId};
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::{ApplianceError, LinkFailure};
+use crate::handshake::{HandshakeFailure, Handshaken, connect_from, handshake};
 use crate::targets::HostPort;
 use crate::waiting::{ANSWER_TIMEOUT, GiveUp, QueueWait};
 
 /// How long one address may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long the TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sending and closing may take at the end of a link.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long one address is tried alone before the next (RFC 8305, section 5).
@@ -93,6 +91,7 @@ pub struct ReflectorClient {
     address: SocketAddr,
     local: IpAddr,
     reflector: EndpointId,
+    segment_limit: Option<u16>,
 }
 
 /// The result of a pairing.
@@ -101,6 +100,8 @@ pub struct Paired {
     pub reflector: EndpointId,
     /// The reflector's own name.
     pub name: PeerText,
+    /// As [`ReflectorClient::segment_limit`].
+    pub segment_limit: Option<u16>,
 }
 
 impl ReflectorClient {
@@ -116,14 +117,11 @@ impl ReflectorClient {
         let addresses = resolve(target, route).await?;
         tracing::debug!(%target, ?addresses, "connecting to a reflector");
         let (socket, address) = race(target, addresses, &route.origin).await?;
-        // Control messages are small and must not wait for one another.
-        socket.set_nodelay(true).ok();
         let local = socket.local_addr().map_err(|error| LinkFailure::Unreachable(error).at(target))?.ip();
-        let handshake = TlsConnector::from(config).connect(tls::server_name(), socket);
-        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(no_handshake(expect, error).at(target)),
-            Err(_) => return Err(LinkFailure::HandshakeTimeout.at(target)),
+        let Handshaken { stream, segment_limit } = match handshake(&config, socket, address, &route.origin).await {
+            Ok(handshaken) => handshaken,
+            Err(HandshakeFailure::Refused(error)) => return Err(no_handshake(expect, error).at(target)),
+            Err(HandshakeFailure::NoAnswer(time)) => return Err(LinkFailure::HandshakeTimeout(time).at(target)),
         };
         let session = stream.get_ref().1;
         let proven = tls::peer_of(session.peer_certificates()).map(|peer| peer.id());
@@ -131,7 +129,7 @@ impl ReflectorClient {
             return Err(LinkFailure::NotAReflector("it does not speak pp-link/1".to_owned()).at(target));
         };
         tracing::debug!(%address, %reflector, "link open");
-        Ok(Self { framed: Framed::new(stream), target: target.clone(), address, local, reflector })
+        Ok(Self { framed: Framed::new(stream), target: target.clone(), address, local, reflector, segment_limit })
     }
 
     /// The address that answered.
@@ -142,6 +140,11 @@ impl ReflectorClient {
     /// The local address of the link.
     pub fn local(&self) -> IpAddr {
         self.local
+    }
+
+    /// The segment size in bytes to which the link had to be limited, because the path drops larger packets.
+    pub fn segment_limit(&self) -> Option<u16> {
+        self.segment_limit
     }
 
     /// The verified identity of the reflector.
@@ -159,7 +162,7 @@ impl ReflectorClient {
         match self.answer().await? {
             ToAppliance::Paired { proof, name } if proof == code.reflector_proof(&exporter, &ends) => {
                 self.close("paired").await;
-                Ok(Paired { reflector: ends.reflector, name })
+                Ok(Paired { reflector: ends.reflector, name, segment_limit: self.segment_limit })
             }
             ToAppliance::Paired { .. } => Err(LinkFailure::CodeNotProven.at(&self.target)),
             ToAppliance::NotPaired => Err(LinkFailure::CodeRefused.at(&self.target)),
@@ -387,7 +390,7 @@ async fn race(
             more = true;
             let origin = origin.clone();
             tries.spawn(async move {
-                let connected = tokio::time::timeout(CONNECT, connect_from(&origin, address)).await;
+                let connected = tokio::time::timeout(CONNECT, connect_from(&origin, address, None)).await;
                 (address, connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
             });
         }
@@ -409,12 +412,6 @@ async fn race(
             None => return Err(LinkFailure::Unreachable(last).at(target)),
         }
     }
-}
-
-async fn connect_from(origin: &Origin, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    origin.bind(&socket, address)?;
-    socket.connect(address).await
 }
 
 fn no_handshake(expect: Expect, error: io::Error) -> LinkFailure {

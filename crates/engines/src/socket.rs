@@ -66,7 +66,7 @@ impl SocketOptions {
             set_buffers(&socket, bytes)?;
         }
         if let Some(bytes) = self.mss_bytes {
-            socket.set_tcp_mss(bytes.into())?;
+            limit_segments(&*socket, bytes)?;
         }
         if let Some(code_point) = self.dscp {
             mark(&socket, code_point)?;
@@ -85,6 +85,12 @@ impl SocketOptions {
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(4)).with_interval(Duration::from_secs(2));
         socket.set_tcp_keepalive(&keepalive.with_retries(3))
     }
+}
+
+/// Limits the segments of both directions to `bytes`. Set before a connect, it lowers the size that is announced, too
+/// (tcp(7), `TCP_MAXSEG`).
+pub fn limit_segments<'a>(socket: impl Into<SockRef<'a>>, bytes: u16) -> io::Result<()> {
+    socket.into().set_tcp_mss(bytes.into())
 }
 
 fn set_buffers(socket: &SockRef<'_>, bytes: u32) -> io::Result<()> {

@@ -30,6 +30,8 @@ pub struct NewPairing {
     pub reflector: Reflector,
     /// Whether the reflector knows this device.
     pub is_mutual: bool,
+    /// As [`ReflectorClient::segment_limit`].
+    pub segment_limit: Option<u16>,
 }
 
 /// A reflector that answered a check.
@@ -44,6 +46,8 @@ pub struct Reached {
     pub local: IpAddr,
     /// The reflector's view of the path; absent if it does not support `path_facts`.
     pub path: Option<PathFacts>,
+    /// As [`ReflectorClient::segment_limit`].
+    pub segment_limit: Option<u16>,
 }
 
 impl Appliance {
@@ -58,22 +62,23 @@ impl Appliance {
     ) -> Result<NewPairing, ApplianceError> {
         let (key, store) = (self.key()?, self.store().await?);
         let route = Route::default();
-        let (endpoint_id, its_name, is_mutual) = match proof {
+        let (endpoint_id, its_name, is_mutual, segment_limit) = match proof {
             PairingProof::EndpointId(id) => {
                 let mut client = ReflectorClient::connect(&key, &target, Expect::ExactKey(id), &route).await?;
+                let segment_limit = client.segment_limit();
                 match client.hello().await {
                     Ok(welcome) => {
                         client.close("paired").await;
-                        (id, welcome.name, true)
+                        (id, welcome.name, true, segment_limit)
                     }
-                    Err(error) if is_unknown_there(&error) => (id, PeerText::default(), false),
+                    Err(error) if is_unknown_there(&error) => (id, PeerText::default(), false, segment_limit),
                     Err(error) => return Err(error),
                 }
             }
             PairingProof::Code(code) => {
                 let client = ReflectorClient::connect(&key, &target, Expect::Pin(code.pin()), &route).await?;
                 let paired = client.pair(key.id(), &code, own_name.as_str()).await?;
-                (paired.reflector, paired.name, true)
+                (paired.reflector, paired.name, true, paired.segment_limit)
             }
         };
         let is_named = name.is_some();
@@ -84,7 +89,7 @@ impl Appliance {
         if is_named && reflector.name != name {
             reflector = store.rename_reflector(&endpoint_id.to_string(), &name).await?;
         }
-        Ok(NewPairing { reflector, is_mutual })
+        Ok(NewPairing { reflector, is_mutual, segment_limit })
     }
 
     /// All paired reflectors, by name.
@@ -116,9 +121,9 @@ impl Appliance {
             true => Some(client.path_facts().await?),
             false => None,
         };
-        let (address, local) = (client.address(), client.local());
+        let (address, local, segment_limit) = (client.address(), client.local(), client.segment_limit());
         client.close("checked").await;
-        Ok(Reached { address, version: welcome.software, took, local, path })
+        Ok(Reached { address, version: welcome.software, took, local, path, segment_limit })
     }
 
     /// Renames the reflector that has the name, address or Endpoint ID `wanted`.

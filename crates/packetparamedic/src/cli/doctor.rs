@@ -95,7 +95,7 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
         Ok(appliance) => appliance.check(reflector).await.map_err(CommandFailure::from),
         Err(failure) => Err(failure),
     };
-    let Reached { address, version, took, local, path } = match reached {
+    let Reached { address, version, took, local, path, segment_limit } = match reached {
         Ok(reached) => reached,
         Err(failure) => return vec![failure.body().into()],
     };
@@ -114,6 +114,14 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
         )
     };
     let mut checks = vec![Check::passed("reflector", text), version];
+    if let Some(bytes) = segment_limit {
+        checks.push(Check::problem(
+            "mtu_black_hole",
+            format!("the path to {name} drops large packets: the link needed segments of {bytes} bytes"),
+            "a router on the path has a smaller MTU, and no ICMP message about it arrives here",
+            "allow ICMP \"fragmentation needed\" and \"packet too big\" in the firewalls of the path, or lower this interface's MTU",
+        ));
+    }
     if let Some(PathFacts { observed_address, max_segment_bytes }) = path {
         let observed = observed_address.ip();
         checks.push(Check::passed(

@@ -366,13 +366,18 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
             &"it hung up during the TLS handshake",
             "is that a reflector, and does it have room (`reflector status` there)?",
         ),
-        E::HandshakeTimeout => new(
-            Failed,
-            "silent",
-            cannot_open(),
-            &"it accepted the connection and then said nothing for 10 s",
-            "is that a reflector, or is a firewall in between?",
-        ),
+        E::HandshakeTimeout(time) => {
+            let try_ = format!(
+                "is that a reflector? If it is, the path may drop packets above an MTU: `ping -M do -s 1472 {}` sends 1500 \
+                 bytes; correct the MTU or the firewall that drops ICMP",
+                target.host
+            );
+            let because = format!(
+                "it accepted the connection, and then nothing came back for {} s, with small segments neither",
+                time.as_secs()
+            );
+            new(Failed, "silent", cannot_open(), &because, &try_)
+        }
         E::Silent(time) => new(
             Failed,
             "silent",
@@ -712,7 +717,7 @@ mod tests {
             ("no TLS", at(LinkFailure::NotAReflector("not TLS".to_owned()))),
             ("hung up", at(LinkFailure::HungUp)),
             ("no reflector", at(LinkFailure::NotAReflector("it does not speak pp-link/1".to_owned()))),
-            ("silent handshake", at(LinkFailure::HandshakeTimeout)),
+            ("silent handshake", at(LinkFailure::HandshakeTimeout(seconds(10)))),
             ("silent link", at(LinkFailure::Silent(seconds(10)))),
             ("no answer", at(LinkFailure::NoAnswer(seconds(15)))),
             ("silence in the queue", at(LinkFailure::Silent(seconds(10)))),

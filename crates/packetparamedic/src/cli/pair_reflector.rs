@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::reflectors::note_small_segments;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -48,7 +49,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         None => PairingProof::Code(code(&args)?),
     };
     let name = args.name.as_deref().map(PeerText::new).filter(|name| !name.is_empty());
-    let NewPairing { reflector: saved, is_mutual } =
+    let NewPairing { reflector: saved, is_mutual, segment_limit } =
         appliance.pair(target, proof, name, &context.settings.name).await?;
     if args.json {
         let document = json!({
@@ -59,6 +60,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         context.output.line(&format!("paired with {} at {}", saved.name, saved.address))?;
         context.output.line(&saved.endpoint_id.to_string())?;
     }
+    note_small_segments(segment_limit, context);
     if !is_mutual {
         context.output.note(&format!(
             "it does not know this device yet; there, run: reflector peers add {}",

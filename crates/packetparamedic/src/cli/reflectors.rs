@@ -87,18 +87,22 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
     for reflector in chosen {
         let mut row = row(reflector);
         match context.appliance()?.check(reflector).await {
-            Ok(Reached { address, version, took, .. }) => {
+            Ok(Reached { address, version, took, segment_limit, .. }) => {
                 if json {
                     row["reachable"] = true.into();
                     row["reached_at"] = address.to_string().into();
                     row["version"] = version.to_string().into();
                     row["link_ms"] = (took.as_secs_f64() * 1000.0).into();
+                    if let Some(bytes) = segment_limit {
+                        row["segment_limit_bytes"] = bytes.into();
+                    }
                 } else {
                     context.output.line(&format!(
                         "{}: reachable; {address} answered with the right key in {} ms, version {version}",
                         reflector.name,
                         rounded_ms(took),
                     ))?;
+                    note_small_segments(segment_limit, context);
                 }
             }
             Err(error) => {
@@ -118,6 +122,16 @@ async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Resul
         context.output.line(&json!(rows).to_string())?;
     }
     Ok(first_failure.unwrap_or(ExitStatus::Done))
+}
+
+/// Notes that the path to a reflector drops large packets, if the link had to limit its segments.
+pub(super) fn note_small_segments(segment_limit: Option<u16>, context: &Context) {
+    if let Some(bytes) = segment_limit {
+        context.output.note(&format!(
+            "only segments of up to {bytes} bytes get through to it: the path drops larger packets without ICMP; correct \
+             the MTU or the firewall on the path"
+        ));
+    }
 }
 
 fn rounded_ms(duration: Duration) -> u128 {

@@ -104,6 +104,8 @@ pub struct ResultBuilder {
     discarded_bytes: u64,
     /// The datagrams of the session at the reflector.
     datagrams: Option<DatagramsSeen>,
+    /// The segment size in bytes to which the link had to be limited.
+    segment_limit: Option<u16>,
 }
 
 /// The other end of a run, and the test that was agreed with it.
@@ -134,6 +136,7 @@ impl ResultBuilder {
             fallback: None,
             discarded_bytes: 0,
             datagrams: None,
+            segment_limit: None,
         }
     }
 
@@ -165,6 +168,11 @@ impl ResultBuilder {
     /// start-up that the external program does not report.
     pub fn set_server(&mut self, name: String, address: SocketAddr, spec: TestSpec, left_out: Duration) {
         self.met = Some(Met { other_end: OtherEnd::Server { name }, address, spec, left_out });
+    }
+
+    /// Sets the segment size in bytes to which the link had to be limited, because the path drops larger packets.
+    pub fn set_segment_limit(&mut self, bytes: Option<u16>) {
+        self.segment_limit = bytes;
     }
 
     /// Sets the external program that moves the data, if there is one.
@@ -291,6 +299,7 @@ impl ResultBuilder {
         if let Some(probes) = probes {
             self.add_latency(&mut result, &met.spec, probes);
         }
+        warnings::small_segments(&mut result, self.segment_limit);
         warnings::add(&mut result, &self.phases);
         let is_counted_by_program = result.program.is_some() || result.server.is_some();
         warnings::steady_counts(&mut result, is_counted_by_program);

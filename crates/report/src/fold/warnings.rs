@@ -111,6 +111,16 @@ pub(super) fn tunnel(result: &mut ResultDocument) {
     }
 }
 
+/// Warns of a path that drops large packets, if the link had to limit its segments.
+pub(super) fn small_segments(result: &mut ResultDocument, segment_limit: Option<u16>) {
+    let Some(bytes) = segment_limit else { return };
+    let text = format!(
+        "the path drops large packets and sends no ICMP: the link needed segments of {bytes} bytes, and the test used \
+         packets of that size unless -M or -l set another; correct the MTU or the firewall that drops ICMP"
+    );
+    result.warnings.push(Warning::new("small_segments", text));
+}
+
 /// Warns of phases in which too few probes were answered to assess the latency.
 pub(super) fn lost_probes(result: &mut ResultDocument) {
     let silent = result.latency.iter().filter(|(_, latency)| latency.median_us().is_none());

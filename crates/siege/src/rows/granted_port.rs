@@ -100,7 +100,8 @@ impl Foreign {
 
 /// The rate of a whole test: the attack begins with it, and a start-up that is left out would hide a part of the attack.
 fn goodput(appliance: &Appliance, seconds: &str) -> anyhow::Result<f64> {
-    let test = ["-t", seconds, "-O", "0", "--idle", "0", "--download", "--probe-interval", "0", "--data-mode", "direct"];
+    let test =
+        ["-t", seconds, "-O", "0", "--idle", "0", "--download", "--probe-interval", "0", "--data-mode", "direct"];
     let outcome = appliance.speed_test(&test);
     anyhow::ensure!(outcome.code == 0, "a test failed: {outcome:?}");
     outcome.result().download.map(|download| download.goodput_bps as f64).context("no goodput")

@@ -15,7 +15,7 @@ use paramedic_engines::engine::Unavailable;
 use paramedic_host::engines;
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{Grant, HEARTBEAT, ToAppliance, ToReflector, Welcome};
-use paramedic_link::test_spec::{DataMode, EngineId};
+use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_link::tls::Expect;
 use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::document::{DataModeFallback, Event, FallbackReason, PhaseBegun, Queued, Started};
@@ -197,8 +197,10 @@ impl ReflectorRun<'_> {
         falls_back: bool,
     ) -> Result<SessionEnd, ApplianceError> {
         let Self { job, peer, longest_test, turn, had_streams, lock, observer, record } = self;
-        let spec = job.request.spec(mode);
+        let segment_limit = client.segment_limit();
+        let spec = fit_path(job.request.spec(mode), segment_limit);
         let result = &mut record.result;
+        result.set_segment_limit(segment_limit);
         let (name, version) = (peer.name.clone(), peer.version.clone());
         result.set_reflector(client.reflector(), name, version, client.address(), spec.clone());
         result.set_facts_before(own_facts(Some(client.local())), Some(peer.facts.clone()));
@@ -300,6 +302,22 @@ fn mode_plan(job: &TestJob, welcome: &Welcome, reflector: EndpointId) -> ModePla
     })
 }
 
+/// Limits segments or datagrams to what the path has carried, unless the request sets their size. The datagram fills the
+/// same IP packet: TCP's header has 20 bytes, UDP's has 8.
+fn fit_path(spec: TestSpec, segment_limit: Option<u16>) -> TestSpec {
+    let Some(bytes) = segment_limit else { return spec };
+    let Some(engine) = engines::find(spec.engine.as_str()) else { return spec };
+    let segments = TestSpec { mss_bytes: spec.mss_bytes.or(Some(bytes)), ..spec.clone() };
+    let datagrams = TestSpec { block_bytes: spec.block_bytes.or(Some(u32::from(bytes) + 12)), ..spec.clone() };
+    if engine.unsupported(&segments).is_none() {
+        segments
+    } else if !spec.fragments && engine.unsupported(&datagrams).is_none() {
+        datagrams
+    } else {
+        spec
+    }
+}
+
 /// A link to the reflector that is meant, and how it is saved here.
 async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), ApplianceError> {
     let Some(first) = job.known.first() else { return Err(ApplianceError::NoReflectorPaired) };
@@ -338,4 +356,29 @@ async fn connect_saved(job: &TestJob, saved: &Reflector) -> Result<(ReflectorCli
 
 async fn connect(job: &TestJob, target: &HostPort, expected: EndpointId) -> Result<ReflectorClient, ApplianceError> {
     ReflectorClient::connect(job.key()?, target, Expect::ExactKey(expected), &job.request.route).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(engine: &str) -> TestSpec {
+        TestSpec::new(EngineId::try_from(engine).unwrap(), DataMode::DirectEphemeral, vec![], 1)
+    }
+
+    #[test]
+    fn a_test_keeps_to_what_the_path_has_carried_unless_it_sets_a_size() {
+        let fit = |spec: TestSpec| {
+            let spec = fit_path(spec, Some(1220));
+            (spec.mss_bytes, spec.block_bytes)
+        };
+        for engine in ["tcp", "iperf3"] {
+            assert_eq!(fit(spec(engine)), (Some(1220), None));
+            assert_eq!(fit(TestSpec { mss_bytes: Some(1400), ..spec(engine) }), (Some(1400), None));
+        }
+        assert_eq!(fit(spec("udp")), (None, Some(1232)));
+        assert_eq!(fit(TestSpec { block_bytes: Some(1400), ..spec("udp") }), (None, Some(1400)));
+        assert_eq!(fit(TestSpec { fragments: true, ..spec("udp") }), (None, None));
+        assert_eq!(fit_path(spec("tcp"), None), spec("tcp"));
+    }
 }

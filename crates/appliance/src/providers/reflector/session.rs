@@ -186,7 +186,7 @@ impl ReflectorSession {
         if !asked_interval.is_zero() {
             let order = ProberSetup {
                 target: grant.udp.then_some(data),
-                fall_back: fall_back(grant.session, &keys, &session.control, tunnel),
+                fall_back: fall_back(grant.session, &keys, &session.control, tunnel, session.client.segment_limit()),
                 keys,
                 interval: probe_interval,
                 control: Arc::clone(&session.control),
@@ -597,12 +597,13 @@ fn fall_back(
     keys: &Arc<SessionKeys>,
     control: &Arc<SessionControl>,
     tunnel: Arc<Dialer>,
+    segment_limit: Option<u16>,
 ) -> Box<dyn FnOnce() -> std::io::Result<DataStream> + Send> {
     let (keys, control) = (Arc::clone(keys), Arc::clone(control));
     Box::new(move || {
         let nonce = *uuid::Uuid::now_v7().as_bytes().last_chunk().unwrap_or(&[0; Preamble::NONCE_LEN]);
         let preamble = Preamble { session, phase: Preamble::ECHO, stream: 0, nonce };
-        let options = SocketOptions { send_at_once: true, ..SocketOptions::default() };
+        let options = SocketOptions { send_at_once: true, mss_bytes: segment_limit, ..SocketOptions::default() };
         tunnel.dial(&control, &preamble.seal(&keys), &options)
     })
 }

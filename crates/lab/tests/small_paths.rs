@@ -1,0 +1,86 @@
+//! Paths with a smaller MTU than the hosts' interfaces, with and without ICMP.
+
+use lab::{Appliance, Host, Reflector, RoutedHosts};
+use paramedic_report::document::{ResultDocument, ThroughputResult};
+
+/// The router drops packets of more than `bytes` bytes without ICMP; with `condition`, only such packets.
+fn black_hole(router: &Host, condition: &str, bytes: u32) {
+    router.nft(&format!(
+        "table inet hole {{ chain forward {{ type filter hook forward priority 0; {condition} meta length > {bytes} drop\n
+         }}\n }}\n"
+    ));
+}
+
+fn serve(hosts: &RoutedHosts) -> Reflector {
+    let environment = [("MODE", "direct_ephemeral"), ("IPERF3_ENABLED", "true")];
+    Reflector::serve_on(&["0.0.0.0:4000", "[::]:4000"], Some(&hosts.near.netns), &environment)
+}
+
+fn at(hosts: &RoutedHosts) -> [String; 2] {
+    [format!("{}:4000", hosts.near.v4), format!("[{}]:4000", hosts.near.v6)]
+}
+
+fn measure(appliance: &Appliance, reflector: &Reflector, args: &[&str]) -> ResultDocument {
+    let outcome = appliance.speed_test(&[&["--idle", "0"], args].concat());
+    assert_eq!(outcome.code, 0, "{args:?}: {outcome:?}\n{}", reflector.log());
+    outcome.result()
+}
+
+fn both_ways(result: &ResultDocument) -> [&ThroughputResult; 2] {
+    [&result.download, &result.upload].map(|measured| measured.as_ref().unwrap_or_else(|| panic!("{result:#?}")))
+}
+
+fn warns(result: &ResultDocument, code: &str) -> bool {
+    result.warnings.iter().any(|warning| warning.code == code)
+}
+
+/// Runs a speed test through the black hole, and checks that it kept to small packets and says so.
+fn crosses_the_hole(appliance: &Appliance, reflector: &Reflector, args: &[&str]) {
+    let result = measure(appliance, reflector, &[&["-t", "1"], args].concat());
+    assert!(warns(&result, "small_segments"), "{args:?}: {result:#?}");
+    for measured in both_ways(&result) {
+        match measured.udp {
+            Some(udp) => assert_eq!((udp.payload_bytes, udp.lost), (Some(1232), 0), "{args:?}: {measured:#?}"),
+            None => assert!(measured.mss.is_some_and(|mss| mss <= 1220), "{args:?}: {measured:#?}"),
+        }
+    }
+}
+
+#[test]
+fn a_black_hole_is_crossed_with_small_segments_by_link_and_data() {
+    let Some(hosts) = RoutedHosts::new() else { return };
+    let reflector = serve(&hosts);
+    let [v4, v6] = at(&hosts);
+    let appliance = || Appliance::in_netns(&hosts.far.netns);
+    let paired = [(); 2].map(|()| appliance().pair(&reflector, &v4));
+    black_hole(&hosts.router, "", 1400);
+    let tests: [[&[&str]; 2]; 2] = [
+        [&["--data-mode", "tunneled", "-P", "2", "--peer", &v4], &["--engine", "iperf3", "--peer", &v6]],
+        [&["--data-mode", "direct", "--peer", &v6], &["-u", "-b", "5M", "--peer", &v4]],
+    ];
+    std::thread::scope(|scope| {
+        let reflector = &reflector;
+        for (appliance, tests) in paired.iter().zip(tests) {
+            scope.spawn(move || tests.map(|args| crosses_the_hole(appliance, reflector, args)));
+        }
+        scope.spawn(|| {
+            let appliance = appliance().pair(reflector, &v4);
+            let check = appliance.run(&["reflectors", "check", "--json"]);
+            assert_eq!((check.code, &check.json()[0]["segment_limit_bytes"]), (0, &1220.into()), "{check:?}");
+        });
+    });
+}
+
+#[test]
+fn if_small_segments_get_lost_too_the_error_names_the_mtu() {
+    let Some(hosts) = RoutedHosts::new() else { return };
+    black_hole(&hosts.router, "meta l4proto tcp", 400);
+    let _reflector = serve(&hosts);
+    let appliance = Appliance::in_netns(&hosts.far.netns);
+    let id = Appliance::new().id();
+    let outcome = appliance.run(&["pair-reflector", "--peer", &at(&hosts)[0], "--endpoint-id", &id]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    let [what, because, advice] = outcome.three_lines();
+    assert!(what.contains("cannot open a link") && because.contains("small segments"), "{outcome:?}");
+    assert!(advice.contains("MTU") && advice.contains("ICMP"), "{outcome:?}");
+}
