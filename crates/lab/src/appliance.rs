@@ -60,7 +60,7 @@ impl Appliance {
 
     /// The same as an unprivileged user who owns the state folder and may not write to it. Prints SKIPPED and returns `None`
     /// without the rights.
-    pub fn as_nobody_without_write_access(self) -> Option<Self> {
+    pub fn run_by_nobody_without_write_access(self) -> Option<Self> {
         if !may_change_user() {
             return None;
         }

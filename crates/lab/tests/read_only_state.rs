@@ -68,7 +68,7 @@ fn in_a_read_only_mount_results_are_read_and_no_save_measures() {
 
 #[test]
 fn without_write_access_results_are_read_and_no_save_measures() {
-    reads_and_measures(Appliance::as_nobody_without_write_access);
+    reads_and_measures(Appliance::run_by_nobody_without_write_access);
 }
 
 #[test]

@@ -11,6 +11,22 @@ fn black_hole(router: &Host, condition: &str, bytes: u32) {
     ));
 }
 
+/// The router limits the segments of TCP, so that TCP never meets a smaller MTU behind it.
+fn clamp(router: &Host) {
+    router.nft(
+        "table inet clamp { chain forward { type filter hook forward priority -1;
+         tcp flags syn tcp option maxseg size set 1200\n }\n }\n",
+    );
+}
+
+/// The router forwards packets of at most 1420 bytes, and reports larger ones by ICMP.
+fn small_mtu(router: &Host) {
+    for (port, v4, v6) in [("eth0", "10.99.0.0/24", "fd99::/64"), ("eth1", "10.99.1.0/24", "fd99:1::/64")] {
+        router.must(&["ip", "route", "replace", v4, "dev", port, "mtu", "lock", "1420"]);
+        router.must(&["ip", "-6", "route", "replace", v6, "dev", port, "metric", "1", "mtu", "lock", "1420"]);
+    }
+}
+
 fn serve(hosts: &RoutedHosts) -> Reflector {
     let environment = [("MODE", "direct_ephemeral"), ("IPERF3_ENABLED", "true")];
     Reflector::serve_on(&["0.0.0.0:4000", "[::]:4000"], Some(&hosts.near.netns), &environment)
@@ -83,4 +99,51 @@ fn if_small_segments_get_lost_too_the_error_names_the_mtu() {
     let [what, because, advice] = outcome.three_lines();
     assert!(what.contains("cannot open a link") && because.contains("small segments"), "{outcome:?}");
     assert!(advice.contains("MTU") && advice.contains("ICMP"), "{outcome:?}");
+}
+
+#[test]
+fn datagrams_shrink_to_the_path_mtu_and_the_run_goes_on() {
+    let Some(hosts) = RoutedHosts::new() else { return };
+    clamp(&hosts.router);
+    small_mtu(&hosts.router);
+    let reflector = serve(&hosts);
+    let [v4, v6] = at(&hosts);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &v4);
+    let datagrams = |address: &str, more: &[&str]| {
+        measure(&appliance, &reflector, &[&["-u", "-t", "1", "--peer", address], more].concat())
+    };
+    // A size that does not fit is refused with one that does, also while the path MTU is not known yet.
+    for direction in ["--upload", "--download"] {
+        let outcome = appliance.speed_test(&["-u", "-l", "1400", "-t", "1", "--idle", "0", "--peer", &v4, direction]);
+        assert_eq!(outcome.code, 1, "{direction}: {outcome:?}");
+        assert!(outcome.error().error.because.contains("MTU of 1420: -l 1392"), "{direction}: {outcome:?}");
+    }
+    for host in [&hosts.near, &hosts.far] {
+        host.must(&["ip", "route", "flush", "cache"]);
+    }
+    for (address, payload) in [(&v4, 1392), (&v6, 1372)] {
+        let result = datagrams(address, &["-b", "5M"]);
+        for measured in both_ways(&result) {
+            let udp = measured.udp.unwrap();
+            assert_eq!((udp.payload_bytes, udp.lost), (Some(payload), 0), "{result:#?}");
+            assert!(udp.datagrams > 0 && udp.vanished > Some(0), "{result:#?}");
+        }
+        assert!(!warns(&result, "small_datagrams"), "{result:#?}");
+    }
+}
+
+#[test]
+fn datagrams_become_small_in_a_black_hole_that_tcp_does_not_meet() {
+    let Some(hosts) = RoutedHosts::new() else { return };
+    clamp(&hosts.router);
+    black_hole(&hosts.router, "meta l4proto udp", 1400);
+    let reflector = serve(&hosts);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &at(&hosts)[0]);
+    let result = measure(&appliance, &reflector, &["-u", "-b", "5M", "-t", "3"]);
+    assert!(warns(&result, "small_datagrams") && !warns(&result, "small_segments"), "{result:#?}");
+    for measured in both_ways(&result) {
+        let udp = measured.udp.unwrap();
+        assert_eq!((udp.payload_bytes, udp.lost), (Some(1232), 0), "{result:#?}");
+        assert!(udp.datagrams > 0 && udp.vanished > Some(0), "{result:#?}");
+    }
 }

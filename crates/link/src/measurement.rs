@@ -144,6 +144,13 @@ pub struct DatagramTally {
     /// Sender: for how long it paused because it received nothing from the receiver, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
+    /// Sender: further datagrams that did not arrive because they were too large for the path, sent before the sender
+    /// reduced their payload. Not part of `sent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vanished: Option<u64>,
+    /// Sender: whether the path dropped those without ICMP.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_black_hole: bool,
 }
 
 /// One end's counts of one phase. Every phase ends with a tally, also when it fails.

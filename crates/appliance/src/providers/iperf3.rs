@@ -494,6 +494,7 @@ fn udp(totals: &Totals, report: Option<&ClientReport>) -> Option<UdpResult> {
         payload_bytes: report.and_then(|report| report.block_bytes),
         search: None,
         paused_ms: None,
+        vanished: None,
     })
 }
 

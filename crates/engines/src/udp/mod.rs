@@ -12,6 +12,7 @@ mod receiver;
 mod search;
 mod sender;
 mod server;
+mod size;
 mod socket;
 mod stream;
 

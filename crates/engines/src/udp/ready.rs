@@ -53,9 +53,13 @@ pub(super) struct StreamCounts {
 /// What a stream sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sent {
-    /// Payload bytes of each datagram.
+    /// Payload bytes of each datagram, of the last one if it changed.
     pub(super) payload: usize,
     pub(super) datagrams: u64,
+    /// How many of them did not arrive because they were too large for the path, before the payload was reduced.
+    pub(super) vanished: u64,
+    /// Whether no ICMP reported that.
+    pub(super) is_black_hole: bool,
     /// In a search for the rate: the datagrams that were sent after the search had settled.
     pub(super) settled: Option<u64>,
     pub(super) paused: Duration,

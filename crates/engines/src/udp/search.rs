@@ -141,6 +141,12 @@ impl Search {
         self.settled_bps.is_some()
     }
 
+    /// Continues at the same rate with datagrams of `payload` bytes; `sent` is the number of datagrams so far.
+    pub(super) fn resize(&mut self, payload: usize, sent: u64, now_ns: u64) {
+        self.bits = (payload * 8) as f64;
+        self.change(self.rate_bps, sent, now_ns);
+    }
+
     /// Processes a feedback at `now_ns` of the sender's clock; `sent` is the number of datagrams so far.
     pub(super) fn on_feedback(&mut self, feedback: Feedback, sent: u64, now_ns: u64) {
         let before = self.last.replace(feedback);

@@ -15,6 +15,7 @@ use paramedic_link::test_spec::{Direction, TestSpec};
 use super::packet::{Bulk, Feedback, SIGNAL, Seal, Signal, StreamId, Word};
 use super::ready::{ReadyStream, Sent, UdpReport, UdpRun};
 use super::search::Search;
+use super::size::PayloadSize;
 use super::socket::{self, BatchSender, await_readable, take_waiting};
 use super::{DEFAULT_LOSS_PPM, FEEDBACK_INTERVAL, PAUSE_AFTER, opposite};
 
@@ -42,9 +43,11 @@ pub(super) fn tally<'a>(streams: impl Iterator<Item = &'a Sent> + Clone) -> Data
     let paused = streams.clone().map(|sent| sent.paused).max().filter(|paused| !paused.is_zero());
     DatagramTally {
         payload_bytes: u32::try_from(first.payload).ok().filter(|bytes| *bytes > 0),
-        sent: Some(streams.map(|sent| sent.datagrams).sum()),
+        sent: Some(streams.clone().map(|sent| sent.datagrams - sent.vanished).sum()),
         settled: settled.filter(|_| first.settled.is_some()),
         paused_ms: paused.map(|paused| u64::try_from(paused.as_millis()).unwrap_or(u64::MAX).max(1)),
+        vanished: Some(streams.clone().map(|sent| sent.vanished).sum()).filter(|vanished| *vanished > 0),
+        is_black_hole: streams.clone().any(|sent| sent.is_black_hole),
         ..DatagramTally::default()
     }
 }
@@ -120,6 +123,39 @@ impl Pace {
     }
 }
 
+/// The datagrams of the next sends.
+struct Outgoing {
+    payload: usize,
+    sends: BatchSender,
+    datagrams: Vec<u8>,
+}
+
+impl Outgoing {
+    fn new(socket: &UdpSocket, payload: usize, seal: &Seal) -> Self {
+        let sends = BatchSender::new(socket, payload);
+        let mut datagrams = vec![0; payload * sends.most()];
+        datagrams.chunks_exact_mut(payload).for_each(|datagram| seal.prepare(datagram));
+        Self { payload, sends, datagrams }
+    }
+}
+
+/// Processes a feedback for the search and for the payload; `next` is the number of the next datagram. Returns the payload
+/// if it changes.
+fn react(feedback: Feedback, pace: &mut Pace, size: Option<&mut PayloadSize>, next: u64, now_ns: u64) -> Option<usize> {
+    let (changed, is_proven) = match size {
+        Some(size) => (size.on_feedback(&feedback, next, now_ns), size.is_proven()),
+        None => (None, true),
+    };
+    if let Pace::Searched(search) = pace {
+        match changed {
+            Some(payload) => search.resize(payload, next, now_ns),
+            None if is_proven => search.on_feedback(feedback, next, now_ns),
+            None => {}
+        }
+    }
+    changed
+}
+
 /// Sends until the phase's time is over, then sends the number of datagrams until the receiver confirms it. The counter
 /// and `report` include what was sent before a failure.
 pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpReport) -> io::Result<()> {
@@ -128,16 +164,13 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     // The latest possible end.
     report.until = context.until + FEEDBACK_TIMEOUT;
     let sent = &mut report.own.sent;
-    let payload = socket::payload(socket, context.ask)?;
-    sent.payload = payload;
-    let mut sends = BatchSender::new(socket, payload);
+    sent.payload = socket::payload(socket, context.ask)?;
     let seal = Seal::of(stream_id, direction, keys);
-    let mut datagrams = vec![0; payload * sends.most()];
-    datagrams.chunks_exact_mut(payload).for_each(|datagram| seal.prepare(datagram));
+    let mut outgoing = Outgoing::new(socket, sent.payload, &seal);
     let mut pace = match context.ask.bitrate_bps {
         Some(0) => {
             let bound = context.ask.loss_bound_ppm.unwrap_or(DEFAULT_LOSS_PPM);
-            Pace::Searched(Box::new(Search::new(payload, bound)))
+            Pace::Searched(Box::new(Search::new(sent.payload, bound)))
         }
         bps => Pace::Fixed(bps.unwrap_or(TestSpec::DEFAULT_DATAGRAM_BPS) as f64),
     };
@@ -152,8 +185,10 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     }
     let until_ns = context.now_ns().saturating_add(nanos(context.until - context.begin));
     report.until = context.begin + Duration::from_nanos(until_ns);
-    let bits = (payload * 8) as f64;
+    let adapts = context.ask.block_bytes.is_none() && !context.ask.fragments;
+    let mut size = adapts.then(|| PayloadSize::new(sent.payload, context.now_ns()));
     let mut settled_from = None;
+    let mut bytes = 0;
     let mut due_ns = context.now_ns() as f64;
     let mut listen_ns = 0;
     loop {
@@ -164,18 +199,21 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
         if now_ns >= listen_ns {
             listen_ns = now_ns + LISTEN_INTERVAL_NS;
             while let Some(feedback) = reader.next() {
-                if let Pace::Searched(search) = &mut pace {
-                    search.on_feedback(feedback, sent.datagrams, now_ns);
+                if let Some(payload) = react(feedback, &mut pace, size.as_mut(), sent.datagrams, now_ns) {
+                    outgoing = Outgoing::new(socket, payload, &seal);
                 }
             }
             if reader.heard.elapsed() > PAUSE_AFTER {
                 let since = Instant::now();
                 let feedback = reader.await_next(context.begin + Duration::from_nanos(until_ns))?;
                 sent.paused += since.elapsed();
-                if let (Pace::Searched(search), Some(feedback)) = (&mut pace, feedback) {
-                    search.on_feedback(feedback, sent.datagrams, context.now_ns());
+                let now_ns = context.now_ns();
+                if let Some(feedback) = feedback
+                    && let Some(payload) = react(feedback, &mut pace, size.as_mut(), sent.datagrams, now_ns)
+                {
+                    outgoing = Outgoing::new(socket, payload, &seal);
                 }
-                due_ns = context.now_ns() as f64;
+                due_ns = now_ns as f64;
                 continue;
             }
             if pace.is_settled() {
@@ -193,6 +231,9 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
             continue;
         }
         due_ns = due_ns.max(now_ns as f64 - pace.max_catch_up().as_nanos() as f64);
+        let Outgoing { payload, sends, datagrams } = &mut outgoing;
+        let payload = *payload;
+        let bits = (payload * 8) as f64;
         let burst = (bps * MAX_BURST.as_secs_f64() / bits) as usize;
         let batch = datagrams.get_mut(..burst.clamp(1, sends.most()) * payload).unwrap_or_default();
         for (seq, datagram) in (sent.datagrams..).zip(batch.chunks_exact_mut(payload)) {
@@ -201,12 +242,27 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
         match sends.send(socket, batch) {
             Ok(left) => {
                 sent.datagrams += left as u64;
+                sent.payload = payload;
+                bytes += (left * payload) as u64;
                 report.own.last_ns = now_ns;
-                run.counter.set(sent.datagrams * payload as u64);
+                run.counter.set(bytes);
                 due_ns += left as f64 * bits * 1e9 / bps;
                 context.control.charge_and_wait((left * payload) as u64).map_err(io::Error::other)?;
             }
-            Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => return Err(socket::mtu_decreased(socket, payload)),
+            Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => {
+                let (room, _) = socket::room(socket)?;
+                match size.as_mut().and_then(|size| size.limit(room, sent.datagrams)) {
+                    Some(payload) => {
+                        if let Pace::Searched(search) = &mut pace {
+                            search.resize(payload, sent.datagrams, now_ns);
+                        }
+                        outgoing = Outgoing::new(socket, payload, &seal);
+                    }
+                    None if room < payload => return Err(socket::mtu_decreased(socket, payload)),
+                    // The report of an earlier, larger datagram.
+                    None => due_ns = now_ns as f64 + 1e6,
+                }
+            }
             // Nothing was sent: the interface is down, a firewall forbids it, or the buffer is full. If this persists,
             // the feedback stops.
             Err(_) => due_ns = now_ns as f64 + 1e6,
@@ -214,11 +270,18 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     }
     let is_searched = matches!(pace, Pace::Searched(_));
     sent.settled = settled_from.filter(|_| is_searched).map(|from| sent.datagrams - from);
-    confirm_end(&mut reader, direction, sent.datagrams)
+    let last = confirm_end(&mut reader, direction, sent.datagrams)?;
+    if let Some(size) = size {
+        // What arrived in the end has not vanished.
+        let missing = sent.datagrams - last.map_or(0, |last| last.received).min(sent.datagrams);
+        sent.vanished = size.vanished().min(missing);
+        sent.is_black_hole = size.is_black_hole();
+    }
+    Ok(())
 }
 
-/// Sends the number of datagrams until the receiver confirms it.
-fn confirm_end(reader: &mut FeedbackReader<'_>, direction: Direction, sent: u64) -> io::Result<()> {
+/// Sends the number of datagrams until the receiver confirms it; returns the confirmation, if it came.
+fn confirm_end(reader: &mut FeedbackReader<'_>, direction: Direction, sent: u64) -> io::Result<Option<Feedback>> {
     let end = Instant::now() + CONFIRMATION_TIMEOUT;
     let mut number = 0;
     while Instant::now() < end && !reader.run.is_over() {
@@ -229,11 +292,11 @@ fn confirm_end(reader: &mut FeedbackReader<'_>, direction: Direction, sent: u64)
         let again = Instant::now() + FEEDBACK_INTERVAL;
         while let Some(feedback) = reader.await_next(again)? {
             if feedback.is_over {
-                return Ok(());
+                return Ok(Some(feedback));
             }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 fn nanos(time: Duration) -> u64 {

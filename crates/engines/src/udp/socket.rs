@@ -65,7 +65,7 @@ fn is_v6(socket: &UdpSocket) -> io::Result<bool> {
 }
 
 /// The largest payload without fragmentation for a connected `socket`, and the path MTU, as the kernel knows it.
-fn room(socket: &UdpSocket) -> io::Result<(usize, u32)> {
+pub(super) fn room(socket: &UdpSocket) -> io::Result<(usize, u32)> {
     let (mtu, headers) =
         if is_v6(socket)? { (options::ipv6_mtu(socket)?, 40 + 8) } else { (options::ip_mtu(socket)?, 20 + 8) };
     Ok(((mtu as usize).saturating_sub(headers), mtu))

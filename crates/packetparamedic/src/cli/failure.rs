@@ -248,7 +248,8 @@ impl From<&ApplianceError> for CommandFailure {
                 "phase_not_started",
                 "the reflector could not start a phase",
                 reason,
-                "is every data connection let through? `--data-mode tunneled` needs the control port alone",
+                "what the reason advises; otherwise: is every data connection let through? `--data-mode tunneled` needs the \
+                 control port alone",
             ),
             E::PhaseOverdue(address) => Self::new(
                 Failed,
@@ -269,7 +270,7 @@ impl From<&ApplianceError> for CommandFailure {
                 "data_lost",
                 format!("the {load} ended early"),
                 reason,
-                "try again; if it happens again, something on the way ends connections",
+                "what the reason advises; otherwise again: if it fails again, something on the path ends connections",
             ),
             E::NothingArrived { directions, transport } => nothing_arrived(directions, *transport),
             E::NothingMeasured => Self::new(

@@ -203,6 +203,7 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
             payload_bytes: Some(1448),
             search: Some(UdpSearch { datagrams: 200, lost: 20 }),
             paused_ms: Some(250),
+            vanished: Some(4),
         }),
         intervals: Some(vec![Interval { at_ms: 2_100, bps: goodput_bps }]),
         data_path: DataPathOfEnds { sender: Some(DataPath::Plain), receiver: Some(DataPath::Trunc) },

@@ -409,6 +409,10 @@ pub struct UdpResult {
     /// For how long the sender held still because nothing was heard of the receiver; absent where it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
+    /// Further, larger datagrams that did not arrive because they were too large for the path, sent before the sender
+    /// reduced their payload; absent if there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vanished: Option<u64>,
 }
 
 /// Datagrams of a search for the highest rate, before it had found it: filling the path to the brim is how it finds out.

@@ -160,6 +160,7 @@ fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpRe
             lost: (sent - sent_then).saturating_sub(received - came_then),
         }),
         paused_ms: ours.paused_ms,
+        vanished: ours.vanished,
     })
 }
 

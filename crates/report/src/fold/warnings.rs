@@ -62,6 +62,16 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
                     );
                     result.warnings.push(Warning::new("rate_not_found", text));
                 }
+                if datagrams.is_black_hole && !has(result, "small_datagrams") {
+                    let text = format!(
+                        "the path drops large packets and sends no ICMP: in the {} datagrams arrived only when they became \
+                         smaller ({} bytes of payload), and those before are not counted; correct the MTU or the firewall \
+                         that drops ICMP",
+                        phase.load,
+                        datagrams.payload_bytes.unwrap_or_default()
+                    );
+                    result.warnings.push(Warning::new("small_datagrams", text));
+                }
                 if let Some(paused_ms) = datagrams.paused_ms
                     && !has(result, "sending_paused")
                 {
@@ -238,7 +248,7 @@ pub(super) fn has(result: &ResultDocument, code: &str) -> bool {
 mod tests {
     use std::num::NonZeroU32;
 
-    use paramedic_link::measurement::{CpuUse, DirectionTally, PhaseTally};
+    use paramedic_link::measurement::{CpuUse, DatagramTally, DirectionTally, PhaseTally};
     use paramedic_link::test_spec::{DataMode, Load, PhaseSpec};
 
     use super::*;
@@ -358,6 +368,29 @@ mod tests {
             ("reflector_window".to_owned(), text("the reflector's host", "416KiB")),
         ];
         assert_eq!(both, expected);
+    }
+
+    #[test]
+    fn datagrams_that_were_too_large_are_warned_of_if_no_icmp_said_so() {
+        let warned = |is_black_hole| {
+            let datagrams = DatagramTally {
+                payload_bytes: Some(1232),
+                sent: Some(900),
+                vanished: Some(90),
+                is_black_hole,
+                ..DatagramTally::default()
+            };
+            let sender = DirectionTally { datagrams: Some(Box::new(datagrams)), ..DirectionTally::default() };
+            let mut upload = PhaseRecord::new(PhaseSpec { load: Load::Upload, duration_ms: 1000 });
+            upload.own = Some(PhaseTally { upload: Some(sender), ..PhaseTally::default() });
+            upload.set_theirs(PhaseTally { upload: Some(DirectionTally::default()), ..PhaseTally::default() });
+            let mut result = crate::document::example::bare();
+            result.warnings.clear();
+            add(&mut result, &[upload]);
+            result.warnings.into_iter().map(|warning| warning.code.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(warned(false), Vec::<String>::new());
+        assert_eq!(warned(true), ["small_datagrams"]);
     }
 
     #[test]

@@ -151,7 +151,9 @@ fn facts(result: &ThroughputResult) -> Vec<String> {
 
 /// The counts of datagrams as text.
 fn datagrams(udp: &UdpResult) -> String {
-    let mut said = vec![format!("{} of {} datagrams lost ({})", udp.lost, udp.datagrams, quantity::share(udp.loss))];
+    let each = udp.payload_bytes.map(|bytes| format!(" of {bytes} bytes")).unwrap_or_default();
+    let lost = format!("{} of {} datagrams{each} lost ({})", udp.lost, udp.datagrams, quantity::share(udp.loss));
+    let mut said = vec![lost];
     said.extend(udp.jitter_us.map(|jitter| format!("jitter {}", quantity::micros(jitter))));
     said.extend(udp.out_of_order.map(|late| format!("{late} out of order")));
     said.extend(udp.duplicates.filter(|twice| *twice > 0).map(|twice| format!("{twice} came twice")));

@@ -331,7 +331,7 @@ impl ReflectorSession {
                     return;
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) fn explain(
 ) -> (String, String) {
     if source.kind() == io::ErrorKind::InvalidInput {
         // The path does not carry what was requested, whatever a firewall lets through.
-        return (source.to_string(), "ask for what the path takes".to_owned());
+        return (source.to_string(), "use a smaller -l, or --fragments".to_owned());
     }
     match (transport, mode) {
         (PayloadTransport::Udp, _) => of_datagrams(address.port(), mode, source, seen),
