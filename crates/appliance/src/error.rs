@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use paramedic_engines::engine::Unavailable;
+use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_iperf3::output::FailureKind;
 use paramedic_link::framed::LinkError;
 use paramedic_link::key_file::KeyFileError;
@@ -75,6 +76,9 @@ pub enum ApplianceError {
     /// The kernel of this device refused the requested congestion control.
     #[error("the congestion control was refused: {0}")]
     CongestionControl(io::Error),
+    /// This device refused a thread or a process.
+    #[error("{0}")]
+    ThreadLimit(ThreadLimitReached),
     /// Another test of this device is running.
     #[error("another test is running on this device")]
     DeviceBusy,
@@ -205,6 +209,14 @@ impl ApplianceError {
             _ => false,
         };
         if is_unwritable { Self::CannotSave(Box::new(self)) } else { self }
+    }
+
+    /// The error of an operation: `otherwise`, unless this device refused a thread.
+    pub(crate) fn of_io(source: io::Error, otherwise: impl FnOnce(io::Error) -> Self) -> Self {
+        match ThreadLimitReached::of(&source) {
+            Some(refused) => Self::ThreadLimit(refused.clone()),
+            None => otherwise(source),
+        }
     }
 }
 

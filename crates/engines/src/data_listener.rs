@@ -20,6 +20,7 @@ use socket2::{Domain, Socket, Type};
 use crate::bind;
 use crate::session_control::{Registration, SessionControl};
 use crate::socket::{self, SocketOptions};
+use crate::thread_limit;
 
 /// How long a connection may take to authenticate.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -176,7 +177,7 @@ impl DataListener {
             paused_until: None,
         };
         let name = format!("data-{}", local.port());
-        let thread = std::thread::Builder::new().name(name).spawn(|| accept_loop.run())?;
+        let thread = thread_limit::spawn(name, || accept_loop.run())?;
         Ok(Self { local, refused, wake, thread: Some(thread) })
     }
 

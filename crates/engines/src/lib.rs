@@ -23,6 +23,7 @@ pub mod session_control;
 pub mod socket;
 pub mod sys;
 pub mod tcp;
+pub mod thread_limit;
 pub mod udp;
 pub mod udp_port;
 

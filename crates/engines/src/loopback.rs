@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::thread::Builder;
 use std::time::Duration;
 
 use paramedic_link::admission::{Preamble, SessionKeys};
@@ -23,6 +22,7 @@ use crate::engine::{ClientSetup, Engine, EngineServer, PhaseProgress, ServerSetu
 use crate::metered_stream::MeteredStream;
 use crate::origin::Origin;
 use crate::session_control::SessionControl;
+use crate::thread_limit;
 use crate::udp_port::UdpPort;
 
 /// How long one data connection may take to authenticate. Another process of this host that connects and stays silent
@@ -84,7 +84,7 @@ fn play(
         let (server_tls, client_tls) = tls_of_both_ends()?;
         let (keys, control, to) = (Arc::clone(&keys), Arc::clone(reflector), Arc::clone(&server));
         let admitting = move || admit_all(&control_port, &server_tls, &keys, &*to, &control);
-        Builder::new().name("loopback-port".into()).spawn(admitting)?;
+        thread_limit::spawn("loopback-port", admitting)?;
         (server, target, Some(client_tls))
     } else {
         let (server, target) = claim(engine, order)?;
@@ -111,7 +111,7 @@ fn play(
     let (start, started) = channel();
     std::thread::scope(|scope| {
         // The thread drops `start` when it ends, which ends the wait below even if the phase never began.
-        let serving = Builder::new().name("loopback-serve".into()).spawn_scoped(scope, move || {
+        let serving = thread_limit::spawn_scoped(scope, "loopback-serve", move || {
             server.run(0, &|progress| {
                 if progress == PhaseProgress::Started {
                     // Fails only if the start was received already.

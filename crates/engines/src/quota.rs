@@ -1,5 +1,5 @@
-//! Processor limits by control groups, and for how long they have throttled this program (cgroups(7), controller cpu).
-//! A value that cannot be read is absent.
+//! Limits by control groups (cgroups(7)): the processor and for how long it was withheld, and the number of threads. A
+//! value that cannot be read is absent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,29 +9,44 @@ use std::time::Duration;
 /// The kernel sums it over all processors, so it may exceed the elapsed time.
 pub fn held_back() -> Option<Duration> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    own.lines().flat_map(groups).filter_map(|group| held_back_by(&group)).max()
+    own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| held_back_by(&group)).max()
 }
 
 /// The processor limit of this program in cores: the lowest limit of all groups around it. `None` without a limit.
 pub fn cores() -> Option<f64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    own.lines().flat_map(groups).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)
+    own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)
+}
+
+/// The first group around this program that holds as many threads as it may: the file with the limit, and the limit.
+pub fn full_pids_group() -> Option<(PathBuf, u64)> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    own.lines().flat_map(|line| groups(line, "pids")).find_map(|group| pids_limit_if_full(&group))
 }
 
 /// The folders of the group that a line of /proc/self/cgroup names, and of all groups above it, at the usual mount
-/// points.
-fn groups(line: &str) -> Vec<PathBuf> {
+/// points; none if the line is not about `controller`.
+fn groups(line: &str, controller: &str) -> Vec<PathBuf> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return vec![] };
-    let mounted: &[&str] = if controllers.is_empty() {
-        &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-    } else if controllers.split(',').any(|controller| controller == "cpu") {
-        &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"]
+    let mounted = if controllers.is_empty() {
+        vec!["/sys/fs/cgroup".to_owned(), "/sys/fs/cgroup/unified".to_owned()]
+    } else if controllers.split(',').any(|one| one == controller) {
+        vec![format!("/sys/fs/cgroup/{controller}"), format!("/sys/fs/cgroup/{controllers}")]
     } else {
-        &[]
+        vec![]
     };
     let levels = Path::new(path.trim_start_matches('/')).ancestors();
     levels.flat_map(|level| mounted.iter().map(move |root| Path::new(root).join(level))).collect()
+}
+
+/// `pids.max` and `pids.current`, the same in both versions.
+fn pids_limit_if_full(group: &Path) -> Option<(PathBuf, u64)> {
+    let file = group.join("pids.max");
+    // "max" is no limit.
+    let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let (max, current) = (number(&file)?, number(&group.join("pids.current"))?);
+    (current >= max).then_some((file, max))
 }
 
 /// `cpu.max` of version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of version 1.
@@ -91,8 +106,21 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_full_if_it_holds_as_many_threads_as_it_may() {
+        let group = |max: &str, current: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("pids.max"), max).unwrap();
+            fs::write(folder.path().join("pids.current"), current).unwrap();
+            pids_limit_if_full(folder.path()).map(|(file, max)| (file.ends_with("pids.max"), max))
+        };
+        assert_eq!(group("20\n", "20\n"), Some((true, 20)));
+        assert_eq!((group("20\n", "19\n"), group("max\n", "19\n"), group("much", "1")), (None, None, None));
+        assert!(groups("8:pids:/a", "pids").contains(&PathBuf::from("/sys/fs/cgroup/pids/a")));
+    }
+
+    #[test]
     fn all_groups_above_a_group_count() {
-        let of = |line| groups(line).iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+        let of = |line| groups(line, "cpu").iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
         assert!(of("0::/a/b").contains(&"/sys/fs/cgroup/a/b".to_owned()));
         assert!(of("0::/a/b").contains(&"/sys/fs/cgroup/".to_owned()));
         assert!(of("3:cpu,cpuacct:/a").contains(&"/sys/fs/cgroup/cpu,cpuacct/a".to_owned()));

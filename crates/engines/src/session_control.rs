@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, Socket};
 
 use crate::byte_budget::ByteBudget;
+use crate::thread_limit::ThreadLimitReached;
 
 /// Shared by a session's owner and the threads that move its bytes.
 pub struct SessionControl {
@@ -23,6 +24,8 @@ pub struct SessionControl {
     /// Notified when the session is cancelled or the budget grows; guards nothing but the wait.
     changed: Condvar,
     waiting: Mutex<()>,
+    /// Why this host refused a thread of the session, if it did.
+    refused_thread: OnceLock<ThreadLimitReached>,
 }
 
 /// The sockets that cancelling shuts down.
@@ -59,7 +62,20 @@ impl SessionControl {
             registered: Mutex::default(),
             changed: Condvar::new(),
             waiting: Mutex::new(()),
+            refused_thread: OnceLock::new(),
         }
+    }
+
+    /// Notes an error of starting a thread or a process. The first refusal of this host is kept.
+    pub fn note_thread_error(&self, error: &io::Error) {
+        if let Some(refused) = ThreadLimitReached::of(error) {
+            self.refused_thread.get_or_init(|| refused.clone());
+        }
+    }
+
+    /// Why this host refused a thread of the session, if it did.
+    pub fn refused_thread(&self) -> Option<&ThreadLimitReached> {
+        self.refused_thread.get()
     }
 
     /// Notes that the other end sent something, on any connection of the session.

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod engines;
 pub mod failure;
 pub mod log;
+pub mod runtime;
 pub mod self_test;
 #[cfg(test)]
 mod test_files;

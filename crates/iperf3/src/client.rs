@@ -3,9 +3,10 @@
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use paramedic_engines::engine::PhaseProgress;
@@ -13,6 +14,7 @@ use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::sys::child;
+use paramedic_engines::thread_limit;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use rustix::process::{Pid, Signal};
@@ -210,7 +212,7 @@ impl Client {
         {
             let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
             let run = move || run(&program, &order, &shared, &sender);
-            std::thread::Builder::new().name("iperf3-client".into()).spawn(run)?;
+            thread_limit::spawn("iperf3-client", run)?;
         }
         started.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
         Ok(Self { shared })
@@ -301,7 +303,7 @@ impl ClientShared {
 fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &mpsc::Sender<io::Result<()>>) {
     let clock = CpuClock::start();
     let began = Instant::now();
-    let (folder, mut process) = match spawn(program, order) {
+    let (folder, mut process, complaints) = match spawn(program, order) {
         Ok(started) => started,
         Err(error) => {
             // `start` waits for this.
@@ -311,18 +313,6 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &
     let pid = Pid::from_child(&process);
     shared.state().pid = Some(pid);
     started.send(Ok(())).unwrap_or(());
-    let complaints = process.stderr.take().map(|stderr| {
-        std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let mut stderr = stderr;
-            let kept = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut text);
-            // Discards the rest, so that the client does not block in a write.
-            if let Err(error) = kept.and_then(|_| io::copy(&mut stderr, &mut io::sink())) {
-                tracing::debug!(%error, "cannot read the errors of an iperf3");
-            }
-            text
-        })
-    });
     let output = process
         .stdout
         .take()
@@ -335,8 +325,7 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &
         tracing::debug!(%error, "cannot reap an iperf3");
     }
     drop(folder);
-    let complaint = complaints.and_then(|thread| thread.join().ok());
-    let complaint = complaint.and_then(|text| output::error_line(&String::from_utf8_lossy(&text)));
+    let complaint = complaints.join().ok().and_then(|text| output::error_line(&String::from_utf8_lossy(&text)));
     let lived = began.elapsed().as_secs_f64().max(f64::EPSILON);
     let end = ClientExit {
         report: output.report.unwrap_or(Err(Unreadable::Empty)),
@@ -358,16 +347,30 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &
     shared.notify();
 }
 
-fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, std::process::Child)> {
+/// Starts the client in a folder of its own, and the thread that reads its stderr.
+fn spawn(program: &Program, order: &ClientOrder) -> io::Result<(TempDir, Child, JoinHandle<Vec<u8>>)> {
     let folder = folder_in(&order.scratch)?;
+    let (complaints, theirs) = io::pipe()?;
     let mut command = Command::new(&program.path);
     command.args(order.arguments(program)).current_dir(folder.path()).env("TMPDIR", folder.path());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(theirs);
     if let Some(credentials) = &order.credentials {
         write_new(&folder.path().join(KEY_FILE), &credentials.public_key_pem)?;
         command.env("IPERF3_PASSWORD", &*credentials.password);
     }
-    Ok((folder, child::spawn(command)?))
+    // Before the client: its stderr must not stay unread. If there is no client, its stderr ends at once.
+    let reader = thread_limit::spawn("iperf3-stderr", move || read_complaints(complaints))?;
+    Ok((folder, child::spawn(command)?, reader))
+}
+
+fn read_complaints(mut stderr: io::PipeReader) -> Vec<u8> {
+    let mut text = Vec::new();
+    let kept = stderr.by_ref().take(MAX_STDERR_BYTES).read_to_end(&mut text);
+    // Discards the rest, so that the client does not block in a write.
+    if let Err(error) = kept.and_then(|_| io::copy(&mut stderr, &mut io::sink())) {
+        tracing::debug!(%error, "cannot read the errors of an iperf3");
+    }
+    text
 }
 
 #[derive(Default)]

@@ -362,6 +362,11 @@ impl LaneHandoff {
         !state.is_over
     }
 
+    /// Notes an error of starting the child.
+    pub(super) fn note_thread_error(&self, error: &io::Error) {
+        self.control.note_thread_error(error);
+    }
+
     /// Records that the child listens.
     pub(super) fn set_listening(&self) {
         self.state().child = ChildState::Listens;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use paramedic_engines::engine::Unavailable;
 use paramedic_engines::sys::child;
+use paramedic_engines::thread_limit::{self, ThreadLimitReached};
 
 use super::login::LoginPadding;
 use super::output::{Version, version_of};
@@ -44,7 +45,7 @@ impl Program {
     fn at(path: &Path) -> Result<Self, Unavailable> {
         let lacking = |error: io::Error| Unavailable {
             because: format!("{} does not run: {error}", path.display()),
-            hint: INSTALL.into(),
+            hint: ThreadLimitReached::of(&error).map_or_else(|| INSTALL.into(), ThreadLimitReached::hint),
         };
         let path = path.canonicalize().map_err(lacking)?;
         let printed = query(&path, "--version").map_err(lacking)?;
@@ -133,14 +134,15 @@ fn query(path: &Path, option: &str) -> io::Result<String> {
     let (output, theirs) = io::pipe()?;
     let mut command = Command::new(path);
     command.arg(option).stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
-    let mut child = child::spawn(command)?;
     let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
+    // Before the child: its output must not stay unread. If there is no child, the output ends at once.
+    thread_limit::spawn("iperf3-output", move || {
         let mut text = Vec::new();
         let read = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut text);
         // Fails if the caller has timed out.
         sender.send(read.map(|_| text)).unwrap_or(());
-    });
+    })?;
+    let mut child = child::spawn(command)?;
     let text = receiver.recv_timeout(QUERY_TIMEOUT).map_err(|_| io::Error::from(io::ErrorKind::TimedOut));
     // Both succeed also for a child that has exited by itself.
     child.kill()?;

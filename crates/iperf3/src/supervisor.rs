@@ -14,6 +14,7 @@ use nix::libc;
 use paramedic_engines::session_control::{Registration, SessionControl};
 use paramedic_engines::sys::child::spawn_confined;
 use paramedic_engines::sys::seccomp::{Question, Supervisor};
+use paramedic_engines::thread_limit;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
@@ -65,7 +66,7 @@ impl ChildSupervisor {
         let registration = control.register(&handoff.notifier)?;
         let of_thread = Arc::clone(&handoff);
         let run = move || supervise(&order, &of_thread, registration);
-        let thread = std::thread::Builder::new().name("iperf3-child".into()).spawn(run)?;
+        let thread = thread_limit::spawn("iperf3-child", run)?;
         Ok(Self { handoff, thread: Some(thread) })
     }
 }
@@ -98,6 +99,7 @@ fn supervise(order: &ChildSetup, handoff: &LaneHandoff, _registration: Registrat
         let exit = match serve_test(order, handoff) {
             Ok(exit) => exit,
             Err(error) => {
+                handoff.note_thread_error(&error);
                 tracing::error!(%error, "cannot start iperf3");
                 ChildExit { error: Some(error.to_string()), ..ChildExit::default() }
             }

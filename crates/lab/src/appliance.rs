@@ -2,14 +2,16 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use paramedic_report::document::{ErrorDocument, ErrorSchema, Event, ResultDocument};
 use tempfile::TempDir;
 
-use crate::programs::{Around, NOBODY, Outcome, Programs, Running, clean_command, may_change_user, may_mount};
+use crate::programs::{
+    Around, NOBODY, Outcome, Programs, Running, clean_command, give_away, may_change_user, may_mount,
+};
 use crate::reflector::Reflector;
 
 /// An appliance, at first not paired with any reflector.
@@ -17,6 +19,8 @@ use crate::reflector::Reflector;
 pub struct Appliance {
     home: TempDir,
     around: Around,
+    /// The program to run, if not the one that was built.
+    program: Option<PathBuf>,
 }
 
 /// Whether a result warns of a full processor at an end: then the machine was measured, not the link.
@@ -38,7 +42,7 @@ impl Default for Appliance {
 impl Appliance {
     /// An appliance on this host.
     pub fn new() -> Self {
-        Self { home: TempDir::new().expect("a temporary folder"), around: Around::Nothing }
+        Self { home: TempDir::new().expect("a temporary folder"), around: Around::Nothing, program: None }
     }
 
     /// An appliance in the network namespace `netns`.
@@ -61,19 +65,16 @@ impl Appliance {
     /// The same as an unprivileged user who owns the state folder and may not write to it. Prints SKIPPED and returns `None`
     /// without the rights.
     pub fn run_by_nobody_without_write_access(self) -> Option<Self> {
-        if !may_change_user() {
-            return None;
-        }
-        let given_away = |path: &Path| {
-            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give away");
-        };
-        given_away(self.home.path());
-        for entry in std::fs::read_dir(self.state()).expect("the state folder") {
-            given_away(&entry.expect("an entry").path());
-        }
-        given_away(&self.state());
+        let program = may_change_user().then(|| give_away(self.home.path(), NOBODY, "packetparamedic"))?;
         std::fs::set_permissions(self.state(), Permissions::from_mode(0o500)).expect("a mode");
-        Some(Self { around: Around::Nobody, ..self })
+        Some(Self { around: Around::Nobody, program: Some(program), ..self })
+    }
+
+    /// The same for `user`, whom no other test uses and who may have so many threads. Prints SKIPPED and returns `None`
+    /// without the rights.
+    pub fn with_few_threads(self, user: u32, allowed: u32) -> Option<Self> {
+        let program = may_change_user().then(|| give_away(self.home.path(), user, "packetparamedic"))?;
+        Some(Self { around: Around::FewThreads { user, allowed }, program: Some(program), ..self })
     }
 
     /// Pairs the appliance by code with `reflector`, which it reaches at `address`.
@@ -88,24 +89,10 @@ impl Appliance {
 
     /// A command of the program with this appliance's state folder.
     pub fn command(&self, args: &[&str]) -> Command {
-        let program = match self.around {
-            Around::Nobody => self.readable_program(),
-            _ => Programs::built().path("packetparamedic"),
-        };
+        let program = self.program.clone().unwrap_or_else(|| Programs::built().path("packetparamedic"));
         let mut command = clean_command(&program, self.home.path(), &self.around);
         command.args(args).env("PACKETPARAMEDIC_STATE_DIR", self.state());
         command
-    }
-
-    /// A copy of the program that every user can execute: the target folder may be closed to others. Another process makes
-    /// it: a child forked by this process meanwhile would inherit the file open for writing (ETXTBSY).
-    fn readable_program(&self) -> PathBuf {
-        let copy = self.home.path().join("packetparamedic");
-        if !copy.exists() {
-            let copied = Command::new("cp").arg(Programs::built().path("packetparamedic")).arg(&copy).status();
-            assert!(copied.is_ok_and(|status| status.success()), "a copy of the program");
-        }
-        copy
     }
 
     /// The same with a limit of writable memory in bytes (`RLIMIT_DATA`).

@@ -87,6 +87,13 @@ pub(crate) enum Around {
     Without(i64),
     /// With this limit of open files.
     FewFiles(u32),
+    /// As an unprivileged user who may have so many threads in all processes.
+    FewThreads {
+        /// The user and group, which no other test uses.
+        user: u32,
+        /// The limit (`RLIMIT_NPROC`).
+        allowed: u32,
+    },
 }
 
 /// The user and group that own nothing.
@@ -99,6 +106,20 @@ pub(crate) fn may_change_user() -> bool {
         eprintln!("SKIPPED: running as another user needs root");
     }
     may
+}
+
+/// Gives `home` and all in it to `user`, with a copy of the program `name`, and returns the copy: the user may be unable
+/// to read the target folder.
+pub(crate) fn give_away(home: &Path, user: u32, name: &str) -> PathBuf {
+    let bin = home.join("bin");
+    std::fs::create_dir_all(&bin).expect("a folder");
+    // Another process makes the copy: a child forked by this process meanwhile would inherit the file open for writing,
+    // and the kernel refuses to execute such a file (ETXTBSY).
+    let copied = Command::new("cp").arg(Programs::built().path(name)).arg(&bin).status();
+    assert!(copied.is_ok_and(|status| status.success()), "a copy of the program");
+    let given = Command::new("chown").args(["-R", &format!("{user}:{user}")]).arg(home).status();
+    assert!(given.is_ok_and(|status| status.success()), "root may give away");
+    bin.join(name)
 }
 
 /// Executes the program with the system call filter in the file `$1`.
@@ -187,6 +208,13 @@ pub(crate) fn clean_command(program: &Path, home: &Path, around: &Around) -> Com
             let mut command = Command::new("setpriv");
             command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--inh-caps=-all"]);
             command.args(["--bounding-set=-all", "--no-new-privs"]).arg(program);
+            command
+        }
+        Around::FewThreads { user, allowed } => {
+            let user = user.to_string();
+            let mut command = Command::new("prlimit");
+            command.args([&format!("--nproc={allowed}"), "--", "setpriv", "--reuid", &user, "--regid", &user]);
+            command.args(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]).arg(program);
             command
         }
         Around::FewFiles(allowed) => {

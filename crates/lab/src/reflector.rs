@@ -10,11 +10,14 @@ use tempfile::TempDir;
 
 use crate::changes;
 use crate::programs::{
-    Around, NOBODY, Outcome, Programs, Running, clean_command, may_change_user, may_filter, may_mount,
+    Around, NOBODY, Outcome, Programs, Running, clean_command, give_away, may_change_user, may_filter, may_mount,
 };
 
 /// How long a program may take to print a line on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A limit of threads that no command reaches.
+const PLENTY_OF_THREADS: u32 = 10_000;
 
 /// A reflector, running or stopped.
 #[derive(Debug)]
@@ -74,17 +77,19 @@ impl Reflector {
             return None;
         }
         let mut reflector = Self::new(listen, Around::Nobody, environment);
-        let bin = reflector.home.path().join("bin");
-        std::fs::create_dir(&bin).expect("a folder");
-        // The unprivileged user may be unable to read the target folder, so it gets a copy of the program. Another process
-        // makes the copy: a child forked by this process meanwhile would inherit the file open for writing, and the kernel
-        // refuses to execute such a file (ETXTBSY).
-        let copied = Command::new("cp").arg(Programs::built().path("reflector")).arg(&bin).status();
-        assert!(copied.is_ok_and(|status| status.success()), "a copy of the program");
-        for path in [reflector.home.path(), &bin] {
-            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("root may give away");
+        reflector.program = Some(give_away(reflector.home.path(), NOBODY, "reflector"));
+        reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
+        Some(reflector)
+    }
+
+    /// Starts a reflector on loopback as `user`, whom no other test uses and who may have so many threads. Prints SKIPPED
+    /// and returns `None` without the rights.
+    pub fn serve_with_few_threads(user: u32, allowed: u32) -> Option<Self> {
+        if !may_change_user() {
+            return None;
         }
-        reflector.program = Some(bin.join("reflector"));
+        let mut reflector = Self::new(&["127.0.0.1:0"], Around::FewThreads { user, allowed }, &[]);
+        reflector.program = Some(give_away(reflector.home.path(), user, "reflector"));
         reflector.start().unwrap_or_else(|error| panic!("the reflector serves: {error:#}\n{}", reflector.log()));
         Some(reflector)
     }
@@ -168,6 +173,10 @@ impl Reflector {
         match (&self.around, &self.running) {
             (Around::TinyDisk(_), Some(running)) => self.command_in(&Around::Disks(running.pid()), args),
             (Around::FewFiles(_), _) => self.command_in(&Around::Nothing, args),
+            // The running program has used the limit up.
+            (Around::FewThreads { user, .. }, _) => {
+                self.command_in(&Around::FewThreads { user: *user, allowed: PLENTY_OF_THREADS }, args)
+            }
             (around, _) => self.command_in(around, args),
         }
     }

@@ -133,6 +133,23 @@ fn every_crate_except_engines_forbids_unsafe_code() {
 type Module = Vec<String>;
 
 #[test]
+fn threads_are_started_only_where_a_refusal_of_the_host_is_explained() {
+    let mut checked = 0;
+    for krate in ["appliance", "engines", "host", "iperf3", "link", "packetparamedic", "reflector", "report"] {
+        let source = root().join("crates").join(krate).join("src");
+        let mut texts = BTreeMap::new();
+        collect(&source, &source, &mut texts);
+        for (module, code) in texts.iter().filter(|(module, _)| *module != &["thread_limit"]) {
+            for call in ["thread::spawn(", "thread::Builder", "scope.spawn(", ".spawn_scoped("] {
+                assert!(!code.contains(call), "{krate}: {module:?} has {call}; use paramedic_engines::thread_limit");
+            }
+            checked += code.matches("thread_limit::spawn").count();
+        }
+    }
+    assert!(checked > 10, "{checked} places start threads");
+}
+
+#[test]
 fn files_do_not_import_each_other_in_a_circle() {
     let mut unused = KNOWN_CIRCLES.to_vec();
     let mut unknown = Vec::new();

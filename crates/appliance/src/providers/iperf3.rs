@@ -351,7 +351,7 @@ impl Visit<'_> {
         }
         let end = end
             .map_err(|_| ApplianceError::Internal("a thread panicked".to_owned()))?
-            .map_err(Iperf3Failure::NotStarted)?;
+            .map_err(|error| ApplianceError::of_io(error, |error| Iperf3Failure::NotStarted(error).into()))?;
         Ok((if is_interrupted { Attempt::Interrupted(end) } else { Attempt::Done(end) }, kept))
     }
 

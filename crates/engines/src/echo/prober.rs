@@ -21,6 +21,7 @@ use crate::clock::{Clock, Timer, Wake, wait};
 use crate::data_stream::DataStream;
 use crate::origin::Origin;
 use crate::session_control::{Cancelled, SessionControl};
+use crate::thread_limit::{self, ThreadLimitReached};
 use crate::udp_port::datagram::Mailbox;
 
 /// The number of probes that test whether UDP works. They take one second in total.
@@ -111,7 +112,7 @@ impl Prober {
         let sender = {
             let shared = Arc::clone(&shared);
             let (target, origin, fall_back) = (setup.target, setup.origin, setup.fall_back);
-            std::thread::Builder::new().name("echo-send".into()).spawn(move || {
+            thread_limit::spawn("echo-send", move || {
                 let end = shared.probe(target, &origin, fall_back, &timer);
                 // Has no effect if a transport was found before.
                 shared.decide(TransportChoice::Failed(end.err().unwrap_or_else(|| io::Error::other(Cancelled))));
@@ -128,7 +129,7 @@ impl Prober {
             match &*route {
                 TransportChoice::Unknown => {}
                 TransportChoice::Found(transport) => return Ok(*transport),
-                TransportChoice::Failed(why) => return Err(io::Error::new(why.kind(), why.to_string())),
+                TransportChoice::Failed(why) => return Err(thread_limit::copy_of(why)),
             }
             route = self.shared.route_known.wait(route).unwrap_or_else(PoisonError::into_inner);
         }
@@ -201,7 +202,9 @@ impl ProberState {
             self.over_udp(&socket, timer)
         });
         let is_decided = !matches!(*lock(&self.route), TransportChoice::Unknown);
-        if is_decided || self.stage() != RUNNING || self.control.is_cancelled() {
+        // The fallback is for a path that carries no UDP.
+        let is_refused = over_udp.as_ref().is_err_and(|error| ThreadLimitReached::of(error).is_some());
+        if is_decided || is_refused || self.stage() != RUNNING || self.control.is_cancelled() {
             return over_udp;
         }
         let mut connection = ProbeConnection::new(fall_back()?)?;
@@ -216,7 +219,7 @@ impl ProberState {
             // Ends the receiver in any case, because the scope waits for it.
             let _ends_receiver = WakeOnDrop(&done);
             let receive = || self.receive(socket, mailbox, &done);
-            std::thread::Builder::new().name("echo-receive".into()).spawn_scoped(scope, receive)?;
+            thread_limit::spawn_scoped(scope, "echo-receive", receive)?;
             if self.try_udp(timer, socket)? {
                 self.begin_schedule(EchoTransport::Udp);
                 self.keep_schedule(timer, &mut &*socket)?;

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
@@ -17,6 +17,7 @@ use super::{DRAIN_TIMEOUT, PhaseContext, micros, tally};
 use crate::engine::{PhaseObserver, PhaseProgress};
 use crate::host_facts::CpuClock;
 use crate::session_control::SessionControl;
+use crate::thread_limit;
 
 /// How long after the receiver's drain timeout a sender still waits for its confirmation.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -187,9 +188,10 @@ fn spawn<'scope, S: PhaseStream>(
     let spawn_one = |(stream, (counter, watched)): (&'scope mut S, (&'scope Counter, &'scope S::Watched))| {
         let stream_run = StreamRun { context, direction: run.direction, counter, watched, is_aborted: &run.is_aborted };
         let body = move || run_stream(stream, run, &stream_run);
-        let spawned = Builder::new().name(name.into()).spawn_scoped(scope, body);
+        let spawned = thread_limit::spawn_scoped(scope, name, body);
         if let Err(error) = &spawned {
-            note::<S>(context, error, context.until);
+            context.control.note_thread_error(error);
+            context.note(error.to_string(), Instant::now(), context.until);
             run.ended.fetch_add(1, Ordering::SeqCst);
         }
         spawned.ok()

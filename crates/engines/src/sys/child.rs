@@ -19,6 +19,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::seccomp::{Filter, Supervisor};
 
+use crate::thread_limit;
+
 /// What a child may do.
 pub struct Confinement {
     /// The files that it can access.
@@ -77,7 +79,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     // SAFETY: between fork and exec `tie` only makes system calls that touch no memory of the parent's threads.
     unsafe { command.pre_exec(tie) };
     let _starting = being_started();
-    command.spawn()
+    command.spawn().map_err(thread_limit::explained)
 }
 
 /// Like [`spawn`], confined. The supervisor gets the child's supervised system calls.
@@ -137,7 +139,7 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
         }
         (Err(source), None) => match said.and_then(|number| STEPS.get(usize::from(number))) {
             Some(step) => Err(io::Error::new(io::ErrorKind::Unsupported, NotConfined { step, source })),
-            None => Err(source),
+            None => Err(thread_limit::explained(source)),
         },
         // Confined, and then the program could not be started.
         (Err(source), Some(_)) => Err(source),

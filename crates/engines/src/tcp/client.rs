@@ -18,6 +18,7 @@ use crate::metered_stream::MeteredStream;
 use crate::phase::{self, NO_SUCH_PHASE, nothing_moved, streams_of};
 use crate::session_control::SessionControl;
 use crate::socket::{self, SocketOptions};
+use crate::thread_limit;
 
 /// Concurrent handshakes that an appliance may have at the reflector's control port.
 const MAX_CONCURRENT_DIALS: u16 = 4;
@@ -79,7 +80,7 @@ impl EngineClient for TcpClient {
         std::thread::scope(|scope| {
             // This thread dials too, so that a failure to start the others only makes it slower.
             for _ in 1..streams.min(MAX_CONCURRENT_DIALS) {
-                std::thread::Builder::new().name("tcp-dial".into()).spawn_scoped(scope, dial_on).ok();
+                thread_limit::spawn_scoped(scope, "tcp-dial", dial_on).ok();
             }
             dial_on();
         });

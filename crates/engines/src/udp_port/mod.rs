@@ -19,6 +19,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::clock::{Wake, wait};
 use crate::session_control::SessionControl;
+use crate::thread_limit;
 use datagram::{Arrival, Mailbox, answer};
 
 /// The length of every datagram that is answered, and of the answer, so that the port never amplifies.
@@ -160,7 +161,7 @@ impl UdpPort {
         let thread = {
             let (shared, socket) = (Arc::clone(&shared), Arc::new(socket));
             let serve = move || shared.serve(&socket, &mut mailbox);
-            std::thread::Builder::new().name("udp-port".into()).spawn(serve)?
+            thread_limit::spawn("udp-port", serve)?
         };
         Ok(Arc::new(Self { shared, local, thread: Some(thread) }))
     }

@@ -12,6 +12,7 @@ use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_appliance::targets::{Fault, HostPort, NotAHostPort};
 use paramedic_appliance::{ApplianceError, LinkFailure};
 use paramedic_engines::engine::Unavailable;
+use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_host::config::{ConfigError, Configuration};
 use paramedic_iperf3::output::FailureKind;
 use paramedic_link::framed::LinkError;
@@ -166,6 +167,7 @@ impl From<&ApplianceError> for CommandFailure {
                 let try_ = "choose another with -C, run this as root, or allow it in that setting with sysctl";
                 Self::new(Usage, "bad_request", "this device cannot run that test", source, try_)
             }
+            E::ThreadLimit(refused) => thread_limit("this device cannot run that test", refused),
             E::DeviceBusy => Self::new(
                 Busy,
                 "busy_here",
@@ -284,6 +286,12 @@ impl From<&ApplianceError> for CommandFailure {
             E::BrokeOff(reason) => Self::new(Failed, "internal", "the test broke off", reason, REPORT_IT),
         }
     }
+}
+
+/// The failure of a command on a device that allows no more threads.
+pub(super) fn thread_limit(what: &str, refused: &ThreadLimitReached) -> CommandFailure {
+    let try_ = format!("{}; or ask for fewer streams with -P", refused.hint());
+    CommandFailure::new(ExitStatus::Failed, "thread_limit", what, refused, try_)
 }
 
 fn no_such(what: &str, wanted: &str) -> CommandFailure {
@@ -628,6 +636,7 @@ mod tests {
     use std::time::Duration;
 
     use paramedic_appliance::store::StorageError;
+    use paramedic_engines::thread_limit::ThreadLimit;
     use paramedic_link::key_file::KeyFileError;
     use paramedic_link::measurement::DatagramsSeen;
     use paramedic_link::state_folder::StateFolderError;
@@ -710,6 +719,7 @@ mod tests {
             ("ambiguous run", S::AmbiguousRun { wanted: wanted() }.into()),
             ("unreadable result", S::Document { source: no_json }.into()),
             ("database: other", S::Sql { doing: saving, source: sqlx::Error::PoolClosed }.into()),
+            ("no more threads", E::ThreadLimit(ThreadLimitReached { limit: Some(ThreadLimit::User(25)) })),
             ("device busy", E::DeviceBusy),
             ("state folder", E::TestFolder { folder: "/state".into(), source: other() }),
             ("result cannot be saved", E::from(S::ReadOnly { doing: saving, path: path() }).or_cannot_save()),

@@ -25,7 +25,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::Appliance;
+use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
+use paramedic_host::runtime;
 use paramedic_link::state_folder::Change;
 
 use crate::config::{Color, CommonFlags, Settings};
@@ -206,11 +208,14 @@ pub fn run() -> ExitCode {
     }
     let log = context.output.log();
     paramedic_host::log::start(&context.settings.log, context.settings.log_format, log.has_color(), log);
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match runtime::start(&mut tokio::runtime::Builder::new_current_thread(), LEAST_THREADS) {
         Ok(runtime) => runtime,
         Err(error) => {
-            let try_ = "does the machine still have memory and threads?";
-            let failure = CommandFailure::new(ExitStatus::Failed, "internal", "cannot start", error.to_string(), try_);
+            let try_ = "does the machine still have memory?";
+            let failure = match ThreadLimitReached::of(&error) {
+                Some(refused) => failure::thread_limit("cannot start", refused),
+                None => CommandFailure::new(ExitStatus::Failed, "internal", "cannot start", error.to_string(), try_),
+            };
             return context.output.fail(&failure).into();
         }
     };
@@ -228,6 +233,9 @@ pub fn run() -> ExitCode {
         Err(failure) => context.output.fail(&failure).into(),
     }
 }
+
+/// What no command can do without: a thread for blocking work, and that of the database.
+const LEAST_THREADS: usize = 2;
 
 /// The crates of this program that log.
 const LOGGING_CRATES: [&str; 6] = [

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use paramedic_host::runtime;
 use paramedic_host::self_test::{self, Step};
 use paramedic_report::quantity;
 use paramedic_report::self_test::{FactRow, Role, SelfTest, fact_rows, rate_note, rate_rows};
@@ -34,7 +35,7 @@ pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
 
 /// Runs the test on its own thread; Ctrl-C ends it, and leaves nothing behind.
 fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| broken(&e))?;
+    let runtime = runtime::start(&mut tokio::runtime::Builder::new_current_thread(), 1).map_err(|e| broken(&e))?;
     let test = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| broken(&e))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(|e| broken(&e))?;

@@ -3,7 +3,8 @@
 use std::io::IsTerminal;
 
 use paramedic_engines::memory;
-use paramedic_host::log;
+use paramedic_engines::thread_limit::ThreadLimitReached;
+use paramedic_host::{log, runtime};
 use paramedic_link::state_folder::StateFolderError;
 
 use super::load;
@@ -14,6 +15,9 @@ use crate::config::{AllFlags, Config};
 use crate::failure::{Exit, Failure};
 use crate::server::{self, ListenError};
 use crate::store::StoreError;
+
+/// The worker threads of the runtime, which move no test data.
+const WORKERS: usize = 2;
 
 pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
     let config = load(&flags.values)?;
@@ -31,16 +35,14 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
     let key = identity(&config)?;
     memory::share_arenas();
     let listen = config.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
-            Failure::new(
-                Exit::Failed,
-                "runtime",
-                "the reflector cannot start",
-                error,
-                "check the free memory and the thread limit of this machine",
-            )
-        })?;
+    // Its workers, a thread for blocking work, the database's, and one for each UDP port.
+    let threads = WORKERS + 2 + config.listen.len();
+    let builder = &mut tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime::start(builder.worker_threads(WORKERS), threads).map_err(|error| {
+        let hint = ThreadLimitReached::of(&error).map(ThreadLimitReached::hint);
+        let try_ = hint.unwrap_or_else(|| "check the free memory of this machine".to_owned());
+        Failure::new(Exit::Failed, "runtime", "the reflector cannot start", error, try_)
+    })?;
     let ready = |addresses: &[std::net::SocketAddr]| {
         for address in addresses {
             print_line(&format!("listening on {address}"));

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
@@ -21,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::server::TlsStream;
 
 use super::bounded_socket::BoundedSocket;
-use super::grant::{self, ClaimError, RequestingLink};
+use super::grant::{self, AT_REFLECTOR, ClaimError, RequestingLink};
 use super::running_session::{self, PhaseEvent, RunningSession, SessionEvent};
 use super::{Lifecycle, LinkCommand, Server, lock};
 use crate::connection_limiter::Prefix;
@@ -441,7 +442,9 @@ impl Connection {
             if self.server.may_log(self.peer) {
                 tracing::error!(%error, "no thread for a phase");
             }
-            return self.end_session(EndReason::Failed, "the reflector cannot start a thread").await;
+            let refused = ThreadLimitReached::of(&error).map(|refused| refused.at(AT_REFLECTOR));
+            let detail = refused.as_deref().unwrap_or("the reflector cannot start a thread");
+            return self.end_session(EndReason::Failed, detail).await;
         }
         LinkFlow::Continue
     }
@@ -465,7 +468,11 @@ impl Connection {
                 PhaseEvent::Done(..) if granted.running.control.is_cancelled() => LinkFlow::Continue,
                 PhaseEvent::Done(phase, tally) => {
                     granted.phase = None;
-                    self.send(&ToAppliance::PhaseDone { phase, tally }).await
+                    // The tally would say that connections failed, which is a consequence.
+                    match granted.running.control.refused_thread().map(|refused| refused.at(AT_REFLECTOR)) {
+                        Some(detail) => return self.end_session(EndReason::Failed, &detail).await,
+                        None => self.send(&ToAppliance::PhaseDone { phase, tally }).await,
+                    }
                 }
             };
             if !matches!(sent, LinkFlow::Continue) {

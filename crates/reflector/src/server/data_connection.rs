@@ -6,6 +6,7 @@ use std::sync::Arc;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo;
 use paramedic_engines::metered_stream::MeteredStream;
+use paramedic_engines::thread_limit;
 use paramedic_link::admission::Preamble;
 use tokio::io::AsyncReadExt;
 
@@ -51,7 +52,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     let (keys, control) = (Arc::clone(&running.keys), Arc::clone(&running.control));
     let stream = MeteredStream::new(stream, Arc::clone(&control));
     let answer = move || echo::answer_stream(stream, &keys, &control);
-    if let Err(error) = std::thread::Builder::new().name("echo-stream".into()).spawn(answer)
+    if let Err(error) = thread_limit::spawn("echo-stream", answer)
         && server.may_log(running.peer)
     {
         tracing::warn!(%error, "no thread for latency probes over TCP");

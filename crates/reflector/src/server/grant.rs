@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_link::admission::SessionKeys;
 use paramedic_link::message::{Denial, DenialReason, EndReason, Grant};
 use paramedic_link::test_spec::{DataMode, TestSpec};
@@ -90,7 +91,8 @@ pub(super) fn claim(
             }
             Err(error) => {
                 if server.may_log(peer) {
-                    tracing::error!(%error, "the session can't be opened");
+                    let hint = ThreadLimitReached::of(&error).map(ThreadLimitReached::hint);
+                    tracing::error!(%error, hint, "the session can't be opened");
                 }
                 events.extend(pending.undo());
                 return (Err(ClaimError::Failed(not_opened(&reservation.spec, &error))), events);
@@ -210,8 +212,14 @@ fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
         let detail = PeerText::new(&error.to_string());
         return Denial { reason: DenialReason::BadRequest, detail, retry_after_ms: None };
     }
-    faulted(&format!("the session cannot be opened: {error}"))
+    match ThreadLimitReached::of(error) {
+        Some(refused) => faulted(&format!("the session cannot be opened: {}", refused.at(AT_REFLECTOR))),
+        None => faulted(&format!("the session cannot be opened: {error}")),
+    }
 }
+
+/// The host of this program, in texts for the appliance.
+pub(super) const AT_REFLECTOR: &str = "the reflector's host";
 
 /// The denial while the audit log or the state cannot be written.
 pub(super) fn not_recorded() -> Denial {

@@ -11,7 +11,9 @@ use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::ProbeResponder;
 use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
 use paramedic_engines::metered_stream::MeteredStream;
+use paramedic_engines::phase::streams_of;
 use paramedic_engines::session_control::SessionControl;
+use paramedic_engines::thread_limit;
 use paramedic_engines::udp_port::{DatagramCounts, DatagramHandler, Enrolment, UdpPort};
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::engine_terms::EngineTerms;
@@ -123,7 +125,13 @@ impl RunningSession {
             peer: from,
             control: Arc::clone(&control),
             scratch: server.config().scratch_dir(),
+        });
+        let server_end = server_end.map_err(|error| match control.refused_thread() {
+            Some(refused) => io::Error::new(io::ErrorKind::QuotaExceeded, refused.clone()),
+            None => error,
         })?;
+        // What is promised is there: a phase that gets no threads fails, and with it a test that took its turn.
+        thread_limit::check(threads_of(&reservation.spec))?;
         let probes: Arc<dyn DatagramHandler> = Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control)));
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
         let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
@@ -222,7 +230,7 @@ impl RunningSession {
             running.phase_changed.notify_one();
             send(PhaseEvent::Done(phase, Box::new(tally)));
         };
-        std::thread::Builder::new().name(format!("phase-{phase}")).spawn(run).map(drop)
+        thread_limit::spawn(format!("phase-{phase}"), run).map(drop)
     }
 
     /// Leases bytes for the session as it uses them: each lease is on disk before its bytes may be moved. Ends with the
@@ -341,6 +349,13 @@ pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: 
     end(server, session, reason).await;
     // A closed link needs no message.
     server.send_command(link, LinkCommand::Ended { session, reason });
+}
+
+/// The most threads of a session at a time, beyond those of its open ports: a phase's streams and its watcher, and the
+/// probes over TCP.
+fn threads_of(spec: &TestSpec) -> usize {
+    let streams = spec.phases.iter().map(|phase| usize::from(streams_of(spec, phase))).max().unwrap_or(0);
+    streams + 2
 }
 
 /// Whether a socket bound to `bound` receives packets to `local`, the local address of a link.

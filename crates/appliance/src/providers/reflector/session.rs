@@ -12,6 +12,7 @@ use paramedic_engines::echo::{Prober, ProberSetup, Probes};
 use paramedic_engines::engine::{ClientSetup, EngineClient, PhaseProgress, Unavailable};
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
+use paramedic_engines::thread_limit;
 use paramedic_link::SessionId;
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::measurement::PhaseTally;
@@ -222,7 +223,8 @@ impl ReflectorSession {
             // Other programs may tell what they received at their end alone.
             record.shows_sent = self.client_end.program().is_some();
             record.is_searched = self.spec.bitrate_bps == Some(0);
-            self.phase(number, phase, observer, record).await?;
+            let end = self.phase(number, phase, observer, record).await;
+            end.map_err(|failure| self.or_thread_limit(failure))?;
         }
         Ok(())
     }
@@ -255,7 +257,8 @@ impl ReflectorSession {
             });
             done.send(tally).ok();
         };
-        std::thread::Builder::new().name("phase".into()).spawn(run).map_err(|error| internal(&error))?;
+        let failed = |error| internal(&error);
+        thread_limit::spawn("phase", run).map_err(|error| ApplianceError::of_io(error, failed))?;
 
         let end = self.watch_phase(number, phase, observer, record, &mut readings, &mut own).await;
         record.ended_at = self.prober.as_ref().map(Prober::now);
@@ -299,13 +302,8 @@ impl ReflectorSession {
             Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
         };
         let (address, mode, transport) = (self.data, self.spec.data_mode, self.transport);
-        let connected = connected.map_err(|source| ApplianceError::NoDataConnection {
-            address,
-            mode,
-            transport,
-            source,
-            datagrams: None,
-        });
+        let failed = |source| ApplianceError::NoDataConnection { address, mode, transport, source, datagrams: None };
+        let connected = connected.map_err(|source| ApplianceError::of_io(source, failed));
         let connected = self.with_reason_of_reflector(connected).await;
         if let Err(ApplianceError::NoDataConnection { source, .. }) = &connected
             && self.falls_back
@@ -481,6 +479,14 @@ impl ReflectorSession {
         }
     }
 
+    /// The failure of a phase, or its cause if this device refused a thread: all else follows from that.
+    fn or_thread_limit(&self, failure: SessionFailure) -> SessionFailure {
+        match self.control.refused_thread() {
+            Some(refused) => ApplianceError::ThreadLimit(refused.clone()).into(),
+            None => failure,
+        }
+    }
+
     fn impossible(&self, claim: Impossible) -> ApplianceError {
         ApplianceError::ImpossibleReport { address: self.client.address(), claim }
     }
@@ -615,7 +621,8 @@ async fn probe(order: ProberSetup) -> Result<Prober, ApplianceError> {
         prober.ready()?;
         Ok::<_, std::io::Error>(prober)
     });
-    started.await.map_err(|_| internal(&"a thread panicked"))?.map_err(ApplianceError::NoProbes)
+    let started = started.await.map_err(|_| internal(&"a thread panicked"))?;
+    started.map_err(|error| ApplianceError::of_io(error, ApplianceError::NoProbes))
 }
 
 /// Keeps a reading. Reports it to the observer and returns it if it counts.
@@ -668,7 +675,7 @@ fn not_driven(spec: &TestSpec, error: std::io::Error) -> ApplianceError {
     }
     let is_refused = matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied);
     if spec.congestion_control.is_none() || !is_refused {
-        return internal(&error);
+        return ApplianceError::of_io(error, |error| internal(&error));
     }
     ApplianceError::CongestionControl(error)
 }

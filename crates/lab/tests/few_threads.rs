@@ -1,0 +1,46 @@
+//! Hosts that allow no more threads: each program says so and names the limit, and goes on with what the host allows.
+
+use lab::{Appliance, Reflector};
+
+/// Users that own nothing else on the machine: the limit counts all threads of a user.
+const USER_OF_APPLIANCE: u32 = 64_101;
+const USER_OF_REFLECTOR: u32 = 64_102;
+
+const SHORT: [&str; 4] = ["-t", "1", "--idle", "0"];
+
+#[test]
+fn an_appliance_that_gets_no_more_threads_names_the_limit() {
+    let reflector = Reflector::serve(&[("MODE", "direct_ephemeral")]);
+    let paired = Appliance::new().pair(&reflector, reflector.address());
+    let Some(appliance) = paired.with_few_threads(USER_OF_APPLIANCE, 25) else { return };
+    for more in [&["--data-mode", "tunneled"][..], &["--data-mode", "direct", "--bidir"], &["-u"]] {
+        let outcome = appliance.speed_test(&[&SHORT, more, &["-P", "64"]].concat());
+        assert_eq!(outcome.code, 1, "{more:?}: {outcome:?}\n{}", reflector.log());
+        let error = outcome.error().error;
+        assert_eq!(error.code, "thread_limit", "{more:?}: {error:#?}");
+        assert!(error.because.contains("allows no more threads: RLIMIT_NPROC is 25"), "{error:#?}");
+        assert!(error.try_.contains("ulimit -u") && error.try_.contains("-P"), "{error:#?}");
+    }
+    let few = appliance.speed_test(&[&SHORT[..], &["-P", "2"]].concat());
+    assert_eq!(few.code, 0, "{few:?}\n{}", reflector.log());
+    let appliance = appliance.with_few_threads(USER_OF_APPLIANCE, 2).unwrap();
+    let error = appliance.fails(&["history"], 1, "thread_limit").error;
+    assert!(error.because.contains("RLIMIT_NPROC is 2"), "{error:#?}");
+}
+
+#[test]
+fn a_reflector_that_gets_no_more_threads_denies_with_the_reason_and_keeps_nothing() {
+    let Some(reflector) = Reflector::serve_with_few_threads(USER_OF_REFLECTOR, 25) else { return };
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    for engine in ["tcp", "udp"] {
+        let denied = appliance.speed_test(&[&SHORT[..], &["--engine", engine, "-P", "64", "--no-wait"]].concat());
+        assert_eq!(denied.code, 5, "{engine}: {denied:?}\n{}", reflector.log());
+        let error = denied.error().error;
+        let because = "the reflector's host allows no more threads: RLIMIT_NPROC is 25 for its user";
+        assert!(error.because.contains(because), "{error:#?}");
+    }
+    assert_eq!(reflector.status()["sessions"]["sessions"], serde_json::json!([]), "{:#}", reflector.status());
+    let few = appliance.speed_test(&[&SHORT[..], &["-P", "2", "--no-wait"]].concat());
+    assert_eq!(few.code, 0, "{few:?}\n{}", reflector.log());
+    assert!(reflector.log().contains("ulimit -u") && !reflector.log().contains("panicked"), "{}", reflector.log());
+}
