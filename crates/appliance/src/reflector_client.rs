@@ -326,7 +326,12 @@ impl ReflectorClient {
 
     /// The failure of a session in which nothing was received for too long.
     pub fn lost_in_silence(&self) -> ApplianceError {
-        LinkFailure::Silent(END_AFTER_SILENCE).at(&self.target)
+        self.silent(END_AFTER_SILENCE)
+    }
+
+    /// The failure of a session in which nothing was received for this time.
+    pub fn silent(&self, time: Duration) -> ApplianceError {
+        LinkFailure::Silent(time).at(&self.target)
     }
 
     /// The failure of a session that the reflector ended.

@@ -194,6 +194,23 @@ pub(crate) fn since_last_ack(socket: &TcpStream) -> Option<Duration> {
     info.last_ack_recv_ms.map(|ms| Duration::from_millis(ms.into()))
 }
 
+/// How long ago anything last arrived on `socket`: payload, or an acknowledgement.
+pub fn since_last_arrival(socket: &TcpStream) -> Option<Duration> {
+    let info = sys::tcp_info(socket).ok()?;
+    // A segment with payload that acknowledges nothing new counts as payload only (net/ipv4/tcp_input.c).
+    let ms = info.last_data_recv_ms?.min(info.last_ack_recv_ms?);
+    Some(Duration::from_millis(ms.into()))
+}
+
+/// Makes the kernel ask the other end of `socket` for an acknowledgement each second while the connection is idle.
+/// Missing answers never end the connection.
+pub fn keep_alive_each_second(socket: &TcpStream) -> io::Result<()> {
+    let second = Duration::from_secs(1);
+    // The highest number of unanswered probes that Linux accepts.
+    let keepalive = TcpKeepalive::new().with_time(second).with_interval(second).with_retries(127);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::net::TcpListener;

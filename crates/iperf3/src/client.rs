@@ -14,6 +14,7 @@ use paramedic_engines::host_facts::CpuClock;
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::sys::child;
+use paramedic_engines::tcp::rate_limit;
 use paramedic_engines::thread_limit;
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
@@ -23,7 +24,8 @@ use zeroize::Zeroizing;
 
 use super::COUNTED_BY_IPERF3;
 use super::login::LoginPadding;
-use super::output::{self, ClientReading, ClientReport, PayloadProtocol, StreamParser, Unreadable};
+use super::output::{self, ClientReading, ClientReport, FailureKind, PayloadProtocol, StreamParser, Unreadable};
+use super::path_watch::PathWatch;
 use super::process::{await_exit, folder_in, signal_group, write_new};
 use super::program::Program;
 
@@ -39,6 +41,13 @@ const MAX_OUTPUT_BYTES: u64 = 256 << 20;
 const MAX_STDERR_BYTES: u64 = 16 << 10;
 /// How long an interrupted client may take to print what it has measured. Callers wait longer.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
+/// A client is ended if nothing arrived from its server for this long, not even the answer to a keepalive. With
+/// [`INTERRUPT_GRACE`] shorter than the silence that ends a session.
+const MAX_SILENCE: Duration = Duration::from_secs(6);
+/// How often the state of the path is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// A client that moves nothing has a silent path if nothing arrived for this long.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
 
 /// The login at a server.
 #[derive(Clone)]
@@ -81,6 +90,9 @@ pub struct ClientOrder {
     pub scratch: PathBuf,
 }
 
+/// What iperf3 writes at once over TCP, unless told otherwise.
+const DEFAULT_BLOCK_BYTES: u64 = 128 << 10;
+
 /// The name of the key's file in a client's folder.
 const KEY_FILE: &str = "server.pem";
 
@@ -122,7 +134,7 @@ impl ClientOrder {
         if let Some(bytes) = self.spec.window_bytes {
             option("-w", Some(bytes.to_string()));
         }
-        if let Some(bytes) = self.spec.block_bytes {
+        if let Some(bytes) = self.block_bytes() {
             option("-l", Some(bytes.to_string()));
         }
         if let Some(bytes) = self.spec.mss_bytes {
@@ -146,6 +158,18 @@ impl ClientOrder {
     }
 }
 
+impl ClientOrder {
+    /// The bytes of each write: as requested. By default they suit the rate limit: at 64 kbit/s a block of iperf3's own
+    /// size lasts 16 s, and nothing else of the test happens meanwhile.
+    fn block_bytes(&self) -> Option<u64> {
+        let limited = || {
+            let bps = self.spec.bitrate_bps.filter(|bps| *bps > 0 && self.transport == PayloadProtocol::Tcp)?;
+            Some(rate_limit::write_size(bps)).filter(|bytes| *bytes < DEFAULT_BLOCK_BYTES)
+        };
+        self.spec.block_bytes.map(u64::from).or_else(limited)
+    }
+}
+
 /// Whether this version prints readings while the test runs.
 fn streams_json(program: &Program) -> bool {
     program.knows("--json-stream")
@@ -160,6 +184,7 @@ struct ClientShared {
     state: Mutex<ClientState>,
     changed: Condvar,
     control: Arc<SessionControl>,
+    target: SocketAddr,
 }
 
 #[derive(Default)]
@@ -167,8 +192,8 @@ struct ClientState {
     /// Set while it may be signalled.
     pid: Option<Pid>,
     new_readings: Vec<ClientReading>,
-    /// Whether it was killed because it ran too long.
-    is_late: bool,
+    /// Why it was ended, if it was.
+    ended_for: Option<EarlyEnd>,
     end: Option<Arc<ClientExit>>,
 }
 
@@ -183,15 +208,34 @@ pub struct ClientExit {
     pub complaint: Option<String>,
     /// Its processor time on this host.
     pub cpu: CpuUse,
-    /// Whether it did not exit in time and was killed.
-    pub is_late: bool,
+    /// Why it was ended, if it did not exit by itself.
+    pub ended_for: Option<EarlyEnd>,
+}
+
+/// Why a client was ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlyEnd {
+    /// It did not exit in time.
+    Overdue,
+    /// The path to its server is silent.
+    PathSilent {
+        /// How long nothing had arrived.
+        silent_for: Duration,
+        /// What the server's kernel had acknowledged of the payload until then, in bytes.
+        acknowledged: u64,
+    },
 }
 
 impl ClientExit {
     /// Why the run failed or is incomplete, if it is.
     pub fn failure(&self) -> Option<String> {
-        if self.is_late {
-            return Some("iperf3 did not exit in time and was killed".to_owned());
+        match self.ended_for {
+            Some(EarlyEnd::Overdue) => return Some("iperf3 did not exit in time and was killed".to_owned()),
+            Some(EarlyEnd::PathSilent { silent_for, .. }) => {
+                let seconds = silent_for.as_secs();
+                return Some(format!("nothing came back over the path for {seconds} s, not even an acknowledgement"));
+            }
+            None => {}
         }
         let complaint = || self.complaint.clone();
         let why = match &self.report {
@@ -202,12 +246,35 @@ impl ClientExit {
         };
         Some(format!("iperf3 reports: {why}"))
     }
+
+    /// The kind of that failure.
+    pub fn failure_kind(&self) -> Option<FailureKind> {
+        match self.ended_for {
+            Some(EarlyEnd::PathSilent { .. }) => Some(FailureKind::PathSilent),
+            Some(EarlyEnd::Overdue) | None => self.failure().as_deref().map(FailureKind::of),
+        }
+    }
+
+    /// The payload that the server had acknowledged when its path fell silent, and the time until then, the omitted part
+    /// excluded. It is all that is known of an upload whose server cannot be asked.
+    pub fn acknowledged(&self) -> Option<Count> {
+        let Some(EarlyEnd::PathSilent { silent_for, acknowledged }) = self.ended_for else { return None };
+        // Those of the silence as well: the last one ends when the client was ended.
+        let readings = &self.report.as_ref().ok()?.readings;
+        let of = |omitted| {
+            sum(readings.iter().filter(|reading| reading.direction == Direction::Upload && reading.omitted == omitted))
+        };
+        let elapsed = Duration::from_micros(of(false).elapsed_us).checked_sub(silent_for)?;
+        let bytes = acknowledged.saturating_sub(of(true).bytes);
+        Some(Count { bytes, elapsed_us: u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX) })
+    }
 }
 
 impl Client {
     /// Starts a client. Wakes `control` at each new reading and at the client's exit.
     pub fn start(program: &Program, order: &ClientOrder, control: Arc<SessionControl>) -> io::Result<Self> {
-        let shared = Arc::new(ClientShared { state: Mutex::default(), changed: Condvar::new(), control });
+        let (state, changed, target) = (Mutex::default(), Condvar::new(), order.target);
+        let shared = Arc::new(ClientShared { state, changed, control, target });
         let (sender, started) = mpsc::channel();
         {
             let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
@@ -218,22 +285,51 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Waits until the client has exited, and passes each reading to `on_reading`. Interrupts the client when the session
-    /// is cancelled or `deadline` has passed.
-    pub fn follow(&self, deadline: Instant, mut on_reading: impl FnMut(ClientReading)) -> Arc<ClientExit> {
-        let end = loop {
-            let in_time = self.shared.control.wait_until(deadline, || self.has_changed());
-            self.take_readings().into_iter().for_each(&mut on_reading);
+    /// Waits until the client has exited, and passes each reading to `on_reading`, except those of a path that fell
+    /// silent. Interrupts the client when the session is cancelled, `deadline` has passed, or nothing arrives from its
+    /// server for [`MAX_SILENCE`].
+    pub fn follow(&self, deadline: Instant, on_reading: impl FnMut(ClientReading)) -> Arc<ClientExit> {
+        let control = &self.shared.control;
+        let mut watch = self.path_watch();
+        let mut readings = ReadingQueue { held: Vec::new(), on_reading };
+        let mut next_look = Instant::now();
+        let mut silent_for = Duration::ZERO;
+        loop {
+            control.wait_until(deadline.min(next_look), || self.has_changed());
             if let Some(end) = self.end() {
-                break end;
+                readings.pass(self.take_readings(), silent_for);
+                if !matches!(end.ended_for, Some(EarlyEnd::PathSilent { .. })) {
+                    readings.flush();
+                }
+                return end;
             }
-            if !in_time {
-                self.shared.state().is_late = !self.shared.control.is_cancelled();
-                break self.interrupt();
+            let now = Instant::now();
+            let mut acknowledged = 0;
+            if now >= next_look {
+                next_look = now + LOOK_INTERVAL;
+                if let Some(path) = watch.as_mut().and_then(PathWatch::look) {
+                    (silent_for, acknowledged) = (path.silent_for, path.acknowledged);
+                }
             }
-        };
-        self.take_readings().into_iter().for_each(on_reading);
-        end
+            readings.pass(self.take_readings(), silent_for);
+            let is_cancelled = control.is_cancelled();
+            let ended_for = match () {
+                () if is_cancelled => None,
+                () if silent_for >= MAX_SILENCE => Some(EarlyEnd::PathSilent { silent_for, acknowledged }),
+                () if now >= deadline => Some(EarlyEnd::Overdue),
+                () => continue,
+            };
+            self.shared.state().ended_for = ended_for;
+            self.interrupt();
+        }
+    }
+
+    /// The watch of the path of a client that runs.
+    fn path_watch(&self) -> Option<PathWatch> {
+        // The lock keeps the client from being reaped, after which its pid could be another process's.
+        let state = self.shared.state();
+        let watch = PathWatch::open(state.pid?, self.shared.target);
+        watch.inspect_err(|errno| tracing::debug!(%errno, "the path of an iperf3 cannot be watched")).ok()
     }
 
     fn take_readings(&self) -> Vec<ClientReading> {
@@ -272,6 +368,29 @@ impl Client {
             }
             state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+}
+
+/// Passes readings on. Holds those without bytes back while the path is silent: they do not measure it.
+struct ReadingQueue<F> {
+    held: Vec<ClientReading>,
+    on_reading: F,
+}
+
+impl<F: FnMut(ClientReading)> ReadingQueue<F> {
+    fn pass(&mut self, readings: Vec<ClientReading>, silent_for: Duration) {
+        for reading in readings {
+            if reading.bytes > 0 || silent_for < SILENT_AFTER {
+                self.flush();
+                (self.on_reading)(reading);
+            } else {
+                self.held.push(reading);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        self.held.drain(..).for_each(&mut self.on_reading);
     }
 }
 
@@ -337,12 +456,12 @@ fn run(program: &Program, order: &ClientOrder, shared: &ClientShared, started: &
             busiest_thread: program.share_of_a_thread(used.0 + used.1, lived, order.spec.streams),
             ..clock.host()
         },
-        is_late: false,
+        ended_for: None,
     };
     {
         let mut state = shared.state();
-        let is_late = state.is_late;
-        state.end = Some(Arc::new(ClientExit { is_late, ..end }));
+        let ended_for = state.ended_for;
+        state.end = Some(Arc::new(ClientExit { ended_for, ..end }));
     }
     shared.notify();
 }
@@ -501,20 +620,86 @@ fn sum<'a>(readings: impl Iterator<Item = &'a ClientReading>) -> Count {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_link::test_spec::{DataMode, EngineId};
+
     use super::*;
+
+    fn reading(direction: Direction, end_us: u64, bytes: u64, omitted: bool) -> ClientReading {
+        ClientReading { direction, begin_us: 0, end_us, bytes, omitted, retransmits: None, udp: None }
+    }
+
+    fn upload(end_us: u64, bytes: u64) -> ClientReading {
+        reading(Direction::Upload, end_us, bytes, false)
+    }
 
     #[test]
     fn a_reading_that_is_printed_twice_counts_once() {
-        let reading = |end_us, bytes| ClientReading {
-            direction: Direction::Download,
-            begin_us: 0,
-            end_us,
-            bytes,
-            omitted: false,
-            retransmits: None,
-            udp: None,
-        };
-        let readings = [reading(100, 5), reading(200, 7), reading(200, 7)];
+        let readings = [upload(100, 5), upload(200, 7), upload(200, 7)];
         assert_eq!(sum(readings.iter()), Count { bytes: 12, elapsed_us: 200 });
+    }
+
+    #[test]
+    fn readings_of_a_silent_path_are_passed_on_only_if_bytes_follow() {
+        let mut passed = Vec::new();
+        let mut queue =
+            ReadingQueue { held: Vec::new(), on_reading: |reading: ClientReading| passed.push(reading.end_us) };
+        queue.pass(vec![upload(1, 5), upload(2, 0)], Duration::ZERO);
+        queue.pass(vec![upload(3, 0)], SILENT_AFTER);
+        queue.pass(vec![upload(4, 0), upload(5, 9), upload(6, 0)], MAX_SILENCE);
+        queue.pass(vec![upload(7, 0)], MAX_SILENCE);
+        drop(queue);
+        assert_eq!(passed, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn an_upload_over_a_path_that_fell_silent_counts_what_was_acknowledged_until_then() {
+        let exit = |ended_for, readings: &[ClientReading]| ClientExit {
+            report: Ok(ClientReport { readings: readings.to_vec(), ..ClientReport::default() }),
+            raw: None,
+            complaint: None,
+            cpu: CpuUse::default(),
+            ended_for,
+        };
+        let silent_for = Duration::from_secs(6);
+        let silent = Some(EarlyEnd::PathSilent { silent_for, acknowledged: 1000 });
+        let readings = [reading(Direction::Upload, 1_000_000, 300, true), upload(2_100_000, 900), upload(8_000_000, 0)];
+        let counted = Some(Count { bytes: 700, elapsed_us: 2_000_000 });
+        assert_eq!(exit(silent, &readings).acknowledged(), counted);
+        assert_eq!(exit(silent, &[]).acknowledged(), None, "it fell silent before the first reading");
+        assert_eq!(exit(silent, &readings).failure_kind(), Some(FailureKind::PathSilent));
+        assert_eq!(exit(Some(EarlyEnd::Overdue), &readings).acknowledged(), None);
+    }
+
+    #[test]
+    fn a_block_suits_the_rate_limit_and_the_bytes() {
+        let bytes = |transport, spec: TestSpec| {
+            let order = ClientOrder {
+                target: ([127, 0, 0, 1], 5201).into(),
+                load: Load::Upload,
+                seconds: 1,
+                omit_seconds: None,
+                spec,
+                transport,
+                origin: Origin::default(),
+                connect_timeout: Duration::from_secs(1),
+                credentials: None,
+                keeps_raw: false,
+                scratch: PathBuf::new(),
+            };
+            order.block_bytes()
+        };
+        let spec = || {
+            let engine = EngineId::try_from("iperf3").unwrap();
+            TestSpec::new(engine, DataMode::DirectEphemeral, vec![], 1)
+        };
+        let limited = |bps| TestSpec { bitrate_bps: Some(bps), ..spec() };
+        assert_eq!(bytes(PayloadProtocol::Tcp, spec()), None);
+        assert_eq!(bytes(PayloadProtocol::Tcp, limited(0)), None);
+        assert_eq!(bytes(PayloadProtocol::Tcp, limited(64_000)), Some(800));
+        assert_eq!(bytes(PayloadProtocol::Tcp, limited(20_000_000)), Some(25_000));
+        assert_eq!(bytes(PayloadProtocol::Tcp, limited(1_000_000_000)), None, "iperf3's own block lasts a millisecond");
+        assert_eq!(bytes(PayloadProtocol::Udp, limited(64_000)), None, "a datagram is short");
+        let asked = TestSpec { block_bytes: Some(65_536), ..limited(64_000) };
+        assert_eq!(bytes(PayloadProtocol::Tcp, asked), Some(65_536));
     }
 }

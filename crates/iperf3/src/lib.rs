@@ -17,6 +17,7 @@ mod cookie;
 #[expect(clippy::disallowed_methods, reason = "waits until deadlines of its own")]
 mod handoff;
 mod login;
+mod path_watch;
 mod process;
 mod program;
 mod sandbox;
@@ -42,7 +43,7 @@ use paramedic_link::admission::SessionKeys;
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_link::{PeerText, SessionId};
 
-pub use client::{Client, ClientExit, ClientOrder, Credentials, progress, tally};
+pub use client::{Client, ClientExit, ClientOrder, Credentials, EarlyEnd, progress, tally};
 pub use login::LoginPadding;
 pub use program::Program;
 

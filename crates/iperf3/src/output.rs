@@ -190,6 +190,8 @@ pub enum FailureKind {
     Unreachable,
     /// The connection ended during the test: the server exited, closed it, or refused the client without a message.
     ControlLost,
+    /// Nothing came back from the server any more. No client prints this; its kernel shows it.
+    PathSilent,
     /// Any other error.
     Other,
 }

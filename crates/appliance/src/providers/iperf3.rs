@@ -47,6 +47,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often a busy server is asked again: its tests take seconds at least, and each question costs it a connection.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// `counted_by`: this end's kernel counted what the server's kernel acknowledged.
+const COUNTED_BY_OWN_KERNEL: &str = "acknowledged";
+
 /// How long a server may still be busy with the phase before: it is told of its client's end, but looks first who else
 /// wants it.
 const STILL_OURS: Duration = Duration::from_secs(10);
@@ -254,7 +257,7 @@ impl Visit<'_> {
                 Attempt::Interrupted(end) => (end, true),
             };
             let failure = end.failure();
-            let complaint = failure.as_deref().map(FailureKind::of);
+            let complaint = end.failure_kind();
             let nothing_yet = readings.is_empty() && !is_interrupted;
             match complaint {
                 Some(FailureKind::Unreachable) if nothing_yet && refused + 1 < self.addresses.len() => {
@@ -421,6 +424,14 @@ impl Visit<'_> {
                 *theirs = None;
                 makes_sense = false;
             }
+        }
+        if theirs.upload.is_none() && phase.load.moves(Direction::Upload) {
+            theirs.upload = end.acknowledged().map(|count| DirectionTally {
+                count,
+                streams: self.spec.streams,
+                counted_by: Some(COUNTED_BY_OWN_KERNEL.into()),
+                ..DirectionTally::default()
+            });
         }
         record.set_theirs(theirs);
         makes_sense

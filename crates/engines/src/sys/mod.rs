@@ -24,6 +24,8 @@ pub(crate) struct TcpInfo {
     pub(crate) snd_mss: Option<u32>,
     /// Segments in flight.
     pub(crate) unacked: Option<u32>,
+    /// Milliseconds since the last payload arrived.
+    pub(crate) last_data_recv_ms: Option<u32>,
     /// Milliseconds since the last acknowledgement arrived.
     pub(crate) last_ack_recv_ms: Option<u32>,
     /// Retransmitted segments since the connection was opened.
@@ -137,6 +139,7 @@ impl TcpInfo {
             state: raw.first().copied(),
             snd_mss: u32_at(16),
             unacked: u32_at(24),
+            last_data_recv_ms: u32_at(52),
             last_ack_recv_ms: u32_at(56),
             total_retrans: u32_at(100),
             bytes_acked: u64_at(120),

@@ -2,7 +2,7 @@
 
 mod client;
 mod payload;
-mod rate_limit;
+pub mod rate_limit;
 mod ready;
 mod receiver;
 mod sender;

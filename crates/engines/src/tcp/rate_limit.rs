@@ -14,6 +14,14 @@ const MAX_STEP_NS: u64 = 100_000_000;
 /// the kernel paces at a little more than the rate.
 const LEAD_NS: u64 = 100_000_000;
 
+/// The bytes that a stream with this rate limit writes at once: a hundred writes a second, or one in 100 ms where those
+/// would be smaller than a segment.
+pub fn write_size(bits_per_s: u64) -> u64 {
+    let bytes_per_s = (bits_per_s / 8).max(1);
+    let least = MIN_STEP.min(bytes_per_s / (1_000_000_000 / MAX_STEP_NS)).max(1);
+    (bytes_per_s / STEPS_PER_S).clamp(least, CHUNK as u64)
+}
+
 /// The rate limit of one stream, in payload bytes.
 pub(super) struct RateLimit {
     bytes_per_s: u64,
@@ -23,9 +31,8 @@ pub(super) struct RateLimit {
 impl RateLimit {
     /// The limit that the test `ask` has, if any.
     pub(super) fn of(ask: &TestSpec) -> Option<Self> {
-        let bytes_per_s = (ask.bitrate_bps.filter(|bps| *bps > 0)? / 8).max(1);
-        let least = MIN_STEP.min(bytes_per_s / (1_000_000_000 / MAX_STEP_NS)).max(1);
-        Some(Self { bytes_per_s, step: (bytes_per_s / STEPS_PER_S).clamp(least, CHUNK as u64) })
+        let bits_per_s = ask.bitrate_bps.filter(|bps| *bps > 0)?;
+        Some(Self { bytes_per_s: (bits_per_s / 8).max(1), step: write_size(bits_per_s) })
     }
 
     /// The size of the next write of a stream that has sent `sent` bytes at `now_ns` since the begin of its phase; or,

@@ -586,6 +586,11 @@ impl From<&Iperf3Failure> for CommandFailure {
                             "is it an iperf3 server? It may also be busy, or want a user: its own output says more";
                         Self::new(Failed, "data_lost", failed(), reason, try_)
                     }
+                    FailureKind::PathSilent => {
+                        let what = format!("the path to the iperf3 server at {target} fell silent");
+                        let try_ = "is that host still up, and the way to it? `ping` it, then run the test again";
+                        Self::new(Failed, "silent", what, reason, try_)
+                    }
                     FailureKind::Other => {
                         let try_ = "does `iperf3` with the same options work on this device?";
                         Self::new(Failed, "iperf3_failed", failed(), reason, try_)
@@ -794,6 +799,7 @@ mod tests {
             ("iperf3 wants a login", client(FailureKind::NotAuthorized, "not authorized", false)),
             ("iperf3 refuses the login", client(FailureKind::NotAuthorized, "not authorized", true)),
             ("iperf3 unreachable", client(FailureKind::Unreachable, "refused", false)),
+            ("iperf3 behind a silent path", client(FailureKind::PathSilent, "nothing came back for 6 s", false)),
             ("iperf3 lost", client(FailureKind::ControlLost, "closed", false)),
             ("iperf3 other", client(FailureKind::Other, "some reason", false)),
             ("key changed", at(LinkFailure::KeyChanged(key))),

@@ -47,6 +47,8 @@ const NEWS: Duration = Duration::from_secs(1);
 const GOODBYE: Duration = Duration::from_millis(500);
 /// The same if the reflector may know why it failed.
 const EXPLANATION: Duration = Duration::from_secs(3);
+/// How long the link may be silent once this end's data connections have failed: both share the path.
+const LOST_WITH_DATA: Duration = Duration::from_secs(3);
 /// How often the latency so far is shown.
 const LATENCY_EVERY: Duration = Duration::from_millis(500);
 
@@ -385,7 +387,13 @@ impl ReflectorSession {
                         (observer.events)(Event::Latency(reading));
                     }
                 }
-                _ = self.beat.tick() => self.keep_alive().await?,
+                _ = self.beat.tick() => {
+                    let has_failed = record.own.as_ref().is_some_and(|own| own.cut_short.is_some());
+                    if has_failed && self.silent_for() > LOST_WITH_DATA {
+                        return Err(self.client.silent(self.silent_for()));
+                    }
+                    self.keep_alive().await?;
+                }
                 () = observer.interrupted() => return Err(ApplianceError::Interrupted),
                 () = tokio::time::sleep_until(deadline) => return Err(ApplianceError::PhaseOverdue(self.client.address())),
             }
@@ -532,12 +540,17 @@ impl ReflectorSession {
         }
     }
 
+    /// How long ago anything was last received on any connection of the session.
+    fn silent_for(&self) -> Duration {
+        self.heard.max(self.control.last_heard().into()).elapsed()
+    }
+
     /// Says that we live; notices when nothing has been heard for too long on any connection.
     async fn keep_alive(&mut self) -> Result<(), ApplianceError> {
-        let heard = self.heard.max(self.control.last_heard().into());
+        let silent_for = self.silent_for();
         // Who was held up here for long has not read yet what may have come.
         let judged = std::mem::replace(&mut self.judged, Instant::now());
-        if heard.elapsed() > END_AFTER_SILENCE && judged.elapsed() < 3 * HEARTBEAT {
+        if silent_for > END_AFTER_SILENCE && judged.elapsed() < 3 * HEARTBEAT {
             return Err(self.client.lost_in_silence());
         }
         self.client.send(&ToReflector::Ping).await
