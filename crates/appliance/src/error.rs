@@ -342,3 +342,16 @@ pub enum Iperf3Failure {
         has_login: bool,
     },
 }
+
+impl Iperf3Failure {
+    /// No address of the server accepts a connection.
+    pub(crate) fn unreachable(target: &HostPort, source: &io::Error) -> Self {
+        let (target, cause, reason) = (target.clone(), FailureKind::Unreachable, source.to_string());
+        Self::Client { target, cause, reason, has_login: false }
+    }
+
+    /// Whether there is no server at the address.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Client { cause: FailureKind::Unreachable, .. })
+    }
+}

@@ -33,7 +33,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long sending and closing may take at the end of a link.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long one address is tried alone before the next (RFC 8305, section 5).
-const HEAD_START: Duration = Duration::from_millis(250);
+pub(crate) const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Which IP families may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +116,8 @@ impl ReflectorClient {
             .map_err(|error| ApplianceError::TlsSetup(error.to_string()))?;
         let addresses = resolve(target, route).await?;
         tracing::debug!(%target, ?addresses, "connecting to a reflector");
-        let (socket, address) = race(target, addresses, &route.origin).await?;
+        let reached = race(addresses, &route.origin).await;
+        let (socket, address) = reached.map_err(|error| LinkFailure::Unreachable(error).at(target))?;
         let local = socket.local_addr().map_err(|error| LinkFailure::Unreachable(error).at(target))?.ip();
         let Handshaken { stream, segment_limit } = match handshake(&config, socket, address, &route.origin).await {
             Ok(handshaken) => handshaken,
@@ -381,11 +382,7 @@ fn interleaved(sorted: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// Connects to the first address that accepts. Each address is tried alone for a moment before the next one is tried as
 /// well (RFC 8305, section 5).
-async fn race(
-    target: &HostPort,
-    addresses: Vec<SocketAddr>,
-    origin: &Origin,
-) -> Result<(TcpStream, SocketAddr), ApplianceError> {
+pub(crate) async fn race(addresses: Vec<SocketAddr>, origin: &Origin) -> io::Result<(TcpStream, SocketAddr)> {
     let mut rest = addresses.into_iter();
     let mut tries = JoinSet::new();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -414,7 +411,7 @@ async fn race(
                 last = error;
             }
             Some(Err(_)) => {}
-            None => return Err(LinkFailure::Unreachable(last).at(target)),
+            None => return Err(last),
         }
     }
 }

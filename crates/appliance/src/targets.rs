@@ -109,6 +109,59 @@ impl HostPort {
     }
 }
 
+/// A host and one or several ports, as the user wrote them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPorts {
+    first: HostPort,
+    last: u16,
+}
+
+impl HostPorts {
+    /// The most ports of a range.
+    pub const MOST: usize = 100;
+
+    /// Parses `HOST[:PORT]` or `HOST:FIRST-LAST`; without a port it is `default_port`.
+    pub fn parse(text: &str, default_port: u16) -> Result<Self, NotAHostPort> {
+        let text = text.trim();
+        let Some((first, last)) = range(text) else {
+            let first = HostPort::parse(text, default_port)?;
+            return Ok(Self { last: first.port, first });
+        };
+        let first = HostPort::parse(first, default_port)?;
+        let bad = || NotAHostPort { text: quoted(text), fault: Fault::Port };
+        let last = port(last).map_err(|_| bad())?;
+        let ports = Self { first, last };
+        if ports.first.port > last || ports.count() > Self::MOST { Err(bad()) } else { Ok(ports) }
+    }
+
+    /// The number of ports; at least 1.
+    pub fn count(&self) -> usize {
+        usize::from(self.last - self.first.port) + 1
+    }
+
+    /// The target at the port with this index.
+    pub fn nth(&self, index: usize) -> HostPort {
+        let offset = u16::try_from(index).unwrap_or(u16::MAX);
+        HostPort { host: self.first.host.clone(), port: self.first.port.saturating_add(offset).min(self.last) }
+    }
+}
+
+impl fmt::Display for HostPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.count() == 1 { self.first.fmt(f) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+/// `HOST:FIRST` and `LAST` of `HOST:FIRST-LAST`.
+fn range(text: &str) -> Option<(&str, &str)> {
+    let (host, ports) = text.rsplit_once(':')?;
+    // The last group of a bare IPv6 address is no port.
+    let is_port = !host.contains(':') || host.ends_with(']');
+    let (first, _) = ports.split_once('-').filter(|_| is_port)?;
+    let (first, last) = text.split_at(host.len() + 1 + first.len());
+    Some((first, &last[1..]))
+}
+
 impl FromStr for HostPort {
     type Err = NotAHostPort;
 
@@ -235,6 +288,26 @@ mod tests {
         // Without brackets the last group is part of the address.
         assert_eq!(target("::1:4000"), "[::1:4000]:4000");
         assert_eq!(HostPort::parse("a", 5201).unwrap().port, 5201);
+    }
+
+    #[test]
+    fn a_range_of_ports_has_each_of_them() {
+        let ports = |text: &str| HostPorts::parse(text, 5201);
+        let all = |text: &str| {
+            let ports = ports(text).unwrap();
+            (0..ports.count()).map(|index| ports.nth(index).to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(all("a-b.example"), ["a-b.example:5201"]);
+        assert_eq!(all("a:5202"), ["a:5202"]);
+        assert_eq!(all("a-b:5201-5203"), ["a-b:5201", "a-b:5202", "a-b:5203"]);
+        assert_eq!(all("[2001:db8::7]:65534-65535"), ["[2001:db8::7]:65534", "[2001:db8::7]:65535"]);
+        assert_eq!(all("a:9-9"), ["a:9"]);
+        assert_eq!(ports("a:5201-5210").unwrap().to_string(), "a:5201-5210");
+        assert_eq!(all("2001:db8::7"), ["[2001:db8::7]:5201"]);
+        for bad in ["a:5203-5201", "a:0-5", "a:1-", "a:-5", "a:1-101", "a:1-2-3", "a:1-65536"] {
+            assert_eq!(ports(bad).unwrap_err().fault, Fault::Port, "{bad}");
+        }
+        assert_eq!(ports("2001:db8::7-9").unwrap_err().fault, Fault::V6);
     }
 
     #[test]

@@ -395,6 +395,33 @@ fn the_appliance_waits_for_a_busy_server_as_long_as_requested() {
 }
 
 #[test]
+fn busy_and_missing_servers_of_a_range_of_ports_are_passed_over() {
+    let host = loopback::address().to_string();
+    let _busy = iperf3_server(&[], &host, "47131", &[]);
+    let _free = iperf3_server(&[], &host, "47132", &[]);
+    let mut command = Command::new("iperf3");
+    command.args(["-c", &host, "-p", "47131", "-t", "600", "-i", "0.1", "-b", "1M", "--forceflush"]);
+    let client = Running::start(command, Stdio::null()).unwrap();
+    while !client.line(Duration::from_secs(30)).unwrap().contains("bits/sec") {}
+    let appliance = Appliance::new();
+    let test = |ports: &str| {
+        ["speed-test", "--provider", "iperf3", "-t", "1", "--peer", &format!("{host}:{ports}")].map(str::to_owned)
+    };
+    // Nothing listens at 47130.
+    let free = test("47130-47132");
+    let outcome = appliance.run(&[&free.each_ref().map(String::as_str)[..], &["--json"]].concat());
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    assert_eq!(outcome.json()["server"]["address"], format!("{host}:47132"));
+    let busy = test("47130-47131");
+    let error = appliance.fails(&busy.each_ref().map(String::as_str), 5, "busy").error;
+    assert!(error.because.contains("47130-47131"), "{error:#?}");
+    let missing = test("47128-47130");
+    appliance.fails(&missing.each_ref().map(String::as_str), 1, "unreachable");
+    let bad = test("47132-47130");
+    appliance.fails(&bad.each_ref().map(String::as_str), 2, "bad_address");
+}
+
+#[test]
 fn a_server_with_logins_gets_the_login() {
     let host = loopback::address().to_string();
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,7 @@
 //! The provider and the engine iperf3 over paths that fail or are slow, and at low rates. The real iperf3 at both ends.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -113,4 +115,62 @@ fn a_low_rate_is_kept_in_both_directions_and_ends_in_time() {
             assert!((22_000..=27_000).contains(&total), "{way:?} {direction}: {total} bytes of 24,000: {result:#?}");
         }
     }
+}
+
+/// The command with other files in the places of /etc/hosts and /etc/gai.conf. It runs in a network namespace, whose
+/// `ip netns exec` gives it a mount namespace too.
+fn with_resolver(command: &Command, hosts: &Path, gai: &Path) -> Command {
+    const MOUNTS: &str = r#"mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/gai.conf && shift 2 && exec "$@""#;
+    let words = command.get_args().collect::<Vec<_>>();
+    let (netns, program) = words.split_at(3);
+    let mut around = Command::new(command.get_program());
+    around.args(netns).args(["sh", "-c", MOUNTS, "sh"]).arg(hosts).arg(gai).args(program);
+    around.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    around
+}
+
+#[test]
+fn a_name_s_addresses_are_tried_in_the_resolver_s_order_and_a_dead_one_costs_a_moment() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    let server = iperf3_server(&hosts.near);
+    let settings = [("MODE", "direct_ephemeral")];
+    let reflector = Reflector::serve_on(&["0.0.0.0:4000", "[::]:4000"], Some(&hosts.near.netns), &settings);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &format!("{}:4000", hosts.near.v4));
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let names = file("hosts", &format!("{} dual.example\n{} dual.example\n", hosts.near.v6, hosts.near.v4));
+    let test = |gai: &Path, args: &[&str]| {
+        let command =
+            appliance.command(&[&["speed-test", "--json", "--peer", "dual.example", "-t", "1"], args].concat());
+        let outcome = lab::Outcome::from(with_resolver(&command, &names, gai).stdin(Stdio::null()).output().unwrap());
+        assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+        outcome
+    };
+    let accepted = || loop {
+        let line = server.line(PATIENCE).unwrap();
+        if let Some((_, from)) = line.split_once("Accepted connection from ") {
+            return from.to_owned();
+        }
+    };
+    let v4_first = file("v4", "precedence ::ffff:0:0/96 100\n");
+    let v6_first = file("v6", "precedence ::/0 100\nprecedence ::ffff:0:0/96 10\n");
+    for (gai, near, far) in [(&v4_first, &hosts.near.v4, &hosts.far.v4), (&v6_first, &hosts.near.v6, &hosts.far.v6)] {
+        let result = test(gai, &["--engine", "echo"]).json();
+        let address = result["reflector"]["address"].as_str().unwrap();
+        assert!(address.contains(near.as_str()), "the reflector at {address}, not at {near}");
+        test(gai, &["--provider", "iperf3", "--upload"]);
+        let from = accepted();
+        assert!(from.contains(far.as_str()), "a client from {from}, not from {far}");
+    }
+    hosts.near.nft("table ip6 dead { chain input { type filter hook input priority 0; meta l4proto tcp drop\n }\n }\n");
+    let began = Instant::now();
+    test(&v6_first, &["--provider", "iperf3", "--upload", "-b", "10M"]);
+    let took = began.elapsed();
+    // iperf3 alone waits 10 s for the dead address.
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    while !accepted().contains(hosts.far.v4.as_str()) {}
 }

@@ -34,8 +34,8 @@ use super::run_record::{RunRecord, own_facts, reading as as_folded};
 use super::{Observer, Outcome, Provider, TestJob};
 use crate::error::{ApplianceError, Iperf3Failure};
 use crate::payload_transport::PayloadTransport;
-use crate::reflector_client::resolve;
-use crate::targets::HostPort;
+use crate::reflector_client::{HEAD_START, race, resolve};
+use crate::targets::{HostPort, HostPorts};
 use crate::test_lock::TestLock;
 
 /// The port that iperf3 listens on when it is told nothing.
@@ -46,6 +46,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(10);
 /// How often a busy server is asked again: its tests take seconds at least, and each question costs it a connection.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a server may take to open its port again, and how often it is tried meanwhile.
+const REOPEN_TIMEOUT: Duration = Duration::from_secs(2);
+const REOPEN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// `counted_by`: this end's kernel counted what the server's kernel acknowledged.
 const COUNTED_BY_OWN_KERNEL: &str = "acknowledged";
@@ -183,22 +186,29 @@ const MOST_OMITTED: Duration = Duration::from_secs(60);
 
 async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuilder) -> Result<(), ApplianceError> {
     let Some(peer) = &job.request.peer else { return Err(Iperf3Failure::NoServerNamed.into()) };
-    let target = HostPort::parse(peer, DEFAULT_PORT)?;
+    let target = HostPorts::parse(peer, DEFAULT_PORT)?;
     let login = Login::of(&job.options)?;
     let program = tokio::task::spawn_blocking(Program::find)
         .await
         .map_err(|_| ApplianceError::Internal("a thread panicked".to_owned()))?;
     let program =
         program.map_err(|lacking| ApplianceError::EngineUnavailable { engine: "iperf3".to_owned(), lacking })?;
-    let addresses = tokio::select! {
-        addresses = resolve(&target, &job.request.route) => addresses?,
-        () = observer.interrupted() => return Err(ApplianceError::Interrupted),
-    };
     result.set_program(Some(program.to_string()));
     // A plain server knows no data modes.
     let spec = TestSpec { probe_interval_us: 0, ..job.request.spec(DataMode::Unknown) };
     let id = (result.run().id, result.run().started_at);
-    let mut visit = Visit { job, login, program, target, addresses, spec, id, local: None, is_met: false };
+    let mut visit = Visit {
+        job,
+        login,
+        program,
+        target,
+        port: 0,
+        route: RouteToServer::Unresolved,
+        spec,
+        id,
+        local: None,
+        is_met: false,
+    };
     let mut end = Ok(());
     for phase in visit.spec.phases.clone() {
         end = visit.phase(phase, observer, result).await;
@@ -210,14 +220,15 @@ async fn measure(job: &TestJob, observer: &mut Observer, result: &mut ResultBuil
     end
 }
 
-/// One test's dealings with one server.
+/// One test against one server.
 struct Visit<'a> {
     job: &'a TestJob,
     login: Option<Login>,
     program: Program,
-    target: HostPort,
-    /// The first is where it answered last.
-    addresses: Vec<SocketAddr>,
+    target: HostPorts,
+    /// The index of the port in use.
+    port: usize,
+    route: RouteToServer,
     spec: TestSpec,
     /// The run's id, and when it began.
     id: (Uuid, Timestamp),
@@ -225,16 +236,28 @@ struct Visit<'a> {
     is_met: bool,
 }
 
+/// What is known of the addresses of the server.
+enum RouteToServer {
+    /// Nothing yet.
+    Unresolved,
+    /// The first of these is tried alone for a moment.
+    FirstTried(Vec<SocketAddr>),
+    /// This one accepted a connection of this program at that time, which the server took for a client that fails.
+    Probed(SocketAddr, Instant),
+    /// This one answers, or it is the only one.
+    Known(SocketAddr),
+}
+
 /// How one run of a client ended.
 enum Attempt {
     Done(Arc<End>),
-    /// It was ended here: by the person at the keyboard.
+    /// It was ended here: by the user.
     Interrupted(Arc<End>),
 }
 
 impl Visit<'_> {
-    /// One phase, tried again where the server is busy, at another address where it is not reached, and with the padding
-    /// of older servers where it does not know us.
+    /// One phase, tried again where the server is busy, at another address or port where it is not reached, and with the
+    /// padding of older servers where the server refuses the login.
     async fn phase(
         &mut self,
         phase: PhaseSpec,
@@ -245,60 +268,158 @@ impl Visit<'_> {
         let patience = Instant::now() + self.job.request.turn.limit().unwrap_or_default().max(at_least);
         let mut paddings = self.program.client_paddings().iter().copied();
         let mut padding = paddings.next().unwrap_or(LoginPadding::Pkcs1);
-        let mut refused = 0;
-        self.tell_begin(phase, observer);
+        // Whether a server was busy since the first port was tried.
+        let mut is_busy = false;
+        let mut is_told = false;
         loop {
-            let Some(address) = self.addresses.first().copied() else {
-                return Err(Iperf3Failure::NoServerNamed.into());
+            let (address, connect_timeout) = match self.locate(observer).await {
+                Ok(located) => located,
+                Err(ApplianceError::Iperf3(failure)) if failure.is_unreachable() => {
+                    if self.goes_on(&mut is_busy, patience, observer).await? {
+                        continue;
+                    }
+                    return Err(if is_busy { self.all_busy() } else { failure }.into());
+                }
+                Err(error) => return Err(error),
             };
-            let (end, readings) = self.attempt(phase, address, padding, observer).await?;
+            if !std::mem::replace(&mut is_told, true) {
+                self.tell_begin(phase, observer);
+            }
+            let order = ClientOrder { connect_timeout, ..self.client_order(phase, address, padding) };
+            let (end, readings) = self.attempt(phase, order, observer).await?;
             let (end, is_interrupted) = match end {
                 Attempt::Done(end) => (end, false),
                 Attempt::Interrupted(end) => (end, true),
             };
-            let failure = end.failure();
             let complaint = end.failure_kind();
             let nothing_yet = readings.is_empty() && !is_interrupted;
-            match complaint {
-                Some(FailureKind::Unreachable) if nothing_yet && refused + 1 < self.addresses.len() => {
-                    refused += 1;
-                    self.addresses.rotate_left(1);
+            if complaint != Some(FailureKind::Unreachable) && matches!(self.route, RouteToServer::FirstTried(_)) {
+                self.route = RouteToServer::Known(address);
+            }
+            match (complaint, &self.route) {
+                (Some(FailureKind::Unreachable), RouteToServer::FirstTried(_)) if nothing_yet => continue,
+                // After a connection that sent nothing a server opens its port anew.
+                (Some(FailureKind::Unreachable | FailureKind::ControlLost), RouteToServer::Probed(_, at))
+                    if nothing_yet && at.elapsed() < REOPEN_TIMEOUT =>
+                {
+                    tokio::time::sleep(REOPEN_INTERVAL).await;
                     continue;
                 }
+                (Some(kind @ (FailureKind::Unreachable | FailureKind::Busy)), _) if nothing_yet => {
+                    is_busy |= kind == FailureKind::Busy;
+                    if self.goes_on(&mut is_busy, patience, observer).await? {
+                        continue;
+                    }
+                    if is_busy && self.target.count() > 1 {
+                        return Err(self.all_busy().into());
+                    }
+                }
                 // From 3.17 on both ends pad logins anew, and from 3.22 on a refusal is a hang-up.
-                Some(FailureKind::NotAuthorized | FailureKind::ControlLost) if nothing_yet && self.login.is_some() => {
+                (Some(FailureKind::NotAuthorized | FailureKind::ControlLost), _)
+                    if nothing_yet && self.login.is_some() =>
+                {
                     if let Some(other) = paddings.next() {
                         padding = other;
                         continue;
                     }
                 }
-                Some(FailureKind::Busy) if nothing_yet && Instant::now() + ASK_AGAIN <= patience => {
-                    self.wait(patience, observer).await?;
-                    continue;
-                }
                 _ => {}
             }
+            self.route = RouteToServer::Known(address);
             if !self.is_met {
                 self.is_met = true;
                 self.local = local_towards(address, &self.job.request.route.origin);
                 let omit = self.job.request.omit.unwrap_or_default();
                 result.set_facts_before(own_facts(self.local), None);
-                result.set_server(self.target.to_string(), address, self.spec.clone(), omit);
+                result.set_server(self.server().to_string(), address, self.spec.clone(), omit);
             }
             let makes_sense = self.keep(phase, &end, &readings, result.begin_phase(phase));
             if is_interrupted {
                 return Err(ApplianceError::Interrupted);
             }
-            return match failure {
-                None if !makes_sense => Err(Iperf3Failure::ImpossibleReport { target: self.target.clone() }.into()),
+            return match end.failure() {
+                None if !makes_sense => Err(Iperf3Failure::ImpossibleReport { target: self.server() }.into()),
                 None => Ok(()),
                 Some(reason) => {
                     let cause = complaint.unwrap_or(FailureKind::Other);
                     let has_login = self.login.is_some();
-                    Err(Iperf3Failure::Client { target: self.target.clone(), cause, reason, has_login }.into())
+                    Err(Iperf3Failure::Client { target: self.server(), cause, reason, has_login }.into())
                 }
             };
         }
+    }
+
+    /// The server at the port in use.
+    fn server(&self) -> HostPort {
+        self.target.nth(self.port)
+    }
+
+    /// Whether to try again: at once at the next port, or after a wait at the first one if a server was busy.
+    async fn goes_on(
+        &mut self,
+        is_busy: &mut bool,
+        patience: Instant,
+        observer: &mut Observer,
+    ) -> Result<bool, ApplianceError> {
+        if !self.is_met {
+            self.port = (self.port + 1) % self.target.count();
+            if !matches!(self.route, RouteToServer::Known(_)) {
+                self.route = RouteToServer::Unresolved;
+            }
+            if self.port != 0 {
+                return Ok(true);
+            }
+        }
+        if !*is_busy || Instant::now() + ASK_AGAIN > patience {
+            return Ok(false);
+        }
+        *is_busy = false;
+        self.wait(patience, observer).await?;
+        Ok(true)
+    }
+
+    /// The failure if no server of several ports is free.
+    fn all_busy(&self) -> Iperf3Failure {
+        let reason = format!("each server of {} is busy or not there", self.target);
+        Iperf3Failure::Client { target: self.server(), cause: FailureKind::Busy, reason, has_login: false }
+    }
+
+    /// The address of the server at the port in use, and how long a connection to it may take. The first address of a name
+    /// is tried alone for a moment; if that fails, all of them, in parallel.
+    async fn locate(&mut self, observer: &mut Observer) -> Result<(SocketAddr, Duration), ApplianceError> {
+        let server = self.server();
+        let route = &self.job.request.route;
+        let at_port = |mut address: SocketAddr| {
+            address.set_port(server.port);
+            address
+        };
+        let next = async {
+            match &self.route {
+                RouteToServer::Known(address) => Ok::<_, ApplianceError>(RouteToServer::Known(at_port(*address))),
+                RouteToServer::Probed(address, at) => Ok(RouteToServer::Probed(at_port(*address), *at)),
+                RouteToServer::Unresolved => {
+                    let addresses = resolve(&server, route).await?;
+                    Ok(match addresses[..] {
+                        [only] => RouteToServer::Known(only),
+                        _ => RouteToServer::FirstTried(addresses),
+                    })
+                }
+                RouteToServer::FirstTried(addresses) => match race(addresses.clone(), &route.origin).await {
+                    Ok((_, address)) => Ok(RouteToServer::Probed(address, Instant::now())),
+                    Err(source) => Err(Iperf3Failure::unreachable(&server, &source).into()),
+                },
+            }
+        };
+        self.route = tokio::select! {
+            next = next => next?,
+            () = observer.interrupted() => return Err(ApplianceError::Interrupted),
+        };
+        match &self.route {
+            RouteToServer::Known(address) | RouteToServer::Probed(address, _) => Some((*address, CONNECT)),
+            RouteToServer::FirstTried(addresses) => addresses.first().map(|first| (*first, HEAD_START)),
+            RouteToServer::Unresolved => None,
+        }
+        .ok_or_else(|| ApplianceError::NoAddressOfFamily(server.host))
     }
 
     async fn wait(&self, patience: Instant, observer: &mut Observer) -> Result<(), ApplianceError> {
@@ -315,11 +436,9 @@ impl Visit<'_> {
     async fn attempt(
         &self,
         phase: PhaseSpec,
-        address: SocketAddr,
-        padding: LoginPadding,
+        asked: ClientOrder,
         observer: &mut Observer,
     ) -> Result<(Attempt, Vec<ClientReading>), ApplianceError> {
-        let asked = self.client_order(phase, address, padding);
         let control = SessionControl::unmetered();
         let (told, mut readings) = mpsc::unbounded_channel();
         let run = {
