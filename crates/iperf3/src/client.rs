@@ -111,7 +111,10 @@ impl ClientOrder {
         };
         option(if streams_json(program) { "--json-stream" } else { "--json" }, None);
         option("-i", Some(INTERVAL_S.to_owned()));
-        option("-t", Some(self.seconds.to_string()));
+        match self.spec.direction_bytes {
+            Some(bytes) => option("-n", Some(bytes.to_string())),
+            None => option("-t", Some(self.seconds.to_string())),
+        }
         if let Some(seconds) = self.omit_seconds {
             option("-O", Some(seconds.to_string()));
         }
@@ -164,9 +167,12 @@ impl ClientOrder {
     fn block_bytes(&self) -> Option<u64> {
         let limited = || {
             let bps = self.spec.bitrate_bps.filter(|bps| *bps > 0 && self.transport == PayloadProtocol::Tcp)?;
-            Some(rate_limit::write_size(bps)).filter(|bytes| *bytes < DEFAULT_BLOCK_BYTES)
+            Some(rate_limit::write_size(bps))
         };
-        self.spec.block_bytes.map(u64::from).or_else(limited)
+        // A block counts as a whole.
+        let few = || self.spec.direction_bytes.filter(|_| self.transport == PayloadProtocol::Tcp);
+        let chosen = || [limited(), few()].into_iter().flatten().min().filter(|bytes| *bytes < DEFAULT_BLOCK_BYTES);
+        self.spec.block_bytes.map(u64::from).or_else(chosen)
     }
 }
 
@@ -185,6 +191,8 @@ struct ClientShared {
     changed: Condvar,
     control: Arc<SessionControl>,
     target: SocketAddr,
+    /// Whether its end is a number of bytes.
+    has_bytes: bool,
 }
 
 #[derive(Default)]
@@ -217,6 +225,8 @@ pub struct ClientExit {
 pub enum EarlyEnd {
     /// It did not exit in time.
     Overdue,
+    /// Not all bytes that it was asked to move were through in time.
+    BytesLeft,
     /// The path to its server is silent.
     PathSilent {
         /// How long nothing had arrived.
@@ -231,6 +241,9 @@ impl ClientExit {
     pub fn failure(&self) -> Option<String> {
         match self.ended_for {
             Some(EarlyEnd::Overdue) => return Some("iperf3 did not exit in time and was killed".to_owned()),
+            Some(EarlyEnd::BytesLeft) => {
+                return Some("the time (-t) was over before the bytes (-n) were through".into());
+            }
             Some(EarlyEnd::PathSilent { silent_for, .. }) => {
                 let seconds = silent_for.as_secs();
                 return Some(format!("nothing came back over the path for {seconds} s, not even an acknowledgement"));
@@ -251,6 +264,7 @@ impl ClientExit {
     pub fn failure_kind(&self) -> Option<FailureKind> {
         match self.ended_for {
             Some(EarlyEnd::PathSilent { .. }) => Some(FailureKind::PathSilent),
+            Some(EarlyEnd::BytesLeft) => Some(FailureKind::BytesLeft),
             Some(EarlyEnd::Overdue) | None => self.failure().as_deref().map(FailureKind::of),
         }
     }
@@ -273,8 +287,9 @@ impl ClientExit {
 impl Client {
     /// Starts a client. Wakes `control` at each new reading and at the client's exit.
     pub fn start(program: &Program, order: &ClientOrder, control: Arc<SessionControl>) -> io::Result<Self> {
-        let (state, changed, target) = (Mutex::default(), Condvar::new(), order.target);
-        let shared = Arc::new(ClientShared { state, changed, control, target });
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        let (target, has_bytes) = (order.target, order.spec.direction_bytes.is_some());
+        let shared = Arc::new(ClientShared { state, changed, control, target, has_bytes });
         let (sender, started) = mpsc::channel();
         {
             let (shared, program, order) = (Arc::clone(&shared), program.clone(), order.clone());
@@ -316,6 +331,7 @@ impl Client {
             let ended_for = match () {
                 () if is_cancelled => None,
                 () if silent_for >= MAX_SILENCE => Some(EarlyEnd::PathSilent { silent_for, acknowledged }),
+                () if now >= deadline && self.shared.has_bytes => Some(EarlyEnd::BytesLeft),
                 () if now >= deadline => Some(EarlyEnd::Overdue),
                 () => continue,
             };

@@ -117,7 +117,9 @@ impl EngineClient for Iperf3Client {
         };
         report(PhaseProgress::Started);
         let mut readings = Vec::new();
-        let end = client.follow(Instant::now() + spec.duration() + RUN_GRACE, |reading| {
+        // Bytes without end would outlast the session.
+        let grace = if self.spec.direction_bytes.is_some() { Duration::ZERO } else { RUN_GRACE };
+        let end = client.follow(Instant::now() + spec.duration() + grace, |reading| {
             report(progress(&reading));
             readings.push(reading);
         });

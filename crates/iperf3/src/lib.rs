@@ -72,10 +72,12 @@ impl Engine for Iperf3 {
             return Some("fragments and a loss bound need the engine udp");
         }
         let mut loaded = spec.phases.iter().filter(|phase| phase.load != Load::Idle);
+        let has_bidir = spec.phases.iter().any(|phase| phase.load == Load::Bidir);
         let unsupported = [
             (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 measures whole seconds"),
             (!spec.data_path.is_auto(), "iperf3 has no choice of data path"),
             (spec.verify_payload, "iperf3 does not verify payload"),
+            (spec.direction_bytes.is_some() && has_bidir, "iperf3 ends both directions after the bytes (-n) of one"),
         ];
         first_refusal(unsupported)
     }

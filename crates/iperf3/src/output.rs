@@ -190,6 +190,8 @@ pub enum FailureKind {
     Unreachable,
     /// The connection ended during the test: the server exited, closed it, or refused the client without a message.
     ControlLost,
+    /// The time was over before all bytes were through. No client prints this: iperf3 has no such limit.
+    BytesLeft,
     /// Nothing came back from the server any more. No client prints this; its kernel shows it.
     PathSilent,
     /// Any other error.

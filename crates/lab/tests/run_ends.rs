@@ -244,10 +244,8 @@ fn the_options_of_iperf3_s_users_are_understood_or_refused_with_the_way() {
     let iperf3 = ["speed-test", "--provider", "iperf3", "-c", host, "-p", number, "-i", "1", "-t", "1"];
     let error = appliance.fails(&iperf3, 1, "unreachable").error;
     assert!(error.what.contains(&port), "{error:#?}");
-    for (option, advice) in [(&["-J"][..], "--json"), (&["-n", "1M"], "-t")] {
-        let error = appliance.fails(&[&["speed-test"], option].concat(), 2, "bad_request").error;
-        assert!(error.because.contains(advice), "{error:#?}");
-    }
+    let error = appliance.fails(&["speed-test", "-J"], 2, "bad_request").error;
+    assert!(error.because.contains("--json"), "{error:#?}");
 }
 
 #[test]

@@ -17,9 +17,12 @@ pub struct Feature(String);
 pub struct InvalidFeature;
 
 /// The features that both programs of this version support.
-const OWN: &[&str] = &[Feature::PATH_FACTS];
+const OWN: &[&str] = &[Feature::DIRECTION_BYTES, Feature::PATH_FACTS];
 
 impl Feature {
+    /// A direction can end after a number of bytes (`TestSpec::direction_bytes`).
+    pub const DIRECTION_BYTES: &str = "direction_bytes";
+
     /// The longest name, in characters.
     pub const MAX_CHARS: usize = 24;
     /// The name of the messages `path_facts`.

@@ -224,6 +224,10 @@ pub struct TestSpec {
     /// the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitrate_bps: Option<u64>,
+    /// The payload after which a direction ends, all its streams together, in bytes; the phase's duration still limits
+    /// it. Absent: the direction ends with the phase. Needs the feature [`Feature::DIRECTION_BYTES`](crate::feature::Feature).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction_bytes: Option<u64>,
     /// How both ends move payload.
     #[serde(default, skip_serializing_if = "DataPathWish::is_auto")]
     pub data_path: DataPathWish,
@@ -279,6 +283,7 @@ impl TestSpec {
             mss_bytes: None,
             dscp: None,
             bitrate_bps: None,
+            direction_bytes: None,
             data_path: DataPathWish::Auto,
             verify_payload: false,
             fragments: false,
@@ -324,6 +329,9 @@ impl TestSpec {
         }
         if self.bitrate_bps.is_some_and(|bps| bps != 0 && bps < Self::MIN_BITRATE_BPS) {
             return Err(BadSpec::Bitrate);
+        }
+        if self.direction_bytes == Some(0) {
+            return Err(BadSpec::DirectionBytes);
         }
         if self.data_path == DataPathWish::Unknown {
             return Err(BadSpec::DataPath);
@@ -376,6 +384,9 @@ pub enum BadSpec {
     /// A rate limit that is too low.
     #[error("the rate limit of a stream must be 0 or at least 1 kbit/s")]
     Bitrate,
+    /// A direction that ends before its first byte.
+    #[error("a direction must have at least 1 byte to send")]
+    DirectionBytes,
     /// A data path of a newer version.
     #[error("the test has a data path that this version does not support")]
     DataPath,
@@ -402,6 +413,7 @@ mod tests {
         assert_eq!(plain().check(), Ok(()));
         assert_eq!(TestSpec { phases: vec![], ..plain() }.check(), Err(BadSpec::Phases));
         assert_eq!(TestSpec { streams: 65, ..plain() }.check(), Err(BadSpec::Streams));
+        assert_eq!(TestSpec { direction_bytes: Some(0), ..plain() }.check(), Err(BadSpec::DirectionBytes));
         assert_eq!(TestSpec { probe_interval_us: 1, ..plain() }.check(), Err(BadSpec::ProbeInterval));
         assert_eq!(TestSpec { window_bytes: Some(0), ..plain() }.check(), Err(BadSpec::Window));
         assert_eq!(TestSpec { block_bytes: Some(u32::MAX), ..plain() }.check(), Err(BadSpec::Block));

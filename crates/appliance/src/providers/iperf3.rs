@@ -444,7 +444,8 @@ impl Visit<'_> {
         let run = {
             let (program, control) = (self.program.clone(), Arc::clone(&control));
             let lasts = asked.seconds + asked.omit_seconds.unwrap_or(0);
-            let deadline = std::time::Instant::now() + Duration::from_secs(lasts.into()) + CONNECT + GRACE;
+            let grace = if asked.spec.direction_bytes.is_some() { Duration::ZERO } else { CONNECT + GRACE };
+            let deadline = std::time::Instant::now() + Duration::from_secs(lasts.into()) + grace;
             move || {
                 let client = Client::start(&program, &asked, control)?;
                 Ok::<_, std::io::Error>(client.follow(deadline, |reading| {
@@ -538,8 +539,12 @@ impl Visit<'_> {
                 Direction::Download => &mut theirs.download,
                 Direction::Upload => &mut theirs.upload,
             };
-            let ours = record.own.as_ref().and_then(|own| own.direction(*direction)).map_or(0, |own| own.count.bytes);
-            if theirs.as_ref().is_some_and(|theirs| !can_be(*direction, theirs.count, ours, phase.duration())) {
+            let own = record.own.as_ref().and_then(|own| own.direction(*direction)).map(|own| own.count);
+            let ours = own.map_or(0, |own| own.bytes);
+            // A test of so many bytes lasts as long as it takes.
+            let bytes_take = own.filter(|_| self.spec.direction_bytes.is_some()).map(|own| own.elapsed_us);
+            let asked = bytes_take.map_or_else(|| phase.duration(), Duration::from_micros);
+            if theirs.as_ref().is_some_and(|theirs| !can_be(*direction, theirs.count, ours, asked)) {
                 *theirs = None;
                 makes_sense = false;
             }

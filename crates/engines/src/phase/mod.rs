@@ -92,9 +92,10 @@ impl<'a> PhaseContext<'a> {
         u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The error if an orderly end of a stream at `now` came long before its time.
+    /// The error if an orderly end of a stream at `now` came long before its time. A direction that ends after a number
+    /// of bytes has no such time.
     pub fn ended_early(&self, now: Instant) -> Option<io::Error> {
-        (now + EARLY_END < self.until)
+        (self.ask.direction_bytes.is_none() && now + EARLY_END < self.until)
             .then(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending"))
     }
 

@@ -4,7 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "runs a phase in wall time")]
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -77,12 +77,26 @@ pub(crate) struct StreamRun<'a, W> {
     pub(crate) counter: &'a Counter,
     pub(crate) watched: &'a W,
     is_aborted: &'a AtomicBool,
+    bytes_left: Option<&'a AtomicU64>,
 }
 
 impl<W> StreamRun<'_, W> {
     /// Whether the stream has to stop: its phase is over, or the watcher aborted it.
     pub(crate) fn is_over(&self) -> bool {
         self.context.is_over() || self.is_aborted.load(Ordering::Relaxed)
+    }
+
+    /// How many of `most` bytes the stream may send now; 0 once the streams of its direction have taken all that the
+    /// direction may send. `taken` holds what this stream has taken and not sent yet, at first 0.
+    pub(crate) fn take_bytes(&self, taken: &mut u64, most: usize) -> usize {
+        let Some(left) = self.bytes_left else { return most };
+        let wanted = u64::try_from(most).unwrap_or(u64::MAX);
+        if *taken == 0 {
+            let take = |left: u64| Some(left.saturating_sub(wanted));
+            let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).unwrap_or_default();
+            *taken = before.min(wanted);
+        }
+        usize::try_from(*taken).unwrap_or(most).min(most)
     }
 }
 
@@ -110,6 +124,8 @@ struct DirectionRun<W> {
     watched: Vec<W>,
     ended: AtomicUsize,
     is_aborted: AtomicBool,
+    /// What its streams may still take to send; `None`: no limit.
+    bytes_left: Option<AtomicU64>,
 }
 
 impl<W> DirectionRun<W> {
@@ -146,7 +162,8 @@ pub(crate) fn run<S: PhaseStream>(
         });
         let counters = streams.iter().map(|_| Counter::default()).collect();
         let (ended, is_aborted) = (AtomicUsize::new(0), AtomicBool::new(false));
-        runs.push(DirectionRun { direction: *direction, is_sent, counters, watched, ended, is_aborted });
+        let bytes_left = ask.direction_bytes.map(AtomicU64::new);
+        runs.push(DirectionRun { direction: *direction, is_sent, counters, watched, ended, is_aborted, bytes_left });
     }
     tracing::debug!(load = ?phase.load, streams = streams.len(), "streams started");
     let reports = if context.has_failed() {
@@ -186,7 +203,8 @@ fn spawn<'scope, S: PhaseStream>(
     let [sender, receiver] = S::THREADS;
     let name = if run.is_sent { sender } else { receiver };
     let spawn_one = |(stream, (counter, watched)): (&'scope mut S, (&'scope Counter, &'scope S::Watched))| {
-        let stream_run = StreamRun { context, direction: run.direction, counter, watched, is_aborted: &run.is_aborted };
+        let (is_aborted, bytes_left) = (&run.is_aborted, run.bytes_left.as_ref());
+        let stream_run = StreamRun { context, direction: run.direction, counter, watched, is_aborted, bytes_left };
         let body = move || run_stream(stream, run, &stream_run);
         let spawned = thread_limit::spawn_scoped(scope, name, body);
         if let Err(error) = &spawned {

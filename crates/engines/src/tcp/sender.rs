@@ -81,7 +81,7 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
         DataStream::Tls(_) => UnsentLimit::record_bytes,
     };
     let block = context.ask.block_bytes.map_or(PIPE_CAPACITY, |bytes| bytes as usize);
-    let (mut total, mut framing) = (0, 0);
+    let (mut total, mut framing, mut taken) = (0, 0, 0);
     let mut limit = WRITE_TIMEOUT;
     stream.inner().socket().set_write_timeout(Some(limit))?;
     loop {
@@ -111,10 +111,15 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
                 }
             }
         }
+        most = run.take_bytes(&mut taken, most);
+        if most == 0 {
+            break;
+        }
         match method.send(stream.inner_mut(), total, most) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => {
                 total += sent as u64;
+                taken = taken.saturating_sub(sent as u64);
                 framing += stream.inner().framing(sent);
                 run.watched.framing.store(framing, Ordering::Relaxed);
                 run.counter.set(total);

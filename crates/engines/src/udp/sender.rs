@@ -189,6 +189,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     let mut size = adapts.then(|| PayloadSize::new(sent.payload, context.now_ns()));
     let mut settled_from = None;
     let mut bytes = 0;
+    let mut taken = 0;
     let mut due_ns = context.now_ns() as f64;
     let mut listen_ns = 0;
     loop {
@@ -235,7 +236,12 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
         let payload = *payload;
         let bits = (payload * 8) as f64;
         let burst = (bps * MAX_BURST.as_secs_f64() / bits) as usize;
-        let batch = datagrams.get_mut(..burst.clamp(1, sends.most()) * payload).unwrap_or_default();
+        let most = run.take_bytes(&mut taken, burst.clamp(1, sends.most()) * payload);
+        if most == 0 {
+            break;
+        }
+        // The last datagram is as long as all others.
+        let batch = datagrams.get_mut(..most.div_ceil(payload) * payload).unwrap_or_default();
         for (seq, datagram) in (sent.datagrams..).zip(batch.chunks_exact_mut(payload)) {
             Seal::stamp(Bulk { seq, sent_ns: now_ns, is_settled: settled_from.is_some() }, datagram);
         }
@@ -244,6 +250,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
                 sent.datagrams += left as u64;
                 sent.payload = payload;
                 bytes += (left * payload) as u64;
+                taken = taken.saturating_sub((left * payload) as u64);
                 report.own.last_ns = now_ns;
                 run.counter.set(bytes);
                 due_ns += left as f64 * bits * 1e9 / bps;

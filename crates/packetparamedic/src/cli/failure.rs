@@ -586,6 +586,10 @@ impl From<&Iperf3Failure> for CommandFailure {
                             "is it an iperf3 server? It may also be busy, or want a user: its own output says more";
                         Self::new(Failed, "data_lost", failed(), reason, try_)
                     }
+                    FailureKind::BytesLeft => {
+                        let try_ = "give it more time with -t, or fewer bytes with -n";
+                        Self::new(Failed, "data_lost", failed(), reason, try_)
+                    }
                     FailureKind::PathSilent => {
                         let what = format!("the path to the iperf3 server at {target} fell silent");
                         let try_ = "is that host still up, and the way to it? `ping` it, then run the test again";
@@ -799,6 +803,7 @@ mod tests {
             ("iperf3 wants a login", client(FailureKind::NotAuthorized, "not authorized", false)),
             ("iperf3 refuses the login", client(FailureKind::NotAuthorized, "not authorized", true)),
             ("iperf3 unreachable", client(FailureKind::Unreachable, "refused", false)),
+            ("iperf3 out of time", client(FailureKind::BytesLeft, "the time was over", false)),
             ("iperf3 behind a silent path", client(FailureKind::PathSilent, "nothing came back for 6 s", false)),
             ("iperf3 lost", client(FailureKind::ControlLost, "closed", false)),
             ("iperf3 other", client(FailureKind::Other, "some reason", false)),

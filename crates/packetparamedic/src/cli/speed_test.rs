@@ -26,10 +26,12 @@ use super::Context;
 use super::failure::{self, CommandFailure, ExitStatus};
 use super::output::{OutputFormat, ReaderGone};
 use super::provider_flags::ProviderFlags;
-use super::values::{code_point, data_path, milliseconds, octet, rate, share, size, time};
+use super::values::{bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
 
 /// The idle phase, if no option sets it.
 const IDLE: Duration = Duration::from_secs(3);
+/// The least time of a direction that ends after a number of bytes, if no -t limits it.
+const TIME_FOR_BYTES: Duration = Duration::from_secs(60);
 /// The default number of TCP streams: a single one often measures its congestion control; four fill most lines.
 const TCP_STREAMS: u16 = 4;
 /// The default number of streams of datagrams. As with iperf3, so that `-b` is the rate of the whole direction.
@@ -53,9 +55,6 @@ pub(super) struct Args {
     /// Refused: iperf3's own JSON
     #[arg(short = 'J', hide = true)]
     iperf3_json: bool,
-    /// Refused: iperf3's bytes to send
-    #[arg(short = 'n', value_name = "SIZE", hide = true)]
-    bytes: Option<String>,
     /// What is at the other end of the test
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(PROVIDERS.iter().map(|p| clap::builder::PossibleValue::new(p.id()).help(p.about()))))]
     provider: Option<String>,
@@ -69,6 +68,10 @@ pub(super) struct Args {
     /// Seconds for each direction, or a time such as 500ms or 2m [default: 10]
     #[arg(short = 't', long = "time", value_name = "SECS")]
     time: Option<String>,
+    /// End each direction after this many bytes of payload, all streams together (10M, 1G); -t still limits its time
+    /// [default with -n: 60]
+    #[arg(short = 'n', long = "bytes", value_name = "SIZE", value_parser = bytes)]
+    pub(super) bytes: Option<u64>,
     /// Streams for each direction, 1 to 64 [default: 4, or 1 with datagrams (-u)]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
     pub(super) parallel: Option<String>,
@@ -340,10 +343,7 @@ fn report_unsaved(unsaved: Option<ApplianceError>, context: &Context) {
 
 /// Why an option that iperf3 has is refused.
 fn iperf3_habit(args: &Args) -> Option<&'static str> {
-    if args.iperf3_json {
-        return Some("-J is iperf3's JSON: use --json (its own schema); --raw keeps iperf3's");
-    }
-    args.bytes.is_some().then_some("-n is not supported: a direction ends after a time, which -t sets")
+    args.iperf3_json.then_some("-J is iperf3's JSON: use --json (its own schema); --raw keeps iperf3's")
 }
 
 /// The other end, with the port of `-p` where it names none.
@@ -399,7 +399,8 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     if let Some(because) = effects::without_effect(args, &setting) {
         return Err(ApplianceError::Unsupported(because).into());
     }
-    let phases = args.phases(provider, id, settings.duration);
+    let least = if args.bytes.is_some() && args.time.is_none() { TIME_FOR_BYTES } else { Duration::ZERO };
+    let phases = args.phases(provider, id, settings.duration.max(least));
     let [of_tcp, of_datagrams] = [PayloadTransport::Tcp, PayloadTransport::Udp].map(|one| provider.default_engine(one));
     let sends_datagrams = args.udp || (id == of_datagrams && of_tcp != of_datagrams);
     // The engine may be named without -u.
@@ -412,6 +413,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         mss_bytes: args.set_mss,
         dscp: args.dscp.or(args.tos.map(|octet| octet >> 2)),
         bitrate_bps: args.bitrate,
+        direction_bytes: args.bytes,
         data_path: args.data_path.unwrap_or_default(),
         verify_payload: args.verify_payload,
         fragments: args.fragments,

@@ -19,6 +19,13 @@ pub(super) fn size(text: &str) -> Result<u32, String> {
     u32::try_from(bytes).map_err(|_| with_valid(format!("{text:?} is out of range"), valid))
 }
 
+/// A number of bytes, in iperf3's units: `10M`, `1G`.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let valid = "bytes from 1 on, such as 1048576, 10M or 1G (K is 1024)";
+    let bytes = quantity::parse_iperf3_bytes(text).map_err(|error| with_valid(error, valid))?;
+    if bytes == 0 { Err(with_valid("0 bytes measure nothing", valid)) } else { Ok(bytes) }
+}
+
 /// A duration, in seconds where it has no unit, as with iperf3: `10`, `10s`, `250ms`, `2m`.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     quantity::parse_seconds(text).map_err(|error| with_valid(error, "seconds, or a duration such as 10s, 250ms or 2m"))
@@ -87,6 +94,8 @@ mod tests {
     fn values_read_as_people_write_them() {
         assert_eq!((size("262144"), size("256K"), size("4m")), (Ok(262_144), Ok(262_144), Ok(4 << 20)));
         assert!(size("-1").is_err() && size("").is_err());
+        assert_eq!((bytes("10M"), bytes("8G")), (Ok(10 << 20), Ok(8 << 30)));
+        assert!(bytes("0").is_err() && bytes("-1").is_err());
         assert_eq!(
             size("4G").unwrap_err(),
             "\"4G\" is out of range; valid: bytes below 4G, such as 262144, 256K or 4M (K is 1024)"

@@ -181,6 +181,9 @@ pub struct RequestedLimits {
     /// The size of the socket buffers of each stream, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_bytes: Option<u32>,
+    /// The payload after which each direction ends, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction_bytes: Option<u64>,
 }
 
 impl RequestedLimits {

@@ -293,7 +293,11 @@ impl ResultBuilder {
             }
         }
         if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
-            let text = "the server reports only its total, so the upload's rate includes the start-up; -O excludes it";
+            let text = if met.spec.direction_bytes.is_some() {
+                "the bytes of -n were through before the start-up could be told from the rest, so the rate includes it"
+            } else {
+                "the server reports only its total, so the upload's rate includes the start-up; -O excludes it"
+            };
             result.warnings.push(Warning::new("startup_included", text));
         }
         if let Some(probes) = probes {
@@ -303,6 +307,7 @@ impl ResultBuilder {
         warnings::add(&mut result, &self.phases);
         let is_counted_by_program = result.program.is_some() || result.server.is_some();
         warnings::steady_counts(&mut result, is_counted_by_program);
+        warnings::bytes_left(&mut result, met.spec.direction_bytes);
         warnings::unsteady(&mut result);
         result.validity = Some(Validity::of(&result.warnings, result.complete));
         result
@@ -339,7 +344,12 @@ impl ResultBuilder {
         let rates = self.phases.iter().flat_map(|phase| {
             phase.load.directions().iter().filter_map(|direction| rates::requested_bitrate(phase, *direction, spec))
         });
-        RequestedLimits { streams: spec.streams, stream_bitrate_bps: rates.max(), window_bytes: spec.window_bytes }
+        RequestedLimits {
+            streams: spec.streams,
+            stream_bitrate_bps: rates.max(),
+            window_bytes: spec.window_bytes,
+            direction_bytes: spec.direction_bytes,
+        }
     }
 
     fn data_path(&self) -> Option<DataPath> {

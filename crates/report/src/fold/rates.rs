@@ -19,6 +19,8 @@ use crate::stats;
 const ETHERNET: u32 = 38;
 /// TCP's header with the time stamps that Linux uses.
 const TCP: u32 = 32;
+/// The fewest intervals of a direction that ends after a number of bytes for which its steady part is looked for.
+const INTERVALS_OF_A_RATE: usize = 10;
 /// UDP's header.
 const UDP: u32 = 8;
 
@@ -49,8 +51,10 @@ pub(super) fn throughput(
     let found = found_at(sender, receiver).filter(|_| omit.is_none());
     let found = found.and_then(|found| stats::throughput(samples, Some(found), span));
     let is_found = found.is_some();
-    let in_intervals = found.or_else(|| stats::throughput(samples, omit, span));
-    let is_whole = in_intervals.is_none() && samples.is_empty();
+    // Bytes that are through so soon have no steady part.
+    let is_short = spec.direction_bytes.is_some() && samples.len() < INTERVALS_OF_A_RATE;
+    let in_intervals = if is_short { None } else { found.or_else(|| stats::throughput(samples, omit, span)) };
+    let is_whole = in_intervals.is_none() && (samples.is_empty() || is_short);
     let measured = in_intervals.or_else(|| if is_whole { whole(receiver?) } else { None })?;
     let either = sender.or(receiver);
     let mss = sender.and_then(|sender| sender.mss);
@@ -120,6 +124,12 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
         Some(receiver) if samples.is_empty() && phase.tells_total => Arrived::Total(receiver.count.bytes),
         _ => Arrived::Readings(samples),
     };
+    // As much as was requested is enough, however little that is.
+    if let (Some(receiver), Some(bytes)) = (receiver, spec.direction_bytes)
+        && receiver.count.bytes >= bytes
+    {
+        return false;
+    }
     let datagram = sender.and_then(|sender| sender.datagrams.as_ref()?.payload_bytes);
     let mss = sender.and_then(|sender| sender.mss);
     let asked = Asked {

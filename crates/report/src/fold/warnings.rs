@@ -131,6 +131,20 @@ pub(super) fn small_segments(result: &mut ResultDocument, segment_limit: Option<
     result.warnings.push(Warning::new("small_segments", text));
 }
 
+/// Warns of directions whose time was over before the requested `bytes` were through.
+pub(super) fn bytes_left(result: &mut ResultDocument, bytes: Option<u64>) {
+    let Some(bytes) = bytes else { return };
+    let left = result.all_measured().filter_map(|(_, direction, measured)| {
+        let through = measured.total_bytes_sent.or(measured.total_bytes_received)?;
+        (through < bytes).then(|| format!("{through} in the {direction}"))
+    });
+    let left = left.collect::<Vec<_>>();
+    if !left.is_empty() {
+        let text = format!("the time (-t) was over before {bytes} bytes (-n) were through: {}", left.join(", "));
+        result.warnings.push(Warning::new("bytes_left", text));
+    }
+}
+
 /// Warns of phases in which too few probes were answered to assess the latency.
 pub(super) fn lost_probes(result: &mut ResultDocument) {
     let silent = result.latency.iter().filter(|(_, latency)| latency.median_us().is_none());

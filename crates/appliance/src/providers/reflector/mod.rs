@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use paramedic_engines::Engine;
 use paramedic_engines::engine::Unavailable;
 use paramedic_host::engines;
+use paramedic_link::feature::Feature;
 use paramedic_link::measurement::HostFacts;
 use paramedic_link::message::{Grant, HEARTBEAT, ToAppliance, ToReflector, Welcome};
 use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
@@ -116,6 +117,9 @@ async fn measure(
         introduced = introduced => introduced?,
         () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
+    if job.request.spec.direction_bytes.is_some() && !Feature::is_in(Feature::DIRECTION_BYTES, &welcome.features) {
+        return Err(ApplianceError::Unsupported("this reflector is too old for -n; use -t".to_owned()));
+    }
     let plan = mode_plan(job, &welcome, client.reflector());
     if let Some(found_at) = plan.found_at {
         let (tried, reason) = (DataMode::DirectEphemeral, FallbackReason::Remembered);

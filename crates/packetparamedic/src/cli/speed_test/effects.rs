@@ -36,6 +36,7 @@ enum Needs {
 type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
 const OPTIONS: &[OptionNeeds] = &[
+    ("-n", |args| args.bytes.is_some(), Needs::Load),
     ("-P", |args| args.parallel.is_some(), Needs::Load),
     ("-O", |args| args.omit.is_some(), Needs::Load),
     ("--download", |args| args.download, Needs::Load),
