@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use paramedic_engines::thread_limit::{self, ThreadLimitReached};
 use paramedic_host::database::{
     Database, DatabaseError, SqliteRefusal, create_private_file, create_private_folder, durable_options, pool_options,
     reading_options,
@@ -131,6 +132,9 @@ pub enum StorageError {
         /// The cause.
         source: serde_json::Error,
     },
+    /// The host refused a thread for a connection to the database.
+    #[error("{0}")]
+    ThreadLimit(ThreadLimitReached),
     /// Any other error of the database.
     #[error("{doing}: {source}")]
     Sql {
@@ -224,6 +228,18 @@ fn prepare(folder: &Path) -> Result<File, StorageError> {
     }
 }
 
+impl StorageError {
+    fn other(doing: &'static str, source: sqlx::Error) -> Self {
+        // Each connection has a thread.
+        let sqlx::Error::Io(error) = source else { return Self::Sql { doing, source } };
+        let error = thread_limit::explained(error);
+        match ThreadLimitReached::of(&error) {
+            Some(refused) => Self::ThreadLimit(refused.clone()),
+            None => Self::Sql { doing, source: sqlx::Error::Io(error) },
+        }
+    }
+}
+
 impl From<DatabaseError> for StorageError {
     fn from(error: DatabaseError) -> Self {
         match error {
@@ -236,7 +252,7 @@ impl From<DatabaseError> for StorageError {
                 SqliteRefusal::ReadOnly => Self::ReadOnly { doing, path },
                 SqliteRefusal::Full => Self::Full { doing, path },
                 SqliteRefusal::CannotOpen => Self::Folder { path, source: io::Error::other(source) },
-                SqliteRefusal::Other => Self::Sql { doing, source },
+                SqliteRefusal::Other => Self::other(doing, source),
             },
         }
     }

@@ -6,7 +6,7 @@ use paramedic_appliance::store::StorageError;
 use paramedic_link::key_file::KeyFileError;
 use paramedic_link::state_folder::StateFolderError;
 
-use super::{CommandFailure, ExitStatus};
+use super::{CommandFailure, ExitStatus, thread_limit};
 
 /// The failure of a test that was not begun, because `failure` would have kept its result from being saved.
 pub(super) fn cannot_save(mut failure: CommandFailure) -> CommandFailure {
@@ -93,6 +93,7 @@ impl From<&StorageError> for CommandFailure {
                 "cannot understand a saved result",
                 "`packetparamedic history show ID --json` prints it as it was saved".to_owned(),
             ),
+            E::ThreadLimit(refused) => thread_limit("cannot use the saved pairings and results", refused),
             E::Sql { .. } => fail(
                 Exit::Failed,
                 "history_failed",
