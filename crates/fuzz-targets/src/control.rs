@@ -1,11 +1,10 @@
 //! What an operator gives the programs: their configuration files, and the lines of the reflector's admin socket.
 
-use std::ffi::OsString;
 use std::fmt::Debug;
 use std::path::Path;
 
 use packetparamedic::config::Settings;
-use paramedic_host::config::{ConfigError, Configuration, FlagValues, Loaded, load as load_layers};
+use paramedic_host::config::{ConfigError, Configuration, FlagValues, Loaded, Machine, load_on};
 use reflector::config::Config;
 use reflector::server::{read_request, write_request};
 
@@ -68,6 +67,14 @@ fn load<C: Configuration>(folder: &Path, text: &[u8]) -> Result<Loaded<C>, Confi
     scratch::write(&folder.join(FILE), text);
     let mut flags = FlagValues::default();
     flags.config = Some(folder.join(FILE));
-    let home = |name: &str| (name == "HOME").then(|| OsString::from("/nonexistent"));
-    load_layers(&flags, &home)
+    let machine = Machine {
+        env: &|_| None,
+        variables: &[],
+        etc_file: "/nonexistent/etc.toml".into(),
+        home: Some("/nonexistent".into()),
+        is_root: false,
+        hostname: "host".to_owned(),
+        current_dir: folder.to_owned(),
+    };
+    load_on(&flags, &machine)
 }

@@ -4,12 +4,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use paramedic_appliance::providers::PROVIDERS;
+use paramedic_appliance::providers::options::OptionSource;
 use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting};
 use paramedic_host::log::LogFormat;
 use paramedic_link::PeerText;
 use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_report::quantity;
 use toml::Value;
+
+/// The variable of the pairing code, which is a secret and no setting.
+pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
 
 /// The state folder of root.
 const ROOT_STATE_DIR: &str = "/var/lib/packetparamedic";
@@ -60,6 +65,15 @@ impl Configuration for Settings {
 
     fn settings() -> &'static [Setting<Self>] {
         SETTINGS
+    }
+
+    fn other_variables() -> Vec<&'static str> {
+        let options = PROVIDERS.iter().flat_map(|provider| provider.options());
+        let secrets = options.filter_map(|option| match option.source {
+            OptionSource::Secret { variable, .. } => Some(variable),
+            OptionSource::Text | OptionSource::File { .. } => None,
+        });
+        secrets.chain([CODE_VARIABLE]).collect()
     }
 
     fn defaults() -> Self {
@@ -301,6 +315,7 @@ mod tests {
             |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| OsString::from(value));
         let machine = Machine {
             env: &|name| variable(name).filter(|value| !value.is_empty()),
+            variables: &variables.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>(),
             etc_file,
             home: Some("/home/ann".into()),
             is_root: false,

@@ -198,7 +198,7 @@ fn load(flags: &FlagValues) -> Result<Config, Failure> {
 
 /// Loads the configuration, and prints its warnings.
 fn load_with_origins(flags: &FlagValues) -> Result<Loaded<Config>, Failure> {
-    let loaded = paramedic_host::config::load::<Config>(flags, &|name| std::env::var_os(name))?;
+    let loaded = paramedic_host::config::load::<Config>(flags)?;
     for warning in &loaded.warnings {
         note(&format!("warning: {warning}"));
     }

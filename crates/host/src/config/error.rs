@@ -38,6 +38,14 @@ pub enum ConfigError {
         /// The setting with the most similar name, if one is similar.
         nearest: Option<&'static str>,
     },
+    /// An environment variable with the program's prefix that the program does not read.
+    #[error("unknown environment variable {variable}{}", suggestion(*.nearest))]
+    UnknownVariable {
+        /// Its name.
+        variable: String,
+        /// The variable of the setting with the most similar name, if one is similar.
+        nearest: Option<&'static str>,
+    },
     /// A value that the setting does not accept.
     #[error("{origin}: {setting} is not valid: {problem}; valid: {valid}")]
     BadValue {
@@ -76,6 +84,11 @@ impl ConfigError {
             Self::NoStateDir => format!("set --state-dir FOLDER or {variable}_STATE_DIR"),
             Self::UnknownKey { nearest: None, .. } => {
                 format!("remove that line; `{program} config template` lists every setting")
+            }
+            Self::UnknownVariable { .. } => {
+                format!(
+                    "correct or unset that variable; `{program} config template` lists the variable of every setting"
+                )
             }
             Self::BadValue { origin: ValueOrigin::Flag(_) | ValueOrigin::Environment(_), .. }
             | Self::Conflict { origin: ValueOrigin::Flag(_) | ValueOrigin::Environment(_), .. } => {

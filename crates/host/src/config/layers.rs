@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
+use super::names::{check_variables, nearest};
 use super::setting::Given;
 use super::{ConfigError, Configuration, Environment, FlagValues, Loaded, Origins, Setting, ValueOrigin};
 
@@ -15,6 +16,8 @@ use super::{ConfigError, Configuration, Environment, FlagValues, Loaded, Origins
 pub struct Machine<'a> {
     /// The environment; an empty variable counts as not set.
     pub env: Environment<'a>,
+    /// The names of all variables that are not empty.
+    pub variables: &'a [String],
     /// The configuration file of the whole host.
     pub etc_file: PathBuf,
     /// The user's home folder.
@@ -58,16 +61,19 @@ impl Machine<'_> {
     }
 }
 
-/// Reads every layer of this machine. `env` is the environment, such as `std::env::var_os`.
+/// Reads every layer of this machine.
 ///
 /// # Errors
-/// A file in /etc or named by `--config` that cannot be read, any file that is not TOML or has an unknown key, any value that its
+/// A variable with the program's prefix that the program does not read, a file in /etc or named by `--config` that cannot be read, any file that is not TOML or has an unknown key, any value that its
 /// setting does not accept, also one that another layer overrides.
-pub fn load<C: Configuration>(flags: &FlagValues, env: Environment<'_>) -> Result<Loaded<C>, ConfigError> {
-    let env = |name: &str| env(name).filter(|value| !value.is_empty());
+pub fn load<C: Configuration>(flags: &FlagValues) -> Result<Loaded<C>, ConfigError> {
+    let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let variables = std::env::vars_os().filter(|(_, value)| !value.is_empty());
+    let variables = variables.map(|(name, _)| name.to_string_lossy().into_owned()).collect::<Vec<_>>();
     let machine = Machine {
         home: env("HOME").map(PathBuf::from).or_else(|| etcetera::home_dir().ok()),
         env: &env,
+        variables: &variables,
         etc_file: format!("/etc/packetparamedic/{}.toml", C::PROGRAM).into(),
         is_root: rustix::process::geteuid().is_root(),
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -82,6 +88,7 @@ pub fn load_on<C: Configuration>(flags: &FlagValues, machine: &Machine<'_>) -> R
     let origins = C::settings().iter().map(|setting| (setting.name, ValueOrigin::Default)).collect();
     let mut layers =
         Layers { config: C::defaults(), origins: Origins(origins), files: Vec::new(), warnings: Vec::new() };
+    check_variables::<C>(machine.variables, machine.env)?;
     layers.read_file(&machine.etc_file, FileLayer::Host)?;
     if let Some(folder) = machine.xdg("XDG_CONFIG_HOME", ".config") {
         layers.read_file(&folder.join(format!("packetparamedic/{}.toml", C::PROGRAM)), FileLayer::User)?;
@@ -228,16 +235,6 @@ fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, String> {
         }
         other => Err(format!("it is of type {}", other.type_str())),
     }
-}
-
-/// The setting whose name is most similar to a mistyped key.
-fn nearest<C: Configuration>(key: &str) -> Option<&'static str> {
-    // The variable's name and the flag's are mistakes, too.
-    let key = key.to_lowercase().replace('-', "_");
-    let prefix = format!("{}_", C::PROGRAM);
-    let key = key.strip_prefix(&prefix).unwrap_or(&key);
-    let scored = C::settings().iter().map(|setting| (strsim::jaro_winkler(key, setting.name), setting.name));
-    scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 mod error;
 mod flags;
 mod layers;
+mod names;
 mod setting;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,11 @@ pub trait Configuration: Clone + Sized + 'static {
 
     /// Every setting, in the order in which they are shown.
     fn settings() -> &'static [Setting<Self>];
+
+    /// The environment variables with the program's prefix that are not those of settings, such as secrets.
+    fn other_variables() -> Vec<&'static str> {
+        Vec::new()
+    }
 
     /// Every default that does not depend on the machine.
     fn defaults() -> Self;

@@ -226,6 +226,7 @@ impl Bench {
         let flags = Cli::try_parse_from([&["toy"], arguments].concat()).unwrap().flags;
         let machine = Machine {
             env: &|name| self.env.get(name).map(OsString::from),
+            variables: &self.env.keys().map(|name| (*name).to_owned()).collect::<Vec<_>>(),
             etc_file: self.path("etc.toml"),
             home: self.has_home.then(|| self.path("home")),
             is_root: self.is_root,

@@ -22,7 +22,7 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(command: &Command, context: &Context) -> Result<ExitStatus, CommandFailure> {
-    let loaded = || load::<Settings>(&context.flags, &|name| std::env::var_os(name));
+    let loaded = || load::<Settings>(&context.flags);
     let text = match command {
         Command::Template => template::<Settings>(),
         Command::Check => loaded()?.summary(),

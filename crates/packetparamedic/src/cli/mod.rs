@@ -188,7 +188,7 @@ pub fn run() -> ExitCode {
     flags.extend(cli.common.settings.values);
     let format = cli.command.format();
     let output = |color| Output::new(Wanted { format, color, verbosity });
-    let (settings, warnings) = match layers::load::<Settings>(&flags, &|name| std::env::var_os(name)) {
+    let (settings, warnings) = match layers::load::<Settings>(&flags) {
         Ok(loaded) => (loaded.config, loaded.warnings),
         // The template helps to correct a broken configuration.
         Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => {

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 use super::reflectors::note_small_segments;
+use crate::config::CODE_VARIABLE;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -71,7 +72,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
 }
 
 fn code(args: &Args) -> Result<PairingCode, CommandFailure> {
-    let from_environment = || std::env::var("PACKETPARAMEDIC_CODE").ok().filter(|code| !code.is_empty());
+    let from_environment = || std::env::var(CODE_VARIABLE).ok().filter(|code| !code.is_empty());
     let text = match (&args.code, &args.code_file) {
         (Some(dash), _) if dash == "-" => first_line(std::io::stdin().lock())?,
         (Some(code), _) => code.clone(),

@@ -24,7 +24,7 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
     let log_filter = log::start(&config.log, config.log_format, std::io::stderr().is_terminal(), std::io::stderr);
     let flags = flags.values.clone();
     let read = move || {
-        let loaded = paramedic_host::config::load::<Config>(&flags, &|name| std::env::var_os(name))?;
+        let loaded = paramedic_host::config::load::<Config>(&flags)?;
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }

@@ -56,6 +56,7 @@ impl Bench {
             &flags.values,
             &Machine {
                 env: &|name| self.env.get(name).filter(|value| !value.is_empty()).map(OsString::from),
+                variables: &self.env.keys().map(|name| (*name).to_owned()).collect::<Vec<_>>(),
                 etc_file: self.path("etc.toml"),
                 home: Some(self.path("home")),
                 is_root: self.is_root,
@@ -134,6 +135,14 @@ fn every_bad_value_is_refused() {
 
 #[test]
 fn data_ports_and_the_listening_port_stay_apart() {
+    #[test]
+    fn a_mistyped_variable_is_an_error_with_the_right_one() {
+        let bench = Bench::new().env("REFLECTOR_MAX_QEUE", "3");
+        let expected = "unknown environment variable REFLECTOR_MAX_QEUE; did you mean \"REFLECTOR_MAX_QUEUE\"?";
+        assert_eq!(bench.mistake(&[]), expected);
+        assert!(Bench::new().env("REFLECTOR_PORT", "tcp://10.0.0.11:4000").load(&[]).is_ok());
+    }
+
     let direct = ["--mode", "direct_ephemeral", "--listen", "127.0.0.1:5250"];
     assert!(Bench::new().mistake(&direct).starts_with("--listen: data_port_range 5201-5299 contains port 5250"));
     assert!(Bench::new().load(&direct[2..]).is_ok());
