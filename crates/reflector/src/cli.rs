@@ -20,6 +20,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use paramedic_host::config::{FlagValues, Loaded};
+use paramedic_host::version;
 use paramedic_report::document::Event;
 
 use crate::config::{AllFlags, Config, PlaceFlags};
@@ -35,7 +36,8 @@ First steps:
 
 /// A network test endpoint that you host yourself. It serves only devices that you paired.
 #[derive(Parser)]
-#[command(name = "reflector", version, max_term_width = 100, arg_required_else_help = true, after_help = FIRST_STEPS)]
+#[command(name = "reflector", version = version::with_commit(), max_term_width = 100)]
+#[command(arg_required_else_help = true, after_help = FIRST_STEPS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -27,7 +27,7 @@ use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::Appliance;
 use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
-use paramedic_host::runtime;
+use paramedic_host::{runtime, version};
 use paramedic_link::state_folder::Change;
 
 use crate::config::{Color, CommonFlags, Settings};
@@ -43,7 +43,8 @@ First steps:
 
 /// Measures where a network is slow, and gives you the evidence.
 #[derive(Parser)]
-#[command(name = "packetparamedic", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "packetparamedic", version = version::with_commit(), max_term_width = 100)]
+#[command(arg_required_else_help = true)]
 #[command(after_help = FIRST_STEPS)]
 struct Cli {
     #[command(flatten)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use paramedic_engines::thread_limit::ThreadLimitReached;
+use paramedic_host::version;
 use paramedic_link::admission::{SESSION_EXPORTER_LABEL, SessionKeys};
 use paramedic_link::feature::Feature;
 use paramedic_link::framed::{Framed, LinkError};
@@ -185,7 +186,7 @@ impl Connection {
         };
         let welcome = ToAppliance::Welcome(Welcome {
             version,
-            software: PeerText::new(env!("CARGO_PKG_VERSION")),
+            software: PeerText::new(version::VERSION),
             name: self.server.config().name.clone(),
             data_modes,
             engines,

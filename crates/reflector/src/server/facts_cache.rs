@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use paramedic_host::version;
 use paramedic_link::PeerText;
 use paramedic_link::measurement::HostFacts;
 use tokio::time::Instant;
@@ -27,7 +28,7 @@ impl FactsCache {
             return Some(facts.clone());
         }
         let facts = tokio::task::spawn_blocking(move || paramedic_engines::host_facts::read(Some(local))).await;
-        let facts = HostFacts { version: PeerText::new(env!("CARGO_PKG_VERSION")), ..facts.ok()? };
+        let facts = HostFacts { version: PeerText::new(version::VERSION), ..facts.ok()? };
         read.insert(local, (Instant::now(), facts.clone()));
         Some(facts)
     }

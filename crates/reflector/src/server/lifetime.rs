@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use paramedic_engines::udp_port::UdpPort;
+use paramedic_host::version;
 use paramedic_link::{SecretKey, tls};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -107,7 +108,7 @@ pub async fn serve(
         reloader,
         reloading: Mutex::default(),
     });
-    let mut first = vec![AuditEvent::Started { version: env!("CARGO_PKG_VERSION").to_owned(), endpoint_id: id }];
+    let mut first = vec![AuditEvent::Started { version: version::VERSION.to_owned(), endpoint_id: id }];
     if leases > 0 {
         first.push(AuditEvent::LeasesCharged { sessions: leases, bytes: charged_bytes });
     }
