@@ -15,6 +15,7 @@ use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Ori
 use paramedic_host::log::LogFormat;
 use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};
 
+pub use addresses::MetricsListen;
 pub use reload::{ConfigChange, change};
 
 /// A reflector's configuration; everything in it is valid.
@@ -56,6 +57,10 @@ pub struct Config {
     pub audit_segment_size: u64,
     /// The size limit of all files of the audit log together, in bytes.
     pub audit_max_size: u64,
+    /// Where the metrics are served.
+    pub metrics_listen: MetricsListen,
+    /// Whether `metrics_listen` may be an address that other hosts can reach.
+    pub metrics_allow_remote: bool,
     /// The log filter, in the syntax of tracing.
     pub log: String,
     /// The format of the log.
@@ -171,6 +176,10 @@ impl Configuration for Config {
             audit_segment_size: 16_000_000,
             // Years of a home's tests, little beside any disk.
             audit_max_size: 1_000_000_000,
+            // Nothing listens that the operator did not ask for.
+            metrics_listen: MetricsListen::Off,
+            // The metrics have no access control of their own.
+            metrics_allow_remote: false,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }
@@ -217,18 +226,31 @@ impl Configuration for Config {
     }
 
     fn check(&self, origins: &Origins) -> Result<(), ConfigError> {
+        if self.metrics_listen.is_remote() && !self.metrics_allow_remote {
+            return Err(ConfigError::Conflict {
+                origin: origins.of("metrics_listen"),
+                problem: format!(
+                    "metrics_listen {} is not a loopback address; to serve the metrics to other hosts, set \
+                     metrics_allow_remote = true",
+                    self.metrics_listen
+                ),
+            });
+        }
         let range = &self.data_port_range;
-        let taken = self.listen.iter().find(|address| range.contains(&address.port()));
+        let own = self.listen.iter().map(|address| ("listen", address.port()));
+        let taken = own
+            .chain(self.metrics_listen.port().map(|port| ("metrics_listen", port)))
+            .find(|(_, port)| range.contains(port));
         match taken {
-            Some(address) if self.offers_direct() => {
-                let to_change = if origins.is_default("data_port_range") { "listen" } else { "data_port_range" };
+            Some((setting, port)) if self.offers_direct() => {
+                let to_change = if origins.is_default("data_port_range") { setting } else { "data_port_range" };
                 Err(ConfigError::Conflict {
                     origin: origins.of(to_change),
                     problem: format!(
-                        "data_port_range {}-{} contains port {}, which the reflector listens on; choose a range without it",
+                        "data_port_range {}-{} contains port {port}, which the reflector listens on; choose a range \
+                         without it",
                         range.start(),
                         range.end(),
-                        address.port()
                     ),
                 })
             }

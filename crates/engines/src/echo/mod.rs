@@ -1,6 +1,7 @@
 //! The `echo` engine: latency probes without load. Its two ends, [`Prober`] and [`ProbeResponder`], also run beside
 //! every other engine and measure latency under load.
 
+mod dwell;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ledger;
@@ -24,6 +25,7 @@ use crate::metered_stream::MeteredStream;
 use crate::phase::run_idle;
 use crate::session_control::SessionControl;
 
+pub use dwell::{DWELL_BOUNDS_US, DwellTimes};
 pub use packet::LEN as PACKET_LEN;
 pub use prober::{Prober, ProberSetup};
 pub use probes::{EchoTransport, Probes};

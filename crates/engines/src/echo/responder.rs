@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use paramedic_link::admission::SessionKeys;
 
+use super::dwell::DwellTimes;
 use super::ledger::{Entry, ProbeLedger};
 use super::packet::{self, ProbePacket, ReplyPacket};
 use crate::clock::Clock;
@@ -18,12 +19,13 @@ pub struct ProbeResponder {
     control: Arc<SessionControl>,
     ledger: Mutex<ProbeLedger>,
     clock: Clock,
+    dwell: Arc<DwellTimes>,
 }
 
 impl ProbeResponder {
-    /// A responder for the session with these keys.
-    pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>) -> Self {
-        Self { keys, control, ledger: Mutex::new(ProbeLedger::new()), clock: Clock::start() }
+    /// A responder for the session with these keys, which counts each reply in `dwell`.
+    pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>, dwell: Arc<DwellTimes>) -> Self {
+        Self { keys, control, ledger: Mutex::new(ProbeLedger::new()), clock: Clock::start(), dwell }
     }
 }
 
@@ -45,6 +47,7 @@ impl DatagramHandler for ProbeResponder {
         self.control.heard();
         let reply = reply_to(&probe, &ledger, received_ns, &self.clock);
         drop(ledger);
+        self.dwell.note(reply.dwell_ns);
         Ok(reply.seal(&self.keys))
     }
 }
@@ -63,10 +66,10 @@ fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: 
 
 /// Answers the probes of one session on a data connection whose preamble has the stream [`Preamble::ECHO`]. Blocks
 /// until the connection ends, the session is cancelled, or anything but a new probe arrives. Charges the bytes to the
-/// session.
+/// session, and counts each reply in `dwell`.
 ///
 /// [`Preamble::ECHO`]: paramedic_link::admission::Preamble::ECHO
-pub fn answer_stream(mut stream: MeteredStream, keys: &SessionKeys, control: &Arc<SessionControl>) {
+pub fn answer_stream(mut stream: MeteredStream, keys: &SessionKeys, control: &Arc<SessionControl>, dwell: &DwellTimes) {
     let clock = Clock::start();
     let mut ledger = ProbeLedger::new();
     let Ok(_registration) = control.register(stream.inner().socket()) else { return };
@@ -81,8 +84,9 @@ pub fn answer_stream(mut stream: MeteredStream, keys: &SessionKeys, control: &Ar
             return;
         }
         control.heard();
-        let reply = reply_to(&probe, &ledger, received_ns, &clock).seal(keys);
-        let sent = stream.write_all(&reply).and_then(|()| stream.flush());
+        let reply = reply_to(&probe, &ledger, received_ns, &clock);
+        dwell.note(reply.dwell_ns);
+        let sent = stream.write_all(&reply.seal(keys)).and_then(|()| stream.flush());
         moved += 2 * packet::LEN as u64;
         if sent.is_err() || stream.charge(moved).is_err() {
             return;
@@ -317,7 +321,7 @@ mod tests {
         let listener = TcpListener::bind((HERE, 0)).unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let theirs = MeteredStream::new(DataStream::Plain(listener.accept().unwrap().0), Arc::clone(&control));
-        (ours, std::thread::spawn(move || answer_stream(theirs, &keys(1), &control)))
+        (ours, std::thread::spawn(move || answer_stream(theirs, &keys(1), &control, &DwellTimes::default())))
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(super) fn enroll_probes(
     peer: IpAddr,
 ) -> Enrolment {
     let session = keys.session();
-    let responder = ProbeResponder::new(Arc::new(keys), Arc::clone(control));
+    let responder = ProbeResponder::new(Arc::new(keys), Arc::clone(control), Arc::default());
     port.enroll(session, Arc::clone(control), peer, vec![Arc::new(responder)])
 }
 
@@ -227,7 +227,10 @@ fn answered_line(
     let control = Arc::clone(control);
     move || {
         let (ours, theirs) = pair();
-        std::thread::spawn(move || answer_stream(MeteredStream::new(theirs, Arc::clone(&control)), &keys(1), &control));
+        std::thread::spawn(move || {
+            let stream = MeteredStream::new(theirs, Arc::clone(&control));
+            answer_stream(stream, &keys(1), &control, &DwellTimes::default());
+        });
         Ok(ours)
     }
 }

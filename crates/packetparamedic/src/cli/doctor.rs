@@ -38,7 +38,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     let checks = of_reflectors(args.offline, &mut names, context).await;
     let diagnosis = doctor::inspect(Role::Appliance, &state_dir, checks);
     if let Some(path) = &args.bundle {
-        let configuration = load::<Settings>(&context.flags, &|name| std::env::var_os(name))?.show(true);
+        let configuration = load::<Settings>(&context.flags)?.show(true);
         let mut bundle = Bundle::new(&diagnosis, configuration);
         bundle.add_names(names);
         bundle.write(path, args.redact).map_err(|error| {

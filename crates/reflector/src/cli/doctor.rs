@@ -13,7 +13,8 @@ use super::serve::cannot_listen;
 use super::state::with_state_as_it_is;
 use crate::config::{AllFlags, Config};
 use crate::failure::{Exit, Failure};
-use crate::server::{self, AdminReply, AdminRequest, ListenError, Status};
+use crate::server::{self, AdminReply, AdminRequest, ListenError};
+use crate::status::Status;
 
 #[derive(clap::Args)]
 pub(super) struct Args {

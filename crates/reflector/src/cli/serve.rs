@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use paramedic_engines::memory;
 use paramedic_engines::thread_limit::ThreadLimitReached;
 use paramedic_host::{log, runtime};
-use paramedic_link::state_folder::StateFolderError;
 
 use super::load;
 use super::output::print_line;
@@ -13,7 +12,7 @@ use super::state::{identity, with_state, with_state_as_it_is};
 use crate::audit::AuditError;
 use crate::config::{AllFlags, Config};
 use crate::failure::{Exit, Failure};
-use crate::server::{self, ListenError};
+use crate::server::{self, ListenError, MetricsListenError, UnixSocketError};
 use crate::store::StoreError;
 
 /// The worker threads of the runtime, which move no test data.
@@ -57,12 +56,12 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
             Ok(error) => return error.into(),
             Err(error) => error,
         };
-        let error = match error.downcast::<StateFolderError>() {
-            Ok(error) => {
-                let try_ =
-                    "set another folder with --runtime-dir or REFLECTOR_RUNTIME_DIR, or run as the user that owns it";
-                return Failure::new(Exit::Usage, "runtime_dir", "the runtime folder cannot be used", error, try_);
-            }
+        let error = match error.downcast::<UnixSocketError>() {
+            Ok(error) => return no_admin_socket(&error),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<MetricsListenError>() {
+            Ok(error) => return no_metrics(&error),
             Err(error) => error,
         };
         let error = match error.downcast::<ListenError>() {
@@ -73,6 +72,24 @@ pub(super) fn run(flags: &AllFlags) -> Result<(), Failure> {
             "check that no other program uses the port and that the disk has free space; `reflector config show --origin` shows the settings";
         Failure::new(Exit::Failed, "serve", format!("the reflector cannot serve on {listen}"), error, try_)
     })
+}
+
+fn no_admin_socket(error: &UnixSocketError) -> Failure {
+    if let UnixSocketError::InUse { .. } = error {
+        let try_ = "run `reflector status` to see the one that is running, or set another folder with --runtime-dir";
+        return Failure::new(Exit::Failed, "already_running", "the reflector cannot serve", error, try_);
+    }
+    let try_ = "set another folder with --runtime-dir or REFLECTOR_RUNTIME_DIR, or run as the user that owns it";
+    Failure::new(Exit::Usage, "runtime_dir", "the runtime folder cannot be used", error, try_)
+}
+
+fn no_metrics(error: &MetricsListenError) -> Failure {
+    let exit = match error {
+        MetricsListenError::Address(_) | MetricsListenError::Socket(UnixSocketError::InUse { .. }) => Exit::Failed,
+        MetricsListenError::Socket(_) => Exit::Usage,
+    };
+    let try_ = "correct `metrics_listen`, or set it to off; `ss -tlpnx` lists the programs that listen";
+    Failure::new(exit, "metrics_listen", "the reflector cannot serve its metrics", error, try_)
 }
 
 pub(super) fn cannot_listen(error: &ListenError) -> Failure {

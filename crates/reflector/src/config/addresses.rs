@@ -1,9 +1,69 @@
 //! Ports and addresses as text: `5201-5299`, `192.0.2.7:4000`. Pure: text in, values out.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use paramedic_link::DEFAULT_PORT;
+
+/// Where the metrics are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsListen {
+    /// Nowhere.
+    Off,
+    /// On TCP.
+    Address(SocketAddr),
+    /// On a unix socket; an absolute path.
+    Socket(PathBuf),
+}
+
+impl MetricsListen {
+    /// Whether other hosts may be able to connect.
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self, Self::Address(address) if !address.ip().to_canonical().is_loopback())
+    }
+
+    /// Its TCP port.
+    pub(super) fn port(&self) -> Option<u16> {
+        match self {
+            Self::Address(address) => Some(address.port()),
+            Self::Off | Self::Socket(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for MetricsListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Address(address) => address.fmt(f),
+            Self::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Parses where to serve the metrics: `off`, `ADDR:PORT`, `PORT` of 127.0.0.1, or an absolute path. An error names the
+/// problem.
+pub(super) fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> {
+    let text = text.trim();
+    if text == "off" {
+        return Ok(MetricsListen::Off);
+    }
+    if text.starts_with('/') {
+        return Ok(MetricsListen::Socket(text.into()));
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(MetricsListen::Address(address));
+    }
+    if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse::<u16>() {
+        return Ok(MetricsListen::Address(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)));
+    }
+    Err(match text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        Ok(_) => format!("{text:?} has no port"),
+        Err(_) => format!("{text:?} is neither an address with a port nor an absolute path"),
+    })
+}
 
 /// Parses a range of ports, both ends included: `5201-5299`, or one port. An error names the problem.
 pub(super) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -53,7 +113,7 @@ mod tests {
         #[test]
         fn no_text_panics(text in "\\PC*", number in "[0-9.:-]{0,40}") {
             for text in [text, number] {
-                let _ = (parse_ports(&text), parse_listen(&text));
+                let _ = (parse_ports(&text), parse_listen(&text), parse_metrics_listen(&text));
             }
         }
     }
@@ -64,6 +124,41 @@ mod tests {
         assert_eq!(parse_ports(" 5201 "), Ok(5201..=5201));
         assert!(parse_ports("5299-5201").unwrap_err().contains("ends before it begins"));
         assert!(parse_ports("0-5").is_err() && parse_ports("5201-").is_err() && parse_ports("65536").is_err());
+    }
+
+    #[test]
+    fn metrics_are_served_on_an_address_a_port_of_loopback_or_a_socket() {
+        let is = |text: &str, address: &str, is_remote: bool| {
+            let parsed = parse_metrics_listen(text).unwrap();
+            assert_eq!(parsed, MetricsListen::Address(address.parse().unwrap()), "{text}");
+            assert_eq!(parsed.is_remote(), is_remote, "{text}");
+            assert_eq!(parse_metrics_listen(&parsed.to_string()), Ok(parsed));
+        };
+        is("4001", "127.0.0.1:4001", false);
+        is(" :0 ", "127.0.0.1:0", false);
+        is("127.9.9.9:1", "127.9.9.9:1", false);
+        is("[::1]:1", "[::1]:1", false);
+        is("[::ffff:127.0.0.1]:1", "[::ffff:127.0.0.1]:1", false);
+        is("0.0.0.0:1", "0.0.0.0:1", true);
+        is("[::]:1", "[::]:1", true);
+        is("192.0.2.7:1", "192.0.2.7:1", true);
+        is("[::ffff:192.0.2.7]:1", "[::ffff:192.0.2.7]:1", true);
+        assert_eq!(parse_metrics_listen("off"), Ok(MetricsListen::Off));
+        assert_eq!(parse_metrics_listen("/run/m.sock"), Ok(MetricsListen::Socket("/run/m.sock".into())));
+        for bad in [
+            "",
+            "on",
+            "localhost:4001",
+            "m.sock",
+            "./m.sock",
+            "127.0.0.1",
+            "[::1]",
+            "::1",
+            "65536",
+            "http://127.0.0.1:1",
+        ] {
+            assert!(parse_metrics_listen(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ mod tests {
     use paramedic_link::{EndpointId, PeerText};
 
     use super::*;
-    use crate::config::Mode;
+    use crate::config::{MetricsListen, Mode};
 
     #[test]
     fn nothing_changes_where_nothing_was_changed() {
@@ -79,6 +79,8 @@ mod tests {
             runtime_dir: "/other/runtime".into(),
             audit_segment_size: 9_000_000,
             audit_max_size: 10_000_000,
+            metrics_listen: MetricsListen::Address("127.0.0.1:1".parse().unwrap()),
+            metrics_allow_remote: true,
             log: "debug".to_owned(),
             log_format: LogFormat::Json,
         };

@@ -263,6 +263,33 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         show: |config| Some(Value::String(quantity::exact_bytes(config.audit_max_size))),
     },
     Setting {
+        name: "metrics_listen",
+        env: "REFLECTOR_METRICS_LISTEN",
+        flag: Some("metrics-listen"),
+        placeholder: "PLACE",
+        help: "Where to serve metrics for Prometheus, by HTTP under /metrics: `off`, ADDR:PORT, a PORT of 127.0.0.1, or \
+               the absolute path of a unix socket.",
+        valid: "off, a loopback address such as 127.0.0.1:4001, a port, or a path such as /run/reflector/metrics.sock",
+        is_list: false,
+        read: |config, given| {
+            config.metrics_listen = addresses::parse_metrics_listen(given.one())?;
+            Ok(())
+        },
+        show: |config| Some(Value::String(config.metrics_listen.to_string())),
+    },
+    Setting {
+        name: "metrics_allow_remote",
+        env: "REFLECTOR_METRICS_ALLOW_REMOTE",
+        flag: Some("metrics-allow-remote"),
+        placeholder: "BOOL",
+        help: "Allow addresses in metrics_listen that other hosts can reach. The metrics are in clear text, and every \
+               client that connects can read them.",
+        valid: "true or false",
+        is_list: false,
+        read: |config, given| given.yes_or_no().map(|enabled| config.metrics_allow_remote = enabled),
+        show: |config| Some(Value::Boolean(config.metrics_allow_remote)),
+    },
+    Setting {
         name: "log",
         env: "REFLECTOR_LOG",
         flag: Some("log"),

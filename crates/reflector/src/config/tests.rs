@@ -120,6 +120,8 @@ fn every_bad_value_is_refused() {
         ("max_bytes_per_day_total", "3PB"),
         ("audit_segment_size", "1kB"),
         ("audit_max_size", "3MB"),
+        ("metrics_listen", "localhost:4001"),
+        ("metrics_allow_remote", "perhaps"),
         ("log", "a=b=c"),
         ("log_format", "xml"),
     ] {
@@ -134,18 +136,38 @@ fn every_bad_value_is_refused() {
 }
 
 #[test]
-fn data_ports_and_the_listening_port_stay_apart() {
-    #[test]
-    fn a_mistyped_variable_is_an_error_with_the_right_one() {
-        let bench = Bench::new().env("REFLECTOR_MAX_QEUE", "3");
-        let expected = "unknown environment variable REFLECTOR_MAX_QEUE; did you mean \"REFLECTOR_MAX_QUEUE\"?";
-        assert_eq!(bench.mistake(&[]), expected);
-        assert!(Bench::new().env("REFLECTOR_PORT", "tcp://10.0.0.11:4000").load(&[]).is_ok());
-    }
+fn a_mistyped_variable_is_an_error_with_the_right_one() {
+    let bench = Bench::new().env("REFLECTOR_MAX_QEUE", "3");
+    let expected = "unknown environment variable REFLECTOR_MAX_QEUE; did you mean \"REFLECTOR_MAX_QUEUE\"?";
+    assert_eq!(bench.mistake(&[]), expected);
+    assert!(Bench::new().env("REFLECTOR_PORT", "tcp://10.0.0.11:4000").load(&[]).is_ok());
+}
 
+#[test]
+fn data_ports_and_the_listening_port_stay_apart() {
     let direct = ["--mode", "direct_ephemeral", "--listen", "127.0.0.1:5250"];
     assert!(Bench::new().mistake(&direct).starts_with("--listen: data_port_range 5201-5299 contains port 5250"));
     assert!(Bench::new().load(&direct[2..]).is_ok());
+    let metrics = ["--mode", "direct_ephemeral", "--metrics-listen", "5250"];
+    assert!(
+        Bench::new().mistake(&metrics).starts_with("--metrics-listen: data_port_range 5201-5299 contains port 5250")
+    );
+    assert!(Bench::new().load(&metrics[2..]).is_ok());
+}
+
+#[test]
+fn metrics_are_for_other_hosts_only_with_a_permission() {
+    for remote in ["0.0.0.0:4001", "[::]:4001", "192.0.2.7:4001"] {
+        let bench = Bench::new().env("REFLECTOR_METRICS_LISTEN", remote);
+        let expected = format!("REFLECTOR_METRICS_LISTEN: metrics_listen {remote} is not a loopback address");
+        assert!(bench.mistake(&[]).starts_with(&expected), "{}", bench.mistake(&[]));
+        assert!(bench.load(&["--metrics-allow-remote", "true"]).is_ok());
+        let off = bench.load(&["--metrics-listen", "off"]).unwrap().config;
+        assert_eq!(off.metrics_listen, MetricsListen::Off);
+    }
+    for local in ["127.0.0.1:4001", "[::1]:4001", "4001", "/run/metrics.sock"] {
+        assert!(Bench::new().env("REFLECTOR_METRICS_LISTEN", local).load(&[]).is_ok(), "{local}");
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub enum ListenError {
 }
 
 impl ListenError {
-    fn new(address: SocketAddr, error: io::Error) -> Self {
+    pub(super) fn new(address: SocketAddr, error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress(address),
             io::ErrorKind::AddrInUse => Self::InUse(address),
@@ -114,7 +114,8 @@ fn listen_on(address: SocketAddr, freebind: bool) -> io::Result<(std::net::TcpLi
     Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-fn socket(address: SocketAddr, kind: Type, protocol: Protocol, freebind: bool) -> io::Result<Socket> {
+/// A socket for `address` that is not bound yet.
+pub(super) fn socket(address: SocketAddr, kind: Type, protocol: Protocol, freebind: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if address.is_ipv6() {
         // Each family has its own socket, so an address of the log is always the peer's real one.
@@ -184,6 +185,7 @@ async fn serve_connection(
     let reason = match slot.while_held(accept).await {
         Some(Ok(Ok(stream))) => match protocol_and_peer(&stream) {
             Some((alpn, peer)) => {
+                server.counts.note_handshake(alpn);
                 slot.progressed();
                 let connection =
                     HandshakenConnection { stream, from, local, peer, slot, deadline: begun + AUTHENTICATION_TIMEOUT };

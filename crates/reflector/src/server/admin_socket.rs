@@ -2,27 +2,26 @@
 //! a line each way. Only root and the user of the reflector may use it.
 
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use paramedic_host::config::Configuration;
-use paramedic_link::state_folder::StateFolderError;
 use paramedic_link::{EndpointId, PeerText};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
 use super::peers::Removal;
-use super::{CodeRequester, Lifecycle, PairedDevice, Server, UnavailableEngine, lock, pair};
+use super::unix_socket::UnixSocket;
+use super::{CodeRequester, Lifecycle, PairedDevice, Server, lock, pair, status};
 use crate::config::Config;
 use crate::event::{AuditEvent, RefusalReason};
 use crate::pairing::OpenedCode;
-use crate::sessions::Snapshot;
+use crate::status::Status;
 
 /// The version of this protocol. Both ends are one program, but not always one build.
 const VERSION: u32 = 1;
@@ -137,42 +136,6 @@ pub struct PeerLine {
     pub linked: bool,
 }
 
-/// The state of the server.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names of some fields need no comment")]
-pub struct Status {
-    /// The program's version.
-    pub version: String,
-    pub endpoint_id: EndpointId,
-    /// The name of the reflector.
-    pub name: String,
-    /// How long the reflector has been serving, in seconds.
-    pub uptime_s: u64,
-    /// `serving`, `draining` or `faulted`.
-    pub state: String,
-    /// Current problems, as text.
-    pub problems: Vec<String>,
-    /// The data modes on offer.
-    pub data_modes: Vec<paramedic_link::test_spec::DataMode>,
-    /// The engines on offer.
-    pub engines: Vec<paramedic_link::test_spec::EngineId>,
-    /// Engines that are configured but not available, and why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub engines_lacking: Vec<UnavailableEngine>,
-    /// Open links.
-    pub links: usize,
-    /// Paired devices.
-    pub peers: usize,
-    /// Sessions, queue, ports and quota usage.
-    pub sessions: Snapshot,
-    /// Datagrams since the start that arrived for a session from another address than its device's: address translation
-    /// changes their source, or a client guesses.
-    #[serde(default)]
-    pub datagrams_from_elsewhere: u64,
-    /// Refusals since the start, by reason.
-    pub refused: std::collections::BTreeMap<RefusalReason, u64>,
-}
-
 #[derive(Serialize, Deserialize)]
 struct Envelope<T> {
     v: u32,
@@ -180,50 +143,12 @@ struct Envelope<T> {
     body: T,
 }
 
-/// A bound admin socket. Its file is removed when this is dropped.
-pub(super) struct Admin {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Drop for Admin {
-    fn drop(&mut self) {
-        // The file may be gone already.
-        std::fs::remove_file(&self.path).ok();
-    }
-}
-
-/// Binds the socket at `path`, 0660. A socket that a killed server left is replaced; one that answers is not.
-pub(super) fn bind(path: &Path) -> anyhow::Result<Admin> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let owner = std::fs::metadata(folder).with_context(|| format!("cannot read {}", folder.display()))?.uid();
-        let user = rustix::process::geteuid().as_raw();
-        // Its owner could replace the socket.
-        if owner != user && owner != 0 {
-            return Err(StateFolderError::Foreign { path: folder.to_owned(), owner, user }.into());
-        }
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        anyhow::bail!("another reflector is already running: {} answers", path.display());
-    }
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("cannot replace {}", path.display())),
-    }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
-        .with_context(|| format!("cannot set the mode of {}", path.display()))?;
-    Ok(Admin { listener, path: path.to_owned() })
-}
-
 /// Answers requests until the future is dropped.
-pub(super) async fn run(server: Arc<Server>, admin: Admin) {
+pub(super) async fn run(server: Arc<Server>, admin: UnixSocket) {
     loop {
         let capacity = server.capacity.notified();
-        match admin.listener.accept().await {
-            Ok((stream, _)) => {
+        match admin.accept().await {
+            Ok(stream) => {
                 let server = Arc::clone(&server);
                 tokio::spawn(async move {
                     if let Err(error) = answer(&server, stream).await {
@@ -331,7 +256,7 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
             }
             None => AdminReply::Failed { because: "no such device is paired".into() },
         },
-        AdminRequest::Status => AdminReply::Status(Box::new(status(server))),
+        AdminRequest::Status => AdminReply::Status(Box::new(status::read(server))),
         AdminRequest::Reload => match server.reload() {
             Ok(changed) => {
                 let names = |settings: Vec<&str>| settings.into_iter().map(str::to_owned).collect();
@@ -359,36 +284,6 @@ fn peer_lines(server: &Server) -> Vec<PeerLine> {
     lines
         .map(|(id, name, from)| PeerLine { endpoint_id: id, name, from: from.to_owned(), linked: linked(id) })
         .collect()
-}
-
-fn status(server: &Server) -> Status {
-    let stage = *server.lifecycle.borrow();
-    let problems = server.problems();
-    let state = match stage {
-        Lifecycle::Serving if !problems.is_empty() => "faulted",
-        Lifecycle::Serving => "serving",
-        Lifecycle::Draining | Lifecycle::Stopping => "draining",
-    };
-    let (sessions, limits) = {
-        let sessions = server.sessions();
-        (sessions.snapshot(server.now()), sessions.limits().clone())
-    };
-    Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        endpoint_id: server.id,
-        name: server.config().name.to_string(),
-        uptime_s: server.began.elapsed().as_secs(),
-        state: state.to_owned(),
-        problems,
-        data_modes: limits.data_modes,
-        engines: limits.engines,
-        engines_lacking: server.unavailable.clone(),
-        links: lock(&server.links).len(),
-        peers: server.peers.list().len(),
-        sessions,
-        datagrams_from_elsewhere: server.datagrams_from_elsewhere(),
-        refused: lock(&server.throttle).refused(),
-    }
 }
 
 /// Opens a code and waits for the device that pairs with it; a client that closes its connection revokes the code.

@@ -15,10 +15,13 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::connection_slot::ConnectionSlots;
+use super::counts::ServerCounts;
 use super::facts_cache::FactsCache;
+use super::metrics_listener::{self, MetricsListener};
 use super::offer::{limits, offered};
 use super::peers::Peers;
 use super::reload::{self, ConfigReloader, Hangup};
+use super::unix_socket::UnixSocket;
 use super::{Lifecycle, STOP_TIMEOUT, Server, accept, admin_socket, known, lock, session_timer, unix_now};
 use crate::audit::{Audit, Sizes};
 use crate::config::Config;
@@ -64,7 +67,8 @@ pub async fn serve(
     let began = Instant::now();
     let tls = tls::reflector_config(&key).context("cannot set up TLS")?;
     let listeners = accept::listen(&config.listen, config.listen_freebind)?;
-    let admin = admin_socket::bind(&config.admin_socket())?;
+    let admin = UnixSocket::bind(&config.admin_socket())?;
+    let metrics = MetricsListener::bind(&config.metrics_listen)?;
     // This process owns the admin socket, and with it the runtime folder.
     let (engines, unavailable) = offered(&config).await?;
     let limits = Limits { descriptors: descriptors.sessions, ..limits(&config, &engines) };
@@ -100,6 +104,8 @@ pub async fn serve(
         code_requester: Mutex::default(),
         claim_settled: Notify::new(),
         lifecycle: watch::channel(Lifecycle::Serving).0,
+        counts: Arc::new(ServerCounts::default()),
+        metrics: metrics.as_ref().map(MetricsListener::place),
         datagrams_from_elsewhere: AtomicU64::new(0),
         engines,
         unavailable,
@@ -123,6 +129,10 @@ pub async fn serve(
     }
     tasks.spawn(session_timer::run(Arc::clone(&server)));
     tasks.spawn(admin_socket::run(Arc::clone(&server), admin));
+    if let Some(listener) = metrics {
+        tracing::info!(place = listener.place(), "serving metrics");
+        tasks.spawn(metrics_listener::run(Arc::clone(&server), listener));
+    }
     tasks.spawn(known::keep(Arc::clone(&server)));
     if let Some(signal) = reload_signal {
         tasks.spawn(reload::on_signal(Arc::clone(&server), signal));

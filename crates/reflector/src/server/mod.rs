@@ -6,26 +6,31 @@ mod admin_socket;
 mod bounded_socket;
 mod connection;
 mod connection_slot;
+mod counts;
 mod data_connection;
 mod facts_cache;
 mod grant;
 mod handshake;
 mod known;
 mod lifetime;
+mod metrics_listener;
 mod offer;
 mod pair;
 mod peers;
 mod reload;
 mod running_session;
 mod session_timer;
+mod status;
+mod unix_socket;
 
 pub use accept::{ListenError, check_listen};
-pub use admin_socket::{AdminClient, AdminReply, AdminRequest, PeerLine, Status};
+pub use admin_socket::{AdminClient, AdminReply, AdminRequest, PeerLine};
 #[doc(hidden)]
 pub use admin_socket::{read_request, write_request};
 pub use lifetime::serve;
-pub use offer::UnavailableEngine;
+pub use metrics_listener::MetricsListenError;
 pub use reload::ConfigReloader;
+pub use unix_socket::UnixSocketError;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -47,8 +52,10 @@ use crate::known_prefixes::KnownPrefixes;
 use crate::message_budget::MessageBudgets;
 use crate::pairing::{CodeId, Pairing};
 use crate::sessions::{LinkId, Now, Reservation, SessionAccounts, Sessions};
+use crate::status::UnavailableEngine;
 use crate::store::Store;
 use connection_slot::ConnectionSlots;
+use counts::ServerCounts;
 use peers::Peers;
 use running_session::RunningSession;
 
@@ -92,6 +99,9 @@ struct Server {
     /// Wakes when a pairing was written to disk or failed to be.
     claim_settled: Notify,
     lifecycle: watch::Sender<Lifecycle>,
+    counts: Arc<ServerCounts>,
+    /// Where the metrics are served, if they are.
+    metrics: Option<String>,
     /// Datagrams whose source was not their session's device, of sessions that ended.
     datagrams_from_elsewhere: AtomicU64,
     /// Engines that are offered.

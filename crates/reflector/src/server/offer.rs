@@ -6,22 +6,10 @@ use anyhow::Context;
 use paramedic_engines::Engine;
 use paramedic_engines::engine::Unavailable;
 use paramedic_link::test_spec::{DataMode, EngineId};
-use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::sessions::Limits;
-
-/// An engine that is configured but cannot run on this host, for `status`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UnavailableEngine {
-    /// The engine.
-    pub engine: EngineId,
-    /// The reason.
-    pub because: String,
-    /// What the operator can do about it.
-    #[serde(rename = "try")]
-    pub try_: String,
-}
+use crate::status::UnavailableEngine;
 
 /// Tries each configured engine. Returns those that run on this host, and those that do not.
 pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<UnavailableEngine>)> {

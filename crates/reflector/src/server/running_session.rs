@@ -24,6 +24,7 @@ use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::connection_slot::SessionSlots;
+use super::counts::{PhasePayload, ServerCounts};
 use super::{LinkCommand, Server, lock};
 use crate::descriptors;
 use crate::sessions::{Lease, LinkId, Reservation, UseRecorder};
@@ -44,6 +45,7 @@ pub(super) struct RunningSession {
     pub(super) spec: TestSpec,
     pub(super) keys: Arc<SessionKeys>,
     pub(super) control: Arc<SessionControl>,
+    counts: Arc<ServerCounts>,
     /// What it holds until it is closed. A phase reads it for as long as it runs.
     resources: RwLock<Option<SessionResources>>,
     /// Whether the session already has its one connection for latency probes over TCP.
@@ -132,7 +134,9 @@ impl RunningSession {
         })?;
         // What is promised is there: a phase that gets no threads fails, and with it a test that took its turn.
         thread_limit::check(threads_of(&reservation.spec))?;
-        let probes: Arc<dyn DatagramHandler> = Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control)));
+        let dwell = Arc::clone(&server.counts.dwell);
+        let probes: Arc<dyn DatagramHandler> =
+            Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control), dwell));
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
         let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
         let streams = descriptors::control_port_streams(&reservation.spec);
@@ -150,6 +154,7 @@ impl RunningSession {
             })),
             keys,
             control,
+            counts: Arc::clone(&server.counts),
             has_probe_stream: AtomicBool::new(false),
             wants_lease,
             use_recorder: Mutex::default(),
@@ -206,6 +211,7 @@ impl RunningSession {
             let send = |what| {
                 events.send(SessionEvent { session: running.session, what }).ok();
             };
+            let payload = PhasePayload::new(&running.counts);
             let report = |progress| {
                 if matches!(progress, PhaseProgress::Started) {
                     lock(&running.use_recorder).phase_began(running.control.spent(), running.began.elapsed());
@@ -217,6 +223,7 @@ impl RunningSession {
                 send(match progress {
                     PhaseProgress::Started => PhaseEvent::Started(phase),
                     PhaseProgress::Received(direction, sample) | PhaseProgress::Sent(direction, sample) => {
+                        payload.note_sample(direction, sample.bytes);
                         PhaseEvent::Sample(phase, direction, sample)
                     }
                 });
@@ -226,6 +233,9 @@ impl RunningSession {
                 .as_ref()
                 .map_or_else(PhaseTally::default, |resources| resources.server_end.run(phase, &report));
             drop(resources);
+            for direction in Direction::BOTH {
+                payload.note_total(direction, tally.direction(direction).map_or(0, |tally| tally.count.bytes));
+            }
             lock(&running.use_recorder).phase_ended();
             running.phase_changed.notify_one();
             send(PhaseEvent::Done(phase, Box::new(tally)));

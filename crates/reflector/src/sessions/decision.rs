@@ -7,6 +7,7 @@ use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use serde::{Deserialize, Serialize};
 
+use super::counts::SessionCounts;
 use super::limits::{bytes, span};
 
 /// Milliseconds of a UTC day.
@@ -153,6 +154,9 @@ pub struct Snapshot {
     pub bytes_today: u64,
     /// Ports of the range that other programs held when they were last tried.
     pub held_ports: Vec<u16>,
+    /// What happened since the start.
+    #[serde(default)]
+    pub counts: SessionCounts,
 }
 
 impl Snapshot {
@@ -212,6 +216,9 @@ pub struct QueueStatus {
     pub place: u32,
     /// The expected waiting time, in milliseconds.
     pub expected_wait_ms: u64,
+    /// How long it has waited, in milliseconds.
+    #[serde(default)]
+    pub waited_ms: u64,
 }
 
 /// One peer's quotas, for `status`.
@@ -260,10 +267,11 @@ mod tests {
                 expires_in_ms: 46_000,
                 leased_bytes: 16_000_000,
             }],
-            queue: vec![QueueStatus { peer, place: 1, expected_wait_ms: 22_000 }],
+            queue: vec![QueueStatus { peer, place: 1, expected_wait_ms: 22_000, waited_ms: 7_000 }],
             peers: vec![],
             bytes_today: 1_500_000_000,
             held_ports: vec![5202],
+            counts: SessionCounts::default(),
         };
         let rows = seen.rows().into_iter().map(|(name, text)| format!("{name}: {text}")).collect::<Vec<_>>();
         let expected = [

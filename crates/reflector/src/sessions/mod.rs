@@ -2,6 +2,7 @@
 //! events of this very decision, in their order. Sockets, files, clocks and tasks never live here: time, ids and what
 //! was last heard are handed in, actions are handed out.
 
+mod counts;
 mod decision;
 mod fallback;
 mod limits;
@@ -24,6 +25,7 @@ use paramedic_link::{EndpointId, SessionId};
 
 use crate::descriptors;
 use crate::event::AuditEvent;
+pub use counts::{LeaseCounts, SessionCounts};
 use decision::millis;
 pub use decision::{
     Answer, Lease, LinkId, Now, PastUsage, PeerStatus, QueueStatus, Reservation, SessionAccounts, SessionAction,
@@ -59,6 +61,7 @@ pub struct Sessions<H> {
     bytes: quota::ChargedBytes,
     /// Reserved and running ones: each holds a slot, and never are there more than slots.
     held: BTreeMap<SessionId, HeldSession<H>>,
+    counts: SessionCounts,
     draining: bool,
     faulted: bool,
     /// Something changed since the last `poll` that could move the queue.
@@ -76,6 +79,7 @@ impl<H> Sessions<H> {
             tests: quota::Tests::new(past.tests),
             bytes: quota::ChargedBytes::new(past.bytes_today),
             held: BTreeMap::new(),
+            counts: SessionCounts::default(),
             draining: false,
             faulted: false,
             changed: false,
@@ -108,7 +112,8 @@ impl<H> Sessions<H> {
         id: SessionId,
         now: Now,
     ) -> (Answer, Vec<AuditEvent>) {
-        with_event(peer, self.answer(link, peer, spec, wait, id, now))
+        let answer = self.answer(link, peer, spec, wait, id, now);
+        self.with_event(peer, answer)
     }
 
     fn answer(
@@ -130,11 +135,14 @@ impl<H> Sessions<H> {
             return Answer::Denied(denial);
         }
         // Queue it first: a request ahead of it that could begin now begins first.
-        self.queue.push(link, peer, spec.clone(), is_fallback);
+        self.queue.push(link, peer, spec.clone(), is_fallback, now.mono);
         if self.ready_links().contains(&link) {
             self.queue.remove(link);
             return match self.reserve(link, peer, spec, is_fallback, id, now) {
-                Ok(reservation) => Answer::Reserved(reservation),
+                Ok(reservation) => {
+                    self.counts.waits.note(Duration::ZERO);
+                    Answer::Reserved(reservation)
+                }
                 Err(denial) => Answer::Denied(denial),
             };
         }
@@ -153,7 +161,7 @@ impl<H> Sessions<H> {
     /// Denies a request that this host can't do, before anything is reserved for it.
     #[must_use]
     pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> (Answer, Vec<AuditEvent>) {
-        with_event(peer, Answer::Denied(denial))
+        self.with_event(peer, Answer::Denied(denial))
     }
 
     /// Another program holds the reserved port: takes the next one of the range, or undoes the reservation
@@ -176,7 +184,8 @@ impl<H> Sessions<H> {
         }
         self.take_back(session);
         let detail = "every port of the range is in use, or held by other programs on the reflector's host";
-        let (answer, denied) = with_event(peer, Answer::Denied(denial(DenialReason::NoPort, detail, Some(RETRY_HELD))));
+        let (answer, denied) =
+            self.with_event(peer, Answer::Denied(denial(DenialReason::NoPort, detail, Some(RETRY_HELD))));
         events.extend(denied);
         (answer, events)
     }
@@ -206,6 +215,7 @@ impl<H> Sessions<H> {
     /// The grant is recorded: from here on the session can be reached by `handle`.
     pub fn granted(&mut self, session: SessionId, handle: H) {
         if let Some(held) = self.held.get_mut(&session) {
+            self.counts.note_granted(&held.spec.engine);
             held.handle = Some(handle);
         }
     }
@@ -229,8 +239,7 @@ impl<H> Sessions<H> {
     #[must_use]
     pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
-        let undone = self.take_back(session).map(|held| AuditEvent::SessionUndone { session, peer: held.peer });
-        undone.into_iter().collect()
+        self.undone(session).into_iter().collect()
     }
 
     /// The link withdraws its request. A granted session goes on: `finish` ends that.
@@ -240,10 +249,7 @@ impl<H> Sessions<H> {
             self.changed = true;
         }
         let unopened = self.held.iter().find(|(_, held)| held.link == link && !held.opened).map(|(id, _)| *id);
-        let undone = unopened.and_then(|session| {
-            self.take_back(session).map(|held| AuditEvent::SessionUndone { session, peer: held.peer })
-        });
-        undone.into_iter().collect()
+        unopened.and_then(|session| self.undone(session)).into_iter().collect()
     }
 
     /// The link closed: its request is withdrawn, its session ends.
@@ -305,8 +311,10 @@ impl<H> Sessions<H> {
         let left = of_peer.min(of_all);
         let bytes = wanted.clamp(1, (left / PARTS_OF_THE_DAY).max(SMALL_LEASE)).min(left);
         if bytes == 0 {
+            self.counts.leases.refused += 1;
             return Err(EndReason::BytesPerDay);
         }
+        self.counts.leases.granted += 1;
         self.bytes.charge(held.peer, day, bytes);
         let leased = held.leased.entry(day).or_default();
         *leased = leased.saturating_add(bytes);
@@ -320,6 +328,7 @@ impl<H> Sessions<H> {
         {
             *leased = leased.saturating_sub(lease.bytes);
             self.bytes.refund(held.peer, lease.day, lease.bytes);
+            self.counts.leases.unwritten += 1;
         }
     }
 
@@ -355,6 +364,7 @@ impl<H> Sessions<H> {
         }
         let bytes_by_day = self.settle(&held, used_bytes, now.day());
         let reason = held.ending.map_or(reason, |ending| ending.reason);
+        self.counts.note_ended(&held.spec.engine, reason);
         let ended = AuditEvent::SessionEnded {
             session,
             peer: held.peer,
@@ -409,6 +419,7 @@ impl<H> Sessions<H> {
                     peer: waiting.peer,
                     place,
                     expected_wait_ms: millis(wait),
+                    waited_ms: millis(now.mono.saturating_sub(waiting.since)),
                 })
                 .collect(),
             peers: peers
@@ -421,6 +432,7 @@ impl<H> Sessions<H> {
                 .collect(),
             bytes_today: self.bytes.of_all(day),
             held_ports: self.ports.suspects(now.mono),
+            counts: self.counts.clone(),
         }
     }
 
@@ -572,6 +584,29 @@ impl<H> Sessions<H> {
         Some(held)
     }
 
+    /// Takes a reservation back and counts it. Returns its event.
+    fn undone(&mut self, session: SessionId) -> Option<AuditEvent> {
+        let held = self.take_back(session)?;
+        self.counts.undone += 1;
+        Some(AuditEvent::SessionUndone { session, peer: held.peer })
+    }
+
+    /// Counts a denial. Returns its event.
+    fn denied(&mut self, peer: EndpointId, denial: &Denial) -> AuditEvent {
+        self.counts.note_denied(denial.reason);
+        AuditEvent::SessionDenied { peer, reason: denial.reason }
+    }
+
+    /// An answer to a request of `peer`, with its event. What is reserved has one only once it is opened.
+    fn with_event(&mut self, peer: EndpointId, answer: Answer) -> (Answer, Vec<AuditEvent>) {
+        let event = match &answer {
+            Answer::Reserved(_) => None,
+            Answer::Queued { place, .. } => Some(AuditEvent::SessionQueued { peer, place: *place }),
+            Answer::Denied(denial) => Some(self.denied(peer, denial)),
+        };
+        (answer, event.into_iter().collect())
+    }
+
     /// Charges the used bytes instead of the leases.
     fn settle(&mut self, held: &HeldSession<H>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
         for (day, leased) in &held.leased {
@@ -614,20 +649,23 @@ impl<H> Sessions<H> {
         if self.draining {
             for waiting in self.queue.clear() {
                 let denial = draining();
-                events.push(AuditEvent::SessionDenied { peer: waiting.peer, reason: denial.reason });
+                events.push(self.denied(waiting.peer, &denial));
                 actions.push(SessionAction::Deny { link: waiting.link, denial });
             }
         }
         while let Some(link) = self.ready_links().first().copied() {
             let Some(waiting) = self.queue.remove(link) else { return events };
-            let peer = waiting.peer;
+            let (peer, since) = (waiting.peer, waiting.since);
             let outcome = self
                 .check(peer, &waiting.spec, waiting.is_fallback, now)
                 .and_then(|()| self.reserve(link, peer, waiting.spec, waiting.is_fallback, new_id(), now));
             actions.push(match outcome {
-                Ok(reservation) => SessionAction::Reserve(reservation),
+                Ok(reservation) => {
+                    self.counts.waits.note(now.mono.saturating_sub(since));
+                    SessionAction::Reserve(reservation)
+                }
                 Err(denial) => {
-                    events.push(AuditEvent::SessionDenied { peer, reason: denial.reason });
+                    events.push(self.denied(peer, &denial));
                     SessionAction::Deny { link, denial }
                 }
             });
@@ -662,16 +700,6 @@ impl<H> Sessions<H> {
             free_ports: self.ports.free(),
         }
     }
-}
-
-/// An answer to a request of `peer`, with its event. What is reserved has one only once it is opened.
-fn with_event(peer: EndpointId, answer: Answer) -> (Answer, Vec<AuditEvent>) {
-    let event = match &answer {
-        Answer::Reserved(_) => None,
-        Answer::Queued { place, .. } => Some(AuditEvent::SessionQueued { peer, place: *place }),
-        Answer::Denied(denial) => Some(AuditEvent::SessionDenied { peer, reason: denial.reason }),
-    };
-    (answer, event.into_iter().collect())
 }
 
 fn draining() -> Denial {

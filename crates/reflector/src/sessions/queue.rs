@@ -21,6 +21,8 @@ pub(super) struct QueuedRequest {
     pub(super) spec: TestSpec,
     /// Whether it repeats a test that was served already: it comes before all that are not.
     pub(super) is_fallback: bool,
+    /// When it was queued.
+    pub(super) since: Duration,
     last_update: Option<LastUpdate>,
 }
 
@@ -61,8 +63,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn push(&mut self, link: LinkId, peer: EndpointId, spec: TestSpec, is_fallback: bool) {
-        self.waiting.push(QueuedRequest { link, peer, spec, is_fallback, last_update: None });
+    pub(super) fn push(&mut self, link: LinkId, peer: EndpointId, spec: TestSpec, is_fallback: bool, mono: Duration) {
+        self.waiting.push(QueuedRequest { link, peer, spec, is_fallback, since: mono, last_update: None });
     }
 
     pub(super) fn remove(&mut self, link: LinkId) -> Option<QueuedRequest> {
@@ -172,7 +174,7 @@ mod tests {
     fn queue(of: &[EndpointId]) -> Queue {
         let mut queue = Queue::default();
         for (link, peer) in (1..).zip(of) {
-            queue.push(LinkId(link), *peer, spec(DataMode::Tunneled), false);
+            queue.push(LinkId(link), *peer, spec(DataMode::Tunneled), false, Duration::ZERO);
         }
         queue
     }
@@ -197,15 +199,15 @@ mod tests {
     #[test]
     fn a_repeated_test_goes_before_all_others() {
         let mut queue = queue(&[A, B]);
-        queue.push(LinkId(3), C, spec(DataMode::Tunneled), true);
-        queue.push(LinkId(4), A, spec(DataMode::Tunneled), true);
+        queue.push(LinkId(3), C, spec(DataMode::Tunneled), true, Duration::ZERO);
+        queue.push(LinkId(4), A, spec(DataMode::Tunneled), true, Duration::ZERO);
         assert_eq!(links(&queue), [3, 4, 1, 2]);
     }
 
     #[test]
     fn waits_add_up_over_slots_and_ports() {
         let mut queue = queue(&[A, B, C]);
-        queue.push(LinkId(4), A, spec(DataMode::DirectEphemeral), false);
+        queue.push(LinkId(4), A, spec(DataMode::DirectEphemeral), false, Duration::ZERO);
         let seconds = Duration::from_secs;
         let occupied = Occupancy { slots: 2, running: vec![(seconds(4), true), (seconds(7), false)], free_ports: 0 };
         let waits = expected_waits(&queue.in_order(), &occupied);

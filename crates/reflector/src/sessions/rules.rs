@@ -771,3 +771,39 @@ fn any_other_request_is_another_test() {
     tunneled_before.end(&first, 96);
     assert_eq!(denied(&mut tunneled_before, 1, tunneled()), DenialReason::TestsPerHour);
 }
+
+#[test]
+fn each_decision_is_counted_once_as_it_is_audited() {
+    let mut f = Fixture::new(limits());
+    let first = f.grant(1, A, tunneled());
+    f.place(2, B, tunneled());
+    f.denial(3, C, tunneled(), false);
+    f.denial(3, C, TestSpec { engine: engine("mystery"), ..tunneled() }, true);
+    f.pass(seconds(7));
+    let waited = f.sessions.snapshot(f.now).queue[0].waited_ms;
+    assert_eq!(waited, 7_000);
+    let lease = f.sessions.lease(first.session, 500, f.now).unwrap();
+    f.sessions.return_lease(first.session, lease);
+    f.end(&first, 0);
+    let second = f.served().remove(0);
+    let undone = f.sessions.undo(second.session, f.now);
+    f.events.extend(undone);
+    let third = f.grant(4, A, tunneled());
+    let reason = EndReason::Silence;
+    f.over(third.session, 0, reason);
+
+    let counts = f.sessions.snapshot(f.now).counts;
+    let tcp = engine("tcp");
+    assert_eq!(counts.granted, [(tcp.clone(), 2)].into());
+    assert_eq!(counts.ended, [(tcp, [(EndReason::Finished, 1), (reason, 1)].into())].into());
+    // An engine that is not offered is a text of the device: it is not counted by name.
+    assert_eq!(counts.denied, [(DenialReason::Busy, 1), (DenialReason::EngineNotOffered, 1)].into());
+    assert_eq!(counts.undone, 1);
+    assert_eq!(counts.leases, LeaseCounts { granted: 1, unwritten: 1, refused: 0 });
+    assert_eq!((counts.waits.count(), counts.waits.sum_us), (3, 7_000_000));
+    let audited = |is: fn(&AuditEvent) -> bool| f.events.iter().filter(|event| is(event)).count();
+    assert_eq!(audited(|event| matches!(event, AuditEvent::SessionGranted { .. })), 2);
+    assert_eq!(audited(|event| matches!(event, AuditEvent::SessionEnded { .. })), 2);
+    assert_eq!(audited(|event| matches!(event, AuditEvent::SessionDenied { .. })), 2);
+    assert_eq!(audited(|event| matches!(event, AuditEvent::SessionUndone { .. })), 1);
+}

@@ -1,0 +1,87 @@
+//! Counts of durations by upper bound: what `status` shows as percentiles and the metrics as a histogram. Pure.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How many durations were counted, by upper bound.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DurationCounts {
+    /// By upper bound, the shortest first.
+    pub buckets: Vec<DurationBucket>,
+    /// Durations above the last bound.
+    pub longer: u64,
+    /// The sum of all durations, in microseconds.
+    pub sum_us: u64,
+}
+
+/// The durations up to a bound and above the bound before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DurationBucket {
+    /// The bound, in microseconds.
+    pub up_to_us: u64,
+    /// How many there were.
+    pub count: u64,
+}
+
+impl DurationCounts {
+    /// No duration yet. The bounds are in microseconds and ascend.
+    pub fn with_bounds(bounds_us: &[u64]) -> Self {
+        let buckets = bounds_us.iter().map(|up_to_us| DurationBucket { up_to_us: *up_to_us, count: 0 });
+        Self { buckets: buckets.collect(), longer: 0, sum_us: 0 }
+    }
+
+    /// Counts one duration.
+    pub fn note(&mut self, duration: Duration) {
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.sum_us = self.sum_us.saturating_add(us);
+        let counter = match self.buckets.iter_mut().find(|bucket| us <= bucket.up_to_us) {
+            Some(bucket) => &mut bucket.count,
+            None => &mut self.longer,
+        };
+        *counter = counter.saturating_add(1);
+    }
+
+    /// How many durations were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().fold(self.longer, |sum, bucket| sum.saturating_add(bucket.count))
+    }
+
+    /// The bound below which this share of all durations is, in microseconds; `None` without durations, and where that
+    /// is above the last bound.
+    pub fn quantile_us(&self, share: f64) -> Option<u64> {
+        let wanted = share * self.count() as f64;
+        let mut below = 0;
+        let bucket = self.buckets.iter().find(|bucket| {
+            below += bucket.count;
+            below > 0 && below as f64 >= wanted
+        });
+        bucket.map(|bucket| bucket.up_to_us)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_counted_in_the_first_bucket_that_holds_it() {
+        let mut counts = DurationCounts::with_bounds(&[0, 10, 1_000]);
+        for us in [0, 1, 10, 11, 1_000, 1_001, 5_000] {
+            counts.note(Duration::from_micros(us));
+        }
+        assert_eq!(counts.buckets.iter().map(|bucket| bucket.count).collect::<Vec<_>>(), [1, 2, 2]);
+        assert_eq!((counts.longer, counts.count(), counts.sum_us), (2, 7, 7_023));
+    }
+
+    #[test]
+    fn a_quantile_is_the_bound_that_so_many_durations_are_below() {
+        let mut counts = DurationCounts::with_bounds(&[10, 100, 1_000]);
+        assert_eq!(counts.quantile_us(0.5), None);
+        for us in [5, 5, 5, 50, 50, 50, 50, 50, 500, 5_000] {
+            counts.note(Duration::from_micros(us));
+        }
+        let quantiles = [0.0, 0.3, 0.31, 0.8, 0.9, 0.91].map(|share| counts.quantile_us(share));
+        assert_eq!(quantiles, [Some(10), Some(10), Some(100), Some(100), Some(1_000), None]);
+    }
+}
