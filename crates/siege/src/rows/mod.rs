@@ -15,6 +15,7 @@ mod iperf3_lane;
 mod kill9;
 mod leaks;
 mod log_flood;
+mod metrics_flood;
 mod mistyped_id;
 mod pairing;
 mod quotas;
@@ -43,6 +44,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row { name: "flood", promise: "paired appliances are served in a flood", play: flood::play },
     Row { name: "descriptors", promise: "running out of descriptors is harmless", play: descriptors::play },
     Row { name: "log_flood", promise: "logs cannot be flooded", play: log_flood::play },
+    Row { name: "metrics_flood", promise: "misuse of the metrics disturbs no test", play: metrics_flood::play },
     Row {
         name: "bad_reflectors",
         promise: "a hostile reflector cannot hurt the appliance",
