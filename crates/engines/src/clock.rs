@@ -93,7 +93,7 @@ impl Wake {
         rustix::io::write(&self.0, &1u64.to_ne_bytes()).ok();
     }
 
-    /// Clears the wake-ups so far.
+    /// Discards earlier wake-ups.
     pub(crate) fn clear(&self) {
         rustix::io::read(&self.0, &mut [0; 8]).ok();
     }

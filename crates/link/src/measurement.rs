@@ -51,7 +51,7 @@ pub struct Count {
     pub elapsed_us: u64,
 }
 
-/// What moving the data cost one end during a phase.
+/// The processor use of one end during a phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuUse {
     /// User time of the threads that moved data, in seconds.
@@ -60,14 +60,14 @@ pub struct CpuUse {
     pub system_s: f64,
     /// The busiest of those threads: its share of one core, 0 to 1.
     pub busiest_thread: f64,
-    /// All cores of the host, everything that ran there, 0 to 1 (from /proc/stat); absent where it can't be read.
+    /// The use of all cores of the host by all programs, 0 to 1 (from `/proc/stat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_busy: Option<f64>,
-    /// The share of the time, 0 to 1, for which a control group held the program back; absent where none did.
+    /// The share of the time, 0 to 1, for which a control group throttled the program; absent if none did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_back: Option<f64>,
     /// The largest share of its time, 0 to 1, for which one of the threads that moved data was running or waited for a
-    /// processor (`/proc/thread-self/schedstat`); absent where it can't be read.
+    /// processor (`/proc/thread-self/schedstat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runnable: Option<f64>,
     /// The share of its time, 0 to 1, for which that thread waited for a processor.
@@ -211,22 +211,22 @@ pub struct HostFacts {
     /// Memory of the host, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_total_bytes: Option<u64>,
-    /// Memory that could be had without swapping, in bytes.
+    /// Memory available without swapping, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_available_bytes: Option<u64>,
-    /// The interface that the link's address stands on.
+    /// The interface that carries the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<PeerText>,
     /// Its MTU, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu_bytes: Option<u32>,
-    /// Its speed as the driver says it, in bits per second; absent where it says none (loopback, most virtual ones).
+    /// The speed that its driver reports, in bits per second; absent if it reports none (loopback, most virtual ones).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_speed_bps: Option<u64>,
-    /// Whether the kernel holds the clock for synchronised (`adjtimex`).
+    /// Whether the kernel's clock is synchronised (`adjtimex`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_synchronised: Option<bool>,
-    /// The kernel's bound of the clock's error, in microseconds, where it is synchronised.
+    /// The kernel's bound of the clock error, in microseconds; absent if the clock is not synchronised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_error_us: Option<u64>,
 }

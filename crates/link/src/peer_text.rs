@@ -5,8 +5,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Text from the other side of a link. Whatever came in, what is held here has at most [`PeerText::MAX_CHARS`]
-/// characters, none of which moves a cursor, rings a bell, or turns the direction of writing.
+/// Sanitised text from the other end of a link: at most [`PeerText::MAX_CHARS`] characters, without control characters,
+/// bidirectional overrides and invisible characters.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct PeerText(String);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::peer_text::PeerText;
 
-/// Which way payload flows, seen from the appliance.
+/// The direction of payload, seen from the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
@@ -20,7 +20,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Both, in the order in which they are reported.
+    /// Both, in the order of reports.
     pub const BOTH: [Direction; 2] = [Direction::Download, Direction::Upload];
 }
 
@@ -33,19 +33,19 @@ impl fmt::Display for Direction {
     }
 }
 
-/// What a phase puts on the path while latency is probed.
+/// The load of a phase. Latency is probed throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Load {
-    /// Nothing but the latency probes.
+    /// Only the latency probes.
     Idle,
     /// Payload towards the appliance.
     Download,
     /// Payload away from the appliance.
     Upload,
-    /// Both at once, each with the asked number of streams.
+    /// Both directions at once, each with the requested number of streams.
     Bidir,
-    /// A load that a newer peer knows and we don't.
+    /// A load of a newer version.
     #[serde(other)]
     Unknown,
 }
@@ -79,15 +79,15 @@ impl fmt::Display for Load {
     }
 }
 
-/// The way test data takes.
+/// How test data travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataMode {
-    /// All data inside TLS through the control port.
+    /// Inside TLS, through the control port.
     Tunneled,
-    /// Short-lived ports of the reflector's data port range, in clear.
+    /// Unencrypted, through temporary ports of the reflector's data port range.
     DirectEphemeral,
-    /// A mode that a newer peer knows and we don't.
+    /// A mode of a newer version.
     #[serde(other)]
     Unknown,
 }

@@ -1,5 +1,5 @@
-//! What can be read of this host without trying anything: processor, interfaces, limits, buffers. It changes nothing and
-//! never fails: what can't be read is absent. Measurements are in the files beside this one.
+//! Reads the facts of this host: processor, interfaces, limits, buffers. It changes nothing and never fails: a fact that
+//! can't be read is absent. The files beside this one measure.
 
 use std::fs;
 use std::path::{Path, PathBuf};

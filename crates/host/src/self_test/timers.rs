@@ -1,4 +1,4 @@
-//! How late the timer that sends latency probes rings on this host, found out by letting it ring.
+//! Measures how late the timer of the latency probes expires on this host.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use paramedic_report::stats::percentile;
 use rustix::event::PollFlags;
 use std::os::fd::AsFd;
 
-/// Lets the timer ring `rings` times on an absolute schedule, so that a late ring does not delay the next ones.
+/// Lets the timer expire `rings` times on an absolute schedule, so that a late expiration does not delay the next ones.
 pub(super) fn measure(rings: u32) -> io::Result<Timers> {
     const APART: Duration = Duration::from_millis(1);
     let clock = Clock::start();

@@ -61,7 +61,7 @@ fn stamped(socket: &UdpSocket, flags: MsgFlags) -> bool {
     loop {
         let mut payload = [0; 64];
         let mut into = [IoSliceMut::new(&mut payload)];
-        // The error queue adds who sent it, and why it is there.
+        // The error queue adds the address of the sender and the reason of the entry.
         let mut control = cmsg_space!(Stamps, [u8; 128]);
         match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut control), flags) {
             Ok(message) => {

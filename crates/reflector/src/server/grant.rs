@@ -130,7 +130,7 @@ async fn write_down(
             server.store.record_test(session, peer, server.now().unix_ms).await?;
         }
         server.audit.record(events).await?;
-        anyhow::ensure!(!recorded.is_closed(), "the link no longer waits for it");
+        anyhow::ensure!(!recorded.is_closed(), "the link closed before the answer");
         Ok(())
     };
     if let Err(error) = durable.await {

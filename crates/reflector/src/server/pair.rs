@@ -57,7 +57,7 @@ pub(super) async fn verify_proof(
     answer
 }
 
-/// Gives a peer another name.
+/// Renames a peer.
 pub(super) async fn rename(server: &Server, peer: EndpointId, name: &PeerText) -> anyhow::Result<()> {
     let renamed = server.peers.rename(peer, name).await?;
     renamed.then_some(()).context("no such device is paired")?;

@@ -10,37 +10,37 @@ use uuid::Uuid;
 
 use super::{ErrorDocument, ResultDocument, is_false};
 
-/// One line of `--json-stream`, told apart by `event`. The last is a result or an error.
+/// One line of `--json-stream`; `event` names its kind. The last line is a result or an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The test waits its turn.
+    /// The test is in the queue.
     Queued(Queued),
     /// The test was granted and begins.
     Start(Started),
     /// A phase begins.
     Phase(PhaseBegun),
-    /// A receiver's reading.
+    /// The receiver's reading of an interval.
     Interval(IntervalReading),
-    /// What the latency probes saw lately.
+    /// The latest round trips of the latency probes.
     Latency(LatencyReading),
     /// The result, as `--json` prints it.
     Result(Box<ResultDocument>),
-    /// Why there is none, as `--json` prints it.
+    /// The error, as `--json` prints it.
     Error(Box<ErrorDocument>),
 }
 
-/// The test waits its turn.
+/// The test is in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Queued {
-    /// How many stand before it, plus one.
+    /// Its place in the queue, from 1.
     pub place: u32,
-    /// How long that may take, as the reflector sees it.
+    /// The reflector's estimate of the wait.
     pub expected_wait_ms: u64,
 }
 
 impl Queued {
-    /// Waiting at this place, about this long.
+    /// A test at this place, with this expected wait.
     pub fn new(place: u32, expected_wait: Duration) -> Self {
         Self { place, expected_wait_ms: u64::try_from(expected_wait.as_millis()).unwrap_or(u64::MAX) }
     }
@@ -49,58 +49,58 @@ impl Queued {
 /// The test begins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Started {
-    /// The run's id; the result carries the same.
+    /// The run's id, the same as in the result.
     pub id: Uuid,
-    /// When, by the appliance's clock (RFC 3339, UTC).
+    /// When the test began, by the appliance's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
-    /// Where the test comes from.
+    /// The provider that runs the test.
     pub provider: String,
-    /// The engine that makes the load.
+    /// The engine that loads the path.
     #[schemars(with = "String")]
     pub engine: EngineId,
-    /// The way the data takes.
+    /// The data mode; absent if the provider has no data modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
-    /// The address and port that were dialled.
+    /// The address and port to which the appliance connected.
     pub address: String,
-    /// The phases to come, in order.
+    /// All phases, in order.
     pub phases: Vec<PhaseBegun>,
 }
 
-/// A phase, as it begins.
+/// A phase that begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseBegun {
-    /// What is put on the path.
+    /// The load of the phase.
     pub phase: Load,
-    /// How long the phase is asked to last.
+    /// The requested duration.
     pub duration_ms: u64,
 }
 
-/// One interval's reading by the receiver; start-up included. Where the receiver is a program that tells its readings at
-/// its end alone, the sender's come in the meantime.
+/// The receiver's reading of one interval, start-up included. If the receiver is an external program that reports only
+/// at its end, these are the sender's readings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IntervalReading {
     /// The phase it belongs to.
     pub phase: Load,
-    /// The direction it was read in.
+    /// The direction of the payload.
     pub direction: Direction,
     /// When the interval ended, since the phase began.
     pub at_ms: u64,
-    /// Payload at the receiver; at the sender where `by_sender`.
+    /// The rate of the payload at the receiver; at the sender if `by_sender` is set.
     pub bps: u64,
-    /// Whether it is the sender's reading, for those who watch: what counts is the receiver's.
+    /// Whether it is the sender's reading, for progress displays. Results use the receiver's readings.
     #[serde(default, skip_serializing_if = "is_false")]
     pub by_sender: bool,
 }
 
-/// What the latency probes saw since the last such event.
+/// The latency probes since the last event of this kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyReading {
     /// The phase it belongs to.
     pub phase: Load,
-    /// When, since the phase began.
+    /// The time since the phase began.
     pub at_ms: u64,
-    /// The median of the round-trip times; absent where no answer came.
+    /// The median of the round-trip times; absent if no probe was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u64>,
     /// Probes sent.

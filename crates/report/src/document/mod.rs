@@ -25,19 +25,19 @@ pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Star
 pub use fallback::{DataModeFallback, FallbackReason};
 pub use schema::schema;
 
-/// The name and version of the result document's shape.
+/// The name and version of the result document's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ResultSchema {
-    /// The first and so far only one.
+    /// The first version.
     #[default]
     #[serde(rename = "packetparamedic.result/1")]
     V1,
 }
 
-/// The name and version of the error document's shape.
+/// The name and version of the error document's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ErrorSchema {
-    /// The first and so far only one.
+    /// The first version.
     #[default]
     #[serde(rename = "packetparamedic.error/1")]
     V1,
@@ -46,20 +46,20 @@ pub enum ErrorSchema {
 /// One speed test's result. Rates are in bits per second of payload, fractions from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResultDocument {
-    /// The shape of this document.
+    /// The format of this document.
     pub schema: ResultSchema,
-    /// This run, a UUIDv7.
+    /// The id of this run, a UUIDv7.
     pub id: Uuid,
     /// When the test began, by the appliance's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
-    /// When the test was over, by the appliance's clock (RFC 3339, UTC).
+    /// When the test ended, by the appliance's clock (RFC 3339, UTC).
     pub finished_at: Timestamp,
-    /// Where the test came from.
+    /// The provider that ran the test.
     pub provider: String,
-    /// The engine that made the load.
+    /// The engine that loaded the path.
     #[schemars(with = "String")]
     pub engine: EngineId,
-    /// The way the data took; absent where the provider knows no such choice.
+    /// The data mode; absent if the provider has no data modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_mode: Option<DataMode>,
     /// The data mode that was tried before it and could not be used.
@@ -69,54 +69,54 @@ pub struct ResultDocument {
     /// reference. Each direction has both ends' words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_path: Option<DataPath>,
-    /// The limits that the test was asked to keep; absent in documents of earlier versions.
+    /// The limits that the request sets; absent in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested: Option<RequestedLimits>,
-    /// Who measured.
+    /// The appliance that measured.
     pub appliance: ApplianceEnd,
-    /// The program that moved the data, where it was another one than ours.
+    /// The external program that moved the data, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramSaid>,
-    /// The other end as the request names it; absent where it names none and there is more or less than one to choose.
+    /// The other end as the request names it; absent if the request names none and not exactly one reflector is paired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// The reflector it was measured against; absent with a provider that has none.
+    /// The reflector at the other end; absent if the provider uses none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reflector: Option<ReflectorEnd>,
-    /// The server it was measured against, where it was no reflector.
+    /// The server at the other end, if it is not a reflector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerEnd>,
-    /// Payload towards the appliance, alone on the path.
+    /// The payload towards the appliance, measured in a phase of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<ThroughputResult>,
-    /// Payload away from the appliance, alone on the path.
+    /// The payload away from the appliance, measured in a phase of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<ThroughputResult>,
     /// Both directions at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bidir: Option<BidirResult>,
-    /// Latency, by what was on the path meanwhile.
+    /// The latency, by the load on the path.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub latency: ByLoad<LatencyResult>,
-    /// How much the latency rose under load; never has an `idle`.
+    /// How much the latency rose under load; `idle` is always absent.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub bufferbloat: ByLoad<Bufferbloat>,
-    /// What was asked for, and whether it was met.
+    /// The requested thresholds, and whether each was met.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub thresholds: Vec<ThresholdResult>,
-    /// Payload bytes of everything: all phases and directions, start-up and latency probes included.
+    /// Payload bytes of the whole run: all phases and directions, start-up and latency probes included.
     pub data_used_bytes: u64,
     /// What a reader should know before trusting the numbers.
     pub warnings: Vec<Warning>,
     /// Whether the numbers describe the path; absent in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validity: Option<Validity>,
-    /// Whether every phase that was asked for was measured to its end.
+    /// Whether every requested phase was measured to its end.
     pub complete: bool,
-    /// Whether the person at the appliance ended it.
+    /// Whether a signal at the appliance ended the run.
     #[serde(default, skip_serializing_if = "is_false")]
     pub interrupted: bool,
-    /// Why it is not complete, if something failed.
+    /// The error that ended the run, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
 }
@@ -127,15 +127,15 @@ impl ResultDocument {
         serde_json::to_string_pretty(self)
     }
 
-    /// Whether something was measured; that nothing arrived is a measurement, too.
+    /// Whether the run measured something. That no payload arrived is a measurement, too.
     pub fn has_measurements(&self) -> bool {
         self.all_measured().next().is_some()
             || !self.latency.is_empty()
             || self.error.as_ref().is_some_and(|error| error.code == ErrorBody::NOTHING_ARRIVED)
     }
 
-    /// What the other end is called: the reflector's name, else its or the server's address; of a run that reached
-    /// neither, what the request names.
+    /// The name of the other end: the reflector's name, else its or the server's address. If the run reached neither,
+    /// the name in the request.
     pub fn other_end(&self) -> Option<&str> {
         match (&self.reflector, &self.server) {
             (Some(reflector), _) if !reflector.name.is_empty() => Some(reflector.name.as_str()),
@@ -145,7 +145,7 @@ impl ResultDocument {
         }
     }
 
-    /// What was measured of `direction` under `load`.
+    /// The result of `direction` under `load`.
     pub fn measured(&self, load: Load, direction: Direction) -> Option<&ThroughputResult> {
         match (load, direction) {
             (Load::Download, Direction::Download) => self.download.as_ref(),
@@ -170,12 +170,13 @@ impl ResultDocument {
     }
 }
 
-/// The limits that a test was asked to keep. With one of them the rate may be that of the request instead of the path's.
+/// The limits that a request sets. With one of them the measured rate may be that of the request, not of the path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RequestedLimits {
     /// Streams in each direction.
     pub streams: u16,
-    /// The rate of each stream, in bits per second of payload; absent without a limit and in a search for the highest rate.
+    /// The rate of each stream, in bits per second of payload; absent without a limit and in a search for the highest
+    /// rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_bitrate_bps: Option<u64>,
     /// The size of the socket buffers of each stream, in bytes.
@@ -193,13 +194,13 @@ impl RequestedLimits {
     }
 }
 
-/// How the bytes were moved at both ends; absent is an end that does not tell.
+/// How both ends moved the payload. An end that does not report it is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DataPathOfEnds {
-    /// The end that sent.
+    /// The sender.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<DataPath>,
-    /// The end that received.
+    /// The receiver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<DataPath>,
 }
@@ -209,33 +210,33 @@ impl DataPathOfEnds {
         self.sender.is_none() && self.receiver.is_none()
     }
 
-    /// Both ends' in one word.
+    /// The data path of both ends as one value.
     pub fn in_short(&self) -> Option<DataPath> {
         self.sender.filter(|path| *path == DataPath::Splice).or(self.receiver).or(self.sender)
     }
 }
 
-/// How the bytes were moved at an end.
+/// How an end moved the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataPath {
     /// Copied between the program and its kernel.
     Plain,
-    /// Thrown away in the receiver's kernel (`MSG_TRUNC`).
+    /// Discarded in the receiver's kernel (`MSG_TRUNC`).
     Trunc,
-    /// Given to the sender's kernel by reference (`vmsplice`, `splice`).
+    /// Passed to the sender's kernel by reference (`vmsplice`, `splice`).
     Splice,
-    /// Through TLS in the program.
+    /// Encrypted or decrypted by the program (TLS).
     Tls,
 }
 
 impl DataPath {
-    /// The path that a tally names; `None` for one that we don't know.
+    /// The data path that a tally names; `None` if this version does not know it.
     pub fn from_word(word: &str) -> Option<Self> {
         [Self::Plain, Self::Trunc, Self::Splice, Self::Tls].into_iter().find(|path| path.as_str() == word)
     }
 
-    /// The path's word.
+    /// The name of the data path.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -252,7 +253,7 @@ impl fmt::Display for DataPath {
     }
 }
 
-/// Who measured.
+/// The appliance that measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplianceEnd {
     /// Its key; all zeros if `anonymous`.
@@ -262,107 +263,107 @@ pub struct ApplianceEnd {
     pub anonymous: bool,
     /// The program's version.
     pub version: String,
-    /// How its host was before the first phase.
+    /// The state of its host before the first phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts_before: Option<HostFacts>,
-    /// How its host was after the last phase.
+    /// The state of its host after the last phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts_after: Option<HostFacts>,
 }
 
-/// A program of others that moved the data.
+/// An external program that moved the data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProgramSaid {
-    /// Its name and version at the appliance.
+    /// Its name and version on the appliance.
     pub version: String,
-    /// What it printed there, phase by phase, where that was asked for (`--raw`): as it is, in its own words and units.
+    /// Its unchanged output on the appliance, one entry per phase; only with `--raw`. Its names and units are its own.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub raw: ByLoad<serde_json::Value>,
 }
 
-/// The reflector it was measured against.
+/// The reflector at the other end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReflectorEnd {
-    /// Its key.
+    /// Its Endpoint ID.
     pub endpoint_id: EndpointId,
-    /// The name it is saved under here.
+    /// The name under which this appliance saved it.
     pub name: PeerText,
-    /// The address and port that were dialled.
+    /// The address and port to which the appliance connected.
     pub address: String,
-    /// The program's version, as the reflector says it.
+    /// The version of its program, as the reflector reports it.
     pub version: PeerText,
-    /// How its host was before the first phase.
+    /// The state of its host before the first phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts_before: Option<HostFacts>,
-    /// How its host was after the last phase.
+    /// The state of its host after the last phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts_after: Option<HostFacts>,
 }
 
-/// A server that is no reflector: nothing vouches for who it is.
+/// A server that is not a reflector. Its identity is not verified.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerEnd {
-    /// The address and port that were dialled.
+    /// The address and port to which the appliance connected.
     pub address: String,
 }
 
-/// Payload in one direction. Everything speaks of the steady part, after start-up, where nothing else is said.
+/// The result of one direction. All values are those of the steady part, after the start-up, unless stated otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ThroughputResult {
-    /// Payload at the receiver.
+    /// The rate of the payload at the receiver.
     pub goodput_bps: u64,
-    /// The 95 % confidence interval of `goodput_bps`: lower and upper end. Absent with too few intervals.
+    /// The 95 % confidence interval of `goodput_bps`: lower and upper bound. Absent if there are too few intervals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95_bps: Option<[u64; 2]>,
     /// The rates of the first and the last third of the steady part. They are those of the whole phase if the excluded
     /// start-up was long and was no ramp-up, but a burst or a rate that had not settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thirds_bps: Option<Thirds>,
-    /// How the receiver's intervals spread.
+    /// The distribution of the receiver's interval rates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_bps: Option<IntervalSpread>,
     /// Payload bytes that the receiver counted.
     pub bytes_received: u64,
-    /// Payload bytes that the sender counted; absent where it does not tell them for the steady part alone.
+    /// Payload bytes that the sender counted; absent if it does not count the steady part on its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_sent: Option<u64>,
     /// Payload bytes that the receiver counted in all, start-up included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes_received: Option<u64>,
-    /// Payload bytes that the sender counted in all, start-up included. More than were received: what was on its way,
-    /// or in the sender's queue, when the phase ended.
+    /// Payload bytes that the sender counted in all, start-up included. It exceeds the received bytes by what was in
+    /// flight or in the sender's queue when the phase ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes_sent: Option<u64>,
     /// The length of the steady part.
     pub duration_ms: u64,
-    /// The length of the start-up before it, which is left out of every other number here.
+    /// The length of the start-up before it. No other value includes the start-up unless stated otherwise.
     pub startup_ms: u64,
     /// How the start-up's length was determined.
     pub omitted: Omitted,
-    /// Streams that moved data.
+    /// The number of streams that moved data.
     pub streams: u16,
-    /// The congestion control that the sender's kernel really used.
+    /// The congestion control that the sender's kernel used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion_control: Option<PeerText>,
-    /// Segments that the sender sent again, all streams together, start-up included.
+    /// Segments that the sender retransmitted, over all streams, start-up included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retransmits: Option<u64>,
-    /// The largest segment's payload, in bytes.
+    /// The maximum segment size, in bytes of payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
-    /// What `goodput_bps` makes on the wire.
+    /// The rate on the wire that corresponds to `goodput_bps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line_rate_estimate: Option<LineRateEstimate>,
-    /// Each interval's reading at the receiver, where it was asked for.
+    /// The receiver's reading of each interval, if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intervals: Option<Vec<Interval>>,
-    /// What became of the datagrams, where it was datagrams.
+    /// The counts of the datagrams, if the engine sends datagrams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp: Option<UdpResult>,
-    /// How the bytes were moved.
+    /// How both ends moved the payload.
     #[serde(default, skip_serializing_if = "DataPathOfEnds::is_empty")]
     pub data_path: DataPathOfEnds,
-    /// What it cost both ends.
+    /// The processor use of both ends.
     #[serde(default, skip_serializing_if = "CpuOfEnds::is_empty")]
     pub cpu: CpuOfEnds,
 }
@@ -384,32 +385,32 @@ pub struct Thirds {
     pub last: u64,
 }
 
-/// What became of the datagrams, all streams together: of a search for the highest rate those that were sent once it had
-/// found it, else all.
+/// The counts of the datagrams, over all streams. After a search for the highest rate: those that were sent at the rate
+/// found; otherwise all.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UdpResult {
-    /// Datagrams that were sent.
+    /// Datagrams sent.
     pub datagrams: u64,
-    /// Those of them that never arrived.
+    /// Datagrams lost.
     pub lost: u64,
-    /// The same as a share.
+    /// The share of the datagrams that were lost.
     pub loss: f64,
-    /// Datagrams that arrived again, in the whole phase; absent where nothing tells.
+    /// Datagrams that arrived more than once, in the whole phase; absent if not reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicates: Option<u64>,
-    /// Datagrams that arrived after a later one, in the whole phase; absent where nothing tells.
+    /// Datagrams that arrived after a later one, in the whole phase; absent if not reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_of_order: Option<u64>,
-    /// The receiver's jitter (RFC 3550, section 6.4.1); absent where nothing tells.
+    /// The receiver's jitter (RFC 3550, section 6.4.1); absent if not reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_us: Option<u64>,
-    /// The payload of each.
+    /// The payload of one datagram.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_bytes: Option<u32>,
-    /// What the search itself cost, before it had found the rate; absent where none did.
+    /// The datagrams of the search itself, before it found the rate; absent without a search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<UdpSearch>,
-    /// For how long the sender held still because nothing was heard of the receiver; absent where it did not.
+    /// For how long the sender paused because no feedback arrived from the receiver; absent if it did not pause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_ms: Option<u64>,
     /// Further, larger datagrams that did not arrive because they were too large for the path, sent before the sender
@@ -418,23 +419,23 @@ pub struct UdpResult {
     pub vanished: Option<u64>,
 }
 
-/// Datagrams of a search for the highest rate, before it had found it: filling the path to the brim is how it finds out.
+/// The datagrams of a search for the highest rate, before it found the rate. The search overloads the path on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UdpSearch {
-    /// Datagrams that were sent.
+    /// Datagrams sent.
     pub datagrams: u64,
-    /// Those of them that never arrived.
+    /// Datagrams lost.
     pub lost: u64,
 }
 
-/// How the intervals of the steady part spread, in bits per second.
+/// The distribution of the interval rates of the steady part, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IntervalSpread {
-    /// A tenth of the intervals were slower.
+    /// The 10th percentile.
     pub p10: u64,
-    /// Half of the intervals were slower.
+    /// The median.
     pub p50: u64,
-    /// Nine tenths of the intervals were slower.
+    /// The 90th percentile.
     pub p90: u64,
 }
 
@@ -442,23 +443,22 @@ pub struct IntervalSpread {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Omitted {
-    /// From the readings: where the rate stops to climb.
+    /// Detected from the readings: the rate stopped rising.
     Found,
-    /// It was asked for (`-O`).
+    /// Requested (`-O`).
     Asked,
-    /// It was not: the run is too short, or its rate had not settled by the middle; the first half is left out then.
+    /// Not detected: the run is too short, or the rate did not settle in its first half. The first half is excluded.
     NotFound,
-    /// Nothing was left out: the receiver tells its total alone.
+    /// Nothing was excluded: the receiver reports only its total.
     Nothing,
 }
 
-/// What the payload's rate makes on the wire, headers and the gaps between frames included: an estimate, made of the
-/// segment size.
+/// The rate on the wire, with headers and inter-frame gaps: an estimate from the segment size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LineRateEstimate {
     /// The estimated rate on the wire.
     pub rate_bps: u64,
-    /// The bytes that were counted beside each segment's payload.
+    /// The bytes that the estimate adds to the payload of each segment.
     pub overhead_bytes: u32,
 }
 
@@ -471,21 +471,21 @@ pub struct Interval {
     pub bps: u64,
 }
 
-/// What moving the data cost each end; absent is an end that does not tell.
+/// The processor use of both ends. An end that does not report it is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuOfEnds {
-    /// The end that sent.
+    /// The sender.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<CpuCost>,
-    /// The end that received.
+    /// The receiver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<CpuCost>,
 }
 
-/// What moving the data cost an end, start-up included.
+/// The processor use of an end, start-up included.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuCost {
-    /// What was used.
+    /// The processor time and load.
     #[serde(flatten)]
     pub used: CpuUse,
     /// User and system time together, in seconds, for each 10^9 bytes of payload that this end counted.
@@ -494,7 +494,7 @@ pub struct CpuCost {
 }
 
 impl CpuCost {
-    /// What `used` is for `bytes` of payload.
+    /// The cost of `bytes` of payload that took `used`.
     pub fn of(used: CpuUse, bytes: u64) -> Self {
         let s_per_gb = (used.user_s + used.system_s) * 1e9 / bytes as f64;
         // Microseconds a gigabyte are what it is worth.
@@ -520,11 +520,11 @@ pub struct BidirResult {
     pub upload: Option<ThroughputResult>,
 }
 
-/// One value for each thing that was on the path; absent is what was not measured.
+/// One value per load on the path. A load that was not measured is absent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "{T}ByLoad")]
 pub struct ByLoad<T> {
-    /// Nothing but the latency probes.
+    /// Only the latency probes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<T>,
     /// Payload towards the appliance.
@@ -556,7 +556,7 @@ impl<T> ByLoad<T> {
         }
     }
 
-    /// Puts in what was measured under `load`; an unknown load has no place.
+    /// Sets the value measured under `load`. An unknown load is ignored.
     pub fn set(&mut self, load: Load, value: T) {
         match load {
             Load::Idle => self.idle = Some(value),
@@ -567,7 +567,7 @@ impl<T> ByLoad<T> {
         }
     }
 
-    /// What there is, in the order of the phases.
+    /// All measured values, in the order of the phases.
     pub fn iter(&self) -> impl Iterator<Item = (Load, &T)> {
         [Load::Idle, Load::Download, Load::Upload, Load::Bidir]
             .into_iter()
@@ -583,7 +583,7 @@ impl<T> ByLoad<T> {
 /// Latency and loss of one phase.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyResult {
-    /// Round-trip times, in microseconds; absent where nothing came back.
+    /// Round-trip times, in microseconds; absent if no probe was answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<RttSpread>,
     /// The mean difference between one round-trip time and the next; absent without two in a row.
@@ -596,31 +596,31 @@ pub struct LatencyResult {
     /// Probes that were due but not sent, because the appliance did not run in time.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
-    /// The share of the probes of which nothing came back, whichever way it was lost; absent over TCP.
+    /// The share of the probes that were not answered, whichever direction lost them; absent over TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// Of the probes whose way is known, the share that never reached the other end; absent where that is not known of
-    /// most that were lost (TCP, no answer at all).
+    /// Of the probes whose fate is known, the share that did not reach the other end; absent if the fate of most lost
+    /// probes is unknown (TCP, no answer at all).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_upload: Option<f64>,
-    /// Of the probes that reached the other end, the share whose answer never came back; absent where nothing tells.
+    /// Of the probes that reached the other end, the share whose answer was lost; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_download: Option<f64>,
-    /// How the lost probes lie; absent if none was lost, and over TCP.
+    /// The distribution of the lost probes over time; absent if none was lost, and over TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_pattern: Option<LossPattern>,
-    /// Answers that came more than once.
+    /// Answers that arrived more than once.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub duplicates: u64,
-    /// Answers that came after their time was up; they are not in `received`.
+    /// Answers that arrived after the timeout. `received` excludes them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub late: u64,
-    /// What the probes travelled in.
+    /// The transport of the probes.
     pub transport: ProbeTransport,
-    /// How late the appliance itself sent its probes, 99th percentile: what the host, not the path, may have added.
+    /// The 99th percentile of how late the appliance sent its probes: the host may have added as much to round trips.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe_late_us: Option<u64>,
-    /// The time between two probes, in microseconds, constant in the measured window.
+    /// The interval of the probes, in microseconds, constant in the measured window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_us: Option<u64>,
     /// Under load: the share of the probes' IP packets in the rate of the slowest loaded direction.
@@ -646,7 +646,7 @@ impl LatencyResult {
         }
     }
 
-    /// The largest share that was lost: in the worse direction, or, where directions are not told apart, on the whole way.
+    /// The largest share that was lost: in the worse direction or, if the directions are unknown, of the round trips.
     pub fn worst_loss(&self) -> Option<f64> {
         match (self.loss_upload, self.loss_download) {
             (None, None) => self.loss,
@@ -655,50 +655,50 @@ impl LatencyResult {
     }
 }
 
-/// How the lost probes of a phase lie (RFC 3357): a loss period is a run of lost probes without an answered one between.
+/// The distribution of the lost probes of a phase (RFC 3357). A loss period is a run of consecutive lost probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LossPattern {
-    /// Loss periods.
+    /// The number of loss periods.
     pub periods: u64,
-    /// The probes of the period with the most of them.
+    /// The lost probes of the longest period.
     pub longest_probes: u64,
-    /// How long that period was: from its first probe to the next answered one.
+    /// The duration of that period: from its first lost probe to the next answered one.
     pub longest_ms: u64,
 }
 
 /// Round-trip times, in microseconds. A percentile is absent if too few probes were answered for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RttSpread {
-    /// The lowest.
+    /// The minimum.
     pub min: u64,
     /// The mean.
     pub mean: u64,
     /// The median; absent below 20 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p50: Option<u64>,
-    /// Nine tenths were lower; absent below 50 answered probes.
+    /// The 90th percentile; absent below 50 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p90: Option<u64>,
-    /// 95 % were lower; absent below 100 answered probes.
+    /// The 95th percentile; absent below 100 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95: Option<u64>,
-    /// 99 % were lower; absent below 200 answered probes.
+    /// The 99th percentile; absent below 200 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99: Option<u64>,
-    /// 99.9 % were lower; absent below 2,000 answered probes.
+    /// The 99.9th percentile; absent below 2,000 answered probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p999: Option<u64>,
-    /// The highest.
+    /// The maximum.
     pub max: u64,
 }
 
-/// What latency probes travelled in.
+/// The transport of latency probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeTransport {
-    /// Datagrams.
+    /// UDP datagrams.
     Udp,
-    /// A data connection, because UDP did not get through: a lost packet shows as a late one.
+    /// A data connection, because no UDP datagram arrived. A lost packet appears as a late one.
     Tcp,
 }
 
@@ -707,13 +707,13 @@ pub enum ProbeTransport {
 pub struct Bufferbloat {
     /// The increase as a grade.
     pub grade: Grade,
-    /// How much the round-trip time rose over the idle one.
+    /// How much the median round-trip time exceeds the idle one.
     pub increase_ms: f64,
 }
 
 impl Bufferbloat {
-    /// What lifted the median round trip by `increase_ms` over the idle one; a negative one is noise and counts as
-    /// none.
+    /// The grade of a median round trip that exceeds the idle one by `increase_ms`. A negative increase is noise and
+    /// counts as none.
     pub fn of_increase_ms(increase_ms: f64) -> Self {
         // Not `clamp`, which lets NaN through.
         let bounded = if increase_ms > 0.0 { increase_ms.min(MOST_INCREASE_MS) } else { 0.0 };
@@ -723,17 +723,17 @@ impl Bufferbloat {
     }
 }
 
-/// An hour: no round trip takes longer, and it fits a `Duration`.
+/// The longest increase that is represented: an hour, which fits a `Duration`.
 const MOST_INCREASE_MS: f64 = 3_600_000.0;
 
-/// A threshold that was asked for.
+/// A requested threshold.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ThresholdResult {
-    /// Which; its last word is the unit, as in `min_download_bps`.
+    /// Its name, which ends in its unit, as in `min_download_bps`.
     pub name: String,
-    /// What was asked for.
+    /// The requested limit.
     pub limit: Quantity,
-    /// What was measured; absent where it was not, which does not pass.
+    /// The measured value. If it was not measured, it is absent and the threshold is not met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Quantity>,
     /// Whether it was met.
@@ -743,13 +743,13 @@ pub struct ThresholdResult {
     pub through_tunnel: bool,
 }
 
-/// A number that is whole where its unit is (bits per second), and a fraction where it is not (milliseconds, shares).
+/// A number: an integer of bits per second, or a fraction of milliseconds or of a share.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Quantity {
-    /// A whole number.
+    /// An integer.
     Whole(u64),
-    /// A number with a fraction.
+    /// A fraction.
     Fraction(f64),
 }
 
@@ -772,20 +772,20 @@ impl Warning {
 /// Whether the numbers of a result describe the path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Validity {
-    /// In a word.
+    /// The verdict.
     pub verdict: ValidityVerdict,
     /// Why the result is suspect; empty if it is valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<Warning>,
 }
 
-/// The validity in a word.
+/// The verdict on the validity of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ValidityVerdict {
-    /// Nothing speaks against the numbers.
+    /// No reason to doubt the numbers is known.
     Valid,
-    /// Something else than the path may have made them.
+    /// Something other than the path may have determined them.
     Suspect,
 }
 
@@ -816,37 +816,37 @@ impl Validity {
     }
 }
 
-/// What an error says: what failed, because of what, what to try.
+/// An error: what failed, why, and what to try.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// For scripts: lower case, stays the same when the text changes.
     pub code: String,
     /// What failed.
     pub what: String,
-    /// Because of what.
+    /// Why it failed.
     pub because: String,
     /// What to try.
     #[serde(rename = "try")]
     pub try_: String,
-    /// When asking again makes sense, from now.
+    /// The time from now after which a retry may succeed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
 }
 
 impl ErrorBody {
-    /// The code of a run with a direction in which next to nothing arrived.
+    /// The code of a run with a direction in which almost no payload arrived.
     pub const NOTHING_ARRIVED: &str = "nothing_arrived";
 }
 
-/// What stands on stdout in JSON mode instead of a result.
+/// The document that JSON mode prints instead of a result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDocument {
-    /// The shape of this document.
+    /// The format of this document.
     pub schema: ErrorSchema,
-    /// What it says.
+    /// The error.
     #[serde(flatten)]
     pub error: ErrorBody,
-    /// What was measured before it failed.
+    /// The measurements before the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_so_far: Option<Box<ResultDocument>>,
 }

@@ -159,7 +159,7 @@ impl PhaseRecord {
             if let Some(theirs) = theirs {
                 claims::count(theirs.count, self.asked)?;
             }
-            // Two who count differently need not count the same.
+            // Counts from different sources may differ.
             let Some(own) = own.filter(|own| own.counted_by.is_none()) else { continue };
             let claimed = bytes_of(self.received[*direction as usize].iter());
             match direction {

@@ -83,7 +83,7 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
                 }
                 continue;
             }
-            // Two who count differently need not count the same: what one holds in a buffer the other has sent.
+            // Counts from different sources may differ: the sender has sent what the receiver still buffers.
             if sender.counted_by.is_some() || receiver.counted_by.is_some() {
                 continue;
             }

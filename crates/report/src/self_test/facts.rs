@@ -1,64 +1,64 @@
-//! What a self-test knows of its host: processor, interfaces, limits, buffers, timers. What could not be read or tried is
-//! absent. Reading it is done elsewhere.
+//! The facts of a host in a self-test: processor, interfaces, limits, buffers, timers. A fact that could not be read or
+//! measured is absent. `paramedic-host` reads them.
 
 use paramedic_link::PeerText;
 use paramedic_link::measurement::HostFacts;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is known of the host. Absent is what could not be read or tried.
+/// The facts of the host. A fact that could not be read or measured is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Facts {
     /// System, processor, memory, load and clock.
     pub host: HostFacts,
-    /// What of the processor matters to a test.
+    /// The properties of the processor that matter to a test.
     pub processor: Processor,
     /// The interfaces that are up, without loopback, by name.
     pub interfaces: Vec<Interface>,
-    /// How many descriptors the program may have open.
+    /// The limit of open file descriptors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descriptors: Option<Descriptors>,
-    /// How large the kernel lets socket buffers grow.
+    /// The limits of socket buffers.
     pub buffers: Buffers,
-    /// What TCP sends by.
+    /// The congestion controls of TCP.
     pub congestion: CongestionControls,
-    /// How late timers ring.
+    /// How late timers expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timers: Option<Timers>,
-    /// Whether the kernel says when a packet came and went.
+    /// Whether the kernel gives packets time stamps.
     pub timestamps: Timestamps,
-    /// When programs get huge pages: `always`, `madvise`, `never`.
+    /// The mode of transparent huge pages: `always`, `madvise`, `never`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<String>,
 }
 
-/// What of the processor matters to a test.
+/// The properties of the processor that matter to a test.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Processor {
-    /// Whether it encrypts with AES-GCM in hardware; absent where this program doesn't know the architecture.
+    /// Whether it has instructions for AES-GCM; absent on an architecture that this program does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aes_gcm_in_hardware: Option<bool>,
-    /// The instructions that it has for that, by the names of the architecture.
+    /// Those of its instructions that speed up AES-GCM, with the architecture's names.
     pub instructions: Vec<String>,
     /// The cores that this program may run on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cores: Option<u32>,
-    /// The cores' worth of time that a control group leaves to this program; absent: no such limit.
+    /// The CPU quota of this program's control group, in cores; absent without a quota.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota_cores: Option<f64>,
-    /// The share of all cores, 0 to 1, that was busy before anything was measured, with whatever ran on the host then.
+    /// The share of all cores, 0 to 1, that other programs used before the measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other_work: Option<f64>,
-    /// How its cores choose their frequency, each way once; empty where the system doesn't tell.
+    /// The frequency governors of its cores, each once; empty if the system does not report them.
     pub governors: Vec<Governor>,
 }
 
-/// How cores choose their frequency (the kernel's cpufreq).
+/// A frequency governor (the kernel's cpufreq).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Governor {
-    /// Who decides: `performance`, `powersave`, `schedutil`, …
+    /// The governor: `performance`, `powersave`, `schedutil`, …
     pub name: PeerText,
-    /// Who carries it out. Some drivers mean by `powersave` nothing worse than "as it is needed".
+    /// The driver. With some drivers `powersave` adapts the frequency to the load.
     pub driver: PeerText,
 }
 
@@ -67,99 +67,99 @@ pub struct Governor {
 pub struct Interface {
     /// Its name.
     pub name: PeerText,
-    /// What stands behind it.
+    /// Its kind.
     pub kind: InterfaceKind,
     /// Its MTU, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu_bytes: Option<u32>,
-    /// Its speed as the driver says it, in bits per second; absent where it says none.
+    /// The speed that its driver reports, in bits per second; absent if it reports none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed_bps: Option<u64>,
-    /// Whether it sends and receives at once; absent where the driver doesn't say.
+    /// Its duplex mode; absent if the driver does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplex: Option<Duplex>,
 }
 
-/// What stands behind an interface.
+/// The kind of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InterfaceKind {
-    /// A device with a cable, or one that a hypervisor makes look so.
+    /// A wired device, or one that a hypervisor presents as such.
     Wired,
-    /// A radio.
+    /// A wireless device.
     Wireless,
-    /// The kernel alone: a bridge, a tunnel, a container's end. Its speed, where it claims one, is made up.
+    /// An interface without a device: a bridge, a tunnel, a veth. The speed that it reports has no meaning.
     Virtual,
 }
 
-/// Whether an interface sends and receives at once.
+/// The duplex mode of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Duplex {
-    /// It does.
+    /// It sends and receives at the same time.
     Full,
-    /// It does one at a time.
+    /// It sends or receives at a time.
     Half,
 }
 
-/// How many descriptors the program may have open (`RLIMIT_NOFILE`).
+/// The limit of open file descriptors (`RLIMIT_NOFILE`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Descriptors {
-    /// Now.
+    /// The limit in force.
     pub soft: u64,
-    /// When it asks for more.
+    /// The highest limit that the program may set.
     pub hard: u64,
 }
 
-/// How large the kernel lets socket buffers grow, in bytes.
+/// The limits of socket buffers, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Buffers {
-    /// The most that a program may ask for to receive in (`net.core.rmem_max`).
+    /// The largest receive buffer that a program may request (`net.core.rmem_max`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_max_bytes: Option<u64>,
-    /// The most that a program may ask for to send from (`net.core.wmem_max`).
+    /// The largest send buffer that a program may request (`net.core.wmem_max`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_max_bytes: Option<u64>,
-    /// The most that TCP takes by itself to receive in (the last of `net.ipv4.tcp_rmem`).
+    /// The largest receive buffer that TCP sizes itself (the last value of `net.ipv4.tcp_rmem`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_receive_max_bytes: Option<u64>,
-    /// The most that TCP takes by itself to send from (the last of `net.ipv4.tcp_wmem`).
+    /// The largest send buffer that TCP sizes itself (the last value of `net.ipv4.tcp_wmem`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_send_max_bytes: Option<u64>,
 }
 
-/// What TCP sends by.
+/// The congestion controls of TCP.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CongestionControls {
-    /// What it takes where nothing is asked for.
+    /// The default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<String>,
-    /// What any program may ask for (`-C`).
+    /// Those that any program may request (`-C`).
     pub allowed: Vec<String>,
-    /// What is loaded, for root.
+    /// Those that the kernel has loaded; a program of root may request them.
     pub available: Vec<String>,
 }
 
-/// How late a timer rang.
+/// How late a timer expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Timers {
-    /// How often it was to ring, a millisecond apart.
+    /// The number of expirations, 1 ms apart.
     pub rings: u32,
-    /// How late it was half of the time.
+    /// The median lateness.
     pub late_p50_us: u64,
-    /// How late it was in all but one of a hundred.
+    /// The 99th percentile of the lateness.
     pub late_p99_us: u64,
-    /// How late it was at worst.
+    /// The highest lateness.
     pub late_max_us: u64,
 }
 
-/// Whether the kernel says when a packet came and went.
+/// Whether the kernel gives packets time stamps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Timestamps {
-    /// When it came; absent where it could not be tried.
+    /// On arrival; absent if it could not be tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub software_receive: Option<bool>,
-    /// When it went; absent where it could not be tried.
+    /// On departure; absent if it could not be tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub software_send: Option<bool>,
 }

@@ -20,16 +20,16 @@ pub use facts::{
 pub use rows::{FactRow, fact_rows, rate_note, rate_rows};
 pub use verdict::{Verdict, WeakPoint, judge};
 
-/// The name and version of the self-test document's shape.
+/// The name and version of the self-test document's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SelfTestSchema {
-    /// The first and so far only one.
+    /// The first version.
     #[default]
     #[serde(rename = "packetparamedic.self_test/1")]
     V1,
 }
 
-/// Which program asks.
+/// The program that tests its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Role {
     /// The test endpoint.
@@ -40,10 +40,11 @@ pub enum Role {
     Appliance,
 }
 
-/// What a self-test found. Rates are in bits per second of payload; what could not be read or measured is absent.
+/// The result of a self-test. Rates are in bits per second of payload. A value that could not be read or measured is
+/// absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SelfTest {
-    /// The shape of this document.
+    /// The format of this document.
     pub schema: SelfTestSchema,
     /// The program that tested its host.
     pub program: Role,
@@ -51,28 +52,28 @@ pub struct SelfTest {
     pub version: String,
     /// When it began, by the host's clock (RFC 3339, UTC).
     pub started_at: Timestamp,
-    /// When it was over, by the host's clock (RFC 3339, UTC).
+    /// When it ended, by the host's clock (RFC 3339, UTC).
     pub finished_at: Timestamp,
-    /// What the host is good for.
+    /// The line rates that the host can test.
     pub verdict: Verdict,
-    /// What holds it back or makes its results worth less.
+    /// What limits the host or makes its results less accurate.
     pub weak_points: Vec<WeakPoint>,
-    /// What each engine carried over loopback, in its fastest way; where that touches no byte, then once more with every
-    /// byte copied. Both ends shared this host: one end alone carries more, and an interface
-    /// costs something of it that loopback does not.
+    /// The rate of each engine over loopback, with its fastest data path; if that copies no byte, measured once more
+    /// with every byte copied. Both ends ran on this host: one end alone can carry more, and an interface costs
+    /// processor time that loopback does not.
     pub rates: Vec<LoopbackRate>,
     /// What was not measured, and why.
     pub not_measured: Vec<NotMeasured>,
-    /// What is known of the host.
+    /// The facts of the host.
     pub facts: Facts,
 }
 
-/// What an engine carried over loopback in one of its data modes.
+/// The rates of an engine over loopback in one of its data modes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoopbackRate {
     /// The engine.
     pub engine: String,
-    /// The way its data took.
+    /// The data mode.
     pub data_mode: DataMode,
     /// Streams in each direction.
     pub streams: u16,
@@ -85,7 +86,7 @@ pub struct LoopbackRate {
 }
 
 impl LoopbackRate {
-    /// Whether an end passed bytes on without copying them, which is cheaper on loopback than on any interface.
+    /// Whether an end moved payload without copying it, which is cheaper on loopback than on any interface.
     pub fn is_by_reference(&self) -> bool {
         const UNTOUCHED: [&str; 2] = ["splice", "trunc"];
         let both = [&self.download, &self.upload].into_iter().flatten();
@@ -102,27 +103,27 @@ impl LoopbackRate {
     }
 }
 
-/// What was carried in one direction.
+/// The rate in one direction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DirectionRate {
-    /// Payload at the receiving end, over the whole time, start-up included.
+    /// The rate of the payload at the receiver over the whole time, start-up included.
     pub goodput_bps: u64,
-    /// Payload bytes that the receiving end counted.
+    /// Payload bytes that the receiver counted.
     pub bytes_received: u64,
     /// How long it received.
     pub duration_ms: u64,
-    /// How the bytes were moved.
+    /// How both ends moved the payload.
     #[serde(default, skip_serializing_if = "MovedBy::is_empty")]
     pub data_path: MovedBy,
 }
 
-/// How the bytes were moved at both ends, in the words of the result document; absent is an end that does not tell.
+/// How both ends moved the payload, with the names of the result document. An end that does not report it is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MovedBy {
-    /// The end that sent.
+    /// The sender.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<PeerText>,
-    /// The end that received.
+    /// The receiver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<PeerText>,
 }
@@ -138,12 +139,12 @@ impl MovedBy {
 pub struct NotMeasured {
     /// The engine.
     pub engine: String,
-    /// The way its data would have taken.
+    /// The data mode that was not measured.
     pub data_mode: DataMode,
-    /// The direction; absent: both.
+    /// The direction; absent if neither was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
-    /// Because of what.
+    /// Why it was not measured.
     pub because: String,
 }
 

@@ -50,28 +50,28 @@ const BUFFER_PER_PAYLOAD: u64 = 2;
 /// Drivers whose governor `powersave` adapts the frequency to the load, instead of choosing the lowest.
 const ADAPTIVE_POWERSAVE: [&str; 2] = ["intel_pstate", "amd-pstate-epp"];
 
-/// What the host is good for, each way: the highest rate that people know lines by, at or below what was measured. Absent
-/// where it was not measured, or less than the lowest of them.
+/// The lines that the host can test in both directions: the highest nominal line rate at or below the measured rate.
+/// Absent if it was not measured or is below the lowest nominal rate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
-    /// Inside the tunnel, in bits per second.
+    /// In tunneled mode, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunneled_bps: Option<u64>,
-    /// In clear, in bits per second.
+    /// In direct mode, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_ephemeral_bps: Option<u64>,
-    /// The same for people.
+    /// The verdict as a sentence.
     pub text: String,
 }
 
-/// What holds a host back or makes its results worth less.
+/// What limits a host or makes its results less accurate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WeakPoint {
     /// For scripts: lower case, stays the same when the text changes.
     pub code: String,
-    /// What is weak.
+    /// The weak point.
     pub what: String,
-    /// Because of what.
+    /// Its cause.
     pub because: String,
     /// What to try.
     #[serde(rename = "try")]

@@ -180,23 +180,21 @@ fn fraction(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// How much of a queue a load builds. [`grade`] has the limits.
+/// A bufferbloat grade: how much a load raises the latency. `grade` has the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-// The published schema keeps its words.
-#[schemars(description = "A bufferbloat grade as it is printed; where the limits are is [`stats::grade`]'s business.")]
 pub enum Grade {
-    /// No queue to speak of.
+    /// Almost no increase.
     #[serde(rename = "A+")]
     APlus,
-    /// Nobody notices.
+    /// No application is affected.
     A,
-    /// Games notice.
+    /// Games are affected.
     B,
-    /// Calls notice.
+    /// Calls are affected.
     C,
-    /// Everybody notices.
+    /// Every interactive application is affected.
     D,
-    /// Unusable while the line is busy.
+    /// Interactive applications are unusable under load.
     F,
 }
 

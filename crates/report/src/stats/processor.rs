@@ -6,7 +6,7 @@ use paramedic_link::measurement::CpuUse;
 
 /// From this share of the time on in which a thread had no rest, its processor may have been the limit instead of the path.
 const NO_REST: f64 = 0.95;
-/// From this share of a thread's time on, waiting for a processor is worth a word.
+/// From this share of a thread's time on, the text mentions its wait for a processor.
 const WAITED: f64 = 0.05;
 /// From this share of a core's time on, soft interrupts leave the kernel too little to move packets.
 const SOFTIRQ: f64 = 0.9;

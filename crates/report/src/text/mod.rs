@@ -260,7 +260,7 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     }
 }
 
-/// The processor use of an end: its busiest thread, of one core; with every detail, also of the whole host.
+/// The processor use of an end: the share of a core that its busiest thread took; in full detail also that of the host.
 fn busy(cpu: &CpuUse, detail: Detail) -> String {
     let thread = quantity::share(cpu.busiest_thread);
     match cpu.host_busy.filter(|_| detail == Detail::Full) {
