@@ -82,11 +82,11 @@ fn a_requested_limit_is_named_and_lost_answers_are_no_latency() {
         text
     };
     let text = limited(&["-b", "2M", "-P", "1", "-t", "2"]);
-    assert!(text.contains("carried the 2.00 Mbit/s that were asked for"), "{text}");
+    assert!(text.contains("carried the requested 2.00 Mbit/s"), "{text}");
     let text = limited(&["-w", "16K", "-P", "1", "-t", "1"]);
-    assert!(text.contains("with the socket buffers of 16 KiB that were asked for"), "{text}");
+    assert!(text.contains("with the requested socket buffers of 16 KiB"), "{text}");
     let text = limited(&["-u", "-P", "1", "-t", "2"]);
-    assert!(text.contains("carried the 1.00 Mbit/s that were asked for"), "{text}");
+    assert!(text.contains("carried the requested 1.00 Mbit/s"), "{text}");
 
     let args = ["-b", "10M", "-P", "1", "-t", "3", "--max-loaded-latency", "50", "--max-loaded-loss", "50%"];
     let running = appliance.start(&[&short[..], &args].concat());

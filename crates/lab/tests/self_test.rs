@@ -63,7 +63,7 @@ fn both_programs_print_one_document_that_matches_the_schema() {
         assert_eq!(document["schema"], "packetparamedic.self_test/1");
         assert_eq!(document["program"], program);
         let text = document["verdict"]["text"].as_str().unwrap();
-        assert!(text.starts_with("This host is good for ") && text.contains("tunneled and "), "{text}");
+        assert!(text.starts_with("This host can carry ") && text.contains("tunneled and "), "{text}");
         for mode in ["tunneled", "direct_ephemeral"] {
             let mut rates = document["rates"].as_array().unwrap().iter();
             let rate = rates.find(|rate| rate["engine"] == "tcp" && rate["data_mode"] == mode);
@@ -82,7 +82,7 @@ fn without_json_only_the_report_is_printed() {
         let home = TempDir::new().unwrap();
         let outcome = run(program, home.path(), &[], &SHORT);
         assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{outcome:?}");
-        assert!(outcome.stdout.starts_with("This host is good for "), "{outcome:?}");
+        assert!(outcome.stdout.starts_with("This host can carry "), "{outcome:?}");
         for row in ["tcp tunneled", "tcp direct", "processor", "descriptors", "congestion"] {
             let mut lines = outcome.stdout.lines();
             assert!(lines.any(|line| line.to_lowercase().starts_with(row)), "{row}: {outcome:?}");
@@ -122,7 +122,7 @@ fn if_nothing_can_be_measured_the_self_test_fails_and_says_why() {
         assert_eq!(outcome.code, 1, "{outcome:?}");
         let document = outcome.json();
         assert_eq!(document["rates"], serde_json::json!([]));
-        assert_eq!(document["verdict"]["text"], "What this host is good for could not be measured.");
+        assert_eq!(document["verdict"]["text"], "The rate that this host can carry could not be measured.");
         let missed = document["not_measured"].as_array().unwrap();
         assert!(missed.iter().any(|missed| missed["engine"] == "tcp"), "{document:#}");
         assert!(missed.iter().all(|missed| !missed["because"].as_str().unwrap().is_empty()), "{document:#}");

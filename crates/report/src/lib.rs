@@ -1,4 +1,5 @@
-//! What a result means. Pure: values in, values out; no sockets, no clock, no SQL, no exit codes.
+//! Results: the document, statistics, conclusions and reports. Pure: values in, values out; no sockets, no clock, no
+//! SQL, no exit codes.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

@@ -1,4 +1,4 @@
-//! Lines of text with a tone. What a tone looks like is decided here, whether colours are wanted is not.
+//! Lines of text with a tone, and the style of each tone. The caller decides whether to use colours.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -60,7 +60,7 @@ impl Line {
         self
     }
 
-    /// The line for a terminal, coloured or not. Control characters of the text itself are left out.
+    /// The line for a terminal, with or without colours. Removes the control characters of the text.
     pub fn rendered(&self, color: bool) -> String {
         let mut line = String::new();
         for (tone, text) in &self.0 {
@@ -73,7 +73,7 @@ impl Line {
     }
 }
 
-/// The bare text.
+/// The text without colours.
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.rendered(false))
@@ -100,7 +100,7 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
         .word_separator(textwrap::WordSeparator::AsciiSpace)
         .word_splitter(textwrap::WordSplitter::NoHyphenation)
         .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
-        // An address or a path that is too long for a line stays whole.
+        // An address or a path that is longer than a line stays whole.
         .break_words(false);
     textwrap::wrap(text, options).into_iter().map(Cow::into_owned).collect()
 }

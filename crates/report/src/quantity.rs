@@ -1,6 +1,6 @@
-//! Quantities as text: rates, sizes, durations and shares. Printed with three digits for a reader, printed exactly for
-//! a configuration file, and parsed by one parser with a table of units for each quantity. What a setting or a flag
-//! accepts beyond that is its own decision.
+//! Quantities as text: rates, sizes, durations and shares. Reports print them with three digits; configuration files
+//! print them exactly. One parser reads all of them, with a table of units for each quantity. A setting or a flag may
+//! restrict the range further.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ struct Scale {
     quantity: &'static str,
     /// The units and their sizes in the base unit. The ones to print in come first.
     units: &'static [(&'static str, u64)],
-    /// What may follow a unit; the first one is printed.
+    /// Valid suffixes of a unit; the first one is printed.
     endings: &'static [&'static str],
     has_case: bool,
     /// Whether a text may have several parts that are added up, as in `1h30m`.
@@ -125,8 +125,8 @@ pub fn parse_milliseconds(text: &str) -> Result<Duration, QuantityError> {
     duration(text, Some(1_000_000))
 }
 
-/// A share from 0 to 1: `0.01`, `1%`, `0.12 %`. A number of 1 or more without `%` is refused, because it is more likely a
-/// percentage than the whole.
+/// A share from 0 to 1: `0.01`, `1%`, `0.12 %`. A number of 1 or more without `%` is refused, because it is more likely
+/// a percentage than the whole.
 pub fn parse_share(text: &str) -> Result<f64, QuantityError> {
     let no_number = || QuantityError::NoNumber { text: text.to_owned() };
     let (number, unit) = split_number(text.trim()).ok_or_else(no_number)?;
@@ -207,7 +207,7 @@ fn scaled(number: u64, units: [&str; 5]) -> String {
     }
     let mut value = number as f64;
     let mut unit = 0;
-    // 999.5 rounds to a thousand: that is one of the next unit.
+    // 999.5 rounds to 1000, which is 1 of the next unit.
     while value >= 999.5 && unit + 1 < units.len() {
         value /= 1000.0;
         unit += 1;
@@ -312,7 +312,7 @@ fn times(number: &str, unit: u64) -> Option<u128> {
     if shift >= 0 { value.checked_mul(power) } else { Some(value.checked_add(power / 2)? / power) }
 }
 
-/// `None`: it is zero.
+/// The largest unit that divides the value; `None` for zero.
 fn exact(value: u128, scale: &Scale) -> Option<String> {
     let (unit, size) = scale.units.iter().find(|(_, size)| value != 0 && value.is_multiple_of((*size).into()))?;
     Some(format!("{}{unit}{}", value / u128::from(*size), scale.endings[0]))
@@ -343,7 +343,7 @@ mod tests {
             let read = parse_duration(&micros(us)).unwrap();
             prop_assert!(is_near(read.as_secs_f64() * 1e6, us as f64), "{}", micros(us));
             let ms = value % 1_000_000_000;
-            // Above an hour it prints minutes, and drops the seconds.
+            // From an hour on it prints minutes and drops the seconds.
             let step = if ms < 3_600_000 { 550.0 } else { 60_550.0 };
             let read = parse_duration(&millis(ms)).unwrap();
             prop_assert!((read.as_secs_f64() * 1e3 - ms as f64).abs() <= step, "{ms}: {}", millis(ms));
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_is_decimal_unless_it_says_otherwise_or_iperf3_reads_it() {
+    fn a_size_is_decimal_unless_its_unit_is_binary_or_iperf3_reads_it() {
         let sizes = ["500GB", "1.5 TB", "1GiB", "20g", "123", "1e3"].map(|text| parse_bytes(text).unwrap());
         assert_eq!(sizes, [500_000_000_000, 1_500_000_000_000, 1 << 30, 20_000_000_000, 123, 1000]);
         assert_eq!(exact_bytes(20_000_000_000_000), "20TB");

@@ -1,4 +1,4 @@
-//! A result in one line: what a list of runs and a table of all runs show of each.
+//! A result in one line, for lists and tables of runs.
 
 use jiff::Timestamp;
 use paramedic_link::EndpointId;
@@ -9,33 +9,33 @@ use uuid::Uuid;
 use crate::document::{ErrorBody, LatencyResult, ResultDocument};
 use crate::stats::Grade;
 
-/// One run in a list. What was not measured is absent.
+/// One run in a list. A value that was not measured is absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RunSummary {
-    /// The run.
+    /// The run's id.
     pub id: Uuid,
     /// When it began (RFC 3339, UTC).
     pub started_at: Timestamp,
-    /// Where the test came from.
+    /// The provider that ran the test.
     pub provider: String,
-    /// The engine that made the load.
+    /// The engine that loaded the path.
     pub engine: String,
     /// The name of the other end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
-    /// The address and port that were dialled.
+    /// The address and port to which the appliance connected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// The reflector's key.
+    /// The reflector's Endpoint ID.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_id: Option<EndpointId>,
-    /// Payload towards the appliance, alone on the path.
+    /// The payload towards the appliance, measured in a phase of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download_bps: Option<u64>,
-    /// Payload away from the appliance, alone on the path.
+    /// The payload away from the appliance, measured in a phase of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_bps: Option<u64>,
-    /// The median round-trip time with nothing on the path.
+    /// The median round-trip time of the idle path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rtt_idle_us: Option<u64>,
     /// The median round-trip time during the download.
@@ -50,11 +50,11 @@ pub struct RunSummary {
     /// The bufferbloat grade of the upload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bufferbloat_upload: Option<Grade>,
-    /// Payload bytes of everything.
+    /// Payload bytes of the whole run.
     pub data_used_bytes: u64,
-    /// Whether every phase that was asked for was measured to its end.
+    /// Whether every requested phase was measured to its end.
     pub complete: bool,
-    /// Why it is not complete, if something failed.
+    /// The error that ended the run, if one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
 }

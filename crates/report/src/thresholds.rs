@@ -1,4 +1,4 @@
-//! What a person asks a result to reach, and whether it did. Pure.
+//! The thresholds that a user sets for a result, and the judgement of a result by them. Pure.
 
 use paramedic_link::test_spec::Load;
 use serde::{Deserialize, Serialize};
@@ -8,31 +8,31 @@ use crate::document::{LatencyResult, Quantity, ResultDocument, ThresholdResult};
 /// The thresholds for a result; an absent one is not checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
-    /// The least download goodput, in bits per second.
+    /// The lowest download goodput, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_download_bps: Option<u64>,
-    /// The least upload goodput, in bits per second.
+    /// The lowest upload goodput, in bits per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_upload_bps: Option<u64>,
-    /// The most that the median round trip may be with nothing on the path, in milliseconds.
+    /// The highest median round trip of the idle path, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_idle_latency_ms: Option<f64>,
-    /// The most that the median round trip may be under any load, in milliseconds.
+    /// The highest median round trip under any load, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loaded_latency_ms: Option<f64>,
-    /// The largest loss of the path itself in either direction, 0 to 1: of probes while idle, and of datagrams that were
-    /// sent at a requested rate.
+    /// The highest loss of the path itself in either direction, 0 to 1: of probes while idle, and of datagrams at a
+    /// requested rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loss: Option<f64>,
-    /// The largest loss under the test's own load in either direction, 0 to 1: of probes, and of datagrams at the rate that
-    /// the test found.
+    /// The highest loss under the test's own load in either direction, 0 to 1: of probes, and of datagrams at the rate
+    /// that the test found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loaded_loss: Option<f64>,
 }
 
 impl Thresholds {
-    /// Checks each threshold against the measured value itself, not its confidence interval. One for something that was
-    /// not measured is not met.
+    /// Compares each threshold with the measured value, not with its confidence interval. A threshold for a value that
+    /// was not measured is not met.
     pub fn judge(&self, result: &ResultDocument) -> Vec<ThresholdResult> {
         let through_tunnel = result.data_mode_fallback.is_some();
         let at_least = |name: &str, limit: Option<u64>, measured: Option<u64>| {
@@ -55,11 +55,11 @@ impl Thresholds {
         };
         let goodput = |direction: Option<&crate::document::ThroughputResult>| direction.map(|d| d.goodput_bps);
         let loaded = || result.latency.iter().filter(|(load, _)| *load != Load::Idle).map(|(_, latency)| latency);
-        // If it is unknown for one load, the largest is unknown.
+        // If one load's value is unknown, so is the largest.
         let largest_of_all = |of: fn(&LatencyResult) -> Option<f64>| {
             loaded().map(of).collect::<Option<Vec<_>>>().and_then(|all| largest(all.into_iter().map(Some)))
         };
-        // Datagrams at a requested rate show the loss of the path. At the highest rate they fill its queue.
+        // The loss at a requested rate is that of the path. At the highest rate the datagrams fill the queue.
         let is_at_fixed_rate = result.requested.is_some_and(|requested| requested.stream_bitrate_bps.is_some());
         let datagrams = |are_judged: bool| {
             let losses = result.all_measured().map(|(_, _, measured)| Some(measured.udp?.loss));
@@ -94,14 +94,14 @@ mod tests {
 
     #[test]
     fn without_enough_answers_no_latency_threshold_is_met() {
-        let asked =
+        let thresholds =
             Thresholds { max_idle_latency_ms: Some(1e6), max_loaded_latency_ms: Some(1e6), ..Thresholds::default() };
         // 1 of 391, 19 of 19, 40 of 81, and enough.
         for (received, sent, is_met) in [(1, 391, false), (19, 19, false), (40, 81, false), (40, 80, true)] {
             let few = LatencyResult { received, sent, ..example::latency(10_000) };
             let mut result = example::full();
             (result.latency.idle, result.latency.download) = (Some(few.clone()), Some(few));
-            for judged in asked.judge(&result) {
+            for judged in thresholds.judge(&result) {
                 assert_eq!(
                     (judged.measured.is_some(), judged.passed),
                     (is_met, is_met),
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_probe_comes_back_no_threshold_is_met() {
+    fn without_answered_probes_no_threshold_is_met() {
         let mut result = example::full();
         let silent = LatencyResult {
             rtt_us: None,
@@ -123,14 +123,14 @@ mod tests {
             ..example::latency(10_000)
         };
         result.latency.upload = Some(silent);
-        let asked =
+        let thresholds =
             Thresholds { max_loaded_latency_ms: Some(1e6), max_loaded_loss: Some(0.5), ..Thresholds::default() };
         let judged =
-            asked.judge(&result).into_iter().map(|judged| (judged.measured, judged.passed)).collect::<Vec<_>>();
+            thresholds.judge(&result).into_iter().map(|judged| (judged.measured, judged.passed)).collect::<Vec<_>>();
         assert_eq!(judged, [(None, false), (Some(Quantity::Fraction(1.0)), false)]);
-        // One answer of many says as little.
+        // One answer of many is too few, too.
         result.latency.upload = Some(LatencyResult { received: 1, sent: 391, ..example::latency(10_000) });
-        assert_eq!(asked.judge(&result)[0].measured, None);
+        assert_eq!(thresholds.judge(&result)[0].measured, None);
     }
 
     #[test]
@@ -145,8 +145,8 @@ mod tests {
         };
         datagrams(&mut result, 0.02);
         let measured = |result: &ResultDocument| {
-            let asked = Thresholds { max_loss: Some(0.01), max_loaded_loss: Some(0.01), ..Thresholds::default() };
-            asked.judge(result).into_iter().map(|judged| judged.measured).collect::<Vec<_>>()
+            let thresholds = Thresholds { max_loss: Some(0.01), max_loaded_loss: Some(0.01), ..Thresholds::default() };
+            thresholds.judge(result).into_iter().map(|judged| judged.measured).collect::<Vec<_>>()
         };
         let fraction = |fraction| Some(Quantity::Fraction(fraction));
         let limits = RequestedLimits { streams: 4, ..RequestedLimits::default() };
@@ -154,8 +154,8 @@ mod tests {
         assert_eq!(measured(&result), [fraction(0.001), fraction(0.04)], "the highest rate fills the queue");
         result.requested = Some(RequestedLimits { stream_bitrate_bps: Some(1_000_000), ..limits });
         assert_eq!(measured(&result), [fraction(0.02), fraction(0.04)], "a requested rate does not");
-        // Without one of the loads' probes the largest loss under load is unknown, and without an idle phase that of the
-        // path.
+        // Without the probes of one load the largest loss under load is unknown; without an idle phase that of the path
+        // is.
         let over_tcp = LatencyResult { loss: None, loss_upload: None, loss_download: None, ..example::latency(10_000) };
         (result.latency.idle, result.latency.bidir) = (None, Some(over_tcp));
         for measured in [&mut result.download, &mut result.upload] {
@@ -166,9 +166,9 @@ mod tests {
     }
 
     #[test]
-    fn each_threshold_is_judged_and_what_was_not_measured_is_not_reached() {
+    fn each_threshold_is_judged_and_one_without_a_measurement_is_not_met() {
         let result = ResultDocument { upload: None, ..example::full() };
-        let asked = Thresholds {
+        let thresholds = Thresholds {
             min_download_bps: Some(900_000_000),
             min_upload_bps: Some(1),
             max_idle_latency_ms: Some(12.0),
@@ -176,7 +176,8 @@ mod tests {
             max_loss: Some(0.001),
             max_loaded_loss: Some(0.000_9),
         };
-        let passed = asked.judge(&result).into_iter().map(|judged| (judged.name, judged.passed)).collect::<Vec<_>>();
+        let passed =
+            thresholds.judge(&result).into_iter().map(|judged| (judged.name, judged.passed)).collect::<Vec<_>>();
         let expected = [
             ("min_download_bps", true),
             ("min_upload_bps", false),

@@ -255,7 +255,7 @@ mod tests {
             }
         }
         // tcp has all it needs everywhere.
-        assert!(test.verdict.text.starts_with("This host is good for "), "{test:#?}");
+        assert!(test.verdict.text.starts_with("This host can carry "), "{test:#?}");
         for mode in [DataMode::Tunneled, DataMode::DirectEphemeral] {
             let mut of_mode = test.rates.iter().filter(|rate| rate.engine == "tcp" && rate.data_mode == mode);
             assert!(of_mode.any(|rate| !rate.is_by_reference()), "{test:#?}");

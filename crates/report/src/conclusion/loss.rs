@@ -1,20 +1,20 @@
-//! What the lost probes of a phase show: a loss rate, a burst or an outage. Pure.
+//! The kind of loss that the lost probes of a phase show: a loss rate, a burst or an outage. Pure.
 
 use crate::stats;
 
-/// From this share of lost packets on, a path is faulty: calls are audibly disturbed.
-const MUCH_LOSS: f64 = 0.01;
+/// The share of lost packets from which a path is faulty: it audibly disturbs calls.
+const FAULTY_LOSS: f64 = 0.01;
 /// A loss period of this length is an outage, whatever the share.
 const OUTAGE_MS: u64 = 1_000;
-/// A loss period with fewer probes is no burst.
-const LEAST_BURST: u64 = 3;
+/// The fewest probes of a burst.
+const MIN_BURST: u64 = 3;
 
 /// The lost probes of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LossSeen {
     /// The lost probes, in the worse direction if the directions are known.
     pub lost: u64,
-    /// The probes among which they were lost.
+    /// All probes of the same direction.
     pub of: u64,
     /// The loss periods (RFC 3357) in which they were lost.
     pub periods: u64,
@@ -24,21 +24,21 @@ pub struct LossSeen {
     pub longest_ms: u64,
 }
 
-/// What lost probes show.
+/// The kind of loss that lost probes show.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LossKind {
-    /// The path loses this share all the time: the lower end of the share's 95 % interval is above 1 %.
+    /// The path always loses this share: the lower bound of the share's 95 % confidence interval is above 1 %.
     Rate(f64),
     /// Most of the lost probes were lost in one short period.
     Burst {
-        /// Its probes.
+        /// The probes of the period.
         probes: u64,
-        /// Its length.
+        /// The length of the period.
         ms: u64,
     },
     /// Nothing arrived for a second or more.
     Outage {
-        /// Its length.
+        /// The length of the outage.
         ms: u64,
     },
 }
@@ -49,16 +49,16 @@ impl LossSeen {
         if self.of == 0 { 0.0 } else { self.lost as f64 / self.of as f64 }
     }
 
-    /// What the lost probes show; `None` if they are too few to show anything.
+    /// The kind of loss; `None` if too few probes were lost to show one.
     pub fn kind(&self) -> Option<LossKind> {
         if self.longest_ms >= OUTAGE_MS {
             return Some(LossKind::Outage { ms: self.longest_ms });
         }
-        let is_burst = self.longest_probes >= LEAST_BURST && self.longest_probes.saturating_mul(2) >= self.lost;
-        if self.share() >= MUCH_LOSS && is_burst {
+        let is_burst = self.longest_probes >= MIN_BURST && self.longest_probes.saturating_mul(2) >= self.lost;
+        if self.share() >= FAULTY_LOSS && is_burst {
             return Some(LossKind::Burst { probes: self.longest_probes, ms: self.longest_ms });
         }
-        stats::is_share_above(MUCH_LOSS, self.lost, self.of, self.periods).then(|| LossKind::Rate(self.share()))
+        stats::is_share_above(FAULTY_LOSS, self.lost, self.of, self.periods).then(|| LossKind::Rate(self.share()))
     }
 }
 

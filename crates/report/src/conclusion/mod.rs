@@ -1,5 +1,5 @@
-//! What a test shows, in one sentence: from observations to text, and from a result document to observations. Pure. A
-//! sentence claims no more than the observations show: `cases.rs` is the table of all situations.
+//! The conclusion of a test in one sentence: from a result document to observations, and from observations to text.
+//! Pure. A sentence claims no more than the observations show. `cases.rs` is the table of all situations.
 
 #[cfg(test)]
 mod cases;
@@ -15,7 +15,7 @@ use crate::stats::{Grade, Statement};
 
 pub use loss::{LossKind, LossSeen};
 
-/// What was observed in a test.
+/// The observations of a test.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observations {
     /// The name or address of the other end.
@@ -39,16 +39,16 @@ pub enum Completion {
     Interrupted,
     /// It failed.
     Failed,
-    /// It failed before anything was measured; the text says how.
+    /// It failed before anything was measured; the text names the error.
     NothingMeasured(String),
-    /// In a direction almost nothing arrived; the text says in which.
+    /// Almost nothing arrived in some directions; the text names them.
     NothingArrived(String),
 }
 
-/// The rate of a direction, and what bears on the claim that the line carries it.
+/// The rate of a direction, and the facts that limit the claim that the line carries it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Speed {
-    /// Which direction.
+    /// The direction of the payload.
     pub direction: Direction,
     /// The mean, in bits per second.
     pub bps: u64,
@@ -71,14 +71,14 @@ pub enum BusyEnd {
     Reflector,
 }
 
-/// How a rate varied that was not steady, in bits per second.
+/// How an unsteady rate varied, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsteady {
-    /// Its first and its last third.
+    /// The rates of the first and the last third.
     Thirds([u64; 2]),
-    /// The 10th and the 90th percentile of its intervals; its thirds were alike.
+    /// The 10th and the 90th percentile of the intervals; the thirds were alike.
     Spread([u64; 2]),
-    /// Neither is known.
+    /// Neither pair of rates is known.
     Unknown,
 }
 
@@ -112,7 +112,7 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
     match (&seen.completion, speeds) {
         (Completion::Complete, speeds) => complete(seen, &upper_first(&path), speeds),
         (Completion::NothingArrived(what), Some(speeds)) => {
-            (Tone::Bad, format!("{}. Beside that, {path} {speeds}.", upper_first(what)))
+            (Tone::Bad, format!("{}. Apart from that, {path} {speeds}.", upper_first(what)))
         }
         (Completion::NothingMeasured(why), _) => (Tone::Bad, format!("Nothing was measured: {why}.")),
         (Completion::NothingArrived(what), None) => (Tone::Bad, format!("{}.", upper_first(what))),
@@ -131,7 +131,7 @@ pub fn conclude(seen: &Observations) -> (Tone, String) {
 }
 
 impl Completion {
-    /// Whether the measured phases were measured to their ends.
+    /// Whether every measured phase lasted its whole time.
     fn is_measured(&self) -> bool {
         matches!(self, Self::Complete | Self::NothingArrived(_))
     }
@@ -140,7 +140,7 @@ impl Completion {
 /// The sentence of a complete test.
 fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, String) {
     let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
-    let said = match (speeds, idle) {
+    let clause = match (speeds, idle) {
         (Some(speeds), _) => format!("{path} {speeds}"),
         (None, Some(PhaseProbes { median_us: Some(median), .. })) => {
             format!("{path} takes {} there and back", quantity::micros(*median))
@@ -163,19 +163,19 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
             Severity::Broken => (Tone::Bad, ""),
             Severity::Stuttering => (Tone::Bad, ": calls and games stutter"),
         };
-        return (tone, format!("{said}, but {all}{effect}.{busy}"));
+        return (tone, format!("{clause}, but {all}{effect}.{busy}"));
     }
     let (tone, latency) = response(seen);
     let has_doubt = !busy.is_empty() || seen.speeds.iter().any(|speed| speed.unsteady.is_some());
     let tone = if has_doubt { Tone::Fair } else { tone };
-    (tone, format!("{said}{latency}.{busy}"))
+    (tone, format!("{clause}{latency}.{busy}"))
 }
 
-/// How well the path responded under a load that caused no trouble; begins with its own punctuation.
+/// The clause about the response of the path under a load that caused no trouble; begins with its own punctuation.
 fn response(seen: &Observations) -> (Tone, String) {
     let loads = || seen.probes.iter().filter(|probes| probes.load != Load::Idle);
     let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
-    // Without an idle phase there is nothing to compare with.
+    // Without an idle phase there is no baseline.
     let Some(idle) = idle.filter(|_| loads().next().is_some() && !seen.speeds.is_empty()) else {
         return (Tone::Strong, String::new());
     };
@@ -196,10 +196,10 @@ fn response(seen: &Observations) -> (Tone, String) {
     (tone, text)
 }
 
-/// Something that disturbs the user of the path.
+/// A disturbance of the user of the path.
 struct Trouble {
     severity: Severity,
-    /// During which phase.
+    /// The phase.
     when: &'static str,
     text: String,
 }
@@ -224,7 +224,7 @@ fn joined(troubles: &[Trouble]) -> String {
     clause
 }
 
-/// How much it disturbs.
+/// How much a trouble disturbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Severity {
     /// It happened once.
@@ -237,7 +237,7 @@ enum Severity {
     Stuttering,
 }
 
-/// What disturbs: of the idle path, and of the path under load.
+/// The troubles of the idle path and of the path under load.
 fn troubles(seen: &Observations) -> Vec<Trouble> {
     let is_filled = is_filled(&seen.speeds);
     let idle = seen.probes.iter().find(|probes| probes.load == Load::Idle);
@@ -297,7 +297,7 @@ fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
 }
 
 impl PhaseProbes {
-    /// Whether so few probes were answered that the answers describe lucky moments only.
+    /// Whether so few probes were answered that the answers are not representative.
     fn is_unanswered(&self) -> bool {
         !crate::stats::is_mostly_answered(self.received, self.sent)
     }
@@ -311,18 +311,18 @@ impl PhaseProbes {
     }
 }
 
-/// That there are too few answers.
+/// The text for too few answers.
 fn few(probes: &PhaseProbes) -> String {
     let least = Statement::Assessment.least_samples();
     format!("{} of {} latency probes were answered, and {least} answers are needed", probes.received, probes.sent)
 }
 
-/// Whether the test may have filled the line: nothing else is known to have been the limit.
+/// Whether the test may have filled the line: no other limit is known.
 fn is_filled(speeds: &[Speed]) -> bool {
     speeds.iter().all(|speed| speed.requested_bps.is_none() && speed.window_bytes.is_none())
 }
 
-/// Which processor was the limit, as a further sentence.
+/// A further sentence that names the processor that was the limit.
 fn busy(speeds: &[Speed]) -> &'static str {
     let is_busy = |end| speeds.iter().any(|speed| speed.busy_end == Some(end) && !speed.is_as_requested());
     match (is_busy(BusyEnd::Appliance), is_busy(BusyEnd::Reflector)) {

@@ -7,8 +7,8 @@ use crate::document::{ErrorBody, LatencyResult, ResultDocument, ThroughputResult
 use crate::stats;
 
 impl Observations {
-    /// What this document observed. The speeds are those of the phases in one direction, or else of the bidirectional
-    /// one.
+    /// The observations of this document. The speeds are those of the one-way phases; without such a phase, those of
+    /// the bidirectional one.
     pub fn of(document: &ResultDocument) -> Self {
         let speeds = Direction::BOTH.into_iter().filter_map(|direction| {
             let alone = match direction {
@@ -75,8 +75,8 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
     }
 }
 
-/// Whether windows of so many bytes may have been the limit: a sender that they limit keeps them full, so the rate times
-/// the round trip is about their size. Half of it is far from that.
+/// Whether windows of this many bytes in all may have been the limit. A sender that its window limits keeps it full, so
+/// the rate times the round trip is about the size of the windows. Half of that is clearly below.
 fn may_be_limit(windows: f64, goodput_bps: u64, round_trip_us: Option<u64>) -> bool {
     round_trip_us.is_none_or(|us| goodput_bps as f64 / 8.0 * us as f64 / 1e6 >= windows / 2.0)
 }
@@ -92,12 +92,12 @@ fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> Pha
     }
 }
 
-/// The lost probes of the worse direction. The periods are those of both directions; the worse one has its share of them.
+/// The lost probes of the worse direction, with its share of the periods of both directions.
 fn loss(latency: &LatencyResult) -> Option<LossSeen> {
     let share = latency.worst_loss()?;
     let count = |share: f64| (share * latency.sent as f64).round() as u64;
     let (lost, all) = (count(share), count(latency.loss.unwrap_or(share)).max(1));
-    // Documents of earlier versions have no pattern: then each probe was lost for itself.
+    // Documents of earlier versions have no pattern: assume one period per lost probe.
     let pattern = latency.loss_pattern;
     let periods = pattern.map_or(lost, |pattern| {
         u64::try_from((u128::from(pattern.periods) * u128::from(lost)).div_ceil(u128::from(all))).unwrap_or(u64::MAX)
@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    /// The sentence without its beginning.
+    /// The sentence without its first words.
     fn sentence(change: impl FnOnce(&mut ResultDocument)) -> String {
         let mut document = download();
         change(&mut document);
@@ -147,12 +147,12 @@ mod tests {
         assert_eq!(requested(limits), "carries 36.2 Mbit/s down, and stays responsive while busy.");
         assert_eq!(
             requested(RequestedLimits { stream_bitrate_bps: Some(9_000_000), ..limits }),
-            "carried the 36.0 Mbit/s that were asked for, down, and stayed responsive at that load."
+            "carried the requested 36.0 Mbit/s down, and stayed responsive at that load."
         );
         // 4 windows of 16 KiB in 15.3 ms are 34 Mbit/s; of 4 MiB they are far more than the line has.
         assert_eq!(
             requested(RequestedLimits { window_bytes: Some(16_384), ..limits }),
-            "carried 36.2 Mbit/s down with the socket buffers of 16 KiB that were asked for, and stayed responsive at \
+            "carried 36.2 Mbit/s down with the requested socket buffers of 16 KiB, and stayed responsive at \
              that load."
         );
         let large = RequestedLimits { window_bytes: Some(4 << 20), ..limits };

@@ -1,16 +1,16 @@
-//! The clause of a sentence that states the speeds. It claims that the line carries a rate only if nothing but the network
-//! is known to have been the limit. Pure.
+//! The clause of a sentence that states the speeds. It claims that the line carries a rate only if no other limit than
+//! the network is known. Pure.
 
 use paramedic_link::test_spec::Direction;
 
 use super::{Speed, Unsteady};
 use crate::quantity;
 
-/// A rate of at least this share of the requested one is the requested one.
+/// From this share of the requested rate on, the rate counts as the requested one.
 const AS_REQUESTED: f64 = 0.98;
 
 /// The clause with its verbs, such as `carries 941 Mbit/s down and 94.2 Mbit/s up`; `None` without a speed.
-/// `is_measured`: the phases were measured to their ends.
+/// `is_measured`: every measured phase lasted its whole time.
 pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
     if let [down, up] = speeds
         && down.is_as_requested()
@@ -19,7 +19,7 @@ pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
         && [down, up].iter().all(|speed| speed.unsteady.is_none())
     {
         let both = format!("{} and {}", word(down.direction), word(up.direction));
-        return Some(format!("carried {}, {both}", requested(down.requested_bps?)));
+        return Some(format!("carried {} {both}", requested(down.requested_bps?)));
     }
     let parts = speeds.iter().map(|speed| (speed.verb(is_measured), speed.phrase())).collect::<Vec<_>>();
     let mut clause = String::new();
@@ -39,7 +39,7 @@ pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
 }
 
 impl Speed {
-    /// Whether the direction carried what was requested: then the request was the limit.
+    /// Whether the direction carried the requested rate: then the request was the limit.
     pub(super) fn is_as_requested(&self) -> bool {
         self.requested_bps.is_some_and(|requested| self.bps as f64 >= AS_REQUESTED * requested as f64)
     }
@@ -58,14 +58,14 @@ impl Speed {
     fn phrase(&self) -> String {
         let word = word(self.direction);
         let mut text = match self.requested_bps {
-            Some(bps) if self.is_as_requested() => format!("{}, {word}", requested(bps)),
+            Some(bps) if self.is_as_requested() => format!("{} {word}", requested(bps)),
             Some(bps) => {
-                format!("{} {word} of the {} that were asked for", quantity::rate(self.bps), quantity::rate(bps))
+                format!("{} {word} of the requested {}", quantity::rate(self.bps), quantity::rate(bps))
             }
             None => format!("{} {word}", quantity::rate(self.bps)),
         };
         if let Some(bytes) = self.window_bytes.filter(|_| !self.is_as_requested()) {
-            text += &format!(" with the socket buffers of {} that were asked for", binary(bytes));
+            text += &format!(" with the requested socket buffers of {}", binary(bytes));
         }
         if let Some(unsteady) = self.unsteady {
             text += &match unsteady {
@@ -85,7 +85,7 @@ impl Speed {
 }
 
 fn requested(bps: u64) -> String {
-    format!("the {} that were asked for", quantity::rate(bps))
+    format!("the requested {}", quantity::rate(bps))
 }
 
 /// A size in the units of `-w`.

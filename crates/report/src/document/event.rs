@@ -1,4 +1,4 @@
-//! The events of a running test: the lines of `--json-stream`, and what progress on a terminal is drawn from.
+//! The events of a running test: the lines of `--json-stream`, and the source of the progress display.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Fixed documents for tests: one with everything in it, one with as little as there can be, one event of each kind.
+//! Fixed documents for tests: one with every field, one with as few as possible, and one event of each kind.
 
 use jiff::Timestamp;
 use paramedic_link::measurement::{CpuUse, HostFacts};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 
-/// A result with everything in it.
+/// A result with every field.
 pub fn full() -> ResultDocument {
     let facts = HostFacts { version: "0.1.0".into(), cpus: Some(4), load_1m: Some(0.25), ..HostFacts::default() };
     ResultDocument {
@@ -88,7 +88,7 @@ pub fn full() -> ResultDocument {
     }
 }
 
-/// A result with as little in it as there can be: one direction, no latency.
+/// A result with as few fields as possible: one direction, no latency.
 pub fn bare() -> ResultDocument {
     ResultDocument {
         id: run_id(2),
@@ -165,7 +165,7 @@ pub fn events() -> Vec<Event> {
     ]
 }
 
-/// The n-th run's id.
+/// The id of the n-th run.
 pub fn run_id(n: u8) -> Uuid {
     let mut bytes = *b"\x01\x9c\x13\x50\x20\x00\x70\x00\x80\x00\x00\x00\x00\x00\x00\x00";
     bytes[5] = n;
@@ -173,7 +173,7 @@ pub fn run_id(n: u8) -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
-/// One direction at this rate, with everything that a direction can have.
+/// One direction at this rate, with every field.
 pub fn throughput(goodput_bps: u64) -> ThroughputResult {
     let cost = |used| CpuCost::of(used, goodput_bps / 4 * 5);
     ThroughputResult {

@@ -1,5 +1,5 @@
-//! The documents that scripts rely on: a test's result, an error, the events of a stream. Plain values; what was not
-//! measured is absent. How they are printed is the output's business, how they are kept the history's.
+//! The documents that scripts rely on: a test's result, an error, the events of a stream. Plain values; a value that
+//! was not measured is absent. Other modules print and save them.
 
 mod event;
 #[cfg(any(test, feature = "example"))]
@@ -497,7 +497,7 @@ impl CpuCost {
     /// The cost of `bytes` of payload that took `used`.
     pub fn of(used: CpuUse, bytes: u64) -> Self {
         let s_per_gb = (used.user_s + used.system_s) * 1e9 / bytes as f64;
-        // Microseconds a gigabyte are what it is worth.
+        // Whole microseconds per gigabyte are precise enough.
         let s_per_gb = s_per_gb.is_finite().then_some((s_per_gb * 1e6).round() / 1e6);
         Self { used, s_per_gb }
     }
@@ -717,7 +717,7 @@ impl Bufferbloat {
     pub fn of_increase_ms(increase_ms: f64) -> Self {
         // Not `clamp`, which lets NaN through.
         let bounded = if increase_ms > 0.0 { increase_ms.min(MOST_INCREASE_MS) } else { 0.0 };
-        // A tenth of a millisecond is what this is worth; more digits only look exact.
+        // A tenth of a millisecond is precise enough.
         let increase_ms = (bounded * 10.0).round() / 10.0;
         Self { grade: stats::grade(Duration::from_secs_f64(increase_ms / 1000.0)), increase_ms }
     }

@@ -1,5 +1,4 @@
-//! The JSON Schema of every document, made of the types themselves. Nothing is written by hand here but how the parts
-//! are put together.
+//! The JSON Schema of every document, generated from the types. Only the composition of the parts is written by hand.
 
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
@@ -13,7 +12,7 @@ use crate::self_test::SelfTest;
 /// The schema (draft 2020-12) of the result document, the error document, the stream's events and the self-test. Each
 /// stands under `$defs` by the name of its type: `ResultDocument`, `ErrorDocument`, `Event`, `SelfTest`, `Diagnosis`.
 pub fn schema() -> Value {
-    // What we print, not what we'd read: a field that is always written is required.
+    // The schema of serialisation, not of deserialisation: a field that is always written is required.
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     let any_of = [
         reference::<ResultDocument>(&mut generator),
@@ -40,7 +39,7 @@ fn reference<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-/// Takes `null` out of every type: what was not measured is absent, so an optional field that is there has a value.
+/// Removes `null` from every type: a value that was not measured is absent, so a field that is present has a value.
 #[derive(Clone)]
 struct NeverNull;
 
@@ -71,7 +70,7 @@ mod tests {
     use super::super::{DataPath, ErrorBody, ErrorSchema, Validity, ValidityVerdict, Warning, example};
     use super::*;
 
-    /// Checks `document` against one of the schema's definitions.
+    /// Validates `document` against one of the schema's definitions.
     fn faults(name: &str, document: &Value) -> Vec<String> {
         let mut schema = schema();
         schema["anyOf"] = json!([{ "$ref": format!("#/$defs/{name}") }]);
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stream_s_result_is_the_document_and_the_word_event() {
+    fn a_result_event_is_the_document_with_an_event_field() {
         let mut event = serde_json::to_value(Event::Result(Box::new(example::full()))).unwrap();
         assert_eq!(event.as_object_mut().unwrap().remove("event"), Some(json!("result")));
         assert_eq!(event, serde_json::to_value(example::full()).unwrap());
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_absent_and_never_null() {
+    fn an_unmeasured_value_is_absent_and_never_null() {
         let value = serde_json::to_value(example::bare()).unwrap();
         for name in ["upload", "bidir", "latency", "bufferbloat", "thresholds", "error", "interrupted", "server"] {
             assert!(value.get(name).is_none(), "{name} should be absent");
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_always_there_is_required() {
+    fn a_field_that_is_always_written_is_required() {
         for name in
             ["schema", "id", "started_at", "finished_at", "appliance", "data_used_bytes", "warnings", "complete"]
         {
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_that_outsiders_rely_on_are_there() {
+    fn the_published_names_exist() {
         let value = serde_json::to_value(example::full()).unwrap();
         let at = |path: &str| value.pointer(path).unwrap_or_else(|| panic!("{path} is missing"));
         assert_eq!(at("/schema"), "packetparamedic.result/1");
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_a_result_suspect_are_its_reasons() {
+    fn the_warnings_about_accuracy_make_a_result_suspect() {
         let warning = |code| Warning::new(code, "text");
         let valid = Validity::of(&[warning("udp_blocked"), warning("counts_differ")], true);
         assert_eq!(serde_json::to_value(valid).unwrap(), json!({ "verdict": "valid" }));
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn every_data_path_has_one_word() {
+    fn every_data_path_has_one_name() {
         for path in [DataPath::Plain, DataPath::Trunc, DataPath::Splice, DataPath::Tls] {
             assert_eq!(serde_json::to_value(path).unwrap(), path.as_str());
             assert_eq!(DataPath::from_word(path.as_str()), Some(path));

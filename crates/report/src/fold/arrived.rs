@@ -6,7 +6,7 @@ use paramedic_link::measurement::Sample;
 
 use super::rates::bytes_of;
 
-/// Fewer segments than this do not count as payload: a handshake and some retransmissions cause as many.
+/// Fewer segments than this do not count as payload: a handshake and some retransmissions can add up to as many.
 const LEAST_SEGMENTS: u64 = 10;
 /// The longest segment that this check assumes (Ethernet, IPv4, TCP with time stamps). Ten segments of loopback would
 /// be 640 KiB.
@@ -14,21 +14,21 @@ pub(super) const USUAL_SEGMENT: u32 = 1448;
 /// The most bytes that a rate-limited stream writes at once: the block size of iperf3 and of the engine tcp, and about
 /// a segment of loopback.
 pub(super) const USUAL_STEP: u32 = 128 * 1024;
-/// If half a phase has fewer writes of a rate-limited stream than this, the last write may be before that half.
+/// If a rate-limited stream writes less often than this in half a phase, the last write may lie before that half.
 const STEPS_IN_HALF: u64 = 4;
 
-/// What was requested for one direction of a phase.
+/// The request for one direction of a phase.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct DirectionRequest {
     /// The duration of the phase.
     pub(super) span: Duration,
     /// The payload of a segment or a datagram, in bytes.
     pub(super) segment: u32,
-    /// The rate limit of each stream, in bits per second; absent: the sender always had more to send.
+    /// The rate limit of each stream, in bits per second; `None` if the sender always had more to send.
     pub(super) rate_bps: Option<u64>,
     /// The bytes that a rate-limited stream writes at once.
     pub(super) step: u32,
-    /// How many streams there were.
+    /// The number of streams.
     pub(super) streams: u16,
 }
 
@@ -41,28 +41,28 @@ pub(super) enum Arrived<'a> {
     Total(u64),
 }
 
-/// Whether the direction moved nothing: the receiver counted no payload in the last half of the phase, or less than ten
-/// segments while the sender had more to send. Payload that was counted before that is not a rate of the path.
-pub(super) fn moved_nothing(arrived: Arrived<'_>, asked: &Asked) -> bool {
-    // What all streams send in this time where they are held to a rate, in bytes.
+/// Whether the direction moved nothing: the receiver counted no payload in the last half of the phase, or fewer than
+/// ten segments although the sender had more to send. Earlier payload is not a rate of the path.
+pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) -> bool {
+    // The bytes that all rate-limited streams send in this time.
     let paced = |span: Duration| {
-        let each = asked.rate_bps.map(|bps| u128::from(bps).saturating_mul(span.as_millis()) / 8000);
-        each.map(|each| each.saturating_mul(u128::from(asked.streams)))
+        let each = request.rate_bps.map(|bps| u128::from(bps).saturating_mul(span.as_millis()) / 8000);
+        each.map(|each| each.saturating_mul(u128::from(request.streams)))
     };
-    let half = asked.span / 2;
-    let in_steps = u128::from(u64::from(asked.step) * STEPS_IN_HALF * u64::from(asked.streams));
+    let half = request.span / 2;
+    let in_steps = u128::from(u64::from(request.step) * STEPS_IN_HALF * u64::from(request.streams));
     let (bytes, span) = match arrived {
         Arrived::Readings(samples) if paced(half).is_some_and(|paced| paced < in_steps) => {
-            (bytes_of(samples.iter()), asked.span)
+            (bytes_of(samples.iter()), request.span)
         }
         Arrived::Readings(samples) => {
             (bytes_of(samples.iter().filter(|sample| u128::from(sample.at_us) > half.as_micros())), half)
         }
-        Arrived::Total(bytes) => (bytes, asked.span),
+        Arrived::Total(bytes) => (bytes, request.span),
     };
-    // Of a slow rate a quarter is enough: the path carries it, however badly.
+    // A quarter of a slow rate is enough: the path carries it, though badly.
     let slow = paced(span).map_or(u128::MAX, |paced| paced / 4);
-    let least = u128::from(LEAST_SEGMENTS * u64::from(asked.segment.clamp(1, USUAL_SEGMENT)));
+    let least = u128::from(LEAST_SEGMENTS * u64::from(request.segment.clamp(1, USUAL_SEGMENT)));
     u128::from(bytes) < least.min(slow).max(1)
 }
 
@@ -70,9 +70,10 @@ pub(super) fn moved_nothing(arrived: Arrived<'_>, asked: &Asked) -> bool {
 mod tests {
     use super::*;
 
-    const ASKED: Asked = Asked { span: Duration::from_secs(4), segment: 1000, rate_bps: None, step: 250, streams: 2 };
+    const REQUEST: DirectionRequest =
+        DirectionRequest { span: Duration::from_secs(4), segment: 1000, rate_bps: None, step: 250, streams: 2 };
 
-    /// A reading each 100 ms.
+    /// One sample per 100 ms.
     fn readings(bytes: impl Fn(u64) -> u64, until_ms: u64) -> Vec<Sample> {
         (1..=until_ms / 100).map(|at| Sample { at_us: at * 100_000, bytes: bytes(at * 100) }).collect()
     }
@@ -80,46 +81,52 @@ mod tests {
     #[test]
     fn a_burst_and_then_nothing_is_nothing() {
         let burst = readings(|ms| if ms <= 2000 { 1_000_000 } else { 0 }, 4000);
-        assert!(moved_nothing(Arrived::Readings(&burst), &ASKED));
+        assert!(moved_nothing(Arrived::Readings(&burst), &REQUEST));
         let late = readings(|ms| if ms <= 2000 { 0 } else { 1_000_000 }, 4000);
-        assert!(!moved_nothing(Arrived::Readings(&late), &ASKED));
-        assert!(moved_nothing(Arrived::Readings(&[]), &ASKED));
+        assert!(!moved_nothing(Arrived::Readings(&late), &REQUEST));
+        assert!(moved_nothing(Arrived::Readings(&[]), &REQUEST));
     }
 
     #[test]
     fn ten_segments_in_the_last_half_are_the_least() {
         let last = |bytes| readings(move |ms| if ms == 3000 { bytes } else { 0 }, 4000);
-        assert!(moved_nothing(Arrived::Readings(&last(9_999)), &ASKED));
-        assert!(!moved_nothing(Arrived::Readings(&last(10_000)), &ASKED));
-        assert!(moved_nothing(Arrived::Total(9_999), &ASKED));
-        assert!(!moved_nothing(Arrived::Total(10_000), &ASKED));
+        assert!(moved_nothing(Arrived::Readings(&last(9_999)), &REQUEST));
+        assert!(!moved_nothing(Arrived::Readings(&last(10_000)), &REQUEST));
+        assert!(moved_nothing(Arrived::Total(9_999), &REQUEST));
+        assert!(!moved_nothing(Arrived::Total(10_000), &REQUEST));
     }
 
     #[test]
-    fn a_sender_that_is_held_to_a_slow_rate_has_no_more_to_send() {
-        // 2,000 bytes in the last half, of which a quarter is enough.
-        let slow = Asked { rate_bps: Some(4_000), ..ASKED };
+    fn a_sender_with_a_low_rate_limit_has_no_more_to_send() {
+        // 2,000 bytes in the last half; a quarter is enough.
+        let slow = DirectionRequest { rate_bps: Some(4_000), ..REQUEST };
         let last = |bytes| readings(move |ms| if ms == 3000 { bytes } else { 0 }, 4000);
         assert!(!moved_nothing(Arrived::Readings(&last(500)), &slow));
         assert!(moved_nothing(Arrived::Readings(&last(499)), &slow));
-        assert!(moved_nothing(Arrived::Readings(&last(0)), &Asked { rate_bps: Some(1), ..ASKED }));
+        assert!(moved_nothing(Arrived::Readings(&last(0)), &DirectionRequest { rate_bps: Some(1), ..REQUEST }));
     }
 
     #[test]
     fn a_rate_in_few_large_steps_is_judged_by_the_whole_phase() {
-        let coarse = Asked { rate_bps: Some(4_000), step: 1000, ..ASKED };
+        let coarse = DirectionRequest { rate_bps: Some(4_000), step: 1000, ..REQUEST };
         let early = readings(|ms| if ms == 1000 { 1000 } else { 0 }, 4000);
         assert!(!moved_nothing(Arrived::Readings(&early), &coarse));
-        assert!(moved_nothing(Arrived::Readings(&early), &Asked { rate_bps: None, ..coarse }));
+        assert!(moved_nothing(Arrived::Readings(&early), &DirectionRequest { rate_bps: None, ..coarse }));
         assert!(moved_nothing(Arrived::Readings(&readings(|_| 0, 4000)), &coarse));
     }
 
     #[test]
-    fn no_claim_overflows() {
+    fn no_reported_count_overflows() {
         let most = [Sample { at_us: u64::MAX, bytes: u64::MAX }; 3];
         let all = u32::MAX;
-        let asked = Asked { span: Duration::MAX, segment: all, rate_bps: Some(u64::MAX), step: all, streams: u16::MAX };
-        let _ = moved_nothing(Arrived::Readings(&most), &asked);
-        assert!(!moved_nothing(Arrived::Total(u64::MAX), &Asked { span: Duration::ZERO, ..asked }));
+        let request = DirectionRequest {
+            span: Duration::MAX,
+            segment: all,
+            rate_bps: Some(u64::MAX),
+            step: all,
+            streams: u16::MAX,
+        };
+        let _ = moved_nothing(Arrived::Readings(&most), &request);
+        assert!(!moved_nothing(Arrived::Total(u64::MAX), &DirectionRequest { span: Duration::ZERO, ..request }));
     }
 }

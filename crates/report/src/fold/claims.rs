@@ -1,4 +1,4 @@
-//! What the other end says that it counted, and whether that can be true at all. Pure.
+//! Plausibility checks of the counts that the other end reports. Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use paramedic_link::measurement::{Count, Sample};
 
 /// A rate above that of any interface, in bits per microsecond: 100 Tbit/s.
 const MOST_BITS_PER_US: u128 = 100_000_000;
-/// How much longer than twice the requested duration a phase can have taken.
+/// How much longer than twice the requested duration a phase can last.
 const MOST_OVERTIME: Duration = Duration::from_secs(20);
 
 /// Why a report of the other end cannot be true.
@@ -22,8 +22,8 @@ pub enum Impossible {
     },
     /// The reported time, in microseconds, is longer than the phase can have lasted.
     Time(u64),
-    /// More was received than was sent.
-    FromNothing {
+    /// More was received than sent.
+    MoreThanSent {
         /// The unit: bytes or datagrams.
         unit: &'static str,
         /// How much was received.
@@ -40,28 +40,28 @@ impl fmt::Display for Impossible {
                 write!(f, "it reports {bytes} bytes in {length_us} µs, more than any interface carries")
             }
             Self::Time(us) => write!(f, "it reports a time of {us} µs, longer than the phase can have lasted"),
-            Self::FromNothing { unit, received, sent } => {
-                write!(f, "by its report {received} {unit} were received of {sent} that were sent")
+            Self::MoreThanSent { unit, received, sent } => {
+                write!(f, "it reports {received} {unit} received, of {sent} that were sent")
             }
         }
     }
 }
 
-/// Checks whether a sample over `length_us` can be true in a phase for which `asked` was the requested duration.
-pub(super) fn reading(sample: Sample, length_us: u64, asked: Duration) -> Result<(), Impossible> {
+/// Checks whether a sample over `length_us` can be true in a phase with the requested duration `requested`.
+pub(super) fn reading(sample: Sample, length_us: u64, requested: Duration) -> Result<(), Impossible> {
     rate(sample.bytes, length_us)?;
-    time(sample.at_us, asked)
+    time(sample.at_us, requested)
 }
 
 /// Checks whether a phase's count can be true.
-pub fn count(count: Count, asked: Duration) -> Result<(), Impossible> {
+pub fn count(count: Count, requested: Duration) -> Result<(), Impossible> {
     rate(count.bytes, count.elapsed_us)?;
-    time(count.elapsed_us, asked)
+    time(count.elapsed_us, requested)
 }
 
-/// Checks that no more was received than was sent. Only for counts of the same unit at both ends.
+/// Checks that no more was received than sent. Only for counts of the same unit at both ends.
 pub fn received_of_sent(unit: &'static str, received: u64, sent: u64) -> Result<(), Impossible> {
-    if received > sent { Err(Impossible::FromNothing { unit, received, sent }) } else { Ok(()) }
+    if received > sent { Err(Impossible::MoreThanSent { unit, received, sent }) } else { Ok(()) }
 }
 
 fn rate(bytes: u64, length_us: u64) -> Result<(), Impossible> {
@@ -69,8 +69,8 @@ fn rate(bytes: u64, length_us: u64) -> Result<(), Impossible> {
     if is_possible { Ok(()) } else { Err(Impossible::Rate { bytes, length_us }) }
 }
 
-fn time(us: u64, asked: Duration) -> Result<(), Impossible> {
-    let longest = asked.saturating_mul(2).saturating_add(MOST_OVERTIME);
+fn time(us: u64, requested: Duration) -> Result<(), Impossible> {
+    let longest = requested.saturating_mul(2).saturating_add(MOST_OVERTIME);
     if u128::from(us) <= longest.as_micros() { Ok(()) } else { Err(Impossible::Time(us)) }
 }
 
@@ -98,6 +98,6 @@ mod tests {
     fn nothing_is_received_that_was_not_sent() {
         assert_eq!(received_of_sent("bytes", 5, 5), Ok(()));
         let error = received_of_sent("bytes", 6, 5).unwrap_err();
-        assert_eq!(error.to_string(), "by its report 6 bytes were received of 5 that were sent");
+        assert_eq!(error.to_string(), "it reports 6 bytes received, of 5 that were sent");
     }
 }

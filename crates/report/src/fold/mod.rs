@@ -1,5 +1,5 @@
-//! The fold from what both ends counted to a result document: readings and tallies in, a document out, also when the run
-//! ended half way. Pure: moments, ids and facts of hosts are handed in.
+//! The fold from the counts of both ends to a result document: samples and tallies in, a document out, also for a run
+//! that ended early. Pure: times, ids and host facts are arguments.
 
 mod arrived;
 mod claims;
@@ -26,7 +26,7 @@ use crate::stats;
 pub use claims::{Impossible, count as check_count, received_of_sent};
 pub use phase::{CountedReading, DataEnd, PhaseRecord, ProbeSchedule};
 
-/// If the prober's p99 lateness is above this, the busy moments were sampled less often, and the result says so.
+/// If the prober's p99 lateness is above this, it sampled busy moments less often. The result then has a warning.
 const LATE_PROBE_US: u32 = 5_000;
 
 /// The options of a [`ResultBuilder`].
@@ -68,20 +68,19 @@ pub enum RunEnd {
     Failed(ErrorBody),
 }
 
-/// The results of the latency probes of all phases.
+/// The latency probes of all phases.
 pub struct ProbeLog<'a> {
     /// The transport of the probes; absent if neither UDP nor TCP worked.
     pub transport: Option<ProbeTransport>,
-    /// Probes and replies that arrived a second time.
+    /// Probes and replies that arrived more than once.
     pub duplicates: u64,
     /// Payload bytes of all probes.
     pub bytes: u64,
     /// Bits of one probe's IP packet.
     pub packet_bits: u64,
-    /// The probes that were sent from the first time on and before the second, by the prober's clock, in the order
-    /// sent.
+    /// The probes sent in the period from the first time up to the second, by the prober's clock, in the order sent.
     pub within: Box<dyn Fn(Duration, Duration) -> ProbeWindow<'a> + 'a>,
-    /// How late the prober was for each probe that was due in that time and that it skipped, in microseconds.
+    /// The lateness of the prober, in microseconds, for each probe that was due in that period and that it skipped.
     pub skipped_within: Box<dyn Fn(Duration, Duration) -> Vec<u32> + 'a>,
 }
 
@@ -92,7 +91,7 @@ pub type ProbeWindow<'a> = Box<dyn Iterator<Item = Probe> + 'a>;
 pub struct ResultBuilder {
     run: RunIdentity,
     options: FoldOptions,
-    met: Option<Met>,
+    agreed: Option<AgreedTest>,
     reflector_facts: [Option<HostFacts>; 2],
     own_facts: [Option<HostFacts>; 2],
     phases: Vec<PhaseRecord>,
@@ -108,12 +107,12 @@ pub struct ResultBuilder {
     segment_limit: Option<u16>,
 }
 
-/// The other end of a run, and the test that was agreed with it.
-struct Met {
+/// The other end of a run, and the test agreed with it.
+struct AgreedTest {
     other_end: OtherEnd,
     address: SocketAddr,
     spec: TestSpec,
-    /// The start-up that an external program left out itself, before everything that it reports.
+    /// The start-up that an external program excluded itself from its whole report.
     left_out: Duration,
 }
 
@@ -128,7 +127,7 @@ impl ResultBuilder {
         Self {
             run,
             options,
-            met: None,
+            agreed: None,
             reflector_facts: [None, None],
             own_facts: [None, None],
             phases: vec![],
@@ -145,13 +144,13 @@ impl ResultBuilder {
         &self.run
     }
 
-    /// Sets the name of the other end, where the request names none.
+    /// Sets the name of the other end for a request that names none.
     pub fn set_peer(&mut self, name: String) {
         self.run.peer = Some(name);
     }
 
-    /// Sets the reflector of the run: its key, its saved name, its version, the address that was dialled, and the
-    /// requested test.
+    /// Sets the reflector of the run: its Endpoint ID, its saved name, its version, its address, and the requested
+    /// test.
     pub fn set_reflector(
         &mut self,
         id: EndpointId,
@@ -161,13 +160,13 @@ impl ResultBuilder {
         spec: TestSpec,
     ) {
         let other_end = OtherEnd::Reflector { id, name, version };
-        self.met = Some(Met { other_end, address, spec, left_out: Duration::ZERO });
+        self.agreed = Some(AgreedTest { other_end, address, spec, left_out: Duration::ZERO });
     }
 
     /// Sets the server of the run, which is not a reflector. `name` is the name that the user gave; `left_out` is the
     /// start-up that the external program does not report.
     pub fn set_server(&mut self, name: String, address: SocketAddr, spec: TestSpec, left_out: Duration) {
-        self.met = Some(Met { other_end: OtherEnd::Server { name }, address, spec, left_out });
+        self.agreed = Some(AgreedTest { other_end: OtherEnd::Server { name }, address, spec, left_out });
     }
 
     /// Sets the segment size in bytes to which the link had to be limited, because the path drops larger packets.
@@ -180,12 +179,12 @@ impl ResultBuilder {
         self.program = program;
     }
 
-    /// Sets the state of the hosts before the first phase; a plain server reports none.
+    /// Sets the state of the hosts before the first phase; only a reflector reports its own.
     pub fn set_facts_before(&mut self, own: HostFacts, reflector: Option<HostFacts>) {
         (self.own_facts[0], self.reflector_facts[0]) = (Some(own), reflector);
     }
 
-    /// Sets the state of the hosts after the last phase; a plain server reports none.
+    /// Sets the state of the hosts after the last phase; only a reflector reports its own.
     pub fn set_facts_after(&mut self, own: HostFacts, reflector: Option<HostFacts>) {
         (self.own_facts[1], self.reflector_facts[1]) = (Some(own), reflector);
     }
@@ -213,20 +212,20 @@ impl ResultBuilder {
         &mut self.phases[last]
     }
 
-    /// The directions of completed phases in which almost nothing was received. They have no result, and a run with one
-    /// of them is not complete.
+    /// The directions of completed phases in which almost nothing was received. They have no result and make the run
+    /// incomplete.
     pub fn directions_without_payload(&self) -> Vec<(Load, Direction)> {
-        let Some(met) = &self.met else { return vec![] };
+        let Some(agreed) = &self.agreed else { return vec![] };
         let whole = self.phases.iter().filter(|phase| phase.is_counted());
         let all = whole.flat_map(|phase| phase.load.directions().iter().map(move |direction| (phase, *direction)));
-        let empty = all.filter(|(phase, direction)| rates::has_moved_nothing(phase, *direction, &met.spec));
+        let empty = all.filter(|(phase, direction)| rates::has_moved_nothing(phase, *direction, &agreed.spec));
         empty.map(|(phase, direction)| (phase.load, direction)).collect()
     }
 
-    /// The document, also of a run that measured nothing.
+    /// The document, also for a run that measured nothing.
     pub fn finish(mut self, finished_at: Timestamp, end: RunEnd, probes: Option<&ProbeLog<'_>>) -> ResultDocument {
-        let met = self.met.take();
-        let (reflector, server) = match met.as_ref().map(|met| (&met.other_end, met.address)) {
+        let agreed = self.agreed.take();
+        let (reflector, server) = match agreed.as_ref().map(|agreed| (&agreed.other_end, agreed.address)) {
             None => (None, None),
             Some((OtherEnd::Reflector { id, name, version }, address)) => {
                 let [facts_before, facts_after] = std::mem::take(&mut self.reflector_facts);
@@ -246,7 +245,7 @@ impl ResultBuilder {
             data_mode: met.as_ref().filter(|_| reflector.is_some()).map(|met| met.spec.data_mode),
             data_mode_fallback: self.fallback.take(),
             data_path: self.data_path(),
-            requested: met.as_ref().map(|met| self.requested(&met.spec)),
+            requested: agreed.as_ref().map(|agreed| self.requested(&agreed.spec)),
             appliance: ApplianceEnd {
                 endpoint_id: self.run.appliance.unwrap_or(EndpointId::NONE),
                 anonymous: self.run.appliance.is_none(),
@@ -279,7 +278,7 @@ impl ResultBuilder {
         let overhead = rates::line_overhead(&result, met.address);
         for phase in &self.phases {
             let measured =
-                |direction| rates::throughput(phase, direction, &met.spec, &self.options, overhead, met.left_out);
+                |direction| rates::throughput(phase, direction, &agreed.spec, &self.options, overhead, agreed.left_out);
             match phase.load {
                 Load::Download => result.download = measured(Direction::Download),
                 Load::Upload => result.upload = measured(Direction::Upload),
@@ -301,7 +300,7 @@ impl ResultBuilder {
             result.warnings.push(Warning::new("startup_included", text));
         }
         if let Some(probes) = probes {
-            self.add_latency(&mut result, &met.spec, probes);
+            self.add_latency(&mut result, &agreed.spec, probes);
         }
         warnings::small_segments(&mut result, self.segment_limit);
         warnings::add(&mut result, &self.phases);
@@ -313,7 +312,7 @@ impl ResultBuilder {
         result
     }
 
-    /// The output of the external program, if it was kept: JSON, or its text if that is not valid JSON.
+    /// The output of the external program, if it was kept: as JSON if it is valid JSON, otherwise as text.
     fn raw(&mut self) -> ByLoad<serde_json::Value> {
         let mut raw = ByLoad::default();
         for phase in &mut self.phases {
@@ -333,7 +332,7 @@ impl ResultBuilder {
     fn phase_bytes(&self) -> u64 {
         let phases = self.phases.iter().map(|phase| match &phase.own {
             Some(own) => own.bytes(),
-            // The phase broke before it could be counted to its end: the readings are what there is.
+            // The phase failed before the tally: use the samples.
             None => rates::bytes_of(phase.received.iter().flatten()),
         });
         phases.fold(0, u64::saturating_add)
@@ -359,9 +358,9 @@ impl ResultBuilder {
 
     fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec, probes: &ProbeLog<'_>) {
         let Some(transport) = probes.transport else { return };
-        for (phase, asked) in self.phases.iter().zip(&spec.phases) {
+        for (phase, requested) in self.phases.iter().zip(&spec.phases) {
             let Some(begun) = phase.begun_at else { continue };
-            // The load's steady part: its start-up would read as an idle path.
+            // Only the steady part of the load: during the start-up the path is almost idle.
             let startup = match phase.load {
                 Load::Download => result.download.as_ref(),
                 Load::Upload => result.upload.as_ref(),
@@ -370,7 +369,7 @@ impl ResultBuilder {
             };
             let from = begun + startup.map_or(Duration::ZERO, |measured| Duration::from_millis(measured.startup_ms));
             let from = phase.probe_schedule.map_or(from, |schedule| schedule.from.max(from));
-            let until = (begun + asked.duration()).min(phase.ended_at.unwrap_or(Duration::MAX));
+            let until = (begun + requested.duration()).min(phase.ended_at.unwrap_or(Duration::MAX));
             let window = (probes.within)(from, until);
             let Some(summary) = stats::latency(window, (probes.skipped_within)(from, until)) else { continue };
             if u64::from(summary.probe_late_p99_us) > u64::from(LATE_PROBE_US) && !warnings::has(result, "probe_late") {
@@ -397,7 +396,7 @@ impl ResultBuilder {
         warnings::probe_load(result);
         let Some(idle) = result.latency.idle.as_ref().and_then(LatencyResult::median_us) else { return };
         for load in [Load::Download, Load::Upload, Load::Bidir] {
-            // A load that did not come about says nothing of the queue that it would have built.
+            // A load that did not flow does not show the queue that it would have built.
             let Some(loaded) = result.latency.of(load).and_then(LatencyResult::median_us) else { continue };
             if result.has_load(load) {
                 let increase_ms = (loaded as f64 - idle as f64) / 1000.0;
@@ -407,7 +406,7 @@ impl ResultBuilder {
     }
 }
 
-/// The share of the probes, of `bits` each, in the rate of the slowest direction that the phase loads.
+/// The rate of the probes, of `bits` each, as a share of the rate of the slowest direction that the phase loads.
 fn probe_share(result: &ResultDocument, load: Load, bits: u64, interval: Duration) -> Option<f64> {
     let rates = load.directions().iter().map(|direction| Some(result.measured(load, *direction)?.goodput_bps));
     let slowest = rates.collect::<Option<Vec<_>>>()?.into_iter().min()?;
@@ -416,7 +415,7 @@ fn probe_share(result: &ResultDocument, load: Load, bits: u64, interval: Duratio
 }
 
 fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTransport) -> LatencyResult {
-    // Over TCP nothing is lost, only late.
+    // TCP retransmits: nothing is lost, only late.
     let known = transport == ProbeTransport::Udp;
     LatencyResult {
         rtt_us: summary.rtt.map(|rtt| RttSpread {

@@ -1,5 +1,5 @@
-//! What is kept of one phase while it runs: both ends' readings and counts. What the reflector says of it is its word: it
-//! may be wrong, but it fills no memory and breaks no sum.
+//! The record of one running phase: the samples and tallies of both ends. The reports of the reflector are not
+//! verified: they may be wrong, but they are bounded in memory and overflow no sum.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::claims::{self, Impossible};
 use super::rates::bytes_of;
 use crate::document::{Event, IntervalReading, UdpResult};
 
-/// The most bytes that an end which stopped early may have sent beyond its count: one write of 1 MiB on each of 64
+/// The most bytes that an end that stopped early may have sent without counting them: one write of 1 MiB on each of 64
 /// streams.
 const UNDER_WAY_BYTES: u64 = 64 << 20;
 
@@ -20,8 +20,8 @@ pub struct PhaseRecord {
     /// The load of the phase.
     pub load: Load,
     /// The requested duration.
-    pub(super) asked: Duration,
-    /// The most readings of one kind that are kept.
+    pub(super) requested: Duration,
+    /// The most samples of one kind that are kept.
     most: usize,
     /// When the phase began, by the prober's clock.
     pub begun_at: Option<Duration>,
@@ -51,7 +51,7 @@ pub struct PhaseRecord {
 /// The schedule of the latency probes in the measured window of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeSchedule {
-    /// From when on the interval holds, by the prober's clock.
+    /// When the interval takes effect, by the prober's clock.
     pub from: Duration,
     /// The time between two probes.
     pub interval: Duration,
@@ -60,18 +60,18 @@ pub struct ProbeSchedule {
 /// The end that took a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataEnd {
-    /// The sending end, which counts what it sent.
+    /// The sender, which counts the bytes that it sent.
     Sender,
-    /// The receiving end. The result is computed from its samples.
+    /// The receiver. The result is computed from its samples.
     Receiver,
 }
 
 /// A sample that counts for the result, or is shown until one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CountedReading {
-    /// Which way the bytes flowed.
+    /// The direction of the payload.
     pub direction: Direction,
-    /// How long the interval was, in microseconds; never 0.
+    /// The length of the interval, in microseconds; never 0.
     pub length_us: u64,
     /// The sample itself.
     pub sample: Sample,
@@ -95,12 +95,12 @@ impl CountedReading {
 
 impl PhaseRecord {
     pub(super) fn new(phase: PhaseSpec) -> Self {
-        // Twice as many as a phase has intervals: an end that was held up may come late, but not for ever.
+        // Twice the number of intervals of a phase: an end that was delayed may report late, but not forever.
         let intervals = u64::from(phase.duration_ms) / INTERVAL_MS;
         let most = usize::try_from(2 * intervals + 64).unwrap_or(usize::MAX);
         Self {
             load: phase.load,
-            asked: phase.duration(),
+            requested: phase.duration(),
             most,
             begun_at: None,
             ended_at: None,
@@ -117,9 +117,9 @@ impl PhaseRecord {
         }
     }
 
-    /// Keeps a sample. Returns it if a viewer of the running test should see it: the receiver's, or the sender's while
-    /// there is no other. Drops a sample that belongs to no direction of this phase, does not advance in time, or is
-    /// one too many.
+    /// Keeps a sample. Returns it if a progress display should show it: the receiver's, or the sender's while the
+    /// receiver reports none. Drops a sample of a direction that the phase does not load, one whose time does not
+    /// advance, and one beyond the limit.
     pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<CountedReading> {
         let list = match end {
             DataEnd::Sender => &mut self.sent[direction as usize],
@@ -136,7 +136,7 @@ impl PhaseRecord {
         is_shown.then_some(CountedReading { direction, length_us, sample, by_sender })
     }
 
-    /// Checks whether a sample of the other end can be true. One that does not advance in time is not judged.
+    /// Checks whether a sample of the other end can be true. Ignores a sample whose time does not advance.
     pub fn check(&self, end: DataEnd, direction: Direction, sample: Sample) -> Result<(), Impossible> {
         let list = match end {
             DataEnd::Sender => &self.sent[direction as usize],
@@ -144,34 +144,34 @@ impl PhaseRecord {
         };
         let before = list.last().map_or(0, |last| last.at_us);
         match sample.at_us.checked_sub(before) {
-            Some(length_us) if length_us > 0 => claims::reading(sample, length_us, self.asked),
+            Some(length_us) if length_us > 0 => claims::reading(sample, length_us, self.requested),
             _ => Ok(()),
         }
     }
 
     /// Checks whether the other end's tally can be true, compared with this end's. Also checks a phase that was cut
-    /// short, and one that the other end reports as cut short, because that is an unverified report too.
+    /// short: that the other end stopped early is an unverified report, too.
     pub fn check_tallies(&self) -> Result<(), Impossible> {
         let is_cut = |tally: &Option<PhaseTally>| tally.as_ref().is_none_or(|tally| tally.cut_short.is_some());
         for direction in self.load.directions() {
             let own = self.own.as_ref().and_then(|tally| tally.direction(*direction));
             let theirs = self.theirs.as_ref().and_then(|tally| tally.direction(*direction));
             if let Some(theirs) = theirs {
-                claims::count(theirs.count, self.asked)?;
+                claims::count(theirs.count, self.requested)?;
             }
             // Counts from different sources may differ.
             let Some(own) = own.filter(|own| own.counted_by.is_none()) else { continue };
             let claimed = bytes_of(self.received[*direction as usize].iter());
             match direction {
                 Direction::Upload => {
-                    // An end that broke off may have had writes under way that it does not count.
+                    // An end that stopped early may have written bytes that it did not count.
                     let under_way = if is_cut(&self.own) { UNDER_WAY_BYTES } else { 0 };
                     let sent = own.count.bytes.saturating_add(under_way);
                     claims::received_of_sent("bytes", claimed, sent)?;
                     claims::received_of_sent("bytes", theirs.map_or(0, |theirs| theirs.count.bytes), sent)?;
                 }
                 Direction::Download => {
-                    // A sender that broke off counts no further.
+                    // A sender that stopped early does not count its last writes.
                     let Some(theirs) = theirs.filter(|_| !is_cut(&self.theirs)) else { continue };
                     claims::received_of_sent("bytes", own.count.bytes.max(claimed), theirs.count.bytes)?;
                 }
@@ -213,7 +213,7 @@ impl PhaseRecord {
         self.own.is_some() && self.theirs.is_some()
     }
 
-    /// Why an end stopped before its time, if one did.
+    /// The reason if an end stopped early.
     pub fn cut_short(&self) -> Option<&PeerText> {
         [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
     }
@@ -221,10 +221,10 @@ impl PhaseRecord {
     /// The duration of the phase: as requested, or until the last sample if the phase was cut short.
     pub(super) fn span(&self) -> Duration {
         if self.is_counted() && self.cut_short().is_none() {
-            return self.asked;
+            return self.requested;
         }
         let last = self.received.iter().chain(&self.sent).filter_map(|list| list.last()).map(|last| last.at_us).max();
-        Duration::from_micros(last.unwrap_or(0)).min(self.asked)
+        Duration::from_micros(last.unwrap_or(0)).min(self.requested)
     }
 
     /// The tallies of both ends for one direction: sender, receiver.
@@ -265,13 +265,13 @@ mod tests {
         assert_eq!(note(&mut upload, 1, 5), None, "time went back");
         let sample = Sample { at_us: 300_000, bytes: 5 };
         assert_eq!(upload.note(DataEnd::Receiver, Direction::Download, sample), None);
-        assert_eq!(upload.note(DataEnd::Sender, Direction::Upload, sample), None, "what was sent is not what counts");
+        assert_eq!(upload.note(DataEnd::Sender, Direction::Upload, sample), None, "only received bytes count");
         assert_eq!((upload.received[1].len(), upload.received[0].len(), upload.sent[1].len()), (2, 0, 1));
         assert_eq!(note(&mut record(Load::Idle), 1, 1), None);
     }
 
     #[test]
-    fn a_reading_of_the_sender_is_shown_until_the_receiver_tells_its_own() {
+    fn a_sample_of_the_sender_is_shown_until_the_receiver_reports_one() {
         let mut upload = PhaseRecord { shows_sent: true, ..record(Load::Upload) };
         let sent = |at_us| Sample { at_us, bytes: 5 };
         assert!(upload.note(DataEnd::Sender, Direction::Upload, sent(100_000)).unwrap().by_sender);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_true_is_noticed_and_forgotten() {
+    fn an_impossible_report_is_detected_and_discarded() {
         let count = |bytes| {
             Some(DirectionTally {
                 count: paramedic_link::measurement::Count { bytes, elapsed_us: 1_000_000 },
@@ -297,7 +297,7 @@ mod tests {
         assert!(upload.check_tallies().is_err(), "its count is more than was sent");
         upload.forget_claims();
         assert!(upload.check_tallies().is_ok() && upload.received[1].is_empty() && !upload.is_counted());
-        // What is counted by others is counted differently.
+        // Counts of other programs are not comparable.
         let iperf3 = DirectionTally { counted_by: Some("iperf3".into()), ..count(1000).unwrap() };
         upload.own = Some(PhaseTally { upload: Some(iperf3), ..PhaseTally::default() });
         upload.set_theirs(PhaseTally { upload: count(1001), ..PhaseTally::default() });
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_is_held_against_what_was_sent_however_the_phase_ended() {
+    fn a_reported_count_is_compared_with_the_sent_one_even_if_the_phase_ended_early() {
         let tally = |bytes, cut_short: Option<&str>| PhaseTally {
             upload: Some(DirectionTally {
                 count: paramedic_link::measurement::Count { bytes, elapsed_us: 1_000_000 },
@@ -318,11 +318,11 @@ mod tests {
             ..PhaseTally::default()
         };
         let mut upload = record(Load::Upload);
-        // The other end says that it broke off.
+        // The other end reports that it stopped early.
         upload.own = Some(tally(1000, None));
         upload.set_theirs(tally(2000, Some("because")));
         assert!(upload.check_tallies().is_err());
-        // It says nothing at the end, and claimed too much before.
+        // It sends no tally, and its samples claim too much.
         let mut upload = record(Load::Upload);
         upload.own = Some(tally(1000, Some("the link is gone")));
         note(&mut upload, 100_000, 1000 + UNDER_WAY_BYTES);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_without_end_fill_no_memory_and_break_no_sum() {
+    fn endless_samples_are_bounded_in_memory_and_overflow_no_sum() {
         let mut upload = record(Load::Upload);
         let kept = (1..100_000).filter_map(|at| note(&mut upload, at, u64::MAX)).count();
         assert_eq!(kept, 2 * 10 + 64);

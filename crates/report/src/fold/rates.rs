@@ -1,4 +1,4 @@
-//! What both ends counted of a direction, as its result: rates, what became of datagrams, what it cost. Pure.
+//! The result of one direction from the counts of both ends: rates, datagram counts, processor cost. Pure.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use paramedic_link::measurement::{Count, DirectionTally, INTERVAL_MS, Sample};
 use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::FoldOptions;
-use super::arrived::{Arrived, Asked, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
+use super::arrived::{Arrived, DirectionRequest, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
 use super::phase::PhaseRecord;
 use crate::document::{
     CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
@@ -31,7 +31,7 @@ pub(super) fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Opt
     is_wire.then_some(ip + TCP + ETHERNET)
 }
 
-/// The result of one direction, if anything was measured.
+/// The result of one direction; `None` if nothing was measured.
 pub(super) fn throughput(
     phase: &PhaseRecord,
     direction: Direction,
@@ -44,10 +44,10 @@ pub(super) fn throughput(
         return None;
     }
     let samples = &phase.received[direction as usize];
-    let span = spec.phases.iter().find(|asked| asked.load == phase.load)?.duration();
+    let span = spec.phases.iter().find(|requested| requested.load == phase.load)?.duration();
     let (sender, receiver) = phase.ends(direction);
     let omit = options.omit.map(|omit| omit.saturating_sub(left_out));
-    // A search knows when its start-up was over; one that ended too late for the samples is as good as none.
+    // The search reports when its start-up ended. If it ended after the last samples, the start-up counts as not found.
     let found = found_at(sender, receiver).filter(|_| omit.is_none());
     let found = found.and_then(|found| stats::throughput(samples, Some(found), span));
     let is_found = found.is_some();
@@ -70,7 +70,7 @@ pub(super) fn throughput(
         let rate = u128::from(measured.goodput_bps) * (u128::from(mss) + u128::from(overhead)) / u128::from(mss);
         Some(LineRateEstimate { rate_bps: u64::try_from(rate).ok()?, overhead_bytes: overhead })
     };
-    // A start-up that the user or a search set is none of the line's doing.
+    // A start-up that the user or a search set is not a property of the line.
     let thirds_from = if omit.is_some() || is_found {
         measured.startup
     } else {
@@ -107,8 +107,8 @@ pub(super) fn throughput(
     })
 }
 
-/// The requested rate of each stream of a direction: that of the request, or the default for datagrams. `None` if the
-/// sender always had more to send.
+/// The requested rate of each stream of a direction: the request's, or the default for datagrams. `None` if the sender
+/// always had more to send.
 pub(super) fn requested_bitrate(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> Option<u64> {
     let sends_datagrams = phase.udp[direction as usize].is_some()
         || phase.ends(direction).0.is_some_and(|sender| sender.datagrams.is_some());
@@ -132,28 +132,28 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
     }
     let datagram = sender.and_then(|sender| sender.datagrams.as_ref()?.payload_bytes);
     let mss = sender.and_then(|sender| sender.mss);
-    let asked = Asked {
+    let request = DirectionRequest {
         span: phase.span(),
         segment: mss.or(datagram).unwrap_or(USUAL_SEGMENT),
         rate_bps: requested_bitrate(phase, direction, spec),
         step: datagram.unwrap_or(mss.unwrap_or(0).max(USUAL_STEP)),
         streams: spec.streams,
     };
-    moved_nothing(arrived, &asked)
+    moved_nothing(arrived, &request)
 }
 
-/// When the receiver saw that a rate search had settled, as far as both ends report it.
+/// When the receiver saw that the rate search had settled; `None` if an end does not report it.
 pub(super) fn found_at(sender: Option<&DirectionTally>, receiver: Option<&DirectionTally>) -> Option<Duration> {
     sender?.datagrams.as_ref()?.settled.filter(|settled| *settled > 0)?;
     receiver?.datagrams.as_ref()?.settled_at_us.map(Duration::from_micros)
 }
 
-/// The datagram result, from the counts of both ends. One count is an unverified report, so all sums saturate.
+/// The datagram result from the counts of both ends. The counts of the other end are unverified, so all sums saturate.
 fn datagrams(sender: &DirectionTally, receiver: &DirectionTally) -> Option<UdpResult> {
     let (ours, theirs) = (sender.datagrams.as_ref()?, receiver.datagrams.as_ref()?);
     let (sent, received) = (ours.sent?, theirs.received?);
     let settled = found_at(Some(sender), Some(receiver)).and_then(|_| Some((ours.settled?, theirs.settled?)));
-    // What settled is part of all.
+    // The settled part cannot exceed the whole.
     let settled = settled.map(|(sent_then, came_then)| (sent_then.min(sent), came_then.min(received)));
     let (datagrams, arrived) = settled.unwrap_or((sent, received));
     let lost = datagrams.saturating_sub(arrived);
@@ -178,13 +178,13 @@ fn cost(tally: &DirectionTally) -> CpuCost {
     CpuCost::of(tally.cpu, tally.count.bytes)
 }
 
-/// How sender and receiver moved the bytes, if they report a method that this program knows.
+/// How sender and receiver moved the payload, if this version knows the methods that they report.
 pub(super) fn data_paths((sender, receiver): (Option<&DirectionTally>, Option<&DirectionTally>)) -> DataPathOfEnds {
     let path = |tally: Option<&DirectionTally>| DataPath::from_word(tally?.data_path.as_ref()?.as_str());
     DataPathOfEnds { sender: path(sender), receiver: path(receiver) }
 }
 
-/// The throughput of a direction of which the receiver reports only the total.
+/// The throughput of a direction for which the receiver reports only the total.
 fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     let Count { bytes, elapsed_us } = receiver.count;
     let goodput = (u128::from(bytes) * 8_000_000).checked_div(u128::from(elapsed_us)).filter(|bps| *bps > 0)?;
@@ -202,16 +202,16 @@ fn whole(receiver: &DirectionTally) -> Option<stats::Throughput> {
     })
 }
 
-/// The sender's bytes in the steady part, by the sender's own clock; absent if the sender reported no samples.
+/// The sender's bytes in the steady part, by the sender's own clock; `None` if the sender reported no samples.
 pub(super) fn steady_part(sent: &[Sample], startup: Duration, steady: Duration) -> Option<u64> {
     let (from, until) = (startup.as_micros(), (startup + steady).as_micros());
-    // A reading belongs to the steady part if most of its interval does.
+    // A sample belongs to the steady part if most of its interval does.
     let half = u128::from(INTERVAL_MS) * 500;
     let inside = |sample: &&Sample| (from + half..=until + half).contains(&u128::from(sample.at_us));
     (!sent.is_empty()).then(|| bytes_of(sent.iter().filter(inside)))
 }
 
-/// The sum of all bytes. Saturates, because samples may be unverified reports of the other end.
+/// The sum of all bytes. Saturates, because samples of the other end are unverified.
 pub(super) fn bytes_of<'a>(samples: impl Iterator<Item = &'a Sample>) -> u64 {
     samples.fold(0, |sum, sample| sum.saturating_add(sample.bytes))
 }
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_of_a_search_is_told_apart_from_the_paths() {
+    fn the_loss_of_a_search_is_separate_from_that_of_the_path() {
         let sent = DatagramTally { sent: Some(1000), settled: Some(800), ..DatagramTally::default() };
         let came = DatagramTally {
             received: Some(900),
@@ -253,7 +253,7 @@ mod tests {
         let udp = datagrams(&of_datagrams(sent), &of_datagrams(came)).unwrap();
         assert_eq!((udp.datagrams, udp.lost, udp.duplicates), (800, 4, Some(1)));
         assert_eq!(udp.search, Some(UdpSearch { datagrams: 200, lost: 96 }));
-        // A search that found nothing, and no search: all that was sent.
+        // Without a search, and with one that found no rate, all datagrams count.
         for settled in [None, Some(0)] {
             let udp = datagrams(&of_datagrams(DatagramTally { settled, ..sent }), &of_datagrams(came)).unwrap();
             assert_eq!((udp.datagrams, udp.lost, udp.search), (1000, 100, None));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_end_claims_of_its_datagrams_breaks_no_sum() {
+    fn no_reported_datagram_count_overflows() {
         let all = DatagramTally {
             payload_bytes: Some(u32::MAX),
             sent: Some(u64::MAX),

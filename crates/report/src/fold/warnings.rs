@@ -1,4 +1,4 @@
-//! What a reader has to know beside a result: where an end was the limit, where counts differ, what did not come to its end.
+//! The warnings of a result: an end was the limit, counts differ, or a part is incomplete.
 
 use paramedic_link::measurement::{DatagramsSeen, INTERVAL_MS};
 use paramedic_link::test_spec::{Direction, Load};
@@ -9,7 +9,7 @@ use crate::document::{LatencyResult, ResultDocument, Thirds, ThroughputResult, W
 use crate::quantity;
 use crate::stats::{self, Statement};
 
-/// From one in so many on, skipped probes are worth a warning: 1 %.
+/// One skipped probe in this many is worth a warning: 1 %.
 const SKIPPED_OF: u64 = 100;
 
 /// Up to this share, the counts of both ends in the steady part are the same.
@@ -53,11 +53,11 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
             }
             let (Some(sender), Some(receiver)) = (sender, receiver) else { continue };
             if let Some(datagrams) = &sender.datagrams {
-                // What is lost differs by nature.
+                // Datagrams may be lost, so their counts may differ.
                 let searched = phase.is_searched && result.complete;
                 if searched && found_at(Some(sender), Some(receiver)).is_none() && !has(result, "rate_not_found") {
                     let text = format!(
-                        "the search for the highest rate did not come to its end in the {}: measure longer with -t",
+                        "the search for the highest rate did not finish in the {}: measure longer with -t",
                         phase.load
                     );
                     result.warnings.push(Warning::new("rate_not_found", text));
@@ -76,7 +76,7 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
                     && !has(result, "sending_paused")
                 {
                     let text = format!(
-                        "in the {} the sender held still for {paused_ms} ms, because nothing came back from the receiver",
+                        "in the {} the sender paused for {paused_ms} ms, because no feedback arrived from the receiver",
                         phase.load
                     );
                     result.warnings.push(Warning::new("sending_paused", text));
@@ -89,7 +89,7 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
             }
             if sender.count.bytes != receiver.count.bytes && result.complete && !has(result, "counts_differ") {
                 let text = format!(
-                    "in the {} the sender counted {} bytes and the receiver {}: the rest was still on its way",
+                    "in the {} the sender counted {} bytes and the receiver {}: the rest was in flight",
                     phase.load, sender.count.bytes, receiver.count.bytes
                 );
                 result.warnings.push(Warning::new("counts_differ", text));
@@ -169,13 +169,13 @@ pub(super) fn skipped_probes(result: &mut ResultDocument) {
         latency.skipped.saturating_mul(SKIPPED_OF) >= latency.sent.saturating_add(latency.skipped)
     };
     let many = result.latency.iter().filter(|(_, latency)| latency.skipped > 0 && is_many(latency));
-    let told = many.map(|(load, latency)| {
+    let parts = many.map(|(load, latency)| {
         let due = latency.sent.saturating_add(latency.skipped);
         format!("{} of {due} latency probes in the {load} phase", latency.skipped)
     });
-    let told = told.collect::<Vec<_>>();
-    if !told.is_empty() {
-        let text = format!("this device did not run in time to send {}: spikes may be missing", told.join("; "));
+    let parts = parts.collect::<Vec<_>>();
+    if !parts.is_empty() {
+        let text = format!("this device was too late to send {}: spikes may be missing", parts.join("; "));
         result.warnings.push(Warning::new("probes_skipped", text));
     }
 }
@@ -183,7 +183,7 @@ pub(super) fn skipped_probes(result: &mut ResultDocument) {
 /// Warns of directions whose rate was not steady.
 pub(super) fn unsteady(result: &mut ResultDocument) {
     let unsteady = result.all_measured().filter(|(_, _, measured)| !measured.is_steady());
-    let told = unsteady.map(|(load, direction, measured)| {
+    let parts = unsteady.map(|(load, direction, measured)| {
         let phase =
             if load == Load::Bidir { format!("{direction} of the {load} phase") } else { direction.to_string() };
         let rates = measured.thirds_bps.map(|Thirds { first, last }| {
@@ -191,9 +191,9 @@ pub(super) fn unsteady(result: &mut ResultDocument) {
         });
         format!("the {phase} was not steady{}", rates.unwrap_or_default())
     });
-    let told = told.collect::<Vec<_>>();
-    if !told.is_empty() {
-        let text = format!("{}; the mean does not describe the line", told.join("; "));
+    let parts = parts.collect::<Vec<_>>();
+    if !parts.is_empty() {
+        let text = format!("{}; the mean does not describe the line", parts.join("; "));
         result.warnings.push(Warning::new("not_steady", text));
     }
 }
@@ -309,7 +309,7 @@ mod tests {
         assert!(warned(4, 396).is_some());
         assert_eq!(
             warned(58, 342).unwrap(),
-            "this device did not run in time to send 58 of 400 latency probes in the idle phase: spikes may be missing"
+            "this device was too late to send 58 of 400 latency probes in the idle phase: spikes may be missing"
         );
     }
 

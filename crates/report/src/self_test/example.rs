@@ -1,8 +1,8 @@
-//! A fixed self-test for tests: one rate, one that is missing, no facts.
+//! A fixed self-test for tests: one rate, one missing rate, no facts.
 
 use super::*;
 
-/// A self-test with as little in it as there can be beside a rate.
+/// A self-test with one rate and as few other fields as possible.
 pub(crate) fn measured() -> SelfTest {
     let word = |word: &str| Some(PeerText::new(word));
     let rate = |goodput_bps| {
@@ -29,7 +29,7 @@ pub(crate) fn measured() -> SelfTest {
             engine: "iperf3".to_owned(),
             data_mode: direct,
             direction: Some(Direction::Upload),
-            because: "iperf3 is not there".to_owned(),
+            because: "iperf3 is not installed".to_owned(),
         }],
         facts: Facts::default(),
     }

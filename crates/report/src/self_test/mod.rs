@@ -1,5 +1,5 @@
-//! The self-test's document: what a host can carry, found out without another host. Plain values; the verdict and the
-//! rows that a person reads are made of them here. How they are measured is not known here.
+//! The document of the self-test, which measures what a host can carry without a second host. Plain values, the
+//! verdict, and the rows of the report. `paramedic-host` makes the measurements.
 
 #[cfg(test)]
 pub(crate) mod example;

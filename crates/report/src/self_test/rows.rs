@@ -1,5 +1,5 @@
-//! What a self-test found, as rows of a label and a text. Pure; how a program prints them is its
-//! own business. What could not be read says so.
+//! The findings of a self-test as rows of a label and a text. Pure. A fact that could not be read has a row that states
+//! so.
 
 use paramedic_link::test_spec::Direction;
 
@@ -26,7 +26,7 @@ impl FactRow {
 /// The text for a fact that cannot be read on this host.
 const UNKNOWN: &str = "can't be read here";
 
-/// A row for each engine's rate, and for each measurement that was left out.
+/// A row for each engine's rate, and for each rate that was not measured.
 pub fn rate_rows(test: &SelfTest) -> Vec<FactRow> {
     let carried = test.rates.iter().map(|rate| {
         let both = Direction::BOTH.into_iter().filter_map(|direction| {
@@ -80,7 +80,7 @@ pub fn fact_rows(test: &SelfTest) -> Vec<FactRow> {
     rows
 }
 
-/// How the bytes were moved, each method once.
+/// The methods by which the payload was moved, each once.
 fn moved(rate: &LoopbackRate) -> String {
     let path = |rate: &DirectionRate| {
         let both = [&rate.data_path.sender, &rate.data_path.receiver];
@@ -110,7 +110,7 @@ fn processor(facts: &Facts) -> String {
 
 fn memory(facts: &Facts) -> String {
     let total = facts.host.memory_total_bytes.map(quantity::bytes);
-    let free = facts.host.memory_available_bytes.map(|bytes| format!("{} to be had", quantity::bytes(bytes)));
+    let free = facts.host.memory_available_bytes.map(|bytes| format!("{} available", quantity::bytes(bytes)));
     let huge = facts.huge_pages.as_ref().map(|mode| format!("huge pages: {mode}"));
     joined([total, free, huge])
 }
@@ -134,7 +134,7 @@ fn interfaces(interfaces: &[Interface]) -> Vec<FactRow> {
         rows.push(FactRow::new("Interface", format!("virtual: {names}")));
     }
     if rows.is_empty() {
-        rows.push(FactRow::new("Interface", "none is up but loopback"));
+        rows.push(FactRow::new("Interface", "only loopback is up"));
     }
     rows
 }
@@ -161,9 +161,9 @@ fn timers(facts: &Facts) -> String {
 fn timestamps(facts: &Facts) -> String {
     let stamps = facts.timestamps;
     match (stamps.software_receive, stamps.software_send) {
-        (Some(true), Some(true)) => "by the kernel, of what comes and what goes".to_owned(),
-        (Some(true), Some(false)) => "by the kernel, of what comes".to_owned(),
-        (Some(false), Some(true)) => "by the kernel, of what goes".to_owned(),
+        (Some(true), Some(true)) => "by the kernel, on arrival and departure".to_owned(),
+        (Some(true), Some(false)) => "by the kernel, on arrival only".to_owned(),
+        (Some(false), Some(true)) => "by the kernel, on departure only".to_owned(),
         (Some(false), Some(false)) => "none by the kernel".to_owned(),
         _ => "could not be tried".to_owned(),
     }
@@ -174,7 +174,7 @@ fn descriptors(facts: &Facts) -> String {
         || UNKNOWN.to_owned(),
         |limit| match limit {
             Descriptors { soft, hard } if soft == hard => soft.to_string(),
-            Descriptors { soft, hard } => format!("{soft}, and {hard} for a program that asks"),
+            Descriptors { soft, hard } => format!("{soft}, and {hard} on request"),
         },
     )
 }
@@ -185,8 +185,8 @@ fn buffers(facts: &Facts) -> String {
     };
     let buffers = &facts.buffers;
     let tcp = pair(buffers.tcp_receive_max_bytes, buffers.tcp_send_max_bytes).map(|pair| format!("TCP's own: {pair}"));
-    let asked = pair(buffers.receive_max_bytes, buffers.send_max_bytes).map(|pair| format!("when asked for: {pair}"));
-    let parts = [tcp, asked].into_iter().flatten().collect::<Vec<_>>();
+    let on_request = pair(buffers.receive_max_bytes, buffers.send_max_bytes).map(|pair| format!("on request: {pair}"));
+    let parts = [tcp, on_request].into_iter().flatten().collect::<Vec<_>>();
     if parts.is_empty() { UNKNOWN.to_owned() } else { parts.join("; ") }
 }
 
@@ -219,7 +219,7 @@ mod tests {
             rows,
             [
                 FactRow::new("tcp direct", "9.43 Gbit/s down, 941 Mbit/s up (splice to trunc)"),
-                FactRow::new("iperf3 direct", "no upload rate: iperf3 is not there"),
+                FactRow::new("iperf3 direct", "no upload rate: iperf3 is not installed"),
             ]
         );
         assert!(rate_note(&example::measured()).unwrap().contains("2 streams, both ends on this host"));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_read_is_said_and_not_left_out() {
+    fn a_fact_that_could_not_be_read_has_a_row() {
         let rows = fact_rows(&example::measured());
         let labels = rows.iter().map(|row| row.label.as_str()).collect::<Vec<_>>();
         assert_eq!(
@@ -246,11 +246,11 @@ mod tests {
             ]
         );
         let silent = rows.iter().filter(|row| !row.text.contains("can't") && !row.text.contains("could not"));
-        assert_eq!(silent.collect::<Vec<_>>(), [&FactRow::new("Interface", "none is up but loopback")]);
+        assert_eq!(silent.collect::<Vec<_>>(), [&FactRow::new("Interface", "only loopback is up")]);
     }
 
     #[test]
-    fn interfaces_are_told_apart() {
+    fn each_kind_of_interface_has_its_own_row() {
         let interface = |name: &str, kind, speed_bps, duplex| Interface {
             name: PeerText::new(name),
             kind,

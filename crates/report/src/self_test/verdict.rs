@@ -1,4 +1,4 @@
-//! What the facts and rates of a host mean: what it is good for, and its weak points with what to do about each. Pure.
+//! The verdict on a host from its facts and rates, and its weak points with a remedy for each. Pure.
 
 use paramedic_link::test_spec::{DataMode, Direction};
 use schemars::JsonSchema;
@@ -103,9 +103,9 @@ pub fn judge(role: Role, facts: &Facts, rates: &[LoopbackRate]) -> (Verdict, Vec
     (verdict, weak_points)
 }
 
-/// The rate that the fastest engine carried both ways in `mode`; absent if none was measured both ways. If the engine
-/// was also measured with every byte copied, that rate counts: passing bytes by reference costs nothing on loopback,
-/// but something on a real interface.
+/// The rate that the fastest engine carried both ways in `mode`; `None` if none was measured both ways. If the engine
+/// was also measured with every byte copied, that rate counts: passing bytes by reference is free on loopback, but not
+/// on a real interface.
 fn carried(rates: &[LoopbackRate], mode: DataMode) -> Option<u64> {
     best(rates.iter().filter(|rate| rate.data_mode == mode && !rate.is_by_reference()))
         .or_else(|| best(rates.iter().filter(|rate| rate.data_mode == mode)))
@@ -131,17 +131,17 @@ pub(super) fn line_rate(bps: u64) -> String {
 fn verdict(facts: &Facts, rates: &[LoopbackRate]) -> Verdict {
     let modes = [(DataMode::Tunneled, "tunneled"), (DataMode::DirectEphemeral, "direct")];
     let measured = modes.map(|(mode, word)| (carried(rates, mode), word));
-    let good_for = |(bps, word): &(Option<u64>, &str)| {
+    let carried_in_mode = |(bps, word): &(Option<u64>, &str)| {
         let rate = match step((*bps)?) {
             Some(step) => line_rate(step),
             None => format!("less than {}", line_rate(STEPS_BPS[0])),
         };
         Some(format!("{rate} {word}"))
     };
-    let parts = measured.iter().filter_map(good_for).collect::<Vec<_>>();
+    let parts = measured.iter().filter_map(carried_in_mode).collect::<Vec<_>>();
     let mut text = match parts.as_slice() {
-        [] => "What this host is good for could not be measured.".to_owned(),
-        parts => format!("This host is good for {} each way.", parts.join(" and ")),
+        [] => "The rate that this host can carry could not be measured.".to_owned(),
+        parts => format!("This host can carry {} each way.", parts.join(" and ")),
     };
     let [tunneled_bps, direct_ephemeral_bps] = measured.map(|(bps, _)| bps.and_then(step));
     if let Some((speed, interface)) = fastest_interface(facts)
@@ -197,7 +197,7 @@ fn busy(facts: &Facts) -> Option<WeakPoint> {
 }
 
 fn one_core(facts: &Facts) -> Option<WeakPoint> {
-    // The cores of the host: a quota is another weak point.
+    // The cores of the host. A quota is a separate weak point.
     facts.processor.cores.filter(|cores| *cores == 1)?;
     Some(WeakPoint::new(
         "one_core",
@@ -336,7 +336,7 @@ mod tests {
         Interface { name, kind: InterfaceKind::Wired, mtu_bytes: Some(1500), speed_bps, duplex }
     }
 
-    /// A host without fault.
+    /// A host without weak points.
     fn sound() -> Facts {
         Facts {
             host: HostFacts { cpus: Some(4), clock_synchronised: Some(true), ..HostFacts::default() },
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_rounded_down_to_what_people_know() {
+    fn a_rate_is_rounded_down_to_a_common_one() {
         let table = [
             (99_999_999, None, "less than 100 Mbit/s"),
             (100_000_000, Some(100_000_000), "100 Mbit/s"),
@@ -390,7 +390,7 @@ mod tests {
         for (bps, tunneled_bps, word) in table {
             let (verdict, _) = judge(Role::Appliance, &Facts::default(), &rates(bps, 12 * GBIT));
             assert_eq!((verdict.tunneled_bps, verdict.direct_ephemeral_bps), (tunneled_bps, Some(10 * GBIT)));
-            assert_eq!(verdict.text, format!("This host is good for {word} tunneled and 10 Gbit/s direct each way."));
+            assert_eq!(verdict.text, format!("This host can carry {word} tunneled and 10 Gbit/s direct each way."));
         }
     }
 
@@ -400,14 +400,14 @@ mod tests {
         rates.push(rate(DataMode::DirectEphemeral, 30 * GBIT, 1));
         let verdict = verdict(&Facts::default(), &rates);
         assert_eq!(verdict.direct_ephemeral_bps, Some(10 * GBIT));
-        // One direction alone says nothing of the other.
+        // One direction does not show the rate of the other.
         let half = LoopbackRate { upload: None, ..rate(DataMode::Tunneled, GBIT, GBIT) };
         let verdict = super::verdict(&Facts::default(), &[half]);
-        assert_eq!(verdict.text, "What this host is good for could not be measured.");
+        assert_eq!(verdict.text, "The rate that this host can carry could not be measured.");
     }
 
     #[test]
-    fn bytes_that_nobody_touched_count_only_where_nothing_else_does() {
+    fn uncopied_bytes_count_only_if_no_other_rate_was_measured() {
         let path = |word: &str| MovedBy { sender: Some(PeerText::new(word)), receiver: Some(PeerText::new("trunc")) };
         let mut by_reference = rate(DataMode::DirectEphemeral, 80 * GBIT, 80 * GBIT);
         for direction in [&mut by_reference.download, &mut by_reference.upload].into_iter().flatten() {
@@ -420,17 +420,21 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_carries_less_is_named_where_it_is_sure() {
-        let said = |facts: &Facts| verdict(facts, &rates(3 * GBIT, 12 * GBIT)).text;
-        assert!(said(&sound()).ends_with(" Its fastest interface, eth0, carries 1 Gbit/s."), "{}", said(&sound()));
+    fn a_slower_interface_is_named_only_if_every_speed_is_known() {
+        let text_of = |facts: &Facts| verdict(facts, &rates(3 * GBIT, 12 * GBIT)).text;
+        assert!(
+            text_of(&sound()).ends_with(" Its fastest interface, eth0, carries 1 Gbit/s."),
+            "{}",
+            text_of(&sound())
+        );
         let fast = Facts { interfaces: vec![interface(Some(GBIT)), interface(Some(25 * GBIT))], ..sound() };
-        assert!(said(&fast).ends_with("each way."), "{}", said(&fast));
-        // Another one may be faster.
+        assert!(text_of(&fast).ends_with("each way."), "{}", text_of(&fast));
+        // The second interface may be faster.
         let unsure = Facts { interfaces: vec![interface(Some(GBIT)), interface(None)], ..sound() };
-        assert!(said(&unsure).ends_with("each way."), "{}", said(&unsure));
+        assert!(text_of(&unsure).ends_with("each way."), "{}", text_of(&unsure));
         let bridge = Interface { kind: InterfaceKind::Virtual, ..interface(None) };
         let beside = Facts { interfaces: vec![interface(Some(GBIT)), bridge], ..sound() };
-        assert!(said(&beside).ends_with("carries 1 Gbit/s."), "{}", said(&beside));
+        assert!(text_of(&beside).ends_with("carries 1 Gbit/s."), "{}", text_of(&beside));
     }
 
     #[test]
@@ -477,7 +481,7 @@ mod tests {
             ("", Facts { timers: timers(999), ..sound() }),
             ("few_descriptors", Facts { descriptors: descriptors(1023), ..sound() }),
             ("", Facts { descriptors: descriptors(1024), ..sound() }),
-            // 1 Gbit/s for 100 ms are 12.5 MB, a quarter of which twice is 6.25 MB.
+            // 1 Gbit/s for 100 ms is 12.5 MB; a quarter of that, doubled, is 6.25 MB.
             ("small_buffers", Facts { buffers: buffers(6_249_999), ..sound() }),
             ("", Facts { buffers: buffers(6_250_000), ..sound() }),
             ("clock_unsynchronised", of_host(&|host| host.clock_synchronised = Some(false))),

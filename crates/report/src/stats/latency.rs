@@ -1,4 +1,4 @@
-//! Latency out of probes: percentiles, jitter, loss per direction, and the grade of a queue. Pure.
+//! Latency statistics of probes: percentiles, jitter, loss per direction, and the bufferbloat grade. Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,44 +18,45 @@ pub struct LatencySummary {
     pub sent: u64,
     /// Replies in time.
     pub received: u64,
-    /// Probes that the prober skipped, because it was late for more than one.
+    /// Probes that the prober skipped because it was late.
     pub skipped: u64,
     /// Probes that the reflector did not receive.
     pub lost_upload: u64,
     /// Probes that the reflector received, but whose reply was lost.
     pub lost_download: u64,
-    /// Lost probes whose direction of loss is unknown, because no later reply arrived that shows it.
+    /// Lost probes whose direction of loss is unknown, because no later reply shows it.
     pub lost_somewhere: u64,
-    /// Probes whose reply came later than [`Probe::LATE_AFTER`]; neither received nor lost.
+    /// Probes whose reply arrived later than [`Probe::LATE_AFTER`]; neither received nor lost.
     pub late: u64,
     /// The fraction of probes that the reflector did not receive, 0 to 1, among those whose direction of loss is known;
     /// absent if it is unknown for most lost probes.
     pub loss_upload: Option<f64>,
-    /// The fraction of probes whose reply was lost, 0 to 1, among those that the reflector received; absent in the same
-    /// case.
+    /// The fraction of probes whose reply was lost, 0 to 1, among those that the reflector received; absent if it is
+    /// unknown for most lost probes.
     pub loss_download: Option<f64>,
     /// The fraction of all probes without a reply, 0 to 1.
     pub loss: f64,
-    /// How the lost probes lie; absent if none was lost.
+    /// The distribution of the lost probes; absent if none was lost.
     pub loss_pattern: Option<LossPeriods>,
-    /// How late the prober itself was, skipped probes included: the 99th percentile, in microseconds. Round trips count from the actual
-    /// sending, so they do not include this; but a late prober samples the busy moments less often.
+    /// The 99th percentile of the prober's own lateness, skipped probes included, in microseconds. Round trips start at
+    /// the actual sending, so they do not include it. But a late prober samples busy moments less often.
     pub probe_late_p99_us: u32,
 }
 
-/// How lost probes lie in the order sent (RFC 3357): a loss period is a run of them without an answered one between.
+/// The distribution of lost probes in the order sent (RFC 3357). A loss period is a run of lost probes without an
+/// answered one in between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LossPeriods {
     /// Loss periods.
     pub periods: u64,
-    /// The probes of the period with the most of them.
+    /// The number of probes of the longest period.
     pub longest_probes: u64,
-    /// How long that period was: from its first probe to the next answered one, or to its last if none follows.
+    /// The duration of that period: from its first probe to the next answered one, or to its last if none follows.
     pub longest: Duration,
 }
 
 impl LossPeriods {
-    /// Adds a period of so many probes.
+    /// Adds a period of `probes` probes.
     fn add(&mut self, probes: u64, length: Duration) {
         self.periods += 1;
         if probes > self.longest_probes {
@@ -64,8 +65,8 @@ impl LossPeriods {
     }
 }
 
-/// Round trips, in microseconds, with the reflector's turn-around taken out. Percentiles are nearest-rank: each is a
-/// round trip that happened. One for which there are too few round trips is absent.
+/// Round trips, in microseconds, without the reflector's turn-around. Percentiles are nearest-rank: each is a measured
+/// round trip. A percentile that needs more round trips is absent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundTrips {
     /// The shortest.
@@ -84,13 +85,13 @@ pub struct RoundTrips {
     pub p999_us: Option<u32>,
     /// The longest.
     pub max_us: u32,
-    /// The mean absolute difference of consecutive probes' round trips (RFC 3393's selection of consecutive packets,
-    /// applied to round trips); pairs with a lost probe are left out. Absent where there is no pair.
+    /// The mean absolute difference of the round trips of consecutive probes (RFC 3393's selection of consecutive
+    /// packets, applied to round trips). Pairs with a lost probe do not count; absent without a pair.
     pub jitter_us: Option<f64>,
 }
 
-/// The statistics of the probes of a window, which are given in the order sent; `None` if there are no probes.
-/// `skipped_late_us`: how late the prober was for each probe that it skipped.
+/// The statistics of the probes of a window, given in the order sent; `None` without probes. `skipped_late_us`: the
+/// lateness of the prober for each probe that it skipped.
 pub fn latency(
     probes: impl IntoIterator<Item = Probe>,
     skipped_late_us: impl IntoIterator<Item = u32>,
@@ -100,7 +101,7 @@ pub fn latency(
     let (mut steps, mut pairs) = (0u64, 0u64);
     let mut before: Option<u32> = None;
     let mut pattern = LossPeriods::default();
-    // The running loss period: its probes, when the first and when the last of them were sent.
+    // The current loss period: its number of probes, and when its first and its last probe were sent.
     let mut period: Option<(u64, Duration, Duration)> = None;
     for probe in probes {
         lateness.push(probe.late_us);
@@ -211,7 +212,7 @@ impl fmt::Display for Grade {
     }
 }
 
-/// The grade of a load that lifted the median round trip by `increase` over the idle one.
+/// The grade of a load that raised the median round trip by `increase` over the idle one.
 pub fn grade(increase: Duration) -> Grade {
     const BELOW_MS: [(u64, Grade); 5] =
         [(5, Grade::APlus), (30, Grade::A), (60, Grade::B), (200, Grade::C), (400, Grade::D)];
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_round_trips_that_happened() {
+    fn percentiles_are_measured_round_trips() {
         let summary = of_probes((1..=200).rev().map(|ms| answered(ms * 1000))).unwrap();
         let rtt = summary.rtt.unwrap();
         assert_eq!((rtt.min_us, rtt.p50_us, rtt.p90_us), (1000, Some(100_000), Some(180_000)));
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn each_direction_loses_its_own() {
+    fn loss_is_counted_per_direction() {
         let late = Probe { late: true, ..probe(None, Some(true)) };
         let fates = [
             answered(10),
@@ -281,13 +282,13 @@ mod tests {
         assert_eq!((summary.lost_upload, summary.lost_download, summary.lost_somewhere), (1, 1, 1));
         assert_eq!((summary.loss_upload, summary.loss_download), (Some(1.0 / 7.0), Some(1.0 / 6.0)));
         assert_eq!(summary.loss, 3.0 / 8.0);
-        // Only 30 -> 10 are neighbours that both came back.
+        // Only 30 and 10 are consecutive and both answered.
         assert_eq!(summary.rtt.unwrap().jitter_us, Some(20.0));
     }
 
     #[test]
     fn a_prober_that_skipped_probes_was_late() {
-        // 58 of 400 skipped: stopped for 0.6 s.
+        // 58 of 400 skipped: the prober was stopped for 0.6 s.
         let with_skipped = latency([answered(10); 342], (1..=58).map(|at| at * 10_000)).unwrap();
         assert_eq!((with_skipped.sent, with_skipped.skipped, with_skipped.probe_late_p99_us), (342, 58, 540_000));
         let in_time = latency([answered(10); 400], []).unwrap();
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_probes_make_periods() {
+    fn lost_probes_form_periods() {
         let lost = probe(None, Some(false));
         let fates = [lost, answered(10), lost, lost, lost, answered(10), Probe { late: true, ..lost }, lost, lost];
         let sent =
@@ -308,25 +309,25 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_path_still_has_a_of_probes() {
+    fn a_dead_path_still_has_a_summary() {
         let summary = of_probes([probe(None, None); 3]).unwrap();
         assert_eq!((summary.rtt, summary.sent, summary.lost_somewhere, summary.loss), (None, 3, 3, 1.0));
-        assert_eq!((summary.loss_upload, summary.loss_download), (None, None), "no count says where");
+        assert_eq!((summary.loss_upload, summary.loss_download), (None, None), "no counter shows the direction");
         let dies = of_probes([answered(10), probe(None, None), probe(None, None)]).unwrap();
         assert_eq!((dies.loss_upload, dies.loss_download, dies.loss), (None, None, 2.0 / 3.0));
         assert_eq!(of_probes([]), None);
     }
 
     #[test]
-    fn grades_begin_where_they_are_said_to() {
+    fn grades_begin_at_their_limits() {
         let of = |us| grade(Duration::from_micros(us)).to_string();
-        let met = [0, 4_999, 5_000, 29_999, 30_000, 60_000, 199_999, 200_000, 399_999, 400_000].map(of);
-        assert_eq!(met, ["A+", "A+", "A", "A", "B", "C", "C", "D", "D", "F"]);
+        let grades = [0, 4_999, 5_000, 29_999, 30_000, 60_000, 199_999, 200_000, 399_999, 400_000].map(of);
+        assert_eq!(grades, ["A+", "A+", "A", "A", "B", "C", "C", "D", "D", "F"]);
     }
 
     proptest! {
         #[test]
-        fn every_probe_has_exactly_one_fate(
+        fn every_probe_is_counted_once(
             probes in prop::collection::vec((any::<Option<u32>>(), any::<Option<bool>>(), any::<bool>()), 1..300)
         ) {
             let probes = probes.into_iter().map(|(rtt, arrived, late)| Probe { late, ..probe(rtt, arrived) });

@@ -1,4 +1,4 @@
-//! Numbers out of readings: goodput out of samples, latency out of probes. Pure: values in, values out.
+//! Statistics of samples and probes: goodput and latency. Pure: values in, values out.
 
 mod latency;
 mod processor;

@@ -1,19 +1,19 @@
-//! Whether a processor was the limit of an end. Pure.
+//! Whether the processor of an end was its limit. Pure.
 
 use std::fmt;
 
 use paramedic_link::measurement::CpuUse;
 
-/// From this share of the time on in which a thread had no rest, its processor may have been the limit instead of the path.
+/// From this share of the time without sleep on, a thread's processor may have been the limit instead of the path.
 const NO_REST: f64 = 0.95;
-/// From this share of a thread's time on, the text mentions its wait for a processor.
+/// The share of a thread's time from which the text mentions its wait for a processor.
 const WAITED: f64 = 0.05;
 /// From this share of a core's time on, soft interrupts leave the kernel too little to move packets.
 const SOFTIRQ: f64 = 0.9;
-/// From this share of the time on, throttling by a control group noticeably lowers a rate.
+/// From this share of the time on, throttling by a control group noticeably reduces a rate.
 const HELD_BACK: f64 = 0.05;
 
-/// How the processor was the limit of an end, with the share that shows it.
+/// Why the processor was the limit of an end, with the share that shows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ProcessorLimit {
     /// A control group throttled the program.
@@ -22,7 +22,7 @@ pub enum ProcessorLimit {
     Waited(f64),
     /// One thread that moved data used its core.
     OneThread(f64),
-    /// One core handled soft interrupts: the kernel's own part of moving packets.
+    /// One core handled soft interrupts, the kernel's own work on packets.
     SoftInterrupts(f64),
 }
 
@@ -40,11 +40,11 @@ impl fmt::Display for ProcessorLimit {
     }
 }
 
-/// How the processor was the limit of an end; `None` if it was not.
+/// Why the processor was the limit of an end; `None` if it was not.
 ///
-/// A thread that the path limits sleeps until it can send or receive again. One that never sleeps, because it runs or
-/// waits for a processor all the time, is limited by the processor. That other programs use the host shows nothing: the
-/// kernel prefers threads that run seldom.
+/// A thread that the path limits sleeps until it can send or receive again. A thread that never sleeps runs or waits
+/// for a processor all the time: the processor limits it. Other load on the host is no evidence, because the kernel
+/// prefers threads that run seldom.
 pub fn processor_limit(cpu: &CpuUse) -> Option<ProcessorLimit> {
     let waited = cpu.run_queue_wait.filter(|waited| *waited >= WAITED);
     if let Some(held_back) = cpu.held_back.filter(|held_back| *held_back >= HELD_BACK) {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_rests_is_not_limited_by_its_processor() {
+    fn a_thread_that_sleeps_is_not_limited_by_its_processor() {
         let busy_host = CpuUse { busiest_thread: 0.03, host_busy: Some(1.0), ..CpuUse::default() };
         assert_eq!(processor_limit(&busy_host), None);
         let seldom = CpuUse { runnable: Some(0.3), run_queue_wait: Some(0.27), ..busy_host };

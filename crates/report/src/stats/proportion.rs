@@ -1,15 +1,16 @@
-//! Whether a share of lost packets is above a bound beyond doubt. Pure.
+//! Whether a share of lost packets is significantly above a bound. Pure.
 
-/// The probability that the lower end of a 95 % confidence interval is above the truth: half of 5 %.
+/// The probability that the lower bound of a 95 % confidence interval is above the true value: half of 5 %.
 const TAIL: f64 = 0.025;
 
-/// Whether the lower end of the 95 % confidence interval (Clopper and Pearson, 1934) of `lost` in `of` is above `bound`.
+/// Whether the lower bound of the 95 % confidence interval (Clopper and Pearson, 1934) of `lost` in `of` is above
+/// `bound`.
 ///
-/// That is so if a path with exactly that loss would lose `lost` packets or more in at most 2.5 % of such tests, so
-/// that probability, the upper tail of the binomial distribution, is computed instead of the interval.
+/// That holds if a path with exactly that loss would lose `lost` packets or more in at most 2.5 % of such tests. So the
+/// test computes that probability, the upper tail of the binomial distribution, instead of the interval.
 ///
-/// `periods` is the number of loss periods (RFC 3357). Packets of one period were lost for one reason, so they are
-/// not independent: the test counts periods, in as many packets fewer.
+/// `periods` is the number of loss periods (RFC 3357). The packets of one period have one cause, so they are not
+/// independent. The test therefore counts each period as one lost packet.
 pub fn is_share_above(bound: f64, lost: u64, of: u64, periods: u64) -> bool {
     if lost == 0 || of == 0 || lost as f64 <= bound * of as f64 {
         return false;
@@ -26,7 +27,7 @@ fn upper_tail(probability: f64, least: u64, of: u64) -> f64 {
         return if probability >= 1.0 { 1.0 } else { 0.0 };
     }
     let (successes, trials) = (least as f64, of as f64);
-    // The probability of exactly `least`, as its logarithm, because its factors may be below the smallest number.
+    // The probability of exactly `least`, as a logarithm: its factors may underflow.
     let mut logarithm = (trials - successes) * (-probability).ln_1p();
     for factor in 1..=least {
         let factor = factor as f64;
@@ -57,8 +58,8 @@ mod tests {
     }
 
     #[test]
-    fn few_lost_packets_are_no_proof() {
-        // Lower ends of the intervals: 0.12 %, 0.82 %, 1.1 %, 1.9 %.
+    fn few_lost_packets_are_not_significant() {
+        // Lower bounds of the intervals: 0.12 %, 0.82 %, 1.1 %, 1.9 %.
         let above = [(2, 200), (5, 200), (6, 200), (40, 1_500)].map(|(lost, of)| is_share_above(0.01, lost, of, lost));
         assert_eq!(above, [false, false, true, true]);
         assert!(!is_share_above(0.01, 0, 200, 0) && !is_share_above(0.01, 0, 0, 0));
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn large_numbers_take_no_time_and_no_sum_breaks() {
+    fn large_numbers_are_fast_and_overflow_no_sum() {
         assert!(is_share_above(0.01, 90_000, 8_640_000, 90_000));
         assert!(!is_share_above(0.01, 86_500, 8_640_000, 86_500));
         assert!(is_share_above(0.01, 1_000, 1_000, u64::MAX));

@@ -1,4 +1,4 @@
-//! Whether the rate of a direction was steady, so that its mean describes it. Pure.
+//! Whether the rate of a direction was steady, so that its mean is representative. Pure.
 
 use std::time::Duration;
 
@@ -6,16 +6,17 @@ use paramedic_link::measurement::Sample;
 
 /// A rate is not steady if the first and the last third differ by more than this factor.
 const MOST_BETWEEN_THIRDS: f64 = 1.25;
-/// A rate is not steady if its confidence interval reaches further than this fraction of the mean to either side.
+/// A rate is not steady if its confidence interval extends further than this fraction of the mean to either side.
 const MOST_DOUBT: f64 = 0.25;
-/// An excluded start-up of at least this fraction of the phase belongs to the steadiness of the line.
+/// An excluded start-up of at least one in this many parts of the phase counts for the steadiness of the line.
 const LONG_START_UP: u32 = 5;
-/// An excluded start-up that was faster than the rest by more than this factor was no ramp-up, but a burst: a token
-/// bucket, or a line that became slower.
+/// An excluded start-up that was faster than the rest by more than this factor was not a ramp-up but a burst: that of a
+/// token bucket, or of a line that became slower.
 const FASTER: f64 = 1.2;
 
-/// Where the thirds of a direction begin: with the steady part, which begins at `startup` and lasts for `steady`; or with
-/// the phase, if the excluded start-up was long and either a burst or not found (`is_found`: the rate settled).
+/// Where the thirds of a direction begin. Usually they begin with the steady part, which begins at `startup` and lasts
+/// for `steady`. They begin with the phase if the excluded start-up was long, and was a burst or was not found
+/// (`is_found`: the rate settled).
 pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, is_found: bool) -> Duration {
     let until = startup.saturating_add(steady);
     let is_long = !startup.is_zero() && startup.saturating_mul(LONG_START_UP) >= until;
@@ -26,7 +27,8 @@ pub fn begin_of_thirds(samples: &[Sample], startup: Duration, steady: Duration, 
     if is_long && (!is_found || is_burst()) { Duration::ZERO } else { startup }
 }
 
-/// The rates in the first and in the last third of a time, in bits per second; `None` without samples or without time.
+/// The rates of the first and the last third of a period, in bits per second; `None` without samples or for an empty
+/// period.
 pub fn thirds(samples: &[Sample], from: Duration, until: Duration) -> Option<[u64; 2]> {
     let third = until.saturating_sub(from) / 3;
     let first = rate_between(samples, from, from + third)?;
@@ -35,7 +37,7 @@ pub fn thirds(samples: &[Sample], from: Duration, until: Duration) -> Option<[u6
     Some([first.round() as u64, last.round() as u64])
 }
 
-/// Whether a rate with these thirds, this mean and this confidence interval was steady. What is absent does not count.
+/// Whether a rate with these thirds, this mean and this confidence interval was steady. Absent values do not count.
 pub fn is_steady(thirds: Option<[u64; 2]>, goodput_bps: u64, ci95_bps: Option<[u64; 2]>) -> bool {
     let is_level = thirds.is_none_or(are_level);
     let is_sure =
@@ -67,7 +69,7 @@ fn rate_between(samples: &[Sample], from: Duration, until: Duration) -> Option<f
 mod tests {
     use super::*;
 
-    /// A reading each 100 ms of this rate in Mbit/s.
+    /// One sample per 100 ms, at this rate in Mbit/s.
     fn readings(mbit: impl Fn(u64) -> u64, seconds: u64) -> Vec<Sample> {
         (1..=seconds * 10).map(|at| Sample { at_us: at * 100_000, bytes: mbit((at - 1) * 100) * 12_500 }).collect()
     }
@@ -87,10 +89,10 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_that_was_excluded_as_start_up_is_told() {
+    fn a_burst_that_was_excluded_as_start_up_is_reported() {
         let bucket = readings(|ms| if ms < 3000 { 100 } else { 20 }, 9);
         assert_eq!(of(&bucket, 3000, true), [100, 20]);
-        // A ramp-up is none, and a short burst is that of any shaper.
+        // A ramp-up is not a burst, and a short burst is that of any shaper.
         let ramp = readings(|ms| if ms < 3000 { 5 } else { 20 }, 9);
         assert_eq!(of(&ramp, 3000, true), [20, 20]);
         let short = readings(|ms| if ms < 1000 { 100 } else { 20 }, 9);

@@ -1,5 +1,5 @@
-//! Whether there are enough samples for a statement about latency. Grades, percentiles, thresholds, sentences, lists and
-//! the display of progress ask here and nowhere else. Pure.
+//! Whether there are enough samples for a statement about latency. All grades, percentiles, thresholds, sentences,
+//! lists and progress displays use these limits. Pure.
 
 /// A statement about the round trips of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +14,13 @@ pub enum Statement {
     P99,
     /// The 99.9th percentile.
     P999,
-    /// An assessment of the median: a grade, a comparison with a threshold, a sentence. It speaks of all probes of the
-    /// phase, so most of them must have been answered, too.
+    /// An assessment of the median: a grade, a comparison with a threshold, a sentence. It covers all probes of the
+    /// phase, so it also requires that most of them were answered.
     Assessment,
 }
 
 impl Statement {
-    /// The fewest round trips for this statement. At least two of so many lie beyond the percentile.
+    /// The fewest round trips for this statement. At least two of them lie beyond the percentile.
     pub fn least_samples(self) -> u64 {
         match self {
             Self::P50 | Self::Assessment => 20,
@@ -38,7 +38,7 @@ pub fn is_enough(statement: Statement, received: u64, sent: u64) -> bool {
     received >= statement.least_samples() && is_answered
 }
 
-/// Whether at least half of the probes were answered. Fewer answers describe the lucky moments only.
+/// Whether at least half of the probes were answered. Fewer answers are not representative.
 pub fn is_mostly_answered(received: u64, sent: u64) -> bool {
     received.saturating_mul(2) >= sent
 }

@@ -1,4 +1,4 @@
-//! Goodput out of samples: where the start-up ends, and how sure the mean over the rest is. Pure.
+//! Goodput from samples: the end of the start-up, and the confidence interval of the mean over the rest. Pure.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use super::latency::percentile;
 const SHORTEST_US: u64 = INTERVAL_MS * 1000 / 2;
 /// The fewest intervals in which a start-up can be detected.
 const INTERVALS_FOR_START_UP: usize = 10;
-/// The start-up is over when this many consecutive intervals lie in the band of the rest; a single one may be a spike.
+/// The start-up ends when this many consecutive intervals lie in the band of the rest; a single one may be a spike.
 const SETTLED: usize = 2;
-/// How many pieces an interval should hold if bytes arrive in pieces that are further apart than samples.
+/// The number of pieces that an interval should hold if bytes arrive in pieces further apart than samples.
 const PIECES: usize = 4;
 /// How far the band of the rest is widened on both sides, as a fraction of its median.
 const BAND_SLACK: f64 = 0.05;
@@ -45,31 +45,31 @@ pub struct Throughput {
     pub steady: Duration,
     /// How long the excluded start-up was.
     pub startup: Duration,
-    /// Whether the end of the start-up was found in the samples. False if it was requested, if the run is too
-    /// short to find it, and if the rate had not settled by the middle of the run (the first half is left out then).
+    /// Whether the end of the start-up was found in the samples. False if it was requested, if the run is too short to
+    /// find it, or if the rate had not settled by the middle of the run (then the first half is excluded).
     pub startup_found: bool,
 }
 
 /// Computes the throughput of one direction of a phase of length `span` from its samples; `None` if no sample is left.
-/// Samples later than the span and one interval of grace are ignored.
+/// Ignores samples later than one interval after the span.
 ///
 /// The intervals: on a slow line bytes may arrive in pieces that are further apart than two samples (16 KiB of a TLS
-/// record, a datagram). Then neighbouring samples are merged until each interval holds several pieces, and each interval
-/// ends with a sample that has bytes. The steady part never begins before the first byte.
+/// record, a datagram). Then neighbouring samples are merged until each interval holds several pieces, and each
+/// interval ends with a sample that has bytes. The steady part never begins before the first byte.
 ///
 /// The start-up: the second half of the run is assumed to be steady. The 10th to the 90th percentile of its intervals,
 /// widened by 5 % of the median on both sides, are the band. The start-up ends at the first of two consecutive
 /// intervals inside the band, whether the rate rose into it (slow start) or fell into it (the burst of a token bucket).
-/// A later dip is part of the result. With `asked_omit`, nothing is detected: intervals that begin before it are left
-/// out.
+/// A later dip is part of the result. With `requested_omit`, nothing is detected: intervals that begin before it are
+/// left out.
 ///
 /// The confidence interval: samples 100 ms apart are correlated, so their plain standard error would be too small.
 /// Instead, the steady part is divided into ten batches of equal time, whose means are almost uncorrelated. Student's t
 /// over these means gives the interval. If neighbouring batches are still correlated by r > 0, the variance is
 /// multiplied by (1 + r) / (1 - r).
-pub fn throughput(samples: &[Sample], asked_omit: Option<Duration>, span: Duration) -> Option<Throughput> {
+pub fn throughput(samples: &[Sample], requested_omit: Option<Duration>, span: Duration) -> Option<Throughput> {
     let mut intervals = intervals(samples, span);
-    let (first, startup_found) = match asked_omit {
+    let (first, startup_found) = match requested_omit {
         Some(omit) => {
             let omit_us = omit.as_micros();
             (intervals.iter().position(|interval| u128::from(interval.from_us) >= omit_us)?, false)
@@ -162,7 +162,7 @@ fn intervals(samples: &[Sample], span: Duration) -> Vec<ByteInterval> {
 fn merged_by_arrivals(intervals: Vec<ByteInterval>) -> Vec<ByteInterval> {
     let Some(lead) = intervals.iter().position(|interval| interval.bytes > 0) else { return intervals };
     let gap = usual_gap(&intervals);
-    // If the first byte arrived some time after the begin of its interval, that interval is not a rate.
+    // If the first byte did not arrive at the start of its interval, that interval has no valid rate.
     let first = if gap == 1 && lead == 0 { 0 } else { lead + 1 };
     let mut rest = intervals.get(first..).unwrap_or_default();
     if rest.iter().all(|interval| interval.bytes == 0) {
@@ -171,7 +171,7 @@ fn merged_by_arrivals(intervals: Vec<ByteInterval>) -> Vec<ByteInterval> {
     if gap == 1 {
         return rest.to_vec();
     }
-    // The next piece is still under way at the end; a longer silence is part of the result.
+    // At the end, the next piece may be in flight. A longer silence is part of the result.
     let last = rest.iter().rposition(|interval| interval.bytes > 0).unwrap_or_default();
     if rest.len() - last <= 2 * gap {
         rest = &rest[..=last];
@@ -195,8 +195,8 @@ fn merged_by_arrivals(intervals: Vec<ByteInterval>) -> Vec<ByteInterval> {
     merged
 }
 
-/// The distance between an interval with bytes and the next one, which nine of ten in the second half do not exceed; 1
-/// where every interval has bytes. A single outage does not count.
+/// The distance between an interval with bytes and the next one that is not exceeded in nine of ten cases in the second
+/// half; 1 if every interval has bytes. A single outage does not count.
 fn usual_gap(intervals: &[ByteInterval]) -> usize {
     let half = &intervals[intervals.len() / 2..];
     let with_bytes = half.iter().enumerate().filter(|(_, interval)| interval.bytes > 0).map(|(at, _)| at);
@@ -214,7 +214,7 @@ fn end_of_start_up(intervals: &[ByteInterval]) -> (usize, bool) {
     let half = intervals.len() / 2;
     let mut rest: Vec<f64> = intervals[half..].iter().map(ByteInterval::rate).collect();
     rest.sort_unstable_by(f64::total_cmp);
-    // The rest is not empty, so each percentile exists; 0 would only widen nothing.
+    // The rest is not empty, so each percentile exists; 0 would only widen the band.
     let of = |per_mille| percentile(&rest, per_mille).unwrap_or(0.0);
     let slack = of(500) * BAND_SLACK;
     let band = of(100) - slack..=of(900) + slack;
@@ -236,7 +236,7 @@ fn confidence(steady: &[ByteInterval], whole: &ByteInterval) -> Option<[u64; 2]>
     let centre = means.iter().sum::<f64>() / BATCHES as f64;
     let squares: f64 = means.iter().map(|mean| (mean - centre).powi(2)).sum();
     let neighbours: f64 = means.windows(2).map(|pair| (pair[0] - centre) * (pair[1] - centre)).sum();
-    // So few means, measured from their own mean, look less alike than they are: by about one part in their number.
+    // The estimate of the correlation from so few means is too low by about one part in their number.
     let correlation = if squares > 0.0 { neighbours / squares + 1.0 / BATCHES as f64 } else { 0.0 };
     let correlation = correlation.clamp(0.0, MOST_CORRELATED);
     let variance = squares / (BATCHES - 1) as f64 * (1.0 + correlation) / (1.0 - correlation);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_rate_is_told_exactly() {
+    fn a_constant_rate_is_reported_exactly() {
         let t = throughput(&samples([1_250_000; 100]), None, TEN_SECONDS).unwrap();
         assert_eq!(t.goodput_bps, 100_000_000);
         assert_eq!(t.ci95_bps, Some([100_000_000; 2]));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_start_is_found_and_left_out() {
+    fn a_slow_start_is_found_and_excluded() {
         let mut noise = Noise(7);
         let ramp = |i: u64| (1_000_000u64 << i.min(8)) / 256;
         let noisy = samples((0..100).map(|i| (ramp(i) as f64 * (1.0 + 0.02 * noise.next())) as u64));
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_before_the_shaper_bites_is_start_up_too() {
+    fn a_burst_before_the_shaper_engages_is_start_up_too() {
         let t = throughput(&samples((0..100).map(|i| if i < 12 { 5_000_000 } else { 1_000_000 })), None, TEN_SECONDS);
         let t = t.unwrap();
         assert_eq!((t.startup, t.goodput_bps), (Duration::from_millis(1200), 80_000_000));
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_never_settles_leaves_out_the_first_half() {
+    fn for_a_rate_that_never_settles_the_first_half_is_excluded() {
         let t = throughput(&samples((0..100).map(|i| (i + 1) * (i + 1) * 100)), None, TEN_SECONDS).unwrap();
         assert_eq!((t.startup, t.startup_found), (Duration::from_secs(5), false));
     }
@@ -323,7 +323,7 @@ mod tests {
             let t = throughput(&samples, None, Duration::from_millis(phase_ms)).unwrap();
             let first_us = samples.iter().find(|sample| sample.bytes > 0).unwrap().at_us;
             assert!(t.startup.as_micros() >= u128::from(first_us), "{lead_ms}: {t:?}");
-            // Samples are 100 ms apart, so each end of the steady part is uncertain by as much.
+            // Samples are 100 ms apart, so each bound of the steady part is uncertain by as much.
             let off = (t.goodput_bps as f64 / 1e6 - 1.0).abs();
             assert!(off <= 0.11 / t.steady.as_secs_f64() && t.p10 > 0, "{lead_ms}: {t:?}");
         }
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn an_asked_start_up_is_taken_as_asked() {
+    fn a_requested_start_up_is_excluded_as_requested() {
         let rising = samples((0..100).map(|i| if i < 50 { 1000 } else { 2000 }));
         let omit = |ms| throughput(&rising, Some(Duration::from_millis(ms)), TEN_SECONDS);
         let t = omit(5000).unwrap();
@@ -382,14 +382,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_short_says_so() {
+    fn a_short_run_has_no_confidence_interval() {
         assert_eq!(throughput(&[], None, TEN_SECONDS), None);
         assert_eq!(throughput(&[Sample { at_us: 0, bytes: 5 }], None, TEN_SECONDS), None);
         let t = throughput(&samples([500]), None, TEN_SECONDS).unwrap();
         assert_eq!((t.goodput_bps, t.ci95_bps, t.startup_found), (40_000, None, false));
     }
 
-    /// How often, in 400 runs, the interval holds the true mean; readings follow `x' = phi x + noise`.
+    /// How often, in 400 runs, the interval contains the true mean; samples follow `x' = phi x + noise`.
     fn coverage(phi: f64) -> f64 {
         let mut noise = Noise(42);
         let runs = 400;
@@ -408,14 +408,14 @@ mod tests {
     }
 
     #[test]
-    fn the_confidence_interval_holds_the_truth_as_often_as_it_says() {
+    fn the_confidence_interval_contains_the_true_mean_as_often_as_stated() {
         assert!((0.93..=0.995).contains(&coverage(0.0)), "{}", coverage(0.0));
     }
 
     #[test]
-    fn readings_that_hang_together_widen_the_interval() {
+    fn correlated_samples_widen_the_interval() {
         assert!((0.93..=0.97).contains(&coverage(0.5)), "{}", coverage(0.5));
-        // Where readings are correlated for longer than a second, ten seconds hold too few independent ones.
+        // If samples are correlated for longer than a second, ten seconds hold too few independent ones.
         assert!(coverage(0.8) >= 0.89, "{}", coverage(0.8));
     }
 
@@ -446,7 +446,7 @@ mod tests {
         }
 
         #[test]
-        fn no_byte_is_lost_or_made_up(mut at in prop::collection::vec(1u64..10_000_000, 1..100), bytes in 0u64..1 << 40) {
+        fn the_intervals_keep_the_sum_of_bytes(mut at in prop::collection::vec(1u64..10_000_000, 1..100), bytes in 0u64..1 << 40) {
             at.sort_unstable();
             let samples: Vec<Sample> = at.iter().map(|at_us| Sample { at_us: *at_us, bytes }).collect();
             let t = throughput(&samples, Some(Duration::ZERO), TEN_SECONDS).unwrap();

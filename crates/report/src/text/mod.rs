@@ -1,4 +1,4 @@
-//! The report that a person reads, made of a result document and nothing else: a sentence, then the numbers. Pure; never prints.
+//! The report of a result document for a reader: a sentence, then the numbers. Pure; never prints.
 
 mod self_test;
 
@@ -55,8 +55,8 @@ pub fn report(document: &ResultDocument, detail: Detail) -> Vec<Line> {
     lines
 }
 
-/// Runs as a list, newest first as they come: a header and a line for each. An id is shown by its end, which is enough
-/// to find it.
+/// Runs as a list in the given order: a header and a line for each. A run is shown with the end of its id, which
+/// suffices to find it.
 pub fn list(runs: &[RunSummary]) -> Vec<String> {
     let row = |cells: [&str; 7]| {
         let [id, started, peer, down, up, rtt, grade] = cells;
@@ -68,7 +68,7 @@ pub fn list(runs: &[RunSummary]) -> Vec<String> {
         let id = run.id.to_string();
         let started = run.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
         let peer = run.peer.as_deref().unwrap_or("-").chars().take(12).collect::<String>();
-        // The column says what it is: no room for "bit/s".
+        // The header of the column has the unit, so the cells omit "bit/s".
         let rate = |bps: Option<u64>| bps.map_or_else(none, |bps| quantity::rate(bps).replace("bit/s", ""));
         let rtt = run.rtt_idle_us.map_or_else(none, quantity::micros);
         let grade = run.bufferbloat_download.max(run.bufferbloat_upload);
@@ -133,7 +133,7 @@ fn facts(result: &ThroughputResult) -> Vec<String> {
         streams => format!("{streams} streams"),
     }];
     facts.extend(result.congestion_control.as_ref().map(ToString::to_string));
-    facts.extend(result.retransmits.map(|segments| format!("{segments} segments sent again")));
+    facts.extend(result.retransmits.map(|segments| format!("{segments} segments retransmitted")));
     facts.extend(result.mss.map(|mss| format!("segments of {mss} bytes")));
     facts.push(format!(
         "{} counted after {} of start-up",
@@ -167,7 +167,7 @@ fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
     }
     lines.push(Line::empty());
     let header = row(["median", "p99", "jitter", "lost up", "lost down"].map(str::to_owned));
-    // Behind the last number and its distance to the grade.
+    // After the last number: the distance to the grade.
     let behind = if document.bufferbloat.is_empty() { "" } else { "   bufferbloat" };
     lines.push(label_of("Latency").with(Tone::Dim, header + behind));
     for (load, latency) in document.latency.iter() {
@@ -191,7 +191,7 @@ fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
         lines.push(line);
     }
     if document.latency.iter().any(|(_, latency)| latency.transport == ProbeTransport::Tcp) {
-        lines.push(Line::of(Tone::Dim, format!("{:LABEL$}over TCP: a lost packet shows as a late one", "")));
+        lines.push(Line::of(Tone::Dim, format!("{:LABEL$}over TCP: a lost packet appears as a late one", "")));
     }
 }
 
@@ -234,7 +234,7 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
         labelled("Against", format!("{} at {}, {}", reflector.name, reflector.address, short(reflector.endpoint_id)));
     }
     if let Some(server) = &document.server {
-        labelled("Against", format!("{}, which nothing vouches for", server.address));
+        labelled("Against", format!("{} (identity not verified)", server.address));
     }
     if let Some(validity) = document.validity.as_ref().filter(|validity| validity.verdict == ValidityVerdict::Suspect) {
         let reasons = validity.reasons.iter().map(|reason| reason.code.as_str()).collect::<Vec<_>>().join(", ");
@@ -260,7 +260,8 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
     }
 }
 
-/// The processor use of an end: the share of a core that its busiest thread took; in full detail also that of the host.
+/// The processor use of an end: the share of a core that its busiest thread used; in full detail also the share of the
+/// host.
 fn busy(cpu: &CpuUse, detail: Detail) -> String {
     let thread = quantity::share(cpu.busiest_thread);
     match cpu.host_busy.filter(|_| detail == Detail::Full) {
@@ -269,7 +270,7 @@ fn busy(cpu: &CpuUse, detail: Detail) -> String {
     }
 }
 
-/// The beginning of an Endpoint ID: enough to recognise a device, not to trust it.
+/// The beginning of an Endpoint ID: enough to recognise a device, too short to verify it.
 pub fn short(id: EndpointId) -> String {
     let text = id.to_string();
     // "PP-" and two groups of four; a printed id is longer and plain ASCII.
@@ -332,12 +333,12 @@ mod tests {
     }
 
     #[test]
-    fn a_full_report_reads_like_this() {
+    fn a_full_report_matches_the_stored_text() {
         assert_eq!(text(&example::full(), Detail::Plain), include_str!("full.txt"));
     }
 
     #[test]
-    fn with_every_detail_it_reads_like_this() {
+    fn a_detailed_report_matches_the_stored_text() {
         assert_eq!(text(&example::full(), Detail::Full), include_str!("detailed.txt"));
     }
 
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_probe_comes_back_nothing_is_said_of_latency() {
+    fn without_answered_probes_the_latency_is_not_assessed() {
         let mut document = bloated(3.0);
         let silent = LatencyResult { rtt_us: None, received: 0, loss: Some(1.0), ..example::latency(12_300) };
         document.latency.download = Some(silent);
@@ -402,13 +403,13 @@ mod tests {
         let half = ResultDocument { complete: false, error: Some(error.clone()), ..example::bare() };
         assert_eq!(
             sentence(&half),
-            "Nothing arrived in the upload. Beside that, your connection to attic carries 50.0 Mbit/s down."
+            "Nothing arrived in the upload. Apart from that, your connection to attic carries 50.0 Mbit/s down."
         );
         assert_eq!(sentence(&ResultDocument { download: None, ..half }), "Nothing arrived in the upload.");
     }
 
     #[test]
-    fn a_test_that_did_not_finish_says_so_first() {
+    fn an_unfinished_test_is_named_as_such_first() {
         let interrupted = ResultDocument { complete: false, interrupted: true, ..example::bare() };
         assert_eq!(
             sentence(&interrupted),
@@ -419,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn latency_alone_and_nothing_at_all_have_their_words() {
+    fn latency_alone_and_an_empty_result_have_a_sentence() {
         let latency = ByLoad { idle: Some(example::latency(12_300)), ..ByLoad::default() };
         let idle = ResultDocument { download: None, latency, ..example::bare() };
         assert_eq!(sentence(&idle), "Your connection to attic takes 12.3 ms there and back.");
@@ -428,11 +429,11 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_not_vouched_for() {
+    fn the_identity_of_a_server_is_not_verified() {
         let server = Some(ServerEnd { address: "iperf.example.net:5201".to_owned() });
         let document = ResultDocument { reflector: None, server, ..example::bare() };
         let text = text(&document, Detail::Plain);
-        assert!(text.contains("iperf.example.net:5201, which nothing vouches for"), "{text}");
+        assert!(text.contains("iperf.example.net:5201 (identity not verified)"), "{text}");
     }
 
     #[test]
