@@ -1,5 +1,5 @@
-//! Why the appliance could not do something: one variant a cause. The client of the library decides how each reads and
-//! with which exit code the program ends.
+//! Why the appliance failed to do something: one variant per cause. The client of the library chooses the text and the
+//! exit code.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use crate::targets::{Host, HostPort, NotAHostPort};
 /// Why a call of the appliance failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplianceError {
-    /// The text of an address is not one.
+    /// The text of an address cannot be parsed.
     #[error(transparent)]
     Address(#[from] NotAHostPort),
     /// The database of pairings and results could not be used, or an entry was not found in it.
@@ -42,7 +42,7 @@ pub enum ApplianceError {
     /// The key file cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
-    /// The test lock or the working folder in the state folder could not be made.
+    /// The test lock or the working folder in the state folder could not be created.
     #[error("{}: {source}", .folder.display())]
     TestFolder {
         /// The state folder.
@@ -153,10 +153,10 @@ pub enum ApplianceError {
     /// The reflector could not start a phase.
     #[error("the phase was not started: {reason}")]
     PhaseNotStarted {
-        /// The reason: this end's if it knows one, otherwise the reflector's.
+        /// The reason: this end's if it has one, otherwise the reflector's.
         reason: String,
     },
-    /// The begin or the end of a phase was not reported in time.
+    /// An end did not report the begin or the end of a phase in time.
     #[error("{0} did not report the begin or the end of a phase in time")]
     PhaseOverdue(SocketAddr),
     /// A report of the reflector cannot be true.
@@ -172,24 +172,24 @@ pub enum ApplianceError {
     DataLost {
         /// The phase.
         load: Load,
-        /// The reason, from the end that noticed the failure.
+        /// The reason, from the end that detected the failure.
         reason: PeerText,
     },
-    /// Next to no payload arrived in some directions.
+    /// Almost no payload arrived in some directions.
     #[error("nothing arrived in {} directions", .directions.len())]
     NothingArrived {
         /// The directions, each with its phase.
         directions: Vec<(Load, Direction)>,
-        /// What carried the payload.
+        /// The transport of the payload.
         transport: PayloadTransport,
     },
-    /// Every phase ended without a reading.
+    /// Every phase ended without a sample.
     #[error("nothing was measured")]
     NothingMeasured,
-    /// A fault of this program, or of the operating system below it.
+    /// A fault of this program or of the operating system.
     #[error("{0}")]
     Internal(String),
-    /// The task of the test ended without a result: a fault of this program.
+    /// The task of the test panicked: a fault of this program.
     #[error("the test ended without a result: {0}")]
     BrokeOff(String),
     /// A test with an iperf3 server failed.
@@ -223,19 +223,19 @@ impl ApplianceError {
 /// Why a link to a reflector could not be opened, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkFailure {
-    /// No address of it accepted a connection.
+    /// None of its addresses accepted a connection.
     #[error("unreachable: {0}")]
     Unreachable(io::Error),
     /// It presented another key than the one that was paired.
     #[error("it presented the key {0}, which is not the paired one")]
     KeyChanged(EndpointId),
-    /// It presented a key for which the pairing code was not made.
+    /// The pairing code was made for another key.
     #[error("the pairing code was made for another key than {0}")]
     CodeOfAnother(EndpointId),
-    /// Something else than a reflector answered.
+    /// Something other than a reflector answered.
     #[error("not a reflector: {0}")]
     NotAReflector(String),
-    /// It hung up during the TLS handshake.
+    /// It closed the connection during the TLS handshake.
     #[error("it hung up during the TLS handshake")]
     HungUp,
     /// It accepted the connection, and for this time nothing came back in the handshake, with small segments neither.
@@ -278,7 +278,7 @@ pub enum LinkFailure {
         /// The text that it sent.
         detail: PeerText,
     },
-    /// It ended a session when another answer was due.
+    /// It ended a session instead of sending the expected answer.
     #[error("it ended the session when another answer was due: {0}")]
     EndedOutOfTurn(PeerText),
     /// It sent a message that is not valid in this state.
@@ -308,7 +308,7 @@ pub enum Iperf3Failure {
     /// The request names no server.
     #[error("no iperf3 server is named")]
     NoServerNamed,
-    /// The file of the server's public key holds none.
+    /// The public key file of the server does not contain a public key.
     #[error("{} is not a public key", .file.display())]
     NotAPublicKey {
         /// The file.
@@ -324,7 +324,7 @@ pub enum Iperf3Failure {
     #[error("cannot start iperf3: {0}")]
     NotStarted(std::io::Error),
     /// The server's report cannot be true.
-    #[error("the iperf3 server at {target} reports what cannot be true")]
+    #[error("the iperf3 server at {target} sent an impossible report")]
     ImpossibleReport {
         /// The server.
         target: HostPort,

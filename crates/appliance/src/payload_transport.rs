@@ -1,8 +1,8 @@
-//! What carries the payload of a test.
+//! The transport of the payload of a test.
 
 use serde::{Deserialize, Serialize};
 
-/// What carries the payload.
+/// The protocol that carries the payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PayloadTransport {

@@ -1,4 +1,4 @@
-//! The appliance's end of a link: resolve, connect, prove, pair, ask.
+//! The appliance's end of a link: resolve, connect, authenticate, pair, send requests.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that waits for a reflector in wall time")]
 
@@ -68,7 +68,7 @@ pub struct Route {
     pub origin: Origin,
 }
 
-/// How an [`Origin`] is stored.
+/// The stored form of an [`Origin`].
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Origin")]
 struct StoredOrigin {
@@ -105,7 +105,7 @@ pub struct Paired {
 }
 
 impl ReflectorClient {
-    /// Connects to `target` and verifies that it holds the expected key.
+    /// Connects to `target` and verifies its key.
     pub async fn connect(
         key: &SecretKey,
         target: &HostPort,
@@ -153,7 +153,7 @@ impl ReflectorClient {
         self.reflector
     }
 
-    /// Proves to the reflector that this device knows the code's secret, and verifies the reflector's proof of the
+    /// Proves to the reflector that this device knows the secret of the code, and verifies the reflector's proof of the
     /// same.
     pub async fn pair(mut self, own: EndpointId, code: &PairingCode, name: &str) -> Result<Paired, ApplianceError> {
         let exporter = self.exporter(PAIRING_EXPORTER_LABEL, None)?;
@@ -202,7 +202,7 @@ impl ReflectorClient {
     }
 
     /// Requests a session. If `wait` is set, waits in the queue as long as `limits` allow, and passes each place and
-    /// expected wait to `queued`. `None`: `cancelled` completed first, and the request is withdrawn.
+    /// expected wait to `queued`. `None`: `cancelled` completed first, and the request was withdrawn.
     pub async fn request(
         &mut self,
         spec: &TestSpec,
@@ -228,7 +228,7 @@ impl ReflectorClient {
                 }
             };
             let now = Instant::now();
-            limits.heard(now);
+            limits.note_received(now);
             match message {
                 ToAppliance::Granted(grant) => return Ok(Some(grant)),
                 ToAppliance::Queued { place, expected_wait_ms } => {
@@ -240,7 +240,7 @@ impl ReflectorClient {
                 ToAppliance::Pong | ToAppliance::Unknown => {}
                 other => return Err(self.unexpected(&other)),
             }
-            // Messages without end earn no more time.
+            // A flood of messages does not extend the deadline.
             if let Some(why) = limits.given_up(Instant::now()) {
                 return Err(given_up(why).at(&self.target));
             }
@@ -296,7 +296,7 @@ impl ReflectorClient {
         }
     }
 
-    /// Sends `close`. Best effort; takes only a short time.
+    /// Sends `close`. Best effort, within a short timeout.
     pub async fn close(&mut self, reason: &str) {
         let goodbye = async {
             self.framed.send(&ToReflector::Close { reason: PeerText::new(reason) }).await.ok();
@@ -349,9 +349,9 @@ impl ReflectorClient {
     }
 }
 
-/// All addresses of a target in the order in which they are tried.
+/// All addresses of a target, in the order of the attempts.
 pub(crate) async fn resolve(target: &HostPort, route: &Route) -> Result<Vec<SocketAddr>, ApplianceError> {
-    // The kernel's own error for this is "Invalid argument".
+    // Without this check the kernel would report "Invalid argument".
     if target.host.lacks_zone() && route.origin.interface.is_none() {
         return Err(ApplianceError::NoZone(target.host.clone()));
     }
@@ -432,7 +432,7 @@ fn no_handshake(expect: Expect, error: io::Error) -> LinkFailure {
     }
 }
 
-/// The failure of a request that was given up.
+/// The failure of a request after which the appliance gave up.
 fn given_up(why: GiveUp) -> LinkFailure {
     match why {
         GiveUp::Silence => LinkFailure::Silent(END_AFTER_SILENCE),
@@ -447,7 +447,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_resolver_s_first_family_goes_first_and_the_families_take_turns() {
+    fn the_families_alternate_beginning_with_the_resolvers_first() {
         let order = |addresses: &[&str]| {
             let parsed = addresses.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 1)).collect();
             interleaved(parsed).iter().map(|address| address.ip().to_string()).collect::<Vec<_>>()

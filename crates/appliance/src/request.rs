@@ -1,5 +1,5 @@
-//! What a speed test is asked to do. It can be stored and handed to another process: keys, passwords and folders of this
-//! process are no part of it.
+//! The request for a speed test. It can be stored and passed to another process: it contains no keys, no passwords and
+//! no folders of this process.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub struct TestRequest {
     pub omit: Option<Duration>,
     /// The transport of the payload, if the engine has a choice.
     pub transport: PayloadTransport,
-    /// How long to wait for a turn, on this device and at the other end.
+    /// How long to wait in the queue, on this device and at the other end.
     #[serde(default)]
     pub turn: TurnWait,
     /// The route that the test may take.
@@ -51,7 +51,7 @@ pub struct TestRequest {
     pub discards_result: bool,
 }
 
-/// How long a test waits for its turn while other tests run.
+/// How long a test waits while other tests run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnWait {
@@ -79,7 +79,7 @@ impl TurnWait {
         }
     }
 
-    /// What is left after this time of waiting.
+    /// The remaining wait after waiting for `waited`.
     #[must_use]
     pub fn after(self, waited: Duration) -> Self {
         match self {
@@ -90,18 +90,20 @@ impl TurnWait {
 }
 
 impl TestRequest {
-    /// The test with this data mode.
+    /// The test specification with this data mode.
     pub fn spec(&self, data_mode: DataMode) -> TestSpec {
         TestSpec { data_mode, ..self.spec.clone() }
     }
 
-    /// The data modes that this end can use, best first.
+    /// The data modes that this end can use, preferred first.
     pub fn data_modes(&self, engine: &dyn Engine) -> impl Iterator<Item = DataMode> {
         let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
-        ways.filter(move |way| self.data_mode.is_none_or(|asked| asked == *way) && engine.data_modes().contains(way))
+        ways.filter(move |way| {
+            self.data_mode.is_none_or(|requested| requested == *way) && engine.data_modes().contains(way)
+        })
     }
 
-    /// Why the engine cannot run this test in any of those data modes, in a clause; `None` if it can.
+    /// Why the engine cannot run this test in any of those data modes, as a clause; `None` if it can.
     pub fn unsupported(&self, engine: &dyn Engine) -> Option<&'static str> {
         let refusals = self.data_modes(engine).map(|way| engine.unsupported(&self.spec(way)));
         refusals.collect::<Option<Vec<_>>>()?.first().copied()
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_survives_its_text() {
+    fn a_request_survives_serialisation() {
         let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }];
         let engine = EngineId::try_from("tcp").unwrap();
         let bare = TestRequest {

@@ -1,4 +1,5 @@
-//! Where a person says the other end is: `HOST[:PORT]`, read once and strictly. Never resolves a name, never connects.
+//! The address of the other end as the user writes it: `HOST[:PORT]`, parsed strictly. Never resolves a name, never
+//! connects.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -32,7 +33,7 @@ pub enum Host {
 }
 
 impl Host {
-    /// The address, where it is one and not a name.
+    /// The address, if the host is an address.
     pub fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Name(_) => None,
@@ -43,13 +44,13 @@ impl Host {
 }
 
 impl Host {
-    /// Whether it is a link-local address without its interface: every interface has the same network `fe80::/64`.
+    /// Whether it is a link-local address without an interface: every interface has the network `fe80::/64`.
     pub fn lacks_zone(&self) -> bool {
         matches!(self, Self::V6 { address, zone: None } if address.is_unicast_link_local())
     }
 }
 
-/// As the system's resolver takes it: an IPv6 address without brackets.
+/// The form for the system's resolver: an IPv6 address without brackets.
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -101,8 +102,7 @@ pub enum Fault {
 }
 
 impl HostPort {
-    /// Parses `HOST[:PORT]`; without a port it is `default_port`. A bare IPv6 address has no port: one with a port
-    /// needs brackets.
+    /// Parses `HOST[:PORT]`; without a port it is `default_port`. An IPv6 address needs brackets if a port follows.
     pub fn parse(text: &str, default_port: u16) -> Result<Self, NotAHostPort> {
         let text = text.trim();
         read(text, default_port).map_err(|fault| NotAHostPort { text: quoted(text), fault })
@@ -170,7 +170,7 @@ impl FromStr for HostPort {
     }
 }
 
-/// Always with the port, so that what was saved can be read again whatever the default port is.
+/// Always includes the port, so that a saved address does not depend on the default port.
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
@@ -201,14 +201,14 @@ fn read(text: &str, default_port: u16) -> Result<HostPort, Fault> {
     }
     match text.split_once(':') {
         None => Ok(HostPort { host: name_or_v4(text)?, port: default_port }),
-        // A second colon: nothing but an IPv6 address has one.
+        // Only an IPv6 address has a second colon.
         Some((_, rest)) if rest.contains(':') => Ok(HostPort { host: v6(text)?, port: default_port }),
         Some((host, port)) => Ok(HostPort { host: name_or_v4(host)?, port: self::port(port)? }),
     }
 }
 
 fn port(text: &str) -> Result<u16, Fault> {
-    // `parse` alone would take "+80".
+    // `parse` alone would accept "+80".
     if !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(Fault::Port);
     }
@@ -220,7 +220,7 @@ fn v6(text: &str) -> Result<Host, Fault> {
         None => (text, None),
         Some((address, zone)) => (address, Some(zone)),
     };
-    // An interface's name has at most 15 bytes (IFNAMSIZ), none of them a slash or a space.
+    // An interface name has at most 15 bytes (IFNAMSIZ), without slashes and spaces.
     let is_zone =
         |zone: &&str| (1..=15).contains(&zone.len()) && zone.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
     if zone.iter().any(|zone| !is_zone(zone)) {
@@ -240,7 +240,7 @@ fn name_or_v4(text: &str) -> Result<Host, Fault> {
     if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
         return Err(Fault::V4);
     }
-    // Underscores are no host name by RFC 1123, but people have them in their networks.
+    // RFC 1123 does not allow underscores in host names, but local networks use them.
     let strange = |c: &char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
     if let Some(c) = text.chars().find(strange) {
         return Err(if c == '/' { Fault::Url } else { Fault::Character(c) });
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_comes_with_or_without_port() {
+    fn a_host_is_valid_with_or_without_a_port() {
         assert_eq!(target("reflector.example.net"), "reflector.example.net:4000");
         assert_eq!(target("Reflector.Example.net.:4001"), "reflector.example.net:4001");
         assert_eq!(target("203.0.113.7"), "203.0.113.7:4000");
@@ -350,18 +350,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "\\PC*") {
+        fn no_input_panics(text in "\\PC*") {
             let _ = text.parse::<HostPort>();
         }
 
         #[test]
-        fn every_ipv4_target_survives_its_text(bits: u32, port in 1u16..) {
+        fn every_ipv4_target_survives_its_text_form(bits: u32, port in 1u16..) {
             let target = HostPort { host: Host::V4(Ipv4Addr::from_bits(bits)), port };
             prop_assert_eq!(target.to_string().parse::<HostPort>(), Ok(target));
         }
 
         #[test]
-        fn every_ipv6_target_survives_its_text_and_stands_without_brackets(bits: u128, port in 1u16.., zone in "([a-z][a-z0-9.@-]{0,14})?") {
+        fn every_ipv6_target_survives_its_text_form_and_is_valid_without_brackets(bits: u128, port in 1u16.., zone in "([a-z][a-z0-9.@-]{0,14})?") {
             let zone = (!zone.is_empty()).then_some(zone);
             let target = HostPort { host: Host::V6 { address: Ipv6Addr::from_bits(bits), zone }, port };
             prop_assert_eq!(target.to_string().parse::<HostPort>(), Ok(target.clone()));
@@ -369,13 +369,13 @@ mod tests {
         }
 
         #[test]
-        fn every_name_survives_its_text(name in "[a-z][a-z0-9_]{0,20}(\\.[a-z0-9]{1,10}){0,3}", port in 1u16..) {
+        fn every_name_survives_its_text_form(name in "[a-z][a-z0-9_]{0,20}(\\.[a-z0-9]{1,10}){0,3}", port in 1u16..) {
             let target = HostPort { host: Host::Name(name), port };
             prop_assert_eq!(target.to_string().parse::<HostPort>(), Ok(target));
         }
 
         #[test]
-        fn whatever_is_read_survives_its_text(text in "[\\[\\]a-f0-9:.%-]{0,24}") {
+        fn every_parsed_target_survives_its_text_form(text in "[\\[\\]a-f0-9:.%-]{0,24}") {
             if let Ok(target) = text.parse::<HostPort>() {
                 prop_assert_eq!(target.to_string().parse::<HostPort>(), Ok(target));
             }

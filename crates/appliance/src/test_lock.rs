@@ -9,7 +9,7 @@ use crate::error::ApplianceError;
 
 /// The file in the state folder that is locked while a test runs.
 pub const LOCK_FILE: &str = "test.lock";
-/// The folder in the state folder that a test's child processes work in.
+/// The folder in the state folder for the child processes of a test.
 pub const SCRATCH: &str = "scratch";
 
 /// What may be done in the state folder to take its lock.
@@ -62,7 +62,7 @@ impl TestLock {
         Ok(())
     }
 
-    /// The working folder of a test that holds the lock. No other test uses it, and it is empty at the begin.
+    /// The working folder of a test that holds the lock. It is empty at the begin, and no other test uses it.
     pub fn scratch(state_dir: &Path) -> PathBuf {
         state_dir.join(SCRATCH)
     }

@@ -1,22 +1,23 @@
-//! How long the appliance waits for a reflector: for an answer that is due, and in its queue. Pure; the time is handed in.
+//! The deadlines of the appliance's waits for a reflector: for an answer, and in its queue. Pure; the time is an
+//! argument.
 
 use std::time::{Duration, Instant};
 
 use paramedic_link::message::END_AFTER_SILENCE;
 
-/// How long an answer may take. Pings, pongs and unknown messages are not answers.
+/// The timeout of an answer. Pings, pongs and unknown messages are not answers.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest time without progress of the queue that is tolerated, however long a reflector's tests may be.
+/// The longest time without progress in the queue, regardless of the duration of the reflector's tests.
 const LONGEST_STALL: Duration = Duration::from_secs(60 * 60);
-/// How much longer than two of the reflector's longest tests the queue may be without progress.
+/// Allowed time without progress in the queue, in addition to two of the reflector's longest tests.
 const STALL_MARGIN: Duration = Duration::from_secs(60);
-/// How long a request waits in a queue that moves.
+/// The longest wait in a queue that moves.
 const LONGEST_QUEUE: Duration = Duration::from_secs(6 * 60 * 60);
 /// The longest wait that can be requested: an `Instant` holds it without overflow.
-const LONGEST_ASKED: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+const LONGEST_REQUEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// Why a request is given up.
+/// Why the appliance gives up a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GiveUp {
     /// The request was not answered in time.
@@ -29,7 +30,7 @@ pub enum GiveUp {
     TooLong(Duration),
 }
 
-/// A request for a session from the moment at which it is sent. The answer is due within [`ANSWER_TIMEOUT`]; once queued,
+/// A request for a session, from the moment when it is sent. The answer is due within [`ANSWER_TIMEOUT`]. In the queue,
 /// each rule has its own deadline.
 #[derive(Clone, Debug)]
 pub struct QueueWait {
@@ -41,27 +42,27 @@ pub struct QueueWait {
 
 #[derive(Clone, Debug)]
 struct InQueue {
-    heard: Instant,
-    /// The best place so far, and when it was reached.
+    received_at: Instant,
+    /// The best place so far; `improved` is when it was reached.
     best: u32,
     improved: Instant,
 }
 
 impl QueueWait {
-    /// A request that is sent at `now` to a reflector whose longest test is `longest_test`. `asked` is the requested
-    /// limit of the wait in the queue, if any.
-    pub fn new(longest_test: Duration, asked: Option<Duration>, now: Instant) -> Self {
+    /// A request that is sent at `now` to a reflector whose longest test is `longest_test`. `requested` is the
+    /// requested limit of the wait in the queue, if any.
+    pub fn new(longest_test: Duration, requested: Option<Duration>, now: Instant) -> Self {
         let stall = longest_test.saturating_mul(2).saturating_add(STALL_MARGIN).min(LONGEST_STALL);
-        match asked {
-            Some(asked) => Self { stall: None, longest: asked.min(LONGEST_ASKED), sent: now, queued: None },
+        match requested {
+            Some(requested) => Self { stall: None, longest: requested.min(LONGEST_REQUEST), sent: now, queued: None },
             None => Self { stall: Some(stall), longest: LONGEST_QUEUE, sent: now, queued: None },
         }
     }
 
     /// Notes that a message was received.
-    pub fn heard(&mut self, now: Instant) {
+    pub fn note_received(&mut self, now: Instant) {
         if let Some(queued) = &mut self.queued {
-            queued.heard = now;
+            queued.received_at = now;
         }
     }
 
@@ -73,7 +74,7 @@ impl QueueWait {
                     (queued.best, queued.improved) = (place, now);
                 }
             }
-            None => self.queued = Some(InQueue { heard: now, best: place, improved: now }),
+            None => self.queued = Some(InQueue { received_at: now, best: place, improved: now }),
         }
     }
 
@@ -81,7 +82,7 @@ impl QueueWait {
     pub fn deadline(&self) -> (Instant, GiveUp) {
         let Some(queued) = &self.queued else { return (self.sent + ANSWER_TIMEOUT, GiveUp::NoAnswer) };
         let rules = [
-            Some((queued.heard + END_AFTER_SILENCE, GiveUp::Silence)),
+            Some((queued.received_at + END_AFTER_SILENCE, GiveUp::Silence)),
             self.stall.map(|stall| (queued.improved + stall, GiveUp::Stalled(stall))),
             Some((self.sent + self.longest, GiveUp::TooLong(self.longest))),
         ];
@@ -106,16 +107,16 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[expect(clippy::disallowed_methods, reason = "only distances from this moment are tested")]
-    fn asking(longest_test: Duration, asked: Option<Duration>) -> (QueueWait, Instant) {
+    fn asking(longest_test: Duration, requested: Option<Duration>) -> (QueueWait, Instant) {
         let now = Instant::now();
-        (QueueWait::new(longest_test, asked, now), now)
+        (QueueWait::new(longest_test, requested, now), now)
     }
 
     #[test]
-    fn an_answer_is_due_in_fifteen_seconds_whatever_else_is_said() {
+    fn an_answer_is_due_in_fifteen_seconds_despite_other_messages() {
         let (mut wait, start) = asking(MINUTE, Some(MINUTE));
         for second in 1..15 {
-            wait.heard(start + second * SECOND);
+            wait.note_received(start + second * SECOND);
             assert_eq!(wait.given_up(start + second * SECOND), None);
         }
         assert_eq!(wait.given_up(start + 15 * SECOND), Some(GiveUp::NoAnswer));
@@ -127,12 +128,12 @@ mod tests {
         wait.queued_at(3, start + SECOND);
         assert_eq!(wait.given_up(start + 10 * SECOND), None);
         assert_eq!(wait.given_up(start + 11 * SECOND), Some(GiveUp::Silence));
-        wait.heard(start + 10 * SECOND);
+        wait.note_received(start + 10 * SECOND);
         assert_eq!(wait.given_up(start + 19 * SECOND), None);
         assert_eq!(wait.deadline(), (start + 20 * SECOND, GiveUp::Silence));
     }
 
-    /// Hears something each second from `from` on, at the places that `place` says, until the wait is given up.
+    /// Receives a message each second from `from` on, with the places of `place`, until the wait is given up.
     fn until_given_up(wait: &mut QueueWait, start: Instant, place: impl Fn(u32) -> Option<u32>) -> (Duration, GiveUp) {
         let seconds = 1..1_000_000;
         for second in seconds {
@@ -143,7 +144,7 @@ mod tests {
             if let Some(place) = place(second) {
                 wait.queued_at(place, now);
             }
-            wait.heard(now);
+            wait.note_received(now);
         }
         panic!("it waits for ever")
     }
@@ -154,11 +155,11 @@ mod tests {
         let (mut wait, start) = asking(MINUTE, None);
         wait.queued_at(3, start);
         assert_eq!(until_given_up(&mut wait, start, |_| None), (stall, GiveUp::Stalled(stall)));
-        // Up and down is no improvement, and worse is none either.
+        // Alternating places are no improvement, and neither are worse ones.
         let (mut wait, start) = asking(MINUTE, None);
         wait.queued_at(3, start);
         assert_eq!(until_given_up(&mut wait, start, |at| Some(3 + at % 5)), (stall, GiveUp::Stalled(stall)));
-        // One that improves once has the time again.
+        // One improvement restarts the time limit.
         let (mut wait, start) = asking(MINUTE, None);
         wait.queued_at(3, start);
         let end = until_given_up(&mut wait, start, |at| (at == 100).then_some(2));
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn no_reflector_can_make_its_queue_stand_still_for_longer_than_an_hour() {
+    fn no_queue_may_be_without_progress_for_longer_than_an_hour() {
         for longest_test in [Duration::from_secs(86_400), Duration::from_millis(u64::MAX), Duration::MAX] {
             let (mut wait, start) = asking(longest_test, None);
             wait.queued_at(3, start);
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_moves_is_waited_out_for_six_hours() {
+    fn the_wait_in_a_moving_queue_ends_after_six_hours() {
         let (mut wait, start) = asking(MINUTE, None);
         wait.queued_at(u32::MAX, start);
         let end = until_given_up(&mut wait, start, |at| Some(u32::MAX - at));
@@ -184,13 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_takes_the_place_of_both_rules_but_not_of_silence() {
-        let asked = Duration::from_secs(8 * 60 * 60);
-        let (mut wait, start) = asking(SECOND, Some(asked));
+    fn a_requested_limit_replaces_both_rules_but_not_that_of_silence() {
+        let requested = Duration::from_secs(8 * 60 * 60);
+        let (mut wait, start) = asking(SECOND, Some(requested));
         wait.queued_at(1, start);
         assert_eq!(wait.given_up(start + 10 * SECOND), Some(GiveUp::Silence));
-        assert_eq!(until_given_up(&mut wait, start, |_| Some(1)), (asked, GiveUp::TooLong(asked)));
-        // One that is granted before it is queued never waited.
+        assert_eq!(until_given_up(&mut wait, start, |_| Some(1)), (requested, GiveUp::TooLong(requested)));
+        // A request that is granted before it is queued never waited.
         let (wait, start) = asking(SECOND, Some(Duration::ZERO));
         assert_eq!(wait.given_up(start + SECOND), None);
     }
@@ -199,12 +200,12 @@ mod tests {
         #[test]
         fn no_time_overflows(
             longest_test: Duration,
-            asked: Option<Duration>,
+            requested: Option<Duration>,
             places in prop::collection::vec(any::<u32>(), 0..20),
         ) {
-            let (mut wait, now) = asking(longest_test, asked);
+            let (mut wait, now) = asking(longest_test, requested);
             for place in places {
-                wait.heard(now);
+                wait.note_received(now);
                 wait.queued_at(place, now);
             }
             prop_assert!(wait.deadline().0 >= now);

@@ -1,5 +1,5 @@
-//! The application: one appliance with its identity, its reflectors, its results, and the tests that it runs. Every client
-//! of it, such as the command line, asks here. It decides nothing about output, and never prints.
+//! The application: one appliance with its identity, its reflectors, its results and its tests. Every client, such as
+//! the command line, uses it. It never prints, and leaves all output to the client.
 
 mod identity;
 mod reflectors;
@@ -29,8 +29,8 @@ pub struct Appliance {
     state: Arc<State>,
 }
 
-/// What an appliance has open. Key and database are opened at first use: a command that needs one of them runs where the
-/// other cannot be used.
+/// The open resources of an appliance. Key and database are opened at first use: a command that needs only one of them
+/// works even if the other is unusable.
 struct State {
     folder: PathBuf,
     /// Whether nothing in the folder is created or changed.
@@ -72,7 +72,7 @@ impl Appliance {
         &self.state.folder
     }
 
-    /// Loads the key and opens the database, so that a failure of either comes before anything else is begun.
+    /// Loads the key and opens the database, so that an error of either is reported first.
     pub async fn load(&self) -> Result<(), ApplianceError> {
         self.key()?;
         self.store().await?;
@@ -112,7 +112,7 @@ fn is_write_refused(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
-/// What the appliance uses a file of its state folder for, by its name.
+/// The use of a file of the state folder, by its name.
 fn own_file(name: &str) -> Option<OwnFile> {
     let is_own = [KEY_FILE, DATABASE_FILE].iter().any(|own| name.starts_with(own));
     match name {

@@ -1,4 +1,4 @@
-//! The reflectors that this appliance is paired with: pair, list, check, rename, remove.
+//! The paired reflectors of this appliance: pair, list, check, rename, remove.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -16,17 +16,17 @@ use crate::reflector_client::{ReflectorClient, Route};
 use crate::store::Reflector;
 use crate::targets::HostPort;
 
-/// How a new reflector proves who it is.
+/// How a new reflector proves its identity.
 pub enum PairingProof {
-    /// Both ends prove that they know the code, which the reflector printed.
+    /// Both ends prove that they know the code that the reflector printed.
     Code(PairingCode),
-    /// The user compared the reflector's Endpoint ID, and enters this device at the reflector.
+    /// The user compared the reflector's Endpoint ID, and adds this device on the reflector.
     EndpointId(EndpointId),
 }
 
-/// A pairing that was made.
+/// A completed pairing.
 pub struct NewPairing {
-    /// The reflector, as it is saved.
+    /// The reflector, as saved.
     pub reflector: Reflector,
     /// Whether the reflector knows this device.
     pub is_mutual: bool,
@@ -51,8 +51,8 @@ pub struct Reached {
 }
 
 impl Appliance {
-    /// Pairs with the reflector at `target` and saves it. `name` is what it is called here; without one, what it calls
-    /// itself, else its host. `own_name` is what this device calls itself.
+    /// Pairs with the reflector at `target` and saves it as `name`. Without `name` it is saved under its own name, or
+    /// else under its host. `own_name` is this device's own name.
     pub async fn pair(
         &self,
         target: HostPort,
@@ -97,8 +97,8 @@ impl Appliance {
         Ok(self.reading_store().await?.reflectors().await?)
     }
 
-    /// The reflectors to check: the one that has the name, address or Endpoint ID `wanted`, or all. Loads the key, so that
-    /// an unusable one fails here and not at each reflector.
+    /// The reflectors to check: the one with the name, address or Endpoint ID `wanted`, or all. Loads the key first, so
+    /// that an unusable key is one error instead of one per reflector.
     pub async fn reflectors_to_check(&self, wanted: Option<&str>) -> Result<Vec<Reflector>, ApplianceError> {
         let store = self.reading_store().await?;
         let chosen = match wanted {
@@ -126,12 +126,12 @@ impl Appliance {
         Ok(Reached { address, version: welcome.software, took, local, path, segment_limit })
     }
 
-    /// Renames the reflector that has the name, address or Endpoint ID `wanted`.
+    /// Renames the reflector with the name, address or Endpoint ID `wanted`.
     pub async fn rename_reflector(&self, wanted: &str, name: &PeerText) -> Result<Reflector, ApplianceError> {
         Ok(self.store().await?.rename_reflector(wanted, name).await?)
     }
 
-    /// Removes the reflector that has the name, address or Endpoint ID `wanted`. Its results stay.
+    /// Removes the reflector with the name, address or Endpoint ID `wanted`. Its results are kept.
     pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, ApplianceError> {
         Ok(self.store().await?.remove_reflector(wanted).await?)
     }

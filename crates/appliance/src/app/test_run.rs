@@ -29,17 +29,17 @@ use crate::test_lock::{LockAccess, TestLock};
 pub enum TestEvent {
     /// Another test runs on this device; this one waits for it.
     WaitingForDevice,
-    /// What the test reports while it runs; never the result or the error at its end.
+    /// An event that the test reports while it runs; never the result or the error at its end.
     Test(Event),
 }
 
 /// How a test ended.
 pub struct TestEnd {
-    /// What was measured, judged; also where it failed half way.
+    /// The measurements and their judgement, also of a run that failed half way.
     pub measured: Option<ResultDocument>,
     /// Why the test is not complete.
     pub failure: Option<ApplianceError>,
-    /// Why what was measured could not be saved.
+    /// Why the measurements could not be saved.
     pub unsaved: Option<ApplianceError>,
 }
 
@@ -77,8 +77,8 @@ impl RunningTest {
 }
 
 impl Appliance {
-    /// Checks a request and starts its test. One test runs at a time, across all processes of the state folder: where
-    /// another one runs, this one waits for it as long as the request says.
+    /// Checks a request and starts its test. One test runs at a time, across all processes of the state folder. If
+    /// another test runs, this one waits for as long as the request allows.
     ///
     /// `options` are the values of the provider's own options.
     pub async fn run(&self, request: TestRequest, options: OptionValues) -> Result<RunningTest, ApplianceError> {
@@ -158,7 +158,7 @@ impl Appliance {
         }
         provider.check_job(&job)?;
         job.request.route.origin.check().map_err(ApplianceError::Origin)?;
-        // Before the time of another host is taken.
+        // Checked before the test occupies another host.
         let engine = job.request.spec.engine.clone();
         match tokio::task::spawn_blocking(move || provider.check_host(&engine)).await {
             Ok(Err(lacking)) => {
@@ -171,7 +171,7 @@ impl Appliance {
         Ok((provider, job, temporary))
     }
 
-    async fn run_to_its_end(
+    async fn run_to_end(
         self,
         provider: &'static dyn Provider,
         mut job: TestJob,
@@ -185,7 +185,7 @@ impl Appliance {
             Some(lock) => lock,
             None if !job.request.turn.may_wait() => return Ok(Some(self.busy(provider, &job).await)),
             None => {
-                // A client that has dropped its end wants no events.
+                // The client may have dropped its receiver of events.
                 events.send(TestEvent::WaitingForDevice).ok();
                 let waited = tokio::select! {
                     lock = TestLock::wait(self.state_dir(), access) => Some(lock?),
@@ -198,7 +198,7 @@ impl Appliance {
                 }
             }
         };
-        job.request.turn = job.request.turn.after(asked.elapsed());
+        job.request.turn = job.request.turn.after(requested_at.elapsed());
         let report = move |event| {
             events.send(TestEvent::Test(event)).ok();
         };
@@ -207,9 +207,9 @@ impl Appliance {
         Ok(Some(self.conclude(&job, outcome).await))
     }
 
-    /// The end of a test that another one on this device kept from running.
+    /// The end of a test that did not run because another test on this device was running.
     async fn busy(&self, provider: &dyn Provider, job: &TestJob) -> TestEnd {
-        self.conclude(job, providers::not_begun(job, provider, ApplianceError::DeviceBusy)).await
+        self.conclude(job, providers::never_started(job, provider, ApplianceError::DeviceBusy)).await
     }
 
     /// Judges and saves a run. Every run is saved, also one that measured nothing, unless the request says otherwise.
@@ -226,7 +226,7 @@ impl Appliance {
         if let Some(error) = &unsaved {
             tracing::warn!(%error, "the run is not saved");
         }
-        // The user of a run without measurements loses nothing but its trace.
+        // A run without measurements need not be saved.
         let unsaved = unsaved.filter(|_| is_measured);
         TestEnd { measured: is_measured.then_some(result), failure, unsaved }
     }
@@ -255,7 +255,7 @@ fn foreign_option(name: &str, provider: &dyn Provider) -> String {
     format!("--{name} is an option of the provider {owner}, not of {}", provider.id())
 }
 
-/// Ends after this time; never where there is no limit.
+/// Ends after this time; never without a limit.
 async fn elapsed(limit: Option<Duration>) {
     match limit {
         Some(limit) => tokio::time::sleep(limit).await,
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_for_what_is_not_there_is_refused_before_it_runs() {
+    async fn a_request_with_an_unknown_id_is_refused_before_it_runs() {
         let folder = tempfile::tempdir().unwrap();
         let appliance = appliance(folder.path());
         let cases = [
@@ -343,7 +343,7 @@ mod tests {
             .unwrap();
         let busy = refused.end().await.unwrap().unwrap();
         assert!(busy.measured.is_none() && matches!(busy.failure, Some(ApplianceError::DeviceBusy)));
-        // The wait that was cancelled may take the lock once more before it lets go.
+        // The cancelled wait may still take the lock once before it ends.
         drop(held);
         let end =
             appliance.run(request("reflector"), OptionValues::default()).await.unwrap().end().await.unwrap().unwrap();

@@ -27,7 +27,7 @@ use crate::test_lock::TestLock;
 use options::{OptionValues, ProviderOption};
 use run_record::RunRecord;
 
-/// Every provider there is. Command line values and help read this list.
+/// Every provider. Command line values and help come from this list.
 pub const PROVIDERS: &[&dyn Provider] = &[&reflector::Reflectors, &iperf3::Servers];
 
 /// The provider with this id.
@@ -35,7 +35,7 @@ pub fn find(id: &str) -> Option<&'static dyn Provider> {
     PROVIDERS.iter().copied().find(|provider| provider.id() == id)
 }
 
-/// One place where speed tests come from.
+/// A source of speed tests.
 pub trait Provider: Sync {
     /// The id on the command line and in results.
     fn id(&self) -> &'static str;
@@ -48,16 +48,15 @@ pub trait Provider: Sync {
         &[]
     }
 
-    /// The id of the engine that it uses when the request names none. It is the provider's own: no engine of this
-    /// program needs to have it.
+    /// The id of the default engine. It is the provider's own name for it: it need not be an engine of this program.
     fn default_engine(&self, transport: PayloadTransport) -> &'static str;
 
-    /// Whether its engine with this id puts load on the path. An engine without load runs a single idle phase.
+    /// Whether the engine with this id loads the path. An engine without load runs a single idle phase.
     fn loads(&self, _engine: &str) -> bool {
         true
     }
 
-    /// Whether latency can be probed with it.
+    /// Whether it supports latency probes.
     fn probes(&self) -> bool;
 
     /// Whether the other end knows this device by its key.
@@ -66,14 +65,14 @@ pub trait Provider: Sync {
     /// Checks that this provider can run `job`, its own options included. Called before any I/O.
     fn check_job(&self, job: &TestJob) -> Result<(), ApplianceError>;
 
-    /// Whether this device has what the engine needs. Returns what the engine supports here, preferred first, in its own
-    /// words. May block for some seconds; called on a thread for that.
+    /// Whether this device has what the engine needs. Returns the features that the engine supports on this device,
+    /// preferred first, with the engine's own names. May block for some seconds; called on a thread of its own.
     fn check_host(&self, _engine: &EngineId) -> Result<Vec<PeerText>, Unavailable> {
         Ok(Vec::new())
     }
 
-    /// Runs one test to its end. `lock` is the device's: while the test waits elsewhere the lock is released. `observer`
-    /// gets every event as it happens, and can end the test.
+    /// Runs one test to its end. `lock` is the test lock of this device; it is released while the test waits in another
+    /// queue. `observer` receives every event immediately, and can end the test.
     fn run<'a>(
         &'a self,
         job: &'a TestJob,
@@ -82,9 +81,9 @@ pub trait Provider: Sync {
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 }
 
-/// A request, and what the appliance adds to it.
+/// A request, with the additions of the appliance.
 pub struct TestJob {
-    /// What is asked.
+    /// The request.
     pub request: TestRequest,
     /// The appliance's key; absent if the provider needs none and there is none.
     pub key: Option<Arc<SecretKey>>,
@@ -94,9 +93,9 @@ pub struct TestJob {
     pub blocked_direct: BTreeMap<EndpointId, Timestamp>,
     /// The values of the provider's own options.
     pub options: OptionValues,
-    /// A folder to work in, which is there, ours alone, and empty.
+    /// The working folder of the test: it exists, is exclusive to the test, and is empty.
     pub scratch: PathBuf,
-    /// How an error reads in the result.
+    /// Converts an error into the text for the result.
     pub describe: Describe,
 }
 
@@ -112,7 +111,7 @@ pub type Describe = fn(&ApplianceError) -> ErrorBody;
 
 /// The receiver of a running test's events, and its cancellation.
 pub struct Observer {
-    /// Called with every event as it happens.
+    /// Called immediately with every event.
     pub events: Box<dyn FnMut(Event) + Send>,
     /// Becomes true when the user wants the test to end.
     pub interrupt: watch::Receiver<bool>,
@@ -122,20 +121,20 @@ impl Observer {
     /// Ends when the user wants the test to end.
     pub async fn interrupted(&mut self) {
         if self.interrupt.wait_for(|wanted| *wanted).await.is_err() {
-            // The sender is gone: the wish cannot come any more.
+            // The sender was dropped, so the test can no longer be interrupted.
             std::future::pending::<()>().await;
         }
     }
 }
 
 /// The outcome of a test that failed before its provider began it.
-pub fn not_begun(job: &TestJob, provider: &dyn Provider, failure: ApplianceError) -> Outcome {
+pub fn never_started(job: &TestJob, provider: &dyn Provider, failure: ApplianceError) -> Outcome {
     RunRecord::begin(job, provider.id()).conclude(job, Err(failure))
 }
 
 /// How a test ended.
 pub struct Outcome {
-    /// The run's document, also where it failed half way or before anything was measured.
+    /// The document of the run, also of one that failed half way or before any measurement.
     pub result: ResultDocument,
     /// Why it is not complete.
     pub failure: Option<ApplianceError>,

@@ -1,4 +1,4 @@
-//! The options that a provider declares, and the values that a client of the library passes for them.
+//! The options that a provider declares, and their values from a client of the library.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,13 +11,13 @@ use zeroize::Zeroizing;
 pub struct ProviderOption {
     /// The name; the command line puts `--` before it.
     pub name: &'static str,
-    /// What `--help` shows in the place of the value.
+    /// The placeholder of the value in `--help`.
     pub value_name: &'static str,
     /// The line for `--help`.
     pub help: &'static str,
     /// Where the value comes from.
     pub source: OptionSource,
-    /// The option without which this one makes no sense.
+    /// The option that this one requires.
     pub requires: Option<&'static str>,
 }
 
@@ -28,20 +28,21 @@ pub enum OptionSource {
     Text,
     /// The content of the file after the flag.
     File {
-        /// How many bytes are read.
+        /// The most bytes that are read.
         max_bytes: u64,
     },
-    /// The first line of the file after the flag, or of standard input (`-`). Without the flag: the environment.
+    /// The first line of the file after the flag, or of standard input (`-`). Without the flag: the environment
+    /// variable.
     Secret {
         /// The environment variable.
         variable: &'static str,
-        /// How many bytes are read.
+        /// The most bytes that are read.
         max_bytes: u64,
     },
 }
 
-/// The values of a provider's options. They travel beside the request: they are never stored, never printed, and
-/// overwritten when dropped.
+/// The values of a provider's options. They are passed separately from the request. They are never stored or printed,
+/// and are overwritten when dropped.
 #[derive(Clone, Default)]
 pub struct OptionValues {
     values: BTreeMap<&'static str, OptionValue>,
@@ -72,13 +73,13 @@ impl OptionValues {
         self.values.get(name)?.file.as_deref()
     }
 
-    /// The first value whose option is not one of `options`.
+    /// The first value that belongs to none of `options`.
     pub(crate) fn first_outside(&self, options: &[ProviderOption]) -> Option<&'static str> {
         self.values.keys().copied().find(|name| options.iter().all(|option| option.name != *name))
     }
 }
 
-/// The names alone: values are secret.
+/// Only the names: values are secret.
 impl fmt::Debug for OptionValues {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.values.keys()).finish()
@@ -98,7 +99,7 @@ mod tests {
     };
 
     #[test]
-    fn values_have_names_when_printed_and_nothing_else() {
+    fn debug_output_has_names_without_values() {
         let mut values = OptionValues::default();
         let value = OptionValue { text: Zeroizing::new("s3cret".to_owned()), file: Some("/somewhere".into()) };
         values.set(&TOKEN, value);

@@ -1,5 +1,5 @@
-//! What a run of any provider has gathered so far, and how it ends: the builder of its result, with this host's clock,
-//! facts and probes around it.
+//! The record of a run of any provider: the builder of its result, with this host's clock, facts and probes. The same
+//! for every end of a run.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that dates a run")]
 
@@ -20,18 +20,18 @@ use super::{Outcome, TestJob};
 use crate::error::ApplianceError;
 use crate::store::DirectModeFinding;
 
-/// A run so far.
+/// The record of a run.
 pub(super) struct RunRecord {
     /// Its result.
     pub(super) result: ResultBuilder,
-    /// What the probes saw, all phases.
+    /// The latency probes of all phases.
     pub(super) probes: Option<Probes>,
     /// What it found out about direct mode.
     pub(super) finding: Option<DirectModeFinding>,
 }
 
 impl RunRecord {
-    /// A run that begins now.
+    /// The record of a run that begins now.
     pub(super) fn begin(job: &TestJob, provider: &str) -> Self {
         let run = RunIdentity {
             id: Uuid::now_v7(),
@@ -46,7 +46,7 @@ impl RunRecord {
         Self { result: ResultBuilder::new(run, options), probes: None, finding: None }
     }
 
-    /// How the run ended: what was measured, and why it is not complete.
+    /// The outcome of the run: its measurements, and why it is not complete.
     pub(super) fn conclude(self, job: &TestJob, end: Result<(), ApplianceError>) -> Outcome {
         let Self { result, probes, finding } = self;
         let empty = result.directions_without_payload();
@@ -96,7 +96,7 @@ pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sa
     }
 }
 
-/// How this host is now; `local` is its address on the way to the other end.
+/// The present state of this host; `local` is its address towards the other end.
 pub(super) fn own_facts(local: Option<IpAddr>) -> HostFacts {
     HostFacts { version: env!("CARGO_PKG_VERSION").into(), ..host_facts::read(local) }
 }

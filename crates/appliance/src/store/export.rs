@@ -1,4 +1,4 @@
-//! All runs, for other programs: JSON lines and CSV. Writes lines to whoever asks, not to files or streams.
+//! All runs in formats for other programs: JSON lines and CSV. Passes lines to the caller, and opens no file or stream.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ pub enum ExportFormat {
     Csv,
 }
 
-/// How many runs are read at once: a few megabytes at most.
+/// The number of runs that are read at once: a few megabytes at most.
 const PAGE: u32 = 64;
 
 impl ApplianceStore {
@@ -34,7 +34,7 @@ impl ApplianceStore {
         }
         let mut last = None;
         loop {
-            // Page by page: a reader who takes his time holds no lock.
+            // One page at a time, so that a slow reader holds no lock.
             let page = self.runs_after(last, PAGE).await?;
             for run in &page {
                 match format {
@@ -50,8 +50,8 @@ impl ApplianceStore {
     }
 }
 
-/// The same JSON without white space between its tokens. Works on the text, so that all numbers and the order of names
-/// stay as printed.
+/// The same JSON without white space between its tokens. Works on the text, so that it preserves all numbers and the
+/// order of names.
 fn one_line(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);
@@ -68,7 +68,7 @@ fn one_line(json: &str) -> String {
     line
 }
 
-/// A run of the table.
+/// A run as a row of the table.
 struct CsvRow<'a> {
     run: RunSummary,
     document: &'a ResultDocument,
@@ -112,7 +112,7 @@ const CSV_COLUMNS: [(&str, Cell); 28] = [
 ];
 
 impl CsvRow<'_> {
-    /// The largest known loss of probes under a load, as a share.
+    /// The largest known probe loss under a load, as a fraction.
     fn loss(&self, load: Load) -> Option<String> {
         self.document.latency.of(load)?.worst_loss().map(|share| share.to_string())
     }
@@ -127,7 +127,7 @@ fn csv_row(document: &ResultDocument) -> String {
     CSV_COLUMNS.map(|(_, cell)| cell(&row).unwrap_or_default()).join(",")
 }
 
-/// A cell with text from outside: quoted if CSV requires it, and never a formula to a spreadsheet
+/// A cell with text from outside. It is quoted if CSV requires it, and a spreadsheet never reads it as a formula
 /// (<https://owasp.org/www-community/attacks/CSV_Injection>).
 fn text(text: &str) -> String {
     let guard = if text.starts_with(['=', '+', '-', '@']) { "'" } else { "" };
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn csv_has_a_header_and_leaves_cells_empty_that_were_not_measured() {
+    async fn csv_has_a_header_and_empty_cells_for_missing_values() {
         let lines = Box::pin(exported(ExportFormat::Csv)).await;
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("id,started_at,provider,engine,peer,"));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_runs_than_a_page_all_come() {
+    async fn more_runs_than_a_page_are_all_exported() {
         let folder = tempfile::tempdir().unwrap();
         let history = ApplianceStore::open(folder.path()).await.unwrap();
         for n in 0..=PAGE {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_no_formula_and_breaks_no_row() {
+    fn a_name_is_not_a_formula_and_stays_in_its_cell() {
         assert_eq!(text("attic"), "attic");
         assert_eq!(text("=1+1"), "'=1+1");
         assert_eq!(text("a \"b\", c"), "\"a \"\"b\"\", c\"");
@@ -210,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_line_says_the_same(text in "\\PC*", number: i64, fraction: f64) {
+        fn one_line_has_the_same_content(text in "\\PC*", number: i64, fraction: f64) {
             let value = serde_json::json!({ &text: [number, fraction, { "a\\\" b": text }], "empty": {} });
             let pretty = serde_json::to_string_pretty(&value).unwrap();
             prop_assert_eq!(one_line(&pretty), serde_json::to_string(&value).unwrap());

@@ -1,5 +1,5 @@
-//! What the appliance remembers, and all of its SQL: paired reflectors and measured runs. One SQLite file in the state
-//! folder, numbered migrations. Prints nothing and measures nothing.
+//! The appliance's database and all of its SQL: paired reflectors and runs. One SQLite file in the state folder, with
+//! numbered migrations.
 
 mod direct_mode;
 mod export;
@@ -28,7 +28,7 @@ pub use runs::SavedRun;
 /// The file's name in the state folder.
 pub const FILE: &str = "packetparamedic.db";
 
-/// How long one writer waits for another. A writer holds the lock for milliseconds.
+/// The timeout for the lock of another writer, which holds it for milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Write permission of the group and of other users.
@@ -39,7 +39,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 /// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The state folder or its file can't be made or opened.
+    /// The state folder or its file can't be created or opened.
     #[error("{}: {source}", path.display())]
     Folder {
         /// The folder or file.
@@ -47,7 +47,7 @@ pub enum StorageError {
         /// The cause.
         source: io::Error,
     },
-    /// The file is damaged, or is no database.
+    /// The file is damaged, or is not a database.
     #[error("{} is damaged", path.display())]
     Corrupt {
         /// The file.
@@ -58,7 +58,7 @@ pub enum StorageError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// The first migration that is unknown.
+        /// The first unknown migration.
         migration: i64,
     },
     /// The file's tables are not those of its migrations.
@@ -86,7 +86,7 @@ pub enum StorageError {
         path: PathBuf,
     },
     /// Another process held the lock of the file for too long.
-    #[error("{doing}: another program holds it")]
+    #[error("{doing}: another program has locked it")]
     Locked {
         /// The operation.
         doing: &'static str,
@@ -159,12 +159,12 @@ impl ApplianceStore {
         let path = state_dir.join(FILE);
         let folder = state_dir.to_owned();
         let prepared = tokio::task::spawn_blocking(move || prepare(&folder)).await;
-        // Held until the tables stand: two programs that start at once would both make them.
+        // Held until the tables exist: two programs that start at once would both create them.
         let panicked = |panic| StorageError::Folder { path: state_dir.to_owned(), source: io::Error::other(panic) };
         let _turn = prepared.map_err(panicked)??;
         let options = durable_options(&path, BUSY_TIMEOUT);
         let migrations = &MIGRATIONS;
-        // The check reads the whole file: a short command must not wait for that.
+        // The check reads the whole file, which is too slow for a short command.
         let database = Database { path: &path, options, pool: pool_options(4), is_checked: false, migrations };
         let pool = database.open().await?;
         Ok(Self { pool, path })
@@ -212,11 +212,11 @@ impl ApplianceStore {
     }
 }
 
-/// Creates the folder and the file, and takes the lock under which the tables are made. Dropping the returned file
+/// Creates the folder and the file, and takes the lock for the creation of the tables. Dropping the returned file
 /// releases the lock.
 fn prepare(folder: &Path) -> Result<File, StorageError> {
     create_private_folder(folder)?;
-    // On the folder and not on the database: closing any descriptor of that one would drop SQLite's own locks.
+    // Locks the folder, not the database: closing any descriptor of the database would drop SQLite's own locks.
     let turn = File::open(folder).and_then(|turn| {
         rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
         Ok(turn)
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn folder_and_file_are_for_their_owner_alone() {
+    async fn folder_and_file_are_private_to_their_owner() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
         let history = ApplianceStore::open(&state).await.unwrap();
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_file_is_refused_and_left_as_it_is() {
+    async fn a_damaged_file_is_refused_and_left_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
         let garbage = b"this was a database once ".repeat(400);
@@ -427,10 +427,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_told_from_other_faults() {
+    async fn a_full_disk_is_an_error_of_its_own() {
         let folder = tempfile::tempdir().unwrap();
         let history = ApplianceStore::open(folder.path()).await.unwrap();
-        // No more pages than there are: what SQLite says then is what it says on a full disk.
+        // Allow no further page: SQLite then reports the same error as on a full disk.
         let mut connection = history.pool.acquire().await.unwrap();
         let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *connection).await.unwrap();
         let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
@@ -443,7 +443,7 @@ mod tests {
             }
         };
         assert!(matches!(error, StorageError::Full { .. }), "{error:?}");
-        // What was there before can still be read.
+        // The existing data can still be read.
         history.runs(10).await.unwrap();
     }
 
@@ -451,7 +451,7 @@ mod tests {
     async fn a_connection_whose_commit_failed_is_not_used_again() {
         let folder = tempfile::tempdir().unwrap();
         let history = ApplianceStore::open(folder.path()).await.unwrap();
-        // One of them: what fails and what comes after it have to meet.
+        // Use the other connections up: the failed commit and the next one must use the same connection.
         let _others = [history.pool.acquire().await.unwrap(), history.pool.acquire().await.unwrap()];
         let _third = history.pool.acquire().await.unwrap();
         let mut work = history.pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_may_open_a_new_folder_at_once() {
+    async fn many_programs_can_open_a_new_folder_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let opening = (0..8).map(|_| {
             let state = folder.path().join("state");

@@ -1,4 +1,4 @@
-//! The reflectors this appliance is paired with: their keys, names and addresses. Reaching them is not done here.
+//! The paired reflectors of this appliance: their Endpoint IDs, names and addresses.
 
 use std::str::FromStr;
 
@@ -9,12 +9,12 @@ use paramedic_link::{EndpointId, PeerText};
 use super::{ApplianceStore, StorageError, strange};
 use crate::targets::{Host, HostPort};
 
-/// A reflector this appliance is paired with.
+/// A paired reflector of this appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reflector {
-    /// Its key.
+    /// Its Endpoint ID.
     pub endpoint_id: EndpointId,
-    /// The name that it is saved under. No two are the same, ignoring case.
+    /// The name under which it is saved. Names are unique, ignoring case.
     pub name: PeerText,
     /// Its address when it was paired.
     pub address: HostPort,
@@ -30,13 +30,13 @@ impl Reflector {
     }
 }
 
-/// A row as it is stored.
+/// A row as stored.
 type ReflectorRow = (String, String, String, i64);
 
 impl ApplianceStore {
-    /// Saves a reflector, and returns it as saved. A known reflector gets the new address and keeps its saved name. A
-    /// new one whose name is taken gets a number after it, so that a name never makes a pairing fail that the reflector
-    /// has already saved.
+    /// Saves a reflector, and returns it as saved. A known reflector gets the new address and keeps its saved name. If
+    /// the name of a new reflector is taken, a number is added to it. So the name cannot fail a pairing that the
+    /// reflector has already saved.
     pub async fn add_reflector(&self, new: &Reflector) -> Result<Reflector, StorageError> {
         let fault = || self.fault("saving the pairing");
         // Immediate: the free name must still be free when it is written.
@@ -85,7 +85,7 @@ impl ApplianceStore {
     }
 
     /// The only reflector with this name, Endpoint ID or address. A reflector chooses its first name itself, so no kind
-    /// of match has priority: two matches are an error.
+    /// of match has priority, and two matches are an error.
     pub async fn reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let wanted = wanted.trim();
         let mut found = self.reflectors().await?;
@@ -118,7 +118,7 @@ impl ApplianceStore {
         }
     }
 
-    /// Removes the reflector that `wanted` identifies, and returns it. The runs measured against it are kept.
+    /// Removes the reflector that `wanted` identifies, and returns it. Keeps the runs measured against it.
     pub async fn remove_reflector(&self, wanted: &str) -> Result<Reflector, StorageError> {
         let reflector = self.reflector(wanted).await?;
         let fault = || self.fault("removing the pairing");
@@ -142,12 +142,12 @@ fn reflector((endpoint_id, name, address, paired_at_us): ReflectorRow) -> Result
     })
 }
 
-/// The time in the precision in which it is stored.
+/// The time with the precision of the database.
 fn in_microseconds(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
 
-/// The name for a new reflector: its own, or else its host's, with a number if that name is taken.
+/// The name for a new reflector: its own, or else its host, with a number if the name is taken.
 fn free_name(new: &Reflector, known: &[Reflector]) -> PeerText {
     let wanted = match (&new.name, &new.address.host) {
         (name, _) if !name.is_empty() => name.to_string(),
@@ -155,10 +155,10 @@ fn free_name(new: &Reflector, known: &[Reflector]) -> PeerText {
         (_, host) => host.to_string(),
     };
     let is_free = |name: &str| known.iter().all(|other| !other.name.as_str().eq_ignore_ascii_case(name));
-    // Room for the number within what a `PeerText` holds.
+    // Leaves room for the number within the limit of a `PeerText`.
     let short = wanted.chars().take(PeerText::MAX_CHARS - 12).collect::<String>();
     let numbered = (2..=known.len() + 2).map(|number| format!("{short}-{number}"));
-    // One more candidate than there are names: one of them is free.
+    // There is one more candidate than there are names, so one of them is free.
     let name = [wanted].into_iter().chain(numbered).find(|name| is_free(name)).unwrap_or(short);
     PeerText::new(&name)
 }
@@ -183,11 +183,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pairing_is_there_after_a_restart() {
+    async fn a_pairing_survives_a_restart() {
         let (folder, history) = history().await;
         let saved = history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
         assert_eq!(saved, new(1, "attic", "203.0.113.7"));
-        // Not closed: a second opening stands for a program that was killed right after the answer.
+        // Not closed: this opens the database as after a kill right after the answer.
         let again = ApplianceStore::open(folder.path()).await.unwrap();
         assert_eq!(again.reflectors().await.unwrap(), [saved]);
     }
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_looks_like_another_s_address_is_ambiguous() {
+    async fn a_name_equal_to_the_address_of_another_reflector_is_ambiguous() {
         let (_folder, history) = history().await;
         history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
         history.add_reflector(&new(2, "203.0.113.7", "198.51.100.1")).await.unwrap();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pairing_again_keeps_the_name_and_takes_the_address() {
+    async fn a_repeated_pairing_keeps_the_name_and_updates_the_address() {
         let (_folder, history) = history().await;
         history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
         history.rename_reflector("attic", &"roof".into()).await.unwrap();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_taken_name_loses_no_pairing() {
+    async fn a_pairing_with_a_taken_name_is_saved() {
         let (_folder, history) = history().await;
         let long = "x".repeat(PeerText::MAX_CHARS);
         for (key, name) in [(1, "pi"), (2, "PI"), (3, "pi"), (4, ""), (5, ""), (6, &long), (7, &long)] {
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_removed_reflector_is_forgotten() {
+    async fn a_removed_reflector_is_not_found() {
         let (_folder, history) = history().await;
         history.add_reflector(&new(1, "attic", "203.0.113.7")).await.unwrap();
         assert_eq!(history.remove_reflector("attic").await.unwrap().name.as_str(), "attic");

@@ -1,4 +1,4 @@
-//! The runs that were measured: each result document as it was printed, and a line of it for lists. Never changes one.
+//! The saved runs: each result document as printed, with a summary row for lists. A saved run never changes.
 
 use jiff::Timestamp;
 use paramedic_report::document::ResultDocument;
@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::{ApplianceStore, StorageError, strange};
 
-/// A run as it was saved.
+/// A saved run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedRun {
-    /// The run.
+    /// The run's id.
     pub id: Uuid,
     /// The document exactly as printed, without the newline after it.
     pub text: String,
@@ -24,7 +24,7 @@ impl SavedRun {
     }
 }
 
-/// A row's summary columns, as they are stored.
+/// The stored summary columns of a row.
 #[derive(sqlx::FromRow)]
 struct RunRow {
     id: String,
@@ -124,12 +124,12 @@ impl ApplianceStore {
         .collect()
     }
 
-    /// The only run whose id is, begins or ends with `wanted`. (Ids begin with the time, so runs of the same minute
-    /// differ only near the end.)
+    /// The only run whose id is, begins or ends with `wanted`. Ids begin with the time, so runs of the same minute
+    /// differ only near the end.
     pub async fn run(&self, wanted: &str) -> Result<SavedRun, StorageError> {
         let fault = || self.fault("reading the run");
         let part = wanted.trim().to_ascii_lowercase();
-        // Nothing but digits and dashes, so that nothing in it means something to LIKE.
+        // Only hexadecimal digits and dashes: they have no special meaning in LIKE.
         if part.is_empty() || !part.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
             return Err(StorageError::NoSuchRun { wanted: wanted.to_owned() });
         }
@@ -150,7 +150,7 @@ impl ApplianceStore {
     /// A page of at most `limit` runs with ids after `after`, in the order of their ids, oldest first.
     pub(super) async fn runs_after(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<SavedRun>, StorageError> {
         let fault = || self.fault("reading the runs");
-        // Every id is greater than the empty one.
+        // Every id is greater than the empty string.
         let after = after.map(|id| id.to_string()).unwrap_or_default();
         sqlx::query_as::<_, (String, String)>("SELECT id, document FROM runs WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(after)
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_comes_back_to_the_byte() {
+    async fn a_saved_run_is_read_back_byte_for_byte() {
         let (_folder, history) = history().await;
         for document in [example::full(), example::bare()] {
             history.save_run(&document).await.unwrap();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_run_stands_first_and_the_list_has_an_end() {
+    async fn runs_are_listed_newest_first_up_to_the_limit() {
         let (_folder, history) = history().await;
         for document in [example::bare(), example::full()] {
             history.save_run(&document).await.unwrap();
