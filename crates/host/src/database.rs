@@ -1,5 +1,5 @@
-//! Opening a SQLite database: a private file, commits that are on disk, numbered migrations, errors by cause. What is
-//! stored there, and how an error reads, is the program's.
+//! Opens a SQLite database: a private file, durable commits, numbered migrations, errors by cause. Each program defines
+//! its own tables and error texts.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
@@ -35,7 +35,7 @@ pub enum DatabaseError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// The first migration that is unknown.
+        /// The first unknown migration.
         migration: i64,
     },
     /// The file's tables are not those of its migrations.
@@ -106,30 +106,30 @@ impl DatabaseError {
     }
 }
 
-/// A database that is about to be opened.
+/// A database to be opened.
 pub struct Database<'a> {
     /// The file.
     pub path: &'a Path,
-    /// How SQLite is used.
+    /// The options of the connections.
     pub options: SqliteConnectOptions,
     /// The limits of the connection pool.
     pub pool: SqlitePoolOptions,
-    /// Whether the whole file is checked first. The check reads all of it.
+    /// Whether the whole file is checked first, which reads all of it.
     pub is_checked: bool,
-    /// The migrations that make the tables. A released one never changes.
+    /// The migrations that create the tables. A released one never changes.
     pub migrations: &'a Migrator,
 }
 
 impl Database<'_> {
-    /// Opens the database and runs the migrations that it lacks. A damaged file, and one of a newer version, is an error
-    /// and stays as it is. The file must exist: see [`create_private_file`].
+    /// Opens the database and runs the pending migrations. A damaged file, and one of a newer version, is an error and
+    /// stays unchanged. The file must exist: see [`create_private_file`].
     pub async fn open(self) -> Result<SqlitePool, DatabaseError> {
         let Self { path, options, pool, is_checked, migrations } = self;
         let pool = pool.connect_with(options).await.map_err(|error| DatabaseError::of(path, "opening it", error))?;
         match prepare(&pool, path, is_checked, migrations).await {
             Ok(()) => Ok(pool),
             Err(error) => {
-                // Otherwise SQLite's companion files stay beside a file that was not to be touched.
+                // Otherwise SQLite's companion files would remain next to a file that must stay unchanged.
                 pool.close().await;
                 Err(error)
             }
@@ -155,7 +155,7 @@ pub fn durable_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOpti
     SqliteConnectOptions::new()
         .filename(path)
         .journal_mode(SqliteJournalMode::Wal)
-        // In WAL mode, anything less than FULL may lose the last commits when the power fails.
+        // In WAL mode, any lower level may lose the last commits in a power failure.
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(busy_timeout)
 }
@@ -179,7 +179,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 pub fn pool_options(max_connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(max_connections).after_release(|connection, _| {
         Box::pin(async move {
-            // The ping waits for the rollback that a dropped transaction has queued.
+            // The ping waits for the queued rollback of a dropped transaction.
             connection.ping().await?;
             Ok(!connection.is_in_transaction())
         })
@@ -192,8 +192,8 @@ pub fn create_private_folder(folder: &Path) -> Result<(), DatabaseError> {
     created.map_err(|source| DatabaseError::Unusable { path: folder.to_owned(), source })
 }
 
-/// Creates the file with mode 0600 before SQLite would create it with the mode of the umask. SQLite gives the same mode
-/// to the files beside it. Removes the permissions of other users from an existing file.
+/// Creates the file with mode 0600, because SQLite would use the mode of the umask. SQLite gives the same mode to its
+/// companion files. Removes the permissions of other users from an existing file.
 pub fn create_private_file(path: &Path) -> Result<(), DatabaseError> {
     let created = || {
         // Created only if absent: closing a descriptor of an open database would drop SQLite's locks on it.

@@ -1,5 +1,5 @@
-//! How a command fails: what failed, because of what, what to try, and the exit code. Each program has its own exit
-//! codes and decides which error is which failure.
+//! A failed command: the failure, its cause, the remedy and the exit code. Each program has its own exit codes and maps
+//! its errors to failures.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub struct Failure<E> {
     pub because: String,
     /// What the user can do about it.
     pub try_: String,
-    /// How the program ends.
+    /// The exit code of the program.
     pub exit: E,
     /// When to try again, in milliseconds from now.
     pub retry_after_ms: Option<u64>,
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_document_has_what_is_known_in_a_fixed_order() {
+    fn the_error_document_has_its_fields_in_a_fixed_order() {
         let failure = Failure { retry_after_ms: Some(1500), ..unreachable() };
         let fields = r#""schema":"packetparamedic.error/1","code":"unreachable","what":"cannot reach reflector at 203.0.113.7:4000","because":"connection refused; os error 111","try":"check that `reflector serve` runs there and that TCP 4000 is open""#;
         let text = serde_json::to_string(&failure.document(None)).unwrap();

@@ -1,4 +1,4 @@
-//! The log of a program: which events it takes, and how a line looks. Where the lines go, the caller says.
+//! The log of a program: the filter of its events, and the format of a line. The caller provides the writer.
 
 use std::fmt;
 
@@ -47,7 +47,7 @@ pub struct LogFilter {
 }
 
 impl LogFilter {
-    /// Sets another filter. One that is not valid changes nothing.
+    /// Sets another filter. An invalid filter changes nothing.
     pub fn set(&self, filter: &str) {
         if let Some(filter) = directives(filter) {
             (self.set)(filter);
@@ -55,37 +55,37 @@ impl LogFilter {
     }
 }
 
-/// Starts the log of this process: from now on each event that `filter` lets through is one write to `writer`. A second
-/// call changes nothing.
+/// Starts the log of this process: each event that passes `filter` is one write to `writer`. A second call changes
+/// nothing.
 pub fn start<W>(filter: &str, format: LogFormat, is_colored: bool, writer: W) -> LogFilter
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = directives(filter).unwrap_or_else(|| EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    // A failed write would be reported with `eprintln!`, which panics where stderr is a terminal that closed.
+    // A failed write would be reported with `eprintln!`, which panics if stderr is a closed terminal.
     let log = log.log_internal_errors(false);
-    // Starting fails where this process has a log already.
+    // This fails if this process already has a log.
     match format {
         LogFormat::Json => {
             let log = log.json().with_filter_reloading();
             let handle = log.reload_handle();
             log.try_init().ok();
-            // The error says that the log of this process is another one.
+            // The error means that this process has another log.
             LogFilter { set: Box::new(move |filter| handle.reload(filter).unwrap_or_default()) }
         }
         LogFormat::Text => {
             let log = log.with_ansi(is_colored).with_filter_reloading();
             let handle = log.reload_handle();
             log.try_init().ok();
-            // The error says that the log of this process is another one.
+            // The error means that this process has another log.
             LogFilter { set: Box::new(move |filter| handle.reload(filter).unwrap_or_default()) }
         }
     }
 }
 
-/// Parses a filter. A single word must be a level or one of the two programs: tracing takes any other word for the name
-/// of a module, so that a mistyped level would silence the log.
+/// Parses a filter. A single word must be a level or one of the two programs. tracing takes any other word for a module
+/// name, so a mistyped level would silence the log.
 fn directives(filter: &str) -> Option<EnvFilter> {
     let is_word = filter.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let is_known = PROGRAMS.contains(&filter) || filter.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
@@ -95,7 +95,7 @@ fn directives(filter: &str) -> Option<EnvFilter> {
     EnvFilter::try_new(filter).ok()
 }
 
-/// Crates whose name alone is a filter: all that they log.
+/// The crates whose name is a valid filter on its own.
 const PROGRAMS: [&str; 2] = ["reflector", "packetparamedic"];
 
 #[cfg(test)]

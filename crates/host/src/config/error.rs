@@ -1,11 +1,11 @@
-//! Why there is no configuration. Each message says where the fault is and what is valid there.
+//! Why a configuration cannot be loaded. Each message names the place of the fault and the valid values.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::ValueOrigin;
 
-/// Why there is no configuration.
+/// Why a configuration cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file could not be read.
@@ -53,7 +53,7 @@ pub enum ConfigError {
         origin: ValueOrigin,
         /// The setting's name.
         setting: &'static str,
-        /// What is wrong.
+        /// The fault of the value.
         problem: String,
         /// What the setting accepts.
         valid: &'static str,
@@ -63,10 +63,10 @@ pub enum ConfigError {
     Conflict {
         /// Where the value to change was given.
         origin: ValueOrigin,
-        /// What is wrong, and what is valid.
+        /// The fault, and the valid values.
         problem: String,
     },
-    /// No folder for the state: none is named, and there is no home folder.
+    /// No state folder is configured, and there is no home folder for the default.
     #[error("no state folder is known because HOME is not set")]
     NoStateDir,
 }
@@ -76,7 +76,7 @@ fn suggestion(nearest: Option<&str>) -> String {
 }
 
 impl ConfigError {
-    /// What to do about it, for the user of `program`.
+    /// The remedy, for the user of `program`.
     pub fn remedy(&self, program: &str) -> String {
         let variable = program.to_uppercase();
         match self {

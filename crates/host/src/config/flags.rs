@@ -1,4 +1,4 @@
-//! Settings as command line flags, made from the list of settings.
+//! Settings as command line flags, generated from the list of settings.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -35,7 +35,7 @@ pub trait FlagGroup: 'static {
     /// The program's configuration.
     type Config: Configuration;
 
-    /// Whether the command's own subcommands take the flags as well.
+    /// Whether the command's own subcommands accept the flags, too.
     const IS_GLOBAL: bool;
 
     /// Whether a setting is in the group.
@@ -56,7 +56,7 @@ fn settings_of<G: FlagGroup>() -> impl Iterator<Item = (&'static Setting<G::Conf
 
 impl<G: FlagGroup> FromArgMatches for Flags<G> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        // Only the group's: a subcommand may define another flag with the name of a setting.
+        // Only those of the group: a subcommand may define a different flag with the name of a setting.
         let values = settings_of::<G>().filter_map(|(setting, flag)| {
             let values = matches.try_get_many::<String>(setting.name).ok()??;
             Some((setting.name, (values.cloned().collect(), format!("--{flag}"))))
@@ -82,7 +82,7 @@ impl<G: FlagGroup> clap::Args for Flags<G> {
         let defaults = G::Config::defaults();
         let args = settings_of::<G>().map(|(setting, flag)| {
             let default = match setting.plain(&defaults) {
-                // Not set, or dependent on the machine.
+                // The setting has no default, or one that depends on the machine.
                 value if value.is_empty() => String::new(),
                 value => format!(" [default: {value}]"),
             };
@@ -91,7 +91,7 @@ impl<G: FlagGroup> clap::Args for Flags<G> {
                 .value_name(setting.placeholder)
                 .action(if setting.is_list { ArgAction::Append } else { ArgAction::Set })
                 .global(G::IS_GLOBAL)
-                // The variable has its own line, so that it is never wrapped.
+                // The variable is on a line of its own, so that clap does not wrap it.
                 .help(format!("{}\n[env: {}]{default}", setting.help, setting.env))
         });
         command.arg(config).args(args)

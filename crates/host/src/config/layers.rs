@@ -12,7 +12,7 @@ use super::names::{check_variables, nearest};
 use super::setting::Given;
 use super::{ConfigError, Configuration, Environment, FlagValues, Loaded, Origins, Setting, ValueOrigin};
 
-/// What a configuration depends on besides its layers. A test can be another machine.
+/// The machine that a configuration depends on besides its layers. Tests replace it.
 pub struct Machine<'a> {
     /// The environment; an empty variable counts as not set.
     pub env: Environment<'a>,
@@ -31,24 +31,24 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// A folder of the XDG base directory specification, which says to ignore relative values of its variables.
+    /// A folder of the XDG base directory specification, which requires to ignore relative values of its variables.
     pub fn xdg(&self, variable: &str, under_home: &str) -> Option<PathBuf> {
         self.absolute(variable).or_else(|| self.home.as_ref().map(|home| home.join(under_home)))
     }
 
-    /// The absolute path that a variable holds.
+    /// The absolute path in a variable.
     pub fn absolute(&self, variable: &str) -> Option<PathBuf> {
         (self.env)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }
 
-    /// The folder that systemd names in a variable; of several, separated by colons, the first one.
+    /// The folder in a variable of systemd; if it lists several, separated by colons, the first one.
     pub fn systemd_folder(&self, variable: &str) -> Option<PathBuf> {
         let value = (self.env)(variable)?;
         std::env::split_paths(&value).find(|path| path.is_absolute())
     }
 
-    /// The default state folder: systemd's STATE_DIRECTORY, `for_root` for root, else
-    /// `under_xdg` in the XDG state folder.
+    /// The default state folder: systemd's STATE_DIRECTORY; without it `for_root` for root, and `under_xdg` in the XDG
+    /// state folder for other users.
     pub fn state_dir(&self, for_root: &str, under_xdg: &str) -> Result<(PathBuf, ValueOrigin), ConfigError> {
         if let Some(path) = self.systemd_folder("STATE_DIRECTORY") {
             return Ok((path, ValueOrigin::Place("STATE_DIRECTORY")));
@@ -77,7 +77,7 @@ pub fn load<C: Configuration>(flags: &FlagValues) -> Result<Loaded<C>, ConfigErr
         etc_file: format!("/etc/packetparamedic/{}.toml", C::PROGRAM).into(),
         is_root: rustix::process::geteuid().is_root(),
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        // Where it was removed, relative paths stay relative, and opening them fails.
+        // If the folder was removed, relative paths stay relative, and opening them fails.
         current_dir: std::env::current_dir().unwrap_or_default(),
     };
     load_on(flags, &machine)
@@ -130,7 +130,7 @@ enum FileLayer {
     Named,
 }
 
-/// What follows when a file can't be opened.
+/// The effect of a file that can't be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IfUnreadable {
     /// There is no such layer.
@@ -141,8 +141,9 @@ enum IfUnreadable {
 }
 
 impl FileLayer {
-    /// A default file need not exist. If the user's may not be read (`sudo -u`, a service without a home), the program
-    /// works without it; the host's may hold limits, and a file that was named is wanted.
+    /// A default file need not exist. If the user's file may not be read (`sudo -u`, a service without a home), the
+    /// program ignores it. The host's file may hold limits, and a named file was requested, so these two must be
+    /// readable.
     fn if_unreadable(self, kind: io::ErrorKind) -> IfUnreadable {
         use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
         match (self, kind) {
@@ -153,7 +154,7 @@ impl FileLayer {
     }
 }
 
-/// The layers that are read so far, the lowest precedence first.
+/// The layers read so far, in ascending precedence.
 struct Layers<C> {
     config: C,
     origins: Origins,
@@ -196,7 +197,7 @@ impl<C: Configuration> Layers<C> {
             problem: error.message().to_owned(),
         })?;
         let base = path.parent().unwrap_or(Path::new("/"));
-        // In the order of the file, so that the first fault is the one reported.
+        // In the order of the file, so that the error is the first fault of the file.
         let mut entries = table.get_ref().iter().collect::<Vec<_>>();
         entries.sort_by_key(|(key, _)| key.span().start);
         for (key, value) in entries {
@@ -219,7 +220,7 @@ impl<C: Configuration> Layers<C> {
     }
 }
 
-/// A TOML value as the texts that settings read. `max_streams = 8` and `max_streams = "8"` mean the same.
+/// A TOML value in the text form that settings read. `max_streams = 8` and `max_streams = "8"` are the same.
 fn texts(value: &DeValue<'_>, is_list: bool) -> Result<Vec<String>, String> {
     match value {
         DeValue::String(text) => Ok(vec![text.to_string()]),
@@ -252,7 +253,7 @@ mod tests {
         for (layer, expected) in table {
             let found = [NotFound, NotADirectory, PermissionDenied].map(|kind| layer.if_unreadable(kind));
             assert_eq!(found, expected, "{layer:?}");
-            // A file that can be read and is wrong is an error in each layer.
+            // A readable file with a fault is an error in each layer.
             for kind in [InvalidData, IsADirectory] {
                 assert_eq!(layer.if_unreadable(kind), IfUnreadable::Fail, "{layer:?} {kind}");
             }

@@ -20,12 +20,13 @@ pub use flags::{FlagGroup, FlagValues, Flags};
 pub use layers::{Machine, load, load_on};
 pub use setting::{Given, Setting, list};
 
-/// A program's configuration, made from its list of settings.
+/// The configuration of a program, with its list of settings.
 pub trait Configuration: Clone + Sized + 'static {
-    /// The program: its file is `PROGRAM.toml`, its variables are `PROGRAM_` and the setting's name in upper case.
+    /// The program's name: its file is `PROGRAM.toml`, its variables are `PROGRAM_` and the setting's name in upper
+    /// case.
     const PROGRAM: &'static str;
 
-    /// Every setting, in the order in which they are shown.
+    /// Every setting, in the order of the output.
     fn settings() -> &'static [Setting<Self>];
 
     /// The environment variables with the program's prefix that are not those of settings, such as secrets.
@@ -36,10 +37,11 @@ pub trait Configuration: Clone + Sized + 'static {
     /// Every default that does not depend on the machine.
     fn defaults() -> Self;
 
-    /// What the template shows: the defaults of a typical machine, and an example for each setting without a default.
+    /// The values in the template: the defaults of a typical machine, and an example for each setting without a
+    /// default.
     fn example() -> Self;
 
-    /// Sets what depends on the machine, where no layer has set it.
+    /// Sets the values that depend on the machine, unless a layer has set them.
     fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<(), ConfigError>;
 
     /// Checks the values that depend on each other.
@@ -48,7 +50,7 @@ pub trait Configuration: Clone + Sized + 'static {
     }
 }
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
     /// The default: no layer has set the value.
@@ -79,7 +81,7 @@ impl fmt::Display for ValueOrigin {
     }
 }
 
-/// Where each setting's value came from, by the setting's name.
+/// The origin of each setting's value, by the setting's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origins(BTreeMap<&'static str, ValueOrigin>);
 
@@ -94,7 +96,7 @@ impl Origins {
         self.of(setting) == ValueOrigin::Default
     }
 
-    /// Records where a setting's value came from.
+    /// Records the origin of a setting's value.
     pub fn set(&mut self, setting: &'static str, origin: ValueOrigin) {
         self.0.insert(setting, origin);
     }

@@ -1,4 +1,4 @@
-//! One setting, and the text of a value before it is checked.
+//! One setting, and its value as text before the check.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

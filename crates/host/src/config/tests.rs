@@ -1,4 +1,4 @@
-//! What a configuration must and must not do, with the settings of a toy program on machines that do not exist.
+//! Tests of the configuration with the settings of a toy program on simulated machines.
 
 use std::fs;
 use std::path::Path;
@@ -166,7 +166,7 @@ impl FlagGroup for All {
     }
 }
 
-/// The state folder alone.
+/// Only the state folder.
 struct Place;
 
 impl FlagGroup for Place {
@@ -301,7 +301,7 @@ fn an_unknown_key_is_reported_with_its_line_and_the_most_similar_setting() {
 }
 
 #[test]
-fn a_bad_value_is_reported_with_its_place_its_fault_and_what_is_valid() {
+fn a_bad_value_is_reported_with_its_place_its_fault_and_the_valid_values() {
     let bench = Bench::new().file("etc.toml", "\nduration = 60\n");
     assert_eq!(
         bench.error(&[]),
@@ -334,7 +334,7 @@ fn each_error_has_a_remedy_for_its_place() {
 }
 
 #[test]
-fn a_fault_is_reported_also_where_another_layer_overrides_it() {
+fn a_fault_is_reported_even_if_another_layer_overrides_it() {
     let bench = Bench::new().file("etc.toml", "max_streams = 0");
     assert!(bench.load(&["--max-streams", "4"]).is_err());
 }
@@ -394,7 +394,7 @@ fn the_template_is_valid_with_and_without_its_comment_marks() {
 }
 
 #[test]
-fn what_is_shown_reads_back_as_the_same() {
+fn a_shown_configuration_reads_back_as_the_same() {
     for with_origin in [false, true] {
         let loaded = Bench::new().load(&["--name", "quo\"te # \\ x", "--host", "a,b"]).unwrap();
         let shown = loaded.show(with_origin);
@@ -418,7 +418,7 @@ fn every_setting_with_a_flag_is_in_the_help_with_its_variable() {
 }
 
 #[test]
-fn a_group_takes_its_own_flags_alone() {
+fn a_group_accepts_only_its_own_flags() {
     let cli = Elsewhere::try_parse_from(["x", "--state-dir", "/s", "--name", "attic Pi"]).unwrap();
     assert_eq!(cli.name.as_deref(), Some("attic Pi"));
     assert_eq!(cli.place.values.values.keys().collect::<Vec<_>>(), [&"state_dir"]);

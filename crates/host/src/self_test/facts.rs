@@ -1,5 +1,5 @@
-//! Reads the facts of this host: processor, interfaces, limits, buffers. It changes nothing and never fails: a fact that
-//! can't be read is absent. The files beside this one measure.
+//! Reads the facts of this host: processor, interfaces, limits, buffers. Changes nothing and never fails: a fact that
+//! can't be read is absent. The other files of this folder measure.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use paramedic_report::self_test::{
     Buffers, CongestionControls, Descriptors, Duplex, Facts, Governor, Interface, InterfaceKind, Processor, Timestamps,
 };
 
-/// Reads the current facts of the host. Timers and time stamps are left out, because they have to be measured.
+/// Reads the current facts of the host, without timers and time stamps, which have to be measured.
 pub(super) fn read() -> Facts {
     let setting = |name: &str| text(Path::new("/proc/sys/net").join(name));
     let words = |name: &str| setting(name).map(|text| words(&text)).unwrap_or_default();
@@ -65,7 +65,7 @@ fn ciphers() -> Processor {
     named([("aes", has!("aes")), ("pmull", has!("pmull")), ("sha3", has!("sha3"))])
 }
 
-/// Nothing is known of other architectures.
+/// Other architectures are not supported.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn ciphers() -> Processor {
     Processor::default()
@@ -139,7 +139,7 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// The last of some numbers, as in `4096 131072 6291456`.
+/// The last of several numbers, as in `4096 131072 6291456`.
 fn last_number(text: &str) -> Option<u64> {
     text.split_whitespace().next_back()?.parse().ok()
 }
@@ -156,7 +156,7 @@ mod tests {
     use crate::test_files::tree;
 
     #[test]
-    fn this_host_tells_of_itself() {
+    fn the_facts_of_this_host_are_read() {
         let facts = read();
         let descriptors = facts.descriptors.unwrap();
         assert!(descriptors.soft > 0 && descriptors.soft <= descriptors.hard);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_that_are_up_tell_what_their_driver_knows() {
+    fn interfaces_that_are_up_have_the_facts_of_their_driver() {
         let net = tree(&[
             ("eth0/operstate", "up\n"),
             ("eth0/type", "1\n"),
@@ -194,14 +194,14 @@ mod tests {
         assert_eq!(names, ["eth0", "tun0", "wlan0"]);
         assert_eq!((found[0].speed_bps, found[0].duplex), (Some(100_000_000), Some(Duplex::Half)));
         assert_eq!((found[0].kind, found[0].mtu_bytes), (InterfaceKind::Wired, Some(1500)));
-        // What a tunnel says of its speed is made up.
+        // The speed that a tunnel reports has no meaning.
         assert_eq!((found[1].kind, found[1].speed_bps, found[1].duplex), (InterfaceKind::Virtual, None, None));
         assert_eq!((found[2].kind, found[2].speed_bps), (InterfaceKind::Wireless, None));
         assert_eq!(interfaces(Path::new("/nonesuch")), []);
     }
 
     #[test]
-    fn governors_are_told_once_each() {
+    fn each_governor_is_listed_once() {
         let cpus = tree(&[
             ("cpu0/cpufreq/scaling_governor", "powersave\n"),
             ("cpu0/cpufreq/scaling_driver", "cppc_cpufreq\n"),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unreadable_is_absent() {
+    fn an_unreadable_fact_is_absent() {
         assert_eq!(last_number("4096\t131072\t6291456\n"), Some(6_291_456));
         assert_eq!([last_number(""), last_number("many")], [None; 2]);
         assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));

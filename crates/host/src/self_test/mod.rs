@@ -1,5 +1,5 @@
-//! Measures what this host can carry, in less than a minute and without another host: facts that are read, and rates
-//! over loopback. What they mean is decided in `paramedic-report`; each program prints it in its own style.
+//! Measures the capacity of this host in less than a minute and without another host: facts, and rates over loopback.
+//! `paramedic-report` judges them, and each program prints them in its own style.
 
 mod facts;
 mod timers;
@@ -33,7 +33,7 @@ pub const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest duration of a measurement.
 pub const LONGEST: Duration = Duration::from_secs(10);
 
-/// The longest reason that is reported, in characters. Longer ones, which other programs may give, are cut off.
+/// The longest reported reason, in characters. Reasons of other programs may be longer, and are truncated.
 const LONGEST_REASON: usize = 300;
 
 /// One step of a running self-test, reported when it begins.
@@ -41,9 +41,9 @@ const LONGEST_REASON: usize = 300;
 pub struct Step {
     /// The number of the step, from 0.
     pub number: u32,
-    /// The number of all steps, as far as it is known yet.
+    /// The number of all known steps.
     pub of: u32,
-    /// What the step measures.
+    /// The measurement of this step.
     pub what: String,
 }
 
@@ -88,9 +88,9 @@ pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -
     let mut facts = facts::read();
     begin(of, "timers".to_owned());
     let clock = CpuClock::start();
-    // A millisecond apart, half as long as anything else takes.
+    // One expiration per millisecond, for half the duration of a measurement.
     facts.timers = timers::measure(u32::try_from(each.as_millis() / 2).unwrap_or(u32::MAX)).ok();
-    // To a thousandth: the resolution of the kernel's ticks.
+    // Rounded to a thousandth: the resolution of the kernel's ticks.
     facts.processor.other_work = clock.host().host_busy.map(|share| (share * 1000.0).round() / 1000.0);
     facts.timestamps = timestamps::probe();
 
@@ -106,7 +106,7 @@ pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -
                 for direction in Direction::BOTH {
                     let copied = if data_path.is_auto() { "" } else { ", every byte copied" };
                     begin(of, format!("{}, {}, {direction}{copied}", engine.id(), mode_word(data_mode)));
-                    let ask = Ask { data_mode, data_path, direction, streams, each };
+                    let ask = LoopbackRun { data_mode, data_path, direction, streams, each };
                     let carried = fit.clone().and_then(|support| ask.measure(engine, support, scratch));
                     match (carried, direction) {
                         (Ok(carried), Direction::Download) => rate.download = Some(carried),
@@ -119,7 +119,7 @@ pub fn run(role: Role, each: Duration, scratch: &Path, report: &dyn Fn(&Step)) -
                         }),
                     }
                 }
-                not_measured.extend(said_once(missed));
+                not_measured.extend(merge_directions(missed));
                 (rate.download.is_some() || rate.upload.is_some()).then_some(rate)
             };
             let fastest = both_ways(of, DataPathWish::Auto);
@@ -152,7 +152,7 @@ fn now() -> Timestamp {
 }
 
 /// Merges the entries of both directions of an engine if they have the same reason.
-fn said_once(mut missed: Vec<NotMeasured>) -> Vec<NotMeasured> {
+fn merge_directions(mut missed: Vec<NotMeasured>) -> Vec<NotMeasured> {
     if let [one, other] = missed.as_mut_slice()
         && one.because == other.because
     {
@@ -162,7 +162,7 @@ fn said_once(mut missed: Vec<NotMeasured>) -> Vec<NotMeasured> {
     missed
 }
 
-/// Checks that this host can run both ends of `engine`. Returns what the appliance's end supports.
+/// Checks that this host can run both ends of `engine`. Returns the features that the appliance's end supports.
 fn fit(engine: &dyn Engine, scratch: &Path) -> Result<Vec<PeerText>, String> {
     let support = engine.check_client().map_err(|lacking| lacking.to_string())?;
     engine.check_server(scratch).map_err(|lacking| lacking.to_string())?;
@@ -170,7 +170,7 @@ fn fit(engine: &dyn Engine, scratch: &Path) -> Result<Vec<PeerText>, String> {
 }
 
 /// The parameters of one measurement.
-struct Ask {
+struct LoopbackRun {
     data_mode: DataMode,
     data_path: DataPathWish,
     direction: Direction,
@@ -178,8 +178,8 @@ struct Ask {
     each: Duration,
 }
 
-impl Ask {
-    /// Runs the measurement with `engine`, or returns why that is not possible.
+impl LoopbackRun {
+    /// Runs the measurement with `engine`, or returns the reason why that is not possible.
     fn measure(&self, engine: &dyn Engine, support: Vec<PeerText>, scratch: &Path) -> Result<DirectionRate, String> {
         let spec = self.spec(engine.id(), support).map_err(|error| error.to_string())?;
         if let Some(because) = engine.unsupported(&spec) {
@@ -198,7 +198,7 @@ impl Ask {
         let spec = TestSpec {
             engine_support,
             data_path: self.data_path,
-            // As fast as it goes, where an engine would hold back by itself.
+            // Without a rate limit, for engines that have one by default.
             bitrate_bps: Some(0),
             ..TestSpec::new(EngineId::try_from(engine)?, self.data_mode, vec![phase], self.streams)
         };
@@ -207,7 +207,7 @@ impl Ask {
     }
 }
 
-/// The rate that the receiving end counted.
+/// The rate that the receiver counted.
 fn carried(both: &BothEnds, direction: Direction) -> Result<DirectionRate, String> {
     let (sender, receiver) = both.sender_and_receiver(direction);
     let cut_short = receiver.cut_short.as_ref().or(sender.cut_short.as_ref());
@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_engine_that_loads_is_measured_or_says_why_not() {
+    fn every_engine_that_loads_is_measured_or_has_a_reason() {
         let steps = Mutex::new(Vec::new());
         let scratch = scratch().unwrap();
         let test = run(Role::Appliance, SHORTEST, scratch.path(), &|step| steps.lock().unwrap().push(step.clone()));
@@ -254,13 +254,13 @@ mod tests {
                 }
             }
         }
-        // tcp has all it needs everywhere.
+        // tcp works on every host.
         assert!(test.verdict.text.starts_with("This host can carry "), "{test:#?}");
         for mode in [DataMode::Tunneled, DataMode::DirectEphemeral] {
             let mut of_mode = test.rates.iter().filter(|rate| rate.engine == "tcp" && rate.data_mode == mode);
             assert!(of_mode.any(|rate| !rate.is_by_reference()), "{test:#?}");
         }
-        // iperf3 measures whole seconds: a tenth of one it refuses, once for both directions.
+        // iperf3 accepts only whole seconds; the refusal is listed once for both directions.
         let iperf3 = test.not_measured.iter().filter(|missed| missed.engine == "iperf3").collect::<Vec<_>>();
         assert!(matches!(iperf3[..], [missed] if missed.direction.is_none()), "{iperf3:?}");
         let text = serde_json::to_string(&test).unwrap();

@@ -1,5 +1,5 @@
-//! Whether this kernel says when a packet came and went (`SO_TIMESTAMPING`), found out with datagrams to ourselves. Of the
-//! kernel's own time stamps alone: what an interface's hardware does is not asked.
+//! Tests whether this kernel timestamps packets on arrival and departure (`SO_TIMESTAMPING`), with datagrams to the
+//! same socket. Only for the kernel's own time stamps, not for those of an interface's hardware.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -14,9 +14,9 @@ use nix::sys::socket::{
 };
 use paramedic_report::self_test::Timestamps;
 
-/// How long to wait for time stamps. The kernel begins to stamp a moment after the first request, so that the first
-/// datagrams may have no stamp; on a busy host that moment is long.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The timeout for time stamps. The kernel begins to stamp a moment after the first request, so the first datagrams may
+/// have no stamp. On a busy host that moment is long.
+const STAMP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The least number of datagrams that are sent before the test gives up.
 const TRIES: usize = 100;
@@ -31,12 +31,12 @@ pub(super) fn probe() -> Timestamps {
     if setsockopt(&socket, sockopt::Timestamping, &flags).is_err() {
         return Timestamps { software_receive: Some(false), software_send: Some(false) };
     }
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + STAMP_TIMEOUT;
     let (mut came, mut went) = (false, false);
     let mut tries = 0;
     while !(came && went) && (tries < TRIES || Instant::now() < until) {
         tries += 1;
-        // Loopback delivers while it sends: both queues hold what they will.
+        // Loopback delivers during the send call: both queues are complete.
         if socket.send(b"when?").is_err() {
             return Timestamps::default();
         }
@@ -55,7 +55,7 @@ fn to_itself() -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Whether a message in a queue of `socket` carries the kernel's time. Reads all messages of that queue.
+/// Whether a message in a queue of `socket` has a time stamp of the kernel. Reads all messages of that queue.
 fn stamped(socket: &UdpSocket, flags: MsgFlags) -> bool {
     let mut is_stamped = false;
     loop {
@@ -72,7 +72,7 @@ fn stamped(socket: &UdpSocket, flags: MsgFlags) -> bool {
                 });
             }
             Err(Errno::EINTR) => {}
-            // Nothing more there.
+            // The queue is empty.
             Err(_) => return is_stamped,
         }
     }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_says_when_a_datagram_came_and_went() {
+    fn the_kernel_timestamps_datagrams_both_ways() {
         assert_eq!(probe(), Timestamps { software_receive: Some(true), software_send: Some(true) });
     }
 }
