@@ -1,4 +1,4 @@
-//! The keys and tags that prove which session a data connection or datagram belongs to. Both ends derive them from the
+//! The keys and tags that prove to which session a data connection or datagram belongs. Both ends derive them from the
 //! link's TLS exporter and the session id, so no secret is sent.
 
 use std::fmt;
@@ -154,7 +154,8 @@ impl Preamble {
         bytes
     }
 
-    /// The session id in an unverified preamble, to look up the keys for [`Preamble::open`]; `None` for another version.
+    /// The session id of an unverified preamble, to look up the keys for [`Preamble::open`]; `None` for another
+    /// version.
     pub fn claimed_session(bytes: &[u8; Self::LEN]) -> Option<SessionId> {
         let session = bytes[4..20].try_into().ok()?;
         (bytes[0] == Self::VERSION).then(|| SessionId::from_bytes(session))

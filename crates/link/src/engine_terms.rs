@@ -1,5 +1,5 @@
-//! What the two ends of one engine agree on in a request and its grant. Only the engine understands it; here it is
-//! bounded.
+//! The terms on which the two ends of an engine agree in a request and its grant. Only the engine understands them;
+//! this module bounds their size.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Messages over any byte stream: the read and write loop around the frame decoder. The caller opens the stream and sets
-//! the timeouts.
+//! Messages over any byte stream: the read and write loop around the frame decoder. The caller opens the stream and
+//! sets the timeouts.
 
 use std::io;
 
@@ -60,7 +60,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         }
     }
 
-    /// Sends one message. Not cancel safe: a dropped future may leave a partial frame on the stream. Close the link then.
+    /// Sends one message. Not cancel safe: a dropped future may leave a partial frame on the stream. In that case,
+    /// close the link.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), LinkError> {
         let frame = frame::encode(message)?;
         self.stream.write_all(&frame).await?;

@@ -1,4 +1,4 @@
-//! The file with a device's secret key: load, create, rotate. It holds nothing but the key.
+//! The file with a device's secret key: load, create, rotate. It contains only the key.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -20,7 +20,7 @@ const MAGIC: &str = "packetparamedic-key-v1 ";
 /// A limit above the length of any key file, in bytes. A longer file is not a key file.
 const MAX_LEN: usize = 256;
 
-/// Why no key could be loaded or stored. Each message names the file and the fix.
+/// Why no key could be loaded or stored. Each message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// The file does not exist.
@@ -96,8 +96,8 @@ pub struct Rotated {
     pub kept: PathBuf,
 }
 
-/// Loads the key in `path`, or creates it if the file does not exist. The folder must exist. Two programs that start at the
-/// same time get the same key. An existing file is never overwritten.
+/// Loads the key in `path`, or creates it if the file does not exist. The folder must exist. Two programs that start at
+/// the same time get the same key. An existing file is never overwritten.
 pub fn load_or_create(path: &Path) -> Result<SecretKey, KeyFileError> {
     match load(path) {
         Err(KeyFileError::Absent { .. }) => {}
@@ -164,7 +164,7 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
     let old = load(path)?;
     let kept = with_suffix(path, &format!(".old-{}", old.id()));
     match TemporaryKey::write(&kept, &old)?.rename_to_unused(&kept) {
-        // An earlier, interrupted rotation has kept it already.
+        // An earlier, interrupted rotation has already kept it.
         Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
             if load(&kept)?.id() != old.id() {
                 return Err(KeyFileError::Corrupt { path: kept });
@@ -213,8 +213,8 @@ impl TemporaryKey {
         let Some(path) = self.path.as_ref() else { return Ok(()) };
         match rustix::fs::renameat_with(CWD, path, CWD, target, RenameFlags::NOREPLACE) {
             Ok(()) => self.path = None,
-            // The file system does not support RENAME_NOREPLACE. A hard link never replaces a file either; the temporary
-            // name is removed on drop.
+            // The file system does not support RENAME_NOREPLACE. A hard link never replaces a file either; the
+            // temporary name is removed on drop.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM) => {
                 fs::hard_link(path, target).map_err(io_error("create", target))?;
             }
@@ -356,8 +356,8 @@ mod tests {
             folder.permit(mode);
             let error = load_or_create(&folder.file()).unwrap_err();
             assert!(matches!(error, KeyFileError::Exposed { mode: seen, .. } if seen == mode));
-            let said = error.to_string();
-            assert!(said.contains("chmod 600") && said.contains(folder.file().to_str().unwrap()), "{said}");
+            let text = error.to_string();
+            assert!(text.contains("chmod 600") && text.contains(folder.file().to_str().unwrap()), "{text}");
             folder.permit(0o400);
             assert!(load(&folder.file()).is_ok());
         }

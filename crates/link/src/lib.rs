@@ -1,5 +1,6 @@
-//! Everything that both ends of a link must agree on: identities, TLS, pairing, admission, messages, frames. Pure: no
-//! sockets and no clock. Random numbers are used only for keys and codes, the disk only for the key file and its folder.
+//! The definitions that both ends of a link share: identities, TLS, pairing, admission, messages, frames. Pure: no
+//! sockets and no clock. It uses random numbers only for keys and codes, and the disk only for the key file and its
+//! folder.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]

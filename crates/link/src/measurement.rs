@@ -79,7 +79,7 @@ pub struct CpuUse {
     pub core_softirq: Option<f64>,
 }
 
-/// What one end counted in one direction of a phase.
+/// One end's counts of one direction of a phase.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DirectionTally {
     /// Payload bytes and the time they took.
@@ -95,8 +95,8 @@ pub struct DirectionTally {
     /// Maximum segment size, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
-    /// The size in bytes of the send and the receive buffer that the kernel granted, if that is less than `window_bytes`
-    /// of the request.
+    /// The size in bytes of the send and the receive buffer that the kernel granted, if that is less than
+    /// `window_bytes` of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reduced_window_bytes: Option<NonZeroU32>,
     /// Retransmitted segments, all streams together; the sender's count.

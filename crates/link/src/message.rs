@@ -59,7 +59,8 @@ pub enum ToReflector {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         features: Vec<Feature>,
     },
-    /// The first message of an appliance that asks to be paired. It proves that the appliance knows the code's secret.
+    /// The first message of an unpaired appliance that requests a pairing. It proves that the appliance knows the
+    /// code's secret.
     Pair {
         /// The protocol versions it supports, preferred first.
         versions: Vec<u16>,
@@ -68,23 +69,23 @@ pub enum ToReflector {
         /// The appliance's name.
         name: PeerText,
     },
-    /// Asks for a session.
+    /// Requests a session.
     Request {
         /// The requested test.
         spec: TestSpec,
         /// Whether the reflector may queue the request.
         wait: bool,
     },
-    /// Takes back a request that is not granted yet, because the user cancelled the wait.
+    /// Withdraws a request that is not granted yet, because the user cancelled the wait.
     Withdraw,
     /// All streams of a phase are connected; the phase can begin.
     Start {
-        /// Which of the spec's phases, from 0.
+        /// The index of the phase in the spec, from 0.
         phase: u8,
     },
     /// Ends the session.
     Finish,
-    /// Asks for the facts of the reflector's host.
+    /// Requests the facts of the reflector's host.
     Facts,
     /// Asks for the reflector's view of the path; with the feature `path_facts`.
     PathFacts,
@@ -94,7 +95,7 @@ pub enum ToReflector {
     Pong,
     /// The appliance closes the link.
     Close {
-        /// Why, for the reflector's log.
+        /// The reason, for the reflector's log.
         reason: PeerText,
     },
     /// A message of a newer version; ignored.
@@ -108,7 +109,7 @@ pub enum ToReflector {
 pub enum ToAppliance {
     /// The answer to [`ToReflector::Hello`].
     Welcome(Welcome),
-    /// The only answer to an unpaired client, whatever message it sent.
+    /// The only answer to an unpaired client, regardless of its message.
     NotPaired,
     /// The answer to a valid [`ToReflector::Pair`]: the pairing is on disk.
     Paired {
@@ -130,12 +131,12 @@ pub enum ToAppliance {
     Denied(Denial),
     /// The phase begins now.
     Started {
-        /// Which of the spec's phases, from 0.
+        /// The index of the phase in the spec, from 0.
         phase: u8,
     },
     /// The reflector's counts while a phase runs; at most [`MAX_SAMPLES`] a message.
     Samples {
-        /// Which of the spec's phases, from 0.
+        /// The index of the phase in the spec, from 0.
         phase: u8,
         /// For an upload: bytes received, from which the result is computed. For a download: bytes sent, by the
         /// reflector's clock.
@@ -145,16 +146,16 @@ pub enum ToAppliance {
     },
     /// The reflector's end of a phase is complete.
     PhaseDone {
-        /// Which of the spec's phases, from 0.
+        /// The index of the phase in the spec, from 0.
         phase: u8,
-        /// What the reflector counted.
+        /// The reflector's counts.
         tally: Box<PhaseTally>,
     },
     /// The reflector has ended the session.
     Ended {
         /// Why.
         reason: EndReason,
-        /// A sentence for people.
+        /// A sentence for the user.
         detail: PeerText,
         /// The datagrams of the session; absent from reflectors of earlier versions.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,7 +173,7 @@ pub enum ToAppliance {
     Close {
         /// Why.
         reason: CloseReason,
-        /// A sentence for people.
+        /// A sentence for the user.
         detail: PeerText,
     },
     /// A message of a newer version; ignored.
@@ -188,7 +189,8 @@ impl Bounded for ToReflector {
                 at_most("features", features, MAX_FEATURES)
             }
             Self::Pair { versions, .. } => at_most("versions", versions, MAX_VERSIONS),
-            // An invalid spec is answered with a denial. Only lists longer than any version would send are refused here.
+            // An invalid spec is answered with a denial. Only lists longer than any version would send are refused
+            // here.
             Self::Request { spec, .. } => {
                 at_most("phases", &spec.phases, MAX_PHASES_READ)?;
                 at_most("login_paddings", &spec.engine_support, MAX_ENGINE_SUPPORT)
@@ -233,8 +235,8 @@ impl Bounded for ToAppliance {
     }
 }
 
-/// The most phases that are decoded. Above `TestSpec::MAX_PHASES`, so that one phase too many is a denial and does not
-/// close the link.
+/// The most phases that are decoded. Above `TestSpec::MAX_PHASES`, so that a spec with one phase too many is denied and
+/// does not close the link.
 const MAX_PHASES_READ: usize = 4 * TestSpec::MAX_PHASES;
 
 fn at_most<T>(list: &'static str, entries: &[T], most: usize) -> Result<(), TooMany> {
@@ -254,7 +256,7 @@ pub struct PathFacts {
 /// The reflector's capabilities, sent to paired appliances only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The protocol version that both ends use from now on.
+    /// The protocol version that both ends use.
     pub version: u16,
     /// The program's version.
     pub software: PeerText,
@@ -285,7 +287,7 @@ pub struct Grant {
     pub data_port: Option<u16>,
     /// Whether the reflector answers latency probes over UDP on that port.
     pub udp: bool,
-    /// The engine's own terms; absent if the engine has none. Called `login` on the wire, after the only use so far.
+    /// The engine's own terms; absent if the engine has none. Called `login` on the wire, after its first use.
     #[serde(default, rename = "login", skip_serializing_if = "Option::is_none")]
     pub engine_terms: Option<EngineTerms>,
 }
@@ -295,9 +297,9 @@ pub struct Grant {
 pub struct Denial {
     /// The rule that refused it.
     pub reason: DenialReason,
-    /// A sentence for people, with the limit.
+    /// A sentence for the user, with the limit.
     pub detail: PeerText,
-    /// When to ask again, in milliseconds from now; absent if the same request will always be refused.
+    /// When to retry, in milliseconds from now; absent if the same request will always be refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
 }
@@ -318,7 +320,7 @@ pub enum DenialReason {
     TooManyStreams,
     /// The link already has a session or a queued request.
     AlreadyAsked,
-    /// Every slot is in use, and the appliance asked not to be queued.
+    /// Every slot is in use, and the appliance requested not to be queued.
     Busy,
     /// The queue is full.
     QueueFull,
@@ -330,7 +332,7 @@ pub enum DenialReason {
     NoPort,
     /// The reflector is shutting down.
     Draining,
-    /// The reflector cannot write its audit log or its state. It grants nothing until it can.
+    /// The reflector cannot write its audit log or its state, and grants no session until it can.
     Faulted,
     /// A reason of a newer version.
     #[serde(other)]

@@ -1,5 +1,6 @@
-//! The one-time code that pairs two devices: a pin of the reflector's key, a secret, and check digits; and the proofs that
-//! an end knows the secret. The reflector decides how long a code is valid and which clients may try it.
+//! The one-time code that pairs two devices, and the proofs that an end knows its secret. The code consists of a pin of
+//! the reflector's key, the secret, and check digits. The reflector decides how long a code is valid and which clients
+//! may try it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -50,8 +51,8 @@ impl fmt::Debug for Pin {
     }
 }
 
-/// A pairing code: 32 digits in 8 groups, such as `ABCD-EFGH-…`. A device that has the code may pair, once. Its secret is
-/// therefore wiped from memory when dropped, and only [`fmt::Display`] shows it.
+/// A pairing code: 32 digits in 8 groups, such as `ABCD-EFGH-…`. A device that has the code may pair, once. So its
+/// secret is wiped from memory when dropped, and only [`fmt::Display`] shows it.
 #[derive(Clone)]
 pub struct PairingCode {
     pin: Pin,
@@ -80,7 +81,7 @@ pub enum ParsePairingCodeError {
 impl PairingCode {
     /// Length of the secret in bytes; the last 6 bits are always 0.
     const SECRET_LEN: usize = 7;
-    /// Bits of the secret. Few, because people type them: an attacker can try a proof only online, a few times, within
+    /// Bits of the secret. Few, because users type them: an attacker can only try a proof online, a few times, within
     /// minutes.
     const SECRET_BITS: usize = 50;
     /// Number of digits that the check part covers.
@@ -101,8 +102,8 @@ impl PairingCode {
         self.pin
     }
 
-    /// The appliance's proof that it knows the secret, for one connection between `ends`. `exporter` is the connection's
-    /// exporter value with [`PAIRING_EXPORTER_LABEL`] and an empty context.
+    /// The appliance's proof that it knows the secret, for one connection between `ends`. `exporter` is the
+    /// connection's exporter value with [`PAIRING_EXPORTER_LABEL`] and an empty context.
     pub fn appliance_proof(&self, exporter: &[u8; 32], ends: &Ends) -> Proof {
         self.proof(b"pp pairing proof of the appliance", exporter, ends)
     }
@@ -112,7 +113,7 @@ impl PairingCode {
         self.proof(b"pp pairing proof of the reflector", exporter, ends)
     }
 
-    /// All inputs have a fixed length, so that no two different inputs give the same concatenation.
+    /// All inputs have a fixed length, so that different inputs never give the same concatenation.
     fn proof(&self, label: &[u8; 33], exporter: &[u8; 32], ends: &Ends) -> Proof {
         let mut hmac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_slice()));
         hmac.update(label);
@@ -195,8 +196,8 @@ pub struct Ends {
     pub appliance: EndpointId,
 }
 
-/// Proof that an end knows a pairing code's secret: an HMAC-SHA256. Compared in constant time. Hidden from [`fmt::Debug`],
-/// because an attacker who has a proof and its exporter value can guess the 50 bits offline.
+/// Proof that an end knows a pairing code's secret: an HMAC-SHA256. Compared in constant time. Hidden from
+/// [`fmt::Debug`], because an attacker who has a proof and its exporter value can guess the 50 bits offline.
 #[derive(Clone, Copy)]
 pub struct Proof([u8; Proof::LEN]);
 
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_for_the_reflector_that_made_it() {
+    fn a_code_is_valid_for_one_reflector() {
         let code = PairingCode::generate(&id(1)).unwrap();
         assert!(code.pin().matches(&id(1)));
         assert!(!code.pin().matches(&id(2)));
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_64_digits_of_json_and_nothing_else() {
+    fn a_proof_is_a_json_string_of_exactly_64_digits() {
         let proof = code_of([7; 32], [1; 7]).appliance_proof(&[1; 32], &Ends { reflector: id(7), appliance: id(8) });
         let json = serde_json::to_string(&proof).unwrap();
         assert_eq!(json.len(), 66);

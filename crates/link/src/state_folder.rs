@@ -1,4 +1,5 @@
-//! The folder with a program's key and database. Only the program's user can enter it, whichever folder is configured.
+//! The folder with a program's key and database. Only the program's user can enter it, regardless of the configured
+//! folder.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -51,11 +52,11 @@ pub enum StateFolderError {
 pub struct StateFolder {
     /// The configured folder, or [`PRIVATE`] inside it.
     pub path: PathBuf,
-    /// What was changed to make it private, if anything.
+    /// The change that made it private, if any.
     pub change: Option<Change>,
 }
 
-/// What was changed to make a folder private.
+/// The change that made a folder private.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
     /// The folder was open to other users; its mode is now 0700.
@@ -70,24 +71,24 @@ pub enum Change {
     },
 }
 
-/// What a program uses a file of its state folder for.
+/// The use of a file in the state folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnFile {
-    /// State that outlives a run. It is moved into [`PRIVATE`] with the rest.
+    /// State that persists between runs. It is moved into [`PRIVATE`] with the other state files.
     Store,
     /// Each run creates it again, and a running program may be using it, so it is not moved.
     Transient,
 }
 
-/// Finds or creates the private folder for the state at `named`. `own_file` classifies the names of the program's files,
-/// and returns `None` for all others.
+/// Finds or creates the private folder for the state at `named`. `own_file` classifies the names of the program's
+/// files, and returns `None` for all others.
 ///
 /// - A folder that does not exist is created with mode 0700.
 /// - A folder that belongs to the program's user and has mode 0700 is used unchanged.
 /// - A folder that belongs to the program's user, is not a mount point, and contains only the program's files gets mode
 ///   0700.
-/// - In any other folder that other users can enter (a volume with mode 0777, a home folder) the state goes into a folder
-///   [`PRIVATE`]. State files that are already there are moved into it.
+/// - In any other folder that other users can enter (a volume with mode 0777, a home folder) the state goes into a
+///   folder [`PRIVATE`]. State files that are already there are moved into it.
 /// - A folder that belongs to another user, except root, is refused.
 pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<StateFolder, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
@@ -113,8 +114,8 @@ pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<
     Ok(StateFolder { path, change })
 }
 
-/// Finds the state of `named` without creating or changing anything, for commands that only read. Root may read the folder
-/// of another user.
+/// Finds the state of `named` without creating or changing anything, for commands that only read. Root may read the
+/// folder of another user.
 pub fn locate(named: &Path) -> PathBuf {
     let user = rustix::process::geteuid();
     let private = named.join(PRIVATE);
@@ -124,8 +125,8 @@ pub fn locate(named: &Path) -> PathBuf {
     if is_open && fs::symlink_metadata(&private).is_ok_and(is_ours) { private } else { named.to_owned() }
 }
 
-/// Creates the folder `path`, or accepts an existing one that belongs to `user`. Returns whether it is new. Links are not
-/// followed: another user may have created them.
+/// Creates the folder `path`, or accepts an existing one that belongs to `user`. Returns whether it is new. Links are
+/// not followed: another user may have created them.
 fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return Ok(true),
@@ -147,9 +148,9 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
 
 /// The program's files in a folder.
 struct OwnFiles {
-    /// Names of entries that are part of the store by their name, belong to the program's user, and are not writable by other users.
+    /// Names of entries that belong to the store, belong to the program's user, and are not writable by other users.
     movable: Vec<String>,
-    /// Whether the folder contains nothing else than these files.
+    /// Whether the folder contains only these files.
     is_all: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The test that an appliance requests: engine, data mode, phases, streams. Plain values; the reflector's `sessions`
-//! decide what is allowed.
+//! The test that an appliance requests: engine, data mode, phases, streams. Plain values; `sessions` of the reflector
+//! decides what is allowed.
 
 use std::fmt;
 use std::time::Duration;
@@ -188,7 +188,7 @@ pub enum DataPathWish {
 }
 
 impl DataPathWish {
-    /// Whether each end chooses for itself.
+    /// Whether each end may choose the method.
     pub fn is_auto(&self) -> bool {
         *self == Self::Auto
     }
@@ -220,8 +220,8 @@ pub struct TestSpec {
     /// The DSCP (RFC 2474) of payload packets, both ways; absent: unmarked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dscp: Option<u8>,
-    /// The rate limit of each stream, in bits per second of payload; 0: the engine searches for the highest rate; absent:
-    /// the engine's choice.
+    /// The rate limit of each stream, in bits per second of payload; 0: the engine searches for the highest rate;
+    /// absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitrate_bps: Option<u64>,
     /// The payload after which a direction ends, all its streams together, in bytes; the phase's duration still limits
@@ -240,8 +240,8 @@ pub struct TestSpec {
     /// For a search for the highest rate: the accepted loss, in millionths; absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_bound_ppm: Option<u32>,
-    /// What the appliance's end of the engine supports, in the engine's own words, preferred first. Called
-    /// `login_paddings` on the wire, after the only use so far.
+    /// The features that the appliance's end of the engine supports, with the engine's own names, preferred first.
+    /// Called `login_paddings` on the wire, after their first use.
     #[serde(default, rename = "login_paddings", skip_serializing_if = "Vec::is_empty")]
     pub engine_support: Vec<PeerText>,
     /// The interval between latency probes, in microseconds; 0: no probes.
@@ -251,7 +251,7 @@ pub struct TestSpec {
 impl TestSpec {
     /// The most streams per direction.
     pub const MAX_STREAMS: u16 = 64;
-    /// The largest socket buffer that can be requested. The kernel may give less.
+    /// The largest socket buffer that can be requested. The kernel may grant less.
     pub const MAX_WINDOW_BYTES: u32 = 512 << 20;
     /// The largest block, in bytes.
     pub const MAX_BLOCK_BYTES: u32 = 1 << 20;
@@ -298,7 +298,7 @@ impl TestSpec {
         self.phases.iter().map(PhaseSpec::duration).sum()
     }
 
-    /// Checks the rules that hold at every reflector, whatever its limits.
+    /// Checks the rules of every reflector, independent of its limits.
     pub fn check(&self) -> Result<(), BadSpec> {
         if self.phases.is_empty() || self.phases.len() > Self::MAX_PHASES {
             return Err(BadSpec::Phases);

@@ -1,5 +1,5 @@
-//! TLS 1.3 with raw Ed25519 keys (RFC 7250): configurations that trust exactly the expected key, and functions that read
-//! the peer's key, the ALPN or a wrong-key error from a handshake. This file opens no connections.
+//! TLS 1.3 with raw Ed25519 keys (RFC 7250): configurations that trust exactly the expected key, and functions that
+//! read the peer's key, the ALPN or a wrong-key error from a handshake. This file opens no connections.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -42,8 +42,8 @@ impl Alpn {
         }
     }
 
-    /// The purpose of a connection with this negotiated ALPN; `None` if no ALPN or an unknown one was negotiated. rustls
-    /// completes a handshake with a peer that offers no ALPN, so both ends must check after the handshake.
+    /// The purpose of a connection with this negotiated ALPN; `None` if no ALPN or an unknown one was negotiated.
+    /// rustls completes a handshake with a peer that offers no ALPN, so both ends must check after the handshake.
     pub fn of(negotiated: Option<&[u8]>) -> Option<Alpn> {
         [Alpn::Link, Alpn::Data].into_iter().find(|alpn| negotiated == Some(alpn.as_bytes()))
     }
@@ -80,8 +80,8 @@ pub enum TlsError {
 }
 
 /// The configuration of a reflector: TLS 1.3, both ALPNs, any Ed25519 raw key that signs the handshake. The reflector
-/// checks after the handshake, with [`peer_of`], whether the key is paired. Refusing unpaired keys inside the handshake
-/// would let an unauthenticated client find out which keys are paired.
+/// checks after the handshake, with [`peer_of`], whether the key is paired. If it refused unpaired keys inside the
+/// handshake, an unauthenticated client could find out which keys are paired.
 pub fn reflector_config(key: &SecretKey) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -91,7 +91,7 @@ pub fn reflector_config(key: &SecretKey) -> Result<Arc<ServerConfig>, TlsError> 
     config.send_tls13_tickets = 0;
     config.max_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    // The slower end chooses the cipher: normally the client's order decides, but a reflector without AES instructions
+    // The slower end chooses the cipher. By default the client's order decides; a reflector without AES instructions
     // overrides it.
     config.ignore_client_order = !has_aes();
     Ok(Arc::new(config))
@@ -111,14 +111,14 @@ pub fn appliance_config(key: &SecretKey, expect: Expect, alpn: Alpn) -> Result<A
     Ok(Arc::new(config))
 }
 
-/// A placeholder for the server name that rustls requires. It is never sent (SNI is off, and addresses are never sent) and
-/// never compared: a reflector is identified by its key.
+/// A placeholder for the server name that rustls requires. It is never sent (SNI is off, and addresses are never sent)
+/// and never compared: a reflector is identified by its key.
 pub fn server_name() -> ServerName<'static> {
     ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into())
 }
 
-/// A peer that holds the secret key of [`UnverifiedPeer::id`], as the handshake has proved. Whether this key is paired is
-/// not yet checked.
+/// A peer that has proved in the handshake that it holds the secret key of [`UnverifiedPeer::id`]. Whether this key is
+/// paired is not yet checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnverifiedPeer(EndpointId);
 
@@ -141,8 +141,8 @@ pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<Unverified
 /// The handshake failed because the reflector presented another key than the expected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongKey {
-    /// The key it presented. Not proven: the handshake ended before the reflector had to sign with it, and a public key
-    /// can be presented by anyone.
+    /// The key that it presented. Not proven: the handshake ended before the reflector had to sign with it, and any
+    /// server can present a public key.
     pub presented: EndpointId,
 }
 
