@@ -1,4 +1,4 @@
-//! The bytes that a session may still move before its owner has to lease more. Never waits.
+//! The bytes that a session may still move before its owner must lease more. Never waits.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 pub(crate) struct ByteBudget {
     left: AtomicI64,
     spent: AtomicU64,
-    /// When fewer bytes than this are left, more are requested.
+    /// If less than this is left, more is requested.
     low_water: AtomicI64,
     is_requested: AtomicBool,
     request: Box<dyn Fn() + Send + Sync>,
 }
 
 impl ByteBudget {
-    /// An empty budget. `request` is called each time less than the low-water mark is left, once until the next
+    /// An empty budget. `request` is called when less than the low-water mark is left, once until the next
     /// [`ByteBudget::extend`].
     pub(crate) fn new(request: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
@@ -25,7 +25,7 @@ impl ByteBudget {
         }
     }
 
-    /// Takes `bytes` off, requests more if little is left, and returns what is left.
+    /// Deducts `bytes`, requests more if little is left, and returns the rest.
     pub(crate) fn charge(&self, bytes: u64) -> i64 {
         let charged = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.spent.fetch_add(bytes, Ordering::Relaxed);
@@ -40,7 +40,7 @@ impl ByteBudget {
         self.low_water.store(bytes / 2, Ordering::Relaxed);
         self.is_requested.store(false, Ordering::Release);
         let left = self.left.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
-        // The debt of many threads may exceed this lease. All of them wait then, and none would request more.
+        // The debt of many threads may exceed this lease. Then all of them wait, and no thread would request more.
         self.request_below_low_water(left);
     }
 
@@ -50,12 +50,12 @@ impl ByteBudget {
         }
     }
 
-    /// Whether more was charged than was leased.
+    /// Whether the charges exceed the leases.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.left.load(Ordering::Acquire) < 0
     }
 
-    /// Bytes left; 0 while a debt is open.
+    /// Bytes left; 0 while there is a debt.
     pub(crate) fn left(&self) -> u64 {
         u64::try_from(self.left.load(Ordering::Acquire)).unwrap_or(0)
     }

@@ -13,7 +13,7 @@ use rustix::time::{
 
 const NANOS: u64 = 1_000_000_000;
 
-/// `CLOCK_MONOTONIC` since its start, so that it does not reveal the host's uptime.
+/// `CLOCK_MONOTONIC` relative to the clock's start, so that it does not reveal the host's uptime.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     zero_ns: u64,
@@ -55,14 +55,14 @@ impl Timer {
     pub fn tick(&self, first_ns: u64, interval: Duration) -> io::Result<()> {
         let spec = Itimerspec {
             it_interval: timespec(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)),
-            // All zero would disarm it; the clock's zero is never the boot itself.
+            // All zero would disarm the timer; the clock's zero is never exactly the boot.
             it_value: timespec(self.clock.zero_ns.saturating_add(first_ns).max(1)),
         };
         timerfd_settime(&self.fd, TimerfdTimerFlags::ABSTIME, &spec)?;
         Ok(())
     }
 
-    /// Clears the ticks so far, and returns whether there were any.
+    /// Clears the expired ticks, and returns whether there were any.
     pub fn clear(&self) -> bool {
         // A read fails if there was no tick.
         rustix::io::read(&self.fd, &mut [0; 8]).is_ok()

@@ -1,5 +1,5 @@
 //! The listener of direct mode: accepts connections that prove that they belong to the session, and resets all others.
-//! How a connection proves it is up to the engine. Shell: sockets and deadlines.
+//! The engine defines the proof. Shell: sockets and deadlines.
 
 #![expect(clippy::disallowed_methods, reason = "waits for deadlines in wall time")]
 
@@ -22,27 +22,27 @@ use crate::session_control::{Registration, SessionControl};
 use crate::socket::{self, SocketOptions};
 use crate::thread_limit;
 
-/// How long a connection may take to authenticate.
+/// The timeout for the authentication of a connection.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pending connections that are accepted in addition to those that the session needs.
+/// Allowed pending connections in addition to those that the session needs.
 const SPARE_PENDING: usize = 16;
 /// Connections that the kernel may queue.
 const BACKLOG: i32 = 1024;
 /// The most connections that are accepted before the pending ones are checked again.
 const MAX_ACCEPTS_IN_A_ROW: usize = 64;
-/// How long nothing is accepted after the host ran out of descriptors or memory.
+/// The pause of accepting after the host ran out of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// How connections authenticate.
 pub trait Authenticator: Send + 'static {
-    /// What a connection has sent so far, if it was read from the socket.
+    /// The received part of the proof, if it was read from the socket.
     type Partial: Default + Send;
-    /// What an accepted connection has proved.
+    /// The verified proof of an accepted connection.
     type Proof: 'static;
 
-    /// Reads what a connection has sent. Called when the connection is accepted and whenever it is readable. `socket`
-    /// never blocks. An authenticator that leaves bytes unread must arrange that only more bytes make the socket
-    /// readable again.
+    /// Reads from a connection. Called when the connection is accepted and whenever it is readable. `socket` never
+    /// blocks. An authenticator that leaves bytes unread must arrange that only further bytes make the socket readable
+    /// again.
     fn authenticate(
         &mut self,
         socket: &TcpStream,
@@ -181,7 +181,7 @@ impl DataListener {
         Ok(Self { local, refused, wake, thread: Some(thread) })
     }
 
-    /// The address that it listens at.
+    /// The listening address.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
@@ -206,9 +206,9 @@ impl Drop for DataListener {
 /// SO_REUSEADDR allows binding the port again while its old connections are in TIME_WAIT. Linux still refuses a port at
 /// which another socket listens (socket(7)).
 ///
-/// Connections inherit the options of their listener; a receive buffer has to be set before the connection exists.
+/// Connections inherit the options of their listener. A receive buffer must be set before the connection exists.
 fn listen(claim: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
-    // A socket for IPv6 only cannot bind an IPv4-mapped address.
+    // An IPv6-only socket cannot bind an IPv4-mapped address.
     let claim = match claim.ip().to_canonical() {
         IpAddr::V4(ip) => SocketAddr::new(ip.into(), claim.port()),
         IpAddr::V6(_) => claim,
@@ -263,7 +263,7 @@ impl<A: Authenticator> AcceptLoop<A> {
         }
     }
 
-    /// Waits for an event, and says which pending connections are readable.
+    /// Waits for an event, and returns for each pending connection whether it is readable.
     fn wait(&self) -> Result<Vec<bool>, Closing> {
         let now = Instant::now();
         let mut polled = vec![PollFd::new(&*self.wake, PollFlags::IN)];
@@ -346,8 +346,8 @@ impl<A: Authenticator> AcceptLoop<A> {
                     Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::NETDOWN | Errno::HOSTUNREACH) => {}
                     _ if self.control.is_cancelled() => return false,
                     _ => {
-                        // Out of descriptors or memory. Closing another client's connection may let the appliance in
-                        // after the pause.
+                        // The host is out of descriptors or memory. Closing the connection of another client may let
+                        // the appliance in after the pause.
                         if let Some(at) = self.oldest_not_from_peer() {
                             let evicted = self.pending.remove(at);
                             self.refuse(&evicted.socket);
@@ -369,7 +369,7 @@ impl<A: Authenticator> AcceptLoop<A> {
         }
         let deadline = Instant::now() + self.timeout;
         let mut connection = PendingConnection { socket, is_from_peer, deadline, partial: A::Partial::default() };
-        // The preamble has mostly arrived already; then the connection needs no place among the pending ones.
+        // The preamble has usually arrived already; then the connection does not become pending.
         match self.authenticate(&mut connection) {
             Authentication::Incomplete if self.pending.len() >= self.max_pending => {
                 let evicted = match self.oldest_not_from_peer() {
@@ -390,7 +390,7 @@ impl<A: Authenticator> AcceptLoop<A> {
     }
 }
 
-/// The listener has to be closed.
+/// The signal to close the listener.
 struct Closing;
 
 #[cfg(test)]
@@ -472,8 +472,8 @@ mod tests {
             ours.write_all(piece).unwrap();
         }
         ours.write_all(b"payload").unwrap();
-        let (said, mut stream) = accepted.recv().unwrap();
-        assert_eq!((said.phase, said.stream), (0, 5));
+        let (proof, mut stream) = accepted.recv().unwrap();
+        assert_eq!((proof.phase, proof.stream), (0, 5));
         let mut payload = [0; 7];
         stream.read_exact(&mut payload).unwrap();
         assert_eq!(&payload, b"payload");
@@ -513,13 +513,13 @@ mod tests {
     }
 
     #[test]
-    fn silent_connections_of_other_clients_make_way_for_the_appliance() {
+    fn the_appliance_displaces_silent_connections_of_other_clients() {
         let (listener, accepted) = listener(FOREVER);
         let others = (0..max_pending(STREAMS)).map(|_| connect_from([127, 0, 0, 9], &listener)).collect::<Vec<_>>();
         let mut ours = (0..10).map(|_| connect(&listener)).collect::<Vec<_>>();
-        // The oldest ones made way for the appliance's connections, which have not sent anything yet.
+        // The appliance's connections, which have not sent anything yet, displaced the oldest ones.
         others[..10].iter().for_each(assert_reset);
-        // A later one takes the place of another one, never of one of the appliance's.
+        // A later connection replaces one of another client, never one of the appliance.
         let _late = connect_from([127, 0, 0, 9], &listener);
         assert_reset(&others[10]);
         for (index, socket) in (0..).zip(&mut ours) {
@@ -540,7 +540,7 @@ mod tests {
         let held = open_at(at, &SessionControl::unmetered());
         assert_eq!(held.err().map(|e| e.kind()), Some(io::ErrorKind::AddrInUse));
         drop(listener);
-        // Our end closes first: its connections in TIME_WAIT do not block the port.
+        // This end closes first: its connections in TIME_WAIT do not block the port.
         drop((stream, ours, waiting));
         let again = open_at(at, &SessionControl::unmetered()).unwrap();
         assert_eq!(again.local_addr(), at);

@@ -6,10 +6,10 @@ use std::net::{Shutdown, TcpStream};
 use rustix::net::RecvFlags;
 use rustls::Connection;
 
-/// Bytes moved in one call: large enough to make the cost of the call negligible, small enough for a processor's cache.
+/// Bytes per call: large enough to make the cost of the call negligible, small enough for a processor's cache.
 pub(crate) const CHUNK: usize = 256 * 1024;
 
-/// The same inside TLS, which touches each byte several times, so that a chunk should stay in a lower-level cache.
+/// The same inside TLS, which accesses each byte several times: a chunk should stay in a lower-level cache.
 const TLS_CHUNK: usize = 128 * 1024;
 
 /// The longest TLS record, header and tag included (RFC 8446, section 5.2).
@@ -19,8 +19,8 @@ const RECORD: usize = 5 + 16 * 1024 + 256;
 const RECORD_PAYLOAD: usize = 16 * 1024;
 const RECORD_FRAMING: u64 = 5 + 1 + 16;
 
-/// The most bytes of records that one read takes without finding plaintext. Empty records, padding and key updates carry
-/// no payload, so that no counter sees them.
+/// The most record bytes that one read accepts without plaintext. Empty records, padding and key updates carry no
+/// payload, so no payload counter limits them.
 const MAX_WITHOUT_PLAINTEXT: u64 = 64 * 1024;
 
 /// A blocking byte stream to the other end.
@@ -47,11 +47,11 @@ impl DataStream {
         }
     }
 
-    /// Ends the sending side after everything written was sent: close_notify inside TLS, then FIN. `WouldBlock`, on a
-    /// socket with a timeout, means that it is not done; call again.
+    /// Closes the sending side after all written bytes were sent: close_notify inside TLS, then FIN. `WouldBlock`, on a
+    /// socket with a timeout, means that it is not finished; call again.
     pub fn finish(&mut self) -> io::Result<()> {
         if let Self::Tls(tls) = self {
-            tls.say_goodbye()?;
+            tls.send_close_notify()?;
         }
         self.socket().shutdown(Shutdown::Write)
     }
@@ -64,7 +64,7 @@ impl DataStream {
         }
     }
 
-    /// Bytes that have arrived and were not read yet: in the kernel, or in the buffer before TLS.
+    /// Bytes that have arrived but were not read yet: in the kernel, or in the buffer before TLS.
     pub(crate) fn unread(&self) -> u64 {
         let buffered = match self {
             Self::Plain(_) => 0,
@@ -73,10 +73,9 @@ impl DataStream {
         buffered + rustix::io::ioctl_fionread(self.socket()).unwrap_or(0)
     }
 
-    /// The number of bytes to charge for a stream that has moved `payload` bytes: `payload`, or inside TLS three
-    /// quarters of the bytes of its records, if that is more. Blocks of a few bytes and padded records (RFC 8446,
-    /// section 5.4) put many times the payload on the line. A quarter and one record are free: usual records never cost
-    /// that much.
+    /// The number of bytes to charge for a stream that has moved `payload` bytes. That is `payload`, or inside TLS
+    /// three quarters of its record bytes, if that is more. Blocks of a few bytes and padded records (RFC 8446, section
+    /// 5.4) transmit many times their payload. A quarter and one record are free: usual records never exceed that.
     pub(crate) fn chargeable(&self, payload: u64) -> u64 {
         match self {
             Self::Plain(_) => payload,
@@ -95,8 +94,8 @@ impl DataStream {
         }
     }
 
-    /// Reads and discards bytes; returns their number, 0 at the end. Inside TLS they are authenticated first. Otherwise
-    /// they are copied to `scratch` or, with `in_kernel`, discarded by the kernel (tcp(7), `MSG_TRUNC`).
+    /// Reads and discards bytes; returns their number, 0 at the end. Inside TLS they are authenticated first. Without
+    /// TLS they are copied to `scratch`, or discarded by the kernel if `in_kernel` is set (tcp(7), `MSG_TRUNC`).
     pub(crate) fn discard(&mut self, scratch: &mut [u8], in_kernel: bool) -> io::Result<usize> {
         match self {
             Self::Plain(socket) if in_kernel => {
@@ -146,7 +145,7 @@ pub struct TlsSocket {
 
 impl TlsSocket {
     fn new(mut connection: Connection, socket: TcpStream) -> Self {
-        // `write` limits the size of a write, and sends it before the next one.
+        // `write` limits the size of a write, and sends it before it accepts the next one.
         connection.set_buffer_limit(None);
         Self { connection, incoming: BufReader::with_capacity(TLS_CHUNK, socket), record_bytes: 0, said_goodbye: false }
     }
@@ -155,7 +154,7 @@ impl TlsSocket {
         self.incoming.get_ref()
     }
 
-    /// Reads until the connection holds plaintext or is at its end.
+    /// Reads until the connection has plaintext or has ended.
     fn fill(&mut self) -> io::Result<()> {
         let before = self.record_bytes;
         loop {
@@ -195,7 +194,7 @@ impl TlsSocket {
                 reader.consume(len);
                 discarded += len;
             }
-            // Complete records in the buffer need no system call; the rest of a partial one might need a wait.
+            // Complete records in the buffer need no system call; the rest of a partial record might block.
             if discarded == 0 || self.incoming.buffer().len() < RECORD {
                 return Ok(discarded);
             }
@@ -214,7 +213,7 @@ impl TlsSocket {
         Ok(())
     }
 
-    fn say_goodbye(&mut self) -> io::Result<()> {
+    fn send_close_notify(&mut self) -> io::Result<()> {
         if !self.said_goodbye {
             self.said_goodbye = true;
             self.connection.send_close_notify();
@@ -234,12 +233,13 @@ impl Read for TlsSocket {
 }
 
 impl Write for TlsSocket {
-    /// Takes at most 128 KiB. What was taken may still wait here for the next call, which reports why it could not be
-    /// sent: a part of it may have reached the other end, so it counts as sent. An error means that nothing was taken.
+    /// Accepts at most 128 KiB. Accepted bytes may remain buffered until the next call, which reports why they could
+    /// not be sent. A part of them may have reached the other end, so they count as sent. An error means that no byte
+    /// was accepted.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send_pending()?;
         let taken = self.connection.writer().write(&bytes[..bytes.len().min(TLS_CHUNK)])?;
-        // The next call meets the same failure.
+        // The next call reports the same failure.
         self.send_pending().ok();
         Ok(taken)
     }
@@ -261,14 +261,14 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Both ends' TLS of a data connection, for two fresh keys.
+    /// The TLS configurations of both ends of a data connection, with two fresh keys.
     pub(crate) fn configs(alpn: Alpn) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
         let (ours, theirs) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
         let client = tls::appliance_config(&ours, Expect::ExactKey(theirs.id()), alpn).unwrap();
         (tls::reflector_config(&theirs).unwrap(), client)
     }
 
-    /// The reflector's side of a handshake.
+    /// The reflector's side of a TLS handshake.
     pub(crate) fn accept_tls(config: &Arc<ServerConfig>, mut socket: &TcpStream) -> io::Result<ServerConnection> {
         let mut connection = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
         while connection.is_handshaking() {
@@ -300,15 +300,15 @@ pub(crate) mod tests {
         ((client, ours), (server, theirs))
     }
 
-    /// The client's stream, and the server's connection that is no stream yet.
+    /// The client's stream, and the server's connection before it is a stream.
     fn tls_pair() -> (DataStream, ServerConnection, TcpStream) {
         let (server, client) = configs(Alpn::Data);
         let ((client, ours), (server, theirs)) = handshaken(&server, client);
         (DataStream::tls(client.into(), ours).unwrap(), server, theirs)
     }
 
-    /// An application data record without payload, padded to 16 KiB (RFC 8446, sections 5.2 to 5.4), as no sender of
-    /// rustls makes it.
+    /// An application data record without payload, padded to 16 KiB (RFC 8446, sections 5.2 to 5.4). rustls never sends
+    /// such a record.
     fn empty_record(secrets: &ConnectionTrafficSecrets, seq: u64) -> Vec<u8> {
         let (algorithm, key, iv) = match secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&aead::AES_128_GCM, key, iv),
@@ -338,7 +338,7 @@ pub(crate) mod tests {
         let ((client, mut ours), (server, theirs)) = handshaken(&server, Arc::new(client));
         let mut theirs = DataStream::tls(server.into(), theirs).unwrap();
         let (first, secrets) = client.dangerous_extract_secrets().unwrap().tx;
-        // rustls itself refuses 33 in a row.
+        // rustls itself refuses the 33rd in a row.
         let records = (first..first + 8).flat_map(|seq| empty_record(&secrets, seq)).collect::<Vec<_>>();
         let sending = std::thread::spawn(move || ours.write_all(&records));
         let failure = theirs.discard(&mut [], false).unwrap_err();
@@ -349,7 +349,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_in_tls_is_read_and_ends_cleanly() {
+    fn bytes_written_in_tls_are_read_and_end_cleanly() {
         let (mut ours, connection, theirs) = tls_pair();
         let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
         let sent = (0..3_000_000u32).map(|n| (n % 251) as u8).collect::<Vec<_>>();
@@ -365,7 +365,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_discarded_in_tls_is_counted_to_the_byte() {
+    fn bytes_discarded_in_tls_are_counted_exactly() {
         let (mut ours, connection, theirs) = tls_pair();
         let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
         let mut discarded = 0;
@@ -385,7 +385,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn records_that_take_far_more_than_their_payload_are_charged_at_both_ends() {
+    fn records_much_larger_than_their_payload_are_charged_at_both_ends() {
         let (mut ours, connection, theirs) = tls_pair();
         let mut theirs = DataStream::tls(connection.into(), theirs).unwrap();
         ours.write_all(&vec![7; 1 << 20]).unwrap();
@@ -394,7 +394,7 @@ pub(crate) mod tests {
             came += theirs.discard(&mut [], false).unwrap();
         }
         assert_eq!((ours.chargeable(1 << 20), theirs.chargeable(1 << 20)), (1 << 20, 1 << 20), "usual records");
-        // 22 bytes a record beside the one of payload (RFC 8446, section 5.2), three quarters of them charged.
+        // A record of one byte adds 22 bytes (RFC 8446, section 5.2); three quarters of them are charged.
         let tiny = 100_000;
         for _ in 0..tiny {
             ours.write_all(&[7]).unwrap();

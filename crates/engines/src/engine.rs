@@ -1,4 +1,4 @@
-//! The traits of an engine: both ends of one kind of test. Links and sessions belong to the caller.
+//! The traits of an engine: both ends of one kind of test. The caller owns links and sessions.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -30,13 +30,13 @@ pub trait Engine: Sync {
     /// The data modes that it supports.
     fn data_modes(&self) -> &'static [DataMode];
 
-    /// Why this engine cannot run `spec`, in a clause, or `None`. Called at both ends before any I/O.
+    /// Why this engine cannot run `spec`, as a clause, or `None`. Called at both ends before any I/O.
     fn unsupported(&self, _spec: &TestSpec) -> Option<&'static str> {
         None
     }
 
-    /// Whether this host has what the appliance's end needs. Returns what this end supports, preferred first, in the
-    /// engine's own words; the request carries it as [`TestSpec::engine_support`].
+    /// Whether this host has what the appliance's end needs. Returns the features that this end supports, preferred
+    /// first, with the engine's own names. The request carries them as [`TestSpec::engine_support`].
     fn check_client(&self) -> Result<Vec<PeerText>, Unavailable> {
         Ok(Vec::new())
     }
@@ -47,15 +47,15 @@ pub trait Engine: Sync {
         Ok(())
     }
 
-    /// Opens the reflector's end. Claims its resources (the port, if `setup.claim` names one), so that they can be
-    /// promised afterwards. `AddrInUse`: another process holds the port.
+    /// Opens the reflector's end. Claims its resources (the port, if `setup.claim` names one), so that the reflector
+    /// can promise them. `AddrInUse`: another process holds the port.
     fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>>;
 
     /// Opens the appliance's end.
     fn client(&self, setup: ClientSetup) -> io::Result<Box<dyn EngineClient>>;
 }
 
-/// The reason of the first unsupported option that is requested. Each entry says whether such an option is requested,
+/// The reason of the first requested option that is not supported. Each entry is whether such an option is requested,
 /// and why it is not supported.
 pub fn first_refusal(options: impl IntoIterator<Item = (bool, &'static str)>) -> Option<&'static str> {
     options.into_iter().find_map(|(is_requested, why)| is_requested.then_some(why))
@@ -67,7 +67,7 @@ pub struct ServerSetup {
     pub spec: TestSpec,
     /// The keys that authenticate its data.
     pub keys: Arc<SessionKeys>,
-    /// In direct mode: the address and port to listen at.
+    /// In direct mode: the listening address and port.
     pub claim: Option<SocketAddr>,
     /// The source address of the appliance's link, as the reflector sees it.
     pub peer: IpAddr,
@@ -97,7 +97,7 @@ pub struct ClientSetup {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{because}")]
 pub struct Unavailable {
-    /// The reason, in a clause.
+    /// The reason, as a clause.
     pub because: String,
     /// What the user can do about it.
     pub hint: String,

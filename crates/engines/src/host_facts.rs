@@ -14,8 +14,8 @@ use paramedic_link::measurement::{CpuUse, HostFacts};
 
 use crate::{quota, sys};
 
-/// The current state of the host. `local` is this end's address of the link; its interface is reported. Reads only
-/// small kernel files, so that it may be called between two phases.
+/// The current state of the host. `local` is this end's address of the link; the report includes its interface. Reads
+/// only small kernel files, so it may be called between two phases.
 pub fn read(local: Option<IpAddr>) -> HostFacts {
     let meminfo = text("/proc/meminfo");
     let memory = |key| meminfo.as_deref().and_then(|text| meminfo_bytes(text, key));
@@ -54,8 +54,7 @@ impl CpuClock {
         Self { cpu, cores, held_back: quota::held_back(), read: Instant::now() }
     }
 
-    /// The processor use of the whole host since [`CpuClock::start`]: those fields of [`CpuUse`] that are about the
-    /// host.
+    /// The processor use of the whole host since [`CpuClock::start`], in the fields of [`CpuUse`] about the host.
     pub fn host(&self) -> CpuUse {
         let stat = text("/proc/stat").unwrap_or_default();
         CpuUse {
@@ -66,7 +65,7 @@ impl CpuClock {
         }
     }
 
-    /// The share of time in which the host's processors were busy or stolen by a hypervisor. `None` if /proc/stat
+    /// The share of time in which the host's processors were busy, or stolen by a hypervisor. `None` if /proc/stat
     /// cannot be read or no tick has passed.
     fn busy(&self, stat: &str) -> Option<f64> {
         busy_between(self.cpu?, parse_cpu_time(stat)?)
@@ -94,7 +93,7 @@ fn parse_process_ticks(stat: &str) -> Option<(u64, u64)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// Ticks of all cores since boot.
+/// Clock ticks of all cores since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct CpuTime {
     idle: u64,
@@ -110,7 +109,7 @@ fn parse_cpu_time(stat: &str) -> Option<CpuTime> {
     Some(CpuTime { idle, total: ticks.iter().fold(0, |sum, part| sum.saturating_add(*part)) })
 }
 
-/// Ticks of one core since boot: in soft interrupts, and in all.
+/// Clock ticks of one core since boot: in soft interrupts, and in total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SoftirqTime {
     core: u32,
@@ -129,7 +128,7 @@ fn parse_softirq_times(stat: &str) -> Vec<SoftirqTime> {
     stat.lines().filter_map(core).collect()
 }
 
-/// The share of soft interrupts of the core with the largest one; `None` if no tick has passed.
+/// The share of soft interrupts on the core with the largest one; `None` if no tick has passed.
 fn softirq_between(before: &[SoftirqTime], after: &[SoftirqTime]) -> Option<f64> {
     let share = |after: &SoftirqTime| {
         let before = before.iter().find(|before| before.core == after.core)?;
@@ -207,7 +206,8 @@ fn interface_file(interface: &str, attribute: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
-/// The file holds megabits per second, or -1 if unknown; drivers of wireless interfaces fail the read.
+/// The speed in bits per second. The file has megabits per second, or -1 if unknown; drivers of wireless interfaces
+/// fail the read.
 pub fn speed_bps(speed: &str) -> Option<u64> {
     speed.parse::<u64>().ok().filter(|mbps| *mbps > 0 && *mbps < u64::from(u32::MAX))?.checked_mul(1_000_000)
 }
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn busy_is_what_was_not_idle() {
+    fn busy_time_is_all_time_that_was_not_idle() {
         let before = parse_cpu_time("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 2 3 4\n").unwrap();
         let after = parse_cpu_time("cpu  150 0 125 750 150 0 0 25 0 0\n").unwrap();
         assert_eq!(busy_between(before, after), Some(0.5));

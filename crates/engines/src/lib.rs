@@ -1,5 +1,5 @@
-//! The tests themselves, both ends of each: how load is made, how a path is probed, how counts become measurements.
-//! Blocking threads move the bytes, without an async runtime.
+//! The engines, with both ends of each: they load a path, probe it, and turn counts into measurements. Blocking threads
+//! move the bytes, without an async runtime.
 
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
 #![warn(clippy::print_stdout, clippy::print_stderr, clippy::exit)]

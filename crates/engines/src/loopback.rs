@@ -1,4 +1,4 @@
-//! Runs both ends of an engine in one process, over loopback and without a link, to measure what this host can do.
+//! Runs both ends of an engine in one process, over loopback and without a link, to measure the capacity of this host.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -25,11 +25,11 @@ use crate::session_control::SessionControl;
 use crate::thread_limit;
 use crate::udp_port::UdpPort;
 
-/// How long one data connection may take to authenticate. Another process of this host that connects and stays silent
-/// delays the test by no more than this.
+/// The timeout for the authentication of a data connection. It bounds the delay by another process that connects and
+/// sends nothing.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many ports are tried if other processes take them first.
+/// The number of attempts with another port if a process takes the port first.
 const MAX_PORTS_TRIED: usize = 8;
 
 /// The tallies of both ends for one phase.
@@ -42,7 +42,7 @@ pub struct BothEnds {
 }
 
 impl BothEnds {
-    /// The tallies of the end that sent in `direction` and of the one that received.
+    /// The tallies of the sender and of the receiver of `direction`.
     pub fn sender_and_receiver(&self, direction: Direction) -> (&PhaseTally, &PhaseTally) {
         match direction {
             Direction::Download => (&self.served, &self.driven),
@@ -51,8 +51,8 @@ impl BothEnds {
     }
 }
 
-/// Runs the one phase of `spec` at both ends of `engine`. `scratch` is a private folder for temporary files. Blocks for
-/// the phase and a few seconds more at most. An error means that the phase never began.
+/// Runs the single phase of `spec` at both ends of `engine`. `scratch` is a private folder for temporary files. Blocks
+/// for the phase and at most a few seconds more. An error means that the phase did not begin.
 pub fn run(engine: &dyn Engine, spec: &TestSpec, scratch: PathBuf) -> io::Result<BothEnds> {
     let (reflector, appliance) = (SessionControl::unmetered(), SessionControl::unmetered());
     let played = play(engine, spec, scratch, &reflector, &appliance);
@@ -114,7 +114,7 @@ fn play(
         let serving = thread_limit::spawn_scoped(scope, "loopback-serve", move || {
             server.run(0, &|progress| {
                 if progress == PhaseProgress::Started {
-                    // Fails only if the start was received already.
+                    // Fails only if the start was already received.
                     start.send(()).ok();
                 }
             })
@@ -135,7 +135,7 @@ fn play(
     })
 }
 
-/// Lets the engine claim a port that was just found to be free.
+/// Lets the engine claim a port that was free a moment ago.
 fn claim(
     engine: &dyn Engine,
     order: impl Fn(Option<SocketAddr>, SocketAddr) -> ServerSetup,

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use crate::data_stream::DataStream;
 use crate::session_control::{Cancelled, SessionControl};
 
-/// A data connection and what its session was charged for it. When it is dropped, the session is also charged for bytes
-/// that were read and not charged because reading failed, and for bytes that arrived and were never read: they have
-/// crossed the path, too.
+/// A data connection and its charges to the session. When it is dropped, it also charges the bytes that were read but
+/// not charged because a read failed, and the bytes that arrived but were never read: they have crossed the path, too.
 pub struct MeteredStream {
     stream: DataStream,
     control: Arc<SessionControl>,
@@ -20,7 +19,7 @@ pub struct MeteredStream {
 }
 
 impl MeteredStream {
-    /// Charges `control` for `stream` from now on.
+    /// A stream whose bytes are charged to `control` from this call on.
     pub fn new(stream: DataStream, control: Arc<SessionControl>) -> Self {
         Self { stream, control, read: 0, payload: 0, charged: 0 }
     }
@@ -30,18 +29,18 @@ impl MeteredStream {
         &self.stream
     }
 
-    /// The connection, to write to it or to end it. [`Read`] and [`MeteredStream::discard`] read.
+    /// The connection, for writing and closing. Use [`Read`] and [`MeteredStream::discard`] for reading.
     pub(crate) fn inner_mut(&mut self) -> &mut DataStream {
         &mut self.stream
     }
 
-    /// Charges for `payload` bytes that have moved in all, and waits until the budget covers them.
+    /// Charges for a total of `payload` moved bytes, and waits until the budget covers them.
     pub(crate) fn charge_and_wait(&mut self, payload: u64) -> Result<(), Cancelled> {
         let due = self.due(payload);
         self.control.charge_and_wait(due)
     }
 
-    /// Charges for `payload` bytes that have moved in all, and does not wait.
+    /// Charges for a total of `payload` moved bytes, and does not wait.
     pub(crate) fn charge(&mut self, payload: u64) -> Result<(), Cancelled> {
         let due = self.due(payload);
         self.control.charge(due)
@@ -84,7 +83,7 @@ impl Write for MeteredStream {
 impl Drop for MeteredStream {
     fn drop(&mut self) {
         let read = self.due(self.payload.max(self.read));
-        // The session is over or ends soon: there is nothing left to stop.
+        // The session is over or ends soon, so an error has no consequence.
         self.control.charge(read.saturating_add(self.stream.unread())).ok();
     }
 }
@@ -102,7 +101,7 @@ mod tests {
         control
     }
 
-    /// Writes `bytes`, and waits until the other end of the connection has received them.
+    /// Writes `bytes`, and waits until the other end has received them.
     fn deliver(ours: &mut TcpStream, theirs: &TcpStream, bytes: &[u8]) {
         let before = rustix::io::ioctl_fionread(theirs).unwrap();
         ours.write_all(bytes).unwrap();
@@ -150,14 +149,14 @@ mod tests {
         let ((mut ours, theirs), control) = (pair(), control());
         deliver(&mut ours, &theirs, &[7; 30_000]);
         let mut stream = MeteredStream::new(DataStream::Plain(theirs), Arc::clone(&control));
-        // As a receiver does that finds a wrong byte: it read the bytes, and counts none of them.
+        // Like a receiver that finds a wrong byte: it read the bytes, but counts none of them.
         stream.discard(&mut [0; 20_000], false).unwrap();
         drop(stream);
         assert_eq!(control.spent(), 30_000);
     }
 
     #[test]
-    fn a_stream_that_was_read_to_its_end_costs_nothing_more() {
+    fn a_stream_that_was_read_to_its_end_is_not_charged_again() {
         let ((mut ours, theirs), control) = (pair(), control());
         ours.write_all(&[7; 30_000]).unwrap();
         drop(ours);

@@ -15,21 +15,22 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Whether packets to `target` can leave from here: both addresses need the same family.
+    /// Whether packets from this origin can reach `target`: both addresses need the same family.
     pub fn suits(&self, target: IpAddr) -> bool {
         self.address.is_none_or(|address| address.to_canonical().is_ipv4() == target.to_canonical().is_ipv4())
     }
 
-    /// Checks by binding a socket that the address and the interface exist.
+    /// Binds a socket to check that the address and the interface exist.
     pub fn check(&self) -> io::Result<()> {
         let address = self.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        // A link-local address cannot be bound without the scope of a target.
+        // A link-local address cannot be bound without a scope, which the target provides.
         let tried = Self { address: self.address.filter(|address| !is_link_local(*address)), ..self.clone() };
         let socket = Socket::new(Domain::for_address((address, 0).into()), Type::DGRAM, None)?;
         tried.bind(&socket, (address, 0).into())
     }
 
-    /// Binds `socket`, which is meant for `target`, to this origin. The error names what was refused.
+    /// Binds `socket`, which will be used for `target`, to this origin. The error names the refused address or
+    /// interface.
     pub fn bind<'a>(&self, socket: impl Into<SockRef<'a>>, target: SocketAddr) -> io::Result<()> {
         let socket = socket.into();
         if let Some(interface) = &self.interface {
@@ -39,7 +40,7 @@ impl Origin {
         }
         if let Some(address) = self.address {
             let mut from = SocketAddr::new(address, 0);
-            // A link-local address needs a scope: that of the target.
+            // A link-local address needs a scope; use that of the target.
             if let (SocketAddr::V6(from), SocketAddr::V6(target)) = (&mut from, target)
                 && from.ip().is_unicast_link_local()
             {
@@ -68,8 +69,8 @@ fn is_link_local(address: IpAddr) -> bool {
 fn refused(error: &io::Error, what: String) -> io::Error {
     let because = match error.kind() {
         io::ErrorKind::AddrNotAvailable => "this host has no such address".to_owned(),
-        io::ErrorKind::PermissionDenied => "only root may on this kernel".to_owned(),
-        _ if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => "there is none".to_owned(),
+        io::ErrorKind::PermissionDenied => "this kernel allows it only for root".to_owned(),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => "no such interface".to_owned(),
         _ => error.to_string(),
     };
     io::Error::new(error.kind(), format!("{what}: {because}"))
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_names_what_this_host_does_not_have() {
+    fn the_error_names_the_missing_address_or_interface() {
         let address = Origin { address: Some([192, 0, 2, 1].into()), interface: None };
         assert_eq!(
             bind(&address).unwrap_err().to_string(),
@@ -100,7 +101,7 @@ mod tests {
         assert!(address.check().is_err());
         Origin { address: Some("fe80::1".parse().unwrap()), interface: Some("lo".into()) }.check().unwrap();
         let interface = Origin { address: None, interface: Some("none9".into()) };
-        assert_eq!(bind(&interface).unwrap_err().to_string(), "cannot use the interface none9: there is none");
+        assert_eq!(bind(&interface).unwrap_err().to_string(), "cannot use the interface none9: no such interface");
     }
 
     #[test]

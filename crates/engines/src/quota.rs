@@ -5,14 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long this program was throttled since its control groups were made: the highest value of all groups around it.
-/// The kernel sums it over all processors, so it may exceed the elapsed time.
+/// The time for which this program was throttled since its control groups were created: the highest value of all its
+/// groups. The kernel adds up all processors, so it may exceed the elapsed time.
 pub fn held_back() -> Option<Duration> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| held_back_by(&group)).max()
 }
 
-/// The processor limit of this program in cores: the lowest limit of all groups around it. `None` without a limit.
+/// The processor limit of this program in cores: the lowest limit of all its groups. `None` without a limit.
 pub fn cores() -> Option<f64> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     own.lines().flat_map(|line| groups(line, "cpu")).filter_map(|group| cores_of(&group)).min_by(f64::total_cmp)

@@ -1,5 +1,5 @@
-//! What the owner and the threads of one session share: cancellation, liveness and the byte budget. Cancelling also
-//! wakes threads that wait in a system call.
+//! The state that the owner and the threads of one session share: cancellation, liveness and the byte budget.
+//! Cancelling also wakes threads that wait in a system call.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,14 +21,14 @@ pub struct SessionControl {
     is_cancelled: AtomicBool,
     budget: Option<ByteBudget>,
     registered: Mutex<Registered>,
-    /// Notified when the session is cancelled or the budget grows; guards nothing but the wait.
+    /// Notified when the session is cancelled or the budget grows; guards only the wait.
     changed: Condvar,
     waiting: Mutex<()>,
     /// Why this host refused a thread of the session, if it did.
     refused_thread: OnceLock<ThreadLimitReached>,
 }
 
-/// The sockets that cancelling shuts down.
+/// The sockets that are shut down when the session is cancelled.
 #[derive(Default)]
 struct Registered {
     next: u64,
@@ -47,7 +47,7 @@ impl SessionControl {
     }
 
     /// A control for a session whose byte budget starts at 0 bytes; [`SessionControl::allow`] extends it. `request` is
-    /// called, from the byte path, each time the budget falls below its low-water mark; it must only send a wake-up.
+    /// called from the byte path when the budget falls below its low-water mark; it must only send a wake-up.
     pub fn metered(request: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self::with(Some(ByteBudget::new(request))))
     }
@@ -89,12 +89,11 @@ impl SessionControl {
         self.began + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
     }
 
-    /// Ends the session's work; this cannot be undone: shuts down every registered socket and wakes every waiting
-    /// thread.
+    /// Ends the session's work irrevocably: shuts down every registered socket and wakes every waiting thread.
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::SeqCst);
         for socket in lock(&self.registered).sockets.values() {
-            // Fails only on a socket that is closed already.
+            // Fails only on a socket that is already closed.
             socket.shutdown(Shutdown::Both).ok();
         }
         self.wake();
@@ -105,7 +104,7 @@ impl SessionControl {
         self.is_cancelled.load(Ordering::Relaxed)
     }
 
-    /// Shuts `socket` down when the session is cancelled, for as long as the returned value lives.
+    /// Shuts `socket` down when the session is cancelled, as long as the returned value exists.
     pub fn register<'a>(self: &Arc<Self>, socket: impl Into<SockRef<'a>>) -> io::Result<Registration> {
         let socket = socket.into().try_clone()?;
         let mut registered = lock(&self.registered);
@@ -118,8 +117,8 @@ impl SessionControl {
         Ok(Registration { control: Arc::clone(self), id })
     }
 
-    /// Charges `bytes` that were moved. If the budget is exhausted, waits until it covers them, so that a thread never
-    /// exceeds the budget by more than the `bytes` of one call.
+    /// Charges `bytes` that were moved. If the budget is exhausted, waits until it covers them, so that a thread
+    /// exceeds the budget by at most the `bytes` of one call.
     pub fn charge_and_wait(&self, bytes: u64) -> Result<(), Cancelled> {
         if let Some(budget) = &self.budget
             && budget.charge(bytes) < 0
@@ -129,9 +128,9 @@ impl SessionControl {
         if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 
-    /// Charges `bytes` that are moved now, for a thread that must not wait: it serves other sessions too, and its delay
-    /// would look like delay of the path. Bytes that the budget does not cover become a debt, which the next lease pays
-    /// first. Meant for amounts that are small beside a lease.
+    /// Charges `bytes` for a thread that must not wait: it serves other sessions, too, and its delay would look like
+    /// delay of the path. Bytes beyond the budget become a debt, which the next lease pays first. Only for amounts that
+    /// are small compared with a lease.
     pub fn charge(&self, bytes: u64) -> Result<(), Cancelled> {
         if let Some(budget) = &self.budget {
             budget.charge(bytes);
@@ -150,7 +149,7 @@ impl SessionControl {
         Ok(())
     }
 
-    /// Extends the budget by `bytes`. More is requested once less than half of `bytes` is left; with 0, once nothing is
+    /// Extends the budget by `bytes`. More is requested when less than half of `bytes` is left; with 0, when nothing is
     /// left.
     pub fn allow(&self, bytes: u64) {
         if let Some(budget) = &self.budget {
@@ -174,7 +173,7 @@ impl SessionControl {
         self.budget.as_ref().map_or(0, ByteBudget::spent)
     }
 
-    /// Waits until `is_done`, and says whether it is. Ends early at `deadline` or when the session is cancelled.
+    /// Waits until `is_done`, and returns whether it is. Ends early at `deadline` or when the session is cancelled.
     /// `is_done` is called again after each [`SessionControl::wake`].
     #[expect(clippy::disallowed_methods, reason = "waits for wall time")]
     pub fn wait_until(&self, deadline: Instant, mut is_done: impl FnMut() -> bool) -> bool {
@@ -191,7 +190,7 @@ impl SessionControl {
         }
     }
 
-    /// Makes every thread in [`SessionControl::wait_until`] check its condition again.
+    /// Makes every thread in [`SessionControl::wait_until`] evaluate its condition again.
     pub fn wake(&self) {
         // The lock closes the gap between a waiter's check and its sleep.
         drop(lock(&self.waiting));
@@ -211,7 +210,7 @@ impl Drop for Registration {
     }
 }
 
-/// Ignores poison: nothing guarded here can be left inconsistent by a panic.
+/// Ignores poison: a panic cannot leave the guarded data inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_beyond_the_budget_wait_for_more() {
+    fn bytes_beyond_the_budget_wait_for_a_lease() {
         let (requests, requested) = mpsc::channel();
         let control = SessionControl::metered(move || requests.send(()).unwrap());
         control.allow(1000);

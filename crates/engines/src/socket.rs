@@ -1,4 +1,4 @@
-//! Options and state of TCP sockets: congestion control, timeouts, how they end.
+//! Options and state of TCP sockets: congestion control, timeouts, and how they close.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -13,7 +13,7 @@ use socket2::{Domain, SockRef, TcpKeepalive};
 
 use crate::sys;
 
-/// The options of one data socket, in addition to those that every data socket gets.
+/// The options of one data socket, in addition to the common ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketOptions {
     /// The congestion control; absent: the kernel's default.
@@ -43,8 +43,8 @@ impl SocketOptions {
         }
     }
 
-    /// The size of the buffers that the kernel of this host grants, if that is less than these options request
-    /// (net.core.wmem_max, net.core.rmem_max). Read from a socket of its own: the limits hold for each socket.
+    /// The size of the buffers that the kernel of this host grants, if that is less than requested (net.core.wmem_max,
+    /// net.core.rmem_max). Read from a separate socket: the limits apply to each socket.
     pub(crate) fn reduced_window(&self) -> Option<NonZeroU32> {
         let requested = self.window_bytes?;
         let socket = socket2::Socket::new(Domain::IPV4, socket2::Type::STREAM, None)
@@ -56,7 +56,7 @@ impl SocketOptions {
         u32::try_from(granted).ok().filter(|granted| *granted < requested).and_then(NonZeroU32::new)
     }
 
-    /// Sets these options and those of every data socket, preferably before `socket` connects.
+    /// Sets these options and the common ones of data sockets, preferably before `socket` connects.
     pub(crate) fn apply<'a>(&self, socket: impl Into<SockRef<'a>>) -> io::Result<()> {
         let socket = socket.into();
         if let Some(name) = &self.congestion_control {
@@ -72,12 +72,13 @@ impl SocketOptions {
             mark(&socket, code_point)?;
         }
         if let Some(bps) = self.pace_bps {
-            // The kernel counts headers, too, so at the rate itself it would hold the payload below it. The sender holds the
-            // rate; the kernel spreads what the sender writes at once.
+            // The kernel paces headers, too, so at exactly the rate it would keep the payload below the rate. The
+            // sender enforces the rate; the kernel spreads the bytes of each write.
             sys::pace(&*socket, bps / 8 + bps / 32)?;
         }
         socket.set_tcp_nodelay(self.send_at_once)?;
-        // Urgent data (RFC 6093) is read and counted in its place: beside the stream, reads and counts of the kernel skip it.
+        // Urgent data (RFC 6093) stays in the stream, so that it is read and counted. Out of band, the kernel's reads
+        // and counts would skip it.
         socket.set_out_of_band_inline(true)?;
         // A data connection times out together with its session.
         socket.set_tcp_user_timeout(Some(END_AFTER_SILENCE))?;
@@ -99,7 +100,7 @@ fn set_buffers(socket: &SockRef<'_>, bytes: u32) -> io::Result<()> {
     socket.set_recv_buffer_size(bytes)
 }
 
-/// Payload bytes of a connection as counted by the kernel: acknowledged by the other end, received. `None` before
+/// Payload bytes of a connection as counted by the kernel: acknowledged by the other end, and received. `None` before
 /// Linux 4.1.
 pub fn counts(socket: &TcpStream) -> Option<(u64, u64)> {
     let info = sys::tcp_info(socket).ok()?;
@@ -112,12 +113,12 @@ pub fn is_hung_up(socket: &TcpStream) -> bool {
     sys::tcp_info(socket).is_ok_and(|info| STATES.contains(&info.state))
 }
 
-/// Sets the DSCP (RFC 2474) of the packets that `socket` sends. The kernel owns the two ECN bits of the same byte.
+/// Sets the DSCP (RFC 2474) of the packets that `socket` sends. The kernel manages the two ECN bits of the same byte.
 pub(crate) fn mark(socket: &SockRef<'_>, code_point: u8) -> io::Result<()> {
     let octet = u32::from(code_point) << 2;
     if socket.domain()? == Domain::IPV6 {
         socket.set_tclass_v6(octet)?;
-        // For IPv4 on a dual-stack socket; fails on a socket for IPv6 only.
+        // For IPv4 on a dual-stack socket; fails on an IPv6-only socket.
         socket.set_tos_v4(octet).ok();
         return Ok(());
     }
@@ -157,10 +158,10 @@ pub fn congestion_control(socket: &TcpStream) -> Option<String> {
     sockopt::tcp_congestion(socket).ok()
 }
 
-/// Limits the bytes that the kernel holds before their first transmission to about `bytes` (tcp(7),
+/// Limits the bytes that the kernel buffers before their first transmission to about `bytes` (tcp(7),
 /// `TCP_NOTSENT_LOWAT`).
 pub(crate) fn limit_unsent(socket: &TcpStream, bytes: u32) {
-    // Best effort: without it the kernel holds more.
+    // Best effort: without it the kernel buffers more.
     SockRef::from(socket).set_tcp_notsent_lowat(bytes).ok();
 }
 
@@ -235,7 +236,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_buffer_that_the_kernel_does_not_grant_is_found() {
+    fn a_buffer_that_the_kernel_reduces_is_detected() {
         let of = |window_bytes| SocketOptions { window_bytes, ..SocketOptions::default() };
         assert_eq!(of(None).reduced_window(), None);
         assert_eq!(of(Some(64 << 10)).reduced_window(), None);

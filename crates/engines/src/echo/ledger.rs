@@ -1,11 +1,11 @@
-//! The reflector's record of the sequence numbers that arrived: detects replays, and shows in which direction a probe
-//! was lost. Pure.
+//! The reflector's record of received sequence numbers: detects replays, and shows in which direction a probe was lost.
+//! Pure.
 
 use super::packet::{ArrivalHistory, HISTORY};
 
 /// How far below the highest sequence number a probe is still accepted.
 const WINDOW: u32 = 1024;
-/// How many sequence numbers are remembered: 10 s, after which a silent session ends, at the shortest interval.
+/// The number of remembered sequence numbers: 10 s at the shortest interval. A silent session ends after 10 s.
 const REMEMBERED: u32 = 16 * 1024;
 const WORDS: usize = REMEMBERED as usize / 64;
 
@@ -45,7 +45,7 @@ impl ProbeLedger {
                 }
             }
             newest => {
-                // Clears the bits of the skipped numbers, which are those of much older ones.
+                // Clears the bits of the skipped numbers, which still belong to much older ones.
                 let first = newest.map_or(0, |newest| newest + 1).max(seq.saturating_sub(REMEMBERED - 1));
                 (first..seq).for_each(|skipped| self.set(skipped, false));
                 self.newest = Some(seq);
@@ -100,7 +100,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn nothing_enters_twice_and_history_is_true(steps in prop::collection::vec(0u32..3000, 1..100), start: u32) {
+        fn no_number_enters_twice_and_the_history_is_correct(steps in prop::collection::vec(0u32..3000, 1..100), start: u32) {
             let mut ledger = ProbeLedger::new();
             let mut model = HashSet::new();
             let mut at = start.min(u32::MAX - 3_000_000);

@@ -40,7 +40,7 @@ impl Engine for Echo {
     }
 
     fn about(&self) -> &'static str {
-        "latency alone, nothing loaded"
+        "latency without load"
     }
 
     fn loads(&self) -> bool {

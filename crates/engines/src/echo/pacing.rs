@@ -1,5 +1,5 @@
 //! The choice of the interval between latency probes, so that they do not fill the line that they measure. Pure: times,
-//! probes and samples are arguments. Times are those of the prober, since its start.
+//! probes and samples are arguments. Times are relative to the start of the prober.
 //!
 //! The interval is constant inside each measured window and does not depend on the replies in it: every choice is made
 //! before its window begins.
@@ -15,28 +15,28 @@ use super::packet;
 pub const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// The longest chosen interval.
 pub const LONGEST_INTERVAL: Duration = Duration::from_millis(200);
-/// The interval while nothing is known of the line.
+/// The interval while the capacity of the line is unknown.
 pub const FIRST_INTERVAL: Duration = Duration::from_millis(50);
-/// Bytes of the IP packet of one probe: 20 of IPv4 and 8 of UDP beside its payload.
+/// Bytes of the IP packet of one probe: its payload, 20 bytes of IPv4 and 8 of UDP.
 pub const IP_BYTES: u64 = packet::LEN as u64 + 28;
 
-/// How long an idle phase probes at [`FIRST_INTERVAL`], and how long it tries [`SHORTEST_INTERVAL`] after that. Both
-/// together take half of a short phase at most.
+/// The time for which an idle phase probes at [`FIRST_INTERVAL`], and then again at [`SHORTEST_INTERVAL`]. Together
+/// they take at most half of a short phase.
 const FIRST_TIME: Duration = Duration::from_millis(500);
 const TRIAL_TIME: Duration = Duration::from_millis(450);
 /// If the round trip grows by more than this during the trial, the probes fill the line.
 const GROWTH: Duration = Duration::from_millis(5);
-/// Under load, the probes take at most one part in this of the rate of each direction.
+/// Under load, the probes take at most this fraction (1/100) of the rate of each direction.
 const PARTS: u64 = 100;
-/// The ramp-up is over if the rates of two neighbouring windows of this many samples differ by less than a quarter.
+/// The ramp-up is over when the rates of two neighbouring windows of this many samples differ by less than a quarter.
 const SETTLED_SAMPLES: usize = 5;
 
-/// The interval from now on.
+/// The interval from this moment on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbePace {
     /// The time between two probes.
     pub interval: Duration,
-    /// Whether it was chosen for the rest of the phase: the measured window begins.
+    /// Whether it is final for the phase: the measured window begins.
     pub is_chosen: bool,
 }
 
@@ -53,7 +53,7 @@ pub struct ProbePacing {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PacingStep {
-    /// Nothing is known.
+    /// The capacity is unknown.
     First,
     /// An idle phase tries the shortest interval.
     Trial,
@@ -66,31 +66,31 @@ impl ProbePacing {
         Self { load, begun, span, step: PacingStep::First, samples: Default::default() }
     }
 
-    /// The interval with which the phase begins. A load begins with the longest one: nothing is known of its rate.
+    /// The first interval of the phase. A load begins with the longest one, because its rate is unknown.
     pub fn first(&self) -> Duration {
         if self.is_idle() { FIRST_INTERVAL } else { LONGEST_INTERVAL }
     }
 
-    /// Takes a sample of a receiver.
+    /// Adds a sample of a receiver.
     pub fn sample(&mut self, direction: Direction, sample: Sample) {
         if self.step != PacingStep::Chosen {
             self.samples[direction as usize].push(sample);
         }
     }
 
-    /// When [`ProbePacing::next`] has to be called, at the latest; `None` once the interval is chosen.
+    /// When [`ProbePacing::next`] must be called at the latest; `None` once the interval is chosen.
     pub fn due(&self) -> Option<Duration> {
         let after = match (self.step, self.is_idle()) {
             (PacingStep::Chosen, _) => return None,
             (PacingStep::First, true) => self.first_time(),
             (PacingStep::Trial, true) => self.first_time() + self.trial_time(),
-            // The rate has not settled: half of the phase is left out then.
+            // The rate has not settled: the first half of the phase is excluded.
             (_, false) => self.span / 2,
         };
         Some(self.begun + after)
     }
 
-    /// What changes at `now`, if anything. `probes` returns those that were due between two times.
+    /// The new interval if it changes at `now`. `probes` returns the probes that were due between two times.
     pub fn next(&mut self, now: Duration, probes: impl Fn(Duration, Duration) -> Vec<Probe>) -> Option<ProbePace> {
         let is_due = now >= self.due()?;
         let is_settled =
@@ -137,8 +137,8 @@ fn loaded_interval(bps: u64) -> Duration {
     Duration::from_millis(ms).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }
 
-/// Whether the round trip of the `probes` that were answered has grown at their end, and still grows there. A line may
-/// carry the first ones at once, as the burst of a token bucket.
+/// Whether the round trip of the answered `probes` has grown at their end, and still grows there. A line may carry the
+/// first probes without delay, as the burst of a token bucket.
 fn grows(probes: &[Probe]) -> bool {
     let answered = probes.iter().filter_map(round_trip).collect::<Vec<_>>();
     let third = answered.len() / 3;
@@ -158,7 +158,7 @@ fn median(mut times: Vec<Duration>) -> Option<Duration> {
     times.get(times.len() / 2).copied()
 }
 
-/// Whether the rate has settled: two neighbouring windows at the end of the samples differ by less than a quarter.
+/// Whether the rate has settled: the last two windows of samples differ by less than a quarter.
 fn is_settled(samples: &[Sample]) -> bool {
     let Some(from) = samples.len().checked_sub(2 * SETTLED_SAMPLES) else { return false };
     let recent = &samples[from..];
@@ -233,35 +233,36 @@ mod tests {
     }
 
     #[test]
-    fn neither_loss_nor_jitter_nor_distance_is_a_full_line() {
+    fn loss_jitter_and_distance_do_not_count_as_a_full_line() {
         let every = |rtt: fn(u64) -> Option<u64>| {
             idle(move |from, to| {
                 let due = (from.as_millis() as u64..to.as_millis() as u64).step_by(10);
                 due.map(|at| probe(at, rtt(at))).collect()
             })
         };
-        assert_eq!(every(|_| None), MS * 10, "nothing comes back");
+        assert_eq!(every(|_| None), MS * 10, "no probe is answered");
         assert_eq!(every(|at| (at < 500).then_some(20)), MS * 10, "an outage");
         assert_eq!(every(|at| Some(20 + at * 7919 % 30)), MS * 10, "jitter");
         assert_eq!(every(|at| (at < 190).then_some(600)), MS * 10, "a satellite");
         let step = |at| if at > 850 { (at <= 870).then_some(80) } else { Some(20) };
-        assert_eq!(every(step), MS * 10, "one step is another load's");
+        assert_eq!(every(step), MS * 10, "one step is that of another load");
     }
 
     #[test]
-    fn a_short_idle_phase_keeps_half_of_its_time() {
+    fn a_short_idle_phase_is_measured_for_half_of_its_time() {
         let pacing = ProbePacing::new(Load::Idle, MS * 100, MS * 320);
         assert_eq!((pacing.due(), pacing.trial_time()), (Some(MS * 180), MS * 80));
     }
 
     #[test]
-    fn under_load_the_probes_take_a_hundredth() {
+    fn under_load_the_probes_take_one_percent() {
         for (bps, ms) in [(0, 200), (64_000, 200), (500_000, 199), (1_000_000, 100), (5_000_000, 20), (u64::MAX, 10)] {
             assert_eq!(loaded_interval(bps), MS * ms, "{bps}");
         }
     }
 
-    /// When a phase of 4 s with the `rates` of 100 ms each, in bytes, has chosen, and what.
+    /// The time at which a phase of 4 s with the `rates` of 100 ms each, in bytes, has chosen its interval, and that
+    /// interval.
     fn loaded(load: Load, rates: impl Fn(u64) -> [u64; 2]) -> (u64, Duration) {
         let mut pacing = ProbePacing::new(load, MS * 1000, MS * 4000);
         assert_eq!(pacing.first(), MS * 200);

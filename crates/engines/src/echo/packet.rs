@@ -1,5 +1,5 @@
-//! The one datagram of `echo`: its layout, and how both ends seal and open it. Pure: bytes in, values out; no sockets,
-//! no clock. docs/protocol.md, "Latency probes", specifies it.
+//! The datagram of `echo`: its layout, and how both ends seal and open it. Pure: bytes in, values out; no sockets, no
+//! clock. Specified in docs/protocol.md, "Latency probes".
 
 use paramedic_link::admission::{SessionKeys, TAG_LEN};
 use paramedic_link::test_spec::Direction;
@@ -40,17 +40,17 @@ pub(super) struct ReplyPacket {
     pub(super) dwell_ns: u32,
     /// Which of the latest probes arrived.
     pub(super) history: ArrivalHistory,
-    /// How many datagrams of the session arrived a second time, modulo 2^16.
+    /// The number of repeated datagrams of the session, modulo 2^16.
     pub(super) duplicates: u16,
 }
 
 /// Which of [`HISTORY`] sequence numbers arrived at the reflector when it answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ArrivalHistory {
-    /// The highest sequence number that it covers. Differs from the requested one if the reflector has not seen that
-    /// yet or does not remember it any more.
+    /// The highest sequence number that it covers. It differs from the requested one if the reflector has not received
+    /// that one yet or has already forgotten it.
     pub(super) about: u32,
-    /// A bit field, least significant bit first: bit `i` says whether sequence number `about - i` arrived.
+    /// A bit field, least significant bit first: bit `i` is set if sequence number `about - i` arrived.
     pub(super) arrived: [u8; HISTORY as usize / 8],
 }
 
@@ -63,14 +63,14 @@ impl ArrivalHistory {
 }
 
 impl ProbePacket {
-    /// The bytes for the wire.
+    /// The sealed bytes.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[24..28].copy_from_slice(&self.about.to_be_bytes());
         sealed(bytes, PROBE, self.seq, self.sent_ns, keys)
     }
 
-    /// The probe, if these keys sealed it as one.
+    /// The probe, if these keys sealed it as a probe.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         let bytes = opened(bytes, PROBE, keys)?;
         Some(Self {
@@ -82,7 +82,7 @@ impl ProbePacket {
 }
 
 impl ReplyPacket {
-    /// The bytes for the wire.
+    /// The sealed bytes.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[2..4].copy_from_slice(&self.duplicates.to_be_bytes());
@@ -93,7 +93,7 @@ impl ReplyPacket {
         sealed(bytes, REPLY, self.seq, self.sent_ns, keys)
     }
 
-    /// The reply, if these keys sealed it as one.
+    /// The reply, if these keys sealed it as a reply.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         let bytes = opened(bytes, REPLY, keys)?;
         Some(Self {
@@ -131,7 +131,7 @@ fn opened<'a>(bytes: &'a [u8], kind: u8, keys: &SessionKeys) -> Option<&'a [u8; 
     (ours && keys.is_datagram(direction(kind), &bytes[..TAG_AT], &field(bytes, TAG_AT))).then_some(bytes)
 }
 
-/// Each direction has its own key, so that a probe cannot be replayed as a reply or the other way round.
+/// Each direction has its own key, so that a probe cannot be replayed as a reply or vice versa.
 fn direction(kind: u8) -> Direction {
     if kind == PROBE { Direction::Upload } else { Direction::Download }
 }
@@ -185,13 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn neither_kind_passes_for_the_other() {
+    fn neither_kind_is_accepted_as_the_other() {
         let probe = ProbePacket { seq: 1, about: 1, sent_ns: 1 }.seal(&keys(1));
         assert_eq!(ReplyPacket::open(&reply().seal(&keys(1)), &keys(1)), Some(reply()));
         assert_eq!(ReplyPacket::open(&probe, &keys(1)), None);
         assert_eq!(ProbePacket::open(&reply().seal(&keys(1)), &keys(1)), None);
         assert_eq!(ProbePacket::open(&probe, &keys(2)), None);
-        // A reply whose kind is rewritten still carries the other direction's tag.
+        // A reply with a rewritten kind still has the tag of the other direction.
         let mut turned = reply().seal(&keys(1));
         turned[1] = PROBE;
         assert_eq!(ProbePacket::open(&turned, &keys(1)), None);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_examples_are_what_is_sent() {
+    fn the_documented_examples_match_the_code() {
         let session = [0x01, 0x94, 0x3d, 0x3c, 0x5e, 0, 0x7a, 0x10, 0x80, 0, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab];
         let secret = std::array::from_fn(|at| at as u8);
         let keys = SessionKeys::derive(SessionId::from_bytes(session), Zeroizing::new(secret));

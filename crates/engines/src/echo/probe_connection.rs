@@ -26,7 +26,7 @@ pub(super) struct ProbeConnection {
 
 impl ProbeConnection {
     pub(super) fn new(stream: DataStream) -> io::Result<Self> {
-        // Small packets have to be sent at once.
+        // Small packets must be sent at once.
         stream.socket().set_nodelay(true)?;
         stream.socket().set_nonblocking(true)?;
         Ok(Self { stream, incoming: [0; packet::LEN], filled: 0, outgoing: Vec::new(), is_full: false })
@@ -70,7 +70,7 @@ impl ProbeConnection {
         if self.is_full { Ok(()) } else { end }
     }
 
-    /// Passes each received packet to `take`, and sends unsent bytes. The end of the connection is an error.
+    /// Passes each received packet to `take`, and sends pending bytes. The end of the connection is an error.
     pub(super) fn receive(&mut self, take: impl Fn(&[u8])) -> io::Result<()> {
         if self.is_full {
             self.push()?;

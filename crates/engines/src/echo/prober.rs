@@ -27,20 +27,20 @@ use crate::udp_port::datagram::Mailbox;
 /// The number of probes that test whether UDP works. They take one second in total.
 const UDP_TRIES: u32 = 20;
 const UDP_TRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the prober waits for late replies at the end, and the interval of the probes that request histories
-/// meanwhile.
+/// How long the prober waits for late replies at the end, and the interval of the probes that request histories during
+/// that wait.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 /// The socket's receive buffer in bytes.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// The most datagrams that are read before the thread checks again whether it has to end.
+/// The most datagrams that are read before the thread checks again whether it must end.
 const MAX_READS_IN_A_ROW: usize = 64;
 
 const _: () = assert!(UDP_TRIES <= FIRST_SEQ, "a test probe must not look like a probe of the schedule");
 
 /// The parameters of [`Prober::start`].
 pub struct ProberSetup {
-    /// The reflector's UDP address; `None` if it does not answer UDP, and then the probes fall back at once.
+    /// The reflector's UDP address; `None` if it does not answer UDP: then the probes fall back at once.
     pub target: Option<SocketAddr>,
     /// The keys that authenticate the probes.
     pub keys: Arc<SessionKeys>,
@@ -55,8 +55,8 @@ pub struct ProberSetup {
     pub origin: Origin,
 }
 
-/// Probes a path until it is finished or dropped, with one thread that sends and one that receives. Tests for at most
-/// one second whether UDP works; then the transport is final.
+/// Probes a path until it is finished or dropped, with one thread that sends and one that receives. It first tests for
+/// at most one second whether UDP works; after that the transport is final.
 pub struct Prober {
     shared: Arc<ProberState>,
     sender: Option<JoinHandle<()>>,
@@ -114,15 +114,15 @@ impl Prober {
             let (target, origin, fall_back) = (setup.target, setup.origin, setup.fall_back);
             thread_limit::spawn("echo-send", move || {
                 let end = shared.probe(target, &origin, fall_back, &timer);
-                // Has no effect if a transport was found before.
+                // Has no effect if a transport was already chosen.
                 shared.decide(TransportChoice::Failed(end.err().unwrap_or_else(|| io::Error::other(Cancelled))));
             })?
         };
         Ok(Self { shared, sender: Some(sender) })
     }
 
-    /// Waits until the transport is known: at most one second and the time of the fallback. An error, that of the
-    /// fallback, means that nothing is probed.
+    /// Waits until the transport is known: at most one second plus the time of the fallback. An error is that of the
+    /// fallback, and means that no probe is sent.
     pub fn ready(&self) -> io::Result<EchoTransport> {
         let mut route = lock(&self.shared.route);
         loop {
@@ -146,8 +146,8 @@ impl Prober {
         (recent != u64::MAX).then(|| Duration::from_nanos(recent))
     }
 
-    /// Changes the interval. Returns when, since the start, the first probe of the new interval is due; the last probe
-    /// of the old one was due before.
+    /// Changes the interval. Returns when the first probe of the new interval is due, since the start; the last probe
+    /// of the old interval was due before.
     pub fn pace(&self, interval: Duration) -> Duration {
         let interval = interval.max(Duration::from_micros(TestSpec::MIN_PROBE_INTERVAL_US.into()));
         let base_ns = lock(&self.shared.log).pace(self.shared.clock.now_ns(), interval);
@@ -155,7 +155,7 @@ impl Prober {
         Duration::from_nanos(base_ns)
     }
 
-    /// The probes that were due from `from` on and before `to`, both since the start, as far as known now.
+    /// The probes that were due from `from` up to `to`, both since the start, in their present state.
     pub fn between(&self, from: Duration, to: Duration) -> Vec<Probe> {
         let ns = |at: Duration| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
         lock(&self.shared.log).due_between(ns(from), ns(to))
@@ -175,7 +175,7 @@ impl Prober {
     fn end(&mut self, stage: u8) {
         self.shared.enter(stage);
         if let Some(sender) = self.sender.take() {
-            // The panic of a thread is reported when it happens; the record so far stays.
+            // A panicking thread reports its panic itself; the record remains.
             sender.join().ok();
         }
     }
@@ -196,7 +196,7 @@ impl ProberState {
         fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
         timer: &Timer,
     ) -> io::Result<()> {
-        // If the socket cannot be opened, the probes fall back too.
+        // If the socket cannot be opened, the probes fall back, too.
         let over_udp = target.map_or(Ok(()), |target| {
             let socket = udp_socket(target, origin)?;
             self.over_udp(&socket, timer)
@@ -269,7 +269,7 @@ impl ProberState {
 
     /// Begins the schedule, and sets the transport.
     fn begin_schedule(&self, transport: EchoTransport) {
-        // Before the transport is known: then the interval may change.
+        // Before the transport is published, because the interval may change after that.
         *lock(&self.log) = ProbeRecords::new(self.clock.now_ns(), self.interval);
         self.decide(TransportChoice::Found(transport));
     }
@@ -332,7 +332,7 @@ impl ProberState {
                         let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
                         self.take(mailbox.bytes.get(..arrival.len).unwrap_or_default(), received_ns);
                     }
-                    // No more datagrams, or an error (port unreachable), which reading it clears.
+                    // The queue is empty, or an error such as "port unreachable" was read, which clears it.
                     Ok(None) | Err(_) => break,
                 }
             }
@@ -390,9 +390,9 @@ impl Carrier for &UdpSocket {
         wait([(timer.as_fd(), PollFlags::IN), (prober.wake.as_fd(), PollFlags::IN)]).map(drop)
     }
 
-    /// Sends a datagram. One that this host cannot send counts as lost.
+    /// Sends a datagram. A datagram that this host fails to send counts as lost.
     fn send(&mut self, packet: &[u8; packet::LEN]) -> io::Result<()> {
-        // A send may report the port unreachable of an earlier datagram instead of sending.
+        // A send may report "port unreachable" for an earlier datagram instead of sending.
         if UdpSocket::send(self, packet).is_err_and(|failure| failure.kind() == io::ErrorKind::ConnectionRefused) {
             UdpSocket::send(self, packet).ok();
         }
@@ -429,7 +429,7 @@ fn udp_socket(target: SocketAddr, origin: &Origin) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Ignores poison: nothing guarded here can be left inconsistent by a panic.
+/// Ignores poison: a panic cannot leave the guarded data inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! The prober's record, one compact entry per probe, so that a day of probes fits in a small device. Pure: no sockets,
-//! no clock.
+//! The prober's record, with one compact entry per probe, so that the probes of a day fit in the memory of a small
+//! device. Pure: no sockets, no clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use paramedic_link::measurement::Probe;
 
 use super::packet::{HISTORY, ReplyPacket};
 
-/// How probes are transported.
+/// The transport of the probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EchoTransport {
     /// Datagrams.
@@ -31,7 +31,7 @@ impl fmt::Display for EchoTransport {
 pub struct Probes {
     /// The transport; absent if neither worked and nothing was probed.
     pub transport: Option<EchoTransport>,
-    /// Probes and replies that arrived again.
+    /// Repeated probes and replies.
     pub duplicates: u64,
     /// Probes that were due but not sent, because the prober was not scheduled or its connection had ended.
     pub skipped: u64,
@@ -44,13 +44,13 @@ impl Probes {
         self.log.iter()
     }
 
-    /// The probes sent from `from` on and before `to`, both since the prober's start, in the order sent.
+    /// The probes sent from `from` up to `to`, both since the prober's start, in the order sent.
     pub fn within(&self, from: Duration, to: Duration) -> impl Iterator<Item = Probe> {
         self.log.iter().skip_while(move |probe| probe.sent_at < from).take_while(move |probe| probe.sent_at < to)
     }
 
-    /// How late the prober was for each probe that was due from `from` on and before `to` and that it skipped, in
-    /// microseconds: the time from when the probe was due until the prober sent again.
+    /// The lateness of the prober, in microseconds, for each probe that was due from `from` up to `to` and that it
+    /// skipped: the time from when the probe was due until the prober sent again.
     pub fn skipped_within(&self, from: Duration, to: Duration) -> impl Iterator<Item = u32> {
         self.log.skipped_slots().filter(move |(due, _)| (from..to).contains(due)).map(|(_, late_us)| late_us)
     }
@@ -58,9 +58,10 @@ impl Probes {
 
 /// The first sequence number of the schedule; lower ones test whether UDP works.
 pub(super) const FIRST_SEQ: u32 = 64;
-/// Slots are stored in pieces, so that growth never copies them.
+/// Slots are stored in pieces, so that growth does not copy them.
 const PIECE: usize = 4096;
-/// The highest number of slots; further probes are not sent. 4.5 hours at 1 ms, two days at 10 ms, 192 MiB.
+/// The highest number of slots; no further probes are sent. It suffices for 4.5 hours at 1 ms or two days at 10 ms, in
+/// 192 MiB.
 const MAX_SLOTS: usize = 1 << 24;
 
 /// A slot of the schedule.
@@ -75,9 +76,9 @@ struct Slot {
 const RTT_BITS: u32 = 24;
 /// The probe was sent; otherwise the slot was skipped.
 const SENT: u32 = 1 << 24;
-/// The probe arrived at the reflector.
+/// The reflector reported whether the probe arrived.
 const REPORTED: u32 = 1 << 25;
-/// It arrived.
+/// The probe arrived at the reflector.
 const ARRIVED: u32 = 1 << 26;
 /// The reply to the probe arrived.
 const REPLIED: u32 = 1 << 27;
@@ -93,7 +94,7 @@ impl Slot {
 /// A part of the schedule with one interval.
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
-    /// Its first slot, and when that is due.
+    /// The first slot; `base_ns` is when it is due.
     first: usize,
     base_ns: u64,
     interval_ns: u64,
@@ -123,22 +124,22 @@ pub(super) struct ProbeRecords {
     current: Stretch,
     pieces: Vec<Vec<Slot>>,
     skipped: u64,
-    /// Replies that arrived again.
+    /// Repeated replies.
     doubled_replies: u64,
-    /// Probes that arrived again, as reported by the reflector, whose counter wraps.
+    /// Repeated probes, as reported by the reflector, whose counter wraps.
     doubled_probes: u64,
-    /// All slots before this one are final: skipped, reported, or beyond the reflector's memory.
+    /// All slots before this one are final: skipped, reported, or too old for the reflector's record.
     open_from: usize,
 }
 
-/// What a reply shows about its probe.
+/// The information that a reply adds about its probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReplyKind {
     /// A round trip.
     RoundTrip(Duration),
-    /// The first reply to its probe, without a round trip: late, or to a probe outside the schedule.
+    /// The first reply to its probe, but without a round trip: it is late, or the probe was outside the schedule.
     Other,
-    /// A reply that arrived before, or to a probe that was not sent.
+    /// A repeated reply, or one to a probe that was not sent.
     Nothing,
 }
 
@@ -185,7 +186,7 @@ impl ProbeRecords {
         stretch.due_ns(at)
     }
 
-    /// Changes the interval at `now_ns`. The next slot is due one interval later; returns when.
+    /// Changes the interval at `now_ns`. The next slot is due one interval later; returns that time.
     pub(super) fn pace(&mut self, now_ns: u64, interval: Duration) -> u64 {
         let mut next = Stretch::new(self.len(), now_ns, interval);
         next.base_ns = next.base_ns.saturating_add(next.interval_ns);
@@ -201,8 +202,8 @@ impl ProbeRecords {
         (self.current.base_ns, Duration::from_nanos(self.current.interval_ns))
     }
 
-    /// Takes the next slot that is due at `now_ns` and returns its sequence number. If the prober was late, it sends
-    /// the first missed slot, which shows the delay, and the last one, and skips those between, which would be a burst.
+    /// Takes the next slot that is due at `now_ns` and returns its sequence number. A late prober sends the first
+    /// missed slot, which shows the delay, and the last one. It skips those in between, which would be a burst.
     pub(super) fn take_due(&mut self, now_ns: u64) -> Option<u32> {
         let next = self.len();
         let late_ns = now_ns.checked_sub(self.due_ns(next))?;
@@ -219,7 +220,7 @@ impl ProbeRecords {
         u32::try_from(next).ok()?.checked_add(FIRST_SEQ)
     }
 
-    /// Counts the slots that were due by `now_ns` and not taken as skipped. The last call on this schedule.
+    /// Counts the untaken slots that were due by `now_ns` as skipped. The last call on this schedule.
     pub(super) fn skip_until(&mut self, now_ns: u64) {
         let Some(since) = now_ns.checked_sub(self.current.base_ns) else { return };
         let taken = self.len() - self.current.first;
@@ -231,7 +232,7 @@ impl ProbeRecords {
         u32::try_from(self.len()).unwrap_or(u32::MAX).saturating_add(FIRST_SEQ)
     }
 
-    /// The highest number that the history of the reply to `seq` should cover, so that the record gets no gap.
+    /// The highest number that the history of the reply to `seq` should cover, so that the record has no gap.
     pub(super) fn about(&mut self, seq: u32) -> u32 {
         while self.slot(self.open_from).is_some_and(|slot| !slot.is(SENT) || slot.is(REPORTED)) {
             self.open_from += 1;
@@ -259,7 +260,8 @@ impl ProbeRecords {
             self.doubled_replies += 1;
             return ReplyKind::Nothing;
         }
-        // The echoed time has nanoseconds but is not trusted: it must match our own record, which has microseconds.
+        // The echoed time has nanoseconds but is not trusted: it must match the prober's record, which has
+        // microseconds.
         let late_us = reply.sent_ns.checked_sub(due_ns).map(|late_ns| saturated(late_ns / 1000));
         if late_us != Some(slot.late_us) {
             return ReplyKind::Nothing;
@@ -279,7 +281,7 @@ impl ProbeRecords {
     }
 
     fn enter_history(&mut self, reply: &ReplyPacket) {
-        // The counter wraps; it never moves by half of its range between two replies.
+        // The counter wraps, but never moves by half of its range between two replies.
         let moved = reply.duplicates.wrapping_sub(self.doubled_probes as u16);
         if moved < 1 << 15 {
             self.doubled_probes += u64::from(moved);
@@ -287,18 +289,18 @@ impl ProbeRecords {
         let about = reply.history.about;
         for seq in about.saturating_sub(HISTORY - 1).max(FIRST_SEQ)..=about {
             let Some(arrived) = reply.history.arrived(seq) else { continue };
-            // A probe that is reported missing may still be in flight; a later reply corrects it.
+            // A probe reported as missing may still be in flight; a later reply corrects it.
             if let Some(slot) = self.slot_mut((seq - FIRST_SEQ) as usize).filter(|slot| slot.is(SENT)) {
                 slot.packed |= if arrived { REPORTED | ARRIVED } else { REPORTED };
             }
         }
-        // If the history begins after the requested gap, the reflector does not remember that any more.
+        // If the history begins after the requested gap, the reflector has forgotten the gap.
         let oldest_reported = about.saturating_sub(HISTORY - 1).saturating_sub(FIRST_SEQ) as usize;
         self.open_from = self.open_from.max(oldest_reported.min(self.len()));
     }
 
-    /// Whether every probe has a reply or is reported lost, so that waiting is pointless. Replies that are missing for
-    /// longer than `timeout` do not count.
+    /// Whether every probe has a reply or is reported lost, so that waiting is pointless. Replies missing for longer
+    /// than `timeout` do not count.
     pub(super) fn is_settled(&mut self, timeout: Duration) -> bool {
         let len = self.len();
         self.about(self.seq_after());
@@ -312,7 +314,7 @@ impl ProbeRecords {
         self.skipped
     }
 
-    /// Probes and replies that arrived again.
+    /// Repeated probes and replies.
     pub(super) fn duplicates(&self) -> u64 {
         self.doubled_replies + self.doubled_probes
     }
@@ -323,7 +325,7 @@ impl ProbeRecords {
         sent.map(|(at, slot)| (at, self.probe(at, slot)))
     }
 
-    /// The probes that were due from `from_ns` on and before `to_ns`, without a scan of the earlier ones.
+    /// The probes that were due from `from_ns` up to `to_ns`; does not scan the earlier ones.
     pub(super) fn due_between(&self, from_ns: u64, to_ns: u64) -> Vec<Probe> {
         let to = self.slot_from(to_ns).min(self.len());
         let from = self.slot_from(from_ns).min(to);
@@ -331,8 +333,8 @@ impl ProbeRecords {
         sent.map(|(at, slot)| self.probe(at, slot)).collect()
     }
 
-    /// When each skipped slot was due, and how much later the prober sent again, in microseconds. The first slot that it
-    /// missed is the one that it sent then.
+    /// When each skipped slot was due, and how much later the prober sent again, in microseconds. What it sent then was
+    /// the first slot that it had missed.
     fn skipped_slots(&self) -> impl Iterator<Item = (Duration, u32)> {
         let mut caught_up_ns = self.due_ns(0);
         self.pieces.iter().flatten().enumerate().filter_map(move |(at, slot)| {
@@ -399,7 +401,7 @@ mod tests {
         log
     }
 
-    /// The reply to slot `at`, sent in time, from a reflector that got nothing but what `arrived` names.
+    /// The reply to slot `at`, sent in time, from a reflector that received only the probes in `arrived`.
     fn reply(at: u32, about: u32, arrived: &[u32]) -> ReplyPacket {
         let mut bits = [0; 32];
         for back in arrived.iter().filter_map(|slot| about.checked_sub(*slot)).filter(|back| *back < HISTORY) {
@@ -415,7 +417,7 @@ mod tests {
         }
     }
 
-    fn fates(log: &ProbeRecords) -> Vec<(Option<u32>, Option<bool>)> {
+    fn states(log: &ProbeRecords) -> Vec<(Option<u32>, Option<bool>)> {
         log.iter().map(|probe| (probe.rtt_us, probe.arrived)).collect()
     }
 
@@ -477,10 +479,10 @@ mod tests {
         let mut log = sent(4);
         log.enter(&reply(3, 3, &[0, 2, 3]), 1035 * MS);
         let reported = [(None, Some(true)), (None, Some(false)), (None, Some(true)), (Some(5000), Some(true))];
-        assert_eq!(fates(&log), reported);
-        // A probe that was only overtaken is reported again.
+        assert_eq!(states(&log), reported);
+        // A probe that was only reordered is reported again.
         log.enter(&reply(1, 3, &[0, 1, 2, 3]), 1036 * MS);
-        assert_eq!(fates(&log)[1], (Some(26_000), Some(true)));
+        assert_eq!(states(&log)[1], (Some(26_000), Some(true)));
     }
 
     #[test]
@@ -504,8 +506,8 @@ mod tests {
         let mut log = sent(1000);
         log.enter(&reply(999, 700, &[]), 20_000 * MS);
         assert_eq!(log.about(FIRST_SEQ + 999), FIRST_SEQ + 701 + 255);
-        assert_eq!(fates(&log)[444], (None, None));
-        assert_eq!(fates(&log)[445], (None, Some(false)));
+        assert_eq!(states(&log)[444], (None, None));
+        assert_eq!(states(&log)[445], (None, Some(false)));
     }
 
     #[test]
@@ -518,7 +520,7 @@ mod tests {
         assert_eq!(log.skipped(), 2);
         let late: Vec<u32> = log.iter().map(|probe| probe.late_us).collect();
         assert_eq!(late, [0, 31_000, 1000]);
-        // What was never sent can't be answered, nor is it lost.
+        // A probe that was never sent can't be answered and is not lost.
         assert_eq!(log.enter(&reply(2, 2, &[2]), 1042 * MS), ReplyKind::Nothing);
         assert!(log.iter().all(|probe| probe.arrived.is_none()));
     }
@@ -547,11 +549,11 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_changes_between_two_slots_and_the_numbers_go_on() {
+    fn the_interval_changes_between_two_slots_and_the_numbers_continue() {
         let mut log = sent(3);
         assert_eq!(log.pace(1025 * MS, 5 * EVERY), 1075 * MS);
         assert_eq!((log.take_due(1074 * MS), log.take_due(1075 * MS)), (None, Some(FIRST_SEQ + 3)));
-        // A late prober skips by the interval that holds.
+        // A late prober skips by the current interval.
         assert_eq!(log.take_due(1275 * MS), Some(FIRST_SEQ + 4));
         assert_eq!((log.take_due(1275 * MS), log.skipped()), (Some(FIRST_SEQ + 7), 2));
         // Twice in a row without a probe between them.
@@ -564,7 +566,7 @@ mod tests {
         for (from, to, count) in [(0, 5000, 7), (1000, 1020, 2), (1021, 1075, 0), (1020, 1126, 3), (1275, 1311, 1)] {
             assert_eq!(log.due_between(from * MS, to * MS).len(), count, "{from} to {to}");
         }
-        // Replies find their probes in any stretch.
+        // Replies find their probes in any part of the schedule.
         for (at, sent_ms, now_ms) in [(2, 1020, 1320), (3, 1075, 1321), (8, 1311, 1322)] {
             let reply = ReplyPacket { sent_ns: sent_ms * MS, ..reply(at, at, &[at]) };
             let round_trip = Duration::from_millis(now_ms - sent_ms);
@@ -575,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_is_settled_when_each_fate_is_known() {
+    fn a_schedule_is_settled_when_each_probe_is_answered_or_lost() {
         let mut log = sent(3);
         assert!(!log.is_settled(SECOND));
         log.enter(&reply(0, 0, &[0]), 1005 * MS);
@@ -601,7 +603,7 @@ mod tests {
 
     #[test]
     fn a_slot_stays_small() {
-        // 8.6 million of them are a day at 10 ms.
+        // A day at 10 ms has 8.6 million slots.
         assert_eq!(size_of::<Slot>(), 12);
     }
 }

@@ -38,7 +38,7 @@ impl DatagramHandler for ProbeResponder {
         let ago_ns = u64::try_from(datagram.ago.as_nanos()).unwrap_or(u64::MAX);
         let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
         let probe = ProbePacket::open(datagram.bytes, &self.keys).ok_or(Refusal::Forged)?;
-        // Ignores poison: the ledger cannot be left inconsistent by a panic.
+        // Ignores poison: a panic cannot leave the ledger inconsistent.
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         if ledger.enter(probe.seq) == Entry::Replayed {
             return Err(Refusal::Replayed);
@@ -52,7 +52,7 @@ impl DatagramHandler for ProbeResponder {
     }
 }
 
-/// The reply to a recorded probe; the time since its arrival ends now.
+/// The reply to a recorded probe; its dwell time ends now.
 fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: &Clock) -> ReplyPacket {
     ReplyPacket {
         seq: probe.seq,
@@ -73,7 +73,7 @@ pub fn answer_stream(mut stream: MeteredStream, keys: &SessionKeys, control: &Ar
     let clock = Clock::start();
     let mut ledger = ProbeLedger::new();
     let Ok(_registration) = control.register(stream.inner().socket()) else { return };
-    // Best effort: small replies have to be sent at once.
+    // Best effort: small replies must be sent at once.
     stream.inner().socket().set_nodelay(true).ok();
     let mut bytes = [0; packet::LEN];
     let mut moved = 0;
@@ -118,7 +118,7 @@ mod tests {
     }
 
     /// A socket at `from` that is connected to the responder, with a timeout.
-    fn asker(from: &str, responder: &UdpPort) -> UdpSocket {
+    fn client_socket(from: &str, responder: &UdpPort) -> UdpSocket {
         let socket = UdpSocket::bind((from, 0)).unwrap();
         let port = responder.local_addr().port();
         socket.connect((HERE, port)).unwrap();
@@ -137,8 +137,8 @@ mod tests {
         ReplyPacket::open(&bytes[..len], &keys(session)).unwrap()
     }
 
-    /// `socket` is empty. The responder reads in order: after the reply to a later probe, no earlier datagram is
-    /// answered.
+    /// Asserts that `socket` has no datagram. The responder reads in order: after the reply to a later probe, no
+    /// earlier datagram is answered.
     fn assert_empty(socket: &UdpSocket) {
         socket.set_nonblocking(true).unwrap();
         assert_eq!(socket.recv(&mut [0; 2048]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -151,7 +151,7 @@ mod tests {
         let control = SessionControl::metered(|| ());
         control.allow(1_000);
         let _enrolment = enroll(&responder, 1, &control);
-        let asker = asker(HERE, &responder);
+        let asker = client_socket(HERE, &responder);
         for seq in [0, 1, 3] {
             asker.send(&probe(seq).seal(&keys(1))).unwrap();
             let reply = reply(&asker, 1);
@@ -165,12 +165,12 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_never_waits_for_the_lease_that_pays_for_it() {
+    fn a_probe_never_waits_for_a_lease() {
         let responder = responder(HERE);
         let (asks, asked) = std::sync::mpsc::channel();
         let control = SessionControl::metered(move || asks.send(()).unwrap());
         let _enrolment = enroll(&responder, 1, &control);
-        let asker = asker(HERE, &responder);
+        let asker = client_socket(HERE, &responder);
         asker.send(&probe(0).seal(&keys(1))).unwrap();
         assert_eq!(reply(&asker, 1).seq, 0);
         asked.recv().unwrap();
@@ -182,8 +182,8 @@ mod tests {
         let responder = responder(HERE);
         let control = SessionControl::unmetered();
         let _enrolment = enroll(&responder, 1, &control);
-        let owner = asker(HERE, &responder);
-        let other_address = asker("127.0.0.2", &responder);
+        let owner = client_socket(HERE, &responder);
+        let other_address = client_socket("127.0.0.2", &responder);
         owner.send(&probe(7).seal(&keys(1))).unwrap();
         let answered = reply(&owner, 1);
 
@@ -226,7 +226,7 @@ mod tests {
         let responder = responder(HERE);
         let control = SessionControl::unmetered();
         let _enrolment = enroll(&responder, 1, &control);
-        let asker = asker(HERE, &responder);
+        let asker = client_socket(HERE, &responder);
         for seq in [1, 1, 1, 2] {
             asker.send(&probe(seq).seal(&keys(1))).unwrap();
         }
@@ -241,7 +241,7 @@ mod tests {
         let leaving = enroll(&responder, 1, &left);
         let _cut = enroll(&responder, 2, &cut);
         let _stays = enroll(&responder, 3, &stays);
-        let asker = asker(HERE, &responder);
+        let asker = client_socket(HERE, &responder);
         for session in [1, 2, 3] {
             asker.send(&probe(1).seal(&keys(session))).unwrap();
             reply(&asker, session);
@@ -263,7 +263,7 @@ mod tests {
         let old = enroll(&responder, 1, &control);
         let _new = enroll(&responder, 1, &control);
         drop(old);
-        let asker = asker(HERE, &responder);
+        let asker = client_socket(HERE, &responder);
         asker.send(&probe(1).seal(&keys(1))).unwrap();
         assert_eq!(reply(&asker, 1).seq, 1);
     }
@@ -273,7 +273,7 @@ mod tests {
         let responder = responder(HERE);
         let control = SessionControl::unmetered();
         let _enrolment = enroll(&responder, 1, &control);
-        let asker = asker(HERE, &responder);
+        let asker = client_socket(HERE, &responder);
         let before = control.last_heard();
         #[expect(clippy::disallowed_methods, reason = "waits for the next millisecond")]
         // Liveness has a resolution of milliseconds.
@@ -316,7 +316,7 @@ mod tests {
         bind::bind_after_pending_forks(|| UdpSocket::bind(address)).unwrap();
     }
 
-    /// A data connection whose far end is being answered, and what ends when that is over.
+    /// A data connection whose far end answers probes, and the thread that answers.
     fn answered_stream(control: Arc<SessionControl>) -> (TcpStream, JoinHandle<()>) {
         let listener = TcpListener::bind((HERE, 0)).unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -347,7 +347,7 @@ mod tests {
             ours.write_all(&probe(1).seal(&keys(1))).unwrap();
             ours.write_all(&wrong).unwrap();
             let mut all = Vec::new();
-            // The reply to the first, then the end; a reset where bytes were left unread.
+            // The reply to the first probe, then the end; a reset if bytes were left unread.
             let _ = ours.read_to_end(&mut all);
             assert_eq!(all.len(), packet::LEN);
             answering.join().unwrap();

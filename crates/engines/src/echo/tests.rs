@@ -24,7 +24,7 @@ use crate::metered_stream::MeteredStream;
 use crate::origin::Origin;
 use crate::udp_port::{Enrolment, UdpPort};
 
-/// The keys of a session of this name; the same every time.
+/// The keys of the session with this number; always the same.
 pub(super) fn keys(session: u8) -> SessionKeys {
     SessionKeys::derive(SessionId::from_bytes([session; 16]), Zeroizing::new([session; 32]))
 }
@@ -32,7 +32,7 @@ pub(super) fn keys(session: u8) -> SessionKeys {
 const HERE: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-fn order(target: SocketAddr, control: &Arc<SessionControl>) -> ProberSetup {
+fn setup(target: SocketAddr, control: &Arc<SessionControl>) -> ProberSetup {
     ProberSetup {
         target: Some(target),
         keys: Arc::new(keys(1)),
@@ -43,7 +43,7 @@ fn order(target: SocketAddr, control: &Arc<SessionControl>) -> ProberSetup {
     }
 }
 
-/// Has the probes of a session answered at `port`.
+/// Enrolls the probes of a session at `port`.
 pub(super) fn enroll_probes(
     port: &UdpPort,
     keys: SessionKeys,
@@ -61,11 +61,11 @@ fn reflector() -> (Arc<UdpPort>, Enrolment) {
     (port, enrolment)
 }
 
-/// How many copies of the packet of a slot a path delivers; `None` for one outside the schedule.
+/// The number of copies of the packet of a slot that a path delivers; `None` is a packet outside the schedule.
 type Copies = dyn Fn(Option<usize>) -> usize + Send;
 
-/// A path to `target` that loses and duplicates chosen datagrams, and reports which slots came from the prober. Ends
-/// with the prober's last word: an empty datagram.
+/// A path to `target` that loses and duplicates chosen datagrams, and reports which slots came from the prober. An
+/// empty datagram from the prober ends it.
 fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (SocketAddr, mpsc::Receiver<usize>) {
     let (near, far) = (UdpSocket::bind(HERE).unwrap(), UdpSocket::bind(HERE).unwrap());
     far.connect(target).unwrap();
@@ -85,7 +85,7 @@ fn lossy_path(target: SocketAddr, up: Box<Copies>, down: Box<Copies>) -> (Socket
             let mut bytes = [0; packet::LEN];
             let (len, from) = near.recv_from(&mut bytes).unwrap();
             if len == 0 {
-                // Ends the other half as well.
+                // Ends the other half, too.
                 socket2::SockRef::from(&far).shutdown(std::net::Shutdown::Read).unwrap();
                 return ControlFlow::Break(());
             }
@@ -128,7 +128,7 @@ fn every_probe_is_answered_over_udp() {
     let (responder, _enrolment) = reflector();
     let (path, reported) = lossy_path(responder.local_addr(), Box::new(|_| 1), Box::new(|_| 1));
     let control = SessionControl::unmetered();
-    let prober = Prober::start(order(path, &control)).unwrap();
+    let prober = Prober::start(setup(path, &control)).unwrap();
     assert_eq!(prober.ready().unwrap(), EchoTransport::Udp);
     await_slot(&reported, 50);
     let until = prober.now();
@@ -145,15 +145,15 @@ fn every_probe_is_answered_over_udp() {
         assert!(probe.sent_at >= before);
         before = probe.sent_at;
     }
-    // Each slot up to the one that was seen is sent by then, or was skipped.
+    // Each slot up to the reported one was sent or skipped by then.
     assert!(probes.within(Duration::ZERO, until).count() as u64 + probes.skipped > 50);
     assert_eq!(responder.refused(), Default::default());
 }
 
 #[test]
 fn loss_is_reported_by_direction_to_the_last_probe() {
-    // Every seventh is lost on the way up, every eleventh on the way down; for a while, longer than one reply's
-    // history reaches, nothing comes down at all while every other one still goes up.
+    // Every seventh probe is lost on the way up, every eleventh reply on the way down. During an outage, which is
+    // longer than the history of one reply, no reply arrives, but every other probe still does.
     let outage = 200..700;
     let goes_up = {
         let outage = outage.clone();
@@ -168,7 +168,7 @@ fn loss_is_reported_by_direction_to_the_last_probe() {
         Box::new(move |slot| slot.is_none_or(&down).into()),
     );
     let control = SessionControl::unmetered();
-    let prober = Prober::start(order(path, &control)).unwrap();
+    let prober = Prober::start(setup(path, &control)).unwrap();
     assert_eq!(prober.ready().unwrap(), EchoTransport::Udp);
     await_slot(&reported, 1000);
     let probes = prober.finish();
@@ -190,14 +190,14 @@ fn a_later_failure_of_udp_appears_as_loss() {
         Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
         Box::new(|slot| slot.is_none_or(|slot| slot < 40).into()),
     );
-    let prober = Prober::start(order(path, &SessionControl::unmetered())).unwrap();
+    let prober = Prober::start(setup(path, &SessionControl::unmetered())).unwrap();
     await_slot(&reported, 80);
     let probes = prober.finish();
     end_path(path);
     assert_eq!(probes.transport, Some(EchoTransport::Udp));
     for (slot, probe) in probes.log.numbered() {
         assert_eq!(probe.rtt_us.is_some(), slot < 40);
-        // The last word that came through reported of what was sent before it.
+        // The last reply that arrived reports only the probes sent before it.
         assert_eq!(probe.arrived, (slot < 40).then_some(true), "slot {slot}");
     }
 }
@@ -207,7 +207,7 @@ fn duplicates_are_counted_in_either_direction() {
     let (responder, _enrolment) = reflector();
     let copies = |rest| move |slot: Option<usize>| 1 + usize::from(slot.is_some_and(|s| s < 50 && s % 10 == rest));
     let (path, reported) = lossy_path(responder.local_addr(), Box::new(copies(2)), Box::new(copies(7)));
-    let prober = Prober::start(order(path, &SessionControl::unmetered())).unwrap();
+    let prober = Prober::start(setup(path, &SessionControl::unmetered())).unwrap();
     await_slot(&reported, 100);
     let probes = prober.finish();
     end_path(path);
@@ -219,7 +219,7 @@ fn duplicates_are_counted_in_either_direction() {
     );
 }
 
-/// A way to fall back to, whose far end is answered; says when ten probes have been.
+/// A fallback connection whose far end answers; reports when ten probes have been answered.
 fn answered_line(
     control: &Arc<SessionControl>,
     pair: fn() -> (DataStream, DataStream),
@@ -262,7 +262,7 @@ fn tls_pair() -> (DataStream, DataStream) {
     (shake(client.into(), ours), serving.join().unwrap())
 }
 
-/// The reflector's session control of a session that asks for more once ten probes are answered.
+/// The reflector's session control of a session that requests a lease after ten answered probes.
 fn leased() -> (Arc<SessionControl>, mpsc::Receiver<()>) {
     let (ask, asked) = mpsc::channel();
     let control = SessionControl::metered(move || _ = ask.send(()));
@@ -270,11 +270,11 @@ fn leased() -> (Arc<SessionControl>, mpsc::Receiver<()>) {
     (control, asked)
 }
 
-/// Probes over a data connection until ten are answered.
+/// Probes over a data connection until ten probes are answered.
 fn ten_over(connection: fn() -> (DataStream, DataStream), target: Option<SocketAddr>) -> Probes {
     let (reflector, ten_answered) = leased();
     let fall_back = Box::new(answered_line(&reflector, connection));
-    let order = ProberSetup { target, fall_back, ..order(HERE.into(), &SessionControl::unmetered()) };
+    let order = ProberSetup { target, fall_back, ..setup(HERE.into(), &SessionControl::unmetered()) };
     let prober = Prober::start(order).unwrap();
     assert_eq!(prober.ready().unwrap(), EchoTransport::Tcp);
     ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
@@ -282,7 +282,7 @@ fn ten_over(connection: fn() -> (DataStream, DataStream), target: Option<SocketA
     prober.finish()
 }
 
-fn assert_all_came_back(probes: &Probes) {
+fn assert_all_answered(probes: &Probes) {
     assert_eq!((probes.transport, probes.duplicates), (Some(EchoTransport::Tcp), 0));
     assert!(probes.iter().count() >= 10);
     assert!(probes.iter().all(|probe| probe.rtt_us.is_some() && probe.arrived == Some(true)));
@@ -290,17 +290,17 @@ fn assert_all_came_back(probes: &Probes) {
 
 #[test]
 fn without_answers_over_udp_a_data_connection_carries_the_probes() {
-    // Bound, so that nothing says that the port is closed; never read.
+    // Bound, so that the port is not reported as closed, but never read.
     let silent = UdpSocket::bind(HERE).unwrap();
     let probes = ten_over(plain_pair, silent.local_addr().ok());
-    assert_all_came_back(&probes);
-    assert!(probes.iter().all(|probe| probe.sent_at >= Duration::from_secs(1)), "UDP had its second");
+    assert_all_answered(&probes);
+    assert!(probes.iter().all(|probe| probe.sent_at >= Duration::from_secs(1)), "UDP was tried for a second");
 }
 
 #[test]
 fn a_reflector_without_udp_is_probed_inside_tls_at_once() {
     let probes = ten_over(tls_pair, None);
-    assert_all_came_back(&probes);
+    assert_all_answered(&probes);
 }
 
 #[test]
@@ -308,7 +308,7 @@ fn the_end_of_a_data_connection_skips_the_rest() {
     let (reflector, ten_answered) = leased();
     let fall_back = Box::new(answered_line(&reflector, plain_pair));
     let prober =
-        Prober::start(ProberSetup { target: None, fall_back, ..order(HERE.into(), &SessionControl::unmetered()) })
+        Prober::start(ProberSetup { target: None, fall_back, ..setup(HERE.into(), &SessionControl::unmetered()) })
             .unwrap();
     ten_answered.recv_timeout(Duration::from_secs(20)).unwrap();
     reflector.cancel();
@@ -320,7 +320,7 @@ fn the_end_of_a_data_connection_skips_the_rest() {
 #[test]
 fn without_a_transport_the_reason_is_reported() {
     let closed = UdpSocket::bind(HERE).unwrap().local_addr().unwrap();
-    let prober = Prober::start(order(closed, &SessionControl::unmetered())).unwrap();
+    let prober = Prober::start(setup(closed, &SessionControl::unmetered())).unwrap();
     assert_eq!(prober.ready().unwrap_err().to_string(), "nothing to fall back to");
     let probes = prober.finish();
     assert_eq!((probes.transport, probes.iter().count()), (None, 0));
@@ -336,20 +336,20 @@ fn a_cancelled_session_ends_the_search_for_a_transport() {
         Err(io::ErrorKind::Unsupported.into())
     });
     let began = Instant::now();
-    let prober = Prober::start(ProberSetup { fall_back, ..order(silent.local_addr().unwrap(), &control) }).unwrap();
+    let prober = Prober::start(ProberSetup { fall_back, ..setup(silent.local_addr().unwrap(), &control) }).unwrap();
     control.cancel();
-    // Who is late here cuts what the search has left behind.
+    // On a late machine the drop interrupts the rest of the search.
     let in_time = began.elapsed() < Duration::from_secs(1);
     assert!(prober.ready().is_err());
     assert_eq!(prober.finish().transport, None);
-    assert!(!in_time || falls_back.try_recv().is_err(), "a session that is over falls back to nothing");
+    assert!(!in_time || falls_back.try_recv().is_err(), "a session that is over does not fall back");
 }
 
 #[test]
 fn a_prober_ends_at_once_however_far_apart_its_probes_are() {
     let (responder, _enrolment) = reflector();
     let slow = || {
-        let order = order(responder.local_addr(), &SessionControl::unmetered());
+        let order = setup(responder.local_addr(), &SessionControl::unmetered());
         let prober = Prober::start(ProberSetup { interval: Duration::from_secs(3600), ..order }).unwrap();
         assert_eq!(prober.ready().unwrap(), EchoTransport::Udp);
         prober

@@ -1,4 +1,4 @@
-//! What a stream's thread counts: its payload bytes and its processor time.
+//! The counts of a stream's thread: its payload bytes and its processor time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -7,19 +7,19 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use paramedic_link::measurement::CpuUse;
 
-/// One stream's payload bytes so far. Fills two cache lines, because processors fetch them in pairs, so that streams do
-/// not share one.
+/// The payload bytes of one stream so far. Occupies two cache lines, because processors fetch them in pairs, so that
+/// streams do not share a line.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    /// Sets the stream's total. Called by its one thread.
+    /// Sets the stream's total. Called only by the stream's thread.
     pub(crate) fn set(&self, total: u64) {
         self.0.store(total, Ordering::Relaxed);
     }
 
-    /// The total that was set last.
+    /// The latest total.
     pub(crate) fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -35,7 +35,7 @@ pub(crate) struct ThreadUse {
     queued: Option<QueueShares>,
 }
 
-/// The shares of a thread's time in which it could run.
+/// The shares of a thread's time in which it was runnable.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct QueueShares {
     /// Running or waiting for a processor.
@@ -45,7 +45,8 @@ struct QueueShares {
 }
 
 impl QueueShares {
-    /// The shares of the calling thread, which has run for `lived` seconds. `None` if the kernel keeps no such record.
+    /// The shares of the calling thread, which has lived for `lived` seconds. `None` if the kernel does not record
+    /// them.
     fn of_this_thread(lived: f64) -> Option<Self> {
         Self::parse(&crate::host_facts::text("/proc/thread-self/schedstat")?, lived)
     }
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_thread_that_was_idle_least_is_told() {
+    fn the_least_idle_thread_is_reported() {
         let thread =
             |runnable, waiting| ThreadUse { queued: Some(QueueShares { runnable, waiting }), ..ThreadUse::default() };
         let unknown = ThreadUse::default();

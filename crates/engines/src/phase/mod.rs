@@ -1,5 +1,5 @@
-//! The phases of every engine: one runner, one sampler, one watcher, one rule for why a phase was cut short. Knows no
-//! engine.
+//! The phases of every engine: one runner, one sampler, one watcher, and one rule for why a phase was cut short.
+//! Independent of any engine.
 
 mod count;
 mod registry;
@@ -26,14 +26,14 @@ pub(crate) use registry::{StreamRegistry, Unplaced, direction_of};
 pub(crate) use sampler::SAMPLE_INTERVAL;
 pub(crate) use threads::{Ended, PhaseStream, StreamReport, StreamRun, run};
 
-/// How long after a phase's time a receiver still accepts bytes in flight.
+/// How long after the end of a phase a receiver still accepts bytes in flight.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the streams of a phase may take to connect.
+/// The timeout for connecting the streams of a phase.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A stream that ends this much before its time is a failure of the other end. Both ends begin a phase within less time
-/// of each other, even if the start message was retransmitted or read late. In a shorter phase, the missing tally of
+/// If a stream ends this much before its time, the other end has failed. The begins of a phase at both ends differ by
+/// less than that, even if the start message was retransmitted or read late. In a shorter phase, the missing tally of
 /// the other end shows the failure.
 pub(crate) const EARLY_END: Duration = Duration::from_secs(2);
 
@@ -43,11 +43,11 @@ pub const SESSION_OVER: &str = "the session ended before the phase did";
 /// The error for a phase that the test does not have.
 pub const NO_SUCH_PHASE: &str = "the test has no such phase";
 
-/// What the threads and the watcher of a running phase share at one end.
+/// The state that the threads and the watcher of a running phase share at one end.
 pub struct PhaseContext<'a> {
     /// The requested test.
     pub(crate) ask: &'a TestSpec,
-    /// Which directions the phase loads.
+    /// The load of the phase.
     pub load: Load,
     /// The direction that this end sends.
     pub sent: Direction,
@@ -57,7 +57,7 @@ pub struct PhaseContext<'a> {
     /// When senders stop.
     pub(crate) until: Instant,
     has_failed: AtomicBool,
-    /// The first failure; later ones follow from it.
+    /// The first failure; later ones are its consequences.
     failure: Mutex<Option<String>>,
 }
 
@@ -143,7 +143,7 @@ pub fn nothing_moved(phase: Option<&PhaseSpec>, control: &SessionControl, why: &
     tally(phase.map_or(Load::Idle, |phase| phase.load), Some(why), |_| DirectionTally::default())
 }
 
-/// Runs a phase without load: waits for its time. Without a phase returns at once, with the reason.
+/// Runs a phase without load: waits for its duration. Without a phase, returns at once with the reason.
 #[expect(clippy::disallowed_methods, reason = "waits for wall time")]
 pub fn run_idle(phase: Option<&PhaseSpec>, control: &SessionControl, report: PhaseObserver<'_>) -> PhaseTally {
     let Some(phase) = phase else { return nothing_moved(None, control, NO_SUCH_PHASE) };
@@ -182,8 +182,8 @@ mod tests {
         assert_eq!(why_cut_short(None, false, now, early), None);
         assert_eq!(why_cut_short(None, true, now, early).as_deref(), Some(SESSION_OVER));
         assert_eq!(why_cut_short(None, true, now, late), None, "its time was over");
-        assert_eq!(why_cut_short(failure(), true, now, early), failure(), "what came first");
-        assert_eq!(why_cut_short(failure(), false, now, late), failure(), "a stream may begin late and end late");
+        assert_eq!(why_cut_short(failure(), true, now, early), failure(), "the first event counts");
+        assert_eq!(why_cut_short(failure(), false, now, late), failure(), "a stream that begins late may end late");
     }
 
     #[test]

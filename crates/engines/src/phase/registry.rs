@@ -1,4 +1,4 @@
-//! The connected streams of a session that wait for their phase, by their index.
+//! The connected streams of a session that wait for their phase, by index.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 use super::CONNECT_TIMEOUT;
 use crate::session_control::SessionControl;
 
-/// The number of streams of `phase`, both directions together.
+/// The number of streams of `phase`, over both directions.
 pub fn streams_of(spec: &TestSpec, phase: &PhaseSpec) -> u16 {
     phase.load.directions().iter().map(|_| spec.streams.min(TestSpec::MAX_STREAMS)).sum()
 }
@@ -37,7 +37,7 @@ pub(crate) struct StreamRegistry<T> {
 }
 
 struct RegistryState<T> {
-    /// The running phase, or the next one.
+    /// The running phase, or the next one if none runs.
     next: u8,
     /// Phases whose streams were taken, or did not connect in time. They admit no further streams.
     closed: HashSet<u8>,
@@ -75,17 +75,17 @@ impl<T> StreamRegistry<T> {
             }
             state.ready.insert((phase, index), stream);
         }
-        // After our lock is released: a waiting thread takes it while it holds the lock of the session control.
+        // After our lock is released: a waiting thread acquires it while it holds the lock of the session control.
         self.control.wake();
         Ok(())
     }
 
-    /// Whether `phase` runs, or is the next one.
+    /// Whether `phase` is running or is the next one.
     pub(crate) fn is_next(&self, phase: u8) -> bool {
         self.state().next == phase
     }
 
-    /// Marks `phase` as over: the one after it is next.
+    /// Marks `phase` as over, so that the one after it is next.
     pub(crate) fn advance(&self, phase: u8) {
         let mut state = self.state();
         state.next = state.next.max(phase.saturating_add(1));
@@ -103,7 +103,7 @@ impl<T> StreamRegistry<T> {
         self.is_complete_in(&self.state(), phase)
     }
 
-    /// Takes all streams of `phase`, in their order, and closes the phase. If some are missing, drops the others and
+    /// Takes all streams of `phase`, in order of index, and closes the phase. If some are missing, drops the others and
     /// returns their number as the error.
     pub(crate) fn take(&self, phase: u8) -> Result<Vec<T>, usize> {
         let places = self.places.get(usize::from(phase)).copied().unwrap_or(0);
@@ -135,7 +135,7 @@ impl<T> StreamRegistry<T> {
     }
 
     fn state(&self) -> MutexGuard<'_, RegistryState<T>> {
-        // Ignores poison: nothing guarded here can be left inconsistent by a panic.
+        // Ignores poison: a panic cannot leave the guarded data inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn phases_are_next_in_their_order() {
+    fn phases_are_admitted_in_order() {
         let registry = registry();
         assert!(registry.is_next(0) && !registry.is_next(1));
         registry.advance(0);

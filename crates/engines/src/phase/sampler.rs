@@ -1,4 +1,4 @@
-//! When a phase is sampled, and what each sample holds. Pure: the time and the totals are arguments.
+//! The schedule and the content of the samples of a phase. Pure: the time and the totals are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ pub(crate) const SAMPLE_INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 ///
 /// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the begin. A late sample covers a longer
 ///   time, as its `at_us` shows; missed samples are not made up for.
-/// - A sample counts if it was due within the phase's time, even if it was taken a little later.
-/// - A direction has no more samples once one of its streams has ended, because the load is incomplete then.
+/// - A sample counts if it was due within the phase, even if it was taken a little later.
+/// - A direction has no more samples after one of its streams has ended, because the load is incomplete then.
 pub(crate) struct Sampler {
     begin: Instant,
     until: Instant,

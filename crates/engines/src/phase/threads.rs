@@ -1,4 +1,4 @@
-//! Runs a phase with a thread for each stream, which the calling thread watches. The same at both ends and for every
+//! Runs a phase with one thread per stream, while the calling thread watches them. The same at both ends and for every
 //! engine; the engine's stream moves the bytes. Shell: threads and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "runs a phase in wall time")]
@@ -33,7 +33,7 @@ pub(crate) trait PhaseStream: Send {
     /// How much later than the phase a sender may begin and end.
     const LATEST_BEGIN: Duration;
 
-    /// Makes the watcher's part of this stream. `is_sent`: this end sends.
+    /// Creates the watcher's part of this stream. `is_sent`: this end sends.
     fn watched(&self, is_sent: bool) -> io::Result<Self::Watched>;
 
     /// Sends until the stream's time is over and the other end has confirmed the bytes, or until the phase is over. The
@@ -48,20 +48,20 @@ pub(crate) trait PhaseStream: Send {
     /// from the other end.
     fn attend(watched: &Self::Watched, total: u64) -> bool;
 
-    /// How many of the `total` bytes that this end has sent the other end is known to have. Called once per interval,
-    /// for the samples of the sender.
+    /// How many of the `total` bytes sent by this end the other end has acknowledged. Called once per interval, for the
+    /// samples of the sender.
     fn acknowledged(_watched: &Self::Watched, total: u64) -> u64 {
         total
     }
 
     /// Called once per interval if this end sends. `is_silent`: the other end has been silent for too long. A stream
-    /// that waits for acknowledgements pauses until this is called with `false`; waiting threads are woken then.
+    /// that waits for acknowledgements pauses until this is called with `false`; waiting threads are then woken.
     fn pause(watched: &Self::Watched, is_silent: bool);
 
     /// Ends the stream at once, so that its thread returns.
     fn abort(watched: &Self::Watched);
 
-    /// The text of a failure that happened `after` that time of the phase.
+    /// The text of a failure at the time `after` since the begin of the phase.
     fn describe(failure: &io::Error, after: Duration) -> String;
 
     /// Completes the tally of a direction with these streams.
@@ -81,7 +81,7 @@ pub(crate) struct StreamRun<'a, W> {
 }
 
 impl<W> StreamRun<'_, W> {
-    /// Whether the stream has to stop: its phase is over, or the watcher aborted it.
+    /// Whether the stream must stop: its phase is over, or the watcher aborted it.
     pub(crate) fn is_over(&self) -> bool {
         self.context.is_over() || self.is_aborted.load(Ordering::Relaxed)
     }
@@ -185,7 +185,7 @@ pub(crate) fn run<S: PhaseStream>(
     let cut_short = context.why_cut_short(Instant::now());
     tracing::debug!(load = ?phase.load, cut_short, "streams ended");
     let mut tallies = runs.iter().zip(reports).map(|(run, reports)| tally_of::<S>(&context, run, reports, host));
-    // `runs` has the order of the directions of the load.
+    // `runs` is in the order of the load's directions.
     tally(phase.load, cut_short.as_deref(), |_| tallies.next().unwrap_or_default())
 }
 
@@ -228,7 +228,7 @@ fn run_stream<S: PhaseStream>(
     impl Drop for Done<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                // Counts at any time, because what this stream counted is lost.
+                // Recorded even after the phase's time, because the counts of this stream are lost.
                 let now = Instant::now();
                 self.1.note("the thread of a stream panicked".to_owned(), now, now + Duration::from_secs(1));
             }
@@ -251,7 +251,7 @@ fn run_stream<S: PhaseStream>(
     report
 }
 
-/// The threads of a phase as the watcher sees them.
+/// The threads of a phase, for the watcher.
 struct Threads<'a, S: PhaseStream> {
     runs: &'a [DirectionRun<S::Watched>],
     control: &'a SessionControl,
@@ -309,7 +309,7 @@ impl<S: PhaseStream> Moving for Threads<'_, S> {
     }
 
     fn abort(&mut self) {
-        // A phase ends in both directions.
+        // A phase always ends in both directions.
         if !self.is_done() {
             self.abort_where(|_| true);
         }
@@ -421,7 +421,7 @@ mod tests {
         }
 
         fn tally(streams: &[Ended<'_, Self>], _is_sent: bool, tally: &mut DirectionTally) {
-            // As many as left a report.
+            // The number of streams that have a report.
             tally.mss = Some(streams.iter().filter(|stream| stream.own).count() as u32);
         }
     }
@@ -440,7 +440,11 @@ mod tests {
             let tally = play(Load::Bidir, HOUR_MS, streams.into(), &SessionControl::unmetered());
             assert_eq!(tally.cut_short.as_ref().unwrap().as_str(), "the fake stream failed");
             for counted in [tally.download.unwrap(), tally.upload.unwrap()] {
-                assert_eq!((counted.count.bytes, counted.streams, counted.mss), (7, 1, Some(1)), "what came is kept");
+                assert_eq!(
+                    (counted.count.bytes, counted.streams, counted.mss),
+                    (7, 1, Some(1)),
+                    "received bytes are kept"
+                );
             }
         }
     }

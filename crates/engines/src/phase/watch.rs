@@ -11,7 +11,7 @@ use super::sampler::Sampler;
 use super::{DRAIN_TIMEOUT, PhaseContext};
 use crate::engine::{PhaseObserver, PhaseProgress};
 
-/// The streams of a phase as its watcher sees them.
+/// The streams of a phase, for the watcher.
 pub trait Moving {
     /// Whether all streams have ended. The implementation wakes the session control when this changes.
     fn is_done(&self) -> bool;
@@ -19,26 +19,26 @@ pub trait Moving {
     /// The state of each direction: download, upload; `None` for a direction that the phase does not have.
     fn look(&mut self) -> [Option<Look>; 2];
 
-    /// Called after each look. `is_silent`: nothing arrived from the other end for [`PAUSE_AFTER_SILENCE`]. Sending has
-    /// to pause until this is called with `false`.
+    /// Called after each look. `is_silent`: nothing arrived from the other end for [`PAUSE_AFTER_SILENCE`]. Sending
+    /// must pause until this is called with `false`.
     fn pause(&mut self, is_silent: bool);
 
-    /// Called after each look once the phase's time has been over for `late`, which is at least `DRAIN_TIMEOUT`. Ends
-    /// the streams that are overdue.
+    /// Called after each look from `DRAIN_TIMEOUT` after the phase's time on; `late` is the time since then. Ends the
+    /// streams that are overdue.
     fn end_overdue(&mut self, late: Duration);
 
     /// Ends all streams.
     fn abort(&mut self);
 }
 
-/// The state of one direction when the watcher looked.
+/// The state of one direction at a look of the watcher.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
     /// Payload bytes so far of all streams.
     pub total: u64,
     /// Whether none of its streams has ended.
     pub is_whole: bool,
-    /// Whether anything but payload arrived from the other end since the last look.
+    /// Whether anything other than payload arrived from the other end since the last look.
     pub is_heard: bool,
 }
 
@@ -74,12 +74,12 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Phase
         }
     }
     moving.abort();
-    // For a paused sender.
+    // Wakes a paused sender.
     context.control.wake();
 }
 
-/// Whether sending has to pause at `now`. The other end last sent something at `heard`. Silence counts from the begin
-/// of the phase.
+/// Whether sending must pause at `now`. `heard` is when the other end last sent something. Silence counts from the
+/// begin of the phase.
 fn is_silent(heard: Instant, begin: Instant, now: Instant) -> bool {
     now.saturating_duration_since(heard.max(begin)) > PAUSE_AFTER_SILENCE
 }
@@ -97,6 +97,6 @@ mod tests {
         assert!(is_silent(before, begin, at(1001)));
         assert!(!is_silent(at(700), begin, at(1700)));
         assert!(is_silent(at(700), begin, at(1701)));
-        assert!(!is_silent(at(700), begin, at(600)), "heard after the clock was read");
+        assert!(!is_silent(at(700), begin, at(600)), "a message arrived after the clock was read");
     }
 }

@@ -1,4 +1,5 @@
-//! Child processes: they die with this process and can be confined. The caller decides what a confined child may do.
+//! Child processes: they die with this process and can be confined. The caller defines the permissions of a confined
+//! child.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -45,15 +46,15 @@ pub struct NotConfined {
 
 /// The failures of the steps between fork and exec, in order.
 const STEPS: [&str; 6] = [
-    "it can't be made to die with this program",
-    "what this program has open can't be kept from it",
-    "its capabilities can't be taken away",
+    "it can't be tied to the life of this program",
+    "it can't be kept from inheriting open descriptors",
+    "its capabilities can't be dropped",
     "its resources can't be limited",
     "its files can't be limited (Landlock, Linux 5.13 or newer)",
     "its system calls can't be supervised (seccomp user notification, Linux 5.14 or newer)",
 ];
 
-/// Held from before a fork until the exec, while the child has copies of this process's descriptors.
+/// Held from before a fork until the exec: in between, the child has copies of this process's descriptors.
 static STARTING: Mutex<()> = Mutex::new(());
 
 pub(crate) fn being_started() -> MutexGuard<'static, ()> {
@@ -65,8 +66,8 @@ pub(crate) fn await_started() {
     drop(being_started());
 }
 
-/// Starts a child in its own process group. The kernel kills it when the calling thread ends, so that thread has
-/// to live as long as the child.
+/// Starts a child in its own process group. The kernel kills it when the calling thread ends, so that thread must live
+/// as long as the child.
 pub fn spawn(mut command: Command) -> io::Result<Child> {
     let parent = rustix::process::getpid();
     let tie = move || {
@@ -82,7 +83,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     command.spawn().map_err(thread_limit::explained)
 }
 
-/// Like [`spawn`], confined. The supervisor gets the child's supervised system calls.
+/// Like [`spawn`], but confined. The supervisor receives the child's supervised system calls.
 pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Result<(Child, Supervisor)> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let parent = rustix::process::getpid();
@@ -113,8 +114,8 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
         Ok(())
     };
     command.process_group(0);
-    // SAFETY: between fork and exec `confine` makes system calls and touches memory that is its own alone; what little
-    // it may allocate or free is sound after glibc's fork, which takes the allocator's locks along in order.
+    // SAFETY: between fork and exec `confine` makes system calls and touches only its own memory. The few allocations
+    // and frees are sound after glibc's fork, which locks the allocator in order.
     unsafe { command.pre_exec(confine) };
     let spawned = {
         let _starting = being_started();
@@ -122,10 +123,10 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
     };
     // Closes the child's end of the pair; the child has sent its messages before its exec.
     drop(command);
-    let (said, fd) = receive(&ours).unwrap_or_default();
+    let (failed_step, fd) = receive(&ours).unwrap_or_default();
     match (spawned, fd) {
         (Ok(mut child), fd) => {
-            // After the exec: before it the child had copies of all our descriptors.
+            // After the exec: before it, the child had copies of all our descriptors.
             let limited = limit(Resource::Nofile, descriptors, Some(Pid::from_child(&child)));
             match (fd, limited) {
                 (Some(fd), Ok(())) => Ok((child, Supervisor::new(fd))),
@@ -137,32 +138,32 @@ pub fn spawn_confined(mut command: Command, confinement: Confinement) -> io::Res
                 }
             }
         }
-        (Err(source), None) => match said.and_then(|number| STEPS.get(usize::from(number))) {
+        (Err(source), None) => match failed_step.and_then(|number| STEPS.get(usize::from(number))) {
             Some(step) => Err(io::Error::new(io::ErrorKind::Unsupported, NotConfined { step, source })),
             None => Err(thread_limit::explained(source)),
         },
-        // Confined, and then the program could not be started.
+        // Confined, but the program could not be started.
         (Err(source), Some(_)) => Err(source),
     }
 }
 
 fn tie_to(parent: Pid) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // It may have died before it was tied.
+    // The parent may have died before the child was tied to it.
     if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::PIPE.into()) }
 }
 
 /// Sets close-on-exec on all descriptors except the standard streams, so that the child does not inherit them. This
 /// process opens descriptors with that flag, but descriptors that it inherited itself may lack it.
 fn keep_descriptors() -> io::Result<()> {
-    // SAFETY: the call only marks descriptors of this process; those of the standard library and ours are marked
-    // already.
+    // SAFETY: the call only marks descriptors of this process; those of the standard library and ours are already
+    // marked.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Clears the inheritable, the ambient and the bounding capability set. A program gets its capabilities from the first
-/// two at its exec; a program that root starts gets all of the bounding set, unless a secure bit forbids it
+/// Clears the inheritable, the ambient and the bounding capability set. At its exec, a program gets its capabilities
+/// from the first two. A program that root starts also gets all of the bounding set, unless a secure bit forbids it
 /// (capabilities(7)).
 fn give_up_capabilities() -> io::Result<()> {
     let own = rustix::thread::capabilities(None)?;
@@ -172,12 +173,12 @@ fn give_up_capabilities() -> io::Result<()> {
     let mut is_left = false;
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        // One that this kernel does not have is refused, too.
+        // The kernel also refuses a capability that it does not have.
         if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
             is_left |= rustix::thread::capability_is_in_bounding_set(capability).unwrap_or(false);
         }
     }
-    // The bounding set gives a normal user nothing; root that cannot empty it would keep all capabilities.
+    // The bounding set gives a normal user nothing; root with a full bounding set would keep all capabilities.
     let is_root = rustix::process::getuid().is_root() || rustix::process::geteuid().is_root();
     if is_left && is_root { Err(Errno::PERM.into()) } else { Ok(()) }
 }
@@ -189,7 +190,7 @@ fn limit_resources(file_bytes: u64, data_bytes: u64) -> io::Result<()> {
 }
 
 fn limit(resource: Resource, most: u64, of: Option<Pid>) -> io::Result<()> {
-    // Never more than we have ourselves.
+    // Never more than the limit of this process.
     let most = rustix::process::getrlimit(resource).maximum.map_or(most, |allowed| allowed.min(most));
     rustix::process::prlimit(of, resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     Ok(())

@@ -43,10 +43,10 @@ impl TcpInfo {
     pub(crate) const CLOSE_WAIT: u8 = 8;
 }
 
-/// Asks the kernel about the TCP connection `socket`.
+/// Reads the kernel's information about the TCP connection `socket`.
 pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let mut raw = [0u8; 256];
-    // The kernel writes as much of the structure as it knows and the buffer holds, and returns the length.
+    // The kernel writes at most `len` bytes of the structure, and returns the length.
     let mut len = raw.len() as libc::socklen_t;
     // SAFETY: the descriptor is borrowed and so open for the call; `raw` is valid for writes of `len` bytes, and the
     // kernel writes at most that; any bytes are valid in a byte array.
@@ -117,7 +117,7 @@ pub(crate) struct ClockState {
     pub(crate) max_error_us: u64,
 }
 
-/// Asks the kernel about its clock; changes nothing.
+/// Reads the kernel's state of the clock; changes nothing.
 pub(crate) fn clock_state() -> io::Result<ClockState> {
     // SAFETY: `timex` is plain integers, for which all zeroes are a valid value.
     let mut timex = unsafe { std::mem::zeroed::<libc::timex>() };
@@ -131,7 +131,7 @@ pub(crate) fn clock_state() -> io::Result<ClockState> {
 }
 
 impl TcpInfo {
-    /// Reads the fields at their offsets in `struct tcp_info`, which only ever grows at its end.
+    /// Reads the fields at their offsets in `struct tcp_info`, which only grows at its end.
     fn parse(raw: &[u8]) -> Self {
         let u32_at = |at: usize| raw.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
         let u64_at = |at: usize| raw.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     #[cfg(target_env = "gnu")]
-    fn the_allocator_takes_a_limit_of_arenas() {
+    fn the_allocator_accepts_a_limit_of_arenas() {
         assert!(limit_arenas(2));
     }
 
@@ -174,12 +174,12 @@ mod tests {
         let (mut theirs, _) = listener.accept().unwrap();
         ours.write_all(b"hello").unwrap();
         theirs.read_exact(&mut [0; 5]).unwrap();
-        // The answer brings the acknowledgement along.
+        // The answer carries the acknowledgement.
         theirs.write_all(b"!").unwrap();
         ours.read_exact(&mut [0; 1]).unwrap();
         assert_eq!(tcp_info(&theirs).unwrap().bytes_received, Some(5));
         let info = tcp_info(&ours).unwrap();
-        // The kernel counts the SYN among what was acknowledged, once it is.
+        // The kernel counts the SYN as one acknowledged byte, once it is acknowledged.
         assert!(matches!(info.bytes_acked, Some(5 | 6)), "{info:?}");
         assert!(info.snd_mss.unwrap() >= 536);
         assert!(info.total_retrans.is_some());

@@ -1,5 +1,5 @@
 //! Filters for the system calls of a child, and answers to its supervised calls (seccomp(2), seccomp_unotify(2)). The
-//! caller decides what is allowed.
+//! caller defines the rules.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc::{self, c_int, c_long, c_ulong};
 
-/// The architecture as the kernel names it to a filter (linux/audit.h); a filter for another one can't be built.
+/// The architecture in the kernel's notation for filters (linux/audit.h); without it no filter can be built.
 const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     Some(0xC000_003E)
 } else if cfg!(target_arch = "aarch64") {
@@ -16,7 +16,7 @@ const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     None
 };
 
-/// What happens to a system call.
+/// The action for a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyscallAction {
     /// The kernel runs it.
@@ -59,7 +59,7 @@ pub enum Value {
 }
 
 /// The rule of a system call: `then` if all arguments match, otherwise `otherwise`; if that is `None`, the next rules
-/// decide.
+/// apply.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The call's number.
@@ -81,12 +81,12 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A filter of these rules; the first match decides. All other calls fail with `ENOSYS`, which newer libraries
+    /// A filter of these rules; the first match applies. All other calls fail with `ENOSYS`, which newer libraries
     /// expect from an older kernel.
     pub fn new(rules: &[Rule]) -> io::Result<Self> {
         let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
         let mut filter = Self { program: Vec::new(), own_pid_at: Vec::new() };
-        // Numbers of another architecture have another meaning.
+        // System call numbers of another architecture have another meaning.
         filter.load(ARCHITECTURE_AT);
         filter.jump_if_equal(architecture, 1, 0);
         filter.give(libc::SECCOMP_RET_KILL_PROCESS);
@@ -99,14 +99,14 @@ impl Filter {
 
     fn judge(&mut self, rule: &Rule) -> io::Result<()> {
         let call = u32::try_from(rule.call).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // Three instructions for each argument, and a verdict or two at the end.
+        // Three instructions for each argument, and one or two verdicts at the end.
         let rest = u8::try_from(rule.arguments.len() * 3 + 1 + usize::from(rule.otherwise.is_some()));
         self.load(NUMBER_AT);
         self.jump_if_equal(call, 0, rest.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?);
         let mut left = rule.arguments.len();
         for argument in rule.arguments {
             left -= 1;
-            self.load(place_of(argument.part));
+            self.load(offset_of(argument.part));
             self.put(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, argument.mask, 0, 0);
             let number = match argument.is {
                 Value::Number(number) => number,
@@ -115,8 +115,8 @@ impl Filter {
                     0
                 }
             };
-            // Over what is left of the arguments and the first verdict, to the second or the next rule. Fits: `rest`
-            // did.
+            // Jumps over the remaining arguments and the first verdict, to the second verdict or the next rule. Fits,
+            // because `rest` did.
             self.jump_if_equal(number, 0, (left * 3 + 1) as u8);
         }
         self.give(return_value(rule.then));
@@ -152,7 +152,8 @@ impl Filter {
         }
         let len = u16::try_from(self.program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let program = libc::sock_fprog { len, filter: self.program.as_mut_ptr() };
-        // Speculation in the child can tell nothing that it may not know, and turning it off costs what is measured.
+        // Speculation in the child cannot reveal anything that the child may not read, and disabling it would slow the
+        // measurement.
         let flags: c_ulong = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
         // SAFETY: `program` points to `len` instructions that live through the call, which only reads them.
         let fd = unsafe {
@@ -168,7 +169,7 @@ impl Filter {
 const NUMBER_AT: u32 = 0;
 const ARCHITECTURE_AT: u32 = 4;
 
-fn place_of(part: ArgumentHalf) -> u32 {
+fn offset_of(part: ArgumentHalf) -> u32 {
     let (number, is_high) = match part {
         ArgumentHalf::Low(number) => (number, false),
         ArgumentHalf::High(number) => (number, true),
@@ -179,7 +180,7 @@ fn place_of(part: ArgumentHalf) -> u32 {
 fn return_value(verdict: SyscallAction) -> u32 {
     match verdict {
         SyscallAction::Allow => libc::SECCOMP_RET_ALLOW,
-        // An error of 0 is none.
+        // The error 0 means success.
         SyscallAction::Pretend => libc::SECCOMP_RET_ERRNO,
         SyscallAction::Refuse(errno) => libc::SECCOMP_RET_ERRNO | (errno.unsigned_abs() & libc::SECCOMP_RET_DATA),
         SyscallAction::Ask => libc::SECCOMP_RET_USER_NOTIF,
@@ -192,7 +193,7 @@ pub struct Question {
     id: u64,
     /// The call's number.
     pub call: c_long,
-    /// Its arguments, as the child gave them.
+    /// Its arguments, as the child passed them.
     pub arguments: [u64; 6],
 }
 
@@ -208,11 +209,11 @@ impl Supervisor {
 
     /// Waits for the next supervised call. `None`: the child has ended or was interrupted in the meantime.
     pub fn next(&self) -> io::Result<Option<Question>> {
-        let mut asked = MaybeUninit::<libc::seccomp_notif>::zeroed();
-        // SAFETY: the descriptor is open; the kernel wants zeroes and writes one `seccomp_notif`, for which there is
+        let mut notification = MaybeUninit::<libc::seccomp_notif>::zeroed();
+        // SAFETY: the descriptor is open; the kernel requires zeroes and writes one `seccomp_notif`, for which there is
         // room.
         let result =
-            unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, asked.as_mut_ptr()) };
+            unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, notification.as_mut_ptr()) };
         if result < 0 {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
@@ -220,9 +221,9 @@ impl Supervisor {
                 _ => Err(error),
             };
         }
-        // SAFETY: plain integers, all of which were zeroed before and written by the kernel since.
-        let asked = unsafe { asked.assume_init() };
-        Ok(Some(Question { id: asked.id, call: asked.data.nr.into(), arguments: asked.data.args }))
+        // SAFETY: plain integers that were zeroed and then written by the kernel.
+        let notification = unsafe { notification.assume_init() };
+        Ok(Some(Question { id: notification.id, call: notification.data.nr.into(), arguments: notification.data.args }))
     }
 
     /// Makes the call fail with this error. Has no effect if the child has ended.
@@ -232,7 +233,7 @@ impl Supervisor {
         unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Lets the kernel run the call. Not a check: the child may change what its pointers point to in the meantime.
+    /// Lets the kernel run the call. Not a check: the child may change the memory behind its pointers in the meantime.
     pub fn let_happen(&self, question: Question) {
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
         let mut answer = libc::seccomp_notif_resp { id: question.id, val: 0, error: 0, flags };
@@ -240,12 +241,12 @@ impl Supervisor {
         unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut answer) };
     }
 
-    /// Makes the call return a copy of `what`, a new descriptor of the child with close-on-exec; returns its number
-    /// there. `NotFound`: the child does not wait any more.
+    /// Makes the call return a copy of `what`, as a new descriptor of the child with close-on-exec; returns its number
+    /// in the child. `NotFound`: the child no longer waits.
     pub fn hand_over(&self, question: Question, what: BorrowedFd<'_>) -> io::Result<i32> {
         let mut gift = libc::seccomp_notif_addfd {
             id: question.id,
-            // In one step: no descriptor is left behind where the call was interrupted.
+            // In one step, so that an interrupted call leaves no descriptor behind.
             flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
             srcfd: what.as_raw_fd().unsigned_abs(),
             newfd: 0,

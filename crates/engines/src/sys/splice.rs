@@ -1,4 +1,4 @@
-//! Zero-copy sends: pages are put into a pipe by reference and move from there to a socket (vmsplice(2), splice(2)).
+//! Zero-copy sends: pages are put into a pipe by reference and moved from there to a socket (vmsplice(2), splice(2)).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,10 +7,10 @@ use rustix::io::Errno;
 use rustix::mm::Advice;
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags};
 
-/// Asks the kernel for huge pages behind `bytes`, which it looks up and passes on faster than small ones. A huge page
-/// needs [`HUGE`] bytes that begin at a multiple of that. Best effort.
+/// Requests huge pages for `bytes`, which the kernel looks up and passes on faster than small ones. A huge page needs
+/// [`HUGE`] bytes that begin at a multiple of that. Best effort.
 pub(crate) fn prefer_huge_pages(bytes: &mut [u8]) {
-    // SAFETY: the memory is ours alone for the call; this advice changes none of its content, nor whether it is there
+    // SAFETY: the memory is exclusively ours for the call; this advice changes neither its content nor its mapping
     // (madvise(2), MADV_HUGEPAGE).
     unsafe { rustix::mm::madvise(bytes.as_mut_ptr().cast(), bytes.len(), Advice::LinuxHugepage) }.ok();
 }
@@ -40,25 +40,25 @@ impl PagePipe {
         self.held
     }
 
-    /// Puts as much of `pages` in as fits; never waits. The bytes must never change, because the kernel reads them
-    /// whenever it sends or retransmits them.
+    /// Puts as much of `pages` into the pipe as fits; never waits. The bytes must never change, because the kernel
+    /// reads them whenever it sends or retransmits them.
     pub(crate) fn put(&mut self, pages: &'static [u8]) -> io::Result<usize> {
         let slices = [IoSliceRaw::from_slice(pages)];
-        // SAFETY: `writer` is the pipe's write end, so that the memory is only read; it is `'static` and shared, so
-        // that it stays what it is for as long as the kernel may refer to it.
+        // SAFETY: `writer` is the pipe's write end, so the kernel only reads the memory. The memory is `'static` and
+        // shared, so it stays unchanged for as long as the kernel refers to it.
         let put = unsafe { rustix::pipe::vmsplice(&self.writer, &slices, SpliceFlags::NONBLOCK) };
         match put {
             Ok(put) => {
                 self.held += put;
                 Ok(put)
             }
-            // Full.
+            // The pipe is full.
             Err(Errno::AGAIN) => Ok(0),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Moves the bytes in the pipe to `socket`, which may take fewer; blocks like a write to the socket.
+    /// Moves the bytes in the pipe to `socket`, which may accept fewer; blocks like a write to the socket.
     pub(crate) fn send(&mut self, socket: impl AsFd) -> io::Result<usize> {
         let sent = rustix::pipe::splice(&self.reader, None, socket, None, self.held, SpliceFlags::MOVE)?;
         self.held -= sent;
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_pipe_takes_nothing_and_does_not_wait() {
+    fn a_full_pipe_accepts_nothing_and_does_not_wait() {
         let mut pipe = PagePipe::new(4096).unwrap();
         let mut put = 0;
         loop {

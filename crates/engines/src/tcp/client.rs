@@ -20,7 +20,7 @@ use crate::session_control::SessionControl;
 use crate::socket::{self, SocketOptions};
 use crate::thread_limit;
 
-/// Concurrent handshakes that an appliance may have at the reflector's control port.
+/// The most concurrent handshakes of an appliance at the reflector's control port.
 const MAX_CONCURRENT_DIALS: u16 = 4;
 
 pub(super) struct TcpClient {
@@ -78,7 +78,7 @@ impl EngineClient for TcpClient {
             }
         };
         std::thread::scope(|scope| {
-            // This thread dials too, so that a failure to start the others only makes it slower.
+            // This thread dials, too, so a failure to start the others only slows it down.
             for _ in 1..streams.min(MAX_CONCURRENT_DIALS) {
                 thread_limit::spawn_scoped(scope, "tcp-dial", dial_on).ok();
             }

@@ -30,7 +30,7 @@ impl Engine for Tcp {
     }
 
     fn about(&self) -> &'static str {
-        "parallel TCP streams, as fast as the path takes them"
+        "parallel TCP streams at the highest rate of the path"
     }
 
     fn loads(&self) -> bool {
@@ -45,12 +45,12 @@ impl Engine for Tcp {
         let is_tunneled = spec.data_mode == DataMode::Tunneled;
         let is_chosen = !matches!(spec.data_path, DataPathWish::Auto);
         let reads = matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain);
-        let asked = [
+        let options = [
             (is_tunneled && is_chosen, "a data path can be chosen in direct mode only, because TLS copies every byte"),
             (spec.verify_payload && !reads, "verifying the payload needs --data-path auto or plain"),
             (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a loss bound are for the engine udp"),
         ];
-        first_refusal(asked)
+        first_refusal(options)
     }
 
     fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>> {
@@ -62,7 +62,7 @@ impl Engine for Tcp {
     }
 }
 
-/// How an end moved the bytes, as the result names it.
+/// The names of the methods to move payload, as in the result.
 mod data_path {
     /// Copied between the program and the kernel.
     pub(super) const PLAIN: &str = "plain";
@@ -74,7 +74,7 @@ mod data_path {
     pub(super) const TLS: &str = "tls";
 }
 
-/// Notes in both directions of this end's tally that its kernel grants smaller buffers than requested.
+/// Adds the buffer size that this end's kernel granted to both directions of the tally, if it is less than requested.
 fn with_window(mut tally: PhaseTally, options: &SocketOptions) -> PhaseTally {
     let reduced = options.reduced_window();
     for direction in [&mut tally.download, &mut tally.upload].into_iter().flatten() {

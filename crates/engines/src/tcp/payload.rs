@@ -7,11 +7,11 @@ use crate::sys::splice::{HUGE, prefer_huge_pages};
 
 const _: () = assert!(2 * CHUNK <= HUGE);
 
-/// Pseudo-random bytes that repeat after more than the window of common compressors. Stored twice, so that a whole
-/// chunk is contiguous at any offset, and in one huge page if possible, because it is sent by reference. Never changes
-/// and is never freed: the kernel may refer to it.
+/// Pseudo-random bytes that repeat after more than the window of common compressors. They are stored twice, so that a
+/// whole chunk is contiguous at any offset, and in one huge page if possible, because they are sent by reference. They
+/// never change and are never freed: the kernel may refer to them.
 static PATTERN: LazyLock<&'static [u8]> = LazyLock::new(|| {
-    // Pages that are never written to use no memory.
+    // Untouched pages use no memory.
     let bytes = Box::leak(vec![0; 2 * HUGE].into_boxed_slice());
     let start = bytes.as_ptr().align_offset(HUGE);
     prefer_huge_pages(&mut bytes[start..start + HUGE]);

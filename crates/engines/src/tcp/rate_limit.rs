@@ -4,14 +4,14 @@ use paramedic_link::test_spec::TestSpec;
 
 use crate::data_stream::CHUNK;
 
-/// How often per second a stream writes; the kernel spreads the bytes of a write.
+/// Writes per second of a stream; the kernel spreads the bytes of a write.
 const STEPS_PER_S: u64 = 100;
 /// The smallest write: about a segment, but at most what the rate allows in [`MAX_STEP_NS`].
 const MIN_STEP: u64 = 1400;
 /// The longest time between two writes: an interval of the samples.
 const MAX_STEP_NS: u64 = 100_000_000;
-/// How much earlier than its rate allows a stream may write. A write that is late is made up for, because
-/// the kernel paces at a little more than the rate.
+/// How far ahead of its rate a stream may write. A late write is made up for, because the kernel paces at a little more
+/// than the rate.
 const LEAD_NS: u64 = 100_000_000;
 
 /// The bytes that a stream with this rate limit writes at once: a hundred writes a second, or one in 100 ms where those
@@ -29,14 +29,14 @@ pub(super) struct RateLimit {
 }
 
 impl RateLimit {
-    /// The limit that the test `ask` has, if any.
+    /// The limit that the test `ask` requests, if any.
     pub(super) fn of(ask: &TestSpec) -> Option<Self> {
         let bits_per_s = ask.bitrate_bps.filter(|bps| *bps > 0)?;
         Some(Self { bytes_per_s: (bits_per_s / 8).max(1), step: write_size(bits_per_s) })
     }
 
-    /// The size of the next write of a stream that has sent `sent` bytes at `now_ns` since the begin of its phase; or,
-    /// as the error, when it is due.
+    /// The size of the next write of a stream that has sent `sent` bytes at `now_ns` since the begin of its phase. If
+    /// it is not due yet: the error is the time when it is due.
     pub(super) fn next(&self, sent: u64, now_ns: u64) -> Result<usize, u64> {
         const NS: u128 = 1_000_000_000;
         let due_ns = u128::from(sent) * NS / u128::from(self.bytes_per_s);
@@ -57,7 +57,7 @@ mod tests {
         RateLimit::of(&TestSpec { bitrate_bps: Some(bps), ..spec }).unwrap()
     }
 
-    /// The bytes that a stream hands to a kernel that takes everything, in `seconds`.
+    /// The bytes that a stream passes in `seconds` to a kernel that accepts everything.
     fn written(bps: u64, seconds: u64) -> u64 {
         let limit = limit(bps);
         let (mut sent, mut now_ns) = (0, 0);

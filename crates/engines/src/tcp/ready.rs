@@ -1,4 +1,4 @@
-//! A connected stream of `tcp` before its phase begins, and what its thread works with during the phase.
+//! A connected stream of `tcp` before its phase begins, and the working state of its thread during the phase.
 
 use std::io;
 use std::net::TcpStream;
@@ -21,8 +21,8 @@ pub(super) struct ReadyConnection {
 /// The connected streams of a session.
 pub(super) type TcpStreams = StreamRegistry<ReadyConnection>;
 
-/// Adds a connected stream to its phase. If the phase does not expect it, or the session is over, drops the stream,
-/// which closes the connection.
+/// Adds a connected stream to its phase. If the phase does not expect the stream, or the session is over, drops the
+/// stream, which closes the connection.
 pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: u8, index: u16, stream: MeteredStream) {
     match control.register(stream.inner().socket()) {
         Ok(registration) => {
@@ -34,7 +34,7 @@ pub(super) fn admit(streams: &TcpStreams, control: &Arc<SessionControl>, phase: 
     }
 }
 
-/// What the watcher of the phase keeps of a stream.
+/// The watcher's part of a stream.
 pub(super) struct Watched {
     /// A second handle of the socket.
     pub(super) socket: TcpStream,
@@ -54,8 +54,7 @@ impl Watched {
         Ok(Self { socket, unsent_limit, acknowledged_before, framing: AtomicU64::new(0) })
     }
 
-    /// The payload bytes that the other end has acknowledged, of `total` that were sent; `total` if the kernel does not
-    /// count them.
+    /// The acknowledged payload bytes of the `total` that were sent; `total` if the kernel does not count them.
     pub(super) fn acknowledged(&self, total: u64) -> u64 {
         let Some((acknowledged, _)) = socket::counts(&self.socket) else { return total };
         payload_of(
@@ -73,7 +72,7 @@ fn payload_of(bytes: u64, total: u64, framing: u64) -> u64 {
 }
 
 pub(super) type TcpRun<'a> = StreamRun<'a, Watched>;
-/// The report of a TCP stream. Its `own` part says how the bytes were moved.
+/// The report of a TCP stream. Its `own` part is the method by which the bytes were moved.
 pub(super) type TcpReport = StreamReport<Option<&'static str>>;
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ const DISCARD_SIZE: usize = 4 * CHUNK;
 /// The size of a read that is copied: it should stay in a processor's cache.
 const COPY_SIZE: usize = CHUNK;
 
-/// Receives until the other end has finished. The counter and `received` include what arrived before a failure.
+/// Receives until the other end has finished. The counter and `received` include the bytes before a failure.
 pub(super) fn receive(stream: &mut MeteredStream, run: &TcpRun<'_>, received: &mut TcpReport) -> io::Result<()> {
     let context = run.context;
     let is_clear = matches!(stream.inner(), DataStream::Plain(_));
@@ -45,7 +45,7 @@ pub(super) fn receive(stream: &mut MeteredStream, run: &TcpRun<'_>, received: &m
                 stream.charge_and_wait(total).map_err(io::Error::other)?;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // A kernel or sandbox without support.
+            // The kernel or sandbox does not support it.
             Err(e)
                 if in_kernel
                     && context.ask.data_path == DataPathWish::Auto

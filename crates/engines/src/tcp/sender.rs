@@ -17,7 +17,7 @@ use crate::data_stream::{CHUNK, DataStream};
 use crate::metered_stream::MeteredStream;
 use crate::sys::splice::PagePipe;
 
-/// How long a write may block, also after the end of the phase.
+/// The longest time that a write may block, also after the end of the phase.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The capacity of the pipe for zero-copy sends: the more bytes one call moves, the less a byte costs. A user's pipes
@@ -54,7 +54,7 @@ impl SendMethod {
         }
     }
 
-    /// Sends at most about `most` bytes of the payload from `position` on; returns how many the socket took.
+    /// Sends about `most` bytes or less of the payload from `position` on; returns how many the socket accepted.
     fn send(&mut self, stream: &mut DataStream, position: u64, most: usize) -> io::Result<usize> {
         let Self::Splice(pages) = self else { return stream.write(payload::from(position, most)) };
         while pages.held() < most {
@@ -68,7 +68,7 @@ impl SendMethod {
 }
 
 /// Sends until the phase's time is over, then waits until the other end confirms that it has read everything. Sets
-/// `path` to how the bytes were moved.
+/// `path` to the method by which the bytes were moved.
 pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Option<&'static str>) -> io::Result<()> {
     let context = run.context;
     let unsent_limit = run.watched.unsent_limit.as_ref();
@@ -126,7 +126,7 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
                 stream.charge_and_wait(total).map_err(io::Error::other)?;
             }
             Err(e) if is_transient(&e) => {}
-            // A kernel or sandbox without support; nothing has left the pipe.
+            // The kernel or sandbox does not support it; no byte has left the pipe.
             Err(e) if wish == DataPathWish::Auto && matches!(method, SendMethod::Splice(_)) && is_unsupported(&e) => {
                 method = SendMethod::Write;
                 *path = Some(method.name(stream.inner()));
@@ -142,13 +142,13 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
             Err(e) => return Err(e),
         }
     }
-    // The receiver closes its side when it has read the end of ours. The phase's watcher limits this wait.
+    // The receiver closes its side when it has read the end of the stream. The phase's watcher limits this wait.
     let mut rest = [0; 512];
     let mut unexpected = 0;
     loop {
         match stream.inner().socket().read(&mut rest) {
             Ok(0) => return Ok(()),
-            // A receiver sends nothing but the alerts and key updates of TLS. Bytes in this direction are not charged.
+            // A receiver sends only the alerts and key updates of TLS. Bytes in this direction are not charged.
             Ok(came) => {
                 unexpected += came;
                 if unexpected > stream.inner().max_answer() {
@@ -161,7 +161,7 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
     }
 }
 
-/// Waits while the stream is paused, until its time is over at most. An error means that its phase is over.
+/// Waits while the stream is paused, at most until its time is over. An error means that its phase is over.
 fn await_resume(run: &TcpRun<'_>) -> io::Result<()> {
     let is_paused = || run.watched.unsent_limit.as_ref().is_some_and(|limit| limit.bytes() == 0);
     run.context.control.wait_until(run.context.until, || !is_paused() || run.is_over());

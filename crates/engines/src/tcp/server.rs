@@ -22,7 +22,7 @@ pub(super) struct TcpServer {
     options: SocketOptions,
     control: Arc<SessionControl>,
     streams: Arc<TcpStreams>,
-    /// In direct mode: the port of the session, until its end.
+    /// In direct mode: the listening port of the session, until its end.
     listener: Option<DataListener>,
 }
 
@@ -115,7 +115,7 @@ impl TcpServer {
                 let tally = phase::run(&self.spec, spec, Direction::Download, &self.control, streams, report);
                 with_window(tally, &self.options)
             }
-            // The connected ones were closed, which the appliance sees.
+            // The connected streams were closed, which the appliance detects.
             Err(came) => {
                 let refused = self.listener.as_ref().map_or(0, DataListener::refused);
                 tracing::debug!(phase, came, refused, "not all streams of a phase connected");

@@ -1,4 +1,4 @@
-//! What the phase runner does with a stream of `tcp`, the same at both ends of a session.
+//! The phase runner's view of a stream of `tcp`, the same at both ends of a session.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ impl PhaseStream for ReadyConnection {
         watched.acknowledged(total)
     }
 
-    /// While no sent byte is unacknowledged, the other end has nothing to send, so its silence is ignored.
+    /// While all sent bytes are acknowledged, the other end has nothing to send, so its silence is ignored.
     fn pause(Watched { socket, unsent_limit, .. }: &Watched, is_silent: bool) {
         if let Some(limit) = unsent_limit {
             limit.pause(is_silent && socket::is_unacknowledged(socket));

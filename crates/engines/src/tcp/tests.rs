@@ -1,5 +1,5 @@
-//! Both ends of `tcp` against each other over real loopback sockets. Nothing here waits for a clock: phases end by
-//! themselves or by an event.
+//! Both ends of `tcp` against each other over real loopback sockets. No test waits for a clock: phases end on their own
+//! or by an event.
 
 #![expect(clippy::disallowed_methods, reason = "tests run in wall time")]
 
@@ -33,7 +33,7 @@ use crate::session_control::SessionControl;
 
 const HOUR_MS: u32 = 3_600_000;
 
-/// A session's two ends, in one process.
+/// Both ends of a session in one process.
 struct Session {
     server: Arc<TcpServer>,
     client: TcpClient,
@@ -109,7 +109,7 @@ impl Session {
         let (served, driven) = std::thread::scope(|scope| {
             let served = scope.spawn(|| {
                 let tally = self.server.run(phase, &report);
-                // Ends the wait for a start that never came.
+                // Ends the wait for a start that did not come.
                 start.send(()).unwrap_or(());
                 tally
             });
@@ -129,7 +129,7 @@ impl Drop for Session {
     }
 }
 
-/// Takes tunneled data connections as a reflector's control port does, until the session is cancelled.
+/// Accepts tunneled data connections like a reflector's control port, until the session is cancelled.
 fn control_port(
     server: Arc<TcpServer>,
     keys: SessionKeys,
@@ -214,7 +214,7 @@ fn the_requested_data_path_is_used_and_reported() {
 #[test]
 fn an_unchanged_payload_is_verified_in_every_mode() {
     for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
-        // Small blocks let every place of the pattern be where one ends.
+        // With small blocks, a block ends at every offset of the pattern.
         for block_bytes in [None, Some(1000)] {
             let spec = TestSpec { verify_payload: true, block_bytes, ..spec(mode, 2, &[Load::Bidir], 200) };
             let (served, driven, _) = Session::open(&spec).run(0, |_| ());
@@ -250,8 +250,8 @@ fn a_rate_limited_stream_sends_no_faster() {
         let (served, driven, _) = Session::open(&spec).run(0, |_| ());
         for received in [driven.download, served.upload] {
             let count = received.unwrap().count;
-            // What the kernel lets go before it holds a stream back is some segments of loopback's 64 KiB.
-            // A receiver that begins late finds what was sent until then.
+            // The kernel may send a few loopback segments of 64 KiB before it delays a stream. A receiver that begins
+            // late reads all of these at once.
             let elapsed_us = count.elapsed_us.max(500_000);
             let most = 2 * (BYTES_PER_S * elapsed_us / 1_000_000 + (1 << 19));
             assert!(count.bytes > 0 && count.bytes <= most, "{mode}: {count:?}");
@@ -287,7 +287,7 @@ fn samples_have_their_time_and_end_with_the_phase() {
     let session = Session::open(&spec(DataMode::DirectEphemeral, 2, &[Load::Download], 550));
     let (_, driven, samples) = session.run(0, |_| ());
     assert!(samples.windows(2).all(|pair| pair[0].1.at_us < pair[1].1.at_us));
-    // However late a reading was, none is asked for after the phase's time.
+    // No reading is taken after the phase's time, even if earlier ones were late.
     assert!(samples.len() <= 5, "{samples:?}");
     assert!(driven.download.unwrap().count.elapsed_us > 0);
 }
@@ -309,13 +309,13 @@ fn cancelling_either_end_ends_both_during_a_phase() {
                 });
                 let what = format!("{mode} {load}, the reflector cuts: {reflector_cuts}");
                 let took = cut_at.into_inner().unwrap().unwrap().elapsed();
-                // Of an hour.
+                // The phase lasts an hour.
                 assert!(took < Duration::from_secs(60), "{what}: {took:?}");
                 let (cutter, other) = if reflector_cuts { (served, driven) } else { (driven, served) };
                 assert_eq!(cutter.cut_short.unwrap().as_str(), crate::phase::SESSION_OVER, "{what}");
                 let why = other.cut_short.clone().unwrap_or_default();
                 assert!(why.as_str().starts_with("a data connection failed"), "{what}: {why}");
-                assert!(other.bytes() > 0, "{what}: what was counted is kept");
+                assert!(other.bytes() > 0, "{what}: the counts are kept");
             }
         }
     }
@@ -331,7 +331,7 @@ fn an_exhausted_budget_pauses_the_stream() {
         let is_extended = AtomicBool::new(false);
         let (served, _, _) = session.run(0, |progress| {
             let PhaseProgress::Received(_, sample) = progress else { return };
-            // Nothing flows any more. First there is more to be had, then it is over.
+            // No byte flows: extend the budget the first time, cancel the second time.
             if sample.bytes == 0 && session.reflector.is_exhausted() && !is_extended.swap(true, Ordering::SeqCst) {
                 let spent = session.reflector.spent();
                 assert!(spent >= SLICE && spent <= SLICE + 4 * crate::data_stream::CHUNK as u64, "{load}: {spent}");
@@ -341,8 +341,8 @@ fn an_exhausted_budget_pauses_the_stream() {
                 session.reflector.cancel();
             }
         });
-        assert!(is_extended.into_inner(), "{load}: more flowed than there was");
-        assert!(served.bytes() <= session.reflector.spent(), "{load}: all that was counted is charged");
+        assert!(is_extended.into_inner(), "{load}: more flowed than the budget allows");
+        assert!(served.bytes() <= session.reflector.spent(), "{load}: all counted bytes are charged");
     }
 }
 
@@ -357,7 +357,8 @@ fn tiny_blocks_inside_tls_are_charged_by_their_records() {
                 session.reflector.cancel();
             }
         });
-        // A record of one byte has 23 (RFC 8446, section 5.2), three quarters of them charged, but for the first 17 KB.
+        // A record with a payload of one byte has 23 bytes (RFC 8446, section 5.2). Three quarters of them are charged,
+        // except for the first 17 KB.
         let (payload, spent) = (served.bytes(), session.reflector.spent());
         assert!(spent >= 16 * payload && payload > 0, "{load}: {payload} bytes of payload, {spent} charged");
     }
@@ -392,17 +393,17 @@ fn a_receiver_that_sends_data_ends_its_stream() {
         let (mut reader, mut writer) = (stream.socket().try_clone().unwrap(), stream.socket().try_clone().unwrap());
         // Ends with an error once the other end has closed.
         let writing = scope.spawn(move || (0..).take_while(|_| writer.write_all(&[7; 4096]).is_ok()).count());
-        // All that was sent, up to the end or the reset.
+        // Reads all sent bytes, up to the end or the reset.
         while matches!(reader.read(&mut [0; 1 << 16]), Ok(1..)) {}
         assert!(served.join().unwrap().bytes() > 0);
-        // What both kernels hold; a sender that read on would take hundreds of MB in its grace period.
+        // The bytes that both kernels buffer; a sender that read on would accept hundreds of MB in its grace period.
         let taken = writing.join().unwrap() * 4096;
         assert!(taken < 64 << 20, "{taken} bytes were taken");
     });
 }
 
-/// A classic BPF program that drops whatever comes: `ret 0` (linux/bpf_common.h).
-fn deafen(socket: &TcpStream) {
+/// A classic BPF program that drops all packets: `ret 0` (linux/bpf_common.h).
+fn drop_all_packets(socket: &TcpStream) {
     SockRef::from(socket).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
 }
 
@@ -417,7 +418,7 @@ fn a_sender_pauses_while_the_other_end_is_silent() {
     std::thread::scope(|scope| {
         let served = scope.spawn(|| {
             session.server.run(0, &|progress| {
-                // A sample has what the other end acknowledged; charged is what was sent.
+                // A sample has the acknowledged bytes; the charge is for the sent ones.
                 if let PhaseProgress::Sent(..) = progress {
                     sample.send(session.reflector.spent()).unwrap();
                 }
@@ -433,8 +434,8 @@ fn a_sender_pauses_while_the_other_end_is_silent() {
             total - std::mem::replace(&mut before, total)
         };
         while next() == 0 {}
-        // This end's kernel gets nothing more, and so acknowledges nothing: all of it is silent.
-        deafen(stream.socket());
+        // This end's kernel receives no more packets, and so acknowledges none: the whole end is silent.
+        drop_all_packets(stream.socket());
         let mut sent = 0;
         let mut quiet = 0;
         while quiet < 10 {
@@ -442,7 +443,7 @@ fn a_sender_pauses_while_the_other_end_is_silent() {
             sent += bytes;
             quiet = if bytes == 0 { quiet + 1 } else { 0 };
         }
-        // TCP itself would take ten segments of 64 KiB before it waits for the first acknowledgement.
+        // TCP itself would send ten segments of 64 KiB before it waits for the first acknowledgement.
         assert!(sent > 0 && sent < 2 * BYTES_PER_S, "{sent} bytes for an end that is silent");
         SockRef::from(stream.socket()).detach_filter().unwrap();
         while next() == 0 {}
@@ -461,11 +462,11 @@ fn a_paused_sender_ends_with_its_session() {
     std::thread::scope(|scope| {
         let stream = scope.spawn(|| {
             let stream = session.client.dial(0, 0).unwrap();
-            deafen(stream.socket());
+            drop_all_packets(stream.socket());
             stream
         });
         let served = session.server.run(0, &|progress| {
-            // After a second and more of silence.
+            // After more than a second of silence.
             let PhaseProgress::Sent(_, taken) = progress else { return };
             if taken.bytes > 0 {
                 quiet.store(0, Ordering::SeqCst);

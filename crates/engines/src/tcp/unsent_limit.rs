@@ -1,13 +1,14 @@
-//! The limit of what one stream's kernel may hold unsent: how it follows the rate, and how a silent other end sets it
-//! to 0.
+//! The limit of the unsent bytes in the kernel for one stream. It follows the rate, and is 0 while the other end is
+//! silent.
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::socket;
 
-/// How many unsent bytes the kernel may hold for one stream: about what it sends in one interval. On a slow link, more
-/// would only wait in this host's memory, be counted as sent, and still be in flight when the phase ends.
+/// The most unsent bytes that the kernel may hold for one stream: about the bytes that it sends in one interval. On a
+/// slow link, more would only wait in this host's memory, be counted as sent, and still be in flight when the phase
+/// ends.
 pub(super) struct UnsentLimit {
     /// `limit`, or 0 while the stream pauses.
     bytes: AtomicU32,
@@ -19,13 +20,14 @@ pub(super) struct UnsentLimit {
 impl UnsentLimit {
     /// One TLS record, so that a stalled stream can start again.
     const MIN: u32 = 16 * 1024;
-    /// The limit until the first interval has been measured. On a line of 1 Mbit/s four streams with this much need a
-    /// second.
+    /// The limit until the first interval has been measured. On a line of 1 Mbit/s, four streams take one second to
+    /// send this much each.
     const INITIAL: u32 = 32 * 1024;
-    /// How many writes an interval should have inside TLS, where the receiver counts whole records, and the smallest one.
+    /// The desired number of writes per interval inside TLS, where the receiver counts whole records, and the smallest
+    /// write.
     const WRITES: u32 = 8;
     const MIN_WRITE: u32 = 1400;
-    /// From this value on, the kernel's own limits are lower, so that this limit is removed.
+    /// From this value on, the kernel's own limits are lower, so this limit is removed.
     const MAX: u32 = 4 * 1024 * 1024;
 
     pub(super) fn new(socket: &TcpStream) -> Self {
@@ -34,7 +36,7 @@ impl UnsentLimit {
         Self { bytes: initial(), limit: initial(), sent: AtomicU64::new(0) }
     }
 
-    /// Adapts the limit to what was sent since the last call, one interval ago. `total` is the stream's count so far.
+    /// Adapts the limit to the bytes sent since the last call, one interval ago. `total` is the stream's count so far.
     pub(super) fn adapt(&self, socket: &TcpStream, total: u64) {
         let sent = total - self.sent.swap(total, Ordering::Relaxed);
         let before = self.limit.load(Ordering::Relaxed);
@@ -56,7 +58,7 @@ impl UnsentLimit {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// The same for a stream inside TLS: small records on a slow line.
+    /// The write size of a stream inside TLS: small records on a slow line.
     pub(super) fn record_bytes(&self) -> usize {
         Self::record(self.bytes.load(Ordering::Relaxed)) as usize
     }
@@ -65,7 +67,7 @@ impl UnsentLimit {
         (bytes / Self::WRITES).max(Self::MIN_WRITE).min(bytes)
     }
 
-    /// Bytes that the sender may hand to the kernel at once; 0 while the stream pauses.
+    /// Bytes that the sender may pass to the kernel at once; 0 while the stream pauses.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed) as usize
     }
@@ -84,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_small_only_where_an_interval_has_few_of_them() {
+    fn records_are_small_only_if_an_interval_has_few_of_them() {
         assert_eq!([0, UnsentLimit::MIN, 1 << 20].map(UnsentLimit::record), [0, 2048, 128 * 1024]);
         assert_eq!(UnsentLimit::record(8000), 1400);
     }

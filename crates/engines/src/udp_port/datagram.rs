@@ -1,4 +1,4 @@
-//! Datagrams with the kernel's metadata: when a datagram arrived, and at which local address. Shell: sockets.
+//! Datagrams with the kernel's metadata: the arrival time and the local address. Shell: sockets.
 
 #![expect(clippy::disallowed_methods, reason = "compares with the kernel's receive timestamps")]
 
@@ -50,7 +50,7 @@ impl Mailbox {
         // Best effort: without it the time is that of the read, which makes round trips look longer.
         setsockopt(socket, sockopt::ReceiveTimestampns, &true).ok();
         if is_v6 {
-            // Also covers IPv4 on a dual-stack socket.
+            // Also applies to IPv4 on a dual-stack socket.
             setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         } else {
             setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
@@ -61,7 +61,7 @@ impl Mailbox {
 
     /// Disables the metadata that only a mailbox needs.
     pub(crate) fn close(socket: &UdpSocket) {
-        // Best effort: it only costs time.
+        // Best effort: the metadata only costs time.
         setsockopt(socket, sockopt::ReceiveTimestampns, &false).ok();
         match socket.local_addr() {
             Ok(SocketAddr::V6(_)) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &false).ok(),
@@ -77,12 +77,12 @@ impl Mailbox {
             recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::MSG_DONTWAIT)?;
         let Some(from) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
         let mut arrival = Arrival { len: message.bytes, from, to: None, ago: Duration::ZERO };
-        // Without control data, or if it is truncated, the datagram has less metadata.
+        // If control data is missing or truncated, the datagram has less metadata.
         for metadata in message.cmsgs().into_iter().flatten() {
             match metadata {
                 ControlMessageOwned::ScmTimestampns(at) => arrival.ago = ago(at),
                 ControlMessageOwned::Ipv4PacketInfo(info) => {
-                    // The local address of the route, which differs from the header's for broadcasts alone.
+                    // The local address of the route, which differs from the header's only for broadcasts.
                     arrival.to = Some(IpAddr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()));
                 }
                 ControlMessageOwned::Ipv6PacketInfo(info) => arrival.to = Some(IpAddr::from(info.ipi6_addr.s6_addr)),
@@ -104,7 +104,7 @@ pub(crate) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Opt
             Some(&SockaddrStorage::from(to)),
         )
     };
-    // The routing table decides the interface; only the address has to be the one that the request was sent to.
+    // The routing table chooses the interface; only the address must be the one that the request was sent to.
     match from {
         Some(IpAddr::V4(from)) => send(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
             ipi_ifindex: 0,
@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// What a packet sent to each of `targets` says of itself, and whom its answer comes from.
+    /// Asserts the local address of a packet sent to each of `targets`, and the source address of its answer.
     fn answers_of(bind: &str, targets: &[&str]) {
         let socket = UdpSocket::bind(bind).unwrap();
         let port = socket.local_addr().unwrap().port();
@@ -148,7 +148,7 @@ mod tests {
             let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let asker = UdpSocket::bind(any).unwrap();
             asker.send_to(&[7; DATAGRAM_LEN], target).unwrap();
-            // Loopback delivers within the call; a blocking peek makes sure all the same.
+            // Loopback delivers within the call; a blocking peek makes sure of it.
             socket.peek(&mut [0]).unwrap();
             let arrival = mailbox.receive(&socket).unwrap().unwrap();
             assert_eq!(arrival.len, DATAGRAM_LEN);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_clock_gives_no_time() {
+    fn a_changed_clock_gives_no_time() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(ago(TimeSpec::from(now - Duration::from_secs(3600))), Duration::ZERO);
         assert_eq!(ago(TimeSpec::from(now + Duration::from_secs(3600))), Duration::ZERO);

@@ -22,7 +22,7 @@ use crate::session_control::SessionControl;
 use crate::thread_limit;
 use datagram::{Arrival, Mailbox, answer};
 
-/// The length of every datagram that is answered, and of the answer, so that the port never amplifies.
+/// The length of every answered datagram and of its answer, so that the port never amplifies.
 pub const DATAGRAM_LEN: usize = 96;
 
 /// The version of the layout: the first byte of every datagram.
@@ -38,11 +38,11 @@ const MAX_STRAYS: usize = 4096;
 
 /// Handles some kinds of datagrams of one session.
 pub trait DatagramHandler: Send + Sync {
-    /// Whether this handler takes datagrams of `kind`, which is their second byte.
+    /// Whether this handler accepts datagrams of `kind`, which is their second byte.
     fn takes(&self, kind: u8) -> bool;
 
-    /// Verifies a datagram and returns the answer. So far, the datagram only claims to belong to the session and came
-    /// from the peer's address. Called by the thread that reads the port for all sessions: must not block.
+    /// Verifies a datagram and returns the answer. Before this call, the datagram is unverified: it names the session
+    /// and came from the peer's address. Called by the thread that reads the port for all sessions: must not block.
     fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal>;
 }
 
@@ -171,7 +171,7 @@ impl UdpPort {
         self.local
     }
 
-    /// Passes datagrams of `session` from `peer` to the first of `handlers` that takes their kind, until the returned
+    /// Passes datagrams of `session` from `peer` to the first of `handlers` that accepts their kind, until the returned
     /// value is dropped or the session is cancelled. An answered datagram and its answer are charged to the session.
     pub fn enroll(
         &self,
@@ -210,7 +210,7 @@ impl Drop for UdpPort {
         self.shared.over.store(true, Ordering::SeqCst);
         self.shared.wake.wake();
         if let Some(thread) = self.thread.take() {
-            // The panic of a thread is reported when it happens.
+            // A panicking thread reports its panic itself.
             thread.join().ok();
         }
     }
@@ -233,7 +233,7 @@ impl Enrolment {
 impl Drop for Enrolment {
     fn drop(&mut self) {
         let mut sessions = lock(&self.shared.sessions);
-        // The session may have been enrolled once more since.
+        // The session may have been enrolled again in the meantime.
         let session = self.enrolled.session;
         if sessions.get(&session).is_some_and(|enrolled| Arc::ptr_eq(enrolled, &self.enrolled)) {
             sessions.remove(&session);
@@ -253,7 +253,7 @@ impl PortState {
                     Ok(Some(arrival)) => {
                         self.take(socket, mailbox.bytes.get(..arrival.len).unwrap_or_default(), &arrival);
                     }
-                    // No more datagrams, or the error of an earlier send, which reading it clears.
+                    // The queue is empty, or the error of an earlier send was read, which clears it.
                     Ok(None) | Err(_) => break,
                 }
             }
@@ -293,19 +293,19 @@ impl PortState {
     }
 }
 
-/// The session and the kind that a datagram claims, unverified; `None` for another version.
+/// The session and the kind in an unverified datagram; `None` for another version.
 fn claimed(bytes: &[u8; DATAGRAM_LEN]) -> Option<(SessionId, u8)> {
     let session = SessionId::from_bytes(std::array::from_fn(|at| bytes[4 + at]));
     (bytes[0] == VERSION).then_some((session, bytes[1]))
 }
 
-/// The session that a datagram of any length claims. Public for its fuzz target.
+/// The session in an unverified datagram of any length. Public for its fuzz target.
 #[doc(hidden)]
 pub fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
     claimed(bytes.try_into().ok()?).map(|(session, _)| session)
 }
 
-/// A port as its handlers see it.
+/// A port, for its handlers.
 #[derive(Clone)]
 pub struct PortHandle {
     shared: Arc<PortState>,
@@ -314,8 +314,8 @@ pub struct PortHandle {
 }
 
 impl PortHandle {
-    /// A socket at this port and the local address `to`, connected to `peer`. The kernel delivers the datagrams of
-    /// `peer` to it from now on, and all others to the `UdpPort`.
+    /// A socket at this port and the local address `to`, connected to `peer`. From then on, the kernel delivers the
+    /// datagrams of `peer` to it, and all others to the `UdpPort`.
     pub fn connect(&self, to: Option<IpAddr>, peer: SocketAddr) -> io::Result<UdpSocket> {
         let port = self.socket.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let mut local = port.local_addr()?;
@@ -338,7 +338,7 @@ impl PortHandle {
         let mut mailbox = Mailbox::unbound(&socket, peer.is_ipv6())?;
         SockRef::from(&socket).bind(&local.into())?;
         socket.connect(peer)?;
-        // Before it was connected, the kernel may have delivered datagrams of other senders to it.
+        // Until it was connected, the kernel may have delivered datagrams of other senders to it.
         for _ in 0..MAX_STRAYS {
             match mailbox.receive(&socket) {
                 Ok(Some(arrival)) if arrival.from != peer => {
@@ -346,7 +346,7 @@ impl PortHandle {
                     self.shared.take(&port, bytes, &arrival);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                // A datagram of the peer, which repeats it; or an old error, which reading it clears.
+                // A datagram of the peer, which will repeat it; or an old error, which reading it clears.
                 Ok(_) | Err(_) => {}
             }
         }
@@ -355,7 +355,7 @@ impl PortHandle {
     }
 }
 
-/// Ignores poison: nothing guarded here can be left inconsistent by a panic.
+/// Ignores poison: a panic cannot leave the guarded data inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -371,7 +371,7 @@ mod tests {
     const ECHOED: u8 = 1;
     const KEPT: u8 = 5;
 
-    /// Answers with what came.
+    /// Answers with the received datagram.
     struct Echoing;
 
     impl DatagramHandler for Echoing {
@@ -384,7 +384,7 @@ mod tests {
         }
     }
 
-    /// Gives away the port of all that it takes, and answers none.
+    /// Passes on the port of all accepted datagrams, and answers none.
     struct Keeping(Mutex<Sender<(PortHandle, Option<IpAddr>, SocketAddr)>>);
 
     impl DatagramHandler for Keeping {
@@ -411,7 +411,7 @@ mod tests {
 
     type Kept = std::sync::mpsc::Receiver<(PortHandle, Option<IpAddr>, SocketAddr)>;
 
-    /// A port with a session of the peer `peer`, and what was kept of it.
+    /// A port with a session of the peer `peer`, and the receiver of the passed-on ports.
     fn open(bind: &str, peer: Option<IpAddr>) -> (Arc<UdpPort>, Enrolment, Kept) {
         let port = UdpPort::spawn(UdpSocket::bind(bind).unwrap()).unwrap();
         let (keep, kept) = channel();
@@ -436,7 +436,7 @@ mod tests {
         assert_eq!(from, peer.local_addr().unwrap());
         let ours = handle.connect(to, from).unwrap();
         ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        // What the peer sends goes to it, what others send does not.
+        // The socket receives the peer's datagrams and no others.
         peer.send(b"bulk").unwrap();
         assert_eq!(ours.recv(&mut [0; 8]).unwrap(), 4);
         ours.send(b"back").unwrap();
@@ -449,7 +449,7 @@ mod tests {
             assert_eq!(other.recv(&mut bytes).unwrap(), DATAGRAM_LEN);
             assert_eq!(bytes, sent);
         }
-        // Another port of the same peer is another one.
+        // Another port of the same host is a different peer.
         other.send(&datagram(KEPT)).unwrap();
         assert_eq!(kept.recv().unwrap().2, other.local_addr().unwrap());
         drop(ours);
@@ -468,8 +468,8 @@ mod tests {
 
     #[test]
     fn datagrams_of_other_senders_go_to_the_port() {
-        // While sockets come and go at the port, datagrams are answered all the same. One may reach a socket that is
-        // closed in the very moment; that costs it, as the network may.
+        // While sockets open and close at the port, datagrams are still answered. One may reach a socket in the moment
+        // in which it closes; it is lost, as in a network.
         let (port, _enrolment, kept) = open("127.0.0.1:0", None);
         let at = port.local_addr();
         let prober = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -511,7 +511,7 @@ mod tests {
             peer.send(bytes).unwrap();
         }
         kept.recv().unwrap();
-        // The thread reads in order: nothing before this is answered any more.
+        // The thread reads in order: after this answer, no earlier datagram is answered.
         let mut last = datagram(ECHOED);
         last[95] = 1;
         peer.send(&last).unwrap();
