@@ -1,5 +1,5 @@
 //! Authenticates iperf3's connections: they come from the appliance's address and begin with the cookie of the running
-//! test. Nothing is taken from the connection, because iperf3 reads the cookie itself.
+//! test. The cookie stays in the socket, because iperf3 reads it itself.
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::handoff::{ConnectionKind, LaneHandoff};
 /// Accepts the connections of one test after the other, as long as `handoff` expects more.
 ///
 /// Another client with the appliance's address, for example behind the same NAT, can send the first cookie of a test
-/// without knowing the password. That test then fails; nothing else happens.
+/// without the password. Then that test fails, without further effects.
 pub(super) struct CookieAuthenticator {
     pub(super) handoff: Arc<LaneHandoff>,
 }

@@ -1,6 +1,6 @@
 //! The cookie that every connection of an iperf3 test begins with. Pure.
 
-/// What iperf3 sends first on each connection of a test: 36 printable characters and a zero byte.
+/// The first bytes of each connection of a test: 36 printable characters and a zero byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cookie([u8; Cookie::LEN]);
 

@@ -1,5 +1,5 @@
-//! The one-time login of a session: its user and password, the key that encrypts it, the padding, and what iperf3 reads
-//! of it. Text in, text out; touches no file.
+//! The one-time login of a session: its user and password, the key that encrypts it, the padding, and the text form of
+//! each for iperf3. Text in, text out; touches no file.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -39,7 +39,7 @@ impl fmt::Debug for SessionLogin {
     }
 }
 
-/// How a login is padded before it is encrypted. A given version of iperf3 supports one padding, the other, or both.
+/// The padding of a login before encryption. Each version of iperf3 supports one padding or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginPadding {
     /// PKCS #1 v1.5 (RFC 8017, section 7.2).
@@ -61,14 +61,14 @@ impl LoginPadding {
         [Self::Pkcs1, Self::Oaep].into_iter().find(|padding| padding.name() == name)
     }
 
-    /// The paddings in a request's `engine_support`, those of newer versions left out. An empty list means PKCS #1.
+    /// The paddings in a request's `engine_support`, without those of newer versions. An empty list means PKCS #1.
     pub(super) fn supported(engine_support: &[PeerText]) -> impl Iterator<Item = Self> {
         let default = engine_support.is_empty().then_some(Self::Pkcs1);
         engine_support.iter().filter_map(|name| Self::from_name(name.as_str())).chain(default)
     }
 }
 
-/// How to encrypt a session's login: the engine's terms in the grant.
+/// The parameters to encrypt a session's login: the engine's terms in the grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LoginTerms {
     pub(super) key: LoginKey,
@@ -125,8 +125,8 @@ pub(super) struct LoginPair {
     pub(super) public: LoginKey,
 }
 
-/// The key pair of this process. One is enough, because each login is valid for one session only, and generating a pair
-/// takes as long as a whole TLS handshake on a small machine.
+/// The key pair of this process. One is enough, because each login is valid for one session only. Generating a pair
+/// takes as long as a TLS handshake on a small machine.
 static PAIR: Mutex<Option<LoginPair>> = Mutex::new(None);
 
 impl LoginPair {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn paddings_of_newer_versions_are_left_out_and_none_means_pkcs1() {
+    fn paddings_of_newer_versions_are_ignored_and_an_empty_list_means_pkcs1() {
         let supported = |names: &[&str]| {
             LoginPadding::supported(&names.iter().map(|name| PeerText::from(*name)).collect::<Vec<_>>())
                 .collect::<Vec<_>>()

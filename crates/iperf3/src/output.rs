@@ -1,8 +1,9 @@
-//! Parses what an iperf3 client prints: a `--json` document, or the lines of `--json-stream`. Pure: text in, values out.
+//! Parses the output of an iperf3 client: a `--json` document, or the lines of `--json-stream`. Pure: text in, values
+//! out.
 //!
-//! Versions differ in their fields, and a server influences what its client prints. So nothing is required: a field that is
-//! missing, of another type or not a number is absent in the [`ClientReport`], and unknown fields are ignored. Tests parse
-//! the recordings in `crates/iperf3/fixtures`.
+//! Versions differ in their fields, and a server influences the output of its client. So no field is required: a field
+//! that is missing, of another type or not a number is absent in the [`ClientReport`], and unknown fields are ignored.
+//! Tests parse the recordings in `iperf3/fixtures`.
 
 use std::fmt;
 

@@ -28,7 +28,7 @@ pub struct Program {
     help: String,
 }
 
-/// The hint how to install iperf3.
+/// How to install iperf3.
 const INSTALL: &str = "install iperf3 3.9 or newer: `apt install iperf3`, `dnf install iperf3`, `apk add iperf3`";
 
 impl Program {
@@ -68,15 +68,15 @@ impl Program {
         self.help.split(|c: char| c.is_whitespace() || c == ',' || c == '[').any(|word| word == option)
     }
 
-    /// The share of a core that each of its busy threads used, 0 to 1. Before 3.16 one thread serves all streams; since then
-    /// each stream has a thread, and this is their average.
+    /// The share of a core that each of its busy threads used, 0 to 1. Before 3.16 one thread serves all streams; since
+    /// then each stream has a thread, and this is their average.
     pub(super) fn share_of_a_thread(&self, cpu_s: f64, lived_s: f64, streams: u16) -> f64 {
         let threads = if self.version < THREADED { 1 } else { streams.max(1) };
         (cpu_s / lived_s / f64::from(threads)).min(1.0)
     }
 
-    /// The login paddings that a client supports, its default first. Since 3.17 the default is OAEP. Clients lost the option
-    /// for PKCS #1 in 3.19; servers keep it.
+    /// The login paddings that a client supports, its default first. Since 3.17 the default is OAEP. Clients lost the
+    /// option for PKCS #1 in 3.19; servers keep it.
     pub fn client_paddings(&self) -> &'static [LoginPadding] {
         match self.version {
             version if version < OAEP_DEFAULT => &[LoginPadding::Pkcs1],
@@ -129,7 +129,7 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// What the program prints for one option, on stdout and stderr: versions differ in which one they use.
+/// The output of the program for one option, on stdout and stderr: versions differ in which one they use.
 fn query(path: &Path, option: &str) -> io::Result<String> {
     let (output, theirs) = io::pipe()?;
     let mut command = Command::new(path);

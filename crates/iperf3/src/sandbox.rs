@@ -1,5 +1,5 @@
-//! The confinement of an iperf3 server: it may accept the connections that the supervisor hands it and move bytes, nothing
-//! else. Only the rules; `paramedic_engines::sys` enforces them.
+//! The confinement of an iperf3 server: it may only accept the connections that the supervisor passes to it, and move
+//! bytes. This file has the rules; `paramedic_engines::sys` enforces them.
 
 use std::io;
 use std::path::Path;
@@ -75,12 +75,12 @@ fn allow(
     }
 }
 
-/// The system calls of iperf3 3.9 to 3.22 with the C library of Debian 11 to 13, the most frequent first. All others fail:
-/// the child can start no unconfined program and no process, and signal no other process.
+/// The system calls of iperf3 3.9 to 3.22 with the C library of Debian 11 to 13, the most frequent first. All others
+/// fail: the child can start no unconfined program and no process, and signal no other process.
 fn rules() -> Vec<Rule> {
     let mut rules = ALLOWED.iter().map(|call| always(*call, SyscallAction::Allow)).collect::<Vec<_>>();
     rules.extend(ALLOWED_BY_ARCHITECTURE.iter().map(|call| always(*call, SyscallAction::Allow)));
-    // Kernels before 6.2 have no Landlock right to truncate: they let a child empty what it may only read.
+    // Before 6.2, the kernel has no Landlock right to truncate, so a child could empty files that it may only read.
     for (call, flags) in OPEN_CALLS {
         for arguments in flags {
             rules.push(Rule { call, arguments, then: SyscallAction::Refuse(libc::EACCES), otherwise: None });
@@ -91,7 +91,7 @@ fn rules() -> Vec<Rule> {
     rules.extend(ASKED.iter().map(|call| always(*call, SyscallAction::Ask)));
     // The supervisor counts a connection before it is closed. Therefore the child must not duplicate descriptors.
     rules.push(always(libc::SYS_close, SyscallAction::Ask));
-    // No duplicates, and no owner that gets signals.
+    // No duplicates, and no owner that receives signals.
     for arguments in FCNTL {
         rules.push(Rule { call: libc::SYS_fcntl, arguments, then: SyscallAction::Allow, otherwise: None });
     }
@@ -108,8 +108,8 @@ fn rules() -> Vec<Rule> {
         then: SyscallAction::Pretend,
         otherwise: Some(SyscallAction::Allow),
     });
-    // Threads with a shared descriptor table, but no processes. A filter cannot see the flags of clone3, so that call fails
-    // and libraries fall back to this one.
+    // Allows threads with a shared descriptor table, but no processes. A filter cannot see the flags of clone3, so that
+    // call fails and libraries fall back to this one.
     const THREAD: u32 = (libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM | libc::CLONE_FILES) as u32;
     rules.push(Rule {
         call: libc::SYS_clone,
@@ -150,8 +150,8 @@ const FCNTL: [&[Argument]; 4] = [
     &[low(1, libc::F_SETFL as u32)],
 ];
 
-/// Flags of open(2) that truncate a file without the right to write it: with access for reading, and with the access mode
-/// 3, which opens a file for neither.
+/// Flags of open(2) that truncate a file without the right to write it: with access for reading, and with the access
+/// mode 3, which opens a file for neither.
 const fn truncates(flags_at: u8, access: c_int) -> Argument {
     let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u32;
     Argument { part: ArgumentHalf::Low(flags_at), mask, is: Value::Number((access | libc::O_TRUNC) as u32) }
@@ -276,7 +276,7 @@ mod tests {
         command
     }
 
-    /// What perl prints for a script under the confinement of iperf3. Sockets are refused, closing is allowed.
+    /// The output of a perl script under the confinement of iperf3. Sockets are refused, closing is allowed.
     fn confined(script: &str, folder: &Path) -> String {
         let command = perl(script, folder);
         let confinement = confinement(Path::new(command.get_program()), folder, 1).unwrap();
@@ -314,7 +314,7 @@ mod tests {
         let dial = |kind: &str, port: u16| {
             format!("socket(S, PF_INET, {kind}, 0) && connect(S, pack_sockaddr_in({port}, inet_aton('127.0.0.1')))")
         };
-        // A descriptor that a careless parent process left open.
+        // A descriptor that the parent process accidentally left open.
         let open = rustix::io::dup(secret.as_file()).unwrap();
         let tries = [
             format!("open(F, '<&=', {})", open.as_raw_fd()),
@@ -344,7 +344,7 @@ mod tests {
             assert!(free.starts_with("begun done"), "{attempt} works without confinement: {free}");
             assert_eq!(confined(&script, folder.path()), "begun", "{attempt}");
         }
-        // Landlock allows it in the own folder, and everywhere on kernels before 6.2.
+        // Landlock allows it in the child's own folder, and everywhere before kernel 6.2.
         for flags in [libc::O_RDONLY | libc::O_TRUNC, libc::O_ACCMODE | libc::O_TRUNC] {
             for (call, _) in OPEN_CALLS {
                 let at = if call == libc::SYS_openat { "-100, " } else { "" };

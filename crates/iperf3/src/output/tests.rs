@@ -9,7 +9,7 @@ use proptest::sample::Index;
 
 use super::*;
 
-/// A recording, for example `riperf3-0.8.0/busy.json`, and what the client printed.
+/// A recording, for example `riperf3-0.8.0/busy.json`, with the output of the client.
 struct Fixture {
     /// Name and version of the client, and of the server if it is another program.
     folder: String,
@@ -64,7 +64,7 @@ fn by_lines(text: &str) -> (Vec<ClientReading>, Result<ClientReport, Unreadable>
 /// The directions of a completed test; `None` for a failed one.
 fn directions_of(fixture: &Fixture) -> Option<&'static [Direction]> {
     let case = fixture.case.as_str();
-    // The two pad passwords differently.
+    // The two programs pad passwords differently.
     if case == "password-right" && fixture.folder == "riperf3-0.8.0-with-iperf3-3.12" {
         return None;
     }
@@ -376,7 +376,7 @@ fn an_error_on_stderr_has_a_kind_too() {
     assert_eq!(FailureKind::of("parameter error"), FailureKind::Other);
 }
 
-/// Every place in a document that can hold a value.
+/// All paths in a document that can hold a value.
 fn places(value: &Value, here: &str, found: &mut Vec<String>) {
     found.push(here.to_owned());
     match value {
