@@ -101,11 +101,11 @@ fn lines_and_garbage_behind_the_acknowledged_end_are_counted() {
     let text = fs::read_to_string(&file).unwrap();
     let bytes = text.lines().skip(before.1).map(|line| line.len() + 1).sum::<usize>();
     let told = reflector.must(&["audit", "verify"]);
-    let counted = format!("; {bytes} bytes behind its acknowledged end, with {lines} complete lines");
+    let counted = format!("; {bytes} bytes after its acknowledged end, with {lines} complete lines");
     assert!(told.lines().next().unwrap().ends_with(&counted), "{counted}: {told}");
     fs::write(&file, text + "garbage\n").unwrap();
     let told = reflector.must(&["audit", "verify"]);
-    let counted = format!("; {} bytes behind its acknowledged end, with {lines} complete lines", bytes + 8);
+    let counted = format!("; {} bytes after its acknowledged end, with {lines} complete lines", bytes + 8);
     assert!(told.lines().next().unwrap().ends_with(&counted), "{counted}: {told}");
     // The next start adopts the lines and cuts the rest.
     reflector.start().unwrap();

@@ -67,7 +67,7 @@ fn a_configuration_that_is_read_again_applies_to_new_requests_and_running_tests_
     };
     let (code, said) = with_other_files(&["config", "reload"]);
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("goes on with the one that it has") && said.contains("reflector.toml:1"), "{said}");
+    assert!(said.contains("keeps the current one") && said.contains("reflector.toml:1"), "{said}");
     let (_, status) = with_other_files(&["status", "--json"]);
     let status = serde_json::from_str::<serde_json::Value>(&status).unwrap();
     assert_eq!((&status["name"], &status["peers"]), (&"second".into(), &3.into()));

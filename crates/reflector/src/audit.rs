@@ -1,10 +1,12 @@
-//! The audit log: what was decided reaches the disk here before it is answered. One task writes for all others, a
-//! batch at a time. The callers decide which events are recorded; the log is only appended to.
+//! The audit log: decisions are on disk before they are answered. One task writes for all others, in batches. The
+//! callers decide which events are recorded; the log is append-only.
 //!
-//! Order of one batch: lines written and synced, heads kept in the store, callers answered. Two kinds of failure:
-//! - The lines could not be written or synced: their heads were never offered to the store, and the lines are cut.
-//! - The heads could not be kept. The store may hold them all the same, so the lines stay; the callers get the error,
-//!   and the next batch keeps newer heads.
+//! Order of one batch: write and sync the lines, store the heads in the database, answer the callers. There are two
+//! kinds of failure:
+//!
+//! - The lines could not be written or synced. Their heads were not passed to the store, and the lines are cut.
+//! - The heads could not be stored. The store may have them nevertheless, so the lines stay. The callers get the error,
+//!   and the next batch stores newer heads.
 
 mod chain;
 mod journal;
@@ -33,13 +35,13 @@ pub use verify::{BadLine, Beginning, Unacknowledged, Verified, verify};
 use crate::event::{AuditEvent, Chain, RefusalReason};
 use crate::store::{Store, StoreError};
 
-/// Requests that may wait for the writer. When it is full, `record` waits and `note` only counts.
+/// Requests that may wait for the writer. If the queue is full, `record` waits and `note` only counts.
 const QUEUE_CAPACITY: usize = 1024;
-/// Lines after which a batch takes no further request.
+/// Once a batch has this many lines, it accepts no further request.
 const BATCH_EVENTS: usize = 256;
 /// Notes that are kept while the disk fails; further ones are counted.
 const BACKLOG_EVENTS: usize = 1024;
-/// How often the writer checks the log without a request: that its files are still in place and, during a fault,
+/// How often the writer checks the log without a request: whether its files are still in place and, during a fault,
 /// whether the disk can be written again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -55,7 +57,7 @@ pub struct Audit {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the audit log can't be written: {because}")]
 pub struct AuditFault {
-    /// What failed.
+    /// The reason of the failure.
     pub because: String,
     /// Whether the lines are in the log nevertheless: they are on disk, but the database could not store their head.
     /// They are not acknowledged, and must not be written again.
@@ -77,7 +79,7 @@ pub enum AuditError {
     )]
     Broken {
         folder: PathBuf,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
     /// The folder has a log, but the database has no record of it.
@@ -123,7 +125,7 @@ impl Audit {
             AuditError::Unusable { path: folder.to_owned(), source: std::io::Error::other("interrupted") }
         })??;
         if known != journal.states() {
-            // From here on, a database that does not know a chain beside files of it is a foreign one.
+            // After this, log files of a chain that the database does not know belong to another database.
             head_store.keep(&journal.states()).await?;
         }
         let (requests, queue) = mpsc::channel(QUEUE_CAPACITY);
@@ -140,11 +142,12 @@ impl Audit {
         Ok(Self { requests, fault, not_noted })
     }
 
-    /// Writes these events, in order and next to each other; they are on disk when the future is done. They take their
-    /// place in the log when this is called, so a caller that holds the lock
-    /// of its decision gets its lines in the order of the decisions. Dropping the future does not take them back.
+    /// Writes these events, in order and adjacent to each other; they are on disk when the future completes. Their
+    /// place in the log is fixed by this call, so a caller that holds the lock of its decisions gets its lines in the
+    /// order of the decisions. Dropping the future does not cancel the write.
     ///
     /// # Errors
+    ///
     /// None of the events is acknowledged, and the caller must undo what they record. They are in the log only if
     /// [`is_in_log`](AuditFault::is_in_log).
     pub fn record(&self, events: Vec<AuditEvent>) -> impl Future<Output = Result<(), AuditFault>> + Send + use<> {
@@ -158,7 +161,7 @@ impl Audit {
             match placed {
                 Ok(()) if is_empty => return Ok(()),
                 Ok(()) => {}
-                // The writer is far behind: from here on the order is that of the waiting.
+                // The writer is far behind: now the order is that of the waiting callers.
                 Err(TrySendError::Full(request)) => requests.send(request).await.map_err(|_| stopped())?,
                 Err(TrySendError::Closed(_)) => return Err(stopped()),
             }
@@ -166,8 +169,8 @@ impl Audit {
         }
     }
 
-    /// Records these events for a caller whose answer does not depend on them: events that cannot be written now are
-    /// kept and written later.
+    /// Records these events for a caller whose answer does not depend on them. Events that cannot be written are kept
+    /// and written later.
     pub fn record_or_note(&self, events: Vec<AuditEvent>) -> impl Future<Output = ()> + Send + use<> {
         let audit = self.clone();
         let recorded = self.record(events.clone());
@@ -179,7 +182,7 @@ impl Audit {
     }
 
     /// Writes this event later, without waiting. If more events are noted than can be written, an
-    /// [`AuditEvent::RefusedMore`] of reason `not_noted` records how many were dropped.
+    /// [`AuditEvent::RefusedMore`] with the reason `not_noted` records the number of dropped events.
     pub fn note(&self, event: AuditEvent) {
         // Half of the queue is for `record`, whose callers wait for an answer.
         let is_crowded = self.requests.capacity() < QUEUE_CAPACITY / 2;
@@ -204,7 +207,7 @@ fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The store, which keeps the heads.
+/// The store, which persists the heads.
 struct HeadStore(Store, #[cfg(test)] tests::HeadStoreFaults);
 
 impl From<Store> for HeadStore {
@@ -297,7 +300,7 @@ impl Writer {
             }
             match self.write(journal, batch, is_probe).await {
                 Some(again) => journal = again,
-                // The runtime is ending; the callers see that the writer has ended.
+                // The runtime is ending; the callers detect that the writer has ended.
                 None => return,
             }
         }

@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand, and the one place that dispatches to them. Printing is `output`'s alone.
+//! The command line: one file per subcommand, and the dispatch to them. Only `output` prints.
 
 mod asking;
 mod audit;
@@ -93,7 +93,7 @@ enum Command {
     },
     /// Print shell completions
     Completions {
-        /// For which shell
+        /// The shell
         shell: Shell,
     },
 }
@@ -101,7 +101,7 @@ enum Command {
 /// The format of stdout.
 #[derive(Clone, Copy)]
 enum StdoutFormat {
-    /// Text for people.
+    /// Text for users.
     Human,
     /// One JSON document.
     Json,
@@ -130,7 +130,7 @@ pub fn run() -> ExitCode {
             return fail(&not_understood(&error), StdoutFormat::Json);
         }
         Err(error) => {
-            // --help and --version are not errors. A failed print has no other channel.
+            // --help and --version are not errors. If printing fails, there is no other way to report it.
             error.print().ok();
             return if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS };
         }
@@ -142,7 +142,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Reports a failed command: to a program on stdout, like an answer; to a person on stderr.
+/// Reports a failed command: to a program on stdout, like an answer; to a user on stderr.
 fn fail(failure: &Failure, format: StdoutFormat) -> ExitCode {
     let reported = match format {
         StdoutFormat::Human => {
@@ -152,17 +152,17 @@ fn fail(failure: &Failure, format: StdoutFormat) -> ExitCode {
         StdoutFormat::Json => print_json(&failure.document(None)),
         StdoutFormat::JsonLines => print_json_line(&Event::Error(Box::new(failure.document(None)))),
     };
-    // What cannot be written as JSON is printed as text.
+    // If it cannot be written as JSON, print it as text.
     if reported.is_err() {
         note(&failure.to_string());
     }
     ExitCode::from(failure.exit as u8)
 }
 
-/// The parser's error as an error document. Without --json, its own text is printed, which shows more.
+/// The parser's error as an error document. Without --json, its own text is printed, which has more details.
 fn not_understood(error: &clap::Error) -> Failure {
-    let said = error.to_string();
-    let because = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let text = error.to_string();
+    let because = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
     let try_ = "run `reflector --help`";
     Failure::new(Exit::Usage, "bad_usage", "the command line is not valid", because, try_)
 }

@@ -1,5 +1,5 @@
-//! The reflector's configuration: a checked [`Config`], and each default with its reason. How it is read, from flags,
-//! environment and files, is `paramedic_host::config`'s. Opens, creates and serves nothing.
+//! The reflector's configuration: a checked [`Config`], and each default with its reason. `paramedic_host::config`
+//! reads it from flags, environment and files. Opens, creates and serves nothing.
 
 mod addresses;
 mod reload;
@@ -18,10 +18,10 @@ use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};
 pub use addresses::MetricsListen;
 pub use reload::{ConfigChange, change};
 
-/// A reflector's configuration; everything in it is valid.
+/// A reflector's configuration. All values are valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The addresses to listen on, TCP and UDP; never empty, no address twice unless its port is 0.
+    /// The addresses to listen on, TCP and UDP; never empty, and no address twice unless its port is 0.
     pub listen: Vec<SocketAddr>,
     /// Whether to listen on addresses that no interface of this host has yet.
     pub listen_freebind: bool,
@@ -29,9 +29,9 @@ pub struct Config {
     pub name: PeerText,
     /// Endpoint IDs of appliances that are accepted without a pairing code.
     pub authorized_peers: Vec<EndpointId>,
-    /// How test data may travel.
+    /// The ways in which test data may travel.
     pub mode: Mode,
-    /// The ports of direct sessions; without port 0, not empty.
+    /// The ports of direct sessions; not empty, and without port 0.
     pub data_port_range: RangeInclusive<u16>,
     /// Whether the engine iperf3 is offered.
     pub iperf3_enabled: bool,
@@ -67,7 +67,7 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-/// How test data may travel.
+/// The ways in which test data may travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Only inside TLS, through the listening port.
@@ -86,12 +86,12 @@ impl fmt::Display for Mode {
 }
 
 impl Config {
-    /// Whether direct sessions are offered beside tunneled ones.
+    /// Whether direct sessions are offered in addition to tunneled ones.
     pub fn offers_direct(&self) -> bool {
         self.mode == Mode::DirectEphemeral
     }
 
-    /// Whether the operator wants the engine with this id to be offered.
+    /// Whether the operator enabled the engine with this id.
     pub fn wants(&self, engine: &str) -> bool {
         engine != "iperf3" || self.iperf3_enabled
     }
@@ -116,13 +116,13 @@ impl Config {
         self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
     }
 
-    /// The working folder of engines during a session; emptied at the start. It is in the state folder, because no other
-    /// user can rename it there.
+    /// The working folder of engines during a session; emptied at the start. It is in the state folder, so that no
+    /// other user can rename it.
     pub fn scratch_dir(&self) -> PathBuf {
         self.state_dir.join("scratch")
     }
 
-    /// The unix socket that the other subcommands talk to.
+    /// The Unix socket to which the other subcommands connect.
     pub fn admin_socket(&self) -> PathBuf {
         self.runtime_dir.join("admin.sock")
     }
@@ -142,39 +142,40 @@ impl Configuration for Config {
 
     fn defaults() -> Self {
         Self {
-            // One socket a family, not one dual-stack socket: `config show` then names what is listened on, and a machine
-            // whose kernel has no IPv6 still serves IPv4.
+            // One socket per family, not one dual-stack socket: `config show` then lists all listening addresses, and a
+            // host without IPv6 in its kernel still serves IPv4.
             listen: addresses::both_families(DEFAULT_PORT).to_vec(),
             // A mistyped address must be an error.
             listen_freebind: false,
             name: PeerText::default(),
-            // Pairing by code is the way in.
+            // Devices pair by code unless configured otherwise.
             authorized_peers: Vec::new(),
-            // One open port is all that a firewall has to know; direct data is in clear and needs a range.
+            // A firewall needs only one open port; direct data is unencrypted and needs a port range.
             mode: Mode::Tunneled,
-            // Where iperf3 users expect test data.
+            // The usual ports of iperf3.
             data_port_range: 5201..=5299,
-            // A third-party program that talks to the network: off unless the operator turns it on.
+            // A third-party program with network access: off unless the operator enables it.
             iperf3_enabled: false,
-            // Two tests at once disturb each other; the second one is queued.
+            // Two tests at once would disturb each other; the second one is queued.
             max_concurrent_tests: 1,
-            // With tests of half a minute, the last of 32 waits a quarter of an hour: longer is no service.
+            // With tests of half a minute, the last of 32 requests waits for a quarter of an hour. A longer queue is of
+            // no use.
             max_queue: 32,
-            // Room for a soak test, short enough that a forgotten one does not hold the slot for the evening.
+            // Long enough for a soak test, short enough that a forgotten test does not block the slot for hours.
             max_test_duration: Duration::from_secs(600),
-            // What a session can ask for at all.
+            // The most streams that a request can have.
             max_streams: 64,
-            // One every 15 seconds: more than any schedule needs, few enough to stop a runaway loop.
+            // One test every 15 seconds: more than any schedule needs, few enough to stop a runaway loop.
             max_tests_per_hour: 240,
-            // A 2 Gbit/s line, full all day, one way. Operators who pay for traffic set it lower.
+            // A line of 2 Gbit/s, full all day in one direction. Operators with metered traffic set a lower limit.
             max_bytes_per_day: 20_000_000_000_000,
-            // Five such peers.
+            // Five peers at that limit.
             max_bytes_per_day_total: 100_000_000_000_000,
             state_dir: PathBuf::new(),
             runtime_dir: PathBuf::new(),
-            // Some 40,000 lines: months of a home's tests in a file that an editor still opens.
+            // About 40,000 lines: months of tests at home, in a file that an editor can still open.
             audit_segment_size: 16_000_000,
-            // Years of a home's tests, little beside any disk.
+            // Years of tests at home, and small compared with any disk.
             audit_max_size: 1_000_000_000,
             // Nothing listens that the operator did not ask for.
             metrics_listen: MetricsListen::Off,
@@ -199,8 +200,8 @@ impl Configuration for Config {
             let name = PeerText::new(&machine.hostname);
             self.name = if name.is_empty() { PeerText::new("reflector") } else { name };
         }
-        // A state folder that a layer names holds the admin socket as well: two reflectors on one machine never share
-        // one.
+        // A configured state folder also holds the admin socket, so that two reflectors on one machine never share a
+        // socket.
         let has_own_state_dir = !origins.is_default("state_dir");
         if !has_own_state_dir {
             let (path, origin) = machine.state_dir(ROOT_STATE_DIR, "packetparamedic/reflector")?;
@@ -259,7 +260,7 @@ impl Configuration for Config {
     }
 }
 
-/// Every setting, for the commands that take the whole configuration.
+/// Every setting, for the commands that accept the whole configuration.
 pub struct EverySetting;
 
 impl FlagGroup for EverySetting {
@@ -271,7 +272,7 @@ impl FlagGroup for EverySetting {
     }
 }
 
-/// The folders, for the commands that need nothing else.
+/// The folders, for the commands that need no other setting.
 pub struct Folders;
 
 impl FlagGroup for Folders {

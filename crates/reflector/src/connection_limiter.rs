@@ -1,9 +1,9 @@
-//! How many connections may be unauthenticated at once, and which one makes way when there are too
-//! many. Pure: sockets and handshakes never live here, and no connection is authenticated here.
+//! Limits the unauthenticated connections, and chooses the one to close if there are too many. Pure: it has no sockets
+//! and no handshakes, and authenticates no connection.
 //!
-//! Prefixes from which a peer authenticated before are known. Known and unknown prefixes have separate places, so
-//! that unauthenticated clients never take a place from a paired device. A session has a place for each of its streams
-//! beside those, so that clients at other known prefixes never take one of them.
+//! Prefixes from which a peer has authenticated are known. Known and unknown prefixes have separate places, so
+//! unauthenticated clients never take a place from a paired device. A session has additional places for its streams, so
+//! clients at other known prefixes never take one of those.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::RefusalReason;
 
-/// Places for connections from unknown prefixes in total: at about 80 KiB each, some 20 MiB at worst.
+/// Places for connections from all unknown prefixes: at about 80 KiB each, some 20 MiB at worst.
 const UNKNOWN_PLACES: usize = 256;
-/// Places for connections from known prefixes in total.
+/// Places for connections from all known prefixes.
 const KNOWN_PLACES: usize = 256;
 /// The limits of one unknown network, from the narrowest prefix to the widest.
 const UNKNOWN_LIMITS: [NetworkLimit; 3] = [
@@ -23,16 +23,16 @@ const UNKNOWN_LIMITS: [NetworkLimit; 3] = [
     NetworkLimit { ipv6_bits: 56, places: 16, per_second: 80 },
     NetworkLimit { ipv6_bits: 48, places: 64, per_second: 320 },
 ];
-/// The limits of one known prefix: all streams of a session at once, 64 in each direction, and links in addition.
+/// The limits of one known prefix: all streams of a session at once, 64 in each direction, plus links.
 const KNOWN_LIMIT: NetworkLimit = NetworkLimit { ipv6_bits: 64, places: 160, per_second: 160 };
-/// The widest network that is distinguished, in bits of an IPv6 address.
+/// The widest network that is counted, in bits of an IPv6 address.
 const WIDEST_BITS: u8 = 48;
-/// How long a connection of a full network must be without progress before it is closed for a newer one, so that a
-/// handshake in progress is not interrupted.
+/// If a network is full, a connection without progress for this long may be closed for a newer one. The grace avoids
+/// interrupting a handshake in progress.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
-/// One in this many descriptors is reserved for connections that made way and are not closed yet.
+/// One in this many descriptors is reserved for connections that are being closed to make room.
 const LEAVING_PART: usize = 9;
-/// Networks whose new connections are counted; beyond that many in one second, further networks are not counted.
+/// The most networks whose new connections are counted in one second; further networks are not counted.
 const COUNTED_NETWORKS: usize = 65_536;
 
 /// The limits of one network.
@@ -40,13 +40,13 @@ const COUNTED_NETWORKS: usize = 65_536;
 struct NetworkLimit {
     /// The length of the network's prefix for IPv6; each IPv4 address is one network.
     ipv6_bits: u8,
-    /// Connections that are not authenticated yet, at once.
+    /// Unauthenticated connections at once.
     places: usize,
-    /// New connections in any second.
+    /// New connections within one second.
     per_second: u32,
 }
 
-/// Where a connection comes from: an IPv4 address, or the /64 of an IPv6 address.
+/// The source of a connection: an IPv4 address, or the /64 of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "IpAddr", into = "IpAddr")]
 pub struct Prefix(IpAddr);
@@ -75,7 +75,7 @@ impl From<Prefix> for IpAddr {
     }
 }
 
-/// The network of `ipv6_bits` bits around an IPv6 address; an IPv4 address as it is.
+/// The network of `ipv6_bits` bits around an IPv6 address; an IPv4 address unchanged.
 fn network(address: IpAddr, ipv6_bits: u8) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -86,7 +86,7 @@ fn network(address: IpAddr, ipv6_bits: u8) -> IpAddr {
     }
 }
 
-/// The number of a place. Give it back with [`ConnectionLimiter::left`].
+/// The number of a place. Return it with [`ConnectionLimiter::left`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionSlotId(u64);
 
@@ -97,7 +97,7 @@ pub enum Admission {
     Enter {
         /// Its place.
         place: ConnectionSlotId,
-        /// The connection that makes way for it: to be closed now.
+        /// The connection to close for it.
         makes_way: Option<ConnectionSlotId>,
     },
     /// It is refused.
@@ -109,11 +109,11 @@ pub enum Admission {
 pub struct ConnectionLimiter {
     unknown_places: usize,
     known_places: usize,
-    /// The most connections that made way and are not closed yet.
+    /// The most connections that are being closed to make room.
     leaving_places: usize,
     next: u64,
     places: BTreeMap<ConnectionSlotId, OccupiedPlace>,
-    /// Connections that made way and are not closed yet: each still holds a descriptor.
+    /// Connections that are being closed to make room: each still has a descriptor.
     leaving: BTreeSet<ConnectionSlotId>,
     /// How many streams the running sessions of each prefix may open.
     expected: BTreeMap<Prefix, usize>,
@@ -134,7 +134,7 @@ struct OccupiedPlace {
     pool: Pool,
     /// Whether its ClientHello was received.
     has_spoken: bool,
-    /// When it last made progress: accepted, ClientHello read, handshake done.
+    /// When it last made progress: accepted, ClientHello received, handshake complete.
     progress_at: Duration,
 }
 
@@ -145,13 +145,13 @@ enum Pool {
     Unknown,
     /// The places for known prefixes.
     Known,
-    /// The places for the running sessions of its prefix. A connection in one never makes way.
+    /// The places for the running sessions of its prefix. A connection in one is never closed for another.
     Session,
 }
 
 impl ConnectionLimiter {
-    /// A limiter without connections. `descriptors` is how many all places together may take; `known` are the prefixes from
-    /// which peers authenticated.
+    /// A limiter without connections. `descriptors` is the limit of all places together; `known` are the prefixes from
+    /// which peers have authenticated.
     pub fn new(descriptors: usize, known: BTreeSet<Prefix>) -> Self {
         let leaving_places = (descriptors / LEAVING_PART).max(2);
         let share = (descriptors.saturating_sub(leaving_places) / 2).max(1);
@@ -177,7 +177,7 @@ impl ConnectionLimiter {
         let is_known = self.is_known(prefix);
         let limits = match (is_known, prefix.0) {
             (true, _) => &[KNOWN_LIMIT][..],
-            // An IPv4 address is one network, however long its prefix would be.
+            // An IPv4 address is one network, regardless of its prefix length.
             (false, IpAddr::V4(_)) => &UNKNOWN_LIMITS[..1],
             (false, IpAddr::V6(_)) => &UNKNOWN_LIMITS[..],
         };
@@ -218,17 +218,17 @@ impl ConnectionLimiter {
         Admission::Enter { place, makes_way }
     }
 
-    /// Whether so many connections made way and are still open that the next one has to wait until one is closed.
+    /// Whether so many connections are still being closed to make room that the next one must wait for one of them.
     pub fn is_crowded(&self) -> bool {
         self.leaving.len() >= self.leaving_places
     }
 
-    /// Notes that a session of `prefix` may open `streams` connections from now on.
+    /// Records that a session of `prefix` may open `streams` connections from now on.
     pub fn session_opened(&mut self, prefix: Prefix, streams: usize) {
         *self.expected.entry(prefix).or_default() += streams;
     }
 
-    /// Notes that a session of `prefix`, which could open `streams` connections, is over.
+    /// Records that a session of `prefix`, which could open `streams` connections, is over.
     pub fn session_closed(&mut self, prefix: Prefix, streams: usize) {
         if let Some(expected) = self.expected.get_mut(&prefix) {
             *expected = expected.saturating_sub(streams);
@@ -238,7 +238,7 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Notes that the connection made progress in its handshake.
+    /// Records that the connection made progress in its handshake.
     pub fn progressed(&mut self, place: ConnectionSlotId, now: Duration) {
         self.pass_time(now);
         let now = self.now;
@@ -248,18 +248,18 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Notes that the connection is authenticated or closed. It may have made way already.
+    /// Records that the connection is authenticated or closed. It may already have been chosen to be closed.
     pub fn left(&mut self, place: ConnectionSlotId) {
         self.places.remove(&place);
         self.leaving.remove(&place);
     }
 
-    /// Notes that a link from `prefix` was opened.
+    /// Records that a link from `prefix` was opened.
     pub fn link_opened(&mut self, prefix: Prefix) {
         *self.links.entry(prefix).or_default() += 1;
     }
 
-    /// Notes that a link from `prefix` was closed.
+    /// Records that a link from `prefix` was closed.
     pub fn link_closed(&mut self, prefix: Prefix) {
         if let Some(count) = self.links.get_mut(&prefix) {
             *count -= 1;
@@ -269,12 +269,12 @@ impl ConnectionLimiter {
         }
     }
 
-    /// Replaces the prefixes from which peers authenticated.
+    /// Replaces the prefixes from which peers have authenticated.
     pub fn set_known(&mut self, known: BTreeSet<Prefix>) {
         self.known = known;
     }
 
-    /// Connections that are not authenticated yet, of unknown and of known prefixes.
+    /// Unauthenticated connections of unknown and of known prefixes.
     pub fn counts(&self) -> (usize, usize) {
         let unknown = self.taken(Pool::Unknown);
         (unknown, self.places.len() - unknown)
@@ -284,7 +284,7 @@ impl ConnectionLimiter {
         self.places.values().filter(|place| place.pool == pool).count()
     }
 
-    /// Whether a session of `prefix` has a place that none of its streams takes just now.
+    /// Whether a session of `prefix` has a place that none of its streams occupies.
     fn has_session_place(&self, prefix: Prefix) -> bool {
         let taken =
             || self.places.values().filter(|place| place.pool == Pool::Session && place.prefix == prefix).count();
@@ -314,7 +314,7 @@ impl ConnectionLimiter {
             let count = self.recent.entry(key).or_default();
             *count = count.saturating_add(1);
             is_within &= *count <= limit.per_second;
-            // The narrower network has refused it: the wider ones don't see it.
+            // The narrower network has refused it, so it does not count for the wider ones.
             if !is_within {
                 break;
             }
@@ -322,9 +322,9 @@ impl ConnectionLimiter {
         is_within
     }
 
-    /// The connection that makes way when all places are taken, however recent it is: in a flood all are recent. It
-    /// belongs to the network with the most connections, so that a client alone in its network stays. Among those,
-    /// connections that have sent nothing come first, and then the one without progress for the longest time.
+    /// The connection to close when all places are taken, however recent it is: in a flood all are recent. It belongs
+    /// to the network with the most connections, so that a client alone in its network keeps its own. Among those,
+    /// connections that have sent nothing are chosen first, and then the one without progress for the longest time.
     fn dispensable(&self, pool: Pool) -> Option<ConnectionSlotId> {
         let widest = |place: &OccupiedPlace| network(place.prefix.0, WIDEST_BITS);
         let mut taken = BTreeMap::<IpAddr, usize>::new();
@@ -339,7 +339,7 @@ impl ConnectionLimiter {
         matching().min_by_key(|(id, place)| (rank(place), **id)).map(|(id, _)| *id)
     }
 
-    /// How many places match, and which of them has been without progress for the longest time.
+    /// The number of matching places, and the one without progress for the longest time.
     fn silent_longest(&self, matches: impl Fn(&OccupiedPlace) -> bool) -> Silence {
         let matching = || self.places.iter().filter(|(_, place)| matches(place));
         let longest = matching().min_by_key(|(id, place)| (place.progress_at, **id));
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_full_network_the_longest_silent_connection_makes_way() {
+    fn in_a_full_network_the_longest_silent_connection_is_closed() {
         let mut limiter = limiter();
         let places = (0..4).map(|n| enter(&mut limiter, v4(1), seconds(n))).collect::<Vec<_>>();
         limiter.progressed(places[0], seconds(4));
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_places_are_taken_the_longest_silent_connection_makes_way_at_once() {
+    fn if_all_places_are_taken_the_longest_silent_connection_is_closed_at_once() {
         let mut limiter = limiter();
         let places = (0..256).map(|n| enter(&mut limiter, v4(n), START)).collect::<Vec<_>>();
         limiter.progressed(places[0], Duration::from_millis(1));
@@ -446,11 +446,11 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_answers_slowly_stays_however_fast_others_come() {
+    fn a_slow_client_keeps_its_place_during_a_flood() {
         let mut limiter = limiter();
         let slow = enter(&mut limiter, v4(1), START);
         limiter.progressed(slow, START);
-        // A flood that says nothing, and one that speaks and goes no further, from 200 addresses each.
+        // Two floods from 200 addresses each: one sends nothing, the other sends a ClientHello and stops.
         for n in 0..10_000u32 {
             let now = Duration::from_millis(u64::from(n));
             if let Admission::Enter { place, makes_way } = limiter.admit(v4(1000 + n % 400), now) {
@@ -513,10 +513,10 @@ mod tests {
     }
 
     #[test]
-    fn the_streams_of_a_session_never_make_way_for_other_known_prefixes() {
+    fn the_streams_of_a_session_are_never_closed_for_other_known_prefixes() {
         let mut limiter = ConnectionLimiter::new(MANY, (1..=65).map(v4).collect());
         limiter.session_opened(v4(1), 16);
-        // The other prefixes take every place of known ones, and go on coming.
+        // The other prefixes take all places for known prefixes, and open more connections.
         let mut streams = Vec::new();
         for n in 0..512 {
             let others = limiter.admit(v4(2 + n % 64), START);
@@ -527,7 +527,7 @@ mod tests {
             assert!(makes_way.is_none_or(|gone| !streams.contains(&gone)), "connection {n}");
         }
         assert_eq!(streams.len(), 16);
-        // One stream more has no place of the session: it competes.
+        // One more stream has no place of the session: it competes for the others.
         assert!(matches!(limiter.admit(v4(1), START), Admission::Enter { makes_way: Some(_), .. }));
         streams.into_iter().for_each(|stream| limiter.left(stream));
         enter(&mut limiter, v4(1), START);
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_of_descriptors_every_place_is_given() {
+    fn without_a_limit_of_descriptors_every_place_is_available() {
         let limiter =
             ConnectionLimiter::new(crate::descriptors::DescriptorShares::divide(None).unauthenticated, BTreeSet::new());
         let places = (limiter.unknown_places, limiter.known_places, limiter.leaving_places);
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_made_way_counts_until_it_is_closed() {
+    fn a_displaced_connection_counts_until_it_is_closed() {
         let mut limiter = ConnectionLimiter::new(16, BTreeSet::new());
         let mut gone = (0..9).filter_map(|n| match limiter.admit(v4(n), START) {
             Admission::Enter { makes_way, .. } => makes_way,
@@ -557,8 +557,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, no limit is exceeded, and a connection of a known prefix never makes way for one of an
-        /// unknown prefix.
+        /// In any order of events, no limit is exceeded, and a connection of a known prefix is never closed for one of
+        /// an unknown prefix.
         #[test]
         fn limits_hold_in_any_order(steps in vec((0..300u32, 0..4u8, 0..3000u64), 1..600)) {
             let known = (0..8).map(v4).collect::<BTreeSet<_>>();

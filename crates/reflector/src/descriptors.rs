@@ -1,5 +1,5 @@
-//! How the descriptors that the host allows are divided, so that no part of the reflector, and no device, takes those of
-//! another: the admin socket works whatever the network does. Pure.
+//! Divides the descriptors that the host allows, so that no part of the reflector and no device takes those of another.
+//! The admin socket then works under any network load. Pure.
 
 use paramedic_engines::data_listener;
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
@@ -7,12 +7,11 @@ use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 /// Descriptors reserved for the program's own files: listeners, database, audit log, responders, the admin socket and
 /// its clients.
 const KEPT: usize = 64;
-/// The most links that may be open at once, of all devices together.
+/// The most open links of all devices together.
 const LINKS: usize = 4096;
 /// The most unauthenticated connections at once.
 const UNAUTHENTICATED: usize = 576;
-/// Descriptors of a stream: its socket, copies of it through which the end of the session closes it, and in a download
-/// a pipe.
+/// Descriptors of a stream: its socket, the copies that close it at the end of the session, and a pipe in a download.
 fn of_stream(direction: Direction) -> usize {
     match direction {
         Direction::Download => 5,
@@ -24,11 +23,10 @@ fn of_stream(direction: Direction) -> usize {
 /// pipes, a log file.
 const PER_SESSION: usize = 16;
 
-/// Enough descriptors for the largest session together with the unauthenticated connections and links that are then
-/// allowed.
+/// Enough descriptors for the largest session, plus the unauthenticated connections and links that are then allowed.
 pub const ENOUGH: u64 = 1408;
 
-/// How many descriptors each part may take.
+/// The descriptor limits of each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DescriptorShares {
     /// Connections that are not authenticated yet.
@@ -50,7 +48,7 @@ impl DescriptorShares {
     }
 }
 
-/// How many connections a session opens at once to the listening port: the streams of a tunneled phase, and one for
+/// The connections that a session opens at once to the listening port: the streams of a tunneled phase, and one for
 /// latency probes if UDP is blocked.
 pub fn control_port_streams(spec: &TestSpec) -> usize {
     let phases = spec.phases.iter().filter(|_| spec.data_mode == DataMode::Tunneled);
@@ -58,9 +56,9 @@ pub fn control_port_streams(spec: &TestSpec) -> usize {
     streams + 1
 }
 
-/// The most descriptors that a session of this kind holds at once. Only the streams of one phase are open at a time. Beside
-/// them there are connections that are not authenticated: in direct mode at its own port, else in its places at the
-/// listening port, which are free again as soon as its streams are authenticated.
+/// The most descriptors that a session of this kind holds at once. Only the streams of one phase are open at a time.
+/// There are also unauthenticated connections: in direct mode at its own port, otherwise in its places at the listening
+/// port. Those places are free again as soon as its streams are authenticated.
 pub fn of_session(spec: &TestSpec) -> usize {
     let of_phase = |phase: &PhaseSpec| phase.load.directions().iter().map(|direction| of_stream(*direction)).sum();
     let each: usize = spec.phases.iter().map(of_phase).max().unwrap_or(0);
@@ -83,7 +81,7 @@ mod tests {
         let largest = TestSpec::new("tcp".try_into().unwrap(), DataMode::DirectEphemeral, phases, 64);
         assert_eq!(of_session(&largest), 16 + 64 * 8 + 80);
         let tunneled = TestSpec { data_mode: DataMode::Tunneled, ..largest.clone() };
-        // Clients without a key may hold a place for each of its streams, beside the streams.
+        // Clients without a key may occupy a place for each of its streams, in addition to the streams.
         assert_eq!(of_session(&tunneled), 16 + 64 * 8 + 129);
         for largest in [largest, tunneled] {
             assert!(of_session(&largest) <= DescriptorShares::divide(Some(ENOUGH)).sessions);
@@ -95,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn few_files_are_divided_too_and_many_are_not_all_given_away() {
+    fn small_limits_are_divided_and_large_ones_are_not_used_up() {
         assert_eq!(
             DescriptorShares::divide(Some(128)),
             DescriptorShares { unauthenticated: 16, links: 16, sessions: 32 }

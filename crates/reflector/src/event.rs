@@ -7,7 +7,7 @@ use paramedic_link::test_spec::{DataMode, EngineId};
 use paramedic_link::{EndpointId, PeerText, SessionId};
 use serde::{Deserialize, Serialize};
 
-/// One audit event. Serialised as an object whose `event` names it.
+/// One audit event. Serialised as an object with its name in `event`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
@@ -53,7 +53,7 @@ pub enum AuditEvent {
     SessionGranted {
         session: SessionId,
         peer: EndpointId,
-        /// The engine that makes the load.
+        /// The engine that loads the path.
         engine: EngineId,
         /// How its data travels.
         data_mode: DataMode,
@@ -75,8 +75,8 @@ pub enum AuditEvent {
         /// The rule that denied it.
         reason: DenialReason,
     },
-    /// A session was taken back before its appliance was answered: something could not be claimed or recorded, or the
-    /// request was withdrawn. It is not charged.
+    /// A session was taken back before its appliance was answered: a resource could not be claimed, the grant could not
+    /// be recorded, or the request was withdrawn. It is not charged.
     SessionUndone { session: SessionId, peer: EndpointId },
     /// A session is over.
     SessionEnded {
@@ -106,7 +106,7 @@ pub enum AuditEvent {
     RefusedMore { reason: RefusalReason, count: u64 },
     /// How many lines of one peer were only counted in the last minute: links, and requests that were not granted.
     MoreOfPeer { peer: EndpointId, count: u64 },
-    /// Leases that a crash left open were charged: what was recorded as used, and the surge beyond it.
+    /// Leases that a crash left open were charged: the recorded use, plus the surge.
     LeasesCharged {
         /// The number of these sessions.
         sessions: u64,
@@ -118,7 +118,7 @@ pub enum AuditEvent {
         /// The number of the last line that was acknowledged before this one.
         after: u64,
     },
-    /// The unacknowledged tail of a segment was cut off after a crash, or after a failed write.
+    /// The unacknowledged tail of a segment was cut after a crash or a failed write.
     TailRepaired {
         segment: String,
         /// Bytes that were cut.
@@ -134,8 +134,8 @@ pub enum AuditEvent {
     },
 }
 
-/// The two hash chains of the audit log. Each has its own files, numbers and size limit, so that lines that clients
-/// cause at will never displace the lines that matter.
+/// The two hash chains of the audit log. Each has its own files, numbers and size limit, so that lines that clients can
+/// cause at will never displace the important lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Chain {
@@ -174,7 +174,7 @@ impl AuditEvent {
     }
 }
 
-/// Declares the reasons with their words in one list.
+/// Declares the reasons with their names in one list.
 macro_rules! refusal_reasons {
     ($($(#[$doc:meta])+ $variant:ident => $word:literal),+ $(,)?) => {
         /// Why a connection was refused.
@@ -206,9 +206,9 @@ refusal_reasons! {
     Descriptors => "descriptors",
     /// The TLS handshake failed or did not negotiate this protocol.
     Handshake => "handshake",
-    /// All places were taken, and it made way for a newer connection.
+    /// All places were taken, and it was closed for a newer connection.
     MadeWay => "made_way",
-    /// Events that the audit log had no room for were only counted.
+    /// Events that the audit log had no room for, so they were only counted.
     NotNoted => "not_noted",
     /// The client's key is not paired.
     NotPaired => "not_paired",
@@ -216,7 +216,7 @@ refusal_reasons! {
     NotWritten => "not_written",
     /// The received bytes are not a message of this protocol.
     Protocol => "protocol",
-    /// Nothing more was received from the connection or link.
+    /// Nothing was received from the connection or link for too long.
     Silent => "silent",
     /// It did not finish its handshake or first message in time.
     Slow => "slow",

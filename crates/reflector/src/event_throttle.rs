@@ -1,5 +1,5 @@
-//! How often one cause may write a line, in the audit log and in the program's log: a number of lines a minute in full,
-//! then one line with the count of the others. Pure: it decides, the caller writes.
+//! Limits the lines of one cause, in the audit log and in the program's log: a number of lines per minute in full, then
+//! one line with the count of the others. Pure: the caller writes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use paramedic_link::EndpointId;
 use crate::event::{AuditEvent, RefusalReason};
 use crate::sessions::Now;
 
-/// The window of each count, from its first line on.
+/// The window of each count, which begins with its first line.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// A cause of lines that is counted separately. The number of counts is bounded: the reasons are fixed, and each peer
+/// A cause whose lines are counted separately. The number of causes is bounded: the reasons are fixed, and each peer
 /// was paired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
@@ -36,7 +36,7 @@ impl Cause {
         }
     }
 
-    /// The cause of this event; `None` if only a quota bounds it.
+    /// The cause of this event; `None` if a quota bounds it.
     fn of(event: &AuditEvent) -> Option<Self> {
         match event {
             AuditEvent::Refused { reason, .. } => Some(Cause::Refusal(*reason)),
@@ -53,9 +53,9 @@ impl Cause {
 /// The lines of one window that were only counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuppressedLines {
-    /// What caused them.
+    /// Their cause.
     pub cause: Cause,
-    /// How many they are, at least 1.
+    /// Their number, at least 1.
     pub count: u64,
 }
 
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_do_not_hide_one_another() {
+    fn causes_are_limited_independently() {
         let mut throttle = EventThrottle::default();
         let _ = throttle.pass(vec![refused(RefusalReason::Slow); 12], at(0));
         let _ = throttle.pass(vec![denied(A); 241], at(0));
@@ -217,14 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_after_the_minute_brings_the_count_of_the_one_before() {
+    fn a_line_after_the_minute_is_preceded_by_the_count_of_the_last_one() {
         let mut throttle = EventThrottle::default();
         assert_eq!(throttle.pass(vec![denied(A); 241], at(0)).len(), 240);
         assert_eq!(throttle.pass(vec![denied(A)], at(60)), [AuditEvent::MoreOfPeer { peer: A, count: 1 }, denied(A)]);
     }
 
     #[test]
-    fn what_a_quota_bounds_always_passes() {
+    fn events_bounded_by_a_quota_always_pass() {
         let mut throttle = EventThrottle::default();
         let removed = vec![AuditEvent::PeerRemoved { peer: A }; 1000];
         assert_eq!(throttle.pass(removed.clone(), at(0)), removed);

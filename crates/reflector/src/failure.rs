@@ -1,4 +1,4 @@
-//! How a command of this program fails: what failed, because of what, what to try, and the exit code.
+//! The failures of this program's commands: what failed, its cause, the remedy, and the exit code.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,7 +10,7 @@ use crate::audit::AuditError;
 use crate::config::Config;
 use crate::store::StoreError;
 
-/// How the program ends.
+/// The exit code of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -20,7 +20,7 @@ pub enum Exit {
     Failed = 1,
     /// Wrong usage or configuration.
     Usage = 2,
-    /// The audit log is whole, but only since a later line than the first.
+    /// The audit log is intact, but only from a later line than the first on.
     WholeSince = 3,
     /// Interrupted by Ctrl-C or a signal.
     Interrupted = 130,
@@ -90,8 +90,8 @@ impl From<StoreError> for Failure {
             E::InUse { .. } => {
                 (Exit::Failed, "already_running", "run `reflector status` to see the one that is running")
             }
-            E::Damaged { .. } => (Exit::Failed, "database_damaged", "follow the line above; nothing was changed"),
-            E::Newer { .. } => (Exit::Failed, "database_newer", "follow the line above; nothing was changed"),
+            E::Damaged { .. } => (Exit::Failed, "database_damaged", "follow the line above; the file was not changed"),
+            E::Newer { .. } => (Exit::Failed, "database_newer", "follow the line above; the file was not changed"),
             _ => (Exit::Failed, "database", "check the free space and the health of the disk"),
         };
         Self::new(exit, code, "the reflector's state can't be used", error, try_)
@@ -106,7 +106,7 @@ impl From<AuditError> for Failure {
                 (Exit::Usage, "audit_unusable", "check the permissions and the free space of that folder")
             }
             AuditError::Broken { .. } | AuditError::Foreign { .. } => {
-                (Exit::Failed, "audit_broken", "follow the line above; nothing was changed")
+                (Exit::Failed, "audit_broken", "follow the line above; the log was not changed")
             }
         };
         Self::new(exit, code, "the reflector's audit log can't be used", error, try_)

@@ -1,5 +1,5 @@
-//! The prefixes from which each peer authenticated lately: connections from there are served although unauthenticated
-//! clients take every other place. Pure; the caller writes to the database what it takes from here.
+//! The prefixes from which each peer recently authenticated. Connections from them are accepted even if unauthenticated
+//! clients take every other place. Pure; the caller writes the changes to the database.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,9 +9,9 @@ use crate::connection_limiter::Prefix;
 
 /// How long a prefix is known after a peer last authenticated from it, in milliseconds: 90 days.
 const KNOWN_MS: u64 = 90 * 24 * 3600 * 1000;
-/// The most prefixes of one peer. Above it, the one seen longest ago is forgotten.
+/// The most prefixes of one peer. Beyond it, the one last seen longest ago is removed.
 const PER_PEER: usize = 64;
-/// How old the stored time of a prefix must be before it is renewed, in milliseconds: a day, to save writes to memory
+/// The stored time of a prefix is renewed if it is older than this, in milliseconds: a day, to save writes to memory
 /// cards.
 const RENEW_AFTER_MS: u64 = 24 * 3600 * 1000;
 
@@ -36,11 +36,11 @@ impl KnownPrefixes {
         known
     }
 
-    /// Notes that `peer` authenticated from `prefix`. Returns whether the database must be updated.
+    /// Records that `peer` authenticated from `prefix`. Returns whether the database must be updated.
     pub fn note(&mut self, peer: EndpointId, prefix: Prefix, unix_ms: u64) -> bool {
         let prefixes = self.peers.entry(peer).or_default();
         let before = prefixes.get(&prefix).copied();
-        // A clock that was set back must not cause a write at each link.
+        // A clock that was set back must not cause a write for each link.
         if before.is_some_and(|before| unix_ms.abs_diff(before) < RENEW_AFTER_MS) {
             return false;
         }
@@ -69,12 +69,12 @@ impl KnownPrefixes {
         self.unwritten.extend(peers.iter().map(|(peer, _)| *peer).filter(|peer| self.peers.contains_key(peer)));
     }
 
-    /// Forgets the prefixes that are no longer known, in the database with the next write.
+    /// Removes expired prefixes; the next write removes them from the database.
     pub fn expire(&mut self, unix_ms: u64) {
         for (peer, prefixes) in &mut self.peers {
             let before = prefixes.len();
             prefixes.retain(|_, seen| is_fresh(*seen, unix_ms));
-            // The peer stays, with no prefix maybe: that is what is to be written.
+            // The peer stays in the set, perhaps without prefixes, so that the next write removes them.
             if prefixes.len() < before {
                 self.unwritten.insert(*peer);
             }
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(known.all(90 * DAY), BTreeSet::from([prefix(1)]));
         assert_eq!(known.all(91 * DAY), BTreeSet::new());
         assert!(known.note(A, prefix(2), 91 * DAY));
-        assert_eq!(known.take_unwritten(), [(A, vec![(prefix(2), 91 * DAY)])], "the old one is forgotten");
+        assert_eq!(known.take_unwritten(), [(A, vec![(prefix(2), 91 * DAY)])], "the old one is removed");
     }
 
     #[test]
@@ -133,7 +133,7 @@ mod tests {
         let unwritten = known.take_unwritten();
         assert_eq!(unwritten, [(A, vec![]), (B, vec![])]);
         known.not_written(&unwritten);
-        assert_eq!(known.take_unwritten(), unwritten, "a failed write is tried again");
+        assert_eq!(known.take_unwritten(), unwritten, "a failed write is retried");
     }
 
     #[test]
@@ -155,13 +155,13 @@ mod tests {
         assert_eq!(known.all(2 * DAY).len(), 64);
         known.note(A, prefix(64), 2 * DAY);
         assert_eq!(known.all(2 * DAY), (1..65).map(prefix).collect());
-        // A clock that was set back must not make the newest one the oldest.
+        // A clock that was set back must not make the newest prefix the oldest.
         known.note(A, prefix(65), 0);
         assert_eq!(known.all(2 * DAY), (2..66).map(prefix).collect());
     }
 
     #[test]
-    fn however_many_prefixes_a_peer_has_had_its_64_are_written_once() {
+    fn the_64_prefixes_of_a_peer_are_written_once() {
         let mut known = KnownPrefixes::default();
         for n in 0..1_000 {
             known.note(A, prefix(n), DAY);
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(known.take_unwritten(), []);
         known.remove_peer(B);
         known.not_written(&unwritten);
-        assert_eq!(known.take_unwritten(), unwritten[..1], "a peer that was removed stays away");
+        assert_eq!(known.take_unwritten(), unwritten[..1], "a removed peer does not return");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! How many control messages and links one device may have answered, over all its links together. Pure: it says how long a link
-//! waits before it reads on. What waits costs the reflector nothing: the device's own kernel holds it back.
+//! Limits the control messages and links of one device, over all its links. Pure: it decides how long a link waits
+//! before it reads on. Waiting messages use no memory of the reflector, because the kernel of the device holds them
+//! back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,34 +8,34 @@ use std::time::Duration;
 use paramedic_link::EndpointId;
 use paramedic_link::frame::MAX_FRAME;
 
-/// What a message costs: 200 messages a second for each device.
+/// The cost of a message: 200 messages per second and device.
 const EACH: Duration = Duration::from_millis(5);
-/// What a device may spend at once before it waits.
+/// The budget that a device may use at once before it waits.
 const BURST: Duration = Duration::from_secs(2);
 
-/// What a welcome costs: 20 links a second for each device.
+/// The cost of a welcome: 20 links per second and device.
 const EACH_WELCOME: Duration = Duration::from_millis(50);
-/// The welcomes that a device gets before it waits: as many as it may have open links.
+/// The welcomes of a device before it waits: the most links that it may have open.
 const WELCOME_BURST: Duration = Duration::from_millis(64 * 50);
 
-/// The most that a device waits, whatever it spent: less than the silence after which its links would be ended.
+/// The longest wait of a device: less than the silence after which its links would be ended.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
-/// What costs a device some of its budget.
+/// The events that are charged to the budget of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
-    /// A message that is answered or carried out, with the bytes that arrived for it, TLS records included. Each whole
-    /// 16 KiB of them cost as much as another message.
+    /// A message that is answered or executed, with the bytes that arrived for it, TLS records included. Each full 16
+    /// KiB of them are charged like another message.
     Message {
-        /// The bytes.
+        /// The number of these bytes.
         arrived: u64,
     },
-    /// The answer to the first message of a link. It has its own budget, so that a device which used up its
-    /// messages still gets a link.
+    /// The answer to the first message of a link. It has its own budget, so that a device without message budget still
+    /// gets a link.
     Welcome,
     /// A link that was opened.
     Link,
-    /// A request that can never be granted, or bytes that are no message: a device that repeats them is faulty.
+    /// A request that can never be granted, or bytes that are not a message: a device that repeats them is faulty.
     Fault,
 }
 
@@ -74,7 +75,7 @@ impl Budget {
     }
 }
 
-/// The budgets of all devices; in memory are those that spent something within the last seconds.
+/// The budgets of all devices; only those used within the last seconds are in memory.
 #[derive(Debug, Default)]
 pub struct MessageBudgets {
     /// When the budget of each device is full again.
@@ -82,8 +83,8 @@ pub struct MessageBudgets {
 }
 
 impl MessageBudgets {
-    /// Charges `cost` to `device`. Returns how long the link that caused it waits before it reads its next message or
-    /// is welcomed. `now` is monotonic.
+    /// Charges `cost` to `device`. Returns how long the link waits before it reads its next message or is welcomed.
+    /// `now` is monotonic.
     #[must_use]
     pub fn charge(&mut self, device: EndpointId, cost: Cost, now: Duration) -> Duration {
         self.earned_back.retain(|_, at| *at > now);
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn links_of_one_device_share_its_budget_and_none_starves() {
+    fn links_of_one_device_share_its_budget_and_all_progress() {
         let mut budgets = MessageBudgets::default();
         let mut due = vec![Duration::ZERO; 64];
         let mut answered = [0; 64];
@@ -143,7 +144,7 @@ mod tests {
             let _ = budgets.charge(A, MESSAGE, now);
         }
         let free = (0..1000).take_while(|_| budgets.charge(A, Cost::Welcome, now).is_zero()).count();
-        assert_eq!(free, 64, "whatever its messages cost");
+        assert_eq!(free, 64, "independent of the cost of its messages");
         let mut welcomed = 0;
         let end = now + Duration::from_secs(10);
         while now < end {
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_rests_is_forgotten() {
+    fn an_idle_device_uses_no_memory() {
         let mut budgets = MessageBudgets::default();
         let _ = budgets.charge(A, Cost::Link, Duration::ZERO);
         let _ = budgets.charge(B, Cost::Link, Duration::from_secs(1));

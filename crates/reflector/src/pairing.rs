@@ -1,5 +1,5 @@
-//! The one pairing code that may be open: which clients may try it, how often, and that it pairs one appliance only. Pure:
-//! it neither writes the pairing nor answers, and time is an argument; only the code's secret is random.
+//! The single pairing code that may be open: which clients may try it, how often, and that it pairs only one appliance.
+//! Pure: the caller writes the pairing and answers, and time is an argument; only the code's secret is random.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,22 +16,22 @@ pub const LONGEST_TTL: Duration = Duration::from_secs(3600);
 const WRONG_PER_PREFIX: u32 = 5;
 /// How long a prefix is blocked, and how long a wrong proof counts.
 const BLOCKED: Duration = Duration::from_secs(600);
-/// Prefixes whose wrong proofs are remembered. Beyond them, the prefix that is not blocked and failed longest ago is
-/// forgotten; where all are blocked, the one whose block ends soonest.
+/// The most prefixes whose wrong proofs are counted. Beyond them, the unblocked prefix that failed longest ago is
+/// removed; if all are blocked, the one whose block ends first.
 const REMEMBERED: usize = 4096;
 
-/// The decision on a proof. All but `Paired` look the same to its sender.
+/// The decision on a proof. To its sender, all except `Paired` are indistinguishable.
 #[derive(Debug)]
 pub enum ProofDecision {
     /// The proof is right. Until the claim is confirmed or released, no other device can use the code.
     Paired {
-        /// The answer once the pairing is on disk: the proof that the reflector knows the secret, too.
+        /// The answer after the pairing is on disk: the reflector's proof that it knows the secret.
         proof: Proof,
         /// The claim, to be confirmed or released.
         claim: CodeClaim,
     },
-    /// It is wrong, too late, too early, or from a blocked prefix. No number of wrong proofs closes the code: its secret
-    /// has 50 bits, so a thousand guesses a second for an hour succeed with a chance of 3 in 10^9.
+    /// The proof is wrong, too late, too early, or from a blocked prefix. No number of wrong proofs closes the code:
+    /// its secret has 50 bits, so a thousand guesses per second for an hour succeed with a probability of 3 in 10^9.
     NotPaired,
 }
 
@@ -40,11 +40,11 @@ pub enum ProofDecision {
 pub struct OpenedCode {
     /// The code to type at the appliance; a secret.
     pub code: String,
-    /// Identifies the code, to revoke it and no other.
+    /// Identifies the code, to revoke exactly this one.
     pub id: CodeId,
 }
 
-/// Identifies one code among those opened before and after it.
+/// Identifies one code among all that were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodeId(u64);
 
@@ -89,9 +89,9 @@ struct Open {
     id: CodeId,
     code: PairingCode,
     expires_at: Duration,
-    /// Whether the code was revoked while claimed. The device with the claim is still paired; no later device is.
+    /// The claim of a device whose proof was right, while its pairing is being written.
     claim: Option<u64>,
-    /// Whether it was revoked while claimed: a device that proved before that is paired, none after it.
+    /// Whether the code was revoked while claimed. The device with the claim is still paired; no later device is.
     revoked: bool,
 }
 
@@ -130,7 +130,7 @@ impl Pairing {
         Ok(opened)
     }
 
-    /// Judges a proof that came over a connection between `ends` with this exporter value.
+    /// Judges a proof that was received on a connection between `ends` with this exporter value.
     pub fn prove(
         &mut self,
         prefix: Prefix,
@@ -163,7 +163,7 @@ impl Pairing {
         self.open.take_if(|open| open.claim == Some(claim.number));
     }
 
-    /// Ends a claim whose pairing could not be written: the code may be used again, if it was not revoked.
+    /// Ends a claim whose pairing could not be written: the code can be used again unless it was revoked.
     pub fn release(&mut self, claim: CodeClaim) {
         if let Some(open) = self.open.as_mut().filter(|open| open.claim == Some(claim.number)) {
             open.claim = None;
@@ -171,7 +171,7 @@ impl Pairing {
         self.open.take_if(|open| open.claim.is_none() && open.revoked);
     }
 
-    /// Closes this code, if it is the one that is open. A pairing that is being written is kept.
+    /// Closes this code if it is the open one. A pairing that is being written is kept.
     pub fn revoke(&mut self, code: CodeId) {
         let Some(open) = self.open.as_mut().filter(|open| open.id == code) else { return };
         open.revoked = true;
@@ -280,14 +280,14 @@ mod tests {
     fn a_used_code_pairs_no_second_device() {
         let (mut pairing, code) = open();
         let first = claim(prove(&mut pairing, &code, 1, START));
-        assert!(!is_paired(prove(&mut pairing, &code, 2, START)), "while the first is being written down");
+        assert!(!is_paired(prove(&mut pairing, &code, 2, START)), "while the first is being written");
         pairing.confirm(first);
         assert!(!is_paired(prove(&mut pairing, &code, 2, START)));
         assert_eq!(pairing.expires_in(START), None);
     }
 
     #[test]
-    fn a_pairing_that_was_not_written_gives_the_code_back() {
+    fn after_a_failed_write_the_code_can_be_used_again() {
         let (mut pairing, code) = open();
         let first = claim(prove(&mut pairing, &code, 1, START));
         pairing.release(first);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn who_proved_in_time_is_paired_however_long_the_disk_takes() {
+    fn a_device_that_proved_in_time_is_paired_however_long_the_disk_takes() {
         let (mut pairing, code) = open();
         let first = claim(prove(&mut pairing, &code, 1, TTL - Duration::from_millis(1)));
         pairing.revoke(CodeId(1));
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_revoked_while_claimed_is_not_given_back() {
+    fn a_code_revoked_while_claimed_cannot_be_used_again() {
         let (mut pairing, code) = open();
         let first = claim(prove(&mut pairing, &code, 1, START));
         pairing.revoke(CodeId(1));
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_late_to_revoke_a_code_revokes_no_newer_one() {
+    fn a_late_revocation_does_not_revoke_a_newer_code() {
         let mut pairing = Pairing::new(REFLECTOR);
         let expired = pairing.open(TTL, START).unwrap().id;
         let newer = pairing.open(TTL, TTL).unwrap().code.parse().unwrap();
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn where_all_prefixes_are_blocked_the_block_that_ends_soonest_is_forgotten() {
+    fn if_all_prefixes_are_blocked_the_block_that_ends_first_is_removed() {
         let (mut pairing, code) = open();
         let wrong = wrong();
         let now = START + Duration::from_secs(1);
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn one_code_is_open_at_once_and_for_an_hour_at_most() {
+    fn one_code_is_open_at_a_time_for_at_most_an_hour() {
         let (mut pairing, _) = open();
         let refused = pairing.open(TTL, START).unwrap_err();
         assert_eq!(refused.to_string(), "another pairing code is open, for at most 600 s more");

@@ -1,9 +1,10 @@
-//! What the reflector must know after a crash: peers, tests of the hour, bytes of the day, the heads of the audit log. All
-//! SQL of the crate is here and in `store/`; the callers know what the numbers mean.
+//! The reflector's database: the data that it needs after a crash, which are peers, tests of the hour, bytes of the
+//! day, and the heads of the audit log. All SQL of the crate is here and in `store/`; the callers interpret the
+//! numbers.
 //!
 //! Acknowledged means on disk. Every change is one transaction that takes the write lock when it begins. After its
 //! commit, a second connection must see that the database changed; otherwise the change counts as failed. A connection
-//! that is still inside a transaction when it comes back is thrown away (docs/decisions/0019).
+//! that is returned inside a transaction is closed (docs/decisions/0019).
 
 mod audit_heads;
 mod change;
@@ -32,34 +33,35 @@ use error::failure;
 pub use peers::{OwedLine, Peer};
 pub use usage::OpenLease;
 
-/// Pages that a connection keeps in memory, in KiB. SQLite's own 2,000 fill over weeks and look like a leak; what a
-/// change touches fits in this.
+/// The page cache of a connection, in KiB. SQLite's default of 2,000 pages fills over weeks and looks like a leak. A
+/// change fits into this cache.
 const CACHE_KIB: u32 = 256;
-/// How long to wait for another process that writes the file just now. Reading it, as a backup does, blocks no one.
+/// The timeout for another process that writes to the file. A reader, such as a backup, blocks no writer.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Numbered, never changed once released.
+/// The migrations. A released one never changes.
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// The reflector's database. Cheap to clone. Every change is on disk when its call returns.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: SqlitePool,
-    /// Sees what is in the database, and never what is only in the memory of the connection that writes.
+    /// A connection that sees the content of the file, never what is only in the memory of the writing connection.
     witness: SqlitePool,
     path: Arc<Path>,
-    /// Why the last change failed; none when it did not.
+    /// Why the last change failed; `None` if it succeeded.
     fault: watch::Sender<Option<String>>,
-    /// Held as long as any clone lives: no second reflector serves from this folder.
+    /// Held as long as any clone exists: no second reflector serves from this folder.
     _lock: Arc<File>,
 }
 
 impl Store {
-    /// Opens the database, making it (0600) and its folder (0700) where they are not there, and brings it up to date.
+    /// Opens the database and migrates it. Creates the file (0600) and its folder (0700) if they do not exist.
     ///
     /// # Errors
-    /// A file that is no database, or a newer one, is an error and never overwritten; so is a folder that another
-    /// reflector serves from.
+    ///
+    /// A file that is not a database, or one of a newer version, is an error and is never overwritten. A folder from
+    /// which another reflector serves is an error, too.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         create_private_folder(folder).map_err(StoreError::opening)?;
@@ -67,24 +69,25 @@ impl Store {
         create_private_file(path).map_err(StoreError::opening)?;
         let options = durable_options(path, BUSY_TIMEOUT)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
-            // One line for each slow statement would fill the log where the disk is slow.
+            // On a slow disk, a line for each slow statement would fill the log.
             .disable_statement_logging();
         let witness = options.clone().read_only(true);
-        // One connection that writes: SQLite has one writer anyway, and so no task here ever meets a busy database.
+        // A single writing connection: SQLite allows one writer anyway, and no task ever gets a busy error from
+        // another.
         let database = Database { path, options, pool: one_connection(), is_checked: true, migrations: &MIGRATIONS };
         let pool = database.open().await.map_err(StoreError::opening)?;
         Ok(Self::of(path, pool, witness, lock))
     }
 
-    /// The store of a pool that is open; `witness` opens the second connection once it is needed.
+    /// The store of an open pool; `witness` opens the second connection when it is needed.
     fn of(path: &Path, pool: SqlitePool, witness: SqliteConnectOptions, lock: File) -> Self {
         let witness = one_connection().connect_lazy_with(witness);
         Self { pool, witness, path: path.into(), fault: watch::channel(None).0, _lock: Arc::new(lock) }
     }
 
-    /// Waits for what is being written, then closes the file. Every clone is closed with it.
+    /// Waits for pending writes, then closes the file, for every clone.
     pub async fn close(&self) {
-        // The connection that writes is the last to go: it brings everything into the one file.
+        // The writing connection closes last: it merges everything into the one file.
         self.witness.close().await;
         self.pool.close().await;
     }
@@ -114,7 +117,7 @@ fn lock_folder(folder: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// SQLite's integers are signed; nothing counted here comes near the end of them.
+/// SQLite's integers are signed; no stored number comes near their limit.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

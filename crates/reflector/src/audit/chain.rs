@@ -1,9 +1,9 @@
-//! What a line of the audit log is and how it follows the one before. Pure: bytes in, verdicts out; no files.
+//! The format of an audit line, and how it follows the preceding line. Pure: bytes in, verdicts out; no files.
 //!
 //! A line is one JSON object: `seq`, `ts`, the event's fields, `prev`, `hash`, in this order. `hash` is the SHA-256 of
-//! the line's own bytes from its first up to, and not including, the comma before `"hash"`. As `prev` (the hash of the
-//! line before; zeros in the first) lies within them, every line vouches for all before it, and no canonical form of
-//! JSON is needed to check one.
+//! the line's bytes up to, and not including, the comma before `"hash"`. These bytes contain `prev`, the hash of the
+//! preceding line (zeros in the first line). So every line authenticates all lines before it, and a check needs no
+//! canonical form of JSON.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ impl Head {
     /// The head of a log without lines.
     pub const GENESIS: Head = Head { seq: 0, hash: [0; 32] };
 
-    /// The hash as it is written in the log.
+    /// The hash in the text form of the log.
     pub fn hash_hex(&self) -> String {
         HEXLOWER.encode(&self.hash)
     }
@@ -53,7 +53,7 @@ impl fmt::Display for Head {
     }
 }
 
-/// What is wrong with a line.
+/// The fault of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Flaw {
     #[error("the line is incomplete")]
@@ -117,14 +117,14 @@ pub(super) fn write_line(
     Ok(head)
 }
 
-/// What is known of the preceding line.
+/// The known part of the preceding line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
     /// Its number and hash.
     Line(Head),
     /// It was not read.
     Unseen,
-    /// There is none: the line must be the first of the log, or an event that explains why the log begins later.
+    /// There is none: the line must be the first of the log, or an event that records why the log begins later.
     Nothing,
 }
 
@@ -188,7 +188,7 @@ pub(super) fn claim(line: &[u8]) -> Option<Claim> {
     Some(Claim { seq: links.seq, begins_anew: links.event == BEGUN_ANEW, prev, repairs })
 }
 
-/// The hashed part of a line, and the fields that make the chain.
+/// The hashed part of a line, and the fields that link the chain.
 fn open_line(line: &[u8]) -> Result<(&[u8], Links), Flaw> {
     let body = line.len().checked_sub(HASH_KEY.len() + HASH_DIGITS + LINE_END.len()).ok_or(Flaw::NoLine)?;
     if !line[body..].starts_with(HASH_KEY) || !line.ends_with(LINE_END) {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_follows_the_one_before_it_alone() {
+    fn a_line_follows_only_its_preceding_line() {
         let (first, head) = line(Head::GENESIS, &port_held(1));
         let (second, next) = line(head, &port_held(2));
         assert_eq!(check_line(After::Nothing, &first), Ok(head));
@@ -253,14 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn a_log_may_begin_later_only_where_it_says_so() {
+    fn a_log_may_begin_later_only_with_a_line_that_records_it() {
         let (anew, head) = line(Head { seq: 41, hash: [3; 32] }, &AuditEvent::LogBegunAnew { after: 41 });
         assert_eq!(check_line(After::Nothing, &anew), Ok(head));
         assert_eq!(head.seq, 42);
     }
 
     #[test]
-    fn every_flipped_bit_is_seen() {
+    fn every_flipped_bit_is_detected() {
         let (text, _) = line(Head::GENESIS, &port_held(5201));
         for bit in 0..text.len() * 8 {
             let mut flipped = text.clone();

@@ -1,5 +1,5 @@
-//! Failures and kills at every step of the log, beside a model of what the database holds: the log always opens, every
-//! acknowledged line is kept, and what was cut or moved away is recorded.
+//! Failures and kills at every step of the log, compared with a model of the database. The log always opens, every
+//! acknowledged line is kept, and every cut or move of lines is recorded.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -16,23 +16,23 @@ use super::tests::{linked, opened};
 use super::{Beginning, ChainState, Head, Sizes, Unacknowledged, Verified, verify};
 use crate::event::Chain;
 
-/// What the database answers when it is asked to keep heads.
+/// The database's answer to a request to store heads.
 #[derive(Clone, Copy, Debug)]
-enum Keeping {
+enum StoreOutcome {
     Kept,
-    /// It fails, and holds them.
+    /// It fails, but stores them.
     Held,
-    /// It fails, and does not hold them.
+    /// It fails, and does not store them.
     Lost,
 }
 
-/// What goes wrong with the disk.
+/// The fault of the disk.
 #[derive(Clone, Copy, Debug)]
-enum Trouble {
+enum DiskFault {
     None,
-    /// This touch fails.
+    /// This operation fails.
     Fails(u64),
-    /// The process is killed before this touch.
+    /// The process is killed before this operation.
     Killed(u64),
 }
 
@@ -42,19 +42,21 @@ struct Step {
     moved: bool,
     main: u64,
     refusals: u8,
-    trouble: Trouble,
+    trouble: DiskFault,
     partial: usize,
-    keeping: Keeping,
-    /// The process is killed after this step; the machine too, and what was not synced is lost from here on.
+    keeping: StoreOutcome,
+    /// The process is killed after this step. With a number, the machine loses power: of the unsynced bytes of each
+    /// file, only this many survive.
     killed: Option<Option<usize>>,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let keeping = prop_oneof![4 => Just(Keeping::Kept), 1 => Just(Keeping::Held), 1 => Just(Keeping::Lost)];
+    let keeping =
+        prop_oneof![4 => Just(StoreOutcome::Kept), 1 => Just(StoreOutcome::Held), 1 => Just(StoreOutcome::Lost)];
     let trouble = prop_oneof![
-        2 => Just(Trouble::None),
-        2 => (0..12u64).prop_map(Trouble::Fails),
-        2 => (0..12u64).prop_map(Trouble::Killed),
+        2 => Just(DiskFault::None),
+        2 => (0..12u64).prop_map(DiskFault::Fails),
+        2 => (0..12u64).prop_map(DiskFault::Killed),
     ];
     let killed = prop_oneof![
         3 => Just(None),
@@ -80,13 +82,13 @@ struct Machine {
     folder: TempDir,
     faults: Arc<Mutex<Faults>>,
     sizes: Sizes,
-    /// What the database holds.
+    /// The content of the database.
     database: BTreeMap<Chain, ChainState>,
     journal: Option<Journal>,
     next_value: u64,
-    /// Values in lines that must be kept: they are acknowledged, or may be.
+    /// Values in lines that must be kept, because they are acknowledged or may be.
     kept_values: Vec<u64>,
-    /// The heads that the database held when the log was last moved away.
+    /// The heads in the database when the log was last moved away.
     moved: BTreeMap<Chain, Head>,
 }
 
@@ -118,30 +120,30 @@ impl Machine {
         }
     }
 
-    /// What the log is found to be; `None` where it was moved away and no start has noticed yet.
+    /// The result of a verification; `None` if the log was moved away and no start has detected it yet.
     fn verified(&self) -> Option<[Verified; 2]> {
         let is_missing = !self.audit().exists() && self.database.values().any(|state| state.head != state.base);
         (!is_missing).then(|| verify(&self.audit(), Some(&self.database)).unwrap())
     }
 
-    fn set_trouble(&self, trouble: Trouble, partial: usize) {
+    fn set_trouble(&self, trouble: DiskFault, partial: usize) {
         let mut faults = self.faults.lock().unwrap();
         faults.partial = partial;
-        faults.failing_after = if let Trouble::Fails(after) = trouble { Some(after) } else { None };
-        faults.killed_after = if let Trouble::Killed(after) = trouble { Some(after) } else { None };
+        faults.failing_after = if let DiskFault::Fails(after) = trouble { Some(after) } else { None };
+        faults.killed_after = if let DiskFault::Killed(after) = trouble { Some(after) } else { None };
     }
 
-    /// Keeps the journal's heads, as far as the database does; whether it said so.
-    fn keep(&mut self, states: BTreeMap<Chain, ChainState>, keeping: Keeping) -> bool {
-        if !matches!(keeping, Keeping::Lost) {
+    /// Stores the journal's heads if the database works. Returns whether the database reported success.
+    fn keep(&mut self, states: BTreeMap<Chain, ChainState>, keeping: StoreOutcome) -> bool {
+        if !matches!(keeping, StoreOutcome::Lost) {
             self.database = states;
         }
-        matches!(keeping, Keeping::Kept)
+        matches!(keeping, StoreOutcome::Kept)
     }
 
-    /// Starts, with trouble maybe; without it, a start is never refused.
-    fn start(&mut self, trouble: Trouble, keeping: Keeping) {
-        // What a crash left is no tampering, before a start as after it.
+    /// Starts the reflector, with a fault or without. Without a fault, a start is never refused.
+    fn start(&mut self, trouble: DiskFault, keeping: StoreOutcome) {
+        // The remains of a crash are not tampering, before and after a start.
         self.verified();
         self.set_trouble(trouble, 0);
         let disk = Disk::Failing(Arc::clone(&self.faults));
@@ -153,7 +155,7 @@ impl Machine {
                     self.journal = Some(journal);
                 }
             }
-            (Err(why), Trouble::None) => panic!("refused: {why}"),
+            (Err(why), DiskFault::None) => panic!("refused: {why}"),
             (Err(why), _) => assert!(matches!(why, super::AuditError::Unusable { .. }), "{why}"),
         }
     }
@@ -172,12 +174,12 @@ impl Machine {
         let now = Timestamp::UNIX_EPOCH;
         let mut events = values.iter().map(|value| (now, opened(*value))).collect::<Vec<_>>();
         events.extend((0..step.refusals).map(|value| (now, linked(value))));
-        let mut lives = step.killed.is_none() && !matches!(step.trouble, Trouble::Killed(_));
+        let mut lives = step.killed.is_none() && !matches!(step.trouble, DiskFault::Killed(_));
         match journal.append(&events, now) {
             Ok(()) => {
                 journal.keep();
                 // A process may be killed between the two.
-                if lives || !matches!(step.keeping, Keeping::Lost) {
+                if lives || !matches!(step.keeping, StoreOutcome::Lost) {
                     self.kept_values.extend(&values);
                 }
                 let is_kept = self.keep(journal.states(), step.keeping);
@@ -185,7 +187,7 @@ impl Machine {
                     journal.delete_trimmed();
                 }
             }
-            Err(_) => lives &= !matches!(step.trouble, Trouble::Killed(_)),
+            Err(_) => lives &= !matches!(step.trouble, DiskFault::Killed(_)),
         }
         if lives {
             self.journal = Some(journal);
@@ -197,7 +199,7 @@ impl Machine {
         }
     }
 
-    /// Of what was not synced, only so many bytes reached each file.
+    /// Of the unsynced bytes, only `unsynced` reached each file.
     fn lose_power(&self, unsynced: usize) {
         let Ok(files) = fs::read_dir(self.audit()) else { return };
         for file in files {
@@ -216,19 +218,19 @@ impl Machine {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// A start and a batch in both chains without trouble, after which everything is as it should be.
+    /// A start, and then a batch in both chains without a fault, after which the log must be intact.
     fn check(&mut self) {
         self.journal = None;
         let torn =
             self.verified().map(|both| both.map(|chain| chain.unacknowledged.torn_bytes > 0)).unwrap_or_default();
-        self.start(Trouble::None, Keeping::Kept);
-        self.set_trouble(Trouble::None, 0);
+        self.start(DiskFault::None, StoreOutcome::Kept);
+        self.set_trouble(DiskFault::None, 0);
         let mut journal = self.journal.take().unwrap();
         let heads = journal.states();
         let now = Timestamp::UNIX_EPOCH;
         journal.append(&[(now, opened(self.next_value)), (now, linked(9))], now).unwrap();
         journal.keep();
-        assert!(self.keep(journal.states(), Keeping::Kept));
+        assert!(self.keep(journal.states(), StoreOutcome::Kept));
         journal.delete_trimmed();
         self.kept_values.push(self.next_value);
         self.next_value += 1;
@@ -244,7 +246,7 @@ impl Machine {
             }
             let first_seq = lines[0]["seq"].as_u64().unwrap();
             let seqs = lines.iter().map(|line| line["seq"].as_u64().unwrap());
-            assert!(seqs.eq(first_seq..first_seq + lines.len() as u64), "no line is there twice");
+            assert!(seqs.eq(first_seq..first_seq + lines.len() as u64), "no line exists twice");
             let new = lines.iter().filter(|line| line["seq"].as_u64().unwrap() > heads[&chain].head.seq);
             assert_eq!(new.filter(|line| line["event"] == "tail_repaired").count(), usize::from(is_torn), "{chain:?}");
         }

@@ -1,4 +1,4 @@
-//! Both chains of the audit log as one: a batch is written to both of them, or to neither.
+//! Both chains of the audit log as one: a batch is written to both chains or to neither.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -66,7 +66,7 @@ impl Journal {
     }
 
     /// Writes and syncs the events in their chains. They are final after [`keep`](Journal::keep). On an error, neither
-    /// chain has any of them.
+    /// chain contains any of them.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
         self.main.check_last()?;
         self.refusals.check_last()?;
@@ -86,8 +86,8 @@ impl Journal {
         let appended = self.main.append(&of_main, now).and_then(|()| self.refusals.append(&of_refusals, now));
         let settled = appended.and_then(|()| self.main.settle()).and_then(|()| self.refusals.settle());
         settled.inspect_err(|_| {
-            self.main.disown();
-            self.refusals.disown();
+            self.main.abandon();
+            self.refusals.abandon();
             self.trims = [None; 2];
         })
     }
@@ -99,7 +99,7 @@ impl Journal {
         self.refusals.keep(of_refusals);
     }
 
-    /// Whether files wait to be deleted.
+    /// Whether trimmed files remain to be deleted.
     pub(super) fn has_trimmed(&self) -> bool {
         self.main.has_trimmed() || self.refusals.has_trimmed()
     }

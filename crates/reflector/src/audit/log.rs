@@ -1,8 +1,8 @@
-//! The files of one chain: opening them, appending to them, leaving one that failed, dropping the oldest. Blocking;
-//! the caller decides when the database keeps a head.
+//! The files of one chain: opening, appending, abandoning a failed file, and deleting the oldest. Blocking; the caller
+//! decides when the database stores a head.
 //!
-//! Two rules keep every line that may be acknowledged. A line whose head was offered to the database is never cut,
-//! whatever the database answered. A tail is cut only once a line that records the cut is on disk behind it.
+//! Two rules preserve every line that may be acknowledged. A line whose head was passed to the database is never cut,
+//! whatever the database answered. A tail is cut only after a line that records the cut is on disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -36,12 +36,12 @@ pub(super) struct ChainWriter {
     state: ChainState,
     /// The files with final lines, oldest first.
     parts: Vec<ChainFile>,
-    /// The last part, open; none before the first line, and after a failure.
+    /// The last part, open; `None` before the first line, and after a failure.
     file: Option<File>,
     /// The file with a tail that never became final. It is not written to again; the tail is cut once the next line
-    /// records it.
+    /// records the cut.
     torn: Option<Torn>,
-    /// What must be recorded before the next line.
+    /// Events to record before the next line.
     owed: Vec<AuditEvent>,
     /// Lines that are written and synced, but not final.
     pending: Option<Pending>,
@@ -83,7 +83,7 @@ struct Pending {
     head: Head,
 }
 
-/// The oldest files, which are to be deleted.
+/// The oldest files, to be deleted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trim {
     files: usize,
@@ -93,9 +93,10 @@ pub(super) struct Trim {
 
 impl ChainWriter {
     /// Opens the chain in `folder`. Complete lines after the acknowledged head, which a crash left unacknowledged, are
-    /// adopted; anything else after the head is cut with the next write. `state` is the database's record of the chain.
+    /// adopted. Anything else after the head is cut with the next write. `state` is the database's record of the chain.
     ///
     /// # Errors
+    ///
     /// Acknowledged lines are missing or were changed. A missing folder is not an error: the log was moved away, and
     /// the first line of the new log records this.
     pub(super) fn open(
@@ -149,7 +150,7 @@ impl ChainWriter {
         self.trimmed = survey.leftovers;
         let base = self.state.base;
         if survey.head == base && base.seq > 0 {
-            // The log was moved away, and a crash came before the first line of the new one. A trim keeps lines.
+            // The log was moved away, and a crash came before the first line of the new log. A trim always keeps lines.
             self.owed.push(AuditEvent::LogBegunAnew { after: base.seq });
         }
         let adopted = survey.head != self.state.head;
@@ -230,7 +231,7 @@ impl ChainWriter {
             files += 1;
         }
         let first_kept = self.parts.get(files).filter(|_| files > 0)?;
-        // A file that does not read is not trimmed behind: `audit verify` will say what is wrong with it.
+        // No trim up to a file that cannot be read: `audit verify` will report its fault.
         let base = first_claim(&first_kept.segment.path).ok().flatten().and_then(|claim| claim.before())?;
         Some(Trim { files, base })
     }
@@ -244,7 +245,7 @@ impl ChainWriter {
     /// Writes and syncs the lines. They are final after [`settle`](ChainWriter::settle) and
     /// [`keep`](ChainWriter::keep). On an error, nothing is pending.
     pub(super) fn append(&mut self, events: &[(Timestamp, AuditEvent)], now: Timestamp) -> io::Result<()> {
-        // Nothing is written into a file that lost its name or changed its size, nor beside files that are gone.
+        // Does not write into a file that was moved or changed in size, nor while other files are missing.
         self.check_last()?;
         let mut text = Vec::new();
         let mut head = self.state.head;
@@ -270,7 +271,7 @@ impl ChainWriter {
         let written = self.disk.write(&mut pending.file, &text).and_then(|()| self.disk.sync(&pending.file));
         pending.part.bytes += if written.is_ok() { added } else { 0 };
         self.pending = Some(pending);
-        written.inspect_err(|_| self.disown())
+        written.inspect_err(|_| self.abandon())
     }
 
     /// Cuts the torn tail, which the pending lines record, and checks that the pending lines are still in place.
@@ -291,7 +292,7 @@ impl ChainWriter {
         self.disk.sync_folder(&self.folder)
     }
 
-    /// Makes the pending lines final: from here on nothing cuts them. Called just before their head is stored in the
+    /// Makes the pending lines final: after this they are never cut. Called just before their head is stored in the
     /// database.
     pub(super) fn keep(&mut self, trim: Option<Trim>) {
         if let Some(Pending { part, file, is_new, head }) = self.pending.take() {
@@ -310,9 +311,9 @@ impl ChainWriter {
         }
     }
 
-    /// Abandons the pending lines. After a failed sync the kernel may have dropped what it could not write, so their
-    /// file is not written to again.
-    pub(super) fn disown(&mut self) {
+    /// Abandons the pending lines. After a failed sync the kernel may have dropped unwritten data, so their file is not
+    /// written to again.
+    pub(super) fn abandon(&mut self) {
         let Some(Pending { part, is_new, .. }) = self.pending.take() else { return };
         self.file = None;
         if self.torn.is_none() {
@@ -324,7 +325,7 @@ impl ChainWriter {
             }
             self.torn = Some(Torn { segment: part.segment, good_bytes });
         } else if let Err(why) = self.disk.remove(&part.segment.path) {
-            // The next append tries again before it begins a file.
+            // The next append retries this before it creates a file.
             tracing::warn!(%why, "a failed file of the audit log can't be removed yet");
         }
     }
@@ -351,7 +352,7 @@ impl ChainWriter {
         let of_parts = self.parts.last().map(|part| part.segment.number);
         let of_torn = self.torn.as_ref().map(|torn| torn.segment.number);
         let last = of_parts.max(of_torn).or_else(|| self.trimmed.last().map(|segment| segment.number)).unwrap_or(0);
-        // Nothing in files behind the last one was ever offered.
+        // No line of a file after the last one was ever passed to the database.
         for stale in segments(&self.folder, self.chain)?.iter().rev().take_while(|segment| segment.number > last) {
             self.disk.remove(&stale.path)?;
         }
@@ -460,7 +461,7 @@ impl Disk {
     }
 }
 
-/// What is done to the disk.
+/// An operation on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Touch {
     Create,
@@ -471,17 +472,17 @@ pub(super) enum Touch {
     Remove,
 }
 
-/// What fails next.
+/// The next failures.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    /// Touches of these kinds, once each.
+    /// Operations of these kinds, one failure each.
     pub(super) failing: Vec<(Touch, io::ErrorKind)>,
-    /// How many touches still work before one fails.
+    /// How many operations still succeed before one fails.
     pub(super) failing_after: Option<u64>,
-    /// How many touches still work before all fail: the process is killed there.
+    /// How many operations still succeed before all fail: the process is killed there.
     pub(super) killed_after: Option<u64>,
-    /// How many bytes of a failed write still get through.
+    /// How many bytes of a failed write are written.
     pub(super) partial: usize,
     /// The synced length of each file, by its inode.
     pub(super) synced: std::collections::HashMap<u64, u64>,

@@ -1,5 +1,5 @@
-//! Which lines that a change of the peers owes to the main chain are in it already: a crash came between the line and
-//! the note that it is written. Reads only.
+//! Finds owed lines that are already in the main chain. A change of the peers owes an audit line; a crash may come
+//! between writing the line and recording that it is written. Read-only.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
@@ -19,8 +19,8 @@ struct EventLine {
     event: AuditEvent,
 }
 
-/// For each owed line, whether the log in `folder` has it after the line `after_seq`. Each line of the log is matched
-/// at most once. Reads only from that place on, which is near the end of the log.
+/// For each owed line, whether the log in `folder` has it after the line `after_seq`. Each line of the log matches at
+/// most once. Reads only from there on, which is near the end of the log.
 pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     let mut written = vec![false; owed.len()];
     let Some(after) = owed.iter().map(|line| line.after_seq).min() else { return Ok(written) };
@@ -35,7 +35,7 @@ pub fn are_written(folder: &Path, owed: &[OwedLine]) -> io::Result<Vec<bool>> {
     for segment in &segments[begin..] {
         let file = open_segment(&segment.path, OpenOptions::new().read(true))?;
         for line in BufReader::new(file).split(b'\n') {
-            // A line of a later version is none of these.
+            // A line of a later version matches no owed line.
             let Ok(EventLine { seq, event }) = serde_json::from_slice(&line?) else { continue };
             let mut lines = owed.iter().zip(&mut written);
             let stands_for = lines.find(|(owed, written)| !**written && seq > owed.after_seq && owed.event == event);
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_written_is_found_once_and_behind_its_place_alone() {
+    fn a_written_line_is_found_once_and_only_after_its_place() {
         let folder = TempDir::new().unwrap();
         let mut head = Head::GENESIS;
         for (number, peers) in [(1, [1, 2, 3]), (2, [4, 1, 5])] {

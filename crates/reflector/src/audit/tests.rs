@@ -1,4 +1,4 @@
-//! What the audit log must survive, and what it must never swallow.
+//! Tests of the audit log: the failures that it survives, and the faults that it must report.
 
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
@@ -22,7 +22,7 @@ struct Home {
     head_store: HeadStoreFaults,
 }
 
-/// How the store fails when it is asked to keep heads next, and whether it then holds them all the same.
+/// The next failures of the store when it stores heads; each states whether the heads are stored nevertheless.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeadStoreFaults(Arc<Mutex<VecDeque<bool>>>);
 
@@ -62,7 +62,7 @@ impl Home {
     }
 
     async fn try_open(&self, segment_size: u64) -> Result<Audit, AuditError> {
-        // Tests that don't wait for a probe meet none.
+        // Tests that don't wait for a probe must not be disturbed by one.
         self.open_with(Duration::from_secs(3600), Sizes { segment: segment_size, total: LARGE }).await
     }
 
@@ -76,7 +76,7 @@ impl Home {
         self.try_open(segment_size).await.unwrap()
     }
 
-    /// Opens, records one event a batch, and is gone: the writer has let go of everything.
+    /// Opens the log, records one event per batch, and closes it; the writer has released everything.
     async fn recorded(&self, segment_size: u64, values: impl Iterator<Item = u64>) {
         let audit = self.open(segment_size).await;
         for value in values {
@@ -98,7 +98,7 @@ impl Home {
         verify(&self.dir(), Some(&self.states().await))
     }
 
-    /// The main chain, while the other one is whole too.
+    /// The main chain; checks that the other chain is intact, too.
     async fn verify(&self) -> Result<Verified, BadLine> {
         Ok(self.verify_both().await?[0])
     }
@@ -123,7 +123,7 @@ impl Home {
         self.faults.lock().unwrap().failing.push((touch, why));
     }
 
-    /// The next write ends after so many bytes.
+    /// The next write ends after this many bytes.
     fn fail_write(&self, room: usize, why: ErrorKind) {
         self.faults.lock().unwrap().partial = room;
         self.fail(Touch::Write, why);
@@ -140,7 +140,7 @@ pub(super) fn linked(value: u8) -> AuditEvent {
     AuditEvent::LinkOpened { peer: EndpointId::from_bytes([value; 32]), from: Ipv4Addr::LOCALHOST.into() }
 }
 
-/// Drops the handle and waits until the writer, and with it the lock on the folder, is gone.
+/// Drops the handle and waits until the writer has released the lock of the folder.
 async fn end(audit: Audit) {
     let mut fault = audit.fault();
     drop(audit);
@@ -148,7 +148,7 @@ async fn end(audit: Audit) {
 }
 
 #[tokio::test]
-async fn what_is_recorded_is_on_disk_and_chained() {
+async fn recorded_events_are_on_disk_and_chained() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
     audit.record(vec![opened(1), AuditEvent::Stopped]).await.unwrap();
@@ -166,7 +166,7 @@ async fn what_is_recorded_is_on_disk_and_chained() {
 }
 
 #[tokio::test]
-async fn many_at_once_share_batches_and_lose_nothing() {
+async fn concurrent_records_share_batches_and_lose_nothing() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
     let tasks = (0..200).map(|port| {
@@ -190,7 +190,7 @@ async fn lines_are_in_the_order_of_the_calls_whichever_future_is_awaited_first()
 }
 
 #[tokio::test]
-async fn files_rotate_and_the_chain_goes_on() {
+async fn files_rotate_and_the_chain_continues() {
     let home = Home::new();
     home.recorded(1_000, 1..=20).await;
     home.recorded(1_000, 21..=40).await;
@@ -212,7 +212,7 @@ async fn a_note_is_written_with_the_next_batch() {
 async fn notes_beyond_the_queue_are_counted() {
     let home = Home::new();
     let audit = home.open(LARGE).await;
-    // The test's runtime has one thread: the writer comes to nothing before the next await.
+    // The test's runtime has one thread: the writer does not run before the next await.
     for _ in 0..QUEUE_CAPACITY {
         audit.note(opened(1));
     }
@@ -243,7 +243,7 @@ fn files(home: &Home) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn every_truncation_of_acknowledged_lines_shows() {
+async fn every_truncation_of_acknowledged_lines_is_detected() {
     let home = both_chains().await;
     let states = home.states().await;
     let files = files(&home);
@@ -253,7 +253,7 @@ async fn every_truncation_of_acknowledged_lines_shows() {
         for length in 0..whole.len() {
             fs::write(&file, &whole[..length]).unwrap();
             let bad = verify(&home.dir(), Some(&states)).unwrap_err();
-            // The first line that is missing, or the one in the next file that does not follow.
+            // The first missing line, or the line in the next file that does not follow.
             let lines = whole[..length].iter().filter(|byte| **byte == b'\n').count() as u64;
             let is_named = file.ends_with(&bad.segment) && bad.line == lines + 1;
             let is_between_lines = length == 0 || whole[length - 1] == b'\n';
@@ -265,7 +265,7 @@ async fn every_truncation_of_acknowledged_lines_shows() {
 }
 
 #[tokio::test]
-async fn a_truncated_log_is_not_opened_and_left_as_it_is() {
+async fn a_truncated_log_is_not_opened_and_left_unchanged() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
     let whole = fs::read(home.segment(1)).unwrap();
@@ -273,7 +273,7 @@ async fn a_truncated_log_is_not_opened_and_left_as_it_is() {
         fs::write(home.segment(1), &whole[..length]).unwrap();
         let why = home.try_open(LARGE).await.unwrap_err().to_string();
         assert!(why.contains("`reflector audit verify`") && why.contains("mv "), "{why}");
-        assert_eq!(fs::read(home.segment(1)).unwrap(), whole[..length], "it is left as it is");
+        assert_eq!(fs::read(home.segment(1)).unwrap(), whole[..length], "it is left unchanged");
     }
     fs::write(home.segment(1), &whole).unwrap();
     home.recorded(LARGE, 4..=4).await;
@@ -281,12 +281,12 @@ async fn a_truncated_log_is_not_opened_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn flipped_bits_show_in_both_chains() {
+async fn flipped_bits_are_detected_in_both_chains() {
     let home = both_chains().await;
     let states = home.states().await;
     for file in files(&home) {
         let whole = fs::read(&file).unwrap();
-        // Every bit of a byte sooner or later: 3 and 8 have no common divisor.
+        // Covers every bit position of a byte, because 3 and 8 have no common divisor.
         for bit in (0..whole.len() * 8).step_by(3) {
             let mut flipped = whole.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
@@ -298,7 +298,7 @@ async fn flipped_bits_show_in_both_chains() {
 }
 
 #[tokio::test]
-async fn files_that_are_deleted_or_change_places_show() {
+async fn deleted_and_swapped_files_are_detected() {
     let home = both_chains().await;
     let states = home.states().await;
     let files = files(&home);
@@ -318,7 +318,7 @@ async fn files_that_are_deleted_or_change_places_show() {
 }
 
 #[tokio::test]
-async fn without_a_database_each_flipped_bit_of_a_line_shows() {
+async fn without_a_database_each_flipped_bit_of_a_line_is_detected() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
     let whole = fs::read(home.segment(1)).unwrap();
@@ -331,7 +331,7 @@ async fn without_a_database_each_flipped_bit_of_a_line_shows() {
 }
 
 #[tokio::test]
-async fn a_missing_file_shows_wherever_it_was() {
+async fn any_missing_file_is_detected() {
     let home = Home::new();
     home.recorded(1_000, 1..=20).await;
     let last = verify::segments(&home.dir(), Chain::Main).unwrap().last().unwrap().number;
@@ -379,7 +379,7 @@ async fn a_segment_that_is_not_a_regular_file_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_rewritten_log_shows_by_its_acknowledged_line() {
+async fn a_rewritten_log_is_detected_by_its_acknowledged_line() {
     let home = Home::new();
     let forger = Home::new();
     home.recorded(LARGE, 1..=3).await;
@@ -407,14 +407,14 @@ async fn a_crash_in_the_middle_of_a_batch_costs_only_unacknowledged_lines() {
         let unacknowledged = Unacknowledged { bytes: length as u64, lines: u64::from(is_whole), torn_bytes };
         assert_eq!(verified.unacknowledged, unacknowledged);
     }
-    // The whole line was written and synced, and is kept though it was not acknowledged.
+    // The whole line was written and synced, so it is kept although it was not acknowledged.
     home.recorded(LARGE, 4..=4).await;
     assert_eq!(home.values(), [1, 2, 3, 4]);
     assert_eq!(home.verify().await.unwrap().head.seq, next.seq + 1);
 }
 
 #[tokio::test]
-async fn everything_behind_the_acknowledged_head_is_counted() {
+async fn everything_after_the_acknowledged_head_is_counted() {
     let home = Home::new();
     home.recorded(LARGE, 1..=2).await;
     let mut forged = Vec::new();
@@ -472,7 +472,7 @@ async fn a_tail_is_only_cut_once_a_line_records_it() {
 }
 
 #[tokio::test]
-async fn a_tail_that_no_crash_leaves_is_not_cut_off() {
+async fn a_tail_that_no_crash_can_leave_is_not_cut() {
     let home = Home::new();
     home.recorded(LARGE, 1..=2).await;
     let long = vec![b'x'; usize::try_from(MAX_TAIL).unwrap() + 1];
@@ -493,7 +493,7 @@ async fn a_first_line_that_was_not_acknowledged_is_repaired() {
 }
 
 #[tokio::test]
-async fn a_log_that_was_moved_away_begins_anew_and_says_so() {
+async fn a_log_that_was_moved_away_begins_anew_and_records_it() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
     fs::rename(home.dir(), home.folder.path().join("audit.damaged")).unwrap();
@@ -522,18 +522,18 @@ async fn a_chain_is_not_replaced_by_a_line_that_begins_it_anew() {
         assert!(bad.why.contains("was acknowledged"), "{chain:?}: {bad}");
         let why = home.try_open(LARGE).await.unwrap_err();
         assert!(matches!(why, AuditError::Broken { .. }), "{chain:?}: {why}");
-        assert_eq!(fs::read(&segments[0].path).unwrap(), forged, "left as it is");
+        assert_eq!(fs::read(&segments[0].path).unwrap(), forged, "left unchanged");
     }
 }
 
 #[tokio::test]
-async fn a_crash_before_the_first_line_of_a_new_log_does_not_hide_that_it_begins_anew() {
-    // The new folder, nothing in it, an empty file, a torn line.
+async fn after_a_crash_before_its_first_line_a_new_log_still_records_its_begin() {
+    // No folder, an empty folder, an empty file, a torn line.
     for left in [None, Some(""), Some("{\"seq\":4")] {
         let home = both_chains().await;
         let heads = home.states().await;
         fs::rename(home.dir(), home.folder.path().join("audit.away")).unwrap();
-        // Killed after the database got to know of it.
+        // Killed after the database stored the head.
         end(home.open(LARGE).await).await;
         fs::create_dir(home.dir()).unwrap();
         if let Some(text) = left {
@@ -579,7 +579,7 @@ async fn a_new_log_that_begins_again_drops_its_first_try() {
     fs::rename(home.dir(), home.folder.path().join("audit.away")).unwrap();
     end(home.open(LARGE).await).await;
     fs::create_dir(home.dir()).unwrap();
-    // The line is whole, its sync failed, and the next file has it again; killed before the first file was removed.
+    // The line is complete, its sync failed, and the next file repeats it; killed before the first file was removed.
     for (number, second) in [(1, 1), (2, 2)] {
         let (at, mut line) = (Timestamp::from_second(second).unwrap(), Vec::new());
         chain::write_line(head, at, &AuditEvent::LogBegunAnew { after: head.seq }, &mut line).unwrap();
@@ -612,10 +612,11 @@ async fn lines_whose_head_could_not_be_kept_are_not_noted_again() {
 }
 
 #[tokio::test]
-async fn a_line_that_begins_the_log_anew_counts_only_with_its_own_hash() {
+async fn a_line_that_begins_the_log_anew_is_valid_only_with_its_own_hash() {
     let home = Home::new();
     home.recorded(LARGE, 1..=3).await;
-    // A first line that claims to follow the acknowledged one. The acknowledged lines behind it are no tail of a crash.
+    // A first line that claims to follow the acknowledged one. The acknowledged lines after it are not the tail of a
+    // crash.
     let mut forged = Vec::new();
     chain::write_line(home.head().await, Timestamp::UNIX_EPOCH, &AuditEvent::LogBegunAnew { after: 3 }, &mut forged)
         .unwrap();
@@ -627,7 +628,7 @@ async fn a_line_that_begins_the_log_anew_counts_only_with_its_own_hash() {
     assert_eq!((bad.segment.as_str(), bad.line), ("000001.jsonl", 1), "{bad}");
     let why = home.try_open(LARGE).await.unwrap_err();
     assert!(matches!(why, AuditError::Broken { .. }), "{why}");
-    assert_eq!(fs::read(home.segment(1)).unwrap(), changed, "left as it is");
+    assert_eq!(fs::read(home.segment(1)).unwrap(), changed, "left unchanged");
 }
 
 #[tokio::test]
@@ -641,7 +642,7 @@ async fn a_new_database_beside_an_old_log_is_refused() {
     assert!(matches!(why, AuditError::Foreign { .. }), "{why}");
 }
 
-/// A fault, then the next record, which tries again.
+/// A fault, then another record, which retries.
 async fn recovers_from(fail: impl FnOnce(&Home)) -> Home {
     let home = Home::new();
     let audit = home.open(LARGE).await;
@@ -651,7 +652,7 @@ async fn recovers_from(fail: impl FnOnce(&Home)) -> Home {
     let fault = audit.record(vec![opened(3)]).await.unwrap_err();
     assert!(fault.to_string().contains("can't be written"), "{fault}");
     assert_eq!(*audit.fault().borrow(), Some(fault));
-    assert_eq!(home.head().await.seq, 1, "no caller may rely on what failed");
+    assert_eq!(home.head().await.seq, 1, "no caller may rely on a failed record");
     home.verify().await.unwrap();
     audit.record(vec![opened(4)]).await.unwrap();
     assert!(audit.fault().borrow().is_none());
@@ -663,16 +664,16 @@ async fn recovers_from(fail: impl FnOnce(&Home)) -> Home {
 }
 
 #[tokio::test]
-async fn a_full_disk_costs_what_was_recorded_and_keeps_what_was_noted() {
+async fn a_full_disk_fails_records_and_keeps_notes() {
     for room in [0, 1, 100, 250, 100_000] {
         let home = recovers_from(|home| home.fail_write(room, ErrorKind::StorageFull)).await;
-        assert!(home.segment(2).exists(), "nothing is retried in the file that failed");
+        assert!(home.segment(2).exists(), "the failed file is not written to again");
         assert_eq!(fs::read_to_string(home.segment(1)).unwrap().lines().count(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_failed_sync_is_not_trusted_to_have_written_anything() {
+async fn after_a_failed_sync_the_lines_count_as_unwritten() {
     let home = recovers_from(|home| home.fail(Touch::Sync, ErrorKind::Other)).await;
     assert_eq!(home.lines()[1]["segment"], "000001.jsonl");
     assert!(home.lines()[1]["bytes"].as_u64().unwrap() > 200);
@@ -683,7 +684,7 @@ async fn a_fault_in_one_chain_keeps_the_batch_out_of_the_other() {
     for failing in [Touch::Create, Touch::Write, Touch::Sync] {
         let home = Home::new();
         let audit = home.open(LARGE).await;
-        // The main chain has its file, so the other chain's can't be created.
+        // The main chain already has its file; creating that of the other chain fails.
         audit.record(vec![opened(1)]).await.unwrap();
         if failing != Touch::Create {
             audit.record(vec![linked(1)]).await.unwrap();
@@ -702,7 +703,7 @@ async fn a_fault_in_one_chain_keeps_the_batch_out_of_the_other() {
 }
 
 #[tokio::test]
-async fn a_head_that_could_not_be_kept_cuts_nothing() {
+async fn lines_whose_head_could_not_be_stored_are_not_cut() {
     for holds in [false, true] {
         let home = Home::new();
         let audit = home.open(LARGE).await;
@@ -713,7 +714,7 @@ async fn a_head_that_could_not_be_kept_cuts_nothing() {
         assert!(audit.fault().borrow().is_some());
         assert_eq!(home.values(), [1, 2, 3], "the store may hold their head");
         home.verify().await.unwrap();
-        // A write that fails right after cuts no line whose head was offered.
+        // A failed write right after that cuts no line whose head was passed to the store.
         home.fail_write(50, ErrorKind::StorageFull);
         audit.record(vec![opened(4)]).await.unwrap_err();
         home.verify().await.unwrap();
@@ -726,7 +727,7 @@ async fn a_head_that_could_not_be_kept_cuts_nothing() {
 }
 
 #[tokio::test]
-async fn a_crash_after_a_head_that_could_not_be_kept_leaves_a_log_that_opens() {
+async fn after_a_head_that_could_not_be_stored_and_a_crash_the_log_opens() {
     for holds in [false, true] {
         let home = Home::new();
         let audit = home.open(LARGE).await;
@@ -734,7 +735,7 @@ async fn a_crash_after_a_head_that_could_not_be_kept_leaves_a_log_that_opens() {
         home.head_store.fail(holds);
         audit.record(vec![opened(2), linked(2)]).await.unwrap_err();
         end(audit).await;
-        // The start that finds these lines can't keep their head either.
+        // The start that finds these lines can't store their head either.
         home.head_store.fail(holds);
         if !holds {
             assert!(matches!(home.try_open(LARGE).await, Err(AuditError::Store(_))));
@@ -747,7 +748,7 @@ async fn a_crash_after_a_head_that_could_not_be_kept_leaves_a_log_that_opens() {
 }
 
 #[tokio::test]
-async fn the_first_start_may_fail_to_keep_its_heads() {
+async fn the_first_start_may_fail_to_store_its_heads() {
     for holds in [false, true] {
         let home = Home::new();
         home.head_store.fail(holds);
@@ -785,7 +786,7 @@ async fn a_fault_lasts_until_a_write_succeeds() {
 }
 
 #[tokio::test]
-async fn the_disk_is_tried_again_without_a_request() {
+async fn the_disk_is_retried_without_a_request() {
     let home = Home::new();
     let probing = Duration::from_millis(10);
     let audit = home.open_with(probing, Sizes { segment: LARGE, total: LARGE }).await.unwrap();
@@ -810,7 +811,7 @@ async fn a_crash_during_a_fault_leaves_a_log_that_opens() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_unlinked_or_replaced_is_a_fault_until_it_is_back() {
+async fn an_unlinked_or_replaced_file_is_a_fault_until_it_is_restored() {
     let home = Home::new();
     let audit = home.open_with(Duration::from_millis(10), Sizes { segment: 500, total: LARGE }).await.unwrap();
     for value in 1..=4 {
@@ -823,12 +824,12 @@ async fn a_file_that_is_unlinked_or_replaced_is_a_fault_until_it_is_back() {
             if is_copied && away.is_file() {
                 fs::copy(&away, &file).unwrap();
             }
-            // Without a request: the check every few seconds finds it.
+            // Without a request: the periodic check finds it.
             let because = audit.fault().wait_for(Option::is_some).await.unwrap().clone().unwrap().because;
             assert!(because.contains("removed or replaced") && because.contains("restart"), "{because}");
             let fault = audit.record(vec![opened(9)]).await.unwrap_err();
             assert_eq!(fault.because, because);
-            assert_eq!(file.exists(), is_copied && file.is_file(), "nothing is made anew");
+            assert_eq!(file.exists(), is_copied && file.is_file(), "no file is created again");
             fs::rename(&away, &file).unwrap();
             audit.fault().wait_for(Option::is_none).await.unwrap();
         }
@@ -839,7 +840,7 @@ async fn a_file_that_is_unlinked_or_replaced_is_a_fault_until_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_truncated_or_extended_is_a_fault_until_it_is_as_before() {
+async fn a_truncated_or_extended_file_is_a_fault_until_it_is_restored() {
     let home = Home::new();
     let audit = home.open_with(Duration::from_millis(10), Sizes { segment: 500, total: LARGE }).await.unwrap();
     for value in 1..=4 {
@@ -855,7 +856,7 @@ async fn a_file_that_is_truncated_or_extended_is_a_fault_until_it_is_as_before()
             } else {
                 changed.write_all(b"x").unwrap();
             }
-            // Without a request: the check every few seconds finds it.
+            // Without a request: the periodic check finds it.
             let mut fault = audit.fault();
             let faulted = tokio::time::timeout(Duration::from_secs(60), fault.wait_for(Option::is_some)).await;
             let because = faulted.expect("a fault").unwrap().clone().unwrap().because;
@@ -888,12 +889,12 @@ async fn lines_in_a_file_that_vanishes_while_they_are_written_are_not_acknowledg
 
 fn bytes_of(home: &Home, chain: Chain) -> u64 {
     let segments = verify::segments(&home.dir(), chain).unwrap();
-    // Trimmed files are deleted while this looks.
+    // Trimmed files may be deleted during this call.
     segments.iter().map(|segment| fs::metadata(&segment.path).map_or(0, |metadata| metadata.len())).sum()
 }
 
 #[tokio::test]
-async fn constant_noise_is_bounded_and_displaces_nothing_else() {
+async fn a_flood_of_refusals_is_bounded_and_displaces_no_other_line() {
     let home = Home::new();
     let sizes = Sizes { segment: LARGE, total: 40_000 };
     let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
@@ -905,7 +906,7 @@ async fn constant_noise_is_bounded_and_displaces_nothing_else() {
     }
     let trimmed = home.lines().into_iter().find(|line| line["event"] == "log_trimmed").unwrap();
     assert_eq!(trimmed["chain"], "refusals");
-    assert_eq!(home.values(), [1], "a quarter is all that noise may take");
+    assert_eq!(home.values(), [1], "refusals may take a quarter");
     let [main, refusals] = home.verify_both().await.unwrap();
     assert_eq!(main.begins, Beginning::First);
     let Beginning::Trimmed(first) = refusals.begins else { panic!("{refusals:?}") };
@@ -915,7 +916,7 @@ async fn constant_noise_is_bounded_and_displaces_nothing_else() {
         (&last["first_line"], &last["hash_before"]),
         (&first.into(), &home.lines_of(Chain::Refusals)[0]["prev"])
     );
-    // The main chain is bounded too.
+    // The main chain is bounded, too.
     for value in 2..=200 {
         audit.record(vec![opened(value)]).await.unwrap();
         assert!(bytes_of(&home, Chain::Main) <= 30_000);
@@ -923,7 +924,7 @@ async fn constant_noise_is_bounded_and_displaces_nothing_else() {
     let [main, _] = home.verify_both().await.unwrap();
     assert!(matches!(main.begins, Beginning::Trimmed(_)), "{main:?}");
     end(audit).await;
-    // A start goes on, and one with a smaller size trims at once.
+    // A restart continues the log, and a smaller limit trims at once.
     let sizes = Sizes { segment: LARGE, total: 20_000 };
     let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
     audit.record(vec![opened(201)]).await.unwrap();
@@ -933,7 +934,7 @@ async fn constant_noise_is_bounded_and_displaces_nothing_else() {
 }
 
 #[tokio::test]
-async fn more_than_the_recorded_trim_shows() {
+async fn a_trim_beyond_the_recorded_one_is_detected() {
     let home = Home::new();
     let sizes = Sizes { segment: LARGE, total: 20_000 };
     let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
@@ -959,7 +960,7 @@ async fn a_trim_that_a_crash_interrupts_is_finished_by_the_next_start() {
         let sizes = Sizes { segment: LARGE, total: 20_000 };
         let audit = home.open_with(Duration::from_secs(3600), sizes).await.unwrap();
         let mut value = 0;
-        // Until the first file of it can't be deleted, or its base not be kept.
+        // Until its first file can't be deleted, or its base can't be stored.
         while !home.lines().iter().any(|line| line["event"] == "log_trimmed") {
             value += 1;
             home.faults.lock().unwrap().failing = vec![(Touch::Remove, ErrorKind::Other); 10];
@@ -969,7 +970,7 @@ async fn a_trim_that_a_crash_interrupts_is_finished_by_the_next_start() {
             }
             let _ = audit.record(vec![opened(value)]).await;
         }
-        // Files are deleted after the answer: the writer has to be done before they can be.
+        // Files are deleted after the answer, so wait for the end of the writer.
         end(audit).await;
         home.faults.lock().unwrap().failing.clear();
         home.head_store.0.lock().unwrap().clear();

@@ -1,5 +1,5 @@
-//! Reading the audit log back: what of each chain is whole, what only a crash can have left, and the first line that
-//! is not what was written. Reads only; the callers decide what follows from it.
+//! Verifies the audit log: the intact part of each chain, the remains of a crash, and the first damaged line.
+//! Read-only; the callers decide on the consequences.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,9 +23,9 @@ pub struct Verified {
     pub lines: u64,
     /// The number of files read.
     pub segments: u64,
-    /// The last line; [`Head::GENESIS`] where there is none.
+    /// The last line; [`Head::GENESIS`] if there is none.
     pub head: Head,
-    /// Where the lines on disk begin.
+    /// The begin of the lines on disk.
     pub begins: Beginning,
     /// The bytes after the acknowledged head. Always empty if no head was given, because then a tail is reported as a
     /// bad line.
@@ -40,11 +40,11 @@ pub struct Unacknowledged {
     pub bytes: u64,
     /// Lines that continue the chain. The next start of the reflector adopts them. [`Verified::lines`] counts them too.
     pub lines: u64,
-    /// The bytes after the last of these lines. The next start of the reflector cuts them off.
+    /// The bytes after the last of these lines. The next start of the reflector cuts them.
     pub torn_bytes: u64,
 }
 
-/// Where a chain begins, and why.
+/// The begin of a chain, with its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
     /// The chain begins with line 1.
@@ -63,7 +63,7 @@ pub struct BadLine {
     pub segment: String,
     /// The line in that file, from 1; 0 if the whole file is concerned.
     pub line: u64,
-    /// What is wrong.
+    /// The fault.
     pub why: String,
 }
 
@@ -74,13 +74,13 @@ pub struct BadLine {
 /// # Errors
 /// The first line that is missing, was changed or can't be read.
 pub fn verify(folder: &Path, states: Option<&BTreeMap<Chain, ChainState>>) -> Result<[Verified; 2], BadLine> {
-    // A chain that the database does not know has no lines.
+    // A chain without a record in the database has no lines.
     let state = |chain| states.map(|states| states.get(&chain).copied().unwrap_or(ChainState::GENESIS));
     let verified = |chain| Ok(survey(folder, chain, state(chain), Extent::Whole)?.verified());
     Ok([verified(Chain::Main)?, verified(Chain::Refusals)?])
 }
 
-/// How much of a chain is read.
+/// The part of a chain to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
     /// The whole chain.
@@ -89,10 +89,10 @@ pub(super) enum Extent {
     End,
 }
 
-/// A chain as found on disk: intact up to its head, followed at most by what a crash left.
+/// A chain as found on disk: intact up to its head, followed at most by the remains of a crash.
 #[derive(Debug)]
 pub(super) struct Survey {
-    /// Files whose lines were all trimmed: a crash kept them from being deleted.
+    /// Files whose lines were all trimmed, but that a crash kept from being deleted.
     pub(super) leftovers: Vec<Segment>,
     /// The files of the chain, each with the size of its complete lines in bytes.
     pub(super) files: Vec<(Segment, u64)>,
@@ -144,7 +144,7 @@ pub(super) fn survey(
     let ChainState { base, head } = state.unwrap_or(ChainState::GENESIS);
     let begins_behind_base = |claim: &Claim| claim.before() == Some(base) || base == Head::GENESIS && claim.begins_anew;
     let begins = claims.iter().position(|claim| claim.as_ref().is_some_and(begins_behind_base));
-    // Only behind a base that is known may files be left over.
+    // Files can be left over only before a known base.
     let kept_from = begins.filter(|_| base != Head::GENESIS).unwrap_or(0);
     if let (Extent::End, None, Some(first)) = (extent, begins, all.first())
         && head != base
@@ -152,7 +152,7 @@ pub(super) fn survey(
         let why = format!("line {} is missing", base.seq.saturating_add(1));
         return Err(BadLine { segment: first.name(), line: 1, why });
     }
-    // The last file that begins at or before the acknowledged line has to hold it.
+    // The last file that begins at or before the acknowledged line must contain it.
     let holds_head = |claim: &Option<Claim>| claim.as_ref().is_some_and(|claim| claim.seq <= head.seq);
     let walked_from = match extent {
         Extent::Whole => kept_from,
@@ -177,7 +177,8 @@ pub(super) fn survey(
         begins: match first {
             Some(claim) if claim.begins_anew => Beginning::BegunAnew(claim.seq),
             Some(claim) => Beginning::Trimmed(claim.seq),
-            // A trim keeps lines. Without any, the log was moved away, and the first line of the new one is not written.
+            // A trim keeps lines. If there are none, the log was moved away, and the first line of the new log was not
+            // written.
             None if base.seq > 0 => Beginning::BegunAnew(base.seq.saturating_add(1)),
             None => Beginning::First,
         },
@@ -194,7 +195,7 @@ pub(super) fn survey(
         let mut replaced = None;
         // Lines and bytes of this file up to the acknowledged head.
         let mut acknowledged = is_reached.then_some((0, 0));
-        // Where the next file says that this one's tail was cut.
+        // The next file, whose first line may record a cut of this file's tail.
         let next = claims.get(index + 1).and_then(Option::as_ref);
         let name = segment.name();
         // A new log whose first line failed begins again in the next file.
@@ -286,7 +287,7 @@ impl Segment {
     }
 }
 
-/// What the names of the chain's files begin with.
+/// The prefix of the chain's file names.
 fn prefix(chain: Chain) -> &'static str {
     match chain {
         Chain::Main => "",
@@ -312,8 +313,8 @@ pub(super) fn segments(folder: &Path, chain: Chain) -> io::Result<Vec<Segment>> 
     Ok(segments)
 }
 
-/// Opens a file of the log, if it is a regular one. Follows no symbolic link and waits for no writer of a FIFO: another
-/// program may have put either under the name of a segment.
+/// Opens a file of the log if it is a regular file. Does not follow a symbolic link or wait for the writer of a FIFO:
+/// another program may have created either with the name of a segment.
 pub(super) fn open_segment(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let not_regular = || io::Error::other("it is not a regular file");
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -325,7 +326,7 @@ pub(super) fn open_segment(path: &Path, options: &mut OpenOptions) -> io::Result
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
 }
 
-/// How many lines of a file are valid.
+/// The valid part of a file.
 struct Walk {
     /// The number of valid lines.
     lines: u64,
@@ -335,7 +336,7 @@ struct Walk {
     size: u64,
     /// The last valid line.
     head: Option<Head>,
-    /// What is wrong with the line after the valid ones.
+    /// The fault of the line after the valid ones.
     flaw: Option<Flaw>,
 }
 
@@ -363,7 +364,7 @@ fn walk(path: &Path, after: After, mut on_line: impl FnMut(Head, u64, u64)) -> i
                 on_line(head, walk.lines, walk.good_bytes);
             }
             Err(flaw) => {
-                // A file that is being written may have grown meanwhile.
+                // A file that is being written may have grown since.
                 walk.size = walk.size.max(walk.good_bytes + read);
                 walk.flaw = Some(flaw);
                 return Ok(walk);

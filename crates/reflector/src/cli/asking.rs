@@ -1,4 +1,4 @@
-//! How a command asks the running reflector over its admin socket, and how that fails.
+//! The client of the running reflector's admin socket, and its failures.
 
 use std::path::Path;
 
@@ -27,14 +27,14 @@ pub(super) fn asking_at<T>(
     runtime.block_on(async {
         let mut client = AdminClient::connect(&path).await.map_err(|error| not_running(&path, &error))?;
         let (server, user) = (client.server_user(), rustix::process::geteuid());
-        // Requests and the list of peers are for the right reflector only.
+        // Requests and the list of peers must only reach the right reflector.
         if server != 0 && server != user.as_raw() && !(user.is_root() && config.has_root_runtime_dir()) {
             return Err(Failure::new(
                 Exit::Failed,
                 "not_trusted",
                 "cannot talk to the reflector",
                 format!("user {server} answers at {}: neither root nor the user who runs this command", path.display()),
-                "run this command as the user of the reflector; if you do not know that user, find the program that made the socket",
+                "run this command as the user of the reflector; if you do not know that user, find the program that created the socket",
             ));
         }
         work(&mut client).await
@@ -54,7 +54,7 @@ fn not_running(path: &Path, error: &std::io::Error) -> Failure {
             Exit::Failed,
             "not_running",
             "the reflector is not running",
-            format!("nothing answers at {}", path.display()),
+            format!("no program answers at {}", path.display()),
             "start it with `reflector serve`; if it runs with another --state-dir, give the same one here",
         ),
     }
@@ -74,7 +74,7 @@ pub(super) async fn one_answer<T>(
     }
 }
 
-/// Prints what was done.
+/// Prints the completed change.
 pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     match answer {
         AdminReply::Done { what } => {
@@ -85,7 +85,7 @@ pub(super) fn print_done(answer: AdminReply) -> Result<(), Failure> {
     }
 }
 
-/// The failure for an answer that does not fit the request.
+/// The failure for an answer that does not match the request.
 pub(super) fn unexpected(answer: &Option<AdminReply>) -> Failure {
     broken(&format!("unexpected answer {answer:?}"))
 }

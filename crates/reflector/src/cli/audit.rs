@@ -48,7 +48,7 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
         match audit::verify(&config.audit_dir(), Some(&states)) {
             Ok(verified) => break verified,
             Err(bad) => {
-                // A running reflector may have trimmed the log meanwhile.
+                // A running reflector may have trimmed the log since.
                 let now = read_states()?;
                 let bases =
                     |states: &BTreeMap<_, ChainState>| states.values().map(|state| state.base).collect::<Vec<_>>();
@@ -81,7 +81,7 @@ fn verify(config: &Config) -> Result<Exit, Failure> {
             Unacknowledged { bytes: 0, .. } => String::new(),
             Unacknowledged { bytes, lines, .. } => {
                 let bytes = counted(bytes, "byte");
-                format!("; {bytes} behind its acknowledged end, with {}", counted(lines, "complete line"))
+                format!("; {bytes} after its acknowledged end, with {}", counted(lines, "complete line"))
             }
         };
         match since {

@@ -24,7 +24,7 @@ pub(super) enum Command {
         #[arg(long)]
         origin: bool,
     },
-    /// Have the running reflector read its configuration again; name what was applied and what needs a restart
+    /// Have the running reflector read its configuration again; name the applied settings and those that need a restart
     Reload {
         #[command(flatten)]
         place: PlaceFlags,
@@ -55,7 +55,7 @@ fn reloaded(answer: AdminReply) -> Result<(), Failure> {
             Ok(())
         }
         AdminReply::BadConfig { because, try_ } => {
-            let what = "the configuration is not valid; the reflector goes on with the one that it has";
+            let what = "the configuration is not valid; the reflector keeps the current one";
             Err(Failure::new(Exit::Usage, "bad_config", what, because, try_))
         }
         other => Err(unexpected(&Some(other))),

@@ -1,4 +1,4 @@
-//! The only printer: stdout carries the answer, stderr everything else.
+//! The only printer: answers go to stdout, everything else to stderr.
 
 use std::io::Write;
 
@@ -21,7 +21,7 @@ pub(super) fn print_line(line: &str) {
     print_text(&format!("{line}\n"));
 }
 
-#[expect(clippy::exit, reason = "nothing reads the rest of the answer")]
+#[expect(clippy::exit, reason = "no program reads the rest of the answer")]
 pub(super) fn print_text(text: &str) {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush());
@@ -30,7 +30,7 @@ pub(super) fn print_text(text: &str) {
     }
 }
 
-/// Prints a line on stderr, for a person.
+/// Prints a line on stderr, for a user.
 pub(super) fn note(line: &str) {
     anstream::eprintln!("{}", harmless(line));
 }

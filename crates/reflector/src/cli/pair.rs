@@ -1,4 +1,4 @@
-//! `reflector pair`: opens a one-time code, and waits for the device that pairs with it.
+//! `reflector pair`: opens a one-time code, and waits until a device has paired with it.
 
 use std::io::IsTerminal;
 use std::time::Duration;

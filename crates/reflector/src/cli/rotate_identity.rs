@@ -1,4 +1,4 @@
-//! `reflector rotate-identity`: makes a new identity, where no reflector runs with the old one.
+//! `reflector rotate-identity`: creates a new identity, unless a reflector is running with the old one.
 
 use paramedic_link::key_file::{self, KeyFileError};
 

@@ -1,4 +1,4 @@
-//! `reflector self-test`: has the host tested, and prints what was found. What it means is decided in `paramedic-report`.
+//! `reflector self-test`: tests the host and prints the result. `paramedic-report` judges it.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -13,16 +13,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::output::{harmless, print_json, print_line};
 use crate::failure::{Exit, Failure};
 
-/// The columns of labels.
+/// The width of the column of labels.
 const LABEL: usize = 14;
 
-/// How long each measurement lasts: `2`, `2s`, `500ms`; a bare number is seconds, as in a speed test.
+/// The duration of each measurement: `2`, `2s`, `500ms`; a bare number is seconds, as in a speed test.
 pub(super) fn parse_each(text: &str) -> Result<Duration, String> {
     let each = quantity::parse_seconds(text).map_err(|error| error.to_string())?;
     self_test::check_each(each)
 }
 
-/// Runs the test and prints it. It fails where nothing could be measured, and was then printed all the same.
+/// Runs the test and prints it. Fails if no rate could be measured; the result is printed even then.
 pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     let test = run_until_interrupted(each, !json && std::io::stderr().is_terminal())?;
     if json {
@@ -33,14 +33,14 @@ pub(super) fn run(each: Duration, json: bool) -> Result<Exit, Failure> {
     Ok(if test.rates.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
-/// Runs the test on its own thread; Ctrl-C ends it, and leaves nothing behind.
+/// Runs the test on its own thread; Ctrl-C ends it without leftovers.
 fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest, Failure> {
     let runtime = runtime::start(&mut tokio::runtime::Builder::new_current_thread(), 1).map_err(|e| broken(&e))?;
     let test = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| broken(&e))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(|e| broken(&e))?;
         let scratch = self_test::scratch().ok();
-        // Only some engines need one; they say so where there is none.
+        // Only some engines need a folder; they report an error if there is none.
         let work_in = scratch.as_ref().map_or_else(PathBuf::new, |scratch| scratch.path().to_owned());
         let report = move |step: &Step| {
             if with_progress {
@@ -57,7 +57,7 @@ fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest
     if with_progress {
         progress(None);
     }
-    // The thread that still measures ends with the process.
+    // The measuring thread ends with the process.
     runtime.shutdown_background();
     test?.ok_or_else(|| {
         Failure::new(
@@ -74,7 +74,7 @@ fn run_until_interrupted(each: Duration, with_progress: bool) -> Result<SelfTest
 fn progress(step: Option<&Step>) {
     let line = step.map(|step| harmless(&step.to_string())).unwrap_or_default();
     let mut stderr = anstream::stderr().lock();
-    // A progress line that can't be written costs nothing.
+    // A failure to write the progress line has no consequence.
     write!(stderr, "\r\u{1b}[K{line}").and_then(|()| stderr.flush()).ok();
 }
 

@@ -1,4 +1,4 @@
-//! The state folder and the identity in it, as commands need them.
+//! The state folder and its identity, for the commands.
 
 use paramedic_link::state_folder::{self, Change, OwnFile};
 use paramedic_link::{SecretKey, key_file};
@@ -7,8 +7,7 @@ use super::output::note;
 use crate::config::Config;
 use crate::failure::{Exit, Failure};
 
-/// What the reflector uses the file `name` in its state folder for, or in its runtime folder if that is the same
-/// folder.
+/// The use of the file `name` in the reflector's state folder, or in its runtime folder if that is the same folder.
 fn own_file(name: &str) -> Option<OwnFile> {
     let files = ["identity.key", "reflector.db"];
     match name {
@@ -58,8 +57,8 @@ pub(super) fn identity(config: &Config) -> Result<SecretKey, Failure> {
     Ok(key_file::load_or_create(&config.key_file())?)
 }
 
-/// Loads the identity for a command that only reads it. Moves and changes nothing that exists, because a reflector may
-/// be using it.
+/// Loads the identity for a command that only reads it. Does not move or change existing files, because a reflector may
+/// be using them.
 pub(super) fn identity_as_it_is(config: Config) -> Result<SecretKey, Failure> {
     match key_file::load(&with_state_as_it_is(config.clone()).key_file()) {
         Ok(key) => Ok(key),

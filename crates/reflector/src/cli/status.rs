@@ -1,4 +1,4 @@
-//! `reflector status`: how the running reflector is.
+//! `reflector status`: the state of the running reflector.
 
 use std::time::Duration;
 

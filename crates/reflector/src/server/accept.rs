@@ -1,4 +1,4 @@
-//! Accepts connections: their places, the TLS handshake, its time limits.
+//! Accepts connections: their places, the TLS handshake, its timeouts.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -16,19 +16,19 @@ use super::connection_slot::{ConnectionSlot, HandshakenConnection};
 use super::{Lifecycle, Server, data_connection, handshake};
 use crate::event::RefusalReason;
 
-/// The longest a TLS handshake may take.
+/// The timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest a connection may take until it is authenticated: handshake and first message.
+/// The timeout until a connection is authenticated: handshake and first message.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that the kernel queues until they are accepted.
 const LISTEN_BACKLOG: i32 = 1024;
-/// How often to try again without a free descriptor, in case none of the reflector's connections frees one.
+/// How often to retry without a free descriptor, in case no connection of the reflector frees one.
 const DESCRIPTOR_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the reflector does not listen on an address.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The host does not have it.
+    /// The host does not have the address.
     #[error("no interface of this host has the address {}", .0.ip())]
     NoSuchAddress(SocketAddr),
     /// Another socket is bound to it.
@@ -40,7 +40,7 @@ pub enum ListenError {
     /// The kernel refused it.
     #[error("cannot listen on {0}: {1}")]
     Refused(SocketAddr, io::Error),
-    /// No address is left, because the kernel lacks their family.
+    /// No address is left, because the kernel does not support their family.
     #[error("none of the addresses to listen on is available")]
     NoneAvailable,
 }
@@ -65,14 +65,14 @@ pub(super) fn listen(
     let mut listeners: Vec<(std::net::TcpListener, UdpSocket)> = Vec::new();
     for address in addresses {
         let mut wanted = *address;
-        // Both families on one port, also where the kernel chose it.
+        // Both families use one port, even if the kernel chose it.
         if let (0, Some((first, _))) = (wanted.port(), listeners.first()) {
             let bound = first.local_addr().map_err(|error| ListenError::new(*address, error))?;
             wanted.set_port(bound.port());
         }
         match listen_on(wanted, freebind) {
             Ok(pair) => listeners.push(pair),
-            // A kernel without IPv6 still serves IPv4; an address that was named and is not there is an error.
+            // Without IPv6 in the kernel, IPv4 is still served; a configured address that is missing is an error.
             Err(error) if wanted.is_ipv6() && wanted.ip().is_unspecified() && is_no_family(&error) => {
                 tracing::warn!(address = %wanted, %error, "this address family is not available");
             }
@@ -93,7 +93,7 @@ fn is_no_family(error: &io::Error) -> bool {
 }
 
 fn listen_on(address: SocketAddr, freebind: bool) -> io::Result<(std::net::TcpListener, UdpSocket)> {
-    // A free TCP port need not be free for UDP: with port 0, ask again.
+    // A free TCP port need not be free for UDP: with port 0, try another one.
     let tries = if address.port() == 0 { 16 } else { 1 };
     let mut last = None;
     for _ in 0..tries {
@@ -118,7 +118,7 @@ fn listen_on(address: SocketAddr, freebind: bool) -> io::Result<(std::net::TcpLi
 pub(super) fn socket(address: SocketAddr, kind: Type, protocol: Protocol, freebind: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if address.is_ipv6() {
-        // Each family has its own socket, so an address of the log is always the peer's real one.
+        // Each family has its own socket, so a logged address is always the peer's real one.
         socket.set_only_v6(true)?;
     }
     match address {
@@ -129,20 +129,21 @@ pub(super) fn socket(address: SocketAddr, kind: Type, protocol: Protocol, freebi
     Ok(socket)
 }
 
-/// Takes connections until it is dropped.
+/// Accepts connections until it is dropped.
 pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) {
     let Ok(local) = listener.local_addr() else { return };
     loop {
         let capacity = server.capacity.notified();
         if server.connection_slots.limiter().is_crowded() {
-            // Each connection that made way holds a descriptor until its task has closed it, and wakes us then.
+            // Each displaced connection holds a descriptor until its task has closed it, which wakes this task.
             tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await.ok();
             continue;
         }
         match listener.accept().await {
             Ok((socket, from)) => {
                 let from = from.ip().to_canonical();
-                // Judged here and not in a task: refusing thousands of connections costs no more than accepting them.
+                // Decided here and not in a task of its own: refusing thousands of connections then costs no more than
+                // accepting them.
                 match ConnectionSlot::take(&server, from) {
                     Ok(slot) => {
                         let (server, tls) = (Arc::clone(&server), Arc::clone(&tls));
@@ -155,7 +156,7 @@ pub(super) async fn run(server: Arc<Server>, listener: TcpListener, tls: Arc<rus
                 }
             }
             Err(error) => {
-                // Out of descriptors (or a connection that died in the queue): wait for one to come back.
+                // Out of descriptors, or the queued connection has already failed: wait for a free descriptor.
                 server.refuse(local.ip(), RefusalReason::Descriptors, None);
                 tracing::debug!(%error, "accept failed");
                 tokio::time::timeout(DESCRIPTOR_RETRY_INTERVAL, capacity).await.ok();
@@ -174,7 +175,7 @@ async fn serve_connection(
     slot: ConnectionSlot,
 ) {
     let begun = tokio::time::Instant::now();
-    // Small messages of the control link must not wait for one another.
+    // Small messages of the link are sent without delay.
     socket.set_nodelay(true).ok();
     let shake_hands = async {
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), BoundedSocket::new(socket)).await?;

@@ -1,5 +1,5 @@
-//! The socket of a connection, with a bound on what may arrive before its owner has taken a message from it. Padded TLS
-//! records (RFC 8446, section 5.4) and unfinished messages would otherwise carry any number of bytes past every budget.
+//! The socket of a connection, with a limit of the bytes that may arrive between two messages. Otherwise padded TLS
+//! records (RFC 8446, section 5.4) and incomplete messages could carry any number of bytes without being charged.
 
 use std::io;
 use std::pin::Pin;
@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// The most bytes that may arrive from one message to the next. A TLS handshake of this protocol takes about 4 KiB, a
-/// message at most 16 KiB, and the link reads ahead by 4 KiB of text, which takes more only in padded records.
+/// The most bytes that may arrive between two messages. A TLS handshake of this protocol takes about 4 KiB, and a
+/// message at most 16 KiB. The link reads ahead by 4 KiB of text, which takes more only in padded records.
 const MAX_BYTES_PER_MESSAGE: u64 = 64 * 1024;
 
-/// A TCP socket that fails once too many bytes arrived without a message.
+/// A TCP socket that fails if too many bytes arrive without a message.
 pub(super) struct BoundedSocket {
     socket: TcpStream,
     /// Bytes that arrived since the last message.
@@ -24,7 +24,7 @@ impl BoundedSocket {
         Self { socket, arrived: 0 }
     }
 
-    /// A message was taken: returns how many bytes arrived since the one before.
+    /// Records that a message was read. Returns the number of bytes that arrived since the one before.
     pub(super) fn message_taken(&mut self) -> u64 {
         std::mem::take(&mut self.arrived)
     }

@@ -1,5 +1,5 @@
-//! One link of a paired appliance, from `welcome` to its end: passes the messages of the appliance to the decisions, and
-//! sends their answers.
+//! One link of a paired appliance, from `welcome` to its end: passes the messages of the appliance to the decisions,
+//! and sends their answers.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -31,12 +31,12 @@ use crate::event::{AuditEvent, RefusalReason};
 use crate::message_budget::Cost;
 use crate::sessions::{Answer, LinkId, Reservation};
 
-/// The longest a write may block before the link counts as dead.
+/// The timeout of a write, after which the link counts as dead.
 const WRITE_TIMEOUT: Duration = END_AFTER_SILENCE;
-/// How long a link waits for a write to disk: longer than the store waits for another process, and shorter than an
-/// appliance waits for an answer.
+/// The timeout of a write to disk. Longer than the store waits for another process, and shorter than an appliance waits
+/// for an answer.
 const DISK_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long a closing link waits for the other side to read and close.
+/// How long a closing link waits until the other side reads and closes.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) type LinkStream = TlsStream<BoundedSocket>;
@@ -52,26 +52,27 @@ pub(super) struct Connection {
     commands: mpsc::UnboundedReceiver<LinkCommand>,
     session_events: (mpsc::UnboundedSender<SessionEvent>, mpsc::UnboundedReceiver<SessionEvent>),
     session: Option<LinkSession>,
-    /// When the last message arrived on this link. The session control of a session knows when its connections last received.
+    /// When the last message arrived on this link. For a session, its session control has the time for all its
+    /// connections.
     last_message_at: Instant,
-    /// Until when no message is read, because the device used up its message budget.
+    /// No message is read until then, because the device used up its message budget.
     read_paused_until: Option<Instant>,
 }
 
 /// This link's session.
 struct LinkSession {
     running: Arc<RunningSession>,
-    /// The phase that is being run.
+    /// The running phase.
     phase: Option<u8>,
     next_phase: u8,
 }
 
-/// What happens next with a link.
+/// What to do next with a link.
 enum LinkFlow {
     Continue,
     /// Send `close` with this reason, then close.
     Close(CloseReason, &'static str),
-    /// The other side closed, or does not read.
+    /// The other side closed the link or does not read.
     Gone,
 }
 
@@ -85,7 +86,7 @@ impl Connection {
         local: SocketAddr,
         commands: mpsc::UnboundedReceiver<LinkCommand>,
     ) -> Self {
-        // A listener may be bound to every address: data must go to the address that this link uses.
+        // A listener may be bound to every address, but data must go to the local address of this link.
         let local = framed.stream().get_ref().0.socket().local_addr().unwrap_or(local);
         server.connection_slots.limiter().link_opened(Prefix::of(from));
         let session_events = mpsc::unbounded_channel();
@@ -113,7 +114,7 @@ impl Connection {
             LinkFlow::Continue => {
                 self.server.note_prefix(self.peer, Prefix::of(self.from));
                 let opened = AuditEvent::LinkOpened { peer: self.peer, from: self.from };
-                // While the audit log can't be written, links and running tests go on; only grants stop.
+                // While the audit log can't be written, links and running tests continue; only grants stop.
                 let recorded = tokio::spawn(self.server.record(vec![opened]));
                 tokio::time::timeout(HEARTBEAT, recorded).await.ok();
                 self.welcome(versions, paired).await
@@ -133,7 +134,7 @@ impl Connection {
             running_session::end(&self.server, granted.running.session, reason).await;
         }
         if let LinkFlow::Close(reason, detail) = next {
-            // Best effort, for a bounded time: the appliance may be gone.
+            // Best effort, with a timeout: the appliance may be gone.
             self.write(&ToAppliance::Close { reason, detail: PeerText::new(detail) }).await.ok();
             let closed = tokio::time::timeout(CLOSE_TIMEOUT, async {
                 self.framed.finish().await.ok();
@@ -152,7 +153,7 @@ impl Connection {
         let mut lifecycle = self.server.lifecycle.subscribe();
         tokio::select! {
             () = tokio::time::sleep(wait) => {
-                // Nothing was read meanwhile.
+                // No message was read in the meantime.
                 self.note_activity();
                 LinkFlow::Continue
             }
@@ -162,7 +163,7 @@ impl Connection {
 
     /// Checks again that the device is paired, now that the link is registered.
     fn check_still_paired(&self) -> LinkFlow {
-        // A removal between the first check and the registration of the link did not disconnect it.
+        // A removal between the first check and the registration of the link did not close it.
         if !self.server.peers.is_paired(self.peer) {
             return LinkFlow::Close(CloseReason::PeerRemoved, "this device is no longer paired");
         }
@@ -172,7 +173,7 @@ impl Connection {
     /// Sends the first answer: `close` if no protocol version is shared, otherwise `welcome` or `paired`.
     async fn welcome(&mut self, versions: &[u16], paired: Option<ToAppliance>) -> LinkFlow {
         let Some(version) = message::common_version(versions) else {
-            return LinkFlow::Close(CloseReason::Version, "no protocol version in common; this reflector speaks 1");
+            return LinkFlow::Close(CloseReason::Version, "no protocol version in common; this reflector supports 1");
         };
         if let Some(paired) = paired
             && self.write(&paired).await.is_err()
@@ -223,7 +224,7 @@ impl Connection {
                 },
                 () = tokio::time::sleep_until(read_paused_until.unwrap_or_else(Instant::now)), if read_paused_until.is_some() => {
                     self.read_paused_until = None;
-                    // The reflector did not read meanwhile.
+                    // No message was read in the meantime.
                     self.note_activity();
                     LinkFlow::Continue
                 }
@@ -260,18 +261,18 @@ impl Connection {
         }
     }
 
-    /// Sends a ping. Closes a link without a session when the other side was silent for too long.
+    /// Sends a ping. Closes a link without a session if the other side was silent for too long.
     async fn heartbeat(&mut self) -> LinkFlow {
         if self.session.is_none() && self.last_message_at.elapsed() > END_AFTER_SILENCE {
-            // The device lost its network, or holds the link open with half a message.
+            // The device lost its network, or keeps the link open with half a message.
             self.server.refuse(self.from, RefusalReason::Silent, Some(self.peer));
             return LinkFlow::Gone;
         }
         self.send(&ToAppliance::Ping).await
     }
 
-    /// Waits for the work of another task and sends pings meanwhile, so that a slow disk does not silence the link. `None`:
-    /// it took longer than [`DISK_TIMEOUT`]; the work goes on.
+    /// Waits for the work of another task and sends pings meanwhile, so that a slow disk does not silence the link.
+    /// `None`: it took longer than [`DISK_TIMEOUT`]; the work continues.
     async fn wait_with_heartbeat<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let until = Instant::now() + DISK_TIMEOUT;
         let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
@@ -281,12 +282,12 @@ impl Connection {
                 done = &mut work => break Some(done),
                 () = tokio::time::sleep_until(until) => break None,
                 _ = heartbeat.tick() => {
-                    // The next read notices a closed link.
+                    // The next read detects a closed link.
                     let _ = self.send(&ToAppliance::Ping).await;
                 }
             }
         };
-        // Nothing was read meanwhile.
+        // No message was read in the meantime.
         self.last_message_at = Instant::now();
         done
     }
@@ -370,7 +371,7 @@ impl Connection {
         }
     }
 
-    /// Carries out a decision: a reservation becomes a grant; a denial or a queue position is recorded and then sent.
+    /// Executes a decision: a reservation becomes a grant; a denial or a queue position is recorded and then sent.
     async fn carry_out(&mut self, answer: Answer, events: Vec<AuditEvent>) -> LinkFlow {
         match answer {
             Answer::Queued { place, expected_wait } => {
@@ -450,7 +451,7 @@ impl Connection {
         LinkFlow::Continue
     }
 
-    /// Sends what happened in a phase. Samples that were measured while the link was busy go together in one message.
+    /// Sends the events of a phase. Samples that were taken while the link was busy are combined into one message.
     async fn send_session_events(&mut self, first: SessionEvent) -> LinkFlow {
         let mut next = Some(first);
         while let Some(event) = next.take() {
@@ -465,7 +466,7 @@ impl Connection {
                     next = take_samples(&mut samples, (event.session, phase, direction), &mut self.session_events.1);
                     self.send(&ToAppliance::Samples { phase, direction, samples }).await
                 }
-                // The session is being ended, and its phase with it: the reason comes next, and is the one that counts.
+                // The session and its phase are being ended: the reason of the end is sent next, and supersedes this.
                 PhaseEvent::Done(..) if granted.running.control.is_cancelled() => LinkFlow::Continue,
                 PhaseEvent::Done(phase, tally) => {
                     granted.phase = None;
@@ -519,8 +520,8 @@ impl Drop for Connection {
     }
 }
 
-/// Moves further samples of the same session, phase and direction from `events` to `samples`, as many as one message
-/// carries. Returns the event that ended this, where there was one.
+/// Moves further samples of the same session, phase and direction from `events` to `samples`, up to the limit of a
+/// message. Returns the event that ended this, if any.
 fn take_samples(
     samples: &mut Vec<Sample>,
     of: (SessionId, u8, Direction),
@@ -538,7 +539,7 @@ fn take_samples(
     None
 }
 
-/// Waits until the server stops. Releases the watched value at once: it must not be held across an await.
+/// Waits until the server stops. Releases the watched value at once, because it must not be held across an await.
 async fn stopping(lifecycle: &mut tokio::sync::watch::Receiver<Lifecycle>) {
     lifecycle.wait_for(|lifecycle| *lifecycle == Lifecycle::Stopping).await.map(drop).ok();
 }
@@ -563,7 +564,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_that_wait_go_together_up_to_the_limit_of_a_message() {
+    fn waiting_samples_are_combined_up_to_the_limit_of_a_message() {
         let (sender, mut events) = mpsc::unbounded_channel();
         let session = SessionId::from_bytes([1; 16]);
         let send = |what| sender.send(SessionEvent { session, what }).unwrap();

@@ -1,5 +1,5 @@
-//! The slot that a connection holds until it is authenticated, and the signal to close it for a newer one. Which
-//! connection gets a slot is decided in `connection_limiter`.
+//! The slot that a connection holds until it is authenticated, and the signal to close it for a newer one.
+//! `connection_limiter` decides which connection gets a slot.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use super::{Server, lock};
 use crate::connection_limiter::{Admission, ConnectionLimiter, ConnectionSlotId, Prefix};
 use crate::event::RefusalReason;
 
-/// A connection that proved a key. Whether that key is paired is not checked yet.
+/// A connection that proved a key. Whether that key is paired is not yet checked.
 pub(super) struct HandshakenConnection {
     pub(super) stream: TlsStream<BoundedSocket>,
     pub(super) from: IpAddr,
@@ -28,7 +28,7 @@ pub(super) struct HandshakenConnection {
 /// The slots of all connections.
 pub(super) struct ConnectionSlots {
     limiter: Mutex<ConnectionLimiter>,
-    /// Wakes the connection that has to close.
+    /// Wakes the connection that must close.
     makes_way: Mutex<HashMap<ConnectionSlotId, Arc<Notify>>>,
 }
 
@@ -43,7 +43,7 @@ impl ConnectionSlots {
     }
 }
 
-/// Slots for the streams of a running session, beside those of other connections from its prefix; given back when
+/// Slots for the streams of a running session, in addition to those of other connections from its prefix; released when
 /// dropped.
 pub(super) struct SessionSlots {
     slots: Arc<ConnectionSlots>,
@@ -66,7 +66,7 @@ impl Drop for SessionSlots {
     }
 }
 
-/// The slot of a connection; given back when dropped.
+/// The slot of a connection; released when dropped.
 pub(super) struct ConnectionSlot {
     server: Arc<Server>,
     id: ConnectionSlotId,
@@ -74,7 +74,7 @@ pub(super) struct ConnectionSlot {
 }
 
 impl ConnectionSlot {
-    /// A slot for a new connection from `from`, or why there is none.
+    /// A slot for a new connection from `from`, or the reason for a refusal.
     pub(super) fn take(server: &Arc<Server>, from: IpAddr) -> Result<Self, RefusalReason> {
         let mut all = lock(&server.connection_slots.makes_way);
         match server.connection_slots.limiter().admit(Prefix::of(from), server.now().mono) {
@@ -90,12 +90,12 @@ impl ConnectionSlot {
         }
     }
 
-    /// Notes that the connection made progress, so that it does not count as silent.
+    /// Records that the connection made progress, so that it does not count as silent.
     pub(super) fn progressed(&self) {
         self.server.connection_slots.limiter().progressed(self.id, self.server.now().mono);
     }
 
-    /// Notes that the connection is authenticated or that its proof is being judged: from here on it is not closed for
+    /// Records that the connection is authenticated or that its proof is being judged: after this it is not closed for
     /// another one.
     pub(super) fn settle(&self) {
         let mut all = lock(&self.server.connection_slots.makes_way);
@@ -103,7 +103,7 @@ impl ConnectionSlot {
         self.server.connection_slots.limiter().left(self.id);
     }
 
-    /// Runs `work` until the connection has to make way. `None`: it has to be closed now.
+    /// Runs `work` until the connection must be closed for another one. `None`: close it now.
     pub(super) async fn while_held<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

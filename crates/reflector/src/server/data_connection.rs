@@ -1,4 +1,4 @@
-//! A data connection that came by the control port (`pp-data/1`): its preamble, whose session it is, and over to the
+//! A data connection at the control port (`pp-data/1`): reads its preamble, finds its session, and passes it to the
 //! threads that move bytes.
 
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use super::connection_slot::HandshakenConnection;
 use super::running_session::RunningSession;
 use crate::event::RefusalReason;
 
-/// Runs until the connection is handed over or refused.
+/// Runs until the connection is passed on or refused.
 pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
-    // The slot before the stream: it is dropped after the stream, so it counts until the socket is closed.
+    // The slot is declared before the stream, so it is dropped after it: it counts until the socket is closed.
     let HandshakenConnection { slot, from, peer, deadline, mut stream, .. } = connection;
     let mut bytes = [0; Preamble::LEN];
     let read = slot.while_held(tokio::time::timeout_at(deadline, stream.read_exact(&mut bytes))).await;
@@ -41,7 +41,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
         Ok(stream) => stream,
         Err(error) => {
             if server.may_log(running.peer) {
-                tracing::warn!(%error, "a data connection can't be handed over");
+                tracing::warn!(%error, "a data connection can't be passed on");
             }
             return;
         }

@@ -1,4 +1,4 @@
-//! The host's facts, read at most once a second for all links together.
+//! The host's facts, read at most once a second for all links.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ pub(super) struct FactsCache {
 impl FactsCache {
     /// The facts, with the interface of the local address `local`; `None` if the program is ending.
     pub(super) async fn facts(&self, local: IpAddr) -> Option<HostFacts> {
-        // Links that ask meanwhile wait for the same reading.
+        // Concurrent requests wait for the same reading.
         let mut read = self.read.lock().await;
         read.retain(|_, (at, _)| at.elapsed() < FACTS_LIFETIME);
         if let Some((_, facts)) = read.get(&local) {

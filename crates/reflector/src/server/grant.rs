@@ -1,6 +1,6 @@
-//! From a reservation to a grant, in three steps that each come before the next. Claim: the session's port, sockets and
-//! threads are held. Record: its test and its audit line are on disk, and its first bytes are leased. Promise: the
-//! message that grants it. What does not get to its promise is taken back (docs/decisions/0005).
+//! From a reservation to a grant, in three steps in this order. Claim: the session's port, sockets and threads are
+//! open. Record: its test and its audit line are on disk, and its first bytes are leased. Promise: the grant is sent. A
+//! reservation that does not reach the promise is taken back (docs/decisions/0005).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -38,7 +38,7 @@ pub(super) struct ClaimedSession {
 
 /// Why the resources of a reservation could not be claimed. The reservation is taken back.
 pub(super) enum ClaimError {
-    /// Every port of the range is held.
+    /// Every port of the range is in use.
     Denied(Denial),
     /// The host or the engine refused.
     Failed(Denial),
@@ -47,7 +47,7 @@ pub(super) enum ClaimError {
 }
 
 /// Step 1: opens the session's port, responder and engine. If another program holds the port, tries the next port of
-/// the range. Blocks while an engine starts a program. Returns the events of the decisions on the way.
+/// the range. Blocks while an engine starts a program. Returns the events of the decisions that this causes.
 pub(super) fn claim(
     server: &Arc<Server>,
     mut reservation: Reservation,
@@ -79,7 +79,7 @@ pub(super) fn claim(
                 }
                 let (answer, held) = server.sessions().port_is_held(session, server.now());
                 events.extend(held);
-                // Either it goes on with another port, or it is taken back already, which others wait for.
+                // It either continues with another port, or is already taken back, for which other requests may wait.
                 pending.leave();
                 server.capacity_freed();
                 match answer {
@@ -101,9 +101,9 @@ pub(super) fn claim(
     }
 }
 
-/// Step 2: records the grant, in its own task, which nothing cancels. `events`, with the grant among them, are adjacent
-/// in the audit log. The receiver gets the session, which all tasks can reach now, and the message to send (step 3). If
-/// nothing was recorded or the receiver was dropped, the session is taken back and nothing is sent.
+/// Step 2: records the grant, in a task of its own that is never cancelled. `events`, which include the grant, are
+/// adjacent in the audit log. The receiver gets the session, which all tasks can reach from then on, and the message to
+/// send (step 3). If recording fails or the receiver was dropped, the session is taken back and no message is sent.
 pub(super) fn record(
     claim: ClaimedSession,
     events: Vec<AuditEvent>,
@@ -121,7 +121,7 @@ async fn write_down(
     let ClaimedSession { pending, running, counts_as_test, promise } = claim;
     let server = Arc::clone(&pending.server);
     let (session, peer) = (running.session, running.peer);
-    // What happened beside, and stays true should the grant be taken back.
+    // The other events stay true even if the grant is taken back.
     let is_grant =
         |event: &AuditEvent| matches!(event, AuditEvent::SessionGranted { session: of, .. } if *of == session);
     let mut facts = events.iter().filter(|event| !is_grant(event)).cloned().collect::<Vec<_>>();
@@ -141,7 +141,7 @@ async fn write_down(
         facts.extend(pending.undo());
         server.record(facts).await;
         drop(recorded);
-        // Best effort: a test that can't be written is not counted after the next start.
+        // Best effort: if this fails, the test counts until the next start at least.
         server.store.forget_test(session).await.ok();
         return;
     }
@@ -150,7 +150,8 @@ async fn write_down(
     pending.leave();
     let (leased, first_lease) = oneshot::channel();
     tokio::spawn(Arc::clone(&running).keep_leased(Arc::clone(&server), leased));
-    // The first bytes must not wait for the disk. Where nothing could be leased, the session's end follows its grant.
+    // The first bytes must not wait for the disk. If no bytes could be leased, the end of the session follows its
+    // grant.
     first_lease.await.ok();
     if recorded.send((running, promise)).is_err() {
         running_session::end(&server, session, EndReason::Failed).await;
@@ -168,7 +169,7 @@ fn promise(reservation: &Reservation, running: &RunningSession) -> Grant {
     }
 }
 
-/// A reservation that is becoming a grant. If it is dropped before that, it is taken back.
+/// A reservation that is becoming a grant. Dropping it before that takes the reservation back.
 struct PendingReservation {
     server: Arc<Server>,
     session: SessionId,
@@ -176,7 +177,7 @@ struct PendingReservation {
 }
 
 impl PendingReservation {
-    /// Takes the reservation back. Returns the events of that.
+    /// Takes the reservation back. Returns the events of this.
     fn undo(mut self) -> Vec<AuditEvent> {
         self.is_over = true;
         self.server.undo(self.session)
@@ -202,11 +203,11 @@ pub(super) fn not_supported(spec: &TestSpec) -> Option<Denial> {
     Some(not_opened(spec, &refused))
 }
 
-/// The denial if the resources of a reservation could not be opened. A congestion control that the kernel of this host
-/// refuses is refused for good; any other failure may be temporary.
+/// The denial if the resources of a reservation could not be opened. If the kernel of this host refuses the congestion
+/// control, the denial is permanent; any other failure may be temporary.
 fn not_opened(spec: &TestSpec, error: &io::Error) -> Denial {
     let is_refused = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
-    // What the engine can't do with what was asked, whenever it is asked.
+    // Options that the engine does not support, which is permanent.
     let is_refused = spec.congestion_control.is_some() && is_refused || error.kind() == io::ErrorKind::InvalidInput;
     if is_refused {
         let detail = PeerText::new(&error.to_string());

@@ -1,5 +1,5 @@
-//! From a proven key to a link: the first message, whether the key is paired or becomes so, and the one answer to all
-//! that are not.
+//! From a proven key to a link: the first message, the check whether the key is paired or the pairing of it, and the
+//! single answer to all others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,9 +19,9 @@ use super::{Link, LinkCommand, Server, lock, pair};
 use crate::event::RefusalReason;
 use crate::sessions::LinkId;
 
-/// Open links of one peer. An appliance has one for each test; each costs a descriptor and some memory.
+/// Open links of one peer. An appliance needs one per test; each uses a descriptor and some memory.
 const MAX_LINKS_PER_PEER: usize = 64;
-/// How long after its first message a client that is not paired is answered. The constant time does not reveal how its
+/// The delay of the answer to an unpaired client after its first message. The constant time does not reveal how its
 /// message was judged, and makes guessing codes slow.
 const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 
@@ -73,7 +73,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     let (sender, commands) = mpsc::unbounded_channel();
     let Some(id) = register(&server, peer, sender) else {
         refuse(RefusalReason::TooManyLinks);
-        // It keeps its slot, and counts there, until it is closed.
+        // It keeps its slot, and counts for the limits, until it is closed.
         let detail = PeerText::new("too many links are open");
         let close = ToAppliance::Close { reason: CloseReason::Protocol, detail };
         let _ = slot.while_held(tokio::time::timeout(CLOSE_TIMEOUT, framed.send(&close))).await;
@@ -88,7 +88,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
 fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<LinkCommand>) -> Option<LinkId> {
     let mut links = lock(&server.links);
     let of_peer = links.values().filter(|link| link.peer == peer).count();
-    // No device takes more than half of them all.
+    // No device gets more than half of all links.
     if of_peer >= MAX_LINKS_PER_PEER.min(server.max_links / 2) || links.len() >= server.max_links {
         return None;
     }
@@ -97,14 +97,14 @@ fn register(server: &Server, peer: EndpointId, commands: mpsc::UnboundedSender<L
     Some(id)
 }
 
-/// The one answer to a client that is not paired: always the same, and always [`REFUSAL_DELAY`] after its message.
+/// The single answer to an unpaired client: always the same, and always [`REFUSAL_DELAY`] after its message.
 async fn reject_unpaired(mut framed: Framed<LinkStream>, answer_at: Instant) {
     tokio::time::sleep_until(answer_at).await;
-    // Best effort, for a bounded time.
+    // Best effort, with a timeout.
     let answered = tokio::time::timeout(CLOSE_TIMEOUT, async {
         framed.send(&ToAppliance::NotPaired).await?;
         framed.finish().await?;
-        // Unread bytes would turn our close into a reset, and the answer could be lost.
+        // Unread bytes would turn the close into a reset, and the answer could be lost.
         while let Ok(Some(_)) = framed.receive::<ToReflector>().await {}
         Ok::<_, LinkError>(())
     });

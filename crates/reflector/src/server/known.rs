@@ -1,5 +1,5 @@
-//! The prefixes from which paired devices authenticated: noted at once, written to the database in bulk. `known_prefixes`
-//! decides which are known.
+//! The prefixes from which paired devices authenticated: recorded at once, written to the database in bulk.
+//! `known_prefixes` decides which are known.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -12,14 +12,14 @@ use crate::connection_limiter::Prefix;
 use crate::known_prefixes::{KnownPrefixes, PeerPrefixes};
 use crate::store::{Store, StoreError};
 
-/// The least time between two writes. A device can come from a new prefix with each link, and every write keeps the
-/// others waiting for the disk.
+/// The shortest time between two writes. A device can use a new prefix for each link, and every write delays the others
+/// at the disk.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
-/// How often expired prefixes are forgotten at least.
+/// Expired prefixes are removed at least this often.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(3600);
 
 impl Server {
-    /// Notes that `peer` authenticated from this prefix, which is known from now on.
+    /// Records that `peer` authenticated from this prefix, which is known from now on.
     pub(super) fn note_prefix(&self, peer: EndpointId, prefix: Prefix) {
         let now = self.now().unix_ms;
         let mut known = lock(&self.known_prefixes);
@@ -27,7 +27,7 @@ impl Server {
             return;
         }
         if !self.peers.is_paired(peer) {
-            // It was removed since the link was judged.
+            // It was removed after the link was accepted.
             known.remove_peer(peer);
             return;
         }
@@ -35,14 +35,14 @@ impl Server {
         self.prefix_noted.notify_one();
     }
 
-    /// Forgets the prefixes of `peer`. The store removes them with the peer.
+    /// Removes the prefixes of `peer`. The store removes them together with the peer.
     pub(super) fn forget_prefixes(&self, peer: EndpointId) {
         let mut known = lock(&self.known_prefixes);
         known.remove_peer(peer);
         self.connection_slots.limiter().set_known(known.all(self.now().unix_ms));
     }
 
-    /// Forgets the prefixes that expired. The next write removes them from the database.
+    /// Removes the expired prefixes. The next write removes them from the database.
     fn expire_prefixes(&self) {
         let now = self.now().unix_ms;
         let mut known = lock(&self.known_prefixes);
@@ -50,19 +50,18 @@ impl Server {
         self.connection_slots.limiter().set_known(known.all(now));
     }
 
-    /// Writes the prefixes that are not written yet.
+    /// Writes the pending prefixes.
     pub(super) async fn write_known(&self) {
         if let Err(error) = write(&self.known_prefixes, &self.store, &self.peers.authorized()).await {
-            // A prefix that is not in the database is unknown after the next start, until the next link from there.
+            // A prefix that is not in the database is unknown after the next start, until the next link from it.
             tracing::warn!(%error, "known prefixes can't be written");
-            // The next write is tried after the interval, not only when another prefix is noted.
+            // The next write is retried after the interval, not only after another prefix is recorded.
             self.prefix_noted.notify_one();
         }
     }
 }
 
-/// Writes the prefixes that are not written yet. If the write fails or is cancelled, for example by a stop, they stay
-/// unwritten.
+/// Writes the pending prefixes. If the write fails or is cancelled, for example by a shutdown, they stay pending.
 async fn write(
     known: &Mutex<KnownPrefixes>,
     store: &Store,
@@ -77,7 +76,7 @@ async fn write(
     Ok(())
 }
 
-/// Prefixes that are being written. Dropping this marks the remaining ones as unwritten again.
+/// Prefixes that are being written. Dropping this makes the remaining ones pending again.
 struct Unwritten<'a> {
     prefixes: Vec<PeerPrefixes>,
     known: &'a Mutex<KnownPrefixes>,
@@ -89,10 +88,10 @@ impl Drop for Unwritten<'_> {
     }
 }
 
-/// Writes prefixes and forgets old ones, until the future is dropped.
+/// Writes prefixes and removes expired ones, until the future is dropped.
 pub(super) async fn keep(server: Arc<Server>) {
     loop {
-        // A timeout is no failure: expired prefixes are forgotten also while no device connects.
+        // A timeout is not a failure: expired prefixes are removed even while no device connects.
         tokio::time::timeout(EXPIRY_INTERVAL, server.prefix_noted.notified()).await.ok();
         server.expire_prefixes();
         server.write_known().await;
@@ -105,7 +104,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_that_is_cancelled_is_made_up_for_by_the_next_one() {
+    async fn a_cancelled_write_is_repeated_by_the_next_one() {
         let folder = tempfile::TempDir::new().unwrap();
         let store = Store::open(&folder.path().join("reflector.db")).await.unwrap();
         let peer = EndpointId::from_bytes([1; 32]);
@@ -114,7 +113,7 @@ mod tests {
         lock(&known).note(peer, prefix, 1_000);
         tokio::select! {
             biased;
-            // Its first step is the database's, in another thread.
+            // Its first step runs in another thread, that of the database.
             _ = write(&known, &store, &authorized) => {}
             () = std::future::ready(()) => {}
         }

@@ -1,4 +1,4 @@
-//! What this reflector offers: the engines that its host can run, and the limits as configured.
+//! The reflector's offer: the engines that its host can run, and the configured limits.
 
 use std::os::unix::fs::DirBuilderExt;
 
@@ -14,13 +14,13 @@ use crate::status::UnavailableEngine;
 /// Tries each configured engine. Returns those that run on this host, and those that do not.
 pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn Engine>, Vec<UnavailableEngine>)> {
     let scratch = config.scratch_dir();
-    // What a reflector that was killed left there.
+    // Leftovers of a killed reflector.
     if let Err(error) = std::fs::remove_dir_all(&scratch)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(%error, "an old working folder can't be removed");
     }
-    // Not one that another user makes in the meantime.
+    // Fails if another user creates it in the meantime.
     let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
     made.with_context(|| format!("cannot create the folder {}", scratch.display()))?;
     let (mut engines, mut unavailable) = (Vec::new(), Vec::new());
@@ -44,7 +44,7 @@ pub(super) async fn offered(config: &Config) -> anyhow::Result<(Vec<&'static dyn
     Ok((engines, unavailable))
 }
 
-/// The session rules as configured, with the engines that can be offered.
+/// The configured session limits, with the engines that can be offered.
 pub(super) fn limits(config: &Config, engines: &[&'static dyn Engine]) -> Limits {
     let direct = config.offers_direct();
     let mut data_modes = vec![DataMode::Tunneled];

@@ -1,5 +1,5 @@
-//! What follows a right proof, or a name at the admin socket: a device becomes a peer, on disk and in the audit log, or
-//! nothing of it stays.
+//! The pairing after a right proof or a command at the admin socket: a device becomes a peer on disk and in the audit
+//! log, or remains unpaired.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::connection_limiter::Prefix;
 use crate::event::RefusalReason;
 use crate::pairing::ProofDecision;
 
-/// Judges a proof that was received with this exporter value. A right one makes the peer known before it is answered.
+/// Judges a proof that was received with this exporter value. A right proof makes the device a peer before it is
+/// answered.
 pub(super) async fn verify_proof(
     server: &Arc<Server>,
     exporter: &[u8; 32],

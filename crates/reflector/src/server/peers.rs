@@ -1,7 +1,8 @@
-//! The paired devices: a copy in memory that every handshake checks, kept in step with the store and the audit log.
+//! The paired devices: a copy in memory that every handshake checks, consistent with the store and the audit log.
 //!
-//! Each change of the store owes a line of the audit log, in the same transaction. A device is a peer once its line is
-//! written; what a crash or a fault leaves owing is written at the next start, or when the log can be written again.
+//! Each change in the store also stores, in the same transaction, the audit line that it owes. A device is a peer once
+//! its line is written. Lines that a crash or a fault leaves owed are written at the next start, or when the log can be
+//! written again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,7 +23,7 @@ pub(super) struct Peers {
     /// Peers of the configuration, which only the configuration can remove.
     authorized: RwLock<BTreeSet<EndpointId>>,
     known: RwLock<BTreeMap<EndpointId, Peer>>,
-    /// Held while the database is changed and read again, so that an older state does not bring a removed peer back.
+    /// Held while the database is changed and read again, so that an older state does not restore a removed peer.
     changing: Mutex<Unsettled>,
 }
 
@@ -31,7 +32,7 @@ pub(super) struct Peers {
 struct Unsettled {
     /// Lines that are in the audit log, but that the database still lists as owed.
     written: BTreeSet<i64>,
-    /// Added peers whose audit line could not be written and whose removal failed too.
+    /// Added peers whose audit line could not be written and whose removal failed, too.
     take_back: BTreeSet<EndpointId>,
 }
 
@@ -45,8 +46,8 @@ pub(super) enum Removal {
 }
 
 impl Peers {
-    /// Loads the peers of the database and of the configuration. First writes the lines that a crash left unwritten to
-    /// the audit log in `audit_folder`.
+    /// Loads the peers of the database and of the configuration. First writes the lines that a crash left owed to the
+    /// audit log in `audit_folder`.
     pub(super) async fn load(
         store: &Store,
         audit: &Audit,
@@ -71,7 +72,7 @@ impl Peers {
             );
             let written = owed.iter().zip(written).filter(|(_, is_written)| *is_written).map(|(line, _)| line.id);
             peers.changing.lock().await.written.extend(written);
-            // A disk that can't be written now is no reason not to start: the lines stay owed.
+            // A disk that can't be written does not prevent the start: the lines stay owed.
             peers.settle().await;
         }
         peers.replace(store.peers().await?);
@@ -83,7 +84,7 @@ impl Peers {
         self.is_authorized(id) || self.read().contains_key(&id)
     }
 
-    /// The peers that the configuration names.
+    /// The peers in the configuration.
     pub(super) fn authorized(&self) -> BTreeSet<EndpointId> {
         self.authorized.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -92,7 +93,7 @@ impl Peers {
         self.authorized.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
     }
 
-    /// Replaces the peers that the configuration names. Returns those that are no longer paired.
+    /// Replaces the peers in the configuration. Returns those that are no longer paired.
     pub(super) fn set_authorized(&self, ids: &[EndpointId]) -> Vec<EndpointId> {
         let next = ids.iter().copied().collect();
         let mut authorized = self.authorized.write().unwrap_or_else(PoisonError::into_inner);
@@ -109,20 +110,20 @@ impl Peers {
         from_config.chain(from_store.filter(|(id, ..)| !authorized.contains(id))).collect()
     }
 
-    /// Adds a peer, durably and with its line in the audit log. Returns its name and whether it is new. On an error it
-    /// is not paired, unless it was before.
+    /// Adds a peer, durably and with its line in the audit log. Returns its name and whether it is new. On an error the
+    /// device is not paired, unless it was before.
     pub(super) async fn add(&self, id: EndpointId, name: &PeerText, by: &str) -> anyhow::Result<(PeerText, bool)> {
         let mut unsettled = self.lock_changes().await?;
         let is_new = self.store.add_peer(id, name, by).await?;
         if is_new && let Err(why) = self.pay(&mut unsettled).await {
-            // It was not answered yet.
+            // The device was not answered yet.
             unsettled.take_back.insert(id);
             self.take_back(&mut unsettled).await.ok();
             return Err(why);
         }
         self.replace(self.store.peers().await?);
         let name = self.read().get(&id).map_or_else(|| name.clone(), |peer| peer.name.clone());
-        // A device that pairs again gets a line too.
+        // A device that pairs again gets a line, too.
         if !is_new && by == "code" {
             let event = AuditEvent::PeerAdded { peer: id, name: name.clone(), by: by.to_owned() };
             self.audit.record(vec![event]).await?;
@@ -141,7 +142,7 @@ impl Peers {
         Ok(if removed { Removal::Removed } else { Removal::NotThere })
     }
 
-    /// Gives a peer another name, durably; `false` if there is no such peer. [`Peers::settle`] writes its audit line.
+    /// Renames a peer, durably; `false` if there is no such peer. [`Peers::settle`] writes its audit line.
     pub(super) async fn rename(&self, id: EndpointId, name: &PeerText) -> anyhow::Result<bool> {
         let _changes = self.lock_changes().await?;
         let renamed = self.store.rename_peer(id, name).await?;
@@ -169,7 +170,7 @@ impl Peers {
         self.read().values().find(|peer| peer.name.as_str() == text).map(|peer| peer.id)
     }
 
-    /// Locks the changes of the peers, after retrying the removals that failed.
+    /// Locks the changes of the peers, after retrying the failed removals.
     async fn lock_changes(&self) -> anyhow::Result<MutexGuard<'_, Unsettled>> {
         let mut unsettled = self.changing.lock().await;
         self.take_back(&mut unsettled).await?;
@@ -178,8 +179,8 @@ impl Peers {
 
     async fn take_back(&self, unsettled: &mut Unsettled) -> anyhow::Result<()> {
         while let Some(peer) = unsettled.take_back.first().copied() {
-            // The line that could not be recorded may be in the log all the same, where its sync or its head failed: it
-            // stays owed, and the line of the removal is owed behind it.
+            // The line that could not be recorded may be in the log nevertheless, if only its sync or its head failed.
+            // So it stays owed, and the line of the removal is owed after it.
             self.store.remove_peer(peer).await?;
             unsettled.take_back.remove(&peer);
         }
@@ -197,8 +198,8 @@ impl Peers {
         recorded?;
         match self.store.lines_written(&owed).await {
             Ok(()) => unsettled.written.clear(),
-            // A crash now leaves them, and the next start finds them in the log.
-            Err(error) => tracing::warn!(%error, "lines of the audit log can't be noted as written yet"),
+            // If a crash comes now, the next start finds these lines in the log.
+            Err(error) => tracing::warn!(%error, "lines of the audit log can't be marked as written yet"),
         }
         Ok(())
     }
@@ -223,7 +224,7 @@ mod tests {
     use crate::audit::Sizes;
 
     #[tokio::test]
-    async fn a_line_whose_head_could_not_be_kept_is_written_once() {
+    async fn a_line_whose_head_could_not_be_stored_is_written_once() {
         let folder = TempDir::new().unwrap();
         let (database, audit_folder) = (folder.path().join("reflector.db"), folder.path().join("audit"));
         let store = Store::open(&database).await.unwrap();
@@ -233,7 +234,7 @@ mod tests {
         let peer = EndpointId::from_bytes([1; 32]);
         peers.add(peer, &PeerText::new("attic"), "hand").await.unwrap();
         assert_eq!(peers.remove(peer).await.unwrap(), Removal::Removed);
-        // Another process holds the write lock: the line is written, and its head can't be kept.
+        // Another process holds the write lock: the line is written, but its head can't be stored.
         let mut other = SqliteConnection::connect(&format!("sqlite://{}", database.display())).await.unwrap();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
         peers.settle().await;

@@ -1,4 +1,5 @@
-//! Reads the configuration again while the server runs: on SIGHUP without a terminal, and for `reflector config reload`.
+//! Reads the configuration again while the server runs: on SIGHUP without a terminal, and for `reflector config
+//! reload`.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::{Server, lock};
 use crate::config::{Config, ConfigChange, change};
 use crate::sessions::Limits;
 
-/// How a running server gets its configuration again, and changes its log.
+/// How a running server reads its configuration again, and changes its log filter.
 pub struct ConfigReloader {
     /// Reads the same flags, environment and files as at the start.
     pub read: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
@@ -21,8 +22,8 @@ pub struct ConfigReloader {
 }
 
 impl Server {
-    /// Reads the configuration and applies what can be applied. A configuration that is not valid changes nothing. The
-    /// outcome is logged.
+    /// Reads the configuration and applies the settings that need no restart. An invalid configuration changes nothing.
+    /// The outcome is logged.
     pub(super) fn reload(&self) -> Result<ConfigChange, ConfigError> {
         let _one_at_a_time = lock(&self.reloading);
         let read = tokio::task::block_in_place(|| (self.reloader.read)()).inspect_err(|error| {
@@ -61,19 +62,19 @@ pub(super) async fn on_signal(server: Arc<Server>, mut signal: Signal) {
     }
 }
 
-/// What SIGHUP does to this process.
+/// The effect of SIGHUP on this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hangup {
     /// The terminal closed: ends the reflector like SIGTERM.
     Ends,
     /// A service manager or an operator sent it: reads the configuration again.
     Reloads,
-    /// The parent process chose that it is ignored, as nohup does.
+    /// The parent process, for example nohup, chose to ignore it.
     IsIgnored,
 }
 
 impl Hangup {
-    /// For this process, before it handles any signal.
+    /// The effect for this process, determined before it handles any signal.
     pub(super) fn of_this_process() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let has_terminal =
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hangup_ends_a_reflector_on_a_terminal_alone() {
+    fn a_hangup_ends_only_a_reflector_on_a_terminal() {
         assert_eq!(Hangup::of(false, true), Hangup::Ends);
         assert_eq!(Hangup::of(false, false), Hangup::Reloads);
         assert_eq!(Hangup::of(true, true), Hangup::IsIgnored);

@@ -1,4 +1,4 @@
-//! One granted session while it runs: its engine's end, its probes, its keys, its lease, and its teardown.
+//! One granted session while it runs: its engine's end, its probes, its keys, its leases, and its teardown.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -30,11 +30,11 @@ use crate::descriptors;
 use crate::sessions::{Lease, LinkId, Reservation, UseRecorder};
 use crate::store::StoreError;
 
-/// The largest number of bytes that a session leases at once: more than a second at 400 Gbit/s. `sessions` may grant less.
-/// Writing a lease uses the processor and the disk, which disturbs the measurement, so leases are few and large.
+/// The most bytes that a session leases at once: more than a second at 400 Gbit/s. `sessions` may grant less. Writing a
+/// lease uses the processor and the disk, which disturbs the measurement, so leases are few and large.
 const LARGEST_LEASE: u64 = 64 << 30;
 
-/// How long after a lease could not be written it is tried again, while bytes of an earlier one are left.
+/// The delay before a failed write of a lease is retried, while bytes of an earlier one are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 
 /// One granted session.
@@ -56,7 +56,7 @@ pub(super) struct RunningSession {
     use_recorder: Mutex<UseRecorder>,
     /// Whether the streams of a phase with load arrived.
     had_streams: AtomicBool,
-    /// Notified when a phase begins or ends: use has to be read earlier than planned.
+    /// Notified when a phase begins or ends: the use must then be read earlier.
     phase_changed: Notify,
     /// The origin of the monotonic clock of `use_recorder`.
     began: Instant,
@@ -74,14 +74,15 @@ struct SessionResources {
     _slots: SessionSlots,
 }
 
-/// An event of a phase, sent to the task of the link. It names its session: the link may already have the next one.
+/// An event of a phase, sent to the task of the link. It names its session, because the link may already have the next
+/// one.
 #[derive(Debug)]
 pub(super) struct SessionEvent {
     pub(super) session: SessionId,
     pub(super) what: PhaseEvent,
 }
 
-/// What happens in a phase.
+/// The events of a phase.
 #[derive(Debug)]
 pub(super) enum PhaseEvent {
     Started(u8),
@@ -90,8 +91,8 @@ pub(super) enum PhaseEvent {
 }
 
 impl RunningSession {
-    /// Opens everything that the session needs. Blocks while an engine starts a program. `AddrInUse`: another program
-    /// holds the port.
+    /// Opens all resources of the session. Blocks while an engine starts a program. `AddrInUse`: another program holds
+    /// the port.
     pub(super) fn open(
         server: &Server,
         reservation: &Reservation,
@@ -105,7 +106,7 @@ impl RunningSession {
             let wants_lease = Arc::clone(&wants_lease);
             SessionControl::metered(move || wants_lease.notify_one())
         };
-        // Only the port is another one: the scope of a link-local address must stay.
+        // Only the port changes: the scope of a link-local address must be preserved.
         let claim = reservation.port.map(|port| {
             let mut claim = local;
             claim.set_port(port);
@@ -170,7 +171,7 @@ impl RunningSession {
         self.resources.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.server_end.terms()
     }
 
-    /// When anything was last received on any connection of the session, as time since `began`.
+    /// When anything was last received on any connection of the session, as the time since `began`.
     pub(super) fn last_heard(&self, began: Instant) -> Duration {
         self.control.last_heard().saturating_duration_since(began)
     }
@@ -178,7 +179,7 @@ impl RunningSession {
     /// Takes over a data connection whose preamble authenticated it for this session.
     pub(super) fn admit(&self, preamble: Preamble, stream: DataStream) {
         let stream = MeteredStream::new(stream, Arc::clone(&self.control));
-        // The session is being closed: the connection is dropped.
+        // If the session is being closed, the connection is dropped.
         let Ok(resources) = self.resources.try_read() else { return };
         if let Some(resources) = resources.as_ref() {
             resources.server_end.admit(preamble, stream);
@@ -190,13 +191,13 @@ impl RunningSession {
         self.datagrams.seen()
     }
 
-    /// Whether to accept a connection for latency probes. Each costs a thread, so only the first is accepted.
+    /// Whether to accept a connection for latency probes. Each uses a thread, so only the first is accepted.
     pub(super) fn admits_probe_stream(&self) -> bool {
         !self.has_probe_stream.swap(true, Ordering::Relaxed)
     }
 
-    /// Ends the session's work and frees its resources: returns when its phase's threads have ended and its port is
-    /// free. Blocks until the threads notice the cancellation.
+    /// Ends the session's work and frees its resources. Blocks until the threads of its phase have ended and its port
+    /// is free.
     fn close(&self) {
         self.control.cancel();
         let resources = self.resources.write().unwrap_or_else(PoisonError::into_inner).take();
@@ -207,7 +208,7 @@ impl RunningSession {
     pub(super) fn start(self: &Arc<Self>, phase: u8, events: mpsc::UnboundedSender<SessionEvent>) -> io::Result<()> {
         let running = Arc::clone(self);
         let run = move || {
-            // A receiver that is gone is a link that ended: then the session is cancelled, and the phase ends.
+            // If the receiver is gone, the link has ended: then the session is cancelled, which ends the phase.
             let send = |what| {
                 events.send(SessionEvent { session: running.session, what }).ok();
             };
@@ -274,14 +275,14 @@ impl RunningSession {
                         return Err(EndReason::Failed);
                     }
                 },
-                // All bytes of the day are leased; what this session has of them may still flow.
+                // All bytes of the day are leased; the session may still use its earlier leases.
                 Err(EndReason::BytesPerDay) if !self.control.is_exhausted() => 0,
                 Err(reason) => return Err(reason),
             };
             drop(is_over);
             self.control.allow(bytes);
             if let Some(first) = first.take() {
-                // The link that asked for the session may be closed.
+                // The link that requested the session may be closed.
                 first.send(()).ok();
             }
             self.record_use_until_lease_wanted(server).await;
@@ -295,7 +296,7 @@ impl RunningSession {
         Ok(())
     }
 
-    /// Writes what the session used whenever that is due, until more bytes have to be leased or leasing has stopped.
+    /// Writes the session's use whenever that is due, until more bytes must be leased or leasing has stopped.
     async fn record_use_until_lease_wanted(&self, server: &Server) {
         loop {
             let next = lock(&self.use_recorder).next_reading();
@@ -313,7 +314,7 @@ impl RunningSession {
             let due = lock(&self.use_recorder).read(self.control.spent(), self.began.elapsed());
             let Some(recorded) = due else { continue };
             let is_over = self.is_over.lock().await;
-            // While the disk fails the test goes on; the store reports the fault, and the next reading tries again.
+            // While the disk fails, the test continues. The store reports the fault, and the next reading retries.
             if !*is_over && server.store.record_use(self.session, recorded).await.is_ok() {
                 lock(&self.use_recorder).written(recorded);
             }
@@ -326,8 +327,8 @@ impl RunningSession {
     }
 }
 
-/// Ends a session: sockets and threads first, then the accounts, then the log. The first caller does it, in its own task
-/// or in that of its link; later callers return at once.
+/// Ends a session: first its sockets and threads, then its accounts, then its audit line. The first caller does this,
+/// in a task of its own or that of its link; later callers return at once.
 pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) {
     let _teardown = server.teardowns.read().await;
     let Some(running) = server.sessions().tear_down(session, reason, server.now()) else { return };
@@ -352,8 +353,8 @@ pub(super) async fn end(server: &Server, session: SessionId, reason: EndReason) 
     recorded.await;
 }
 
-/// Ends a session, then has its link notify the appliance. Not in the link's task, which may be blocked in a write to a
-/// peer that no longer reads, or be gone.
+/// Ends a session, then has its link notify the appliance. Not in the link's task, which may be gone or blocked in a
+/// write to a peer that no longer reads.
 pub(super) async fn end_and_notify(server: &Server, session: SessionId, reason: EndReason) {
     let Some(link) = server.sessions().handle(session).map(|running| running.link) else { return };
     end(server, session, reason).await;
@@ -379,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probes_go_to_the_socket_of_the_very_port_that_was_dialled() {
+    fn probes_go_to_the_socket_of_the_port_of_the_link() {
         let is = |bound: &str, local: &str| is_behind(bound.parse().unwrap(), local.parse().unwrap());
         assert!(is("0.0.0.0:4000", "192.0.2.1:4000"));
         assert!(is("[fe80::1%2]:4000", "[fe80::1%2]:4000"));

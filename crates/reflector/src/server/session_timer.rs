@@ -1,4 +1,4 @@
-//! The timer of `sessions`: polls it when something is due, and passes its actions on to the links.
+//! The timer of `sessions`: polls it when an action is due, and passes the actions to the links.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,14 +20,14 @@ pub(super) async fn run(server: Arc<Server>) {
             let (actions, events) = sessions.poll(server.now(), &last_heard, &mut new_id);
             (actions, server.record(events))
         };
-        // A session ends also while the disk fails; a denial is recorded before it is sent.
+        // A session ends even while the disk fails; a denial is recorded before it is sent.
         let (denials, others) =
             actions.into_iter().partition::<Vec<_>, _>(|action| matches!(action, SessionAction::Deny { .. }));
         for action in others {
             carry(&server, action);
         }
         let shared = Arc::clone(&server);
-        // Time goes on while the disk is slow.
+        // Does not wait for a slow disk.
         tokio::spawn(async move {
             recorded.await;
             for action in denials {
@@ -52,7 +52,7 @@ pub(super) async fn run(server: Arc<Server>) {
     }
 }
 
-/// Passes one action on to its link.
+/// Passes one action to its link.
 fn carry(server: &Arc<Server>, action: SessionAction) {
     match action {
         SessionAction::Reserve(reservation) => {

@@ -1,4 +1,4 @@
-//! What goes into the session rules and what comes out of them: plain values. No rule is decided here.
+//! The inputs and outputs of the session rules: plain values without rules.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use super::limits::{bytes, span};
 /// Milliseconds of a UTC day.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// What time it is, by both clocks. Sessions live by the monotonic one; hours and days of quotas by the wall clock,
-/// because they outlive a restart.
+/// The time of both clocks. Sessions use the monotonic one. The hours and days of quotas use the wall clock, because
+/// they persist across restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// Since an arbitrary start; never goes back.
@@ -34,7 +34,7 @@ impl Now {
         u32::try_from(unix_ms / DAY_MS).unwrap_or(u32::MAX)
     }
 
-    /// How long until the next UTC day begins.
+    /// The time until the next UTC day begins.
     pub(super) fn until_tomorrow(self) -> Duration {
         Duration::from_millis(DAY_MS - self.unix_ms % DAY_MS)
     }
@@ -49,7 +49,7 @@ pub struct LinkId(pub u64);
 pub struct PastUsage {
     /// The peer of each granted test, and when it was granted, in milliseconds since 1970.
     pub tests: Vec<(EndpointId, u64)>,
-    /// Charged bytes: the peer, the day, how many.
+    /// Charged bytes: peer, day, bytes.
     pub bytes_today: Vec<(EndpointId, u32, u64)>,
 }
 
@@ -66,18 +66,19 @@ pub struct Reservation {
     pub spec: TestSpec,
     /// The port to claim, in direct mode.
     pub port: Option<u16>,
-    /// How long it lasts at most, from its reservation on.
+    /// The longest time that it may last, from its reservation on.
     pub expires_in: Duration,
-    /// Whether it counts as a test of the hour: not if it repeats in the tunnel a direct session that was not reached.
+    /// Whether it counts as a test of the hour. A tunneled repetition of a direct session that was not reached does not
+    /// count.
     pub counts_as_test: bool,
 }
 
 /// The answer to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Everything is reserved: claim, call `opened`, record, and only then promise; or `undo`.
+    /// Everything is reserved: claim the resources, call `opened`, record the grant, and then send it; or call `undo`.
     Reserved(Reservation),
-    /// It is queued. Nothing is reserved.
+    /// The request is queued. Nothing is reserved.
     Queued {
         /// Its position in the queue, from 1.
         place: u32,
@@ -88,7 +89,7 @@ pub enum Answer {
     Denied(Denial),
 }
 
-/// Bytes that a session may move once the lease is on disk.
+/// Bytes that a session may move after the lease is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Payload bytes; never 0.
@@ -103,19 +104,19 @@ pub struct Lease {
 pub struct SessionAccounts {
     pub session: SessionId,
     pub peer: EndpointId,
-    /// Payload bytes charged to each day, oldest first; days without bytes are left out.
+    /// Payload bytes charged to each day, oldest first, without days of 0 bytes.
     pub bytes_by_day: Vec<(u32, u64)>,
-    /// Why it ended: the first reason.
+    /// The first reason why it ended.
     pub reason: EndReason,
 }
 
-/// An action that the server must take because time passed or something changed.
+/// An action that the server must take because of elapsed time or a change.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum SessionAction {
-    /// A queued request is reserved: as [`Answer::Reserved`].
+    /// A queued request is reserved, as in [`Answer::Reserved`].
     Reserve(Reservation),
-    /// A queued request should be sent its position.
+    /// The server should send a queued request its position.
     Place {
         /// The link that waits.
         link: LinkId,
@@ -140,15 +141,15 @@ pub enum SessionAction {
 pub struct Snapshot {
     /// Sessions that may run at once.
     pub slots: u32,
-    /// No new sessions: the reflector is shutting down.
+    /// Whether the reflector is shutting down and grants no sessions.
     pub draining: bool,
-    /// No new sessions: audit log or state can't be written.
+    /// Whether audit log or state can't be written, so that no session is granted.
     pub faulted: bool,
     /// The reserved and the running sessions.
     pub sessions: Vec<SessionStatus>,
     /// The queued requests, the next one first.
     pub queue: Vec<QueueStatus>,
-    /// What each peer used of its quotas; peers that used nothing are left out.
+    /// The used quotas of each peer; peers without usage are left out.
     pub peers: Vec<PeerStatus>,
     /// Payload bytes charged today to all peers together, open leases included.
     pub bytes_today: u64,
@@ -192,7 +193,7 @@ impl Snapshot {
 pub struct SessionStatus {
     pub session: SessionId,
     pub peer: EndpointId,
-    /// The engine that makes the load.
+    /// The engine that loads the path.
     pub engine: EngineId,
     /// How its data travels.
     pub data_mode: DataMode,
@@ -201,13 +202,13 @@ pub struct SessionStatus {
     pub port: Option<u16>,
     /// The time since its reservation, in milliseconds.
     pub elapsed_ms: u64,
-    /// The longest time that remains to it, in milliseconds.
+    /// The longest remaining time, in milliseconds.
     pub expires_in_ms: u64,
     /// Payload bytes leased so far.
     pub leased_bytes: u64,
 }
 
-/// One waiting request, for `status`.
+/// One queued request, for `status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct QueueStatus {
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn status_reads_as_sentences() {
+    fn status_is_printed_as_labelled_lines() {
         let peer = EndpointId::from_bytes([1; 32]);
         let seen = Snapshot {
             slots: 1,

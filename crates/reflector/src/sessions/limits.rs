@@ -1,4 +1,4 @@
-//! The limits that the operator sets, and the denial of a request that asks for more. Usage is not checked here.
+//! The limits that the operator sets, and the denial of requests above them. Usage is not checked here.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -11,14 +11,14 @@ use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
 use super::decision::millis;
 use crate::descriptors;
 
-/// What a phase may take beyond its duration: opening its streams, and draining what is still under way.
+/// The allowed time of a phase beyond its duration: to open its streams, and to drain bytes in flight.
 const PHASE_ALLOWANCE: Duration = Duration::from_secs(6);
-/// What a session may take in addition to its phases: opening, first and last messages, a slow disk.
+/// The allowed time of a session beyond its phases: to open, for the first and last messages, for a slow disk.
 const SESSION_ALLOWANCE: Duration = Duration::from_secs(15);
 /// How much longer than its duration a phase usually takes, for the expected wait of queued requests.
 const USUAL_PHASE_OVERHEAD: Duration = Duration::from_secs(1);
 
-/// What the operator allows.
+/// The limits that the operator sets.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Sessions that run at once.
@@ -35,9 +35,9 @@ pub struct Limits {
     pub max_bytes_per_day_total: u64,
     /// Queued requests at once.
     pub max_queue: usize,
-    /// Requests of one peer that wait at once, over all its links.
+    /// Queued requests of one peer at once, over all its links.
     pub max_queue_per_peer: usize,
-    /// Descriptors that all sessions together may take.
+    /// Descriptors of all sessions together.
     pub descriptors: usize,
     /// The ports of direct sessions; `None`: direct sessions are not offered.
     pub data_ports: Option<RangeInclusive<u16>>,
@@ -50,8 +50,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Limits that offer and allow nothing. The operator's defaults are in the configuration; only limits without a
-    /// setting have their value here.
+    /// Limits that offer and allow nothing. The defaults are in the configuration; only limits without a setting have
+    /// their value here.
     fn default() -> Self {
         Self {
             max_concurrent_tests: 0,
@@ -61,9 +61,9 @@ impl Default for Limits {
             max_bytes_per_day: 0,
             max_bytes_per_day_total: 0,
             max_queue: 0,
-            // An appliance needs one, and a few more for tests by hand beside its schedule.
+            // An appliance needs one for its schedule, and a few more for manual tests.
             max_queue_per_peer: 4,
-            // The program that starts the server knows the limit of the host.
+            // The program that starts the server sets the limit of the host.
             descriptors: usize::MAX,
             data_ports: None,
             data_modes: Vec::new(),
@@ -74,7 +74,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Denies requests that no peer may ever make.
+    /// Denies requests that no peer may make.
     pub(super) fn check(&self, spec: &TestSpec) -> Result<(), Denial> {
         let refuse = |reason, detail: String| Err(denial(reason, &detail, None));
         if let Err(bad) = spec.check() {
@@ -128,7 +128,7 @@ impl Limits {
     }
 }
 
-/// How long a session may last at most, from its reservation on.
+/// The longest time that a session may last, from its reservation on.
 pub(super) fn longest(spec: &TestSpec) -> Duration {
     spec.duration() + allowance(PHASE_ALLOWANCE, spec) + SESSION_ALLOWANCE
 }
@@ -139,7 +139,7 @@ pub(super) fn usual(spec: &TestSpec) -> Duration {
 }
 
 fn allowance(each: Duration, spec: &TestSpec) -> Duration {
-    // At most `TestSpec::MAX_PHASES` of them: checked before anything else.
+    // At most `TestSpec::MAX_PHASES` of them, which is checked first.
     each.saturating_mul(u32::try_from(spec.phases.len()).unwrap_or(u32::MAX))
 }
 
@@ -155,7 +155,7 @@ fn list(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A length of time as people write it: `2 min`, `1 min 30 s`, `500 ms`; rounded down to the second from 1 s on.
+/// A duration for users: `2 min`, `1 min 30 s`, `500 ms`; rounded down to the second from 1 s on.
 pub fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if seconds == 0 {
@@ -165,7 +165,7 @@ pub fn span(duration: Duration) -> String {
     parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n} {unit}")).collect::<Vec<_>>().join(" ")
 }
 
-/// A number of bytes as people write it, in SI units: `500 GB`, `1.5 TB`.
+/// A number of bytes for users, in SI units: `500 GB`, `1.5 TB`.
 pub(super) fn bytes(count: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let at = (1..units.len()).rev().find(|at| count >= 1000u64.pow(*at as u32)).unwrap_or(0);
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_told_in_words() {
+    fn limits_are_printed_for_users() {
         assert_eq!(span(Duration::from_secs(600)), "10 min");
         assert_eq!(span(Duration::from_secs(3690)), "1 h 1 min 30 s");
         assert_eq!(span(Duration::from_millis(500)), "500 ms");

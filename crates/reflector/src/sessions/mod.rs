@@ -1,6 +1,6 @@
-//! What is granted, queued, denied and charged, as a pure state machine. Each call returns its answer and the audit
-//! events of this very decision, in their order. Sockets, files, clocks and tasks never live here: time, ids and what
-//! was last heard are handed in, actions are handed out.
+//! Decides what is granted, queued, denied and charged, as a pure state machine. Each call returns its answer and the
+//! audit events of this decision, in order. It has no sockets, files, clocks or tasks: time, ids and the time of the
+//! last received message are arguments, and actions are results.
 
 mod counts;
 mod decision;
@@ -39,18 +39,18 @@ use queue::{Occupancy, Queue};
 pub use recorded_use::{RecordedUse, UseRecorder, charged_after_crash};
 use session::{HeldSession, PendingEnd, START_TIMEOUT};
 
-/// When to ask again while audit log or state can't be written.
+/// When to retry while audit log or state can't be written.
 const RETRY_FAULTED: Duration = Duration::from_secs(5);
-/// When to ask again where other programs hold every port.
+/// When to retry if other programs hold every port.
 const RETRY_HELD: Duration = Duration::from_secs(60);
 
-/// A lease takes at most this part of what is left of the day.
+/// A lease takes at most this fraction (1/16) of the rest of the day's bytes.
 const PARTS_OF_THE_DAY: u64 = 16;
-/// A lease of this many bytes is always allowed.
+/// A lease of this size is always allowed.
 const SMALL_LEASE: u64 = 16 << 20;
 
-/// All sessions and requests of a reflector, and the quotas they are measured by. The one place that knows which sessions
-/// exist: `H` is what the shell needs to reach a session that runs, and is kept here with it.
+/// All sessions and requests of a reflector, and their quotas. The only place that knows which sessions exist: `H` is
+/// the server's handle of a running session, which is kept here.
 #[derive(Debug)]
 pub struct Sessions<H> {
     limits: Limits,
@@ -59,17 +59,17 @@ pub struct Sessions<H> {
     fallbacks: Fallbacks,
     tests: quota::Tests,
     bytes: quota::ChargedBytes,
-    /// Reserved and running ones: each holds a slot, and never are there more than slots.
+    /// Reserved and running sessions: each holds a slot, and there are never more than slots.
     held: BTreeMap<SessionId, HeldSession<H>>,
     counts: SessionCounts,
     draining: bool,
     faulted: bool,
-    /// Something changed since the last `poll` that could move the queue.
+    /// Whether something changed since the last `poll` that could advance the queue.
     changed: bool,
 }
 
 impl<H> Sessions<H> {
-    /// No session yet, and the quotas as the past left them.
+    /// No sessions, with the quotas used in the past.
     pub fn new(limits: Limits, past: PastUsage, now: Now) -> Self {
         let mut sessions = Self {
             ports: Ports::new(limits.data_ports.clone()),
@@ -88,20 +88,19 @@ impl<H> Sessions<H> {
         sessions
     }
 
-    /// What the operator allows.
+    /// The limits that the operator set.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// Changes what the operator allows, for requests and leases from now on. Sessions that run go on, also if they are
-    /// more or longer than is allowed now.
+    /// Changes the limits for later requests and leases. Running sessions continue, even if they exceed the new limits.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
         self.changed = true;
     }
 
-    /// Checks a request, and reserves everything it needs where it can begin now. `id` is the session's if one comes
-    /// of it, and never one that was used before.
+    /// Checks a request, and reserves everything that it needs if it can begin now. `id` is the id of the session, if
+    /// there will be one; it must never have been used before.
     #[must_use]
     pub fn request(
         &mut self,
@@ -158,14 +157,14 @@ impl<H> Sessions<H> {
         Answer::Queued { place, expected_wait }
     }
 
-    /// Denies a request that this host can't do, before anything is reserved for it.
+    /// Denies a request that this host can't run, before anything is reserved for it.
     #[must_use]
     pub fn refuse(&mut self, peer: EndpointId, denial: Denial) -> (Answer, Vec<AuditEvent>) {
         self.with_event(peer, Answer::Denied(denial))
     }
 
-    /// Another program holds the reserved port: takes the next one of the range, or undoes the reservation
-    /// where there is none. Only before [`Sessions::opened`].
+    /// Another program holds the reserved port: takes the next one of the range, or undoes the reservation if there is
+    /// none. Only before [`Sessions::opened`].
     #[must_use]
     pub fn port_is_held(&mut self, session: SessionId, now: Now) -> (Answer, Vec<AuditEvent>) {
         let held = self.held.get_mut(&session).filter(|session| !session.opened);
@@ -190,8 +189,8 @@ impl<H> Sessions<H> {
         (answer, events)
     }
 
-    /// Everything that was reserved is claimed: from here on it is a grant, on its way to the disk and then to the
-    /// appliance. `false`: the reservation was taken back in the meantime; release everything.
+    /// Everything reserved is claimed: from here on it is a grant, to be recorded and then sent. `false`: the
+    /// reservation was taken back in the meantime; release everything.
     #[must_use]
     pub fn opened(&mut self, session: SessionId, now: Now) -> (bool, Vec<AuditEvent>) {
         let Some(held) = self.held.get_mut(&session) else { return (false, Vec::new()) };
@@ -212,7 +211,7 @@ impl<H> Sessions<H> {
         (true, vec![granted])
     }
 
-    /// The grant is recorded: from here on the session can be reached by `handle`.
+    /// The grant is recorded: from here on the session can be reached through `handle`.
     pub fn granted(&mut self, session: SessionId, handle: H) {
         if let Some(held) = self.held.get_mut(&session) {
             self.counts.note_granted(&held.spec.engine);
@@ -220,29 +219,30 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// How to reach a session that runs; `None` before it is granted, and once its teardown began.
+    /// The handle of a running session; `None` before it is granted, and once its teardown has begun.
     pub fn handle(&self, session: SessionId) -> Option<&H> {
         self.held.get(&session)?.handle.as_ref()
     }
 
-    /// How to reach the sessions that run.
+    /// The handles of all running sessions.
     pub fn handles(&self) -> impl Iterator<Item = &H> {
         self.held.values().filter_map(|held| held.handle.as_ref())
     }
 
-    /// The sessions that run.
+    /// The running sessions.
     pub fn running(&self) -> impl Iterator<Item = SessionId> {
         self.held.iter().filter(|(_, held)| held.handle.is_some()).map(|(id, _)| *id)
     }
 
-    /// Nothing was promised, because something could not be claimed or recorded: slot, port and test go back.
+    /// Takes a reservation back, because a resource could not be claimed or the grant could not be recorded. Frees
+    /// slot, port and test.
     #[must_use]
     pub fn undo(&mut self, session: SessionId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
         self.undone(session).into_iter().collect()
     }
 
-    /// The link withdraws its request. A granted session goes on: `finish` ends that.
+    /// Withdraws the request of the link. A granted session continues; `finish` ends it.
     #[must_use]
     pub fn withdraw(&mut self, link: LinkId) -> Vec<AuditEvent> {
         if self.queue.remove(link).is_some() {
@@ -252,7 +252,7 @@ impl<H> Sessions<H> {
         unopened.and_then(|session| self.undone(session)).into_iter().collect()
     }
 
-    /// The link closed: its request is withdrawn, its session ends.
+    /// The link closed: withdraws its request and ends its session.
     #[must_use]
     pub fn link_closed(&mut self, link: LinkId, now: Now) -> Vec<AuditEvent> {
         self.pass_time(now);
@@ -262,7 +262,7 @@ impl<H> Sessions<H> {
         events
     }
 
-    /// The peer was removed: its sessions end, its requests are dropped. What it used stays charged.
+    /// The peer was removed: ends its sessions and drops its requests. Its usage stays charged.
     pub fn peer_removed(&mut self, peer: EndpointId, now: Now) {
         self.pass_time(now);
         self.queue.remove_peer(peer);
@@ -270,19 +270,19 @@ impl<H> Sessions<H> {
         self.end_where(EndReason::PeerRemoved, |held| held.peer == peer);
     }
 
-    /// Grants no new sessions; running ones go on, and the next `poll` denies queued requests.
+    /// Grants no new sessions; running ones continue, and the next `poll` denies queued requests.
     pub fn drain(&mut self) {
         self.draining = true;
         self.changed = true;
     }
 
-    /// Sets whether audit log or state cannot be written: no new sessions until they can.
+    /// Sets whether audit log or state cannot be written: no session is granted until they can.
     pub fn set_faulted(&mut self, faulted: bool) {
         self.changed |= self.faulted != faulted;
         self.faulted = faulted;
     }
 
-    /// The session's first phase began: from here on its deadline alone bounds it.
+    /// The session's first phase began: from here on only its deadline limits it.
     pub fn started(&mut self, session: SessionId) {
         if let Some(held) = self.held.get_mut(&session) {
             held.start_by = None;
@@ -296,9 +296,9 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// Charges up to `wanted` bytes more to the session, before they flow: less where little is left of the day, for others
-    /// may want some of it, and a crash charges all of them. They belong to the day of the lease, whenever they flow. The
-    /// error is why the session must end.
+    /// Charges up to `wanted` more bytes to the session, before they flow. It leases less if little is left of the day,
+    /// because other sessions may need bytes and a crash charges the whole lease. The bytes belong to the day of the
+    /// lease. The error is the reason why the session must end.
     pub fn lease(&mut self, session: SessionId, wanted: u64, now: Now) -> Result<Lease, EndReason> {
         let day = now.day();
         // No bytes without a recorded grant.
@@ -321,7 +321,7 @@ impl<H> Sessions<H> {
         Ok(Lease { bytes, day })
     }
 
-    /// Takes back a lease that could not be written: its bytes never flowed.
+    /// Returns a lease that could not be written: its bytes never flowed.
     pub fn return_lease(&mut self, session: SessionId, lease: Lease) {
         if let Some(held) = self.held.get_mut(&session)
             && let Some(leased) = held.leased.get_mut(&lease.day)
@@ -332,8 +332,8 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// Begins the teardown of a session; the first reason counts. The first caller gets its handle, tears it down and calls
-    /// [`Sessions::ended`]; later callers get `None`.
+    /// Begins the teardown of a session; the first reason counts. The first caller gets its handle, tears it down and
+    /// calls [`Sessions::ended`]; later callers get `None`.
     #[must_use]
     pub fn tear_down(&mut self, session: SessionId, reason: EndReason, now: Now) -> Option<H> {
         let held = self.held.get_mut(&session)?;
@@ -341,8 +341,8 @@ impl<H> Sessions<H> {
         held.handle.take()
     }
 
-    /// The session is torn down and used this many bytes: its slot and port are free, what it leased and did not use
-    /// goes back. `None`: there is no such session, or its accounts are settled.
+    /// The session is torn down and has used this many bytes. Frees its slot and port, and returns its unused leases.
+    /// `None`: there is no such session, or its accounts are settled.
     #[must_use]
     pub fn ended(
         &mut self,
@@ -375,8 +375,9 @@ impl<H> Sessions<H> {
         (Some(SessionAccounts { session, peer: held.peer, bytes_by_day, reason }), vec![ended])
     }
 
-    /// What there is to do now. `last_heard` returns when a session last received anything on any connection, on
-    /// the monotonic clock; it is called when silence could end one. `new_id` makes ids as for [`Sessions::request`].
+    /// The actions that are due now. `last_heard` returns when a session last received anything on any connection, on
+    /// the monotonic clock; it is called if silence could end a session. `new_id` creates ids as for
+    /// [`Sessions::request`].
     #[must_use]
     pub fn poll(
         &mut self,
@@ -393,8 +394,7 @@ impl<H> Sessions<H> {
         (actions, events)
     }
 
-    /// When `poll` has something to do, on the monotonic clock; in the past: now. `None`: not before something else
-    /// is called.
+    /// When `poll` is due, on the monotonic clock; a past time means now. `None`: not before another call.
     pub fn next_deadline(&self) -> Option<Duration> {
         if self.changed {
             return Some(Duration::ZERO);
@@ -442,7 +442,7 @@ impl<H> Sessions<H> {
         self.fallbacks.pass_time(now.mono);
     }
 
-    /// Checks everything but free room: when a request arrives, and again when it is the next in the queue.
+    /// Checks everything except free resources: when a request arrives, and again when it is the next in the queue.
     fn check(&self, peer: EndpointId, spec: &TestSpec, is_fallback: bool, now: Now) -> Result<(), Denial> {
         self.limits.check(spec)?;
         if self.draining {
@@ -509,15 +509,15 @@ impl<H> Sessions<H> {
         None
     }
 
-    /// The waiting links that there is room for now, in the order of their turns. One that lacks only a port lets
-    /// others pass: a port comes back together with a slot, so it is not overtaken without end.
+    /// The waiting links that can be served now, in order. A request that lacks only a port lets others pass: a port is
+    /// freed together with a slot, so it cannot be overtaken forever.
     fn ready_links(&self) -> Vec<LinkId> {
         let slots = usize::try_from(self.limits.max_concurrent_tests).unwrap_or(usize::MAX);
         let room = slots.saturating_sub(self.held.len());
         let mut ports = self.ports.free();
         let held = self.held.values().map(|held| descriptors::of_session(&held.spec)).fold(0, usize::saturating_add);
         let mut descriptors = self.limits.descriptors.saturating_sub(held);
-        // Descriptors are freed one session at a time: a request that needs many must not be overtaken without end.
+        // Descriptors are freed one session at a time: a request that needs many must not be overtaken forever.
         let fits = |waiting: &&queue::QueuedRequest| {
             let left = descriptors.checked_sub(descriptors::of_session(&waiting.spec));
             descriptors = left.unwrap_or(0);
@@ -535,7 +535,7 @@ impl<H> Sessions<H> {
         order.filter(has_port).take_while(fits).take(room).map(|waiting| waiting.link).collect()
     }
 
-    /// Reserves slot, port and test in one step. The caller checked that there is room.
+    /// Reserves slot, port and test in one step. The caller has checked that they are available.
     fn reserve(
         &mut self,
         link: LinkId,
@@ -569,8 +569,8 @@ impl<H> Sessions<H> {
         Ok(reservation)
     }
 
-    /// Gives back everything that a reservation holds. That its peer was served is not taken back: a peer
-    /// whose requests fail again and again must not come first each time.
+    /// Returns all resources of a reservation. The peer still counts as served: a peer whose requests fail repeatedly
+    /// must not always be the first.
     fn take_back(&mut self, session: SessionId) -> Option<HeldSession<H>> {
         let held = self.held.remove(&session)?;
         self.changed = true;
@@ -637,8 +637,8 @@ impl<H> Sessions<H> {
         actions.extend(due.map(|(session, reason)| SessionAction::End { session, reason }));
     }
 
-    /// Reserves for all queued requests that can be granted, one after the other: each changes which is next. The events are
-    /// of those that are denied.
+    /// Reserves for all queued requests that can be granted, one after the other, because each changes which is next.
+    /// Returns the events of the denied ones.
     fn serve_queue(
         &mut self,
         now: Now,
@@ -684,7 +684,7 @@ impl<H> Sessions<H> {
         }
     }
 
-    /// The place of a waiting link, from 1, and how long it is expected to wait.
+    /// The place of a waiting link, from 1, and its expected wait.
     fn queue_position(&self, link: LinkId, mono: Duration) -> (u32, Duration) {
         let order = self.queue.in_order();
         let waits = queue::expected_waits(&order, &self.occupied(mono));

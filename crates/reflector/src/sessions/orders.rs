@@ -1,5 +1,5 @@
-//! Tests: whatever happens in whatever order, the promises hold. A model beside the state machine counts again from
-//! what it was answered. No rule lives here.
+//! Tests with random orders of events: the promises always hold. A model next to the state machine recounts its
+//! answers. Contains no rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +16,7 @@ const HOUR_MS: u64 = 3_600_000;
 const PEERS: u8 = 4;
 const LINKS: u64 = 10;
 
-/// One thing that happens. Sessions are chosen by a number, among those that there are.
+/// One event. Sessions are selected by a number among the existing ones.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Ask { link: u64, direct: bool, wait: bool, duration_ms: u32 },
@@ -57,7 +57,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Things that happen, now and then with a shutdown among them.
+/// Events, sometimes with a shutdown among them.
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     (vec(op(), 1..50), prop::option::weighted(0.1, 0usize..50)).prop_map(|(mut ops, drain)| {
         if let Some(at) = drain {
@@ -99,7 +99,7 @@ fn peer(number: u8) -> EndpointId {
     EndpointId::from_bytes([number + 1; 32])
 }
 
-/// What the model knows of a session.
+/// The model's record of a session.
 #[derive(Debug)]
 struct Known {
     link: LinkId,
@@ -110,18 +110,18 @@ struct Known {
     leased: BTreeMap<u32, u64>,
 }
 
-/// The state machine, and what can be counted from outside.
+/// The state machine, and the counts of the model.
 pub(super) struct World {
     sessions: Sessions<SessionId>,
     limits: Limits,
     now: Now,
     ids: u128,
     /// When each granted session last received something.
-    heard: BTreeMap<SessionId, Duration>,
+    last_received: BTreeMap<SessionId, Duration>,
     held: BTreeMap<SessionId, Known>,
     waiting: BTreeSet<LinkId>,
     tests: Vec<(EndpointId, u64, SessionId)>,
-    /// The links whose last session that counts as a test was direct, and had no streams.
+    /// The links whose last session that counts as a test was direct and had no streams.
     unreached: BTreeSet<LinkId>,
     bytes: BTreeMap<(u32, EndpointId), u64>,
     granted: BTreeSet<SessionId>,
@@ -137,7 +137,7 @@ impl World {
             limits,
             now,
             ids: 0,
-            heard: BTreeMap::new(),
+            last_received: BTreeMap::new(),
             held: BTreeMap::new(),
             waiting: BTreeSet::new(),
             tests: Vec::new(),
@@ -166,18 +166,18 @@ impl World {
             }),
             Op::PortHeld(which) => self.with(which, Self::port_is_held),
             Op::Heard(which) => self.with(which, |world, session| {
-                world.heard.insert(session, world.now.mono);
+                world.last_received.insert(session, world.now.mono);
             }),
             Op::Lease(which, wanted) => self.with(which, |world, session| world.lease(session, wanted)),
             Op::End(which, used) => self.with(which, |world, session| world.end(session, used)),
             Op::Withdraw(link) => {
                 let events = self.sessions.withdraw(LinkId(link));
-                self.gone(LinkId(link));
+                self.withdrawn(LinkId(link));
                 self.note(events);
             }
             Op::LinkClosed(link) => {
                 let events = self.sessions.link_closed(LinkId(link), self.now);
-                self.gone(LinkId(link));
+                self.withdrawn(LinkId(link));
                 self.note(events);
             }
             Op::PeerRemoved(number) => {
@@ -227,8 +227,8 @@ impl World {
 
     fn poll(&mut self) {
         let mut ids = self.ids;
-        let heard = &self.heard;
-        let (actions, events) = self.sessions.poll(self.now, &|session| heard[session], &mut || {
+        let last_received = &self.last_received;
+        let (actions, events) = self.sessions.poll(self.now, &|session| last_received[session], &mut || {
             ids += 1;
             SessionId::from_bytes(ids.to_be_bytes())
         });
@@ -245,8 +245,8 @@ impl World {
                 }
                 SessionAction::End { session, reason } => {
                     assert!(self.held[&session].opened);
-                    let silent_for = self.now.mono - self.heard[&session];
-                    // What a session receives after its end was first reported does not revive it.
+                    let silent_for = self.now.mono - self.last_received[&session];
+                    // A message that arrives after the end was first reported does not revive the session.
                     if self.ending.insert(session) && reason == EndReason::Silence {
                         assert!(silent_for >= END_AFTER_SILENCE, "{silent_for:?}");
                     }
@@ -254,7 +254,7 @@ impl World {
             }
         }
         self.note(events);
-        assert!(self.sessions.next_deadline().is_none_or(|at| at > self.now.mono), "poll left something to do");
+        assert!(self.sessions.next_deadline().is_none_or(|at| at > self.now.mono), "poll left an action undone");
     }
 
     fn reserved(&mut self, reservation: &Reservation) {
@@ -279,7 +279,7 @@ impl World {
         let (is_wanted, events) = self.sessions.opened(session, self.now);
         assert!(is_wanted);
         self.held.get_mut(&session).unwrap().opened = true;
-        self.heard.entry(session).or_insert(self.now.mono);
+        self.last_received.entry(session).or_insert(self.now.mono);
         self.sessions.granted(session, session);
         self.note(events);
     }
@@ -300,7 +300,7 @@ impl World {
             Answer::Denied(denial) => {
                 assert_eq!(denial.reason, DenialReason::NoPort);
                 self.forget(session);
-                // Undone with a denial for its event.
+                // Undone, with a denial as its event.
                 assert!(self.over.insert(session));
             }
             Answer::Queued { .. } => panic!("a reservation is not queued again"),
@@ -340,7 +340,7 @@ impl World {
         }
         let handle = self.sessions.tear_down(session, EndReason::Finished, self.now);
         assert_eq!(handle, known.opened.then_some(session));
-        assert_eq!(self.sessions.tear_down(session, EndReason::Finished, self.now), None, "one caller alone gets it");
+        assert_eq!(self.sessions.tear_down(session, EndReason::Finished, self.now), None, "only one caller gets it");
         let (settled, events) = self.sessions.ended(session, used, EndReason::Finished, self.now);
         let settled = settled.unwrap();
         assert_eq!(self.sessions.ended(session, used, EndReason::Finished, self.now), (None, vec![]));
@@ -355,7 +355,7 @@ impl World {
         }
     }
 
-    /// A reservation that was taken back: as if it had never been.
+    /// A reservation was taken back: it has no effect.
     fn forget(&mut self, session: SessionId) {
         let known = self.held.remove(&session).unwrap();
         self.tests.retain(|(_, _, of)| *of != session);
@@ -364,8 +364,8 @@ impl World {
         }
     }
 
-    /// A link that no longer wants anything.
-    fn gone(&mut self, link: LinkId) {
+    /// A link without further requests.
+    fn withdrawn(&mut self, link: LinkId) {
         self.waiting.remove(&link);
         let unopened = self.held.iter().find(|(_, known)| known.link == link && !known.opened).map(|(id, _)| *id);
         if let Some(session) = unopened {
@@ -410,7 +410,7 @@ impl World {
         );
         let today = self.bytes.iter().filter(|((day, _), _)| *day == self.now.day()).map(|(_, bytes)| bytes);
         assert_eq!(seen.bytes_today, today.sum::<u64>());
-        // Opened and not over, or not opened and not over: nothing is lost, nothing lives twice.
+        // No session is lost, and none exists twice.
         for (session, known) in &self.held {
             assert_eq!(self.granted.contains(session), known.opened);
             assert!(!self.over.contains(session));
@@ -418,7 +418,7 @@ impl World {
         assert!(self.granted.iter().all(|session| self.over.contains(session) || self.held.contains_key(session)));
     }
 
-    /// All sessions finish, round by round, until the queue is empty.
+    /// Finishes all sessions, round by round, until the queue is empty.
     pub(super) fn finish(&mut self) {
         self.run(&Op::Faulted(false));
         for _ in 0..=self.waiting.len() {
@@ -444,7 +444,7 @@ proptest! {
     }
 }
 
-/// Clocks that lie, numbers at their ends.
+/// Wrong clocks and extreme numbers.
 fn wild() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), Just(1), Just(u64::MAX), Just(u64::MAX - 1), any::<u64>()]
 }
@@ -453,7 +453,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_extreme_number_is_too_much(
+    fn no_extreme_number_panics(
         numbers in vec((wild(), wild(), wild(), 0u8..10), 1..30),
         budget in wild(),
         phases in vec(any::<u32>(), 0..20),
@@ -475,7 +475,7 @@ proptest! {
             engine_modes: BTreeMap::new(),
         };
         let phases = phases.into_iter().map(|duration_ms| PhaseSpec { load: Load::Idle, duration_ms }).collect();
-        let asked = TestSpec { phases, ..spec(true, 1) };
+        let spec_of_phases = TestSpec { phases, ..spec(true, 1) };
         let past = PastUsage { tests: vec![(peer(0), budget)], bytes_today: vec![(peer(1), u32::MAX, budget)] };
         let mut sessions = Sessions::<SessionId>::new(limits, past, Now { mono: Duration::ZERO, unix_ms: 0 });
         let id = |n: usize| SessionId::from_bytes((n as u128).to_be_bytes());
@@ -486,7 +486,7 @@ proptest! {
             match what {
                 0 | 1 => {
                     let link = LinkId(number % 5);
-                    drop(sessions.request(link, peer_of(link), asked.clone(), number % 7 > 0, id(at), now));
+                    drop(sessions.request(link, peer_of(link), spec_of_phases.clone(), number % 7 > 0, id(at), now));
                 }
                 2 => {
                     drop(sessions.opened(session, now));
@@ -498,9 +498,9 @@ proptest! {
                 6 => { let _ = sessions.tear_down(session, EndReason::Failed, now); }
                 7 => drop(sessions.undo(session, now)),
                 _ => {
-                    let heard = Duration::from_secs(number);
+                    let last_received = Duration::from_secs(number);
                     let mut new_id = || { fresh += 1; SessionId::from_bytes(fresh.to_be_bytes()) };
-                    drop(sessions.poll(now, &|_| heard, &mut new_id));
+                    drop(sessions.poll(now, &|_| last_received, &mut new_id));
                 }
             }
             sessions.next_deadline();

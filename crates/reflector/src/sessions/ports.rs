@@ -1,19 +1,19 @@
-//! Which session holds which port of the data port range. The shell finds out whether a port can be bound.
+//! The assignment of ports of the data port range to sessions. The server finds out whether a port can be bound.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// How long a port that another program held is used only if no other port is free.
+/// For this long, a port that another program held is used only if no other port is free.
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 
 /// The data port range. Every port of it is either free or in use, never both.
 #[derive(Debug)]
 pub(super) struct Ports {
-    /// Longest unused first: a late packet of an old session should meet no new session.
+    /// Longest unused first, so that a late packet of an old session reaches no new session.
     free: VecDeque<u16>,
     in_use: BTreeSet<u16>,
-    /// Until when a port is tried last.
+    /// Each port that is tried last, with the end of that period.
     suspects: BTreeMap<u16, Duration>,
 }
 
@@ -65,7 +65,7 @@ mod tests {
     const START: Duration = Duration::ZERO;
 
     #[test]
-    fn the_port_that_rested_longest_goes_out_first() {
+    fn the_longest_unused_port_is_used_first() {
         let mut ports = Ports::new(Some(5201..=5203));
         let none = BTreeSet::new();
         assert_eq!(ports.take(&none, START), Some(5201));
@@ -89,11 +89,11 @@ mod tests {
         assert_eq!(ports.take(&none, START), Some(held), "a suspect is better than none");
         ports.give_back(held);
         ports.give_back(other);
-        assert_eq!(ports.take(&none, START + SUSPECT_FOR), Some(held), "and after a minute as good as any");
+        assert_eq!(ports.take(&none, START + SUSPECT_FOR), Some(held), "after a minute it is like any other");
     }
 
     #[test]
-    fn the_last_port_of_all_is_a_port() {
+    fn the_highest_port_number_can_be_used() {
         let mut ports = Ports::new(Some(65_535..=65_535));
         assert_eq!(ports.take(&BTreeSet::new(), START), Some(65_535));
         assert_eq!(ports.free(), 0);

@@ -1,5 +1,5 @@
-//! The queue of requests: peers take turns, and the requests of one peer are served first come, first served. Nothing is
-//! granted here.
+//! The queue of requests: peers take turns, and the requests of one peer are served in order of arrival. Grants
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,14 +19,14 @@ pub(super) struct QueuedRequest {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
-    /// Whether it repeats a test that was served already: it comes before all that are not.
+    /// Whether it repeats a test that was already served: then it precedes all others.
     pub(super) is_fallback: bool,
     /// When it was queued.
     pub(super) since: Duration,
     last_update: Option<LastUpdate>,
 }
 
-/// The position and the expected wait that the appliance was last sent.
+/// The position and the expected wait that were last sent to the appliance.
 #[derive(Clone, Copy, Debug)]
 struct LastUpdate {
     place: u32,
@@ -39,7 +39,7 @@ impl QueuedRequest {
         self.spec.data_mode == DataMode::DirectEphemeral
     }
 
-    /// Notes what the appliance is sent next; `false` if that changed too little to send.
+    /// Records the next update for the appliance; `false` if it changed too little to send.
     pub(super) fn note_update(&mut self, place: u32, expected_wait: Duration, mono: Duration) -> bool {
         let is_news = self.last_update.is_none_or(|last_update| {
             let left = last_update.expected_wait.saturating_sub(mono.saturating_sub(last_update.at));
@@ -55,9 +55,10 @@ impl QueuedRequest {
 /// The queued requests.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// In the order in which they came.
+    /// In order of arrival.
     waiting: Vec<QueuedRequest>,
-    /// How many had been served when a peer last was; absent: never. Grows only with peers that were granted something.
+    /// For each peer, the number of served requests when it was last served; absent: never. Only contains peers that
+    /// were granted a session.
     served: BTreeMap<EndpointId, u64>,
     served_in_all: u64,
 }
@@ -97,20 +98,20 @@ impl Queue {
         self.waiting.iter().filter(|waiting| waiting.peer == peer).count()
     }
 
-    /// Notes that a peer was served: its next request goes behind those of all other peers.
+    /// Records that a peer was served: its next request comes after those of all other peers.
     pub(super) fn note_served(&mut self, peer: EndpointId) {
         self.served_in_all += 1;
         self.served.insert(peer, self.served_in_all);
     }
 
-    /// All queued requests in the order in which they will be served: first those that repeat a test, in the order in
-    /// which they came; then always a request of the peer that was served longest ago, where the requests before it in
-    /// this order count as served.
+    /// All queued requests in the order in which they will be served. Repetitions of a test come first, in order of
+    /// arrival. Then comes always a request of the peer that was served longest ago, where earlier requests in this
+    /// order count as served.
     pub(super) fn in_order(&self) -> Vec<&QueuedRequest> {
         let mut served = self.served.clone();
         let mut counter = self.served_in_all;
         let (mut order, mut left): (Vec<_>, Vec<_>) = self.waiting.iter().partition(|waiting| waiting.is_fallback);
-        // Equal keys: the first found is the one that came first.
+        // Of equal keys, the first found is the earliest.
         while let Some(next) = (0..left.len()).min_by_key(|at| served.get(&left[*at].peer).copied().unwrap_or(0)) {
             let waiting = left.remove(next);
             counter += 1;
@@ -126,16 +127,16 @@ impl Queue {
 pub(super) struct Occupancy {
     /// Sessions that may run at once.
     pub(super) slots: u32,
-    /// When each running session is expected to end, from now, and whether it gives back a port then.
+    /// The expected end of each running session, from now, and whether it frees a port.
     pub(super) running: Vec<(Duration, bool)>,
     /// Ports that are free now.
     pub(super) free_ports: usize,
 }
 
-/// How long each of `order` is expected to wait.
+/// The expected wait of each request of `order`.
 pub(super) fn expected_waits(order: &[&QueuedRequest], occupied: &Occupancy) -> Vec<Duration> {
     let slots = usize::try_from(occupied.slots).unwrap_or(usize::MAX);
-    // More free slots or ports than there are requests change nothing.
+    // Free slots or ports beyond the number of requests make no difference.
     let mut slots_free_at: Vec<Duration> = occupied.running.iter().map(|(left, _)| *left).collect();
     slots_free_at.resize(slots.min(slots_free_at.len() + order.len()), Duration::ZERO);
     let mut ports_free_at: Vec<Duration> =
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_served_longest_ago_goes_first() {
+    fn the_peer_served_longest_ago_is_first() {
         let mut queue = queue(&[A, B, C]);
         queue.note_served(C);
         queue.note_served(A);
@@ -211,19 +212,19 @@ mod tests {
         let seconds = Duration::from_secs;
         let occupied = Occupancy { slots: 2, running: vec![(seconds(4), true), (seconds(7), false)], free_ports: 0 };
         let waits = expected_waits(&queue.in_order(), &occupied);
-        // Each takes 9 s and 1 s to set up.
+        // Each takes 9 s, plus 1 s to set up.
         assert_eq!(waits, [seconds(4), seconds(7), seconds(14), seconds(17)]);
         let direct_first = Occupancy { slots: 9, running: vec![(seconds(60), true)], free_ports: 0 };
         assert_eq!(expected_waits(&queue.in_order(), &direct_first).last(), Some(&seconds(60)));
     }
 
     #[test]
-    fn a_request_hears_only_what_is_new() {
+    fn a_request_is_sent_only_changes() {
         let seconds = Duration::from_secs;
         let mut queue = queue(&[A]);
         let waiting = queue.find(LinkId(1)).unwrap();
         assert!(waiting.note_update(2, seconds(30), seconds(0)));
-        assert!(!waiting.note_update(2, seconds(20), seconds(10)), "time passed as foretold");
+        assert!(!waiting.note_update(2, seconds(20), seconds(10)), "the wait decreased as expected");
         assert!(waiting.note_update(1, seconds(20), seconds(10)));
         assert!(waiting.note_update(1, seconds(60), seconds(10)));
     }

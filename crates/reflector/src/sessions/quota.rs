@@ -1,4 +1,4 @@
-//! What each peer used: tests of the last hour, bytes of the day. The caller knows the limits.
+//! The usage of each peer: tests of the last hour, bytes of the day. The caller checks the limits.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -7,15 +7,15 @@ use paramedic_link::{EndpointId, SessionId};
 
 /// The window of the limit of tests per hour, in milliseconds.
 const HOUR_MS: u64 = 3600 * 1000;
-/// Days kept beside today, either way: sessions that run past midnight, and a clock that is set.
+/// Days that are kept before and after today, for sessions that run past midnight and for clock changes.
 const DAYS_KEPT: u32 = 7;
 
 /// Tests granted within the last hour.
 #[derive(Debug, Default)]
 pub(super) struct Tests {
-    /// When, oldest first, in milliseconds since 1970. Nothing else, because a device may be allowed many tests.
+    /// The times, oldest first, in milliseconds since 1970. Nothing else, because a device may be allowed many tests.
     granted: BTreeMap<EndpointId, VecDeque<u64>>,
-    /// When the tests of the sessions were granted that are not over.
+    /// When each session that is not over was granted.
     refundable: BTreeMap<SessionId, u64>,
 }
 
@@ -29,8 +29,8 @@ impl Tests {
         tests
     }
 
-    /// Forgets the tests that left the window. A time in the future means that the clock was set back. It counts as
-    /// now; otherwise it would stay for as long as the clock was wrong.
+    /// Removes the tests that left the window. A time in the future means that the clock was set back. It then counts
+    /// as now; otherwise it would stay for as long as the clock was wrong.
     pub(super) fn pass_time(&mut self, unix_ms: u64) {
         for at in self.refundable.values_mut() {
             *at = unix_ms.min(*at);
@@ -53,7 +53,7 @@ impl Tests {
         let (Some(granted), Some(tests)) = (self.refundable.remove(&session), self.granted.get_mut(&peer)) else {
             return;
         };
-        // Tests of the same millisecond are alike.
+        // Tests of the same millisecond are interchangeable.
         if let Some(at) = tests.iter().rposition(|at| *at == granted) {
             tests.remove(at);
         }
@@ -68,7 +68,7 @@ impl Tests {
         self.granted.get(&peer).map_or(0, |tests| u32::try_from(tests.len()).unwrap_or(u32::MAX))
     }
 
-    /// How long until one more test fits below `limit`; `None`: it fits now, or never will.
+    /// The time until one more test fits below `limit`; `None`: it fits now, or never will.
     pub(super) fn until_one_leaves(&self, peer: EndpointId, limit: u32, unix_ms: u64) -> Option<Duration> {
         let tests = self.granted.get(&peer)?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -97,7 +97,7 @@ impl ChargedBytes {
         all
     }
 
-    /// Forgets days that are long over.
+    /// Removes days that are long over.
     pub(super) fn pass_time(&mut self, today: u32) {
         self.days.retain(|day, _| day.abs_diff(today) <= DAYS_KEPT);
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_limit_waits_for_as_many_as_are_too_many() {
+    fn with_a_lowered_limit_all_excess_tests_must_leave_first() {
         let tests = Tests::new(vec![(PEER, 1_000), (PEER, 2_000), (PEER, 3_000)]);
         assert_eq!(tests.until_one_leaves(PEER, 2, 3_000), Some(Duration::from_millis(HOUR_MS - 1_000)));
         assert_eq!(tests.until_one_leaves(PEER, 4, 3_000), None);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn days_are_counted_apart_and_forgotten_after_a_week() {
+    fn days_are_counted_separately_and_removed_after_a_week() {
         let mut bytes = ChargedBytes::new(vec![(PEER, 10, 5)]);
         bytes.charge(PEER, 11, 7);
         assert_eq!((bytes.of_peer(PEER, 10), bytes.of_all(11)), (5, 7));

@@ -1,21 +1,21 @@
-//! How much of a session's leased bytes was used: when that must be written to disk, and what a crash charges for a
-//! session that was not settled (docs/decisions/0028). Pure.
+//! The use of a session's leased bytes: when it must be written to disk, and the charge for a session that a crash left
+//! unsettled (docs/decisions/0028). Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// The least that a crash charges beyond the recorded use.
 pub(super) const SMALLEST_SURGE: u64 = 16 << 20;
-/// When use is written at the beginning of a phase, while its rate is not known. Later: at each whole second.
+/// When use is written at the beginning of a phase, while its rate is unknown. After that: at each whole second.
 const FIRST_WRITES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often use is read during a phase. Reading is free; only writing needs the disk.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
-/// The span of time over which the fastest rate is taken.
+/// The period over which the fastest rate is measured.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// What the disk knows of a session's use.
+/// The record of a session's use on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordedUse {
     /// Payload bytes charged when it was read.
@@ -29,8 +29,8 @@ impl RecordedUse {
     pub const NOTHING: Self = Self { used: 0, surge: SMALLEST_SURGE };
 }
 
-/// The bytes that a crash charges for a session with these leases, by day, the oldest first. Without recorded use, as
-/// an earlier version left it, they are charged in full.
+/// The bytes that a crash charges for a session with these leases, by day, the oldest first. Without recorded use,
+/// which an earlier version did not write, the leases are charged in full.
 pub fn charged_after_crash(leased: &BTreeMap<u32, u64>, recorded: Option<RecordedUse>) -> Vec<(u32, u64)> {
     let all = leased.values().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
     let charged = recorded.map_or(all, |recorded| recorded.used.saturating_add(recorded.surge).min(all));
@@ -39,8 +39,8 @@ pub fn charged_after_crash(leased: &BTreeMap<u32, u64>, recorded: Option<Recorde
     by_day(leased, charged, 0)
 }
 
-/// Spreads used bytes over leases, the oldest first. What was used beyond them, a receive buffer perhaps, is added to
-/// the last day; without a lease that is `today`.
+/// Spreads used bytes over leases, the oldest first. Use beyond them, for example a receive buffer, is added to the
+/// last day; without a lease, to `today`.
 pub(super) fn by_day(leased: &BTreeMap<u32, u64>, used_bytes: u64, today: u32) -> Vec<(u32, u64)> {
     let mut left = used_bytes;
     let mut by_day = Vec::new();
@@ -62,13 +62,13 @@ pub(super) fn by_day(leased: &BTreeMap<u32, u64>, used_bytes: u64, today: u32) -
 pub struct UseRecorder {
     /// When the running phase began; `None` between phases.
     phase_began: Option<Duration>,
-    /// A phase ended, and its last bytes are not read yet.
+    /// Whether a phase has ended whose last bytes are not read yet.
     is_last_reading_due: bool,
-    /// When use was read within the last second, and what it was, oldest first; and one reading before those.
+    /// The readings of the last second, with their times, oldest first, and one reading before those.
     readings: VecDeque<(Duration, u64)>,
     fastest_second: u64,
     recorded: RecordedUse,
-    /// When the recorded use was read, or the use that could not be written.
+    /// When the use was read that was last written, or could not be written.
     tried_at: Duration,
 }
 
@@ -93,7 +93,7 @@ impl UseRecorder {
         self.note(used, mono);
     }
 
-    /// The phase ended: nothing more flows until the next one.
+    /// The phase ended: no bytes flow until the next one.
     pub fn phase_ended(&mut self) {
         self.phase_began = None;
         self.is_last_reading_due = true;
@@ -117,7 +117,7 @@ impl UseRecorder {
         let is_scheduled = self.phase_began.is_some_and(|began| {
             began.saturating_add(last_scheduled_write(mono.saturating_sub(began))) > self.tried_at
         });
-        // A sudden rise must not wait for the next second: a quarter of the surge is left for what flows until then.
+        // A sudden rise must not wait for the next second: a quarter of the surge is left for the bytes until then.
         let is_surging = used > self.recorded.used.saturating_add(self.recorded.surge / 4 * 3);
         if used == self.recorded.used || !(is_last || is_scheduled || is_surging) {
             return None;
@@ -126,7 +126,7 @@ impl UseRecorder {
         Some(current)
     }
 
-    /// The use as it is now, to be written with something else that is written anyway.
+    /// The present use, for a write that happens anyway.
     pub fn current(&mut self, used: u64, mono: Duration) -> RecordedUse {
         self.note(used, mono);
         RecordedUse { used, surge: self.fastest_second.saturating_mul(2).max(SMALLEST_SURGE) }
@@ -137,8 +137,8 @@ impl UseRecorder {
         self.recorded = recorded;
     }
 
-    /// Takes note of a reading. Every second that is counted as the fastest did carry these bytes: of a longer span
-    /// one of its seconds carried at least the mean of as many whole seconds as cover it.
+    /// Adds a reading. The fastest second really carried its bytes: in a longer span, one of its seconds carried at
+    /// least the mean of the whole seconds that cover the span.
     fn note(&mut self, used: u64, mono: Duration) {
         for (at, before) in &self.readings {
             let span = mono.saturating_sub(*at);
@@ -147,7 +147,7 @@ impl UseRecorder {
             self.fastest_second = self.fastest_second.max(u64::try_from(of_one).unwrap_or(u64::MAX));
         }
         self.readings.push_back((mono, used));
-        // One that is older stays: readings can be further apart than a second.
+        // One older reading stays: readings can be more than a second apart.
         while self.readings.get(1).is_some_and(|(at, _)| at.saturating_add(WINDOW) < mono) {
             self.readings.pop_front();
         }
@@ -222,9 +222,9 @@ mod tests {
         assert_eq!(charged_after_crash(&BTreeMap::new(), recorded(0, 5)), []);
     }
 
-    /// Bytes that flow in each millisecond, and the running sum of them.
+    /// Bytes that flow in each millisecond, and their running sum.
     fn flow() -> impl Strategy<Value = Vec<u64>> {
-        // Pauses, slow lines, bursts and 100 Gbit/s follow each other.
+        // Pauses, slow lines, bursts and 100 Gbit/s alternate.
         let rate = prop_oneof![Just(0_u64), 0..1_000_u64, 0..200_000_u64, 0..13_000_000_u64];
         vec((rate, 1..700_usize), 1..12).prop_map(|pieces| {
             let mut sum = 0;
@@ -239,8 +239,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever flows and however late readings and writes are: a crash at any moment charges at most the promised
-        /// surplus, and leaves uncharged at most what flowed since the last reading that could be on disk.
+        /// For any flow, and any delay of readings and writes: a crash at any moment charges at most the promised
+        /// surplus, and leaves uncharged at most the bytes since the last reading that could be on disk.
         #[test]
         fn a_crash_at_any_moment_charges_within_the_promise(
             flowed in flow(),
@@ -254,7 +254,7 @@ mod tests {
             let mut late = late.into_iter().cycle();
             let (mut lateness, mut duration) = late.next().unwrap();
             let mut fastest = 0;
-            // Nothing flows before the first phase.
+            // No bytes flow before the first phase.
             let flowed = [vec![0; began], flowed].concat();
             for (now, used) in flowed.iter().copied().enumerate() {
                 fastest = fastest.max(used - flowed[now.saturating_sub(1_000)]);
@@ -270,7 +270,7 @@ mod tests {
                     (on_disk, writing) = (recorded, None);
                 }
                 let due = recorder.next_reading().is_some_and(|at| at + ms(lateness as u64) <= mono);
-                // The task that reads waits for its own writes.
+                // The reading task waits for its own writes.
                 if due && writing.is_none() {
                     if let Some(recorded) = recorder.read(used, mono) {
                         writing = Some((recorded, now + duration));
@@ -281,7 +281,7 @@ mod tests {
                 let promised = SMALLEST_SURGE.max(2 * fastest);
                 prop_assert!(charged <= used + promised, "{charged} charged, {used} flowed, fastest {fastest}");
                 if now > began && now < began + phase {
-                    // One gap between readings, their lateness, and the write that a reading started.
+                    // One gap between readings, their delay, and the write that a reading started.
                     let since = now.saturating_sub(200 + 40 + if writing.is_some() { 150 } else { 0 });
                     let uncharged = used.saturating_sub(charged);
                     prop_assert!(uncharged <= used - flowed[since], "{uncharged} uncharged at {now} ms");

@@ -1,4 +1,4 @@
-//! Tests: each session rule as a sentence. No rule lives here.
+//! Tests: each session rule as a sentence. Contains no rules.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -65,7 +65,7 @@ struct Fixture {
     now: Now,
     ids: u64,
     /// When each session last received something.
-    heard: BTreeMap<SessionId, Duration>,
+    last_received: BTreeMap<SessionId, Duration>,
     /// The events of all decisions.
     events: Vec<AuditEvent>,
 }
@@ -82,7 +82,7 @@ impl Fixture {
     fn remembering(limits: Limits, past: PastUsage) -> Self {
         let now = Now { mono: seconds(100), unix_ms: NOON };
         let sessions = Sessions::new(limits, past, now);
-        Self { sessions, now, ids: 0, heard: BTreeMap::new(), events: Vec::new() }
+        Self { sessions, now, ids: 0, last_received: BTreeMap::new(), events: Vec::new() }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -111,17 +111,17 @@ impl Fixture {
         reservation
     }
 
-    /// Opens and grants it, if it is still wanted.
+    /// Opens and grants it, unless it was taken back.
     fn open(&mut self, session: SessionId) -> bool {
         let (is_wanted, events) = self.sessions.opened(session, self.now);
         self.events.extend(events);
-        self.heard(session);
+        self.receive(session);
         self.sessions.granted(session, session);
         is_wanted
     }
 
-    fn heard(&mut self, session: SessionId) {
-        self.heard.insert(session, self.now.mono);
+    fn receive(&mut self, session: SessionId) {
+        self.last_received.insert(session, self.now.mono);
     }
 
     fn port_is_held(&mut self, session: SessionId) -> Answer {
@@ -160,8 +160,8 @@ impl Fixture {
     }
 
     fn poll(&mut self) -> Vec<SessionAction> {
-        let (ids, heard) = (&mut self.ids, &self.heard);
-        let (actions, events) = self.sessions.poll(self.now, &|session| heard[session], &mut || {
+        let (ids, last_received) = (&mut self.ids, &self.last_received);
+        let (actions, events) = self.sessions.poll(self.now, &|session| last_received[session], &mut || {
             *ids += 1;
             id(*ids)
         });
@@ -169,7 +169,7 @@ impl Fixture {
         actions
     }
 
-    /// The links whose turn has come.
+    /// The reservations of links whose turn has come.
     fn served(&mut self) -> Vec<Reservation> {
         let reserved = |action| match action {
             SessionAction::Reserve(reservation) => Some(reservation),
@@ -180,7 +180,7 @@ impl Fixture {
 }
 
 #[test]
-fn a_free_slot_is_reserved_at_once_and_a_full_house_queues() {
+fn a_free_slot_is_reserved_at_once_and_without_one_requests_are_queued() {
     let mut fixture = Fixture::new(limits());
     let first = fixture.grant(1, A, tunneled());
     assert_eq!((first.peer, first.port, first.expires_in), (A, None, seconds(20 + 2 * 6 + 15)));
@@ -203,7 +203,7 @@ fn a_queued_request_reserves_nothing() {
 }
 
 #[test]
-fn a_request_that_would_not_wait_is_told_when_to_come_back() {
+fn a_busy_denial_states_when_to_retry() {
     let mut fixture = Fixture::new(limits());
     fixture.grant(1, A, tunneled());
     fixture.pass(seconds(2));
@@ -230,12 +230,12 @@ fn peers_take_turns() {
 }
 
 #[test]
-fn a_newcomer_never_overtakes_one_who_waits() {
+fn a_new_request_never_overtakes_a_waiting_one() {
     let mut fixture = Fixture::new(limits());
     let running = fixture.grant(1, A, tunneled());
     fixture.place(2, B, tunneled());
     fixture.end(&running, 0);
-    // The slot is free, but its turn is B's, though poll was not called yet.
+    // The slot is free, but it is B's turn, although poll was not called yet.
     assert_eq!(fixture.place(3, C, tunneled()).0, 2);
     assert_eq!(fixture.served()[0].link, LinkId(2));
 }
@@ -250,7 +250,7 @@ fn one_link_has_one_session_or_request() {
 }
 
 #[test]
-fn what_is_too_much_is_denied_with_the_limit_in_words() {
+fn an_excessive_request_is_denied_with_the_limit_in_its_text() {
     let mut fixture = Fixture::new(limits());
     let mut denied = |spec| {
         let denial = fixture.denial(1, A, spec, true);
@@ -270,7 +270,7 @@ fn what_is_too_much_is_denied_with_the_limit_in_words() {
 }
 
 #[test]
-fn direct_is_not_offered_without_ports_whatever_the_list_says() {
+fn direct_is_not_offered_without_ports_even_if_listed() {
     #[expect(clippy::reversed_empty_ranges, reason = "the test needs an empty range")]
     let empty: RangeInclusive<u16> = 5202..=5201;
     for data_ports in [None, Some(empty)] {
@@ -282,7 +282,7 @@ fn direct_is_not_offered_without_ports_whatever_the_list_says() {
 }
 
 #[test]
-fn an_engine_is_offered_in_the_data_modes_that_it_knows() {
+fn an_engine_is_offered_in_its_data_modes() {
     let engine_modes = BTreeMap::from([(engine("udp"), vec![DataMode::DirectEphemeral])]);
     let mut fixture = Fixture::new(Limits { engine_modes, ..limits() });
     let denial = fixture.denial(1, A, TestSpec { engine: engine("udp"), ..tunneled() }, true);
@@ -292,7 +292,7 @@ fn an_engine_is_offered_in_the_data_modes_that_it_knows() {
 }
 
 #[test]
-fn the_hour_lets_a_peer_in_again_when_its_oldest_test_leaves() {
+fn a_peer_is_granted_again_when_its_oldest_test_is_an_hour_old() {
     let past = PastUsage { tests: vec![(A, NOON - 3_000_000)], ..PastUsage::default() };
     let mut fixture = Fixture::remembering(Limits { max_tests_per_hour: 2, ..limits() }, past);
     let second = fixture.grant(1, A, tunneled());
@@ -322,7 +322,7 @@ fn limits_are_checked_again_when_the_turn_comes() {
 }
 
 #[test]
-fn the_queue_is_bounded_in_all_and_for_each_peer() {
+fn the_queue_is_bounded_in_total_and_for_each_peer() {
     let mut fixture = Fixture::new(Limits { max_queue: 3, ..limits() });
     fixture.grant(1, A, tunneled());
     fixture.place(2, A, tunneled());
@@ -341,7 +341,7 @@ fn ports_are_never_shared_and_the_longest_unused_goes_first() {
     let no_port = fixture.denial(3, C, direct(), false);
     assert_eq!((no_port.reason, no_port.retry_after_ms), (DenialReason::NoPort, Some(22_000)));
     assert_eq!(fixture.place(3, C, direct()).0, 1);
-    assert_eq!(fixture.reserve(4, C, tunneled()).port, None, "what needs no port passes");
+    assert_eq!(fixture.reserve(4, C, tunneled()).port, None, "a request without a port passes");
     fixture.end(&second, 0);
     fixture.end(&first, 0);
     assert_eq!(fixture.served()[0].port, Some(5202));
@@ -373,7 +373,7 @@ fn when_every_port_is_held_the_reservation_is_undone() {
     assert_eq!((denial.reason, denial.retry_after_ms), (DenialReason::NoPort, Some(60_000)));
     assert_eq!(fixture.events.len(), 3, "two held ports and a denial");
     assert_eq!(fixture.sessions.snapshot(fixture.now).held_ports, [5201, 5202]);
-    // Slot and test are back, and so are the ports: they may be free by now.
+    // Slot and test are free again, and so are the ports: they may be available by now.
     fixture.reserve(1, A, direct());
     assert!(matches!(fixture.port_is_held(id(77)), Answer::Denied(_)));
 }
@@ -401,7 +401,7 @@ fn nothing_is_leased_before_the_session_is_opened() {
 }
 
 #[test]
-fn the_less_is_left_of_the_day_the_less_is_leased_at_once() {
+fn leases_shrink_with_the_rest_of_the_day() {
     let mut fixture =
         Fixture::new(Limits { max_bytes_per_day: 1 << 40, max_bytes_per_day_total: u64::MAX, ..limits() });
     let session = fixture.grant(1, A, tunneled());
@@ -417,7 +417,7 @@ fn the_less_is_left_of_the_day_the_less_is_leased_at_once() {
 }
 
 #[test]
-fn leases_stop_at_the_day_of_the_peer_and_of_all() {
+fn leases_stop_at_the_daily_limit_of_the_peer_and_of_all() {
     let mut fixture = Fixture::new(Limits { max_concurrent_tests: 2, ..limits() });
     let (a, b) = (fixture.grant(1, A, tunneled()), fixture.grant(2, B, tunneled()));
     let now = fixture.now;
@@ -427,7 +427,7 @@ fn leases_stop_at_the_day_of_the_peer_and_of_all() {
     assert_eq!(lease(&a, 1), Err(EndReason::BytesPerDay));
     assert_eq!(lease(&b, u64::MAX), Ok(500_000));
     assert_eq!(lease(&b, 1), Err(EndReason::BytesPerDay));
-    // What was not used is there again.
+    // Unused bytes are available again.
     fixture.end(&a, 500_000);
     assert_eq!(fixture.sessions.lease(b.session, u64::MAX, now).unwrap().bytes, 500_000);
     let denial = fixture.denial(3, C, tunneled(), true);
@@ -435,7 +435,7 @@ fn leases_stop_at_the_day_of_the_peer_and_of_all() {
 }
 
 #[test]
-fn bytes_belong_to_the_day_they_were_leased_on() {
+fn bytes_are_charged_to_the_day_of_their_lease() {
     let mut fixture = Fixture::new(Limits { max_test_duration: seconds(86_400), ..limits() });
     fixture.pass(seconds(12 * 3600 - 1));
     let session = fixture.grant(1, A, lasting(60_000));
@@ -449,7 +449,7 @@ fn bytes_belong_to_the_day_they_were_leased_on() {
 }
 
 #[test]
-fn bytes_beyond_the_lease_are_charged_all_the_same() {
+fn bytes_beyond_the_lease_are_charged() {
     let mut fixture = Fixture::new(limits());
     let session = fixture.grant(1, A, tunneled());
     fixture.sessions.lease(session.session, 1_000_000, fixture.now).unwrap();
@@ -458,7 +458,7 @@ fn bytes_beyond_the_lease_are_charged_all_the_same() {
 }
 
 #[test]
-fn the_past_counts_after_a_restart() {
+fn earlier_usage_counts_after_a_restart() {
     let past = PastUsage { tests: vec![], bytes_today: vec![(A, 20_000, 1_000_000), (B, 19_999, 1_000_000)] };
     let mut fixture = Fixture::remembering(limits(), past);
     assert_eq!(fixture.denial(1, A, tunneled(), true).reason, DenialReason::BytesPerDay);
@@ -466,12 +466,12 @@ fn the_past_counts_after_a_restart() {
 }
 
 #[test]
-fn a_session_ends_at_its_deadline_however_much_is_heard() {
+fn a_session_ends_at_its_deadline_despite_messages() {
     let mut fixture = Fixture::new(limits());
     let session = fixture.grant(1, A, tunneled());
     for _ in 0..46 {
         fixture.pass(seconds(1));
-        fixture.heard(session.session);
+        fixture.receive(session.session);
         assert_eq!(fixture.poll(), []);
     }
     fixture.pass(seconds(1));
@@ -485,10 +485,10 @@ fn silence_ends_a_session_only_after_ten_seconds() {
     let mut fixture = Fixture::new(limits());
     let session = fixture.grant(1, A, tunneled());
     fixture.pass(seconds(3));
-    fixture.heard(session.session);
+    fixture.receive(session.session);
     fixture.poll();
     fixture.pass(seconds(7));
-    assert_eq!(fixture.sessions.next_deadline(), Some(fixture.now.mono), "10 s after the grant is time to look");
+    assert_eq!(fixture.sessions.next_deadline(), Some(fixture.now.mono), "silence is checked 10 s after the grant");
     assert_eq!(fixture.poll(), []);
     assert_eq!(fixture.sessions.next_deadline(), Some(fixture.now.mono + seconds(3)));
     fixture.pass(seconds(3) - Duration::from_millis(1));
@@ -504,11 +504,11 @@ fn a_grant_that_is_not_started_within_thirty_seconds_ends() {
     assert!(fixture.open(session));
     for _ in 0..29 {
         fixture.pass(seconds(1));
-        fixture.heard(session);
+        fixture.receive(session);
         assert_eq!(fixture.poll(), []);
     }
     fixture.pass(seconds(1));
-    fixture.heard(session);
+    fixture.receive(session);
     assert_eq!(fixture.poll(), [SessionAction::End { session, reason: EndReason::NotStarted }]);
 }
 
@@ -523,7 +523,7 @@ fn a_request_that_needs_more_descriptors_than_there_are_is_denied_for_good() {
 }
 
 #[test]
-fn sessions_share_the_descriptors_and_those_that_need_many_are_not_overtaken() {
+fn sessions_share_the_descriptors_and_large_requests_are_not_overtaken() {
     let mut fixture = Fixture::new(Limits { descriptors: 88, max_concurrent_tests: 4, ..limits() });
     let first = fixture.grant(1, A, tunneled()).session;
     fixture.place(2, B, TestSpec { streams: 8, ..tunneled() });
@@ -538,7 +538,7 @@ fn sessions_share_the_descriptors_and_those_that_need_many_are_not_overtaken() {
 }
 
 #[test]
-fn an_end_is_said_again_until_it_is_done() {
+fn an_end_is_repeated_until_the_session_is_torn_down() {
     let mut fixture = Fixture::new(limits());
     let session = fixture.grant(1, A, tunneled());
     fixture.close(1);
@@ -547,7 +547,7 @@ fn an_end_is_said_again_until_it_is_done() {
     fixture.pass(seconds(5));
     assert_eq!(fixture.poll().len(), 1);
     let settled = fixture.over(session.session, 0, EndReason::Failed).unwrap();
-    assert_eq!(settled.reason, EndReason::LinkClosed, "the first reason is the reason");
+    assert_eq!(settled.reason, EndReason::LinkClosed, "the first reason counts");
     assert_eq!(fixture.over(session.session, 0, EndReason::Failed), None);
     assert_eq!((fixture.poll(), fixture.sessions.next_deadline()), (vec![], None));
 }
@@ -558,7 +558,7 @@ fn a_link_that_closes_during_the_teardown_is_not_its_reason() {
     let session = fixture.grant(1, A, tunneled());
     let first = fixture.sessions.tear_down(session.session, EndReason::Shutdown, fixture.now);
     let second = fixture.sessions.tear_down(session.session, EndReason::Failed, fixture.now);
-    assert_eq!((first, second), (Some(session.session), None), "one alone tears it down");
+    assert_eq!((first, second), (Some(session.session), None), "only one caller tears it down");
     assert_eq!(fixture.sessions.handle(session.session), None);
     fixture.close(1);
     assert_eq!(fixture.poll(), []);
@@ -567,7 +567,7 @@ fn a_link_that_closes_during_the_teardown_is_not_its_reason() {
 }
 
 #[test]
-fn a_link_that_closes_takes_back_what_was_not_granted_yet() {
+fn a_closed_link_takes_its_ungranted_reservation_back() {
     let mut fixture = Fixture::new(limits());
     let reserved = fixture.reserve(1, A, tunneled());
     fixture.place(2, B, tunneled());
@@ -579,7 +579,7 @@ fn a_link_that_closes_takes_back_what_was_not_granted_yet() {
 }
 
 #[test]
-fn who_withdraws_leaves_the_queue_but_not_a_granted_session() {
+fn a_withdrawal_ends_a_queued_request_but_not_a_granted_session() {
     let mut fixture = Fixture::new(limits());
     let session = fixture.grant(1, A, tunneled());
     fixture.place(2, B, tunneled());
@@ -591,7 +591,7 @@ fn who_withdraws_leaves_the_queue_but_not_a_granted_session() {
 }
 
 #[test]
-fn a_removed_peer_loses_its_sessions_and_its_place_but_not_its_bill() {
+fn a_removed_peer_loses_its_sessions_and_requests_but_stays_charged() {
     let mut fixture = Fixture::new(limits());
     let session = fixture.grant(1, A, tunneled());
     fixture.place(2, A, tunneled());
@@ -606,7 +606,7 @@ fn a_removed_peer_loses_its_sessions_and_its_place_but_not_its_bill() {
 }
 
 #[test]
-fn draining_denies_who_waits_and_lets_who_runs_finish() {
+fn draining_denies_queued_requests_and_lets_sessions_finish() {
     let mut fixture = Fixture::new(limits());
     let session = fixture.grant(1, A, tunneled());
     fixture.place(2, B, tunneled());
@@ -634,15 +634,15 @@ fn nothing_is_granted_while_faulted() {
 }
 
 #[test]
-fn who_waits_hears_of_a_better_place() {
+fn a_queued_request_is_sent_a_better_place() {
     let mut fixture = Fixture::new(limits());
     let running = fixture.grant(1, A, tunneled());
     fixture.place(2, B, tunneled());
     fixture.place(3, C, tunneled());
     fixture.poll();
     fixture.pass(seconds(22));
-    fixture.heard(running.session);
-    assert_eq!(fixture.poll(), [], "time alone is no news");
+    fixture.receive(running.session);
+    assert_eq!(fixture.poll(), [], "elapsed time alone is not sent");
     fixture.end(&running, 0);
     let actions = fixture.poll();
     let moved = SessionAction::Place { link: LinkId(3), place: 1, expected_wait: seconds(22) };
@@ -680,7 +680,7 @@ fn every_decision_leaves_its_event() {
 }
 
 #[test]
-fn a_year_goes_by_in_a_moment() {
+fn the_clock_may_jump_by_a_year() {
     let mut fixture =
         Fixture::new(Limits { max_bytes_per_day: u64::MAX, max_bytes_per_day_total: u64::MAX, ..limits() });
     for _ in 0..365 * 4 {
@@ -694,7 +694,7 @@ fn a_year_goes_by_in_a_moment() {
 }
 
 #[test]
-fn the_ends_of_time_are_survived() {
+fn extreme_times_do_not_panic() {
     let mut fixture = Fixture::new(limits());
     fixture.now = Now { mono: Duration::MAX, unix_ms: u64::MAX };
     let session = fixture.grant(1, A, direct());
@@ -708,7 +708,7 @@ fn the_ends_of_time_are_survived() {
     fixture.sessions.snapshot(fixture.now);
 }
 
-/// A direct session on link 1 that ended before its streams arrived; requests of others wait.
+/// A direct session on link 1 that ended before its streams arrived; requests of other links wait.
 fn unreached(limits: Limits) -> Fixture {
     let mut fixture = Fixture::new(limits);
     let first = fixture.grant(1, A, direct());
@@ -726,7 +726,7 @@ fn the_tunneled_repetition_of_a_direct_session_that_was_not_reached_is_the_same_
     assert!(!repeated.counts_as_test);
     assert!(fixture.open(repeated.session));
     assert_eq!(fixture.sessions.snapshot(fixture.now).peers[0].tests_this_hour, 1);
-    // It is not repeated again, and those that waited come next.
+    // It is not repeated again, and the waiting requests are next.
     fixture.end(&repeated, 96);
     let denied = fixture.denial(1, A, tunneled(), true);
     assert_eq!(denied.reason, DenialReason::TestsPerHour);

@@ -1,4 +1,4 @@
-//! One session and when it must end. What it shares with others, slots, ports and quotas, is not decided here.
+//! One session, and when it must end. Its shared resources, slots, ports and quotas, are managed elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::limits;
 /// How often the end of a session is reported again until it is torn down.
 const END_REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long after its grant a session's first phase may begin: it holds a slot that others wait for.
+/// How long after its grant a session's first phase may begin: other requests wait for its slot.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One session, from its reservation until its accounts are settled.
@@ -23,7 +23,7 @@ pub(super) struct HeldSession<H> {
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
     pub(super) port: Option<u16>,
-    /// Ports that turned out to be held by other programs.
+    /// Ports that other programs turned out to hold.
     pub(super) tried: BTreeSet<u16>,
     pub(super) reserved_at: Duration,
     pub(super) deadline: Duration,
@@ -32,9 +32,9 @@ pub(super) struct HeldSession<H> {
     pub(super) opened: bool,
     /// The server's handle of the session, set while it runs: from its recorded grant until its teardown begins.
     pub(super) handle: Option<H>,
-    /// When to check for silence. Only the server knows when anything was last received.
+    /// When to check for silence. Only the server has the time of the last received message.
     pub(super) silence_check_at: Duration,
-    /// When its first phase must have begun; `None` before it is opened, and once it has.
+    /// The latest begin of its first phase; `None` before it is opened, and after the begin.
     pub(super) start_by: Option<Duration>,
     /// Bytes leased on each day.
     pub(super) leased: BTreeMap<u32, u64>,
@@ -86,8 +86,8 @@ impl<H> HeldSession<H> {
         }
     }
 
-    /// Why the session must be torn down, if this has to be reported now. `None` before it is opened: until then the
-    /// server still claims its resources, and the appliance was sent nothing.
+    /// The reason why the session must be torn down, if that must be reported now. `None` before it is opened: until
+    /// then the server still claims its resources, and the appliance was not answered.
     pub(super) fn end_if_due(&mut self, mono: Duration, last_heard: &dyn Fn(&H) -> Duration) -> Option<EndReason> {
         if self.next_deadline()? > mono {
             return None;

@@ -1,4 +1,4 @@
-//! Where each chain of the audit log begins and ends.
+//! The begin and the end of each chain of the audit log.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::event::Chain;
 
 /// Each chain of the audit log as a [`ChainRow`].
 const AUDIT_CHAINS: &str = "SELECT chain, seq, hash, base_seq, base_hash FROM audit_chains";
-/// The same for a database from before the chains, which has one head.
+/// The same for a database of an earlier version, which has one head and no chains.
 const AUDIT_HEAD: &str = "SELECT 'main', seq, hash, 0, zeroblob(32) FROM audit_head";
 
 /// A chain of the audit log: its name, and number and hash of its head and its base.
@@ -29,7 +29,7 @@ impl Store {
         let pool = one_connection().connect_with(options.clone()).await;
         let store = Self::of(path, pool.map_err(|why| failure(path, "opening it", why))?, options, lock);
         let chains = async {
-            // A program that was updated and has not served since finds the database of the one before.
+            // A program that was updated but has not served yet finds the database of the earlier version.
             let of_before: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM sqlite_master WHERE name = 'audit_head'")
                 .fetch_optional(&store.pool)
                 .await
@@ -42,8 +42,9 @@ impl Store {
         chains
     }
 
-    /// Stores the records of the audit log's chains, all or none. While the log is faulted, this is repeated with equal
-    /// records to test the disk. SQLite writes no page for an unchanged row, so one column changes every time.
+    /// Stores the records of the audit log's chains, all or none. During a fault of the log, this is repeated with
+    /// equal records to test the disk. SQLite does not write a page for an unchanged row, so one column changes every
+    /// time.
     pub async fn set_audit_chains(&self, states: &BTreeMap<Chain, ChainState>) -> Result<(), StoreError> {
         let mut change = self.begin("keeping the audit log's heads").await?;
         let kept = async {
@@ -78,7 +79,7 @@ impl Store {
             .await
             .map_err(|why| self.failure("reading the audit log's heads", why))?;
         let line = |seq, hash: Vec<u8>| {
-            let hash = hash.try_into().map_err(|_| self.damaged("the hash of a line of the audit log is none"))?;
+            let hash = hash.try_into().map_err(|_| self.damaged("the hash of a line of the audit log is not valid"))?;
             Ok(Head { seq: unsigned(seq), hash })
         };
         rows.into_iter()

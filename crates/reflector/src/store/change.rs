@@ -1,4 +1,4 @@
-//! One change of the database: begun with the write lock held, concluded only once a second connection sees it.
+//! One change of the database: it begins with the write lock, and succeeds only if a second connection sees it.
 //! Acknowledged means on disk (docs/decisions/0019).
 
 use std::time::Duration;
@@ -10,15 +10,15 @@ use tokio::sync::watch;
 
 use super::{Store, StoreError};
 
-/// How long a change waits for earlier changes. With [`BUSY_TIMEOUT`] it bounds how long a caller waits in total.
+/// How long a change waits for earlier changes. Together with [`BUSY_TIMEOUT`] it limits the total wait of a caller.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the disk is tried again while the last change failed.
+/// How often the disk is retried after a failed change.
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// One transaction, rolled back unless it is concluded.
 pub(super) struct PendingChange {
     pub(super) work: Transaction<'static, Sqlite>,
-    /// How many rows its connection had changed before.
+    /// The number of rows that its connection had changed before.
     before: i64,
     doing: &'static str,
 }
@@ -29,14 +29,14 @@ impl Store {
         self.fault.subscribe()
     }
 
-    /// Tries the disk again and again while the last change failed. Runs until it is dropped.
+    /// Retries the disk periodically while the last change failed. Runs until it is dropped.
     pub async fn watch_over(&self) {
         let mut fault = self.fault();
-        // The sender lives as long as this store.
+        // The sender exists as long as this store.
         while fault.wait_for(Option::is_some).await.map(drop).is_ok() {
             tokio::time::sleep(PROBE_INTERVAL).await;
             if fault.borrow().is_some() {
-                // What it meets is the fault's new reason.
+                // An error becomes the new reason of the fault.
                 self.probe().await.ok();
             }
         }
@@ -73,7 +73,7 @@ impl Store {
         let kept = async {
             let done = done.map_err(failed)?;
             if total_changes(&mut work).await.map_err(failed)? == before {
-                // Nothing to keep.
+                // Nothing was changed.
                 work.commit().await.map_err(failed)?;
                 return Ok((done, false));
             }
@@ -100,7 +100,7 @@ impl Store {
         sqlx::query_scalar("PRAGMA data_version").fetch_one(&self.witness).await
     }
 
-    /// Notes the error if it means that the disk is at fault. Returns it.
+    /// Records the error if it means that the disk is at fault. Returns it.
     fn note_fault(&self, why: StoreError) -> StoreError {
         if why.is_fault() && self.fault.send_replace(Some(why.to_string())).is_none() {
             tracing::error!(because = %why, "the database can't be written: nothing is granted until it can");
@@ -119,8 +119,8 @@ pub(super) fn one_connection() -> SqlitePoolOptions {
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(WRITER_TIMEOUT)
-        // A timeout is an error already; a slow disk must not fill the log with further lines.
+        // A timeout is already an error; a slow disk must not fill the log with further lines.
         .acquire_slow_threshold(2 * WRITER_TIMEOUT)
-        // A file on this machine does not go away like a server does.
+        // Unlike a server, a local file cannot disconnect.
         .test_before_acquire(false)
 }

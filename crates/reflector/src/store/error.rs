@@ -10,7 +10,7 @@ use paramedic_link::PeerText;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum StoreError {
-    /// The folder or the file can't be made or used.
+    /// The folder or the file can't be created or used.
     #[error("cannot use {}: {source}", path.display())]
     Unusable { path: PathBuf, source: io::Error },
     /// Another reflector serves from the same folder.
@@ -41,7 +41,7 @@ pub enum StoreError {
     )]
     Newer {
         path: PathBuf,
-        /// The first migration that is unknown.
+        /// The first unknown migration.
         step: i64,
     },
     /// A statement failed.
@@ -62,7 +62,7 @@ pub enum StoreError {
     /// Another peer has that name.
     #[error("another peer already has the name {0:?}")]
     NameTaken(PeerText),
-    /// The name is empty, or can be read as an Endpoint ID.
+    /// The name is empty, or is the text of an Endpoint ID.
     #[error("a peer's name must not be empty or an Endpoint ID")]
     NoName,
 }

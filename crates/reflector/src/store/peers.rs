@@ -1,4 +1,4 @@
-//! The paired appliances, and the lines of the audit log that changes of them owe.
+//! The paired appliances, and the audit lines that their changes owe.
 
 use paramedic_host::database::is_unique_violation;
 use paramedic_link::{EndpointId, PeerText};
@@ -13,7 +13,7 @@ use crate::event::AuditEvent;
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct Peer {
     pub id: EndpointId,
-    /// Its name here; no two peers share one.
+    /// Its name at this reflector; unique among the peers.
     pub name: PeerText,
     /// `code` or `hand`.
     pub added_by: String,
@@ -26,7 +26,7 @@ pub struct Peer {
 #[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub struct OwedLine {
     pub id: i64,
-    /// The last acknowledged line when the change was made. This line can only follow it.
+    /// The last acknowledged line when the change was made. The owed line can only follow it.
     pub after_seq: u64,
     pub event: AuditEvent,
 }
@@ -47,8 +47,8 @@ impl Store {
             .collect()
     }
 
-    /// Adds a peer; `false` if it is already paired, and then its name stays. A number is added to a name that is
-    /// taken; a name that is empty, or can be read as an Endpoint ID, is not used. `by` is `code` or `hand`.
+    /// Adds a peer; `false` if it is already paired, in which case its name stays. A number is added to a taken name. A
+    /// name that is empty, or is the text of an Endpoint ID, is not used. `by` is `code` or `hand`.
     pub async fn add_peer(&self, id: EndpointId, name: &PeerText, by: &str) -> Result<bool, StoreError> {
         let mut change = self.begin("adding a peer").await?;
         let added = async {
@@ -91,7 +91,7 @@ impl Store {
         self.conclude(change, removed).await
     }
 
-    /// Gives a peer another name; `false` if there is no such peer.
+    /// Renames a peer; `false` if there is no such peer.
     pub async fn rename_peer(&self, id: EndpointId, name: &PeerText) -> Result<bool, StoreError> {
         if !is_name(name.as_str()) {
             return Err(StoreError::NoName);
@@ -132,7 +132,7 @@ impl Store {
             .collect()
     }
 
-    /// Notes that these lines are in the audit log.
+    /// Records that these lines are in the audit log.
     pub async fn lines_written(&self, lines: &[OwedLine]) -> Result<(), StoreError> {
         let mut change = self.begin("noting that lines are written").await?;
         let noted = async {
@@ -146,7 +146,7 @@ impl Store {
     }
 }
 
-/// Notes, in the transaction of a change, the audit line that has to be written for it.
+/// Stores, in the transaction of a change, the audit line that the change owes.
 async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Result<(), sqlx::Error> {
     let event = serde_json::to_string(event).map_err(|why| sqlx::Error::Encode(Box::new(why)))?;
     sqlx::query(
@@ -159,15 +159,16 @@ async fn owe(work: &mut Transaction<'static, Sqlite>, event: &AuditEvent) -> Res
     Ok(())
 }
 
-/// Whether this is a valid name of a peer. A name that can be read as an Endpoint ID would pass for another peer.
+/// Whether this is a valid name of a peer. The text of an Endpoint ID is not, because it could be taken for another
+/// peer.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.parse::<EndpointId>().is_err()
 }
 
-/// The wanted name, or the first free one with a number behind it.
+/// The wanted name, or the first free one with a number added.
 fn free_name(wanted: &PeerText, is_taken: impl Fn(&str) -> bool) -> PeerText {
     let wanted = if is_name(wanted.as_str()) { wanted.as_str() } else { "appliance" };
-    // Room for the number: a name is cut at its end when it is too long.
+    // Leaves room for the number: a name that is too long is truncated.
     let stem = wanted.chars().take(PeerText::MAX_CHARS - 12).collect::<String>();
     let numbered = (2u32..).map(|number| format!("{stem} {number}"));
     let free = std::iter::once(wanted.to_owned()).chain(numbered).find(|name| !is_taken(name));

@@ -24,8 +24,8 @@ impl Store {
             .collect()
     }
 
-    /// Replaces the prefixes of these peers, in one change. A peer that is neither in the database nor `authorized` by
-    /// the configuration keeps none: it was removed since `peers` was read.
+    /// Replaces the prefixes of these peers, in one change. Prefixes of a peer that is neither in the database nor
+    /// `authorized` by the configuration are not stored: it was removed since `peers` was read.
     pub async fn keep_prefixes(
         &self,
         peers: &[PeerPrefixes],

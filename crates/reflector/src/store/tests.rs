@@ -46,7 +46,7 @@ async fn names(store: &Store) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_was_written_survives_a_restart() {
+async fn written_data_survives_a_restart() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     assert!(store.add_peer(id(1), &"attic".into(), "code").await.unwrap());
@@ -122,7 +122,7 @@ async fn known_prefixes_are_kept_and_forgotten() {
     store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
     store.keep_prefixes(&before, &BTreeSet::new()).await.unwrap();
     store.remove_peer(id(1)).await.unwrap();
-    assert_eq!(store.known_prefixes().await.unwrap(), [], "they go with their peer");
+    assert_eq!(store.known_prefixes().await.unwrap(), [], "they are removed with their peer");
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn the_bytes_of_an_unknown_session_are_an_error() {
 }
 
 #[tokio::test]
-async fn after_a_crash_the_open_leases_and_their_recorded_use_are_there() {
+async fn open_leases_and_their_recorded_use_survive_a_crash() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     lease(&store, 1, 1, 5, 100).await.unwrap();
@@ -215,7 +215,7 @@ async fn after_a_crash_the_open_leases_and_their_recorded_use_are_there() {
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_named_and_left_alone() {
+async fn a_damaged_file_is_named_and_left_unchanged() {
     let folder = TempDir::new().unwrap();
     open(&folder).await.close().await;
     let good = fs::read(file(&folder)).unwrap();
@@ -260,7 +260,7 @@ async fn a_second_reflector_finds_the_folder_in_use() {
 }
 
 #[tokio::test]
-async fn a_database_of_before_the_chains_is_read_and_then_brought_up_to_date() {
+async fn a_database_without_chains_is_read_and_then_migrated() {
     let folder = TempDir::new().unwrap();
     create_private_folder(file(&folder).parent().unwrap()).unwrap();
     let options = SqliteConnectOptions::new().filename(file(&folder)).create_if_missing(true);
@@ -278,14 +278,14 @@ async fn a_database_of_before_the_chains_is_read_and_then_brought_up_to_date() {
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_made_is_named() {
+async fn a_folder_that_cannot_be_created_is_named() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("state"), "a file").unwrap();
     let why = Store::open(&file(&folder)).await.unwrap_err();
     assert!(why.to_string().contains("state"), "{why}");
 }
 
-/// What a connection sees that is opened for this alone.
+/// The result for a connection that is opened only for this query.
 async fn on_disk(path: &Path, sql: &'static str) -> i64 {
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
     let mut other = SqliteConnection::connect_with(&options).await.unwrap();
@@ -294,8 +294,8 @@ async fn on_disk(path: &Path, sql: &'static str) -> i64 {
     seen
 }
 
-/// Lets the database grow no further than `more` pages from here: what SQLite says then is what it says on a full
-/// disk, and it rolls back by itself in the same way.
+/// Limits the growth of the database to `more` pages. SQLite then reports the same error as on a full disk, and rolls
+/// back in the same way.
 async fn limit_pages(connection: &mut SqliteConnection, more: i64) {
     let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *connection).await.unwrap();
     let limit = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {}", pages + more));
@@ -304,8 +304,8 @@ async fn limit_pages(connection: &mut SqliteConnection, more: i64) {
 
 const FILL: &str = "INSERT INTO leases (session, day, peer, bytes) VALUES (zeroblob(200000), 1, x'00', 1)";
 
-/// What sqlx does after SQLite rolled back by itself; the reason for [`pool_options`]. When this fails, an update
-/// of sqlx has changed it: read docs/decisions/0019 again.
+/// The behaviour of sqlx after SQLite rolled back on its own; the reason for [`pool_options`]. If this test fails, an
+/// update of sqlx has changed it: read docs/decisions/0019 again.
 #[tokio::test]
 async fn sqlx_still_counts_a_transaction_that_sqlite_rolled_back() {
     let folder = TempDir::new().unwrap();
@@ -330,7 +330,7 @@ async fn sqlx_still_counts_a_transaction_that_sqlite_rolled_back() {
 }
 
 #[tokio::test]
-async fn a_connection_whose_change_failed_is_thrown_away() {
+async fn a_connection_whose_change_failed_is_closed() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     for round in 1..=3 {
@@ -339,9 +339,9 @@ async fn a_connection_whose_change_failed_is_thrown_away() {
         let filled = sqlx::query(FILL).execute(&mut *change.work).await;
         assert!(matches!(store.conclude(change, filled).await, Err(StoreError::Failed { .. })));
         assert!(store.fault().borrow().as_ref().is_some_and(|why| why.contains("full")));
-        // A transaction that is only dropped: what a cancelled caller leaves.
+        // A transaction that is dropped, as by a cancelled caller.
         drop(store.begin("nothing").await.unwrap());
-        // The limit was the old connection's.
+        // The limit applied to the old connection.
         assert!(store.add_peer(id(round), &"kept".into(), "hand").await.unwrap());
         assert_eq!(*store.fault().borrow(), None);
         assert_eq!(on_disk(&file(&folder), "SELECT COUNT(*) FROM peers").await, i64::from(round));
@@ -349,7 +349,7 @@ async fn a_connection_whose_change_failed_is_thrown_away() {
 }
 
 #[tokio::test]
-async fn a_commit_that_kept_nothing_is_a_failure() {
+async fn a_commit_without_effect_is_a_failure() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     let mut change = store.begin("charging").await.unwrap();
@@ -359,12 +359,12 @@ async fn a_commit_that_kept_nothing_is_a_failure() {
     let concluded = store.conclude(change, Ok(())).await;
     assert!(matches!(concluded, Err(StoreError::NotKept { .. })), "{concluded:?}");
     assert!(store.fault().borrow().is_some());
-    // Nothing to keep is nothing lost.
+    // A change without effect loses nothing.
     store.forget_test(session(1)).await.unwrap();
 }
 
 #[tokio::test]
-async fn what_is_kept_again_unchanged_is_seen_to_be_kept() {
+async fn a_repeated_write_of_equal_data_is_detected_as_written() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     for _ in 0..3 {
@@ -381,7 +381,7 @@ async fn each_change_of_the_peers_owes_a_line_until_it_is_written() {
     store.add_peer(id(1), &"attic".into(), "code").await.unwrap();
     store.rename_peer(id(1), &"cellar".into()).await.unwrap();
     store.remove_peer(id(1)).await.unwrap();
-    // What changes nothing owes nothing.
+    // A change without effect owes no line.
     store.remove_peer(id(1)).await.unwrap();
     store.rename_peer(id(1), &"cellar".into()).await.unwrap();
     drop(store);
@@ -398,7 +398,7 @@ async fn each_change_of_the_peers_owes_a_line_until_it_is_written() {
 }
 
 #[tokio::test]
-async fn a_fault_is_told_and_ends_by_itself() {
+async fn a_fault_is_reported_and_ends_when_the_disk_works() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     let options = SqliteConnectOptions::new().filename(file(&folder));
@@ -416,7 +416,7 @@ async fn a_fault_is_told_and_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn what_was_asked_amiss_is_no_fault_of_the_disk() {
+async fn an_invalid_request_is_not_a_fault_of_the_disk() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     store.add_peer(id(1), &"attic".into(), "hand").await.unwrap();
