@@ -1,5 +1,5 @@
-//! The appliance's settings: the one list of them, and each default with its reason. How they are read, from flags,
-//! environment and files, is `paramedic_host::config`'s. Secrets are never settings.
+//! The appliance's settings: their list, and each default with its reason. `paramedic_host::config` reads them from
+//! flags, environment and files. Secrets are never settings.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
 /// The state folder of root.
 const ROOT_STATE_DIR: &str = "/var/lib/packetparamedic";
 
-/// When to color what is printed.
+/// When to colour the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Color {
     /// On a terminal, unless `NO_COLOR` or a similar variable forbids it.
@@ -33,30 +33,30 @@ pub enum Color {
 
 const COLORS: [(&str, Color); 3] = [("auto", Color::Auto), ("always", Color::Always), ("never", Color::Never)];
 
-/// The settings; everything in them is valid.
+/// The settings. All values are valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The folder of the key, the pairings and the results; absolute.
     pub state_dir: PathBuf,
-    /// What the appliance calls itself.
+    /// This appliance's own name.
     pub name: PeerText,
-    /// The reflector to measure against when none is named: a saved name, an Endpoint ID or an address.
+    /// The default reflector: a saved name, an Endpoint ID or an address.
     pub peer: Option<String>,
     /// The provider of speed tests; absent: `reflector`.
     pub provider: Option<String>,
     /// The engine that generates the load; absent: the provider's choice.
     pub engine: Option<EngineId>,
-    /// How the data travels; absent: direct where the reflector offers it.
+    /// How the data travels; absent: direct if the reflector offers it.
     pub data_mode: Option<DataMode>,
-    /// How long each direction is measured, the ramp-up included; whole milliseconds.
+    /// The duration of each direction, the ramp-up included; whole milliseconds.
     pub duration: Duration,
-    /// Streams per direction; absent: as many as suit the engine.
+    /// Streams per direction; absent: the default of the engine.
     pub streams: Option<u16>,
-    /// When to color what is printed.
+    /// When to colour the output.
     pub color: Color,
-    /// Which events are logged on stderr, as [`paramedic_host::log::is_filter`] accepts it.
+    /// The filter of the log on stderr, as [`paramedic_host::log::is_filter`] accepts it.
     pub log: String,
-    /// How events are logged.
+    /// The format of the log.
     pub log_format: LogFormat,
 }
 
@@ -84,11 +84,11 @@ impl Configuration for Settings {
             provider: None,
             engine: None,
             data_mode: None,
-            // Long enough for the ramp-up of a slow line, short enough to wait for; iperf3 has the same default.
+            // Long enough for the ramp-up of a slow line, short enough to wait for, and the default of iperf3.
             duration: Duration::from_secs(10),
             streams: None,
             color: Color::Auto,
-            // A command reports its own failure on stderr; the log adds errors alone.
+            // A command reports its own failure on stderr; the log adds only errors.
             log: "error".to_owned(),
             log_format: LogFormat::Text,
         }
@@ -121,7 +121,7 @@ impl Configuration for Settings {
     }
 }
 
-/// The settings that every command takes as flags.
+/// The settings that every command accepts as flags.
 pub struct CommonFlags;
 
 impl FlagGroup for CommonFlags {
@@ -133,7 +133,7 @@ impl FlagGroup for CommonFlags {
     }
 }
 
-/// Every setting, in the order in which they are shown.
+/// Every setting, in the order of the output.
 static SETTINGS: &[Setting<Settings>] = &[
     Setting {
         name: "state_dir",
@@ -158,7 +158,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         read: |settings, given| {
             let name = PeerText::new(given.text()?);
             if name.is_empty() {
-                return Err("it has control characters alone".to_owned());
+                return Err("it has only control characters".to_owned());
             }
             settings.name = name;
             Ok(())
@@ -207,13 +207,12 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_DATA_MODE",
         flag: Some("data-mode"),
         placeholder: "MODE",
-        help: "How the test data travels: `tunneled`, all of it inside TLS through the control port, or `direct`, in \
-               clear through short-lived ports of the reflector's range. Without it: direct where the reflector offers \
-               it.",
+        help: "How the test data travels: `tunneled`, inside TLS through the control port, or `direct`, unencrypted \
+               through temporary ports of the reflector's range. Without it: direct if the reflector offers it.",
         valid: "tunneled or direct",
         is_list: false,
         read: |settings, given| {
-            // The reflector's settings and the result call it direct_ephemeral.
+            // The reflector's settings and the result name it direct_ephemeral.
             let direct = ["direct", "direct_ephemeral"].map(|name| (name, DataMode::DirectEphemeral));
             let mode = given.choice(&[("tunneled", DataMode::Tunneled), direct[0], direct[1]])?;
             settings.data_mode = Some(mode);
@@ -223,7 +222,7 @@ static SETTINGS: &[Setting<Settings>] = &[
             let name = match settings.data_mode? {
                 DataMode::Tunneled => "tunneled",
                 DataMode::DirectEphemeral => "direct",
-                // A later version's; no value of this setting means it.
+                // A mode of a later version; no value of this setting corresponds to it.
                 DataMode::Unknown => return None,
             };
             Some(Value::String(name.to_owned()))
@@ -262,7 +261,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_COLOR",
         flag: Some("color"),
         placeholder: "WHEN",
-        help: "When to color what is printed: auto (on a terminal, unless NO_COLOR is set), always or never.",
+        help: "When to color the output: auto (on a terminal, unless NO_COLOR is set), always or never.",
         valid: "auto, always or never",
         is_list: false,
         read: |settings, given| given.choice(&COLORS).map(|color| settings.color = color),
@@ -287,7 +286,7 @@ static SETTINGS: &[Setting<Settings>] = &[
         env: "PACKETPARAMEDIC_LOG_FORMAT",
         flag: None,
         placeholder: "FORMAT",
-        help: "The format of the log: `text`, or `json`, one object a line.",
+        help: "The format of the log: `text`, or `json`, one object per line.",
         valid: "text or json",
         is_list: false,
         read: |settings, given| given.log_format().map(|format| settings.log_format = format),
@@ -306,7 +305,7 @@ mod tests {
     use super::*;
     use crate::cli::failure::{CommandFailure, ExitStatus};
 
-    /// The settings on a machine whose environment is `variables`, with the text of the file in /etc.
+    /// The settings on a machine with the environment `variables` and this text of the file in /etc.
     fn load(variables: &[(&str, &str)], file: &str) -> Result<Loaded<Settings>, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
         let etc_file = folder.path().join("etc.toml");
@@ -349,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_setting_does_not_accept_is_refused() {
+    fn an_invalid_value_is_refused() {
         for (setting, value) in [
             ("color", "blue"),
             ("log", "loud"),

@@ -1,4 +1,4 @@
-//! The `packetparamedic` program: a thin door to the library.
+//! The `packetparamedic` program: calls the library.
 
 #![forbid(unsafe_code)]
 

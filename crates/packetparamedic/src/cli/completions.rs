@@ -1,4 +1,4 @@
-//! `completions`: what a shell needs to complete our command line.
+//! `completions`: prints the shell completions of this command line.
 
 use clap::CommandFactory;
 use clap_complete::Shell;

@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP: the first asks a command to end and to keep what it has, a second Ctrl-C or SIGTERM ends it
-//! at once.
+//! Ctrl-C, SIGTERM and SIGHUP. The first signal requests the end of the command, which keeps its measurements. A second
+//! Ctrl-C or SIGTERM ends the command at once.
 
 use super::failure::{CommandFailure, ExitStatus};
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
-/// The interrupts of this process. Until a command watches them, they end the program as usual.
+/// The interrupts of this process. Until a command watches them, they end the program as by default.
 #[derive(Clone, Default)]
 pub(super) struct Interrupts {
     second: Arc<Notify>,
@@ -28,7 +28,7 @@ impl Interrupts {
         };
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        // nohup(1) leaves it ignored; a handler would undo that.
+        // nohup(1) leaves the signal ignored; a handler would undo that.
         let mut hangup = if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
         let (wanted, receiver) = watch::channel(false);
         let second = Arc::clone(&self.second);
@@ -40,8 +40,8 @@ impl Interrupts {
                     _ = terminate.recv() => false,
                     () = received(hangup.as_mut()) => true,
                 };
-                // A closing terminal sends SIGHUP twice, and systemd may send it with SIGTERM (`SendSIGHUP=`), in any order:
-                // it never cuts short what another signal began.
+                // A closing terminal sends SIGHUP twice, and systemd may send it with SIGTERM (`SendSIGHUP=`), in any
+                // order. So SIGHUP never counts as the second signal.
                 wanted.send_replace(true);
                 if is_hangup {
                     continue;
@@ -54,13 +54,13 @@ impl Interrupts {
         Ok(receiver)
     }
 
-    /// Ends with the second interrupt: the command is to be dropped where it stands.
+    /// Ends with the second interrupt: then the command must be dropped.
     pub(super) async fn second(&self) {
         self.second.notified().await;
     }
 }
 
-/// Ends when the signal is received; never without one.
+/// Ends when the signal is received; never if there is none.
 async fn received(signal: Option<&mut Signal>) {
     match signal {
         Some(signal) => {
@@ -70,7 +70,7 @@ async fn received(signal: Option<&mut Signal>) {
     }
 }
 
-/// Whether the parent process had this process ignore SIGHUP.
+/// Whether the parent process made this process ignore SIGHUP.
 fn is_hangup_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
 }

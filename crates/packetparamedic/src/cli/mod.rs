@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand, and the one place that dispatches to them. Printing is `output`'s alone.
+//! The command line: one file per subcommand, and the dispatch to them. Only `output` prints.
 
 mod completions;
 mod config;
@@ -35,7 +35,7 @@ use failure::{CommandFailure, ExitStatus};
 use interrupts::Interrupts;
 use output::{Output, OutputFormat, Verbosity, Wanted};
 
-/// What to type first.
+/// The first commands to run.
 const FIRST_STEPS: &str = "\
 First steps:
   packetparamedic pair-reflector --peer HOST      with the code that `reflector pair` prints there
@@ -53,7 +53,7 @@ struct Cli {
     command: Command,
 }
 
-/// What every subcommand takes.
+/// The options of every subcommand.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Options of every command")]
 struct Common {
@@ -98,7 +98,7 @@ enum Command {
 }
 
 impl Command {
-    /// The format that the subcommand's own flags ask for.
+    /// The output format that the subcommand's own flags select.
     fn format(&self) -> OutputFormat {
         match self {
             Command::SpeedTest(args) => args.format(),
@@ -120,7 +120,7 @@ impl Command {
     }
 }
 
-/// What a subcommand works with.
+/// The environment of a subcommand.
 struct Context {
     settings: Settings,
     /// The settings that the command line sets.
@@ -143,14 +143,14 @@ impl Context {
         let configured = &self.settings.state_dir;
         let (appliance, change) = Appliance::open(configured, failure::describe)?;
         if let Some(change) = change {
-            self.output.note(&told(configured, appliance.state_dir(), &change));
+            self.output.note(&describe_change(configured, appliance.state_dir(), &change));
         }
         Ok(self.appliance.get_or_init(|| appliance))
     }
 }
 
-/// What was changed at the state folder, in a sentence.
-fn told(named: &Path, path: &Path, change: &Change) -> String {
+/// The change of the state folder, as a sentence.
+fn describe_change(named: &Path, path: &Path, change: &Change) -> String {
     let named = named.display();
     match change {
         Change::Tightened { mode } => {
@@ -172,7 +172,7 @@ pub fn run() -> ExitCode {
             return Output::new(wanted).fail(&not_understood(&error)).into();
         }
         Err(error) => {
-            // --help and --version are no faults; what can't be printed can't be said either.
+            // --help and --version are not errors. If printing fails, there is no other way to report it.
             error.print().ok();
             return if error.use_stderr() { ExitStatus::Usage.into() } else { ExitCode::SUCCESS };
         }
@@ -227,7 +227,7 @@ pub fn run() -> ExitCode {
             () = interrupts.second() => Ok(ExitStatus::Interrupted),
         }
     });
-    // A name that is still being looked up must not hold up who pressed Ctrl-C.
+    // A pending name lookup must not delay the end after Ctrl-C.
     runtime.shutdown_background();
     match end {
         Ok(exit) => exit.into(),
@@ -248,8 +248,8 @@ const LOGGING_CRATES: [&str; 6] = [
     "paramedic_link",
 ];
 
-/// The log that `-q`, `-v` and `-vv` ask for, and which of them does. Other crates log at `debug` what concerns their
-/// own developers.
+/// The log filter that `-q`, `-v` or `-vv` selects, with the name of that flag. Other crates use `debug` for their own
+/// developers.
 fn log_filter(common: &Common) -> Option<(&'static str, String)> {
     let (flag, others, own) = match (common.quiet, common.verbose) {
         (true, _) => return Some(("-q", "off".to_owned())),
@@ -262,20 +262,20 @@ fn log_filter(common: &Common) -> Option<(&'static str, String)> {
 
 /// The output format of a command line that does not parse: its error is printed in that format, too.
 fn format_of_invalid_command_line() -> OutputFormat {
-    let said = |flag: &str| std::env::args_os().any(|arg| arg == flag);
-    match (said("--json-stream"), said("--json")) {
+    let has_flag = |flag: &str| std::env::args_os().any(|arg| arg == flag);
+    match (has_flag("--json-stream"), has_flag("--json")) {
         (true, _) => OutputFormat::JsonStream,
         (_, true) => OutputFormat::Json,
         _ => OutputFormat::Human,
     }
 }
 
-/// What the parser of the command line says, for a program to read. People get its own words, which show more.
+/// The parser's error as an error document. Without --json, its own text is printed, which has more details.
 fn not_understood(error: &clap::Error) -> CommandFailure {
-    let said = error.to_string();
-    let because = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    let try_ = "`packetparamedic --help` says what can be asked";
-    CommandFailure::new(ExitStatus::Usage, "bad_usage", "the command line can't be understood", because, try_)
+    let text = error.to_string();
+    let because = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let try_ = "run `packetparamedic --help` to see the valid command lines";
+    CommandFailure::new(ExitStatus::Usage, "bad_usage", "the command line is not valid", because, try_)
 }
 
 async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_holds_together() {
+    fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
     }
 }

@@ -1,5 +1,5 @@
-//! The only printer: results on stdout, everything else on stderr, as text or as JSON, progress on a terminal alone.
-//! What is said is decided elsewhere.
+//! The only printer: results on stdout, everything else on stderr, as text or as JSON, progress only on a terminal. The
+//! callers decide what to print.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,49 +15,49 @@ use super::failure::{CommandFailure, ExitStatus};
 use super::progress::ProgressLine;
 use crate::config::Color;
 
-/// What stdout carries.
+/// The format of stdout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutputFormat {
-    /// Text for people.
+    /// Text for users.
     #[default]
     Human,
     /// One document (`--json`).
     Json,
-    /// One event a line (`--json-stream`).
+    /// One event per line (`--json-stream`).
     JsonStream,
 }
 
-/// How much stderr carries.
+/// The amount of output on stderr.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
-    /// Errors alone (`-q`).
+    /// Only errors (`-q`).
     Quiet,
     /// Errors, notes, progress.
     #[default]
     Normal,
-    /// Details as well (`-v`).
+    /// Also details (`-v`).
     Verbose,
 }
 
-/// How output is wanted.
+/// The requested output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The format of the results on stdout.
     pub format: OutputFormat,
     /// When to use colours.
     pub color: Color,
-    /// How much stderr carries.
+    /// The amount of output on stderr.
     pub verbosity: Verbosity,
 }
 
-/// The printer. Whatever is printed at once stays together.
+/// The printer. Output of one call is never interleaved with other output.
 pub struct Output {
     format: OutputFormat,
     verbosity: Verbosity,
     streams: Arc<Mutex<OutputStreams>>,
 }
 
-/// The part of the printer that follows a running test; goes wherever the test goes.
+/// The part of the printer for the events of a running test.
 #[derive(Clone)]
 pub struct LiveOutput {
     format: OutputFormat,
@@ -68,7 +68,7 @@ pub struct LiveOutput {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderGone;
 
-/// The part of the printer that takes the log: each event goes to stderr in one piece, above the progress.
+/// The part of the printer for the log: each event goes to stderr in one write, above the progress line.
 #[derive(Clone)]
 pub struct LogOutput {
     streams: Arc<Mutex<OutputStreams>>,
@@ -80,7 +80,7 @@ struct OutputStreams {
     progress: ProgressLine,
 }
 
-/// Where lines go.
+/// The destination of lines.
 struct OutputStream {
     writer: Box<dyn Write + Send>,
     color: bool,
@@ -126,34 +126,34 @@ impl Output {
         LogOutput { streams: Arc::clone(&self.streams) }
     }
 
-    /// Prints a test's result in the format that is wanted.
+    /// Prints a test's result in the requested format.
     pub fn result(&self, document: &ResultDocument) -> Result<(), CommandFailure> {
         match self.format {
             OutputFormat::Human => self.report(document),
             OutputFormat::Json => self.line(&document.to_text().map_err(unprintable)?),
-            // The document is large and moves into the event; it is printed once.
+            // The document is large, but it is cloned and printed only once.
             OutputFormat::JsonStream => self.json_line(&Event::Result(Box::new(document.clone()))),
         }
     }
 
-    /// Prints a test's result for people, whatever the format.
+    /// Prints a test's result as text, regardless of the format.
     pub fn report(&self, document: &ResultDocument) -> Result<(), CommandFailure> {
         self.lines(&text::report(document, self.detail()))
     }
 
-    /// Prints lines of a command's result, for people.
+    /// Prints lines of a command's result as text.
     pub fn lines(&self, lines: &[Line]) -> Result<(), CommandFailure> {
         let mut streams = self.streams();
         let text = rendered(lines, streams.stdout.color);
         streams.write_stdout(text.as_bytes())
     }
 
-    /// Prints text of a command's result as it is, one line or several, without colours and control characters.
+    /// Prints the text of a command's result, one line or several, without colours and control characters.
     pub fn line(&self, text: &str) -> Result<(), CommandFailure> {
         self.streams().write_stdout(printable(text).as_bytes())
     }
 
-    /// Prints a file for another program to read, to the byte.
+    /// Prints a file for another program, byte for byte.
     pub fn script(&self, bytes: &[u8]) -> Result<(), CommandFailure> {
         self.streams().write_stdout(bytes)
     }
@@ -163,26 +163,26 @@ impl Output {
         self.line(&serde_json::to_string(value).map_err(unprintable)?)
     }
 
-    /// Prints JSON as a document that a person can read, too.
+    /// Prints JSON as an indented document.
     pub fn json(&self, value: &impl Serialize) -> Result<(), CommandFailure> {
         self.line(&serde_json::to_string_pretty(value).map_err(unprintable)?)
     }
 
-    /// Says something on stderr that is no result, unless quiet was asked for.
+    /// Prints a note on stderr, unless `-q` is set.
     pub fn note(&self, text: &str) {
         if self.verbosity >= Verbosity::Normal {
             self.streams().write_stderr(&printable(text));
         }
     }
 
-    /// Says that a command failed, in the format that is wanted, and returns how the program ends. What was measured
-    /// before is a result: for people it is reported first.
+    /// Reports a failed command in the requested format, and returns the exit code. Measurements before the failure are
+    /// a result; in text format they are reported first.
     pub fn fail(&self, failure: &CommandFailure) -> ExitStatus {
         if failure.is_quiet {
             self.streams().progress.clear();
             return failure.exit;
         }
-        // A reader who has gone, or a full disk, takes nothing from what failed first.
+        // A closed output or a full disk must not hide the original failure.
         let reported = match self.format {
             OutputFormat::Json => self.json(&failure.document()),
             OutputFormat::JsonStream => self.json_line(&Event::Error(Box::new(failure.document()))),
@@ -195,7 +195,7 @@ impl Output {
         failure.exit
     }
 
-    /// Says on stderr what failed beside a result that holds, whatever the format and however quiet.
+    /// Reports on stderr a failure that does not affect the result, regardless of the format and of `-q`.
     pub fn beside(&self, failure: &CommandFailure) {
         let mut streams = self.streams();
         let text = rendered(
@@ -215,8 +215,8 @@ impl Output {
 }
 
 impl LiveOutput {
-    /// Prints an event of a running test: a line of the stream, or progress on a terminal. Fails once the reader of the
-    /// stream has closed it; any other failure to write is met again, and reported, when the result is printed.
+    /// Prints an event of a running test: a line of the stream, or progress on a terminal. Fails if the reader has
+    /// closed the stream. Any other write failure will recur, and be reported, when the result is printed.
     pub fn event(&self, event: &Event) -> Result<(), ReaderGone> {
         match self.format {
             OutputFormat::JsonStream => {
@@ -232,24 +232,24 @@ impl LiveOutput {
         Ok(())
     }
 
-    /// Takes the progress away: what was followed is over without a result.
+    /// Clears the progress: the test is over without a result.
     pub fn over(&self) {
         unpoisoned(&self.streams).progress.clear();
     }
 
-    /// Takes note of a step of a command that has several, which begins: progress on a terminal.
+    /// Shows that a step of a command begins, as progress on a terminal.
     pub fn step(&self, number: u32, of: u32, what: &str) {
         unpoisoned(&self.streams).progress.step(number, of, what);
     }
 }
 
-/// A thread that panicked while it printed left half a line behind, nothing worse.
+/// Ignores poison: a thread that panicked while it printed leaves half a line at worst.
 fn unpoisoned(streams: &Mutex<OutputStreams>) -> MutexGuard<'_, OutputStreams> {
     streams.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LogOutput {
-    /// Whether stderr takes colours.
+    /// Whether stderr supports colours.
     pub fn has_color(&self) -> bool {
         unpoisoned(&self.streams).stderr.color
     }
@@ -282,7 +282,8 @@ impl OutputStreams {
         writer.write_all(bytes).and_then(|()| writer.flush()).map_err(|error| unwritten(&error))
     }
 
-    /// Writes to stderr and redraws the progress line below it. A failure is ignored: stderr is where it would be reported.
+    /// Writes to stderr and redraws the progress line below it. Ignores a failure, which could only be reported on
+    /// stderr.
     fn write_stderr(&mut self, text: &str) {
         self.write_stderr_bytes(text.as_bytes());
     }
@@ -295,8 +296,8 @@ impl OutputStreams {
     }
 }
 
-/// Removes every control character but newlines, and appends a newline. Text from a peer is cleaned where it arrives; this
-/// guards the terminal if a path misses that.
+/// Removes every control character except newlines, and appends a newline. Text from a peer is sanitised when it is
+/// received; this protects the terminal if a path omits that.
 fn printable(text: &str) -> String {
     let mut clean = text.chars().filter(|c| *c == '\n' || !c.is_control()).collect::<String>();
     clean.push('\n');
@@ -309,7 +310,7 @@ fn rendered(lines: &[Line], color: bool) -> String {
 
 fn unwritten(error: &io::Error) -> CommandFailure {
     if error.kind() == io::ErrorKind::BrokenPipe {
-        // As with `| head`: the reader has read enough.
+        // As with `| head`: the reader needs no more.
         return CommandFailure::reader_gone();
     }
     CommandFailure::new(
@@ -327,7 +328,7 @@ fn unprintable(error: serde_json::Error) -> CommandFailure {
         "cannot_print",
         "cannot write the result as JSON",
         error.to_string(),
-        "without --json; please report it, it is a fault of this program",
+        "repeat it without --json; please report it, it is a fault of this program",
     )
 }
 
@@ -339,7 +340,7 @@ mod tests {
 
     use super::*;
 
-    /// What was written, for the test to read.
+    /// The written bytes, for the test to read.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_for_people_is_three_lines_on_stderr() {
+    fn a_failure_as_text_is_three_lines_on_stderr() {
         let (output, stdout, stderr) = printer(wanted(OutputFormat::Human));
         assert_eq!(output.fail(&unreachable()), ExitStatus::Failed);
         assert_eq!(stderr.text(), "cannot reach[2J reflector\nbecause: refused\ntry: is it running?\n");
@@ -435,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_in_json_stands_on_stdout() {
+    fn a_failure_as_json_is_printed_on_stdout() {
         let (output, stdout, stderr) = printer(wanted(OutputFormat::Json));
         output.fail(&unreachable().measured(example::bare()));
         let document = serde_json::from_str::<serde_json::Value>(&stdout.text()).unwrap();
@@ -448,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_measured_before_a_failure_is_reported_as_a_result() {
+    fn measurements_before_a_failure_are_reported_as_a_result() {
         let (output, stdout, stderr) = printer(wanted(OutputFormat::Human));
         output.fail(&unreachable().measured(example::bare()));
         assert!(stdout.text().contains("50.0 Mbit/s"), "{}", stdout.text());
@@ -456,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_come_when_asked_for_and_never_in_json() {
+    fn colours_are_printed_on_request_and_never_in_json() {
         let colored = |format| Wanted { format, color: Color::Always, ..Wanted::default() };
         let (output, stdout, _) = printer(colored(OutputFormat::Human));
         output.result(&example::full()).unwrap();
@@ -467,8 +468,8 @@ mod tests {
     }
 
     #[test]
-    fn quiet_prints_errors_alone_and_verbose_prints_notes_as_well() {
-        for (verbosity, heard) in [
+    fn quiet_prints_only_errors_and_verbose_also_prints_notes() {
+        for (verbosity, expected) in [
             (Verbosity::Quiet, "cannot reach"),
             (Verbosity::Normal, "a note\ncannot reach"),
             (Verbosity::Verbose, "a note\ncannot reach"),
@@ -476,12 +477,12 @@ mod tests {
             let (output, _, stderr) = printer(Wanted { verbosity, ..Wanted::default() });
             output.note("a note");
             output.fail(&unreachable());
-            assert!(stderr.text().starts_with(heard), "{}", stderr.text());
+            assert!(stderr.text().starts_with(expected), "{}", stderr.text());
         }
     }
 
     #[test]
-    fn a_reader_who_has_gone_ends_it_quietly_and_a_full_disk_does_not() {
+    fn a_closed_output_is_silent_and_a_full_disk_is_reported() {
         let with = |kind| {
             let (_, _, stderr) = printer(Wanted::default());
             let stream = |writer: Box<dyn Write + Send>| OutputStream { writer, color: false };

@@ -1,4 +1,4 @@
-//! `pair-reflector`: makes this device and a reflector known to each other, by a code or by hand.
+//! `pair-reflector`: pairs this device with a reflector, by a code or by its Endpoint ID.
 
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -37,13 +37,13 @@ pub(super) struct Args {
     pub(super) json: bool,
 }
 
-/// The longest text that is read in search of a code.
+/// The most bytes that are read for a code.
 const LONGEST_CODE: u64 = 1024;
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let target = args.peer.parse::<HostPort>()?;
     let appliance = context.appliance()?;
-    // What is wrong with the state is said before a code is asked for, which can be used once.
+    // Report an error of the state before the code is requested, because a code can be used only once.
     appliance.load().await?;
     let proof = match args.endpoint_id {
         Some(id) => PairingProof::EndpointId(id),
@@ -93,7 +93,7 @@ fn code(args: &Args) -> Result<PairingCode, CommandFailure> {
         CommandFailure::new(
             ExitStatus::Usage,
             "bad_code",
-            "cannot understand the code",
+            "the code is not valid",
             error.to_string(),
             "enter it as `reflector pair` printed it; case and dashes don't matter",
         )

@@ -1,4 +1,4 @@
-//! One line on a terminal that shows how a running test is doing. Draws; decides nothing.
+//! The progress of a running test as one line on a terminal.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::Event;
 use paramedic_report::quantity;
 
-/// The columns of the bar.
+/// The width of the bar, in columns.
 const BAR: usize = 20;
-/// The columns of a terminal that does not say how many it has.
+/// The assumed width of a terminal that does not report it, in columns.
 const COLUMNS: usize = 80;
-/// Returns to the begin of the line and clears it (ECMA-48, EL).
+/// Moves to the start of the line and clears it (ECMA-48, EL).
 const CLEAR: &str = "\r\u{1b}[K";
 
-/// The line, or nothing where there is no terminal.
+/// The line; invisible without a terminal.
 pub(super) struct ProgressLine {
     terminal: Option<Box<dyn Write + Send>>,
     prefix: &'static str,
@@ -23,11 +23,11 @@ pub(super) struct ProgressLine {
     position: u64,
     length: u64,
     live: PhaseReadings,
-    /// Whether there is a line: not before a test has something to show, nor after.
+    /// Whether the line is visible: only while a test has progress to show.
     is_drawn: bool,
 }
 
-/// What is known of the running phase.
+/// The latest readings of the running phase.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct PhaseReadings {
     download_bps: Option<u64>,
@@ -56,7 +56,7 @@ impl ProgressLine {
         }
     }
 
-    /// Draws what an event says.
+    /// Shows an event.
     pub(super) fn show(&mut self, event: &Event) {
         match event {
             Event::Queued(queued) => {
@@ -88,7 +88,7 @@ impl ProgressLine {
         }
     }
 
-    /// Draws that step `number` of so many begins, from 0.
+    /// Shows that step `number`, from 0, of `of` steps begins.
     pub(super) fn step(&mut self, number: u32, of: u32, what: &str) {
         self.prefix = "self-test";
         what.clone_into(&mut self.message);
@@ -96,14 +96,14 @@ impl ProgressLine {
         self.draw();
     }
 
-    /// Takes the line away.
+    /// Clears the line.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.is_drawn) {
             self.write(CLEAR);
         }
     }
 
-    /// Lets `write` write, the line out of its way.
+    /// Clears the line, calls `write`, and draws the line again.
     pub(super) fn aside(&mut self, write: impl FnOnce()) {
         let was_drawn = self.is_drawn;
         self.clear();
@@ -114,7 +114,7 @@ impl ProgressLine {
     }
 
     fn advance(&mut self, at_ms: u64) {
-        // The readings of two directions and of the probes come in any order.
+        // The readings of both directions and of the probes arrive in any order.
         self.position = at_ms.max(self.position).min(self.length);
         self.message = self.live.text(Duration::from_millis(self.position));
         if self.is_drawn {
@@ -130,7 +130,7 @@ impl ProgressLine {
         }
     }
 
-    /// The line for a terminal of so many columns. It never reaches the last one: a line that wraps cannot be cleared.
+    /// The line for a terminal with `columns` columns. It never uses the last one: a line that wraps cannot be cleared.
     fn line(&self, columns: usize) -> String {
         let room = columns.saturating_sub(1);
         let done = usize::try_from(self.position.saturating_mul(BAR as u64) / self.length).unwrap_or(BAR).min(BAR);
@@ -144,7 +144,7 @@ impl ProgressLine {
 
     fn write(&mut self, text: &str) {
         if let Some(terminal) = &mut self.terminal {
-            // A terminal that is gone shows nothing.
+            // A closed terminal is not an error.
             terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush()).ok();
         }
     }
@@ -183,14 +183,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_tells_time_rates_and_latency() {
+    fn the_line_shows_time_rates_and_latency() {
         let live = PhaseReadings { download_bps: Some(941_000_000), upload_bps: None, rtt_us: Some(24_600) };
         assert_eq!(live.text(Duration::from_millis(3_900)), "  3 s   941 Mbit/s down  24.6 ms");
         assert_eq!(PhaseReadings::default().text(Duration::ZERO), "  0 s");
     }
 
     #[test]
-    fn a_new_phase_forgets_the_last_one_s_rates() {
+    fn a_new_phase_clears_the_rates_of_the_last_one() {
         let mut progress = ProgressLine::hidden();
         for event in example::events().iter().take(5) {
             progress.show(event);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_narrower_than_any_terminal_and_keeps_the_readings_longest() {
+    fn the_line_fits_any_terminal_and_drops_the_readings_last() {
         let mut progress = ProgressLine::hidden();
         progress.show(&Event::Phase(PhaseBegun { phase: Load::Download, duration_ms: 1_000 }));
         progress.live.download_bps = Some(941_000_000);

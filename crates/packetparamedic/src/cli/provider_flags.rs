@@ -1,4 +1,4 @@
-//! The flags that providers declare as options: how they are parsed, and how their values are read.
+//! The flags for the options that providers declare: their parsing, and the reading of their values.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::failure::{CommandFailure, ExitStatus};
 
-/// The provider options on the command line: each with its text, or its file.
+/// The provider options on the command line, each with its text or its file.
 #[derive(Default)]
 pub(super) struct ProviderFlags {
     given: BTreeMap<&'static str, ProvidedValue>,
@@ -70,7 +70,7 @@ impl clap::FromArgMatches for ProviderFlags {
 }
 
 impl ProviderFlags {
-    /// The values of all given flags, and the secrets that the environment holds for this provider.
+    /// The values of all given flags, and this provider's secrets in the environment.
     pub(super) fn values(&self, provider: &str) -> Result<OptionValues, CommandFailure> {
         let mut values = OptionValues::default();
         for (owner, option) in all_options() {
@@ -117,6 +117,6 @@ fn first_line(source: impl Read, max_bytes: u64) -> io::Result<Zeroizing<String>
 
 fn unreadable(path: &Path, error: &io::Error) -> CommandFailure {
     let what = format!("cannot read {}", path.display());
-    let try_ = "is the path right, and may this user read it?";
+    let try_ = "check the path, and that this user may read it";
     CommandFailure::new(ExitStatus::Usage, "unreadable", what, error, try_)
 }

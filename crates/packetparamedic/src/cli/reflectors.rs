@@ -68,7 +68,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         }
         Command::Rename { reflector, name } => {
             let renamed = appliance.rename_reflector(&reflector, &PeerText::new(&name)).await?;
-            context.output.line(&format!("it is called {} now", renamed.name))?;
+            context.output.line(&format!("its name is {} now", renamed.name))?;
             Ok(ExitStatus::Done)
         }
         Command::Remove { reflector } => {
@@ -80,7 +80,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
 }
 
-/// Reaches each in turn; the first failure's exit code is the command's.
+/// Checks each reflector in turn. The first failure decides the exit code.
 async fn check(chosen: &[Reflector], json: bool, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let mut first_failure = None;
     let mut rows = Vec::new();

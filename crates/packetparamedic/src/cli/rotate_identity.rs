@@ -1,4 +1,4 @@
-//! `rotate-identity`: a new key, the old one kept, and which pairings are lost with it.
+//! `rotate-identity`: creates a new key, keeps the old one, and lists the pairings that are lost.
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
@@ -15,9 +15,9 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<ExitStatus
         return Err(CommandFailure::new(
             ExitStatus::Usage,
             "not_confirmed",
-            "the identity stays as it is",
+            "the identity was not changed",
             "with a new one, every reflector must be paired again",
-            "say --yes if that is what you want",
+            "run `packetparamedic rotate-identity --yes`",
         ));
     }
     let rotated = context.appliance()?.rotate_identity()?;
@@ -29,7 +29,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<ExitStatus
         rotated.kept.display()
     ));
     for reflector in lost {
-        context.output.note(&format!("{} knows only the old one: pair again with it", reflector.name));
+        context.output.note(&format!("{} knows only the old identity: pair with it again", reflector.name));
     }
     Ok(ExitStatus::Done)
 }

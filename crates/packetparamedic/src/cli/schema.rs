@@ -1,4 +1,4 @@
-//! `schema`: the JSON Schema of everything that is printed as JSON.
+//! `schema`: prints the JSON Schema of all JSON output.
 
 use paramedic_report::document;
 

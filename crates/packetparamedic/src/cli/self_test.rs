@@ -1,4 +1,4 @@
-//! `self-test`: has this device tested and prints what was found. What it means is decided in `paramedic-report`.
+//! `self-test`: tests this device and prints the result. `paramedic-report` judges it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn each(text: &str) -> Result<Duration, String> {
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let mut interrupt = context.interrupts.watch()?;
     let scratch = self_test::scratch().ok();
-    // Only some engines need one; they say so where there is none.
+    // Only some engines need a folder; they report an error if there is none.
     let work_in = scratch.as_ref().map_or_else(PathBuf::new, |scratch| scratch.path().to_owned());
     let live = context.output.live();
     let test = tokio::task::spawn_blocking(move || {
@@ -40,7 +40,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             let try_ = "please report it, it is a fault of this program";
             CommandFailure::new(ExitStatus::Failed, "internal", "the self-test broke off", error.to_string(), try_)
         })?,
-        // The thread that still measures ends with the process.
+        // The measuring thread ends with the process.
         _ = interrupt.wait_for(|wanted| *wanted) => {
             context.output.live().over();
             return Err(interrupted());
@@ -55,13 +55,13 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
 }
 
 fn interrupted() -> CommandFailure {
-    let because = "Ctrl-C or SIGTERM ended it before it was over";
+    let because = "Ctrl-C or SIGTERM interrupted it";
     CommandFailure::new(
         ExitStatus::Interrupted,
         "interrupted",
         "the self-test has no result",
         because,
-        "once more: it takes less than a minute",
+        "run it again; it takes less than a minute",
     )
 }
 

@@ -1,4 +1,4 @@
-//! `speed-test`: the request out of flags and settings, the run, how it ends.
+//! `speed-test`: builds the request from flags and settings, runs the test, and reports its end.
 
 mod effects;
 
@@ -34,7 +34,7 @@ const IDLE: Duration = Duration::from_secs(3);
 const TIME_FOR_BYTES: Duration = Duration::from_secs(60);
 /// The default number of TCP streams: a single one often measures its congestion control; four fill most lines.
 const TCP_STREAMS: u16 = 4;
-/// The default number of streams of datagrams. As with iperf3, so that `-b` is the rate of the whole direction.
+/// The default number of datagram streams: one, as in iperf3, so that `-b` is the rate of the whole direction.
 const DATAGRAM_STREAMS: u16 = 1;
 
 #[derive(clap::Args)]
@@ -198,7 +198,7 @@ impl Args {
         }
     }
 
-    /// The flags that are settings as well.
+    /// The flags that are also settings.
     pub(super) fn settings(&self) -> FlagValues {
         let flags = [
             ("peer", "--peer", &self.peer),
@@ -231,7 +231,7 @@ impl Args {
         let probes = provider.probes() && !length.is_zero() && !self.probe_interval().is_zero();
         let idle = probes.then(|| phase(Load::Idle, length));
         if !provider.loads(engine) {
-            // Its one phase is as long as a direction would be.
+            // Its single phase is as long as a direction would be.
             return vec![phase(Load::Idle, each)];
         }
         let loads: &[Load] = match (self.download, self.upload, self.bidir) {
@@ -253,7 +253,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         context.open_appliance().map_err(ApplianceError::or_cannot_save)?.clone()
     };
     let mut interrupt = context.interrupts.watch()?;
-    // A script reads the same in the document's `requested`.
+    // A script finds the same in `requested` of the document.
     let is_for_people = context.output.format() == OutputFormat::Human;
     let mut note = limit_note(&request.spec, context.settings.streams.is_none()).filter(|_| is_for_people);
     let mut test = tokio::select! {
@@ -265,9 +265,9 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     loop {
         tokio::select! {
             event = test.next_event() => match event {
-                // A test without a reader only loads the line.
+                // If the reader has gone, the test would only load the line.
                 Some(TestEvent::Test(event)) => {
-                    // An error of a test that does not begin stands alone.
+                    // The note must not precede an error of a test that does not begin.
                     if let Some(note) = note.take_if(|_| matches!(event, Event::Start(_))) {
                         context.output.note(&note);
                     }
@@ -299,7 +299,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     }
 }
 
-/// The note on a rate limit, which holds for each stream, where the number of streams `is_default` and not 1.
+/// The note on a rate limit, which applies to each stream, if the number of streams `is_default` and not 1.
 fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     let bps = spec.bitrate_bps.filter(|bps| *bps > 0 && is_default && spec.streams > 1)?;
     let loads = spec.phases.iter().any(|phase| !phase.load.directions().is_empty());
@@ -307,7 +307,7 @@ fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     loads.then(|| format!("-b limits each stream: {streams} streams × {each} in each direction; -P 1 for one stream"))
 }
 
-/// Prints how it ended, and says with which code the program ends.
+/// Prints the end of the test, and returns the exit code.
 fn conclude(end: TestEnd, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let exit = match (end.measured, end.failure) {
         (Some(result), None) => {
@@ -325,14 +325,14 @@ fn conclude(end: TestEnd, context: &mut Context) -> Result<ExitStatus, CommandFa
     };
     let is_saved = end.unsaved.is_none();
     report_unsaved(end.unsaved, context);
-    // The printed result holds, but a script that relies on the saved results must notice.
+    // The printed result is valid, but a script that relies on the saved results must notice.
     Ok(match exit {
         ExitStatus::Done if !is_saved => ExitStatus::Failed,
         exit => exit,
     })
 }
 
-/// Says why a result is not saved.
+/// Reports why a result was not saved.
 fn report_unsaved(unsaved: Option<ApplianceError>, context: &Context) {
     if let Some(unsaved) = unsaved {
         let mut unsaved = CommandFailure::from(unsaved);
@@ -346,14 +346,14 @@ fn iperf3_habit(args: &Args) -> Option<&'static str> {
     args.iperf3_json.then_some("-J is iperf3's JSON: use --json (its own schema); --raw keeps iperf3's")
 }
 
-/// The other end, with the port of `-p` where it names none.
+/// The other end, with the port of `-p` if it names none.
 fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, ApplianceError> {
     let Some(port) = port else { return Ok(named.map(str::to_owned)) };
     let Some(named) = named else {
         return Err(ApplianceError::Unsupported("-p needs the host: -c HOST or --peer HOST".to_owned()));
     };
     let target = HostPort::parse(named, port)?;
-    // A text with a port gives the same with any default.
+    // A text with a port gives the same result with any default.
     let other = HostPort::parse(named, if port == 1 { 2 } else { 1 })?;
     if target == other && target.port != port {
         return Err(ApplianceError::Unsupported(format!("-p {port} contradicts the port of {named}")));
@@ -361,10 +361,10 @@ fn peer(named: Option<&str>, port: Option<u16>) -> Result<Option<String>, Applia
     Ok(Some(target.to_string()))
 }
 
-/// The request that flags and settings make.
+/// The request from flags and settings.
 fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure> {
     let settings = &context.settings;
-    if let Some(because) = iperf3_habit(args) {
+    if let Some(because) = refused_iperf3_option(args) {
         return Err(ApplianceError::Unsupported(because.to_owned()).into());
     }
     let wanted = settings.provider.as_deref().unwrap_or("reflector");
@@ -378,12 +378,12 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
             return Err(CommandFailure::new(
                 ExitStatus::Usage,
                 "bad_request",
-                "cannot ask for that test",
+                "cannot request this test",
                 because,
                 try_,
             ));
         }
-        // What the command line says of the transport goes before what the configuration says of the engine.
+        // `-u` on the command line overrides the engine of the configuration.
         (_, Some(named)) if !args.udp => named.as_str(),
         _ => meant,
     };

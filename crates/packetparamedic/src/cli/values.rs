@@ -1,5 +1,5 @@
-//! The values of flags that are no settings. Quantities are parsed by `paramedic_report::quantity`; here stands what is
-//! valid for a flag.
+//! The values of flags that are not settings. `paramedic_report::quantity` parses quantities; this file has the valid
+//! values of each flag.
 
 use std::fmt;
 use std::time::Duration;
@@ -31,14 +31,14 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     quantity::parse_seconds(text).map_err(|error| with_valid(error, "seconds, or a duration such as 10s, 250ms or 2m"))
 }
 
-/// A duration as milliseconds, which it has without a unit: `30`, `30ms`, `0.5s`.
+/// A duration in milliseconds, which is also its default unit: `30`, `30ms`, `0.5s`.
 pub(super) fn milliseconds(text: &str) -> Result<f64, String> {
     let valid = "milliseconds, or a duration such as 30ms or 0.5s";
     let duration = quantity::parse_milliseconds(text).map_err(|error| with_valid(error, valid))?;
     Ok(duration.as_nanos() as f64 / 1e6)
 }
 
-/// A share from 0 to 1: `0.01`, `1%`; not `1`, which may mean either.
+/// A share from 0 to 1: `0.01`, `1%`; not `1`, which is ambiguous.
 pub(super) fn share(text: &str) -> Result<f64, String> {
     quantity::parse_share(text).map_err(|error| with_valid(error, "0 to 0.99, or 0% to 100%"))
 }
@@ -47,14 +47,14 @@ fn with_valid(problem: impl fmt::Display, valid: &str) -> String {
     format!("{problem}; valid: {valid}")
 }
 
-/// An octet, as iperf3 reads a type of service: `184`, `0xb8`.
+/// An octet in iperf3's notation of a type of service: `184`, `0xb8`.
 pub(super) fn octet(text: &str) -> Result<u8, String> {
     let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     let octet = hexadecimal.map_or_else(|| text.parse(), |digits| u8::from_str_radix(digits, 16));
     octet.map_err(|_| "a type of service is written like 184 or 0xb8: 0 to 255".to_owned())
 }
 
-/// A DSCP: its number, or the name that the IANA registry gives it: `46`, `EF`, `CS1`, `AF41`, `LE`.
+/// A DSCP: its number, or its name in the IANA registry: `46`, `EF`, `CS1`, `AF41`, `LE`.
 pub(super) fn code_point(text: &str) -> Result<u8, String> {
     let digit = |digits: &str, most: u8| digits.parse::<u8>().ok().filter(|digit| (1..=most).contains(digit));
     let name = text.to_ascii_uppercase();
@@ -75,7 +75,7 @@ pub(super) fn code_point(text: &str) -> Result<u8, String> {
     named.or_else(class).or_else(assured).or_else(number).ok_or_else(right)
 }
 
-/// A way to move bytes.
+/// A method to move bytes.
 pub(super) fn data_path(text: &str) -> Result<DataPathWish, String> {
     match text {
         "auto" => Ok(DataPathWish::Auto),
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_read_as_people_write_them() {
+    fn values_are_parsed_in_their_usual_notation() {
         assert_eq!((size("262144"), size("256K"), size("4m")), (Ok(262_144), Ok(262_144), Ok(4 << 20)));
         assert!(size("-1").is_err() && size("").is_err());
         assert_eq!((bytes("10M"), bytes("8G")), (Ok(10 << 20), Ok(8 << 30)));

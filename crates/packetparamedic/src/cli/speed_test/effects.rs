@@ -1,15 +1,15 @@
-//! Which options of `speed-test` have no effect with the chosen provider and engine. An option that is given and does
-//! nothing is refused: its user expects something of it.
+//! Detects options of `speed-test` that have no effect with the chosen provider and engine. Such an option is refused,
+//! because its user expects an effect.
 
 use super::Args;
 
-/// What an option's effect depends on.
+/// The facts on which the effect of an option depends.
 pub(super) struct RequestedSetup<'a> {
     /// The provider's id.
     pub(super) provider: &'a str,
     /// The engine's id.
     pub(super) engine: &'a str,
-    /// Whether the engine puts load on the path.
+    /// Whether the engine loads the path.
     pub(super) has_load: bool,
     /// Whether the provider sends latency probes.
     pub(super) may_probe: bool,
@@ -32,7 +32,7 @@ enum Needs {
     Program,
 }
 
-/// An option: how the command line names it, whether it is given, and what it needs.
+/// An option: its name on the command line, whether it is given, and its condition.
 type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
 const OPTIONS: &[OptionNeeds] = &[
@@ -57,7 +57,7 @@ const OPTIONS: &[OptionNeeds] = &[
     ("--raw", |args| args.raw, Needs::Program),
 ];
 
-/// The first given option that has no effect, and why.
+/// The first given option without effect, with the reason.
 pub(super) fn without_effect(args: &Args, setting: &RequestedSetup<'_>) -> Option<String> {
     let given = OPTIONS.iter().filter(|(_, is_given, _)| is_given(args));
     given.map(|(option, _, needs)| (option, needs)).find_map(|(option, needs)| {
@@ -99,7 +99,7 @@ mod tests {
         SpeedTest::parse_from([&["speed-test"], given].concat()).args
     }
 
-    /// The setting in which no option has an effect.
+    /// The setup in which no option has an effect.
     fn nothing() -> RequestedSetup<'static> {
         RequestedSetup {
             provider: "p",
@@ -128,6 +128,6 @@ mod tests {
             assert_eq!(without_effect(&args, &all), None, "{option}");
         }
         assert_eq!(without_effect(&args(&[]), &nothing()), None);
-        assert_eq!(without_effect(&args(&["--idle", "0"]), &nothing()), None, "what it asks for is so");
+        assert_eq!(without_effect(&args(&["--idle", "0"]), &nothing()), None, "the requested value holds anyway");
     }
 }
