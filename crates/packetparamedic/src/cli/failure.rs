@@ -1,4 +1,4 @@
-//! How a command fails: which text, machine code and exit code each cause has. The only place that decides it.
+//! The text, the machine code and the exit code of each cause of a failed command. Only this file decides them.
 
 mod data_connections;
 mod state;
@@ -23,7 +23,7 @@ use paramedic_report::quantity;
 
 use crate::config::Settings;
 
-/// How the program ends.
+/// The exit code of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ExitStatus {
@@ -54,9 +54,9 @@ impl From<ExitStatus> for std::process::ExitCode {
 pub struct CommandFailure {
     /// The text and the exit code.
     cause: Box<paramedic_host::failure::Failure<ExitStatus>>,
-    /// What was measured before the failure.
+    /// The measurements before the failure.
     pub measured_so_far: Option<Box<ResultDocument>>,
-    /// Whether nothing is printed: the reader of the output has closed it.
+    /// Whether no text is printed, because the reader has closed the output.
     pub is_quiet: bool,
 }
 
@@ -87,20 +87,20 @@ impl CommandFailure {
         Self { cause: Box::new(cause), measured_so_far: None, is_quiet: false }
     }
 
-    /// The end of a command whose output was closed by its reader, as with `| head`: no failure, and nothing is printed.
+    /// The end of a command whose reader closed the output, as with `| head`: not a failure, and no text is printed.
     pub fn reader_gone() -> Self {
         let cause =
             Self::new(ExitStatus::Done, "reader_gone", "the output is closed", "its reader has ended", "nothing");
         Self { is_quiet: true, ..cause }
     }
 
-    /// Sets when a retry makes sense, in milliseconds from now.
+    /// Sets when a retry may succeed, in milliseconds from now.
     fn retry_after(mut self, ms: Option<u64>) -> Self {
         self.retry_after_ms = ms;
         self
     }
 
-    /// Adds what was measured before the failure.
+    /// Adds the measurements before the failure.
     pub fn measured(mut self, so_far: ResultDocument) -> Self {
         self.measured_so_far = Some(Box::new(so_far));
         self
@@ -120,7 +120,7 @@ impl fmt::Display for CommandFailure {
 
 impl std::error::Error for CommandFailure {}
 
-/// The error as a result carries it.
+/// The error in the form of a result.
 pub(super) fn describe(error: &ApplianceError) -> ErrorBody {
     CommandFailure::from(error).body()
 }
@@ -147,18 +147,19 @@ impl From<&ApplianceError> for CommandFailure {
             E::Link { target, cause } => link(target, cause),
             E::TestFolder { folder, source } => {
                 let folder = folder.display();
-                let try_ = format!("may this user write to {folder}? Another folder can be named with --state-dir");
+                let try_ =
+                    format!("check that this user may write to {folder}, or set another folder with --state-dir");
                 Self::new(Usage, "state_dir_unusable", "cannot use the state folder", source, try_)
             }
             E::NoSuchProvider(wanted) => no_such("provider", wanted),
             E::NoSuchEngine(wanted) => no_such("engine", wanted),
             E::Unsupported(reason) => {
-                let try_ = "`packetparamedic speed-test --help` says what can be asked";
-                Self::new(Usage, "bad_request", "cannot ask for that test", reason, try_)
+                let try_ = "run `packetparamedic speed-test --help` to see the valid requests";
+                Self::new(Usage, "bad_request", "cannot request this test", reason, try_)
             }
             E::Origin(source) => {
-                let try_ = "`ip address` lists what this device has";
-                Self::new(Usage, "bad_request", "cannot send from there", source, try_)
+                let try_ = "run `ip address` to list the addresses of this device";
+                Self::new(Usage, "bad_request", "cannot send from this address or interface", source, try_)
             }
             E::EngineUnavailable { engine, lacking: Unavailable { because, hint: try_ } } => {
                 Self::new(Usage, "engine_lacking", format!("cannot run {engine} on this device"), because, try_)
@@ -171,64 +172,64 @@ impl From<&ApplianceError> for CommandFailure {
             E::DeviceBusy => Self::new(
                 Busy,
                 "busy_here",
-                "a test is running on this device already",
-                "two at once would measure each other",
-                "wait for it: leave --no-wait out, or a longer --wait",
+                "another test is running on this device",
+                "two tests at once would disturb each other",
+                "wait for it: omit --no-wait, or use a longer --wait",
             ),
             E::GrantExpired => Self::new(
                 Busy,
                 "busy_here",
                 "another test of this device was running when the reflector granted this one",
-                "two at once would measure each other, so the session was given back",
+                "two tests at once would disturb each other, so the session was given back",
                 "run it again when the other test has ended",
             ),
             E::Interrupted => Self::new(
                 Interrupted,
                 "interrupted",
                 "the test was ended early",
-                "it was interrupted from the keyboard or by a signal",
-                "run it again to its end for a result that can be compared",
+                "Ctrl-C or a signal interrupted it",
+                "run it to its end for a comparable result",
             ),
             E::NotResolved { host, source } => Self::new(
                 Failed,
                 "name_not_resolved",
                 format!("cannot find the host {host}"),
                 source,
-                "is the name spelled right, and does DNS work here?",
+                "check the spelling of the name, and the DNS resolver of this device",
             ),
             E::NoZone(host) => Self::new(
                 Usage,
                 "bad_address",
                 format!("cannot reach {host}"),
-                "a link-local address is reached through one interface, and none is named",
-                format!("name the interface, as in [{host}%eth0]; `ip -6 address` lists them"),
+                "a link-local address needs the name of its interface",
+                format!("add the interface, as in [{host}%eth0]; `ip -6 address` lists them"),
             ),
             E::NoAddressOfFamily(host) => Self::new(
                 Failed,
                 "name_not_resolved",
                 format!("cannot find the host {host}"),
-                "it has no address of the IP family that was asked for",
-                "leave -4, -6 or -B out",
+                "it has no address of the requested IP family",
+                "omit -4, -6 or -B",
             ),
             E::NoReflectorPaired => Self::new(
                 Denied,
                 "not_paired",
                 "no reflector to measure against",
-                "this device is not paired with any",
+                "this device is not paired with any reflector",
                 "run `reflector pair` on a reflector, then `packetparamedic pair-reflector` here",
             ),
             E::SeveralReflectorsPaired { names } => Self::new(
                 Usage,
                 "which_reflector",
-                "cannot tell which reflector is meant",
+                "no reflector is selected",
                 format!("this device is paired with {}", names.join(", ")),
-                "name one with --peer",
+                "select one with --peer",
             ),
             E::NotPairedThere { target, presented } => Self::new(
                 Denied,
                 "not_paired",
-                format!("the reflector at {target} is not one that this device is paired with"),
-                format!("it shows {presented}"),
+                format!("the reflector at {target} is not paired with this device"),
+                format!("it presented {presented}"),
                 "run `reflector pair` there, then `packetparamedic pair-reflector` here",
             ),
             E::TlsSetup(reason) => Self::new(Failed, "tls", "cannot set up TLS", reason, REPORT_IT),
@@ -243,7 +244,7 @@ impl From<&ApplianceError> for CommandFailure {
                 "no_probes",
                 "cannot measure latency",
                 source,
-                "neither UDP nor a further TCP connection reaches the reflector; is a firewall in between?",
+                "neither UDP nor a second TCP connection reaches the reflector; check the firewalls in between",
             ),
             E::PhaseNotStarted { reason } => Self::new(
                 Failed,
@@ -256,16 +257,16 @@ impl From<&ApplianceError> for CommandFailure {
             E::PhaseOverdue(address) => Self::new(
                 Failed,
                 "stuck",
-                format!("the test with {address} did not come to its end in time"),
-                "the reflector did not say that a phase began or ended",
-                "try again; if it happens again, its log says more",
+                format!("the test with {address} did not end in time"),
+                "the reflector did not report the begin or the end of a phase",
+                "try again; if it happens again, see the reflector's log",
             ),
             E::ImpossibleReport { address, claim } => Self::new(
                 Failed,
                 "bad_report",
-                format!("the reflector at {address} reports what cannot be true"),
+                format!("the reflector at {address} sent an impossible report"),
                 claim,
-                "update both programs; if it happens again, do not rely on what this reflector counts",
+                "update both programs; if it happens again, do not rely on the counts of this reflector",
             ),
             E::DataLost { load, reason } => Self::new(
                 Failed,
@@ -279,7 +280,7 @@ impl From<&ApplianceError> for CommandFailure {
                 Failed,
                 "nothing_measured",
                 "nothing was measured",
-                "every phase ended without a reading",
+                "every phase ended without a sample",
                 "measure longer with -t",
             ),
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
@@ -300,13 +301,13 @@ fn no_such(what: &str, wanted: &str) -> CommandFailure {
         "bad_usage",
         format!("there is no {what} {wanted}"),
         "the configuration or the command line names one that this version does not have",
-        "`packetparamedic speed-test --help` lists them",
+        "run `packetparamedic speed-test --help` to list them",
     )
 }
 
 fn nothing_arrived(directions: &[(Load, Direction)], transport: PayloadTransport) -> CommandFailure {
     let name = |(load, direction): &(Load, Direction)| match load {
-        Load::Bidir => format!("the {direction} of the phase both ways"),
+        Load::Bidir => format!("the {direction} of the bidirectional phase"),
         _ => format!("the {direction}"),
     };
     let names = match directions.split_last() {
@@ -322,10 +323,10 @@ fn nothing_arrived(directions: &[(Load, Direction)], transport: PayloadTransport
         PayloadTransport::Udp => "-l 1200",
     };
     let try_ = format!(
-        "large packets may vanish on the way: repeat with {smaller}; if that works, correct the MTU or the firewall that \
-         swallows ICMP"
+        "the path may drop large packets: repeat with {smaller}; if that works, correct the MTU or the firewall that \
+         drops ICMP"
     );
-    let because = "the connections stand, but the receiver counted next to no payload";
+    let because = "the connections are open, but the receiver counted almost no payload";
     let what = format!("nothing arrived in {names}");
     CommandFailure::new(ExitStatus::Failed, ErrorBody::NOTHING_ARRIVED, what, because, try_)
 }
@@ -339,41 +340,41 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
     };
     let cannot_open = || format!("cannot open a link with {target}");
     let lost = || format!("lost the reflector at {target}");
-    let no_turn = || format!("the test did not get its turn at {target}");
-    let gone = "is it still running there? `reflector status` and its log say more";
-    let same_version = "are both programs of the same version?";
+    let not_served = || format!("the reflector at {target} did not serve the test");
+    let see_log = "run `reflector status` on its host, and see its log";
+    let same_version = "update both programs to the same version";
     match cause {
         E::Unreachable(error) => {
-            let try_ = format!("is `reflector serve` running there, is TCP {} open?", target.port);
+            let try_ = format!("check that `reflector serve` runs there and that TCP {} is open", target.port);
             new(Failed, "unreachable", format!("cannot reach reflector at {target}"), &plain(error), &try_)
         }
         E::KeyChanged(presented) => new(
             Denied,
             "key_changed",
-            format!("the reflector at {target} has another key than the one that was paired"),
-            &format_args!("it shows {presented}"),
+            format!("the reflector at {target} has a key other than the paired one"),
+            &format_args!("it presented {presented}"),
             "if its operator rotated the identity, pair again; otherwise the connection may be intercepted",
         ),
         E::CodeOfAnother(presented) => new(
             Denied,
             "wrong_code",
-            format!("the code is not one of the reflector at {target}"),
-            &format_args!("that one is {presented}"),
-            "check the address, and run `reflector pair` on the reflector you mean",
+            format!("the code is not from the reflector at {target}"),
+            &format_args!("that reflector is {presented}"),
+            "check the address, and run `reflector pair` on the right reflector",
         ),
         E::NotAReflector(reason) => new(
             Failed,
             "no_reflector",
-            format!("what answers at {target} is no reflector"),
+            format!("the service at {target} is not a reflector"),
             reason,
-            "check the address and the port; a reflector listens on 4000 unless told otherwise",
+            "check the address and the port; the default port of a reflector is 4000",
         ),
         E::HungUp => new(
             Failed,
             "no_reflector",
             cannot_open(),
-            &"it hung up during the TLS handshake",
-            "is that a reflector, and does it have room (`reflector status` there)?",
+            &"it closed the connection during the TLS handshake",
+            "check the address, and run `reflector status` on its host to see whether it is full",
         ),
         E::HandshakeTimeout(time) => {
             let try_ = format!(
@@ -391,38 +392,38 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
             Failed,
             "silent",
             lost(),
-            &format_args!("nothing was heard of it for {} s", time.as_secs()),
-            "is the way there still open? The reflector frees the session by itself; try again",
+            &format_args!("nothing was received from it for {} s", time.as_secs()),
+            "check the network path, and try again; the reflector ends the session on its own",
         ),
         E::NoAnswer(time) => new(
             Failed,
             "silent",
             lost(),
-            &format_args!("an answer was due, and none came within {} s", time.as_secs()),
-            "try again; `reflector status` and the log there say more",
+            &format_args!("it sent no answer within {} s", time.as_secs()),
+            "try again; run `reflector status` on its host, and see its log",
         ),
         E::QueueStalled(time) => new(
             Busy,
             "busy",
-            no_turn(),
-            &format_args!("the queue there did not move for {}", length(*time)),
-            "try again later, or wait regardless with a longer --wait",
+            not_served(),
+            &format_args!("its queue did not move for {}", length(*time)),
+            "try again later, or use a longer --wait",
         ),
         E::WaitedTooLong(time) => new(
             Busy,
             "busy",
-            no_turn(),
+            not_served(),
             &format_args!("the reflector was busy for {}", length(*time)),
             "use a longer --wait, or try again later",
         ),
-        E::Lost(LinkError::Io(error)) => new(Failed, "reflector_gone", lost(), &plain(error), gone),
-        E::Lost(error) => new(Failed, "reflector_gone", lost(), error, gone),
-        E::EndOfStream => new(Failed, "reflector_gone", lost(), &"it closed the link", gone),
+        E::Lost(LinkError::Io(error)) => new(Failed, "reflector_gone", lost(), &plain(error), see_log),
+        E::Lost(error) => new(Failed, "reflector_gone", lost(), error, see_log),
+        E::EndOfStream => new(Failed, "reflector_gone", lost(), &"it closed the link", see_log),
         E::Closed { reason, detail } => {
             let (code, exit, try_) = match reason {
-                CloseReason::Version => ("version", Failed, "bring both programs to the same version"),
-                CloseReason::PeerRemoved => ("not_paired", Denied, "pair again: `reflector pair` there"),
-                CloseReason::Shutdown => ("draining", Busy, "try again when it serves again"),
+                CloseReason::Version => ("version", Failed, "update both programs to the same version"),
+                CloseReason::PeerRemoved => ("not_paired", Denied, "pair again: run `reflector pair` there"),
+                CloseReason::Shutdown => ("draining", Busy, "try again after its restart"),
                 CloseReason::Protocol | CloseReason::Unknown => ("protocol", Failed, same_version),
             };
             new(exit, code, format!("the reflector at {target} closed the link"), detail, try_)
@@ -433,15 +434,15 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
                 EndReason::BytesPerDay => {
                     ("bytes_per_day", Busy, "try again tomorrow, or raise max_bytes_per_day there")
                 }
-                EndReason::PeerRemoved => ("not_paired", Denied, "pair again: `reflector pair` there"),
-                EndReason::Shutdown => ("draining", Busy, "try again when it serves again"),
+                EndReason::PeerRemoved => ("not_paired", Denied, "pair again: run `reflector pair` there"),
+                EndReason::Shutdown => ("draining", Busy, "try again after its restart"),
                 EndReason::Finished
                 | EndReason::Deadline
                 | EndReason::Silence
                 | EndReason::NotStarted
                 | EndReason::LinkClosed
                 | EndReason::Failed
-                | EndReason::Unknown => ("session_ended", Failed, "try again; the reflector's log says more"),
+                | EndReason::Unknown => ("session_ended", Failed, "try again; see the reflector's log"),
             };
             new(exit, code, format!("the reflector at {target} ended the test"), detail, try_)
         }
@@ -456,21 +457,21 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
             Failed,
             "protocol",
             format!("cannot understand the reflector at {target}"),
-            &"it answered with a message that does not belong here",
+            &"it sent a message that is not valid in this state",
             same_version,
         ),
         E::CodeNotProven => new(
             Denied,
             "wrong_code",
             format!("the reflector at {target} could not prove that it knows the code"),
-            &"its answer does not fit this code",
-            "run `reflector pair` on the reflector you mean, and enter the new code",
+            &"its answer does not match this code",
+            "run `reflector pair` on the right reflector, and enter the new code",
         ),
         E::CodeRefused => new(
             Denied,
             "wrong_code",
             format!("the reflector at {target} did not accept the code"),
-            &"the code is wrong, used, expired or revoked, or five wrong ones came from this network",
+            &"the code is wrong, used, expired or revoked, or there were five wrong codes from this network",
             "run `reflector pair` there again and enter the new code; after five wrong ones, wait ten minutes",
         ),
         E::NotPaired => new(
@@ -485,23 +486,23 @@ fn link(target: &HostPort, cause: &LinkFailure) -> CommandFailure {
 
 fn denied(target: &HostPort, denial: &Denial) -> CommandFailure {
     let (code, try_) = match denial.reason {
-        DenialReason::BadRequest => ("bad_request", "ask for something else; are both programs of the same version?"),
+        DenialReason::BadRequest => ("bad_request", "change the request, or update both programs to the same version"),
         DenialReason::EngineNotOffered => ("engine_not_offered", "choose another --engine, or update the reflector"),
         DenialReason::ModeNotOffered => {
             ("mode_not_offered", "use --data-mode tunneled, or set REFLECTOR_MODE=direct_ephemeral there")
         }
-        DenialReason::TooLong => ("too_long", "ask for less with -t, or raise max_test_duration there"),
-        DenialReason::TooManyStreams => ("too_many_streams", "ask for less with -P, or raise max_streams there"),
+        DenialReason::TooLong => ("too_long", "request less with -t, or raise max_test_duration there"),
+        DenialReason::TooManyStreams => ("too_many_streams", "request less with -P, or raise max_streams there"),
         DenialReason::AlreadyAsked => ("already_asked", "let the running test finish first"),
-        DenialReason::Busy => ("busy", "leave --no-wait out to wait your turn, or try again later"),
+        DenialReason::Busy => ("busy", "omit --no-wait to wait in the queue, or try again later"),
         DenialReason::QueueFull => ("queue_full", "try again later"),
         DenialReason::TestsPerHour => ("tests_per_hour", "try again later, or raise max_tests_per_hour there"),
         DenialReason::BytesPerDay => ("bytes_per_day", "try again tomorrow, or raise max_bytes_per_day there"),
         DenialReason::NoPort => {
             ("no_port", "try again later, use --data-mode tunneled, or widen data_port_range there")
         }
-        DenialReason::Draining => ("draining", "try again when it serves again"),
-        DenialReason::Faulted => ("reflector_faulted", "look at `reflector status` there"),
+        DenialReason::Draining => ("draining", "try again after its restart"),
+        DenialReason::Faulted => ("reflector_faulted", "run `reflector status` there"),
         DenialReason::Unknown => ("denied", "the reflector is newer than this program; update it"),
     };
     let exit = if denial.reason.is_worth_a_retry() { ExitStatus::Busy } else { ExitStatus::Denied };
@@ -533,15 +534,15 @@ impl From<&Iperf3Failure> for CommandFailure {
                 Usage,
                 "no_server",
                 "no iperf3 server to measure against",
-                "none was named",
-                "name one with --peer HOST or --peer HOST:PORT; it runs `iperf3 -s`",
+                "the request names none",
+                "set it with --peer HOST or --peer HOST:PORT; it runs `iperf3 -s`",
             ),
             Iperf3Failure::NotAPublicKey { .. } => {
-                let try_ = "the key that `openssl rsa -in private.pem -pubout` prints for the server's";
-                Self::new(Usage, "bad_usage", error.to_string(), "there is no PEM public key in it", try_)
+                let try_ = "use the output of `openssl rsa -in private.pem -pubout` for the server's private key";
+                Self::new(Usage, "bad_usage", error.to_string(), "it does not contain a public key in PEM", try_)
             }
             Iperf3Failure::NoPassword { .. } => {
-                let try_ = "--password-file FILE, or PACKETPARAMEDIC_IPERF3_PASSWORD in the environment";
+                let try_ = "set --password-file FILE, or PACKETPARAMEDIC_IPERF3_PASSWORD in the environment";
                 Self::new(Usage, "bad_usage", error.to_string(), "none was given", try_)
             }
             Iperf3Failure::NotStarted(source) => Self::new(
@@ -549,41 +550,41 @@ impl From<&Iperf3Failure> for CommandFailure {
                 "iperf3_failed",
                 "cannot start iperf3",
                 source,
-                "may this user run iperf3, and write to the folder for temporary files?",
+                "check that this user may run iperf3 and write to the folder for temporary files",
             ),
             Iperf3Failure::ImpossibleReport { target } => Self::new(
                 Failed,
                 "bad_report",
                 format!("the test with the iperf3 server at {target} has no result"),
-                "the server says that it counted what can't have been",
-                "is it an iperf3 server, and yours? Its report is kept with --raw",
+                "the server reported impossible counts",
+                "check that it is a trusted iperf3 server; --raw keeps its report",
             ),
             Iperf3Failure::Client { target, cause, reason, has_login } => {
                 let failed = || format!("the test with the iperf3 server at {target} failed");
                 match cause {
                     FailureKind::Busy => {
                         let what = format!("the iperf3 server at {target} is busy");
-                        let try_ = "it takes one test at a time: wait for it with --wait 60s, or ask again later";
+                        let try_ = "it serves one test at a time: wait for it with --wait 60s, or try again later";
                         Self::new(Busy, "busy", what, reason, try_).retry_after(Some(1_000))
                     }
                     FailureKind::NotAuthorized => {
-                        let what = format!("the iperf3 server at {target} does not let this device in");
+                        let what = format!("the iperf3 server at {target} refused this device");
                         let try_ = if *has_login {
-                            "are user, password and public key the server's, and do both clocks agree within 10 s? A \
-                             server from 3.17 on lets an older iperf3 than itself in with its --use-pkcs1-padding alone"
+                            "check user, password, public key, and that both clocks agree within 10 s; a server from \
+                             3.17 on accepts an older iperf3 only with its --use-pkcs1-padding"
                         } else {
-                            "it wants a user: --username, --password-file and --rsa-public-key"
+                            "it requires a login: set --username, --password-file and --rsa-public-key"
                         };
                         Self::new(Denied, "not_authorized", what, reason, try_)
                     }
                     FailureKind::Unreachable => {
                         let what = format!("cannot reach an iperf3 server at {target}");
-                        let try_ = "is `iperf3 -s` running there, and is its port open?";
+                        let try_ = "check that `iperf3 -s` runs there and that its port is open";
                         Self::new(Failed, "unreachable", what, reason, try_)
                     }
                     FailureKind::ControlLost => {
                         let try_ =
-                            "is it an iperf3 server? It may also be busy, or want a user: its own output says more";
+                            "check that it is an iperf3 server; it may be busy or require a login: see its own output";
                         Self::new(Failed, "data_lost", failed(), reason, try_)
                     }
                     FailureKind::BytesLeft => {
@@ -596,7 +597,7 @@ impl From<&Iperf3Failure> for CommandFailure {
                         Self::new(Failed, "silent", what, reason, try_)
                     }
                     FailureKind::Other => {
-                        let try_ = "does `iperf3` with the same options work on this device?";
+                        let try_ = "try `iperf3` with the same options on this device";
                         Self::new(Failed, "iperf3_failed", failed(), reason, try_)
                     }
                 }
@@ -617,12 +618,12 @@ impl From<&NotAHostPort> for CommandFailure {
             Fault::Empty | Fault::Port | Fault::Name | Fault::V4 => {
                 "HOST or HOST:PORT, as in reflector.example.net, 203.0.113.7:4000 or [2001:db8::7]:4000"
             }
-            Fault::Url => "only its host, without https:// and without a path",
+            Fault::Url => "the host alone, without https:// and without a path",
             Fault::Brackets | Fault::V6 => "an IPv6 address in brackets, as in [2001:db8::7]:4000",
-            Fault::Character(c) if !c.is_ascii() => "the name as the name system has it, beginning with xn--",
+            Fault::Character(c) if !c.is_ascii() => "the name in its ASCII form, beginning with xn--",
             Fault::Character(_) => "a name of letters, digits, dots and dashes",
         };
-        let what = format!("cannot understand the address {}", error.text);
+        let what = format!("invalid address {}", error.text);
         Self::new(ExitStatus::Usage, "bad_address", what, &error.fault, try_)
     }
 }
@@ -662,7 +663,7 @@ mod tests {
             "unreachable",
             "cannot reach reflector at 203.0.113.7:4000",
             "connection refused",
-            "is `reflector serve` running there, is TCP 4000 open?",
+            "check that `reflector serve` runs there and that TCP 4000 is open",
         )
     }
 
@@ -672,7 +673,7 @@ mod tests {
             unreachable().to_string(),
             "cannot reach reflector at 203.0.113.7:4000\n\
              because: connection refused\n\
-             try: is `reflector serve` running there, is TCP 4000 open?"
+             try: check that `reflector serve` runs there and that TCP 4000 is open"
         );
     }
 
@@ -872,7 +873,7 @@ mod tests {
                 "code": "unreachable",
                 "what": "cannot reach reflector at 203.0.113.7:4000",
                 "because": "connection refused",
-                "try": "is `reflector serve` running there, is TCP 4000 open?",
+                "try": "check that `reflector serve` runs there and that TCP 4000 is open",
             })
         );
         let failure = unreachable().retry_after(Some(1500)).measured(example::bare());
