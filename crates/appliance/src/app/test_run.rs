@@ -87,7 +87,7 @@ impl Appliance {
         let (cancel, cancelled) = watch::channel(false);
         let appliance = self.clone();
         let end = tokio::spawn(async move {
-            let end = appliance.run_to_its_end(provider, job, to_client, cancelled).await;
+            let end = appliance.run_to_end(provider, job, to_client, cancelled).await;
             drop(temporary);
             end
         });
@@ -178,7 +178,7 @@ impl Appliance {
         events: mpsc::UnboundedSender<TestEvent>,
         mut cancelled: watch::Receiver<bool>,
     ) -> Result<Option<TestEnd>, ApplianceError> {
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         let access = if job.request.discards_result { LockAccess::Read } else { LockAccess::Write };
         let taken = TestLock::take(self.state_dir(), access);
         let mut lock = match taken.map_err(ApplianceError::or_cannot_save)? {

@@ -342,7 +342,7 @@ fn report_unsaved(unsaved: Option<ApplianceError>, context: &Context) {
 }
 
 /// Why an option that iperf3 has is refused.
-fn iperf3_habit(args: &Args) -> Option<&'static str> {
+fn refused_iperf3_option(args: &Args) -> Option<&'static str> {
     args.iperf3_json.then_some("-J is iperf3's JSON: use --json (its own schema); --raw keeps iperf3's")
 }
 

@@ -241,8 +241,8 @@ impl ResultBuilder {
             started_at: self.run.started_at,
             finished_at,
             provider: self.run.provider.clone(),
-            engine: met.as_ref().map_or_else(|| self.run.engine.clone(), |met| met.spec.engine.clone()),
-            data_mode: met.as_ref().filter(|_| reflector.is_some()).map(|met| met.spec.data_mode),
+            engine: agreed.as_ref().map_or_else(|| self.run.engine.clone(), |agreed| agreed.spec.engine.clone()),
+            data_mode: agreed.as_ref().filter(|_| reflector.is_some()).map(|agreed| agreed.spec.data_mode),
             data_mode_fallback: self.fallback.take(),
             data_path: self.data_path(),
             requested: agreed.as_ref().map(|agreed| self.requested(&agreed.spec)),
@@ -274,8 +274,8 @@ impl ResultBuilder {
             },
         };
         warnings::tunnel(&mut result);
-        let Some(met) = met else { return result };
-        let overhead = rates::line_overhead(&result, met.address);
+        let Some(agreed) = agreed else { return result };
+        let overhead = rates::line_overhead(&result, agreed.address);
         for phase in &self.phases {
             let measured =
                 |direction| rates::throughput(phase, direction, &agreed.spec, &self.options, overhead, agreed.left_out);
@@ -292,7 +292,7 @@ impl ResultBuilder {
             }
         }
         if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
-            let text = if met.spec.direction_bytes.is_some() {
+            let text = if agreed.spec.direction_bytes.is_some() {
                 "the bytes of -n were through before the start-up could be told from the rest, so the rate includes it"
             } else {
                 "the server reports only its total, so the upload's rate includes the start-up; -O excludes it"
@@ -306,7 +306,7 @@ impl ResultBuilder {
         warnings::add(&mut result, &self.phases);
         let is_counted_by_program = result.program.is_some() || result.server.is_some();
         warnings::steady_counts(&mut result, is_counted_by_program);
-        warnings::bytes_left(&mut result, met.spec.direction_bytes);
+        warnings::bytes_left(&mut result, agreed.spec.direction_bytes);
         warnings::unsteady(&mut result);
         result.validity = Some(Validity::of(&result.warnings, result.complete));
         result
