@@ -107,7 +107,7 @@ impl Configuration for Settings {
         }
     }
 
-    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<(), ConfigError> {
+    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<Vec<String>, ConfigError> {
         if origins.is_default("name") {
             let name = PeerText::new(&machine.hostname);
             self.name = if name.is_empty() { PeerText::new("appliance") } else { name };
@@ -117,7 +117,7 @@ impl Configuration for Settings {
             self.state_dir = path;
             origins.set("state_dir", origin);
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 
@@ -319,6 +319,7 @@ mod tests {
             home: Some("/home/ann".into()),
             is_root: false,
             hostname: "attic".to_owned(),
+            exists: &|_| false,
             current_dir: "/cwd".into(),
         };
         load_on(&FlagValues::default(), &machine)

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting, ValueOrigin};
 use paramedic_host::log::LogFormat;
+use paramedic_link::state_folder::PRIVATE;
 use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};
 
 pub use addresses::MetricsListen;
@@ -98,12 +99,12 @@ impl Config {
 
     /// The file of the reflector's secret key.
     pub fn key_file(&self) -> PathBuf {
-        self.state_dir.join("identity.key")
+        self.state_dir.join(KEY_FILE)
     }
 
     /// The database of peers and quotas.
     pub fn database(&self) -> PathBuf {
-        self.state_dir.join("reflector.db")
+        self.state_dir.join(DATABASE)
     }
 
     /// The folder of the audit log.
@@ -111,9 +112,9 @@ impl Config {
         self.state_dir.join("audit")
     }
 
-    /// Whether the runtime folder is root's default one, which only root can create.
+    /// Whether the runtime folder is one of root's default ones, which only root can create.
     pub fn has_root_runtime_dir(&self) -> bool {
-        self.runtime_dir == Path::new(ROOT_RUNTIME_DIR)
+        [ROOT_RUNTIME_DIR, EARLIER_RUNTIME_DIR].iter().any(|path| self.runtime_dir == Path::new(path))
     }
 
     /// The working folder of engines during a session; emptied at the start. It is in the state folder, so that no
@@ -124,14 +125,31 @@ impl Config {
 
     /// The Unix socket to which the other subcommands connect.
     pub fn admin_socket(&self) -> PathBuf {
-        self.runtime_dir.join("admin.sock")
+        self.runtime_dir.join(ADMIN_SOCKET)
     }
 }
 
-/// Root's state folder.
-const ROOT_STATE_DIR: &str = "/var/lib/packetparamedic/reflector";
-/// Root's runtime folder.
-const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
+const KEY_FILE: &str = "identity.key";
+const DATABASE: &str = "reflector.db";
+const ADMIN_SOCKET: &str = "admin.sock";
+
+/// The state folder of root and of the unit.
+const ROOT_STATE_DIR: &str = "/var/lib/reflector";
+/// The runtime folder of root and of the unit.
+const ROOT_RUNTIME_DIR: &str = "/run/reflector";
+/// The state folder of installations that were set up before [`ROOT_STATE_DIR`] was the default. It is used if it
+/// contains state and [`ROOT_STATE_DIR`] contains none: an update must not change the identity of a reflector.
+const EARLIER_STATE_DIR: &str = "/var/lib/packetparamedic/reflector";
+/// The runtime folder of the units of that time. Commands look there for a running reflector.
+const EARLIER_RUNTIME_DIR: &str = "/run/packetparamedic";
+
+/// Whether the folder at `path` contains state. It may be in the private folder inside.
+fn has_state(machine: &Machine<'_>, path: &Path) -> bool {
+    let mut files = [path.to_owned(), path.join(PRIVATE)]
+        .into_iter()
+        .flat_map(|folder| [folder.join(KEY_FILE), folder.join(DATABASE)]);
+    files.any(|file| (machine.exists)(&file))
+}
 
 impl Configuration for Config {
     const PROGRAM: &'static str = "reflector";
@@ -195,7 +213,8 @@ impl Configuration for Config {
         }
     }
 
-    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<(), ConfigError> {
+    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<Vec<String>, ConfigError> {
+        let mut warnings = Vec::new();
         if origins.is_default("name") {
             let name = PeerText::new(&machine.hostname);
             self.name = if name.is_empty() { PeerText::new("reflector") } else { name };
@@ -205,8 +224,18 @@ impl Configuration for Config {
         let has_own_state_dir = !origins.is_default("state_dir");
         if !has_own_state_dir {
             let (path, origin) = machine.state_dir(ROOT_STATE_DIR, "packetparamedic/reflector")?;
-            self.state_dir = path;
-            origins.set("state_dir", origin);
+            let earlier = Path::new(EARLIER_STATE_DIR);
+            let is_earlier =
+                path == Path::new(ROOT_STATE_DIR) && !has_state(machine, &path) && has_state(machine, earlier);
+            if is_earlier {
+                warnings.push(format!(
+                    "the state is still in {EARLIER_STATE_DIR}; stop the reflector and move it to {ROOT_STATE_DIR}"
+                ));
+                self.state_dir = earlier.to_owned();
+            } else {
+                self.state_dir = path;
+                origins.set("state_dir", origin);
+            }
         }
         if origins.is_default("runtime_dir") {
             let (path, origin) = if has_own_state_dir {
@@ -214,7 +243,15 @@ impl Configuration for Config {
             } else if let Some(path) = machine.systemd_folder("RUNTIME_DIRECTORY") {
                 (path, ValueOrigin::Place("RUNTIME_DIRECTORY"))
             } else if machine.is_root {
-                (ROOT_RUNTIME_DIR.into(), ValueOrigin::Default)
+                let has_socket = |folder: &str| (machine.exists)(&Path::new(folder).join(ADMIN_SOCKET));
+                let is_earlier = !has_socket(ROOT_RUNTIME_DIR) && has_socket(EARLIER_RUNTIME_DIR);
+                if is_earlier {
+                    warnings.push(format!(
+                        "the running reflector uses {EARLIER_RUNTIME_DIR}; set RuntimeDirectory=reflector in its unit"
+                    ));
+                }
+                let folder = if is_earlier { EARLIER_RUNTIME_DIR } else { ROOT_RUNTIME_DIR };
+                (folder.into(), ValueOrigin::Default)
             } else if let Some(path) = machine.absolute("XDG_RUNTIME_DIR") {
                 (path.join("packetparamedic"), ValueOrigin::Place("XDG_RUNTIME_DIR"))
             } else {
@@ -223,7 +260,7 @@ impl Configuration for Config {
             self.runtime_dir = path;
             origins.set("runtime_dir", origin);
         }
-        Ok(())
+        Ok(warnings)
     }
 
     fn check(&self, origins: &Origins) -> Result<(), ConfigError> {

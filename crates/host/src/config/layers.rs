@@ -26,6 +26,8 @@ pub struct Machine<'a> {
     pub is_root: bool,
     /// The host's name.
     pub hostname: String,
+    /// Whether there is a file or folder at a path.
+    pub exists: &'a dyn Fn(&Path) -> bool,
     /// Relative paths of flags and variables are relative to this folder.
     pub current_dir: PathBuf,
 }
@@ -77,6 +79,7 @@ pub fn load<C: Configuration>(flags: &FlagValues) -> Result<Loaded<C>, ConfigErr
         etc_file: format!("/etc/packetparamedic/{}.toml", C::PROGRAM).into(),
         is_root: rustix::process::geteuid().is_root(),
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        exists: &Path::exists,
         // If the folder was removed, relative paths stay relative, and opening them fails.
         current_dir: std::env::current_dir().unwrap_or_default(),
     };
@@ -109,7 +112,7 @@ pub fn load_on<C: Configuration>(flags: &FlagValues, machine: &Machine<'_>) -> R
             layers.take(setting, values.clone(), &machine.current_dir, ValueOrigin::Flag(flag.clone()))?;
         }
     }
-    layers.config.complete(&mut layers.origins, machine)?;
+    layers.warnings.extend(layers.config.complete(&mut layers.origins, machine)?);
     layers.config.check(&layers.origins)?;
     layers.files.reverse();
     Ok(Loaded { config: layers.config, origins: layers.origins, files: layers.files, warnings: layers.warnings })

@@ -41,8 +41,8 @@ pub trait Configuration: Clone + Sized + 'static {
     /// default.
     fn example() -> Self;
 
-    /// Sets the values that depend on the machine, unless a layer has set them.
-    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<(), ConfigError>;
+    /// Sets the values that depend on the machine, unless a layer has set them. Returns warnings to the user.
+    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<Vec<String>, ConfigError>;
 
     /// Checks the values that depend on each other.
     fn check(&self, _origins: &Origins) -> Result<(), ConfigError> {

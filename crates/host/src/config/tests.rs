@@ -133,7 +133,7 @@ impl Configuration for Toy {
         Self { name: "name".to_owned(), state_dir: "/s".into(), peer: Some("attic".to_owned()), ..Self::defaults() }
     }
 
-    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<(), ConfigError> {
+    fn complete(&mut self, origins: &mut Origins, machine: &Machine<'_>) -> Result<Vec<String>, ConfigError> {
         if origins.is_default("name") {
             self.name = machine.hostname.clone();
         }
@@ -142,7 +142,7 @@ impl Configuration for Toy {
             self.state_dir = path;
             origins.set("state_dir", origin);
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn check(&self, origins: &Origins) -> Result<(), ConfigError> {
@@ -231,6 +231,7 @@ impl Bench {
             home: self.has_home.then(|| self.path("home")),
             is_root: self.is_root,
             hostname: "attic".to_owned(),
+            exists: &|_| false,
             current_dir: self.path("cwd"),
         };
         load_on(&flags.values, &machine)

@@ -221,7 +221,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         flag: Some("state-dir"),
         placeholder: "FOLDER",
         help: "Folder of the key, the peers and the audit log. Default: systemd's STATE_DIRECTORY; for root \
-               /var/lib/packetparamedic/reflector; else packetparamedic/reflector in the XDG state folder.",
+               /var/lib/reflector; else packetparamedic/reflector in the XDG state folder.",
         valid: "a folder",
         is_list: false,
         read: |config, given| given.path().map(|path| config.state_dir = path),
@@ -233,7 +233,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         flag: Some("runtime-dir"),
         placeholder: "FOLDER",
         help: "Folder of the admin socket. Default: the state folder, if that is set; systemd's RUNTIME_DIRECTORY; \
-               for root /run/packetparamedic; else packetparamedic in XDG_RUNTIME_DIR.",
+               for root /run/reflector; else packetparamedic in XDG_RUNTIME_DIR.",
         valid: "a folder",
         is_list: false,
         read: |config, given| given.path().map(|path| config.runtime_dir = path),

@@ -17,6 +17,8 @@ struct Bench {
     folder: TempDir,
     env: BTreeMap<&'static str, String>,
     is_root: bool,
+    /// The files of the host that a configuration asks for.
+    files: Vec<&'static str>,
 }
 
 #[derive(Parser)]
@@ -27,7 +29,7 @@ struct Cli {
 
 impl Bench {
     fn new() -> Self {
-        Self { folder: TempDir::new().unwrap(), env: BTreeMap::new(), is_root: false }
+        Self { folder: TempDir::new().unwrap(), env: BTreeMap::new(), is_root: false, files: Vec::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -50,6 +52,12 @@ impl Bench {
         self
     }
 
+    /// The same with a file of the host at `path`.
+    fn with_file(mut self, path: &'static str) -> Self {
+        self.files.push(path);
+        self
+    }
+
     fn load(&self, arguments: &[&str]) -> Result<Loaded<Config>, ConfigError> {
         let flags = Cli::try_parse_from([&["reflector"], arguments].concat()).unwrap().flags;
         load_on(
@@ -61,6 +69,7 @@ impl Bench {
                 home: Some(self.path("home")),
                 is_root: self.is_root,
                 hostname: "attic".to_owned(),
+                exists: &|path| self.files.iter().any(|file| path == Path::new(file)),
                 current_dir: self.path("cwd"),
             },
         )
@@ -182,11 +191,51 @@ fn folders_follow_systemd_then_root_then_xdg() {
     let session = Bench::new().env("XDG_RUNTIME_DIR", "/run/user/7").env("XDG_STATE_HOME", "/s");
     let socket = PathBuf::from("/run/user/7/packetparamedic/admin.sock");
     assert_eq!(folders(&session, &[]), ("/s/packetparamedic/reflector".into(), socket));
-    let root = (PathBuf::from(ROOT_STATE_DIR), PathBuf::from("/run/packetparamedic/admin.sock"));
+    let root = (PathBuf::from(ROOT_STATE_DIR), PathBuf::from("/run/reflector/admin.sock"));
     assert_eq!(folders(&Bench::new().root(), &[]), root);
     let unit = Bench::new().env("STATE_DIRECTORY", "/var/lib/a:/var/lib/b").env("RUNTIME_DIRECTORY", "/run/a");
     assert_eq!(folders(&unit, &[]), ("/var/lib/a".into(), "/run/a/admin.sock".into()));
     assert_eq!(unit.load(&[]).unwrap().origins.of("state_dir").to_string(), "STATE_DIRECTORY");
+}
+
+#[test]
+fn state_in_the_earlier_folder_is_used_with_a_warning() {
+    let place = |bench: Bench| {
+        let loaded = bench.load(&[]).unwrap();
+        (loaded.config.state_dir.to_str().unwrap().to_owned(), loaded.warnings.concat())
+    };
+    let unit = || Bench::new().env("STATE_DIRECTORY", "/var/lib/reflector").env("RUNTIME_DIRECTORY", "/run/reflector");
+    for earlier in ["identity.key", "private/identity.key"] {
+        let key: &'static str = format!("/var/lib/packetparamedic/reflector/{earlier}").leak();
+        for bench in [Bench::new().root(), unit()] {
+            let (folder, warning) = place(bench.with_file(key));
+            assert_eq!(folder, "/var/lib/packetparamedic/reflector");
+            assert!(warning.contains("move it to /var/lib/reflector"), "{warning}");
+        }
+        for new in ["/var/lib/reflector/identity.key", "/var/lib/reflector/private/identity.key"] {
+            assert_eq!(place(unit().with_file(key).with_file(new)), ("/var/lib/reflector".to_owned(), String::new()));
+        }
+        // A folder that was chosen is the folder.
+        let chosen = [("REFLECTOR_STATE_DIR", "/mine"), ("STATE_DIRECTORY", "/var/lib/other")];
+        for (variable, folder) in chosen {
+            let bench = Bench::new().root().env(variable, folder).with_file(key);
+            assert_eq!(place(bench), (folder.to_owned(), String::new()));
+        }
+    }
+    assert_eq!(place(unit()), ("/var/lib/reflector".to_owned(), String::new()));
+}
+
+#[test]
+fn root_finds_a_reflector_that_runs_in_the_earlier_runtime_folder() {
+    let place = |bench: Bench| {
+        let loaded = bench.load(&[]).unwrap();
+        assert!(loaded.config.has_root_runtime_dir());
+        (loaded.config.runtime_dir.to_str().unwrap().to_owned(), loaded.warnings.len())
+    };
+    let earlier = || Bench::new().root().with_file("/run/packetparamedic/admin.sock");
+    assert_eq!(place(earlier()), ("/run/packetparamedic".to_owned(), 1));
+    assert_eq!(place(earlier().with_file("/run/reflector/admin.sock")), ("/run/reflector".to_owned(), 0));
+    assert_eq!(place(Bench::new().root()), ("/run/reflector".to_owned(), 0));
 }
 
 #[test]
