@@ -1,8 +1,14 @@
-//! Full disks.
+//! Full and slow disks.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::programs::Running;
 
 /// Fills the file system of `folder` to the last byte. Remove the returned file to free the space.
 pub fn fill(folder: &Path) -> PathBuf {
@@ -19,4 +25,50 @@ pub fn fill(folder: &Path) -> PathBuf {
         }
     }
     path
+}
+
+/// A disk that is slow for one process, until this is dropped.
+#[derive(Debug)]
+pub struct SlowDisk {
+    strace: Child,
+    folder: TempDir,
+}
+
+impl SlowDisk {
+    /// Makes each sync of the process's files take longer by `delay`. Prints SKIPPED and returns `None` without the
+    /// rights.
+    pub fn under(process: &Running, delay: Duration) -> Option<Self> {
+        let folder = TempDir::new().expect("a temporary folder");
+        let pid = process.pid().as_raw_nonzero().to_string();
+        let inject = format!("inject=fsync,fdatasync:delay_exit={}", delay.as_micros());
+        let mut strace = Command::new("strace")
+            .args(["-f", "-p", &pid, "-e", "trace=fsync,fdatasync", "-e", &inject, "-o"])
+            .arg(folder.path().join("syncs"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let mut first = String::new();
+        BufReader::new(strace.stderr.as_mut()?).read_line(&mut first).ok()?;
+        if !first.contains("attached") {
+            eprintln!("SKIPPED: a slow disk is played by strace, which may not: {first}");
+            strace.wait().ok()?;
+            return None;
+        }
+        Some(Self { strace, folder })
+    }
+
+    /// How many syncs were traced.
+    pub fn syncs(&self) -> usize {
+        let trace = std::fs::read_to_string(self.folder.path().join("syncs"));
+        trace.expect("the trace").matches("sync(").count()
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        // strace lets go of the process where it is asked to end, not where it is killed.
+        let _ =
+            rustix::process::kill_process(rustix::process::Pid::from_child(&self.strace), rustix::process::Signal::INT);
+        let _ = self.strace.wait();
+    }
 }

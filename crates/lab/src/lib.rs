@@ -16,7 +16,7 @@ mod reflector;
 mod share;
 
 pub use appliance::{Appliance, event, says_full};
-pub use disks::fill;
+pub use disks::{SlowDisk, fill};
 pub use hosts::{Host, RoutedHosts, TwoHosts};
 pub use programs::{Outcome, Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};

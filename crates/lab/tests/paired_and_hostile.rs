@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::hostile::{AsAppliance, RogueDevice, connect_from};
-use lab::{Appliance, Reflector};
+use lab::{Appliance, Reflector, SlowDisk};
 use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionId, SessionKeys};
 use paramedic_link::tls::Alpn;
 use serde_json::{Value, json};
@@ -247,34 +247,12 @@ fn links_of_one_device_are_welcomed_twenty_a_second() {
     assert_eq!(other.run(&["reflectors", "check", "--json"]).code, 0, "another device does not wait");
 }
 
-/// strace on a running reflector that delays each sync of its files by 5 ms, as a slow disk does, and writes a line
-/// for each to `trace`. `None` where it may not.
-fn slow_disk(reflector: &mut Reflector, trace: &std::path::Path) -> Option<std::process::Child> {
-    let pid = reflector.process().pid().as_raw_nonzero().to_string();
-    let mut strace = std::process::Command::new("strace")
-        .args(["-f", "-p", &pid, "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_exit=5000", "-o"])
-        .arg(trace)
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .ok()?;
-    let mut first = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(strace.stderr.as_mut()?), &mut first).ok()?;
-    if !first.contains("attached") {
-        eprintln!("SKIPPED: a slow disk is played by strace, which may not: {first}");
-        let _ = strace.wait();
-        return None;
-    }
-    Some(strace)
-}
-
 #[test]
 fn links_from_ever_other_addresses_keep_no_other_device_waiting_for_the_disk() {
     let mut reflector = Reflector::serve(&[]);
     let other = Appliance::new().pair(&reflector, reflector.address());
     let rogue = RogueDevice::pair(&reflector);
-    let folder = tempfile::tempdir().unwrap();
-    let trace = folder.path().join("syncs");
-    let Some(mut strace) = slow_disk(&mut reflector, &trace) else { return };
+    let Some(disk) = SlowDisk::under(reflector.process(), Duration::from_millis(5)) else { return };
     const LINKS: usize = 400;
     // A device has 240 lines of the audit log in a minute, and a line costs two syncs: the log and its head.
     const AUDITED: usize = 240;
@@ -283,11 +261,9 @@ fn links_from_ever_other_addresses_keep_no_other_device_waiting_for_the_disk() {
         link.say(&json!({ "type": "hello", "versions": [1], "software": "0.0.0" })).unwrap();
         link.hear_a("welcome").unwrap();
     }
-    let syncs = std::fs::read_to_string(&trace).unwrap().matches("sync(").count();
+    let syncs = disk.syncs();
     let outcome = other.speed_test(&["-t", "0.3", "--idle", "0.1"]);
-    // strace lets go of the reflector where it is asked to end, not where it is killed.
-    rustix::process::kill_process(rustix::process::Pid::from_child(&strace), rustix::process::Signal::INT).unwrap();
-    strace.wait().unwrap();
+    drop(disk);
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
     assert!(syncs < 2 * AUDITED + 60, "{syncs} syncs for {LINKS} links");
 }

@@ -53,11 +53,8 @@ enum Command {
     Peers(peers::Args),
     /// Show the state of the running reflector: sessions, queue, ports, usage, refusals
     Status(status::Args),
-    /// Check that the reflector runs without problems: exit code 0, else 1
-    Health {
-        #[command(flatten)]
-        place: PlaceFlags,
-    },
+    /// Check that the reflector grants sessions: exit code 0, else 1
+    Health(health::Args),
     /// Inspect this installation without measuring: what is wrong and what to do; exit code 1 if something is
     Doctor(Box<doctor::Args>),
     /// Measure what this host can carry and what limits it; takes less than a minute
@@ -174,7 +171,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Pair(args) => pair::run(args),
         Command::Peers(args) => peers::run(args),
         Command::Status(args) => status::run(&args),
-        Command::Health { place } => health::run(&place),
+        Command::Health(args) => health::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
         Command::SelfTest { time, json } => return self_test::run(time, json),
         Command::Drain { place } => asking::asking(&place, async |client| {

@@ -1,28 +1,44 @@
-//! `reflector health`: whether the reflector runs and all is well.
+//! `reflector health`: whether the reflector grants sessions; with `--live`, whether it answers.
 
 use super::asking::{asking, one_answer, unexpected};
 use super::output::print_line;
 use crate::config::PlaceFlags;
 use crate::failure::{Exit, Failure};
-use crate::server::{AdminReply, AdminRequest};
+use crate::server::{AdminReply, AdminRequest, Status};
 
-pub(super) fn run(place: &PlaceFlags) -> Result<(), Failure> {
-    asking(place, async |client| one_answer(client, &AdminRequest::Status, judge).await)
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: PlaceFlags,
+    /// Exit code 0 whenever the reflector answers, also if it is faulted or draining
+    #[arg(long)]
+    live: bool,
 }
 
-fn judge(answer: AdminReply) -> Result<(), Failure> {
-    match answer {
-        AdminReply::Status(status) if status.problems.is_empty() => {
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let judge = |answer| match answer {
+        AdminReply::Status(status) if args.live || is_ready(&status) => {
             print_line(&status.state);
             Ok(())
         }
-        AdminReply::Status(status) => Err(Failure::new(
-            Exit::Failed,
-            "unhealthy",
-            format!("the reflector is {}", status.state),
-            status.problems.join("; "),
-            "fix that cause; the reflector grants sessions again within 5 s of a successful write",
-        )),
+        AdminReply::Status(status) => Err(not_ready(&status)),
         other => Err(unexpected(&Some(other))),
-    }
+    };
+    asking(&args.place, async |client| one_answer(client, &AdminRequest::Status, judge).await)
+}
+
+fn is_ready(status: &Status) -> bool {
+    status.state == "serving" && status.problems.is_empty()
+}
+
+fn not_ready(status: &Status) -> Failure {
+    let what = format!("the reflector is {}", status.state);
+    let (because, try_) = if status.problems.is_empty() {
+        let because = "it was told to stop, and grants no further sessions".to_owned();
+        (because, "wait until its running sessions have ended, then start it again")
+    } else {
+        let try_ = "fix that cause; the reflector grants sessions again within 5 s of a successful write";
+        (status.problems.join("; "), try_)
+    };
+    Failure::new(Exit::Failed, "unhealthy", what, because, try_)
 }

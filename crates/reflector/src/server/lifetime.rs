@@ -22,7 +22,7 @@ use super::offer::{limits, offered};
 use super::peers::Peers;
 use super::reload::{self, ConfigReloader, Hangup};
 use super::unix_socket::UnixSocket;
-use super::{Lifecycle, STOP_TIMEOUT, Server, accept, admin_socket, known, lock, session_timer, unix_now};
+use super::{Lifecycle, STOP_TIMEOUT, Server, accept, admin_socket, known, lock, session_timer, unix_now, watchdog};
 use crate::audit::{Audit, Sizes};
 use crate::config::Config;
 use crate::connection_limiter::ConnectionLimiter;
@@ -100,6 +100,7 @@ pub async fn serve(
         udp_ports,
         began,
         due: Notify::new(),
+        polled: Notify::new(),
         capacity: Notify::new(),
         code_requester: Mutex::default(),
         claim_settled: Notify::new(),
@@ -167,6 +168,9 @@ pub async fn serve(
     ready(&addresses);
     // Outside of systemd this does nothing.
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    if let Some(timeout) = sd_notify::watchdog_enabled() {
+        tasks.spawn(watchdog::run(Arc::clone(&server), timeout));
+    }
     tracing::info!(endpoint_id = %id, ?addresses, "serving");
 
     drain_on_signal(&server, &mut signals, &mut tasks).await?;

@@ -22,6 +22,7 @@ mod running_session;
 mod session_timer;
 mod status;
 mod unix_socket;
+mod watchdog;
 
 pub use accept::{ListenError, check_listen};
 pub use admin_socket::{AdminClient, AdminReply, AdminRequest, PeerLine};
@@ -92,6 +93,8 @@ struct Server {
     began: Instant,
     /// Wakes the session timer: something may be due earlier than it expects.
     due: Notify,
+    /// Notified each time that the session timer has polled the sessions.
+    polled: Notify,
     /// A connection or session ended: a task that waits for a slot or a descriptor tries again.
     capacity: Notify,
     /// The command that opened the last code. Locked while `pairing` is.

@@ -39,6 +39,7 @@ pub(super) async fn run(server: Arc<Server>) {
         let of_sessions = server.sessions().next_deadline();
         let of_counts = lock(&server.throttle).next_deadline();
         let next = of_sessions.into_iter().chain(of_counts).min();
+        server.polled.notify_waiters();
         let deadline = next.map(|mono| server.began + mono);
         match deadline {
             Some(at) => {

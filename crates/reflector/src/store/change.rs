@@ -42,6 +42,12 @@ impl Store {
         }
     }
 
+    /// Returns once the connection that writes has answered. An error is an answer; a connection that is still busy with
+    /// an earlier change has not answered.
+    pub async fn await_answer(&self) {
+        while let Err(sqlx::Error::PoolTimedOut) = sqlx::query("SELECT 1").execute(&self.pool).await {}
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         let mut change = self.begin("trying the disk again").await?;
         let tried = sqlx::query(
