@@ -88,6 +88,27 @@ fn folders_of_another_user_are_refused() {
 }
 
 #[test]
+fn a_provided_key_is_the_identity_and_is_only_read() {
+    let first = Reflector::serve(&[]);
+    let key = first.home().join("secret");
+    fs::copy(first.state().join("identity.key"), &key).unwrap();
+    fs::set_permissions(&key, Permissions::from_mode(0o400)).unwrap();
+    let mut second = Reflector::idle(&[]).with_variable("REFLECTOR_KEY_FILE", key.to_str().unwrap());
+    second.start().unwrap_or_else(|error| panic!("it serves: {error:#}\n{}", second.log()));
+    assert_eq!([second.id(), second.status()["endpoint_id"].as_str().unwrap().to_owned()], [first.id(), first.id()]);
+    assert!(!second.state().join("identity.key").exists());
+    second.end(rustix::process::Signal::TERM);
+    let refused = second.fails(&["rotate-identity", "--yes"], 2);
+    assert!(refused[1].contains(key.to_str().unwrap()), "{refused:?}");
+    fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    let refused = second.fails(&["serve"], 2);
+    assert!(refused[1].contains("0644"), "{refused:?}");
+    fs::remove_file(&key).unwrap();
+    let refused = second.fails(&["serve"], 2);
+    assert!(refused[1].contains("there is no file"), "{refused:?}");
+}
+
+#[test]
 fn a_command_does_not_talk_to_a_reflector_of_another_user() {
     let Some(theirs) = Reflector::serve_as_nobody(&["127.0.0.1:0"], &[]) else { return };
     assert_eq!(theirs.must(&["health"]), "serving", "its own user may");

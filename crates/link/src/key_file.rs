@@ -53,6 +53,25 @@ pub enum KeyFileError {
         /// Its permission bits.
         mode: u32,
     },
+    /// A provided file does not exist.
+    #[error("there is no file {}", .path.display())]
+    NotProvided {
+        /// The expected path.
+        path: PathBuf,
+    },
+    /// A provided file belongs to neither root nor this program's user, or other users than root and its group can read
+    /// or change the key.
+    #[error("users other than root and its group can access the provided key in {} (owner {owner}, mode {mode:04o}): give it to root or to user {user} with mode 0400, or with mode 0440 to root", .path.display())]
+    ProvidedExposed {
+        /// The file.
+        path: PathBuf,
+        /// The user id of its owner.
+        owner: u32,
+        /// Its permission bits.
+        mode: u32,
+        /// The user id that this program runs as.
+        user: u32,
+    },
     /// The file does not contain a key. It is not changed.
     #[error("{} does not contain a key of this program: restore it from a backup, or move it away to get a new identity (every pairing is then lost)", .path.display())]
     Corrupt {
@@ -123,17 +142,46 @@ pub fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
         Some(Errno::LOOP | Errno::NXIO | Errno::NODEV) => KeyFileError::NotAFile { path: path.to_owned() },
         _ => KeyFileError::Io { doing: "open", path: path.to_owned(), source },
     })?;
+    let (owner, mode) = about(&file, path)?;
+    let user = rustix::process::geteuid().as_raw();
+    if owner != user {
+        return Err(KeyFileError::NotOurs { path: path.to_owned(), owner, user });
+    }
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::Exposed { path: path.to_owned(), mode });
+    }
+    read(&mut file, path)
+}
+
+/// Loads a key that a service manager provides: a credential of systemd, a secret of a container. The file may belong to
+/// root; then its group may read it, as an access list shows as the group's permissions. Links are followed, because
+/// secrets of containers are links.
+pub fn load_provided(path: &Path) -> Result<SecretKey, KeyFileError> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path);
+    let mut file = file.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => KeyFileError::NotProvided { path: path.to_owned() },
+        _ => KeyFileError::Io { doing: "open", path: path.to_owned(), source },
+    })?;
+    let (owner, mode) = about(&file, path)?;
+    let user = rustix::process::geteuid().as_raw();
+    let open_to = if owner == 0 { 0o037 } else { 0o077 };
+    if (owner != 0 && owner != user) || mode & open_to != 0 {
+        return Err(KeyFileError::ProvidedExposed { path: path.to_owned(), owner, mode, user });
+    }
+    read(&mut file, path)
+}
+
+/// The owner and the permission bits of a key file, which must be a regular file.
+fn about(file: &File, path: &Path) -> Result<(u32, u32), KeyFileError> {
     let metadata = file.metadata().map_err(io_error("look at", path))?;
     if !metadata.is_file() {
         return Err(KeyFileError::NotAFile { path: path.to_owned() });
     }
-    let user = rustix::process::geteuid().as_raw();
-    if metadata.uid() != user {
-        return Err(KeyFileError::NotOurs { path: path.to_owned(), owner: metadata.uid(), user });
-    }
-    if metadata.mode() & 0o077 != 0 {
-        return Err(KeyFileError::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
-    }
+    Ok((metadata.uid(), metadata.mode() & 0o7777))
+}
+
+/// Reads the key from an open file.
+fn read(file: &mut File, path: &Path) -> Result<SecretKey, KeyFileError> {
     let mut text = Zeroizing::new([0; MAX_LEN]);
     let mut length = 0;
     while length < MAX_LEN {
@@ -419,6 +467,33 @@ mod tests {
         std::os::unix::fs::chown(folder.file(), Some(65_534), None).unwrap();
         let error = load_or_create(&folder.file()).unwrap_err();
         assert!(matches!(error, KeyFileError::NotOurs { owner: 65_534, user: 0, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_provided_key_may_belong_to_root_and_be_a_link() {
+        let folder = Folder::new();
+        let id = load_or_create(&folder.file()).unwrap().id();
+        let link = folder.0.path().join("link");
+        symlink(folder.file(), &link).unwrap();
+        let is_root = rustix::process::geteuid().is_root();
+        for mode in [0o400, 0o600, 0o440, 0o640, 0o404, 0o644, 0o660, 0o620, 0o602, 0o606] {
+            folder.permit(mode);
+            let loaded = load_provided(&link);
+            // The group may read a file of root alone.
+            if mode & 0o077 == 0 || (is_root && mode & 0o037 == 0) {
+                assert_eq!(loaded.unwrap().id(), id, "{mode:04o}");
+            } else {
+                assert!(matches!(loaded, Err(KeyFileError::ProvidedExposed { mode: seen, .. }) if seen == mode));
+            }
+        }
+        folder.permit(0o600);
+        if is_root {
+            std::os::unix::fs::chown(folder.file(), Some(65_534), None).unwrap();
+            assert!(matches!(load_provided(&link), Err(KeyFileError::ProvidedExposed { owner: 65_534, .. })));
+        }
+        let nowhere = folder.0.path().join("nowhere");
+        assert!(matches!(load_provided(&nowhere), Err(KeyFileError::NotProvided { .. })));
+        assert!(matches!(load_provided(folder.0.path()), Err(KeyFileError::NotAFile { .. })));
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub struct Config {
     pub max_bytes_per_day_total: u64,
     /// The folder of the key, the database and the audit log; an absolute path.
     pub state_dir: PathBuf,
+    /// The file of a secret key that a service manager provides; an absolute path. Without it, the key is in the state
+    /// folder.
+    pub provided_key: Option<PathBuf>,
     /// The folder of the admin socket; an absolute path.
     pub runtime_dir: PathBuf,
     /// The size at which the audit log starts a new file, in bytes.
@@ -97,7 +100,7 @@ impl Config {
         engine != "iperf3" || self.iperf3_enabled
     }
 
-    /// The file of the reflector's secret key.
+    /// The file of the reflector's secret key, if none is provided.
     pub fn key_file(&self) -> PathBuf {
         self.state_dir.join(KEY_FILE)
     }
@@ -190,6 +193,7 @@ impl Configuration for Config {
             // Five peers at that limit.
             max_bytes_per_day_total: 100_000_000_000_000,
             state_dir: PathBuf::new(),
+            provided_key: None,
             runtime_dir: PathBuf::new(),
             // About 40,000 lines: months of tests at home, in a file that an editor can still open.
             audit_segment_size: 16_000_000,
@@ -208,6 +212,7 @@ impl Configuration for Config {
         Self {
             name: PeerText::new("name-of-this-machine"),
             state_dir: ROOT_STATE_DIR.into(),
+            provided_key: Some("/run/secrets/reflector.key".into()),
             runtime_dir: ROOT_RUNTIME_DIR.into(),
             ..Self::defaults()
         }

@@ -69,7 +69,11 @@ impl From<ConfigError> for Failure {
 impl From<KeyFileError> for Failure {
     fn from(error: KeyFileError) -> Self {
         let exit = match error {
-            KeyFileError::Io { .. } | KeyFileError::Exposed { .. } | KeyFileError::NotOurs { .. } => Exit::Usage,
+            KeyFileError::Io { .. }
+            | KeyFileError::Exposed { .. }
+            | KeyFileError::NotOurs { .. }
+            | KeyFileError::NotProvided { .. }
+            | KeyFileError::ProvidedExposed { .. } => Exit::Usage,
             _ => Exit::Failed,
         };
         Self::new(

@@ -31,6 +31,15 @@ fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {
             "stop `reflector serve`, then run `reflector rotate-identity --yes`",
         ));
     }
+    if let Some(path) = &config.provided_key {
+        return Err(Failure::new(
+            Exit::Usage,
+            "key_provided",
+            "the identity was not changed",
+            format!("key_file provides it: {}", path.display()),
+            "replace that file, or remove the setting key_file",
+        ));
+    }
     if std::os::unix::net::UnixStream::connect(config.admin_socket()).is_ok() {
         return Err(running());
     }

@@ -52,14 +52,20 @@ pub(super) fn with_state_as_it_is(mut config: Config) -> Config {
     config
 }
 
-/// Loads the identity, and creates it at first use.
+/// Loads the identity. Without a provided key, creates it at first use.
 pub(super) fn identity(config: &Config) -> Result<SecretKey, Failure> {
-    Ok(key_file::load_or_create(&config.key_file())?)
+    Ok(match &config.provided_key {
+        Some(path) => key_file::load_provided(path)?,
+        None => key_file::load_or_create(&config.key_file())?,
+    })
 }
 
 /// Loads the identity for a command that only reads it. Does not move or change existing files, because a reflector may
 /// be using them.
 pub(super) fn identity_as_it_is(config: Config) -> Result<SecretKey, Failure> {
+    if config.provided_key.is_some() {
+        return identity(&config);
+    }
     match key_file::load(&with_state_as_it_is(config.clone()).key_file()) {
         Ok(key) => Ok(key),
         Err(_) => identity(&with_state(config)?),

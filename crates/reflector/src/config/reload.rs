@@ -76,6 +76,7 @@ mod tests {
             max_bytes_per_day: 7_000_000,
             max_bytes_per_day_total: 8_000_000,
             state_dir: "/other/state".into(),
+            provided_key: Some("/other/key".into()),
             runtime_dir: "/other/runtime".into(),
             audit_segment_size: 9_000_000,
             audit_max_size: 10_000_000,

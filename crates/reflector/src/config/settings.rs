@@ -228,6 +228,18 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         show: |config| Some(Value::String(config.state_dir.display().to_string())),
     },
     Setting {
+        name: "key_file",
+        env: "REFLECTOR_KEY_FILE",
+        flag: Some("key-file"),
+        placeholder: "FILE",
+        help: "File with the secret key, for a key that a service manager provides: a credential of systemd, a secret of \
+               a container. It is only read, and may belong to root. Default: identity.key in the state folder.",
+        valid: "a file",
+        is_list: false,
+        read: |config, given| given.path().map(|path| config.provided_key = Some(path)),
+        show: |config| config.provided_key.as_ref().map(|path| Value::String(path.display().to_string())),
+    },
+    Setting {
         name: "runtime_dir",
         env: "REFLECTOR_RUNTIME_DIR",
         flag: Some("runtime-dir"),
