@@ -25,6 +25,7 @@ const CRATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("bench", &["lab", "emulator", "paramedic-report", "paramedic-iperf3", "paramedic-engines", "paramedic-link"]),
+    ("manuals", &["packetparamedic", "reflector"]),
     (
         "fuzz-targets",
         &["packetparamedic", "reflector", "paramedic-host", "paramedic-iperf3", "paramedic-engines", "paramedic-link"],

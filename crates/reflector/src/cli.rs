@@ -119,6 +119,11 @@ impl Command {
     }
 }
 
+/// The command line as clap knows it, for man pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {

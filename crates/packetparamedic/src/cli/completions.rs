@@ -1,10 +1,9 @@
 //! `completions`: prints the shell completions of this command line.
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::failure::{CommandFailure, ExitStatus};
-use super::{Cli, Context};
+use super::{Context, command};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -14,7 +13,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "packetparamedic", &mut script);
+    clap_complete::generate(args.shell, &mut command(), "packetparamedic", &mut script);
     context.output.script(&script)?;
     Ok(ExitStatus::Done)
 }

@@ -4,7 +4,8 @@ use super::asking::{asking, one_answer, unexpected};
 use super::output::print_line;
 use crate::config::PlaceFlags;
 use crate::failure::{Exit, Failure};
-use crate::server::{AdminReply, AdminRequest, Status};
+use crate::server::{AdminReply, AdminRequest};
+use crate::status::Status;
 
 #[derive(clap::Args)]
 pub(super) struct Args {

@@ -1,0 +1,15 @@
+//! Writes a man page for every command of both programs into the folder that the first argument names.
+
+#![forbid(unsafe_code)]
+
+use std::io::{Error, ErrorKind};
+use std::path::PathBuf;
+
+fn main() -> std::io::Result<()> {
+    let folder = std::env::args_os().nth(1).map(PathBuf::from);
+    let folder = folder.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "usage: manuals FOLDER"))?;
+    for command in [reflector::cli::command(), packetparamedic::cli::command()] {
+        clap_mangen::generate_to(command, &folder)?;
+    }
+    Ok(())
+}
