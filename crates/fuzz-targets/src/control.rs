@@ -74,6 +74,7 @@ fn load<C: Configuration>(folder: &Path, text: &[u8]) -> Result<Loaded<C>, Confi
         home: Some("/nonexistent".into()),
         is_root: false,
         hostname: "host".to_owned(),
+        exists: &|_| false,
         current_dir: folder.to_owned(),
     };
     load_on(&flags, &machine)
