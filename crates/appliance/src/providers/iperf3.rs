@@ -1,5 +1,5 @@
-//! The provider `iperf3`: any plain iperf3 server, run by an iperf3 client of this host. Nothing vouches for who the server
-//! is, and only TCP's and UDP's own readings are had: no latency is probed.
+//! The provider `iperf3`: any plain iperf3 server, run by an iperf3 client of this host. Nothing vouches for who the
+//! server is, and only TCP's and UDP's own readings are had: no latency is probed.
 
 #![expect(clippy::disallowed_methods, reason = "the shell that runs a client in wall time")]
 
@@ -38,14 +38,14 @@ use crate::reflector_client::{HEAD_START, race, resolve};
 use crate::targets::{HostPort, HostPorts};
 use crate::test_lock::TestLock;
 
-/// The port that iperf3 listens on when it is told nothing.
+/// iperf3's default port.
 const DEFAULT_PORT: u16 = 5201;
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How much longer than it was told to a run may take.
-const GRACE: Duration = Duration::from_secs(10);
-/// How often a busy server is asked again: its tests take seconds at least, and each question costs it a connection.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The timeout of a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much longer than requested a run may take.
+const EXIT_GRACE: Duration = Duration::from_secs(10);
+/// How often a busy server is tried again: its tests take seconds at least, and each try costs it a connection.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a server may take to open its port again, and how often it is tried meanwhile.
 const REOPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const REOPEN_INTERVAL: Duration = Duration::from_millis(100);
@@ -53,9 +53,9 @@ const REOPEN_INTERVAL: Duration = Duration::from_millis(100);
 /// `counted_by`: this end's kernel counted what the server's kernel acknowledged.
 const COUNTED_BY_OWN_KERNEL: &str = "acknowledged";
 
-/// How long a server may still be busy with the phase before: it is told of its client's end, but looks first who else
-/// wants it.
-const STILL_OURS: Duration = Duration::from_secs(10);
+/// How long a server may still be busy with the previous phase: it accepts waiting connections before it notices the
+/// end of its client.
+const BUSY_GRACE: Duration = Duration::from_secs(10);
 
 /// Speed tests against plain iperf3 servers.
 pub(super) struct Servers;
@@ -256,16 +256,16 @@ enum Attempt {
 }
 
 impl Visit<'_> {
-    /// One phase, tried again where the server is busy, at another address or port where it is not reached, and with the
-    /// padding of older servers where the server refuses the login.
+    /// One phase, tried again where the server is busy, at another address or port where it is not reached, and with
+    /// the padding of older servers where the server refuses the login.
     async fn phase(
         &mut self,
         phase: PhaseSpec,
         observer: &mut Observer,
         result: &mut ResultBuilder,
     ) -> Result<(), ApplianceError> {
-        let at_least = if self.is_met { STILL_OURS } else { Duration::ZERO };
-        let patience = Instant::now() + self.job.request.turn.limit().unwrap_or_default().max(at_least);
+        let at_least = if self.is_met { BUSY_GRACE } else { Duration::ZERO };
+        let give_up_at = Instant::now() + self.job.request.turn.limit().unwrap_or_default().max(at_least);
         let mut paddings = self.program.client_paddings().iter().copied();
         let mut padding = paddings.next().unwrap_or(LoginPadding::Pkcs1);
         // Whether a server was busy since the first port was tried.
@@ -275,7 +275,7 @@ impl Visit<'_> {
             let (address, connect_timeout) = match self.locate(observer).await {
                 Ok(located) => located,
                 Err(ApplianceError::Iperf3(failure)) if failure.is_unreachable() => {
-                    if self.goes_on(&mut is_busy, patience, observer).await? {
+                    if self.goes_on(&mut is_busy, give_up_at, observer).await? {
                         continue;
                     }
                     return Err(if is_busy { self.all_busy() } else { failure }.into());
@@ -283,7 +283,7 @@ impl Visit<'_> {
                 Err(error) => return Err(error),
             };
             if !std::mem::replace(&mut is_told, true) {
-                self.tell_begin(phase, observer);
+                self.report_begin(phase, observer);
             }
             let order = ClientOrder { connect_timeout, ..self.client_order(phase, address, padding) };
             let (end, readings) = self.attempt(phase, order, observer).await?;
@@ -307,7 +307,7 @@ impl Visit<'_> {
                 }
                 (Some(kind @ (FailureKind::Unreachable | FailureKind::Busy)), _) if nothing_yet => {
                     is_busy |= kind == FailureKind::Busy;
-                    if self.goes_on(&mut is_busy, patience, observer).await? {
+                    if self.goes_on(&mut is_busy, give_up_at, observer).await? {
                         continue;
                     }
                     if is_busy && self.target.count() > 1 {
@@ -333,12 +333,12 @@ impl Visit<'_> {
                 result.set_facts_before(own_facts(self.local), None);
                 result.set_server(self.server().to_string(), address, self.spec.clone(), omit);
             }
-            let makes_sense = self.keep(phase, &end, &readings, result.begin_phase(phase));
+            let is_possible = self.keep(phase, &end, &readings, result.begin_phase(phase));
             if is_interrupted {
                 return Err(ApplianceError::Interrupted);
             }
             return match end.failure() {
-                None if !makes_sense => Err(Iperf3Failure::ImpossibleReport { target: self.server() }.into()),
+                None if !is_possible => Err(Iperf3Failure::ImpossibleReport { target: self.server() }.into()),
                 None => Ok(()),
                 Some(reason) => {
                     let cause = complaint.unwrap_or(FailureKind::Other);
@@ -358,7 +358,7 @@ impl Visit<'_> {
     async fn goes_on(
         &mut self,
         is_busy: &mut bool,
-        patience: Instant,
+        give_up_at: Instant,
         observer: &mut Observer,
     ) -> Result<bool, ApplianceError> {
         if !self.is_met {
@@ -370,11 +370,11 @@ impl Visit<'_> {
                 return Ok(true);
             }
         }
-        if !*is_busy || Instant::now() + ASK_AGAIN > patience {
+        if !*is_busy || Instant::now() + RETRY_INTERVAL > give_up_at {
             return Ok(false);
         }
         *is_busy = false;
-        self.wait(patience, observer).await?;
+        self.wait(give_up_at, observer).await?;
         Ok(true)
     }
 
@@ -384,8 +384,8 @@ impl Visit<'_> {
         Iperf3Failure::Client { target: self.server(), cause: FailureKind::Busy, reason, has_login: false }
     }
 
-    /// The address of the server at the port in use, and how long a connection to it may take. The first address of a name
-    /// is tried alone for a moment; if that fails, all of them, in parallel.
+    /// The address of the server at the port in use, and how long a connection to it may take. The first address of a
+    /// name is tried alone for a moment; if that fails, all of them, in parallel.
     async fn locate(&mut self, observer: &mut Observer) -> Result<(SocketAddr, Duration), ApplianceError> {
         let server = self.server();
         let route = &self.job.request.route;
@@ -415,19 +415,19 @@ impl Visit<'_> {
             () = observer.interrupted() => return Err(ApplianceError::Interrupted),
         };
         match &self.route {
-            RouteToServer::Known(address) | RouteToServer::Probed(address, _) => Some((*address, CONNECT)),
+            RouteToServer::Known(address) | RouteToServer::Probed(address, _) => Some((*address, CONNECT_TIMEOUT)),
             RouteToServer::FirstTried(addresses) => addresses.first().map(|first| (*first, HEAD_START)),
             RouteToServer::Unresolved => None,
         }
         .ok_or_else(|| ApplianceError::NoAddressOfFamily(server.host))
     }
 
-    async fn wait(&self, patience: Instant, observer: &mut Observer) -> Result<(), ApplianceError> {
-        let left = patience.saturating_duration_since(Instant::now());
+    async fn wait(&self, give_up_at: Instant, observer: &mut Observer) -> Result<(), ApplianceError> {
+        let left = give_up_at.saturating_duration_since(Instant::now());
         (observer.events)(Event::Queued(Queued::new(1, left)));
         tokio::select! {
-            // Nothing tells when a plain server is free: it has to be asked.
-            () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
+            // A plain server does not report when it is free, so it is tried again.
+            () = tokio::time::sleep(RETRY_INTERVAL) => Ok(()),
             () = observer.interrupted() => Err(ApplianceError::Interrupted),
         }
     }
@@ -444,7 +444,8 @@ impl Visit<'_> {
         let run = {
             let (program, control) = (self.program.clone(), Arc::clone(&control));
             let lasts = asked.seconds + asked.omit_seconds.unwrap_or(0);
-            let grace = if asked.spec.direction_bytes.is_some() { Duration::ZERO } else { CONNECT + GRACE };
+            let grace =
+                if asked.spec.direction_bytes.is_some() { Duration::ZERO } else { CONNECT_TIMEOUT + EXIT_GRACE };
             let deadline = std::time::Instant::now() + Duration::from_secs(lasts.into()) + grace;
             move || {
                 let client = Client::start(&program, &asked, control)?;
@@ -459,7 +460,7 @@ impl Visit<'_> {
         let end = loop {
             tokio::select! {
                 Some(reading) = readings.recv() => {
-                    tell(phase, &reading, observer);
+                    report_reading(phase, &reading, observer);
                     kept.push(reading);
                 }
                 end = &mut run => break end,
@@ -478,7 +479,7 @@ impl Visit<'_> {
         Ok((if is_interrupted { Attempt::Interrupted(end) } else { Attempt::Done(end) }, kept))
     }
 
-    fn tell_begin(&self, phase: PhaseSpec, observer: &mut Observer) {
+    fn report_begin(&self, phase: PhaseSpec, observer: &mut Observer) {
         let begun = |phase: &PhaseSpec| PhaseBegun { phase: phase.load, duration_ms: phase.duration_ms.into() };
         if !self.is_met {
             let (id, started_at) = self.id;
@@ -508,15 +509,15 @@ impl Visit<'_> {
                 PayloadTransport::Udp => PayloadProtocol::Udp,
             },
             origin: job.request.route.origin.clone(),
-            connect_timeout: CONNECT,
+            connect_timeout: CONNECT_TIMEOUT,
             keeps_raw: job.request.raw,
             scratch: job.scratch.clone(),
             credentials: self.login.as_ref().map(|login| login.credentials(padding)),
         }
     }
 
-    /// What both ends counted, as the client heard it of the server. `false`: what the server says can't be, and is left
-    /// out.
+    /// Records the counts of both ends, as the client received them. Returns `false` if the server's counts are
+    /// impossible; they are then left out.
     #[must_use]
     fn keep(&self, phase: PhaseSpec, end: &End, readings: &[ClientReading], record: &mut PhaseRecord) -> bool {
         for reading in readings.iter().filter(|reading| !reading.omitted) {
@@ -530,7 +531,7 @@ impl Visit<'_> {
         record.tells_total = true;
         let report = end.report.as_ref().ok();
         record.own = Some(tally(&phase, self.job.request.spec.streams, end, readings));
-        let mut makes_sense = true;
+        let mut is_possible = true;
         let mut theirs = their_tally(phase, report);
         for direction in phase.load.directions() {
             let totals = report.and_then(|report| report.totals(*direction));
@@ -546,7 +547,7 @@ impl Visit<'_> {
             let asked = bytes_take.map_or_else(|| phase.duration(), Duration::from_micros);
             if theirs.as_ref().is_some_and(|theirs| !can_be(*direction, theirs.count, ours, asked)) {
                 *theirs = None;
-                makes_sense = false;
+                is_possible = false;
             }
         }
         if theirs.upload.is_none() && phase.load.moves(Direction::Upload) {
@@ -558,7 +559,7 @@ impl Visit<'_> {
             });
         }
         record.set_theirs(theirs);
-        makes_sense
+        is_possible
     }
 }
 
@@ -568,7 +569,7 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
         let totals = report?.totals(direction)?;
         let theirs = match direction {
             Direction::Download => totals.sent,
-            // A server before 3.10 tells of datagrams alone, and each is a block long.
+            // A server before 3.10 reports only the number of datagrams, and each has the length of a block.
             Direction::Upload => totals.received.or_else(|| arrived(totals, report)),
         };
         let ClientCount { bytes, duration_us } = theirs?;
@@ -597,8 +598,8 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
     PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), cut_short: None }
 }
 
-/// Whether a server's count can be true: nobody receives what was not sent, and a test lasts about as long as it was
-/// asked to.
+/// Whether a server's count is possible: no more was received than was sent, and the test lasted about as long as it
+/// was asked to.
 fn can_be(direction: Direction, theirs: Count, ours: u64, asked: Duration) -> bool {
     let is_long_enough = Duration::from_micros(theirs.elapsed_us) >= asked / 2;
     let arrived = match direction {
@@ -633,8 +634,8 @@ fn udp(totals: &Totals, report: Option<&ClientReport>) -> Option<UdpResult> {
     })
 }
 
-/// Whoever watches hears of it: of what this end sent as well, for the other end tells nothing until it is over.
-fn tell(phase: PhaseSpec, reading: &ClientReading, observer: &mut Observer) {
+/// Reports a reading to the observer, also of what this end sent: the server reports nothing before the end.
+fn report_reading(phase: PhaseSpec, reading: &ClientReading, observer: &mut Observer) {
     let length_us = reading.end_us.saturating_sub(reading.begin_us);
     let bps = (u128::from(reading.bytes) * 8_000_000).checked_div(u128::from(length_us));
     if let Some(bps) = bps {
@@ -695,7 +696,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_receives_what_was_not_sent_or_in_no_time() {
+    fn more_received_than_sent_or_in_no_time_is_impossible() {
         let second = |bytes| Count { bytes, elapsed_us: 1_000_000 };
         let asked = Duration::from_secs(1);
         assert!(can_be(Direction::Upload, second(99), 100, asked));

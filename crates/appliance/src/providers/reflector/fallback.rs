@@ -26,9 +26,9 @@ pub(super) struct ModePlan {
     pub(super) found_at: Option<Timestamp>,
 }
 
-/// Chooses the data mode. `requested` is the mode of the request. `usable` are the modes that the request allows, this end
-/// supports and the reflector offers, best first. `blocked_at` is when a test last found the reflector's direct mode
-/// blocked.
+/// Chooses the data mode. `requested` is the mode of the request. `usable` are the modes that the request allows, this
+/// end supports and the reflector offers, best first. `blocked_at` is when a test last found the reflector's direct
+/// mode blocked.
 pub(super) fn plan(
     requested: Option<DataMode>,
     usable: &[DataMode],
@@ -47,8 +47,8 @@ fn is_remembered(at: Timestamp, now: Timestamp) -> bool {
     (SignedDuration::ZERO..REMEMBERED_FOR).contains(&now.duration_since(at))
 }
 
-/// Why direct mode counts as blocked after `error` of opening the streams of a phase; `None` if it does not: some streams
-/// were opened, or the cause is at this device.
+/// Why direct mode counts as blocked after `error` of opening the streams of a phase; `None` if it does not: some
+/// streams were opened, or the cause is at this device.
 pub(super) fn blocked(error: &io::Error) -> Option<FallbackReason> {
     let missing = StreamsMissing::of(error).filter(|missing| missing.opened == 0)?;
     match missing.cause.kind() {

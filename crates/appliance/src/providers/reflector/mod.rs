@@ -192,8 +192,8 @@ struct ReflectorRun<'a> {
 }
 
 impl ReflectorRun<'_> {
-    /// Requests a session in this data mode and runs it. `falls_back`: with [`SessionEnd::Blocked`] instead of an error if
-    /// direct mode is blocked.
+    /// Requests a session in this data mode and runs it. `falls_back`: with [`SessionEnd::Blocked`] instead of an error
+    /// if direct mode is blocked.
     async fn session(
         &mut self,
         mut client: ReflectorClient,
@@ -306,8 +306,8 @@ fn mode_plan(job: &TestJob, welcome: &Welcome, reflector: EndpointId) -> ModePla
     })
 }
 
-/// Limits segments or datagrams to what the path has carried, unless the request sets their size. The datagram fills the
-/// same IP packet: TCP's header has 20 bytes, UDP's has 8.
+/// Limits segments or datagrams to what the path has carried, unless the request sets their size. The datagram fills
+/// the same IP packet: TCP's header has 20 bytes, UDP's has 8.
 fn fit_path(spec: TestSpec, segment_limit: Option<u16>) -> TestSpec {
     let Some(bytes) = segment_limit else { return spec };
     let Some(engine) = engines::find(spec.engine.as_str()) else { return spec };
@@ -341,7 +341,7 @@ async fn reach(job: &TestJob) -> Result<(ReflectorClient, Reflector), ApplianceE
     if let Some(saved) = job.known.iter().find(|known| known.address == target) {
         return connect_saved(job, saved).await;
     }
-    // Any address at which a paired key answers: a wrong guess tells us which key stands there.
+    // Any address at which a paired key answers: a wrong guess shows which key is there.
     match connect(job, &target, first.endpoint_id).await {
         Ok(client) => Ok((client, first.clone())),
         Err(ApplianceError::Link { cause: LinkFailure::KeyChanged(presented), .. }) => {

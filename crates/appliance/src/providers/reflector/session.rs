@@ -33,24 +33,23 @@ use crate::providers::{Observer, TestJob};
 use crate::reflector_client::ReflectorClient;
 
 /// The timeout for the connections of a phase with one stream in each direction.
-const STREAMS: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// What each further stream adds to that timeout; a bidirectional phase has twice its streams.
-const EACH_STREAM: Duration = Duration::from_millis(500);
+const CONNECT_TIMEOUT_PER_STREAM: Duration = Duration::from_millis(500);
 /// How long both ends may take, after a phase's time, to drain and to count.
-const DRAIN: Duration = Duration::from_secs(15);
-/// How long what was measured before a failure may take to be handed over; longer than another program has for its last
-/// words.
-const HAND_OVER: Duration = Duration::from_secs(4);
-/// How long the word that the link has ended may come after what failed by it.
-const NEWS: Duration = Duration::from_secs(1);
-/// How long the end of a session that failed may take.
-const GOODBYE: Duration = Duration::from_millis(500);
-/// The same if the reflector may know why it failed.
-const EXPLANATION: Duration = Duration::from_secs(3);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the engine may take to hand over its counts after a failure; longer than an external program has to exit.
+const COUNTS_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long to wait, after a failure, for a message of the reflector that explains it.
+const LINK_ERROR_GRACE: Duration = Duration::from_secs(1);
+/// How long closing a failed session may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same if the reflector may know the cause.
+const CLOSE_TIMEOUT_WITH_CAUSE: Duration = Duration::from_secs(3);
 /// How long the link may be silent once this end's data connections have failed: both share the path.
-const LOST_WITH_DATA: Duration = Duration::from_secs(3);
+const LINK_SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the latency so far is shown.
-const LATENCY_EVERY: Duration = Duration::from_millis(500);
+const LATENCY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why the data connections of direct mode cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +98,8 @@ pub(super) struct ReflectorSession {
     /// Where data goes, and what carries it.
     data: SocketAddr,
     transport: PayloadTransport,
-    /// Whether [`SessionFailure::Blocked`] is the answer to blocked data connections. Not once streams of a phase arrived.
+    /// Whether [`SessionFailure::Blocked`] is the answer to blocked data connections. Not once streams of a phase
+    /// arrived.
     falls_back: bool,
     had_streams: bool,
     client_end: Arc<dyn EngineClient>,
@@ -110,9 +110,9 @@ pub(super) struct ReflectorSession {
     pacing: Option<ProbePacing>,
     adapts_probes: bool,
     beat: Interval,
-    heard: Instant,
+    received_at: Instant,
     /// When it was last looked at how long that is ago.
-    judged: Instant,
+    silence_checked_at: Instant,
     /// Whether what the engine's program says is to be kept.
     keeps_raw: bool,
 }
@@ -136,7 +136,7 @@ impl ReflectorSession {
         let reflector_address = client.address();
         let expect = Expect::ExactKey(client.reflector());
         let config = tls::appliance_config(job.key()?, expect, Alpn::Data).map_err(|error| internal(&error))?;
-        let connect_timeout = STREAMS;
+        let connect_timeout = CONNECT_TIMEOUT;
         let origin = &job.request.route.origin;
         let tunnel =
             Arc::new(Dialer { target: reflector_address, tls: Some(config), origin: origin.clone(), connect_timeout });
@@ -166,8 +166,8 @@ impl ReflectorSession {
         let asked_interval = Duration::from_micros(spec.probe_interval_us.into());
         let probe_interval = if adapts_probes { FIRST_INTERVAL } else { asked_interval };
         let client_end = client_end.into();
-        let heard = Instant::now();
-        let (prober, judged, keeps_raw) = (None, heard, job.request.raw);
+        let received_at = Instant::now();
+        let (prober, silence_checked_at, keeps_raw) = (None, received_at, job.request.raw);
         let mut session = Self {
             client,
             spec,
@@ -182,8 +182,8 @@ impl ReflectorSession {
             pacing: None,
             adapts_probes,
             beat,
-            heard,
-            judged,
+            received_at,
+            silence_checked_at,
             keeps_raw,
         };
         if !asked_interval.is_zero() {
@@ -268,7 +268,7 @@ impl ReflectorSession {
         if end.is_err() && record.own.is_none() {
             // What this end counted is kept: with the session cancelled its threads end at once.
             self.control.cancel();
-            if let Ok(Ok(tally)) = tokio::time::timeout(HAND_OVER, own).await {
+            if let Ok(Ok(tally)) = tokio::time::timeout(COUNTS_TIMEOUT, own).await {
                 record.own = Some(tally);
             }
             while let Ok(reading) = readings.try_recv() {
@@ -316,7 +316,8 @@ impl ReflectorSession {
         Ok(connected?)
     }
 
-    /// Ends when so much time has passed that direct mode counts as blocked, if `count` is still 0 then; otherwise never.
+    /// Ends when so much time has passed that direct mode counts as blocked, if `count` is still 0 then; otherwise
+    /// never.
     fn silence_of_all_streams(
         &self,
         number: u8,
@@ -339,10 +340,10 @@ impl ReflectorSession {
         SessionFailure::Blocked(Blocked { reason, address: self.data })
     }
 
-    /// The timeout for all connections of a phase. Handshakes run in parallel, each with at most [`STREAMS`]; the sum bounds a
-    /// reflector that delays each of them.
+    /// The timeout for all connections of a phase. Handshakes run in parallel, each with at most [`CONNECT_TIMEOUT`];
+    /// the sum bounds a reflector that delays each of them.
     fn connect_timeout(&self) -> Duration {
-        STREAMS + EACH_STREAM * u32::from(self.spec.streams) * 2
+        CONNECT_TIMEOUT + CONNECT_TIMEOUT_PER_STREAM * u32::from(self.spec.streams) * 2
     }
 
     async fn watch_phase(
@@ -354,8 +355,8 @@ impl ReflectorSession {
         readings: &mut mpsc::UnboundedReceiver<PhaseProgress>,
         own: &mut oneshot::Receiver<PhaseTally>,
     ) -> Result<(), ApplianceError> {
-        let deadline = Instant::now() + phase.duration() + DRAIN;
-        let mut show_latency = tokio::time::interval(LATENCY_EVERY);
+        let deadline = Instant::now() + phase.duration() + DRAIN_TIMEOUT;
+        let mut show_latency = tokio::time::interval(LATENCY_INTERVAL);
         show_latency.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let begun = Instant::now();
         let mut seen_until = record.begun_at.unwrap_or_default();
@@ -366,7 +367,7 @@ impl ReflectorSession {
                 tally = &mut *own, if record.own.is_none() => {
                     record.own = Some(tally.unwrap_or_default());
                 }
-                message = self.client.listen() => match self.hear(message?).await? {
+                message = self.client.listen() => match self.handle_message(message?).await? {
                     Some(ToAppliance::Samples { phase, direction, samples }) if phase == number => {
                         for sample in samples {
                             let reading = match direction {
@@ -389,7 +390,7 @@ impl ReflectorSession {
                 }
                 _ = self.beat.tick() => {
                     let has_failed = record.own.as_ref().is_some_and(|own| own.cut_short.is_some());
-                    if has_failed && self.silent_for() > LOST_WITH_DATA {
+                    if has_failed && self.silent_for() > LINK_SILENCE_TIMEOUT {
                         return Err(self.client.silent(self.silent_for()));
                     }
                     self.keep_alive().await?;
@@ -457,13 +458,13 @@ impl ReflectorSession {
         has_load: bool,
         observer: &mut Observer,
     ) -> Result<(), SessionFailure> {
-        let deadline = Instant::now() + STREAMS;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
         // A firewall may let a handshake through and nothing after it.
         let silence = self.silence_of_all_streams(number, has_load, |streams, phase| streams.acknowledged(phase));
         let mut silence = std::pin::pin!(silence);
         loop {
             tokio::select! {
-                message = self.client.listen() => match self.hear(message?).await? {
+                message = self.client.listen() => match self.handle_message(message?).await? {
                     Some(ToAppliance::Started { phase }) if phase == number => return Ok(()),
                     Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => {
                         if self.falls_back && has_load && self.client_end.acknowledged(number) == 0 {
@@ -506,7 +507,7 @@ impl ReflectorSession {
             tokio::select! {
                 done = &mut work => return Ok(done),
                 message = self.client.listen() => {
-                    self.hear(message?).await?;
+                    self.handle_message(message?).await?;
                 }
                 _ = self.beat.tick() => self.keep_alive().await?,
                 () = observer.interrupted() => return Err(ApplianceError::Interrupted),
@@ -514,21 +515,21 @@ impl ReflectorSession {
         }
     }
 
-    /// Replaces an error by the reason why the reflector ended the session, if the reflector sends one within [`NEWS`]: the
-    /// end of the session causes the error, and its message may arrive after it.
+    /// Replaces an error by the reason why the reflector ended the session, if the reflector sends one within
+    /// [`LINK_ERROR_GRACE`]: the end of the session causes the error, and its message may arrive after it.
     async fn with_reason_of_reflector<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
         let Err(failure) = done else { return done };
-        let deadline = Instant::now() + NEWS;
+        let deadline = Instant::now() + LINK_ERROR_GRACE;
         // What is said in answer is said to its end.
         while let Ok(news) = tokio::time::timeout_at(deadline, self.client.listen()).await {
-            self.hear(news?).await?;
+            self.handle_message(news?).await?;
         }
         Err(failure)
     }
 
     /// Answers what needs an answer, and passes on what belongs to a phase.
-    async fn hear(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, ApplianceError> {
-        self.heard = Instant::now();
+    async fn handle_message(&mut self, message: ToAppliance) -> Result<Option<ToAppliance>, ApplianceError> {
+        self.received_at = Instant::now();
         self.control.heard();
         match message {
             ToAppliance::Ping => {
@@ -542,15 +543,15 @@ impl ReflectorSession {
 
     /// How long ago anything was last received on any connection of the session.
     fn silent_for(&self) -> Duration {
-        self.heard.max(self.control.last_heard().into()).elapsed()
+        self.received_at.max(self.control.last_heard().into()).elapsed()
     }
 
-    /// Says that we live; notices when nothing has been heard for too long on any connection.
+    /// Sends a heartbeat, and fails if nothing was received for too long on any connection.
     async fn keep_alive(&mut self) -> Result<(), ApplianceError> {
         let silent_for = self.silent_for();
         // Who was held up here for long has not read yet what may have come.
-        let judged = std::mem::replace(&mut self.judged, Instant::now());
-        if silent_for > END_AFTER_SILENCE && judged.elapsed() < 3 * HEARTBEAT {
+        let silence_checked_at = std::mem::replace(&mut self.silence_checked_at, Instant::now());
+        if silent_for > END_AFTER_SILENCE && silence_checked_at.elapsed() < 3 * HEARTBEAT {
             return Err(self.client.lost_in_silence());
         }
         self.client.send(&ToReflector::Ping).await
@@ -560,11 +561,11 @@ impl ReflectorSession {
     async fn finish_probes(&mut self) -> Option<Probes> {
         let prober = self.prober.take()?;
         let mut finished = tokio::task::spawn_blocking(move || prober.finish());
-        let mut probes = tokio::time::timeout(HAND_OVER, &mut finished).await;
+        let mut probes = tokio::time::timeout(COUNTS_TIMEOUT, &mut finished).await;
         if probes.is_err() {
             // It stands in a write that the reflector does not take.
             self.control.cancel();
-            probes = tokio::time::timeout(HAND_OVER, finished).await;
+            probes = tokio::time::timeout(COUNTS_TIMEOUT, finished).await;
         }
         probes.ok().and_then(Result::ok)
     }
@@ -578,13 +579,13 @@ impl ReflectorSession {
         Ok(self.client)
     }
 
-    /// Ends the session: gathers the probes, tells the reflector, and asks for the facts of its host once more. `failure` is
-    /// why the session is not complete; it gets what only the reflector knows of its cause.
+    /// Ends the session: gathers the probes, informs the reflector, and requests the facts of its host once more.
+    /// `failure` is why the session is not complete; it gets what only the reflector knows of its cause.
     pub(super) async fn close(mut self, run: &mut RunRecord, failure: Option<&mut ApplianceError>) {
-        let patience = match &failure {
+        let close_timeout = match &failure {
             None => END_AFTER_SILENCE,
-            Some(ApplianceError::NoDataConnection { .. }) => EXPLANATION,
-            Some(_) => GOODBYE,
+            Some(ApplianceError::NoDataConnection { .. }) => CLOSE_TIMEOUT_WITH_CAUSE,
+            Some(_) => CLOSE_TIMEOUT,
         };
         if failure.is_some() {
             self.control.cancel();
@@ -597,7 +598,7 @@ impl ReflectorSession {
             seen = self.client.end_session().await?;
             self.client.facts().await
         };
-        if let Ok(Ok(facts)) = tokio::time::timeout(patience, goodbye).await {
+        if let Ok(Ok(facts)) = tokio::time::timeout(close_timeout, goodbye).await {
             run.result.set_facts_after(own_facts(Some(self.client.local())), Some(facts));
         }
         if let Some(seen) = seen {
@@ -659,10 +660,10 @@ fn check(record: &PhaseRecord, progress: PhaseProgress) -> Result<(), Impossible
     as_folded(progress).map_or(Ok(()), |(end, direction, sample)| record.check(end, direction, sample))
 }
 
-/// The results of the probes since the last such reading, once they are enough for a median, or twice as many were sent.
-/// Those that may still be under way are left for the next reading.
+/// The results of the probes since the last such reading, once they are enough for a median, or twice as many were
+/// sent. Those that may still be under way are left for the next reading.
 fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant) -> Option<LatencyReading> {
-    let under_way = prober.recent().unwrap_or(LATENCY_EVERY) * 2;
+    let under_way = prober.recent().unwrap_or(LATENCY_INTERVAL) * 2;
     let until = prober.now().checked_sub(under_way)?.max(*seen_until);
     let probes = prober.between(*seen_until, until);
     let mut round_trips = probes.iter().filter_map(|probe| probe.rtt_us).collect::<Vec<_>>();
@@ -681,7 +682,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why this device cannot run its end of the test. A congestion control that its kernel refuses is no fault of the program.
+/// Why this device cannot run its end of the test. A congestion control that its kernel refuses is no fault of the
+/// program.
 fn not_driven(spec: &TestSpec, error: std::io::Error) -> ApplianceError {
     if let Some(lacking) = error.get_ref().and_then(|inner| inner.downcast_ref::<Unavailable>()) {
         return ApplianceError::EngineUnavailable { engine: spec.engine.to_string(), lacking: lacking.clone() };
