@@ -100,7 +100,7 @@ fn a_requested_limit_is_named_and_lost_answers_are_no_latency() {
     assert_eq!(judged.collect::<Vec<_>>(), [("max_loaded_latency_ms", false, false), ("max_loaded_loss", true, false)]);
     let text = sentence(&appliance, &result);
     assert!(text.contains("latency probe") && !text.contains("responsive"), "{text}");
-    assert!(text.contains("carried the 10.0 Mbit/s"), "the speeds stay: {text}");
+    assert!(text.contains("carried the requested 10.0 Mbit/s"), "the speeds stay: {text}");
 }
 
 /// Drops incoming latency probes.

@@ -17,6 +17,9 @@ pub(super) const USUAL_STEP: u32 = 128 * 1024;
 /// If a rate-limited stream writes less often than this in half a phase, the last write may lie before that half.
 const STEPS_IN_HALF: u64 = 4;
 
+/// The shortest time by which a direction is judged: a busy host may not run a receiver for a few tenths of a second.
+const LEAST_SPAN: Duration = Duration::from_millis(500);
+
 /// The request for one direction of a phase.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DirectionRequest {
@@ -42,21 +45,23 @@ pub(super) enum Arrived<'a> {
 }
 
 /// Whether the direction moved nothing: the receiver counted no payload in the last half of the phase, or fewer than
-/// ten segments although the sender had more to send. Earlier payload is not a rate of the path.
+/// ten segments although the sender had more to send. Earlier payload is not a rate of the path. In a phase of less than
+/// a second the last 500 ms count.
 pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) -> bool {
     // The bytes that all rate-limited streams send in this time.
     let paced = |span: Duration| {
         let each = request.rate_bps.map(|bps| u128::from(bps).saturating_mul(span.as_millis()) / 8000);
         each.map(|each| each.saturating_mul(u128::from(request.streams)))
     };
-    let half = request.span / 2;
+    let half = (request.span / 2).max(LEAST_SPAN).min(request.span);
+    let from = request.span - half;
     let in_steps = u128::from(u64::from(request.step) * STEPS_IN_HALF * u64::from(request.streams));
     let (bytes, span) = match arrived {
         Arrived::Readings(samples) if paced(half).is_some_and(|paced| paced < in_steps) => {
             (bytes_of(samples.iter()), request.span)
         }
         Arrived::Readings(samples) => {
-            (bytes_of(samples.iter().filter(|sample| u128::from(sample.at_us) > half.as_micros())), half)
+            (bytes_of(samples.iter().filter(|sample| u128::from(sample.at_us) > from.as_micros())), half)
         }
         Arrived::Total(bytes) => (bytes, request.span),
     };
@@ -85,6 +90,17 @@ mod tests {
         let late = readings(|ms| if ms <= 2000 { 0 } else { 1_000_000 }, 4000);
         assert!(!moved_nothing(Arrived::Readings(&late), &REQUEST));
         assert!(moved_nothing(Arrived::Readings(&[]), &REQUEST));
+    }
+
+    #[test]
+    fn a_short_phase_is_judged_by_half_a_second() {
+        let of = |millis| DirectionRequest { span: Duration::from_millis(millis), ..REQUEST };
+        let first = readings(|ms| if ms <= 100 { 1_000_000 } else { 0 }, 300);
+        assert!(!moved_nothing(Arrived::Readings(&first), &of(300)));
+        let third = readings(|ms| if ms == 300 { 1_000_000 } else { 0 }, 700);
+        assert!(!moved_nothing(Arrived::Readings(&third), &of(700)));
+        let second = readings(|ms| if ms == 200 { 1_000_000 } else { 0 }, 700);
+        assert!(moved_nothing(Arrived::Readings(&second), &of(700)));
     }
 
     #[test]
