@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-/// The byte budget of one session. Negative if more bytes were charged than leased.
+/// The bytes that one session may still move: leased minus charged bytes. Negative if more were charged.
 pub(crate) struct ByteBudget {
     left: AtomicI64,
     spent: AtomicU64,

@@ -54,7 +54,7 @@ impl ThreadLimitReached {
         error.get_ref()?.downcast_ref()
     }
 
-    /// The error as a clause about `host`.
+    /// The error as text with `host` as its subject: `this host allows no more threads: …`.
     pub fn at(&self, host: &str) -> String {
         let limit = self.limit.as_ref().map(|limit| format!(": {limit}")).unwrap_or_default();
         format!("{host} allows no more threads{limit}")

@@ -212,7 +212,7 @@ pub fn create_private_file(path: &Path) -> Result<(), DatabaseError> {
     created().map_err(|source| DatabaseError::Unusable { path: path.to_owned(), source })
 }
 
-/// Whether a unique column already has the value.
+/// Whether the error reports a duplicate value in a unique column.
 pub fn is_unique_violation(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
 }

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use paramedic_engines::host_facts::text;
-use paramedic_report::doctor::{Check, Container, ContainerNetwork, Diagnosis, Installation, StateFolder, host_checks};
+use paramedic_report::doctor::{
+    Check, Container, ContainerNetwork, Diagnosis, Installation, StateFolderFacts, host_checks,
+};
 use paramedic_report::self_test::Role;
 use rustix::fs::{Access, AtFlags, CWD};
 use serde_json::{Value, json};
@@ -69,7 +71,7 @@ fn container_network(net: &Path) -> ContainerNetwork {
 }
 
 /// The state folder at `path`. A folder that does not exist is judged by the nearest folder above it that does.
-fn state_folder(path: &Path) -> StateFolder {
+fn state_folder(path: &Path) -> StateFolderFacts {
     let exists = path.exists();
     let nearest = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
     let access = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
@@ -80,7 +82,7 @@ fn state_folder(path: &Path) -> StateFolder {
         allowed.err().map(|error| format!("{}: {}", nearest.display(), std::io::Error::from(error)))
     };
     let kind = rustix::fs::statfs(nearest).ok().and_then(|of| network_file_system(of.f_type as u64));
-    StateFolder { path: path.display().to_string(), network_file_system: kind, fault, exists }
+    StateFolderFacts { path: path.display().to_string(), network_file_system: kind, fault, exists }
 }
 
 /// The name of a network file system, by its magic number (statfs(2), linux/magic.h).

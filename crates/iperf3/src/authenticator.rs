@@ -21,7 +21,7 @@ pub(super) struct CookieAuthenticator {
 }
 
 impl Authenticator for CookieAuthenticator {
-    /// Whether the socket wakes the poll only for a complete cookie.
+    /// Whether the socket is already set to become readable only when a whole cookie has arrived.
     type Partial = bool;
     type Proof = ConnectionKind;
 

@@ -58,8 +58,8 @@ impl PathWatch {
         Some(PathState { silent_for, acknowledged: payload.fold(0, u64::saturating_add) })
     }
 
-    /// The client's TCP connections to its server, in the order of their descriptors. They are copies: each must be
-    /// dropped at once, because the server waits for a connection's end.
+    /// Copies of the client's TCP connections to its server, in the order of their descriptors. Drop each right after use:
+    /// an open copy keeps the connection open, and the server waits for its end.
     fn connections(&self) -> Vec<TcpStream> {
         // A process that has exited has no descriptors.
         let Ok(entries) = fs::read_dir(&self.descriptors) else { return vec![] };

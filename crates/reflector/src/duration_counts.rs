@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How many durations were counted, by upper bound.
+/// A histogram of durations: counts by upper bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurationCounts {
     /// By upper bound, the shortest first.

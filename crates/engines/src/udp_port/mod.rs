@@ -305,7 +305,7 @@ pub fn claimed_session(bytes: &[u8]) -> Option<SessionId> {
     claimed(bytes.try_into().ok()?).map(|(session, _)| session)
 }
 
-/// A port, for its handlers.
+/// A handle of the UDP port for its datagram handlers. It does not keep the port open.
 #[derive(Clone)]
 pub struct PortHandle {
     shared: Arc<PortState>,

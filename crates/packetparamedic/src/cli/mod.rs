@@ -217,7 +217,7 @@ pub fn run() -> ExitCode {
     let runtime = match runtime::start(&mut tokio::runtime::Builder::new_current_thread(), LEAST_THREADS) {
         Ok(runtime) => runtime,
         Err(error) => {
-            let try_ = "does the machine still have memory?";
+            let try_ = "check the free memory of this machine";
             let failure = match ThreadLimitReached::of(&error) {
                 Some(refused) => failure::thread_limit("cannot start", refused),
                 None => CommandFailure::new(ExitStatus::Failed, "internal", "cannot start", error.to_string(), try_),

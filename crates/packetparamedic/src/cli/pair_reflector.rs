@@ -112,6 +112,6 @@ fn no_code(because: &str) -> CommandFailure {
         "no_code",
         "cannot pair without a code",
         because,
-        "run `reflector pair` on the reflector, and give its code with --code, --code - or --code-file",
+        "run `reflector pair` on the reflector, and give its code with --code CODE, --code - (stdin) or --code-file FILE",
     )
 }

@@ -233,7 +233,7 @@ pub(super) static SETTINGS: &[Setting<Config>] = &[
         flag: Some("key-file"),
         placeholder: "FILE",
         help: "File with the secret key, for a key that a service manager provides: a credential of systemd, a secret of \
-               a container. It is only read, and may belong to root. Default: identity.key in the state folder.",
+               a container. The reflector does not change it; root may own it. Default: identity.key in the state folder.",
         valid: "a file",
         is_list: false,
         read: |config, given| given.path().map(|path| config.provided_key = Some(path)),

@@ -29,7 +29,7 @@ impl Now {
         Self::day_of(self.unix_ms)
     }
 
-    /// The UTC day of a wall-clock time in milliseconds since 1970.
+    /// The number of days (UTC) since 1970 at a wall-clock time in milliseconds since 1970.
     pub fn day_of(unix_ms: u64) -> u32 {
         u32::try_from(unix_ms / DAY_MS).unwrap_or(u32::MAX)
     }

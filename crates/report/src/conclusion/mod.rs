@@ -183,9 +183,16 @@ fn response(seen: &Observations) -> (Tone, String) {
         let text = format!("; how it responds under load is not known: {} {}", during(unknown.load), few(unknown));
         return (Tone::Strong, text);
     }
-    let when = if is_filled(&seen.speeds) { "while busy" } else { "at that load" };
+    let phases = loads().map(|probes| probes.load).collect::<Vec<_>>();
+    let when = match phases.as_slice() {
+        _ if !is_filled(&seen.speeds) => "at that load",
+        [one] if *one != Load::Bidir => during(*one),
+        _ => "while busy",
+    };
+    // An unsteady rate shows what the line did, not what it does.
+    let is_lasting = is_filled(&seen.speeds) && seen.speeds.iter().all(|speed| speed.unsteady.is_none());
     let grade = loads().filter_map(|probes| probes.increase).map(|(_, grade)| grade).max();
-    let text = match (grade, is_filled(&seen.speeds)) {
+    let text = match (grade, is_lasting) {
         (None, _) => String::new(),
         (Some(Grade::APlus | Grade::A), true) => format!(", and stays responsive {when}"),
         (Some(Grade::APlus | Grade::A), false) => format!(", and stayed responsive {when}"),
@@ -280,7 +287,7 @@ fn lossy(probes: &PhaseProbes, is_filled: bool) -> Option<Trouble> {
     let when = during(probes.load);
     Some(match loss.kind()? {
         LossKind::Outage { ms } => {
-            let text = format!("nothing arrived for {} (an outage)", quantity::millis(ms));
+            let text = format!("no probe was answered for {} (an outage)", quantity::millis(ms));
             Trouble { severity: Severity::Broken, when, text }
         }
         LossKind::Burst { probes, ms } => {
@@ -319,7 +326,9 @@ fn few(probes: &PhaseProbes) -> String {
 
 /// Whether the test may have filled the line: no other limit is known.
 fn is_filled(speeds: &[Speed]) -> bool {
-    speeds.iter().all(|speed| speed.requested_bps.is_none() && speed.window_bytes.is_none())
+    let has_limit =
+        |speed: &Speed| speed.requested_bps.is_some() || speed.window_bytes.is_some() || speed.busy_end.is_some();
+    !speeds.iter().any(has_limit)
 }
 
 /// A further sentence that names the processor that was the limit.

@@ -144,7 +144,7 @@ mod tests {
     fn a_requested_limit_changes_the_claim() {
         let requested = |limits| sentence(|document| document.requested = Some(limits));
         let limits = RequestedLimits { streams: 4, ..RequestedLimits::default() };
-        assert_eq!(requested(limits), "carries 36.2 Mbit/s down, and stays responsive while busy.");
+        assert_eq!(requested(limits), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             requested(RequestedLimits { stream_bitrate_bps: Some(9_000_000), ..limits }),
             "carried the requested 36.0 Mbit/s down, and stayed responsive at that load."
@@ -156,10 +156,10 @@ mod tests {
              that load."
         );
         let large = RequestedLimits { window_bytes: Some(4 << 20), ..limits };
-        assert_eq!(requested(large), "carries 36.2 Mbit/s down, and stays responsive while busy.");
+        assert_eq!(requested(large), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             sentence(|document| document.requested = None),
-            "carries 36.2 Mbit/s down, and stays responsive while busy."
+            "carries 36.2 Mbit/s down, and stays responsive during a download."
         );
     }
 
@@ -169,8 +169,8 @@ mod tests {
         let text = sentence(|document| document.download.as_mut().unwrap().thirds_bps = Some(thirds));
         assert_eq!(
             text,
-            "carried 36.2 Mbit/s down (not steady: 50.0 Mbit/s in the first third, 10.0 Mbit/s in the last), and stays \
-             responsive while busy."
+            "carried 36.2 Mbit/s down (not steady: 50.0 Mbit/s in the first third, 10.0 Mbit/s in the last), and stayed \
+             responsive during a download."
         );
         let text = sentence(|document| document.download.as_mut().unwrap().ci95_bps = Some([1_700_000, 70_000_000]));
         assert!(text.starts_with("carried 36.2 Mbit/s down (not steady: most intervals from "), "{text}");
@@ -188,7 +188,7 @@ mod tests {
             ..example::latency(12_300)
         };
         let idle = |latency| sentence(|document| document.latency.idle = Some(latency));
-        assert_eq!(idle(lost(2, 2, 1)), "carries 36.2 Mbit/s down, and stays responsive while busy.");
+        assert_eq!(idle(lost(2, 2, 1)), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             idle(lost(8, 8, 1)),
             "carries 36.2 Mbit/s down, but even while idle 4.0 % of the packets are lost: calls and games stutter."

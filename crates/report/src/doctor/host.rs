@@ -17,7 +17,7 @@ pub struct Installation {
     /// The container that the program runs in.
     pub container: Option<Container>,
     /// The state folder.
-    pub state_folder: StateFolder,
+    pub state_folder: StateFolderFacts,
     /// Whether the program runs as root, which no limit of socket buffers and congestion controls binds.
     pub is_root: bool,
 }
@@ -42,7 +42,7 @@ pub enum ContainerNetwork {
 
 /// A state folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StateFolder {
+pub struct StateFolderFacts {
     /// Its path.
     pub path: String,
     /// The type of its file system, if it is on another host.
@@ -133,7 +133,7 @@ fn container(container: &Container) -> Check {
     }
 }
 
-fn state_folder(folder: &StateFolder) -> Check {
+fn state_folder(folder: &StateFolderFacts) -> Check {
     const CODE: &str = "state_folder";
     let path = &folder.path;
     if let Some(fault) = &folder.fault {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn installed() -> Installation {
-        let state_folder = StateFolder { path: "/state".to_owned(), exists: true, ..StateFolder::default() };
+        let state_folder = StateFolderFacts { path: "/state".to_owned(), exists: true, ..StateFolderFacts::default() };
         Installation { state_folder, ..Installation::default() }
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::document::ErrorBody;
 use crate::self_test::{Role, WeakPoint};
 
-pub use host::{Container, ContainerNetwork, Installation, StateFolder, host_checks};
+pub use host::{Container, ContainerNetwork, Installation, StateFolderFacts, host_checks};
 
 /// The name and version of the diagnosis document's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

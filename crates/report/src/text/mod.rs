@@ -287,7 +287,7 @@ fn threshold(threshold: &ThresholdResult) -> Line {
     Line::of(tone, format!("{word:<LABEL$}")).with(Tone::Plain, text)
 }
 
-/// A threshold's number in the unit that its name ends with.
+/// A threshold's number as text. The end of the name gives the unit of the number.
 fn shown(name: &str, quantity: Quantity) -> String {
     let (whole, fraction) = match quantity {
         Quantity::Whole(number) => (number, number as f64),

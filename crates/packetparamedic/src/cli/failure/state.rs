@@ -31,13 +31,13 @@ impl From<&StorageError> for CommandFailure {
                 Exit::Usage,
                 "state_dir_unusable",
                 "cannot use the state folder",
-                format!("may this user write to {}? Another folder can be named with --state-dir", path.display()),
+                format!("check that this user may write to {}, or set another folder with --state-dir", path.display()),
             ),
             E::Corrupt { path } => fail(
                 Exit::Failed,
                 "history_corrupt",
                 "cannot read the saved pairings and results",
-                format!("nothing was overwritten: move {} away or restore it from a backup", path.display()),
+                format!("nothing was overwritten: move {} away, or restore it from a backup", path.display()),
             ),
             E::Newer { .. } => fail(
                 Exit::Usage,
@@ -52,53 +52,56 @@ impl From<&StorageError> for CommandFailure {
                 format!("use the packetparamedic that wrote {}", path.display()),
             ),
             E::Full { path, .. } => {
-                fail(Exit::Failed, "disk_full", "cannot save", format!("make room on the disk of {}", path.display()))
+                fail(Exit::Failed, "disk_full", "cannot save", format!("free space on the disk of {}", path.display()))
             }
             E::Locked { .. } => fail(
                 Exit::Busy,
                 "history_busy",
                 "cannot use the saved pairings and results",
-                "again in a moment; is another packetparamedic busy with them?".to_owned(),
+                "try again in a moment: another packetparamedic may be using them".to_owned(),
             ),
             E::ReadOnly { path, .. } => fail(
                 Exit::Usage,
                 "state_dir_unusable",
                 "cannot save",
-                format!("may this user write to {}?", path.display()),
+                format!("check that this user may write to {}", path.display()),
             ),
             E::NameTaken { .. } | E::NoName => {
-                fail(Exit::Usage, "bad_name", "cannot use that name", "another name".to_owned())
+                fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned())
             }
             E::NoSuchReflector { .. } => fail(
                 Exit::Denied,
                 "not_paired",
                 "no such reflector",
-                "`packetparamedic reflectors` lists them, `packetparamedic pair-reflector` adds one".to_owned(),
+                "run `packetparamedic reflectors` to list them, `packetparamedic pair-reflector` to add one".to_owned(),
             ),
             E::AmbiguousReflector { .. } => fail(
                 Exit::Usage,
                 "ambiguous",
-                "cannot tell which reflector is meant",
-                "its Endpoint ID, which is unique".to_owned(),
+                "more than one reflector matches",
+                "use its Endpoint ID, which is unique".to_owned(),
             ),
-            E::NoSuchRun { .. } => {
-                fail(Exit::Failed, "no_such_run", "no such run", "`packetparamedic history` lists them".to_owned())
-            }
+            E::NoSuchRun { .. } => fail(
+                Exit::Failed,
+                "no_such_run",
+                "no such run",
+                "run `packetparamedic history` to list them".to_owned(),
+            ),
             E::AmbiguousRun { .. } => {
-                fail(Exit::Usage, "ambiguous", "cannot tell which run is meant", "more digits of its id".to_owned())
+                fail(Exit::Usage, "ambiguous", "more than one run matches", "use more digits of its id".to_owned())
             }
             E::Document { .. } => fail(
                 Exit::Failed,
                 "history_unreadable",
-                "cannot understand a saved result",
-                "`packetparamedic history show ID --json` prints it as it was saved".to_owned(),
+                "cannot read a saved result",
+                "run `packetparamedic history show ID --json` to print it as saved".to_owned(),
             ),
             E::ThreadLimit(refused) => thread_limit("cannot use the saved pairings and results", refused),
             E::Sql { .. } => fail(
                 Exit::Failed,
                 "history_failed",
                 "cannot use the saved pairings and results",
-                "is the disk of the state folder in order?".to_owned(),
+                "check the disk of the state folder".to_owned(),
             ),
         }
     }
@@ -109,10 +112,10 @@ pub(super) fn unusable_folder(named: &Path, error: &StateFolderError) -> Command
     let what = format!("cannot use the state folder {}", named.display());
     let (code, try_) = match error {
         StateFolderError::Foreign { .. } => {
-            ("state_dir_foreign", "name a folder of this user with --state-dir, or change the owner with chown")
+            ("state_dir_foreign", "set a folder of this user with --state-dir, or change the owner with chown")
         }
         StateFolderError::NotAFolder { .. } | StateFolderError::Io { .. } => {
-            ("state_dir_unusable", "may this user write there? Another folder can be named with --state-dir")
+            ("state_dir_unusable", "check that this user may write to it, or set another folder with --state-dir")
         }
     };
     CommandFailure::new(ExitStatus::Usage, code, what, error, try_)
@@ -123,10 +126,10 @@ impl From<&KeyFileError> for CommandFailure {
         use ExitStatus::{Failed, Usage};
         use KeyFileError as E;
         let (exit, code, try_) = match error {
-            E::Io { .. } => (Usage, "key_unusable", "may this user write to the state folder, and has it room?"),
+            E::Io { .. } => (Usage, "key_unusable", "check the permissions and the free space of the state folder"),
             E::Corrupt { .. } => (Failed, "key_corrupt", "restore the key file, or move it away and pair again"),
-            E::Exposed { .. } => (Usage, "key_exposed", "take the rights of others away with chmod 600"),
-            _ => (Usage, "key_unusable", "mend the key file, or name another folder with --state-dir"),
+            E::Exposed { .. } => (Usage, "key_exposed", "remove the permissions of other users with chmod 600"),
+            _ => (Usage, "key_unusable", "repair the key file, or set another folder with --state-dir"),
         };
         Self::new(exit, code, "cannot use this device's identity", error, try_)
     }
