@@ -11,14 +11,16 @@ use serde_json::Value;
 
 const SHORT: &[&str] = &["-t", "0.3", "--idle", "0.1", "--download"];
 
-/// The names in a folder, each with its size and the time of its last change.
+/// The names in a folder, each with its size and the time of its last change. Without the index of the database's log,
+/// which holds no data and which also a reader updates (sqlite.org/walformat.html).
 fn listing(folder: &Path) -> Vec<(PathBuf, u64, (i64, i64))> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let about = |path: PathBuf| {
         let about = fs::symlink_metadata(&path).unwrap();
         (path, about.len(), (about.mtime(), about.mtime_nsec()))
     };
-    let mut listing = entries.map(about).collect::<Vec<_>>();
+    let is_data = |path: &PathBuf| !path.to_string_lossy().ends_with("-shm");
+    let mut listing = entries.filter(is_data).map(about).collect::<Vec<_>>();
     listing.sort();
     listing
 }
