@@ -302,7 +302,7 @@ impl Client {
 
     /// Waits until the client has exited, and passes each reading to `on_reading`, except those of a path that fell
     /// silent. Interrupts the client when the session is cancelled, `deadline` has passed, or nothing arrives from its
-    /// server for [`MAX_SILENCE`].
+    /// server for `MAX_SILENCE`.
     pub fn follow(&self, deadline: Instant, on_reading: impl FnMut(ClientReading)) -> Arc<ClientExit> {
         let control = &self.shared.control;
         let mut watch = self.path_watch();
