@@ -56,22 +56,22 @@ impl Appliance {
         may_mount().then(|| Self { around: Around::TinyDisk(self.state()), ..self })
     }
 
-    /// The same with a state folder that cannot be written, not even by root. Prints SKIPPED and returns `None` without the
-    /// rights.
+    /// The same with a state folder that cannot be written, not even by root. Prints SKIPPED and returns `None` without
+    /// the rights.
     pub fn with_read_only_state(self) -> Option<Self> {
         may_mount().then(|| Self { around: Around::ReadOnly(self.state()), ..self })
     }
 
-    /// The same as an unprivileged user who owns the state folder and may not write to it. Prints SKIPPED and returns `None`
-    /// without the rights.
+    /// The same as an unprivileged user who owns the state folder and may not write to it. Prints SKIPPED and returns
+    /// `None` without the rights.
     pub fn run_by_nobody_without_write_access(self) -> Option<Self> {
         let program = may_change_user().then(|| give_away(self.home.path(), NOBODY, "packetparamedic"))?;
         std::fs::set_permissions(self.state(), Permissions::from_mode(0o500)).expect("a mode");
         Some(Self { around: Around::Nobody, program: Some(program), ..self })
     }
 
-    /// The same for `user`, whom no other test uses and who may have so many threads. Prints SKIPPED and returns `None`
-    /// without the rights.
+    /// The same as the unprivileged `user`, limited to `allowed` threads. No other test may use this user. Prints
+    /// SKIPPED and returns `None` without the rights.
     pub fn with_few_threads(self, user: u32, allowed: u32) -> Option<Self> {
         let program = may_change_user().then(|| give_away(self.home.path(), user, "packetparamedic"))?;
         Some(Self { around: Around::FewThreads { user, allowed }, program: Some(program), ..self })

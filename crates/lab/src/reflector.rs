@@ -82,8 +82,8 @@ impl Reflector {
         Some(reflector)
     }
 
-    /// Starts a reflector on loopback as `user`, whom no other test uses and who may have so many threads. Prints SKIPPED
-    /// and returns `None` without the rights.
+    /// Starts a reflector on loopback as the unprivileged `user`, limited to `allowed` threads; no other test may use
+    /// it. Prints SKIPPED and returns `None` without the rights.
     pub fn serve_with_few_threads(user: u32, allowed: u32) -> Option<Self> {
         if !may_change_user() {
             return None;
@@ -272,7 +272,8 @@ impl Reflector {
             .unwrap_or_else(|| panic!("nothing of {text:?} in the log:\n{}", self.log()));
     }
 
-    /// Ends the reflector by a signal and keeps its state for the next start, also if the state is on a small file system.
+    /// Ends the reflector by a signal and keeps its state for the next start, also if the state is on a small file
+    /// system.
     pub fn end(&mut self, signal: rustix::process::Signal) {
         // A mount namespace lives as long as a process in it.
         let keeper = matches!(self.around, Around::TinyDisk(_)).then(|| {
