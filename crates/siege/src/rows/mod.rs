@@ -4,6 +4,7 @@ use crate::measured::Measured;
 use crate::scale::Scale;
 
 mod bad_reflectors;
+mod confinement;
 mod crash_charge;
 mod descriptors;
 mod disk_faults;
@@ -41,6 +42,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row { name: "spoofed_udp", promise: "spoofed datagrams get nothing", play: spoofed_udp::play },
     Row { name: "granted_port", promise: "a granted port serves only its session", play: granted_port::play },
     Row { name: "iperf3_lane", promise: "the iperf3 lane resists unpaired clients", play: iperf3_lane::play },
+    Row { name: "confinement", promise: "the unit and the iperf3 child are confined", play: confinement::play },
     Row { name: "flood", promise: "paired appliances are served in a flood", play: flood::play },
     Row { name: "descriptors", promise: "running out of descriptors is harmless", play: descriptors::play },
     Row { name: "log_flood", promise: "logs cannot be flooded", play: log_flood::play },
