@@ -186,6 +186,10 @@ fn dropped_datagrams_and_a_nat_that_rewrites_their_source_are_told_apart() {
                 let warnings = result["warnings"].as_array().unwrap();
                 let warning = warnings.iter().find(|warning| warning["code"] == "udp_blocked").unwrap();
                 assert!(warning["text"].as_str().unwrap().contains(expected), "{warning}");
+                let doctor = appliance.run(&["doctor", "--json"]).json();
+                let check = doctor["checks"].as_array().unwrap().iter().find(|check| check["code"] == "udp_blocked");
+                let check = check.unwrap_or_else(|| panic!("{doctor:#}"));
+                assert!(check["because"].as_str().unwrap().contains(expected), "{check}");
             });
         }
     });

@@ -1,6 +1,7 @@
 //! The diagnosis of both programs: of sound installations, of faults that are made, and of what the bundle reveals.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use lab::{Appliance, Outcome, Reflector};
 use paramedic_report::doctor::{Check, CheckOutcome, Diagnosis};
@@ -56,6 +57,14 @@ fn an_appliance_is_diagnosed_with_its_reflectors() {
     let paired = doctor(&[]);
     assert_eq!(check(&paired, "reflector").outcome, CheckOutcome::Passed, "{paired:#?}");
     assert_eq!(check(&paired, "peer_version").outcome, CheckOutcome::Passed);
+    assert_eq!(check(&paired, "udp").outcome, CheckOutcome::Passed, "{paired:#?}");
+    let history = appliance.run(&["history", "--json"]).json();
+    assert_eq!(history, serde_json::json!([]), "the test of the diagnosis is not saved");
+    // While another test runs, nothing can be said about UDP.
+    let mut test = appliance.start(&["speed-test", "--json-stream", "-t", "60", "--idle", "0", "-b", "5M"]);
+    while !test.line(Duration::from_secs(30)).unwrap().contains("\"latency\"") {}
+    assert_eq!(check(&doctor(&[]), "udp").outcome, CheckOutcome::NotChecked);
+    test.kill();
     let (id, address) = (reflector.id(), reflector.address().to_owned());
     reflector.end(Signal::TERM);
     assert_eq!(check(&doctor(&[]), "unreachable").outcome, CheckOutcome::Problem);

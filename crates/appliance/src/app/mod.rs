@@ -5,6 +5,7 @@ mod identity;
 mod reflectors;
 mod results;
 mod test_run;
+mod udp_check;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use tokio::sync::OnceCell;
 
 pub use reflectors::{NewPairing, PairingProof, Reached};
 pub use test_run::{RunningTest, TestEnd, TestEvent};
+pub use udp_check::UdpCheck;
 
 use crate::error::ApplianceError;
 use crate::providers::Describe;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use paramedic_appliance::app::Reached;
+use paramedic_appliance::app::{Reached, UdpCheck};
 use paramedic_appliance::store::Reflector;
 use paramedic_host::config::load;
 use paramedic_host::doctor::{self, Bundle};
@@ -42,7 +42,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         let mut bundle = Bundle::new(&diagnosis, configuration);
         bundle.add_names(names);
         bundle.write(path, args.redact).map_err(|error| {
-            let try_ = "name a file that does not exist yet, in a folder that you may write";
+            let try_ = "name a file that does not exist yet, in a folder that you may write to";
             let what = format!("cannot write {}", path.display());
             CommandFailure::new(ExitStatus::Failed, "bundle", what, error.to_string(), try_)
         })?;
@@ -137,5 +137,28 @@ async fn of_reflector(reflector: &Reflector, context: &Context) -> Vec<Check> {
                 .push(Check::passed("segment", format!("reflector {name}: sends up to {bytes} bytes per TCP packet")));
         }
     }
+    checks.push(of_udp(reflector, context).await);
     checks
+}
+
+/// Whether latency probes reach a reflector by UDP.
+async fn of_udp(reflector: &Reflector, context: &Context) -> Check {
+    let checked = match context.appliance() {
+        Ok(appliance) => appliance.check_udp(reflector).await.map_err(CommandFailure::from),
+        Err(failure) => Err(failure),
+    };
+    let name = &reflector.name;
+    match checked {
+        Ok(UdpCheck::Arrives) => Check::passed("udp", format!("reflector {name}: UDP arrives, and so do its answers")),
+        Ok(UdpCheck::Blocked(because)) => Check::problem(
+            "udp_blocked",
+            format!("UDP does not work between this device and {name}"),
+            because,
+            format!("let UDP port {} pass every firewall, port forwarding and NAT on the path unchanged", reflector.address.port),
+        ),
+        Err(failure) => {
+            let error = failure.body();
+            Check::not_checked("udp", format!("reflector {name}: UDP"), format!("{}: {}", error.what, error.because))
+        }
+    }
 }
