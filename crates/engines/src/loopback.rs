@@ -135,7 +135,8 @@ fn play(
     })
 }
 
-/// Lets the engine claim a port that was free a moment ago.
+/// Starts the engine's server on a free loopback port. Another process may take the port in between, so several ports are
+/// tried.
 fn claim(
     engine: &dyn Engine,
     order: impl Fn(Option<SocketAddr>, SocketAddr) -> ServerSetup,

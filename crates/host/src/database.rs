@@ -38,8 +38,8 @@ pub enum DatabaseError {
         /// The first unknown migration.
         migration: i64,
     },
-    /// The file's tables are not those of its migrations.
-    #[error("{} does not have the tables of its migrations: {source}", path.display())]
+    /// The migrations that the file records are not those of this program.
+    #[error("the migrations that {} records are not those of this program: {source}", path.display())]
     Altered {
         /// The file.
         path: PathBuf,

@@ -71,7 +71,7 @@ pub struct ClientOrder {
     pub load: Load,
     /// The duration in seconds.
     pub seconds: u32,
-    /// The start-up before that, which is not counted, in seconds.
+    /// The seconds at the start that iperf3 excludes from its totals (`-O`); `seconds` follow them.
     pub omit_seconds: Option<u32>,
     /// Streams, rate (absent: iperf3's default, which is 1 Mbit/s for UDP and no limit for TCP) and socket options. The
     /// phases and the data mode are ignored.

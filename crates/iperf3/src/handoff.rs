@@ -57,7 +57,7 @@ pub(super) struct ChildExit {
     pub(super) error: Option<String>,
 }
 
-/// The use of a connection.
+/// Whether a connection is the control connection of iperf3 or carries payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionKind {
     /// The test's control connection, which is the first.

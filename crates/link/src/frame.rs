@@ -34,7 +34,7 @@ pub enum FrameError {
     #[error(transparent)]
     TooMany(#[from] TooMany),
     /// The message cannot be written as JSON.
-    #[error("a message that cannot be written as JSON: {0}")]
+    #[error("cannot encode the message as JSON: {0}")]
     Unwritable(PeerText),
 }
 

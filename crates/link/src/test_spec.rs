@@ -370,13 +370,13 @@ pub enum BadSpec {
     #[error("latency probes must be at least 1 ms apart")]
     ProbeInterval,
     /// A socket buffer outside the valid range.
-    #[error("a window must have 1 KiB to 512 MiB")]
+    #[error("the socket buffer (--window) must be 1 KiB to 512 MiB")]
     Window,
     /// An empty block, or one too large.
-    #[error("a block must have 1 byte to 1 MiB")]
+    #[error("the block, the bytes per write (--length), must be 1 byte to 1 MiB")]
     Block,
     /// A segment size that Linux does not accept.
-    #[error("a segment must have 88 to 32767 bytes")]
+    #[error("the segment size (--set-mss) must be 88 to 32767 bytes")]
     Mss,
     /// Not a code point.
     #[error("a DSCP must be a number from 0 to 63")]

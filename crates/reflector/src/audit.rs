@@ -71,7 +71,7 @@ pub enum AuditError {
     /// Its folder or files can't be read or repaired.
     #[error("cannot use the audit log in {}: {source}", path.display())]
     Unusable { path: PathBuf, source: std::io::Error },
-    /// Acknowledged lines are missing or were changed.
+    /// A line up to the head that the database records is missing or was changed.
     #[error(
         "the audit log in {0} was changed: {why}; `reflector audit verify` names the first bad line; to go on \
          without it, move it away: mv {0} {0}.damaged (the first line of the new log records this)",

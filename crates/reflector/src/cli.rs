@@ -55,7 +55,7 @@ enum Command {
     Status(status::Args),
     /// Check that the reflector grants sessions: exit code 0, else 1
     Health(health::Args),
-    /// Inspect this installation without measuring: what is wrong and what to do; exit code 1 if something is
+    /// Inspect this installation without measuring; exit code 1 if there is a problem
     Doctor(Box<doctor::Args>),
     /// Measure what this host can carry and what limits it; takes less than a minute
     SelfTest {

@@ -8,12 +8,12 @@ use std::time::Duration;
 use paramedic_link::EndpointId;
 use paramedic_link::frame::MAX_FRAME;
 
-/// The cost of a message: 200 messages per second and device.
+/// The budget that a message uses. A device regains a second of budget per second, so it may send 200 messages per second.
 const EACH: Duration = Duration::from_millis(5);
 /// The budget that a device may use at once before it waits.
 const BURST: Duration = Duration::from_secs(2);
 
-/// The cost of a welcome: 20 links per second and device.
+/// The budget that a welcome uses: a device may open 20 links per second.
 const EACH_WELCOME: Duration = Duration::from_millis(50);
 /// The welcomes of a device before it waits: the most links that it may have open.
 const WELCOME_BURST: Duration = Duration::from_millis(64 * 50);

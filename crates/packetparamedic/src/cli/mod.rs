@@ -74,11 +74,11 @@ enum Command {
     /// Pair this device with a reflector, by the code that `reflector pair` prints there
     #[command(visible_alias = "pair")]
     PairReflector(pair_reflector::Args),
-    /// List the reflectors that this device is paired with, check, rename or remove them
+    /// List, check, rename or remove the paired reflectors
     Reflectors(reflectors::Args),
     /// List, show and export the saved results
     History(history::Args),
-    /// Inspect this device and reach its reflectors, without load: what is wrong and what to do; exit code 1 if something is
+    /// Inspect this device and the connection to its reflectors, without load; exit code 1 if there is a problem
     Doctor(doctor::Args),
     /// Measure what this device can carry and find its bottlenecks; takes less than a minute
     SelfTest(self_test::Args),

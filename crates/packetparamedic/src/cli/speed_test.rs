@@ -46,7 +46,7 @@ pub(super) struct Args {
     /// The same as --peer HOST, as in iperf3
     #[arg(short = 'c', long, value_name = "HOST", conflicts_with = "peer")]
     client: Option<String>,
-    /// The port of the other end, as in iperf3: the same as HOST:PORT
+    /// Port of the reflector or iperf3 server; the same as --peer HOST:PORT
     #[arg(short = 'p', long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// Accepted for iperf3's users; readings come every 100 ms
@@ -149,8 +149,8 @@ pub(super) struct Args {
     /// Do not queue: exit with code 5 if this device or the other end is busy
     #[arg(long)]
     no_wait: bool,
-    /// Longest time in the queue [default: with a reflector up to 6 hours, as long as its queue moves; with an iperf3
-    /// server 0]
+    /// Wait at most TIME in the queue [default: with a reflector 6 hours, or less if the place in its queue stops
+    /// improving; with an iperf3 server 0]
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
     wait: Option<Duration>,
     /// Add the measurement of each 100 ms interval to the result

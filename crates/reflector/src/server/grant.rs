@@ -130,12 +130,12 @@ async fn write_down(
             server.store.record_test(session, peer, server.now().unix_ms).await?;
         }
         server.audit.record(events).await?;
-        anyhow::ensure!(!recorded.is_closed(), "the link closed before the answer");
+        anyhow::ensure!(!recorded.is_closed(), "the link of the appliance closed before the grant was sent");
         Ok(())
     };
     if let Err(error) = durable.await {
         if server.may_log(peer) {
-            tracing::error!(%error, "the grant can't be recorded, and is taken back");
+            tracing::error!(%error, "a grant could not be recorded or sent, and is taken back");
         }
         drop(running);
         facts.extend(pending.undo());

@@ -25,7 +25,7 @@ pub struct Facts {
     /// How late timers expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timers: Option<Timers>,
-    /// Whether the kernel gives packets time stamps.
+    /// Which timestamps the kernel gives to packets.
     pub timestamps: Timestamps,
     /// The mode of transparent huge pages: `always`, `madvise`, `never`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -153,7 +153,7 @@ pub struct Timers {
     pub late_max_us: u64,
 }
 
-/// Whether the kernel gives packets time stamps.
+/// Which timestamps the kernel gives to packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Timestamps {
     /// On arrival; absent if it could not be tried.
