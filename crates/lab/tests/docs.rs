@@ -206,6 +206,46 @@ fn every_link_has_a_target() {
     assert!(checked > 30, "{checked} links found");
 }
 
+/// The commands of both programs in inline code and indented blocks, without `sudo`, comments and what follows in a shell.
+fn commands(text: &str) -> Vec<String> {
+    let inline = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    let blocks = text.lines().filter_map(|line| line.strip_prefix("    "));
+    let is_command = |code: &&str| ["reflector ", "packetparamedic "].iter().any(|program| code.starts_with(program));
+    let shell = |code: &str| {
+        let ends = [" #", " &", " |", " \\", " >", "  "].iter().filter_map(|end| code.find(end)).min();
+        code[..ends.unwrap_or(code.len())].to_owned()
+    };
+    let bare = |code: &str| code.trim().trim_start_matches("$ ").trim_start_matches("sudo ").to_owned();
+    let found = inline.chain(blocks).map(bare).collect::<Vec<_>>();
+    found.iter().map(String::as_str).filter(is_command).map(shell).collect()
+}
+
+#[test]
+fn every_command_in_the_documents_is_one_of_the_programs() {
+    let mut pages = Vec::new();
+    collect(&root().join("docs"), &mut pages);
+    pages.push(root().join("README.md"));
+    let mut checked = BTreeSet::new();
+    for page in &pages {
+        for command in commands(&fs::read_to_string(page).unwrap()) {
+            // A shortened Endpoint ID, and prose in code.
+            if command.contains('…') || !checked.insert(command.clone()) {
+                continue;
+            }
+            let program = Programs::built().path(command.split(' ').next().unwrap());
+            // Asking for help runs nothing, and still refuses what it does not know.
+            let ended = Command::new("/bin/sh")
+                .args(["-c", &format!("{command} --help")])
+                .env_clear()
+                .env("PATH", program.parent().unwrap())
+                .output()
+                .unwrap();
+            assert!(ended.status.success(), "{}: `{command}`: {ended:?}", page.display());
+        }
+    }
+    assert!(checked.len() > 50, "{checked:?}");
+}
+
 /// Every Markdown file that belongs to the project.
 fn collect(folder: &Path, pages: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
