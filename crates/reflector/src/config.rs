@@ -279,6 +279,15 @@ impl Configuration for Config {
                 ),
             });
         }
+        if let Some(address) = self.listen.iter().find(|address| self.metrics_listen.collides_with(**address)) {
+            return Err(ConfigError::Conflict {
+                origin: origins.of("metrics_listen"),
+                problem: format!(
+                    "metrics_listen {} is the port of listen {address}; choose another port, such as 9100",
+                    self.metrics_listen
+                ),
+            });
+        }
         let range = &self.data_port_range;
         let own = self.listen.iter().map(|address| ("listen", address.port()));
         let taken = own

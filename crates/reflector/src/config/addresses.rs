@@ -24,6 +24,14 @@ impl MetricsListen {
         matches!(self, Self::Address(address) if !address.ip().to_canonical().is_loopback())
     }
 
+    /// Whether it cannot be bound beside a listener at `other`.
+    pub(super) fn collides_with(&self, other: SocketAddr) -> bool {
+        let Self::Address(own) = self else { return false };
+        let is_same = own.ip() == other.ip() || own.ip().is_unspecified() || other.ip().is_unspecified();
+        // The kernel chooses a free port for 0.
+        own.port() == other.port() && own.port() != 0 && is_same
+    }
+
     /// Its TCP port.
     pub(super) fn port(&self) -> Option<u16> {
         match self {

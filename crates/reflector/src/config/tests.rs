@@ -165,6 +165,24 @@ fn data_ports_and_the_listening_port_stay_apart() {
 }
 
 #[test]
+fn metrics_have_a_port_of_their_own() {
+    for (listen, metrics, collides) in [
+        ("0.0.0.0:4000", "4000", true),
+        ("127.0.0.1:4000", "127.0.0.1:4000", true),
+        ("[::]:4000", "[::1]:4000", true),
+        ("192.0.2.7:4000", "127.0.0.1:4000", false),
+        ("127.0.0.1:0", "127.0.0.1:0", false),
+    ] {
+        let args = ["--listen", listen, "--metrics-listen", metrics];
+        let expected = format!("is the port of listen {listen}");
+        match collides {
+            true => assert!(Bench::new().mistake(&args).contains(&expected), "{listen} {metrics}"),
+            false => assert!(Bench::new().load(&args).is_ok(), "{listen} {metrics}"),
+        }
+    }
+}
+
+#[test]
 fn metrics_are_for_other_hosts_only_with_a_permission() {
     for remote in ["0.0.0.0:4001", "[::]:4001", "192.0.2.7:4001"] {
         let bench = Bench::new().env("REFLECTOR_METRICS_LISTEN", remote);
