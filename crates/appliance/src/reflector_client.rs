@@ -260,18 +260,19 @@ impl ReflectorClient {
 
     /// The next message that is not a heartbeat. Fails if an answer takes too long.
     async fn answer(&mut self) -> Result<ToAppliance, ApplianceError> {
-        let next = async {
-            loop {
-                match self.listen().await? {
-                    ToAppliance::Ping => self.send(&ToReflector::Pong).await?,
-                    ToAppliance::Pong | ToAppliance::Unknown => {}
-                    message => return Ok(message),
-                }
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.no_heartbeat()).await;
+        answer.unwrap_or_else(|_| Err(given_up(GiveUp::NoAnswer).at(&self.target)))
+    }
+
+    /// The next message that is not a heartbeat. Without a deadline, which is the caller's: one for all messages that it
+    /// waits for, because a reflector can send messages for ever.
+    async fn no_heartbeat(&mut self) -> Result<ToAppliance, ApplianceError> {
+        loop {
+            match self.listen().await? {
+                ToAppliance::Ping => self.send(&ToReflector::Pong).await?,
+                ToAppliance::Pong | ToAppliance::Unknown => {}
+                message => return Ok(message),
             }
-        };
-        match tokio::time::timeout(ANSWER_TIMEOUT, next).await {
-            Ok(answer) => answer,
-            Err(_) => Err(given_up(GiveUp::NoAnswer).at(&self.target)),
         }
     }
 
@@ -306,17 +307,21 @@ impl ReflectorClient {
     }
 
     /// Ends the session of this link and waits until it has ended: then the link can take another request. Returns the
-    /// reflector's counts of the session's datagrams, if it sends them.
+    /// reflector's counts of the session's datagrams, if it sends them. Fails if that takes longer than an answer may.
     pub async fn end_session(&mut self) -> Result<Option<DatagramsSeen>, ApplianceError> {
-        self.send(&ToReflector::Finish).await?;
-        loop {
-            match self.answer().await? {
-                ToAppliance::Ended { datagrams, .. } => return Ok(datagrams),
-                // News of the session that were on the way.
-                ToAppliance::Started { .. } | ToAppliance::Samples { .. } | ToAppliance::PhaseDone { .. } => {}
-                other => return Err(self.unexpected(&other)),
+        let ended = async {
+            self.send(&ToReflector::Finish).await?;
+            loop {
+                match self.no_heartbeat().await? {
+                    ToAppliance::Ended { datagrams, .. } => return Ok(datagrams),
+                    // News of the session that were on the way.
+                    ToAppliance::Started { .. } | ToAppliance::Samples { .. } | ToAppliance::PhaseDone { .. } => {}
+                    other => return Err(self.unexpected(&other)),
+                }
             }
-        }
+        };
+        let ended = tokio::time::timeout(ANSWER_TIMEOUT, ended).await;
+        ended.unwrap_or_else(|_| Err(given_up(GiveUp::NoAnswer).at(&self.target)))
     }
 
     /// Gives back a granted session without a test. Best effort; takes only a short time.

@@ -30,9 +30,12 @@ const ASKED: Duration = Duration::from_secs(1);
 /// The limit of the appliance's writable memory, in bytes (`RLIMIT_DATA`). An appliance that needs more fails.
 const MOST_MEMORY: u64 = 512 << 20;
 
+/// How long a reflector sends the same message: longer than the appliance may take. A test of an appliance that waits for
+/// the end of the messages fails, and does not wait for ever.
+const FOREVER: Duration = Duration::from_secs(120);
+
 /// The arguments of the speed test against each script: one stream at a low rate.
-pub const SPEED_TEST: &[&str] =
-    &["speed-test", "-t", "1", "-P", "1", "-b", "1M", "--upload", "--probe-interval", "0", "--data-mode", "tunneled"];
+pub const SPEED_TEST: &[&str] = &["speed-test", "-t", "1", "-P", "1", "-b", "1M", "--upload", "--probe-interval", "0"];
 
 /// The point at which a reflector starts to break the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +54,20 @@ pub enum Stage {
     Phase,
     /// The `finish` of the session.
     Finish,
+    /// The `finish` of a direct session whose port is closed: the appliance wants to repeat it through the tunnel.
+    FallBack,
 }
+
+const STAGES: [Stage; 8] = [
+    Stage::First,
+    Stage::Facts,
+    Stage::Request,
+    Stage::Queue,
+    Stage::Start,
+    Stage::Phase,
+    Stage::Finish,
+    Stage::FallBack,
+];
 
 /// What the reflector does then. Afterwards it sends nothing more.
 #[derive(Clone)]
@@ -66,7 +82,7 @@ pub enum Act {
     LastBytes(Vec<u8>),
     /// Sends one message.
     Say(Value),
-    /// Sends the same message for ever at this interval; with 0, as fast as the appliance reads.
+    /// Sends the same message again and again at this interval; with 0, as fast as the appliance reads.
     Forever(Value, Duration),
 }
 
@@ -115,9 +131,15 @@ pub struct Played {
 #[derive(Debug, Default)]
 pub struct Honest {
     durations_ms: Vec<u64>,
+    has_closed_port: bool,
 }
 
 impl Honest {
+    /// A reflector that offers direct mode too, with a data port that is closed.
+    pub fn with_closed_port() -> Self {
+        Self { has_closed_port: true, ..Self::default() }
+    }
+
     /// The stage at which an appliance sends `message`.
     fn stage(message: &Value) -> Option<Stage> {
         Some(match message["type"].as_str()? {
@@ -133,11 +155,17 @@ impl Honest {
     /// Answers `message` as the protocol requires.
     pub fn answer(&mut self, link: &mut AsReflector, message: &Value) -> io::Result<()> {
         match message["type"].as_str().unwrap_or_default() {
+            "hello" if self.has_closed_port => {
+                link.say(&with(welcome(), "/data_modes", json!(["tunneled", "direct_ephemeral"])))
+            }
             "hello" => link.say(&welcome()),
             "pair" => link.say(&json!({ "type": "not_paired" })),
             "facts" => link.say(&json!({ "type": "facts", "version": "1.0.0" })),
             "request" => {
                 self.note_request(message);
+                if message["spec"]["data_mode"] == "direct_ephemeral" {
+                    return link.say(&with(granted(), "/data_port", json!(1)));
+                }
                 link.say(&granted())
             }
             "start" => {
@@ -223,8 +251,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
 
 /// Every script.
 pub fn scripts() -> Vec<Script> {
-    let stages = [Stage::First, Stage::Facts, Stage::Request, Stage::Queue, Stage::Start, Stage::Phase, Stage::Finish];
-    let crossed = stages
+    let crossed = STAGES
         .into_iter()
         .flat_map(|stage| acts().into_iter().map(move |(name, act)| new(format!("{name} at {stage:?}"), stage, act)));
     crossed.chain(claims()).chain(queues()).collect()
@@ -235,8 +262,8 @@ pub fn scripts() -> Vec<Script> {
 pub fn few_scripts() -> Vec<Script> {
     let few = scripts().into_iter().enumerate().filter(|(at, script)| {
         let acts = acts().len();
-        let is_crossed = *at < 7 * acts;
-        let is_chosen = at % acts % 7 == at / acts;
+        let is_crossed = *at < STAGES.len() * acts;
+        let is_chosen = at % acts % STAGES.len() == at / acts;
         // Scripts that stall run at every stage.
         let stalls = matches!(script.act, Act::Silence) || script.name.starts_with("pings ");
         (!is_crossed || is_chosen || stalls) && script.within < Duration::from_secs(40)
@@ -360,6 +387,16 @@ fn claims() -> Vec<Script> {
     all.extend(grants.map(of(Stage::Request, granted)));
     all.extend(tallies.map(|(name, claim)| say(name, Stage::Phase, claim)));
     all.extend(readings);
+    // News of a session without its end.
+    let news = [
+        ("samples without end instead of an end", samples(0, 100_000, 100)),
+        ("begins without end instead of an end", started(0)),
+        ("tallies without end instead of an end", done(tally(1, 1))),
+    ];
+    all.extend(news.map(|(name, message)| Script {
+        exit: Some(1),
+        ..new(name.to_owned(), Stage::FallBack, Act::Forever(message, often))
+    }));
     all.push(say(
         "a pairing with a wrong proof",
         Stage::First,
@@ -403,12 +440,13 @@ impl Script {
     pub fn reflector(&self, is_armed: Arc<AtomicBool>) -> FalseReflector {
         let (stage, act) = (self.stage, self.act.clone());
         FalseReflector::listen(move |link, first| {
-            let mut honest = Honest::default();
+            let mut honest = if stage == Stage::FallBack { Honest::with_closed_port() } else { Honest::default() };
             let mut next = Some(first.clone());
             while let Some(message) = next {
                 match Honest::stage(&message) {
                     _ if !is_armed.load(Ordering::SeqCst) => honest.answer(link, &message)?,
                     Some(now) if now == stage => return act.perform(link),
+                    Some(Stage::Finish) if stage == Stage::FallBack => return act.perform(link),
                     Some(Stage::Request) if stage == Stage::Queue => {
                         link.say(&queued(2))?;
                         return act.perform(link);
@@ -498,10 +536,14 @@ impl Act {
                 link.hang_up()
             }
             Self::Say(message) => link.say(message),
-            Self::Forever(message, pause) => loop {
-                link.say(message)?;
-                std::thread::sleep(*pause);
-            },
+            Self::Forever(message, pause) => {
+                let began = Instant::now();
+                while began.elapsed() < FOREVER {
+                    link.say(message)?;
+                    std::thread::sleep(*pause);
+                }
+                link.hang_up()
+            }
         }
     }
 }

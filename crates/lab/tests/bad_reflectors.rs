@@ -2,10 +2,12 @@
 //! characters, and need no more memory than usual.
 
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lab::bad_reflectors::{Act, Asked, SPEED_TEST, Script, Stage, few_scripts, scripts};
+use lab::bad_reflectors::{Act, Asked, Honest, SPEED_TEST, Script, Stage, few_scripts, scripts};
+use lab::hostile::FalseReflector;
 use lab::{Appliance, Programs};
 
 /// Extra time for a loaded machine.
@@ -50,6 +52,34 @@ fn the_table_is_large_and_names_are_unique() {
     let names = scripts.iter().map(|script| &script.name).collect::<std::collections::BTreeSet<_>>();
     assert_eq!(names.len(), scripts.len());
     assert!(scripts.len() >= 200, "{}", scripts.len());
+}
+
+#[test]
+fn a_test_that_waits_for_the_end_of_its_direct_session_can_be_interrupted() {
+    let (tell, heard) = channel();
+    let tell = Mutex::new(tell);
+    let reflector = FalseReflector::listen(move |link, first| {
+        let mut honest = Honest::with_closed_port();
+        let mut next = Some(first.clone());
+        while let Some(message) = next {
+            if message["type"] == "finish" {
+                let _ = tell.lock().unwrap().send(());
+                return Ok(());
+            }
+            honest.answer(link, &message)?;
+            next = link.hear()?;
+        }
+        Ok(())
+    });
+    let appliance = Appliance::new();
+    let (address, id) = (reflector.address.to_string(), reflector.id.to_string());
+    assert_eq!(appliance.run(&["pair-reflector", "--peer", &address, "--endpoint-id", &id]).code, 0);
+    let patience = Duration::from_secs(60);
+    let mut waiting = appliance.start(&[SPEED_TEST, &["--json"]].concat());
+    heard.recv_timeout(patience).unwrap();
+    waiting.signal(rustix::process::Signal::TERM);
+    let said = waiting.rest(patience).unwrap().concat();
+    assert_eq!(waiting.wait(patience).unwrap().code(), Some(130), "{said}");
 }
 
 #[test]

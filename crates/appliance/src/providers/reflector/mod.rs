@@ -246,7 +246,7 @@ impl ReflectorRun<'_> {
         *had_streams = session.had_streams();
         match end {
             Err(SessionFailure::Blocked(blocked)) => {
-                let client = session.give_back(record).await?;
+                let client = session.give_back(record, observer).await?;
                 Ok(SessionEnd::Blocked(Box::new(client), blocked))
             }
             Err(SessionFailure::Failed(mut error)) => {

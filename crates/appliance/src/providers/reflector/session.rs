@@ -520,8 +520,10 @@ impl ReflectorSession {
     async fn with_reason_of_reflector<T>(&mut self, done: Result<T, ApplianceError>) -> Result<T, ApplianceError> {
         let Err(failure) = done else { return done };
         let deadline = Instant::now() + LINK_ERROR_GRACE;
-        // What is said in answer is said to its end.
-        while let Ok(news) = tokio::time::timeout_at(deadline, self.client.listen()).await {
+        // What is said in answer is said to its end. A flood of messages does not extend the deadline.
+        while Instant::now() < deadline
+            && let Ok(news) = tokio::time::timeout_at(deadline, self.client.listen()).await
+        {
             self.handle_message(news?).await?;
         }
         Err(failure)
@@ -571,11 +573,18 @@ impl ReflectorSession {
     }
 
     /// Ends the session without its result, and returns the link, which can take another request.
-    pub(super) async fn give_back(mut self, run: &mut RunRecord) -> Result<ReflectorClient, ApplianceError> {
+    pub(super) async fn give_back(
+        mut self,
+        run: &mut RunRecord,
+        observer: &mut Observer,
+    ) -> Result<ReflectorClient, ApplianceError> {
         self.control.cancel();
         let probe_bytes = self.finish_probes().await.map_or(0, |probes| probe_bytes(&probes));
         run.result.discard_phases(probe_bytes);
-        self.client.end_session().await?;
+        tokio::select! {
+            ended = self.client.end_session() => ended?,
+            () = observer.interrupted() => return Err(ApplianceError::Interrupted),
+        };
         Ok(self.client)
     }
 
