@@ -14,21 +14,30 @@ pub(super) const FALLBACK_WINDOW: Duration = Duration::from_secs(30);
 /// The links whose direct session ended before any of its streams arrived.
 #[derive(Debug, Default)]
 pub(super) struct Fallbacks {
-    /// The end of the window of each link, on the monotonic clock.
-    open: BTreeMap<LinkId, Duration>,
+    open: BTreeMap<LinkId, Repeatable>,
+}
+
+/// A test that may be repeated through the tunnel.
+#[derive(Debug)]
+struct Repeatable {
+    /// The request of its repetition.
+    spec: TestSpec,
+    /// The end of the window, on the monotonic clock.
+    until: Duration,
 }
 
 impl Fallbacks {
     /// Records the end of a session of `link`. Only a session that counted as a test can be repeated, and only once.
-    pub(super) fn session_ended(&mut self, link: LinkId, session: &EndedSession, mono: Duration) {
-        if session.data_mode == DataMode::DirectEphemeral && !session.had_streams {
-            self.open.insert(link, mono.saturating_add(FALLBACK_WINDOW));
+    pub(super) fn session_ended(&mut self, link: LinkId, session: EndedSession, mono: Duration) {
+        if session.spec.data_mode == DataMode::DirectEphemeral && !session.had_streams {
+            let spec = TestSpec { data_mode: DataMode::Tunneled, ..session.spec };
+            self.open.insert(link, Repeatable { spec, until: mono.saturating_add(FALLBACK_WINDOW) });
         }
     }
 
-    /// Whether a request of `link` is the same test as its ended session.
+    /// Whether a request of `link` is the same test as its ended session: only the data mode differs.
     pub(super) fn is_fallback(&self, link: LinkId, spec: &TestSpec, mono: Duration) -> bool {
-        spec.data_mode == DataMode::Tunneled && self.open.get(&link).is_some_and(|until| mono <= *until)
+        self.open.get(&link).is_some_and(|test| mono <= test.until && *spec == test.spec)
     }
 
     /// Removes the link: its next request is another test.
@@ -38,13 +47,13 @@ impl Fallbacks {
 
     /// Removes the links whose window is over.
     pub(super) fn pass_time(&mut self, mono: Duration) {
-        self.open.retain(|_, until| mono <= *until);
+        self.open.retain(|_, test| mono <= test.until);
     }
 }
 
 /// The facts that decide whether an ended session can be repeated.
 pub(super) struct EndedSession {
-    pub(super) data_mode: DataMode,
+    pub(super) spec: TestSpec,
     /// Whether the streams of a phase with load arrived.
     pub(super) had_streams: bool,
 }

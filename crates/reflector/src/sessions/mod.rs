@@ -359,8 +359,8 @@ impl<H> Sessions<H> {
         }
         self.tests.settle(session);
         if held.counts_as_test {
-            let ended = EndedSession { data_mode: held.spec.data_mode, had_streams: held.had_streams };
-            self.fallbacks.session_ended(held.link, &ended, now.mono);
+            let ended = EndedSession { spec: held.spec.clone(), had_streams: held.had_streams };
+            self.fallbacks.session_ended(held.link, ended, now.mono);
         }
         let bytes_by_day = self.settle(&held, used_bytes, now.day());
         let reason = held.ending.map_or(reason, |ending| ending.reason);

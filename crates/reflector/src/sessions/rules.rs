@@ -773,6 +773,29 @@ fn any_other_request_is_another_test() {
 }
 
 #[test]
+fn a_tunneled_request_that_differs_from_the_direct_session_is_another_test() {
+    let same = tunneled();
+    let phase = same.phases[0];
+    let longer = PhaseSpec { duration_ms: phase.duration_ms + 1, ..phase };
+    let others = [
+        TestSpec { engine: engine("udp"), ..same.clone() },
+        TestSpec { phases: vec![longer], ..same.clone() },
+        TestSpec { phases: vec![PhaseSpec { load: Load::Bidir, ..phase }], ..same.clone() },
+        TestSpec { phases: vec![phase; 2], ..same.clone() },
+        TestSpec { streams: same.streams + 1, ..same.clone() },
+        TestSpec { direction_bytes: Some(1 << 30), ..same.clone() },
+        TestSpec { bitrate_bps: Some(1_000_000), ..same.clone() },
+        TestSpec { probe_interval_us: 100_000, ..same.clone() },
+    ];
+    for other in others {
+        let mut fixture = unreached(Limits { max_tests_per_hour: 1, ..limits() });
+        let denied = fixture.denial(1, A, other.clone(), true);
+        assert_eq!(denied.reason, DenialReason::TestsPerHour, "{other:?}");
+        assert!(!fixture.reserve(1, A, same.clone()).counts_as_test, "the same test may still be repeated");
+    }
+}
+
+#[test]
 fn each_decision_is_counted_once_as_it_is_audited() {
     let mut f = Fixture::new(limits());
     let first = f.grant(1, A, tunneled());
