@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionKeys, TAG_LEN};
+use paramedic_link::test_spec::Direction;
 use paramedic_link::tls::{self, Alpn, Expect};
-use paramedic_link::{EndpointId, SecretKey, frame};
+use paramedic_link::{EndpointId, SecretKey, SessionId, frame};
 use rustls::{ClientConfig, ClientConnection, ServerConnection, StreamOwned};
 use serde_json::Value;
 
@@ -16,6 +18,9 @@ use crate::Reflector;
 
 /// How long the other end may take to send a message or to close the connection. Longer than any timeout of the programs.
 const PATIENCE: Duration = Duration::from_secs(40);
+
+/// The bytes of a latency probe, and of its reply.
+pub const PROBE_LEN: usize = 96;
 
 /// An open link for any bytes.
 pub struct RawLink<S> {
@@ -63,6 +68,12 @@ impl AsAppliance {
         }
     }
 
+    /// The keys of a session of this link.
+    pub fn session_keys(&self, session: SessionId) -> SessionKeys {
+        let secret = self.exporter(SESSION_EXPORTER_LABEL, Some(session.as_bytes()));
+        SessionKeys::derive(session, secret.into())
+    }
+
     /// A TLS exporter value of the link.
     pub fn exporter(&self, label: &[u8], context: Option<&[u8]>) -> [u8; 32] {
         self.stream.conn.export_keying_material([0; 32], label, context).expect("the handshake is done")
@@ -86,6 +97,12 @@ impl<S: Read + Write> RawLink<S> {
     /// Sends a message, valid or not.
     pub fn say(&mut self, message: &Value) -> io::Result<()> {
         self.say_bytes(&frame::encode(message).map_err(io::Error::other)?)
+    }
+
+    /// The next `count` bytes.
+    pub fn hear_bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).map(|()| bytes)
     }
 
     /// The next message; `None` if the other end closed the connection.
@@ -189,6 +206,27 @@ impl RogueDevice {
         link.hear_a("welcome").expect("a welcome");
         link
     }
+}
+
+/// Latency probes with these sequence numbers, sealed, one after the other.
+pub fn probes(keys: &SessionKeys, numbers: std::ops::Range<u32>) -> Vec<u8> {
+    let sealed = |number: u32| {
+        let mut probe = [0; PROBE_LEN];
+        (probe[0], probe[1]) = (1, 1);
+        probe[4..20].copy_from_slice(keys.session().as_bytes());
+        probe[20..24].copy_from_slice(&number.to_be_bytes());
+        probe[24..28].copy_from_slice(&number.to_be_bytes());
+        let tag = keys.seal_datagram(Direction::Upload, &probe[..PROBE_LEN - TAG_LEN]);
+        probe[PROBE_LEN - TAG_LEN..].copy_from_slice(&tag);
+        probe
+    };
+    numbers.flat_map(sealed).collect()
+}
+
+/// The preamble of a session's connection for latency probes.
+pub fn probe_preamble(keys: &SessionKeys) -> [u8; Preamble::LEN] {
+    let nonce = [7; Preamble::NONCE_LEN];
+    Preamble { session: keys.session(), phase: Preamble::ECHO, stream: 0, nonce }.seal(keys)
 }
 
 /// Whether the other end closed the connection, with or without a TLS alert.

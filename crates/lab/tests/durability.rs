@@ -4,9 +4,11 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use lab::hostile::{PROBE_LEN, RogueDevice, probe_preamble, probes};
 use lab::{Appliance, Reflector, fill};
+use paramedic_link::tls::Alpn;
 use rustix::process::Signal;
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -150,6 +152,52 @@ fn a_crash_in_mid_test_charges_what_flowed_and_a_bounded_surge() {
         let line = reflector.audited("leases_charged").pop().unwrap();
         assert_eq!((&line["sessions"], &line["bytes"]), (&1.into(), &charged.into()));
     }
+}
+
+/// Waits until the database records that a session used so many bytes.
+fn await_recorded_use(database: &Path, bytes: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let options = SqliteConnectOptions::new().filename(database).read_only(true);
+    let begun = Instant::now();
+    runtime.block_on(async {
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        loop {
+            let used = sqlx::query_scalar("SELECT COALESCE(MAX(used), 0) FROM recorded_use");
+            let used: i64 = used.fetch_one(&mut connection).await.unwrap();
+            if used.unsigned_abs() >= bytes {
+                return connection.close().await.unwrap();
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "{used} of {bytes} bytes are recorded");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+}
+
+#[test]
+fn a_crash_outside_of_every_phase_charges_what_the_probes_used() {
+    let mut reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::pair(&reflector);
+    let mut link = rogue.link();
+    let phases = [serde_json::json!({ "load": "upload", "duration_ms": 1_000 })];
+    let spec = serde_json::json!({
+        "engine": "tcp", "data_mode": "tunneled", "phases": phases, "streams": 1, "probe_interval_us": 0,
+    });
+    link.say(&serde_json::json!({ "type": "request", "spec": spec, "wait": false })).unwrap();
+    let session = serde_json::from_value(link.hear_a("granted").unwrap()["session"].clone()).unwrap();
+    let keys = link.session_keys(session);
+    let mut stream = rogue.open(Alpn::Data);
+    stream.say_bytes(&probe_preamble(&keys)).unwrap();
+    let (at_once, last) = (100, 4_000);
+    for number in (0..last).step_by(at_once as usize) {
+        stream.say_bytes(&probes(&keys, number..number + at_once)).unwrap();
+        stream.hear_bytes(at_once as usize * PROBE_LEN).unwrap();
+    }
+    let used = u64::from(last) * 2 * PROBE_LEN as u64;
+    await_recorded_use(&reflector.state().join("reflector.db"), used);
+    reflector.end(Signal::KILL);
+    reflector.start().unwrap();
+    let charged = reflector.status()["sessions"]["bytes_today"].as_u64().unwrap();
+    assert!((used + (16 << 20)..2 * used + (16 << 20)).contains(&charged), "{charged} charged, {used} used");
 }
 
 /// Asks the running reflector to add this peer. Returns whether it confirmed.

@@ -12,6 +12,8 @@ const FIRST_WRITES: [Duration; 4] =
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often use is read during a phase. Reading is free; only writing needs the disk.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
+/// How often use is read, and written if it changed, outside of phases: latency probes flow there too.
+const IDLE_INTERVAL: Duration = WRITE_INTERVAL;
 /// The period over which the fastest rate is measured.
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -93,19 +95,19 @@ impl UseRecorder {
         self.note(used, mono);
     }
 
-    /// The phase ended: no bytes flow until the next one.
+    /// The phase ended.
     pub fn phase_ended(&mut self) {
         self.phase_began = None;
         self.is_last_reading_due = true;
     }
 
-    /// When to call [`UseRecorder::read`]; `None`: not before a phase begins.
+    /// When to call [`UseRecorder::read`]; `None`: not before the first lease or phase, because no bytes flow before.
     pub fn next_reading(&self) -> Option<Duration> {
         if self.is_last_reading_due {
             return Some(Duration::ZERO);
         }
-        let began = self.phase_began?;
-        let last = self.readings.back().map_or(began, |(at, _)| *at);
+        let (last, _) = *self.readings.back()?;
+        let Some(began) = self.phase_began else { return Some(last.saturating_add(IDLE_INTERVAL)) };
         let of_start = FIRST_WRITES.into_iter().map(|after| began.saturating_add(after)).find(|at| *at > last);
         Some(of_start.unwrap_or(Duration::MAX).min(last.saturating_add(READ_INTERVAL)))
     }
@@ -114,9 +116,10 @@ impl UseRecorder {
     pub fn read(&mut self, used: u64, mono: Duration) -> Option<RecordedUse> {
         let is_last = std::mem::take(&mut self.is_last_reading_due);
         let current = self.current(used, mono);
-        let is_scheduled = self.phase_began.is_some_and(|began| {
-            began.saturating_add(last_scheduled_write(mono.saturating_sub(began))) > self.tried_at
-        });
+        let is_scheduled = match self.phase_began {
+            Some(began) => began.saturating_add(last_scheduled_write(mono.saturating_sub(began))) > self.tried_at,
+            None => mono >= self.tried_at.saturating_add(IDLE_INTERVAL),
+        };
         // A sudden rise must not wait for the next second: a quarter of the surge is left for the bytes until then.
         let is_surging = used > self.recorded.used.saturating_add(self.recorded.surge / 4 * 3);
         if used == self.recorded.used || !(is_last || is_scheduled || is_surging) {
@@ -194,7 +197,25 @@ mod tests {
         let last = RecordedUse { used: 3_900 * 625, surge: SMALLEST_SURGE };
         assert_eq!(recorder.read(3_900 * 625, began + ms(3_900)), Some(last));
         recorder.written(last);
-        assert_eq!(recorder.next_reading(), None, "nothing flows until the next phase");
+        assert_eq!(recorder.next_reading(), Some(began + ms(4_900)));
+    }
+
+    #[test]
+    fn outside_of_phases_use_is_read_and_written_once_a_second() {
+        let mut recorder = UseRecorder::default();
+        // The first lease: latency probes may flow from here on.
+        let first = recorder.current(0, ms(7_300));
+        recorder.written(first);
+        let mut writes = Vec::new();
+        while let Some(now) = recorder.next_reading().filter(|at| *at < ms(12_000)) {
+            // Nothing flows in the last two seconds.
+            let used = u64::try_from(now.min(ms(10_300)).as_millis()).unwrap() * 1_000_000;
+            if let Some(recorded) = recorder.read(used, now) {
+                writes.push(now);
+                recorder.written(recorded);
+            }
+        }
+        assert_eq!(writes, [ms(8_300), ms(9_300), ms(10_300)]);
     }
 
     #[test]
@@ -254,8 +275,8 @@ mod tests {
             let mut late = late.into_iter().cycle();
             let (mut lateness, mut duration) = late.next().unwrap();
             let mut fastest = 0;
-            // No bytes flow before the first phase.
-            let flowed = [vec![0; began], flowed].concat();
+            // No bytes flow before the first lease, which is at 0 ms; probes may flow before the phase.
+            recorder.current(0, ms(0));
             for (now, used) in flowed.iter().copied().enumerate() {
                 fastest = fastest.max(used - flowed[now.saturating_sub(1_000)]);
                 let mono = ms(now as u64);
@@ -280,12 +301,12 @@ mod tests {
                 let charged = charged_after_crash(&leased, Some(on_disk)).iter().map(|(_, bytes)| bytes).sum::<u64>();
                 let promised = SMALLEST_SURGE.max(2 * fastest);
                 prop_assert!(charged <= used + promised, "{charged} charged, {used} flowed, fastest {fastest}");
-                if now > began && now < began + phase {
-                    // One gap between readings, their delay, and the write that a reading started.
-                    let since = now.saturating_sub(200 + 40 + if writing.is_some() { 150 } else { 0 });
-                    let uncharged = used.saturating_sub(charged);
-                    prop_assert!(uncharged <= used - flowed[since], "{uncharged} uncharged at {now} ms");
-                }
+                // One gap between readings, their delay, and the write that a reading started. The first reading of a
+                // phase is on disk after 240 ms.
+                let gap = if now > began + 300 && now < began + phase { 200 } else { 1_000 };
+                let since = now.saturating_sub(gap + 40 + if writing.is_some() { 150 } else { 0 });
+                let uncharged = used.saturating_sub(charged);
+                prop_assert!(uncharged <= used - flowed[since], "{uncharged} uncharged at {now} ms");
             }
         }
 
