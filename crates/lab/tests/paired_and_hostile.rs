@@ -1,12 +1,12 @@
 //! A paired device that is malicious or broken: its cost to the reflector's host and to other devices is bounded.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::hostile::{AsAppliance, RogueDevice, connect_from};
+use lab::hostile::{AsAppliance, PROBE_LEN, RogueDevice, connect_from, probe_preamble, probes};
 use lab::{Appliance, Reflector, SlowDisk};
-use paramedic_link::admission::{Preamble, SESSION_EXPORTER_LABEL, SessionId, SessionKeys};
+use paramedic_link::admission::{Preamble, SessionId};
 use paramedic_link::tls::Alpn;
 use serde_json::{Value, json};
 
@@ -26,8 +26,7 @@ fn granted(link: &mut AsAppliance, request: &Value) -> SessionId {
 
 /// Opens a data connection of this phase.
 fn data(rogue: &RogueDevice, link: &AsAppliance, session: SessionId, phase: u8, stream: u16) -> AsAppliance {
-    let secret = link.exporter(SESSION_EXPORTER_LABEL, Some(session.as_bytes()));
-    let keys = SessionKeys::derive(session, secret.into());
+    let keys = link.session_keys(session);
     let nonce = [u8::try_from(stream).unwrap(); Preamble::NONCE_LEN];
     let mut connection = rogue.open(Alpn::Data);
     connection.say_bytes(&Preamble { session, phase, stream, nonce }.seal(&keys)).unwrap();
@@ -266,4 +265,55 @@ fn links_from_ever_other_addresses_keep_no_other_device_waiting_for_the_disk() {
     drop(disk);
     assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
     assert!(syncs < 2 * AUDITED + 60, "{syncs} syncs for {LINKS} links");
+}
+
+/// The queues of the TCP connection between these ports of loopback, at its end `local`: bytes that are not acknowledged,
+/// and bytes that arrived and were not read (proc(5), /proc/net/tcp).
+fn queues(local: u16, remote: u16) -> (usize, usize) {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let (local, remote) = (format!(":{local:04X}"), format!(":{remote:04X}"));
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut ours = lines.filter(|line| line[1].ends_with(&local) && line[2].ends_with(&remote));
+    let line = ours.next().unwrap_or_else(|| panic!("no connection{local}{remote}"));
+    let (sent, received) = line[4].split_once(':').unwrap();
+    let bytes = |hex| usize::from_str_radix(hex, 16).unwrap();
+    (bytes(sent), bytes(received))
+}
+
+#[test]
+fn bytes_that_wait_on_the_stream_of_probes_when_a_session_ends_are_charged() {
+    let reflector = Reflector::serve(&[]);
+    let rogue = RogueDevice::pair(&reflector);
+    let target: SocketAddr = reflector.address().parse().unwrap();
+    let mut link = rogue.link();
+    const AT_ONCE: u32 = 160;
+    // TLS and the reflector's buffer hold at most two records.
+    const BUFFERED: usize = 2 * 16 * 1024;
+    for round in 0..12 {
+        let session = granted(&mut link, &request("upload", 1, 1));
+        let keys = link.session_keys(session);
+        let socket = TcpStream::connect(target).unwrap();
+        // The replies are not read: soon the reflector waits in a write, and what it receives stays unread.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4096).unwrap();
+        socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        let ours = socket.local_addr().unwrap().port();
+        let mut stream = AsAppliance::over(socket, rogue.reflector, &rogue.key, Alpn::Data).unwrap();
+        stream.say_bytes(&probe_preamble(&keys)).unwrap();
+        let mut number = 1;
+        while stream.say_bytes(&probes(&keys, number..number + AT_ONCE)).is_ok() {
+            number += AT_ONCE;
+        }
+        let sent = (number - 1) as usize * PROBE_LEN;
+        let arrived = sent - queues(ours, target.port()).0.min(sent);
+        let unread = queues(target.port(), ours).1;
+        assert!(unread > BUFFERED, "round {round}: {unread} bytes are unread");
+        link.say(&json!({ "type": "finish" })).unwrap();
+        link.hear_a("ended").unwrap();
+        let id = json!(session);
+        let line = reflector.await_audited("session_ended", |line| line["session"] == id);
+        let charged = usize::try_from(line["bytes"].as_u64().unwrap()).unwrap();
+        // What was read was answered with as many bytes.
+        let least = arrived + (arrived - unread) - BUFFERED;
+        assert!(charged >= least, "round {round}: {charged} charged, {arrived} arrived, {unread} of them unread");
+    }
 }

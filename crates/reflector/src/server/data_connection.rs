@@ -4,9 +4,6 @@
 use std::sync::Arc;
 
 use paramedic_engines::data_stream::DataStream;
-use paramedic_engines::echo;
-use paramedic_engines::metered_stream::MeteredStream;
-use paramedic_engines::thread_limit;
 use paramedic_link::admission::Preamble;
 use tokio::io::AsyncReadExt;
 
@@ -49,11 +46,7 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     if preamble.phase != Preamble::ECHO {
         return running.admit(preamble, stream);
     }
-    let (keys, control) = (Arc::clone(&running.keys), Arc::clone(&running.control));
-    let stream = MeteredStream::new(stream, Arc::clone(&control));
-    let dwell = Arc::clone(&server.counts.dwell);
-    let answer = move || echo::answer_stream(stream, &keys, &control, &dwell);
-    if let Err(error) = thread_limit::spawn("echo-stream", answer)
+    if let Err(error) = running.answer_probes(stream, Arc::clone(&server.counts.dwell))
         && server.may_log(running.peer)
     {
         tracing::warn!(%error, "no thread for latency probes over TCP");

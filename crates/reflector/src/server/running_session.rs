@@ -4,11 +4,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use paramedic_engines::bind;
 use paramedic_engines::data_stream::DataStream;
-use paramedic_engines::echo::ProbeResponder;
+use paramedic_engines::echo::{self, DwellTimes, ProbeResponder};
 use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
 use paramedic_engines::metered_stream::MeteredStream;
 use paramedic_engines::phase::streams_of;
@@ -50,6 +51,8 @@ pub(super) struct RunningSession {
     resources: RwLock<Option<SessionResources>>,
     /// Whether the session already has its one connection for latency probes over TCP.
     has_probe_stream: AtomicBool,
+    /// The thread of that connection.
+    probe_thread: Mutex<Option<JoinHandle<()>>>,
     wants_lease: Arc<Notify>,
     datagrams: Arc<DatagramCounts>,
     /// What must be on disk of the bytes that were used.
@@ -157,6 +160,7 @@ impl RunningSession {
             control,
             counts: Arc::clone(&server.counts),
             has_probe_stream: AtomicBool::new(false),
+            probe_thread: Mutex::default(),
             wants_lease,
             use_recorder: Mutex::default(),
             had_streams: AtomicBool::new(false),
@@ -186,6 +190,20 @@ impl RunningSession {
         }
     }
 
+    /// Answers the probes of a data connection on its own thread.
+    pub(super) fn answer_probes(&self, stream: DataStream, dwell: Arc<DwellTimes>) -> io::Result<()> {
+        let (keys, control) = (Arc::clone(&self.keys), Arc::clone(&self.control));
+        let stream = MeteredStream::new(stream, Arc::clone(&control));
+        // If the session is being closed, the connection is dropped.
+        let Ok(resources) = self.resources.try_read() else { return Ok(()) };
+        if resources.is_none() {
+            return Ok(());
+        }
+        let answer = move || echo::answer_stream(stream, &keys, &control, &dwell);
+        *lock(&self.probe_thread) = Some(thread_limit::spawn("echo-stream", answer)?);
+        Ok(())
+    }
+
     /// The session's datagrams so far.
     pub(super) fn datagrams(&self) -> DatagramsSeen {
         self.datagrams.seen()
@@ -196,12 +214,17 @@ impl RunningSession {
         !self.has_probe_stream.swap(true, Ordering::Relaxed)
     }
 
-    /// Ends the session's work and frees its resources. Blocks until the threads of its phase have ended and its port
-    /// is free.
+    /// Ends the session's work and frees its resources. Blocks until the threads of its phase and of its probes have
+    /// ended, which the cancellation wakes, and its port is free. All its streams have charged their bytes then.
     fn close(&self) {
         self.control.cancel();
         let resources = self.resources.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(resources);
+        // No thread is started without the resources.
+        if let Some(thread) = lock(&self.probe_thread).take() {
+            // A thread that panicked has dropped its stream too.
+            thread.join().ok();
+        }
     }
 
     /// Runs a phase on its own threads.
