@@ -3,10 +3,12 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{Appliance, Reflector, Running};
 use rustix::process::Signal;
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 /// How long a program may take to print a line on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -82,6 +84,35 @@ fn a_configuration_that_is_read_again_applies_to_new_requests_and_running_tests_
     assert_eq!(count(&reflector, READ_AGAIN), before, "such lines are below the level that the log has now");
     assert_eq!(reflector.must(&["config", "reload"]), "applied: nothing\nneeds a restart: listen_freebind");
     assert_eq!(test.wait(PATIENCE).unwrap().code(), Some(0), "the running test went on: {}", reflector.log());
+}
+
+/// The number of known prefixes in the database of a reflector.
+fn known_prefixes(reflector: &Reflector) -> i64 {
+    let options = SqliteConnectOptions::new().filename(reflector.state().join("reflector.db")).read_only(true);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM known_prefixes").fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        count
+    })
+}
+
+#[test]
+fn the_known_prefixes_of_a_device_go_with_its_authorization() {
+    let device = Appliance::new();
+    let (mut reflector, file) = reflector_with(&format!("authorized_peers = ['{}']\n", device.id()));
+    reflector.start().unwrap_or_else(|error| panic!("it serves: {error:#}\n{}", reflector.log()));
+    let (address, id) = (reflector.address().to_owned(), reflector.id());
+    assert_eq!(device.run(&["pair-reflector", "--peer", &address, "--endpoint-id", &id]).code, 0);
+    let begun = Instant::now();
+    while known_prefixes(&reflector) == 0 {
+        assert!(begun.elapsed() < PATIENCE, "its prefix is not written: {}", reflector.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::fs::write(&file, "authorized_peers = []\n").unwrap();
+    assert!(reflector.must(&["config", "reload"]).starts_with("applied: authorized_peers"));
+    assert_eq!(known_prefixes(&reflector), 0);
 }
 
 #[test]

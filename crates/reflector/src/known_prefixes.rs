@@ -66,7 +66,7 @@ impl KnownPrefixes {
     /// Marks these as unwritten after a failed write: the next call of [`take_unwritten`](Self::take_unwritten) returns
     /// them again.
     pub fn not_written(&mut self, peers: &[PeerPrefixes]) {
-        self.unwritten.extend(peers.iter().map(|(peer, _)| *peer).filter(|peer| self.peers.contains_key(peer)));
+        self.unwritten.extend(peers.iter().map(|(peer, _)| *peer));
     }
 
     /// Removes expired prefixes; the next write removes them from the database.
@@ -81,10 +81,10 @@ impl KnownPrefixes {
         }
     }
 
-    /// Removes the prefixes of `peer`, which is no longer paired.
+    /// Removes the prefixes of `peer`, which is not paired; the next write removes them from the database.
     pub fn remove_peer(&mut self, peer: EndpointId) {
         self.peers.remove(&peer);
-        self.unwritten.remove(&peer);
+        self.unwritten.insert(peer);
     }
 
     /// Every prefix that is known at this time.
@@ -172,7 +172,8 @@ mod tests {
         assert_eq!(known.take_unwritten(), []);
         known.remove_peer(B);
         known.not_written(&unwritten);
-        assert_eq!(known.take_unwritten(), unwritten[..1], "a removed peer does not return");
+        let again = [unwritten[0].clone(), (B, vec![])];
+        assert_eq!(known.take_unwritten(), again, "a removed peer does not return");
     }
 
     #[test]
@@ -180,5 +181,6 @@ mod tests {
         let mut known = KnownPrefixes::new([(A, prefix(1), DAY), (A, prefix(2), DAY), (B, prefix(2), DAY)]);
         known.remove_peer(A);
         assert_eq!(known.all(DAY), BTreeSet::from([prefix(2)]));
+        assert_eq!(known.take_unwritten(), [(A, vec![])], "the next write removes them from the database");
     }
 }

@@ -257,7 +257,7 @@ async fn execute(server: &Arc<Server>, request: AdminRequest) -> anyhow::Result<
             None => AdminReply::Failed { because: "no such device is paired".into() },
         },
         AdminRequest::Status => AdminReply::Status(Box::new(status::read(server))),
-        AdminRequest::Reload => match server.reload() {
+        AdminRequest::Reload => match server.reload().await {
             Ok(changed) => {
                 let names = |settings: Vec<&str>| settings.into_iter().map(str::to_owned).collect();
                 AdminReply::Reloaded { applied: names(changed.applied), needs_restart: names(changed.needs_restart) }

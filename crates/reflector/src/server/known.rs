@@ -35,11 +35,13 @@ impl Server {
         self.prefix_noted.notify_one();
     }
 
-    /// Removes the prefixes of `peer`. The store removes them together with the peer.
+    /// Removes the prefixes of `peer`. The store removes them together with a peer of the database; for a peer of the
+    /// configuration, the next write does.
     pub(super) fn forget_prefixes(&self, peer: EndpointId) {
         let mut known = lock(&self.known_prefixes);
         known.remove_peer(peer);
         self.connection_slots.limiter().set_known(known.all(self.now().unix_ms));
+        self.prefix_noted.notify_one();
     }
 
     /// Removes the expired prefixes. The next write removes them from the database.
@@ -52,6 +54,8 @@ impl Server {
 
     /// Writes the pending prefixes.
     pub(super) async fn write_known(&self) {
+        // A write with an older list of authorized peers must not follow the removal of one of them.
+        let _one_at_a_time = self.writing_known.lock().await;
         if let Err(error) = write(&self.known_prefixes, &self.store, &self.peers.authorized()).await {
             // A prefix that is not in the database is unknown after the next start, until the next link from it.
             tracing::warn!(%error, "known prefixes can't be written");

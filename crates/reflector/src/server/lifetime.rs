@@ -87,6 +87,7 @@ pub async fn serve(
         ))),
         known_prefixes: Mutex::new(known_prefixes),
         prefix_noted: Notify::new(),
+        writing_known: tokio::sync::Mutex::default(),
         pairing: Mutex::new(Pairing::new(id)),
         throttle: Mutex::default(),
         budgets: Mutex::default(),
@@ -113,7 +114,7 @@ pub async fn serve(
         unsettled: Mutex::default(),
         config: Mutex::new(Arc::new(config)),
         reloader,
-        reloading: Mutex::default(),
+        reloading: tokio::sync::Mutex::default(),
     });
     let mut first = vec![AuditEvent::Started { version: version::VERSION.to_owned(), endpoint_id: id }];
     if leases > 0 {

@@ -69,13 +69,15 @@ struct Server {
     config: Mutex<Arc<Config>>,
     reloader: ConfigReloader,
     /// Locked while the configuration is read again.
-    reloading: Mutex<()>,
+    reloading: tokio::sync::Mutex<()>,
     id: EndpointId,
     sessions: Mutex<Sessions<Arc<RunningSession>>>,
     connection_slots: Arc<ConnectionSlots>,
     known_prefixes: Mutex<KnownPrefixes>,
-    /// Notified when a prefix has been noted that is not written yet.
+    /// Notified when known prefixes have changed that are not written yet.
     prefix_noted: Notify,
+    /// Locked while known prefixes are written.
+    writing_known: tokio::sync::Mutex<()>,
     pairing: Mutex<Pairing>,
     throttle: Mutex<EventThrottle>,
     budgets: Mutex<MessageBudgets>,

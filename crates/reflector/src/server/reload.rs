@@ -3,6 +3,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use paramedic_host::config::ConfigError;
 use paramedic_host::log::LogFilter;
@@ -12,6 +13,9 @@ use super::offer::limits;
 use super::{Server, lock};
 use crate::config::{Config, ConfigChange, change};
 use crate::sessions::Limits;
+
+/// How long the removal of known prefixes from the database may keep the outcome waiting. After that it continues later.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a running server reads its configuration again, and changes its log filter.
 pub struct ConfigReloader {
@@ -24,8 +28,8 @@ pub struct ConfigReloader {
 impl Server {
     /// Reads the configuration and applies the settings that need no restart. An invalid configuration changes nothing.
     /// The outcome is logged.
-    pub(super) fn reload(&self) -> Result<ConfigChange, ConfigError> {
-        let _one_at_a_time = lock(&self.reloading);
+    pub(super) async fn reload(&self) -> Result<ConfigChange, ConfigError> {
+        let _one_at_a_time = self.reloading.lock().await;
         let read = tokio::task::block_in_place(|| (self.reloader.read)()).inspect_err(|error| {
             tracing::error!(%error, "the configuration is not valid; nothing was changed");
         })?;
@@ -41,9 +45,13 @@ impl Server {
             let descriptors = sessions.limits().descriptors;
             sessions.set_limits(Limits { descriptors, ..limits(&config, &self.engines) });
         }
-        for peer in self.peers.set_authorized(&config.authorized_peers) {
-            self.disconnect_peer(peer);
-            self.forget_prefixes(peer);
+        let removed = self.peers.set_authorized(&config.authorized_peers);
+        for peer in &removed {
+            self.disconnect_peer(*peer);
+            self.forget_prefixes(*peer);
+        }
+        if !removed.is_empty() {
+            tokio::time::timeout(REMOVAL_TIMEOUT, self.write_known()).await.ok();
         }
         self.due.notify_one();
         tracing::info!(applied = ?changed.applied, "the configuration was read again");
@@ -58,7 +66,7 @@ impl Server {
 pub(super) async fn on_signal(server: Arc<Server>, mut signal: Signal) {
     while signal.recv().await.is_some() {
         // The outcome is logged.
-        server.reload().ok();
+        server.reload().await.ok();
     }
 }
 
