@@ -2,7 +2,7 @@
 //! test whose result could not be saved is not begun.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use lab::{Appliance, Reflector, loopback};
@@ -84,6 +84,28 @@ fn no_save_changes_nothing_in_a_folder_that_can_be_written() {
     }
     assert_eq!(listing(&appliance.state()), before);
     assert_eq!(appliance.run(&["history", "--json"]).json(), Value::Array(vec![]));
+}
+
+#[test]
+fn no_save_uses_no_folder_and_no_database_of_another_user() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can give a folder away");
+        return;
+    }
+    const NOBODY: u32 = 65_534;
+    let reflector = Reflector::serve(&[]);
+    let appliance = Appliance::new().pair(&reflector, reflector.address());
+    let state = appliance.state();
+    // The key stays root's: another user who owns the folder could not read it, but could replace it.
+    chown(&state, Some(NOBODY), None).unwrap();
+    let with_saving = appliance.fails(&[&["speed-test"], SHORT].concat(), 2, "state_dir_unusable").error;
+    let without = appliance.fails(&[&["speed-test", "--no-save"], SHORT].concat(), 2, "state_dir_unusable").error;
+    assert!(without.because.contains("65534") && without.because == with_saving.because, "{without:?}");
+    chown(&state, Some(0), None).unwrap();
+    chown(state.join("packetparamedic.db"), Some(NOBODY), None).unwrap();
+    let refused = appliance.fails(&[&["speed-test", "--no-save"], SHORT].concat(), 2, "state_dir_unusable").error;
+    assert!(refused.because.contains("another user"), "{refused:?}");
+    assert!(reflector.audited("session_granted").is_empty());
 }
 
 #[test]

@@ -76,6 +76,15 @@ fn folders_of_another_user_are_refused() {
         assert!(said.contains(reflector.state().to_str().unwrap()) && said.contains("65534"), "{said}");
     }
     assert_eq!(fs::read_dir(reflector.state()).unwrap().count(), 0, "nothing was written there");
+    // Also with a key that belongs to this user.
+    let key = Reflector::idle(&[]);
+    key.id();
+    fs::copy(key.state().join("identity.key"), reflector.state().join("identity.key")).unwrap();
+    fs::set_permissions(reflector.state().join("identity.key"), Permissions::from_mode(0o600)).unwrap();
+    for command in [&["show-id"][..], &["rotate-identity", "--yes"]] {
+        let said = reflector.fails(command, 2).concat();
+        assert!(said.contains(reflector.state().to_str().unwrap()) && said.contains("65534"), "{said}");
+    }
 
     let reflector = Reflector::idle(&[]);
     let runtime = reflector.home().join("runtime");

@@ -125,6 +125,21 @@ pub fn locate(named: &Path) -> PathBuf {
     if is_open && fs::symlink_metadata(&private).is_ok_and(is_ours) { private } else { named.to_owned() }
 }
 
+/// Like [`locate`], for commands that use the key or the database: a folder of another user, except root, is refused as
+/// by [`open`], also for root. That user could have put anything there.
+pub fn locate_own(named: &Path) -> Result<PathBuf, StateFolderError> {
+    let user = rustix::process::geteuid().as_raw();
+    let path = locate(named);
+    for (folder, may_be_roots) in [(named, true), (&path, path == named)] {
+        // A folder that does not exist belongs to no user.
+        let Ok(owner) = fs::metadata(folder).map(|about| about.uid()) else { continue };
+        if owner != user && !(may_be_roots && owner == 0) {
+            return Err(StateFolderError::Foreign { path: folder.to_owned(), owner, user });
+        }
+    }
+    Ok(path)
+}
+
 /// Creates the folder `path`, or accepts an existing one that belongs to `user`. Returns whether it is new. Links are
 /// not followed: another user may have created them.
 fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
@@ -266,6 +281,26 @@ mod tests {
         fs::create_dir(folder.path().join(PRIVATE)).unwrap();
         assert_eq!(locate(folder.path()), folder.path().join(PRIVATE));
         assert_eq!(locate(&folder.path().join("nowhere")), folder.path().join("nowhere"));
+    }
+
+    #[test]
+    fn a_folder_of_another_user_is_located_only_to_inspect_it() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: only root can give a folder away");
+            return;
+        }
+        let (_kept, path) = folder(0o755, &["key"]);
+        assert_eq!(locate_own(&path).unwrap(), path);
+        assert_eq!(locate_own(&path.join("nowhere")).unwrap(), path.join("nowhere"));
+        fs::create_dir(path.join(PRIVATE)).unwrap();
+        for foreign in [path.join(PRIVATE), path.clone()] {
+            std::os::unix::fs::chown(&foreign, Some(65_534), None).unwrap();
+            let refused = locate_own(&path).unwrap_err();
+            assert!(matches!(refused, StateFolderError::Foreign { owner: 65_534, user: 0, .. }), "{refused}");
+            assert_eq!(locate(&path), path.join(PRIVATE));
+            assert!(matches!(open(&path, own_file), Err(StateFolderError::Foreign { .. })), "the same");
+            std::os::unix::fs::chown(&foreign, Some(0), None).unwrap();
+        }
     }
 
     #[test]

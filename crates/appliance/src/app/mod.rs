@@ -48,20 +48,20 @@ impl Appliance {
     /// The appliance of a configured state folder, and what was changed to make that folder private. `describe` words the
     /// error that the result of a failed test carries. In a folder that cannot be written, what it holds can be read.
     pub fn open(configured: &Path, describe: Describe) -> Result<(Self, Option<Change>), ApplianceError> {
-        let StateFolder { path, change } = match state_folder::open(configured, own_file) {
+        let opened = match state_folder::open(configured, own_file) {
             Err(StateFolderError::Io { source, .. }) if is_write_refused(&source) && configured.is_dir() => {
-                StateFolder { path: state_folder::locate(configured), change: None }
+                state_folder::locate_own(configured).map(|path| StateFolder { path, change: None })
             }
-            opened => {
-                opened.map_err(|source| ApplianceError::StateFolder { configured: configured.to_owned(), source })?
-            }
+            opened => opened,
         };
+        let StateFolder { path, change } = opened.map_err(unusable(configured))?;
         Ok((Self::in_folder(path, false, describe), change))
     }
 
     /// The appliance of a configured state folder, in which nothing is created or changed. The folder need not exist.
-    pub fn open_for_reading(configured: &Path, describe: Describe) -> Self {
-        Self::in_folder(state_folder::locate(configured), true, describe)
+    pub fn open_for_reading(configured: &Path, describe: Describe) -> Result<Self, ApplianceError> {
+        let path = state_folder::locate_own(configured).map_err(unusable(configured))?;
+        Ok(Self::in_folder(path, true, describe))
     }
 
     fn in_folder(folder: PathBuf, is_read_only: bool, describe: Describe) -> Self {
@@ -107,6 +107,11 @@ impl Appliance {
             store => store,
         }
     }
+}
+
+fn unusable(configured: &Path) -> impl FnOnce(StateFolderError) -> ApplianceError {
+    let configured = configured.to_owned();
+    move |source| ApplianceError::StateFolder { configured, source }
 }
 
 /// Whether the error means that this user cannot write there.

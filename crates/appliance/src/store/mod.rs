@@ -177,7 +177,7 @@ impl ApplianceStore {
         // Not opened here: closing a descriptor of an open database would drop SQLite's own locks.
         let about = std::fs::metadata(&path).map_err(|source| StorageError::Folder { path: path.clone(), source })?;
         let user = rustix::process::geteuid();
-        let is_foreign = !user.is_root() && ![0, user.as_raw()].contains(&about.uid());
+        let is_foreign = ![0, user.as_raw()].contains(&about.uid());
         if is_foreign || about.mode() & OTHERS_WRITE != 0 {
             let source = io::Error::new(io::ErrorKind::PermissionDenied, "another user could have written it");
             return Err(StorageError::Folder { path, source });
@@ -333,6 +333,12 @@ mod tests {
         fs::set_permissions(folder.path().join(FILE), fs::Permissions::from_mode(0o620)).unwrap();
         let refused = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
         assert!(refused.to_string().contains("another user"), "{refused}");
+        if rustix::process::geteuid().is_root() {
+            fs::set_permissions(folder.path().join(FILE), fs::Permissions::from_mode(0o600)).unwrap();
+            std::os::unix::fs::chown(folder.path().join(FILE), Some(65_534), None).unwrap();
+            let refused = ApplianceStore::open_for_reading(folder.path()).await.unwrap_err();
+            assert!(refused.to_string().contains("another user"), "{refused}");
+        }
     }
 
     #[tokio::test]

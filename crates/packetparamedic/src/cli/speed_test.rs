@@ -248,7 +248,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     let request = request(&args, context)?;
     let options = args.provider_options.values(&request.provider)?;
     let appliance = if args.no_save {
-        Appliance::open_for_reading(&context.settings.state_dir, failure::describe)
+        Appliance::open_for_reading(&context.settings.state_dir, failure::describe)?
     } else {
         context.open_appliance().map_err(ApplianceError::or_cannot_save)?.clone()
     };

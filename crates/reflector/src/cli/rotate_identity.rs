@@ -4,7 +4,7 @@ use paramedic_link::key_file::{self, KeyFileError};
 
 use super::load;
 use super::output::{note, print_line};
-use super::state::with_state_as_it_is;
+use super::state::with_own_state_as_it_is;
 use crate::config::{Config, PlaceFlags};
 use crate::failure::{Exit, Failure};
 
@@ -18,7 +18,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    rotate(&with_state_as_it_is(load(&args.place.values)?), args.yes)
+    rotate(&with_own_state_as_it_is(load(&args.place.values)?)?, args.yes)
 }
 
 fn rotate(config: &Config, yes: bool) -> Result<(), Failure> {

@@ -1,6 +1,8 @@
 //! The state folder and its identity, for the commands.
 
-use paramedic_link::state_folder::{self, Change, OwnFile};
+use std::path::Path;
+
+use paramedic_link::state_folder::{self, Change, OwnFile, StateFolderError};
 use paramedic_link::{SecretKey, key_file};
 
 use super::output::note;
@@ -17,18 +19,20 @@ fn own_file(name: &str) -> Option<OwnFile> {
     }
 }
 
+fn unusable(named: &Path, error: StateFolderError) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        "state_dir",
+        format!("the state folder {} cannot be used", named.display()),
+        error,
+        "set another folder with --state-dir or REFLECTOR_STATE_DIR, or run as the user that owns it",
+    )
+}
+
 /// Resolves the state folder of the configuration. Creates the folder if it does not exist.
 pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     let named = config.state_dir.clone();
-    let folder = state_folder::open(&named, own_file).map_err(|error| {
-        Failure::new(
-            Exit::Usage,
-            "state_dir",
-            format!("the state folder {} cannot be used", named.display()),
-            error,
-            "set another folder with --state-dir or REFLECTOR_STATE_DIR, or run as the user that owns it",
-        )
-    })?;
+    let folder = state_folder::open(&named, own_file).map_err(|error| unusable(&named, error))?;
     let path = folder.path.display();
     match folder.change {
         Some(Change::Tightened { mode }) => {
@@ -46,10 +50,17 @@ pub(super) fn with_state(mut config: Config) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// Like [`with_state`], but creates and changes nothing.
+/// Like [`with_state`], but creates and changes nothing, and refuses no folder: for commands that inspect.
 pub(super) fn with_state_as_it_is(mut config: Config) -> Config {
     config.state_dir = state_folder::locate(&config.state_dir);
     config
+}
+
+/// Like [`with_state`], but creates and changes nothing.
+pub(super) fn with_own_state_as_it_is(mut config: Config) -> Result<Config, Failure> {
+    config.state_dir =
+        state_folder::locate_own(&config.state_dir).map_err(|error| unusable(&config.state_dir, error))?;
+    Ok(config)
 }
 
 /// Loads the identity. Without a provided key, creates it at first use.
@@ -66,7 +77,7 @@ pub(super) fn identity_as_it_is(config: Config) -> Result<SecretKey, Failure> {
     if config.provided_key.is_some() {
         return identity(&config);
     }
-    match key_file::load(&with_state_as_it_is(config.clone()).key_file()) {
+    match key_file::load(&with_own_state_as_it_is(config.clone())?.key_file()) {
         Ok(key) => Ok(key),
         Err(_) => identity(&with_state(config)?),
     }
