@@ -537,8 +537,10 @@ mod tests {
 
     #[test]
     fn without_a_limit_of_descriptors_every_place_is_available() {
-        let limiter =
-            ConnectionLimiter::new(crate::descriptors::DescriptorShares::divide(None).unauthenticated, BTreeSet::new());
+        let limiter = ConnectionLimiter::new(
+            crate::descriptors::DescriptorShares::divide(None, 1).unauthenticated,
+            BTreeSet::new(),
+        );
         let places = (limiter.unknown_places, limiter.known_places, limiter.leaving_places);
         assert_eq!(places, (UNKNOWN_PLACES, KNOWN_PLACES, 64));
     }

@@ -4,9 +4,11 @@
 use paramedic_engines::data_listener;
 use paramedic_link::test_spec::{DataMode, Direction, PhaseSpec, TestSpec};
 
-/// Descriptors reserved for the program's own files: listeners, database, audit log, responders, the admin socket and
-/// its clients.
+/// Descriptors reserved for the program's own files: the first listening address, database, audit log, responders, the
+/// admin socket and its clients.
 const KEPT: usize = 64;
+/// Descriptors of each further listening address: a listener, and a responder with its wake-up descriptor.
+const OF_ADDRESS: usize = 3;
 /// The most open links of all devices together.
 const LINKS: usize = 4096;
 /// The most unauthenticated connections at once.
@@ -23,8 +25,16 @@ fn of_stream(direction: Direction) -> usize {
 /// pipes, a log file.
 const PER_SESSION: usize = 16;
 
-/// Enough descriptors for the largest session, plus the unauthenticated connections and links that are then allowed.
-pub const ENOUGH: u64 = 1408;
+/// Enough descriptors for the largest session, plus the unauthenticated connections and links that are then allowed, for
+/// a reflector that listens on so many addresses.
+pub fn enough(listening: usize) -> u64 {
+    1408 + (kept(listening) - KEPT) as u64
+}
+
+/// The reserved descriptors of a reflector that listens on so many addresses.
+fn kept(listening: usize) -> usize {
+    KEPT.saturating_add(listening.saturating_sub(1).saturating_mul(OF_ADDRESS))
+}
 
 /// The descriptor limits of each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +48,11 @@ pub struct DescriptorShares {
 }
 
 impl DescriptorShares {
-    /// Divides `allowed`, the limit of open files; `None`: there is no limit.
-    pub fn divide(allowed: Option<u64>) -> Self {
+    /// Divides `allowed`, the limit of open files of a reflector that listens on so many addresses; `None`: there is no
+    /// limit.
+    pub fn divide(allowed: Option<u64>, listening: usize) -> Self {
         let allowed = allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(usize::MAX);
-        let left = allowed.saturating_sub(KEPT);
+        let left = allowed.saturating_sub(kept(listening));
         let unauthenticated = UNAUTHENTICATED.min(left / 4);
         let links = LINKS.min(left / 4);
         Self { unauthenticated, links, sessions: left - unauthenticated - links }
@@ -84,22 +95,40 @@ mod tests {
         // Clients without a key may occupy a place for each of its streams, in addition to the streams.
         assert_eq!(of_session(&tunneled), 16 + 64 * 8 + 129);
         for largest in [largest, tunneled] {
-            assert!(of_session(&largest) <= DescriptorShares::divide(Some(ENOUGH)).sessions);
+            for listening in [1, 2, 100] {
+                let shares = DescriptorShares::divide(Some(enough(listening)), listening);
+                assert!(of_session(&largest) <= shares.sessions);
+            }
         }
         assert_eq!(
-            DescriptorShares::divide(Some(1024)),
+            DescriptorShares::divide(Some(1024), 1),
             DescriptorShares { unauthenticated: 240, links: 240, sessions: 480 }
         );
     }
 
     #[test]
+    fn each_further_address_takes_three_descriptors_from_the_network() {
+        for allowed in [128, 256, 1024, 4096] {
+            for listening in [1, 2, 10, 64] {
+                let shares = DescriptorShares::divide(Some(allowed), listening);
+                let given = shares.unauthenticated + shares.links + shares.sessions;
+                let left = usize::try_from(allowed).unwrap().saturating_sub(64 + 3 * (listening - 1));
+                assert_eq!(given, left, "{listening} addresses, {allowed} descriptors");
+            }
+        }
+    }
+
+    #[test]
     fn small_limits_are_divided_and_large_ones_are_not_used_up() {
         assert_eq!(
-            DescriptorShares::divide(Some(128)),
+            DescriptorShares::divide(Some(128), 1),
             DescriptorShares { unauthenticated: 16, links: 16, sessions: 32 }
         );
-        assert_eq!(DescriptorShares::divide(Some(10)), DescriptorShares { unauthenticated: 0, links: 0, sessions: 0 });
-        let unlimited = DescriptorShares::divide(None);
+        assert_eq!(
+            DescriptorShares::divide(Some(10), 1),
+            DescriptorShares { unauthenticated: 0, links: 0, sessions: 0 }
+        );
+        let unlimited = DescriptorShares::divide(None, 1);
         assert_eq!((unlimited.unauthenticated, unlimited.links), (UNAUTHENTICATED, LINKS));
     }
 }

@@ -45,7 +45,7 @@ pub async fn serve(
     let hangup = Hangup::of_this_process();
     let mut signals = Signals::listen(hangup)?;
     let reload_signal = (hangup == Hangup::Reloads).then(|| signal(SignalKind::hangup())).transpose()?;
-    let descriptors = DescriptorShares::divide(allow_many_descriptors());
+    let descriptors = DescriptorShares::divide(allow_many_descriptors(config.listen.len()), config.listen.len());
     let id = key.id();
     let store = Store::open(&config.database()).await?;
     let (leases, charged_bytes) = charge_open_leases(&store).await?;
@@ -262,7 +262,7 @@ async fn drain_on_signal(server: &Server, signals: &mut Signals, tasks: &mut Joi
 /// Raises the limit of open descriptors. A session of 64 streams in each direction takes some 400 descriptors, and
 /// shells and service managers often allow 1,024 in total although the kernel would allow more. Returns the new limit;
 /// `None`: no limit.
-fn allow_many_descriptors() -> Option<u64> {
+fn allow_many_descriptors(listening: usize) -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
@@ -271,7 +271,7 @@ fn allow_many_descriptors() -> Option<u64> {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     let allowed = getrlimit(Resource::Nofile).current;
-    if let Some(allowed) = allowed.filter(|allowed| *allowed < descriptors::ENOUGH) {
+    if let Some(allowed) = allowed.filter(|allowed| *allowed < descriptors::enough(listening)) {
         tracing::warn!(allowed, "the limit of open files is low: large sessions are refused (raise LimitNOFILE)");
     }
     allowed
