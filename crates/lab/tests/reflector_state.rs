@@ -1,10 +1,13 @@
 //! The reflector's state folder, and which running reflectors its commands talk to.
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use lab::{Appliance, Reflector};
+use serde_json::{Value, json};
 
 const NOBODY: u32 = 65_534;
 
@@ -115,6 +118,45 @@ fn a_provided_key_is_the_identity_and_is_only_read() {
     fs::remove_file(&key).unwrap();
     let refused = second.fails(&["serve"], 2);
     assert!(refused[1].contains("there is no file"), "{refused:?}");
+}
+
+#[test]
+fn a_user_other_than_root_and_the_reflectors_gets_only_a_counted_refusal() {
+    if !may_give_away() {
+        return;
+    }
+    let reflector = Reflector::serve(&[]);
+    let socket = reflector.state().join("admin.sock");
+    // The permissions of the folders and of the socket let every user connect: the reflector itself refuses.
+    for (path, mode) in [(reflector.home(), 0o755), (reflector.state().as_path(), 0o711), (socket.as_path(), 0o666)] {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+    let peer = Appliance::new().id();
+    let requests = [json!({ "v": 1, "do": "status" }), json!({ "v": 1, "do": "add_peer", "peer": peer, "name": "x" })];
+    let answers = |user: u32| {
+        let ask = |request: &Value| {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            // A refusal is sent without reading the request.
+            let _ = stream.write_all(format!("{request}\n").as_bytes());
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).unwrap();
+            serde_json::from_str::<Value>(&line).unwrap()["event"].as_str().unwrap().to_owned()
+        };
+        // Only this thread changes its user.
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
+                requests.each_ref().map(ask)
+            });
+            asking.join().unwrap()
+        })
+    };
+    assert_eq!(answers(NOBODY), ["failed", "failed"]);
+    let status = reflector.status();
+    assert_eq!((&status["refused"]["admin_user"], &status["peers"]), (&json!(2), &json!(0)), "{status:#}");
+    reflector.await_audited("refused", |line| line["reason"] == "admin_user");
+    assert_eq!(answers(0), ["status", "done"]);
+    assert_eq!(reflector.status()["peers"], 1);
 }
 
 #[test]

@@ -28,8 +28,8 @@ use crate::metrics;
 const MAX_CONNECTIONS: usize = 8;
 /// The longest time of a connection, from its acceptance to its end.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection counts at least: at most 32 are accepted in a second, so that a client that asks in a loop takes
-/// no processor time from tests.
+/// How long a connection counts at least, so that a client that asks in a loop takes no processor time from tests: 32 are
+/// accepted in a second, on average.
 const MIN_SLOT_TIME: Duration = Duration::from_millis(250);
 /// Connections that the kernel queues until they are accepted.
 const LISTEN_BACKLOG: i32 = 16;
