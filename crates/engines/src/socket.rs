@@ -184,6 +184,36 @@ pub fn retransmits_and_mss(socket: &TcpStream) -> (Option<u32>, Option<u32>) {
     (info.total_retrans, info.snd_mss)
 }
 
+/// How long a connection was busy, and how long something other than the path limited it meanwhile (`TCP_INFO`), in
+/// microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LimitedTimes {
+    pub(crate) busy_us: u64,
+    pub(crate) receive_window_us: u64,
+    pub(crate) send_buffer_us: u64,
+}
+
+impl LimitedTimes {
+    /// The times since `before`.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            busy_us: self.busy_us.saturating_sub(before.busy_us),
+            receive_window_us: self.receive_window_us.saturating_sub(before.receive_window_us),
+            send_buffer_us: self.send_buffer_us.saturating_sub(before.send_buffer_us),
+        }
+    }
+}
+
+/// What the kernel recorded of `socket` since it was opened; `None` before Linux 4.10.
+pub(crate) fn limited_times(socket: &TcpStream) -> Option<LimitedTimes> {
+    let info = sys::tcp_info(socket).ok()?;
+    Some(LimitedTimes {
+        busy_us: info.busy_us?,
+        receive_window_us: info.receive_window_us?,
+        send_buffer_us: info.send_buffer_us?,
+    })
+}
+
 /// Whether sent bytes are not acknowledged yet.
 pub(crate) fn is_unacknowledged(socket: &TcpStream) -> bool {
     sys::tcp_info(socket).is_ok_and(|info| info.unacked.is_some_and(|segments| segments > 0))

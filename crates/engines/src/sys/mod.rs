@@ -34,6 +34,12 @@ pub(crate) struct TcpInfo {
     pub(crate) bytes_acked: Option<u64>,
     /// Payload bytes received, without duplicates.
     pub(crate) bytes_received: Option<u64>,
+    /// How long there was unacknowledged or unsent data, in microseconds.
+    pub(crate) busy_us: Option<u64>,
+    /// Of that, how long the receiver's window stopped the sender.
+    pub(crate) receive_window_us: Option<u64>,
+    /// Of that, how long the size of the send buffer stopped the sender.
+    pub(crate) send_buffer_us: Option<u64>,
 }
 
 impl TcpInfo {
@@ -63,6 +69,30 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         return Err(io::Error::last_os_error());
     }
     Ok(TcpInfo::parse(raw.get(..len as usize).unwrap_or(&raw)))
+}
+
+/// The link modes that the driver of `interface` supports: the first 32 bits of the kernel's list
+/// (`ETHTOOL_LINK_MODE_…`, linux/ethtool.h).
+pub(crate) fn supported_link_modes(interface: &str) -> io::Result<u32> {
+    /// Reads the settings of a link; needs no rights.
+    const ETHTOOL_GSET: u32 = 1;
+    if interface.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // `struct ethtool_cmd` has 11 words; the first is the command, the second has the supported modes.
+    let mut settings = [0u32; 11];
+    settings[0] = ETHTOOL_GSET;
+    // SAFETY: `ifreq` is integers, arrays of them and a pointer, for which all zeroes are a valid value.
+    let mut request = unsafe { std::mem::zeroed::<libc::ifreq>() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = settings.as_mut_ptr().cast();
+    // SAFETY: the descriptor is open for the call; `request` is valid for reads and writes, its name ends with a zero,
+    // and it points to `settings`, which lives for the call and has the size that this command reads and writes.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+    if result == 0 { Ok(settings[1]) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes `socket` readable for polls only from `bytes` on, or at its end (socket(7), `SO_RCVLOWAT`).
@@ -144,6 +174,9 @@ impl TcpInfo {
             total_retrans: u32_at(100),
             bytes_acked: u64_at(120),
             bytes_received: u64_at(128),
+            busy_us: u64_at(168),
+            receive_window_us: u64_at(176),
+            send_buffer_us: u64_at(184),
         }
     }
 }
@@ -184,6 +217,16 @@ mod tests {
         assert!(info.snd_mss.unwrap() >= 536);
         assert!(info.total_retrans.is_some());
         assert!(info.last_ack_recv_ms.is_some() && info.unacked.is_some());
+        assert_eq!((info.receive_window_us, info.send_buffer_us), (Some(0), Some(0)));
+        assert!(info.busy_us.is_some());
+    }
+
+    #[test]
+    fn an_interface_without_link_modes_is_an_error() {
+        assert!(supported_link_modes("lo").is_err(), "loopback has no link");
+        for name in ["", "nonesuch", "a_name_that_is_too_long_for_an_interface"] {
+            assert!(supported_link_modes(name).is_err(), "{name}");
+        }
     }
 
     #[test]

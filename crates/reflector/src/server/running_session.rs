@@ -3,13 +3,14 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use paramedic_engines::bind;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::ProbeResponder;
 use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
+use paramedic_engines::interface::InterfaceClock;
 use paramedic_engines::metered_stream::MeteredStream;
 use paramedic_engines::phase::streams_of;
 use paramedic_engines::session_control::SessionControl;
@@ -43,6 +44,8 @@ pub(super) struct RunningSession {
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
+    /// The local address of its link.
+    local: IpAddr,
     pub(super) keys: Arc<SessionKeys>,
     pub(super) control: Arc<SessionControl>,
     counts: Arc<ServerCounts>,
@@ -146,6 +149,7 @@ impl RunningSession {
             link: reservation.link,
             peer: reservation.peer,
             spec: reservation.spec.clone(),
+            local: local.ip(),
             datagrams: enrolment.counts(),
             resources: RwLock::new(Some(SessionResources {
                 _enrolment: enrolment,
@@ -213,8 +217,10 @@ impl RunningSession {
                 events.send(SessionEvent { session: running.session, what }).ok();
             };
             let payload = PhasePayload::new(&running.counts);
+            let interface = OnceLock::new();
             let report = |progress| {
                 if matches!(progress, PhaseProgress::Started) {
+                    interface.get_or_init(|| InterfaceClock::start(running.local));
                     lock(&running.use_recorder).phase_began(running.control.spent(), running.began.elapsed());
                     running.phase_changed.notify_one();
                     let spec = running.spec.phases.get(usize::from(phase));
@@ -230,10 +236,11 @@ impl RunningSession {
                 });
             };
             let resources = running.resources.read().unwrap_or_else(PoisonError::into_inner);
-            let tally = resources
+            let mut tally = resources
                 .as_ref()
                 .map_or_else(PhaseTally::default, |resources| resources.server_end.run(phase, &report));
             drop(resources);
+            tally.interface = interface.get().and_then(|interface| interface.as_ref()?.traffic());
             for direction in Direction::BOTH {
                 payload.note_total(direction, tally.direction(direction).map_or(0, |tally| tally.count.bytes));
             }

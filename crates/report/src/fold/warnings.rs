@@ -356,7 +356,8 @@ mod tests {
         let of = |bytes| DirectionTally { reduced_window_bytes: NonZeroU32::new(bytes), ..DirectionTally::default() };
         let phase = |load, own, theirs| {
             let mut phase = PhaseRecord::new(PhaseSpec { load, duration_ms: 1000 });
-            let both = |bytes| PhaseTally { download: Some(of(bytes)), upload: Some(of(bytes)), cut_short: None };
+            let both =
+                |bytes| PhaseTally { download: Some(of(bytes)), upload: Some(of(bytes)), ..PhaseTally::default() };
             phase.own = Some(both(own));
             phase.set_theirs(both(theirs));
             phase

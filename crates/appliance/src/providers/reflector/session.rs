@@ -10,6 +10,7 @@ use paramedic_engines::dialer::{Dialer, SocketOptions};
 use paramedic_engines::echo::pacing::{FIRST_INTERVAL, ProbePacing};
 use paramedic_engines::echo::{Prober, ProberSetup, Probes};
 use paramedic_engines::engine::{ClientSetup, EngineClient, PhaseProgress, Unavailable};
+use paramedic_engines::interface::InterfaceClock;
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::thread_limit;
@@ -252,11 +253,13 @@ impl ReflectorSession {
         let (progress, mut readings) = mpsc::unbounded_channel();
         let (done, mut own) = oneshot::channel::<PhaseTally>();
         let client_end = Arc::clone(&self.client_end);
+        let interface = InterfaceClock::start(self.client.local());
         let run = move || {
             // A receiver that is gone means that the session is cancelled: then the phase ends.
-            let tally = client_end.run(number, &|reading| {
+            let mut tally = client_end.run(number, &|reading| {
                 progress.send(reading).ok();
             });
+            tally.interface = interface.and_then(|interface| interface.traffic());
             done.send(tally).ok();
         };
         let failed = |error| internal(&error);
