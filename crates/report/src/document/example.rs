@@ -117,6 +117,7 @@ pub fn bare() -> ResultDocument {
             intervals: None,
             data_path: DataPathOfEnds::default(),
             cpu: CpuOfEnds::default(),
+            limited_by: None,
             ..throughput(50_000_000)
         }),
         upload: None,
@@ -226,6 +227,24 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
                 ..CpuUse::default()
             })),
         },
+        limited_by: Some(LimitedBy {
+            cause: LimitCause::Network,
+            evidence: vec![
+                LimitEvidence {
+                    name: "path_share".to_owned(),
+                    end: None,
+                    value: Quantity::Fraction(0.97),
+                    text: "the streams waited for the path for 97 % of the time".to_owned(),
+                },
+                LimitEvidence {
+                    name: "retransmitted_segments".to_owned(),
+                    end: None,
+                    value: Quantity::Whole(12),
+                    text: "12 segments were retransmitted".to_owned(),
+                },
+            ],
+            because: vec![],
+        }),
     }
 }
 

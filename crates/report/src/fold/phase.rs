@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use paramedic_link::PeerText;
-use paramedic_link::measurement::{DirectionTally, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::measurement::{DirectionTally, INTERVAL_MS, InterfaceTraffic, PhaseTally, Sample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
 
 use super::claims::{self, Impossible};
 use super::rates::bytes_of;
-use crate::document::{Event, IntervalReading, UdpResult};
+use crate::document::{Event, IntervalReading, ObservedEnd, UdpResult};
 
 /// The most bytes that an end that stopped early may have sent without counting them: one write of 1 MiB on each of 64
 /// streams.
@@ -206,6 +206,15 @@ impl PhaseRecord {
             }
         }
         self.theirs = Some(tally);
+    }
+
+    /// What the interface of an end carried during the phase.
+    pub(super) fn traffic(&self, end: ObservedEnd) -> Option<InterfaceTraffic> {
+        let tally = match end {
+            ObservedEnd::Appliance => &self.own,
+            ObservedEnd::Reflector => &self.theirs,
+        };
+        tally.as_ref()?.interface
     }
 
     /// Whether the tallies of both ends are known.

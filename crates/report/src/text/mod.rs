@@ -1,5 +1,6 @@
 //! The report of a result document for a reader: a sentence, then the numbers. Pure; never prints.
 
+mod limit;
 mod self_test;
 
 use paramedic_link::EndpointId;
@@ -229,6 +230,11 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
         if !ends.is_empty() {
             labelled(if at == 0 { "Processor" } else { "" }, format!("{}: {ends} of a core", lower_first(label)));
         }
+    }
+    let limits = directions(document).filter_map(|(label, result)| Some((label, result.limited_by.as_ref()?)));
+    for (at, (label, limited_by)) in limits.enumerate() {
+        let text = format!("{}: {}", lower_first(label), limit::limit(limited_by, detail));
+        labelled(if at == 0 { "Limited by" } else { "" }, text);
     }
     if let Some(reflector) = &document.reflector {
         labelled("Against", format!("{} at {}, {}", reflector.name, reflector.address, short(reflector.endpoint_id)));
