@@ -313,7 +313,10 @@ impl ReflectorClient {
             match self.answer().await? {
                 ToAppliance::Ended { datagrams, .. } => return Ok(datagrams),
                 // News of the session that were on the way.
-                ToAppliance::Started { .. } | ToAppliance::Samples { .. } | ToAppliance::PhaseDone { .. } => {}
+                ToAppliance::Started { .. }
+                | ToAppliance::Samples { .. }
+                | ToAppliance::PhaseDetail { .. }
+                | ToAppliance::PhaseDone { .. } => {}
                 other => return Err(self.unexpected(&other)),
             }
         }

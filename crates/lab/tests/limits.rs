@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use lab::{Appliance, Cable, CableSpec, Host, Reflector, TwoHosts, limit_repetitions};
 use paramedic_link::measurement::Duplex;
-use paramedic_link::test_spec::Direction;
+use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::{LimitCause, LimitedBy, ResultDocument};
 
 fn serve(hosts: &TwoHosts) -> Reflector {
@@ -92,12 +92,30 @@ fn the_line_the_request_and_other_traffic_are_told_apart() {
         let of = |args: &[&str], cause, shown_by| limited_by(&appliance, &reflector, args, cause, shown_by);
         let result = of(&["-t", "2", "--idle", "0.6"], LimitCause::Network, "path_share");
         assert!(!result.warnings.iter().any(|warning| warning.code.ends_with("_cpu")), "{result:#?}");
+        let detail = of(&["-t", "1", "--idle", "0.6", "-R", "--intervals"], LimitCause::Network, "path_share");
+        has_detail(&detail);
         of(&["-b", "2M", "-P", "1", "-t", "2", "--idle", "0", "-R"], LimitCause::Policy, "requested_bps");
         of(&["-n", "1M", "-t", "5", "--idle", "0", "-R"], LimitCause::Policy, "requested_bytes");
         let _other = OtherTraffic::between(&hosts);
         let shared = of(&["-t", "3", "--idle", "0.6", "-R"], LimitCause::OtherTraffic, "other_bps");
         assert!(warns(&shared, "other_traffic"), "{shared:#?}");
     }
+}
+
+/// Whether the document has what the kernels recorded of each stream of the download, and nothing impossible.
+fn has_detail(result: &ResultDocument) {
+    let download = result.measured(Load::Download, Direction::Download).unwrap();
+    for (end, samples) in [("sender", &download.tcp.sender), ("receiver", &download.tcp.receiver)] {
+        for stream in 0..4 {
+            let of_stream = samples.iter().filter(|sample| sample.stream == stream).collect::<Vec<_>>();
+            assert!(of_stream.len() >= 3, "{end}: {samples:#?}");
+            assert!(of_stream.windows(2).all(|two| two[0].at_ms < two[1].at_ms), "{end}: {samples:#?}");
+        }
+    }
+    // 20 Mbit/s in four streams: the kernel's own rates are of that order.
+    let last = download.tcp.sender.last().unwrap();
+    assert!(last.rtt_us > Some(0) && last.cwnd > Some(0) && last.busy_us > Some(0), "{last:#?}");
+    assert!(download.tcp.sender.iter().any(|sample| sample.delivery_bps > Some(500_000)), "{download:#?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use paramedic_link::measurement::{DirectionTally, TcpTimes};
+use paramedic_link::phase_detail::TcpSample;
 
 use super::ready::{ReadyConnection, TcpReport, TcpRun, Watched};
 use super::{receiver, sender};
@@ -42,6 +43,10 @@ impl PhaseStream for ReadyConnection {
 
     fn acknowledged(watched: &Watched, total: u64) -> u64 {
         watched.acknowledged(total)
+    }
+
+    fn tcp_sample(watched: &Watched) -> Option<TcpSample> {
+        socket::tcp_sample(&watched.socket)
     }
 
     /// While all sent bytes are acknowledged, the other end has nothing to send, so its silence is ignored.

@@ -20,6 +20,7 @@ use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{DatagramsSeen, PhaseTally, Sample};
 use paramedic_link::message::EndReason;
+use paramedic_link::phase_detail::{PhaseDetail, TcpSample};
 use paramedic_link::test_spec::{Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -37,6 +38,9 @@ const LARGEST_LEASE: u64 = 64 << 30;
 
 /// The delay before a failed write of a lease is retried, while bytes of an earlier one are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
+
+/// What the kernel recorded of the streams of a phase takes at most this part of its payload to send: a twentieth.
+const DETAIL_OF_PAYLOAD: u64 = 20;
 
 /// One granted session.
 pub(super) struct RunningSession {
@@ -90,6 +94,8 @@ pub(super) struct SessionEvent {
 pub(super) enum PhaseEvent {
     Started(u8),
     Sample(u8, Direction, Sample),
+    /// A part of what the kernel recorded of the streams; it fits a message.
+    Detail(u8, Direction, Vec<TcpSample>),
     Done(u8, Box<PhaseTally>),
 }
 
@@ -218,6 +224,7 @@ impl RunningSession {
             };
             let payload = PhasePayload::new(&running.counts);
             let interface = OnceLock::new();
+            let details = Mutex::new(Vec::new());
             let report = |progress| {
                 if matches!(progress, PhaseProgress::Started) {
                     interface.get_or_init(|| InterfaceClock::start(running.local));
@@ -229,6 +236,7 @@ impl RunningSession {
                 }
                 send(match progress {
                     PhaseProgress::Started => PhaseEvent::Started(phase),
+                    PhaseProgress::Detail(direction, sample) => return lock(&details).push((direction, sample)),
                     PhaseProgress::Received(direction, sample) | PhaseProgress::Sent(direction, sample) => {
                         payload.note_sample(direction, sample.bytes);
                         PhaseEvent::Sample(phase, direction, sample)
@@ -246,6 +254,12 @@ impl RunningSession {
             }
             lock(&running.use_recorder).phase_ended();
             running.phase_changed.notify_one();
+            // On a slow line the detail takes a small part of the time that the phase took.
+            let most_bytes = usize::try_from(tally.bytes() / DETAIL_OF_PAYLOAD).unwrap_or(usize::MAX);
+            let details = std::mem::take(&mut *lock(&details));
+            for (direction, samples) in PhaseDetail::of(details, most_bytes).parts() {
+                send(PhaseEvent::Detail(phase, direction, samples));
+            }
             send(PhaseEvent::Done(phase, Box::new(tally)));
         };
         thread_limit::spawn(format!("phase-{phase}"), run).map(drop)

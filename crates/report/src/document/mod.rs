@@ -8,6 +8,7 @@ pub mod example;
 mod fallback;
 mod limit;
 mod schema;
+mod tcp;
 
 use std::fmt;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Star
 pub use fallback::{DataModeFallback, FallbackReason};
 pub use limit::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
 pub use schema::schema;
+pub use tcp::TcpOfEnds;
 
 /// The name and version of the result document's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -371,6 +373,9 @@ pub struct ThroughputResult {
     /// What limited the rate; absent in documents of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limited_by: Option<LimitedBy>,
+    /// What the kernels recorded of the streams, if requested.
+    #[serde(default, skip_serializing_if = "TcpOfEnds::is_empty")]
+    pub tcp: TcpOfEnds,
 }
 
 impl ThroughputResult {

@@ -105,6 +105,7 @@ pub(super) fn throughput(
         data_path: data_paths((sender, receiver)),
         cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
         limited_by: None,
+        tcp: phase.detail(direction),
     })
 }
 

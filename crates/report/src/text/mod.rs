@@ -146,6 +146,10 @@ fn facts(result: &ThroughputResult) -> Vec<String> {
             format!("most intervals from {} to {}", quantity::rate(spread.p10), quantity::rate(spread.p90))
         }),
     );
+    facts.extend(result.tcp.medians().map(|[rtt, least, cwnd]| {
+        let (rtt, least) = (quantity::micros(rtt.into()), quantity::micros(least.into()));
+        format!("TCP round trip {rtt} (least {least}), congestion window {cwnd} segments")
+    }));
     facts.extend(result.line_rate_estimate.map(|line| format!("about {} on the wire", quantity::rate(line.rate_bps))));
     indented(&facts.join(", "))
 }

@@ -20,7 +20,7 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::message::{END_AFTER_SILENCE, Grant, HEARTBEAT, ToAppliance, ToReflector};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::{self, Alpn, Expect};
-use paramedic_report::document::{Event, FallbackReason, LatencyReading, PhaseBegun};
+use paramedic_report::document::{Event, FallbackReason, LatencyReading, ObservedEnd, PhaseBegun};
 use paramedic_report::fold::{CountedReading, Impossible, PhaseRecord, ProbeSchedule, ResultBuilder};
 use paramedic_report::stats::{self, Statement};
 use tokio::sync::{mpsc, oneshot};
@@ -381,6 +381,11 @@ impl ReflectorSession {
                             self.note(observer, record, reading);
                         }
                     }
+                    Some(ToAppliance::PhaseDetail { phase, direction, samples }) if phase == number => {
+                        for sample in samples {
+                            record.note_detail(ObservedEnd::Reflector, direction, sample);
+                        }
+                    }
                     Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.set_theirs(*tally),
                     _ => {}
                 },
@@ -644,6 +649,9 @@ async fn probe(order: ProberSetup) -> Result<Prober, ApplianceError> {
 
 /// Keeps a reading. Reports it to the observer and returns it if it counts.
 fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgress) -> Option<CountedReading> {
+    if let PhaseProgress::Detail(direction, sample) = progress {
+        record.note_detail(ObservedEnd::Appliance, direction, sample);
+    }
     let (end, direction, sample) = as_folded(progress)?;
     let shown = record.note(end, direction, sample)?;
     (observer.events)(shown.event(record.load));
