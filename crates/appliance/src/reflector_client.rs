@@ -315,7 +315,10 @@ impl ReflectorClient {
                 match self.no_heartbeat().await? {
                     ToAppliance::Ended { datagrams, .. } => return Ok(datagrams),
                     // News of the session that were on the way.
-                    ToAppliance::Started { .. } | ToAppliance::Samples { .. } | ToAppliance::PhaseDone { .. } => {}
+                    ToAppliance::Started { .. }
+                    | ToAppliance::Samples { .. }
+                    | ToAppliance::PhaseDetail { .. }
+                    | ToAppliance::PhaseDone { .. } => {}
                     other => return Err(self.unexpected(&other)),
                 }
             }

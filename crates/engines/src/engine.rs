@@ -9,6 +9,7 @@ use paramedic_link::PeerText;
 use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{PhaseTally, Sample};
+use paramedic_link::phase_detail::TcpSample;
 use paramedic_link::test_spec::{DataMode, Direction, TestSpec};
 
 use crate::dialer::Dialer;
@@ -143,6 +144,8 @@ pub enum PhaseProgress {
     Received(Direction, Sample),
     /// A sample of the direction that this end sends, in its own clock, for comparison.
     Sent(Direction, Sample),
+    /// What this end's kernel recorded of a stream (`TestSpec::phase_detail`); after the streams have ended.
+    Detail(Direction, TcpSample),
 }
 
 /// Receives the progress of a phase. Called from a thread that moves no bytes; must not block for long.

@@ -8,18 +8,17 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::SockaddrStorage;
 use paramedic_link::PeerText;
 use paramedic_link::measurement::{CpuUse, HostFacts};
 
-use crate::{quota, sys};
+use crate::{interface, quota, sys};
 
 /// The current state of the host. `local` is this end's address of the link; the report includes its interface. Reads
 /// only small kernel files, so it may be called between two phases.
 pub fn read(local: Option<IpAddr>) -> HostFacts {
     let meminfo = text("/proc/meminfo");
     let memory = |key| meminfo.as_deref().and_then(|text| meminfo_bytes(text, key));
-    let interface = local.and_then(interface_of);
+    let interface = local.and_then(interface::of);
     let clock = sys::clock_state().ok();
     HostFacts {
         version: PeerText::new(env!("CARGO_PKG_VERSION")),
@@ -29,8 +28,10 @@ pub fn read(local: Option<IpAddr>) -> HostFacts {
         load_1m: text("/proc/loadavg").and_then(|text| text.split_whitespace().next()?.parse().ok()),
         memory_total_bytes: memory("MemTotal"),
         memory_available_bytes: memory("MemAvailable"),
-        mtu_bytes: interface.as_deref().and_then(|name| interface_file(name, "mtu")?.parse().ok()),
-        interface_speed_bps: interface.as_deref().and_then(|name| speed_bps(&interface_file(name, "speed")?)),
+        mtu_bytes: interface.as_deref().and_then(interface::mtu_bytes),
+        interface_speed_bps: interface.as_deref().and_then(interface::speed),
+        interface_max_speed_bps: interface.as_deref().and_then(interface::max_speed_bps),
+        interface_duplex: interface.as_deref().and_then(interface::duplex),
         interface: interface.map(|name| PeerText::new(&name)),
         clock_synchronised: clock.map(|clock| clock.is_synchronised),
         clock_error_us: clock.filter(|clock| clock.is_synchronised).map(|clock| clock.max_error_us),
@@ -188,30 +189,6 @@ fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
     value.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The name of the interface that holds `local`.
-fn interface_of(local: IpAddr) -> Option<String> {
-    // On a dual-stack socket an IPv4 address appears as an IPv4-mapped address.
-    let local = local.to_canonical();
-    let matches_local = |address: &SockaddrStorage| match local {
-        IpAddr::V4(local) => address.as_sockaddr_in().is_some_and(|v4| v4.ip() == local),
-        IpAddr::V6(local) => address.as_sockaddr_in6().is_some_and(|v6| v6.ip() == local),
-    };
-    let mut addresses = nix::ifaddrs::getifaddrs().ok()?;
-    addresses.find(|entry| entry.address.as_ref().is_some_and(matches_local)).map(|entry| entry.interface_name)
-}
-
-/// One attribute of an interface.
-fn interface_file(interface: &str, attribute: &str) -> Option<String> {
-    let value = text(Path::new("/sys/class/net").join(interface).join(attribute))?;
-    Some(value.trim().to_owned())
-}
-
-/// The speed in bits per second. The file has megabits per second, or -1 if unknown; drivers of wireless interfaces
-/// fail the read.
-pub fn speed_bps(speed: &str) -> Option<u64> {
-    speed.parse::<u64>().ok().filter(|mbps| *mbps > 0 && *mbps < u64::from(u32::MAX))?.checked_mul(1_000_000)
-}
-
 /// A small file's text; invalid UTF-8 is replaced.
 pub fn text(path: impl AsRef<Path>) -> Option<String> {
     let bytes = fs::read(path).ok()?;
@@ -220,7 +197,7 @@ pub fn text(path: impl AsRef<Path>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::Ipv4Addr;
 
     use super::*;
 
@@ -240,12 +217,6 @@ mod tests {
         assert_eq!(facts.interface.unwrap().as_str(), "lo");
         assert!(facts.mtu_bytes.unwrap() >= 1280);
         assert_eq!(facts.interface_speed_bps, None);
-    }
-
-    #[test]
-    fn an_ipv4_mapped_address_finds_its_interface() {
-        assert_eq!(interface_of(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()).as_deref(), Some("lo"));
-        assert_eq!(interface_of(Ipv6Addr::from(0x2001_0db8_u128 << 96).into()), None);
     }
 
     #[test]
@@ -292,11 +263,5 @@ mod tests {
         assert_eq!(cpuinfo_model("processor\t: 0\nmodel name\t: Fast One\n").as_deref(), Some("Fast One"));
         assert_eq!(cpuinfo_model("Model\t\t: Raspberry Pi 5\n").as_deref(), Some("Raspberry Pi 5"));
         assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Some Linux 12\"\n").as_deref(), Some("Some Linux 12"));
-    }
-
-    #[test]
-    fn an_unknown_speed_is_absent() {
-        assert_eq!(speed_bps("2500"), Some(2_500_000_000));
-        assert_eq!([speed_bps("-1"), speed_bps("4294967295"), speed_bps("0"), speed_bps("")], [None; 4]);
     }
 }

@@ -13,6 +13,7 @@ pub mod dialer;
 pub mod echo;
 pub mod engine;
 pub mod host_facts;
+pub mod interface;
 pub mod loopback;
 pub mod memory;
 pub mod metered_stream;

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use paramedic_link::message::END_AFTER_SILENCE;
+use paramedic_link::phase_detail::TcpSample;
 use paramedic_link::test_spec::TestSpec;
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -182,6 +183,59 @@ pub(crate) fn abort(socket: &TcpStream) {
 pub fn retransmits_and_mss(socket: &TcpStream) -> (Option<u32>, Option<u32>) {
     let info = sys::tcp_info(socket).unwrap_or_default();
     (info.total_retrans, info.snd_mss)
+}
+
+/// How long a connection was busy, and how long something other than the path limited it meanwhile (`TCP_INFO`), in
+/// microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LimitedTimes {
+    pub(crate) busy_us: u64,
+    pub(crate) receive_window_us: u64,
+    pub(crate) send_buffer_us: u64,
+}
+
+impl LimitedTimes {
+    /// The times since `before`.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            busy_us: self.busy_us.saturating_sub(before.busy_us),
+            receive_window_us: self.receive_window_us.saturating_sub(before.receive_window_us),
+            send_buffer_us: self.send_buffer_us.saturating_sub(before.send_buffer_us),
+        }
+    }
+}
+
+/// What the kernel recorded of `socket` since it was opened; `None` before Linux 4.10.
+pub(crate) fn limited_times(socket: &TcpStream) -> Option<LimitedTimes> {
+    let info = sys::tcp_info(socket).ok()?;
+    Some(LimitedTimes {
+        busy_us: info.busy_us?,
+        receive_window_us: info.receive_window_us?,
+        send_buffer_us: info.send_buffer_us?,
+    })
+}
+
+/// The kernel's record of `socket`, without time and stream.
+pub(crate) fn tcp_sample(socket: &TcpStream) -> Option<TcpSample> {
+    let info = sys::tcp_info(socket).ok()?;
+    let bits = |bytes: u64| bytes.checked_mul(8);
+    Some(TcpSample {
+        rtt_us: info.rtt_us,
+        rttvar_us: info.rttvar_us,
+        // Without a measurement it is the largest number (net/ipv4/tcp_minisocks.c).
+        min_rtt_us: info.min_rtt_us.filter(|us| *us != u32::MAX),
+        cwnd: info.cwnd,
+        ssthresh: info.ssthresh.filter(|segments| *segments < sys::TcpInfo::NO_THRESHOLD),
+        delivery_bps: info.delivery_rate.and_then(bits),
+        // Without pacing it is the largest number.
+        pacing_bps: info.pacing_rate.and_then(bits),
+        retransmits: info.total_retrans,
+        reordering_seen: info.reordering_seen,
+        busy_us: info.busy_us,
+        receive_window_us: info.receive_window_us,
+        send_buffer_us: info.send_buffer_us,
+        ..TcpSample::default()
+    })
 }
 
 /// Whether sent bytes are not acknowledged yet.

@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             server.run(0, &|progress| match progress {
                 PhaseProgress::Started => start.send(()).unwrap_or(()),
                 PhaseProgress::Received(direction, sample) => counted_too.send((direction, sample)).unwrap_or(()),
-                PhaseProgress::Sent(..) => {}
+                PhaseProgress::Sent(..) | PhaseProgress::Detail(..) => {}
             })
         });
         client.connect(0)?;

@@ -613,6 +613,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
             datagrams: None,
             reduced_window_bytes: None,
             counted_by: Some(COUNTED_BY_IPERF3.into()),
+            tcp_times: None,
         }
     };
     let moved = |direction| phase.load.moves(direction).then(|| of(direction));
@@ -621,6 +622,7 @@ pub fn tally(phase: &PhaseSpec, asked_streams: u16, end: &ClientExit, readings: 
         download: moved(Direction::Download),
         upload: moved(Direction::Upload),
         cut_short: why.map(|why| why.as_str().into()),
+        interface: None,
     }
 }
 

@@ -185,6 +185,7 @@ impl Iperf3Server {
                 datagrams: None,
                 reduced_window_bytes: None,
                 counted_by: Some(COUNTED_BY_SOCKET.into()),
+                tcp_times: None,
             }
         };
         let of_child = || {

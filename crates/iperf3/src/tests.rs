@@ -93,7 +93,7 @@ impl Session {
         let report = |progress| match progress {
             PhaseProgress::Started => start.send(()).unwrap_or(()),
             PhaseProgress::Received(direction, sample) => samples.lock().unwrap().push((direction, sample)),
-            PhaseProgress::Sent(..) => {}
+            PhaseProgress::Sent(..) | PhaseProgress::Detail(..) => {}
         };
         let (served, driven) = std::thread::scope(|scope| {
             self.client.connect(phase).unwrap();
@@ -323,7 +323,7 @@ fn cancelling_at_either_end_ends_a_test_at_once() {
                             control.cancel();
                         }
                     }
-                    PhaseProgress::Received(..) => {}
+                    PhaseProgress::Received(..) | PhaseProgress::Detail(..) => {}
                 })
             });
             started.recv().unwrap();

@@ -5,6 +5,7 @@
 
 mod appliance;
 pub mod bad_reflectors;
+mod cable;
 pub mod changes;
 mod disks;
 pub mod hostile;
@@ -13,11 +14,14 @@ pub mod lane_siege;
 pub mod loopback;
 mod programs;
 mod reflector;
+mod repetitions;
 mod share;
 
 pub use appliance::{Appliance, event, says_full};
+pub use cable::{Cable, CableSpec};
 pub use disks::{SlowDisk, fill};
 pub use hosts::{Host, RoutedHosts, TwoHosts};
 pub use programs::{Outcome, Programs, Running, is_gone};
 pub use reflector::{Pairing, Reflector};
+pub use repetitions::limit_repetitions;
 pub use share::Share;

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use lab::{Appliance, Reflector, Running, Share};
+use lab::{Appliance, Reflector, Running, Share, limit_repetitions};
 use rustix::process::Pid;
 use serde_json::Value;
 
@@ -54,7 +54,8 @@ fn eight_streams_need_little_memory() {
 
 #[test]
 fn with_a_tenth_of_a_core_the_test_completes_and_warns() {
-    for (slow, mode) in [("appliance", "direct"), ("reflector", "tunneled")] {
+    let ends = [("appliance", "direct"), ("reflector", "tunneled")];
+    for (slow, mode) in ends.repeat(limit_repetitions()) {
         let Some(share) = Share::of_a_core(10) else { return };
         let mut reflector = Reflector::serve(&[("MODE", "direct_ephemeral")]);
         let appliance = Appliance::new().pair(&reflector, reflector.address());
@@ -73,5 +74,11 @@ fn with_a_tenth_of_a_core_the_test_completes_and_warns() {
         let told = warnings.iter().find(|warning| warning["code"] == format!("{slow}_cpu").as_str());
         let told = told.unwrap_or_else(|| panic!("{slow}: {warnings:#?}"))["text"].as_str().unwrap();
         assert!(told.contains("a control group throttled it for "), "{told}");
+        for direction in ["download", "upload"] {
+            let limit = &result[direction]["limited_by"];
+            assert_eq!(limit["cause"], format!("{slow}_cpu"), "{slow}, {direction}: {limit:#}");
+            assert_eq!(limit["evidence"][0]["name"], "throttled_share", "{slow}, {direction}: {limit:#}");
+            assert_eq!(limit["evidence"][0]["end"], slow, "{slow}, {direction}: {limit:#}");
+        }
     }
 }

@@ -17,7 +17,7 @@ pub struct Feature(String);
 pub struct InvalidFeature;
 
 /// The features that both programs of this version support.
-const OWN: &[&str] = &[Feature::DIRECTION_BYTES, Feature::PATH_FACTS];
+const OWN: &[&str] = &[Feature::DIRECTION_BYTES, Feature::PATH_FACTS, Feature::PHASE_DETAIL];
 
 impl Feature {
     /// A direction can end after a number of bytes (`TestSpec::direction_bytes`).
@@ -27,6 +27,8 @@ impl Feature {
     pub const MAX_CHARS: usize = 24;
     /// The name of the messages `path_facts`.
     pub const PATH_FACTS: &str = "path_facts";
+    /// The messages `phase_detail`, if a request asks for them (`TestSpec::phase_detail`).
+    pub const PHASE_DETAIL: &str = "phase_detail";
 
     /// Whether the other end sent the feature `name`.
     pub fn is_in(name: &str, theirs: &[Self]) -> bool {

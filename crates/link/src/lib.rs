@@ -18,6 +18,7 @@ pub mod measurement;
 pub mod message;
 pub mod pairing_code;
 pub mod peer_text;
+pub mod phase_detail;
 pub mod state_folder;
 pub mod test_spec;
 pub mod tls;

@@ -110,6 +110,23 @@ pub struct DirectionTally {
     /// Source of the counts: `socket` (the kernel) or `iperf3`; absent: the program that sends this message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_by: Option<PeerText>,
+    /// What limited the streams, as the sender's kernel recorded it; absent if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_times: Option<TcpTimes>,
+}
+
+/// What limited the streams of a direction at the sender (TCP_INFO). Times are sums over all streams, since the phase
+/// began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpTimes {
+    /// How long the streams existed.
+    pub total_us: u64,
+    /// How long they had unacknowledged or unsent data.
+    pub busy_us: u64,
+    /// Of that, how long the receiver's window stopped them.
+    pub receive_window_us: u64,
+    /// Of that, how long the size of the send buffer stopped them.
+    pub send_buffer_us: u64,
 }
 
 /// One end's counts of the datagrams of one direction, all streams together. The sender fills in what it sent, the
@@ -165,6 +182,30 @@ pub struct PhaseTally {
     /// Why the phase ended early, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut_short: Option<PeerText>,
+    /// What the interface of the link carried meanwhile, of all programs; absent on loopback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<InterfaceTraffic>,
+}
+
+/// What an interface carried, link-layer headers included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceTraffic {
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// The time between the two readings of the counters, in microseconds.
+    pub elapsed_us: u64,
+}
+
+/// The duplex mode of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Duplex {
+    /// It sends and receives at the same time.
+    Full,
+    /// It sends or receives at a time.
+    Half,
 }
 
 impl PhaseTally {
@@ -223,6 +264,12 @@ pub struct HostFacts {
     /// The speed that its driver reports, in bits per second; absent if it reports none (loopback, most virtual ones).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_speed_bps: Option<u64>,
+    /// The highest speed that its driver supports, in bits per second; absent if it reports none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface_max_speed_bps: Option<u64>,
+    /// Its duplex mode; absent if the driver reports none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface_duplex: Option<Duplex>,
     /// Whether the kernel's clock is synchronised (`adjtimex`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_synchronised: Option<bool>,
@@ -238,7 +285,7 @@ mod tests {
     #[test]
     fn the_sum_of_a_peers_counts_saturates() {
         let all = DirectionTally { count: Count { bytes: u64::MAX, elapsed_us: 1 }, ..DirectionTally::default() };
-        let tally = PhaseTally { download: Some(all.clone()), upload: Some(all), cut_short: None };
+        let tally = PhaseTally { download: Some(all.clone()), upload: Some(all), ..PhaseTally::default() };
         assert_eq!(tally.bytes(), u64::MAX);
     }
 }

@@ -13,6 +13,7 @@ use crate::feature::Feature;
 use crate::frame::{Bounded, TooMany};
 use crate::measurement::{DatagramsSeen, HostFacts, PhaseTally, Sample};
 use crate::pairing_code::Proof;
+use crate::phase_detail::{MAX_DETAIL_SAMPLES, TcpSample};
 use crate::test_spec::{DataMode, Direction, EngineId, TestSpec};
 
 /// The protocol version that this code implements.
@@ -144,6 +145,16 @@ pub enum ToAppliance {
         /// In order of time.
         samples: Vec<Sample>,
     },
+    /// What the reflector's kernel recorded of the streams of a phase that is over; before its [`Self::PhaseDone`], and
+    /// only if the request asks for it (`TestSpec::phase_detail`). At most [`MAX_DETAIL_SAMPLES`] a message.
+    PhaseDetail {
+        /// The index of the phase in the spec, from 0.
+        phase: u8,
+        /// The direction of the streams.
+        direction: Direction,
+        /// In order of time.
+        samples: Vec<TcpSample>,
+    },
     /// The reflector's end of a phase is complete.
     PhaseDone {
         /// The index of the phase in the spec, from 0.
@@ -217,6 +228,7 @@ impl Bounded for ToAppliance {
                 at_most("features", &welcome.features, MAX_FEATURES)
             }
             Self::Samples { samples, .. } => at_most("samples", samples, MAX_SAMPLES),
+            Self::PhaseDetail { samples, .. } => at_most("samples", samples, MAX_DETAIL_SAMPLES),
             Self::NotPaired
             | Self::Paired { .. }
             | Self::Queued { .. }

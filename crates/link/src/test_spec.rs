@@ -237,6 +237,10 @@ pub struct TestSpec {
     /// Whether datagrams above the path MTU are allowed (IP fragmentation).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fragments: bool,
+    /// Whether the reflector sends what its kernel recorded of the streams after each phase. Needs the feature
+    /// [`Feature::PHASE_DETAIL`](crate::feature::Feature).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub phase_detail: bool,
     /// For a search for the highest rate: the accepted loss, in millionths; absent: the engine's choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_bound_ppm: Option<u32>,
@@ -287,6 +291,7 @@ impl TestSpec {
             data_path: DataPathWish::Auto,
             verify_payload: false,
             fragments: false,
+            phase_detail: false,
             loss_bound_ppm: None,
             engine_support: vec![],
             probe_interval_us: 0,

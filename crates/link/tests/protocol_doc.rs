@@ -15,6 +15,7 @@ use paramedic_link::message::{
     MAX_SAMPLES, MAX_VERSIONS, PAUSE_AFTER_SILENCE, PROTOCOL_VERSION,
 };
 use paramedic_link::pairing_code::{Ends, PAIRING_EXPORTER_LABEL, PairingCode, Pin};
+use paramedic_link::phase_detail::MAX_DETAIL_SAMPLES;
 use paramedic_link::test_spec::{DataMode, Direction, Load, TestSpec};
 use paramedic_link::tls::Alpn;
 use paramedic_link::{DEFAULT_PORT, EndpointId, PeerText};
@@ -147,6 +148,7 @@ fn the_numbers_are_the_compiled_ones() {
         ("phases of a session, at most", TestSpec::MAX_PHASES.to_string()),
         ("streams per direction, at most", TestSpec::MAX_STREAMS.to_string()),
         ("samples in a message, at most", MAX_SAMPLES.to_string()),
+        ("readings of streams in a message, at most", MAX_DETAIL_SAMPLES.to_string()),
         ("characters of a text, at most", PeerText::MAX_CHARS.to_string()),
         ("interval between latency probes, at least", format!("{} µs", TestSpec::MIN_PROBE_INTERVAL_US)),
         ("heartbeat", format!("every {}", seconds(HEARTBEAT))),

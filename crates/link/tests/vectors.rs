@@ -49,6 +49,7 @@ wire_names! { TO_APPLIANCE, name_to_appliance, ToAppliance:
     Denied => "denied",
     Started => "started",
     Samples => "samples",
+    PhaseDetail => "phase_detail",
     PhaseDone => "phase_done",
     Ended => "ended",
     Facts => "facts",

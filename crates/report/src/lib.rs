@@ -10,6 +10,7 @@ pub mod conclusion;
 pub mod doctor;
 pub mod document;
 pub mod fold;
+pub mod limit;
 pub mod lines;
 pub mod quantity;
 pub mod self_test;

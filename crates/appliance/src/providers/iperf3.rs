@@ -592,10 +592,11 @@ fn their_tally(phase: PhaseSpec, report: Option<&ClientReport>) -> PhaseTally {
             datagrams: None,
             reduced_window_bytes: None,
             counted_by: Some("iperf3".into()),
+            tcp_times: None,
         })
     };
     let moved = |direction| if phase.load.moves(direction) { of(direction) } else { None };
-    PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), cut_short: None }
+    PhaseTally { download: moved(Direction::Download), upload: moved(Direction::Upload), ..PhaseTally::default() }
 }
 
 /// Whether a server's count is possible: no more was received than was sent, and the test lasted about as long as it

@@ -87,10 +87,10 @@ pub(super) fn probe_bytes(probes: &Probes) -> u64 {
     probes.iter().count() as u64 * PACKET_LEN as u64
 }
 
-/// A reading of an engine in the words of the fold; the begin of a phase is none.
+/// A reading of an engine in the words of the fold; the begin of a phase and what the kernel recorded are none.
 pub(super) fn reading(progress: PhaseProgress) -> Option<(DataEnd, Direction, Sample)> {
     match progress {
-        PhaseProgress::Started => None,
+        PhaseProgress::Started | PhaseProgress::Detail(..) => None,
         PhaseProgress::Sent(direction, sample) => Some((DataEnd::Sender, direction, sample)),
         PhaseProgress::Received(direction, sample) => Some((DataEnd::Receiver, direction, sample)),
     }

@@ -134,6 +134,7 @@ pub fn tally(load: Load, cut_short: Option<&str>, mut of: impl FnMut(Direction) 
         download: moved(Direction::Download),
         upload: moved(Direction::Upload),
         cut_short: cut_short.map(PeerText::from),
+        interface: None,
     }
 }
 

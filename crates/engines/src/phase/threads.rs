@@ -9,6 +9,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use paramedic_link::measurement::{Count, CpuUse, DirectionTally, PhaseTally};
+use paramedic_link::phase_detail::{PhaseDetail, TcpSample};
 use paramedic_link::test_spec::{Direction, PhaseSpec, TestSpec};
 
 use super::count::{Counter, ThreadUse};
@@ -52,6 +53,12 @@ pub(crate) trait PhaseStream: Send {
     /// samples of the sender.
     fn acknowledged(_watched: &Self::Watched, total: u64) -> u64 {
         total
+    }
+
+    /// What the kernel recorded of the stream. Called once per interval if the test asks for it; only the stream is set
+    /// then.
+    fn tcp_sample(_watched: &Self::Watched) -> Option<TcpSample> {
+        None
     }
 
     /// Called once per interval if this end sends. `is_silent`: the other end has been silent for too long. A stream
@@ -176,7 +183,12 @@ pub(crate) fn run<S: PhaseStream>(
         std::thread::scope(|scope| {
             let streams = runs.iter().zip(streams.chunks_mut(each));
             let handles = streams.map(|(run, streams)| spawn(scope, &context, run, streams)).collect::<Vec<_>>();
-            watch(&context, &mut Threads::<S> { runs: &runs, control, is_silent: false }, report);
+            let detail = ask.phase_detail.then(|| PhaseDetail::new(PhaseDetail::MAX_BYTES));
+            let mut threads = Threads::<S> { runs: &runs, control, begin: context.begin, is_silent: false, detail };
+            watch(&context, &mut threads, report);
+            for (direction, sample) in threads.detail.into_iter().flat_map(PhaseDetail::samples) {
+                report(PhaseProgress::Detail(direction, sample));
+            }
             let join = |handle: Option<ScopedJoinHandle<'_, _>>| handle.and_then(|handle| handle.join().ok());
             handles.into_iter().map(|run| run.into_iter().map(join).collect()).collect::<Vec<Vec<_>>>()
         })
@@ -255,10 +267,26 @@ fn run_stream<S: PhaseStream>(
 struct Threads<'a, S: PhaseStream> {
     runs: &'a [DirectionRun<S::Watched>],
     control: &'a SessionControl,
+    begin: Instant,
     is_silent: bool,
+    /// What the kernel recorded of the streams, if the test asks for it.
+    detail: Option<PhaseDetail>,
 }
 
 impl<S: PhaseStream> Threads<'_, S> {
+    /// Keeps what the kernel has recorded of all streams so far.
+    fn sample_streams(&mut self) {
+        let Some(detail) = &mut self.detail else { return };
+        let at_ms = u32::try_from(self.begin.elapsed().as_millis()).unwrap_or(u32::MAX);
+        let samples = self.runs.iter().flat_map(|run| {
+            let streams = (0..).zip(&run.watched);
+            streams.filter_map(move |(stream, watched)| {
+                Some((run.direction, TcpSample { at_ms, stream, ..S::tcp_sample(watched)? }))
+            })
+        });
+        detail.add(samples.collect());
+    }
+
     fn abort_where(&self, is_meant: impl Fn(&DirectionRun<S::Watched>) -> bool) {
         for run in self.runs.iter().filter(|run| is_meant(run)) {
             run.is_aborted.store(true, Ordering::Relaxed);
@@ -288,6 +316,7 @@ impl<S: PhaseStream> Moving for Threads<'_, S> {
             let is_whole = run.ended.load(Ordering::SeqCst) == 0;
             looks[run.direction as usize] = Some(Look { total, is_whole, is_heard });
         }
+        self.sample_streams();
         looks
     }
 

@@ -28,15 +28,38 @@ pub(crate) struct TcpInfo {
     pub(crate) last_data_recv_ms: Option<u32>,
     /// Milliseconds since the last acknowledgement arrived.
     pub(crate) last_ack_recv_ms: Option<u32>,
+    /// The smoothed round-trip time, and its mean deviation, in microseconds.
+    pub(crate) rtt_us: Option<u32>,
+    pub(crate) rttvar_us: Option<u32>,
+    /// The slow start threshold, in segments; [`TcpInfo::NO_THRESHOLD`] until the first loss.
+    pub(crate) ssthresh: Option<u32>,
+    /// The congestion window, in segments.
+    pub(crate) cwnd: Option<u32>,
     /// Retransmitted segments since the connection was opened.
     pub(crate) total_retrans: Option<u32>,
+    /// The rate to which the kernel paces, in bytes per second.
+    pub(crate) pacing_rate: Option<u64>,
     /// Payload bytes that the other end has acknowledged.
     pub(crate) bytes_acked: Option<u64>,
     /// Payload bytes received, without duplicates.
     pub(crate) bytes_received: Option<u64>,
+    /// The smallest round-trip time of the last minutes, in microseconds.
+    pub(crate) min_rtt_us: Option<u32>,
+    /// The latest rate at which data was delivered, in bytes per second.
+    pub(crate) delivery_rate: Option<u64>,
+    /// How long there was unacknowledged or unsent data, in microseconds.
+    pub(crate) busy_us: Option<u64>,
+    /// Of that, how long the receiver's window stopped the sender.
+    pub(crate) receive_window_us: Option<u64>,
+    /// Of that, how long the size of the send buffer stopped the sender.
+    pub(crate) send_buffer_us: Option<u64>,
+    /// How often segments were found reordered.
+    pub(crate) reordering_seen: Option<u32>,
 }
 
 impl TcpInfo {
+    /// `ssthresh` without a threshold (`TCP_INFINITE_SSTHRESH`, net/tcp.h).
+    pub(crate) const NO_THRESHOLD: u32 = 0x7fff_ffff;
     /// `state` of a closed connection (net/tcp_states.h).
     pub(crate) const CLOSE: u8 = 7;
     /// `state` after the other end has closed its sending side.
@@ -63,6 +86,30 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         return Err(io::Error::last_os_error());
     }
     Ok(TcpInfo::parse(raw.get(..len as usize).unwrap_or(&raw)))
+}
+
+/// The link modes that the driver of `interface` supports: the first 32 bits of the kernel's list
+/// (`ETHTOOL_LINK_MODE_…`, linux/ethtool.h).
+pub(crate) fn supported_link_modes(interface: &str) -> io::Result<u32> {
+    /// Reads the settings of a link; needs no rights.
+    const ETHTOOL_GSET: u32 = 1;
+    if interface.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // `struct ethtool_cmd` has 11 words; the first is the command, the second has the supported modes.
+    let mut settings = [0u32; 11];
+    settings[0] = ETHTOOL_GSET;
+    // SAFETY: `ifreq` is integers, arrays of them and a pointer, for which all zeroes are a valid value.
+    let mut request = unsafe { std::mem::zeroed::<libc::ifreq>() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = settings.as_mut_ptr().cast();
+    // SAFETY: the descriptor is open for the call; `request` is valid for reads and writes, its name ends with a zero,
+    // and it points to `settings`, which lives for the call and has the size that this command reads and writes.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+    if result == 0 { Ok(settings[1]) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Makes `socket` readable for polls only from `bytes` on, or at its end (socket(7), `SO_RCVLOWAT`).
@@ -141,9 +188,20 @@ impl TcpInfo {
             unacked: u32_at(24),
             last_data_recv_ms: u32_at(52),
             last_ack_recv_ms: u32_at(56),
+            rtt_us: u32_at(68),
+            rttvar_us: u32_at(72),
+            ssthresh: u32_at(76),
+            cwnd: u32_at(80),
             total_retrans: u32_at(100),
+            pacing_rate: u64_at(104),
             bytes_acked: u64_at(120),
             bytes_received: u64_at(128),
+            min_rtt_us: u32_at(148),
+            delivery_rate: u64_at(160),
+            busy_us: u64_at(168),
+            receive_window_us: u64_at(176),
+            send_buffer_us: u64_at(184),
+            reordering_seen: u32_at(220),
         }
     }
 }
@@ -184,6 +242,17 @@ mod tests {
         assert!(info.snd_mss.unwrap() >= 536);
         assert!(info.total_retrans.is_some());
         assert!(info.last_ack_recv_ms.is_some() && info.unacked.is_some());
+        assert!(info.rtt_us > Some(0) && info.min_rtt_us <= info.rtt_us && info.cwnd > Some(0), "{info:?}");
+        assert_eq!((info.receive_window_us, info.send_buffer_us, info.reordering_seen), (Some(0), Some(0), Some(0)));
+        assert!(info.busy_us.is_some() && info.delivery_rate.is_some() && info.pacing_rate.is_some());
+    }
+
+    #[test]
+    fn an_interface_without_link_modes_is_an_error() {
+        assert!(supported_link_modes("lo").is_err(), "loopback has no link");
+        for name in ["", "nonesuch", "a_name_that_is_too_long_for_an_interface"] {
+            assert!(supported_link_modes(name).is_err(), "{name}");
+        }
     }
 
     #[test]

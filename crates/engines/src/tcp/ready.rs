@@ -10,7 +10,7 @@ use crate::data_stream::DataStream;
 use crate::metered_stream::MeteredStream;
 use crate::phase::{StreamRegistry, StreamReport, StreamRun};
 use crate::session_control::{Registration, SessionControl};
-use crate::socket;
+use crate::socket::{self, LimitedTimes};
 
 /// A connected stream that waits for its phase. Cancelling the session ends it.
 pub(super) struct ReadyConnection {
@@ -42,6 +42,8 @@ pub(super) struct Watched {
     pub(super) unsent_limit: Option<UnsentLimit>,
     /// Bytes that were acknowledged before the phase: preamble and TLS handshake.
     acknowledged_before: u64,
+    /// What the kernel had recorded before the phase.
+    limits_before: Option<LimitedTimes>,
     /// The bytes that TLS has added to the payload so far. Set by the stream's thread.
     pub(super) framing: AtomicU64,
 }
@@ -51,7 +53,13 @@ impl Watched {
         let socket = stream.socket().try_clone()?;
         let unsent_limit = is_sent.then(|| UnsentLimit::new(&socket));
         let acknowledged_before = socket::counts(&socket).map_or(0, |(acknowledged, _)| acknowledged);
-        Ok(Self { socket, unsent_limit, acknowledged_before, framing: AtomicU64::new(0) })
+        let limits_before = socket::limited_times(&socket);
+        Ok(Self { socket, unsent_limit, acknowledged_before, limits_before, framing: AtomicU64::new(0) })
+    }
+
+    /// For how long the kernel recorded what limited the stream since the phase began; `None` if it does not record it.
+    pub(super) fn limited_times(&self) -> Option<LimitedTimes> {
+        Some(socket::limited_times(&self.socket)?.since(self.limits_before?))
     }
 
     /// The acknowledged payload bytes of the `total` that were sent; `total` if the kernel does not count them.

@@ -3,12 +3,13 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use paramedic_link::measurement::DirectionTally;
+use paramedic_link::measurement::{DirectionTally, TcpTimes};
+use paramedic_link::phase_detail::TcpSample;
 
 use super::ready::{ReadyConnection, TcpReport, TcpRun, Watched};
 use super::{receiver, sender};
 use crate::phase::{Ended, PhaseStream, SAMPLE_INTERVAL};
-use crate::socket;
+use crate::socket::{self, LimitedTimes};
 
 impl PhaseStream for ReadyConnection {
     type Watched = Watched;
@@ -44,6 +45,10 @@ impl PhaseStream for ReadyConnection {
         watched.acknowledged(total)
     }
 
+    fn tcp_sample(watched: &Watched) -> Option<TcpSample> {
+        socket::tcp_sample(&watched.socket)
+    }
+
     /// While all sent bytes are acknowledged, the other end has nothing to send, so its silence is ignored.
     fn pause(Watched { socket, unsent_limit, .. }: &Watched, is_silent: bool) {
         if let Some(limit) = unsent_limit {
@@ -69,6 +74,35 @@ impl PhaseStream for ReadyConnection {
             tally.mss = infos.iter().find_map(|(_, mss)| *mss);
             let retransmits = infos.iter().filter_map(|(retransmits, _)| *retransmits).map(u64::from);
             tally.retransmits = retransmits.reduce(|a, b| a + b);
+            let times = streams.iter().map(|stream| stream.watched.limited_times()).collect::<Option<Vec<_>>>();
+            tally.tcp_times = times.filter(|times| !times.is_empty()).map(|times| sum(&times, tally.count.elapsed_us));
         }
+    }
+}
+
+/// The times of all streams together. The kernel also counts the drain after the phase, so that they are limited to the
+/// time of the phase.
+fn sum(streams: &[LimitedTimes], elapsed_us: u64) -> TcpTimes {
+    streams.iter().fold(TcpTimes::default(), |sum, stream| {
+        let busy_us = stream.busy_us.min(elapsed_us);
+        TcpTimes {
+            total_us: sum.total_us + elapsed_us,
+            busy_us: sum.busy_us + busy_us,
+            receive_window_us: sum.receive_window_us + stream.receive_window_us.min(busy_us),
+            send_buffer_us: sum.send_buffer_us + stream.send_buffer_us.min(busy_us),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_times_of_all_streams_are_summed_within_the_time_of_the_phase() {
+        let stream = |busy_us, receive_window_us| LimitedTimes { busy_us, receive_window_us, send_buffer_us: 5 };
+        let expected = TcpTimes { total_us: 200, busy_us: 190, receive_window_us: 140, send_buffer_us: 10 };
+        assert_eq!(sum(&[stream(90, 40), stream(130, 120)], 100), expected);
+        assert_eq!(sum(&[], 100), TcpTimes::default());
     }
 }

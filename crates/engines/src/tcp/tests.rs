@@ -102,7 +102,7 @@ impl Session {
             match progress {
                 PhaseProgress::Started => start.send(()).unwrap_or(()),
                 PhaseProgress::Received(direction, sample) => samples.lock().unwrap().push((direction, sample)),
-                PhaseProgress::Sent(..) => {}
+                PhaseProgress::Sent(..) | PhaseProgress::Detail(..) => {}
             }
             watch(progress);
         };
@@ -156,6 +156,38 @@ fn control_port(
         }
     });
     (at, client_tls)
+}
+
+#[test]
+fn each_stream_is_recorded_at_both_ends_only_if_the_test_asks_for_it() {
+    let recorded = |phase_detail| {
+        let asked = TestSpec { phase_detail, ..spec(DataMode::DirectEphemeral, 2, &[Load::Bidir], 700) };
+        let kept = Mutex::new(Vec::new());
+        let (served, driven, _) = Session::open(&asked).run(0, |progress| {
+            if let PhaseProgress::Detail(direction, sample) = progress {
+                kept.lock().unwrap().push((direction, sample));
+            }
+        });
+        assert_eq!((served.cut_short, driven.cut_short), (None, None));
+        for (sender, direction) in [(&served.download, Direction::Download), (&driven.upload, Direction::Upload)] {
+            let times = sender.as_ref().unwrap().tcp_times.unwrap();
+            assert!(times.total_us >= 2 * 400_000 && times.busy_us <= times.total_us, "{direction}: {times:?}");
+            assert!(times.receive_window_us + times.send_buffer_us <= times.busy_us, "{direction}: {times:?}");
+        }
+        kept.into_inner().unwrap()
+    };
+    assert_eq!(recorded(false), []);
+    let kept = recorded(true);
+    for direction in Direction::BOTH {
+        for stream in 0..2 {
+            let of_stream = kept.iter().filter(|(of, sample)| (*of, sample.stream) == (direction, stream));
+            let of_stream = of_stream.map(|(_, sample)| sample).collect::<Vec<_>>();
+            // At least one reading of each end, however late they were.
+            assert!(of_stream.len() >= 2, "{direction} {stream}: {kept:?}");
+            assert!(of_stream.iter().all(|sample| sample.at_ms >= 100 && sample.rtt_us.is_some()), "{kept:?}");
+            assert!(of_stream.iter().any(|sample| sample.busy_us > Some(0)), "the sender's: {kept:?}");
+        }
+    }
 }
 
 #[test]

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit};
-use paramedic_engines::host_facts::{self, speed_bps, text};
+use paramedic_engines::host_facts::{self, text};
+use paramedic_engines::interface::{duplex_of, speed_bps};
 use paramedic_engines::quota;
 use paramedic_link::PeerText;
 use paramedic_report::self_test::{
-    Buffers, CongestionControls, Descriptors, Duplex, Facts, Governor, Interface, InterfaceKind, Processor, Timestamps,
+    Buffers, CongestionControls, Descriptors, Facts, Governor, Interface, InterfaceKind, Processor, Timestamps,
 };
 
 /// Reads the current facts of the host, without timers and time stamps, which have to be measured.
@@ -119,11 +120,7 @@ fn interfaces(net: &Path) -> Vec<Interface> {
             kind,
             mtu_bytes: file("mtu").and_then(|mtu| mtu.parse().ok()),
             speed_bps: attribute("speed").and_then(|speed| speed_bps(&speed)),
-            duplex: attribute("duplex").and_then(|duplex| match duplex.as_str() {
-                "full" => Some(Duplex::Full),
-                "half" => Some(Duplex::Half),
-                _ => None,
-            }),
+            duplex: attribute("duplex").and_then(|duplex| duplex_of(&duplex)),
         })
     };
     let mut interfaces = entries(net).filter_map(interface).collect::<Vec<_>>();
@@ -152,6 +149,8 @@ fn chosen(modes: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use paramedic_link::measurement::Duplex;
+
     use super::*;
     use crate::test_files::tree;
 

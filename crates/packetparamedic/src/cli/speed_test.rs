@@ -153,7 +153,7 @@ pub(super) struct Args {
     /// improving; with an iperf3 server 0]
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "no_wait")]
     wait: Option<Duration>,
-    /// Add the measurement of each 100 ms interval to the result
+    /// Add the measurement of each 100 ms interval to the result, and what the kernels recorded of each stream
     #[arg(long)]
     pub(super) intervals: bool,
     /// Add iperf3's own output to the result

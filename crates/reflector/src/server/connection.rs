@@ -466,6 +466,9 @@ impl Connection {
                     next = take_samples(&mut samples, (event.session, phase, direction), &mut self.session_events.1);
                     self.send(&ToAppliance::Samples { phase, direction, samples }).await
                 }
+                PhaseEvent::Detail(phase, direction, samples) => {
+                    self.send(&ToAppliance::PhaseDetail { phase, direction, samples }).await
+                }
                 // The session and its phase are being ended: the reason of the end is sent next, and supersedes this.
                 PhaseEvent::Done(..) if granted.running.control.is_cancelled() => LinkFlow::Continue,
                 PhaseEvent::Done(phase, tally) => {

@@ -135,6 +135,7 @@ struct Link {
 
 /// A command to the task of a link. The channel is unbounded, but each link has at most one request or session, and the
 /// session timer sends a few commands a second.
+#[expect(clippy::large_enum_variant, reason = "one is in a channel for each queued request")]
 #[derive(Debug)]
 enum LinkCommand {
     /// The queued request was reserved: grant it.

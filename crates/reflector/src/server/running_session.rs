@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use paramedic_engines::bind;
 use paramedic_engines::data_stream::DataStream;
 use paramedic_engines::echo::{self, DwellTimes, ProbeResponder};
 use paramedic_engines::engine::{EngineServer, PhaseProgress, ServerSetup};
+use paramedic_engines::interface::InterfaceClock;
 use paramedic_engines::metered_stream::MeteredStream;
 use paramedic_engines::phase::streams_of;
 use paramedic_engines::session_control::SessionControl;
@@ -20,6 +21,7 @@ use paramedic_link::admission::{Preamble, SessionKeys};
 use paramedic_link::engine_terms::EngineTerms;
 use paramedic_link::measurement::{DatagramsSeen, PhaseTally, Sample};
 use paramedic_link::message::EndReason;
+use paramedic_link::phase_detail::{PhaseDetail, TcpSample};
 use paramedic_link::test_spec::{Direction, TestSpec};
 use paramedic_link::{EndpointId, SessionId};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -38,12 +40,17 @@ const LARGEST_LEASE: u64 = 64 << 30;
 /// The delay before a failed write of a lease is retried, while bytes of an earlier one are left.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 
+/// What the kernel recorded of the streams of a phase takes at most this part of its payload to send: a twentieth.
+const DETAIL_OF_PAYLOAD: u64 = 20;
+
 /// One granted session.
 pub(super) struct RunningSession {
     pub(super) session: SessionId,
     pub(super) link: LinkId,
     pub(super) peer: EndpointId,
     pub(super) spec: TestSpec,
+    /// The local address of its link.
+    local: IpAddr,
     pub(super) keys: Arc<SessionKeys>,
     pub(super) control: Arc<SessionControl>,
     counts: Arc<ServerCounts>,
@@ -90,6 +97,8 @@ pub(super) struct SessionEvent {
 pub(super) enum PhaseEvent {
     Started(u8),
     Sample(u8, Direction, Sample),
+    /// A part of what the kernel recorded of the streams; it fits a message.
+    Detail(u8, Direction, Vec<TcpSample>),
     Done(u8, Box<PhaseTally>),
 }
 
@@ -149,6 +158,7 @@ impl RunningSession {
             link: reservation.link,
             peer: reservation.peer,
             spec: reservation.spec.clone(),
+            local: local.ip(),
             datagrams: enrolment.counts(),
             resources: RwLock::new(Some(SessionResources {
                 _enrolment: enrolment,
@@ -236,8 +246,11 @@ impl RunningSession {
                 events.send(SessionEvent { session: running.session, what }).ok();
             };
             let payload = PhasePayload::new(&running.counts);
+            let interface = OnceLock::new();
+            let details = Mutex::new(Vec::new());
             let report = |progress| {
                 if matches!(progress, PhaseProgress::Started) {
+                    interface.get_or_init(|| InterfaceClock::start(running.local));
                     lock(&running.use_recorder).phase_began(running.control.spent(), running.began.elapsed());
                     running.phase_changed.notify_one();
                     let spec = running.spec.phases.get(usize::from(phase));
@@ -246,6 +259,7 @@ impl RunningSession {
                 }
                 send(match progress {
                     PhaseProgress::Started => PhaseEvent::Started(phase),
+                    PhaseProgress::Detail(direction, sample) => return lock(&details).push((direction, sample)),
                     PhaseProgress::Received(direction, sample) | PhaseProgress::Sent(direction, sample) => {
                         payload.note_sample(direction, sample.bytes);
                         PhaseEvent::Sample(phase, direction, sample)
@@ -253,15 +267,22 @@ impl RunningSession {
                 });
             };
             let resources = running.resources.read().unwrap_or_else(PoisonError::into_inner);
-            let tally = resources
+            let mut tally = resources
                 .as_ref()
                 .map_or_else(PhaseTally::default, |resources| resources.server_end.run(phase, &report));
             drop(resources);
+            tally.interface = interface.get().and_then(|interface| interface.as_ref()?.traffic());
             for direction in Direction::BOTH {
                 payload.note_total(direction, tally.direction(direction).map_or(0, |tally| tally.count.bytes));
             }
             lock(&running.use_recorder).phase_ended();
             running.phase_changed.notify_one();
+            // On a slow line the detail takes a small part of the time that the phase took.
+            let most_bytes = usize::try_from(tally.bytes() / DETAIL_OF_PAYLOAD).unwrap_or(usize::MAX);
+            let details = std::mem::take(&mut *lock(&details));
+            for (direction, samples) in PhaseDetail::of(details, most_bytes).parts() {
+                send(PhaseEvent::Detail(phase, direction, samples));
+            }
             send(PhaseEvent::Done(phase, Box::new(tally)));
         };
         thread_limit::spawn(format!("phase-{phase}"), run).map(drop)

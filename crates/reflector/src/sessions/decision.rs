@@ -74,6 +74,7 @@ pub struct Reservation {
 }
 
 /// The answer to a request.
+#[expect(clippy::large_enum_variant, reason = "one is made for each request")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// Everything is reserved: claim the resources, call `opened`, record the grant, and then send it; or call `undo`.

@@ -1,13 +1,14 @@
 //! The table of all situations and their sentences. docs/results.md has the same table, and this test prints it.
 
 use super::*;
+use crate::document::LimitCause;
 
 const DOWN: Speed = Speed {
     direction: Direction::Download,
     bps: 36_200_000,
     requested_bps: None,
     window_bytes: None,
-    busy_end: None,
+    limit: Some(LimitCause::Network),
     unsteady: None,
 };
 const UP: Speed = Speed { direction: Direction::Upload, bps: 9_410_000, ..DOWN };
@@ -58,6 +59,7 @@ fn cases() -> Vec<(&'static str, Observations)> {
     let ended = |completion, speeds: &[Speed]| Observations { completion, ..seen(speeds, &fine[..1]) };
     let nothing = || Completion::NothingArrived("nothing arrived in the upload".to_owned());
     let tunneled = |seen| Observations { is_through_tunnel: true, ..seen };
+    let limited = |cause| Speed { limit: Some(cause), ..DOWN };
     let thirds = Some(Unsteady::Thirds([50_000_000, 10_000_000]));
     vec![
         ("latency hardly rises under load (A+, A)", seen(&both, &fine)),
@@ -77,14 +79,17 @@ fn cases() -> Vec<(&'static str, Observations)> {
             "`-b`, and latency rises",
             seen(&[at(2_000_000, 2_000_000)], &[probes(Idle), increased(Download, 120.0, Grade::C)]),
         ),
-        (
-            "the appliance's processor was the limit",
-            seen(&[Speed { busy_end: Some(BusyEnd::Appliance), ..DOWN }, UP], &fine),
-        ),
+        ("the appliance's processor was the limit", seen(&[limited(LimitCause::ApplianceCpu), UP], &fine)),
         (
             "the reflector's processor was the limit",
-            seen(&both.map(|speed| Speed { busy_end: Some(BusyEnd::Reflector), ..speed }), &fine),
+            seen(&both.map(|speed| Speed { limit: Some(LimitCause::ReflectorCpu), ..speed }), &fine),
         ),
+        ("the receiver's window was the limit", seen(&[limited(LimitCause::ReceiveWindow)], &fine[..2])),
+        ("the send buffer was the limit", seen(&[limited(LimitCause::SendBuffer)], &fine[..2])),
+        ("an interface was at its own speed", seen(&[limited(LimitCause::LinkRate)], &fine[..2])),
+        ("other traffic used the line", seen(&[limited(LimitCause::OtherTraffic)], &fine[..2])),
+        ("`-n`, and all bytes were through", seen(&[limited(LimitCause::Policy)], &fine[..2])),
+        ("what limited the rate is not known", seen(&[limited(LimitCause::Unknown)], &fine[..2])),
         ("the rate was not steady", seen(&[Speed { unsteady: thirds, ..DOWN }, UP], &fine)),
         (
             "the rate varied, its thirds were alike",
@@ -162,7 +167,8 @@ fn the_line_is_claimed_only_if_the_network_may_have_been_the_limit() {
         if seen.speeds.iter().any(is_limited) {
             assert!(!text.contains("carries") && !text.contains(" stays "), "{situation}: {text}");
         }
-        if seen.speeds.iter().any(|speed| speed.busy_end.is_some()) {
+        let is_other = |speed: &Speed| !matches!(speed.limit, None | Some(LimitCause::Network | LimitCause::Policy));
+        if seen.speeds.iter().any(is_other) {
             assert!(text.contains("carries at least"), "{situation}: {text}");
         }
     }
@@ -173,7 +179,8 @@ fn only_a_good_test_has_a_good_tone() {
     for (situation, seen) in cases() {
         let (tone, text) = conclude(&seen);
         let is_good = text.contains("responsive") || text.contains("a little slower");
-        let has_doubt = text.contains("busy to measure") || text.contains("not steady");
+        let has_doubt =
+            text.contains(" to measure more") || text.contains("carries at least") || text.contains("not steady");
         assert_eq!(tone == Tone::Good, is_good && !has_doubt, "{situation}: {text}");
     }
 }

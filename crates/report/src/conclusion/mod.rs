@@ -9,6 +9,7 @@ mod rates;
 
 use paramedic_link::test_spec::{Direction, Load};
 
+use crate::document::LimitCause;
 use crate::lines::Tone;
 use crate::quantity;
 use crate::stats::{Grade, Statement};
@@ -56,19 +57,10 @@ pub struct Speed {
     pub requested_bps: Option<u64>,
     /// The requested socket buffers of each stream, in bytes, if they may have been the limit.
     pub window_bytes: Option<u32>,
-    /// The end whose processor was the limit.
-    pub busy_end: Option<BusyEnd>,
+    /// What limited the rate; `None` in documents that do not say.
+    pub limit: Option<LimitCause>,
     /// How the rate varied, if it was not steady.
     pub unsteady: Option<Unsteady>,
-}
-
-/// The end whose processor was the limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BusyEnd {
-    /// This device.
-    Appliance,
-    /// The reflector.
-    Reflector,
 }
 
 /// How an unsteady rate varied, in bits per second.
@@ -154,7 +146,7 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
         (None, None) => return (Tone::Fair, "Nothing was measured.".to_owned()),
     };
     let troubles = troubles(seen);
-    let busy = busy(&seen.speeds);
+    let limits = limits(&seen.speeds);
     if let Some(worst) = troubles.iter().map(|trouble| trouble.severity).max() {
         let all = joined(&troubles);
         let (tone, effect) = match worst {
@@ -163,12 +155,12 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
             Severity::Broken => (Tone::Bad, ""),
             Severity::Stuttering => (Tone::Bad, ": calls and games stutter"),
         };
-        return (tone, format!("{clause}, but {all}{effect}.{busy}"));
+        return (tone, format!("{clause}, but {all}{effect}.{limits}"));
     }
     let (tone, latency) = response(seen);
-    let has_doubt = !busy.is_empty() || seen.speeds.iter().any(|speed| speed.unsteady.is_some());
+    let has_doubt = !limits.is_empty() || seen.speeds.iter().any(|speed| speed.unsteady.is_some());
     let tone = if has_doubt { Tone::Fair } else { tone };
-    (tone, format!("{clause}{latency}.{busy}"))
+    (tone, format!("{clause}{latency}.{limits}"))
 }
 
 /// The clause about the response of the path under a load that caused no trouble; begins with its own punctuation.
@@ -327,19 +319,30 @@ fn few(probes: &PhaseProbes) -> String {
 /// Whether the test may have filled the line: no other limit is known.
 fn is_filled(speeds: &[Speed]) -> bool {
     let has_limit =
-        |speed: &Speed| speed.requested_bps.is_some() || speed.window_bytes.is_some() || speed.busy_end.is_some();
+        |speed: &Speed| speed.requested_bps.is_some() || speed.window_bytes.is_some() || !speed.may_fill_line();
     !speeds.iter().any(has_limit)
 }
 
-/// A further sentence that names the processor that was the limit.
-fn busy(speeds: &[Speed]) -> &'static str {
-    let is_busy = |end| speeds.iter().any(|speed| speed.busy_end == Some(end) && !speed.is_as_requested());
-    match (is_busy(BusyEnd::Appliance), is_busy(BusyEnd::Reflector)) {
+/// Further sentences that name what limited the rates other than the path.
+fn limits(speeds: &[Speed]) -> String {
+    let has = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && !speed.is_as_requested());
+    // A requested buffer is part of the clause.
+    let has_unrequested = |cause| speeds.iter().any(|speed| speed.limit == Some(cause) && speed.window_bytes.is_none());
+    let processor = match (has(LimitCause::ApplianceCpu), has(LimitCause::ReflectorCpu)) {
         (true, true) => " Both ends' processors were too busy to measure more.",
         (true, false) => " This device's processor was too busy to measure more.",
         (false, true) => " The reflector's processor was too busy to measure more.",
         (false, false) => "",
-    }
+    };
+    let others = [
+        (has_unrequested(LimitCause::ReceiveWindow), " The receiver's socket buffer was too small to measure more."),
+        (has_unrequested(LimitCause::SendBuffer), " The sender's socket buffer was too small to measure more."),
+        (has(LimitCause::LinkRate), " A network interface was at its own speed."),
+        (has(LimitCause::OtherTraffic), " Other traffic took a part of the line."),
+        (has(LimitCause::Unknown), " What limited the rate is not known."),
+    ];
+    let others = others.into_iter().filter_map(|(is_so, sentence)| is_so.then_some(sentence));
+    std::iter::once(processor).chain(others).collect()
 }
 
 fn during(load: Load) -> &'static str {

@@ -2,8 +2,8 @@
 
 use paramedic_link::test_spec::{Direction, Load};
 
-use super::{BusyEnd, Completion, LossSeen, Observations, PhaseProbes, Speed, Unsteady};
-use crate::document::{ErrorBody, LatencyResult, ResultDocument, ThroughputResult};
+use super::{Completion, LossSeen, Observations, PhaseProbes, Speed, Unsteady};
+use crate::document::{CpuCost, ErrorBody, LatencyResult, LimitCause, ResultDocument, ThroughputResult};
 use crate::stats;
 
 impl Observations {
@@ -44,12 +44,6 @@ fn completion(document: &ResultDocument) -> Completion {
 
 fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: &ThroughputResult) -> Speed {
     let requested = document.requested.unwrap_or_default();
-    let is_busy =
-        |cpu: Option<crate::document::CpuCost>| cpu.is_some_and(|cpu| stats::processor_limit(&cpu.used).is_some());
-    let (own, theirs) = match direction {
-        Direction::Download => (measured.cpu.receiver, measured.cpu.sender),
-        Direction::Upload => (measured.cpu.sender, measured.cpu.receiver),
-    };
     Speed {
         direction,
         bps: measured.goodput_bps,
@@ -59,10 +53,9 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
             let round_trip = document.latency.of(load).and_then(LatencyResult::median_us);
             measured.udp.is_none() && may_be_limit(windows, measured.goodput_bps, round_trip)
         }),
-        busy_end: match (is_busy(own), is_busy(theirs)) {
-            (true, _) => Some(BusyEnd::Appliance),
-            (_, true) => Some(BusyEnd::Reflector),
-            _ => None,
+        limit: match &measured.limited_by {
+            Some(limited_by) => Some(limited_by.cause),
+            None => full_processor(direction, measured),
         },
         unsteady: (!measured.is_steady()).then(|| {
             let thirds = measured.thirds_bps.map(|thirds| [thirds.first, thirds.last]);
@@ -72,6 +65,20 @@ fn speed(document: &ResultDocument, load: Load, direction: Direction, measured: 
                 _ => spread.unwrap_or(Unsteady::Unknown),
             }
         }),
+    }
+}
+
+/// The end whose processor was full, for documents of earlier versions, which name no limit.
+fn full_processor(direction: Direction, measured: &ThroughputResult) -> Option<LimitCause> {
+    let is_full = |cpu: Option<CpuCost>| cpu.is_some_and(|cpu| stats::processor_limit(&cpu.used).is_some());
+    let (own, theirs) = match direction {
+        Direction::Download => (measured.cpu.receiver, measured.cpu.sender),
+        Direction::Upload => (measured.cpu.sender, measured.cpu.receiver),
+    };
+    match (is_full(own), is_full(theirs)) {
+        (true, _) => Some(LimitCause::ApplianceCpu),
+        (_, true) => Some(LimitCause::ReflectorCpu),
+        _ => None,
     }
 }
 

@@ -4,10 +4,9 @@
 use paramedic_link::test_spec::Direction;
 
 use super::{Speed, Unsteady};
+use crate::document::LimitCause;
+use crate::limit::is_as_requested;
 use crate::quantity;
-
-/// From this share of the requested rate on, the rate counts as the requested one.
-const AS_REQUESTED: f64 = 0.98;
 
 /// The clause with its verbs, such as `carries 941 Mbit/s down and 94.2 Mbit/s up`; `None` without a speed.
 /// `is_measured`: every measured phase lasted its whole time.
@@ -41,14 +40,21 @@ pub(super) fn clause(speeds: &[Speed], is_measured: bool) -> Option<String> {
 impl Speed {
     /// Whether the direction carried the requested rate: then the request was the limit.
     pub(super) fn is_as_requested(&self) -> bool {
-        self.requested_bps.is_some_and(|requested| self.bps as f64 >= AS_REQUESTED * requested as f64)
+        self.requested_bps.is_some_and(|requested| is_as_requested(self.bps, requested))
+    }
+
+    /// Whether the line may have been full: the path was the limit, or an interface or other traffic on it.
+    pub(super) fn may_fill_line(&self) -> bool {
+        use LimitCause::{LinkRate, Network, OtherTraffic};
+        self.limit.is_none_or(|limit| matches!(limit, Network | LinkRate | OtherTraffic))
     }
 
     fn verb(&self, is_measured: bool) -> &'static str {
         let is_requested = self.requested_bps.is_some() || self.window_bytes.is_some();
+        let is_requested = is_requested || self.limit == Some(LimitCause::Policy);
         if !is_measured || is_requested || self.unsteady.is_some() {
             "carried"
-        } else if self.busy_end.is_some() {
+        } else if self.limit.is_some_and(|limit| limit != LimitCause::Network) {
             "carries at least"
         } else {
             "carries"

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use paramedic_link::measurement::{CpuUse, HostFacts};
+use paramedic_link::phase_detail::TcpSample;
 use paramedic_link::test_spec::{DataMode, Direction, EngineId, Load};
 use paramedic_link::{EndpointId, PeerText};
 use uuid::Uuid;
@@ -117,6 +118,8 @@ pub fn bare() -> ResultDocument {
             intervals: None,
             data_path: DataPathOfEnds::default(),
             cpu: CpuOfEnds::default(),
+            limited_by: None,
+            tcp: TcpOfEnds::default(),
             ..throughput(50_000_000)
         }),
         upload: None,
@@ -225,6 +228,43 @@ pub fn throughput(goodput_bps: u64) -> ThroughputResult {
                 core_softirq: Some(0.2),
                 ..CpuUse::default()
             })),
+        },
+        limited_by: Some(LimitedBy {
+            cause: LimitCause::Network,
+            evidence: vec![
+                LimitEvidence {
+                    name: "path_share".to_owned(),
+                    end: None,
+                    value: Quantity::Fraction(0.97),
+                    text: "the streams waited for the path for 97 % of the time".to_owned(),
+                },
+                LimitEvidence {
+                    name: "retransmitted_segments".to_owned(),
+                    end: None,
+                    value: Quantity::Whole(12),
+                    text: "12 segments were retransmitted".to_owned(),
+                },
+            ],
+            because: vec![],
+        }),
+        tcp: TcpOfEnds {
+            sender: vec![TcpSample {
+                at_ms: 100,
+                stream: 1,
+                rtt_us: Some(24_600),
+                rttvar_us: Some(250),
+                min_rtt_us: Some(12_100),
+                cwnd: Some(120),
+                ssthresh: Some(90),
+                delivery_bps: Some(goodput_bps / 4),
+                pacing_bps: Some(goodput_bps / 4 * 5),
+                retransmits: Some(3),
+                reordering_seen: Some(1),
+                busy_us: Some(99_000),
+                receive_window_us: Some(4_000),
+                send_buffer_us: Some(0),
+            }],
+            receiver: vec![TcpSample { at_ms: 101, ..TcpSample::default() }],
         },
     }
 }

@@ -6,7 +6,9 @@ mod event;
 #[allow(clippy::unwrap_used, reason = "constants that its tests parse")]
 pub mod example;
 mod fallback;
+mod limit;
 mod schema;
+mod tcp;
 
 use std::fmt;
 use std::time::Duration;
@@ -23,7 +25,9 @@ use crate::stats::{self, Grade, Statement};
 
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
 pub use fallback::{DataModeFallback, FallbackReason};
+pub use limit::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
 pub use schema::schema;
+pub use tcp::TcpOfEnds;
 
 /// The name and version of the result document's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -366,6 +370,12 @@ pub struct ThroughputResult {
     /// The processor use of both ends.
     #[serde(default, skip_serializing_if = "CpuOfEnds::is_empty")]
     pub cpu: CpuOfEnds,
+    /// What limited the rate; absent in documents of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limited_by: Option<LimitedBy>,
+    /// What the kernels recorded of the streams, if requested.
+    #[serde(default, skip_serializing_if = "TcpOfEnds::is_empty")]
+    pub tcp: TcpOfEnds,
 }
 
 impl ThroughputResult {
@@ -793,9 +803,12 @@ impl Validity {
     /// The code of an incomplete run among the reasons.
     pub const INCOMPLETE: &'static str = "incomplete";
     /// The codes of the warnings that make a result suspect. Other warnings explain numbers that are right.
-    const SUSPECT: [&'static str; 8] = [
+    const SUSPECT: [&'static str; 11] = [
         "appliance_cpu",
         "reflector_cpu",
+        "receive_window",
+        "send_buffer",
+        "other_traffic",
         "not_steady",
         "probe_late",
         "probes_skipped",

@@ -3,6 +3,7 @@
 
 mod arrived;
 mod claims;
+mod limits;
 mod phase;
 mod rates;
 mod warnings;
@@ -303,6 +304,7 @@ impl ResultBuilder {
             self.add_latency(&mut result, &agreed.spec, probes);
         }
         warnings::small_segments(&mut result, self.segment_limit);
+        limits::add(&mut result, &self.phases, &agreed.spec, agreed.address);
         warnings::add(&mut result, &self.phases);
         let is_counted_by_program = result.program.is_some() || result.server.is_some();
         warnings::steady_counts(&mut result, is_counted_by_program);

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use paramedic_link::PeerText;
-use paramedic_link::measurement::{DirectionTally, INTERVAL_MS, PhaseTally, Sample};
+use paramedic_link::measurement::{DirectionTally, INTERVAL_MS, InterfaceTraffic, PhaseTally, Sample};
+use paramedic_link::phase_detail::{PhaseDetail, TcpSample};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec};
 
 use super::claims::{self, Impossible};
 use super::rates::bytes_of;
-use crate::document::{Event, IntervalReading, UdpResult};
+use crate::document::{Event, IntervalReading, ObservedEnd, TcpOfEnds, UdpResult};
 
 /// The most bytes that an end that stopped early may have sent without counting them: one write of 1 MiB on each of 64
 /// streams.
@@ -46,7 +47,12 @@ pub struct PhaseRecord {
     pub is_searched: bool,
     /// The unchanged output of the external program.
     pub raw: Option<String>,
+    /// What the kernels recorded of the streams: at the appliance, at the other end.
+    details: [Vec<(Direction, TcpSample)>; 2],
 }
+
+/// The most samples of the streams that are kept of an end: more than fit [`PhaseDetail::MAX_BYTES`].
+const MOST_DETAIL: usize = PhaseDetail::MAX_BYTES / 64;
 
 /// The schedule of the latency probes in the measured window of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +120,7 @@ impl PhaseRecord {
             udp: [None; 2],
             is_searched: false,
             raw: None,
+            details: Default::default(),
         }
     }
 
@@ -134,6 +141,27 @@ impl PhaseRecord {
         let by_sender = end == DataEnd::Sender;
         let is_shown = !by_sender || self.shows_sent && self.received[direction as usize].is_empty();
         is_shown.then_some(CountedReading { direction, length_us, sample, by_sender })
+    }
+
+    /// Keeps what the kernel of an end recorded of a stream, up to a limit.
+    pub fn note_detail(&mut self, end: ObservedEnd, direction: Direction, sample: TcpSample) {
+        let kept = &mut self.details[end as usize];
+        if self.load.moves(direction) && kept.len() < MOST_DETAIL {
+            kept.push((direction, sample));
+        }
+    }
+
+    /// What the kernels recorded of the streams of a direction.
+    pub(super) fn detail(&self, direction: Direction) -> TcpOfEnds {
+        let of = |end: ObservedEnd| {
+            let samples = self.details[end as usize].iter().filter(|(of, _)| *of == direction);
+            samples.map(|(_, sample)| *sample).collect::<Vec<_>>()
+        };
+        let [own, theirs] = [ObservedEnd::Appliance, ObservedEnd::Reflector].map(of);
+        match direction {
+            Direction::Download => TcpOfEnds { sender: theirs, receiver: own },
+            Direction::Upload => TcpOfEnds { sender: own, receiver: theirs },
+        }
     }
 
     /// Checks whether a sample of the other end can be true. Ignores a sample whose time does not advance.
@@ -206,6 +234,15 @@ impl PhaseRecord {
             }
         }
         self.theirs = Some(tally);
+    }
+
+    /// What the interface of an end carried during the phase.
+    pub(super) fn traffic(&self, end: ObservedEnd) -> Option<InterfaceTraffic> {
+        let tally = match end {
+            ObservedEnd::Appliance => &self.own,
+            ObservedEnd::Reflector => &self.theirs,
+        };
+        tally.as_ref()?.interface
     }
 
     /// Whether the tallies of both ends are known.

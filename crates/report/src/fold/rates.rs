@@ -18,11 +18,11 @@ use crate::stats;
 /// Ethernet's share of each packet on the wire: preamble 8, header 14, checksum 4, gap 12.
 const ETHERNET: u32 = 38;
 /// TCP's header with the time stamps that Linux uses.
-const TCP: u32 = 32;
+pub(super) const TCP: u32 = 32;
 /// The fewest intervals of a direction that ends after a number of bytes for which its steady part is looked for.
 const INTERVALS_OF_A_RATE: usize = 10;
 /// UDP's header.
-const UDP: u32 = 8;
+pub(super) const UDP: u32 = 8;
 
 /// The bytes of headers and framing of each segment on the wire; absent on loopback, which has no wire.
 pub(super) fn line_overhead(result: &ResultDocument, address: SocketAddr) -> Option<u32> {
@@ -104,6 +104,8 @@ pub(super) fn throughput(
         udp,
         data_path: data_paths((sender, receiver)),
         cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
+        limited_by: None,
+        tcp: phase.detail(direction),
     })
 }
 

@@ -1,4 +1,4 @@
-//! The warnings of a result: an end was the limit, counts differ, or a part is incomplete.
+//! The warnings of a result: buffers were reduced, counts differ, or a part is incomplete.
 
 use paramedic_link::measurement::{DatagramsSeen, INTERVAL_MS};
 use paramedic_link::test_spec::{Direction, Load};
@@ -7,7 +7,7 @@ use super::phase::PhaseRecord;
 use super::rates::found_at;
 use crate::document::{LatencyResult, ResultDocument, Thirds, ThroughputResult, Warning};
 use crate::quantity;
-use crate::stats::{self, Statement};
+use crate::stats::Statement;
 
 /// One skipped probe in this many is worth a warning: 1 %.
 const SKIPPED_OF: u64 = 100;
@@ -18,7 +18,7 @@ const SAME_COUNT: f64 = 0.05;
 /// From this share of the rate on, the latency probes noticeably lower it.
 const PROBE_LOAD: f64 = 0.02;
 
-/// Adds a warning for each end whose processor was the limit: the path may carry more.
+/// Adds warnings from the tallies of both ends.
 pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
     for phase in phases {
         for direction in phase.load.directions() {
@@ -27,16 +27,6 @@ pub(super) fn add(result: &mut ResultDocument, phases: &[PhaseRecord]) {
                 Direction::Download => (receiver, sender),
                 Direction::Upload => (sender, receiver),
             };
-            for (code, who, tally) in
-                [("appliance_cpu", "this device's", own), ("reflector_cpu", "the reflector's", theirs)]
-            {
-                if let Some(limit) = tally.and_then(|tally| stats::processor_limit(&tally.cpu))
-                    && !has(result, code)
-                {
-                    let text = format!("{who} processor was full during the {}: {limit}", phase.load);
-                    result.warnings.push(Warning::new(code, text + "; the path may carry more than was measured"));
-                }
-            }
             for (code, whose, tally) in
                 [("appliance_window", "this device", own), ("reflector_window", "the reflector's host", theirs)]
             {
@@ -267,6 +257,7 @@ mod tests {
 
     use super::*;
     use crate::document::{DataModeFallback, FallbackReason, IntervalSpread, UdpResult};
+    use crate::stats;
 
     #[test]
     fn a_test_that_fell_back_to_the_tunnel_says_why() {
@@ -356,7 +347,8 @@ mod tests {
         let of = |bytes| DirectionTally { reduced_window_bytes: NonZeroU32::new(bytes), ..DirectionTally::default() };
         let phase = |load, own, theirs| {
             let mut phase = PhaseRecord::new(PhaseSpec { load, duration_ms: 1000 });
-            let both = |bytes| PhaseTally { download: Some(of(bytes)), upload: Some(of(bytes)), cut_short: None };
+            let both =
+                |bytes| PhaseTally { download: Some(of(bytes)), upload: Some(of(bytes)), ..PhaseTally::default() };
             phase.own = Some(both(own));
             phase.set_theirs(both(theirs));
             phase

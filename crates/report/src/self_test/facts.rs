@@ -2,7 +2,7 @@
 //! measured is absent. `paramedic-host` reads them.
 
 use paramedic_link::PeerText;
-use paramedic_link::measurement::HostFacts;
+use paramedic_link::measurement::{Duplex, HostFacts};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,16 +90,6 @@ pub enum InterfaceKind {
     Wireless,
     /// An interface without a device: a bridge, a tunnel, a veth. The speed that it reports has no meaning.
     Virtual,
-}
-
-/// The duplex mode of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Duplex {
-    /// It sends and receives at the same time.
-    Full,
-    /// It sends or receives at a time.
-    Half,
 }
 
 /// The limit of open file descriptors (`RLIMIT_NOFILE`).

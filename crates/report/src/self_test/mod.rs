@@ -14,8 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use facts::{
-    Buffers, CongestionControls, Descriptors, Duplex, Facts, Governor, Interface, InterfaceKind, Processor, Timers,
-    Timestamps,
+    Buffers, CongestionControls, Descriptors, Facts, Governor, Interface, InterfaceKind, Processor, Timers, Timestamps,
 };
 pub use rows::{FactRow, fact_rows, rate_note, rate_rows};
 pub use verdict::{Verdict, WeakPoint, judge};

@@ -1,9 +1,10 @@
 //! The findings of a self-test as rows of a label and a text. Pure. A fact that could not be read has a row that states
 //! so.
 
+use paramedic_link::measurement::Duplex;
 use paramedic_link::test_spec::Direction;
 
-use super::facts::{Descriptors, Duplex, Facts, Interface, InterfaceKind};
+use super::facts::{Descriptors, Facts, Interface, InterfaceKind};
 use super::verdict::line_rate;
 use super::{DirectionRate, LoopbackRate, SelfTest, mode_word};
 use crate::quantity;

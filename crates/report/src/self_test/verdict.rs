@@ -1,10 +1,11 @@
 //! The verdict on a host from its facts and rates, and its weak points with a remedy for each. Pure.
 
+use paramedic_link::measurement::Duplex;
 use paramedic_link::test_spec::{DataMode, Direction};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::facts::{Duplex, Facts, Interface, InterfaceKind};
+use super::facts::{Facts, Interface, InterfaceKind};
 use super::{LoopbackRate, Role};
 use crate::quantity;
 

@@ -26,6 +26,15 @@ pub enum ProcessorLimit {
     SoftInterrupts(f64),
 }
 
+impl ProcessorLimit {
+    /// The share that shows it.
+    pub fn share(self) -> f64 {
+        match self {
+            Self::HeldBack(share) | Self::Waited(share) | Self::OneThread(share) | Self::SoftInterrupts(share) => share,
+        }
+    }
+}
+
 impl fmt::Display for ProcessorLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: f64| (share * 100.0).round();

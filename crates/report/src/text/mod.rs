@@ -1,5 +1,6 @@
 //! The report of a result document for a reader: a sentence, then the numbers. Pure; never prints.
 
+mod limit;
 mod self_test;
 
 use paramedic_link::EndpointId;
@@ -145,6 +146,10 @@ fn facts(result: &ThroughputResult) -> Vec<String> {
             format!("most intervals from {} to {}", quantity::rate(spread.p10), quantity::rate(spread.p90))
         }),
     );
+    facts.extend(result.tcp.medians().map(|[rtt, least, cwnd]| {
+        let (rtt, least) = (quantity::micros(rtt.into()), quantity::micros(least.into()));
+        format!("TCP round trip {rtt} (least {least}), congestion window {cwnd} segments")
+    }));
     facts.extend(result.line_rate_estimate.map(|line| format!("about {} on the wire", quantity::rate(line.rate_bps))));
     indented(&facts.join(", "))
 }
@@ -229,6 +234,11 @@ fn ends(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) {
         if !ends.is_empty() {
             labelled(if at == 0 { "Processor" } else { "" }, format!("{}: {ends} of a core", lower_first(label)));
         }
+    }
+    let limits = directions(document).filter_map(|(label, result)| Some((label, result.limited_by.as_ref()?)));
+    for (at, (label, limited_by)) in limits.enumerate() {
+        let text = format!("{}: {}", lower_first(label), limit::limit(limited_by, detail));
+        labelled(if at == 0 { "Limited by" } else { "" }, text);
     }
     if let Some(reflector) = &document.reflector {
         labelled("Against", format!("{} at {}, {}", reflector.name, reflector.address, short(reflector.endpoint_id)));

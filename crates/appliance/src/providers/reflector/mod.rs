@@ -130,7 +130,8 @@ async fn measure(
             found_at: Some(found_at),
         });
     }
-    let peer = Introduction { name: known.name, version: welcome.software, facts };
+    let sends_detail = Feature::is_in(Feature::PHASE_DETAIL, &welcome.features);
+    let peer = Introduction { name: known.name, version: welcome.software, facts, sends_detail };
     let longest_test = Duration::from_millis(welcome.max_duration_ms);
     let reflector = client.reflector();
     let turn = job.request.turn;
@@ -166,6 +167,8 @@ struct Introduction {
     name: PeerText,
     version: PeerText,
     facts: HostFacts,
+    /// Whether it can send what its kernel recorded of the streams.
+    sends_detail: bool,
 }
 
 /// How a session ended that did not fail.
@@ -202,7 +205,8 @@ impl ReflectorRun<'_> {
     ) -> Result<SessionEnd, ApplianceError> {
         let Self { job, peer, longest_test, turn, had_streams, lock, observer, record } = self;
         let segment_limit = client.segment_limit();
-        let spec = fit_path(job.request.spec(mode), segment_limit);
+        let phase_detail = job.request.intervals && peer.sends_detail;
+        let spec = TestSpec { phase_detail, ..fit_path(job.request.spec(mode), segment_limit) };
         let result = &mut record.result;
         result.set_segment_limit(segment_limit);
         let (name, version) = (peer.name.clone(), peer.version.clone());

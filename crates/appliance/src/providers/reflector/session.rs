@@ -10,6 +10,7 @@ use paramedic_engines::dialer::{Dialer, SocketOptions};
 use paramedic_engines::echo::pacing::{FIRST_INTERVAL, ProbePacing};
 use paramedic_engines::echo::{Prober, ProberSetup, Probes};
 use paramedic_engines::engine::{ClientSetup, EngineClient, PhaseProgress, Unavailable};
+use paramedic_engines::interface::InterfaceClock;
 use paramedic_engines::origin::Origin;
 use paramedic_engines::session_control::SessionControl;
 use paramedic_engines::thread_limit;
@@ -19,7 +20,7 @@ use paramedic_link::measurement::PhaseTally;
 use paramedic_link::message::{END_AFTER_SILENCE, Grant, HEARTBEAT, ToAppliance, ToReflector};
 use paramedic_link::test_spec::{Direction, Load, PhaseSpec, TestSpec};
 use paramedic_link::tls::{self, Alpn, Expect};
-use paramedic_report::document::{Event, FallbackReason, LatencyReading, PhaseBegun};
+use paramedic_report::document::{Event, FallbackReason, LatencyReading, ObservedEnd, PhaseBegun};
 use paramedic_report::fold::{CountedReading, Impossible, PhaseRecord, ProbeSchedule, ResultBuilder};
 use paramedic_report::stats::{self, Statement};
 use tokio::sync::{mpsc, oneshot};
@@ -252,11 +253,13 @@ impl ReflectorSession {
         let (progress, mut readings) = mpsc::unbounded_channel();
         let (done, mut own) = oneshot::channel::<PhaseTally>();
         let client_end = Arc::clone(&self.client_end);
+        let interface = InterfaceClock::start(self.client.local());
         let run = move || {
             // A receiver that is gone means that the session is cancelled: then the phase ends.
-            let tally = client_end.run(number, &|reading| {
+            let mut tally = client_end.run(number, &|reading| {
                 progress.send(reading).ok();
             });
+            tally.interface = interface.and_then(|interface| interface.traffic());
             done.send(tally).ok();
         };
         let failed = |error| internal(&error);
@@ -376,6 +379,11 @@ impl ReflectorSession {
                             };
                             check(record, reading).map_err(|claim| self.impossible(claim))?;
                             self.note(observer, record, reading);
+                        }
+                    }
+                    Some(ToAppliance::PhaseDetail { phase, direction, samples }) if phase == number => {
+                        for sample in samples {
+                            record.note_detail(ObservedEnd::Reflector, direction, sample);
                         }
                     }
                     Some(ToAppliance::PhaseDone { phase, tally }) if phase == number => record.set_theirs(*tally),
@@ -650,6 +658,9 @@ async fn probe(order: ProberSetup) -> Result<Prober, ApplianceError> {
 
 /// Keeps a reading. Reports it to the observer and returns it if it counts.
 fn note(observer: &mut Observer, record: &mut PhaseRecord, progress: PhaseProgress) -> Option<CountedReading> {
+    if let PhaseProgress::Detail(direction, sample) = progress {
+        record.note_detail(ObservedEnd::Appliance, direction, sample);
+    }
     let (end, direction, sample) = as_folded(progress)?;
     let shown = record.note(end, direction, sample)?;
     (observer.events)(shown.event(record.load));

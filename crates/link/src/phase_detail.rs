@@ -1,0 +1,198 @@
+//! What the kernel recorded of each stream of a phase (TCP_INFO): sampled during the phase, kept at the end that samples,
+//! and sent after it. Pure.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::test_spec::Direction;
+
+/// The most samples of one message.
+pub const MAX_DETAIL_SAMPLES: usize = 32;
+
+/// The kernel's record of one stream at one time. A value that the kernel does not report is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TcpSample {
+    /// When it was read, in milliseconds of this end's monotonic clock since the phase began.
+    pub at_ms: u32,
+    /// The number of the stream in its direction, from 0.
+    pub stream: u16,
+    /// The smoothed round-trip time, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u32>,
+    /// The mean deviation of the round-trip time, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rttvar_us: Option<u32>,
+    /// The smallest round-trip time of the last minutes, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_rtt_us: Option<u32>,
+    /// The congestion window, in segments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwnd: Option<u32>,
+    /// The slow start threshold, in segments; absent until the first loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssthresh: Option<u32>,
+    /// The latest rate at which data was delivered, in bits per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery_bps: Option<u64>,
+    /// The rate to which the kernel paces, in bits per second; absent without pacing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pacing_bps: Option<u64>,
+    /// Segments retransmitted since the connection was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u32>,
+    /// How often segments were found reordered since then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reordering_seen: Option<u32>,
+    /// How long there was unacknowledged or unsent data since then, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_us: Option<u64>,
+    /// Of that, how long the receiver's window stopped the stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_window_us: Option<u64>,
+    /// Of that, how long the size of the send buffer stopped the stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_buffer_us: Option<u64>,
+}
+
+/// The samples of a phase at one end, thinned in time to fit a number of bytes.
+#[derive(Clone, Debug)]
+pub struct PhaseDetail {
+    /// The samples of all streams at one time, with their size.
+    looks: Vec<(Vec<(Direction, TcpSample)>, usize)>,
+    bytes: usize,
+    /// Of so many looks, one is kept.
+    stride: u64,
+    seen: u64,
+    most_bytes: usize,
+}
+
+impl PhaseDetail {
+    /// The most bytes of a phase, messages included.
+    pub const MAX_BYTES: usize = 256 * 1024;
+
+    /// What the fields of a message take, as a share of its samples: less than a twentieth.
+    const MESSAGE: usize = 20;
+
+    /// An empty record of at most `most_bytes`, or [`Self::MAX_BYTES`] if that is less.
+    pub fn new(most_bytes: usize) -> Self {
+        let most_bytes = most_bytes.min(Self::MAX_BYTES);
+        Self { looks: vec![], bytes: 0, stride: 1, seen: 0, most_bytes: most_bytes - most_bytes / Self::MESSAGE }
+    }
+
+    /// Adds the samples of all streams at one time. If that is too much, every second look is discarded, and of the next
+    /// ones too.
+    pub fn add(&mut self, look: Vec<(Direction, TcpSample)>) {
+        self.seen += 1;
+        if !self.seen.is_multiple_of(self.stride) {
+            return;
+        }
+        let size = look.iter().map(|(_, sample)| size_of(sample)).sum();
+        self.looks.push((look, size));
+        self.bytes += size;
+        while self.bytes > self.most_bytes && !self.looks.is_empty() {
+            let mut number = 0;
+            self.looks.retain(|_| {
+                number += 1;
+                number % 2 == 0
+            });
+            self.bytes = self.looks.iter().map(|(_, size)| size).sum();
+            self.stride *= 2;
+        }
+    }
+
+    /// These samples, in the order of time, as looks: those of one time are one.
+    pub fn of(samples: Vec<(Direction, TcpSample)>, most_bytes: usize) -> Self {
+        let mut detail = Self::new(most_bytes);
+        for look in samples.chunk_by(|one, other| one.1.at_ms == other.1.at_ms) {
+            detail.add(look.to_vec());
+        }
+        detail
+    }
+
+    /// All samples, in the order of time.
+    pub fn samples(self) -> impl Iterator<Item = (Direction, TcpSample)> {
+        self.looks.into_iter().flat_map(|(look, _)| look)
+    }
+
+    /// All samples in the parts that fit one message each.
+    pub fn parts(self) -> Vec<(Direction, Vec<TcpSample>)> {
+        let samples = self.samples().collect::<Vec<_>>();
+        let of = |direction| samples.iter().filter(move |(of, _)| *of == direction).map(|(_, sample)| *sample);
+        let parts = Direction::BOTH.into_iter().flat_map(|direction| {
+            let all = of(direction).collect::<Vec<_>>();
+            all.chunks(MAX_DETAIL_SAMPLES).map(|part| (direction, part.to_vec())).collect::<Vec<_>>()
+        });
+        parts.collect()
+    }
+}
+
+/// The size of a sample in a message, with the comma behind it.
+fn size_of(sample: &TcpSample) -> usize {
+    serde_json::to_vec(sample).map_or(0, |text| text.len() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{Bounded, encode};
+    use crate::message::ToAppliance;
+
+    const LARGEST: TcpSample = TcpSample {
+        at_ms: u32::MAX,
+        stream: u16::MAX,
+        rtt_us: Some(u32::MAX),
+        rttvar_us: Some(u32::MAX),
+        min_rtt_us: Some(u32::MAX),
+        cwnd: Some(u32::MAX),
+        ssthresh: Some(u32::MAX),
+        delivery_bps: Some(u64::MAX),
+        pacing_bps: Some(u64::MAX),
+        retransmits: Some(u32::MAX),
+        reordering_seen: Some(u32::MAX),
+        busy_us: Some(u64::MAX),
+        receive_window_us: Some(u64::MAX),
+        send_buffer_us: Some(u64::MAX),
+    };
+
+    /// The detail of so many looks, each of `streams` streams in both directions, and the bytes of its messages.
+    fn sent(looks: u32, streams: u16, most_bytes: usize, like: TcpSample) -> (Vec<u32>, usize) {
+        let mut detail = PhaseDetail::new(most_bytes);
+        for look in 1..=looks {
+            let of = |direction| (0..streams).map(move |stream| (direction, TcpSample { at_ms: look, stream, ..like }));
+            detail.add(of(Direction::Download).chain(of(Direction::Upload)).collect());
+        }
+        let mut times = detail.clone().samples().map(|(_, sample)| sample.at_ms).collect::<Vec<_>>();
+        times.dedup();
+        let messages = detail.parts().into_iter().map(|(direction, samples)| {
+            let message = ToAppliance::PhaseDetail { phase: 3, direction, samples };
+            message.check().unwrap();
+            encode(&message).unwrap().len()
+        });
+        (times, messages.sum())
+    }
+
+    #[test]
+    fn a_short_phase_is_kept_whole() {
+        let (times, bytes) =
+            sent(100, 2, PhaseDetail::MAX_BYTES, TcpSample { rtt_us: Some(12_345), ..TcpSample::default() });
+        assert!(times.into_iter().eq(1..=100));
+        assert!(bytes > 0 && bytes < PhaseDetail::MAX_BYTES);
+    }
+
+    #[test]
+    fn a_long_phase_of_many_streams_is_thinned_evenly_and_fits() {
+        for (looks, streams) in [(3_000, 64), (1_000, 4), (100_000, 1)] {
+            let (times, bytes) = sent(looks, streams, PhaseDetail::MAX_BYTES, LARGEST);
+            assert!((PhaseDetail::MAX_BYTES / 8..=PhaseDetail::MAX_BYTES).contains(&bytes), "{streams}: {bytes}");
+            let steps = times.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>();
+            assert!(steps.iter().all(|step| *step == steps[0]), "{streams}: {times:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_at_all_is_left_out() {
+        assert_eq!(sent(10, 64, 1_000, LARGEST), (vec![], 0));
+        let (times, bytes) = sent(10, 1, 2_000, LARGEST);
+        assert!(!times.is_empty() && bytes <= 2_000, "{times:?} {bytes}");
+    }
+}

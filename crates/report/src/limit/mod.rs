@@ -1,0 +1,305 @@
+//! What limited the rate of a direction: from named observations to a cause, with the numbers that show it. Pure. Never
+//! names the network without evidence for it.
+
+#[cfg(test)]
+mod cases;
+mod evidence;
+
+use paramedic_link::measurement::{CpuUse, Duplex};
+
+use crate::document::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
+use crate::stats;
+
+/// From this share of the requested rate on, the rate counts as the requested one.
+const AS_REQUESTED: f64 = 0.98;
+/// From this share of the time on, what the streams waited for is what limited them.
+const MOST: f64 = 0.5;
+/// The same of a socket buffer, if nothing was lost either: then the path set no limit. The kernel counts only the time
+/// in which it had something to send, or knew that the program waits.
+const CONSIDERABLE: f64 = 0.2;
+/// From this share of the time on, the receiver's window was reached, so that a larger send buffer alone has no effect.
+const REACHED: f64 = 0.1;
+/// From this share of the time on, a thread or a core is too close to its own limit to rule it out.
+const NEARLY_FULL: f64 = 0.85;
+/// From this increase of the latency on, in milliseconds, there is a queue in the path.
+const QUEUE_MS: f64 = 1.0;
+/// A queue has more packets than these: even on a free line a probe may wait for one packet or two.
+const QUEUE_PACKETS: f64 = 3.0;
+/// The size of a full packet, in bits.
+const PACKET_BITS: f64 = 12_000.0;
+/// From this share of the traffic of an interface on, other traffic takes a considerable part of a line.
+const OTHER_SHARE: f64 = 0.1;
+/// Less other traffic than this, in bits per second, is what every host sends.
+const OTHER_BPS: f64 = 100_000.0;
+/// From these shares of its speed on, an interface is full. In half duplex, acknowledgements wait for the same medium.
+const FULL: f64 = 0.95;
+const FULL_IN_HALF_DUPLEX: f64 = 0.7;
+/// An interface that carries more than this share of its speed has another speed than its driver reports.
+const UNREAL: f64 = 1.1;
+
+/// Both ends, in the order of the observations.
+pub const ENDS: [ObservedEnd; 2] = [ObservedEnd::Appliance, ObservedEnd::Reflector];
+
+/// What was observed of a direction, at both ends. Absent is what is not known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LimitObservations {
+    /// The rate of the payload at the receiver, in bits per second.
+    pub goodput_bps: u64,
+    /// The same with all headers.
+    pub wire_bps: Option<u64>,
+    /// The requested rate of all streams, in bits per second.
+    pub requested_bps: Option<u64>,
+    /// The requested bytes, if the direction ended because they were through.
+    pub requested_bytes: Option<u64>,
+    /// The processor of the appliance, and of the other end.
+    pub cpu: [Option<CpuUse>; 2],
+    /// The interface of the appliance, and of the other end.
+    pub interfaces: [InterfaceUse; 2],
+    /// What the sender's streams waited for; absent for datagrams.
+    pub streams: Option<StreamShares>,
+    /// Retransmitted segments.
+    pub retransmits: Option<u64>,
+    /// The datagrams; absent with TCP.
+    pub datagrams: Option<DatagramsLost>,
+    /// How much the median latency rose under the load, in milliseconds.
+    pub queue_ms: Option<f64>,
+}
+
+/// What the streams of a sender waited for, as shares of their time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StreamShares {
+    /// There was unacknowledged or unsent data.
+    pub busy: f64,
+    /// Of that: the receiver's window stopped them.
+    pub receive_window: f64,
+    /// Of that: the size of the send buffer stopped them.
+    pub send_buffer: f64,
+}
+
+/// The datagrams of a direction that were lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatagramsLost {
+    /// Datagrams lost, in a search for the highest rate those of the search included.
+    pub lost: u64,
+    /// Datagrams sent, counted in the same way.
+    pub sent: u64,
+}
+
+/// The interface of an end during a direction. Rates are in bits per second, in the direction of the payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct InterfaceUse {
+    /// Its speed, as the driver reports it.
+    pub speed_bps: Option<u64>,
+    /// Its duplex mode.
+    pub duplex: Option<Duplex>,
+    /// What it carried of other programs; absent if its counters do not include this test.
+    pub other_bps: Option<f64>,
+    /// The same during the idle phase.
+    pub other_idle_bps: Option<f64>,
+}
+
+/// Whether `bps` is the requested rate: then the request was the limit.
+pub fn is_as_requested(bps: u64, requested_bps: u64) -> bool {
+    bps as f64 >= AS_REQUESTED * requested_bps as f64
+}
+
+/// What limited the direction. The request and the tool come first: what they limited shows nothing about the path.
+pub fn limited_by(seen: &LimitObservations) -> LimitedBy {
+    let of_tool = policy(seen).or_else(|| processor(seen)).or_else(|| buffers(seen));
+    if let Some((cause, evidence)) = of_tool {
+        return LimitedBy { cause, evidence, because: vec![] };
+    }
+    let (path, full) = (path(seen), full_interface(seen));
+    let other = other_traffic(seen).filter(|other| {
+        // Traffic that was there before the load hides the queue: the idle latency has it, too.
+        let hides_queue = other.is_before_load && matches!(&path, Err(doubt) if doubt.lacks_only_queue);
+        path.is_ok() || full.is_some() || hides_queue
+    });
+    let (cause, evidence, because) = match (other, full, path.map_err(|doubt| doubt.because)) {
+        (Some(other), full, path) => {
+            let rest = full.unwrap_or_default().into_iter().chain(path.unwrap_or_else(|_| known(seen)));
+            (LimitCause::OtherTraffic, other.evidence.into_iter().chain(rest).collect(), vec![])
+        }
+        (None, Some(full), _) => (LimitCause::LinkRate, full, vec![]),
+        (None, None, Ok(path)) => (LimitCause::Network, path, vec![]),
+        (None, None, Err(because)) => (LimitCause::Unknown, known(seen), because),
+    };
+    LimitedBy { cause, evidence, because }
+}
+
+/// The cause, and its evidence.
+type Decided = (LimitCause, Vec<LimitEvidence>);
+
+fn policy(seen: &LimitObservations) -> Option<Decided> {
+    let rate = seen.requested_bps.filter(|requested| is_as_requested(seen.goodput_bps, *requested));
+    let evidence = match (rate, seen.requested_bytes) {
+        (Some(rate), _) => evidence::requested_rate(rate),
+        (None, Some(bytes)) => evidence::requested_bytes(bytes),
+        (None, None) => return None,
+    };
+    Some((LimitCause::Policy, vec![evidence]))
+}
+
+/// The end with the fuller processor, if one was full.
+fn processor(seen: &LimitObservations) -> Option<Decided> {
+    let limits = ENDS.into_iter().zip(&seen.cpu).filter_map(|(end, cpu)| {
+        let limit = stats::processor_limit(cpu.as_ref()?)?;
+        Some((end, limit))
+    });
+    // The first of two equal ones.
+    let (end, limit) = limits.reduce(|one, other| if other.1.share() > one.1.share() { other } else { one })?;
+    let cause = match end {
+        ObservedEnd::Appliance => LimitCause::ApplianceCpu,
+        ObservedEnd::Reflector => LimitCause::ReflectorCpu,
+    };
+    Some((cause, vec![evidence::processor(end, limit)]))
+}
+
+/// The socket buffer that stopped the streams for most of the time, or for a considerable part if nothing was lost. Not
+/// if there is a queue in the path: then the buffers were large enough to fill it.
+fn buffers(seen: &LimitObservations) -> Option<Decided> {
+    let streams = seen.streams?;
+    let least = if has_loss(seen) { MOST } else { CONSIDERABLE };
+    let are_stopped = streams.stopped() >= least;
+    if !are_stopped || has_queue(seen) {
+        return None;
+    }
+    let [window, buffer] = [evidence::receive_window(streams), evidence::send_buffer(streams)];
+    Some(if streams.receive_window >= REACHED.min(streams.send_buffer) {
+        (LimitCause::ReceiveWindow, vec![window])
+    } else {
+        (LimitCause::SendBuffer, vec![buffer])
+    })
+}
+
+impl StreamShares {
+    /// The share of the time for which a socket buffer of either end stopped the streams.
+    fn stopped(self) -> f64 {
+        self.receive_window + self.send_buffer
+    }
+}
+
+/// Whether segments were lost.
+fn has_loss(seen: &LimitObservations) -> bool {
+    seen.retransmits.is_some_and(|segments| segments > 0)
+}
+
+/// Whether the latency shows a queue in the path.
+fn has_queue(seen: &LimitObservations) -> bool {
+    let packets_ms = QUEUE_PACKETS * PACKET_BITS / (seen.goodput_bps.max(1) as f64) * 1000.0;
+    seen.queue_ms.is_some_and(|queue_ms| queue_ms >= QUEUE_MS.max(packets_ms))
+}
+
+/// Why there is no evidence that the path was the limit.
+struct Doubt {
+    because: Vec<String>,
+    /// Whether everything is there except a queue or a loss.
+    lacks_only_queue: bool,
+}
+
+/// The evidence that the path limited the direction, or why there is none.
+fn path(seen: &LimitObservations) -> Result<Vec<LimitEvidence>, Doubt> {
+    let mut because = nearly_full_processors(seen);
+    let mut lacks_queue = false;
+    let mut evidence = Vec::new();
+    if let Some(datagrams) = seen.datagrams {
+        if datagrams.lost == 0 {
+            because.push("no datagram was lost".to_owned());
+        }
+        evidence.push(evidence::lost_datagrams(datagrams));
+        evidence.extend(seen.queue_ms.map(evidence::queue));
+    } else {
+        match seen.streams {
+            None => because.push("the sender's kernel did not report what its streams waited for".to_owned()),
+            Some(streams) => {
+                let stopped = if has_queue(seen) { 0.0 } else { streams.stopped() };
+                let is_limited = streams.busy - stopped >= MOST;
+                if !is_limited {
+                    because.push("the streams did not wait for the path for most of the time".to_owned());
+                }
+                evidence.push(evidence::waited_for_path(streams));
+            }
+        }
+        if !has_loss(seen) && !has_queue(seen) {
+            lacks_queue = true;
+            because.push(match seen.queue_ms {
+                Some(_) => "no segment was lost, and the latency shows no queue".to_owned(),
+                None => "no segment was lost, and the latency under load is not known".to_owned(),
+            });
+        }
+        evidence.extend(seen.queue_ms.map(evidence::queue));
+        evidence.extend(seen.retransmits.map(evidence::retransmits));
+    }
+    let lacks_only_queue = lacks_queue && because.len() == 1;
+    if because.is_empty() { Ok(evidence) } else { Err(Doubt { because, lacks_only_queue }) }
+}
+
+/// Why the processors cannot be ruled out.
+fn nearly_full_processors(seen: &LimitObservations) -> Vec<String> {
+    let doubts = ENDS.into_iter().zip(&seen.cpu).filter_map(|(end, cpu)| {
+        let whose = evidence::whose(end);
+        let Some(runnable) = cpu.and_then(|cpu| cpu.runnable) else {
+            return Some(format!("the run-queue wait of {whose} threads is not known"));
+        };
+        let core = cpu.and_then(|cpu| cpu.core_softirq).unwrap_or_default();
+        if runnable >= NEARLY_FULL {
+            return Some(format!(
+                "one of {whose} threads ran or waited for a processor for {}",
+                evidence::percent(runnable)
+            ));
+        }
+        (core >= NEARLY_FULL)
+            .then(|| format!("one of {whose} cores handled soft interrupts for {}", evidence::percent(core)))
+    });
+    doubts.collect()
+}
+
+/// The evidence that an interface was full, with all traffic; of two, the slower one.
+fn full_interface(seen: &LimitObservations) -> Option<Vec<LimitEvidence>> {
+    let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
+    let full = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
+        let speed = interface.speed_bps?;
+        let share = (own + interface.other_bps.unwrap_or_default()) / speed as f64;
+        let full = if interface.duplex == Some(Duplex::Half) { FULL_IN_HALF_DUPLEX } else { FULL };
+        (full..=UNREAL).contains(&share).then_some((speed, end, interface.duplex))
+    });
+    let (speed, end, duplex) = full.min_by_key(|(speed, ..)| *speed)?;
+    Some(vec![evidence::interface_speed(end, speed, duplex), evidence::wire_rate(own)])
+}
+
+/// Other traffic that took a considerable part of the traffic of an interface.
+struct OtherTraffic {
+    evidence: Vec<LimitEvidence>,
+    /// Whether as much was there before the load.
+    is_before_load: bool,
+}
+
+/// Considerable other traffic; of two interfaces, the larger part.
+fn other_traffic(seen: &LimitObservations) -> Option<OtherTraffic> {
+    let own = seen.wire_bps.unwrap_or(seen.goodput_bps) as f64;
+    let others = ENDS.into_iter().zip(seen.interfaces).filter_map(|(end, interface)| {
+        let other = interface.other_bps.filter(|other| *other >= OTHER_BPS)?;
+        (other / (other + own) >= OTHER_SHARE).then_some((other, end, interface.other_idle_bps))
+    });
+    // The first of two equal ones.
+    let (other, end, idle) = others.reduce(|one, another| if another.0 > one.0 { another } else { one })?;
+    let is_before_load = idle.is_some_and(|idle| idle >= OTHER_BPS && idle / (idle + own) >= OTHER_SHARE);
+    let before = idle.map(|idle| evidence::other_idle(end, idle));
+    let evidence = [evidence::other(end, other, other / (other + own))].into_iter().chain(before).collect();
+    Some(OtherTraffic { evidence, is_before_load })
+}
+
+/// All numbers that are known, for a cause that is not.
+fn known(seen: &LimitObservations) -> Vec<LimitEvidence> {
+    let threads = ENDS.into_iter().zip(&seen.cpu);
+    let threads = threads.filter_map(|(end, cpu)| Some(evidence::runnable(end, cpu.as_ref()?.runnable?)));
+    let streams = seen.streams.into_iter().flat_map(|streams| {
+        [evidence::waited_for_path(streams), evidence::receive_window(streams), evidence::send_buffer(streams)]
+    });
+    let rest = [
+        seen.queue_ms.map(evidence::queue),
+        seen.retransmits.map(evidence::retransmits),
+        seen.datagrams.map(evidence::lost_datagrams),
+    ];
+    threads.chain(streams).chain(rest.into_iter().flatten()).collect()
+}

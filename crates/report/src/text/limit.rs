@@ -1,0 +1,26 @@
+//! The rows about what limited each direction. Pure.
+
+use super::Detail;
+use crate::document::{LimitCause, LimitedBy};
+
+/// The cause with its evidence; of an unknown cause why it is not known, in full detail with all numbers.
+pub(super) fn limit(limited_by: &LimitedBy, detail: Detail) -> String {
+    let has_numbers = limited_by.cause != LimitCause::Unknown || detail == Detail::Full;
+    let numbers = limited_by.evidence.iter().filter(|_| has_numbers).map(|evidence| evidence.text.as_str());
+    let reasons = limited_by.because.iter().map(String::as_str).chain(numbers).collect::<Vec<_>>();
+    format!("{} ({})", name(limited_by.cause), reasons.join(", "))
+}
+
+fn name(cause: LimitCause) -> &'static str {
+    match cause {
+        LimitCause::Network => "the network",
+        LimitCause::ApplianceCpu => "this device's processor",
+        LimitCause::ReflectorCpu => "the reflector's processor",
+        LimitCause::ReceiveWindow => "the receiver's window",
+        LimitCause::SendBuffer => "the sender's socket buffer",
+        LimitCause::LinkRate => "the speed of an interface",
+        LimitCause::Policy => "the request",
+        LimitCause::OtherTraffic => "other traffic",
+        LimitCause::Unknown => "not known",
+    }
+}
