@@ -119,6 +119,10 @@ fn cases() -> Vec<(&'static str, Observations)> {
             tunneled(seen(&both, &with(increased(Upload, 240.0, Grade::D)))),
         ),
         ("direct mode was blocked, with `-b 2M`", tunneled(seen(&[at(1_990_000, 2_000_000)], &fine[..2]))),
+        (
+            "a direction stopped in mid phase",
+            ended(Completion::NothingArrived("the upload stopped after 2.4 s".to_owned()), &[DOWN]),
+        ),
         ("direct mode was blocked, and nothing arrived in a direction", tunneled(ended(nothing(), &[DOWN]))),
         ("interrupted", ended(Completion::Interrupted, &[DOWN])),
         ("failed before the first speed", ended(Completion::Failed, &[])),

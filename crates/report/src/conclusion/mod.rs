@@ -41,7 +41,7 @@ pub enum Completion {
     Failed,
     /// It failed before anything was measured; the text names the error.
     NothingMeasured(String),
-    /// Almost nothing arrived in some directions; the text names them.
+    /// Almost nothing arrived in some directions, or nothing any more; the text names them.
     NothingArrived(String),
 }
 

@@ -60,6 +60,17 @@ pub struct RunIdentity {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunEnd {
+/// A direction of a completed phase without a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmptyDirection {
+    /// The load of the phase.
+    pub load: Load,
+    /// The direction.
+    pub direction: Direction,
+    /// How long payload arrived before it stopped; `None` if almost nothing ever arrived.
+    pub stopped_after: Option<Duration>,
+}
+
     /// Every phase was completed.
     Complete,
     /// The user of the appliance ended it.
@@ -212,14 +223,19 @@ impl ResultBuilder {
         &mut self.phases[last]
     }
 
-    /// The directions of completed phases in which almost nothing was received. They have no result and make the run
-    /// incomplete.
-    pub fn directions_without_payload(&self) -> Vec<(Load, Direction)> {
+    /// The directions of completed phases in which almost nothing was received, or nothing any more. They have no result
+    /// and make the run incomplete.
+    pub fn directions_without_payload(&self) -> Vec<EmptyDirection> {
         let Some(agreed) = &self.agreed else { return vec![] };
         let whole = self.phases.iter().filter(|phase| phase.is_counted());
         let all = whole.flat_map(|phase| phase.load.directions().iter().map(move |direction| (phase, *direction)));
         let empty = all.filter(|(phase, direction)| rates::has_moved_nothing(phase, *direction, &agreed.spec));
-        empty.map(|(phase, direction)| (phase.load, direction)).collect()
+        let described = |(phase, direction): (&PhaseRecord, Direction)| EmptyDirection {
+            load: phase.load,
+            direction,
+            stopped_after: rates::stopped_after(phase, direction),
+        };
+        empty.map(described).collect()
     }
 
     /// The document, also for a run that measured nothing.
