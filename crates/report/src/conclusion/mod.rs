@@ -161,7 +161,7 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
             Severity::Noticed => (Tone::Fair, ""),
             Severity::Disturbing => (Tone::Fair, ": calls and games may stutter"),
             Severity::Broken => (Tone::Bad, ""),
-            Severity::Stuttering => (Tone::Bad, ": calls and games stutter"),
+            Severity::Stuttering => (Tone::Bad, ": calls and games may stutter"),
         };
         return (tone, format!("{clause}, but {all}{effect}.{busy}"));
     }

@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(idle(lost(2, 2, 1)), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             idle(lost(8, 8, 1)),
-            "carries 36.2 Mbit/s down, but even while idle 4.0 % of the packets are lost: calls and games stutter."
+            "carries 36.2 Mbit/s down, but even while idle 4.0 % of the packets are lost: calls and games may stutter."
         );
         assert_eq!(
             idle(lost(8, 1, 8)),
@@ -199,7 +199,7 @@ mod tests {
         );
         assert_eq!(
             sentence(|document| document.latency.download = Some(lost(8, 8, 1))),
-            "carries 36.2 Mbit/s down, but during a download 4.0 % of the packets are lost: calls and games stutter."
+            "carries 36.2 Mbit/s down, but during a download 4.0 % of the packets are lost: calls and games may stutter."
         );
     }
 

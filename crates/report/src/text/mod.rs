@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(
             sentence(&bloated(240.0)),
             "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during an upload everything \
-             waits 240 ms longer: calls and games stutter."
+             waits 240 ms longer: calls and games may stutter."
         );
         let mut lossy = bloated(3.0);
         let idle = example::latency(12_300);
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(
             sentence(&lossy),
             "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but even while idle 2.1 % of the packets \
-             are lost: calls and games stutter."
+             are lost: calls and games may stutter."
         );
     }
 
