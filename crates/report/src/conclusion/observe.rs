@@ -89,6 +89,7 @@ fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> Pha
         median_us: latency.median_us(),
         increase: document.bufferbloat.of(load).map(|bloat| (bloat.increase_ms, bloat.grade)),
         loss: loss(latency),
+        queue: latency.queue.map(|queue| queue.stands),
     }
 }
 

@@ -6,6 +6,7 @@ mod event;
 #[allow(clippy::unwrap_used, reason = "constants that its tests parse")]
 pub mod example;
 mod fallback;
+mod one_way;
 mod schema;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use crate::stats::{self, Grade, Statement};
 
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
 pub use fallback::{DataModeFallback, FallbackReason};
+pub use one_way::{ClockComparison, ClockJumpSeen, DelayVariation, OneWayDelays, QueueByDirection, QueueSide};
 pub use schema::schema;
 
 /// The name and version of the result document's format.
@@ -101,6 +103,9 @@ pub struct ResultDocument {
     /// How much the latency rose under load; `idle` is always absent.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub bufferbloat: ByLoad<Bufferbloat>,
+    /// How the clocks of both ends ran against each other; absent without latency probes while idle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<ClockComparison>,
     /// The requested thresholds, and whether each was met.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub thresholds: Vec<ThresholdResult>,
@@ -626,6 +631,16 @@ pub struct LatencyResult {
     /// Under load: the share of the probes' IP packets in the rate of the slowest loaded direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_share: Option<f64>,
+    /// Under load: responsiveness, 60,000 ms divided by the median round trip, in round trips per minute. The round trips
+    /// are those of the latency probes beside the load, not of requests on the loaded connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub responsiveness_rpm: Option<u64>,
+    /// The delay of each direction; absent without an idle phase, and from a jump of a clock on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_way: Option<OneWayDelays>,
+    /// Under load: the queue, by direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueByDirection>,
 }
 
 impl LatencyResult {

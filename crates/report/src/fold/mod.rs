@@ -3,6 +3,7 @@
 
 mod arrived;
 mod claims;
+mod one_way;
 mod phase;
 mod rates;
 mod warnings;
@@ -22,6 +23,8 @@ use crate::document::{
     ServerEnd, Validity, Warning,
 };
 use crate::stats;
+
+use one_way::PhaseWindow;
 
 pub use claims::{Impossible, count as check_count, received_of_sent};
 pub use phase::{CountedReading, DataEnd, PhaseRecord, ProbeSchedule};
@@ -57,9 +60,6 @@ pub struct RunIdentity {
     pub version: String,
 }
 
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RunEnd {
 /// A direction of a completed phase without a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmptyDirection {
@@ -71,6 +71,9 @@ pub struct EmptyDirection {
     pub stopped_after: Option<Duration>,
 }
 
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunEnd {
     /// Every phase was completed.
     Complete,
     /// The user of the appliance ended it.
@@ -278,6 +281,7 @@ impl ResultBuilder {
             bidir: None,
             latency: Default::default(),
             bufferbloat: Default::default(),
+            clocks: None,
             thresholds: vec![],
             data_used_bytes: self.data_used(probes),
             warnings: vec![],
@@ -374,6 +378,7 @@ impl ResultBuilder {
 
     fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec, probes: &ProbeLog<'_>) {
         let Some(transport) = probes.transport else { return };
+        let mut windows = Vec::new();
         for (phase, requested) in self.phases.iter().zip(&spec.phases) {
             let Some(begun) = phase.begun_at else { continue };
             // Only the steady part of the load: during the start-up the path is almost idle.
@@ -398,15 +403,20 @@ impl ResultBuilder {
                 ));
             }
             let mut measured = latency(&summary, probes.duplicates, transport);
+            if result.has_load(phase.load) {
+                measured.responsiveness_rpm = measured.median_us().map(stats::round_trips_per_minute);
+            }
             if let Some(schedule) = phase.probe_schedule {
                 measured.interval_us = u64::try_from(schedule.interval.as_micros()).ok();
                 measured.rate_share = probe_share(result, phase.load, probes.packet_bits, schedule.interval);
             }
             result.latency.set(phase.load, measured);
+            windows.push(PhaseWindow { load: phase.load, from, until });
         }
         if transport == ProbeTransport::Tcp {
             warnings::udp_blocked(result, self.datagrams);
         }
+        one_way::add(result, &windows, probes);
         warnings::lost_probes(result);
         warnings::skipped_probes(result);
         warnings::probe_load(result);
@@ -462,5 +472,8 @@ fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTra
         probe_late_us: Some(summary.probe_late_p99_us.into()),
         interval_us: None,
         rate_share: None,
+        responsiveness_rpm: None,
+        one_way: None,
+        queue: None,
     }
 }
