@@ -21,6 +21,7 @@ use crate::clock::{Clock, Timer, Wake, wait};
 use crate::data_stream::DataStream;
 use crate::origin::Origin;
 use crate::session_control::{Cancelled, SessionControl};
+use crate::socket::mark;
 use crate::thread_limit::{self, ThreadLimitReached};
 use crate::udp_port::datagram::Mailbox;
 
@@ -53,6 +54,8 @@ pub struct ProberSetup {
     pub fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
     /// The source of the probes.
     pub origin: Origin,
+    /// The DSCP of the probes, if the test sets one: the probes must wait in the same queues as the payload.
+    pub dscp: Option<u8>,
 }
 
 /// Probes a path until it is finished or dropped, with one thread that sends and one that receives. It first tests for
@@ -111,8 +114,9 @@ impl Prober {
         let timer = Timer::new(clock)?;
         let sender = {
             let shared = Arc::clone(&shared);
-            let (target, origin, fall_back) = (setup.target, setup.origin, setup.fall_back);
+            let (target, origin, fall_back, dscp) = (setup.target, setup.origin, setup.fall_back, setup.dscp);
             thread_limit::spawn("echo-send", move || {
+                let target = target.map(|target| (target, dscp));
                 let end = shared.probe(target, &origin, fall_back, &timer);
                 // Has no effect if a transport was already chosen.
                 shared.decide(TransportChoice::Failed(end.err().unwrap_or_else(|| io::Error::other(Cancelled))));
@@ -188,17 +192,17 @@ impl Drop for Prober {
 }
 
 impl ProberState {
-    /// The body of the sending thread.
+    /// The body of the sending thread. `target`: the address, and the DSCP of the probes.
     fn probe(
         &self,
-        target: Option<SocketAddr>,
+        target: Option<(SocketAddr, Option<u8>)>,
         origin: &Origin,
         fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
         timer: &Timer,
     ) -> io::Result<()> {
         // If the socket cannot be opened, the probes fall back, too.
-        let over_udp = target.map_or(Ok(()), |target| {
-            let socket = udp_socket(target, origin)?;
+        let over_udp = target.map_or(Ok(()), |(target, dscp)| {
+            let socket = udp_socket(target, origin, dscp)?;
             self.over_udp(&socket, timer)
         });
         let is_decided = !matches!(*lock(&self.route), TransportChoice::Unknown);
@@ -421,11 +425,14 @@ impl Drop for WakeOnDrop<'_> {
 }
 
 /// A socket that is connected to `target`.
-fn udp_socket(target: SocketAddr, origin: &Origin) -> io::Result<UdpSocket> {
+fn udp_socket(target: SocketAddr, origin: &Origin, dscp: Option<u8>) -> io::Result<UdpSocket> {
     let socket = origin.datagrams(target)?;
     socket.set_nonblocking(true)?;
     // Best effort: replies that exceed the buffer look like packet loss.
     SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER).ok();
+    if let Some(code_point) = dscp {
+        mark(&SockRef::from(&socket), code_point)?;
+    }
     Ok(socket)
 }
 

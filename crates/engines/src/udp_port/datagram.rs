@@ -93,29 +93,42 @@ impl Mailbox {
     }
 }
 
-/// Sends `bytes` to `to`, from the local address `from` if it is known. Never blocks.
-pub(crate) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
-    let send = |control: &[ControlMessage<'_>]| {
+/// Sends `bytes` to `to`, from the local address `from` if it is known, with the DSCP `dscp` (RFC 2474) if there is one.
+/// Never blocks.
+pub(crate) fn answer(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    dscp: Option<u8>,
+) -> io::Result<()> {
+    let octet = dscp.unwrap_or_default() << 2;
+    let class = i32::from(octet);
+    // An IPv4-mapped destination on a dual-stack socket gets an IPv4 header.
+    let is_v4 = to.ip().to_canonical().is_ipv4();
+    let mark = dscp.map(|_| if is_v4 { ControlMessage::Ipv4Tos(&octet) } else { ControlMessage::Ipv6TClass(&class) });
+    let send = |address: Option<ControlMessage<'_>>| {
+        let control = address.into_iter().chain(mark).collect::<Vec<_>>();
         sendmsg(
             socket.as_raw_fd(),
             &[IoSlice::new(bytes)],
-            control,
+            &control,
             MsgFlags::MSG_DONTWAIT,
             Some(&SockaddrStorage::from(to)),
         )
     };
     // The routing table chooses the interface; only the address must be the one that the request was sent to.
     match from {
-        Some(IpAddr::V4(from)) => send(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
+        Some(IpAddr::V4(from)) => send(Some(ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
             ipi_ifindex: 0,
             ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(from.octets()) },
             ipi_addr: libc::in_addr { s_addr: 0 },
-        })])?,
-        Some(IpAddr::V6(from)) => send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
+        })))?,
+        Some(IpAddr::V6(from)) => send(Some(ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
             ipi6_ifindex: 0,
             ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
-        })])?,
-        None => send(&[])?,
+        })))?,
+        None => send(None)?,
     };
     Ok(())
 }
@@ -154,10 +167,31 @@ mod tests {
             assert_eq!(arrival.len, DATAGRAM_LEN);
             assert_eq!(arrival.to.map(|to| to.to_canonical()), Some(target.ip()));
             assert!(arrival.ago < LONGEST_WAIT);
-            answer(&socket, b"here", arrival.from, arrival.to).unwrap();
-            let (len, from) = asker.recv_from(&mut [0; 8]).unwrap();
-            assert_eq!((len, from), (4, target));
+            for dscp in [None, Some(46)] {
+                answer(&socket, b"here", arrival.from, arrival.to, dscp).unwrap();
+                assert_eq!(received_mark(&asker), (4, target, dscp.unwrap_or_default() << 2));
+            }
         }
+    }
+
+    /// The length, the sender and the traffic class of the next datagram.
+    fn received_mark(socket: &UdpSocket) -> (usize, SocketAddr, u8) {
+        if socket.local_addr().unwrap().is_ipv4() {
+            setsockopt(socket, sockopt::IpRecvTos, &true).unwrap();
+        } else {
+            setsockopt(socket, sockopt::Ipv6RecvTClass, &true).unwrap();
+        }
+        let mut bytes = [0; 8];
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        let mut control = nix::cmsg_space!(i32);
+        let flags = MsgFlags::empty();
+        let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut control), flags).unwrap();
+        let mark = message.cmsgs().unwrap().find_map(|metadata| match metadata {
+            ControlMessageOwned::Ipv4Tos(octet) => Some(octet),
+            ControlMessageOwned::Ipv6TClass(class) => u8::try_from(class).ok(),
+            _ => None,
+        });
+        (message.bytes, message.address.as_ref().and_then(socket_addr).unwrap(), mark.unwrap())
     }
 
     #[test]

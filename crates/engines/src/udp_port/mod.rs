@@ -44,6 +44,11 @@ pub trait DatagramHandler: Send + Sync {
     /// Verifies a datagram and returns the answer. Before this call, the datagram is unverified: it names the session
     /// and came from the peer's address. Called by the thread that reads the port for all sessions: must not block.
     fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal>;
+
+    /// The DSCP of its answers, if the test sets one.
+    fn dscp(&self) -> Option<u8> {
+        None
+    }
 }
 
 /// A datagram that arrived at a port.
@@ -286,7 +291,7 @@ impl PortState {
         // Does not wait for a lease: a delayed answer would look like delay of the path.
         enrolled.control.charge((bytes.len() + reply.len()) as u64).map_err(|_| Refusal::Over)?;
         counts.answered.fetch_add(1, Ordering::Relaxed);
-        if answer(socket, &reply, from, to).is_err() {
+        if answer(socket, &reply, from, to, handler.dscp()).is_err() {
             self.unsent.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())

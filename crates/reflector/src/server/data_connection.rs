@@ -51,8 +51,8 @@ pub(super) async fn run(server: Arc<Server>, connection: HandshakenConnection) {
     }
     let (keys, control) = (Arc::clone(&running.keys), Arc::clone(&running.control));
     let stream = MeteredStream::new(stream, Arc::clone(&control));
-    let dwell = Arc::clone(&server.counts.dwell);
-    let answer = move || echo::answer_stream(stream, &keys, &control, &dwell);
+    let (dwell, dscp) = (Arc::clone(&server.counts.dwell), running.spec.dscp);
+    let answer = move || echo::answer_stream(stream, &keys, &control, &dwell, dscp);
     if let Err(error) = thread_limit::spawn("echo-stream", answer)
         && server.may_log(running.peer)
     {

@@ -137,7 +137,7 @@ impl RunningSession {
         thread_limit::check(threads_of(&reservation.spec))?;
         let dwell = Arc::clone(&server.counts.dwell);
         let probes: Arc<dyn DatagramHandler> =
-            Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control), dwell));
+            Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control), dwell, reservation.spec.dscp));
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
         let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
         let streams = descriptors::control_port_streams(&reservation.spec);
