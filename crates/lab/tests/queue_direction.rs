@@ -40,6 +40,7 @@ fn the_queue_is_reported_in_the_direction_of_the_slow_hop() {
     let (result, report) = measure("--upload");
     let queue = loaded(&result, Load::Upload).queue.unwrap();
     assert_eq!(queue.stands, QueueSide::Upload, "{result:#?}");
+    assert!(!queue.is_own(), "{queue:?}");
     assert!(queue.upload_ms > Some(20.0) && report.contains("   upload\n"), "{queue:?}\n{report}");
     hosts.router.must(&["tc", "qdisc", "del", "dev", "eth0", "root"]);
 
@@ -48,4 +49,13 @@ fn the_queue_is_reported_in_the_direction_of_the_slow_hop() {
     let queue = loaded(&result, Load::Download).queue.unwrap();
     assert_eq!(queue.stands, QueueSide::Download, "{result:#?}");
     assert!(queue.download_ms > Some(20.0) && report.contains("   download\n"), "{queue:?}\n{report}");
+    assert!(queue.own_ms < Some(5.0), "{queue:?}");
+    hosts.router.must(&["tc", "qdisc", "del", "dev", "eth1", "root"]);
+
+    // The slow hop is the appliance's own interface. The kernel keeps TCP's part of that queue short (TCP small queues).
+    slow(&hosts.far, "eth0");
+    let (result, report) = measure("--upload");
+    let queue = loaded(&result, Load::Upload).queue.unwrap();
+    assert!(queue.stands == QueueSide::Upload && queue.is_own(), "{result:#?}");
+    assert!(queue.own_ms > Some(1.0) && report.contains("   upload, this device\n"), "{queue:?}\n{report}");
 }

@@ -37,6 +37,9 @@ pub struct Probe {
     /// microseconds: the delay of the upload direction plus the offset of the clocks, both of which are unknown. Absent
     /// if no reply arrived in time.
     pub upload_us: Option<i64>,
+    /// How long it waited in the appliance's own host: from the sending time until the kernel passed it to the network
+    /// interface, in microseconds. Part of the round trip. Absent if the kernel did not report it.
+    pub own_wait_us: Option<u32>,
     /// Whether its reply came, but later than [`Probe::LATE_AFTER`], or the reflector held it for longer than a reply can
     /// express.
     pub late: bool,

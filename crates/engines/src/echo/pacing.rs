@@ -191,6 +191,7 @@ mod tests {
             arrived: None,
             turnaround_us: 0,
             upload_us: None,
+            own_wait_us: None,
             late: false,
         }
     }

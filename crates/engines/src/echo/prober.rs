@@ -218,6 +218,7 @@ impl ProberState {
     fn over_udp(&self, socket: &UdpSocket, timer: &Timer) -> io::Result<()> {
         let _registration = self.control.register(socket)?;
         let mailbox = Mailbox::of(socket)?;
+        Mailbox::stamp_departures(socket);
         let done = Wake::new()?;
         std::thread::scope(|scope| {
             // Ends the receiver in any case, because the scope waits for it.
@@ -330,16 +331,28 @@ impl ProberState {
                 _ => return,
             }
             for _ in 0..MAX_READS_IN_A_ROW {
+                let Ok(departure) = mailbox.departure(socket) else { break };
+                if let Some((bytes, left_ns)) = departure {
+                    self.note_departure(&bytes, self.clock.at(left_ns));
+                }
+            }
+            for _ in 0..MAX_READS_IN_A_ROW {
                 match mailbox.receive(socket) {
                     Ok(Some(arrival)) => {
-                        let ago_ns = u64::try_from(arrival.ago.as_nanos()).unwrap_or(u64::MAX);
-                        let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
+                        let received_ns = self.clock.at(arrival.arrived_ns);
                         self.take(mailbox.bytes.get(..arrival.len).unwrap_or_default(), received_ns);
                     }
                     // The queue is empty, or an error such as "port unreachable" was read, which clears it.
                     Ok(None) | Err(_) => break,
                 }
             }
+        }
+    }
+
+    /// Records when a probe left this host.
+    fn note_departure(&self, bytes: &[u8], left_ns: u64) {
+        if let Some(probe) = ProbePacket::open(bytes, &self.keys) {
+            lock(&self.log).enter_departure(&probe, left_ns);
         }
     }
 

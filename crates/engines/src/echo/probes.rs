@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use paramedic_link::measurement::Probe;
 
-use super::packet::{HISTORY, ReplyPacket};
+use super::packet::{HISTORY, ProbePacket, ReplyPacket};
 
 /// The transport of the probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,7 +61,7 @@ pub(super) const FIRST_SEQ: u32 = 64;
 /// Slots are stored in pieces, so that growth does not copy them.
 const PIECE: usize = 4096;
 /// The highest number of slots; no further probes are sent. It suffices for 4.5 hours at 1 ms or two days at 10 ms, in
-/// 256 MiB.
+/// 320 MiB.
 const MAX_SLOTS: usize = 1 << 24;
 
 /// A slot of the schedule.
@@ -72,6 +72,8 @@ struct Slot {
     /// How much more than the first one of the prober the difference of the clocks was ([`Probe::upload_us`]); valid with
     /// [`ONE_WAY`].
     upload_us: i32,
+    /// How long the probe waited in this host's own queues ([`Probe::own_wait_us`]), plus one; 0 if unknown.
+    own_wait: u32,
     /// The round trip in microseconds in the low [`RTT_BITS`], flags above.
     packed: u32,
 }
@@ -304,6 +306,22 @@ impl ProbeRecords {
         }
     }
 
+    /// Records that a probe left this host at `left_ns`. Ignores impossible times.
+    pub(super) fn enter_departure(&mut self, probe: &ProbePacket, left_ns: u64) {
+        let Some(at) = probe.seq.checked_sub(FIRST_SEQ).map(|at| at as usize).filter(|at| *at < self.len()) else {
+            return;
+        };
+        let sent_ns = self.due_ns(at);
+        let Some(slot) = self.slot_mut(at).filter(|slot| slot.is(SENT)) else { return };
+        let late_us = probe.sent_ns.checked_sub(sent_ns).map(|late_ns| saturated(late_ns / 1000));
+        // Both times have the resolution of their clocks.
+        let waited_us = left_ns.saturating_sub(probe.sent_ns) / 1000;
+        let is_before = left_ns.saturating_add(1_000_000) < probe.sent_ns;
+        if late_us == Some(slot.late_us) && !is_before && u128::from(waited_us) <= Probe::LATE_AFTER.as_micros() {
+            slot.own_wait = saturated(waited_us).saturating_add(1);
+        }
+    }
+
     fn enter_history(&mut self, reply: &ReplyPacket) {
         // The counter wraps, but never moves by half of its range between two replies.
         let moved = reply.duplicates.wrapping_sub(self.doubled_probes as u16);
@@ -394,6 +412,7 @@ impl ProbeRecords {
                 .first_upload_ns
                 .filter(|_| slot.is(ONE_WAY))
                 .map(|first_ns| first_ns / 1000 + i64::from(slot.upload_us)),
+            own_wait_us: slot.own_wait.checked_sub(1),
             late: slot.is(LATE),
         }
     }
@@ -473,6 +492,28 @@ mod tests {
         assert_eq!(log.enter(&held, 7000 * MS), ReplyKind::Other);
         let probe = log.iter().next().unwrap();
         assert_eq!((probe.rtt_us, probe.late, probe.upload_us, probe.arrived), (None, true, None, Some(true)));
+    }
+
+    #[test]
+    fn the_wait_in_this_host_is_kept_and_never_changes_the_round_trip() {
+        let probe = |at: u32| ProbePacket {
+            seq: FIRST_SEQ + at,
+            about: FIRST_SEQ + at,
+            sent_ns: (1000 + 10 * u64::from(at)) * MS,
+        };
+        let mut log = sent(5);
+        for at in 0..5 {
+            log.enter(&reply(at, at, &[at]), (1000 + 10 * u64::from(at)) * MS + 40 * MS);
+        }
+        log.enter_departure(&probe(0), 1030 * MS);
+        // A stamp slightly before the send is a reading error; others are wrong.
+        log.enter_departure(&probe(1), 1010 * MS - 500);
+        log.enter_departure(&probe(2), 5 * MS);
+        log.enter_departure(&probe(3), 60_000 * MS);
+        log.enter_departure(&ProbePacket { sent_ns: 7, ..probe(4) }, 1041 * MS);
+        log.enter_departure(&probe(99), 1041 * MS);
+        assert!(log.iter().map(|probe| probe.own_wait_us).eq([Some(30_000), Some(0), None, None, None]));
+        assert!(log.iter().all(|probe| probe.rtt_us == Some(40_000)));
     }
 
     #[test]
@@ -664,6 +705,6 @@ mod tests {
     #[test]
     fn a_slot_stays_small() {
         // A day at 10 ms has 8.6 million slots.
-        assert_eq!(size_of::<Slot>(), 16);
+        assert_eq!(size_of::<Slot>(), 20);
     }
 }

@@ -38,8 +38,7 @@ impl DatagramHandler for ProbeResponder {
     }
 
     fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal> {
-        let ago_ns = u64::try_from(datagram.ago.as_nanos()).unwrap_or(u64::MAX);
-        let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
+        let received_ns = self.clock.at(datagram.arrived_ns);
         let probe = ProbePacket::open(datagram.bytes, &self.keys).ok_or(Refusal::Forged)?;
         // Ignores poison: a panic cannot leave the ledger inconsistent.
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);

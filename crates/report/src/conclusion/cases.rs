@@ -16,7 +16,16 @@ const LOSS: LossSeen = LossSeen { lost: 0, of: 1_000, periods: 0, longest_probes
 /// The probes of a phase of which nothing was lost.
 fn probes(load: Load) -> PhaseProbes {
     let increase = (load != Load::Idle).then_some((3.0, Grade::APlus));
-    PhaseProbes { load, sent: 1_000, received: 1_000, median_us: Some(12_300), increase, loss: None, queue: None }
+    PhaseProbes {
+        load,
+        sent: 1_000,
+        received: 1_000,
+        median_us: Some(12_300),
+        increase,
+        loss: None,
+        queue: None,
+        is_own_queue: false,
+    }
 }
 
 fn increased(load: Load, by_ms: f64, grade: Grade) -> PhaseProbes {
@@ -68,6 +77,10 @@ fn cases() -> Vec<(&'static str, Observations)> {
         (
             "it rises, and the queue stands in the other direction",
             seen(&both, &with(queued(Download, QueueSide::Upload))),
+        ),
+        (
+            "it rises, and the queue stands in this device",
+            seen(&both, &with(PhaseProbes { is_own_queue: true, ..queued(Upload, QueueSide::Upload) })),
         ),
         ("it rises, and the queue stands in both directions", seen(&both, &with(queued(Upload, QueueSide::Both)))),
         ("no latency probes, or no idle phase", seen(&both, &[])),

@@ -100,6 +100,8 @@ pub struct PhaseProbes {
     pub loss: Option<LossSeen>,
     /// The direction in which the load's queue stands, if that was measured.
     pub queue: Option<QueueSide>,
+    /// Whether it stands in this device, before its network interface.
+    pub is_own_queue: bool,
 }
 
 /// The sentence, and the tone in which it is printed.
@@ -273,7 +275,11 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
         };
         let increase = quantity::micros((increase_ms * 1000.0) as u64);
         let waits = if is_filled { "waits" } else { "waited" };
-        let queued = probes.queue.and_then(|queue| queued(probes.load, queue)).unwrap_or_default();
+        let queued = match probes.queue {
+            Some(_) if probes.is_own_queue => " (queued in this device)",
+            Some(queue) => queued(probes.load, queue).unwrap_or_default(),
+            None => "",
+        };
         Some(Trouble {
             severity,
             when: during(probes.load),

@@ -90,6 +90,7 @@ fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> Pha
         increase: document.bufferbloat.of(load).map(|bloat| (bloat.increase_ms, bloat.grade)),
         loss: loss(latency),
         queue: latency.queue.map(|queue| queue.stands),
+        is_own_queue: latency.queue.is_some_and(|queue| queue.is_own()),
     }
 }
 

@@ -58,6 +58,7 @@ pub fn full() -> ResultDocument {
                 queue: Some(QueueByDirection {
                     stands: QueueSide::Upload,
                     upload_ms: Some(17.9),
+                    own_ms: Some(0.1),
                     download_ms: Some(0.0),
                     uncertainty_ms: Some(0.2),
                 }),
@@ -274,9 +275,11 @@ pub fn latency(p50: u64) -> LatencyResult {
         rate_share: Some(0.001),
         responsiveness_rpm: Some(60_000_000 / p50),
         one_way: Some(OneWayDelays { upload: delay(p50 / 10), download: delay(p50 / 2) }),
+        own_wait: Some(delay(12)),
         queue: Some(QueueByDirection {
             stands: QueueSide::Download,
             upload_ms: Some(0.3),
+            own_ms: Some(0.1),
             download_ms: Some(p50 as f64 / 2_000.0),
             uncertainty_ms: Some(0.2),
         }),

@@ -638,6 +638,10 @@ pub struct LatencyResult {
     /// The delay of each direction; absent without an idle phase, and from a jump of a clock on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_way: Option<OneWayDelays>,
+    /// How long probes waited in the appliance's own host, before its network interface; absent if its kernel does not report
+    /// when packets leave. Part of the round trip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_wait: Option<DelayVariation>,
     /// Under load: the queue, by direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueByDirection>,

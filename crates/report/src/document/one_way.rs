@@ -66,6 +66,10 @@ pub struct QueueByDirection {
     /// In the upload direction, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload_ms: Option<f64>,
+    /// The part of `upload_ms` that stands in the appliance's own host, before its network interface; absent if its kernel
+    /// does not report when packets leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_ms: Option<f64>,
     /// In the download direction, in milliseconds; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download_ms: Option<f64>,
@@ -77,7 +81,13 @@ pub struct QueueByDirection {
 impl QueueByDirection {
     /// A queue of which nothing is known.
     pub const UNKNOWN: Self =
-        Self { stands: QueueSide::Unknown, upload_ms: None, download_ms: None, uncertainty_ms: None };
+        Self { stands: QueueSide::Unknown, upload_ms: None, own_ms: None, download_ms: None, uncertainty_ms: None };
+
+    /// Whether most of a queue in the upload direction stands in the appliance's own host.
+    pub fn is_own(&self) -> bool {
+        let most = self.upload_ms.zip(self.own_ms).is_some_and(|(upload_ms, own_ms)| own_ms > upload_ms / 2.0);
+        self.stands == QueueSide::Upload && most
+    }
 }
 
 /// The direction in which a queue stands.

@@ -474,6 +474,7 @@ fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTra
         rate_share: None,
         responsiveness_rpm: None,
         one_way: None,
+        own_wait: None,
         queue: None,
     }
 }

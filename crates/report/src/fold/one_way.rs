@@ -6,7 +6,8 @@ use paramedic_link::test_spec::Load;
 
 use super::ProbeLog;
 use crate::document::{
-    ClockComparison, ClockJumpSeen, DelayVariation, OneWayDelays, QueueByDirection, QueueSide, ResultDocument, Warning,
+    ByLoad, ClockComparison, ClockJumpSeen, DelayVariation, OneWayDelays, QueueByDirection, QueueSide, ResultDocument,
+    Warning,
 };
 use crate::quantity;
 use crate::stats::{self, DelaySpread, OneWayDelay, QueueEstimate, StandingQueue};
@@ -28,6 +29,7 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
     let phases = windows.iter().map(|window| (*window, delays_within(window.from, window.until))).collect::<Vec<_>>();
     let jump = phases.iter().find_map(|(window, delays)| Some((window.load, stats::clock_jump(delays)?)));
     let until = jump.map_or(Duration::MAX, |(_, jump)| jump.at);
+    let own_waits = own_waits(result, windows, probes);
     let Some(idle) = windows.iter().find(|window| window.load == Load::Idle) else { return };
     let idle_delays = delays_within(idle.from, idle.until.min(until));
     let Some(fit) = stats::clock_fit(&idle_delays, &delays_within(Duration::ZERO, until)) else { return };
@@ -66,12 +68,36 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
         // The same conditions as for a grade.
         if result.has_load(window.load) && latency.median_us().is_some() {
             latency.queue = Some(match (&idle_spread, &spread) {
-                (Some(idle), Some(loaded)) => queue(&fit.queue(idle, loaded, delays)),
+                (Some(idle), Some(loaded)) => QueueByDirection {
+                    own_ms: own_waits.of(window.load).zip(own_waits.of(Load::Idle)).and_then(|(loaded, idle)| {
+                        let rise_us = loaded.p50_us.saturating_sub(idle.p50_us);
+                        millis(rise_us as f64)
+                    }),
+                    ..queue(&fit.queue(idle, loaded, delays))
+                },
                 _ => QueueByDirection::UNKNOWN,
             });
         }
         result.latency.set(window.load, latency);
     }
+}
+
+/// How long the probes of each phase waited in this host.
+fn own_waits(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> ByLoad<DelayVariation> {
+    let mut own_waits = ByLoad::default();
+    for window in windows {
+        let waits = (probes.within)(window.from, window.until).filter_map(|probe| probe.own_wait_us.map(f64::from));
+        let (Some(spread), Some(mut latency)) =
+            (DelaySpread::of(waits.collect()), result.latency.of(window.load).cloned())
+        else {
+            continue;
+        };
+        let waits = variation(&spread);
+        latency.own_wait = Some(waits);
+        result.latency.set(window.load, latency);
+        own_waits.set(window.load, waits);
+    }
+    own_waits
 }
 
 fn described(jump: ClockJumpSeen) -> String {
@@ -95,9 +121,8 @@ fn variation(spread: &DelaySpread) -> DelayVariation {
 }
 
 fn queue(estimate: &QueueEstimate) -> QueueByDirection {
-    // A tenth of a millisecond is precise enough.
-    let millis = |us: f64| Some((us / 100.0).round() / 10.0);
     QueueByDirection {
+        own_ms: None,
         stands: match estimate.stands {
             StandingQueue::Upload => QueueSide::Upload,
             StandingQueue::Download => QueueSide::Download,
@@ -109,6 +134,11 @@ fn queue(estimate: &QueueEstimate) -> QueueByDirection {
         download_ms: millis(estimate.download_us),
         uncertainty_ms: millis(estimate.uncertainty_us),
     }
+}
+
+/// A tenth of a millisecond is precise enough.
+fn millis(us: f64) -> Option<f64> {
+    Some((us / 100.0).round() / 10.0)
 }
 
 #[cfg(test)]
@@ -133,6 +163,7 @@ mod tests {
                 rtt_us: Some((up_us + down_us) as u32),
                 arrived: Some(true),
                 turnaround_us: 0,
+                own_wait_us: Some(if (13.0..20.0).contains(&second) { 88_000 } else { 15 }),
                 upload_us: Some((up_us + 1e6 + second * 100.0 + jumped_us) as i64),
                 late: false,
             }
@@ -177,6 +208,9 @@ mod tests {
         assert!((download.download_ms.unwrap() - 40.0).abs() < 0.5 && download.upload_ms < Some(0.5), "{download:?}");
         assert!((upload.upload_ms.unwrap() - 90.0).abs() < 0.5 && upload.download_ms < Some(0.5), "{upload:?}");
         assert_eq!(queue(Load::Idle), None);
+        assert_eq!((download.own_ms, upload.own_ms), (Some(0.0), Some(88.0)));
+        assert_eq!((download.is_own(), upload.is_own()), (false, true));
+        assert_eq!(result.latency.upload.as_ref().unwrap().own_wait.unwrap().p50_us, 88_000);
         assert!(result.latency.of(Load::Idle).unwrap().one_way.unwrap().upload.p99_us.unwrap() < 200);
         let clocks = result.clocks.unwrap();
         assert!((clocks.skew_ppm - 100.0).abs() < 5.0 && clocks.jump.is_none(), "{clocks:?}");

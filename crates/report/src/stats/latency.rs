@@ -238,7 +238,16 @@ mod tests {
     }
 
     fn probe(rtt_us: Option<u32>, arrived: Option<bool>) -> Probe {
-        Probe { sent_at: Duration::ZERO, late_us: 3, rtt_us, arrived, turnaround_us: 0, upload_us: None, late: false }
+        Probe {
+            sent_at: Duration::ZERO,
+            late_us: 3,
+            rtt_us,
+            arrived,
+            turnaround_us: 0,
+            upload_us: None,
+            own_wait_us: None,
+            late: false,
+        }
     }
 
     fn answered(rtt_us: u32) -> Probe {

@@ -302,7 +302,8 @@ pub struct DelaySpread {
 }
 
 impl DelaySpread {
-    fn of(mut delays: Vec<f64>) -> Option<Self> {
+    /// The spread of these delays; `None` if there are too few.
+    pub fn of(mut delays: Vec<f64>) -> Option<Self> {
         use super::sufficiency::{Statement, is_enough};
         if delays.len() < LEAST_DELAYS {
             return None;

@@ -205,7 +205,9 @@ fn queues(document: &ResultDocument, lines: &mut Vec<Line>) {
         let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| quantity::micros((ms * 1000.0) as u64));
         let rpm = latency.responsiveness_rpm.map_or_else(|| "-".to_owned(), |rpm| format!("{rpm} RPM"));
         let numbers = format!("{:>9}{:>10}{:>17}", time(queue.upload_ms), time(queue.download_ms), rpm);
-        let side = latency.queue.map_or("", |queue| queue.stands.as_words());
+        let side = latency
+            .queue
+            .map_or("", |queue| if queue.is_own() { "upload, this device" } else { queue.stands.as_words() });
         label_of(&format!("  {load}")).with(Tone::Plain, format!("{numbers}   {side}"))
     });
     let rows = rows.collect::<Vec<_>>();

@@ -254,7 +254,7 @@ proptest! {
             let sent_at = Duration::from_millis(at as u64 * 10);
             let upload_us = Some(*upload_us);
             OneWayDelay::of(&Probe {
-                sent_at, late_us: 0, rtt_us: Some(*rtt_us), arrived: Some(true), turnaround_us: 0, upload_us, late: false
+                sent_at, late_us: 0, rtt_us: Some(*rtt_us), arrived: Some(true), turnaround_us: 0, upload_us, own_wait_us: None, late: false
             })
         };
         let run = times.iter().enumerate().filter_map(probe).collect::<Vec<_>>();
