@@ -14,9 +14,9 @@ use paramedic_link::key_file::KeyFileError;
 use paramedic_link::measurement::DatagramsSeen;
 use paramedic_link::message::{CloseReason, Denial, EndReason};
 use paramedic_link::state_folder::StateFolderError;
-use paramedic_link::test_spec::{DataMode, Direction, Load};
+use paramedic_link::test_spec::{DataMode, Load};
 use paramedic_link::{EndpointId, PeerText};
-use paramedic_report::fold::Impossible;
+use paramedic_report::fold::{EmptyDirection, Impossible};
 
 use crate::payload_transport::PayloadTransport;
 use crate::store::StorageError;
@@ -175,11 +175,11 @@ pub enum ApplianceError {
         /// The reason, from the end that detected the failure.
         reason: PeerText,
     },
-    /// Almost no payload arrived in some directions.
+    /// Almost no payload arrived in some directions, or none any more.
     #[error("nothing arrived in {} directions", .directions.len())]
     NothingArrived {
         /// The directions, each with its phase.
-        directions: Vec<(Load, Direction)>,
+        directions: Vec<EmptyDirection>,
         /// The transport of the payload.
         transport: PayloadTransport,
     },

@@ -29,6 +29,11 @@ impl Clock {
     pub fn now_ns(&self) -> u64 {
         monotonic_ns() - self.zero_ns
     }
+
+    /// Nanoseconds from the start to a time of `CLOCK_MONOTONIC`; 0 for an earlier one.
+    pub fn at(&self, monotonic_ns: u64) -> u64 {
+        monotonic_ns.saturating_sub(self.zero_ns)
+    }
 }
 
 /// The monotonic clock is never negative.

@@ -109,8 +109,9 @@ fn every_packet_of_the_payload_has_the_requested_mark_and_source_address() {
     hosts.far.must(&["ip", "addr", "add", &format!("{other}/24"), "dev", "eth0"]);
     for host in [&hosts.near, &hosts.far] {
         host.nft(&format!(
-            "table inet seen {{ counter marked {{}}\n counter wrong_source {{}}\n chain input {{
+            "table inet seen {{ counter marked {{}}\n counter unmarked {{}}\n counter wrong_source {{}}\n chain input {{
              type filter hook input priority 0; ip dscp af41 counter name marked
+             meta l4proto udp ip dscp != af41 counter name unmarked
              ip saddr {} counter name wrong_source\n }}\n }}\n",
             hosts.far.v4
         ));
@@ -133,6 +134,16 @@ fn every_packet_of_the_payload_has_the_requested_mark_and_source_address() {
             assert!(marked >= counted && counted > 0, "{mode} {direction}: {marked} bytes marked of {counted}");
         }
         assert_eq!(seen(&hosts.near, "wrong_source"), wrong_source, "{mode}: nothing came from the other address");
+    }
+    // Probes and replies wait in the queues of the payload.
+    let before = [&hosts.near, &hosts.far].map(|host| seen(host, "marked"));
+    let probed = appliance.speed_test(&["--engine", "echo", "-t", "0.5", "--dscp", "AF41"]);
+    assert_eq!(probed.code, 0, "{probed:?}");
+    let received = probed.result().latency.idle.unwrap().received;
+    for (host, before) in [&hosts.near, &hosts.far].into_iter().zip(before) {
+        let marked = seen(host, "marked") - before;
+        assert!(marked >= received * 124 && received > 0, "{marked} bytes marked for {received} probes");
+        assert_eq!(seen(host, "unmarked"), 0, "{}", host.netns);
     }
     let refused = appliance.fails(&["speed-test", "-B", "192.0.2.9"], 2, "bad_request");
     assert_eq!(refused.error.because, "cannot send from the address 192.0.2.9: this host has no such address");

@@ -33,13 +33,27 @@ pub struct Probe {
     pub arrived: Option<bool>,
     /// How long the reflector held it, in microseconds; 0 if no reply arrived.
     pub turnaround_us: u32,
-    /// Whether its reply came, but later than [`Probe::LATE_AFTER`].
+    /// When the reflector received it, by the reflector's clock, minus when it was sent, by the appliance's, in
+    /// microseconds: the delay of the upload direction plus the offset of the clocks, both of which are unknown. Absent
+    /// if no reply arrived in time.
+    pub upload_us: Option<i64>,
+    /// How long it waited in the appliance's own host: from the sending time until the kernel passed it to the network
+    /// interface, in microseconds. Part of the round trip. Absent if the kernel did not report it.
+    pub own_wait_us: Option<u32>,
+    /// Whether its reply came, but later than [`Probe::LATE_AFTER`], or the reflector held it for longer than a reply can
+    /// express.
     pub late: bool,
 }
 
 impl Probe {
     /// A reply that takes longer than this is late: it counts neither as a round trip nor as a loss.
     pub const LATE_AFTER: Duration = Duration::from_secs(10);
+
+    /// When the reply arrived, by the appliance's clock, minus when the reflector sent it, by the reflector's, in
+    /// microseconds: the delay of the download direction minus the offset of the clocks.
+    pub fn download_us(&self) -> Option<i64> {
+        i64::from(self.rtt_us?).checked_sub(self.upload_us?)
+    }
 }
 
 /// The payload bytes that one end counted over a whole phase, start-up and drain included.

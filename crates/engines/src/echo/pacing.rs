@@ -190,6 +190,8 @@ mod tests {
             rtt_us: rtt_ms.map(|ms| u32::try_from(ms * 1000).unwrap()),
             arrived: None,
             turnaround_us: 0,
+            upload_us: None,
+            own_wait_us: None,
             late: false,
         }
     }

@@ -21,6 +21,7 @@ use crate::clock::{Clock, Timer, Wake, wait};
 use crate::data_stream::DataStream;
 use crate::origin::Origin;
 use crate::session_control::{Cancelled, SessionControl};
+use crate::socket::mark;
 use crate::thread_limit::{self, ThreadLimitReached};
 use crate::udp_port::datagram::Mailbox;
 
@@ -53,6 +54,8 @@ pub struct ProberSetup {
     pub fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
     /// The source of the probes.
     pub origin: Origin,
+    /// The DSCP of the probes, if the test sets one: the probes must wait in the same queues as the payload.
+    pub dscp: Option<u8>,
 }
 
 /// Probes a path until it is finished or dropped, with one thread that sends and one that receives. It first tests for
@@ -111,8 +114,9 @@ impl Prober {
         let timer = Timer::new(clock)?;
         let sender = {
             let shared = Arc::clone(&shared);
-            let (target, origin, fall_back) = (setup.target, setup.origin, setup.fall_back);
+            let (target, origin, fall_back, dscp) = (setup.target, setup.origin, setup.fall_back, setup.dscp);
             thread_limit::spawn("echo-send", move || {
+                let target = target.map(|target| (target, dscp));
                 let end = shared.probe(target, &origin, fall_back, &timer);
                 // Has no effect if a transport was already chosen.
                 shared.decide(TransportChoice::Failed(end.err().unwrap_or_else(|| io::Error::other(Cancelled))));
@@ -188,17 +192,17 @@ impl Drop for Prober {
 }
 
 impl ProberState {
-    /// The body of the sending thread.
+    /// The body of the sending thread. `target`: the address, and the DSCP of the probes.
     fn probe(
         &self,
-        target: Option<SocketAddr>,
+        target: Option<(SocketAddr, Option<u8>)>,
         origin: &Origin,
         fall_back: Box<dyn FnOnce() -> io::Result<DataStream> + Send>,
         timer: &Timer,
     ) -> io::Result<()> {
         // If the socket cannot be opened, the probes fall back, too.
-        let over_udp = target.map_or(Ok(()), |target| {
-            let socket = udp_socket(target, origin)?;
+        let over_udp = target.map_or(Ok(()), |(target, dscp)| {
+            let socket = udp_socket(target, origin, dscp)?;
             self.over_udp(&socket, timer)
         });
         let is_decided = !matches!(*lock(&self.route), TransportChoice::Unknown);
@@ -214,6 +218,7 @@ impl ProberState {
     fn over_udp(&self, socket: &UdpSocket, timer: &Timer) -> io::Result<()> {
         let _registration = self.control.register(socket)?;
         let mailbox = Mailbox::of(socket)?;
+        Mailbox::stamp_departures(socket);
         let done = Wake::new()?;
         std::thread::scope(|scope| {
             // Ends the receiver in any case, because the scope waits for it.
@@ -326,16 +331,28 @@ impl ProberState {
                 _ => return,
             }
             for _ in 0..MAX_READS_IN_A_ROW {
+                let Ok(departure) = mailbox.departure(socket) else { break };
+                if let Some((bytes, left_ns)) = departure {
+                    self.note_departure(&bytes, self.clock.at(left_ns));
+                }
+            }
+            for _ in 0..MAX_READS_IN_A_ROW {
                 match mailbox.receive(socket) {
                     Ok(Some(arrival)) => {
-                        let ago_ns = u64::try_from(arrival.ago.as_nanos()).unwrap_or(u64::MAX);
-                        let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
+                        let received_ns = self.clock.at(arrival.arrived_ns);
                         self.take(mailbox.bytes.get(..arrival.len).unwrap_or_default(), received_ns);
                     }
                     // The queue is empty, or an error such as "port unreachable" was read, which clears it.
                     Ok(None) | Err(_) => break,
                 }
             }
+        }
+    }
+
+    /// Records when a probe left this host.
+    fn note_departure(&self, bytes: &[u8], left_ns: u64) {
+        if let Some(probe) = ProbePacket::open(bytes, &self.keys) {
+            lock(&self.log).enter_departure(&probe, left_ns);
         }
     }
 
@@ -421,11 +438,14 @@ impl Drop for WakeOnDrop<'_> {
 }
 
 /// A socket that is connected to `target`.
-fn udp_socket(target: SocketAddr, origin: &Origin) -> io::Result<UdpSocket> {
+fn udp_socket(target: SocketAddr, origin: &Origin, dscp: Option<u8>) -> io::Result<UdpSocket> {
     let socket = origin.datagrams(target)?;
     socket.set_nonblocking(true)?;
     // Best effort: replies that exceed the buffer look like packet loss.
     SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER).ok();
+    if let Some(code_point) = dscp {
+        mark(&SockRef::from(&socket), code_point)?;
+    }
     Ok(socket)
 }
 

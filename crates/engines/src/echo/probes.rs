@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use paramedic_link::measurement::Probe;
 
-use super::packet::{HISTORY, ReplyPacket};
+use super::packet::{HISTORY, ProbePacket, ReplyPacket};
 
 /// The transport of the probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,7 +61,7 @@ pub(super) const FIRST_SEQ: u32 = 64;
 /// Slots are stored in pieces, so that growth does not copy them.
 const PIECE: usize = 4096;
 /// The highest number of slots; no further probes are sent. It suffices for 4.5 hours at 1 ms or two days at 10 ms, in
-/// 192 MiB.
+/// 320 MiB.
 const MAX_SLOTS: usize = 1 << 24;
 
 /// A slot of the schedule.
@@ -69,6 +69,11 @@ const MAX_SLOTS: usize = 1 << 24;
 struct Slot {
     late_us: u32,
     turnaround_us: u32,
+    /// How much more than the first one of the prober the difference of the clocks was ([`Probe::upload_us`]); valid with
+    /// [`ONE_WAY`].
+    upload_us: i32,
+    /// How long the probe waited in this host's own queues ([`Probe::own_wait_us`]), plus one; 0 if unknown.
+    own_wait: u32,
     /// The round trip in microseconds in the low [`RTT_BITS`], flags above.
     packed: u32,
 }
@@ -84,6 +89,8 @@ const ARRIVED: u32 = 1 << 26;
 const REPLIED: u32 = 1 << 27;
 /// The reply to the probe arrived late.
 const LATE: u32 = 1 << 28;
+/// The reply has a valid time of arrival at the reflector.
+const ONE_WAY: u32 = 1 << 29;
 
 impl Slot {
     fn is(&self, flag: u32) -> bool {
@@ -128,6 +135,8 @@ pub(super) struct ProbeRecords {
     doubled_replies: u64,
     /// Repeated probes, as reported by the reflector, whose counter wraps.
     doubled_probes: u64,
+    /// The first difference of the clocks, in nanoseconds.
+    first_upload_ns: Option<i64>,
     /// All slots before this one are final: skipped, reported, or too old for the reflector's record.
     open_from: usize,
 }
@@ -153,6 +162,7 @@ impl ProbeRecords {
             skipped: 0,
             doubled_replies: 0,
             doubled_probes: 0,
+            first_upload_ns: None,
             open_from: 0,
         }
     }
@@ -268,16 +278,48 @@ impl ProbeRecords {
         }
         slot.packed |= REPLIED | REPORTED | ARRIVED;
         let whole = Duration::from_nanos(now_ns.saturating_sub(reply.sent_ns));
-        if whole > Probe::LATE_AFTER {
+        // The reflector may have held the probe for longer than the field can express: then the round trip is unknown.
+        if whole > Probe::LATE_AFTER || reply.dwell_ns == u32::MAX && whole.as_nanos() >= u128::from(u32::MAX) {
             slot.packed |= LATE;
             return ReplyKind::Other;
         }
         // Ignores a reported dwell time that is longer than the round trip.
         let dwell = Duration::from_nanos(reply.dwell_ns.into());
-        let round_trip = whole.checked_sub(dwell).unwrap_or(whole);
+        let possible = whole.checked_sub(dwell);
+        let round_trip = possible.unwrap_or(whole);
         slot.turnaround_us = saturated(rounded_us(dwell));
         slot.packed |= saturated(rounded_us(round_trip)) & ((1 << RTT_BITS) - 1);
+        if possible.is_some() {
+            self.enter_upload(at, reply);
+        }
         ReplyKind::RoundTrip(round_trip)
+    }
+
+    /// Records the difference of the clocks. The times are not trusted: any two give a difference.
+    fn enter_upload(&mut self, at: usize, reply: &ReplyPacket) {
+        let difference_ns = reply.received_ns.wrapping_sub(reply.sent_ns).cast_signed();
+        let first_ns = *self.first_upload_ns.get_or_insert(difference_ns);
+        let moved_us = difference_ns.wrapping_sub(first_ns).div_euclid(1000);
+        if let (Ok(moved_us), Some(slot)) = (i32::try_from(moved_us), self.slot_mut(at)) {
+            slot.upload_us = moved_us;
+            slot.packed |= ONE_WAY;
+        }
+    }
+
+    /// Records that a probe left this host at `left_ns`. Ignores impossible times.
+    pub(super) fn enter_departure(&mut self, probe: &ProbePacket, left_ns: u64) {
+        let Some(at) = probe.seq.checked_sub(FIRST_SEQ).map(|at| at as usize).filter(|at| *at < self.len()) else {
+            return;
+        };
+        let sent_ns = self.due_ns(at);
+        let Some(slot) = self.slot_mut(at).filter(|slot| slot.is(SENT)) else { return };
+        let late_us = probe.sent_ns.checked_sub(sent_ns).map(|late_ns| saturated(late_ns / 1000));
+        // Both times have the resolution of their clocks.
+        let waited_us = left_ns.saturating_sub(probe.sent_ns) / 1000;
+        let is_before = left_ns.saturating_add(1_000_000) < probe.sent_ns;
+        if late_us == Some(slot.late_us) && !is_before && u128::from(waited_us) <= Probe::LATE_AFTER.as_micros() {
+            slot.own_wait = saturated(waited_us).saturating_add(1);
+        }
     }
 
     fn enter_history(&mut self, reply: &ReplyPacket) {
@@ -366,6 +408,11 @@ impl ProbeRecords {
             rtt_us: (slot.is(REPLIED) && !slot.is(LATE)).then_some(slot.packed & ((1 << RTT_BITS) - 1)),
             arrived: slot.is(REPORTED).then_some(slot.is(ARRIVED)),
             turnaround_us: slot.turnaround_us,
+            upload_us: self
+                .first_upload_ns
+                .filter(|_| slot.is(ONE_WAY))
+                .map(|first_ns| first_ns / 1000 + i64::from(slot.upload_us)),
+            own_wait_us: slot.own_wait.checked_sub(1),
             late: slot.is(LATE),
         }
     }
@@ -436,6 +483,60 @@ mod tests {
         let mut log = sent(1);
         let reply = ReplyPacket { dwell_ns: u32::MAX, ..reply(0, 0, &[0]) };
         assert_eq!(log.enter(&reply, 1003 * MS), ReplyKind::RoundTrip(Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn a_probe_that_was_held_for_longer_than_the_reply_can_express_has_no_round_trip() {
+        let mut log = sent(1);
+        let held = ReplyPacket { dwell_ns: u32::MAX, ..reply(0, 0, &[0]) };
+        assert_eq!(log.enter(&held, 7000 * MS), ReplyKind::Other);
+        let probe = log.iter().next().unwrap();
+        assert_eq!((probe.rtt_us, probe.late, probe.upload_us, probe.arrived), (None, true, None, Some(true)));
+    }
+
+    #[test]
+    fn the_wait_in_this_host_is_kept_and_never_changes_the_round_trip() {
+        let probe = |at: u32| ProbePacket {
+            seq: FIRST_SEQ + at,
+            about: FIRST_SEQ + at,
+            sent_ns: (1000 + 10 * u64::from(at)) * MS,
+        };
+        let mut log = sent(5);
+        for at in 0..5 {
+            log.enter(&reply(at, at, &[at]), (1000 + 10 * u64::from(at)) * MS + 40 * MS);
+        }
+        log.enter_departure(&probe(0), 1030 * MS);
+        // A stamp slightly before the send is a reading error; others are wrong.
+        log.enter_departure(&probe(1), 1010 * MS - 500);
+        log.enter_departure(&probe(2), 5 * MS);
+        log.enter_departure(&probe(3), 60_000 * MS);
+        log.enter_departure(&ProbePacket { sent_ns: 7, ..probe(4) }, 1041 * MS);
+        log.enter_departure(&probe(99), 1041 * MS);
+        assert!(log.iter().map(|probe| probe.own_wait_us).eq([Some(30_000), Some(0), None, None, None]));
+        assert!(log.iter().all(|probe| probe.rtt_us == Some(40_000)));
+    }
+
+    #[test]
+    fn the_difference_of_the_clocks_is_kept_whatever_their_zeros_are() {
+        for zero_ns in [0, 5_000 * MS, u64::MAX / 2, u64::MAX - 10 * MS] {
+            let mut log = sent(3);
+            let upload_us = [4_000, 9_500, 1_250];
+            for (at, upload_us) in (0..).zip(upload_us) {
+                let sent = reply(at, at, &[at]);
+                let received_ns = sent.sent_ns.wrapping_add(zero_ns).wrapping_add(upload_us * 1000);
+                log.enter(&ReplyPacket { received_ns, ..sent }, sent.sent_ns + 12 * MS);
+            }
+            let probes = log.iter().collect::<Vec<_>>();
+            let seen = probes.iter().map(|probe| probe.upload_us.unwrap()).collect::<Vec<_>>();
+            assert_eq!([seen[1] - seen[0], seen[2] - seen[0]], [5_500, -2_750], "{zero_ns}");
+            let both = probes.iter().map(|probe| probe.upload_us.unwrap() + probe.download_us().unwrap());
+            assert!(both.eq([12_000; 3]), "the two directions add up to the round trip");
+        }
+        let mut log = sent(2);
+        log.enter(&reply(0, 0, &[0]), 1012 * MS);
+        // An impossible time is none.
+        log.enter(&ReplyPacket { received_ns: u64::MAX / 2, ..reply(1, 1, &[1]) }, 1022 * MS);
+        assert!(log.iter().map(|probe| probe.upload_us.is_some()).eq([true, false]));
     }
 
     #[test]
@@ -604,6 +705,6 @@ mod tests {
     #[test]
     fn a_slot_stays_small() {
         // A day at 10 ms has 8.6 million slots.
-        assert_eq!(size_of::<Slot>(), 12);
+        assert_eq!(size_of::<Slot>(), 20);
     }
 }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use paramedic_link::admission::SessionKeys;
+use socket2::SockRef;
 
 use super::dwell::DwellTimes;
 use super::ledger::{Entry, ProbeLedger};
@@ -11,6 +12,7 @@ use super::packet::{self, ProbePacket, ReplyPacket};
 use crate::clock::Clock;
 use crate::metered_stream::MeteredStream;
 use crate::session_control::SessionControl;
+use crate::socket::mark;
 use crate::udp_port::{DATAGRAM_LEN, Datagram, DatagramHandler, Refusal};
 
 /// Answers the probes of one session at a UDP port. Each verified probe is a sign of life of the appliance.
@@ -20,12 +22,13 @@ pub struct ProbeResponder {
     ledger: Mutex<ProbeLedger>,
     clock: Clock,
     dwell: Arc<DwellTimes>,
+    dscp: Option<u8>,
 }
 
 impl ProbeResponder {
-    /// A responder for the session with these keys, which counts each reply in `dwell`.
-    pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>, dwell: Arc<DwellTimes>) -> Self {
-        Self { keys, control, ledger: Mutex::new(ProbeLedger::new()), clock: Clock::start(), dwell }
+    /// A responder for the session with these keys, which counts each reply in `dwell` and sends it with `dscp`.
+    pub fn new(keys: Arc<SessionKeys>, control: Arc<SessionControl>, dwell: Arc<DwellTimes>, dscp: Option<u8>) -> Self {
+        Self { keys, control, ledger: Mutex::new(ProbeLedger::new()), clock: Clock::start(), dwell, dscp }
     }
 }
 
@@ -35,8 +38,7 @@ impl DatagramHandler for ProbeResponder {
     }
 
     fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal> {
-        let ago_ns = u64::try_from(datagram.ago.as_nanos()).unwrap_or(u64::MAX);
-        let received_ns = self.clock.now_ns().saturating_sub(ago_ns);
+        let received_ns = self.clock.at(datagram.arrived_ns);
         let probe = ProbePacket::open(datagram.bytes, &self.keys).ok_or(Refusal::Forged)?;
         // Ignores poison: a panic cannot leave the ledger inconsistent.
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,6 +51,10 @@ impl DatagramHandler for ProbeResponder {
         drop(ledger);
         self.dwell.note(reply.dwell_ns);
         Ok(reply.seal(&self.keys))
+    }
+
+    fn dscp(&self) -> Option<u8> {
+        self.dscp
     }
 }
 
@@ -66,15 +72,25 @@ fn reply_to(probe: &ProbePacket, ledger: &ProbeLedger, received_ns: u64, clock: 
 
 /// Answers the probes of one session on a data connection whose preamble has the stream [`Preamble::ECHO`]. Blocks
 /// until the connection ends, the session is cancelled, or anything but a new probe arrives. Charges the bytes to the
-/// session, and counts each reply in `dwell`.
+/// session, and counts each reply in `dwell`. Its packets have the DSCP `dscp`.
 ///
 /// [`Preamble::ECHO`]: paramedic_link::admission::Preamble::ECHO
-pub fn answer_stream(mut stream: MeteredStream, keys: &SessionKeys, control: &Arc<SessionControl>, dwell: &DwellTimes) {
+pub fn answer_stream(
+    mut stream: MeteredStream,
+    keys: &SessionKeys,
+    control: &Arc<SessionControl>,
+    dwell: &DwellTimes,
+    dscp: Option<u8>,
+) {
     let clock = Clock::start();
     let mut ledger = ProbeLedger::new();
     let Ok(_registration) = control.register(stream.inner().socket()) else { return };
     // Best effort: small replies must be sent at once.
     stream.inner().socket().set_nodelay(true).ok();
+    if let Some(code_point) = dscp {
+        // Best effort: an answer without its mark is better than none.
+        mark(&SockRef::from(stream.inner().socket()), code_point).ok();
+    }
     let mut bytes = [0; packet::LEN];
     let mut moved = 0;
     while stream.read_exact(&mut bytes).is_ok() {
@@ -321,7 +337,7 @@ mod tests {
         let listener = TcpListener::bind((HERE, 0)).unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let theirs = MeteredStream::new(DataStream::Plain(listener.accept().unwrap().0), Arc::clone(&control));
-        (ours, std::thread::spawn(move || answer_stream(theirs, &keys(1), &control, &DwellTimes::default())))
+        (ours, std::thread::spawn(move || answer_stream(theirs, &keys(1), &control, &DwellTimes::default(), None)))
     }
 
     #[test]

@@ -40,6 +40,7 @@ fn setup(target: SocketAddr, control: &Arc<SessionControl>) -> ProberSetup {
         control: Arc::clone(control),
         fall_back: Box::new(|| Err(io::Error::other("nothing to fall back to"))),
         origin: Origin::default(),
+        dscp: None,
     }
 }
 
@@ -51,7 +52,7 @@ pub(super) fn enroll_probes(
     peer: IpAddr,
 ) -> Enrolment {
     let session = keys.session();
-    let responder = ProbeResponder::new(Arc::new(keys), Arc::clone(control), Arc::default());
+    let responder = ProbeResponder::new(Arc::new(keys), Arc::clone(control), Arc::default(), None);
     port.enroll(session, Arc::clone(control), peer, vec![Arc::new(responder)])
 }
 
@@ -229,7 +230,7 @@ fn answered_line(
         let (ours, theirs) = pair();
         std::thread::spawn(move || {
             let stream = MeteredStream::new(theirs, Arc::clone(&control));
-            answer_stream(stream, &keys(1), &control, &DwellTimes::default());
+            answer_stream(stream, &keys(1), &control, &DwellTimes::default(), None);
         });
         Ok(ours)
     }

@@ -1,22 +1,21 @@
 //! Datagrams with the kernel's metadata: the arrival time and the local address. Shell: sockets.
 
-#![expect(clippy::disallowed_methods, reason = "compares with the kernel's receive timestamps")]
-
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, recvmsg, sendmsg, setsockopt,
+    sockopt,
 };
 use nix::sys::time::TimeSpec;
 
 use super::DATAGRAM_LEN;
+use super::stamps::{ClockPair, StampConverter};
 
-/// No datagram waits longer than this in a socket. A longer time means that the wall clock was set.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Room for a sent datagram with the headers of the link, IPv6 and UDP before it.
+const SENT_LEN: usize = 256;
 
 /// One datagram that arrived.
 pub(crate) struct Arrival {
@@ -26,13 +25,15 @@ pub(crate) struct Arrival {
     pub(crate) from: SocketAddr,
     /// The local address that it was sent to.
     pub(crate) to: Option<IpAddr>,
-    /// How long ago it arrived, by the kernel's receive timestamp.
-    pub(crate) ago: Duration,
+    /// When it arrived, in nanoseconds of `CLOCK_MONOTONIC`, by the kernel's receive timestamp. Without a usable stamp, the
+    /// time of the read, which makes round trips look longer.
+    pub(crate) arrived_ns: u64,
 }
 
 /// The buffers that datagrams are read into.
 pub(crate) struct Mailbox {
     control: Vec<u8>,
+    stamps: StampConverter,
     pub(crate) bytes: [u8; Mailbox::LONGER],
 }
 
@@ -47,7 +48,7 @@ impl Mailbox {
 
     /// The same for a socket that is not bound yet.
     pub(crate) fn unbound(socket: &UdpSocket, is_v6: bool) -> io::Result<Self> {
-        // Best effort: without it the time is that of the read, which makes round trips look longer.
+        // Best effort: without it the time is that of the read.
         setsockopt(socket, sockopt::ReceiveTimestampns, &true).ok();
         if is_v6 {
             // Also applies to IPv4 on a dual-stack socket.
@@ -55,8 +56,41 @@ impl Mailbox {
         } else {
             setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
         }
-        let control = nix::cmsg_space!(TimeSpec, libc::in_pktinfo, libc::in6_pktinfo);
-        Ok(Self { control, bytes: [0; Self::LONGER] })
+        let control = nix::cmsg_space!(
+            TimeSpec,
+            [TimeSpec; 3],
+            libc::in_pktinfo,
+            libc::in6_pktinfo,
+            libc::sock_extended_err,
+            libc::sockaddr_in6
+        );
+        Ok(Self { control, stamps: StampConverter::new(ClockPair::read()), bytes: [0; Self::LONGER] })
+    }
+
+    /// Lets the kernel report when it passed each datagram of `socket` to the network interface, after the host's own queues
+    /// (`SOF_TIMESTAMPING_TX_SOFTWARE`). Best effort: without it there are no departures.
+    pub(crate) fn stamp_departures(socket: &UdpSocket) {
+        let flags = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
+        setsockopt(socket, sockopt::Timestamping, &flags).ok();
+    }
+
+    /// The next datagram that left this host, and when, in nanoseconds of `CLOCK_MONOTONIC`; `WouldBlock` if no more are
+    /// reported. `None`: a report without a usable time. The bytes are not verified: a host's firewall may have changed
+    /// them.
+    pub(crate) fn departure(&mut self, socket: &UdpSocket) -> io::Result<Option<([u8; DATAGRAM_LEN], u64)>> {
+        let mut bytes = [0; SENT_LEN];
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_ERRQUEUE;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut self.control), flags)?;
+        let stamp = message.cmsgs().into_iter().flatten().find_map(|metadata| match metadata {
+            ControlMessageOwned::ScmTimestampsns(stamps) => Some(stamps.system),
+            _ => None,
+        });
+        let len = message.bytes;
+        let left_ns = stamp.and_then(|stamp| self.stamps.convert(nanoseconds(stamp), ClockPair::read()));
+        // The report contains the whole packet.
+        let sent = bytes.get(..len).and_then(<[u8]>::last_chunk::<DATAGRAM_LEN>);
+        Ok(sent.copied().zip(left_ns))
     }
 
     /// Disables the metadata that only a mailbox needs.
@@ -76,11 +110,14 @@ impl Mailbox {
         let message =
             recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut self.control), MsgFlags::MSG_DONTWAIT)?;
         let Some(from) = message.address.as_ref().and_then(socket_addr) else { return Ok(None) };
-        let mut arrival = Arrival { len: message.bytes, from, to: None, ago: Duration::ZERO };
+        let now = ClockPair::read();
+        let mut arrival = Arrival { len: message.bytes, from, to: None, arrived_ns: now.monotonic_ns.cast_unsigned() };
         // If control data is missing or truncated, the datagram has less metadata.
         for metadata in message.cmsgs().into_iter().flatten() {
             match metadata {
-                ControlMessageOwned::ScmTimestampns(at) => arrival.ago = ago(at),
+                ControlMessageOwned::ScmTimestampns(at) => {
+                    arrival.arrived_ns = self.stamps.convert(nanoseconds(at), now).unwrap_or(arrival.arrived_ns);
+                }
                 ControlMessageOwned::Ipv4PacketInfo(info) => {
                     // The local address of the route, which differs from the header's only for broadcasts.
                     arrival.to = Some(IpAddr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()));
@@ -93,38 +130,48 @@ impl Mailbox {
     }
 }
 
-/// Sends `bytes` to `to`, from the local address `from` if it is known. Never blocks.
-pub(crate) fn answer(socket: &UdpSocket, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
-    let send = |control: &[ControlMessage<'_>]| {
+/// Sends `bytes` to `to`, from the local address `from` if it is known, with the DSCP `dscp` (RFC 2474) if there is one.
+/// Never blocks.
+pub(crate) fn answer(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    dscp: Option<u8>,
+) -> io::Result<()> {
+    let octet = dscp.unwrap_or_default() << 2;
+    let class = i32::from(octet);
+    // An IPv4-mapped destination on a dual-stack socket gets an IPv4 header.
+    let is_v4 = to.ip().to_canonical().is_ipv4();
+    let mark = dscp.map(|_| if is_v4 { ControlMessage::Ipv4Tos(&octet) } else { ControlMessage::Ipv6TClass(&class) });
+    let send = |address: Option<ControlMessage<'_>>| {
+        let control = address.into_iter().chain(mark).collect::<Vec<_>>();
         sendmsg(
             socket.as_raw_fd(),
             &[IoSlice::new(bytes)],
-            control,
+            &control,
             MsgFlags::MSG_DONTWAIT,
             Some(&SockaddrStorage::from(to)),
         )
     };
     // The routing table chooses the interface; only the address must be the one that the request was sent to.
     match from {
-        Some(IpAddr::V4(from)) => send(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
+        Some(IpAddr::V4(from)) => send(Some(ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
             ipi_ifindex: 0,
             ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(from.octets()) },
             ipi_addr: libc::in_addr { s_addr: 0 },
-        })])?,
-        Some(IpAddr::V6(from)) => send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
+        })))?,
+        Some(IpAddr::V6(from)) => send(Some(ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
             ipi6_ifindex: 0,
             ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
-        })])?,
-        None => send(&[])?,
+        })))?,
+        None => send(None)?,
     };
     Ok(())
 }
 
-/// The time since a wall-clock time; zero if the clock was set in between.
-fn ago(at: TimeSpec) -> Duration {
-    let since_epoch = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let ago = since_epoch(SystemTime::now()).saturating_sub(Duration::from(at));
-    if ago > LONGEST_WAIT { Duration::ZERO } else { ago }
+fn nanoseconds(time: TimeSpec) -> i64 {
+    time.tv_sec().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec())
 }
 
 fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
@@ -153,11 +200,33 @@ mod tests {
             let arrival = mailbox.receive(&socket).unwrap().unwrap();
             assert_eq!(arrival.len, DATAGRAM_LEN);
             assert_eq!(arrival.to.map(|to| to.to_canonical()), Some(target.ip()));
-            assert!(arrival.ago < LONGEST_WAIT);
-            answer(&socket, b"here", arrival.from, arrival.to).unwrap();
-            let (len, from) = asker.recv_from(&mut [0; 8]).unwrap();
-            assert_eq!((len, from), (4, target));
+            let now = ClockPair::read().monotonic_ns.cast_unsigned();
+            assert!(arrival.arrived_ns > 0 && arrival.arrived_ns <= now);
+            for dscp in [None, Some(46)] {
+                answer(&socket, b"here", arrival.from, arrival.to, dscp).unwrap();
+                assert_eq!(received_mark(&asker), (4, target, dscp.unwrap_or_default() << 2));
+            }
         }
+    }
+
+    /// The length, the sender and the traffic class of the next datagram.
+    fn received_mark(socket: &UdpSocket) -> (usize, SocketAddr, u8) {
+        if socket.local_addr().unwrap().is_ipv4() {
+            setsockopt(socket, sockopt::IpRecvTos, &true).unwrap();
+        } else {
+            setsockopt(socket, sockopt::Ipv6RecvTClass, &true).unwrap();
+        }
+        let mut bytes = [0; 8];
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        let mut control = nix::cmsg_space!(i32);
+        let flags = MsgFlags::empty();
+        let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut into, Some(&mut control), flags).unwrap();
+        let mark = message.cmsgs().unwrap().find_map(|metadata| match metadata {
+            ControlMessageOwned::Ipv4Tos(octet) => Some(octet),
+            ControlMessageOwned::Ipv6TClass(class) => u8::try_from(class).ok(),
+            _ => None,
+        });
+        (message.bytes, message.address.as_ref().and_then(socket_addr).unwrap(), mark.unwrap())
     }
 
     #[test]
@@ -179,10 +248,36 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_clock_gives_no_time() {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        assert_eq!(ago(TimeSpec::from(now - Duration::from_secs(3600))), Duration::ZERO);
-        assert_eq!(ago(TimeSpec::from(now + Duration::from_secs(3600))), Duration::ZERO);
-        assert!(ago(TimeSpec::from(now - Duration::from_secs(1))) >= Duration::from_secs(1));
+    fn a_datagram_that_left_is_reported_with_its_bytes_and_its_time() {
+        for bind in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(socket) = UdpSocket::bind(bind) else { continue };
+            socket.connect(socket.local_addr().unwrap()).unwrap();
+            let mut mailbox = Mailbox::of(&socket).unwrap();
+            Mailbox::stamp_departures(&socket);
+            let mut last = None;
+            // The kernel begins to stamp a moment after the first request.
+            for number in 0..u8::MAX {
+                let before = ClockPair::read().monotonic_ns.cast_unsigned();
+                socket.send(&[number; DATAGRAM_LEN]).unwrap();
+                socket.peek(&mut [0]).unwrap();
+                let arrival = mailbox.receive(&socket).unwrap().unwrap();
+                assert_eq!(arrival.len, DATAGRAM_LEN, "the report does not disturb the arrival");
+                assert!(arrival.to.is_some());
+                while let Ok(departure) = mailbox.departure(&socket) {
+                    if let Some((bytes, left_ns)) = departure {
+                        assert_eq!(bytes, [number; DATAGRAM_LEN]);
+                        last = Some((before, left_ns, arrival.arrived_ns));
+                    }
+                }
+                if last.is_some() {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            let (before, left_ns, arrived_ns) = last.unwrap();
+            // A wall clock that is slewed moves by less than that.
+            let slack = 1_000_000;
+            assert!(before <= left_ns + slack && left_ns <= arrived_ns + slack, "{before} {left_ns} {arrived_ns}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! it to the handler of its kind. Other datagrams get no answer. Shell: a socket and the thread that reads it.
 
 pub(crate) mod datagram;
+mod stamps;
 
 use std::collections::HashMap;
 use std::io;
@@ -10,7 +11,6 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use paramedic_link::SessionId;
 use paramedic_link::measurement::DatagramsSeen;
@@ -44,6 +44,11 @@ pub trait DatagramHandler: Send + Sync {
     /// Verifies a datagram and returns the answer. Before this call, the datagram is unverified: it names the session
     /// and came from the peer's address. Called by the thread that reads the port for all sessions: must not block.
     fn take(&self, datagram: &Datagram<'_>) -> Result<[u8; DATAGRAM_LEN], Refusal>;
+
+    /// The DSCP of its answers, if the test sets one.
+    fn dscp(&self) -> Option<u8> {
+        None
+    }
 }
 
 /// A datagram that arrived at a port.
@@ -54,8 +59,8 @@ pub struct Datagram<'a> {
     pub from: SocketAddr,
     /// The local address that it was sent to.
     pub to: Option<IpAddr>,
-    /// How long ago it arrived, by the kernel's receive timestamp.
-    pub ago: Duration,
+    /// When it arrived, in nanoseconds of `CLOCK_MONOTONIC`, by the kernel's receive timestamp.
+    pub arrived_ns: u64,
     /// The port that it arrived at.
     pub port: &'a PortHandle,
     /// The datagrams of its session so far.
@@ -280,13 +285,13 @@ impl PortState {
         }
         let handler = enrolled.handlers.iter().find(|handler| handler.takes(kind)).ok_or(Refusal::Malformed)?;
         let port = PortHandle { shared: Arc::clone(self), socket: Arc::downgrade(socket) };
-        let Arrival { from, to, ago, .. } = *arrival;
+        let Arrival { from, to, arrived_ns, .. } = *arrival;
         let counts = &*enrolled.counts;
-        let reply = handler.take(&Datagram { bytes, from, to, ago, port: &port, counts })?;
+        let reply = handler.take(&Datagram { bytes, from, to, arrived_ns, port: &port, counts })?;
         // Does not wait for a lease: a delayed answer would look like delay of the path.
         enrolled.control.charge((bytes.len() + reply.len()) as u64).map_err(|_| Refusal::Over)?;
         counts.answered.fetch_add(1, Ordering::Relaxed);
-        if answer(socket, &reply, from, to).is_err() {
+        if answer(socket, &reply, from, to, handler.dscp()).is_err() {
             self.unsent.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The text, the machine code and the exit code of each cause of a failed command. Only this file decides them.
 
 mod data_connections;
+mod nothing_arrived;
 mod state;
 
 use std::fmt;
@@ -8,7 +9,6 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 
 use paramedic_appliance::error::Iperf3Failure;
-use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_appliance::targets::{Fault, HostPort, NotAHostPort};
 use paramedic_appliance::{ApplianceError, LinkFailure};
 use paramedic_engines::engine::Unavailable;
@@ -17,7 +17,6 @@ use paramedic_host::config::{ConfigError, Configuration};
 use paramedic_iperf3::output::FailureKind;
 use paramedic_link::framed::LinkError;
 use paramedic_link::message::{CloseReason, Denial, DenialReason, EndReason};
-use paramedic_link::test_spec::{Direction, Load};
 use paramedic_report::document::{ErrorBody, ErrorDocument, ResultDocument};
 use paramedic_report::quantity;
 
@@ -275,7 +274,7 @@ impl From<&ApplianceError> for CommandFailure {
                 reason,
                 "what the reason advises; otherwise again: if it fails again, something on the path ends connections",
             ),
-            E::NothingArrived { directions, transport } => nothing_arrived(directions, *transport),
+            E::NothingArrived { directions, transport } => nothing_arrived::failure(directions, *transport),
             E::NothingMeasured => Self::new(
                 Failed,
                 "nothing_measured",
@@ -303,32 +302,6 @@ fn no_such(what: &str, wanted: &str) -> CommandFailure {
         "the configuration or the command line names one that this version does not have",
         "run `packetparamedic speed-test --help` to list them",
     )
-}
-
-fn nothing_arrived(directions: &[(Load, Direction)], transport: PayloadTransport) -> CommandFailure {
-    let name = |(load, direction): &(Load, Direction)| match load {
-        Load::Bidir => format!("the {direction} of the bidirectional phase"),
-        _ => format!("the {direction}"),
-    };
-    let names = match directions.split_last() {
-        Some((last, [])) => name(last),
-        Some((last, others)) => {
-            let others = others.iter().map(name).collect::<Vec<_>>().join(", ");
-            format!("{others} and {}", name(last))
-        }
-        None => "the test".to_owned(),
-    };
-    let smaller = match transport {
-        PayloadTransport::Tcp => "-M 1200",
-        PayloadTransport::Udp => "-l 1200",
-    };
-    let try_ = format!(
-        "the path may drop large packets: repeat with {smaller}; if that works, correct the MTU or the firewall that \
-         drops ICMP"
-    );
-    let because = "the connections are open, but the receiver counted almost no payload";
-    let what = format!("nothing arrived in {names}");
-    CommandFailure::new(ExitStatus::Failed, ErrorBody::NOTHING_ARRIVED, what, because, try_)
 }
 
 /// The failure of a link to a reflector.
@@ -645,14 +618,16 @@ impl From<ConfigError> for CommandFailure {
 mod tests {
     use std::time::Duration;
 
+    use paramedic_appliance::payload_transport::PayloadTransport;
     use paramedic_appliance::store::StorageError;
     use paramedic_engines::thread_limit::ThreadLimit;
     use paramedic_link::key_file::KeyFileError;
     use paramedic_link::measurement::DatagramsSeen;
     use paramedic_link::state_folder::StateFolderError;
+    use paramedic_link::test_spec::{Direction, Load};
     use paramedic_link::{EndpointId, PeerText};
     use paramedic_report::document::example;
-    use paramedic_report::fold::Impossible;
+    use paramedic_report::fold::{EmptyDirection, Impossible};
     use sqlx::migrate::MigrateError;
 
     use super::*;
@@ -705,7 +680,9 @@ mod tests {
             |mode, transport, source, datagrams| E::NoDataConnection { address, mode, transport, source, datagrams };
         let folder = |source| E::StateFolder { configured: "/state".into(), source };
         let lacking = Unavailable { because: "it is not there".to_owned(), hint: "install it".to_owned() };
-        let two = vec![(Load::Download, Direction::Download), (Load::Bidir, Direction::Upload)];
+        let empty = |load, direction| EmptyDirection { load, direction, stopped_after: None };
+        let two = vec![empty(Load::Download, Direction::Download), empty(Load::Bidir, Direction::Upload)];
+        let stopped = EmptyDirection { stopped_after: Some(Duration::from_millis(2_400)), ..two[0] };
         let no_json = serde_json::from_str::<u8>("x").unwrap_err();
         vec![
             ("no such provider", E::NoSuchProvider("nonesuch".to_owned())),
@@ -772,6 +749,11 @@ mod tests {
             (
                 "nothing arrived over UDP",
                 E::NothingArrived { directions: two[..1].to_vec(), transport: PayloadTransport::Udp },
+            ),
+            ("stopped", E::NothingArrived { directions: vec![stopped], transport: PayloadTransport::Tcp }),
+            (
+                "nothing arrived, and stopped",
+                E::NothingArrived { directions: vec![stopped, two[1]], transport: PayloadTransport::Tcp },
             ),
             ("nothing measured", E::NothingMeasured),
             ("granted in vain", E::GrantExpired),

@@ -102,10 +102,10 @@ pub(super) struct Args {
     /// TCP maximum segment size of both ends (bytes)
     #[arg(short = 'M', long, value_name = "BYTES")]
     pub(super) set_mss: Option<u16>,
-    /// IP type of service of the payload's packets: the whole octet, as in iperf3 (0x.. is hexadecimal)
+    /// IP type of service of payload and probes: the whole octet, as in iperf3 (0x.. is hexadecimal)
     #[arg(short = 'S', long, value_name = "TOS", value_parser = octet, conflicts_with = "dscp")]
     pub(super) tos: Option<u8>,
-    /// DSCP of the payload's packets: 0 to 63, or a name such as EF, CS1, AF41
+    /// DSCP of payload and latency probes: 0 to 63, or a name such as EF, CS1, AF41
     #[arg(long, value_name = "DSCP", value_parser = code_point)]
     pub(super) dscp: Option<u8>,
     /// How payload moves: auto (fastest available), plain (copy), trunc (receiver discards in the kernel),

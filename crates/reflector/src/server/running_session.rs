@@ -149,7 +149,7 @@ impl RunningSession {
         thread_limit::check(threads_of(&reservation.spec))?;
         let dwell = Arc::clone(&server.counts.dwell);
         let probes: Arc<dyn DatagramHandler> =
-            Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control), dwell));
+            Arc::new(ProbeResponder::new(Arc::clone(&keys), Arc::clone(&control), dwell, reservation.spec.dscp));
         let handlers = [Some(probes), server_end.datagram_handler()].into_iter().flatten().collect();
         let enrolment = port.enroll(keys.session(), Arc::clone(&control), from, handlers);
         let streams = descriptors::control_port_streams(&reservation.spec);
@@ -203,13 +203,13 @@ impl RunningSession {
     /// Answers the probes of a data connection on its own thread.
     pub(super) fn answer_probes(&self, stream: DataStream, dwell: Arc<DwellTimes>) -> io::Result<()> {
         let (keys, control) = (Arc::clone(&self.keys), Arc::clone(&self.control));
-        let stream = MeteredStream::new(stream, Arc::clone(&control));
+        let (stream, dscp) = (MeteredStream::new(stream, Arc::clone(&control)), self.spec.dscp);
         // If the session is being closed, the connection is dropped.
         let Ok(resources) = self.resources.try_read() else { return Ok(()) };
         if resources.is_none() {
             return Ok(());
         }
-        let answer = move || echo::answer_stream(stream, &keys, &control, &dwell);
+        let answer = move || echo::answer_stream(stream, &keys, &control, &dwell, dscp);
         *lock(&self.probe_thread) = Some(thread_limit::spawn("echo-stream", answer)?);
         Ok(())
     }

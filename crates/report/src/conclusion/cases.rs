@@ -17,7 +17,16 @@ const LOSS: LossSeen = LossSeen { lost: 0, of: 1_000, periods: 0, longest_probes
 /// The probes of a phase of which nothing was lost.
 fn probes(load: Load) -> PhaseProbes {
     let increase = (load != Load::Idle).then_some((3.0, Grade::APlus));
-    PhaseProbes { load, sent: 1_000, received: 1_000, median_us: Some(12_300), increase, loss: None }
+    PhaseProbes {
+        load,
+        sent: 1_000,
+        received: 1_000,
+        median_us: Some(12_300),
+        increase,
+        loss: None,
+        queue: None,
+        is_own_queue: false,
+    }
 }
 
 fn increased(load: Load, by_ms: f64, grade: Grade) -> PhaseProbes {
@@ -57,6 +66,7 @@ fn cases() -> Vec<(&'static str, Observations)> {
     let with = |probes: PhaseProbes| fine.map(|fine| if fine.load == probes.load { probes } else { fine });
     let at = |bps, requested| Speed { bps, requested_bps: Some(requested), ..DOWN };
     let ended = |completion, speeds: &[Speed]| Observations { completion, ..seen(speeds, &fine[..1]) };
+    let queued = |load, stands| PhaseProbes { queue: Some(stands), ..increased(load, 120.0, Grade::C) };
     let nothing = || Completion::NothingArrived("nothing arrived in the upload".to_owned());
     let tunneled = |seen| Observations { is_through_tunnel: true, ..seen };
     let limited = |cause| Speed { limit: Some(cause), ..DOWN };
@@ -66,6 +76,15 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("it rises a little (B)", seen(&both, &with(increased(Upload, 45.0, Grade::B)))),
         ("it rises (C)", seen(&both, &with(increased(Download, 120.0, Grade::C)))),
         ("it rises much (D, F)", seen(&both, &with(increased(Upload, 240.0, Grade::D)))),
+        (
+            "it rises, and the queue stands in the other direction",
+            seen(&both, &with(queued(Download, QueueSide::Upload))),
+        ),
+        (
+            "it rises, and the queue stands in this device",
+            seen(&both, &with(PhaseProbes { is_own_queue: true, ..queued(Upload, QueueSide::Upload) })),
+        ),
+        ("it rises, and the queue stands in both directions", seen(&both, &with(queued(Upload, QueueSide::Both)))),
         ("no latency probes, or no idle phase", seen(&both, &[])),
         ("one direction", seen(&[DOWN], &fine[..2])),
         ("`-b 2M`, reached", seen(&[at(1_990_000, 2_000_000)], &fine[..2])),
@@ -118,6 +137,10 @@ fn cases() -> Vec<(&'static str, Observations)> {
         ("no load, and few probes", seen(&[], &[answered(Idle, 8, 10)])),
         ("nothing arrived in a direction", ended(nothing(), &[DOWN])),
         ("nothing arrived in any direction", ended(nothing(), &[])),
+        (
+            "a direction stopped in mid phase",
+            ended(Completion::NothingArrived("the upload stopped after 2.4 s".to_owned()), &[DOWN]),
+        ),
         ("direct mode was blocked", tunneled(seen(&both, &fine))),
         (
             "direct mode was blocked, and latency rises",

@@ -9,7 +9,7 @@ mod rates;
 
 use paramedic_link::test_spec::{Direction, Load};
 
-use crate::document::LimitCause;
+use crate::document::{LimitCause, QueueSide};
 use crate::lines::Tone;
 use crate::quantity;
 use crate::stats::{Grade, Statement};
@@ -42,7 +42,7 @@ pub enum Completion {
     Failed,
     /// It failed before anything was measured; the text names the error.
     NothingMeasured(String),
-    /// Almost nothing arrived in some directions; the text names them.
+    /// Almost nothing arrived in some directions, or nothing any more; the text names them.
     NothingArrived(String),
 }
 
@@ -89,6 +89,10 @@ pub struct PhaseProbes {
     pub increase: Option<(f64, Grade)>,
     /// The lost probes; `None` if nothing was lost or loss is not known.
     pub loss: Option<LossSeen>,
+    /// The direction in which the load's queue stands, if that was measured.
+    pub queue: Option<QueueSide>,
+    /// Whether it stands in this device, before its network interface.
+    pub is_own_queue: bool,
 }
 
 /// The sentence, and the tone in which it is printed.
@@ -151,9 +155,10 @@ fn complete(seen: &Observations, path: &str, speeds: Option<String>) -> (Tone, S
         let all = joined(&troubles);
         let (tone, effect) = match worst {
             Severity::Noticed => (Tone::Fair, ""),
+            // What was measured is the delay and the loss, not a call.
             Severity::Disturbing => (Tone::Fair, ": calls and games may stutter"),
             Severity::Broken => (Tone::Bad, ""),
-            Severity::Stuttering => (Tone::Bad, ": calls and games stutter"),
+            Severity::Stuttering => (Tone::Bad, ": calls and games may stutter"),
         };
         return (tone, format!("{clause}, but {all}{effect}.{limits}"));
     }
@@ -252,8 +257,8 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
         when: during(probes.load),
         text: probes.answered(),
     });
-    let slow = loads().filter_map(|probes| Some((probes.load, probes.increase?)));
-    let slow = slow.max_by(|(_, (a, _)), (_, (b, _))| a.total_cmp(b)).and_then(|(load, (increase_ms, grade))| {
+    let slow = loads().filter_map(|probes| Some((probes, probes.increase?)));
+    let slow = slow.max_by(|(_, (a, _)), (_, (b, _))| a.total_cmp(b)).and_then(|(probes, (increase_ms, grade))| {
         let severity = match grade {
             Grade::APlus | Grade::A | Grade::B => return None,
             Grade::C => Severity::Disturbing,
@@ -261,7 +266,16 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
         };
         let increase = quantity::micros((increase_ms * 1000.0) as u64);
         let waits = if is_filled { "waits" } else { "waited" };
-        Some(Trouble { severity, when: during(load), text: format!("everything {waits} {increase} longer") })
+        let queued = match probes.queue {
+            Some(_) if probes.is_own_queue => " (queued in this device)",
+            Some(queue) => queued(probes.load, queue).unwrap_or_default(),
+            None => "",
+        };
+        Some(Trouble {
+            severity,
+            when: during(probes.load),
+            text: format!("everything {waits} {increase} longer{queued}"),
+        })
     });
     let by_loss = |a: &&PhaseProbes, b: &&PhaseProbes| {
         let share = |probes: &PhaseProbes| probes.loss.map_or(0.0, |loss| loss.share());
@@ -271,6 +285,19 @@ fn troubles(seen: &Observations) -> Vec<Trouble> {
     let lossy = lossiest.and_then(|probes| lossy(probes, is_filled));
     let of_loads = unanswered.into_iter().chain(slow).chain(lossy);
     of_idle.into_iter().chain(of_loads).collect()
+}
+
+/// Where the queue of a load stands, if that is not the direction of the load.
+fn queued(load: Load, queue: QueueSide) -> Option<&'static str> {
+    match (load, queue) {
+        (Load::Upload, QueueSide::Upload) | (Load::Download, QueueSide::Download) | (Load::Bidir, QueueSide::Both) => {
+            None
+        }
+        (_, QueueSide::Upload) => Some(" (queued in the upload direction)"),
+        (_, QueueSide::Download) => Some(" (queued in the download direction)"),
+        (_, QueueSide::Both) => Some(" (queued in both directions)"),
+        (_, QueueSide::None | QueueSide::Unknown) => None,
+    }
 }
 
 /// The loss of a phase, if it is trouble.

@@ -96,6 +96,8 @@ fn probes(document: &ResultDocument, load: Load, latency: &LatencyResult) -> Pha
         median_us: latency.median_us(),
         increase: document.bufferbloat.of(load).map(|bloat| (bloat.increase_ms, bloat.grade)),
         loss: loss(latency),
+        queue: latency.queue.map(|queue| queue.stands),
+        is_own_queue: latency.queue.is_some_and(|queue| queue.is_own()),
     }
 }
 
@@ -198,7 +200,7 @@ mod tests {
         assert_eq!(idle(lost(2, 2, 1)), "carries 36.2 Mbit/s down, and stays responsive during a download.");
         assert_eq!(
             idle(lost(8, 8, 1)),
-            "carries 36.2 Mbit/s down, but even while idle 4.0 % of the packets are lost: calls and games stutter."
+            "carries 36.2 Mbit/s down, but even while idle 4.0 % of the packets are lost: calls and games may stutter."
         );
         assert_eq!(
             idle(lost(8, 1, 8)),
@@ -206,7 +208,7 @@ mod tests {
         );
         assert_eq!(
             sentence(|document| document.latency.download = Some(lost(8, 8, 1))),
-            "carries 36.2 Mbit/s down, but during a download 4.0 % of the packets are lost: calls and games stutter."
+            "carries 36.2 Mbit/s down, but during a download 4.0 % of the packets are lost: calls and games may stutter."
         );
     }
 

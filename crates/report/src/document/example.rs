@@ -53,9 +53,18 @@ pub fn full() -> ResultDocument {
         upload: Some(throughput(94_200_000)),
         bidir: Some(BidirResult { download: Some(throughput(903_000_000)), upload: Some(throughput(88_000_000)) }),
         latency: ByLoad {
-            idle: Some(latency(12_300)),
+            idle: Some(LatencyResult { queue: None, responsiveness_rpm: None, ..latency(12_300) }),
             download: Some(latency(24_600)),
-            upload: Some(latency(30_100)),
+            upload: Some(LatencyResult {
+                queue: Some(QueueByDirection {
+                    stands: QueueSide::Upload,
+                    upload_ms: Some(17.9),
+                    own_ms: Some(0.1),
+                    download_ms: Some(0.0),
+                    uncertainty_ms: Some(0.2),
+                }),
+                ..latency(30_100)
+            }),
             bidir: Some(latency(41_000)),
         },
         bufferbloat: ByLoad {
@@ -64,6 +73,13 @@ pub fn full() -> ResultDocument {
             upload: Some(Bufferbloat::of_increase_ms(17.8)),
             bidir: Some(Bufferbloat::of_increase_ms(28.7)),
         },
+        clocks: Some(ClockComparison {
+            skew_ppm: -12.5,
+            skew_uncertainty_ppm: 3.2,
+            offset_us: 1_250_400,
+            offset_uncertainty_us: 5_650,
+            jump: Some(ClockJumpSeen { phase: Some(Load::Bidir), moved_us: Some(-3_600_000) }),
+        }),
         thresholds: vec![
             ThresholdResult {
                 name: "min_download_bps".to_owned(),
@@ -126,6 +142,7 @@ pub fn bare() -> ResultDocument {
         bidir: None,
         latency: ByLoad::default(),
         bufferbloat: ByLoad::default(),
+        clocks: None,
         thresholds: vec![],
         data_used_bytes: 62_500_000,
         warnings: vec![],
@@ -296,7 +313,21 @@ pub fn latency(p50: u64) -> LatencyResult {
         probe_late_us: Some(70),
         interval_us: Some(10_000),
         rate_share: Some(0.001),
+        responsiveness_rpm: Some(60_000_000 / p50),
+        one_way: Some(OneWayDelays { upload: delay(p50 / 10), download: delay(p50 / 2) }),
+        own_wait: Some(delay(12)),
+        queue: Some(QueueByDirection {
+            stands: QueueSide::Download,
+            upload_ms: Some(0.3),
+            own_ms: Some(0.1),
+            download_ms: Some(p50 as f64 / 2_000.0),
+            uncertainty_ms: Some(0.2),
+        }),
     }
+}
+
+fn delay(p50_us: u64) -> DelayVariation {
+    DelayVariation { p50_us, p95_us: Some(p50_us + 900), p99_us: Some(p50_us + 2_000), max_us: p50_us + 5_000 }
 }
 
 fn tcp() -> EngineId {

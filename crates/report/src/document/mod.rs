@@ -7,6 +7,7 @@ mod event;
 pub mod example;
 mod fallback;
 mod limit;
+mod one_way;
 mod schema;
 mod tcp;
 
@@ -26,6 +27,7 @@ use crate::stats::{self, Grade, Statement};
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
 pub use fallback::{DataModeFallback, FallbackReason};
 pub use limit::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
+pub use one_way::{ClockComparison, ClockJumpSeen, DelayVariation, OneWayDelays, QueueByDirection, QueueSide};
 pub use schema::schema;
 pub use tcp::TcpOfEnds;
 
@@ -105,6 +107,9 @@ pub struct ResultDocument {
     /// How much the latency rose under load; `idle` is always absent.
     #[serde(default, skip_serializing_if = "ByLoad::is_empty")]
     pub bufferbloat: ByLoad<Bufferbloat>,
+    /// How the clocks of both ends ran against each other; absent without latency probes while idle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<ClockComparison>,
     /// The requested thresholds, and whether each was met.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub thresholds: Vec<ThresholdResult>,
@@ -636,6 +641,20 @@ pub struct LatencyResult {
     /// Under load: the share of the probes' IP packets in the rate of the slowest loaded direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_share: Option<f64>,
+    /// Under load: responsiveness, 60,000 ms divided by the median round trip, in round trips per minute. The round trips
+    /// are those of the latency probes beside the load, not of requests on the loaded connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub responsiveness_rpm: Option<u64>,
+    /// The delay of each direction; absent without an idle phase, and from a jump of a clock on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_way: Option<OneWayDelays>,
+    /// How long probes waited in the appliance's own host, before its network interface; absent if its kernel does not report
+    /// when packets leave. Part of the round trip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_wait: Option<DelayVariation>,
+    /// Under load: the queue, by direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueByDirection>,
 }
 
 impl LatencyResult {

@@ -71,6 +71,18 @@ pub(super) fn moved_nothing(arrived: Arrived<'_>, request: &DirectionRequest) ->
     u128::from(bytes) < least.min(slow).max(1)
 }
 
+/// When the payload of a direction that moved nothing in its last half stopped to arrive: the end of the sample after which
+/// fewer than ten segments came. `None` if there were not even ten.
+pub(super) fn stopped_after(samples: &[Sample], segment: u32) -> Option<Duration> {
+    let least = u128::from(LEAST_SEGMENTS * u64::from(segment.clamp(1, USUAL_SEGMENT)));
+    let mut later = 0;
+    let last = samples.iter().rev().find(|sample| {
+        later += u128::from(sample.bytes);
+        later >= least
+    });
+    last.map(|sample| Duration::from_micros(sample.at_us))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +102,18 @@ mod tests {
         let late = readings(|ms| if ms <= 2000 { 0 } else { 1_000_000 }, 4000);
         assert!(!moved_nothing(Arrived::Readings(&late), &REQUEST));
         assert!(moved_nothing(Arrived::Readings(&[]), &REQUEST));
+    }
+
+    #[test]
+    fn what_stopped_is_not_what_never_arrived() {
+        let burst = readings(|ms| if ms <= 1500 { 1_000_000 } else { 0 }, 4000);
+        assert_eq!(stopped_after(&burst, 1000), Some(Duration::from_millis(1500)));
+        let trickle = readings(|ms| if ms <= 1500 { 1_000_000 } else { 300 }, 4000);
+        assert!(moved_nothing(Arrived::Readings(&trickle), &REQUEST));
+        assert_eq!(stopped_after(&trickle, 1000), Some(Duration::from_millis(1500)));
+        assert_eq!(stopped_after(&readings(|ms| if ms <= 900 { 1000 } else { 0 }, 4000), 1000), None);
+        assert_eq!(stopped_after(&[], 1000), None);
+        assert!(stopped_after(&[Sample { at_us: 7, bytes: u64::MAX }; 3], u32::MAX).is_some());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod arrived;
 mod claims;
 mod limits;
+mod one_way;
 mod phase;
 mod rates;
 mod warnings;
@@ -23,6 +24,8 @@ use crate::document::{
     ServerEnd, Validity, Warning,
 };
 use crate::stats;
+
+use one_way::PhaseWindow;
 
 pub use claims::{Impossible, count as check_count, received_of_sent};
 pub use phase::{CountedReading, DataEnd, PhaseRecord, ProbeSchedule};
@@ -56,6 +59,17 @@ pub struct RunIdentity {
     pub appliance: Option<EndpointId>,
     /// The version of the appliance's program.
     pub version: String,
+}
+
+/// A direction of a completed phase without a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmptyDirection {
+    /// The load of the phase.
+    pub load: Load,
+    /// The direction.
+    pub direction: Direction,
+    /// How long payload arrived before it stopped; `None` if almost nothing ever arrived.
+    pub stopped_after: Option<Duration>,
 }
 
 /// How a run ended.
@@ -213,14 +227,19 @@ impl ResultBuilder {
         &mut self.phases[last]
     }
 
-    /// The directions of completed phases in which almost nothing was received. They have no result and make the run
-    /// incomplete.
-    pub fn directions_without_payload(&self) -> Vec<(Load, Direction)> {
+    /// The directions of completed phases in which almost nothing was received, or nothing any more. They have no result
+    /// and make the run incomplete.
+    pub fn directions_without_payload(&self) -> Vec<EmptyDirection> {
         let Some(agreed) = &self.agreed else { return vec![] };
         let whole = self.phases.iter().filter(|phase| phase.is_counted());
         let all = whole.flat_map(|phase| phase.load.directions().iter().map(move |direction| (phase, *direction)));
         let empty = all.filter(|(phase, direction)| rates::has_moved_nothing(phase, *direction, &agreed.spec));
-        empty.map(|(phase, direction)| (phase.load, direction)).collect()
+        let described = |(phase, direction): (&PhaseRecord, Direction)| EmptyDirection {
+            load: phase.load,
+            direction,
+            stopped_after: rates::stopped_after(phase, direction),
+        };
+        empty.map(described).collect()
     }
 
     /// The document, also for a run that measured nothing.
@@ -263,6 +282,7 @@ impl ResultBuilder {
             bidir: None,
             latency: Default::default(),
             bufferbloat: Default::default(),
+            clocks: None,
             thresholds: vec![],
             data_used_bytes: self.data_used(probes),
             warnings: vec![],
@@ -360,6 +380,7 @@ impl ResultBuilder {
 
     fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec, probes: &ProbeLog<'_>) {
         let Some(transport) = probes.transport else { return };
+        let mut windows = Vec::new();
         for (phase, requested) in self.phases.iter().zip(&spec.phases) {
             let Some(begun) = phase.begun_at else { continue };
             // Only the steady part of the load: during the start-up the path is almost idle.
@@ -384,15 +405,20 @@ impl ResultBuilder {
                 ));
             }
             let mut measured = latency(&summary, probes.duplicates, transport);
+            if result.has_load(phase.load) {
+                measured.responsiveness_rpm = measured.median_us().map(stats::round_trips_per_minute);
+            }
             if let Some(schedule) = phase.probe_schedule {
                 measured.interval_us = u64::try_from(schedule.interval.as_micros()).ok();
                 measured.rate_share = probe_share(result, phase.load, probes.packet_bits, schedule.interval);
             }
             result.latency.set(phase.load, measured);
+            windows.push(PhaseWindow { load: phase.load, from, until });
         }
         if transport == ProbeTransport::Tcp {
             warnings::udp_blocked(result, self.datagrams);
         }
+        one_way::add(result, &windows, probes);
         warnings::lost_probes(result);
         warnings::skipped_probes(result);
         warnings::probe_load(result);
@@ -448,5 +474,9 @@ fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTra
         probe_late_us: Some(summary.probe_late_p99_us.into()),
         interval_us: None,
         rate_share: None,
+        responsiveness_rpm: None,
+        one_way: None,
+        own_wait: None,
+        queue: None,
     }
 }

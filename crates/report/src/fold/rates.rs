@@ -7,7 +7,7 @@ use paramedic_link::measurement::{Count, DirectionTally, INTERVAL_MS, Sample};
 use paramedic_link::test_spec::{Direction, TestSpec};
 
 use super::FoldOptions;
-use super::arrived::{Arrived, DirectionRequest, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
+use super::arrived::{self, Arrived, DirectionRequest, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
 use super::phase::PhaseRecord;
 use crate::document::{
     CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
@@ -122,7 +122,7 @@ pub(super) fn requested_bitrate(phase: &PhaseRecord, direction: Direction, spec:
 pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> bool {
     let samples = &phase.received[direction as usize];
     let (sender, receiver) = phase.ends(direction);
-    let arrived = match receiver {
+    let arriving = match receiver {
         Some(receiver) if samples.is_empty() && phase.tells_total => Arrived::Total(receiver.count.bytes),
         _ => Arrived::Readings(samples),
     };
@@ -132,8 +132,7 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
     {
         return false;
     }
-    let datagram = sender.and_then(|sender| sender.datagrams.as_ref()?.payload_bytes);
-    let mss = sender.and_then(|sender| sender.mss);
+    let (datagram, mss) = (datagram_payload(sender), sender.and_then(|sender| sender.mss));
     let request = DirectionRequest {
         span: phase.span(),
         segment: mss.or(datagram).unwrap_or(USUAL_SEGMENT),
@@ -141,7 +140,18 @@ pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec:
         step: datagram.unwrap_or(mss.unwrap_or(0).max(USUAL_STEP)),
         streams: spec.streams,
     };
-    moved_nothing(arrived, &request)
+    moved_nothing(arriving, &request)
+}
+
+/// When the payload of a direction that moved nothing in its last half stopped to arrive.
+pub(super) fn stopped_after(phase: &PhaseRecord, direction: Direction) -> Option<Duration> {
+    let (sender, _) = phase.ends(direction);
+    let segment = sender.and_then(|sender| sender.mss).or_else(|| datagram_payload(sender)).unwrap_or(USUAL_SEGMENT);
+    arrived::stopped_after(&phase.received[direction as usize], segment)
+}
+
+fn datagram_payload(sender: Option<&DirectionTally>) -> Option<u32> {
+    sender?.datagrams.as_ref()?.payload_bytes
 }
 
 /// When the receiver saw that the rate search had settled; `None` if an end does not report it.

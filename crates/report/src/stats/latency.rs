@@ -181,6 +181,12 @@ fn fraction(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
+/// How many round trips of this length fit into a minute, one after the other.
+pub fn round_trips_per_minute(round_trip_us: u64) -> u64 {
+    let least = round_trip_us.max(1);
+    (60_000_000 + least / 2) / least
+}
+
 /// A bufferbloat grade: how much a load raises the latency. `grade` has the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Grade {
@@ -232,7 +238,16 @@ mod tests {
     }
 
     fn probe(rtt_us: Option<u32>, arrived: Option<bool>) -> Probe {
-        Probe { sent_at: Duration::ZERO, late_us: 3, rtt_us, arrived, turnaround_us: 0, late: false }
+        Probe {
+            sent_at: Duration::ZERO,
+            late_us: 3,
+            rtt_us,
+            arrived,
+            turnaround_us: 0,
+            upload_us: None,
+            own_wait_us: None,
+            late: false,
+        }
     }
 
     fn answered(rtt_us: u32) -> Probe {
@@ -316,6 +331,13 @@ mod tests {
         let dies = of_probes([answered(10), probe(None, None), probe(None, None)]).unwrap();
         assert_eq!((dies.loss_upload, dies.loss_download, dies.loss), (None, None, 2.0 / 3.0));
         assert_eq!(of_probes([]), None);
+    }
+
+    #[test]
+    fn round_trips_per_minute_are_rounded() {
+        let of = [0, 1, 60_000, 99_950, 1_000_000, 7_000_000].map(round_trips_per_minute);
+        assert_eq!(of, [60_000_000, 60_000_000, 1_000, 600, 60, 9]);
+        assert!(round_trips_per_minute(u64::MAX) <= 1);
     }
 
     #[test]

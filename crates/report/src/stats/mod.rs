@@ -1,13 +1,15 @@
 //! Statistics of samples and probes: goodput and latency. Pure: values in, values out.
 
 mod latency;
+mod one_way;
 mod processor;
 mod proportion;
 mod steadiness;
 mod sufficiency;
 mod throughput;
 
-pub use latency::{Grade, LatencySummary, LossPeriods, RoundTrips, grade, latency, percentile};
+pub use latency::{Grade, LatencySummary, LossPeriods, RoundTrips, grade, latency, percentile, round_trips_per_minute};
+pub use one_way::{ClockFit, ClockJump, DelaySpread, OneWayDelay, QueueEstimate, StandingQueue, clock_fit, clock_jump};
 pub use processor::{ProcessorLimit, processor_limit};
 pub use proportion::is_share_above;
 pub use steadiness::{are_level, begin_of_thirds, is_steady, thirds};

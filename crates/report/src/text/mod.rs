@@ -9,7 +9,8 @@ use paramedic_link::test_spec::{Direction, Load};
 
 use crate::conclusion::{Observations, conclude};
 use crate::document::{
-    ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult, UdpResult, ValidityVerdict,
+    ProbeTransport, Quantity, QueueByDirection, ResultDocument, ThresholdResult, ThroughputResult, UdpResult,
+    ValidityVerdict,
 };
 use crate::lines::{Line, Tone, WIDTH, wrapped};
 use crate::quantity;
@@ -198,6 +199,28 @@ fn latency(document: &ResultDocument, lines: &mut Vec<Line>) {
     if document.latency.iter().any(|(_, latency)| latency.transport == ProbeTransport::Tcp) {
         lines.push(Line::of(Tone::Dim, format!("{:LABEL$}over TCP: a lost packet appears as a late one", "")));
     }
+    queues(document, lines);
+}
+
+/// The table of what each load does to the latency: the queue by direction, and the responsiveness.
+fn queues(document: &ResultDocument, lines: &mut Vec<Line>) {
+    let loaded = document.latency.iter().filter(|(_, one)| one.queue.is_some() || one.responsiveness_rpm.is_some());
+    let rows = loaded.map(|(load, latency)| {
+        let queue = latency.queue.unwrap_or(QueueByDirection::UNKNOWN);
+        let time = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| quantity::micros((ms * 1000.0) as u64));
+        let rpm = latency.responsiveness_rpm.map_or_else(|| "-".to_owned(), |rpm| format!("{rpm} RPM"));
+        let numbers = format!("{:>9}{:>10}{:>17}", time(queue.upload_ms), time(queue.download_ms), rpm);
+        let side = latency
+            .queue
+            .map_or("", |queue| if queue.is_own() { "upload, this device" } else { queue.stands.as_words() });
+        label_of(&format!("  {load}")).with(Tone::Plain, format!("{numbers}   {side}"))
+    });
+    let rows = rows.collect::<Vec<_>>();
+    if !rows.is_empty() {
+        let header = format!("{:>9}{:>10}{:>17}   stands in", "up", "down", "responsiveness");
+        lines.push(label_of("Queue").with(Tone::Dim, header));
+        lines.extend(rows);
+    }
 }
 
 fn row(cells: [String; 5]) -> String {
@@ -377,7 +400,7 @@ mod tests {
         assert_eq!(
             sentence(&bloated(240.0)),
             "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but during an upload everything \
-             waits 240 ms longer: calls and games stutter."
+             waits 240 ms longer: calls and games may stutter."
         );
         let mut lossy = bloated(3.0);
         let idle = example::latency(12_300);
@@ -385,7 +408,7 @@ mod tests {
         assert_eq!(
             sentence(&lossy),
             "Your connection to attic carries 941 Mbit/s down and 94.2 Mbit/s up, but even while idle 2.1 % of the packets \
-             are lost: calls and games stutter."
+             are lost: calls and games may stutter."
         );
     }
 

@@ -188,14 +188,19 @@ impl ReflectorSession {
             keeps_raw,
         };
         if !asked_interval.is_zero() {
+            let dscp = session.spec.dscp;
+            // Small packets must be sent at once.
+            let mss_bytes = session.client.segment_limit();
+            let options = SocketOptions { send_at_once: true, mss_bytes, dscp, ..SocketOptions::default() };
             let order = ProberSetup {
                 target: grant.udp.then_some(data),
-                fall_back: fall_back(grant.session, &keys, &session.control, tunnel, session.client.segment_limit()),
+                fall_back: fall_back(grant.session, &keys, &session.control, tunnel, options),
                 keys,
                 interval: probe_interval,
                 control: Arc::clone(&session.control),
                 // The address is the link's own: that is where the reflector answers.
                 origin: Origin { address: Some(session.client.local()), ..origin.clone() },
+                dscp,
             };
             // It may take its time where UDP is blocked; the reflector has to hear of us all the while.
             let started = session.during(probe(order), observer).await?;
@@ -634,13 +639,12 @@ fn fall_back(
     keys: &Arc<SessionKeys>,
     control: &Arc<SessionControl>,
     tunnel: Arc<Dialer>,
-    segment_limit: Option<u16>,
+    options: SocketOptions,
 ) -> Box<dyn FnOnce() -> std::io::Result<DataStream> + Send> {
     let (keys, control) = (Arc::clone(keys), Arc::clone(control));
     Box::new(move || {
         let nonce = *uuid::Uuid::now_v7().as_bytes().last_chunk().unwrap_or(&[0; Preamble::NONCE_LEN]);
         let preamble = Preamble { session, phase: Preamble::ECHO, stream: 0, nonce };
-        let options = SocketOptions { send_at_once: true, mss_bytes: segment_limit, ..SocketOptions::default() };
         tunnel.dial(&control, &preamble.seal(&keys), &options)
     })
 }

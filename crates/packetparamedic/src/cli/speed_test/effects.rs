@@ -28,6 +28,8 @@ enum Needs {
     IdlePhase,
     /// A provider that probes latency.
     Probes,
+    /// A phase with load, or latency probes.
+    Packets,
     /// An external program that moves the data.
     Program,
 }
@@ -46,8 +48,8 @@ const OPTIONS: &[OptionNeeds] = &[
     ("-w", |args| args.window.is_some(), Needs::Load),
     ("-l", |args| args.length.is_some(), Needs::Load),
     ("-M", |args| args.set_mss.is_some(), Needs::Load),
-    ("-S", |args| args.tos.is_some(), Needs::Load),
-    ("--dscp", |args| args.dscp.is_some(), Needs::Load),
+    ("-S", |args| args.tos.is_some(), Needs::Packets),
+    ("--dscp", |args| args.dscp.is_some(), Needs::Packets),
     ("-b", |args| args.bitrate.is_some(), Needs::Load),
     ("--data-path", |args| args.data_path.is_some(), Needs::Load),
     ("--verify-payload", |args| args.verify_payload, Needs::Load),
@@ -72,13 +74,16 @@ impl Needs {
         let RequestedSetup { provider, engine, has_load, may_probe, does_probe, has_program } = setting;
         match self {
             Self::Load if !has_load => Some(format!("the engine {engine} sends no load")),
+            Self::Packets if !has_load && !(*may_probe && *does_probe) => {
+                Some(format!("the engine {engine} sends no load, and there are no latency probes"))
+            }
             Self::IdlePhase if !has_load => Some(format!("the engine {engine} has one idle phase, as long as -t says")),
             Self::IdlePhase | Self::Probes if !may_probe => {
                 Some(format!("the provider {provider} does not measure latency"))
             }
             Self::IdlePhase if !does_probe => Some("--probe-interval 0 sends no probes".to_owned()),
             Self::Program if !has_program => Some(format!("the engine {engine} uses no iperf3")),
-            Self::Load | Self::IdlePhase | Self::Probes | Self::Program => None,
+            Self::Load | Self::IdlePhase | Self::Probes | Self::Packets | Self::Program => None,
         }
     }
 }

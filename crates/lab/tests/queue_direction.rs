@@ -1,0 +1,61 @@
+//! Which way a queue stands, with the real programs: a slow hop in each direction between the two hosts.
+
+use lab::{Appliance, Host, Reflector, RoutedHosts};
+use paramedic_link::test_spec::Load;
+use paramedic_report::document::{LatencyResult, QueueSide, ResultDocument};
+
+/// Limits what `host` sends at its interface `port`, with a queue of 100 ms.
+fn slow(host: &Host, port: &str) {
+    let tbf = ["tc", "qdisc", "replace", "dev", port, "root", "tbf", "rate", "20mbit", "burst", "32kb"];
+    host.must(&[&tbf[..], &["latency", "100ms"]].concat());
+}
+
+/// The latency in the only phase with a load.
+fn loaded<'a>(result: &'a ResultDocument, load: Load) -> &'a LatencyResult {
+    let latency = result.latency.of(load).unwrap_or_else(|| panic!("no latency: {result:#?}"));
+    let (median_us, queue) = (latency.median_us().unwrap(), latency.queue.unwrap());
+    assert_eq!(latency.responsiveness_rpm, Some((60_000_000 + median_us / 2) / median_us), "{latency:#?}");
+    // Both directions together are the increase of the round trip.
+    let increase_ms = result.bufferbloat.of(load).unwrap().increase_ms;
+    let sum_ms = queue.upload_ms.unwrap() + queue.download_ms.unwrap();
+    assert!((sum_ms - increase_ms).abs() <= 5.0 + increase_ms / 10.0, "{result:#?}");
+    latency
+}
+
+#[test]
+fn the_queue_is_reported_in_the_direction_of_the_slow_hop() {
+    let Some(hosts) = RoutedHosts::new() else { return };
+    let reflector = Reflector::serve_on(&["0.0.0.0:4000"], Some(&hosts.near.netns), &[]);
+    let appliance = Appliance::in_netns(&hosts.far.netns).pair(&reflector, &format!("{}:4000", hosts.near.v4));
+    let measure = |flag: &str| {
+        let outcome = appliance.speed_test(&[flag, "-t", "3", "--idle", "1.5"]);
+        assert_eq!(outcome.code, 0, "{outcome:?}\n{}", reflector.log());
+        let result = outcome.result();
+        assert!(result.clocks.is_some_and(|clocks| clocks.jump.is_none()), "{result:#?}");
+        let report = appliance.run(&["history", "show", &result.id.to_string()]).stdout;
+        (result, report)
+    };
+
+    slow(&hosts.router, "eth0");
+    let (result, report) = measure("--upload");
+    let queue = loaded(&result, Load::Upload).queue.unwrap();
+    assert_eq!(queue.stands, QueueSide::Upload, "{result:#?}");
+    assert!(!queue.is_own(), "{queue:?}");
+    assert!(queue.upload_ms > Some(20.0) && report.contains("   upload\n"), "{queue:?}\n{report}");
+    hosts.router.must(&["tc", "qdisc", "del", "dev", "eth0", "root"]);
+
+    slow(&hosts.router, "eth1");
+    let (result, report) = measure("--download");
+    let queue = loaded(&result, Load::Download).queue.unwrap();
+    assert_eq!(queue.stands, QueueSide::Download, "{result:#?}");
+    assert!(queue.download_ms > Some(20.0) && report.contains("   download\n"), "{queue:?}\n{report}");
+    assert!(queue.own_ms < Some(5.0), "{queue:?}");
+    hosts.router.must(&["tc", "qdisc", "del", "dev", "eth1", "root"]);
+
+    // The slow hop is the appliance's own interface. The kernel keeps TCP's part of that queue short (TCP small queues).
+    slow(&hosts.far, "eth0");
+    let (result, report) = measure("--upload");
+    let queue = loaded(&result, Load::Upload).queue.unwrap();
+    assert!(queue.stands == QueueSide::Upload && queue.is_own(), "{result:#?}");
+    assert!(queue.own_ms > Some(1.0) && report.contains("   upload, this device\n"), "{queue:?}\n{report}");
+}

@@ -1,0 +1,238 @@
+//! The delays of each direction and the queue under load, from the probes of the whole run. Pure.
+
+use std::time::Duration;
+
+use paramedic_link::test_spec::Load;
+
+use super::ProbeLog;
+use crate::document::{
+    ByLoad, ClockComparison, ClockJumpSeen, DelayVariation, OneWayDelays, QueueByDirection, QueueSide, ResultDocument,
+    Warning,
+};
+use crate::quantity;
+use crate::stats::{self, DelaySpread, OneWayDelay, QueueEstimate, StandingQueue};
+
+/// The measured window of a phase, by the prober's clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PhaseWindow {
+    pub(super) load: Load,
+    pub(super) from: Duration,
+    pub(super) until: Duration,
+}
+
+/// Adds the delays of each direction to the phases that have a latency, and the queue to those with a load.
+pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) {
+    let delays_within = |from, until| {
+        let within = (probes.within)(from, until);
+        within.filter_map(|probe| OneWayDelay::of(&probe)).collect::<Vec<_>>()
+    };
+    let phases = windows.iter().map(|window| (*window, delays_within(window.from, window.until))).collect::<Vec<_>>();
+    let jump = phases.iter().find_map(|(window, delays)| Some((window.load, stats::clock_jump(delays)?)));
+    let until = jump.map_or(Duration::MAX, |(_, jump)| jump.at);
+    let own_waits = own_waits(result, windows, probes);
+    let Some(idle) = windows.iter().find(|window| window.load == Load::Idle) else { return };
+    let idle_delays = delays_within(idle.from, idle.until.min(until));
+    let Some(fit) = stats::clock_fit(&idle_delays, &delays_within(Duration::ZERO, until)) else { return };
+    let moved_at = fit.moved_at.unwrap_or(until);
+    let seen = match (fit.moved_at, jump) {
+        (None, None) => None,
+        (None, Some((load, jump))) => {
+            Some(ClockJumpSeen { phase: Some(load), moved_us: Some(jump.moved_us.round() as i64) })
+        }
+        (Some(at), _) => {
+            let phase = windows.iter().find(|window| (window.from..window.until).contains(&at));
+            Some(ClockJumpSeen { phase: phase.map(|window| window.load), moved_us: None })
+        }
+    };
+    if let Some(seen) = seen {
+        result.warnings.push(Warning::new("clock_jump", described(seen)));
+    }
+    let (offset_us, offset_uncertainty_us) = fit.offset_us();
+    let tenths = |value: f64| (value * 10.0).round() / 10.0;
+    result.clocks = Some(ClockComparison {
+        skew_ppm: tenths(fit.skew_ppm),
+        skew_uncertainty_ppm: tenths(fit.skew_uncertainty_ppm),
+        // Casts from f64 saturate.
+        offset_us: offset_us.round() as i64,
+        offset_uncertainty_us: offset_uncertainty_us.round() as u64,
+        jump: seen,
+    });
+    let spread_of =
+        |window: &PhaseWindow, delays: &[OneWayDelay]| fit.delays(delays).filter(|_| moved_at >= window.until);
+    let idle_spread = spread_of(idle, &idle_delays);
+    for (window, delays) in &phases {
+        let Some(mut latency) = result.latency.of(window.load).cloned() else { continue };
+        let spread = spread_of(window, delays).filter(|_| idle_spread.is_some());
+        latency.one_way = spread
+            .map(|[upload, download]| OneWayDelays { upload: variation(&upload), download: variation(&download) });
+        // The same conditions as for a grade.
+        if result.has_load(window.load) && latency.median_us().is_some() {
+            latency.queue = Some(match (&idle_spread, &spread) {
+                (Some(idle), Some(loaded)) => QueueByDirection {
+                    own_ms: own_waits.of(window.load).zip(own_waits.of(Load::Idle)).and_then(|(loaded, idle)| {
+                        let rise_us = loaded.p50_us.saturating_sub(idle.p50_us);
+                        millis(rise_us as f64)
+                    }),
+                    ..queue(&fit.queue(idle, loaded, delays))
+                },
+                _ => QueueByDirection::UNKNOWN,
+            });
+        }
+        result.latency.set(window.load, latency);
+    }
+}
+
+/// How long the probes of each phase waited in this host.
+fn own_waits(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> ByLoad<DelayVariation> {
+    let mut own_waits = ByLoad::default();
+    for window in windows {
+        let waits = (probes.within)(window.from, window.until).filter_map(|probe| probe.own_wait_us.map(f64::from));
+        let (Some(spread), Some(mut latency)) =
+            (DelaySpread::of(waits.collect()), result.latency.of(window.load).cloned())
+        else {
+            continue;
+        };
+        let waits = variation(&spread);
+        latency.own_wait = Some(waits);
+        result.latency.set(window.load, latency);
+        own_waits.set(window.load, waits);
+    }
+    own_waits
+}
+
+fn described(jump: ClockJumpSeen) -> String {
+    let by = jump.moved_us.map(|us| format!(" by {}", quantity::micros(us.unsigned_abs())));
+    let when = jump.phase.map_or_else(|| "between two phases".to_owned(), |load| format!("in the {load} phase"));
+    format!(
+        "the clocks of this device and the reflector moved against each other{} {when}: from there on the delays of each \
+         direction are not known; round trips are not affected",
+        by.unwrap_or_default()
+    )
+}
+
+fn variation(spread: &DelaySpread) -> DelayVariation {
+    let whole = |us: f64| us.round() as u64;
+    DelayVariation {
+        p50_us: whole(spread.p50_us),
+        p95_us: spread.p95_us.map(whole),
+        p99_us: spread.p99_us.map(whole),
+        max_us: whole(spread.max_us),
+    }
+}
+
+fn queue(estimate: &QueueEstimate) -> QueueByDirection {
+    QueueByDirection {
+        own_ms: None,
+        stands: match estimate.stands {
+            StandingQueue::Upload => QueueSide::Upload,
+            StandingQueue::Download => QueueSide::Download,
+            StandingQueue::Both => QueueSide::Both,
+            StandingQueue::None => QueueSide::None,
+            StandingQueue::Unknown => QueueSide::Unknown,
+        },
+        upload_ms: millis(estimate.upload_us),
+        download_ms: millis(estimate.download_us),
+        uncertainty_ms: millis(estimate.uncertainty_us),
+    }
+}
+
+/// A tenth of a millisecond is precise enough.
+fn millis(us: f64) -> Option<f64> {
+    Some((us / 100.0).round() / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use paramedic_link::measurement::Probe;
+
+    use super::*;
+    use crate::document::{ProbeTransport, example};
+
+    /// A probe every 10 ms for 20 s: idle until 5 s, a download from 6 to 12 s, an upload from 13 to 20 s. The reflector's
+    /// clock runs 100 ppm fast, and jumps at `jump_s`. The download's queue is 40 ms, the upload's 90 ms.
+    fn probes(jump_s: Option<f64>) -> Vec<Probe> {
+        let probe = |at: u32| {
+            let second = f64::from(at) / 100.0;
+            let noise_us = f64::from(at * 7919 % 97);
+            let down_us = 4_000.0 + noise_us + if (6.0..12.0).contains(&second) { 40_000.0 } else { 0.0 };
+            let up_us = 9_000.0 + noise_us + if (13.0..20.0).contains(&second) { 90_000.0 } else { 0.0 };
+            let jumped_us = if jump_s.is_some_and(|at| second >= at) { 70_000.0 } else { 0.0 };
+            Probe {
+                sent_at: Duration::from_millis(u64::from(at) * 10),
+                late_us: 0,
+                rtt_us: Some((up_us + down_us) as u32),
+                arrived: Some(true),
+                turnaround_us: 0,
+                own_wait_us: Some(if (13.0..20.0).contains(&second) { 88_000 } else { 15 }),
+                upload_us: Some((up_us + 1e6 + second * 100.0 + jumped_us) as i64),
+                late: false,
+            }
+        };
+        (0..2_000).map(probe).collect()
+    }
+
+    fn folded(probes: &[Probe]) -> ResultDocument {
+        let within = |from: Duration, until: Duration| -> super::super::ProbeWindow<'_> {
+            Box::new(probes.iter().copied().filter(move |probe| (from..until).contains(&probe.sent_at)))
+        };
+        let log = ProbeLog {
+            transport: Some(ProbeTransport::Udp),
+            duplicates: 0,
+            bytes: 0,
+            packet_bits: 992,
+            within: Box::new(within),
+            skipped_within: Box::new(|_, _| vec![]),
+        };
+        let window = |load, from, until| PhaseWindow {
+            load,
+            from: Duration::from_secs(from),
+            until: Duration::from_secs(until),
+        };
+        let windows = [window(Load::Idle, 1, 5), window(Load::Download, 7, 12), window(Load::Upload, 14, 20)];
+        let mut result = example::full();
+        (result.clocks, result.warnings) = (None, vec![]);
+        for latency in [&mut result.latency.idle, &mut result.latency.download, &mut result.latency.upload] {
+            let latency = latency.as_mut().unwrap();
+            (latency.one_way, latency.queue) = (None, None);
+        }
+        add(&mut result, &windows, &log);
+        result
+    }
+
+    #[test]
+    fn each_load_has_the_queue_of_its_direction() {
+        let result = folded(&probes(None));
+        let queue = |load| result.latency.of(load).unwrap().queue;
+        let [download, upload] = [Load::Download, Load::Upload].map(|load| queue(load).unwrap());
+        assert_eq!((download.stands, upload.stands), (QueueSide::Download, QueueSide::Upload));
+        assert!((download.download_ms.unwrap() - 40.0).abs() < 0.5 && download.upload_ms < Some(0.5), "{download:?}");
+        assert!((upload.upload_ms.unwrap() - 90.0).abs() < 0.5 && upload.download_ms < Some(0.5), "{upload:?}");
+        assert_eq!(queue(Load::Idle), None);
+        assert_eq!((download.own_ms, upload.own_ms), (Some(0.0), Some(88.0)));
+        assert_eq!((download.is_own(), upload.is_own()), (false, true));
+        assert_eq!(result.latency.upload.as_ref().unwrap().own_wait.unwrap().p50_us, 88_000);
+        assert!(result.latency.of(Load::Idle).unwrap().one_way.unwrap().upload.p99_us.unwrap() < 200);
+        let clocks = result.clocks.unwrap();
+        assert!((clocks.skew_ppm - 100.0).abs() < 5.0 && clocks.jump.is_none(), "{clocks:?}");
+        assert!(result.warnings.is_empty());
+    }
+
+    #[test]
+    fn a_jump_of_a_clock_takes_the_delays_of_its_phase_and_of_later_ones_only() {
+        for (jump_s, phase) in [(9.0, Some(Load::Download)), (16.0, Some(Load::Upload)), (12.5, None)] {
+            let result = folded(&probes(Some(jump_s)));
+            let seen = result.clocks.unwrap().jump.unwrap();
+            assert_eq!(seen.phase, phase, "{jump_s}");
+            if let Some(us) = seen.moved_us {
+                assert!((us - 70_000).abs() < 500, "{jump_s}: {us}");
+            }
+            let has_delays = |load| result.latency.of(load).unwrap().one_way.is_some();
+            assert!(has_delays(Load::Idle));
+            assert_eq!((has_delays(Load::Download), has_delays(Load::Upload)), (jump_s > 12.0, false), "{jump_s}");
+            assert_eq!(result.latency.upload.as_ref().unwrap().queue, Some(QueueByDirection::UNKNOWN));
+            assert!(result.latency.upload.as_ref().unwrap().rtt_us.is_some(), "round trips stay");
+            assert_eq!(result.warnings.len(), 1);
+            assert!(result.warnings[0].text.contains("round trips are not affected"), "{:?}", result.warnings);
+        }
+    }
+}

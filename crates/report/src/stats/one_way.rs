@@ -1,0 +1,397 @@
+//! The delay of each direction from the times of two clocks that are not synchronised: the fit of their offset and skew,
+//! jumps between them, and which way a queue stands. Pure.
+//!
+//! A one-way difference is the delay of a direction plus the offset of the clocks in the upload direction and minus it in
+//! the download direction. The offset and the shortest delays cannot be separated, and need not be: what is reported is
+//! the delay above the shortest one, the packet delay variation of RFC 5481. Only the skew of the clocks must be known.
+//! Delays are never shorter than the shortest one, so that the lower envelopes of both directions bound the skew from
+//! both sides (V. Paxson, "On calibrating measurements of packet transit times", 1998).
+
+use std::time::Duration;
+
+use paramedic_link::measurement::Probe;
+
+use super::latency::percentile;
+
+/// The fewest one-way delays of a phase for a statement about it: as many as for a median round trip.
+const LEAST_DELAYS: usize = 20;
+/// The probes of which the second-shortest delay represents the lower envelope. Not the shortest: a single wrong time must
+/// have no effect.
+const CHUNK: usize = 10;
+/// No clock that a kernel keeps runs faster or slower than this: the limit of adjtimex(2), in µs per second.
+const MOST_SKEW_PPM: f64 = 500.0;
+/// The skew of two unsynchronised clocks is usually below this: the standard deviation of what is expected before
+/// anything is measured.
+const USUAL_SKEW_PPM: f64 = 100.0;
+/// The times of both ends are no better than this, in microseconds.
+const RESOLUTION_US: f64 = 20.0;
+/// A jump between the clocks below this is not distinguished from delay, in microseconds.
+const LEAST_JUMP_US: f64 = 3_000.0;
+/// The probes before and after a jump that show it.
+const JUMP_PROBES: usize = 8;
+/// A queue below this is none, in microseconds.
+const LEAST_QUEUE_US: f64 = 2_000.0;
+/// A direction has a part in the queue from this share of the larger direction's part on.
+const PART_OF_QUEUE: f64 = 0.25;
+
+/// The one-way differences of one answered probe, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OneWayDelay {
+    /// When the probe was sent, in microseconds of the appliance's clock.
+    at_us: f64,
+    upload_us: f64,
+    download_us: f64,
+}
+
+impl OneWayDelay {
+    /// The differences of `probe`; `None` if it has none.
+    pub fn of(probe: &Probe) -> Option<Self> {
+        Some(Self {
+            at_us: probe.sent_at.as_micros() as f64,
+            upload_us: probe.upload_us? as f64,
+            download_us: probe.download_us()? as f64,
+        })
+    }
+
+    fn round_trip_us(&self) -> f64 {
+        self.upload_us + self.download_us
+    }
+}
+
+/// The relation of the two clocks: offset, skew and the shortest delays, as the idle phase shows them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClockFit {
+    /// The middle of the idle phase, in microseconds of the appliance's clock.
+    at_us: f64,
+    /// The shortest differences there.
+    upload_us: f64,
+    download_us: f64,
+    /// How much faster the reflector's clock runs, in µs per second (ppm).
+    pub skew_ppm: f64,
+    /// The largest error of `skew_ppm`.
+    pub skew_uncertainty_ppm: f64,
+    /// How much the lower envelope varies, in microseconds.
+    noise_us: f64,
+    /// When a part of the run shows that the clocks moved against each other, if one does: since the appliance's start.
+    pub moved_at: Option<Duration>,
+}
+
+/// A jump between the clocks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClockJump {
+    /// When the first probe after it was sent, since the prober's start.
+    pub at: Duration,
+    /// How far the reflector's clock moved forward against the appliance's, in microseconds.
+    pub moved_us: f64,
+}
+
+/// The lower envelope of some consecutive probes: times and values of their second-shortest delays.
+#[derive(Clone, Copy, Debug)]
+struct EnvelopePart {
+    begin_us: f64,
+    upload: (f64, f64),
+    download: (f64, f64),
+    round_trip_us: f64,
+}
+
+impl EnvelopePart {
+    fn of(probes: &[OneWayDelay]) -> Option<Self> {
+        let second = |value: fn(&OneWayDelay) -> f64| {
+            let mut sorted = probes.iter().map(|probe| (probe.at_us, value(probe))).collect::<Vec<_>>();
+            sorted.sort_unstable_by(|a, b| a.1.total_cmp(&b.1));
+            sorted.get(1).copied()
+        };
+        Some(Self {
+            begin_us: probes.first()?.at_us,
+            upload: second(|probe| probe.upload_us)?,
+            download: second(|probe| probe.download_us)?,
+            round_trip_us: second(OneWayDelay::round_trip_us)?.1,
+        })
+    }
+
+    fn all(probes: &[OneWayDelay]) -> Vec<Self> {
+        probes.chunks(CHUNK).filter(|chunk| chunk.len() >= CHUNK / 2).filter_map(Self::of).collect()
+    }
+}
+
+/// The lower envelope of the idle phase at its middle, for a given skew.
+#[derive(Clone, Copy)]
+struct Base {
+    at_us: f64,
+    upload_us: f64,
+    download_us: f64,
+}
+
+impl Base {
+    fn of(idle: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> Self {
+        let drift = |time_us: f64| (time_us - at_us) * skew_ppm / 1e6;
+        let least = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::INFINITY, f64::min);
+        Self {
+            at_us,
+            upload_us: least(&mut idle.iter().map(|part| part.upload.1 - drift(part.upload.0))),
+            download_us: least(&mut idle.iter().map(|part| part.download.1 + drift(part.download.0))),
+        }
+    }
+
+    /// How much longer the delays of a part are than the shortest ones.
+    fn above(&self, part: &EnvelopePart, skew_ppm: f64) -> (f64, f64) {
+        let drift = |time_us: f64| (time_us - self.at_us) * skew_ppm / 1e6;
+        (
+            part.upload.1 - drift(part.upload.0) - self.upload_us,
+            part.download.1 + drift(part.download.0) - self.download_us,
+        )
+    }
+}
+
+/// The relation of the clocks from the probes of the idle phase, and from those of the whole run as far as they bound the
+/// skew. Both in the order sent. `None` if the idle phase has too few.
+pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> {
+    let (first, last) = (idle.first()?, idle.last()?);
+    if idle.len() < LEAST_DELAYS {
+        return None;
+    }
+    let at_us = f64::midpoint(first.at_us, last.at_us);
+    let parts = EnvelopePart::all(idle);
+    let later =
+        EnvelopePart::all(run.get(run.partition_point(|probe| probe.at_us <= last.at_us)..).unwrap_or_default());
+    let (slope_ppm, slope_error_ppm) = slope(&parts);
+    // What the idle phase shows, weighed against what is usual.
+    let weight = USUAL_SKEW_PPM.powi(2) / (USUAL_SKEW_PPM.powi(2) + slope_error_ppm.powi(2));
+    let (centre_ppm, reach_ppm) = (slope_ppm * weight, 2.0 * slope_error_ppm * weight.sqrt());
+    let mut low = (centre_ppm - reach_ppm).clamp(-MOST_SKEW_PPM, MOST_SKEW_PPM);
+    let mut high = (centre_ppm + reach_ppm).clamp(-MOST_SKEW_PPM, MOST_SKEW_PPM);
+    let noise_us = noise(&parts, at_us, centre_ppm).max(RESOLUTION_US);
+    // With too large a skew, a later upload would be faster than the shortest one; with too small a skew, a download.
+    let is_possible = |skew_ppm: f64, value: fn((f64, f64)) -> f64| {
+        let base = Base::of(&parts, at_us, skew_ppm);
+        later.iter().all(|part| value(base.above(part, skew_ppm)) >= -noise_us)
+    };
+    let bound = |mut good: f64, mut bad: f64, value: fn((f64, f64)) -> f64| {
+        // If no skew makes the delays possible, it is not a matter of the skew.
+        if is_possible(bad, value) || !is_possible(good, value) {
+            return bad;
+        }
+        for _ in 0..30 {
+            let middle = f64::midpoint(good, bad);
+            if is_possible(middle, value) { good = middle } else { bad = middle }
+        }
+        good
+    };
+    let highest = bound(low, high, |above| above.0);
+    let lowest = bound(high, low, |above| above.1);
+    if lowest <= highest {
+        (low, high) = (lowest, highest);
+    }
+    let skew_ppm = centre_ppm.clamp(low, high);
+    let skew_uncertainty_ppm = (skew_ppm - low).max(high - skew_ppm);
+    let base = Base::of(&parts, at_us, skew_ppm);
+    let shortest_us = parts.iter().map(|part| part.round_trip_us).fold(f64::INFINITY, f64::min);
+    // Faster than the shortest delay, but not in the sum of both directions: the clocks moved.
+    let limit_us = LEAST_JUMP_US.max(4.0 * noise_us);
+    let mut moved = later.iter().filter(|part| {
+        let (upload, download) = base.above(part, skew_ppm);
+        upload.min(download) < -limit_us && part.round_trip_us > shortest_us - limit_us / 2.0
+    });
+    let moved_us = moved.next().map(|part| part.begin_us).filter(|_| moved.next().is_some());
+    Some(ClockFit {
+        at_us,
+        upload_us: base.upload_us,
+        download_us: base.download_us,
+        skew_ppm,
+        skew_uncertainty_ppm,
+        noise_us,
+        moved_at: moved_us.map(|us| Duration::from_secs_f64(us / 1e6)),
+    })
+}
+
+/// The slope of half the difference of both directions, which delay in either direction hardly moves at the lower envelope
+/// (the median of all slopes between two parts, after Theil and Sen), and its error.
+fn slope(parts: &[EnvelopePart]) -> (f64, f64) {
+    let points = parts.iter().map(|part| {
+        let at_us = f64::midpoint(part.upload.0, part.download.0);
+        (at_us, (part.upload.1 - part.download.1) / 2.0)
+    });
+    let points = points.collect::<Vec<_>>();
+    // A long idle phase has many parts; some hundred are enough.
+    let points = points.iter().copied().step_by(points.len() / 200 + 1).collect::<Vec<_>>();
+    let (Some(first), Some(last)) = (points.first(), points.last()) else { return (0.0, MOST_SKEW_PPM) };
+    let span_s = (last.0 - first.0) / 1e6;
+    let mut slopes = Vec::new();
+    for (at, from) in points.iter().enumerate() {
+        let later = points[at + 1..].iter().filter(|to| (to.0 - from.0) / 1e6 > span_s / 4.0);
+        slopes.extend(later.map(|to| (to.1 - from.1) / (to.0 - from.0) * 1e6));
+    }
+    slopes.sort_unstable_by(f64::total_cmp);
+    let Some(slope_ppm) = percentile(&slopes, 500) else { return (0.0, MOST_SKEW_PPM) };
+    let mut off = points.iter().map(|(at, value)| value - (at - first.0) * slope_ppm / 1e6).collect::<Vec<_>>();
+    off.sort_unstable_by(f64::total_cmp);
+    let spread = |per_mille| percentile(&off, per_mille).unwrap_or_default();
+    let spread_us = (spread(900) - spread(100)).max(RESOLUTION_US);
+    let error_ppm = 2.0 * spread_us / span_s / (points.len() as f64).sqrt();
+    (slope_ppm, error_ppm.min(MOST_SKEW_PPM))
+}
+
+/// How much the lower envelopes of both directions vary in the idle phase: the range of most of their parts.
+fn noise(parts: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> f64 {
+    let base = Base::of(parts, at_us, skew_ppm);
+    let range = |value: fn((f64, f64)) -> f64| {
+        let mut above = parts.iter().map(|part| value(base.above(part, skew_ppm))).collect::<Vec<_>>();
+        above.sort_unstable_by(f64::total_cmp);
+        percentile(&above, 500).unwrap_or_default()
+    };
+    range(|above| above.0).max(range(|above| above.1))
+}
+
+/// The first jump between the clocks within the probes of one phase, in the order sent: from one probe to the next, one
+/// direction becomes slower and the other faster by the same amount, and it stays so. Delay cannot do that: a queue
+/// changes the round trip, too.
+pub fn clock_jump(phase: &[OneWayDelay]) -> Option<ClockJump> {
+    let is_sudden = |at: &usize| {
+        let (before, after) = (&phase[at - 1], &phase[*at]);
+        let [up, down] = [after.upload_us - before.upload_us, after.download_us - before.download_us];
+        up * down < 0.0 && up.abs().min(down.abs()) >= LEAST_JUMP_US / 2.0
+    };
+    let candidates = (JUMP_PROBES..(phase.len() + 1).saturating_sub(JUMP_PROBES)).filter(is_sudden);
+    candidates.filter_map(|at| jump_at(phase, at)).next()
+}
+
+fn jump_at(phase: &[OneWayDelay], at: usize) -> Option<ClockJump> {
+    let (before, after) = (phase.get(at - JUMP_PROBES..at)?, phase.get(at..at + JUMP_PROBES)?);
+    let median = |probes: &[OneWayDelay], value: fn(&OneWayDelay) -> f64| {
+        let mut sorted = probes.iter().map(value).collect::<Vec<_>>();
+        sorted.sort_unstable_by(f64::total_cmp);
+        percentile(&sorted, 500).unwrap_or_default()
+    };
+    let change = |value| median(after, value) - median(before, value);
+    let (upload_us, download_us) = (change(|probe| probe.upload_us), change(|probe| probe.download_us));
+    let least_us = upload_us.abs().min(download_us.abs());
+    let is_opposite = upload_us * download_us < 0.0 && (upload_us + download_us).abs() <= least_us / 4.0;
+    // On either side of a jump the delays are level: neither scattered nor on their way.
+    let is_level = |probes: &[OneWayDelay], value: fn(&OneWayDelay) -> f64| {
+        let centre = median(probes, value);
+        let mut off = probes.iter().map(|probe| (value(probe) - centre).abs()).collect::<Vec<_>>();
+        off.sort_unstable_by(f64::total_cmp);
+        let (first, last) = probes.split_at(JUMP_PROBES / 2);
+        let moved_us = (median(last, value) - median(first, value)).abs();
+        percentile(&off, 500).is_some_and(|spread_us| spread_us.max(moved_us) <= least_us / 4.0)
+    };
+    let is_clear = least_us >= LEAST_JUMP_US
+        && [before, after]
+            .iter()
+            .all(|side| is_level(side, |probe| probe.upload_us) && is_level(side, |probe| probe.download_us));
+    (is_opposite && is_clear).then(|| ClockJump {
+        at: Duration::from_secs_f64(phase[at].at_us.max(0.0) / 1e6),
+        moved_us: (upload_us - download_us) / 2.0,
+    })
+}
+
+/// The delays of one direction in a phase above the shortest one, in microseconds. A percentile is absent without enough
+/// of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DelaySpread {
+    /// The median.
+    pub p50_us: f64,
+    /// The 95th percentile.
+    pub p95_us: Option<f64>,
+    /// The 99th percentile.
+    pub p99_us: Option<f64>,
+    /// The longest.
+    pub max_us: f64,
+    /// The standard error of the median, without the error of the skew.
+    error_us: f64,
+}
+
+impl DelaySpread {
+    /// The spread of these delays; `None` if there are too few.
+    pub fn of(mut delays: Vec<f64>) -> Option<Self> {
+        use super::sufficiency::{Statement, is_enough};
+        if delays.len() < LEAST_DELAYS {
+            return None;
+        }
+        delays.sort_unstable_by(f64::total_cmp);
+        let count = delays.len() as u64;
+        let of = |per_mille, statement| percentile(&delays, per_mille).filter(|_| is_enough(statement, count, count));
+        let p50_us = percentile(&delays, 500)?;
+        let quartiles = percentile(&delays, 750)? - percentile(&delays, 250)?;
+        Some(Self {
+            p50_us,
+            p95_us: of(950, Statement::P95),
+            p99_us: of(990, Statement::P99),
+            max_us: *delays.last()?,
+            // That of a normal distribution with these quartiles.
+            error_us: 0.93 * quartiles / (count as f64).sqrt(),
+        })
+    }
+}
+
+impl ClockFit {
+    /// The delays of both directions in a phase: upload, download. `None` if the phase has too few.
+    pub fn delays(&self, phase: &[OneWayDelay]) -> Option<[DelaySpread; 2]> {
+        let drift = |probe: &OneWayDelay| (probe.at_us - self.at_us) * self.skew_ppm / 1e6;
+        let upload = phase.iter().map(|probe| (probe.upload_us - drift(probe) - self.upload_us).max(0.0));
+        let download = phase.iter().map(|probe| (probe.download_us + drift(probe) - self.download_us).max(0.0));
+        Some([DelaySpread::of(upload.collect())?, DelaySpread::of(download.collect())?])
+    }
+
+    /// The error that the skew may have caused at a time of the run, in microseconds.
+    fn drift_error_us(&self, at_us: f64) -> f64 {
+        (at_us - self.at_us).abs() * self.skew_uncertainty_ppm / 1e6
+    }
+
+    /// The reflector's clock minus the appliance's in the middle of the idle phase, in microseconds, if the shortest round
+    /// trip takes as long in each direction; and how far off that may be.
+    pub fn offset_us(&self) -> (f64, f64) {
+        ((self.upload_us - self.download_us) / 2.0, (self.upload_us + self.download_us).max(0.0) / 2.0)
+    }
+
+    /// The queue that a load built, from the delays of both directions while idle and in the phase under load.
+    pub fn queue(&self, idle: &[DelaySpread; 2], loaded: &[DelaySpread; 2], phase: &[OneWayDelay]) -> QueueEstimate {
+        let at_us = phase.get(phase.len() / 2).map_or(self.at_us, |probe| probe.at_us);
+        let error_us = |at: usize| 3.0 * idle[at].error_us.hypot(loaded[at].error_us);
+        let uncertainty_us = self.drift_error_us(at_us) + error_us(0).max(error_us(1));
+        let [upload_us, download_us] = [0, 1].map(|at| (loaded[at].p50_us - idle[at].p50_us).max(0.0));
+        let larger = upload_us.max(download_us);
+        let least = LEAST_QUEUE_US.max(uncertainty_us);
+        let has_part = |us: f64| us >= least && us >= larger * PART_OF_QUEUE;
+        let stands = match (has_part(upload_us), has_part(download_us)) {
+            (true, true) => StandingQueue::Both,
+            (true, false) => StandingQueue::Upload,
+            (false, true) => StandingQueue::Download,
+            // A queue that the uncertainty hides is not absent.
+            (false, false) if larger >= LEAST_QUEUE_US => StandingQueue::Unknown,
+            (false, false) => StandingQueue::None,
+        };
+        QueueEstimate { stands, upload_us, download_us, uncertainty_us }
+    }
+}
+
+/// The queue that a load built: how much the median delay of each direction rose, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueueEstimate {
+    /// Where it stands.
+    pub stands: StandingQueue,
+    /// In the upload direction.
+    pub upload_us: f64,
+    /// In the download direction.
+    pub download_us: f64,
+    /// How far off each of them may be.
+    pub uncertainty_us: f64,
+}
+
+/// The direction in which a queue stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StandingQueue {
+    /// In the upload direction.
+    Upload,
+    /// In the download direction.
+    Download,
+    /// In both.
+    Both,
+    /// In none: the delay did not rise by 2 ms.
+    None,
+    /// The measurement cannot show it.
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests;
