@@ -26,7 +26,7 @@ use super::Context;
 use super::failure::{self, CommandFailure, ExitStatus};
 use super::output::{OutputFormat, ReaderGone};
 use super::provider_flags::ProviderFlags;
-use super::values::{bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
+use super::values::{budget, bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
 
 /// The idle phase, if no option sets it.
 const IDLE: Duration = Duration::from_secs(3);
@@ -72,6 +72,10 @@ pub(super) struct Args {
     /// [default with -n: 60]
     #[arg(short = 'n', long = "bytes", value_name = "SIZE", value_parser = bytes)]
     pub(super) bytes: Option<u64>,
+    /// End the run after this many bytes of payload (200MB, 1GiB): each direction has an equal share, and ends after it
+    /// or after its time
+    #[arg(long, value_name = "SIZE", value_parser = budget, conflicts_with = "bytes")]
+    pub(super) budget: Option<u64>,
     /// Streams for each direction, 1 to 64 [default: 4, or 1 with datagrams (-u)]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
     pub(super) parallel: Option<String>,
@@ -399,6 +403,10 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     if let Some(because) = effects::without_effect(args, &setting) {
         return Err(ApplianceError::Unsupported(because).into());
     }
+    if args.budget.is_some() && setting.has_program {
+        let because = "--budget needs an engine of our own: iperf3 sends more than it is told";
+        return Err(ApplianceError::Unsupported(because.to_owned()).into());
+    }
     let least = if args.bytes.is_some() && args.time.is_none() { TIME_FOR_BYTES } else { Duration::ZERO };
     let phases = args.phases(provider, id, settings.duration.max(least));
     let [of_tcp, of_datagrams] = [PayloadTransport::Tcp, PayloadTransport::Udp].map(|one| provider.default_engine(one));
@@ -421,13 +429,14 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         probe_interval_us: u32::try_from(args.probe_interval().as_micros()).unwrap_or(u32::MAX),
         ..TestSpec::new(engine_id, DataMode::Tunneled, phases, streams)
     };
-    Ok(TestRequest {
+    let mut request = TestRequest {
         provider: provider.id().to_owned(),
         peer: peer(settings.peer.as_deref(), args.port)?,
         spec,
         adapts_probes: args.probe_interval.is_none(),
         data_mode: settings.data_mode,
         omit: args.omit,
+        budget_bytes: None,
         transport,
         turn: match (args.no_wait, args.wait) {
             (true, _) => TurnWait::No,
@@ -453,7 +462,11 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
             max_loaded_loss: args.max_loaded_loss,
         },
         discards_result: args.no_save,
-    })
+    };
+    if let Some(bytes) = args.budget {
+        request.set_budget(bytes)?;
+    }
+    Ok(request)
 }
 
 #[cfg(test)]

@@ -36,6 +36,8 @@ pub struct FoldOptions {
     pub omit: Option<Duration>,
     /// Whether the result includes the samples of each interval.
     pub intervals: bool,
+    /// The budget of the run, in bytes of payload, if the directions end after their shares of it.
+    pub budget_bytes: Option<u64>,
 }
 
 /// The run whose result is built.
@@ -293,7 +295,7 @@ impl ResultBuilder {
         }
         if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
             let text = if agreed.spec.direction_bytes.is_some() {
-                "the bytes of -n were through before the start-up could be told from the rest, so the rate includes it"
+                "the bytes of -n or --budget were through before the start-up could be told from the rest, so the rate includes it"
             } else {
                 "the server reports only its total, so the upload's rate includes the start-up; -O excludes it"
             };
@@ -306,7 +308,8 @@ impl ResultBuilder {
         warnings::add(&mut result, &self.phases);
         let is_counted_by_program = result.program.is_some() || result.server.is_some();
         warnings::steady_counts(&mut result, is_counted_by_program);
-        warnings::bytes_left(&mut result, agreed.spec.direction_bytes);
+        // A budget is a limit, not a request for so many bytes.
+        warnings::bytes_left(&mut result, agreed.spec.direction_bytes.filter(|_| self.options.budget_bytes.is_none()));
         warnings::unsteady(&mut result);
         result.validity = Some(Validity::of(&result.warnings, result.complete));
         result
@@ -348,6 +351,7 @@ impl ResultBuilder {
             stream_bitrate_bps: rates.max(),
             window_bytes: spec.window_bytes,
             direction_bytes: spec.direction_bytes,
+            budget_bytes: self.options.budget_bytes,
         }
     }
 

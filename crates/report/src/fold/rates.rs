@@ -10,8 +10,8 @@ use super::FoldOptions;
 use super::arrived::{Arrived, DirectionRequest, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
 use super::phase::PhaseRecord;
 use crate::document::{
-    CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
-    Thirds, ThroughputResult, UdpResult, UdpSearch,
+    CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, EndedBy, Interval, IntervalSpread, LineRateEstimate, Omitted,
+    ResultDocument, Thirds, ThroughputResult, UdpResult, UdpSearch,
 };
 use crate::stats;
 
@@ -95,6 +95,7 @@ pub(super) fn throughput(
             (None, false) if is_found => Omitted::Found,
             (None, false) => Omitted::NotFound,
         },
+        ended: ended(phase, sender.or(receiver), spec, options),
         streams: either.map_or(spec.streams, |tally| tally.streams),
         congestion_control: sender.and_then(|sender| sender.congestion_control.clone()),
         retransmits: sender.and_then(|sender| sender.retransmits),
@@ -104,6 +105,25 @@ pub(super) fn throughput(
         udp,
         data_path: data_paths((sender, receiver)),
         cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
+    })
+}
+
+/// What ended a direction, from the counts of its sender, or of its receiver if the sender reports none. `None` if it was
+/// cut short.
+fn ended(
+    phase: &PhaseRecord,
+    counted: Option<&DirectionTally>,
+    spec: &TestSpec,
+    options: &FoldOptions,
+) -> Option<EndedBy> {
+    if !phase.is_counted() || phase.cut_short().is_some() {
+        return None;
+    }
+    let is_through = spec.direction_bytes.is_some_and(|bytes| counted.is_some_and(|tally| tally.count.bytes >= bytes));
+    Some(match (is_through, options.budget_bytes) {
+        (true, Some(_)) => EndedBy::Budget,
+        (true, None) => EndedBy::Asked,
+        (false, _) => EndedBy::Time,
     })
 }
 

@@ -118,7 +118,7 @@ async fn measure(
         () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
     if job.request.spec.direction_bytes.is_some() && !Feature::is_in(Feature::DIRECTION_BYTES, &welcome.features) {
-        return Err(ApplianceError::Unsupported("this reflector is too old for -n; use -t".to_owned()));
+        return Err(ApplianceError::Unsupported("this reflector is too old for -n and --budget; use -t".to_owned()));
     }
     let plan = mode_plan(job, &welcome, client.reflector());
     if let Some(found_at) = plan.found_at {

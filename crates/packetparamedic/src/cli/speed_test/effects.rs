@@ -37,6 +37,7 @@ type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
 const OPTIONS: &[OptionNeeds] = &[
     ("-n", |args| args.bytes.is_some(), Needs::Load),
+    ("--budget", |args| args.budget.is_some(), Needs::Load),
     ("-P", |args| args.parallel.is_some(), Needs::Load),
     ("-O", |args| args.omit.is_some(), Needs::Load),
     ("--download", |args| args.download, Needs::Load),
