@@ -44,7 +44,8 @@ impl RunRecord {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let TestRequest { omit, intervals, budget_bytes, .. } = job.request;
-        let options = FoldOptions { omit, intervals, budget_bytes };
+        let until_stable = job.request.spec.may_stop;
+        let options = FoldOptions { omit, intervals, budget_bytes, until_stable };
         Self { result: ResultBuilder::new(run, options), probes: None, finding: None }
     }
 

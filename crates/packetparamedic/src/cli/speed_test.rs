@@ -1,5 +1,6 @@
 //! `speed-test`: builds the request from flags and settings, runs the test, and reports its end.
 
+mod early_end;
 mod effects;
 
 use std::net::IpAddr;
@@ -76,6 +77,10 @@ pub(super) struct Args {
     /// or after its time
     #[arg(long, value_name = "SIZE", value_parser = budget, conflicts_with = "bytes")]
     pub(super) budget: Option<u64>,
+    /// End a direction after 5, 6.5 or 8 s if it is stable by then; never with -t, -n, --budget, -u, iperf3 or a
+    /// threshold
+    #[arg(long, visible_alias = "quick")]
+    pub(super) until_stable: bool,
     /// Streams for each direction, 1 to 64 [default: 4, or 1 with datagrams (-u)]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
     pub(super) parallel: Option<String>,
@@ -413,6 +418,23 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     let sends_datagrams = args.udp || (id == of_datagrams && of_tcp != of_datagrams);
     // The engine may be named without -u.
     let transport = if sends_datagrams { PayloadTransport::Udp } else { transport };
+    let length = early_end::RequestedLength {
+        is_configured: !context.origins.is_default("duration"),
+        sends_datagrams,
+        has_program: setting.has_program,
+        does_probe: setting.does_probe,
+    };
+    if args.until_stable
+        && let Some(because) = early_end::conflict(args, &length)
+    {
+        return Err(CommandFailure::new(
+            ExitStatus::Usage,
+            "bad_request",
+            "cannot request this test",
+            format!("--until-stable is not possible here: {because}"),
+            "leave out one of the two",
+        ));
+    }
     let streams = settings.streams.unwrap_or(if sends_datagrams { DATAGRAM_STREAMS } else { TCP_STREAMS });
     let spec = TestSpec {
         congestion_control: args.congestion.clone(),
@@ -422,6 +444,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         dscp: args.dscp.or(args.tos.map(|octet| octet >> 2)),
         bitrate_bps: args.bitrate,
         direction_bytes: args.bytes,
+        may_stop: args.until_stable,
         data_path: args.data_path.unwrap_or_default(),
         verify_payload: args.verify_payload,
         fragments: args.fragments,

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum EndedBy {
     /// Its time.
     Time,
+    /// It was stable at one of the times at which a run may end early.
+    Stable,
     /// Its share of the budget of the run was through.
     Budget,
     /// The number of bytes that was requested for each direction was through.

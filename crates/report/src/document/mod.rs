@@ -190,6 +190,9 @@ pub struct RequestedLimits {
     /// The payload after which the run ends, in bytes; each direction has an equal share, which is `direction_bytes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_bytes: Option<u64>,
+    /// Whether a direction was to end early once it is stable.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub until_stable: bool,
 }
 
 impl RequestedLimits {

@@ -8,7 +8,7 @@ use paramedic_link::test_spec::{Direction, Load};
 
 use crate::conclusion::{Observations, conclude};
 use crate::document::{
-    ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult, UdpResult, ValidityVerdict,
+    EndedBy, ProbeTransport, Quantity, ResultDocument, ThresholdResult, ThroughputResult, UdpResult, ValidityVerdict,
 };
 use crate::lines::{Line, Tone, WIDTH, wrapped};
 use crate::quantity;
@@ -102,6 +102,10 @@ fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) 
         if let Some([low, high]) = result.ci95_bps {
             let between = format!("   {} to {} (95 % interval)", quantity::rate(low), quantity::rate(high));
             line = line.with(Tone::Dim, between);
+        }
+        if result.ended == Some(EndedBy::Stable) {
+            let length = quantity::millis(result.startup_ms + result.duration_ms);
+            line = line.with(Tone::Dim, format!(", stable after {length}"));
         }
         lines.push(line);
         if let Some(udp) = &result.udp {

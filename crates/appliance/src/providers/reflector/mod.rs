@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the shell that asks a reflector in wall time")]
 
+mod early_end;
 mod fallback;
 mod session;
 
@@ -134,7 +135,8 @@ async fn measure(
     let longest_test = Duration::from_millis(welcome.max_duration_ms);
     let reflector = client.reflector();
     let turn = job.request.turn;
-    let mut run = ReflectorRun { job, peer, longest_test, turn, had_streams: false, lock, observer, record };
+    let can_stop = Feature::is_in(Feature::STOP_PHASE, &welcome.features);
+    let mut run = ReflectorRun { job, peer, can_stop, longest_test, turn, had_streams: false, lock, observer, record };
     let finding = |is_blocked| DirectModeFinding { reflector, engine: job.request.spec.engine.clone(), is_blocked };
     let end = run.session(client, plan.mode, plan.falls_back).await;
     let is_remembered = job.blocked_direct.contains_key(&reflector);
@@ -180,6 +182,8 @@ enum SessionEnd {
 struct ReflectorRun<'a> {
     job: &'a TestJob,
     peer: Introduction,
+    /// Whether the reflector can end a phase before its time.
+    can_stop: bool,
     /// The longest test of the reflector.
     longest_test: Duration,
     /// How long the test may still wait for its turn.
@@ -200,9 +204,10 @@ impl ReflectorRun<'_> {
         mode: DataMode,
         falls_back: bool,
     ) -> Result<SessionEnd, ApplianceError> {
-        let Self { job, peer, longest_test, turn, had_streams, lock, observer, record } = self;
+        let Self { job, peer, can_stop, longest_test, turn, had_streams, lock, observer, record } = self;
         let segment_limit = client.segment_limit();
-        let spec = fit_path(job.request.spec(mode), segment_limit);
+        let mut spec = fit_path(job.request.spec(mode), segment_limit);
+        spec.may_stop &= *can_stop;
         let result = &mut record.result;
         result.set_segment_limit(segment_limit);
         let (name, version) = (peer.name.clone(), peer.version.clone());

@@ -37,6 +37,7 @@ type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
 const OPTIONS: &[OptionNeeds] = &[
     ("-n", |args| args.bytes.is_some(), Needs::Load),
+    ("--until-stable", |args| args.until_stable, Needs::Load),
     ("--budget", |args| args.budget.is_some(), Needs::Load),
     ("-P", |args| args.parallel.is_some(), Needs::Load),
     ("-O", |args| args.omit.is_some(), Needs::Load),
@@ -118,7 +119,9 @@ mod tests {
             "--data-path" => vec!["plain"],
             "-C" => vec!["cubic"],
             "--dscp" => vec!["EF"],
-            "--download" | "--upload" | "--bidir" | "--verify-payload" | "--intervals" | "--raw" => vec![],
+            "--until-stable" | "--download" | "--upload" | "--bidir" | "--verify-payload" | "--intervals" | "--raw" => {
+                vec![]
+            }
             _ => vec!["5"],
         };
         let all = RequestedSetup { has_load: true, may_probe: true, does_probe: true, has_program: true, ..nothing() };
