@@ -8,6 +8,7 @@ use paramedic_link::test_spec::{DataMode, TestSpec};
 use paramedic_report::thresholds::Thresholds;
 use serde::{Deserialize, Serialize};
 
+use crate::error::ApplianceError;
 use crate::payload_transport::PayloadTransport;
 use crate::reflector_client::Route;
 
@@ -31,6 +32,9 @@ pub struct TestRequest {
     /// The start-up to exclude; absent: it is detected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub omit: Option<Duration>,
+    /// The payload after which the run ends, in bytes: the `direction_bytes` of `spec` are each direction's share of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_bytes: Option<u64>,
     /// The transport of the payload, if the engine has a choice.
     pub transport: PayloadTransport,
     /// How long to wait in the queue, on this device and at the other end.
@@ -95,6 +99,18 @@ impl TestRequest {
         TestSpec { data_mode, ..self.spec.clone() }
     }
 
+    /// Sets the budget of the run, in bytes of payload. Each direction of each phase has an equal share, so the payload
+    /// of all of them stays within it. A budget of less than a byte for each is refused.
+    pub fn set_budget(&mut self, bytes: u64) -> Result<(), ApplianceError> {
+        let directions = self.spec.phases.iter().map(|phase| phase.load.directions().len() as u64).sum::<u64>();
+        let share = bytes.checked_div(directions).filter(|share| *share > 0);
+        let refused =
+            || ApplianceError::Unsupported(format!("a budget of {bytes} bytes is none for {directions} directions"));
+        self.spec.direction_bytes = Some(share.ok_or_else(refused)?);
+        self.budget_bytes = Some(bytes);
+        Ok(())
+    }
+
     /// The data modes that this end can use, preferred first.
     pub fn data_modes(&self, engine: &dyn Engine) -> impl Iterator<Item = DataMode> {
         let ways = [DataMode::DirectEphemeral, DataMode::Tunneled].into_iter();
@@ -118,6 +134,27 @@ mod tests {
     use super::*;
     use crate::reflector_client::Family;
 
+    fn request() -> TestRequest {
+        let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }];
+        let engine = EngineId::try_from("tcp").unwrap();
+        TestRequest {
+            provider: "reflector".to_owned(),
+            peer: None,
+            spec: TestSpec::new(engine, DataMode::Tunneled, phases, 4),
+            adapts_probes: false,
+            data_mode: None,
+            omit: None,
+            budget_bytes: None,
+            transport: PayloadTransport::Tcp,
+            turn: TurnWait::ProviderLimit,
+            route: Route::default(),
+            intervals: false,
+            raw: false,
+            thresholds: Thresholds::default(),
+            discards_result: false,
+        }
+    }
+
     #[test]
     fn time_on_this_device_counts_against_the_requested_limit_alone() {
         let second = Duration::from_secs(1);
@@ -128,29 +165,30 @@ mod tests {
     }
 
     #[test]
-    fn a_request_survives_serialisation() {
-        let phases = vec![PhaseSpec { load: Load::Download, duration_ms: 10_000 }];
-        let engine = EngineId::try_from("tcp").unwrap();
-        let bare = TestRequest {
-            provider: "reflector".to_owned(),
-            peer: None,
-            spec: TestSpec::new(engine, DataMode::Tunneled, phases, 4),
-            adapts_probes: false,
-            data_mode: None,
-            omit: None,
-            transport: PayloadTransport::Tcp,
-            turn: TurnWait::ProviderLimit,
-            route: Route::default(),
-            intervals: false,
-            raw: false,
-            thresholds: Thresholds::default(),
-            discards_result: false,
+    fn every_direction_of_every_phase_has_an_equal_share_of_a_budget() {
+        let share = |loads: &[Load], bytes| {
+            let mut request = request();
+            request.spec.phases = loads.iter().map(|load| PhaseSpec { load: *load, duration_ms: 10_000 }).collect();
+            request.set_budget(bytes).ok()?;
+            assert_eq!(request.budget_bytes, Some(bytes));
+            request.spec.direction_bytes
         };
+        let plain = [Load::Idle, Load::Download, Load::Upload];
+        assert_eq!(share(&plain, 200_000_001), Some(100_000_000));
+        assert_eq!(share(&[Load::Idle, Load::Download, Load::Upload, Load::Bidir], 200), Some(50));
+        assert_eq!(share(&[Load::Download], 200), Some(200));
+        assert_eq!((share(&plain, 2), share(&plain, 1), share(&[Load::Idle], 200)), (Some(1), None, None));
+    }
+
+    #[test]
+    fn a_request_survives_serialisation() {
+        let bare = request();
         let full = TestRequest {
             peer: Some("attic".to_owned()),
             adapts_probes: true,
             data_mode: Some(DataMode::DirectEphemeral),
             omit: Some(Duration::from_millis(1500)),
+            budget_bytes: Some(200_000_000),
             transport: PayloadTransport::Udp,
             turn: TurnWait::AtMost(Duration::from_secs(60)),
             route: Route {

@@ -19,6 +19,8 @@ pub struct SessionControl {
     /// When the other end last sent something, in milliseconds since `began`.
     heard_ms: AtomicU64,
     is_cancelled: AtomicBool,
+    /// When the appliance ended the running phase, in nanoseconds since `began`; [`NOT_STOPPED`]: it did not.
+    stopped_ns: AtomicU64,
     budget: Option<ByteBudget>,
     registered: Mutex<Registered>,
     /// Notified when the session is cancelled or the budget grows; guards only the wait.
@@ -27,6 +29,9 @@ pub struct SessionControl {
     /// Why this host refused a thread of the session, if it did.
     refused_thread: OnceLock<ThreadLimitReached>,
 }
+
+/// The value of `stopped_ns` of a phase that runs for its time.
+const NOT_STOPPED: u64 = u64::MAX;
 
 /// The sockets that are shut down when the session is cancelled.
 #[derive(Default)]
@@ -58,6 +63,7 @@ impl SessionControl {
             began: Instant::now(),
             heard_ms: AtomicU64::new(0),
             is_cancelled: AtomicBool::new(false),
+            stopped_ns: AtomicU64::new(NOT_STOPPED),
             budget,
             registered: Mutex::default(),
             changed: Condvar::new(),
@@ -97,6 +103,24 @@ impl SessionControl {
             socket.shutdown(Shutdown::Both).ok();
         }
         self.wake();
+    }
+
+    /// Ends the running phase before its time: its senders end their streams. Without effect on a later phase.
+    pub fn stop_phase(&self) {
+        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(NOT_STOPPED);
+        self.stopped_ns.fetch_min(now, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Begins a phase, which nothing has stopped yet.
+    pub(crate) fn begin_phase(&self) {
+        self.stopped_ns.store(NOT_STOPPED, Ordering::SeqCst);
+    }
+
+    /// When the running phase was stopped, if it was.
+    pub(crate) fn phase_stopped_at(&self) -> Option<Instant> {
+        let stopped_ns = self.stopped_ns.load(Ordering::Relaxed);
+        (stopped_ns != NOT_STOPPED).then(|| self.began + Duration::from_nanos(stopped_ns))
     }
 
     /// Whether the session was cancelled.

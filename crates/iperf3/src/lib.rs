@@ -77,6 +77,7 @@ impl Engine for Iperf3 {
             (loaded.any(|phase| phase.duration_ms % 1000 != 0), "iperf3 measures whole seconds"),
             (!spec.data_path.is_auto(), "iperf3 has no choice of data path"),
             (spec.verify_payload, "iperf3 does not verify payload"),
+            (spec.may_stop, "iperf3 sends for the whole time"),
             (spec.direction_bytes.is_some() && has_bidir, "iperf3 ends both directions after the bytes (-n) of one"),
         ];
         first_refusal(unsupported)

@@ -17,7 +17,7 @@ pub struct Feature(String);
 pub struct InvalidFeature;
 
 /// The features that both programs of this version support.
-const OWN: &[&str] = &[Feature::DIRECTION_BYTES, Feature::PATH_FACTS, Feature::PHASE_DETAIL];
+const OWN: &[&str] = &[Feature::DIRECTION_BYTES, Feature::PATH_FACTS, Feature::PHASE_DETAIL, Feature::STOP_PHASE];
 
 impl Feature {
     /// A direction can end after a number of bytes (`TestSpec::direction_bytes`).
@@ -29,6 +29,8 @@ impl Feature {
     pub const PATH_FACTS: &str = "path_facts";
     /// The messages `phase_detail`, if a request asks for them (`TestSpec::phase_detail`).
     pub const PHASE_DETAIL: &str = "phase_detail";
+    /// A phase can end before its time: the message `stop_phase`, and `TestSpec::may_stop`.
+    pub const STOP_PHASE: &str = "stop_phase";
 
     /// Whether the other end sent the feature `name`.
     pub fn is_in(name: &str, theirs: &[Self]) -> bool {

@@ -154,6 +154,7 @@ mod tests {
         prop_oneof![
             Just(ToReflector::Ping),
             any::<u8>().prop_map(|phase| ToReflector::Start { phase }),
+            any::<u8>().prop_map(|phase| ToReflector::StopPhase { phase }),
             "\\PC{0,200}".prop_map(|reason| ToReflector::Close { reason: reason.into() }),
             (proptest::collection::vec(any::<u16>(), 0..16), "\\PC{0,20}").prop_map(|(versions, software)| {
                 ToReflector::Hello { versions, software: software.into(), features: vec![] }

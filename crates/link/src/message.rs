@@ -84,6 +84,12 @@ pub enum ToReflector {
         /// The index of the phase in the spec, from 0.
         phase: u8,
     },
+    /// Ends a running phase before its time; with the feature `stop_phase`, in a session whose spec has `may_stop`. The
+    /// answer is [`ToAppliance::PhaseDone`].
+    StopPhase {
+        /// The index of the phase in the spec, from 0.
+        phase: u8,
+    },
     /// Ends the session.
     Finish,
     /// Requests the facts of the reflector's host.
@@ -208,6 +214,7 @@ impl Bounded for ToReflector {
             }
             Self::Withdraw
             | Self::Start { .. }
+            | Self::StopPhase { .. }
             | Self::Finish
             | Self::Facts
             | Self::PathFacts

@@ -228,6 +228,10 @@ pub struct TestSpec {
     /// it. Absent: the direction ends with the phase. Needs the feature [`Feature::DIRECTION_BYTES`](crate::feature::Feature).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction_bytes: Option<u64>,
+    /// Whether the appliance may end a phase before its time. Needs the feature
+    /// [`Feature::STOP_PHASE`](crate::feature::Feature).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_stop: bool,
     /// How both ends move payload.
     #[serde(default, skip_serializing_if = "DataPathWish::is_auto")]
     pub data_path: DataPathWish,
@@ -288,6 +292,7 @@ impl TestSpec {
             dscp: None,
             bitrate_bps: None,
             direction_bytes: None,
+            may_stop: false,
             data_path: DataPathWish::Auto,
             verify_payload: false,
             fragments: false,

@@ -31,6 +31,7 @@ wire_names! { TO_REFLECTOR, name_to_reflector, ToReflector:
     Request => "request",
     Withdraw => "withdraw",
     Start => "start",
+    StopPhase => "stop_phase",
     Finish => "finish",
     Facts => "facts",
     PathFacts => "path_facts",

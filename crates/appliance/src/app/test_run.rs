@@ -291,6 +291,7 @@ mod tests {
             adapts_probes: false,
             data_mode: None,
             omit: None,
+            budget_bytes: None,
             transport: PayloadTransport::Tcp,
             turn: TurnWait::ProviderLimit,
             route: crate::reflector_client::Route::default(),

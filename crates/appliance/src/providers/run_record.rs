@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{Outcome, TestJob};
 use crate::error::ApplianceError;
+use crate::request::TestRequest;
 use crate::store::DirectModeFinding;
 
 /// The record of a run.
@@ -42,7 +43,9 @@ impl RunRecord {
             appliance: job.key.as_ref().map(|key| key.id()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let options = FoldOptions { omit: job.request.omit, intervals: job.request.intervals };
+        let TestRequest { omit, intervals, budget_bytes, .. } = job.request;
+        let until_stable = job.request.spec.may_stop;
+        let options = FoldOptions { omit, intervals, budget_bytes, until_stable };
         Self { result: ResultBuilder::new(run, options), probes: None, finding: None }
     }
 

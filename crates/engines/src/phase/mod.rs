@@ -54,15 +54,15 @@ pub struct PhaseContext<'a> {
     pub(crate) control: &'a SessionControl,
     /// When the phase began.
     pub begin: Instant,
-    /// When senders stop.
-    pub(crate) until: Instant,
+    /// When senders stop, unless the phase is stopped before.
+    planned_end: Instant,
     has_failed: AtomicBool,
     /// The first failure; later ones are its consequences.
     failure: Mutex<Option<String>>,
 }
 
 impl<'a> PhaseContext<'a> {
-    /// A context for `phase` of the test `ask`. The phase began at `begin`.
+    /// A context for `phase` of the test `ask`. The phase began at `begin`. A stop of an earlier phase ends here.
     pub fn new(
         ask: &'a TestSpec,
         phase: &PhaseSpec,
@@ -70,16 +70,22 @@ impl<'a> PhaseContext<'a> {
         control: &'a SessionControl,
         begin: Instant,
     ) -> Self {
+        control.begin_phase();
         Self {
             ask,
             load: phase.load,
             sent,
             control,
             begin,
-            until: begin + phase.duration(),
+            planned_end: begin + phase.duration(),
             has_failed: AtomicBool::new(false),
             failure: Mutex::default(),
         }
+    }
+
+    /// When senders stop: at the end of the phase's time, or when the appliance ended it.
+    pub(crate) fn until(&self) -> Instant {
+        self.control.phase_stopped_at().map_or(self.planned_end, |stopped| stopped.min(self.planned_end))
     }
 
     /// Whether all streams have to stop: the session is cancelled, or a stream failed.
@@ -93,9 +99,11 @@ impl<'a> PhaseContext<'a> {
     }
 
     /// The error if an orderly end of a stream at `now` came long before its time. A direction that ends after a number
-    /// of bytes has no such time.
+    /// of bytes has no such time, and at the reflector neither has one that the appliance may stop: its streams may end
+    /// before its message arrives.
     pub fn ended_early(&self, now: Instant) -> Option<io::Error> {
-        (self.ask.direction_bytes.is_none() && now + EARLY_END < self.until)
+        let may_be_stopped = self.ask.may_stop && self.sent == Direction::Download;
+        (self.ask.direction_bytes.is_none() && !may_be_stopped && now + EARLY_END < self.until())
             .then(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the other end stopped sending"))
     }
 
@@ -106,7 +114,8 @@ impl<'a> PhaseContext<'a> {
     /// Records a failure at `now` of a stream whose own time lasts until `stream_until`, and ends the phase. A failure
     /// after that time or after a cancellation is ignored, because it is a consequence.
     fn note(&self, failure: String, now: Instant, stream_until: Instant) {
-        if now >= stream_until || self.control.is_cancelled() {
+        let is_stopped = self.control.phase_stopped_at().is_some_and(|stopped| now >= stopped);
+        if now >= stream_until || is_stopped || self.control.is_cancelled() {
             return;
         }
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
@@ -117,7 +126,7 @@ impl<'a> PhaseContext<'a> {
     /// Why the phase, which ends at `now`, was cut short; `None` if it was not.
     pub fn why_cut_short(&self, now: Instant) -> Option<String> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-        why_cut_short(failure, self.control.is_cancelled(), now, self.until)
+        why_cut_short(failure, self.control.is_cancelled(), now, self.until())
     }
 }
 
@@ -215,7 +224,33 @@ mod tests {
     fn an_orderly_end_long_before_its_time_is_a_failure() {
         let (spec, control, begin) = (spec(), SessionControl::unmetered(), Instant::now());
         let context = PhaseContext::new(&spec, &spec.phases[0], Direction::Upload, &control, begin);
-        assert!(context.ended_early(context.until - EARLY_END - Duration::from_millis(1)).is_some());
-        assert!(context.ended_early(context.until - EARLY_END).is_none());
+        let until = context.until();
+        assert!(context.ended_early(until - EARLY_END - Duration::from_millis(1)).is_some());
+        assert!(context.ended_early(until - EARLY_END).is_none());
+    }
+
+    #[test]
+    fn a_phase_that_the_appliance_stopped_ends_then_and_the_next_one_at_its_own_time() {
+        let (spec, control, begin) = (spec(), SessionControl::unmetered(), Instant::now());
+        let context = || PhaseContext::new(&spec, &spec.phases[0], Direction::Upload, &control, begin);
+        let stopped = context();
+        control.stop_phase();
+        let at = stopped.until();
+        assert!(at < begin + SECOND && stopped.ended_early(at).is_none());
+        control.stop_phase();
+        assert_eq!(stopped.until(), at, "the first stop counts");
+        stopped.note("reset".to_owned(), at, begin + 10 * SECOND);
+        assert_eq!((stopped.is_over(), stopped.why_cut_short(at)), (false, None), "what follows it is no failure");
+        assert_eq!(context().until(), begin + 10 * SECOND);
+    }
+
+    #[test]
+    fn a_reflector_does_not_fail_streams_that_end_before_the_message_that_stops_them() {
+        let (control, begin) = (SessionControl::unmetered(), Instant::now());
+        let spec = TestSpec { may_stop: true, ..spec() };
+        let failure =
+            |sent| PhaseContext::new(&spec, &spec.phases[0], sent, &control, begin).ended_early(begin + SECOND);
+        assert!(failure(Direction::Download).is_none());
+        assert!(failure(Direction::Upload).is_some(), "the appliance knows whether it stopped the phase");
     }
 }

@@ -34,6 +34,11 @@ impl Sampler {
         self.due
     }
 
+    /// Sets the end of the phase, which may be stopped before its time.
+    pub(crate) fn end_at(&mut self, until: Instant) {
+        self.until = until;
+    }
+
     /// The samples at `now`: download, upload. `totals` are the payload bytes so far, `None` for a direction that the
     /// phase does not have or that lost a stream. Returns no samples before they are due.
     pub(crate) fn look(&mut self, now: Instant, totals: [Option<u64>; 2]) -> [Option<Sample>; 2] {
@@ -102,6 +107,14 @@ mod tests {
         (1..5).for_each(|tenth| _ = sampler.look(begin + MS * 100 * tenth, [Some(1), None]));
         assert_eq!(sampler.look(begin + MS * 510, [Some(3), None]), [sample(510, 2), None], "due at the very end");
         assert_eq!(sampler.look(begin + MS * 600, [Some(9), None]), [None, None]);
+    }
+
+    #[test]
+    fn a_phase_that_is_stopped_has_no_sample_after_that() {
+        let (mut sampler, begin) = phase_of(1000);
+        assert_eq!(sampler.look(begin + MS * 100, [Some(1), None]), [sample(100, 1), None]);
+        sampler.end_at(begin + MS * 150);
+        assert_eq!(sampler.look(begin + MS * 200, [Some(9), None]), [None, None]);
     }
 
     #[test]

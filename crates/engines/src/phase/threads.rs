@@ -164,7 +164,7 @@ pub(crate) fn run<S: PhaseStream>(
         let is_sent = *direction == sent;
         let watched = streams.iter().map(|stream| stream.watched(is_sent)).collect::<io::Result<Vec<_>>>();
         let watched = watched.unwrap_or_else(|error| {
-            note::<S>(&context, &error, context.until);
+            note::<S>(&context, &error, context.until());
             Vec::new()
         });
         let counters = streams.iter().map(|_| Counter::default()).collect();
@@ -177,7 +177,7 @@ pub(crate) fn run<S: PhaseStream>(
         runs.iter().map(|_| Vec::new()).collect()
     } else if runs.is_empty() {
         // An idle phase.
-        control.wait_until(context.until, || false);
+        control.wait_until(context.until(), || false);
         Vec::new()
     } else {
         std::thread::scope(|scope| {
@@ -221,7 +221,7 @@ fn spawn<'scope, S: PhaseStream>(
         let spawned = thread_limit::spawn_scoped(scope, name, body);
         if let Err(error) = &spawned {
             context.control.note_thread_error(error);
-            context.note(error.to_string(), Instant::now(), context.until);
+            context.note(error.to_string(), Instant::now(), context.until());
             run.ended.fetch_add(1, Ordering::SeqCst);
         }
         spawned.ok()
@@ -252,7 +252,7 @@ fn run_stream<S: PhaseStream>(
     let _done = Done(&run.ended, context);
     let began = Instant::now();
     let mut report =
-        StreamReport { last: None, until: context.until, own: S::Own::default(), used: ThreadUse::default() };
+        StreamReport { last: None, until: context.until(), own: S::Own::default(), used: ThreadUse::default() };
     let result =
         if run.is_sent { stream.send(stream_run, &mut report) } else { stream.receive(stream_run, &mut report) };
     if let Err(failure) = &result {
@@ -407,7 +407,7 @@ mod tests {
             report.own = true;
             match self {
                 Self::Fails => {}
-                Self::FailsLate => report.until = run.context.until + Duration::from_secs(3600),
+                Self::FailsLate => report.until = run.context.until() + Duration::from_secs(3600),
                 Self::Blocks(signal) => signal.1.lock().unwrap().recv().unwrap(),
                 Self::Panics => panic!("a panic on purpose"),
             }

@@ -44,7 +44,7 @@ pub struct Look {
 
 /// Watches a phase until all its streams have ended, one has failed, or the session is cancelled; then ends the others.
 pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: PhaseObserver<'_>) {
-    let mut sampler = Sampler::new(context.begin, context.until);
+    let mut sampler = Sampler::new(context.begin, context.until());
     let mut arrived = 0;
     loop {
         let is_done = || moving.is_done() || context.has_failed();
@@ -53,6 +53,7 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Phase
         }
         let looks = moving.look();
         let now = Instant::now();
+        sampler.end_at(context.until());
         let samples = sampler.look(now, looks.map(|look| look.filter(|look| look.is_whole).map(|look| look.total)));
         for direction in context.load.directions() {
             let Some(look) = looks[*direction as usize] else { continue };
@@ -68,7 +69,7 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Phase
             }
         }
         moving.pause(is_silent(context.control.last_heard(), context.begin, now));
-        let late = now.saturating_duration_since(context.until);
+        let late = now.saturating_duration_since(context.until());
         if late >= DRAIN_TIMEOUT {
             moving.end_overdue(late);
         }

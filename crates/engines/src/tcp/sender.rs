@@ -85,7 +85,7 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
     let mut limit = WRITE_TIMEOUT;
     stream.inner().socket().set_write_timeout(Some(limit))?;
     loop {
-        let left = context.until.saturating_duration_since(Instant::now());
+        let left = context.until().saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
@@ -103,7 +103,7 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
                 Ok(step) => most = most.min(step),
                 Err(due_ns) => {
                     let due = context.begin + Duration::from_nanos(due_ns);
-                    context.control.wait_until(due.min(context.until), || run.is_over());
+                    context.control.wait_until(due.min(context.until()), || run.is_over());
                     if run.is_over() {
                         return Err(io::ErrorKind::ConnectionAborted.into());
                     }
@@ -164,7 +164,7 @@ pub(super) fn send(stream: &mut MeteredStream, run: &TcpRun<'_>, path: &mut Opti
 /// Waits while the stream is paused, at most until its time is over. An error means that its phase is over.
 fn await_resume(run: &TcpRun<'_>) -> io::Result<()> {
     let is_paused = || run.watched.unsent_limit.as_ref().is_some_and(|limit| limit.bytes() == 0);
-    run.context.control.wait_until(run.context.until, || !is_paused() || run.is_over());
+    run.context.control.wait_until(run.context.until(), || !is_paused() || run.is_over());
     if run.is_over() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
 }
 

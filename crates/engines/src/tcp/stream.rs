@@ -25,7 +25,7 @@ impl PhaseStream for ReadyConnection {
         let result = sender::send(&mut self.stream, run, &mut report.own);
         #[expect(clippy::disallowed_methods, reason = "the end of a send in wall time")]
         let now = Instant::now();
-        report.last = Some(now.min(run.context.until));
+        report.last = Some(now.min(run.context.until()));
         result
     }
 

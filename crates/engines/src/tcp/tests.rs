@@ -354,6 +354,32 @@ fn cancelling_either_end_ends_both_during_a_phase() {
 }
 
 #[test]
+fn a_phase_that_the_appliance_stops_ends_whole_at_both_ends() {
+    for mode in [DataMode::DirectEphemeral, DataMode::Tunneled] {
+        for load in [Load::Download, Load::Upload, Load::Bidir] {
+            let session = Session::open(&TestSpec { may_stop: true, ..spec(mode, 4, &[load], HOUR_MS) });
+            let is_stopped = AtomicBool::new(false);
+            let (served, driven, _) = session.run(0, |progress| {
+                let PhaseProgress::Received(_, Sample { bytes: 1.., .. }) = progress else { return };
+                if !is_stopped.swap(true, Ordering::SeqCst) {
+                    session.appliance.stop_phase();
+                    // In an upload the streams may end before the reflector reads the message.
+                    if load != Load::Upload {
+                        session.reflector.stop_phase();
+                    }
+                }
+            });
+            let what = format!("{mode} {load}");
+            assert_eq!((&served.cut_short, &driven.cut_short), (&None, &None), "{what}");
+            for direction in load.directions() {
+                let [served, driven] = [&served, &driven].map(|tally| tally.direction(*direction).unwrap().count.bytes);
+                assert!(served > 0 && served == driven, "{what} {direction}: {served} {driven}");
+            }
+        }
+    }
+}
+
+#[test]
 fn an_exhausted_budget_pauses_the_stream() {
     for load in [Load::Download, Load::Upload] {
         const SLICE: u64 = 1 << 20;

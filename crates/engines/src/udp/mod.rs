@@ -63,6 +63,7 @@ impl Engine for Udp {
             (spec.mss_bytes.is_some(), "datagrams have no segments: their payload is -l"),
             (!matches!(spec.data_path, DataPathWish::Auto | DataPathWish::Plain), "datagrams are always copied"),
             (spec.verify_payload, "datagrams are verified by their header only"),
+            (spec.may_stop, "datagrams are sent for the whole time"),
             (spec.block_bytes.is_some_and(|bytes| !fits(bytes)), "a datagram's payload is 52 to 65507 bytes"),
             (spec.loss_bound_ppm.is_some() && !searches, "a loss bound needs the search for the rate: -b 0"),
         ];

@@ -162,7 +162,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
     let ReadyStream { socket, stream_id, keys, .. } = stream;
     let (context, stream_id, direction) = (run.context, *stream_id, run.direction);
     // The latest possible end.
-    report.until = context.until + FEEDBACK_TIMEOUT;
+    report.until = context.until() + FEEDBACK_TIMEOUT;
     let sent = &mut report.own.sent;
     sent.payload = socket::payload(socket, context.ask)?;
     let seal = Seal::of(stream_id, direction, keys);
@@ -183,7 +183,7 @@ pub(super) fn send(stream: &ReadyStream, run: &UdpRun<'_>, report: &mut UdpRepor
         }
         return Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver of the datagrams does not answer over UDP"));
     }
-    let until_ns = context.now_ns().saturating_add(nanos(context.until - context.begin));
+    let until_ns = context.now_ns().saturating_add(nanos(context.until() - context.begin));
     report.until = context.begin + Duration::from_nanos(until_ns);
     let adapts = context.ask.block_bytes.is_none() && !context.ask.fragments;
     let mut size = adapts.then(|| PayloadSize::new(sent.payload, context.now_ns()));

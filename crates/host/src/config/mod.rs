@@ -82,7 +82,7 @@ impl fmt::Display for ValueOrigin {
 }
 
 /// The origin of each setting's value, by the setting's name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins(BTreeMap<&'static str, ValueOrigin>);
 
 impl Origins {

@@ -26,7 +26,7 @@ use clap::{Parser, Subcommand};
 use paramedic_appliance::ApplianceError;
 use paramedic_appliance::app::Appliance;
 use paramedic_engines::thread_limit::ThreadLimitReached;
-use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags};
+use paramedic_host::config::{self as layers, Configuration, FlagValues, Flags, Origins};
 use paramedic_host::{runtime, version};
 use paramedic_link::state_folder::Change;
 
@@ -123,6 +123,8 @@ impl Command {
 /// The environment of a subcommand.
 struct Context {
     settings: Settings,
+    /// Where they come from.
+    origins: Origins,
     /// The settings that the command line sets.
     flags: FlagValues,
     output: Output,
@@ -194,17 +196,18 @@ pub fn run() -> ExitCode {
     flags.extend(cli.common.settings.values);
     let format = cli.command.format();
     let output = |color| Output::new(Wanted { format, color, verbosity });
-    let (settings, warnings) = match layers::load::<Settings>(&flags) {
-        Ok(loaded) => (loaded.config, loaded.warnings),
+    let (settings, origins, warnings) = match layers::load::<Settings>(&flags) {
+        Ok(loaded) => (loaded.config, loaded.origins, loaded.warnings),
         // The template helps to correct a broken configuration.
         Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => {
-            (Settings::defaults(), Vec::new())
+            (Settings::defaults(), Origins::default(), Vec::new())
         }
         Err(error) => return output(Color::Auto).fail(&error.into()).into(),
     };
     let mut context = Context {
         output: output(settings.color),
         settings,
+        origins,
         flags,
         appliance: OnceCell::new(),
         interrupts: Interrupts::default(),

@@ -1,5 +1,6 @@
 //! `speed-test`: builds the request from flags and settings, runs the test, and reports its end.
 
+mod early_end;
 mod effects;
 
 use std::net::IpAddr;
@@ -26,7 +27,7 @@ use super::Context;
 use super::failure::{self, CommandFailure, ExitStatus};
 use super::output::{OutputFormat, ReaderGone};
 use super::provider_flags::ProviderFlags;
-use super::values::{bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
+use super::values::{budget, bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
 
 /// The idle phase, if no option sets it.
 const IDLE: Duration = Duration::from_secs(3);
@@ -72,6 +73,14 @@ pub(super) struct Args {
     /// [default with -n: 60]
     #[arg(short = 'n', long = "bytes", value_name = "SIZE", value_parser = bytes)]
     pub(super) bytes: Option<u64>,
+    /// End the run after this many bytes of payload (200MB, 1GiB): each direction has an equal share, and ends after it
+    /// or after its time
+    #[arg(long, value_name = "SIZE", value_parser = budget, conflicts_with = "bytes")]
+    pub(super) budget: Option<u64>,
+    /// End a direction after 5, 6.5 or 8 s if it is stable by then; never with -t, -n, --budget, -u, iperf3 or a
+    /// threshold
+    #[arg(long, visible_alias = "quick")]
+    pub(super) until_stable: bool,
     /// Streams for each direction, 1 to 64 [default: 4, or 1 with datagrams (-u)]
     #[arg(short = 'P', long = "parallel", value_name = "STREAMS")]
     pub(super) parallel: Option<String>,
@@ -399,12 +408,33 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
     if let Some(because) = effects::without_effect(args, &setting) {
         return Err(ApplianceError::Unsupported(because).into());
     }
+    if args.budget.is_some() && setting.has_program {
+        let because = "--budget needs an engine of our own: iperf3 sends more than it is told";
+        return Err(ApplianceError::Unsupported(because.to_owned()).into());
+    }
     let least = if args.bytes.is_some() && args.time.is_none() { TIME_FOR_BYTES } else { Duration::ZERO };
     let phases = args.phases(provider, id, settings.duration.max(least));
     let [of_tcp, of_datagrams] = [PayloadTransport::Tcp, PayloadTransport::Udp].map(|one| provider.default_engine(one));
     let sends_datagrams = args.udp || (id == of_datagrams && of_tcp != of_datagrams);
     // The engine may be named without -u.
     let transport = if sends_datagrams { PayloadTransport::Udp } else { transport };
+    let length = early_end::RequestedLength {
+        is_configured: !context.origins.is_default("duration"),
+        sends_datagrams,
+        has_program: setting.has_program,
+        does_probe: setting.does_probe,
+    };
+    if args.until_stable
+        && let Some(because) = early_end::conflict(args, &length)
+    {
+        return Err(CommandFailure::new(
+            ExitStatus::Usage,
+            "bad_request",
+            "cannot request this test",
+            format!("--until-stable is not possible here: {because}"),
+            "leave out one of the two",
+        ));
+    }
     let streams = settings.streams.unwrap_or(if sends_datagrams { DATAGRAM_STREAMS } else { TCP_STREAMS });
     let spec = TestSpec {
         congestion_control: args.congestion.clone(),
@@ -414,6 +444,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         dscp: args.dscp.or(args.tos.map(|octet| octet >> 2)),
         bitrate_bps: args.bitrate,
         direction_bytes: args.bytes,
+        may_stop: args.until_stable,
         data_path: args.data_path.unwrap_or_default(),
         verify_payload: args.verify_payload,
         fragments: args.fragments,
@@ -421,13 +452,14 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         probe_interval_us: u32::try_from(args.probe_interval().as_micros()).unwrap_or(u32::MAX),
         ..TestSpec::new(engine_id, DataMode::Tunneled, phases, streams)
     };
-    Ok(TestRequest {
+    let mut request = TestRequest {
         provider: provider.id().to_owned(),
         peer: peer(settings.peer.as_deref(), args.port)?,
         spec,
         adapts_probes: args.probe_interval.is_none(),
         data_mode: settings.data_mode,
         omit: args.omit,
+        budget_bytes: None,
         transport,
         turn: match (args.no_wait, args.wait) {
             (true, _) => TurnWait::No,
@@ -453,7 +485,11 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
             max_loaded_loss: args.max_loaded_loss,
         },
         discards_result: args.no_save,
-    })
+    };
+    if let Some(bytes) = args.budget {
+        request.set_budget(bytes)?;
+    }
+    Ok(request)
 }
 
 #[cfg(test)]

@@ -26,6 +26,13 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     if bytes == 0 { Err(with_valid("0 bytes measure nothing", valid)) } else { Ok(bytes) }
 }
 
+/// A number of bytes, in the units of the configuration: `200MB`, `1GiB`, `5000000`.
+pub(super) fn budget(text: &str) -> Result<u64, String> {
+    let valid = "bytes from 1 on, such as 200MB, 1GiB or 5000000 (1 MB is 1,000,000 bytes)";
+    let bytes = quantity::parse_bytes(text).map_err(|error| with_valid(error, valid))?;
+    if bytes == 0 { Err(with_valid("0 bytes measure nothing", valid)) } else { Ok(bytes) }
+}
+
 /// A duration, in seconds where it has no unit, as with iperf3: `10`, `10s`, `250ms`, `2m`.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     quantity::parse_seconds(text).map_err(|error| with_valid(error, "seconds, or a duration such as 10s, 250ms or 2m"))

@@ -325,6 +325,10 @@ impl Connection {
                 LinkFlow::Continue
             }
             ToReflector::Start { phase } => self.start(phase).await,
+            ToReflector::StopPhase { phase } => {
+                self.stop_phase(phase);
+                LinkFlow::Continue
+            }
             ToReflector::Finish => self.end_session(EndReason::Finished, "finished").await,
             ToReflector::Facts => match self.server.facts.facts(self.local.ip()).await {
                 Some(facts) => self.send(&ToAppliance::Facts(facts)).await,
@@ -449,6 +453,16 @@ impl Connection {
             return self.end_session(EndReason::Failed, detail).await;
         }
         LinkFlow::Continue
+    }
+
+    /// Ends a phase before its time. A phase that has just ended by itself needs no stop.
+    fn stop_phase(&self, phase: u8) {
+        if let Some(granted) = &self.session
+            && granted.phase == Some(phase)
+            && granted.running.spec.may_stop
+        {
+            granted.running.control.stop_phase();
+        }
     }
 
     /// Sends the events of a phase. Samples that were taken while the link was busy are combined into one message.

@@ -1,6 +1,7 @@
 //! The documents that scripts rely on: a test's result, an error, the events of a stream. Plain values; a value that
 //! was not measured is absent. Other modules print and save them.
 
+mod ended;
 mod event;
 #[cfg(any(test, feature = "example"))]
 #[allow(clippy::unwrap_used, reason = "constants that its tests parse")]
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 use crate::stats::{self, Grade, Statement};
 
+pub use ended::EndedBy;
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
 pub use fallback::{DataModeFallback, FallbackReason};
 pub use limit::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
@@ -194,6 +196,12 @@ pub struct RequestedLimits {
     /// The payload after which each direction ends, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction_bytes: Option<u64>,
+    /// The payload after which the run ends, in bytes; each direction has an equal share, which is `direction_bytes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_bytes: Option<u64>,
+    /// Whether a direction was to end early once it is stable.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub until_stable: bool,
 }
 
 impl RequestedLimits {
@@ -349,6 +357,9 @@ pub struct ThroughputResult {
     pub startup_ms: u64,
     /// How the start-up's length was determined.
     pub omitted: Omitted,
+    /// What ended the direction; absent if it did not come to its end, and in documents of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<EndedBy>,
     /// The number of streams that moved data.
     pub streams: u16,
     /// The congestion control that the sender's kernel used.

@@ -3,6 +3,7 @@
 
 mod arrived;
 mod claims;
+mod early_end;
 mod limits;
 mod one_way;
 mod phase;
@@ -40,6 +41,10 @@ pub struct FoldOptions {
     pub omit: Option<Duration>,
     /// Whether the result includes the samples of each interval.
     pub intervals: bool,
+    /// The budget of the run, in bytes of payload, if the directions end after their shares of it.
+    pub budget_bytes: Option<u64>,
+    /// Whether a direction was to end early once it is stable.
+    pub until_stable: bool,
 }
 
 /// The run whose result is built.
@@ -314,21 +319,25 @@ impl ResultBuilder {
         }
         if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
             let text = if agreed.spec.direction_bytes.is_some() {
-                "the bytes of -n were through before the start-up could be told from the rest, so the rate includes it"
+                "the bytes of -n or --budget were through before the start-up could be told from the rest, so the rate includes it"
             } else {
                 "the server reports only its total, so the upload's rate includes the start-up; -O excludes it"
             };
             result.warnings.push(Warning::new("startup_included", text));
         }
         if let Some(probes) = probes {
-            self.add_latency(&mut result, &agreed.spec, probes);
+            self.add_latency(&mut result, probes);
         }
         warnings::small_segments(&mut result, self.segment_limit);
         limits::add(&mut result, &self.phases, &agreed.spec, agreed.address);
         warnings::add(&mut result, &self.phases);
         let is_counted_by_program = result.program.is_some() || result.server.is_some();
         warnings::steady_counts(&mut result, is_counted_by_program);
-        warnings::bytes_left(&mut result, agreed.spec.direction_bytes);
+        // A budget is a limit, not a request for so many bytes.
+        warnings::bytes_left(&mut result, agreed.spec.direction_bytes.filter(|_| self.options.budget_bytes.is_none()));
+        if self.options.until_stable && !agreed.spec.may_stop {
+            warnings::full_time(&mut result);
+        }
         warnings::unsteady(&mut result);
         result.validity = Some(Validity::of(&result.warnings, result.complete));
         result
@@ -370,6 +379,8 @@ impl ResultBuilder {
             stream_bitrate_bps: rates.max(),
             window_bytes: spec.window_bytes,
             direction_bytes: spec.direction_bytes,
+            budget_bytes: self.options.budget_bytes,
+            until_stable: self.options.until_stable,
         }
     }
 
@@ -378,10 +389,10 @@ impl ResultBuilder {
         directions.map(rates::data_paths).find_map(|paths| paths.in_short())
     }
 
-    fn add_latency(&self, result: &mut ResultDocument, spec: &TestSpec, probes: &ProbeLog<'_>) {
+    fn add_latency(&self, result: &mut ResultDocument, probes: &ProbeLog<'_>) {
         let Some(transport) = probes.transport else { return };
         let mut windows = Vec::new();
-        for (phase, requested) in self.phases.iter().zip(&spec.phases) {
+        for phase in &self.phases {
             let Some(begun) = phase.begun_at else { continue };
             // Only the steady part of the load: during the start-up the path is almost idle.
             let startup = match phase.load {
@@ -392,7 +403,7 @@ impl ResultBuilder {
             };
             let from = begun + startup.map_or(Duration::ZERO, |measured| Duration::from_millis(measured.startup_ms));
             let from = phase.probe_schedule.map_or(from, |schedule| schedule.from.max(from));
-            let until = (begun + requested.duration()).min(phase.ended_at.unwrap_or(Duration::MAX));
+            let until = (begun + phase.planned_span()).min(phase.ended_at.unwrap_or(Duration::MAX));
             let window = (probes.within)(from, until);
             let Some(summary) = stats::latency(window, (probes.skipped_within)(from, until)) else { continue };
             if u64::from(summary.probe_late_p99_us) > u64::from(LATE_PROBE_US) && !warnings::has(result, "probe_late") {

@@ -22,6 +22,8 @@ pub struct PhaseRecord {
     pub load: Load,
     /// The requested duration.
     pub(super) requested: Duration,
+    /// When it was ended before its time, by the receivers' clocks.
+    pub(super) stopped_at: Option<Duration>,
     /// The most samples of one kind that are kept.
     most: usize,
     /// When the phase began, by the prober's clock.
@@ -107,6 +109,7 @@ impl PhaseRecord {
         Self {
             load: phase.load,
             requested: phase.duration(),
+            stopped_at: None,
             most,
             begun_at: None,
             ended_at: None,
@@ -126,15 +129,16 @@ impl PhaseRecord {
 
     /// Keeps a sample. Returns it if a progress display should show it: the receiver's, or the sender's while the
     /// receiver reports none. Drops a sample of a direction that the phase does not load, one whose time does not
-    /// advance, and one beyond the limit.
+    /// advance, one after an early end, and one beyond the limit.
     pub fn note(&mut self, end: DataEnd, direction: Direction, sample: Sample) -> Option<CountedReading> {
+        let is_within = self.is_within(sample.at_us);
         let list = match end {
             DataEnd::Sender => &mut self.sent[direction as usize],
             DataEnd::Receiver => &mut self.received[direction as usize],
         };
         let before = list.last().map_or(0, |last| last.at_us);
         let length_us = sample.at_us.checked_sub(before).filter(|length| *length > 0)?;
-        if !self.load.moves(direction) || list.len() >= self.most {
+        if !self.load.moves(direction) || list.len() >= self.most || !is_within {
             return None;
         }
         list.push(sample);
@@ -255,13 +259,19 @@ impl PhaseRecord {
         [&self.own, &self.theirs].into_iter().flatten().find_map(|tally| tally.cut_short.as_ref())
     }
 
-    /// The duration of the phase: as requested, or until the last sample if the phase was cut short.
+    /// The duration of the phase: as requested, until it was ended early, or until the last sample if the phase was cut
+    /// short.
     pub(super) fn span(&self) -> Duration {
         if self.is_counted() && self.cut_short().is_none() {
-            return self.requested;
+            return self.planned_span();
         }
         let last = self.received.iter().chain(&self.sent).filter_map(|list| list.last()).map(|last| last.at_us).max();
         Duration::from_micros(last.unwrap_or(0)).min(self.requested)
+    }
+
+    /// How long its senders had to send: as requested, or until it was ended early.
+    pub(super) fn planned_span(&self) -> Duration {
+        self.stopped_at.unwrap_or(self.requested)
     }
 
     /// The tallies of both ends for one direction: sender, receiver.

@@ -10,10 +10,10 @@ use super::FoldOptions;
 use super::arrived::{self, Arrived, DirectionRequest, USUAL_SEGMENT, USUAL_STEP, moved_nothing};
 use super::phase::PhaseRecord;
 use crate::document::{
-    CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, Interval, IntervalSpread, LineRateEstimate, Omitted, ResultDocument,
-    Thirds, ThroughputResult, UdpResult, UdpSearch,
+    CpuCost, CpuOfEnds, DataPath, DataPathOfEnds, EndedBy, Interval, IntervalSpread, LineRateEstimate, Omitted,
+    ResultDocument, Thirds, ThroughputResult, UdpResult, UdpSearch,
 };
-use crate::stats;
+use crate::stats::{self, Confidence};
 
 /// Ethernet's share of each packet on the wire: preamble 8, header 14, checksum 4, gap 12.
 const ETHERNET: u32 = 38;
@@ -44,7 +44,9 @@ pub(super) fn throughput(
         return None;
     }
     let samples = &phase.received[direction as usize];
-    let span = spec.phases.iter().find(|requested| requested.load == phase.load)?.duration();
+    let span = phase.planned_span();
+    let is_early = phase.stopped_at.is_some();
+    let confidence = if is_early { Confidence::OneOfThreeLooks } else { Confidence::Single };
     let (sender, receiver) = phase.ends(direction);
     let omit = options.omit.map(|omit| omit.saturating_sub(left_out));
     // The search reports when its start-up ended. If it ended after the last samples, the start-up counts as not found.
@@ -53,7 +55,8 @@ pub(super) fn throughput(
     let is_found = found.is_some();
     // Bytes that are through so soon have no steady part.
     let is_short = spec.direction_bytes.is_some() && samples.len() < INTERVALS_OF_A_RATE;
-    let in_intervals = if is_short { None } else { found.or_else(|| stats::throughput(samples, omit, span)) };
+    let in_intervals =
+        if is_short { None } else { found.or_else(|| stats::throughput_with(samples, omit, span, confidence)) };
     let is_whole = in_intervals.is_none() && (samples.is_empty() || is_short);
     let measured = in_intervals.or_else(|| if is_whole { whole(receiver?) } else { None })?;
     let either = sender.or(receiver);
@@ -95,6 +98,7 @@ pub(super) fn throughput(
             (None, false) if is_found => Omitted::Found,
             (None, false) => Omitted::NotFound,
         },
+        ended: ended(phase, sender.or(receiver), spec, options),
         streams: either.map_or(spec.streams, |tally| tally.streams),
         congestion_control: sender.and_then(|sender| sender.congestion_control.clone()),
         retransmits: sender.and_then(|sender| sender.retransmits),
@@ -106,6 +110,28 @@ pub(super) fn throughput(
         cpu: CpuOfEnds { sender: sender.map(cost), receiver: receiver.map(cost) },
         limited_by: None,
         tcp: phase.detail(direction),
+    })
+}
+
+/// What ended a direction, from the counts of its sender, or of its receiver if the sender reports none. `None` if it was
+/// cut short.
+fn ended(
+    phase: &PhaseRecord,
+    counted: Option<&DirectionTally>,
+    spec: &TestSpec,
+    options: &FoldOptions,
+) -> Option<EndedBy> {
+    if !phase.is_counted() || phase.cut_short().is_some() {
+        return None;
+    }
+    if phase.stopped_at.is_some() {
+        return Some(EndedBy::Stable);
+    }
+    let is_through = spec.direction_bytes.is_some_and(|bytes| counted.is_some_and(|tally| tally.count.bytes >= bytes));
+    Some(match (is_through, options.budget_bytes) {
+        (true, Some(_)) => EndedBy::Budget,
+        (true, None) => EndedBy::Asked,
+        (false, _) => EndedBy::Time,
     })
 }
 

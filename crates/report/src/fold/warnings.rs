@@ -121,6 +121,12 @@ pub(super) fn small_segments(result: &mut ResultDocument, segment_limit: Option<
     result.warnings.push(Warning::new("small_segments", text));
 }
 
+/// Warns that the reflector cannot end a direction early, so that the whole time was measured.
+pub(super) fn full_time(result: &mut ResultDocument) {
+    let text = "the reflector is too old to end a direction early (--until-stable), so the full time was measured";
+    result.warnings.push(Warning::new("full_time", text));
+}
+
 /// Warns of directions whose time was over before the requested `bytes` were through.
 pub(super) fn bytes_left(result: &mut ResultDocument, bytes: Option<u64>) {
     let Some(bytes) = bytes else { return };

@@ -1,37 +1,21 @@
-//! Goodput from samples: the end of the start-up, and the confidence interval of the mean over the rest. Pure.
+//! Goodput from samples: the mean over the steady part, and its confidence interval. Pure.
 
 use std::time::Duration;
 
-use paramedic_link::measurement::{INTERVAL_MS, Sample};
+use paramedic_link::measurement::Sample;
 
+use super::byte_intervals::{ByteInterval, between_first_and_last_byte, intervals, merged, usual_gap};
 use super::latency::percentile;
-
-/// An interval shorter than this is merged with its neighbour, because its rate is mostly rounding.
-const SHORTEST_US: u64 = INTERVAL_MS * 1000 / 2;
-/// The fewest intervals in which a start-up can be detected.
-const INTERVALS_FOR_START_UP: usize = 10;
-/// The start-up ends when this many consecutive intervals lie in the band of the rest; a single one may be a spike.
-const SETTLED: usize = 2;
-/// The number of pieces that an interval should hold if bytes arrive in pieces further apart than samples.
-const PIECES: usize = 4;
-/// How far the band of the rest is widened on both sides, as a fraction of its median.
-const BAND_SLACK: f64 = 0.05;
-/// The number of batches into which the steady part is divided for the confidence interval (Schmeiser 1982: more gain
-/// little).
-const BATCHES: usize = 10;
-/// Student's t for 95 %, two-sided, [`BATCHES`] - 1 degrees of freedom.
-const T_95: f64 = 2.262;
-/// The strongest correlation between neighbouring batches that is used. A stronger one is clamped to this, because the
-/// interval would become useless.
-const MOST_CORRELATED: f64 = 0.8;
+use super::mean_interval::{Confidence, mean_interval};
+use super::startup::end_of_start_up;
 
 /// The throughput of one direction of a phase, in the steady part only, as the receiver counted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Throughput {
     /// Payload bits per second: bytes over time, nothing else.
     pub goodput_bps: u64,
-    /// The 95 % confidence interval of that mean, in bits per second; absent if the steady part is too short
-    /// (below 2 s).
+    /// The 95 % confidence interval of that mean, in bits per second; absent if the phase or its steady part is too
+    /// short (below 5 s and 4 s).
     pub ci95_bps: Option<[u64; 2]>,
     /// The 10th percentile of the intervals' rates, in bits per second.
     pub p10: u64,
@@ -53,39 +37,43 @@ pub struct Throughput {
 /// Computes the throughput of one direction of a phase of length `span` from its samples; `None` if no sample is left.
 /// Ignores samples later than one interval after the span.
 ///
-/// The intervals: on a slow line bytes may arrive in pieces that are further apart than two samples (16 KiB of a TLS
-/// record, a datagram). Then neighbouring samples are merged until each interval holds several pieces, and each
-/// interval ends with a sample that has bytes. The steady part never begins before the first byte.
-///
-/// The start-up: the second half of the run is assumed to be steady. The 10th to the 90th percentile of its intervals,
-/// widened by 5 % of the median on both sides, are the band. The start-up ends at the first of two consecutive
-/// intervals inside the band, whether the rate rose into it (slow start) or fell into it (the burst of a token bucket).
-/// A later dip is part of the result. With `requested_omit`, nothing is detected: intervals that begin before it are
-/// left out.
-///
-/// The confidence interval: samples 100 ms apart are correlated, so their plain standard error would be too small.
-/// Instead, the steady part is divided into ten batches of equal time, whose means are almost uncorrelated. Student's t
-/// over these means gives the interval. If neighbouring batches are still correlated by r > 0, the variance is
-/// multiplied by (1 + r) / (1 - r).
+/// The steady part never begins before the first byte. With `requested_omit` no start-up is detected: intervals that
+/// begin before it are left out. Percentiles and the confidence interval use intervals that carry information: on a line
+/// whose bytes arrive in clumps that are further apart than two samples (16 KiB of a TLS record, a datagram, all bytes
+/// behind a lost packet), samples are merged until each interval holds several clumps.
 pub fn throughput(samples: &[Sample], requested_omit: Option<Duration>, span: Duration) -> Option<Throughput> {
-    let mut intervals = intervals(samples, span);
-    let (first, startup_found) = match requested_omit {
+    throughput_with(samples, requested_omit, span, Confidence::Single)
+}
+
+/// As [`throughput`], with an interval of this confidence.
+pub fn throughput_with(
+    samples: &[Sample],
+    requested_omit: Option<Duration>,
+    span: Duration,
+    confidence: Confidence,
+) -> Option<Throughput> {
+    let all = intervals(samples, span);
+    let gap = usual_gap(&all);
+    let (steady, startup_found) = match requested_omit {
         Some(omit) => {
             let omit_us = omit.as_micros();
-            (intervals.iter().position(|interval| u128::from(interval.from_us) >= omit_us)?, false)
+            let first = all.iter().position(|interval| u128::from(interval.from_us) >= omit_us)?;
+            (merged(&all[first..], gap), false)
         }
         None => {
-            intervals = merged_by_arrivals(intervals);
-            end_of_start_up(&intervals)
+            let mut all = merged(between_first_and_last_byte(&all), gap);
+            let (first, is_found) = end_of_start_up(&all);
+            all.drain(..first);
+            (all, is_found)
         }
     };
-    let steady = intervals.get(first..).filter(|steady| !steady.is_empty())?;
+    let last = steady.last()?;
     let mut rates: Vec<u64> = steady.iter().map(ByteInterval::bps).collect();
     rates.sort_unstable();
-    let whole = ByteInterval::whole(steady);
+    let whole = ByteInterval::whole(&steady);
     Some(Throughput {
         goodput_bps: whole.bps(),
-        ci95_bps: confidence(steady, &whole),
+        ci95_bps: mean_interval(&steady, &whole, Duration::from_micros(last.to_us), confidence),
         p10: percentile(&rates, 100)?,
         p50: percentile(&rates, 500)?,
         p90: percentile(&rates, 900)?,
@@ -94,155 +82,6 @@ pub fn throughput(samples: &[Sample], requested_omit: Option<Duration>, span: Du
         startup: Duration::from_micros(whole.from_us),
         startup_found,
     })
-}
-
-/// Bytes between two moments of the receiver's clock; never empty.
-#[derive(Clone, Copy, Debug)]
-struct ByteInterval {
-    from_us: u64,
-    to_us: u64,
-    bytes: u128,
-}
-
-impl ByteInterval {
-    fn length_us(&self) -> u64 {
-        self.to_us - self.from_us
-    }
-
-    fn rate(&self) -> f64 {
-        self.bytes as f64 * 8e6 / self.length_us() as f64
-    }
-
-    /// The rate in whole bits per second, rounded.
-    fn bps(&self) -> u64 {
-        let length = u128::from(self.length_us());
-        u64::try_from((self.bytes.saturating_mul(8_000_000) + length / 2) / length).unwrap_or(u64::MAX)
-    }
-
-    /// Merges neighbouring intervals; `parts` is not empty.
-    fn whole(parts: &[ByteInterval]) -> ByteInterval {
-        ByteInterval {
-            from_us: parts[0].from_us,
-            to_us: parts[parts.len() - 1].to_us,
-            bytes: parts.iter().map(|part| part.bytes).sum(),
-        }
-    }
-}
-
-/// The samples as intervals with their real lengths. Bytes of a sample whose time did not advance go to the interval
-/// before it; intervals too short for a rate are merged.
-fn intervals(samples: &[Sample], span: Duration) -> Vec<ByteInterval> {
-    let last_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).saturating_add(INTERVAL_MS * 1000);
-    let mut found: Vec<ByteInterval> = Vec::with_capacity(samples.len());
-    let mut open = ByteInterval { from_us: 0, to_us: 0, bytes: 0 };
-    for sample in samples.iter().filter(|sample| sample.at_us <= last_us) {
-        let bytes = u128::from(sample.bytes);
-        match found.last_mut() {
-            Some(before) if sample.at_us <= open.to_us && open.length_us() == 0 => before.bytes += bytes,
-            _ => {
-                open.bytes += bytes;
-                open.to_us = open.to_us.max(sample.at_us);
-            }
-        }
-        if open.length_us() >= SHORTEST_US {
-            found.push(open);
-            open = ByteInterval { from_us: open.to_us, to_us: open.to_us, bytes: 0 };
-        }
-    }
-    if open.length_us() > 0 {
-        match found.last_mut() {
-            Some(before) => *before = ByteInterval::whole(&[*before, open]),
-            None => found.push(open),
-        }
-    }
-    found
-}
-
-/// The intervals from the first byte on, merged where bytes arrive in pieces that are further apart than samples.
-fn merged_by_arrivals(intervals: Vec<ByteInterval>) -> Vec<ByteInterval> {
-    let Some(lead) = intervals.iter().position(|interval| interval.bytes > 0) else { return intervals };
-    let gap = usual_gap(&intervals);
-    // If the first byte did not arrive at the start of its interval, that interval has no valid rate.
-    let first = if gap == 1 && lead == 0 { 0 } else { lead + 1 };
-    let mut rest = intervals.get(first..).unwrap_or_default();
-    if rest.iter().all(|interval| interval.bytes == 0) {
-        return intervals[lead..].to_vec();
-    }
-    if gap == 1 {
-        return rest.to_vec();
-    }
-    // At the end, the next piece may be in flight. A longer silence is part of the result.
-    let last = rest.iter().rposition(|interval| interval.bytes > 0).unwrap_or_default();
-    if rest.len() - last <= 2 * gap {
-        rest = &rest[..=last];
-    }
-    let most = (rest.len() / INTERVALS_FOR_START_UP).max(gap);
-    let least = (PIECES * gap).min(most);
-    let (mut merged, mut from) = (Vec::new(), 0);
-    for (at, interval) in rest.iter().enumerate() {
-        if at + 1 - from >= least && interval.bytes > 0 {
-            merged.push(ByteInterval::whole(&rest[from..=at]));
-            from = at + 1;
-        }
-    }
-    if let Some(left) = rest.get(from..).filter(|left| !left.is_empty()) {
-        let left = ByteInterval::whole(left);
-        match merged.last_mut() {
-            Some(before) => *before = ByteInterval::whole(&[*before, left]),
-            None => merged.push(left),
-        }
-    }
-    merged
-}
-
-/// The distance between an interval with bytes and the next one that is not exceeded in nine of ten cases in the second
-/// half; 1 if every interval has bytes. A single outage does not count.
-fn usual_gap(intervals: &[ByteInterval]) -> usize {
-    let half = &intervals[intervals.len() / 2..];
-    let with_bytes = half.iter().enumerate().filter(|(_, interval)| interval.bytes > 0).map(|(at, _)| at);
-    let with_bytes = with_bytes.collect::<Vec<_>>();
-    let mut gaps = with_bytes.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
-    gaps.sort_unstable();
-    percentile(&gaps, 900).unwrap_or(1)
-}
-
-/// The first interval of the steady part, and whether it was found.
-fn end_of_start_up(intervals: &[ByteInterval]) -> (usize, bool) {
-    if intervals.len() < INTERVALS_FOR_START_UP {
-        return (0, false);
-    }
-    let half = intervals.len() / 2;
-    let mut rest: Vec<f64> = intervals[half..].iter().map(ByteInterval::rate).collect();
-    rest.sort_unstable_by(f64::total_cmp);
-    // The rest is not empty, so each percentile exists; 0 would only widen the band.
-    let of = |per_mille| percentile(&rest, per_mille).unwrap_or(0.0);
-    let slack = of(500) * BAND_SLACK;
-    let band = of(100) - slack..=of(900) + slack;
-    let settled = |at: &usize| intervals[*at..*at + SETTLED].iter().all(|interval| band.contains(&interval.rate()));
-    match (0..half).find(settled) {
-        Some(first) => (first, true),
-        None => (half, false),
-    }
-}
-
-/// The confidence interval of the mean over `steady` by batch means.
-fn confidence(steady: &[ByteInterval], whole: &ByteInterval) -> Option<[u64; 2]> {
-    if steady.len() < 2 * BATCHES {
-        return None;
-    }
-    let bounds = |batch: usize| batch * steady.len() / BATCHES;
-    let means: [f64; BATCHES] =
-        std::array::from_fn(|batch| ByteInterval::whole(&steady[bounds(batch)..bounds(batch + 1)]).rate());
-    let centre = means.iter().sum::<f64>() / BATCHES as f64;
-    let squares: f64 = means.iter().map(|mean| (mean - centre).powi(2)).sum();
-    let neighbours: f64 = means.windows(2).map(|pair| (pair[0] - centre) * (pair[1] - centre)).sum();
-    // The estimate of the correlation from so few means is too low by about one part in their number.
-    let correlation = if squares > 0.0 { neighbours / squares + 1.0 / BATCHES as f64 } else { 0.0 };
-    let correlation = correlation.clamp(0.0, MOST_CORRELATED);
-    let variance = squares / (BATCHES - 1) as f64 * (1.0 + correlation) / (1.0 - correlation);
-    let reach = T_95 * (variance / BATCHES as f64).sqrt();
-    // Casts from f64 saturate, and a rate is never below 0.
-    Some([(whole.rate() - reach).round().max(0.0) as u64, (whole.rate() + reach).round() as u64])
 }
 
 #[cfg(test)]
@@ -389,34 +228,16 @@ mod tests {
         assert_eq!((t.goodput_bps, t.ci95_bps, t.startup_found), (40_000, None, false));
     }
 
-    /// How often, in 400 runs, the interval contains the true mean; samples follow `x' = phi x + noise`.
-    fn coverage(phi: f64) -> f64 {
-        let mut noise = Noise(42);
-        let runs = 400;
-        let held = (0..runs).filter(|_| {
-            let mut state = 0.0;
-            let mut reading = || {
-                state = phi * state + noise.next();
-                (1_000_000.0 + 20_000.0 * state) as u64
-            };
-            (0..50).for_each(|_| _ = reading());
-            let readings = samples((0..100).map(|_| reading()));
-            let [low, high] = throughput(&readings, Some(Duration::ZERO), TEN_SECONDS).unwrap().ci95_bps.unwrap();
-            (low..=high).contains(&80_000_000)
-        });
-        held.count() as f64 / f64::from(runs)
-    }
-
     #[test]
-    fn the_confidence_interval_contains_the_true_mean_as_often_as_stated() {
-        assert!((0.93..=0.995).contains(&coverage(0.0)), "{}", coverage(0.0));
-    }
-
-    #[test]
-    fn correlated_samples_widen_the_interval() {
-        assert!((0.93..=0.97).contains(&coverage(0.5)), "{}", coverage(0.5));
-        // If samples are correlated for longer than a second, ten seconds hold too few independent ones.
-        assert!(coverage(0.8) >= 0.89, "{}", coverage(0.8));
+    fn below_five_seconds_no_interval_is_claimed() {
+        let of = |tenths: u64, omit| {
+            let span = Duration::from_millis(tenths * 100);
+            throughput(&samples((0..tenths).map(|i| 1_000_000 + i % 3)), omit, span).unwrap().ci95_bps.is_some()
+        };
+        assert_eq!([20, 49, 50, 100].map(|tenths| of(tenths, None)), [false, false, true, true]);
+        let omit = |ms| Some(Duration::from_millis(ms));
+        assert!(of(50, omit(1000)) && !of(50, omit(1100)), "4 s must be left");
+        assert!(of(100, omit(6000)) && !of(100, omit(7000)));
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use paramedic_link::test_spec::{Direction, Load};
 
 use crate::conclusion::{Observations, conclude};
 use crate::document::{
-    ProbeTransport, Quantity, QueueByDirection, ResultDocument, ThresholdResult, ThroughputResult, UdpResult,
+    EndedBy, ProbeTransport, Quantity, QueueByDirection, ResultDocument, ThresholdResult, ThroughputResult, UdpResult,
     ValidityVerdict,
 };
 use crate::lines::{Line, Tone, WIDTH, wrapped};
@@ -104,6 +104,10 @@ fn throughput(document: &ResultDocument, detail: Detail, lines: &mut Vec<Line>) 
         if let Some([low, high]) = result.ci95_bps {
             let between = format!("   {} to {} (95 % interval)", quantity::rate(low), quantity::rate(high));
             line = line.with(Tone::Dim, between);
+        }
+        if result.ended == Some(EndedBy::Stable) {
+            let length = quantity::millis(result.startup_ms + result.duration_ms);
+            line = line.with(Tone::Dim, format!(", stable after {length}"));
         }
         lines.push(line);
         if let Some(udp) = &result.udp {

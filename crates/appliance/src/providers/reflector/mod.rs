@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the shell that asks a reflector in wall time")]
 
+mod early_end;
 mod fallback;
 mod session;
 
@@ -118,7 +119,7 @@ async fn measure(
         () = observer.interrupted() => return Err(ApplianceError::Interrupted),
     };
     if job.request.spec.direction_bytes.is_some() && !Feature::is_in(Feature::DIRECTION_BYTES, &welcome.features) {
-        return Err(ApplianceError::Unsupported("this reflector is too old for -n; use -t".to_owned()));
+        return Err(ApplianceError::Unsupported("this reflector is too old for -n and --budget; use -t".to_owned()));
     }
     let plan = mode_plan(job, &welcome, client.reflector());
     if let Some(found_at) = plan.found_at {
@@ -135,7 +136,8 @@ async fn measure(
     let longest_test = Duration::from_millis(welcome.max_duration_ms);
     let reflector = client.reflector();
     let turn = job.request.turn;
-    let mut run = ReflectorRun { job, peer, longest_test, turn, had_streams: false, lock, observer, record };
+    let can_stop = Feature::is_in(Feature::STOP_PHASE, &welcome.features);
+    let mut run = ReflectorRun { job, peer, can_stop, longest_test, turn, had_streams: false, lock, observer, record };
     let finding = |is_blocked| DirectModeFinding { reflector, engine: job.request.spec.engine.clone(), is_blocked };
     let end = run.session(client, plan.mode, plan.falls_back).await;
     let is_remembered = job.blocked_direct.contains_key(&reflector);
@@ -183,6 +185,8 @@ enum SessionEnd {
 struct ReflectorRun<'a> {
     job: &'a TestJob,
     peer: Introduction,
+    /// Whether the reflector can end a phase before its time.
+    can_stop: bool,
     /// The longest test of the reflector.
     longest_test: Duration,
     /// How long the test may still wait for its turn.
@@ -203,10 +207,11 @@ impl ReflectorRun<'_> {
         mode: DataMode,
         falls_back: bool,
     ) -> Result<SessionEnd, ApplianceError> {
-        let Self { job, peer, longest_test, turn, had_streams, lock, observer, record } = self;
+        let Self { job, peer, can_stop, longest_test, turn, had_streams, lock, observer, record } = self;
         let segment_limit = client.segment_limit();
         let phase_detail = job.request.intervals && peer.sends_detail;
-        let spec = TestSpec { phase_detail, ..fit_path(job.request.spec(mode), segment_limit) };
+        let mut spec = TestSpec { phase_detail, ..fit_path(job.request.spec(mode), segment_limit) };
+        spec.may_stop &= *can_stop;
         let result = &mut record.result;
         result.set_segment_limit(segment_limit);
         let (name, version) = (peer.name.clone(), peer.version.clone());

@@ -26,6 +26,7 @@ use paramedic_report::stats::{self, Statement};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::early_end::StabilityLooks;
 use super::fallback;
 use crate::error::ApplianceError;
 use crate::payload_transport::PayloadTransport;
@@ -110,6 +111,10 @@ pub(super) struct ReflectorSession {
     /// The choice of the probe interval in the running phase; `None` where it is fixed.
     pacing: Option<ProbePacing>,
     adapts_probes: bool,
+    /// The requested start-up.
+    omit: Option<Duration>,
+    /// The looks at the running phase; `None` where it runs for its time.
+    looks: Option<StabilityLooks>,
     beat: Interval,
     received_at: Instant,
     /// When it was last looked at how long that is ago.
@@ -182,6 +187,8 @@ impl ReflectorSession {
             probe_interval,
             pacing: None,
             adapts_probes,
+            omit: job.request.omit,
+            looks: None,
             beat,
             received_at,
             silence_checked_at,
@@ -255,6 +262,7 @@ impl ReflectorSession {
 
         record.begun_at = self.prober.as_ref().map(Prober::now);
         self.begin_pacing(phase, record);
+        self.looks = (has_load && self.spec.may_stop).then(|| StabilityLooks::new(self.omit));
         let (progress, mut readings) = mpsc::unbounded_channel();
         let (done, mut own) = oneshot::channel::<PhaseTally>();
         let client_end = Arc::clone(&self.client_end);
@@ -369,6 +377,7 @@ impl ReflectorSession {
         let begun = Instant::now();
         let mut seen_until = record.begun_at.unwrap_or_default();
         while !record.is_counted() {
+            self.end_if_stable(number, record).await?;
             let pacing_due = pacing_due(self.pacing_due_in());
             tokio::select! {
                 Some(reading) = readings.recv() => self.note(observer, record, reading),
@@ -421,6 +430,20 @@ impl ReflectorSession {
             Some(reason) => Err(ApplianceError::DataLost { load: phase.load, reason: reason.clone() }),
             None => Ok(()),
         }
+    }
+
+    /// Ends a phase before its time if it is stable at a look.
+    async fn end_if_stable(&mut self, number: u8, record: &mut PhaseRecord) -> Result<(), ApplianceError> {
+        let (Some(looks), Some(prober), Some(begun)) = (&mut self.looks, &self.prober, record.begun_at) else {
+            return Ok(());
+        };
+        let median_rtt = |from, to| RecentProbes::of(prober, begun + from, begun + to).median_us;
+        let Some(look) = looks.due(record, median_rtt) else { return Ok(()) };
+        record.stop(look);
+        // The reflector must know of it before streams end.
+        self.client.send(&ToReflector::StopPhase { phase: number }).await?;
+        self.control.stop_phase();
+        Ok(())
     }
 
     /// Begins the choice of the probe interval in a phase.
@@ -689,17 +712,34 @@ fn check(record: &PhaseRecord, progress: PhaseProgress) -> Result<(), Impossible
 fn glance(prober: &Prober, seen_until: &mut Duration, load: Load, begun: Instant) -> Option<LatencyReading> {
     let under_way = prober.recent().unwrap_or(LATENCY_INTERVAL) * 2;
     let until = prober.now().checked_sub(under_way)?.max(*seen_until);
-    let probes = prober.between(*seen_until, until);
-    let mut round_trips = probes.iter().filter_map(|probe| probe.rtt_us).collect::<Vec<_>>();
-    round_trips.sort_unstable();
-    let (sent, received) = (probes.len() as u64, round_trips.len() as u64);
-    let is_known = stats::is_enough(Statement::Assessment, received, sent);
-    if !is_known && sent < 2 * Statement::Assessment.least_samples() {
+    let RecentProbes { sent, received, median_us } = RecentProbes::of(prober, *seen_until, until);
+    if median_us.is_none() && sent < 2 * Statement::Assessment.least_samples() {
         return None;
     }
     *seen_until = until;
-    let median = stats::percentile(&round_trips, 500).filter(|_| is_known);
-    Some(LatencyReading { phase: load, at_ms: millis(begun.elapsed()), rtt_us: median.map(u64::from), sent, received })
+    let rtt_us = median_us.map(u64::from);
+    Some(LatencyReading { phase: load, at_ms: millis(begun.elapsed()), rtt_us, sent, received })
+}
+
+/// The probes of a period of a running phase.
+struct RecentProbes {
+    sent: u64,
+    received: u64,
+    /// The median round trip, if enough of them were answered.
+    median_us: Option<u32>,
+}
+
+impl RecentProbes {
+    /// The probes from one time to another, by the prober's clock.
+    fn of(prober: &Prober, from: Duration, to: Duration) -> Self {
+        let probes = prober.between(from, to);
+        let mut round_trips = probes.iter().filter_map(|probe| probe.rtt_us).collect::<Vec<_>>();
+        round_trips.sort_unstable();
+        let (sent, received) = (probes.len() as u64, round_trips.len() as u64);
+        let is_known = stats::is_enough(Statement::Assessment, received, sent);
+        let median_us = stats::percentile(&round_trips, 500).filter(|_| is_known);
+        Self { sent, received, median_us }
+    }
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -39,6 +39,8 @@ type OptionNeeds = (&'static str, fn(&Args) -> bool, Needs);
 
 const OPTIONS: &[OptionNeeds] = &[
     ("-n", |args| args.bytes.is_some(), Needs::Load),
+    ("--until-stable", |args| args.until_stable, Needs::Load),
+    ("--budget", |args| args.budget.is_some(), Needs::Load),
     ("-P", |args| args.parallel.is_some(), Needs::Load),
     ("-O", |args| args.omit.is_some(), Needs::Load),
     ("--download", |args| args.download, Needs::Load),
@@ -122,7 +124,9 @@ mod tests {
             "--data-path" => vec!["plain"],
             "-C" => vec!["cubic"],
             "--dscp" => vec!["EF"],
-            "--download" | "--upload" | "--bidir" | "--verify-payload" | "--intervals" | "--raw" => vec![],
+            "--until-stable" | "--download" | "--upload" | "--bidir" | "--verify-payload" | "--intervals" | "--raw" => {
+                vec![]
+            }
             _ => vec!["5"],
         };
         let all = RequestedSetup { has_load: true, may_probe: true, does_probe: true, has_program: true, ..nothing() };

@@ -1,0 +1,116 @@
+//! The confidence interval of the mean rate of a direction, valid although its intervals are correlated. Pure.
+
+use std::f64::consts::PI;
+use std::time::Duration;
+
+use super::byte_intervals::ByteInterval;
+
+/// A direction that was measured for less than this has no interval.
+pub const LEAST_MEASURED: Duration = Duration::from_secs(5);
+/// Neither has one whose steady part is shorter than this.
+pub const LEAST_STEADY: Duration = Duration::from_secs(4);
+/// The last sample may come so much early.
+const SAMPLE_SLACK: Duration = Duration::from_millis(50);
+/// The most waves that are compared with the rate.
+const WAVES: usize = 4;
+/// Each wave needs this many intervals.
+const INTERVALS_PER_WAVE: usize = 2;
+/// Student's t for 95 %, two-sided, by degrees of freedom from 1.
+const T_95: [f64; WAVES] = [12.706, 4.303, 3.182, 2.776];
+/// The same for one of three looks, which together err in at most 5 % (Bonferroni: 1 - 0.05 / 3).
+const T_LOOK: [f64; WAVES] = [38.188, 7.649, 4.857, 3.961];
+/// By how much the interval is widened because the memory is estimated from the same samples, for a memory as long as the
+/// run; less for a shorter one. Chosen such that the coverage of autoregressive rates hardly depends on their memory:
+/// `tests/coverage.rs`.
+const MEMORY_DOUBT: f64 = 5.5;
+
+/// How sure an interval is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confidence {
+    /// 95 %.
+    Single,
+    /// As much as is needed so that the intervals of three looks at a growing run are right together in 95 % of runs.
+    OneOfThreeLooks,
+}
+
+/// The interval of the mean over `steady`, in bits per second: lower and upper bound. `measured` is the time from the
+/// begin of the phase to its last sample.
+///
+/// The mean of a rate with memory varies like the slow waves in it. So the rate is compared with the slowest cosine waves
+/// of its time, those with 1 to 4 half periods. With white noise each of these [`WAVES`] products varies exactly as the
+/// mean does, whatever the noise does faster: their mean square is the variance of the mean, and Student's t with as many
+/// degrees of freedom gives the interval (Müller 2007; Lazarus, Lewis, Stock, Watson 2018). If the memory is long, even
+/// these waves are weaker than the mean's variation. Then each is scaled by what an autoregressive process of first
+/// order with the same correlation of neighbouring intervals has (Andrews, Monahan 1992), with that correlation's bias
+/// removed (Kendall 1954). That correlation is uncertain, too, so the interval is widened the more, the longer the
+/// memory is compared with the run.
+pub(super) fn mean_interval(
+    steady: &[ByteInterval],
+    whole: &ByteInterval,
+    measured: Duration,
+    confidence: Confidence,
+) -> Option<[u64; 2]> {
+    let is_long = measured + SAMPLE_SLACK >= LEAST_MEASURED
+        && Duration::from_micros(whole.length_us()) + SAMPLE_SLACK >= LEAST_STEADY;
+    let waves = WAVES.min(steady.len() / INTERVALS_PER_WAVE);
+    if !is_long || waves == 0 {
+        return None;
+    }
+    let reach = reach(steady, whole, waves, confidence);
+    // Casts from f64 saturate, and a rate is never below 0.
+    Some([(whole.rate() - reach).round().max(0.0) as u64, (whole.rate() + reach).round() as u64])
+}
+
+/// Half the length of the interval.
+fn reach(steady: &[ByteInterval], whole: &ByteInterval, waves: usize, confidence: Confidence) -> f64 {
+    let (count, length) = (steady.len() as f64, whole.length_us() as f64);
+    let mean = whole.rate();
+    let memory = Memory::of(steady, mean);
+    let squares = (1..=waves).map(|wave| {
+        let product = steady.iter().map(|interval| {
+            let middle = (interval.from_us - whole.from_us) as f64 + interval.length_us() as f64 / 2.0;
+            let weight = (PI * wave as f64 * middle / length).cos() * interval.length_us() as f64;
+            weight * (interval.rate() - mean)
+        });
+        let product = 2f64.sqrt() * product.sum::<f64>() / length;
+        product * product * memory.mean_per_wave(PI * wave as f64 / count)
+    });
+    let variance = squares.sum::<f64>() / waves as f64;
+    let student = match confidence {
+        Confidence::Single => T_95[waves - 1],
+        Confidence::OneOfThreeLooks => T_LOOK[waves - 1],
+    };
+    student * variance.sqrt() * memory.doubt()
+}
+
+/// The correlation of neighbouring intervals, and what follows from it.
+struct Memory {
+    intervals: f64,
+    correlation: f64,
+}
+
+impl Memory {
+    fn of(steady: &[ByteInterval], mean: f64) -> Self {
+        let intervals = steady.len() as f64;
+        let off = |interval: &ByteInterval| interval.rate() - mean;
+        let squares: f64 = steady.iter().map(|interval| off(interval).powi(2)).sum();
+        let neighbours: f64 = steady.windows(2).map(|pair| off(&pair[0]) * off(&pair[1])).sum();
+        let estimate = if squares > 0.0 { neighbours / squares } else { 0.0 };
+        let unbiased = (estimate + 1.0 / intervals) / (1.0 - 3.0 / intervals).max(0.25);
+        // A negative one is that of sampling jitter. One so near 1 has its memory longer than the run.
+        Self { intervals, correlation: unbiased.clamp(0.0, 1.0 - 1.0 / intervals) }
+    }
+
+    /// The variance of the mean, divided by that of a wave of this angle per interval.
+    fn mean_per_wave(&self, angle: f64) -> f64 {
+        let (r, n) = (self.correlation, self.intervals);
+        let of_mean = ((1.0 + r) / (1.0 - r) - 2.0 * r * (1.0 - r.powf(n)) / (n * (1.0 - r).powi(2))) / (1.0 - r * r);
+        of_mean * (1.0 - 2.0 * r * angle.cos() + r * r)
+    }
+
+    /// The factor that covers the doubt of the memory.
+    fn doubt(&self) -> f64 {
+        let part_of_run = 1.0 / (self.intervals * (1.0 - self.correlation));
+        1.0 + MEMORY_DOUBT * part_of_run
+    }
+}

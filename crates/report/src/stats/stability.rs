@@ -1,0 +1,188 @@
+//! Whether a direction may end before its time: three looks at fixed times, and what each must find. Pure.
+
+use std::time::Duration;
+
+use paramedic_link::measurement::Sample;
+
+use super::mean_interval::{Confidence, LEAST_STEADY};
+use super::steadiness::thirds;
+use super::throughput::throughput_with;
+
+/// When a direction may end early. There are no other moments: each further look would be another chance to stop at an
+/// accidentally narrow interval, and would need wider ones.
+pub const LOOKS: [Duration; 3] = [Duration::from_millis(5_000), Duration::from_millis(6_500), Duration::from_secs(8)];
+/// The widest interval, from the mean to either side, as a fraction of the mean.
+const WIDEST_REACH: f64 = 0.02;
+/// The first and the last third of the steady part differ by less than this fraction.
+const MOST_DRIFT: f64 = 0.02;
+/// A start-up of more than one in this many parts of the time may have been a change of the line's rate.
+const LONG_START_UP: u32 = 5;
+/// A start-up with an interval faster than the rest by more than this factor was no ramp-up but a burst.
+const FASTER: f64 = 1.2;
+/// The samples of a phase may come so much early or late.
+const SAMPLE_SLACK: Duration = Duration::from_millis(50);
+/// The median round trip under load may change by one part in this many.
+const LATENCY_PART: u32 = 10;
+/// Or by so much, in microseconds.
+const LATENCY_CHANGE_US: u32 = 3_000;
+
+/// Why a direction may not end at a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unstable {
+    /// Less than 4 s of it are steady.
+    Short,
+    /// Its start-up was not found, or was long, or was a burst.
+    StartUp,
+    /// The interval of its mean is too wide.
+    Unsure,
+    /// Its first and last third differ.
+    Drifts,
+    /// The latency under load is not known, or still changes.
+    Latency,
+}
+
+/// Judges the rate of a direction at a look, from its samples up to then.
+pub fn check_rate(samples: &[Sample], requested_omit: Option<Duration>, look: Duration) -> Result<(), Unstable> {
+    let confidence = Confidence::OneOfThreeLooks;
+    let measured = throughput_with(samples, requested_omit, look, confidence).ok_or(Unstable::Short)?;
+    let interval = measured.ci95_bps.filter(|_| measured.goodput_bps > 0);
+    if measured.steady + SAMPLE_SLACK < LEAST_STEADY {
+        return Err(Unstable::Short);
+    }
+    let is_ramp = measured.startup_found
+        && measured.startup * LONG_START_UP <= look + SAMPLE_SLACK
+        && !has_burst(samples, measured.startup, measured.goodput_bps);
+    if requested_omit.is_none() && !is_ramp {
+        return Err(Unstable::StartUp);
+    }
+    let [low, high] = interval.ok_or(Unstable::Short)?;
+    if high.saturating_sub(low) as f64 > 2.0 * WIDEST_REACH * measured.goodput_bps as f64 {
+        return Err(Unstable::Unsure);
+    }
+    let thirds = thirds(samples, measured.startup, measured.startup + measured.steady);
+    let is_level =
+        thirds.is_some_and(|[first, last]| (first.abs_diff(last) as f64) < MOST_DRIFT * first.max(last) as f64);
+    if is_level { Ok(()) } else { Err(Unstable::Drifts) }
+}
+
+/// Judges the median round trips, in microseconds, of the last two seconds and of the two before.
+pub fn check_latency(before: Option<u32>, last: Option<u32>) -> Result<(), Unstable> {
+    let (before, last) = before.zip(last).ok_or(Unstable::Latency)?;
+    let most = LATENCY_CHANGE_US.max(before / LATENCY_PART);
+    if before.abs_diff(last) <= most { Ok(()) } else { Err(Unstable::Latency) }
+}
+
+/// Whether the excluded start-up was faster than the rest, in all or in one of its intervals.
+fn has_burst(samples: &[Sample], startup: Duration, goodput_bps: u64) -> bool {
+    let startup_us = u64::try_from(startup.as_micros()).unwrap_or(u64::MAX);
+    let begins = std::iter::once(0).chain(samples.iter().map(|sample| sample.at_us));
+    let excluded = begins.zip(samples).filter(|(_, sample)| sample.at_us <= startup_us);
+    let (mut is_faster, mut bytes) = (false, 0.0);
+    for (begin, sample) in excluded {
+        let bits = sample.bytes as f64 * 8e6;
+        bytes += bits;
+        is_faster |= bits > FASTER * goodput_bps as f64 * sample.at_us.saturating_sub(begin) as f64;
+    }
+    is_faster || bytes > goodput_bps as f64 * startup_us as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One sample per 100 ms, at this rate in kbit/s by the start of its interval in ms.
+    fn readings(kbit: impl Fn(u64) -> u64) -> Vec<Sample> {
+        (1..=100).map(|at| Sample { at_us: at * 100_000, bytes: kbit((at - 1) * 100) * 25 / 2 }).collect()
+    }
+
+    fn looks(samples: &[Sample]) -> [Result<(), Unstable>; 3] {
+        LOOKS.map(|look| {
+            let until_us = look.as_micros() as u64;
+            let so_far = samples.iter().copied().filter(|sample| sample.at_us <= until_us).collect::<Vec<_>>();
+            check_rate(&so_far, None, look)
+        })
+    }
+
+    /// Alternates by this share of a mean of 100 Mbit/s, from one interval to the next.
+    fn noisy(ms: u64, per_mille: u64) -> u64 {
+        if (ms / 100).is_multiple_of(2) { 100_000 + 100 * per_mille } else { 100_000 - 100 * per_mille }
+    }
+
+    #[test]
+    fn each_condition_keeps_a_direction_from_ending() {
+        use Unstable::{Drifts, Short, StartUp, Unsure};
+        const OK: Result<(), Unstable> = Ok(());
+        type Row = (&'static str, fn(u64) -> u64, [Result<(), Unstable>; 3]);
+        let table: &[Row] = &[
+            ("constant", |_| 100_000, [OK; 3]),
+            ("a little noise", |ms| noisy(ms, 10), [OK; 3]),
+            ("a short slow start", |ms| if ms < 600 { 10_000 << (ms / 200) } else { 100_000 }, [OK; 3]),
+            ("a slow start of 1.2 s", |ms| if ms < 1200 { 10_000 } else { 100_000 }, [Err(Short), OK, OK]),
+            (
+                "a rate that rose at 2 s",
+                |ms| if ms < 2000 { 50_000 } else { 100_000 },
+                [Err(Short), Err(StartUp), Err(StartUp)],
+            ),
+            (
+                "a rate that fell at 2 s",
+                |ms| if ms < 2000 { 150_000 } else { 100_000 },
+                [Err(Short), Err(StartUp), Err(StartUp)],
+            ),
+            ("a rate that fell at 4.5 s", |ms| if ms < 4500 { 100_000 } else { 80_000 }, [Err(Unsure); 3]),
+            ("a burst of 0.5 s", |ms| if ms < 500 { 400_000 } else { 100_000 }, [Err(StartUp); 3]),
+            ("a rate that never settles", |ms| 20_000 + ms * 20, [Err(Short), Err(Short), Err(StartUp)]),
+            (
+                "two states of a second",
+                |ms| if (ms / 1000).is_multiple_of(2) { 100_000 } else { 50_000 },
+                [Err(Unsure); 3],
+            ),
+            ("a drift of 1 % a second", |ms| 100_000 + ms, [Err(Drifts); 3]),
+            ("nothing", |_| 0, [Err(Short); 3]),
+        ];
+        for (name, rate, expected) in table {
+            let found = looks(&readings(rate));
+            for (found, expected) in found.iter().zip(expected) {
+                assert_eq!(found.is_ok(), expected.is_ok(), "{name}: {found:?} {expected:?}");
+            }
+        }
+        assert_eq!(looks(&readings(|_| 0))[0], Err(Short));
+        assert_eq!(looks(&readings(|ms| if ms < 500 { 400_000 } else { 100_000 }))[0], Err(StartUp));
+        assert_eq!(looks(&readings(|ms| if ms < 1200 { 10_000 } else { 100_000 }))[0], Err(Short));
+    }
+
+    #[test]
+    fn a_requested_start_up_is_not_judged() {
+        let burst = readings(|ms| if ms < 500 { 400_000 } else { 100_000 });
+        let omit = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(check_rate(&burst[..50], omit(1000), LOOKS[0]), Ok(()));
+        assert_eq!(check_rate(&burst[..50], omit(1500), LOOKS[0]), Err(Unstable::Short));
+    }
+
+    #[test]
+    fn the_latency_must_have_settled() {
+        let cases = [
+            (None, None, false),
+            (Some(20_000), None, false),
+            (None, Some(20_000), false),
+            (Some(20_000), Some(20_000), true),
+            (Some(20_000), Some(23_000), true),
+            (Some(20_000), Some(23_001), false),
+            (Some(20_000), Some(17_000), true),
+            (Some(200_000), Some(220_000), true),
+            (Some(200_000), Some(220_001), false),
+            (Some(200_000), Some(179_999), false),
+        ];
+        for (before, last, is_settled) in cases {
+            assert_eq!(check_latency(before, last).is_ok(), is_settled, "{before:?} {last:?}");
+        }
+    }
+
+    #[test]
+    fn no_reading_breaks_a_look() {
+        let most = [Sample { at_us: 1, bytes: u64::MAX }, Sample { at_us: u64::MAX, bytes: u64::MAX }];
+        for look in LOOKS {
+            assert!(check_rate(&most, None, look).is_err() && check_rate(&[], None, look).is_err());
+        }
+        check_latency(Some(u32::MAX), Some(0)).unwrap_err();
+    }
+}
