@@ -101,7 +101,7 @@ idle and during the load of iperf3; each is compared with its own probes and its
 
 Rates count IP packets. The emulator measures its own accuracy first, and does not run cells that it cannot hold. A run is \
 discarded and repeated, at most three times, if more than 1 % of the packets left the link more than 1 ms late, if one was \
-more than 25 ms late, or if a packet was lost outside the link.
+more than 25 ms late, or if a packet was lost outside the link: in a device, or because a program did not read in time.
 
 In the tables, each row has the seed with the largest miss or error. \"Closer\" names a program whose error is smaller than \
 the median error of our seeds.

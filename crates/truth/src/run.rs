@@ -66,7 +66,7 @@ impl Bed {
 
     /// Runs a speed test with these further arguments.
     pub fn speed_test(&self, args: &[&str]) -> anyhow::Result<Finished> {
-        let overrun = self.topology.overrun()?;
+        let (overrun, unread) = (self.topology.overrun()?, self.unread()?);
         self.forget();
         let mut phases = Vec::new();
         let mut running =
@@ -89,9 +89,20 @@ impl Bed {
         std::thread::sleep(SETTLING);
         let links = self.take_records();
         let new_overrun = self.topology.overrun()? - overrun;
-        let fault = accuracy::fault(links.iter().flatten(), new_overrun).or_else(|| incomplete(&document));
+        let new_unread = self.unread()? - unread;
+        let unread = (new_unread > 0).then(|| format!("a program did not read {new_unread} datagrams in time"));
+        let fault = accuracy::fault(links.iter().flatten(), new_overrun).or(unread).or_else(|| incomplete(&document));
         let observed = Observed::of(&document, &phases, &links, 0);
         Ok(Finished { run: Run { document, observed }, links, fault })
+    }
+
+    /// Datagrams that arrived at either host and were dropped, because the receiving socket's buffer was full.
+    fn unread(&self) -> anyhow::Result<u64> {
+        let mut sum = 0;
+        for host in [self.topology.appliance(), self.topology.reflector()] {
+            sum += unread_datagrams(&host.run(&["cat", "/proc/net/snmp", "/proc/net/snmp6"])?);
+        }
+        Ok(sum)
     }
 
     /// Applies the scenario's changes for a phase that begins.
@@ -136,6 +147,28 @@ pub(crate) fn worst_lateness_ms(links: &LinkRecords) -> f64 {
     links.iter().flatten().map(worst).fold(0.0, f64::max)
 }
 
+/// The sum of the counters of full receive buffers (proc_net(5)).
+fn unread_datagrams(counters: &str) -> u64 {
+    let mut udp = counters.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(|line| line.split(' '));
+    let v4 = udp.next().zip(udp.next()).into_iter().flat_map(|(names, values)| names.zip(values));
+    let v4 = v4.filter(|(name, _)| *name == "RcvbufErrors").map(|(_, value)| value);
+    let v6 = counters.lines().filter_map(|line| line.strip_prefix("Udp6RcvbufErrors")).map(str::trim);
+    v4.chain(v6).filter_map(|value| value.parse::<u64>().ok()).sum()
+}
+
 fn incomplete(document: &ResultDocument) -> Option<String> {
     (!document.complete).then(|| "the test did not complete".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_receive_buffers_of_both_families_are_counted() {
+        let counters = "Tcp: InErrs\nTcp: 9\nUdp: InDatagrams NoPorts RcvbufErrors\nUdp: 5 6 7\n\
+            UdpLite: InDatagrams RcvbufErrors\nUdpLite: 0 4\nUdp6InErrors                    	2\n\
+            Udp6RcvbufErrors                	3\n";
+        assert_eq!(unread_datagrams(counters), 10);
+    }
 }
