@@ -38,6 +38,8 @@ impl Topology {
         let hosts = roles.iter().map(|role| Namespace::new(role)).collect::<anyhow::Result<Vec<_>>>()?;
         for (at, host) in hosts.iter().enumerate() {
             host.run(&["sysctl", "-qw", "net.ipv6.conf.default.accept_ra=0", "net.ipv6.conf.all.accept_ra=0"])?;
+            // Duplicate address detection makes an address unusable for a second or two.
+            host.run(&["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0"])?;
             host.run(&["sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647"])?;
             if at > 0 && at + 1 < hosts.len() {
                 host.run(&["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])?;
@@ -53,6 +55,7 @@ impl Topology {
         for (at, hop) in hops.iter().enumerate() {
             devices.push(topology.connect(at, hop)?);
         }
+        topology.await_up()?;
         topology.route()?;
         for ((at, hop), devices) in hops.iter().enumerate().zip(devices) {
             let Some(devices) = devices else { continue };
@@ -114,14 +117,33 @@ impl Topology {
         let mtu = self.mtus[at].to_string();
         for (host, device, own) in [near, far] {
             let host = &self.hosts[host];
-            // Otherwise the kernel's own IPv6 messages cross the link.
-            host.run(&["ip", "link", "set", device, "addrgenmode", "none"])?;
+            if devices.is_some() {
+                // Otherwise the kernel's own IPv6 messages cross the link. On a cable a router needs the link-local address
+                // to ask for the neighbours to which it forwards.
+                host.run(&["ip", "link", "set", device, "addrgenmode", "none"])?;
+            }
             host.run(&["ip", "link", "set", device, "mtu", &mtu, "txqueuelen", DEVICE_QUEUE, "up"])?;
             let [v4, v6] = [Family::Ipv4, Family::Ipv6].map(|family| address(family, at, own));
             host.run(&["ip", "addr", "add", &format!("{v4}/24"), "dev", device])?;
             host.run(&["ip", "addr", "add", &format!("{v6}/64"), "dev", device, "nodad"])?;
         }
         Ok(devices)
+    }
+
+    /// Waits until the kernel has noticed that both ends of every cable are connected. It drops what is sent before.
+    fn await_up(&self) -> anyhow::Result<()> {
+        for (at, host) in self.hosts.iter().enumerate() {
+            for device in ["left", "right"] {
+                let is_plain = |devices: &[(usize, String)]| !devices.contains(&(at, device.to_owned()));
+                let is_there = if device == "left" { at > 0 } else { at + 1 < self.hosts.len() };
+                if is_there && is_plain(&self.devices) {
+                    let look =
+                        format!("until [ \"$(cat /sys/class/net/{device}/operstate)\" = up ]; do sleep 0.01; done");
+                    host.run(&["timeout", "10", "sh", "-c", &look]).context("a cable that is up")?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives every host a route to the networks that it is not part of.
