@@ -25,6 +25,7 @@ const CRATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("bench", &["lab", "emulator", "paramedic-report", "paramedic-iperf3", "paramedic-engines", "paramedic-link"]),
+    ("truth", &["lab", "emulator", "paramedic-report", "paramedic-link"]),
     ("manuals", &["packetparamedic", "reflector"]),
     (
         "fuzz-targets",

@@ -1,0 +1,177 @@
+//! What the emulator can hold on this machine, measured before it is used, and whether it held it during a run. A shell.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::direction::Way;
+use crate::record::{BIN, LinkRecord};
+use crate::scenario::{Family, Hop, Scenario};
+use crate::settings::DirectionSettings;
+use crate::topology::Topology;
+
+/// A run is discarded if more than this share of the packets left more than [`LATE_US`] late.
+const LATE_SHARE: f64 = 0.01;
+
+/// A class of [`crate::Lateness`].
+const LATE_US: u64 = 1000;
+
+/// A run is discarded if a packet left later than this, or if the link did not look for packets for as long.
+const WORST: Duration = Duration::from_millis(25);
+
+/// The rates that are tried, in Mbit/s.
+const RATES: [f64; 7] = [10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 1500.0];
+
+/// The port of the self-measurement.
+const PORT: u16 = 9;
+
+/// The accuracy of the emulator on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Accuracy {
+    /// How much longer than set the median round trip over an idle link took.
+    pub round_trip_error: Duration,
+    /// The same for the 99th percentile.
+    pub round_trip_error_p99: Duration,
+    /// The highest rate that was within 1 % of the set one, with packets of 1428 bytes.
+    pub rate_mbit: f64,
+}
+
+impl Accuracy {
+    /// Measures it, in about three seconds.
+    pub fn measure() -> anyhow::Result<Self> {
+        let mut errors = round_trip_errors().context("the round trip of an idle link")?;
+        errors.sort_unstable();
+        let at = |share: f64| errors[(errors.len() as f64 * share) as usize];
+        let rate_mbit = highest_rate().context("the rate of a full link")?;
+        Ok(Self { round_trip_error: at(0.5), round_trip_error_p99: at(0.99), rate_mbit })
+    }
+
+    /// Why the emulator cannot hold this scenario.
+    pub fn refuses(&self, scenario: &Scenario) -> Option<String> {
+        let of_hops = Way::BOTH.into_iter().flat_map(|way| scenario.directions(way));
+        let most = of_hops.filter_map(|direction| direction.rate_mbit).fold(0.0, f64::max);
+        (most > self.rate_mbit)
+            .then(|| format!("needs {most} Mbit/s; the emulator carries {} Mbit/s on this machine", self.rate_mbit))
+    }
+}
+
+/// Why the records of a run do not show what was set: the link was late, or packets were lost outside it. `overrun` is that
+/// of [`Topology::overrun`].
+pub fn fault<'a>(records: impl IntoIterator<Item = &'a LinkRecord>, overrun: u64) -> Option<String> {
+    if overrun > 0 {
+        return Some(format!("the kernel dropped {overrun} packets before the link could read them"));
+    }
+    for record in records {
+        let late = record.lateness.share_above(LATE_US);
+        let worst = record.lateness.worst.max(record.longest_turn);
+        if record.refused > 0 {
+            return Some(format!("the kernel refused {} packets", record.refused));
+        }
+        if late > LATE_SHARE {
+            return Some(format!("{:.1} % of the packets left more than {LATE_US} us late", late * 100.0));
+        }
+        if worst > WORST {
+            return Some(format!("a packet was {:.1} ms late", worst.as_secs_f64() * 1e3));
+        }
+    }
+    None
+}
+
+fn symmetric(direction: DirectionSettings) -> Hop {
+    Hop { up: Some(direction.clone()), down: Some(direction), mtu: None }
+}
+
+/// How much longer than set each round trip took, without the time at the other end.
+fn round_trip_errors() -> anyhow::Result<Vec<Duration>> {
+    let hop = symmetric(DirectionSettings { delay_ms: 20.0, ..DirectionSettings::default() });
+    let topology = Topology::new(&[hop], 1, &[])?;
+    let to = SocketAddr::new(topology.reflector_address(Family::Ipv4), PORT);
+    let server = topology.reflector().inside(|| Ok(UdpSocket::bind(("0.0.0.0", PORT))?))?;
+    let client = topology.appliance().inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    }
+    client.connect(to)?;
+    let count = 200_u32;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 64];
+            for _ in 0..count {
+                let Ok((length, from)) = server.recv_from(&mut buffer) else { return };
+                // The client counts what it misses.
+                let _ = server.send_to(&buffer[..length], from);
+            }
+        });
+        let sender = client.try_clone()?;
+        let began = now();
+        scope.spawn(move || {
+            for number in 0..count {
+                sleep_until(began + Duration::from_millis(4) * number);
+                // The receiving thread counts what it misses.
+                let _ = sender.send(&now().duration_since(began).as_nanos().to_be_bytes());
+            }
+        });
+        let mut errors = Vec::new();
+        let mut buffer = [0; 16];
+        for _ in 0..count {
+            client.recv(&mut buffer).context("an answer over a link without loss")?;
+            let sent = Duration::from_nanos(u64::try_from(u128::from_be_bytes(buffer)).unwrap_or(0));
+            errors.push(now().duration_since(began).saturating_sub(sent + Duration::from_millis(40)));
+        }
+        Ok(errors)
+    })
+}
+
+fn highest_rate() -> anyhow::Result<f64> {
+    let mut best = 0.0;
+    for rate in RATES {
+        if !carries(rate)? {
+            break;
+        }
+        best = rate;
+    }
+    anyhow::ensure!(best > 0.0, "not even {} Mbit/s", RATES[0]);
+    Ok(best)
+}
+
+/// Whether a link that gets a fifth more than its rate delivers that rate, and is not late.
+fn carries(rate_mbit: f64) -> anyhow::Result<bool> {
+    let direction =
+        DirectionSettings { rate_mbit: Some(rate_mbit), queue_ms: Some(20.0), ..DirectionSettings::default() };
+
+    let topology = Topology::new(&[symmetric(direction)], 1, &[])?;
+    let to = SocketAddr::new(topology.reflector_address(Family::Ipv4), PORT);
+    let _receiver = topology.reflector().inside(|| Ok(UdpSocket::bind(("0.0.0.0", PORT))?))?;
+    let sender = topology.appliance().inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    sender.connect(to)?;
+    let [link] = &topology.links[..] else { anyhow::bail!("one link") };
+    let began = now();
+    let from = link.now();
+    let per_millisecond = rate_mbit * 1.2 * 125.0 / 1428.0;
+    let mut sent = 0.0;
+    for millisecond in 0..400_u32 {
+        sleep_until(began + Duration::from_millis(1) * millisecond);
+        while sent < per_millisecond * f64::from(millisecond + 1) {
+            // A full queue is what this fills.
+            let _ = sender.send(&[0; 1400]);
+            sent += 1.0;
+        }
+    }
+    let record = link.take_record(Way::Up);
+    let (window, begin) = (BIN * 20, from + BIN * 10);
+    let delivered = record.between(begin, begin + window).bytes as f64 * 8.0 / window.as_secs_f64() / 1e6;
+    // Between whole bins a packet more or less.
+    let tolerance = rate_mbit * 0.01 + 1428.0 * 8.0 / window.as_secs_f64() / 1e6;
+    let is_late = record.lateness.share_above(LATE_US) > LATE_SHARE;
+    Ok((delivered - rate_mbit).abs() <= tolerance && !is_late)
+}
+
+#[expect(clippy::disallowed_methods, reason = "measures durations")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn sleep_until(at: Instant) {
+    std::thread::sleep(at.saturating_duration_since(now()));
+}

@@ -1,0 +1,354 @@
+//! One direction of a link as a state machine: packets go in, packets or drops come out, the time is an argument. Pure.
+//!
+//! A packet passes the size limit, the policer, the queue (FIFO), the transmitter (one packet at a time, at the rate), and the
+//! wire (loss, delay, jitter). A lost packet has used the transmitter, as on a real line.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use crate::impairments::Impairments;
+use crate::settings::DirectionSettings;
+
+/// One direction of a link. `T` is the packet; the direction itself needs its length only. Times are since the start of
+/// the link and must not decrease from call to call.
+#[derive(Debug)]
+pub struct LinkDirection<T> {
+    settings: DirectionSettings,
+    /// Settings that apply from a later time on, in order.
+    changes: VecDeque<(Duration, DirectionSettings)>,
+    impairments: Impairments,
+    bucket: Bucket,
+    waiting: VecDeque<Waiting<T>>,
+    waiting_bytes: usize,
+    /// When the transmitter has finished its latest packet.
+    free_at: Duration,
+    flying: BinaryHeap<Flying<T>>,
+    lost: VecDeque<Fate<T>>,
+    /// When the latest packet that keeps the order arrives.
+    last_due: Duration,
+    next_number: u64,
+    counts: Counts,
+}
+
+/// A direction of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// From the appliance to the reflector.
+    Up,
+    /// From the reflector to the appliance.
+    Down,
+}
+
+impl Way {
+    /// Both directions.
+    pub const BOTH: [Self; 2] = [Self::Up, Self::Down];
+}
+
+/// What happened to a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate<T> {
+    /// It leaves the link now.
+    Delivered(Departure<T>),
+    /// The link dropped it.
+    Dropped {
+        /// The packet.
+        packet: T,
+        /// Its number in the order of entering, from 0.
+        number: u64,
+        /// Why.
+        reason: DropReason,
+    },
+}
+
+/// A packet that leaves the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departure<T> {
+    /// The packet.
+    pub packet: T,
+    /// Its number in the order of entering, from 0. A copy has the number of its packet.
+    pub number: u64,
+    /// Whether it is the second of a duplicated packet.
+    pub is_copy: bool,
+    /// When it entered the link.
+    pub entered: Duration,
+    /// How long it waited in the queue.
+    pub queue_wait: Duration,
+    /// When it should leave the link.
+    pub due: Duration,
+}
+
+/// Why the link dropped a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DropReason {
+    /// It is larger than the limit.
+    TooLarge,
+    /// The policer's bucket was empty.
+    Policed,
+    /// The queue was full.
+    QueueFull,
+    /// Random loss.
+    Random,
+    /// Loss in a burst.
+    Burst,
+}
+
+impl DropReason {
+    /// Every reason, in the order of [`Counts::dropped`].
+    pub const ALL: [Self; 5] = [Self::TooLarge, Self::Policed, Self::QueueFull, Self::Random, Self::Burst];
+}
+
+/// Exact counts of packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Entered the link.
+    pub entered: u64,
+    /// Left the link, copies included.
+    pub left: u64,
+    /// Copies that left or will leave the link.
+    pub copies: u64,
+    /// Dropped, by [`DropReason::ALL`].
+    pub dropped: [u64; 5],
+}
+
+impl Counts {
+    /// Packets dropped for any reason.
+    pub fn all_dropped(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+
+    /// Packets dropped for this reason.
+    pub fn dropped_by(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize]
+    }
+}
+
+/// A packet in the queue.
+#[derive(Debug)]
+struct Waiting<T> {
+    packet: T,
+    bytes: usize,
+    number: u64,
+    entered: Duration,
+}
+
+/// A packet in the transmitter or on the wire.
+#[derive(Debug)]
+struct Flying<T> {
+    departure: Departure<T>,
+    /// The order among packets that are due at the same time.
+    order: u64,
+}
+
+impl<T> Flying<T> {
+    fn key(&self) -> Reverse<(Duration, u64)> {
+        Reverse((self.departure.due, self.order))
+    }
+}
+
+impl<T> PartialEq for Flying<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl<T> Eq for Flying<T> {}
+
+impl<T> PartialOrd for Flying<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Flying<T> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+/// The token bucket of the policer.
+#[derive(Debug, Default)]
+struct Bucket {
+    /// Bytes; absent before the first packet, which finds a full bucket.
+    tokens: Option<f64>,
+    filled_at: Duration,
+}
+
+impl Bucket {
+    fn takes(&mut self, settings: &DirectionSettings, bytes: usize, now: Duration) -> bool {
+        let Some(policer) = settings.policer else { return true };
+        let size = policer.burst_kib * 1024.0;
+        let since = now.saturating_sub(self.filled_at).as_secs_f64();
+        let tokens = self.tokens.map_or(size, |tokens| (tokens + since * policer.rate_mbit * 125_000.0).min(size));
+        self.filled_at = now;
+        let fits = tokens >= bytes as f64;
+        self.tokens = Some(if fits { tokens - bytes as f64 } else { tokens });
+        fits
+    }
+}
+
+impl<T: Clone> LinkDirection<T> {
+    /// A direction without packets.
+    pub fn new(settings: DirectionSettings, seed: u64) -> Self {
+        Self {
+            settings,
+            changes: VecDeque::new(),
+            impairments: Impairments::new(seed),
+            bucket: Bucket::default(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            free_at: Duration::ZERO,
+            flying: BinaryHeap::new(),
+            lost: VecDeque::new(),
+            last_due: Duration::ZERO,
+            next_number: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Applies `settings` to the packets that reach the queue or the transmitter from `at` on. Replaces the changes that
+    /// were to follow `at`.
+    pub fn change(&mut self, at: Duration, settings: DirectionSettings) {
+        self.changes.retain(|(other, _)| *other < at);
+        self.changes.push_back((at, settings));
+    }
+
+    /// The number of the next packet that enters.
+    pub fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
+    /// A packet enters the link.
+    pub fn enter(&mut self, now: Duration, bytes: usize, packet: T) {
+        self.advance(now);
+        let number = self.next_number;
+        self.next_number += 1;
+        self.counts.entered += 1;
+        let is_too_large = self.settings.drop_above_bytes.is_some_and(|limit| bytes > limit);
+        let is_idle = self.waiting.is_empty() && self.free_at <= now;
+        let is_full = !self.waiting.is_empty()
+            && self.settings.queue_bytes().is_some_and(|limit| self.waiting_bytes + bytes > limit);
+        let reason = if is_too_large {
+            Some(DropReason::TooLarge)
+        } else if !self.bucket.takes(&self.settings, bytes, now) {
+            Some(DropReason::Policed)
+        } else if is_full {
+            Some(DropReason::QueueFull)
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            return self.drop_packet(packet, number, reason);
+        }
+        let waiting = Waiting { packet, bytes, number, entered: now };
+        if is_idle {
+            self.transmit(waiting, now);
+        } else {
+            self.waiting_bytes += bytes;
+            self.waiting.push_back(waiting);
+        }
+    }
+
+    /// The next packet whose fate is decided at `now`; call it until it returns `None`.
+    pub fn next_fate(&mut self, now: Duration) -> Option<Fate<T>> {
+        self.advance(now);
+        if let Some(lost) = self.lost.pop_front() {
+            return Some(lost);
+        }
+        if self.flying.peek()?.departure.due > now {
+            return None;
+        }
+        self.counts.left += 1;
+        self.flying.pop().map(|flying| Fate::Delivered(flying.departure))
+    }
+
+    /// When to call [`LinkDirection::next_fate`] again if no packet enters before; `None`: not at all.
+    pub fn next_event(&self) -> Option<Duration> {
+        let flying = self.flying.peek().map(|flying| flying.departure.due);
+        // The transmission of a waiting packet may begin late, as long as the packet does not leave late.
+        let waiting = self.waiting.front().map(|head| {
+            let leaves = self.free_at + self.settings.transmission(head.bytes) + self.settings.delay();
+            self.changes.front().map_or(leaves, |(at, _)| leaves.min((*at).max(self.free_at)))
+        });
+        let earliest = [flying, waiting].into_iter().flatten().min();
+        if self.lost.is_empty() { earliest } else { Some(Duration::ZERO) }
+    }
+
+    /// The counts so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Packets in the queue, in the transmitter and on the wire.
+    pub fn inside(&self) -> usize {
+        self.waiting.len() + self.flying.len()
+    }
+
+    /// The settings that apply now.
+    pub fn settings(&self) -> &DirectionSettings {
+        &self.settings
+    }
+
+    /// Starts the transmissions that are due until `now`, and applies changes between them.
+    fn advance(&mut self, now: Duration) {
+        loop {
+            let change_at = self.changes.front().map(|(at, _)| *at).filter(|at| *at <= now);
+            let starts_at = self.waiting.front().map(|_| self.free_at).filter(|at| *at <= now);
+            match (change_at, starts_at) {
+                (Some(change), start) if start.is_none_or(|start| change <= start) => {
+                    if let Some((_, settings)) = self.changes.pop_front() {
+                        self.settings = settings;
+                    }
+                }
+                (_, Some(start)) => {
+                    if let Some(head) = self.waiting.pop_front() {
+                        self.waiting_bytes -= head.bytes;
+                        self.transmit(head, start);
+                    }
+                }
+                (_, None) => return,
+            }
+        }
+    }
+
+    /// The transmitter takes a packet at `start`.
+    fn transmit(&mut self, taken: Waiting<T>, start: Duration) {
+        let Waiting { packet, bytes, number, entered } = taken;
+        let transmission = self.settings.transmission(bytes);
+        let decision = self.impairments.decide(&self.settings);
+        self.free_at = start + transmission;
+        if decision.is_lost || decision.is_lost_in_burst {
+            let reason = if decision.is_lost { DropReason::Random } else { DropReason::Burst };
+            return self.drop_packet(packet, number, reason);
+        }
+        let copy = decision.is_duplicated.then(|| packet.clone());
+        let queue_wait = start.saturating_sub(entered);
+        let mut fly = |packet: T, is_copy: bool, finish: Duration| {
+            let mut due = finish + self.settings.delay() + decision.jitter;
+            if !self.settings.jitter_reorders {
+                due = due.max(self.last_due);
+            }
+            match decision.held_back {
+                Some(held_back) => due += held_back,
+                None => self.last_due = self.last_due.max(due),
+            }
+            let order = number * 2 + u64::from(is_copy);
+            let departure = Departure { packet, number, is_copy, entered, queue_wait, due };
+            self.flying.push(Flying { departure, order });
+        };
+        fly(packet, false, self.free_at);
+        if let Some(copy) = copy {
+            self.free_at += transmission;
+            self.counts.copies += 1;
+            fly(copy, true, self.free_at);
+        }
+    }
+
+    fn drop_packet(&mut self, packet: T, number: u64, reason: DropReason) {
+        self.counts.dropped[reason as usize] += 1;
+        self.lost.push_back(Fate::Dropped { packet, number, reason });
+    }
+}
+
+#[cfg(test)]
+mod tests;

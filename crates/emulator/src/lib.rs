@@ -1,0 +1,29 @@
+//! Emulated links between network namespaces. The decisions are pure ([`LinkDirection`]); [`Link`] moves the packets between
+//! two TUN devices, and [`LinkRecord`] is what the link did to them. For tests and measurements only; not shipped.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::disallowed_methods)]
+
+pub mod accuracy;
+mod delivered;
+mod direction;
+mod forwarder;
+mod impairments;
+mod namespace;
+mod packet;
+mod priority;
+mod record;
+mod scenario;
+mod settings;
+mod topology;
+
+pub use delivered::NewBytes;
+pub use direction::{Counts, Departure, DropReason, Fate, LinkDirection, Way};
+pub use forwarder::Link;
+pub use namespace::Namespace;
+pub use packet::{FlowKey, Headers, Transport};
+pub use priority::KeepAwake;
+pub use record::{BIN, Bin, FlowRecord, Lateness, LinkRecord, SeenProbe, WatchRule};
+pub use scenario::{Change, Family, Hop, Scenario};
+pub use settings::{BurstLoss, DirectionSettings, Policer, Reorder};
+pub use topology::Topology;

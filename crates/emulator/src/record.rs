@@ -1,0 +1,338 @@
+//! What one direction of a link did to the packets: counts of each flow, bytes over time, each watched probe, and how late the
+//! link itself was. Pure.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::delivered::NewBytes;
+use crate::direction::{Counts, Departure, DropReason};
+use crate::packet::{FlowKey, Headers, Transport};
+
+/// The length of a [`Bin`].
+pub const BIN: Duration = Duration::from_millis(10);
+
+/// The record of one direction.
+#[derive(Clone, Debug, Default)]
+pub struct LinkRecord {
+    /// The exact counts of the link.
+    pub counts: Counts,
+    /// Each flow that entered.
+    pub flows: HashMap<FlowKey, FlowRecord>,
+    /// What was delivered in each [`BIN`] since the link's start.
+    pub bins: Vec<Bin>,
+    /// The probes, in the order of entering.
+    pub probes: Vec<SeenProbe>,
+    /// How late packets left.
+    pub lateness: Lateness,
+    /// The longest time for which the link did not look for new packets although it was not asleep.
+    pub longest_turn: Duration,
+    /// Packets that the kernel did not take.
+    pub refused: u64,
+    rules: Vec<WatchRule>,
+    /// The probes that are inside the link, by the number of their packet.
+    inside: HashMap<u64, usize>,
+}
+
+/// The record of one flow.
+#[derive(Clone, Debug, Default)]
+pub struct FlowRecord {
+    /// Packets that entered.
+    pub entered: u64,
+    /// Packets that left, copies included.
+    pub left: u64,
+    /// Copies that left.
+    pub copies: u64,
+    /// Packets that left after a later one of the same flow (RFC 4737); copies do not count.
+    pub reordered: u64,
+    /// Dropped packets, in the order of [`DropReason::ALL`].
+    pub dropped: [u64; 5],
+    /// Payload that left: of TCP each byte once, of other protocols without copies.
+    pub payload_bytes: u64,
+    /// Packets with payload that left, copies included.
+    pub with_payload: u64,
+    /// The sum of the queue waits of packets that left.
+    pub queue_wait: Duration,
+    /// The longest queue wait.
+    pub longest_wait: Duration,
+    highest: Option<u64>,
+    tcp: NewBytes,
+}
+
+impl FlowRecord {
+    /// Packets dropped for any reason.
+    pub fn all_dropped(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+}
+
+/// What left the link in one [`BIN`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bin {
+    /// TCP payload, each byte once.
+    pub tcp_payload: u64,
+    /// UDP payload, without probes and copies.
+    pub udp_payload: u64,
+    /// All IP packets, copies included.
+    pub bytes: u64,
+    /// Packets that were dropped behind or before the transmitter.
+    pub dropped: u32,
+}
+
+/// Which packets are probes, and where their identifier is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchRule {
+    /// The protocol.
+    pub transport: Transport,
+    /// The port at one of the two ends, if only one is meant.
+    pub port: Option<u16>,
+    /// The length of the payload, if only one is meant.
+    pub payload_len: Option<usize>,
+    /// Bytes at the payload's beginning: one of them must match.
+    pub prefixes: &'static [&'static [u8]],
+    /// The offset of the identifier in the payload; all rules read four bytes.
+    pub id_at: usize,
+}
+
+impl WatchRule {
+    /// Echo requests and replies of ping; the payload begins with identifier and sequence number.
+    pub const PING: Self = Self { transport: Transport::Icmp, port: None, payload_len: None, prefixes: &[], id_at: 0 };
+
+    fn id(&self, headers: &Headers<'_>) -> Option<u32> {
+        let flow = headers.flow;
+        let is_port = self.port.is_none_or(|port| [flow.source_port, flow.destination_port].contains(&port));
+        let is_len = self.payload_len.is_none_or(|len| len == headers.payload.len());
+        let is_prefix =
+            self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| headers.payload.starts_with(prefix));
+        let is_probe = flow.transport == self.transport && is_port && is_len && is_prefix;
+        let id = headers.payload.get(self.id_at..self.id_at + 4)?.try_into().ok()?;
+        is_probe.then(|| u32::from_be_bytes(id))
+    }
+}
+
+/// What the link did to one probe.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SeenProbe {
+    /// The rule that it matched.
+    pub rule: usize,
+    /// Its flow.
+    pub flow: FlowKey,
+    /// Its identifier.
+    pub id: u32,
+    /// When it entered the link.
+    pub entered: Duration,
+    /// When it left, if it did.
+    pub left: Option<Duration>,
+    /// How long it waited in the queue.
+    pub queue_wait: Duration,
+    /// Why it was dropped, if it was.
+    pub dropped: Option<DropReason>,
+    /// Whether a copy left, too.
+    pub is_duplicated: bool,
+    /// Whether it left after a later packet of its flow.
+    pub is_reordered: bool,
+}
+
+impl SeenProbe {
+    /// The time inside the link.
+    pub fn transit(&self) -> Option<Duration> {
+        Some(self.left?.saturating_sub(self.entered))
+    }
+}
+
+/// How late packets left, in classes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lateness {
+    /// Packets by class: at most as late as in [`Lateness::CLASSES_US`], and later than all.
+    pub classes: [u64; 9],
+    /// The latest packet.
+    pub worst: Duration,
+}
+
+impl Lateness {
+    /// The upper ends of the classes in microseconds.
+    pub const CLASSES_US: [u64; 8] = [20, 50, 100, 200, 500, 1000, 3000, 10_000];
+
+    /// A packet left this late.
+    pub fn count(&mut self, late: Duration) {
+        let us = late.as_micros() as u64;
+        let class = Self::CLASSES_US.iter().position(|end| us <= *end).unwrap_or(Self::CLASSES_US.len());
+        self.classes[class] += 1;
+        self.worst = self.worst.max(late);
+    }
+
+    /// Packets in all classes.
+    pub fn packets(&self) -> u64 {
+        self.classes.iter().sum()
+    }
+
+    /// The share of packets that left more than `us` late, which is one of the classes' ends.
+    pub fn share_above(&self, us: u64) -> f64 {
+        let from = Self::CLASSES_US.iter().take_while(|end| **end <= us).count();
+        let later = self.classes.iter().skip(from).sum::<u64>();
+        later as f64 / self.packets().max(1) as f64
+    }
+}
+
+impl LinkRecord {
+    /// An empty record that follows the packets of these rules one by one.
+    pub fn new(rules: Vec<WatchRule>) -> Self {
+        // Room for a long run, so that it is not moved while packets wait.
+        Self { rules, bins: Vec::with_capacity(16_384), probes: Vec::with_capacity(16_384), ..Self::default() }
+    }
+
+    /// Which packets are followed one by one.
+    pub fn rules(&self) -> &[WatchRule] {
+        &self.rules
+    }
+
+    /// A packet enters the link with this number.
+    pub fn entered(&mut self, packet: &[u8], number: u64, now: Duration) {
+        let Some(headers) = Headers::read(packet) else { return };
+        self.flows.entry(headers.flow).or_default().entered += 1;
+        let seen = self.rules.iter().enumerate().find_map(|(rule, watch)| Some((rule, watch.id(&headers)?)));
+        let Some((rule, id)) = seen else { return };
+        self.inside.insert(number, self.probes.len());
+        self.probes.push(SeenProbe {
+            rule,
+            flow: headers.flow,
+            id,
+            entered: now,
+            left: None,
+            queue_wait: Duration::ZERO,
+            dropped: None,
+            is_duplicated: false,
+            is_reordered: false,
+        });
+    }
+
+    /// The link dropped a packet.
+    pub fn dropped(&mut self, packet: &[u8], number: u64, reason: DropReason, now: Duration) {
+        self.bin(now).dropped += 1;
+        let Some(headers) = Headers::read(packet) else { return };
+        self.flows.entry(headers.flow).or_default().dropped[reason as usize] += 1;
+        if let Some(probe) = self.inside.remove(&number).and_then(|at| self.probes.get_mut(at)) {
+            probe.dropped = Some(reason);
+        }
+    }
+
+    /// A packet left the link at `now`.
+    pub fn left(&mut self, departure: &Departure<impl AsRef<[u8]>>, now: Duration) {
+        let packet = departure.packet.as_ref();
+        self.lateness.count(now.saturating_sub(departure.due));
+        self.bin(now).bytes += packet.len() as u64;
+        let Some(headers) = Headers::read(packet) else { return };
+        let flow = self.flows.entry(headers.flow).or_default();
+        flow.left += 1;
+        flow.with_payload += u64::from(!headers.payload.is_empty());
+        flow.queue_wait += departure.queue_wait;
+        flow.longest_wait = flow.longest_wait.max(departure.queue_wait);
+        let is_reordered = !departure.is_copy && flow.highest.is_some_and(|highest| departure.number < highest);
+        flow.reordered += u64::from(is_reordered);
+        flow.highest = flow.highest.max(Some(departure.number));
+        flow.copies += u64::from(departure.is_copy);
+        let new = match headers.flow.transport {
+            Transport::Tcp => flow.tcp.deliver(headers.sequence, headers.payload.len()),
+            _ if departure.is_copy => 0,
+            _ => headers.payload.len() as u64,
+        };
+        flow.payload_bytes += new;
+        if let Some(at) = self.inside.get(&departure.number).copied() {
+            if let Some(probe) = self.probes.get_mut(at) {
+                probe.is_duplicated |= departure.is_copy;
+                probe.is_reordered |= is_reordered;
+                if !departure.is_copy {
+                    probe.left = Some(now);
+                    probe.queue_wait = departure.queue_wait;
+                }
+            }
+            return;
+        }
+        let bin = self.bin(now);
+        match headers.flow.transport {
+            Transport::Tcp => bin.tcp_payload += new,
+            Transport::Udp => bin.udp_payload += new,
+            Transport::Icmp | Transport::Other => {}
+        }
+    }
+
+    /// What left from `from` to `until`, in whole bins.
+    pub fn between(&self, from: Duration, until: Duration) -> Bin {
+        let at = |time: Duration| (time.as_nanos() / BIN.as_nanos()) as usize;
+        let bins = self.bins.iter().skip(at(from)).take(at(until).saturating_sub(at(from)));
+        bins.fold(Bin::default(), |sum, bin| Bin {
+            tcp_payload: sum.tcp_payload + bin.tcp_payload,
+            udp_payload: sum.udp_payload + bin.udp_payload,
+            bytes: sum.bytes + bin.bytes,
+            dropped: sum.dropped + bin.dropped,
+        })
+    }
+
+    fn bin(&mut self, now: Duration) -> &mut Bin {
+        let at = (now.as_nanos() / BIN.as_nanos()) as usize;
+        if at >= self.bins.len() {
+            self.bins.resize(at + 1, Bin::default());
+        }
+        &mut self.bins[at]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::tests::{tcp6, udp};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn departure(packet: Vec<u8>, number: u64, is_copy: bool) -> Departure<Vec<u8>> {
+        Departure { packet, number, is_copy, entered: MS, queue_wait: MS, due: 3 * MS }
+    }
+
+    fn rule() -> WatchRule {
+        let prefixes: &[&[u8]] = &[&[1, 1], &[1, 2]];
+        WatchRule { transport: Transport::Udp, port: None, payload_len: Some(8), prefixes, id_at: 4 }
+    }
+
+    #[test]
+    fn each_probe_is_followed_and_other_datagrams_are_payload() {
+        let mut record = LinkRecord::new(vec![rule()]);
+        let probe = |n| udp(9, 10, &[1, 2, 0, 0, 0, 0, 0, n]);
+        for n in 0..3 {
+            record.entered(&probe(n), n.into(), MS);
+        }
+        record.entered(&udp(9, 10, &[1, 3, 0, 0, 0, 0, 0, 9]), 3, MS);
+        record.dropped(&probe(0), 0, DropReason::Random, 2 * MS);
+        record.left(&departure(probe(2), 2, false), 4 * MS);
+        record.left(&departure(probe(1), 1, false), 5 * MS);
+        record.left(&departure(probe(1), 1, true), 5 * MS);
+        record.left(&departure(udp(9, 10, &[1, 3, 0, 0, 0, 0, 0, 9]), 3, false), 6 * MS);
+        let [lost, late, first] = record.probes[..] else { panic!("{:?}", record.probes) };
+        assert_eq!((lost.id, lost.dropped, lost.left), (0, Some(DropReason::Random), None));
+        assert_eq!((late.id, late.transit(), late.is_reordered, late.is_duplicated), (1, Some(4 * MS), true, true));
+        assert_eq!((first.id, first.transit(), first.is_reordered), (2, Some(3 * MS), false));
+        let flow = record.flows.values().next().unwrap();
+        assert_eq!((flow.entered, flow.left, flow.copies, flow.reordered, flow.all_dropped()), (4, 4, 1, 1, 1));
+        let bin = record.between(Duration::ZERO, 20 * MS);
+        assert_eq!((bin.udp_payload, bin.bytes, bin.dropped), (8, 4 * 36, 1));
+    }
+
+    #[test]
+    fn a_tcp_byte_counts_once() {
+        let mut record = LinkRecord::new(vec![]);
+        for (number, sequence) in [(0, 0), (1, 100), (2, 0)] {
+            record.left(&departure(tcp6(sequence, 100), number, false), 12 * MS);
+        }
+        assert_eq!(record.between(10 * MS, 20 * MS).tcp_payload, 200);
+        assert_eq!(record.between(Duration::ZERO, 10 * MS).tcp_payload, 0);
+    }
+
+    #[test]
+    fn lateness_is_counted_in_classes() {
+        let mut lateness = Lateness::default();
+        for us in [10, 60, 1000, 1001] {
+            lateness.count(Duration::from_micros(us));
+        }
+        assert_eq!(lateness.share_above(1000), 0.25);
+        assert_eq!(lateness.share_above(50), 0.75);
+        assert_eq!(lateness.worst, Duration::from_micros(1001));
+    }
+}

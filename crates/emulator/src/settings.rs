@@ -1,0 +1,169 @@
+//! The properties of one direction of a link, as scenario files state them. Pure.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// One direction of a link. The default delivers every packet at once. Rates and sizes count IP packets without the
+/// headers of the layer below.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectionSettings {
+    /// The rate of the transmitter; absent: unlimited.
+    pub rate_mbit: Option<f64>,
+    /// The length of the queue before the transmitter, as time at `rate_mbit`. A queue has room for at least one packet.
+    pub queue_ms: Option<f64>,
+    /// The length of the queue in KiB, instead of `queue_ms`.
+    pub queue_kib: Option<f64>,
+    /// The propagation delay.
+    #[serde(default)]
+    pub delay_ms: f64,
+    /// Additional delay, uniformly distributed between zero and this value.
+    #[serde(default)]
+    pub jitter_ms: f64,
+    /// Whether jitter may change the order of packets.
+    #[serde(default)]
+    pub jitter_reorders: bool,
+    /// The share of packets that is lost behind the transmitter, each independently.
+    #[serde(default)]
+    pub loss_percent: f64,
+    /// Loss in bursts, in addition to `loss_percent`.
+    pub burst_loss: Option<BurstLoss>,
+    /// Packets that are delayed further, so that later packets overtake them.
+    pub reorder: Option<Reorder>,
+    /// The share of packets that is transmitted twice.
+    #[serde(default)]
+    pub duplicate_percent: f64,
+    /// A token bucket before the queue, which drops packets instead of delaying them.
+    pub policer: Option<Policer>,
+    /// Larger packets are dropped without an ICMP message. The MTU of the devices is set by the topology.
+    pub drop_above_bytes: Option<usize>,
+}
+
+/// The Gilbert-Elliott model: a state without loss and a state with loss, and a decision about the state at each packet.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BurstLoss {
+    /// The probability of entering the state with loss.
+    pub enter_percent: f64,
+    /// The probability of leaving it.
+    pub leave_percent: f64,
+    /// The share of packets lost in it.
+    pub loss_percent: f64,
+}
+
+/// Packets that are delayed further.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reorder {
+    /// Their share.
+    pub percent: f64,
+    /// Their additional delay.
+    pub by_ms: f64,
+}
+
+/// A token bucket that drops.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policer {
+    /// The rate at which the bucket fills.
+    pub rate_mbit: f64,
+    /// The size of the bucket.
+    pub burst_kib: f64,
+}
+
+impl DirectionSettings {
+    /// Why these settings describe no link, by the name of the setting.
+    pub fn check(&self) -> Result<(), String> {
+        let shares = [
+            ("loss_percent", Some(self.loss_percent)),
+            ("duplicate_percent", Some(self.duplicate_percent)),
+            ("reorder.percent", self.reorder.map(|reorder| reorder.percent)),
+            ("burst_loss.enter_percent", self.burst_loss.map(|burst| burst.enter_percent)),
+            ("burst_loss.leave_percent", self.burst_loss.map(|burst| burst.leave_percent)),
+            ("burst_loss.loss_percent", self.burst_loss.map(|burst| burst.loss_percent)),
+        ];
+        for (name, share) in shares {
+            if let Some(share) = share.filter(|share| !(0.0..=100.0).contains(share)) {
+                return Err(format!("{name} = {share}: valid: 0 to 100"));
+            }
+        }
+        let amounts = [
+            ("delay_ms", Some(self.delay_ms), 0.0, 10_000.0),
+            ("jitter_ms", Some(self.jitter_ms), 0.0, 10_000.0),
+            ("reorder.by_ms", self.reorder.map(|reorder| reorder.by_ms), 0.001, 10_000.0),
+            ("queue_ms", self.queue_ms, 0.0, 10_000.0),
+            ("queue_kib", self.queue_kib, 0.0, 1e6),
+            ("rate_mbit", self.rate_mbit, 0.001, 100_000.0),
+            ("policer.rate_mbit", self.policer.map(|policer| policer.rate_mbit), 0.001, 100_000.0),
+            ("policer.burst_kib", self.policer.map(|policer| policer.burst_kib), 1.5, 1e6),
+        ];
+        for (name, amount, least, most) in amounts {
+            if let Some(amount) = amount.filter(|amount| !(least..=most).contains(amount)) {
+                return Err(format!("{name} = {amount}: valid: {least} to {most}"));
+            }
+        }
+        match (self.rate_mbit, self.queue_ms, self.queue_kib) {
+            (_, Some(_), Some(_)) => Err("queue_ms and queue_kib: set one of them".to_owned()),
+            (Some(_), None, None) => Err("rate_mbit needs queue_ms or queue_kib".to_owned()),
+            (None, Some(_), _) | (None, _, Some(_)) => Err("a queue needs rate_mbit".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The time that a packet of `bytes` takes in the transmitter, rounded up to a nanosecond.
+    pub fn transmission(&self, bytes: usize) -> Duration {
+        // Bits divided by bits per microsecond.
+        self.rate_mbit.map_or(Duration::ZERO, |mbit| nanoseconds((bytes * 8) as f64 * 1000.0 / mbit))
+    }
+
+    /// The capacity of the queue in bytes; `None` without a rate.
+    pub fn queue_bytes(&self) -> Option<usize> {
+        let rate = self.rate_mbit?;
+        let of_time = self.queue_ms.map(|ms| rate * 125.0 * ms);
+        of_time.or(self.queue_kib.map(|kib| kib * 1024.0)).map(|bytes| bytes as usize)
+    }
+
+    /// The least delay behind the transmitter.
+    pub fn delay(&self) -> Duration {
+        milliseconds(self.delay_ms)
+    }
+}
+
+/// A duration of this many milliseconds.
+pub(crate) fn milliseconds(ms: f64) -> Duration {
+    nanoseconds(ms * 1e6)
+}
+
+fn nanoseconds(ns: f64) -> Duration {
+    Duration::from_nanos(ns.ceil() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_describe_no_link_are_refused_by_name() {
+        let refused = |settings: DirectionSettings| settings.check().unwrap_err();
+        let rate = |mbit| DirectionSettings { rate_mbit: Some(mbit), ..Default::default() };
+        assert!(refused(rate(10.0)).contains("queue_ms"));
+        assert!(refused(rate(0.0)).contains("rate_mbit = 0"));
+        assert!(refused(DirectionSettings { queue_ms: Some(5.0), ..Default::default() }).contains("rate_mbit"));
+        let both = DirectionSettings { queue_ms: Some(5.0), queue_kib: Some(5.0), ..rate(1.0) };
+        assert!(refused(both).contains("one of them"));
+        assert!(refused(DirectionSettings { loss_percent: 101.0, ..Default::default() }).contains("0 to 100"));
+        assert!(refused(DirectionSettings { delay_ms: -1.0, ..Default::default() }).contains("delay_ms"));
+        assert!(refused(DirectionSettings { delay_ms: f64::NAN, ..Default::default() }).contains("delay_ms"));
+        DirectionSettings::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_packet_takes_its_bits_divided_by_the_rate() {
+        let link = DirectionSettings { rate_mbit: Some(1000.0), queue_ms: Some(10.0), ..Default::default() };
+        assert_eq!(link.transmission(1500), Duration::from_micros(12));
+        assert_eq!(link.queue_bytes(), Some(1_250_000));
+        let slow = DirectionSettings { rate_mbit: Some(37.0), ..Default::default() };
+        assert_eq!(slow.transmission(1500), Duration::from_nanos(324_325), "rounded up");
+    }
+}

@@ -1,0 +1,28 @@
+//! The cells of the matrix: the scenario files of the emulator.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use emulator::Scenario;
+
+/// A cell of the matrix.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// The name: that of the scenario file without its ending.
+    pub name: String,
+    /// What the file states.
+    pub scenario: Scenario,
+}
+
+/// Every cell, in order.
+pub fn all() -> anyhow::Result<Vec<Cell>> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../emulator/scenarios");
+    let read = Scenario::read_all(&folder)?;
+    Ok(read.into_iter().map(|(name, scenario)| Cell { name, scenario }).collect())
+}
+
+/// The cell with this name.
+pub fn named(name: &str) -> anyhow::Result<Cell> {
+    let cell = all()?.into_iter().find(|cell| cell.name == name);
+    cell.with_context(|| format!("no cell is named {name}"))
+}

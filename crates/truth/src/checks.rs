@@ -1,0 +1,286 @@
+//! What is compared with the truth: one entry of [`CHECKS`] for each table of the page. Pure.
+
+use emulator::{Scenario, Way};
+use paramedic_link::test_spec::{Direction, Load};
+use paramedic_report::document::ThroughputResult;
+
+use crate::interval;
+use crate::observed::{Observed, ObservedDatagrams, ObservedLatency, way};
+use crate::reading::Reading;
+use crate::record::{OurRecord, Run};
+
+/// One comparison.
+#[derive(Clone, Copy, Debug)]
+pub struct Check {
+    /// The name, which readings refer to.
+    pub name: &'static str,
+    /// The title of its table.
+    pub title: &'static str,
+    /// The unit of its numbers.
+    pub unit: &'static str,
+    /// The digits after the decimal point.
+    pub digits: usize,
+    /// What is compared, and the tolerance.
+    pub text: &'static str,
+    /// The readings of our programs in a record.
+    pub ours: fn(&OurRecord, &Scenario) -> Vec<Reading>,
+}
+
+/// The name of our programs in readings.
+pub const OURS: &str = "packetparamedic";
+
+/// Every comparison, in the order of the page. A further one is an entry here.
+pub const CHECKS: &[Check] = &[
+    Check {
+        name: THROUGHPUT,
+        title: "Throughput beside the delivered payload",
+        unit: "Mbit/s",
+        digits: 3,
+        text: "The goodput of the steady part beside the payload that the link delivered in it, each byte once. Tolerance: \
+               1 %.",
+        ours: |record, _| of_tcp(record, |run| directions(run, throughput_readings)),
+    },
+    Check {
+        name: RATE,
+        title: "Throughput beside the rate of the link",
+        unit: "Mbit/s",
+        digits: 3,
+        text: "The same beside the link's rate without IP and TCP headers, in cells without loss and with a queue of at \
+               least the bandwidth-delay product. Tolerance: 1 %.",
+        ours: |record, scenario| of_tcp(record, |run| directions(run, |d, m, _| rate_reading(d, m, scenario))),
+    },
+    Check {
+        name: IDLE,
+        title: "Idle latency",
+        unit: "ms",
+        digits: 3,
+        text: "The median round trip of the idle phase beside the median time that the link took for these very probes. \
+               Tolerance: 0.2 ms or 1 %, whichever is larger.",
+        ours: |record, _| of_tcp(record, |run| latency(run, &[Load::Idle], idle_reading)),
+    },
+    Check {
+        name: LOADED,
+        title: "Loaded latency",
+        unit: "ms",
+        digits: 1,
+        text: "The median round trip under load beside the median time that the link took for these very probes. \
+               Tolerance: 2 ms or 5 %, whichever is larger.",
+        ours: |record, _| of_tcp(record, |run| latency(run, &[Load::Download, Load::Upload], loaded_reading)),
+    },
+    Check {
+        name: LOSS,
+        title: "Loss of probes",
+        unit: "%",
+        digits: 2,
+        text: "The share of unanswered probes of the idle phase beside the share that the link dropped. Tolerance: the \
+               99 % interval of the link's drops.",
+        ours: |record, _| of_tcp(record, |run| latency(run, &[Load::Idle], loss_readings)),
+    },
+    Check {
+        name: LOST,
+        title: "Lost datagrams",
+        unit: "datagrams",
+        digits: 0,
+        text: "Datagrams of a run at a fixed rate that the link dropped. Tolerance: none.",
+        ours: |record, _| of_udp(record, LOST, |said| said.lost, |truth| truth.dropped),
+    },
+    Check {
+        name: REORDERED,
+        title: "Reordered datagrams",
+        unit: "datagrams",
+        digits: 0,
+        text: "Datagrams of the same run that arrived after a later one (RFC 4737). Tolerance: none.",
+        ours: |record, _| of_udp(record, REORDERED, |said| said.out_of_order, |truth| truth.reordered),
+    },
+    Check {
+        name: DUPLICATED,
+        title: "Duplicated datagrams",
+        unit: "datagrams",
+        digits: 0,
+        text: "Datagrams of the same run that the link delivered twice. Tolerance: none.",
+        ours: |record, _| of_udp(record, DUPLICATED, |said| said.duplicates, |truth| truth.copies),
+    },
+];
+
+pub(crate) const THROUGHPUT: &str = "throughput";
+const RATE: &str = "rate";
+pub(crate) const IDLE: &str = "idle_latency";
+pub(crate) const LOADED: &str = "loaded_latency";
+pub(crate) const LOSS: &str = "loss";
+pub(crate) const LOST: &str = "lost_datagrams";
+pub(crate) const REORDERED: &str = "reordered_datagrams";
+const DUPLICATED: &str = "duplicated_datagrams";
+
+/// A reading with this tolerance around the truth.
+pub(crate) fn reading(check: &str, what: &str, by: &str, [said, truth]: [f64; 2], tolerance: f64) -> Reading {
+    let allowed = [truth - tolerance, truth + tolerance];
+    Reading { check: check.to_owned(), what: what.to_owned(), by: by.to_owned(), said, truth, allowed }
+}
+
+/// A goodput in bit/s beside what the link delivered.
+pub(crate) fn throughput(what: &str, by: &str, said_bps: f64, truth_bps: f64) -> Reading {
+    reading(THROUGHPUT, what, by, [said_bps / 1e6, truth_bps / 1e6], truth_bps / 1e8)
+}
+
+/// An idle round trip in milliseconds.
+pub(crate) fn idle(by: &str, said: f64, truth: f64) -> Reading {
+    reading(IDLE, "", by, [said, truth], (truth * 0.01).max(0.2))
+}
+
+/// A round trip under load in milliseconds.
+pub(crate) fn loaded(what: &str, by: &str, said: f64, truth: f64) -> Reading {
+    reading(LOADED, what, by, [said, truth], (truth * 0.05).max(2.0))
+}
+
+/// A share of lost probes, beside `lost` of `sent`.
+pub(crate) fn loss(what: &str, by: &str, said: f64, lost: u64, sent: u64) -> Reading {
+    let truth = lost as f64 / sent.max(1) as f64 * 100.0;
+    let allowed = interval::of_share(lost, sent).map(|share| share * 100.0);
+    Reading { allowed, ..reading(LOSS, what, by, [said * 100.0, truth], 0.0) }
+}
+
+fn of_tcp(record: &OurRecord, readings: impl Fn(&Run) -> Vec<Reading>) -> Vec<Reading> {
+    record.tcp.as_ref().map(readings).unwrap_or_default()
+}
+
+/// One reading for each direction with datagrams.
+fn of_udp(
+    record: &OurRecord,
+    check: &str,
+    said: impl Fn(&Said) -> Option<u64>,
+    truth: impl Fn(&ObservedDatagrams) -> u64,
+) -> Vec<Reading> {
+    let Some(run) = &record.udp else { return vec![] };
+    directions(run, |direction, measured, observed| {
+        let counts = measured.udp.zip(observed.directions.iter().find(|one| one.direction == direction)?.datagrams);
+        let (udp, datagrams) = counts?;
+        let reported =
+            said(&Said { lost: Some(udp.lost), out_of_order: udp.out_of_order, duplicates: udp.duplicates })?;
+        Some(reading(check, word(direction), OURS, [reported as f64, truth(&datagrams) as f64], 0.0))
+    })
+}
+
+/// The counts that a result reports.
+struct Said {
+    lost: Option<u64>,
+    out_of_order: Option<u64>,
+    duplicates: Option<u64>,
+}
+
+/// The direction in a word.
+pub(crate) fn word(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Download => "download",
+        Direction::Upload => "upload",
+    }
+}
+
+fn directions(run: &Run, reading: impl Fn(Direction, &ThroughputResult, &Observed) -> Option<Reading>) -> Vec<Reading> {
+    let measured = run.document.all_measured();
+    measured.filter_map(|(_, direction, measured)| reading(direction, measured, &run.observed)).collect()
+}
+
+fn throughput_readings(direction: Direction, measured: &ThroughputResult, observed: &Observed) -> Option<Reading> {
+    let truth = observed.directions.iter().find(|one| one.direction == direction)?.delivered_bps;
+    Some(throughput(word(direction), OURS, measured.goodput_bps as f64, truth))
+}
+
+fn rate_reading(direction: Direction, measured: &ThroughputResult, scenario: &Scenario) -> Option<Reading> {
+    let rate = payload_rate_mbit(scenario, way(direction), measured.mss?.into())?;
+    Some(reading(RATE, word(direction), OURS, [measured.goodput_bps as f64 / 1e6, rate], rate * 0.01))
+}
+
+/// The link's rate without headers, for segments with this much payload and timestamps; `None` in cells in which TCP need
+/// not reach it.
+fn payload_rate_mbit(scenario: &Scenario, way: Way, mss: f64) -> Option<f64> {
+    let rate = scenario.rate_mbit(way)?;
+    let holds = |link: &emulator::DirectionSettings| {
+        let is_clean = link.loss_percent == 0.0
+            && link.duplicate_percent == 0.0
+            && link.burst_loss.is_none()
+            && link.policer.is_none()
+            && link.reorder.is_none()
+            && link.jitter_ms == 0.0;
+        // Bits per millisecond and milliseconds.
+        let product = rate * 125.0 * scenario.round_trip_ms();
+        is_clean && link.queue_bytes().is_none_or(|queue| queue as f64 >= product.max(rate * 125.0 * 10.0))
+    };
+    // Acknowledgements that are lost or wait slow a sender down, too.
+    let is_clean = Way::BOTH.into_iter().all(|way| scenario.directions(way).all(|link| link.loss_percent == 0.0));
+    let headers = if scenario.family == emulator::Family::Ipv4 { 52.0 } else { 72.0 };
+    (is_clean && scenario.directions(way).all(holds)).then_some(rate * mss / (mss + headers))
+}
+
+fn latency(run: &Run, loads: &[Load], readings: impl Fn(&Run, &ObservedLatency) -> Vec<Reading>) -> Vec<Reading> {
+    let observed = loads.iter().filter_map(|load| run.observed.latency_of(*load));
+    observed.flat_map(|observed| readings(run, observed)).collect()
+}
+
+/// The reported and the true median round trip in milliseconds.
+fn medians(run: &Run, observed: &ObservedLatency) -> Option<[f64; 2]> {
+    let p50 = run.document.latency.of(observed.load)?.rtt_us?.p50?;
+    Some([p50 as f64 / 1e3, observed.p50_ms?])
+}
+
+fn idle_reading(run: &Run, observed: &ObservedLatency) -> Vec<Reading> {
+    medians(run, observed).map(|[said, truth]| idle(OURS, said, truth)).into_iter().collect()
+}
+
+fn loaded_reading(run: &Run, observed: &ObservedLatency) -> Vec<Reading> {
+    let what = if observed.load == Load::Download { "download" } else { "upload" };
+    medians(run, observed).map(|[said, truth]| loaded(what, OURS, said, truth)).into_iter().collect()
+}
+
+fn loss_readings(run: &Run, observed: &ObservedLatency) -> Vec<Reading> {
+    let Some(measured) = run.document.latency.of(observed.load) else { return vec![] };
+    let ways = [
+        ("both ways", measured.loss, observed.lost_up + observed.lost_down, observed.sent),
+        ("upload", measured.loss_upload, observed.lost_up, observed.sent),
+        ("download", measured.loss_download, observed.lost_down, observed.sent - observed.lost_up),
+    ];
+    ways.into_iter().filter_map(|(what, said, lost, sent)| Some(loss(what, OURS, said?, lost, sent))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_outside_its_tolerance_is_missed_by_the_distance() {
+        let inside = idle("ping", 20.19, 20.0);
+        assert!(inside.is_met(), "{inside:?}");
+        let outside = idle("ping", 20.5, 20.0);
+        assert!((outside.missed_by() - 0.3).abs() < 1e-9 && (outside.error() - 0.5).abs() < 1e-9, "{outside:?}");
+        let long = idle("ping", 203.0, 200.0);
+        assert!((long.missed_by() - 1.0).abs() < 1e-9, "1 % of 200 ms");
+    }
+
+    #[test]
+    fn loss_is_judged_by_the_interval_of_the_drops() {
+        assert!(loss("upload", "x", 0.0, 0, 300).is_met());
+        assert!(loss("upload", "x", 0.012, 3, 300).is_met());
+        assert!(!loss("upload", "x", 0.1, 3, 300).is_met());
+    }
+
+    #[test]
+    fn only_clean_cells_with_a_long_queue_promise_the_rate() {
+        let cells = crate::cells::all().unwrap();
+        let promised = |name: &str, way| {
+            let cell = cells.iter().find(|cell| cell.name == name).unwrap();
+            payload_rate_mbit(&cell.scenario, way, 1448.0)
+        };
+        assert!((promised("03-cable", Way::Down).unwrap() - 96.533).abs() < 0.001);
+        assert_eq!(promised("11-loss-0.1", Way::Down), None);
+        assert_eq!(promised("12-loss-0.1-upload", Way::Down), None, "its acknowledgements are lost");
+        assert_eq!(promised("08-long-shallow", Way::Down), None);
+        assert_eq!(promised("23-policed-download", Way::Down), None);
+    }
+
+    #[test]
+    fn the_names_of_checks_are_unique() {
+        let mut names = CHECKS.iter().map(|check| check.name).collect::<Vec<_>>();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), CHECKS.len());
+    }
+}

@@ -1,0 +1,272 @@
+//! The command line: which cells, how often, and where the records and the page go. A shell: prints, reads the clock.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Parser;
+use emulator::KeepAwake;
+use emulator::accuracy::Accuracy;
+use lab::Programs;
+
+use crate::cells::{self, Cell};
+use crate::checks::CHECKS;
+use crate::page::{self, CellRecords};
+use crate::record::{Circumstances, OurRecord, PeerRecord, Records, Run};
+use crate::run::{Bed, worst_lateness_ms};
+use crate::{cross_check, peers};
+
+/// How often a run is tried.
+const TRIES: usize = 3;
+
+/// The page, from the root of the repository.
+const PAGE: &str = "docs/truth/README.md";
+
+/// Compares the results of our programs, iperf3, ping and irtt with what an emulated link did, and writes docs/truth.
+///
+/// Runs the `reflector` and the `packetparamedic` in the folder of this program. Needs root for network namespaces. Runs
+/// that were measured already are not repeated.
+#[derive(Debug, Parser)]
+#[command(name = "truth")]
+struct Cli {
+    /// Run only the cells with TEXT in their name; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// Runs of ours in each cell
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
+    /// Begin no further run after N minutes
+    #[arg(long, value_name = "N")]
+    minutes: Option<u64>,
+    /// Repeat runs that were measured already
+    #[arg(long)]
+    fresh: bool,
+    /// Do not run iperf3, ping and irtt
+    #[arg(long)]
+    no_peers: bool,
+    /// Write the page from the records, without measuring
+    #[arg(long)]
+    pages: bool,
+    /// Print the names of the cells, and run none
+    #[arg(long)]
+    list: bool,
+    /// Compare the emulator with the kernel's token bucket, and run no cell
+    #[arg(long)]
+    cross_check: bool,
+    /// Folder of the records [default: lab in the target folder]
+    #[arg(long, value_name = "DIR")]
+    records: Option<PathBuf>,
+}
+
+/// Runs the program.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Cli {
+    fn run(&self) -> anyhow::Result<()> {
+        let cells = cells::all()?;
+        if self.list {
+            cells.iter().for_each(|cell| println!("{}: {}", cell.name, cell.scenario.title));
+            return Ok(());
+        }
+        let records = Records::new(match &self.records {
+            Some(folder) => folder.clone(),
+            None => target_folder()?.join("lab"),
+        });
+        if !self.pages {
+            let _awake = KeepAwake::start();
+            if self.cross_check {
+                return cross_check::print(|line| println!("{line}"));
+            }
+            Programs::use_own_folder()?;
+            self.measure(&cells, &records)?;
+        }
+        write_page(cells, &records)
+    }
+
+    fn measure(&self, cells: &[Cell], records: &Records) -> anyhow::Result<()> {
+        for program in peers::missing() {
+            eprintln!("SKIPPED: {program} is not installed; the tables have no column for it");
+        }
+        let accuracy = Accuracy::measure().context("the accuracy of the emulator")?;
+        let words = in_words(&accuracy);
+        println!("the emulator on this machine: {words}");
+        std::fs::create_dir_all(records.folder())?;
+        std::fs::write(records.folder().join(ACCURACY), &words)?;
+        let began = Instant::now();
+        let is_time_over = || self.minutes.is_some_and(|minutes| began.elapsed() >= Duration::from_secs(minutes * 60));
+        let is_meant = |cell: &&Cell| self.only.is_empty() || self.only.iter().any(|text| cell.name.contains(text));
+        for cell in cells.iter().filter(is_meant) {
+            println!("{}: {}", cell.name, cell.scenario.title);
+            for seed in 1..=self.seeds {
+                let known = records.ours(&cell.name, seed)?.filter(|record| record.circumstances.fault.is_none());
+                if (known.is_none() || self.fresh) && !is_time_over() {
+                    let record = ours(cell, seed, &accuracy);
+                    println!("    seed {seed}: {}", in_short(&record, cell));
+                    records.write_ours(&record)?;
+                }
+            }
+            let known = records.peers(&cell.name)?.filter(|record| record.circumstances.fault.is_none());
+            if !self.no_peers && (known.is_none() || self.fresh) && !is_time_over() {
+                let record = others(cell, &accuracy);
+                let fault = record.circumstances.fault.as_deref().unwrap_or("done");
+                println!("    peers: {fault}, {} readings", record.readings.len());
+                records.write_peers(&record)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file with the emulator's accuracy in words.
+const ACCURACY: &str = "accuracy.txt";
+
+fn in_words(accuracy: &Accuracy) -> String {
+    let us = |error: Duration| error.as_micros();
+    format!(
+        "round trips of 40 ms, with the time of a program at each end, {} us too long in the median and {} us in the 99th \
+         percentile; rates up to {} Mbit/s",
+        us(accuracy.round_trip_error),
+        us(accuracy.round_trip_error_p99),
+        accuracy.rate_mbit
+    )
+}
+
+/// `target`, from the path of this program.
+fn target_folder() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(own.ancestors().nth(2).context("this program is not in a target folder")?.to_owned())
+}
+
+fn write_page(cells: Vec<Cell>, records: &Records) -> anyhow::Result<()> {
+    let read = |cell: Cell| {
+        let seeds = (1..=100).filter_map(|seed| records.ours(&cell.name, seed).transpose());
+        let ours = seeds.collect::<anyhow::Result<Vec<_>>>()?;
+        let peers = records.peers(&cell.name)?;
+        anyhow::Ok(CellRecords { cell, ours, peers })
+    };
+    let cells = cells.into_iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let accuracy = std::fs::read_to_string(records.folder().join(ACCURACY)).ok();
+    let path = Path::new(PAGE);
+    std::fs::create_dir_all(path.parent().context("a folder")?)?;
+    std::fs::write(path, page::page(&cells, accuracy.as_deref()))?;
+    println!("written: {PAGE}");
+    Ok(())
+}
+
+/// The commit that is checked out, and whether any file except the page was changed since.
+fn commit() -> String {
+    let first_line = |args: &[&str]| -> Option<String> {
+        let output = Command::new("git").args(args).output().ok().filter(|output| output.status.success())?;
+        String::from_utf8_lossy(&output.stdout).lines().next().map(|line| line.trim().to_owned())
+    };
+    let Some(id) = first_line(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".to_owned() };
+    let is_changed = first_line(&["status", "--porcelain", "--", ".", ":!docs/truth"]).is_some();
+    if is_changed { format!("{id}, with changes") } else { id }
+}
+
+fn new_circumstances() -> Circumstances {
+    Circumstances {
+        at: jiff::Timestamp::now(),
+        commit: commit(),
+        discarded: vec![],
+        fault: None,
+        worst_lateness_ms: 0.0,
+    }
+}
+
+/// Tries until the link was not late. Notes in `circumstances` what was discarded.
+fn retry<T>(circumstances: &mut Circumstances, mut attempt: impl FnMut() -> anyhow::Result<Attempt<T>>) -> Option<T> {
+    for _ in 0..TRIES {
+        // A helper of the lab panics if a program does not do what it must.
+        let attempt = catch_unwind(AssertUnwindSafe(&mut attempt));
+        let fault = match attempt {
+            Ok(Ok(Attempt { fault: None, value, worst_lateness_ms })) => {
+                circumstances.worst_lateness_ms = circumstances.worst_lateness_ms.max(worst_lateness_ms);
+                return Some(value);
+            }
+            Ok(Ok(Attempt { fault: Some(fault), .. })) => fault,
+            Ok(Err(error)) => format!("{error:#}").lines().next().unwrap_or_default().to_owned(),
+            Err(_) => "a program failed, as printed above".to_owned(),
+        };
+        println!("    discarded: {fault}");
+        circumstances.discarded.push(fault);
+    }
+    circumstances.fault =
+        circumstances.discarded.last().map(|fault| format!("{TRIES} runs discarded, the last: {fault}"));
+    None
+}
+
+/// A run that may have to be discarded.
+struct Attempt<T> {
+    value: T,
+    fault: Option<String>,
+    worst_lateness_ms: f64,
+}
+
+fn ours(cell: &Cell, seed: u64, accuracy: &Accuracy) -> OurRecord {
+    let mut circumstances = new_circumstances();
+    let mut record =
+        OurRecord { cell: cell.name.clone(), seed, circumstances: circumstances.clone(), tcp: None, udp: None };
+    circumstances.fault = accuracy.refuses(&cell.scenario);
+    if circumstances.fault.is_none() {
+        let streams = cell.scenario.streams.map(|streams| streams.to_string());
+        let streams = streams.iter().flat_map(|streams| ["-P", streams.as_str()]);
+        let tcp = ["-t", "5"].into_iter().chain(streams).collect::<Vec<_>>();
+        record.tcp = retry(&mut circumstances, || attempt(cell, seed, &tcp));
+        let rate = cell.scenario.udp_mbit.map(|mbit| format!("{}k", mbit * 1000.0));
+        if let Some(rate) = rate.filter(|_| record.tcp.is_some()) {
+            let udp = ["-u", "-b", &rate, "-O", "0", "-t", "3", "--idle", "1"];
+            record.udp = retry(&mut circumstances, || attempt(cell, seed, &udp));
+        }
+    }
+    record.circumstances = circumstances;
+    record
+}
+
+fn attempt(cell: &Cell, seed: u64, args: &[&str]) -> anyhow::Result<Attempt<Run>> {
+    let finished = Bed::new(&cell.scenario, seed)?.speed_test(args)?;
+    let worst_lateness_ms = worst_lateness_ms(&finished.links);
+    Ok(Attempt { value: finished.run, fault: finished.fault, worst_lateness_ms })
+}
+
+fn others(cell: &Cell, accuracy: &Accuracy) -> PeerRecord {
+    let mut circumstances = new_circumstances();
+    circumstances.fault = accuracy.refuses(&cell.scenario);
+    let attempt = || {
+        let run = peers::run(&cell.scenario, 1)?;
+        let (fault, worst_lateness_ms) = (run.fault.clone(), run.worst_lateness_ms);
+        Ok(Attempt { value: run, fault, worst_lateness_ms })
+    };
+    let run = if circumstances.fault.is_none() { retry(&mut circumstances, attempt) } else { None };
+    let (programs, readings) = run.map(|run| (run.programs, run.readings)).unwrap_or_default();
+    PeerRecord { cell: cell.name.clone(), circumstances, programs, readings }
+}
+
+/// A record in a line: what missed its tolerance.
+fn in_short(record: &OurRecord, cell: &Cell) -> String {
+    if let Some(fault) = &record.circumstances.fault {
+        return fault.clone();
+    }
+    let readings = CHECKS.iter().flat_map(|check| (check.ours)(record, &cell.scenario)).collect::<Vec<_>>();
+    let missed = readings.iter().filter(|reading| !reading.is_met());
+    let missed = missed.map(|one| format!("{} {} {:.3} for {:.3}", one.check, one.what, one.said, one.truth));
+    let missed = missed.collect::<Vec<_>>();
+    let late = record.circumstances.worst_lateness_ms;
+    format!(
+        "{} of {} met; at most {late:.1} ms late; {}",
+        readings.len() - missed.len(),
+        readings.len(),
+        missed.join("; ")
+    )
+}

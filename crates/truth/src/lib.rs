@@ -1,0 +1,18 @@
+//! Compares what programs report with what an emulated link did to their packets. Development only; not shipped.
+
+#![forbid(unsafe_code)]
+
+pub mod cells;
+pub mod checks;
+pub mod cli;
+mod cross_check;
+mod interval;
+mod observed;
+mod page;
+mod peer_output;
+mod peers;
+pub mod reading;
+pub mod record;
+pub mod run;
+
+pub use observed::{LinkRecords, Observed};

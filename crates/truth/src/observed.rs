@@ -1,0 +1,294 @@
+//! From the records of the links to the numbers that a result is compared with. Pure.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use emulator::{FlowRecord, LinkRecord, Transport, Way};
+use paramedic_link::test_spec::{Direction, Load};
+use paramedic_report::document::{LatencyResult, ResultDocument};
+use serde::{Deserialize, Serialize};
+
+/// What the links did during one run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// Each loaded direction.
+    pub directions: Vec<ObservedDirection>,
+    /// Each phase with probes.
+    pub latency: Vec<ObservedLatency>,
+}
+
+/// What the links did to the payload of one direction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ObservedDirection {
+    /// The direction.
+    pub direction: Direction,
+    /// The rate at which the last link delivered payload in the steady part of the phase.
+    pub delivered_bps: f64,
+    /// The payload that was delivered in the whole phase.
+    pub delivered_bytes: u64,
+    /// The datagrams of the load in this direction, if it was datagrams.
+    pub datagrams: Option<ObservedDatagrams>,
+}
+
+/// What the links did to the datagrams of one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedDatagrams {
+    /// Entered the first link.
+    pub entered: u64,
+    /// Dropped by any link.
+    pub dropped: u64,
+    /// Delivered twice.
+    pub copies: u64,
+    /// Delivered after a later one.
+    pub reordered: u64,
+}
+
+/// What the links did to the probes of one phase.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ObservedLatency {
+    /// The load of the phase.
+    pub load: Load,
+    /// Probes that entered the first link.
+    pub sent: u64,
+    /// Probes dropped on the way to the reflector.
+    pub lost_up: u64,
+    /// Replies dropped on the way to the appliance.
+    pub lost_down: u64,
+    /// The median of the time in all links, both ways, in milliseconds.
+    pub p50_ms: Option<f64>,
+    /// The median of the waits in all queues, both ways, in milliseconds.
+    pub queue_ms: Option<f64>,
+}
+
+/// A probe and its reply.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RoundTrip {
+    pub(crate) entered: Duration,
+    pub(crate) fate: RoundTripFate,
+}
+
+/// How a probe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RoundTripFate {
+    /// Dropped on the way to the reflector.
+    LostUp,
+    /// The reply was dropped on the way back, or never sent.
+    LostDown,
+    /// The time in all links, and the part of it in queues.
+    Answered(Duration, Duration),
+}
+
+/// The records of each link, from the appliance to the reflector, by [`Way`].
+pub type LinkRecords = Vec<[LinkRecord; 2]>;
+
+/// The round trips of the probes of one watch rule, in the order of entering.
+pub(crate) fn round_trips(links: &LinkRecords, rule: usize) -> Vec<RoundTrip> {
+    // The transit of each id through all links of a way; `None` once it was dropped.
+    let transits = |way: Way| {
+        let mut transits = HashMap::<u32, (Duration, Option<(Duration, Duration)>)>::new();
+        for (at, record) in links.iter().map(|link| &link[way as usize]).enumerate() {
+            let mut seen_here = HashMap::new();
+            for probe in record.probes.iter().filter(|probe| probe.rule == rule) {
+                // A copy that an earlier link made is not the probe.
+                seen_here.entry(probe.id).or_insert(probe);
+            }
+            for (id, probe) in seen_here {
+                let passed = probe.transit().map(|transit| (transit, probe.queue_wait));
+                let sum = transits.entry(id).or_insert((probe.entered, Some((Duration::ZERO, Duration::ZERO))));
+                sum.1 = sum.1.zip(passed).map(|((total, waited), (transit, wait))| (total + transit, waited + wait));
+                if at == 0 && way == Way::Up {
+                    sum.0 = probe.entered;
+                }
+            }
+        }
+        transits
+    };
+    let [up, down] = Way::BOTH.map(transits);
+    let trip = |(id, (entered, passed)): (&u32, &(Duration, Option<(Duration, Duration)>))| {
+        let back = down.get(id).and_then(|(_, passed)| *passed);
+        let fate = match (*passed, back) {
+            (None, _) => RoundTripFate::LostUp,
+            (Some(_), None) => RoundTripFate::LostDown,
+            (Some(there), Some(back)) => RoundTripFate::Answered(there.0 + back.0, there.1 + back.1),
+        };
+        RoundTrip { entered: *entered, fate }
+    };
+    let mut trips = up.iter().map(trip).collect::<Vec<_>>();
+    trips.sort_by_key(|trip| trip.entered);
+    trips
+}
+
+/// The median in milliseconds.
+pub(crate) fn median_ms(mut times: Vec<Duration>) -> Option<f64> {
+    times.sort_unstable();
+    let upper = *times.get(times.len() / 2)?;
+    let lower = if times.len().is_multiple_of(2) { times[times.len() / 2 - 1] } else { upper };
+    Some((lower + upper).as_secs_f64() * 500.0)
+}
+
+/// Summarises round trips.
+pub(crate) fn latency(load: Load, trips: &[RoundTrip]) -> ObservedLatency {
+    let count = |fate| trips.iter().filter(|trip| trip.fate == fate).count() as u64;
+    let answered = trips.iter().filter_map(|trip| match trip.fate {
+        RoundTripFate::Answered(transit, wait) => Some((transit, wait)),
+        RoundTripFate::LostUp | RoundTripFate::LostDown => None,
+    });
+    let (transits, waits) = answered.unzip();
+    ObservedLatency {
+        load,
+        sent: trips.len() as u64,
+        lost_up: count(RoundTripFate::LostUp),
+        lost_down: count(RoundTripFate::LostDown),
+        p50_ms: median_ms(transits),
+        queue_ms: median_ms(waits),
+    }
+}
+
+/// The record of the last link of a way, and of the first.
+fn last_and_first(links: &LinkRecords, way: Way) -> Option<(&LinkRecord, &LinkRecord)> {
+    let (first, last) = (links.first()?, links.last()?);
+    let (last, first) = if way == Way::Up { (last, first) } else { (first, last) };
+    Some((&last[way as usize], &first[way as usize]))
+}
+
+/// The flows of large datagrams of a record.
+fn bulk_datagrams(record: &LinkRecord) -> impl Iterator<Item = &FlowRecord> {
+    let is_bulk = |flow: &FlowRecord| flow.with_payload > 20 && flow.payload_bytes / flow.with_payload > 300;
+    record
+        .flows
+        .iter()
+        .filter(move |(key, flow)| key.transport == Transport::Udp && is_bulk(flow))
+        .map(|(_, flow)| flow)
+}
+
+/// What the links did to the datagrams of the load in one way.
+pub(crate) fn datagrams(links: &LinkRecords, way: Way) -> Option<ObservedDatagrams> {
+    let (last, first) = last_and_first(links, way)?;
+    let entered = bulk_datagrams(first).map(|flow| flow.entered).sum::<u64>();
+    let sum = |of: fn(&FlowRecord) -> u64| -> u64 {
+        links.iter().flat_map(|link| bulk_datagrams(&link[way as usize])).map(of).sum()
+    };
+    let reordered = bulk_datagrams(last).map(|flow| flow.reordered).sum();
+    let dropped = sum(FlowRecord::all_dropped);
+    (entered > 0).then(|| ObservedDatagrams { entered, dropped, copies: sum(|flow| flow.copies), reordered })
+}
+
+/// The way of a direction.
+pub(crate) fn way(direction: Direction) -> Way {
+    match direction {
+        Direction::Upload => Way::Up,
+        Direction::Download => Way::Down,
+    }
+}
+
+impl Observed {
+    /// What the links did during a run with this result, whose phases began at these times of the link's clock. The
+    /// probes are those of watch rule `rule`.
+    pub fn of(
+        document: &ResultDocument,
+        phases: &[(Load, Duration, Duration)],
+        links: &LinkRecords,
+        rule: usize,
+    ) -> Self {
+        let trips = round_trips(links, rule);
+        let mut observed = Self::default();
+        for (load, begun, length) in phases.iter().copied() {
+            for direction in load.directions().iter().copied() {
+                let Some(measured) = document.measured(load, direction) else { continue };
+                let Some((last, _)) = last_and_first(links, way(direction)) else { continue };
+                let from = begun + Duration::from_millis(measured.startup_ms);
+                let steady = Duration::from_millis(measured.duration_ms);
+                let payload = |from, until| {
+                    let bin = last.between(from, until);
+                    if measured.udp.is_some() { bin.udp_payload } else { bin.tcp_payload }
+                };
+                observed.directions.push(ObservedDirection {
+                    direction,
+                    delivered_bps: payload(from, from + steady) as f64 * 8.0 / steady.as_secs_f64(),
+                    delivered_bytes: payload(begun, from + steady),
+                    datagrams: measured.udp.and_then(|_| datagrams(links, way(direction))),
+                });
+            }
+            if let Some(measured) = document.latency.of(load) {
+                observed.latency.push(latency(load, in_window(&trips, measured, begun + length)));
+            }
+        }
+        observed
+    }
+
+    /// What the links did to the probes under this load.
+    pub fn latency_of(&self, load: Load) -> Option<&ObservedLatency> {
+        self.latency.iter().find(|latency| latency.load == load)
+    }
+}
+
+/// The probes of the measured window: the last ones before the phase ended.
+fn in_window<'a>(trips: &'a [RoundTrip], measured: &LatencyResult, until: Duration) -> &'a [RoundTrip] {
+    let end = trips.partition_point(|trip| trip.entered < until);
+    &trips[end.saturating_sub(measured.sent as usize)..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use emulator::{DropReason, FlowKey, SeenProbe};
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn seen(id: u32, entered: u32, transit: Option<u32>) -> SeenProbe {
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        SeenProbe {
+            rule: 0,
+            flow: FlowKey {
+                transport: Transport::Udp,
+                source: address,
+                destination: address,
+                source_port: 1,
+                destination_port: 2,
+            },
+            id,
+            entered: entered * MS,
+            left: transit.map(|transit| (entered + transit) * MS),
+            queue_wait: MS,
+            dropped: transit.is_none().then_some(DropReason::Random),
+            is_duplicated: false,
+            is_reordered: false,
+        }
+    }
+
+    fn link(up: Vec<SeenProbe>, down: Vec<SeenProbe>) -> [LinkRecord; 2] {
+        [up, down].map(|probes| {
+            let mut record = LinkRecord::new(vec![]);
+            record.probes = probes;
+            record
+        })
+    }
+
+    #[test]
+    fn a_round_trip_is_the_sum_over_all_links() {
+        let near = link(
+            vec![seen(1, 10, Some(5)), seen(2, 20, Some(5)), seen(3, 30, None), seen(4, 40, Some(5))],
+            vec![seen(1, 60, Some(1)), seen(2, 70, None)],
+        );
+        let far = link(
+            vec![seen(1, 15, Some(7)), seen(2, 25, Some(7)), seen(4, 45, None)],
+            vec![seen(1, 50, Some(2)), seen(1, 55, Some(9)), seen(2, 60, Some(2))],
+        );
+        let trips = round_trips(&vec![near, far], 0);
+        let fates = trips.iter().map(|trip| trip.fate).collect::<Vec<_>>();
+        let answered = RoundTripFate::Answered(15 * MS, 4 * MS);
+        assert_eq!(fates, [answered, RoundTripFate::LostDown, RoundTripFate::LostUp, RoundTripFate::LostUp]);
+        let summary = latency(Load::Idle, &trips);
+        assert_eq!((summary.sent, summary.lost_up, summary.lost_down, summary.p50_ms), (4, 2, 1, Some(15.0)));
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_is_in_the_middle() {
+        assert_eq!(median_ms(vec![4 * MS, MS, 2 * MS, 3 * MS]), Some(2.5));
+        assert_eq!(median_ms(vec![3 * MS, MS, 2 * MS]), Some(2.0));
+        assert_eq!(median_ms(vec![]), None);
+    }
+}

@@ -1,0 +1,269 @@
+//! Runs iperf3, ping and irtt over the links of a scenario, and compares what they report with what the link did. A shell.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use emulator::{BIN, Family, LinkRecord, Namespace, Scenario, Topology, Transport, WatchRule, Way, accuracy};
+use paramedic_link::test_spec::{Direction, Load};
+
+use crate::checks::{self, LOST, REORDERED, word};
+use crate::observed::{self, LinkRecords, RoundTrip, way};
+use crate::peer_output::{self, RoundTrips};
+use crate::reading::Reading;
+use crate::run::{take_records, worst_lateness_ms};
+
+/// The packets of irtt: a magic number, flags (none in a request, 2 in a reply, others when it opens or closes a session), a
+/// token, and the sequence number.
+const IRTT: WatchRule = WatchRule {
+    transport: Transport::Udp,
+    port: Some(2112),
+    payload_len: None,
+    prefixes: &[&[0x14, 0xa7, 0x5b, 0], &[0x14, 0xa7, 0x5b, 2]],
+    id_at: 12,
+};
+
+/// The rules of the links' records, by the numbers below.
+const RULES: [WatchRule; 2] = [WatchRule::PING, IRTT];
+const PING_RULE: usize = 0;
+const IRTT_RULE: usize = 1;
+
+/// The programs, each with its Debian package.
+const PROGRAMS: [(&str, &str); 3] = [("iperf3", "iperf3"), ("ping", "iputils-ping"), ("irtt", "irtt")];
+
+/// The seconds of a load, as in our runs.
+const SECONDS: u64 = 5;
+
+/// A process that is killed on drop.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the programs reported in a cell, with the truth.
+#[derive(Debug)]
+pub(crate) struct PeerRun {
+    pub(crate) programs: Vec<String>,
+    pub(crate) readings: Vec<Reading>,
+    pub(crate) fault: Option<String>,
+    pub(crate) worst_lateness_ms: f64,
+}
+
+/// The programs that are not installed, with their packages.
+pub(crate) fn missing() -> Vec<String> {
+    let is_missing = |name: &&(&str, &str)| version(name.0).is_none();
+    PROGRAMS.iter().filter(is_missing).map(|(name, package)| format!("{name} (Debian: {package})")).collect()
+}
+
+/// The first line of the program's version.
+fn version(program: &str) -> Option<String> {
+    let flag = match program {
+        "iperf3" => "--version",
+        "ping" => "-V",
+        _ => "version",
+    };
+    let output = Command::new(program).arg(flag).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().next().map(|line| line.replace("ping from ", ""))
+}
+
+/// Runs every installed program in a cell.
+pub(crate) fn run(scenario: &Scenario, seed: u64) -> anyhow::Result<PeerRun> {
+    let topology = Topology::new(&scenario.hops, seed, &RULES)?;
+    let peers = Peers { topology: &topology, scenario, to: topology.reflector_address(scenario.family).to_string() };
+    let mut done = PeerRun {
+        programs: PROGRAMS.iter().filter_map(|(name, _)| version(name)).collect(),
+        readings: vec![],
+        fault: None,
+        worst_lateness_ms: 0.0,
+    };
+    let overrun = topology.overrun()?;
+    let _iperf3 = peers.server("iperf3", &["-s"])?;
+    let _irtt = peers.server("irtt", &["server", "-i", "0"])?;
+    let mut add = |(readings, links): (Vec<Reading>, LinkRecords)| {
+        let fault = accuracy::fault(links.iter().flatten(), 0);
+        done.fault = done.fault.take().or(fault);
+        done.worst_lateness_ms = done.worst_lateness_ms.max(worst_lateness_ms(&links));
+        done.readings.extend(readings);
+    };
+    add(peers.idle()?);
+    for direction in [Direction::Download, Direction::Upload] {
+        add(peers.loaded(direction)?);
+        if let Some(mbit) = scenario.udp_mbit {
+            add(peers.datagrams(direction, mbit)?);
+        }
+    }
+    let overrun = topology.overrun()? - overrun;
+    done.fault = done.fault.or_else(|| accuracy::fault([], overrun));
+    Ok(done)
+}
+
+struct Peers<'a> {
+    topology: &'a Topology,
+    scenario: &'a Scenario,
+    /// The reflector's address.
+    to: String,
+}
+
+impl Peers<'_> {
+    /// Starts a server at the reflector's host; `None` if it is not installed.
+    fn server(&self, program: &str, args: &[&str]) -> anyhow::Result<Option<Server>> {
+        if version(program).is_none() {
+            return Ok(None);
+        }
+        let host = self.topology.reflector();
+        let mut child = host.command(program, args);
+        let child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context(program.to_owned())?;
+        let server = Server(child);
+        match program {
+            "irtt" => await_port(host, "-Huln", 2112)?,
+            _ => await_port(host, "-Htln", 5201)?,
+        }
+        Ok(Some(server))
+    }
+
+    /// Starts ping and irtt for so many seconds.
+    fn probe(&self, seconds: f64) -> anyhow::Result<Vec<(usize, &'static str, Child)>> {
+        let count = format!("{}", (seconds * 50.0) as u32);
+        let wait = format!("{}", (self.scenario.round_trip_ms() / 1e3 + 2.0).ceil());
+        let duration = format!("{}ms", (seconds * 1e3) as u32);
+        let family = if self.scenario.family == Family::Ipv4 { "-4" } else { "-6" };
+        let all: [(usize, &str, Vec<&str>); 2] = [
+            (PING_RULE, "ping", vec![family, "-n", "-i", "0.02", "-W", &wait, "-c", &count, &self.to]),
+            (IRTT_RULE, "irtt", vec!["client", family, "-i", "20ms", "-d", &duration, "-Q", "-o", "-", &self.to]),
+        ];
+        let mut started = Vec::new();
+        for (rule, program, args) in all {
+            if version(program).is_none() {
+                continue;
+            }
+            let mut command = self.topology.appliance().command(program, &args);
+            let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+            started.push((rule, program, child.context(program)?));
+        }
+        Ok(started)
+    }
+
+    fn idle(&self) -> anyhow::Result<(Vec<Reading>, LinkRecords)> {
+        drop(take_records(self.topology));
+        let said = round_trips(self.probe(3.0)?);
+        settle();
+        let links = take_records(self.topology);
+        let mut readings = Vec::new();
+        for (rule, by, said) in said {
+            let truth = observed::latency(Load::Idle, &observed::round_trips(&links, rule));
+            readings.extend(truth.p50_ms.map(|truth| checks::idle(by, said.median_ms, truth)));
+            let share = 1.0 - said.received as f64 / said.sent.max(1) as f64;
+            readings.push(checks::loss("both ways", by, share, truth.lost_up + truth.lost_down, truth.sent));
+            if let Some([up, down]) = said.lost_ways {
+                readings.push(checks::loss("upload", by, up / 100.0, truth.lost_up, truth.sent));
+                let reached = truth.sent - truth.lost_up;
+                readings.push(checks::loss("download", by, down / 100.0, truth.lost_down, reached));
+            }
+        }
+        Ok((readings, links))
+    }
+
+    fn iperf3(&self, direction: Direction, args: &[&str]) -> anyhow::Result<Option<Child>> {
+        if version("iperf3").is_none() {
+            return Ok(None);
+        }
+        let reverse: &[&str] = if direction == Direction::Download { &["-R"] } else { &[] };
+        let args = [&["-c", &self.to, "-J"], reverse, args].concat();
+        let mut command = self.topology.appliance().command("iperf3", &args);
+        Ok(Some(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("iperf3")?))
+    }
+
+    fn loaded(&self, direction: Direction) -> anyhow::Result<(Vec<Reading>, LinkRecords)> {
+        drop(take_records(self.topology));
+        let seconds = SECONDS.to_string();
+        let load = self.iperf3(direction, &["-t", &seconds, "-P", "4"])?;
+        // Past the begin of the load, in which the queue fills.
+        std::thread::sleep(Duration::from_millis(1500));
+        let said = round_trips(self.probe(3.0)?);
+        let load = load.map(output).transpose()?;
+        settle();
+        let links = take_records(self.topology);
+        let mut readings = Vec::new();
+        if let Some(load) = load {
+            let said = peer_output::iperf3_tcp(&load)?;
+            if let Some(truth) = delivered_bps(&links, direction, said.seconds) {
+                readings.push(checks::throughput(word(direction), "iperf3", said.received_bps, truth));
+            }
+        }
+        for (rule, by, said) in said {
+            let trips: Vec<RoundTrip> = observed::round_trips(&links, rule);
+            let truth = observed::latency(Load::Download, &trips).p50_ms;
+            readings.extend(truth.map(|truth| checks::loaded(word(direction), by, said.median_ms, truth)));
+        }
+        Ok((readings, links))
+    }
+
+    fn datagrams(&self, direction: Direction, mbit: f64) -> anyhow::Result<(Vec<Reading>, LinkRecords)> {
+        drop(take_records(self.topology));
+        let rate = format!("{mbit}M");
+        let load = self.iperf3(direction, &["-u", "-b", &rate, "-l", "1400", "-t", "3"])?;
+        let load = load.map(output).transpose()?;
+        settle();
+        let links = take_records(self.topology);
+        let mut readings = Vec::new();
+        if let (Some(load), Some(truth)) = (load, observed::datagrams(&links, way(direction))) {
+            let said = peer_output::iperf3_udp(&load)?;
+            let what = word(direction);
+            let exact =
+                |check, said: u64, truth: u64| checks::reading(check, what, "iperf3", [said as f64, truth as f64], 0.0);
+            readings.push(exact(LOST, said.lost, truth.dropped));
+            readings.extend(said.out_of_order.map(|said| exact(REORDERED, said, truth.reordered)));
+        }
+        Ok((readings, links))
+    }
+}
+
+fn settle() {
+    std::thread::sleep(Duration::from_millis(700));
+}
+
+/// Waits until a server listens on a port; `sockets` are the flags of ss(8) for its protocol.
+pub(crate) fn await_port(host: &Namespace, sockets: &str, port: u16) -> anyhow::Result<()> {
+    let filter = format!("sport = :{port}");
+    for _ in 0..100 {
+        if !host.run(&["ss", sockets, &filter])?.trim().is_empty() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    anyhow::bail!("no program listens on port {port}")
+}
+
+fn output(child: Child) -> anyhow::Result<String> {
+    Ok(String::from_utf8_lossy(&child.wait_with_output()?.stdout).into_owned())
+}
+
+/// What the programs reported. A program that got no answer reports nothing.
+fn round_trips(started: Vec<(usize, &'static str, Child)>) -> Vec<(usize, &'static str, RoundTrips)> {
+    let read = |(rule, program, child)| {
+        let text = output(child).ok()?;
+        let read = if program == "ping" { peer_output::ping(&text) } else { peer_output::irtt(&text) };
+        read.inspect_err(|error| eprintln!("    {program}: {error:#}")).ok().map(|read| (rule, program, read))
+    };
+    started.into_iter().filter_map(read).collect()
+}
+
+/// The rate at which the last link delivered TCP payload in a direction, from the first full bin on for so many seconds.
+fn delivered_bps(links: &LinkRecords, direction: Direction, seconds: f64) -> Option<f64> {
+    let last = match way(direction) {
+        Way::Up => links.last()?,
+        Way::Down => links.first()?,
+    };
+    let record: &LinkRecord = &last[way(direction) as usize];
+    // The control connection of iperf3 carries less.
+    let first = record.bins.iter().position(|bin| bin.tcp_payload > 2000)?;
+    let from = BIN * u32::try_from(first).ok()?;
+    let until = from + Duration::from_secs_f64(seconds);
+    Some(record.between(from, until).tcp_payload as f64 * 8.0 / seconds)
+}

@@ -1,0 +1,174 @@
+//! Runs both real programs over the links of a scenario. A shell: starts processes, waits, reads clocks.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use emulator::{Family, LinkRecord, Scenario, Topology, Transport, WatchRule, Way, accuracy};
+use lab::{Appliance, Reflector, event};
+use paramedic_link::test_spec::Load;
+use paramedic_report::document::{Event, ResultDocument};
+
+use crate::observed::{LinkRecords, Observed};
+use crate::record::Run;
+
+/// The reflector's port.
+pub const REFLECTOR_PORT: u16 = 4000;
+
+/// The latency probes of our programs (docs/protocol.md, "Latency probes"): the version, the kinds of a probe and of its
+/// reply, and the offset of the sequence number.
+pub const OUR_PROBES: WatchRule = WatchRule {
+    transport: Transport::Udp,
+    port: None,
+    payload_len: Some(96),
+    prefixes: &[&[1, 1], &[1, 2]],
+    id_at: 20,
+};
+
+/// How long a line of a running test may take.
+const LINE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How long packets may still be on their way after a run, beside the round trip.
+const SETTLING: Duration = Duration::from_millis(1500);
+
+/// Both programs at the ends of a path.
+#[derive(Debug)]
+pub struct Bed {
+    /// The hosts and links.
+    pub topology: Topology,
+    appliance: Appliance,
+    reflector: Reflector,
+    scenario: Scenario,
+}
+
+/// A run, and why it is to be discarded, if it is.
+#[derive(Debug)]
+pub struct Finished {
+    /// What was reported, and what the link did.
+    pub run: Run,
+    /// The records of the links.
+    pub links: LinkRecords,
+    /// Why the link did not do what was set.
+    pub fault: Option<String>,
+}
+
+impl Bed {
+    /// Starts both programs at the ends of the scenario's path, and pairs them.
+    pub fn new(scenario: &Scenario, seed: u64) -> anyhow::Result<Self> {
+        let topology = Topology::new(&scenario.hops, seed, &[OUR_PROBES])?;
+        let any = if scenario.family == Family::Ipv4 { "0.0.0.0" } else { "[::]" };
+        let environment = [("MODE", "direct_ephemeral")];
+        let listen = format!("{any}:{REFLECTOR_PORT}");
+        let reflector = Reflector::serve_on(&[&listen], Some(topology.reflector().name()), &environment);
+        let address = std::net::SocketAddr::new(topology.reflector_address(scenario.family), REFLECTOR_PORT);
+        let appliance = Appliance::in_netns(topology.appliance().name()).pair(&reflector, &address.to_string());
+        Ok(Self { topology, appliance, reflector, scenario: scenario.clone() })
+    }
+
+    /// Runs a speed test with these further arguments.
+    pub fn speed_test(&self, args: &[&str]) -> anyhow::Result<Finished> {
+        let (overrun, unread) = (self.topology.overrun()?, self.unread()?);
+        self.forget();
+        let mut phases = Vec::new();
+        let mut running =
+            self.appliance.start(&[&["speed-test", "--json-stream", "--data-mode", "direct"], args].concat());
+        let document = loop {
+            let line = running.line(LINE_TIMEOUT).with_context(|| format!("{args:?}\n{}", self.reflector.log()))?;
+            match event(&line) {
+                Event::Phase(begun) => {
+                    let now = self.topology.links.first().map(emulator::Link::now).unwrap_or_default();
+                    phases.push((begun.phase, now, Duration::from_millis(begun.duration_ms)));
+                    self.change(begun.phase);
+                }
+                Event::Result(result) => break *result,
+                Event::Error(error) => bail!("{args:?}: {}: {}", error.error.what, error.error.because),
+                Event::Queued(_) | Event::Start(_) | Event::Interval(_) | Event::Latency(_) => {}
+            }
+        };
+        running.wait(LINE_TIMEOUT)?;
+        // What is still in a queue is part of the record.
+        std::thread::sleep(SETTLING);
+        let links = self.take_records();
+        let new_overrun = self.topology.overrun()? - overrun;
+        let new_unread = self.unread()? - unread;
+        let unread = (new_unread > 0).then(|| format!("a program did not read {new_unread} datagrams in time"));
+        let fault = accuracy::fault(links.iter().flatten(), new_overrun).or(unread).or_else(|| incomplete(&document));
+        let observed = Observed::of(&document, &phases, &links, 0);
+        Ok(Finished { run: Run { document, observed }, links, fault })
+    }
+
+    /// Datagrams that arrived at either host and were dropped, because the receiving socket's buffer was full.
+    fn unread(&self) -> anyhow::Result<u64> {
+        let mut sum = 0;
+        for host in [self.topology.appliance(), self.topology.reflector()] {
+            sum += unread_datagrams(&host.run(&["cat", "/proc/net/snmp", "/proc/net/snmp6"])?);
+        }
+        Ok(sum)
+    }
+
+    /// Applies the scenario's changes for a phase that begins.
+    fn change(&self, phase: Load) {
+        let name = match phase {
+            Load::Idle => "idle",
+            Load::Download => "download",
+            Load::Upload => "upload",
+            Load::Bidir | Load::Unknown => return,
+        };
+        for change in self.scenario.changes.iter().filter(|change| change.phase == name) {
+            let before = self.scenario.hops.iter().take(change.hop - 1).filter(|hop| hop.is_emulated()).count();
+            let Some(link) = self.topology.links.get(before) else { continue };
+            let at = link.now() + Duration::from_secs_f64(change.after_s);
+            for (way, settings) in [(Way::Up, &change.up), (Way::Down, &change.down)] {
+                if let Some(settings) = settings {
+                    link.change_at(way, at, settings.clone());
+                }
+            }
+        }
+    }
+
+    /// Drops what the links recorded so far.
+    fn forget(&self) {
+        drop(self.take_records());
+    }
+
+    /// Takes the records of the links.
+    fn take_records(&self) -> LinkRecords {
+        take_records(&self.topology)
+    }
+}
+
+/// Takes the records of all links.
+pub(crate) fn take_records(topology: &Topology) -> LinkRecords {
+    topology.links.iter().map(|link| Way::BOTH.map(|way| link.take_record(way))).collect()
+}
+
+/// How late the latest packet left, in milliseconds.
+pub(crate) fn worst_lateness_ms(links: &LinkRecords) -> f64 {
+    let worst = |record: &LinkRecord| record.lateness.worst.max(record.longest_turn).as_secs_f64() * 1e3;
+    links.iter().flatten().map(worst).fold(0.0, f64::max)
+}
+
+/// The sum of the counters of full receive buffers (proc_net(5)).
+fn unread_datagrams(counters: &str) -> u64 {
+    let mut udp = counters.lines().filter_map(|line| line.strip_prefix("Udp: ")).map(|line| line.split(' '));
+    let v4 = udp.next().zip(udp.next()).into_iter().flat_map(|(names, values)| names.zip(values));
+    let v4 = v4.filter(|(name, _)| *name == "RcvbufErrors").map(|(_, value)| value);
+    let v6 = counters.lines().filter_map(|line| line.strip_prefix("Udp6RcvbufErrors")).map(str::trim);
+    v4.chain(v6).filter_map(|value| value.parse::<u64>().ok()).sum()
+}
+
+fn incomplete(document: &ResultDocument) -> Option<String> {
+    (!document.complete).then(|| "the test did not complete".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_receive_buffers_of_both_families_are_counted() {
+        let counters = "Tcp: InErrs\nTcp: 9\nUdp: InDatagrams NoPorts RcvbufErrors\nUdp: 5 6 7\n\
+            UdpLite: InDatagrams RcvbufErrors\nUdpLite: 0 4\nUdp6InErrors                    	2\n\
+            Udp6RcvbufErrors                	3\n";
+        assert_eq!(unread_datagrams(counters), 10);
+    }
+}

@@ -1,0 +1,110 @@
+//! Results beside what an emulated link did: exact counts and signs only. script/lab judges the tolerances.
+
+use std::sync::{Mutex, PoisonError};
+
+use emulator::{KeepAwake, Way};
+use lab::Programs;
+use paramedic_link::test_spec::{Direction, Load};
+use paramedic_report::document::ResultDocument;
+use truth::cells;
+use truth::run::{Bed, Finished};
+
+/// One test after the other: together they would make the links late.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// How often a run is tried in which the link was late.
+const TRIES: u64 = 3;
+
+/// Runs a test over a cell until the link was not late, and judges it. Prints SKIPPED if it always was.
+fn judge(name: &str, args: &[&str], judge: impl Fn(&Finished)) {
+    if !may_run() {
+        return;
+    }
+    Programs::built();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _awake = KeepAwake::start();
+    let cell = cells::named(name).unwrap();
+    for seed in 1..=TRIES {
+        let finished = Bed::new(&cell.scenario, seed).unwrap().speed_test(args).unwrap();
+        match &finished.fault {
+            None => return judge(&finished),
+            Some(fault) => eprintln!("{name}: discarded: {fault}"),
+        }
+    }
+    eprintln!("SKIPPED: {name}: the link was late in {TRIES} runs");
+}
+
+/// Prints SKIPPED without root.
+fn may_run() -> bool {
+    let may = std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if !may {
+        eprintln!("SKIPPED: network namespaces need root");
+    }
+    may
+}
+
+fn p50_us(result: &ResultDocument, load: Load) -> u64 {
+    result.latency.of(load).and_then(|latency| latency.rtt_us?.p50).unwrap_or_else(|| panic!("{load:?}: {result:#?}"))
+}
+
+/// The counts of datagrams are those of the link.
+fn counts_are_exact(finished: &Finished) {
+    let document = &finished.run.document;
+    for direction in [Direction::Download, Direction::Upload] {
+        let load = if direction == Direction::Download { Load::Download } else { Load::Upload };
+        let said = document.measured(load, direction).and_then(|measured| measured.udp);
+        let said = said.unwrap_or_else(|| panic!("{direction}: {document:#?}"));
+        let link =
+            finished.run.observed.directions.iter().find(|one| one.direction == direction).unwrap().datagrams.unwrap();
+        let counts = (said.datagrams, said.lost, said.duplicates, said.out_of_order);
+        let true_counts = (link.entered, link.dropped, Some(link.copies), Some(link.reordered));
+        assert_eq!(counts, true_counts, "{direction}: datagrams, lost, duplicated, out of order");
+        assert!(link.dropped + link.copies + link.reordered > 0, "{direction}: the link did something: {link:?}");
+    }
+}
+
+#[test]
+fn a_clean_line_loses_nothing_is_not_exceeded_and_its_queue_is_seen() {
+    judge("03-cable", &["-t", "3", "--idle", "1"], |finished| {
+        let result = &finished.run.document;
+        let idle = result.latency.idle.as_ref().unwrap();
+        assert_eq!((idle.received, idle.duplicates), (idle.sent, 0), "{idle:#?}");
+        // Set: 20 ms. What the host adds may be long, but cannot be negative.
+        assert!(p50_us(result, Load::Idle) >= 20_000, "{idle:#?}");
+        for (load, direction, mbit) in
+            [(Load::Download, Direction::Download, 100), (Load::Upload, Direction::Upload, 10)]
+        {
+            let goodput = result.measured(load, direction).unwrap().goodput_bps;
+            assert!((1..mbit * 1_000_000).contains(&goodput), "{direction}: {goodput} bit/s of {mbit} Mbit/s");
+        }
+        // A busy host fills 10 Mbit/s, but may not fill 100.
+        assert!(p50_us(result, Load::Upload) > p50_us(result, Load::Idle), "{result:#?}");
+        let observed = finished.run.observed.latency_of(Load::Upload).unwrap();
+        assert!(observed.queue_ms.unwrap() > 0.0, "{observed:?}");
+    });
+}
+
+#[test]
+fn lost_datagrams_are_counted_exactly() {
+    judge("15-loss-3", &["-u", "-b", "5M", "-O", "0", "-t", "2", "--idle", "1"], |finished| {
+        counts_are_exact(finished);
+        let observed = finished.run.observed.latency_of(Load::Idle).unwrap();
+        let idle = finished.run.document.latency.idle.as_ref().unwrap();
+        // The window may be off by a probe at each end.
+        let lost = (idle.sent - idle.received).abs_diff(observed.lost_up + observed.lost_down);
+        assert!(lost <= 2, "{idle:#?}\n{observed:?}");
+    });
+}
+
+#[test]
+fn reordered_and_duplicated_datagrams_are_counted_exactly() {
+    judge("20-reordering-duplicates", &["-u", "-b", "5M", "-O", "0", "-t", "2", "--idle", "0.5"], |finished| {
+        counts_are_exact(finished);
+        for way in Way::BOTH {
+            let record = &finished.links[0][way as usize];
+            let sum = record.flows.values().map(|flow| flow.left + flow.all_dropped() - flow.copies).sum::<u64>();
+            let entered = record.flows.values().map(|flow| flow.entered).sum::<u64>();
+            assert_eq!(sum, entered, "every packet left or was dropped");
+        }
+    });
+}
