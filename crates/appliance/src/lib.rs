@@ -13,6 +13,7 @@ pub mod payload_transport;
 pub mod providers;
 pub mod reflector_client;
 pub mod request;
+pub mod schedule;
 pub mod store;
 pub mod targets;
 pub mod test_lock;

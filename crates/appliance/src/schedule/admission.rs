@@ -1,0 +1,130 @@
+//! Whether a run that is due may start now, and the reasons why one does not run. Pure.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::budget::DataUse;
+use super::definition::Schedule;
+
+/// Why a run did not take place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipReason {
+    /// The device was off or asleep, or the service did not run.
+    Missed,
+    /// The run before was not over.
+    StillRunning,
+    /// It was within the quiet hours.
+    QuietHours,
+    /// The budget of the day was spent.
+    DayBudget,
+    /// The budget of the month was spent.
+    MonthBudget,
+    /// Other traffic used the line.
+    LineBusy,
+    /// The service was told to stop before it began.
+    Stopped,
+}
+
+impl SkipReason {
+    const ALL: [(Self, &'static str, &'static str); 7] = [
+        (Self::Missed, "missed", "this device was off or asleep, or the service did not run"),
+        (Self::StillRunning, "still_running", "the run before was not over"),
+        (Self::QuietHours, "quiet_hours", "within the quiet hours"),
+        (Self::DayBudget, "day_budget", "the data budget of the day is spent"),
+        (Self::MonthBudget, "month_budget", "the data budget of the month is spent"),
+        (Self::LineBusy, "line_busy", "other traffic uses the line"),
+        (Self::Stopped, "stopped", "the service was stopped before it began"),
+    ];
+
+    /// The word for scripts and the store.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or("", |(_, word, _)| word)
+    }
+
+    /// The reason with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, own, _)| *own == word).map(|(reason, ..)| *reason)
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(Self::ALL.iter().find(|(reason, ..)| reason == self).map_or("", |(.., text)| text))
+    }
+}
+
+/// What is known about the line and the data when a run is about to start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Observations {
+    /// The data that the schedule has used.
+    pub used: DataUse,
+    /// The data that the run is expected to use.
+    pub expected_bytes: u64,
+    /// The share of the line that other traffic uses; absent if it is not known.
+    pub line_share: Option<f64>,
+}
+
+/// Whether a run of `schedule` may start at `now`. A run must fit into what is left of the budget.
+pub fn admit(schedule: &Schedule, now: Timestamp, seen: &Observations) -> Result<(), SkipReason> {
+    if schedule.quiet_hours.is_some_and(|hours| hours.contain(now, schedule.zone.rules())) {
+        return Err(SkipReason::QuietHours);
+    }
+    let left = schedule.budget.left(seen.used);
+    // A run that is expected to use nothing still needs some budget.
+    let needed = seen.expected_bytes.max(1);
+    if left.day_bytes.is_some_and(|left| left < needed) {
+        return Err(SkipReason::DayBudget);
+    }
+    if left.month_bytes.is_some_and(|left| left < needed) {
+        return Err(SkipReason::MonthBudget);
+    }
+    match (schedule.max_line_share, seen.line_share) {
+        (Some(limit), Some(share)) if share > limit => Err(SkipReason::LineBusy),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::budget::DataBudget;
+    use super::super::definition::tests::schedule;
+    use super::*;
+
+    #[test]
+    fn each_condition_keeps_a_run_from_starting() {
+        let mut schedule = schedule("a", "30 3 * * *");
+        let [night, day] = ["2026-01-10T23:00:00Z", "2026-01-10T12:00:00Z"].map(|text| text.parse().unwrap());
+        let busy = Observations {
+            used: DataUse { day_bytes: 90, month_bytes: 900 },
+            expected_bytes: 11,
+            line_share: Some(0.3),
+        };
+        assert_eq!(admit(&schedule, night, &busy), Ok(()), "without conditions");
+        schedule.max_line_share = Some(0.2);
+        assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::LineBusy));
+        assert_eq!(admit(&schedule, night, &Observations { line_share: None, ..busy }), Ok(()), "nothing is known");
+        schedule.budget = DataBudget { day_bytes: None, month_bytes: Some(910) };
+        assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::MonthBudget));
+        schedule.budget.day_bytes = Some(100);
+        assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::DayBudget));
+        schedule.quiet_hours = "22:00-07:00".parse().ok();
+        assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::QuietHours));
+        let light = Observations { expected_bytes: 10, line_share: Some(0.2), ..busy };
+        assert_eq!(admit(&schedule, day, &light), Ok(()));
+        let spent = Observations { used: DataUse { day_bytes: 100, month_bytes: 0 }, expected_bytes: 0, ..light };
+        assert_eq!(admit(&schedule, day, &spent), Err(SkipReason::DayBudget));
+    }
+
+    #[test]
+    fn every_reason_has_a_word_of_its_own() {
+        for (reason, word, text) in SkipReason::ALL {
+            assert_eq!(SkipReason::from_word(word), Some(reason));
+            assert_eq!((reason.as_str(), reason.to_string().as_str()), (word, text));
+            assert_eq!(serde_json::to_value(reason).unwrap(), word);
+        }
+        assert_eq!(SkipReason::from_word("lazy"), None);
+    }
+}

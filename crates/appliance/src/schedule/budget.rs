@@ -1,0 +1,86 @@
+//! The data that a schedule may use in a day and in a month of its time zone. Pure.
+
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp, Zoned};
+use serde::{Deserialize, Serialize};
+
+/// The limits of a schedule; absent: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataBudget {
+    /// Bytes in a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub day_bytes: Option<u64>,
+    /// Bytes in a calendar month.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub month_bytes: Option<u64>,
+}
+
+/// Bytes in the current day and month: used, or left of a budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataUse {
+    /// In the day.
+    pub day_bytes: u64,
+    /// In the month.
+    pub month_bytes: u64,
+}
+
+/// A span of time, its end excluded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetPeriod {
+    /// Its begin.
+    pub from: Timestamp,
+    /// Its end.
+    pub to: Timestamp,
+}
+
+impl DataBudget {
+    /// What is left of the limits.
+    pub fn left(self, used: DataUse) -> Self {
+        let left = |limit: Option<u64>, used: u64| limit.map(|limit| limit.saturating_sub(used));
+        Self { day_bytes: left(self.day_bytes, used.day_bytes), month_bytes: left(self.month_bytes, used.month_bytes) }
+    }
+}
+
+/// The day that contains `now` in `zone`.
+pub fn day_of(now: Timestamp, zone: &TimeZone) -> Option<BudgetPeriod> {
+    let start = now.to_zoned(zone.clone()).start_of_day().ok()?;
+    period(&start, Span::new().days(1))
+}
+
+/// The calendar month that contains `now` in `zone`.
+pub fn month_of(now: Timestamp, zone: &TimeZone) -> Option<BudgetPeriod> {
+    let start = now.to_zoned(zone.clone()).first_of_month().ok()?.start_of_day().ok()?;
+    period(&start, Span::new().months(1))
+}
+
+fn period(start: &Zoned, length: Span) -> Option<BudgetPeriod> {
+    let end = start.checked_add(length).ok()?.start_of_day().ok()?;
+    Some(BudgetPeriod { from: start.timestamp(), to: end.timestamp() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_and_months_are_those_of_the_zone_also_when_the_clock_changes() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        let shown = |period: Option<BudgetPeriod>| {
+            let period = period.unwrap();
+            [period.from.to_string(), period.to.to_string()]
+        };
+        // The day of the change in spring has 23 hours.
+        let now = "2026-03-29T12:00:00Z".parse().unwrap();
+        assert_eq!(shown(day_of(now, &berlin)), ["2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"]);
+        assert_eq!(shown(month_of(now, &berlin)), ["2026-02-28T23:00:00Z", "2026-03-31T22:00:00Z"]);
+        let new_year = "2026-12-31T23:30:00Z".parse().unwrap();
+        assert_eq!(shown(month_of(new_year, &berlin)), ["2026-12-31T23:00:00Z", "2027-01-31T23:00:00Z"]);
+    }
+
+    #[test]
+    fn what_is_left_never_falls_below_zero() {
+        let budget = DataBudget { day_bytes: Some(10), month_bytes: None };
+        let used = DataUse { day_bytes: 12, month_bytes: 12 };
+        assert_eq!(budget.left(used), DataBudget { day_bytes: Some(0), month_bytes: None });
+    }
+}

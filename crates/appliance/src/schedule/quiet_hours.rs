@@ -1,0 +1,108 @@
+//! The hours of the day in which a schedule does not run, by the clock of its time zone. Pure.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use jiff::civil::Time;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+/// A range of the day, its end excluded. It may pass midnight: `22:00-07:00`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct QuietHours {
+    from: Time,
+    to: Time,
+}
+
+/// Why a text is no range of the day.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no range of hours; valid: HH:MM-HH:MM with two different times, such as 22:00-07:00")]
+pub struct NotQuietHours {
+    text: String,
+}
+
+impl QuietHours {
+    /// Whether `time` is within the range.
+    pub fn contain(self, time: Timestamp, zone: &TimeZone) -> bool {
+        let time = time.to_zoned(zone.clone()).time();
+        if self.from < self.to { (self.from..self.to).contains(&time) } else { time >= self.from || time < self.to }
+    }
+}
+
+impl FromStr for QuietHours {
+    type Err = NotQuietHours;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let time = |text: &str| {
+            let (hour, minute) = text.trim().split_once(':')?;
+            let number = |digits: &str| {
+                let is_valid = (1..=2).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+                is_valid.then(|| digits.parse().ok()).flatten()
+            };
+            Time::new(number(hour)?, number(minute)?, 0, 0).ok()
+        };
+        let range = text.split_once('-').and_then(|(from, to)| Some(Self { from: time(from)?, to: time(to)? }));
+        range.filter(|range| range.from != range.to).ok_or_else(|| NotQuietHours { text: text.to_owned() })
+    }
+}
+
+impl TryFrom<String> for QuietHours {
+    type Error = NotQuietHours;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<QuietHours> for String {
+    fn from(hours: QuietHours) -> Self {
+        hours.to_string()
+    }
+}
+
+impl fmt::Display for QuietHours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to } = self;
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from.hour(), from.minute(), to.hour(), to.minute())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_may_pass_midnight_and_excludes_its_end() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        let is_quiet =
+            |hours: &str, time: &str| hours.parse::<QuietHours>().unwrap().contain(time.parse().unwrap(), &berlin);
+        // One hour ahead of UTC in winter, two in summer.
+        for (time, night, day) in [
+            ("2026-01-10T20:59:59Z", false, false),
+            ("2026-01-10T21:00:00Z", true, false),
+            ("2026-01-10T23:30:00Z", true, false),
+            ("2026-01-11T05:59:00Z", true, false),
+            ("2026-01-11T06:00:00Z", false, false),
+            ("2026-01-11T09:00:00Z", false, true),
+            ("2026-07-11T05:00:00Z", false, false),
+        ] {
+            assert_eq!((is_quiet("22:00-07:00", time), is_quiet("9:30-17:00", time)), (night, day), "{time}");
+        }
+        assert_eq!("9:30-17:00".parse::<QuietHours>().unwrap().to_string(), "09:30-17:00");
+        for wrong in [
+            "",
+            "22-7",
+            "22:00",
+            "22:00-22:00",
+            "24:00-07:00",
+            "22:60-07:00",
+            "a:b-c:d",
+            "+1:00-2:00",
+            "22:00-07:00-08:00",
+        ] {
+            assert!(wrong.parse::<QuietHours>().is_err(), "{wrong:?}");
+        }
+    }
+}
