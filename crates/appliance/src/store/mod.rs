@@ -1,10 +1,11 @@
-//! The appliance's database and all of its SQL: paired reflectors and runs. One SQLite file in the state folder, with
+//! The appliance's database and all of its SQL: paired reflectors, runs and schedules. One SQLite file in the state folder, with
 //! numbered migrations.
 
 mod direct_mode;
 mod export;
 mod reflectors;
 mod runs;
+mod schedules;
 
 use std::fs::File;
 use std::io;
@@ -24,6 +25,7 @@ pub use direct_mode::DirectModeFinding;
 pub use export::ExportFormat;
 pub use reflectors::Reflector;
 pub use runs::SavedRun;
+pub use schedules::{RunEnding, ScheduleRun, ScheduleRunOutcome, StoredSchedule};
 
 /// The file's name in the state folder.
 pub const FILE: &str = "packetparamedic.db";
@@ -123,6 +125,18 @@ pub enum StorageError {
     /// The ids of several runs begin or end with this text.
     #[error("more than one run's id begins or ends with {wanted:?}")]
     AmbiguousRun {
+        /// The text that was searched for.
+        wanted: String,
+    },
+    /// Another schedule has this name.
+    #[error("another schedule is called {name}")]
+    ScheduleExists {
+        /// The name.
+        name: String,
+    },
+    /// No schedule has this name.
+    #[error("no schedule is called {wanted:?}")]
+    NoSuchSchedule {
         /// The text that was searched for.
         wanted: String,
     },
@@ -273,6 +287,15 @@ impl StorageError {
 /// The error for a stored value that this program cannot have written.
 fn strange(error: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
+}
+
+/// Converts a number for SQL, which has no unsigned integers. All stored numbers are far below the limit.
+fn unsigned(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn natural(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use paramedic_report::stats::Grade;
 use paramedic_report::summary::RunSummary;
 use uuid::Uuid;
 
-use super::{ApplianceStore, StorageError, strange};
+use super::{ApplianceStore, StorageError, natural, strange, unsigned};
 
 /// A saved run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,14 +90,14 @@ impl ApplianceStore {
         .bind(run.peer)
         .bind(run.address)
         .bind(run.endpoint_id.map(|id| id.to_string()))
-        .bind(run.download_bps.map(stored))
-        .bind(run.upload_bps.map(stored))
-        .bind(run.rtt_idle_us.map(stored))
-        .bind(run.rtt_download_us.map(stored))
-        .bind(run.rtt_upload_us.map(stored))
+        .bind(run.download_bps.map(unsigned))
+        .bind(run.upload_bps.map(unsigned))
+        .bind(run.rtt_idle_us.map(unsigned))
+        .bind(run.rtt_download_us.map(unsigned))
+        .bind(run.rtt_upload_us.map(unsigned))
         .bind(run.bufferbloat_download.map(|grade| grade.to_string()))
         .bind(run.bufferbloat_upload.map(|grade| grade.to_string()))
-        .bind(stored(run.data_used_bytes))
+        .bind(unsigned(run.data_used_bytes))
         .bind(run.complete)
         .bind(text)
         .bind(error)
@@ -170,15 +170,6 @@ fn saved((id, text): (String, String)) -> Result<SavedRun, sqlx::Error> {
 
 fn grade(word: &str) -> Result<Grade, sqlx::Error> {
     serde_json::from_value(word.into()).map_err(strange)
-}
-
-/// Converts a number for SQL, which has no unsigned integers. All stored numbers are far below the limit.
-fn stored(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn natural(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or_default()
 }
 
 #[cfg(test)]
