@@ -1,5 +1,5 @@
 //! What both programs need and is neither a test nor a word of the protocol: the list of engines, the configuration,
-//! opening a database, how a command fails, the log, the self-test, the diagnosis and the version. Never prints.
+//! opening a database, how a command fails, the log, unix sockets, the self-test, the diagnosis and the version. Never prints.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
@@ -16,4 +16,5 @@ pub mod runtime;
 pub mod self_test;
 #[cfg(test)]
 mod test_files;
+pub mod unix_socket;
 pub mod version;

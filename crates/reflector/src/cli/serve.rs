@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use paramedic_engines::memory;
 use paramedic_engines::thread_limit::ThreadLimitReached;
+use paramedic_host::unix_socket::UnixSocketError;
 use paramedic_host::{log, runtime};
 
 use super::load;
@@ -12,7 +13,7 @@ use super::state::{identity, with_state, with_state_as_it_is};
 use crate::audit::AuditError;
 use crate::config::{AllFlags, Config};
 use crate::failure::{Exit, Failure};
-use crate::server::{self, ListenError, MetricsListenError, UnixSocketError};
+use crate::server::{self, ListenError, MetricsListenError};
 use crate::store::StoreError;
 
 /// The worker threads of the runtime, which move no test data.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use paramedic_host::config::Configuration;
+use paramedic_host::unix_socket::UnixSocket;
 use paramedic_link::{EndpointId, PeerText};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -16,7 +17,6 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
 use super::peers::Removal;
-use super::unix_socket::UnixSocket;
 use super::{CodeRequester, Lifecycle, PairedDevice, Server, lock, pair, status};
 use crate::config::Config;
 use crate::event::{AuditEvent, RefusalReason};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use paramedic_engines::udp_port::UdpPort;
+use paramedic_host::unix_socket::UnixSocket;
 use paramedic_host::version;
 use paramedic_link::{SecretKey, tls};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,7 +22,6 @@ use super::metrics_listener::{self, MetricsListener};
 use super::offer::{limits, offered};
 use super::peers::Peers;
 use super::reload::{self, ConfigReloader, Hangup};
-use super::unix_socket::UnixSocket;
 use super::{Lifecycle, STOP_TIMEOUT, Server, accept, admin_socket, known, lock, session_timer, unix_now, watchdog};
 use crate::audit::{Audit, Sizes};
 use crate::config::Config;

@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use paramedic_host::unix_socket::{UnixSocket, UnixSocketError};
 use socket2::{Protocol, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -19,7 +20,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::accept::{self, ListenError};
-use super::unix_socket::{UnixSocket, UnixSocketError};
 use super::{Server, lock, status};
 use crate::config::MetricsListen;
 use crate::metrics;

@@ -21,7 +21,6 @@ mod reload;
 mod running_session;
 mod session_timer;
 mod status;
-mod unix_socket;
 mod watchdog;
 
 pub use accept::{ListenError, check_listen};
@@ -31,7 +30,6 @@ pub use admin_socket::{read_request, write_request};
 pub use lifetime::serve;
 pub use metrics_listener::MetricsListenError;
 pub use reload::ConfigReloader;
-pub use unix_socket::UnixSocketError;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

@@ -27,14 +27,14 @@ pub enum UnixSocketError {
 
 /// A bound socket. Its file is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct UnixSocket {
+pub struct UnixSocket {
     listener: UnixListener,
     path: PathBuf,
 }
 
 impl UnixSocket {
     /// Binds the socket at `path`, 0660, and creates its folder if there is none.
-    pub(super) fn bind(path: &Path) -> Result<Self, UnixSocketError> {
+    pub fn bind(path: &Path) -> Result<Self, UnixSocketError> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed("create", folder))?;
             let owner = std::fs::metadata(folder).map_err(failed("read", folder))?.uid();
@@ -62,7 +62,7 @@ impl UnixSocket {
     }
 
     /// The next connection.
-    pub(super) async fn accept(&self) -> io::Result<UnixStream> {
+    pub async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
 }
