@@ -19,6 +19,7 @@ use paramedic_link::{EndpointId, PeerText};
 use paramedic_report::fold::{EmptyDirection, Impossible};
 
 use crate::payload_transport::PayloadTransport;
+use crate::schedule::ScheduleError;
 use crate::store::StorageError;
 use crate::targets::{Host, HostPort, NotAHostPort};
 
@@ -192,6 +193,27 @@ pub enum ApplianceError {
     /// The task of the test panicked: a fault of this program.
     #[error("the test ended without a result: {0}")]
     BrokeOff(String),
+    /// A schedule is not accepted.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// The schedule is disabled.
+    #[error("the schedule {name} is disabled")]
+    ScheduleDisabled {
+        /// Its name.
+        name: String,
+    },
+    /// A run of the schedule waits or runs.
+    #[error("a run of the schedule {name} waits or runs already")]
+    ScheduleRuns {
+        /// Its name.
+        name: String,
+    },
+    /// Another service uses the state folder.
+    #[error("a service runs with the state folder {}", .state_dir.display())]
+    ServiceRuns {
+        /// The state folder.
+        state_dir: PathBuf,
+    },
     /// A test with an iperf3 server failed.
     #[error(transparent)]
     Iperf3(#[from] Iperf3Failure),

@@ -38,6 +38,11 @@ pub fn read(local: Option<IpAddr>) -> HostFacts {
     }
 }
 
+/// Whether the kernel considers the system clock synchronised.
+pub fn is_clock_synchronised() -> bool {
+    sys::clock_state().is_ok_and(|clock| clock.is_synchronised)
+}
+
 /// A measurement of the host's processor time, from [`CpuClock::start`] on.
 #[derive(Clone, Debug)]
 pub struct CpuClock {

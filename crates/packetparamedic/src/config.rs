@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use paramedic_appliance::providers::PROVIDERS;
 use paramedic_appliance::providers::options::OptionSource;
-use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting};
+use paramedic_host::config::{ConfigError, Configuration, FlagGroup, Machine, Origins, Setting, ValueOrigin};
 use paramedic_host::log::LogFormat;
 use paramedic_link::PeerText;
 use paramedic_link::test_spec::{DataMode, EngineId, TestSpec};
@@ -18,6 +18,10 @@ pub(crate) const CODE_VARIABLE: &str = "PACKETPARAMEDIC_CODE";
 
 /// The state folder of root.
 const ROOT_STATE_DIR: &str = "/var/lib/packetparamedic";
+/// The runtime folder of root and of the unit.
+const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
+/// The name of the service's socket in the runtime folder.
+const SERVICE_SOCKET: &str = "service.sock";
 
 /// When to colour the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +42,10 @@ const COLORS: [(&str, Color); 3] = [("auto", Color::Auto), ("always", Color::Alw
 pub struct Settings {
     /// The folder of the key, the pairings and the results; absolute.
     pub state_dir: PathBuf,
+    /// The folder of the service's socket; absolute.
+    pub runtime_dir: PathBuf,
+    /// Whether a command may ask the service of this host: neither folder is set.
+    pub uses_host_service: bool,
     /// This appliance's own name.
     pub name: PeerText,
     /// The default reflector: a saved name, an Endpoint ID or an address.
@@ -79,6 +87,8 @@ impl Configuration for Settings {
     fn defaults() -> Self {
         Self {
             state_dir: PathBuf::new(),
+            runtime_dir: PathBuf::new(),
+            uses_host_service: false,
             name: PeerText::default(),
             peer: None,
             provider: None,
@@ -97,6 +107,7 @@ impl Configuration for Settings {
     fn example() -> Self {
         Self {
             state_dir: ROOT_STATE_DIR.into(),
+            runtime_dir: ROOT_RUNTIME_DIR.into(),
             name: PeerText::new("name-of-this-machine"),
             peer: Some("attic".to_owned()),
             provider: Some("reflector".to_owned()),
@@ -112,12 +123,47 @@ impl Configuration for Settings {
             let name = PeerText::new(&machine.hostname);
             self.name = if name.is_empty() { PeerText::new("appliance") } else { name };
         }
-        if origins.is_default("state_dir") {
+        let has_state_dir = !origins.is_default("state_dir");
+        if !has_state_dir {
             let (path, origin) = machine.state_dir(ROOT_STATE_DIR, "packetparamedic")?;
             self.state_dir = path;
             origins.set("state_dir", origin);
         }
+        let has_runtime_dir = !origins.is_default("runtime_dir");
+        self.uses_host_service = !has_state_dir && !has_runtime_dir;
+        if !has_runtime_dir {
+            let (path, origin) = if has_state_dir {
+                (self.state_dir.clone(), origins.of("state_dir"))
+            } else if let Some(path) = machine.systemd_folder("RUNTIME_DIRECTORY") {
+                (path, ValueOrigin::Place("RUNTIME_DIRECTORY"))
+            } else if machine.is_root {
+                (ROOT_RUNTIME_DIR.into(), ValueOrigin::Default)
+            } else if let Some(path) = machine.absolute("XDG_RUNTIME_DIR") {
+                (path.join("packetparamedic"), ValueOrigin::Place("XDG_RUNTIME_DIR"))
+            } else {
+                (self.state_dir.clone(), origins.of("state_dir"))
+            };
+            self.runtime_dir = path;
+            origins.set("runtime_dir", origin);
+        }
         Ok(Vec::new())
+    }
+}
+
+impl Settings {
+    /// The socket of the service.
+    pub fn service_socket(&self) -> PathBuf {
+        self.runtime_dir.join(SERVICE_SOCKET)
+    }
+
+    /// The sockets at which a command looks for a running service, in this order.
+    pub fn service_sockets(&self) -> Vec<PathBuf> {
+        let host = PathBuf::from(ROOT_RUNTIME_DIR).join(SERVICE_SOCKET);
+        let mut sockets = vec![self.service_socket()];
+        if self.uses_host_service && !sockets.contains(&host) {
+            sockets.push(host);
+        }
+        sockets
     }
 }
 
@@ -129,7 +175,7 @@ impl FlagGroup for CommonFlags {
     const IS_GLOBAL: bool = true;
 
     fn has(setting: &str) -> bool {
-        matches!(setting, "state_dir" | "color")
+        matches!(setting, "state_dir" | "runtime_dir" | "color")
     }
 }
 
@@ -146,6 +192,19 @@ static SETTINGS: &[Setting<Settings>] = &[
         is_list: false,
         read: |settings, given| given.path().map(|path| settings.state_dir = path),
         show: |settings| Some(Value::String(settings.state_dir.display().to_string())),
+    },
+    Setting {
+        name: "runtime_dir",
+        env: "PACKETPARAMEDIC_RUNTIME_DIR",
+        flag: Some("runtime-dir"),
+        placeholder: "FOLDER",
+        help: "The folder of the service's socket. Without it: the state folder, if that is set; systemd's \
+               RUNTIME_DIRECTORY; /run/packetparamedic for root; else packetparamedic in XDG_RUNTIME_DIR. A command \
+               for which neither folder is set also looks in /run/packetparamedic.",
+        valid: "a folder",
+        is_list: false,
+        read: |settings, given| given.path().map(|path| settings.runtime_dir = path),
+        show: |settings| Some(Value::String(settings.runtime_dir.display().to_string())),
     },
     Setting {
         name: "name",

@@ -1,4 +1,4 @@
-//! The appliance's command line, over `paramedic-appliance`.
+//! The appliance's command line and the API of its service, over `paramedic-appliance`.
 
 #![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
@@ -7,3 +7,4 @@
 
 pub mod cli;
 pub mod config;
+mod web;

@@ -3,14 +3,14 @@
 use jiff::Timestamp;
 use paramedic_link::EndpointId;
 use paramedic_link::test_spec::Load;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::document::{ErrorBody, LatencyResult, ResultDocument};
 use crate::stats::Grade;
 
 /// One run in a list. A value that was not measured is absent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSummary {
     /// The run's id.
     pub id: Uuid,

@@ -4,6 +4,8 @@
 mod identity;
 mod reflectors;
 mod results;
+mod schedules;
+mod service;
 mod test_run;
 mod udp_check;
 
@@ -16,6 +18,8 @@ use paramedic_link::state_folder::{self, Change, OwnFile, StateFolder, StateFold
 use tokio::sync::OnceCell;
 
 pub use reflectors::{NewPairing, PairingProof, Reached};
+pub use schedules::{ScheduleOverview, ScheduleProposal};
+pub use service::{PlannedSchedule, RunningSchedule, SERVICE_LOCK, Service, ServiceStatus};
 pub use test_run::{RunningTest, TestEnd, TestEvent};
 pub use udp_check::UdpCheck;
 
@@ -125,7 +129,7 @@ fn own_file(name: &str) -> Option<OwnFile> {
     match name {
         test_lock::SCRATCH => Some(OwnFile::Transient),
         // A running test holds the lock by its inode, so the file can be moved.
-        test_lock::LOCK_FILE => Some(OwnFile::Store),
+        test_lock::LOCK_FILE | SERVICE_LOCK => Some(OwnFile::Store),
         _ => is_own.then_some(OwnFile::Store),
     }
 }

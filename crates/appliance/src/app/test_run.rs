@@ -15,6 +15,7 @@ use paramedic_report::document::{Event, ResultDocument};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use super::Appliance;
 use crate::error::ApplianceError;
@@ -41,6 +42,10 @@ pub struct TestEnd {
     pub failure: Option<ApplianceError>,
     /// Why the measurements could not be saved.
     pub unsaved: Option<ApplianceError>,
+    /// The id under which the run is saved, also if it measured nothing.
+    pub saved_as: Option<Uuid>,
+    /// Payload bytes of the whole run.
+    pub data_used_bytes: u64,
 }
 
 /// The part of the state that a test uses.
@@ -92,6 +97,11 @@ impl Appliance {
             end
         });
         Ok(RunningTest { events, cancel, end })
+    }
+
+    /// Checks that a test could be run as requested, without running it.
+    pub async fn check_request(&self, request: &TestRequest) -> Result<(), ApplianceError> {
+        self.prepare(request.clone(), OptionValues::default()).await.map(drop)
     }
 
     /// What a test needs of the state, if its result is saved there. Fails if it could not be saved.
@@ -226,9 +236,11 @@ impl Appliance {
         if let Some(error) = &unsaved {
             tracing::warn!(%error, "the run is not saved");
         }
+        let saved_as = (unsaved.is_none() && !job.request.discards_result).then_some(result.id);
+        let data_used_bytes = result.data_used_bytes;
         // A run without measurements need not be saved.
         let unsaved = unsaved.filter(|_| is_measured);
-        TestEnd { measured: is_measured.then_some(result), failure, unsaved }
+        TestEnd { measured: is_measured.then_some(result), failure, unsaved, saved_as, data_used_bytes }
     }
 
     async fn save(&self, result: &ResultDocument, finding: Option<&DirectModeFinding>) -> Result<(), ApplianceError> {

@@ -58,7 +58,7 @@ impl fmt::Display for SkipReason {
 
 /// What is known about the line and the data when a run is about to start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Observations {
+pub struct RunObservations {
     /// The data that the schedule has used.
     pub used: DataUse,
     /// The data that the run is expected to use.
@@ -68,7 +68,7 @@ pub struct Observations {
 }
 
 /// Whether a run of `schedule` may start at `now`. A run must fit into what is left of the budget.
-pub fn admit(schedule: &Schedule, now: Timestamp, seen: &Observations) -> Result<(), SkipReason> {
+pub fn admit(schedule: &Schedule, now: Timestamp, seen: &RunObservations) -> Result<(), SkipReason> {
     if schedule.quiet_hours.is_some_and(|hours| hours.contain(now, schedule.zone.rules())) {
         return Err(SkipReason::QuietHours);
     }
@@ -97,7 +97,7 @@ mod tests {
     fn each_condition_keeps_a_run_from_starting() {
         let mut schedule = schedule("a", "30 3 * * *");
         let [night, day] = ["2026-01-10T23:00:00Z", "2026-01-10T12:00:00Z"].map(|text| text.parse().unwrap());
-        let busy = Observations {
+        let busy = RunObservations {
             used: DataUse { day_bytes: 90, month_bytes: 900 },
             expected_bytes: 11,
             line_share: Some(0.3),
@@ -105,16 +105,16 @@ mod tests {
         assert_eq!(admit(&schedule, night, &busy), Ok(()), "without conditions");
         schedule.max_line_share = Some(0.2);
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::LineBusy));
-        assert_eq!(admit(&schedule, night, &Observations { line_share: None, ..busy }), Ok(()), "nothing is known");
+        assert_eq!(admit(&schedule, night, &RunObservations { line_share: None, ..busy }), Ok(()), "nothing is known");
         schedule.budget = DataBudget { day_bytes: None, month_bytes: Some(910) };
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::MonthBudget));
         schedule.budget.day_bytes = Some(100);
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::DayBudget));
         schedule.quiet_hours = "22:00-07:00".parse().ok();
         assert_eq!(admit(&schedule, night, &busy), Err(SkipReason::QuietHours));
-        let light = Observations { expected_bytes: 10, line_share: Some(0.2), ..busy };
+        let light = RunObservations { expected_bytes: 10, line_share: Some(0.2), ..busy };
         assert_eq!(admit(&schedule, day, &light), Ok(()));
-        let spent = Observations { used: DataUse { day_bytes: 100, month_bytes: 0 }, expected_bytes: 0, ..light };
+        let spent = RunObservations { used: DataUse { day_bytes: 100, month_bytes: 0 }, expected_bytes: 0, ..light };
         assert_eq!(admit(&schedule, day, &spent), Err(SkipReason::DayBudget));
     }
 

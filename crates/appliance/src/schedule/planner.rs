@@ -88,7 +88,7 @@ pub struct Polled {
 /// The state machine.
 #[derive(Debug, Default)]
 pub struct Planner {
-    entries: BTreeMap<Uuid, Entry>,
+    entries: BTreeMap<Uuid, PlannerEntry>,
     /// The last reading of a trusted clock.
     last: Option<ClockReading>,
     due: Vec<DueRun>,
@@ -96,7 +96,7 @@ pub struct Planner {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct PlannerEntry {
     accepted: AcceptedSchedule,
     planned: Option<PlannedRun>,
 }
@@ -129,7 +129,7 @@ impl Planner {
             let id = accepted.id;
             let entry = match before.remove(&id) {
                 Some(entry) if entry.is_same(&accepted) => entry,
-                _ => Entry { accepted, planned: None },
+                _ => PlannerEntry { accepted, planned: None },
             };
             self.entries.insert(id, entry);
         }
@@ -227,7 +227,7 @@ impl Planner {
     }
 }
 
-impl Entry {
+impl PlannerEntry {
     /// Whether the stored schedule is the one of this entry, apart from what this planner itself decided.
     fn is_same(&self, stored: &AcceptedSchedule) -> bool {
         let own = &self.accepted;

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
 use uuid::Uuid;
 
-use super::admission::{Observations, SkipReason, admit};
+use super::admission::{RunObservations, SkipReason, admit};
 use super::budget::{DataBudget, DataUse, day_of, month_of};
 use super::definition::tests::schedule;
 use super::definition::{MissedRunPolicy, Schedule};
@@ -80,8 +80,11 @@ impl Simulation {
             }
             now += polled.wait.max(Duration::from_secs(1));
             while let Some((run, schedule)) = planner.take() {
-                let seen =
-                    Observations { used: self.used(run.schedule, now), expected_bytes: TEST_BYTES, line_share: None };
+                let seen = RunObservations {
+                    used: self.used(run.schedule, now),
+                    expected_bytes: TEST_BYTES,
+                    line_share: None,
+                };
                 let admitted = admit(&schedule, now, &seen);
                 self.decide(&run.name, run.due, now, admitted.err());
                 if admitted.is_ok() {

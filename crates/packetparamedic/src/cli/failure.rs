@@ -2,6 +2,7 @@
 
 mod data_connections;
 mod nothing_arrived;
+mod schedules;
 mod state;
 
 use std::fmt;
@@ -283,6 +284,8 @@ impl From<&ApplianceError> for CommandFailure {
                 "measure longer with -t",
             ),
             E::Internal(reason) => Self::new(Failed, "internal", "cannot run the test", reason, REPORT_IT),
+            E::Schedule(source) => schedules::not_accepted(source),
+            E::ScheduleDisabled { .. } | E::ScheduleRuns { .. } | E::ServiceRuns { .. } => schedules::refused(error),
             E::BrokeOff(reason) => Self::new(Failed, "internal", "the test broke off", reason, REPORT_IT),
         }
     }
@@ -619,6 +622,7 @@ mod tests {
     use std::time::Duration;
 
     use paramedic_appliance::payload_transport::PayloadTransport;
+    use paramedic_appliance::schedule::{RecurrenceError, ScheduleError};
     use paramedic_appliance::store::StorageError;
     use paramedic_engines::thread_limit::ThreadLimit;
     use paramedic_link::key_file::KeyFileError;
@@ -823,6 +827,14 @@ mod tests {
             ("folder of another", folder(StateFolderError::Foreign { path: "/state".into(), owner: 1, user: 2 })),
             ("no folder", folder(StateFolderError::NotAFolder { path: "/state".into() })),
             ("broke off", E::BrokeOff("some reason".to_owned())),
+            ("schedule exists", S::ScheduleExists { name: wanted() }.into()),
+            ("no such schedule", S::NoSuchSchedule { wanted: wanted() }.into()),
+            ("schedule without a budget", E::Schedule(ScheduleError::NoBudget)),
+            ("schedule with an unknown zone", E::Schedule(ScheduleError::Zone("Mars".to_owned()))),
+            ("schedule that never occurs", E::Schedule(RecurrenceError::Never { text: "0 0 30 2 *".into() }.into())),
+            ("schedule is disabled", E::ScheduleDisabled { name: wanted() }),
+            ("schedule runs", E::ScheduleRuns { name: wanted() }),
+            ("service runs", E::ServiceRuns { state_dir: "/state".into() }),
         ]
     }
 

@@ -1,11 +1,12 @@
 //! `history`: the saved results: list, show, export.
 
-use paramedic_appliance::store::ExportFormat;
+use paramedic_appliance::store::{ExportFormat, StorageError};
 use paramedic_report::text;
 use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use crate::web::client::ServiceClient;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -44,10 +45,13 @@ enum Kind {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let appliance = context.appliance()?;
     match args.command.unwrap_or(Command::List { limit: 20 }) {
         Command::List { limit } => {
-            let runs = appliance.results(limit).await?;
+            let runs = match context.service().await? {
+                // The service answers with at most 1000.
+                Some(service) if (1..=1000).contains(&limit) => service.get(&format!("/results?limit={limit}")).await?,
+                _ => context.appliance()?.results(limit).await?,
+            };
             if args.json {
                 context.output.line(&json!(runs).to_string())?;
             } else if runs.is_empty() {
@@ -59,11 +63,15 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             }
         }
         Command::Show { id } => {
-            let run = appliance.result(&id).await?;
+            let text = match context.service().await? {
+                Some(service) => service.get_text(&ServiceClient::result_route(&id)).await?,
+                None => context.appliance()?.result(&id).await?.text,
+            };
             if args.json {
-                context.output.line(&run.text)?;
+                context.output.line(&text)?;
             } else {
-                context.output.report(&run.document()?)?;
+                let document = serde_json::from_str(&text).map_err(|source| StorageError::Document { source })?;
+                context.output.report(&document)?;
             }
         }
         Command::Export { format } => {
@@ -71,7 +79,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
                 Kind::Jsonl => ExportFormat::JsonLines,
                 Kind::Csv => ExportFormat::Csv,
             };
-            appliance.export::<CommandFailure>(format, |line| context.output.line(line)).await?;
+            context.appliance()?.export::<CommandFailure>(format, |line| context.output.line(line)).await?;
         }
     }
     Ok(ExitStatus::Done)

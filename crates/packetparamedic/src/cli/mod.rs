@@ -12,13 +12,16 @@ mod progress;
 mod provider_flags;
 mod reflectors;
 mod rotate_identity;
+mod schedule;
 mod schema;
 mod self_test;
+mod serve;
 mod show_id;
 mod speed_test;
+mod status;
 mod values;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -31,6 +34,7 @@ use paramedic_host::{runtime, version};
 use paramedic_link::state_folder::Change;
 
 use crate::config::{Color, CommonFlags, Settings};
+use crate::web::client::{FoundService, ServiceClient};
 use failure::{CommandFailure, ExitStatus};
 use interrupts::Interrupts;
 use output::{Output, OutputFormat, Verbosity, Wanted};
@@ -59,6 +63,9 @@ struct Cli {
 struct Common {
     #[command(flatten)]
     settings: Flags<CommonFlags>,
+    /// Use the state folder, also if a service runs
+    #[arg(long, global = true)]
+    local: bool,
     /// Print only the result and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
@@ -78,6 +85,14 @@ enum Command {
     Reflectors(reflectors::Args),
     /// List, show and export the saved results
     History(history::Args),
+    /// Tests that the service runs by itself: add, list, remove, enable, disable
+    Schedule(schedule::Args),
+    /// Run the schedules and answer the other commands, until a signal ends it
+    Serve,
+    /// Show what the running service does, and what it runs next
+    Status(status::Args),
+    /// Check the running service; exit code 1 if it is faulted, stopping or not running
+    Health(status::HealthArgs),
     /// Inspect this device and the connection to its reflectors, without load; exit code 1 if there is a problem
     Doctor(doctor::Args),
     /// Measure what this device can carry and find its bottlenecks; takes less than a minute
@@ -105,6 +120,8 @@ impl Command {
             Command::PairReflector(args) if args.json => OutputFormat::Json,
             Command::Reflectors(args) if args.json => OutputFormat::Json,
             Command::History(args) if args.json => OutputFormat::Json,
+            Command::Schedule(args) if args.json => OutputFormat::Json,
+            Command::Status(args) if args.json => OutputFormat::Json,
             Command::SelfTest(args) if args.json => OutputFormat::Json,
             Command::Doctor(args) if args.json => OutputFormat::Json,
             _ => OutputFormat::Human,
@@ -115,6 +132,7 @@ impl Command {
     fn settings(&self) -> FlagValues {
         match self {
             Command::SpeedTest(args) => args.settings(),
+            Command::Schedule(args) => args.settings(),
             _ => FlagValues::default(),
         }
     }
@@ -130,6 +148,10 @@ struct Context {
     output: Output,
     appliance: OnceCell<Appliance>,
     interrupts: Interrupts,
+    /// Whether no service is asked.
+    is_local: bool,
+    /// Whether the user knows which store is used.
+    is_store_named: Cell<bool>,
 }
 
 impl Context {
@@ -143,11 +165,44 @@ impl Context {
             return Ok(appliance);
         }
         let configured = &self.settings.state_dir;
+        if !self.is_local && self.settings.service_sockets().iter().any(|socket| socket.exists()) {
+            self.name_store("this command does not ask the service");
+        }
         let (appliance, change) = Appliance::open(configured, failure::describe)?;
         if let Some(change) = change {
             self.output.note(&describe_change(configured, appliance.state_dir(), &change));
         }
         Ok(self.appliance.get_or_init(|| appliance))
+    }
+}
+
+impl Context {
+    /// The running service, unless none is to be asked.
+    async fn service(&self) -> Result<Option<ServiceClient>, CommandFailure> {
+        if self.is_local {
+            return Ok(None);
+        }
+        match ServiceClient::find(&self.settings.service_sockets()).await {
+            FoundService::Running(service) => Ok(Some(service)),
+            FoundService::Stale(socket) => {
+                self.name_store(&format!("no service answers at {}", socket.display()));
+                Ok(None)
+            }
+            // The use of the store says the same of its own folder.
+            FoundService::Denied(socket, _) if socket.parent() == Some(&self.settings.state_dir) => Ok(None),
+            FoundService::Denied(socket, error) => {
+                self.name_store(&format!("cannot ask the service at {} ({error})", socket.display()));
+                Ok(None)
+            }
+            FoundService::None => Ok(None),
+        }
+    }
+
+    /// Says once which store is used, and why.
+    fn name_store(&self, why: &str) {
+        if !self.is_store_named.replace(true) {
+            self.output.note(&format!("{why}: using the store in {}", self.settings.state_dir.display()));
+        }
     }
 }
 
@@ -197,7 +252,13 @@ pub fn run() -> ExitCode {
     let format = cli.command.format();
     let output = |color| Output::new(Wanted { format, color, verbosity });
     let (settings, origins, warnings) = match layers::load::<Settings>(&flags) {
-        Ok(loaded) => (loaded.config, loaded.origins, loaded.warnings),
+        Ok(mut loaded) => {
+            if matches!(cli.command, Command::Serve) && loaded.origins.is_default("log") {
+                // No command reports what the service does by itself.
+                loaded.config.log = "info".to_owned();
+            }
+            (loaded.config, loaded.origins, loaded.warnings)
+        }
         // The template helps to correct a broken configuration.
         Err(_) if matches!(cli.command, Command::Config { command: config::Command::Template }) => {
             (Settings::defaults(), Origins::default(), Vec::new())
@@ -211,6 +272,9 @@ pub fn run() -> ExitCode {
         flags,
         appliance: OnceCell::new(),
         interrupts: Interrupts::default(),
+        // The service is the one to ask.
+        is_local: cli.common.local || matches!(cli.command, Command::Serve),
+        is_store_named: Cell::new(false),
     };
     for warning in &warnings {
         context.output.note(&format!("warning: {warning}"));
@@ -292,6 +356,10 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<ExitStatus,
         Command::PairReflector(args) => pair_reflector::run(args, context).await,
         Command::Reflectors(args) => reflectors::run(args, context).await,
         Command::History(args) => history::run(args, context).await,
+        Command::Schedule(args) => schedule::run(args, context).await,
+        Command::Serve => Box::pin(serve::run(context)).await,
+        Command::Status(args) => status::run(args, context).await,
+        Command::Health(args) => status::health(args, context).await,
         Command::Doctor(args) => doctor::run(args, context).await,
         Command::SelfTest(args) => self_test::run(args, context).await,
         Command::ShowId => show_id::run(context),

@@ -3,7 +3,6 @@
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
-use paramedic_appliance::app::{NewPairing, PairingProof};
 use paramedic_appliance::targets::HostPort;
 use paramedic_link::pairing_code::PairingCode;
 use paramedic_link::{EndpointId, PeerText};
@@ -13,6 +12,7 @@ use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
 use super::reflectors::note_small_segments;
 use crate::config::CODE_VARIABLE;
+use crate::web::reflectors::{PairRequest, PairedReflector, bad_code, pair_as};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -41,37 +41,42 @@ pub(super) struct Args {
 const LONGEST_CODE: u64 = 1024;
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let target = args.peer.parse::<HostPort>()?;
-    let appliance = context.appliance()?;
-    // Report an error of the state before the code is requested, because a code can be used only once.
-    appliance.load().await?;
-    let proof = match args.endpoint_id {
-        Some(id) => PairingProof::EndpointId(id),
-        None => PairingProof::Code(code(&args)?),
+    args.peer.parse::<HostPort>()?;
+    let service = context.service().await?;
+    if service.is_none() {
+        // Report an error of the state before the code is requested, because a code can be used only once.
+        context.appliance()?.load().await?;
+    }
+    let request = PairRequest {
+        code: if args.endpoint_id.is_none() { Some(code(&args)?) } else { None },
+        target: args.peer,
+        endpoint_id: args.endpoint_id,
+        name: args.name.as_deref().map(PeerText::new).filter(|name| !name.is_empty()),
     };
-    let name = args.name.as_deref().map(PeerText::new).filter(|name| !name.is_empty());
-    let NewPairing { reflector: saved, is_mutual, segment_limit } =
-        appliance.pair(target, proof, name, &context.settings.name).await?;
+    let saved: PairedReflector = match service {
+        Some(service) => service.post("/reflectors", &request).await?,
+        None => pair_as(context.appliance()?, request, &context.settings.name).await?,
+    };
     if args.json {
         let document = json!({
-            "event": "paired", "endpoint_id": saved.endpoint_id, "name": saved.name, "address": saved.address.to_string(),
+            "event": "paired", "endpoint_id": saved.endpoint_id, "name": saved.name, "address": saved.address,
         });
         context.output.line(&document.to_string())?;
     } else {
         context.output.line(&format!("paired with {} at {}", saved.name, saved.address))?;
         context.output.line(&saved.endpoint_id.to_string())?;
     }
-    note_small_segments(segment_limit, context);
-    if !is_mutual {
-        context.output.note(&format!(
-            "it does not know this device yet; there, run: reflector peers add {}",
-            appliance.endpoint_id()?
-        ));
+    note_small_segments(saved.segment_limit, context);
+    if !saved.is_mutual {
+        context
+            .output
+            .note(&format!("it does not know this device yet; there, run: reflector peers add {}", saved.own_id));
     }
     Ok(ExitStatus::Done)
 }
 
-fn code(args: &Args) -> Result<PairingCode, CommandFailure> {
+/// The text of a code, checked before it is used.
+fn code(args: &Args) -> Result<String, CommandFailure> {
     let from_environment = || std::env::var(CODE_VARIABLE).ok().filter(|code| !code.is_empty());
     let text = match (&args.code, &args.code_file) {
         (Some(dash), _) if dash == "-" => first_line(std::io::stdin().lock())?,
@@ -89,15 +94,8 @@ fn code(args: &Args) -> Result<PairingCode, CommandFailure> {
             None => return Err(no_code("none was given, and there is no terminal to ask at")),
         },
     };
-    text.parse::<PairingCode>().map_err(|error| {
-        CommandFailure::new(
-            ExitStatus::Usage,
-            "bad_code",
-            "the code is not valid",
-            error.to_string(),
-            "enter it as `reflector pair` printed it; case and dashes don't matter",
-        )
-    })
+    text.parse::<PairingCode>().map_err(|error| bad_code(&error))?;
+    Ok(text)
 }
 
 fn first_line(input: impl BufRead) -> Result<String, CommandFailure> {

@@ -70,6 +70,11 @@ impl clap::FromArgMatches for ProviderFlags {
 }
 
 impl ProviderFlags {
+    /// The name of the first option that was given.
+    pub(super) fn first_given(&self) -> Option<&'static str> {
+        self.given.keys().next().copied()
+    }
+
     /// The values of all given flags, and this provider's secrets in the environment.
     pub(super) fn values(&self, provider: &str) -> Result<OptionValues, CommandFailure> {
         let mut values = OptionValues::default();

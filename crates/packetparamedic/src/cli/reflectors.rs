@@ -5,10 +5,11 @@ use std::time::Duration;
 use paramedic_appliance::app::Reached;
 use paramedic_appliance::store::Reflector;
 use paramedic_link::PeerText;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use crate::web::reflectors::row;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -43,12 +44,14 @@ enum Command {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
-    let appliance = context.appliance()?;
     match args.command.unwrap_or(Command::List) {
         Command::List => {
-            let all = appliance.reflectors().await?;
+            let all: Vec<Value> = match context.service().await? {
+                Some(service) => service.get("/reflectors").await?,
+                None => context.appliance()?.reflectors().await?.iter().map(row).collect(),
+            };
             if args.json {
-                context.output.line(&json!(all.iter().map(row).collect::<Vec<_>>()).to_string())?;
+                context.output.line(&json!(all).to_string())?;
                 return Ok(ExitStatus::Done);
             }
             if all.is_empty() {
@@ -57,22 +60,22 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
                     .note("none yet: run `reflector pair` on a reflector, then `packetparamedic pair-reflector`");
             }
             for reflector in &all {
-                let line = format!("{}  {}  {}", reflector.name, reflector.address, reflector.endpoint_id);
-                context.output.line(&line)?;
+                let field = |name: &str| reflector[name].as_str().unwrap_or_default();
+                context.output.line(&format!("{}  {}  {}", field("name"), field("address"), field("endpoint_id")))?;
             }
             Ok(ExitStatus::Done)
         }
         Command::Check { reflector } => {
-            let chosen = appliance.reflectors_to_check(reflector.as_deref()).await?;
+            let chosen = context.appliance()?.reflectors_to_check(reflector.as_deref()).await?;
             check(&chosen, args.json, context).await
         }
         Command::Rename { reflector, name } => {
-            let renamed = appliance.rename_reflector(&reflector, &PeerText::new(&name)).await?;
+            let renamed = context.appliance()?.rename_reflector(&reflector, &PeerText::new(&name)).await?;
             context.output.line(&format!("its name is {} now", renamed.name))?;
             Ok(ExitStatus::Done)
         }
         Command::Remove { reflector } => {
-            let removed = appliance.remove_reflector(&reflector).await?;
+            let removed = context.appliance()?.remove_reflector(&reflector).await?;
             context.output.line(&format!("forgot {}", removed.name))?;
             context.output.note("it still knows this device until `reflector peers remove` is run there");
             Ok(ExitStatus::Done)
@@ -136,13 +139,4 @@ pub(super) fn note_small_segments(segment_limit: Option<u16>, context: &Context)
 
 fn rounded_ms(duration: Duration) -> u128 {
     (duration.as_micros() + 500) / 1000
-}
-
-fn row(reflector: &Reflector) -> serde_json::Value {
-    json!({
-        "name": reflector.name,
-        "address": reflector.address.to_string(),
-        "endpoint_id": reflector.endpoint_id,
-        "paired_at": reflector.paired_at.to_string(),
-    })
 }

@@ -2,12 +2,13 @@
 
 mod early_end;
 mod effects;
+mod test_handle;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use paramedic_appliance::ApplianceError;
-use paramedic_appliance::app::{Appliance, TestEnd, TestEvent};
+use paramedic_appliance::app::{Appliance, TestEvent};
 use paramedic_appliance::payload_transport::PayloadTransport;
 use paramedic_appliance::providers::{self, PROVIDERS, Provider};
 use paramedic_appliance::reflector_client::{Family, Route};
@@ -28,6 +29,7 @@ use super::failure::{self, CommandFailure, ExitStatus};
 use super::output::{OutputFormat, ReaderGone};
 use super::provider_flags::ProviderFlags;
 use super::values::{budget, bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
+use test_handle::{TestHandle, TestOver};
 
 /// The idle phase, if no option sets it.
 const IDLE: Duration = Duration::from_secs(3);
@@ -256,24 +258,37 @@ impl Args {
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let request = request(&args, context)?;
     let options = args.provider_options.values(&request.provider)?;
-    let appliance = if args.no_save {
-        Appliance::open_for_reading(&context.settings.state_dir, failure::describe)?
-    } else {
-        context.open_appliance().map_err(ApplianceError::or_cannot_save)?.clone()
-    };
+    // The options of a provider may be secret, and a discarded result is none of the service's.
+    let may_ask = !args.no_save && args.provider_options.first_given().is_none();
+    let service = if may_ask { context.service().await? } else { None };
     let mut interrupt = context.interrupts.watch()?;
     // A script finds the same in `requested` of the document.
     let is_for_people = context.output.format() == OutputFormat::Human;
     let mut note = limit_note(&request.spec, context.settings.streams.is_none()).filter(|_| is_for_people);
+    let mut appliance = None;
+    let starting = async {
+        match service {
+            Some(service) => Ok::<_, CommandFailure>(TestHandle::AtService(service.test(&request).await?, None)),
+            None => {
+                let opened = if args.no_save {
+                    Appliance::open_for_reading(&context.settings.state_dir, failure::describe)?
+                } else {
+                    context.open_appliance().map_err(ApplianceError::or_cannot_save)?.clone()
+                };
+                let test = appliance.insert(opened).run(request, options).await?;
+                Ok(TestHandle::Here(test))
+            }
+        }
+    };
     let mut test = tokio::select! {
-        test = appliance.run(request, options) => test?,
+        test = starting => test?,
         _ = interrupt.wait_for(|wanted| *wanted) => return Ok(ExitStatus::Interrupted),
     };
     let live = context.output.live();
     let (mut is_cancelled, mut is_read) = (false, true);
     loop {
         tokio::select! {
-            event = test.next_event() => match event {
+            event = test.next_event() => match event? {
                 // If the reader has gone, the test would only load the line.
                 Some(TestEvent::Test(event)) => {
                     // The note must not precede an error of a test that does not begin.
@@ -282,7 +297,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
                     }
                     if live.event(&event) == Err(ReaderGone) && !is_cancelled {
                         (is_cancelled, is_read) = (true, false);
-                        test.cancel();
+                        test.cancel().await?;
                     }
                 }
                 Some(TestEvent::WaitingForDevice) => {
@@ -292,12 +307,14 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             },
             _ = interrupt.wait_for(|wanted| *wanted), if !is_cancelled => {
                 is_cancelled = true;
-                test.cancel();
+                test.cancel().await?;
             }
         }
     }
     let end = test.end().await;
-    appliance.close().await;
+    if let Some(appliance) = appliance {
+        appliance.close().await;
+    }
     match end? {
         Some(end) if is_read => conclude(end, context),
         Some(end) => {
@@ -306,6 +323,15 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         }
         None => Ok(ExitStatus::Interrupted),
     }
+}
+
+/// The request of a test that is stored and run later: without secrets, which are not stored.
+pub(super) fn storable_request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure> {
+    if let Some(option) = args.provider_options.first_given() {
+        let because = format!("--{option} may be secret, and schedules store no secrets");
+        return Err(ApplianceError::Unsupported(because).into());
+    }
+    request(args, context)
 }
 
 /// The note on a rate limit, which applies to each stream, if the number of streams `is_default` and not 1.
@@ -317,19 +343,19 @@ fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
 }
 
 /// Prints the end of the test, and returns the exit code.
-fn conclude(end: TestEnd, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+fn conclude(end: TestOver, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let exit = match (end.measured, end.failure) {
         (Some(result), None) => {
             let reached = result.thresholds.iter().all(|threshold| threshold.passed);
             context.output.result(&result)?;
             if reached { ExitStatus::Done } else { ExitStatus::BelowThreshold }
         }
-        (Some(result), Some(ApplianceError::Interrupted)) => {
+        (Some(result), Some(failure)) if failure.exit == ExitStatus::Interrupted => {
             context.output.result(&result)?;
             ExitStatus::Interrupted
         }
-        (Some(result), Some(error)) => context.output.fail(&CommandFailure::from(error).measured(result)),
-        (None, Some(error)) => context.output.fail(&error.into()),
+        (Some(result), Some(failure)) => context.output.fail(&failure.measured(result)),
+        (None, Some(failure)) => context.output.fail(&failure),
         (None, None) => context.output.fail(&ApplianceError::NothingMeasured.into()),
     };
     let is_saved = end.unsaved.is_none();
@@ -342,9 +368,8 @@ fn conclude(end: TestEnd, context: &mut Context) -> Result<ExitStatus, CommandFa
 }
 
 /// Reports why a result was not saved.
-fn report_unsaved(unsaved: Option<ApplianceError>, context: &Context) {
-    if let Some(unsaved) = unsaved {
-        let mut unsaved = CommandFailure::from(unsaved);
+fn report_unsaved(unsaved: Option<CommandFailure>, context: &Context) {
+    if let Some(mut unsaved) = unsaved {
         unsaved.what = "the result is not saved".to_owned();
         context.output.beside(&unsaved);
     }

@@ -33,6 +33,11 @@ pub(super) fn budget(text: &str) -> Result<u64, String> {
     if bytes == 0 { Err(with_valid("0 bytes measure nothing", valid)) } else { Ok(bytes) }
 }
 
+/// A number of bytes of data on a line, in decimal units: `500MB`, `50GB`.
+pub(super) fn size_of_data(text: &str) -> Result<u64, String> {
+    quantity::parse_bytes(text).map_err(|error| with_valid(error, "bytes, such as 500MB or 50GB"))
+}
+
 /// A duration, in seconds where it has no unit, as with iperf3: `10`, `10s`, `250ms`, `2m`.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     quantity::parse_seconds(text).map_err(|error| with_valid(error, "seconds, or a duration such as 10s, 250ms or 2m"))

@@ -90,6 +90,13 @@ impl From<&StorageError> for CommandFailure {
             E::AmbiguousRun { .. } => {
                 fail(Exit::Usage, "ambiguous", "more than one run matches", "use more digits of its id".to_owned())
             }
+            E::ScheduleExists { .. } => fail(Exit::Usage, "bad_name", "invalid name", "use another name".to_owned()),
+            E::NoSuchSchedule { .. } => fail(
+                Exit::Failed,
+                "no_such_schedule",
+                "no such schedule",
+                "run `packetparamedic schedule list` to list them".to_owned(),
+            ),
             E::Document { .. } => fail(
                 Exit::Failed,
                 "history_unreadable",

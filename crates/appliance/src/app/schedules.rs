@@ -1,0 +1,175 @@
+//! The schedules of this appliance: add, list, remove, enable, disable. The shell that reads the clock for them.
+
+#![expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the decisions")]
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Appliance;
+use crate::error::ApplianceError;
+use crate::providers;
+use crate::request::TestRequest;
+use crate::schedule::Schedule;
+use crate::schedule::budget::{self, DataBudget, DataUse};
+use crate::schedule::volume::{self, VolumeEstimate};
+use crate::store::{ApplianceStore, ScheduleRun, StorageError, StoredSchedule};
+
+/// The month of a volume estimate.
+const MONTH: Duration = Duration::from_secs(30 * 86_400);
+
+/// A schedule that is not saved yet, and what it will cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScheduleProposal {
+    /// The schedule, with the expected data of a run.
+    pub schedule: Schedule,
+    /// Whether a rate was assumed for the estimate, because no result has one.
+    pub is_assumed: bool,
+    /// The runs in 30 days.
+    pub runs_a_month: u64,
+    /// The bytes in 30 days, without the limits of a budget.
+    pub bytes_a_month: u64,
+}
+
+/// A schedule, its next and its last run, and its data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScheduleOverview {
+    /// The schedule.
+    #[serde(flatten)]
+    pub stored: StoredSchedule,
+    /// The next occurrence, without the random delay; absent if it is disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_due: Option<Timestamp>,
+    /// What became of the last run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<ScheduleRun>,
+    /// The data of the current day and month.
+    pub used: DataUse,
+    /// What is left of its budget.
+    pub left: DataBudget,
+}
+
+impl Appliance {
+    /// Checks a schedule and estimates its data; saves nothing. Its `expected_bytes` is ignored.
+    pub async fn propose_schedule(&self, schedule: Schedule) -> Result<ScheduleProposal, ApplianceError> {
+        let now = Timestamp::now();
+        schedule.check(now)?;
+        self.check_request(&schedule.request).await?;
+        self.check_target(&schedule.request).await?;
+        let is_taken = |stored: &StoredSchedule| stored.schedule.name.to_lowercase() == schedule.name.to_lowercase();
+        if self.reading_store().await?.schedules().await?.iter().any(is_taken) {
+            return Err(StorageError::ScheduleExists { name: schedule.name }.into());
+        }
+        let estimate = self.estimate(&schedule.request).await?;
+        let runs_a_month = schedule.runs_within(MONTH, now);
+        Ok(ScheduleProposal {
+            schedule: Schedule { expected_bytes: estimate.bytes, ..schedule },
+            is_assumed: estimate.is_assumed,
+            runs_a_month,
+            bytes_a_month: estimate.bytes.saturating_mul(runs_a_month),
+        })
+    }
+
+    /// Saves a schedule, enabled.
+    pub async fn add_schedule(&self, schedule: Schedule) -> Result<StoredSchedule, ApplianceError> {
+        let proposal = self.propose_schedule(schedule).await?;
+        let own = self.endpoint_id()?.to_string();
+        Ok(self.store().await?.add_schedule(&own, &proposal.schedule, Timestamp::now()).await?)
+    }
+
+    /// Every schedule, by name.
+    pub async fn schedules(&self) -> Result<Vec<ScheduleOverview>, ApplianceError> {
+        let store = self.reading_store().await?;
+        let mut all = Vec::new();
+        for stored in store.schedules().await? {
+            all.push(overview(store, stored).await?);
+        }
+        Ok(all)
+    }
+
+    /// The schedule with this name.
+    pub async fn schedule(&self, name: &str) -> Result<ScheduleOverview, ApplianceError> {
+        let store = self.reading_store().await?;
+        overview(store, store.schedule(name).await?).await
+    }
+
+    /// Removes the schedule with this name. Its results stay.
+    pub async fn remove_schedule(&self, name: &str) -> Result<StoredSchedule, ApplianceError> {
+        Ok(self.store().await?.remove_schedule(name).await?)
+    }
+
+    /// Enables or disables the schedule with this name.
+    pub async fn enable_schedule(&self, name: &str, enabled: bool) -> Result<StoredSchedule, ApplianceError> {
+        Ok(self.store().await?.enable_schedule(name, enabled, Timestamp::now()).await?)
+    }
+
+    /// What became of the latest runs of the schedule with this name, or of all; newest first, at most `limit`.
+    pub async fn schedule_runs(&self, name: Option<&str>, limit: u32) -> Result<Vec<ScheduleRun>, ApplianceError> {
+        let store = self.reading_store().await?;
+        let schedule = match name {
+            Some(name) => Some(store.schedule(name).await?.id),
+            None => None,
+        };
+        Ok(store.schedule_runs(schedule, limit).await?)
+    }
+
+    /// A schedule for a reflector that is not paired would fail for ever.
+    async fn check_target(&self, request: &TestRequest) -> Result<(), ApplianceError> {
+        let needs_pairing = providers::find(&request.provider).is_some_and(providers::Provider::needs_identity);
+        if !needs_pairing {
+            return match &request.peer {
+                Some(_) => Ok(()),
+                None => Err(ApplianceError::Unsupported(format!(
+                    "a schedule with the provider {} names its server with --peer",
+                    request.provider
+                ))),
+            };
+        }
+        let store = self.reading_store().await?;
+        if let Some(peer) = &request.peer {
+            return store.reflector(peer).await.map(drop).map_err(ApplianceError::from);
+        }
+        let known = store.reflectors().await?;
+        match known.as_slice() {
+            [] => Err(ApplianceError::NoReflectorPaired),
+            [_] => Ok(()),
+            several => {
+                let names = several.iter().map(|reflector| reflector.name.to_string()).collect();
+                Err(ApplianceError::SeveralReflectorsPaired { names })
+            }
+        }
+    }
+
+    async fn estimate(&self, request: &TestRequest) -> Result<VolumeEstimate, ApplianceError> {
+        let capacity = self.reading_store().await?.line_capacity(request.peer.as_deref()).await?;
+        Ok(volume::estimate(&request.spec, capacity))
+    }
+}
+
+async fn overview(store: &ApplianceStore, stored: StoredSchedule) -> Result<ScheduleOverview, ApplianceError> {
+    let now = Timestamp::now();
+    let used = data_used(store, &stored, now).await?;
+    let frame = stored.schedule.frame(stored.added_at);
+    let next_due = stored.enabled.then(|| stored.schedule.when.next_after(now, &frame)).flatten();
+    let last_run = store.schedule_runs(Some(stored.id), 1).await?.pop();
+    let left = stored.schedule.budget.left(used);
+    Ok(ScheduleOverview { stored, next_due, last_run, used, left })
+}
+
+/// The data of a schedule in the day and the month of `now`.
+pub(super) async fn data_used(
+    store: &ApplianceStore,
+    stored: &StoredSchedule,
+    now: Timestamp,
+) -> Result<DataUse, ApplianceError> {
+    let zone = stored.schedule.zone.rules();
+    let mut used = DataUse::default();
+    if let Some(day) = budget::day_of(now, zone) {
+        used.day_bytes = store.schedule_data_used(stored.id, day).await?;
+    }
+    if let Some(month) = budget::month_of(now, zone) {
+        used.month_bytes = store.schedule_data_used(stored.id, month).await?;
+    }
+    Ok(used)
+}

@@ -1,0 +1,595 @@
+//! The service: runs what is due, one test at a time, and keeps what became of it. The shell that reads the clocks.
+
+#![expect(clippy::disallowed_methods, reason = "the shell that reads the clocks for the planner")]
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use paramedic_engines::host_facts;
+use paramedic_report::document::ResultDocument;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
+
+use super::schedules::data_used;
+use super::{Appliance, TestEnd};
+use crate::error::ApplianceError;
+use crate::providers::options::OptionValues;
+use crate::request::TurnWait;
+use crate::schedule::Schedule;
+use crate::schedule::admission::{self, RunObservations, SkipReason};
+use crate::schedule::line_load::{self, InterfaceCounters};
+use crate::schedule::planner::{AcceptedSchedule, ClockReading, DueRun, NotAccepted, Planner, SkippedRun};
+use crate::store::{RunEnding, ScheduleRunOutcome, StorageError, StoredSchedule};
+
+/// The file in the state folder that the running service locks.
+pub const SERVICE_LOCK: &str = "service.lock";
+
+/// How long a scheduled test waits for others, on this device and at the reflector.
+const TURN_WAIT: Duration = Duration::from_secs(60 * 60);
+/// How long the traffic of the line is observed before a run.
+const OBSERVATION: Duration = Duration::from_secs(1);
+/// How long a cancelled test may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long after a failed write nothing starts.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long what became of a run is kept.
+const RUNS_KEPT: Duration = Duration::from_secs(400 * 86_400);
+/// The most rows that wait for a disk that cannot be written.
+const MOST_PENDING: usize = 1000;
+
+/// The running service. Clones share it.
+#[derive(Clone)]
+pub struct Service {
+    state: Arc<ServiceState>,
+}
+
+struct ServiceState {
+    appliance: Appliance,
+    endpoint_id: String,
+    started_at: Timestamp,
+    /// Locked while the service runs.
+    _lock: File,
+    planner: Mutex<Planner>,
+    /// Something may be due, or the schedules have changed.
+    wake: Notify,
+    /// Counts the polls that the store answered.
+    polls: watch::Sender<u64>,
+    current: Mutex<Option<CurrentRun>>,
+    /// What could not be stored yet.
+    pending: Mutex<Vec<PendingWrite>>,
+    problem: Mutex<Option<ServiceFault>>,
+    is_stopping: watch::Sender<bool>,
+}
+
+/// The run that takes place.
+struct CurrentRun {
+    name: String,
+    since: Timestamp,
+    cancel: watch::Sender<bool>,
+}
+
+/// Why the service is faulted.
+struct ServiceFault {
+    text: String,
+    /// The last time.
+    at: Instant,
+    /// Whether the schedules could not be read; otherwise, what became of a run could not be written.
+    is_of_reading: bool,
+}
+
+/// A write that failed, to be repeated.
+enum PendingWrite {
+    Skipped(SkippedRun, Timestamp),
+    Result(Box<ResultDocument>),
+    Ended(Uuid, RunEnding),
+}
+
+/// The state of the service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// `running`, `faulted` or `stopping`.
+    pub state: String,
+    /// Why it is faulted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    /// The program's version.
+    pub version: String,
+    /// This device's Endpoint ID.
+    pub endpoint_id: String,
+    /// The state folder.
+    pub state_dir: String,
+    /// When the service started.
+    pub started_at: Timestamp,
+    /// Whether the system clock is trusted; no schedule is due before.
+    pub clock_trusted: bool,
+    /// The schedule whose test runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<RunningSchedule>,
+    /// The schedules that wait for their turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<String>,
+    /// The planned runs, the next one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub planned: Vec<PlannedSchedule>,
+}
+
+/// A schedule whose test runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunningSchedule {
+    /// Its name.
+    pub schedule: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// The next run of a schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedSchedule {
+    /// Its name.
+    pub schedule: String,
+    /// The start, with the random delay.
+    pub start: Timestamp,
+}
+
+impl Appliance {
+    /// Starts the service of this state folder; [`Service::run`] does its work. Fails if another one runs.
+    pub async fn start_service(&self) -> Result<Service, ApplianceError> {
+        let lock = lock_service(self.state_dir())?;
+        let endpoint_id = self.endpoint_id()?.to_string();
+        let store = self.store().await?;
+        store.check_writable().await?;
+        let now = Timestamp::now();
+        let interrupted = store.interrupt_open_runs(now).await?;
+        if interrupted > 0 {
+            tracing::warn!(interrupted, "the service ended during a run; its data counts as expected");
+        }
+        if let Ok(before) = now.checked_sub(RUNS_KEPT) {
+            store.prune_schedule_runs(before).await?;
+        }
+        Ok(Service {
+            state: Arc::new(ServiceState {
+                appliance: self.clone(),
+                endpoint_id,
+                started_at: now,
+                _lock: lock,
+                planner: Mutex::default(),
+                wake: Notify::new(),
+                polls: watch::channel(0).0,
+                current: Mutex::default(),
+                pending: Mutex::default(),
+                problem: Mutex::default(),
+                is_stopping: watch::channel(false).0,
+            }),
+        })
+    }
+}
+
+fn lock_service(state_dir: &Path) -> Result<File, ApplianceError> {
+    let failed = |source| ApplianceError::TestFolder { folder: state_dir.to_owned(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(state_dir.join(SERVICE_LOCK));
+    let file = file.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(ApplianceError::ServiceRuns { state_dir: state_dir.to_owned() }),
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+impl Service {
+    /// Runs what is due until [`Service::stop`]; then cancels the running test and keeps what it measured.
+    pub async fn run(&self) {
+        let state = &self.state;
+        let mut stopping = state.is_stopping.subscribe();
+        let mut run = None;
+        while !*stopping.borrow_and_update() {
+            let wait = self.poll().await;
+            state.polls.send_modify(|polls| *polls += 1);
+            if run.is_none() && self.may_start() {
+                run = self.start_next();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = state.wake.notified() => {}
+                _ = stopping.wait_for(|wanted| *wanted) => {}
+                () = ended(&mut run) => {
+                    run = None;
+                    self.release();
+                }
+            }
+        }
+        tracing::info!(is_running = run.is_some(), "stopping; a running test is cancelled");
+        if let Some(task) = run {
+            self.cancel_run();
+            if tokio::time::timeout(STOP_TIMEOUT, task).await.is_err() {
+                tracing::error!("the running test did not end in time");
+            }
+        }
+        let drained = lock(&state.planner).drain();
+        let now = Timestamp::now();
+        lock(&state.pending).extend(drained.into_iter().map(|skipped| PendingWrite::Skipped(skipped, now)));
+        if let Err(error) = self.write_pending().await {
+            tracing::error!(%error, "what became of the last runs is not stored");
+        }
+    }
+
+    /// Ends [`Service::run`].
+    pub fn stop(&self) {
+        self.state.is_stopping.send_replace(true);
+    }
+
+    /// Reads the schedules again: they have changed.
+    pub fn schedules_changed(&self) {
+        self.state.wake.notify_one();
+    }
+
+    /// Runs the schedule with this name as soon as no other test runs.
+    pub async fn request_run(&self, name: &str) -> Result<(), ApplianceError> {
+        let stored = self.state.appliance.store().await?.schedule(name).await?;
+        if !stored.enabled {
+            return Err(ApplianceError::ScheduleDisabled { name: stored.schedule.name });
+        }
+        // The schedule may be new.
+        self.load_schedules().await?;
+        match lock(&self.state.planner).request(stored.id, Timestamp::now()) {
+            Ok(()) => {}
+            Err(NotAccepted::AlreadyDue) => {
+                return Err(ApplianceError::ScheduleRuns { name: stored.schedule.name });
+            }
+            Err(NotAccepted::Unknown) => {
+                return Err(StorageError::NoSuchSchedule { wanted: name.to_owned() }.into());
+            }
+        }
+        self.state.wake.notify_one();
+        Ok(())
+    }
+
+    /// Cancels the running test of a schedule; `false` if none runs.
+    pub fn cancel_run(&self) -> bool {
+        let current = lock(&self.state.current);
+        current.as_ref().is_some_and(|current| !current.cancel.send_replace(true))
+    }
+
+    /// Waits until the scheduler has polled, and the store has answered, after this call. An error is an answer.
+    pub async fn answers(&self) {
+        let mut polls = self.state.polls.subscribe();
+        polls.borrow_and_update();
+        self.state.wake.notify_one();
+        if polls.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The appliance.
+    pub fn appliance(&self) -> &Appliance {
+        &self.state.appliance
+    }
+
+    /// The current state.
+    pub fn status(&self, version: &str) -> ServiceStatus {
+        let state = &self.state;
+        let planner = lock(&state.planner);
+        let mut planned = planner
+            .planned()
+            .map(|(name, planned)| PlannedSchedule { schedule: name.to_owned(), start: planned.start })
+            .collect::<Vec<_>>();
+        planned.sort_by_key(|planned| planned.start);
+        let problems = lock(&state.problem).iter().map(|problem| problem.text.clone()).collect::<Vec<_>>();
+        let word = match (*state.is_stopping.borrow(), problems.is_empty()) {
+            (true, _) => "stopping",
+            (_, false) => "faulted",
+            _ => "running",
+        };
+        let running = lock(&state.current);
+        let running = running.as_ref().map(|run| RunningSchedule { schedule: run.name.clone(), since: run.since });
+        ServiceStatus {
+            state: word.to_owned(),
+            problems,
+            version: version.to_owned(),
+            endpoint_id: state.endpoint_id.clone(),
+            state_dir: state.appliance.state_dir().display().to_string(),
+            started_at: state.started_at,
+            clock_trusted: read_clocks().is_trusted(),
+            running,
+            waiting: planner.queued().map(|run| run.name.clone()).collect(),
+            planned,
+        }
+    }
+
+    fn fault(&self, error: &ApplianceError, is_of_reading: bool) {
+        let text = error.to_string();
+        let problem = ServiceFault { text: text.clone(), at: Instant::now(), is_of_reading };
+        let before = lock(&self.state.problem).replace(problem);
+        if before.is_none_or(|before| before.text != text) {
+            tracing::error!(%error, "the service is faulted: nothing starts until it can store again");
+        }
+    }
+
+    /// Whether a run could be stored, as far as is known.
+    fn may_start(&self) -> bool {
+        let is_tried = lock(&self.state.problem).as_ref().is_none_or(|problem| problem.at.elapsed() >= RETRY_INTERVAL);
+        is_tried && lock(&self.state.pending).is_empty()
+    }
+
+    fn recovered(&self) {
+        if lock(&self.state.problem).take().is_some() {
+            tracing::info!("the service can store again");
+        }
+    }
+
+    async fn load_schedules(&self) -> Result<(), ApplianceError> {
+        let stored = self.state.appliance.store().await?.schedules().await?;
+        let enabled = stored.into_iter().filter(|stored| stored.enabled).map(accepted).collect();
+        lock(&self.state.planner).set_schedules(enabled);
+        Ok(())
+    }
+
+    /// Stores what waits, reads the schedules and moves what is due into the queue. Returns how long to wait.
+    async fn poll(&self) -> Duration {
+        if let Err(error) = self.write_pending().await {
+            self.fault(&error, false);
+            return RETRY_INTERVAL;
+        }
+        if let Err(error) = self.load_schedules().await {
+            self.fault(&error, true);
+            return RETRY_INTERVAL;
+        }
+        if lock(&self.state.problem).as_ref().is_some_and(|problem| problem.is_of_reading) {
+            self.recovered();
+        }
+        let polled = lock(&self.state.planner).poll(read_clocks(), &mut random);
+        if let Some(seconds) = polled.clock_step_s {
+            tracing::warn!(seconds, "the clock was set; the schedules are planned anew");
+        }
+        let now = Timestamp::now();
+        for skipped in polled.skipped {
+            self.skip(skipped, now).await;
+        }
+        match *lock(&self.state.problem) {
+            Some(_) => polled.wait.min(RETRY_INTERVAL),
+            None => polled.wait,
+        }
+    }
+
+    /// Notes that a run does not take place.
+    async fn skip(&self, skipped: SkippedRun, now: Timestamp) {
+        self.keep(PendingWrite::Skipped(skipped.clone(), now)).await;
+        let SkippedRun { run, reason } = skipped;
+        tracing::info!(schedule = run.name, due = %run.due, reason = reason.as_str(), "a run is skipped");
+    }
+
+    /// Stores it, now or as soon as that is possible.
+    async fn keep(&self, write: PendingWrite) {
+        {
+            let mut pending = lock(&self.state.pending);
+            if pending.len() >= MOST_PENDING {
+                // The oldest omission is the least that can be lost.
+                let oldest = pending.iter().position(|write| matches!(write, PendingWrite::Skipped(..)));
+                pending.remove(oldest.unwrap_or_default());
+            }
+            pending.push(write);
+        }
+        if let Err(error) = self.write_pending().await {
+            self.fault(&error, false);
+        }
+    }
+
+    async fn write_pending(&self) -> Result<(), ApplianceError> {
+        // One caller at a time takes them: the list is empty for the others.
+        let mut writes = std::mem::take(&mut *lock(&self.state.pending)).into_iter();
+        if writes.len() == 0 {
+            return Ok(());
+        }
+        while let Some(write) = writes.next() {
+            if let Err(error) = self.write(&write).await {
+                let mut pending = lock(&self.state.pending);
+                let later = std::mem::take(&mut *pending);
+                pending.push(write);
+                pending.extend(writes);
+                pending.extend(later);
+                return Err(error);
+            }
+        }
+        self.recovered();
+        Ok(())
+    }
+
+    async fn write(&self, write: &PendingWrite) -> Result<(), ApplianceError> {
+        let store = self.state.appliance.store().await?;
+        match write {
+            PendingWrite::Skipped(skipped, at) => {
+                store.note_skipped_run(&self.state.endpoint_id, skipped, *at).await?;
+            }
+            PendingWrite::Result(result) => store.save_run(result).await?,
+            PendingWrite::Ended(id, ending) => store.end_run(*id, ending).await?,
+        }
+        Ok(())
+    }
+
+    /// Starts the task of the next run in the queue.
+    fn start_next(&self) -> Option<tokio::task::JoinHandle<()>> {
+        let (run, schedule) = lock(&self.state.planner).take()?;
+        let (cancel, cancelled) = watch::channel(false);
+        *lock(&self.state.current) = Some(CurrentRun { name: run.name.clone(), since: Timestamp::now(), cancel });
+        let service = self.clone();
+        Some(tokio::spawn(async move { service.run_due(run, schedule, cancelled).await }))
+    }
+
+    async fn run_due(&self, run: DueRun, schedule: Schedule, mut cancelled: watch::Receiver<bool>) {
+        let admitted = tokio::select! {
+            admitted = self.admit(&run, &schedule) => admitted,
+            _ = cancelled.wait_for(|wanted| *wanted) => Ok(Err(SkipReason::Stopped)),
+        };
+        let expected_bytes = match admitted {
+            Ok(Ok(expected_bytes)) => expected_bytes,
+            Ok(Err(reason)) => return self.skip(SkippedRun { run, reason }, Timestamp::now()).await,
+            Err(error) => return self.postpone(run, &error),
+        };
+        let store = match self.state.appliance.store().await {
+            Ok(store) => store,
+            Err(error) => return self.postpone(run, &error),
+        };
+        let id = match store.begin_run(&self.state.endpoint_id, &run, expected_bytes, Timestamp::now()).await {
+            Ok(id) => id,
+            Err(error) => return self.postpone(run, &error.into()),
+        };
+        self.recovered();
+        tracing::info!(schedule = run.name, due = %run.due, requested = run.is_requested, "a run starts");
+        let ended = self.measure(&schedule, cancelled).await;
+        let (ending, result) = self.ending(ended);
+        if let Some(result) = result {
+            self.keep(PendingWrite::Result(result)).await;
+        }
+        // From the time at which the end is stored, the schedule can be run again.
+        self.release();
+        self.keep(PendingWrite::Ended(id, ending.clone())).await;
+        tracing::info!(
+            schedule = run.name,
+            outcome = ending.outcome.as_str(),
+            reason = ending.reason.as_deref(),
+            result = ending.result_id.map(|id| id.to_string()),
+            data_used_bytes = ending.data_used_bytes,
+            "a run ended"
+        );
+    }
+
+    /// No run takes place any more.
+    fn release(&self) {
+        lock(&self.state.planner).ended();
+        *lock(&self.state.current) = None;
+    }
+
+    /// Puts a run back that could not be stored: it starts when it can be.
+    fn postpone(&self, run: DueRun, error: &ApplianceError) {
+        self.fault(error, false);
+        lock(&self.state.planner).put_back(run);
+    }
+
+    /// The bytes that a run is expected to use, or why it does not start.
+    async fn admit(&self, run: &DueRun, schedule: &Schedule) -> Result<Result<u64, SkipReason>, ApplianceError> {
+        let store = self.state.appliance.store().await?;
+        let measured = store.schedule_run_bytes(run.schedule).await?;
+        let expected_bytes = measured.unwrap_or(schedule.expected_bytes);
+        if run.is_requested {
+            return Ok(Ok(expected_bytes));
+        }
+        let stored = match store.schedule(&run.name).await {
+            Ok(stored) => stored,
+            Err(StorageError::NoSuchSchedule { .. }) => return Ok(Err(SkipReason::Stopped)),
+            Err(error) => return Err(error.into()),
+        };
+        let line_share = match schedule.max_line_share {
+            Some(_) => observe_line(store.line_capacity(schedule.request.peer.as_deref()).await?).await,
+            None => None,
+        };
+        let now = Timestamp::now();
+        let seen = RunObservations { used: data_used(store, &stored, now).await?, expected_bytes, line_share };
+        Ok(admission::admit(schedule, now, &seen).map(|()| expected_bytes))
+    }
+
+    /// Runs the test to its end.
+    async fn measure(
+        &self,
+        schedule: &Schedule,
+        mut cancelled: watch::Receiver<bool>,
+    ) -> Result<Option<TestEnd>, ApplianceError> {
+        let mut request = schedule.request.clone();
+        if request.turn == TurnWait::ProviderLimit {
+            request.turn = TurnWait::AtMost(TURN_WAIT);
+        }
+        let mut test = tokio::select! {
+            test = self.state.appliance.run(request, OptionValues::default()) => test?,
+            _ = cancelled.wait_for(|wanted| *wanted) => return Ok(None),
+        };
+        let mut is_cancelled = false;
+        loop {
+            tokio::select! {
+                event = test.next_event() => if event.is_none() { break },
+                _ = cancelled.wait_for(|wanted| *wanted), if !is_cancelled => {
+                    is_cancelled = true;
+                    test.cancel();
+                }
+            }
+        }
+        test.end().await
+    }
+
+    /// What became of a run, and its result if that is not saved yet.
+    fn ending(&self, ended: Result<Option<TestEnd>, ApplianceError>) -> (RunEnding, Option<Box<ResultDocument>>) {
+        let at = Timestamp::now();
+        let code = |error: &ApplianceError| Some((self.state.appliance.state.describe)(error).code);
+        let nothing = |outcome, reason| (RunEnding { at, outcome, reason, result_id: None, data_used_bytes: 0 }, None);
+        let end = match ended {
+            Ok(Some(end)) => end,
+            Ok(None) => return nothing(ScheduleRunOutcome::Interrupted, Some("interrupted".to_owned())),
+            Err(error) => return nothing(ScheduleRunOutcome::Failed, code(&error)),
+        };
+        let outcome = match &end.failure {
+            None => ScheduleRunOutcome::Done,
+            Some(ApplianceError::Interrupted) => ScheduleRunOutcome::Interrupted,
+            Some(_) => ScheduleRunOutcome::Failed,
+        };
+        let unsaved = end.measured.filter(|_| end.unsaved.is_some()).map(Box::new);
+        let result_id = end.saved_as.or(unsaved.as_ref().map(|result| result.id));
+        let reason = end.failure.as_ref().and_then(code);
+        (RunEnding { at, outcome, reason, result_id, data_used_bytes: end.data_used_bytes }, unsaved)
+    }
+}
+
+fn accepted(stored: StoredSchedule) -> AcceptedSchedule {
+    let StoredSchedule { id, added_at, decided_until, schedule, .. } = stored;
+    AcceptedSchedule { id, added_at, decided_until, schedule }
+}
+
+/// Ends when the task has ended; never without one.
+async fn ended(run: &mut Option<tokio::task::JoinHandle<()>>) {
+    match run {
+        Some(task) => {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the task of a run broke off");
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The share of the line that other traffic uses now; `None` if it is not known.
+async fn observe_line(capacity: line_load::LineCapacity) -> Option<f64> {
+    let routes = host_facts::text("/proc/net/route")?;
+    let interface = line_load::default_interface(&routes)?;
+    let counters = || {
+        let counter =
+            |name: &str| host_facts::text(format!("/sys/class/net/{interface}/statistics/{name}"))?.trim().parse().ok();
+        Some(InterfaceCounters { received: counter("rx_bytes")?, sent: counter("tx_bytes")? })
+    };
+    let began = Instant::now();
+    let before = counters()?;
+    tokio::time::sleep(OBSERVATION).await;
+    line_load::share_in_use(before, counters()?, began.elapsed(), capacity)
+}
+
+fn read_clocks() -> ClockReading {
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(boot.tv_sec).unwrap_or_default();
+    let nanoseconds = u32::try_from(boot.tv_nsec).unwrap_or_default();
+    ClockReading {
+        wall: Timestamp::now(),
+        since_boot: Duration::new(seconds, nanoseconds),
+        is_synchronised: host_facts::is_clock_synchronised(),
+    }
+}
+
+/// A random number from 0 to 1.
+fn random() -> f64 {
+    // The low bits of a UUIDv7 are random.
+    let bits = Uuid::now_v7().as_u128() as u32;
+    f64::from(bits) / f64::from(u32::MAX)
+}
+
+/// Ignores poison: every change of these values is complete.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,467 @@
+//! `schedule`: tests that the service runs by itself: add, list, remove, enable, disable, next, runs.
+
+use std::io::{BufRead, IsTerminal, Read};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use paramedic_appliance::ApplianceError;
+use paramedic_appliance::app::{ScheduleOverview, ScheduleProposal};
+use paramedic_appliance::request::TestRequest;
+use paramedic_appliance::schedule::admission::SkipReason;
+use paramedic_appliance::schedule::budget::DataBudget;
+use paramedic_appliance::schedule::volume::ASSUMED_BPS;
+use paramedic_appliance::schedule::{
+    MissedRunPolicy, QuietHours, Recurrence, RecurrenceError, Schedule, ScheduleError, Zone, default_spread,
+};
+use paramedic_appliance::store::{ScheduleRun, ScheduleRunOutcome, StoredSchedule};
+use paramedic_host::config::FlagValues;
+use paramedic_report::quantity;
+use serde_json::{Value, json};
+
+use super::failure::{CommandFailure, ExitStatus};
+use super::values::{share, size_of_data, time};
+use super::{Context, speed_test};
+use crate::web::client::ServiceClient;
+
+/// The share of the line that other traffic may use, if no option sets it.
+const BUSY_SHARE: f64 = 0.2;
+/// The longest answer that is read from the terminal.
+const LONGEST_ANSWER: u64 = 100;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// List the schedules: next run, last run, data (the default)
+    List,
+    /// Add a schedule: prints the data that it will use, and asks for confirmation
+    Add(Box<AddArgs>),
+    /// Remove a schedule; its results stay
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Let a schedule run again
+    Enable {
+        /// Its name
+        name: String,
+    },
+    /// Keep a schedule from running
+    Disable {
+        /// Its name
+        name: String,
+    },
+    /// Run a schedule now, as soon as no other test runs; needs the running service
+    Run {
+        /// Its name
+        name: String,
+    },
+    /// Print the next times at which schedules are due
+    Next {
+        /// The name of one schedule
+        name: Option<String>,
+        /// This many times of each schedule
+        #[arg(short = 'n', long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=100))]
+        count: u8,
+    },
+    /// List what became of the latest runs, newest first
+    Runs {
+        /// The name of one schedule
+        name: Option<String>,
+        /// At most this many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        limit: u32,
+    },
+}
+
+#[derive(clap::Args)]
+struct AddArgs {
+    /// Its name: letters, digits, dots, dashes and underscores
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// Run in this interval (5m to 366d: 6h, 1d)
+    #[arg(long, value_name = "TIME", required_unless_present = "cron", conflicts_with = "cron")]
+    every: Option<String>,
+    /// Run at these times: minute, hour, day of month, month, day of week ("30 3 * * *"), or @hourly, @daily, @weekly,
+    /// @monthly, @yearly
+    #[arg(long, value_name = "EXPRESSION")]
+    cron: Option<String>,
+    /// Time zone of --cron, --quiet-hours and the budget, such as Europe/Berlin [default: that of this host]
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// Start each run after a random delay of at most TIME; 0 starts on the minute
+    /// [default: a tenth of the time between two runs, at most 10m]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    spread: Option<Duration>,
+    /// After runs were missed because this device was off: run once, or skip them
+    #[arg(long, value_name = "skip|once", value_parser = missed, default_value = "skip")]
+    missed: MissedRunPolicy,
+    /// Do not run in these hours of the day (22:00-07:00)
+    #[arg(long, value_name = "HH:MM-HH:MM", value_parser = |text: &str| text.parse::<QuietHours>())]
+    quiet_hours: Option<QuietHours>,
+    /// Skip runs that do not fit into this much data a day (5GB)
+    #[arg(long, value_name = "SIZE", value_parser = size_of_data)]
+    budget_day: Option<u64>,
+    /// Skip runs that do not fit into this much data a calendar month (50GB)
+    #[arg(long, value_name = "SIZE", value_parser = size_of_data)]
+    budget_month: Option<u64>,
+    /// Skip a run while other traffic uses more than this share of the line (20%, off) [default: 20%]
+    #[arg(long, value_name = "SHARE|off", value_parser = busy_share)]
+    busy_share: Option<LineShareLimit>,
+    /// Add it without asking
+    #[arg(short, long)]
+    yes: bool,
+    #[command(flatten, next_help_heading = "The test, as of speed-test")]
+    test: speed_test::Args,
+}
+
+/// The value of `--busy-share`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum LineShareLimit {
+    Off,
+    AtMost(f64),
+}
+
+impl Args {
+    /// The flags that are also settings.
+    pub(super) fn settings(&self) -> FlagValues {
+        match &self.command {
+            Some(Command::Add(args)) => args.test.settings(),
+            _ => FlagValues::default(),
+        }
+    }
+}
+
+fn missed(text: &str) -> Result<MissedRunPolicy, String> {
+    let policies = [MissedRunPolicy::Skip, MissedRunPolicy::Once].into_iter();
+    policies.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| "valid: skip or once".to_owned())
+}
+
+fn busy_share(text: &str) -> Result<LineShareLimit, String> {
+    match text {
+        "off" => Ok(LineShareLimit::Off),
+        text => share(text).map(LineShareLimit::AtMost).map_err(|error| format!("{error}; or off")),
+    }
+}
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let json = args.json;
+    match args.command.unwrap_or(Command::List) {
+        Command::List => list(json, context).await,
+        Command::Add(args) => add(*args, json, context).await,
+        Command::Remove { name } => {
+            let removed: StoredSchedule = match context.service().await? {
+                Some(service) => service.delete(&ServiceClient::schedule_route(&name, "")).await?,
+                None => context.appliance()?.remove_schedule(&name).await?,
+            };
+            say(json, "removed", &removed.schedule.name, context)
+        }
+        Command::Enable { name } => enable(&name, true, json, context).await,
+        Command::Disable { name } => enable(&name, false, json, context).await,
+        Command::Run { name } => {
+            let Some(service) = context.service().await? else { return Err(no_service()) };
+            let _: Value = service.post(&ServiceClient::schedule_route(&name, "/run"), &()).await?;
+            say(json, "requested", &name, context)
+        }
+        Command::Next { name, count } => next(name.as_deref(), count.into(), json, context).await,
+        Command::Runs { name, limit } => {
+            let runs: Vec<ScheduleRun> = match context.service().await? {
+                Some(service) => service.get(&ServiceClient::runs_route(name.as_deref(), limit)).await?,
+                None => context.appliance()?.schedule_runs(name.as_deref(), limit).await?,
+            };
+            if json {
+                context.output.json_line(&runs)?;
+            } else if runs.is_empty() {
+                context.output.note("no schedule has run yet");
+            } else {
+                for run in &runs {
+                    context.output.line(&format!(
+                        "{}  {}  {}",
+                        shown(run.decided_at, &Zone::of_host()),
+                        run.schedule,
+                        outcome(run)
+                    ))?;
+                }
+            }
+            Ok(ExitStatus::Done)
+        }
+    }
+}
+
+async fn enable(name: &str, enabled: bool, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let (event, action) = if enabled { ("enabled", "/enable") } else { ("disabled", "/disable") };
+    let stored: StoredSchedule = match context.service().await? {
+        Some(service) => service.post(&ServiceClient::schedule_route(name, action), &()).await?,
+        None => context.appliance()?.enable_schedule(name, enabled).await?,
+    };
+    say(json, event, &stored.schedule.name, context)
+}
+
+/// The failure of a command that only the service can execute.
+fn no_service() -> CommandFailure {
+    let try_ = "start it with `packetparamedic serve`, or run `packetparamedic speed-test`";
+    let because = "only the running service runs schedules";
+    CommandFailure::new(ExitStatus::Failed, "not_running", "the service is not running", because, try_)
+}
+
+/// Prints what happened to a schedule.
+fn say(json: bool, event: &str, name: &str, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    if json {
+        context.output.json_line(&json!({ "event": event, "schedule": name }))?;
+    } else {
+        context.output.line(&format!("{event}: {name}"))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+async fn add(args: AddArgs, json: bool, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let is_confirmed = args.yes;
+    let request = speed_test::storable_request(&args.test, context)?;
+    let schedule = definition(&args, request).map_err(ApplianceError::from)?;
+    let service = context.service().await?;
+    let proposal: ScheduleProposal = match &service {
+        Some(service) => service.post("/schedules/proposals", &schedule).await?,
+        None => context.appliance()?.propose_schedule(schedule).await?,
+    };
+    if !json {
+        for line in described(&proposal) {
+            context.output.line(&line)?;
+        }
+    }
+    if !is_confirmed && !is_agreed(json)? {
+        let month = quantity::bytes(proposal.bytes_a_month);
+        return Err(CommandFailure::new(
+            ExitStatus::Usage,
+            "not_confirmed",
+            format!("the schedule {} was not added", proposal.schedule.name),
+            format!("it would use about {month} a month"),
+            "confirm it with --yes",
+        ));
+    }
+    let added: StoredSchedule = match &service {
+        Some(service) => service.post("/schedules", &proposal.schedule).await?,
+        None => context.appliance()?.add_schedule(proposal.schedule.clone()).await?,
+    };
+    if json {
+        let ScheduleProposal { is_assumed, runs_a_month, bytes_a_month, .. } = proposal;
+        let document = json!({
+            "event": "added", "schedule": added, "runs_a_month": runs_a_month, "bytes_a_month": bytes_a_month,
+            "is_assumed": is_assumed,
+        });
+        context.output.json_line(&document)?;
+    } else {
+        context.output.line(&format!("added: {}", added.schedule.name))?;
+    }
+    if service.is_none() {
+        context.output.note("it runs while the service runs: packetparamedic serve");
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// The schedule of the flags.
+fn definition(args: &AddArgs, request: TestRequest) -> Result<Schedule, ScheduleError> {
+    let when = match (&args.every, &args.cron) {
+        (Some(interval), _) => Recurrence::every(interval)?,
+        (None, Some(expression)) if expression.trim_start().starts_with("every ") => {
+            let reason = "use --every for an interval".to_owned();
+            return Err(RecurrenceError::Cron { text: expression.clone(), reason }.into());
+        }
+        (None, expression) => Recurrence::parse(expression.as_deref().unwrap_or_default())?,
+    };
+    let zone = args.zone.as_deref().map_or_else(|| Ok(Zone::of_host()), str::parse)?;
+    let mut schedule = Schedule {
+        name: args.name.clone(),
+        when,
+        zone,
+        spread: Duration::ZERO,
+        missed: args.missed,
+        quiet_hours: args.quiet_hours,
+        budget: DataBudget { day_bytes: args.budget_day, month_bytes: args.budget_month },
+        max_line_share: match args.busy_share {
+            None => Some(BUSY_SHARE),
+            Some(LineShareLimit::Off) => None,
+            Some(LineShareLimit::AtMost(share)) => Some(share),
+        },
+        request,
+        expected_bytes: 0,
+    };
+    let now = now();
+    let gap = schedule.when.shortest_gap(&schedule.frame(now), now).unwrap_or_default();
+    schedule.spread = args.spread.unwrap_or_else(|| default_spread(gap));
+    Ok(schedule)
+}
+
+/// Asks at the terminal; without one the answer is no.
+fn is_agreed(json: bool) -> Result<bool, CommandFailure> {
+    if json || !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    anstream::eprint!("add it? [y/N] ");
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().take(LONGEST_ANSWER).read_line(&mut answer);
+    let unread =
+        |error| CommandFailure::new(ExitStatus::Failed, "unreadable", "cannot read the answer", error, "use --yes");
+    read.map_err(unread)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))
+}
+
+/// What a proposal will do and use.
+fn described(proposal: &ScheduleProposal) -> Vec<String> {
+    let schedule = &proposal.schedule;
+    let month = quantity::bytes(proposal.bytes_a_month);
+    let run = quantity::bytes(schedule.expected_bytes);
+    let mut lines = vec![
+        headline(schedule),
+        format!("data: about {run} a run, {} runs in 30 days: {month} a month", proposal.runs_a_month),
+    ];
+    if proposal.is_assumed {
+        let assumed = quantity::rate(ASSUMED_BPS);
+        lines.push(format!("no result says how fast the line is: {assumed} is assumed"));
+    }
+    let too_small = |limit: Option<u64>| limit.is_some_and(|limit| limit < schedule.expected_bytes);
+    if too_small(schedule.budget.day_bytes) || too_small(schedule.budget.month_bytes) {
+        lines.push("the budget is smaller than one run: none will start unless a run uses less than that".to_owned());
+    }
+    lines
+}
+
+fn headline(schedule: &Schedule) -> String {
+    let Schedule { name, when, zone, request, .. } = schedule;
+    let mut line = format!("{name}: {when} ({zone})");
+    if let Some(peer) = &request.peer {
+        line += &format!(", against {peer}");
+    }
+    if let Some(hours) = schedule.quiet_hours {
+        line += &format!(", not {hours}");
+    }
+    line
+}
+
+/// Every schedule.
+async fn schedules(context: &Context) -> Result<Vec<ScheduleOverview>, CommandFailure> {
+    match context.service().await? {
+        Some(service) => service.get("/schedules").await,
+        None => Ok(context.appliance()?.schedules().await?),
+    }
+}
+
+async fn list(json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let all = schedules(context).await?;
+    if json {
+        context.output.json_line(&all)?;
+        return Ok(ExitStatus::Done);
+    }
+    if all.is_empty() {
+        context.output.note("no schedules yet: packetparamedic schedule add --name daily --every 1d");
+    }
+    for overview in &all {
+        for line in listed(overview) {
+            context.output.line(&line)?;
+        }
+    }
+    Ok(ExitStatus::Done)
+}
+
+fn listed(overview: &ScheduleOverview) -> Vec<String> {
+    let schedule = &overview.stored.schedule;
+    let zone = &schedule.zone;
+    let next = match overview.next_due {
+        _ if !overview.stored.enabled => "disabled".to_owned(),
+        Some(due) if schedule.spread.is_zero() => format!("next {}", shown(due, zone)),
+        Some(due) => {
+            format!("next {}, up to {} later", shown(due, zone), quantity::exact_duration(schedule.spread))
+        }
+        None => "never due again".to_owned(),
+    };
+    let last = match &overview.last_run {
+        Some(run) => format!("last {}: {}", shown(run.decided_at, zone), outcome(run)),
+        None => "has not run yet".to_owned(),
+    };
+    vec![headline(schedule), format!("  {next}"), format!("  {last}"), format!("  {}", data(overview))]
+}
+
+/// The data of the current day and month, and what is left.
+fn data(overview: &ScheduleOverview) -> String {
+    let (used, left) = (overview.used, overview.left);
+    let part = |period: &str, used: u64, limit: Option<u64>, left: Option<u64>| {
+        let used = quantity::bytes(used);
+        match (limit, left) {
+            (Some(limit), Some(left)) => {
+                format!("{period} {used} of {}, {} left", quantity::bytes(limit), quantity::bytes(left))
+            }
+            _ => format!("{period} {used}"),
+        }
+    };
+    let budget = overview.stored.schedule.budget;
+    let day = part("today", used.day_bytes, budget.day_bytes, left.day_bytes);
+    let month = part("this month", used.month_bytes, budget.month_bytes, left.month_bytes);
+    format!("data {day}; {month}")
+}
+
+/// What became of a run.
+fn outcome(run: &ScheduleRun) -> String {
+    let reason = run.reason.as_deref();
+    match run.outcome {
+        ScheduleRunOutcome::Running => "running".to_owned(),
+        ScheduleRunOutcome::Skipped => {
+            let reason =
+                reason.map(|word| SkipReason::from_word(word).map_or(word.to_owned(), |known| known.to_string()));
+            format!("skipped: {}", reason.unwrap_or_default())
+        }
+        ScheduleRunOutcome::Done => format!("done, {}", quantity::bytes(run.data_used_bytes)),
+        ScheduleRunOutcome::Failed => format!("failed: {}", reason.unwrap_or("for an unknown reason")),
+        ScheduleRunOutcome::Interrupted => "interrupted".to_owned(),
+    }
+}
+
+async fn next(name: Option<&str>, count: usize, json: bool, context: &Context) -> Result<ExitStatus, CommandFailure> {
+    let all = match (name, context.service().await?) {
+        (Some(name), Some(service)) => vec![service.get(&ServiceClient::schedule_route(name, "")).await?],
+        (Some(name), None) => vec![context.appliance()?.schedule(name).await?],
+        (None, _) => schedules(context).await?,
+    };
+    let mut times = all
+        .iter()
+        .filter(|overview| overview.stored.enabled)
+        .flat_map(|overview| {
+            let frame = overview.stored.schedule.frame(overview.stored.added_at);
+            let after = |due: &Timestamp| overview.stored.schedule.when.next_after(*due, &frame);
+            let times = std::iter::successors(after(&now()), after).take(count);
+            times.map(|due| (due, overview)).collect::<Vec<_>>()
+        })
+        .collect::<Vec<_>>();
+    times.sort_by_key(|(due, _)| *due);
+    if json {
+        let rows = times.iter().map(|(due, overview)| {
+            let schedule = &overview.stored.schedule;
+            let is_quiet = schedule.quiet_hours.is_some_and(|hours| hours.contain(*due, schedule.zone.rules()));
+            json!({ "schedule": schedule.name, "due": due, "is_quiet": is_quiet })
+        });
+        context.output.json_line(&rows.collect::<Vec<_>>())?;
+        return Ok(ExitStatus::Done);
+    }
+    for (due, overview) in times {
+        let schedule = &overview.stored.schedule;
+        let is_quiet = schedule.quiet_hours.is_some_and(|hours| hours.contain(due, schedule.zone.rules()));
+        let note = if is_quiet { "  (quiet hours)" } else { "" };
+        context.output.line(&format!("{}  {}{note}", shown(due, &schedule.zone), schedule.name))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// A time by the clock of a zone, to the minute.
+fn shown(time: Timestamp, zone: &Zone) -> String {
+    time.to_zoned(zone.rules().clone()).strftime("%Y-%m-%d %H:%M %Z").to_string()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell that reads the clock for the command")]
+fn now() -> Timestamp {
+    Timestamp::now()
+}

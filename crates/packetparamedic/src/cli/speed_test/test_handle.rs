@@ -1,0 +1,79 @@
+//! A running test: of this process, or of the service.
+
+use paramedic_appliance::app::{RunningTest, TestEnd, TestEvent};
+use paramedic_report::document::ResultDocument;
+
+use super::super::failure::CommandFailure;
+use crate::web::client::RemoteTest;
+use crate::web::problem::Problem;
+use crate::web::test_runs::{TestLine, TestLineEnd};
+
+/// A running test.
+pub(super) enum TestHandle {
+    /// In this process.
+    Here(RunningTest),
+    /// In the service, with its end once it is known.
+    AtService(RemoteTest, Option<Box<TestLineEnd>>),
+}
+
+/// How a test ended.
+pub(super) struct TestOver {
+    /// The measurements.
+    pub(super) measured: Option<ResultDocument>,
+    /// Why it is not complete.
+    pub(super) failure: Option<CommandFailure>,
+    /// Why it is not saved.
+    pub(super) unsaved: Option<CommandFailure>,
+}
+
+impl TestHandle {
+    /// The next event; `None` when the test is over. Cancel safe.
+    pub(super) async fn next_event(&mut self) -> Result<Option<TestEvent>, CommandFailure> {
+        match self {
+            Self::Here(test) => Ok(test.next_event().await),
+            Self::AtService(test, end) => loop {
+                match test.next().await? {
+                    TestLine::Accepted(_) => {}
+                    TestLine::WaitingForDevice => return Ok(Some(TestEvent::WaitingForDevice)),
+                    TestLine::Event(event) => return Ok(Some(TestEvent::Test(*event))),
+                    TestLine::End(found) => {
+                        *end = Some(found);
+                        return Ok(None);
+                    }
+                }
+            },
+        }
+    }
+
+    /// Requests the end of the test. Its measurements so far are kept.
+    pub(super) async fn cancel(&self) -> Result<(), CommandFailure> {
+        match self {
+            Self::Here(test) => {
+                test.cancel();
+                Ok(())
+            }
+            Self::AtService(test, _) => test.cancel().await,
+        }
+    }
+
+    /// Waits for the end of the test: `None` if it was cancelled before it began, an error if it could not begin.
+    pub(super) async fn end(self) -> Result<Option<TestOver>, CommandFailure> {
+        match self {
+            Self::Here(test) => {
+                let over = |TestEnd { measured, failure, unsaved, .. }| TestOver {
+                    measured,
+                    failure: failure.map(CommandFailure::from),
+                    unsaved: unsaved.map(CommandFailure::from),
+                };
+                Ok(test.end().await?.map(over))
+            }
+            Self::AtService(_, end) => {
+                let TestLineEnd { measured, failure, unsaved, never_began } = end.map(|end| *end).unwrap_or_default();
+                let failure = failure.map(Problem::into_failure);
+                let unsaved = unsaved.map(Problem::into_failure);
+                let measured = measured.map(|measured| *measured);
+                Ok((!never_began).then_some(TestOver { measured, failure, unsaved }))
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! `status` and `health`: the state of the running service.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use paramedic_appliance::app::ServiceStatus;
+
+use super::Context;
+use super::failure::{CommandFailure, ExitStatus};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(clap::Args)]
+pub(super) struct HealthArgs {
+    /// Exit code 0 whenever the service answers, also if it is faulted or stopping
+    #[arg(long)]
+    live: bool,
+}
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let status = ask(context).await?;
+    if args.json {
+        context.output.json(&status)?;
+        return Ok(ExitStatus::Done);
+    }
+    for line in described(&status) {
+        context.output.line(&line)?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+pub(super) async fn health(args: HealthArgs, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let status = ask(context).await?;
+    if args.live || status.state == "running" {
+        context.output.line(&status.state)?;
+        return Ok(ExitStatus::Done);
+    }
+    let because = match status.problems.is_empty() {
+        true => "it was told to stop".to_owned(),
+        false => status.problems.join("; "),
+    };
+    let try_ = "fix that cause; the service goes on within 15 s";
+    Err(CommandFailure::new(ExitStatus::Failed, "unhealthy", format!("the service is {}", status.state), because, try_))
+}
+
+async fn ask(context: &Context) -> Result<ServiceStatus, CommandFailure> {
+    match context.service().await? {
+        Some(service) => service.get("/status").await,
+        None => {
+            let sockets = context.settings.service_sockets();
+            let sockets = sockets.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
+            Err(CommandFailure::new(
+                ExitStatus::Failed,
+                "not_running",
+                "the service is not running",
+                format!("no service of this user answers at {sockets}"),
+                "start it with `packetparamedic serve`; if it runs with another --state-dir, give the same one here",
+            ))
+        }
+    }
+}
+
+fn described(status: &ServiceStatus) -> Vec<String> {
+    let mut lines = vec![
+        format!("{} since {}, version {}", status.state, shown(status.started_at), status.version),
+        format!("state folder {}, {}", status.state_dir, status.endpoint_id),
+    ];
+    lines.extend(status.problems.iter().map(|problem| format!("problem: {problem}")));
+    if !status.clock_trusted {
+        lines.push("the clock is not synchronised yet: no schedule is due".to_owned());
+    }
+    if let Some(running) = &status.running {
+        lines.push(format!("{} runs since {}", running.schedule, shown(running.since)));
+    }
+    lines.extend(status.waiting.iter().map(|name| format!("{name} waits for its turn")));
+    lines.extend(status.planned.iter().map(|next| format!("next {} at {}", next.schedule, shown(next.start))));
+    lines
+}
+
+/// A time by the clock of this host.
+fn shown(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
+}

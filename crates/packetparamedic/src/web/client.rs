@@ -1,0 +1,244 @@
+//! The client of the running service: the commands that ask it instead of opening the store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use uuid::Uuid;
+
+use super::extract::encoded;
+use super::problem::Problem;
+use super::test_runs::TestLine;
+use crate::cli::failure::{CommandFailure, ExitStatus};
+
+/// How long the service may take to answer, a slow disk included.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest answer, in bytes; a result document is far below.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// The folder that root alone can create: whoever listens in it was started by root.
+const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
+
+/// A running service.
+pub(crate) struct ServiceClient {
+    socket: PathBuf,
+}
+
+/// What is at the sockets of a service.
+pub(crate) enum FoundService {
+    /// A service that may be asked.
+    Running(ServiceClient),
+    /// A socket that a killed service left.
+    Stale(PathBuf),
+    /// A socket, or a folder, that this user may not use.
+    Denied(PathBuf, io::Error),
+    /// No socket.
+    None,
+}
+
+impl ServiceClient {
+    /// The service at the first of these sockets that exists.
+    pub(crate) async fn find(sockets: &[PathBuf]) -> FoundService {
+        for socket in sockets {
+            match connect(socket).await {
+                Ok(_) => return FoundService::Running(Self { socket: socket.clone() }),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    return FoundService::Stale(socket.clone());
+                }
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return FoundService::Denied(socket.clone(), error);
+                }
+                // No socket, or a path that can be none.
+                Err(_) => {}
+            }
+        }
+        FoundService::None
+    }
+
+    /// Reads `route`, which is relative to /api/v1.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
+        read(self.answer(Method::GET, route, Bytes::new()).await?)
+    }
+
+    /// Reads `route` as text.
+    pub(crate) async fn get_text(&self, route: &str) -> Result<String, CommandFailure> {
+        let bytes = self.answer(Method::GET, route, Bytes::new()).await?;
+        String::from_utf8(bytes.into()).map_err(|error| broken(&error))
+    }
+
+    /// Sends a body to `route`.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        route: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CommandFailure> {
+        read(self.answer(Method::POST, route, json(body)?).await?)
+    }
+
+    /// Deletes what is at `route`.
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, route: &str) -> Result<T, CommandFailure> {
+        read(self.answer(Method::DELETE, route, Bytes::new()).await?)
+    }
+
+    /// The route of a schedule, or of what can be done with it.
+    pub(crate) fn schedule_route(name: &str, action: &str) -> String {
+        format!("/schedules/{}{action}", encoded(name))
+    }
+
+    /// The route of the runs of a schedule, or of all.
+    pub(crate) fn runs_route(name: Option<&str>, limit: u32) -> String {
+        let of = name.map(|name| format!("&schedule={}", encoded(name))).unwrap_or_default();
+        format!("/schedule-runs?limit={}{of}", limit.clamp(1, 1000))
+    }
+
+    /// The route of a result.
+    pub(crate) fn result_route(id: &str) -> String {
+        format!("/results/{}", encoded(id))
+    }
+
+    /// Starts a test.
+    pub(crate) async fn test(&self, request: &impl Serialize) -> Result<RemoteTest, CommandFailure> {
+        let response = self.send(Method::POST, "/tests", json(request)?).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        if status != StatusCode::OK {
+            return Err(problem(&whole(&mut body).await?));
+        }
+        let mut lines = LineReader { body, buffer: Vec::new() };
+        match lines.next().await? {
+            Some(TestLine::Accepted(id)) => Ok(RemoteTest { lines, id, socket: self.socket.clone() }),
+            other => Err(broken(&format!("unexpected line {other:?}"))),
+        }
+    }
+
+    async fn answer(&self, method: Method, route: &str, body: Bytes) -> Result<Bytes, CommandFailure> {
+        let answer = async {
+            let response = self.send(method, route, body).await?;
+            let status = response.status();
+            let bytes = whole(&mut response.into_body()).await?;
+            if status.is_success() { Ok(bytes) } else { Err(problem(&bytes)) }
+        };
+        let late = |_| broken(&format!("it did not answer within {} s", ANSWER_TIMEOUT.as_secs()));
+        tokio::time::timeout(ANSWER_TIMEOUT, answer).await.map_err(late)?
+    }
+
+    async fn send(&self, method: Method, route: &str, body: Bytes) -> Result<Response<Incoming>, CommandFailure> {
+        let stream = connect(&self.socket).await.map_err(|error| broken(&error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the connection to the service failed");
+            }
+        });
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/api/v1{route}"))
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| broken(&error))?;
+        sender.send_request(request).await.map_err(|error| broken(&error))
+    }
+}
+
+/// A test that the service runs. Dropping it cancels the test.
+pub(crate) struct RemoteTest {
+    lines: LineReader,
+    id: Uuid,
+    socket: PathBuf,
+}
+
+impl RemoteTest {
+    /// The next event, or the end. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<TestLine, CommandFailure> {
+        self.lines.next().await?.ok_or_else(|| broken(&"it ended during the test"))
+    }
+
+    /// Requests the end of the test. Its measurements so far are kept, and its lines go on to the end.
+    pub(crate) async fn cancel(&self) -> Result<(), CommandFailure> {
+        let service = ServiceClient { socket: self.socket.clone() };
+        let route = format!("/tests/{}/cancel", self.id);
+        service.answer(Method::POST, &route, Bytes::new()).await.map(drop)
+    }
+}
+
+/// Reads JSON documents, one a line.
+struct LineReader {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl LineReader {
+    /// The next document; `None` at the end. Cancel safe.
+    async fn next(&mut self) -> Result<Option<TestLine>, CommandFailure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.drain(..=end).collect::<Vec<_>>();
+                return serde_json::from_slice(&line).map(Some).map_err(|error| broken(&error));
+            }
+            if self.buffer.len() > MAX_ANSWER_BYTES {
+                return Err(broken(&"it sent a line without an end"));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(broken(&error)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(socket).await?;
+    let server = stream.peer_cred()?.uid();
+    let own = rustix::process::geteuid().as_raw();
+    // Requests must only reach a service that this user can trust.
+    if server != 0 && server != own && socket.parent() != Some(Path::new(ROOT_RUNTIME_DIR)) {
+        let text = format!("user {server} listens there, neither root nor this user");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    Ok(stream)
+}
+
+async fn whole(body: &mut Incoming) -> Result<Bytes, CommandFailure> {
+    let read = http_body_util::Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+    read.map(http_body_util::Collected::to_bytes).map_err(|error| broken(&error))
+}
+
+fn json(body: &impl Serialize) -> Result<Bytes, CommandFailure> {
+    serde_json::to_vec(body).map(Bytes::from).map_err(|error| broken(&error))
+}
+
+fn read<T: DeserializeOwned>(bytes: Bytes) -> Result<T, CommandFailure> {
+    serde_json::from_slice(&bytes).map_err(|error| broken(&error))
+}
+
+fn problem(bytes: &[u8]) -> CommandFailure {
+    match serde_json::from_slice::<Problem>(bytes) {
+        Ok(problem) => problem.into_failure(),
+        Err(error) => broken(&error),
+    }
+}
+
+/// The failure of a conversation with the service.
+fn broken(error: &dyn std::fmt::Display) -> CommandFailure {
+    CommandFailure::new(
+        ExitStatus::Failed,
+        "service_broken",
+        "the service does not answer as expected",
+        error,
+        "check that the service and this command have one version, and read its log; --local works without it",
+    )
+}

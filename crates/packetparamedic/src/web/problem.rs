@@ -1,0 +1,133 @@
+//! The errors of the API: problem details (RFC 9457), with the parts of a failed command as further members.
+
+use axum::extract::Request;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use paramedic_appliance::ApplianceError;
+use paramedic_report::document::ErrorBody;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::failure::{CommandFailure, ExitStatus};
+
+/// The media type of problem details.
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// A failed request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Problem {
+    /// A URI that names the kind of problem: `urn:packetparamedic:error:` and the code.
+    #[serde(rename = "type")]
+    kind: String,
+    /// What failed.
+    title: String,
+    /// The status of the response.
+    status: u16,
+    /// The cause, and what to do.
+    detail: String,
+    /// The exit code of the command that fails with it.
+    exit: u8,
+    /// The same for programs, as in error documents.
+    #[serde(flatten)]
+    body: ErrorBody,
+}
+
+impl Problem {
+    fn new(status: StatusCode, exit: ExitStatus, body: ErrorBody) -> Self {
+        Self {
+            kind: format!("urn:packetparamedic:error:{}", body.code),
+            title: body.what.clone(),
+            status: status.as_u16(),
+            detail: format!("{}; try: {}", body.because, body.try_),
+            exit: exit as u8,
+            body,
+        }
+    }
+
+    /// A request that is not valid.
+    pub(super) fn invalid(status: StatusCode, because: &str) -> Self {
+        let body = ErrorBody {
+            code: "bad_request".to_owned(),
+            what: "the request is not valid".to_owned(),
+            because: because.lines().map(str::trim).collect::<Vec<_>>().join("; "),
+            try_: "see docs/service.md for the routes and their bodies".to_owned(),
+            retry_after_ms: None,
+        };
+        Self::new(status, ExitStatus::Usage, body)
+    }
+
+    /// The failure of the command that sent the request.
+    pub(crate) fn into_failure(self) -> CommandFailure {
+        use ExitStatus::{BelowThreshold, Busy, Denied, Done, Failed, Interrupted, Usage};
+        let known = [Done, Usage, BelowThreshold, Denied, Busy, Interrupted];
+        let exit = known.into_iter().find(|own| *own as u8 == self.exit).unwrap_or(Failed);
+        let ErrorBody { code, what, because, try_, retry_after_ms } = self.body;
+        // One failure ends a command: its code lives as long as the process.
+        let mut failure = CommandFailure::new(exit, Box::leak(code.into_boxed_str()), what, because, try_);
+        failure.retry_after_ms = retry_after_ms;
+        failure
+    }
+}
+
+impl From<CommandFailure> for Problem {
+    fn from(failure: CommandFailure) -> Self {
+        let status = match (failure.exit, failure.code) {
+            (_, code) if code.starts_with("no_such_") => StatusCode::NOT_FOUND,
+            (_, "disk_full") => StatusCode::INSUFFICIENT_STORAGE,
+            (ExitStatus::Usage, "bad_name") | (_, "schedule_disabled") => StatusCode::CONFLICT,
+            (ExitStatus::Usage, _) => StatusCode::BAD_REQUEST,
+            (ExitStatus::Denied, _) => StatusCode::FORBIDDEN,
+            (ExitStatus::Busy, _) => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, failure.exit, failure.body())
+    }
+}
+
+impl From<ApplianceError> for Problem {
+    fn from(error: ApplianceError) -> Self {
+        CommandFailure::from(error).into()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, axum::Json(self)).into_response();
+        response.headers_mut().insert(CONTENT_TYPE, PROBLEM_JSON);
+        response
+    }
+}
+
+/// The answer to a path without a route.
+pub(super) async fn no_route(request: Request) -> Problem {
+    Problem::invalid(StatusCode::NOT_FOUND, &format!("there is no route {:?}", request.uri().path()))
+}
+
+/// The answer to a method that a route does not have.
+pub(super) async fn no_method(request: Request) -> Problem {
+    Problem::invalid(StatusCode::METHOD_NOT_ALLOWED, &format!("this route does not answer {}", request.method()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_survives_the_way_through_a_problem() {
+        for failure in [
+            CommandFailure::new(ExitStatus::Busy, "busy_here", "what", "because", "try"),
+            CommandFailure::new(ExitStatus::Failed, "no_such_schedule", "what", "because", "try"),
+        ] {
+            let problem = Problem::from(failure.clone());
+            let text = serde_json::to_string(&problem).unwrap();
+            let read = serde_json::from_str::<Problem>(&text).unwrap();
+            assert_eq!(read, problem);
+            assert_eq!(read.into_failure(), failure);
+        }
+        let missing = CommandFailure::new(ExitStatus::Failed, "no_such_run", "no such run", "no run", "list them");
+        let value = serde_json::to_value(Problem::from(missing)).unwrap();
+        assert_eq!((&value["status"], &value["type"]), (&404.into(), &"urn:packetparamedic:error:no_such_run".into()));
+        assert_eq!((&value["code"], &value["title"]), (&"no_such_run".into(), &"no such run".into()));
+    }
+}

@@ -1,0 +1,108 @@
+//! The routes of the paired reflectors: list, pair.
+
+use std::fmt;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use paramedic_appliance::app::{Appliance, NewPairing, PairingProof};
+use paramedic_appliance::store::Reflector;
+use paramedic_appliance::targets::HostPort;
+use paramedic_link::pairing_code::PairingCode;
+use paramedic_link::{EndpointId, PeerText};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::ApiState;
+use super::extract::ApiBody;
+use super::problem::Problem;
+use crate::cli::failure::{CommandFailure, ExitStatus};
+
+/// A request to pair with a reflector: by its code or by its Endpoint ID.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct PairRequest {
+    /// Its address.
+    pub(crate) target: String,
+    /// The code that it printed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<String>,
+    /// Its Endpoint ID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) endpoint_id: Option<EndpointId>,
+    /// The name to save it under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<PeerText>,
+}
+
+/// A reflector that this device is paired with now.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct PairedReflector {
+    /// Its Endpoint ID.
+    pub(crate) endpoint_id: EndpointId,
+    /// The name under which it is saved.
+    pub(crate) name: PeerText,
+    /// Its address.
+    pub(crate) address: String,
+    /// Whether it knows this device.
+    pub(crate) is_mutual: bool,
+    /// The largest segment that gets through to it, if the path drops larger ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) segment_limit: Option<u16>,
+    /// This device's Endpoint ID.
+    pub(crate) own_id: EndpointId,
+}
+
+/// Pairs as requested. `own_name` is the name that this device gives.
+pub(crate) async fn pair_as(
+    appliance: &Appliance,
+    request: PairRequest,
+    own_name: &PeerText,
+) -> Result<PairedReflector, CommandFailure> {
+    let target = request.target.parse::<HostPort>()?;
+    let proof = match (request.endpoint_id, &request.code) {
+        (Some(id), _) => PairingProof::EndpointId(id),
+        (None, code) => {
+            let code = code.as_deref().unwrap_or_default().parse::<PairingCode>();
+            PairingProof::Code(code.map_err(|error| bad_code(&error))?)
+        }
+    };
+    let NewPairing { reflector, is_mutual, segment_limit } =
+        appliance.pair(target, proof, request.name, own_name).await?;
+    Ok(PairedReflector {
+        endpoint_id: reflector.endpoint_id,
+        name: reflector.name,
+        address: reflector.address.to_string(),
+        is_mutual,
+        segment_limit,
+        own_id: appliance.endpoint_id()?,
+    })
+}
+
+/// The failure of a text that is no pairing code.
+pub(crate) fn bad_code(error: &dyn fmt::Display) -> CommandFailure {
+    let try_ = "enter it as `reflector pair` printed it; case and dashes don't matter";
+    CommandFailure::new(ExitStatus::Usage, "bad_code", "the code is not valid", error, try_)
+}
+
+/// A reflector in a list.
+pub(crate) fn row(reflector: &Reflector) -> Value {
+    json!({
+        "name": reflector.name,
+        "address": reflector.address.to_string(),
+        "endpoint_id": reflector.endpoint_id,
+        "paired_at": reflector.paired_at.to_string(),
+    })
+}
+
+pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<Value>>, Problem> {
+    let all = state.service.appliance().reflectors().await?;
+    Ok(Json(all.iter().map(row).collect()))
+}
+
+pub(super) async fn pair(
+    State(state): State<ApiState>,
+    ApiBody(request): ApiBody<PairRequest>,
+) -> Result<(StatusCode, Json<PairedReflector>), Problem> {
+    let paired = pair_as(state.service.appliance(), request, &state.own_name).await?;
+    Ok((StatusCode::CREATED, Json(paired)))
+}

@@ -1,0 +1,88 @@
+//! The routes of schedules and of their runs.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use paramedic_appliance::app::{ScheduleOverview, ScheduleProposal};
+use paramedic_appliance::schedule::Schedule;
+use paramedic_appliance::store::{ScheduleRun, StoredSchedule};
+use serde_json::{Value, json};
+
+use super::ApiState;
+use super::extract::{ApiBody, ApiPath, ListQuery};
+use super::problem::Problem;
+
+pub(super) async fn list(State(state): State<ApiState>) -> Result<Json<Vec<ScheduleOverview>>, Problem> {
+    Ok(Json(state.service.appliance().schedules().await?))
+}
+
+pub(super) async fn show(
+    State(state): State<ApiState>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<ScheduleOverview>, Problem> {
+    Ok(Json(state.service.appliance().schedule(&name).await?))
+}
+
+/// Checks a schedule and estimates its data; saves nothing.
+pub(super) async fn propose(
+    State(state): State<ApiState>,
+    ApiBody(schedule): ApiBody<Schedule>,
+) -> Result<Json<ScheduleProposal>, Problem> {
+    Ok(Json(state.service.appliance().propose_schedule(schedule).await?))
+}
+
+pub(super) async fn add(
+    State(state): State<ApiState>,
+    ApiBody(schedule): ApiBody<Schedule>,
+) -> Result<(StatusCode, Json<StoredSchedule>), Problem> {
+    let added = state.service.appliance().add_schedule(schedule).await?;
+    state.service.schedules_changed();
+    Ok((StatusCode::CREATED, Json(added)))
+}
+
+pub(super) async fn remove(
+    State(state): State<ApiState>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<StoredSchedule>, Problem> {
+    let removed = state.service.appliance().remove_schedule(&name).await?;
+    state.service.schedules_changed();
+    Ok(Json(removed))
+}
+
+pub(super) async fn enable(
+    State(state): State<ApiState>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<StoredSchedule>, Problem> {
+    set_enabled(&state, &name, true).await
+}
+
+pub(super) async fn disable(
+    State(state): State<ApiState>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<Json<StoredSchedule>, Problem> {
+    set_enabled(&state, &name, false).await
+}
+
+async fn set_enabled(state: &ApiState, name: &str, enabled: bool) -> Result<Json<StoredSchedule>, Problem> {
+    let stored = state.service.appliance().enable_schedule(name, enabled).await?;
+    state.service.schedules_changed();
+    Ok(Json(stored))
+}
+
+/// Runs a schedule as soon as no other test runs.
+pub(super) async fn run(
+    State(state): State<ApiState>,
+    ApiPath(name): ApiPath<String>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    state.service.request_run(&name).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "event": "requested", "schedule": name }))))
+}
+
+pub(super) async fn runs(State(state): State<ApiState>, query: ListQuery) -> Result<Json<Vec<ScheduleRun>>, Problem> {
+    Ok(Json(state.service.appliance().schedule_runs(query.schedule.as_deref(), query.limit).await?))
+}
+
+/// Cancels the running test of a schedule.
+pub(super) async fn cancel(State(state): State<ApiState>) -> Json<Value> {
+    Json(json!({ "cancelled": state.service.cancel_run() }))
+}
