@@ -119,10 +119,10 @@ fn the_database_of(state: &Path) -> PathBuf {
     found.unwrap_or_else(|| panic!("no database in {}", state.display()))
 }
 
-/// Overwrites a file, or a part in its middle.
+/// Overwrites a file, or all of a database but its schema and its migrations, which are in the first pages.
 fn spoil(path: &Path, all_of_it: bool) {
     let mut bytes = fs::read(path).unwrap();
-    let from = if all_of_it { 0 } else { bytes.len() / 3 };
+    let from = if all_of_it { 0 } else { 4 * 4096 };
     bytes[from..].fill(b'?');
     fs::write(path, bytes).unwrap();
 }

@@ -41,6 +41,7 @@ impl Appliance {
             adapts_probes: false,
             data_mode: Some(DataMode::Tunneled),
             omit: None,
+            budget_bytes: None,
             transport: PayloadTransport::Tcp,
             turn: TurnWait::No,
             route: Route::default(),
