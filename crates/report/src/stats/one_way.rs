@@ -116,13 +116,13 @@ impl EnvelopePart {
 
 /// The lower envelope of the idle phase at its middle, for a given skew.
 #[derive(Clone, Copy)]
-struct Base {
+struct ShortestDelays {
     at_us: f64,
     upload_us: f64,
     download_us: f64,
 }
 
-impl Base {
+impl ShortestDelays {
     fn of(idle: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> Self {
         let drift = |time_us: f64| (time_us - at_us) * skew_ppm / 1e6;
         let least = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::INFINITY, f64::min);
@@ -163,7 +163,7 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     let noise_us = noise(&parts, at_us, centre_ppm).max(RESOLUTION_US);
     // With too large a skew, a later upload would be faster than the shortest one; with too small a skew, a download.
     let is_possible = |skew_ppm: f64, value: fn((f64, f64)) -> f64| {
-        let base = Base::of(&parts, at_us, skew_ppm);
+        let base = ShortestDelays::of(&parts, at_us, skew_ppm);
         later.iter().all(|part| value(base.above(part, skew_ppm)) >= -noise_us)
     };
     let bound = |mut good: f64, mut bad: f64, value: fn((f64, f64)) -> f64| {
@@ -184,7 +184,7 @@ pub fn clock_fit(idle: &[OneWayDelay], run: &[OneWayDelay]) -> Option<ClockFit> 
     }
     let skew_ppm = centre_ppm.clamp(low, high);
     let skew_uncertainty_ppm = (skew_ppm - low).max(high - skew_ppm);
-    let base = Base::of(&parts, at_us, skew_ppm);
+    let base = ShortestDelays::of(&parts, at_us, skew_ppm);
     let shortest_us = parts.iter().map(|part| part.round_trip_us).fold(f64::INFINITY, f64::min);
     // Faster than the shortest delay, but not in the sum of both directions: the clocks moved.
     let limit_us = LEAST_JUMP_US.max(4.0 * noise_us);
@@ -233,7 +233,7 @@ fn slope(parts: &[EnvelopePart]) -> (f64, f64) {
 
 /// How much the lower envelopes of both directions vary in the idle phase: the range of most of their parts.
 fn noise(parts: &[EnvelopePart], at_us: f64, skew_ppm: f64) -> f64 {
-    let base = Base::of(parts, at_us, skew_ppm);
+    let base = ShortestDelays::of(parts, at_us, skew_ppm);
     let range = |value: fn((f64, f64)) -> f64| {
         let mut above = parts.iter().map(|part| value(base.above(part, skew_ppm))).collect::<Vec<_>>();
         above.sort_unstable_by(f64::total_cmp);
