@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "the shell that dates a run")]
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use paramedic_engines::echo::pacing::IP_BYTES;
@@ -29,6 +30,8 @@ pub(super) struct RunRecord {
     pub(super) probes: Option<Probes>,
     /// What it found out about direct mode.
     pub(super) finding: Option<DirectModeFinding>,
+    /// When it began, by the clock that nothing sets.
+    begun: Instant,
 }
 
 impl RunRecord {
@@ -46,12 +49,16 @@ impl RunRecord {
         let TestRequest { omit, intervals, budget_bytes, .. } = job.request;
         let until_stable = job.request.spec.may_stop;
         let options = FoldOptions { omit, intervals, budget_bytes, until_stable };
-        Self { result: ResultBuilder::new(run, options), probes: None, finding: None }
+        Self { result: ResultBuilder::new(run, options), probes: None, finding: None, begun: Instant::now() }
     }
 
     /// The outcome of the run: its measurements, and why it is not complete.
     pub(super) fn conclude(self, job: &TestJob, end: Result<(), ApplianceError>) -> Outcome {
-        let Self { result, probes, finding } = self;
+        let Self { mut result, probes, finding, begun } = self;
+        let finished_at = Timestamp::now();
+        let by_wall_clock_ms = finished_at.as_millisecond().saturating_sub(result.run().started_at.as_millisecond());
+        let elapsed_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX);
+        result.set_wall_clock_moved(by_wall_clock_ms.saturating_sub(elapsed_ms));
         let empty = result.directions_without_payload();
         let transport = job.request.transport;
         let failure = match end {
@@ -74,7 +81,7 @@ impl RunRecord {
             within: Box::new(move |from, until| Box::new(probes.within(from, until))),
             skipped_within: Box::new(move |from, until| probes.skipped_within(from, until).collect()),
         });
-        let mut outcome = Outcome { result: result.finish(Timestamp::now(), end, probes.as_ref()), failure, finding };
+        let mut outcome = Outcome { result: result.finish(finished_at, end, probes.as_ref()), failure, finding };
         if outcome.failure.is_none() && !outcome.result.has_measurements() {
             let nothing = ApplianceError::NothingMeasured;
             outcome.result.complete = false;

@@ -126,6 +126,8 @@ pub struct ResultBuilder {
     /// The segment size in bytes to which the link had to be limited.
     segment_limit: Option<u16>,
 }
+    /// How far the wall clock moved against the monotonic clock during the run, in milliseconds.
+    wall_clock_moved_ms: i64,
 
 /// The other end of a run, and the test agreed with it.
 struct AgreedTest {
@@ -157,6 +159,7 @@ impl ResultBuilder {
             datagrams: None,
             segment_limit: None,
         }
+            wall_clock_moved_ms: 0,
     }
 
     /// The run.
@@ -195,6 +198,11 @@ impl ResultBuilder {
     }
 
     /// Sets the external program that moves the data, if there is one.
+    /// Sets how far the wall clock of this host moved against its monotonic clock during the run, in milliseconds.
+    pub fn set_wall_clock_moved(&mut self, ms: i64) {
+        self.wall_clock_moved_ms = ms;
+    }
+
     pub fn set_program(&mut self, program: Option<String>) {
         self.program = program;
     }
@@ -301,6 +309,7 @@ impl ResultBuilder {
         };
         warnings::tunnel(&mut result);
         let Some(agreed) = agreed else { return result };
+        warnings::wall_clock(&mut result, self.wall_clock_moved_ms);
         let overhead = rates::line_overhead(&result, agreed.address);
         for phase in &self.phases {
             let measured =

@@ -15,6 +15,9 @@ const SKIPPED_OF: u64 = 100;
 /// Up to this share, the counts of both ends in the steady part are the same.
 const SAME_COUNT: f64 = 0.05;
 
+/// A wall clock that moves by less than this against the monotonic clock was not set: both are read one after the other.
+const LEAST_CLOCK_SET_MS: u64 = 1_000;
+
 /// From this share of the rate on, the latency probes noticeably lower it.
 const PROBE_LOAD: f64 = 0.02;
 
@@ -109,6 +112,20 @@ pub(super) fn tunnel(result: &mut ResultDocument) {
         );
         result.warnings.push(Warning::new("direct_blocked", text));
     }
+}
+
+/// Warns of times of day that do not fit together.
+pub(super) fn wall_clock(result: &mut ResultDocument, moved_ms: i64) {
+    if moved_ms.unsigned_abs() < LEAST_CLOCK_SET_MS {
+        return;
+    }
+    let way = if moved_ms > 0 { "forward" } else { "back" };
+    let text = format!(
+        "the clock of this device moved {way} by {} during the test: it was set, or the device slept; only the times of \
+         day in this result are affected",
+        quantity::millis(moved_ms.unsigned_abs())
+    );
+    result.warnings.push(Warning::new("clock_set", text));
 }
 
 /// Warns of a path that drops large packets, if the link had to limit its segments.
@@ -290,6 +307,19 @@ mod tests {
             text(FallbackReason::Remembered, None, Some("2026-01-31T11:00:00.123Z")),
             "a test at 2026-01-31T11:00:00Z found direct data connections blocked"
         );
+    }
+
+    #[test]
+    fn a_wall_clock_that_was_set_is_warned_of() {
+        let warned = |moved_ms| {
+            let mut result = crate::document::example::bare();
+            result.warnings.clear();
+            wall_clock(&mut result, moved_ms);
+            result.warnings.pop().map(|warning| warning.text)
+        };
+        assert_eq!((warned(0), warned(999), warned(-999)), (None, None, None));
+        assert!(warned(7_200_000).unwrap().contains("moved forward by 2 h"), "{:?}", warned(7_200_000));
+        assert!(warned(i64::MIN).unwrap().contains("moved back by"));
     }
 
     #[test]
