@@ -12,6 +12,7 @@ pub mod document;
 pub mod fold;
 pub mod limit;
 pub mod lines;
+pub mod plot;
 pub mod quantity;
 pub mod self_test;
 pub mod stats;

@@ -1,4 +1,6 @@
-//! `history`: the saved results: list, show, export.
+//! `history`: the saved results: list, show, plot, export.
+
+use std::path::PathBuf;
 
 use paramedic_appliance::store::{ExportFormat, StorageError};
 use paramedic_report::text;
@@ -6,6 +8,7 @@ use serde_json::json;
 
 use super::Context;
 use super::failure::{CommandFailure, ExitStatus};
+use super::plot_file::{self, PlotFile};
 use crate::web::client::ServiceClient;
 
 #[derive(clap::Args)]
@@ -29,6 +32,13 @@ enum Command {
     Show {
         /// Its id, or the beginning or end of it
         id: String,
+    },
+    /// Plot a run that was saved with its intervals, as SVG
+    Plot {
+        /// Its id, or the beginning or end of it
+        id: String,
+        /// The file [default: standard output]
+        file: Option<PathBuf>,
     },
     /// Print all runs, oldest first
     Export {
@@ -72,6 +82,13 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             } else {
                 let document = serde_json::from_str(&text).map_err(|source| StorageError::Document { source })?;
                 context.output.report(&document)?;
+            }
+        }
+        Command::Plot { id, file } => {
+            let document = appliance.result(&id).await?.document()?;
+            match file {
+                Some(file) => PlotFile::create(file)?.write(&document)?,
+                None => context.output.script(plot_file::svg(&document)?.as_bytes())?,
             }
         }
         Command::Export { format } => {

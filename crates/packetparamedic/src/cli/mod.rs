@@ -8,6 +8,7 @@ mod history;
 mod interrupts;
 pub mod output;
 mod pair_reflector;
+mod plot_file;
 mod progress;
 mod provider_flags;
 mod reflectors;

@@ -54,6 +54,8 @@ pub struct Wanted {
 pub struct Output {
     format: OutputFormat,
     verbosity: Verbosity,
+    /// Whether stdout is a terminal.
+    is_terminal: bool,
     streams: Arc<Mutex<OutputStreams>>,
 }
 
@@ -99,16 +101,25 @@ impl Output {
         let is_shown = wanted.format == OutputFormat::Human && wanted.verbosity > Verbosity::Quiet;
         let progress =
             if is_shown && io::stderr().is_terminal() { ProgressLine::on_stderr() } else { ProgressLine::hidden() };
-        Self::with(wanted, OutputStreams { stdout, stderr, progress })
+        Self {
+            is_terminal: io::stdout().is_terminal(),
+            ..Self::with(wanted, OutputStreams { stdout, stderr, progress })
+        }
     }
 
     fn with(wanted: Wanted, streams: OutputStreams) -> Self {
-        Self { format: wanted.format, verbosity: wanted.verbosity, streams: Arc::new(Mutex::new(streams)) }
+        let streams = Arc::new(Mutex::new(streams));
+        Self { format: wanted.format, verbosity: wanted.verbosity, is_terminal: false, streams }
     }
 
     /// The format of the results on stdout.
     pub fn format(&self) -> OutputFormat {
         self.format
+    }
+
+    /// Whether a report is followed by graphs: they are for readers, not for programs.
+    pub fn draws_graphs(&self) -> bool {
+        self.format == OutputFormat::Human && self.is_terminal
     }
 
     /// Whether the report has every detail (`-v`).

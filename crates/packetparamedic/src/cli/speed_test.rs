@@ -5,6 +5,7 @@ mod effects;
 mod test_handle;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use paramedic_appliance::ApplianceError;
@@ -21,12 +22,14 @@ use paramedic_host::config::FlagValues;
 use paramedic_iperf3::Iperf3;
 use paramedic_link::test_spec::{DataMode, DataPathWish, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::document::Event;
+use paramedic_report::plot::PhaseCurves;
 use paramedic_report::quantity;
 use paramedic_report::thresholds::Thresholds;
 
 use super::Context;
 use super::failure::{self, CommandFailure, ExitStatus};
 use super::output::{OutputFormat, ReaderGone};
+use super::plot_file::PlotFile;
 use super::provider_flags::ProviderFlags;
 use super::values::{budget, bytes, code_point, data_path, milliseconds, octet, rate, share, size, time};
 use test_handle::{TestHandle, TestOver};
@@ -167,6 +170,12 @@ pub(super) struct Args {
     /// Add the measurement of each 100 ms interval to the result, and what the kernels recorded of each stream
     #[arg(long)]
     pub(super) intervals: bool,
+    /// Write a plot of throughput, latency and loss over time to FILE (SVG); implies --intervals
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    /// Do not draw the phases below the report on a terminal
+    #[arg(long)]
+    no_graph: bool,
     /// Add iperf3's own output to the result
     #[arg(long)]
     pub(super) raw: bool,
@@ -258,6 +267,8 @@ impl Args {
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
     let request = request(&args, context)?;
     let options = args.provider_options.values(&request.provider)?;
+    // Before the test, which takes time and data.
+    let plot = args.plot.map(PlotFile::create).transpose()?;
     // The options of a provider may be secret, and a discarded result is none of the service's.
     let may_ask = !args.no_save && args.provider_options.first_given().is_none();
     let service = if may_ask { context.service().await? } else { None };
@@ -286,11 +297,15 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     };
     let live = context.output.live();
     let (mut is_cancelled, mut is_read) = (false, true);
+    let mut curves = (!args.no_graph && context.output.draws_graphs()).then(PhaseCurves::default);
     loop {
         tokio::select! {
             event = test.next_event() => match event? {
                 // If the reader has gone, the test would only load the line.
                 Some(TestEvent::Test(event)) => {
+                    if let Some(curves) = &mut curves {
+                        curves.note(&event);
+                    }
                     // The note must not precede an error of a test that does not begin.
                     if let Some(note) = note.take_if(|_| matches!(event, Event::Start(_))) {
                         context.output.note(&note);
@@ -316,7 +331,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         appliance.close().await;
     }
     match end? {
-        Some(end) if is_read => conclude(end, context),
+        Some(end) if is_read => conclude(end, Pictures { plot, curves }, context),
         Some(end) => {
             report_unsaved(end.unsaved, context);
             Ok(ExitStatus::Interrupted)
@@ -342,12 +357,26 @@ fn limit_note(spec: &TestSpec, is_default: bool) -> Option<String> {
     loads.then(|| format!("-b limits each stream: {streams} streams × {each} in each direction; -P 1 for one stream"))
 }
 
+/// The pictures of a run that are requested.
+struct Pictures {
+    plot: Option<PlotFile>,
+    curves: Option<PhaseCurves>,
+}
+
 /// Prints the end of the test, and returns the exit code.
-fn conclude(end: TestOver, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+fn conclude(end: TestOver, pictures: Pictures, context: &mut Context) -> Result<ExitStatus, CommandFailure> {
+    let Pictures { plot, curves } = pictures;
+    let plotted = match (plot, &end.measured) {
+        (Some(plot), Some(result)) => plot.write(result),
+        _ => Ok(()),
+    };
     let exit = match (end.measured, end.failure) {
         (Some(result), None) => {
             let reached = result.thresholds.iter().all(|threshold| threshold.passed);
             context.output.result(&result)?;
+            if let Some(curves) = curves {
+                context.output.lines(&curves.lines())?;
+            }
             if reached { ExitStatus::Done } else { ExitStatus::BelowThreshold }
         }
         (Some(result), Some(failure)) if failure.exit == ExitStatus::Interrupted => {
@@ -360,9 +389,13 @@ fn conclude(end: TestOver, context: &mut Context) -> Result<ExitStatus, CommandF
     };
     let is_saved = end.unsaved.is_none();
     report_unsaved(end.unsaved, context);
+    let is_plotted = plotted.is_ok();
+    if let Err(failure) = plotted {
+        context.output.beside(&failure);
+    }
     // The printed result is valid, but a script that relies on the saved results must notice.
     Ok(match exit {
-        ExitStatus::Done if !is_saved => ExitStatus::Failed,
+        ExitStatus::Done if !is_saved || !is_plotted => ExitStatus::Failed,
         exit => exit,
     })
 }
@@ -499,7 +532,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
             },
             origin: Origin { address: args.bind, interface: args.interface.clone() },
         },
-        intervals: args.intervals,
+        intervals: args.intervals || args.plot.is_some(),
         raw: args.raw,
         thresholds: Thresholds {
             min_download_bps: args.min_download,

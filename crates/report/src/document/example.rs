@@ -325,6 +325,14 @@ pub fn latency(p50: u64) -> LatencyResult {
             download_ms: Some(p50 as f64 / 2_000.0),
             uncertainty_ms: Some(0.2),
         }),
+        intervals: Some(vec![LatencyInterval {
+            at_ms: 2_100,
+            rtt_us: Some(p50),
+            upload_us: Some(p50 / 10),
+            download_us: Some(p50 / 2),
+            sent: 10,
+            lost: 1,
+        }]),
     }
 }
 

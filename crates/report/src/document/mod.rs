@@ -29,7 +29,9 @@ pub use ended::EndedBy;
 pub use event::{Event, IntervalReading, LatencyReading, PhaseBegun, Queued, Started};
 pub use fallback::{DataModeFallback, FallbackReason};
 pub use limit::{LimitCause, LimitEvidence, LimitedBy, ObservedEnd};
-pub use one_way::{ClockComparison, ClockJumpSeen, DelayVariation, OneWayDelays, QueueByDirection, QueueSide};
+pub use one_way::{
+    ClockComparison, ClockJumpSeen, DelayVariation, LatencyInterval, OneWayDelays, QueueByDirection, QueueSide,
+};
 pub use schema::schema;
 pub use tcp::TcpOfEnds;
 
@@ -666,6 +668,9 @@ pub struct LatencyResult {
     /// Under load: the queue, by direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueByDirection>,
+    /// The probes of each interval of the whole phase, if requested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intervals: Option<Vec<LatencyInterval>>,
 }
 
 impl LatencyResult {

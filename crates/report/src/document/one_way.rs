@@ -58,6 +58,26 @@ pub struct DelayVariation {
     pub max_us: u64,
 }
 
+/// The latency probes of a phase that were due in one interval of 100 ms. Intervals without probes are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LatencyInterval {
+    /// The end of the interval, from the start of the phase.
+    pub at_ms: u64,
+    /// The median round trip of its answered probes, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// The median delay of the upload direction above the shortest one while idle, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload_us: Option<u64>,
+    /// The same of the download direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download_us: Option<u64>,
+    /// Probes sent.
+    pub sent: u64,
+    /// Probes that were not answered.
+    pub lost: u64,
+}
+
 /// The queue that a load built: how much the median delay of each direction rose over the idle one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueByDirection {

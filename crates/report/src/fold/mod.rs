@@ -8,6 +8,7 @@ mod limits;
 mod one_way;
 mod phase;
 mod rates;
+mod series;
 mod warnings;
 
 use std::net::SocketAddr;
@@ -125,9 +126,9 @@ pub struct ResultBuilder {
     datagrams: Option<DatagramsSeen>,
     /// The segment size in bytes to which the link had to be limited.
     segment_limit: Option<u16>,
-}
     /// How far the wall clock moved against the monotonic clock during the run, in milliseconds.
     wall_clock_moved_ms: i64,
+}
 
 /// The other end of a run, and the test agreed with it.
 struct AgreedTest {
@@ -158,8 +159,8 @@ impl ResultBuilder {
             discarded_bytes: 0,
             datagrams: None,
             segment_limit: None,
-        }
             wall_clock_moved_ms: 0,
+        }
     }
 
     /// The run.
@@ -197,12 +198,12 @@ impl ResultBuilder {
         self.segment_limit = bytes;
     }
 
-    /// Sets the external program that moves the data, if there is one.
     /// Sets how far the wall clock of this host moved against its monotonic clock during the run, in milliseconds.
     pub fn set_wall_clock_moved(&mut self, ms: i64) {
         self.wall_clock_moved_ms = ms;
     }
 
+    /// Sets the external program that moves the data, if there is one.
     pub fn set_program(&mut self, program: Option<String>) {
         self.program = program;
     }
@@ -308,8 +309,8 @@ impl ResultBuilder {
             },
         };
         warnings::tunnel(&mut result);
-        let Some(agreed) = agreed else { return result };
         warnings::wall_clock(&mut result, self.wall_clock_moved_ms);
+        let Some(agreed) = agreed else { return result };
         let overhead = rates::line_overhead(&result, agreed.address);
         for phase in &self.phases {
             let measured =
@@ -438,7 +439,10 @@ impl ResultBuilder {
         if transport == ProbeTransport::Tcp {
             warnings::udp_blocked(result, self.datagrams);
         }
-        one_way::add(result, &windows, probes);
+        let clocks = one_way::add(result, &windows, probes);
+        if self.options.intervals {
+            series::add(result, &self.phases, probes, clocks.as_ref());
+        }
         warnings::lost_probes(result);
         warnings::skipped_probes(result);
         warnings::probe_load(result);
@@ -498,5 +502,6 @@ fn latency(summary: &stats::LatencySummary, duplicates: u64, transport: ProbeTra
         one_way: None,
         own_wait: None,
         queue: None,
+        intervals: None,
     }
 }

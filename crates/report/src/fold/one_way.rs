@@ -10,7 +10,7 @@ use crate::document::{
     Warning,
 };
 use crate::quantity;
-use crate::stats::{self, DelaySpread, OneWayDelay, QueueEstimate, StandingQueue};
+use crate::stats::{self, ClockFit, DelaySpread, OneWayDelay, QueueEstimate, StandingQueue};
 
 /// The measured window of a phase, by the prober's clock.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +20,16 @@ pub(super) struct PhaseWindow {
     pub(super) until: Duration,
 }
 
-/// Adds the delays of each direction to the phases that have a latency, and the queue to those with a load.
-pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) {
+/// The relation of the clocks, and until when it is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KnownClocks {
+    pub(super) fit: ClockFit,
+    pub(super) until: Duration,
+}
+
+/// Adds the delays of each direction to the phases that have a latency, and the queue to those with a load. `None` if the
+/// idle phase does not show the relation of the clocks.
+pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: &ProbeLog<'_>) -> Option<KnownClocks> {
     let delays_within = |from, until| {
         let within = (probes.within)(from, until);
         within.filter_map(|probe| OneWayDelay::of(&probe)).collect::<Vec<_>>()
@@ -30,9 +38,9 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
     let jump = phases.iter().find_map(|(window, delays)| Some((window.load, stats::clock_jump(delays)?)));
     let until = jump.map_or(Duration::MAX, |(_, jump)| jump.at);
     let own_waits = own_waits(result, windows, probes);
-    let Some(idle) = windows.iter().find(|window| window.load == Load::Idle) else { return };
+    let idle = windows.iter().find(|window| window.load == Load::Idle)?;
     let idle_delays = delays_within(idle.from, idle.until.min(until));
-    let Some(fit) = stats::clock_fit(&idle_delays, &delays_within(Duration::ZERO, until)) else { return };
+    let fit = stats::clock_fit(&idle_delays, &delays_within(Duration::ZERO, until))?;
     let moved_at = fit.moved_at.unwrap_or(until);
     let seen = match (fit.moved_at, jump) {
         (None, None) => None,
@@ -80,6 +88,7 @@ pub(super) fn add(result: &mut ResultDocument, windows: &[PhaseWindow], probes: 
         }
         result.latency.set(window.load, latency);
     }
+    Some(KnownClocks { fit, until: moved_at })
 }
 
 /// How long the probes of each phase waited in this host.

@@ -325,12 +325,18 @@ impl DelaySpread {
 }
 
 impl ClockFit {
+    /// The delays of both directions of a probe above the shortest ones, in microseconds: upload, download.
+    pub fn above_shortest(&self, probe: &OneWayDelay) -> [f64; 2] {
+        let drift_us = (probe.at_us - self.at_us) * self.skew_ppm / 1e6;
+        let upload_us = probe.upload_us - drift_us - self.upload_us;
+        let download_us = probe.download_us + drift_us - self.download_us;
+        [upload_us.max(0.0), download_us.max(0.0)]
+    }
+
     /// The delays of both directions in a phase: upload, download. `None` if the phase has too few.
     pub fn delays(&self, phase: &[OneWayDelay]) -> Option<[DelaySpread; 2]> {
-        let drift = |probe: &OneWayDelay| (probe.at_us - self.at_us) * self.skew_ppm / 1e6;
-        let upload = phase.iter().map(|probe| (probe.upload_us - drift(probe) - self.upload_us).max(0.0));
-        let download = phase.iter().map(|probe| (probe.download_us + drift(probe) - self.download_us).max(0.0));
-        Some([DelaySpread::of(upload.collect())?, DelaySpread::of(download.collect())?])
+        let of = |at: usize| DelaySpread::of(phase.iter().map(|probe| self.above_shortest(probe)[at]).collect());
+        Some([of(0)?, of(1)?])
     }
 
     /// The error that the skew may have caused at a time of the run, in microseconds.

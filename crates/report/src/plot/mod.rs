@@ -1,0 +1,397 @@
+//! The plot of a result over time as an SVG image: throughput, latency of each direction, loss. Pure: a document in, text
+//! out. Each curve has its own dash pattern, so that it can be told apart without colours.
+
+mod axis;
+mod sparkline;
+
+use std::fmt::Write as _;
+
+use paramedic_link::test_spec::{Direction, Load};
+
+use crate::document::{LatencyInterval, ResultDocument};
+use axis::{Axis, escaped};
+
+pub use sparkline::{PhaseCurves, sparkline};
+
+const WIDTH: f64 = 800.0;
+const LEFT: f64 = 76.0;
+const RIGHT: f64 = 784.0;
+/// Above the first panel: the title and the names of the phases.
+const TOP: f64 = 84.0;
+const PANEL: f64 = 150.0;
+const LOSS_PANEL: f64 = 76.0;
+/// Between two panels: the legend of the lower one.
+const GAP: f64 = 44.0;
+/// Below the last panel: the labels of the time axis.
+const BOTTOM: f64 = 48.0;
+/// The most points of a curve in a phase: more would not be visible.
+const MAX_POINTS: usize = 400;
+
+const STYLE: &str = "
+  .page { fill: #ffffff; }
+  text { font: 13px system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; fill: #1f2933; }
+  .title { font-size: 16px; font-weight: 600; }
+  .faint { fill: #52606d; }
+  .grid { stroke: #e4e7eb; }
+  .frame { stroke: #7b8794; fill: none; }
+  .phase { stroke: #7b8794; stroke-dasharray: 1 3; }
+  .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+  .download { stroke: #0b5394; }
+  .upload { stroke: #d9730d; stroke-dasharray: 6 3; }
+  .round-trip { stroke: #b8c2cc; stroke-width: 4.5; }
+  .upload-delay { stroke: #d9730d; stroke-dasharray: 6 3; }
+  .download-delay { stroke: #0b5394; stroke-dasharray: 2 2; }
+  .loss { fill: #52606d; }
+";
+
+/// A result that has nothing to plot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it was saved without the intervals of its phases")]
+pub struct NothingToPlot;
+
+/// A phase on the common time axis.
+struct PlotPhase<'a> {
+    load: Load,
+    /// When it begins, in seconds since the first phase began. Pauses between the phases are left out.
+    from_s: f64,
+    length_s: f64,
+    /// Ends of intervals in seconds since the phase began, and bits per second: download, upload.
+    rates: [Vec<(f64, f64)>; 2],
+    latency: &'a [LatencyInterval],
+}
+
+/// The plot of `document`.
+pub fn svg(document: &ResultDocument) -> Result<String, NothingToPlot> {
+    let phases = phases(document);
+    let length_s = phases.last().map(|last| last.from_s + last.length_s).ok_or(NothingToPlot)?;
+    let height = TOP + 2.0 * PANEL + LOSS_PANEL + 2.0 * GAP + BOTTOM;
+    let mut canvas = Canvas { svg: String::new(), phases: &phases, time: Axis::of_time(length_s) };
+    let title = title(document);
+    canvas.put(format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH:.0}" height="{height:.0}" viewBox="0 0 {WIDTH:.0} {height:.0}" role="img" aria-label="{}">"#,
+        escaped(&title)
+    ));
+    canvas.put(format!("<style>{STYLE}</style>"));
+    canvas.put(format!(r#"<rect class="page" width="{WIDTH:.0}" height="{height:.0}"/>"#));
+    canvas.put(format!(r#"<text class="title" x="16" y="26">{}</text>"#, escaped(&title)));
+    canvas.rates(TOP);
+    canvas.latency(TOP + PANEL + GAP);
+    canvas.loss(TOP + 2.0 * (PANEL + GAP));
+    canvas.phase_names(height - BOTTOM);
+    canvas.time_labels(height - BOTTOM);
+    canvas.put("</svg>".to_owned());
+    Ok(canvas.svg)
+}
+
+fn title(document: &ResultDocument) -> String {
+    let other_end = document.other_end().map(|name| format!(" to {name}")).unwrap_or_default();
+    let started = document.started_at.to_string().chars().take(16).collect::<String>().replace('T', " ");
+    format!("Connection{other_end}, {started} UTC")
+}
+
+fn phases(document: &ResultDocument) -> Vec<PlotPhase<'_>> {
+    let mut from_s = 0.0;
+    let mut phases = Vec::new();
+    for load in [Load::Idle, Load::Download, Load::Upload, Load::Bidir] {
+        let rates = Direction::BOTH.map(|direction| {
+            let intervals = document.measured(load, direction).and_then(|measured| measured.intervals.as_deref());
+            let points = intervals.unwrap_or_default().iter();
+            points.map(|interval| (interval.at_ms as f64 / 1000.0, interval.bps as f64)).collect::<Vec<_>>()
+        });
+        let latency = document.latency.of(load).and_then(|latency| latency.intervals.as_deref()).unwrap_or_default();
+        let ends = rates.iter().flatten().map(|(end_s, _)| *end_s);
+        let ends = ends.chain(latency.iter().map(|interval| interval.at_ms as f64 / 1000.0));
+        let length_s = ends.fold(0.0, f64::max);
+        if length_s > 0.0 {
+            phases.push(PlotPhase { load, from_s, length_s, rates, latency });
+            from_s += length_s;
+        }
+    }
+    phases
+}
+
+struct Canvas<'a> {
+    svg: String,
+    phases: &'a [PlotPhase<'a>],
+    time: Axis,
+}
+
+impl Canvas<'_> {
+    fn put(&mut self, line: String) {
+        self.svg.push_str(&line);
+        self.svg.push('\n');
+    }
+
+    fn x(&self, second: f64) -> f64 {
+        LEFT + (RIGHT - LEFT) * second / self.time.end
+    }
+
+    /// The throughput of both directions.
+    fn rates(&mut self, top: f64) {
+        let values = self.phases.iter().flat_map(|phase| phase.rates.iter().flatten().map(|(_, bps)| *bps));
+        let axis = Axis::of_rate(values.fold(0.0, f64::max));
+        let legend = [("download", "download"), ("upload", "upload")];
+        self.frame(top, PANEL, &axis, &format!("throughput ({})", axis.unit), &legend);
+        let mut is_empty = true;
+        for phase in self.phases {
+            for (direction, class) in [(Direction::Download, "download"), (Direction::Upload, "upload")] {
+                let points = mean_of_groups(&phase.rates[direction as usize]);
+                is_empty &= points.is_empty();
+                self.curve(class, phase.from_s, &points, |bps| axis.y(top, PANEL, bps));
+            }
+        }
+        if is_empty {
+            self.missing(top, PANEL, "no throughput intervals were saved");
+        }
+    }
+
+    /// The round trip, and the delay of each direction above its shortest one.
+    fn latency(&mut self, top: f64) {
+        let of = |interval: &LatencyInterval| {
+            [interval.rtt_us, interval.upload_us, interval.download_us].map(|us| us.map(|us| us as f64 / 1000.0))
+        };
+        let all = || self.phases.iter().flat_map(|phase| phase.latency).map(of);
+        let axis = Axis::of_delay(all().flatten().flatten().fold(0.0, f64::max));
+        let legend = [
+            ("round-trip", "round trip"),
+            ("upload-delay", "upload delay above its shortest"),
+            ("download-delay", "download delay above its shortest"),
+        ];
+        let has_any = |at: usize| all().any(|values: [Option<f64>; 3]| values[at].is_some());
+        let is_measured = [0, 1, 2].map(has_any);
+        let shown = legend.iter().zip(is_measured).filter(|(_, is_measured)| *is_measured).map(|(entry, _)| *entry);
+        let shown = shown.collect::<Vec<_>>();
+        self.frame(top, PANEL, &axis, "latency (ms)", &shown);
+        for phase in self.phases {
+            for (at, (class, _)) in legend.iter().enumerate() {
+                let points = phase
+                    .latency
+                    .iter()
+                    .filter_map(|interval| Some((interval.at_ms as f64 / 1000.0, of(interval)[at]?)));
+                let points = highest_of_groups(&points.collect::<Vec<_>>());
+                self.curve(class, phase.from_s, &points, |ms| axis.y(top, PANEL, ms));
+            }
+        }
+        if shown.is_empty() {
+            self.missing(top, PANEL, "no latency intervals were saved");
+        }
+    }
+
+    /// The share of lost probes in each interval, as bars.
+    fn loss(&mut self, top: f64) {
+        let share = |interval: &LatencyInterval| match interval.sent {
+            0 => 0.0,
+            sent => interval.lost as f64 / sent as f64 * 100.0,
+        };
+        let highest = self.phases.iter().flat_map(|phase| phase.latency).map(share).fold(0.0, f64::max);
+        let axis = Axis::of_share(highest);
+        self.frame(top, LOSS_PANEL, &axis, "lost probes (%)", &[]);
+        let base = top + LOSS_PANEL;
+        for phase in self.phases {
+            let points = phase.latency.iter().map(|interval| (interval.at_ms as f64 / 1000.0, share(interval)));
+            for (end_s, share) in highest_of_groups(&points.collect::<Vec<_>>()) {
+                if share > 0.0 {
+                    let (x, y) = (self.x(phase.from_s + end_s), axis.y(top, LOSS_PANEL, share));
+                    self.put(format!(
+                        r#"<rect class="loss" x="{:.1}" y="{y:.1}" width="3" height="{:.1}"/>"#,
+                        x - 3.0,
+                        base - y
+                    ));
+                }
+            }
+        }
+        if self.phases.iter().all(|phase| phase.latency.is_empty()) {
+            self.missing(top, LOSS_PANEL, "no latency intervals were saved");
+        } else if highest <= 0.0 {
+            self.missing(top, LOSS_PANEL, "none lost");
+        }
+    }
+
+    /// The frame, the grid and the legend of a panel.
+    fn frame(&mut self, top: f64, height: f64, axis: &Axis, label: &str, legend: &[(&str, &str)]) {
+        for tick in axis.ticks() {
+            let y = axis.y(top, height, tick);
+            self.put(format!(r#"<line class="grid" x1="{LEFT:.1}" y1="{y:.1}" x2="{RIGHT:.1}" y2="{y:.1}"/>"#));
+            let text = axis.label(tick);
+            self.put(format!(
+                r#"<text class="faint" x="{:.1}" y="{:.1}" text-anchor="end">{text}</text>"#,
+                LEFT - 8.0,
+                y + 4.5
+            ));
+        }
+        self.put(format!(
+            r#"<rect class="frame" x="{LEFT:.1}" y="{top:.1}" width="{:.1}" height="{height:.1}"/>"#,
+            RIGHT - LEFT
+        ));
+        let middle = top + height / 2.0;
+        self.put(format!(
+            r#"<text x="18" y="{middle:.1}" text-anchor="middle" transform="rotate(-90 18 {middle:.1})">{}</text>"#,
+            escaped(label)
+        ));
+        let mut x = LEFT;
+        for (class, name) in legend {
+            let y = top - 10.0;
+            self.put(format!(
+                r#"<line class="curve {class}" x1="{x:.1}" y1="{y:.1}" x2="{:.1}" y2="{y:.1}"/>"#,
+                x + 30.0
+            ));
+            self.put(format!(r#"<text x="{:.1}" y="{:.1}">{}</text>"#, x + 36.0, y + 4.5, escaped(name)));
+            x += 60.0 + 7.2 * name.len() as f64;
+        }
+    }
+
+    fn curve(&mut self, class: &str, from_s: f64, points: &[(f64, f64)], y: impl Fn(f64) -> f64) {
+        let mut path = String::new();
+        for (at, (end_s, value)) in points.iter().enumerate() {
+            let step = if at == 0 { 'M' } else { 'L' };
+            // Writing into a String cannot fail.
+            let _ = write!(path, "{step}{:.1} {:.1}", self.x(from_s + end_s), y(*value));
+        }
+        // A single point has no line; a short one makes it visible.
+        if points.len() == 1 {
+            path.push_str("h3");
+        }
+        if !path.is_empty() {
+            self.put(format!(r#"<path class="curve {class}" d="{path}"/>"#));
+        }
+    }
+
+    /// The reason why a panel has no curve.
+    fn missing(&mut self, top: f64, height: f64, why: &str) {
+        let (x, y) = (f64::midpoint(LEFT, RIGHT), top + height / 2.0 + 4.5);
+        self.put(format!(r#"<text class="faint" x="{x:.1}" y="{y:.1}" text-anchor="middle">{}</text>"#, escaped(why)));
+    }
+
+    /// The names of the phases, and the lines between them.
+    fn phase_names(&mut self, bottom: f64) {
+        for (at, phase) in self.phases.iter().enumerate() {
+            let (from, to) = (self.x(phase.from_s), self.x(phase.from_s + phase.length_s));
+            let name = match phase.load {
+                Load::Bidir => "both ways".to_owned(),
+                load => load.to_string(),
+            };
+            self.put(format!(
+                r#"<text class="faint" x="{:.1}" y="50" text-anchor="middle">{}</text>"#,
+                f64::midpoint(from, to),
+                escaped(&name)
+            ));
+            if at > 0 {
+                self.put(format!(r#"<line class="phase" x1="{from:.1}" y1="40" x2="{from:.1}" y2="{bottom:.1}"/>"#));
+            }
+        }
+    }
+
+    fn time_labels(&mut self, bottom: f64) {
+        for tick in self.time.ticks() {
+            let (x, text) = (self.x(tick), self.time.label(tick));
+            self.put(format!(
+                r#"<text class="faint" x="{x:.1}" y="{:.1}" text-anchor="middle">{text}</text>"#,
+                bottom + 18.0
+            ));
+        }
+        self.put(format!(
+            r#"<text x="{:.1}" y="{:.1}" text-anchor="middle">measured time ({}), without the pauses between phases</text>"#,
+            f64::midpoint(LEFT, RIGHT),
+            bottom + 38.0,
+            self.time.unit
+        ));
+    }
+}
+
+/// At most [`MAX_POINTS`] points: each the mean of neighbours, at the end of the last one.
+fn mean_of_groups(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mean = |group: &[(f64, f64)]| group.iter().map(|(_, value)| value).sum::<f64>() / group.len() as f64;
+    in_groups(points, mean)
+}
+
+/// At most [`MAX_POINTS`] points: each the highest of neighbours, so that no peak disappears.
+fn highest_of_groups(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    in_groups(points, |group| group.iter().map(|(_, value)| *value).fold(0.0, f64::max))
+}
+
+fn in_groups(points: &[(f64, f64)], value: impl Fn(&[(f64, f64)]) -> f64) -> Vec<(f64, f64)> {
+    let groups = points.chunks(points.len().div_ceil(MAX_POINTS).max(1));
+    groups.filter_map(|group| Some((group.last()?.0, value(group)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{Interval, example};
+
+    /// A run with a download and an upload of 10 s each and 3 s of idle time.
+    fn document() -> ResultDocument {
+        let mut document = example::full();
+        document.bidir = None;
+        let rates = |bps: u64| {
+            let of = |at: u64| Interval { at_ms: at * 100, bps: bps * at.min(12) / 12 };
+            Some((1..=100).map(of).collect::<Vec<_>>())
+        };
+        document.download.as_mut().unwrap().intervals = rates(941_000_000);
+        document.upload.as_mut().unwrap().intervals = rates(94_200_000);
+        let probes = |count: u64, up_us: u64, down_us: u64| {
+            let of = |at: u64| LatencyInterval {
+                at_ms: at * 100,
+                rtt_us: Some(12_300 + up_us + down_us),
+                upload_us: Some(up_us),
+                download_us: Some(down_us),
+                sent: 10,
+                lost: u64::from(at % 40 == 7),
+            };
+            Some((1..=count).map(of).collect::<Vec<_>>())
+        };
+        document.latency.bidir = None;
+        document.latency.idle.as_mut().unwrap().intervals = probes(30, 100, 90);
+        document.latency.download.as_mut().unwrap().intervals = probes(100, 200, 24_000);
+        document.latency.upload.as_mut().unwrap().intervals = probes(100, 180_000, 300);
+        document
+    }
+
+    fn count(svg: &str, part: &str) -> usize {
+        svg.matches(part).count()
+    }
+
+    #[test]
+    fn a_plot_has_each_curve_of_each_phase_with_units_and_names() {
+        let svg = svg(&document()).unwrap();
+        assert_eq!((count(&svg, r#""curve download" d="#), count(&svg, r#""curve upload" d="#)), (1, 1));
+        assert_eq!(count(&svg, r#""curve round-trip" d="#), 3);
+        assert_eq!(count(&svg, r#""curve upload-delay" d="#), 3);
+        assert_eq!(count(&svg, r#""curve download-delay" d="#), 3);
+        for text in
+            ["throughput (Mbit/s)", "latency (ms)", "lost probes (%)", "measured time (s)", ">idle<", ">upload<"]
+        {
+            assert!(svg.contains(text), "{text}");
+        }
+        assert!(svg.contains("<rect class=\"loss\"") && !svg.contains("NaN") && !svg.contains("inf"));
+        assert_eq!(count(&svg, "<svg"), count(&svg, "</svg>"));
+    }
+
+    #[test]
+    fn what_was_not_saved_is_named_in_its_panel() {
+        assert_eq!(svg(&example::bare()), Err(NothingToPlot));
+        let mut without_latency = document();
+        without_latency.latency = Default::default();
+        let plot = svg(&without_latency).unwrap();
+        assert_eq!(count(&plot, "no latency intervals were saved"), 2);
+        let mut without_rates = document();
+        (without_rates.download, without_rates.upload) = (None, None);
+        assert!(svg(&without_rates).unwrap().contains("no throughput intervals were saved"));
+    }
+
+    #[test]
+    fn names_of_the_other_end_cannot_break_the_image() {
+        let mut document = document();
+        document.reflector.as_mut().unwrap().name = "<b>&\"attic\"".into();
+        let plot = svg(&document).unwrap();
+        assert!(plot.contains("&lt;b&gt;&amp;&quot;attic&quot;") && !plot.contains("<b>"));
+    }
+
+    #[test]
+    fn a_day_has_as_many_points_as_are_visible() {
+        let points = (0..864_000).map(|at| (f64::from(at) / 10.0, f64::from(at % 7))).collect::<Vec<_>>();
+        let (means, peaks) = (mean_of_groups(&points), highest_of_groups(&points));
+        assert!(means.len() <= MAX_POINTS && (means[0].1 - 3.0).abs() < 0.1, "{}", means.len());
+        assert!(peaks.iter().all(|(_, value)| *value == 6.0));
+    }
+}
