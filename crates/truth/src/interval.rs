@@ -21,7 +21,7 @@ mod tests {
 
     #[test]
     fn the_share_is_just_significant_at_each_end_of_the_interval() {
-        for (hits, trials) in [(10, 100), (1, 300), (299, 300)] {
+        for (hits, trials) in [(10_u32, 100_u32), (1, 300), (299, 300)] {
             let share = f64::from(hits) / f64::from(trials);
             for end in of_share(hits.into(), trials.into()) {
                 let deviation = (end * (1.0 - end) / f64::from(trials)).sqrt();
