@@ -11,7 +11,7 @@ fn slow(host: &Host, port: &str) {
 }
 
 /// The latency in the only phase with a load.
-fn loaded<'a>(result: &'a ResultDocument, load: Load) -> &'a LatencyResult {
+fn loaded(result: &ResultDocument, load: Load) -> &LatencyResult {
     let latency = result.latency.of(load).unwrap_or_else(|| panic!("no latency: {result:#?}"));
     let (median_us, queue) = (latency.median_us().unwrap(), latency.queue.unwrap());
     assert_eq!(latency.responsiveness_rpm, Some((60_000_000 + median_us / 2) / median_us), "{latency:#?}");

@@ -98,8 +98,8 @@ fn no_save_uses_no_folder_and_no_database_of_another_user() {
     let state = appliance.state();
     // The key stays root's: another user who owns the folder could not read it, but could replace it.
     chown(&state, Some(NOBODY), None).unwrap();
-    let with_saving = appliance.fails(&[&["speed-test"], SHORT].concat(), 2, "state_dir_unusable").error;
-    let without = appliance.fails(&[&["speed-test", "--no-save"], SHORT].concat(), 2, "state_dir_unusable").error;
+    let with_saving = appliance.fails(&[&["speed-test"], SHORT].concat(), 2, "state_dir_foreign").error;
+    let without = appliance.fails(&[&["speed-test", "--no-save"], SHORT].concat(), 2, "state_dir_foreign").error;
     assert!(without.because.contains("65534") && without.because == with_saving.because, "{without:?}");
     chown(&state, Some(0), None).unwrap();
     chown(state.join("packetparamedic.db"), Some(NOBODY), None).unwrap();

@@ -81,11 +81,15 @@ pub(crate) enum RoundTripFate {
 /// The records of each link, from the appliance to the reflector, by [`Way`].
 pub type LinkRecords = Vec<[LinkRecord; 2]>;
 
+/// When a probe entered the first link, and its time in all links with its wait in their queues; `None` once it was
+/// dropped.
+type Transits = (Duration, Option<(Duration, Duration)>);
+
 /// The round trips of the probes of one watch rule, in the order of entering.
 pub(crate) fn round_trips(links: &LinkRecords, rule: usize) -> Vec<RoundTrip> {
     // The transit of each id through all links of a way; `None` once it was dropped.
     let transits = |way: Way| {
-        let mut transits = HashMap::<u32, (Duration, Option<(Duration, Duration)>)>::new();
+        let mut transits = HashMap::<u32, Transits>::new();
         for (at, record) in links.iter().map(|link| &link[way as usize]).enumerate() {
             let mut seen_here = HashMap::new();
             for probe in record.probes.iter().filter(|probe| probe.rule == rule) {
@@ -104,7 +108,7 @@ pub(crate) fn round_trips(links: &LinkRecords, rule: usize) -> Vec<RoundTrip> {
         transits
     };
     let [up, down] = Way::BOTH.map(transits);
-    let trip = |(id, (entered, passed)): (&u32, &(Duration, Option<(Duration, Duration)>))| {
+    let trip = |(id, (entered, passed)): (&u32, &Transits)| {
         let back = down.get(id).and_then(|(_, passed)| *passed);
         let fate = match (*passed, back) {
             (None, _) => RoundTripFate::LostUp,

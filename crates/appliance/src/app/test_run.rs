@@ -92,7 +92,8 @@ impl Appliance {
         let (cancel, cancelled) = watch::channel(false);
         let appliance = self.clone();
         let end = tokio::spawn(async move {
-            let end = appliance.run_to_end(provider, job, to_client, cancelled).await;
+            // A result is large, and so is the future of a test: on the heap.
+            let end = Box::pin(appliance.run_to_end(provider, job, to_client, cancelled)).await;
             drop(temporary);
             end
         });
@@ -193,7 +194,7 @@ impl Appliance {
         let taken = TestLock::take(self.state_dir(), access);
         let mut lock = match taken.map_err(ApplianceError::or_cannot_save)? {
             Some(lock) => lock,
-            None if !job.request.turn.may_wait() => return Ok(Some(self.busy(provider, &job).await)),
+            None if !job.request.turn.may_wait() => return Ok(Some(Box::pin(self.busy(provider, &job)).await)),
             None => {
                 // The client may have dropped its receiver of events.
                 events.send(TestEvent::WaitingForDevice).ok();
@@ -204,7 +205,7 @@ impl Appliance {
                 };
                 match waited {
                     Some(lock) => lock,
-                    None => return Ok(Some(self.busy(provider, &job).await)),
+                    None => return Ok(Some(Box::pin(self.busy(provider, &job)).await)),
                 }
             }
         };
@@ -214,12 +215,12 @@ impl Appliance {
         };
         let mut observer = Observer { events: Box::new(report), interrupt: cancelled };
         let outcome = provider.run(&job, &mut lock, &mut observer).await;
-        Ok(Some(self.conclude(&job, outcome).await))
+        Ok(Some(Box::pin(self.conclude(&job, outcome)).await))
     }
 
     /// The end of a test that did not run because another test on this device was running.
     async fn busy(&self, provider: &dyn Provider, job: &TestJob) -> TestEnd {
-        self.conclude(job, providers::never_started(job, provider, ApplianceError::DeviceBusy)).await
+        Box::pin(self.conclude(job, providers::never_started(job, provider, ApplianceError::DeviceBusy))).await
     }
 
     /// Judges and saves a run. Every run is saved, also one that measured nothing, unless the request says otherwise.

@@ -218,6 +218,7 @@ pub(super) mod tests {
             adapts_probes: true,
             data_mode: None,
             omit: None,
+            budget_bytes: None,
             transport: PayloadTransport::Tcp,
             turn: TurnWait::ProviderLimit,
             route: Route::default(),

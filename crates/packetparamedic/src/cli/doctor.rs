@@ -154,7 +154,10 @@ async fn of_udp(reflector: &Reflector, context: &Context) -> Check {
             "udp_blocked",
             format!("UDP does not work between this device and {name}"),
             because,
-            format!("let UDP port {} pass every firewall, port forwarding and NAT on the path unchanged", reflector.address.port),
+            format!(
+                "let UDP port {} pass every firewall, port forwarding and NAT on the path unchanged",
+                reflector.address.port
+            ),
         ),
         Err(failure) => {
             let error = failure.body();

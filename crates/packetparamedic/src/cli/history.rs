@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use paramedic_appliance::store::{ExportFormat, StorageError};
+use paramedic_report::document::ResultDocument;
 use paramedic_report::text;
 use serde_json::json;
 
@@ -73,19 +74,15 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
             }
         }
         Command::Show { id } => {
-            let text = match context.service().await? {
-                Some(service) => service.get_text(&ServiceClient::result_route(&id)).await?,
-                None => context.appliance()?.result(&id).await?.text,
-            };
+            let text = result_text(&id, context).await?;
             if args.json {
                 context.output.line(&text)?;
             } else {
-                let document = serde_json::from_str(&text).map_err(|source| StorageError::Document { source })?;
-                context.output.report(&document)?;
+                context.output.report(&document(&text)?)?;
             }
         }
         Command::Plot { id, file } => {
-            let document = appliance.result(&id).await?.document()?;
+            let document = document(&result_text(&id, context).await?)?;
             match file {
                 Some(file) => PlotFile::create(file)?.write(&document)?,
                 None => context.output.script(plot_file::svg(&document)?.as_bytes())?,
@@ -100,4 +97,16 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
         }
     }
     Ok(ExitStatus::Done)
+}
+
+/// The saved document of a run, as it was printed: the service's, or that of this user.
+async fn result_text(id: &str, context: &Context) -> Result<String, CommandFailure> {
+    Ok(match context.service().await? {
+        Some(service) => service.get_text(&ServiceClient::result_route(id)).await?,
+        None => context.appliance()?.result(id).await?.text,
+    })
+}
+
+fn document(text: &str) -> Result<ResultDocument, CommandFailure> {
+    Ok(serde_json::from_str(text).map_err(|source| StorageError::Document { source })?)
 }

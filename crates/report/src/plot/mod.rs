@@ -4,8 +4,6 @@
 mod axis;
 mod sparkline;
 
-use std::fmt::Write as _;
-
 use paramedic_link::test_spec::{Direction, Load};
 
 use crate::document::{LatencyInterval, ResultDocument};
@@ -244,8 +242,7 @@ impl Canvas<'_> {
         let mut path = String::new();
         for (at, (end_s, value)) in points.iter().enumerate() {
             let step = if at == 0 { 'M' } else { 'L' };
-            // Writing into a String cannot fail.
-            let _ = write!(path, "{step}{:.1} {:.1}", self.x(from_s + end_s), y(*value));
+            path.push_str(&format!("{step}{:.1} {:.1}", self.x(from_s + end_s), y(*value)));
         }
         // A single point has no line; a short one makes it visible.
         if points.len() == 1 {

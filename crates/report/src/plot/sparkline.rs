@@ -10,11 +10,14 @@ const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
 /// The most characters of a sparkline.
 const MOST: usize = 38;
 
+/// A phase and the direction of its rate, and the values in the order of their events.
+type Curve = ((Load, Option<Direction>), Vec<u64>);
+
 /// The curves that the events of a run show.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PhaseCurves {
     /// The phases in the order of their first event: rates by direction, latencies of the idle phase.
-    curves: Vec<((Load, Option<Direction>), Vec<u64>)>,
+    curves: Vec<Curve>,
 }
 
 impl PhaseCurves {
@@ -38,7 +41,7 @@ impl PhaseCurves {
 
     /// A line for each curve, with its lowest and its highest value.
     pub fn lines(&self) -> Vec<Line> {
-        let line = |((load, direction), values): &((Load, Option<Direction>), Vec<u64>)| {
+        let line = |((load, direction), values): &Curve| {
             let name = match (load, direction) {
                 (Load::Bidir, Some(Direction::Download)) => "both, down".to_owned(),
                 (Load::Bidir, Some(Direction::Upload)) => "both, up".to_owned(),

@@ -90,7 +90,7 @@ mod tests {
         let grows_until = |end_ms: u64| {
             move |from: Duration, _| Some(if from < Duration::from_millis(end_ms) { 20_000 } else { 50_000 })
         };
-        assert_eq!(ends(500, grows_until(3_000)), [Duration::from_millis(6_500)]);
-        assert_eq!(ends(500, grows_until(4_500)), [Duration::from_secs(8)]);
+        assert_eq!(ends(500, grows_until(2_000)), [Duration::from_millis(6_500)]);
+        assert_eq!(ends(500, grows_until(3_000)), [Duration::from_secs(8)]);
     }
 }

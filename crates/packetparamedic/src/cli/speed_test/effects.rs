@@ -76,7 +76,7 @@ impl Needs {
         let RequestedSetup { provider, engine, has_load, may_probe, does_probe, has_program } = setting;
         match self {
             Self::Load if !has_load => Some(format!("the engine {engine} sends no load")),
-            Self::Packets if !has_load && !(*may_probe && *does_probe) => {
+            Self::Packets if !(*has_load || (*may_probe && *does_probe)) => {
                 Some(format!("the engine {engine} sends no load, and there are no latency probes"))
             }
             Self::IdlePhase if !has_load => Some(format!("the engine {engine} has one idle phase, as long as -t says")),
