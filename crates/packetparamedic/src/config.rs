@@ -44,8 +44,6 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The folder of the service's socket; absolute.
     pub runtime_dir: PathBuf,
-    /// Whether a command may ask the service of this host: neither folder is set.
-    pub uses_host_service: bool,
     /// This appliance's own name.
     pub name: PeerText,
     /// The default reflector: a saved name, an Endpoint ID or an address.
@@ -88,7 +86,6 @@ impl Configuration for Settings {
         Self {
             state_dir: PathBuf::new(),
             runtime_dir: PathBuf::new(),
-            uses_host_service: false,
             name: PeerText::default(),
             peer: None,
             provider: None,
@@ -130,7 +127,6 @@ impl Configuration for Settings {
             origins.set("state_dir", origin);
         }
         let has_runtime_dir = !origins.is_default("runtime_dir");
-        self.uses_host_service = !has_state_dir && !has_runtime_dir;
         if !has_runtime_dir {
             let (path, origin) = if has_state_dir {
                 (self.state_dir.clone(), origins.of("state_dir"))
@@ -156,11 +152,13 @@ impl Settings {
         self.runtime_dir.join(SERVICE_SOCKET)
     }
 
-    /// The sockets at which a command looks for a running service, in this order.
-    pub fn service_sockets(&self) -> Vec<PathBuf> {
+    /// The sockets at which a command looks for a running service, in this order. The service of the host is one of them
+    /// if neither folder is set.
+    pub fn service_sockets(&self, origins: &Origins) -> Vec<PathBuf> {
         let host = PathBuf::from(ROOT_RUNTIME_DIR).join(SERVICE_SOCKET);
         let mut sockets = vec![self.service_socket()];
-        if self.uses_host_service && !sockets.contains(&host) {
+        let is_set = ["state_dir", "runtime_dir"].iter().any(|folder| origins.is_chosen(folder));
+        if !is_set && !sockets.contains(&host) {
             sockets.push(host);
         }
         sockets

@@ -96,6 +96,11 @@ impl Origins {
         self.of(setting) == ValueOrigin::Default
     }
 
+    /// Whether a flag, a variable of the setting or a file has set it.
+    pub fn is_chosen(&self, setting: &str) -> bool {
+        !matches!(self.of(setting), ValueOrigin::Default | ValueOrigin::Place(_))
+    }
+
     /// Records the origin of a setting's value.
     pub fn set(&mut self, setting: &'static str, origin: ValueOrigin) {
         self.0.insert(setting, origin);

@@ -166,7 +166,7 @@ impl Context {
             return Ok(appliance);
         }
         let configured = &self.settings.state_dir;
-        if !self.is_local && self.settings.service_sockets().iter().any(|socket| socket.exists()) {
+        if !self.is_local && self.settings.service_sockets(&self.origins).iter().any(|socket| socket.exists()) {
             self.name_store("this command does not ask the service");
         }
         let (appliance, change) = Appliance::open(configured, failure::describe)?;
@@ -183,7 +183,7 @@ impl Context {
         if self.is_local {
             return Ok(None);
         }
-        match ServiceClient::find(&self.settings.service_sockets()).await {
+        match ServiceClient::find(&self.settings.service_sockets(&self.origins)).await {
             FoundService::Running(service) => Ok(Some(service)),
             FoundService::Stale(socket) => {
                 self.name_store(&format!("no service answers at {}", socket.display()));

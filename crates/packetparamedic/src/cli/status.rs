@@ -51,7 +51,7 @@ async fn ask(context: &Context) -> Result<ServiceStatus, CommandFailure> {
     match context.service().await? {
         Some(service) => service.get("/status").await,
         None => {
-            let sockets = context.settings.service_sockets();
+            let sockets = context.settings.service_sockets(&context.origins);
             let sockets = sockets.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
             Err(CommandFailure::new(
                 ExitStatus::Failed,

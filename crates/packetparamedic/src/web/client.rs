@@ -23,7 +23,7 @@ use crate::cli::failure::{CommandFailure, ExitStatus};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer, in bytes; a result document is far below.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
-/// The folder that root alone can create: whoever listens in it was started by root.
+/// The folder that only root can create: a program that listens in it was started by root.
 const ROOT_RUNTIME_DIR: &str = "/run/packetparamedic";
 
 /// A running service.
