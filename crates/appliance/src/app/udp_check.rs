@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use paramedic_engines::Engine;
 use paramedic_engines::echo::Echo;
+use paramedic_engines::echo::pacing::SHORTEST_INTERVAL;
 use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec, TestSpec};
 use paramedic_report::document::ProbeTransport;
 use paramedic_report::thresholds::Thresholds;
@@ -37,7 +38,10 @@ impl Appliance {
         let request = TestRequest {
             provider: "reflector".to_owned(),
             peer: Some(reflector.address.to_string()),
-            spec: TestSpec::new(engine, DataMode::Tunneled, phases, 1),
+            spec: TestSpec {
+                probe_interval_us: SHORTEST_INTERVAL.as_micros() as u32,
+                ..TestSpec::new(engine, DataMode::Tunneled, phases, 1)
+            },
             adapts_probes: false,
             data_mode: Some(DataMode::Tunneled),
             omit: None,
