@@ -119,6 +119,7 @@ fn has_detail(result: &ResultDocument) {
 }
 
 #[test]
+#[ignore = "a script moves the packets of its cables, and a loaded machine slows it down"]
 fn socket_buffers_and_interfaces_are_named() {
     let Some(hosts) = TwoHosts::new() else { return };
     let reflector = serve(&hosts);

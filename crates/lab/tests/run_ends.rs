@@ -143,7 +143,7 @@ fn wrapped(lines: &str, columns: usize) -> Vec<String> {
 fn on_a_terminal_of_any_width_the_report_stands_alone_and_whole() {
     let (_reflector, appliance) = pair();
     for columns in [200, 80, 40, 20, 3] {
-        let test = ["speed-test", "-t", "1", "--idle", "0.6", "-b", "10M", "-P", "1", "--download"];
+        let test = ["speed-test", "-t", "1", "--idle", "0.6", "-b", "10M", "-P", "1", "--download", "--no-graph"];
         let command = appliance.command(&test);
         let quoted = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_str().unwrap());
         let line = format!("stty cols {columns}; exec {}", quoted.collect::<Vec<_>>().join(" "));
