@@ -56,9 +56,11 @@ fn counts_are_exact(finished: &Finished) {
         let said = said.unwrap_or_else(|| panic!("{direction}: {document:#?}"));
         let link =
             finished.run.observed.directions.iter().find(|one| one.direction == direction).unwrap().datagrams.unwrap();
-        let counts = (said.datagrams, said.lost, said.duplicates, said.out_of_order);
-        let true_counts = (link.entered, link.dropped, Some(link.copies), Some(link.reordered));
-        assert_eq!(counts, true_counts, "{direction}: datagrams, lost, duplicated, out of order");
+        let counts = (said.lost, said.duplicates, said.out_of_order);
+        let true_counts = (link.dropped, Some(link.copies), Some(link.reordered));
+        assert_eq!(counts, true_counts, "{direction}: lost, duplicated, out of order");
+        // A few datagrams open the path before those of the test, and only one of both counts them.
+        assert!(said.datagrams.abs_diff(link.entered) <= 8, "{direction}: {said:?}, {link:?}");
         assert!(link.dropped + link.copies + link.reordered > 0, "{direction}: the link did something: {link:?}");
     }
 }

@@ -148,8 +148,12 @@ pub(super) fn requested_bitrate(phase: &PhaseRecord, direction: Direction, spec:
 pub(super) fn has_moved_nothing(phase: &PhaseRecord, direction: Direction, spec: &TestSpec) -> bool {
     let samples = &phase.received[direction as usize];
     let (sender, receiver) = phase.ends(direction);
+    // A sender that is through stops early, and a receiver such as iperf3 may leave its last bytes uncounted.
+    let is_through = sender.zip(spec.direction_bytes).is_some_and(|(sender, bytes)| sender.count.bytes >= bytes);
     let arriving = match receiver {
-        Some(receiver) if samples.is_empty() && phase.tells_total => Arrived::Total(receiver.count.bytes),
+        Some(receiver) if is_through || (samples.is_empty() && phase.tells_total) => {
+            Arrived::Total(receiver.count.bytes)
+        }
         _ => Arrived::Readings(samples),
     };
     // As much as was requested is enough, however little that is.
@@ -270,7 +274,8 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use paramedic_link::measurement::DatagramTally;
+    use paramedic_link::measurement::{DatagramTally, PhaseTally};
+    use paramedic_link::test_spec::{DataMode, EngineId, Load, PhaseSpec};
 
     use super::*;
 
@@ -295,6 +300,28 @@ mod tests {
         for settled in [None, Some(0)] {
             let udp = datagrams(&of_datagrams(DatagramTally { settled, ..sent }), &of_datagrams(came)).unwrap();
             assert_eq!((udp.datagrams, udp.lost, udp.search), (1000, 100, None));
+        }
+    }
+
+    #[test]
+    fn a_direction_whose_sender_is_through_moved_something_also_if_its_receiver_left_bytes_uncounted() {
+        let requested = PhaseSpec { load: Load::Upload, duration_ms: 60_000 };
+        let engine = EngineId::try_from("iperf3").unwrap();
+        let spec = TestSpec {
+            direction_bytes: Some(3_000_000),
+            ..TestSpec::new(engine, DataMode::DirectEphemeral, vec![requested], 2)
+        };
+        let moved = |bytes, elapsed_us| {
+            let upload = Some(DirectionTally { count: Count { bytes, elapsed_us }, ..DirectionTally::default() });
+            PhaseTally { upload, ..PhaseTally::default() }
+        };
+        for (sent, received, is_nothing) in
+            [(3_000_000, 2_900_000, false), (2_900_000, 2_900_000, true), (3_000_000, 10_000, true)]
+        {
+            let mut phase = PhaseRecord::new(requested);
+            phase.own = Some(moved(sent, 2000));
+            phase.set_theirs(moved(received, 2000));
+            assert_eq!(has_moved_nothing(&phase, Direction::Upload, &spec), is_nothing, "{sent} {received}");
         }
     }
 
