@@ -15,8 +15,9 @@ use crate::target::{HOME, Target, granted, peer_of, request};
 
 /// Concurrent sessions.
 const THREADS: usize = 4;
-/// Threads for blocking work that the runtime may keep.
-const KEPT_THREADS: u64 = 2;
+/// Threads for blocking work that the runtime may keep: as many as sessions may end at the same time, because each waits for
+/// its probe thread. Work that comes once a second keeps them from expiring.
+const KEPT_THREADS: u64 = 8;
 /// The duration of a session's phase.
 const PHASE_MS: u32 = 250;
 /// The largest accepted growth of resident memory in ten minutes.
