@@ -36,8 +36,8 @@ pub const CHECKS: &[Check] = &[
         title: "Throughput beside the delivered payload",
         unit: "Mbit/s",
         digits: 3,
-        text: "The goodput of the steady part beside the payload that the link delivered in it, each byte once. Tolerance: \
-               1 %.",
+        text: "The goodput of the steady part beside the payload that the link delivered in it in order, as a receiver reads \
+               it. Tolerance: 1 %.",
         ours: |record, _| of_tcp(record, |run| directions(run, throughput_readings)),
     },
     Check {
