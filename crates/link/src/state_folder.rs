@@ -1,5 +1,5 @@
-//! The folder with a program's key and database. Only the program's user can enter it, regardless of the configured
-//! folder.
+//! The state folder, which holds a program's key and database. Only the program's user can enter it: if other users can
+//! enter the configured folder, the state goes into a private folder inside it.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -71,12 +71,12 @@ pub enum Change {
     },
 }
 
-/// The use of a file in the state folder.
+/// What a file in the state folder is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnFile {
     /// State that persists between runs. It is moved into [`PRIVATE`] with the other state files.
     Store,
-    /// Each run creates it again, and a running program may be using it, so it is not moved.
+    /// A file that each run creates again. It is not moved, because a running program may be using it.
     Transient,
 }
 
@@ -92,8 +92,8 @@ pub enum OwnFile {
 /// - A folder that belongs to another user, except root, is refused.
 pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<StateFolder, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
-    DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("make", named))?;
-    let about = fs::metadata(named).map_err(io_error("look at", named))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("create", named))?;
+    let about = fs::metadata(named).map_err(io_error("read the attributes of", named))?;
     let owner = about.uid();
     if owner != user && owner != 0 {
         return Err(StateFolderError::Foreign { path: named.to_owned(), owner, user });
@@ -114,8 +114,8 @@ pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<
     Ok(StateFolder { path, change })
 }
 
-/// Finds the state of `named` without creating or changing anything, for commands that only read. Root may read the
-/// folder of another user.
+/// Finds the folder that holds the state configured as `named`, for commands that only read. Creates and changes
+/// nothing. Root may read the folder of another user.
 pub fn locate(named: &Path) -> PathBuf {
     let user = rustix::process::geteuid();
     let private = named.join(PRIVATE);
@@ -125,8 +125,8 @@ pub fn locate(named: &Path) -> PathBuf {
     if is_open && fs::symlink_metadata(&private).is_ok_and(is_ours) { private } else { named.to_owned() }
 }
 
-/// Like [`locate`], for commands that use the key or the database: a folder of another user, except root, is refused as
-/// by [`open`], also for root. That user could have put anything there.
+/// Like [`locate`], for commands that use the key or the database. Refuses a folder of another user even if this
+/// program runs as root, because that user controls its content. As in [`open`], `named` itself may belong to root.
 pub fn locate_own(named: &Path) -> Result<PathBuf, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
     let path = locate(named);
@@ -146,9 +146,9 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(io_error("make", path)(source)),
+        Err(source) => return Err(io_error("create", path)(source)),
     }
-    let about = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let about = fs::symlink_metadata(path).map_err(io_error("read the attributes of", path))?;
     if !about.is_dir() {
         return Err(StateFolderError::NotAFolder { path: path.to_owned() });
     }
@@ -161,11 +161,11 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     Ok(false)
 }
 
-/// The program's files in a folder.
+/// What [`own_files`] found in a folder.
 struct OwnFiles {
-    /// Names of entries that belong to the store, belong to the program's user, and are not writable by other users.
+    /// Names of the state files that belong to the program's user and that other users cannot write.
     movable: Vec<String>,
-    /// Whether the folder contains only these files.
+    /// Whether the folder contains only files of the program.
     is_all: bool,
 }
 
@@ -189,7 +189,7 @@ fn own_files(
     for entry in entries {
         let entry = entry.map_err(io_error("list", folder))?;
         // `DirEntry::metadata` does not follow links.
-        let about = entry.metadata().map_err(io_error("look at", &entry.path()))?;
+        let about = entry.metadata().map_err(io_error("read the attributes of", &entry.path()))?;
         let name = entry.file_name();
         let name = name.to_str().and_then(|name| Some((name, own_file(name)?)));
         match name {
@@ -228,7 +228,7 @@ fn move_files(from: &Path, to: &Path, mut names: Vec<String>) -> Result<Vec<Stri
 /// Whether `folder` is a mount point. The mode of a mount point is not changed.
 fn is_mount_point(folder: &Path) -> Result<bool, StateFolderError> {
     let look = |path: &Path| statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS);
-    let failed = |error: rustix::io::Errno| io_error("look at", folder)(error.into());
+    let failed = |error: rustix::io::Errno| io_error("read the attributes of", folder)(error.into());
     let here = look(folder).map_err(failed)?;
     if here.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(here.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
