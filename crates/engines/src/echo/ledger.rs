@@ -3,13 +3,14 @@
 
 use super::packet::{ArrivalHistory, HISTORY};
 
-/// How far below the highest sequence number a probe is still accepted.
+/// How far below the highest received sequence number a probe is still accepted.
 const WINDOW: u32 = 1024;
-/// The number of remembered sequence numbers: 10 s at the shortest interval. A silent session ends after 10 s.
+/// The number of remembered sequence numbers: those of 16 s at the shortest interval of 1 ms. A silent session ends
+/// earlier, after 10 s.
 const REMEMBERED: u32 = 16 * 1024;
 const WORDS: usize = REMEMBERED as usize / 64;
 
-/// One session's record.
+/// The sequence numbers that arrived over one transport in a session.
 pub(super) struct ProbeLedger {
     /// The highest sequence number that arrived.
     newest: Option<u32>,
@@ -55,7 +56,7 @@ impl ProbeLedger {
         Entry::New
     }
 
-    /// Which of the [`HISTORY`] numbers up to `about` arrived; `about` is clamped to the remembered range.
+    /// Which of the [`HISTORY`] sequence numbers up to `about` arrived. `about` is clamped to the remembered range.
     pub(super) fn history(&self, about: u32) -> ArrivalHistory {
         let newest = self.newest.unwrap_or(0);
         let oldest = newest.saturating_sub(REMEMBERED - HISTORY);
@@ -69,7 +70,7 @@ impl ProbeLedger {
         ArrivalHistory { about, arrived }
     }
 
-    /// How many numbers arrived again within the window, modulo 2^16.
+    /// How many sequence numbers arrived again within [`WINDOW`], modulo 2^16.
     pub(super) fn duplicates(&self) -> u16 {
         self.duplicates
     }

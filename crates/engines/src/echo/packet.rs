@@ -30,7 +30,7 @@ pub(super) struct ProbePacket {
 /// The reflector's reply to a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReplyPacket {
-    /// The sequence number of the probe.
+    /// The sequence number of the answered probe.
     pub(super) seq: u32,
     /// The probe's sending time, unchanged.
     pub(super) sent_ns: u64,
@@ -44,7 +44,7 @@ pub(super) struct ReplyPacket {
     pub(super) duplicates: u16,
 }
 
-/// Which of [`HISTORY`] sequence numbers arrived at the reflector when it answered.
+/// Which of [`HISTORY`] sequence numbers had arrived at the reflector when it replied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ArrivalHistory {
     /// The highest sequence number that it covers. It differs from the requested one if the reflector has not received
@@ -70,7 +70,7 @@ impl ProbePacket {
         sealed(bytes, PROBE, self.seq, self.sent_ns, keys)
     }
 
-    /// The probe, if these keys sealed it as a probe.
+    /// Opens a probe. `None` if these keys did not seal it as a probe.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         let bytes = opened(bytes, PROBE, keys)?;
         Some(Self {
@@ -93,7 +93,7 @@ impl ReplyPacket {
         sealed(bytes, REPLY, self.seq, self.sent_ns, keys)
     }
 
-    /// The reply, if these keys sealed it as a reply.
+    /// Opens a reply. `None` if these keys did not seal it as a reply.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         let bytes = opened(bytes, REPLY, keys)?;
         Some(Self {
@@ -124,19 +124,20 @@ fn sealed(mut bytes: [u8; LEN], kind: u8, seq: u32, sent_ns: u64, keys: &Session
     bytes
 }
 
-/// The datagram, if it is of this kind and session and sealed with these keys.
+/// Checks the version, kind, session and tag of a datagram. `None` if one of them is wrong.
 fn opened<'a>(bytes: &'a [u8], kind: u8, keys: &SessionKeys) -> Option<&'a [u8; LEN]> {
     let bytes: &[u8; LEN] = bytes.try_into().ok()?;
     let ours = bytes[0] == VERSION && bytes[1] == kind && bytes[4..20] == keys.session().as_bytes()[..];
     (ours && keys.is_datagram(direction(kind), &bytes[..TAG_AT], &field(bytes, TAG_AT))).then_some(bytes)
 }
 
-/// Each direction has its own key, so that a probe cannot be replayed as a reply or vice versa.
+/// The direction of a datagram of this kind. Each direction has its own key, so that a probe cannot be replayed as a
+/// reply or vice versa.
 fn direction(kind: u8) -> Direction {
     if kind == PROBE { Direction::Upload } else { Direction::Download }
 }
 
-/// `N` bytes from `at` on; both are constants of the layout.
+/// `N` bytes of the datagram from offset `at` on. Both are constants of the layout.
 fn field<const N: usize>(bytes: &[u8; LEN], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }

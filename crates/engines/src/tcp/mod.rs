@@ -48,7 +48,7 @@ impl Engine for Tcp {
         let options = [
             (is_tunneled && is_chosen, "a data path can be chosen in direct mode only, because TLS copies every byte"),
             (spec.verify_payload && !reads, "verifying the payload needs --data-path auto or plain"),
-            (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a loss bound are for the engine udp"),
+            (spec.fragments || spec.loss_bound_ppm.is_some(), "fragments and a loss bound need the engine udp"),
         ];
         first_refusal(options)
     }
