@@ -168,7 +168,10 @@ impl TlsSocket {
                 other => return other.map(drop),
             }
             if self.record_bytes - before > MAX_WITHOUT_PLAINTEXT {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "TLS records without payload"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the other end sent TLS records without payload",
+                ));
             }
             match self.connection.read_tls(&mut self.incoming) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -346,7 +349,7 @@ pub(crate) mod tests {
         let records = (first..first + 8).flat_map(|seq| empty_record(&secrets, seq)).collect::<Vec<_>>();
         let sending = std::thread::spawn(move || ours.write_all(&records));
         let failure = theirs.discard(&mut [], false).unwrap_err();
-        assert_eq!(failure.to_string(), "TLS records without payload");
+        assert_eq!(failure.to_string(), "the other end sent TLS records without payload");
         drop(theirs);
         // The rest may have been refused.
         let _ = sending.join().unwrap();
