@@ -56,8 +56,8 @@ fn container(root: &Path) -> Option<Container> {
     Some(Container { engine: engine.to_owned(), network: container_network(&root.join("sys/class/net")) })
 }
 
-/// Detects the network of a container by its interfaces. If an interface is one end of a pair whose other end is in
-/// another network namespace, its own index differs from that of its link.
+/// Detects the network of a container by its interfaces. An interface that is one end of a virtual pair (veth) has an
+/// index of its own and the index of the other end, which is in another network namespace.
 fn container_network(net: &Path) -> ContainerNetwork {
     let interfaces = fs::read_dir(net).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut others = interfaces.filter(|interface| interface.file_name().is_some_and(|name| name != "lo")).peekable();

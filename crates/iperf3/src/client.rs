@@ -183,7 +183,7 @@ fn streams_json(program: &Program) -> bool {
     program.knows("--json-stream")
 }
 
-/// A client that runs or has exited. Dropping this kills it.
+/// A client that runs or has exited. Dropping this value kills the client.
 pub struct Client {
     shared: Arc<ClientShared>,
 }

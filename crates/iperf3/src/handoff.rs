@@ -94,7 +94,7 @@ struct LaneConnection {
     /// Bytes that were acknowledged before the child accepted the connection.
     acked_before: u64,
     seen: KernelCounts,
-    /// Bytes charged so far.
+    /// Bytes of the connection that were charged so far.
     charged: u64,
 }
 
@@ -114,7 +114,7 @@ impl LaneConnection {
         }
     }
 
-    /// Bytes moved since the last call.
+    /// Returns the bytes that the connection moved since the last call.
     fn charge(&mut self) -> u64 {
         self.look();
         let moved = self.seen.sent.saturating_add(self.seen.received);
@@ -136,7 +136,7 @@ pub(super) struct UnacceptedConnection {
 struct HandoffState {
     /// The number of the current or next test. Phases without load have no test.
     test: usize,
-    /// The streams of this test, both directions together.
+    /// The number of streams of this test, both directions together.
     expected: usize,
     cookie: Option<Cookie>,
     /// The number of connections authenticated for this test, including the control connection.

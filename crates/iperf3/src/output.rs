@@ -130,7 +130,7 @@ pub struct Totals {
     pub congestion_control: Option<String>,
     /// The round-trip times that the sender's kernel measured.
     pub rtt_us: Option<RttOfTcp>,
-    /// Counts of packets, with UDP.
+    /// Counts of packets; only with UDP.
     pub udp: Option<UdpTotals>,
 }
 

@@ -1,5 +1,5 @@
-//! The keys and tags that prove to which session a data connection or datagram belongs. Both ends derive them from the
-//! TLS exporter of their link and the session id, so no secret is sent.
+//! The keys, and the tags (truncated HMACs), that prove to which session a data connection or datagram belongs. Both
+//! ends derive them from the TLS exporter of their link and the session id, so no secret is sent.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::test_spec::Direction;
 pub struct SessionId(Uuid);
 
 impl SessionId {
-    /// Length in bytes.
+    /// Length of a session id, in bytes.
     pub const LEN: usize = 16;
 
     /// Wraps the UUID that the reflector generated for a session.
@@ -52,7 +52,7 @@ impl fmt::Debug for SessionId {
 /// context is the session id.
 pub const SESSION_EXPORTER_LABEL: &[u8] = b"EXPORTER-pp-link-session";
 
-/// Length of a truncated tag, in bytes.
+/// Length of a tag in bytes: an HMAC-SHA256 is truncated to its first bytes.
 pub const TAG_LEN: usize = 16;
 
 /// The keys that authenticate a session's data. Both ends derive the same keys.
@@ -131,23 +131,23 @@ pub struct Preamble {
     pub phase: u8,
     /// The index of the stream in the phase, from 0. In a bidirectional phase the download streams come first.
     pub stream: u16,
-    /// Random, so that every preamble is different.
+    /// Random bytes, so that no two preambles are equal.
     pub nonce: [u8; Preamble::NONCE_LEN],
 }
 
 impl Preamble {
-    /// Length in bytes.
+    /// Length of an encoded preamble, in bytes.
     pub const LEN: usize = 48;
     /// Length of the nonce, in bytes.
     pub const NONCE_LEN: usize = 12;
     /// The phase number of a connection that carries latency probes.
     pub const ECHO: u8 = 255;
-    /// Version of the layout.
+    /// Version of the preamble's layout.
     const VERSION: u8 = 1;
-    /// Offset of the tag.
+    /// Offset of the tag in the encoded preamble.
     const TAG_AT: usize = Self::LEN - TAG_LEN;
 
-    /// The encoded preamble: version, phase, stream (big-endian), session, nonce, truncated HMAC-SHA256.
+    /// Encodes the preamble: version, phase, stream (big-endian), session, nonce, truncated HMAC-SHA256.
     pub fn seal(&self, keys: &SessionKeys) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[0] = Self::VERSION;
@@ -183,25 +183,25 @@ impl Preamble {
     }
 }
 
-/// The first [`TAG_LEN`] bytes of a tag.
+/// Truncates an HMAC to its first [`TAG_LEN`] bytes.
 fn truncated(tag: &hmac::Tag) -> [u8; TAG_LEN] {
     let mut short = [0; TAG_LEN];
     short.copy_from_slice(&tag.as_ref()[..TAG_LEN]);
     short
 }
 
-/// Compares in constant time.
+/// Compares two tags in constant time.
 fn equal(a: &[u8; TAG_LEN], b: &[u8; TAG_LEN]) -> bool {
     use subtle::ConstantTimeEq;
     a.ct_eq(b).into()
 }
 
-/// Lower-case hexadecimal digits.
+/// Encodes bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     HEXLOWER.encode(bytes)
 }
 
-/// The bytes of exactly `N * 2` hexadecimal digits.
+/// Decodes exactly `N * 2` hexadecimal digits. `None` for any other text.
 pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     // Decode in place: the bytes may be a secret, and an intermediate buffer would keep a copy.

@@ -1,6 +1,6 @@
 //! Crockford's base 32 with check digits: the text format of Endpoint IDs and pairing codes.
 
-/// The digits. I and L are read as 1, O as 0; U is invalid.
+/// The digits of the alphabet. When digits are read, I and L count as 1, O counts as 0, and U is invalid.
 const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /// The modulus of the check digits: payload and check digits, read as one number, are a multiple of it. It is the
@@ -8,10 +8,10 @@ const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 /// number of up to 56 digits. A test verifies this.
 pub(crate) const MODULUS: u32 = 1_048_517;
 
-/// How many digits the check part has.
+/// Number of check digits.
 pub(crate) const CHECK_DIGITS: usize = 4;
 
-/// The digit for `value`, below 32.
+/// The digit for `value`, which must be below 32.
 pub(crate) fn digit(value: u8) -> char {
     char::from(DIGITS[usize::from(value & 31)])
 }
@@ -21,7 +21,7 @@ pub(crate) fn is_separator(c: char) -> bool {
     c == '-' || c == '_' || c.is_whitespace()
 }
 
-/// The value of a digit. Accepts lower case, O for 0, and I and L for 1.
+/// The value of a digit; `None` if it is invalid. Accepts lower case, O for 0, and I and L for 1.
 pub(crate) fn value(c: char) -> Option<u8> {
     let upper = c.to_ascii_uppercase();
     let canonical = match upper {

@@ -12,7 +12,7 @@ pub const MAX_FRAME: usize = 16 * 1024;
 /// limit: once `next` has returned `None`, less than one frame remains in the buffer.
 pub const MAX_BUFFERED: usize = 4 * MAX_FRAME;
 
-/// Length of the length field, in bytes.
+/// Length of a frame's length field, in bytes.
 const HEAD: usize = 4;
 
 /// Why a frame or the message in it is invalid.
@@ -44,7 +44,7 @@ pub enum FrameError {
 pub struct TooMany {
     /// The name of the field that holds the list.
     pub list: &'static str,
-    /// The most entries it may have.
+    /// The most entries that the list may have.
     pub most: usize,
 }
 
@@ -76,9 +76,9 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 /// call returns the same error.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Received bytes; those before `taken` are already decoded.
+    /// The received bytes. Those before `taken` are already decoded.
     buffer: Vec<u8>,
-    /// Offset of the next frame; at most the buffer's length.
+    /// Offset of the next frame in `buffer`; at most the buffer's length.
     taken: usize,
     /// The first error. Every later call returns it again.
     failed: Option<FrameError>,

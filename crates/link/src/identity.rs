@@ -19,7 +19,7 @@ use crate::crockford;
 pub struct EndpointId([u8; EndpointId::LEN]);
 
 impl EndpointId {
-    /// Bytes of an Ed25519 public key.
+    /// Length of an Ed25519 public key, in bytes.
     pub const LEN: usize = 32;
 
     /// A placeholder for "no identity": 32 zero bytes. No device has this public key.
@@ -42,13 +42,13 @@ const KEY_DIGITS: usize = 52;
 /// Why text is not an Endpoint ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseEndpointIdError {
-    /// It does not begin with `PP`.
+    /// The text does not begin with `PP`.
     #[error("an Endpoint ID begins with PP-")]
     Prefix,
-    /// It contains an invalid character.
+    /// The text contains this invalid character.
     #[error("{0:?} is not a valid character in an Endpoint ID (valid: 0-9 and A-Z without U)")]
     Digit(char),
-    /// Too short or too long.
+    /// The text is too short or too long. The value is its number of digits after `PP`.
     #[error("an Endpoint ID has 56 characters after PP-, without dashes; this has {0}")]
     Length(usize),
     /// The check digits do not match the key.
@@ -146,7 +146,7 @@ pub struct SecretKey {
 pub struct KeyGenerationError;
 
 impl SecretKey {
-    /// Bytes of an Ed25519 seed.
+    /// Length of an Ed25519 seed, in bytes.
     pub const LEN: usize = 32;
 
     /// A new key from the system's random source.

@@ -40,7 +40,7 @@ pub enum KeyFileError {
     NotOurs {
         /// The file.
         path: PathBuf,
-        /// The user id of its owner.
+        /// The user id of the file's owner.
         owner: u32,
         /// The user id that this program runs as.
         user: u32,
@@ -50,11 +50,11 @@ pub enum KeyFileError {
     Exposed {
         /// The file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
     },
     /// The key file that a service manager should provide does not exist.
-    #[error("there is no file {}", .path.display())]
+    #[error("the provided key file {} does not exist", .path.display())]
     NotProvided {
         /// The expected path.
         path: PathBuf,
@@ -65,9 +65,9 @@ pub enum KeyFileError {
     ProvidedExposed {
         /// The file.
         path: PathBuf,
-        /// The user id of its owner.
+        /// The user id of the file's owner.
         owner: u32,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
         /// The user id that this program runs as.
         user: u32,
@@ -81,7 +81,7 @@ pub enum KeyFileError {
     /// An operation on the file failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// The operation.
+        /// The operation, as a verb: `open`.
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -97,7 +97,7 @@ pub enum KeyFileError {
     /// No key could be generated.
     #[error("cannot generate a key for {}: {source}", .path.display())]
     NoKey {
-        /// The file to write it to.
+        /// The file for which the key was to be generated.
         path: PathBuf,
         /// The cause.
         source: KeyGenerationError,
@@ -225,7 +225,7 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
     Ok(Rotated { old: old.id(), new, kept })
 }
 
-/// Parses the file's text.
+/// Parses the content of a key file. `None` if it is not valid.
 fn parse_key(text: &[u8]) -> Option<SecretKey> {
     let digits = std::str::from_utf8(text).ok()?.trim_end().strip_prefix(MAGIC)?;
     SecretKey::from_seed(Zeroizing::new(unhex(digits)?)).ok()
@@ -290,7 +290,7 @@ impl Drop for TemporaryKey {
     }
 }
 
-/// The content of the key file.
+/// The content of a key file with this key.
 fn key_line(key: &SecretKey) -> Zeroizing<String> {
     // Allocate once: a string that reallocates leaves a copy of the secret in freed memory.
     let mut line = Zeroizing::new(String::with_capacity(MAX_LEN));

@@ -74,7 +74,7 @@ pub struct CpuUse {
     pub user_s: f64,
     /// System time of the threads that moved data, in seconds.
     pub system_s: f64,
-    /// The busiest of those threads: its share of one core, 0 to 1.
+    /// The share of one core, 0 to 1, that the busiest of the threads that moved data used.
     pub busiest_thread: f64,
     /// The use of all cores of the host by all programs, 0 to 1 (from `/proc/stat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,7 +86,7 @@ pub struct CpuUse {
     /// (`/proc/thread-self/schedstat`); absent if it can't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runnable: Option<f64>,
-    /// The share of its time, 0 to 1, for which that same thread waited for a processor.
+    /// For the thread of `runnable`: the share of its time, 0 to 1, for which it waited for a processor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_queue_wait: Option<f64>,
     /// The largest share of its time, 0 to 1, that one core spent on soft interrupts (`/proc/stat`).
@@ -137,11 +137,11 @@ pub struct DirectionTally {
 pub struct TcpTimes {
     /// How long the streams existed.
     pub total_us: u64,
-    /// How long they had unacknowledged or unsent data (`tcpi_busy_time`).
+    /// How long the streams had unacknowledged or unsent data (`tcpi_busy_time`).
     pub busy_us: u64,
-    /// The part of `busy_us` for which the receiver's window stopped them (`tcpi_rwnd_limited`).
+    /// The part of `busy_us` for which the receiver's window stopped the streams (`tcpi_rwnd_limited`).
     pub receive_window_us: u64,
-    /// The part of `busy_us` for which the size of the send buffer stopped them (`tcpi_sndbuf_limited`).
+    /// The part of `busy_us` for which the size of the send buffer stopped the streams (`tcpi_sndbuf_limited`).
     pub send_buffer_us: u64,
 }
 
@@ -209,9 +209,9 @@ pub struct PhaseTally {
 /// What an interface carried, link-layer headers included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceTraffic {
-    /// Bytes received.
+    /// Bytes that the interface received.
     pub received_bytes: u64,
-    /// Bytes sent.
+    /// Bytes that the interface sent.
     pub sent_bytes: u64,
     /// The time between the two readings of the counters, in microseconds.
     pub elapsed_us: u64,
@@ -221,9 +221,9 @@ pub struct InterfaceTraffic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Duplex {
-    /// It sends and receives at the same time.
+    /// The interface sends and receives at the same time.
     Full,
-    /// It cannot send and receive at the same time.
+    /// The interface cannot send and receive at the same time.
     Half,
 }
 

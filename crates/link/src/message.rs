@@ -54,7 +54,7 @@ pub enum ToReflector {
     Hello {
         /// The protocol versions that the appliance supports, preferred first.
         versions: Vec<u16>,
-        /// The program's version.
+        /// The version of the appliance's program.
         software: PeerText,
         /// The features that the appliance supports; at most [`MAX_FEATURES`].
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -127,7 +127,7 @@ pub enum ToAppliance {
     },
     /// The request is in the queue.
     Queued {
-        /// Its place in the queue, from 1.
+        /// The place of the request in the queue, from 1.
         place: u32,
         /// The expected waiting time, in milliseconds.
         expected_wait_ms: u64,
@@ -148,7 +148,7 @@ pub enum ToAppliance {
         /// For an upload, the samples count bytes received, and the result is computed from them. For a download, they
         /// count bytes sent.
         direction: Direction,
-        /// Ordered by time.
+        /// The samples, ordered by time.
         samples: Vec<Sample>,
     },
     /// What the reflector's kernel recorded of the streams of a phase that has ended. Sent before [`Self::PhaseDone`]
@@ -159,7 +159,7 @@ pub enum ToAppliance {
         phase: u8,
         /// The direction of the streams.
         direction: Direction,
-        /// Ordered by time.
+        /// The samples, ordered by time.
         samples: Vec<TcpSample>,
     },
     /// The reflector's end of a phase is complete.
@@ -171,7 +171,7 @@ pub enum ToAppliance {
     },
     /// The reflector has ended the session.
     Ended {
-        /// Why.
+        /// Why the session ended.
         reason: EndReason,
         /// A sentence for the user.
         detail: PeerText,
@@ -189,7 +189,7 @@ pub enum ToAppliance {
     Pong,
     /// The reflector closes the link.
     Close {
-        /// Why.
+        /// Why the reflector closes the link.
         reason: CloseReason,
         /// A sentence for the user.
         detail: PeerText,
@@ -279,7 +279,7 @@ pub struct PathFacts {
 pub struct Welcome {
     /// The protocol version that both ends use.
     pub version: u16,
-    /// The program's version.
+    /// The version of the reflector's program.
     pub software: PeerText,
     /// The reflector's name.
     pub name: PeerText,
@@ -319,7 +319,7 @@ pub struct Grant {
 /// A refused request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Denial {
-    /// The rule that refused it.
+    /// The rule that refused the request.
     pub reason: DenialReason,
     /// A sentence for the user, with the limit.
     pub detail: PeerText,
@@ -340,7 +340,7 @@ pub enum DenialReason {
     ModeNotOffered,
     /// The session would be longer than the reflector's limit.
     TooLong,
-    /// More streams than the reflector's limit.
+    /// The request has more streams than the reflector's limit.
     TooManyStreams,
     /// The link already has a session or a queued request.
     AlreadyAsked,

@@ -23,11 +23,11 @@ pub const PAIRING_EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 pub struct Pin([u8; Pin::LEN]);
 
 impl Pin {
-    /// Length in bytes; the last 6 bits are always 0.
+    /// Length of a pin in bytes. The last 6 bits are always 0.
     const LEN: usize = 12;
-    /// Significant bits.
+    /// Number of significant bits of a pin.
     const BITS: usize = 90;
-    /// Number of digits in a pairing code.
+    /// Number of digits that a pin takes in a pairing code.
     const DIGITS: usize = 18;
 
     /// The pin of `reflector`.
@@ -39,7 +39,7 @@ impl Pin {
         Self(bits)
     }
 
-    /// Whether this is the pin of that key.
+    /// Whether this is the pin of the key `id`.
     pub fn matches(&self, id: &EndpointId) -> bool {
         *self == Self::of(id)
     }
@@ -67,10 +67,10 @@ pub struct NoRandomness;
 /// Why text is not a pairing code. The errors never quote the text, because even a mistyped code is a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParsePairingCodeError {
-    /// An invalid character; its position, from 1, counted without dashes and spaces.
+    /// The text contains an invalid character. The value is its position, from 1, counted without dashes and spaces.
     #[error("character {0} is not valid in a pairing code (valid: 0-9 and A-Z without U)")]
     Digit(usize),
-    /// Too short or too long.
+    /// The text is too short or too long. The value is its number of digits.
     #[error("a pairing code has 32 characters, without dashes; this has {0}")]
     Length(usize),
     /// The check digits do not match the rest.
@@ -86,7 +86,7 @@ impl PairingCode {
     const SECRET_BITS: usize = 50;
     /// Number of digits that the check digits cover.
     const PAYLOAD_DIGITS: usize = Pin::DIGITS + Self::SECRET_BITS / 5;
-    /// Number of all digits.
+    /// Number of digits of a pairing code, check digits included.
     const DIGITS: usize = Self::PAYLOAD_DIGITS + crockford::CHECK_DIGITS;
 
     /// A new code for pairing with `reflector`. The secret comes from the system's random source.
@@ -202,7 +202,7 @@ pub struct Ends {
 pub struct Proof([u8; Proof::LEN]);
 
 impl Proof {
-    /// Length in bytes.
+    /// Length of a proof, in bytes.
     const LEN: usize = 32;
 }
 

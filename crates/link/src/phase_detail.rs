@@ -54,10 +54,11 @@ pub struct TcpSample {
     pub send_buffer_us: Option<u64>,
 }
 
-/// The samples of one phase at one end. If they exceed a size limit, they are thinned out evenly over time.
+/// The samples of one phase at one end. A reading is one sample of each stream, all taken at the same time. If the
+/// readings exceed a size limit, they are thinned out evenly over time.
 #[derive(Clone, Debug)]
 pub struct PhaseDetail {
-    /// One entry per reading of all streams: their samples, and the size of these in bytes.
+    /// The readings, each with the size of its samples in bytes.
     looks: Vec<(Vec<(Direction, TcpSample)>, usize)>,
     bytes: usize,
     /// One of every `stride` readings is kept.
@@ -67,7 +68,7 @@ pub struct PhaseDetail {
 }
 
 impl PhaseDetail {
-    /// The largest size of one phase's samples, in bytes of messages.
+    /// The largest size in bytes that the messages with one phase's samples may have.
     pub const MAX_BYTES: usize = 256 * 1024;
 
     /// The share of the size limit that is reserved for the other fields of the messages: one twentieth, which is more

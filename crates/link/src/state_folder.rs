@@ -19,12 +19,12 @@ const OTHERS_WRITE: u32 = 0o022;
 /// Why a folder cannot hold the state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateFolderError {
-    /// It belongs to another user, who could replace everything in it.
+    /// The folder belongs to another user, who could replace everything in it.
     #[error("{} belongs to user {owner}, but this program runs as user {user}", .path.display())]
     Foreign {
         /// The folder.
         path: PathBuf,
-        /// The user id of its owner.
+        /// The user id of the folder's owner.
         owner: u32,
         /// The user id that this program runs as.
         user: u32,
@@ -38,7 +38,7 @@ pub enum StateFolderError {
     /// An operation on the folder failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// The operation.
+        /// The operation, as a verb: `create`.
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,
@@ -52,11 +52,11 @@ pub enum StateFolderError {
 pub struct StateFolder {
     /// The configured folder, or [`PRIVATE`] inside it.
     pub path: PathBuf,
-    /// The change that made it private, if any.
+    /// What was changed to make the folder private, if anything.
     pub change: Option<Change>,
 }
 
-/// The change that made a folder private.
+/// What was changed to make a folder private.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
     /// The folder was open to other users; its mode is now 0700.

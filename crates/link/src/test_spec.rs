@@ -261,15 +261,15 @@ pub struct TestSpec {
 impl TestSpec {
     /// The most streams per direction.
     pub const MAX_STREAMS: u16 = 64;
-    /// The largest socket buffer that can be requested. The kernel may grant less.
+    /// The largest socket buffer that can be requested, in bytes. The kernel may grant less.
     pub const MAX_WINDOW_BYTES: u32 = 512 << 20;
     /// The largest block, in bytes.
     pub const MAX_BLOCK_BYTES: u32 = 1 << 20;
-    /// The smallest maximum segment size that Linux accepts.
+    /// The smallest maximum segment size that Linux accepts, in bytes.
     pub const MIN_MSS_BYTES: u16 = 88;
-    /// The largest maximum segment size that Linux accepts.
+    /// The largest maximum segment size that Linux accepts, in bytes.
     pub const MAX_MSS_BYTES: u16 = 32_767;
-    /// The lowest rate limit of a stream: one small datagram per second.
+    /// The lowest rate limit of a stream, in bits per second. It carries one small datagram per second.
     pub const MIN_BITRATE_BPS: u64 = 1_000;
     /// The default rate of a stream of datagrams, in bits per second. It is iperf3's default.
     pub const DEFAULT_DATAGRAM_BPS: u64 = 1_000_000;
@@ -305,7 +305,7 @@ impl TestSpec {
         }
     }
 
-    /// The time all phases take together.
+    /// The duration of all phases together.
     pub fn duration(&self) -> Duration {
         self.phases.iter().map(PhaseSpec::duration).sum()
     }
@@ -384,13 +384,13 @@ pub enum BadSpec {
     /// A socket buffer outside the valid range.
     #[error("the socket buffer (--window) must be 1 KiB to 512 MiB")]
     Window,
-    /// An empty block, or one too large.
+    /// The block is empty or too large.
     #[error("the block, the bytes per write (--length), must be 1 byte to 1 MiB")]
     Block,
     /// A segment size that Linux does not accept.
     #[error("the segment size (--set-mss) must be 88 to 32767 bytes")]
     Mss,
-    /// Not a code point.
+    /// The DSCP is not a code point (RFC 2474).
     #[error("a DSCP must be a number from 0 to 63")]
     Dscp,
     /// A rate limit that is too low.

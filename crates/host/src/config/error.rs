@@ -53,7 +53,7 @@ pub enum ConfigError {
         origin: ValueOrigin,
         /// The setting's name.
         setting: &'static str,
-        /// The fault of the value.
+        /// What is wrong with the value.
         problem: String,
         /// What the setting accepts.
         valid: &'static str,
@@ -63,7 +63,7 @@ pub enum ConfigError {
     Conflict {
         /// Where the value to change was given.
         origin: ValueOrigin,
-        /// The fault, and the valid values.
+        /// What is wrong, and the valid values.
         problem: String,
     },
     /// No state folder is configured, and without a home folder there is no default.

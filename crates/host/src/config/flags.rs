@@ -23,7 +23,7 @@ impl FlagValues {
         self.values.insert(setting, (vec![value.into()], flag.to_owned()));
     }
 
-    /// Adds the settings of another group of flags.
+    /// Adds the values of another group of flags. They override values that are already there.
     pub fn extend(&mut self, other: FlagValues) {
         self.config = other.config.or(self.config.take());
         self.values.extend(other.values);
