@@ -1,5 +1,5 @@
-//! The byte budget of a session: how many bytes the session may still move before its owner must lease more. No call
-//! here waits.
+//! The byte budget of a session: how many bytes the session may still move before its owner must lease more from the
+//! quotas. No call here waits.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 

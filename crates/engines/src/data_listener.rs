@@ -1,5 +1,5 @@
 //! The listener of direct mode: accepts connections that prove that they belong to the session, and resets all others.
-//! The engine defines the proof. Shell: sockets and deadlines.
+//! The engine defines the proof. Uses sockets and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "waits for deadlines in wall time")]
 
@@ -240,7 +240,7 @@ struct PendingConnection<Partial> {
 /// The state of the listener's thread.
 struct AcceptLoop<A: Authenticator> {
     listener: Socket,
-    /// Shuts the listener down, which wakes the poll, when the session is cancelled.
+    /// Shuts the listener down when the session is cancelled, which wakes the poll.
     _registration: Registration,
     wake: Arc<OwnedFd>,
     authenticator: A,
@@ -395,7 +395,7 @@ impl<A: Authenticator> AcceptLoop<A> {
     }
 }
 
-/// The signal to close the listener.
+/// The error that means that the listener must close.
 struct Closing;
 
 #[cfg(test)]

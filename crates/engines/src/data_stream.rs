@@ -142,7 +142,7 @@ pub struct TlsSocket {
     connection: Connection,
     /// rustls reads 4 KiB at a time; the buffer turns many of those reads into one system call.
     incoming: BufReader<TcpStream>,
-    /// Bytes of TLS records, both ways.
+    /// Bytes of TLS records, sent and received.
     record_bytes: u64,
     said_goodbye: bool,
 }

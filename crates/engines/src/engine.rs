@@ -18,7 +18,7 @@ use crate::metered_stream::MeteredStream;
 use crate::session_control::SessionControl;
 use crate::udp_port::DatagramHandler;
 
-/// One kind of test.
+/// An engine: one kind of test, such as TCP streams or latency probes.
 pub trait Engine: Sync {
     /// The id on the wire and on the command line.
     fn id(&self) -> &'static str;
@@ -32,7 +32,7 @@ pub trait Engine: Sync {
     /// The data modes that the engine supports.
     fn data_modes(&self) -> &'static [DataMode];
 
-    /// Why this engine cannot run `spec`, as a clause, or `None`. Called at both ends before any I/O.
+    /// Why this engine cannot run `spec`, as a clause. `None` if it can. Called at both ends before any I/O.
     fn unsupported(&self, _spec: &TestSpec) -> Option<&'static str> {
         None
     }

@@ -23,7 +23,7 @@ pub struct SocketOptions {
     pub window_bytes: Option<u32>,
     /// The maximum segment size in bytes, for both directions; absent: derived from the path MTU.
     pub mss_bytes: Option<u16>,
-    /// The DSCP of the packets that it sends; absent: the kernel's default.
+    /// The DSCP of the packets that the socket sends; absent: the kernel's default.
     pub dscp: Option<u8>,
     /// The rate limit of the payload in bits per second; absent: no limit. The kernel's pacing rate is a quarter
     /// higher, because it includes headers.

@@ -14,7 +14,8 @@ const WORDS: usize = REMEMBERED as usize / 64;
 pub(super) struct ProbeLedger {
     /// The highest sequence number that arrived.
     newest: Option<u32>,
-    /// One bit per sequence number, at its value modulo [`REMEMBERED`]; valid up to `newest`.
+    /// One bit per sequence number: whether it arrived. The position of the bit is the number modulo [`REMEMBERED`].
+    /// Valid up to `newest`.
     arrived: Box<[u64; WORDS]>,
     duplicates: u16,
 }
@@ -22,9 +23,9 @@ pub(super) struct ProbeLedger {
 /// Whether a sequence number is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// It has not arrived before.
+    /// The sequence number has not arrived before.
     New,
-    /// It arrived before, or is too old to be remembered.
+    /// The sequence number arrived before, or is too old to be remembered.
     Replayed,
 }
 

@@ -53,7 +53,7 @@ pub struct ProbePacing {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PacingStep {
-    /// The capacity is unknown.
+    /// The capacity of the line is unknown.
     First,
     /// An idle phase tries the shortest interval.
     Trial,

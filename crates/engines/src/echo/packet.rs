@@ -19,7 +19,7 @@ const TAG_AT: usize = LEN - TAG_LEN;
 /// A latency probe, which the appliance sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProbePacket {
-    /// Its sequence number, unique in the session.
+    /// The probe's sequence number, unique in the session.
     pub(super) seq: u32,
     /// The highest sequence number that the reply's history should cover.
     pub(super) about: u32,
@@ -40,15 +40,15 @@ pub(super) struct ReplyPacket {
     pub(super) dwell_ns: u32,
     /// Which of the latest probes arrived.
     pub(super) history: ArrivalHistory,
-    /// The number of repeated datagrams of the session, modulo 2^16.
+    /// How many probes of the session arrived again, modulo 2^16.
     pub(super) duplicates: u16,
 }
 
 /// Which of [`HISTORY`] sequence numbers had arrived at the reflector when it replied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ArrivalHistory {
-    /// The highest sequence number that it covers. It differs from the requested one if the reflector has not received
-    /// that one yet or has already forgotten it.
+    /// The highest sequence number that the history covers. It differs from the requested number if the reflector has
+    /// not received that number yet or has already forgotten it.
     pub(super) about: u32,
     /// A bit field, least significant bit first: bit `i` is set if sequence number `about - i` arrived.
     pub(super) arrived: [u8; HISTORY as usize / 8],
@@ -63,7 +63,7 @@ impl ArrivalHistory {
 }
 
 impl ProbePacket {
-    /// The sealed bytes.
+    /// Encodes and seals the probe.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[24..28].copy_from_slice(&self.about.to_be_bytes());
@@ -82,7 +82,7 @@ impl ProbePacket {
 }
 
 impl ReplyPacket {
-    /// The sealed bytes.
+    /// Encodes and seals the reply.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[2..4].copy_from_slice(&self.duplicates.to_be_bytes());

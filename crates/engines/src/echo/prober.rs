@@ -1,4 +1,4 @@
-//! The appliance's end of `echo`: sends probes on an absolute schedule. Shell: sockets and threads.
+//! The appliance's end of `echo`: sends probes on an absolute schedule. Uses sockets and threads.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -28,8 +28,8 @@ use crate::udp_port::datagram::Mailbox;
 /// The number of probes that test whether UDP works. They take one second in total.
 const UDP_TRIES: u32 = 20;
 const UDP_TRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the prober waits for late replies at the end, and the interval of the probes that request histories during
-/// that wait.
+/// How long the prober waits for late replies at the end. During this wait it sends a probe every [`SETTLE_INTERVAL`],
+/// only to request missing histories.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 /// The socket's receive buffer in bytes.
@@ -58,7 +58,7 @@ pub struct ProberSetup {
     pub dscp: Option<u8>,
 }
 
-/// Probes a path until it is finished or dropped, with one thread that sends and one that receives. It first tests for
+/// Sends probes until it is finished or dropped, with one thread that sends and one that receives. It first tests for
 /// at most one second whether UDP works. After that the transport does not change.
 pub struct Prober {
     shared: Arc<ProberState>,

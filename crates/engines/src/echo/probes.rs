@@ -11,7 +11,7 @@ use super::packet::{HISTORY, ProbePacket, ReplyPacket};
 /// The transport of the probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EchoTransport {
-    /// Datagrams.
+    /// UDP datagrams.
     Udp,
     /// A data connection, if UDP does not work. Its retransmissions hide loss and appear as long round trips.
     Tcp,
@@ -33,7 +33,8 @@ pub struct Probes {
     pub transport: Option<EchoTransport>,
     /// Probes and replies that arrived more than once.
     pub duplicates: u64,
-    /// Probes that were due but not sent, because the prober was not scheduled or its connection had ended.
+    /// Probes that were due but not sent, because the kernel did not run the prober in time or its connection had
+    /// ended.
     pub skipped: u64,
     pub(super) log: ProbeRecords,
 }
@@ -59,7 +60,7 @@ impl Probes {
 
 /// The first sequence number of the schedule; lower ones test whether UDP works.
 pub(super) const FIRST_SEQ: u32 = 64;
-/// Slots are stored in pieces, so that growth does not copy them.
+/// Slots per piece. Slots are stored in pieces, so that growth does not copy them.
 const PIECE: usize = 4096;
 /// The most slots of a schedule; a prober that has used them all sends no further probes. They suffice for 4.5 hours at
 /// an interval of 1 ms or for two days at 10 ms, and take up to 320 MiB.
@@ -132,9 +133,9 @@ pub(super) struct ProbeRecords {
     current: Stretch,
     pieces: Vec<Vec<Slot>>,
     skipped: u64,
-    /// Repeated replies.
+    /// Replies that arrived more than once.
     doubled_replies: u64,
-    /// Repeated probes, as reported by the reflector, whose counter wraps.
+    /// Probes that arrived more than once, as reported by the reflector, whose counter wraps.
     doubled_probes: u64,
     /// The first reply's receive time at the reflector minus the sending time, in nanoseconds. See
     /// [`Probe::upload_us`].
@@ -234,7 +235,8 @@ impl ProbeRecords {
         u32::try_from(next).ok()?.checked_add(FIRST_SEQ)
     }
 
-    /// Counts the slots that were due by `now_ns` and not taken as skipped. This must be the last call on a schedule.
+    /// Counts as skipped all slots that were due by `now_ns` and were not taken. This must be the last call on a
+    /// schedule.
     pub(super) fn skip_until(&mut self, now_ns: u64) {
         let Some(since) = now_ns.checked_sub(self.current.base_ns) else { return };
         let taken = self.len() - self.current.first;
@@ -362,7 +364,7 @@ impl ProbeRecords {
         self.skipped
     }
 
-    /// Repeated probes and replies.
+    /// Probes and replies that arrived more than once.
     pub(super) fn duplicates(&self) -> u64 {
         self.doubled_replies + self.doubled_probes
     }

@@ -63,7 +63,7 @@ impl QueueShares {
 }
 
 impl ThreadUse {
-    /// The use of the calling thread, which has run since `began`.
+    /// The processor use of the calling thread, which has run since `began`.
     pub(crate) fn since(began: Instant) -> Self {
         let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
         let (user_s, system_s) = getrusage(UsageWho::RUSAGE_THREAD)

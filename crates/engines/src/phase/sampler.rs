@@ -11,8 +11,8 @@ pub(crate) const SAMPLE_INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 
 /// Computes the samples of one phase at one end, the same for every engine:
 ///
-/// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the begin. A late sample covers a longer
-///   time, as its `at_us` shows. Missed samples are not made up for.
+/// - Samples are due on an absolute schedule, every [`SAMPLE_INTERVAL`] after the start of the phase. A late sample
+///   covers a longer time, as its `at_us` shows. Missed samples are not made up for.
 /// - A sample counts if it was due within the phase, even if it was taken a little later.
 /// - A direction has no more samples after one of its streams has ended, because the load is incomplete then.
 pub(crate) struct Sampler {
@@ -24,7 +24,7 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler for a phase from `begin` until `until`, with totals of 0 at the begin.
+    /// A sampler for a phase from `begin` until `until`. Both totals start at 0.
     pub(crate) fn new(begin: Instant, until: Instant) -> Self {
         Self { begin, until, due: begin + SAMPLE_INTERVAL, sampled: [0; 2] }
     }

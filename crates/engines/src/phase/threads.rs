@@ -1,5 +1,5 @@
 //! Runs a phase with one thread per stream, while the calling thread watches them. The same at both ends and for every
-//! engine; the engine's [`PhaseStream`] moves the bytes. Shell: threads and the clock.
+//! engine; the engine's [`PhaseStream`] moves the bytes. Uses threads and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "runs a phase in wall time")]
 
@@ -69,7 +69,7 @@ pub(crate) trait PhaseStream: Send {
     /// Ends the stream at once, so that its thread returns.
     fn abort(watched: &Self::Watched);
 
-    /// Describes a failure that occurred `after` the begin of the phase.
+    /// Describes a failure that occurred `after` the start of the phase.
     fn describe(failure: &io::Error, after: Duration) -> String;
 
     /// Adds what the engine knows of these streams to the tally of their direction.

@@ -1,5 +1,5 @@
 //! Watches a phase: takes samples, checks that the other end is alive, pauses sending while the other end is silent,
-//! and ends overdue streams. The same for threads of this program and for a child process. Shell: reads the clock.
+//! and ends overdue streams. The same for threads of this program and for a child process. Reads the clock.
 
 #![expect(clippy::disallowed_methods, reason = "watches a running phase")]
 
@@ -80,8 +80,8 @@ pub fn watch(context: &PhaseContext<'_>, moving: &mut impl Moving, report: Phase
     context.control.wake();
 }
 
-/// Whether sending must pause at `now`. `heard` is when the other end last sent something. Silence counts from the
-/// begin of the phase at the earliest.
+/// Whether sending must pause at `now`. `heard` is when the other end last sent something. Silence before the start of
+/// the phase does not count.
 fn is_silent(heard: Instant, begin: Instant, now: Instant) -> bool {
     now.saturating_duration_since(heard.max(begin)) > PAUSE_AFTER_SILENCE
 }

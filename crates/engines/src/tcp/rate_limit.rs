@@ -35,7 +35,7 @@ impl RateLimit {
         Some(Self { bytes_per_s: (bits_per_s / 8).max(1), step: write_size(bits_per_s) })
     }
 
-    /// The size of the next write of a stream that has sent `sent` bytes at `now_ns` since the begin of its phase. If
+    /// The size of the next write of a stream that has sent `sent` bytes at `now_ns` since the start of its phase. If
     /// the write is not due yet, the error is the time at which it is due.
     pub(super) fn next(&self, sent: u64, now_ns: u64) -> Result<usize, u64> {
         const NS: u128 = 1_000_000_000;

@@ -1,5 +1,5 @@
-//! The receiving end of a stream: counts and discards bytes. The same at both ends of a session. Shell: a socket and
-//! the clock.
+//! The receiving end of a stream: counts and discards bytes. The same at both ends of a session. Uses a socket and the
+//! clock.
 
 #![expect(clippy::disallowed_methods, reason = "receives in wall time")]
 

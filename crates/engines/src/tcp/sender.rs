@@ -1,5 +1,5 @@
 //! The sending end of a stream: sends as fast as the socket accepts until the phase's time is over. The same at both
-//! ends of a session. Shell: a socket and the clock.
+//! ends of a session. Uses a socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -54,7 +54,8 @@ impl SendMethod {
         }
     }
 
-    /// Sends at most about `most` bytes of the payload from `position` on. Returns how many the socket accepted.
+    /// Sends payload from byte `position` on: at most `most` bytes, or what the pipe already holds if that is more.
+    /// Returns how many bytes the socket accepted.
     fn send(&mut self, stream: &mut DataStream, position: u64, most: usize) -> io::Result<usize> {
         let Self::Splice(pages) = self else { return stream.write(payload::from(position, most)) };
         while pages.held() < most {

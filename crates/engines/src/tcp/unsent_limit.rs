@@ -18,16 +18,16 @@ pub(super) struct UnsentLimit {
 }
 
 impl UnsentLimit {
-    /// One TLS record, so that a stalled stream can start again.
+    /// The lowest limit in bytes: one TLS record, so that a stalled stream can start again.
     const MIN: u32 = 16 * 1024;
-    /// The limit until the first sample interval has been measured. On a line of 1 Mbit/s, four streams need one second
-    /// to send this much each.
+    /// The limit in bytes until the first sample interval has been measured. On a line of 1 Mbit/s, four streams need
+    /// one second to send this much each.
     const INITIAL: u32 = 32 * 1024;
     /// The desired number of writes per sample interval inside TLS, where the receiver counts whole records.
     /// [`Self::MIN_WRITE`] is the smallest write in bytes.
     const WRITES: u32 = 8;
     const MIN_WRITE: u32 = 1400;
-    /// From this value on, the kernel's own limits are lower. So this limit is removed.
+    /// From this limit in bytes on, the kernel's own limits are lower. So this limit is removed.
     const MAX: u32 = 4 * 1024 * 1024;
 
     pub(super) fn new(socket: &TcpStream) -> Self {

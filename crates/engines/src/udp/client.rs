@@ -1,5 +1,5 @@
-//! The appliance's end of `udp`: validates the streams' addresses with the reflector and runs the phases. Shell:
-//! sockets and the clock.
+//! The appliance's end of `udp`: validates the streams' addresses with the reflector and runs the phases. Uses sockets
+//! and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "waits for answers in wall time")]
 

@@ -29,7 +29,8 @@ pub(super) struct Counts {
 /// The record of one stream's datagrams.
 pub(super) struct DatagramLedger {
     counts: Counts,
-    /// One bit per sequence number, at its value modulo [`WINDOW`]; valid below `through`.
+    /// One bit per sequence number: whether it arrived. The position of the bit is the number modulo [`WINDOW`]. Valid
+    /// below `through`.
     arrived: Box<[u64; WORDS]>,
     /// The transit of the previous datagram: arrival time minus sending time. The times are from two clocks, so only
     /// differences are meaningful.

@@ -47,7 +47,7 @@ pub(super) type UdpReport = StreamReport<StreamCounts>;
 pub(super) struct StreamCounts {
     pub(super) sent: Sent,
     pub(super) received: Received,
-    /// When the last datagram was sent or received, in nanoseconds since the begin of the phase.
+    /// When the last datagram was sent or received, in nanoseconds since the start of the phase.
     pub(super) last_ns: u64,
 }
 

@@ -17,7 +17,7 @@ const MAX_BPS: f64 = 1e12;
 const MIN_INTERVAL_NS: u64 = 45_000_000;
 const MIN_DATAGRAMS: u64 = 100;
 const MAX_INTERVAL_NS: u64 = 400_000_000;
-/// If no feedback about a rate arrives for this time, the rate is halved. By the sender's clock.
+/// If no feedback about a rate arrives for this time (sender's clock), the rate is halved.
 const FEEDBACK_TIMEOUT_NS: u64 = 1_000_000_000;
 /// A persistent queueing delay above this means that the path is full.
 const FULL_QUEUE_US: u32 = 8_000;

@@ -1,6 +1,6 @@
 //! The sending end of a stream: sends datagrams of equal size on an absolute schedule while the receiver sends
-//! feedback. The rate is the requested one or the one that the search finds. The same at both ends of a session. Shell:
-//! a socket and the clock.
+//! feedback. The rate is the requested one or the one that the search finds. The same at both ends of a session. Uses a
+//! socket and the clock.
 
 #![expect(clippy::disallowed_methods, reason = "sends in wall time")]
 
@@ -22,7 +22,7 @@ use super::{DEFAULT_LOSS_PPM, FEEDBACK_INTERVAL, PAUSE_AFTER, opposite};
 
 /// How long a sender waits for the first feedback.
 pub(super) const FEEDBACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a sender waits for the confirmation of its end.
+/// How long a sender waits until the receiver confirms the end of the stream.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// One send holds at most the bytes of this time at the current rate, because a longer burst could overflow a small
 /// queue.

@@ -1,4 +1,4 @@
-//! Reads datagrams together with the kernel's metadata: the arrival time and the local address. Shell: sockets.
+//! Reads datagrams together with the kernel's metadata: the arrival time and the local address. Uses sockets.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};

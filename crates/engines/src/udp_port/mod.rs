@@ -1,5 +1,5 @@
 //! One UDP port for many sessions and several kinds of datagrams: finds the session that a datagram claims and passes
-//! it to the handler of its kind. Other datagrams get no answer. Shell: a socket and the thread that reads it.
+//! it to the handler of its kind. Other datagrams get no answer. Uses a socket, and a thread that reads it.
 
 pub(crate) mod datagram;
 mod stamps;

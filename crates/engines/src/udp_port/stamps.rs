@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 const LEAST_SET_NS: i64 = 1_000_000;
 /// Readings of the two clocks that are this close together count as simultaneous.
 const CLOSE_NS: i64 = 10_000;
-/// How often both clocks are read until two readings are simultaneous.
+/// How many times both clocks are read at most to get simultaneous readings.
 const TRIES: usize = 4;
 
 /// The readings of both clocks at one moment, in nanoseconds.
@@ -18,7 +18,7 @@ pub(crate) struct ClockPair {
     pub(crate) monotonic_ns: i64,
     /// `CLOCK_REALTIME`.
     pub(crate) wall_ns: i64,
-    /// How far apart in time the readings were.
+    /// How long it took to read both clocks.
     pub(crate) apart_ns: i64,
 }
 
@@ -55,7 +55,7 @@ impl ClockPair {
     }
 }
 
-/// The conversion for one socket.
+/// Converts the timestamps of one socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StampConverter {
     /// The wall clock minus the monotonic clock.
