@@ -363,7 +363,7 @@ impl StreamParser {
             _ if self.problem.is_some() || line.is_empty() => {}
             Some(Err(why)) => self.problem = Some(why),
             Some(Ok(OutputItem::Document(_))) | None => {
-                self.problem = Some(Unreadable::not_iperf3(&format!("this is not a line of --json-stream: {line}")));
+                self.problem = Some(Unreadable::not_iperf3(&format!("not a line of --json-stream: {line}")));
             }
         }
         self.stream.report.readings[before..].to_vec()

@@ -225,7 +225,7 @@ pub fn rotate(path: &Path) -> Result<Rotated, KeyFileError> {
     Ok(Rotated { old: old.id(), new, kept })
 }
 
-/// Parses the content of a key file. `None` if it is not valid.
+/// Parses the file's text.
 fn parse_key(text: &[u8]) -> Option<SecretKey> {
     let digits = std::str::from_utf8(text).ok()?.trim_end().strip_prefix(MAGIC)?;
     SecretKey::from_seed(Zeroizing::new(unhex(digits)?)).ok()
@@ -290,7 +290,7 @@ impl Drop for TemporaryKey {
     }
 }
 
-/// The content of a key file with this key.
+/// The content of the key file.
 fn key_line(key: &SecretKey) -> Zeroizing<String> {
     // Allocate once: a string that reallocates leaves a copy of the secret in freed memory.
     let mut line = Zeroizing::new(String::with_capacity(MAX_LEN));
