@@ -13,19 +13,14 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 
 /// Why a database could not be opened or used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum DatabaseError {
     /// The folder or the file cannot be created or read.
     #[error("cannot use {}: {source}", path.display())]
-    Unusable {
-        /// The folder or file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    Unusable { path: PathBuf, source: io::Error },
     /// The file is damaged, or is not a database.
     #[error("{} is damaged: {detail}", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// SQLite's message.
         detail: String,
@@ -33,7 +28,6 @@ pub enum DatabaseError {
     /// A later version of the program wrote the file.
     #[error("a newer version of this program wrote {}: it has the unknown migration {migration}", path.display())]
     Newer {
-        /// The file.
         path: PathBuf,
         /// The first unknown migration.
         migration: i64,
@@ -41,7 +35,6 @@ pub enum DatabaseError {
     /// The file records other migrations than those of this program.
     #[error("{} records other migrations than those of this program: {source}", path.display())]
     Altered {
-        /// The file.
         path: PathBuf,
         /// The difference.
         source: Box<MigrateError>,
@@ -49,7 +42,6 @@ pub enum DatabaseError {
     /// SQLite refused an operation.
     #[error("the database {} failed while {doing}: {source}", path.display())]
     Refused {
-        /// The file.
         path: PathBuf,
         /// The operation, as a participle: `opening it`.
         doing: &'static str,

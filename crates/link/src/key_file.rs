@@ -22,23 +22,17 @@ const MAX_LEN: usize = 256;
 
 /// Why no key could be loaded or stored. Each message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum KeyFileError {
     /// The file does not exist.
     #[error("there is no key file {}: the program creates it when it first runs as a service or pairs", .path.display())]
-    Absent {
-        /// The expected path.
-        path: PathBuf,
-    },
+    Absent { path: PathBuf },
     /// The path is a folder, a symbolic link or a device.
     #[error("{} is not a regular file: move it away, or choose another state folder", .path.display())]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-    },
+    NotAFile { path: PathBuf },
     /// The file belongs to another user, who can read and change the key.
     #[error("{} belongs to user {owner}, but this program runs as user {user}: run it as {owner}, or `chown {user}` the file", .path.display())]
     NotOurs {
-        /// The file.
         path: PathBuf,
         /// The user id of the file's owner.
         owner: u32,
@@ -48,22 +42,17 @@ pub enum KeyFileError {
     /// The file's permissions let other users read or change the key.
     #[error("other users can access the key in {} (its mode is {mode:04o}): `chmod 600` it; if another user may have read it, make a new identity", .path.display())]
     Exposed {
-        /// The file.
         path: PathBuf,
         /// The permission bits of the file.
         mode: u32,
     },
     /// The key file that a service manager should provide does not exist.
     #[error("the provided key file {} does not exist", .path.display())]
-    NotProvided {
-        /// The expected path.
-        path: PathBuf,
-    },
+    NotProvided { path: PathBuf },
     /// Other users can read or change a provided key file: it belongs to neither root nor this program's user, or its
     /// permissions are too wide.
     #[error("other users can access the provided key in {} (owner {owner}, mode {mode:04o}): give it to user {user} with mode 0400, or to root with mode 0400 or 0440", .path.display())]
     ProvidedExposed {
-        /// The file.
         path: PathBuf,
         /// The user id of the file's owner.
         owner: u32,
@@ -74,32 +63,23 @@ pub enum KeyFileError {
     },
     /// The file does not contain a valid key. The program leaves the file unchanged.
     #[error("{} does not contain a key of this program: restore it from a backup, or move it away to get a new identity (every pairing is then lost)", .path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-    },
+    Corrupt { path: PathBuf },
     /// An operation on the file failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
         /// The operation, as a verb: `open`.
         doing: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// The cause.
         source: io::Error,
     },
     /// Another process holds the lock of the key's folder, for example a running reflector or another rotation.
     #[error("another process uses {}: stop it first", .folder.display())]
-    InUse {
-        /// The folder.
-        folder: PathBuf,
-    },
+    InUse { folder: PathBuf },
     /// No key could be generated.
     #[error("cannot generate a key for {}: {source}", .path.display())]
     NoKey {
         /// The file for which the key was to be generated.
         path: PathBuf,
-        /// The cause.
         source: KeyGenerationError,
     },
 }

@@ -18,11 +18,11 @@ const OTHERS_WRITE: u32 = 0o022;
 
 /// Why a folder cannot hold the state.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum StateFolderError {
     /// The folder belongs to another user, who could replace everything in it.
     #[error("{} belongs to user {owner}, but this program runs as user {user}", .path.display())]
     Foreign {
-        /// The folder.
         path: PathBuf,
         /// The user id of the folder's owner.
         owner: u32,
@@ -31,18 +31,13 @@ pub enum StateFolderError {
     },
     /// The path is not a folder.
     #[error("{} is not a folder", .path.display())]
-    NotAFolder {
-        /// The path.
-        path: PathBuf,
-    },
+    NotAFolder { path: PathBuf },
     /// An operation on the folder failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
         /// The operation, as a verb: `create`.
         doing: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// The cause.
         source: io::Error,
     },
 }

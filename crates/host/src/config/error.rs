@@ -7,11 +7,11 @@ use super::ValueOrigin;
 
 /// Why a configuration cannot be loaded.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum ConfigError {
     /// A file could not be read.
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Unreadable {
-        /// The file.
         path: PathBuf,
         /// The reason that the system gives.
         source: io::Error,
@@ -19,7 +19,6 @@ pub enum ConfigError {
     /// A file is not valid TOML.
     #[error("{}:{line}: not valid TOML: {problem}", path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -29,7 +28,6 @@ pub enum ConfigError {
     /// A file has a key that is not a setting.
     #[error("{}:{line}: unknown setting {key:?}{}", path.display(), suggestion(*.nearest))]
     UnknownKey {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
