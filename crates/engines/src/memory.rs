@@ -1,8 +1,8 @@
-//! The allocator's use of freed memory.
+//! Limits how much freed memory the allocator keeps.
 
 use crate::sys;
 
-/// Arenas shared by all threads. The byte loops do not allocate, so contention is rare.
+/// The number of malloc arenas that all threads share. The byte loops do not allocate, so contention is rare.
 const ARENAS: u16 = 2;
 
 /// Lets all threads allocate from a few arenas. Call it before the first thread starts.

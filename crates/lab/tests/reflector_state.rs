@@ -117,7 +117,7 @@ fn a_provided_key_is_the_identity_and_is_only_read() {
     assert!(refused[1].contains("0644"), "{refused:?}");
     fs::remove_file(&key).unwrap();
     let refused = second.fails(&["serve"], 2);
-    assert!(refused[1].contains("there is no file"), "{refused:?}");
+    assert!(refused[1].contains("does not exist"), "{refused:?}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The folder with a program's key and database. Only the program's user can enter it, regardless of the configured
-//! folder.
+//! The state folder, which holds a program's key and database. Only the program's user can enter it: if other users can
+//! enter the configured folder, the state goes into a private folder inside it.
 
 use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
@@ -18,31 +18,26 @@ const OTHERS_WRITE: u32 = 0o022;
 
 /// Why a folder cannot hold the state.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the names of some fields need no comment")]
 pub enum StateFolderError {
-    /// It belongs to another user, who could replace everything in it.
+    /// The folder belongs to another user, who could replace everything in it.
     #[error("{} belongs to user {owner}, but this program runs as user {user}", .path.display())]
     Foreign {
-        /// The folder.
         path: PathBuf,
-        /// The user id of its owner.
+        /// The user id of the folder's owner.
         owner: u32,
         /// The user id that this program runs as.
         user: u32,
     },
     /// The path is not a folder.
     #[error("{} is not a folder", .path.display())]
-    NotAFolder {
-        /// The path.
-        path: PathBuf,
-    },
+    NotAFolder { path: PathBuf },
     /// An operation on the folder failed.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Io {
-        /// The operation.
+        /// The operation, as a verb: `create`.
         doing: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// The cause.
         source: io::Error,
     },
 }
@@ -52,11 +47,11 @@ pub enum StateFolderError {
 pub struct StateFolder {
     /// The configured folder, or [`PRIVATE`] inside it.
     pub path: PathBuf,
-    /// The change that made it private, if any.
+    /// What was changed to make the folder private, if anything.
     pub change: Option<Change>,
 }
 
-/// The change that made a folder private.
+/// What was changed to make a folder private.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
     /// The folder was open to other users; its mode is now 0700.
@@ -71,12 +66,12 @@ pub enum Change {
     },
 }
 
-/// The use of a file in the state folder.
+/// What a file in the state folder is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnFile {
     /// State that persists between runs. It is moved into [`PRIVATE`] with the other state files.
     Store,
-    /// Each run creates it again, and a running program may be using it, so it is not moved.
+    /// A file that each run creates again. It is not moved, because a running program may be using it.
     Transient,
 }
 
@@ -92,8 +87,8 @@ pub enum OwnFile {
 /// - A folder that belongs to another user, except root, is refused.
 pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<StateFolder, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
-    DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("make", named))?;
-    let about = fs::metadata(named).map_err(io_error("look at", named))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(named).map_err(io_error("create", named))?;
+    let about = fs::metadata(named).map_err(io_error("read the attributes of", named))?;
     let owner = about.uid();
     if owner != user && owner != 0 {
         return Err(StateFolderError::Foreign { path: named.to_owned(), owner, user });
@@ -114,8 +109,8 @@ pub fn open(named: &Path, own_file: impl Fn(&str) -> Option<OwnFile>) -> Result<
     Ok(StateFolder { path, change })
 }
 
-/// Finds the state of `named` without creating or changing anything, for commands that only read. Root may read the
-/// folder of another user.
+/// Finds the folder that holds the state configured as `named`, for commands that only read. Creates and changes
+/// nothing. Root may read the folder of another user.
 pub fn locate(named: &Path) -> PathBuf {
     let user = rustix::process::geteuid();
     let private = named.join(PRIVATE);
@@ -125,8 +120,8 @@ pub fn locate(named: &Path) -> PathBuf {
     if is_open && fs::symlink_metadata(&private).is_ok_and(is_ours) { private } else { named.to_owned() }
 }
 
-/// Like [`locate`], for commands that use the key or the database: a folder of another user, except root, is refused as
-/// by [`open`], also for root. That user could have put anything there.
+/// Like [`locate`], for commands that use the key or the database. Refuses a folder of another user even if this
+/// program runs as root, because that user controls its content. As in [`open`], `named` itself may belong to root.
 pub fn locate_own(named: &Path) -> Result<PathBuf, StateFolderError> {
     let user = rustix::process::geteuid().as_raw();
     let path = locate(named);
@@ -146,9 +141,9 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => return Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(io_error("make", path)(source)),
+        Err(source) => return Err(io_error("create", path)(source)),
     }
-    let about = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    let about = fs::symlink_metadata(path).map_err(io_error("read the attributes of", path))?;
     if !about.is_dir() {
         return Err(StateFolderError::NotAFolder { path: path.to_owned() });
     }
@@ -161,11 +156,11 @@ fn make_private(path: &Path, user: u32) -> Result<bool, StateFolderError> {
     Ok(false)
 }
 
-/// The program's files in a folder.
+/// What [`own_files`] found in a folder.
 struct OwnFiles {
-    /// Names of entries that belong to the store, belong to the program's user, and are not writable by other users.
+    /// Names of the state files that belong to the program's user and that other users cannot write.
     movable: Vec<String>,
-    /// Whether the folder contains only these files.
+    /// Whether the folder contains only files of the program.
     is_all: bool,
 }
 
@@ -189,7 +184,7 @@ fn own_files(
     for entry in entries {
         let entry = entry.map_err(io_error("list", folder))?;
         // `DirEntry::metadata` does not follow links.
-        let about = entry.metadata().map_err(io_error("look at", &entry.path()))?;
+        let about = entry.metadata().map_err(io_error("read the attributes of", &entry.path()))?;
         let name = entry.file_name();
         let name = name.to_str().and_then(|name| Some((name, own_file(name)?)));
         match name {
@@ -228,7 +223,7 @@ fn move_files(from: &Path, to: &Path, mut names: Vec<String>) -> Result<Vec<Stri
 /// Whether `folder` is a mount point. The mode of a mount point is not changed.
 fn is_mount_point(folder: &Path) -> Result<bool, StateFolderError> {
     let look = |path: &Path| statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS);
-    let failed = |error: rustix::io::Errno| io_error("look at", folder)(error.into());
+    let failed = |error: rustix::io::Errno| io_error("read the attributes of", folder)(error.into());
     let here = look(folder).map_err(failed)?;
     if here.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(here.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));

@@ -5,12 +5,12 @@ use paramedic_link::admission::SessionKeys;
 
 use super::packet::{LEN, ProbePacket, ReplyPacket};
 
-/// The probe in these bytes, sealed again.
+/// Opens `bytes` as a probe and seals it again. `None` if they are not a valid probe.
 pub fn reseal_probe(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
     ProbePacket::open(bytes, keys).map(|probe| probe.seal(keys))
 }
 
-/// The reply in these bytes, sealed again.
+/// Opens `bytes` as a reply and seals it again. `None` if they are not a valid reply.
 pub fn reseal_reply(bytes: &[u8], keys: &SessionKeys) -> Option<[u8; LEN]> {
     ReplyPacket::open(bytes, keys).map(|reply| reply.seal(keys))
 }

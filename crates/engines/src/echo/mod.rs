@@ -53,7 +53,7 @@ impl Engine for Echo {
 
     fn unsupported(&self, spec: &TestSpec) -> Option<&'static str> {
         let is_unsupported = spec.fragments || spec.loss_bound_ppm.is_some();
-        is_unsupported.then_some("fragments and a loss bound are for the engine udp")
+        is_unsupported.then_some("fragments and a loss bound need the engine udp")
     }
 
     fn server(&self, setup: ServerSetup) -> io::Result<Box<dyn EngineServer>> {
@@ -65,7 +65,7 @@ impl Engine for Echo {
     }
 }
 
-/// Either end of a session without load: waits for the time of each phase.
+/// An end of a session without load, the same for reflector and appliance. It waits for the duration of each phase.
 struct IdleEnd {
     spec: TestSpec,
     control: std::sync::Arc<SessionControl>,

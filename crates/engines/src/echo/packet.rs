@@ -19,7 +19,7 @@ const TAG_AT: usize = LEN - TAG_LEN;
 /// A latency probe, which the appliance sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ProbePacket {
-    /// Its sequence number, unique in the session.
+    /// The probe's sequence number, unique in the session.
     pub(super) seq: u32,
     /// The highest sequence number that the reply's history should cover.
     pub(super) about: u32,
@@ -30,7 +30,7 @@ pub(super) struct ProbePacket {
 /// The reflector's reply to a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReplyPacket {
-    /// The sequence number of the probe.
+    /// The sequence number of the answered probe.
     pub(super) seq: u32,
     /// The probe's sending time, unchanged.
     pub(super) sent_ns: u64,
@@ -40,15 +40,15 @@ pub(super) struct ReplyPacket {
     pub(super) dwell_ns: u32,
     /// Which of the latest probes arrived.
     pub(super) history: ArrivalHistory,
-    /// The number of repeated datagrams of the session, modulo 2^16.
+    /// How many probes of the session arrived again, modulo 2^16.
     pub(super) duplicates: u16,
 }
 
-/// Which of [`HISTORY`] sequence numbers arrived at the reflector when it answered.
+/// Which of [`HISTORY`] sequence numbers had arrived at the reflector when it replied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ArrivalHistory {
-    /// The highest sequence number that it covers. It differs from the requested one if the reflector has not received
-    /// that one yet or has already forgotten it.
+    /// The highest sequence number that the history covers. It differs from the requested number if the reflector has
+    /// not received that number yet or has already forgotten it.
     pub(super) about: u32,
     /// A bit field, least significant bit first: bit `i` is set if sequence number `about - i` arrived.
     pub(super) arrived: [u8; HISTORY as usize / 8],
@@ -63,14 +63,14 @@ impl ArrivalHistory {
 }
 
 impl ProbePacket {
-    /// The sealed bytes.
+    /// Encodes and seals the probe.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[24..28].copy_from_slice(&self.about.to_be_bytes());
         sealed(bytes, PROBE, self.seq, self.sent_ns, keys)
     }
 
-    /// The probe, if these keys sealed it as a probe.
+    /// Opens a probe. `None` if these keys did not seal it as a probe.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         let bytes = opened(bytes, PROBE, keys)?;
         Some(Self {
@@ -82,7 +82,7 @@ impl ProbePacket {
 }
 
 impl ReplyPacket {
-    /// The sealed bytes.
+    /// Encodes and seals the reply.
     pub(super) fn seal(&self, keys: &SessionKeys) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[2..4].copy_from_slice(&self.duplicates.to_be_bytes());
@@ -93,7 +93,7 @@ impl ReplyPacket {
         sealed(bytes, REPLY, self.seq, self.sent_ns, keys)
     }
 
-    /// The reply, if these keys sealed it as a reply.
+    /// Opens a reply. `None` if these keys did not seal it as a reply.
     pub(super) fn open(bytes: &[u8], keys: &SessionKeys) -> Option<Self> {
         let bytes = opened(bytes, REPLY, keys)?;
         Some(Self {
@@ -124,19 +124,20 @@ fn sealed(mut bytes: [u8; LEN], kind: u8, seq: u32, sent_ns: u64, keys: &Session
     bytes
 }
 
-/// The datagram, if it is of this kind and session and sealed with these keys.
+/// Checks the version, kind, session and tag of a datagram. `None` if one of them is wrong.
 fn opened<'a>(bytes: &'a [u8], kind: u8, keys: &SessionKeys) -> Option<&'a [u8; LEN]> {
     let bytes: &[u8; LEN] = bytes.try_into().ok()?;
     let ours = bytes[0] == VERSION && bytes[1] == kind && bytes[4..20] == keys.session().as_bytes()[..];
     (ours && keys.is_datagram(direction(kind), &bytes[..TAG_AT], &field(bytes, TAG_AT))).then_some(bytes)
 }
 
-/// Each direction has its own key, so that a probe cannot be replayed as a reply or vice versa.
+/// The direction of a datagram of this kind. Each direction has its own key, so that a probe cannot be replayed as a
+/// reply or vice versa.
 fn direction(kind: u8) -> Direction {
     if kind == PROBE { Direction::Upload } else { Direction::Download }
 }
 
-/// `N` bytes from `at` on; both are constants of the layout.
+/// `N` bytes of the datagram from offset `at` on. Both are constants of the layout.
 fn field<const N: usize>(bytes: &[u8; LEN], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }
