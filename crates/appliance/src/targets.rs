@@ -79,7 +79,7 @@ pub enum Fault {
     #[error("it is empty")]
     Empty,
     /// The text is a URL and not a host.
-    #[error("it is a web address")]
+    #[error("it is a URL")]
     Url,
     /// The port is not a number from 1 to 65535.
     #[error("a port must be a number from 1 to 65535")]

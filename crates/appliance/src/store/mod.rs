@@ -109,7 +109,7 @@ pub enum StorageError {
         wanted: String,
     },
     /// More than one paired reflector has this name, address or Endpoint ID.
-    #[error("{wanted:?} is {}", names.join(" and "))]
+    #[error("{wanted:?} matches {}", names.join(" and "))]
     AmbiguousReflector {
         /// The text that was searched for.
         wanted: String,

@@ -1,4 +1,4 @@
-//! `completions`: prints the shell completions of this command line.
+//! `packetparamedic completions`: prints completions of this command line for a shell.
 
 use clap_complete::Shell;
 

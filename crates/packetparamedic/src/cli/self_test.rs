@@ -1,4 +1,5 @@
-//! `self-test`: tests this device and prints the result. `paramedic-report` judges it.
+//! `packetparamedic self-test`: measures what this device can carry and prints the result. `paramedic-report` judges
+//! the numbers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::values::time;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// How long each measurement lasts: seconds, or a time such as 500ms
+    /// Duration of each measurement: seconds, or a duration such as 500ms
     #[arg(short = 't', long = "time", value_name = "SECS", default_value = "2", value_parser = each)]
     time: Duration,
     /// Print one JSON document
