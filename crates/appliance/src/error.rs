@@ -203,13 +203,13 @@ pub enum ApplianceError {
         name: String,
     },
     /// A run of the schedule is already waiting or running.
-    #[error("a run of the schedule {name} waits or runs already")]
+    #[error("a run of the schedule {name} is already waiting or running")]
     ScheduleRuns {
         /// The name of the schedule.
         name: String,
     },
     /// Another service is running with the same state folder.
-    #[error("a service runs with the state folder {}", .state_dir.display())]
+    #[error("another service is running with the state folder {}", .state_dir.display())]
     ServiceRuns {
         /// The path of the state folder.
         state_dir: PathBuf,

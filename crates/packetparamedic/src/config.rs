@@ -26,12 +26,12 @@ const SERVICE_SOCKET: &str = "service.sock";
 /// When to colour the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Color {
-    /// On a terminal, unless `NO_COLOR` or a similar variable forbids it.
+    /// Colour the output if it goes to a terminal, unless `NO_COLOR` or a similar variable forbids it.
     #[default]
     Auto,
-    /// Always.
+    /// Colour the output always.
     Always,
-    /// Never.
+    /// Never colour the output.
     Never,
 }
 

@@ -30,7 +30,7 @@ const WIDEST_BITS: u8 = 48;
 /// If a network has no slot left, a connection that made no progress for this long may be closed for a newer one. A
 /// shorter time would interrupt handshakes in progress.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
-/// One in this many descriptors is reserved for connections that are being closed to make room.
+/// 1/9 of the descriptors is reserved for connections that are being closed to make room.
 const LEAVING_PART: usize = 9;
 /// In each second, new connections are counted for at most this many networks. Connections from further networks are
 /// not counted.

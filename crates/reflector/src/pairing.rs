@@ -61,7 +61,7 @@ pub struct CodeClaim {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenCodeError {
     /// Another code is open.
-    #[error("another pairing code is open, for at most {} s more", .expires_in.as_secs())]
+    #[error("another pairing code is open; it expires in {} s", .expires_in.as_secs())]
     AnotherIsOpen {
         /// How much longer the other code is valid.
         expires_in: Duration,
@@ -411,7 +411,7 @@ mod tests {
     fn one_code_is_open_at_a_time_for_at_most_an_hour() {
         let (mut pairing, _) = open();
         let refused = pairing.open(TTL, START).unwrap_err();
-        assert_eq!(refused.to_string(), "another pairing code is open, for at most 600 s more");
+        assert_eq!(refused.to_string(), "another pairing code is open; it expires in 600 s");
         assert_eq!(pairing.expires_in(Duration::from_secs(1)), Some(Duration::from_secs(599)));
         let mut idle = Pairing::new(REFLECTOR);
         assert!(idle.open(LONGEST_TTL, START).is_ok());

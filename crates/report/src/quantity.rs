@@ -84,13 +84,13 @@ const MAX_RATE: u64 = 9_000_000_000_000_000;
 pub enum QuantityError {
     #[error("{text:?} does not start with a number")]
     NoNumber { text: String },
-    #[error("{text:?} has no unit of {quantity}")]
+    #[error("{text:?} needs a unit of {quantity}")]
     NoUnit { text: String, quantity: &'static str },
     #[error("{unit:?} is not a unit of {quantity}")]
     UnknownUnit { unit: String, quantity: &'static str },
     #[error("{text:?} is out of range")]
     OutOfRange { text: String },
-    #[error("{text:?} could be a percentage or a share: {text}% or {share}?")]
+    #[error("{text:?} is ambiguous: write {text}% or {share}")]
     PercentageOrShare { text: String, share: String },
 }
 
@@ -384,7 +384,7 @@ mod tests {
         let no_unit = |text: &str| QuantityError::NoUnit { text: text.to_owned(), quantity: "time" };
         assert_eq!(parse_duration("60"), Err(no_unit("60")));
         assert_eq!(parse_seconds("1h 30"), Err(no_unit("1h 30")));
-        assert_eq!(no_unit("60").to_string(), "\"60\" has no unit of time");
+        assert_eq!(no_unit("60").to_string(), "\"60\" needs a unit of time");
         assert_eq!(parse_duration("10 fortnights").unwrap_err().to_string(), "\"fortnights\" is not a unit of time");
         assert!(parse_duration("1M").is_err() && parse_duration("999999999999999999999d").is_err());
         assert_eq!([600_000, 1500, 0].map(|ms| exact_duration(Duration::from_millis(ms))), ["10m", "1500ms", "0s"]);

@@ -11,7 +11,7 @@ use super::recurrence::RecurrenceError;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ScheduleError {
     /// The name of the schedule is not valid.
-    #[error("a name has 1 to 60 letters, digits, dots, dashes and underscores: {0:?}")]
+    #[error("{0:?} is not a valid name; valid: 1 to 60 letters, digits, dots, dashes and underscores")]
     Name(String),
     /// The recurrence is not valid.
     #[error(transparent)]
@@ -37,12 +37,12 @@ pub enum ScheduleError {
         hours: QuietHours,
     },
     /// The data budget is 0.
-    #[error("a data budget of 0 lets no test run")]
+    #[error("with a data budget of 0 no test can run")]
     NoBudget,
     /// The share of the line is not above 0 and at most 1.
-    #[error("the share of the line is above 0 and at most 1: {0}")]
+    #[error("{0} is not a valid share of the line; valid: above 0, at most 1")]
     LineShare(f64),
     /// The request discards its result, but a schedule must save it.
-    #[error("a schedule keeps its results")]
+    #[error("a schedule must save its results")]
     DiscardsResult,
 }

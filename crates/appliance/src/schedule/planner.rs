@@ -120,7 +120,7 @@ pub enum NotAccepted {
     #[error("no enabled schedule has this id")]
     Unknown,
     /// A run of the schedule is already waiting or running.
-    #[error("a run of this schedule waits or runs already")]
+    #[error("a run of this schedule is already waiting or running")]
     AlreadyDue,
 }
 

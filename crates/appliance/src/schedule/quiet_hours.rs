@@ -18,7 +18,7 @@ pub struct QuietHours {
 
 /// Why a text cannot be parsed as a range of hours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no range of hours; valid: HH:MM-HH:MM with two different times, such as 22:00-07:00")]
+#[error("{text:?} is not a range of hours; valid: HH:MM-HH:MM with two different times, such as 22:00-07:00")]
 pub struct NotQuietHours {
     text: String,
 }

@@ -22,7 +22,7 @@ const NICKNAMES: [&str; 6] = ["@hourly", "@daily", "@midnight", "@weekly", "@mon
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecurrenceError {
     /// The text is not a valid cron expression.
-    #[error("{text:?} is no cron expression: {reason}")]
+    #[error("{text:?} is not a cron expression: {reason}")]
     Cron {
         /// The text that was given.
         text: String,
@@ -30,7 +30,7 @@ pub enum RecurrenceError {
         reason: String,
     },
     /// The text is not a valid interval.
-    #[error("{text:?} is no interval: {reason}")]
+    #[error("{text:?} is not an interval: {reason}")]
     Interval {
         /// The text that was given.
         text: String,

@@ -100,7 +100,7 @@ pub enum StorageError {
         name: String,
     },
     /// The name has no printable character.
-    #[error("a name has at least one printable character")]
+    #[error("a name needs at least one printable character")]
     NoName,
     /// No paired reflector has this name, address or Endpoint ID.
     #[error("no paired reflector has the name, address or Endpoint ID {wanted:?}")]

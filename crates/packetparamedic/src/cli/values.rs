@@ -120,10 +120,7 @@ mod tests {
         assert_eq!((rate("1.5 Gbit/s"), time("2m")), (Ok(1_500_000_000), Ok(Duration::from_secs(120))));
         assert_eq!((milliseconds("30"), milliseconds("0.5s"), milliseconds("0.1")), (Ok(30.0), Ok(500.0), Ok(0.1)));
         assert_eq!((share("1%"), share("7%")), (Ok(0.01), Ok(0.07)));
-        assert_eq!(
-            share("1").unwrap_err(),
-            "\"1\" could be a percentage or a share: 1% or 0.01?; valid: 0 to 0.99, or 0% to 100%"
-        );
+        assert_eq!(share("1").unwrap_err(), "\"1\" is ambiguous: write 1% or 0.01; valid: 0 to 0.99, or 0% to 100%");
         for bad in ["", "-1", "nan", "inf", "1e400", "ten", "5%%"] {
             for error in [rate(bad).err(), time(bad).err(), milliseconds(bad).err(), share(bad).err()] {
                 assert!(error.is_some_and(|error| error.contains("; valid: ")), "{bad}");

@@ -44,7 +44,7 @@ const RETRY_FAULTED: Duration = Duration::from_secs(5);
 /// When an appliance may retry while other programs use every port.
 const RETRY_HELD: Duration = Duration::from_secs(60);
 
-/// A lease takes at most one part in this many of the bytes that are left of the day.
+/// A lease takes at most 1/16 of the bytes that are left of the day.
 const PARTS_OF_THE_DAY: u64 = 16;
 /// A lease of this size, in bytes, is allowed even if it is a larger part.
 const SMALL_LEASE: u64 = 16 << 20;

@@ -6,8 +6,8 @@ use paramedic_link::measurement::Sample;
 
 use super::rates::bytes_of;
 
-/// Fewer bytes than this many segments do not count as payload. A handshake with a few retransmissions can move as
-/// much.
+/// A direction that received fewer bytes than this many segments counts as having received nothing: a handshake with a
+/// few retransmissions can move as much.
 const LEAST_SEGMENTS: u64 = 10;
 /// The longest segment that this check assumes, in bytes: Ethernet, IPv4, TCP with timestamps. With the segments of
 /// loopback, ten of them would be 640 KiB.

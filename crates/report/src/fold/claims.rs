@@ -41,7 +41,7 @@ impl fmt::Display for Impossible {
             }
             Self::Time(us) => write!(f, "it reports a time of {us} µs, longer than the phase can have lasted"),
             Self::MoreThanSent { unit, received, sent } => {
-                write!(f, "it reports {received} {unit} received, of {sent} that were sent")
+                write!(f, "it reports {received} received {unit}, but only {sent} were sent")
             }
         }
     }
@@ -98,6 +98,6 @@ mod tests {
     fn nothing_is_received_that_was_not_sent() {
         assert_eq!(received_of_sent("bytes", 5, 5), Ok(()));
         let error = received_of_sent("bytes", 6, 5).unwrap_err();
-        assert_eq!(error.to_string(), "it reports 6 bytes received, of 5 that were sent");
+        assert_eq!(error.to_string(), "it reports 6 received bytes, but only 5 were sent");
     }
 }

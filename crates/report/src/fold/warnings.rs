@@ -9,7 +9,7 @@ use crate::document::{LatencyResult, ResultDocument, Thirds, ThroughputResult, W
 use crate::quantity;
 use crate::stats::Statement;
 
-/// The result has a warning if at least one in this many probes was skipped (1 %).
+/// The result has a warning if at least 1 % of its probes were skipped.
 const SKIPPED_OF: u64 = 100;
 
 /// If the counts of both ends in the steady part differ by at most this share, they count as equal.

@@ -44,7 +44,7 @@ const STYLE: &str = "
 
 /// Why a result cannot be plotted: it has no intervals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it was saved without the intervals of its phases")]
+#[error("the run was saved without the intervals of its phases")]
 pub struct NothingToPlot;
 
 /// One phase on the time axis that all panels share.

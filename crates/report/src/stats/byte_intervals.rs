@@ -16,8 +16,7 @@ const CLUMPS: usize = 4;
 const FEWEST_MERGED: usize = 10;
 /// Bytes count as arriving in clumps only after this many silences. One or two silences are outages.
 const FEWEST_SILENCES: usize = 3;
-/// If silences take less than one in this many parts of the time, intervals are not merged: no reported percentile
-/// would change.
+/// If silences take less than 1/20 of the time, intervals are not merged: no reported percentile would change.
 const SILENT_PART: usize = 20;
 /// A silence only delayed bytes if the two intervals after it hold at least this share of what arrives in its time at
 /// the mean rate. Otherwise the silence stopped them.

@@ -16,15 +16,14 @@ pub const LOOKS: [Duration; 3] = [Duration::from_millis(5_000), Duration::from_m
 const WIDEST_REACH: f64 = 0.02;
 /// The rates of the first and the last third of the steady part must differ by less than this fraction.
 const MOST_DRIFT: f64 = 0.02;
-/// If the start-up took more than one in this many parts of the time, the line may have changed its rate.
+/// If the start-up took more than 1/5 of the time, the line may have changed its rate.
 const LONG_START_UP: u32 = 5;
 /// If an interval of the start-up is faster than the rest by more than this factor, the start-up was a burst and not a
 /// ramp-up.
 const FASTER: f64 = 1.2;
 /// The samples of a phase may be this much early or late.
 const SAMPLE_SLACK: Duration = Duration::from_millis(50);
-/// The median round trip under load may change by at most one part in this many, or by [`LATENCY_CHANGE_US`] if that is
-/// more.
+/// The median round trip under load may change by at most 1/10, or by [`LATENCY_CHANGE_US`] if that is more.
 const LATENCY_PART: u32 = 10;
 /// The median round trip under load may always change by this much, in microseconds.
 const LATENCY_CHANGE_US: u32 = 3_000;

@@ -8,7 +8,7 @@ use paramedic_link::measurement::Sample;
 const MOST_BETWEEN_THIRDS: f64 = 1.25;
 /// A rate is not steady if its confidence interval extends more than this fraction of the mean to either side.
 const MOST_DOUBT: f64 = 0.25;
-/// An excluded start-up of at least one in this many parts of the phase also counts when the steadiness is judged.
+/// An excluded start-up that took at least 1/5 of the phase also counts when the steadiness is judged.
 const LONG_START_UP: u32 = 5;
 /// An excluded start-up that was faster than the rest by more than this factor was a burst and not a ramp-up: that of a
 /// token bucket, or of a line that became slower.

@@ -8,7 +8,7 @@ use super::{CommandFailure, ExitStatus, REPORT_IT};
 /// The failure of adding a schedule that is not valid.
 pub(super) fn not_accepted(error: &ScheduleError) -> CommandFailure {
     let try_ = match error {
-        ScheduleError::Name(_) => "choose a name like that, such as --name nightly",
+        ScheduleError::Name(_) => "choose a valid name, such as --name nightly",
         ScheduleError::Recurrence(RecurrenceError::TooOften { .. }) => "leave at least 5 minutes between two runs",
         ScheduleError::Recurrence(_) => {
             "use --every 6h, or --cron \"30 3 * * *\" (minute, hour, day, month, day of week)"
