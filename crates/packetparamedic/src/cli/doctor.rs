@@ -73,7 +73,7 @@ async fn of_reflectors(is_offline: bool, names: &mut Vec<String>, context: &Cont
     if paired.is_empty() {
         return vec![Check::problem(
             "no_reflector",
-            "this device is paired with no reflector",
+            "no reflector is paired with this device",
             "no pairing is saved",
             "run `reflector pair` on a reflector, then `packetparamedic pair-reflector --peer HOST` here",
         )];

@@ -323,7 +323,7 @@ fn described(proposal: &ScheduleProposal) -> Vec<String> {
     ];
     if proposal.is_assumed {
         let assumed = quantity::rate(ASSUMED_BPS);
-        lines.push(format!("no result says how fast the line is: {assumed} is assumed"));
+        lines.push(format!("no result shows how fast the line is, so {assumed} is assumed"));
     }
     let too_small = |limit: Option<u64>| limit.is_some_and(|limit| limit < schedule.expected_bytes);
     if too_small(schedule.budget.day_bytes) || too_small(schedule.budget.month_bytes) {

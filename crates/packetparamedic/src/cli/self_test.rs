@@ -38,8 +38,8 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<ExitStatus,
     });
     let test = tokio::select! {
         test = test => test.map_err(|error| {
-            let try_ = "please report it, it is a fault of this program";
-            CommandFailure::new(ExitStatus::Failed, "internal", "the self-test broke off", error.to_string(), try_)
+            let try_ = "this is a fault of the program; please report it";
+            CommandFailure::new(ExitStatus::Failed, "internal", "the self-test ended without a result", error.to_string(), try_)
         })?,
         // The measuring thread ends with the process.
         _ = interrupt.wait_for(|wanted| *wanted) => {

@@ -468,7 +468,7 @@ fn request(args: &Args, context: &Context) -> Result<TestRequest, CommandFailure
         return Err(ApplianceError::Unsupported(because).into());
     }
     if args.budget.is_some() && setting.has_program {
-        let because = "--budget needs an engine of our own: iperf3 sends more than the requested bytes";
+        let because = "--budget works only with built-in engines: iperf3 sends more than the requested bytes";
         return Err(ApplianceError::Unsupported(because.to_owned()).into());
     }
     let least = if args.bytes.is_some() && args.time.is_none() { TIME_FOR_BYTES } else { Duration::ZERO };

@@ -333,7 +333,7 @@ impl ResultBuilder {
         }
         if [&result.download, &result.upload].into_iter().flatten().any(|one| one.omitted == Omitted::Nothing) {
             let text = if agreed.spec.direction_bytes.is_some() {
-                "the bytes of -n or --budget were through before the start-up could be told from the rest, so the rate includes it"
+                "the bytes of -n or --budget had arrived before the start-up could be detected, so the rate includes it"
             } else {
                 "the server reports only its total, so the upload's rate includes the start-up; -O excludes it"
             };

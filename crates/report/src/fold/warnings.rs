@@ -108,7 +108,7 @@ pub(super) fn udp_blocked(result: &mut ResultDocument, seen: Option<DatagramsSee
 pub(super) fn tunnel(result: &mut ResultDocument) {
     if let Some(fallback) = &result.data_mode_fallback {
         let text = format!(
-            "{fallback}, so the test ran through the tunnel, to the reflector's control port alone: open its data ports, then \
+            "{fallback}, so the test ran through the tunnel, only to the reflector's control port: open its data ports, then \
              use --data-mode direct once"
         );
         result.warnings.push(Warning::new("direct_blocked", text));
@@ -154,7 +154,7 @@ pub(super) fn bytes_left(result: &mut ResultDocument, bytes: Option<u64>) {
     });
     let left = left.collect::<Vec<_>>();
     if !left.is_empty() {
-        let text = format!("the time (-t) was over before {bytes} bytes (-n) were through: {}", left.join(", "));
+        let text = format!("the time (-t) was over before {bytes} bytes (-n) had been moved: {}", left.join(", "));
         result.warnings.push(Warning::new("bytes_left", text));
     }
 }
@@ -257,12 +257,14 @@ fn why_counts_differ(measured: &ThroughputResult, sent: u64, is_counted_by_progr
         return None;
     }
     Some(match (is_counted_by_program, measured.udp.is_some(), expected > received) {
-        (true, _, true) => "iperf3 counts what it wrote into its socket, and a part of that was still queued",
-        (true, _, false) => "iperf3 counts what it wrote into its socket, and a part of what arrived was queued before",
+        (true, _, true) => "iperf3 counts what it wrote into its socket, and some of that was still queued at the end",
+        (true, _, false) => {
+            "iperf3 counts what it wrote into its socket, and some of what arrived had been queued before"
+        }
         (false, true, true) => "more datagrams were in the queues of the path at its end than at its beginning",
         (false, true, false) => "more datagrams were in the queues of the path at its beginning than at its end",
         (false, false, true) => "the receiver's host acknowledged bytes that its program had not read yet",
-        (false, false, false) => "the acknowledgements of a part came after its end, or its bytes were read late",
+        (false, false, false) => "acknowledgements arrived after the end of that part, or its bytes were read late",
     })
 }
 

@@ -222,8 +222,8 @@ fn cpu_quota(facts: &Facts) -> Option<WeakPoint> {
     }
     Some(WeakPoint::new(
         "cpu_quota",
-        format!("it may use at most {quota:.2} cores"),
-        "a control group limits it (cpu.max); once the quota is used up, the program is suspended, which adds latency",
+        format!("this program may use at most {quota:.2} cores"),
+        "a control group sets this quota (cpu.max); once the quota is used up, the program is suspended, which adds latency",
         "remove CPUQuota= from its unit, or --cpus from its container",
     ))
 }
@@ -278,8 +278,8 @@ fn few_descriptors(role: Role, facts: &Facts) -> Option<WeakPoint> {
     (allowed < ENOUGH_DESCRIPTORS).then(|| {
         WeakPoint::new(
             "few_descriptors",
-            format!("it may have {} open; {ENOUGH_DESCRIPTORS} are enough", counted(allowed, "descriptor")),
-            format!("that is its {raised}; a test of 64 streams in both directions holds some 400"),
+            format!("this program may open {}; it needs {ENOUGH_DESCRIPTORS}", counted(allowed, "descriptor")),
+            format!("that is its {raised}; a test of 64 streams in both directions opens about 400"),
             try_,
         )
     })
